@@ -1,0 +1,357 @@
+//! Flags and environment, checked once, at the edge: later code never checks a setting again.
+//!
+//! Every default and every limit of the program is here, with its unit and its reason. To add a
+//! setting: add the argument with its help text, check it in `checked`, and list it in the README.
+
+use crate::wire::span::Span;
+use clap::{Args, Parser, Subcommand};
+use std::net::{SocketAddr, ToSocketAddrs};
+
+/// The port of the original, and ours.
+pub const DEFAULT_PORT: u16 = 9410;
+/// The longest label, in bytes: a host name has 253 at most.
+pub const MAX_LABEL_BYTES: usize = 255;
+/// The most commands an agent may run at once: more is a mistake, each has a thread and 2 pipes.
+pub const MAX_JOBS: u32 = 1_000;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "sidebike", version, about, long_about = None, disable_help_subcommand = false)]
+#[command(
+    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & curl -s http://127.0.0.1:9410/api/v1/machine"
+)]
+pub struct CommandLine {
+    /// Which program to be.
+    #[command(subcommand)]
+    pub program: Program,
+}
+
+/// The programs in the binary.
+#[derive(Debug, Subcommand)]
+pub enum Program {
+    /// Be the registry: keep machines and tasks, answer the HTTP API
+    #[cfg(feature = "server")]
+    Server(ServerArgs),
+    /// Be an agent: poll the server, run what it hands out on this machine
+    #[cfg(feature = "agent")]
+    Agent(AgentArgs),
+}
+
+/// What was typed for `sidebike server`.
+#[derive(Debug, Clone, Args)]
+pub struct ServerArgs {
+    /// Address and port to listen on; port 0 takes a free one
+    #[arg(
+        long,
+        env = "SIDEBIKE_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "0.0.0.0:9410"
+    )]
+    listen: String,
+    /// Finished tasks kept; the oldest go first
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_TASKS",
+        value_name = "N",
+        default_value_t = 10_000
+    )]
+    max_tasks: usize,
+    /// Executions that have not ended; more are refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_EXECUTIONS",
+        value_name = "N",
+        default_value_t = 100_000
+    )]
+    max_executions: usize,
+    /// Machines known; more are refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_MACHINES",
+        value_name = "N",
+        default_value_t = 10_000
+    )]
+    max_machines: usize,
+    /// MiB of output kept in all; beyond it the oldest finished tasks go, then output is cut
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_OUTPUT",
+        value_name = "MIB",
+        default_value_t = 256
+    )]
+    max_output: usize,
+    /// MiB of a request's body; larger ones are refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_BODY",
+        value_name = "MIB",
+        default_value_t = 1
+    )]
+    max_body: usize,
+    /// Connections at once; the limit on open files may lower it
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value_t = 12_000
+    )]
+    max_connections: usize,
+    /// Requests held at once (polls and waits); more are refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_HELD",
+        value_name = "N",
+        default_value_t = 11_000
+    )]
+    max_held: usize,
+}
+
+/// Checked settings of the server.
+#[derive(Debug, Clone)]
+#[allow(
+    missing_docs,
+    reason = "the flags of the same names are documented; sizes are in bytes"
+)]
+pub struct ServerConfig {
+    pub listen: SocketAddr,
+    pub max_tasks: usize,
+    pub max_executions: usize,
+    pub max_machines: usize,
+    pub max_output_bytes: usize,
+    pub max_body_bytes: usize,
+    pub max_connections: usize,
+    pub max_held: usize,
+}
+
+impl ServerArgs {
+    /// Checks what was typed. The error is one line for a person.
+    pub fn checked(self) -> Result<ServerConfig, String> {
+        let listen = self
+            .listen
+            .to_socket_addrs()
+            .ok()
+            .and_then(|mut addresses| addresses.next())
+            .ok_or_else(|| {
+                format!(
+                    "--listen: expected ADDRESS:PORT such as 0.0.0.0:9410, got {:?}",
+                    self.listen
+                )
+            })?;
+        for (flag, value) in [
+            ("--max-tasks", self.max_tasks),
+            ("--max-executions", self.max_executions),
+            ("--max-machines", self.max_machines),
+            ("--max-output", self.max_output),
+            ("--max-body", self.max_body),
+            ("--max-connections", self.max_connections),
+            ("--max-held", self.max_held),
+        ] {
+            if value == 0 || value > 100_000_000 {
+                return Err(format!(
+                    "{flag}: expected a number from 1 to 100000000, got {value}"
+                ));
+            }
+        }
+        Ok(ServerConfig {
+            listen,
+            max_tasks: self.max_tasks,
+            max_executions: self.max_executions,
+            max_machines: self.max_machines,
+            max_output_bytes: self.max_output << 20,
+            max_body_bytes: self.max_body << 20,
+            max_connections: self.max_connections,
+            max_held: self.max_held,
+        })
+    }
+}
+
+/// What was typed for `sidebike agent`.
+#[derive(Debug, Clone, Args)]
+pub struct AgentArgs {
+    /// The name this machine is addressed by [default: the host name]
+    #[arg(long, env = "SIDEBIKE_MACHINE_LABEL", value_name = "LABEL")]
+    machine_label: Option<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// Commands run at once
+    #[arg(long, env = "SIDEBIKE_JOBS", value_name = "N", default_value_t = 4)]
+    jobs: u32,
+    /// Patience with running commands at shutdown
+    #[arg(
+        long,
+        env = "SIDEBIKE_GRACE",
+        value_name = "DURATION",
+        default_value = "10s"
+    )]
+    grace: String,
+}
+
+/// Where the server is, for everything that calls it.
+#[derive(Debug, Clone, Args)]
+pub struct RegistryArgs {
+    /// The server: HOST, HOST:PORT or a URL; port 9410 when none is given
+    #[arg(
+        long,
+        env = "SIDEBIKE_REGISTRY_ADDRESS",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1"
+    )]
+    registry_address: String,
+}
+
+/// Checked settings of an agent.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// The name this machine is addressed by.
+    pub label: String,
+    /// The host name.
+    pub host: String,
+    /// The server's base URL, without a slash at its end.
+    pub registry: String,
+    /// Commands run at once.
+    pub jobs: u32,
+    /// Patience with running commands at shutdown.
+    pub grace: Span,
+}
+
+impl AgentArgs {
+    /// Checks what was typed. The error is one line for a person.
+    pub fn checked(self) -> Result<AgentConfig, String> {
+        let host = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
+        let label = self
+            .machine_label
+            .filter(|label| !label.is_empty())
+            .unwrap_or_else(|| host.clone());
+        check_label(&label).map_err(|why| format!("--machine-label: {why}"))?;
+        if self.jobs == 0 || self.jobs > MAX_JOBS {
+            return Err(format!(
+                "--jobs: expected a number from 1 to {MAX_JOBS}, got {}",
+                self.jobs
+            ));
+        }
+        let grace = self
+            .grace
+            .parse()
+            .map_err(|why| format!("--grace: {why}, got {:?}", self.grace))?;
+        Ok(AgentConfig {
+            label,
+            host,
+            registry: self.registry.checked()?,
+            jobs: self.jobs,
+            grace,
+        })
+    }
+}
+
+impl RegistryArgs {
+    /// The server's base URL, without a slash at its end. The error is one line for a person.
+    pub fn checked(&self) -> Result<String, String> {
+        let address = self.registry_address.trim();
+        registry_url(address).ok_or_else(|| {
+            format!(
+                "--registry-address: expected HOST, HOST:PORT or a URL such as http://10.23.45.67:9410, got {address:?}"
+            )
+        })
+    }
+}
+
+/// What is wrong with a label, if anything: one rule for the agent's flag and the server's door.
+pub fn check_label(label: &str) -> Result<(), String> {
+    if label.is_empty() {
+        return Err("must not be empty".into());
+    }
+    if label.len() > MAX_LABEL_BYTES {
+        return Err(format!(
+            "must have {MAX_LABEL_BYTES} bytes at most, got {}",
+            label.len()
+        ));
+    }
+    if label.chars().any(char::is_control) {
+        return Err("must not contain control characters".into());
+    }
+    Ok(())
+}
+
+/// `host`, `host:port`, `[v6]`, `v6` or a URL → base URL with a port.
+fn registry_url(address: &str) -> Option<String> {
+    let (scheme, rest) = match address.split_once("://") {
+        Some((scheme @ ("http" | "https"), rest)) => (scheme, rest),
+        Some(_) => return None,
+        None => ("http", address),
+    };
+    let rest = rest.trim_end_matches('/');
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let (host, port) = if let Ok(v6) = authority.parse::<std::net::Ipv6Addr>() {
+        (format!("[{v6}]"), None)
+    } else if authority.ends_with(']') {
+        (authority.to_owned(), None)
+    } else {
+        match authority.rsplit_once(':') {
+            Some((host, port)) => (
+                host.to_owned(),
+                Some(port.parse::<u16>().ok().filter(|p| *p != 0)?),
+            ),
+            None => (authority.to_owned(), None),
+        }
+    };
+    let good_host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+        }
+    };
+    let good_path = path
+        .chars()
+        .all(|c| c.is_ascii_graphic() && !"?#".contains(c));
+    (good_host && good_path)
+        .then(|| format!("{scheme}://{host}:{}{path}", port.unwrap_or(DEFAULT_PORT)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_people_type() {
+        for (typed, url) in [
+            ("10.23.45.67", "http://10.23.45.67:9410"),
+            ("registry", "http://registry:9410"),
+            ("registry:80", "http://registry:80"),
+            ("http://registry/", "http://registry:9410"),
+            (
+                "https://registry:443/sidebike/",
+                "https://registry:443/sidebike",
+            ),
+            ("::1", "http://[::1]:9410"),
+            ("[::1]:99", "http://[::1]:99"),
+        ] {
+            assert_eq!(registry_url(typed).as_deref(), Some(url), "{typed}");
+        }
+        for typed in [
+            "",
+            "a b",
+            "ftp://x",
+            "host:port",
+            "host:0",
+            "host:70000",
+            "http://",
+            "a?b",
+            "::g",
+            "http://u@h",
+        ] {
+            assert_eq!(registry_url(typed), None, "{typed}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        CommandLine::command().debug_assert();
+    }
+}

@@ -1,0 +1,55 @@
+//! A machine as answered.
+
+use serde::{Deserialize, Serialize};
+
+/// The state of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum MachineState {
+    /// It takes work.
+    Online,
+    /// It ends what it runs and takes no more.
+    Draining,
+    /// It said goodbye, or has been silent for too long.
+    Offline,
+}
+
+impl MachineState {
+    /// Every state, as the API lists them.
+    pub const ALL: [Self; 3] = [Self::Online, Self::Draining, Self::Offline];
+
+    /// The word of the API.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Draining => "draining",
+            Self::Offline => "offline",
+        }
+    }
+}
+
+/// A machine as answered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Machine {
+    /// The name it is addressed by.
+    pub label: String,
+    /// The random id of this agent process.
+    pub instance: String,
+    /// The host name.
+    pub host: String,
+    /// The version of the agent.
+    pub version: String,
+    /// Its state.
+    pub state: MachineState,
+    /// How many commands it runs at once.
+    pub jobs: u32,
+    /// Executions that it holds or runs.
+    pub running: u32,
+    /// Executions that wait for it.
+    pub queued: u32,
+    /// When it first appeared, RFC 3339.
+    pub since: String,
+    /// When its last request arrived, RFC 3339.
+    pub last_seen: String,
+}

@@ -1,0 +1,408 @@
+//! A task as it is posted, and as it is answered.
+
+use super::span::{Span, Timeout};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Which machines run a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Mode {
+    /// Every matching machine runs it.
+    #[default]
+    All,
+    /// Exactly one matching machine runs it, whichever is free first.
+    Any,
+}
+
+/// What to run, as posted, answered and handed to an agent. Exactly one of `command` and `argv`.
+/// An unknown field is an error wherever this is read: what it asks for would silently not be done.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Detail {
+    /// A shell line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    /// A program and its arguments, run without a shell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argv: Option<Vec<String>>,
+    /// The folder it runs in; the agent's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
+    /// How long it may run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Timeout>,
+    /// How long after TERM the KILL follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kill_grace: Option<Span>,
+    /// Extra variables of its environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env: Option<BTreeMap<String, String>>,
+    /// Text for its standard input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<String>,
+    /// The lines of an answered task, accepted and ignored when it is posted again.
+    #[serde(default, skip_serializing, rename = "result")]
+    _result: IgnoredAny,
+}
+
+/// Which ends of an attempt may be followed by another attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RetryOn {
+    /// It ended `failed`.
+    Failed,
+    /// It ended `timedOut`.
+    TimedOut,
+    /// Its machine went away.
+    Lost,
+}
+
+/// Further attempts, only when asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Retry {
+    /// How many further attempts there may be.
+    pub max: u32,
+    /// The pause before each; the last one is used again.
+    #[serde(default)]
+    pub interval: Vec<Span>,
+    /// After which ends.
+    #[serde(default = "Retry::default_on")]
+    pub on: Vec<RetryOn>,
+}
+
+impl Retry {
+    fn default_on() -> Vec<RetryOn> {
+        vec![RetryOn::Failed, RetryOn::TimedOut]
+    }
+}
+
+/// A task as posted. The read-only fields of an answer are accepted and ignored, so that an
+/// answered task can be posted again; any other unknown field is an error that names it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(
+    missing_docs,
+    reason = "the answer's fields of the same names are documented"
+)]
+pub struct PostedTask {
+    pub machine_pattern: String,
+    pub detail: Detail,
+    pub name: Option<String>,
+    pub id: Option<String>,
+    pub mode: Option<Mode>,
+    pub ttl: Option<Span>,
+    pub late_join: Option<bool>,
+    pub retry: Option<Retry>,
+    pub result_ttl: Option<Span>,
+    pub failure_ttl: Option<Span>,
+    #[serde(default, rename = "type")]
+    _type: IgnoredAny,
+    #[serde(default, rename = "status")]
+    _status: IgnoredAny,
+    #[serde(default, rename = "state")]
+    _state: IgnoredAny,
+    #[serde(default, rename = "createdAt")]
+    _created_at: IgnoredAny,
+    #[serde(default, rename = "finishedAt")]
+    _finished_at: IgnoredAny,
+    #[serde(default, rename = "matched")]
+    _matched: IgnoredAny,
+    #[serde(default, rename = "assignees")]
+    _assignees: IgnoredAny,
+    #[serde(default, rename = "counts")]
+    _counts: IgnoredAny,
+    #[serde(default, rename = "result")]
+    _result: IgnoredAny,
+    #[serde(default, rename = "msg")]
+    _msg: IgnoredAny,
+}
+
+/// The state of an execution, in the order in which one is lived through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ExecutionState {
+    /// Waits for its machine to take it.
+    Queued,
+    /// Handed to its machine, not known to have started.
+    Delivered,
+    /// Its command runs.
+    Running,
+    /// The command ended with exit code 0.
+    Succeeded,
+    /// The command ended otherwise, or could not be started.
+    Failed,
+    /// The command was ended because its time was up.
+    TimedOut,
+    /// A user did not want it any more.
+    Canceled,
+    /// It was not started within its `ttl`.
+    Expired,
+    /// Its machine went away.
+    Lost,
+}
+
+impl ExecutionState {
+    /// Every state, as the API lists them.
+    pub const ALL: [Self; 9] = [
+        Self::Queued,
+        Self::Delivered,
+        Self::Running,
+        Self::Succeeded,
+        Self::Failed,
+        Self::TimedOut,
+        Self::Canceled,
+        Self::Expired,
+        Self::Lost,
+    ];
+
+    /// The word of the API.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Delivered => "delivered",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::TimedOut => "timedOut",
+            Self::Canceled => "canceled",
+            Self::Expired => "expired",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// Whether it can never change again.
+    pub fn is_terminal(self) -> bool {
+        !matches!(self, Self::Queued | Self::Delivered | Self::Running)
+    }
+}
+
+/// The state of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TaskState {
+    /// Matches nobody yet.
+    Waiting,
+    /// Not everything has ended.
+    Running,
+    /// Every execution succeeded.
+    Succeeded,
+    /// Some executions succeeded.
+    Partial,
+    /// None succeeded.
+    Failed,
+    /// None succeeded, because it was canceled.
+    Canceled,
+    /// None was started in time.
+    Expired,
+}
+
+impl TaskState {
+    /// Every state, as the API lists them.
+    pub const ALL: [Self; 7] = [
+        Self::Waiting,
+        Self::Running,
+        Self::Succeeded,
+        Self::Partial,
+        Self::Failed,
+        Self::Canceled,
+        Self::Expired,
+    ];
+
+    /// The word of the API.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Partial => "partial",
+            Self::Failed => "failed",
+            Self::Canceled => "canceled",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// Whether it can never change again.
+    pub fn is_terminal(self) -> bool {
+        !matches!(self, Self::Waiting | Self::Running)
+    }
+}
+
+/// How many executions of a task are in which state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "a field per state of an execution")]
+pub struct Counts {
+    pub queued: u32,
+    pub delivered: u32,
+    pub running: u32,
+    pub succeeded: u32,
+    pub failed: u32,
+    pub timed_out: u32,
+    pub canceled: u32,
+    pub expired: u32,
+    pub lost: u32,
+}
+
+impl Counts {
+    /// The counter of one state.
+    pub fn of(&mut self, state: ExecutionState) -> &mut u32 {
+        match state {
+            ExecutionState::Queued => &mut self.queued,
+            ExecutionState::Delivered => &mut self.delivered,
+            ExecutionState::Running => &mut self.running,
+            ExecutionState::Succeeded => &mut self.succeeded,
+            ExecutionState::Failed => &mut self.failed,
+            ExecutionState::TimedOut => &mut self.timed_out,
+            ExecutionState::Canceled => &mut self.canceled,
+            ExecutionState::Expired => &mut self.expired,
+            ExecutionState::Lost => &mut self.lost,
+        }
+    }
+
+    /// How many have not ended.
+    pub fn unfinished(&self) -> u32 {
+        self.queued + self.delivered + self.running
+    }
+
+    /// How many there are.
+    pub fn total(&self) -> u32 {
+        self.unfinished()
+            + self.succeeded
+            + self.failed
+            + self.timed_out
+            + self.canceled
+            + self.expired
+            + self.lost
+    }
+}
+
+/// A task as answered: all that was posted, and what became of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Task {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Always 0, as in the original.
+    #[serde(rename = "type")]
+    pub kind: u8,
+    /// The original's number: 0 new, 1 assigned, 2 finished, 3 ended otherwise than well.
+    pub status: u8,
+    /// Its state.
+    pub state: TaskState,
+    /// What there is to say about the state, in words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub msg: String,
+    /// When it was accepted, RFC 3339.
+    pub created_at: String,
+    /// When it ended, RFC 3339.
+    pub finished_at: Option<String>,
+    /// The pattern it was addressed with.
+    pub machine_pattern: String,
+    /// Which of the matching machines run it.
+    pub mode: Mode,
+    /// How long an execution may wait to be started.
+    pub ttl: Span,
+    /// Whether machines that appear within `ttl` run it too.
+    pub late_join: bool,
+    /// Further attempts, when asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// How long it is kept after it succeeded.
+    pub result_ttl: Span,
+    /// How long it is kept after it ended otherwise.
+    pub failure_ttl: Span,
+    /// How many live machines matched when it was submitted.
+    pub matched: u32,
+    /// The labels of its targets.
+    pub assignees: Vec<String>,
+    /// Its executions by state.
+    pub counts: Counts,
+    /// What it runs, and the original's flat list of output lines.
+    pub detail: AnsweredDetail,
+    /// One entry per execution.
+    pub result: Vec<Execution>,
+}
+
+/// [`Detail`] with the output lines of all machines, in order of finishing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AnsweredDetail {
+    /// What it runs.
+    #[serde(flatten)]
+    pub detail: Arc<Detail>,
+    /// The lines.
+    #[serde(default)]
+    pub result: Vec<String>,
+}
+
+/// An execution as answered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Execution {
+    /// Its id: the task's, a dot, a number.
+    pub execution: String,
+    /// The label of its machine; empty while it has none.
+    pub machine_label: String,
+    /// The instance of its machine; empty while it has none.
+    pub instance: String,
+    /// The host of its machine; empty while it has none.
+    pub host: String,
+    /// 0 succeeded, 1 not finished, 2 ended otherwise.
+    pub status: u8,
+    /// Its state.
+    pub state: ExecutionState,
+    /// The attempt and its outcome.
+    #[serde(flatten)]
+    pub attempt: Attempt,
+    /// Earlier attempts, oldest first; the last ten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<PastAttempt>,
+}
+
+/// One attempt and what became of it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// Its number, from 1.
+    pub attempt: u32,
+    /// The exit code, when the command exited.
+    pub exit_code: Option<i32>,
+    /// The name of the signal that ended the command.
+    pub signal: Option<String>,
+    /// Why it did not succeed.
+    pub msg: String,
+    /// The lines of both streams, in the order in which they came.
+    pub output: Vec<String>,
+    /// What is kept of standard output.
+    pub stdout: String,
+    /// What is kept of standard error.
+    pub stderr: String,
+    /// How many bytes of both streams are missing from the middle.
+    pub truncated_bytes: u64,
+    /// When the command started, RFC 3339.
+    pub started_at: Option<String>,
+    /// When it ended, RFC 3339.
+    pub finished_at: Option<String>,
+    /// How long it ran, in milliseconds.
+    pub duration_ms: Option<u64>,
+}
+
+/// An attempt that was followed by another.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PastAttempt {
+    /// How it ended.
+    pub state: ExecutionState,
+    /// The label of the machine it ran on.
+    pub machine_label: String,
+    /// The instance of that machine.
+    pub instance: String,
+    /// The rest.
+    #[serde(flatten)]
+    pub attempt: Attempt,
+}
