@@ -1,1 +1,510 @@
-//! Core.
+//! Machines, tasks, executions: the pure state machine, and the only home of the rules.
+//!
+//! What may happen to a task is decided here and nowhere else. There is no clock, no lock, no
+//! socket, no log: the time and fresh ids come in as arguments, and what the outside must do
+//! because of a change is left in [`Core::take_notices`]. An operation either changes the state as a
+//! whole or refuses and changes nothing.
+//!
+//! The operations, each in the file of its kind:
+//!
+//! | who | operations | file |
+//! | --- | --- | --- |
+//! | users | submit, rerun, cancel, delete | `user.rs` |
+//! | agents | poll, collect, output, done, leave | `agent.rs` |
+//! | time | tick | `tick.rs` |
+//! | anyone | queries | `query.rs` |
+//!
+//! To add an operation: decide in `life.rs` which events it means, write it beside its kind, and let
+//! the simulation in `tests/simulation` call it.
+
+mod agent;
+mod life;
+mod machine;
+mod output;
+mod pattern;
+mod query;
+mod spec;
+mod task;
+mod tick;
+mod user;
+
+pub use self::machine::OFFLINE_AFTER;
+pub use self::output::{Output, gap_line};
+pub use self::pattern::{MAX_PATTERN_BYTES, MAX_PATTERNS};
+pub use self::query::{Figures, Histogram, TaskPage, TaskQuery};
+pub use self::spec::Spec;
+pub use self::task::{Execution, Task};
+pub use self::user::Selection;
+
+use self::life::Event;
+use self::machine::Machine;
+use self::pattern::{Directory, GroupKey};
+use self::task::{Attempt, MAX_PAST_ATTEMPTS, PastAttempt, Place, Target};
+use self::tick::Timer;
+use crate::wire::span::Span;
+use crate::wire::task::{Counts, ExecutionState, RetryOn};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+const EXPIRED: &str = "not started within its ttl";
+
+/// A point in time: milliseconds since 1970, on a clock that never goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// This much later.
+    pub fn plus(self, span: Span) -> Time {
+        Time(self.0.saturating_add(span.as_millis()))
+    }
+
+    /// How long after `earlier`, in milliseconds; 0 when it was not after.
+    pub fn millis_since(self, earlier: Time) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// A task, in order of submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskKey(pub(crate) u64);
+
+/// A machine, in order of appearance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MachineKey(u64);
+
+/// An execution of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct ExecutionKey {
+    task: TaskKey,
+    n: u32,
+}
+
+/// How much may be kept.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Finished tasks; the oldest go first.
+    pub tasks: usize,
+    /// Executions that have not ended; also unfinished tasks, and executions of finished tasks.
+    pub executions: usize,
+    /// Machines.
+    pub machines: usize,
+    /// Bytes of output in all.
+    pub output_bytes: usize,
+}
+
+/// Why an operation was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such thing.
+    Unknown(String),
+    /// The id is taken, by this task.
+    Taken(TaskKey),
+    /// It contradicts the state of things.
+    Conflict(String),
+    /// It is not the caller's to say.
+    Forbidden(String),
+    /// Understood, but it cannot be done.
+    Impossible(String),
+    /// A limit is reached.
+    Full(String),
+}
+
+/// What the outside has to do because of a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// There is something for the held poll of this machine.
+    Wake(MachineKey),
+    /// A task has ended.
+    Finished(TaskKey),
+    /// A machine went offline; in words, why.
+    Gone(Arc<str>, &'static str),
+    /// A machine appeared.
+    Appeared(Arc<str>, Arc<str>),
+}
+
+/// The registry.
+#[derive(Debug)]
+pub struct Core {
+    limits: Limits,
+    tasks: BTreeMap<TaskKey, Task>,
+    task_ids: HashMap<Arc<str>, TaskKey>,
+    task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
+    next_task: u64,
+    machines: BTreeMap<MachineKey, Machine>,
+    instances: HashMap<Arc<str>, MachineKey>,
+    next_machine: u64,
+    directory: Directory,
+    /// Machines whose held poll can be given work, longest-waiting first.
+    ready: BTreeMap<u64, MachineKey>,
+    next_ready: u64,
+    timers: BTreeSet<(Time, Timer)>,
+    last_tick: Time,
+    /// Finished tasks, oldest first.
+    finished: BTreeSet<(Time, TaskKey)>,
+    finished_executions: usize,
+    executions: Counts,
+    output_bytes: usize,
+    figures: Figures,
+    notices: Vec<Notice>,
+}
+
+impl Core {
+    /// An empty registry.
+    pub fn new(limits: Limits, now: Time) -> Core {
+        Core {
+            limits,
+            tasks: BTreeMap::new(),
+            task_ids: HashMap::new(),
+            task_names: HashMap::new(),
+            next_task: 1,
+            machines: BTreeMap::new(),
+            instances: HashMap::new(),
+            next_machine: 1,
+            directory: Directory::default(),
+            ready: BTreeMap::new(),
+            next_ready: 1,
+            timers: BTreeSet::new(),
+            last_tick: now,
+            finished: BTreeSet::new(),
+            finished_executions: 0,
+            executions: Counts::default(),
+            output_bytes: 0,
+            figures: Figures::default(),
+            notices: Vec::new(),
+        }
+    }
+
+    /// What the outside has to do because of the changes since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    fn task(&self, key: TaskKey) -> &Task {
+        self.tasks
+            .get(&key)
+            .expect("a task is dropped with everything that names it")
+    }
+
+    fn task_mut(&mut self, key: TaskKey) -> &mut Task {
+        self.tasks
+            .get_mut(&key)
+            .expect("a task is dropped with everything that names it")
+    }
+
+    fn execution(&self, key: ExecutionKey) -> &Execution {
+        &self.task(key.task).executions[key.n as usize]
+    }
+
+    fn execution_mut(&mut self, key: ExecutionKey) -> &mut Execution {
+        &mut self.task_mut(key.task).executions[key.n as usize]
+    }
+
+    fn machine(&self, key: MachineKey) -> &Machine {
+        self.machines
+            .get(&key)
+            .expect("a machine is forgotten with everything that names it")
+    }
+
+    fn machine_mut(&mut self, key: MachineKey) -> &mut Machine {
+        self.machines
+            .get_mut(&key)
+            .expect("a machine is forgotten with everything that names it")
+    }
+
+    /// Applies an event to an execution, if the table has it. The one place where a state changes.
+    fn apply(&mut self, key: ExecutionKey, event: Event) -> bool {
+        let task = self
+            .tasks
+            .get_mut(&key.task)
+            .expect("a task is dropped with everything that names it");
+        let execution = &mut task.executions[key.n as usize];
+        let Some(state) = life::next(execution.state, event) else {
+            return false;
+        };
+        *task.counts.of(execution.state) -= 1;
+        *self.executions.of(execution.state) -= 1;
+        execution.state = state;
+        *task.counts.of(state) += 1;
+        *self.executions.of(state) += 1;
+        if state.is_terminal() {
+            self.figures.ended(state);
+        }
+        true
+    }
+
+    /// Moves an execution to another place, and keeps the queues in step with it.
+    fn place(&mut self, key: ExecutionKey, place: Place) {
+        let was = std::mem::replace(&mut self.execution_mut(key).place, place);
+        match was {
+            Place::Nowhere => {}
+            Place::Group => {
+                let group = self.group_of(key.task);
+                self.directory.group_mut(group).queue.remove(&key);
+            }
+            Place::Inbox(machine) => {
+                self.machine_mut(machine).inbox.remove(&key);
+                self.refresh_ready(machine);
+            }
+            Place::Active(machine) => {
+                self.machine_mut(machine).active.remove(&key);
+                self.refresh_ready(machine);
+            }
+        }
+        match place {
+            Place::Nowhere => {}
+            Place::Group => {
+                let group = self.group_of(key.task);
+                self.directory.group_mut(group).queue.insert(key);
+            }
+            Place::Inbox(machine) => {
+                self.machine_mut(machine).inbox.insert(key);
+                self.refresh_ready(machine);
+            }
+            Place::Active(machine) => {
+                self.machine_mut(machine).active.insert(key);
+                self.refresh_ready(machine);
+            }
+        }
+    }
+
+    fn group_of(&mut self, task: TaskKey) -> GroupKey {
+        let pattern = self.task(task).spec.pattern.clone();
+        self.directory.group_of(&pattern)
+    }
+
+    /// Keeps the list of machines that can be given work in step with one machine.
+    fn refresh_ready(&mut self, key: MachineKey) {
+        let machine = self
+            .machines
+            .get_mut(&key)
+            .expect("a machine is forgotten with everything that names it");
+        match (machine.ready, machine.can_be_given_work()) {
+            (None, true) => {
+                machine.ready = Some(self.next_ready);
+                self.ready.insert(self.next_ready, key);
+                self.next_ready += 1;
+            }
+            (Some(order), false) => {
+                machine.ready = None;
+                self.ready.remove(&order);
+            }
+            (Some(_), true) | (None, false) => {}
+        }
+    }
+
+    fn wake(&mut self, machine: MachineKey) {
+        if self.machine(machine).parked {
+            self.notices.push(Notice::Wake(machine));
+        }
+    }
+
+    /// Ends the current attempt of an execution: for good, or to try again when its task asked for
+    /// that. `state` is terminal; `msg` says why when it is not `succeeded`.
+    fn end_attempt(
+        &mut self,
+        now: Time,
+        key: ExecutionKey,
+        state: ExecutionState,
+        msg: &str,
+    ) -> bool {
+        let execution = self.execution(key);
+        if life::next(execution.state, Event::End(state)).is_none() {
+            return false;
+        }
+        let delivered = execution.state != ExecutionState::Queued;
+        if let (true, Some(due)) = (delivered, self.next_attempt_due(now, key, state)) {
+            self.retry(now, key, state, msg, due);
+            return true;
+        }
+        let event = match state {
+            ExecutionState::Canceled if !delivered => Event::Cancel,
+            ExecutionState::Expired => Event::Expire,
+            ExecutionState::Lost => Event::Lose,
+            state => Event::End(state),
+        };
+        if !self.apply(key, event) {
+            return false;
+        }
+        self.place(key, Place::Nowhere);
+        self.note_end(now, key, msg);
+        self.finish_if_done(now, key.task);
+        true
+    }
+
+    fn note_end(&mut self, now: Time, key: ExecutionKey, msg: &str) {
+        self.disarm_overdue(key);
+        let number = self.execution(key).now.number;
+        if let Some(time) = self.execution(key).now.expires_at {
+            self.timers.remove(&(time, Timer::AttemptTtl(key, number)));
+        }
+        let attempt = &mut self.execution_mut(key).now;
+        attempt.finished_at = attempt.finished_at.or(Some(now));
+        attempt.msg = msg.into();
+        if let Some(ms) = attempt.duration_ms {
+            self.figures.run_time.add(ms);
+        }
+    }
+
+    /// When the next attempt of an execution that ended so is due, if its task asked for one.
+    fn next_attempt_due(
+        &self,
+        now: Time,
+        key: ExecutionKey,
+        state: ExecutionState,
+    ) -> Option<Time> {
+        let task = self.task(key.task);
+        let execution = self.execution(key);
+        let retry = task.spec.retry.as_ref()?;
+        let asked = match state {
+            ExecutionState::Failed => RetryOn::Failed,
+            ExecutionState::TimedOut => RetryOn::TimedOut,
+            ExecutionState::Lost => RetryOn::Lost,
+            _ => return None,
+        };
+        if !retry.on.contains(&asked)
+            || execution.now.number > retry.max
+            || execution.canceling
+            || task.canceled
+        {
+            return None;
+        }
+        // A broadcast's execution belongs to its machine: without it there is nowhere to try again.
+        if !task.is_any() {
+            let instance = &execution.target.as_ref()?.instance;
+            let machine = self.machine(*self.instances.get(instance)?);
+            if !machine.is_live() {
+                return None;
+            }
+        }
+        let nth = (execution.now.number as usize).min(retry.interval.len());
+        let pause = nth
+            .checked_sub(1)
+            .map_or(Span::default(), |n| retry.interval[n]);
+        Some(now.plus(pause))
+    }
+
+    fn retry(&mut self, now: Time, key: ExecutionKey, state: ExecutionState, msg: &str, due: Time) {
+        self.apply(key, Event::Retry);
+        self.place(key, Place::Nowhere);
+        self.note_end(now, key, msg);
+        let is_any = self.task(key.task).is_any();
+        let execution = self.execution_mut(key);
+        let number = execution.now.number + 1;
+        let attempt = std::mem::replace(&mut execution.now, Attempt::new(number));
+        let target = if is_any {
+            execution.target.take()
+        } else {
+            execution.target.clone()
+        };
+        execution.past.push(PastAttempt {
+            state,
+            target,
+            attempt,
+        });
+        if execution.past.len() > MAX_PAST_ATTEMPTS {
+            let dropped = execution.past.remove(0);
+            let bytes = dropped.attempt.output.map_or(0, |output| output.kept());
+            self.task_mut(key.task).output_bytes -= bytes;
+            self.output_bytes -= bytes;
+        }
+        self.figures.retries += 1;
+        self.timers.insert((due, Timer::AttemptDue(key, number)));
+    }
+
+    /// Ends a task of which nothing is left to do.
+    fn finish_if_done(&mut self, now: Time, key: TaskKey) {
+        let Some(task) = self.tasks.get_mut(&key) else {
+            return;
+        };
+        if task.open || task.finished_at.is_some() || task.counts.unfinished() > 0 {
+            return;
+        }
+        task.finished_at = Some(now);
+        let ttl_ends = task.created_at.plus(task.spec.ttl);
+        let kept = if task.counts.succeeded == task.counts.total() && task.counts.total() > 0 {
+            task.spec.result_ttl
+        } else {
+            task.spec.failure_ttl
+        };
+        let (state, executions) = (task.state(), task.executions.len());
+        self.timers.remove(&(ttl_ends, Timer::TaskTtl(key)));
+        self.timers.insert((now.plus(kept), Timer::ForgetTask(key)));
+        self.finished.insert((now, key));
+        self.finished_executions += executions;
+        self.figures.finished(state);
+        self.notices.push(Notice::Finished(key));
+        self.keep_within_limits();
+    }
+
+    /// Forgets the oldest finished tasks until the limits are kept.
+    fn keep_within_limits(&mut self) {
+        while self.finished.len() > self.limits.tasks
+            || self.finished_executions > self.limits.executions
+        {
+            if !self.forget_oldest() {
+                return;
+            }
+        }
+    }
+
+    /// Forgets the oldest finished tasks until so many bytes of output would be within the limit.
+    fn make_room_for_output(&mut self, wanted: usize) {
+        let before = self.output_bytes;
+        while wanted - (before - self.output_bytes) > self.limits.output_bytes {
+            if !self.forget_oldest() {
+                return;
+            }
+        }
+    }
+
+    /// Forgets the oldest finished task; not the last one, which somebody is about to read.
+    fn forget_oldest(&mut self) -> bool {
+        let oldest = self
+            .finished
+            .first()
+            .copied()
+            .filter(|_| self.finished.len() > 1);
+        if let Some((_, key)) = oldest {
+            self.forget_task(key);
+        }
+        oldest.is_some()
+    }
+
+    /// Drops a finished task and everything that names it.
+    fn forget_task(&mut self, key: TaskKey) {
+        let Some(task) = self.tasks.remove(&key) else {
+            return;
+        };
+        let Some(finished_at) = task.finished_at else {
+            self.tasks.insert(key, task);
+            return;
+        };
+        self.finished.remove(&(finished_at, key));
+        self.finished_executions -= task.executions.len();
+        self.output_bytes -= task.output_bytes;
+        for span in [task.spec.result_ttl, task.spec.failure_ttl] {
+            self.timers
+                .remove(&(finished_at.plus(span), Timer::ForgetTask(key)));
+        }
+        for execution in &task.executions {
+            *self.executions.of(execution.state) -= 1;
+        }
+        self.task_ids.remove(&task.id);
+        if let Some(keys) = self.task_names.get_mut(&task.spec.name) {
+            keys.remove(&key);
+            if keys.is_empty() {
+                self.task_names.remove(&task.spec.name);
+            }
+        }
+        self.figures.forgotten(task.state());
+    }
+
+    fn target(&self, machine: MachineKey) -> Target {
+        let machine = self.machine(machine);
+        Target {
+            label: machine.label.clone(),
+            instance: machine.instance.clone(),
+            host: machine.host.clone(),
+        }
+    }
+}

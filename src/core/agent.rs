@@ -1,0 +1,572 @@
+//! What agents do: poll, collect what is theirs, report output and results, say goodbye.
+//!
+//! An attempt starts at most once because of three rules, all here: only `deliver` hands an attempt
+//! out; it is handed out again only to the same machine, and only when a later poll of that machine
+//! shows that it never arrived; and an attempt that may have started on a machine that is gone is
+//! `lost`, never handed to another.
+
+use super::life::Event;
+use super::machine::{Kind, Machine};
+use super::output::Output;
+use super::task::Place;
+use super::tick::Timer;
+use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
+use crate::config::{MAX_JOBS, check_label};
+use crate::wire::agent::{
+    Assignment, AttemptId, Ended, Goodbye, Hold, HoldState, Orders, Piece, Poll, Stream, Verdict,
+};
+use crate::wire::machine::MachineState;
+use crate::wire::task::{Detail, ExecutionState};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// The details handed out in one answer, in bytes, the last one beyond it: an answer has to be
+/// held in memory on both sides.
+const MAX_HANDED_OUT_BYTES: usize = 4 << 20;
+/// The longest instance id, in bytes.
+const MAX_INSTANCE_BYTES: usize = 64;
+/// The longest host name and version kept, in bytes.
+const MAX_WORD_BYTES: usize = 255;
+
+/// What a machine says of itself.
+struct Caller<'a> {
+    instance: &'a str,
+    label: &'a str,
+    host: &'a str,
+    version: &'a str,
+    jobs: u32,
+    kind: Kind,
+}
+
+impl Core {
+    /// Takes in a poll: registers or refreshes the machine, compares what it holds with what it was
+    /// handed, and answers what it is to do. With nothing to do the caller may hold the poll, see
+    /// [`Core::park`].
+    ///
+    /// Refused with [`Refusal::Conflict`] when the poll is late, repeated, or of another machine
+    /// that claims the same instance; with [`Refusal::Full`] when there are too many machines.
+    pub fn poll(
+        &mut self,
+        now: Time,
+        poll: &Poll,
+    ) -> Result<(MachineKey, Orders<Arc<Detail>>), Refusal> {
+        let caller = Caller {
+            instance: &poll.instance,
+            label: &poll.label,
+            host: &poll.host,
+            version: &poll.version,
+            jobs: poll.jobs.clamp(1, MAX_JOBS),
+            kind: Kind::Agent,
+        };
+        check_instance(&poll.instance)?;
+        let known = self
+            .instances
+            .get(&*poll.instance)
+            .map(|key| self.machine(*key));
+        if let Some(machine) = known {
+            if poll.seq <= machine.seq {
+                return Err(Refusal::Conflict(format!(
+                    "seq: must be above {}, the highest of this instance so far; a late or repeated poll, or another agent with its instance",
+                    machine.seq
+                )));
+            }
+            if machine.left {
+                return Err(Refusal::Conflict(
+                    "instance: has said goodbye; an agent takes a new one at each start".into(),
+                ));
+            }
+            if *machine.label != *poll.label || machine.is_original() {
+                return Err(Refusal::Conflict(format!(
+                    "instance: belongs to a machine with the label {:?}; an agent takes a new one at each start",
+                    machine.label
+                )));
+            }
+        }
+        let key = self.hello(now, &caller)?;
+        let machine = self.machine_mut(key);
+        machine.seq = poll.seq;
+        machine.parked = false;
+        machine.cancels.clear();
+        machine.state = if poll.draining {
+            MachineState::Draining
+        } else {
+            MachineState::Online
+        };
+        self.refresh_ready(key);
+        let mut orders = self.compare_holds(now, key, &poll.holds);
+        if !poll.draining {
+            self.deliver(now, key, &mut orders);
+        }
+        Ok((key, orders))
+    }
+
+    /// Registers a machine, or notes that a known one is there.
+    fn hello(&mut self, now: Time, caller: &Caller<'_>) -> Result<MachineKey, Refusal> {
+        if let Some(key) = self.instances.get(caller.instance).copied() {
+            let machine = self.machine_mut(key);
+            machine.last_seen = now;
+            machine.jobs = caller.jobs;
+            if machine.state == MachineState::Offline {
+                self.appear(now, key);
+            }
+            return Ok(key);
+        }
+        check_label(caller.label).map_err(|why| Refusal::Impossible(format!("label: {why}")))?;
+        if self.machines.len() >= self.limits.machines {
+            return Err(Refusal::Full(format!(
+                "{} machines are known, the limit (--max-machines)",
+                self.machines.len()
+            )));
+        }
+        let key = MachineKey(self.next_machine);
+        self.next_machine += 1;
+        let instance: Arc<str> = caller.instance.into();
+        let label: Arc<str> = caller.label.into();
+        let label_key = self.directory.add_machine(&label, key);
+        self.instances.insert(instance.clone(), key);
+        let machine = Machine {
+            instance,
+            label,
+            host: cut(caller.host).into(),
+            version: cut(caller.version).into(),
+            label_key,
+            kind: caller.kind,
+            state: MachineState::Offline,
+            jobs: caller.jobs,
+            since: now,
+            last_seen: now,
+            offline_since: now,
+            left: false,
+            seq: 0,
+            parked: false,
+            ready: None,
+            inbox: Default::default(),
+            active: Default::default(),
+            cancels: Vec::new(),
+        };
+        self.machines.insert(key, machine);
+        self.appear(now, key);
+        Ok(key)
+    }
+
+    fn appear(&mut self, now: Time, key: MachineKey) {
+        let machine = self.machine_mut(key);
+        machine.state = MachineState::Online;
+        let notice = Notice::Appeared(machine.label.clone(), machine.instance.clone());
+        self.notices.push(notice);
+        self.timers
+            .insert((now.plus(super::OFFLINE_AFTER), Timer::Silent(key)));
+        self.join_open_tasks(key);
+    }
+
+    /// The original's agent says that it is there. Its label is its instance.
+    pub fn ping_of_original(&mut self, now: Time, label: &str) -> Result<MachineKey, Refusal> {
+        // Agents' ids are hexadecimal, so this cannot be one of theirs.
+        let instance = format!("original:{label}");
+        self.hello(
+            now,
+            &Caller {
+                instance: &instance,
+                label,
+                host: "",
+                version: "original",
+                jobs: 1,
+                kind: Kind::Original,
+            },
+        )
+    }
+
+    /// The machine of the original's agent with this label, if it has said that it is there.
+    pub fn original(&self, label: &str) -> Option<MachineKey> {
+        self.instances.get(&*format!("original:{label}")).copied()
+    }
+
+    /// Whether a machine would be handed something now.
+    pub fn has_work_for(&self, key: MachineKey) -> bool {
+        self.machines
+            .get(&key)
+            .is_some_and(|m| m.free() > 0 && (!m.inbox.is_empty() || self.next_any(m).is_some()))
+    }
+
+    /// Notes that the machine's poll is being held, so that it is woken when there is work.
+    pub fn park(&mut self, key: MachineKey) {
+        self.machine_mut(key).parked = true;
+        self.refresh_ready(key);
+    }
+
+    /// Notes that the machine's poll is not held any more, and answers what has come up for it.
+    pub fn collect(&mut self, now: Time, key: MachineKey) -> Orders<Arc<Detail>> {
+        let mut orders = Orders::none();
+        let Some(machine) = self.machines.get_mut(&key) else {
+            return orders;
+        };
+        machine.parked = false;
+        orders.cancel = std::mem::take(&mut machine.cancels);
+        let live = machine.is_live();
+        self.refresh_ready(key);
+        if live {
+            self.deliver(now, key, &mut orders);
+        }
+        orders
+    }
+
+    /// Hands a machine what is queued for it, then what waits for any machine like it, up to the
+    /// number of its free jobs.
+    fn deliver(&mut self, now: Time, key: MachineKey, orders: &mut Orders<Arc<Detail>>) {
+        let mut bytes = 0;
+        while self.machine(key).free() > 0 && bytes < MAX_HANDED_OUT_BYTES {
+            let machine = self.machine(key);
+            let Some(execution) = machine
+                .inbox
+                .first()
+                .copied()
+                .or_else(|| self.next_any(machine))
+            else {
+                return;
+            };
+            if !self.apply(execution, Event::Deliver) {
+                // Only what is queued stands in a queue; should that ever be wrong, it must not be handed out.
+                self.place(execution, Place::Nowhere);
+                continue;
+            }
+            let target = self.target(key);
+            self.execution_mut(execution).target = Some(target);
+            self.execution_mut(execution).now.delivered_at = Some(now);
+            self.place(execution, Place::Active(key));
+            let task = self.task(execution.task);
+            let id = task.attempt_id(execution);
+            bytes += task.spec.detail_bytes();
+            orders.start.push(Assignment {
+                id: id.clone(),
+                task_id: task.id.to_string(),
+                task_name: task.spec.name.to_string(),
+                detail: task.spec.detail.clone(),
+            });
+            if let Some(due) = self.overdue_at(execution) {
+                self.timers
+                    .insert((due, Timer::Overdue(execution, id.attempt)));
+            }
+        }
+    }
+
+    /// The oldest execution that waits for any machine and may run on this one.
+    fn next_any(&self, machine: &Machine) -> Option<ExecutionKey> {
+        let groups = self.directory.label(machine.label_key).groups.iter();
+        groups
+            .filter_map(|group| self.directory.group(*group).queue.first().copied())
+            .min()
+    }
+
+    /// Compares what a machine says it holds with what it was handed.
+    fn compare_holds(&mut self, now: Time, key: MachineKey, holds: &[Hold]) -> Orders<Arc<Detail>> {
+        let mut orders = Orders::none();
+        let mut held = HashSet::new();
+        for hold in holds {
+            let Some(execution) = self.find(&hold.id.execution) else {
+                orders.forget.push(hold.id.clone());
+                continue;
+            };
+            let e = self.execution(execution);
+            if e.place != Place::Active(key) || e.now.number != hold.id.attempt {
+                // Its outcome is settled; what still runs of it must not outlive that.
+                if hold.state == HoldState::Running {
+                    orders.cancel.push(hold.id.clone());
+                }
+                continue;
+            }
+            held.insert(execution);
+            if e.canceling && hold.state == HoldState::Running {
+                orders.cancel.push(hold.id.clone());
+            }
+            self.note_start(now, execution, hold.started_ago_ms);
+        }
+        let missing: Vec<ExecutionKey> = self.machine(key).active.difference_of(&held);
+        for execution in missing {
+            match self.execution(execution).state {
+                // The answer that handed it out was lost on the way.
+                ExecutionState::Delivered => {
+                    if self.undeliver(now, execution) {
+                        self.place(execution, Place::Inbox(key));
+                    }
+                }
+                _ => {
+                    self.end_attempt(
+                        now,
+                        execution,
+                        ExecutionState::Lost,
+                        "its agent does not know of it any more",
+                    );
+                }
+            }
+        }
+        orders
+    }
+
+    fn note_start(&mut self, now: Time, key: ExecutionKey, ago_ms: u64) {
+        if !self.apply(key, Event::Start) {
+            return;
+        }
+        let submitted = self.task(key.task).created_at;
+        let attempt = &mut self.execution_mut(key).now;
+        let delivered = attempt.delivered_at.unwrap_or(now);
+        let started = Time(now.0.saturating_sub(ago_ms)).max(delivered);
+        attempt.started_at = Some(started);
+        if attempt.number == 1 {
+            self.figures
+                .submit_to_start
+                .add(started.millis_since(submitted));
+        }
+    }
+
+    /// Takes back a hand-out that provably did not arrive. False when a user had canceled it: then
+    /// it has ended.
+    fn undeliver(&mut self, now: Time, key: ExecutionKey) -> bool {
+        if self.execution(key).canceling {
+            if self.apply(key, Event::Cancel) {
+                self.place(key, Place::Nowhere);
+                self.note_end(now, key, "canceled before it started");
+                self.finish_if_done(now, key.task);
+            }
+            return false;
+        }
+        self.apply(key, Event::GiveBack);
+        self.disarm_overdue(key);
+        self.execution_mut(key).now.delivered_at = None;
+        let task = self.task(key.task);
+        let first_expires = task.created_at.plus(task.spec.ttl);
+        if now >= self.execution(key).now.expires_at.unwrap_or(first_expires) {
+            return !self.end_attempt(now, key, ExecutionState::Expired, super::EXPIRED);
+        }
+        true
+    }
+
+    /// Takes in output of running commands. Pieces of what is not this instance's are dropped, and
+    /// the orders say what to forget.
+    pub fn output(&mut self, now: Time, instance: &str, pieces: &[Piece]) -> Orders<Arc<Detail>> {
+        let mut orders = Orders::none();
+        self.heard_of(now, instance);
+        for piece in pieces {
+            match self.active_attempt(instance, &piece.id) {
+                Ok(key) => self.keep_piece(key, piece),
+                Err(_) if orders.forget.contains(&piece.id) => {}
+                Err(_) => orders.forget.push(piece.id.clone()),
+            }
+        }
+        orders
+    }
+
+    fn keep_piece(&mut self, key: ExecutionKey, piece: &Piece) {
+        let wanted = self.output_bytes.saturating_add(piece.data.len());
+        self.make_room_for_output(wanted);
+        if self.output_bytes.saturating_add(piece.data.len()) <= self.limits.output_bytes {
+            self.change_output(key, |output| {
+                output.write(piece.stream, piece.offset, &piece.data)
+            });
+        } else {
+            // Nothing old is left to make room: the bytes are counted as missing.
+            let end = piece.offset.saturating_add(piece.data.len() as u64);
+            self.change_output(key, |output| output.skip_to(piece.stream, end));
+        }
+    }
+
+    /// Changes what is kept of an attempt's output, and keeps the sums in step.
+    fn change_output(&mut self, key: ExecutionKey, change: impl FnOnce(&mut Output)) {
+        let task = self.task_mut(key.task);
+        let output = task.executions[key.n as usize]
+            .now
+            .output
+            .get_or_insert_default();
+        let output = Arc::make_mut(output);
+        let before = output.kept();
+        change(output);
+        let after = output.kept();
+        task.output_bytes = task.output_bytes + after - before;
+        self.output_bytes = self.output_bytes + after - before;
+    }
+
+    /// Takes in results, with the last of their output. Says for each what became of it; none has
+    /// to be reported again.
+    pub fn done(
+        &mut self,
+        now: Time,
+        instance: &str,
+        pieces: &[Piece],
+        results: &[Ended],
+    ) -> Vec<Verdict> {
+        self.output(now, instance, pieces);
+        let verdicts = results.iter().map(|ended| {
+            let verdict = self
+                .active_attempt(instance, &ended.id)
+                .and_then(|key| self.end_reported(now, key, ended));
+            Verdict {
+                id: ended.id.clone(),
+                taken: verdict.is_ok(),
+                msg: verdict.err().unwrap_or_default(),
+            }
+        });
+        let verdicts = verdicts.collect();
+        if let Some(machine) = self
+            .instances
+            .get(instance)
+            .copied()
+            .filter(|m| self.has_work_for(*m))
+        {
+            self.wake(machine);
+        }
+        verdicts
+    }
+
+    fn end_reported(&mut self, now: Time, key: ExecutionKey, ended: &Ended) -> Result<(), String> {
+        let execution = self.execution(key);
+        if execution.state.is_terminal() {
+            return Ok(()); // The same report again.
+        }
+        let state = match ended.state {
+            // Nobody asked for it: the agent was shut down, and the command with it.
+            ExecutionState::Canceled if !execution.canceling => ExecutionState::Lost,
+            state @ (ExecutionState::Succeeded
+            | ExecutionState::Failed
+            | ExecutionState::TimedOut
+            | ExecutionState::Canceled) => state,
+            other => return Err(format!("state: an attempt cannot end {}", other.word())),
+        };
+        if let Some(ms) = ended.duration_ms {
+            self.note_start(now, key, ended.ended_ago_ms.saturating_add(ms));
+        }
+        let room = self
+            .execution(key)
+            .now
+            .delivered_at
+            .map_or(0, |delivered| now.millis_since(delivered));
+        let attempt = &mut self.execution_mut(key).now;
+        attempt.reported = true;
+        attempt.finished_at = Some(
+            Time(now.0 - ended.ended_ago_ms.min(room)).max(attempt.started_at.unwrap_or_default()),
+        );
+        attempt.duration_ms = ended.duration_ms;
+        attempt.exit_code = ended.exit_code;
+        attempt.signal = ended.signal.as_deref().map(|signal| cut(signal).into());
+        self.change_output(key, |output| {
+            output.skip_to(Stream::Stdout, ended.stdout_bytes);
+            output.skip_to(Stream::Stderr, ended.stderr_bytes);
+        });
+        self.end_attempt(now, key, state, cut(&ended.msg));
+        Ok(())
+    }
+
+    /// Takes a machine's goodbye. What it was handed and does not hold never started and can go to
+    /// another; what it holds and could not report is lost; what is queued for it goes elsewhere, or
+    /// is lost with it.
+    pub fn leave(&mut self, now: Time, goodbye: &Goodbye) {
+        let Some(key) = self.instances.get(&*goodbye.instance).copied() else {
+            return;
+        };
+        let held: HashSet<ExecutionKey> = goodbye
+            .holds
+            .iter()
+            .filter_map(|hold| self.find(&hold.id.execution))
+            .collect();
+        let machine = self.machine_mut(key);
+        machine.last_seen = now;
+        machine.left = true;
+        if machine.state == MachineState::Offline {
+            return;
+        }
+        for execution in machine.active.difference_of(&held) {
+            if self.execution(execution).state == ExecutionState::Delivered
+                && self.undeliver(now, execution)
+            {
+                self.place(execution, Place::Inbox(key));
+            }
+        }
+        self.machine_is_gone(now, key, "said goodbye");
+        for execution in self.machine(key).inbox.clone() {
+            self.end_attempt(
+                now,
+                execution,
+                ExecutionState::Lost,
+                "its machine said goodbye before it started",
+            );
+        }
+    }
+
+    fn heard_of(&mut self, now: Time, instance: &str) {
+        if let Some(key) = self.instances.get(instance).copied() {
+            self.machine_mut(key).last_seen = now;
+        }
+    }
+
+    /// The execution with this id.
+    fn find(&self, id: &str) -> Option<ExecutionKey> {
+        let (task, n) = id.rsplit_once('.')?;
+        let key = ExecutionKey {
+            task: *self.task_ids.get(task)?,
+            n: n.parse().ok()?,
+        };
+        (self.task(key.task).executions.len() > key.n as usize).then_some(key)
+    }
+
+    /// The task of the execution with this id.
+    pub fn task_of_execution(&self, id: &str) -> Option<TaskKey> {
+        self.find(id).map(|key| key.task)
+    }
+
+    /// The execution whose attempt is, or until its own report was, in this instance's hands.
+    fn active_attempt(&self, instance: &str, id: &AttemptId) -> Result<ExecutionKey, String> {
+        let key = self
+            .find(&id.execution)
+            .ok_or("nobody knows this execution (any more)")?;
+        let execution = self.execution(key);
+        let own = execution
+            .target
+            .as_ref()
+            .is_some_and(|target| *target.instance == *instance);
+        if !own {
+            return Err("it is not this instance's".into());
+        }
+        if execution.now.number != id.attempt {
+            return Err(format!(
+                "attempt {} is over, this is attempt {}",
+                id.attempt, execution.now.number
+            ));
+        }
+        let settled = execution.state.is_terminal() && !execution.now.reported;
+        if settled {
+            return Err(format!(
+                "it ended {}: {}",
+                execution.state.word(),
+                execution.now.msg
+            ));
+        }
+        Ok(key)
+    }
+}
+
+fn check_instance(instance: &str) -> Result<(), Refusal> {
+    let good = (8..=MAX_INSTANCE_BYTES).contains(&instance.len())
+        && instance.bytes().all(|b| b.is_ascii_hexdigit());
+    good.then_some(()).ok_or_else(|| {
+        Refusal::Impossible(format!(
+            "instance: must be 8 to {MAX_INSTANCE_BYTES} hexadecimal digits, new at each start"
+        ))
+    })
+}
+
+/// A word that another program sent, cut to what is kept.
+fn cut(word: &str) -> &str {
+    &word[..word.floor_char_boundary(MAX_WORD_BYTES)]
+}
+
+/// What of a set is not in another, to be changed while it is walked.
+trait DifferenceOf {
+    fn difference_of(&self, other: &HashSet<ExecutionKey>) -> Vec<ExecutionKey>;
+}
+
+impl DifferenceOf for std::collections::BTreeSet<ExecutionKey> {
+    fn difference_of(&self, other: &HashSet<ExecutionKey>) -> Vec<ExecutionKey> {
+        self.iter()
+            .filter(|key| !other.contains(key))
+            .copied()
+            .collect()
+    }
+}

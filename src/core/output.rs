@@ -1,0 +1,250 @@
+//! What is kept of a command's output: two tapes, and the order in which their bytes came.
+
+use crate::tape::Tape;
+use crate::wire::agent::Stream;
+
+/// The most changes between the two streams that are remembered; later bytes count as if they had
+/// come with the last remembered ones.
+const MAX_RUNS: usize = 4_096;
+
+/// Both streams of one attempt.
+#[derive(Debug, Clone, Default)]
+pub struct Output {
+    stdout: Tape,
+    stderr: Tape,
+    /// "Then that stream, up to that offset", in the order in which the bytes came.
+    runs: Vec<(Stream, u64)>,
+}
+
+impl Output {
+    /// One of the tapes.
+    pub fn tape(&self, stream: Stream) -> &Tape {
+        match stream {
+            Stream::Stdout => &self.stdout,
+            Stream::Stderr => &self.stderr,
+        }
+    }
+
+    fn tape_mut(&mut self, stream: Stream) -> &mut Tape {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
+
+    /// How many bytes are kept.
+    pub fn kept(&self) -> usize {
+        self.stdout.kept() + self.stderr.kept()
+    }
+
+    /// How many bytes are missing.
+    pub fn truncated(&self) -> u64 {
+        self.stdout.truncated() + self.stderr.truncated()
+    }
+
+    /// Takes in a piece; known bytes are skipped.
+    pub fn write(&mut self, stream: Stream, offset: u64, data: &[u8]) {
+        self.tape_mut(stream).write(offset, data);
+        self.note_order(stream);
+    }
+
+    /// Notes how far the command wrote, though the bytes did not come.
+    pub fn skip_to(&mut self, stream: Stream, end: u64) {
+        self.tape_mut(stream).skip_to(end);
+        self.note_order(stream);
+    }
+
+    fn note_order(&mut self, stream: Stream) {
+        let end = self.tape(stream).end();
+        let full = self.runs.len() >= MAX_RUNS;
+        let known = self.runs.iter().rposition(|(s, _)| *s == stream);
+        match known {
+            Some(n) if self.runs[n].1 >= end => {}
+            Some(n) if full || n + 1 == self.runs.len() => self.runs[n].1 = end,
+            _ if end > 0 => self.runs.push((stream, end)),
+            _ => {}
+        }
+    }
+
+    /// One stream as text of about `limit` bytes, and how many bytes are not in it. Where the
+    /// middle is missing, a line says so.
+    pub fn text(&self, stream: Stream, limit: usize) -> (String, u64) {
+        let mut text = String::new();
+        let missing = self.walk_stream(stream, limit, &mut |bytes| {
+            text.push_str(&String::from_utf8_lossy(bytes))
+        });
+        (text, missing)
+    }
+
+    fn walk_stream(&self, stream: Stream, limit: usize, take: &mut dyn FnMut(&[u8])) -> u64 {
+        let mut missing = 0;
+        for part in self.excerpt(stream, limit) {
+            match part {
+                Part::Bytes(_, bytes) => take(&bytes),
+                Part::Gap(n) => {
+                    missing += n;
+                    take(gap_line(n).as_bytes());
+                }
+            }
+        }
+        missing
+    }
+
+    /// The lines of both streams in the order in which they came, from about `limit` bytes of each.
+    /// A line counts as having come when its end came.
+    pub fn lines(&self, limit: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut streams = [Stream::Stdout, Stream::Stderr].map(|stream| Unrolled {
+            parts: self.excerpt(stream, limit),
+            next: 0,
+            partial: Vec::new(),
+        });
+        for (stream, end) in &self.runs {
+            streams[*stream as usize].advance(*end, &mut lines);
+        }
+        for mut stream in streams {
+            stream.advance(u64::MAX, &mut lines);
+            if !stream.partial.is_empty() {
+                lines.push(line(&stream.partial));
+            }
+        }
+        lines
+    }
+
+    /// The kept bytes of a stream with its gaps, cut to about `limit` bytes by leaving out more of
+    /// the middle.
+    fn excerpt(&self, stream: Stream, limit: usize) -> Vec<Part> {
+        let tape = self.tape(stream);
+        let (front, back) = if tape.kept() <= limit {
+            (u64::MAX, 0)
+        } else {
+            (limit as u64 / 2, limit as u64 / 2)
+        };
+        let mut parts: Vec<Part> = Vec::new();
+        let mut at = 0;
+        while at < tape.end() {
+            let from = if at >= front {
+                at.max(tape.end() - back)
+            } else {
+                at
+            };
+            let most = usize::try_from(front.saturating_sub(from)).unwrap_or(usize::MAX);
+            let most = if from >= front { usize::MAX } else { most };
+            let (offset, bytes) = tape.read(from, most).unwrap_or((tape.end(), Vec::new()));
+            if offset > at {
+                parts.push(Part::Gap(offset - at));
+            }
+            at = offset + bytes.len() as u64;
+            if !bytes.is_empty() {
+                parts.push(Part::Bytes(offset, bytes));
+            }
+        }
+        parts
+    }
+}
+
+/// The line that stands where bytes are missing.
+pub fn gap_line(bytes: u64) -> String {
+    format!("\n… {bytes} bytes left out …\n")
+}
+
+enum Part {
+    Bytes(u64, Vec<u8>),
+    Gap(u64),
+}
+
+/// A stream being turned into lines.
+struct Unrolled {
+    parts: Vec<Part>,
+    next: usize,
+    partial: Vec<u8>,
+}
+
+impl Unrolled {
+    /// Emits the lines that ended before `end`.
+    fn advance(&mut self, end: u64, lines: &mut Vec<String>) {
+        while let Some(part) = self.parts.get_mut(self.next) {
+            let taken = match part {
+                Part::Gap(n) => gap_line(*n).into_bytes(),
+                Part::Bytes(offset, _) if *offset >= end => return,
+                Part::Bytes(offset, bytes) => {
+                    let known = usize::try_from(end - *offset)
+                        .unwrap_or(usize::MAX)
+                        .min(bytes.len());
+                    if known < bytes.len() {
+                        let rest = bytes.split_off(known);
+                        *offset += known as u64;
+                        let front = std::mem::replace(bytes, rest);
+                        self.split(&front, lines);
+                        return;
+                    }
+                    std::mem::take(bytes)
+                }
+            };
+            self.next += 1;
+            self.split(&taken, lines);
+        }
+    }
+
+    fn split(&mut self, bytes: &[u8], lines: &mut Vec<String>) {
+        let mut pieces = bytes.split(|b| *b == b'\n').peekable();
+        while let Some(piece) = pieces.next() {
+            self.partial.extend_from_slice(piece);
+            if pieces.peek().is_some() {
+                lines.push(line(&self.partial));
+                self.partial.clear();
+            }
+        }
+    }
+}
+
+fn line(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.strip_suffix(b"\r").unwrap_or(bytes)).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Stream::{Stderr, Stdout};
+
+    #[test]
+    fn lines_come_in_the_order_of_their_ends() {
+        let mut output = Output::default();
+        output.write(Stdout, 0, b"one\ntw");
+        output.write(Stderr, 0, b"oops\n");
+        output.write(Stdout, 6, b"o\n");
+        output.write(Stdout, 6, b"o\n");
+        assert_eq!(output.lines(1000), ["one", "oops", "two"]);
+        assert_eq!(output.text(Stdout, 1000), ("one\ntwo\n".into(), 0));
+    }
+
+    #[test]
+    fn a_cut_leaves_out_the_middle_and_says_so() {
+        let mut output = Output::default();
+        output.write(Stdout, 0, &[b'x'; 1000]);
+        let (text, missing) = output.text(Stdout, 100);
+        assert_eq!(missing, 900);
+        assert_eq!(
+            text,
+            format!(
+                "{}\n… 900 bytes left out …\n{}",
+                "x".repeat(50),
+                "x".repeat(50)
+            )
+        );
+        output.skip_to(Stdout, 5000);
+        assert_eq!(output.text(Stdout, 10_000).1, 4000);
+        assert_eq!(output.lines(100).len(), 3);
+    }
+
+    #[test]
+    fn alternating_streams_stay_bounded() {
+        let mut output = Output::default();
+        for n in 0..20_000u64 {
+            output.write(Stdout, n, b"a");
+            output.write(Stderr, n, b"b");
+        }
+        assert!(output.runs.len() <= MAX_RUNS);
+        assert_eq!(output.lines(100_000).concat().len(), 40_000);
+    }
+}

@@ -1,0 +1,270 @@
+//! Patterns and labels: who matches whom, worked out once and remembered.
+//!
+//! A submit must not cost a scan of all machines' labels, nor a poll a scan of all waiting tasks.
+//! So every distinct label and every distinct pattern is kept once, each with the list of the others
+//! it matches; matching happens only when a new label or a new pattern appears. A pattern's
+//! [`Group`] is also the place where work for it waits.
+
+use super::{ExecutionKey, MachineKey, TaskKey};
+use regex::{Regex, RegexBuilder};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// The longest pattern, in bytes.
+pub const MAX_PATTERN_BYTES: usize = 1_024;
+/// The largest compiled pattern, in bytes: with [`MAX_PATTERNS`] of them it bounds the memory, and
+/// with the length of a label the time of a match.
+const MAX_COMPILED_BYTES: usize = 128 * 1024;
+/// The most patterns known at once. Those that nothing waits for make room for new ones.
+pub const MAX_PATTERNS: usize = 1_000;
+
+/// A compiled `machinePattern`, searched unanchored in labels.
+#[derive(Debug, Clone)]
+pub struct Pattern(Arc<Regex>);
+
+impl Pattern {
+    /// Compiles a pattern. The error says what is wrong with it.
+    pub fn compiled(text: &str) -> Result<Pattern, String> {
+        if text.is_empty() {
+            return Err("machinePattern: must not be empty; \".*\" matches every label".into());
+        }
+        if text.len() > MAX_PATTERN_BYTES {
+            return Err(format!(
+                "machinePattern: must have {MAX_PATTERN_BYTES} bytes at most, got {}",
+                text.len()
+            ));
+        }
+        let built = RegexBuilder::new(text)
+            .size_limit(MAX_COMPILED_BYTES)
+            .build();
+        let regex = built.map_err(|error| {
+            let text = error.to_string();
+            let reason = text
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .trim_start_matches("error: ");
+            format!("machinePattern: must be a regular expression: {reason}")
+        })?;
+        Ok(Pattern(Arc::new(regex)))
+    }
+
+    /// The pattern as it was written.
+    pub fn text(&self) -> &str {
+        self.0.as_str()
+    }
+
+    fn matches(&self, label: &str) -> bool {
+        self.0.is_match(label)
+    }
+}
+
+/// Where a label is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct LabelKey(usize);
+
+/// Where a pattern's group is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct GroupKey(usize);
+
+/// A label and the machines that carry it.
+#[derive(Debug)]
+pub(super) struct Label {
+    name: Arc<str>,
+    pub machines: BTreeSet<MachineKey>,
+    pub groups: BTreeSet<GroupKey>,
+}
+
+/// A pattern, and what waits for machines that match it.
+#[derive(Debug)]
+pub(super) struct Group {
+    pattern: Pattern,
+    pub labels: BTreeSet<LabelKey>,
+    /// Executions of `any` tasks that no machine has been found for.
+    pub queue: BTreeSet<ExecutionKey>,
+    /// Tasks that machines yet to appear may still join.
+    pub open: BTreeSet<TaskKey>,
+    used: u64,
+}
+
+impl Group {
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.open.is_empty()
+    }
+}
+
+/// All labels and all patterns.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    labels: Slots<Label>,
+    label_keys: HashMap<Arc<str>, LabelKey>,
+    groups: Slots<Group>,
+    group_keys: HashMap<Arc<str>, GroupKey>,
+    clock: u64,
+}
+
+impl Directory {
+    pub fn label(&self, key: LabelKey) -> &Label {
+        self.labels.get(key.0)
+    }
+
+    pub fn group(&self, key: GroupKey) -> &Group {
+        self.groups.get(key.0)
+    }
+
+    pub fn group_mut(&mut self, key: GroupKey) -> &mut Group {
+        self.groups.get_mut(key.0)
+    }
+
+    /// Every task that machines yet to appear may join.
+    pub fn open_tasks(&self) -> impl Iterator<Item = TaskKey> {
+        self.groups
+            .iter()
+            .flat_map(|(_, group)| group.open.iter().copied())
+    }
+
+    /// Notes that a machine carries a label.
+    pub fn add_machine(&mut self, name: &Arc<str>, machine: MachineKey) -> LabelKey {
+        let key = match self.label_keys.get(name) {
+            Some(key) => *key,
+            None => self.add_label(name),
+        };
+        self.labels.get_mut(key.0).machines.insert(machine);
+        key
+    }
+
+    /// Notes that a machine is gone, and with the last one its label.
+    pub fn remove_machine(&mut self, key: LabelKey, machine: MachineKey) {
+        let label = self.labels.get_mut(key.0);
+        label.machines.remove(&machine);
+        if label.machines.is_empty() {
+            let label = self.labels.remove(key.0);
+            self.label_keys.remove(&label.name);
+            for group in label.groups {
+                self.groups.get_mut(group.0).labels.remove(&key);
+            }
+        }
+    }
+
+    fn add_label(&mut self, name: &Arc<str>) -> LabelKey {
+        let matching = self
+            .groups
+            .iter()
+            .filter(|(_, group)| group.pattern.matches(name));
+        let groups: BTreeSet<GroupKey> = matching.map(|(n, _)| GroupKey(n)).collect();
+        let key = LabelKey(self.labels.add(Label {
+            name: name.clone(),
+            machines: BTreeSet::new(),
+            groups: groups.clone(),
+        }));
+        for group in groups {
+            self.groups.get_mut(group.0).labels.insert(key);
+        }
+        self.label_keys.insert(name.clone(), key);
+        key
+    }
+
+    /// Whether one more task may wait under this pattern.
+    pub fn has_room_for(&self, pattern: &Pattern) -> bool {
+        self.group_keys.contains_key(pattern.text())
+            || self.group_keys.len() < MAX_PATTERNS
+            || self.groups.iter().any(|(_, group)| group.is_idle())
+    }
+
+    /// The group of a pattern, made when there is none. What was accepted always finds its group:
+    /// [`Directory::has_room_for`] is asked before.
+    pub fn group_of(&mut self, pattern: &Pattern) -> GroupKey {
+        self.clock += 1;
+        if let Some(key) = self.group_keys.get(pattern.text()) {
+            self.groups.get_mut(key.0).used = self.clock;
+            return *key;
+        }
+        if self.group_keys.len() >= MAX_PATTERNS {
+            self.drop_an_idle_group();
+        }
+        let matching = self
+            .labels
+            .iter()
+            .filter(|(_, label)| pattern.matches(&label.name));
+        let labels: BTreeSet<LabelKey> = matching.map(|(n, _)| LabelKey(n)).collect();
+        let key = GroupKey(self.groups.add(Group {
+            pattern: pattern.clone(),
+            labels: labels.clone(),
+            queue: BTreeSet::new(),
+            open: BTreeSet::new(),
+            used: self.clock,
+        }));
+        for label in labels {
+            self.labels.get_mut(label.0).groups.insert(key);
+        }
+        self.group_keys.insert(pattern.text().into(), key);
+        key
+    }
+
+    fn drop_an_idle_group(&mut self) {
+        let idle = self.groups.iter().filter(|(_, group)| group.is_idle());
+        let Some((n, _)) = idle.min_by_key(|(_, group)| group.used) else {
+            return;
+        };
+        let group = self.groups.remove(n);
+        self.group_keys.remove(group.pattern.text());
+        for label in group.labels {
+            self.labels.get_mut(label.0).groups.remove(&GroupKey(n));
+        }
+    }
+}
+
+/// Things with a fixed number each; numbers are used again.
+#[derive(Debug)]
+struct Slots<T> {
+    slots: Vec<Option<T>>,
+    free: Vec<usize>,
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Slots {
+            slots: Vec::new(),
+            free: Vec::new(),
+        }
+    }
+}
+
+impl<T> Slots<T> {
+    fn add(&mut self, value: T) -> usize {
+        match self.free.pop() {
+            Some(n) => {
+                self.slots[n] = Some(value);
+                n
+            }
+            None => {
+                self.slots.push(Some(value));
+                self.slots.len() - 1
+            }
+        }
+    }
+
+    fn remove(&mut self, n: usize) -> T {
+        self.free.push(n);
+        self.slots[n].take().expect("a slot is removed once")
+    }
+
+    fn get(&self, n: usize) -> &T {
+        self.slots[n]
+            .as_ref()
+            .expect("a key outlives its slot only by a mistake in this file")
+    }
+
+    fn get_mut(&mut self, n: usize) -> &mut T {
+        self.slots[n]
+            .as_mut()
+            .expect("a key outlives its slot only by a mistake in this file")
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(n, slot)| Some((n, slot.as_ref()?)))
+    }
+}

@@ -1,0 +1,215 @@
+//! What can be asked: tasks, machines, figures. Nothing here changes anything.
+
+use super::task::Task;
+use super::{Core, Refusal, TaskKey};
+use crate::wire::machine::{Machine, MachineState};
+use crate::wire::task::{Counts, ExecutionState, TaskState};
+
+/// The most tasks looked at in one call of [`Core::list`]: a query that matches little must not
+/// hold the lock for long.
+const MAX_LOOKED_AT: usize = 2_000;
+/// The most executions answered in one page: a page of broadcasts to thousands stays bounded.
+const MAX_LISTED_EXECUTIONS: usize = 5_000;
+
+/// Which tasks are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct TaskQuery {
+    /// Only those whose name begins so.
+    pub prefix: Option<String>,
+    /// Only those in this state.
+    pub state: Option<TaskState>,
+    /// Only those with a target of this label.
+    pub label: Option<String>,
+}
+
+impl TaskQuery {
+    fn wants(&self, task: &Task) -> bool {
+        let has_target = |label: &String| {
+            task.executions
+                .iter()
+                .filter_map(|e| e.target.as_ref())
+                .any(|target| *target.label == **label)
+        };
+        self.prefix
+            .as_ref()
+            .is_none_or(|prefix| task.spec.name.starts_with(prefix.as_str()))
+            && self.state.is_none_or(|state| task.state() == state)
+            && self.label.as_ref().is_none_or(has_target)
+    }
+}
+
+/// Part of a list of tasks.
+#[derive(Debug)]
+pub struct TaskPage {
+    /// The tasks, newest first.
+    pub tasks: Vec<Task>,
+    /// Where to go on: tasks older than this one. `None` when there are no more.
+    pub next: Option<TaskKey>,
+    /// The page is not full, the search was only interrupted: go on at once.
+    pub interrupted: bool,
+}
+
+impl Core {
+    /// The newest tasks that are wanted and older than `before`, `limit` at most. Looks at a
+    /// bounded number of tasks; the page says where to go on.
+    pub fn list(&self, query: &TaskQuery, before: Option<TaskKey>, limit: usize) -> TaskPage {
+        let all = self
+            .tasks
+            .range(..before.unwrap_or(TaskKey(u64::MAX)))
+            .rev();
+        let (mut tasks, mut executions, mut last) = (Vec::new(), 0, None);
+        for (looked_at, (key, task)) in all.enumerate() {
+            let full = tasks.len() >= limit || executions > MAX_LISTED_EXECUTIONS;
+            if full || looked_at >= MAX_LOOKED_AT {
+                return TaskPage {
+                    tasks,
+                    next: last,
+                    interrupted: !full,
+                };
+            }
+            if query.wants(task) {
+                executions += task.executions.len();
+                tasks.push(task.clone());
+            }
+            last = Some(*key);
+        }
+        TaskPage {
+            tasks,
+            next: None,
+            interrupted: false,
+        }
+    }
+
+    /// The task with this id, or else the newest with this name.
+    pub fn find_task(&self, name: &str) -> Result<TaskKey, Refusal> {
+        let by_name = || self.task_names.get(name)?.last();
+        let key = self.task_ids.get(name).or_else(by_name);
+        key.copied()
+            .ok_or_else(|| Refusal::Unknown(format!("no task has the id or the name {name:?}")))
+    }
+
+    /// A copy of a task; cheap, its output is shared.
+    pub fn show(&self, key: TaskKey) -> Result<Task, Refusal> {
+        self.tasks
+            .get(&key)
+            .cloned()
+            .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
+    }
+
+    /// Whether a task has ended (or is not known any more).
+    pub fn is_finished(&self, key: TaskKey) -> bool {
+        self.tasks
+            .get(&key)
+            .is_none_or(|task| task.finished_at.is_some())
+    }
+
+    /// All machines, by label, newest last.
+    pub fn list_machines(&self, label: Option<&str>, state: Option<MachineState>) -> Vec<Machine> {
+        let wanted = self
+            .machines
+            .values()
+            .filter(|m| label.is_none_or(|l| *m.label == *l));
+        let mut machines: Vec<Machine> = wanted
+            .filter(|m| state.is_none_or(|s| m.state == s))
+            .map(|m| m.answer())
+            .collect();
+        machines.sort_by(|a, b| a.label.cmp(&b.label));
+        machines
+    }
+
+    /// How many machines are in which state.
+    pub fn machines_by_state(&self) -> [(MachineState, usize); 3] {
+        MachineState::ALL.map(|state| {
+            (
+                state,
+                self.machines.values().filter(|m| m.state == state).count(),
+            )
+        })
+    }
+
+    /// How many kept executions are in which state.
+    pub fn executions_by_state(&self) -> Counts {
+        self.executions
+    }
+
+    /// How many kept tasks are in which state.
+    pub fn tasks_by_state(&self) -> [(TaskState, usize); 7] {
+        let unfinished = self.tasks.len() - self.finished.len();
+        let waiting = self
+            .directory
+            .open_tasks()
+            .filter(|key| self.task(*key).executions.is_empty())
+            .count();
+        TaskState::ALL.map(|state| match state {
+            TaskState::Waiting => (state, waiting),
+            TaskState::Running => (state, unfinished - waiting),
+            ended => (state, self.figures.kept[ended as usize]),
+        })
+    }
+
+    /// Bytes of output kept.
+    pub fn output_bytes(&self) -> usize {
+        self.output_bytes
+    }
+
+    /// What has been counted since the start.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
+    }
+}
+
+/// What is counted as things happen.
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    /// Tasks accepted.
+    pub submitted: u64,
+    /// Further attempts.
+    pub retries: u64,
+    /// Executions that ended, by [`ExecutionState`].
+    pub executions_ended: [u64; 9],
+    /// Finished tasks that are kept, by [`TaskState`].
+    pub(super) kept: [usize; 7],
+    /// From the submit to the start of the first attempt.
+    pub submit_to_start: Histogram,
+    /// How long commands ran.
+    pub run_time: Histogram,
+}
+
+impl Figures {
+    pub(super) fn ended(&mut self, state: ExecutionState) {
+        self.executions_ended[state as usize] += 1;
+    }
+
+    pub(super) fn finished(&mut self, state: TaskState) {
+        self.kept[state as usize] += 1;
+    }
+
+    pub(super) fn forgotten(&mut self, state: TaskState) {
+        self.kept[state as usize] -= 1;
+    }
+}
+
+/// How often something took how long.
+#[derive(Debug, Clone, Default)]
+pub struct Histogram {
+    /// How often it took no longer than the bound of the same place; the last has no bound.
+    pub counts: [u64; Histogram::BOUNDS_MS.len() + 1],
+    /// The sum of all, in milliseconds.
+    pub sum_ms: u64,
+}
+
+impl Histogram {
+    /// The bounds, in milliseconds.
+    pub const BOUNDS_MS: [u64; 12] = [
+        1, 2, 5, 10, 50, 200, 1_000, 5_000, 30_000, 120_000, 600_000, 3_600_000,
+    ];
+
+    pub(super) fn add(&mut self, ms: u64) {
+        let n = Self::BOUNDS_MS
+            .iter()
+            .position(|bound| ms <= *bound)
+            .unwrap_or(Self::BOUNDS_MS.len());
+        self.counts[n] += 1;
+        self.sum_ms = self.sum_ms.saturating_add(ms);
+    }
+}

@@ -1,0 +1,284 @@
+//! From a task as posted to a task as checked.
+//!
+//! What passes here can be kept and run; nothing later checks a field again. Every refusal names
+//! the field, what was wrong and what would be right. To add a field: take it from the posted
+//! task, bound it here, keep it in [`Spec`].
+
+use super::pattern::Pattern;
+use crate::wire::span::{Span, Timeout};
+use crate::wire::task::{Detail, Mode, PostedTask, Retry};
+use std::sync::Arc;
+
+/// The longest id of a task, in bytes.
+pub const MAX_ID_BYTES: usize = 64;
+/// The longest name of a task, in bytes: it stands in tables and logs.
+pub const MAX_NAME_BYTES: usize = 255;
+/// The longest shell line, argument or variable, in bytes: Linux takes no longer one (`MAX_ARG_STRLEN`).
+pub const MAX_ARGUMENT_BYTES: usize = 131_071;
+/// The most arguments of a command, and the most extra variables.
+pub const MAX_ARGUMENTS: usize = 4_096;
+/// The longest path of a workspace, in bytes: Linux takes no longer one (`PATH_MAX`).
+pub const MAX_WORKSPACE_BYTES: usize = 4_095;
+/// The longest pause between TERM and KILL.
+pub const MAX_KILL_GRACE: Span = Span::from_secs(3_600);
+/// The most further attempts: beyond this a loop in a script is meant.
+pub const MAX_RETRIES: u32 = 1_000;
+/// The most intervals between attempts.
+pub const MAX_INTERVALS: usize = 100;
+
+const DEFAULT_NAME: &str = "task";
+const DEFAULT_TTL_ALL: Span = Span::from_secs(600);
+const DEFAULT_TTL_ANY: Span = Span::from_secs(24 * 3_600);
+const DEFAULT_TIMEOUT: Span = Span::from_secs(180);
+const DEFAULT_KILL_GRACE: Span = Span::from_secs(5);
+const DEFAULT_RESULT_TTL: Span = Span::from_secs(24 * 3_600);
+const DEFAULT_FAILURE_TTL: Span = Span::from_secs(7 * 24 * 3_600);
+
+/// A task as checked: what a user asked for, with the defaults filled in.
+#[derive(Debug, Clone)]
+#[allow(
+    missing_docs,
+    reason = "the fields of wire::task::Task of the same names are documented"
+)]
+pub struct Spec {
+    pub id: Option<Arc<str>>,
+    pub name: Arc<str>,
+    pub pattern: Pattern,
+    pub mode: Mode,
+    pub ttl: Span,
+    pub late_join: bool,
+    pub retry: Option<Retry>,
+    pub result_ttl: Span,
+    pub failure_ttl: Span,
+    pub detail: Arc<Detail>,
+}
+
+impl Spec {
+    /// Checks a posted task. The error names the field and what would be right.
+    pub fn checked(posted: PostedTask) -> Result<Spec, String> {
+        let mode = posted.mode.unwrap_or_default();
+        let default_ttl = match mode {
+            Mode::All => DEFAULT_TTL_ALL,
+            Mode::Any => DEFAULT_TTL_ANY,
+        };
+        let late_join = posted.late_join.unwrap_or(false);
+        if late_join && mode == Mode::Any {
+            return Err("lateJoin: goes with mode \"all\" only, an \"any\" task runs once".into());
+        }
+        if let Some(id) = &posted.id {
+            check_id(id)?;
+        }
+        if let Some(retry) = &posted.retry {
+            check_retry(retry)?;
+        }
+        let name = posted.name.unwrap_or_else(|| DEFAULT_NAME.into());
+        check_text("name", &name, MAX_NAME_BYTES)?;
+        Ok(Spec {
+            id: posted.id.map(Arc::from),
+            name: name.into(),
+            pattern: Pattern::compiled(&posted.machine_pattern)?,
+            mode,
+            ttl: check_above_zero("ttl", posted.ttl.unwrap_or(default_ttl))?,
+            late_join,
+            retry: posted.retry.filter(|retry| retry.max > 0),
+            result_ttl: check_above_zero(
+                "resultTtl",
+                posted.result_ttl.unwrap_or(DEFAULT_RESULT_TTL),
+            )?,
+            failure_ttl: check_above_zero(
+                "failureTtl",
+                posted.failure_ttl.unwrap_or(DEFAULT_FAILURE_TTL),
+            )?,
+            detail: Arc::new(checked_detail(posted.detail)?),
+        })
+    }
+
+    /// How long a command of this task may live once it was handed out; `None` without a time-out.
+    pub fn longest_run(&self) -> Option<Span> {
+        match self
+            .detail
+            .timeout
+            .unwrap_or(Timeout::After(DEFAULT_TIMEOUT))
+        {
+            Timeout::After(span) => Some(Span::from_millis(
+                span.as_millis() + self.kill_grace().as_millis(),
+            )),
+            Timeout::Never => None,
+        }
+    }
+
+    /// How long after TERM the KILL follows.
+    pub fn kill_grace(&self) -> Span {
+        self.detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE)
+    }
+
+    /// About how many bytes the detail takes in an answer to a poll.
+    pub fn detail_bytes(&self) -> usize {
+        let detail = &self.detail;
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        text(&detail.command)
+            + text(&detail.stdin)
+            + detail.argv.iter().flatten().map(String::len).sum::<usize>()
+            + detail
+                .env
+                .iter()
+                .flatten()
+                .map(|(name, value)| name.len() + value.len())
+                .sum::<usize>()
+    }
+}
+
+fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
+    match (&detail.command, &detail.argv) {
+        (None, None) => {
+            return Err(
+                "detail: needs command (a shell line) or argv (a program and its arguments)".into(),
+            );
+        }
+        (Some(_), Some(_)) => {
+            return Err("detail: has both command and argv, give one of them".into());
+        }
+        (Some(command), None) => {
+            if command.trim().is_empty() {
+                return Err("detail.command: must not be empty".into());
+            }
+            check_argument(
+                "detail.command",
+                command,
+                "; send a longer script as detail.stdin to \"sh -s\"",
+            )?;
+        }
+        (None, Some(argv)) => {
+            if argv.first().is_none_or(String::is_empty) {
+                return Err(
+                    "detail.argv: must begin with a program, such as [\"ls\", \"-l\"]".into(),
+                );
+            }
+            check_count("detail.argv", argv.len(), MAX_ARGUMENTS)?;
+            for (n, argument) in argv.iter().enumerate() {
+                check_argument(&format!("detail.argv[{n}]"), argument, "")?;
+            }
+        }
+    }
+    if let Some(workspace) = &detail.workspace {
+        check_text("detail.workspace", workspace, MAX_WORKSPACE_BYTES)?;
+    }
+    match detail.timeout {
+        Some(Timeout::After(span)) if span == Span::default() => {
+            return Err("detail.timeout: must be above 0 (seconds, or a string such as \"5m\"), or -1 for none".into());
+        }
+        _ => detail.timeout = Some(detail.timeout.unwrap_or(Timeout::After(DEFAULT_TIMEOUT))),
+    }
+    if detail
+        .kill_grace
+        .is_some_and(|grace| grace > MAX_KILL_GRACE)
+    {
+        return Err(format!(
+            "detail.killGrace: must be {MAX_KILL_GRACE} at most"
+        ));
+    }
+    let env = detail.env.iter().flatten();
+    check_count("detail.env", env.clone().count(), MAX_ARGUMENTS)?;
+    for (name, value) in env {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(format!(
+                "detail.env: a variable's name must not be empty nor contain \"=\" or NUL, got {name:?}"
+            ));
+        }
+        check_argument(&format!("detail.env.{name}"), value, "")?;
+    }
+    Ok(detail)
+}
+
+/// What is wrong with an id, if anything.
+fn check_id(id: &str) -> Result<(), String> {
+    let good = !id.is_empty()
+        && id.len() <= MAX_ID_BYTES
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    good.then_some(()).ok_or_else(|| {
+        format!(
+            "id: must be 1 to {MAX_ID_BYTES} letters, digits, \"-\" and \"_\", got {}",
+            shown(id)
+        )
+    })
+}
+
+fn check_retry(retry: &Retry) -> Result<(), String> {
+    if retry.max > MAX_RETRIES {
+        return Err(format!(
+            "retry.max: must be {MAX_RETRIES} at most, got {}",
+            retry.max
+        ));
+    }
+    check_count("retry.interval", retry.interval.len(), MAX_INTERVALS)?;
+    if retry.on.is_empty() {
+        return Err(
+            "retry.on: must name at least one of \"failed\", \"timedOut\", \"lost\"".into(),
+        );
+    }
+    Ok(())
+}
+
+fn check_above_zero(field: &str, span: Span) -> Result<Span, String> {
+    if span == Span::default() {
+        return Err(format!(
+            "{field}: must be above 0 (seconds, or a string such as \"10m\")"
+        ));
+    }
+    Ok(span)
+}
+
+fn check_count(field: &str, count: usize, max: usize) -> Result<(), String> {
+    if count > max {
+        return Err(format!(
+            "{field}: must have {max} entries at most, got {count}"
+        ));
+    }
+    Ok(())
+}
+
+/// A text that stands in tables, logs or paths: not empty, bounded, no control characters.
+pub(super) fn check_text(field: &str, text: &str, max: usize) -> Result<(), String> {
+    if text.is_empty() {
+        return Err(format!("{field}: must not be empty"));
+    }
+    if text.len() > max {
+        return Err(format!(
+            "{field}: must have {max} bytes at most, got {}",
+            text.len()
+        ));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(format!(
+            "{field}: must not contain control characters, got {}",
+            shown(text)
+        ));
+    }
+    Ok(())
+}
+
+fn check_argument(field: &str, text: &str, hint: &str) -> Result<(), String> {
+    if text.len() > MAX_ARGUMENT_BYTES {
+        return Err(format!(
+            "{field}: must have {MAX_ARGUMENT_BYTES} bytes at most, got {}{hint}",
+            text.len()
+        ));
+    }
+    if text.contains('\0') {
+        return Err(format!("{field}: must not contain NUL"));
+    }
+    Ok(())
+}
+
+/// The beginning of what was sent, quoted, for an error message.
+fn shown(text: &str) -> String {
+    const SHOWN_CHARS: usize = 40;
+    let cut: String = text.chars().take(SHOWN_CHARS).collect();
+    if cut.len() < text.len() {
+        format!("{cut:?}…")
+    } else {
+        format!("{cut:?}")
+    }
+}

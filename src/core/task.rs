@@ -1,0 +1,329 @@
+//! A task and its executions, as kept; and how they are turned into the API's answer.
+
+use super::output::Output;
+use super::spec::Spec;
+use super::{ExecutionKey, MachineKey, Time};
+use crate::wire::agent::{AttemptId, Stream};
+use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// Earlier attempts kept per execution: the last ones tell why it fails.
+pub(super) const MAX_PAST_ATTEMPTS: usize = 10;
+
+/// A task as kept.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Its id.
+    pub id: Arc<str>,
+    /// What was asked for.
+    pub spec: Arc<Spec>,
+    pub(super) created_at: Time,
+    pub(super) finished_at: Option<Time>,
+    pub(super) matched: u32,
+    /// Machines that appear may still join it.
+    pub(super) open: bool,
+    /// A user canceled the whole task.
+    pub(super) canceled: bool,
+    pub(super) counts: Counts,
+    /// Bytes of output kept for it.
+    pub(super) output_bytes: usize,
+    pub(super) executions: Vec<Execution>,
+}
+
+/// Where an execution is, when it has not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Ended, or waiting for its next attempt to be due.
+    Nowhere,
+    /// Queued until some machine is free.
+    Group,
+    /// Queued for one machine.
+    Inbox(MachineKey),
+    /// In the hands of a machine.
+    Active(MachineKey),
+}
+
+/// The machine of an execution, as it was when the execution was addressed to it.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub label: Arc<str>,
+    pub instance: Arc<str>,
+    pub host: Arc<str>,
+}
+
+/// An execution as kept.
+#[derive(Debug, Clone)]
+pub struct Execution {
+    pub(super) state: ExecutionState,
+    pub(super) place: Place,
+    pub(super) target: Option<Target>,
+    /// A user does not want it any more, its machine has yet to confirm.
+    pub(super) canceling: bool,
+    pub(super) now: Attempt,
+    pub(super) past: Vec<PastAttempt>,
+}
+
+/// One attempt as kept.
+#[derive(Debug, Clone)]
+pub(super) struct Attempt {
+    pub number: u32,
+    /// Until when a further attempt may wait to be started; the first has its task's `ttl`.
+    pub expires_at: Option<Time>,
+    pub delivered_at: Option<Time>,
+    pub started_at: Option<Time>,
+    pub finished_at: Option<Time>,
+    pub duration_ms: Option<u64>,
+    pub exit_code: Option<i32>,
+    pub signal: Option<Box<str>>,
+    pub msg: Box<str>,
+    /// Whether its machine's own report ended it: the same report again is no news.
+    pub reported: bool,
+    pub output: Option<Arc<Output>>,
+}
+
+/// An attempt that was followed by another.
+#[derive(Debug, Clone)]
+pub(super) struct PastAttempt {
+    pub state: ExecutionState,
+    pub target: Option<Target>,
+    pub attempt: Attempt,
+}
+
+impl Attempt {
+    pub fn new(number: u32) -> Self {
+        Attempt {
+            number,
+            expires_at: None,
+            delivered_at: None,
+            started_at: None,
+            finished_at: None,
+            duration_ms: None,
+            exit_code: None,
+            signal: None,
+            msg: "".into(),
+            reported: false,
+            output: None,
+        }
+    }
+}
+
+impl Execution {
+    pub(super) fn queued(place: Place, target: Option<Target>) -> Self {
+        let now = Attempt::new(1);
+        Execution {
+            state: ExecutionState::Queued,
+            place,
+            target,
+            canceling: false,
+            now,
+            past: Vec::new(),
+        }
+    }
+}
+
+/// The id of an execution: the task's, a dot (which no task's id has), its number.
+pub(super) fn execution_id(task: &str, n: u32) -> String {
+    format!("{task}.{n}")
+}
+
+impl Task {
+    pub(super) fn attempt_id(&self, key: ExecutionKey) -> AttemptId {
+        let attempt = self.executions[key.n as usize].now.number;
+        AttemptId {
+            execution: execution_id(&self.id, key.n),
+            attempt,
+        }
+    }
+
+    /// Its state, which follows from its executions.
+    pub fn state(&self) -> TaskState {
+        let counts = &self.counts;
+        let unsuccessful = counts.failed + counts.timed_out + counts.lost;
+        if self.finished_at.is_none() {
+            if self.executions.is_empty() {
+                TaskState::Waiting
+            } else {
+                TaskState::Running
+            }
+        } else if counts.succeeded > 0 {
+            if counts.succeeded == counts.total() {
+                TaskState::Succeeded
+            } else {
+                TaskState::Partial
+            }
+        } else if unsuccessful > 0 {
+            TaskState::Failed
+        } else if counts.canceled > 0 || self.canceled {
+            TaskState::Canceled
+        } else {
+            TaskState::Expired
+        }
+    }
+
+    fn status(&self) -> u8 {
+        match self.state() {
+            TaskState::Waiting => 0,
+            TaskState::Running if self.executions.iter().all(|e| e.target.is_none()) => 0,
+            TaskState::Running => 1,
+            TaskState::Succeeded => 2,
+            TaskState::Partial | TaskState::Failed | TaskState::Canceled | TaskState::Expired => 3,
+        }
+    }
+
+    fn msg(&self) -> String {
+        match self.state() {
+            TaskState::Waiting => {
+                "no machine matches yet; it goes to the first that appears within its ttl".into()
+            }
+            TaskState::Running if self.counts.unfinished() == 0 => {
+                "open to machines that appear within its ttl".into()
+            }
+            TaskState::Expired if self.executions.is_empty() => {
+                "no machine matched within its ttl".into()
+            }
+            _ => String::new(),
+        }
+    }
+
+    /// The answer of the API, with about `output_limit` bytes of output in all. Costs time in
+    /// proportion to the output: not to be called under the lock.
+    pub fn answer(&self, output_limit: usize) -> wire::Task {
+        let with_output = self
+            .executions
+            .iter()
+            .filter(|e| e.now.output.is_some())
+            .count();
+        let share = output_limit / with_output.max(1);
+        let result: Vec<wire::Execution> = self
+            .executions
+            .iter()
+            .zip(0..)
+            .map(|(e, n)| e.answer(&self.id, n, share))
+            .collect();
+        let mut finished: Vec<usize> = (0..result.len())
+            .filter(|n| self.executions[*n].state.is_terminal())
+            .collect();
+        finished.sort_by_key(|n| self.executions[*n].now.finished_at);
+        let lines = finished
+            .iter()
+            .flat_map(|n| result[*n].attempt.output.iter().cloned())
+            .collect();
+        let spec = &self.spec;
+        wire::Task {
+            id: self.id.to_string(),
+            name: spec.name.to_string(),
+            kind: 0,
+            status: self.status(),
+            state: self.state(),
+            msg: self.msg(),
+            created_at: rfc3339(self.created_at),
+            finished_at: self.finished_at.map(rfc3339),
+            machine_pattern: spec.pattern.text().into(),
+            mode: spec.mode,
+            ttl: spec.ttl,
+            late_join: spec.late_join,
+            retry: spec.retry.clone(),
+            result_ttl: spec.result_ttl,
+            failure_ttl: spec.failure_ttl,
+            matched: self.matched,
+            assignees: self
+                .executions
+                .iter()
+                .filter_map(|e| Some(e.target.as_ref()?.label.to_string()))
+                .collect(),
+            counts: self.counts,
+            detail: wire::AnsweredDetail {
+                detail: spec.detail.clone(),
+                result: lines,
+            },
+            result,
+        }
+    }
+
+    /// Whether it runs on one machine only, whichever that will be.
+    pub(super) fn is_any(&self) -> bool {
+        self.spec.mode == Mode::Any
+    }
+}
+
+impl Execution {
+    fn answer(&self, task: &str, n: u32, output_limit: usize) -> wire::Execution {
+        let (machine_label, instance, host) = target_words(self.target.as_ref());
+        let status = match self.state {
+            ExecutionState::Succeeded => 0,
+            state if state.is_terminal() => 2,
+            _ => 1,
+        };
+        wire::Execution {
+            execution: execution_id(task, n),
+            machine_label,
+            instance,
+            host,
+            status,
+            state: self.state,
+            attempt: self.now.answer(output_limit),
+            attempts: self
+                .past
+                .iter()
+                .map(|past| past.answer(output_limit))
+                .collect(),
+        }
+    }
+}
+
+impl PastAttempt {
+    fn answer(&self, output_limit: usize) -> wire::PastAttempt {
+        let (machine_label, instance, _) = target_words(self.target.as_ref());
+        wire::PastAttempt {
+            state: self.state,
+            machine_label,
+            instance,
+            attempt: self.attempt.answer(output_limit),
+        }
+    }
+}
+
+impl Attempt {
+    fn answer(&self, output_limit: usize) -> wire::Attempt {
+        let mut answer = wire::Attempt {
+            attempt: self.number,
+            exit_code: self.exit_code,
+            signal: self.signal.as_deref().map(str::to_owned),
+            msg: self.msg.to_string(),
+            started_at: self.started_at.map(rfc3339),
+            finished_at: self.finished_at.map(rfc3339),
+            duration_ms: self.duration_ms,
+            ..Default::default()
+        };
+        if let Some(output) = &self.output {
+            let (out, err) = (
+                output.tape(Stream::Stdout).kept(),
+                output.tape(Stream::Stderr).kept(),
+            );
+            let fits = out + err <= output_limit;
+            let limit = if fits { usize::MAX } else { output_limit / 2 };
+            let (stdout, stdout_missing) = output.text(Stream::Stdout, limit);
+            let (stderr, stderr_missing) = output.text(Stream::Stderr, limit);
+            answer.output = output.lines(limit);
+            answer.truncated_bytes = stdout_missing + stderr_missing;
+            (answer.stdout, answer.stderr) = (stdout, stderr);
+        }
+        answer
+    }
+}
+
+fn target_words(target: Option<&Target>) -> (String, String, String) {
+    target.map_or_else(Default::default, |t| {
+        (
+            t.label.to_string(),
+            t.instance.to_string(),
+            t.host.to_string(),
+        )
+    })
+}
+
+/// A point in time as the API writes it.
+pub(super) fn rfc3339(time: Time) -> String {
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time.0)).to_string()
+}

@@ -1,0 +1,243 @@
+//! What time does: everything that is due, in one place, and when the next thing will be.
+
+use super::machine::FORGOTTEN_AFTER;
+use super::task::Place;
+use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
+use crate::wire::machine::MachineState;
+use crate::wire::span::Span;
+use crate::wire::task::ExecutionState;
+
+/// When two ticks are this far apart, the server itself was away (stopped, or starved): silence in
+/// between is not the machines' fault.
+const AWAY: Span = Span::from_secs(5);
+/// The most due things done in one call: the lock is not to be held for longer than this takes.
+const MAX_DUE: usize = 1_000;
+
+/// How long a machine that lives has to report an attempt, beyond its time-out and grace.
+const OVERDUE_AFTER: Span = Span::from_secs(60);
+
+/// What becomes due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// A machine may have been silent for too long.
+    Silent(MachineKey),
+    /// An offline machine is forgotten.
+    ForgetMachine(MachineKey),
+    /// What a task has queued since its submission waited too long.
+    TaskTtl(TaskKey),
+    /// A further attempt waited too long.
+    AttemptTtl(ExecutionKey, u32),
+    /// A further attempt is due.
+    AttemptDue(ExecutionKey, u32),
+    /// A machine should have reported this attempt by now.
+    Overdue(ExecutionKey, u32),
+    /// A finished task is forgotten.
+    ForgetTask(TaskKey),
+}
+
+impl Core {
+    /// Does everything that is due, and says when to call again (`None`: nothing is planned).
+    pub fn tick(&mut self, now: Time) -> Option<Time> {
+        let away = now.millis_since(self.last_tick);
+        self.last_tick = now;
+        if away > AWAY.as_millis() {
+            for machine in self.machines.values_mut() {
+                machine.last_seen = Time(machine.last_seen.0.saturating_add(away).min(now.0));
+            }
+        }
+        for _ in 0..MAX_DUE {
+            let due = self
+                .timers
+                .first()
+                .copied()
+                .filter(|(time, _)| *time <= now);
+            let Some((time, timer)) = due else { break };
+            self.timers.remove(&(time, timer));
+            self.fire(now, timer);
+        }
+        self.timers.first().map(|(time, _)| *time)
+    }
+
+    fn fire(&mut self, now: Time, timer: Timer) {
+        match timer {
+            Timer::Silent(machine) => self.check_silence(now, machine),
+            Timer::ForgetMachine(machine) => self.forget_machine(now, machine),
+            Timer::TaskTtl(task) => self.task_ttl_is_over(now, task),
+            Timer::AttemptTtl(key, attempt) => {
+                if self.is_current(key, attempt, ExecutionState::Queued) {
+                    self.expire(now, key);
+                }
+            }
+            Timer::AttemptDue(key, attempt) => self.attempt_is_due(now, key, attempt),
+            Timer::Overdue(key, attempt) => self.check_overdue(now, key, attempt),
+            Timer::ForgetTask(task) => self.forget_task(task),
+        }
+    }
+
+    fn is_current(&self, key: ExecutionKey, attempt: u32, state: ExecutionState) -> bool {
+        let execution = self
+            .tasks
+            .get(&key.task)
+            .and_then(|task| task.executions.get(key.n as usize));
+        execution.is_some_and(|e| e.now.number == attempt && e.state == state)
+    }
+
+    fn check_silence(&mut self, now: Time, key: MachineKey) {
+        let Some(machine) = self.machines.get(&key) else {
+            return;
+        };
+        match machine.silent_at() {
+            Some(time) if time <= now => self.machine_is_gone(now, key, "silent for too long"),
+            Some(time) => {
+                self.timers.insert((time, Timer::Silent(key)));
+            }
+            None if machine.state != MachineState::Offline => {
+                self.timers
+                    .insert((now.plus(super::OFFLINE_AFTER), Timer::Silent(key)));
+            }
+            None => {}
+        }
+    }
+
+    fn forget_machine(&mut self, now: Time, key: MachineKey) {
+        let Some(machine) = self.machines.get(&key) else {
+            return;
+        };
+        if machine.state != MachineState::Offline
+            || now < machine.offline_since.plus(FORGOTTEN_AFTER)
+        {
+            return;
+        }
+        for execution in machine.inbox.clone() {
+            self.end_attempt(
+                now,
+                execution,
+                ExecutionState::Lost,
+                "its machine went away before it started",
+            );
+        }
+        if let Some(machine) = self.machines.remove(&key) {
+            self.instances.remove(&machine.instance);
+            self.directory.remove_machine(machine.label_key, key);
+        }
+    }
+
+    /// Ends a task's waiting: what is queued since its submission, and its openness.
+    fn task_ttl_is_over(&mut self, now: Time, key: TaskKey) {
+        let Some(task) = self.tasks.get(&key) else {
+            return;
+        };
+        let waiting = (0..)
+            .zip(&task.executions)
+            .filter(|(_, e)| e.state == ExecutionState::Queued);
+        let first_attempts = waiting.filter(|(_, e)| e.now.number == 1);
+        let expired: Vec<ExecutionKey> = first_attempts
+            .map(|(n, _)| ExecutionKey { task: key, n })
+            .collect();
+        self.close(key);
+        for execution in expired {
+            self.expire(now, execution);
+        }
+        self.finish_if_done(now, key);
+    }
+
+    fn expire(&mut self, now: Time, key: ExecutionKey) {
+        self.end_attempt(now, key, ExecutionState::Expired, super::EXPIRED);
+    }
+
+    fn attempt_is_due(&mut self, now: Time, key: ExecutionKey, attempt: u32) {
+        if !self.is_current(key, attempt, ExecutionState::Queued) {
+            return;
+        }
+        let ttl = self.task(key.task).spec.ttl;
+        self.timers
+            .insert((now.plus(ttl), Timer::AttemptTtl(key, attempt)));
+        if self.task(key.task).is_any() {
+            self.queue_for_any(key);
+            return;
+        }
+        let target = self.execution(key).target.clone();
+        match target.and_then(|t| self.instances.get(&t.instance).copied()) {
+            Some(machine) => self.queue_for(key, machine),
+            None => {
+                self.end_attempt(
+                    now,
+                    key,
+                    ExecutionState::Lost,
+                    "its machine is not there any more",
+                );
+            }
+        }
+    }
+
+    /// A machine that lives should have reported an attempt long ago.
+    fn check_overdue(&mut self, now: Time, key: ExecutionKey, attempt: u32) {
+        let Some(task) = self.tasks.get(&key.task) else {
+            return;
+        };
+        let execution = &task.executions[key.n as usize];
+        if execution.now.number != attempt || !matches!(execution.place, Place::Active(_)) {
+            return;
+        }
+        if execution.canceling {
+            self.end_attempt(
+                now,
+                key,
+                ExecutionState::Lost,
+                "its machine did not confirm the cancel",
+            );
+            return;
+        }
+        let msg = "its machine did not report it within its time-out";
+        self.end_attempt(now, key, ExecutionState::Lost, msg);
+    }
+
+    /// When the current attempt should have been reported, if it was handed out and has a time-out.
+    pub(super) fn overdue_at(&self, key: ExecutionKey) -> Option<Time> {
+        let longest = self.task(key.task).spec.longest_run()?;
+        Some(
+            self.execution(key)
+                .now
+                .delivered_at?
+                .plus(longest)
+                .plus(OVERDUE_AFTER),
+        )
+    }
+
+    /// Removes the timer of an attempt that is not in a machine's hands any more.
+    pub(super) fn disarm_overdue(&mut self, key: ExecutionKey) {
+        if let Some(due) = self.overdue_at(key) {
+            let attempt = self.execution(key).now.number;
+            self.timers.remove(&(due, Timer::Overdue(key, attempt)));
+        }
+    }
+
+    /// A machine is gone: what it had is lost, or goes to another where that cannot start it twice.
+    pub(super) fn machine_is_gone(&mut self, now: Time, key: MachineKey, why: &'static str) {
+        let machine = self.machine_mut(key);
+        machine.state = MachineState::Offline;
+        machine.offline_since = now;
+        machine.parked = false;
+        machine.cancels.clear();
+        let (active, inbox) = (machine.active.clone(), machine.inbox.clone());
+        let label = machine.label.clone();
+        self.refresh_ready(key);
+        self.timers
+            .insert((now.plus(FORGOTTEN_AFTER), Timer::ForgetMachine(key)));
+        self.notices.push(super::Notice::Gone(label, why));
+        for execution in active {
+            let msg = match self.execution(execution).state {
+                ExecutionState::Delivered => {
+                    "its machine went away; whether it had started is not known"
+                }
+                _ => "its machine went away while it ran",
+            };
+            self.end_attempt(now, execution, ExecutionState::Lost, msg);
+        }
+        for execution in inbox {
+            if self.task(execution.task).is_any() {
+                self.queue_for_any(execution);
+            }
+        }
+    }
+}

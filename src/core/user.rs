@@ -1,0 +1,382 @@
+//! What users do: submit, rerun, cancel, delete.
+
+use super::pattern::GroupKey;
+use super::spec::Spec;
+use super::task::{Execution, Place, Target, Task};
+use super::tick::Timer;
+use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
+use crate::wire::span::Span;
+use crate::wire::task::{Counts, ExecutionState, Mode};
+use std::sync::Arc;
+
+/// How long a machine that lives has to confirm a cancel, beyond the command's own grace.
+const CANCEL_CONFIRMED_WITHIN: Span = Span::from_secs(60);
+
+/// Which executions of a task are meant.
+#[derive(Debug, Clone)]
+pub enum Selection {
+    /// All of them.
+    All,
+    /// Those on the machine with this instance, or on the machines with this label.
+    Machine(String),
+}
+
+impl Core {
+    /// Accepts a task. `fresh_id` is its id when it does not bring one.
+    ///
+    /// Refused with [`Refusal::Taken`] when its id is known, with [`Refusal::Full`] at a limit.
+    pub fn submit(&mut self, now: Time, fresh_id: &str, spec: Spec) -> Result<TaskKey, Refusal> {
+        let id = spec.id.clone().unwrap_or_else(|| fresh_id.into());
+        if let Some(key) = self.task_ids.get(&id) {
+            return Err(Refusal::Taken(*key));
+        }
+        if !self.directory.has_room_for(&spec.pattern) {
+            return Err(Refusal::Full(format!(
+                "{} different patterns have tasks waiting for machines",
+                super::MAX_PATTERNS
+            )));
+        }
+        let group = self.directory.group_of(&spec.pattern);
+        let machines = self.live_machines(group);
+        let matched = machines.len() as u32;
+        let is_any = spec.mode == Mode::Any;
+        self.check_room(if is_any { 1 } else { machines.len().max(1) })?;
+
+        let executions = if is_any {
+            vec![Execution::queued(Place::Nowhere, None)]
+        } else {
+            machines
+                .iter()
+                .map(|m| Execution::queued(Place::Nowhere, Some(self.target(*m))))
+                .collect()
+        };
+        let open = !is_any && (spec.late_join || executions.is_empty());
+        let key = self.add_task(now, id, spec, executions, matched);
+        if open {
+            self.task_mut(key).open = true;
+            self.directory.group_mut(group).open.insert(key);
+        }
+        if is_any {
+            self.queue_for_any(ExecutionKey { task: key, n: 0 });
+        } else {
+            for (n, machine) in (0..).zip(machines) {
+                self.queue_for(ExecutionKey { task: key, n }, machine);
+            }
+        }
+        Ok(key)
+    }
+
+    /// Runs a finished task's detail again, as a new task: where it did not succeed, or everywhere.
+    pub fn rerun(
+        &mut self,
+        now: Time,
+        fresh_id: &str,
+        of: TaskKey,
+        all: bool,
+    ) -> Result<TaskKey, Refusal> {
+        let old = self.known_task(of)?;
+        let mut spec = Spec::clone(&old.spec);
+        spec.id = None;
+        let wanted =
+            |e: &&Execution| e.state.is_terminal() && (all || e.state != ExecutionState::Succeeded);
+        if old.executions.is_empty() || old.is_any() {
+            if old.finished_at.is_none() {
+                return Err(Refusal::Conflict(format!(
+                    "task {} has not ended yet",
+                    old.id
+                )));
+            }
+            if old.executions.iter().filter(wanted).count() < old.executions.len() {
+                return Err(nothing_to_rerun(old));
+            }
+            return self.submit(now, fresh_id, spec);
+        }
+        let targets: Vec<Target> = old
+            .executions
+            .iter()
+            .filter(wanted)
+            .filter_map(|e| e.target.clone())
+            .collect();
+        if targets.is_empty() {
+            return Err(nothing_to_rerun(old));
+        }
+        let machine_of = |target: &Target| {
+            let key = *self.instances.get(&target.instance)?;
+            self.machine(key).is_live().then_some(key)
+        };
+        let machines: Vec<Option<MachineKey>> = targets.iter().map(machine_of).collect();
+        let matched = machines.iter().flatten().count();
+        if matched == 0 {
+            return Err(Refusal::Impossible(format!(
+                "none of the machines of task {} is there any more; submit it again to reach those that are",
+                old.id
+            )));
+        }
+        self.check_room(targets.len())?;
+        spec.late_join = false;
+        let executions = targets
+            .into_iter()
+            .map(|t| Execution::queued(Place::Nowhere, Some(t)))
+            .collect();
+        let key = self.add_task(now, fresh_id.into(), spec, executions, matched as u32);
+        for (n, machine) in (0..).zip(machines) {
+            let execution = ExecutionKey { task: key, n };
+            match machine {
+                Some(machine) => self.queue_for(execution, machine),
+                None => {
+                    self.end_attempt(
+                        now,
+                        execution,
+                        ExecutionState::Lost,
+                        "its machine is not there any more",
+                    );
+                }
+            }
+        }
+        Ok(key)
+    }
+
+    /// Cancels executions: what is queued never starts, what runs is killed. An ended task is left
+    /// as it is. Refused with [`Refusal::Impossible`] when the selection names none of its machines.
+    pub fn cancel(
+        &mut self,
+        now: Time,
+        key: TaskKey,
+        selection: &Selection,
+    ) -> Result<(), Refusal> {
+        let task = self.known_task(key)?;
+        let meant = |e: &Execution| match (selection, &e.target) {
+            (Selection::All, _) => true,
+            (Selection::Machine(name), Some(t)) => *t.instance == **name || *t.label == **name,
+            (Selection::Machine(_), None) => false,
+        };
+        let executions: Vec<ExecutionKey> = (0..)
+            .zip(&task.executions)
+            .filter(|(_, e)| meant(e))
+            .map(|(n, _)| ExecutionKey { task: key, n })
+            .collect();
+        match selection {
+            Selection::Machine(name) if executions.is_empty() => {
+                return Err(Refusal::Impossible(format!(
+                    "machine: task {} has no execution on {name:?}",
+                    task.id
+                )));
+            }
+            Selection::All if task.finished_at.is_none() => {
+                self.task_mut(key).canceled = true;
+                self.close(key);
+            }
+            _ => {}
+        }
+        for execution in executions {
+            self.cancel_execution(now, execution);
+        }
+        self.finish_if_done(now, key);
+        Ok(())
+    }
+
+    fn cancel_execution(&mut self, now: Time, key: ExecutionKey) {
+        let execution = self.execution(key);
+        match (execution.state, execution.place) {
+            (ExecutionState::Queued, _) => {
+                self.end_attempt(
+                    now,
+                    key,
+                    ExecutionState::Canceled,
+                    "canceled before it started",
+                );
+            }
+            (_, Place::Active(machine)) if self.machine(machine).is_original() => {
+                let msg =
+                    "canceled; the original's agent cannot be told, its command may still run";
+                self.end_attempt(now, key, ExecutionState::Canceled, msg);
+            }
+            (_, Place::Active(machine)) if !execution.canceling => {
+                let id = self.task(key.task).attempt_id(key);
+                let grace = self.task(key.task).spec.kill_grace();
+                let (execution, attempt) = (self.execution_mut(key), id.attempt);
+                execution.canceling = true;
+                execution.now.msg = "cancel requested".into();
+                self.timers.insert((
+                    now.plus(grace).plus(CANCEL_CONFIRMED_WITHIN),
+                    Timer::Overdue(key, attempt),
+                ));
+                self.machine_mut(machine).cancels.push(id);
+                self.wake(machine);
+            }
+            _ => {}
+        }
+    }
+
+    /// Forgets a finished task.
+    pub fn delete(&mut self, key: TaskKey) -> Result<(), Refusal> {
+        let task = self.known_task(key)?;
+        if task.finished_at.is_none() {
+            return Err(Refusal::Conflict(format!(
+                "task {} has not ended yet; cancel it first",
+                task.id
+            )));
+        }
+        self.forget_task(key);
+        Ok(())
+    }
+
+    fn known_task(&self, key: TaskKey) -> Result<&Task, Refusal> {
+        self.tasks
+            .get(&key)
+            .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
+    }
+
+    fn check_room(&self, executions: usize) -> Result<(), Refusal> {
+        let limit = self.limits.executions;
+        let unfinished = self.executions.unfinished() as usize;
+        let unfinished_tasks = self.tasks.len() - self.finished.len();
+        if unfinished + executions > limit || unfinished_tasks >= limit {
+            return Err(Refusal::Full(format!(
+                "{unfinished} executions have not ended, {executions} more would pass the limit of {limit} (--max-executions)"
+            )));
+        }
+        Ok(())
+    }
+
+    fn add_task(
+        &mut self,
+        now: Time,
+        id: Arc<str>,
+        spec: Spec,
+        executions: Vec<Execution>,
+        matched: u32,
+    ) -> TaskKey {
+        let key = TaskKey(self.next_task);
+        self.next_task += 1;
+        let counts = Counts {
+            queued: executions.len() as u32,
+            ..Default::default()
+        };
+        self.executions.queued += counts.queued;
+        self.timers
+            .insert((now.plus(spec.ttl), Timer::TaskTtl(key)));
+        self.task_ids.insert(id.clone(), key);
+        self.task_names
+            .entry(spec.name.clone())
+            .or_default()
+            .insert(key);
+        let task = Task {
+            id,
+            spec: Arc::new(spec),
+            created_at: now,
+            finished_at: None,
+            matched,
+            open: false,
+            canceled: false,
+            counts,
+            output_bytes: 0,
+            executions,
+        };
+        self.tasks.insert(key, task);
+        self.figures.submitted += 1;
+        key
+    }
+
+    fn live_machines(&self, group: GroupKey) -> Vec<MachineKey> {
+        let labels = self.directory.group(group).labels.iter();
+        let machines = labels.flat_map(|label| &self.directory.label(*label).machines);
+        machines
+            .copied()
+            .filter(|machine| self.machine(*machine).is_live())
+            .collect()
+    }
+
+    /// Queues an execution for one machine.
+    pub(super) fn queue_for(&mut self, key: ExecutionKey, machine: MachineKey) {
+        self.execution_mut(key).target = Some(self.target(machine));
+        self.place(key, Place::Inbox(machine));
+        if self.machine(machine).free() > 0 {
+            self.wake(machine);
+        }
+    }
+
+    /// Queues an execution for whichever machine is free first: now, when one is waiting.
+    pub(super) fn queue_for_any(&mut self, key: ExecutionKey) {
+        let group = self.group_of(key.task);
+        match self.waiting_machine(group) {
+            Some(machine) => self.queue_for(key, machine),
+            None => {
+                self.execution_mut(key).target = None;
+                self.place(key, Place::Group);
+            }
+        }
+    }
+
+    /// The machine that has waited longest for work, among those a pattern matches. Looks through
+    /// the shorter of the two lists: the waiting machines, or the matching labels.
+    fn waiting_machine(&self, group: GroupKey) -> Option<MachineKey> {
+        let labels = &self.directory.group(group).labels;
+        if labels.len() < self.ready.len() {
+            let machines = labels
+                .iter()
+                .flat_map(|label| &self.directory.label(*label).machines);
+            let waiting = machines.filter_map(|key| Some((self.machine(*key).ready?, *key)));
+            return waiting.min().map(|(_, key)| key);
+        }
+        self.ready
+            .values()
+            .copied()
+            .find(|key| labels.contains(&self.machine(*key).label_key))
+    }
+
+    /// No machine may join a task any more.
+    pub(super) fn close(&mut self, key: TaskKey) {
+        if std::mem::replace(&mut self.task_mut(key).open, false) {
+            let group = self.group_of(key);
+            self.directory.group_mut(group).open.remove(&key);
+        }
+    }
+
+    /// Gives a machine that has just appeared what waited for one like it.
+    pub(super) fn join_open_tasks(&mut self, machine: MachineKey) {
+        let groups = self
+            .directory
+            .label(self.machine(machine).label_key)
+            .groups
+            .clone();
+        for group in groups {
+            for task in self.directory.group(group).open.clone() {
+                self.join(task, machine);
+            }
+        }
+    }
+
+    fn join(&mut self, key: TaskKey, machine: MachineKey) {
+        let target = self.target(machine);
+        let task = self.task_mut(key);
+        let known = |e: &Execution| {
+            e.target
+                .as_ref()
+                .is_some_and(|t| t.instance == target.instance)
+        };
+        if task.executions.iter().any(known) {
+            return;
+        }
+        let late_join = task.spec.late_join;
+        let execution = ExecutionKey {
+            task: key,
+            n: task.executions.len() as u32,
+        };
+        task.executions
+            .push(Execution::queued(Place::Nowhere, Some(target)));
+        task.counts.queued += 1;
+        self.executions.queued += 1;
+        if !late_join {
+            self.close(key);
+        }
+        self.queue_for(execution, machine);
+    }
+}
+
+fn nothing_to_rerun(task: &Task) -> Refusal {
+    Refusal::Impossible(format!(
+        "every execution of task {} succeeded; ?all=1 runs them all again",
+        task.id
+    ))
+}
