@@ -161,8 +161,7 @@ impl Core {
 
     /// The original's agent says that it is there. Its label is its instance.
     pub fn ping_of_original(&mut self, now: Time, label: &str) -> Result<MachineKey, Refusal> {
-        // Agents' ids are hexadecimal, so this cannot be one of theirs.
-        let instance = format!("original:{label}");
+        let instance = original_instance(label);
         self.hello(
             now,
             &Caller {
@@ -178,7 +177,7 @@ impl Core {
 
     /// The machine of the original's agent with this label, if it has said that it is there.
     pub fn original(&self, label: &str) -> Option<MachineKey> {
-        self.instances.get(&*format!("original:{label}")).copied()
+        self.instances.get(&*original_instance(label)).copied()
     }
 
     /// Whether a machine would be handed something now.
@@ -192,6 +191,14 @@ impl Core {
     pub fn park(&mut self, key: MachineKey) {
         self.machine_mut(key).parked = true;
         self.refresh_ready(key);
+    }
+
+    /// Notes that the machine's poll is not held any more, because its agent has gone away.
+    pub fn unpark(&mut self, key: MachineKey) {
+        if let Some(machine) = self.machines.get_mut(&key) {
+            machine.parked = false;
+            self.refresh_ready(key);
+        }
     }
 
     /// Notes that the machine's poll is not held any more, and answers what has come up for it.
@@ -540,6 +547,12 @@ impl Core {
         }
         Ok(key)
     }
+}
+
+/// The instance of a machine with the original's agent: agents' own are hexadecimal, so this cannot
+/// be one of theirs.
+pub fn original_instance(label: &str) -> String {
+    format!("original:{label}")
 }
 
 fn check_instance(instance: &str) -> Result<(), Refusal> {

@@ -28,6 +28,7 @@ mod task;
 mod tick;
 mod user;
 
+pub use self::agent::original_instance;
 pub use self::machine::OFFLINE_AFTER;
 pub use self::output::{Output, gap_line};
 pub use self::pattern::{MAX_PATTERN_BYTES, MAX_PATTERNS};
@@ -101,8 +102,6 @@ pub enum Refusal {
     Taken(TaskKey),
     /// It contradicts the state of things.
     Conflict(String),
-    /// It is not the caller's to say.
-    Forbidden(String),
     /// Understood, but it cannot be done.
     Impossible(String),
     /// A limit is reached.

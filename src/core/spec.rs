@@ -69,7 +69,7 @@ impl Spec {
             check_id(id)?;
         }
         if let Some(retry) = &posted.retry {
-            check_retry(retry)?;
+            check_retry(&retry.0)?;
         }
         let name = posted.name.unwrap_or_else(|| DEFAULT_NAME.into());
         check_text("name", &name, MAX_NAME_BYTES)?;
@@ -80,7 +80,10 @@ impl Spec {
             mode,
             ttl: check_above_zero("ttl", posted.ttl.unwrap_or(default_ttl))?,
             late_join,
-            retry: posted.retry.filter(|retry| retry.max > 0),
+            retry: posted
+                .retry
+                .map(|retry| retry.0)
+                .filter(|retry| retry.max > 0),
             result_ttl: check_above_zero(
                 "resultTtl",
                 posted.result_ttl.unwrap_or(DEFAULT_RESULT_TTL),
@@ -89,7 +92,7 @@ impl Spec {
                 "failureTtl",
                 posted.failure_ttl.unwrap_or(DEFAULT_FAILURE_TTL),
             )?,
-            detail: Arc::new(checked_detail(posted.detail)?),
+            detail: Arc::new(checked_detail(posted.detail.0)?),
         })
     }
 

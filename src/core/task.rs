@@ -241,6 +241,21 @@ impl Task {
         }
     }
 
+    /// Labels and outputs of its executions: of all, or of those on a machine (an instance, or a
+    /// label: all of that label).
+    pub fn outputs(&self, machine: Option<&str>) -> Vec<(&str, Option<&Output>)> {
+        let addressed = |e: &&Execution| match (machine, &e.target) {
+            (None, _) => true,
+            (Some(name), Some(target)) => *target.instance == *name || *target.label == *name,
+            (Some(_), None) => false,
+        };
+        let outputs = self.executions.iter().filter(addressed).map(|e| {
+            let label = e.target.as_ref().map_or("", |target| &*target.label);
+            (label, e.now.output.as_deref())
+        });
+        outputs.collect()
+    }
+
     /// Whether it runs on one machine only, whichever that will be.
     pub(super) fn is_any(&self) -> bool {
         self.spec.mode == Mode::Any

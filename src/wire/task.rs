@@ -1,5 +1,6 @@
 //! A task as it is posted, and as it is answered.
 
+use super::object::Object;
 use super::span::{Span, Timeout};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -90,13 +91,13 @@ impl Retry {
 )]
 pub struct PostedTask {
     pub machine_pattern: String,
-    pub detail: Detail,
+    pub detail: Object<Detail>,
     pub name: Option<String>,
     pub id: Option<String>,
     pub mode: Option<Mode>,
     pub ttl: Option<Span>,
     pub late_join: Option<bool>,
-    pub retry: Option<Retry>,
+    pub retry: Option<Object<Retry>>,
     pub result_ttl: Option<Span>,
     pub failure_ttl: Option<Span>,
     #[serde(default, rename = "type")]

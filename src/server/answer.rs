@@ -1,0 +1,115 @@
+//! Answers: the API's envelope, and which HTTP status goes with which refusal.
+
+use super::http::{Answer, Refused};
+use crate::core::{Refusal, Task};
+use crate::wire::agent::Orders;
+use crate::wire::span::Span;
+use crate::wire::task::Detail;
+use crate::wire::{self, Envelope};
+use serde::Serialize;
+use std::sync::Arc;
+
+/// The longest a poll is held: with the 45 s of silence it leaves 20 s for a slow network.
+pub const MAX_POLL_WAIT: Span = Span::from_secs(25);
+/// The output shown with one task, in bytes.
+pub const SHOWN_OUTPUT_BYTES: usize = 1 << 20;
+/// The output shown with each task of a list, in bytes.
+pub const LISTED_OUTPUT_BYTES: usize = 16 << 10;
+
+/// JSON of any kind.
+pub fn json<T: Serialize>(status: u16, value: &T) -> Answer {
+    // Our own types have only string keys and finite numbers: serializing them cannot fail.
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    Answer {
+        status,
+        content_type: "application/json",
+        body,
+        allow: None,
+    }
+}
+
+/// An answer that went well.
+pub fn ok<T: Serialize>(data: T) -> Answer {
+    json(200, &Envelope::ok(data))
+}
+
+/// An answer that did not go well.
+pub fn error(status: u16, msg: &str) -> Answer {
+    json(
+        status,
+        &Envelope {
+            signal: wire::ERROR,
+            msg: msg.into(),
+            data: (),
+            next: None,
+        },
+    )
+}
+
+/// The answer to a poll or to output.
+pub fn orders(orders: &Orders<Arc<Detail>>) -> Answer {
+    let signal = if orders.is_empty() {
+        wire::OK
+    } else {
+        wire::WORK
+    };
+    json(
+        200,
+        &Envelope {
+            signal,
+            msg: String::new(),
+            data: orders,
+            next: None,
+        },
+    )
+}
+
+/// The answer that shows a task.
+pub fn task(task: Result<Task, Refusal>) -> Answer {
+    match task {
+        Ok(task) => {
+            let task = task.answer(SHOWN_OUTPUT_BYTES);
+            json(
+                200,
+                &Envelope {
+                    signal: wire::OK,
+                    msg: task.msg.clone(),
+                    data: task,
+                    next: None,
+                },
+            )
+        }
+        Err(refusal) => refused(&refusal),
+    }
+}
+
+/// The answer to a submit whose id is taken: the task that has it.
+pub fn taken(task: &Task) -> Answer {
+    let msg = format!("id: {:?} is taken by the task in data", task.id);
+    json(
+        409,
+        &Envelope {
+            signal: wire::ERROR,
+            msg,
+            data: task.answer(SHOWN_OUTPUT_BYTES),
+            next: None,
+        },
+    )
+}
+
+/// The answer to what the core refused.
+pub fn refused(refusal: &Refusal) -> Answer {
+    let (status, msg) = match refusal {
+        Refusal::Unknown(msg) => (404, msg.as_str()),
+        Refusal::Taken(_) => (409, "id: is taken"),
+        Refusal::Conflict(msg) => (409, msg.as_str()),
+        Refusal::Impossible(msg) => (422, msg.as_str()),
+        Refusal::Full(msg) => (503, msg.as_str()),
+    };
+    error(status, msg)
+}
+
+/// The answer to a request that could not be taken in.
+pub fn not_taken_in(refused: Refused) -> Answer {
+    error(refused.status, &refused.msg)
+}

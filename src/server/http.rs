@@ -1,0 +1,431 @@
+//! Bytes ↔ requests and answers. The only place that names tiny_http.
+//!
+//! Of tiny_http we use the parser and the reader of bodies. The accept loop is ours (`listen`), and
+//! answers are written as one piece, head and body together. What tiny_http leaves unbounded is
+//! bounded by `listen`'s guard, which needs to know what each connection is doing: see [`Phase`].
+
+use super::peer::{Peer, lowest_free_number};
+use log::debug;
+use percent_encoding::percent_decode_str;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{self, Read, Write};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+
+/// The longest path and query, in bytes.
+const MAX_TARGET_BYTES: usize = 4 * 1024;
+
+/// What a connection is doing, for the guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// We wait for a request, or read one.
+    Reading,
+    /// We work on an answer.
+    Serving,
+    /// The request is held; nobody reads or writes.
+    Held,
+    /// We write an answer.
+    Writing,
+    /// We have refused a body, and throw away what comes of it.
+    Draining,
+}
+
+/// What is known of a connection, shared between its thread, the guard and whoever answers it.
+#[derive(Debug)]
+pub struct Connection {
+    /// The socket.
+    pub peer: Peer,
+    phase: AtomicU8,
+    /// Since when it is in that phase, in milliseconds of [`uptime_ms`].
+    since_ms: AtomicU64,
+    /// Counts requests, so that the guard can tell them apart.
+    turn: AtomicU32,
+}
+
+/// Milliseconds since the first call.
+pub fn uptime_ms() -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_millis() as u64
+}
+
+impl Connection {
+    /// A connection that has just been accepted.
+    pub fn new(peer: Peer) -> Arc<Self> {
+        let since_ms = AtomicU64::new(uptime_ms());
+        Arc::new(Connection {
+            peer,
+            phase: AtomicU8::new(0),
+            since_ms,
+            turn: AtomicU32::new(0),
+        })
+    }
+
+    /// Notes what the connection does from now on.
+    pub fn enter(&self, phase: Phase) {
+        self.since_ms.store(uptime_ms(), Ordering::Relaxed);
+        if phase == Phase::Reading {
+            self.turn.fetch_add(1, Ordering::Relaxed);
+        }
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// What it does, for how many milliseconds, and for which request.
+    pub fn doing(&self) -> (Phase, u64, u32) {
+        let phase = match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Reading,
+            1 => Phase::Serving,
+            2 => Phase::Held,
+            3 => Phase::Writing,
+            _ => Phase::Draining,
+        };
+        let since = self.since_ms.load(Ordering::Relaxed);
+        (
+            phase,
+            uptime_ms().saturating_sub(since),
+            self.turn.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// The socket that new connections come from.
+pub struct Listener {
+    inner: tiny_http::Listener,
+    tls: tiny_http::SslContextWrap,
+}
+
+/// The requests of one connection; each `next` blocks until one has come.
+pub type Incoming = Box<dyn Iterator<Item = Result<tiny_http::Request, String>> + Send>;
+
+impl Listener {
+    /// Takes over a listening socket.
+    pub fn new(listener: TcpListener) -> Result<Self, String> {
+        let tls =
+            tiny_http::SslContextWrap::build_ssl_capabilities(None).map_err(|e| e.to_string())?;
+        Ok(Listener {
+            inner: tiny_http::Listener::Tcp(listener),
+            tls,
+        })
+    }
+
+    /// Waits until a connection can be accepted. False when none has come for a while.
+    pub fn wait_for_connection(&self) -> bool {
+        let mut fds = [PollFd::new(&self.inner, PollFlags::IN)];
+        let while_ = Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        };
+        poll(&mut fds, Some(&while_)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// The number that the next socket will most likely have.
+    pub fn next_number(&self) -> i32 {
+        lowest_free_number(&self.inner)
+    }
+
+    /// Accepts the next connection.
+    pub fn accept(&self) -> io::Result<Option<Incoming>> {
+        let accepted = tiny_http::Server::accept_connection(&self.inner, &self.tls)?;
+        Ok(accepted
+            .map(|requests| Box::new(requests.map(|r| r.map_err(|e| e.to_string()))) as Incoming))
+    }
+}
+
+/// A request as far as handlers need it. The whole body has been read.
+#[derive(Debug)]
+pub struct Request {
+    /// `GET`, `POST`, …
+    pub method: String,
+    /// The parts of the path between slashes, decoded, without a trailing empty one.
+    pub path: Vec<String>,
+    query: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    /// A parameter of the query; the last one when it was given several times.
+    pub fn query(&self, name: &str) -> Option<&str> {
+        self.query
+            .iter()
+            .rev()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// The names of all parameters of the query.
+    pub fn query_names(&self) -> impl Iterator<Item = &str> {
+        self.query.iter().map(|(name, _)| name.as_str())
+    }
+}
+
+/// What is sent back.
+#[derive(Debug)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The type of the body.
+    pub content_type: &'static str,
+    /// The body.
+    pub body: Vec<u8>,
+    /// The methods that the path takes, for a 405.
+    pub allow: Option<String>,
+}
+
+/// The way back to the one who asked.
+pub struct Responder {
+    writer: Box<dyn Write + Send>,
+    connection: Arc<Connection>,
+    keep_alive: bool,
+    without_body: bool,
+}
+
+impl Responder {
+    /// Writes the answer. Whether the connection can take another request.
+    pub fn send(mut self, answer: &Answer) -> bool {
+        self.connection.enter(Phase::Writing);
+        let mut bytes = head(answer, self.keep_alive);
+        if !self.without_body {
+            bytes.extend_from_slice(&answer.body);
+        }
+        let written = self
+            .writer
+            .write_all(&bytes)
+            .and_then(|()| self.writer.flush());
+        if let Err(error) = &written {
+            debug!("an answer could not be written: {error}");
+        }
+        written.is_ok() && self.keep_alive
+    }
+
+    /// Makes this the last request of its connection, to be answered later from anywhere.
+    pub fn hold(&mut self) {
+        self.keep_alive = false;
+        self.connection.enter(Phase::Held);
+    }
+
+    /// The connection that the request came by.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+}
+
+fn head(answer: &Answer, keep_alive: bool) -> Vec<u8> {
+    let mut head = Vec::with_capacity(256 + answer.body.len());
+    let connection = if keep_alive {
+        ""
+    } else {
+        "Connection: close\r\n"
+    };
+    let date = httpdate::HttpDate::from(std::time::SystemTime::now());
+    // Writing to a vector cannot fail.
+    let _ = write!(
+        head,
+        "HTTP/1.1 {} {}\r\nDate: {date}\r\nContent-Type: {}\r\nContent-Length: {}\r\nX-Content-Type-Options: nosniff\r\n{connection}",
+        answer.status,
+        reason(answer.status),
+        answer.content_type,
+        answer.body.len(),
+    );
+    if let Some(methods) = &answer.allow {
+        let _ = write!(head, "Allow: {methods}\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+fn reason(status: u16) -> &'static str {
+    tiny_http::StatusCode::from(status).default_reason_phrase()
+}
+
+/// A request that could not be taken in.
+#[derive(Debug)]
+pub struct Refused {
+    /// The HTTP status.
+    pub status: u16,
+    /// Why.
+    pub msg: String,
+}
+
+/// Reads the rest of a request. On a refusal the connection cannot be used any further, and the
+/// answer has been sent with what `explain` makes of it.
+pub fn take_in(
+    mut raw: tiny_http::Request,
+    connection: &Arc<Connection>,
+    max_body_bytes: usize,
+    explain: impl FnOnce(Refused) -> Answer,
+) -> Option<(Request, Responder)> {
+    let body = check(&raw).and_then(|()| read_body(&mut raw, max_body_bytes));
+    let request = body.and_then(|body| {
+        let (path, query) = split_target(raw.url())?;
+        Ok(Request {
+            method: raw.method().as_str().to_owned(),
+            path,
+            query,
+            body,
+        })
+    });
+    match request {
+        Ok(request) => {
+            let responder = Responder {
+                keep_alive: wants_to_stay(&raw),
+                without_body: *raw.method() == tiny_http::Method::Head,
+                connection: connection.clone(),
+                writer: raw.into_writer(),
+            };
+            connection.enter(Phase::Serving);
+            Some((request, responder))
+        }
+        Err(refused) => {
+            let answer = explain(refused);
+            // tiny_http reads the rest of the body when the request is dropped; the guard ends that.
+            connection.enter(Phase::Draining);
+            let content_type =
+                tiny_http::Header::from_bytes("Content-Type", answer.content_type).ok();
+            let response =
+                tiny_http::Response::from_data(answer.body).with_status_code(answer.status);
+            let response = match content_type {
+                Some(header) => response.with_header(header),
+                None => response,
+            };
+            if let Err(error) = raw.respond(response) {
+                debug!("a refusal could not be written: {error}");
+            }
+            None
+        }
+    }
+}
+
+/// Refuses what could be understood in two ways.
+fn check(raw: &tiny_http::Request) -> Result<(), Refused> {
+    let refused = |status, msg: &str| {
+        Err(Refused {
+            status,
+            msg: msg.into(),
+        })
+    };
+    if raw.url().len() > MAX_TARGET_BYTES {
+        return refused(414, "the path and query must have 4096 bytes at most");
+    }
+    if let Some(length) = raw.headers().get("Content-Length") {
+        let digits =
+            !length.as_str().is_empty() && length.as_str().bytes().all(|b| b.is_ascii_digit());
+        if !digits || raw.body_length().is_none() {
+            return refused(400, "Content-Length: must be a number of bytes");
+        }
+        let mut others = raw.headers().clone();
+        if let (Some(first), Ok(other)) =
+            (others.get_header_mut("Content-Length"), "X-Seen".parse())
+        {
+            first.field = other;
+        }
+        if others.get("Content-Length").is_some() {
+            return refused(400, "Content-Length: must be given once");
+        }
+    }
+    Ok(())
+}
+
+fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refused> {
+    let too_large = || Refused {
+        status: 413,
+        msg: format!("the body must have {max} bytes at most (--max-body)"),
+    };
+    let announced = raw.body_length();
+    if announced.is_some_and(|length| length > max) {
+        return Err(too_large());
+    }
+    let mut body = Vec::with_capacity(announced.unwrap_or(0));
+    // To the end, not to the announced length: only then does tiny_http let go of the reader.
+    let read = raw.as_reader().take(max as u64 + 1).read_to_end(&mut body);
+    if let Err(error) = read {
+        return Err(Refused {
+            status: 400,
+            msg: format!("the body could not be read: {error}"),
+        });
+    }
+    if body.len() > max {
+        return Err(too_large());
+    }
+    if announced.is_some_and(|length| length != body.len()) {
+        return Err(Refused {
+            status: 400,
+            msg: "the body ended before its Content-Length".into(),
+        });
+    }
+    Ok(body)
+}
+
+fn wants_to_stay(raw: &tiny_http::Request) -> bool {
+    let header = raw
+        .headers()
+        .get("Connection")
+        .map(|value| value.as_str().to_ascii_lowercase());
+    match header {
+        Some(value) if value.contains("close") || value.contains("upgrade") => false,
+        Some(value) if value.contains("keep-alive") => true,
+        _ => *raw.http_version() >= tiny_http::HTTPVersion(1, 1),
+    }
+}
+
+/// The parts of a path, and the parameters of a query.
+type Target = (Vec<String>, Vec<(String, String)>);
+
+/// `/a/b%20c/?x=1&y` → path and query, decoded.
+fn split_target(target: &str) -> Result<Target, Refused> {
+    let bad = |msg: &str| Refused {
+        status: 400,
+        msg: msg.into(),
+    };
+    let target = target.split('#').next().unwrap_or_default();
+    let target = match target.split_once("://") {
+        Some(("http" | "https", rest)) => &rest[rest.find('/').unwrap_or(rest.len())..],
+        _ => target,
+    };
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let decoded = |text: &str, what| {
+        percent_decode_str(text)
+            .decode_utf8()
+            .map(|text| text.into_owned())
+            .map_err(|_| bad(what))
+    };
+    let path = path.strip_prefix('/').unwrap_or(path);
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let path = if path.is_empty() {
+        Vec::new()
+    } else {
+        path.split('/').collect()
+    };
+    let path = path
+        .into_iter()
+        .map(|part| decoded(part, "the path must be UTF-8"))
+        .collect::<Result<_, _>>()?;
+    let pairs = query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let text = |text: &str| decoded(&text.replace('+', " "), "the query must be UTF-8");
+            Ok((text(name)?, text(value)?))
+        });
+    Ok((path, pairs.collect::<Result<_, Refused>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_with_and_without_a_slash_are_the_same() {
+        let (with, query) = split_target("/api/v1/task/?taskPrefix=a%20b&limit=5&x").unwrap();
+        let (without, _) = split_target("http://host:9410/api/v1/task").unwrap();
+        assert_eq!(with, ["api", "v1", "task"]);
+        assert_eq!(with, without);
+        assert_eq!(query[0], ("taskPrefix".into(), "a b".into()));
+        assert_eq!(query[2], ("x".into(), String::new()));
+        assert!(split_target("/").unwrap().0.is_empty());
+        assert!(split_target("/%ff").is_err());
+    }
+}

@@ -1,0 +1,164 @@
+//! The sockets of accepted connections, looked at and cut from outside.
+//!
+//! tiny_http keeps the sockets it accepts to itself. To bound what a peer may do we need to find
+//! them: right after an accept the new socket is the one accepted socket of ours that is not yet
+//! known. It is known from then on by its number and by the kernel's cookie, which is never used
+//! twice; before anything is done to it the number is duplicated and the cookie compared, so a
+//! number that has been closed and used again cannot be mistaken.
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::net::{Shutdown, shutdown, sockopt};
+use std::collections::HashSet;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::AsRawFd;
+
+/// An accepted socket.
+#[derive(Debug)]
+pub struct Peer {
+    number: RawFd,
+    cookie: u64,
+}
+
+/// What the kernel counts for a socket.
+#[derive(Debug, Clone, Copy)]
+pub struct Counts {
+    /// Bytes received and acknowledged, in all.
+    pub received: u64,
+    /// The other side has closed its end.
+    pub closed_by_peer: bool,
+}
+
+impl Peer {
+    /// The cookie: unique for the time the machine is up.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// Ends both directions; whoever reads or writes comes back at once.
+    pub fn cut(&self) {
+        if let Some(fd) = self.duplicated() {
+            // It may be gone already, which is what is wanted.
+            let _ = shutdown(&fd, Shutdown::Both);
+        }
+    }
+
+    /// What the kernel counts, if the socket is still there.
+    pub fn counts(&self) -> Option<Counts> {
+        tcp_info(self.duplicated()?.as_fd())
+    }
+
+    /// Whether the other side has closed its end, or the socket is gone.
+    pub fn has_closed(&self) -> bool {
+        self.counts().is_none_or(|counts| counts.closed_by_peer)
+    }
+
+    fn duplicated(&self) -> Option<OwnedFd> {
+        let fd = duplicate(self.number)?;
+        (sockopt::socket_cookie(&fd).ok()? == self.cookie).then_some(fd)
+    }
+}
+
+/// Finds the socket that was accepted last: `guess` is the number it most likely has.
+pub fn find_accepted(guess: RawFd, known: &HashSet<u64>) -> Option<Peer> {
+    let new = |number: RawFd| {
+        let fd = duplicate(number)?;
+        let cookie = sockopt::socket_cookie(&fd).ok()?;
+        let accepted = rustix::net::getpeername(&fd).is_ok_and(|peer| peer.is_some());
+        let ours = accepted
+            && sockopt::socket_type(&fd).is_ok_and(|t| t == rustix::net::SocketType::STREAM);
+        (ours && !known.contains(&cookie)).then_some(Peer { number, cookie })
+    };
+    new(guess).or_else(|| {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+            .current
+            .unwrap_or(1 << 20);
+        let highest = (2 * known.len() as u64 + 256).min(limit) as RawFd;
+        (0..highest).find_map(new)
+    })
+}
+
+/// The lowest free number: the one the next socket will have, if nobody is quicker.
+pub fn lowest_free_number(any: &impl AsFd) -> RawFd {
+    fcntl_dupfd_cloexec(any, 0).map_or(-1, |fd| fd.as_raw_fd())
+}
+
+#[allow(
+    unsafe_code,
+    reason = "a file descriptor that another owner may close at any time"
+)]
+fn duplicate(number: RawFd) -> Option<OwnedFd> {
+    if number < 0 {
+        return None;
+    }
+    // SAFETY: the borrowed descriptor is used for this one call of fcntl(2) only, which touches no
+    // memory. If its owner closes it at the same time the call fails with EBADF or duplicates what
+    // took its number, and every caller checks what it got before doing anything to it.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl_dupfd_cloexec(borrowed, 0).ok()
+}
+
+#[allow(unsafe_code, reason = "rustix has no TCP_INFO")]
+fn tcp_info(fd: BorrowedFd<'_>) -> Option<Counts> {
+    const CLOSE_WAIT: u8 = 8;
+    const LAST_ACK: u8 = 9;
+    const CLOSE: u8 = 7;
+    const CLOSING: u8 = 11;
+    // Linux 4.1 and later: struct tcp_info has tcpi_bytes_received (u64) at this offset.
+    const BYTES_RECEIVED_AT: usize = 128;
+    const ENOUGH: usize = BYTES_RECEIVED_AT + size_of::<u64>();
+    let mut info = MaybeUninit::<[u8; ENOUGH]>::zeroed();
+    let mut length = ENOUGH as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of the array, and the
+    // array was zeroed, so all of it is initialized whatever the kernel wrote.
+    let (result, info) = unsafe {
+        let result = libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &mut length,
+        );
+        (result, info.assume_init())
+    };
+    if result != 0 {
+        return None;
+    }
+    let received = info[BYTES_RECEIVED_AT..]
+        .try_into()
+        .map(u64::from_ne_bytes)
+        .ok()?;
+    let closed_by_peer = matches!(info[0], CLOSE_WAIT | LAST_ACK | CLOSE | CLOSING);
+    Some(Counts {
+        received,
+        closed_by_peer,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn an_accepted_socket_is_found_counted_and_cut() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let peer = Peer {
+            number: accepted.as_raw_fd(),
+            cookie: sockopt::socket_cookie(&accepted).unwrap(),
+        };
+        client.write_all(b"12345").unwrap();
+        while peer.counts().unwrap().received < 5 {}
+        assert!(!peer.has_closed());
+        drop(client);
+        while !peer.has_closed() {}
+        drop(accepted);
+        assert!(
+            peer.counts().is_none(),
+            "a closed socket's number must not be mistaken"
+        );
+    }
+}

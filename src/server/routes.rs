@@ -1,0 +1,419 @@
+//! One table of routes. A handler parses, calls the core, answers; it decides nothing.
+//!
+//! To add a call: write its handler, add its line to [`ROUTES`] with the parameters it takes, and
+//! document it in the README.
+
+use super::answer;
+use super::held::HeldWait;
+use super::http::{Answer, Request, Responder};
+use super::store::Polled;
+use super::{Server, metrics, original, text};
+use crate::core::{Refusal, Selection, Spec, TaskKey, TaskPage, TaskQuery};
+use crate::wire::agent::{Done, Goodbye, Output, Poll, Taken};
+use crate::wire::machine::MachineState;
+use crate::wire::object::Object;
+use crate::wire::span::Span;
+use crate::wire::task::{PostedTask, TaskState};
+use crate::wire::{self, Envelope};
+use serde::Deserialize;
+
+/// The longest a request may wait for a task: longer ones are asked again.
+const MAX_WAIT: Span = Span::from_secs(3_600);
+/// Tasks in a list when not said otherwise, and at most.
+const DEFAULT_LIMIT: usize = 100;
+const MAX_LIMIT: usize = 1_000;
+
+/// What a handler is called with.
+pub struct Call<'a> {
+    /// The server.
+    pub server: &'a Server,
+    /// The request.
+    pub request: &'a Request,
+    /// The way back; a handler that holds the request takes it.
+    pub responder: &'a mut Option<Responder>,
+}
+
+/// What a handler gives: an answer, or `None` when it has taken the responder.
+pub type Handled = Result<Option<Answer>, Answer>;
+
+/// A call of the API.
+pub struct Route {
+    /// The method.
+    pub method: &'static str,
+    /// The parts of the path; `*` stands for any one part.
+    pub path: &'static [&'static str],
+    /// The parameters of the query that it takes. Others are an error: a typo must not silently
+    /// change what is done.
+    pub query: &'static [&'static str],
+    /// What does it.
+    pub handler: fn(Call<'_>) -> Handled,
+}
+
+const fn route(
+    method: &'static str,
+    path: &'static [&'static str],
+    query: &'static [&'static str],
+    handler: fn(Call<'_>) -> Handled,
+) -> Route {
+    Route {
+        method,
+        path,
+        query,
+        handler,
+    }
+}
+
+/// Every call but the original's agents'.
+const ROUTES: &[Route] = &[
+    route("POST", &["api", "v1", "task"], &["wait"], submit),
+    route(
+        "POST",
+        &["api", "v1", "task", "status", "new"],
+        &["wait"],
+        submit,
+    ),
+    route(
+        "GET",
+        &["api", "v1", "task"],
+        &["taskPrefix", "state", "label", "limit", "cursor"],
+        list,
+    ),
+    route("GET", &["api", "v1", "task", "*"], &["wait"], show),
+    route("DELETE", &["api", "v1", "task", "*"], &[], delete),
+    route(
+        "POST",
+        &["api", "v1", "task", "*", "cancel"],
+        &["machine"],
+        cancel,
+    ),
+    route(
+        "POST",
+        &["api", "v1", "task", "*", "rerun"],
+        &["all", "wait"],
+        rerun,
+    ),
+    route(
+        "GET",
+        &["api", "v1", "task", "*", "output"],
+        &["machine", "stream", "offset"],
+        text::output,
+    ),
+    route(
+        "GET",
+        &["api", "v1", "machine"],
+        &["label", "state"],
+        machines,
+    ),
+    route("POST", &["api", "v1", "agent", "poll"], &[], poll),
+    route("POST", &["api", "v1", "agent", "output"], &[], output),
+    route("POST", &["api", "v1", "agent", "done"], &[], done),
+    route("POST", &["api", "v1", "agent", "goodbye"], &[], goodbye),
+    route("GET", &["healthz"], &[], healthz),
+    route("GET", &["metrics"], &[], metrics::metrics),
+];
+
+/// Finds the call and makes it. `None` when a handler has taken the responder.
+pub fn dispatch(call: Call<'_>) -> Option<Answer> {
+    let request = call.request;
+    let all = || ROUTES.iter().chain(original::ROUTES);
+    let fits = |route: &&Route| {
+        route.path.len() == request.path.len()
+            && route
+                .path
+                .iter()
+                .zip(&request.path)
+                .all(|(want, is)| *want == "*" || want == is)
+    };
+    let method = if request.method == "HEAD" {
+        "GET"
+    } else {
+        &request.method
+    };
+    let Some(route) = all().filter(fits).find(|route| route.method == method) else {
+        let methods: Vec<&str> = all().filter(fits).map(|route| route.method).collect();
+        if methods.is_empty() {
+            let path = request.path.join("/");
+            return Some(answer::error(
+                404,
+                &format!("there is no /{path}; see the README's API reference"),
+            ));
+        }
+        let methods = methods.join(", ");
+        let mut answer = answer::error(
+            405,
+            &format!("{} is not for this path, {methods} is", request.method),
+        );
+        answer.allow = Some(methods);
+        return Some(answer);
+    };
+    if let Some(name) = request
+        .query_names()
+        .find(|name| !route.query.contains(name))
+    {
+        let known = if route.query.is_empty() {
+            "none".into()
+        } else {
+            route.query.join(", ")
+        };
+        return Some(answer::error(
+            400,
+            &format!("{name}: is not a parameter of this call; known: {known}"),
+        ));
+    }
+    (route.handler)(call).unwrap_or_else(Some)
+}
+
+fn bad(msg: impl AsRef<str>) -> Answer {
+    answer::error(400, msg.as_ref())
+}
+
+fn refused(refusal: Refusal) -> Answer {
+    answer::refused(&refusal)
+}
+
+/// Reads a JSON body. The error names the field.
+fn body<'a, T: Deserialize<'a>>(request: &'a Request, what: &str) -> Result<T, Answer> {
+    let mut json = serde_json::Deserializer::from_slice(&request.body);
+    let read = serde_path_to_error::deserialize::<_, Object<T>>(&mut json);
+    let value = read.map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { what } else { &path };
+        bad(format!("{field}: {}", error.inner()))
+    })?;
+    json.end()
+        .map_err(|error| bad(format!("{what}: something follows the JSON: {error}")))?;
+    Ok(value.0)
+}
+
+/// Reads a parameter of the query.
+fn parameter<T>(
+    request: &Request,
+    name: &str,
+    read: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<Option<T>, Answer> {
+    let value = request.query(name).map(read).transpose();
+    value.map_err(|why| {
+        bad(format!(
+            "{name}: {why}, got {:?}",
+            request.query(name).unwrap_or_default()
+        ))
+    })
+}
+
+fn wait_ms(request: &Request) -> Result<u64, Answer> {
+    let read = |text: &str| match text.parse::<Span>() {
+        Ok(span) if span > MAX_WAIT => Err(format!("expected {MAX_WAIT} at most")),
+        other => other,
+    };
+    Ok(parameter(request, "wait", read)?
+        .unwrap_or_default()
+        .as_millis())
+}
+
+fn one_of<T: Copy>(all: &[T], word: impl Fn(T) -> &'static str, text: &str) -> Result<T, String> {
+    all.iter()
+        .copied()
+        .find(|state| word(*state) == text)
+        .ok_or_else(|| {
+            let words: Vec<&str> = all.iter().map(|state| word(*state)).collect();
+            format!("expected one of {}", words.join(", "))
+        })
+}
+
+/// The task that the path names.
+pub fn named_task(call: &Call<'_>) -> Result<TaskKey, Answer> {
+    let name = call
+        .request
+        .path
+        .get(3)
+        .map(String::as_str)
+        .unwrap_or_default();
+    call.server
+        .store
+        .ask(|core| core.find_task(name))
+        .map_err(refused)
+}
+
+/// Answers with a task: at once, or when it has ended or the time is up.
+fn show_or_wait(call: Call<'_>, task: TaskKey, wait_ms: u64) -> Handled {
+    if let Some(responder) = call.responder.take() {
+        match call
+            .server
+            .store
+            .wait(task, wait_ms, HeldWait { responder })
+        {
+            Ok(()) => return Ok(None),
+            Err(wait) => *call.responder = Some(wait.responder),
+        }
+    }
+    Ok(Some(answer::task(
+        call.server.store.ask(|core| core.show(task)),
+    )))
+}
+
+fn submit(call: Call<'_>) -> Handled {
+    let wait_ms = wait_ms(call.request)?;
+    let posted: PostedTask = body(call.request, "the task")?;
+    let spec = Spec::checked(posted).map_err(bad)?;
+    let id = call.server.fresh_id();
+    let submitted = call
+        .server
+        .store
+        .change(|core, now| match core.submit(now, &id, spec) {
+            Err(Refusal::Taken(key)) => Err(core
+                .show(key)
+                .map_or_else(refused, |task| answer::taken(&task))),
+            other => other.map_err(refused),
+        });
+    show_or_wait(call, submitted?, wait_ms)
+}
+
+fn show(call: Call<'_>) -> Handled {
+    let wait_ms = wait_ms(call.request)?;
+    let task = named_task(&call)?;
+    show_or_wait(call, task, wait_ms)
+}
+
+fn rerun(call: Call<'_>) -> Handled {
+    let wait_ms = wait_ms(call.request)?;
+    let all = parameter(call.request, "all", |text| match text {
+        "1" | "true" | "" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err("expected 1 or 0".into()),
+    })?;
+    let task = named_task(&call)?;
+    let id = call.server.fresh_id();
+    let rerun = call
+        .server
+        .store
+        .change(|core, now| core.rerun(now, &id, task, all.unwrap_or(false)));
+    show_or_wait(call, rerun.map_err(refused)?, wait_ms)
+}
+
+fn list(call: Call<'_>) -> Handled {
+    let request = call.request;
+    let query = TaskQuery {
+        prefix: request.query("taskPrefix").map(str::to_owned),
+        state: parameter(request, "state", |text| {
+            one_of(&TaskState::ALL, TaskState::word, text)
+        })?,
+        label: request.query("label").map(str::to_owned),
+    };
+    let limit = parameter(request, "limit", |text| {
+        let number = text.parse().ok().filter(|n| (1..=MAX_LIMIT).contains(n));
+        number.ok_or_else(|| format!("expected a number from 1 to {MAX_LIMIT}"))
+    })?;
+    let limit = limit.unwrap_or(DEFAULT_LIMIT);
+    let cursor = |text: &str| {
+        let number = text.parse().ok().map(TaskKey);
+        number.ok_or_else(|| "expected what an earlier answer gave as \"next\"".into())
+    };
+    let mut before = parameter(request, "cursor", cursor)?;
+    let mut tasks = Vec::new();
+    let next = loop {
+        let page: TaskPage = call
+            .server
+            .store
+            .ask(|core| core.list(&query, before, limit - tasks.len()));
+        tasks.extend(page.tasks);
+        before = page.next;
+        if !page.interrupted {
+            break page.next;
+        }
+    };
+    let data: Vec<wire::task::Task> = tasks
+        .iter()
+        .map(|task| task.answer(answer::LISTED_OUTPUT_BYTES))
+        .collect();
+    let next = next.map(|key| key.0.to_string());
+    Ok(Some(answer::json(
+        200,
+        &Envelope {
+            next,
+            ..Envelope::ok(data)
+        },
+    )))
+}
+
+fn cancel(call: Call<'_>) -> Handled {
+    let task = named_task(&call)?;
+    let machine = call.request.query("machine");
+    if machine == Some("") {
+        return Err(bad("machine: expected an instance or a label, got nothing"));
+    }
+    let selection = machine.map_or(Selection::All, |name| Selection::Machine(name.to_owned()));
+    let canceled = call.server.store.change(|core, now| {
+        core.cancel(now, task, &selection)?;
+        core.show(task)
+    });
+    Ok(Some(answer::task(canceled)))
+}
+
+fn delete(call: Call<'_>) -> Handled {
+    let task = named_task(&call)?;
+    call.server
+        .store
+        .change(|core, _| core.delete(task))
+        .map_err(refused)?;
+    Ok(Some(answer::ok(())))
+}
+
+fn machines(call: Call<'_>) -> Handled {
+    let label = call.request.query("label");
+    let state = parameter(call.request, "state", |text| {
+        one_of(&MachineState::ALL, MachineState::word, text)
+    })?;
+    let machines = call
+        .server
+        .store
+        .ask(|core| core.list_machines(label, state));
+    Ok(Some(answer::ok(machines)))
+}
+
+fn poll(call: Call<'_>) -> Handled {
+    let poll: Poll = body(call.request, "the poll")?;
+    let Some(responder) = call.responder.take() else {
+        return Ok(None);
+    };
+    match call.server.store.poll(&poll, responder) {
+        Polled::Held => Ok(None),
+        Polled::Answer(responder, orders) => {
+            *call.responder = Some(responder);
+            Ok(Some(answer::orders(&orders)))
+        }
+        Polled::Refused(responder, refusal) => {
+            *call.responder = Some(responder);
+            Err(refused(refusal))
+        }
+    }
+}
+
+fn output(call: Call<'_>) -> Handled {
+    let output: Output = body(call.request, "the output")?;
+    let orders = call
+        .server
+        .store
+        .change(|core, now| core.output(now, &output.instance, &output.pieces));
+    Ok(Some(answer::orders(&orders)))
+}
+
+fn done(call: Call<'_>) -> Handled {
+    let done: Done = body(call.request, "the results")?;
+    let results = call
+        .server
+        .store
+        .change(|core, now| core.done(now, &done.instance, &done.pieces, &done.results));
+    Ok(Some(answer::ok(Taken { results })))
+}
+
+fn goodbye(call: Call<'_>) -> Handled {
+    let goodbye: Goodbye = body(call.request, "the goodbye")?;
+    call.server
+        .store
+        .change(|core, now| core.leave(now, &goodbye));
+    Ok(Some(answer::ok(())))
+}
+
+fn healthz(_: Call<'_>) -> Handled {
+    Ok(Some(answer::ok("alive")))
+}
