@@ -1,1 +1,382 @@
-//! Calls.
+//! Every HTTP call a caller can make, typed; the only place that names ureq.
+//!
+//! A call either gives the answer proper or a [`CallError`], which says in words which call it was,
+//! where it went and why it failed, and of which [`Kind`] the failure is: that is all a caller needs
+//! to decide whether to try again. To add a call: add a method next to [`Client::poll`]; what every
+//! request carries (later: a token) is set in `request`.
+
+use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
+use crate::wire::{ERROR, Envelope};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::mpsc;
+use std::time::Duration;
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+
+/// Patience with a connection being made: longer means that nobody is there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Patience with a call that is answered at once.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Patience with a poll beyond the time it may be held: for the way there and back.
+const POLL_SLACK: Duration = Duration::from_secs(15);
+/// Patience with a goodbye: it is a courtesy, and the process wants to end.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Idle connections kept: one for the reporter, one to spare.
+const IDLE_CONNECTIONS: usize = 2;
+/// Age at which an idle connection is not used again: servers and proxies close theirs, too.
+const IDLE_AGE: Duration = Duration::from_secs(10);
+/// The longest answer to a poll, in bytes: many assignments with their standard input.
+const MAX_POLL_ANSWER: u64 = 32 << 20;
+/// The longest other answer, in bytes.
+const MAX_ANSWER: u64 = 4 << 20;
+/// How much of an answer that is not ours goes into an error's text, in characters.
+const MAX_QUOTED: usize = 200;
+
+/// Calls one server.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: ureq::Agent,
+    base: String,
+}
+
+/// Why a call failed.
+#[derive(Debug)]
+pub struct CallError {
+    call: &'static str,
+    url: String,
+    /// What sort of failure it was.
+    pub kind: Kind,
+}
+
+/// The sorts of failure.
+#[derive(Debug)]
+pub enum Kind {
+    /// No answer came; whether the server has read the request is not known.
+    Unreachable(String),
+    /// The server said no.
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The reason it gave.
+        msg: String,
+        /// Whether it spoke as our server does; otherwise something in between may have answered.
+        ours: bool,
+    },
+    /// Something answered, but not what was expected.
+    NotUnderstood(String),
+}
+
+impl CallError {
+    /// The HTTP status of a refusal.
+    pub fn status(&self) -> Option<u16> {
+        match self.kind {
+            Kind::Refused { status, .. } => Some(status),
+            Kind::Unreachable(_) | Kind::NotUnderstood(_) => None,
+        }
+    }
+
+    /// Whether the same request can never succeed. A 404 of something in between (a proxy, a server
+    /// that is being replaced) may pass.
+    pub fn is_final(&self) -> bool {
+        match self.kind {
+            Kind::Refused { status, ours, .. } => match status {
+                400 | 404 | 422 => ours,
+                413 => true,
+                _ => false,
+            },
+            Kind::Unreachable(_) | Kind::NotUnderstood(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}: ", self.call, self.url)?;
+        match &self.kind {
+            Kind::Unreachable(why) => f.write_str(why),
+            Kind::Refused { status, msg, .. } => write!(f, "refused with {status}: {msg}"),
+            Kind::NotUnderstood(why) => write!(f, "the answer is not understood: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+impl Client {
+    /// A client of the server at `base`, a URL without a slash at its end. The proxy settings of
+    /// the environment (`HTTP_PROXY`, `NO_PROXY`, …) are honoured.
+    pub fn new(base: &str) -> Self {
+        let config = Config::builder()
+            .http_status_as_error(false)
+            .user_agent(concat!("sidebike/", env!("CARGO_PKG_VERSION")))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_global(Some(CALL_TIMEOUT))
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .max_idle_connections(IDLE_CONNECTIONS)
+            .max_idle_connections_per_host(IDLE_CONNECTIONS)
+            .max_idle_age(IDLE_AGE)
+            .build();
+        Client {
+            http: ureq::Agent::with_parts(config, DefaultConnector::default(), Names),
+            base: base.to_owned(),
+        }
+    }
+
+    /// "Here I am; what is there to do?" Returns when there is something, or after `poll.wait`.
+    pub fn poll(&self, poll: &Poll) -> Result<Orders<Value>, CallError> {
+        let patience = Duration::from(poll.wait) + POLL_SLACK;
+        self.post("poll", poll, patience, MAX_POLL_ANSWER)
+    }
+
+    /// Ships output of commands that run.
+    pub fn output(&self, output: &Output) -> Result<Orders<Value>, CallError> {
+        self.post("output", output, CALL_TIMEOUT, MAX_ANSWER)
+    }
+
+    /// Reports results.
+    pub fn done(&self, done: &Done) -> Result<Taken, CallError> {
+        self.post("done", done, CALL_TIMEOUT, MAX_ANSWER)
+    }
+
+    /// "I end now."
+    pub fn goodbye(&self, goodbye: &Goodbye) -> Result<(), CallError> {
+        self.post::<_, Value>("goodbye", goodbye, GOODBYE_TIMEOUT, MAX_ANSWER)
+            .map(|_| ())
+    }
+
+    /// One call of an agent.
+    fn post<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        question: &Q,
+        patience: Duration,
+        max_answer: u64,
+    ) -> Result<A, CallError> {
+        let url = format!("{}/api/v1/agent/{call}", self.base);
+        serde_json::to_vec(question)
+            .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
+            .and_then(|body| self.exchange(&url, &body, patience, max_answer))
+            .and_then(|(status, answer)| understand(status, &answer))
+            .map_err(|kind| CallError { call, url, kind })
+    }
+
+    /// Bytes out, status and bytes in.
+    fn exchange(
+        &self,
+        url: &str,
+        body: &[u8],
+        patience: Duration,
+        max_answer: u64,
+    ) -> Result<(u16, Vec<u8>), Kind> {
+        let mut answer = self
+            .request(url, patience)
+            .send(body)
+            .map_err(unreachable)?;
+        let status = answer.status().as_u16();
+        let bytes = answer
+            .body_mut()
+            .with_config()
+            .limit(max_answer)
+            .read_to_vec()
+            .map_err(|why| match why {
+                ureq::Error::BodyExceedsLimit(limit) => {
+                    Kind::NotUnderstood(format!("it is longer than {limit} bytes"))
+                }
+                why => unreachable(why),
+            })?;
+        Ok((status, bytes))
+    }
+
+    /// Builds every request: what all of them carry is set here, and only here.
+    fn request(
+        &self,
+        url: &str,
+        patience: Duration,
+    ) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
+        self.http
+            .post(url)
+            .header("content-type", "application/json")
+            .config()
+            .timeout_global(Some(patience))
+            .build()
+    }
+}
+
+/// Why no answer came, in words.
+fn unreachable(why: ureq::Error) -> Kind {
+    Kind::Unreachable(match why {
+        ureq::Error::Timeout(reason) => format!("no answer in time ({reason})"),
+        ureq::Error::Io(why) => format!("unreachable: {why}"),
+        ureq::Error::HostNotFound => "unreachable: no such host".into(),
+        ureq::Error::ConnectionFailed => "unreachable: cannot connect".into(),
+        why => format!("unreachable: {why}"),
+    })
+}
+
+/// Status and body → the answer proper, or what is wrong with it.
+fn understand<A: DeserializeOwned>(status: u16, body: &[u8]) -> Result<A, Kind> {
+    if status == 200 {
+        match serde_json::from_slice::<Envelope<A>>(body) {
+            Ok(envelope) if envelope.signal != ERROR => return Ok(envelope.data),
+            Ok(_) => {}
+            // An error may well have no `data`, or another one; the code below sees to it.
+            Err(why) => {
+                let refusal = serde_json::from_slice::<Refusal>(body);
+                if !refusal.is_ok_and(|refusal| refusal.signal == ERROR) {
+                    return Err(Kind::NotUnderstood(format!("{why}: {}", quoted(body))));
+                }
+            }
+        }
+    }
+    Err(match serde_json::from_slice::<Refusal>(body) {
+        Ok(refusal) => Kind::Refused {
+            status,
+            msg: refusal.msg,
+            ours: true,
+        },
+        Err(_) => Kind::Refused {
+            status,
+            msg: quoted(body),
+            ours: false,
+        },
+    })
+}
+
+/// The part of an [`Envelope`] that matters when the server says no.
+#[derive(serde::Deserialize)]
+struct Refusal {
+    signal: i32,
+    #[serde(default)]
+    msg: String,
+}
+
+/// The beginning of an answer, fit for one line of a log.
+fn quoted(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(MAX_QUOTED * 4)]);
+    let line: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_QUOTED)
+        .collect();
+    if line.trim().is_empty() {
+        "(no text)".into()
+    } else {
+        line.trim().into()
+    }
+}
+
+/// Names → addresses. ureq's own starts a thread for each connection, even to an IP address, and
+/// panics when there cannot be one.
+#[derive(Debug)]
+struct Names;
+
+impl Resolver for Names {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let missing = || ureq::Error::BadUri(uri.to_string());
+        let host = uri.host().ok_or_else(missing)?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let port = uri
+            .port_u16()
+            .or(match uri.scheme_str() {
+                Some("http") => Some(80),
+                Some("https") => Some(443),
+                _ => None,
+            })
+            .ok_or_else(missing)?;
+        let found = match host.parse::<IpAddr>() {
+            Ok(ip) => vec![SocketAddr::new(ip, port)],
+            Err(_) => look_up(host.to_owned(), port, &timeout)?,
+        };
+        let mut addresses = self.empty();
+        for address in config.ip_family().keep_wanted(found.into_iter()) {
+            if addresses.try_push(address).is_err() {
+                break;
+            }
+        }
+        if addresses.is_empty() {
+            return Err(ureq::Error::HostNotFound);
+        }
+        Ok(addresses)
+    }
+}
+
+/// Asks the system, in a thread of its own because that call knows no time-out.
+fn look_up(host: String, port: u16, timeout: &NextTimeout) -> Result<Vec<SocketAddr>, ureq::Error> {
+    let (found, answer) = mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .name("names".into())
+        .stack_size(512 * 1024)
+        .spawn(move || {
+            let addresses = (host.as_str(), port).to_socket_addrs();
+            // Nobody listens any more when the time was up.
+            let _ = found.send(addresses.map(Vec::from_iter));
+        })?;
+    match answer.recv_timeout(*timeout.after) {
+        Ok(addresses) => Ok(addresses?),
+        Err(_) => Err(ureq::Error::Timeout(timeout.reason)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_and_refusals_are_told_apart() {
+        let good = br#"{"signal":1,"msg":"","data":{"results":[]}}"#;
+        assert!(understand::<Taken>(200, good).unwrap().results.is_empty());
+        for (status, body, ours) in [
+            (200, r#"{"signal":-1,"msg":"no"}"#, true),
+            (409, r#"{"signal":-1,"msg":"stale","data":null}"#, true),
+            (404, "<html>\nnot here</html>", false),
+            (502, "", false),
+        ] {
+            match understand::<Taken>(status, body.as_bytes()) {
+                Err(Kind::Refused {
+                    status: s, ours: o, ..
+                }) => {
+                    assert_eq!((s, o), (status, ours), "{body}");
+                }
+                other => panic!("{body}: {other:?}"),
+            }
+        }
+        for body in ["", "hello", r#"{"signal":0,"data":7}"#] {
+            let got = understand::<Taken>(200, body.as_bytes());
+            assert!(
+                matches!(
+                    got,
+                    Err(Kind::NotUnderstood(_) | Kind::Refused { ours: false, .. })
+                ),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_error_says_which_call_where_and_why() {
+        let client = Client::new("http://127.0.0.1:1");
+        let goodbye = Goodbye {
+            instance: "i".into(),
+            holds: Vec::new(),
+        };
+        let error = client.goodbye(&goodbye).unwrap_err();
+        assert!(matches!(error.kind, Kind::Unreachable(_)));
+        let text = error.to_string();
+        assert!(
+            text.starts_with("goodbye to http://127.0.0.1:1/api/v1/agent/goodbye: unreachable: "),
+            "{text}"
+        );
+    }
+}

@@ -35,6 +35,10 @@ pub enum Program {
     /// Be an agent: poll the server, run what it hands out on this machine
     #[cfg(feature = "agent")]
     Agent(AgentArgs),
+    /// Started by an agent, never by hand: ends its commands when it is killed
+    #[cfg(feature = "agent")]
+    #[command(hide = true)]
+    AgentGuard,
 }
 
 /// What was typed for `sidebike server`.

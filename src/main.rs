@@ -15,6 +15,11 @@ fn main() -> ExitCode {
         Program::Server(args) => args.checked().and_then(sidebike::server::run),
         #[cfg(feature = "agent")]
         Program::Agent(args) => args.checked().and_then(sidebike::agent::run),
+        #[cfg(feature = "agent")]
+        Program::AgentGuard => {
+            sidebike::agent::guard::run();
+            Ok(())
+        }
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

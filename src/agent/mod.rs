@@ -1,5 +1,302 @@
-//! The agent.
-/// Runs it.
-pub fn run(_config: crate::config::AgentConfig) -> Result<(), String> {
-    Err("not yet".into())
+//! The agent: asks the server what there is to do, does it, and says how it went.
+//!
+//! | file | what it is for |
+//! | --- | --- |
+//! | this one | the poll loop: ask, hand out, obey |
+//! | `board` | what the threads share: which attempts are held, and their state |
+//! | `held`, `output` | one attempt and its output, until the server has taken them |
+//! | `runner`, `search` | starting one command; the only place that names `process::Command` |
+//! | `watch`, `group` | watching it until it, or its whole process group, has ended |
+//! | `leftovers` | the pipes of what commands left running |
+//! | `reporter` | results and output, sent until taken |
+//! | `guard` | the process that ends commands when the agent is killed |
+//! | `init` | the duties of process 1 |
+//! | `shutdown` | TERM and INT |
+//!
+//! Threads: the main one waits for signals, one polls, one reports, and there is one per command.
+//! The agent listens on no socket and writes no file.
+//!
+//! To obey a new kind of order: add it to [`Orders`], and to [`Agent::obey`].
+
+mod board;
+mod group;
+pub mod guard;
+mod held;
+mod init;
+mod leftovers;
+mod output;
+mod pauses;
+mod reporter;
+mod runner;
+mod search;
+mod shutdown;
+mod watch;
+
+use crate::client::{CallError, Client};
+use crate::config::AgentConfig;
+use crate::wire::agent::{Orders, Poll};
+use crate::wire::span::Span;
+use crate::wire::task::ExecutionState;
+use board::{Board, Job};
+use guard::Guard;
+use held::{Held, Outcome};
+use leftovers::Leftovers;
+use log::{debug, info, warn};
+use pauses::Pauses;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::Value;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the server may hold a poll while nothing is held. With the way there and back it is
+/// well below the 45 s after which a machine counts as offline.
+const IDLE_WAIT: Span = Span::from_secs(25);
+/// The same while something is held: the heartbeat of running work is closer.
+const BUSY_WAIT: Span = Span::from_secs(20);
+/// The same while there is no room for more: there may soon be.
+const FULL_WAIT: Span = Span::from_secs(2);
+/// So many polls in a row answered with 409 make the agent take a new instance id.
+const MAX_CONFLICTS: u32 = 3;
+/// An answer that comes sooner than this and asks for nothing new is suspicious...
+const QUICK: Duration = Duration::from_millis(500);
+/// ...and after so many of them in a row there is a pause, so that a broken server or proxy does
+/// not get a thousand polls a second.
+const MAX_QUICK: u32 = 5;
+/// That pause.
+const QUICK_PAUSE: Duration = Duration::from_millis(200);
+/// The stack of a thread that runs a command or reports, in bytes. Buffers are on the heap; the
+/// deepest calls are those that parse JSON and start processes.
+const STACK_BYTES: usize = 256 * 1024;
+/// Files the agent needs open beside those of its commands, in number.
+const FILES: u64 = 320;
+/// Files per command: three pipes, a pidfd, an eventfd, and the other ends while it starts.
+const FILES_PER_JOB: u64 = 8;
+
+/// An agent.
+#[derive(Debug)]
+struct Agent {
+    config: AgentConfig,
+    client: Client,
+    board: Board,
+    guard: Guard,
+    leftovers: Leftovers,
+}
+
+/// Runs an agent until it is told to end.
+pub fn run(config: AgentConfig) -> Result<(), String> {
+    if init::is_process_1() {
+        return init::run();
+    }
+    let signals = shutdown::catch()?;
+    let instance = pauses::random_id()?;
+    info!(
+        "sidebike {} agent: label {:?}, instance {instance}, registry {}, {} jobs",
+        env!("CARGO_PKG_VERSION"),
+        config.label,
+        config.registry,
+        config.jobs,
+    );
+    if rustix::process::geteuid().is_root() {
+        warn!("running as root: so will every command");
+    }
+    allow_files(config.jobs);
+    let agent = Arc::new(Agent {
+        client: Client::new(&config.registry),
+        board: Board::new(instance, config.jobs),
+        guard: Guard::start(),
+        leftovers: Leftovers::new(),
+        config,
+    });
+    let reporter = Arc::clone(&agent);
+    std::thread::Builder::new()
+        .name("reporter".into())
+        .spawn(move || reporter::run(&reporter))
+        .and_then(|_| spawn_poll_loop(&agent, 0))
+        .map_err(|why| format!("cannot start a thread: {why}"))?;
+    shutdown::wait(&agent, signals)
+}
+
+/// Makes sure that `jobs` commands can be watched at once, if the system lets us. Otherwise the
+/// limit stays as it is: commands inherit it.
+fn allow_files(jobs: u32) {
+    let limit = getrlimit(Resource::Nofile);
+    let needed = FILES + FILES_PER_JOB * u64::from(jobs);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let raised = Rlimit {
+        current: Some(limit.maximum.map_or(needed, |most| most.min(needed))),
+        maximum: limit.maximum,
+    };
+    let done = setrlimit(Resource::Nofile, raised);
+    if done.is_err() || raised.current < Some(needed) {
+        warn!("{jobs} jobs may need {needed} open files, more than this process may have");
+    }
+}
+
+/// Starts the poll loop of an epoch; earlier ones end by themselves.
+fn spawn_poll_loop(agent: &Arc<Agent>, epoch: u64) -> std::io::Result<()> {
+    let agent = Arc::clone(agent);
+    std::thread::Builder::new()
+        .name("poll".into())
+        .spawn(move || agent.poll_loop(epoch))
+        .map(|_| ())
+}
+
+/// How the polls have been going.
+#[derive(Default)]
+struct Weather {
+    away: bool,
+    conflicts: u32,
+    quick: u32,
+}
+
+impl Agent {
+    /// Asks and obeys.
+    fn poll_loop(self: &Arc<Self>, epoch: u64) {
+        let mut weather = Weather::default();
+        let mut pauses = Pauses::new();
+        while let Some(poll) = self.next_poll(epoch) {
+            let asked = Instant::now();
+            match self.client.poll(&poll) {
+                Ok(orders) => {
+                    if std::mem::take(&mut weather.away) {
+                        info!("the server is back");
+                        self.board.nudge();
+                    }
+                    weather.conflicts = 0;
+                    pauses.reset();
+                    let news = self.obey(orders);
+                    if news || asked.elapsed() > QUICK {
+                        weather.quick = 0;
+                    } else {
+                        weather.quick += 1;
+                    }
+                    if weather.quick > MAX_QUICK {
+                        std::thread::sleep(QUICK_PAUSE);
+                    }
+                }
+                Err(why) => {
+                    self.poll_failed(&why, &mut weather);
+                    std::thread::sleep(pauses.next());
+                }
+            }
+        }
+    }
+
+    fn next_poll(&self, epoch: u64) -> Option<Poll> {
+        let report = self.board.report(epoch)?;
+        Some(Poll {
+            wait: if report.full && !report.draining {
+                FULL_WAIT
+            } else if report.holds.is_empty() {
+                IDLE_WAIT
+            } else {
+                BUSY_WAIT
+            },
+            instance: report.instance,
+            seq: report.seq,
+            label: self.config.label.clone(),
+            host: self.config.host.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            jobs: report.jobs,
+            // Without room it is as good as draining: the server keeps the work for others.
+            draining: report.draining || report.full,
+            holds: report.holds,
+        })
+    }
+
+    fn poll_failed(&self, why: &CallError, weather: &mut Weather) {
+        if !std::mem::replace(&mut weather.away, true) {
+            warn!("{why}; trying again until it works");
+        } else {
+            debug!("{why}");
+        }
+        if why.status() != Some(409) {
+            weather.conflicts = 0;
+            return;
+        }
+        weather.conflicts += 1;
+        if weather.conflicts < MAX_CONFLICTS {
+            return;
+        }
+        if let Ok(instance) = pauses::random_id()
+            && self.board.renew_instance(instance.clone())
+        {
+            weather.conflicts = 0;
+            info!("the server does not accept this instance id; the new one is {instance}");
+        }
+    }
+
+    /// Does what the server wants. Whether any of it was news.
+    fn obey(self: &Arc<Self>, orders: Orders<Value>) -> bool {
+        let mut news = false;
+        for job in orders.start {
+            if let Some((held, job)) = self.board.accept(job) {
+                self.start(held, job);
+                news = true;
+            }
+        }
+        for id in orders.cancel {
+            if self.board.cancel(&id) {
+                info!("{} (attempt {}): canceled", id.execution, id.attempt);
+                news = true;
+            }
+        }
+        for id in orders.forget {
+            if self.board.forget(&id) {
+                info!("{} (attempt {}): forgotten", id.execution, id.attempt);
+                news = true;
+            }
+        }
+        news
+    }
+
+    /// Runs a command in a thread of its own, and after it whatever waits for a free place.
+    fn start(self: &Arc<Self>, held: Arc<Held>, job: Job) {
+        let mut next = Some((held, job));
+        while let Some((held, job)) = next.take() {
+            let (agent, its_own) = (Arc::clone(self), Arc::clone(&held));
+            let started = std::thread::Builder::new()
+                .name("command".into())
+                .stack_size(STACK_BYTES)
+                .spawn(move || {
+                    let mut next = Some((its_own, job));
+                    while let Some((held, job)) = next.take() {
+                        next = agent.run_one(&held, job);
+                    }
+                });
+            if let Err(why) = started {
+                warn!("cannot start a thread: {why}");
+                let msg = format!("this machine has no thread left to run it: {why}");
+                let outcome = Outcome::not_started(ExecutionState::Failed, msg);
+                next = self.board.ended(&held, outcome);
+            }
+        }
+    }
+
+    /// Runs one command to its end; returns what is to be run in its place.
+    fn run_one(&self, held: &Held, job: Job) -> Option<(Arc<Held>, Job)> {
+        let id = &held.id;
+        info!(
+            "{} (attempt {}): starting, task {:?}",
+            id.execution, id.attempt, job.task_name
+        );
+        // A bug in here must cost one command its result, not the agent a place for ever.
+        let outcome = catch_unwind(AssertUnwindSafe(|| runner::run(self, held, job)))
+            .unwrap_or_else(|_| {
+                held.kill_now();
+                Outcome::not_started(ExecutionState::Failed, "the agent failed to run it (a bug)")
+            });
+        let why = if outcome.msg.is_empty() { "" } else { ": " };
+        info!(
+            "{} (attempt {}): {}{why}{}",
+            id.execution,
+            id.attempt,
+            outcome.state.word(),
+            outcome.msg
+        );
+        self.board.ended(held, outcome)
+    }
 }

@@ -1,0 +1,64 @@
+//! The duties of process 1.
+//!
+//! In a container the agent may be the first process. Then every orphan becomes its child, and one
+//! that nobody waits for stays a zombie for ever. To wait for all children would take the commands'
+//! exit codes from those who watch them, so process 1 does nothing else: it starts the real agent,
+//! passes signals on, reaps, and ends as the agent ended.
+
+use super::runner;
+use log::info;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::process::Stdio;
+
+/// Added to a signal's number, as shells do, when the agent was ended by it.
+const SIGNALED: i32 = 128;
+
+/// Whether this process has these duties.
+pub fn is_process_1() -> bool {
+    rustix::process::getpid().is_init()
+}
+
+/// Runs the real agent and ends with its exit code; returns only when that cannot be done.
+pub fn run() -> Result<(), String> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD])
+        .map_err(|why| format!("cannot catch signals: {why}"))?;
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let child = runner::spawn_self(&args, Stdio::inherit())
+        .map_err(|why| format!("cannot start the agent itself: {why}"))?;
+    let agent = Pid::from_child(&child);
+    info!("this is process 1: it reaps, the agent is process {agent}");
+    for signal in signals.forever() {
+        let passed_on = match signal {
+            SIGTERM => Signal::TERM,
+            SIGINT => Signal::INT,
+            SIGHUP => Signal::HUP,
+            _ => {
+                if let Some(status) = reap(agent) {
+                    std::process::exit(exit_code(status));
+                }
+                continue;
+            }
+        };
+        // It may just have ended; then its SIGCHLD is on the way.
+        let _ = kill_process(agent, passed_on);
+    }
+    Ok(())
+}
+
+/// Reaps everything that has ended; the agent's status when it was among them.
+fn reap(agent: Pid) -> Option<WaitStatus> {
+    let mut ended = None;
+    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+        if pid == agent {
+            ended = Some(status);
+        }
+    }
+    ended
+}
+
+fn exit_code(status: WaitStatus) -> i32 {
+    let signaled = || status.terminating_signal().map(|signal| SIGNALED + signal);
+    status.exit_status().or_else(signaled).unwrap_or(1)
+}

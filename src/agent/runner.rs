@@ -1,0 +1,209 @@
+//! Starting one command; the only place that names `process::Command`.
+//!
+//! What runs is decided here (which shell, which folder, which environment); how it is watched and
+//! ended is in [`super::watch`]. To support a new field of `detail`: read it in `start`, and refuse
+//! it in words when it cannot be honoured, because what it asks for must not silently not be done.
+//!
+//! Nothing here needs /dev, /proc or /etc: a container may have none of them.
+
+use super::Agent;
+use super::board::Job;
+use super::held::{Held, Outcome};
+use super::search;
+use super::watch::{self, Limits};
+use crate::wire::span::{Span, Timeout};
+use crate::wire::task::{Detail, ExecutionState};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// How long a command may run when its task does not say.
+const DEFAULT_TIMEOUT: Span = Span::from_secs(180);
+/// Time between TERM and KILL when its task does not say.
+const DEFAULT_KILL_GRACE: Span = Span::from_secs(5);
+/// The longest text for standard input, in bytes: as long as the longest request.
+const MAX_STDIN_BYTES: usize = 1 << 20;
+
+/// Runs the command of `job` from beginning to end.
+pub fn run(agent: &Agent, held: &Held, job: Job) -> Outcome {
+    if let Some(stop) = held.stop_ordered() {
+        return Outcome::not_started(ExecutionState::Canceled, stop.words());
+    }
+    match start(agent, held, job) {
+        Ok((child, stdin, limits)) => watch::watch(agent, held, child, stdin, limits),
+        Err(why) => Outcome::not_started(ExecutionState::Failed, why),
+    }
+}
+
+/// Starts the command; the error says why it could not be done.
+fn start(agent: &Agent, held: &Held, mut job: Job) -> Result<(Child, Vec<u8>, Limits), String> {
+    let detail: Detail = serde_json::from_value(job.detail.take()).map_err(|why| {
+        let version = env!("CARGO_PKG_VERSION");
+        format!("this agent (version {version}) does not understand the detail: {why}")
+    })?;
+    if held.wake().is_none() {
+        return Err("this machine has no file descriptors left".into());
+    }
+    let stdin = detail.stdin.clone().unwrap_or_default().into_bytes();
+    if stdin.len() > MAX_STDIN_BYTES {
+        return Err(format!(
+            "detail.stdin: must have {MAX_STDIN_BYTES} bytes at most, got {}",
+            stdin.len()
+        ));
+    }
+    let limits = Limits {
+        timeout: match detail.timeout {
+            None => Some(DEFAULT_TIMEOUT),
+            Some(Timeout::After(span)) => Some(span),
+            Some(Timeout::Never) => None,
+        },
+        kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE).into(),
+    };
+    let mut command = program(&detail)?;
+    environment(&mut command, agent, &job, &detail)?;
+    if let Some(workspace) = &detail.workspace {
+        command.current_dir(workspace);
+    }
+    // Standard input is a pipe even when there is nothing to read: /dev/null may not exist.
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let child = command
+        .spawn()
+        .map_err(|why| format!("cannot start {}: {why}", command.get_program().display()))?;
+    Ok((child, stdin, limits))
+}
+
+/// The program and its arguments.
+fn program(detail: &Detail) -> Result<Command, String> {
+    let base = workspace(detail)?;
+    match (&detail.command, &detail.argv) {
+        (Some(line), None) => {
+            let path = std::env::var_os("PATH");
+            let (name, shell) = ["bash", "sh"]
+                .iter()
+                .find_map(|name| Some((name, search::on_path(name, path.as_deref(), &base)?)))
+                .ok_or("no shell (bash or sh) on this machine's PATH; use detail.argv")?;
+            let mut command = Command::new(shell);
+            command.arg0(name).arg("-c").arg(line);
+            Ok(command)
+        }
+        (None, Some(argv)) => {
+            let (name, args) = argv
+                .split_first()
+                .filter(|(name, _)| !name.is_empty())
+                .ok_or("detail.argv: must name a program")?;
+            let mut command = Command::new(find(name, detail, &base)?);
+            command.arg0(name).args(args);
+            Ok(command)
+        }
+        _ => Err("detail: must have either command or argv".into()),
+    }
+}
+
+/// The folder the command runs in, which must exist: an error of `exec` would not say which of the
+/// two is missing, the folder or the program.
+fn workspace(detail: &Detail) -> Result<PathBuf, String> {
+    let own = std::env::current_dir();
+    let Some(workspace) = &detail.workspace else {
+        return Ok(own.unwrap_or_default());
+    };
+    match std::fs::metadata(workspace) {
+        Ok(found) if found.is_dir() => Ok(own.unwrap_or_default().join(workspace)),
+        Ok(_) => Err(format!("workspace {workspace:?} is not a folder")),
+        Err(why) => Err(format!("workspace {workspace:?} cannot be used: {why}")),
+    }
+}
+
+/// The program called `name`, on the PATH the command will have.
+fn find(name: &str, detail: &Detail, base: &Path) -> Result<PathBuf, String> {
+    if name.contains('/') {
+        return Ok(name.into());
+    }
+    let own = || std::env::var_os("PATH");
+    let given = detail.env.as_ref().and_then(|env| env.get("PATH"));
+    let path = given.map(OsString::from).or_else(own);
+    search::on_path(name, path.as_deref(), base)
+        .ok_or_else(|| format!("no program {name:?} on this machine's PATH"))
+}
+
+/// The agent's own environment without its secrets, what a command may want to know about itself,
+/// and what the task asks for, which wins.
+fn environment(
+    command: &mut Command,
+    agent: &Agent,
+    job: &Job,
+    detail: &Detail,
+) -> Result<(), String> {
+    command.env_clear();
+    command.envs(std::env::vars_os().filter(|(name, _)| !is_secret(name)));
+    let attempt = job.id.attempt.to_string();
+    for (name, value) in [
+        ("SIDEBIKE_TASK_ID", &job.task_id),
+        ("SIDEBIKE_TASK_NAME", &job.task_name),
+        ("SIDEBIKE_MACHINE_LABEL", &agent.config.label),
+        ("SIDEBIKE_INSTANCE", &agent.board.instance()),
+        ("SIDEBIKE_ATTEMPT", &attempt),
+    ] {
+        // A name is free text; a NUL cannot be in a variable.
+        command.env(name, value.replace('\0', ""));
+    }
+    for (name, value) in detail.env.iter().flatten() {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(format!("detail.env: {name:?} cannot be a variable's name"));
+        }
+        if value.contains('\0') {
+            return Err(format!("detail.env: the value of {name:?} contains a NUL"));
+        }
+        command.env(name, value);
+    }
+    Ok(())
+}
+
+/// Whether a variable is not for commands to see: `SIDEBIKE_*TOKEN*`.
+fn is_secret(name: &OsStr) -> bool {
+    let rest = name.as_bytes().strip_prefix(b"SIDEBIKE_");
+    rest.is_some_and(|rest| rest.windows(5).any(|word| word == b"TOKEN"))
+}
+
+/// Starts this very program once more, with other arguments, in a process group of its own (what a
+/// terminal sends to the agent's group is the agent's to handle).
+pub fn spawn_self(args: &[OsString], stdin: Stdio) -> io::Result<Child> {
+    let unnamed = || io::Error::other("this program does not know where it is");
+    // Without /proc only the name it was started by is known.
+    let own = std::env::current_exe().or_else(|_| {
+        std::env::args_os()
+            .next()
+            .map(PathBuf::from)
+            .ok_or_else(unnamed)
+    })?;
+    Command::new(own)
+        .args(args)
+        .stdin(stdin)
+        .process_group(0)
+        .spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_told_by_their_name() {
+        for (name, secret) in [
+            ("SIDEBIKE_TOKEN", true),
+            ("SIDEBIKE_AGENT_TOKEN", true),
+            ("SIDEBIKE_TOKEN_FILE", true),
+            ("SIDEBIKE_JOBS", false),
+            ("MY_TOKEN", false),
+            ("SIDEBIKE_", false),
+        ] {
+            assert_eq!(is_secret(OsStr::new(name)), secret, "{name}");
+        }
+    }
+}
