@@ -3,9 +3,15 @@
 //! Every default and every limit of the program is here, with its unit and its reason. To add a
 //! setting: add the argument with its help text, check it in `checked`, and list it in the README.
 
+#[cfg(feature = "server")]
+use crate::server::browser::Authority;
+#[cfg(feature = "server")]
+use crate::server::http::RequestLimits;
 use crate::wire::span::Span;
 use clap::{Args, Parser, Subcommand};
+#[cfg(feature = "server")]
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 
 /// The port of the original, and ours.
 pub const DEFAULT_PORT: u16 = 9410;
@@ -13,6 +19,10 @@ pub const DEFAULT_PORT: u16 = 9410;
 pub const MAX_LABEL_BYTES: usize = 255;
 /// The most commands an agent may run at once: more is a mistake, each has a thread and 2 pipes.
 pub const MAX_JOBS: u32 = 1_000;
+
+/// The largest number any limit can be set to: sums of a few of them must not overflow.
+#[cfg(feature = "server")]
+const MAX_NUMBER: usize = 100_000_000;
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -42,6 +52,7 @@ pub enum Program {
 }
 
 /// What was typed for `sidebike server`.
+#[cfg(feature = "server")]
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
     /// Address and port to listen on; port 0 takes a free one
@@ -84,14 +95,6 @@ pub struct ServerArgs {
         default_value_t = 256
     )]
     max_output: usize,
-    /// MiB of a request's body; larger ones are refused
-    #[arg(
-        long,
-        env = "SIDEBIKE_MAX_BODY",
-        value_name = "MIB",
-        default_value_t = 1
-    )]
-    max_body: usize,
     /// Connections at once; the limit on open files may lower it
     #[arg(
         long,
@@ -100,7 +103,10 @@ pub struct ServerArgs {
         default_value_t = 12_000
     )]
     max_connections: usize,
-    /// Requests held at once (polls and waits); more are refused
+    /// Connections at once from one address [default: no limit, a fleet may come through one proxy]
+    #[arg(long, env = "SIDEBIKE_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N")]
+    max_connections_per_address: Option<usize>,
+    /// Requests held at once (polls and waits); more are answered at once
     #[arg(
         long,
         env = "SIDEBIKE_MAX_HELD",
@@ -108,10 +114,77 @@ pub struct ServerArgs {
         default_value_t = 11_000
     )]
     max_held: usize,
+    /// KiB of a request's headers
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_HEAD",
+        value_name = "KIB",
+        default_value_t = 16
+    )]
+    max_head: usize,
+    /// Headers of a request
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_HEADERS",
+        value_name = "N",
+        default_value_t = 64
+    )]
+    max_headers: usize,
+    /// KiB of a request's path and query
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_TARGET",
+        value_name = "KIB",
+        default_value_t = 4
+    )]
+    max_target: usize,
+    /// MiB of a request's body
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_BODY",
+        value_name = "MIB",
+        default_value_t = 1
+    )]
+    max_body: usize,
+    /// How deep a body's JSON may be nested
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_JSON_DEPTH",
+        value_name = "N",
+        default_value_t = 32
+    )]
+    max_json_depth: usize,
+    /// How long a request may take to arrive, an idle connection may stay, an answer may take to be read
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_REQUEST_TIME",
+        value_name = "DURATION",
+        default_value = "60s"
+    )]
+    max_request_time: String,
+    /// Let the original's agents whose label matches in without a token
+    #[arg(long, env = "SIDEBIKE_ALLOW_LEGACY", value_name = "REGEX")]
+    allow_legacy: Option<String>,
+    /// The address under which a proxy shows this server to browsers
+    #[arg(long, env = "SIDEBIKE_PUBLIC_URL", value_name = "URL")]
+    public_url: Option<String>,
+    /// File for one JSON line per call that changes something [default: the log]
+    #[arg(long, env = "SIDEBIKE_AUDIT", value_name = "FILE")]
+    audit: Option<PathBuf>,
+}
+
+/// Where the audit's lines go.
+#[derive(Debug, Clone)]
+pub enum AuditTarget {
+    /// To the log.
+    Log,
+    /// To this file.
+    File(PathBuf),
 }
 
 /// Checked settings of the server.
-#[derive(Debug, Clone)]
+#[cfg(feature = "server")]
+#[derive(Debug)]
 #[allow(
     missing_docs,
     reason = "the flags of the same names are documented; sizes are in bytes"
@@ -122,11 +195,18 @@ pub struct ServerConfig {
     pub max_executions: usize,
     pub max_machines: usize,
     pub max_output_bytes: usize,
-    pub max_body_bytes: usize,
     pub max_connections: usize,
+    pub max_connections_per_address: usize,
     pub max_held: usize,
+    pub request: RequestLimits,
+    pub max_json_depth: usize,
+    pub max_request_time: Span,
+    pub allow_legacy: Option<regex::Regex>,
+    pub public_url: Option<Authority>,
+    pub audit: AuditTarget,
 }
 
+#[cfg(feature = "server")]
 impl ServerArgs {
     /// Checks what was typed. The error is one line for a person.
     pub fn checked(self) -> Result<ServerConfig, String> {
@@ -141,30 +221,67 @@ impl ServerArgs {
                     self.listen
                 )
             })?;
+        let per_address = self.max_connections_per_address.unwrap_or(MAX_NUMBER);
         for (flag, value) in [
             ("--max-tasks", self.max_tasks),
             ("--max-executions", self.max_executions),
             ("--max-machines", self.max_machines),
             ("--max-output", self.max_output),
-            ("--max-body", self.max_body),
             ("--max-connections", self.max_connections),
+            ("--max-connections-per-address", per_address),
             ("--max-held", self.max_held),
+            ("--max-head", self.max_head),
+            ("--max-headers", self.max_headers),
+            ("--max-target", self.max_target),
+            ("--max-body", self.max_body),
+            ("--max-json-depth", self.max_json_depth),
         ] {
-            if value == 0 || value > 100_000_000 {
+            if value == 0 || value > MAX_NUMBER {
                 return Err(format!(
-                    "{flag}: expected a number from 1 to 100000000, got {value}"
+                    "{flag}: expected a number from 1 to {MAX_NUMBER}, got {value}"
                 ));
             }
         }
+        let max_request_time = self.max_request_time.parse::<Span>();
+        let max_request_time = max_request_time
+            .ok()
+            .filter(|span| *span >= Span::from_secs(1));
+        let allow_legacy = self.allow_legacy.map(|pattern| {
+            regex::Regex::new(&pattern)
+                .map_err(|why| format!("--allow-legacy: expected a regular expression: {why}"))
+        });
+        let public_url = self.public_url.map(|url| {
+            Authority::of_url(&url).ok_or_else(|| {
+                format!(
+                    "--public-url: expected a URL such as https://sidebike.example, got {url:?}"
+                )
+            })
+        });
         Ok(ServerConfig {
             listen,
             max_tasks: self.max_tasks,
             max_executions: self.max_executions,
             max_machines: self.max_machines,
             max_output_bytes: self.max_output << 20,
-            max_body_bytes: self.max_body << 20,
             max_connections: self.max_connections,
+            max_connections_per_address: per_address,
             max_held: self.max_held,
+            request: RequestLimits {
+                head_bytes: self.max_head << 10,
+                headers: self.max_headers,
+                target_bytes: self.max_target << 10,
+                body_bytes: self.max_body << 20,
+            },
+            max_json_depth: self.max_json_depth,
+            max_request_time: max_request_time.ok_or_else(|| {
+                format!(
+                    "--max-request-time: expected 1s or more, such as 60s, got {:?}",
+                    self.max_request_time
+                )
+            })?,
+            allow_legacy: allow_legacy.transpose()?,
+            public_url: public_url.transpose()?,
+            audit: self.audit.map_or(AuditTarget::Log, AuditTarget::File),
         })
     }
 }

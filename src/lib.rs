@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`config`] | flags and environment → checked settings; every default and limit |
 //! | [`wire`] | the types of the API's JSON; no rules, no I/O |
+//! | [`secret`] | tokens: where they come from, and that they never show |
 //! | [`tape`] | what is kept of a stream of output; used by the agent and by `core` |
 //! | `core` | machines, tasks, executions: the pure state machine, the only home of the rules |
 //! | `server` | sockets, routes, held requests, the one lock around the core |
@@ -26,6 +27,7 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod core;
+pub mod secret;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod tape;

@@ -241,6 +241,18 @@ impl Task {
         }
     }
 
+    /// How many live machines matched when it was submitted.
+    pub fn matched(&self) -> u32 {
+        self.matched
+    }
+
+    /// The labels of its targets.
+    pub fn labels(&self) -> impl Iterator<Item = &str> {
+        self.executions
+            .iter()
+            .filter_map(|e| Some(&*e.target.as_ref()?.label))
+    }
+
     /// Labels and outputs of its executions: of all, or of those on a machine (an instance, or a
     /// label: all of that label).
     pub fn outputs(&self, machine: Option<&str>) -> Vec<(&str, Option<&Output>)> {

@@ -1,6 +1,6 @@
 //! Answers: the API's envelope, and which HTTP status goes with which refusal.
 
-use super::http::{Answer, Refused};
+use super::http::Answer;
 use crate::core::{Refusal, Task};
 use crate::wire::agent::Orders;
 use crate::wire::span::Span;
@@ -107,9 +107,4 @@ pub fn refused(refusal: &Refusal) -> Answer {
         Refusal::Full(msg) => (503, msg.as_str()),
     };
     error(status, msg)
-}
-
-/// The answer to a request that could not be taken in.
-pub fn not_taken_in(refused: Refused) -> Answer {
-    error(refused.status, &refused.msg)
 }

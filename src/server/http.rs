@@ -9,13 +9,13 @@ use log::debug;
 use percent_encoding::percent_decode_str;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Read, Write};
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-/// The longest path and query, in bytes.
-const MAX_TARGET_BYTES: usize = 4 * 1024;
+/// A body up to this size has been read with the head, in bytes; a fact about tiny_http.
+const READ_AHEAD_BYTES: usize = 1_024;
 
 /// What a connection is doing, for the guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +133,7 @@ impl Listener {
     }
 }
 
-/// A request as far as handlers need it. The whole body has been read.
+/// A request as far as handlers need it.
 #[derive(Debug)]
 pub struct Request {
     /// `GET`, `POST`, …
@@ -141,8 +141,41 @@ pub struct Request {
     /// The parts of the path between slashes, decoded, without a trailing empty one.
     pub path: Vec<String>,
     query: Vec<(String, String)>,
-    /// The body.
+    /// The headers that matter.
+    pub headers: Headers,
+    /// Where it came from.
+    pub peer: Option<IpAddr>,
+    /// The body; empty until it has been read.
     pub body: Vec<u8>,
+}
+
+/// The headers that say who is asking.
+#[derive(Debug)]
+pub struct Headers {
+    /// `Host`.
+    pub host: Option<String>,
+    /// `Origin`.
+    pub origin: Option<String>,
+    /// `Sec-Fetch-Site`.
+    pub fetch_site: Option<String>,
+    /// `Authorization`: a secret, see the `Debug` of its type.
+    pub authorization: Option<Authorization>,
+}
+
+/// The value of an `Authorization` header, which must never show.
+pub struct Authorization(String);
+
+impl Authorization {
+    /// The value itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Authorization {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Authorization(…)")
+    }
 }
 
 impl Request {
@@ -249,71 +282,164 @@ pub struct Refused {
     pub msg: String,
 }
 
-/// Reads the rest of a request. On a refusal the connection cannot be used any further, and the
-/// answer has been sent with what `explain` makes of it.
-pub fn take_in(
-    mut raw: tiny_http::Request,
+/// A request whose head has been read.
+pub struct Arrived {
+    raw: tiny_http::Request,
+    connection: Arc<Connection>,
+    /// What its head says; without the body.
+    pub request: Request,
+}
+
+/// How much a request may have; settings of the server.
+#[derive(Debug, Clone)]
+pub struct RequestLimits {
+    /// Bytes of all headers.
+    pub head_bytes: usize,
+    /// Number of headers.
+    pub headers: usize,
+    /// Bytes of path and query.
+    pub target_bytes: usize,
+    /// Bytes of the body.
+    pub body_bytes: usize,
+}
+
+/// Looks at the head of a request. `explain` makes the answer of a refusal; after one the
+/// connection is of no further use.
+pub fn arrived(
+    raw: tiny_http::Request,
     connection: &Arc<Connection>,
-    max_body_bytes: usize,
+    limits: &RequestLimits,
     explain: impl FnOnce(Refused) -> Answer,
-) -> Option<(Request, Responder)> {
-    let body = check(&raw).and_then(|()| read_body(&mut raw, max_body_bytes));
-    let request = body.and_then(|body| {
-        let (path, query) = split_target(raw.url())?;
-        Ok(Request {
-            method: raw.method().as_str().to_owned(),
-            path,
-            query,
-            body,
-        })
-    });
-    match request {
-        Ok(request) => {
-            let responder = Responder {
-                keep_alive: wants_to_stay(&raw),
-                without_body: *raw.method() == tiny_http::Method::Head,
-                connection: connection.clone(),
-                writer: raw.into_writer(),
-            };
-            connection.enter(Phase::Serving);
-            Some((request, responder))
-        }
+) -> Option<Arrived> {
+    match check(&raw, limits).and_then(|()| head_of(&raw)) {
+        Ok(request) => Some(Arrived {
+            raw,
+            connection: connection.clone(),
+            request,
+        }),
         Err(refused) => {
-            let answer = explain(refused);
-            // tiny_http reads the rest of the body when the request is dropped; the guard ends that.
-            connection.enter(Phase::Draining);
-            let content_type =
-                tiny_http::Header::from_bytes("Content-Type", answer.content_type).ok();
-            let response =
-                tiny_http::Response::from_data(answer.body).with_status_code(answer.status);
-            let response = match content_type {
-                Some(header) => response.with_header(header),
-                None => response,
-            };
-            if let Err(error) = raw.respond(response) {
-                debug!("a refusal could not be written: {error}");
-            }
+            send_unread(raw, connection, &explain(refused));
             None
         }
     }
 }
 
-/// Refuses what could be understood in two ways.
-fn check(raw: &tiny_http::Request) -> Result<(), Refused> {
-    let refused = |status, msg: &str| {
-        Err(Refused {
-            status,
-            msg: msg.into(),
-        })
+impl Arrived {
+    /// Answers without having read the body. Whether the connection can take another request.
+    pub fn refuse(self, answer: &Answer) -> bool {
+        let announced = self.raw.body_length().unwrap_or(0);
+        let chunked = self.raw.headers().get("Transfer-Encoding").is_some();
+        if chunked || announced > READ_AHEAD_BYTES {
+            send_unread(self.raw, &self.connection, answer);
+            return false;
+        }
+        responder(self.raw, self.connection).send(answer)
+    }
+
+    /// Reads the body. `None` when that failed and was answered, as in [`arrived`].
+    pub fn read(
+        mut self,
+        limits: &RequestLimits,
+        explain: impl FnOnce(Refused) -> Answer,
+    ) -> Option<(Request, Responder)> {
+        match read_body(&mut self.raw, limits.body_bytes) {
+            Ok(body) => {
+                self.connection.enter(Phase::Serving);
+                Some((
+                    Request {
+                        body,
+                        ..self.request
+                    },
+                    responder(self.raw, self.connection),
+                ))
+            }
+            Err(refused) => {
+                send_unread(self.raw, &self.connection, &explain(refused));
+                None
+            }
+        }
+    }
+}
+
+fn responder(raw: tiny_http::Request, connection: Arc<Connection>) -> Responder {
+    Responder {
+        keep_alive: wants_to_stay(&raw),
+        without_body: *raw.method() == tiny_http::Method::Head,
+        connection,
+        writer: raw.into_writer(),
+    }
+}
+
+/// Answers a request whose body has not been read to its end.
+fn send_unread(raw: tiny_http::Request, connection: &Connection, answer: &Answer) {
+    // tiny_http reads the rest of the body when the request is dropped; the guard ends that.
+    connection.enter(Phase::Draining);
+    let mut response =
+        tiny_http::Response::from_data(&answer.body[..]).with_status_code(answer.status);
+    if let Ok(header) = tiny_http::Header::from_bytes("Content-Type", answer.content_type) {
+        response = response.with_header(header);
+    }
+    if let Err(error) = raw.respond(response) {
+        debug!("a refusal could not be written: {error}");
+    }
+}
+
+fn head_of(raw: &tiny_http::Request) -> Result<Request, Refused> {
+    let (path, query) = split_target(raw.url())?;
+    let header = |name| {
+        raw.headers()
+            .get(name)
+            .map(|value| value.as_str().to_owned())
     };
-    if raw.url().len() > MAX_TARGET_BYTES {
-        return refused(414, "the path and query must have 4096 bytes at most");
+    Ok(Request {
+        method: raw.method().as_str().to_owned(),
+        path,
+        query,
+        headers: Headers {
+            host: header("Host"),
+            origin: header("Origin"),
+            fetch_site: header("Sec-Fetch-Site"),
+            authorization: header("Authorization").map(Authorization),
+        },
+        peer: raw.remote_addr().map(|address| address.ip()),
+        body: Vec::new(),
+    })
+}
+
+/// Refuses what is too large, and what could be understood in two ways.
+fn check(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<(), Refused> {
+    let refused = |status, msg: String| Err(Refused { status, msg });
+    if raw.url().len() > limits.target_bytes {
+        let most = limits.target_bytes;
+        return refused(
+            414,
+            format!("the path and query must have {most} bytes at most (--max-target)"),
+        );
+    }
+    let (bytes, headers) = head_size(raw);
+    if headers > limits.headers {
+        return refused(
+            431,
+            format!(
+                "{} headers at most (--max-headers), got {headers}",
+                limits.headers
+            ),
+        );
+    }
+    if bytes > limits.head_bytes {
+        return refused(
+            431,
+            format!(
+                "the headers must have {} bytes at most (--max-head)",
+                limits.head_bytes
+            ),
+        );
     }
     if let Some(length) = raw.headers().get("Content-Length") {
         let digits =
             !length.as_str().is_empty() && length.as_str().bytes().all(|b| b.is_ascii_digit());
         if !digits || raw.body_length().is_none() {
-            return refused(400, "Content-Length: must be a number of bytes");
+            return refused(400, "Content-Length: must be a number of bytes".into());
         }
         let mut others = raw.headers().clone();
         if let (Some(first), Ok(other)) =
@@ -322,10 +448,31 @@ fn check(raw: &tiny_http::Request) -> Result<(), Refused> {
             first.field = other;
         }
         if others.get("Content-Length").is_some() {
-            return refused(400, "Content-Length: must be given once");
+            return refused(400, "Content-Length: must be given once".into());
         }
     }
     Ok(())
+}
+
+/// Bytes and number of a request's headers. tiny_http does not let us walk them, but it prints
+/// them, and so they are counted as they are printed.
+fn head_size(raw: &tiny_http::Request) -> (usize, usize) {
+    #[derive(Default)]
+    struct Counter {
+        bytes: usize,
+        headers: usize,
+    }
+    impl std::fmt::Write for Counter {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            self.bytes += text.len();
+            self.headers += usize::from(text == "Header");
+            Ok(())
+        }
+    }
+    let mut counter = Counter::default();
+    // Counting cannot fail.
+    let _ = std::fmt::Write::write_fmt(&mut counter, format_args!("{:?}", raw.headers()));
+    (counter.bytes, counter.headers)
 }
 
 fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refused> {
@@ -337,7 +484,8 @@ fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refuse
     if announced.is_some_and(|length| length > max) {
         return Err(too_large());
     }
-    let mut body = Vec::with_capacity(announced.unwrap_or(0));
+    // Memory for what has come, not for what was announced.
+    let mut body = Vec::with_capacity(announced.unwrap_or(0).min(READ_AHEAD_BYTES * 16));
     // To the end, not to the announced length: only then does tiny_http let go of the reader.
     let read = raw.as_reader().take(max as u64 + 1).read_to_end(&mut body);
     if let Err(error) = read {

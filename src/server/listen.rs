@@ -6,11 +6,12 @@
 
 use super::http::{self, Connection, Incoming, Listener, Phase};
 use super::peer;
+use crate::config::ServerConfig;
 use log::{info, warn};
 use rustix::net::sockopt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::collections::HashSet;
-use std::net::{SocketAddr, TcpListener};
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -20,14 +21,11 @@ use std::time::Duration;
 const BACKLOG: i32 = 4_096;
 /// How often the guard looks, and so how late it may be.
 pub const GUARD_PERIOD: Duration = Duration::from_millis(100);
-/// The longest a request may take to arrive, an idle connection to send its next one, or an answer
-/// to be read, in milliseconds.
-const MAX_TURN_MS: u64 = 60_000;
 /// The longest we listen to a body that was refused, in milliseconds: time to read the answer.
 const MAX_DRAIN_MS: u64 = 2_000;
-/// What a request's head may have, in bytes, on top of the body; the guard looks only now and then,
-/// so this bounds memory, it does not measure heads.
-const HEAD_ROOM_BYTES: u64 = 256 * 1024;
+/// What a request may have beyond its head and body, in bytes: the framing of chunks. The guard
+/// looks only now and then, so this bounds memory, it does not measure requests.
+const FRAMING_BYTES: u64 = 256 * 1024;
 /// A read or write without any progress fails after this.
 const STALLED: Duration = Duration::from_secs(75);
 /// The stack of a connection's thread, in bytes; only what is touched takes memory.
@@ -43,7 +41,12 @@ const WARNING_PERIOD_MS: u64 = 10_000;
 pub struct Connections {
     open: Mutex<Open>,
     max: usize,
-    max_body_bytes: u64,
+    max_per_address: usize,
+    /// The longest a request may take to arrive, an idle connection to send its next one, or an
+    /// answer to be read.
+    max_turn_ms: u64,
+    /// The most that may come of one request between two answers.
+    max_request_bytes: u64,
     last_warning: AtomicU64,
 }
 
@@ -51,10 +54,12 @@ pub struct Connections {
 struct Open {
     list: Vec<Watched>,
     cookies: HashSet<u64>,
+    per_address: HashMap<Option<IpAddr>, usize>,
 }
 
 struct Watched {
     connection: Arc<Connection>,
+    address: Option<IpAddr>,
     /// For which request the count below was noted.
     turn: u32,
     /// Bytes received before that request, as far as the guard saw.
@@ -62,17 +67,19 @@ struct Watched {
 }
 
 impl Connections {
-    /// No connections yet; `max` of them at most, fewer when descriptors do not suffice.
-    pub fn new(max: usize, max_body_bytes: usize) -> Arc<Self> {
+    /// No connections yet; as many at most as the settings and the limit on open files allow.
+    pub fn new(config: &ServerConfig) -> Arc<Self> {
         let affordable = raise_descriptor_limit().saturating_sub(SPARE_DESCRIPTORS) / 2;
-        let max = max
-            .min(usize::try_from(affordable).unwrap_or(usize::MAX))
-            .max(1);
+        let affordable = usize::try_from(affordable).unwrap_or(usize::MAX);
+        let max = config.max_connections.min(affordable).max(1);
         info!("room for {max} connections at once");
+        let limits = &config.request;
         Arc::new(Connections {
             open: Mutex::default(),
             max,
-            max_body_bytes: max_body_bytes as u64,
+            max_per_address: config.max_connections_per_address,
+            max_turn_ms: config.max_request_time.as_millis(),
+            max_request_bytes: (limits.body_bytes + limits.head_bytes) as u64 + FRAMING_BYTES,
             last_warning: AtomicU64::new(0),
         })
     }
@@ -119,15 +126,25 @@ impl Connections {
         false
     }
 
-    /// Notes the connection that was accepted last. `None` when its socket cannot be found (the
-    /// peer may be gone already): then it is not to be served, as nobody could end it.
+    /// Notes the connection that was accepted last. `None` when it is not to be served: its socket
+    /// cannot be found (the peer may be gone already), so nobody could end it; or its address has
+    /// too many.
     fn note(&self, guess: i32) -> Option<Arc<Connection>> {
         let mut open = self.open();
         let peer = peer::find_accepted(guess, &open.cookies)?;
+        let address = peer.address();
+        let has = open.per_address.get(&address).copied().unwrap_or(0);
+        if has >= self.max_per_address {
+            drop(open);
+            self.warn(&format!("{has} connections from {address:?}, as many as allowed (--max-connections-per-address)"));
+            return None;
+        }
+        open.per_address.insert(address, has + 1);
         open.cookies.insert(peer.cookie());
         let connection = Connection::new(peer);
         open.list.push(Watched {
             connection: connection.clone(),
+            address,
             turn: 0,
             received_before: 0,
         });
@@ -138,10 +155,20 @@ impl Connections {
     /// those that are over.
     pub fn guard(&self) {
         let mut open = self.open();
-        let Open { list, cookies } = &mut *open;
+        let Open {
+            list,
+            cookies,
+            per_address,
+        } = &mut *open;
         list.retain_mut(|watched| {
             if Arc::strong_count(&watched.connection) == 1 {
                 cookies.remove(&watched.connection.peer.cookie());
+                if let Some(count) = per_address.get_mut(&watched.address) {
+                    *count -= 1;
+                    if *count == 0 {
+                        per_address.remove(&watched.address);
+                    }
+                }
                 return false;
             }
             if self.has_misbehaved(watched) {
@@ -156,8 +183,8 @@ impl Connections {
         match phase {
             Phase::Serving | Phase::Held => false,
             Phase::Draining => ms > MAX_DRAIN_MS,
-            Phase::Writing => ms > MAX_TURN_MS,
-            Phase::Reading if ms > MAX_TURN_MS => true,
+            Phase::Writing => ms > self.max_turn_ms,
+            Phase::Reading if ms > self.max_turn_ms => true,
             // What has come within one period is no concern, however much it is.
             Phase::Reading if ms < GUARD_PERIOD.as_millis() as u64 => false,
             Phase::Reading => {
@@ -168,7 +195,7 @@ impl Connections {
                     watched.turn = turn;
                     watched.received_before = if turn <= 1 { 0 } else { counts.received };
                 }
-                counts.received - watched.received_before > self.max_body_bytes + HEAD_ROOM_BYTES
+                counts.received - watched.received_before > self.max_request_bytes
             }
         }
     }

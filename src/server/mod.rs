@@ -7,14 +7,19 @@
 //! | `http` | bytes ↔ requests and answers; the only place that names tiny_http |
 //! | `routes` | the table of routes and their handlers |
 //! | `original` | the calls of the original's agents |
+//! | `access`, `browser` | who may: tokens, and pages of other sites |
+//! | `audit` | who changed what |
 //! | `answer` | the envelope, and which status goes with which refusal |
 //! | `held` | polls and waits that are being held |
 //! | `store` | the one lock, and the threads that answer what was held |
 //! | `text`, `metrics` | output as text; figures |
 
+mod access;
 mod answer;
+mod audit;
+pub(crate) mod browser;
 mod held;
-mod http;
+pub(crate) mod http;
 mod listen;
 mod metrics;
 mod original;
@@ -23,14 +28,19 @@ mod routes;
 mod store;
 mod text;
 
-use self::http::{Connection, Incoming, Phase};
+use self::access::{Access, Caller, Denied, Right};
+use self::audit::{Audit, Change};
+use self::browser::OwnNames;
+use self::http::{
+    Answer, Arrived, Authorization, Connection, Incoming, Phase, Refused, Request, RequestLimits,
+};
 use self::listen::Connections;
-use self::routes::Call;
+use self::routes::{Call, Route};
 use self::store::Store;
 use crate::config::ServerConfig;
 use crate::core::Limits;
 use log::{debug, info};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
 use std::thread;
@@ -44,7 +54,11 @@ pub struct Server {
     store: Arc<Store>,
     connections: Arc<Connections>,
     requests: metrics::Requests,
-    max_body_bytes: usize,
+    limits: RequestLimits,
+    max_json_depth: usize,
+    access: Access,
+    own_names: OwnNames,
+    audit: Audit,
 }
 
 impl Server {
@@ -72,39 +86,82 @@ impl Server {
                 Some(Err(error)) => return debug!("a connection ended: {error}"),
                 None => return,
             };
-            let explain = |refused| {
-                let answer = answer::not_taken_in(refused);
-                self.requests.count(answer.status);
-                answer
-            };
-            let Some((request, responder)) =
-                http::take_in(raw, connection, self.max_body_bytes, explain)
-            else {
-                return;
-            };
-            let mut responder = Some(responder);
-            let answer = routes::dispatch(Call {
-                server: self,
-                request: &request,
-                responder: &mut responder,
+            let arrived = http::arrived(raw, connection, &self.limits, |refused| {
+                self.explain(refused)
             });
-            self.requests
-                .count(answer.as_ref().map_or(200, |answer| answer.status));
-            let stays = match (answer, responder) {
-                (Some(answer), Some(responder)) => responder.send(&answer),
-                _ => false,
-            };
-            if !stays {
+            if !arrived.is_some_and(|arrived| self.serve_one(arrived)) {
                 return;
             }
         }
+    }
+
+    /// Serves one request. Whether its connection can take another.
+    fn serve_one(&self, arrived: Arrived) -> bool {
+        let found = routes::find(&arrived.request).and_then(|route| {
+            let caller = self.admit(&arrived.request, route)?;
+            Ok((route, caller))
+        });
+        let (route, caller) = match found {
+            Ok(found) => found,
+            Err(answer) => {
+                self.requests.count(answer.status);
+                return arrived.refuse(&answer);
+            }
+        };
+        let Some((request, responder)) =
+            arrived.read(&self.limits, |refused| self.explain(refused))
+        else {
+            return false;
+        };
+        let (mut responder, mut change) = (Some(responder), Change::default());
+        let call = Call {
+            server: self,
+            request: &request,
+            responder: &mut responder,
+            change: &mut change,
+        };
+        let answer = (route.handler)(call).unwrap_or_else(Some);
+        let status = answer.as_ref().map_or(200, |answer| answer.status);
+        self.requests.count(status);
+        if route.right == Right::Change {
+            self.audit
+                .write(caller.as_deref(), &request, status, &change);
+        }
+        match (answer, responder) {
+            (Some(answer), Some(responder)) => responder.send(&answer),
+            _ => false,
+        }
+    }
+
+    /// Whether a request may be served, and whose it is.
+    fn admit(&self, request: &Request, route: &Route) -> Result<Caller, Answer> {
+        let checked = match browser::refusal(request, &self.own_names) {
+            Some(msg) => Err(Denied { status: 403, msg }),
+            None => {
+                let authorization = request.headers.authorization.as_ref();
+                self.access
+                    .check(authorization.map(Authorization::expose), route.right)
+            }
+        };
+        checked.map_err(|denied| {
+            if route.right == Right::Change {
+                self.audit
+                    .write(None, request, denied.status, &Change::default());
+            }
+            answer::error(denied.status, denied.msg)
+        })
+    }
+
+    fn explain(&self, refused: Refused) -> Answer {
+        self.requests.count(refused.status);
+        answer::error(refused.status, &refused.msg)
     }
 }
 
 /// Runs the server until TERM or INT. The error is one line for a person.
 pub fn run(config: ServerConfig) -> Result<(), String> {
-    let mut signals =
-        Signals::new([SIGTERM, SIGINT]).map_err(|e| format!("cannot catch signals: {e}"))?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
+        .map_err(|e| format!("cannot catch signals: {e}"))?;
     let limits = Limits {
         tasks: config.max_tasks,
         executions: config.max_executions,
@@ -117,23 +174,36 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         env!("CARGO_PKG_VERSION")
     );
     let store = Store::start(limits, config.max_held)?;
-    let connections = Connections::new(config.max_connections, config.max_body_bytes);
+    let connections = Connections::new(&config);
     let server = Arc::new(Server {
         store: store.clone(),
         connections: connections.clone(),
         requests: metrics::Requests::default(),
-        max_body_bytes: config.max_body_bytes,
+        limits: config.request,
+        max_json_depth: config.max_json_depth,
+        access: Access::from_environment(config.allow_legacy)?,
+        own_names: OwnNames {
+            loopback_only: address.ip().is_loopback(),
+            public: config.public_url,
+        },
+        audit: Audit::open(config.audit)?,
     });
     info!("without a database: tasks are kept in memory only, this server starts empty");
     let watched = connections.clone();
     start_thread("clock", move || keep_time(&store, &watched))?;
+    let serving = server.clone();
     start_thread("accept", move || {
         let serve =
-            move |incoming, connection: Arc<Connection>| server.serve(incoming, &connection);
+            move |incoming, connection: Arc<Connection>| serving.serve(incoming, &connection);
         listen::accept_forever(&listener, &connections, serve)
     })?;
-    if let Some(signal) = signals.forever().next() {
-        info!("ends on signal {signal}");
+    for signal in signals.forever() {
+        if signal != SIGHUP {
+            info!("ends on signal {signal}");
+            break;
+        }
+        server.access.reload();
+        server.audit.reopen();
     }
     Ok(())
 }

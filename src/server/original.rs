@@ -4,9 +4,10 @@
 //! and nothing else changes (but for `Kind::Original` in the core, which says how they behave).
 //! Their agent looks at `signal` and `data` only, never at the HTTP status.
 
+use super::access::Right;
 use super::answer;
 use super::http::Answer;
-use super::routes::{Call, Handled, Route};
+use super::routes::{Call, Handled, Route, check_depth};
 use crate::core::{MachineKey, Refusal};
 use crate::wire::agent::{Assignment, AttemptId, Ended, Piece, Stream};
 use crate::wire::span::Timeout;
@@ -19,18 +20,21 @@ use std::sync::Arc;
 /// The calls of the original's agents.
 pub const ROUTES: &[Route] = &[
     Route {
+        right: Right::Original,
         method: "GET",
         path: &["api", "v1", "lifecycle", "ping"],
         query: &["path"],
         handler: ping,
     },
     Route {
+        right: Right::Original,
         method: "POST",
         path: &["api", "v1", "task", "status", "assigned"],
         query: &[],
         handler: assigned,
     },
     Route {
+        right: Right::Original,
         method: "POST",
         path: &["api", "v1", "task", "status", "done"],
         query: &[],
@@ -49,6 +53,7 @@ fn ping(call: Call<'_>) -> Handled {
             "path: must be the machine's label, such as ?path=MY_MACHINE_1",
         ));
     };
+    admit(&call, label)?;
     let has_work = call.server.store.change(|core, now| {
         let machine = core.ping_of_original(now, label)?;
         Ok::<_, Refusal>(core.has_work_for(machine))
@@ -69,7 +74,8 @@ fn assigned(call: Call<'_>) -> Handled {
     }
     let Asked {
         machinelabel: label,
-    } = body(call.request.body.as_slice())?;
+    } = body(&call)?;
+    admit(&call, &label)?;
     let Some(machine) = call.server.store.ask(|core| core.original(&label)) else {
         return Ok(Some(signal(wire::ERROR, "no machine mapping", Value::Null)));
     };
@@ -160,13 +166,14 @@ fn done(call: Call<'_>) -> Handled {
         #[serde(default)]
         output: Option<Vec<String>>,
     }
-    let Report { taskname, result } = body(call.request.body.as_slice())?;
+    let Report { taskname, result } = body(&call)?;
     let Some(id) = attempt_of(&taskname) else {
         return Err(answer::error(
             404,
             &format!("TaskName: nothing was handed out under {taskname:?}"),
         ));
     };
+    admit(&call, &result.machinelabel)?;
     let msg = result.msg.unwrap_or_default();
     let (state, msg) = match result.status {
         0 => (ExecutionState::Succeeded, msg),
@@ -195,6 +202,17 @@ fn done(call: Call<'_>) -> Handled {
         Some(verdict) if !verdict.taken => Ok(Some(signal(wire::ERROR, &verdict.msg, Value::Null))),
         _ => Ok(Some(signal(wire::OK, "", Value::Null))),
     }
+}
+
+/// These agents cannot send a token: with tokens in use, a label has to be allowed.
+fn admit(call: &Call<'_>, label: &str) -> Result<(), Answer> {
+    if call.server.access.allows_original(label) {
+        return Ok(());
+    }
+    let msg = format!(
+        "tokens are in use, and the label {label:?} is not allowed without one (--allow-legacy)"
+    );
+    Err(answer::error(401, &msg))
 }
 
 fn instance(label: &str) -> String {
@@ -228,7 +246,9 @@ fn signal(signal: i32, msg: &str, data: Value) -> Answer {
 }
 
 /// Reads JSON whose member names may be written in any case.
-fn body<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, Answer> {
+fn body<T: for<'a> Deserialize<'a>>(call: &Call<'_>) -> Result<T, Answer> {
+    let bytes = &call.request.body;
+    check_depth(bytes, call.server.max_json_depth)?;
     let value = serde_json::from_slice::<Value>(bytes).map(lowercase);
     value
         .and_then(T::deserialize)

@@ -11,6 +11,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{Shutdown, shutdown, sockopt};
 use std::collections::HashSet;
 use std::mem::{MaybeUninit, size_of};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
 /// An accepted socket.
@@ -33,6 +34,14 @@ impl Peer {
     /// The cookie: unique for the time the machine is up.
     pub fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// The address of the other side.
+    pub fn address(&self) -> Option<IpAddr> {
+        let address = rustix::net::getpeername(self.duplicated()?).ok()??;
+        SocketAddr::try_from(address)
+            .ok()
+            .map(|address| address.ip())
     }
 
     /// Ends both directions; whoever reads or writes comes back at once.

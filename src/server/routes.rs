@@ -3,19 +3,21 @@
 //! To add a call: write its handler, add its line to [`ROUTES`] with the parameters it takes, and
 //! document it in the README.
 
+use super::access::Right;
 use super::answer;
+use super::audit::Change;
 use super::held::HeldWait;
 use super::http::{Answer, Request, Responder};
 use super::store::Polled;
 use super::{Server, metrics, original, text};
-use crate::core::{Refusal, Selection, Spec, TaskKey, TaskPage, TaskQuery};
+use crate::core::{Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery};
 use crate::wire::agent::{Done, Goodbye, Output, Poll, Taken};
 use crate::wire::machine::MachineState;
 use crate::wire::object::Object;
 use crate::wire::span::Span;
 use crate::wire::task::{PostedTask, TaskState};
 use crate::wire::{self, Envelope};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 /// The longest a request may wait for a task: longer ones are asked again.
 const MAX_WAIT: Span = Span::from_secs(3_600);
@@ -31,6 +33,8 @@ pub struct Call<'a> {
     pub request: &'a Request,
     /// The way back; a handler that holds the request takes it.
     pub responder: &'a mut Option<Responder>,
+    /// What a handler that changes something says of it, for the audit.
+    pub change: &'a mut Change,
 }
 
 /// What a handler gives: an answer, or `None` when it has taken the responder.
@@ -38,6 +42,8 @@ pub type Handled = Result<Option<Answer>, Answer>;
 
 /// A call of the API.
 pub struct Route {
+    /// What the caller must have the right to.
+    pub right: Right,
     /// The method.
     pub method: &'static str,
     /// The parts of the path; `*` stands for any one part.
@@ -50,12 +56,14 @@ pub struct Route {
 }
 
 const fn route(
+    right: Right,
     method: &'static str,
     path: &'static [&'static str],
     query: &'static [&'static str],
     handler: fn(Call<'_>) -> Handled,
 ) -> Route {
     Route {
+        right,
         method,
         path,
         query,
@@ -63,66 +71,38 @@ const fn route(
     }
 }
 
+const OPEN: Right = Right::Open;
+const LOOK: Right = Right::Look;
+const CHANGE: Right = Right::Change;
+const AGENT: Right = Right::Agent;
+
 /// Every call but the original's agents'.
+#[rustfmt::skip]
 const ROUTES: &[Route] = &[
-    route("POST", &["api", "v1", "task"], &["wait"], submit),
-    route(
-        "POST",
-        &["api", "v1", "task", "status", "new"],
-        &["wait"],
-        submit,
-    ),
-    route(
-        "GET",
-        &["api", "v1", "task"],
-        &["taskPrefix", "state", "label", "limit", "cursor"],
-        list,
-    ),
-    route("GET", &["api", "v1", "task", "*"], &["wait"], show),
-    route("DELETE", &["api", "v1", "task", "*"], &[], delete),
-    route(
-        "POST",
-        &["api", "v1", "task", "*", "cancel"],
-        &["machine"],
-        cancel,
-    ),
-    route(
-        "POST",
-        &["api", "v1", "task", "*", "rerun"],
-        &["all", "wait"],
-        rerun,
-    ),
-    route(
-        "GET",
-        &["api", "v1", "task", "*", "output"],
-        &["machine", "stream", "offset"],
-        text::output,
-    ),
-    route(
-        "GET",
-        &["api", "v1", "machine"],
-        &["label", "state"],
-        machines,
-    ),
-    route("POST", &["api", "v1", "agent", "poll"], &[], poll),
-    route("POST", &["api", "v1", "agent", "output"], &[], output),
-    route("POST", &["api", "v1", "agent", "done"], &[], done),
-    route("POST", &["api", "v1", "agent", "goodbye"], &[], goodbye),
-    route("GET", &["healthz"], &[], healthz),
-    route("GET", &["metrics"], &[], metrics::metrics),
+    route(CHANGE, "POST", &["api", "v1", "task"], &["wait"], submit),
+    route(CHANGE, "POST", &["api", "v1", "task", "status", "new"], &["wait"], submit),
+    route(LOOK, "GET", &["api", "v1", "task"], &["taskPrefix", "state", "label", "limit", "cursor"], list),
+    route(LOOK, "GET", &["api", "v1", "task", "*"], &["wait"], show),
+    route(CHANGE, "DELETE", &["api", "v1", "task", "*"], &[], delete),
+    route(CHANGE, "POST", &["api", "v1", "task", "*", "cancel"], &["machine"], cancel),
+    route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait"], rerun),
+    route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset"], text::output),
+    route(LOOK, "GET", &["api", "v1", "machine"], &["label", "state"], machines),
+    route(AGENT, "POST", &["api", "v1", "agent", "poll"], &[], poll),
+    route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], output),
+    route(AGENT, "POST", &["api", "v1", "agent", "done"], &[], done),
+    route(AGENT, "POST", &["api", "v1", "agent", "goodbye"], &[], goodbye),
+    route(OPEN, "GET", &["healthz"], &[], healthz),
+    route(LOOK, "GET", &["metrics"], &[], metrics::metrics),
 ];
 
-/// Finds the call and makes it. `None` when a handler has taken the responder.
-pub fn dispatch(call: Call<'_>) -> Option<Answer> {
-    let request = call.request;
+/// Finds the call that a request makes, or the answer that there is none.
+pub fn find(request: &Request) -> Result<&'static Route, Answer> {
     let all = || ROUTES.iter().chain(original::ROUTES);
     let fits = |route: &&Route| {
-        route.path.len() == request.path.len()
-            && route
-                .path
-                .iter()
-                .zip(&request.path)
-                .all(|(want, is)| *want == "*" || want == is)
+        let parts = route.path.iter().zip(&request.path);
+        route.path.len() == request.path.len() && { parts }
+            .all(|(want, is)| *want == "*" || want == is)
     };
     let method = if request.method == "HEAD" {
         "GET"
@@ -133,18 +113,17 @@ pub fn dispatch(call: Call<'_>) -> Option<Answer> {
         let methods: Vec<&str> = all().filter(fits).map(|route| route.method).collect();
         if methods.is_empty() {
             let path = request.path.join("/");
-            return Some(answer::error(
+            return Err(answer::error(
                 404,
                 &format!("there is no /{path}; see the README's API reference"),
             ));
         }
         let methods = methods.join(", ");
-        let mut answer = answer::error(
-            405,
-            &format!("{} is not for this path, {methods} is", request.method),
-        );
-        answer.allow = Some(methods);
-        return Some(answer);
+        let msg = format!("{} is not for this path, {methods} is", request.method);
+        return Err(Answer {
+            allow: Some(methods),
+            ..answer::error(405, &msg)
+        });
     };
     if let Some(name) = request
         .query_names()
@@ -155,12 +134,11 @@ pub fn dispatch(call: Call<'_>) -> Option<Answer> {
         } else {
             route.query.join(", ")
         };
-        return Some(answer::error(
-            400,
-            &format!("{name}: is not a parameter of this call; known: {known}"),
-        ));
+        return Err(bad(format!(
+            "{name}: is not a parameter of this call; known: {known}"
+        )));
     }
-    (route.handler)(call).unwrap_or_else(Some)
+    Ok(route)
 }
 
 fn bad(msg: impl AsRef<str>) -> Answer {
@@ -172,8 +150,10 @@ fn refused(refusal: Refusal) -> Answer {
 }
 
 /// Reads a JSON body. The error names the field.
-fn body<'a, T: Deserialize<'a>>(request: &'a Request, what: &str) -> Result<T, Answer> {
-    let mut json = serde_json::Deserializer::from_slice(&request.body);
+fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
+    let bytes = &call.request.body;
+    check_depth(bytes, call.server.max_json_depth)?;
+    let mut json = serde_json::Deserializer::from_slice(bytes);
     let read = serde_path_to_error::deserialize::<_, Object<T>>(&mut json);
     let value = read.map_err(|error| {
         let path = error.path().to_string();
@@ -183,6 +163,27 @@ fn body<'a, T: Deserialize<'a>>(request: &'a Request, what: &str) -> Result<T, A
     json.end()
         .map_err(|error| bad(format!("{what}: something follows the JSON: {error}")))?;
     Ok(value.0)
+}
+
+/// Refuses JSON that is nested too deeply, before anything is made of it.
+pub fn check_depth(json: &[u8], max: usize) -> Result<(), Answer> {
+    let (mut depth, mut in_text, mut escaped) = (0usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'{' | b'[' if !in_text => depth += 1,
+            b'}' | b']' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > max {
+            return Err(bad(format!(
+                "the body: must not be nested deeper than {max} (--max-json-depth)"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Reads a parameter of the query.
@@ -235,43 +236,55 @@ pub fn named_task(call: &Call<'_>) -> Result<TaskKey, Answer> {
 }
 
 /// Answers with a task: at once, or when it has ended or the time is up.
-fn show_or_wait(call: Call<'_>, task: TaskKey, wait_ms: u64) -> Handled {
-    if let Some(responder) = call.responder.take() {
-        match call
-            .server
-            .store
-            .wait(task, wait_ms, HeldWait { responder })
-        {
+fn answer_or_wait(call: Call<'_>, key: TaskKey, task: Task, wait_ms: u64) -> Handled {
+    if wait_ms > 0
+        && let Some(responder) = call.responder.take()
+    {
+        match call.server.store.wait(key, wait_ms, HeldWait { responder }) {
             Ok(()) => return Ok(None),
             Err(wait) => *call.responder = Some(wait.responder),
         }
+        // It may have ended meanwhile.
+        return Ok(Some(answer::task(
+            call.server.store.ask(|core| core.show(key)),
+        )));
     }
-    Ok(Some(answer::task(
-        call.server.store.ask(|core| core.show(task)),
-    )))
+    Ok(Some(answer::task(Ok(task))))
 }
 
 fn submit(call: Call<'_>) -> Handled {
     let wait_ms = wait_ms(call.request)?;
-    let posted: PostedTask = body(call.request, "the task")?;
+    let posted: PostedTask = body(&call, "the task")?;
     let spec = Spec::checked(posted).map_err(bad)?;
     let id = call.server.fresh_id();
-    let submitted = call
-        .server
-        .store
-        .change(|core, now| match core.submit(now, &id, spec) {
-            Err(Refusal::Taken(key)) => Err(core
-                .show(key)
-                .map_or_else(refused, |task| answer::taken(&task))),
-            other => other.map_err(refused),
-        });
-    show_or_wait(call, submitted?, wait_ms)
+    let (submitted, task) = call.server.store.change(|core, now| {
+        let submitted = core.submit(now, &id, spec);
+        let task = match &submitted {
+            Ok(key) | Err(Refusal::Taken(key)) => core.show(*key).ok(),
+            Err(_) => None,
+        };
+        (submitted, task)
+    });
+    match (submitted, task) {
+        (Ok(key), Some(task)) => {
+            *call.change = Change::of(&task);
+            answer_or_wait(call, key, task, wait_ms)
+        }
+        (Err(Refusal::Taken(_)), Some(task)) => Err(answer::taken(&task)),
+        (Err(refusal), _) => Err(refused(refusal)),
+        (Ok(_), None) => Err(answer::error(500, "a task that was just accepted is gone")),
+    }
 }
 
 fn show(call: Call<'_>) -> Handled {
     let wait_ms = wait_ms(call.request)?;
-    let task = named_task(&call)?;
-    show_or_wait(call, task, wait_ms)
+    let key = named_task(&call)?;
+    let task = call
+        .server
+        .store
+        .ask(|core| core.show(key))
+        .map_err(refused)?;
+    answer_or_wait(call, key, task, wait_ms)
 }
 
 fn rerun(call: Call<'_>) -> Handled {
@@ -281,13 +294,15 @@ fn rerun(call: Call<'_>) -> Handled {
         "0" | "false" => Ok(false),
         _ => Err("expected 1 or 0".into()),
     })?;
-    let task = named_task(&call)?;
+    let old = named_task(&call)?;
     let id = call.server.fresh_id();
-    let rerun = call
-        .server
-        .store
-        .change(|core, now| core.rerun(now, &id, task, all.unwrap_or(false)));
-    show_or_wait(call, rerun.map_err(refused)?, wait_ms)
+    let rerun = call.server.store.change(|core, now| {
+        let key = core.rerun(now, &id, old, all.unwrap_or(false))?;
+        Ok((key, core.show(key)?))
+    });
+    let (key, task) = rerun.map_err(refused)?;
+    *call.change = Change::of(&task);
+    answer_or_wait(call, key, task, wait_ms)
 }
 
 fn list(call: Call<'_>) -> Handled {
@@ -336,25 +351,29 @@ fn list(call: Call<'_>) -> Handled {
 }
 
 fn cancel(call: Call<'_>) -> Handled {
-    let task = named_task(&call)?;
+    let key = named_task(&call)?;
     let machine = call.request.query("machine");
     if machine == Some("") {
         return Err(bad("machine: expected an instance or a label, got nothing"));
     }
     let selection = machine.map_or(Selection::All, |name| Selection::Machine(name.to_owned()));
     let canceled = call.server.store.change(|core, now| {
-        core.cancel(now, task, &selection)?;
-        core.show(task)
+        core.cancel(now, key, &selection)?;
+        core.show(key)
     });
+    if let Ok(task) = &canceled {
+        *call.change = Change::of(task);
+    }
     Ok(Some(answer::task(canceled)))
 }
 
 fn delete(call: Call<'_>) -> Handled {
-    let task = named_task(&call)?;
-    call.server
-        .store
-        .change(|core, _| core.delete(task))
-        .map_err(refused)?;
+    let key = named_task(&call)?;
+    let deleted = call.server.store.change(|core, _| {
+        let task = core.show(key)?;
+        core.delete(key).map(|()| task)
+    });
+    *call.change = Change::of(&deleted.map_err(refused)?);
     Ok(Some(answer::ok(())))
 }
 
@@ -371,7 +390,7 @@ fn machines(call: Call<'_>) -> Handled {
 }
 
 fn poll(call: Call<'_>) -> Handled {
-    let poll: Poll = body(call.request, "the poll")?;
+    let poll: Poll = body(&call, "the poll")?;
     let Some(responder) = call.responder.take() else {
         return Ok(None);
     };
@@ -389,7 +408,7 @@ fn poll(call: Call<'_>) -> Handled {
 }
 
 fn output(call: Call<'_>) -> Handled {
-    let output: Output = body(call.request, "the output")?;
+    let output: Output = body(&call, "the output")?;
     let orders = call
         .server
         .store
@@ -398,7 +417,7 @@ fn output(call: Call<'_>) -> Handled {
 }
 
 fn done(call: Call<'_>) -> Handled {
-    let done: Done = body(call.request, "the results")?;
+    let done: Done = body(&call, "the results")?;
     let results = call
         .server
         .store
@@ -407,7 +426,7 @@ fn done(call: Call<'_>) -> Handled {
 }
 
 fn goodbye(call: Call<'_>) -> Handled {
-    let goodbye: Goodbye = body(call.request, "the goodbye")?;
+    let goodbye: Goodbye = body(&call, "the goodbye")?;
     call.server
         .store
         .change(|core, now| core.leave(now, &goodbye));

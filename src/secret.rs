@@ -1,0 +1,86 @@
+//! Tokens: where they come from, and that they never show.
+//!
+//! They come from the environment or from a file, never from a flag: other users of a machine can
+//! read a process's arguments. [`Secret`] has no `Display`, and its `Debug` says nothing.
+
+use std::fmt;
+
+/// The longest token, in bytes: it has to fit into a header.
+const MAX_TOKEN_BYTES: usize = 1_024;
+/// The largest file of tokens, in bytes.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
+
+/// A token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The token itself, for the one header it belongs in.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// The tokens of `variable` (separated by commas) and of the file that `variable` with `_FILE`
+/// names (one a line). The error names the source, never what is in it.
+pub fn load(variable: &str) -> Result<Vec<Secret>, String> {
+    let mut tokens = Vec::new();
+    if let Some(value) = std::env::var_os(variable) {
+        let text = value
+            .into_string()
+            .map_err(|_| format!("{variable}: must be ASCII"))?;
+        tokens.extend(checked(variable, text.split(','))?);
+    }
+    let variable = format!("{variable}_FILE");
+    if let Some(path) = std::env::var_os(&variable).filter(|path| !path.is_empty()) {
+        let cannot =
+            |why: &dyn fmt::Display| format!("{variable}: cannot read {}: {why}", path.display());
+        let size = std::fs::metadata(&path).map_err(|why| cannot(&why))?.len();
+        if size > MAX_FILE_BYTES {
+            return Err(cannot(&format_args!(
+                "it has more than {MAX_FILE_BYTES} bytes"
+            )));
+        }
+        let text = std::fs::read_to_string(&path).map_err(|why| cannot(&why))?;
+        let found = checked(&variable, text.lines())?;
+        if found.is_empty() {
+            return Err(cannot(&"there is no token in it"));
+        }
+        tokens.extend(found);
+    }
+    Ok(tokens)
+}
+
+fn checked<'a>(source: &str, words: impl Iterator<Item = &'a str>) -> Result<Vec<Secret>, String> {
+    let words = words.map(str::trim).filter(|word| !word.is_empty());
+    let tokens = words.map(|word| {
+        let good = word.len() <= MAX_TOKEN_BYTES && word.bytes().all(|b| b.is_ascii_graphic());
+        good.then(|| Secret(word.to_owned())).ok_or_else(|| {
+            format!("{source}: a token must have {MAX_TOKEN_BYTES} visible ASCII characters at most, and no blanks")
+        })
+    });
+    tokens.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_listed_and_never_shown() {
+        let tokens = checked("X", "one, two,,three ".split(',')).unwrap();
+        assert_eq!(
+            tokens.iter().map(Secret::expose).collect::<Vec<_>>(),
+            ["one", "two", "three"]
+        );
+        assert!(!format!("{tokens:?}").contains("one"));
+        let error = checked("X", ["se cret"].into_iter()).unwrap_err();
+        assert!(!error.contains("cret") && error.contains("X"));
+    }
+}

@@ -1,0 +1,242 @@
+//! Who may: tokens and what each kind of them allows.
+//!
+//! Tokens are kept and compared as hashes, every one of them for every request, so that the time a
+//! comparison takes says nothing. To add a right: add it to [`Right`] and decide its line in
+//! `allows`; a route then asks for it in the table of routes.
+
+use crate::secret;
+use log::{info, warn};
+use regex::Regex;
+use sha2::{Digest, Sha256};
+use std::sync::{PoisonError, RwLock};
+use subtle::ConstantTimeEq;
+
+/// What a route asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// Nothing.
+    Open,
+    /// To look.
+    Look,
+    /// To change things: tasks, machines.
+    Change,
+    /// To be an agent.
+    Agent,
+    /// To be the original's agent, which cannot send a token: the label decides, in the handler.
+    Original,
+}
+
+/// The kinds of tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    People,
+    Agent,
+    Read,
+}
+
+const KINDS: [(Kind, &str); 3] = [
+    (Kind::People, "SIDEBIKE_TOKEN"),
+    (Kind::Agent, "SIDEBIKE_AGENT_TOKEN"),
+    (Kind::Read, "SIDEBIKE_READ_TOKEN"),
+];
+
+impl Kind {
+    fn allows(self, right: Right) -> bool {
+        match (self, right) {
+            (_, Right::Open | Right::Original) | (Kind::People, _) => true,
+            (Kind::Agent, Right::Agent) => true,
+            (Kind::Agent, Right::Look | Right::Change) => false,
+            (Kind::Read, Right::Look) => true,
+            (Kind::Read, Right::Change | Right::Agent) => false,
+        }
+    }
+}
+
+type Hash = [u8; 32];
+
+/// Who may do what.
+#[derive(Debug)]
+pub struct Access {
+    tokens: RwLock<Vec<(Kind, Hash)>>,
+    allow_legacy: Option<Regex>,
+}
+
+/// A request that may not.
+#[derive(Debug)]
+pub struct Denied {
+    /// 401 or 403.
+    pub status: u16,
+    /// Why.
+    pub msg: &'static str,
+}
+
+/// Who made a request: the first digits of its token's hash; none when tokens are not used.
+pub type Caller = Option<String>;
+
+impl Access {
+    /// Reads the tokens. The error is one line for a person.
+    pub fn from_environment(allow_legacy: Option<Regex>) -> Result<Self, String> {
+        let tokens = read_tokens()?;
+        let has = |kind| tokens.iter().any(|(k, _)| *k == kind);
+        if tokens.is_empty() {
+            warn!(
+                "NO TOKEN IS SET: whoever reaches this port can run commands on every machine; set SIDEBIKE_TOKEN and SIDEBIKE_AGENT_TOKEN"
+            );
+        } else {
+            for (kind, variable) in KINDS.into_iter().filter(|(kind, _)| *kind != Kind::Read) {
+                if !has(kind) {
+                    warn!(
+                        "{variable} is not set, though other tokens are: nobody can make those calls"
+                    );
+                }
+            }
+        }
+        Ok(Access {
+            tokens: RwLock::new(tokens),
+            allow_legacy,
+        })
+    }
+
+    /// Reads the tokens again; those in use stay when that fails.
+    pub fn reload(&self) {
+        match read_tokens() {
+            Ok(tokens) => {
+                let mut known = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+                // Dropping the last token must not open the door.
+                if tokens.is_empty() && !known.is_empty() {
+                    return warn!("no token was found; those in use stay in use");
+                }
+                info!("{} tokens are in use", tokens.len());
+                *known = tokens;
+            }
+            Err(why) => warn!("{why}; the tokens in use stay in use"),
+        }
+    }
+
+    /// Whether a request with this `Authorization` header has a right.
+    pub fn check(&self, authorization: Option<&str>, right: Right) -> Result<Caller, Denied> {
+        let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
+        if tokens.is_empty() || matches!(right, Right::Open | Right::Original) {
+            return Ok(None);
+        }
+        let presented = authorization.and_then(bearer);
+        let Some(presented) = presented else {
+            return Err(Denied {
+                status: 401,
+                msg: "needs a token: Authorization: Bearer TOKEN",
+            });
+        };
+        let hash = hash_of(presented);
+        let mut found = None;
+        for (kind, known) in tokens.iter() {
+            if bool::from(known.ct_eq(&hash)) {
+                found = Some(*kind);
+            }
+        }
+        match found {
+            None => Err(Denied {
+                status: 401,
+                msg: "the token is not known",
+            }),
+            Some(kind) if kind.allows(right) => Ok(Some(short(&hash))),
+            Some(Kind::Agent) => Err(Denied {
+                status: 403,
+                msg: "an agent's token is for polls and reports only",
+            }),
+            Some(_) => Err(Denied {
+                status: 403,
+                msg: "a read token is for looking only",
+            }),
+        }
+    }
+
+    /// Whether the original's agent with this label may come in.
+    pub fn allows_original(&self, label: &str) -> bool {
+        let open = self
+            .tokens
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty();
+        open || self
+            .allow_legacy
+            .as_ref()
+            .is_some_and(|pattern| pattern.is_match(label))
+    }
+}
+
+fn read_tokens() -> Result<Vec<(Kind, Hash)>, String> {
+    let mut all: Vec<(Kind, Hash)> = Vec::new();
+    for (kind, variable) in KINDS {
+        for token in secret::load(variable)? {
+            let hash = hash_of(token.expose());
+            if all.iter().any(|(k, known)| *known == hash && *k != kind) {
+                return Err(format!(
+                    "{variable}: one of its tokens is of another kind, too; each kind needs its own"
+                ));
+            }
+            all.push((kind, hash));
+        }
+    }
+    Ok(all)
+}
+
+fn hash_of(token: &str) -> Hash {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+fn short(hash: &Hash) -> String {
+    hash[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.trim().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(tokens: &[(Kind, &str)]) -> Access {
+        let tokens = tokens
+            .iter()
+            .map(|(kind, token)| (*kind, hash_of(token)))
+            .collect();
+        Access {
+            tokens: RwLock::new(tokens),
+            allow_legacy: Some(Regex::new("^old").unwrap()),
+        }
+    }
+
+    #[test]
+    fn without_tokens_everything_is_open() {
+        assert!(access(&[]).check(None, Right::Change).is_ok());
+        assert!(access(&[]).allows_original("x"));
+    }
+
+    #[test]
+    fn each_kind_has_its_rights() {
+        let access = access(&[
+            (Kind::People, "p"),
+            (Kind::People, "p2"),
+            (Kind::Agent, "a"),
+            (Kind::Read, "r"),
+        ]);
+        let status = |token: &str, right| {
+            access
+                .check(Some(&format!("Bearer {token}")), right)
+                .map_or_else(|denied| denied.status, |_| 200)
+        };
+        for (right, people, agent, read) in [
+            (Right::Look, 200, 403, 200),
+            (Right::Change, 200, 403, 403),
+            (Right::Agent, 200, 200, 403),
+        ] {
+            assert_eq!([status("p", right), status("p2", right)], [people, people]);
+            assert_eq!([status("a", right), status("r", right)], [agent, read]);
+            assert_eq!([status("x", right), status("", right)], [401, 401]);
+            assert_eq!(access.check(None, right).unwrap_err().status, 401);
+        }
+        assert!(access.allows_original("old-1") && !access.allows_original("new"));
+    }
+}

@@ -1,0 +1,134 @@
+//! Who changed what: one JSON line per call that changes something, also when it was refused.
+
+use super::http::Request;
+use crate::config::AuditTarget;
+use log::{info, warn};
+use serde::Serialize;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+/// The commands' text in a line, in bytes: the line says what was run, it is no copy of a script.
+const MAX_COMMAND_BYTES: usize = 4 * 1024;
+/// The machines named in a line; `matched` has their number.
+const MAX_MACHINES: usize = 100;
+
+/// What a handler knows of a change.
+#[derive(Debug, Default, Serialize)]
+pub struct Change {
+    /// The task's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// How many machines it was addressed to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matched: Option<u32>,
+    /// Their labels.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub machines: Vec<String>,
+    /// What is to be run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+}
+
+impl Change {
+    /// What a task changes.
+    pub fn of(task: &crate::core::Task) -> Self {
+        let detail = &task.spec.detail;
+        let command = detail
+            .command
+            .clone()
+            .or_else(|| detail.argv.as_ref().map(|argv| argv.join(" ")));
+        let mut labels: Vec<String> = task
+            .labels()
+            .take(MAX_MACHINES)
+            .map(str::to_owned)
+            .collect();
+        labels.dedup();
+        Change {
+            task: Some(task.id.to_string()),
+            matched: Some(task.matched()),
+            machines: labels,
+            command: command.map(|mut command| {
+                command.truncate(command.floor_char_boundary(MAX_COMMAND_BYTES));
+                command
+            }),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    token: &'a str,
+    peer: Option<IpAddr>,
+    call: String,
+    status: u16,
+    #[serde(flatten)]
+    change: &'a Change,
+}
+
+/// Where the lines go.
+#[derive(Debug)]
+pub struct Audit {
+    file: Mutex<Option<File>>,
+    target: AuditTarget,
+}
+
+impl Audit {
+    /// Opens the file, if there is to be one. The error is one line for a person.
+    pub fn open(target: AuditTarget) -> Result<Self, String> {
+        let file = match &target {
+            AuditTarget::Log => None,
+            AuditTarget::File(path) => Some(open(path)?),
+        };
+        Ok(Audit {
+            file: Mutex::new(file),
+            target,
+        })
+    }
+
+    /// Opens the file again: it may have been moved away.
+    pub fn reopen(&self) {
+        if let AuditTarget::File(path) = &self.target {
+            match open(path) {
+                Ok(file) => *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file),
+                Err(why) => warn!("{why}; the file in use stays in use"),
+            }
+        }
+    }
+
+    /// Writes a line.
+    pub fn write(&self, token: Option<&str>, request: &Request, status: u16, change: &Change) {
+        let call = format!("{} /{}", request.method, request.path.join("/"));
+        let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let line = Line {
+            time,
+            token: token.unwrap_or("none"),
+            peer: request.peer,
+            call,
+            status,
+            change,
+        };
+        let Ok(mut text) = serde_json::to_string(&line) else {
+            return;
+        };
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *file {
+            None => info!(target: "sidebike::audit", "{text}"),
+            Some(file) => {
+                text.push('\n');
+                if let Err(why) = file.write_all(text.as_bytes()) {
+                    warn!("the audit file cannot be written: {why}; {text}");
+                }
+            }
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File, String> {
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    opened.map_err(|why| format!("--audit: cannot open {}: {why}", path.display()))
+}
