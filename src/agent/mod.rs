@@ -157,7 +157,7 @@ impl Agent {
     fn poll_loop(self: &Arc<Self>, epoch: u64) {
         let mut weather = Weather::default();
         let mut pauses = Pauses::new();
-        while let Some(poll) = self.next_poll(epoch) {
+        while let Some(poll) = self.next_poll(epoch, weather.away) {
             let asked = Instant::now();
             match self.client.poll(&poll) {
                 Ok(orders) => {
@@ -185,10 +185,13 @@ impl Agent {
         }
     }
 
-    fn next_poll(&self, epoch: u64) -> Option<Poll> {
+    fn next_poll(&self, epoch: u64, away: bool) -> Option<Poll> {
         let report = self.board.report(epoch)?;
         Some(Poll {
-            wait: if report.full && !report.draining {
+            // A server that may be back is asked for a quick answer, to know that it is.
+            wait: if away {
+                Span::default()
+            } else if report.full && !report.draining {
                 FULL_WAIT
             } else if report.holds.is_empty() {
                 IDLE_WAIT
