@@ -432,7 +432,7 @@ fn term_ends_an_idle_agent_at_once() {
     agent.signal("TERM");
     assert_eq!(agent.wait(), Some(0));
     assert!(
-        begun.elapsed() < Duration::from_millis(500),
+        begun.elapsed() < Duration::from_secs(2),
         "{:?}",
         begun.elapsed()
     );
