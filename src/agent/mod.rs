@@ -65,7 +65,9 @@ const QUICK: Duration = Duration::from_millis(500);
 const MAX_QUICK: u32 = 5;
 /// That pause.
 const QUICK_PAUSE: Duration = Duration::from_millis(200);
-/// The stack of a thread that runs a command or reports, in bytes. Buffers are on the heap; the
+/// The pause before a loop that failed is started again.
+const BUG_PAUSE: Duration = Duration::from_secs(1);
+/// The stack of a thread that runs a command, in bytes. Buffers are on the heap; the
 /// deepest calls are those that parse JSON and start processes.
 const STACK_BYTES: usize = 256 * 1024;
 /// Files the agent needs open beside those of its commands, in number.
@@ -111,7 +113,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
     let reporter = Arc::clone(&agent);
     std::thread::Builder::new()
         .name("reporter".into())
-        .spawn(move || reporter::run(&reporter))
+        .spawn(move || persist("reporter", || reporter::run(&reporter)))
         .and_then(|_| spawn_poll_loop(&agent, 0))
         .map_err(|why| format!("cannot start a thread: {why}"))?;
     shutdown::wait(&agent, signals)
@@ -140,8 +142,17 @@ fn spawn_poll_loop(agent: &Arc<Agent>, epoch: u64) -> std::io::Result<()> {
     let agent = Arc::clone(agent);
     std::thread::Builder::new()
         .name("poll".into())
-        .spawn(move || agent.poll_loop(epoch))
+        .spawn(move || persist("poll loop", || agent.poll_loop(epoch)))
         .map(|_| ())
+}
+
+/// Runs a thread's loop again should it panic: that would be a bug, but one that must not leave an
+/// agent that looks alive and does nothing. What the loops share is complete at any time.
+fn persist(name: &str, body: impl Fn()) {
+    while catch_unwind(AssertUnwindSafe(&body)).is_err() {
+        warn!("the {name} failed (a bug); starting it again");
+        std::thread::sleep(BUG_PAUSE);
+    }
 }
 
 /// How the polls have been going.
@@ -157,7 +168,7 @@ impl Agent {
     fn poll_loop(self: &Arc<Self>, epoch: u64) {
         let mut weather = Weather::default();
         let mut pauses = Pauses::new();
-        while let Some(poll) = self.next_poll(epoch) {
+        while let Some(poll) = self.next_poll(epoch, weather.away) {
             let asked = Instant::now();
             match self.client.poll(&poll) {
                 Ok(orders) => {
@@ -185,10 +196,13 @@ impl Agent {
         }
     }
 
-    fn next_poll(&self, epoch: u64) -> Option<Poll> {
+    fn next_poll(&self, epoch: u64, away: bool) -> Option<Poll> {
         let report = self.board.report(epoch)?;
         Some(Poll {
-            wait: if report.full && !report.draining {
+            // A server that may be back is asked for a quick answer, to know that it is.
+            wait: if away {
+                Span::default()
+            } else if report.full && !report.draining {
                 FULL_WAIT
             } else if report.holds.is_empty() {
                 IDLE_WAIT

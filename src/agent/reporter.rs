@@ -182,14 +182,16 @@ impl Reporter<'_> {
             Answer::Taken(verdicts) => verdicts,
         };
         for verdict in &verdicts {
-            if !verdict.taken {
-                let (id, msg) = (&verdict.id, &verdict.msg);
-                warn!(
-                    "the result of {} (attempt {}) does not count: {msg}",
-                    id.execution, id.attempt
-                );
+            let id = &verdict.id;
+            if !carried.results.contains(id) {
+                // Not asked about: whatever it means, it must not end something that runs.
+                continue;
             }
-            self.agent.board.delivered(&verdict.id);
+            if !verdict.taken {
+                let (execution, attempt, msg) = (&id.execution, id.attempt, &verdict.msg);
+                warn!("the result of {execution} (attempt {attempt}) does not count: {msg}");
+            }
+            self.agent.board.delivered(id);
         }
         let listed = |id: &AttemptId| verdicts.iter().any(|verdict| verdict.id == *id);
         carried.results.iter().all(listed)

@@ -40,14 +40,14 @@ pub fn run(agent: &Agent, held: &Held, job: Job) -> Outcome {
 
 /// Starts the command; the error says why it could not be done.
 fn start(agent: &Agent, held: &Held, mut job: Job) -> Result<(Child, Vec<u8>, Limits), String> {
-    let detail: Detail = serde_json::from_value(job.detail.take()).map_err(|why| {
+    let mut detail: Detail = serde_json::from_value(job.detail.take()).map_err(|why| {
         let version = env!("CARGO_PKG_VERSION");
         format!("this agent (version {version}) does not understand the detail: {why}")
     })?;
     if held.wake().is_none() {
         return Err("this machine has no file descriptors left".into());
     }
-    let stdin = detail.stdin.clone().unwrap_or_default().into_bytes();
+    let stdin = detail.stdin.take().unwrap_or_default().into_bytes();
     if stdin.len() > MAX_STDIN_BYTES {
         return Err(format!(
             "detail.stdin: must have {MAX_STDIN_BYTES} bytes at most, got {}",

@@ -327,6 +327,8 @@ impl Watch<'_> {
                 _ => return None,
             }
         }
+        // For one that both looks may have missed; the zombies do not mind.
+        let _ = kill_process_group(self.group, Signal::KILL);
         let (state, msg) = (ending.state, std::mem::take(&mut ending.msg));
         self.read_the_rest();
         self.held.group_gone();

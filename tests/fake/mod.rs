@@ -1,0 +1,479 @@
+//! A server for one test, and the agent that talks to it.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use sidebike::tape::Tape;
+use sidebike::wire::agent::{
+    Assignment, AttemptId, Done, Ended, Goodbye, Orders, Output, Piece, Poll, Stream,
+};
+use std::collections::{HashMap, VecDeque};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// Patience with an event; only a failing test takes this long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the server has seen, and what it is to do.
+#[derive(Default)]
+pub struct Seen {
+    pub polls: Vec<Poll>,
+    pub pieces: Vec<Piece>,
+    pub dones: Vec<Done>,
+    pub goodbyes: Vec<Goodbye>,
+    pub tapes: HashMap<(String, Stream), Tape>,
+    orders: VecDeque<Orders<Value>>,
+    /// So many reports are read, then the connection is cut.
+    pub lose_dones: usize,
+    /// So many reports are answered without listing the results.
+    pub ignore_dones: usize,
+    /// So many polls are answered with 409.
+    pub conflicts: usize,
+    /// Requests that name this execution are answered with 400.
+    pub refuse: Option<String>,
+    /// Reads, and never answers a report.
+    pub mute: bool,
+    newest_poll: usize,
+}
+
+impl Seen {
+    /// How many bytes of both streams came.
+    pub fn bytes(&self, execution: &str) -> u64 {
+        [Stream::Stdout, Stream::Stderr]
+            .iter()
+            .filter_map(|stream| self.tapes.get(&(execution.to_owned(), *stream)))
+            .map(Tape::end)
+            .sum()
+    }
+
+    /// Every report of a result.
+    pub fn results(&self, execution: &str) -> Vec<Ended> {
+        let all = self.dones.iter().flat_map(|done| &done.results);
+        all.filter(|ended| ended.id.execution == execution)
+            .cloned()
+            .collect()
+    }
+
+    /// Standard output as numbers, one a line.
+    pub fn numbers(&self, execution: &str) -> Vec<i32> {
+        let tape = self.tapes.get(&(execution.to_owned(), Stream::Stdout));
+        let bytes = tape
+            .and_then(|tape| tape.read(0, 1 << 20))
+            .unwrap_or_default()
+            .1;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        text.lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .collect()
+    }
+
+    fn keep(&mut self, pieces: &[Piece]) {
+        for piece in pieces {
+            let key = (piece.id.execution.clone(), piece.stream);
+            self.tapes
+                .entry(key)
+                .or_default()
+                .write(piece.offset, &piece.data);
+            self.pieces.push(piece.clone());
+        }
+    }
+}
+
+type Shared = Arc<(Mutex<Seen>, Condvar)>;
+
+/// The server.
+pub struct Server {
+    port: u16,
+    shared: Shared,
+    open: Arc<AtomicBool>,
+}
+
+impl Server {
+    pub fn new() -> Self {
+        let mut server = Server {
+            port: 0,
+            shared: Arc::default(),
+            open: Arc::default(),
+        };
+        server.open();
+        server
+    }
+
+    /// Accepts again, on the same port.
+    pub fn open(&mut self) {
+        let listener = TcpListener::bind(("127.0.0.1", self.port)).unwrap();
+        self.port = listener.local_addr().unwrap().port();
+        self.open = Arc::new(AtomicBool::new(true));
+        let (shared, open) = (Arc::clone(&self.shared), Arc::clone(&self.open));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if !open.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (shared, open) = (Arc::clone(&shared), Arc::clone(&open));
+                std::thread::spawn(move || serve(stream.unwrap(), &shared, &open));
+            }
+        });
+    }
+
+    /// Cuts every connection and accepts none.
+    pub fn close(&mut self) {
+        self.open.store(false, Ordering::SeqCst);
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        self.shared.1.notify_all();
+        eventually("the port is closed", || {
+            TcpStream::connect(("127.0.0.1", self.port)).is_err()
+        });
+    }
+
+    pub fn change(&self, change: impl FnOnce(&mut Seen)) {
+        change(&mut self.shared.0.lock().unwrap());
+        self.shared.1.notify_all();
+    }
+
+    /// Orders a start.
+    pub fn start(&self, execution: &str, detail: Value) {
+        let mut orders = Orders::none();
+        orders.start.push(Assignment {
+            id: id(execution),
+            task_id: "the-task".into(),
+            task_name: "the name".into(),
+            detail,
+        });
+        self.change(|seen| seen.orders.push_back(orders));
+    }
+
+    pub fn cancel(&self, execution: &str) {
+        let mut orders = Orders::none();
+        orders.cancel.push(id(execution));
+        self.change(|seen| seen.orders.push_back(orders));
+    }
+
+    pub fn forget(&self, execution: &str) {
+        let mut orders = Orders::none();
+        orders.forget.push(id(execution));
+        self.change(|seen| seen.orders.push_back(orders));
+    }
+
+    /// Waits until what was seen fits.
+    pub fn until(&self, fits: impl Fn(&Seen) -> bool) {
+        drop(self.wait(fits));
+    }
+
+    /// The same, to look at it closely; until that is dropped the server stands still.
+    pub fn wait(&self, fits: impl Fn(&Seen) -> bool) -> MutexGuard<'_, Seen> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = self.shared.0.lock().unwrap();
+        while !fits(&seen) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "it did not come");
+            seen = self.shared.1.wait_timeout(seen, left).unwrap().0;
+        }
+        seen
+    }
+
+    /// Waits for a result.
+    pub fn result(&self, execution: &str) -> Ended {
+        let seen = self.wait(|seen| !seen.results(execution).is_empty());
+        seen.results(execution).remove(0)
+    }
+
+    pub fn with_tape(&self, execution: &str, stream: Stream, look: impl FnOnce(&Tape)) {
+        let seen = self.wait(|_| true);
+        let nothing = Tape::default();
+        let key = (execution.to_owned(), stream);
+        look(seen.tapes.get(&key).unwrap_or(&nothing));
+    }
+
+    /// The first bytes of a stream as text.
+    pub fn text(&self, execution: &str, stream: Stream) -> String {
+        let mut text = String::new();
+        self.with_tape(execution, stream, |tape| {
+            let bytes = tape.read(0, 1 << 20).unwrap_or_default().1;
+            text = String::from_utf8_lossy(&bytes).into_owned();
+        });
+        text
+    }
+
+    pub fn numbers(&self, execution: &str) -> Vec<i32> {
+        self.wait(|_| true).numbers(execution)
+    }
+}
+
+fn id(execution: &str) -> AttemptId {
+    AttemptId {
+        execution: execution.to_owned(),
+        attempt: 1,
+    }
+}
+
+/// One connection.
+fn serve(stream: TcpStream, shared: &Shared, open: &AtomicBool) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    while let Some((call, body)) = request(&mut reader) {
+        let Some((status, data)) = answer(&call, &body, shared, open) else {
+            return;
+        };
+        let signal = if status == 200 { 0 } else { -1 };
+        let text = json!({"signal": signal, "msg": "as told", "data": data}).to_string();
+        let close = if call == "poll" {
+            "connection: close\r\n"
+        } else {
+            ""
+        };
+        let answer = format!(
+            "HTTP/1.1 {status} X\r\ncontent-length: {}\r\n{close}\r\n{text}",
+            text.len()
+        );
+        if !open.load(Ordering::SeqCst) || (&stream).write_all(answer.as_bytes()).is_err() {
+            return;
+        }
+        if call == "poll" {
+            return;
+        }
+    }
+}
+
+fn request(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
+    let mut first = String::new();
+    reader.read_line(&mut first).ok()?;
+    let call = first
+        .split(' ')
+        .nth(1)?
+        .strip_prefix("/api/v1/agent/")?
+        .to_owned();
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        if line.trim().is_empty() {
+            break;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    assert!(length < 1 << 20, "a server does not read {length} bytes");
+    Some((call, body))
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> T {
+    serde_json::from_slice(body).expect("what agents send is understood")
+}
+
+/// Status and data; nothing when the connection is to be cut.
+fn answer(call: &str, body: &[u8], shared: &Shared, open: &AtomicBool) -> Option<(u16, Value)> {
+    let mut seen = shared.0.lock().unwrap();
+    let answer = match call {
+        "poll" => {
+            let poll: Poll = parse(body);
+            let until = Instant::now() + Duration::from(poll.wait);
+            seen.polls.push(poll);
+            seen.newest_poll += 1;
+            let this = seen.newest_poll;
+            shared.1.notify_all();
+            if seen.conflicts > 0 {
+                seen.conflicts -= 1;
+                return Some((409, Value::Null));
+            }
+            while seen.orders.is_empty() && seen.newest_poll == this && open.load(Ordering::SeqCst)
+            {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                seen = shared.1.wait_timeout(seen, left).unwrap().0;
+            }
+            if !open.load(Ordering::SeqCst) {
+                return None;
+            }
+            let orders = match seen.newest_poll == this {
+                true => seen.orders.pop_front(),
+                false => None,
+            };
+            serde_json::to_value(orders.unwrap_or(Orders::none())).unwrap()
+        }
+        "output" => {
+            let output: Output = parse(body);
+            if let Some(bad) = &seen.refuse
+                && output.pieces.iter().any(|piece| piece.id.execution == *bad)
+            {
+                return Some((400, Value::Null));
+            }
+            seen.keep(&output.pieces);
+            json!({})
+        }
+        "done" => return done(parse(body), shared, seen),
+        "goodbye" => {
+            seen.goodbyes.push(parse(body));
+            Value::Null
+        }
+        other => panic!("no such call: {other}"),
+    };
+    drop(seen);
+    shared.1.notify_all();
+    Some((200, answer))
+}
+
+fn done(done: Done, shared: &Shared, mut seen: MutexGuard<'_, Seen>) -> Option<(u16, Value)> {
+    if let Some(bad) = &seen.refuse {
+        let of_bad = |id: &AttemptId| id.execution == *bad;
+        if done.results.iter().any(|ended| of_bad(&ended.id)) {
+            return Some((400, Value::Null));
+        }
+    }
+    if seen.mute {
+        let _never = shared
+            .1
+            .wait_timeout_while(seen, PATIENCE, |seen| seen.mute);
+        return None;
+    }
+    seen.keep(&done.pieces);
+    let mut verdicts: Vec<Value> = done
+        .results
+        .iter()
+        .map(|ended| json!({"execution": ended.id.execution, "attempt": ended.id.attempt, "taken": true}))
+        .collect();
+    seen.dones.push(done);
+    let mut lost = false;
+    if seen.lose_dones > 0 {
+        seen.lose_dones -= 1;
+        lost = true;
+    } else if seen.ignore_dones > 0 {
+        seen.ignore_dones -= 1;
+        verdicts.clear();
+    }
+    drop(seen);
+    shared.1.notify_all();
+    (!lost).then(|| (200, json!({"results": verdicts})))
+}
+
+/// The agent.
+pub struct Agent {
+    child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+impl Agent {
+    pub fn start(server: &Server, args: &[&str], env: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_sidebike"))
+            .args([
+                "agent",
+                "--registry-address",
+                &format!("127.0.0.1:{}", server.port),
+            ])
+            .args(args)
+            .envs(env.iter().copied())
+            .env_remove("RUST_LOG")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (to, from) = (Arc::clone(&log), child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
+                *to.lock().unwrap() += &format!("{line}\n");
+            }
+        });
+        Agent { child, log }
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn signal(&self, name: &str) {
+        send(self.child.id() as i32, name);
+    }
+
+    /// Its exit code, once it has ended.
+    pub fn wait(&mut self) -> Option<i32> {
+        eventually("the agent ends", || {
+            self.child.try_wait().unwrap().is_some()
+        });
+        self.child.wait().unwrap().code()
+    }
+
+    /// The most memory it has had, in KiB.
+    pub fn peak_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Its sockets that listen.
+    pub fn listening(&self) -> Vec<String> {
+        let own = open_files(&self.child.id().to_string());
+        assert!(
+            own.iter().any(|link| link.starts_with("socket:")),
+            "{own:?}"
+        );
+        let mut found = Vec::new();
+        for table in ["tcp", "tcp6", "udp", "udp6"] {
+            let text = std::fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default();
+            for line in text.lines().skip(1) {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let is_own = own.contains(&format!("socket:[{}]", words[9]));
+                // 0A is LISTEN; any socket of UDP would be one too many.
+                if is_own && (words[3] == "0A" || table.starts_with("udp")) {
+                    found.push(line.to_owned());
+                }
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // The guard ends what it runs.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the agent's log:\n{}", self.log());
+        }
+    }
+}
+
+/// Looks again and again until it is so.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not so: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What a process has open.
+pub fn open_files(pid: &str) -> Vec<String> {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok())
+        .map(|link| link.display().to_string())
+        .collect()
+}
+
+/// Whether a process can do anything; a zombie cannot.
+pub fn alive(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit_once(") ").unwrap().1.starts_with('Z'))
+}
+
+pub fn kill(pid: i32) {
+    send(pid, "KILL");
+}
+
+fn send(pid: i32, name: &str) {
+    let done = Command::new("kill")
+        .args([&format!("-{name}"), &pid.to_string()])
+        .status();
+    assert!(done.unwrap().success());
+}
