@@ -5,11 +5,12 @@
 //! shows that it never arrived; and an attempt that may have started on a machine that is gone is
 //! `lost`, never handed to another.
 
+use super::check::Rule;
 use super::life::Event;
 use super::machine::{Kind, Machine};
 use super::output::Output;
 use super::task::Place;
-use super::tick::Timer;
+use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER, Timer};
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::config::{MAX_JOBS, check_label};
 use crate::wire::agent::{
@@ -64,7 +65,7 @@ impl Core {
             .get(&*poll.instance)
             .map(|key| self.machine(*key));
         if let Some(machine) = known {
-            if poll.seq <= machine.seq {
+            if poll.seq <= machine.seq && self.keeps(Rule::LatePollRefused) {
                 return Err(Refusal::Conflict(format!(
                     "seq: must be above {}, the highest of this instance so far; a late or repeated poll, or another agent with its instance",
                     machine.seq
@@ -242,9 +243,9 @@ impl Core {
                 task_name: task.spec.name.to_string(),
                 detail: task.spec.detail.clone(),
             });
-            if let Some(due) = self.overdue_at(execution) {
-                self.timers
-                    .insert((due, Timer::Overdue(execution, id.attempt)));
+            let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
+            if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {
+                self.arm_overdue(execution, now.plus(longest).plus(OVERDUE_AFTER));
             }
         }
     }
@@ -320,8 +321,8 @@ impl Core {
 
     /// Takes back a hand-out that provably did not arrive. False when a user had canceled it: then
     /// it has ended.
-    fn undeliver(&mut self, now: Time, key: ExecutionKey) -> bool {
-        if self.execution(key).canceling {
+    pub(super) fn undeliver(&mut self, now: Time, key: ExecutionKey) -> bool {
+        if self.execution(key).canceling && self.keeps(Rule::CanceledIsNotRepeated) {
             if self.apply(key, Event::Cancel) {
                 self.place(key, Place::Nowhere);
                 self.note_end(now, key, "canceled before it started");

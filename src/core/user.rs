@@ -194,13 +194,10 @@ impl Core {
             (_, Place::Active(machine)) if !execution.canceling => {
                 let id = self.task(key.task).attempt_id(key);
                 let grace = self.task(key.task).spec.kill_grace();
-                let (execution, attempt) = (self.execution_mut(key), id.attempt);
+                let execution = self.execution_mut(key);
                 execution.canceling = true;
                 execution.now.msg = "cancel requested".into();
-                self.timers.insert((
-                    now.plus(grace).plus(CANCEL_CONFIRMED_WITHIN),
-                    Timer::Overdue(key, attempt),
-                ));
+                self.arm_overdue(key, now.plus(grace).plus(CANCEL_CONFIRMED_WITHIN));
                 self.machine_mut(machine).cancels.push(id);
                 self.wake(machine);
             }
