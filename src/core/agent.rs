@@ -225,6 +225,11 @@ impl Core {
             else {
                 return;
             };
+            if self.has_expired(now, execution) {
+                // Its timer is late, or this poll came before the tick.
+                self.end_attempt(now, execution, ExecutionState::Expired, super::EXPIRED);
+                continue;
+            }
             if !self.apply(execution, Event::Deliver) {
                 // Only what is queued stands in a queue; should that ever be wrong, it must not be handed out.
                 self.place(execution, Place::Nowhere);
@@ -333,9 +338,7 @@ impl Core {
         self.apply(key, Event::GiveBack);
         self.disarm_overdue(key);
         self.execution_mut(key).now.delivered_at = None;
-        let task = self.task(key.task);
-        let first_expires = task.created_at.plus(task.spec.ttl);
-        if now >= self.execution(key).now.expires_at.unwrap_or(first_expires) {
+        if self.has_expired(now, key) {
             return !self.end_attempt(now, key, ExecutionState::Expired, super::EXPIRED);
         }
         true

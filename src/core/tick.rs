@@ -141,6 +141,13 @@ impl Core {
         self.finish_if_done(now, key);
     }
 
+    /// Whether the current attempt has waited too long to be started.
+    pub(super) fn has_expired(&self, now: Time, key: ExecutionKey) -> bool {
+        let task = self.task(key.task);
+        let first_expires = task.created_at.plus(task.spec.ttl);
+        now >= self.execution(key).now.expires_at.unwrap_or(first_expires)
+    }
+
     fn expire(&mut self, now: Time, key: ExecutionKey) {
         self.end_attempt(now, key, ExecutionState::Expired, super::EXPIRED);
     }
