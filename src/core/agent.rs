@@ -88,6 +88,7 @@ impl Core {
         machine.seq = poll.seq;
         machine.parked = false;
         machine.cancels.clear();
+        machine.owes_joins |= machine.state == MachineState::Draining;
         machine.state = if poll.draining {
             MachineState::Draining
         } else {
@@ -95,7 +96,10 @@ impl Core {
         };
         self.refresh_ready(key);
         let mut orders = self.compare_holds(now, key, &poll.holds);
-        if !poll.draining {
+        if poll.draining {
+            self.give_back(key);
+        } else {
+            self.join_open_tasks(key);
             self.deliver(now, key, &mut orders);
         }
         Ok((key, orders))
@@ -138,6 +142,7 @@ impl Core {
             last_seen: now,
             offline_since: now,
             left: false,
+            owes_joins: true,
             seq: 0,
             parked: false,
             ready: None,
@@ -153,28 +158,28 @@ impl Core {
     fn appear(&mut self, now: Time, key: MachineKey) {
         let machine = self.machine_mut(key);
         machine.state = MachineState::Online;
+        machine.owes_joins = true;
         let notice = Notice::Appeared(machine.label.clone(), machine.instance.clone());
         self.notices.push(notice);
         self.timers
             .insert((now.plus(super::OFFLINE_AFTER), Timer::Silent(key)));
-        self.join_open_tasks(key);
     }
 
     /// The original's agent says that it is there. Its label is its instance.
     pub fn ping_of_original(&mut self, now: Time, label: &str) -> Result<MachineKey, Refusal> {
         // Agents' ids are hexadecimal, so this cannot be one of theirs.
         let instance = format!("original:{label}");
-        self.hello(
-            now,
-            &Caller {
-                instance: &instance,
-                label,
-                host: "",
-                version: "original",
-                jobs: 1,
-                kind: Kind::Original,
-            },
-        )
+        let caller = Caller {
+            instance: &instance,
+            label,
+            host: "",
+            version: "original",
+            jobs: 1,
+            kind: Kind::Original,
+        };
+        let key = self.hello(now, &caller)?;
+        self.join_open_tasks(key);
+        Ok(key)
     }
 
     /// The machine of the original's agent with this label, if it has said that it is there.
@@ -184,9 +189,9 @@ impl Core {
 
     /// Whether a machine would be handed something now.
     pub fn has_work_for(&self, key: MachineKey) -> bool {
-        self.machines
-            .get(&key)
-            .is_some_and(|m| m.free() > 0 && (!m.inbox.is_empty() || self.next_any(m).is_some()))
+        self.machines.get(&key).is_some_and(|m| {
+            m.is_live() && m.free() > 0 && (!m.inbox.is_empty() || self.next_any(m).is_some())
+        })
     }
 
     /// Notes that the machine's poll is being held, so that it is woken when there is work.

@@ -41,6 +41,8 @@ pub(super) struct Machine {
     pub offline_since: Time,
     /// It said goodbye: this instance never comes back.
     pub left: bool,
+    /// It has appeared, and not yet joined every open task that it matches.
+    pub owes_joins: bool,
     /// The highest `seq` of its polls.
     pub seq: u64,
     /// Its poll is being held.

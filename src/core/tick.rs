@@ -246,7 +246,7 @@ impl Core {
         machine.offline_since = now;
         machine.parked = false;
         machine.cancels.clear();
-        let (active, inbox) = (machine.active.clone(), machine.inbox.clone());
+        let active = machine.active.clone();
         let label = machine.label.clone();
         self.refresh_ready(key);
         self.timers
@@ -269,7 +269,12 @@ impl Core {
             };
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
-        for execution in inbox {
+        self.give_back(key);
+    }
+
+    /// What is queued for a machine that takes no more work, and could run on any, goes elsewhere.
+    pub(super) fn give_back(&mut self, key: MachineKey) {
+        for execution in self.machine(key).inbox.clone() {
             if self.task(execution.task).is_any() {
                 self.queue_for_any(execution);
             }
