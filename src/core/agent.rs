@@ -5,11 +5,12 @@
 //! shows that it never arrived; and an attempt that may have started on a machine that is gone is
 //! `lost`, never handed to another.
 
+use super::check::Rule;
 use super::life::Event;
 use super::machine::{Kind, Machine};
 use super::output::Output;
 use super::task::Place;
-use super::tick::Timer;
+use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER, Timer};
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::config::{MAX_JOBS, check_label};
 use crate::wire::agent::{
@@ -64,7 +65,7 @@ impl Core {
             .get(&*poll.instance)
             .map(|key| self.machine(*key));
         if let Some(machine) = known {
-            if poll.seq <= machine.seq {
+            if poll.seq <= machine.seq && self.keeps(Rule::LatePollRefused) {
                 return Err(Refusal::Conflict(format!(
                     "seq: must be above {}, the highest of this instance so far; a late or repeated poll, or another agent with its instance",
                     machine.seq
@@ -87,6 +88,7 @@ impl Core {
         machine.seq = poll.seq;
         machine.parked = false;
         machine.cancels.clear();
+        machine.owes_joins |= machine.state == MachineState::Draining;
         machine.state = if poll.draining {
             MachineState::Draining
         } else {
@@ -94,7 +96,10 @@ impl Core {
         };
         self.refresh_ready(key);
         let mut orders = self.compare_holds(now, key, &poll.holds);
-        if !poll.draining {
+        if poll.draining {
+            self.give_back(key);
+        } else {
+            self.join_open_tasks(key);
             self.deliver(now, key, &mut orders);
         }
         Ok((key, orders))
@@ -137,6 +142,7 @@ impl Core {
             last_seen: now,
             offline_since: now,
             left: false,
+            owes_joins: true,
             seq: 0,
             parked: false,
             ready: None,
@@ -152,27 +158,27 @@ impl Core {
     fn appear(&mut self, now: Time, key: MachineKey) {
         let machine = self.machine_mut(key);
         machine.state = MachineState::Online;
+        machine.owes_joins = true;
         let notice = Notice::Appeared(machine.label.clone(), machine.instance.clone());
         self.notices.push(notice);
         self.timers
             .insert((now.plus(super::OFFLINE_AFTER), Timer::Silent(key)));
-        self.join_open_tasks(key);
     }
 
     /// The original's agent says that it is there. Its label is its instance.
     pub fn ping_of_original(&mut self, now: Time, label: &str) -> Result<MachineKey, Refusal> {
         let instance = original_instance(label);
-        self.hello(
-            now,
-            &Caller {
-                instance: &instance,
-                label,
-                host: "",
-                version: "original",
-                jobs: 1,
-                kind: Kind::Original,
-            },
-        )
+        let caller = Caller {
+            instance: &instance,
+            label,
+            host: "",
+            version: "original",
+            jobs: 1,
+            kind: Kind::Original,
+        };
+        let key = self.hello(now, &caller)?;
+        self.join_open_tasks(key);
+        Ok(key)
     }
 
     /// The machine of the original's agent with this label, if it has said that it is there.
@@ -182,9 +188,9 @@ impl Core {
 
     /// Whether a machine would be handed something now.
     pub fn has_work_for(&self, key: MachineKey) -> bool {
-        self.machines
-            .get(&key)
-            .is_some_and(|m| m.free() > 0 && (!m.inbox.is_empty() || self.next_any(m).is_some()))
+        self.machines.get(&key).is_some_and(|m| {
+            m.is_live() && m.free() > 0 && (!m.inbox.is_empty() || self.next_any(m).is_some())
+        })
     }
 
     /// Notes that the machine's poll is being held, so that it is woken when there is work.
@@ -231,6 +237,11 @@ impl Core {
             else {
                 return;
             };
+            if self.has_expired(now, execution) {
+                // Its timer is late, or this poll came before the tick.
+                self.end_attempt(now, execution, ExecutionState::Expired, super::EXPIRED);
+                continue;
+            }
             if !self.apply(execution, Event::Deliver) {
                 // Only what is queued stands in a queue; should that ever be wrong, it must not be handed out.
                 self.place(execution, Place::Nowhere);
@@ -249,9 +260,9 @@ impl Core {
                 task_name: task.spec.name.to_string(),
                 detail: task.spec.detail.clone(),
             });
-            if let Some(due) = self.overdue_at(execution) {
-                self.timers
-                    .insert((due, Timer::Overdue(execution, id.attempt)));
+            let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
+            if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {
+                self.arm_overdue(execution, now.plus(longest).plus(OVERDUE_AFTER));
             }
         }
     }
@@ -327,8 +338,8 @@ impl Core {
 
     /// Takes back a hand-out that provably did not arrive. False when a user had canceled it: then
     /// it has ended.
-    fn undeliver(&mut self, now: Time, key: ExecutionKey) -> bool {
-        if self.execution(key).canceling {
+    pub(super) fn undeliver(&mut self, now: Time, key: ExecutionKey) -> bool {
+        if self.execution(key).canceling && self.keeps(Rule::CanceledIsNotRepeated) {
             if self.apply(key, Event::Cancel) {
                 self.place(key, Place::Nowhere);
                 self.note_end(now, key, "canceled before it started");
@@ -339,9 +350,7 @@ impl Core {
         self.apply(key, Event::GiveBack);
         self.disarm_overdue(key);
         self.execution_mut(key).now.delivered_at = None;
-        let task = self.task(key.task);
-        let first_expires = task.created_at.plus(task.spec.ttl);
-        if now >= self.execution(key).now.expires_at.unwrap_or(first_expires) {
+        if self.has_expired(now, key) {
             return !self.end_attempt(now, key, ExecutionState::Expired, super::EXPIRED);
         }
         true

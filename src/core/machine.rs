@@ -41,6 +41,8 @@ pub(super) struct Machine {
     pub offline_since: Time,
     /// It said goodbye: this instance never comes back.
     pub left: bool,
+    /// It has appeared, and not yet joined every open task that it matches.
+    pub owes_joins: bool,
     /// The highest `seq` of its polls.
     pub seq: u64,
     /// Its poll is being held.
@@ -76,12 +78,10 @@ impl Machine {
         self.parked && self.is_live() && self.free() > self.inbox.len()
     }
 
-    /// When its silence has lasted too long. The original's agent is silent while it runs
-    /// something, so then only the execution's own time-out tells.
+    /// When its silence has lasted too long. The original's agent pings on while it runs the one
+    /// task that it is given at a time.
     pub fn silent_at(&self) -> Option<Time> {
-        let busy_original = self.kind == Kind::Original && !self.active.is_empty();
-        (self.state != MachineState::Offline && !busy_original)
-            .then(|| self.last_seen.plus(OFFLINE_AFTER))
+        (self.state != MachineState::Offline).then(|| self.last_seen.plus(OFFLINE_AFTER))
     }
 
     /// The answer of the API.

@@ -18,6 +18,7 @@
 //! the simulation in `tests/simulation` call it.
 
 mod agent;
+mod check;
 mod life;
 mod machine;
 mod output;
@@ -29,6 +30,8 @@ mod tick;
 mod user;
 
 pub use self::agent::original_instance;
+#[doc(hidden)]
+pub use self::check::Rule;
 pub use self::machine::OFFLINE_AFTER;
 pub use self::output::{Output, gap_line};
 pub use self::pattern::{MAX_PATTERN_BYTES, MAX_PATTERNS};
@@ -145,6 +148,8 @@ pub struct Core {
     output_bytes: usize,
     figures: Figures,
     notices: Vec<Notice>,
+    /// Only tests set it, to see that they notice.
+    broken: Option<Rule>,
 }
 
 impl Core {
@@ -170,6 +175,7 @@ impl Core {
             output_bytes: 0,
             figures: Figures::default(),
             notices: Vec::new(),
+            broken: None,
         }
     }
 
@@ -331,11 +337,7 @@ impl Core {
     }
 
     fn note_end(&mut self, now: Time, key: ExecutionKey, msg: &str) {
-        self.disarm_overdue(key);
-        let number = self.execution(key).now.number;
-        if let Some(time) = self.execution(key).now.expires_at {
-            self.timers.remove(&(time, Timer::AttemptTtl(key, number)));
-        }
+        self.disarm(key);
         let attempt = &mut self.execution_mut(key).now;
         attempt.finished_at = attempt.finished_at.or(Some(now));
         attempt.msg = msg.into();
@@ -389,7 +391,9 @@ impl Core {
         let is_any = self.task(key.task).is_any();
         let execution = self.execution_mut(key);
         let number = execution.now.number + 1;
-        let attempt = std::mem::replace(&mut execution.now, Attempt::new(number));
+        let mut next = Attempt::new(number);
+        next.due_at = Some(due);
+        let attempt = std::mem::replace(&mut execution.now, next);
         let target = if is_any {
             execution.target.take()
         } else {

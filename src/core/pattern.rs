@@ -116,6 +116,16 @@ impl Directory {
         self.groups.get_mut(key.0)
     }
 
+    /// The group of a pattern, if there is one.
+    pub fn group_with(&self, pattern: &str) -> Option<&Group> {
+        self.group_keys.get(pattern).map(|key| self.group(*key))
+    }
+
+    /// How many executions no machine has been found for.
+    pub fn queued(&self) -> usize {
+        self.groups.iter().map(|(_, group)| group.queue.len()).sum()
+    }
+
     /// Every task that machines yet to appear may join.
     pub fn open_tasks(&self) -> impl Iterator<Item = TaskKey> {
         self.groups

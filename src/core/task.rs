@@ -68,8 +68,12 @@ pub struct Execution {
 #[derive(Debug, Clone)]
 pub(super) struct Attempt {
     pub number: u32,
+    /// When a further attempt is due, while it waits for that.
+    pub due_at: Option<Time>,
     /// Until when a further attempt may wait to be started; the first has its task's `ttl`.
     pub expires_at: Option<Time>,
+    /// When its machine should have reported it, while it is in a machine's hands.
+    pub overdue_at: Option<Time>,
     pub delivered_at: Option<Time>,
     pub started_at: Option<Time>,
     pub finished_at: Option<Time>,
@@ -94,7 +98,9 @@ impl Attempt {
     pub fn new(number: u32) -> Self {
         Attempt {
             number,
+            due_at: None,
             expires_at: None,
+            overdue_at: None,
             delivered_at: None,
             started_at: None,
             finished_at: None,

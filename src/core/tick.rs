@@ -1,5 +1,6 @@
 //! What time does: everything that is due, in one place, and when the next thing will be.
 
+use super::check::Rule;
 use super::machine::FORGOTTEN_AFTER;
 use super::task::Place;
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
@@ -14,7 +15,10 @@ const AWAY: Span = Span::from_secs(5);
 const MAX_DUE: usize = 1_000;
 
 /// How long a machine that lives has to report an attempt, beyond its time-out and grace.
-const OVERDUE_AFTER: Span = Span::from_secs(60);
+pub(super) const OVERDUE_AFTER: Span = Span::from_secs(60);
+/// How long the original's agent has for a task without a time-out: it cannot say whether it runs
+/// the task or never got it, and what was accepted has to end.
+pub(super) const ORIGINAL_AT_MOST: Span = Span::from_secs(24 * 3_600);
 
 /// What becomes due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,10 +95,6 @@ impl Core {
             Some(time) => {
                 self.timers.insert((time, Timer::Silent(key)));
             }
-            None if machine.state != MachineState::Offline => {
-                self.timers
-                    .insert((now.plus(super::OFFLINE_AFTER), Timer::Silent(key)));
-            }
             None => {}
         }
     }
@@ -141,6 +141,13 @@ impl Core {
         self.finish_if_done(now, key);
     }
 
+    /// Whether the current attempt has waited too long to be started.
+    pub(super) fn has_expired(&self, now: Time, key: ExecutionKey) -> bool {
+        let task = self.task(key.task);
+        let first_expires = task.created_at.plus(task.spec.ttl);
+        now >= self.execution(key).now.expires_at.unwrap_or(first_expires)
+    }
+
     fn expire(&mut self, now: Time, key: ExecutionKey) {
         self.end_attempt(now, key, ExecutionState::Expired, super::EXPIRED);
     }
@@ -149,9 +156,12 @@ impl Core {
         if !self.is_current(key, attempt, ExecutionState::Queued) {
             return;
         }
-        let ttl = self.task(key.task).spec.ttl;
+        let expires = now.plus(self.task(key.task).spec.ttl);
+        let waiting = &mut self.execution_mut(key).now;
+        waiting.due_at = None;
+        waiting.expires_at = Some(expires);
         self.timers
-            .insert((now.plus(ttl), Timer::AttemptTtl(key, attempt)));
+            .insert((expires, Timer::AttemptTtl(key, attempt)));
         if self.task(key.task).is_any() {
             self.queue_for_any(key);
             return;
@@ -192,23 +202,40 @@ impl Core {
         self.end_attempt(now, key, ExecutionState::Lost, msg);
     }
 
-    /// When the current attempt should have been reported, if it was handed out and has a time-out.
-    pub(super) fn overdue_at(&self, key: ExecutionKey) -> Option<Time> {
-        let longest = self.task(key.task).spec.longest_run()?;
-        Some(
-            self.execution(key)
-                .now
-                .delivered_at?
-                .plus(longest)
-                .plus(OVERDUE_AFTER),
-        )
+    /// Notes when an attempt in a machine's hands should have been reported; the earliest counts.
+    pub(super) fn arm_overdue(&mut self, key: ExecutionKey, due: Time) {
+        let due = self
+            .execution(key)
+            .now
+            .overdue_at
+            .map_or(due, |known| known.min(due));
+        self.disarm_overdue(key);
+        let attempt = &mut self.execution_mut(key).now;
+        attempt.overdue_at = Some(due);
+        let timer = Timer::Overdue(key, attempt.number);
+        self.timers.insert((due, timer));
     }
 
     /// Removes the timer of an attempt that is not in a machine's hands any more.
     pub(super) fn disarm_overdue(&mut self, key: ExecutionKey) {
-        if let Some(due) = self.overdue_at(key) {
-            let attempt = self.execution(key).now.number;
-            self.timers.remove(&(due, Timer::Overdue(key, attempt)));
+        let attempt = &mut self.execution_mut(key).now;
+        if let Some(due) = attempt.overdue_at.take() {
+            let timer = Timer::Overdue(key, attempt.number);
+            self.timers.remove(&(due, timer));
+        }
+    }
+
+    /// Removes the timers of an attempt that has ended.
+    pub(super) fn disarm(&mut self, key: ExecutionKey) {
+        self.disarm_overdue(key);
+        let attempt = &mut self.execution_mut(key).now;
+        let number = attempt.number;
+        let (due, expires) = (attempt.due_at.take(), attempt.expires_at.take());
+        if let Some(time) = due {
+            self.timers.remove(&(time, Timer::AttemptDue(key, number)));
+        }
+        if let Some(time) = expires {
+            self.timers.remove(&(time, Timer::AttemptTtl(key, number)));
         }
     }
 
@@ -219,13 +246,21 @@ impl Core {
         machine.offline_since = now;
         machine.parked = false;
         machine.cancels.clear();
-        let (active, inbox) = (machine.active.clone(), machine.inbox.clone());
+        let active = machine.active.clone();
         let label = machine.label.clone();
         self.refresh_ready(key);
         self.timers
             .insert((now.plus(FORGOTTEN_AFTER), Timer::ForgetMachine(key)));
         self.notices.push(super::Notice::Gone(label, why));
         for execution in active {
+            let delivered = self.execution(execution).state == ExecutionState::Delivered;
+            if delivered && !self.keeps(Rule::UncertainIsLost) && self.undeliver(now, execution) {
+                self.place(execution, Place::Inbox(key));
+                if self.task(execution.task).is_any() {
+                    self.queue_for_any(execution);
+                }
+                continue;
+            }
             let msg = match self.execution(execution).state {
                 ExecutionState::Delivered => {
                     "its machine went away; whether it had started is not known"
@@ -234,7 +269,12 @@ impl Core {
             };
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
-        for execution in inbox {
+        self.give_back(key);
+    }
+
+    /// What is queued for a machine that takes no more work, and could run on any, goes elsewhere.
+    pub(super) fn give_back(&mut self, key: MachineKey) {
+        for execution in self.machine(key).inbox.clone() {
             if self.task(execution.task).is_any() {
                 self.queue_for_any(execution);
             }

@@ -194,13 +194,10 @@ impl Core {
             (_, Place::Active(machine)) if !execution.canceling => {
                 let id = self.task(key.task).attempt_id(key);
                 let grace = self.task(key.task).spec.kill_grace();
-                let (execution, attempt) = (self.execution_mut(key), id.attempt);
+                let execution = self.execution_mut(key);
                 execution.canceling = true;
                 execution.now.msg = "cancel requested".into();
-                self.timers.insert((
-                    now.plus(grace).plus(CANCEL_CONFIRMED_WITHIN),
-                    Timer::Overdue(key, attempt),
-                ));
+                self.arm_overdue(key, now.plus(grace).plus(CANCEL_CONFIRMED_WITHIN));
                 self.machine_mut(machine).cancels.push(id);
                 self.wake(machine);
             }
@@ -333,16 +330,21 @@ impl Core {
         }
     }
 
-    /// Gives a machine that has just appeared what waited for one like it.
-    pub(super) fn join_open_tasks(&mut self, machine: MachineKey) {
-        let groups = self
-            .directory
-            .label(self.machine(machine).label_key)
-            .groups
-            .clone();
-        for group in groups {
+    /// Gives a machine that has appeared what waited for one like it: at once, or as soon as the
+    /// limit on executions has room again.
+    pub(super) fn join_open_tasks(&mut self, key: MachineKey) {
+        let machine = self.machine_mut(key);
+        if !std::mem::replace(&mut machine.owes_joins, false) {
+            return;
+        }
+        let label = machine.label_key;
+        for group in self.directory.label(label).groups.clone() {
             for task in self.directory.group(group).open.clone() {
-                self.join(task, machine);
+                if self.executions.unfinished() as usize >= self.limits.executions {
+                    self.machine_mut(key).owes_joins = true;
+                    return;
+                }
+                self.join(task, key);
             }
         }
     }

@@ -1,0 +1,364 @@
+//! Whether the registry is consistent with itself. For tests only; nothing here changes anything.
+//!
+//! What is said twice (for speed) must be said alike: the queues and the place of each execution,
+//! the counts and the executions, the timers and what they are for.
+
+use super::task::Place;
+use super::tick::Timer;
+use super::{Core, ExecutionKey, MachineKey, Task, TaskKey};
+use crate::wire::machine::MachineState;
+use crate::wire::task::{Counts, ExecutionState};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A rule that a test can break on purpose, to see that it is noticed. No input reaches this.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// A late or repeated poll is refused.
+    LatePollRefused,
+    /// What may have started on a machine that is gone is not handed to another.
+    UncertainIsLost,
+    /// A canceled task's lost hand-out is not handed out again.
+    CanceledIsNotRepeated,
+}
+
+impl Rule {
+    /// Every rule that can be broken.
+    pub const ALL: [Rule; 3] = [
+        Rule::LatePollRefused,
+        Rule::UncertainIsLost,
+        Rule::CanceledIsNotRepeated,
+    ];
+}
+
+/// An execution, as the simulation looks at it after every step.
+#[doc(hidden)]
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Glimpse<'a> {
+    pub n: u32,
+    pub attempt: u32,
+    pub state: ExecutionState,
+    pub instance: Option<&'a str>,
+    pub msg: &'a str,
+}
+
+impl Task {
+    /// Its executions, without copying them.
+    #[doc(hidden)]
+    pub fn glimpses(&self) -> impl Iterator<Item = Glimpse<'_>> {
+        (0..).zip(&self.executions).map(|(n, e)| Glimpse {
+            n,
+            attempt: e.now.number,
+            state: e.state,
+            instance: e.target.as_ref().map(|target| &*target.instance),
+            msg: &e.now.msg,
+        })
+    }
+}
+
+fn check(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+impl Core {
+    /// Breaks a rule from now on.
+    #[doc(hidden)]
+    pub fn break_rule_for_tests(&mut self, rule: Rule) {
+        self.broken = Some(rule);
+    }
+
+    /// Whether a rule is kept; always, except in a test of the tests.
+    pub(super) fn keeps(&self, rule: Rule) -> bool {
+        self.broken != Some(rule)
+    }
+
+    /// All tasks, without copying them.
+    #[doc(hidden)]
+    pub fn glimpse_tasks(&self) -> impl Iterator<Item = (TaskKey, &Task)> {
+        self.tasks.iter().map(|(key, task)| (*key, task))
+    }
+
+    /// The instances and states of all machines, without copying them.
+    #[doc(hidden)]
+    pub fn glimpse_machines(&self) -> impl Iterator<Item = (&str, MachineState)> {
+        self.machines.values().map(|m| (&*m.instance, m.state))
+    }
+
+    /// Whether everything that is kept agrees; else what does not.
+    #[doc(hidden)]
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.check_executions()?;
+        self.check_machines()?;
+        self.check_indexes()?;
+        self.check_timers()
+    }
+
+    /// Counts, output bytes and queues agree with the executions.
+    fn check_executions(&self) -> Result<(), String> {
+        let mut all = Counts::default();
+        let mut output = 0;
+        let mut inboxes: BTreeMap<MachineKey, BTreeSet<ExecutionKey>> = BTreeMap::new();
+        let mut actives: BTreeMap<MachineKey, BTreeSet<ExecutionKey>> = BTreeMap::new();
+        let mut grouped = 0;
+        for (key, task) in &self.tasks {
+            let mut counts = Counts::default();
+            let mut task_output = 0;
+            for (n, e) in (0..).zip(&task.executions) {
+                *counts.of(e.state) += 1;
+                *all.of(e.state) += 1;
+                let outputs = e.past.iter().map(|past| &past.attempt).chain([&e.now]);
+                task_output += outputs
+                    .filter_map(|attempt| attempt.output.as_ref())
+                    .map(|output| output.kept())
+                    .sum::<usize>();
+                let execution = ExecutionKey { task: *key, n };
+                self.check_place(execution, task)?;
+                match e.place {
+                    Place::Nowhere => {}
+                    Place::Group => grouped += 1,
+                    Place::Inbox(m) => drop(inboxes.entry(m).or_default().insert(execution)),
+                    Place::Active(m) => drop(actives.entry(m).or_default().insert(execution)),
+                }
+            }
+            check(counts == task.counts, || {
+                format!("{key:?}: counts {:?}, recounted {counts:?}", task.counts)
+            })?;
+            check(task_output == task.output_bytes, || {
+                format!(
+                    "{key:?}: {} bytes of output, recounted {task_output}",
+                    task.output_bytes
+                )
+            })?;
+            output += task_output;
+        }
+        check(all == self.executions, || {
+            format!("counts {:?}, recounted {all:?}", self.executions)
+        })?;
+        check(output == self.output_bytes, || {
+            format!("{} bytes of output, recounted {output}", self.output_bytes)
+        })?;
+        check(grouped == self.directory.queued(), || {
+            format!(
+                "{} wait for any machine, {grouped} say so",
+                self.directory.queued()
+            )
+        })?;
+        for (key, machine) in &self.machines {
+            let same = machine.inbox == inboxes.remove(key).unwrap_or_default()
+                && machine.active == actives.remove(key).unwrap_or_default();
+            check(same, || {
+                format!("{key:?}: its queues and the places differ")
+            })?;
+        }
+        check(inboxes.is_empty() && actives.is_empty(), || {
+            format!("queued for machines that are not there: {inboxes:?} {actives:?}")
+        })
+    }
+
+    /// An execution is where its state says that it is.
+    fn check_place(&self, key: ExecutionKey, task: &Task) -> Result<(), String> {
+        let e = &task.executions[key.n as usize];
+        let in_its_queue = match e.place {
+            Place::Group => {
+                let group = self.directory.group_with(task.spec.pattern.text());
+                task.is_any() && group.is_some_and(|group| group.queue.contains(&key))
+            }
+            Place::Inbox(m) | Place::Active(m) => {
+                let instance = self.machines.get(&m).map(|m| &m.instance);
+                instance.is_some() && e.target.as_ref().map(|t| &t.instance) == instance
+            }
+            Place::Nowhere => true,
+        };
+        let fits = match e.state {
+            ExecutionState::Queued => match e.place {
+                Place::Group | Place::Inbox(_) => true,
+                // Between two attempts.
+                Place::Nowhere => e.now.due_at.is_some(),
+                Place::Active(_) => false,
+            },
+            ExecutionState::Delivered | ExecutionState::Running => {
+                matches!(e.place, Place::Active(_))
+            }
+            _ => e.place == Place::Nowhere,
+        };
+        check(in_its_queue && fits, || {
+            format!("{key:?}: {:?} at {:?}", e.state, e.place)
+        })
+    }
+
+    /// Machines have no more than they can run, and the ready list is right.
+    fn check_machines(&self) -> Result<(), String> {
+        let mut ready = 0;
+        for (key, machine) in &self.machines {
+            check(
+                machine.ready.is_some() == machine.can_be_given_work(),
+                || format!("{key:?}: ready {:?}", machine.ready),
+            )?;
+            if let Some(order) = machine.ready {
+                ready += 1;
+                check(self.ready.get(&order) == Some(key), || {
+                    format!("{key:?}: not in the list of ready machines")
+                })?;
+            }
+            let offline = machine.state == MachineState::Offline;
+            check(
+                !offline || (machine.active.is_empty() && !machine.parked),
+                || format!("{key:?}: offline, with work in its hands"),
+            )?;
+            check(self.instances.get(&machine.instance) == Some(key), || {
+                format!("{key:?}: its instance does not lead to it")
+            })?;
+            let label = self.directory.label(machine.label_key);
+            check(label.machines.contains(key), || {
+                format!("{key:?}: its label does not lead to it")
+            })?;
+        }
+        check(ready == self.ready.len(), || {
+            format!("{} machines are ready, {ready} say so", self.ready.len())
+        })
+    }
+
+    /// What leads to tasks and machines leads to all of them and to nothing else; limits hold.
+    fn check_indexes(&self) -> Result<(), String> {
+        let named: usize = self.task_names.values().map(BTreeSet::len).sum();
+        let tasks = self.tasks.len();
+        check(self.task_ids.len() == tasks && named == tasks, || {
+            format!("{tasks} tasks, {} ids, {named} names", self.task_ids.len())
+        })?;
+        let mut finished = 0;
+        let mut finished_executions = 0;
+        for (key, task) in &self.tasks {
+            let named = self.task_names.get(&task.spec.name);
+            let known = self.task_ids.get(&task.id) == Some(key)
+                && named.is_some_and(|keys| keys.contains(key));
+            check(known, || {
+                format!("{key:?}: its id or name does not lead to it")
+            })?;
+            let group = self.directory.group_with(task.spec.pattern.text());
+            let listed = group.is_some_and(|group| group.open.contains(key));
+            check(listed == task.open, || {
+                format!("{key:?}: open {}", task.open)
+            })?;
+            let Some(finished_at) = task.finished_at else {
+                check(task.open || task.counts.unfinished() > 0, || {
+                    format!("{key:?}: nothing is left to do, and it has not ended")
+                })?;
+                continue;
+            };
+            finished += 1;
+            finished_executions += task.executions.len();
+            let right = self.finished.contains(&(finished_at, *key))
+                && task.counts.unfinished() == 0
+                && !task.open;
+            check(right, || format!("{key:?}: has ended, but not altogether"))?;
+        }
+        check(finished == self.finished.len(), || {
+            format!(
+                "{} tasks have ended, {finished} say so",
+                self.finished.len()
+            )
+        })?;
+        check(finished_executions == self.finished_executions, || {
+            "executions of ended tasks are miscounted".into()
+        })?;
+        check(self.instances.len() == self.machines.len(), || {
+            "instances lead to machines that are not there".into()
+        })?;
+        self.check_limits()
+    }
+
+    /// Nothing grows beyond its limit. The last ended task is always kept.
+    fn check_limits(&self) -> Result<(), String> {
+        let Core { limits, .. } = self;
+        let unfinished = self.executions.unfinished() as usize;
+        check(unfinished <= limits.executions, || {
+            format!(
+                "{unfinished} unfinished executions, the limit is {}",
+                limits.executions
+            )
+        })?;
+        let tasks = self.tasks.len() - self.finished.len();
+        check(tasks <= limits.executions, || {
+            format!("{tasks} unfinished tasks")
+        })?;
+        check(self.finished.len() <= limits.tasks.max(1), || {
+            format!("{} ended tasks are kept", self.finished.len())
+        })?;
+        let many = self.finished.len() > 1 && self.finished_executions > limits.executions;
+        check(!many, || {
+            "too many executions of ended tasks are kept".into()
+        })?;
+        check(self.machines.len() <= limits.machines, || {
+            format!("{} machines are known", self.machines.len())
+        })?;
+        check(self.output_bytes <= limits.output_bytes, || {
+            format!("{} bytes of output are kept", self.output_bytes)
+        })
+    }
+
+    /// Every timer is for something that is there, and whatever must end has its timer.
+    fn check_timers(&self) -> Result<(), String> {
+        let mut silent: BTreeSet<MachineKey> = BTreeSet::new();
+        let mut ending: BTreeSet<TaskKey> = BTreeSet::new();
+        let mut overdue: BTreeSet<ExecutionKey> = BTreeSet::new();
+        for (time, timer) in &self.timers {
+            let execution = |key: &ExecutionKey, number: u32| {
+                let task = self.tasks.get(&key.task)?;
+                let e = task.executions.get(key.n as usize)?;
+                (e.now.number == number).then_some(e)
+            };
+            let meant = match timer {
+                Timer::Silent(key) => {
+                    silent.insert(*key);
+                    self.machines.contains_key(key)
+                }
+                Timer::ForgetMachine(key) => self.machines.contains_key(key),
+                Timer::TaskTtl(key) => {
+                    ending.insert(*key);
+                    let task = self.tasks.get(key);
+                    task.is_some_and(|task| task.finished_at.is_none())
+                }
+                Timer::AttemptTtl(key, number) => execution(key, *number)
+                    .is_some_and(|e| e.now.expires_at == Some(*time) && !e.state.is_terminal()),
+                Timer::AttemptDue(key, number) => execution(key, *number)
+                    .is_some_and(|e| e.now.due_at == Some(*time) && e.place == Place::Nowhere),
+                Timer::Overdue(key, number) => {
+                    overdue.insert(*key);
+                    execution(key, *number).is_some_and(|e| {
+                        e.now.overdue_at == Some(*time) && matches!(e.place, Place::Active(_))
+                    })
+                }
+                Timer::ForgetTask(key) => {
+                    ending.insert(*key);
+                    let task = self.tasks.get(key);
+                    task.is_some_and(|task| task.finished_at.is_some())
+                }
+            };
+            check(meant, || format!("{timer:?} at {time:?} is for nothing"))?;
+        }
+        for (key, machine) in &self.machines {
+            let watched = silent.contains(key) || machine.state == MachineState::Offline;
+            check(watched, || {
+                format!("{key:?}: its silence would go unnoticed")
+            })?;
+            for execution in &machine.active {
+                let limited = self.task(execution.task).spec.longest_run().is_some();
+                check(!limited || overdue.contains(execution), || {
+                    format!("{execution:?}: could stay in a machine's hands for ever")
+                })?;
+            }
+        }
+        for (key, task) in &self.tasks {
+            let e = &task.executions;
+            let first = e
+                .iter()
+                .any(|e| e.state == ExecutionState::Queued && e.now.number == 1);
+            let needed = task.open || first || task.finished_at.is_some();
+            check(!needed || ending.contains(key), || {
+                format!("{key:?}: could stay for ever")
+            })?;
+        }
+        Ok(())
+    }
+}

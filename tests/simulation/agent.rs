@@ -1,0 +1,643 @@
+//! Model agents: they do what the real agent does on the wire, without a process, socket or thread.
+
+use crate::laws::RealEnd;
+use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
+use sidebike::wire::agent::{
+    AttemptId, Done, Ended, Goodbye, Hold, HoldState, Orders, Output, Piece, Poll, Stream,
+};
+use sidebike::wire::span::{Span, Timeout};
+use sidebike::wire::task::{Detail, ExecutionState};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+/// Agents of the original are counted from here in what the laws remember.
+pub const ORIGINALS: usize = 1_000_000;
+/// How long a poll may be held, idle and with work.
+const WAITS: [Ms; 2] = [25_000, 20_000];
+/// How long after that an agent gives it up.
+const SLACK: Ms = 4_000;
+/// Refusals in a row after which an agent with empty hands takes a new instance.
+const MAX_CONFLICTS: u32 = 3;
+/// Patience with running commands at a shutdown, and with those told to end.
+const GRACE: Ms = 10_000;
+const END_PATIENCE: Ms = 17_000;
+/// Patience with a server that does not take the last results.
+const REPORT_PATIENCE: Ms = 22_000;
+
+/// What an agent has set its alarm for.
+#[derive(Debug, Clone)]
+pub enum Alarm {
+    PollAgain(u64),
+    GiveUp(u64),
+    Ends(AttemptKey, ExecutionState),
+    Writes(AttemptKey),
+    Report,
+    GraceOver,
+    SayGoodbye,
+    Resume,
+    Ping,
+}
+
+/// An attempt in an agent's hands.
+#[derive(Debug, Clone)]
+pub struct Held {
+    pub id: AttemptId,
+    state: HoldState,
+    started_at: Ms,
+    grace: Ms,
+    cannot_start: bool,
+    end: Option<(ExecutionState, Ms)>,
+    written: u64,
+    acked: u64,
+}
+
+#[derive(Debug)]
+pub struct Agent {
+    pub instance: String,
+    pub label: String,
+    pub original: bool,
+    pub alive: bool,
+    pub paused: bool,
+    pub cut_until: Ms,
+    pub holds: BTreeMap<AttemptKey, Held>,
+    /// Run on, unreported.
+    forgotten: usize,
+    gone: HashSet<AttemptId>,
+    jobs: u32,
+    seq: u64,
+    pending: Option<u64>,
+    conflicts: u32,
+    failures: u32,
+    report_failures: u32,
+    reporting: bool,
+    draining: bool,
+    /// What came while it was paused.
+    missed: Vec<Event>,
+}
+
+impl Agent {
+    /// Whether it has something that it must get rid of.
+    pub fn is_busy(&self) -> bool {
+        self.alive && !self.original && !self.holds.is_empty()
+    }
+}
+
+/// What a command writes from one place of its output on.
+pub fn text(key: AttemptKey, from: u64, to: u64) -> Vec<u8> {
+    let shift = u64::from(key.n) * 7 + u64::from(key.attempt) * 3;
+    (from..to)
+        .map(|at| b'a' + ((at + shift) % 26) as u8)
+        .collect()
+}
+
+impl World {
+    pub fn start_agent(&mut self, label: &str) -> usize {
+        let who = self.agents.len();
+        let instance = self.rng.id();
+        let jobs = self.rng.pick(&[1, 2, 4]);
+        self.note(|| format!("agent {who} starts as {label}, {instance}"));
+        self.agents.push(Agent {
+            instance,
+            label: label.into(),
+            original: false,
+            alive: true,
+            paused: false,
+            cut_until: 0,
+            holds: BTreeMap::new(),
+            forgotten: 0,
+            gone: HashSet::new(),
+            jobs,
+            seq: 0,
+            pending: None,
+            conflicts: 0,
+            failures: 0,
+            report_failures: 0,
+            reporting: false,
+            draining: false,
+            missed: Vec::new(),
+        });
+        self.poll(who);
+        who
+    }
+
+    /// An agent of the original: it pings, fetches one task, runs it, reports once.
+    pub fn start_original(&mut self) {
+        self.count("agent of the original started");
+        let who = self.start_agent("old-0");
+        self.agents[who].original = true;
+        self.after(1, Event::Alarm(who, Alarm::Ping));
+    }
+
+    pub fn kill(&mut self, who: usize) {
+        if std::mem::take(&mut self.agents[who].alive) {
+            self.count("agent killed");
+            self.note(|| format!("agent {who} is killed"));
+        }
+    }
+
+    pub fn pause(&mut self, who: usize, long: bool) {
+        if self.agents[who].paused || !self.agents[who].alive {
+            return;
+        }
+        self.count(if long {
+            "agent paused > 45 s"
+        } else {
+            "agent paused < 45 s"
+        });
+        self.agents[who].paused = true;
+        let pause = if long {
+            self.rng.between(45_000, 150_000)
+        } else {
+            self.rng.between(100, 44_000)
+        };
+        self.note(|| format!("agent {who} pauses for {pause}"));
+        self.after(pause, Event::Alarm(who, Alarm::Resume));
+    }
+
+    /// It goes on with its old state; what came meanwhile comes now, in any order.
+    pub fn resume(&mut self, who: usize) {
+        self.agents[who].paused = false;
+        self.note(|| format!("agent {who} resumes"));
+        let missed = std::mem::take(&mut self.agents[who].missed);
+        for event in missed {
+            let late = self.rng.between(0, 5);
+            self.after(late, event);
+        }
+    }
+
+    /// TERM: no more work, some patience, goodbye.
+    pub fn term(&mut self, who: usize) {
+        let agent = &mut self.agents[who];
+        if !agent.alive || agent.draining || agent.original {
+            return;
+        }
+        agent.draining = true;
+        agent.pending = None;
+        self.count("agent told to end");
+        self.note(|| format!("agent {who} is told to end"));
+        let idle = self.agents[who].holds.is_empty();
+        if !idle {
+            self.poll(who);
+        }
+        self.after(
+            if idle { 0 } else { GRACE },
+            Event::Alarm(who, Alarm::GraceOver),
+        );
+        self.after(
+            if idle { 1 } else { REPORT_PATIENCE },
+            Event::Alarm(who, Alarm::SayGoodbye),
+        );
+    }
+
+    pub fn agent_wakes(&mut self, who: usize, alarm: Alarm) -> Lawful {
+        if let Alarm::Resume = alarm {
+            if self.agents[who].paused {
+                self.resume(who);
+            }
+            return Ok(());
+        }
+        if self.is_away(who, || Event::Alarm(who, alarm.clone())) {
+            return Ok(());
+        }
+        match alarm {
+            Alarm::Resume => {}
+            Alarm::PollAgain(seq) => {
+                if self.agents[who].pending.is_none() && self.agents[who].seq == seq {
+                    self.poll(who);
+                }
+            }
+            Alarm::GiveUp(seq) => {
+                if self.agents[who].pending == Some(seq) {
+                    self.count("poll given up");
+                    self.poll_failed(who);
+                }
+            }
+            Alarm::Ends(key, state) => self.command_ends(who, key, state),
+            Alarm::Writes(key) => self.command_writes(who, key),
+            Alarm::Report => {
+                self.agents[who].reporting = false;
+                self.report(who);
+            }
+            Alarm::GraceOver => self.end_all(who),
+            Alarm::SayGoodbye => self.say_goodbye(who),
+            Alarm::Ping => self.ping(who),
+        }
+        Ok(())
+    }
+
+    /// Dead: it does nothing. Paused: it does it later.
+    fn is_away(&mut self, who: usize, event: impl FnOnce() -> Event) -> bool {
+        let agent = &mut self.agents[who];
+        if agent.alive && agent.paused {
+            agent.missed.push(event());
+        }
+        !agent.alive || agent.paused
+    }
+
+    pub fn agent_hears(&mut self, who: usize, response: Response) -> Lawful {
+        if self.is_away(who, || Event::ToAgent(who, response.clone())) {
+            return Ok(());
+        }
+        match response {
+            Response::Orders(seq, orders, keys) => {
+                // The answer to a poll that was given up finds nobody.
+                if self.agents[who].pending == Some(seq) {
+                    let agent = &mut self.agents[who];
+                    agent.pending = None;
+                    (agent.failures, agent.conflicts) = (0, 0);
+                    self.obey(who, orders, keys)?;
+                    if self.agents[who].alive {
+                        self.poll(who);
+                    }
+                }
+            }
+            Response::Refused(seq, conflict) => {
+                if self.agents[who].pending == Some(seq) {
+                    let agent = &mut self.agents[who];
+                    agent.conflicts = if conflict { agent.conflicts + 1 } else { 0 };
+                    if agent.conflicts >= MAX_CONFLICTS && agent.holds.is_empty() {
+                        (agent.conflicts, agent.seq) = (0, 0);
+                        self.agents[who].instance = self.rng.id();
+                        self.count("agent took a new instance");
+                    }
+                    self.poll_failed(who);
+                }
+            }
+            Response::Kept(output, orders) => {
+                for piece in &output.pieces {
+                    let end = piece.offset + piece.data.len() as u64;
+                    let held = self.agents[who]
+                        .holds
+                        .values_mut()
+                        .find(|held| held.id == piece.id);
+                    if let Some(held) = held {
+                        held.acked = held.acked.max(end);
+                    }
+                }
+                self.obey(who, orders, Vec::new())?;
+            }
+            Response::Verdicts(verdicts) => {
+                self.agents[who].report_failures = 0;
+                for verdict in verdicts {
+                    if !verdict.taken {
+                        self.count("result not taken");
+                    }
+                    self.let_go(who, &verdict.id);
+                }
+            }
+            Response::Pong(work) => self.ponged(who, work),
+            Response::Fetched(orders, keys) => self.fetched(who, orders, keys)?,
+        }
+        Ok(())
+    }
+
+    fn let_go(&mut self, who: usize, id: &AttemptId) -> bool {
+        let agent = &mut self.agents[who];
+        let Some(key) = agent
+            .holds
+            .iter()
+            .find(|(_, held)| held.id == *id)
+            .map(|(key, _)| *key)
+        else {
+            return false;
+        };
+        agent.holds.remove(&key);
+        agent.gone.insert(id.clone());
+        true
+    }
+
+    fn poll(&mut self, who: usize) {
+        let now = self.now;
+        let agent = &mut self.agents[who];
+        if agent.original {
+            return;
+        }
+        agent.seq += 1;
+        agent.pending = Some(agent.seq);
+        let seq = agent.seq;
+        let wait = WAITS[usize::from(!agent.holds.is_empty())];
+        let poll = Poll {
+            instance: agent.instance.clone(),
+            seq,
+            label: agent.label.clone(),
+            host: "host".into(),
+            version: "simulated".into(),
+            jobs: agent.jobs,
+            draining: agent.draining || agent.forgotten >= agent.jobs as usize,
+            wait: Span::from_millis(wait),
+            holds: agent.list_holds(now),
+        };
+        self.send(who, Event::ToServer(who, Request::Poll(poll)));
+        self.after(wait + SLACK, Event::Alarm(who, Alarm::GiveUp(seq)));
+    }
+
+    fn poll_failed(&mut self, who: usize) {
+        let agent = &mut self.agents[who];
+        agent.pending = None;
+        let ceiling = 200 << agent.failures.min(5);
+        agent.failures += 1;
+        let seq = agent.seq;
+        let pause = self.rng.between(10, ceiling);
+        self.after(pause, Event::Alarm(who, Alarm::PollAgain(seq)));
+    }
+
+    fn obey(&mut self, who: usize, orders: Orders<Arc<Detail>>, keys: Vec<AttemptKey>) -> Lawful {
+        for (job, key) in orders.start.into_iter().zip(keys) {
+            let agent = &self.agents[who];
+            if agent.holds.contains_key(&key) || agent.gone.contains(&job.id) {
+                self.count("start order repeated");
+            } else if !agent.draining {
+                self.start(who, key, job.id, &job.detail)?;
+            }
+        }
+        for id in orders.cancel {
+            let agent = &mut self.agents[who];
+            let held = agent.holds.iter_mut().find(|(_, held)| held.id == id);
+            if let Some((key, held)) = held.filter(|(_, held)| held.state == HoldState::Running) {
+                held.state = HoldState::Ending;
+                let (key, grace) = (*key, held.grace);
+                let takes = self.rng.between(1, grace.max(1));
+                self.count("command canceled");
+                self.after(
+                    takes,
+                    Event::Alarm(who, Alarm::Ends(key, ExecutionState::Canceled)),
+                );
+            }
+        }
+        for id in orders.forget {
+            let held = self.agents[who].holds.values().find(|held| held.id == id);
+            let runs = held.is_some_and(|held| held.end.is_none());
+            if self.let_go(who, &id) {
+                self.count("command forgotten");
+                // Its place is taken for a while longer; here nobody needs to know for how long.
+                self.agents[who].forgotten += usize::from(runs && self.rng.chance(200));
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, who: usize, key: AttemptKey, id: AttemptId, detail: &Detail) -> Lawful {
+        self.note(|| format!("agent {who} starts {id:?}"));
+        self.count("command started");
+        let remembered = if self.agents[who].original {
+            ORIGINALS + who
+        } else {
+            who
+        };
+        let task = self.users.task(key.task);
+        self.laws.started(key, remembered, task)?;
+        let cannot_start = self.rng.chance(30);
+        let grace = detail.kill_grace.map_or(5_000, Span::as_millis);
+        let held = Held {
+            id,
+            state: HoldState::Running,
+            started_at: self.now,
+            grace,
+            cannot_start,
+            end: None,
+            written: 0,
+            acked: 0,
+        };
+        self.agents[who].holds.insert(key, held);
+        let runs = match self.rng.between(0, 9) {
+            0..4 => self.rng.between(1, 1_000),
+            4..7 => self.rng.between(1_000, 30_000),
+            _ => self.rng.between(10_000, 200_000),
+        };
+        let well = self.rng.chance(650);
+        let (ends, state) = match detail.timeout {
+            _ if cannot_start => (0, ExecutionState::Failed),
+            Some(Timeout::After(limit)) if runs >= limit.as_millis() => {
+                let killed = self.rng.between(0, grace);
+                (limit.as_millis() + killed, ExecutionState::TimedOut)
+            }
+            _ if well => (runs, ExecutionState::Succeeded),
+            _ => (runs, ExecutionState::Failed),
+        };
+        self.after(ends, Event::Alarm(who, Alarm::Ends(key, state)));
+        if self.rng.chance(500) {
+            self.after(300, Event::Alarm(who, Alarm::Writes(key)));
+        }
+        Ok(())
+    }
+
+    fn command_writes(&mut self, who: usize, key: AttemptKey) {
+        let bytes = self.rng.between(1, 400);
+        let Some(held) = self.agents[who]
+            .holds
+            .get_mut(&key)
+            .filter(|held| held.end.is_none())
+        else {
+            return;
+        };
+        held.written += bytes;
+        if !self.agents[who].original {
+            let instance = self.agents[who].instance.clone();
+            let pieces = self.pieces(who, key);
+            let output = Request::Output(Output { instance, pieces });
+            self.send(who, Event::ToServer(who, output));
+        }
+        let pause = self.rng.between(500, 15_000);
+        self.after(pause, Event::Alarm(who, Alarm::Writes(key)));
+    }
+
+    /// What the server has not confirmed, sometimes more, in one piece or two.
+    fn pieces(&mut self, who: usize, key: AttemptKey) -> Vec<Piece> {
+        let again = self.rng.between(0, 10);
+        let Some(held) = self.agents[who].holds.get(&key) else {
+            return Vec::new();
+        };
+        let (from, to) = (held.acked.saturating_sub(again), held.written);
+        let middle = from + (to - from) / 2;
+        let piece = |from, to| Piece {
+            id: held.id.clone(),
+            stream: Stream::Stdout,
+            offset: from,
+            data: text(key, from, to),
+        };
+        vec![piece(from, middle), piece(middle, to)]
+    }
+
+    fn command_ends(&mut self, who: usize, key: AttemptKey, state: ExecutionState) {
+        let written = self.rng.between(0, 300);
+        let now = self.now;
+        let Some(held) = self.agents[who].holds.get_mut(&key) else {
+            return;
+        };
+        let canceled = held.state == HoldState::Ending && state != ExecutionState::Canceled;
+        if held.end.is_some() || canceled {
+            return;
+        }
+        held.state = HoldState::Ended;
+        held.end = Some((state, now));
+        held.written += if held.cannot_start { 0 } else { written };
+        let end = RealEnd {
+            state,
+            written: held.written,
+        };
+        self.note(|| format!("agent {who}: {key:?} ends {state:?}"));
+        self.laws.ended(key, end);
+        if !self.agents[who].original {
+            self.report(who);
+        } else {
+            self.report_of_original(who, key);
+        }
+    }
+
+    /// Reports every result that the server has not taken, until it has.
+    fn report(&mut self, who: usize) {
+        let (now, agent) = (self.now, &self.agents[who]);
+        if agent.reporting {
+            return;
+        }
+        let ended: Vec<AttemptKey> = agent
+            .holds
+            .iter()
+            .filter(|(_, held)| held.end.is_some())
+            .map(|(key, _)| *key)
+            .collect();
+        if ended.is_empty() {
+            return;
+        }
+        let mut done = Done {
+            instance: agent.instance.clone(),
+            pieces: Vec::new(),
+            results: Vec::new(),
+        };
+        for key in ended {
+            done.pieces.extend(self.pieces(who, key));
+            done.results
+                .extend(self.agents[who].holds[&key].result(now));
+        }
+        self.send(who, Event::ToServer(who, Request::Done(done)));
+        let agent = &mut self.agents[who];
+        let ceiling = 200 << agent.report_failures.min(5);
+        agent.report_failures += 1;
+        agent.reporting = true;
+        let pause = self.rng.between(100, ceiling);
+        self.after(pause, Event::Alarm(who, Alarm::Report));
+    }
+
+    /// The grace is over: what still runs is killed, and reported as ended by nobody's wish.
+    fn end_all(&mut self, who: usize) {
+        let running: Vec<AttemptKey> = self.agents[who]
+            .holds
+            .iter_mut()
+            .filter_map(|(key, held)| {
+                (held.state == HoldState::Running)
+                    .then(|| held.state = HoldState::Ending)
+                    .map(|()| *key)
+            })
+            .collect();
+        for key in running {
+            let takes = self.rng.between(1, END_PATIENCE - GRACE);
+            self.after(
+                takes,
+                Event::Alarm(who, Alarm::Ends(key, ExecutionState::Canceled)),
+            );
+        }
+    }
+
+    fn say_goodbye(&mut self, who: usize) {
+        self.count("goodbye said");
+        self.note(|| format!("agent {who} says goodbye"));
+        let agent = &self.agents[who];
+        let goodbye = Goodbye {
+            instance: agent.instance.clone(),
+            holds: agent.list_holds(self.now),
+        };
+        self.send(who, Event::ToServer(who, Request::Goodbye(goodbye)));
+        self.agents[who].alive = false;
+    }
+}
+
+impl Agent {
+    fn list_holds(&self, now: Ms) -> Vec<Hold> {
+        let holds = self.holds.values().map(|held| Hold {
+            id: held.id.clone(),
+            state: held.state,
+            started_ago_ms: now - held.started_at,
+        });
+        holds.collect()
+    }
+}
+
+impl Held {
+    fn result(&self, now: Ms) -> Option<Ended> {
+        let (state, at) = self.end?;
+        Some(Ended {
+            id: self.id.clone(),
+            state,
+            exit_code: (state == ExecutionState::Succeeded).then_some(0),
+            signal: None,
+            msg: String::new(),
+            ended_ago_ms: now - at,
+            duration_ms: (!self.cannot_start).then_some(at - self.started_at),
+            stdout_bytes: self.written,
+            stderr_bytes: 0,
+        })
+    }
+}
+
+/// The original's agent.
+impl World {
+    fn ping(&mut self, who: usize) {
+        self.after(10_000, Event::Alarm(who, Alarm::Ping));
+        let label = self.agents[who].label.clone();
+        self.send(who, Event::ToServer(who, Request::Ping(label)));
+    }
+
+    fn ponged(&mut self, who: usize, work: bool) {
+        if work && self.agents[who].holds.is_empty() {
+            let label = self.agents[who].label.clone();
+            self.send(who, Event::ToServer(who, Request::Fetch(label)));
+        }
+    }
+
+    fn fetched(
+        &mut self,
+        who: usize,
+        orders: Orders<Arc<Detail>>,
+        keys: Vec<AttemptKey>,
+    ) -> Lawful {
+        for (job, key) in orders.start.into_iter().zip(keys) {
+            // It takes one answer to one request, and knows no attempts.
+            if self.agents[who].holds.is_empty() && self.agents[who].gone.insert(job.id.clone()) {
+                self.start(who, key, job.id, &job.detail)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn report_of_original(&mut self, who: usize, key: AttemptKey) {
+        let label = self.agents[who].label.clone();
+        let results = self.agents[who]
+            .holds
+            .remove(&key)
+            .and_then(|held| held.result(self.now));
+        let done = Done {
+            instance: String::new(),
+            pieces: vec![Piece {
+                id: results
+                    .as_ref()
+                    .map(|ended| ended.id.clone())
+                    .unwrap_or(AttemptId {
+                        execution: String::new(),
+                        attempt: 0,
+                    }),
+                stream: Stream::Stdout,
+                offset: 0,
+                data: text(
+                    key,
+                    0,
+                    results.as_ref().map_or(0, |ended| ended.stdout_bytes),
+                ),
+            }],
+            results: results.into_iter().collect(),
+        };
+        self.send(
+            who,
+            Event::ToServer(who, Request::OriginalDone(label, done)),
+        );
+    }
+}

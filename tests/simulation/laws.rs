@@ -1,0 +1,318 @@
+//! What must be true after every step, whatever happens. Each law is a function with its name.
+
+use crate::server::Server;
+use crate::users::TaskModel;
+use crate::world::{AttemptKey, Lawful, Ms};
+use sidebike::core::{Core, TaskKey};
+use sidebike::wire::machine::MachineState;
+use sidebike::wire::task::{ExecutionState, Mode, TaskState};
+use std::collections::{HashMap, HashSet};
+
+/// What the world knows of an attempt's hand-out.
+pub struct HandOut<'a> {
+    pub now: Ms,
+    pub key: AttemptKey,
+    pub draining: bool,
+    pub task: Option<&'a TaskModel>,
+}
+
+/// A command's end, as its agent saw it.
+#[derive(Debug, Clone)]
+pub struct RealEnd {
+    pub state: ExecutionState,
+    pub written: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Laws {
+    /// Who started what; kept over restarts of the server.
+    starts: HashMap<AttemptKey, usize>,
+    starts_of_task: HashMap<(u32, TaskKey), u32>,
+    ends: HashMap<AttemptKey, RealEnd>,
+    /// Canceled before they were handed out.
+    never_to_start: HashMap<(TaskKey, u32), u32>,
+    canceled: HashSet<TaskKey>,
+    tasks: HashMap<TaskKey, TaskState>,
+    executions: HashMap<(TaskKey, u32), (ExecutionState, u32)>,
+    finished: HashSet<TaskKey>,
+    heard: HashMap<String, Ms>,
+    left: HashSet<String>,
+    offline: HashSet<String>,
+}
+
+impl Laws {
+    /// The server has forgotten everything; what agents did remains done.
+    pub fn wipe(&mut self) {
+        *self = Laws {
+            starts: std::mem::take(&mut self.starts),
+            starts_of_task: std::mem::take(&mut self.starts_of_task),
+            ends: std::mem::take(&mut self.ends),
+            ..Laws::default()
+        };
+    }
+
+    pub fn heard_of(&mut self, now: Ms, instance: &str) {
+        self.heard.insert(instance.into(), now);
+    }
+
+    pub fn left(&mut self, instance: &str) {
+        self.left.insert(instance.into());
+    }
+
+    /// A user's cancel was answered.
+    pub fn canceled(
+        &mut self,
+        core: &Core,
+        key: TaskKey,
+        before: &[(u32, ExecutionState)],
+        all: bool,
+    ) {
+        if all {
+            self.canceled.insert(key);
+        }
+        let Some((_, task)) = core.glimpse_tasks().find(|(k, _)| *k == key) else {
+            return;
+        };
+        for execution in task.glimpses() {
+            let queued = before.contains(&(execution.n, ExecutionState::Queued));
+            if queued && execution.state == ExecutionState::Canceled {
+                self.never_to_start
+                    .insert((key, execution.n), execution.attempt);
+            }
+        }
+    }
+
+    /// A model agent starts a command.
+    pub fn started(&mut self, key: AttemptKey, who: usize, task: Option<&TaskModel>) -> Lawful {
+        self.no_attempt_starts_twice(key, who)?;
+        let starts = self
+            .starts_of_task
+            .entry((key.epoch, key.task))
+            .or_default();
+        *starts += 1;
+        let starts = *starts;
+        if let Some(task) = task.filter(|task| task.epoch == key.epoch) {
+            any_without_retry_starts_once(task, starts)?;
+            self.what_was_canceled_before_it_was_handed_out_never_starts(key)?;
+        }
+        Ok(())
+    }
+
+    /// A command of a model agent ended.
+    pub fn ended(&mut self, key: AttemptKey, end: RealEnd) {
+        self.ends.insert(key, end);
+    }
+
+    /// An attempt is handed out at most once anywhere in the world to somebody who starts it.
+    fn no_attempt_starts_twice(&mut self, key: AttemptKey, who: usize) -> Lawful {
+        match self.starts.insert(key, who) {
+            None => Ok(()),
+            Some(first) => Err(format!(
+                "no_attempt_starts_twice: {key:?}, by agents {first} and {who}"
+            )),
+        }
+    }
+
+    /// What a user canceled while it was queued never starts afterwards.
+    fn what_was_canceled_before_it_was_handed_out_never_starts(&self, key: AttemptKey) -> Lawful {
+        if self.is_never_to_start(key) {
+            return Err(format!(
+                "what_was_canceled_before_it_was_handed_out_never_starts: {key:?}"
+            ));
+        }
+        Ok(())
+    }
+
+    fn is_never_to_start(&self, key: AttemptKey) -> bool {
+        let canceled = self.never_to_start.get(&(key.task, key.n));
+        canceled.is_some_and(|attempt| key.attempt >= *attempt)
+    }
+
+    /// The server puts an attempt into an answer.
+    pub fn handed_out(&self, out: HandOut<'_>) -> Lawful {
+        let HandOut {
+            now,
+            key,
+            draining,
+            task,
+        } = out;
+        // After cancel is answered, nothing of the task is handed out.
+        if self.canceled.contains(&key.task) || self.is_never_to_start(key) {
+            return Err(format!("nothing_canceled_is_handed_out: {key:?}"));
+        }
+        // Who is about to end gets no more work.
+        if draining {
+            return Err(format!("nobody_draining_is_handed_anything: {key:?}"));
+        }
+        // Nobody wants yesterday's broadcast to run now.
+        if let Some(task) = task.filter(|task| key.attempt == 1 && now >= task.created + task.ttl) {
+            return Err(format!(
+                "nothing_is_handed_out_after_its_ttl: {key:?}, {} ms late",
+                now - task.created - task.ttl
+            ));
+        }
+        Ok(())
+    }
+
+    /// A task is said to have ended once.
+    pub fn finished(&mut self, key: TaskKey) -> Lawful {
+        if self.finished.insert(key) {
+            return Ok(());
+        }
+        Err(format!("a_task_ends_once: {key:?}"))
+    }
+
+    /// Looks at everything, after every step.
+    pub fn look(&mut self, now: Ms, server: &Server) -> Lawful {
+        for (key, task) in server.core.glimpse_tasks() {
+            self.no_task_changes_after_its_end(key, task.state(), server.core.is_finished(key))?;
+            let mut instances: Vec<&str> = Vec::new();
+            for seen in task.glimpses() {
+                if let Some(instance) = seen.instance.filter(|_| task.spec.mode == Mode::All) {
+                    // Each machine has a broadcast at most once, whenever it appeared.
+                    if instances.contains(&instance) {
+                        return Err(format!("one_execution_per_machine: {key:?} {instance}"));
+                    }
+                    instances.push(instance);
+                }
+                let known = self
+                    .executions
+                    .insert((key, seen.n), (seen.state, seen.attempt));
+                if known == Some((seen.state, seen.attempt)) {
+                    continue;
+                }
+                let attempt = AttemptKey {
+                    epoch: server.epoch,
+                    task: key,
+                    n: seen.n,
+                    attempt: seen.attempt,
+                };
+                no_execution_changes_after_its_end(attempt, known, (seen.state, seen.attempt))?;
+                self.results_are_what_really_happened(attempt, seen.state)
+                    .map_err(|law| format!("{law} {:?}", seen.msg))?;
+            }
+        }
+        self.no_machine_is_given_up_too_early(now, &server.core)
+    }
+
+    /// A terminal state of a task never changes.
+    fn no_task_changes_after_its_end(
+        &mut self,
+        key: TaskKey,
+        state: TaskState,
+        finished: bool,
+    ) -> Lawful {
+        let before = self.tasks.insert(key, state);
+        if state.is_terminal() != finished
+            || before.is_some_and(|before| before.is_terminal() && before != state)
+        {
+            return Err(format!(
+                "no_task_changes_after_its_end: {key:?} from {before:?} to {state:?}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// What the server says of an attempt's end is what its agent saw.
+    fn results_are_what_really_happened(&self, key: AttemptKey, state: ExecutionState) -> Lawful {
+        let started = self.starts.contains_key(&key);
+        let end = self.ends.get(&key).map(|end| end.state);
+        let right = match state {
+            ExecutionState::Succeeded | ExecutionState::Failed | ExecutionState::TimedOut => {
+                end == Some(state)
+            }
+            ExecutionState::Canceled => !started || end == Some(state) || self.is_original(key),
+            ExecutionState::Expired => !started,
+            ExecutionState::Running => started,
+            ExecutionState::Queued | ExecutionState::Delivered | ExecutionState::Lost => true,
+        };
+        if right {
+            return Ok(());
+        }
+        Err(format!(
+            "results_are_what_really_happened: {key:?} is {state:?}, started {started}, ended {end:?}"
+        ))
+    }
+
+    fn is_original(&self, key: AttemptKey) -> bool {
+        self.starts
+            .get(&key)
+            .is_some_and(|who| *who >= crate::agent::ORIGINALS)
+    }
+
+    /// A slow network is not a death: a machine goes offline when it said goodbye, or 45 s after
+    /// its last request arrived.
+    fn no_machine_is_given_up_too_early(&mut self, now: Ms, core: &Core) -> Lawful {
+        for (instance, state) in core.glimpse_machines() {
+            if state != MachineState::Offline {
+                self.offline.remove(instance);
+                continue;
+            }
+            if !self.offline.contains(instance) {
+                self.offline.insert(instance.into());
+                let silent = now - self.heard.get(instance).copied().unwrap_or(0);
+                if silent < 45_000 && !self.left.contains(instance) {
+                    return Err(format!(
+                        "no_machine_is_given_up_too_early: {instance} after {silent} ms"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// When all has come to its end: what is kept of the output is what was written.
+    pub fn after_all(&self, server: &Server) -> Lawful {
+        let core = &server.core;
+        for (key, task) in core.glimpse_tasks() {
+            if !core.is_finished(key) {
+                return Err(format!("what_was_accepted_ends: {key:?}"));
+            }
+            let answer = task.answer(usize::MAX);
+            for (e, n) in answer.result.iter().zip(0..) {
+                let attempt = AttemptKey {
+                    epoch: server.epoch,
+                    task: key,
+                    n,
+                    attempt: e.attempt.attempt,
+                };
+                let Some(end) = self.ends.get(&attempt) else {
+                    continue;
+                };
+                if e.state != ExecutionState::Succeeded || e.attempt.truncated_bytes > 0 {
+                    continue;
+                }
+                let text = crate::agent::text(attempt, 0, end.written);
+                if e.attempt.stdout.as_bytes() != text {
+                    return Err(format!("output_is_what_was_written: {attempt:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A terminal state of an execution never changes, and attempts only count up.
+fn no_execution_changes_after_its_end(
+    key: AttemptKey,
+    before: Option<(ExecutionState, u32)>,
+    after: (ExecutionState, u32),
+) -> Lawful {
+    let Some(before) = before else {
+        return Ok(());
+    };
+    if before.0.is_terminal() || after.1 < before.1 {
+        return Err(format!(
+            "no_execution_changes_after_its_end: {key:?} from {before:?} to {after:?}"
+        ));
+    }
+    Ok(())
+}
+
+/// A task for any machine that asked for no retries starts at most once in the whole world.
+fn any_without_retry_starts_once(task: &TaskModel, starts: u32) -> Lawful {
+    if task.mode == Mode::Any && task.retries == 0 && starts > 1 {
+        return Err(format!("any_without_retry_starts_once: {:?}", task.key));
+    }
+    Ok(())
+}

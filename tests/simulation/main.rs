@@ -1,0 +1,177 @@
+//! The real core under a made-up network, clock, agents and users: thousands of seeds of loss,
+//! repetition, delay, reordering, crash, pause and restart, with laws checked after every step.
+//!
+//! - `SEED=7 cargo test --test simulation` runs one seed alone and prints what happened in it.
+//! - `SIM_SEEDS=10000` sets how many seeds are run, `SIM_SECONDS=600` runs for so long instead.
+//!
+//! That it finds faults was tried by breaking rules on purpose; see `it_finds_a_broken_rule`.
+
+mod agent;
+mod laws;
+mod rng;
+mod server;
+mod users;
+mod world;
+
+use rng::Rng;
+use server::Server;
+use sidebike::core::{Limits, Rule};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use world::{Tally, World};
+
+/// Seeds of a plain `cargo test`.
+const SEEDS: u64 = 10_000;
+const THREADS: usize = 2;
+
+/// What is known after a number of seeds.
+#[derive(Default)]
+struct Sum {
+    seeds: u64,
+    steps: u64,
+    tally: Tally,
+    failures: Vec<(u64, String)>,
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")),
+    )
+}
+
+fn limits(rng: &mut Rng) -> Limits {
+    if rng.chance(200) {
+        return Limits {
+            tasks: 3,
+            executions: 6,
+            machines: 4,
+            output_bytes: 1_500,
+        };
+    }
+    Limits {
+        tasks: 50,
+        executions: 500,
+        machines: 100,
+        output_bytes: 1 << 20,
+    }
+}
+
+fn world(seed: u64, broken: Option<Rule>) -> World {
+    let limits = limits(&mut Rng::new(!seed));
+    World::new(seed, Server::new(limits, broken))
+}
+
+/// Runs one seed; the error is what went wrong.
+fn run(world: &mut World) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Err(format!("panic: {}", text.unwrap_or_default()))
+    })
+}
+
+/// Runs seeds on all threads until `enough` says so, or one fails.
+fn run_many(enough: impl Fn(u64) -> bool + Sync, broken: Option<Rule>) -> Sum {
+    let next = AtomicU64::new(number("SIM_FIRST_SEED").unwrap_or(0));
+    let first = next.load(Ordering::Relaxed);
+    let sum = Mutex::new(Sum::default());
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let failed = !sum.lock().unwrap().failures.is_empty();
+                    if failed || enough(seed - first) {
+                        return;
+                    }
+                    let mut world = world(seed, broken);
+                    let result = run(&mut world);
+                    let mut sum = sum.lock().unwrap();
+                    sum.seeds += 1;
+                    sum.steps += world.steps;
+                    for (what, n) in &world.tally {
+                        *sum.tally.entry(what).or_default() += n;
+                    }
+                    if let Err(law) = result {
+                        sum.failures.push((seed, law));
+                    }
+                }
+            });
+        }
+    });
+    sum.into_inner().unwrap()
+}
+
+fn run_alone(seed: u64) {
+    let mut world = world(seed, None);
+    world.log = Some(Vec::new());
+    let result = run(&mut world);
+    for line in world.log.iter().flatten() {
+        println!("{line}");
+    }
+    println!("seed {seed}: {} steps, {:?}", world.steps, world.tally);
+    if let Err(law) = result {
+        panic!("seed {seed}: {law}");
+    }
+}
+
+#[test]
+fn the_laws_hold_whatever_happens() {
+    if let Some(seed) = number("SEED") {
+        return run_alone(seed);
+    }
+    let begin = Instant::now();
+    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
+    let sum = match number("SIM_SECONDS") {
+        Some(seconds) => {
+            let end = begin + Duration::from_secs(seconds);
+            run_many(|_| Instant::now() >= end, None)
+        }
+        None => run_many(|n| n >= seeds, None),
+    };
+    let Sum {
+        seeds,
+        steps,
+        tally,
+        failures,
+    } = sum;
+    println!(
+        "{seeds} seeds, {steps} steps, {:.1} s",
+        begin.elapsed().as_secs_f64()
+    );
+    for (what, n) in tally {
+        println!("{n:>10} {what}");
+    }
+    for (seed, law) in &failures {
+        println!("seed {seed}: {law}");
+        println!("alone: SEED={seed} cargo test --test simulation -- --nocapture");
+    }
+    assert!(failures.is_empty(), "{} seeds failed", failures.len());
+}
+
+#[test]
+fn it_finds_a_broken_rule() {
+    for rule in Rule::ALL {
+        let sum = run_many(|n| n >= 2_000, Some(rule));
+        assert!(
+            !sum.failures.is_empty(),
+            "{rule:?} is broken, and nobody noticed"
+        );
+        println!("{rule:?}: after {} seeds: {}", sum.seeds, sum.failures[0].1);
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_run_each_time() {
+    let once = || {
+        let mut world = world(3, None);
+        world.log = Some(Vec::new());
+        let result = run(&mut world);
+        (result, world.log, world.steps)
+    };
+    assert_eq!(once(), once());
+}

@@ -1,0 +1,273 @@
+//! The server around the real core, as `server/store` and `server/held` do it: polls that are held,
+//! who wakes them, and what their answers carry.
+
+use crate::laws::{HandOut, RealEnd};
+use crate::world::{AttemptKey, Event, Lawful, Request, Response, World};
+use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Time};
+use sidebike::wire::agent::{Assignment, AttemptId, Done, Ended, Orders, Poll};
+use sidebike::wire::span::Timeout;
+use sidebike::wire::task::{Detail, ExecutionState};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A poll that is being held.
+struct Held {
+    hold: u64,
+    who: usize,
+    seq: u64,
+    draining: bool,
+}
+
+pub struct Server {
+    pub core: Core,
+    pub limits: Limits,
+    pub epoch: u32,
+    held: HashMap<MachineKey, Held>,
+    next_hold: u64,
+    broken: Option<sidebike::core::Rule>,
+}
+
+impl Server {
+    pub fn new(limits: Limits, broken: Option<sidebike::core::Rule>) -> Self {
+        let mut server = Server {
+            core: Core::new(limits.clone(), World::BEGINNING),
+            limits,
+            epoch: 0,
+            held: HashMap::new(),
+            next_hold: 0,
+            broken,
+        };
+        server.break_rule();
+        server
+    }
+
+    fn break_rule(&mut self) {
+        if let Some(rule) = self.broken {
+            self.core.break_rule_for_tests(rule);
+        }
+    }
+
+    /// The server dies, and starts again empty.
+    pub fn wipe(&mut self, now: Time) {
+        self.core = Core::new(self.limits.clone(), now);
+        self.epoch += 1;
+        self.held.clear();
+        self.break_rule();
+    }
+
+    /// Which attempt an id means.
+    pub fn key_of(&self, id: &AttemptId) -> Option<AttemptKey> {
+        Some(AttemptKey {
+            epoch: self.epoch,
+            task: self.core.task_of_execution(&id.execution)?,
+            n: id.execution.rsplit_once('.')?.1.parse().ok()?,
+            attempt: id.attempt,
+        })
+    }
+}
+
+impl World {
+    pub fn server_hears(&mut self, who: usize, request: Request) -> Lawful {
+        let now = self.time();
+        match request {
+            Request::Poll(poll) => self.server_polled(who, poll)?,
+            Request::Output(output) => {
+                self.laws.heard_of(self.now, &output.instance);
+                let orders = self
+                    .server
+                    .core
+                    .output(now, &output.instance, &output.pieces);
+                self.send(who, Event::ToAgent(who, Response::Kept(output, orders)));
+            }
+            Request::Done(done) => {
+                self.laws.heard_of(self.now, &done.instance);
+                let Done {
+                    instance,
+                    pieces,
+                    results,
+                } = &done;
+                let verdicts = self.server.core.done(now, instance, pieces, results);
+                self.send(who, Event::ToAgent(who, Response::Verdicts(verdicts)));
+            }
+            Request::Goodbye(goodbye) => {
+                self.laws.left(&goodbye.instance);
+                self.server.core.leave(now, &goodbye);
+            }
+            Request::Ping(label) => {
+                let pinged = self.server.core.ping_of_original(now, &label);
+                if let Ok(machine) = pinged {
+                    self.laws.heard_of(self.now, &format!("original:{label}"));
+                    let work = self.server.core.has_work_for(machine);
+                    self.send(who, Event::ToAgent(who, Response::Pong(work)));
+                }
+            }
+            Request::Fetch(label) => {
+                if let Some(machine) = self.server.core.original(&label) {
+                    let orders = self.server.core.collect(now, machine);
+                    let keys = self.handed_out(who, false, &orders)?;
+                    if self.refuse_what_it_cannot_express(&label, &orders) {
+                        return self.see_to_notices();
+                    }
+                    self.send(who, Event::ToAgent(who, Response::Fetched(orders, keys)));
+                }
+            }
+            Request::OriginalDone(label, done) => {
+                let instance = format!("original:{label}");
+                self.laws.heard_of(self.now, &instance);
+                self.server
+                    .core
+                    .done(now, &instance, &done.pieces, &done.results);
+            }
+        }
+        self.see_to_notices()
+    }
+
+    /// The original's agent knows no command without a time-out: such a task is not handed to it.
+    fn refuse_what_it_cannot_express(&mut self, label: &str, orders: &Orders<Arc<Detail>>) -> bool {
+        let endless = orders
+            .start
+            .iter()
+            .find(|job| job.detail.timeout == Some(Timeout::Never));
+        let Some(job) = endless else {
+            return false;
+        };
+        let ended = Ended {
+            id: job.id.clone(),
+            state: ExecutionState::Failed,
+            exit_code: None,
+            signal: None,
+            msg: "no agent of the original runs without a time-out".into(),
+            ended_ago_ms: 0,
+            duration_ms: None,
+            stdout_bytes: 0,
+            stderr_bytes: 0,
+        };
+        if let Some(key) = self.server.key_of(&job.id) {
+            let state = ExecutionState::Failed;
+            self.laws.ended(key, RealEnd { state, written: 0 });
+        }
+        let instance = format!("original:{label}");
+        self.server.core.done(self.time(), &instance, &[], &[ended]);
+        true
+    }
+
+    fn server_polled(&mut self, who: usize, poll: Poll) -> Lawful {
+        let now = self.time();
+        let seq = poll.seq;
+        match self.server.core.poll(now, &poll) {
+            Err(refusal) => {
+                self.count(match refusal {
+                    Refusal::Conflict(_) => "poll refused: conflict",
+                    Refusal::Full(_) => "poll refused: full",
+                    _ => return Err(format!("a good poll is refused: {refusal:?}")),
+                });
+                let conflict = matches!(refusal, Refusal::Conflict(_));
+                self.send(who, Event::ToAgent(who, Response::Refused(seq, conflict)));
+            }
+            Ok((machine, orders)) => {
+                self.laws.heard_of(self.now, &poll.instance);
+                if let Some(old) = self.server.held.remove(&machine) {
+                    self.count("held poll superseded");
+                    let nothing = Response::Orders(old.seq, Orders::none(), Vec::new());
+                    self.send(old.who, Event::ToAgent(old.who, nothing));
+                }
+                if orders.is_empty() && poll.wait.as_millis() > 0 {
+                    self.server.core.park(machine);
+                    let hold = self.server.next_hold;
+                    self.server.next_hold += 1;
+                    let held = Held {
+                        hold,
+                        who,
+                        seq,
+                        draining: poll.draining,
+                    };
+                    self.server.held.insert(machine, held);
+                    let epoch = self.server.epoch;
+                    self.after(poll.wait.as_millis(), Event::HoldOver(epoch, machine, hold));
+                } else {
+                    self.answer_poll(who, seq, poll.draining, orders)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn hold_is_over(&mut self, epoch: u32, machine: MachineKey, hold: u64) -> Lawful {
+        let current = epoch == self.server.epoch
+            && self
+                .server
+                .held
+                .get(&machine)
+                .is_some_and(|held| held.hold == hold);
+        if current {
+            self.collect_for(machine)?;
+        }
+        self.see_to_notices()
+    }
+
+    fn collect_for(&mut self, machine: MachineKey) -> Lawful {
+        let Some(held) = self.server.held.remove(&machine) else {
+            return Ok(());
+        };
+        let orders = self.server.core.collect(Time(self.now), machine);
+        self.answer_poll(held.who, held.seq, held.draining, orders)
+    }
+
+    fn answer_poll(
+        &mut self,
+        who: usize,
+        seq: u64,
+        draining: bool,
+        orders: Orders<Arc<Detail>>,
+    ) -> Lawful {
+        let keys = self.handed_out(who, draining, &orders)?;
+        self.send(
+            who,
+            Event::ToAgent(who, Response::Orders(seq, orders, keys)),
+        );
+        Ok(())
+    }
+
+    fn handed_out(
+        &mut self,
+        who: usize,
+        draining: bool,
+        orders: &Orders<Arc<Detail>>,
+    ) -> Lawful<Vec<AttemptKey>> {
+        let mut keys = Vec::new();
+        for Assignment { id, .. } in &orders.start {
+            let key = self
+                .server
+                .key_of(id)
+                .ok_or_else(|| format!("{id:?} leads nowhere"))?;
+            self.note(|| format!("agent {who} is handed {id:?}"));
+            let task = self.users.task(key.task);
+            self.laws.handed_out(HandOut {
+                now: self.now,
+                key,
+                draining,
+                task,
+            })?;
+            keys.push(key);
+        }
+        Ok(keys)
+    }
+
+    /// Does what the core leaves to the outside.
+    pub fn see_to_notices(&mut self) -> Lawful {
+        loop {
+            let notices = self.server.core.take_notices();
+            if notices.is_empty() {
+                return Ok(());
+            }
+            for notice in notices {
+                match notice {
+                    Notice::Wake(machine) => self.collect_for(machine)?,
+                    Notice::Finished(task) => self.laws.finished(task)?,
+                    Notice::Gone(..) => self.count("machine went offline"),
+                    Notice::Appeared(..) => self.count("machine appeared"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! The made-up world: virtual time, a queue of what happens next, a network that loses, repeats,
+//! delays and reorders, and the faults that befall agents and the server.
+
+use crate::agent::{Agent, Alarm};
+use crate::laws::Laws;
+use crate::rng::Rng;
+use crate::server::Server;
+use crate::users::Users;
+use sidebike::core::{MachineKey, TaskKey, Time};
+use sidebike::wire::agent::{Done, Goodbye, Orders, Output, Poll, Verdict};
+use sidebike::wire::task::Detail;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::sync::Arc;
+
+/// Milliseconds.
+pub type Ms = u64;
+/// Nothing, or the law that was broken.
+pub type Lawful<T = ()> = Result<T, String>;
+
+/// An attempt, whatever its id: which server accepted its task, which task, execution, attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptKey {
+    pub epoch: u32,
+    pub task: TaskKey,
+    pub n: u32,
+    pub attempt: u32,
+}
+
+/// What an agent asks.
+#[derive(Debug, Clone)]
+pub enum Request {
+    Poll(Poll),
+    Output(Output),
+    Done(Done),
+    Goodbye(Goodbye),
+    Ping(String),
+    Fetch(String),
+    OriginalDone(String, Done),
+}
+
+/// What it is answered.
+#[derive(Debug, Clone)]
+pub enum Response {
+    Orders(u64, Orders<Arc<Detail>>, Vec<AttemptKey>),
+    Refused(u64, bool),
+    Kept(Output, Orders<Arc<Detail>>),
+    Verdicts(Vec<Verdict>),
+    Pong(bool),
+    Fetched(Orders<Arc<Detail>>, Vec<AttemptKey>),
+}
+
+#[derive(Debug)]
+pub enum Event {
+    ToServer(usize, Request),
+    ToAgent(usize, Response),
+    Alarm(usize, Alarm),
+    HoldOver(u32, MachineKey, u64),
+    Tick,
+    User,
+    Fault,
+}
+
+/// How bad it is, per thousand.
+#[derive(Debug, Clone)]
+pub struct Weather {
+    pub loss: u64,
+    pub repeat: u64,
+    pub slow: u64,
+    pub very_slow: u64,
+    pub kill: u64,
+    pub pause: u64,
+    pub term: u64,
+    pub restart: u64,
+    pub cut: u64,
+    pub stop: u64,
+    pub wipe: u64,
+}
+
+impl Weather {
+    fn of(rng: &mut Rng) -> Self {
+        let mut one_of = |of: &[u64]| rng.pick(of);
+        Weather {
+            loss: one_of(&[0, 20, 100, 300]),
+            repeat: one_of(&[0, 20, 100, 300]),
+            slow: one_of(&[0, 50, 200]),
+            very_slow: one_of(&[0, 0, 20]),
+            kill: one_of(&[0, 100, 200]),
+            pause: one_of(&[0, 100, 200]),
+            term: one_of(&[0, 60]),
+            restart: one_of(&[50, 200, 300]),
+            cut: one_of(&[0, 100]),
+            stop: one_of(&[0, 0, 100]),
+            wipe: one_of(&[0, 0, 0, 0, 0, 30]),
+        }
+    }
+
+    fn fair() -> Self {
+        Weather {
+            loss: 0,
+            repeat: 0,
+            slow: 0,
+            very_slow: 0,
+            kill: 0,
+            pause: 0,
+            term: 0,
+            restart: 0,
+            cut: 0,
+            stop: 0,
+            wipe: 0,
+        }
+    }
+}
+
+/// How often what happened.
+pub type Tally = BTreeMap<&'static str, u64>;
+
+pub struct World {
+    pub rng: Rng,
+    pub now: Ms,
+    pub weather: Weather,
+    pub agents: Vec<Agent>,
+    pub server: Server,
+    pub laws: Laws,
+    pub users: Users,
+    pub tally: Tally,
+    /// The server does nothing until then.
+    pub stopped_until: Ms,
+    pub next_tick: Ms,
+    pub steps: u64,
+    pub log: Option<Vec<String>>,
+    pub calm: bool,
+    queue: BinaryHeap<Reverse<(Ms, u64)>>,
+    events: HashMap<u64, Event>,
+    next_event: u64,
+}
+
+/// Steps with faults and users, before all that is left has to come to its end.
+const STORM_STEPS: u64 = 160;
+const LABELS: [&str; 4] = ["web-0", "web-1", "db-0", "db-0"];
+/// The beginning of time: late enough that nothing is before 1970.
+const BEGINNING: Ms = 1_700_000_000_000;
+
+impl World {
+    pub fn new(seed: u64, server: Server) -> Self {
+        let mut rng = Rng::new(seed);
+        let weather = Weather::of(&mut rng);
+        World {
+            weather,
+            rng,
+            now: BEGINNING,
+            agents: Vec::new(),
+            server,
+            laws: Laws::default(),
+            users: Users::default(),
+            tally: Tally::new(),
+            stopped_until: 0,
+            next_tick: u64::MAX,
+            steps: 0,
+            log: None,
+            calm: false,
+            queue: BinaryHeap::new(),
+            events: HashMap::new(),
+            next_event: 0,
+        }
+    }
+
+    pub const BEGINNING: Time = Time(BEGINNING);
+
+    pub fn time(&self) -> Time {
+        Time(self.now)
+    }
+
+    pub fn count(&mut self, what: &'static str) {
+        *self.tally.entry(what).or_default() += 1;
+    }
+
+    pub fn note(&mut self, what: impl FnOnce() -> String) {
+        if let Some(log) = &mut self.log {
+            log.push(format!("{:>9} {}", self.now - BEGINNING, what()));
+        }
+    }
+
+    pub fn after(&mut self, ms: Ms, event: Event) {
+        self.at(self.now + ms, event);
+    }
+
+    fn at(&mut self, time: Ms, event: Event) {
+        let id = self.next_event;
+        self.next_event += 1;
+        self.events.insert(id, event);
+        self.queue.push(Reverse((time, id)));
+    }
+
+    /// One life of the world. The error is the law that was broken.
+    pub fn run(&mut self) -> Lawful {
+        for label in LABELS {
+            if self.rng.chance(800) {
+                self.start_agent(label);
+            }
+        }
+        if self.rng.chance(250) {
+            self.start_original();
+        }
+        self.at(self.now, Event::Tick);
+        self.next_tick = self.now;
+        self.at(self.now + 5, Event::User);
+        self.at(self.now + 500, Event::Fault);
+        while self.steps < STORM_STEPS {
+            self.step()?;
+        }
+        self.calm_down();
+        let since = self.now;
+        let bound = self.users.latest_end(since);
+        while let Some(task) = self.unfinished() {
+            let late = self.now > bound;
+            if late {
+                return Err(format!("what_was_accepted_ends: {task}"));
+            }
+            self.step()?;
+        }
+        // What was to be reported has been reported, and nobody has anything left to do.
+        let bound = self.now + 400_000;
+        while let Some(agent) = self.agents.iter().position(Agent::is_busy) {
+            if self.now > bound {
+                return Err(format!(
+                    "what_ran_is_reported: agent {agent} still holds {:?}",
+                    self.agents[agent].holds
+                ));
+            }
+            self.step()?;
+        }
+        self.laws.after_all(&self.server)
+    }
+
+    fn unfinished(&self) -> Option<String> {
+        let core = &self.server.core;
+        let (key, task) = core
+            .glimpse_tasks()
+            .find(|(key, _)| !core.is_finished(*key))?;
+        let executions: Vec<_> = task.glimpses().collect();
+        Some(format!(
+            "{key:?} {} {:?} {executions:?}",
+            task.id,
+            task.state()
+        ))
+    }
+
+    /// The faults stop, the users go, everybody who can live lives on.
+    fn calm_down(&mut self) {
+        self.note(|| "calm".into());
+        self.calm = true;
+        self.weather = Weather::fair();
+        for who in 0..self.agents.len() {
+            self.agents[who].cut_until = 0;
+            if self.agents[who].paused {
+                self.resume(who);
+            }
+        }
+    }
+
+    fn step(&mut self) -> Lawful {
+        let Some(Reverse((time, id))) = self.queue.pop() else {
+            return Err("the world stands still".into());
+        };
+        let event = self.events.remove(&id).ok_or("an event happens once")?;
+        self.now = self.now.max(time);
+        self.steps += 1;
+        let for_server = !matches!(event, Event::ToAgent(..) | Event::Alarm(..) | Event::Fault);
+        if for_server && self.now < self.stopped_until {
+            let late = self.rng.between(0, 20);
+            self.at(self.stopped_until + late, event);
+            return Ok(());
+        }
+        match event {
+            Event::ToServer(who, request) => self.server_hears(who, request)?,
+            Event::ToAgent(who, response) => self.agent_hears(who, response)?,
+            Event::Alarm(who, alarm) => self.agent_wakes(who, alarm)?,
+            Event::HoldOver(epoch, machine, hold) => self.hold_is_over(epoch, machine, hold)?,
+            Event::Tick => self.tick()?,
+            Event::User => self.user_acts()?,
+            Event::Fault => self.fault(),
+        }
+        self.server.core.check_invariants()?;
+        self.laws.look(self.now, &self.server)
+    }
+
+    fn tick(&mut self) -> Lawful {
+        let now = self.time();
+        let next = self.server.core.tick(now);
+        self.see_to_notices()?;
+        // The server ticks when it is told to, and at least so often.
+        let mut next = next.map_or(self.now + 2_000, |next| next.0.min(self.now + 4_000));
+        if self.rng.chance(self.weather.stop) {
+            self.count("tick late");
+            next += self.rng.between(1, 4_000);
+        }
+        self.next_tick = next;
+        self.at(next.max(self.now), Event::Tick);
+        Ok(())
+    }
+
+    /// Sends something over the network, or loses it.
+    pub fn send(&mut self, who: usize, what: Event)
+    where
+        Event: Sent,
+    {
+        let cut = self.now < self.agents[who].cut_until;
+        if cut || self.rng.chance(self.weather.loss) {
+            self.count(match (cut, &what) {
+                (true, _) => "message lost: agent cut off",
+                (_, Event::ToServer(..)) => "request lost",
+                _ => "answer lost",
+            });
+            return;
+        }
+        if self.rng.chance(self.weather.repeat) {
+            self.count(match &what {
+                Event::ToServer(..) => "request repeated",
+                _ => "answer repeated",
+            });
+            let again = what.again();
+            self.deliver(again);
+        }
+        self.deliver(what);
+    }
+
+    fn deliver(&mut self, what: Event) {
+        let mut delay = self.rng.between(1, 20);
+        if self.rng.chance(self.weather.very_slow) {
+            self.count("message delayed > 3 s");
+            delay = self.rng.between(3_000, 60_000);
+        } else if self.rng.chance(self.weather.slow) {
+            self.count("message delayed");
+            delay = self.rng.between(20, 3_000);
+        }
+        self.after(delay, what);
+    }
+
+    fn fault(&mut self) {
+        if self.calm {
+            return;
+        }
+        let pause = self.rng.between(200, 8_000);
+        self.after(pause, Event::Fault);
+        let who = (!self.agents.is_empty())
+            .then(|| self.rng.between(0, self.agents.len() as u64 - 1) as usize);
+        let weather = self.weather.clone();
+        if let Some(who) = who {
+            if self.rng.chance(weather.kill) {
+                self.kill(who);
+            }
+            if self.rng.chance(weather.pause) {
+                let long = self.rng.chance(400);
+                self.pause(who, long);
+            }
+            if self.rng.chance(weather.term) {
+                self.term(who);
+            }
+            if self.rng.chance(weather.cut) {
+                self.count("agent cut off");
+                self.agents[who].cut_until = self.now + self.rng.between(1_000, 90_000);
+            }
+        }
+        if self.rng.chance(weather.restart) && self.agents.iter().filter(|a| a.alive).count() < 6 {
+            let label = self.rng.pick(&LABELS);
+            let known = self.agents.iter().any(|a| a.alive && a.label == label);
+            self.count(if known {
+                "agent started beside its like"
+            } else {
+                "agent started"
+            });
+            self.start_agent(label);
+        }
+        if self.rng.chance(weather.stop) {
+            let short = self.rng.chance(500);
+            self.count(if short {
+                "server stopped < 5 s"
+            } else {
+                "server stopped > 5 s"
+            });
+            let pause = if short {
+                self.rng.between(100, 4_900)
+            } else {
+                self.rng.between(5_100, 90_000)
+            };
+            self.stopped_until = self.now + pause;
+        }
+        if self.rng.chance(weather.wipe) {
+            self.count("server restarted empty");
+            self.note(|| "server restarted empty".into());
+            self.server.wipe(Time(self.now));
+            self.laws.wipe();
+            self.users.wipe();
+        }
+    }
+}
+
+/// What can be sent twice.
+pub trait Sent {
+    fn again(&self) -> Event;
+}
+
+impl Sent for Event {
+    fn again(&self) -> Event {
+        match self {
+            Event::ToServer(who, request) => Event::ToServer(*who, request.clone()),
+            Event::ToAgent(who, response) => Event::ToAgent(*who, response.clone()),
+            _ => unreachable!("only messages travel"),
+        }
+    }
+}
