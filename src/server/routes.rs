@@ -157,7 +157,11 @@ fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
     let read = serde_path_to_error::deserialize::<_, Object<T>>(&mut json);
     let value = read.map_err(|error| {
         let path = error.path().to_string();
-        let field = if path == "." { what } else { &path };
+        // "?" stands where the JSON broke off before a name was complete.
+        let field = match path.trim_end_matches('?').trim_end_matches('.') {
+            "" => what,
+            field => field,
+        };
         bad(format!("{field}: {}", error.inner()))
     })?;
     json.end()
