@@ -2,14 +2,19 @@
 
 use clap::Parser;
 use sidebike::config::{CommandLine, Program};
+use std::io::Write;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 /// Exit code of a program that could not do what it was asked to.
 const FAILED: u8 = 1;
 
+/// What is logged when `RUST_LOG` does not say otherwise.
+const DEFAULT_LOG: &str = "info";
+
 fn main() -> ExitCode {
     let line = CommandLine::parse();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    start_log();
     let ended = match line.program {
         #[cfg(feature = "server")]
         Program::Server(args) => args.checked().and_then(sidebike::server::run),
@@ -28,4 +33,21 @@ fn main() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// One line per record on stderr: time, level, module, text.
+fn start_log() {
+    let filter = env_logger::Env::default().default_filter_or(DEFAULT_LOG);
+    let mut log = env_logger::Builder::from_env(filter);
+    log.format(|out, record| {
+        let time = humantime::format_rfc3339_millis(SystemTime::now());
+        writeln!(
+            out,
+            "{time} {:5} {}: {}",
+            record.level(),
+            record.target(),
+            record.args()
+        )
+    });
+    log.init();
 }
