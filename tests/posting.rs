@@ -47,7 +47,7 @@ fn mistakes() -> Vec<Mistake> {
         (text(r#"{"machinePattern":"m","detail":{"comm"#), "detail", "EOF"),
         (format!("{GOOD}{GOOD}"), "the task", "follows"),
         (format!("{GOOD} x"), "the task", "follows"),
-        ("[".repeat(100_000), "the task", "an object"),
+        ("[".repeat(100_000), "the task", "nested"),
         // The machinePattern.
         (text(r#"{"detail":{"command":"true"}}"#), "the task", "machinePattern"),
         (with("machinePattern", json!("")), "machinePattern", "empty"),

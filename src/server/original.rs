@@ -248,7 +248,7 @@ fn signal(signal: i32, msg: &str, data: Value) -> Answer {
 /// Reads JSON whose member names may be written in any case.
 fn body<T: for<'a> Deserialize<'a>>(call: &Call<'_>) -> Result<T, Answer> {
     let bytes = &call.request.body;
-    check_depth(bytes, call.server.max_json_depth)?;
+    check_depth(call, "the body")?;
     let value = serde_json::from_slice::<Value>(bytes).map(lowercase);
     value
         .and_then(T::deserialize)

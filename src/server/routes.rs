@@ -152,7 +152,7 @@ fn refused(refusal: Refusal) -> Answer {
 /// Reads a JSON body. The error names the field.
 fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
     let bytes = &call.request.body;
-    check_depth(bytes, call.server.max_json_depth)?;
+    check_depth(call, what)?;
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let read = serde_path_to_error::deserialize::<_, Object<T>>(&mut json);
     let value = read.map_err(|error| {
@@ -169,10 +169,11 @@ fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
     Ok(value.0)
 }
 
-/// Refuses JSON that is nested too deeply, before anything is made of it.
-pub fn check_depth(json: &[u8], max: usize) -> Result<(), Answer> {
+/// Refuses a body whose JSON is nested too deeply, before anything is made of it.
+pub fn check_depth(call: &Call<'_>, what: &str) -> Result<(), Answer> {
+    let max = call.server.max_json_depth;
     let (mut depth, mut in_text, mut escaped) = (0usize, false, false);
-    for byte in json {
+    for byte in &call.request.body {
         match byte {
             _ if escaped => escaped = false,
             b'\\' if in_text => escaped = true,
@@ -183,7 +184,7 @@ pub fn check_depth(json: &[u8], max: usize) -> Result<(), Answer> {
         }
         if depth > max {
             return Err(bad(format!(
-                "the body: must not be nested deeper than {max} (--max-json-depth)"
+                "{what}: must not be nested deeper than {max} (--max-json-depth)"
             )));
         }
     }

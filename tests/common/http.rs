@@ -111,7 +111,8 @@ impl Connection {
 
 /// A request in bytes, as curl would send it.
 pub fn request(method: &str, target: &str, headers: &str, body: &[u8]) -> Vec<u8> {
-    let mut bytes = format!("{method} {target} HTTP/1.1\r\nHost: test\r\n{headers}").into_bytes();
+    let mut bytes =
+        format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{headers}").into_bytes();
     if method == "POST" || !body.is_empty() {
         bytes.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
     }
