@@ -254,11 +254,9 @@ fn where_there_is_nothing_to_rerun_it_says_so() {
 
     let bad = server.run(task("false"));
     let running = server.submit(task("sleep 300"));
-    assert_eq!(
-        rerun(&server, &running, "").status,
-        422,
-        "nothing has ended"
-    );
+    let refused = rerun(&server, &running, "");
+    assert_eq!(refused.status, 409);
+    assert!(refused.msg().contains("yet"), "{}", refused.msg());
     cancel(&server, &running, "");
     server.finished(id(&running));
 
