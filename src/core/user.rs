@@ -97,6 +97,12 @@ impl Core {
             .filter(wanted)
             .filter_map(|e| e.target.clone())
             .collect();
+        if targets.is_empty() && old.finished_at.is_none() {
+            return Err(Refusal::Conflict(format!(
+                "nothing of task {} has ended without success yet",
+                old.id
+            )));
+        }
         if targets.is_empty() {
             return Err(nothing_to_rerun(old));
         }
