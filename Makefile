@@ -1,0 +1,59 @@
+# What there is to do with this tree. Plain make and sh around cargo.
+
+CARGO ?= cargo
+# Where cargo puts what it builds.
+BUILT = $(or $(CARGO_TARGET_DIR),target)
+# Seeds of the simulation in `make test`, and how long `make soak` runs it, in seconds.
+SIM_SEEDS ?= 10000
+SIM_SECONDS ?= 600
+# What `make release` builds; the second one is left out where the toolchain does not have it.
+RELEASES = x86_64-unknown-linux-musl aarch64-unknown-linux-musl
+# The linker that comes with the toolchain links both, so no C compiler for musl or ARM is needed.
+RELEASE_FLAGS = -C linker=rust-lld -C link-self-contained=yes
+
+.PHONY: help demo test soak release clean
+
+help:
+	@echo 'make demo      a server and three agents on this machine, a task, its answer'
+	@echo 'make test      all that CI checks: format, lints, every build, every test'
+	@echo 'make soak      the simulation for SIM_SECONDS=$(SIM_SECONDS)'
+	@echo 'make release   static binaries in dist/'
+	@echo 'make clean     removes what was built'
+
+# A newcomer wants to see it work: a debug build takes half the time of a release build.
+demo:
+	$(CARGO) build --locked
+	@sh tests/demo.sh $(BUILT)/debug/sidebike
+
+# The lints see each program built alone too, as `--features` promises that it can be. The
+# simulation is run twice: with few seeds as what it is, a test like the others, and with many as
+# an optimized build, which is what makes thousands of seeds affordable.
+test:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --features agent -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --features server -- -D warnings
+	SIM_SEEDS=100 $(CARGO) test --locked
+	@if [ -d tests/simulation ]; then \
+		set -x; SIM_SEEDS=$(SIM_SEEDS) $(CARGO) test --locked --profile simulation --test simulation -- --nocapture; \
+	fi
+
+# Faults that ten thousand seeds do not show.
+soak:
+	SIM_SECONDS=$(SIM_SECONDS) $(CARGO) test --locked --profile simulation --test simulation -- --nocapture
+
+# One file to copy into any container. The targets are added here, so that a fresh clone is enough.
+release:
+	@rm -rf dist && mkdir dist
+	@set -e; for target in $(RELEASES); do \
+		if ! rustup target add $$target && [ $$target != $(firstword $(RELEASES)) ]; then \
+			echo "left out: this toolchain has no $$target"; continue; \
+		fi; \
+		( set -x; RUSTFLAGS='$(RELEASE_FLAGS)' $(CARGO) build --locked --release --target $$target ); \
+		cp $(BUILT)/$$target/release/sidebike dist/sidebike-$${target%%-*}-linux; \
+	done
+	@cd dist && sha256sum sidebike-* > SHA256SUMS && cat SHA256SUMS && wc -c sidebike-*
+
+clean:
+	$(CARGO) clean
+	rm -rf dist

@@ -1,0 +1,107 @@
+#!/bin/sh
+# make demo: a server and three agents on this machine, the README's example task, and its answer.
+# Whatever this starts it also ends, on a failure and on Ctrl-C as well.
+#
+# Usage: tests/demo.sh PATH_OF_SIDEBIKE
+set -eu
+
+sidebike=$1
+command -v curl >/dev/null || { echo 'demo: needs curl' >&2; exit 1; }
+folder=$(mktemp -d)
+pids=
+
+end() {
+    code=$?
+    # Once begun, this is not to be interrupted.
+    trap '' INT TERM HUP
+    trap - EXIT
+    # The agents first: they say goodbye to the server. The last one started may not be listed yet.
+    for pid in ${!:-} $pids; do
+        kill "$pid" 2>/dev/null || :
+        wait "$pid" 2>/dev/null || :
+    done
+    if [ "$code" -ne 0 ]; then
+        cat "$folder"/*.log >&2 || :
+    fi
+    rm -rf "$folder"
+    exit "$code"
+}
+trap end EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+fail() {
+    echo "demo: $*" >&2
+    exit 1
+}
+
+# Tries a command for ten seconds.
+until_true() {
+    tries=0
+    until "$@"; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 100 ] || return 1
+        sleep 0.1
+    done
+}
+
+# The server takes a free port, and its first log line says which.
+find_address() {
+    address=$(sed -n 's/.* listens on //p' "$folder/server.log")
+    [ -n "$address" ]
+}
+
+# A proxy for the outside world is of no use between processes of one machine.
+export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
+unset RUST_LOG
+
+three_online() {
+    online=$(curl -sS "http://$address/api/v1/machine?state=online" | grep -o '"instance"' | wc -l)
+    [ "$online" -eq 3 ]
+}
+
+pretty() {
+    if command -v jq >/dev/null; then
+        jq .
+    elif command -v python3 >/dev/null; then
+        python3 -m json.tool
+    else
+        cat
+        echo
+    fi
+}
+
+echo '$ sidebike server --listen 127.0.0.1:0'
+"$sidebike" server --listen 127.0.0.1:0 2>"$folder/server.log" &
+pids=$!
+until_true find_address || fail 'the server does not start'
+
+for n in 1 2 3; do
+    echo "\$ SIDEBIKE_MACHINE_LABEL=MY_MACHINE_$n SIDEBIKE_REGISTRY_ADDRESS=$address sidebike agent"
+    SIDEBIKE_MACHINE_LABEL=MY_MACHINE_$n SIDEBIKE_REGISTRY_ADDRESS=$address \
+        "$sidebike" agent 2>"$folder/agent$n.log" &
+    pids="$! $pids"
+done
+until_true three_online || fail 'the agents do not reach the server'
+
+# A small container may have no ps.
+command='ps -ef | grep sidebike'
+command -v ps >/dev/null || command='echo this is $SIDEBIKE_MACHINE_LABEL'
+cat >"$folder/newtask.json" <<END
+{
+  "name": "MY_TASK_1",
+  "machinePattern": ".*",
+  "detail": {"command": "$command", "workspace": "/tmp", "timeout": 15}
+}
+END
+echo '$ cat newtask.json'
+cat "$folder/newtask.json"
+
+echo "\$ curl -X POST --data @newtask.json 'http://$address/api/v1/task?wait=30s'"
+curl -sS -X POST --data "@$folder/newtask.json" "http://$address/api/v1/task?wait=30s" \
+    >"$folder/answer.json"
+pretty <"$folder/answer.json"
+
+grep -q '"state":"succeeded","createdAt"' "$folder/answer.json" || fail 'the task did not succeed'
+grep -q '"succeeded":3' "$folder/answer.json" || fail 'not all three machines ran it'
+echo 'demo: three machines ran it, all is well'
