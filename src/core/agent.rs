@@ -356,6 +356,8 @@ impl Core {
         self.heard_of(now, instance);
         for piece in pieces {
             match self.active_attempt(instance, &piece.id) {
+                // Its result came with the last of its output: this is a repetition.
+                Ok(key) if self.execution(key).state.is_terminal() => {}
                 Ok(key) => self.keep_piece(key, piece),
                 Err(_) if orders.forget.contains(&piece.id) => {}
                 Err(_) => orders.forget.push(piece.id.clone()),
