@@ -356,16 +356,27 @@ impl Core {
         true
     }
 
-    /// Takes in output of running commands. Pieces of what is not this instance's are dropped, and
-    /// the orders say what to forget.
+    /// Takes in output of running commands. Pieces of what is not this instance's are dropped; the
+    /// orders say what to kill, because its outcome is settled, and what to forget.
     pub fn output(&mut self, now: Time, instance: &str, pieces: &[Piece]) -> Orders<Arc<Detail>> {
         let mut orders = Orders::none();
         self.heard_of(now, instance);
         for piece in pieces {
-            match self.active_attempt(instance, &piece.id) {
-                Ok(key) => self.keep_piece(key, piece),
-                Err(_) if orders.forget.contains(&piece.id) => {}
-                Err(_) => orders.forget.push(piece.id.clone()),
+            let Ok(key) = self.active_attempt(instance, &piece.id) else {
+                let settled = self.find(&piece.id.execution).is_some();
+                let list = if settled {
+                    &mut orders.cancel
+                } else {
+                    &mut orders.forget
+                };
+                if !list.contains(&piece.id) {
+                    list.push(piece.id.clone());
+                }
+                continue;
+            };
+            // Of what its own report ended, the last of the output came with it.
+            if !self.execution(key).state.is_terminal() {
+                self.keep_piece(key, piece);
             }
         }
         orders

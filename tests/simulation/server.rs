@@ -77,6 +77,7 @@ impl World {
                     .server
                     .core
                     .output(now, &output.instance, &output.pieces);
+                self.only_what_nobody_knows_is_forgotten(&orders)?;
                 self.send(who, Event::ToAgent(who, Response::Kept(output, orders)));
             }
             Request::Done(done) => {
@@ -228,12 +229,22 @@ impl World {
         Ok(())
     }
 
+    /// What the server knows to have ended must not outlive that: it is killed, not forgotten.
+    fn only_what_nobody_knows_is_forgotten(&self, orders: &Orders<Arc<Detail>>) -> Lawful {
+        let known = |id: &&AttemptId| self.server.core.task_of_execution(&id.execution).is_some();
+        match orders.forget.iter().find(known) {
+            Some(id) => Err(format!("only_what_nobody_knows_is_forgotten: {id:?}")),
+            None => Ok(()),
+        }
+    }
+
     fn handed_out(
         &mut self,
         who: usize,
         draining: bool,
         orders: &Orders<Arc<Detail>>,
     ) -> Lawful<Vec<AttemptKey>> {
+        self.only_what_nobody_knows_is_forgotten(orders)?;
         let mut keys = Vec::new();
         for Assignment { id, .. } in &orders.start {
             let key = self
