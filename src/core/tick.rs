@@ -166,8 +166,9 @@ impl Core {
             self.queue_for_any(key);
             return;
         }
-        let target = self.execution(key).target.clone();
-        match target.and_then(|t| self.instances.get(&t.instance).copied()) {
+        let target = self.execution(key).target.as_ref();
+        let machine = target.and_then(|t| self.instances.get(&t.instance).copied());
+        match machine.filter(|machine| !self.machine(*machine).left) {
             Some(machine) => self.queue_for(key, machine),
             None => {
                 self.end_attempt(
