@@ -491,14 +491,15 @@ impl Core {
         let held: HashSet<ExecutionKey> = goodbye
             .holds
             .iter()
-            .filter_map(|hold| self.find(&hold.id.execution))
+            .filter_map(|hold| {
+                let execution = self.find(&hold.id.execution)?;
+                (self.execution(execution).now.number == hold.id.attempt).then_some(execution)
+            })
             .collect();
         let machine = self.machine_mut(key);
         machine.last_seen = now;
         machine.left = true;
-        if machine.state == MachineState::Offline {
-            return;
-        }
+        // Nothing is in the hands of one that is offline already.
         for execution in machine.active.difference_of(&held) {
             if self.execution(execution).state == ExecutionState::Delivered
                 && self.undeliver(now, execution)
@@ -506,7 +507,9 @@ impl Core {
                 self.place(execution, Place::Inbox(key));
             }
         }
-        self.machine_is_gone(now, key, "said goodbye");
+        if self.machine(key).state != MachineState::Offline {
+            self.machine_is_gone(now, key, "said goodbye");
+        }
         for execution in self.machine(key).inbox.clone() {
             self.end_attempt(
                 now,

@@ -31,7 +31,7 @@ mod user;
 
 pub use self::agent::original_instance;
 #[doc(hidden)]
-pub use self::check::Rule;
+pub use self::check::{Glimpse, Rule};
 pub use self::machine::OFFLINE_AFTER;
 pub use self::output::{Output, gap_line};
 pub use self::pattern::{MAX_PATTERN_BYTES, MAX_PATTERNS};
@@ -141,6 +141,8 @@ pub struct Core {
     next_ready: u64,
     timers: BTreeSet<(Time, Timer)>,
     last_tick: Time,
+    /// When the server came back, after it was away (stopped, or starved).
+    back_since: Time,
     /// Finished tasks, oldest first.
     finished: BTreeSet<(Time, TaskKey)>,
     finished_executions: usize,
@@ -169,6 +171,7 @@ impl Core {
             next_ready: 1,
             timers: BTreeSet::new(),
             last_tick: now,
+            back_since: Time(0),
             finished: BTreeSet::new(),
             finished_executions: 0,
             executions: Counts::default(),

@@ -11,6 +11,8 @@ use crate::wire::task::ExecutionState;
 /// When two ticks are this far apart, the server itself was away (stopped, or starved): silence in
 /// between is not the machines' fault.
 const AWAY: Span = Span::from_secs(5);
+/// The longest time between two ticks that is asked for, well below [`AWAY`].
+const AT_LEAST_EVERY: Span = Span::from_secs(2);
 /// The most due things done in one call: the lock is not to be held for longer than this takes.
 const MAX_DUE: usize = 1_000;
 
@@ -40,11 +42,13 @@ pub(super) enum Timer {
 }
 
 impl Core {
-    /// Does everything that is due, and says when to call again (`None`: nothing is planned).
+    /// Does everything that is due, and says when to call again, at the latest (`None`: nothing is
+    /// planned). Whoever calls much later than that was away, and the machines are forgiven.
     pub fn tick(&mut self, now: Time) -> Option<Time> {
         let away = now.millis_since(self.last_tick);
         self.last_tick = now;
         if away > AWAY.as_millis() {
+            self.back_since = now;
             for machine in self.machines.values_mut() {
                 machine.last_seen = Time(machine.last_seen.0.saturating_add(away).min(now.0));
             }
@@ -59,7 +63,8 @@ impl Core {
             self.timers.remove(&(time, timer));
             self.fire(now, timer);
         }
-        self.timers.first().map(|(time, _)| *time)
+        let next = self.timers.first().map(|(time, _)| *time)?;
+        Some(next.min(now.plus(AT_LEAST_EVERY)))
     }
 
     fn fire(&mut self, now: Time, timer: Timer) {
@@ -166,8 +171,9 @@ impl Core {
             self.queue_for_any(key);
             return;
         }
-        let target = self.execution(key).target.clone();
-        match target.and_then(|t| self.instances.get(&t.instance).copied()) {
+        let target = self.execution(key).target.as_ref();
+        let machine = target.and_then(|t| self.instances.get(&t.instance).copied());
+        match machine.filter(|machine| !self.machine(*machine).left) {
             Some(machine) => self.queue_for(key, machine),
             None => {
                 self.end_attempt(
@@ -189,6 +195,14 @@ impl Core {
         if execution.now.number != attempt || !matches!(execution.place, Place::Active(_)) {
             return;
         }
+        // The report could not get through while the server was away.
+        let patience = self.back_since.plus(OVERDUE_AFTER);
+        if now < patience {
+            self.disarm_overdue(key);
+            self.arm_overdue(key, patience);
+            return;
+        }
+        let execution = self.execution(key);
         if execution.canceling {
             self.end_attempt(
                 now,
