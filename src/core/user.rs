@@ -252,6 +252,8 @@ impl Core {
     ) -> TaskKey {
         let key = TaskKey(self.next_task);
         self.next_task += 1;
+        let mut spec = spec;
+        spec.pattern.forget_compiled();
         let counts = Counts {
             queued: executions.len() as u32,
             ..Default::default()
