@@ -3,6 +3,7 @@
 use super::check::Rule;
 use super::machine::FORGOTTEN_AFTER;
 use super::task::Place;
+use super::task::Task;
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
 use crate::wire::machine::MachineState;
 use crate::wire::span::Span;
@@ -121,6 +122,7 @@ impl Core {
                 "its machine went away before it started",
             );
         }
+        self.machine_changed(key);
         if let Some(machine) = self.machines.remove(&key) {
             self.instances.remove(&machine.instance);
             self.directory.remove_machine(machine.label_key, key);
@@ -149,8 +151,11 @@ impl Core {
     /// Whether the current attempt has waited too long to be started.
     pub(super) fn has_expired(&self, now: Time, key: ExecutionKey) -> bool {
         let task = self.task(key.task);
-        let first_expires = task.created_at.plus(task.spec.ttl);
-        now >= self.execution(key).now.expires_at.unwrap_or(first_expires)
+        now >= self
+            .execution(key)
+            .now
+            .expires_at
+            .unwrap_or(task.expires_at)
     }
 
     fn expire(&mut self, now: Time, key: ExecutionKey) {
@@ -263,8 +268,8 @@ impl Core {
         let active = machine.active.clone();
         let label = machine.label.clone();
         self.refresh_ready(key);
-        self.timers
-            .insert((now.plus(FORGOTTEN_AFTER), Timer::ForgetMachine(key)));
+        self.arm_machine(now, key, true);
+        self.machine_changed(key);
         self.notices.push(super::Notice::Gone(label, why));
         for execution in active {
             let delivered = self.execution(execution).state == ExecutionState::Delivered;
@@ -284,6 +289,39 @@ impl Core {
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
         self.give_back(key);
+    }
+
+    /// Sets the timer of a machine: until it has been silent for too long, or is forgotten.
+    pub(super) fn arm_machine(&mut self, now: Time, key: MachineKey, offline: bool) {
+        self.timers.insert(if offline {
+            (now.plus(FORGOTTEN_AFTER), Timer::ForgetMachine(key))
+        } else {
+            (now.plus(super::OFFLINE_AFTER), Timer::Silent(key))
+        });
+    }
+
+    /// Sets the timer of an unfinished task.
+    pub(super) fn arm_ttl(&mut self, key: TaskKey, task: &Task) {
+        self.timers.insert((task.expires_at, Timer::TaskTtl(key)));
+    }
+
+    /// Sets the timer of a finished task.
+    pub(super) fn arm_forget(&mut self, finished_at: Time, key: TaskKey, task: &Task) {
+        self.timers
+            .insert((finished_at.plus(task.kept_for()), Timer::ForgetTask(key)));
+    }
+
+    /// Sets the timers that a restored attempt had.
+    pub(super) fn arm_attempt(&mut self, key: ExecutionKey) {
+        let attempt = &self.execution(key).now;
+        let number = attempt.number;
+        let (due, expires, overdue) = (attempt.due_at, attempt.expires_at, attempt.overdue_at);
+        self.timers
+            .extend(due.map(|time| (time, Timer::AttemptDue(key, number))));
+        self.timers
+            .extend(expires.map(|time| (time, Timer::AttemptTtl(key, number))));
+        self.timers
+            .extend(overdue.map(|time| (time, Timer::Overdue(key, number))));
     }
 
     /// What is queued for a machine that takes no more work, and could run on any, goes elsewhere.

@@ -268,8 +268,9 @@ impl Core {
             .insert(key);
         let task = Task {
             id,
-            spec: Arc::new(spec),
             created_at: now,
+            expires_at: now.plus(spec.ttl),
+            spec: Arc::new(spec),
             finished_at: None,
             matched,
             open: false,
@@ -279,6 +280,7 @@ impl Core {
             executions,
         };
         self.tasks.insert(key, task);
+        self.task_mut(key);
         self.figures.submitted += 1;
         key
     }
