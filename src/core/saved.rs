@@ -150,13 +150,23 @@ impl Batch {
 
     /// Puts a later batch on top.
     pub fn add(&mut self, later: Batch) {
-        for (key, task) in later.tasks {
-            if task.is_none() {
-                self.executions.retain(|(of, _), _| *of != key);
-                self.output.retain(|(of, _)| of.task != key);
+        let gone: BTreeSet<TaskKey> = later
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.is_none())
+            .map(|(key, _)| *key)
+            .collect();
+        for key in &gone {
+            while let Some((first, _)) = self.executions.range((*key, 0)..=(*key, u32::MAX)).next()
+            {
+                let first = *first;
+                self.executions.remove(&first);
             }
-            self.tasks.insert(key, task);
         }
+        if !gone.is_empty() {
+            self.output.retain(|(of, _)| !gone.contains(&of.task));
+        }
+        self.tasks.extend(later.tasks);
         self.executions.extend(later.executions);
         self.machines.extend(later.machines);
         self.output.extend(later.output);

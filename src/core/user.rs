@@ -224,6 +224,14 @@ impl Core {
         Ok(())
     }
 
+    /// Takes back a task that was submitted a moment ago and could not be made safe: it is as if it
+    /// had never been. What has been handed out of it meanwhile is canceled, and it is kept.
+    pub fn withdraw(&mut self, now: Time, key: TaskKey) {
+        if self.cancel(now, key, &Selection::All).is_ok() {
+            self.forget_task(key);
+        }
+    }
+
     fn known_task(&self, key: TaskKey) -> Result<&Task, Refusal> {
         self.tasks
             .get(&key)

@@ -6,7 +6,7 @@
 //! `deadlines`, and a job that answers it to `store`.
 
 use super::answer;
-use super::http::{Connection, Responder};
+use super::http::{Answer, Connection, Responder};
 use crate::core::{MachineKey, Refusal, Task, TaskKey, Time};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -34,9 +34,9 @@ pub struct HeldWait {
 }
 
 impl HeldWait {
-    /// Answers with the task as it is now.
-    pub fn answer(self, task: Result<Task, Refusal>) {
-        self.responder.send(&answer::task(task));
+    /// What to answer, with the task as it is now.
+    pub fn answer(self, task: Result<Task, Refusal>) -> (Responder, Answer) {
+        (self.responder, answer::task(task))
     }
 }
 

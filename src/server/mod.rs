@@ -18,6 +18,9 @@ mod access;
 mod answer;
 mod audit;
 pub(crate) mod browser;
+#[cfg(feature = "db")]
+pub mod db;
+mod durable;
 mod held;
 pub(crate) mod http;
 mod listen;
@@ -173,7 +176,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         "sidebike {} listens on {address}",
         env!("CARGO_PKG_VERSION")
     );
-    let store = Store::start(limits, config.max_held)?;
+    let store = open_store(&config, limits)?;
     let connections = Connections::new(&config);
     let server = Arc::new(Server {
         store: store.clone(),
@@ -188,7 +191,6 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         },
         audit: Audit::open(config.audit)?,
     });
-    info!("without a database: tasks are kept in memory only, this server starts empty");
     let watched = connections.clone();
     start_thread("clock", move || keep_time(&store, &watched))?;
     let serving = server.clone();
@@ -205,7 +207,26 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         server.access.reload();
         server.audit.reopen();
     }
+    server.store.close();
     Ok(())
+}
+
+/// The registry: as it was saved where there is a database, else empty.
+fn open_store(config: &ServerConfig, limits: Limits) -> Result<Arc<Store>, String> {
+    #[cfg(feature = "db")]
+    if let Some(path) = &config.db {
+        let (db, saved) = db::Db::open(path)?;
+        info!("database {}: {} tasks", path.display(), saved.tasks.len());
+        let store = Store::start(limits, config.max_held, Some(saved))?;
+        let saving = store.clone();
+        start_thread("save", move || saving.save_forever(db))?;
+        return Ok(store);
+    }
+    if config.db.is_some() {
+        return Err("--db: this build has no database (the feature db)".into());
+    }
+    info!("without a database: tasks are kept in memory only, this server starts empty");
+    Store::start(limits, config.max_held, None)
 }
 
 fn keep_time(store: &Store, connections: &Connections) -> ! {

@@ -10,7 +10,7 @@ use super::held::HeldWait;
 use super::http::{Answer, Request, Responder};
 use super::store::Polled;
 use super::{Server, metrics, original, text};
-use crate::core::{Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery};
+use crate::core::{Core, Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery, Time};
 use crate::wire::agent::{Done, Goodbye, Output, Poll, Taken};
 use crate::wire::machine::MachineState;
 use crate::wire::object::Object;
@@ -149,6 +149,11 @@ fn refused(refusal: Refusal) -> Answer {
     answer::refused(&refusal)
 }
 
+/// A change that happened and is not safe yet: the caller has to ask again.
+fn not_safe<T>((_, why): (T, String)) -> Answer {
+    answer::error(503, &why)
+}
+
 /// Reads a JSON body. The error names the field.
 fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
     let bytes = &call.request.body;
@@ -257,28 +262,53 @@ fn answer_or_wait(call: Call<'_>, key: TaskKey, task: Task, wait_ms: u64) -> Han
     Ok(Some(answer::task(Ok(task))))
 }
 
-fn submit(call: Call<'_>) -> Handled {
-    let wait_ms = wait_ms(call.request)?;
-    let posted: PostedTask = body(&call, "the task")?;
-    let spec = Spec::checked(posted).map_err(bad)?;
+/// A submit or rerun that was refused, could not be made safe, or went well.
+type Submitted = (Result<TaskKey, Refusal>, Option<Task>);
+
+/// Lets the core accept a task, and answers when that is safe.
+fn accept(
+    call: Call<'_>,
+    wait_ms: u64,
+    operation: impl FnOnce(&mut Core, Time, &str) -> Result<TaskKey, Refusal>,
+) -> Handled {
+    let store = &call.server.store;
+    if let Some(why) = store.trouble() {
+        return Err(answer::error(503, &why));
+    }
     let id = call.server.fresh_id();
-    let (submitted, task) = call.server.store.change(|core, now| {
-        let submitted = core.submit(now, &id, spec);
+    let accepted = store.change_safely(|core, now| -> Submitted {
+        let submitted = operation(core, now, &id);
         let task = match &submitted {
             Ok(key) | Err(Refusal::Taken(key)) => core.show(*key).ok(),
             Err(_) => None,
         };
         (submitted, task)
     });
-    match (submitted, task) {
-        (Ok(key), Some(task)) => {
+    match accepted {
+        Ok((Ok(key), Some(task))) => {
             *call.change = Change::of(&task);
             answer_or_wait(call, key, task, wait_ms)
         }
-        (Err(Refusal::Taken(_)), Some(task)) => Err(answer::taken(&task)),
-        (Err(refusal), _) => Err(refused(refusal)),
-        (Ok(_), None) => Err(answer::error(500, "a task that was just accepted is gone")),
+        Ok((Err(Refusal::Taken(_)), Some(task))) => Err(answer::taken(&task)),
+        Ok((Err(refusal), _)) => Err(refused(refusal)),
+        Ok((Ok(_), None)) => Err(answer::error(
+            503,
+            "the task was forgotten at once, to keep a limit",
+        )),
+        Err(((submitted, _), why)) => {
+            if let Ok(key) = submitted {
+                store.change(|core, now| core.withdraw(now, key));
+            }
+            Err(answer::error(503, &why))
+        }
     }
+}
+
+fn submit(call: Call<'_>) -> Handled {
+    let wait_ms = wait_ms(call.request)?;
+    let posted: PostedTask = body(&call, "the task")?;
+    let spec = Spec::checked(posted).map_err(bad)?;
+    accept(call, wait_ms, |core, now, id| core.submit(now, id, spec))
 }
 
 fn show(call: Call<'_>) -> Handled {
@@ -300,14 +330,9 @@ fn rerun(call: Call<'_>) -> Handled {
         _ => Err("expected 1 or 0".into()),
     })?;
     let old = named_task(&call)?;
-    let id = call.server.fresh_id();
-    let rerun = call.server.store.change(|core, now| {
-        let key = core.rerun(now, &id, old, all.unwrap_or(false))?;
-        Ok((key, core.show(key)?))
-    });
-    let (key, task) = rerun.map_err(refused)?;
-    *call.change = Change::of(&task);
-    answer_or_wait(call, key, task, wait_ms)
+    accept(call, wait_ms, |core, now, id| {
+        core.rerun(now, id, old, all.unwrap_or(false))
+    })
 }
 
 fn list(call: Call<'_>) -> Handled {
@@ -362,10 +387,11 @@ fn cancel(call: Call<'_>) -> Handled {
         return Err(bad("machine: expected an instance or a label, got nothing"));
     }
     let selection = machine.map_or(Selection::All, |name| Selection::Machine(name.to_owned()));
-    let canceled = call.server.store.change(|core, now| {
+    let canceled = call.server.store.change_safely(|core, now| {
         core.cancel(now, key, &selection)?;
         core.show(key)
     });
+    let canceled = canceled.map_err(not_safe)?;
     if let Ok(task) = &canceled {
         *call.change = Change::of(task);
     }
@@ -374,11 +400,11 @@ fn cancel(call: Call<'_>) -> Handled {
 
 fn delete(call: Call<'_>) -> Handled {
     let key = named_task(&call)?;
-    let deleted = call.server.store.change(|core, _| {
+    let deleted = call.server.store.change_safely(|core, _| {
         let task = core.show(key)?;
         core.delete(key).map(|()| task)
     });
-    *call.change = Change::of(&deleted.map_err(refused)?);
+    *call.change = Change::of(&deleted.map_err(not_safe)?.map_err(refused)?);
     Ok(Some(answer::ok(())))
 }
 
@@ -409,6 +435,10 @@ fn poll(call: Call<'_>) -> Handled {
             *call.responder = Some(responder);
             Err(refused(refusal))
         }
+        Polled::Unsafe(responder, why) => {
+            *call.responder = Some(responder);
+            Err(answer::error(503, &why))
+        }
     }
 }
 
@@ -423,18 +453,21 @@ fn output(call: Call<'_>) -> Handled {
 
 fn done(call: Call<'_>) -> Handled {
     let done: Done = body(&call, "the results")?;
-    let results = call
+    let taken = call
         .server
         .store
-        .change(|core, now| core.done(now, &done.instance, &done.pieces, &done.results));
+        .change_safely(|core, now| core.done(now, &done.instance, &done.pieces, &done.results));
+    let results = taken.map_err(not_safe)?;
     Ok(Some(answer::ok(Taken { results })))
 }
 
 fn goodbye(call: Call<'_>) -> Handled {
     let goodbye: Goodbye = body(&call, "the goodbye")?;
-    call.server
+    let left = call
+        .server
         .store
-        .change(|core, now| core.leave(now, &goodbye));
+        .change_safely(|core, now| core.leave(now, &goodbye));
+    left.map_err(not_safe)?;
     Ok(Some(answer::ok(())))
 }
 
