@@ -234,7 +234,7 @@ mod tests {
         );
         output.skip_to(Stdout, 5000);
         assert_eq!(output.text(Stdout, 10_000).1, 4000);
-        assert_eq!(output.lines(100).len(), 3);
+        assert_eq!(output.lines(100).len(), 2);
     }
 
     #[test]
