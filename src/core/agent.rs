@@ -521,9 +521,9 @@ impl Core {
 
     /// The execution with this id.
     fn find(&self, id: &str) -> Option<ExecutionKey> {
-        let (task, n) = id.rsplit_once('.')?;
+        let (prefix, n) = id.rsplit_once('.')?;
         let key = ExecutionKey {
-            task: *self.task_ids.get(task)?,
+            task: *self.task_prefixes.get(prefix)?,
             n: n.parse().ok()?,
         };
         (self.task(key.task).executions.len() > key.n as usize).then_some(key)

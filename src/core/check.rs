@@ -231,6 +231,7 @@ impl Core {
         for (key, task) in &self.tasks {
             let named = self.task_names.get(&task.spec.name);
             let known = self.task_ids.get(&task.id) == Some(key)
+                && self.task_prefixes.get(&task.prefix) == Some(key)
                 && named.is_some_and(|keys| keys.contains(key));
             check(known, || {
                 format!("{key:?}: its id or name does not lead to it")
