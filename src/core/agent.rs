@@ -10,7 +10,7 @@ use super::life::Event;
 use super::machine::{Kind, Machine};
 use super::output::Output;
 use super::task::Place;
-use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER, Timer};
+use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::config::{MAX_JOBS, check_label};
 use crate::wire::agent::{
@@ -117,7 +117,7 @@ impl Core {
             return Ok(key);
         }
         check_label(caller.label).map_err(|why| Refusal::Impossible(format!("label: {why}")))?;
-        if self.machines.len() >= self.limits.machines {
+        if self.machines.len() >= self.limits.machines && !self.forget_an_offline_machine(now) {
             return Err(Refusal::Full(format!(
                 "{} machines are known, the limit (--max-machines)",
                 self.machines.len()
@@ -141,6 +141,7 @@ impl Core {
             since: now,
             last_seen: now,
             offline_since: now,
+            watched_at: None,
             left: false,
             owes_joins: true,
             seq: 0,
@@ -156,13 +157,13 @@ impl Core {
     }
 
     fn appear(&mut self, now: Time, key: MachineKey) {
+        self.disarm_machine(key);
         let machine = self.machine_mut(key);
         machine.state = MachineState::Online;
         machine.owes_joins = true;
         let notice = Notice::Appeared(machine.label.clone(), machine.instance.clone());
         self.notices.push(notice);
-        self.timers
-            .insert((now.plus(super::OFFLINE_AFTER), Timer::Silent(key)));
+        self.watch(key, now.plus(super::OFFLINE_AFTER));
     }
 
     /// The original's agent says that it is there. Its label is its instance.

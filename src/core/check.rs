@@ -312,9 +312,13 @@ impl Core {
             let meant = match timer {
                 Timer::Silent(key) => {
                     silent.insert(*key);
-                    self.machines.contains_key(key)
+                    let machine = self.machines.get(key);
+                    machine.is_some_and(|machine| machine.watched_at == Some(*time))
                 }
-                Timer::ForgetMachine(key) => self.machines.contains_key(key),
+                Timer::ForgetMachine(key) => {
+                    let machine = self.machines.get(key);
+                    machine.is_some_and(|machine| machine.state == MachineState::Offline)
+                }
                 Timer::TaskTtl(key) => {
                     ending.insert(*key);
                     let task = self.tasks.get(key);
