@@ -231,6 +231,7 @@ impl Core {
         for (key, task) in &self.tasks {
             let named = self.task_names.get(&task.spec.name);
             let known = self.task_ids.get(&task.id) == Some(key)
+                && self.task_prefixes.get(&task.prefix) == Some(key)
                 && named.is_some_and(|keys| keys.contains(key));
             check(known, || {
                 format!("{key:?}: its id or name does not lead to it")
@@ -311,9 +312,13 @@ impl Core {
             let meant = match timer {
                 Timer::Silent(key) => {
                     silent.insert(*key);
-                    self.machines.contains_key(key)
+                    let machine = self.machines.get(key);
+                    machine.is_some_and(|machine| machine.watched_at == Some(*time))
                 }
-                Timer::ForgetMachine(key) => self.machines.contains_key(key),
+                Timer::ForgetMachine(key) => {
+                    let machine = self.machines.get(key);
+                    machine.is_some_and(|machine| machine.state == MachineState::Offline)
+                }
                 Timer::TaskTtl(key) => {
                     ending.insert(*key);
                     let task = self.tasks.get(key);

@@ -137,6 +137,7 @@ pub struct Core {
     limits: Limits,
     tasks: BTreeMap<TaskKey, Task>,
     task_ids: HashMap<Arc<str>, TaskKey>,
+    task_prefixes: HashMap<Arc<str>, TaskKey>,
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
     next_task: u64,
     machines: BTreeMap<MachineKey, Machine>,
@@ -170,6 +171,7 @@ impl Core {
             limits,
             tasks: BTreeMap::new(),
             task_ids: HashMap::new(),
+            task_prefixes: HashMap::new(),
             task_names: HashMap::new(),
             next_task: 1,
             machines: BTreeMap::new(),
@@ -542,6 +544,7 @@ impl Core {
             *self.executions.of(execution.state) -= 1;
         }
         self.task_ids.remove(&task.id);
+        self.task_prefixes.remove(&task.prefix);
         if let Some(keys) = self.task_names.get_mut(&task.spec.name) {
             keys.remove(&key);
             if keys.is_empty() {

@@ -7,6 +7,7 @@
 //! That it finds faults was tried by breaking rules on purpose; see `it_finds_a_broken_rule`.
 
 mod agent;
+mod epilogue;
 mod laws;
 mod rng;
 mod server;
