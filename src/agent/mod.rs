@@ -11,7 +11,7 @@
 //! | `reporter` | results and output, sent until taken |
 //! | `guard` | the process that ends commands when the agent is killed |
 //! | `init` | the duties of process 1 |
-//! | `shutdown` | TERM and INT |
+//! | `shutdown` | the signals: TERM and INT, HUP |
 //!
 //! Threads: the main one waits for signals, one polls, one reports, and there is one per command.
 //! The agent listens on no socket and writes no file.
@@ -27,8 +27,9 @@ mod leftovers;
 mod output;
 mod pauses;
 mod reporter;
+mod owner;
 mod runner;
-mod search;
+pub(crate) mod search;
 mod shutdown;
 mod watch;
 
@@ -92,6 +93,10 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
     }
     let signals = shutdown::catch()?;
     let instance = pauses::random_id()?;
+    let root = rustix::process::geteuid().is_root();
+    if root && config.refuse_root {
+        return Err("this is root, and --refuse-root says not to start as root".into());
+    }
     info!(
         "sidebike {} agent: label {:?}, instance {instance}, registry {}, {} jobs",
         env!("CARGO_PKG_VERSION"),
@@ -99,8 +104,8 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         config.registry,
         config.jobs,
     );
-    if rustix::process::geteuid().is_root() {
-        warn!("running as root: so will every command");
+    if root {
+        warn!("running as root: so will every command; --refuse-root keeps it from starting");
     }
     allow_files(config.jobs);
     let agent = Arc::new(Agent {
