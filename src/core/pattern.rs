@@ -18,9 +18,13 @@ const MAX_COMPILED_BYTES: usize = 128 * 1024;
 /// The most patterns known at once. Those that nothing waits for make room for new ones.
 pub const MAX_PATTERNS: usize = 1_000;
 
-/// A compiled `machinePattern`, searched unanchored in labels.
+/// A `machinePattern`, searched unanchored in labels. It is compiled while something is submitted to
+/// it or waits under it; a finished task keeps the text only, which takes a thousandth of the memory.
 #[derive(Debug, Clone)]
-pub struct Pattern(Arc<Regex>);
+pub struct Pattern {
+    text: Arc<str>,
+    compiled: Option<Regex>,
+}
 
 impl Pattern {
     /// Compiles a pattern. The error says what is wrong with it.
@@ -34,29 +38,56 @@ impl Pattern {
                 text.len()
             ));
         }
-        let built = RegexBuilder::new(text)
-            .size_limit(MAX_COMPILED_BYTES)
-            .build();
-        let regex = built.map_err(|error| {
-            let text = error.to_string();
-            let reason = text
-                .lines()
-                .last()
-                .unwrap_or_default()
-                .trim_start_matches("error: ");
-            format!("machinePattern: must be a regular expression: {reason}")
-        })?;
-        Ok(Pattern(Arc::new(regex)))
+        let regex = build(text)?;
+        Ok(Pattern {
+            text: text.into(),
+            compiled: Some(regex),
+        })
+    }
+
+    /// A pattern that was accepted before.
+    pub(super) fn known(text: Arc<str>) -> Pattern {
+        Pattern {
+            text,
+            compiled: None,
+        }
+    }
+
+    /// The same without what can be compiled again.
+    pub(super) fn forget_compiled(&mut self) {
+        self.compiled = None;
     }
 
     /// The pattern as it was written.
     pub fn text(&self) -> &str {
-        self.0.as_str()
+        &self.text
     }
 
     fn matches(&self, label: &str) -> bool {
-        self.0.is_match(label)
+        // What was accepted compiles again; should it ever not, it matches nobody.
+        self.compiled
+            .as_ref()
+            .is_some_and(|regex| regex.is_match(label))
     }
+
+    fn to_compiled(&self) -> Pattern {
+        Pattern {
+            text: self.text.clone(),
+            compiled: self.compiled.clone().or_else(|| build(&self.text).ok()),
+        }
+    }
+}
+
+fn build(text: &str) -> Result<Regex, String> {
+    let built = RegexBuilder::new(text)
+        .size_limit(MAX_COMPILED_BYTES)
+        .build();
+    built.map_err(|error| {
+        let text = error.to_string();
+        let reason = text.lines().last().unwrap_or_default();
+        let reason = reason.trim_start_matches("error: ");
+        format!("machinePattern: must be a regular expression: {reason}")
+    })
 }
 
 /// Where a label is kept.
@@ -192,6 +223,7 @@ impl Directory {
         if self.group_keys.len() >= MAX_PATTERNS {
             self.drop_an_idle_group();
         }
+        let pattern = pattern.to_compiled();
         let matching = self
             .labels
             .iter()

@@ -4,7 +4,9 @@ use super::output::Output;
 use super::spec::Spec;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
+use crate::wire::span::Span;
 use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -19,6 +21,8 @@ pub struct Task {
     /// What was asked for.
     pub spec: Arc<Spec>,
     pub(super) created_at: Time,
+    /// Until when what is queued since its submission may be started, and machines may join.
+    pub(super) expires_at: Time,
     pub(super) finished_at: Option<Time>,
     pub(super) matched: u32,
     /// Machines that appear may still join it.
@@ -45,8 +49,9 @@ pub(super) enum Place {
 }
 
 /// The machine of an execution, as it was when the execution was addressed to it.
-#[derive(Debug, Clone)]
-pub(super) struct Target {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Target {
     pub label: Arc<str>,
     pub instance: Arc<str>,
     pub host: Arc<str>,
@@ -65,8 +70,9 @@ pub struct Execution {
 }
 
 /// One attempt as kept.
-#[derive(Debug, Clone)]
-pub(super) struct Attempt {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Attempt {
     pub number: u32,
     /// When a further attempt is due, while it waits for that.
     pub due_at: Option<Time>,
@@ -83,12 +89,15 @@ pub(super) struct Attempt {
     pub msg: Box<str>,
     /// Whether its machine's own report ended it: the same report again is no news.
     pub reported: bool,
+    /// Saved apart.
+    #[serde(skip)]
     pub output: Option<Arc<Output>>,
 }
 
 /// An attempt that was followed by another.
-#[derive(Debug, Clone)]
-pub(super) struct PastAttempt {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct PastAttempt {
     pub state: ExecutionState,
     pub target: Option<Target>,
     pub attempt: Attempt,
@@ -164,6 +173,14 @@ impl Task {
             TaskState::Canceled
         } else {
             TaskState::Expired
+        }
+    }
+
+    /// How long it is kept, once it has ended.
+    pub(super) fn kept_for(&self) -> Span {
+        match self.state() {
+            TaskState::Succeeded => self.spec.result_ttl,
+            _ => self.spec.failure_ttl,
         }
     }
 

@@ -3,6 +3,7 @@
 use super::check::Rule;
 use super::machine::FORGOTTEN_AFTER;
 use super::task::Place;
+use super::task::Task;
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
 use crate::wire::machine::MachineState;
 use crate::wire::span::Span;
@@ -11,6 +12,8 @@ use crate::wire::task::ExecutionState;
 /// When two ticks are this far apart, the server itself was away (stopped, or starved): silence in
 /// between is not the machines' fault.
 const AWAY: Span = Span::from_secs(5);
+/// The longest time between two ticks that is asked for, well below [`AWAY`].
+const AT_LEAST_EVERY: Span = Span::from_secs(2);
 /// The most due things done in one call: the lock is not to be held for longer than this takes.
 const MAX_DUE: usize = 1_000;
 
@@ -40,11 +43,13 @@ pub(super) enum Timer {
 }
 
 impl Core {
-    /// Does everything that is due, and says when to call again (`None`: nothing is planned).
+    /// Does everything that is due, and says when to call again, at the latest (`None`: nothing is
+    /// planned). Whoever calls much later than that was away, and the machines are forgiven.
     pub fn tick(&mut self, now: Time) -> Option<Time> {
         let away = now.millis_since(self.last_tick);
         self.last_tick = now;
         if away > AWAY.as_millis() {
+            self.back_since = now;
             for machine in self.machines.values_mut() {
                 machine.last_seen = Time(machine.last_seen.0.saturating_add(away).min(now.0));
             }
@@ -59,7 +64,8 @@ impl Core {
             self.timers.remove(&(time, timer));
             self.fire(now, timer);
         }
-        self.timers.first().map(|(time, _)| *time)
+        let next = self.timers.first().map(|(time, _)| *time)?;
+        Some(next.min(now.plus(AT_LEAST_EVERY)))
     }
 
     fn fire(&mut self, now: Time, timer: Timer) {
@@ -116,6 +122,7 @@ impl Core {
                 "its machine went away before it started",
             );
         }
+        self.machine_changed(key);
         if let Some(machine) = self.machines.remove(&key) {
             self.instances.remove(&machine.instance);
             self.directory.remove_machine(machine.label_key, key);
@@ -144,8 +151,11 @@ impl Core {
     /// Whether the current attempt has waited too long to be started.
     pub(super) fn has_expired(&self, now: Time, key: ExecutionKey) -> bool {
         let task = self.task(key.task);
-        let first_expires = task.created_at.plus(task.spec.ttl);
-        now >= self.execution(key).now.expires_at.unwrap_or(first_expires)
+        now >= self
+            .execution(key)
+            .now
+            .expires_at
+            .unwrap_or(task.expires_at)
     }
 
     fn expire(&mut self, now: Time, key: ExecutionKey) {
@@ -166,8 +176,9 @@ impl Core {
             self.queue_for_any(key);
             return;
         }
-        let target = self.execution(key).target.clone();
-        match target.and_then(|t| self.instances.get(&t.instance).copied()) {
+        let target = self.execution(key).target.as_ref();
+        let machine = target.and_then(|t| self.instances.get(&t.instance).copied());
+        match machine.filter(|machine| !self.machine(*machine).left) {
             Some(machine) => self.queue_for(key, machine),
             None => {
                 self.end_attempt(
@@ -189,6 +200,14 @@ impl Core {
         if execution.now.number != attempt || !matches!(execution.place, Place::Active(_)) {
             return;
         }
+        // The report could not get through while the server was away.
+        let patience = self.back_since.plus(OVERDUE_AFTER);
+        if now < patience {
+            self.disarm_overdue(key);
+            self.arm_overdue(key, patience);
+            return;
+        }
+        let execution = self.execution(key);
         if execution.canceling {
             self.end_attempt(
                 now,
@@ -249,8 +268,8 @@ impl Core {
         let active = machine.active.clone();
         let label = machine.label.clone();
         self.refresh_ready(key);
-        self.timers
-            .insert((now.plus(FORGOTTEN_AFTER), Timer::ForgetMachine(key)));
+        self.arm_machine(now, key, true);
+        self.machine_changed(key);
         self.notices.push(super::Notice::Gone(label, why));
         for execution in active {
             let delivered = self.execution(execution).state == ExecutionState::Delivered;
@@ -270,6 +289,39 @@ impl Core {
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
         self.give_back(key);
+    }
+
+    /// Sets the timer of a machine: until it has been silent for too long, or is forgotten.
+    pub(super) fn arm_machine(&mut self, now: Time, key: MachineKey, offline: bool) {
+        self.timers.insert(if offline {
+            (now.plus(FORGOTTEN_AFTER), Timer::ForgetMachine(key))
+        } else {
+            (now.plus(super::OFFLINE_AFTER), Timer::Silent(key))
+        });
+    }
+
+    /// Sets the timer of an unfinished task.
+    pub(super) fn arm_ttl(&mut self, key: TaskKey, task: &Task) {
+        self.timers.insert((task.expires_at, Timer::TaskTtl(key)));
+    }
+
+    /// Sets the timer of a finished task.
+    pub(super) fn arm_forget(&mut self, finished_at: Time, key: TaskKey, task: &Task) {
+        self.timers
+            .insert((finished_at.plus(task.kept_for()), Timer::ForgetTask(key)));
+    }
+
+    /// Sets the timers that a restored attempt had.
+    pub(super) fn arm_attempt(&mut self, key: ExecutionKey) {
+        let attempt = &self.execution(key).now;
+        let number = attempt.number;
+        let (due, expires, overdue) = (attempt.due_at, attempt.expires_at, attempt.overdue_at);
+        self.timers
+            .extend(due.map(|time| (time, Timer::AttemptDue(key, number))));
+        self.timers
+            .extend(expires.map(|time| (time, Timer::AttemptTtl(key, number))));
+        self.timers
+            .extend(overdue.map(|time| (time, Timer::Overdue(key, number))));
     }
 
     /// What is queued for a machine that takes no more work, and could run on any, goes elsewhere.

@@ -252,6 +252,8 @@ impl Core {
     ) -> TaskKey {
         let key = TaskKey(self.next_task);
         self.next_task += 1;
+        let mut spec = spec;
+        spec.pattern.forget_compiled();
         let counts = Counts {
             queued: executions.len() as u32,
             ..Default::default()
@@ -266,8 +268,9 @@ impl Core {
             .insert(key);
         let task = Task {
             id,
-            spec: Arc::new(spec),
             created_at: now,
+            expires_at: now.plus(spec.ttl),
+            spec: Arc::new(spec),
             finished_at: None,
             matched,
             open: false,
@@ -277,6 +280,7 @@ impl Core {
             executions,
         };
         self.tasks.insert(key, task);
+        self.task_mut(key);
         self.figures.submitted += 1;
         key
     }

@@ -3,7 +3,7 @@
 use crate::server::Server;
 use crate::users::TaskModel;
 use crate::world::{AttemptKey, Lawful, Ms};
-use sidebike::core::{Core, TaskKey};
+use sidebike::core::{Core, Glimpse, TaskKey};
 use sidebike::wire::machine::MachineState;
 use sidebike::wire::task::{ExecutionState, Mode, TaskState};
 use std::collections::{HashMap, HashSet};
@@ -37,6 +37,7 @@ pub struct Laws {
     finished: HashSet<TaskKey>,
     heard: HashMap<String, Ms>,
     left: HashSet<String>,
+    server_back_at: Ms,
     offline: HashSet<String>,
 }
 
@@ -53,6 +54,10 @@ impl Laws {
 
     pub fn heard_of(&mut self, now: Ms, instance: &str) {
         self.heard.insert(instance.into(), now);
+    }
+
+    pub fn server_stopped_until(&mut self, time: Ms) {
+        self.server_back_at = time;
     }
 
     pub fn left(&mut self, instance: &str) {
@@ -188,6 +193,7 @@ impl Laws {
                     attempt: seen.attempt,
                 };
                 no_execution_changes_after_its_end(attempt, known, (seen.state, seen.attempt))?;
+                self.nothing_is_overdue_while_the_server_was_away(now, attempt, &seen)?;
                 self.results_are_what_really_happened(attempt, seen.state)
                     .map_err(|law| format!("{law} {:?}", seen.msg))?;
             }
@@ -208,6 +214,23 @@ impl Laws {
         {
             return Err(format!(
                 "no_task_changes_after_its_end: {key:?} from {before:?} to {state:?}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// A report could not get through while the server itself was stopped.
+    fn nothing_is_overdue_while_the_server_was_away(
+        &self,
+        now: Ms,
+        key: AttemptKey,
+        seen: &Glimpse<'_>,
+    ) -> Lawful {
+        let overdue = seen.state == ExecutionState::Lost
+            && (seen.msg.contains("did not report") || seen.msg.contains("did not confirm"));
+        if overdue && now < self.server_back_at + 60_000 {
+            return Err(format!(
+                "nothing_is_overdue_while_the_server_was_away: {key:?}"
             ));
         }
         Ok(())

@@ -20,8 +20,9 @@ const PATTERNS: [&str; 8] = [
 ];
 /// The longest that a model command without a time-out runs.
 const LONGEST_RUN: Ms = 200_000;
-/// Patience of the server beyond time-outs, to notice a lost machine, and for a late tick.
-const PATIENCE: Ms = 60_000 + 50_000 + 10_000;
+/// Patience of the server beyond time-outs (and again when it was away), to notice a lost machine,
+/// and for a late tick.
+const PATIENCE: Ms = 2 * 60_000 + 50_000 + 10_000;
 
 /// What the users know of a task.
 #[derive(Debug, Clone)]

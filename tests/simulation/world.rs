@@ -289,8 +289,8 @@ impl World {
         let now = self.time();
         let next = self.server.core.tick(now);
         self.see_to_notices()?;
-        // The server ticks when it is told to, and at least so often.
-        let mut next = next.map_or(self.now + 2_000, |next| next.0.min(self.now + 4_000));
+        // The server ticks when it is told to.
+        let mut next = next.map_or(self.now + 2_000, |next| next.0);
         if self.rng.chance(self.weather.stop) {
             self.count("tick late");
             next += self.rng.between(1, 4_000);
@@ -385,6 +385,9 @@ impl World {
                 self.rng.between(5_100, 90_000)
             };
             self.stopped_until = self.now + pause;
+            if !short {
+                self.laws.server_stopped_until(self.stopped_until);
+            }
         }
         if self.rng.chance(weather.wipe) {
             self.count("server restarted empty");
