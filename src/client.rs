@@ -3,21 +3,23 @@
 //! A call either gives the answer proper or a [`CallError`], which says in words which call it was,
 //! where it went and why it failed, and of which [`Kind`] the failure is: that is all a caller needs
 //! to decide whether to try again. To add a call: add a method next to [`Client::poll`]; what every
-//! request carries (later: a token) is set in `request`.
+//! request carries (the token) is set in `request`.
 
+mod names;
+
+use crate::secret::Secret;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
 use crate::wire::{ERROR, Envelope};
+use names::Names;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::mpsc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use ureq::config::Config;
-use ureq::http::Uri;
-use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::http::HeaderValue;
+use ureq::unversioned::transport::DefaultConnector;
 
 /// Patience with a connection being made: longer means that nobody is there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +45,7 @@ const MAX_QUOTED: usize = 200;
 pub struct Client {
     http: ureq::Agent,
     base: String,
+    token: Arc<RwLock<Option<Secret>>>,
 }
 
 /// Why a call failed.
@@ -79,6 +82,11 @@ impl CallError {
             Kind::Refused { status, .. } => Some(status),
             Kind::Unreachable(_) | Kind::NotUnderstood(_) => None,
         }
+    }
+
+    /// Whether the server does not accept the token, or wants one.
+    pub fn is_denied(&self) -> bool {
+        matches!(self.status(), Some(401 | 403))
     }
 
     /// Whether the same request can never succeed. A 404 of something in between (a proxy, a server
@@ -126,7 +134,22 @@ impl Client {
         Client {
             http: ureq::Agent::with_parts(config, DefaultConnector::default(), Names),
             base: base.to_owned(),
+            token: Arc::default(),
         }
+    }
+
+    /// The token that every request carries from now on. Whether it is another one than before.
+    pub fn set_token(&self, token: Option<Secret>) -> bool {
+        let mut known = self.token.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = *known != token;
+        *known = token;
+        changed
+    }
+
+    /// The token in use.
+    pub fn token(&self) -> Option<Secret> {
+        let known = self.token.read().unwrap_or_else(PoisonError::into_inner);
+        known.clone()
     }
 
     /// "Here I am; what is there to do?" Returns when there is something, or after `poll.wait`.
@@ -163,7 +186,10 @@ impl Client {
         serde_json::to_vec(question)
             .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
             .and_then(|body| self.exchange(&url, &body, patience, max_answer))
-            .and_then(|(status, answer)| understand(status, &answer))
+            .and_then(|(status, answer)| {
+                understand(status, &answer)
+                    .or_else(|_| understand(status, &self.without_token(answer)))
+            })
             .map_err(|kind| CallError { call, url, kind })
     }
 
@@ -200,12 +226,33 @@ impl Client {
         url: &str,
         patience: Duration,
     ) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
-        self.http
+        let mut request = self
+            .http
             .post(url)
-            .header("content-type", "application/json")
-            .config()
-            .timeout_global(Some(patience))
-            .build()
+            .header("content-type", "application/json");
+        if let Some(token) = self.token() {
+            let value = HeaderValue::from_str(&format!("Bearer {}", token.expose()));
+            // Cannot fail: a token is made of visible ASCII characters.
+            if let Ok(mut value) = value {
+                value.set_sensitive(true);
+                request = request.header("authorization", value);
+            }
+        }
+        request.config().timeout_global(Some(patience)).build()
+    }
+}
+
+impl Client {
+    /// An answer fit to be quoted: some proxies show the request they did not like.
+    fn without_token(&self, mut answer: Vec<u8>) -> Vec<u8> {
+        let Some(token) = self.token() else {
+            return answer;
+        };
+        let token = token.expose().as_bytes();
+        while let Some(at) = answer.windows(token.len()).position(|part| part == token) {
+            answer.splice(at..at + token.len(), *b"...");
+        }
+        answer
     }
 }
 
@@ -272,63 +319,6 @@ fn quoted(body: &[u8]) -> String {
     }
 }
 
-/// Names → addresses. ureq's own starts a thread for each connection, even to an IP address, and
-/// panics when there cannot be one.
-#[derive(Debug)]
-struct Names;
-
-impl Resolver for Names {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        config: &Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let missing = || ureq::Error::BadUri(uri.to_string());
-        let host = uri.host().ok_or_else(missing)?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let port = uri
-            .port_u16()
-            .or(match uri.scheme_str() {
-                Some("http") => Some(80),
-                Some("https") => Some(443),
-                _ => None,
-            })
-            .ok_or_else(missing)?;
-        let found = match host.parse::<IpAddr>() {
-            Ok(ip) => vec![SocketAddr::new(ip, port)],
-            Err(_) => look_up(host.to_owned(), port, &timeout)?,
-        };
-        let mut addresses = self.empty();
-        for address in config.ip_family().keep_wanted(found.into_iter()) {
-            if addresses.try_push(address).is_err() {
-                break;
-            }
-        }
-        if addresses.is_empty() {
-            return Err(ureq::Error::HostNotFound);
-        }
-        Ok(addresses)
-    }
-}
-
-/// Asks the system, in a thread of its own because that call knows no time-out.
-fn look_up(host: String, port: u16, timeout: &NextTimeout) -> Result<Vec<SocketAddr>, ureq::Error> {
-    let (found, answer) = mpsc::sync_channel(1);
-    std::thread::Builder::new()
-        .name("names".into())
-        .stack_size(512 * 1024)
-        .spawn(move || {
-            let addresses = (host.as_str(), port).to_socket_addrs();
-            // Nobody listens any more when the time was up.
-            let _ = found.send(addresses.map(Vec::from_iter));
-        })?;
-    match answer.recv_timeout(*timeout.after) {
-        Ok(addresses) => Ok(addresses?),
-        Err(_) => Err(ureq::Error::Timeout(timeout.reason)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -362,6 +352,15 @@ mod tests {
                 "{body}"
             );
         }
+    }
+
+    #[test]
+    fn an_echo_of_the_token_is_not_quoted() {
+        let client = Client::new("http://127.0.0.1:1");
+        assert!(client.set_token(Some(Secret::for_test("s3cret-token"))));
+        assert!(!client.set_token(Some(Secret::for_test("s3cret-token"))));
+        let echo = client.without_token(b"Bearer s3cret-token, s3cret-token!".to_vec());
+        assert_eq!(echo, b"Bearer ..., ...!");
     }
 
     #[test]
