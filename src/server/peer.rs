@@ -5,6 +5,10 @@
 //! known. It is known from then on by its number and by the kernel's cookie, which is never used
 //! twice; before anything is done to it the number is duplicated and the cookie compared, so a
 //! number that has been closed and used again cannot be mistaken.
+//!
+//! tiny_http duplicates each socket: one number to read from, which it closes as soon as nothing
+//! more is read (a held request), and one to write to. Either may be found first, so when the
+//! number does not lead to the socket any more, the other one is looked for.
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::fcntl_dupfd_cloexec;
@@ -13,13 +17,19 @@ use std::collections::HashSet;
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// An accepted socket.
 #[derive(Debug)]
 pub struct Peer {
-    number: RawFd,
+    number: AtomicI32,
+    /// Both its numbers are below: the lowest free ones were taken.
+    below: RawFd,
     cookie: u64,
 }
+
+/// How many numbers other threads may have taken between a guess and the accept.
+const TAKEN_MEANWHILE: RawFd = 256;
 
 /// What the kernel counts for a socket.
 #[derive(Debug, Clone, Copy)]
@@ -63,8 +73,15 @@ impl Peer {
     }
 
     fn duplicated(&self) -> Option<OwnedFd> {
-        let fd = duplicate(self.number)?;
-        (sockopt::socket_cookie(&fd).ok()? == self.cookie).then_some(fd)
+        let own = |number: RawFd| {
+            let fd = duplicate(number)?;
+            (sockopt::socket_cookie(&fd).ok()? == self.cookie).then_some(fd)
+        };
+        own(self.number.load(Ordering::Relaxed)).or_else(|| {
+            let (number, fd) = (0..self.below).find_map(|n| Some((n, own(n)?)))?;
+            self.number.store(number, Ordering::Relaxed);
+            Some(fd)
+        })
     }
 }
 
@@ -76,7 +93,11 @@ pub fn find_accepted(guess: RawFd, known: &HashSet<u64>) -> Option<Peer> {
         let accepted = rustix::net::getpeername(&fd).is_ok_and(|peer| peer.is_some());
         let ours = accepted
             && sockopt::socket_type(&fd).is_ok_and(|t| t == rustix::net::SocketType::STREAM);
-        (ours && !known.contains(&cookie)).then_some(Peer { number, cookie })
+        (ours && !known.contains(&cookie)).then(|| Peer {
+            number: AtomicI32::new(number),
+            below: number.max(guess) + TAKEN_MEANWHILE,
+            cookie,
+        })
     };
     new(guess).or_else(|| {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
@@ -156,12 +177,17 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let peer = Peer {
-            number: accepted.as_raw_fd(),
+            number: AtomicI32::new(accepted.as_raw_fd()),
+            below: accepted.as_raw_fd() + TAKEN_MEANWHILE,
             cookie: sockopt::socket_cookie(&accepted).unwrap(),
         };
         client.write_all(b"12345").unwrap();
         while peer.counts().unwrap().received < 5 {}
         assert!(!peer.has_closed());
+        let to_write_to = accepted.try_clone().unwrap();
+        drop(accepted);
+        assert!(!peer.has_closed(), "one of its two numbers is still there");
+        let accepted = to_write_to;
         drop(client);
         while !peer.has_closed() {}
         drop(accepted);
