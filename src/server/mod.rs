@@ -13,11 +13,13 @@
 //! | `held` | polls and waits that are being held |
 //! | `store` | the one lock, and the threads that answer what was held |
 //! | `text`, `metrics` | output as text; figures |
+//! | `follow` | output as it comes |
 
 mod access;
 mod answer;
 mod audit;
 pub(crate) mod browser;
+mod follow;
 mod held;
 pub(crate) mod http;
 mod listen;
