@@ -5,6 +5,13 @@
 //! to decide whether to try again. To add a call: add a method next to [`Client::poll`]; what every
 //! request carries (later: a token) is set in `request`.
 
+#[cfg(feature = "cli")]
+mod people;
+
+#[cfg(feature = "cli")]
+pub use people::{NewsReader, TaskFilter};
+
+use crate::secret::Secret;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
 use crate::wire::{ERROR, Envelope};
 use serde::Serialize;
@@ -12,10 +19,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::mpsc;
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::time::Duration;
 use ureq::config::Config;
-use ureq::http::Uri;
+use ureq::http::{HeaderValue, Uri};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
@@ -43,6 +50,7 @@ const MAX_QUOTED: usize = 200;
 pub struct Client {
     http: ureq::Agent,
     base: String,
+    token: Arc<RwLock<Option<Secret>>>,
 }
 
 /// Why a call failed.
@@ -126,7 +134,22 @@ impl Client {
         Client {
             http: ureq::Agent::with_parts(config, DefaultConnector::default(), Names),
             base: base.to_owned(),
+            token: Arc::default(),
         }
+    }
+
+    /// The token that every request carries from now on. Whether it is another one than before.
+    pub fn set_token(&self, token: Option<Secret>) -> bool {
+        let mut known = self.token.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = *known != token;
+        *known = token;
+        changed
+    }
+
+    /// The token in use.
+    pub fn token(&self) -> Option<Secret> {
+        let known = self.token.read().unwrap_or_else(PoisonError::into_inner);
+        known.clone()
     }
 
     /// "Here I am; what is there to do?" Returns when there is something, or after `poll.wait`.
@@ -200,12 +223,19 @@ impl Client {
         url: &str,
         patience: Duration,
     ) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
-        self.http
+        let mut request = self
+            .http
             .post(url)
-            .header("content-type", "application/json")
-            .config()
-            .timeout_global(Some(patience))
-            .build()
+            .header("content-type", "application/json");
+        if let Some(token) = self.token() {
+            let value = HeaderValue::from_str(&format!("Bearer {}", token.expose()));
+            // Cannot fail: a token is made of visible ASCII characters.
+            if let Ok(mut value) = value {
+                value.set_sensitive(true);
+                request = request.header("authorization", value);
+            }
+        }
+        request.config().timeout_global(Some(patience)).build()
     }
 }
 
