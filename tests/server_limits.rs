@@ -90,7 +90,8 @@ fn a_length_of_32_gib_is_answered_and_kills_nobody() {
         "POST /api/v1/agent/poll",
     ];
     let mut connections = targets.map(|target| {
-        let head = format!("{target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 34359738368\r\n\r\n");
+        let head =
+            format!("{target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 34359738368\r\n\r\n");
         let mut connection = server.connect();
         connection.send(head.as_bytes());
         connection
@@ -133,7 +134,8 @@ fn a_body_over_the_limit_is_413_and_says_which() {
 #[test]
 fn a_chunked_body_is_bounded_as_well() {
     let server = Server::start();
-    let head = "POST /api/v1/task HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head =
+        "POST /api/v1/task HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     let good = r#"{"machinePattern":"m","detail":{"command":"x"}}"#;
     let chunked = format!("{head}{:x}\r\n{good}\r\n0\r\n\r\n", good.len());
     assert_eq!(server.raw(chunked.as_bytes()).status, 200);
@@ -149,7 +151,10 @@ fn a_chunked_body_is_bounded_as_well() {
 #[test]
 fn what_could_be_understood_in_two_ways_is_refused() {
     let server = Server::start();
-    let long = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(5_000));
+    let long = format!(
+        "GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "x".repeat(5_000)
+    );
     for (bytes, status) in [
         (
             "POST /api/v1/task HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",

@@ -284,6 +284,7 @@ impl World {
                 match notice {
                     Notice::Wake(machine) => self.collect_for(machine)?,
                     Notice::Finished(task) => self.laws.finished(task)?,
+                    Notice::News(_) => {}
                     Notice::Gone(..) => self.count("machine went offline"),
                     Notice::Appeared(..) => self.count("machine appeared"),
                 }
