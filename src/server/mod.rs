@@ -13,6 +13,7 @@
 //! | `held` | polls and waits that are being held |
 //! | `store` | the one lock, and the threads that answer what was held |
 //! | `text`, `metrics` | output as text; figures |
+//! | `page` | the dashboard |
 
 mod access;
 mod answer;
@@ -23,6 +24,7 @@ pub(crate) mod http;
 mod listen;
 mod metrics;
 mod original;
+mod page;
 mod peer;
 mod routes;
 mod store;

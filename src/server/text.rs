@@ -46,6 +46,7 @@ pub fn output(call: Call<'_>) -> Handled {
         content_type: "text/plain; charset=utf-8",
         body: text.into_bytes(),
         allow: None,
+        headers: "",
     }))
 }
 
