@@ -205,6 +205,8 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// The methods that the path takes, for a 405.
     pub allow: Option<String>,
+    /// More headers, each with its line end; empty when there are none.
+    pub headers: &'static str,
 }
 
 /// The way back to the one who asked.
@@ -323,11 +325,12 @@ fn head(answer: &Answer, keep_alive: bool) -> Vec<u8> {
     // Writing to a vector cannot fail.
     let _ = write!(
         head,
-        "HTTP/1.1 {} {}\r\nDate: {date}\r\nContent-Type: {}\r\nContent-Length: {}\r\nX-Content-Type-Options: nosniff\r\n{connection}",
+        "HTTP/1.1 {} {}\r\nDate: {date}\r\nContent-Type: {}\r\nContent-Length: {}\r\nX-Content-Type-Options: nosniff\r\n{}{connection}",
         answer.status,
         reason(answer.status),
         answer.content_type,
         answer.body.len(),
+        answer.headers,
     );
     if let Some(methods) = &answer.allow {
         let _ = write!(head, "Allow: {methods}\r\n");

@@ -14,6 +14,7 @@
 //! | `store` | the one lock, and the threads that answer what was held |
 //! | `text`, `metrics` | output as text; figures |
 //! | `follow` | output as it comes |
+//! | `page` | the dashboard |
 
 mod access;
 mod answer;
@@ -28,6 +29,7 @@ pub(crate) mod http;
 mod listen;
 mod metrics;
 mod original;
+mod page;
 mod peer;
 mod routes;
 mod store;

@@ -9,7 +9,7 @@ use super::audit::Change;
 use super::held::HeldWait;
 use super::http::{Answer, Request, Responder};
 use super::store::Polled;
-use super::{Server, metrics, original, text};
+use super::{Server, metrics, original, page, text};
 use crate::core::{Core, Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery, Time};
 use crate::wire::agent::{Done, Goodbye, Output, Poll, Taken};
 use crate::wire::machine::MachineState;
@@ -92,6 +92,7 @@ const ROUTES: &[Route] = &[
     route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], output),
     route(AGENT, "POST", &["api", "v1", "agent", "done"], &[], done),
     route(AGENT, "POST", &["api", "v1", "agent", "goodbye"], &[], goodbye),
+    route(OPEN, "GET", &[], &[], page::page),
     route(OPEN, "GET", &["healthz"], &[], healthz),
     route(LOOK, "GET", &["metrics"], &[], metrics::metrics),
 ];
