@@ -398,8 +398,9 @@ impl Arrived {
     /// Answers without having read the body. Whether the connection can take another request.
     pub fn refuse(self, answer: &Answer) -> bool {
         let announced = self.raw.body_length().unwrap_or(0);
-        let chunked = self.raw.headers().get("Transfer-Encoding").is_some();
-        if chunked || announced > READ_AHEAD_BYTES {
+        let has = |name| self.raw.headers().get(name).is_some();
+        let unread = announced > READ_AHEAD_BYTES || has("Transfer-Encoding") || has("Expect");
+        if unread {
             send_unread(self.raw, &self.connection, answer);
             return false;
         }
@@ -512,17 +513,37 @@ fn check(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<(), Refused
         if !digits || raw.body_length().is_none() {
             return refused(400, "Content-Length: must be a number of bytes".into());
         }
-        let mut others = raw.headers().clone();
-        if let (Some(first), Ok(other)) =
-            (others.get_header_mut("Content-Length"), "X-Seen".parse())
-        {
-            first.field = other;
-        }
-        if others.get("Content-Length").is_some() {
-            return refused(400, "Content-Length: must be given once".into());
-        }
+    }
+    if raw.headers().get("Transfer-Encoding").is_some() && asks_to_upgrade(raw) {
+        return refused(
+            400,
+            "Transfer-Encoding: does not go with Connection: upgrade".into(),
+        );
+    }
+    if let Some(name) = given_twice(raw.headers()) {
+        return refused(400, format!("{name}: must be given once"));
     }
     Ok(())
+}
+
+/// The header that says twice what must be said once: one program in front of us may believe the
+/// first, another one the last.
+fn given_twice(headers: &tiny_http::Headers) -> Option<&'static str> {
+    const ONCE: [&str; 6] = [
+        "Content-Length",
+        "Transfer-Encoding",
+        "Host",
+        "Origin",
+        "Sec-Fetch-Site",
+        "Authorization",
+    ];
+    let mut others = headers.clone();
+    ONCE.into_iter().find(|name| {
+        if let (Some(first), Ok(seen)) = (others.get_header_mut(name), "X-Seen".parse()) {
+            first.field = seen;
+        }
+        others.get(name).is_some()
+    })
 }
 
 /// Bytes and number of a request's headers. tiny_http does not let us walk them, but it prints
@@ -557,8 +578,14 @@ fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refuse
     }
     // Memory for what has come, not for what was announced.
     let mut body = Vec::with_capacity(announced.unwrap_or(0).min(READ_AHEAD_BYTES * 16));
-    // To the end, not to the announced length: only then does tiny_http let go of the reader.
-    let read = raw.as_reader().take(max as u64 + 1).read_to_end(&mut body);
+    // To the end, not to the announced length: only then does tiny_http let go of the reader. But
+    // when it was asked to upgrade, which we never do, the end is that of the connection.
+    let most = if asks_to_upgrade(raw) {
+        announced.unwrap_or(0)
+    } else {
+        max + 1
+    };
+    let read = raw.as_reader().take(most as u64).read_to_end(&mut body);
     if let Err(error) = read {
         return Err(Refused {
             status: 400,
@@ -575,6 +602,11 @@ fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refuse
         });
     }
     Ok(body)
+}
+
+fn asks_to_upgrade(raw: &tiny_http::Request) -> bool {
+    let connection = raw.headers().get("Connection");
+    connection.is_some_and(|value| value.as_str().to_ascii_lowercase().contains("upgrade"))
 }
 
 fn wants_to_stay(raw: &tiny_http::Request) -> bool {
