@@ -314,6 +314,13 @@ impl Streaming {
     }
 }
 
+/// An answer after which the connection is closed, whole.
+pub fn in_bytes(answer: &Answer) -> Vec<u8> {
+    let mut bytes = head(answer, false);
+    bytes.extend_from_slice(&answer.body);
+    bytes
+}
+
 fn head(answer: &Answer, keep_alive: bool) -> Vec<u8> {
     let mut head = Vec::with_capacity(256 + answer.body.len());
     let connection = if keep_alive {
@@ -356,6 +363,8 @@ pub struct Refused {
 pub struct Arrived {
     raw: tiny_http::Request,
     connection: Arc<Connection>,
+    /// Its connection takes no other after it.
+    last: bool,
     /// What its head says; without the body.
     pub request: Request,
 }
@@ -378,6 +387,7 @@ pub struct RequestLimits {
 pub fn arrived(
     raw: tiny_http::Request,
     connection: &Arc<Connection>,
+    last: bool,
     limits: &RequestLimits,
     explain: impl FnOnce(Refused) -> Answer,
 ) -> Option<Arrived> {
@@ -385,6 +395,7 @@ pub fn arrived(
         Ok(request) => Some(Arrived {
             raw,
             connection: connection.clone(),
+            last,
             request,
         }),
         Err(refused) => {
@@ -404,7 +415,7 @@ impl Arrived {
             send_unread(self.raw, &self.connection, answer);
             return false;
         }
-        responder(self.raw, self.connection).send(answer)
+        responder(self.raw, self.connection, self.last).send(answer)
     }
 
     /// Reads the body. `None` when that failed and was answered, as in [`arrived`].
@@ -421,7 +432,7 @@ impl Arrived {
                         body,
                         ..self.request
                     },
-                    responder(self.raw, self.connection),
+                    responder(self.raw, self.connection, self.last),
                 ))
             }
             Err(refused) => {
@@ -432,9 +443,9 @@ impl Arrived {
     }
 }
 
-fn responder(raw: tiny_http::Request, connection: Arc<Connection>) -> Responder {
+fn responder(raw: tiny_http::Request, connection: Arc<Connection>, last: bool) -> Responder {
     Responder {
-        keep_alive: wants_to_stay(&raw),
+        keep_alive: !last && wants_to_stay(&raw),
         knows_chunks: *raw.http_version() >= tiny_http::HTTPVersion(1, 1),
         without_body: *raw.method() == tiny_http::Method::Head,
         connection,

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `listen` | the accept loop, socket options, the guard |
 //! | `peer` | accepted sockets, found and cut from outside |
+//! | `head` | a look at a request's head before tiny_http reads it |
 //! | `http` | bytes ↔ requests and answers; the only place that names tiny_http |
 //! | `routes` | the table of routes and their handlers |
 //! | `original` | the calls of the original's agents |
@@ -24,6 +25,7 @@ pub(crate) mod browser;
 pub mod db;
 mod durable;
 mod follow;
+mod head;
 mod held;
 pub(crate) mod http;
 mod listen;
@@ -38,6 +40,7 @@ mod text;
 use self::access::{Access, Caller, Denied, Right};
 use self::audit::{Audit, Change};
 use self::browser::OwnNames;
+use self::head::{Lookout, Sight};
 use self::http::{
     Answer, Arrived, Authorization, Connection, Incoming, Phase, Refused, Request, RequestLimits,
 };
@@ -86,14 +89,26 @@ impl Server {
 
     /// Serves one connection until it is over or its last request is held.
     fn serve(&self, mut incoming: Incoming, connection: &Arc<Connection>) {
-        loop {
+        let Some(mut lookout) = Lookout::on(&connection.peer) else {
+            return;
+        };
+        let mut last = false;
+        while !last {
             connection.enter(Phase::Reading);
+            last = match lookout.next(&self.limits) {
+                Sight::Request { last } => last,
+                Sight::Refused(refused) => {
+                    connection.enter(Phase::Draining);
+                    return lookout.refuse(&http::in_bytes(&self.explain(refused)));
+                }
+                Sight::Over => return,
+            };
             let raw = match incoming.next() {
                 Some(Ok(raw)) => raw,
                 Some(Err(error)) => return debug!("a connection ended: {error}"),
                 None => return,
             };
-            let arrived = http::arrived(raw, connection, &self.limits, |refused| {
+            let arrived = http::arrived(raw, connection, last, &self.limits, |refused| {
                 self.explain(refused)
             });
             if !arrived.is_some_and(|arrived| self.serve_one(arrived)) {

@@ -62,6 +62,11 @@ impl Peer {
         }
     }
 
+    /// The socket, for its connection's own thread; `None` when it is gone.
+    pub fn socket(&self) -> Option<OwnedFd> {
+        self.duplicated()
+    }
+
     /// What the kernel counts, if the socket is still there.
     pub fn counts(&self) -> Option<Counts> {
         tcp_info(self.duplicated()?.as_fd())
@@ -126,6 +131,11 @@ fn duplicate(number: RawFd) -> Option<OwnedFd> {
     // took its number, and every caller checks what it got before doing anything to it.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl_dupfd_cloexec(borrowed, 0).ok()
+}
+
+/// Bytes received on a socket and acknowledged, in all.
+pub fn bytes_received(socket: &OwnedFd) -> Option<u64> {
+    tcp_info(socket.as_fd()).map(|counts| counts.received)
 }
 
 #[allow(unsafe_code, reason = "rustix has no TCP_INFO")]
