@@ -6,6 +6,11 @@
 //! request carries (the token) is set in `request`.
 
 mod names;
+#[cfg(feature = "cli")]
+mod people;
+
+#[cfg(feature = "cli")]
+pub use people::{NewsReader, TaskFilter};
 
 use crate::secret::Secret;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};

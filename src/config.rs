@@ -37,7 +37,7 @@ const MAX_NUMBER: usize = 100_000_000;
 #[derive(Debug, Parser)]
 #[command(name = "sidebike", version, about, long_about = None, disable_help_subcommand = false)]
 #[command(
-    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & curl -s http://127.0.0.1:9410/api/v1/machine"
+    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & sidebike run -- uptime"
 )]
 pub struct CommandLine {
     /// Which program to be.
@@ -58,6 +58,10 @@ pub enum Program {
     /// Be an agent: poll the server, run what it hands out on this machine
     #[cfg(feature = "agent")]
     Agent(AgentArgs),
+    /// Be one of the commands for people.
+    #[cfg(feature = "cli")]
+    #[command(flatten)]
+    People(crate::cli::Command),
     /// Started by an agent, never by hand: ends its commands when it is killed
     #[cfg(feature = "agent")]
     #[command(hide = true)]

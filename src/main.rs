@@ -13,10 +13,12 @@ const FAILED: u8 = 1;
 
 /// What is logged when `RUST_LOG` does not say otherwise.
 const DEFAULT_LOG: &str = "info";
+/// The same for people's commands: they want their answer, not a story.
+const DEFAULT_LOG_FOR_PEOPLE: &str = "warn";
 
 fn main() -> ExitCode {
     let line = CommandLine::parse();
-    start_log();
+    start_log(&line.program);
     let ended = match line.program {
         #[cfg(feature = "server")]
         Program::Server(args) => args.checked().and_then(sidebike::server::run),
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
         }
         #[cfg(feature = "agent")]
         Program::Agent(args) => args.checked().and_then(sidebike::agent::run),
+        #[cfg(feature = "cli")]
+        Program::People(command) => return sidebike::cli::run(command),
         #[cfg(feature = "agent")]
         Program::AgentGuard => {
             sidebike::agent::guard::run();
@@ -46,8 +50,13 @@ fn main() -> ExitCode {
 }
 
 /// One line per record on stderr: time, level, module, text.
-fn start_log() {
-    let filter = env_logger::Env::default().default_filter_or(DEFAULT_LOG);
+fn start_log(program: &Program) {
+    let default = match program {
+        #[cfg(feature = "cli")]
+        Program::People(_) => DEFAULT_LOG_FOR_PEOPLE,
+        _ => DEFAULT_LOG,
+    };
+    let filter = env_logger::Env::default().default_filter_or(default);
     let mut log = env_logger::Builder::from_env(filter);
     log.format(|out, record| {
         let time = humantime::format_rfc3339_millis(SystemTime::now());

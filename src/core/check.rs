@@ -165,8 +165,11 @@ impl Core {
                 task.is_any() && group.is_some_and(|group| group.queue.contains(&key))
             }
             Place::Inbox(m) | Place::Active(m) => {
-                let instance = self.machines.get(&m).map(|m| &m.instance);
-                instance.is_some() && e.target.as_ref().map(|t| &t.instance) == instance
+                let machine = self.machines.get(&m);
+                // Nothing that could run elsewhere waits for a machine that takes no work.
+                let waits = matches!(e.place, Place::Inbox(_)) && task.is_any();
+                let instance = e.target.as_ref().map(|target| &target.instance);
+                machine.is_some_and(|m| Some(&m.instance) == instance && (!waits || m.is_live()))
             }
             Place::Nowhere => true,
         };

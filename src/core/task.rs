@@ -294,6 +294,16 @@ impl Task {
         outputs.collect()
     }
 
+    /// Whether its output is that of several machines, or may become so.
+    pub fn has_several(&self, machine: Option<&str>) -> bool {
+        let may_grow = self.open && self.spec.late_join;
+        let is_one = |name: &str| {
+            let mut targets = self.executions.iter().filter_map(|e| e.target.as_ref());
+            targets.any(|target| *target.instance == *name)
+        };
+        self.outputs(machine).len() > 1 || (may_grow && !machine.is_some_and(is_one))
+    }
+
     /// Whether it runs on one machine only, whichever that will be.
     pub(super) fn is_any(&self) -> bool {
         self.spec.mode == Mode::Any

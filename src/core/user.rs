@@ -403,6 +403,7 @@ impl Core {
             self.close(key);
         }
         self.queue_for(execution, machine);
+        self.note_news(execution);
     }
 }
 

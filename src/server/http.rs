@@ -213,6 +213,7 @@ pub struct Responder {
     connection: Arc<Connection>,
     keep_alive: bool,
     without_body: bool,
+    knows_chunks: bool,
 }
 
 impl Responder {
@@ -233,6 +234,28 @@ impl Responder {
         written.is_ok() && self.keep_alive
     }
 
+    /// Begins an answer of unknown length, the last one of its connection. `None` when the peer is
+    /// gone, or wants the head only.
+    pub fn stream(mut self, content_type: &'static str) -> Option<Streaming> {
+        self.connection.enter(Phase::Writing);
+        let encoding = if self.knows_chunks {
+            "Transfer-Encoding: chunked\r\n"
+        } else {
+            ""
+        };
+        let date = httpdate::HttpDate::from(std::time::SystemTime::now());
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Type: {content_type}\r\n{encoding}Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+        );
+        let written = self.writer.write_all(head.as_bytes());
+        let written = written.and_then(|()| self.writer.flush());
+        (written.is_ok() && !self.without_body).then_some(Streaming {
+            writer: self.writer,
+            connection: self.connection,
+            chunked: self.knows_chunks,
+        })
+    }
+
     /// Makes this the last request of its connection, to be answered later from anywhere.
     pub fn hold(&mut self) {
         self.keep_alive = false;
@@ -242,6 +265,50 @@ impl Responder {
     /// The connection that the request came by.
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+}
+
+/// An answer that is being written as it comes about.
+pub struct Streaming {
+    writer: Box<dyn Write + Send>,
+    connection: Arc<Connection>,
+    /// In chunks of HTTP/1.1; else the end of the connection is the end of the answer.
+    chunked: bool,
+}
+
+impl Streaming {
+    /// Writes the next part, at once. Whether it could be written.
+    pub fn write(&mut self, bytes: &[u8]) -> bool {
+        if !self.chunked {
+            return self.put(bytes);
+        }
+        let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
+        chunk.extend_from_slice(bytes);
+        chunk.extend_from_slice(b"\r\n");
+        // A chunk of no bytes would be the end.
+        bytes.is_empty() || self.put(&chunk)
+    }
+
+    /// Says that this was all.
+    pub fn finish(mut self) {
+        if self.chunked {
+            self.put(b"0\r\n\r\n");
+        }
+    }
+
+    /// The connection it goes by.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> bool {
+        self.connection.enter(Phase::Writing);
+        let written = self.writer.write_all(bytes);
+        let written = written.and_then(|()| self.writer.flush());
+        if let Err(error) = &written {
+            debug!("a stream could not be written on: {error}");
+        }
+        written.is_ok()
     }
 }
 
@@ -364,6 +431,7 @@ impl Arrived {
 fn responder(raw: tiny_http::Request, connection: Arc<Connection>) -> Responder {
     Responder {
         keep_alive: wants_to_stay(&raw),
+        knows_chunks: *raw.http_version() >= tiny_http::HTTPVersion(1, 1),
         without_body: *raw.method() == tiny_http::Method::Head,
         connection,
         writer: raw.into_writer(),

@@ -13,6 +13,7 @@
 //! | `held` | polls and waits that are being held |
 //! | `store` | the one lock, and the threads that answer what was held |
 //! | `text`, `metrics` | output as text; figures |
+//! | `follow` | output as it comes |
 
 mod access;
 mod answer;
@@ -21,6 +22,7 @@ pub(crate) mod browser;
 #[cfg(feature = "db")]
 pub mod db;
 mod durable;
+mod follow;
 mod held;
 pub(crate) mod http;
 mod listen;

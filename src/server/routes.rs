@@ -4,7 +4,7 @@
 //! document it in the README.
 
 use super::access::Right;
-use super::answer;
+use super::answer::{self, TaskForm};
 use super::audit::Change;
 use super::held::HeldWait;
 use super::http::{Answer, Request, Responder};
@@ -15,7 +15,7 @@ use crate::wire::agent::{Done, Goodbye, Output, Poll, Taken};
 use crate::wire::machine::MachineState;
 use crate::wire::object::Object;
 use crate::wire::span::Span;
-use crate::wire::task::{PostedTask, TaskState};
+use crate::wire::task::{DryRun, PostedTask, Target, TaskState};
 use crate::wire::{self, Envelope};
 use serde::de::DeserializeOwned;
 
@@ -79,14 +79,14 @@ const AGENT: Right = Right::Agent;
 /// Every call but the original's agents'.
 #[rustfmt::skip]
 const ROUTES: &[Route] = &[
-    route(CHANGE, "POST", &["api", "v1", "task"], &["wait"], submit),
-    route(CHANGE, "POST", &["api", "v1", "task", "status", "new"], &["wait"], submit),
+    route(CHANGE, "POST", &["api", "v1", "task"], &["wait", "format", "strict", "dryRun"], submit),
+    route(CHANGE, "POST", &["api", "v1", "task", "status", "new"], &["wait", "format", "strict", "dryRun"], submit),
     route(LOOK, "GET", &["api", "v1", "task"], &["taskPrefix", "state", "label", "limit", "cursor"], list),
-    route(LOOK, "GET", &["api", "v1", "task", "*"], &["wait"], show),
+    route(LOOK, "GET", &["api", "v1", "task", "*"], &["wait", "format", "strict"], show),
     route(CHANGE, "DELETE", &["api", "v1", "task", "*"], &[], delete),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "cancel"], &["machine"], cancel),
-    route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait"], rerun),
-    route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset"], text::output),
+    route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait", "format", "strict"], rerun),
+    route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], text::output),
     route(LOOK, "GET", &["api", "v1", "machine"], &["label", "state"], machines),
     route(AGENT, "POST", &["api", "v1", "agent", "poll"], &[], poll),
     route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], output),
@@ -233,33 +233,68 @@ fn one_of<T: Copy>(all: &[T], word: impl Fn(T) -> &'static str, text: &str) -> R
 
 /// The task that the path names.
 pub fn named_task(call: &Call<'_>) -> Result<TaskKey, Answer> {
-    let name = call
-        .request
-        .path
-        .get(3)
-        .map(String::as_str)
-        .unwrap_or_default();
-    call.server
-        .store
-        .ask(|core| core.find_task(name))
-        .map_err(refused)
+    let name = task_name(call);
+    let found = call.server.store.ask(|core| core.find_task(name));
+    found.map_err(refused)
+}
+
+/// The task that the path names, if only by the beginning of its id: for calls that change nothing.
+pub fn looked_at_task(call: &Call<'_>) -> Result<TaskKey, Answer> {
+    let name = task_name(call);
+    let store = &call.server.store;
+    let found = store.ask(|core| core.find_task_by_beginning(name));
+    found.map_err(refused)
+}
+
+fn task_name<'a>(call: &Call<'a>) -> &'a str {
+    let path: &'a [String] = &call.request.path;
+    path.get(3).map(String::as_str).unwrap_or_default()
+}
+
+/// A parameter that is either set or not.
+pub fn flag(request: &Request, name: &str) -> Result<bool, Answer> {
+    let set = parameter(request, name, |text| match text {
+        "1" | "true" | "" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err("expected 1 or 0".into()),
+    })?;
+    Ok(set.unwrap_or(false))
+}
+
+/// How the caller wants a task to be answered.
+fn task_form(request: &Request) -> Result<TaskForm, Answer> {
+    let text = parameter(request, "format", |text| match text {
+        "text" => Ok(true),
+        "json" => Ok(false),
+        _ => Err("expected text or json".into()),
+    })?;
+    Ok(TaskForm {
+        text: text.unwrap_or(false),
+        strict: flag(request, "strict")?,
+    })
 }
 
 /// Answers with a task: at once, or when it has ended or the time is up.
-fn answer_or_wait(call: Call<'_>, key: TaskKey, task: Task, wait_ms: u64) -> Handled {
+fn answer_or_wait(
+    call: Call<'_>,
+    key: TaskKey,
+    task: Task,
+    wait_ms: u64,
+    form: TaskForm,
+) -> Handled {
     if wait_ms > 0
         && let Some(responder) = call.responder.take()
     {
-        match call.server.store.wait(key, wait_ms, HeldWait { responder }) {
+        let wait = HeldWait { responder, form };
+        match call.server.store.wait(key, wait_ms, wait) {
             Ok(()) => return Ok(None),
             Err(wait) => *call.responder = Some(wait.responder),
         }
         // It may have ended meanwhile.
-        return Ok(Some(answer::task(
-            call.server.store.ask(|core| core.show(key)),
-        )));
+        let shown = call.server.store.ask(|core| core.show(key));
+        return Ok(Some(form.answer(shown)));
     }
-    Ok(Some(answer::task(Ok(task))))
+    Ok(Some(form.answer(Ok(task))))
 }
 
 /// A submit or rerun that was refused, could not be made safe, or went well.
@@ -268,9 +303,10 @@ type Submitted = (Result<TaskKey, Refusal>, Option<Task>);
 /// Lets the core accept a task, and answers when that is safe.
 fn accept(
     call: Call<'_>,
-    wait_ms: u64,
     operation: impl FnOnce(&mut Core, Time, &str) -> Result<TaskKey, Refusal>,
 ) -> Handled {
+    let wait_ms = wait_ms(call.request)?;
+    let form = task_form(call.request)?;
     let store = &call.server.store;
     if let Some(why) = store.trouble() {
         return Err(answer::error(503, &why));
@@ -287,7 +323,7 @@ fn accept(
     match accepted {
         Ok((Ok(key), Some(task))) => {
             *call.change = Change::of(&task);
-            answer_or_wait(call, key, task, wait_ms)
+            answer_or_wait(call, key, task, wait_ms, form)
         }
         Ok((Err(Refusal::Taken(_)), Some(task))) => Err(answer::taken(&task)),
         Ok((Err(refusal), _)) => Err(refused(refusal)),
@@ -305,34 +341,48 @@ fn accept(
 }
 
 fn submit(call: Call<'_>) -> Handled {
-    let wait_ms = wait_ms(call.request)?;
+    let is_dry = flag(call.request, "dryRun")?;
     let posted: PostedTask = body(&call, "the task")?;
     let spec = Spec::checked(posted).map_err(bad)?;
-    accept(call, wait_ms, |core, now, id| core.submit(now, id, spec))
+    if is_dry {
+        return Ok(Some(dry_run(&call, &spec)));
+    }
+    accept(call, |core, now, id| core.submit(now, id, spec))
+}
+
+/// Who would run a task, if it were submitted now.
+fn dry_run(call: &Call<'_>, spec: &Spec) -> Answer {
+    let store = &call.server.store;
+    let mut machines = store.ask(|core| core.list_machines(None, Some(MachineState::Online)));
+    machines.retain(|machine| spec.pattern.matches(&machine.label));
+    let machines: Vec<Target> = { machines.into_iter() }
+        .map(|machine| Target {
+            label: machine.label,
+            instance: machine.instance,
+        })
+        .collect();
+    answer::ok(DryRun {
+        matched: machines.len() as u32,
+        machines,
+    })
 }
 
 fn show(call: Call<'_>) -> Handled {
     let wait_ms = wait_ms(call.request)?;
-    let key = named_task(&call)?;
+    let form = task_form(call.request)?;
+    let key = looked_at_task(&call)?;
     let task = call
         .server
         .store
         .ask(|core| core.show(key))
         .map_err(refused)?;
-    answer_or_wait(call, key, task, wait_ms)
+    answer_or_wait(call, key, task, wait_ms, form)
 }
 
 fn rerun(call: Call<'_>) -> Handled {
-    let wait_ms = wait_ms(call.request)?;
-    let all = parameter(call.request, "all", |text| match text {
-        "1" | "true" | "" => Ok(true),
-        "0" | "false" => Ok(false),
-        _ => Err("expected 1 or 0".into()),
-    })?;
+    let all = flag(call.request, "all")?;
     let old = named_task(&call)?;
-    accept(call, wait_ms, |core, now, id| {
-        core.rerun(now, id, old, all.unwrap_or(false))
-    })
+    accept(call, |core, now, id| core.rerun(now, id, old, all))
 }
 
 fn list(call: Call<'_>) -> Handled {

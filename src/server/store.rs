@@ -6,6 +6,7 @@
 
 use super::answer;
 use super::durable::{Durable, Ticket};
+use super::follow::Bells;
 use super::held::{Held, HeldWait};
 use super::http::{Answer, Responder};
 use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
@@ -30,6 +31,8 @@ pub struct Store {
     durable: Durable,
     jobs: Mutex<VecDeque<(Ticket, Job)>>,
     job_waits: Condvar,
+    /// Rung when something happens to a task that is followed.
+    pub bells: Bells,
 }
 
 /// What a change leaves to be done once the lock is released.
@@ -112,6 +115,7 @@ impl Store {
             durable,
             jobs: Mutex::default(),
             job_waits: Condvar::new(),
+            bells: Bells::default(),
         });
         for _ in 0..ANSWERING_THREADS {
             let store = store.clone();
@@ -229,6 +233,24 @@ impl Store {
         Ok(())
     }
 
+    /// Notes that somebody follows a task. False when nothing more can be held.
+    pub fn follow(&self, task: TaskKey) -> bool {
+        let mut state = self.state();
+        let has_room = state.held.has_room();
+        if has_room {
+            state.held.followers += 1;
+            state.core.follow(task);
+        }
+        has_room
+    }
+
+    /// Notes that somebody follows a task no more.
+    pub fn unfollow(&self, task: TaskKey) {
+        let mut state = self.state();
+        state.held.followers -= 1;
+        state.core.unfollow(task);
+    }
+
     /// Does what is due.
     pub fn tick(&self) {
         loop {
@@ -283,7 +305,11 @@ impl Store {
         for notice in after.notices {
             match notice {
                 Notice::Wake(machine) => jobs.push(Job::Wake(machine)),
-                Notice::Finished(task) => jobs.push(Job::Finished(task)),
+                Notice::Finished(task) => {
+                    jobs.push(Job::Finished(task));
+                    self.bells.ring(task);
+                }
+                Notice::News(task) => self.bells.ring(task),
                 Notice::Gone(label, why) => info!("machine {label} is offline: {why}"),
                 Notice::Appeared(label, instance) => {
                     info!("machine {label} is online, instance {instance}")
