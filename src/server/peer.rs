@@ -23,13 +23,13 @@ use std::sync::atomic::{AtomicI32, Ordering};
 #[derive(Debug)]
 pub struct Peer {
     number: AtomicI32,
-    /// Both its numbers are below: the lowest free ones were taken.
+    /// Both its numbers are below this one.
     below: RawFd,
     cookie: u64,
 }
 
-/// How many numbers other threads may have taken between a guess and the accept.
-const TAKEN_MEANWHILE: RawFd = 256;
+/// Descriptors for other things than connections, at most.
+const OTHER_NUMBERS: usize = 256;
 
 /// What the kernel counts for a socket.
 #[derive(Debug, Clone, Copy)]
@@ -92,25 +92,22 @@ impl Peer {
 
 /// Finds the socket that was accepted last: `guess` is the number it most likely has.
 pub fn find_accepted(guess: RawFd, known: &HashSet<u64>) -> Option<Peer> {
+    // Numbers are taken from below, so no new one is above the count of those that are open.
+    let below = (2 * known.len() + OTHER_NUMBERS) as RawFd;
     let new = |number: RawFd| {
         let fd = duplicate(number)?;
         let cookie = sockopt::socket_cookie(&fd).ok()?;
-        let accepted = rustix::net::getpeername(&fd).is_ok_and(|peer| peer.is_some());
-        let ours = accepted
+        // Connected, and over IP: pairs of local sockets, as the signals come by, are connected too.
+        let peer = rustix::net::getpeername(&fd).ok()??;
+        let ours = SocketAddr::try_from(peer).is_ok()
             && sockopt::socket_type(&fd).is_ok_and(|t| t == rustix::net::SocketType::STREAM);
         (ours && !known.contains(&cookie)).then(|| Peer {
             number: AtomicI32::new(number),
-            below: number.max(guess) + TAKEN_MEANWHILE,
+            below,
             cookie,
         })
     };
-    new(guess).or_else(|| {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
-            .current
-            .unwrap_or(1 << 20);
-        let highest = (2 * known.len() as u64 + 256).min(limit) as RawFd;
-        (0..highest).find_map(new)
-    })
+    new(guess).or_else(|| (0..below).find_map(new))
 }
 
 /// The lowest free number: the one the next socket will have, if nobody is quicker.
@@ -182,13 +179,23 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
+    fn a_local_socket_is_not_taken_for_an_accepted_one() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let found = find_accepted(one.as_raw_fd(), &HashSet::new());
+        assert_ne!(
+            found.map(|peer| peer.cookie),
+            sockopt::socket_cookie(&one).ok()
+        );
+    }
+
+    #[test]
     fn an_accepted_socket_is_found_counted_and_cut() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let peer = Peer {
             number: AtomicI32::new(accepted.as_raw_fd()),
-            below: accepted.as_raw_fd() + TAKEN_MEANWHILE,
+            below: RawFd::from(i16::MAX),
             cookie: sockopt::socket_cookie(&accepted).unwrap(),
         };
         client.write_all(b"12345").unwrap();
