@@ -32,14 +32,16 @@ use self::access::{Access, Caller, Denied, Right};
 use self::audit::{Audit, Change};
 use self::browser::OwnNames;
 use self::http::{
-    Answer, Arrived, Authorization, Connection, Incoming, Phase, Refused, Request, RequestLimits,
+    Answer, Arrived, Authorization, Connection, Incoming, Listener, Phase, Refused, Request,
+    RequestLimits,
 };
 use self::listen::Connections;
 use self::routes::{Call, Route};
 use self::store::Store;
 use crate::config::ServerConfig;
 use crate::core::Limits;
-use log::{debug, info};
+use crate::tls::PairFiles;
+use log::{debug, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
@@ -83,7 +85,12 @@ impl Server {
             connection.enter(Phase::Reading);
             let raw = match incoming.next() {
                 Some(Ok(raw)) => raw,
-                Some(Err(error)) => return debug!("a connection ended: {error}"),
+                Some(Err(error)) => {
+                    // tiny_http has an answer to that, sent when `incoming` is dropped; after half a
+                    // handshake it would wait for the other half first.
+                    connection.enter(Phase::Draining);
+                    return debug!("a connection ended: {error}");
+                }
                 None => return,
             };
             let arrived = http::arrived(raw, connection, &self.limits, |refused| {
@@ -168,10 +175,14 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         machines: config.max_machines,
         output_bytes: config.max_output_bytes,
     };
-    let (listener, address) = listen::bind(config.listen)?;
+    crate::tls::install();
+    let pair = config.tls.as_ref().map(crate::tls::load_pair).transpose()?;
+    let (listener, address) = listen::bind(config.listen, pair)?;
+    let listener = Arc::new(listener);
     info!(
-        "sidebike {} listens on {address}",
-        env!("CARGO_PKG_VERSION")
+        "sidebike {} listens on {address}{}",
+        env!("CARGO_PKG_VERSION"),
+        config.tls.as_ref().map_or("", |_| ", https only")
     );
     let store = Store::start(limits, config.max_held)?;
     let connections = Connections::new(&config);
@@ -191,11 +202,11 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     info!("without a database: tasks are kept in memory only, this server starts empty");
     let watched = connections.clone();
     start_thread("clock", move || keep_time(&store, &watched))?;
-    let serving = server.clone();
+    let (serving, accepting) = (server.clone(), listener.clone());
     start_thread("accept", move || {
         let serve =
             move |incoming, connection: Arc<Connection>| serving.serve(incoming, &connection);
-        listen::accept_forever(&listener, &connections, serve)
+        listen::accept_forever(&accepting, &connections, serve)
     })?;
     for signal in signals.forever() {
         if signal != SIGHUP {
@@ -204,8 +215,19 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         }
         server.access.reload();
         server.audit.reopen();
+        if let Some(files) = &config.tls {
+            renew_certificate(&listener, files);
+        }
     }
     Ok(())
+}
+
+/// Reads the certificate and its key again; those in use stay when that fails.
+fn renew_certificate(listener: &Listener, files: &PairFiles) {
+    match crate::tls::load_pair(files).and_then(|pair| listener.renew(pair)) {
+        Ok(()) => info!("the certificate was read again, new connections get it"),
+        Err(why) => warn!("{why}; the certificate in use stays in use"),
+    }
 }
 
 fn keep_time(store: &Store, connections: &Connections) -> ! {
