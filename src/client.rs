@@ -8,10 +8,12 @@
 mod names;
 #[cfg(feature = "cli")]
 mod people;
+mod trust;
 
 #[cfg(feature = "cli")]
 pub use people::{NewsReader, TaskFilter};
 
+use crate::config::Registry;
 use crate::secret::Secret;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
 use crate::wire::{ERROR, Envelope};
@@ -122,10 +124,10 @@ impl fmt::Display for CallError {
 impl std::error::Error for CallError {}
 
 impl Client {
-    /// A client of the server at `base`, a URL without a slash at its end. The proxy settings of
-    /// the environment (`HTTP_PROXY`, `NO_PROXY`, …) are honoured.
-    pub fn new(base: &str) -> Self {
-        let config = Config::builder()
+    /// A client of a server. The proxy settings of the environment (`HTTP_PROXY`, `NO_PROXY`, …) are
+    /// honoured. The error is one line for a person.
+    pub fn new(registry: &Registry) -> Result<Self, String> {
+        let config = trust::settings(Config::builder(), registry)?
             .http_status_as_error(false)
             .user_agent(concat!("sidebike/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(CONNECT_TIMEOUT))
@@ -136,11 +138,11 @@ impl Client {
             .max_idle_connections_per_host(IDLE_CONNECTIONS)
             .max_idle_age(IDLE_AGE)
             .build();
-        Client {
+        Ok(Client {
             http: ureq::Agent::with_parts(config, DefaultConnector::default(), Names),
-            base: base.to_owned(),
+            base: registry.url.clone(),
             token: Arc::default(),
-        }
+        })
     }
 
     /// The token that every request carries from now on. Whether it is another one than before.
@@ -359,9 +361,14 @@ mod tests {
         }
     }
 
+    fn nobody() -> Client {
+        let url = "http://127.0.0.1:1".to_owned();
+        Client::new(&Registry { url, ca: None }).unwrap()
+    }
+
     #[test]
     fn an_echo_of_the_token_is_not_quoted() {
-        let client = Client::new("http://127.0.0.1:1");
+        let client = nobody();
         assert!(client.set_token(Some(Secret::for_test("s3cret-token"))));
         assert!(!client.set_token(Some(Secret::for_test("s3cret-token"))));
         let echo = client.without_token(b"Bearer s3cret-token, s3cret-token!".to_vec());
@@ -370,7 +377,7 @@ mod tests {
 
     #[test]
     fn an_error_says_which_call_where_and_why() {
-        let client = Client::new("http://127.0.0.1:1");
+        let client = nobody();
         let goodbye = Goodbye {
             instance: "i".into(),
             holds: Vec::new(),

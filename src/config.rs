@@ -7,12 +7,14 @@
 mod agent;
 
 #[cfg(feature = "agent")]
-pub use agent::{AgentArgs, AgentConfig, OwnerRules, RegistryArgs, can_be_overheard};
+pub use agent::{AgentArgs, AgentConfig, OwnerRules, Registry, RegistryArgs};
 
 #[cfg(feature = "server")]
 use crate::server::browser::Authority;
 #[cfg(feature = "server")]
 use crate::server::http::RequestLimits;
+#[cfg(feature = "server")]
+use crate::tls::PairFiles;
 #[cfg(feature = "server")]
 use crate::wire::span::Span;
 #[cfg(feature = "server")]
@@ -207,6 +209,12 @@ pub struct ServerArgs {
     /// File for one JSON line per call that changes something [default: the log]
     #[arg(long, env = "SIDEBIKE_AUDIT", value_name = "FILE")]
     audit: Option<PathBuf>,
+    /// PEM file of the certificate (and those that vouch for it) to serve https with
+    #[arg(long, env = "SIDEBIKE_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// PEM file of the certificate's key
+    #[arg(long, env = "SIDEBIKE_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
 }
 
 /// Where the audit's lines go.
@@ -241,6 +249,7 @@ pub struct ServerConfig {
     pub allow_legacy: Option<regex::Regex>,
     pub public_url: Option<Authority>,
     pub audit: AuditTarget,
+    pub tls: Option<PairFiles>,
 }
 
 #[cfg(feature = "server")]
@@ -294,6 +303,12 @@ impl ServerArgs {
                 )
             })
         });
+        let tls = match (self.tls_cert, self.tls_key) {
+            (None, None) => None,
+            (Some(certificates), Some(key)) => Some(PairFiles { certificates, key }),
+            (Some(_), None) => return Err("--tls-cert: needs --tls-key, too".into()),
+            (None, Some(_)) => return Err("--tls-key: needs --tls-cert, too".into()),
+        };
         Ok(ServerConfig {
             listen,
             db: self.db,
@@ -320,6 +335,7 @@ impl ServerArgs {
             allow_legacy: allow_legacy.transpose()?,
             public_url: public_url.transpose()?,
             audit: self.audit.map_or(AuditTarget::Log, AuditTarget::File),
+            tls,
         })
     }
 }

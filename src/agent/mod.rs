@@ -107,7 +107,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         "sidebike {} agent: label {:?}, instance {instance}, registry {}, {} jobs",
         env!("CARGO_PKG_VERSION"),
         config.label,
-        config.registry,
+        config.registry.url,
         config.jobs,
     );
     if root {
@@ -115,7 +115,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
     }
     token::explain(token.as_ref(), &config.registry);
     allow_files(config.jobs);
-    let client = Client::new(&config.registry);
+    let client = Client::new(&config.registry)?;
     client.set_token(token);
     let agent = Arc::new(Agent {
         client,

@@ -2,7 +2,7 @@
 //! token that is changed in its file needs no restart.
 
 use crate::client::Client;
-use crate::config::can_be_overheard;
+use crate::config::Registry;
 use crate::secret::{self, Secret};
 use log::{info, warn};
 use std::sync::{Mutex, PoisonError};
@@ -25,14 +25,15 @@ pub fn load() -> Result<Option<Secret>, String> {
 }
 
 /// Says what having this token, or none, means.
-pub fn explain(token: Option<&Secret>, registry: &str) {
+pub fn explain(token: Option<&Secret>, registry: &Registry) {
     if token.is_none() {
         warn!(
             "NO TOKEN IS SET ({VARIABLE}): a server that accepts that lets whoever reaches it run commands on this machine"
         );
-    } else if can_be_overheard(registry) {
+    } else if registry.can_be_overheard() {
         warn!(
-            "the token goes to {registry} as plain text: whoever is on the way can read it and be this agent; use https"
+            "the token goes to {} as plain text: whoever is on the way can read it and be this agent; use https",
+            registry.url
         );
     }
 }

@@ -60,6 +60,30 @@ pub struct RegistryArgs {
         default_value = "127.0.0.1"
     )]
     registry_address: String,
+    /// PEM file of the authorities that may vouch for an https server [default: the system's]
+    #[arg(long, env = "SIDEBIKE_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+/// A server, and who may vouch for it.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    /// Its base URL, without a slash at its end.
+    pub url: String,
+    /// The file of authorities; without one the system's count.
+    pub ca: Option<PathBuf>,
+}
+
+impl Registry {
+    /// Whether it is to be called by https.
+    pub fn is_https(&self) -> bool {
+        self.url.starts_with("https://")
+    }
+
+    /// Whether what is sent to it can be read on its way.
+    pub fn can_be_overheard(&self) -> bool {
+        !self.is_https() && !is_loopback(&self.url)
+    }
 }
 
 /// Checked settings of an agent.
@@ -69,8 +93,8 @@ pub struct AgentConfig {
     pub label: String,
     /// The host name.
     pub host: String,
-    /// The server's base URL, without a slash at its end.
-    pub registry: String,
+    /// The server.
+    pub registry: Registry,
     /// Commands run at once.
     pub jobs: u32,
     /// Patience with running commands at shutdown.
@@ -132,14 +156,16 @@ impl AgentArgs {
 }
 
 impl RegistryArgs {
-    /// The server's base URL, without a slash at its end. The error is one line for a person.
-    pub fn checked(&self) -> Result<String, String> {
+    /// Checks what was typed. The error is one line for a person.
+    pub fn checked(&self) -> Result<Registry, String> {
         let address = self.registry_address.trim();
-        registry_url(address).ok_or_else(|| {
+        let url = registry_url(address).ok_or_else(|| {
             format!(
                 "--registry-address: expected HOST, HOST:PORT or a URL such as http://10.23.45.67:9410, got {address:?}"
             )
-        })
+        })?;
+        let ca = self.ca.clone().filter(|file| !file.as_os_str().is_empty());
+        Ok(Registry { url, ca })
     }
 }
 
@@ -164,18 +190,18 @@ fn wrapper(typed: PathBuf) -> Result<PathBuf, String> {
         .ok_or_else(|| format!("--wrapper: expected a program that can be started, got {name:?}"))
 }
 
-/// Whether what is sent to this URL can be read on its way.
-pub fn can_be_overheard(url: &str) -> bool {
-    let Some(rest) = url.strip_prefix("http://") else {
-        return false;
-    };
+/// Whether a base URL names this very machine.
+fn is_loopback(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = rest.split('/').next().unwrap_or_default();
     let host = authority
         .rsplit_once(':')
         .map_or(authority, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let loopback = host.parse::<IpAddr>().map(|ip| ip.is_loopback());
-    !loopback.unwrap_or_else(|_| host.eq_ignore_ascii_case("localhost"))
+    host.parse::<IpAddr>().map_or_else(
+        |_| host.eq_ignore_ascii_case("localhost"),
+        |ip| ip.is_loopback(),
+    )
 }
 
 /// `host`, `host:port`, `[v6]`, `v6` or a URL → base URL with a port.
@@ -289,7 +315,9 @@ mod tests {
             ("http://[::1]:9410/x", false),
             ("https://10.23.45.67:9410", false),
         ] {
-            assert_eq!(can_be_overheard(url), can, "{url}");
+            let url = url.to_owned();
+            let registry = Registry { url, ca: None };
+            assert_eq!(registry.can_be_overheard(), can, "{registry:?}");
         }
     }
 }

@@ -5,13 +5,14 @@
 //! bounded by `listen`'s guard, which needs to know what each connection is doing: see [`Phase`].
 
 use super::peer::{Peer, lowest_free_number};
+use crate::tls::Pair;
 use log::debug;
 use percent_encoding::percent_decode_str;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::Instant;
 
 /// A body up to this size has been read with the head, in bytes; a fact about tiny_http.
@@ -93,21 +94,26 @@ impl Connection {
 /// The socket that new connections come from.
 pub struct Listener {
     inner: tiny_http::Listener,
-    tls: tiny_http::SslContextWrap,
+    tls: RwLock<tiny_http::SslContextWrap>,
 }
 
 /// The requests of one connection; each `next` blocks until one has come.
 pub type Incoming = Box<dyn Iterator<Item = Result<tiny_http::Request, String>> + Send>;
 
 impl Listener {
-    /// Takes over a listening socket.
-    pub fn new(listener: TcpListener) -> Result<Self, String> {
-        let tls =
-            tiny_http::SslContextWrap::build_ssl_capabilities(None).map_err(|e| e.to_string())?;
+    /// Takes over a listening socket; with a certificate and its key it speaks https.
+    pub fn new(listener: TcpListener, pair: Option<Pair>) -> Result<Self, String> {
         Ok(Listener {
             inner: tiny_http::Listener::Tcp(listener),
-            tls,
+            tls: RwLock::new(tls_context(pair)?),
         })
+    }
+
+    /// Uses this certificate and key for the connections to come.
+    pub fn renew(&self, pair: Pair) -> Result<(), String> {
+        let context = tls_context(Some(pair))?;
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = context;
+        Ok(())
     }
 
     /// Waits until a connection can be accepted. False when none has come for a while.
@@ -127,10 +133,21 @@ impl Listener {
 
     /// Accepts the next connection.
     pub fn accept(&self) -> io::Result<Option<Incoming>> {
-        let accepted = tiny_http::Server::accept_connection(&self.inner, &self.tls)?;
+        let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner);
+        // With TLS, too, nothing is read here: the first read of the connection's own thread is
+        // what does the handshake.
+        let accepted = tiny_http::Server::accept_connection(&self.inner, &tls)?;
         Ok(accepted
             .map(|requests| Box::new(requests.map(|r| r.map_err(|e| e.to_string()))) as Incoming))
     }
+}
+
+fn tls_context(pair: Option<Pair>) -> Result<tiny_http::SslContextWrap, String> {
+    let config = pair.map(|pair| tiny_http::SslConfig {
+        certificate: pair.certificates,
+        private_key: pair.key,
+    });
+    tiny_http::SslContextWrap::build_ssl_capabilities(config).map_err(|e| e.to_string())
 }
 
 /// A request as far as handlers need it.

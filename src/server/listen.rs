@@ -7,6 +7,7 @@
 use super::http::{self, Connection, Incoming, Listener, Phase};
 use super::peer;
 use crate::config::ServerConfig;
+use crate::tls::Pair;
 use log::{info, warn};
 use rustix::net::sockopt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -237,7 +238,7 @@ fn raise_descriptor_limit() -> u64 {
 }
 
 /// Binds the address and sets the options that accepted sockets inherit.
-pub fn bind(address: SocketAddr) -> Result<(Listener, SocketAddr), String> {
+pub fn bind(address: SocketAddr, pair: Option<Pair>) -> Result<(Listener, SocketAddr), String> {
     let cannot =
         |error: &dyn std::fmt::Display| format!("--listen: cannot listen on {address}: {error}");
     let listener = TcpListener::bind(address).map_err(|e| cannot(&e))?;
@@ -253,7 +254,7 @@ pub fn bind(address: SocketAddr) -> Result<(Listener, SocketAddr), String> {
     options().map_err(|e| cannot(&e))?;
     // A connection that is gone before it is accepted must not block the loop.
     listener.set_nonblocking(true).map_err(|e| cannot(&e))?;
-    Ok((Listener::new(listener)?, local))
+    Ok((Listener::new(listener, pair)?, local))
 }
 
 /// Accepts connections for ever, each served by `serve` on a thread of its own.

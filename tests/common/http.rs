@@ -43,13 +43,20 @@ impl Reply {
 }
 
 /// A connection, kept alive for as long as the server keeps it.
-pub struct Connection(TcpStream);
+pub struct Connection<S = TcpStream>(S);
 
 impl Connection {
     pub fn open(address: SocketAddr) -> Connection {
         let stream = TcpStream::connect(address).expect("the server takes connections");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
+        Connection(stream)
+    }
+}
+
+impl<S: Read + Write> Connection<S> {
+    /// Over another stream than TCP's.
+    pub fn over(stream: S) -> Self {
         Connection(stream)
     }
 

@@ -159,7 +159,8 @@ impl Server {
 
     pub fn from_command(command: Command) -> Server {
         let process = Process::start(command);
-        let address = process.logged(" listens on ").parse();
+        let address = process.logged(" listens on ");
+        let address = address.split(',').next().unwrap_or_default().parse();
         Server {
             process,
             address: address.expect("an address in the log"),
