@@ -4,8 +4,12 @@ mod common;
 
 use common::{Folder, SIDEBIKE, Server, wait_until};
 use serde_json::Value;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
+use std::thread;
 
 /// What a command said and how it ended.
 struct Said {
@@ -378,6 +382,72 @@ fn child_of(pid: u32) -> Option<rustix::process::Pid> {
         None => return None,
     };
     rustix::process::Pid::from_raw(found)
+}
+
+/// A way to the server that breaks: each of the first streams of output after some bytes.
+fn breaking_proxy(server: SocketAddr, breaks: usize, after: i64) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let breaks = Arc::new(AtomicUsize::new(breaks));
+    thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let upstream = TcpStream::connect(server).unwrap();
+            let (from, to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
+            let room = Arc::new(AtomicI64::new(i64::MAX));
+            let (breaks, limit) = (breaks.clone(), room.clone());
+            thread::spawn(move || {
+                forward(from, to, |bytes| {
+                    let is_stream = String::from_utf8_lossy(bytes).contains("/output?");
+                    let less = |left: usize| left.checked_sub(1);
+                    if is_stream && breaks.fetch_update(SeqCst, SeqCst, less).is_ok() {
+                        limit.store(after, SeqCst);
+                    }
+                    true
+                })
+            });
+            thread::spawn(move || {
+                forward(upstream, client, |bytes| {
+                    let n = bytes.len() as i64;
+                    room.fetch_sub(n, SeqCst) > n
+                })
+            });
+        }
+    });
+    address
+}
+
+/// Passes bytes on until the end, or until `goes_on` says no.
+fn forward(mut from: TcpStream, mut to: TcpStream, mut goes_on: impl FnMut(&[u8]) -> bool) {
+    let mut buffer = [0; 1024];
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        if !goes_on(&buffer[..n]) || to.write_all(&buffer[..n]).is_err() {
+            break;
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+#[test]
+fn broken_connections_lose_and_repeat_nothing() {
+    let server = Server::start();
+    let _agents = (server.agent("m1"), server.agent("m2"));
+    let proxy = breaking_proxy(server.address, 3, 6_000).to_string();
+    let line = "for i in $(seq 100); do echo line $i; sleep 0.01; done; printf end";
+    let words = ["run", "--registry-address", &proxy, "--", line];
+    let said = sidebike(&server, &words);
+    assert_eq!(said.code, 0, "{}", said.err);
+    for machine in ["m1 | ", "m2 | "] {
+        let lines: Vec<&str> = said
+            .out
+            .lines()
+            .filter_map(|l| l.strip_prefix(machine))
+            .collect();
+        let mut expected: Vec<String> = (1..=100).map(|i| format!("line {i}")).collect();
+        expected.push("end".into());
+        assert_eq!(lines, expected);
+    }
+    assert!(said.err.contains("trying again"), "{}", said.err);
 }
 
 #[test]
