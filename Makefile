@@ -33,6 +33,7 @@ test:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features agent -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features server -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --features cli -- -D warnings
 	SIM_SEEDS=100 $(CARGO) test --locked
 	@if [ -d tests/simulation ]; then \
 		set -x; SIM_SEEDS=$(SIM_SEEDS) $(CARGO) test --locked --profile simulation --test simulation -- --nocapture; \

@@ -9,38 +9,39 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 /// Exit code of a program that could not do what it was asked to.
+#[cfg(any(feature = "server", feature = "agent"))]
 const FAILED: u8 = 1;
 
-/// What is logged when `RUST_LOG` does not say otherwise.
-const DEFAULT_LOG: &str = "info";
-/// The same for people's commands: they want their answer, not a story.
-const DEFAULT_LOG_FOR_PEOPLE: &str = "warn";
-
 fn main() -> ExitCode {
-    let line = CommandLine::parse();
-    start_log(&line.program);
-    let ended = match line.program {
+    let program = CommandLine::parse().program;
+    start_log(default_log(&program));
+    match program {
         #[cfg(feature = "server")]
-        Program::Server(args) => args.checked().and_then(sidebike::server::run),
+        Program::Server(args) => ended(args.checked().and_then(sidebike::server::run)),
         #[cfg(feature = "db")]
         Program::Db(DbCommand::Check { file }) => {
-            sidebike::server::db::check(&file).map(|words| println!("{words}"))
+            ended(sidebike::server::db::check(&file).map(|words| println!("{words}")))
         }
         #[cfg(feature = "db")]
-        Program::Db(DbCommand::Export { file }) => {
-            sidebike::server::db::export(&file, &mut std::io::stdout().lock())
-        }
+        Program::Db(DbCommand::Export { file }) => ended(sidebike::server::db::export(
+            &file,
+            &mut std::io::stdout().lock(),
+        )),
         #[cfg(feature = "agent")]
-        Program::Agent(args) => args.checked().and_then(sidebike::agent::run),
+        Program::Agent(args) => ended(args.checked().and_then(sidebike::agent::run)),
         #[cfg(feature = "cli")]
-        Program::People(command) => return sidebike::cli::run(command),
+        Program::People(command) => sidebike::cli::run(command),
         #[cfg(feature = "agent")]
         Program::AgentGuard => {
             sidebike::agent::guard::run();
-            Ok(())
+            ExitCode::SUCCESS
         }
-    };
-    match ended {
+    }
+}
+
+#[cfg(any(feature = "server", feature = "agent"))]
+fn ended(how: Result<(), String>) -> ExitCode {
+    match how {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("sidebike: {why}");
@@ -49,13 +50,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// One line per record on stderr: time, level, module, text.
-fn start_log(program: &Program) {
-    let default = match program {
+/// What is logged when `RUST_LOG` does not say otherwise: people who give a command want its answer,
+/// not a story.
+fn default_log(program: &Program) -> &'static str {
+    match program {
         #[cfg(feature = "cli")]
-        Program::People(_) => DEFAULT_LOG_FOR_PEOPLE,
-        _ => DEFAULT_LOG,
-    };
+        Program::People(_) => "warn",
+        #[cfg(any(feature = "server", feature = "agent"))]
+        _ => "info",
+    }
+}
+
+/// One line per record on stderr: time, level, module, text.
+fn start_log(default: &str) {
     let filter = env_logger::Env::default().default_filter_or(default);
     let mut log = env_logger::Builder::from_env(filter);
     log.format(|out, record| {

@@ -1,0 +1,290 @@
+//! The commands for people in a pseudo-terminal, as somebody who sits there sees them.
+
+mod common;
+
+use common::{SIDEBIKE, Server, id, wait_until};
+use rustix::fs::OFlags;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use serde_json::Value;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// What clears the line of the progress.
+const CLEAR: &str = "\r\x1b[K";
+
+/// A terminal with a command in it. The command is killed when the test is done with it.
+struct Terminal {
+    keyboard: File,
+    seen: Arc<Mutex<Vec<u8>>>,
+    child: Child,
+}
+
+impl Terminal {
+    fn start(server: &Server, columns: u16, env: &[(&str, &str)], words: &[&str]) -> Terminal {
+        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&keyboard).unwrap();
+        unlockpt(&keyboard).unwrap();
+        let size = Winsize {
+            ws_row: 24,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&keyboard, size).unwrap();
+        let name = ptsname(&keyboard, Vec::new()).unwrap();
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let screen = rustix::fs::open(&*name, flags, rustix::fs::Mode::empty()).unwrap();
+        // Ctrl-C reaches the session whose terminal it is.
+        let mut command = Command::new("setsid");
+        command.args(["--ctty", "--wait", SIDEBIKE]).args(words);
+        command.env("SIDEBIKE_REGISTRY_ADDRESS", server.address.to_string());
+        command
+            .env("TERM", "xterm")
+            .env_remove("NO_COLOR")
+            .envs(env.iter().copied());
+        command.stdin(screen.try_clone().unwrap());
+        command.stdout(screen.try_clone().unwrap()).stderr(screen);
+        let child = command.spawn().expect("setsid of util-linux");
+        drop(command);
+        let keyboard = File::from(keyboard);
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (eyes, mut screen) = (seen.clone(), keyboard.try_clone().unwrap());
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = screen.read(&mut buffer) {
+                eyes.lock().unwrap().extend_from_slice(&buffer[..n]);
+            }
+        });
+        Terminal {
+            keyboard,
+            seen,
+            child,
+        }
+    }
+
+    fn seen(&self) -> String {
+        String::from_utf8_lossy(&self.seen.lock().unwrap()).into_owned()
+    }
+
+    /// Waits until something is on the screen.
+    fn until(&self, what: &str) -> String {
+        wait_until(&format!("{what:?} on the screen"), || {
+            let seen = self.seen();
+            seen.contains(what).then_some(seen)
+        })
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits for the end; gives the exit code and all that was on the screen.
+    fn ended(&mut self) -> (i32, String) {
+        let status = wait_until("the command ends", || self.child.try_wait().unwrap());
+        let mut before = String::new();
+        let seen = wait_until("all of its output", || {
+            let seen = self.seen();
+            let same = seen == before;
+            before = seen.clone();
+            same.then_some(seen)
+        });
+        (status.code().expect("it was not killed"), seen)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- screen:\n{}", self.seen().escape_debug());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn two_machines() -> (Server, [common::Agent; 2]) {
+    let server = Server::start();
+    let agents = [server.agent("m1"), server.agent("m2")];
+    (server, agents)
+}
+
+fn newest(server: &Server) -> Value {
+    server.get("/api/v1/task?limit=1").data()[0].take()
+}
+
+#[test]
+fn progress_is_shown_and_ctrl_c_can_cancel() {
+    let (server, _agents) = two_machines();
+    let line = "echo begun; test $SIDEBIKE_MACHINE_LABEL = m1 || sleep 60";
+    let mut terminal = Terminal::start(&server, 100, &[], &["run", "--", line]);
+    terminal.until("on 2 machines: m1, m2");
+    terminal.until("1/2 done, 1 running, 0 failed");
+    terminal.press("\x03");
+    terminal.until("c: cancel the task");
+    terminal.press("c\n");
+    let (code, seen) = terminal.ended();
+    assert_eq!(code, 130);
+    assert!(seen.contains("1 succeeded, 1 canceled"), "{seen:?}");
+    assert!(seen.contains("m1\x1b[0m | begun"), "{seen:?}");
+    assert_eq!(newest(&server)["state"], "partial");
+}
+
+#[test]
+fn ctrl_c_can_detach_go_on_or_be_pressed_again() {
+    let (server, _agents) = two_machines();
+    let words = ["run", "-m", "m1", "--", "sleep 60"];
+    let mut terminal = Terminal::start(&server, 100, &[], &words);
+    terminal.until("0/1 done, 1 running");
+    terminal.press("\x03");
+    terminal.until("d: detach");
+    let shown = terminal.seen().len();
+    terminal.press("\n");
+    wait_until("it goes on", || {
+        terminal.seen()[shown..].contains("0/1 done").then_some(())
+    });
+    terminal.press("\x03");
+    wait_until("it asks again", || {
+        terminal.seen()[shown..].contains("d: detach").then_some(())
+    });
+    terminal.press("d\n");
+    let (code, seen) = terminal.ended();
+    assert!(
+        code == 130 && seen.contains("detached; it runs on"),
+        "{seen:?}"
+    );
+    let first = newest(&server);
+    assert_eq!(first["state"], "running");
+
+    let mut terminal = Terminal::start(&server, 100, &[], &words);
+    terminal.until("0/1 done, 1 running");
+    terminal.press("\x03");
+    terminal.until("c: cancel the task");
+    terminal.press("\x03");
+    let (code, seen) = terminal.ended();
+    assert!(
+        code == 130 && seen.contains("detached; it runs on"),
+        "{seen:?}"
+    );
+    assert_eq!(newest(&server)["state"], "running");
+    for task in [first, newest(&server)] {
+        let cancel = format!("/api/v1/task/{}/cancel", id(&task));
+        assert_eq!(server.post(&cancel, &Value::Null).status, 200);
+    }
+}
+
+#[test]
+fn a_narrow_window_is_enough() {
+    let (server, _agents) = two_machines();
+    let words = [
+        "run",
+        "--",
+        "sleep 1; echo a rather long line of output that is not cut",
+    ];
+    let mut terminal = Terminal::start(&server, 40, &[], &words);
+    let (code, seen) = terminal.ended();
+    assert_eq!(code, 0);
+    assert_eq!(
+        seen.matches("long line of output that is not cut").count(),
+        2
+    );
+    let drawn = seen
+        .split(CLEAR)
+        .skip(1)
+        .map(|rest| rest.split(['\r', '\n', '\x1b']).next());
+    let drawn: Vec<&str> = drawn
+        .flatten()
+        .filter(|line| line.contains("done"))
+        .collect();
+    assert!(
+        !drawn.is_empty() && drawn.iter().all(|line| line.chars().count() <= 39),
+        "{drawn:?}"
+    );
+    for words in [
+        &["ps"][..],
+        &["machines"],
+        &["show", "run"],
+        &["run", "--dry-run", "--", "x"],
+    ] {
+        let (_, seen) = Terminal::start(&server, 60, &[("NO_COLOR", "1")], words).ended();
+        let table = seen.lines().filter(|line| line.contains("  "));
+        let mut fields = table.filter(|line| !line.starts_with(|c: char| c.is_lowercase()));
+        assert!(fields.all(|line| line.chars().count() <= 60), "{seen}");
+    }
+}
+
+#[test]
+fn colours_only_where_they_are_wanted() {
+    let (server, _agents) = two_machines();
+    let words = ["run", "--", "echo hi"];
+    let (_, seen) = Terminal::start(&server, 80, &[], &words).ended();
+    assert!(seen.contains("\x1b[32m2 succeeded\x1b[0m"), "{seen:?}");
+    for env in [[("NO_COLOR", "1")], [("TERM", "dumb")]] {
+        let (_, seen) = Terminal::start(&server, 80, &env, &words).ended();
+        assert!(
+            seen.contains("m1 | hi") && seen.contains("2 succeeded in"),
+            "{seen:?}"
+        );
+        assert!(!seen.contains("\x1b[3"), "{seen:?}");
+    }
+}
+
+#[test]
+fn what_machines_write_cannot_change_other_lines() {
+    let (server, _agents) = two_machines();
+    let line = r"printf '\033[2J\033[1Aover\rwritten\n\033[31mred\033[0m\n'";
+    let (code, seen) = Terminal::start(&server, 80, &[], &["run", "--", line]).ended();
+    assert_eq!(code, 0);
+    assert!(
+        !seen.contains("\x1b[2J") && !seen.contains("\x1b[1A"),
+        "{seen:?}"
+    );
+    assert!(seen.contains("\u{FFFD}[1Aover\u{FFFD}written"), "{seen:?}");
+    assert!(seen.contains("\x1b[31mred\x1b[0m"), "{seen:?}");
+}
+
+#[test]
+fn many_machines_are_asked_about() {
+    let (server, _agents) = two_machines();
+    let words = ["run", "--yes-above", "1", "--", "echo ran"];
+    for (answer, expected) in [("n\n", 255), ("\n", 255), ("y\n", 0)] {
+        let mut terminal = Terminal::start(&server, 80, &[], &words);
+        terminal.until("Run on 2 machines: m1, m2? [y/N]");
+        terminal.press(answer);
+        let (code, seen) = terminal.ended();
+        assert_eq!(code, expected, "{seen:?}");
+        assert_eq!(seen.contains("| ran"), expected == 0, "{seen:?}");
+    }
+    assert_eq!(
+        server.get("/api/v1/task").data().as_array().map(Vec::len),
+        Some(1)
+    );
+}
+
+#[test]
+fn a_list_is_kept_up_to_date() {
+    let (server, _agents) = two_machines();
+    let mut terminal = Terminal::start(&server, 80, &[], &["machines", "-w"]);
+    terminal.until("m2");
+    assert!(!terminal.seen().contains("m3"));
+    let _late = server.agent("m3");
+    terminal.until("m3");
+    terminal.press("\x03");
+    wait_until("it ends", || terminal.child.try_wait().unwrap());
+}
+
+#[test]
+fn one_machines_output_is_shown_as_it_comes() {
+    let (server, _agents) = two_machines();
+    let folder = common::Folder::new();
+    let line = "printf a; while [ ! -e gate ]; do sleep 0.02; done; echo b";
+    let words = ["run", "-m", "m1", "--workspace", folder.path(), "--", line];
+    let mut terminal = Terminal::start(&server, 80, &[], &words);
+    terminal.until("1 machine: m1\r\na");
+    std::fs::write(folder.file("gate"), "").unwrap();
+    terminal.until("\r\nab\r\n");
+    assert_eq!(terminal.ended().0, 0);
+}
