@@ -22,11 +22,15 @@ fn main() -> ExitCode {
         Program::Server(args) => args.checked().and_then(sidebike::server::run),
         #[cfg(feature = "db")]
         Program::Db(DbCommand::Check { file }) => {
-            sidebike::server::db::check(&file).map(|words| println!("{words}"))
+            sidebike::server::db::check(&file).map(|words| {
+                // Whoever does not listen still gets the exit code.
+                let _ = writeln!(std::io::stdout(), "{words}");
+            })
         }
         #[cfg(feature = "db")]
         Program::Db(DbCommand::Export { file }) => {
-            sidebike::server::db::export(&file, &mut std::io::stdout().lock())
+            let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+            sidebike::server::db::export(&file, &mut out)
         }
         #[cfg(feature = "agent")]
         Program::Agent(args) => args.checked().and_then(sidebike::agent::run),

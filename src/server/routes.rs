@@ -255,9 +255,7 @@ fn answer_or_wait(call: Call<'_>, key: TaskKey, task: Task, wait_ms: u64) -> Han
             Err(wait) => *call.responder = Some(wait.responder),
         }
         // It may have ended meanwhile.
-        return Ok(Some(answer::task(
-            call.server.store.ask(|core| core.show(key)),
-        )));
+        return Ok(Some(answer::task(call.server.store.show(key))));
     }
     Ok(Some(answer::task(Ok(task))))
 }
@@ -314,11 +312,7 @@ fn submit(call: Call<'_>) -> Handled {
 fn show(call: Call<'_>) -> Handled {
     let wait_ms = wait_ms(call.request)?;
     let key = named_task(&call)?;
-    let task = call
-        .server
-        .store
-        .ask(|core| core.show(key))
-        .map_err(refused)?;
+    let task = call.server.store.show(key).map_err(refused)?;
     answer_or_wait(call, key, task, wait_ms)
 }
 
