@@ -13,6 +13,7 @@
 //! | `answer` | the envelope, and which status goes with which refusal |
 //! | `held` | polls and waits that are being held |
 //! | `store` | the one lock, and the threads that answer what was held |
+//! | `durable`, `db` | what has to be on the disk before it is acknowledged; the optional database |
 //! | `text`, `metrics` | output as text; figures |
 //! | `follow` | output as it comes |
 //! | `page` | the dashboard |
@@ -256,9 +257,11 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
 fn open_store(config: &ServerConfig, limits: Limits) -> Result<Arc<Store>, String> {
     #[cfg(feature = "db")]
     if let Some(path) = &config.db {
-        let (db, saved) = db::Db::open(path)?;
+        let flag = |why: String| format!("--db: {why}");
+        let (db, saved) = db::Db::open(path).map_err(flag)?;
         info!("database {}: {} tasks", path.display(), saved.tasks.len());
-        let store = Store::start(limits, config.max_held, Some(saved))?;
+        let store = Store::start(limits, config.max_held, Some(saved));
+        let store = store.map_err(|why| flag(db::damaged(path, &why)))?;
         let saving = store.clone();
         start_thread("save", move || saving.save_forever(db))?;
         return Ok(store);
