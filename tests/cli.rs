@@ -432,7 +432,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream, mut goes_on: impl FnMut(&[u8]
 fn broken_connections_lose_and_repeat_nothing() {
     let server = Server::start();
     let _agents = (server.agent("m1"), server.agent("m2"));
-    let proxy = breaking_proxy(server.address, 3, 6_000).to_string();
+    let proxy = breaking_proxy(server.address, 3, 1_500).to_string();
     let line = "for i in $(seq 100); do echo line $i; sleep 0.01; done; printf end";
     let words = ["run", "--registry-address", &proxy, "--", line];
     let said = sidebike(&server, &words);

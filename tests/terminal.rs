@@ -283,8 +283,10 @@ fn one_machines_output_is_shown_as_it_comes() {
     let line = "printf a; while [ ! -e gate ]; do sleep 0.02; done; echo b";
     let words = ["run", "-m", "m1", "--workspace", folder.path(), "--", line];
     let mut terminal = Terminal::start(&server, 80, &[], &words);
-    terminal.until("1 machine: m1\r\na");
+    wait_until("the first letter", || {
+        terminal.seen().ends_with('a').then_some(())
+    });
     std::fs::write(folder.file("gate"), "").unwrap();
-    terminal.until("\r\nab\r\n");
+    terminal.until("ab\r\n");
     assert_eq!(terminal.ended().0, 0);
 }

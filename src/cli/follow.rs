@@ -44,20 +44,26 @@ pub struct How {
     pub json: bool,
 }
 
+/// Where those who want something at once say so, and where that is heard.
+pub type Controls = (Sender<Control>, Receiver<Control>);
+
 /// What wants to be done at once.
-enum Control {
+pub enum Control {
+    /// A signal came.
     Signal(i32),
+    /// Somebody answered the question.
     Answer(String),
 }
 
-/// Follows a task that was just submitted to its end; the exit code says how that was.
-pub fn to_the_end(client: &Client, task: &Task, how: How) -> Ended {
+/// Follows a task that was just submitted to its end; the exit code says how that was. `control` was
+/// made before the submit, so that no Ctrl-C leaves a task behind that nobody knows of.
+pub fn to_the_end(client: &Client, task: &Task, how: How, control: Controls) -> Ended {
     let mut following = Following {
         client,
         id: &task.id,
         printer: Printer::new(is_several(task)),
         progress: Progress::of(task),
-        control: controls()?,
+        control,
         is_live: !how.fold && !how.json,
     };
     let mut feed = Feed::open(client, &task.id, None, true);
@@ -96,7 +102,8 @@ pub fn say(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-fn controls() -> Result<(Sender<Control>, Receiver<Control>), Failure> {
+/// From now on Ctrl-C and TERM do not end the process, but are answered by [`to_the_end`].
+pub fn controls() -> Result<Controls, Failure> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let (sender, controls) = channel();
     let signaled = sender.clone();
@@ -117,7 +124,7 @@ struct Following<'a> {
     id: &'a str,
     printer: Printer,
     progress: Progress,
-    control: (Sender<Control>, Receiver<Control>),
+    control: Controls,
     /// Output is shown as it comes.
     is_live: bool,
 }

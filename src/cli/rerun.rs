@@ -35,6 +35,7 @@ pub struct Args {
 pub fn run(args: Args) -> Ended {
     let client = args.server.client()?;
     let old = client.task(&args.id, Span::default())?;
+    let control = follow::controls()?;
     let task = client.rerun(&old.id, args.all)?;
     let count = task.result.len();
     say(&format!(
@@ -46,5 +47,5 @@ pub fn run(args: Args) -> Ended {
         fold: args.fold,
         json: args.json,
     };
-    follow::to_the_end(&client, &task, how)
+    follow::to_the_end(&client, &task, how, control)
 }

@@ -113,8 +113,8 @@ pub fn run(args: Args) -> Ended {
     if !args.any && !args.yes && matching.matched > args.yes_above {
         confirm(&matching)?;
     }
-    let task = client.submit(&task)?;
     if args.detach {
+        let task = client.submit(&task)?;
         if args.json {
             print_json(&task)?;
         } else {
@@ -122,6 +122,8 @@ pub fn run(args: Args) -> Ended {
         }
         return Ok(0);
     }
+    let control = follow::controls()?;
+    let task = client.submit(&task)?;
     if screen::width_of(&io::stderr()).is_some() || task.result.len() > 1 {
         say(&format!(
             "task {} on {}\n",
@@ -133,7 +135,7 @@ pub fn run(args: Args) -> Ended {
         fold: args.fold,
         json: args.json,
     };
-    follow::to_the_end(&client, &task, how)
+    follow::to_the_end(&client, &task, how, control)
 }
 
 fn new_task(args: &Args) -> Result<NewTask, Failure> {
