@@ -6,7 +6,12 @@
 //! request carries (the token) is set in `request`.
 
 mod names;
+#[cfg(feature = "cli")]
+mod people;
 mod trust;
+
+#[cfg(feature = "cli")]
+pub use people::{NewsReader, TaskFilter};
 
 use crate::config::Registry;
 use crate::secret::Secret;
@@ -28,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Patience with a call that is answered at once.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Patience with a poll beyond the time it may be held: for the way there and back.
-const POLL_SLACK: Duration = Duration::from_secs(15);
+const POLL_SLACK: Duration = Duration::from_secs(5);
 /// Patience with a goodbye: it is a courtesy, and the process wants to end.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Idle connections kept: one for the reporter, one to spare.

@@ -39,7 +39,7 @@ const MAX_NUMBER: usize = 100_000_000;
 #[derive(Debug, Parser)]
 #[command(name = "sidebike", version, about, long_about = None, disable_help_subcommand = false)]
 #[command(
-    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & curl -s http://127.0.0.1:9410/api/v1/machine"
+    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & sidebike run -- uptime"
 )]
 pub struct CommandLine {
     /// Which program to be.
@@ -53,13 +53,37 @@ pub enum Program {
     /// Be the registry: keep machines and tasks, answer the HTTP API
     #[cfg(feature = "server")]
     Server(ServerArgs),
+    /// Look into the database of a stopped server
+    #[cfg(feature = "db")]
+    #[command(subcommand)]
+    Db(DbCommand),
     /// Be an agent: poll the server, run what it hands out on this machine
     #[cfg(feature = "agent")]
     Agent(AgentArgs),
+    /// Be one of the commands for people.
+    #[cfg(feature = "cli")]
+    #[command(flatten)]
+    People(crate::cli::Command),
     /// Started by an agent, never by hand: ends its commands when it is killed
     #[cfg(feature = "agent")]
     #[command(hide = true)]
     AgentGuard,
+}
+
+/// What can be done with a stopped server's database.
+#[cfg(feature = "db")]
+#[derive(Debug, Subcommand)]
+pub enum DbCommand {
+    /// Say whether the file is whole
+    Check {
+        /// The file that the server was given with --db
+        file: PathBuf,
+    },
+    /// Print every task, one JSON line each, oldest first
+    Export {
+        /// The file that the server was given with --db
+        file: PathBuf,
+    },
 }
 
 /// What was typed for `sidebike server`.
@@ -74,6 +98,9 @@ pub struct ServerArgs {
         default_value = "0.0.0.0:9410"
     )]
     listen: String,
+    /// File of the database in which what was acknowledged survives [default: none, memory only]
+    #[arg(long, env = "SIDEBIKE_DB", value_name = "FILE")]
+    db: Option<PathBuf>,
     /// Finished tasks kept; the oldest go first
     #[arg(
         long,
@@ -208,6 +235,7 @@ pub enum AuditTarget {
 )]
 pub struct ServerConfig {
     pub listen: SocketAddr,
+    pub db: Option<PathBuf>,
     pub max_tasks: usize,
     pub max_executions: usize,
     pub max_machines: usize,
@@ -283,6 +311,7 @@ impl ServerArgs {
         };
         Ok(ServerConfig {
             listen,
+            db: self.db,
             max_tasks: self.max_tasks,
             max_executions: self.max_executions,
             max_machines: self.max_machines,

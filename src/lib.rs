@@ -12,19 +12,23 @@
 //! | `core` | machines, tasks, executions: the pure state machine, the only home of the rules |
 //! | `server` | sockets, routes, held requests, the one lock around the core |
 //! | `agent` | the poll loop, the runner of commands, the reporter of results |
+//! | `cli` | the commands for people |
 //! | `client` | every HTTP call a caller can make; the only place that names ureq |
 //!
 //! Invariants, mostly about what is absent:
 //!
 //! - `core` has no clock, no lock, no socket, no log: time and ids come in as arguments.
-//! - The agent uses neither `core` nor `server`; the server uses neither `agent` nor `client`.
-//! - tiny_http is named in `server/http` only, ureq in `client`, rustls in `tls`, `process::Command` in
-//!   `agent/runner`.
+//! - The agent uses neither `core` nor `server`; the server uses neither `agent` nor `client`; `cli`
+//!   uses none of them but `client`.
+//! - tiny_http is named in `server/http` only, ureq in `client`, rustls in `tls`, redb in `server/db`,
+//!   `process::Command` in `agent/runner`.
 //! - The lock around the core is held for computing only, never across a socket or a log line.
 
 #[cfg(feature = "agent")]
 pub mod agent;
-#[cfg(feature = "agent")]
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(any(feature = "agent", feature = "cli"))]
 pub mod client;
 pub mod config;
 #[cfg(feature = "server")]

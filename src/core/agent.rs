@@ -118,7 +118,7 @@ impl Core {
             return Ok(key);
         }
         check_label(caller.label).map_err(|why| Refusal::Impossible(format!("label: {why}")))?;
-        if self.machines.len() >= self.limits.machines {
+        if self.machines.len() >= self.limits.machines && !self.forget_an_offline_machine(now) {
             return Err(Refusal::Full(format!(
                 "{} machines are known, the limit (--max-machines)",
                 self.machines.len()
@@ -142,6 +142,7 @@ impl Core {
             since: now,
             last_seen: now,
             offline_since: now,
+            watched_at: None,
             left: false,
             owes_joins: true,
             seq: 0,
@@ -157,12 +158,13 @@ impl Core {
     }
 
     fn appear(&mut self, now: Time, key: MachineKey) {
+        self.disarm_machine(key);
         let machine = self.machine_mut(key);
         machine.state = MachineState::Online;
         machine.owes_joins = true;
         let notice = Notice::Appeared(machine.label.clone(), machine.instance.clone());
         self.notices.push(notice);
-        self.arm_machine(now, key, false);
+        self.watch(key, now.plus(super::OFFLINE_AFTER));
         self.machine_changed(key);
     }
 
@@ -436,6 +438,7 @@ impl Core {
         let after = output.kept();
         task.output_bytes = task.output_bytes + after - before;
         self.output_bytes = self.output_bytes + after - before;
+        self.note_news(key);
     }
 
     /// Takes in results, with the last of their output. Says for each what became of it; none has
@@ -559,9 +562,9 @@ impl Core {
 
     /// The execution with this id.
     fn find(&self, id: &str) -> Option<ExecutionKey> {
-        let (task, n) = id.rsplit_once('.')?;
+        let (prefix, n) = id.rsplit_once('.')?;
         let key = ExecutionKey {
-            task: *self.task_ids.get(task)?,
+            task: *self.task_prefixes.get(prefix)?,
             n: n.parse().ok()?,
         };
         (self.task(key.task).executions.len() > key.n as usize).then_some(key)

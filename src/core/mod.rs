@@ -13,12 +13,14 @@
 //! | agents | poll, collect, output, done, leave | `agent.rs` |
 //! | time | tick | `tick.rs` |
 //! | anyone | queries | `query.rs` |
+//! | those who follow | follow, unfollow, news | `follow.rs` |
 //!
 //! To add an operation: decide in `life.rs` which events it means, write it beside its kind, and let
 //! the simulation in `tests/simulation` call it.
 
 mod agent;
 mod check;
+mod follow;
 mod life;
 mod machine;
 mod output;
@@ -33,6 +35,7 @@ mod user;
 pub use self::agent::original_instance;
 #[doc(hidden)]
 pub use self::check::{Glimpse, Rule};
+pub use self::follow::{Follower, Look, News, Wanted, What};
 pub use self::machine::OFFLINE_AFTER;
 pub use self::output::{Output, gap_line};
 pub use self::pattern::{MAX_PATTERN_BYTES, MAX_PATTERNS};
@@ -44,6 +47,7 @@ pub use self::spec::Spec;
 pub use self::task::{Execution, Task};
 pub use self::user::Selection;
 
+use self::follow::Followed;
 use self::life::Event;
 use self::machine::Machine;
 use self::pattern::{Directory, GroupKey};
@@ -125,6 +129,8 @@ pub enum Notice {
     Wake(MachineKey),
     /// A task has ended.
     Finished(TaskKey),
+    /// Something has happened to a task that somebody follows.
+    News(TaskKey),
     /// A machine went offline; in words, why.
     Gone(Arc<str>, &'static str),
     /// A machine appeared.
@@ -137,6 +143,7 @@ pub struct Core {
     limits: Limits,
     tasks: BTreeMap<TaskKey, Task>,
     task_ids: HashMap<Arc<str>, TaskKey>,
+    task_prefixes: HashMap<Arc<str>, TaskKey>,
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
     next_task: u64,
     machines: BTreeMap<MachineKey, Machine>,
@@ -156,6 +163,7 @@ pub struct Core {
     executions: Counts,
     output_bytes: usize,
     figures: Figures,
+    followed: HashMap<TaskKey, Followed>,
     notices: Vec<Notice>,
     /// What has changed, when somebody saves it.
     changes: Option<saved::Changes>,
@@ -170,6 +178,7 @@ impl Core {
             limits,
             tasks: BTreeMap::new(),
             task_ids: HashMap::new(),
+            task_prefixes: HashMap::new(),
             task_names: HashMap::new(),
             next_task: 1,
             machines: BTreeMap::new(),
@@ -186,6 +195,7 @@ impl Core {
             executions: Counts::default(),
             output_bytes: 0,
             figures: Figures::default(),
+            followed: HashMap::new(),
             notices: Vec::new(),
             changes: None,
             broken: None,
@@ -269,6 +279,7 @@ impl Core {
         if state.is_terminal() {
             self.figures.ended(state);
         }
+        self.note_news(key);
         true
     }
 
@@ -542,6 +553,7 @@ impl Core {
             *self.executions.of(execution.state) -= 1;
         }
         self.task_ids.remove(&task.id);
+        self.task_prefixes.remove(&task.prefix);
         if let Some(keys) = self.task_names.get_mut(&task.spec.name) {
             keys.remove(&key);
             if keys.is_empty() {

@@ -1,5 +1,6 @@
 //! What is kept of a command's output: two tapes, and the order in which their bytes came.
 
+use super::follow::What;
 use super::saved::SavedPiece;
 use crate::tape::Tape;
 use crate::wire::agent::Stream;
@@ -7,6 +8,10 @@ use crate::wire::agent::Stream;
 /// The most changes between the two streams that are remembered; later bytes count as if they had
 /// come with the last remembered ones.
 const MAX_RUNS: usize = 4_096;
+
+/// The longest line that is waited for when whole lines are wanted, in bytes: a longer one comes in
+/// pieces.
+const MAX_LINE_BYTES: usize = 64 * 1024;
 
 /// Both streams of one attempt.
 #[derive(Debug, Clone, Default)]
@@ -137,6 +142,44 @@ impl Output {
         lines
     }
 
+    /// Gives what came after `at` (of standard output, of standard error) in the order in which it
+    /// came, and moves `at` on. False when `room` (in bytes) was not enough for all of it.
+    pub(super) fn read_on(
+        &self,
+        how: &Reading,
+        at: &mut [u64; 2],
+        room: &mut usize,
+        give: &mut dyn FnMut(What),
+    ) -> bool {
+        let wanted = |stream| how.stream.is_none_or(|only| only == stream);
+        for (stream, end) in self.runs.iter().filter(|(stream, _)| wanted(*stream)) {
+            let (tape, at) = (self.tape(*stream), &mut at[*stream as usize]);
+            while *at < *end {
+                let most = usize::try_from(*end - *at).unwrap_or(usize::MAX);
+                let wanted = most.min(*room).min(MAX_LINE_BYTES);
+                let (from, mut bytes) = read_across(tape, *at, wanted);
+                if from > *at {
+                    give(What::Gap(*stream, *at, from));
+                    *at = from;
+                    continue;
+                }
+                let is_last = how.ended && from + bytes.len() as u64 == tape.end();
+                let before_gap = bytes.len() < wanted;
+                bytes.truncate(how.complete(&bytes, is_last || before_gap));
+                if bytes.is_empty() {
+                    if *room < MAX_LINE_BYTES && most > *room {
+                        return false;
+                    }
+                    break;
+                }
+                *room = room.saturating_sub(bytes.len());
+                *at += bytes.len() as u64;
+                give(What::Output(*stream, from, bytes));
+            }
+        }
+        true
+    }
+
     /// The kept bytes of a stream with its gaps, cut to about `limit` bytes by leaving out more of
     /// the middle.
     fn excerpt(&self, stream: Stream, limit: usize) -> Vec<Part> {
@@ -166,6 +209,53 @@ impl Output {
             }
         }
         parts
+    }
+}
+
+/// The first kept byte at or after `offset`, and up to `max` bytes from there, across the place where
+/// the tape's head and tail meet when nothing is missing there.
+fn read_across(tape: &Tape, offset: u64, max: usize) -> (u64, Vec<u8>) {
+    let (from, mut bytes) = tape.read(offset, max).unwrap_or((tape.end(), Vec::new()));
+    let end = from + bytes.len() as u64;
+    if bytes.len() < max
+        && let Some((next, more)) = tape.read(end, max - bytes.len())
+        && next == end
+    {
+        bytes.extend(more);
+    }
+    (from, bytes)
+}
+
+/// How output is to be read on.
+#[derive(Debug, Default)]
+pub(super) struct Reading {
+    /// One stream only.
+    pub stream: Option<Stream>,
+    /// Lines that have no end yet have to wait.
+    pub whole_lines: bool,
+    /// Nothing more will come.
+    pub ended: bool,
+}
+
+impl Reading {
+    /// How many of these bytes can be given: not half a line, nor half a character.
+    fn complete(&self, bytes: &[u8], is_last: bool) -> usize {
+        if is_last || (self.whole_lines && bytes.len() >= MAX_LINE_BYTES) {
+            return bytes.len();
+        }
+        if self.whole_lines {
+            let end = bytes.iter().rposition(|b| *b == b'\n');
+            return end.map_or(0, |at| at + 1);
+        }
+        // A character that has only begun is one to three bytes at the end, the first of them with
+        // the number of all in its upper bits.
+        let begins = |back: &usize| bytes.len() >= *back && bytes[bytes.len() - back] >= 0xC0;
+        match (1..=3).find(begins) {
+            Some(back) if (bytes[bytes.len() - back].leading_ones() as usize) > back => {
+                bytes.len() - back
+            }
+            _ => bytes.len(),
+        }
     }
 }
 

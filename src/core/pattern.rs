@@ -63,7 +63,8 @@ impl Pattern {
         &self.text
     }
 
-    fn matches(&self, label: &str) -> bool {
+    /// Whether a label matches; false when it is not compiled.
+    pub fn matches(&self, label: &str) -> bool {
         // What was accepted compiles again; should it ever not, it matches nobody.
         self.compiled
             .as_ref()

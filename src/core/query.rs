@@ -10,6 +10,8 @@ use crate::wire::task::{Counts, ExecutionState, TaskState};
 const MAX_LOOKED_AT: usize = 2_000;
 /// The most executions answered in one page: a page of broadcasts to thousands stays bounded.
 const MAX_LISTED_EXECUTIONS: usize = 5_000;
+/// The shortest beginning of an id that stands for it: shorter ones are typing mistakes.
+const MIN_BEGINNING_BYTES: usize = 6;
 
 /// Which tasks are wanted.
 #[derive(Debug, Clone, Default)]
@@ -88,12 +90,34 @@ impl Core {
             .ok_or_else(|| Refusal::Unknown(format!("no task has the id or the name {name:?}")))
     }
 
+    /// The same, or else the only task whose id begins so. For looking only: what changes something
+    /// must name what it means.
+    pub fn find_task_by_beginning(&self, name: &str) -> Result<TaskKey, Refusal> {
+        let found = self.find_task(name);
+        if found.is_ok() || name.len() < MIN_BEGINNING_BYTES {
+            return found;
+        }
+        let mut ids = self.task_ids.iter().filter(|(id, _)| id.starts_with(name));
+        match (ids.next(), ids.next()) {
+            (Some((_, key)), None) => Ok(*key),
+            (None, _) => found,
+            (Some(_), Some(_)) => Err(Refusal::Impossible(format!(
+                "{name:?} is the beginning of more than one id; write more of it"
+            ))),
+        }
+    }
+
     /// A copy of a task; cheap, its output is shared.
     pub fn show(&self, key: TaskKey) -> Result<Task, Refusal> {
         self.tasks
             .get(&key)
             .cloned()
             .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
+    }
+
+    /// All tasks, oldest first.
+    pub fn all_tasks(&self) -> impl Iterator<Item = &Task> {
+        self.tasks.values()
     }
 
     /// Whether a task has ended (or is not known any more).

@@ -31,6 +31,7 @@ const REPLACED_AFTER_BYTES: usize = 4 << 20;
 )]
 pub struct SavedTask {
     pub id: Arc<str>,
+    pub prefix: Arc<str>,
     pub name: Arc<str>,
     pub pattern: Arc<str>,
     pub mode: Mode,
@@ -150,13 +151,23 @@ impl Batch {
 
     /// Puts a later batch on top.
     pub fn add(&mut self, later: Batch) {
-        for (key, task) in later.tasks {
-            if task.is_none() {
-                self.executions.retain(|(of, _), _| *of != key);
-                self.output.retain(|(of, _)| of.task != key);
+        let gone: BTreeSet<TaskKey> = later
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.is_none())
+            .map(|(key, _)| *key)
+            .collect();
+        for key in &gone {
+            while let Some((first, _)) = self.executions.range((*key, 0)..=(*key, u32::MAX)).next()
+            {
+                let first = *first;
+                self.executions.remove(&first);
             }
-            self.tasks.insert(key, task);
         }
+        if !gone.is_empty() {
+            self.output.retain(|(of, _)| !gone.contains(&of.task));
+        }
+        self.tasks.extend(later.tasks);
         self.executions.extend(later.executions);
         self.machines.extend(later.machines);
         self.output.extend(later.output);
@@ -327,6 +338,7 @@ impl Core {
             last_seen: now,
             offline_since: now,
             left: saved.left,
+            watched_at: None,
             owes_joins: false,
             seq: saved.seq,
             parked: false,
@@ -335,9 +347,12 @@ impl Core {
             active: BTreeSet::new(),
             cancels: Vec::new(),
         };
-        let offline = saved.offline;
         self.machines.insert(key, machine);
-        self.arm_machine(now, key, offline);
+        if saved.offline {
+            self.forget_later(now, key);
+        } else {
+            self.watch(key, now.plus(super::OFFLINE_AFTER));
+        }
         key
     }
 
@@ -352,7 +367,8 @@ impl Core {
         let finished = saved.finished_at.is_some();
         let later = |time: Time| if finished { time } else { time.plus(away) };
         let mut task = Task {
-            id: saved.id.clone(),
+            id: saved.id,
+            prefix: saved.prefix,
             created_at: saved.created_at,
             expires_at: later(saved.expires_at),
             finished_at: saved.finished_at,
@@ -416,6 +432,7 @@ impl Core {
         if self.task_ids.insert(task.id.clone(), key).is_some() {
             return Err(format!("two tasks have the id {}", task.id));
         }
+        self.task_prefixes.insert(task.prefix.clone(), key);
         self.task_names
             .entry(task.spec.name.clone())
             .or_default()
@@ -493,6 +510,7 @@ fn saved_task(task: &Task) -> SavedTask {
     let spec = &task.spec;
     SavedTask {
         id: task.id.clone(),
+        prefix: task.prefix.clone(),
         name: spec.name.clone(),
         pattern: spec.pattern.text().into(),
         mode: spec.mode,

@@ -18,6 +18,9 @@ pub(super) const MAX_PAST_ATTEMPTS: usize = 10;
 pub struct Task {
     /// Its id.
     pub id: Arc<str>,
+    /// What the ids of its executions begin with. Fresh, also where its id was used before: what an
+    /// agent still holds of an earlier task with that id must not be taken for this one's.
+    pub(super) prefix: Arc<str>,
     /// What was asked for.
     pub spec: Arc<Spec>,
     pub(super) created_at: Time,
@@ -137,16 +140,16 @@ impl Execution {
     }
 }
 
-/// The id of an execution: the task's, a dot (which no task's id has), its number.
-pub(super) fn execution_id(task: &str, n: u32) -> String {
-    format!("{task}.{n}")
+/// The id of an execution: its task's prefix, a dot, its number.
+pub(super) fn execution_id(prefix: &str, n: u32) -> String {
+    format!("{prefix}.{n}")
 }
 
 impl Task {
     pub(super) fn attempt_id(&self, key: ExecutionKey) -> AttemptId {
         let attempt = self.executions[key.n as usize].now.number;
         AttemptId {
-            execution: execution_id(&self.id, key.n),
+            execution: execution_id(&self.prefix, key.n),
             attempt,
         }
     }
@@ -222,7 +225,7 @@ impl Task {
             .executions
             .iter()
             .zip(0..)
-            .map(|(e, n)| e.answer(&self.id, n, share))
+            .map(|(e, n)| e.answer(&self.prefix, n, share))
             .collect();
         let mut finished: Vec<usize> = (0..result.len())
             .filter(|n| self.executions[*n].state.is_terminal())
@@ -291,6 +294,16 @@ impl Task {
         outputs.collect()
     }
 
+    /// Whether its output is that of several machines, or may become so.
+    pub fn has_several(&self, machine: Option<&str>) -> bool {
+        let may_grow = self.open && self.spec.late_join;
+        let is_one = |name: &str| {
+            let mut targets = self.executions.iter().filter_map(|e| e.target.as_ref());
+            targets.any(|target| *target.instance == *name)
+        };
+        self.outputs(machine).len() > 1 || (may_grow && !machine.is_some_and(is_one))
+    }
+
     /// Whether it runs on one machine only, whichever that will be.
     pub(super) fn is_any(&self) -> bool {
         self.spec.mode == Mode::Any
@@ -298,7 +311,7 @@ impl Task {
 }
 
 impl Execution {
-    fn answer(&self, task: &str, n: u32, output_limit: usize) -> wire::Execution {
+    fn answer(&self, prefix: &str, n: u32, output_limit: usize) -> wire::Execution {
         let (machine_label, instance, host) = target_words(self.target.as_ref());
         let status = match self.state {
             ExecutionState::Succeeded => 0,
@@ -306,7 +319,7 @@ impl Execution {
             _ => 1,
         };
         wire::Execution {
-            execution: execution_id(task, n),
+            execution: execution_id(prefix, n),
             machine_label,
             instance,
             host,

@@ -98,9 +98,7 @@ impl Core {
         };
         match machine.silent_at() {
             Some(time) if time <= now => self.machine_is_gone(now, key, "silent for too long"),
-            Some(time) => {
-                self.timers.insert((time, Timer::Silent(key)));
-            }
+            Some(time) => self.watch(key, time),
             None => {}
         }
     }
@@ -114,7 +112,47 @@ impl Core {
         {
             return;
         }
-        for execution in machine.inbox.clone() {
+        self.drop_machine(now, key);
+    }
+
+    /// Makes room for a machine that appears: the one that has been offline for longest is forgotten
+    /// early. A redeploy of a whole fleet must not have to wait for that.
+    pub(super) fn forget_an_offline_machine(&mut self, now: Time) -> bool {
+        let machines = self.machines.iter();
+        let offline = machines.filter(|(_, m)| m.state == MachineState::Offline);
+        let oldest = offline
+            .min_by_key(|(_, m)| m.offline_since)
+            .map(|(key, _)| *key);
+        if let Some(key) = oldest {
+            self.drop_machine(now, key);
+        }
+        oldest.is_some()
+    }
+
+    /// Looks at a machine's silence at that time.
+    pub(super) fn watch(&mut self, key: MachineKey, time: Time) {
+        self.machine_mut(key).watched_at = Some(time);
+        self.timers.insert((time, Timer::Silent(key)));
+    }
+
+    /// Forgets a machine that has just gone offline, when its time has come.
+    pub(super) fn forget_later(&mut self, now: Time, key: MachineKey) {
+        let timer = Timer::ForgetMachine(key);
+        self.timers.insert((now.plus(FORGOTTEN_AFTER), timer));
+    }
+
+    /// Removes the timers of a machine that appears, goes or is forgotten.
+    pub(super) fn disarm_machine(&mut self, key: MachineKey) {
+        let machine = self.machine_mut(key);
+        let forgotten = machine.offline_since.plus(FORGOTTEN_AFTER);
+        if let Some(time) = machine.watched_at.take() {
+            self.timers.remove(&(time, Timer::Silent(key)));
+        }
+        self.timers.remove(&(forgotten, Timer::ForgetMachine(key)));
+    }
+
+    fn drop_machine(&mut self, now: Time, key: MachineKey) {
+        for execution in self.machine(key).inbox.clone() {
             self.end_attempt(
                 now,
                 execution,
@@ -123,6 +161,7 @@ impl Core {
             );
         }
         self.machine_changed(key);
+        self.disarm_machine(key);
         if let Some(machine) = self.machines.remove(&key) {
             self.instances.remove(&machine.instance);
             self.directory.remove_machine(machine.label_key, key);
@@ -197,7 +236,10 @@ impl Core {
             return;
         };
         let execution = &task.executions[key.n as usize];
-        if execution.now.number != attempt || !matches!(execution.place, Place::Active(_)) {
+        let Place::Active(machine) = execution.place else {
+            return;
+        };
+        if execution.now.number != attempt {
             return;
         }
         // The report could not get through while the server was away.
@@ -217,8 +259,12 @@ impl Core {
             );
             return;
         }
+        let id = self.task(key.task).attempt_id(key);
         let msg = "its machine did not report it within its time-out";
         self.end_attempt(now, key, ExecutionState::Lost, msg);
+        // What may still run of it must not outlive that; and there is room for other work.
+        self.machine_mut(machine).cancels.push(id);
+        self.wake(machine);
     }
 
     /// Notes when an attempt in a machine's hands should have been reported; the earliest counts.
@@ -260,6 +306,7 @@ impl Core {
 
     /// A machine is gone: what it had is lost, or goes to another where that cannot start it twice.
     pub(super) fn machine_is_gone(&mut self, now: Time, key: MachineKey, why: &'static str) {
+        self.disarm_machine(key);
         let machine = self.machine_mut(key);
         machine.state = MachineState::Offline;
         machine.offline_since = now;
@@ -268,7 +315,7 @@ impl Core {
         let active = machine.active.clone();
         let label = machine.label.clone();
         self.refresh_ready(key);
-        self.arm_machine(now, key, true);
+        self.forget_later(now, key);
         self.machine_changed(key);
         self.notices.push(super::Notice::Gone(label, why));
         for execution in active {
@@ -289,15 +336,6 @@ impl Core {
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
         self.give_back(key);
-    }
-
-    /// Sets the timer of a machine: until it has been silent for too long, or is forgotten.
-    pub(super) fn arm_machine(&mut self, now: Time, key: MachineKey, offline: bool) {
-        self.timers.insert(if offline {
-            (now.plus(FORGOTTEN_AFTER), Timer::ForgetMachine(key))
-        } else {
-            (now.plus(super::OFFLINE_AFTER), Timer::Silent(key))
-        });
     }
 
     /// Sets the timer of an unfinished task.

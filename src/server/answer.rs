@@ -1,10 +1,11 @@
 //! Answers: the API's envelope, and which HTTP status goes with which refusal.
 
 use super::http::Answer;
+use super::text;
 use crate::core::{Refusal, Task};
 use crate::wire::agent::Orders;
 use crate::wire::span::Span;
-use crate::wire::task::Detail;
+use crate::wire::task::{Detail, TaskState};
 use crate::wire::{self, Envelope};
 use serde::Serialize;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub fn json<T: Serialize>(status: u16, value: &T) -> Answer {
         content_type: "application/json",
         body,
         allow: None,
+        headers: "",
     }
 }
 
@@ -80,6 +82,47 @@ pub fn task(task: Result<Task, Refusal>) -> Answer {
             )
         }
         Err(refusal) => refused(&refusal),
+    }
+}
+
+/// How somebody wants a task to be answered.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TaskForm {
+    /// As text, a line of output a line.
+    pub text: bool,
+    /// With a status that says whether all is finished and succeeded.
+    pub strict: bool,
+}
+
+impl TaskForm {
+    /// The answer that shows a task in this form.
+    pub fn answer(self, shown: Result<Task, Refusal>) -> Answer {
+        let Ok(found) = shown else {
+            return task(shown);
+        };
+        let state = found.state();
+        let (status, msg) = match state {
+            _ if !self.strict => (200, ""),
+            TaskState::Succeeded => (200, ""),
+            state if state.is_terminal() => (422, "not everything succeeded"),
+            _ => (408, "not finished in time"),
+        };
+        if !self.text && msg.is_empty() {
+            return task(Ok(found));
+        }
+        let task = found.answer(SHOWN_OUTPUT_BYTES);
+        if self.text {
+            return text::of_task(status, &task);
+        }
+        json(
+            status,
+            &Envelope {
+                signal: wire::ERROR,
+                msg: format!("{msg}: {}", text::in_words(&task)),
+                data: task,
+                next: None,
+            },
+        )
     }
 }
 

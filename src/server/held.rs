@@ -5,8 +5,8 @@
 //! it, after the lock is released. To hold something new: add a map for it, its deadline to
 //! `deadlines`, and a job that answers it to `store`.
 
-use super::answer;
-use super::http::{Connection, Responder};
+use super::answer::TaskForm;
+use super::http::{Answer, Connection, Responder};
 use crate::core::{MachineKey, Refusal, Task, TaskKey, Time};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,6 +18,8 @@ pub struct Held {
     waits_by_task: HashMap<TaskKey, BTreeSet<u64>>,
     next_wait: u64,
     deadlines: BTreeSet<(Time, Deadline)>,
+    /// How many follow a task. They have threads of their own and are only counted here.
+    pub followers: usize,
     max: usize,
 }
 
@@ -31,12 +33,14 @@ enum Deadline {
 pub struct HeldWait {
     /// The way back.
     pub responder: Responder,
+    /// How they want to be answered.
+    pub form: TaskForm,
 }
 
 impl HeldWait {
-    /// Answers with the task as it is now.
-    pub fn answer(self, task: Result<Task, Refusal>) {
-        self.responder.send(&answer::task(task));
+    /// What to answer, with the task as it is now.
+    pub fn answer(self, task: Result<Task, Refusal>) -> (Responder, Answer) {
+        (self.responder, self.form.answer(task))
     }
 }
 
@@ -49,13 +53,14 @@ impl Held {
             waits_by_task: HashMap::new(),
             next_wait: 0,
             deadlines: BTreeSet::new(),
+            followers: 0,
             max,
         }
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.polls.len() + self.waits.len()
+        self.polls.len() + self.waits.len() + self.followers
     }
 
     /// Whether one more can be held.

@@ -222,6 +222,8 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// The methods that the path takes, for a 405.
     pub allow: Option<String>,
+    /// More headers, each with its line end; empty when there are none.
+    pub headers: &'static str,
 }
 
 /// The way back to the one who asked.
@@ -230,6 +232,7 @@ pub struct Responder {
     connection: Arc<Connection>,
     keep_alive: bool,
     without_body: bool,
+    knows_chunks: bool,
 }
 
 impl Responder {
@@ -250,6 +253,28 @@ impl Responder {
         written.is_ok() && self.keep_alive
     }
 
+    /// Begins an answer of unknown length, the last one of its connection. `None` when the peer is
+    /// gone, or wants the head only.
+    pub fn stream(mut self, content_type: &'static str) -> Option<Streaming> {
+        self.connection.enter(Phase::Writing);
+        let encoding = if self.knows_chunks {
+            "Transfer-Encoding: chunked\r\n"
+        } else {
+            ""
+        };
+        let date = httpdate::HttpDate::from(std::time::SystemTime::now());
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Type: {content_type}\r\n{encoding}Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+        );
+        let written = self.writer.write_all(head.as_bytes());
+        let written = written.and_then(|()| self.writer.flush());
+        (written.is_ok() && !self.without_body).then_some(Streaming {
+            writer: self.writer,
+            connection: self.connection,
+            chunked: self.knows_chunks,
+        })
+    }
+
     /// Makes this the last request of its connection, to be answered later from anywhere.
     pub fn hold(&mut self) {
         self.keep_alive = false;
@@ -260,6 +285,57 @@ impl Responder {
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
+}
+
+/// An answer that is being written as it comes about.
+pub struct Streaming {
+    writer: Box<dyn Write + Send>,
+    connection: Arc<Connection>,
+    /// In chunks of HTTP/1.1; else the end of the connection is the end of the answer.
+    chunked: bool,
+}
+
+impl Streaming {
+    /// Writes the next part, at once. Whether it could be written.
+    pub fn write(&mut self, bytes: &[u8]) -> bool {
+        if !self.chunked {
+            return self.put(bytes);
+        }
+        let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
+        chunk.extend_from_slice(bytes);
+        chunk.extend_from_slice(b"\r\n");
+        // A chunk of no bytes would be the end.
+        bytes.is_empty() || self.put(&chunk)
+    }
+
+    /// Says that this was all.
+    pub fn finish(mut self) {
+        if self.chunked {
+            self.put(b"0\r\n\r\n");
+        }
+    }
+
+    /// The connection it goes by.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> bool {
+        self.connection.enter(Phase::Writing);
+        let written = self.writer.write_all(bytes);
+        let written = written.and_then(|()| self.writer.flush());
+        if let Err(error) = &written {
+            debug!("a stream could not be written on: {error}");
+        }
+        written.is_ok()
+    }
+}
+
+/// An answer after which the connection is closed, whole.
+pub fn in_bytes(answer: &Answer) -> Vec<u8> {
+    let mut bytes = head(answer, false);
+    bytes.extend_from_slice(&answer.body);
+    bytes
 }
 
 fn head(answer: &Answer, keep_alive: bool) -> Vec<u8> {
@@ -273,11 +349,12 @@ fn head(answer: &Answer, keep_alive: bool) -> Vec<u8> {
     // Writing to a vector cannot fail.
     let _ = write!(
         head,
-        "HTTP/1.1 {} {}\r\nDate: {date}\r\nContent-Type: {}\r\nContent-Length: {}\r\nX-Content-Type-Options: nosniff\r\n{connection}",
+        "HTTP/1.1 {} {}\r\nDate: {date}\r\nContent-Type: {}\r\nContent-Length: {}\r\nX-Content-Type-Options: nosniff\r\n{}{connection}",
         answer.status,
         reason(answer.status),
         answer.content_type,
         answer.body.len(),
+        answer.headers,
     );
     if let Some(methods) = &answer.allow {
         let _ = write!(head, "Allow: {methods}\r\n");
@@ -303,6 +380,8 @@ pub struct Refused {
 pub struct Arrived {
     raw: tiny_http::Request,
     connection: Arc<Connection>,
+    /// Its connection takes no other after it.
+    last: bool,
     /// What its head says; without the body.
     pub request: Request,
 }
@@ -325,6 +404,7 @@ pub struct RequestLimits {
 pub fn arrived(
     raw: tiny_http::Request,
     connection: &Arc<Connection>,
+    last: bool,
     limits: &RequestLimits,
     explain: impl FnOnce(Refused) -> Answer,
 ) -> Option<Arrived> {
@@ -332,6 +412,7 @@ pub fn arrived(
         Ok(request) => Some(Arrived {
             raw,
             connection: connection.clone(),
+            last,
             request,
         }),
         Err(refused) => {
@@ -345,12 +426,13 @@ impl Arrived {
     /// Answers without having read the body. Whether the connection can take another request.
     pub fn refuse(self, answer: &Answer) -> bool {
         let announced = self.raw.body_length().unwrap_or(0);
-        let chunked = self.raw.headers().get("Transfer-Encoding").is_some();
-        if chunked || announced > READ_AHEAD_BYTES {
+        let has = |name| self.raw.headers().get(name).is_some();
+        let unread = announced > READ_AHEAD_BYTES || has("Transfer-Encoding") || has("Expect");
+        if unread {
             send_unread(self.raw, &self.connection, answer);
             return false;
         }
-        responder(self.raw, self.connection).send(answer)
+        responder(self.raw, self.connection, self.last).send(answer)
     }
 
     /// Reads the body. `None` when that failed and was answered, as in [`arrived`].
@@ -367,7 +449,7 @@ impl Arrived {
                         body,
                         ..self.request
                     },
-                    responder(self.raw, self.connection),
+                    responder(self.raw, self.connection, self.last),
                 ))
             }
             Err(refused) => {
@@ -378,9 +460,10 @@ impl Arrived {
     }
 }
 
-fn responder(raw: tiny_http::Request, connection: Arc<Connection>) -> Responder {
+fn responder(raw: tiny_http::Request, connection: Arc<Connection>, last: bool) -> Responder {
     Responder {
-        keep_alive: wants_to_stay(&raw),
+        keep_alive: !last && wants_to_stay(&raw),
+        knows_chunks: *raw.http_version() >= tiny_http::HTTPVersion(1, 1),
         without_body: *raw.method() == tiny_http::Method::Head,
         connection,
         writer: raw.into_writer(),
@@ -458,17 +541,37 @@ fn check(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<(), Refused
         if !digits || raw.body_length().is_none() {
             return refused(400, "Content-Length: must be a number of bytes".into());
         }
-        let mut others = raw.headers().clone();
-        if let (Some(first), Ok(other)) =
-            (others.get_header_mut("Content-Length"), "X-Seen".parse())
-        {
-            first.field = other;
-        }
-        if others.get("Content-Length").is_some() {
-            return refused(400, "Content-Length: must be given once".into());
-        }
+    }
+    if raw.headers().get("Transfer-Encoding").is_some() && asks_to_upgrade(raw) {
+        return refused(
+            400,
+            "Transfer-Encoding: does not go with Connection: upgrade".into(),
+        );
+    }
+    if let Some(name) = given_twice(raw.headers()) {
+        return refused(400, format!("{name}: must be given once"));
     }
     Ok(())
+}
+
+/// The header that says twice what must be said once: one program in front of us may believe the
+/// first, another one the last.
+fn given_twice(headers: &tiny_http::Headers) -> Option<&'static str> {
+    const ONCE: [&str; 6] = [
+        "Content-Length",
+        "Transfer-Encoding",
+        "Host",
+        "Origin",
+        "Sec-Fetch-Site",
+        "Authorization",
+    ];
+    let mut others = headers.clone();
+    ONCE.into_iter().find(|name| {
+        if let (Some(first), Ok(seen)) = (others.get_header_mut(name), "X-Seen".parse()) {
+            first.field = seen;
+        }
+        others.get(name).is_some()
+    })
 }
 
 /// Bytes and number of a request's headers. tiny_http does not let us walk them, but it prints
@@ -503,8 +606,14 @@ fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refuse
     }
     // Memory for what has come, not for what was announced.
     let mut body = Vec::with_capacity(announced.unwrap_or(0).min(READ_AHEAD_BYTES * 16));
-    // To the end, not to the announced length: only then does tiny_http let go of the reader.
-    let read = raw.as_reader().take(max as u64 + 1).read_to_end(&mut body);
+    // To the end, not to the announced length: only then does tiny_http let go of the reader. But
+    // when it was asked to upgrade, which we never do, the end is that of the connection.
+    let most = if asks_to_upgrade(raw) {
+        announced.unwrap_or(0)
+    } else {
+        max + 1
+    };
+    let read = raw.as_reader().take(most as u64).read_to_end(&mut body);
     if let Err(error) = read {
         return Err(Refused {
             status: 400,
@@ -521,6 +630,11 @@ fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refuse
         });
     }
     Ok(body)
+}
+
+fn asks_to_upgrade(raw: &tiny_http::Request) -> bool {
+    let connection = raw.headers().get("Connection");
+    connection.is_some_and(|value| value.as_str().to_ascii_lowercase().contains("upgrade"))
 }
 
 fn wants_to_stay(raw: &tiny_http::Request) -> bool {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `listen` | the accept loop, socket options, the guard |
 //! | `peer` | accepted sockets, found and cut from outside |
+//! | `head` | a look at a request's head before tiny_http reads it |
 //! | `http` | bytes ↔ requests and answers; the only place that names tiny_http |
 //! | `routes` | the table of routes and their handlers |
 //! | `original` | the calls of the original's agents |
@@ -13,16 +14,24 @@
 //! | `held` | polls and waits that are being held |
 //! | `store` | the one lock, and the threads that answer what was held |
 //! | `text`, `metrics` | output as text; figures |
+//! | `follow` | output as it comes |
+//! | `page` | the dashboard |
 
 mod access;
 mod answer;
 mod audit;
 pub(crate) mod browser;
+#[cfg(feature = "db")]
+pub mod db;
+mod durable;
+mod follow;
+mod head;
 mod held;
 pub(crate) mod http;
 mod listen;
 mod metrics;
 mod original;
+mod page;
 mod peer;
 mod routes;
 mod store;
@@ -31,6 +40,7 @@ mod text;
 use self::access::{Access, Caller, Denied, Right};
 use self::audit::{Audit, Change};
 use self::browser::OwnNames;
+use self::head::{Lookout, Sight};
 use self::http::{
     Answer, Arrived, Authorization, Connection, Incoming, Listener, Phase, Refused, Request,
     RequestLimits,
@@ -57,6 +67,7 @@ pub struct Server {
     connections: Arc<Connections>,
     requests: metrics::Requests,
     limits: RequestLimits,
+    is_https: bool,
     max_json_depth: usize,
     access: Access,
     own_names: OwnNames,
@@ -81,8 +92,27 @@ impl Server {
 
     /// Serves one connection until it is over or its last request is held.
     fn serve(&self, mut incoming: Incoming, connection: &Arc<Connection>) {
-        loop {
+        // What comes encrypted cannot be looked at before it is read.
+        let mut lookout = match self.is_https {
+            true => None,
+            false => match Lookout::on(&connection.peer) {
+                Some(lookout) => Some(lookout),
+                None => return,
+            },
+        };
+        let mut last = false;
+        while !last {
             connection.enter(Phase::Reading);
+            if let Some(lookout) = &mut lookout {
+                last = match lookout.next(&self.limits) {
+                    Sight::Request { last } => last,
+                    Sight::Refused(refused) => {
+                        connection.enter(Phase::Draining);
+                        return lookout.refuse(&http::in_bytes(&self.explain(refused)));
+                    }
+                    Sight::Over => return,
+                };
+            }
             let raw = match incoming.next() {
                 Some(Ok(raw)) => raw,
                 Some(Err(error)) => {
@@ -93,9 +123,8 @@ impl Server {
                 }
                 None => return,
             };
-            let arrived = http::arrived(raw, connection, &self.limits, |refused| {
-                self.explain(refused)
-            });
+            let explain = |refused| self.explain(refused);
+            let arrived = http::arrived(raw, connection, last, &self.limits, explain);
             if !arrived.is_some_and(|arrived| self.serve_one(arrived)) {
                 return;
             }
@@ -184,13 +213,14 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         env!("CARGO_PKG_VERSION"),
         config.tls.as_ref().map_or("", |_| ", https only")
     );
-    let store = Store::start(limits, config.max_held)?;
+    let store = open_store(&config, limits)?;
     let connections = Connections::new(&config);
     let server = Arc::new(Server {
         store: store.clone(),
         connections: connections.clone(),
         requests: metrics::Requests::default(),
         limits: config.request,
+        is_https: config.tls.is_some(),
         max_json_depth: config.max_json_depth,
         access: Access::from_environment(config.allow_legacy)?,
         own_names: OwnNames {
@@ -199,7 +229,6 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         },
         audit: Audit::open(config.audit)?,
     });
-    info!("without a database: tasks are kept in memory only, this server starts empty");
     let watched = connections.clone();
     start_thread("clock", move || keep_time(&store, &watched))?;
     let (serving, accepting) = (server.clone(), listener.clone());
@@ -219,7 +248,26 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
             renew_certificate(&listener, files);
         }
     }
+    server.store.close();
     Ok(())
+}
+
+/// The registry: as it was saved where there is a database, else empty.
+fn open_store(config: &ServerConfig, limits: Limits) -> Result<Arc<Store>, String> {
+    #[cfg(feature = "db")]
+    if let Some(path) = &config.db {
+        let (db, saved) = db::Db::open(path)?;
+        info!("database {}: {} tasks", path.display(), saved.tasks.len());
+        let store = Store::start(limits, config.max_held, Some(saved))?;
+        let saving = store.clone();
+        start_thread("save", move || saving.save_forever(db))?;
+        return Ok(store);
+    }
+    if config.db.is_some() {
+        return Err("--db: this build has no database (the feature db)".into());
+    }
+    info!("without a database: tasks are kept in memory only, this server starts empty");
+    Store::start(limits, config.max_held, None)
 }
 
 /// Reads the certificate and its key again; those in use stay when that fails.

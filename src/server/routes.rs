@@ -4,18 +4,18 @@
 //! document it in the README.
 
 use super::access::Right;
-use super::answer;
+use super::answer::{self, TaskForm};
 use super::audit::Change;
 use super::held::HeldWait;
 use super::http::{Answer, Request, Responder};
 use super::store::Polled;
-use super::{Server, metrics, original, text};
-use crate::core::{Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery};
+use super::{Server, metrics, original, page, text};
+use crate::core::{Core, Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery, Time};
 use crate::wire::agent::{Done, Goodbye, Output, Poll, Taken};
 use crate::wire::machine::MachineState;
 use crate::wire::object::Object;
 use crate::wire::span::Span;
-use crate::wire::task::{PostedTask, TaskState};
+use crate::wire::task::{DryRun, PostedTask, Target, TaskState};
 use crate::wire::{self, Envelope};
 use serde::de::DeserializeOwned;
 
@@ -79,19 +79,20 @@ const AGENT: Right = Right::Agent;
 /// Every call but the original's agents'.
 #[rustfmt::skip]
 const ROUTES: &[Route] = &[
-    route(CHANGE, "POST", &["api", "v1", "task"], &["wait"], submit),
-    route(CHANGE, "POST", &["api", "v1", "task", "status", "new"], &["wait"], submit),
+    route(CHANGE, "POST", &["api", "v1", "task"], &["wait", "format", "strict", "dryRun"], submit),
+    route(CHANGE, "POST", &["api", "v1", "task", "status", "new"], &["wait", "format", "strict", "dryRun"], submit),
     route(LOOK, "GET", &["api", "v1", "task"], &["taskPrefix", "state", "label", "limit", "cursor"], list),
-    route(LOOK, "GET", &["api", "v1", "task", "*"], &["wait"], show),
+    route(LOOK, "GET", &["api", "v1", "task", "*"], &["wait", "format", "strict"], show),
     route(CHANGE, "DELETE", &["api", "v1", "task", "*"], &[], delete),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "cancel"], &["machine"], cancel),
-    route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait"], rerun),
-    route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset"], text::output),
+    route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait", "format", "strict"], rerun),
+    route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], text::output),
     route(LOOK, "GET", &["api", "v1", "machine"], &["label", "state"], machines),
     route(AGENT, "POST", &["api", "v1", "agent", "poll"], &[], poll),
     route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], output),
     route(AGENT, "POST", &["api", "v1", "agent", "done"], &[], done),
     route(AGENT, "POST", &["api", "v1", "agent", "goodbye"], &[], goodbye),
+    route(OPEN, "GET", &[], &[], page::page),
     route(OPEN, "GET", &["healthz"], &[], healthz),
     route(LOOK, "GET", &["metrics"], &[], metrics::metrics),
 ];
@@ -147,6 +148,11 @@ fn bad(msg: impl AsRef<str>) -> Answer {
 
 fn refused(refusal: Refusal) -> Answer {
     answer::refused(&refusal)
+}
+
+/// A change that happened and is not safe yet: the caller has to ask again.
+fn not_safe<T>((_, why): (T, String)) -> Answer {
+    answer::error(503, &why)
 }
 
 /// Reads a JSON body. The error names the field.
@@ -228,86 +234,156 @@ fn one_of<T: Copy>(all: &[T], word: impl Fn(T) -> &'static str, text: &str) -> R
 
 /// The task that the path names.
 pub fn named_task(call: &Call<'_>) -> Result<TaskKey, Answer> {
-    let name = call
-        .request
-        .path
-        .get(3)
-        .map(String::as_str)
-        .unwrap_or_default();
-    call.server
-        .store
-        .ask(|core| core.find_task(name))
-        .map_err(refused)
+    let name = task_name(call);
+    let found = call.server.store.ask(|core| core.find_task(name));
+    found.map_err(refused)
+}
+
+/// The task that the path names, if only by the beginning of its id: for calls that change nothing.
+pub fn looked_at_task(call: &Call<'_>) -> Result<TaskKey, Answer> {
+    let name = task_name(call);
+    let store = &call.server.store;
+    let found = store.ask(|core| core.find_task_by_beginning(name));
+    found.map_err(refused)
+}
+
+fn task_name<'a>(call: &Call<'a>) -> &'a str {
+    let path: &'a [String] = &call.request.path;
+    path.get(3).map(String::as_str).unwrap_or_default()
+}
+
+/// A parameter that is either set or not.
+pub fn flag(request: &Request, name: &str) -> Result<bool, Answer> {
+    let set = parameter(request, name, |text| match text {
+        "1" | "true" | "" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err("expected 1 or 0".into()),
+    })?;
+    Ok(set.unwrap_or(false))
+}
+
+/// How the caller wants a task to be answered.
+fn task_form(request: &Request) -> Result<TaskForm, Answer> {
+    let text = parameter(request, "format", |text| match text {
+        "text" => Ok(true),
+        "json" => Ok(false),
+        _ => Err("expected text or json".into()),
+    })?;
+    Ok(TaskForm {
+        text: text.unwrap_or(false),
+        strict: flag(request, "strict")?,
+    })
 }
 
 /// Answers with a task: at once, or when it has ended or the time is up.
-fn answer_or_wait(call: Call<'_>, key: TaskKey, task: Task, wait_ms: u64) -> Handled {
+fn answer_or_wait(
+    call: Call<'_>,
+    key: TaskKey,
+    task: Task,
+    wait_ms: u64,
+    form: TaskForm,
+) -> Handled {
     if wait_ms > 0
         && let Some(responder) = call.responder.take()
     {
-        match call.server.store.wait(key, wait_ms, HeldWait { responder }) {
+        let wait = HeldWait { responder, form };
+        match call.server.store.wait(key, wait_ms, wait) {
             Ok(()) => return Ok(None),
             Err(wait) => *call.responder = Some(wait.responder),
         }
         // It may have ended meanwhile.
-        return Ok(Some(answer::task(
-            call.server.store.ask(|core| core.show(key)),
-        )));
+        let shown = call.server.store.ask(|core| core.show(key));
+        return Ok(Some(form.answer(shown)));
     }
-    Ok(Some(answer::task(Ok(task))))
+    Ok(Some(form.answer(Ok(task))))
 }
 
-fn submit(call: Call<'_>) -> Handled {
+/// A submit or rerun that was refused, could not be made safe, or went well.
+type Submitted = (Result<TaskKey, Refusal>, Option<Task>);
+
+/// Lets the core accept a task, and answers when that is safe.
+fn accept(
+    call: Call<'_>,
+    operation: impl FnOnce(&mut Core, Time, &str) -> Result<TaskKey, Refusal>,
+) -> Handled {
     let wait_ms = wait_ms(call.request)?;
-    let posted: PostedTask = body(&call, "the task")?;
-    let spec = Spec::checked(posted).map_err(bad)?;
+    let form = task_form(call.request)?;
+    let store = &call.server.store;
+    if let Some(why) = store.trouble() {
+        return Err(answer::error(503, &why));
+    }
     let id = call.server.fresh_id();
-    let (submitted, task) = call.server.store.change(|core, now| {
-        let submitted = core.submit(now, &id, spec);
+    let accepted = store.change_safely(|core, now| -> Submitted {
+        let submitted = operation(core, now, &id);
         let task = match &submitted {
             Ok(key) | Err(Refusal::Taken(key)) => core.show(*key).ok(),
             Err(_) => None,
         };
         (submitted, task)
     });
-    match (submitted, task) {
-        (Ok(key), Some(task)) => {
+    match accepted {
+        Ok((Ok(key), Some(task))) => {
             *call.change = Change::of(&task);
-            answer_or_wait(call, key, task, wait_ms)
+            answer_or_wait(call, key, task, wait_ms, form)
         }
-        (Err(Refusal::Taken(_)), Some(task)) => Err(answer::taken(&task)),
-        (Err(refusal), _) => Err(refused(refusal)),
-        (Ok(_), None) => Err(answer::error(500, "a task that was just accepted is gone")),
+        Ok((Err(Refusal::Taken(_)), Some(task))) => Err(answer::taken(&task)),
+        Ok((Err(refusal), _)) => Err(refused(refusal)),
+        Ok((Ok(_), None)) => Err(answer::error(
+            503,
+            "the task was forgotten at once, to keep a limit",
+        )),
+        Err(((submitted, _), why)) => {
+            if let Ok(key) = submitted {
+                store.change(|core, now| core.withdraw(now, key));
+            }
+            Err(answer::error(503, &why))
+        }
     }
+}
+
+fn submit(call: Call<'_>) -> Handled {
+    let is_dry = flag(call.request, "dryRun")?;
+    let posted: PostedTask = body(&call, "the task")?;
+    let spec = Spec::checked(posted).map_err(bad)?;
+    if is_dry {
+        return Ok(Some(dry_run(&call, &spec)));
+    }
+    accept(call, |core, now, id| core.submit(now, id, spec))
+}
+
+/// Who would run a task, if it were submitted now.
+fn dry_run(call: &Call<'_>, spec: &Spec) -> Answer {
+    let store = &call.server.store;
+    let mut machines = store.ask(|core| core.list_machines(None, Some(MachineState::Online)));
+    machines.retain(|machine| spec.pattern.matches(&machine.label));
+    let machines: Vec<Target> = { machines.into_iter() }
+        .map(|machine| Target {
+            label: machine.label,
+            instance: machine.instance,
+        })
+        .collect();
+    answer::ok(DryRun {
+        matched: machines.len() as u32,
+        machines,
+    })
 }
 
 fn show(call: Call<'_>) -> Handled {
     let wait_ms = wait_ms(call.request)?;
-    let key = named_task(&call)?;
+    let form = task_form(call.request)?;
+    let key = looked_at_task(&call)?;
     let task = call
         .server
         .store
         .ask(|core| core.show(key))
         .map_err(refused)?;
-    answer_or_wait(call, key, task, wait_ms)
+    answer_or_wait(call, key, task, wait_ms, form)
 }
 
 fn rerun(call: Call<'_>) -> Handled {
-    let wait_ms = wait_ms(call.request)?;
-    let all = parameter(call.request, "all", |text| match text {
-        "1" | "true" | "" => Ok(true),
-        "0" | "false" => Ok(false),
-        _ => Err("expected 1 or 0".into()),
-    })?;
+    let all = flag(call.request, "all")?;
     let old = named_task(&call)?;
-    let id = call.server.fresh_id();
-    let rerun = call.server.store.change(|core, now| {
-        let key = core.rerun(now, &id, old, all.unwrap_or(false))?;
-        Ok((key, core.show(key)?))
-    });
-    let (key, task) = rerun.map_err(refused)?;
-    *call.change = Change::of(&task);
-    answer_or_wait(call, key, task, wait_ms)
+    accept(call, |core, now, id| core.rerun(now, id, old, all))
 }
 
 fn list(call: Call<'_>) -> Handled {
@@ -362,10 +438,11 @@ fn cancel(call: Call<'_>) -> Handled {
         return Err(bad("machine: expected an instance or a label, got nothing"));
     }
     let selection = machine.map_or(Selection::All, |name| Selection::Machine(name.to_owned()));
-    let canceled = call.server.store.change(|core, now| {
+    let canceled = call.server.store.change_safely(|core, now| {
         core.cancel(now, key, &selection)?;
         core.show(key)
     });
+    let canceled = canceled.map_err(not_safe)?;
     if let Ok(task) = &canceled {
         *call.change = Change::of(task);
     }
@@ -374,11 +451,11 @@ fn cancel(call: Call<'_>) -> Handled {
 
 fn delete(call: Call<'_>) -> Handled {
     let key = named_task(&call)?;
-    let deleted = call.server.store.change(|core, _| {
+    let deleted = call.server.store.change_safely(|core, _| {
         let task = core.show(key)?;
         core.delete(key).map(|()| task)
     });
-    *call.change = Change::of(&deleted.map_err(refused)?);
+    *call.change = Change::of(&deleted.map_err(not_safe)?.map_err(refused)?);
     Ok(Some(answer::ok(())))
 }
 
@@ -409,6 +486,10 @@ fn poll(call: Call<'_>) -> Handled {
             *call.responder = Some(responder);
             Err(refused(refusal))
         }
+        Polled::Unsafe(responder, why) => {
+            *call.responder = Some(responder);
+            Err(answer::error(503, &why))
+        }
     }
 }
 
@@ -423,18 +504,21 @@ fn output(call: Call<'_>) -> Handled {
 
 fn done(call: Call<'_>) -> Handled {
     let done: Done = body(&call, "the results")?;
-    let results = call
+    let taken = call
         .server
         .store
-        .change(|core, now| core.done(now, &done.instance, &done.pieces, &done.results));
+        .change_safely(|core, now| core.done(now, &done.instance, &done.pieces, &done.results));
+    let results = taken.map_err(not_safe)?;
     Ok(Some(answer::ok(Taken { results })))
 }
 
 fn goodbye(call: Call<'_>) -> Handled {
     let goodbye: Goodbye = body(&call, "the goodbye")?;
-    call.server
+    let left = call
+        .server
         .store
-        .change(|core, now| core.leave(now, &goodbye));
+        .change_safely(|core, now| core.leave(now, &goodbye));
+    left.map_err(not_safe)?;
     Ok(Some(answer::ok(())))
 }
 

@@ -1,10 +1,12 @@
 //! Output as plain text, for people with curl.
 
-use super::answer;
 use super::http::Answer;
-use super::routes::{Call, Handled, named_task};
-use crate::core::{Output, Task, gap_line};
+use super::routes::{Call, Handled, flag, looked_at_task};
+use super::{answer, follow};
+use crate::core::{Output, Task, Wanted, gap_line};
+use crate::wire;
 use crate::wire::agent::Stream;
+use crate::wire::task::{ExecutionState, TaskState};
 
 /// `GET /api/v1/task/{id}/output`.
 pub fn output(call: Call<'_>) -> Handled {
@@ -30,23 +32,99 @@ pub fn output(call: Call<'_>) -> Handled {
         })
     });
     let offset = offset.transpose()?;
+    let live = flag(request, "follow")?;
+    let as_json = request.query("format").map(|format| match format {
+        "text" => Ok(false),
+        "json" => Ok(true),
+        other => Err(answer::error(
+            400,
+            &format!("format: expected text or json, got {other:?}"),
+        )),
+    });
+    let as_json = as_json.transpose()?.unwrap_or(false);
     let machine = request.query("machine");
-    let key = named_task(&call)?;
+    let key = looked_at_task(&call)?;
     let task = call
         .server
         .store
         .ask(|core| core.show(key))
         .map_err(|refusal| answer::refused(&refusal))?;
+    if live || as_json {
+        let several = task.has_several(machine);
+        if offset.is_some() {
+            let may_join = usize::from(several);
+            check_one(task.outputs(machine).len().max(2 * may_join))?;
+        }
+        let wanted = Wanted {
+            machine: machine.map(str::to_owned),
+            stream: stream.or(offset.map(|_| Stream::Stdout)),
+            offset,
+            whole_lines: several,
+        };
+        let id = task.id.clone();
+        // What is held here would have to be copied whenever output comes.
+        drop(task);
+        if as_json {
+            return follow::answer(call, key, wanted, live, &mut follow::Json { task: id });
+        }
+        let within_line = false;
+        let mut form = follow::Text {
+            several,
+            within_line,
+        };
+        return follow::answer(call, key, wanted, live, &mut form);
+    }
     let text = match offset {
         Some(offset) => from_offset(&task, machine, stream.unwrap_or(Stream::Stdout), offset)?,
         None => whole(&task, machine, stream),
     };
-    Ok(Some(Answer {
-        status: 200,
+    Ok(Some(plain(200, text)))
+}
+
+fn plain(status: u16, text: String) -> Answer {
+    Answer {
+        status,
         content_type: "text/plain; charset=utf-8",
         body: text.into_bytes(),
         allow: None,
-    }))
+        headers: "",
+    }
+}
+
+/// A task's output with the label in front of each line, and a last line that says how it stands
+/// when it has not succeeded.
+pub fn of_task(status: u16, task: &wire::task::Task) -> Answer {
+    let mut text = String::new();
+    for execution in &task.result {
+        for line in &execution.attempt.output {
+            text.push_str(&execution.machine_label);
+            text.push_str(" | ");
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    if task.state != TaskState::Succeeded {
+        text.push_str(&in_words(task));
+        text.push('\n');
+    }
+    plain(status, text)
+}
+
+/// How a task stands, in a line.
+pub fn in_words(task: &wire::task::Task) -> String {
+    let mut counts = task.counts;
+    let counts: Vec<String> = ExecutionState::ALL
+        .iter()
+        .map(|state| (*counts.of(*state), state.word()))
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, word)| format!("{count} {word}"))
+        .collect();
+    let reason = match (&*task.msg, counts.is_empty()) {
+        ("", _) => counts.join(", "),
+        (msg, true) => msg.to_owned(),
+        (msg, false) => format!("{}; {msg}", counts.join(", ")),
+    };
+    format!("task {} is {}: {reason}", task.id, task.state.word())
 }
 
 fn whole(task: &Task, machine: Option<&str>, stream: Option<Stream>) -> String {
@@ -84,6 +162,16 @@ fn lines(output: &Output, stream: Option<Stream>) -> Vec<String> {
     }
 }
 
+fn check_one(commands: usize) -> Result<(), Answer> {
+    if commands == 1 {
+        return Ok(());
+    }
+    let msg = format!(
+        "offset: counts the bytes of one command, and {commands} match; name one with machine= (an instance)"
+    );
+    Err(answer::error(422, &msg))
+}
+
 /// What one command wrote to one stream from `offset` on, as it wrote it.
 fn from_offset(
     task: &Task,
@@ -92,13 +180,8 @@ fn from_offset(
     offset: u64,
 ) -> Result<String, Answer> {
     let outputs = task.outputs(machine);
-    let [(_, output)] = &*outputs else {
-        let msg = format!(
-            "offset: counts the bytes of one command, and {} match; name one with machine= (an instance)",
-            outputs.len()
-        );
-        return Err(answer::error(422, &msg));
-    };
+    check_one(outputs.len())?;
+    let output = outputs.first().and_then(|(_, output)| *output);
     let mut text = String::new();
     let mut at = offset;
     let Some(output) = output else {

@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod machine;
+pub mod news;
 pub mod object;
 pub mod span;
 pub mod task;

@@ -122,6 +122,38 @@ pub struct PostedTask {
     _msg: IgnoredAny,
 }
 
+/// Who would run a task.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DryRun {
+    /// How many live machines match.
+    pub matched: u32,
+    /// Which; of these one runs it when the mode is `any`.
+    pub machines: Vec<Target>,
+}
+
+/// A machine that a task is addressed to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Target {
+    /// Its label.
+    pub label: String,
+    /// Its instance.
+    pub instance: String,
+}
+
+/// A task to be posted, with the fields that our own command line sets.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NewTask {
+    /// Its name.
+    pub name: String,
+    /// The pattern it is addressed with.
+    pub machine_pattern: String,
+    /// Which of the matching machines run it.
+    pub mode: Mode,
+    /// What it runs.
+    pub detail: Detail,
+}
+
 /// The state of an execution, in the order in which one is lived through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -345,7 +377,7 @@ pub struct AnsweredDetail {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Execution {
-    /// Its id: the task's, a dot, a number.
+    /// Its id: a word of its task's (the task's id, where the server made that), a dot, a number.
     pub execution: String,
     /// The label of its machine; empty while it has none.
     pub machine_label: String,

@@ -65,6 +65,15 @@ impl<S: Read + Write> Connection<S> {
         let _ = self.0.write_all(bytes);
     }
 
+    /// Whether the other side still takes it, at once.
+    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        let patience = Duration::from_millis(300);
+        self.0.set_write_timeout(Some(patience)).unwrap();
+        let sent = self.0.write_all(bytes).is_ok();
+        self.0.set_write_timeout(None).unwrap();
+        sent
+    }
+
     pub fn read(&mut self) -> Reply {
         self.try_read(true).expect("an answer")
     }

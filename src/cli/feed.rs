@@ -1,0 +1,254 @@
+//! The news of a task, kept coming: over connections that break, servers that are replaced, and
+//! without showing anything twice.
+//!
+//! A thread reads, as a read knows no time-out; it says which connection an item came by, so that a
+//! dead connection can be given up. The news of a new connection begin at the beginning again;
+//! what has been seen is known by its place in its stream.
+
+use super::in_words;
+use crate::client::{CallError, Client, Kind};
+use crate::wire::news::{News, What};
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Items read ahead; when we do not keep up the server has to wait.
+const READ_AHEAD: usize = 256;
+/// The pauses between attempts to reach the server: doubled from the first up to the last.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// Silence after which a connection counts as dead: three of the server's signs of life.
+const DEAD_AFTER: Duration = Duration::from_secs(45);
+
+/// What comes of a feed.
+pub enum Item {
+    /// Something happened.
+    News(News),
+    /// The server cannot be reached; in words, why. It is tried on.
+    Broken(String),
+    /// Nothing more will come.
+    Ended,
+    /// Nothing more will come, and this is why.
+    Refused(String),
+}
+
+/// A feed.
+pub struct Feed {
+    source: Source,
+    sender: SyncSender<(u32, Option<Item>)>,
+    items: Receiver<(u32, Option<Item>)>,
+    connection: u32,
+    heard_at: Instant,
+    seen: HashMap<String, Seen>,
+}
+
+/// How far an execution has been seen.
+#[derive(Default)]
+struct Seen {
+    attempt: u32,
+    at: [u64; 2],
+}
+
+/// Of which task, and of which of its machines.
+#[derive(Clone)]
+struct Source {
+    client: Client,
+    task: String,
+    machine: Option<String>,
+    live: bool,
+}
+
+impl Feed {
+    /// Opens the feed of a task: until it ends when `live`, else of what there is.
+    pub fn open(client: &Client, task: &str, machine: Option<&str>, live: bool) -> Feed {
+        let (sender, items) = sync_channel(READ_AHEAD);
+        let mut feed = Feed {
+            source: Source {
+                client: client.clone(),
+                task: task.into(),
+                machine: machine.map(str::to_owned),
+                live,
+            },
+            sender,
+            items,
+            connection: 0,
+            heard_at: Instant::now(),
+            seen: HashMap::new(),
+        };
+        feed.reopen();
+        feed
+    }
+
+    /// Begins again, on a new connection. What has been seen does not come again.
+    pub fn reopen(&mut self) {
+        self.connection += 1;
+        self.heard_at = Instant::now();
+        let (source, sender) = (self.source.clone(), self.sender.clone());
+        let connection = self.connection;
+        let reader = thread::Builder::new().name("feed".into());
+        let started =
+            reader.spawn(move || source.read(&|item| sender.send((connection, item)).is_ok()));
+        if let Err(error) = started {
+            let why = Item::Refused(format!("cannot start a thread: {error}"));
+            // There is room: nobody else sends.
+            let _ = self.sender.try_send((connection, Some(why)));
+        }
+    }
+
+    /// The next item; none when `patience` is over.
+    pub fn next(&mut self, patience: Duration) -> Option<Item> {
+        let until = Instant::now() + patience;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok((connection, item)) = self.items.recv_timeout(left) else {
+                if self.heard_at.elapsed() < DEAD_AFTER {
+                    return None;
+                }
+                self.reopen();
+                let why = format!("nothing heard for {} s", DEAD_AFTER.as_secs());
+                return Some(Item::Broken(why));
+            };
+            if connection != self.connection {
+                continue;
+            }
+            self.heard_at = Instant::now();
+            match item {
+                Some(Item::News(news)) => {
+                    if let Some(news) = self.unseen(news) {
+                        return Some(Item::News(news));
+                    }
+                }
+                Some(item) => return Some(item),
+                None => {}
+            }
+        }
+    }
+
+    /// What of news has not been seen yet.
+    fn unseen(&mut self, mut news: News) -> Option<News> {
+        let seen = self.seen.entry(news.execution.clone()).or_default();
+        if news.attempt < seen.attempt {
+            return None;
+        }
+        if news.attempt > seen.attempt {
+            let attempt = news.attempt;
+            *seen = Seen {
+                attempt,
+                ..Seen::default()
+            };
+        } else if matches!(news.what, What::Attempt) {
+            return None;
+        }
+        let (stream, offset, end) = match &news.what {
+            What::Output {
+                stream,
+                offset,
+                end,
+                ..
+            }
+            | What::Missing {
+                stream,
+                offset,
+                end,
+            } => (*stream, *offset, *end),
+            What::State { .. } | What::Attempt => return Some(news),
+        };
+        let at = &mut seen.at[stream as usize];
+        let known = at.saturating_sub(offset);
+        if end <= *at {
+            return None;
+        }
+        *at = end;
+        if let What::Output { text, .. } = &mut news.what
+            && known > 0
+            && let Some(rest) = usize::try_from(known)
+                .ok()
+                .and_then(|known| text.get(known..))
+        {
+            *text = rest.to_owned();
+        }
+        Some(news)
+    }
+}
+
+impl Source {
+    /// Reads until the end; `send` says whether anybody still listens.
+    fn read(&self, send: &dyn Fn(Option<Item>) -> bool) {
+        let mut pause = PAUSES.0;
+        loop {
+            let broken = match self.read_one(send, &mut pause) {
+                Ok(()) => return,
+                Err(error) => error,
+            };
+            let is_no = matches!(
+                broken.kind,
+                Kind::Refused {
+                    status: 400..=499,
+                    ours: true,
+                    ..
+                }
+            );
+            if is_no || !self.live {
+                send(Some(Item::Refused(in_words(&broken))));
+                return;
+            }
+            if !send(Some(Item::Broken(in_words(&broken)))) {
+                return;
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    fn read_one(
+        &self,
+        send: &dyn Fn(Option<Item>) -> bool,
+        pause: &mut Duration,
+    ) -> Result<(), CallError> {
+        let machine = self.machine.as_deref();
+        let mut reader = self.client.news(&self.task, machine, self.live)?;
+        while let Some(news) = reader.next_news()? {
+            *pause = PAUSES.0;
+            if !send(news.map(Item::News)) {
+                return Ok(());
+            }
+        }
+        send(Some(Item::Ended));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::agent::Stream;
+
+    fn output(attempt: u32, offset: u64, text: &str) -> News {
+        News {
+            execution: "t.0".into(),
+            machine_label: "m".into(),
+            instance: "i".into(),
+            attempt,
+            what: What::Output {
+                stream: Stream::Stdout,
+                offset,
+                end: offset + text.len() as u64,
+                text: text.into(),
+            },
+        }
+    }
+
+    #[test]
+    fn nothing_is_shown_twice() {
+        let mut feed = Feed::open(&Client::new("http://127.0.0.1:1"), "t", None, true);
+        let mut text = |news| match feed.unseen(news)?.what {
+            What::Output { text, .. } => Some(text),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(text(output(1, 0, "abc")).as_deref(), Some("abc"));
+        assert_eq!(text(output(1, 0, "abc")), None);
+        assert_eq!(text(output(1, 0, "abcde")).as_deref(), Some("de"));
+        assert_eq!(text(output(2, 0, "x")).as_deref(), Some("x"));
+        assert_eq!(text(output(1, 5, "late")), None);
+    }
+}

@@ -1,0 +1,326 @@
+//! Watching a task until it ends: its output with the labels in front, how far it is, what Ctrl-C
+//! means, and what to say at the end. `run`, `rerun` and `logs -f` are this.
+
+use super::feed::{Feed, Item};
+use super::outcome::{self, CANCELED};
+use super::progress::Progress;
+use super::screen::{Colour, Person, Screen, harmless, tame};
+use super::{Ended, Failure, fold, print_json};
+use crate::client::Client;
+use crate::wire::agent::Stream;
+use crate::wire::news::{News, What};
+use crate::wire::span::Span;
+use crate::wire::task::Task;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+/// How often the progress is drawn anew and a Ctrl-C looked for.
+const LOOK: Duration = Duration::from_millis(100);
+/// News shown between two drawings of the progress.
+const AT_ONCE: usize = 200;
+/// How long a task may take to be shown as ended after the last of its news.
+const LAST_WAIT: Span = Span::from_secs(10);
+/// What labels are painted in, to tell them apart.
+const LABEL_COLOURS: [Colour; 5] = [
+    Colour::Cyan,
+    Colour::Magenta,
+    Colour::Yellow,
+    Colour::Blue,
+    Colour::Green,
+];
+const QUESTION: &str =
+    "\nc: cancel the task   d: detach, it runs on   Enter: go on   (Ctrl-C again: detach) ";
+
+/// How a task is to be shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct How {
+    /// At the end, machines with the same output together.
+    pub fold: bool,
+    /// At the end, as JSON.
+    pub json: bool,
+}
+
+/// What wants to be done at once.
+enum Control {
+    Signal(i32),
+    Answer(String),
+}
+
+/// Follows a task that was just submitted to its end; the exit code says how that was.
+pub fn to_the_end(client: &Client, task: &Task, how: How) -> Ended {
+    let mut following = Following {
+        client,
+        id: &task.id,
+        printer: Printer::new(is_several(task)),
+        progress: Progress::of(task),
+        control: controls()?,
+        is_live: !how.fold && !how.json,
+    };
+    let mut feed = Feed::open(client, &task.id, None, true);
+    let ended = loop {
+        if let Some(code) = following.watch(&mut feed)? {
+            return Ok(code);
+        }
+        let task = client.task(&task.id, LAST_WAIT)?;
+        if task.state.is_terminal() {
+            break task;
+        }
+        feed.reopen();
+    };
+    following.printer.finish()?;
+    let (stdout, stderr) = (Screen::of(&io::stdout()), Screen::of(&io::stderr()));
+    if how.json {
+        print_json(&ended)?;
+    } else if how.fold {
+        fold::print(&ended, &mut io::stdout().lock(), &stdout)?;
+    }
+    let code = outcome::exit_code(&ended);
+    if code != 0 || ended.result.len() > 1 || stderr.is_terminal {
+        say(&outcome::summary(&ended, &stderr));
+    }
+    Ok(code)
+}
+
+/// Whether lines need labels: the server decides alike.
+pub fn is_several(task: &Task) -> bool {
+    task.result.len() > 1 || (task.late_join && !task.state.is_terminal())
+}
+
+/// Says something that is not output.
+pub fn say(text: &str) {
+    // Nobody is there to read it.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+fn controls() -> Result<(Sender<Control>, Receiver<Control>), Failure> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let (sender, controls) = channel();
+    let signaled = sender.clone();
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if signaled.send(Control::Signal(signal)).is_err() {
+                    return;
+                }
+            }
+        })?;
+    Ok((sender, controls))
+}
+
+struct Following<'a> {
+    client: &'a Client,
+    id: &'a str,
+    printer: Printer,
+    progress: Progress,
+    control: (Sender<Control>, Receiver<Control>),
+    /// Output is shown as it comes.
+    is_live: bool,
+}
+
+impl Following<'_> {
+    /// Shows news until there are no more. An exit code when the user does not want to wait for that.
+    fn watch(&mut self, feed: &mut Feed) -> Result<Option<u8>, Failure> {
+        let mut complained = false;
+        loop {
+            if let Ok(Control::Signal(signal)) = self.control.1.try_recv()
+                && let Some(code) = self.interrupted(signal)?
+            {
+                return Ok(Some(code));
+            }
+            let mut patience = LOOK;
+            for _ in 0..AT_ONCE {
+                let Some(item) = feed.next(patience) else {
+                    break;
+                };
+                patience = Duration::ZERO;
+                match item {
+                    Item::News(news) => {
+                        complained = false;
+                        self.show(&news)?;
+                    }
+                    Item::Broken(why) => {
+                        self.progress.erase();
+                        if !std::mem::replace(&mut complained, true) {
+                            say(&format!("sidebike: {why}; trying again\n"));
+                        }
+                    }
+                    Item::Ended => {
+                        self.progress.erase();
+                        return Ok(None);
+                    }
+                    Item::Refused(why) => {
+                        self.progress.erase();
+                        return Err(Failure::Because(why));
+                    }
+                }
+            }
+            self.printer.flush()?;
+            if !self.printer.is_within_line() {
+                self.progress.draw();
+            }
+        }
+    }
+
+    fn show(&mut self, news: &News) -> Result<(), Failure> {
+        self.progress.note(news);
+        if self.is_live && !matches!(news.what, What::State { .. }) {
+            self.progress.erase();
+            self.printer.print(news)?;
+        }
+        Ok(())
+    }
+
+    /// What Ctrl-C means: with somebody to ask, what they say; in a script, cancel.
+    fn interrupted(&mut self, signal: i32) -> Result<Option<u8>, Failure> {
+        self.progress.erase();
+        let person = Person::find().filter(|_| signal == SIGINT);
+        let Some(mut person) = person else {
+            self.client.cancel(self.id, None)?;
+            say(&format!("sidebike: task {} is canceled\n", self.id));
+            return Ok(Some(CANCELED));
+        };
+        self.printer.flush()?;
+        let answers = self.control.0.clone();
+        thread::Builder::new()
+            .name("question".into())
+            .spawn(move || {
+                // Whoever asked may be gone by now.
+                let _ = answers.send(Control::Answer(person.ask(QUESTION)));
+            })?;
+        match self.control.1.recv() {
+            Ok(Control::Answer(answer)) if answer.starts_with('c') => {
+                self.client.cancel(self.id, None)?;
+                say("canceled; what runs is being ended\n");
+                Ok(None)
+            }
+            Ok(Control::Answer(answer)) if !answer.starts_with('d') => Ok(None),
+            _ => {
+                let id = self.id;
+                say(&format!(
+                    "\ndetached; it runs on: sidebike logs -f {id}, sidebike cancel {id}\n"
+                ));
+                Ok(Some(CANCELED))
+            }
+        }
+    }
+}
+
+/// Prints output: standard output to ours, standard error to ours.
+pub struct Printer {
+    several: bool,
+    out: Screen,
+    err: Screen,
+    within_line: [bool; 2],
+}
+
+impl Printer {
+    /// With labels when the machines are several.
+    pub fn new(several: bool) -> Printer {
+        Printer {
+            several,
+            out: Screen::of(&io::stdout()),
+            err: Screen::of(&io::stderr()),
+            within_line: [false; 2],
+        }
+    }
+
+    /// Prints news that are output.
+    pub fn print(&mut self, news: &News) -> io::Result<()> {
+        match &news.what {
+            What::State { .. } => Ok(()),
+            What::Output { stream, text, .. } => self.output(*stream, &news.machine_label, text),
+            What::Missing {
+                stream,
+                offset,
+                end,
+            } => {
+                let remark = format!("… {} bytes left out …", end - offset);
+                self.remark(*stream, &news.machine_label, &remark)
+            }
+            What::Attempt => {
+                let remark = format!("… attempt {} begins …", news.attempt);
+                self.remark(Stream::Stderr, &news.machine_label, &remark)
+            }
+        }
+    }
+
+    fn output(&mut self, stream: Stream, label: &str, text: &str) -> io::Result<()> {
+        if !self.several {
+            self.within_line[stream as usize] = !text.ends_with('\n');
+            return self.write(stream, text);
+        }
+        let screen = self.screen(stream);
+        let colour =
+            LABEL_COLOURS[label.bytes().map(usize::from).sum::<usize>() % LABEL_COLOURS.len()];
+        let label = if screen.is_terminal {
+            screen.paint(colour, &harmless(label))
+        } else {
+            label.to_owned()
+        };
+        let mut lines = String::with_capacity(text.len() + label.len());
+        for line in text.split_inclusive('\n') {
+            let line = line.strip_suffix('\n').unwrap_or(line);
+            lines.push_str(&label);
+            lines.push_str(" | ");
+            if screen.is_terminal {
+                lines.push_str(&tame(line));
+            } else {
+                lines.push_str(line);
+            }
+            lines.push('\n');
+        }
+        self.write(stream, &lines)
+    }
+
+    fn remark(&mut self, stream: Stream, label: &str, remark: &str) -> io::Result<()> {
+        if self.several {
+            return self.output(stream, label, remark);
+        }
+        let begin = if std::mem::take(&mut self.within_line[stream as usize]) {
+            "\n"
+        } else {
+            ""
+        };
+        self.write(stream, &format!("{begin}{remark}\n"))
+    }
+
+    fn screen(&self, stream: Stream) -> Screen {
+        match stream {
+            Stream::Stdout => self.out,
+            Stream::Stderr => self.err,
+        }
+    }
+
+    fn write(&self, stream: Stream, text: &str) -> io::Result<()> {
+        match stream {
+            Stream::Stdout => io::stdout().write_all(text.as_bytes()),
+            Stream::Stderr => io::stderr().write_all(text.as_bytes()),
+        }
+    }
+
+    /// Shows what has been printed.
+    pub fn flush(&self) -> io::Result<()> {
+        io::stdout().flush()
+    }
+
+    /// Whether the terminal's cursor stands behind output.
+    fn is_within_line(&self) -> bool {
+        let [out, err] = self.within_line;
+        (out && self.out.is_terminal) || (err && self.err.is_terminal)
+    }
+
+    /// Ends the last line on a terminal, so that what follows begins its own.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.flush()?;
+        if self.is_within_line() {
+            say("\n");
+            self.within_line = [false; 2];
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+//! `sidebike logs`.
+
+use super::feed::{Feed, Item};
+use super::follow::{Printer, is_several, say};
+use super::{Ended, Failure, ServerArgs};
+use crate::wire::span::Span;
+use crate::wire::task::Task;
+use std::io::{self, Write};
+use std::time::Duration;
+
+/// How long a look for news takes; nothing else is to be done meanwhile.
+const LOOK: Duration = Duration::from_secs(1);
+
+const EXAMPLES: &str = "\
+Examples:
+  sidebike logs 018f6a2b              what it has written so far
+  sidebike logs -f 018f6a2b           and what it writes until it ends
+  sidebike logs 018f6a2b -m web-1     on one machine only
+  sidebike logs 018f6a2b 2>/dev/null  without standard error
+
+With --json each line is one thing that happened: output with its place in its stream, or a new
+state of a machine's execution.";
+
+/// What was typed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The task: its id, the beginning of its id, or its name (then the newest)
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Go on until the task ends
+    #[arg(short, long)]
+    follow: bool,
+    /// Only of the machines with this label, or the one with this instance
+    #[arg(short, long, value_name = "LABEL")]
+    machine: Option<String>,
+    /// Print what happens as JSON, one object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Prints what a task has written.
+pub fn run(args: Args) -> Ended {
+    let client = args.server.client()?;
+    let task = client.task(&args.id, Span::default())?;
+    let machine = args.machine.as_deref();
+    if let Some(name) = machine {
+        check_machine(&task, name)?;
+    }
+    let addressed = |name: &str| {
+        let on = |e: &&crate::wire::task::Execution| e.machine_label == name || e.instance == name;
+        task.result.iter().filter(on).count() > 1
+    };
+    let mut printer = Printer::new(machine.map_or(is_several(&task), addressed));
+    let mut feed = Feed::open(&client, &task.id, machine, args.follow);
+    let mut complained = false;
+    loop {
+        match feed.next(LOOK) {
+            Some(Item::News(news)) if args.json => {
+                // Our own types have only string keys and finite numbers: this cannot fail.
+                let line = serde_json::to_string(&news).unwrap_or_default();
+                writeln!(io::stdout(), "{line}")?;
+            }
+            Some(Item::News(news)) => {
+                complained = false;
+                printer.print(&news)?;
+                printer.flush()?;
+            }
+            Some(Item::Broken(_)) if complained => {}
+            Some(Item::Broken(why)) => {
+                complained = true;
+                say(&format!("sidebike: {why}; trying again\n"));
+            }
+            Some(Item::Ended) => break,
+            Some(Item::Refused(why)) => return Err(Failure::Because(why)),
+            None => {}
+        }
+    }
+    printer.finish()?;
+    Ok(0)
+}
+
+/// A machine that the task has nothing to do with is a typing mistake.
+fn check_machine(task: &Task, name: &str) -> Result<(), Failure> {
+    let has = { task.result.iter() }.any(|e| e.machine_label == name || e.instance == name);
+    if has || task.late_join || task.result.iter().any(|e| e.instance.is_empty()) {
+        return Ok(());
+    }
+    let mut labels = task.assignees.clone();
+    labels.sort();
+    labels.dedup();
+    labels.truncate(10);
+    Err(Failure::Because(format!(
+        "task {} has nothing on {name:?}; it has on {}",
+        task.id,
+        labels.join(", ")
+    )))
+}

@@ -1,0 +1,87 @@
+//! `sidebike machines`.
+
+use super::outcome::{age, short};
+use super::screen::Colour;
+use super::table::{Cell, Table};
+use super::{Ended, Failure, ServerArgs, print_json, watch};
+use crate::wire::machine::{Machine, MachineState};
+use std::io;
+
+/// How much of an instance is shown, in characters: enough to tell replicas apart.
+const SHOWN_INSTANCE: usize = 8;
+
+const EXAMPLES: &str = "\
+Examples:
+  sidebike machines                  who is there
+  sidebike machines -w               the same, kept up to date
+  sidebike machines --state online --json | jq -r '.[].label'";
+
+/// What was typed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Only those with this label
+    #[arg(short, long, value_name = "LABEL")]
+    machine: Option<String>,
+    /// Only those in this state: online, draining, offline
+    #[arg(long, value_parser = state)]
+    state: Option<MachineState>,
+    /// Keep it up to date, until Ctrl-C
+    #[arg(short, long, conflicts_with = "json")]
+    watch: bool,
+    /// Print the machines as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+fn state(text: &str) -> Result<MachineState, String> {
+    let found = MachineState::ALL
+        .into_iter()
+        .find(|state| state.word() == text);
+    found.ok_or_else(|| {
+        let words = MachineState::ALL.map(MachineState::word);
+        format!("expected one of {}", words.join(", "))
+    })
+}
+
+/// Lists machines.
+pub fn run(args: Args) -> Ended {
+    let client = args.server.client()?;
+    let (label, state) = (args.machine.as_deref(), args.state);
+    if args.json {
+        print_json(&client.machines(label, state)?)?;
+        return Ok(0);
+    }
+    watch::show(args.watch, |out| {
+        let table = table_of(&client.machines(label, state)?);
+        table.print(out, &io::stdout()).map_err(Failure::from)
+    })?;
+    Ok(0)
+}
+
+fn table_of(machines: &[Machine]) -> Table {
+    let mut table = Table::new(&[
+        "LABEL", "STATE", "RUNNING", "QUEUED", "SEEN", "INSTANCE", "VERSION", "HOST",
+    ]);
+    for machine in machines {
+        let colour = match machine.state {
+            MachineState::Online => Colour::Green,
+            MachineState::Draining => Colour::Yellow,
+            MachineState::Offline => Colour::Red,
+        };
+        let instance = &machine.instance;
+        table.add(vec![
+            Cell::of(&machine.label),
+            Cell::painted(machine.state.word(), Some(colour)),
+            Cell::of(format!("{}/{}", machine.running, machine.jobs)),
+            Cell::of(machine.queued.to_string()),
+            Cell::of(age(&machine.last_seen).map(short).unwrap_or_default()),
+            Cell::of(instance.get(..SHOWN_INSTANCE).unwrap_or(instance)),
+            Cell::of(&machine.version),
+            Cell::of(&machine.host),
+        ]);
+    }
+    table
+}

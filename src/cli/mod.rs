@@ -1,0 +1,180 @@
+//! The commands for people: `sidebike run`, `ps`, `show`, ….
+//!
+//! One file a command: its flags with their help and examples, and what it does. What they share:
+//!
+//! | file | what it is for |
+//! | --- | --- |
+//! | `mod` | which commands there are, how they end, how they reach the server |
+//! | `follow` | watching a task until it ends: output, Ctrl-C, summary |
+//! | `feed` | the news of a task, kept coming over broken connections |
+//! | `outcome` | how a task ended: exit codes, words |
+//! | `progress` | the line that says how far it is |
+//! | `fold` | machines with the same output together |
+//! | `screen`, `table`, `watch` | what the terminal can show |
+//!
+//! To add a command: its file with `Args` and `run`, its line in [`Command`] and in [`run`].
+
+mod cancel;
+mod feed;
+mod fold;
+mod follow;
+mod logs;
+mod machines;
+mod outcome;
+mod progress;
+mod ps;
+mod rerun;
+mod screen;
+mod shell;
+mod show;
+mod submit;
+mod table;
+mod wait;
+mod watch;
+
+use crate::client::{CallError, Client, Kind};
+use crate::config::RegistryArgs;
+use crate::secret;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+
+/// Where the token of people comes from; with `_FILE` appended, the variable that names its file.
+const TOKEN: &str = "SIDEBIKE_TOKEN";
+
+/// Exit code of `ps`, `show`, `logs`, `cancel`, `machines` when they could not do it.
+const FAILED: u8 = 1;
+/// Exit code for what was typed wrongly, as clap's.
+const USAGE: u8 = 2;
+/// Exit code of what follows a task when it could not do it, as of ssh: smaller ones are the
+/// commands' own.
+const CANNOT_FOLLOW: u8 = 255;
+/// Exit code when the reader of our output has gone away, as if by SIGPIPE.
+const NO_READER: u8 = 128 + 13;
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command on machines, and show what comes of it
+    Run(submit::Args),
+    /// List tasks, newest first
+    Ps(ps::Args),
+    /// Show one task: what it runs, how it went on each machine
+    Show(show::Args),
+    /// Print what a task has written
+    Logs(logs::Args),
+    /// Cancel a task: what waits never starts, what runs is killed
+    Cancel(cancel::Args),
+    /// Run a task again on the machines where it did not succeed
+    Rerun(rerun::Args),
+    /// List machines
+    Machines(machines::Args),
+    /// Wait until a task has ended; the exit code says how
+    Wait(wait::Args),
+    /// Print a script that completes sidebike's commands in a shell
+    Completions(shell::Completions),
+    /// Print the manual page
+    Man(shell::Man),
+}
+
+/// Runs a command.
+pub fn run(command: Command) -> ExitCode {
+    let (ended, failed) = match command {
+        Command::Run(args) => (submit::run(args), CANNOT_FOLLOW),
+        Command::Rerun(args) => (rerun::run(args), CANNOT_FOLLOW),
+        Command::Wait(args) => (wait::run(args), CANNOT_FOLLOW),
+        Command::Ps(args) => (ps::run(args), FAILED),
+        Command::Show(args) => (show::run(args), FAILED),
+        Command::Logs(args) => (logs::run(args), FAILED),
+        Command::Cancel(args) => (cancel::run(args), FAILED),
+        Command::Machines(args) => (machines::run(args), FAILED),
+        Command::Completions(args) => (shell::completions(args), FAILED),
+        Command::Man(args) => (shell::man(args), FAILED),
+    };
+    ExitCode::from(match ended {
+        Ok(code) => code,
+        Err(Failure::NoReader) => NO_READER,
+        Err(Failure::Because(why)) => complain(&why, failed),
+        Err(Failure::Usage(why)) => complain(&why, USAGE),
+    })
+}
+
+fn complain(why: &str, code: u8) -> u8 {
+    // Nobody is there to read it: the exit code has to do.
+    let _ = writeln!(io::stderr(), "sidebike: {why}");
+    code
+}
+
+/// How a command ends: with an exit code, or for a reason to be said.
+type Ended = Result<u8, Failure>;
+
+/// Why a command could not do what it was asked to.
+#[derive(Debug)]
+enum Failure {
+    /// In words.
+    Because(String),
+    /// It was asked in a way that makes no sense; in words.
+    Usage(String),
+    /// The one who reads our output has gone away (`| head`): no reason to complain.
+    NoReader,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::BrokenPipe => Failure::NoReader,
+            _ => Failure::Because(format!("cannot write: {error}")),
+        }
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        Failure::Because(in_words(&error))
+    }
+}
+
+/// What a person can do something with: the server's own words, or what was in the way.
+fn in_words(error: &CallError) -> String {
+    match &error.kind {
+        Kind::Refused {
+            status: 401 | 403,
+            msg,
+            ours: true,
+        } => format!("{msg} ({TOKEN} and {TOKEN}_FILE are looked at for the token)"),
+        Kind::Refused {
+            msg, ours: true, ..
+        } => msg.clone(),
+        Kind::Unreachable(_) => {
+            format!("{error}; is this the server's address? (--registry-address)")
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// The server a command talks to.
+#[derive(Debug, Args)]
+struct ServerArgs {
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+impl ServerArgs {
+    fn client(&self) -> Result<Client, Failure> {
+        let registry = self.registry.checked().map_err(Failure::Usage)?;
+        let tokens = secret::load(TOKEN).map_err(Failure::Usage)?;
+        let client = Client::new(&registry).map_err(Failure::Usage)?;
+        client.set_token(tokens.into_iter().next());
+        Ok(client)
+    }
+}
+
+/// Prints JSON for a program to read.
+fn print_json<T: Serialize>(value: &T) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    // Our own types have only string keys and finite numbers: serializing them cannot fail.
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}

@@ -1,0 +1,197 @@
+//! How a task ended: in exit codes, colours and words.
+
+use super::screen::{Colour, Screen, harmless};
+use crate::wire::span::Span;
+use crate::wire::task::{Counts, Execution, ExecutionState, Task, TaskState};
+use std::time::{Duration, SystemTime};
+
+/// Exit code: no machine matched.
+pub const NOBODY: u8 = 3;
+/// Exit code of an execution whose time was up, as of `timeout`.
+pub const TIMED_OUT: u8 = 124;
+/// Exit code of an execution of which nobody knows how it ended, or that was not started in time.
+const UNKNOWN: u8 = 125;
+/// Exit code of an execution that could not be started, as of a shell.
+const NOT_STARTED: u8 = 126;
+/// Exit code of an execution that was canceled, and of a follower that was interrupted.
+pub const CANCELED: u8 = 130;
+/// What a shell adds to the number of the signal that ended a command.
+const SIGNALED: u8 = 128;
+/// Signals that end commands, by the names the API has for them.
+const SIGNALS: [(&str, u8); 10] = [
+    ("SIGHUP", 1),
+    ("SIGINT", 2),
+    ("SIGQUIT", 3),
+    ("SIGABRT", 6),
+    ("SIGBUS", 7),
+    ("SIGFPE", 8),
+    ("SIGKILL", 9),
+    ("SIGSEGV", 11),
+    ("SIGPIPE", 13),
+    ("SIGTERM", 15),
+];
+/// How many machines are named in a summary: more are counted.
+const MAX_NAMED: usize = 10;
+
+/// The exit code that says how a task ended: the worst, which is the highest, of its executions.
+pub fn exit_code(task: &Task) -> u8 {
+    if task.result.iter().all(found_nobody) {
+        return match task.state {
+            TaskState::Canceled => CANCELED,
+            _ => NOBODY,
+        };
+    }
+    task.result.iter().map(code_of).max().unwrap_or(NOBODY)
+}
+
+fn found_nobody(execution: &Execution) -> bool {
+    execution.state == ExecutionState::Expired && execution.instance.is_empty()
+}
+
+fn code_of(execution: &Execution) -> u8 {
+    let attempt = &execution.attempt;
+    match execution.state {
+        ExecutionState::Succeeded => 0,
+        ExecutionState::Failed => match (attempt.exit_code, &attempt.signal) {
+            (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX).max(1),
+            (None, Some(signal)) => {
+                let known = SIGNALS.iter().find(|(name, _)| name == signal);
+                known.map_or(SIGNALED, |(_, number)| SIGNALED + number)
+            }
+            (None, None) => NOT_STARTED,
+        },
+        ExecutionState::TimedOut => TIMED_OUT,
+        ExecutionState::Canceled => CANCELED,
+        ExecutionState::Expired | ExecutionState::Lost => UNKNOWN,
+        ExecutionState::Queued | ExecutionState::Delivered | ExecutionState::Running => UNKNOWN,
+    }
+}
+
+/// The colour of a state of an execution.
+pub fn colour_of(state: ExecutionState) -> Option<Colour> {
+    match state {
+        ExecutionState::Queued | ExecutionState::Delivered => None,
+        ExecutionState::Running => Some(Colour::Blue),
+        ExecutionState::Succeeded => Some(Colour::Green),
+        ExecutionState::Failed | ExecutionState::TimedOut | ExecutionState::Lost => {
+            Some(Colour::Red)
+        }
+        ExecutionState::Canceled | ExecutionState::Expired => Some(Colour::Yellow),
+    }
+}
+
+/// The colour of a state of a task.
+pub fn colour_of_task(state: TaskState) -> Option<Colour> {
+    match state {
+        TaskState::Waiting => None,
+        TaskState::Running => Some(Colour::Blue),
+        TaskState::Succeeded => Some(Colour::Green),
+        TaskState::Partial | TaskState::Failed => Some(Colour::Red),
+        TaskState::Canceled | TaskState::Expired => Some(Colour::Yellow),
+    }
+}
+
+/// `2 succeeded, 1 failed`.
+pub fn counted(mut counts: Counts) -> String {
+    let counted: Vec<String> = ExecutionState::ALL
+        .iter()
+        .map(|state| (*counts.of(*state), state.word()))
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, word)| format!("{count} {word}"))
+        .collect();
+    counted.join(", ")
+}
+
+/// Why an execution did not succeed.
+pub fn reason(execution: &Execution) -> String {
+    let msg = harmless(&execution.attempt.msg);
+    match (execution.state, msg.is_empty()) {
+        (state, true) => state.word().into(),
+        (state, false) => format!("{}: {msg}", state.word()),
+    }
+}
+
+/// What to say when a task has ended: how many, how long, and where it went wrong and why.
+pub fn summary(task: &Task, screen: &Screen) -> String {
+    let took = match (
+        moment(&task.created_at),
+        task.finished_at.as_deref().and_then(moment),
+    ) {
+        (Some(created), Some(finished)) => finished.duration_since(created).unwrap_or_default(),
+        _ => Duration::ZERO,
+    };
+    let counts = match counted(task.counts) {
+        counts if counts.is_empty() => harmless(&task.msg),
+        counts => counts,
+    };
+    let colour = colour_of_task(task.state).unwrap_or(Colour::Faint);
+    let mut text = format!(
+        "{} in {} (task {})\n",
+        screen.paint(colour, &counts),
+        short(took),
+        harmless(&task.id)
+    );
+    let wrong = |e: &&Execution| e.state != ExecutionState::Succeeded;
+    for execution in task.result.iter().filter(wrong).take(MAX_NAMED) {
+        text.push_str(&format!(
+            "  {}  {}\n",
+            machine_of(execution),
+            reason(execution)
+        ));
+    }
+    let more = task
+        .result
+        .iter()
+        .filter(wrong)
+        .count()
+        .saturating_sub(MAX_NAMED);
+    if more > 0 {
+        text.push_str(&format!(
+            "  … and {more} more; see sidebike show {}\n",
+            task.id
+        ));
+    }
+    text
+}
+
+/// The label of an execution's machine.
+pub fn machine_of(execution: &Execution) -> String {
+    match &*execution.machine_label {
+        "" => "(no machine yet)".into(),
+        label => harmless(label),
+    }
+}
+
+/// How long ago something was, by this machine's clock.
+pub fn age(time: &str) -> Option<Duration> {
+    let since = SystemTime::now().duration_since(moment(time)?);
+    Some(since.unwrap_or_default())
+}
+
+fn moment(time: &str) -> Option<SystemTime> {
+    humantime::parse_rfc3339(time).ok()
+}
+
+/// `350ms`, `4.2s`, `3m`, `5h`, `2d`.
+pub fn short(span: Duration) -> String {
+    let seconds = span.as_secs();
+    match seconds {
+        0 => format!("{}ms", span.as_millis()),
+        1..=9 => format!("{:.1}s", span.as_secs_f64()),
+        10..=119 => format!("{seconds}s"),
+        120..=7_199 => format!("{}m", seconds / 60),
+        7_200..=172_799 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// How long an execution has run.
+pub fn run_time(execution: &Execution) -> Option<Duration> {
+    let attempt = &execution.attempt;
+    let ended = attempt
+        .duration_ms
+        .map(Span::from_millis)
+        .map(Duration::from);
+    let running = || age(attempt.started_at.as_deref()?);
+    ended.or_else(|| (execution.state == ExecutionState::Running).then(running)?)
+}

@@ -1,0 +1,72 @@
+//! The line at the bottom of the terminal that says how far a task is.
+
+use super::outcome::short;
+use super::screen::{self, cut};
+use crate::wire::news::{News, What};
+use crate::wire::task::{ExecutionState, Task};
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::time::Instant;
+
+/// Goes to the beginning of the line and clears it.
+const CLEAR: &str = "\r\x1b[K";
+
+/// How far a task is.
+pub struct Progress {
+    is_wanted: bool,
+    states: HashMap<String, ExecutionState>,
+    started_at: Instant,
+    is_drawn: bool,
+}
+
+impl Progress {
+    /// Of a task as it was submitted. It shows only on a terminal that can clear a line.
+    pub fn of(task: &Task) -> Progress {
+        let executions = task.result.iter();
+        Progress {
+            is_wanted: screen::width_of(&io::stderr()).is_some() && !screen::is_dumb(),
+            states: executions.map(|e| (e.execution.clone(), e.state)).collect(),
+            started_at: Instant::now(),
+            is_drawn: false,
+        }
+    }
+
+    /// Takes in what happened.
+    pub fn note(&mut self, news: &News) {
+        if let What::State { state } = news.what {
+            self.states.insert(news.execution.clone(), state);
+        }
+    }
+
+    /// Makes room for something else.
+    pub fn erase(&mut self) {
+        if std::mem::take(&mut self.is_drawn) {
+            // Without it the terminal looks a little untidy, no more.
+            let _ = io::stderr().write_all(CLEAR.as_bytes());
+        }
+    }
+
+    /// Shows it, or shows it anew.
+    pub fn draw(&mut self) {
+        let Some(width) = screen::width_of(&io::stderr()).filter(|_| self.is_wanted) else {
+            return;
+        };
+        // One column less: some terminals wrap when the last one is written to.
+        let line = cut(&self.words(), width - 1);
+        self.is_drawn = true;
+        let _ = write!(io::stderr(), "{CLEAR}{line}");
+    }
+
+    fn words(&self) -> String {
+        let count =
+            |is: fn(ExecutionState) -> bool| self.states.values().filter(|s| is(**s)).count();
+        let done = count(ExecutionState::is_terminal);
+        let running = count(|state| state == ExecutionState::Running);
+        let failed = count(|state| state.is_terminal() && state != ExecutionState::Succeeded);
+        let took = short(self.started_at.elapsed());
+        let all = self.states.len();
+        format!(
+            "{done}/{all} done, {running} running, {failed} failed, {took} (Ctrl-C to cancel or detach)"
+        )
+    }
+}

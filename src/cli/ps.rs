@@ -1,0 +1,117 @@
+//! `sidebike ps`.
+
+use super::outcome::{age, colour_of_task, short};
+use super::table::{Cell, Table};
+use super::{Ended, Failure, ServerArgs, print_json, watch};
+use crate::client::TaskFilter;
+use crate::wire::task::{Task, TaskState};
+use std::io;
+
+/// The fewest characters of an id that are shown: fewer are not accepted.
+const LEAST_ID: usize = 8;
+
+const EXAMPLES: &str = "\
+Examples:
+  sidebike ps                      the newest tasks
+  sidebike ps -w                   the same, kept up to date
+  sidebike ps --state failed -n 5  the last five that failed
+  sidebike ps --json | jq -r '.[].id'
+
+The ids are shortened; every command takes them so.";
+
+/// What was typed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// So many tasks at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    limit: u32,
+    /// Only those in this state: waiting, running, succeeded, partial, failed, canceled, expired
+    #[arg(long, value_parser = state)]
+    state: Option<TaskState>,
+    /// Only those whose name begins so
+    #[arg(long, value_name = "PREFIX")]
+    name: Option<String>,
+    /// Only those with something on a machine of this label
+    #[arg(short, long, value_name = "LABEL")]
+    machine: Option<String>,
+    /// Keep it up to date, until Ctrl-C
+    #[arg(short, long, conflicts_with = "json")]
+    watch: bool,
+    /// Print the tasks as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+fn state(text: &str) -> Result<TaskState, String> {
+    let found = TaskState::ALL
+        .into_iter()
+        .find(|state| state.word() == text);
+    found.ok_or_else(|| {
+        let words = TaskState::ALL.map(TaskState::word);
+        format!("expected one of {}", words.join(", "))
+    })
+}
+
+/// Lists tasks.
+pub fn run(args: Args) -> Ended {
+    let client = args.server.client()?;
+    let filter = TaskFilter {
+        prefix: args.name,
+        state: args.state,
+        label: args.machine,
+        limit: args.limit as usize,
+    };
+    if args.json {
+        print_json(&client.tasks(&filter)?)?;
+        return Ok(0);
+    }
+    watch::show(args.watch, |out| {
+        let table = table_of(&client.tasks(&filter)?);
+        table.print(out, &io::stdout()).map_err(Failure::from)
+    })?;
+    Ok(0)
+}
+
+fn table_of(tasks: &[Task]) -> Table {
+    let mut table = Table::new(&["ID", "STATE", "MACHINES", "AGE", "NAME", "COMMAND"]);
+    let length = length_of_ids(tasks);
+    for task in tasks {
+        let counts = task.counts;
+        let all = counts.total();
+        let machines = format!("{}/{all}", all - counts.unfinished());
+        let wrong = all - counts.unfinished() - counts.succeeded;
+        let machines = match wrong {
+            0 => machines,
+            wrong => format!("{machines}, {wrong} not ok"),
+        };
+        let detail = &task.detail.detail;
+        let argv = || detail.argv.as_ref().map(|argv| argv.join(" "));
+        let command = detail.command.clone().or_else(argv).unwrap_or_default();
+        table.add(vec![
+            Cell::of(task.id.get(..length).unwrap_or(&task.id)),
+            Cell::painted(task.state.word(), colour_of_task(task.state)),
+            Cell::of(machines),
+            Cell::of(age(&task.created_at).map(short).unwrap_or_default()),
+            Cell::of(&task.name),
+            Cell::of(command),
+        ]);
+    }
+    table
+}
+
+/// How many characters tell the ids apart, counted alike for all.
+fn length_of_ids(tasks: &[Task]) -> usize {
+    let mut ids: Vec<&str> = tasks.iter().map(|task| &*task.id).collect();
+    ids.sort_unstable();
+    let alike = |pair: &[&str]| {
+        let both = pair[0].chars().zip(pair[1].chars());
+        both.take_while(|(a, b)| a == b)
+            .map(|(a, _)| a.len_utf8())
+            .sum::<usize>()
+    };
+    let longest = ids.windows(2).map(alike).max().unwrap_or(0);
+    (longest + 1).max(LEAST_ID)
+}

@@ -1,0 +1,147 @@
+//! `sidebike show`.
+
+use super::outcome::{colour_of, colour_of_task, counted, machine_of, run_time, short};
+use super::screen::{Screen, harmless, tame};
+use super::table::{Cell, Table};
+use super::{Ended, ServerArgs, print_json};
+use crate::wire::span::Span;
+use crate::wire::task::{Execution, ExecutionState, Task};
+use std::io::{self, Write};
+
+/// How many of the last lines of output are shown where it went wrong.
+const LAST_LINES: usize = 5;
+/// On how many machines they are shown.
+const MAX_EXPLAINED: usize = 5;
+
+const EXAMPLES: &str = "\
+Examples:
+  sidebike show 018f6a2b    how it went on each machine, and why where it went wrong
+  sidebike show my-task     the newest of that name
+  sidebike show 018f6a2b --json | jq '.result[] | select(.status == 2)'";
+
+/// What was typed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The task: its id, the beginning of its id, or its name (then the newest)
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Print the task as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Shows a task.
+pub fn run(args: Args) -> Ended {
+    let client = args.server.client()?;
+    let task = client.task(&args.id, Span::default())?;
+    if args.json {
+        print_json(&task)?;
+    } else {
+        print(&task, &mut io::stdout().lock())?;
+    }
+    Ok(0)
+}
+
+fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
+    let stdout = io::stdout();
+    let screen = Screen::of(&stdout);
+    let detail = &task.detail.detail;
+    let state = match colour_of_task(task.state) {
+        Some(colour) => screen.paint(colour, task.state.word()),
+        None => task.state.word().to_owned(),
+    };
+    let argv = || detail.argv.as_ref().map(|argv| format!("{argv:?}"));
+    let command = detail.command.clone().or_else(argv).unwrap_or_default();
+    let mut fields = vec![
+        ("task", harmless(&task.id)),
+        ("name", harmless(&task.name)),
+        ("state", state),
+        (
+            "machines",
+            format!("{} matching {:?}", task.matched, task.machine_pattern),
+        ),
+        (
+            "command",
+            command
+                .lines()
+                .map(harmless)
+                .collect::<Vec<_>>()
+                .join("\n           "),
+        ),
+        ("created", task.created_at.clone()),
+    ];
+    if !task.msg.is_empty() {
+        fields.push(("note", harmless(&task.msg)));
+    }
+    if let Some(finished) = &task.finished_at {
+        fields.push(("finished", finished.clone()));
+    }
+    if task.counts.total() > 0 {
+        fields.push(("counts", counted(task.counts)));
+    }
+    for (name, value) in fields {
+        writeln!(out, "{name:9}  {value}")?;
+    }
+    if task.result.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    table_of(task).print(out, &stdout)?;
+    explain(task, out, &screen)
+}
+
+fn table_of(task: &Task) -> Table {
+    let mut table = Table::new(&["MACHINE", "STATE", "EXIT", "TIME", "TRY", "INSTANCE", "WHY"]);
+    for execution in &task.result {
+        let attempt = &execution.attempt;
+        let exit = match (attempt.exit_code, &attempt.signal) {
+            (Some(code), _) => code.to_string(),
+            (None, Some(signal)) => signal.clone(),
+            (None, None) => String::new(),
+        };
+        let instance = &execution.instance;
+        table.add(vec![
+            Cell::of(machine_of(execution)),
+            Cell::painted(execution.state.word(), colour_of(execution.state)),
+            Cell::of(exit),
+            Cell::of(run_time(execution).map(short).unwrap_or_default()),
+            Cell::of(attempt.attempt.to_string()),
+            Cell::of(instance.get(..8).unwrap_or(instance)),
+            Cell::of(&attempt.msg),
+        ]);
+    }
+    table
+}
+
+/// The last of the output where it went wrong: it mostly says why.
+fn explain(task: &Task, out: &mut dyn Write, screen: &Screen) -> io::Result<()> {
+    let wrong = |e: &&Execution| {
+        e.state.is_terminal()
+            && e.state != ExecutionState::Succeeded
+            && !e.attempt.output.is_empty()
+    };
+    for execution in task.result.iter().filter(wrong).take(MAX_EXPLAINED) {
+        let output = &execution.attempt.output;
+        let skipped = output.len().saturating_sub(LAST_LINES);
+        let more = match skipped {
+            0 => String::new(),
+            n => format!(
+                ", {n} lines before: sidebike logs {} -m {}",
+                task.id, execution.instance
+            ),
+        };
+        writeln!(out, "\n── {}{more}", machine_of(execution))?;
+        for line in &output[skipped..] {
+            let line = if screen.is_terminal {
+                &tame(line)
+            } else {
+                line
+            };
+            writeln!(out, "{line}")?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! `sidebike run`.
+
+use super::follow::{self, How, say};
+use super::outcome::NOBODY;
+use super::screen::{self, Person, cut, harmless};
+use super::table::{Cell, Table};
+use super::{Ended, Failure, ServerArgs, print_json};
+use crate::wire::span::{Span, Timeout};
+use crate::wire::task::{Detail, DryRun, Mode, NewTask};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read, Write};
+
+/// The longest script or standard input that is read, in bytes: servers take less by default, and
+/// say so.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+/// The shells that a script may name in its first line: it is run by the machine's.
+const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
+
+const EXAMPLES: &str = "\
+Examples:
+  sidebike run -- uptime                         on every machine
+  sidebike run -m '^web-' -- 'df -h | tail -1'   on those whose label begins with web-
+  sidebike run -m '^web-' --dry-run -- reboot    only show who would run it
+  sidebike run --fold -- cat /etc/os-release     machines with the same output together
+  sidebike run --any -m '^db-' -- ./vacuum.sh    on one of them, whichever is free first
+  sidebike run --script ./probe.sh               a script of this machine
+  sidebike run --exec -- printf '%s\\n' 'a b'     no shell at all
+
+The exit code is the worst of all machines':
+  0 all succeeded, else the command's own; 3 no machine matched, 124 time-out, 125 lost or not
+  started in time, 126 could not be started, 128+N ended by signal N, 130 canceled or detached,
+  141 the reader of the output went away, 255 sidebike itself failed, 2 wrong usage.
+Ctrl-C asks whether to cancel or to detach; a second one detaches. Without a terminal it cancels.";
+
+/// What was typed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Machines whose label matches this regular expression
+    #[arg(short, long = "machine", value_name = "PATTERN", default_value = ".*")]
+    machine: String,
+    /// On one of them only, whichever is free first
+    #[arg(long)]
+    any: bool,
+    /// How long the command may run, such as 30s or 1h30m; -1: for ever [default: 180s]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    timeout: Option<String>,
+    /// An extra variable for the command; can be given several times
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// The folder it runs in [default: the agent's own]
+    #[arg(long, value_name = "DIR")]
+    workspace: Option<String>,
+    /// The command's standard input: a file of this machine, or - for standard input
+    #[arg(long, value_name = "FILE")]
+    stdin: Option<String>,
+    /// The name of the task in lists
+    #[arg(long, default_value = "run")]
+    name: String,
+    /// Run the words as a program and its arguments, without a shell
+    #[arg(long, conflicts_with = "script")]
+    exec: bool,
+    /// Run this script, or - for standard input, in place of a command
+    #[arg(long, value_name = "FILE")]
+    script: Option<String>,
+    /// Do not wait for the end; print the task's id
+    #[arg(long)]
+    detach: bool,
+    /// Only show which machines would run it
+    #[arg(long)]
+    dry_run: bool,
+    /// At the end, show machines with the same output together
+    #[arg(long, conflicts_with_all = ["json", "detach"])]
+    fold: bool,
+    /// Ask before running on more machines than this
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    yes_above: u32,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// At the end, print the task as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+    /// The command: its words joined by blanks are a line for the shell, as with ssh
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        required_unless_present = "script",
+        conflicts_with = "script"
+    )]
+    command: Vec<String>,
+}
+
+/// Runs a command on machines.
+pub fn run(args: Args) -> Ended {
+    let task = new_task(&args)?;
+    let client = args.server.client()?;
+    let matching = client.dry_run(&task)?;
+    if args.dry_run {
+        show_matching(&matching, args.json)?;
+        return Ok(if matching.matched == 0 { NOBODY } else { 0 });
+    }
+    if matching.matched == 0 {
+        let pattern = harmless(&args.machine);
+        say(&format!(
+            "sidebike: no machine matches {pattern:?}; see sidebike machines\n"
+        ));
+        return Ok(NOBODY);
+    }
+    if !args.any && !args.yes && matching.matched > args.yes_above {
+        confirm(&matching)?;
+    }
+    let task = client.submit(&task)?;
+    if args.detach {
+        if args.json {
+            print_json(&task)?;
+        } else {
+            writeln!(io::stdout(), "{}", task.id)?;
+        }
+        return Ok(0);
+    }
+    if screen::width_of(&io::stderr()).is_some() || task.result.len() > 1 {
+        say(&format!(
+            "task {} on {}\n",
+            task.id,
+            machines_in_words(&matching, args.any)
+        ));
+    }
+    let how = How {
+        fold: args.fold,
+        json: args.json,
+    };
+    follow::to_the_end(&client, &task, how)
+}
+
+fn new_task(args: &Args) -> Result<NewTask, Failure> {
+    if args.script.as_deref() == Some("-") && args.stdin.as_deref() == Some("-") {
+        return Err(Failure::Usage(
+            "--script - and --stdin -: standard input can be only one of them".into(),
+        ));
+    }
+    let mut detail = Detail::default();
+    match &args.script {
+        Some(file) => detail.command = Some(script(file)?),
+        None if args.exec => detail.argv = Some(args.command.clone()),
+        None => detail.command = Some(args.command.join(" ")),
+    }
+    detail.workspace = args.workspace.clone();
+    detail.timeout = args.timeout.as_deref().map(timeout).transpose()?;
+    detail.stdin = { args.stdin.as_deref() }
+        .map(|file| text_of("--stdin", file))
+        .transpose()?;
+    if !args.env.is_empty() {
+        let variables = args.env.iter().map(|variable| {
+            let pair = variable
+                .split_once('=')
+                .filter(|(name, _)| !name.is_empty());
+            let (name, value) = pair.ok_or_else(|| {
+                Failure::Usage(format!("--env: expected NAME=VALUE, got {variable:?}"))
+            })?;
+            Ok((name.to_owned(), value.to_owned()))
+        });
+        detail.env = Some(variables.collect::<Result<BTreeMap<_, _>, Failure>>()?);
+    }
+    Ok(NewTask {
+        name: args.name.clone(),
+        machine_pattern: args.machine.clone(),
+        mode: if args.any { Mode::Any } else { Mode::All },
+        detail,
+    })
+}
+
+fn timeout(text: &str) -> Result<Timeout, Failure> {
+    if text.trim() == "-1" {
+        return Ok(Timeout::Never);
+    }
+    let span = text.parse::<Span>();
+    span.map(Timeout::After)
+        .map_err(|why| Failure::Usage(format!("--timeout: {why}, or -1; got {text:?}")))
+}
+
+/// A script as a line for the shell.
+fn script(file: &str) -> Result<String, Failure> {
+    let text = text_of("--script", file)?;
+    let first = text.lines().next().and_then(|line| line.strip_prefix("#!"));
+    let mut words = first.unwrap_or_default().split_whitespace();
+    let mut program = words.next().unwrap_or("sh");
+    if program.ends_with("/env") {
+        program = words.next().unwrap_or("sh");
+    }
+    let name = program.rsplit('/').next().unwrap_or_default();
+    if SHELLS.contains(&name) {
+        return Ok(text);
+    }
+    Err(Failure::Usage(format!(
+        "--script: {file} wants {name:?}, but scripts are run by the machine's shell; pass it as --stdin {file} to a command such as {name}"
+    )))
+}
+
+fn text_of(flag: &str, file: &str) -> Result<String, Failure> {
+    let cannot = |why: io::Error| Failure::Usage(format!("{flag}: cannot read {file}: {why}"));
+    let mut text = String::new();
+    let read = if file == "-" {
+        io::stdin().take(MAX_FILE_BYTES).read_to_string(&mut text)
+    } else {
+        let open = fs::File::open(file).map_err(cannot)?;
+        open.take(MAX_FILE_BYTES).read_to_string(&mut text)
+    };
+    read.map_err(cannot)?;
+    Ok(text)
+}
+
+fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return print_json(matching);
+    }
+    let mut table = Table::new(&["LABEL", "INSTANCE"]);
+    for machine in &matching.machines {
+        table.add(vec![Cell::of(&machine.label), Cell::of(&machine.instance)]);
+    }
+    let stdout = io::stdout();
+    table.print(&mut stdout.lock(), &stdout)?;
+    match matching.matched {
+        1 => say("1 machine matches\n"),
+        n => say(&format!("{n} machines match\n")),
+    }
+    Ok(())
+}
+
+/// Asks whether so many machines are meant.
+fn confirm(matching: &DryRun) -> Result<(), Failure> {
+    let words = machines_in_words(matching, false);
+    let Some(mut person) = Person::find() else {
+        return Err(Failure::Usage(format!(
+            "it would run on {words}: say --yes, or --yes-above {}",
+            matching.matched
+        )));
+    };
+    match &*person.ask(&format!("Run on {words}? [y/N] ")) {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::Because("not run".into())),
+    }
+}
+
+/// `3 machines: web-1, web-2, web-3`, as long as the terminal is wide.
+fn machines_in_words(matching: &DryRun, any: bool) -> String {
+    let mut labels: BTreeMap<&str, u32> = BTreeMap::new();
+    for machine in &matching.machines {
+        *labels.entry(&machine.label).or_default() += 1;
+    }
+    let names = labels.into_iter().map(|(label, count)| match count {
+        1 => harmless(label),
+        count => format!("{} ×{count}", harmless(label)),
+    });
+    let names = names.collect::<Vec<_>>().join(", ");
+    let width = screen::width_of(&io::stderr()).unwrap_or(80);
+    let names = cut(&names, width.saturating_sub(20).max(20));
+    match (any, matching.matched) {
+        (true, n) => format!("any of {n}: {names}"),
+        (false, 1) => format!("1 machine: {names}"),
+        (false, n) => format!("{n} machines: {names}"),
+    }
+}

@@ -1,0 +1,65 @@
+//! `sidebike wait`.
+
+use super::follow::say;
+use super::outcome::{self, TIMED_OUT};
+use super::screen::Screen;
+use super::{Ended, Failure, ServerArgs, print_json};
+use crate::wire::span::Span;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// How long one request waits: proxies do not like longer ones.
+const AT_ONCE: Span = Span::from_secs(30);
+
+const EXAMPLES: &str = "\
+Examples:
+  id=$(sidebike run --detach -- make)
+  sidebike wait $id && echo built
+  sidebike wait --timeout 10m $id
+
+The exit codes are those of run; 124 also when the task has not ended after --timeout.";
+
+/// What was typed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The task: its id, the beginning of its id, or its name (then the newest)
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Wait no longer than this, such as 10m [default: as long as it takes]
+    #[arg(long, value_name = "DURATION")]
+    timeout: Option<String>,
+    /// Print the task as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Waits for the end of a task.
+pub fn run(args: Args) -> Ended {
+    let timeout = args.timeout.as_deref().map(|text| {
+        let span = text.parse::<Span>();
+        span.map_err(|why| Failure::Usage(format!("--timeout: {why}, got {text:?}")))
+    });
+    let timeout = timeout.transpose()?.map(Duration::from);
+    let client = args.server.client()?;
+    let started = Instant::now();
+    // By its id from now on: by its name it could become another.
+    let mut task = client.task(&args.id, Span::default())?;
+    while !task.state.is_terminal() {
+        let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
+        if left == Some(Duration::ZERO) {
+            say(&format!("sidebike: task {} has not ended\n", task.id));
+            return Ok(TIMED_OUT);
+        }
+        let left = left.map_or(AT_ONCE, |left| Span::from_millis(left.as_millis() as u64));
+        task = client.task(&task.id, left.min(AT_ONCE))?;
+    }
+    if args.json {
+        print_json(&task)?;
+    } else {
+        say(&outcome::summary(&task, &Screen::of(&io::stderr())));
+    }
+    Ok(outcome::exit_code(&task))
+}

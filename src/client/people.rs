@@ -1,0 +1,234 @@
+//! The calls of people's commands.
+//!
+//! To add one: a method here, of one line if it can be; what every request carries is set in `get`
+//! (and, for what changes something, in `request` beside the agents' calls).
+
+use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK, understand, unreachable};
+use crate::wire::machine::{Machine, MachineState};
+use crate::wire::news::News;
+use crate::wire::span::Span;
+use crate::wire::task::{DryRun, NewTask, Task, TaskState};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
+use std::io::{BufRead, BufReader, Read};
+use std::time::Duration;
+use ureq::http::HeaderValue;
+
+/// The longest answer, in bytes: a list of a thousand tasks with their output.
+const MAX_ANSWER: u64 = 256 << 20;
+/// The longest line of news, in bytes: 64 KiB of output, each byte written as six.
+const MAX_LINE: u64 = 1 << 20;
+/// How many bytes of a refusal are read where a stream was expected.
+const MAX_REFUSAL: u64 = 64 << 10;
+
+/// Which tasks are to be listed.
+#[derive(Debug, Clone, Default)]
+pub struct TaskFilter {
+    /// Only those whose name begins so.
+    pub prefix: Option<String>,
+    /// Only those in this state.
+    pub state: Option<TaskState>,
+    /// Only those with a target of this label.
+    pub label: Option<String>,
+    /// So many at most.
+    pub limit: usize,
+}
+
+impl Client {
+    /// Submits a task.
+    pub fn submit(&self, task: &NewTask) -> Result<Task, CallError> {
+        self.change("submit", "task", task)
+    }
+
+    /// Who would run a task, if it were submitted now.
+    pub fn dry_run(&self, task: &NewTask) -> Result<DryRun, CallError> {
+        self.change("dry run", "task?dryRun=1", task)
+    }
+
+    /// A task by its id, the beginning of its id, or its name; waits for its end if asked to.
+    pub fn task(&self, name: &str, wait: Span) -> Result<Task, CallError> {
+        let path = format!("task/{}?wait={}ms", encoded(name), wait.as_millis());
+        self.look("task", &path, Duration::from(wait) + POLL_SLACK)
+    }
+
+    /// The newest tasks.
+    pub fn tasks(&self, filter: &TaskFilter) -> Result<Vec<Task>, CallError> {
+        let limit = filter.limit.to_string();
+        let path = with_query(
+            "task",
+            &[
+                ("limit", Some(&limit)),
+                ("taskPrefix", filter.prefix.as_deref()),
+                ("state", filter.state.map(TaskState::word)),
+                ("label", filter.label.as_deref()),
+            ],
+        );
+        self.look("list", &path, CALL_TIMEOUT)
+    }
+
+    /// Cancels a task, or its executions on a machine.
+    pub fn cancel(&self, id: &str, machine: Option<&str>) -> Result<Task, CallError> {
+        let path = format!("task/{}/cancel", encoded(id));
+        self.change("cancel", &with_query(&path, &[("machine", machine)]), &())
+    }
+
+    /// Runs a task again where it did not succeed, or everywhere.
+    pub fn rerun(&self, id: &str, all: bool) -> Result<Task, CallError> {
+        let path = format!("task/{}/rerun?all={}", encoded(id), u8::from(all));
+        self.change("rerun", &path, &())
+    }
+
+    /// The machines, of one label or in one state.
+    pub fn machines(
+        &self,
+        label: Option<&str>,
+        state: Option<MachineState>,
+    ) -> Result<Vec<Machine>, CallError> {
+        let path = with_query(
+            "machine",
+            &[("label", label), ("state", state.map(MachineState::word))],
+        );
+        self.look("machines", &path, CALL_TIMEOUT)
+    }
+
+    /// What has happened to a task, and when `live` what happens until it ends.
+    pub fn news(
+        &self,
+        id: &str,
+        machine: Option<&str>,
+        live: bool,
+    ) -> Result<NewsReader, CallError> {
+        let path = format!("task/{}/output", encoded(id));
+        let url = self.url(&with_query(
+            &path,
+            &[
+                ("format", Some("json")),
+                ("follow", live.then_some("1")),
+                ("machine", machine),
+            ],
+        ));
+        let opened = self.get(&url, None).call().map_err(unreachable);
+        let opened = opened.and_then(|answer| {
+            let status = answer.status().as_u16();
+            let body = answer.into_body().into_reader();
+            if status == 200 {
+                return Ok(body);
+            }
+            let mut refusal = Vec::new();
+            // What could be read of it has to do.
+            let _ = body.take(MAX_REFUSAL).read_to_end(&mut refusal);
+            understand(status, &refusal)
+                .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}"))))
+        });
+        match opened {
+            Ok(body) => Ok(NewsReader {
+                lines: BufReader::new(Box::new(body)),
+                url,
+            }),
+            Err(kind) => Err(failed("news", url, kind)),
+        }
+    }
+
+    /// A call that changes something.
+    fn change<Q: serde::Serialize, A: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        path: &str,
+        question: &Q,
+    ) -> Result<A, CallError> {
+        let url = self.url(path);
+        serde_json::to_vec(question)
+            .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
+            .and_then(|body| self.exchange(&url, &body, CALL_TIMEOUT, MAX_ANSWER))
+            .and_then(|(status, answer)| understand(status, &answer))
+            .map_err(|kind| failed(call, url, kind))
+    }
+
+    /// A call that changes nothing.
+    fn look<A: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        path: &str,
+        patience: Duration,
+    ) -> Result<A, CallError> {
+        let url = self.url(path);
+        let answered = self.get(&url, Some(patience)).call().map_err(unreachable);
+        answered
+            .and_then(|mut answer| {
+                let status = answer.status().as_u16();
+                let body = answer.body_mut().with_config().limit(MAX_ANSWER);
+                understand(status, &body.read_to_vec().map_err(unreachable)?)
+            })
+            .map_err(|kind| failed(call, url, kind))
+    }
+
+    fn get(
+        &self,
+        url: &str,
+        patience: Option<Duration>,
+    ) -> ureq::RequestBuilder<ureq::typestate::WithoutBody> {
+        let mut request = self.http.get(url);
+        if let Some(token) = self.token() {
+            let value = HeaderValue::from_str(&format!("Bearer {}", token.expose()));
+            // Cannot fail: a token is made of visible ASCII characters.
+            if let Ok(mut value) = value {
+                value.set_sensitive(true);
+                request = request.header("authorization", value);
+            }
+        }
+        let config = request.config().timeout_global(patience);
+        config
+            .timeout_recv_response(Some(patience.unwrap_or(CALL_TIMEOUT)))
+            .build()
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}/api/v1/{path}", self.base)
+    }
+}
+
+/// News as they come.
+pub struct NewsReader {
+    lines: BufReader<Box<dyn Read + Send>>,
+    url: String,
+}
+
+impl NewsReader {
+    /// The next; waits for it. `Ok(None)` at the end of the stream; an inner `None` is a sign of
+    /// life of the server without news.
+    pub fn next_news(&mut self) -> Result<Option<Option<News>>, CallError> {
+        let mut line = Vec::new();
+        let read = (&mut self.lines)
+            .take(MAX_LINE)
+            .read_until(b'\n', &mut line);
+        let understood = match read {
+            Ok(0) => Ok(None),
+            Ok(1) if line == b"\n" => Ok(Some(None)),
+            Ok(_) => match serde_json::from_slice(&line) {
+                Ok(news) => Ok(Some(Some(news))),
+                Err(why) => Err(Kind::NotUnderstood(why.to_string())),
+            },
+            Err(why) => Err(Kind::Unreachable(format!("the connection broke: {why}"))),
+        };
+        understood.map_err(|kind| failed("news", self.url.clone(), kind))
+    }
+}
+
+fn failed(call: &'static str, url: String, kind: Kind) -> CallError {
+    CallError { call, url, kind }
+}
+
+/// A path with those parameters that have a value.
+fn with_query(path: &str, parameters: &[(&str, Option<&str>)]) -> String {
+    let given = { parameters.iter() }.filter_map(|(name, value)| Some((name, (*value)?)));
+    let pairs = given.map(|(name, value)| format!("{name}={}", encoded(value)));
+    let query = pairs.collect::<Vec<_>>().join("&");
+    if query.is_empty() {
+        return path.to_owned();
+    }
+    format!("{path}?{query}")
+}
+
+fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
