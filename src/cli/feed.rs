@@ -240,7 +240,9 @@ mod tests {
 
     #[test]
     fn nothing_is_shown_twice() {
-        let mut feed = Feed::open(&Client::new("http://127.0.0.1:1"), "t", None, true);
+        let url = "http://127.0.0.1:1".to_owned();
+        let nobody = Client::new(&crate::config::Registry { url, ca: None }).unwrap();
+        let mut feed = Feed::open(&nobody, "t", None, true);
         let mut text = |news| match feed.unseen(news)?.what {
             What::Output { text, .. } => Some(text),
             other => panic!("{other:?}"),
