@@ -235,7 +235,7 @@ impl Store {
         let ticket = after.ticket;
         self.see_to(after);
         if let Some(responder) = superseded {
-            responder.send(&answer::orders(&Orders::none()));
+            responder.send_held(answer::orders(&Orders::none()));
         }
         match polled {
             Polled::Answer(responder, orders) if !orders.start.is_empty() => {
@@ -442,7 +442,7 @@ impl Store {
             },
             What::Task(answer) | What::EndedTask(answer) => answer,
         };
-        reply.responder.send(&answer);
+        reply.responder.send_held(answer);
     }
 
     /// Finds out what is to be answered to whom.
