@@ -3,35 +3,37 @@
 //! A call either gives the answer proper or a [`CallError`], which says in words which call it was,
 //! where it went and why it failed, and of which [`Kind`] the failure is: that is all a caller needs
 //! to decide whether to try again. To add a call: add a method next to [`Client::poll`]; what every
-//! request carries (later: a token) is set in `request`.
+//! request carries (the token) is set in `request`.
 
+mod names;
 #[cfg(feature = "cli")]
 mod people;
+mod trust;
 
 #[cfg(feature = "cli")]
 pub use people::{NewsReader, TaskFilter};
 
+use crate::config::Registry;
 use crate::secret::Secret;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
 use crate::wire::{ERROR, Envelope};
+use names::Names;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, PoisonError, RwLock, mpsc};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use ureq::config::Config;
-use ureq::http::{HeaderValue, Uri};
-use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::http::HeaderValue;
+use ureq::unversioned::transport::DefaultConnector;
 
 /// Patience with a connection being made: longer means that nobody is there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Patience with a call that is answered at once.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Patience with a poll beyond the time it may be held: for the way there and back.
-const POLL_SLACK: Duration = Duration::from_secs(15);
+const POLL_SLACK: Duration = Duration::from_secs(5);
 /// Patience with a goodbye: it is a courtesy, and the process wants to end.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Idle connections kept: one for the reporter, one to spare.
@@ -89,6 +91,11 @@ impl CallError {
         }
     }
 
+    /// Whether the server does not accept the token, or wants one.
+    pub fn is_denied(&self) -> bool {
+        matches!(self.status(), Some(401 | 403))
+    }
+
     /// Whether the same request can never succeed. A 404 of something in between (a proxy, a server
     /// that is being replaced) may pass.
     pub fn is_final(&self) -> bool {
@@ -117,10 +124,10 @@ impl fmt::Display for CallError {
 impl std::error::Error for CallError {}
 
 impl Client {
-    /// A client of the server at `base`, a URL without a slash at its end. The proxy settings of
-    /// the environment (`HTTP_PROXY`, `NO_PROXY`, …) are honoured.
-    pub fn new(base: &str) -> Self {
-        let config = Config::builder()
+    /// A client of a server. The proxy settings of the environment (`HTTP_PROXY`, `NO_PROXY`, …) are
+    /// honoured. The error is one line for a person.
+    pub fn new(registry: &Registry) -> Result<Self, String> {
+        let config = trust::settings(Config::builder(), registry)?
             .http_status_as_error(false)
             .user_agent(concat!("sidebike/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(CONNECT_TIMEOUT))
@@ -131,11 +138,11 @@ impl Client {
             .max_idle_connections_per_host(IDLE_CONNECTIONS)
             .max_idle_age(IDLE_AGE)
             .build();
-        Client {
+        Ok(Client {
             http: ureq::Agent::with_parts(config, DefaultConnector::default(), Names),
-            base: base.to_owned(),
+            base: registry.url.clone(),
             token: Arc::default(),
-        }
+        })
     }
 
     /// The token that every request carries from now on. Whether it is another one than before.
@@ -186,7 +193,10 @@ impl Client {
         serde_json::to_vec(question)
             .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
             .and_then(|body| self.exchange(&url, &body, patience, max_answer))
-            .and_then(|(status, answer)| understand(status, &answer))
+            .and_then(|(status, answer)| {
+                understand(status, &answer)
+                    .or_else(|_| understand(status, &self.without_token(answer)))
+            })
             .map_err(|kind| CallError { call, url, kind })
     }
 
@@ -236,6 +246,20 @@ impl Client {
             }
         }
         request.config().timeout_global(Some(patience)).build()
+    }
+}
+
+impl Client {
+    /// An answer fit to be quoted: some proxies show the request they did not like.
+    fn without_token(&self, mut answer: Vec<u8>) -> Vec<u8> {
+        let Some(token) = self.token() else {
+            return answer;
+        };
+        let token = token.expose().as_bytes();
+        while let Some(at) = answer.windows(token.len()).position(|part| part == token) {
+            answer.splice(at..at + token.len(), *b"...");
+        }
+        answer
     }
 }
 
@@ -302,63 +326,6 @@ fn quoted(body: &[u8]) -> String {
     }
 }
 
-/// Names → addresses. ureq's own starts a thread for each connection, even to an IP address, and
-/// panics when there cannot be one.
-#[derive(Debug)]
-struct Names;
-
-impl Resolver for Names {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        config: &Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let missing = || ureq::Error::BadUri(uri.to_string());
-        let host = uri.host().ok_or_else(missing)?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let port = uri
-            .port_u16()
-            .or(match uri.scheme_str() {
-                Some("http") => Some(80),
-                Some("https") => Some(443),
-                _ => None,
-            })
-            .ok_or_else(missing)?;
-        let found = match host.parse::<IpAddr>() {
-            Ok(ip) => vec![SocketAddr::new(ip, port)],
-            Err(_) => look_up(host.to_owned(), port, &timeout)?,
-        };
-        let mut addresses = self.empty();
-        for address in config.ip_family().keep_wanted(found.into_iter()) {
-            if addresses.try_push(address).is_err() {
-                break;
-            }
-        }
-        if addresses.is_empty() {
-            return Err(ureq::Error::HostNotFound);
-        }
-        Ok(addresses)
-    }
-}
-
-/// Asks the system, in a thread of its own because that call knows no time-out.
-fn look_up(host: String, port: u16, timeout: &NextTimeout) -> Result<Vec<SocketAddr>, ureq::Error> {
-    let (found, answer) = mpsc::sync_channel(1);
-    std::thread::Builder::new()
-        .name("names".into())
-        .stack_size(512 * 1024)
-        .spawn(move || {
-            let addresses = (host.as_str(), port).to_socket_addrs();
-            // Nobody listens any more when the time was up.
-            let _ = found.send(addresses.map(Vec::from_iter));
-        })?;
-    match answer.recv_timeout(*timeout.after) {
-        Ok(addresses) => Ok(addresses?),
-        Err(_) => Err(ureq::Error::Timeout(timeout.reason)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -394,9 +361,23 @@ mod tests {
         }
     }
 
+    fn nobody() -> Client {
+        let url = "http://127.0.0.1:1".to_owned();
+        Client::new(&Registry { url, ca: None }).unwrap()
+    }
+
+    #[test]
+    fn an_echo_of_the_token_is_not_quoted() {
+        let client = nobody();
+        assert!(client.set_token(Some(Secret::for_test("s3cret-token"))));
+        assert!(!client.set_token(Some(Secret::for_test("s3cret-token"))));
+        let echo = client.without_token(b"Bearer s3cret-token, s3cret-token!".to_vec());
+        assert_eq!(echo, b"Bearer ..., ...!");
+    }
+
     #[test]
     fn an_error_says_which_call_where_and_why() {
-        let client = Client::new("http://127.0.0.1:1");
+        let client = nobody();
         let goodbye = Goodbye {
             instance: "i".into(),
             holds: Vec::new(),

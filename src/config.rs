@@ -3,12 +3,23 @@
 //! Every default and every limit of the program is here, with its unit and its reason. To add a
 //! setting: add the argument with its help text, check it in `checked`, and list it in the README.
 
+#[cfg(feature = "agent")]
+mod agent;
+
+#[cfg(feature = "agent")]
+pub use agent::{AgentArgs, AgentConfig, OwnerRules, Registry, RegistryArgs};
+
 #[cfg(feature = "server")]
 use crate::server::browser::Authority;
 #[cfg(feature = "server")]
 use crate::server::http::RequestLimits;
+#[cfg(feature = "server")]
+use crate::tls::PairFiles;
+#[cfg(feature = "server")]
 use crate::wire::span::Span;
-use clap::{Args, Parser, Subcommand};
+#[cfg(feature = "server")]
+use clap::Args;
+use clap::{Parser, Subcommand};
 #[cfg(feature = "server")]
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -42,6 +53,10 @@ pub enum Program {
     /// Be the registry: keep machines and tasks, answer the HTTP API
     #[cfg(feature = "server")]
     Server(ServerArgs),
+    /// Look into the database of a stopped server
+    #[cfg(feature = "db")]
+    #[command(subcommand)]
+    Db(DbCommand),
     /// Be an agent: poll the server, run what it hands out on this machine
     #[cfg(feature = "agent")]
     Agent(AgentArgs),
@@ -53,6 +68,22 @@ pub enum Program {
     #[cfg(feature = "agent")]
     #[command(hide = true)]
     AgentGuard,
+}
+
+/// What can be done with a stopped server's database.
+#[cfg(feature = "db")]
+#[derive(Debug, Subcommand)]
+pub enum DbCommand {
+    /// Say whether the file is whole
+    Check {
+        /// The file that the server was given with --db
+        file: PathBuf,
+    },
+    /// Print every task, one JSON line each, oldest first
+    Export {
+        /// The file that the server was given with --db
+        file: PathBuf,
+    },
 }
 
 /// What was typed for `sidebike server`.
@@ -67,6 +98,9 @@ pub struct ServerArgs {
         default_value = "0.0.0.0:9410"
     )]
     listen: String,
+    /// File of the database in which what was acknowledged survives [default: none, memory only]
+    #[arg(long, env = "SIDEBIKE_DB", value_name = "FILE")]
+    db: Option<PathBuf>,
     /// Finished tasks kept; the oldest go first
     #[arg(
         long,
@@ -175,6 +209,12 @@ pub struct ServerArgs {
     /// File for one JSON line per call that changes something [default: the log]
     #[arg(long, env = "SIDEBIKE_AUDIT", value_name = "FILE")]
     audit: Option<PathBuf>,
+    /// PEM file of the certificate (and those that vouch for it) to serve https with
+    #[arg(long, env = "SIDEBIKE_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// PEM file of the certificate's key
+    #[arg(long, env = "SIDEBIKE_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
 }
 
 /// Where the audit's lines go.
@@ -195,6 +235,7 @@ pub enum AuditTarget {
 )]
 pub struct ServerConfig {
     pub listen: SocketAddr,
+    pub db: Option<PathBuf>,
     pub max_tasks: usize,
     pub max_executions: usize,
     pub max_machines: usize,
@@ -208,6 +249,7 @@ pub struct ServerConfig {
     pub allow_legacy: Option<regex::Regex>,
     pub public_url: Option<Authority>,
     pub audit: AuditTarget,
+    pub tls: Option<PairFiles>,
 }
 
 #[cfg(feature = "server")]
@@ -261,8 +303,15 @@ impl ServerArgs {
                 )
             })
         });
+        let tls = match (self.tls_cert, self.tls_key) {
+            (None, None) => None,
+            (Some(certificates), Some(key)) => Some(PairFiles { certificates, key }),
+            (Some(_), None) => return Err("--tls-cert: needs --tls-key, too".into()),
+            (None, Some(_)) => return Err("--tls-key: needs --tls-cert, too".into()),
+        };
         Ok(ServerConfig {
             listen,
+            db: self.db,
             max_tasks: self.max_tasks,
             max_executions: self.max_executions,
             max_machines: self.max_machines,
@@ -286,99 +335,7 @@ impl ServerArgs {
             allow_legacy: allow_legacy.transpose()?,
             public_url: public_url.transpose()?,
             audit: self.audit.map_or(AuditTarget::Log, AuditTarget::File),
-        })
-    }
-}
-
-/// What was typed for `sidebike agent`.
-#[derive(Debug, Clone, Args)]
-pub struct AgentArgs {
-    /// The name this machine is addressed by [default: the host name]
-    #[arg(long, env = "SIDEBIKE_MACHINE_LABEL", value_name = "LABEL")]
-    machine_label: Option<String>,
-    #[command(flatten)]
-    registry: RegistryArgs,
-    /// Commands run at once
-    #[arg(long, env = "SIDEBIKE_JOBS", value_name = "N", default_value_t = 4)]
-    jobs: u32,
-    /// Patience with running commands at shutdown
-    #[arg(
-        long,
-        env = "SIDEBIKE_GRACE",
-        value_name = "DURATION",
-        default_value = "10s"
-    )]
-    grace: String,
-}
-
-/// Where the server is, for everything that calls it.
-#[derive(Debug, Clone, Args)]
-pub struct RegistryArgs {
-    /// The server: HOST, HOST:PORT or a URL; port 9410 when none is given
-    #[arg(
-        long,
-        env = "SIDEBIKE_REGISTRY_ADDRESS",
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1"
-    )]
-    registry_address: String,
-}
-
-/// Checked settings of an agent.
-#[derive(Debug, Clone)]
-pub struct AgentConfig {
-    /// The name this machine is addressed by.
-    pub label: String,
-    /// The host name.
-    pub host: String,
-    /// The server's base URL, without a slash at its end.
-    pub registry: String,
-    /// Commands run at once.
-    pub jobs: u32,
-    /// Patience with running commands at shutdown.
-    pub grace: Span,
-}
-
-impl AgentArgs {
-    /// Checks what was typed. The error is one line for a person.
-    pub fn checked(self) -> Result<AgentConfig, String> {
-        let host = rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .into_owned();
-        let label = self
-            .machine_label
-            .filter(|label| !label.is_empty())
-            .unwrap_or_else(|| host.clone());
-        check_label(&label).map_err(|why| format!("--machine-label: {why}"))?;
-        if self.jobs == 0 || self.jobs > MAX_JOBS {
-            return Err(format!(
-                "--jobs: expected a number from 1 to {MAX_JOBS}, got {}",
-                self.jobs
-            ));
-        }
-        let grace = self
-            .grace
-            .parse()
-            .map_err(|why| format!("--grace: {why}, got {:?}", self.grace))?;
-        Ok(AgentConfig {
-            label,
-            host,
-            registry: self.registry.checked()?,
-            jobs: self.jobs,
-            grace,
-        })
-    }
-}
-
-impl RegistryArgs {
-    /// The server's base URL, without a slash at its end. The error is one line for a person.
-    pub fn checked(&self) -> Result<String, String> {
-        let address = self.registry_address.trim();
-        registry_url(address).ok_or_else(|| {
-            format!(
-                "--registry-address: expected HOST, HOST:PORT or a URL such as http://10.23.45.67:9410, got {address:?}"
-            )
+            tls,
         })
     }
 }
@@ -400,79 +357,9 @@ pub fn check_label(label: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// `host`, `host:port`, `[v6]`, `v6` or a URL → base URL with a port.
-fn registry_url(address: &str) -> Option<String> {
-    let (scheme, rest) = match address.split_once("://") {
-        Some((scheme @ ("http" | "https"), rest)) => (scheme, rest),
-        Some(_) => return None,
-        None => ("http", address),
-    };
-    let rest = rest.trim_end_matches('/');
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let (host, port) = if let Ok(v6) = authority.parse::<std::net::Ipv6Addr>() {
-        (format!("[{v6}]"), None)
-    } else if authority.ends_with(']') {
-        (authority.to_owned(), None)
-    } else {
-        match authority.rsplit_once(':') {
-            Some((host, port)) => (
-                host.to_owned(),
-                Some(port.parse::<u16>().ok().filter(|p| *p != 0)?),
-            ),
-            None => (authority.to_owned(), None),
-        }
-    };
-    let good_host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty()
-                && host
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
-        }
-    };
-    let good_path = path
-        .chars()
-        .all(|c| c.is_ascii_graphic() && !"?#".contains(c));
-    (good_host && good_path)
-        .then(|| format!("{scheme}://{host}:{}{path}", port.unwrap_or(DEFAULT_PORT)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_people_type() {
-        for (typed, url) in [
-            ("10.23.45.67", "http://10.23.45.67:9410"),
-            ("registry", "http://registry:9410"),
-            ("registry:80", "http://registry:80"),
-            ("http://registry/", "http://registry:9410"),
-            (
-                "https://registry:443/sidebike/",
-                "https://registry:443/sidebike",
-            ),
-            ("::1", "http://[::1]:9410"),
-            ("[::1]:99", "http://[::1]:99"),
-        ] {
-            assert_eq!(registry_url(typed).as_deref(), Some(url), "{typed}");
-        }
-        for typed in [
-            "",
-            "a b",
-            "ftp://x",
-            "host:port",
-            "host:0",
-            "host:70000",
-            "http://",
-            "a?b",
-            "::g",
-            "http://u@h",
-        ] {
-            assert_eq!(registry_url(typed), None, "{typed}");
-        }
-    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -7,6 +7,7 @@
 //! | [`config`] | flags and environment → checked settings; every default and limit |
 //! | [`wire`] | the types of the API's JSON; no rules, no I/O |
 //! | [`secret`] | tokens: where they come from, and that they never show |
+//! | [`tls`] | which cryptography, whose certificates |
 //! | [`tape`] | what is kept of a stream of output; used by the agent and by `core` |
 //! | `core` | machines, tasks, executions: the pure state machine, the only home of the rules |
 //! | `server` | sockets, routes, held requests, the one lock around the core |
@@ -19,7 +20,8 @@
 //! - `core` has no clock, no lock, no socket, no log: time and ids come in as arguments.
 //! - The agent uses neither `core` nor `server`; the server uses neither `agent` nor `client`; `cli`
 //!   uses none of them but `client`.
-//! - tiny_http is named in `server/http` only, ureq in `client`, `process::Command` in `agent/runner`.
+//! - tiny_http is named in `server/http` only, ureq in `client`, rustls in `tls`, redb in `server/db`,
+//!   `process::Command` in `agent/runner`.
 //! - The lock around the core is held for computing only, never across a socket or a log line.
 
 #[cfg(feature = "agent")]
@@ -35,4 +37,5 @@ pub mod secret;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod tape;
+pub mod tls;
 pub mod wire;

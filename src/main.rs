@@ -1,6 +1,8 @@
 //! The command line: parse, run one program, say how it went.
 
 use clap::Parser;
+#[cfg(feature = "db")]
+use sidebike::config::DbCommand;
 use sidebike::config::{CommandLine, Program};
 use std::io::Write;
 use std::process::ExitCode;
@@ -16,6 +18,15 @@ fn main() -> ExitCode {
     match program {
         #[cfg(feature = "server")]
         Program::Server(args) => ended(args.checked().and_then(sidebike::server::run)),
+        #[cfg(feature = "db")]
+        Program::Db(DbCommand::Check { file }) => {
+            ended(sidebike::server::db::check(&file).map(|words| println!("{words}")))
+        }
+        #[cfg(feature = "db")]
+        Program::Db(DbCommand::Export { file }) => ended(sidebike::server::db::export(
+            &file,
+            &mut std::io::stdout().lock(),
+        )),
         #[cfg(feature = "agent")]
         Program::Agent(args) => ended(args.checked().and_then(sidebike::agent::run)),
         #[cfg(feature = "cli")]

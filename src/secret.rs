@@ -15,6 +15,11 @@ const MAX_FILE_BYTES: u64 = 64 * 1024;
 pub struct Secret(String);
 
 impl Secret {
+    #[cfg(test)]
+    pub(crate) fn for_test(token: &str) -> Self {
+        Secret(token.to_owned())
+    }
+
     /// The token itself, for the one header it belongs in.
     pub fn expose(&self) -> &str {
         &self.0

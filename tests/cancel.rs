@@ -180,7 +180,8 @@ fn a_cancel_that_races_with_the_end_gives_one_of_two_outcomes() {
             let lines = execution["output"].as_array().unwrap().len();
             match execution["state"].as_str().unwrap() {
                 "succeeded" => assert_eq!(lines, 1, "{execution}"),
-                "canceled" => assert_ne!(execution["exitCode"], 0, "{execution}"),
+                // It may have ended by itself in the same moment, with whatever exit code.
+                "canceled" => assert_ne!(execution["msg"], "", "{execution}"),
                 state => panic!("{state}: {execution}"),
             }
         }

@@ -72,7 +72,8 @@ pretty() {
 }
 
 echo '$ sidebike server --listen 127.0.0.1:0'
-"$sidebike" server --listen 127.0.0.1:0 2>"$folder/server.log" &
+: >"$folder/server.log"
+"$sidebike" server --listen 127.0.0.1:0 2>>"$folder/server.log" &
 pids=$!
 until_true find_address || fail 'the server does not start'
 

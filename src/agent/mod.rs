@@ -6,12 +6,14 @@
 //! | `board` | what the threads share: which attempts are held, and their state |
 //! | `held`, `output` | one attempt and its output, until the server has taken them |
 //! | `runner`, `search` | starting one command; the only place that names `process::Command` |
+//! | `owner` | what the owner of this machine allows to be run |
+//! | `token` | the agent's token, read again when it changes |
 //! | `watch`, `group` | watching it until it, or its whole process group, has ended |
 //! | `leftovers` | the pipes of what commands left running |
 //! | `reporter` | results and output, sent until taken |
 //! | `guard` | the process that ends commands when the agent is killed |
 //! | `init` | the duties of process 1 |
-//! | `shutdown` | TERM and INT |
+//! | `shutdown` | the signals: TERM and INT, HUP |
 //!
 //! Threads: the main one waits for signals, one polls, one reports, and there is one per command.
 //! The agent listens on no socket and writes no file.
@@ -25,11 +27,13 @@ mod held;
 mod init;
 mod leftovers;
 mod output;
+mod owner;
 mod pauses;
 mod reporter;
 mod runner;
-mod search;
+pub(crate) mod search;
 mod shutdown;
+mod token;
 mod watch;
 
 use crate::client::{CallError, Client};
@@ -48,6 +52,7 @@ use serde_json::Value;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use token::Rereader;
 
 /// How long the server may hold a poll while nothing is held. With the way there and back it is
 /// well below the 45 s after which a machine counts as offline.
@@ -83,31 +88,41 @@ struct Agent {
     board: Board,
     guard: Guard,
     leftovers: Leftovers,
+    rereader: Rereader,
 }
 
 /// Runs an agent until it is told to end.
 pub fn run(config: AgentConfig) -> Result<(), String> {
+    let root = rustix::process::geteuid().is_root();
+    if root && config.refuse_root {
+        return Err("this is root, and --refuse-root says not to start as root".into());
+    }
     if init::is_process_1() {
         return init::run();
     }
+    let token = token::load()?;
     let signals = shutdown::catch()?;
     let instance = pauses::random_id()?;
     info!(
         "sidebike {} agent: label {:?}, instance {instance}, registry {}, {} jobs",
         env!("CARGO_PKG_VERSION"),
         config.label,
-        config.registry,
+        config.registry.url,
         config.jobs,
     );
-    if rustix::process::geteuid().is_root() {
-        warn!("running as root: so will every command");
+    if root {
+        warn!("running as root: so will every command; --refuse-root keeps it from starting");
     }
+    token::explain(token.as_ref(), &config.registry);
     allow_files(config.jobs);
+    let client = Client::new(&config.registry)?;
+    client.set_token(token);
     let agent = Arc::new(Agent {
-        client: Client::new(&config.registry),
+        client,
         board: Board::new(instance, config.jobs),
         guard: Guard::start(),
         leftovers: Leftovers::new(),
+        rereader: Rereader::default(),
         config,
     });
     let reporter = Arc::clone(&agent);
@@ -159,6 +174,7 @@ fn persist(name: &str, body: impl Fn()) {
 #[derive(Default)]
 struct Weather {
     away: bool,
+    denied: bool,
     conflicts: u32,
     quick: u32,
 }
@@ -177,6 +193,7 @@ impl Agent {
                         self.board.nudge();
                     }
                     weather.conflicts = 0;
+                    weather.denied = false;
                     pauses.reset();
                     let news = self.obey(orders);
                     if news || asked.elapsed() > QUICK {
@@ -222,7 +239,10 @@ impl Agent {
     }
 
     fn poll_failed(&self, why: &CallError, weather: &mut Weather) {
-        if !std::mem::replace(&mut weather.away, true) {
+        if why.is_denied() {
+            weather.away = true;
+            self.denied(why, weather);
+        } else if !std::mem::replace(&mut weather.away, true) {
             warn!("{why}; trying again until it works");
         } else {
             debug!("{why}");
@@ -240,6 +260,21 @@ impl Agent {
         {
             weather.conflicts = 0;
             info!("the server does not accept this instance id; the new one is {instance}");
+        }
+    }
+
+    /// The server says that it is the token; said once, until a poll succeeds.
+    fn denied(&self, why: &CallError, weather: &mut Weather) {
+        if self.rereader.refused(&self.client) {
+            weather.denied = false;
+        } else if std::mem::replace(&mut weather.denied, true) {
+            debug!("{why}");
+        } else if self.client.token().is_none() {
+            let name = token::VARIABLE;
+            warn!("the server wants a token, this agent has none ({name}): {why}; trying again");
+        } else {
+            let name = token::VARIABLE;
+            warn!("the server does not accept the agent's token ({name}): {why}; trying again");
         }
     }
 

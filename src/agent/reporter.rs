@@ -215,8 +215,12 @@ impl Reporter<'_> {
             }
             return true;
         }
-        // That the server is away is said once, by the poll loop.
-        if !self.failing && !matches!(why.kind, Kind::Unreachable(_)) {
+        if why.is_denied() {
+            self.agent.rereader.refused(&self.agent.client);
+        }
+        // That the server is away, or does not let us in, is said once, by the poll loop.
+        let said = matches!(why.kind, Kind::Unreachable(_)) || why.is_denied();
+        if !self.failing && !said {
             warn!("{why}; trying again");
             self.failing = true;
         } else {

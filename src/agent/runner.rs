@@ -9,6 +9,7 @@
 use super::Agent;
 use super::board::Job;
 use super::held::{Held, Outcome};
+use super::owner;
 use super::search;
 use super::watch::{self, Limits};
 use crate::wire::span::{Span, Timeout};
@@ -47,6 +48,7 @@ fn start(agent: &Agent, held: &Held, mut job: Job) -> Result<(Child, Vec<u8>, Li
     if held.wake().is_none() {
         return Err("this machine has no file descriptors left".into());
     }
+    owner::check(&agent.config.rules, &detail)?;
     let stdin = detail.stdin.take().unwrap_or_default().into_bytes();
     if stdin.len() > MAX_STDIN_BYTES {
         return Err(format!(
@@ -62,7 +64,7 @@ fn start(agent: &Agent, held: &Held, mut job: Job) -> Result<(Child, Vec<u8>, Li
         },
         kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE).into(),
     };
-    let mut command = program(&detail)?;
+    let mut command = program(&detail, agent.config.rules.wrapper.as_deref())?;
     environment(&mut command, agent, &job, &detail)?;
     if let Some(workspace) = &detail.workspace {
         command.current_dir(workspace);
@@ -79,16 +81,24 @@ fn start(agent: &Agent, held: &Held, mut job: Job) -> Result<(Child, Vec<u8>, Li
     Ok((child, stdin, limits))
 }
 
-/// The program and its arguments.
-fn program(detail: &Detail) -> Result<Command, String> {
+/// The program and its arguments; with a wrapper it is the wrapper, and they are its arguments.
+fn program(detail: &Detail, wrapper: Option<&Path>) -> Result<Command, String> {
     let base = workspace(detail)?;
     match (&detail.command, &detail.argv) {
         (Some(line), None) => {
             let path = std::env::var_os("PATH");
-            let (name, shell) = ["bash", "sh"]
+            let shell = ["bash", "sh"]
                 .iter()
-                .find_map(|name| Some((name, search::on_path(name, path.as_deref(), &base)?)))
-                .ok_or("no shell (bash or sh) on this machine's PATH; use detail.argv")?;
+                .find_map(|name| Some((name, search::on_path(name, path.as_deref(), &base)?)));
+            if let Some(wrapper) = wrapper {
+                let mut command = Command::new(wrapper);
+                // Where the wrapper goes with it there may be a shell.
+                let name = shell.map_or("sh", |(name, _)| name);
+                command.args([name, "-c", line]);
+                return Ok(command);
+            }
+            let (name, shell) =
+                shell.ok_or("no shell (bash or sh) on this machine's PATH; use detail.argv")?;
             let mut command = Command::new(shell);
             command.arg0(name).arg("-c").arg(line);
             Ok(command)
@@ -98,6 +108,11 @@ fn program(detail: &Detail) -> Result<Command, String> {
                 .split_first()
                 .filter(|(name, _)| !name.is_empty())
                 .ok_or("detail.argv: must name a program")?;
+            if let Some(wrapper) = wrapper {
+                let mut command = Command::new(wrapper);
+                command.args(argv);
+                return Ok(command);
+            }
             let mut command = Command::new(find(name, detail, &base)?);
             command.arg0(name).args(args);
             Ok(command)

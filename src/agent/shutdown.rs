@@ -1,13 +1,13 @@
-//! The end of an agent: TERM or INT, once politely, twice at once.
+//! The end of an agent: TERM or INT, once politely, twice at once. HUP only reads the token again.
 //!
 //! Politely: no more work is taken, commands get `--grace` to end by themselves, then they are
 //! ended; every result is reported; goodbye. The polls go on meanwhile, so the server knows that
 //! the agent is alive and draining.
 
-use super::{Agent, spawn_poll_loop};
+use super::{Agent, spawn_poll_loop, token};
 use crate::wire::agent::Goodbye;
 use log::{info, warn};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ pub fn wait(agent: &Arc<Agent>, mut signals: Signals) -> Result<(), String> {
     let handle = signals.handle();
     for signal in signals.forever() {
         match first {
+            _ if signal == SIGHUP => token::reload(&agent.client),
             None => {
                 first = Some(Instant::now());
                 let name = if signal == SIGINT { "INT" } else { "TERM" };
@@ -46,7 +47,7 @@ pub fn wait(agent: &Arc<Agent>, mut signals: Signals) -> Result<(), String> {
 
 /// Catches the signals from now on.
 pub fn catch() -> Result<Signals, String> {
-    Signals::new([SIGTERM, SIGINT]).map_err(|why| format!("cannot catch signals: {why}"))
+    Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|why| format!("cannot catch signals: {why}"))
 }
 
 /// Ends the agent in another thread: this one waits for the second signal.

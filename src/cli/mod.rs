@@ -164,7 +164,7 @@ impl ServerArgs {
     fn client(&self) -> Result<Client, Failure> {
         let registry = self.registry.checked().map_err(Failure::Usage)?;
         let tokens = secret::load(TOKEN).map_err(Failure::Usage)?;
-        let client = Client::new(&registry);
+        let client = Client::new(&registry).map_err(Failure::Usage)?;
         client.set_token(tokens.into_iter().next());
         Ok(client)
     }

@@ -117,7 +117,7 @@ impl Client {
             let mut refusal = Vec::new();
             // What could be read of it has to do.
             let _ = body.take(MAX_REFUSAL).read_to_end(&mut refusal);
-            understand(status, &refusal)
+            self.understood::<()>(status, refusal)
                 .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}"))))
         });
         match opened {
@@ -140,7 +140,7 @@ impl Client {
         serde_json::to_vec(question)
             .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
             .and_then(|body| self.exchange(&url, &body, CALL_TIMEOUT, MAX_ANSWER))
-            .and_then(|(status, answer)| understand(status, &answer))
+            .and_then(|(status, answer)| self.understood(status, answer))
             .map_err(|kind| failed(call, url, kind))
     }
 
@@ -157,7 +157,7 @@ impl Client {
             .and_then(|mut answer| {
                 let status = answer.status().as_u16();
                 let body = answer.body_mut().with_config().limit(MAX_ANSWER);
-                understand(status, &body.read_to_vec().map_err(unreachable)?)
+                self.understood(status, body.read_to_vec().map_err(unreachable)?)
             })
             .map_err(|kind| failed(call, url, kind))
     }
@@ -180,6 +180,11 @@ impl Client {
         config
             .timeout_recv_response(Some(patience.unwrap_or(CALL_TIMEOUT)))
             .build()
+    }
+
+    /// What an answer says; a refusal without the token that it may quote.
+    fn understood<A: DeserializeOwned>(&self, status: u16, answer: Vec<u8>) -> Result<A, Kind> {
+        understand(status, &answer).or_else(|_| understand(status, &self.without_token(answer)))
     }
 
     fn url(&self, path: &str) -> String {

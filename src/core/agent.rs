@@ -9,8 +9,9 @@ use super::check::Rule;
 use super::life::Event;
 use super::machine::{Kind, Machine};
 use super::output::Output;
+use super::saved::{OutputKey, SavedPiece};
 use super::task::Place;
-use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER, Timer};
+use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::config::{MAX_JOBS, check_label};
 use crate::wire::agent::{
@@ -117,7 +118,7 @@ impl Core {
             return Ok(key);
         }
         check_label(caller.label).map_err(|why| Refusal::Impossible(format!("label: {why}")))?;
-        if self.machines.len() >= self.limits.machines {
+        if self.machines.len() >= self.limits.machines && !self.forget_an_offline_machine(now) {
             return Err(Refusal::Full(format!(
                 "{} machines are known, the limit (--max-machines)",
                 self.machines.len()
@@ -141,6 +142,7 @@ impl Core {
             since: now,
             last_seen: now,
             offline_since: now,
+            watched_at: None,
             left: false,
             owes_joins: true,
             seq: 0,
@@ -156,13 +158,14 @@ impl Core {
     }
 
     fn appear(&mut self, now: Time, key: MachineKey) {
+        self.disarm_machine(key);
         let machine = self.machine_mut(key);
         machine.state = MachineState::Online;
         machine.owes_joins = true;
         let notice = Notice::Appeared(machine.label.clone(), machine.instance.clone());
         self.notices.push(notice);
-        self.timers
-            .insert((now.plus(super::OFFLINE_AFTER), Timer::Silent(key)));
+        self.watch(key, now.plus(super::OFFLINE_AFTER));
+        self.machine_changed(key);
     }
 
     /// The original's agent says that it is there. Its label is its instance.
@@ -251,6 +254,7 @@ impl Core {
             self.execution_mut(execution).target = Some(target);
             self.execution_mut(execution).now.delivered_at = Some(now);
             self.place(execution, Place::Active(key));
+            self.machine_changed(key);
             let task = self.task(execution.task);
             let id = task.attempt_id(execution);
             bytes += task.spec.detail_bytes();
@@ -389,16 +393,41 @@ impl Core {
             self.change_output(key, |output| {
                 output.write(piece.stream, piece.offset, &piece.data)
             });
+            self.note_output(key, piece.stream, piece.offset, &piece.data);
         } else {
             // Nothing old is left to make room: the bytes are counted as missing.
             let end = piece.offset.saturating_add(piece.data.len() as u64);
             self.change_output(key, |output| output.skip_to(piece.stream, end));
+            self.note_output(key, piece.stream, end, &[]);
+        }
+    }
+
+    /// Notes what came of an attempt's output, for whoever saves it.
+    fn note_output(&mut self, key: ExecutionKey, stream: Stream, offset: u64, data: &[u8]) {
+        if let Some(changes) = &mut self.changes {
+            let attempt = &self.tasks[&key.task].executions[key.n as usize].now;
+            let output_key = OutputKey {
+                task: key.task,
+                n: key.n,
+                attempt: attempt.number,
+            };
+            if let Some(output) = &attempt.output {
+                let piece = SavedPiece {
+                    stream,
+                    offset,
+                    data: data.to_vec(),
+                };
+                changes.output(output_key, piece, output);
+            }
         }
     }
 
     /// Changes what is kept of an attempt's output, and keeps the sums in step.
     fn change_output(&mut self, key: ExecutionKey, change: impl FnOnce(&mut Output)) {
-        let task = self.task_mut(key.task);
+        let task = self
+            .tasks
+            .get_mut(&key.task)
+            .expect("an active attempt's task is kept");
         let output = task.executions[key.n as usize]
             .now
             .output
@@ -478,6 +507,8 @@ impl Core {
             output.skip_to(Stream::Stdout, ended.stdout_bytes);
             output.skip_to(Stream::Stderr, ended.stderr_bytes);
         });
+        self.note_output(key, Stream::Stdout, ended.stdout_bytes, &[]);
+        self.note_output(key, Stream::Stderr, ended.stderr_bytes, &[]);
         self.end_attempt(now, key, state, cut(&ended.msg));
         Ok(())
     }
@@ -500,6 +531,8 @@ impl Core {
         let machine = self.machine_mut(key);
         machine.last_seen = now;
         machine.left = true;
+        self.machine_changed(key);
+        let machine = self.machine(key);
         // Nothing is in the hands of one that is offline already.
         for execution in machine.active.difference_of(&held) {
             if self.execution(execution).state == ExecutionState::Delivered
@@ -529,9 +562,9 @@ impl Core {
 
     /// The execution with this id.
     fn find(&self, id: &str) -> Option<ExecutionKey> {
-        let (task, n) = id.rsplit_once('.')?;
+        let (prefix, n) = id.rsplit_once('.')?;
         let key = ExecutionKey {
-            task: *self.task_ids.get(task)?,
+            task: *self.task_prefixes.get(prefix)?,
             n: n.parse().ok()?,
         };
         (self.task(key.task).executions.len() > key.n as usize).then_some(key)

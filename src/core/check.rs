@@ -165,8 +165,11 @@ impl Core {
                 task.is_any() && group.is_some_and(|group| group.queue.contains(&key))
             }
             Place::Inbox(m) | Place::Active(m) => {
-                let instance = self.machines.get(&m).map(|m| &m.instance);
-                instance.is_some() && e.target.as_ref().map(|t| &t.instance) == instance
+                let machine = self.machines.get(&m);
+                // Nothing that could run elsewhere waits for a machine that takes no work.
+                let waits = matches!(e.place, Place::Inbox(_)) && task.is_any();
+                let instance = e.target.as_ref().map(|target| &target.instance);
+                machine.is_some_and(|m| Some(&m.instance) == instance && (!waits || m.is_live()))
             }
             Place::Nowhere => true,
         };
@@ -231,6 +234,7 @@ impl Core {
         for (key, task) in &self.tasks {
             let named = self.task_names.get(&task.spec.name);
             let known = self.task_ids.get(&task.id) == Some(key)
+                && self.task_prefixes.get(&task.prefix) == Some(key)
                 && named.is_some_and(|keys| keys.contains(key));
             check(known, || {
                 format!("{key:?}: its id or name does not lead to it")
@@ -311,9 +315,13 @@ impl Core {
             let meant = match timer {
                 Timer::Silent(key) => {
                     silent.insert(*key);
-                    self.machines.contains_key(key)
+                    let machine = self.machines.get(key);
+                    machine.is_some_and(|machine| machine.watched_at == Some(*time))
                 }
-                Timer::ForgetMachine(key) => self.machines.contains_key(key),
+                Timer::ForgetMachine(key) => {
+                    let machine = self.machines.get(key);
+                    machine.is_some_and(|machine| machine.state == MachineState::Offline)
+                }
                 Timer::TaskTtl(key) => {
                     ending.insert(*key);
                     let task = self.tasks.get(key);

@@ -39,6 +39,8 @@ pub(super) struct Machine {
     pub last_seen: Time,
     /// Since when it is offline, when it is.
     pub offline_since: Time,
+    /// When its silence is looked at next, while it is not offline.
+    pub watched_at: Option<Time>,
     /// It said goodbye: this instance never comes back.
     pub left: bool,
     /// It has appeared, and not yet joined every open task that it matches.

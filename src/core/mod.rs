@@ -26,6 +26,7 @@ mod machine;
 mod output;
 mod pattern;
 mod query;
+mod saved;
 mod spec;
 mod task;
 mod tick;
@@ -39,6 +40,9 @@ pub use self::machine::OFFLINE_AFTER;
 pub use self::output::{Output, gap_line};
 pub use self::pattern::{MAX_PATTERN_BYTES, MAX_PATTERNS};
 pub use self::query::{Figures, Histogram, TaskPage, TaskQuery};
+pub use self::saved::{
+    Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
+};
 pub use self::spec::Spec;
 pub use self::task::{Execution, Task};
 pub use self::user::Selection;
@@ -51,13 +55,16 @@ use self::task::{Attempt, MAX_PAST_ATTEMPTS, PastAttempt, Place, Target};
 use self::tick::Timer;
 use crate::wire::span::Span;
 use crate::wire::task::{Counts, ExecutionState, RetryOn};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 const EXPIRED: &str = "not started within its ttl";
 
 /// A point in time: milliseconds since 1970, on a clock that never goes back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub struct Time(pub u64);
 
 impl Time {
@@ -136,6 +143,7 @@ pub struct Core {
     limits: Limits,
     tasks: BTreeMap<TaskKey, Task>,
     task_ids: HashMap<Arc<str>, TaskKey>,
+    task_prefixes: HashMap<Arc<str>, TaskKey>,
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
     next_task: u64,
     machines: BTreeMap<MachineKey, Machine>,
@@ -157,6 +165,8 @@ pub struct Core {
     figures: Figures,
     followed: HashMap<TaskKey, Followed>,
     notices: Vec<Notice>,
+    /// What has changed, when somebody saves it.
+    changes: Option<saved::Changes>,
     /// Only tests set it, to see that they notice.
     broken: Option<Rule>,
 }
@@ -168,6 +178,7 @@ impl Core {
             limits,
             tasks: BTreeMap::new(),
             task_ids: HashMap::new(),
+            task_prefixes: HashMap::new(),
             task_names: HashMap::new(),
             next_task: 1,
             machines: BTreeMap::new(),
@@ -186,6 +197,7 @@ impl Core {
             figures: Figures::default(),
             followed: HashMap::new(),
             notices: Vec::new(),
+            changes: None,
             broken: None,
         }
     }
@@ -201,7 +213,11 @@ impl Core {
             .expect("a task is dropped with everything that names it")
     }
 
+    /// A task, to be changed: what is reached by this is saved.
     fn task_mut(&mut self, key: TaskKey) -> &mut Task {
+        if let Some(changes) = &mut self.changes {
+            changes.task(key);
+        }
         self.tasks
             .get_mut(&key)
             .expect("a task is dropped with everything that names it")
@@ -211,8 +227,23 @@ impl Core {
         &self.task(key.task).executions[key.n as usize]
     }
 
+    /// An execution, to be changed: what is reached by this is saved.
     fn execution_mut(&mut self, key: ExecutionKey) -> &mut Execution {
-        &mut self.task_mut(key.task).executions[key.n as usize]
+        if let Some(changes) = &mut self.changes {
+            changes.execution(key);
+        }
+        let task = self
+            .tasks
+            .get_mut(&key.task)
+            .expect("a task is dropped with everything that names it");
+        &mut task.executions[key.n as usize]
+    }
+
+    /// Notes that a machine is to be saved as it is now.
+    fn machine_changed(&mut self, key: MachineKey) {
+        if let (Some(changes), Some(machine)) = (&mut self.changes, self.machines.get(&key)) {
+            changes.machine(&machine.instance);
+        }
     }
 
     fn machine(&self, key: MachineKey) -> &Machine {
@@ -237,6 +268,9 @@ impl Core {
         let Some(state) = life::next(execution.state, event) else {
             return false;
         };
+        if let Some(changes) = &mut self.changes {
+            changes.execution(key);
+        }
         *task.counts.of(execution.state) -= 1;
         *self.executions.of(execution.state) -= 1;
         execution.state = state;
@@ -349,12 +383,26 @@ impl Core {
     }
 
     fn note_end(&mut self, now: Time, key: ExecutionKey, msg: &str) {
+        self.output_ended(key);
         self.disarm(key);
         let attempt = &mut self.execution_mut(key).now;
         attempt.finished_at = attempt.finished_at.or(Some(now));
         attempt.msg = msg.into();
         if let Some(ms) = attempt.duration_ms {
             self.figures.run_time.add(ms);
+        }
+    }
+
+    /// Nothing more is kept of the current attempt's output.
+    fn output_ended(&mut self, key: ExecutionKey) {
+        if let Some(changes) = &mut self.changes {
+            let attempt = &self.tasks[&key.task].executions[key.n as usize].now;
+            let output = OutputKey {
+                task: key.task,
+                n: key.n,
+                attempt: attempt.number,
+            };
+            changes.output_ended(output, attempt.output.as_deref());
         }
     }
 
@@ -435,15 +483,14 @@ impl Core {
             return;
         }
         task.finished_at = Some(now);
-        let ttl_ends = task.created_at.plus(task.spec.ttl);
-        let kept = if task.counts.succeeded == task.counts.total() && task.counts.total() > 0 {
-            task.spec.result_ttl
-        } else {
-            task.spec.failure_ttl
-        };
-        let (state, executions) = (task.state(), task.executions.len());
-        self.timers.remove(&(ttl_ends, Timer::TaskTtl(key)));
-        self.timers.insert((now.plus(kept), Timer::ForgetTask(key)));
+        let forgotten_at = now.plus(task.kept_for());
+        let (state, executions, expires_at) =
+            (task.state(), task.executions.len(), task.expires_at);
+        if let Some(changes) = &mut self.changes {
+            changes.task(key);
+        }
+        self.timers.remove(&(expires_at, Timer::TaskTtl(key)));
+        self.timers.insert((forgotten_at, Timer::ForgetTask(key)));
         self.finished.insert((now, key));
         self.finished_executions += executions;
         self.figures.finished(state);
@@ -497,14 +544,16 @@ impl Core {
         self.finished.remove(&(finished_at, key));
         self.finished_executions -= task.executions.len();
         self.output_bytes -= task.output_bytes;
-        for span in [task.spec.result_ttl, task.spec.failure_ttl] {
-            self.timers
-                .remove(&(finished_at.plus(span), Timer::ForgetTask(key)));
+        if let Some(changes) = &mut self.changes {
+            changes.task(key);
         }
+        self.timers
+            .remove(&(finished_at.plus(task.kept_for()), Timer::ForgetTask(key)));
         for execution in &task.executions {
             *self.executions.of(execution.state) -= 1;
         }
         self.task_ids.remove(&task.id);
+        self.task_prefixes.remove(&task.prefix);
         if let Some(keys) = self.task_names.get_mut(&task.spec.name) {
             keys.remove(&key);
             if keys.is_empty() {

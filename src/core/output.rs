@@ -1,6 +1,7 @@
 //! What is kept of a command's output: two tapes, and the order in which their bytes came.
 
 use super::follow::What;
+use super::saved::SavedPiece;
 use crate::tape::Tape;
 use crate::wire::agent::Stream;
 
@@ -57,6 +58,31 @@ impl Output {
     pub fn skip_to(&mut self, stream: Stream, end: u64) {
         self.tape_mut(stream).skip_to(end);
         self.note_order(stream);
+    }
+
+    /// What is kept, as pieces in the order in which it came, from which the same can be made again.
+    pub fn pieces(&self) -> Vec<SavedPiece> {
+        let mut pieces = Vec::new();
+        let mut at = [0u64; 2];
+        for (stream, upto) in &self.runs {
+            let at = &mut at[*stream as usize];
+            while *at < *upto {
+                let most = usize::try_from(*upto - *at).unwrap_or(usize::MAX);
+                let read = self
+                    .tape(*stream)
+                    .read(*at, most)
+                    .filter(|(offset, _)| offset < upto);
+                let (offset, mut data) = read.unwrap_or((*upto, Vec::new()));
+                data.truncate(usize::try_from(*upto - offset).unwrap_or(usize::MAX));
+                *at = offset + data.len() as u64;
+                pieces.push(SavedPiece {
+                    stream: *stream,
+                    offset,
+                    data,
+                });
+            }
+        }
+        pieces
     }
 
     fn note_order(&mut self, stream: Stream) {

@@ -115,6 +115,11 @@ impl Core {
             .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
     }
 
+    /// All tasks, oldest first.
+    pub fn all_tasks(&self) -> impl Iterator<Item = &Task> {
+        self.tasks.values()
+    }
+
     /// Whether a task has ended (or is not known any more).
     pub fn is_finished(&self, key: TaskKey) -> bool {
         self.tasks

@@ -4,7 +4,9 @@ use super::output::Output;
 use super::spec::Spec;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
+use crate::wire::span::Span;
 use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -16,9 +18,14 @@ pub(super) const MAX_PAST_ATTEMPTS: usize = 10;
 pub struct Task {
     /// Its id.
     pub id: Arc<str>,
+    /// What the ids of its executions begin with. Fresh, also where its id was used before: what an
+    /// agent still holds of an earlier task with that id must not be taken for this one's.
+    pub(super) prefix: Arc<str>,
     /// What was asked for.
     pub spec: Arc<Spec>,
     pub(super) created_at: Time,
+    /// Until when what is queued since its submission may be started, and machines may join.
+    pub(super) expires_at: Time,
     pub(super) finished_at: Option<Time>,
     pub(super) matched: u32,
     /// Machines that appear may still join it.
@@ -45,8 +52,9 @@ pub(super) enum Place {
 }
 
 /// The machine of an execution, as it was when the execution was addressed to it.
-#[derive(Debug, Clone)]
-pub(super) struct Target {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Target {
     pub label: Arc<str>,
     pub instance: Arc<str>,
     pub host: Arc<str>,
@@ -65,8 +73,9 @@ pub struct Execution {
 }
 
 /// One attempt as kept.
-#[derive(Debug, Clone)]
-pub(super) struct Attempt {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Attempt {
     pub number: u32,
     /// When a further attempt is due, while it waits for that.
     pub due_at: Option<Time>,
@@ -83,12 +92,15 @@ pub(super) struct Attempt {
     pub msg: Box<str>,
     /// Whether its machine's own report ended it: the same report again is no news.
     pub reported: bool,
+    /// Saved apart.
+    #[serde(skip)]
     pub output: Option<Arc<Output>>,
 }
 
 /// An attempt that was followed by another.
-#[derive(Debug, Clone)]
-pub(super) struct PastAttempt {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct PastAttempt {
     pub state: ExecutionState,
     pub target: Option<Target>,
     pub attempt: Attempt,
@@ -128,16 +140,16 @@ impl Execution {
     }
 }
 
-/// The id of an execution: the task's, a dot (which no task's id has), its number.
-pub(super) fn execution_id(task: &str, n: u32) -> String {
-    format!("{task}.{n}")
+/// The id of an execution: its task's prefix, a dot, its number.
+pub(super) fn execution_id(prefix: &str, n: u32) -> String {
+    format!("{prefix}.{n}")
 }
 
 impl Task {
     pub(super) fn attempt_id(&self, key: ExecutionKey) -> AttemptId {
         let attempt = self.executions[key.n as usize].now.number;
         AttemptId {
-            execution: execution_id(&self.id, key.n),
+            execution: execution_id(&self.prefix, key.n),
             attempt,
         }
     }
@@ -164,6 +176,14 @@ impl Task {
             TaskState::Canceled
         } else {
             TaskState::Expired
+        }
+    }
+
+    /// How long it is kept, once it has ended.
+    pub(super) fn kept_for(&self) -> Span {
+        match self.state() {
+            TaskState::Succeeded => self.spec.result_ttl,
+            _ => self.spec.failure_ttl,
         }
     }
 
@@ -205,7 +225,7 @@ impl Task {
             .executions
             .iter()
             .zip(0..)
-            .map(|(e, n)| e.answer(&self.id, n, share))
+            .map(|(e, n)| e.answer(&self.prefix, n, share))
             .collect();
         let mut finished: Vec<usize> = (0..result.len())
             .filter(|n| self.executions[*n].state.is_terminal())
@@ -291,7 +311,7 @@ impl Task {
 }
 
 impl Execution {
-    fn answer(&self, task: &str, n: u32, output_limit: usize) -> wire::Execution {
+    fn answer(&self, prefix: &str, n: u32, output_limit: usize) -> wire::Execution {
         let (machine_label, instance, host) = target_words(self.target.as_ref());
         let status = match self.state {
             ExecutionState::Succeeded => 0,
@@ -299,7 +319,7 @@ impl Execution {
             _ => 1,
         };
         wire::Execution {
-            execution: execution_id(task, n),
+            execution: execution_id(prefix, n),
             machine_label,
             instance,
             host,

@@ -3,6 +3,7 @@
 use super::check::Rule;
 use super::machine::FORGOTTEN_AFTER;
 use super::task::Place;
+use super::task::Task;
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
 use crate::wire::machine::MachineState;
 use crate::wire::span::Span;
@@ -97,9 +98,7 @@ impl Core {
         };
         match machine.silent_at() {
             Some(time) if time <= now => self.machine_is_gone(now, key, "silent for too long"),
-            Some(time) => {
-                self.timers.insert((time, Timer::Silent(key)));
-            }
+            Some(time) => self.watch(key, time),
             None => {}
         }
     }
@@ -113,7 +112,47 @@ impl Core {
         {
             return;
         }
-        for execution in machine.inbox.clone() {
+        self.drop_machine(now, key);
+    }
+
+    /// Makes room for a machine that appears: the one that has been offline for longest is forgotten
+    /// early. A redeploy of a whole fleet must not have to wait for that.
+    pub(super) fn forget_an_offline_machine(&mut self, now: Time) -> bool {
+        let machines = self.machines.iter();
+        let offline = machines.filter(|(_, m)| m.state == MachineState::Offline);
+        let oldest = offline
+            .min_by_key(|(_, m)| m.offline_since)
+            .map(|(key, _)| *key);
+        if let Some(key) = oldest {
+            self.drop_machine(now, key);
+        }
+        oldest.is_some()
+    }
+
+    /// Looks at a machine's silence at that time.
+    pub(super) fn watch(&mut self, key: MachineKey, time: Time) {
+        self.machine_mut(key).watched_at = Some(time);
+        self.timers.insert((time, Timer::Silent(key)));
+    }
+
+    /// Forgets a machine that has just gone offline, when its time has come.
+    pub(super) fn forget_later(&mut self, now: Time, key: MachineKey) {
+        let timer = Timer::ForgetMachine(key);
+        self.timers.insert((now.plus(FORGOTTEN_AFTER), timer));
+    }
+
+    /// Removes the timers of a machine that appears, goes or is forgotten.
+    pub(super) fn disarm_machine(&mut self, key: MachineKey) {
+        let machine = self.machine_mut(key);
+        let forgotten = machine.offline_since.plus(FORGOTTEN_AFTER);
+        if let Some(time) = machine.watched_at.take() {
+            self.timers.remove(&(time, Timer::Silent(key)));
+        }
+        self.timers.remove(&(forgotten, Timer::ForgetMachine(key)));
+    }
+
+    fn drop_machine(&mut self, now: Time, key: MachineKey) {
+        for execution in self.machine(key).inbox.clone() {
             self.end_attempt(
                 now,
                 execution,
@@ -121,6 +160,8 @@ impl Core {
                 "its machine went away before it started",
             );
         }
+        self.machine_changed(key);
+        self.disarm_machine(key);
         if let Some(machine) = self.machines.remove(&key) {
             self.instances.remove(&machine.instance);
             self.directory.remove_machine(machine.label_key, key);
@@ -149,8 +190,11 @@ impl Core {
     /// Whether the current attempt has waited too long to be started.
     pub(super) fn has_expired(&self, now: Time, key: ExecutionKey) -> bool {
         let task = self.task(key.task);
-        let first_expires = task.created_at.plus(task.spec.ttl);
-        now >= self.execution(key).now.expires_at.unwrap_or(first_expires)
+        now >= self
+            .execution(key)
+            .now
+            .expires_at
+            .unwrap_or(task.expires_at)
     }
 
     fn expire(&mut self, now: Time, key: ExecutionKey) {
@@ -192,7 +236,10 @@ impl Core {
             return;
         };
         let execution = &task.executions[key.n as usize];
-        if execution.now.number != attempt || !matches!(execution.place, Place::Active(_)) {
+        let Place::Active(machine) = execution.place else {
+            return;
+        };
+        if execution.now.number != attempt {
             return;
         }
         // The report could not get through while the server was away.
@@ -212,8 +259,12 @@ impl Core {
             );
             return;
         }
+        let id = self.task(key.task).attempt_id(key);
         let msg = "its machine did not report it within its time-out";
         self.end_attempt(now, key, ExecutionState::Lost, msg);
+        // What may still run of it must not outlive that; and there is room for other work.
+        self.machine_mut(machine).cancels.push(id);
+        self.wake(machine);
     }
 
     /// Notes when an attempt in a machine's hands should have been reported; the earliest counts.
@@ -255,6 +306,7 @@ impl Core {
 
     /// A machine is gone: what it had is lost, or goes to another where that cannot start it twice.
     pub(super) fn machine_is_gone(&mut self, now: Time, key: MachineKey, why: &'static str) {
+        self.disarm_machine(key);
         let machine = self.machine_mut(key);
         machine.state = MachineState::Offline;
         machine.offline_since = now;
@@ -263,8 +315,8 @@ impl Core {
         let active = machine.active.clone();
         let label = machine.label.clone();
         self.refresh_ready(key);
-        self.timers
-            .insert((now.plus(FORGOTTEN_AFTER), Timer::ForgetMachine(key)));
+        self.forget_later(now, key);
+        self.machine_changed(key);
         self.notices.push(super::Notice::Gone(label, why));
         for execution in active {
             let delivered = self.execution(execution).state == ExecutionState::Delivered;
@@ -284,6 +336,30 @@ impl Core {
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
         self.give_back(key);
+    }
+
+    /// Sets the timer of an unfinished task.
+    pub(super) fn arm_ttl(&mut self, key: TaskKey, task: &Task) {
+        self.timers.insert((task.expires_at, Timer::TaskTtl(key)));
+    }
+
+    /// Sets the timer of a finished task.
+    pub(super) fn arm_forget(&mut self, finished_at: Time, key: TaskKey, task: &Task) {
+        self.timers
+            .insert((finished_at.plus(task.kept_for()), Timer::ForgetTask(key)));
+    }
+
+    /// Sets the timers that a restored attempt had.
+    pub(super) fn arm_attempt(&mut self, key: ExecutionKey) {
+        let attempt = &self.execution(key).now;
+        let number = attempt.number;
+        let (due, expires, overdue) = (attempt.due_at, attempt.expires_at, attempt.overdue_at);
+        self.timers
+            .extend(due.map(|time| (time, Timer::AttemptDue(key, number))));
+        self.timers
+            .extend(expires.map(|time| (time, Timer::AttemptTtl(key, number))));
+        self.timers
+            .extend(overdue.map(|time| (time, Timer::Overdue(key, number))));
     }
 
     /// What is queued for a machine that takes no more work, and could run on any, goes elsewhere.

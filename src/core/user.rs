@@ -22,14 +22,13 @@ pub enum Selection {
 }
 
 impl Core {
-    /// Accepts a task. `fresh_id` is its id when it does not bring one.
+    /// Accepts a task. `fresh_id`, never used before, is its id when it does not bring one.
     ///
     /// Refused with [`Refusal::Taken`] when its id is known, with [`Refusal::Full`] at a limit.
     pub fn submit(&mut self, now: Time, fresh_id: &str, spec: Spec) -> Result<TaskKey, Refusal> {
-        let id = spec.id.clone().unwrap_or_else(|| fresh_id.into());
-        if let Some(key) = self.task_ids.get(&id) {
-            return Err(Refusal::Taken(*key));
-        }
+        let prefix: Arc<str> = fresh_id.into();
+        let id = spec.id.clone().unwrap_or_else(|| prefix.clone());
+        self.check_free(&id, &prefix)?;
         if !self.directory.has_room_for(&spec.pattern) {
             return Err(Refusal::Full(format!(
                 "{} different patterns have tasks waiting for machines",
@@ -51,7 +50,7 @@ impl Core {
                 .collect()
         };
         let open = !is_any && (spec.late_join || executions.is_empty());
-        let key = self.add_task(now, id, spec, executions, matched);
+        let key = self.add_task(now, id, prefix, spec, executions, matched);
         if open {
             self.task_mut(key).open = true;
             self.directory.group_mut(group).open.insert(key);
@@ -74,6 +73,8 @@ impl Core {
         of: TaskKey,
         all: bool,
     ) -> Result<TaskKey, Refusal> {
+        let id: Arc<str> = fresh_id.into();
+        self.check_free(&id, &id)?;
         let old = self.known_task(of)?;
         let mut spec = Spec::clone(&old.spec);
         spec.id = None;
@@ -124,7 +125,7 @@ impl Core {
             .into_iter()
             .map(|t| Execution::queued(Place::Nowhere, Some(t)))
             .collect();
-        let key = self.add_task(now, fresh_id.into(), spec, executions, matched as u32);
+        let key = self.add_task(now, id.clone(), id, spec, executions, matched as u32);
         for (n, machine) in (0..).zip(machines) {
             let execution = ExecutionKey { task: key, n };
             match machine {
@@ -224,10 +225,26 @@ impl Core {
         Ok(())
     }
 
+    /// Takes back a task that was submitted a moment ago and could not be made safe: it is as if it
+    /// had never been. What has been handed out of it meanwhile is canceled, and it is kept.
+    pub fn withdraw(&mut self, now: Time, key: TaskKey) {
+        if self.cancel(now, key, &Selection::All).is_ok() {
+            self.forget_task(key);
+        }
+    }
+
     fn known_task(&self, key: TaskKey) -> Result<&Task, Refusal> {
         self.tasks
             .get(&key)
             .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
+    }
+
+    fn check_free(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
+        let taken = self.task_ids.get(id);
+        match taken.or_else(|| self.task_prefixes.get(prefix)) {
+            Some(key) => Err(Refusal::Taken(*key)),
+            None => Ok(()),
+        }
     }
 
     fn check_room(&self, executions: usize) -> Result<(), Refusal> {
@@ -246,6 +263,7 @@ impl Core {
         &mut self,
         now: Time,
         id: Arc<str>,
+        prefix: Arc<str>,
         spec: Spec,
         executions: Vec<Execution>,
         matched: u32,
@@ -262,14 +280,17 @@ impl Core {
         self.timers
             .insert((now.plus(spec.ttl), Timer::TaskTtl(key)));
         self.task_ids.insert(id.clone(), key);
+        self.task_prefixes.insert(prefix.clone(), key);
         self.task_names
             .entry(spec.name.clone())
             .or_default()
             .insert(key);
         let task = Task {
             id,
-            spec: Arc::new(spec),
+            prefix,
             created_at: now,
+            expires_at: now.plus(spec.ttl),
+            spec: Arc::new(spec),
             finished_at: None,
             matched,
             open: false,
@@ -279,6 +300,7 @@ impl Core {
             executions,
         };
         self.tasks.insert(key, task);
+        self.task_mut(key);
         self.figures.submitted += 1;
         key
     }

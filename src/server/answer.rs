@@ -26,6 +26,7 @@ pub fn json<T: Serialize>(status: u16, value: &T) -> Answer {
         content_type: "application/json",
         body,
         allow: None,
+        headers: "",
     }
 }
 

@@ -6,7 +6,7 @@
 //! `deadlines`, and a job that answers it to `store`.
 
 use super::answer::TaskForm;
-use super::http::{Connection, Responder};
+use super::http::{Answer, Connection, Responder};
 use crate::core::{MachineKey, Refusal, Task, TaskKey, Time};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -38,9 +38,9 @@ pub struct HeldWait {
 }
 
 impl HeldWait {
-    /// Answers with the task as it is now.
-    pub fn answer(self, task: Result<Task, Refusal>) {
-        self.responder.send(&self.form.answer(task));
+    /// What to answer, with the task as it is now.
+    pub fn answer(self, task: Result<Task, Refusal>) -> (Responder, Answer) {
+        (self.responder, self.form.answer(task))
     }
 }
 

@@ -5,13 +5,14 @@
 //! bounded by `listen`'s guard, which needs to know what each connection is doing: see [`Phase`].
 
 use super::peer::{Peer, lowest_free_number};
+use crate::tls::Pair;
 use log::debug;
 use percent_encoding::percent_decode_str;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::Instant;
 
 /// A body up to this size has been read with the head, in bytes; a fact about tiny_http.
@@ -93,21 +94,26 @@ impl Connection {
 /// The socket that new connections come from.
 pub struct Listener {
     inner: tiny_http::Listener,
-    tls: tiny_http::SslContextWrap,
+    tls: RwLock<tiny_http::SslContextWrap>,
 }
 
 /// The requests of one connection; each `next` blocks until one has come.
 pub type Incoming = Box<dyn Iterator<Item = Result<tiny_http::Request, String>> + Send>;
 
 impl Listener {
-    /// Takes over a listening socket.
-    pub fn new(listener: TcpListener) -> Result<Self, String> {
-        let tls =
-            tiny_http::SslContextWrap::build_ssl_capabilities(None).map_err(|e| e.to_string())?;
+    /// Takes over a listening socket; with a certificate and its key it speaks https.
+    pub fn new(listener: TcpListener, pair: Option<Pair>) -> Result<Self, String> {
         Ok(Listener {
             inner: tiny_http::Listener::Tcp(listener),
-            tls,
+            tls: RwLock::new(tls_context(pair)?),
         })
+    }
+
+    /// Uses this certificate and key for the connections to come.
+    pub fn renew(&self, pair: Pair) -> Result<(), String> {
+        let context = tls_context(Some(pair))?;
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = context;
+        Ok(())
     }
 
     /// Waits until a connection can be accepted. False when none has come for a while.
@@ -127,10 +133,21 @@ impl Listener {
 
     /// Accepts the next connection.
     pub fn accept(&self) -> io::Result<Option<Incoming>> {
-        let accepted = tiny_http::Server::accept_connection(&self.inner, &self.tls)?;
+        let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner);
+        // With TLS, too, nothing is read here: the first read of the connection's own thread is
+        // what does the handshake.
+        let accepted = tiny_http::Server::accept_connection(&self.inner, &tls)?;
         Ok(accepted
             .map(|requests| Box::new(requests.map(|r| r.map_err(|e| e.to_string()))) as Incoming))
     }
+}
+
+fn tls_context(pair: Option<Pair>) -> Result<tiny_http::SslContextWrap, String> {
+    let config = pair.map(|pair| tiny_http::SslConfig {
+        certificate: pair.certificates,
+        private_key: pair.key,
+    });
+    tiny_http::SslContextWrap::build_ssl_capabilities(config).map_err(|e| e.to_string())
 }
 
 /// A request as far as handlers need it.
@@ -205,6 +222,8 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// The methods that the path takes, for a 405.
     pub allow: Option<String>,
+    /// More headers, each with its line end; empty when there are none.
+    pub headers: &'static str,
 }
 
 /// The way back to the one who asked.
@@ -312,6 +331,13 @@ impl Streaming {
     }
 }
 
+/// An answer after which the connection is closed, whole.
+pub fn in_bytes(answer: &Answer) -> Vec<u8> {
+    let mut bytes = head(answer, false);
+    bytes.extend_from_slice(&answer.body);
+    bytes
+}
+
 fn head(answer: &Answer, keep_alive: bool) -> Vec<u8> {
     let mut head = Vec::with_capacity(256 + answer.body.len());
     let connection = if keep_alive {
@@ -323,11 +349,12 @@ fn head(answer: &Answer, keep_alive: bool) -> Vec<u8> {
     // Writing to a vector cannot fail.
     let _ = write!(
         head,
-        "HTTP/1.1 {} {}\r\nDate: {date}\r\nContent-Type: {}\r\nContent-Length: {}\r\nX-Content-Type-Options: nosniff\r\n{connection}",
+        "HTTP/1.1 {} {}\r\nDate: {date}\r\nContent-Type: {}\r\nContent-Length: {}\r\nX-Content-Type-Options: nosniff\r\n{}{connection}",
         answer.status,
         reason(answer.status),
         answer.content_type,
         answer.body.len(),
+        answer.headers,
     );
     if let Some(methods) = &answer.allow {
         let _ = write!(head, "Allow: {methods}\r\n");
@@ -353,6 +380,8 @@ pub struct Refused {
 pub struct Arrived {
     raw: tiny_http::Request,
     connection: Arc<Connection>,
+    /// Its connection takes no other after it.
+    last: bool,
     /// What its head says; without the body.
     pub request: Request,
 }
@@ -375,6 +404,7 @@ pub struct RequestLimits {
 pub fn arrived(
     raw: tiny_http::Request,
     connection: &Arc<Connection>,
+    last: bool,
     limits: &RequestLimits,
     explain: impl FnOnce(Refused) -> Answer,
 ) -> Option<Arrived> {
@@ -382,6 +412,7 @@ pub fn arrived(
         Ok(request) => Some(Arrived {
             raw,
             connection: connection.clone(),
+            last,
             request,
         }),
         Err(refused) => {
@@ -395,12 +426,13 @@ impl Arrived {
     /// Answers without having read the body. Whether the connection can take another request.
     pub fn refuse(self, answer: &Answer) -> bool {
         let announced = self.raw.body_length().unwrap_or(0);
-        let chunked = self.raw.headers().get("Transfer-Encoding").is_some();
-        if chunked || announced > READ_AHEAD_BYTES {
+        let has = |name| self.raw.headers().get(name).is_some();
+        let unread = announced > READ_AHEAD_BYTES || has("Transfer-Encoding") || has("Expect");
+        if unread {
             send_unread(self.raw, &self.connection, answer);
             return false;
         }
-        responder(self.raw, self.connection).send(answer)
+        responder(self.raw, self.connection, self.last).send(answer)
     }
 
     /// Reads the body. `None` when that failed and was answered, as in [`arrived`].
@@ -417,7 +449,7 @@ impl Arrived {
                         body,
                         ..self.request
                     },
-                    responder(self.raw, self.connection),
+                    responder(self.raw, self.connection, self.last),
                 ))
             }
             Err(refused) => {
@@ -428,9 +460,9 @@ impl Arrived {
     }
 }
 
-fn responder(raw: tiny_http::Request, connection: Arc<Connection>) -> Responder {
+fn responder(raw: tiny_http::Request, connection: Arc<Connection>, last: bool) -> Responder {
     Responder {
-        keep_alive: wants_to_stay(&raw),
+        keep_alive: !last && wants_to_stay(&raw),
         knows_chunks: *raw.http_version() >= tiny_http::HTTPVersion(1, 1),
         without_body: *raw.method() == tiny_http::Method::Head,
         connection,
@@ -509,17 +541,37 @@ fn check(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<(), Refused
         if !digits || raw.body_length().is_none() {
             return refused(400, "Content-Length: must be a number of bytes".into());
         }
-        let mut others = raw.headers().clone();
-        if let (Some(first), Ok(other)) =
-            (others.get_header_mut("Content-Length"), "X-Seen".parse())
-        {
-            first.field = other;
-        }
-        if others.get("Content-Length").is_some() {
-            return refused(400, "Content-Length: must be given once".into());
-        }
+    }
+    if raw.headers().get("Transfer-Encoding").is_some() && asks_to_upgrade(raw) {
+        return refused(
+            400,
+            "Transfer-Encoding: does not go with Connection: upgrade".into(),
+        );
+    }
+    if let Some(name) = given_twice(raw.headers()) {
+        return refused(400, format!("{name}: must be given once"));
     }
     Ok(())
+}
+
+/// The header that says twice what must be said once: one program in front of us may believe the
+/// first, another one the last.
+fn given_twice(headers: &tiny_http::Headers) -> Option<&'static str> {
+    const ONCE: [&str; 6] = [
+        "Content-Length",
+        "Transfer-Encoding",
+        "Host",
+        "Origin",
+        "Sec-Fetch-Site",
+        "Authorization",
+    ];
+    let mut others = headers.clone();
+    ONCE.into_iter().find(|name| {
+        if let (Some(first), Ok(seen)) = (others.get_header_mut(name), "X-Seen".parse()) {
+            first.field = seen;
+        }
+        others.get(name).is_some()
+    })
 }
 
 /// Bytes and number of a request's headers. tiny_http does not let us walk them, but it prints
@@ -554,8 +606,14 @@ fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refuse
     }
     // Memory for what has come, not for what was announced.
     let mut body = Vec::with_capacity(announced.unwrap_or(0).min(READ_AHEAD_BYTES * 16));
-    // To the end, not to the announced length: only then does tiny_http let go of the reader.
-    let read = raw.as_reader().take(max as u64 + 1).read_to_end(&mut body);
+    // To the end, not to the announced length: only then does tiny_http let go of the reader. But
+    // when it was asked to upgrade, which we never do, the end is that of the connection.
+    let most = if asks_to_upgrade(raw) {
+        announced.unwrap_or(0)
+    } else {
+        max + 1
+    };
+    let read = raw.as_reader().take(most as u64).read_to_end(&mut body);
     if let Err(error) = read {
         return Err(Refused {
             status: 400,
@@ -572,6 +630,11 @@ fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refuse
         });
     }
     Ok(body)
+}
+
+fn asks_to_upgrade(raw: &tiny_http::Request) -> bool {
+    let connection = raw.headers().get("Connection");
+    connection.is_some_and(|value| value.as_str().to_ascii_lowercase().contains("upgrade"))
 }
 
 fn wants_to_stay(raw: &tiny_http::Request) -> bool {

@@ -7,6 +7,7 @@
 use super::http::{self, Connection, Incoming, Listener, Phase};
 use super::peer;
 use crate::config::ServerConfig;
+use crate::tls::Pair;
 use log::{info, warn};
 use rustix::net::sockopt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -30,8 +31,11 @@ const FRAMING_BYTES: u64 = 256 * 1024;
 const STALLED: Duration = Duration::from_secs(75);
 /// The stack of a connection's thread, in bytes; only what is touched takes memory.
 const STACK_BYTES: usize = 256 * 1024;
-/// File descriptors kept for other things than connections, each of which takes two.
+/// File descriptors kept for other things than connections.
 const SPARE_DESCRIPTORS: u64 = 64;
+/// What a connection takes of them: tiny_http's two and, while it has a thread, one more.
+const DESCRIPTORS_AT_WORK: usize = 3;
+const DESCRIPTORS_HELD: usize = 2;
 /// The pause after an error of `accept`: descriptors or memory may be free by then.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// At most one warning about the same trouble in this time.
@@ -41,6 +45,7 @@ const WARNING_PERIOD_MS: u64 = 10_000;
 pub struct Connections {
     open: Mutex<Open>,
     max: usize,
+    max_descriptors: usize,
     max_per_address: usize,
     /// The longest a request may take to arrive, an idle connection to send its next one, or an
     /// answer to be read.
@@ -69,14 +74,19 @@ struct Watched {
 impl Connections {
     /// No connections yet; as many at most as the settings and the limit on open files allow.
     pub fn new(config: &ServerConfig) -> Arc<Self> {
-        let affordable = raise_descriptor_limit().saturating_sub(SPARE_DESCRIPTORS) / 2;
-        let affordable = usize::try_from(affordable).unwrap_or(usize::MAX);
-        let max = config.max_connections.min(affordable).max(1);
-        info!("room for {max} connections at once");
+        let descriptors = raise_descriptor_limit().saturating_sub(SPARE_DESCRIPTORS);
+        let max_descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+        let max = config.max_connections.max(1);
+        info!(
+            "room for {} connections at work, or {} with held requests",
+            max.min(max_descriptors / DESCRIPTORS_AT_WORK),
+            max.min(max_descriptors / DESCRIPTORS_HELD),
+        );
         let limits = &config.request;
         Arc::new(Connections {
             open: Mutex::default(),
             max,
+            max_descriptors,
             max_per_address: config.max_connections_per_address,
             max_turn_ms: config.max_request_time.as_millis(),
             max_request_bytes: (limits.body_bytes + limits.head_bytes) as u64 + FRAMING_BYTES,
@@ -110,7 +120,20 @@ impl Connections {
     /// Makes room for one more by giving up the request that has been unfinished for longest.
     fn make_room(&self) -> bool {
         let open = self.open();
-        if open.list.len() < self.max {
+        let count = open.list.len();
+        // Counted one by one only when it is close.
+        let affordable = || {
+            let held = open
+                .list
+                .iter()
+                .filter(|w| w.connection.doing().0 == Phase::Held)
+                .count();
+            let taken = held * DESCRIPTORS_HELD + (count - held) * DESCRIPTORS_AT_WORK;
+            taken + DESCRIPTORS_AT_WORK <= self.max_descriptors
+        };
+        if count < self.max
+            && ((count + 1) * DESCRIPTORS_AT_WORK <= self.max_descriptors || affordable())
+        {
             return true;
         }
         let unfinished = open
@@ -215,7 +238,7 @@ fn raise_descriptor_limit() -> u64 {
 }
 
 /// Binds the address and sets the options that accepted sockets inherit.
-pub fn bind(address: SocketAddr) -> Result<(Listener, SocketAddr), String> {
+pub fn bind(address: SocketAddr, pair: Option<Pair>) -> Result<(Listener, SocketAddr), String> {
     let cannot =
         |error: &dyn std::fmt::Display| format!("--listen: cannot listen on {address}: {error}");
     let listener = TcpListener::bind(address).map_err(|e| cannot(&e))?;
@@ -231,7 +254,7 @@ pub fn bind(address: SocketAddr) -> Result<(Listener, SocketAddr), String> {
     options().map_err(|e| cannot(&e))?;
     // A connection that is gone before it is accepted must not block the loop.
     listener.set_nonblocking(true).map_err(|e| cannot(&e))?;
-    Ok((Listener::new(listener)?, local))
+    Ok((Listener::new(listener, pair)?, local))
 }
 
 /// Accepts connections for ever, each served by `serve` on a thread of its own.

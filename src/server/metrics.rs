@@ -133,6 +133,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
         content_type: "text/plain; version=0.0.4",
         body,
         allow: None,
+        headers: "",
     }))
 }
 

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `listen` | the accept loop, socket options, the guard |
 //! | `peer` | accepted sockets, found and cut from outside |
+//! | `head` | a look at a request's head before tiny_http reads it |
 //! | `http` | bytes ↔ requests and answers; the only place that names tiny_http |
 //! | `routes` | the table of routes and their handlers |
 //! | `original` | the calls of the original's agents |
@@ -14,17 +15,23 @@
 //! | `store` | the one lock, and the threads that answer what was held |
 //! | `text`, `metrics` | output as text; figures |
 //! | `follow` | output as it comes |
+//! | `page` | the dashboard |
 
 mod access;
 mod answer;
 mod audit;
 pub(crate) mod browser;
+#[cfg(feature = "db")]
+pub mod db;
+mod durable;
 mod follow;
+mod head;
 mod held;
 pub(crate) mod http;
 mod listen;
 mod metrics;
 mod original;
+mod page;
 mod peer;
 mod routes;
 mod store;
@@ -33,15 +40,18 @@ mod text;
 use self::access::{Access, Caller, Denied, Right};
 use self::audit::{Audit, Change};
 use self::browser::OwnNames;
+use self::head::{Lookout, Sight};
 use self::http::{
-    Answer, Arrived, Authorization, Connection, Incoming, Phase, Refused, Request, RequestLimits,
+    Answer, Arrived, Authorization, Connection, Incoming, Listener, Phase, Refused, Request,
+    RequestLimits,
 };
 use self::listen::Connections;
 use self::routes::{Call, Route};
 use self::store::Store;
 use crate::config::ServerConfig;
 use crate::core::Limits;
-use log::{debug, info};
+use crate::tls::PairFiles;
+use log::{debug, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
@@ -57,6 +67,7 @@ pub struct Server {
     connections: Arc<Connections>,
     requests: metrics::Requests,
     limits: RequestLimits,
+    is_https: bool,
     max_json_depth: usize,
     access: Access,
     own_names: OwnNames,
@@ -81,16 +92,39 @@ impl Server {
 
     /// Serves one connection until it is over or its last request is held.
     fn serve(&self, mut incoming: Incoming, connection: &Arc<Connection>) {
-        loop {
+        // What comes encrypted cannot be looked at before it is read.
+        let mut lookout = match self.is_https {
+            true => None,
+            false => match Lookout::on(&connection.peer) {
+                Some(lookout) => Some(lookout),
+                None => return,
+            },
+        };
+        let mut last = false;
+        while !last {
             connection.enter(Phase::Reading);
+            if let Some(lookout) = &mut lookout {
+                last = match lookout.next(&self.limits) {
+                    Sight::Request { last } => last,
+                    Sight::Refused(refused) => {
+                        connection.enter(Phase::Draining);
+                        return lookout.refuse(&http::in_bytes(&self.explain(refused)));
+                    }
+                    Sight::Over => return,
+                };
+            }
             let raw = match incoming.next() {
                 Some(Ok(raw)) => raw,
-                Some(Err(error)) => return debug!("a connection ended: {error}"),
+                Some(Err(error)) => {
+                    // tiny_http has an answer to that, sent when `incoming` is dropped; after half a
+                    // handshake it would wait for the other half first.
+                    connection.enter(Phase::Draining);
+                    return debug!("a connection ended: {error}");
+                }
                 None => return,
             };
-            let arrived = http::arrived(raw, connection, &self.limits, |refused| {
-                self.explain(refused)
-            });
+            let explain = |refused| self.explain(refused);
+            let arrived = http::arrived(raw, connection, last, &self.limits, explain);
             if !arrived.is_some_and(|arrived| self.serve_one(arrived)) {
                 return;
             }
@@ -170,18 +204,23 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         machines: config.max_machines,
         output_bytes: config.max_output_bytes,
     };
-    let (listener, address) = listen::bind(config.listen)?;
+    crate::tls::install();
+    let pair = config.tls.as_ref().map(crate::tls::load_pair).transpose()?;
+    let (listener, address) = listen::bind(config.listen, pair)?;
+    let listener = Arc::new(listener);
     info!(
-        "sidebike {} listens on {address}",
-        env!("CARGO_PKG_VERSION")
+        "sidebike {} listens on {address}{}",
+        env!("CARGO_PKG_VERSION"),
+        config.tls.as_ref().map_or("", |_| ", https only")
     );
-    let store = Store::start(limits, config.max_held)?;
+    let store = open_store(&config, limits)?;
     let connections = Connections::new(&config);
     let server = Arc::new(Server {
         store: store.clone(),
         connections: connections.clone(),
         requests: metrics::Requests::default(),
         limits: config.request,
+        is_https: config.tls.is_some(),
         max_json_depth: config.max_json_depth,
         access: Access::from_environment(config.allow_legacy)?,
         own_names: OwnNames {
@@ -190,14 +229,13 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         },
         audit: Audit::open(config.audit)?,
     });
-    info!("without a database: tasks are kept in memory only, this server starts empty");
     let watched = connections.clone();
     start_thread("clock", move || keep_time(&store, &watched))?;
-    let serving = server.clone();
+    let (serving, accepting) = (server.clone(), listener.clone());
     start_thread("accept", move || {
         let serve =
             move |incoming, connection: Arc<Connection>| serving.serve(incoming, &connection);
-        listen::accept_forever(&listener, &connections, serve)
+        listen::accept_forever(&accepting, &connections, serve)
     })?;
     for signal in signals.forever() {
         if signal != SIGHUP {
@@ -206,8 +244,38 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         }
         server.access.reload();
         server.audit.reopen();
+        if let Some(files) = &config.tls {
+            renew_certificate(&listener, files);
+        }
     }
+    server.store.close();
     Ok(())
+}
+
+/// The registry: as it was saved where there is a database, else empty.
+fn open_store(config: &ServerConfig, limits: Limits) -> Result<Arc<Store>, String> {
+    #[cfg(feature = "db")]
+    if let Some(path) = &config.db {
+        let (db, saved) = db::Db::open(path)?;
+        info!("database {}: {} tasks", path.display(), saved.tasks.len());
+        let store = Store::start(limits, config.max_held, Some(saved))?;
+        let saving = store.clone();
+        start_thread("save", move || saving.save_forever(db))?;
+        return Ok(store);
+    }
+    if config.db.is_some() {
+        return Err("--db: this build has no database (the feature db)".into());
+    }
+    info!("without a database: tasks are kept in memory only, this server starts empty");
+    Store::start(limits, config.max_held, None)
+}
+
+/// Reads the certificate and its key again; those in use stay when that fails.
+fn renew_certificate(listener: &Listener, files: &PairFiles) {
+    match crate::tls::load_pair(files).and_then(|pair| listener.renew(pair)) {
+        Ok(()) => info!("the certificate was read again, new connections get it"),
+        Err(why) => warn!("{why}; the certificate in use stays in use"),
+    }
 }
 
 fn keep_time(store: &Store, connections: &Connections) -> ! {

@@ -88,10 +88,12 @@ fn assigned(call: Call<'_>) -> Handled {
 /// Hands out the next task that the original's agent can express; the others end with the reason.
 fn next_expressible(call: &Call<'_>, machine: MachineKey, label: &str) -> Option<Value> {
     loop {
-        let orders = call
+        // What could not be made safe is not handed out; it ends `lost` when its time is up.
+        let collected = call
             .server
             .store
-            .change(|core, now| core.collect(now, machine));
+            .change_safely(|core, now| core.collect(now, machine));
+        let orders = collected.ok()?;
         let assignment = orders.start.into_iter().next()?;
         match expressed(&assignment, label) {
             Ok(task) => return Some(task),

@@ -5,6 +5,10 @@
 //! known. It is known from then on by its number and by the kernel's cookie, which is never used
 //! twice; before anything is done to it the number is duplicated and the cookie compared, so a
 //! number that has been closed and used again cannot be mistaken.
+//!
+//! tiny_http duplicates each socket: one number to read from, which it closes as soon as nothing
+//! more is read (a held request), and one to write to. Either may be found first, so when the
+//! number does not lead to the socket any more, the other one is looked for.
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::fcntl_dupfd_cloexec;
@@ -13,13 +17,19 @@ use std::collections::HashSet;
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// An accepted socket.
 #[derive(Debug)]
 pub struct Peer {
-    number: RawFd,
+    number: AtomicI32,
+    /// Both its numbers are below this one.
+    below: RawFd,
     cookie: u64,
 }
+
+/// Descriptors for other things than connections, at most.
+const OTHER_NUMBERS: usize = 256;
 
 /// What the kernel counts for a socket.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +62,11 @@ impl Peer {
         }
     }
 
+    /// The socket, for its connection's own thread; `None` when it is gone.
+    pub fn socket(&self) -> Option<OwnedFd> {
+        self.duplicated()
+    }
+
     /// What the kernel counts, if the socket is still there.
     pub fn counts(&self) -> Option<Counts> {
         tcp_info(self.duplicated()?.as_fd())
@@ -63,28 +78,36 @@ impl Peer {
     }
 
     fn duplicated(&self) -> Option<OwnedFd> {
-        let fd = duplicate(self.number)?;
-        (sockopt::socket_cookie(&fd).ok()? == self.cookie).then_some(fd)
+        let own = |number: RawFd| {
+            let fd = duplicate(number)?;
+            (sockopt::socket_cookie(&fd).ok()? == self.cookie).then_some(fd)
+        };
+        own(self.number.load(Ordering::Relaxed)).or_else(|| {
+            let (number, fd) = (0..self.below).find_map(|n| Some((n, own(n)?)))?;
+            self.number.store(number, Ordering::Relaxed);
+            Some(fd)
+        })
     }
 }
 
 /// Finds the socket that was accepted last: `guess` is the number it most likely has.
 pub fn find_accepted(guess: RawFd, known: &HashSet<u64>) -> Option<Peer> {
+    // Numbers are taken from below, so no new one is above the count of those that are open.
+    let below = (2 * known.len() + OTHER_NUMBERS) as RawFd;
     let new = |number: RawFd| {
         let fd = duplicate(number)?;
         let cookie = sockopt::socket_cookie(&fd).ok()?;
-        let accepted = rustix::net::getpeername(&fd).is_ok_and(|peer| peer.is_some());
-        let ours = accepted
+        // Connected, and over IP: pairs of local sockets, as the signals come by, are connected too.
+        let peer = rustix::net::getpeername(&fd).ok()??;
+        let ours = SocketAddr::try_from(peer).is_ok()
             && sockopt::socket_type(&fd).is_ok_and(|t| t == rustix::net::SocketType::STREAM);
-        (ours && !known.contains(&cookie)).then_some(Peer { number, cookie })
+        (ours && !known.contains(&cookie)).then(|| Peer {
+            number: AtomicI32::new(number),
+            below,
+            cookie,
+        })
     };
-    new(guess).or_else(|| {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
-            .current
-            .unwrap_or(1 << 20);
-        let highest = (2 * known.len() as u64 + 256).min(limit) as RawFd;
-        (0..highest).find_map(new)
-    })
+    new(guess).or_else(|| (0..below).find_map(new))
 }
 
 /// The lowest free number: the one the next socket will have, if nobody is quicker.
@@ -105,6 +128,11 @@ fn duplicate(number: RawFd) -> Option<OwnedFd> {
     // took its number, and every caller checks what it got before doing anything to it.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl_dupfd_cloexec(borrowed, 0).ok()
+}
+
+/// Bytes received on a socket and acknowledged, in all.
+pub fn bytes_received(socket: &OwnedFd) -> Option<u64> {
+    tcp_info(socket.as_fd()).map(|counts| counts.received)
 }
 
 #[allow(unsafe_code, reason = "rustix has no TCP_INFO")]
@@ -151,17 +179,32 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
+    fn a_local_socket_is_not_taken_for_an_accepted_one() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let found = find_accepted(one.as_raw_fd(), &HashSet::new());
+        assert_ne!(
+            found.map(|peer| peer.cookie),
+            sockopt::socket_cookie(&one).ok()
+        );
+    }
+
+    #[test]
     fn an_accepted_socket_is_found_counted_and_cut() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let peer = Peer {
-            number: accepted.as_raw_fd(),
+            number: AtomicI32::new(accepted.as_raw_fd()),
+            below: RawFd::from(i16::MAX),
             cookie: sockopt::socket_cookie(&accepted).unwrap(),
         };
         client.write_all(b"12345").unwrap();
         while peer.counts().unwrap().received < 5 {}
         assert!(!peer.has_closed());
+        let to_write_to = accepted.try_clone().unwrap();
+        drop(accepted);
+        assert!(!peer.has_closed(), "one of its two numbers is still there");
+        let accepted = to_write_to;
         drop(client);
         while !peer.has_closed() {}
         drop(accepted);

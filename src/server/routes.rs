@@ -9,8 +9,8 @@ use super::audit::Change;
 use super::held::HeldWait;
 use super::http::{Answer, Request, Responder};
 use super::store::Polled;
-use super::{Server, metrics, original, text};
-use crate::core::{Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery};
+use super::{Server, metrics, original, page, text};
+use crate::core::{Core, Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery, Time};
 use crate::wire::agent::{Done, Goodbye, Output, Poll, Taken};
 use crate::wire::machine::MachineState;
 use crate::wire::object::Object;
@@ -92,6 +92,7 @@ const ROUTES: &[Route] = &[
     route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], output),
     route(AGENT, "POST", &["api", "v1", "agent", "done"], &[], done),
     route(AGENT, "POST", &["api", "v1", "agent", "goodbye"], &[], goodbye),
+    route(OPEN, "GET", &[], &[], page::page),
     route(OPEN, "GET", &["healthz"], &[], healthz),
     route(LOOK, "GET", &["metrics"], &[], metrics::metrics),
 ];
@@ -147,6 +148,11 @@ fn bad(msg: impl AsRef<str>) -> Answer {
 
 fn refused(refusal: Refusal) -> Answer {
     answer::refused(&refusal)
+}
+
+/// A change that happened and is not safe yet: the caller has to ask again.
+fn not_safe<T>((_, why): (T, String)) -> Answer {
+    answer::error(503, &why)
 }
 
 /// Reads a JSON body. The error names the field.
@@ -292,33 +298,57 @@ fn answer_or_wait(
     Ok(Some(form.answer(Ok(task))))
 }
 
-fn submit(call: Call<'_>) -> Handled {
+/// A submit or rerun that was refused, could not be made safe, or went well.
+type Submitted = (Result<TaskKey, Refusal>, Option<Task>);
+
+/// Lets the core accept a task, and answers when that is safe.
+fn accept(
+    call: Call<'_>,
+    operation: impl FnOnce(&mut Core, Time, &str) -> Result<TaskKey, Refusal>,
+) -> Handled {
     let wait_ms = wait_ms(call.request)?;
     let form = task_form(call.request)?;
-    let is_dry = flag(call.request, "dryRun")?;
-    let posted: PostedTask = body(&call, "the task")?;
-    let spec = Spec::checked(posted).map_err(bad)?;
-    if is_dry {
-        return Ok(Some(dry_run(&call, &spec)));
+    let store = &call.server.store;
+    if let Some(why) = store.trouble() {
+        return Err(answer::error(503, &why));
     }
     let id = call.server.fresh_id();
-    let (submitted, task) = call.server.store.change(|core, now| {
-        let submitted = core.submit(now, &id, spec);
+    let accepted = store.change_safely(|core, now| -> Submitted {
+        let submitted = operation(core, now, &id);
         let task = match &submitted {
             Ok(key) | Err(Refusal::Taken(key)) => core.show(*key).ok(),
             Err(_) => None,
         };
         (submitted, task)
     });
-    match (submitted, task) {
-        (Ok(key), Some(task)) => {
+    match accepted {
+        Ok((Ok(key), Some(task))) => {
             *call.change = Change::of(&task);
             answer_or_wait(call, key, task, wait_ms, form)
         }
-        (Err(Refusal::Taken(_)), Some(task)) => Err(answer::taken(&task)),
-        (Err(refusal), _) => Err(refused(refusal)),
-        (Ok(_), None) => Err(answer::error(500, "a task that was just accepted is gone")),
+        Ok((Err(Refusal::Taken(_)), Some(task))) => Err(answer::taken(&task)),
+        Ok((Err(refusal), _)) => Err(refused(refusal)),
+        Ok((Ok(_), None)) => Err(answer::error(
+            503,
+            "the task was forgotten at once, to keep a limit",
+        )),
+        Err(((submitted, _), why)) => {
+            if let Ok(key) = submitted {
+                store.change(|core, now| core.withdraw(now, key));
+            }
+            Err(answer::error(503, &why))
+        }
     }
+}
+
+fn submit(call: Call<'_>) -> Handled {
+    let is_dry = flag(call.request, "dryRun")?;
+    let posted: PostedTask = body(&call, "the task")?;
+    let spec = Spec::checked(posted).map_err(bad)?;
+    if is_dry {
+        return Ok(Some(dry_run(&call, &spec)));
+    }
+    accept(call, |core, now, id| core.submit(now, id, spec))
 }
 
 /// Who would run a task, if it were submitted now.
@@ -351,18 +381,9 @@ fn show(call: Call<'_>) -> Handled {
 }
 
 fn rerun(call: Call<'_>) -> Handled {
-    let wait_ms = wait_ms(call.request)?;
-    let form = task_form(call.request)?;
     let all = flag(call.request, "all")?;
     let old = named_task(&call)?;
-    let id = call.server.fresh_id();
-    let rerun = call.server.store.change(|core, now| {
-        let key = core.rerun(now, &id, old, all)?;
-        Ok((key, core.show(key)?))
-    });
-    let (key, task) = rerun.map_err(refused)?;
-    *call.change = Change::of(&task);
-    answer_or_wait(call, key, task, wait_ms, form)
+    accept(call, |core, now, id| core.rerun(now, id, old, all))
 }
 
 fn list(call: Call<'_>) -> Handled {
@@ -417,10 +438,11 @@ fn cancel(call: Call<'_>) -> Handled {
         return Err(bad("machine: expected an instance or a label, got nothing"));
     }
     let selection = machine.map_or(Selection::All, |name| Selection::Machine(name.to_owned()));
-    let canceled = call.server.store.change(|core, now| {
+    let canceled = call.server.store.change_safely(|core, now| {
         core.cancel(now, key, &selection)?;
         core.show(key)
     });
+    let canceled = canceled.map_err(not_safe)?;
     if let Ok(task) = &canceled {
         *call.change = Change::of(task);
     }
@@ -429,11 +451,11 @@ fn cancel(call: Call<'_>) -> Handled {
 
 fn delete(call: Call<'_>) -> Handled {
     let key = named_task(&call)?;
-    let deleted = call.server.store.change(|core, _| {
+    let deleted = call.server.store.change_safely(|core, _| {
         let task = core.show(key)?;
         core.delete(key).map(|()| task)
     });
-    *call.change = Change::of(&deleted.map_err(refused)?);
+    *call.change = Change::of(&deleted.map_err(not_safe)?.map_err(refused)?);
     Ok(Some(answer::ok(())))
 }
 
@@ -464,6 +486,10 @@ fn poll(call: Call<'_>) -> Handled {
             *call.responder = Some(responder);
             Err(refused(refusal))
         }
+        Polled::Unsafe(responder, why) => {
+            *call.responder = Some(responder);
+            Err(answer::error(503, &why))
+        }
     }
 }
 
@@ -478,18 +504,21 @@ fn output(call: Call<'_>) -> Handled {
 
 fn done(call: Call<'_>) -> Handled {
     let done: Done = body(&call, "the results")?;
-    let results = call
+    let taken = call
         .server
         .store
-        .change(|core, now| core.done(now, &done.instance, &done.pieces, &done.results));
+        .change_safely(|core, now| core.done(now, &done.instance, &done.pieces, &done.results));
+    let results = taken.map_err(not_safe)?;
     Ok(Some(answer::ok(Taken { results })))
 }
 
 fn goodbye(call: Call<'_>) -> Handled {
     let goodbye: Goodbye = body(&call, "the goodbye")?;
-    call.server
+    let left = call
+        .server
         .store
-        .change(|core, now| core.leave(now, &goodbye));
+        .change_safely(|core, now| core.leave(now, &goodbye));
+    left.map_err(not_safe)?;
     Ok(Some(answer::ok(())))
 }
 

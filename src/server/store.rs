@@ -5,10 +5,11 @@
 //! released, by the answering threads.
 
 use super::answer;
+use super::durable::{Durable, Ticket};
 use super::follow::Bells;
 use super::held::{Held, HeldWait};
-use super::http::Responder;
-use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Task, TaskKey, Time};
+use super::http::{Answer, Responder};
+use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
 use crate::wire::agent::{Orders, Poll};
 use crate::wire::task::Detail;
 use log::info;
@@ -20,15 +21,24 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Threads that answer held requests: more than one, so that one slow peer does not delay the
 /// rest; few, as most answers fit into a socket's buffer.
 const ANSWERING_THREADS: usize = 4;
+/// The most held requests that one thread answers in one go.
+const MAX_JOBS_AT_ONCE: usize = 64;
 
 /// The lock and what is around it.
 pub struct Store {
     state: Mutex<State>,
     clock: Clock,
-    jobs: Mutex<VecDeque<Job>>,
+    durable: Durable,
+    jobs: Mutex<VecDeque<(Ticket, Job)>>,
     job_waits: Condvar,
     /// Rung when something happens to a task that is followed.
     pub bells: Bells,
+}
+
+/// What a change leaves to be done once the lock is released.
+struct After {
+    notices: Vec<Notice>,
+    ticket: Ticket,
 }
 
 struct State {
@@ -56,6 +66,8 @@ pub enum Polled {
     Held,
     /// It was refused.
     Refused(Responder, Refusal),
+    /// What it would be handed could not be made safe, for this reason.
+    Unsafe(Responder, String),
 }
 
 /// Wall-clock time that never goes back: taken once, then counted.
@@ -71,22 +83,36 @@ impl Clock {
 }
 
 impl Store {
-    /// An empty registry, with its answering threads.
-    pub fn start(limits: Limits, max_held: usize) -> Result<Arc<Store>, String> {
+    /// A registry, empty or as it was `saved` by a database, with its answering threads.
+    pub fn start(
+        limits: Limits,
+        max_held: usize,
+        saved: Option<Saved>,
+    ) -> Result<Arc<Store>, String> {
         let since_1970 = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
+        let last_alive = saved.as_ref().map_or(0, |saved| saved.last_alive.0);
         let clock = Clock {
-            started_ms: since_1970.as_millis() as u64,
+            started_ms: (since_1970.as_millis() as u64).max(last_alive),
             started: Instant::now(),
         };
-        let core = Core::new(limits, clock.now());
+        let durable = Durable::new(saved.is_some());
+        let core = match saved {
+            None => Core::new(limits, clock.now()),
+            Some(saved) => {
+                let mut core = Core::restored(limits, clock.now(), saved)?;
+                core.note_changes();
+                core
+            }
+        };
         let store = Arc::new(Store {
             state: Mutex::new(State {
                 core,
                 held: Held::new(max_held),
             }),
             clock,
+            durable,
             jobs: Mutex::default(),
             job_waits: Condvar::new(),
             bells: Bells::default(),
@@ -112,19 +138,51 @@ impl Store {
 
     /// Lets the core do something, and sees to what follows from it.
     pub fn change<R>(&self, operation: impl FnOnce(&mut Core, Time) -> R) -> R {
-        let (result, notices) = {
+        self.change_with_ticket(operation).0
+    }
+
+    /// The same, and returns when the change is safe. The error says why it is not (yet): the
+    /// change has happened all the same, and is saved as soon as that works.
+    pub fn change_safely<R>(
+        &self,
+        operation: impl FnOnce(&mut Core, Time) -> R,
+    ) -> Result<R, (R, String)> {
+        let (result, ticket) = self.change_with_ticket(operation);
+        match self.durable.wait(ticket) {
+            Ok(()) => Ok(result),
+            Err(why) => Err((result, why)),
+        }
+    }
+
+    /// Why nothing new can be made safe at the moment, if so.
+    pub fn trouble(&self) -> Option<String> {
+        self.durable.trouble()
+    }
+
+    fn change_with_ticket<R>(&self, operation: impl FnOnce(&mut Core, Time) -> R) -> (R, Ticket) {
+        let (result, after) = {
             let mut state = self.state();
-            let result = operation(&mut state.core, self.clock.now());
-            (result, state.core.take_notices())
+            let now = self.clock.now();
+            let result = operation(&mut state.core, now);
+            (result, self.after(&mut state.core, now))
         };
-        self.see_to(notices);
-        result
+        let ticket = after.ticket;
+        self.see_to(after);
+        (result, ticket)
+    }
+
+    /// What a change leaves to be done once the lock is released.
+    fn after(&self, core: &mut Core, now: Time) -> After {
+        After {
+            notices: core.take_notices(),
+            ticket: self.durable.take_in(now, core.take_batch()),
+        }
     }
 
     /// Takes in a poll; holds it when there is nothing to do yet.
     pub fn poll(&self, poll: &Poll, mut responder: Responder) -> Polled {
         let mut superseded = None;
-        let (polled, notices) = {
+        let (polled, after) = {
             let mut state = self.state();
             let now = self.clock.now();
             let State { core, held } = &mut *state;
@@ -143,13 +201,23 @@ impl Store {
                     }
                 }
             };
-            (polled, core.take_notices())
+            (polled, self.after(core, now))
         };
+        let ticket = after.ticket;
+        self.see_to(after);
         if let Some(responder) = superseded {
             responder.send(&answer::orders(&Orders::none()));
         }
-        self.see_to(notices);
-        polled
+        match polled {
+            Polled::Answer(responder, orders) if !orders.start.is_empty() => {
+                match self.durable.wait(ticket) {
+                    Ok(()) => Polled::Answer(responder, orders),
+                    // It is handed out again: the next poll shows that it did not arrive.
+                    Err(why) => Polled::Unsafe(responder, why),
+                }
+            }
+            polled => polled,
+        }
     }
 
     /// Holds a request until a task has ended or its time is up. Gives it back when the task has
@@ -186,26 +254,22 @@ impl Store {
     /// Does what is due.
     pub fn tick(&self) {
         loop {
-            let (notices, jobs, again) = {
+            let (after, jobs, again) = {
                 let mut state = self.state();
                 let now = self.clock.now();
                 let State { core, held } = &mut *state;
                 let next = core.tick(now);
-                let mut jobs = Vec::new();
-                for (machine, responder) in held.due_polls(now) {
-                    jobs.push(Job::EndPoll(responder, core.collect(now, machine)));
-                }
-                for (task, wait) in held.due_waits(now) {
-                    jobs.push(Job::EndWait(wait, core.show(task)));
-                }
-                (
-                    core.take_notices(),
-                    jobs,
-                    next.is_some_and(|next| next <= now),
-                )
+                let polls = held.due_polls(now).into_iter();
+                let mut jobs: Vec<Job> = polls
+                    .map(|(machine, responder)| Job::EndPoll(responder, core.collect(now, machine)))
+                    .collect();
+                let waits = held.due_waits(now).into_iter();
+                jobs.extend(waits.map(|(task, wait)| Job::EndWait(wait, core.show(task))));
+                let again = next.is_some_and(|next| next <= now);
+                (self.after(core, now), jobs, again)
             };
-            self.see_to(notices);
-            self.enqueue(jobs);
+            self.enqueue(after.ticket, jobs);
+            self.see_to(after);
             if !again {
                 return;
             }
@@ -236,9 +300,9 @@ impl Store {
         self.state().held.count()
     }
 
-    fn see_to(&self, notices: Vec<Notice>) {
+    fn see_to(&self, after: After) {
         let mut jobs = Vec::new();
-        for notice in notices {
+        for notice in after.notices {
             match notice {
                 Notice::Wake(machine) => jobs.push(Job::Wake(machine)),
                 Notice::Finished(task) => {
@@ -252,18 +316,17 @@ impl Store {
                 }
             }
         }
-        self.enqueue(jobs);
+        self.enqueue(after.ticket, jobs);
     }
 
-    fn enqueue(&self, jobs: Vec<Job>) {
+    fn enqueue(&self, ticket: Ticket, jobs: Vec<Job>) {
         if jobs.is_empty() {
             return;
         }
         let many = jobs.len() > 1;
-        self.jobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(jobs);
+        let mut queue = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.extend(jobs.into_iter().map(|job| (ticket, job)));
+        drop(queue);
         if many {
             self.job_waits.notify_all()
         } else {
@@ -271,52 +334,81 @@ impl Store {
         }
     }
 
+    /// Answers what was held. Takes a few jobs at once, because they can wait for the disk together.
     fn answer_forever(&self) {
         loop {
-            let job = {
+            let jobs: Vec<(Ticket, Job)> = {
                 let queue = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
                 let mut queue = self
                     .job_waits
                     .wait_while(queue, |jobs| jobs.is_empty())
                     .unwrap_or_else(PoisonError::into_inner);
-                queue.pop_front()
+                let few = queue
+                    .len()
+                    .div_ceil(ANSWERING_THREADS)
+                    .min(MAX_JOBS_AT_ONCE);
+                queue.drain(..few).collect()
             };
-            match job {
-                Some(Job::Wake(machine)) => self.answer_poll(machine),
-                Some(Job::Finished(task)) => self.answer_waits(task),
-                Some(Job::EndPoll(responder, orders)) => {
-                    responder.send(&answer::orders(&orders));
+            let mut latest = Ticket::default();
+            let mut answers = Vec::new();
+            for (ticket, job) in jobs {
+                let ticket = self.do_job(job, &mut answers).unwrap_or(ticket);
+                latest = latest.max(ticket);
+            }
+            let safe = self.durable.wait(latest);
+            for (responder, answer) in answers {
+                match &safe {
+                    Ok(()) => responder.send(&answer),
+                    Err(why) => responder.send(&answer::error(503, why)),
+                };
+            }
+        }
+    }
+
+    /// Finds out what is to be answered to whom; the ticket of what that changed, if anything.
+    fn do_job(&self, job: Job, answers: &mut Vec<(Responder, Answer)>) -> Option<Ticket> {
+        match job {
+            Job::Wake(machine) => {
+                let mut state = self.state();
+                let State { core, held } = &mut *state;
+                let responder = held.take_poll(machine)?;
+                let now = self.clock.now();
+                let orders = core.collect(now, machine);
+                let after = self.after(core, now);
+                drop(state);
+                let ticket = after.ticket;
+                self.see_to(after);
+                answers.push((responder, answer::orders(&orders)));
+                return Some(ticket);
+            }
+            Job::Finished(task) => {
+                let mut state = self.state();
+                let waits = state.held.take_waits(task);
+                let shown = if waits.is_empty() {
+                    None
+                } else {
+                    Some(state.core.show(task))
+                };
+                drop(state);
+                if let Some(shown) = shown {
+                    answers.extend(waits.into_iter().map(|wait| wait.answer(shown.clone())));
                 }
-                Some(Job::EndWait(wait, task)) => wait.answer(task),
-                None => {}
             }
+            Job::EndPoll(responder, orders) => answers.push((responder, answer::orders(&orders))),
+            Job::EndWait(wait, task) => answers.push(wait.answer(task)),
         }
+        None
     }
 
-    fn answer_poll(&self, machine: MachineKey) {
-        let answered = {
-            let mut state = self.state();
-            let State { core, held } = &mut *state;
-            held.take_poll(machine)
-                .map(|responder| (responder, core.collect(self.clock.now(), machine)))
-        };
-        if let Some((responder, orders)) = answered {
-            responder.send(&answer::orders(&orders));
-        }
+    /// Saves changes for as long as the server lives.
+    #[cfg(feature = "db")]
+    pub fn save_forever(&self, db: super::db::Db) {
+        self.durable.save_forever(db);
     }
 
-    fn answer_waits(&self, task: TaskKey) {
-        let (waits, shown) = {
-            let mut state = self.state();
-            let waits = state.held.take_waits(task);
-            if waits.is_empty() {
-                return;
-            }
-            (waits, state.core.show(task))
-        };
-        for wait in waits {
-            wait.answer(shown.clone());
-        }
+    /// Saves the last of it, before the server ends.
+    pub fn close(&self) {
+        self.durable.close();
     }
 }
 

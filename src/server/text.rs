@@ -87,6 +87,7 @@ fn plain(status: u16, text: String) -> Answer {
         content_type: "text/plain; charset=utf-8",
         body: text.into_bytes(),
         allow: None,
+        headers: "",
     }
 }
 

@@ -377,7 +377,7 @@ pub struct AnsweredDetail {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Execution {
-    /// Its id: the task's, a dot, a number.
+    /// Its id: a word of its task's (the task's id, where the server made that), a dot, a number.
     pub execution: String,
     /// The label of its machine; empty while it has none.
     pub machine_label: String,

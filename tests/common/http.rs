@@ -43,7 +43,7 @@ impl Reply {
 }
 
 /// A connection, kept alive for as long as the server keeps it.
-pub struct Connection(TcpStream);
+pub struct Connection<S = TcpStream>(S);
 
 impl Connection {
     pub fn open(address: SocketAddr) -> Connection {
@@ -52,10 +52,26 @@ impl Connection {
         stream.set_nodelay(true).unwrap();
         Connection(stream)
     }
+}
+
+impl<S: Read + Write> Connection<S> {
+    /// Over another stream than TCP's.
+    pub fn over(stream: S) -> Self {
+        Connection(stream)
+    }
 
     pub fn send(&mut self, bytes: &[u8]) {
         // A server that refuses early may close while we still write: the answer tells.
         let _ = self.0.write_all(bytes);
+    }
+
+    /// Whether the other side still takes it, at once.
+    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        let patience = Duration::from_millis(300);
+        self.0.set_write_timeout(Some(patience)).unwrap();
+        let sent = self.0.write_all(bytes).is_ok();
+        self.0.set_write_timeout(None).unwrap();
+        sent
     }
 
     pub fn read(&mut self) -> Reply {

@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
 pub mod http;
+pub mod proxy;
 
 use http::{Connection, Reply};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
@@ -28,13 +29,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(15);
 
 /// Looks again and again until `look` sees it; the words say what was awaited.
-pub fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn wait_until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    wait_within(PATIENCE, what, look)
+}
+
+/// The same with a patience of one's own.
+pub fn wait_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(seen) = look() {
             return seen;
         }
-        assert!(started.elapsed() < PATIENCE, "in vain: {what}");
+        assert!(started.elapsed() < patience, "in vain: {what}");
         thread::sleep(LOOK);
     }
 }
@@ -153,7 +159,8 @@ impl Server {
 
     pub fn from_command(command: Command) -> Server {
         let process = Process::start(command);
-        let address = process.logged(" listens on ").parse();
+        let address = process.logged(" listens on ");
+        let address = address.split(',').next().unwrap_or_default().parse();
         Server {
             process,
             address: address.expect("an address in the log"),

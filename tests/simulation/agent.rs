@@ -61,7 +61,7 @@ pub struct Agent {
     pub cut_until: Ms,
     pub holds: BTreeMap<AttemptKey, Held>,
     /// Run on, unreported.
-    forgotten: usize,
+    pub forgotten: usize,
     gone: HashSet<AttemptId>,
     jobs: u32,
     seq: u64,
@@ -78,7 +78,7 @@ pub struct Agent {
 impl Agent {
     /// Whether it has something that it must get rid of.
     pub fn is_busy(&self) -> bool {
-        self.alive && !self.original && !self.holds.is_empty()
+        self.alive && !self.holds.is_empty()
     }
 }
 

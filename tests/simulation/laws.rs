@@ -180,6 +180,7 @@ impl Laws {
                     }
                     instances.push(instance);
                 }
+                what_could_run_elsewhere_is_not_lost_unstarted(key, task.spec.mode, &seen)?;
                 let known = self
                     .executions
                     .insert((key, seen.n), (seen.state, seen.attempt));
@@ -198,7 +199,8 @@ impl Laws {
                     .map_err(|law| format!("{law} {:?}", seen.msg))?;
             }
         }
-        self.no_machine_is_given_up_too_early(now, &server.core)
+        self.no_machine_is_given_up_too_early(now, &server.core)?;
+        self.who_said_goodbye_never_comes_back(server)
     }
 
     /// A terminal state of a task never changes.
@@ -284,6 +286,18 @@ impl Laws {
         Ok(())
     }
 
+    /// A poll that comes after the goodbye finds nobody, as long as the machine is remembered.
+    fn who_said_goodbye_never_comes_back(&self, server: &Server) -> Lawful {
+        let remembered = server.limits.machines >= 100;
+        let mut there = server.core.glimpse_machines();
+        match there.find(|(i, state)| *state != MachineState::Offline && self.left.contains(*i)) {
+            Some((instance, _)) if remembered => {
+                Err(format!("who_said_goodbye_never_comes_back: {instance}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// When all has come to its end: what is kept of the output is what was written.
     pub fn after_all(&self, server: &Server) -> Lawful {
         let core = &server.core;
@@ -313,6 +327,22 @@ impl Laws {
         }
         Ok(())
     }
+}
+
+/// What had not started on a machine that is gone, and is for any machine, goes to another.
+fn what_could_run_elsewhere_is_not_lost_unstarted(
+    key: TaskKey,
+    mode: Mode,
+    seen: &Glimpse<'_>,
+) -> Lawful {
+    let unstarted = seen.state == ExecutionState::Lost && seen.msg.contains("before it started");
+    if mode == Mode::Any && unstarted {
+        return Err(format!(
+            "what_could_run_elsewhere_is_not_lost_unstarted: {key:?} {:?}",
+            seen.msg
+        ));
+    }
+    Ok(())
 }
 
 /// A terminal state of an execution never changes, and attempts only count up.

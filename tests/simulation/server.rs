@@ -55,6 +55,12 @@ impl Server {
         self.break_rule();
     }
 
+    fn knows(&self, instance: &str) -> bool {
+        self.core
+            .glimpse_machines()
+            .any(|(known, _)| known == instance)
+    }
+
     /// Which attempt an id means.
     pub fn key_of(&self, id: &AttemptId) -> Option<AttemptKey> {
         Some(AttemptKey {
@@ -91,7 +97,10 @@ impl World {
                 self.send(who, Event::ToAgent(who, Response::Verdicts(verdicts)));
             }
             Request::Goodbye(goodbye) => {
-                self.laws.left(&goodbye.instance);
+                // One that comes before every poll is of somebody that the server does not know.
+                if self.server.knows(&goodbye.instance) {
+                    self.laws.left(&goodbye.instance);
+                }
                 self.server.core.leave(now, &goodbye);
             }
             Request::Ping(label) => {

@@ -5,7 +5,7 @@ use sidebike::core::{Refusal, Selection, Spec, TaskKey, TaskQuery, Time};
 use sidebike::wire::span::{Span, Timeout};
 use sidebike::wire::task::{ExecutionState, Mode, PostedTask, Retry, RetryOn};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 const PATTERNS: [&str; 8] = [
@@ -49,7 +49,6 @@ impl TaskModel {
 #[derive(Debug, Default)]
 pub struct Users {
     tasks: BTreeMap<TaskKey, TaskModel>,
-    used_ids: HashSet<String>,
     submitted: u64,
 }
 
@@ -61,7 +60,6 @@ impl Users {
     /// The server has forgotten all of it.
     pub fn wipe(&mut self) {
         self.tasks.clear();
-        self.used_ids.clear();
     }
 
     /// When everything will have ended, if the faults stop now.
@@ -105,9 +103,9 @@ impl World {
         self.see_to_notices()
     }
 
-    fn new_spec(&mut self) -> Spec {
+    pub fn new_spec(&mut self, pattern: &'static str) -> Spec {
         let rng = &mut self.rng;
-        let mut spec = spec_with(rng.pick(&PATTERNS));
+        let mut spec = spec_with(pattern);
         spec.mode = rng.pick(&[Mode::All, Mode::All, Mode::Any, Mode::Any]);
         spec.late_join = spec.mode == Mode::All && rng.chance(300);
         let ttl = rng.pick(&[100, 3_000, 20_000, 60_000, 120_000]);
@@ -149,14 +147,12 @@ impl World {
     }
 
     fn user_submits(&mut self) {
-        let spec = self.new_spec();
-        if let Some(id) = &spec.id {
-            // What was deleted or forgotten is not asked for again under its old id.
-            let known = self.server.core.find_task(id).is_ok();
-            if !self.users.used_ids.insert(id.to_string()) && !known {
-                return;
-            }
-        }
+        let pattern = self.rng.pick(&PATTERNS);
+        let spec = self.new_spec(pattern);
+        self.submit(spec);
+    }
+
+    pub fn submit(&mut self, spec: Spec) -> Option<TaskKey> {
         let fresh = self.fresh_id();
         let known = spec
             .id
@@ -164,11 +160,15 @@ impl World {
             .and_then(|id| self.server.core.find_task(id).ok());
         let kept = spec.clone();
         match self.server.core.submit(Time(self.now), &fresh, spec) {
-            Ok(key) => self.accepted(key, &kept),
+            Ok(key) => {
+                self.accepted(key, &kept);
+                return Some(key);
+            }
             Err(Refusal::Taken(key)) if known == Some(key) => self.count("submit: id taken"),
             Err(Refusal::Full(_)) => self.count("submit: full"),
             Err(other) => panic!("a good task is refused: {other:?}"),
         }
+        None
     }
 
     fn fresh_id(&mut self) -> String {

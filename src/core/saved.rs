@@ -1,0 +1,571 @@
+//! What outlives the process: the tasks, executions, output and machines as they are saved.
+//!
+//! The core knows no database. It notes what has changed since it was last asked, and gives it as a
+//! [`Batch`] of whole records; whoever saves them can put later batches on top of earlier ones. From
+//! the records a core is made again by [`Core::restored`]. To save a new field: add it to the
+//! record with `#[serde(default)]`, so that files of earlier versions still open.
+
+use super::machine::{Kind, Machine};
+use super::output::Output;
+use super::pattern::Pattern;
+use super::spec::Spec;
+use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
+use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
+use crate::wire::agent::Stream;
+use crate::wire::machine::MachineState;
+use crate::wire::span::Span;
+use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Output of one attempt is saved piece by piece; when the pieces have this many bytes together,
+/// they are replaced by what is kept of them.
+const REPLACED_AFTER_BYTES: usize = 4 << 20;
+
+/// A task as saved.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(
+    missing_docs,
+    reason = "the fields of Task and Spec of the same names are documented"
+)]
+pub struct SavedTask {
+    pub id: Arc<str>,
+    pub prefix: Arc<str>,
+    pub name: Arc<str>,
+    pub pattern: Arc<str>,
+    pub mode: Mode,
+    pub ttl: Span,
+    pub late_join: bool,
+    pub retry: Option<Retry>,
+    pub result_ttl: Span,
+    pub failure_ttl: Span,
+    pub detail: Arc<Detail>,
+    pub created_at: Time,
+    pub expires_at: Time,
+    pub finished_at: Option<Time>,
+    pub matched: u32,
+    pub open: bool,
+    pub canceled: bool,
+}
+
+/// An execution as saved; its output is saved apart.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(
+    missing_docs,
+    reason = "the fields of Execution of the same names are documented"
+)]
+pub struct SavedExecution {
+    pub state: ExecutionState,
+    pub place: SavedPlace,
+    pub target: Option<Target>,
+    pub canceling: bool,
+    pub now: Attempt,
+    #[serde(default)]
+    pub past: Vec<PastAttempt>,
+}
+
+/// Where an execution is; its target says which machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(
+    missing_docs,
+    reason = "the variants of Place of the same names are documented"
+)]
+pub enum SavedPlace {
+    Nowhere,
+    Group,
+    Inbox,
+    Active,
+}
+
+/// A machine as saved.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(
+    missing_docs,
+    reason = "the fields of Machine of the same names are documented"
+)]
+pub struct SavedMachine {
+    pub label: Arc<str>,
+    pub host: Arc<str>,
+    pub version: Arc<str>,
+    pub original: bool,
+    pub jobs: u32,
+    pub since: Time,
+    pub left: bool,
+    pub offline: bool,
+    pub seq: u64,
+}
+
+/// Of which attempt some output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OutputKey {
+    /// The task.
+    pub task: TaskKey,
+    /// The execution's number in it.
+    pub n: u32,
+    /// The attempt's number.
+    pub attempt: u32,
+}
+
+/// A piece of output. Without bytes it says only how far the command wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedPiece {
+    /// Of which stream.
+    pub stream: Stream,
+    /// At which place.
+    pub offset: u64,
+    /// The bytes.
+    pub data: Vec<u8>,
+}
+
+/// What happened to the output of an attempt.
+#[derive(Debug, Clone)]
+pub enum OutputChange {
+    /// This came.
+    Came(SavedPiece),
+    /// Forget what came before: this is what is kept.
+    Kept(Vec<SavedPiece>),
+}
+
+/// Everything that has changed, as whole records; `None` where something is gone.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// Tasks; one that is gone takes its executions and their output along.
+    pub tasks: BTreeMap<TaskKey, Option<SavedTask>>,
+    /// Executions.
+    pub executions: BTreeMap<(TaskKey, u32), SavedExecution>,
+    /// Machines by instance.
+    pub machines: BTreeMap<Arc<str>, Option<SavedMachine>>,
+    /// Output, in the order in which it came.
+    pub output: Vec<(OutputKey, OutputChange)>,
+}
+
+impl Batch {
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+            && self.executions.is_empty()
+            && self.machines.is_empty()
+            && self.output.is_empty()
+    }
+
+    /// Puts a later batch on top.
+    pub fn add(&mut self, later: Batch) {
+        let gone: BTreeSet<TaskKey> = later
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.is_none())
+            .map(|(key, _)| *key)
+            .collect();
+        for key in &gone {
+            while let Some((first, _)) = self.executions.range((*key, 0)..=(*key, u32::MAX)).next()
+            {
+                let first = *first;
+                self.executions.remove(&first);
+            }
+        }
+        if !gone.is_empty() {
+            self.output.retain(|(of, _)| !gone.contains(&of.task));
+        }
+        self.tasks.extend(later.tasks);
+        self.executions.extend(later.executions);
+        self.machines.extend(later.machines);
+        self.output.extend(later.output);
+    }
+}
+
+/// All records, to make a core of.
+#[derive(Debug, Default)]
+pub struct Saved {
+    /// Tasks.
+    pub tasks: BTreeMap<TaskKey, SavedTask>,
+    /// Executions; numbered without gaps from 0 within a task.
+    pub executions: BTreeMap<(TaskKey, u32), SavedExecution>,
+    /// Output, in the order in which it came.
+    pub output: Vec<(OutputKey, SavedPiece)>,
+    /// Machines by instance.
+    pub machines: BTreeMap<Arc<str>, SavedMachine>,
+    /// When the process that saved them was last known to live.
+    pub last_alive: Time,
+}
+
+/// What has changed since it was last asked for.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    tasks: BTreeSet<TaskKey>,
+    executions: BTreeSet<ExecutionKey>,
+    machines: BTreeSet<Arc<str>>,
+    output: Vec<(OutputKey, OutputChange)>,
+    /// Bytes of pieces saved of an attempt since they were last replaced.
+    saved_bytes: BTreeMap<OutputKey, usize>,
+}
+
+impl Changes {
+    pub fn task(&mut self, key: TaskKey) {
+        self.tasks.insert(key);
+    }
+
+    pub fn execution(&mut self, key: ExecutionKey) {
+        self.executions.insert(key);
+    }
+
+    pub fn machine(&mut self, instance: &Arc<str>) {
+        self.machines.insert(instance.clone());
+    }
+
+    /// Notes what came of an attempt's output; `output` is what is kept of it by now.
+    pub fn output(&mut self, key: OutputKey, piece: SavedPiece, output: &Output) {
+        let saved = self.saved_bytes.entry(key).or_default();
+        *saved += piece.data.len();
+        if *saved > REPLACED_AFTER_BYTES {
+            *saved = output.kept();
+            self.output.push((key, OutputChange::Kept(output.pieces())));
+        } else {
+            self.output.push((key, OutputChange::Came(piece)));
+        }
+    }
+
+    /// Notes that nothing more will come of an attempt's output.
+    pub fn output_ended(&mut self, key: OutputKey, output: Option<&Output>) {
+        let saved = self.saved_bytes.remove(&key).unwrap_or(0);
+        if let Some(output) = output.filter(|output| saved > output.kept()) {
+            self.output.push((key, OutputChange::Kept(output.pieces())));
+        }
+    }
+}
+
+impl Core {
+    /// From now on, changes are noted for [`Core::take_batch`].
+    pub fn note_changes(&mut self) {
+        self.changes.get_or_insert_default();
+    }
+
+    /// What has changed since the last call.
+    pub fn take_batch(&mut self) -> Batch {
+        let mut batch = Batch::default();
+        let Some(changes) = self.changes.as_mut() else {
+            return batch;
+        };
+        let tasks = std::mem::take(&mut changes.tasks);
+        let executions = std::mem::take(&mut changes.executions);
+        let machines = std::mem::take(&mut changes.machines);
+        batch.output = std::mem::take(&mut changes.output);
+        batch
+            .output
+            .retain(|(key, _)| self.tasks.contains_key(&key.task));
+        for key in tasks {
+            batch
+                .tasks
+                .insert(key, self.tasks.get(&key).map(saved_task));
+        }
+        for key in executions {
+            if let Some(task) = self.tasks.get(&key.task) {
+                batch.executions.insert(
+                    (key.task, key.n),
+                    saved_execution(&task.executions[key.n as usize]),
+                );
+            }
+        }
+        for instance in machines {
+            let machine = self
+                .instances
+                .get(&instance)
+                .map(|key| saved_machine(self.machine(*key)));
+            batch.machines.insert(instance, machine);
+        }
+        batch
+    }
+
+    /// A core as it was saved. Time during which nobody was there to act does not count: waits of
+    /// what has not ended are longer by it, and every machine has its time to come back. The error
+    /// says which record cannot be what it should be.
+    pub fn restored(limits: super::Limits, now: Time, saved: Saved) -> Result<Core, String> {
+        let mut core = Core::new(limits, now);
+        let away = Span::from_millis(now.millis_since(saved.last_alive));
+        for (instance, machine) in saved.machines {
+            core.restore_machine(now, instance, machine);
+        }
+        let mut executions: BTreeMap<TaskKey, Vec<SavedExecution>> = BTreeMap::new();
+        for ((task, n), execution) in saved.executions {
+            let of_task = executions.entry(task).or_default();
+            if of_task.len() != n as usize {
+                return Err(format!(
+                    "execution {n} of task number {} does not follow another",
+                    task.0
+                ));
+            }
+            of_task.push(execution);
+        }
+        for (key, task) in saved.tasks {
+            let executions = executions.remove(&key).unwrap_or_default();
+            core.restore_task(now, away, key, task, executions)?;
+        }
+        for (key, piece) in saved.output {
+            core.restore_output(key, &piece);
+        }
+        core.notices.clear();
+        Ok(core)
+    }
+
+    fn restore_machine(
+        &mut self,
+        now: Time,
+        instance: Arc<str>,
+        saved: SavedMachine,
+    ) -> MachineKey {
+        let key = MachineKey(self.next_machine);
+        self.next_machine += 1;
+        let label_key = self.directory.add_machine(&saved.label, key);
+        self.instances.insert(instance.clone(), key);
+        let machine = Machine {
+            instance,
+            label: saved.label,
+            host: saved.host,
+            version: saved.version,
+            label_key,
+            kind: if saved.original {
+                Kind::Original
+            } else {
+                Kind::Agent
+            },
+            state: if saved.offline {
+                MachineState::Offline
+            } else {
+                MachineState::Online
+            },
+            jobs: saved.jobs,
+            since: saved.since,
+            last_seen: now,
+            offline_since: now,
+            left: saved.left,
+            watched_at: None,
+            owes_joins: false,
+            seq: saved.seq,
+            parked: false,
+            ready: None,
+            inbox: BTreeSet::new(),
+            active: BTreeSet::new(),
+            cancels: Vec::new(),
+        };
+        self.machines.insert(key, machine);
+        if saved.offline {
+            self.forget_later(now, key);
+        } else {
+            self.watch(key, now.plus(super::OFFLINE_AFTER));
+        }
+        key
+    }
+
+    fn restore_task(
+        &mut self,
+        now: Time,
+        away: Span,
+        key: TaskKey,
+        saved: SavedTask,
+        executions: Vec<SavedExecution>,
+    ) -> Result<(), String> {
+        let finished = saved.finished_at.is_some();
+        let later = |time: Time| if finished { time } else { time.plus(away) };
+        let mut task = Task {
+            id: saved.id,
+            prefix: saved.prefix,
+            created_at: saved.created_at,
+            expires_at: later(saved.expires_at),
+            finished_at: saved.finished_at,
+            matched: saved.matched,
+            open: saved.open,
+            canceled: saved.canceled,
+            counts: Default::default(),
+            output_bytes: 0,
+            executions: Vec::new(),
+            spec: Arc::new(Spec {
+                id: None,
+                name: saved.name,
+                pattern: Pattern::known(saved.pattern),
+                mode: saved.mode,
+                ttl: saved.ttl,
+                late_join: saved.late_join,
+                retry: saved.retry,
+                result_ttl: saved.result_ttl,
+                failure_ttl: saved.failure_ttl,
+                detail: saved.detail,
+            }),
+        };
+        let mut places = Vec::new();
+        for (n, saved) in (0..).zip(executions) {
+            let key = ExecutionKey { task: key, n };
+            if saved.state.is_terminal()
+                && finished != saved.state.is_terminal()
+                && saved.place != SavedPlace::Nowhere
+            {
+                return Err(format!(
+                    "execution {n} of task {} has ended and is still in a queue",
+                    task.id
+                ));
+            }
+            *task.counts.of(saved.state) += 1;
+            *self.executions.of(saved.state) += 1;
+            places.push((key, saved.place));
+            let mut now = saved.now;
+            for time in [&mut now.due_at, &mut now.expires_at, &mut now.overdue_at] {
+                *time = time.map(later);
+            }
+            task.executions.push(Execution {
+                state: saved.state,
+                place: Place::Nowhere,
+                target: saved.target,
+                canceling: saved.canceling,
+                now,
+                past: saved.past,
+            });
+        }
+        self.index_restored(key, task)?;
+        for (key, place) in places {
+            self.restore_place(now, key, place);
+        }
+        Ok(())
+    }
+
+    /// Gives a restored task its places in the indexes, and its timers.
+    fn index_restored(&mut self, key: TaskKey, task: Task) -> Result<(), String> {
+        self.next_task = self.next_task.max(key.0 + 1);
+        if self.task_ids.insert(task.id.clone(), key).is_some() {
+            return Err(format!("two tasks have the id {}", task.id));
+        }
+        self.task_prefixes.insert(task.prefix.clone(), key);
+        self.task_names
+            .entry(task.spec.name.clone())
+            .or_default()
+            .insert(key);
+        let open = task.open;
+        match task.finished_at {
+            Some(at) => {
+                self.finished.insert((at, key));
+                self.finished_executions += task.executions.len();
+                self.figures.finished(task.state());
+                self.arm_forget(at, key, &task);
+            }
+            None => self.arm_ttl(key, &task),
+        }
+        self.tasks.insert(key, task);
+        if open {
+            let group = self.group_of(key);
+            self.directory.group_mut(group).open.insert(key);
+        }
+        Ok(())
+    }
+
+    fn restore_place(&mut self, now: Time, key: ExecutionKey, place: SavedPlace) {
+        let target = self.execution(key).target.clone();
+        let machine = target.map(|target| match self.instances.get(&target.instance) {
+            Some(machine) => *machine,
+            None => {
+                let saved = SavedMachine {
+                    label: target.label,
+                    host: target.host,
+                    version: "".into(),
+                    original: false,
+                    jobs: 1,
+                    since: now,
+                    left: false,
+                    offline: false,
+                    seq: 0,
+                };
+                self.restore_machine(now, target.instance, saved)
+            }
+        });
+        match (place, machine) {
+            (SavedPlace::Active, Some(machine)) => self.place(key, Place::Active(machine)),
+            (SavedPlace::Inbox, Some(machine)) => self.place(key, Place::Inbox(machine)),
+            (SavedPlace::Group | SavedPlace::Inbox | SavedPlace::Active, _) => {
+                self.place(key, Place::Group)
+            }
+            (SavedPlace::Nowhere, _) => {}
+        }
+        self.arm_attempt(key);
+    }
+
+    fn restore_output(&mut self, key: OutputKey, piece: &SavedPiece) {
+        let Some(task) = self.tasks.get_mut(&key.task) else {
+            return;
+        };
+        let Some(execution) = task.executions.get_mut(key.n as usize) else {
+            return;
+        };
+        let past = execution.past.iter_mut().map(|past| &mut past.attempt);
+        let attempt = past
+            .chain([&mut execution.now])
+            .find(|attempt| attempt.number == key.attempt);
+        let Some(attempt) = attempt else { return };
+        let output = Arc::make_mut(attempt.output.get_or_insert_default());
+        let before = output.kept();
+        output.write(piece.stream, piece.offset, &piece.data);
+        let after = output.kept();
+        task.output_bytes = task.output_bytes + after - before;
+        self.output_bytes = self.output_bytes + after - before;
+    }
+}
+
+fn saved_task(task: &Task) -> SavedTask {
+    let spec = &task.spec;
+    SavedTask {
+        id: task.id.clone(),
+        prefix: task.prefix.clone(),
+        name: spec.name.clone(),
+        pattern: spec.pattern.text().into(),
+        mode: spec.mode,
+        ttl: spec.ttl,
+        late_join: spec.late_join,
+        retry: spec.retry.clone(),
+        result_ttl: spec.result_ttl,
+        failure_ttl: spec.failure_ttl,
+        detail: spec.detail.clone(),
+        created_at: task.created_at,
+        expires_at: task.expires_at,
+        finished_at: task.finished_at,
+        matched: task.matched,
+        open: task.open,
+        canceled: task.canceled,
+    }
+}
+
+fn saved_execution(execution: &Execution) -> SavedExecution {
+    let without_output = |attempt: &Attempt| Attempt {
+        output: None,
+        ..attempt.clone()
+    };
+    SavedExecution {
+        state: execution.state,
+        place: match execution.place {
+            Place::Nowhere => SavedPlace::Nowhere,
+            Place::Group => SavedPlace::Group,
+            Place::Inbox(_) => SavedPlace::Inbox,
+            Place::Active(_) => SavedPlace::Active,
+        },
+        target: execution.target.clone(),
+        canceling: execution.canceling,
+        now: without_output(&execution.now),
+        past: execution
+            .past
+            .iter()
+            .map(|past| PastAttempt {
+                attempt: without_output(&past.attempt),
+                ..past.clone()
+            })
+            .collect(),
+    }
+}
+
+fn saved_machine(machine: &Machine) -> SavedMachine {
+    SavedMachine {
+        label: machine.label.clone(),
+        host: machine.host.clone(),
+        version: machine.version.clone(),
+        original: machine.is_original(),
+        jobs: machine.jobs,
+        since: machine.since,
+        left: machine.left,
+        offline: machine.state == MachineState::Offline,
+        seq: machine.seq,
+    }
+}

@@ -1,0 +1,294 @@
+//! A look at a request's head before tiny_http reads it.
+//!
+//! tiny_http puts no bound on a head; it keeps a thread for ever when a request line ends in
+//! `HTTP/2.0` (its answer waits for a writer that waits for the answer); it takes a folded line for
+//! a header of its own, and shows only the first of two headers with the same name. So the head is
+//! looked at while it still lies in the kernel (`MSG_PEEK`), and handed on only when it is whole,
+//! within the limits, and means one thing only.
+//!
+//! tiny_http reads ahead: bytes sent together with a request may already be in its buffer, where
+//! they cannot be looked at. A connection on which that happens gets no further request; a client
+//! that waits for its answer, as all but pipelining ones do, never notices.
+
+use super::http::{Refused, RequestLimits};
+use super::peer::{Peer, bytes_received};
+use rustix::fd::OwnedFd;
+use rustix::io::{Errno, ioctl_fionread};
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
+use std::thread;
+use std::time::Duration;
+
+/// Room for a head of ordinary size, in bytes; there is more when it is needed.
+const USUAL_BYTES: usize = 2 * 1024;
+/// The first and the longest pause before another look at a head that is not whole yet.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+/// What is read of a refused request so that its sender gets to read the answer, in bytes.
+const DRAINED_BYTES: usize = 1 << 20;
+
+/// Looks at the heads of one connection's requests.
+pub struct Lookout {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+    /// Bytes of all requests handed on so far, from their first to their last.
+    handed_on: u64,
+}
+
+/// What there is to do with a connection.
+#[derive(Debug)]
+pub enum Sight {
+    /// A good head is there: let tiny_http read it. After a last one no other may be read.
+    Request {
+        /// Whether it is the connection's last.
+        last: bool,
+    },
+    /// A head is there that is not to be read.
+    Refused(Refused),
+    /// Nothing more will come.
+    Over,
+}
+
+impl Lookout {
+    /// For a connection that has just been accepted; `None` when it is gone already.
+    pub fn on(peer: &Peer) -> Option<Self> {
+        let socket = peer.socket()?;
+        Some(Lookout {
+            socket,
+            buffer: vec![0; USUAL_BYTES],
+            handed_on: 0,
+        })
+    }
+
+    /// Waits for the next head. How long that may take is the guard's business.
+    pub fn next(&mut self, limits: &RequestLimits) -> Sight {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let there = match recv(&self.socket, &mut self.buffer[..], RecvFlags::PEEK) {
+                Ok((_, 0)) => return Sight::Over,
+                Ok((_, there)) => there.min(self.buffer.len()),
+                Err(Errno::INTR) => continue,
+                Err(_) => return Sight::Over,
+            };
+            let bytes = &self.buffer[..there];
+            if let Some(end) = head_end(bytes) {
+                return self.judge(end, there, limits);
+            }
+            if has_bare_newline(bytes) {
+                return refused(400, "a line of the head must end with CR LF");
+            }
+            if there > limits.head_bytes {
+                return refused(431, &too_large(limits));
+            }
+            if there == self.buffer.len() {
+                self.buffer
+                    .resize((there * 4).min(limits.head_bytes + 1), 0);
+                continue;
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn judge(&mut self, end: usize, there: usize, limits: &RequestLimits) -> Sight {
+        if end > limits.head_bytes {
+            return refused(431, &too_large(limits));
+        }
+        let head = match read_head(&self.buffer[..end], limits) {
+            Ok(head) => head,
+            Err(refused) => return Sight::Refused(refused),
+        };
+        if self.handed_on > 0 && !self.is_at_a_boundary() {
+            return Sight::Over;
+        }
+        let whole = (end as u64).saturating_add(head.content_length);
+        self.handed_on = self.handed_on.saturating_add(whole);
+        Sight::Request {
+            last: head.chunked || there as u64 > whole,
+        }
+    }
+
+    /// Whether everything that tiny_http has read belonged to requests that were handed on.
+    fn is_at_a_boundary(&self) -> bool {
+        loop {
+            let unread = ioctl_fionread(&self.socket);
+            let received = bytes_received(&self.socket);
+            let (Ok(unread), Some(received)) = (unread, received) else {
+                return false;
+            };
+            // Only with nothing come between are the two of the same moment.
+            if ioctl_fionread(&self.socket).is_ok_and(|again| again == unread) {
+                return received.saturating_sub(unread) == self.handed_on;
+            }
+        }
+    }
+
+    /// Answers a head that was refused, and lets its sender read that.
+    pub fn refuse(&self, answer: &[u8]) {
+        let mut rest = answer;
+        while !rest.is_empty() {
+            match rustix::io::write(&self.socket, rest) {
+                Ok(written) => rest = &rest[written..],
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+        let _ = shutdown(&self.socket, Shutdown::Write);
+        let mut buffer = [0u8; USUAL_BYTES];
+        let mut drained = 0;
+        while drained < DRAINED_BYTES {
+            match recv(&self.socket, &mut buffer[..], RecvFlags::empty()) {
+                Ok((_, 0)) | Err(_) => return,
+                Ok((_, read)) => drained += read,
+            }
+        }
+    }
+}
+
+fn refused(status: u16, msg: &str) -> Sight {
+    Sight::Refused(Refused {
+        status,
+        msg: msg.into(),
+    })
+}
+
+fn too_large(limits: &RequestLimits) -> String {
+    format!(
+        "the head must have {} bytes at most (--max-head)",
+        limits.head_bytes
+    )
+}
+
+/// Where the body begins, if the whole head is there.
+fn head_end(bytes: &[u8]) -> Option<usize> {
+    bytes
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .map(|at| at + 4)
+}
+
+fn has_bare_newline(bytes: &[u8]) -> bool {
+    let newlines = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+    newlines
+        .into_iter()
+        .any(|(at, _)| at == 0 || bytes[at - 1] != b'\r')
+}
+
+/// What has to be known of a head before it is handed on.
+struct Head {
+    content_length: u64,
+    chunked: bool,
+}
+
+fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
+    let bad = |status, msg: &str| {
+        Err(Refused {
+            status,
+            msg: msg.into(),
+        })
+    };
+    if has_bare_newline(head) {
+        return bad(400, "a line of the head must end with CR LF");
+    }
+    let mut lines = head[..head.len() - 4].split(|byte| *byte == b'\n');
+    let lines = lines
+        .by_ref()
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = lines;
+    let first = lines.next().unwrap_or_default();
+    match first.rsplit(|byte| *byte == b' ').next() {
+        Some(b"HTTP/1.1" | b"HTTP/1.0") => {}
+        Some(version) if version.starts_with(b"HTTP/") => {
+            return bad(505, "HTTP/1.1 and HTTP/1.0 are spoken here");
+        }
+        _ => return bad(400, "the first line must be METHOD PATH HTTP/1.1"),
+    }
+    let (mut headers, mut lengths, mut encodings, mut content_length) = (0, 0, 0, 0);
+    for line in lines {
+        headers += 1;
+        if line.first().is_none_or(|byte| matches!(byte, b' ' | b'\t')) {
+            return bad(400, "a header must not be folded over several lines");
+        }
+        let mut parts = line.splitn(2, |byte| *byte == b':');
+        let name = parts.next().unwrap_or_default();
+        let value = parts.next().unwrap_or_default().trim_ascii();
+        if name.eq_ignore_ascii_case(b"content-length") {
+            lengths += 1;
+            let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+            let number = std::str::from_utf8(value)
+                .ok()
+                .filter(|_| digits)
+                .and_then(|v| v.parse().ok());
+            let Some(number) = number else {
+                return bad(400, "Content-Length: must be a number of bytes");
+            };
+            content_length = number;
+        }
+        encodings += usize::from(name.eq_ignore_ascii_case(b"transfer-encoding"));
+    }
+    if headers > limits.headers {
+        let msg = format!(
+            "{} headers at most (--max-headers), got {headers}",
+            limits.headers
+        );
+        return bad(431, &msg);
+    }
+    if lengths + encodings > 1 {
+        return bad(
+            400,
+            "Content-Length or Transfer-Encoding: must be given once",
+        );
+    }
+    Ok(Head {
+        content_length,
+        chunked: encodings > 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: RequestLimits = RequestLimits {
+        head_bytes: 16 << 10,
+        headers: 4,
+        target_bytes: 99,
+        body_bytes: 99,
+    };
+
+    fn status(head: &str) -> u16 {
+        read_head(head.as_bytes(), &LIMITS).map_or_else(|refused| refused.status, |_| 200)
+    }
+
+    #[test]
+    fn a_head_means_one_thing_or_is_refused() {
+        for (head, expected) in [
+            ("GET / HTTP/1.1\r\n\r\n", 200),
+            ("GET / HTTP/1.0\r\nHost: x\r\n\r\n", 200),
+            ("PRI * HTTP/2.0\r\n\r\n", 505),
+            ("GET / HTTP/1.1x\r\n\r\n", 505),
+            ("GET /\r\n\r\n", 400),
+            ("\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nA: b\r\n c: d\r\n\r\n", 400),
+            ("GET / HTTP/1.1\nA: b\r\n\r\n", 400),
+            (
+                "GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-length: 1\r\n\r\n",
+                400,
+            ),
+            (
+                "GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                400,
+            ),
+            ("GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+            (
+                "GET / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
+                400,
+            ),
+            (
+                "GET / HTTP/1.1\r\na: 1\r\nb: 2\r\nc: 3\r\nd: 4\r\ne: 5\r\n\r\n",
+                431,
+            ),
+        ] {
+            assert_eq!(status(head), expected, "{head:?}");
+        }
+    }
+}
