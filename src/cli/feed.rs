@@ -39,8 +39,12 @@ pub struct Feed {
     items: Receiver<(u32, Option<Item>)>,
     connection: u32,
     heard_at: Instant,
-    seen: HashMap<String, Seen>,
+    memory: Memory,
 }
+
+/// What has been seen of which execution.
+#[derive(Default)]
+struct Memory(HashMap<String, Seen>);
 
 /// How far an execution has been seen.
 #[derive(Default)]
@@ -73,7 +77,7 @@ impl Feed {
             items,
             connection: 0,
             heard_at: Instant::now(),
-            seen: HashMap::new(),
+            memory: Memory::default(),
         };
         feed.reopen();
         feed
@@ -114,7 +118,7 @@ impl Feed {
             self.heard_at = Instant::now();
             match item {
                 Some(Item::News(news)) => {
-                    if let Some(news) = self.unseen(news) {
+                    if let Some(news) = self.memory.unseen(news) {
                         return Some(Item::News(news));
                     }
                 }
@@ -123,10 +127,12 @@ impl Feed {
             }
         }
     }
+}
 
+impl Memory {
     /// What of news has not been seen yet.
     fn unseen(&mut self, mut news: News) -> Option<News> {
-        let seen = self.seen.entry(news.execution.clone()).or_default();
+        let seen = self.0.entry(news.execution.clone()).or_default();
         if news.attempt < seen.attempt {
             return None;
         }
@@ -240,10 +246,8 @@ mod tests {
 
     #[test]
     fn nothing_is_shown_twice() {
-        let url = "http://127.0.0.1:1".to_owned();
-        let nobody = Client::new(&crate::config::Registry { url, ca: None }).unwrap();
-        let mut feed = Feed::open(&nobody, "t", None, true);
-        let mut text = |news| match feed.unseen(news)?.what {
+        let mut memory = Memory::default();
+        let mut text = |news| match memory.unseen(news)?.what {
             What::Output { text, .. } => Some(text),
             other => panic!("{other:?}"),
         };
