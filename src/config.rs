@@ -6,8 +6,13 @@
 #[cfg(feature = "agent")]
 mod agent;
 
+#[cfg(any(feature = "agent", feature = "cli"))]
+mod registry;
+
 #[cfg(feature = "agent")]
-pub use agent::{AgentArgs, AgentConfig, OwnerRules, Registry, RegistryArgs};
+pub use agent::{AgentArgs, AgentConfig, OwnerRules};
+#[cfg(any(feature = "agent", feature = "cli"))]
+pub use registry::{Registry, RegistryArgs};
 
 #[cfg(feature = "server")]
 use crate::server::browser::Authority;
