@@ -53,6 +53,14 @@ impl Connection {
         Connection(stream)
     }
 
+    /// `None` when nobody listens.
+    pub fn try_open(address: SocketAddr) -> Option<Connection> {
+        let stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.set_nodelay(true).ok()?;
+        Some(Connection(stream))
+    }
+
     pub fn send(&mut self, bytes: &[u8]) {
         // A server that refuses early may close while we still write: the answer tells.
         let _ = self.0.write_all(bytes);
