@@ -502,7 +502,16 @@ impl Core {
         self.finished_executions += executions;
         self.figures.finished(state);
         self.notices.push(Notice::Finished(key));
+        self.forget_if_withdrawn(key);
         self.keep_within_limits();
+    }
+
+    /// Forgets a task that was taken back, once it has ended without having started.
+    fn forget_if_withdrawn(&mut self, key: TaskKey) {
+        let task = self.task(key);
+        if task.withdrawn && task.finished_at.is_some() && !task.has_started() {
+            self.forget_task(key);
+        }
     }
 
     /// Forgets the oldest finished tasks until the limits are kept.

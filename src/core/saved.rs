@@ -49,6 +49,8 @@ pub struct SavedTask {
     pub matched: u32,
     pub open: bool,
     pub canceled: bool,
+    #[serde(default)]
+    pub withdrawn: bool,
 }
 
 /// An execution as saved; its output is saved apart.
@@ -177,6 +179,8 @@ pub struct Batch {
     pub machines: BTreeMap<Arc<str>, Option<SavedMachine>>,
     /// Output, in the order in which it came.
     pub output: Vec<(OutputKey, OutputChange)>,
+    /// The number of the next task, when there is a change: no number is given twice.
+    pub next_task: u64,
 }
 
 impl Batch {
@@ -210,6 +214,7 @@ impl Batch {
         self.executions.extend(later.executions);
         self.machines.extend(later.machines);
         self.output.extend(later.output);
+        self.next_task = self.next_task.max(later.next_task);
     }
 }
 
@@ -224,6 +229,8 @@ pub struct Saved {
     pub output: Vec<(OutputKey, SavedPiece)>,
     /// Machines by instance.
     pub machines: BTreeMap<Arc<str>, SavedMachine>,
+    /// The number of the next task; 0 when it was not saved.
+    pub next_task: u64,
     /// When the process that saved them was last known to live.
     pub last_alive: Time,
 }
@@ -295,6 +302,7 @@ impl Core {
         let Some(changes) = self.changes.as_mut() else {
             return batch;
         };
+        batch.next_task = self.next_task;
         let tasks = std::mem::take(&mut changes.tasks);
         let executions = std::mem::take(&mut changes.executions);
         let machines = std::mem::take(&mut changes.machines);
@@ -359,6 +367,7 @@ impl Core {
         let mut core = Core::new(limits, now);
         let away = Span::from_millis(now.millis_since(saved.last_alive));
         core.back_since = now;
+        core.next_task = core.next_task.max(saved.next_task);
         let mut words = Words::default();
         for (instance, mut machine) in saved.machines {
             words.share(&mut machine.label);
@@ -483,6 +492,7 @@ impl Core {
             matched: saved.matched,
             open: saved.open,
             canceled: saved.canceled,
+            withdrawn: saved.withdrawn,
             counts: Default::default(),
             output_bytes: 0,
             executions: Vec::new(),
@@ -673,6 +683,7 @@ fn saved_task(task: &Task) -> SavedTask {
         matched: task.matched,
         open: task.open,
         canceled: task.canceled,
+        withdrawn: task.withdrawn,
     }
 }
 

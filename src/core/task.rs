@@ -32,6 +32,8 @@ pub struct Task {
     pub(super) open: bool,
     /// A user canceled the whole task.
     pub(super) canceled: bool,
+    /// It was not accepted after all: when it ends without having started, it is forgotten.
+    pub(super) withdrawn: bool,
     pub(super) counts: Counts,
     /// Bytes of output kept for it.
     pub(super) output_bytes: usize,
@@ -177,6 +179,12 @@ impl Task {
         } else {
             TaskState::Expired
         }
+    }
+
+    /// Whether a command of it has run, as far as is known.
+    pub(super) fn has_started(&self) -> bool {
+        let started = |e: &Execution| e.now.started_at.is_some() || !e.past.is_empty();
+        self.executions.iter().any(started)
     }
 
     /// How long it is kept, once it has ended.

@@ -226,10 +226,12 @@ impl Core {
     }
 
     /// Takes back a task that was submitted a moment ago and could not be made safe: it is as if it
-    /// had never been. What has been handed out of it meanwhile is canceled, and it is kept.
+    /// had never been, as soon as it is known that nothing of it has started. What has started all
+    /// the same is canceled, and the task is kept to show that.
     pub fn withdraw(&mut self, now: Time, key: TaskKey) {
         if self.cancel(now, key, &Selection::All).is_ok() {
-            self.forget_task(key);
+            self.task_mut(key).withdrawn = true;
+            self.forget_if_withdrawn(key);
         }
     }
 
@@ -295,6 +297,7 @@ impl Core {
             matched,
             open: false,
             canceled: false,
+            withdrawn: false,
             counts,
             output_bytes: 0,
             executions,

@@ -46,6 +46,7 @@ const MACHINES: TableDefinition<&str, &[u8]> = TableDefinition::new("machines");
 
 const META_VERSION: &str = "version";
 const META_LAST_ALIVE: &str = "lastAlive";
+const META_NEXT_TASK: &str = "nextTask";
 
 /// The open file.
 pub struct Db {
@@ -301,6 +302,9 @@ fn write_batch(
     {
         let mut meta = write.open_table(META).map_err(text)?;
         meta.insert(META_LAST_ALIVE, now.0).map_err(text)?;
+        if batch.next_task > 0 {
+            meta.insert(META_NEXT_TASK, batch.next_task).map_err(text)?;
+        }
         let mut tasks = write.open_table(TASKS).map_err(text)?;
         let mut executions = write.open_table(EXECUTIONS).map_err(text)?;
         let mut output = write.open_table(OUTPUT).map_err(text)?;
@@ -432,6 +436,8 @@ impl Read {
         let meta = read.open_table(META).map_err(text)?;
         let last_alive = meta.get(META_LAST_ALIVE).map_err(text)?;
         self.saved.last_alive = Time(last_alive.map_or(0, |alive| alive.value()));
+        let next_task = meta.get(META_NEXT_TASK).map_err(text)?;
+        self.saved.next_task = next_task.map_or(0, |next| next.value());
         let tasks = read.open_table(TASKS).map_err(text)?;
         for entry in tasks.iter().map_err(text)? {
             let (key, value) = entry.map_err(text)?;

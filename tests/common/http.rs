@@ -53,6 +53,14 @@ impl Connection {
         Connection(stream)
     }
 
+    /// `None` when nobody listens.
+    pub fn try_open(address: SocketAddr) -> Option<Connection> {
+        let stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.set_nodelay(true).ok()?;
+        Some(Connection(stream))
+    }
+
     /// Whether the other side still takes it, at once.
     pub fn try_send(&mut self, bytes: &[u8]) -> bool {
         let patience = Duration::from_millis(300);

@@ -289,6 +289,42 @@ impl Agent {
     }
 }
 
+/// Makes system calls of a running process fail or wait, as `strace -e` says it, until it is dropped.
+/// `None`, with a word, where that cannot be had.
+pub fn strace(process: &Process, inject: &str) -> Option<Strace> {
+    let pid = process.pid().as_raw_nonzero().to_string();
+    let started = Command::new("strace")
+        .args(["-f", "-o", "/dev/null", "-e", inject, "-p", &pid])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = started else {
+        eprintln!("left out: there is no strace");
+        return None;
+    };
+    // Its first line says that it is attached, or why not.
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    let _ = stderr.read_line(&mut line);
+    let strace = Strace(child, stderr);
+    if !line.contains("attached") {
+        eprintln!("left out: {line}");
+        return None;
+    }
+    Some(strace)
+}
+
+pub struct Strace(Child, BufReader<std::process::ChildStderr>);
+
+impl Drop for Strace {
+    fn drop(&mut self) {
+        // It detaches on TERM, and has gone when its process has.
+        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        let _ = self.0.wait();
+    }
+}
+
 /// A task that runs a shell line on every machine whose label begins with `m`.
 pub fn task(command: &str) -> Value {
     json!({"machinePattern": "^m", "detail": {"command": command}})

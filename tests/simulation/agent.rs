@@ -341,6 +341,14 @@ impl World {
         self.after(pause, Event::Alarm(who, Alarm::PollAgain(seq)));
     }
 
+    /// The connection of its poll breaks.
+    pub fn connection_breaks(&mut self, who: usize) {
+        let agent = &self.agents[who];
+        if agent.alive && !agent.paused && agent.pending.is_some() {
+            self.poll_failed(who);
+        }
+    }
+
     fn obey(&mut self, who: usize, orders: Orders<Arc<Detail>>, keys: Vec<AttemptKey>) -> Lawful {
         for (job, key) in orders.start.into_iter().zip(keys) {
             let agent = &self.agents[who];

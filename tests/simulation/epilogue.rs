@@ -7,8 +7,9 @@ use sidebike::wire::span::{Span, Timeout};
 use sidebike::wire::task::{ExecutionState, Mode};
 use std::sync::Arc;
 
-/// Dead machines are noticed, and everybody else has polled again.
-const SETTLED_AFTER: Ms = 70_000;
+/// Dead machines are noticed, though the last they sent was on its way for a minute, and everybody
+/// else has polled again.
+const SETTLED_AFTER: Ms = 110_000;
 /// A command of the last tasks may run for so long.
 const TIMEOUT: Ms = 20_000;
 /// Until when it has started everywhere: the original's agents ask every 10 s.

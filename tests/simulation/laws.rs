@@ -41,7 +41,47 @@ pub struct Laws {
     offline: HashSet<String>,
 }
 
+/// What the laws remember of the server; it goes back with the server's own memory.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    never_to_start: HashMap<(TaskKey, u32), u32>,
+    canceled: HashSet<TaskKey>,
+    tasks: HashMap<TaskKey, TaskState>,
+    executions: HashMap<(TaskKey, u32), (ExecutionState, u32)>,
+    finished: HashSet<TaskKey>,
+}
+
 impl Laws {
+    /// What is remembered of the server now.
+    pub fn memory(&self) -> Memory {
+        Memory {
+            never_to_start: self.never_to_start.clone(),
+            canceled: self.canceled.clone(),
+            tasks: self.tasks.clone(),
+            executions: self.executions.clone(),
+            finished: self.finished.clone(),
+        }
+    }
+
+    /// The server has died, and knows what it knew then; what agents did remains done.
+    pub fn roll_back(&mut self, memory: Memory, core: &Core) {
+        let Memory {
+            never_to_start,
+            canceled,
+            tasks,
+            executions,
+            finished,
+        } = memory;
+        self.never_to_start = never_to_start;
+        self.canceled = canceled;
+        self.tasks = tasks;
+        self.executions = executions;
+        self.finished = finished;
+        let offline = core.glimpse_machines();
+        let offline = offline.filter(|(_, state)| *state == MachineState::Offline);
+        self.offline = offline.map(|(instance, _)| instance.into()).collect();
+    }
+
     /// The server has forgotten everything; what agents did remains done.
     pub fn wipe(&mut self) {
         *self = Laws {

@@ -21,6 +21,7 @@
 //! | `Tape::write` ignores the offset | output_is_what_was_written |
 
 mod agent;
+mod crash;
 mod epilogue;
 mod laws;
 mod rng;
@@ -91,6 +92,17 @@ fn run(world: &mut World) -> Result<(), String> {
 
 /// Runs seeds on all threads until `enough` says so, or one fails.
 fn run_many(enough: impl Fn(u64) -> bool + Sync, broken: Option<Rule>) -> Sum {
+    run_worlds(enough, |seed| world(seed, broken))
+}
+
+/// A world whose server has a database, and dies.
+fn world_with_disk(seed: u64) -> World {
+    let mut world = world(seed, None);
+    world.give_disk();
+    world
+}
+
+fn run_worlds(enough: impl Fn(u64) -> bool + Sync, world: impl Fn(u64) -> World + Sync) -> Sum {
     let next = AtomicU64::new(number("SIM_FIRST_SEED").unwrap_or(0));
     let first = next.load(Ordering::Relaxed);
     let sum = Mutex::new(Sum::default());
@@ -103,7 +115,7 @@ fn run_many(enough: impl Fn(u64) -> bool + Sync, broken: Option<Rule>) -> Sum {
                     if failed || enough(seed - first) {
                         return;
                     }
-                    let mut world = world(seed, broken);
+                    let mut world = world(seed);
                     let result = run(&mut world);
                     let mut sum = sum.lock().unwrap();
                     sum.seeds += 1;
@@ -121,8 +133,7 @@ fn run_many(enough: impl Fn(u64) -> bool + Sync, broken: Option<Rule>) -> Sum {
     sum.into_inner().unwrap()
 }
 
-fn run_alone(seed: u64) {
-    let mut world = world(seed, None);
+fn run_alone(seed: u64, mut world: World) {
     world.log = Some(Vec::new());
     let result = run(&mut world);
     for line in world.log.iter().flatten() {
@@ -137,16 +148,28 @@ fn run_alone(seed: u64) {
 #[test]
 fn the_laws_hold_whatever_happens() {
     if let Some(seed) = number("SEED") {
-        return run_alone(seed);
+        return run_alone(seed, world(seed, None));
     }
+    run_all(|seed| world(seed, None));
+}
+
+#[test]
+fn the_laws_hold_when_a_server_with_a_database_dies() {
+    if let Some(seed) = number("SEED") {
+        return run_alone(seed, world_with_disk(seed));
+    }
+    run_all(world_with_disk);
+}
+
+fn run_all(world: impl Fn(u64) -> World + Sync) {
     let begin = Instant::now();
     let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
     let sum = match number("SIM_SECONDS") {
         Some(seconds) => {
             let end = begin + Duration::from_secs(seconds);
-            run_many(|_| Instant::now() >= end, None)
+            run_worlds(|_| Instant::now() >= end, world)
         }
-        None => run_many(|n| n >= seeds, None),
+        None => run_worlds(|n| n >= seeds, world),
     };
     let Sum {
         seeds,
@@ -178,6 +201,18 @@ fn it_finds_a_broken_rule() {
         );
         println!("{rule:?}: after {} seeds: {}", sum.seeds, sum.failures[0].1);
     }
+}
+
+#[test]
+fn it_finds_answers_that_do_not_wait_for_the_disk() {
+    let hasty = |seed| {
+        let mut world = world_with_disk(seed);
+        world.server.disk.as_mut().expect("it has one").hasty = true;
+        world
+    };
+    let sum = run_worlds(|n| n >= 2_000, hasty);
+    assert!(!sum.failures.is_empty(), "nobody noticed");
+    println!("after {} seeds: {}", sum.seeds, sum.failures[0].1);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! The server around the real core, as `server/store` and `server/held` do it: polls that are held,
 //! who wakes them, and what their answers carry.
 
+use crate::crash::Disk;
 use crate::laws::{HandOut, RealEnd};
 use crate::world::{AttemptKey, Event, Lawful, Request, Response, World};
-use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Time};
+use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Time};
 use sidebike::wire::agent::{Assignment, AttemptId, Done, Ended, Orders, Poll};
 use sidebike::wire::span::Timeout;
 use sidebike::wire::task::{Detail, ExecutionState};
@@ -22,6 +23,8 @@ pub struct Server {
     pub core: Core,
     pub limits: Limits,
     pub epoch: u32,
+    /// With a database.
+    pub disk: Option<Disk>,
     held: HashMap<MachineKey, Held>,
     next_hold: u64,
     broken: Option<sidebike::core::Rule>,
@@ -33,6 +36,7 @@ impl Server {
             core: Core::new(limits.clone(), World::BEGINNING),
             limits,
             epoch: 0,
+            disk: None,
             held: HashMap::new(),
             next_hold: 0,
             broken,
@@ -59,6 +63,13 @@ impl Server {
         self.core
             .glimpse_machines()
             .any(|(known, _)| known == instance)
+    }
+
+    /// Another server, made from what the one before saved.
+    pub fn restore(&mut self, now: Time, saved: Saved) -> Lawful {
+        self.core = Core::restored(self.limits.clone(), now, saved)?;
+        self.held.clear();
+        Ok(())
     }
 
     /// Which attempt an id means.
@@ -94,7 +105,7 @@ impl World {
                     results,
                 } = &done;
                 let verdicts = self.server.core.done(now, instance, pieces, results);
-                self.send(who, Event::ToAgent(who, Response::Verdicts(verdicts)));
+                self.answer(who, Response::Verdicts(verdicts));
             }
             Request::Goodbye(goodbye) => {
                 // One that comes before every poll is of somebody that the server does not know.
@@ -118,7 +129,7 @@ impl World {
                     if self.refuse_what_it_cannot_express(&label, &orders) {
                         return self.see_to_notices();
                     }
-                    self.send(who, Event::ToAgent(who, Response::Fetched(orders, keys)));
+                    self.answer(who, Response::Fetched(orders, keys));
                 }
             }
             Request::OriginalDone(label, done) => {
@@ -231,10 +242,7 @@ impl World {
         orders: Orders<Arc<Detail>>,
     ) -> Lawful {
         let keys = self.handed_out(who, draining, &orders)?;
-        self.send(
-            who,
-            Event::ToAgent(who, Response::Orders(seq, orders, keys)),
-        );
+        self.answer(who, Response::Orders(seq, orders, keys));
         Ok(())
     }
 

@@ -62,6 +62,19 @@ impl Users {
         self.tasks.clear();
     }
 
+    /// What is known of all tasks.
+    pub fn tasks(&self) -> BTreeMap<TaskKey, TaskModel> {
+        self.tasks.clone()
+    }
+
+    /// The server knows only these any more; while it was away no time went by for them.
+    pub fn roll_back(&mut self, tasks: BTreeMap<TaskKey, TaskModel>, away: Ms) {
+        self.tasks = tasks;
+        for task in self.tasks.values_mut() {
+            task.ttl += away;
+        }
+    }
+
     /// When everything will have ended, if the faults stop now.
     pub fn latest_end(&self, calm: Ms) -> Ms {
         self.tasks
@@ -162,6 +175,7 @@ impl World {
         match self.server.core.submit(Time(self.now), &fresh, spec) {
             Ok(key) => {
                 self.accepted(key, &kept);
+                self.answer_submit(key);
                 return Some(key);
             }
             Err(Refusal::Taken(key)) if known == Some(key) => self.count("submit: id taken"),
@@ -253,6 +267,7 @@ impl World {
                 let spec = self.server.core.show(new).map(|task| task.spec);
                 if let Ok(spec) = spec {
                     self.accepted(new, &spec);
+                    self.answer_submit(new);
                 }
             }
             Err(_) => self.count("rerun refused"),

@@ -56,6 +56,8 @@ pub enum Event {
     ToAgent(usize, Response),
     Alarm(usize, Alarm),
     HoldOver(u32, MachineKey, u64),
+    CommitBegins(u32),
+    CommitEnds(u32),
     Tick,
     User,
     Fault,
@@ -75,6 +77,10 @@ pub struct Weather {
     pub cut: u64,
     pub stop: u64,
     pub wipe: u64,
+    /// With a database only: deaths of the server, commits that fail, commits that take long.
+    pub crash: u64,
+    pub refuse: u64,
+    pub slow_disk: u64,
 }
 
 impl Weather {
@@ -92,6 +98,9 @@ impl Weather {
             cut: one_of(&[0, 100]),
             stop: one_of(&[0, 0, 100]),
             wipe: one_of(&[0, 0, 0, 0, 0, 30]),
+            crash: 0,
+            refuse: 0,
+            slow_disk: 0,
         }
     }
 
@@ -108,6 +117,9 @@ impl Weather {
             cut: 0,
             stop: 0,
             wipe: 0,
+            crash: 0,
+            refuse: 0,
+            slow_disk: 0,
         }
     }
 }
@@ -279,10 +291,13 @@ impl World {
             Event::ToAgent(who, response) => self.agent_hears(who, response)?,
             Event::Alarm(who, alarm) => self.agent_wakes(who, alarm)?,
             Event::HoldOver(epoch, machine, hold) => self.hold_is_over(epoch, machine, hold)?,
+            Event::CommitBegins(life) => self.commit_begins(life),
+            Event::CommitEnds(life) => self.commit_ends(life)?,
             Event::Tick => self.tick()?,
             Event::User => self.user_acts()?,
-            Event::Fault => self.fault(),
+            Event::Fault => self.fault()?,
         }
+        self.gather_changes();
         self.server.core.check_invariants()?;
         self.laws.look(self.now, &self.server)
     }
@@ -339,9 +354,9 @@ impl World {
         self.after(delay, what);
     }
 
-    fn fault(&mut self) {
+    fn fault(&mut self) -> Lawful {
         if self.calm {
-            return;
+            return Ok(());
         }
         let pause = self.rng.between(200, 8_000);
         self.after(pause, Event::Fault);
@@ -391,6 +406,12 @@ impl World {
                 self.laws.server_stopped_until(self.stopped_until);
             }
         }
+        if self.server.disk.is_some() {
+            return match self.rng.chance(weather.crash) {
+                true => self.crash(),
+                false => Ok(()),
+            };
+        }
         if self.rng.chance(weather.wipe) {
             self.count("server restarted empty");
             self.note(|| "server restarted empty".into());
@@ -398,6 +419,7 @@ impl World {
             self.laws.wipe();
             self.users.wipe();
         }
+        Ok(())
     }
 }
 

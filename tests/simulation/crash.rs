@@ -1,0 +1,373 @@
+//! The server with a database: what it must not say before the disk has it is said after the commit
+//! that has it, and it dies at any point between two commits. Then it is made again from what the
+//! model disk has; what it had said to anybody must be there, and every law goes on to hold.
+
+use crate::laws::Memory as LawsMemory;
+use crate::users::TaskModel;
+use crate::world::{AttemptKey, Event, Lawful, Ms, Response, World};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sidebike::core::{Batch, Core, OutputChange, OutputKey, Saved, TaskKey, Time};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// While something has not ended, a commit says this often that the server lives.
+const SIGN_OF_LIFE: Ms = 10_000;
+
+/// What waits for a commit.
+#[derive(Debug)]
+enum Answer {
+    ToAgent(usize, Response),
+    Submitted(TaskKey),
+}
+
+/// What everybody knew when a commit began.
+struct Memory {
+    laws: LawsMemory,
+    tasks: BTreeMap<TaskKey, TaskModel>,
+    dump: Option<String>,
+}
+
+/// A commit under way.
+struct Writing {
+    batch: Batch,
+    answers: Vec<Answer>,
+    memory: Memory,
+    began: Time,
+}
+
+/// The model disk, and what the server keeps for it.
+pub struct Disk {
+    saved: Saved,
+    memory: Memory,
+    waiting: Batch,
+    /// Output that is to be saved as it is kept, because it may be on the disk or not.
+    whole: BTreeSet<OutputKey>,
+    answers: Vec<Answer>,
+    writing: Option<Writing>,
+    last_commit: Ms,
+    scheduled: bool,
+    /// How often the server has died.
+    life: u32,
+    /// A fault on purpose: answers do not wait for the commit.
+    pub hasty: bool,
+    /// Compare every answer after a crash with the one before; it costs time.
+    dumps: bool,
+    said_accepted: BTreeSet<TaskKey>,
+    said_taken: BTreeSet<AttemptKey>,
+}
+
+fn dump(core: &Core) -> String {
+    let mut all = String::new();
+    for (_, task) in core.glimpse_tasks() {
+        all += &serde_json::to_string(&task.answer(usize::MAX)).expect("an answer is JSON");
+        all.push('\n');
+    }
+    all
+}
+
+/// What the database does with a batch, in memory.
+fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
+    for (key, task) in &batch.tasks {
+        match task {
+            Some(task) => drop(saved.tasks.insert(*key, task.clone())),
+            None => {
+                saved.tasks.remove(key);
+                saved.executions.retain(|(task, _), _| task != key);
+                saved.output.retain(|(of, _)| of.task != *key);
+            }
+        }
+    }
+    saved.executions.extend(batch.executions.clone());
+    for (key, change) in &batch.output {
+        match change {
+            OutputChange::Came(piece) => saved.output.push((*key, piece.clone())),
+            OutputChange::Kept(pieces) => {
+                saved.output.retain(|(of, _)| of != key);
+                saved
+                    .output
+                    .extend(pieces.iter().map(|piece| (*key, piece.clone())));
+            }
+        }
+    }
+    for (instance, machine) in &batch.machines {
+        match machine {
+            Some(machine) => drop(saved.machines.insert(instance.clone(), machine.clone())),
+            None => drop(saved.machines.remove(instance)),
+        }
+    }
+    saved.next_task = saved.next_task.max(batch.next_task);
+    saved.last_alive = began;
+}
+
+/// As it comes back from a file.
+fn read_back<K: Ord + Clone, T: Serialize + DeserializeOwned>(
+    records: &BTreeMap<K, T>,
+) -> BTreeMap<K, T> {
+    let read = |record: &T| {
+        let json = serde_json::to_vec(record).expect("a record is JSON");
+        serde_json::from_slice(&json).expect("a record is read as it was written")
+    };
+    records
+        .iter()
+        .map(|(key, record)| (key.clone(), read(record)))
+        .collect()
+}
+
+impl World {
+    /// From now on there is a database.
+    pub fn give_disk(&mut self) {
+        self.server.core.note_changes();
+        self.server.disk = Some(Disk {
+            saved: Saved {
+                last_alive: Time(self.now),
+                ..Saved::default()
+            },
+            memory: self.memory(false),
+            waiting: Batch::default(),
+            whole: BTreeSet::new(),
+            answers: Vec::new(),
+            writing: None,
+            last_commit: self.now,
+            scheduled: false,
+            life: 0,
+            hasty: false,
+            dumps: self.rng.chance(250),
+            said_accepted: BTreeSet::new(),
+            said_taken: BTreeSet::new(),
+        });
+        self.weather.crash = self.rng.pick(&[50, 200, 400]);
+        self.weather.refuse = self.rng.pick(&[0, 0, 100, 300]);
+        self.weather.slow_disk = self.rng.pick(&[0, 100, 300]);
+    }
+
+    fn memory(&self, dumps: bool) -> Memory {
+        Memory {
+            laws: self.laws.memory(),
+            tasks: self.users.tasks(),
+            dump: dumps.then(|| dump(&self.server.core)),
+        }
+    }
+
+    /// Answers an agent: at once, or when the disk has what the answer says.
+    pub fn answer(&mut self, who: usize, response: Response) {
+        let is_news = match &response {
+            Response::Orders(_, orders, _) | Response::Fetched(orders, _) => {
+                !orders.start.is_empty()
+            }
+            Response::Verdicts(_) => true,
+            Response::Refused(..) | Response::Kept(..) | Response::Pong(_) => false,
+        };
+        match &mut self.server.disk {
+            Some(disk) if is_news && !disk.hasty => {
+                disk.answers.push(Answer::ToAgent(who, response))
+            }
+            _ => self.send(who, Event::ToAgent(who, response)),
+        }
+    }
+
+    /// A user is told that a task is accepted when the disk has it.
+    pub fn answer_submit(&mut self, key: TaskKey) {
+        if let Some(disk) = &mut self.server.disk {
+            disk.answers.push(Answer::Submitted(key));
+        }
+    }
+
+    /// After every step: what has changed waits for the next commit.
+    pub fn gather_changes(&mut self) {
+        let batch = self.server.core.take_batch();
+        let unfinished = self.server.core.has_unfinished();
+        let Some(disk) = &mut self.server.disk else {
+            return;
+        };
+        disk.waiting.add(batch);
+        let silent = unfinished && self.now >= disk.last_commit + SIGN_OF_LIFE;
+        let wanted = !disk.waiting.is_empty() || !disk.answers.is_empty() || silent;
+        if wanted && disk.writing.is_none() && !disk.scheduled {
+            disk.scheduled = true;
+            let life = disk.life;
+            let pause = self.rng.between(0, 10);
+            self.after(pause, Event::CommitBegins(life));
+        }
+    }
+
+    pub fn commit_begins(&mut self, life: u32) {
+        let dumps = self.server.disk.as_ref().is_some_and(|disk| disk.dumps);
+        let memory = self.memory(dumps);
+        let Some(disk) = self.server.disk.as_mut().filter(|disk| disk.life == life) else {
+            return;
+        };
+        let mut batch = std::mem::take(&mut disk.waiting);
+        let whole = std::mem::take(&mut disk.whole);
+        batch.output.extend(self.server.core.kept_output(&whole));
+        let known = |key: &TaskKey| self.server.core.show(*key).is_ok();
+        disk.said_accepted.retain(known);
+        disk.scheduled = false;
+        disk.last_commit = self.now;
+        disk.writing = Some(Writing {
+            batch,
+            answers: std::mem::take(&mut disk.answers),
+            memory,
+            began: Time(self.now),
+        });
+        let takes = match self.rng.chance(self.weather.slow_disk) {
+            true => self.rng.between(30, 3_000),
+            false => self.rng.between(1, 10),
+        };
+        self.after(takes, Event::CommitEnds(life));
+    }
+
+    pub fn commit_ends(&mut self, life: u32) -> Lawful {
+        let refuse = self.rng.chance(self.weather.refuse);
+        let reached_it = !refuse || self.rng.chance(500);
+        let Some(disk) = self.server.disk.as_mut().filter(|disk| disk.life == life) else {
+            return Ok(());
+        };
+        let Some(writing) = disk.writing.take() else {
+            return Ok(());
+        };
+        if reached_it {
+            apply(&mut disk.saved, &writing.batch, writing.began);
+            disk.memory = writing.memory;
+        }
+        if refuse {
+            let mut batch = writing.batch;
+            disk.whole
+                .extend(batch.output.drain(..).map(|(key, _)| key));
+            batch.add(std::mem::take(&mut disk.waiting));
+            disk.waiting = batch;
+            self.count("commit refused");
+            for answer in writing.answers {
+                self.refuse(answer);
+            }
+        } else {
+            self.count("commit");
+            for answer in writing.answers {
+                self.say(answer);
+            }
+        }
+        self.see_to_notices()
+    }
+
+    fn say(&mut self, answer: Answer) {
+        match answer {
+            Answer::Submitted(key) => {
+                let disk = self.server.disk.as_mut().expect("who waits has a disk");
+                disk.said_accepted.insert(key);
+            }
+            Answer::ToAgent(who, response) => {
+                if let Response::Verdicts(verdicts) = &response {
+                    let taken = verdicts.iter().filter(|verdict| verdict.taken);
+                    let taken: Vec<AttemptKey> = taken
+                        .filter_map(|verdict| self.server.key_of(&verdict.id))
+                        .collect();
+                    let disk = self.server.disk.as_mut().expect("who waits has a disk");
+                    disk.said_taken.extend(taken);
+                }
+                self.send(who, Event::ToAgent(who, response));
+            }
+        }
+    }
+
+    /// 503: it could not be made safe.
+    fn refuse(&mut self, answer: Answer) {
+        match answer {
+            Answer::Submitted(key) => {
+                self.count("submit withdrawn");
+                self.note(|| format!("{key:?} is withdrawn"));
+                self.server.core.withdraw(Time(self.now), key);
+            }
+            Answer::ToAgent(who, Response::Orders(seq, ..)) => {
+                self.send(who, Event::ToAgent(who, Response::Refused(seq, false)));
+            }
+            Answer::ToAgent(..) => {}
+        }
+    }
+
+    /// The server dies, and some time later another is made from what the disk has.
+    pub fn crash(&mut self) -> Lawful {
+        let Some(mut disk) = self.server.disk.take() else {
+            return Ok(());
+        };
+        let written_unseen = self.rng.chance(500);
+        if let Some(writing) = disk.writing.take().filter(|_| written_unseen) {
+            self.count("crash after a commit that nobody heard of");
+            apply(&mut disk.saved, &writing.batch, writing.began);
+            disk.memory = writing.memory;
+        }
+        let down = match self.rng.between(0, 9) {
+            0..5 => self.rng.between(1, 500),
+            5..8 => self.rng.between(500, 10_000),
+            _ => self.rng.between(10_000, 200_000),
+        };
+        self.count(if down < 10_000 {
+            "server crashed < 10 s"
+        } else {
+            "server crashed > 10 s"
+        });
+        let up = self.now.max(self.stopped_until) + down;
+        self.note(|| format!("server crashes, and is back after {down}"));
+        self.stopped_until = up;
+        let saved = Saved {
+            tasks: read_back(&disk.saved.tasks),
+            executions: read_back(&disk.saved.executions),
+            machines: read_back(&disk.saved.machines),
+            output: disk.saved.output.clone(),
+            next_task: disk.saved.next_task,
+            last_alive: disk.saved.last_alive,
+        };
+        let away = up - disk.saved.last_alive.0;
+        self.server.restore(Time(up), saved)?;
+        self.users.roll_back(disk.memory.tasks.clone(), away);
+        self.laws
+            .roll_back(disk.memory.laws.clone(), &self.server.core);
+        self.laws.server_stopped_until(up);
+        what_was_said_is_there(&disk, &self.server)?;
+        disk.waiting = Batch::default();
+        disk.whole.clear();
+        disk.answers.clear();
+        disk.scheduled = false;
+        disk.life += 1;
+        self.server.disk = Some(disk);
+        // Connections break with the process that held them.
+        for who in 0..self.agents.len() {
+            if self.rng.chance(800) {
+                self.connection_breaks(who);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What was acknowledged survives, with its final state.
+fn what_was_said_is_there(disk: &Disk, server: &crate::server::Server) -> Lawful {
+    let core = &server.core;
+    if let Some(before) = &disk.memory.dump {
+        let after = dump(core);
+        if *before != after {
+            return Err(format!(
+                "what_was_saved_is_there: before\n{before}after\n{after}"
+            ));
+        }
+    }
+    for key in &disk.said_accepted {
+        if core.show(*key).is_err() {
+            return Err(format!("what_was_accepted_is_there: {key:?}"));
+        }
+    }
+    for key in disk
+        .said_taken
+        .iter()
+        .filter(|key| key.epoch == server.epoch)
+    {
+        let Ok(task) = core.show(key.task) else {
+            continue;
+        };
+        let open = task.glimpses().any(|seen| {
+            seen.n == key.n && seen.attempt == key.attempt && !seen.state.is_terminal()
+        });
+        if open {
+            return Err(format!("what_was_taken_has_ended: {key:?}"));
+        }
+    }
+    Ok(())
+}
