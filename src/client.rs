@@ -263,15 +263,29 @@ impl Client {
     }
 }
 
+/// What these words of libraries mean to a person, as a rule.
+const HINTS: [(&str, &str); 3] = [
+    (
+        "CaUsedAsEndEntity",
+        "a server needs a certificate of its own, with CA:FALSE, not an authority's",
+    ),
+    ("InvalidContentType", "maybe it speaks http, not https"),
+    ("invalid HTTP version", "maybe it speaks https, not http"),
+];
+
 /// Why no answer came, in words.
 fn unreachable(why: ureq::Error) -> Kind {
-    Kind::Unreachable(match why {
+    let mut text = match why {
         ureq::Error::Timeout(reason) => format!("no answer in time ({reason})"),
         ureq::Error::Io(why) => format!("unreachable: {why}"),
         ureq::Error::HostNotFound => "unreachable: no such host".into(),
         ureq::Error::ConnectionFailed => "unreachable: cannot connect".into(),
         why => format!("unreachable: {why}"),
-    })
+    };
+    if let Some((_, hint)) = HINTS.iter().find(|(words, _)| text.contains(words)) {
+        text.push_str(&format!(" ({hint})"));
+    }
+    Kind::Unreachable(text)
 }
 
 /// Status and body → the answer proper, or what is wrong with it.

@@ -5,9 +5,13 @@
 
 #[cfg(feature = "agent")]
 mod agent;
+#[cfg(any(feature = "agent", feature = "cli"))]
+mod registry;
 
 #[cfg(feature = "agent")]
-pub use agent::{AgentArgs, AgentConfig, OwnerRules, Registry, RegistryArgs};
+pub use agent::{AgentArgs, AgentConfig, OwnerRules};
+#[cfg(any(feature = "agent", feature = "cli"))]
+pub use registry::{Registry, RegistryArgs};
 
 #[cfg(feature = "server")]
 use crate::server::browser::Authority;
@@ -152,6 +156,14 @@ pub struct ServerArgs {
         default_value_t = 11_000
     )]
     max_held: usize,
+    /// MiB of large bodies and answers on their way at once; beyond it the slowest are cut
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_IN_FLIGHT",
+        value_name = "MIB",
+        default_value_t = 128
+    )]
+    max_in_flight: usize,
     /// KiB of a request's headers
     #[arg(
         long,
@@ -243,6 +255,7 @@ pub struct ServerConfig {
     pub max_connections: usize,
     pub max_connections_per_address: usize,
     pub max_held: usize,
+    pub max_in_flight_bytes: usize,
     pub request: RequestLimits,
     pub max_json_depth: usize,
     pub max_request_time: Span,
@@ -276,6 +289,7 @@ impl ServerArgs {
             ("--max-connections", self.max_connections),
             ("--max-connections-per-address", per_address),
             ("--max-held", self.max_held),
+            ("--max-in-flight", self.max_in_flight),
             ("--max-head", self.max_head),
             ("--max-headers", self.max_headers),
             ("--max-target", self.max_target),
@@ -319,6 +333,7 @@ impl ServerArgs {
             max_connections: self.max_connections,
             max_connections_per_address: per_address,
             max_held: self.max_held,
+            max_in_flight_bytes: self.max_in_flight << 20,
             request: RequestLimits {
                 head_bytes: self.max_head << 10,
                 headers: self.max_headers,

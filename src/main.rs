@@ -20,13 +20,16 @@ fn main() -> ExitCode {
         Program::Server(args) => ended(args.checked().and_then(sidebike::server::run)),
         #[cfg(feature = "db")]
         Program::Db(DbCommand::Check { file }) => {
-            ended(sidebike::server::db::check(&file).map(|words| println!("{words}")))
+            ended(sidebike::server::db::check(&file).map(|words| {
+                // Whoever does not listen still gets the exit code.
+                let _ = writeln!(std::io::stdout(), "{words}");
+            }))
         }
         #[cfg(feature = "db")]
-        Program::Db(DbCommand::Export { file }) => ended(sidebike::server::db::export(
-            &file,
-            &mut std::io::stdout().lock(),
-        )),
+        Program::Db(DbCommand::Export { file }) => {
+            let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+            ended(sidebike::server::db::export(&file, &mut out))
+        }
         #[cfg(feature = "agent")]
         Program::Agent(args) => ended(args.checked().and_then(sidebike::agent::run)),
         #[cfg(feature = "cli")]

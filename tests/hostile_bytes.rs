@@ -4,7 +4,7 @@
 mod bystander;
 mod common;
 
-use bystander::{answered_or_cut, beside, has_panicked, parsed, quiet_server};
+use bystander::{alone, answered_or_cut, beside, has_panicked, parsed, quiet_server};
 use common::{Server, wait_for};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -67,6 +67,7 @@ fn endless(server: SocketAddr, start: &str, piece: &[u8]) -> bool {
 
 #[test]
 fn what_never_ends_is_cut() {
+    let _alone = alone();
     let server = quick();
     let (threads, peak) = figures(&server);
     let address = server.address;
@@ -120,6 +121,7 @@ fn what_never_ends_is_cut() {
 
 #[test]
 fn framing_that_can_be_read_in_two_ways_is_refused() {
+    let _alone = alone();
     let server = quick();
     let (threads, peak) = figures(&server);
     let task = r#"{"machinePattern": "nobody", "detail": {"command": "true"}}"#;
@@ -186,6 +188,7 @@ fn framing_that_can_be_read_in_two_ways_is_refused() {
 
 #[test]
 fn other_versions_and_garbage_are_answered_or_cut() {
+    let _alone = alone();
     let server = quick();
     let (threads, peak) = figures(&server);
     let rest = "\r\nHost: localhost\r\nConnection: close\r\n\r\n";
@@ -271,6 +274,7 @@ fn a_flood_of_other_versions_leaves_no_thread_behind() {
 
 #[test]
 fn a_hundred_thousand_pipelined_requests() {
+    let _alone = alone();
     const REQUESTS: usize = 100_000;
     let server = quick();
     let (threads, peak) = figures(&server);

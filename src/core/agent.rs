@@ -90,11 +90,14 @@ impl Core {
         machine.parked = false;
         machine.cancels.clear();
         machine.owes_joins |= machine.state == MachineState::Draining;
-        machine.state = if poll.draining {
+        let state = if poll.draining {
             MachineState::Draining
         } else {
             MachineState::Online
         };
+        if std::mem::replace(&mut machine.state, state) != state {
+            self.machine_changed(key);
+        }
         self.refresh_ready(key);
         let mut orders = self.compare_holds(now, key, &poll.holds);
         if poll.draining {

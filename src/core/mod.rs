@@ -466,6 +466,13 @@ impl Core {
         });
         if execution.past.len() > MAX_PAST_ATTEMPTS {
             let dropped = execution.past.remove(0);
+            if let (Some(changes), Some(_)) = (&mut self.changes, &dropped.attempt.output) {
+                changes.output_dropped(OutputKey {
+                    task: key.task,
+                    n: key.n,
+                    attempt: dropped.attempt.number,
+                });
+            }
             let bytes = dropped.attempt.output.map_or(0, |output| output.kept());
             self.task_mut(key.task).output_bytes -= bytes;
             self.output_bytes -= bytes;

@@ -16,12 +16,14 @@ use crate::wire::machine::MachineState;
 use crate::wire::span::Span;
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// Output of one attempt is saved piece by piece; when the pieces have this many bytes together,
 /// they are replaced by what is kept of them.
 const REPLACED_AFTER_BYTES: usize = 4 << 20;
+/// What a piece costs beside its bytes, about.
+const PIECE_BYTES: usize = 64;
 
 /// A task as saved.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -65,6 +67,24 @@ pub struct SavedExecution {
     pub past: Vec<PastAttempt>,
 }
 
+impl SavedExecution {
+    /// Whether its state and its place go together.
+    fn is_where_it_can_be(&self) -> bool {
+        match self.state {
+            ExecutionState::Queued => match self.place {
+                SavedPlace::Group => true,
+                SavedPlace::Inbox => self.target.is_some(),
+                SavedPlace::Nowhere => self.now.due_at.is_some(),
+                SavedPlace::Active => false,
+            },
+            ExecutionState::Delivered | ExecutionState::Running => {
+                self.place == SavedPlace::Active && self.target.is_some()
+            }
+            _ => self.place == SavedPlace::Nowhere,
+        }
+    }
+}
+
 /// Where an execution is; its target says which machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(
@@ -93,6 +113,8 @@ pub struct SavedMachine {
     pub since: Time,
     pub left: bool,
     pub offline: bool,
+    #[serde(default)]
+    pub draining: bool,
     pub seq: u64,
 }
 
@@ -118,6 +140,13 @@ pub struct SavedPiece {
     pub data: Vec<u8>,
 }
 
+impl SavedPiece {
+    /// How many bytes it takes, about.
+    pub fn cost(&self) -> usize {
+        self.data.len() + PIECE_BYTES
+    }
+}
+
 /// What happened to the output of an attempt.
 #[derive(Debug, Clone)]
 pub enum OutputChange {
@@ -125,6 +154,16 @@ pub enum OutputChange {
     Came(SavedPiece),
     /// Forget what came before: this is what is kept.
     Kept(Vec<SavedPiece>),
+}
+
+impl OutputChange {
+    /// How many bytes it takes, about.
+    pub fn cost(&self) -> usize {
+        match self {
+            OutputChange::Came(piece) => piece.cost(),
+            OutputChange::Kept(pieces) => pieces.iter().map(SavedPiece::cost).sum(),
+        }
+    }
 }
 
 /// Everything that has changed, as whole records; `None` where something is gone.
@@ -175,7 +214,7 @@ impl Batch {
 }
 
 /// All records, to make a core of.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Saved {
     /// Tasks.
     pub tasks: BTreeMap<TaskKey, SavedTask>,
@@ -196,7 +235,7 @@ pub(super) struct Changes {
     executions: BTreeSet<ExecutionKey>,
     machines: BTreeSet<Arc<str>>,
     output: Vec<(OutputKey, OutputChange)>,
-    /// Bytes of pieces saved of an attempt since they were last replaced.
+    /// Bytes of pieces saved of an attempt that goes on, since they were last replaced.
     saved_bytes: BTreeMap<OutputKey, usize>,
 }
 
@@ -216,21 +255,31 @@ impl Changes {
     /// Notes what came of an attempt's output; `output` is what is kept of it by now.
     pub fn output(&mut self, key: OutputKey, piece: SavedPiece, output: &Output) {
         let saved = self.saved_bytes.entry(key).or_default();
-        *saved += piece.data.len();
+        *saved += piece.cost();
+        let mut change = OutputChange::Came(piece);
         if *saved > REPLACED_AFTER_BYTES {
-            *saved = output.kept();
-            self.output.push((key, OutputChange::Kept(output.pieces())));
-        } else {
-            self.output.push((key, OutputChange::Came(piece)));
+            change = OutputChange::Kept(output.pieces());
+            *saved = change.cost();
         }
+        self.output.push((key, change));
     }
 
     /// Notes that nothing more will come of an attempt's output.
     pub fn output_ended(&mut self, key: OutputKey, output: Option<&Output>) {
         let saved = self.saved_bytes.remove(&key).unwrap_or(0);
-        if let Some(output) = output.filter(|output| saved > output.kept()) {
-            self.output.push((key, OutputChange::Kept(output.pieces())));
+        let Some(output) = output.filter(|output| saved > output.kept()) else {
+            return;
+        };
+        let kept = OutputChange::Kept(output.pieces());
+        if kept.cost() < saved {
+            self.output.push((key, kept));
         }
+    }
+
+    /// Notes that an attempt's output is dropped, though its task is kept.
+    pub fn output_dropped(&mut self, key: OutputKey) {
+        self.saved_bytes.remove(&key);
+        self.output.push((key, OutputChange::Kept(Vec::new())));
     }
 }
 
@@ -276,13 +325,46 @@ impl Core {
         batch
     }
 
-    /// A core as it was saved. Time during which nobody was there to act does not count: waits of
-    /// what has not ended are longer by it, and every machine has its time to come back. The error
-    /// says which record cannot be what it should be.
+    /// Everything that is kept of the output of these attempts, to be saved in place of what was
+    /// noted of it.
+    pub fn kept_output(&self, of: &BTreeSet<OutputKey>) -> Vec<(OutputKey, OutputChange)> {
+        let kept = of.iter().filter_map(|key| {
+            let execution = self.tasks.get(&key.task)?.executions.get(key.n as usize)?;
+            let past = execution.past.iter().map(|past| &past.attempt);
+            let attempt = past
+                .chain([&execution.now])
+                .find(|attempt| attempt.number == key.attempt);
+            let output = attempt.and_then(|attempt| attempt.output.as_ref());
+            let pieces = output.map_or_else(Vec::new, |output| output.pieces());
+            Some((*key, OutputChange::Kept(pieces)))
+        });
+        kept.collect()
+    }
+
+    /// Whether something has not ended: then it matters until when this process lived.
+    pub fn has_unfinished(&self) -> bool {
+        self.tasks.len() > self.finished.len()
+    }
+
+    /// Whether a task has ended, after that time.
+    pub fn has_ended_since(&self, key: TaskKey, time: Time) -> bool {
+        let ended = self.tasks.get(&key).and_then(|task| task.finished_at);
+        ended.is_some_and(|ended| ended >= time)
+    }
+
+    /// A core as it was saved; it notes changes. Time during which nobody was there to act does not
+    /// count: waits of what has not ended are longer by it, and every machine has its time to come
+    /// back. The error says which record cannot be what it should be.
     pub fn restored(limits: super::Limits, now: Time, saved: Saved) -> Result<Core, String> {
         let mut core = Core::new(limits, now);
         let away = Span::from_millis(now.millis_since(saved.last_alive));
-        for (instance, machine) in saved.machines {
+        core.back_since = now;
+        let mut words = Words::default();
+        for (instance, mut machine) in saved.machines {
+            words.share(&mut machine.label);
+            words.share(&mut machine.host);
+            words.share(&mut machine.version);
+            let instance = words.shared(instance);
             core.restore_machine(now, instance, machine);
         }
         let mut executions: BTreeMap<TaskKey, Vec<SavedExecution>> = BTreeMap::new();
@@ -296,14 +378,39 @@ impl Core {
             }
             of_task.push(execution);
         }
-        for (key, task) in saved.tasks {
-            let executions = executions.remove(&key).unwrap_or_default();
+        let mut changes = Changes::default();
+        for (key, mut task) in saved.tasks {
+            let mut executions = executions.remove(&key).unwrap_or_default();
+            words.share_those_of(&mut task, &mut executions);
+            if task.finished_at.is_none() {
+                // Its waits are longer now: the next start adds only the time after this one.
+                changes.task(key);
+                changes.executions.extend((0..).zip(&executions).filter_map(
+                    |(n, e)| -> Option<ExecutionKey> {
+                        let waits = [e.now.due_at, e.now.expires_at, e.now.overdue_at];
+                        waits
+                            .iter()
+                            .any(Option::is_some)
+                            .then_some(ExecutionKey { task: key, n })
+                    },
+                ));
+            }
             core.restore_task(now, away, key, task, executions)?;
         }
+        if let Some((task, _)) = executions.first_key_value() {
+            return Err(format!(
+                "the executions of task number {} have no task",
+                task.0
+            ));
+        }
         for (key, piece) in saved.output {
-            core.restore_output(key, &piece);
+            core.restore_output(key, &piece, &mut changes);
         }
         core.notices.clear();
+        core.changes = Some(changes);
+        // The limits may be lower than they were.
+        core.keep_within_limits();
+        core.make_room_for_output(core.output_bytes);
         Ok(core)
     }
 
@@ -328,10 +435,10 @@ impl Core {
             } else {
                 Kind::Agent
             },
-            state: if saved.offline {
-                MachineState::Offline
-            } else {
-                MachineState::Online
+            state: match (saved.offline, saved.draining) {
+                (true, _) => MachineState::Offline,
+                (false, true) => MachineState::Draining,
+                (false, false) => MachineState::Online,
             },
             jobs: saved.jobs,
             since: saved.since,
@@ -339,7 +446,8 @@ impl Core {
             offline_since: now,
             left: saved.left,
             watched_at: None,
-            owes_joins: false,
+            // Those that it has joined know it.
+            owes_joins: true,
             seq: saved.seq,
             parked: false,
             ready: None,
@@ -394,13 +502,12 @@ impl Core {
         let mut places = Vec::new();
         for (n, saved) in (0..).zip(executions) {
             let key = ExecutionKey { task: key, n };
-            if saved.state.is_terminal()
-                && finished != saved.state.is_terminal()
-                && saved.place != SavedPlace::Nowhere
-            {
+            if !saved.is_where_it_can_be() || (finished && !saved.state.is_terminal()) {
                 return Err(format!(
-                    "execution {n} of task {} has ended and is still in a queue",
-                    task.id
+                    "execution {n} of task {} is {} and at {:?}",
+                    task.id,
+                    saved.state.word(),
+                    saved.place
                 ));
             }
             *task.counts.of(saved.state) += 1;
@@ -469,6 +576,7 @@ impl Core {
                     since: now,
                     left: false,
                     offline: false,
+                    draining: false,
                     seq: 0,
                 };
                 self.restore_machine(now, target.instance, saved)
@@ -477,21 +585,23 @@ impl Core {
         match (place, machine) {
             (SavedPlace::Active, Some(machine)) => self.place(key, Place::Active(machine)),
             (SavedPlace::Inbox, Some(machine)) => self.place(key, Place::Inbox(machine)),
-            (SavedPlace::Group | SavedPlace::Inbox | SavedPlace::Active, _) => {
-                self.place(key, Place::Group)
-            }
-            (SavedPlace::Nowhere, _) => {}
+            (SavedPlace::Group, _) => self.place(key, Place::Group),
+            // Without a target only the last is possible, see `is_where_it_can_be`.
+            (SavedPlace::Active | SavedPlace::Inbox, None) | (SavedPlace::Nowhere, _) => {}
         }
         self.arm_attempt(key);
     }
 
-    fn restore_output(&mut self, key: OutputKey, piece: &SavedPiece) {
+    fn restore_output(&mut self, key: OutputKey, piece: &SavedPiece, changes: &mut Changes) {
         let Some(task) = self.tasks.get_mut(&key.task) else {
             return;
         };
         let Some(execution) = task.executions.get_mut(key.n as usize) else {
             return;
         };
+        if !execution.state.is_terminal() && execution.now.number == key.attempt {
+            *changes.saved_bytes.entry(key).or_default() += piece.cost();
+        }
         let past = execution.past.iter_mut().map(|past| &mut past.attempt);
         let attempt = past
             .chain([&mut execution.now])
@@ -503,6 +613,43 @@ impl Core {
         let after = output.kept();
         task.output_bytes = task.output_bytes + after - before;
         self.output_bytes = self.output_bytes + after - before;
+    }
+}
+
+/// Words that many records have, kept once, as they were before they were saved.
+#[derive(Default)]
+struct Words(HashSet<Arc<str>>);
+
+impl Words {
+    fn shared(&mut self, word: Arc<str>) -> Arc<str> {
+        match self.0.get(&word) {
+            Some(known) => known.clone(),
+            None => {
+                self.0.insert(word.clone());
+                word
+            }
+        }
+    }
+
+    fn share(&mut self, word: &mut Arc<str>) {
+        *word = self.shared(word.clone());
+    }
+
+    fn share_those_of(&mut self, task: &mut SavedTask, executions: &mut [SavedExecution]) {
+        self.share(&mut task.name);
+        self.share(&mut task.pattern);
+        if task.prefix == task.id {
+            task.prefix = task.id.clone();
+        }
+        let targets = executions.iter_mut().flat_map(|e| {
+            let past = e.past.iter_mut().filter_map(|past| past.target.as_mut());
+            past.chain(e.target.as_mut())
+        });
+        for target in targets {
+            self.share(&mut target.label);
+            self.share(&mut target.instance);
+            self.share(&mut target.host);
+        }
     }
 }
 
@@ -566,6 +713,7 @@ fn saved_machine(machine: &Machine) -> SavedMachine {
         since: machine.since,
         left: machine.left,
         offline: machine.state == MachineState::Offline,
+        draining: machine.state == MachineState::Draining,
         seq: machine.seq,
     }
 }

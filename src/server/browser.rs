@@ -7,7 +7,7 @@ use super::http::Request;
 use std::net::IpAddr;
 
 /// The names under which this server may be addressed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct OwnNames {
     /// It listens on loopback only: then only loopback's names are its own.
     pub loopback_only: bool,

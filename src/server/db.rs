@@ -6,20 +6,24 @@
 //! pieces in which it came. The format has a version: to change it in a way that
 //! `#[serde(default)]` does not cover, raise [`VERSION`] and bring older files up in `migrate`.
 
-use crate::core::{Batch, OutputChange, OutputKey, Saved, SavedPiece, Task, TaskKey, Time};
+use crate::core::{Batch, Core, Limits, OutputChange, OutputKey, Saved, SavedPiece, TaskKey, Time};
 use crate::wire::agent::Stream;
-use log::warn;
+use log::{info, warn};
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, Table,
-    TableDefinition, TableError, WriteTransaction,
+    Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable,
+    StorageError, Table, TableDefinition, TableError, WriteTransaction,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The version of the format that this program writes.
 const VERSION: u64 = 1;
@@ -29,6 +33,8 @@ const CACHE_BYTES: usize = 16 << 20;
 const COMPACTED_BELOW: u64 = 2;
 /// Smaller files are not worth it, in bytes.
 const MIN_COMPACTED_BYTES: u64 = 16 << 20;
+/// What commands wrote, and what they were given, is for the server's user alone.
+const MODE: u32 = 0o600;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const TASKS: TableDefinition<u64, &[u8]> = TableDefinition::new("tasks");
@@ -52,95 +58,190 @@ pub struct Db {
 impl Db {
     /// Opens the file, or makes it, and reads what it holds. The error says what to do.
     pub fn open(path: &Path) -> Result<(Db, Saved), String> {
-        let mut database = open_file(path, true)?;
-        prepare(&database).map_err(|why| damaged(path, &why))?;
-        compact(&mut database, path);
-        let (saved, next_piece) = read_all(&database, path)?;
-        Ok((
-            Db {
-                path: path.to_owned(),
-                database: Some(database),
-                next_piece,
-            },
-            saved,
-        ))
+        let known = path.try_exists();
+        if !known.map_err(|why| format!("cannot open {}: {why}", path.display()))? {
+            make_file(path)
+                .map_err(|why| format!("cannot make the database {}: {why}", path.display()))?;
+        }
+        let mut opened = open_file(path)?;
+        let version = check_version(&opened.database, path)?;
+        prepare(&opened.database, Some(version))
+            .map_err(|why| format!("cannot bring {} up to date: {why}", path.display()))?;
+        if let Err(why) = compact(&mut opened.database, path) {
+            warn!("{} was not compacted: {why}", path.display());
+            // After an error of the disk nothing can be read before it is opened anew.
+            drop(opened.database);
+            opened = open_file(path)?;
+        }
+        let Read {
+            saved, next_piece, ..
+        } = read_all(&opened.database, path, Strictness::Whole)?;
+        let db = Db {
+            path: path.to_owned(),
+            database: Some(opened.database),
+            next_piece,
+        };
+        Ok((db, saved))
     }
 
-    /// Saves a batch; returns when the disk has it. After an error nothing of it is saved, and the
-    /// same batch can be tried again.
+    /// Saves a batch; returns when the disk has it. After an error it is not known whether the disk
+    /// has it; the same batch can be tried again.
     pub fn commit(&mut self, now: Time, batch: &Batch) -> Result<(), String> {
+        // After an error of the disk the file has to be opened anew. A panic is one, too: the file
+        // may not be what it was taken for.
         let database = match self.database.take() {
             Some(database) => database,
-            None => open_file(&self.path, false)?,
+            None => open_file(&self.path)?.database,
         };
-        let mut next_piece = self.next_piece;
-        let written = write_batch(&database, now, batch, &mut next_piece);
+        let next_piece = &mut self.next_piece;
+        let written = catch_unwind(AssertUnwindSafe(|| {
+            write_batch(&database, now, batch, next_piece).map(|()| database)
+        }));
         match written {
-            Ok(()) => {
-                self.next_piece = next_piece;
+            Ok(Ok(database)) => {
                 self.database = Some(database);
                 Ok(())
             }
-            // After an I/O error the file has to be opened anew.
-            Err(why) => Err(format!("--db: cannot write {}: {why}", self.path.display())),
+            Ok(Err(why)) => Err(format!("cannot write {}: {why}", self.path.display())),
+            Err(_) => Err(format!("{} is damaged", self.path.display())),
         }
     }
 }
 
-fn open_file(path: &Path, may_create: bool) -> Result<Database, String> {
+/// Makes a new file with everything in it before it gets its name: what has the name is whole.
+fn make_file(path: &Path) -> Result<(), String> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = options.mode(MODE).open(&new).map_err(text)?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => return Err("another server is making it".into()),
+        // Where there are no locks, there is nobody to be kept out by one.
+        Err(TryLockError::Error(_)) | Ok(()) => {}
+    }
+    let made = file.set_len(0).map_err(text).and_then(|()| {
+        let database = builder().create_file(file).map_err(text)?;
+        prepare(&database, None)?;
+        drop(database);
+        give_name(&new, path)
+    });
+    if made.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    made
+}
+
+/// Gives a file its name, unless another file has it.
+fn give_name(file: &Path, name: &Path) -> Result<(), String> {
+    match std::fs::hard_link(file, name) {
+        Ok(()) => std::fs::remove_file(file).map_err(text)?,
+        Err(_) if !name.exists() => std::fs::rename(file, name).map_err(text)?,
+        Err(why) => return Err(text(why)),
+    }
+    let folder = name.parent().filter(|folder| *folder != Path::new(""));
+    let folder = File::open(folder.unwrap_or(Path::new("."))).map_err(text)?;
+    folder.sync_all().map_err(text)
+}
+
+fn builder() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES);
-    let opened = if may_create {
-        builder.create(path)
-    } else {
-        builder.open(path)
-    };
-    opened.map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => {
-            format!("--db: {} is in use by another server", path.display())
-        }
-        DatabaseError::Storage(StorageError::Io(why))
-            if why.kind() != std::io::ErrorKind::InvalidData =>
-        {
-            format!("--db: cannot open {}: {why}", path.display())
-        }
-        DatabaseError::UpgradeRequired(_) => {
-            format!(
-                "--db: {} was written in a format that this version cannot read",
-                path.display()
-            )
-        }
+    builder
+}
+
+struct Opened {
+    database: Database,
+    /// It had not been closed properly; it is whole all the same.
+    was_open: bool,
+}
+
+/// Opens a file that is there.
+fn open_file(path: &Path) -> Result<Opened, String> {
+    let cannot = |why: &dyn Display| format!("cannot open {}: {why}", path.display());
+    let meta = std::fs::metadata(path).map_err(|why| cannot(&why))?;
+    if !meta.is_file() {
+        return Err(cannot(&"it is not a file"));
+    }
+    if meta.len() == 0 {
+        return Err(damaged(path, &"it is empty"));
+    }
+    let was_open = Arc::new(AtomicBool::new(false));
+    let noticed = was_open.clone();
+    let mut builder = builder();
+    builder.set_repair_callback(move |_| noticed.store(true, Ordering::Relaxed));
+    let opened = without_panic(|| builder.open(path)).map_err(|why| damaged(path, &why))?;
+    let database = opened.map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => cannot(&"it is in use by another server"),
+        DatabaseError::Storage(StorageError::Io(why)) => match why.kind() {
+            std::io::ErrorKind::InvalidData => damaged(path, &"it does not begin like one"),
+            std::io::ErrorKind::UnexpectedEof => damaged(path, &"it is cut off"),
+            _ => cannot(&why),
+        },
+        DatabaseError::UpgradeRequired(_) => cannot(&"this sidebike cannot read its format"),
         other => damaged(path, &other),
+    })?;
+    Ok(Opened {
+        database,
+        was_open: was_open.load(Ordering::Relaxed),
     })
 }
 
-fn damaged(path: &Path, why: &dyn Display) -> String {
+/// Where the library takes it for granted that a file is whole, it panics: that is for a person to
+/// read as well.
+fn without_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let worked = catch_unwind(AssertUnwindSafe(work));
+    std::panic::set_hook(hook);
+    worked.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        let line = text.unwrap_or_default().lines().next().unwrap_or_default();
+        format!("it contradicts itself ({line})")
+    })
+}
+
+/// What is said of a file that is not what it should be.
+pub fn damaged(path: &Path, why: &dyn Display) -> String {
     format!(
-        "--db: {} is damaged or not a sidebike database: {why}; nothing was changed. Put a copy back, or move the file away to start empty; `sidebike db export` may still read what is left",
+        "{} is damaged or not a database of sidebike: {why}. Nothing is replaced: put a copy back, or move the file away to start empty; `sidebike db export` may still read a part of it",
         path.display()
     )
 }
 
-/// Makes the tables of a new file; refuses one of a newer version, brings an older one up.
-fn prepare(database: &Database) -> Result<(), String> {
+/// The version of a file.
+fn version(database: &Database) -> Result<Option<u64>, String> {
     let read = database.begin_read().map_err(text)?;
-    let version = match read.open_table(META) {
-        Ok(meta) => meta
-            .get(META_VERSION)
-            .map_err(text)?
-            .map(|version| version.value()),
-        Err(TableError::TableDoesNotExist(_)) => None,
-        Err(why) => return Err(text(why)),
-    };
-    match version {
-        // Nothing is written at a start that has nothing to change: the disk may be full.
-        Some(VERSION) => return Ok(()),
-        Some(version) if version > VERSION => {
-            return Err(format!(
-                "it has version {version}, written by a newer sidebike; this one reads up to {VERSION}"
-            ));
+    match read.open_table(META) {
+        Ok(meta) => {
+            let version = meta.get(META_VERSION).map_err(text)?;
+            Ok(version.map(|version| version.value()))
         }
-        Some(_) | None => {}
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(why) => Err(text(why)),
+    }
+}
+
+/// Refuses a file of a newer version, and a database of something else.
+fn check_version(database: &Database, path: &Path) -> Result<u64, String> {
+    let version = without_panic(|| version(database)).and_then(|version| version);
+    match version.map_err(|why| damaged(path, &why))? {
+        Some(version @ 1..=VERSION) => Ok(version),
+        None | Some(0) => Err(damaged(path, &"it has no version")),
+        Some(version) => Err(format!(
+            "cannot open {}: it has version {version} and was written by a newer sidebike, this one reads versions up to {VERSION}; use the newer one",
+            path.display()
+        )),
+    }
+}
+
+/// Makes the tables of a new file, or brings those of an older version up.
+fn prepare(database: &Database, version: Option<u64>) -> Result<(), String> {
+    // Nothing is written at a start that has nothing to change: the disk may be full.
+    if version == Some(VERSION) {
+        return Ok(());
     }
     let write = database.begin_write().map_err(text)?;
     if let Some(version) = version {
@@ -164,24 +265,30 @@ fn migrate(version: u64, _write: &WriteTransaction) -> Result<(), String> {
     Err(format!("there never was a version {version}"))
 }
 
-/// Gives back room that is no longer used. Without success it is as it was.
-fn compact(database: &mut Database, path: &Path) {
+/// Gives back room that is no longer used, when it is worth it.
+fn compact(database: &mut Database, path: &Path) -> Result<(), String> {
     let size = std::fs::metadata(path).map_or(0, |meta| meta.len());
     if size < MIN_COMPACTED_BYTES {
-        return;
+        return Ok(());
     }
-    let used = database.begin_write().map_err(text).and_then(|write| {
+    let compacted = without_panic(|| {
+        let write = database.begin_write().map_err(text)?;
         let stats = write.stats().map_err(text)?;
         write.abort().map_err(text)?;
-        Ok(stats.allocated_pages() * stats.page_size() as u64)
+        let used = stats.allocated_pages() * stats.page_size() as u64;
+        match used * COMPACTED_BELOW < size {
+            true => database.compact().map_err(text),
+            false => Ok(false),
+        }
     });
-    let compacted = used.and_then(|used| match used * COMPACTED_BELOW < size {
-        true => database.compact().map(drop).map_err(text),
-        false => Ok(()),
-    });
-    if let Err(why) = compacted {
-        warn!("{} was not compacted: {why}", path.display());
+    if compacted.and_then(|compacted| compacted)? {
+        let now = std::fs::metadata(path).map_or(0, |meta| meta.len());
+        info!(
+            "{} was compacted from {size} to {now} bytes",
+            path.display()
+        );
     }
+    Ok(())
 }
 
 fn write_batch(
@@ -281,79 +388,131 @@ fn decoded(bytes: &[u8]) -> Option<SavedPiece> {
     })
 }
 
-/// Everything in the file, and the number after the last piece of output.
-fn read_all(database: &Database, path: &Path) -> Result<(Saved, u64), String> {
-    let read = || -> Result<(Saved, u64), String> {
+/// What is done about a record that cannot be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strictness {
+    /// The file is refused.
+    Whole,
+    /// It is left out.
+    WhatIsLeft,
+}
+
+/// Everything in the file.
+struct Read {
+    saved: Saved,
+    /// The number after that of the last piece of output.
+    next_piece: u64,
+    /// Records that were left out.
+    left_out: usize,
+}
+
+fn read_all(database: &Database, path: &Path, strictness: Strictness) -> Result<Read, String> {
+    let mut all = Read {
+        saved: Saved::default(),
+        next_piece: 0,
+        left_out: 0,
+    };
+    let read = without_panic(|| {
         let read = database.begin_read().map_err(text)?;
-        let mut saved = Saved::default();
-        let meta = read.open_table(META).map_err(text)?;
-        saved.last_alive = Time(
-            meta.get(META_LAST_ALIVE)
-                .map_err(text)?
-                .map_or(0, |alive| alive.value()),
-        );
-        for entry in read.open_table(TASKS).map_err(text)?.iter().map_err(text)? {
-            let (key, value) = entry.map_err(text)?;
-            saved.tasks.insert(
-                TaskKey(key.value()),
-                record("task", key.value(), value.value())?,
-            );
+        all.read_all(&read, strictness)
+    });
+    match (read.and_then(|read| read), strictness) {
+        (Ok(()), _) => Ok(all),
+        (Err(why), Strictness::Whole) => Err(damaged(path, &why)),
+        (Err(why), Strictness::WhatIsLeft) => {
+            warn!("not everything can be read: {why}");
+            all.left_out += 1;
+            Ok(all)
         }
-        for entry in read
-            .open_table(EXECUTIONS)
-            .map_err(text)?
-            .iter()
-            .map_err(text)?
-        {
+    }
+}
+
+impl Read {
+    fn read_all(&mut self, read: &ReadTransaction, strictness: Strictness) -> Result<(), String> {
+        let meta = read.open_table(META).map_err(text)?;
+        let last_alive = meta.get(META_LAST_ALIVE).map_err(text)?;
+        self.saved.last_alive = Time(last_alive.map_or(0, |alive| alive.value()));
+        let tasks = read.open_table(TASKS).map_err(text)?;
+        for entry in tasks.iter().map_err(text)? {
+            let (key, value) = entry.map_err(text)?;
+            let task = record("task", key.value(), value.value());
+            if let Some(task) = self.noted(task, strictness)? {
+                self.saved.tasks.insert(TaskKey(key.value()), task);
+            }
+        }
+        let executions = read.open_table(EXECUTIONS).map_err(text)?;
+        for entry in executions.iter().map_err(text)? {
             let (key, value) = entry.map_err(text)?;
             let (task, n) = key.value();
-            saved.executions.insert(
-                (TaskKey(task), n),
-                record("execution of task", task, value.value())?,
-            );
+            let execution = record("execution of task", task, value.value());
+            if let Some(execution) = self.noted(execution, strictness)? {
+                self.saved.executions.insert((TaskKey(task), n), execution);
+            }
         }
-        for entry in read
-            .open_table(MACHINES)
-            .map_err(text)?
-            .iter()
-            .map_err(text)?
-        {
+        let machines = read.open_table(MACHINES).map_err(text)?;
+        for entry in machines.iter().map_err(text)? {
             let (key, value) = entry.map_err(text)?;
-            saved.machines.insert(
-                Arc::from(key.value()),
-                record("machine", key.value(), value.value())?,
-            );
+            let machine = record("machine", key.value(), value.value());
+            if let Some(machine) = self.noted(machine, strictness)? {
+                self.saved.machines.insert(key.value().into(), machine);
+            }
         }
-        // By number, which is the order in which the pieces came.
-        let mut next_piece = 0;
-        let mut pieces = BTreeMap::new();
-        for entry in read
-            .open_table(OUTPUT)
-            .map_err(text)?
-            .iter()
-            .map_err(text)?
-        {
+        // Of each attempt by number, which is the order in which the pieces came.
+        let output = read.open_table(OUTPUT).map_err(text)?;
+        for entry in output.iter().map_err(text)? {
             let (key, value) = entry.map_err(text)?;
             let (task, n, attempt, number) = key.value();
             let piece = decoded(value.value())
-                .ok_or_else(|| format!("output {number} of task {task} is not a piece"))?;
-            pieces.insert(
-                number,
-                (
-                    OutputKey {
-                        task: TaskKey(task),
-                        n,
-                        attempt,
-                    },
-                    piece,
-                ),
-            );
-            next_piece = next_piece.max(number + 1);
+                .ok_or_else(|| format!("output {number} of task {task} is not a piece"));
+            if let Some(piece) = self.noted(piece, strictness)? {
+                let task = TaskKey(task);
+                let key = OutputKey { task, n, attempt };
+                self.saved.output.push((key, piece));
+            }
+            self.next_piece = self.next_piece.max(number + 1);
         }
-        saved.output = pieces.into_values().collect();
-        Ok((saved, next_piece))
-    };
-    read().map_err(|why| damaged(path, &why))
+        Ok(())
+    }
+
+    /// A record, or `None` when it cannot be read and that is noted only.
+    fn noted<T>(
+        &mut self,
+        record: Result<T, String>,
+        strictness: Strictness,
+    ) -> Result<Option<T>, String> {
+        match record {
+            Ok(record) => Ok(Some(record)),
+            Err(why) if strictness == Strictness::Whole => Err(why),
+            Err(why) => {
+                warn!("left out: {why}");
+                self.left_out += 1;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Leaves out what does not fit together, so that the rest can be looked at.
+    fn leave_out_fragments(&mut self) {
+        let Saved {
+            tasks, executions, ..
+        } = &mut self.saved;
+        let mut counts: BTreeMap<TaskKey, u32> = BTreeMap::new();
+        for (task, _) in executions.keys() {
+            *counts.entry(*task).or_default() += 1;
+        }
+        let before = tasks.len();
+        tasks.retain(|key, _| {
+            match (
+                executions.range((*key, 0)..=(*key, u32::MAX)).next_back(),
+                counts.get(key),
+            ) {
+                (Some(((_, last), _)), Some(count)) => last + 1 == *count,
+                _ => true,
+            }
+        });
+        self.left_out += before - tasks.len();
+        executions.retain(|(task, _), _| tasks.contains_key(task));
+    }
 }
 
 fn record<T: DeserializeOwned>(what: &str, key: impl Display, bytes: &[u8]) -> Result<T, String> {
@@ -370,56 +529,73 @@ fn text(error: impl Display) -> String {
 
 /// `sidebike db check FILE`: whether a stopped server's file is whole, in words.
 pub fn check(path: &Path) -> Result<String, String> {
-    let mut database = open_file(path, false)?;
-    let whole = database
-        .check_integrity()
-        .map_err(|why| damaged(path, &why))?;
-    prepare(&database).map_err(|why| damaged(path, &why))?;
-    let (saved, _) = read_all(&database, path)?;
+    let Opened {
+        mut database,
+        was_open,
+    } = open_file(path)?;
+    check_version(&database, path)?;
+    let whole = without_panic(|| database.check_integrity());
+    let whole = whole.and_then(|whole| whole.map_err(text));
+    if !whole.map_err(|why| damaged(path, &why))? {
+        return Err(damaged(path, &"its pages do not belong together"));
+    }
+    let Read { saved, .. } = read_all(&database, path, Strictness::Whole)?;
     let (tasks, executions, machines) = (
         saved.tasks.len(),
         saved.executions.len(),
         saved.machines.len(),
     );
-    restored(saved).map_err(|why| damaged(path, &why))?;
-    let repaired = if whole {
-        ""
+    let consistent = restored(saved).and_then(|core| core.check_invariants());
+    consistent.map_err(|why| damaged(path, &why))?;
+    let closed = if was_open {
+        "; its server did not close it, nothing is lost by that"
     } else {
-        " (it had not been closed properly, and was repaired)"
+        ""
     };
     Ok(format!(
-        "{} is whole{repaired}: {tasks} tasks, {executions} executions, {machines} machines",
+        "{} is whole: {tasks} tasks, {executions} executions, {machines} machines{closed}",
         path.display()
     ))
 }
 
 /// `sidebike db export FILE`: every task of a stopped server's file as the API answers it, one JSON
-/// line each, oldest first.
+/// line each, oldest first. Of a damaged file what can be read; then the error says so.
 pub fn export(path: &Path, out: &mut dyn Write) -> Result<(), String> {
-    let database = open_file(path, false)?;
-    let (saved, _) = read_all(&database, path)?;
-    let core = restored(saved).map_err(|why| damaged(path, &why))?;
-    let mut write = |task: &Task| -> std::io::Result<()> {
-        serde_json::to_writer(&mut *out, &task.answer(usize::MAX))?;
-        out.write_all(b"\n")
-    };
-    for task in core.all_tasks() {
-        match write(task) {
-            Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            other => other.map_err(|why| format!("cannot write: {why}"))?,
+    let Opened { database, .. } = open_file(path)?;
+    check_version(&database, path)?;
+    let mut read = read_all(&database, path, Strictness::WhatIsLeft)?;
+    read.leave_out_fragments();
+    let left_out = read.left_out;
+    let core = restored(read.saved).map_err(|why| damaged(path, &why))?;
+    let mut write = || -> std::io::Result<()> {
+        for task in core.all_tasks() {
+            serde_json::to_writer(&mut *out, &task.answer(usize::MAX))?;
+            out.write_all(b"\n")?;
         }
+        out.flush()
+    };
+    match write() {
+        // Whoever reads has seen enough.
+        Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => {}
+        other => other.map_err(|why| format!("cannot write: {why}"))?,
     }
-    out.flush().map_err(text)
+    match left_out {
+        0 => Ok(()),
+        n => Err(format!(
+            "{} is damaged: {n} records could not be read and are left out",
+            path.display()
+        )),
+    }
 }
 
 /// A core as it was when the file was last written, with limits that nothing exceeds.
-fn restored(saved: Saved) -> Result<crate::core::Core, String> {
-    let most = crate::core::Limits {
+fn restored(saved: Saved) -> Result<Core, String> {
+    let most = Limits {
         tasks: usize::MAX,
         executions: usize::MAX,
         machines: usize::MAX,
         output_bytes: usize::MAX,
     };
     let then = saved.last_alive;
-    crate::core::Core::restored(most, then, saved)
+    Core::restored(most, then, saved)
 }

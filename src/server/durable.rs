@@ -6,15 +6,28 @@
 
 #[cfg(feature = "db")]
 use super::db::Db;
-use crate::core::{Batch, Time};
-use log::{info, warn};
+#[cfg(feature = "db")]
+use crate::core::OutputChange;
+use crate::core::{Batch, OutputKey, Time};
+#[cfg(feature = "db")]
+use log::{error, info, warn};
+use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+#[cfg(feature = "db")]
+use std::time::{Duration, Instant};
 
 /// Changes that nobody waits for (output that came, commands that started) are saved this late.
+#[cfg(feature = "db")]
 const UNHURRIED: Duration = Duration::from_millis(500);
 /// The pause after an error of the disk, before it is tried again.
+#[cfg(feature = "db")]
 const AFTER_ERROR: Duration = Duration::from_secs(1);
+/// While something has not ended, it is saved this often that the server lives: so the time that it
+/// was away, which does not count, is known that well.
+#[cfg(feature = "db")]
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+/// The most output that waits for the disk, in bytes: beyond it only of which attempts is noted.
+const MAX_WAITING_OUTPUT: usize = 32 << 20;
 
 /// A change's place in the order of changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -24,14 +37,43 @@ pub struct Ticket(u64);
 #[derive(Default)]
 struct Waiting {
     batch: Batch,
+    /// The output in it, in bytes.
+    output_bytes: usize,
+    /// Attempts of which everything that is kept is to be saved: what came of them did not fit in
+    /// here, or may have reached the disk or not.
+    whole: BTreeSet<OutputKey>,
     /// The last change in it.
     last: Ticket,
-    /// When that was.
+    /// When it was last known what has changed.
     now: Time,
+    /// Something has not ended by then.
+    unfinished: bool,
     /// Somebody waits for it.
     hurry: bool,
     /// The server ends.
     closing: bool,
+}
+
+impl Waiting {
+    fn add(&mut self, batch: Batch) {
+        let output = batch.output.iter();
+        self.output_bytes += output.map(|(_, change)| change.cost()).sum::<usize>();
+        self.batch.add(batch);
+        if self.output_bytes > MAX_WAITING_OUTPUT {
+            self.whole
+                .extend(self.batch.output.drain(..).map(|(key, _)| key));
+            self.output_bytes = 0;
+        }
+    }
+
+    /// Puts back what was taken out and could not be saved.
+    #[cfg(feature = "db")]
+    fn put_back(&mut self, mut batch: Batch) {
+        self.whole
+            .extend(batch.output.drain(..).map(|(key, _)| key));
+        let later = std::mem::replace(&mut self.batch, batch);
+        self.batch.add(later);
+    }
 }
 
 /// What is known of the disk.
@@ -69,18 +111,26 @@ impl Durable {
         }
     }
 
-    /// Takes in what a change has changed. To be called in the order of the changes.
-    pub fn take_in(&self, now: Time, batch: Batch) -> Ticket {
+    /// Takes in what a change has changed, and whether something has not ended. To be called in the
+    /// order of the changes.
+    pub fn take_in(&self, now: Time, batch: Batch, unfinished: bool) -> Ticket {
         let Some(waiting) = &self.waiting else {
             return Ticket::default();
         };
         let mut waiting = lock(waiting);
+        waiting.now = now;
+        waiting.unfinished = unfinished;
         if !batch.is_empty() {
-            waiting.batch.add(batch);
+            waiting.add(batch);
             waiting.last.0 += 1;
-            waiting.now = now;
         }
         waiting.last
+    }
+
+    /// The ticket of everything that has changed so far.
+    pub fn so_far(&self) -> Ticket {
+        let waiting = self.waiting.as_ref();
+        waiting.map_or(Ticket::default(), |waiting| lock(waiting).last)
     }
 
     /// Waits until the disk has everything up to `ticket`. The error says why it has not.
@@ -101,6 +151,7 @@ impl Durable {
             match &disk.refused {
                 _ if disk.has >= ticket => return Ok(()),
                 Some((refused, why)) if *refused >= ticket => return Err(why.clone()),
+                _ if disk.closed => return Err("the server ends".into()),
                 _ => {
                     disk = self
                         .changes
@@ -120,12 +171,18 @@ impl Durable {
             .map(|(_, why)| why.clone())
     }
 
-    /// Saves for as long as the server lives.
+    /// Saves for as long as the server lives. `kept` gives everything that is kept of the output of
+    /// attempts, as it is now.
     #[cfg(feature = "db")]
-    pub fn save_forever(&self, mut db: Db) {
+    pub fn save_forever(
+        &self,
+        mut db: Db,
+        kept: impl Fn(&BTreeSet<OutputKey>) -> Vec<(OutputKey, OutputChange)>,
+    ) {
         let Some(waiting) = &self.waiting else { return };
+        let mut last_commit = Instant::now();
         loop {
-            let (batch, last, now, closing) = {
+            let (mut batch, whole, last, now, unfinished, closing) = {
                 let guard = lock(waiting);
                 let idle = |w: &mut Waiting| !w.hurry && !w.closing;
                 let (mut guard, _) = self
@@ -133,25 +190,41 @@ impl Durable {
                     .wait_timeout_while(guard, UNHURRIED, idle)
                     .unwrap_or_else(PoisonError::into_inner);
                 guard.hurry = false;
+                guard.output_bytes = 0;
                 (
                     std::mem::take(&mut guard.batch),
+                    std::mem::take(&mut guard.whole),
                     guard.last,
                     guard.now,
+                    guard.unfinished,
                     guard.closing,
                 )
             };
-            let saved = if batch.is_empty() {
+            let silent = unfinished && last_commit.elapsed() >= SIGN_OF_LIFE;
+            let saved = if batch.is_empty() && whole.is_empty() && !silent {
                 Ok(())
             } else {
-                db.commit(now, &batch)
+                // After an error the least is tried first, as all that is kept may be much.
+                let works = self
+                    .trouble()
+                    .map_or(Ok(()), |_| db.commit(now, &Batch::default()));
+                works.and_then(|()| {
+                    if !whole.is_empty() {
+                        // What came later is in there, too, and comes again: that does no harm.
+                        batch.output.extend(kept(&whole));
+                    }
+                    last_commit = Instant::now();
+                    db.commit(now, &batch)
+                })
             };
             match saved {
                 Ok(()) => self.note_saved(last),
                 Err(why) => {
-                    self.note_refused(last, why);
                     let mut waiting = lock(waiting);
-                    let later = std::mem::replace(&mut waiting.batch, batch);
-                    waiting.batch.add(later);
+                    waiting.whole.extend(whole);
+                    waiting.put_back(batch);
+                    drop(waiting);
+                    self.note_refused(last, why, closing);
                 }
             }
             if closing {
@@ -161,11 +234,14 @@ impl Durable {
                 return;
             }
             if self.trouble().is_some() {
-                std::thread::sleep(AFTER_ERROR);
+                let guard = lock(waiting);
+                let open = |w: &mut Waiting| !w.closing;
+                drop(self.comes.wait_timeout_while(guard, AFTER_ERROR, open));
             }
         }
     }
 
+    #[cfg(feature = "db")]
     fn note_saved(&self, last: Ticket) {
         let mut disk = lock(&self.disk);
         disk.has = disk.has.max(last);
@@ -175,12 +251,18 @@ impl Durable {
         self.changes.notify_all();
     }
 
-    fn note_refused(&self, last: Ticket, why: String) {
+    #[cfg(feature = "db")]
+    fn note_refused(&self, last: Ticket, why: String, closing: bool) {
         let mut disk = lock(&self.disk);
-        if disk.refused.is_none() {
-            warn!("{why}; nothing new is accepted until it works again");
+        if closing {
+            error!("the last changes are not saved: {why}");
+        } else if disk.refused.is_none() {
+            warn!("database: {why}; nothing new is accepted until it takes changes again");
         }
-        disk.refused = Some((last, why));
+        disk.refused = Some((
+            last,
+            format!("database: {why}; nothing is accepted until it takes changes again"),
+        ));
         self.changes.notify_all();
     }
 

@@ -5,8 +5,9 @@
 //! bounded by `listen`'s guard, which needs to know what each connection is doing: see [`Phase`].
 
 use super::peer::{Peer, lowest_free_number};
+use super::room::{Room, SMALL, Share};
 use crate::tls::Pair;
-use log::debug;
+use log::{debug, warn};
 use percent_encoding::percent_decode_str;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Read, Write};
@@ -17,6 +18,11 @@ use std::time::Instant;
 
 /// A body up to this size has been read with the head, in bytes; a fact about tiny_http.
 const READ_AHEAD_BYTES: usize = 1_024;
+
+/// An answer up to this size fits into the buffer of a socket that takes any at all, in bytes.
+const FITS: usize = 4 * 1_024;
+/// The stack of a thread that writes one answer, in bytes.
+const WRITER_STACK_BYTES: usize = 64 * 1_024;
 
 /// What a connection is doing, for the guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +50,7 @@ pub struct Connection {
     since_ms: AtomicU64,
     /// Counts requests, so that the guard can tell them apart.
     turn: AtomicU32,
+    room: Arc<Room>,
 }
 
 /// Milliseconds since the first call.
@@ -54,13 +61,14 @@ pub fn uptime_ms() -> u64 {
 
 impl Connection {
     /// A connection that has just been accepted.
-    pub fn new(peer: Peer) -> Arc<Self> {
+    pub fn new(peer: Peer, room: &Arc<Room>) -> Arc<Self> {
         let since_ms = AtomicU64::new(uptime_ms());
         Arc::new(Connection {
             peer,
             phase: AtomicU8::new(0),
             since_ms,
             turn: AtomicU32::new(0),
+            room: room.clone(),
         })
     }
 
@@ -164,10 +172,12 @@ pub struct Request {
     pub peer: Option<IpAddr>,
     /// The body; empty until it has been read.
     pub body: Vec<u8>,
+    /// The body's share of the room, if it is large.
+    _room: Option<Share>,
 }
 
 /// The headers that say who is asking.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Headers {
     /// `Host`.
     pub host: Option<String>,
@@ -196,6 +206,25 @@ impl std::fmt::Debug for Authorization {
 }
 
 impl Request {
+    /// A request line, its target taken apart; without a body.
+    pub fn parsed(
+        method: &str,
+        target: &str,
+        headers: Headers,
+        peer: Option<IpAddr>,
+    ) -> Result<Self, Refused> {
+        let (path, query) = split_target(target)?;
+        Ok(Request {
+            method: method.to_owned(),
+            path,
+            query,
+            headers,
+            peer,
+            body: Vec::new(),
+            _room: None,
+        })
+    }
+
     /// A parameter of the query; the last one when it was given several times.
     pub fn query(&self, name: &str) -> Option<&str> {
         self.query
@@ -233,19 +262,44 @@ pub struct Responder {
     keep_alive: bool,
     without_body: bool,
     knows_chunks: bool,
+    /// The answer's share of the room, if it is large.
+    room: Option<Share>,
 }
 
 impl Responder {
+    /// Takes the room that a large answer needs. False when there is none.
+    pub fn make_room(&mut self, answer: &Answer) -> bool {
+        let bytes = answer.body.len();
+        if bytes > SMALL && self.room.is_none() {
+            self.room = self.connection.room.take(&self.connection, bytes);
+        }
+        bytes <= SMALL || self.room.is_some()
+    }
+
     /// Writes the answer. Whether the connection can take another request.
     pub fn send(mut self, answer: &Answer) -> bool {
         self.connection.enter(Phase::Writing);
-        let mut bytes = head(answer, self.keep_alive);
-        if !self.without_body {
-            bytes.extend_from_slice(&answer.body);
+        if !self.make_room(answer) {
+            debug!("an answer found no room and was given up");
+            return false;
         }
+        let mut bytes = head(answer, self.keep_alive);
+        let body = if self.without_body {
+            &[]
+        } else {
+            &answer.body[..]
+        };
+        // One piece where it is small, no copy where it is large.
+        let (first, second) = if body.len() <= SMALL {
+            bytes.extend_from_slice(body);
+            (&bytes[..], &[][..])
+        } else {
+            (&bytes[..], body)
+        };
         let written = self
             .writer
-            .write_all(&bytes)
+            .write_all(first)
+            .and_then(|()| self.writer.write_all(second))
             .and_then(|()| self.writer.flush());
         if let Err(error) = &written {
             debug!("an answer could not be written: {error}");
@@ -273,6 +327,21 @@ impl Responder {
             connection: self.connection,
             chunked: self.knows_chunks,
         })
+    }
+
+    /// Answers a held request. Never waits for the peer: few threads answer all who are held.
+    pub fn send_held(self, answer: Answer) {
+        if answer.body.len() <= FITS && self.connection.peer.takes_more() {
+            self.send(&answer);
+            return;
+        }
+        let writer = std::thread::Builder::new()
+            .name("writer".into())
+            .stack_size(WRITER_STACK_BYTES)
+            .spawn(move || self.send(&answer));
+        if let Err(error) = writer {
+            warn!("no thread to answer a held request, its connection was cut: {error}");
+        }
     }
 
     /// Makes this the last request of its connection, to be answered later from anywhere.
@@ -339,7 +408,7 @@ pub fn in_bytes(answer: &Answer) -> Vec<u8> {
 }
 
 fn head(answer: &Answer, keep_alive: bool) -> Vec<u8> {
-    let mut head = Vec::with_capacity(256 + answer.body.len());
+    let mut head = Vec::with_capacity(256 + answer.body.len().min(SMALL));
     let connection = if keep_alive {
         ""
     } else {
@@ -441,12 +510,13 @@ impl Arrived {
         limits: &RequestLimits,
         explain: impl FnOnce(Refused) -> Answer,
     ) -> Option<(Request, Responder)> {
-        match read_body(&mut self.raw, limits.body_bytes) {
-            Ok(body) => {
+        match read_body(&mut self.raw, limits.body_bytes, &self.connection) {
+            Ok((body, room)) => {
                 self.connection.enter(Phase::Serving);
                 Some((
                     Request {
                         body,
+                        _room: room,
                         ..self.request
                     },
                     responder(self.raw, self.connection, self.last),
@@ -467,6 +537,7 @@ fn responder(raw: tiny_http::Request, connection: Arc<Connection>, last: bool) -
         without_body: *raw.method() == tiny_http::Method::Head,
         connection,
         writer: raw.into_writer(),
+        room: None,
     }
 }
 
@@ -485,25 +556,19 @@ fn send_unread(raw: tiny_http::Request, connection: &Connection, answer: &Answer
 }
 
 fn head_of(raw: &tiny_http::Request) -> Result<Request, Refused> {
-    let (path, query) = split_target(raw.url())?;
     let header = |name| {
         raw.headers()
             .get(name)
             .map(|value| value.as_str().to_owned())
     };
-    Ok(Request {
-        method: raw.method().as_str().to_owned(),
-        path,
-        query,
-        headers: Headers {
-            host: header("Host"),
-            origin: header("Origin"),
-            fetch_site: header("Sec-Fetch-Site"),
-            authorization: header("Authorization").map(Authorization),
-        },
-        peer: raw.remote_addr().map(|address| address.ip()),
-        body: Vec::new(),
-    })
+    let headers = Headers {
+        host: header("Host"),
+        origin: header("Origin"),
+        fetch_site: header("Sec-Fetch-Site"),
+        authorization: header("Authorization").map(Authorization),
+    };
+    let peer = raw.remote_addr().map(|address| address.ip());
+    Request::parsed(raw.method().as_str(), raw.url(), headers, peer)
 }
 
 /// Refuses what is too large, and what could be understood in two ways.
@@ -595,7 +660,12 @@ fn head_size(raw: &tiny_http::Request) -> (usize, usize) {
     (counter.bytes, counter.headers)
 }
 
-fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refused> {
+/// The body, and its share of the room if it is large.
+fn read_body(
+    raw: &mut tiny_http::Request,
+    max: usize,
+    connection: &Arc<Connection>,
+) -> Result<(Vec<u8>, Option<Share>), Refused> {
     let too_large = || Refused {
         status: 413,
         msg: format!("the body must have {max} bytes at most (--max-body)"),
@@ -605,7 +675,7 @@ fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refuse
         return Err(too_large());
     }
     // Memory for what has come, not for what was announced.
-    let mut body = Vec::with_capacity(announced.unwrap_or(0).min(READ_AHEAD_BYTES * 16));
+    let mut body = Vec::with_capacity(announced.unwrap_or(0).min(SMALL));
     // To the end, not to the announced length: only then does tiny_http let go of the reader. But
     // when it was asked to upgrade, which we never do, the end is that of the connection.
     let most = if asks_to_upgrade(raw) {
@@ -613,7 +683,21 @@ fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refuse
     } else {
         max + 1
     };
-    let read = raw.as_reader().take(most as u64).read_to_end(&mut body);
+    let mut reader = raw.as_reader().take(most.min(SMALL) as u64);
+    let mut read = reader.read_to_end(&mut body);
+    let mut room = None;
+    if read.is_ok() && body.len() == SMALL {
+        room = connection.room.take(connection, announced.unwrap_or(max));
+        if room.is_none() {
+            return Err(Refused {
+                status: 503,
+                msg: "too many large requests at once (--max-in-flight)".into(),
+            });
+        }
+        body.reserve_exact(announced.unwrap_or(0).saturating_sub(SMALL));
+        reader.set_limit((most - SMALL) as u64);
+        read = reader.read_to_end(&mut body);
+    }
     if let Err(error) = read {
         return Err(Refused {
             status: 400,
@@ -629,7 +713,7 @@ fn read_body(raw: &mut tiny_http::Request, max: usize) -> Result<Vec<u8>, Refuse
             msg: "the body ended before its Content-Length".into(),
         });
     }
-    Ok(body)
+    Ok((body, room))
 }
 
 fn asks_to_upgrade(raw: &tiny_http::Request) -> bool {

@@ -6,6 +6,7 @@
 
 use super::http::{self, Connection, Incoming, Listener, Phase};
 use super::peer;
+use super::room::Room;
 use crate::config::ServerConfig;
 use crate::tls::Pair;
 use log::{info, warn};
@@ -53,6 +54,8 @@ pub struct Connections {
     /// The most that may come of one request between two answers.
     max_request_bytes: u64,
     last_warning: AtomicU64,
+    /// For large bodies and answers.
+    pub room: Arc<Room>,
 }
 
 #[derive(Default)]
@@ -91,6 +94,7 @@ impl Connections {
             max_turn_ms: config.max_request_time.as_millis(),
             max_request_bytes: (limits.body_bytes + limits.head_bytes) as u64 + FRAMING_BYTES,
             last_warning: AtomicU64::new(0),
+            room: Room::new(config.max_in_flight_bytes),
         })
     }
 
@@ -164,7 +168,7 @@ impl Connections {
         }
         open.per_address.insert(address, has + 1);
         open.cookies.insert(peer.cookie());
-        let connection = Connection::new(peer);
+        let connection = Connection::new(peer, &self.room);
         open.list.push(Watched {
             connection: connection.clone(),
             address,
@@ -195,6 +199,10 @@ impl Connections {
                 return false;
             }
             if self.has_misbehaved(watched) {
+                let d = watched.connection.doing();
+                if d.1 < 2900 {
+                    eprintln!("DBG cut {d:?}");
+                }
                 watched.connection.peer.cut();
             }
             true

@@ -6,6 +6,7 @@
 //! | `peer` | accepted sockets, found and cut from outside |
 //! | `head` | a look at a request's head before tiny_http reads it |
 //! | `http` | bytes ↔ requests and answers; the only place that names tiny_http |
+//! | `room` | large bodies and answers on their way, bounded |
 //! | `routes` | the table of routes and their handlers |
 //! | `original` | the calls of the original's agents |
 //! | `access`, `browser` | who may: tokens, and pages of other sites |
@@ -13,6 +14,7 @@
 //! | `answer` | the envelope, and which status goes with which refusal |
 //! | `held` | polls and waits that are being held |
 //! | `store` | the one lock, and the threads that answer what was held |
+//! | `durable`, `db` | what has to be on the disk before it is acknowledged; the optional database |
 //! | `text`, `metrics` | output as text; figures |
 //! | `follow` | output as it comes |
 //! | `page` | the dashboard |
@@ -33,6 +35,7 @@ mod metrics;
 mod original;
 mod page;
 mod peer;
+mod room;
 mod routes;
 mod store;
 mod text;
@@ -156,7 +159,12 @@ impl Server {
             responder: &mut responder,
             change: &mut change,
         };
+        let maker = (route.right == Right::Look).then(|| self.connections.room.make());
         let answer = (route.handler)(call).unwrap_or_else(Some);
+        if let (Some(answer), Some(responder)) = (&answer, &mut responder) {
+            responder.make_room(answer);
+        }
+        drop(maker);
         let status = answer.as_ref().map_or(200, |answer| answer.status);
         self.requests.count(status);
         if route.right == Right::Change {
@@ -256,9 +264,11 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
 fn open_store(config: &ServerConfig, limits: Limits) -> Result<Arc<Store>, String> {
     #[cfg(feature = "db")]
     if let Some(path) = &config.db {
-        let (db, saved) = db::Db::open(path)?;
+        let flag = |why: String| format!("--db: {why}");
+        let (db, saved) = db::Db::open(path).map_err(flag)?;
         info!("database {}: {} tasks", path.display(), saved.tasks.len());
-        let store = Store::start(limits, config.max_held, Some(saved))?;
+        let store = Store::start(limits, config.max_held, Some(saved));
+        let store = store.map_err(|why| flag(db::damaged(path, &why)))?;
         let saving = store.clone();
         start_thread("save", move || saving.save_forever(db))?;
         return Ok(store);
@@ -276,6 +286,18 @@ fn renew_certificate(listener: &Listener, files: &PairFiles) {
         Ok(()) => info!("the certificate was read again, new connections get it"),
         Err(why) => warn!("{why}; the certificate in use stays in use"),
     }
+}
+
+/// What the router makes of a method and a target: the status of its refusal, or 200. For
+/// `tests/fuzz`, which sees the crate from outside.
+#[doc(hidden)]
+pub fn routed(method: &str, target: &str) -> u16 {
+    let request = match Request::parsed(method, target, http::Headers::default(), None) {
+        Ok(request) => request,
+        Err(refused) => return refused.status,
+    };
+    browser::refusal(&request, &OwnNames::default());
+    routes::find(&request).map_or_else(|answer| answer.status, |_| 200)
 }
 
 fn keep_time(store: &Store, connections: &Connections) -> ! {

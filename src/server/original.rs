@@ -196,10 +196,10 @@ fn done(call: Call<'_>) -> Handled {
         data: text.into_bytes(),
     };
     let ended = ended(id, state, msg);
-    let verdicts = call
-        .server
-        .store
-        .change(|core, now| core.done(now, &instance(&result.machinelabel), &[piece], &[ended]));
+    let taken = call.server.store.change_safely(|core, now| {
+        core.done(now, &instance(&result.machinelabel), &[piece], &[ended])
+    });
+    let verdicts = taken.map_err(|(_, why)| answer::error(503, &why))?;
     match verdicts.first() {
         Some(verdict) if !verdict.taken => Ok(Some(signal(wire::ERROR, &verdict.msg, Value::Null))),
         _ => Ok(Some(signal(wire::OK, "", Value::Null))),

@@ -10,6 +10,7 @@
 //! more is read (a held request), and one to write to. Either may be found first, so when the
 //! number does not lead to the socket any more, the other one is looked for.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{Shutdown, shutdown, sockopt};
@@ -70,6 +71,14 @@ impl Peer {
     /// What the kernel counts, if the socket is still there.
     pub fn counts(&self) -> Option<Counts> {
         tcp_info(self.duplicated()?.as_fd())
+    }
+
+    /// Whether its buffer has room for some more now.
+    pub fn takes_more(&self) -> bool {
+        self.duplicated().is_some_and(|fd| {
+            let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
+            poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        })
     }
 
     /// Whether the other side has closed its end, or the socket is gone.

@@ -292,7 +292,7 @@ fn answer_or_wait(
             Err(wait) => *call.responder = Some(wait.responder),
         }
         // It may have ended meanwhile.
-        let shown = call.server.store.ask(|core| core.show(key));
+        let shown = call.server.store.show(key);
         return Ok(Some(form.answer(shown)));
     }
     Ok(Some(form.answer(Ok(task))))
@@ -372,11 +372,7 @@ fn show(call: Call<'_>) -> Handled {
     let wait_ms = wait_ms(call.request)?;
     let form = task_form(call.request)?;
     let key = looked_at_task(&call)?;
-    let task = call
-        .server
-        .store
-        .ask(|core| core.show(key))
-        .map_err(refused)?;
+    let task = call.server.store.show(key).map_err(refused)?;
     answer_or_wait(call, key, task, wait_ms, form)
 }
 

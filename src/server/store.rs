@@ -21,6 +21,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Threads that answer held requests: more than one, so that one slow peer does not delay the
 /// rest; few, as most answers fit into a socket's buffer.
 const ANSWERING_THREADS: usize = 4;
+/// What ended longer ago than this is safe without anybody waiting for it, or the disk has trouble.
+const RECENTLY_MS: u64 = 5_000;
 /// The most held requests that one thread answers in one go.
 const MAX_JOBS_AT_ONCE: usize = 64;
 
@@ -56,6 +58,31 @@ enum Job {
     EndPoll(Responder, Orders<Arc<Detail>>),
     /// The time of somebody who waits for a task is up.
     EndWait(HeldWait, Result<Task, Refusal>),
+}
+
+/// What is answered to a held request.
+struct Reply {
+    responder: Responder,
+    what: What,
+    /// Of the change that is news in it.
+    ticket: Ticket,
+}
+
+enum What {
+    Orders(Orders<Arc<Detail>>),
+    Task(Answer),
+    EndedTask(Answer),
+}
+
+impl Reply {
+    /// Whether it says something that has to be safe first.
+    fn is_news(&self) -> bool {
+        match &self.what {
+            What::Orders(orders) => !orders.start.is_empty(),
+            What::EndedTask(_) => true,
+            What::Task(_) => false,
+        }
+    }
 }
 
 /// What became of a poll.
@@ -102,7 +129,7 @@ impl Store {
             None => Core::new(limits, clock.now()),
             Some(saved) => {
                 let mut core = Core::restored(limits, clock.now(), saved)?;
-                core.note_changes();
+                durable.take_in(clock.now(), core.take_batch(), core.has_unfinished());
                 core
             }
         };
@@ -175,7 +202,9 @@ impl Store {
     fn after(&self, core: &mut Core, now: Time) -> After {
         After {
             notices: core.take_notices(),
-            ticket: self.durable.take_in(now, core.take_batch()),
+            ticket: self
+                .durable
+                .take_in(now, core.take_batch(), core.has_unfinished()),
         }
     }
 
@@ -206,18 +235,54 @@ impl Store {
         let ticket = after.ticket;
         self.see_to(after);
         if let Some(responder) = superseded {
-            responder.send(&answer::orders(&Orders::none()));
+            responder.send_held(answer::orders(&Orders::none()));
         }
         match polled {
             Polled::Answer(responder, orders) if !orders.start.is_empty() => {
-                match self.durable.wait(ticket) {
-                    Ok(()) => Polled::Answer(responder, orders),
-                    // It is handed out again: the next poll shows that it did not arrive.
+                match self.only_what_is_safe(orders, ticket) {
+                    Ok(orders) => Polled::Answer(responder, orders),
                     Err(why) => Polled::Unsafe(responder, why),
                 }
             }
             polled => polled,
         }
+    }
+
+    /// What may be answered of orders: nothing is to be started before it is safe that it was handed
+    /// out. What is left out is handed out again: the next poll shows that it did not arrive.
+    fn only_what_is_safe(
+        &self,
+        orders: Orders<Arc<Detail>>,
+        ticket: Ticket,
+    ) -> Result<Orders<Arc<Detail>>, String> {
+        if orders.start.is_empty() {
+            return Ok(orders);
+        }
+        match self.durable.wait(ticket) {
+            Ok(()) => Ok(orders),
+            Err(why) if orders.cancel.is_empty() && orders.forget.is_empty() => Err(why),
+            Err(_) => Ok(Orders {
+                start: Vec::new(),
+                ..orders
+            }),
+        }
+    }
+
+    /// A task. That it has ended is said when it is safe, or when the disk takes nothing for now.
+    pub fn show(&self, key: TaskKey) -> Result<Task, Refusal> {
+        let (shown, news) = {
+            let state = self.state();
+            let recently = Time(self.clock.now().0.saturating_sub(RECENTLY_MS));
+            (
+                state.core.show(key),
+                state.core.has_ended_since(key, recently),
+            )
+        };
+        if news {
+            // The change is noted within the lock in which it happened, so before this.
+            let _ = self.durable.wait(self.durable.so_far());
+        }
+        shown
     }
 
     /// Holds a request until a task has ended or its time is up. Gives it back when the task has
@@ -349,61 +414,86 @@ impl Store {
                     .min(MAX_JOBS_AT_ONCE);
                 queue.drain(..few).collect()
             };
-            let mut latest = Ticket::default();
-            let mut answers = Vec::new();
+            let mut replies = Vec::new();
             for (ticket, job) in jobs {
-                let ticket = self.do_job(job, &mut answers).unwrap_or(ticket);
-                latest = latest.max(ticket);
+                self.do_job(ticket, job, &mut replies);
             }
-            let safe = self.durable.wait(latest);
-            for (responder, answer) in answers {
-                match &safe {
-                    Ok(()) => responder.send(&answer),
-                    Err(why) => responder.send(&answer::error(503, why)),
-                };
+            // What needs no disk does not wait for it.
+            let (later, now): (Vec<Reply>, Vec<Reply>) =
+                replies.into_iter().partition(Reply::is_news);
+            for reply in now {
+                self.send(reply);
+            }
+            // One wait is enough for all of them.
+            if let Some(ticket) = later.iter().map(|reply| reply.ticket).max() {
+                let _ = self.durable.wait(ticket);
+            }
+            for reply in later {
+                self.send(reply);
             }
         }
     }
 
-    /// Finds out what is to be answered to whom; the ticket of what that changed, if anything.
-    fn do_job(&self, job: Job, answers: &mut Vec<(Responder, Answer)>) -> Option<Ticket> {
+    fn send(&self, reply: Reply) {
+        let answer = match reply.what {
+            What::Orders(orders) => match self.only_what_is_safe(orders, reply.ticket) {
+                Ok(orders) => answer::orders(&orders),
+                Err(why) => answer::error(503, &why),
+            },
+            What::Task(answer) | What::EndedTask(answer) => answer,
+        };
+        reply.responder.send_held(answer);
+    }
+
+    /// Finds out what is to be answered to whom.
+    fn do_job(&self, ticket: Ticket, job: Job, replies: &mut Vec<Reply>) {
+        let mut reply = |ticket, responder, what| {
+            replies.push(Reply {
+                responder,
+                what,
+                ticket,
+            });
+        };
         match job {
             Job::Wake(machine) => {
                 let mut state = self.state();
                 let State { core, held } = &mut *state;
-                let responder = held.take_poll(machine)?;
+                let Some(responder) = held.take_poll(machine) else {
+                    return;
+                };
                 let now = self.clock.now();
                 let orders = core.collect(now, machine);
                 let after = self.after(core, now);
                 drop(state);
-                let ticket = after.ticket;
+                reply(after.ticket, responder, What::Orders(orders));
                 self.see_to(after);
-                answers.push((responder, answer::orders(&orders)));
-                return Some(ticket);
             }
             Job::Finished(task) => {
                 let mut state = self.state();
                 let waits = state.held.take_waits(task);
-                let shown = if waits.is_empty() {
-                    None
-                } else {
-                    Some(state.core.show(task))
-                };
+                if waits.is_empty() {
+                    return;
+                }
+                let shown = state.core.show(task);
                 drop(state);
-                if let Some(shown) = shown {
-                    answers.extend(waits.into_iter().map(|wait| wait.answer(shown.clone())));
+                for wait in waits {
+                    let (responder, answer) = wait.answer(shown.clone());
+                    reply(ticket, responder, What::EndedTask(answer));
                 }
             }
-            Job::EndPoll(responder, orders) => answers.push((responder, answer::orders(&orders))),
-            Job::EndWait(wait, task) => answers.push(wait.answer(task)),
+            Job::EndPoll(responder, orders) => reply(ticket, responder, What::Orders(orders)),
+            Job::EndWait(wait, task) => {
+                let (responder, answer) = wait.answer(task);
+                reply(ticket, responder, What::Task(answer));
+            }
         }
-        None
     }
 
     /// Saves changes for as long as the server lives.
     #[cfg(feature = "db")]
     pub fn save_forever(&self, db: super::db::Db) {
-        self.durable.save_forever(db);
+        self.durable
+            .save_forever(db, |of| self.ask(|core| core.kept_output(of)));
     }
 
     /// Saves the last of it, before the server ends.

@@ -52,6 +52,15 @@ impl Connection {
         stream.set_nodelay(true).unwrap();
         Connection(stream)
     }
+
+    /// Whether the other side still takes it, at once.
+    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        let patience = Duration::from_millis(300);
+        self.0.set_write_timeout(Some(patience)).unwrap();
+        let sent = self.0.write_all(bytes).is_ok();
+        self.0.set_write_timeout(None).unwrap();
+        sent
+    }
 }
 
 impl<S: Read + Write> Connection<S> {
@@ -63,15 +72,6 @@ impl<S: Read + Write> Connection<S> {
     pub fn send(&mut self, bytes: &[u8]) {
         // A server that refuses early may close while we still write: the answer tells.
         let _ = self.0.write_all(bytes);
-    }
-
-    /// Whether the other side still takes it, at once.
-    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
-        let patience = Duration::from_millis(300);
-        self.0.set_write_timeout(Some(patience)).unwrap();
-        let sent = self.0.write_all(bytes).is_ok();
-        self.0.set_write_timeout(None).unwrap();
-        sent
     }
 
     pub fn read(&mut self) -> Reply {

@@ -1,0 +1,33 @@
+//! A posted task: read, checked, kept, shown. What passes the check must survive the rest.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sidebike::core::{Core, Limits, Spec, Time};
+use sidebike::wire::object::Object;
+use sidebike::wire::task::PostedTask;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(Object(posted)) = serde_json::from_slice::<Object<PostedTask>>(bytes) else {
+        return;
+    };
+    let Ok(spec) = Spec::checked(posted) else {
+        return;
+    };
+    let limits = Limits {
+        tasks: 10,
+        executions: 10,
+        machines: 10,
+        output_bytes: 1 << 20,
+    };
+    let mut core = Core::new(limits, Time(1_000));
+    let Ok(key) = core.submit(Time(1_000), "fresh", spec) else {
+        return;
+    };
+    let task = core.show(key).expect("what was accepted is there");
+    let shown = serde_json::to_vec(&task.answer(1_024)).expect("an answer can be written");
+    // An answered task can be posted again.
+    let Object(again) = serde_json::from_slice::<Object<PostedTask>>(&shown).expect("and read");
+    Spec::checked(again).expect("and accepted");
+    core.tick(Time(u64::MAX / 2));
+});

@@ -1,0 +1,598 @@
+//! The page: what it is made of, and what it does in a real browser.
+//!
+//! The tests in a browser need `chromium` and `chromium-driver`; without them they say so and pass.
+//! `PAGE_SHOTS=folder cargo test --test page` leaves pictures there, to be looked at.
+
+mod browser;
+mod common;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use browser::{Browser, with_browser};
+use common::http::{Connection, Reply, request};
+use common::{Agent, Folder, SIDEBIKE, Server, id, task, wait_for};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+/// The most that the page may have.
+const MAX_BYTES: usize = 60_000;
+
+fn url(server: &Server, hash: &str) -> String {
+    format!("http://{}/{hash}", server.address)
+}
+
+/// What the one element of that name has in it.
+fn content<'a>(page: &'a str, element: &str) -> &'a str {
+    let (open, close) = (format!("<{element}"), format!("</{element}>"));
+    let mut parts = page.split(&open);
+    let (_, after) = (parts.next(), parts.next().expect("such an element"));
+    assert_eq!(parts.next(), None, "two of {element}");
+    let (content, _) = after.split_once(&close).expect("its end");
+    content.strip_prefix('>').expect("no attributes")
+}
+
+#[test]
+fn it_is_small_self_contained_and_takes_no_html() {
+    let server = Server::start();
+    let page = server.get("/");
+    assert_eq!(page.status, 200);
+    assert_eq!(
+        page.header("Content-Type"),
+        Some("text/html; charset=utf-8")
+    );
+    let text = page.text();
+    assert!(text.len() < MAX_BYTES, "{} bytes", text.len());
+    for outside in [
+        "http://",
+        "https://",
+        "url(",
+        "@import",
+        "src=\"//",
+        "href=\"//",
+    ] {
+        assert!(
+            !text.contains(outside),
+            "it refers to the outside: {outside}"
+        );
+    }
+    for door in [
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "Function(",
+        "DOMParser",
+        "srcdoc",
+        "createContextualFragment",
+        "localStorage",
+        "style=\"",
+        " onclick=\"",
+    ] {
+        assert!(!text.contains(door), "{door}");
+    }
+}
+
+#[test]
+fn its_policy_allows_its_own_content_and_nothing_else() {
+    let server = Server::start();
+    let page = server.get("/");
+    let policy = page.header("Content-Security-Policy").expect("a policy");
+    for directive in [
+        "default-src 'none'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    ] {
+        assert!(
+            policy.split("; ").any(|is| is == directive),
+            "{directive}: {policy}"
+        );
+    }
+    assert!(
+        !policy.contains("unsafe") && !policy.contains('*'),
+        "{policy}"
+    );
+    for element in ["script", "style"] {
+        let hash = STANDARD.encode(Sha256::digest(content(page.text(), element)));
+        let directive = format!("{element}-src 'sha256-{hash}'");
+        assert!(
+            policy.split("; ").any(|is| is == directive),
+            "{directive}: {policy}"
+        );
+    }
+    assert_eq!(page.header("Referrer-Policy"), Some("no-referrer"));
+    assert_eq!(page.header("Cache-Control"), Some("no-cache"));
+    assert_eq!(server.request("POST", "/", b"").status, 405);
+}
+
+#[test]
+fn it_is_open_even_where_the_api_is_not() {
+    let server = with_token();
+    assert_eq!(server.get("/").status, 200);
+    assert_eq!(server.get("/api/v1/task").status, 401);
+}
+
+fn with_token() -> Server {
+    let mut command = Command::new(SIDEBIKE);
+    command
+        .args(["server", "--listen", "127.0.0.1:0"])
+        .env("SIDEBIKE_TOKEN", "the-token-of-people")
+        .env("SIDEBIKE_AGENT_TOKEN", "the-token-of-agents");
+    Server::from_command(command)
+}
+
+/// Nothing but the answers that a test expects may have been complained of.
+fn assert_quiet(browser: &Browser, expected: &[&str]) {
+    let mut complaints = browser.complaints();
+    complaints.retain(|text| !expected.iter().any(|part| text.contains(part)));
+    assert!(complaints.is_empty(), "{complaints:#?}");
+}
+
+#[test]
+fn an_empty_registry_tells_how_to_begin_and_notices_when_it_is_not_empty_any_more() {
+    with_browser(|browser| {
+        let server = Server::start();
+        browser.open(&url(&server, ""));
+        browser.sees("#fleet", "No machine yet");
+        browser.sees("#fleet", &format!("--registry-address {}", server.address));
+        browser.sees("#tasksNone", "No task yet");
+        browser.pictures("empty");
+        let agent = server.agent("m-1");
+        browser.sees("#fleet", "m-1");
+        browser.sees("#fleetSum", "1 machine · 1 online");
+        server.run(task("echo hello"));
+        browser.sees("#tasks", "1 / 1");
+        browser.press("?");
+        browser.sees("#dKeys", "Keyboard");
+        browser.press("\u{e00c}m");
+        browser.sees("#machines", "m-1");
+        browser.press("j\u{e007}");
+        browser.sees("#mFacts", &agent.instance());
+        browser.sees("#mTasks", "echo hello");
+        assert_quiet(browser, &[]);
+    });
+}
+
+#[test]
+fn fifty_machines_are_watched_from_the_submit_to_the_end() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let fleet = Fleet::start(&server, 50);
+        browser.open(&url(&server, ""));
+        browser.sees("#fleetSum", "50 machines · 50 online");
+        browser.press("n");
+        browser.type_into("[name=pattern]", "^web-");
+        browser.sees("#pSum", "50 machines");
+        browser.type_into("[name=pattern]", "^web-7$");
+        browser.sees("#fGo", "Run on 1 machine");
+        browser.type_into("[name=pattern]", "^web-");
+        browser.sees("#fGo", "Run on 50 machines");
+        browser.type_into("[name=name]", "a look at \"all\" of them");
+        browser.type_into("[name=command]", "uname -a");
+        browser.pictures("submit");
+        browser.click("#fGo");
+        browser.sees("#tName", "a look at \"all\" of them");
+        browser.sees("#tDone", "0 of 50 ended · 50 running");
+        assert_eq!(browser.count("#tGrid .s-running.tile"), 50);
+        browser.pictures("running");
+        fleet.release();
+        browser.sees("#tDone", "50 of 50 ended");
+        browser.sees("#tState", "partial");
+        assert_eq!(
+            browser.run("return document.getElementById('tSay').textContent"),
+            "Task partial, 45 of 50 succeeded"
+        );
+        assert_eq!(browser.count("#tGrid .s-succeeded.tile"), 45);
+        assert_eq!(browser.count("#tGrid .s-failed.tile"), 5);
+        // Identical outputs are one.
+        assert_eq!(browser.count("#tFold details"), 2);
+        browser.sees("#tFold details:first-child", "Linux 6.1");
+        browser.sees("#tFold details:last-child", "no such thing");
+        browser.pictures("ended");
+        // Only those of one state, found by label.
+        browser.click("#tChips .s-failed");
+        assert_eq!(browser.count("#tGrid li"), 5);
+        browser.press("/");
+        browser.press("web-30");
+        browser.wait("document.querySelectorAll('#tGrid li').length === 1");
+        browser.press("\u{e00c}\u{e00c}");
+        browser.click("#tChips .s-failed");
+        browser.click("#tabTime");
+        assert_eq!(browser.count("#tLines .lane"), 50);
+        browser.pictures("timeline");
+        // One machine, by a link that can be given away.
+        browser.click("#tGrid li:first-child a");
+        browser.sees("#oOut", "Linux 6.1");
+        browser.pictures("one");
+        let link = browser.run("return location.href");
+        browser.open("about:blank");
+        browser.open(link.as_str().unwrap());
+        browser.sees("#oOut", "Linux 6.1");
+        // What did not succeed, again.
+        browser.click("#tRerun");
+        browser.sees("#tDone", "5 of 5 ended");
+        assert_quiet(browser, &["task?dryRun=1"]);
+    });
+}
+
+#[test]
+fn a_finished_task_is_not_asked_for_again() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let _agent = server.agent("m");
+        let done = server.run(task("echo done"));
+        browser.open(&url(&server, &format!("#/task/{}", id(&done))));
+        browser.sees("#oOut", "done");
+        browser.sees("#tState", "succeeded");
+        let before = requests(browser);
+        thread::sleep(std::time::Duration::from_millis(2_500));
+        assert_eq!(requests(browser), before);
+    });
+}
+
+/// How many requests the page has made.
+fn requests(browser: &Browser) -> Value {
+    browser.run("return performance.getEntriesByType('resource').length")
+}
+
+#[test]
+fn cancel_asks_and_then_cancels() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let _agents = server.agents(2, "m");
+        let running = server.submit(task("sleep 300"));
+        browser.open(&url(&server, &format!("#/task/{}", id(&running))));
+        browser.sees("#tDone", "2 running");
+        browser.click("#tCancel");
+        browser.sees("#dSure", "2 executions");
+        browser.click("#dSure [value=no]");
+        browser.click("#tCancel");
+        assert_eq!(server.task(id(&running))["state"], "running");
+        browser.click("#sureYes");
+        browser.sees("#tState", "canceled");
+        assert_eq!(server.finished(id(&running))["counts"]["canceled"], 2);
+        assert_quiet(browser, &[]);
+    });
+}
+
+#[test]
+fn output_is_seen_while_the_command_runs() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let agents = server.agents(2, "m");
+        let folder = Folder::new();
+        let gate = |n: u32| format!("{}/{n}", folder.path());
+        let until = |n| format!("while [ ! -e {} ]; do sleep 0.05; done", gate(n));
+        let command = format!(
+            "printf 'a '; {}; echo bä; echo oops >&2; {}; printf 'no \\377 text\\n'; echo end",
+            until(1),
+            until(2)
+        );
+        let running = server.submit(task(&command));
+        let hash = format!("#/task/{}/{}", id(&running), agents[0].instance());
+        browser.open(&url(&server, &hash));
+        browser.sees("#oOut", "a ");
+        browser.sees("#tState", "running");
+        std::fs::write(gate(1), "").unwrap();
+        browser.sees("#oOut", "a bä");
+        browser.sees("#oOut .stderr", "oops");
+        browser.sees("#tState", "running");
+        std::fs::write(gate(2), "").unwrap();
+        browser.sees("#oOut", "end");
+        browser.sees("#tState", "succeeded");
+        let all = browser.text("#oOut");
+        for part in ["a bä\n", "oops\n", "no \u{fffd} text\nend"] {
+            assert_eq!(all.matches(part).count(), 1, "{part:?} in {all:?}");
+        }
+        assert_quiet(browser, &[]);
+    });
+}
+
+#[test]
+fn a_token_is_asked_for_and_kept_for_the_tab_only() {
+    with_browser(|browser| {
+        let server = with_token();
+        browser.open(&url(&server, "#/machines"));
+        browser.sees("#dToken", "wants a token");
+        browser.pictures("token");
+        browser.type_into("#token", "not it");
+        browser.press("\u{e007}");
+        browser.sees("#tokenWhy", "not known");
+        browser.type_into("#token", "the-token-of-people");
+        browser.press("\u{e007}");
+        browser.sees("#machinesNone", "No machine yet");
+        assert_eq!(browser.count("dialog[open]"), 0);
+        browser.reload();
+        browser.sees("#machinesNone", "No machine yet");
+        let kept = "return [sessionStorage.length, localStorage.length, document.cookie, location.href.includes('token')]";
+        assert_eq!(browser.run(kept), json!([1, 0, "", false]));
+        browser.open_tab();
+        browser.open(&url(&server, ""));
+        browser.sees("#dToken", "wants a token");
+        browser.click("#tokenNo");
+        browser.sees("#note", "wants a token");
+        assert_quiet(browser, &["status of 401"]);
+    });
+}
+
+#[test]
+fn hostile_labels_and_output_are_shown_as_text() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let labels = [
+            "m<script>window.hacked=1</script>".to_owned(),
+            "m\"'><img src=x onerror=window.hacked=1>".to_owned(),
+            format!("m{}", "x".repeat(254)),
+            "m\u{202e}gpj.exe\u{200b}%2F../..?#&".to_owned(),
+            "m constructor __proto__".to_owned(),
+        ];
+        let agents: Vec<Agent> = labels
+            .iter()
+            .map(|label| Agent::start(server.address, label, &[]))
+            .collect();
+        server.expect(&agents.iter().collect::<Vec<_>>());
+        let mut posted = task(
+            "printf '<script>window.hacked=1</script>\\n\\033[2J\\033]0;owned\\007\\b\\0<img src=x onerror=window.hacked=1>\\n'; head -c 100000 /dev/zero | tr '\\0' y; printf '\\342\\200\\256evil'; exit 3",
+        );
+        posted["name"] = "<b onclick=window.hacked=1>\u{202e}name</b>".into();
+        let done = server.run(posted);
+        let narrow = "document.documentElement.scrollWidth <= innerWidth";
+        for (hash, element, text) in [
+            ("".to_owned(), "#fleet", labels[0].as_str()),
+            (
+                "".to_owned(),
+                "#tasks",
+                "<b onclick=window.hacked=1>\\u{202e}name</b>",
+            ),
+            ("#/machines".to_owned(), "#machines", labels[1].as_str()),
+            (
+                "#/machines".to_owned(),
+                "#machines",
+                "m\\u{202e}gpj.exe\\u{200b}%2F../..?#&",
+            ),
+            (
+                format!("#/task/{}", id(&done)),
+                "#tGrid",
+                labels[1].as_str(),
+            ),
+            (
+                format!("#/task/{}", id(&done)),
+                "#tFold",
+                "<script>window.hacked=1</script>\n\\x1b[2J\\x1b]0;owned\\x07\\x08\\x00<img",
+            ),
+            (
+                format!("#/task/{}/{}", id(&done), agents[3].instance()),
+                "#oOut",
+                "yyy\\u{202e}evil",
+            ),
+            (
+                format!(
+                    "#/machine/{}",
+                    "m%E2%80%AEgpj.exe%E2%80%8B%252F..%2F..%3F%23%26"
+                ),
+                "#mTasks",
+                "name</b>",
+            ),
+            (
+                "#/submit?pattern=m".to_owned(),
+                "#pList",
+                labels[0].as_str(),
+            ),
+            (
+                "#/<img src=x onerror=window.hacked=1>".to_owned(),
+                "#gP",
+                "onerror",
+            ),
+        ] {
+            browser.size(390, 844);
+            browser.open("about:blank");
+            browser.open(&url(&server, &hash));
+            browser.sees(element, text);
+            browser.wait(narrow);
+            browser.pictures(&format!("hostile-{}", element.trim_start_matches('#')));
+            assert_eq!(
+                browser.count("main script, main img, main [onclick], main [onerror]"),
+                0
+            );
+            assert_eq!(browser.run("return window.hacked ?? null"), Value::Null);
+        }
+        assert_quiet(browser, &["task?dryRun=1"]);
+    });
+}
+
+#[test]
+fn a_hidden_tab_asks_for_nothing() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let _agent = server.agent("m");
+        browser.open(&url(&server, ""));
+        browser.sees("#live", "live");
+        let before = requests(browser);
+        browser.wait(&format!(
+            "performance.getEntriesByType('resource').length > {before}"
+        ));
+        browser.minimize();
+        browser.wait("document.hidden");
+        let hidden = requests(browser);
+        thread::sleep(std::time::Duration::from_millis(4_500));
+        assert_eq!(requests(browser), hidden);
+        browser.restore();
+        browser.wait(&format!(
+            "performance.getEntriesByType('resource').length > {hidden}"
+        ));
+    });
+}
+
+#[test]
+fn a_thousand_machines_and_five_thousand_tasks_are_seen_at_once() {
+    with_browser(|browser| {
+        let server = Server::start();
+        for n in 0..1_000 {
+            agent_call(
+                server.address,
+                "poll",
+                &poll(&format!("{n:016x}"), &format!("web-{n}"), 1, &[]),
+            );
+        }
+        let mut connection = server.connect();
+        for n in 0..5_000u32 {
+            // One in a hundred is a broadcast to all of them.
+            let pattern = if n % 100 == 0 {
+                "^web-".into()
+            } else {
+                format!("^web-{}$", n % 1_000)
+            };
+            let task = json!({"name": format!("task {n}"), "machinePattern": pattern, "detail": {"command": "uname -a"}});
+            connection.send(&request(
+                "POST",
+                "/api/v1/task",
+                "",
+                task.to_string().as_bytes(),
+            ));
+            assert_eq!(connection.read().status, 200);
+        }
+        browser.before_each_page(
+            "const look = setInterval(() => { if (document.querySelector('#tasks li') && document.querySelector('#fleet .cell')) { window.seenAfter = performance.now(); clearInterval(look); } }, 5)",
+        );
+        let mut loads = Vec::new();
+        for _ in 0..3 {
+            browser.open("about:blank");
+            browser.open(&url(&server, ""));
+            browser.wait("window.seenAfter");
+            loads.push(browser.run("return seenAfter").as_f64().unwrap());
+        }
+        browser.sees("#fleetSum", "1,000 machines");
+        browser.pictures("many");
+        println!("first view after {loads:.0?} ms");
+        // The best of three: the machine that tests may have other things to do.
+        assert!(loads.iter().any(|ms| *ms < 1_000.0), "{loads:?}");
+        browser.open(&url(&server, "#/machines"));
+        browser.wait("document.querySelectorAll('#machines li').length === 200");
+        for all in ["600", "1000"] {
+            browser.click("#machinesMore");
+            browser.wait(&format!(
+                "document.querySelectorAll('#machines li').length === {all}"
+            ));
+        }
+        let frames = browser.run_to_its_end(
+            "const frames = []; let last = performance.now(); \
+             for (let n = 0; n < 120; n++) { scrollBy(0, 300); await new Promise(requestAnimationFrame); const now = performance.now(); frames.push(now - last); last = now; } \
+             return frames.sort((a, b) => a - b);",
+        );
+        let frames: Vec<f64> = frames
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_f64)
+            .collect();
+        println!(
+            "scrolling: {:.0} ms a frame, the slowest {:.0} ms",
+            frames[60], frames[119]
+        );
+        assert!(frames[60] < 40.0, "{frames:?}");
+    });
+}
+
+/// So many machines that do what a task wants only when they are released; every tenth fails.
+struct Fleet {
+    released: Arc<AtomicBool>,
+    over: Arc<AtomicBool>,
+    machines: Vec<JoinHandle<()>>,
+}
+
+impl Fleet {
+    fn start(server: &Server, count: usize) -> Fleet {
+        let (released, over) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let machines = (0..count)
+            .map(|n| {
+                let (address, released, over) = (server.address, released.clone(), over.clone());
+                thread::spawn(move || be_a_machine(address, n, &released, &over))
+            })
+            .collect();
+        wait_for("the fleet is online", || server.machines().len() == count);
+        Fleet {
+            released,
+            over,
+            machines,
+        }
+    }
+
+    fn release(&self) {
+        self.released.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        for machine in self.machines.drain(..) {
+            let _ = machine.join();
+        }
+    }
+}
+
+fn be_a_machine(server: SocketAddr, n: usize, released: &AtomicBool, over: &AtomicBool) {
+    let instance = format!("{n:016x}");
+    let mut held: Vec<Value> = Vec::new();
+    let mut seq = 0;
+    while !over.load(Ordering::SeqCst) {
+        seq += 1;
+        let mut orders = agent_call(
+            server,
+            "poll",
+            &poll(&instance, &format!("web-{n}"), seq, &held),
+        )
+        .data();
+        for order in orders["start"].as_array_mut().into_iter().flatten() {
+            let (execution, attempt) = (order["execution"].take(), order["attempt"].take());
+            held.push(json!({"execution": execution, "attempt": attempt, "state": "running", "startedAgoMs": 0}));
+        }
+        if !released.load(Ordering::SeqCst) {
+            continue;
+        }
+        for hold in held.drain(..) {
+            let (execution, attempt) = (&hold["execution"], &hold["attempt"]);
+            let (stream, text, state, code) = match n % 10 {
+                0 => ("stderr", "uname: no such thing\n", "failed", 1),
+                _ => ("stdout", "Linux 6.1\n", "succeeded", 0),
+            };
+            let piece = json!({"execution": execution, "attempt": attempt, "stream": stream, "offset": 0, "data": STANDARD.encode(text)});
+            let mut result = json!({"execution": execution, "attempt": attempt, "state": state, "exitCode": code, "durationMs": 100 + 40 * n});
+            result[format!("{stream}Bytes")] = text.len().into();
+            agent_call(
+                server,
+                "done",
+                &json!({"instance": instance, "pieces": [piece], "results": [result]}),
+            )
+            .data();
+        }
+    }
+}
+
+fn poll(instance: &str, label: &str, seq: u32, holds: &[Value]) -> Value {
+    json!({"instance": instance, "seq": seq, "label": label, "host": format!("host-of-{label}"), "version": "0.1.0", "jobs": 4,
+        "wait": if seq == 1 { 0.0 } else { 0.5 }, "holds": holds})
+}
+
+fn agent_call(server: SocketAddr, call: &str, body: &Value) -> Reply {
+    let mut connection = Connection::open(server);
+    let target = format!("/api/v1/agent/{call}");
+    connection.send(&request(
+        "POST",
+        &target,
+        "Connection: close\r\n",
+        body.to_string().as_bytes(),
+    ));
+    connection.read()
+}
