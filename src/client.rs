@@ -3,7 +3,7 @@
 //! A call either gives the answer proper or a [`CallError`], which says in words which call it was,
 //! where it went and why it failed, and of which [`Kind`] the failure is: that is all a caller needs
 //! to decide whether to try again. To add a call: add a method next to [`Client::poll`]; what every
-//! request carries (the token) is set in `request`.
+//! request carries (the token) is set in `with_token`.
 
 mod names;
 #[cfg(feature = "cli")]
@@ -193,10 +193,7 @@ impl Client {
         serde_json::to_vec(question)
             .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
             .and_then(|body| self.exchange(&url, &body, patience, max_answer))
-            .and_then(|(status, answer)| {
-                understand(status, &answer)
-                    .or_else(|_| understand(status, &self.without_token(answer)))
-            })
+            .and_then(|(status, answer)| self.understand(status, answer))
             .map_err(|kind| CallError { call, url, kind })
     }
 
@@ -227,29 +224,39 @@ impl Client {
         Ok((status, bytes))
     }
 
-    /// Builds every request: what all of them carry is set here, and only here.
+    /// A request with a body.
     fn request(
         &self,
         url: &str,
         patience: Duration,
     ) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
-        let mut request = self
-            .http
-            .post(url)
-            .header("content-type", "application/json");
-        if let Some(token) = self.token() {
-            let value = HeaderValue::from_str(&format!("Bearer {}", token.expose()));
-            // Cannot fail: a token is made of visible ASCII characters.
-            if let Ok(mut value) = value {
-                value.set_sensitive(true);
-                request = request.header("authorization", value);
-            }
-        }
-        request.config().timeout_global(Some(patience)).build()
+        self.with_token(self.http.post(url))
+            .header("content-type", "application/json")
+            .config()
+            .timeout_global(Some(patience))
+            .build()
     }
-}
 
-impl Client {
+    /// Adds the token, for every request there is.
+    fn with_token<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        let Some(token) = self.token() else {
+            return request;
+        };
+        match HeaderValue::from_str(&format!("Bearer {}", token.expose())) {
+            Ok(mut value) => {
+                value.set_sensitive(true);
+                request.header("authorization", value)
+            }
+            // Cannot be: a token is made of visible ASCII characters.
+            Err(_) => request,
+        }
+    }
+
+    /// As [`understand`], and no error quotes the token.
+    fn understand<A: DeserializeOwned>(&self, status: u16, answer: Vec<u8>) -> Result<A, Kind> {
+        understand(status, &answer).or_else(|_| understand(status, &self.without_token(answer)))
+    }
+
     /// An answer fit to be quoted: some proxies show the request they did not like.
     fn without_token(&self, mut answer: Vec<u8>) -> Vec<u8> {
         let Some(token) = self.token() else {

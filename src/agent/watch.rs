@@ -198,7 +198,10 @@ impl Watch<'_> {
         let now = Instant::now();
         let until = |at: Instant| at.saturating_duration_since(now);
         let deadline = match &self.ending {
-            None => self.limits.timeout.map(|t| self.started + t.into()),
+            None => self
+                .limits
+                .timeout
+                .map(|t| self.started + Duration::from(t)),
             Some(ending) => Some(ending.give_up_at.unwrap_or(ending.kill_at)),
         };
         let look = if self.exit.is_some() {
@@ -265,7 +268,7 @@ impl Watch<'_> {
                 };
                 self.begin_ending(ExecutionState::Canceled, stop.words().into(), grace);
             } else if let Some(timeout) = self.limits.timeout
-                && now >= self.started + timeout.into()
+                && now >= self.started + Duration::from(timeout)
             {
                 let msg = format!("timed out after {timeout}");
                 self.begin_ending(ExecutionState::TimedOut, msg, self.limits.kill_grace);

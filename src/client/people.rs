@@ -3,7 +3,7 @@
 //! To add one: a method here, of one line if it can be; what every request carries is set in `get`
 //! (and, for what changes something, in `request` beside the agents' calls).
 
-use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK, understand, unreachable};
+use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK, unreachable};
 use crate::wire::machine::{Machine, MachineState};
 use crate::wire::news::News;
 use crate::wire::span::Span;
@@ -12,7 +12,6 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
-use ureq::http::HeaderValue;
 
 /// The longest answer, in bytes: a list of a thousand tasks with their output.
 const MAX_ANSWER: u64 = 256 << 20;
@@ -117,7 +116,7 @@ impl Client {
             let mut refusal = Vec::new();
             // What could be read of it has to do.
             let _ = body.take(MAX_REFUSAL).read_to_end(&mut refusal);
-            self.understood::<()>(status, refusal)
+            self.understand(status, refusal)
                 .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}"))))
         });
         match opened {
@@ -140,7 +139,7 @@ impl Client {
         serde_json::to_vec(question)
             .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
             .and_then(|body| self.exchange(&url, &body, CALL_TIMEOUT, MAX_ANSWER))
-            .and_then(|(status, answer)| self.understood(status, answer))
+            .and_then(|(status, answer)| self.understand(status, answer))
             .map_err(|kind| failed(call, url, kind))
     }
 
@@ -157,7 +156,7 @@ impl Client {
             .and_then(|mut answer| {
                 let status = answer.status().as_u16();
                 let body = answer.body_mut().with_config().limit(MAX_ANSWER);
-                self.understood(status, body.read_to_vec().map_err(unreachable)?)
+                self.understand(status, body.read_to_vec().map_err(unreachable)?)
             })
             .map_err(|kind| failed(call, url, kind))
     }
@@ -167,24 +166,11 @@ impl Client {
         url: &str,
         patience: Option<Duration>,
     ) -> ureq::RequestBuilder<ureq::typestate::WithoutBody> {
-        let mut request = self.http.get(url);
-        if let Some(token) = self.token() {
-            let value = HeaderValue::from_str(&format!("Bearer {}", token.expose()));
-            // Cannot fail: a token is made of visible ASCII characters.
-            if let Ok(mut value) = value {
-                value.set_sensitive(true);
-                request = request.header("authorization", value);
-            }
-        }
+        let request = self.with_token(self.http.get(url));
         let config = request.config().timeout_global(patience);
         config
             .timeout_recv_response(Some(patience.unwrap_or(CALL_TIMEOUT)))
             .build()
-    }
-
-    /// What an answer says; a refusal without the token that it may quote.
-    fn understood<A: DeserializeOwned>(&self, status: u16, answer: Vec<u8>) -> Result<A, Kind> {
-        understand(status, &answer).or_else(|_| understand(status, &self.without_token(answer)))
     }
 
     fn url(&self, path: &str) -> String {
