@@ -5,6 +5,8 @@
 
 #[cfg(feature = "agent")]
 mod agent;
+#[cfg(any(feature = "agent", feature = "cli"))]
+mod registry;
 
 #[cfg(any(feature = "agent", feature = "cli"))]
 mod registry;

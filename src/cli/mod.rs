@@ -165,6 +165,12 @@ impl ServerArgs {
         let registry = self.registry.checked().map_err(Failure::Usage)?;
         let tokens = secret::load(TOKEN).map_err(Failure::Usage)?;
         let client = Client::new(&registry).map_err(Failure::Usage)?;
+        if !tokens.is_empty() && registry.can_be_overheard() {
+            log::warn!(
+                "the token goes to {} as plain text: whoever is on the way can read it; use https",
+                registry.url
+            );
+        }
         client.set_token(tokens.into_iter().next());
         Ok(client)
     }

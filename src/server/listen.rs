@@ -199,10 +199,6 @@ impl Connections {
                 return false;
             }
             if self.has_misbehaved(watched) {
-                let d = watched.connection.doing();
-                if d.1 < 2900 {
-                    eprintln!("DBG cut {d:?}");
-                }
                 watched.connection.peer.cut();
             }
             true

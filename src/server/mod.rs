@@ -153,13 +153,14 @@ impl Server {
             return false;
         };
         let (mut responder, mut change) = (Some(responder), Change::default());
+        let mut maker = (route.right == Right::Look).then(|| self.connections.room.make());
         let call = Call {
             server: self,
             request: &request,
             responder: &mut responder,
             change: &mut change,
+            stop_making: &mut || drop(maker.take()),
         };
-        let maker = (route.right == Right::Look).then(|| self.connections.room.make());
         let answer = (route.handler)(call).unwrap_or_else(Some);
         if let (Some(answer), Some(responder)) = (&answer, &mut responder) {
             responder.make_room(answer);

@@ -35,6 +35,9 @@ pub struct Call<'a> {
     pub responder: &'a mut Option<Responder>,
     /// What a handler that changes something says of it, for the audit.
     pub change: &'a mut Change,
+    /// Gives back the leave to make an answer that may be large. Few have it at once: a handler that
+    /// goes on for long calls this.
+    pub stop_making: &'a mut dyn FnMut(),
 }
 
 /// What a handler gives: an answer, or `None` when it has taken the responder.
