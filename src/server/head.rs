@@ -20,9 +20,10 @@ use std::time::Duration;
 
 /// Room for a head of ordinary size, in bytes; there is more when it is needed.
 const USUAL_BYTES: usize = 2 * 1024;
-/// The first and the longest pause before another look at a head that is not whole yet.
+/// The first and the longest pause before another look at a head that is not whole yet. Thousands of
+/// them may stay unfinished on purpose, and looking must not be work.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// What is read of a refused request so that its sender gets to read the answer, in bytes.
 const DRAINED_BYTES: usize = 1 << 20;
 

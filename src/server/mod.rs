@@ -162,10 +162,6 @@ impl Server {
             stop_making: &mut || drop(maker.take()),
         };
         let answer = (route.handler)(call).unwrap_or_else(Some);
-        if let (Some(answer), Some(responder)) = (&answer, &mut responder) {
-            responder.make_room(answer);
-        }
-        drop(maker);
         let status = answer.as_ref().map_or(200, |answer| answer.status);
         self.requests.count(status);
         if route.right == Right::Change {

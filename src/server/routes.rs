@@ -40,6 +40,19 @@ pub struct Call<'a> {
     pub stop_making: &'a mut dyn FnMut(),
 }
 
+impl Call<'_> {
+    /// Makes an answer that may be large: few at once, and each finds its room before the next one
+    /// is made.
+    fn large(self, make: impl FnOnce() -> Answer) -> Handled {
+        let _maker = self.server.connections.room.make();
+        let answer = make();
+        if let Some(responder) = self.responder {
+            responder.make_room(&answer);
+        }
+        Ok(Some(answer))
+    }
+}
+
 /// What a handler gives: an answer, or `None` when it has taken the responder.
 pub type Handled = Result<Option<Answer>, Answer>;
 
@@ -296,9 +309,9 @@ fn answer_or_wait(
         }
         // It may have ended meanwhile.
         let shown = call.server.store.show(key);
-        return Ok(Some(form.answer(shown)));
+        return call.large(|| form.answer(shown));
     }
-    Ok(Some(form.answer(Ok(task))))
+    call.large(|| form.answer(Ok(task)))
 }
 
 /// A submit or rerun that was refused, could not be made safe, or went well.
@@ -416,18 +429,18 @@ fn list(call: Call<'_>) -> Handled {
             break page.next;
         }
     };
-    let data: Vec<wire::task::Task> = tasks
-        .iter()
-        .map(|task| task.answer(answer::LISTED_OUTPUT_BYTES))
-        .collect();
     let next = next.map(|key| key.0.to_string());
-    Ok(Some(answer::json(
-        200,
-        &Envelope {
+    call.large(|| {
+        let data: Vec<wire::task::Task> = tasks
+            .iter()
+            .map(|task| task.answer(answer::LISTED_OUTPUT_BYTES))
+            .collect();
+        let list = Envelope {
             next,
             ..Envelope::ok(data)
-        },
-    )))
+        };
+        answer::json(200, &list)
+    })
 }
 
 fn cancel(call: Call<'_>) -> Handled {
