@@ -15,6 +15,9 @@ pub const MAX_PATTERN_BYTES: usize = 1_024;
 /// The largest compiled pattern, in bytes: with [`MAX_PATTERNS`] of them it bounds the memory, and
 /// with the length of a label the time of a match.
 const MAX_COMPILED_BYTES: usize = 128 * 1024;
+/// How deep groups and repetitions of a pattern may be nested: compiling it goes as deep, on the
+/// small stack of a connection's thread.
+const MAX_NESTING: u32 = 50;
 /// The most patterns known at once. Those that nothing waits for make room for new ones.
 pub const MAX_PATTERNS: usize = 1_000;
 
@@ -82,6 +85,7 @@ impl Pattern {
 fn build(text: &str) -> Result<Regex, String> {
     let built = RegexBuilder::new(text)
         .size_limit(MAX_COMPILED_BYTES)
+        .nest_limit(MAX_NESTING)
         .build();
     built.map_err(|error| {
         let text = error.to_string();

@@ -30,8 +30,9 @@ const MAX_DRAIN_MS: u64 = 2_000;
 const FRAMING_BYTES: u64 = 256 * 1024;
 /// A read or write without any progress fails after this.
 const STALLED: Duration = Duration::from_secs(75);
-/// The stack of a connection's thread, in bytes; only what is touched takes memory.
-const STACK_BYTES: usize = 256 * 1024;
+/// The stack of a connection's thread, in bytes; only what is touched takes memory. Code that is not
+/// optimized needs several times as much.
+const STACK_BYTES: usize = if cfg!(debug_assertions) { 1024 } else { 256 } * 1024;
 /// File descriptors kept for other things than connections.
 const SPARE_DESCRIPTORS: u64 = 64;
 /// What a connection takes of them: tiny_http's two and, while it has a thread, one more.
