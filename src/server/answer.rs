@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// The longest a poll is held: with the 45 s of silence it leaves 20 s for a slow network.
 pub const MAX_POLL_WAIT: Span = Span::from_secs(25);
+/// The longest reason of a refusal, in bytes.
+const MAX_MSG_BYTES: usize = 2 << 10;
 /// The output shown with one task, in bytes.
 pub const SHOWN_OUTPUT_BYTES: usize = 1 << 20;
 /// The output shown with each task of a list, in bytes.
@@ -37,11 +39,14 @@ pub fn ok<T: Serialize>(data: T) -> Answer {
 
 /// An answer that did not go well.
 pub fn error(status: u16, msg: &str) -> Answer {
+    // Some reasons quote what was sent, which may be megabytes.
+    let cut = &msg[..msg.floor_char_boundary(MAX_MSG_BYTES)];
+    let ellipsis = if cut.len() < msg.len() { "…" } else { "" };
     json(
         status,
         &Envelope {
             signal: wire::ERROR,
-            msg: msg.into(),
+            msg: format!("{cut}{ellipsis}"),
             data: (),
             next: None,
         },
