@@ -8,9 +8,6 @@ mod agent;
 #[cfg(any(feature = "agent", feature = "cli"))]
 mod registry;
 
-#[cfg(any(feature = "agent", feature = "cli"))]
-mod registry;
-
 #[cfg(feature = "agent")]
 pub use agent::{AgentArgs, AgentConfig, OwnerRules};
 #[cfg(any(feature = "agent", feature = "cli"))]
