@@ -8,7 +8,7 @@ SIM_SEEDS ?= 10000
 SIM_SECONDS ?= 600
 # What `make release` builds; the second one is left out where the toolchain does not have it.
 RELEASES = x86_64-unknown-linux-musl aarch64-unknown-linux-musl
-# The linker that comes with the toolchain links both, so no C compiler for musl or ARM is needed.
+# The linker that comes with the toolchain links both.
 RELEASE_FLAGS = -C linker=rust-lld -C link-self-contained=yes
 
 .PHONY: help demo test soak release clean
@@ -43,10 +43,18 @@ test:
 soak:
 	SIM_SECONDS=$(SIM_SECONDS) $(CARGO) test --locked --profile simulation --test simulation -- --nocapture
 
-# One file to copy into any container. The targets are added here, so that a fresh clone is enough.
+# One file to copy into any container. The targets are added here, so that a fresh clone is enough;
+# the C in the TLS library wants a C compiler for each (Debian: musl-tools, gcc-aarch64-linux-gnu).
+release: export CC_x86_64_unknown_linux_musl = musl-gcc
+release: export CC_aarch64_unknown_linux_musl = aarch64-linux-gnu-gcc
 release:
 	@rm -rf dist && mkdir dist
 	@set -e; for target in $(RELEASES); do \
+		case $$target in x86_64*) cc=musl-gcc;; *) cc=aarch64-linux-gnu-gcc;; esac; \
+		if ! command -v $$cc >/dev/null; then \
+			echo "left out $$target: there is no $$cc"; \
+			[ $$target != $(firstword $(RELEASES)) ] || exit 1; continue; \
+		fi; \
 		if ! rustup target add $$target && [ $$target != $(firstword $(RELEASES)) ]; then \
 			echo "left out: this toolchain has no $$target"; continue; \
 		fi; \
