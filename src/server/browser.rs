@@ -67,8 +67,9 @@ impl Authority {
     }
 }
 
-/// Why a request must not be served, if it must not.
-pub fn refusal(request: &Request, own: &OwnNames) -> Option<&'static str> {
+/// Why a request must not be served, if it must not. One that only looks may come from any page: the
+/// browser keeps the answer from it.
+pub fn refusal(request: &Request, looks_only: bool, own: &OwnNames) -> Option<&'static str> {
     let host = request.headers.host.as_deref().map(Authority::parse);
     if own.loopback_only {
         let is_own = |host: &Authority| {
@@ -84,7 +85,7 @@ pub fn refusal(request: &Request, own: &OwnNames) -> Option<&'static str> {
             _ => return Some("Host: names none of this server's addresses; see --public-url"),
         }
     }
-    if matches!(request.method.as_str(), "GET" | "HEAD") {
+    if looks_only {
         return None;
     }
     if let Some(site) = &request.headers.fetch_site
