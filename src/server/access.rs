@@ -68,6 +68,8 @@ pub struct Denied {
     pub status: u16,
     /// Why.
     pub msg: &'static str,
+    /// Whose it was, for the audit.
+    pub caller: Caller,
 }
 
 /// Who made a request: the first digits of its token's hash; none when tokens are not used.
@@ -124,6 +126,7 @@ impl Access {
             return Err(Denied {
                 status: 401,
                 msg: "needs a token: Authorization: Bearer TOKEN",
+                caller: None,
             });
         };
         let hash = hash_of(presented);
@@ -137,15 +140,18 @@ impl Access {
             None => Err(Denied {
                 status: 401,
                 msg: "the token is not known",
+                caller: Some("unknown".into()),
             }),
             Some(kind) if kind.allows(right) => Ok(Some(short(&hash))),
             Some(Kind::Agent) => Err(Denied {
                 status: 403,
                 msg: "an agent's token is for polls and reports only",
+                caller: Some(short(&hash)),
             }),
             Some(_) => Err(Denied {
                 status: 403,
                 msg: "a read token is for looking only",
+                caller: Some(short(&hash)),
             }),
         }
     }

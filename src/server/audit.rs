@@ -13,6 +13,8 @@ use std::time::SystemTime;
 
 /// The commands' text in a line, in bytes: the line says what was run, it is no copy of a script.
 const MAX_COMMAND_BYTES: usize = 4 * 1024;
+/// The method and the path in a line, in bytes: a task's name may be in it, and fits.
+const MAX_CALL_BYTES: usize = 512;
 /// The machines named in a line; `matched` has their number.
 const MAX_MACHINES: usize = 100;
 
@@ -102,7 +104,8 @@ impl Audit {
 
     /// Writes a line.
     pub fn write(&self, token: Option<&str>, request: &Request, status: u16, change: &Change) {
-        let call = format!("{} /{}", request.method, request.path.join("/"));
+        let mut call = format!("{} /{}", request.method, request.path.join("/"));
+        call.truncate(call.floor_char_boundary(MAX_CALL_BYTES));
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let line = Line {
             time,

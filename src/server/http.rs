@@ -508,7 +508,7 @@ impl Arrived {
     pub fn read(
         mut self,
         limits: &RequestLimits,
-        explain: impl FnOnce(Refused) -> Answer,
+        explain: impl FnOnce(Refused, &Request) -> Answer,
     ) -> Option<(Request, Responder)> {
         match read_body(&mut self.raw, limits.body_bytes, &self.connection) {
             Ok((body, room)) => {
@@ -523,7 +523,8 @@ impl Arrived {
                 ))
             }
             Err(refused) => {
-                send_unread(self.raw, &self.connection, &explain(refused));
+                let answer = explain(refused, &self.request);
+                send_unread(self.raw, &self.connection, &answer);
                 None
             }
         }

@@ -147,9 +147,18 @@ impl Server {
                 return arrived.refuse(&answer);
             }
         };
-        let Some((request, responder)) =
-            arrived.read(&self.limits, |refused| self.explain(refused))
-        else {
+        let read = arrived.read(&self.limits, |refused, request| {
+            if route.right == Right::Change {
+                self.audit.write(
+                    caller.as_deref(),
+                    request,
+                    refused.status,
+                    &Change::default(),
+                );
+            }
+            self.explain(refused)
+        });
+        let Some((request, responder)) = read else {
             return false;
         };
         let (mut responder, mut change) = (Some(responder), Change::default());
@@ -176,8 +185,13 @@ impl Server {
 
     /// Whether a request may be served, and whose it is.
     fn admit(&self, request: &Request, route: &Route) -> Result<Caller, Answer> {
-        let checked = match browser::refusal(request, &self.own_names) {
-            Some(msg) => Err(Denied { status: 403, msg }),
+        let looks_only = matches!(route.right, Right::Open | Right::Look);
+        let checked = match browser::refusal(request, looks_only, &self.own_names) {
+            Some(msg) => Err(Denied {
+                status: 403,
+                msg,
+                caller: None,
+            }),
             None => {
                 let authorization = request.headers.authorization.as_ref();
                 self.access
@@ -186,8 +200,9 @@ impl Server {
         };
         checked.map_err(|denied| {
             if route.right == Right::Change {
+                let caller = denied.caller.as_deref();
                 self.audit
-                    .write(None, request, denied.status, &Change::default());
+                    .write(caller, request, denied.status, &Change::default());
             }
             answer::error(denied.status, denied.msg)
         })
@@ -285,6 +300,15 @@ fn renew_certificate(listener: &Listener, files: &PairFiles) {
     }
 }
 
+/// Every call there is, as `METHOD /path` with `*` for any one part. For the tests that must know all.
+#[doc(hidden)]
+pub fn calls() -> Vec<String> {
+    let routes = routes::all();
+    routes
+        .map(|route| format!("{} /{}", route.method, route.path.join("/")))
+        .collect()
+}
+
 /// What the router makes of a method and a target: the status of its refusal, or 200. For
 /// `tests/fuzz`, which sees the crate from outside.
 #[doc(hidden)]
@@ -293,7 +317,7 @@ pub fn routed(method: &str, target: &str) -> u16 {
         Ok(request) => request,
         Err(refused) => return refused.status,
     };
-    browser::refusal(&request, &OwnNames::default());
+    browser::refusal(&request, false, &OwnNames::default());
     routes::find(&request).map_or_else(|answer| answer.status, |_| 200)
 }
 

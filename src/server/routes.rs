@@ -10,7 +10,9 @@ use super::held::HeldWait;
 use super::http::{Answer, Request, Responder};
 use super::store::Polled;
 use super::{Server, metrics, original, page, text};
-use crate::core::{Core, Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery, Time};
+use crate::core::{
+    Core, Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery, Time, original_instance,
+};
 use crate::wire::agent::{Done, Goodbye, Output, Poll, Taken};
 use crate::wire::machine::MachineState;
 use crate::wire::object::Object;
@@ -113,9 +115,13 @@ const ROUTES: &[Route] = &[
     route(LOOK, "GET", &["metrics"], &[], metrics::metrics),
 ];
 
+/// Every call.
+pub fn all() -> impl Iterator<Item = &'static Route> {
+    ROUTES.iter().chain(original::ROUTES)
+}
+
 /// Finds the call that a request makes, or the answer that there is none.
 pub fn find(request: &Request) -> Result<&'static Route, Answer> {
-    let all = || ROUTES.iter().chain(original::ROUTES);
     let fits = |route: &&Route| {
         let parts = route.path.iter().zip(&request.path);
         route.path.len() == request.path.len() && { parts }
@@ -505,8 +511,18 @@ fn poll(call: Call<'_>) -> Handled {
     }
 }
 
+/// An agent proves who it is by knowing its instance, which is random. That of an agent of the
+/// original is made of its label, which anybody can guess: nobody else may speak for it.
+fn check_speaks_for(instance: &str) -> Result<(), Answer> {
+    if instance.starts_with(&original_instance("")) {
+        return Err(answer::error(422, "instance: is not an agent's own"));
+    }
+    Ok(())
+}
+
 fn output(call: Call<'_>) -> Handled {
     let output: Output = body(&call, "the output")?;
+    check_speaks_for(&output.instance)?;
     let orders = call
         .server
         .store
@@ -516,6 +532,7 @@ fn output(call: Call<'_>) -> Handled {
 
 fn done(call: Call<'_>) -> Handled {
     let done: Done = body(&call, "the results")?;
+    check_speaks_for(&done.instance)?;
     let taken = call
         .server
         .store
@@ -526,6 +543,7 @@ fn done(call: Call<'_>) -> Handled {
 
 fn goodbye(call: Call<'_>) -> Handled {
     let goodbye: Goodbye = body(&call, "the goodbye")?;
+    check_speaks_for(&goodbye.instance)?;
     let left = call
         .server
         .store
