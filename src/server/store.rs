@@ -78,7 +78,7 @@ impl Reply {
     /// Whether it says something that has to be safe first.
     fn is_news(&self) -> bool {
         match &self.what {
-            What::Orders(orders) => !orders.start.is_empty(),
+            What::Orders(orders) => !orders.start.is_empty() || !orders.cancel.is_empty(),
             What::EndedTask(_) => true,
             What::Task(_) => false,
         }
@@ -238,7 +238,9 @@ impl Store {
             responder.send_held(answer::orders(&Orders::none()));
         }
         match polled {
-            Polled::Answer(responder, orders) if !orders.start.is_empty() => {
+            Polled::Answer(responder, orders)
+                if !orders.start.is_empty() || !orders.cancel.is_empty() =>
+            {
                 match self.only_what_is_safe(orders, ticket) {
                     Ok(orders) => Polled::Answer(responder, orders),
                     Err(why) => Polled::Unsafe(responder, why),
@@ -249,13 +251,14 @@ impl Store {
     }
 
     /// What may be answered of orders: nothing is to be started before it is safe that it was handed
-    /// out. What is left out is handed out again: the next poll shows that it did not arrive.
+    /// out, nor killed before it is safe that somebody wants that. What is left out is handed out
+    /// again: the next poll shows that it did not arrive.
     fn only_what_is_safe(
         &self,
         orders: Orders<Arc<Detail>>,
         ticket: Ticket,
     ) -> Result<Orders<Arc<Detail>>, String> {
-        if orders.start.is_empty() {
+        if orders.start.is_empty() && orders.cancel.is_empty() {
             return Ok(orders);
         }
         match self.durable.wait(ticket) {
