@@ -11,7 +11,7 @@
 //! that waits for its answer, as all but pipelining ones do, never notices.
 
 use super::http::{Refused, RequestLimits};
-use super::peer::{Peer, bytes_received};
+use super::peer::{Peer, bytes_received, is_established};
 use rustix::fd::OwnedFd;
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
@@ -84,6 +84,10 @@ impl Lookout {
                 self.buffer
                     .resize((there * 4).min(limits.head_bytes + 1), 0);
                 continue;
+            }
+            // What has come stays to be looked at when nothing more can come.
+            if !is_established(&self.socket) {
+                return Sight::Over;
             }
             thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
