@@ -202,8 +202,6 @@ pub fn answer(
     let Some(responder) = call.responder.take() else {
         return Ok(None);
     };
-    // A follower makes a little at a time, for as long as the task runs.
-    (call.stop_making)();
     if let Some(stream) = responder.stream(form.content_type()) {
         pump(&following, stream, Follower::new(task, wanted), live, form);
     }

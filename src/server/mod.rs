@@ -162,13 +162,11 @@ impl Server {
             return false;
         };
         let (mut responder, mut change) = (Some(responder), Change::default());
-        let mut maker = (route.right == Right::Look).then(|| self.connections.room.make());
         let call = Call {
             server: self,
             request: &request,
             responder: &mut responder,
             change: &mut change,
-            stop_making: &mut || drop(maker.take()),
         };
         let answer = (route.handler)(call).unwrap_or_else(Some);
         let status = answer.as_ref().map_or(200, |answer| answer.status);

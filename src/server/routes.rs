@@ -37,9 +37,6 @@ pub struct Call<'a> {
     pub responder: &'a mut Option<Responder>,
     /// What a handler that changes something says of it, for the audit.
     pub change: &'a mut Change,
-    /// Gives back the leave to make an answer that may be large. Few have it at once: a handler that
-    /// goes on for long calls this.
-    pub stop_making: &'a mut dyn FnMut(),
 }
 
 impl Call<'_> {
