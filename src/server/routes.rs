@@ -438,10 +438,12 @@ fn poll(call: Call<'_>) -> Handled {
 
 fn output(call: Call<'_>) -> Handled {
     let output: Output = body(&call, "the output")?;
-    let orders = call
+    // The agent drops what was taken.
+    let taken = call
         .server
         .store
-        .change(|core, now| core.output(now, &output.instance, &output.pieces));
+        .change_safely(|core, now| core.output(now, &output.instance, &output.pieces));
+    let orders = taken.map_err(not_safe)?;
     Ok(Some(answer::orders(&orders)))
 }
 
