@@ -573,7 +573,9 @@ impl Core {
     }
 
     fn restore_place(&mut self, now: Time, key: ExecutionKey, place: SavedPlace) {
-        let target = self.execution(key).target.clone();
+        // A machine that nothing waits for may be forgotten since.
+        let wanted = matches!(place, SavedPlace::Inbox | SavedPlace::Active);
+        let target = self.execution(key).target.clone().filter(|_| wanted);
         let machine = target.map(|target| match self.instances.get(&target.instance) {
             Some(machine) => *machine,
             None => {

@@ -59,6 +59,10 @@ pub struct Db {
 impl Db {
     /// Opens the file, or makes it, and reads what it holds. The error says what to do.
     pub fn open(path: &Path) -> Result<(Db, Saved), String> {
+        without_panic(path, || Db::open_or_make(path))
+    }
+
+    fn open_or_make(path: &Path) -> Result<(Db, Saved), String> {
         let known = path.try_exists();
         if !known.map_err(|why| format!("cannot open {}: {why}", path.display()))? {
             make_file(path)
@@ -106,6 +110,12 @@ impl Db {
             Ok(Err(why)) => Err(format!("cannot write {}: {why}", self.path.display())),
             Err(_) => Err(format!("{} is damaged", self.path.display())),
         }
+    }
+
+    /// Closes the file, so that the next start need not look through all of it.
+    pub fn close(self) {
+        // What can go wrong here has gone wrong in a commit before.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self)));
     }
 }
 
@@ -172,8 +182,7 @@ fn open_file(path: &Path) -> Result<Opened, String> {
     let noticed = was_open.clone();
     let mut builder = builder();
     builder.set_repair_callback(move |_| noticed.store(true, Ordering::Relaxed));
-    let opened = without_panic(|| builder.open(path)).map_err(|why| damaged(path, &why))?;
-    let database = opened.map_err(|error| match error {
+    let database = builder.open(path).map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => cannot(&"it is in use by another server"),
         DatabaseError::Storage(StorageError::Io(why)) => match why.kind() {
             std::io::ErrorKind::InvalidData => damaged(path, &"it does not begin like one"),
@@ -191,16 +200,16 @@ fn open_file(path: &Path) -> Result<Opened, String> {
 
 /// Where the library takes it for granted that a file is whole, it panics: that is for a person to
 /// read as well.
-fn without_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+fn without_panic<T>(path: &Path, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let worked = catch_unwind(AssertUnwindSafe(work));
     std::panic::set_hook(hook);
-    worked.map_err(|panic| {
+    worked.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         let line = text.unwrap_or_default().lines().next().unwrap_or_default();
-        format!("it contradicts itself ({line})")
+        Err(damaged(path, &format!("it contradicts itself ({line})")))
     })
 }
 
@@ -227,8 +236,7 @@ fn version(database: &Database) -> Result<Option<u64>, String> {
 
 /// Refuses a file of a newer version, and a database of something else.
 fn check_version(database: &Database, path: &Path) -> Result<u64, String> {
-    let version = without_panic(|| version(database)).and_then(|version| version);
-    match version.map_err(|why| damaged(path, &why))? {
+    match version(database).map_err(|why| damaged(path, &why))? {
         Some(version @ 1..=VERSION) => Ok(version),
         None | Some(0) => Err(damaged(path, &"it has no version")),
         Some(version) => Err(format!(
@@ -272,17 +280,11 @@ fn compact(database: &mut Database, path: &Path) -> Result<(), String> {
     if size < MIN_COMPACTED_BYTES {
         return Ok(());
     }
-    let compacted = without_panic(|| {
-        let write = database.begin_write().map_err(text)?;
-        let stats = write.stats().map_err(text)?;
-        write.abort().map_err(text)?;
-        let used = stats.allocated_pages() * stats.page_size() as u64;
-        match used * COMPACTED_BELOW < size {
-            true => database.compact().map_err(text),
-            false => Ok(false),
-        }
-    });
-    if compacted.and_then(|compacted| compacted)? {
+    let write = database.begin_write().map_err(text)?;
+    let stats = write.stats().map_err(text)?;
+    write.abort().map_err(text)?;
+    let used = stats.allocated_pages() * stats.page_size() as u64;
+    if used * COMPACTED_BELOW < size && database.compact().map_err(text)? {
         let now = std::fs::metadata(path).map_or(0, |meta| meta.len());
         info!(
             "{} was compacted from {size} to {now} bytes",
@@ -416,11 +418,13 @@ fn read_all(database: &Database, path: &Path, strictness: Strictness) -> Result<
         next_piece: 0,
         left_out: 0,
     };
-    let read = without_panic(|| {
+    // Of a damaged file the tables before the damage are worth something.
+    let read = catch_unwind(AssertUnwindSafe(|| {
         let read = database.begin_read().map_err(text)?;
         all.read_all(&read, strictness)
-    });
-    match (read.and_then(|read| read), strictness) {
+    }));
+    let read = read.unwrap_or_else(|_| Err("it contradicts itself".into()));
+    match (read, strictness) {
         (Ok(()), _) => Ok(all),
         (Err(why), Strictness::Whole) => Err(damaged(path, &why)),
         (Err(why), Strictness::WhatIsLeft) => {
@@ -535,16 +539,19 @@ fn text(error: impl Display) -> String {
 
 /// `sidebike db check FILE`: whether a stopped server's file is whole, in words.
 pub fn check(path: &Path) -> Result<String, String> {
+    without_panic(path, || checked(path))
+}
+
+fn checked(path: &Path) -> Result<String, String> {
     let Opened {
         mut database,
         was_open,
     } = open_file(path)?;
     check_version(&database, path)?;
-    let whole = without_panic(|| database.check_integrity());
-    let whole = whole.and_then(|whole| whole.map_err(text));
-    if !whole.map_err(|why| damaged(path, &why))? {
-        return Err(damaged(path, &"its pages do not belong together"));
-    }
+    // When it says no, it has only found pages in use that nothing uses, and freed them.
+    database
+        .check_integrity()
+        .map_err(|why| damaged(path, &why))?;
     let Read { saved, .. } = read_all(&database, path, Strictness::Whole)?;
     let (tasks, executions, machines) = (
         saved.tasks.len(),
@@ -567,6 +574,10 @@ pub fn check(path: &Path) -> Result<String, String> {
 /// `sidebike db export FILE`: every task of a stopped server's file as the API answers it, one JSON
 /// line each, oldest first. Of a damaged file what can be read; then the error says so.
 pub fn export(path: &Path, out: &mut dyn Write) -> Result<(), String> {
+    without_panic(path, || exported(path, out))
+}
+
+fn exported(path: &Path, out: &mut dyn Write) -> Result<(), String> {
     let Opened { database, .. } = open_file(path)?;
     check_version(&database, path)?;
     let mut read = read_all(&database, path, Strictness::WhatIsLeft)?;

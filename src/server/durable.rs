@@ -228,7 +228,7 @@ impl Durable {
                 }
             }
             if closing {
-                drop(db);
+                db.close();
                 lock(&self.disk).closed = true;
                 self.changes.notify_all();
                 return;

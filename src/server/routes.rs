@@ -520,10 +520,12 @@ fn check_speaks_for(instance: &str) -> Result<(), Answer> {
 fn output(call: Call<'_>) -> Handled {
     let output: Output = body(&call, "the output")?;
     check_speaks_for(&output.instance)?;
-    let orders = call
+    // The agent drops what was taken.
+    let taken = call
         .server
         .store
-        .change(|core, now| core.output(now, &output.instance, &output.pieces));
+        .change_safely(|core, now| core.output(now, &output.instance, &output.pieces));
+    let orders = taken.map_err(not_safe)?;
     Ok(Some(answer::orders(&orders)))
 }
 

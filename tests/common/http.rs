@@ -53,6 +53,11 @@ impl Connection {
         Connection(stream)
     }
 
+    /// Another to the same server.
+    pub fn again(&self) -> Connection {
+        Connection::open(self.0.peer_addr().expect("it is connected"))
+    }
+
     /// `None` when nobody listens.
     pub fn try_open(address: SocketAddr) -> Option<Connection> {
         let stream = TcpStream::connect(address).ok()?;

@@ -232,7 +232,7 @@ impl World {
             self.step()?;
         }
         // What was to be reported has been reported, and nobody has anything left to do.
-        let bound = self.now + 400_000;
+        let bound = self.now.max(self.stopped_until) + 400_000;
         while let Some(agent) = self.agents.iter().position(Agent::is_busy) {
             if self.now > bound {
                 return Err(format!(
