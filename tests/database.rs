@@ -528,3 +528,29 @@ fn a_server_recovers_when_there_is_room_again() {
         assert_eq!(written, 300_000);
     }
 }
+
+#[test]
+fn room_that_is_not_used_any_more_is_given_back_at_a_start() {
+    let folder = Folder::new();
+    let db = folder.file("db");
+    let server = Server::with(&["--db", &db]);
+    let _agent = server.agent("m1");
+    for n in 0..24 {
+        let command = format!("yes {n} 0123456789 | head -c 1000000");
+        let ended = server.run(task(&command));
+        assert_eq!(ended["state"], "succeeded");
+    }
+    end(server);
+    let size = || std::fs::metadata(&db).unwrap().len();
+    let before = size();
+    assert!(before > 20 << 20, "{before} bytes");
+    // What is beyond the lower limit leaves at this start, and its room at the next.
+    end(Server::with(&["--db", &db, "--max-tasks", "2"]));
+    let server = Server::with(&["--db", &db, "--max-tasks", "2"]);
+    let tasks = server.get("/api/v1/task").data();
+    assert_eq!(ids(&tasks).len(), 2);
+    println!("{before} bytes, then {}", size());
+    assert!(size() < 8 << 20, "{} bytes of {before} are left", size());
+    end(server);
+    assert_eq!(check(&db).status.code(), Some(0));
+}

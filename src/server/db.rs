@@ -29,8 +29,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const VERSION: u64 = 1;
 /// Memory for pages of the file, in bytes: what is needed often is in the core anyway.
 const CACHE_BYTES: usize = 16 << 20;
-/// A file that could shrink by compaction to less than one part in so many is compacted at start.
-const COMPACTED_BELOW: u64 = 2;
+/// A file of which the records are less than one part in so many is compacted at start. One that has
+/// just been compacted has about twice their size.
+const COMPACTED_BELOW: u64 = 4;
 /// Smaller files are not worth it, in bytes.
 const MIN_COMPACTED_BYTES: u64 = 16 << 20;
 /// What commands wrote, and what they were given, is for the server's user alone.
@@ -72,15 +73,18 @@ impl Db {
         let version = check_version(&opened.database, path)?;
         prepare(&opened.database, Some(version))
             .map_err(|why| format!("cannot bring {} up to date: {why}", path.display()))?;
-        if let Err(why) = compact(&mut opened.database, path) {
+        let Read {
+            saved,
+            next_piece,
+            bytes,
+            ..
+        } = read_all(&opened.database, path, Strictness::Whole)?;
+        if let Err(why) = compact(&mut opened.database, path, bytes) {
             warn!("{} was not compacted: {why}", path.display());
-            // After an error of the disk nothing can be read before it is opened anew.
+            // After an error of the disk the file has to be opened anew.
             drop(opened.database);
             opened = open_file(path)?;
         }
-        let Read {
-            saved, next_piece, ..
-        } = read_all(&opened.database, path, Strictness::Whole)?;
         let db = Db {
             path: path.to_owned(),
             database: Some(opened.database),
@@ -275,21 +279,13 @@ fn migrate(version: u64, _write: &WriteTransaction) -> Result<(), String> {
 }
 
 /// Gives back room that is no longer used, when it is worth it.
-fn compact(database: &mut Database, path: &Path) -> Result<(), String> {
-    let size = std::fs::metadata(path).map_or(0, |meta| meta.len());
-    if size < MIN_COMPACTED_BYTES {
-        return Ok(());
-    }
-    let write = database.begin_write().map_err(text)?;
-    let stats = write.stats().map_err(text)?;
-    write.abort().map_err(text)?;
-    let used = stats.allocated_pages() * stats.page_size() as u64;
-    if used * COMPACTED_BELOW < size && database.compact().map_err(text)? {
-        let now = std::fs::metadata(path).map_or(0, |meta| meta.len());
-        info!(
-            "{} was compacted from {size} to {now} bytes",
-            path.display()
-        );
+fn compact(database: &mut Database, path: &Path, record_bytes: u64) -> Result<(), String> {
+    let size = || std::fs::metadata(path).map_or(0, |meta| meta.len());
+    let before = size();
+    let worth_it = before >= MIN_COMPACTED_BYTES && before / COMPACTED_BELOW > record_bytes;
+    if worth_it && database.compact().map_err(text)? {
+        let (path, after) = (path.display(), size());
+        info!("{path} was compacted from {before} to {after} bytes");
     }
     Ok(())
 }
@@ -408,6 +404,8 @@ struct Read {
     saved: Saved,
     /// The number after that of the last piece of output.
     next_piece: u64,
+    /// The bytes of all records.
+    bytes: u64,
     /// Records that were left out.
     left_out: usize,
 }
@@ -416,6 +414,7 @@ fn read_all(database: &Database, path: &Path, strictness: Strictness) -> Result<
     let mut all = Read {
         saved: Saved::default(),
         next_piece: 0,
+        bytes: 0,
         left_out: 0,
     };
     // Of a damaged file the tables before the damage are worth something.
@@ -445,6 +444,7 @@ impl Read {
         let tasks = read.open_table(TASKS).map_err(text)?;
         for entry in tasks.iter().map_err(text)? {
             let (key, value) = entry.map_err(text)?;
+            self.bytes += value.value().len() as u64;
             let task = record("task", key.value(), value.value());
             if let Some(task) = self.noted(task, strictness)? {
                 self.saved.tasks.insert(TaskKey(key.value()), task);
@@ -454,6 +454,7 @@ impl Read {
         for entry in executions.iter().map_err(text)? {
             let (key, value) = entry.map_err(text)?;
             let (task, n) = key.value();
+            self.bytes += value.value().len() as u64;
             let execution = record("execution of task", task, value.value());
             if let Some(execution) = self.noted(execution, strictness)? {
                 self.saved.executions.insert((TaskKey(task), n), execution);
@@ -462,6 +463,7 @@ impl Read {
         let machines = read.open_table(MACHINES).map_err(text)?;
         for entry in machines.iter().map_err(text)? {
             let (key, value) = entry.map_err(text)?;
+            self.bytes += value.value().len() as u64;
             let machine = record("machine", key.value(), value.value());
             if let Some(machine) = self.noted(machine, strictness)? {
                 self.saved.machines.insert(key.value().into(), machine);
@@ -472,6 +474,7 @@ impl Read {
         for entry in output.iter().map_err(text)? {
             let (key, value) = entry.map_err(text)?;
             let (task, n, attempt, number) = key.value();
+            self.bytes += value.value().len() as u64;
             let piece = decoded(value.value())
                 .ok_or_else(|| format!("output {number} of task {task} is not a piece"));
             if let Some(piece) = self.noted(piece, strictness)? {

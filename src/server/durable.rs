@@ -22,6 +22,12 @@ const UNHURRIED: Duration = Duration::from_millis(500);
 /// The pause after an error of the disk, before it is tried again.
 #[cfg(feature = "db")]
 const AFTER_ERROR: Duration = Duration::from_secs(1);
+/// Those who have just been answered together often come back together: the next commit waits for
+/// them, as long as this part of what the last one took, and no longer than this.
+#[cfg(feature = "db")]
+const GATHERING_PART: u32 = 2;
+#[cfg(feature = "db")]
+const MAX_GATHERING: Duration = Duration::from_millis(5);
 /// While something has not ended, it is saved this often that the server lives: so the time that it
 /// was away, which does not count, is known that well.
 #[cfg(feature = "db")]
@@ -48,8 +54,8 @@ struct Waiting {
     now: Time,
     /// Something has not ended by then.
     unfinished: bool,
-    /// Somebody waits for it.
-    hurry: bool,
+    /// How many wait for it: then it is saved at once.
+    waiters: usize,
     /// The server ends.
     closing: bool,
 }
@@ -143,7 +149,7 @@ impl Durable {
         }
         {
             let mut waiting = lock(waiting);
-            waiting.hurry = true;
+            waiting.waiters += 1;
             self.comes.notify_one();
         }
         let mut disk = lock(&self.disk);
@@ -181,15 +187,25 @@ impl Durable {
     ) {
         let Some(waiting) = &self.waiting else { return };
         let mut last_commit = Instant::now();
+        let (mut took, mut waiters) = (Duration::ZERO, 0);
         loop {
             let (mut batch, whole, last, now, unfinished, closing) = {
                 let guard = lock(waiting);
-                let idle = |w: &mut Waiting| !w.hurry && !w.closing;
+                let idle = |w: &mut Waiting| w.waiters == 0 && !w.closing;
                 let (mut guard, _) = self
                     .comes
                     .wait_timeout_while(guard, UNHURRIED, idle)
                     .unwrap_or_else(PoisonError::into_inner);
-                guard.hurry = false;
+                let fewer = |w: &mut Waiting| w.waiters < waiters && !w.closing;
+                if guard.waiters > 0 && fewer(&mut guard) {
+                    let gathering = (took / GATHERING_PART).min(MAX_GATHERING);
+                    guard = self
+                        .comes
+                        .wait_timeout_while(guard, gathering, fewer)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
+                }
+                waiters = std::mem::take(&mut guard.waiters);
                 guard.output_bytes = 0;
                 (
                     std::mem::take(&mut guard.batch),
@@ -214,7 +230,9 @@ impl Durable {
                         batch.output.extend(kept(&whole));
                     }
                     last_commit = Instant::now();
-                    db.commit(now, &batch)
+                    let saved = db.commit(now, &batch);
+                    took = last_commit.elapsed();
+                    saved
                 })
             };
             match saved {

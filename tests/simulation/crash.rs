@@ -251,8 +251,11 @@ impl World {
     fn say(&mut self, answer: Answer) {
         match answer {
             Answer::Submitted(key) => {
-                let disk = self.server.disk.as_mut().expect("who waits has a disk");
-                disk.said_accepted.insert(key);
+                // It may have ended and been forgotten while the commit took its time.
+                if self.server.core.show(key).is_ok() {
+                    let disk = self.server.disk.as_mut().expect("who waits has a disk");
+                    disk.said_accepted.insert(key);
+                }
             }
             Answer::ToAgent(who, response) => {
                 if let Response::Verdicts(verdicts) = &response {
