@@ -63,6 +63,7 @@ impl Lookout {
     /// Waits for the next head. How long that may take is the guard's business.
     pub fn next(&mut self, limits: &RequestLimits) -> Sight {
         let mut pause = FIRST_PAUSE;
+        let mut nothing_follows = false;
         loop {
             let there = match recv(&self.socket, &mut self.buffer[..], RecvFlags::PEEK) {
                 Ok((_, 0)) => return Sight::Over,
@@ -85,11 +86,12 @@ impl Lookout {
                     .resize((there * 4).min(limits.head_bytes + 1), 0);
                 continue;
             }
-            // What has come stays to be looked at when nothing more can come.
-            if !is_established(&self.socket) {
+            if nothing_follows {
                 return Sight::Over;
             }
             thread::sleep(pause);
+            // Asked before the next look, which then sees all there will ever be.
+            nothing_follows = !is_established(&self.socket);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }

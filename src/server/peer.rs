@@ -13,7 +13,7 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::fcntl_dupfd_cloexec;
-use rustix::net::{Shutdown, shutdown, sockopt};
+use rustix::net::{AddressFamily, Shutdown, shutdown, sockopt};
 use std::collections::HashSet;
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, SocketAddr};
@@ -29,6 +29,9 @@ pub struct Peer {
     cookie: u64,
 }
 
+/// Descriptors of a connection, at most: tiny_http's two, the one that heads are looked at by, and one
+/// for a moment when it is looked at from outside.
+const NUMBERS_EACH: usize = 4;
 /// Descriptors for other things than connections, at most.
 const OTHER_NUMBERS: usize = 256;
 
@@ -85,7 +88,11 @@ impl Peer {
 
     /// Whether the other side has closed its end, or the socket is gone.
     pub fn has_closed(&self) -> bool {
-        self.counts().is_none_or(|counts| counts.closed_by_peer)
+        match self.counts() {
+            Some(counts) => counts.closed_by_peer,
+            // Without a descriptor to spare nobody can say.
+            None => lowest_free_number(&std::io::stderr()) >= 0,
+        }
     }
 
     fn duplicated(&self) -> Option<OwnedFd> {
@@ -104,14 +111,16 @@ impl Peer {
 /// Finds the socket that was accepted last: `guess` is the number it most likely has.
 pub fn find_accepted(guess: RawFd, known: &HashSet<u64>) -> Option<Peer> {
     // Numbers are taken from below, so no new one is above the count of those that are open.
-    let below = (2 * known.len() + OTHER_NUMBERS) as RawFd;
+    let below = (NUMBERS_EACH * known.len() + OTHER_NUMBERS) as RawFd;
     let new = |number: RawFd| {
         let fd = duplicate(number)?;
         let cookie = sockopt::socket_cookie(&fd).ok()?;
-        // Connected, and over IP: pairs of local sockets, as the signals come by, are connected too.
-        let peer = rustix::net::getpeername(&fd).ok()??;
-        let ours = SocketAddr::try_from(peer).is_ok()
-            && sockopt::socket_type(&fd).is_ok_and(|t| t == rustix::net::SocketType::STREAM);
+        // Over IP, as pairs of local sockets are not, by which the signals come; and accepted, if
+        // perhaps reset since: a search for each of those would be work without end.
+        let family = sockopt::socket_domain(&fd).ok()?;
+        let ours = [AddressFamily::INET, AddressFamily::INET6].contains(&family)
+            && sockopt::socket_type(&fd).is_ok_and(|t| t == rustix::net::SocketType::STREAM)
+            && sockopt::socket_acceptconn(&fd).is_ok_and(|listens| !listens);
         (ours && !known.contains(&cookie)).then(|| Peer {
             number: AtomicI32::new(number),
             below,
