@@ -44,6 +44,8 @@ const IDLE_AGE: Duration = Duration::from_secs(10);
 const MAX_POLL_ANSWER: u64 = 32 << 20;
 /// The longest other answer, in bytes.
 const MAX_ANSWER: u64 = 4 << 20;
+/// Shorter tokens are not looked for in an answer, in bytes: they are parts of words.
+const MIN_MASKED: usize = 8;
 /// How much of an answer that is not ours goes into an error's text, in characters.
 const MAX_QUOTED: usize = 200;
 
@@ -263,6 +265,9 @@ impl Client {
             return answer;
         };
         let token = token.expose().as_bytes();
+        if token.len() < MIN_MASKED {
+            return answer;
+        }
         while let Some(at) = answer.windows(token.len()).position(|part| part == token) {
             answer.splice(at..at + token.len(), *b"...");
         }

@@ -43,7 +43,7 @@ const MAX_NUMBER: usize = 100_000_000;
 #[derive(Debug, Parser)]
 #[command(name = "sidebike", version, about, long_about = None, disable_help_subcommand = false)]
 #[command(
-    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & sidebike run -- uptime"
+    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & sidebike run -- uptime\nWhere the server wants a token, people's commands take it from SIDEBIKE_TOKEN or SIDEBIKE_TOKEN_FILE."
 )]
 pub struct CommandLine {
     /// Which program to be.
@@ -56,6 +56,9 @@ pub struct CommandLine {
 pub enum Program {
     /// Be the registry: keep machines and tasks, answer the HTTP API
     #[cfg(feature = "server")]
+    #[command(
+        after_help = "Tokens come from the environment, or from the file that the same name with _FILE names:\n  SIDEBIKE_TOKEN        for people: everything\n  SIDEBIKE_AGENT_TOKEN  for agents: polls and reports\n  SIDEBIKE_READ_TOKEN   to look only\nWithout any of them everything is open."
+    )]
     Server(ServerArgs),
     /// Look into the database of a stopped server
     #[cfg(feature = "db")]
@@ -63,6 +66,9 @@ pub enum Program {
     Db(DbCommand),
     /// Be an agent: poll the server, run what it hands out on this machine
     #[cfg(feature = "agent")]
+    #[command(
+        after_help = "Its token comes from SIDEBIKE_AGENT_TOKEN, or from the file that SIDEBIKE_AGENT_TOKEN_FILE names."
+    )]
     Agent(AgentArgs),
     /// Be one of the commands for people.
     #[cfg(feature = "cli")]

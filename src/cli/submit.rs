@@ -87,7 +87,7 @@ pub struct Args {
     /// The command: its words joined by blanks are a line for the shell, as with ssh
     #[arg(
         value_name = "COMMAND",
-        trailing_var_arg = true,
+        last = true,
         required_unless_present = "script",
         conflicts_with = "script"
     )]
