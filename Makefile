@@ -58,7 +58,10 @@ release:
 		if ! rustup target add $$target && [ $$target != $(firstword $(RELEASES)) ]; then \
 			echo "left out: this toolchain has no $$target"; continue; \
 		fi; \
-		( set -x; RUSTFLAGS='$(RELEASE_FLAGS)' $(CARGO) build --locked --release --target $$target ); \
+		if ! ( set -x; RUSTFLAGS='$(RELEASE_FLAGS)' $(CARGO) build --locked --release --target $$target ); then \
+			[ $$target != $(firstword $(RELEASES)) ] || exit 1; \
+			echo "left out $$target: it cannot be built here"; continue; \
+		fi; \
 		cp $(BUILT)/$$target/release/sidebike dist/sidebike-$${target%%-*}-linux; \
 	done
 	@cd dist && sha256sum sidebike-* > SHA256SUMS && cat SHA256SUMS && wc -c sidebike-*

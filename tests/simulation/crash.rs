@@ -320,6 +320,8 @@ impl World {
         };
         let away = up - disk.saved.last_alive.0;
         self.server.restore(Time(up), saved)?;
+        let machines = self.server.core.glimpse_machines();
+        self.laws.forget_unsaved_goodbyes(machines);
         self.users.roll_back(disk.memory.tasks.clone(), away);
         self.laws
             .roll_back(disk.memory.laws.clone(), &self.server.core);

@@ -100,6 +100,18 @@ impl Laws {
         self.server_back_at = time;
     }
 
+    /// A server that died had not saved some goodbyes: nobody was told that they were heard.
+    pub fn forget_unsaved_goodbyes<'a>(
+        &mut self,
+        restored: impl Iterator<Item = (&'a str, MachineState)>,
+    ) {
+        for (instance, state) in restored {
+            if state != MachineState::Offline {
+                self.left.remove(instance);
+            }
+        }
+    }
+
     pub fn left(&mut self, instance: &str) {
         self.left.insert(instance.into());
     }
