@@ -11,11 +11,11 @@
 //! that waits for its answer, as all but pipelining ones do, never notices.
 
 use super::http::{Refused, RequestLimits};
-use super::peer::{Peer, bytes_received, is_established};
+use super::peer::{Peer, bytes_received};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
-use std::thread;
 use std::time::Duration;
 
 /// Room for a head of ordinary size, in bytes; there is more when it is needed.
@@ -89,11 +89,20 @@ impl Lookout {
             if nothing_follows {
                 return Sight::Over;
             }
-            thread::sleep(pause);
-            // Asked before the next look, which then sees all there will ever be.
-            nothing_follows = !is_established(&self.socket);
+            // More bytes do not end the pause, the end of the connection does; the next look then
+            // sees all there will ever be.
+            nothing_follows = self.ends_within(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    fn ends_within(&self, pause: Duration) -> bool {
+        let pause = Timespec {
+            tv_sec: 0,
+            tv_nsec: pause.subsec_nanos().into(),
+        };
+        let mut ends = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        poll(&mut ends, Some(&pause)).is_ok_and(|ready| ready > 0)
     }
 
     fn judge(&mut self, end: usize, there: usize, limits: &RequestLimits) -> Sight {

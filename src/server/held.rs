@@ -101,6 +101,14 @@ impl Held {
             .collect()
     }
 
+    /// The connections of all who wait for a task.
+    pub fn waits_to_check(&self) -> Vec<(u64, Arc<Connection>)> {
+        let waits = self.waits.iter();
+        waits
+            .map(|(id, (_, wait, _))| (*id, wait.responder.connection().clone()))
+            .collect()
+    }
+
     /// Holds somebody who waits for a task.
     pub fn add_wait(&mut self, task: TaskKey, wait: HeldWait, until: Time) {
         let id = self.next_wait;
@@ -119,7 +127,8 @@ impl Held {
             .collect()
     }
 
-    fn take_wait(&mut self, id: u64) -> Option<(TaskKey, HeldWait)> {
+    /// Takes out one who waits.
+    pub fn take_wait(&mut self, id: u64) -> Option<(TaskKey, HeldWait)> {
         let (task, wait, until) = self.waits.remove(&id)?;
         self.deadlines.remove(&(until, Deadline::Wait(id)));
         if let Some(ids) = self.waits_by_task.get_mut(&task) {

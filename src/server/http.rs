@@ -65,7 +65,8 @@ impl Connection {
         let since_ms = AtomicU64::new(uptime_ms());
         Arc::new(Connection {
             peer,
-            phase: AtomicU8::new(0),
+            // Its thread has yet to begin: that takes a moment on a busy machine.
+            phase: AtomicU8::new(Phase::Serving as u8),
             since_ms,
             turn: AtomicU32::new(0),
             room: room.clone(),

@@ -5,13 +5,14 @@
 //! Any error of `accept` is counted, waited for and survived.
 
 use super::http::{self, Connection, Incoming, Listener, Phase};
+use super::means;
 use super::peer;
 use super::room::Room;
 use crate::config::ServerConfig;
 use crate::tls::Pair;
-use log::{info, warn};
+use log::{debug, info, warn};
 use rustix::net::sockopt;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,8 +39,23 @@ const SPARE_DESCRIPTORS: u64 = 64;
 /// What a connection takes of them: tiny_http's two and, while it has a thread, one more.
 const DESCRIPTORS_AT_WORK: usize = 3;
 const DESCRIPTORS_HELD: usize = 2;
+/// The pause after some were given up, until they are gone.
+const MAKING_ROOM_PAUSE: Duration = Duration::from_millis(2);
 /// The pause after an error of `accept`: descriptors or memory may be free by then.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Of the unfinished requests one in so many is given up when there is no room for another.
+const GIVEN_UP_AT_ONCE: usize = 8;
+/// What came later than so many milliseconds ago is not given up: on a busy machine it may be a good
+/// request that nobody had the time to read.
+const GIVEN_UP_AFTER_MS: u64 = 50;
+/// Of the connections one in so many is never held, and so many at least (or a third, when there are few
+/// in all): who waits must not keep out who asks.
+const NEVER_HELD: usize = 12;
+const NEVER_HELD_AT_LEAST: usize = 64;
+/// What a connection takes of the memory's addresses besides its stack, in bytes: buffers, mostly.
+const BUFFERS_BYTES: usize = 128 * 1024;
+/// How often a thread for a connection is tried to be had.
+const THREAD_TRIES: usize = 20;
 /// At most one warning about the same trouble in this time.
 const WARNING_PERIOD_MS: u64 = 10_000;
 
@@ -66,6 +82,33 @@ struct Open {
     per_address: HashMap<Option<IpAddr>, usize>,
 }
 
+impl Open {
+    fn count_of(&self, address: &Option<IpAddr>) -> usize {
+        self.per_address.get(address).copied().unwrap_or(0)
+    }
+
+    fn forget_finished(&mut self) {
+        let Open {
+            list,
+            cookies,
+            per_address,
+        } = self;
+        list.retain(|watched| {
+            let is_over = Arc::strong_count(&watched.connection) == 1;
+            if is_over {
+                cookies.remove(&watched.connection.peer.cookie());
+                if let Some(count) = per_address.get_mut(&watched.address) {
+                    *count -= 1;
+                    if *count == 0 {
+                        per_address.remove(&watched.address);
+                    }
+                }
+            }
+            !is_over
+        });
+    }
+}
+
 struct Watched {
     connection: Arc<Connection>,
     address: Option<IpAddr>,
@@ -78,9 +121,13 @@ struct Watched {
 impl Connections {
     /// No connections yet; as many at most as the settings and the limit on open files allow.
     pub fn new(config: &ServerConfig) -> Arc<Self> {
-        let descriptors = raise_descriptor_limit().saturating_sub(SPARE_DESCRIPTORS);
+        let descriptors = means::descriptors().saturating_sub(SPARE_DESCRIPTORS);
         let max_descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
-        let max = config.max_connections.max(1);
+        let (memory, most) = (means::memory(), STACK_BYTES + BUFFERS_BYTES);
+        // Half of it for connections, a part of that half for what is on its way.
+        let by_memory = memory.map_or(usize::MAX, |memory| memory / 2 / most);
+        let in_flight = memory.map_or(usize::MAX, |memory| memory / 8);
+        let max = config.max_connections.min(by_memory).max(1);
         info!(
             "room for {} connections at work, or {} with held requests",
             max.min(max_descriptors / DESCRIPTORS_AT_WORK),
@@ -95,8 +142,15 @@ impl Connections {
             max_turn_ms: config.max_request_time.as_millis(),
             max_request_bytes: (limits.body_bytes + limits.head_bytes) as u64 + FRAMING_BYTES,
             last_warning: AtomicU64::new(0),
-            room: Room::new(config.max_in_flight_bytes),
+            room: Room::new(config.max_in_flight_bytes.min(in_flight)),
         })
+    }
+
+    /// How many requests may be held, so that there is room for others.
+    pub fn most_held(&self) -> usize {
+        let most = self.max.min(self.max_descriptors / DESCRIPTORS_HELD);
+        let never = most.div_ceil(NEVER_HELD).max(NEVER_HELD_AT_LEAST);
+        most - never.min(most.div_ceil(3))
     }
 
     /// How many there are.
@@ -122,7 +176,7 @@ impl Connections {
         }
     }
 
-    /// Makes room for one more by giving up the request that has been unfinished for longest.
+    /// Whether there is room for one more; if not, makes some.
     fn make_room(&self) -> bool {
         let open = self.open();
         let count = open.list.len();
@@ -141,17 +195,34 @@ impl Connections {
         {
             return true;
         }
+        drop(open);
+        self.give_up();
+        false
+    }
+
+    /// Gives up the requests that have been unfinished for longest: some at once, or a crowd that
+    /// comes back as fast as it is sent away would leave no place to others.
+    fn give_up(&self) {
+        let open = self.open();
         let unfinished = open
             .list
             .iter()
             .filter_map(|watched| match watched.connection.doing() {
-                (Phase::Reading | Phase::Draining | Phase::Writing, ms, _) => Some((ms, watched)),
+                // Idle between two requests: its next one finds another connection.
+                (Phase::Reading, ms, 2..) => Some((ms, watched)),
+                (Phase::Reading | Phase::Draining | Phase::Writing, ms, _)
+                    if ms > GIVEN_UP_AFTER_MS =>
+                {
+                    Some((ms, watched))
+                }
                 _ => None,
             });
-        if let Some((_, longest)) = unfinished.max_by_key(|(ms, _)| *ms) {
+        let mut unfinished: Vec<(u64, &Watched)> = unfinished.collect();
+        unfinished.sort_unstable_by_key(|(ms, _)| Reverse(*ms));
+        let some = unfinished.len().div_ceil(GIVEN_UP_AT_ONCE);
+        for (_, longest) in unfinished.iter().take(some) {
             longest.connection.peer.cut();
         }
-        false
     }
 
     /// Notes the connection that was accepted last. `None` when it is not to be served: its socket
@@ -159,12 +230,23 @@ impl Connections {
     /// too many.
     fn note(&self, guess: i32) -> Option<Arc<Connection>> {
         let mut open = self.open();
-        let peer = peer::find_accepted(guess, &open.cookies)?;
+        let Some(peer) = peer::find_accepted(guess, &open.cookies) else {
+            debug!("a new connection could not be found");
+            return None;
+        };
         let address = peer.address();
-        let has = open.per_address.get(&address).copied().unwrap_or(0);
+        let mut has = open.count_of(&address);
+        if has >= self.max_per_address {
+            // Those that are over count until somebody looks.
+            open.forget_finished();
+            has = open.count_of(&address);
+        }
         if has >= self.max_per_address {
             drop(open);
-            self.warn(&format!("{has} connections from {address:?}, as many as allowed (--max-connections-per-address)"));
+            let address = address
+                .map(|address| address.to_string())
+                .unwrap_or_default();
+            self.warn(&format!("{has} connections from {address}, as many as allowed (--max-connections-per-address)"));
             return None;
         }
         open.per_address.insert(address, has + 1);
@@ -183,27 +265,13 @@ impl Connections {
     /// those that are over.
     pub fn guard(&self) {
         let mut open = self.open();
-        let Open {
-            list,
-            cookies,
-            per_address,
-        } = &mut *open;
-        list.retain_mut(|watched| {
-            if Arc::strong_count(&watched.connection) == 1 {
-                cookies.remove(&watched.connection.peer.cookie());
-                if let Some(count) = per_address.get_mut(&watched.address) {
-                    *count -= 1;
-                    if *count == 0 {
-                        per_address.remove(&watched.address);
-                    }
-                }
-                return false;
-            }
+        open.forget_finished();
+        for watched in &mut open.list {
             if self.has_misbehaved(watched) {
+                debug!("cut while {:?}", watched.connection.doing());
                 watched.connection.peer.cut();
             }
-            true
-        });
+        }
     }
 
     fn has_misbehaved(&self, watched: &mut Watched) -> bool {
@@ -227,19 +295,6 @@ impl Connections {
             }
         }
     }
-}
-
-/// Raises the limit on open files as far as allowed. Returns the limit.
-fn raise_descriptor_limit() -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    if limit.current != limit.maximum && setrlimit(Resource::Nofile, raised).is_ok() {
-        return limit.maximum.unwrap_or(u64::MAX);
-    }
-    limit.current.unwrap_or(u64::MAX)
 }
 
 /// Binds the address and sets the options that accepted sockets inherit.
@@ -271,26 +326,16 @@ pub fn accept_forever(
     loop {
         if !connections.make_room() {
             connections.warn(
-                "as many connections as allowed (--max-connections, or the limit on open files)",
+                "as many connections as allowed (--max-connections, or the limit on open files or memory): the slowest are cut",
             );
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(MAKING_ROOM_PAUSE);
             connections.guard();
             continue;
         }
         let accepted = accept_one(listener, connections);
         match accepted {
             Ok(Some((incoming, connection))) => {
-                let serve = serve.clone();
-                let spawned = thread::Builder::new()
-                    .name("connection".into())
-                    .stack_size(STACK_BYTES)
-                    .spawn(move || serve(incoming, connection));
-                if let Err(error) = spawned {
-                    connections.warn(&format!(
-                        "no thread for a new connection, it was cut: {error}"
-                    ));
-                    thread::sleep(ACCEPT_PAUSE);
-                }
+                serve_on_a_thread(connections, (incoming, connection), serve.clone());
             }
             Ok(None) => {}
             Err(error) => {
@@ -301,13 +346,46 @@ pub fn accept_forever(
     }
 }
 
-type Accepted = Option<(Incoming, Arc<Connection>)>;
+type New = (Incoming, Arc<Connection>);
 
-fn accept_one(listener: &Listener, connections: &Connections) -> Result<Accepted, String> {
+/// Serves a connection on a thread of its own. When there is none to be had, those that are
+/// unfinished for longest are given up for it.
+fn serve_on_a_thread(
+    connections: &Connections,
+    new: New,
+    serve: impl Fn(Incoming, Arc<Connection>) + Clone + Send + 'static,
+) {
+    // A thread that could not be started takes with it what it was given.
+    let new = Arc::new(Mutex::new(Some(new)));
+    for _ in 0..THREAD_TRIES {
+        let (serve, for_it) = (serve.clone(), new.clone());
+        let work = move || {
+            let new = for_it.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some((incoming, connection)) = new {
+                serve(incoming, connection);
+            }
+        };
+        let thread = thread::Builder::new().name("connection".into());
+        let Err(error) = thread.stack_size(STACK_BYTES).spawn(work) else {
+            return;
+        };
+        connections.warn(&format!(
+            "no thread for a new connection: {error}; the slowest are cut"
+        ));
+        connections.give_up();
+        thread::sleep(MAKING_ROOM_PAUSE);
+        connections.guard();
+    }
+}
+
+fn accept_one(listener: &Listener, connections: &Connections) -> Result<Option<New>, String> {
     if !listener.wait_for_connection() {
         return Ok(None);
     }
     let guess = listener.next_number();
+    if guess < 0 {
+        return Err("no descriptor left for a new connection".into());
+    }
     // tiny_http panics when it cannot duplicate the socket; that must not end the loop.
     let accepted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| listener.accept()));
     match accepted {

@@ -3,6 +3,7 @@
 //! | file | what it is for |
 //! | --- | --- |
 //! | `listen` | the accept loop, socket options, the guard |
+//! | `means` | what the system lets us have |
 //! | `peer` | accepted sockets, found and cut from outside |
 //! | `head` | a look at a request's head before tiny_http reads it |
 //! | `http` | bytes ↔ requests and answers; the only place that names tiny_http |
@@ -31,6 +32,7 @@ mod head;
 mod held;
 pub(crate) mod http;
 mod listen;
+mod means;
 mod metrics;
 mod original;
 mod page;
@@ -231,8 +233,9 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         env!("CARGO_PKG_VERSION"),
         config.tls.as_ref().map_or("", |_| ", https only")
     );
-    let store = open_store(&config, limits)?;
     let connections = Connections::new(&config);
+    let max_held = config.max_held.min(connections.most_held());
+    let store = open_store(&config, limits, max_held)?;
     let server = Arc::new(Server {
         store: store.clone(),
         connections: connections.clone(),
@@ -271,13 +274,17 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
 }
 
 /// The registry: as it was saved where there is a database, else empty.
-fn open_store(config: &ServerConfig, limits: Limits) -> Result<Arc<Store>, String> {
+fn open_store(
+    config: &ServerConfig,
+    limits: Limits,
+    max_held: usize,
+) -> Result<Arc<Store>, String> {
     #[cfg(feature = "db")]
     if let Some(path) = &config.db {
         let flag = |why: String| format!("--db: {why}");
         let (db, saved) = db::Db::open(path).map_err(flag)?;
         info!("database {}: {} tasks", path.display(), saved.tasks.len());
-        let store = Store::start(limits, config.max_held, Some(saved));
+        let store = Store::start(limits, max_held, Some(saved));
         let store = store.map_err(|why| flag(db::damaged(path, &why)))?;
         let saving = store.clone();
         start_thread("save", move || saving.save_forever(db))?;
@@ -287,7 +294,7 @@ fn open_store(config: &ServerConfig, limits: Limits) -> Result<Arc<Store>, Strin
         return Err("--db: this build has no database (the feature db)".into());
     }
     info!("without a database: tasks are kept in memory only, this server starts empty");
-    Store::start(limits, config.max_held, None)
+    Store::start(limits, max_held, None)
 }
 
 /// Reads the certificate and its key again; those in use stay when that fails.

@@ -344,8 +344,16 @@ impl Store {
         }
     }
 
-    /// Lets go of held polls whose agent is gone, so that nothing is handed out to nobody.
+    /// Lets go of held polls whose agent is gone, so that nothing is handed out to nobody, and of
+    /// users who have lost patience.
     pub fn drop_abandoned(&self) {
+        let waits = self.state().held.waits_to_check();
+        for (wait, connection) in waits {
+            if connection.peer.has_closed() {
+                let dropped = self.state().held.take_wait(wait);
+                drop(dropped);
+            }
+        }
         let polls = self.state().held.polls_to_check();
         for (machine, connection) in polls {
             if connection.peer.has_closed() {
