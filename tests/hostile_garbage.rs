@@ -8,7 +8,7 @@ mod bystander;
 mod common;
 
 use bystander::{beside, has_panicked, parsed, quiet_server, shown};
-use common::Server;
+use common::{Server, wait_for};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -31,7 +31,7 @@ fn setting(name: &str, default: u64) -> u64 {
 #[test]
 fn garbage_is_refused_for_what_it_is() {
     let (requests, seed) = (setting("HOSTILE_REQUESTS", REQUESTS), setting("SEED", SEED));
-    let mut server = quiet_server(&["--max-machines", "300", "--max-tasks", "300"]);
+    let mut server = quiet_server(&["--max-machines", "300"]);
     server.submit(
         json!({"id": "a-task", "machinePattern": "^nobody$", "detail": {"command": "true"}}),
     );
@@ -67,6 +67,15 @@ fn garbage_is_refused_for_what_it_is() {
     }
     assert_eq!(has_panicked(&server), None, "SEED={seed}");
     assert!(server.process.is_alive(), "SEED={seed}");
+    // Nobody who is gone leaves anything behind.
+    let descriptors = || {
+        let path = format!("/proc/{}/fd", server.process.pid().as_raw_nonzero());
+        std::fs::read_dir(path).expect("it lives").count()
+    };
+    wait_for("few descriptors are open", || descriptors() < 40);
+    wait_for("few threads are left", || {
+        server.process.figure("Threads") < 20
+    });
     // What it has taken it can show.
     for target in ["/api/v1/task?limit=1000", "/api/v1/machine", "/metrics"] {
         assert_eq!(server.get(target).status, 200, "SEED={seed}, {target}");
