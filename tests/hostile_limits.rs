@@ -4,7 +4,7 @@
 mod bystander;
 mod common;
 
-use bystander::{alone, beside, has_panicked};
+use bystander::{alone, at_work, beside, has_panicked};
 use common::{SIDEBIKE, Server, wait_for};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use serde_json::json;
@@ -29,7 +29,7 @@ fn limited(before: &[&str], limits: &str, flags: &[&str]) -> Server {
         .env("RUST_LOG", "info,sidebike::audit=warn")
         // Of each thread's own pool of memory musl, which releases are built with, knows nothing.
         .env("MALLOC_ARENA_MAX", "1");
-    Server::from_command(command)
+    at_work(command)
 }
 
 /// Clients that keep coming back: as many connections at once as `count`, each begun with `bytes`

@@ -42,8 +42,6 @@ pub struct Counts {
     pub received: u64,
     /// The other side has closed its end.
     pub closed_by_peer: bool,
-    /// Neither side has closed its end.
-    pub established: bool,
 }
 
 impl Peer {
@@ -150,11 +148,6 @@ fn duplicate(number: RawFd) -> Option<OwnedFd> {
     fcntl_dupfd_cloexec(borrowed, 0).ok()
 }
 
-/// Whether more may come on a socket: neither side has closed its end, nor was it cut.
-pub fn is_established(socket: &OwnedFd) -> bool {
-    tcp_info(socket.as_fd()).is_some_and(|counts| counts.established)
-}
-
 /// Bytes received on a socket and acknowledged, in all.
 pub fn bytes_received(socket: &OwnedFd) -> Option<u64> {
     tcp_info(socket.as_fd()).map(|counts| counts.received)
@@ -162,7 +155,6 @@ pub fn bytes_received(socket: &OwnedFd) -> Option<u64> {
 
 #[allow(unsafe_code, reason = "rustix has no TCP_INFO")]
 fn tcp_info(fd: BorrowedFd<'_>) -> Option<Counts> {
-    const ESTABLISHED: u8 = 1;
     const CLOSE_WAIT: u8 = 8;
     const LAST_ACK: u8 = 9;
     const CLOSE: u8 = 7;
@@ -195,7 +187,6 @@ fn tcp_info(fd: BorrowedFd<'_>) -> Option<Counts> {
     Some(Counts {
         received,
         closed_by_peer,
-        established: info[0] == ESTABLISHED,
     })
 }
 

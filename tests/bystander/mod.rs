@@ -36,7 +36,14 @@ pub fn quiet_server(flags: &[&str]) -> Server {
         .args(["server", "--listen", "127.0.0.1:0"])
         .args(flags)
         .env("RUST_LOG", "info,sidebike::audit=warn");
-    Server::from_command(command)
+    at_work(command)
+}
+
+/// A server that has begun its work: all its threads are there, to be counted.
+pub fn at_work(command: Command) -> Server {
+    let server = Server::from_command(command);
+    assert_eq!(server.get("/healthz").status, 200);
+    server
 }
 
 /// Does something hostile, with the well-behaved going on beside it. On a machine that is busy
