@@ -205,7 +205,10 @@ impl World<'_> {
                 let task = server.get(&format!("/api/v1/task/{id}?wait=30s")).data();
                 task["finishedAt"].is_string().then_some(task)
             });
-            assert_eq!(task["counts"]["lost"], 0, "the agents live: {task}");
+            // Nothing is killed before its cancel is safe; but while the disk takes nothing it is.
+            if self.run == "kill" {
+                assert_eq!(task["counts"]["lost"], 0, "the agents live: {task}");
+            }
             after.tasks.insert(id.clone(), ends.clone());
             after.note(id, &task);
         }
@@ -230,7 +233,8 @@ impl World<'_> {
             told.refused,
             starts.len()
         );
-        assert!(told.tasks.len() > 20 && told.cancels > 0);
+        let few = if self.run == "kill" { 50 } else { 5 };
+        assert!(told.tasks.len() > few && told.cancels > 0, "hardly used");
     }
 }
 

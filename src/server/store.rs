@@ -78,11 +78,16 @@ impl Reply {
     /// Whether it says something that has to be safe first.
     fn is_news(&self) -> bool {
         match &self.what {
-            What::Orders(orders) => !orders.start.is_empty() || !orders.cancel.is_empty(),
+            What::Orders(orders) => is_news(orders),
             What::EndedTask(_) => true,
             What::Task(_) => false,
         }
     }
+}
+
+/// Whether orders say something that has to be safe first.
+fn is_news(orders: &Orders<Arc<Detail>>) -> bool {
+    !orders.start.is_empty() || !orders.cancel.is_empty()
 }
 
 /// What became of a poll.
@@ -238,27 +243,23 @@ impl Store {
             responder.send_held(answer::orders(&Orders::none()));
         }
         match polled {
-            Polled::Answer(responder, orders)
-                if !orders.start.is_empty() || !orders.cancel.is_empty() =>
-            {
-                match self.only_what_is_safe(orders, ticket) {
-                    Ok(orders) => Polled::Answer(responder, orders),
-                    Err(why) => Polled::Unsafe(responder, why),
-                }
-            }
-            polled => polled,
+            Polled::Answer(responder, orders) => match self.only_what_is_safe(orders, ticket) {
+                Ok(orders) => Polled::Answer(responder, orders),
+                Err(why) => Polled::Unsafe(responder, why),
+            },
+            held_or_refused => held_or_refused,
         }
     }
 
-    /// What may be answered of orders: nothing is to be started before it is safe that it was handed
-    /// out, nor killed before it is safe that somebody wants that. What is left out is handed out
-    /// again: the next poll shows that it did not arrive.
+    /// What may be answered of orders: nothing is to be started or killed before it is safe that it
+    /// was handed out or canceled. While the disk takes nothing, commands are killed all the same;
+    /// what was to be started is handed out again, as the next poll shows that it did not arrive.
     fn only_what_is_safe(
         &self,
         orders: Orders<Arc<Detail>>,
         ticket: Ticket,
     ) -> Result<Orders<Arc<Detail>>, String> {
-        if orders.start.is_empty() && orders.cancel.is_empty() {
+        if !is_news(&orders) {
             return Ok(orders);
         }
         match self.durable.wait(ticket) {

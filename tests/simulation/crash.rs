@@ -152,7 +152,7 @@ impl World {
     pub fn answer(&mut self, who: usize, response: Response) {
         let is_news = match &response {
             Response::Orders(_, orders, _) | Response::Fetched(orders, _) => {
-                !orders.start.is_empty()
+                !orders.start.is_empty() || !orders.cancel.is_empty()
             }
             Response::Verdicts(_) => true,
             Response::Refused(..) | Response::Kept(..) | Response::Pong(_) => false,
