@@ -11,7 +11,6 @@ use serde_json::json;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -173,7 +172,6 @@ fn so_many_from_one_address() {
     let _alone = alone();
     let server = limited(&[], "true", &["--max-connections-per-address", "20"]);
     let address = server.address;
-    let over = AtomicBool::new(false);
     beside(&server, || {
         let mut held: Vec<TcpStream> = (0..20).map(|_| from([127, 0, 0, 2], address)).collect();
         for stream in &mut held {
@@ -194,7 +192,6 @@ fn so_many_from_one_address() {
             let mut answer = Vec::new();
             another.read_to_end(&mut answer).is_ok() && answer.starts_with(b"HTTP/1.1 200")
         });
-        over.store(true, Ordering::Relaxed);
     });
     server.process.logged("--max-connections-per-address");
 }

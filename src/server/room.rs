@@ -1,18 +1,21 @@
 //! Room for large bodies and answers that are on their way. One of them is bounded; many at once,
-//! sent or read slowly on purpose, are not. When there is no room for one more, the one that has
-//! been on its way for longest is given up: those who do not dawdle are hardly ever it.
+//! sent or read slowly on purpose, are not. When there is no room for the next one in line, the one
+//! that has been on its way for longest is given up, if it has had time enough to be through.
 
 use super::http::Connection;
 use log::warn;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What is smaller is not counted, in bytes: a connection's thread takes more.
 pub const SMALL: usize = 16 * 1024;
-/// How long to wait for room; what was given up is gone within milliseconds.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for room. A crowd that came at once is through in a few turns of [`ITS_TIME`].
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What has been on its way for less is not given up: on a busy machine it may be a good one that
+/// nobody has had the time to read.
+const ITS_TIME: Duration = Duration::from_millis(250);
 /// Answers that are being made at once: they have no room yet, and making them is work.
 const MAKERS: usize = 8;
 
@@ -30,8 +33,17 @@ struct Taken {
     bytes: usize,
     makers: usize,
     /// Who has some, in the order of coming.
-    holders: BTreeMap<u64, (Arc<Connection>, usize)>,
+    holders: BTreeMap<u64, Holder>,
+    /// Who waits for some, likewise.
+    line: BTreeSet<u64>,
     next: u64,
+}
+
+#[derive(Debug)]
+struct Holder {
+    connection: Arc<Connection>,
+    bytes: usize,
+    since: Instant,
 }
 
 /// Somebody's share of the room, given back when it is dropped.
@@ -63,12 +75,20 @@ impl Room {
     pub fn take(self: &Arc<Self>, connection: &Arc<Connection>, bytes: usize) -> Option<Share> {
         let started = Instant::now();
         let mut taken = self.taken();
-        while taken.bytes > 0 && taken.bytes + bytes > self.max {
+        let number = taken.next;
+        taken.next += 1;
+        taken.line.insert(number);
+        while taken.line.first() != Some(&number)
+            || taken.bytes > 0 && taken.bytes + bytes > self.max
+        {
             if started.elapsed() > PATIENCE {
+                taken.line.remove(&number);
                 return None;
             }
-            if let Some((longest, _)) = taken.holders.values().next() {
-                longest.peer.cut();
+            if let Some(longest) = taken.holders.values().next()
+                && longest.since.elapsed() > ITS_TIME
+            {
+                longest.connection.peer.cut();
             }
             if !self.has_warned.swap(true, Ordering::Relaxed) {
                 warn!(
@@ -77,10 +97,17 @@ impl Room {
             }
             taken = self.wait(taken);
         }
-        let number = taken.next;
-        taken.next += 1;
+        taken.line.remove(&number);
         taken.bytes += bytes;
-        taken.holders.insert(number, (connection.clone(), bytes));
+        let holder = Holder {
+            connection: connection.clone(),
+            bytes,
+            since: Instant::now(),
+        };
+        taken.holders.insert(number, holder);
+        drop(taken);
+        // There may be room for the next in line, too.
+        self.freed.notify_all();
         Some(Share {
             room: self.clone(),
             number,
@@ -106,8 +133,8 @@ impl Room {
 impl Drop for Share {
     fn drop(&mut self) {
         let mut taken = self.room.taken();
-        if let Some((_, bytes)) = taken.holders.remove(&self.number) {
-            taken.bytes -= bytes;
+        if let Some(holder) = taken.holders.remove(&self.number) {
+            taken.bytes -= holder.bytes;
         }
         if taken.holders.is_empty() {
             self.room.has_warned.store(false, Ordering::Relaxed);

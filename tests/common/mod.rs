@@ -121,6 +121,17 @@ impl Process {
         word.and_then(|word| word.parse().ok())
             .expect("a number in /proc")
     }
+
+    /// The processor time it has used.
+    pub fn cpu_time(&self) -> Duration {
+        let path = format!("/proc/{}/stat", self.pid().as_raw_nonzero());
+        let stat = std::fs::read_to_string(path).expect("it lives");
+        // What follows the name, which may contain anything; user and system time are 14th and 15th.
+        let rest = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = rest.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
+    }
 }
 
 impl Drop for Process {
