@@ -3,7 +3,7 @@
 //! To add a call: write its handler, add its line to [`ROUTES`] with the parameters it takes, and
 //! document it in the README.
 
-use super::access::Right;
+use super::access::{Caller, Right};
 use super::answer::{self, TaskForm};
 use super::audit::Change;
 use super::held::HeldWait;
@@ -33,6 +33,8 @@ pub struct Call<'a> {
     pub server: &'a Server,
     /// The request.
     pub request: &'a Request,
+    /// Whose it is.
+    pub caller: &'a Caller,
     /// The way back; a handler that holds the request takes it.
     pub responder: &'a mut Option<Responder>,
     /// What a handler that changes something says of it, for the audit.
@@ -491,7 +493,11 @@ fn poll(call: Call<'_>) -> Handled {
     let Some(responder) = call.responder.take() else {
         return Ok(None);
     };
-    match call.server.store.poll(&poll, responder) {
+    let polled = call.server.store.poll(&poll, responder);
+    if !matches!(polled, Polled::Refused(..)) {
+        call.server.access.note_agent(call.caller, &poll.label);
+    }
+    match polled {
         Polled::Held => Ok(None),
         Polled::Answer(responder, orders) => {
             *call.responder = Some(responder);
