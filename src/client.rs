@@ -60,7 +60,8 @@ pub struct Client {
 /// Why a call failed.
 #[derive(Debug)]
 pub struct CallError {
-    call: &'static str,
+    /// Which call it was: an agent's by its name, a person's in words that stand behind "cannot".
+    pub call: &'static str,
     url: String,
     /// What sort of failure it was.
     pub kind: Kind,
@@ -85,6 +86,12 @@ pub enum Kind {
 }
 
 impl CallError {
+    /// The server that was called.
+    pub fn server(&self) -> &str {
+        let server = self.url.split_once("/api/v1/");
+        server.map_or(&self.url, |(server, _)| server)
+    }
+
     /// The HTTP status of a refusal.
     pub fn status(&self) -> Option<u16> {
         match self.kind {

@@ -23,7 +23,8 @@ use crate::tls::PairFiles;
 use crate::wire::span::Span;
 #[cfg(feature = "server")]
 use clap::Args;
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 #[cfg(feature = "server")]
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -41,7 +42,7 @@ const MAX_NUMBER: usize = 100_000_000;
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "sidebike", version, about, long_about = None, disable_help_subcommand = false)]
+#[command(name = "sidebike", version, about, long_about = None, disable_help_subcommand = true)]
 #[command(
     after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & sidebike run -- uptime\nWhere the server wants a token, people's commands take it from SIDEBIKE_TOKEN or SIDEBIKE_TOKEN_FILE."
 )]
@@ -78,6 +79,27 @@ pub enum Program {
     #[cfg(feature = "agent")]
     #[command(hide = true)]
     AgentGuard,
+    /// Print this help, or that of a command
+    Help {
+        /// The command, such as run
+        command: Vec<String>,
+    },
+}
+
+impl CommandLine {
+    /// The help of a command. clap's own command for that has no help of its own.
+    pub fn help_of(command: &[String]) -> Result<String, clap::Error> {
+        let mut all = CommandLine::command();
+        all.build();
+        let mut found = &all;
+        for name in command {
+            found = found.find_subcommand(name).ok_or_else(|| {
+                let why = format!("unrecognized subcommand '{name}'");
+                all.clone().error(ErrorKind::InvalidSubcommand, why)
+            })?;
+        }
+        Ok(found.clone().render_help().to_string())
+    }
 }
 
 /// What can be done with a stopped server's database.

@@ -39,6 +39,14 @@ fn main() -> ExitCode {
             sidebike::agent::guard::run();
             ExitCode::SUCCESS
         }
+        Program::Help { command } => match CommandLine::help_of(&command) {
+            Ok(help) => {
+                // Whoever does not listen does not want it.
+                let _ = write!(std::io::stdout(), "{help}");
+                ExitCode::SUCCESS
+            }
+            Err(wrong) => wrong.exit(),
+        },
     }
 }
 
@@ -59,7 +67,6 @@ fn default_log(program: &Program) -> &'static str {
     match program {
         #[cfg(feature = "cli")]
         Program::People(_) => "warn",
-        #[cfg(any(feature = "server", feature = "agent"))]
         _ => "info",
     }
 }

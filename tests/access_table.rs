@@ -403,6 +403,28 @@ fn no_token_is_ever_in_the_log_and_the_audit_has_the_hash() {
 }
 
 #[test]
+fn an_agent_with_a_token_of_people_is_warned_of_once() {
+    let server = Server::from_command(with_tokens(&[]));
+    let poll = |token: &str, label: &str, instance: u64| {
+        let instance = format!("{instance:08}");
+        let poll = json!({"instance": instance, "seq": 1, "label": label, "jobs": 1});
+        let target = "/api/v1/agent/poll";
+        call(&server, token, "POST", target, &poll.to_string()).status
+    };
+    assert_eq!(poll("agent-secret", "good", 1), 200);
+    assert_eq!(poll("people-secret-1", "not\ngood", 2), 422);
+    assert_eq!(poll("people-secret-1", "bad-1", 3), 200);
+    assert_eq!(poll("people-secret-1", "bad-1", 4), 200);
+    assert_eq!(poll("people-secret-2", "bad-2", 5), 200);
+    let mark = "uses a token of people";
+    server.process.logged(&format!("the agent of bad-2 {mark}"));
+    let log = server.process.log().join("\n");
+    assert_eq!(log.matches(mark).count(), 2, "{log}");
+    assert!(log.contains("SIDEBIKE_AGENT_TOKEN"), "{log}");
+    assert!(!log.contains("-secret"), "{log}");
+}
+
+#[test]
 fn the_audit_has_a_line_for_every_change_also_a_refused_one() {
     let folder = Folder::new();
     let file = folder.file("audit");

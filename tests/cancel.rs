@@ -217,6 +217,8 @@ fn a_rerun_goes_where_it_did_not_succeed() {
     );
     assert_eq!(second["assignees"], json!(["m2", "m3"]));
     assert_eq!(second["detail"]["command"], first["detail"]["command"]);
+    assert_eq!(second["rerunOf"], first["id"]);
+    assert!(first["rerunOf"].is_null());
     assert_eq!(server.task(id(&first)), first, "the first one stays");
 }
 
@@ -241,6 +243,7 @@ fn an_any_task_is_rerun_as_one() {
         (&second["mode"], &second["counts"]["failed"]),
         (&json!("any"), &json!(1))
     );
+    assert_eq!(second["rerunOf"], first["id"]);
 }
 
 #[test]

@@ -2,54 +2,15 @@
 
 mod common;
 
+use common::said::{Said, command, sidebike};
 use common::{Folder, SIDEBIKE, Server, wait_until};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
 use std::thread;
-
-/// What a command said and how it ended.
-struct Said {
-    out: String,
-    err: String,
-    code: i32,
-}
-
-impl Said {
-    fn of(output: Output) -> Said {
-        Said {
-            out: String::from_utf8(output.stdout).unwrap(),
-            err: String::from_utf8(output.stderr).unwrap(),
-            code: output.status.code().expect("it was not killed"),
-        }
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e} in {:?}", self.out))
-    }
-
-    fn sorted(&self) -> Vec<&str> {
-        let mut lines: Vec<&str> = self.out.lines().collect();
-        lines.sort_unstable();
-        lines
-    }
-}
-
-fn command(server: &Server, words: &[&str]) -> Command {
-    let mut command = Command::new(SIDEBIKE);
-    command
-        .args(words)
-        .env("SIDEBIKE_REGISTRY_ADDRESS", server.address.to_string())
-        .stdin(Stdio::null());
-    command
-}
-
-fn sidebike(server: &Server, words: &[&str]) -> Said {
-    Said::of(command(server, words).output().unwrap())
-}
 
 fn with_input(server: &Server, words: &[&str], input: &str) -> Said {
     let mut command = command(server, words);

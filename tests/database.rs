@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Folder, Process, SIDEBIKE, Server, ids, task, wait_for, wait_until};
+use common::{Folder, Process, SIDEBIKE, Server, id, ids, task, wait_for, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -53,7 +53,12 @@ fn file_with_tasks(folder: &Folder) -> (String, Vec<Value>) {
     let server = Server::with(&["--db", &db]);
     let _agent = server.agent("m1");
     server.run(task("echo out; echo err >&2; printf '\\377\\n'"));
-    server.run(task("exit 3"));
+    let failed = server.run(task("exit 3"));
+    let rerun = format!("/api/v1/task/{}/rerun?wait=30s", id(&failed));
+    assert_eq!(
+        server.post(&rerun, &Value::Null).data()["rerunOf"],
+        failed["id"]
+    );
     server.submit(waiting("waits", "1h"));
     server.submit(waiting("unwanted", "1h"));
     server
@@ -284,7 +289,7 @@ fn check_and_export_say_what_is_in_the_file() {
     assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
     let said = text(&checked.stdout);
     assert!(
-        said.contains("is whole: 4 tasks, 2 executions, 1 machines"),
+        said.contains("is whole: 5 tasks, 3 executions, 1 machines"),
         "{said}"
     );
     let exported = run(&["db", "export", &db]);

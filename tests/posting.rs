@@ -282,10 +282,36 @@ fn an_answered_task_can_be_posted_again() {
     first["retry"] = json!({"max": 1});
     let mut answered = server.run(first);
     answered.as_object_mut().unwrap().remove("id");
+    answered["rerunOf"] = "an-earlier-one".into();
     let second = server.run(answered.clone());
     assert_ne!(second["id"], answered["id"]);
     assert_eq!(second["detail"]["result"], json!(["again"]));
     assert_eq!(second["retry"], answered["retry"]);
+}
+
+#[test]
+fn an_unknown_field_lists_what_can_be_posted() {
+    let server = Server::start();
+    for (body, known, read_only) in [
+        (
+            with("comand", json!("x")),
+            "`ttl`",
+            ["status", "createdAt", "counts"],
+        ),
+        (
+            with("detail.comand", json!("x")),
+            "`argv`",
+            ["result", "output", "_result"],
+        ),
+    ] {
+        let msg = server
+            .request("POST", "/api/v1/task", body.as_bytes())
+            .msg();
+        assert!(msg.contains(known), "{msg}");
+        for field in read_only {
+            assert!(!msg.contains(field), "{msg}");
+        }
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! dead connection can be given up. The news of a new connection begin at the beginning again;
 //! what has been seen is known by its place in its stream.
 
-use super::in_words;
+use super::words::in_words;
 use crate::client::{CallError, Client, Kind};
 use crate::wire::news::{News, What};
 use std::collections::HashMap;

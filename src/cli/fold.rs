@@ -1,7 +1,7 @@
 //! Machines with the same output and the same end together: of a hundred machines that say the same,
 //! the one that says something else is what people look for.
 
-use super::outcome::{colour_of, machine_of, reason};
+use super::outcome::{colour_of, names, reason};
 use super::screen::{Screen, tame};
 use crate::wire::task::{Execution, ExecutionState, Task};
 use std::collections::BTreeMap;
@@ -31,7 +31,8 @@ pub fn print(task: &Task, out: &mut dyn Write, screen: &Screen) -> io::Result<()
             Some(colour) => screen.paint(colour, &reason),
             None => reason,
         };
-        writeln!(out, "── {} ({count}) {reason}", names(&executions))?;
+        let names = names(executions.iter().map(|e| &*e.machine_label));
+        writeln!(out, "── {names} ({count}) {reason}")?;
         for line in output {
             if screen.is_terminal {
                 writeln!(out, "{}", tame(line))?;
@@ -41,17 +42,4 @@ pub fn print(task: &Task, out: &mut dyn Write, screen: &Screen) -> io::Result<()
         }
     }
     Ok(())
-}
-
-/// The labels, each once, with how often there are replicas of it.
-fn names(executions: &[&Execution]) -> String {
-    let mut labels: BTreeMap<String, usize> = BTreeMap::new();
-    for execution in executions {
-        *labels.entry(machine_of(execution)).or_default() += 1;
-    }
-    let names = labels.into_iter().map(|(label, count)| match count {
-        1 => label,
-        count => format!("{label} ×{count}"),
-    });
-    names.collect::<Vec<_>>().join(", ")
 }

@@ -2,8 +2,9 @@
 
 use super::feed::{Feed, Item};
 use super::follow::{Printer, is_several, say};
+use super::named::TaskArg;
+use super::outcome::is_on;
 use super::{Ended, Failure, ServerArgs};
-use crate::wire::span::Span;
 use crate::wire::task::Task;
 use std::io::{self, Write};
 use std::time::Duration;
@@ -18,6 +19,8 @@ Examples:
   sidebike logs 018f6a2b -m web-1     on one machine only
   sidebike logs 018f6a2b 2>/dev/null  without standard error
 
+What a command wrote to its standard output goes to standard output, what it wrote to its standard
+error to standard error.
 With --json each line is one thing that happened: output with its place in its stream, or a new
 state of a machine's execution.";
 
@@ -25,9 +28,8 @@ state of a machine's execution.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The task: its id, the beginning of its id, or its name (then the newest)
-    #[arg(value_name = "ID")]
-    id: String,
+    #[command(flatten)]
+    task: TaskArg,
     /// Go on until the task ends
     #[arg(short, long)]
     follow: bool,
@@ -44,15 +46,12 @@ pub struct Args {
 /// Prints what a task has written.
 pub fn run(args: Args) -> Ended {
     let client = args.server.client()?;
-    let task = client.task(&args.id, Span::default())?;
+    let task = args.task.find(&client)?;
     let machine = args.machine.as_deref();
     if let Some(name) = machine {
         check_machine(&task, name)?;
     }
-    let addressed = |name: &str| {
-        let on = |e: &&crate::wire::task::Execution| e.machine_label == name || e.instance == name;
-        task.result.iter().filter(on).count() > 1
-    };
+    let addressed = |name: &str| task.result.iter().filter(|e| is_on(e, name)).count() > 1;
     let mut printer = Printer::new(machine.map_or(is_several(&task), addressed));
     let mut feed = Feed::open(&client, &task.id, machine, args.follow);
     let mut complained = false;
@@ -84,7 +83,7 @@ pub fn run(args: Args) -> Ended {
 
 /// A machine that the task has nothing to do with is a typing mistake.
 fn check_machine(task: &Task, name: &str) -> Result<(), Failure> {
-    let has = { task.result.iter() }.any(|e| e.machine_label == name || e.instance == name);
+    let has = task.result.iter().any(|e| is_on(e, name));
     if has || task.late_join || task.result.iter().any(|e| e.instance.is_empty()) {
         return Ok(());
     }

@@ -5,6 +5,8 @@
 //! | file | what it is for |
 //! | --- | --- |
 //! | `mod` | which commands there are, how they end, how they reach the server |
+//! | `named` | the task that an id or a name stands for |
+//! | `words` | what the server says, in the words of the command line |
 //! | `follow` | watching a task until it ends: output, Ctrl-C, summary |
 //! | `feed` | the news of a task, kept coming over broken connections |
 //! | `outcome` | how a task ended: exit codes, words |
@@ -20,6 +22,7 @@ mod fold;
 mod follow;
 mod logs;
 mod machines;
+mod named;
 mod outcome;
 mod progress;
 mod ps;
@@ -31,8 +34,9 @@ mod submit;
 mod table;
 mod wait;
 mod watch;
+mod words;
 
-use crate::client::{CallError, Client, Kind};
+use crate::client::{CallError, Client};
 use crate::config::RegistryArgs;
 use crate::secret;
 use clap::{Args, Subcommand};
@@ -131,25 +135,7 @@ impl From<io::Error> for Failure {
 
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
-        Failure::Because(in_words(&error))
-    }
-}
-
-/// What a person can do something with: the server's own words, or what was in the way.
-fn in_words(error: &CallError) -> String {
-    match &error.kind {
-        Kind::Refused {
-            status: 401 | 403,
-            msg,
-            ours: true,
-        } => format!("{msg} ({TOKEN} and {TOKEN}_FILE are looked at for the token)"),
-        Kind::Refused {
-            msg, ours: true, ..
-        } => msg.clone(),
-        Kind::Unreachable(_) => {
-            format!("{error}; is this the server's address? (--registry-address)")
-        }
-        _ => error.to_string(),
+        Failure::Because(words::complaint(&error))
     }
 }
 

@@ -3,6 +3,7 @@
 use super::screen::{Colour, Screen, harmless};
 use crate::wire::span::Span;
 use crate::wire::task::{Counts, Execution, ExecutionState, Task, TaskState};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 /// Exit code: no machine matched.
@@ -102,13 +103,28 @@ pub fn counted(mut counts: Counts) -> String {
     counted.join(", ")
 }
 
-/// Why an execution did not succeed.
+/// How an execution ended, and why when it did not succeed.
 pub fn reason(execution: &Execution) -> String {
-    let msg = harmless(&execution.attempt.msg);
-    match (execution.state, msg.is_empty()) {
-        (state, true) => state.word().into(),
-        (state, false) => format!("{}: {msg}", state.word()),
+    match (execution.state, why(execution)) {
+        (state, why) if why.is_empty() => state.word().into(),
+        (ExecutionState::TimedOut, why) => why,
+        (state, why) => format!("{}: {why}", state.word()),
     }
+}
+
+/// Why an execution did not succeed.
+pub fn why(execution: &Execution) -> String {
+    let msg = harmless(&execution.attempt.msg);
+    match execution.state {
+        ExecutionState::TimedOut if !msg.is_empty() => format!("{msg}, and was killed"),
+        _ => msg,
+    }
+}
+
+/// What to do about commands whose time was up, when there are any.
+pub fn advice(task: &Task) -> Option<&'static str> {
+    let advice = "more time: sidebike run --timeout 1h (180s when not said, -1 for ever)";
+    (task.counts.timed_out > 0).then_some(advice)
 }
 
 /// What to say when a task has ended: how many, how long, and where it went wrong and why.
@@ -151,15 +167,40 @@ pub fn summary(task: &Task, screen: &Screen) -> String {
             task.id
         ));
     }
+    if let Some(advice) = advice(task) {
+        text.push_str(&format!("  {advice}\n"));
+    }
     text
 }
 
 /// The label of an execution's machine.
 pub fn machine_of(execution: &Execution) -> String {
-    match &*execution.machine_label {
+    shown(&execution.machine_label)
+}
+
+fn shown(label: &str) -> String {
+    match label {
         "" => "(no machine yet)".into(),
         label => harmless(label),
     }
+}
+
+/// Whether an execution is on this machine: an instance, or a label.
+pub fn is_on(execution: &Execution, machine: &str) -> bool {
+    execution.machine_label == machine || execution.instance == machine
+}
+
+/// Labels, each once, with how often there are replicas of it.
+pub fn names<'a>(labels: impl Iterator<Item = &'a str>) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for label in labels {
+        *counts.entry(label).or_default() += 1;
+    }
+    let names = counts.into_iter().map(|(label, count)| match count {
+        1 => shown(label),
+        count => format!("{} ×{count}", shown(label)),
+    });
+    names.collect::<Vec<_>>().join(", ")
 }
 
 /// How long ago something was, by this machine's clock.

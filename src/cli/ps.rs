@@ -7,8 +7,8 @@ use crate::client::TaskFilter;
 use crate::wire::task::{Task, TaskState};
 use std::io;
 
-/// The fewest characters of an id that are shown: fewer are not accepted.
-const LEAST_ID: usize = 8;
+/// The fewest characters of an id that are shown: those of its time, in which ids mostly differ.
+const LEAST_ID: usize = 12;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -75,9 +75,11 @@ pub fn run(args: Args) -> Ended {
     Ok(0)
 }
 
-fn table_of(tasks: &[Task]) -> Table {
+/// A table of tasks.
+pub fn table_of(tasks: &[Task]) -> Table {
     let mut table = Table::new(&["ID", "STATE", "MACHINES", "AGE", "NAME", "COMMAND"]);
     let length = length_of_ids(tasks);
+    let short_id = |id: &str| id.get(..length).unwrap_or(id).to_owned();
     for task in tasks {
         let counts = task.counts;
         let all = counts.total();
@@ -90,12 +92,16 @@ fn table_of(tasks: &[Task]) -> Table {
         let detail = &task.detail.detail;
         let argv = || detail.argv.as_ref().map(|argv| argv.join(" "));
         let command = detail.command.clone().or_else(argv).unwrap_or_default();
+        let name = match &task.rerun_of {
+            Some(of) => format!("{} (rerun of {})", task.name, short_id(of)),
+            None => task.name.clone(),
+        };
         table.add(vec![
-            Cell::of(task.id.get(..length).unwrap_or(&task.id)),
+            Cell::of(short_id(&task.id)),
             Cell::painted(task.state.word(), colour_of_task(task.state)),
             Cell::of(machines),
             Cell::of(age(&task.created_at).map(short).unwrap_or_default()),
-            Cell::of(&task.name),
+            Cell::of(name),
             Cell::of(command),
         ]);
     }

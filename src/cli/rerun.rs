@@ -1,23 +1,24 @@
 //! `sidebike rerun`.
 
 use super::follow::{self, How, say};
+use super::named::TaskArg;
 use super::{Ended, ServerArgs};
-use crate::wire::span::Span;
 
 const EXAMPLES: &str = "\
 Examples:
   sidebike rerun 018f6a2b         on the machines where it did not succeed
-  sidebike rerun --all my-task    on all of its machines
+  sidebike rerun --all 018f6a2b   on all of its machines
 
+The rerun is a task of its own, with the same name: from then on the name means the rerun, which has
+the machines it ran on only. To run the first task again, give its id.
 It follows the new task as run does, with the same exit codes.";
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The task: its id, the beginning of its id, or its name (then the newest)
-    #[arg(value_name = "ID")]
-    id: String,
+    #[command(flatten)]
+    task: TaskArg,
     /// On all of its machines
     #[arg(long)]
     all: bool,
@@ -34,13 +35,14 @@ pub struct Args {
 /// Runs a task again.
 pub fn run(args: Args) -> Ended {
     let client = args.server.client()?;
-    let old = client.task(&args.id, Span::default())?;
+    let old = args.task.find(&client)?;
     let control = follow::controls()?;
     let task = client.rerun(&old.id, args.all)?;
     let count = task.result.len();
     say(&format!(
-        "task {}, again on {count} of {} machines\n",
+        "task {}, a rerun of {}, on {count} of its {} machines\n",
         task.id,
+        old.id,
         old.result.len()
     ));
     let how = How {

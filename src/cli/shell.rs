@@ -48,7 +48,7 @@ pub fn completions(args: Completions) -> Ended {
 
 /// Prints the manual page.
 pub fn man(args: Man) -> Ended {
-    let mut all = CommandLine::command().disable_help_subcommand(true);
+    let mut all = CommandLine::command();
     all.build();
     let command = match &args.command {
         None => all,

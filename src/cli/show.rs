@@ -1,10 +1,12 @@
 //! `sidebike show`.
 
-use super::outcome::{colour_of, colour_of_task, counted, machine_of, run_time, short};
+use super::named::TaskArg;
+use super::outcome::{
+    advice, colour_of, colour_of_task, counted, machine_of, run_time, short, why,
+};
 use super::screen::{Screen, harmless, tame};
 use super::table::{Cell, Table};
 use super::{Ended, ServerArgs, print_json};
-use crate::wire::span::Span;
 use crate::wire::task::{Execution, ExecutionState, Task};
 use std::io::{self, Write};
 
@@ -23,9 +25,8 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The task: its id, the beginning of its id, or its name (then the newest)
-    #[arg(value_name = "ID")]
-    id: String,
+    #[command(flatten)]
+    task: TaskArg,
     /// Print the task as JSON
     #[arg(long)]
     json: bool,
@@ -36,7 +37,7 @@ pub struct Args {
 /// Shows a task.
 pub fn run(args: Args) -> Ended {
     let client = args.server.client()?;
-    let task = client.task(&args.id, Span::default())?;
+    let task = args.task.find(&client)?;
     if args.json {
         print_json(&task)?;
     } else {
@@ -73,6 +74,9 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
         ),
         ("created", task.created_at.clone()),
     ];
+    if let Some(of) = &task.rerun_of {
+        fields.insert(2, ("rerun of", harmless(of)));
+    }
     if !task.msg.is_empty() {
         fields.push(("note", harmless(&task.msg)));
     }
@@ -81,6 +85,9 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     }
     if task.counts.total() > 0 {
         fields.push(("counts", counted(task.counts)));
+    }
+    if let Some(advice) = advice(task) {
+        fields.push(("hint", advice.into()));
     }
     for (name, value) in fields {
         writeln!(out, "{name:9}  {value}")?;
@@ -110,7 +117,7 @@ fn table_of(task: &Task) -> Table {
             Cell::of(run_time(execution).map(short).unwrap_or_default()),
             Cell::of(attempt.attempt.to_string()),
             Cell::of(instance.get(..8).unwrap_or(instance)),
-            Cell::of(&attempt.msg),
+            Cell::of(why(execution)),
         ]);
     }
     table

@@ -1,7 +1,7 @@
 //! `sidebike run`.
 
 use super::follow::{self, How, say};
-use super::outcome::NOBODY;
+use super::outcome::{NOBODY, names};
 use super::screen::{self, Person, cut, harmless};
 use super::table::{Cell, Table};
 use super::{Ended, Failure, ServerArgs, print_json};
@@ -14,7 +14,7 @@ use std::io::{self, Read, Write};
 /// The longest script or standard input that is read, in bytes: servers take less by default, and
 /// say so.
 const MAX_FILE_BYTES: u64 = 64 << 20;
-/// The shells that a script may name in its first line: it is run by the machine's.
+/// Shells: those that a script may name in its first line, as it is run by the machine's.
 const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
 
 const EXAMPLES: &str = "\
@@ -25,7 +25,15 @@ Examples:
   sidebike run --fold -- cat /etc/os-release     machines with the same output together
   sidebike run --any -m '^db-' -- ./vacuum.sh    on one of them, whichever is free first
   sidebike run --script ./probe.sh               a script of this machine
+  sidebike run --timeout 2h -- ./backup.sh       longer than the usual 3 minutes
   sidebike run --exec -- printf '%s\\n' 'a b'     no shell at all
+
+Put the line in single quotes: without them your own shell fills in $ and ends the command at ; & |.
+To name a shell yourself take --exec: sidebike run --exec -- bash -c 'a && b'.
+The command finds SIDEBIKE_MACHINE_LABEL, SIDEBIKE_INSTANCE, SIDEBIKE_TASK_ID, SIDEBIKE_TASK_NAME and
+SIDEBIKE_ATTEMPT in its environment.
+Its standard output comes on standard output, its standard error on standard error, as does all that
+sidebike itself says; --fold shows both together on standard output.
 
 The exit code is the worst of all machines':
   0 all succeeded, else the command's own; 3 no machine matched, 124 time-out, 125 lost or not
@@ -35,7 +43,10 @@ Ctrl-C asks whether to cancel or to detach; a second one detaches. Without a ter
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    override_usage = "sidebike run [OPTIONS] -- COMMAND...\n       sidebike run [OPTIONS] --script FILE"
+)]
 pub struct Args {
     /// Machines whose label matches this regular expression
     #[arg(short, long = "machine", value_name = "PATTERN", default_value = ".*")]
@@ -84,7 +95,8 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     server: ServerArgs,
-    /// The command: its words joined by blanks are a line for the shell, as with ssh
+    /// The command: its words joined by blanks are a line for the shell, as with ssh; best one word
+    /// in single quotes
     #[arg(
         value_name = "COMMAND",
         last = true,
@@ -148,7 +160,17 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
     match &args.script {
         Some(file) => detail.command = Some(script(file)?),
         None if args.exec => detail.argv = Some(args.command.clone()),
-        None => detail.command = Some(args.command.join(" ")),
+        None => {
+            let line = args.command.join(" ");
+            if loses_quotes(&args.command) {
+                say(&format!(
+                    "sidebike: hint: what runs is the line: {}\n  your shell took the quotes; keep the words with --exec (sidebike run --exec -- {} …), or quote the whole line once more\n",
+                    harmless(&line),
+                    args.command[..2].join(" ")
+                ));
+            }
+            detail.command = Some(line);
+        }
     }
     detail.workspace = args.workspace.clone();
     detail.timeout = args.timeout.as_deref().map(timeout).transpose()?;
@@ -173,6 +195,24 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
         mode: if args.any { Mode::Any } else { Mode::All },
         detail,
     })
+}
+
+/// Whether the words are a call such as `bash -c 'a && b'`, whose line needs the quotes that are gone
+/// when the words are joined by blanks.
+fn loses_quotes(words: &[String]) -> bool {
+    let [program, flag, line @ ..] = words else {
+        return false;
+    };
+    let takes_line = flag.starts_with('-') && flag.ends_with('c');
+    let has_quotes = |word: &String| word.starts_with(['\'', '"']);
+    if !takes_line || line.first().is_none_or(has_quotes) {
+        return false;
+    }
+    let program = program.rsplit('/').next().unwrap_or_default();
+    let plain = |c: char| c.is_alphanumeric() || "-_./:,=+@%".contains(c);
+    let is_word = line.len() == 1 && line[0].chars().all(plain);
+    let has_blanks = line.iter().any(|word| word.contains(char::is_whitespace));
+    has_blanks || (SHELLS.contains(&program) && !is_word)
 }
 
 fn timeout(text: &str) -> Result<Timeout, Failure> {
@@ -249,15 +289,7 @@ fn confirm(matching: &DryRun) -> Result<(), Failure> {
 
 /// `3 machines: web-1, web-2, web-3`, as long as the terminal is wide.
 fn machines_in_words(matching: &DryRun, any: bool) -> String {
-    let mut labels: BTreeMap<&str, u32> = BTreeMap::new();
-    for machine in &matching.machines {
-        *labels.entry(&machine.label).or_default() += 1;
-    }
-    let names = labels.into_iter().map(|(label, count)| match count {
-        1 => harmless(label),
-        count => format!("{} ×{count}", harmless(label)),
-    });
-    let names = names.collect::<Vec<_>>().join(", ");
+    let names = names(matching.machines.iter().map(|machine| &*machine.label));
     let width = screen::width_of(&io::stderr()).unwrap_or(80);
     let names = cut(&names, width.saturating_sub(20).max(20));
     match (any, matching.matched) {

@@ -1,7 +1,8 @@
 //! Tables that fit the terminal.
 
 use super::screen::{self, Colour, Screen, columns, cut, harmless};
-use std::io::{self, Stdout, Write};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 
 /// Columns of blanks between two columns.
 const GAP: usize = 2;
@@ -52,10 +53,10 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// Writes it, as wide as the terminal at most.
-    pub fn print(&self, out: &mut dyn Write, stdout: &Stdout) -> io::Result<()> {
-        let screen = Screen::of(stdout);
-        let widths = self.widths(screen::width_of(stdout));
+    /// Writes it, as wide at most as the terminal where it will be seen.
+    pub fn print(&self, out: &mut dyn Write, seen: &(impl IsTerminal + AsFd)) -> io::Result<()> {
+        let screen = Screen::of(seen);
+        let widths = self.widths(screen::width_of(seen));
         let heads: Vec<Cell> = self.heads.iter().map(Cell::of).collect();
         for row in [&heads].into_iter().chain(&self.rows) {
             let mut line = String::new();

@@ -1,6 +1,7 @@
 //! `sidebike wait`.
 
 use super::follow::say;
+use super::named::TaskArg;
 use super::outcome::{self, TIMED_OUT};
 use super::screen::Screen;
 use super::{Ended, Failure, ServerArgs, print_json};
@@ -23,9 +24,8 @@ The exit codes are those of run; 124 also when the task has not ended after --ti
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The task: its id, the beginning of its id, or its name (then the newest)
-    #[arg(value_name = "ID")]
-    id: String,
+    #[command(flatten)]
+    task: TaskArg,
     /// Wait no longer than this, such as 10m [default: as long as it takes]
     #[arg(long, value_name = "DURATION")]
     timeout: Option<String>,
@@ -46,7 +46,7 @@ pub fn run(args: Args) -> Ended {
     let client = args.server.client()?;
     let started = Instant::now();
     // By its id from now on: by its name it could become another.
-    let mut task = client.task(&args.id, Span::default())?;
+    let mut task = args.task.find(&client)?;
     while !task.state.is_terminal() {
         let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
         if left == Some(Duration::ZERO) {

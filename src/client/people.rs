@@ -36,18 +36,18 @@ pub struct TaskFilter {
 impl Client {
     /// Submits a task.
     pub fn submit(&self, task: &NewTask) -> Result<Task, CallError> {
-        self.change("submit", "task", task)
+        self.change("submit the task", "task", task)
     }
 
     /// Who would run a task, if it were submitted now.
     pub fn dry_run(&self, task: &NewTask) -> Result<DryRun, CallError> {
-        self.change("dry run", "task?dryRun=1", task)
+        self.change("find out which machines match", "task?dryRun=1", task)
     }
 
     /// A task by its id, the beginning of its id, or its name; waits for its end if asked to.
     pub fn task(&self, name: &str, wait: Span) -> Result<Task, CallError> {
         let path = format!("task/{}?wait={}ms", encoded(name), wait.as_millis());
-        self.look("task", &path, Duration::from(wait) + POLL_SLACK)
+        self.look("look at the task", &path, Duration::from(wait) + POLL_SLACK)
     }
 
     /// The newest tasks.
@@ -62,19 +62,23 @@ impl Client {
                 ("label", filter.label.as_deref()),
             ],
         );
-        self.look("list", &path, CALL_TIMEOUT)
+        self.look("list tasks", &path, CALL_TIMEOUT)
     }
 
     /// Cancels a task, or its executions on a machine.
     pub fn cancel(&self, id: &str, machine: Option<&str>) -> Result<Task, CallError> {
         let path = format!("task/{}/cancel", encoded(id));
-        self.change("cancel", &with_query(&path, &[("machine", machine)]), &())
+        self.change(
+            "cancel the task",
+            &with_query(&path, &[("machine", machine)]),
+            &(),
+        )
     }
 
     /// Runs a task again where it did not succeed, or everywhere.
     pub fn rerun(&self, id: &str, all: bool) -> Result<Task, CallError> {
         let path = format!("task/{}/rerun?all={}", encoded(id), u8::from(all));
-        self.change("rerun", &path, &())
+        self.change("run the task again", &path, &())
     }
 
     /// The machines, of one label or in one state.
@@ -87,7 +91,7 @@ impl Client {
             "machine",
             &[("label", label), ("state", state.map(MachineState::word))],
         );
-        self.look("machines", &path, CALL_TIMEOUT)
+        self.look("list machines", &path, CALL_TIMEOUT)
     }
 
     /// What has happened to a task, and when `live` what happens until it ends.
@@ -124,7 +128,7 @@ impl Client {
                 lines: BufReader::new(Box::new(body)),
                 url,
             }),
-            Err(kind) => Err(failed("news", url, kind)),
+            Err(kind) => Err(failed("follow the task", url, kind)),
         }
     }
 
@@ -201,7 +205,7 @@ impl NewsReader {
             },
             Err(why) => Err(Kind::Unreachable(format!("the connection broke: {why}"))),
         };
-        understood.map_err(|kind| failed("news", self.url.clone(), kind))
+        understood.map_err(|kind| failed("follow the task", self.url.clone(), kind))
     }
 }
 

@@ -86,8 +86,7 @@ impl Core {
     pub fn find_task(&self, name: &str) -> Result<TaskKey, Refusal> {
         let by_name = || self.task_names.get(name)?.last();
         let key = self.task_ids.get(name).or_else(by_name);
-        key.copied()
-            .ok_or_else(|| Refusal::Unknown(format!("no task has the id or the name {name:?}")))
+        key.copied().ok_or_else(|| unknown(name))
     }
 
     /// The same, or else the only task whose id begins so. For looking only: what changes something
@@ -180,6 +179,16 @@ impl Core {
     pub fn figures(&self) -> &Figures {
         &self.figures
     }
+}
+
+fn unknown(name: &str) -> Refusal {
+    let short = match name.len() < MIN_BEGINNING_BYTES {
+        true => format!("; the beginning of an id has {MIN_BEGINNING_BYTES} characters or more"),
+        false => String::new(),
+    };
+    Refusal::Unknown(format!(
+        "no task has the id or the name {name:?}, or not any more: finished tasks are forgotten after their resultTtl or failureTtl{short}"
+    ))
 }
 
 /// What is counted as things happen.

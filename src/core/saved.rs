@@ -51,6 +51,8 @@ pub struct SavedTask {
     pub canceled: bool,
     #[serde(default)]
     pub withdrawn: bool,
+    #[serde(default)]
+    pub rerun_of: Option<Arc<str>>,
 }
 
 /// An execution as saved; its output is saved apart.
@@ -493,6 +495,7 @@ impl Core {
             open: saved.open,
             canceled: saved.canceled,
             withdrawn: saved.withdrawn,
+            rerun_of: saved.rerun_of,
             counts: Default::default(),
             output_bytes: 0,
             executions: Vec::new(),
@@ -686,6 +689,7 @@ fn saved_task(task: &Task) -> SavedTask {
         open: task.open,
         canceled: task.canceled,
         withdrawn: task.withdrawn,
+        rerun_of: task.rerun_of.clone(),
     }
 }
 

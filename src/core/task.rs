@@ -27,6 +27,8 @@ pub struct Task {
     /// Until when what is queued since its submission may be started, and machines may join.
     pub(super) expires_at: Time,
     pub(super) finished_at: Option<Time>,
+    /// The id of the task that it runs again.
+    pub(super) rerun_of: Option<Arc<str>>,
     pub(super) matched: u32,
     /// Machines that appear may still join it.
     pub(super) open: bool,
@@ -260,6 +262,7 @@ impl Task {
             retry: spec.retry.clone(),
             result_ttl: spec.result_ttl,
             failure_ttl: spec.failure_ttl,
+            rerun_of: self.rerun_of.as_deref().map(str::to_owned),
             matched: self.matched,
             assignees: self
                 .executions

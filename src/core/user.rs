@@ -76,6 +76,7 @@ impl Core {
         let id: Arc<str> = fresh_id.into();
         self.check_free(&id, &id)?;
         let old = self.known_task(of)?;
+        let of = old.id.clone();
         let mut spec = Spec::clone(&old.spec);
         spec.id = None;
         let wanted =
@@ -90,7 +91,9 @@ impl Core {
             if old.executions.iter().filter(wanted).count() < old.executions.len() {
                 return Err(nothing_to_rerun(old));
             }
-            return self.submit(now, fresh_id, spec);
+            let key = self.submit(now, fresh_id, spec)?;
+            self.task_mut(key).rerun_of = Some(of);
+            return Ok(key);
         }
         let targets: Vec<Target> = old
             .executions
@@ -126,6 +129,7 @@ impl Core {
             .map(|t| Execution::queued(Place::Nowhere, Some(t)))
             .collect();
         let key = self.add_task(now, id.clone(), id, spec, executions, matched as u32);
+        self.task_mut(key).rerun_of = Some(of);
         for (n, machine) in (0..).zip(machines) {
             let execution = ExecutionKey { task: key, n };
             match machine {
@@ -294,6 +298,7 @@ impl Core {
             expires_at: now.plus(spec.ttl),
             spec: Arc::new(spec),
             finished_at: None,
+            rerun_of: None,
             matched,
             open: false,
             canceled: false,

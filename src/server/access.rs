@@ -8,7 +8,8 @@ use crate::secret;
 use log::{info, warn};
 use regex::Regex;
 use sha2::{Digest, Sha256};
-use std::sync::{PoisonError, RwLock};
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError, RwLock};
 use subtle::ConstantTimeEq;
 
 /// What a route asks for.
@@ -25,6 +26,9 @@ pub enum Right {
     /// To be the original's agent, which cannot send a token: the label decides, in the handler.
     Original,
 }
+
+/// Agents with a token of people that are warned of: more would fill log and memory and say nothing new.
+const MAX_WARNED_OF: usize = 1_000;
 
 /// The kinds of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +63,8 @@ type Hash = [u8; 32];
 pub struct Access {
     tokens: RwLock<Vec<(Kind, Hash)>>,
     allow_legacy: Option<Regex>,
+    /// The labels of agents that came with a token of people.
+    warned_of: Mutex<BTreeSet<String>>,
 }
 
 /// A request that may not.
@@ -72,8 +78,23 @@ pub struct Denied {
     pub caller: Caller,
 }
 
-/// Who made a request: the first digits of its token's hash; none when tokens are not used.
-pub type Caller = Option<String>;
+/// Who made a request.
+#[derive(Debug, Default)]
+pub struct Caller {
+    /// For the audit: the first digits of the token's hash, or a word; none when tokens are not used.
+    pub name: Option<String>,
+    /// The token is one of people.
+    is_people: bool,
+}
+
+impl Caller {
+    fn named(name: impl Into<String>) -> Self {
+        Caller {
+            name: Some(name.into()),
+            is_people: false,
+        }
+    }
+}
 
 impl Access {
     /// Reads the tokens. The error is one line for a person.
@@ -96,6 +117,7 @@ impl Access {
         Ok(Access {
             tokens: RwLock::new(tokens),
             allow_legacy,
+            warned_of: Mutex::default(),
         })
     }
 
@@ -119,14 +141,14 @@ impl Access {
     pub fn check(&self, authorization: Option<&str>, right: Right) -> Result<Caller, Denied> {
         let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
         if tokens.is_empty() || matches!(right, Right::Open | Right::Original) {
-            return Ok(None);
+            return Ok(Caller::default());
         }
         let presented = authorization.and_then(bearer);
         let Some(presented) = presented else {
             return Err(Denied {
                 status: 401,
                 msg: "needs a token: Authorization: Bearer TOKEN",
-                caller: None,
+                caller: Caller::default(),
             });
         };
         let hash = hash_of(presented);
@@ -140,19 +162,38 @@ impl Access {
             None => Err(Denied {
                 status: 401,
                 msg: "the token is not known",
-                caller: Some("unknown".into()),
+                caller: Caller::named("unknown"),
             }),
-            Some(kind) if kind.allows(right) => Ok(Some(short(&hash))),
+            Some(kind) if kind.allows(right) => Ok(Caller {
+                is_people: kind == Kind::People,
+                ..Caller::named(short(&hash))
+            }),
             Some(Kind::Agent) => Err(Denied {
                 status: 403,
                 msg: "an agent's token is for polls and reports only",
-                caller: Some(short(&hash)),
+                caller: Caller::named(short(&hash)),
             }),
             Some(_) => Err(Denied {
                 status: 403,
                 msg: "a read token is for looking only",
-                caller: Some(short(&hash)),
+                caller: Caller::named(short(&hash)),
             }),
+        }
+    }
+
+    /// Warns, once for each label, of an agent that came with a token of people.
+    pub fn note_agent(&self, caller: &Caller, label: &str) {
+        if !caller.is_people {
+            return;
+        }
+        let mut warned = self
+            .warned_of
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if warned.len() < MAX_WARNED_OF && warned.insert(label.to_owned()) {
+            warn!(
+                "the agent of {label} uses a token of people: who takes over its machine can command all the others; give it one of SIDEBIKE_AGENT_TOKEN"
+            );
         }
     }
 
@@ -211,6 +252,7 @@ mod tests {
         Access {
             tokens: RwLock::new(tokens),
             allow_legacy: Some(Regex::new("^old").unwrap()),
+            warned_of: Mutex::default(),
         }
     }
 

@@ -152,7 +152,7 @@ impl Server {
         let read = arrived.read(&self.limits, |refused, request| {
             if route.right == Right::Change {
                 self.audit.write(
-                    caller.as_deref(),
+                    caller.name.as_deref(),
                     request,
                     refused.status,
                     &Change::default(),
@@ -167,6 +167,7 @@ impl Server {
         let call = Call {
             server: self,
             request: &request,
+            caller: &caller,
             responder: &mut responder,
             change: &mut change,
         };
@@ -175,7 +176,7 @@ impl Server {
         self.requests.count(status);
         if route.right == Right::Change {
             self.audit
-                .write(caller.as_deref(), &request, status, &change);
+                .write(caller.name.as_deref(), &request, status, &change);
         }
         match (answer, responder) {
             (Some(answer), Some(responder)) => responder.send(&answer),
@@ -190,7 +191,7 @@ impl Server {
             Some(msg) => Err(Denied {
                 status: 403,
                 msg,
-                caller: None,
+                caller: Caller::default(),
             }),
             None => {
                 let authorization = request.headers.authorization.as_ref();
@@ -200,7 +201,7 @@ impl Server {
         };
         checked.map_err(|denied| {
             if route.right == Right::Change {
-                let caller = denied.caller.as_deref();
+                let caller = denied.caller.name.as_deref();
                 self.audit
                     .write(caller, request, denied.status, &Change::default());
             }

@@ -3,7 +3,7 @@
 //! To add a call: write its handler, add its line to [`ROUTES`] with the parameters it takes, and
 //! document it in the README.
 
-use super::access::Right;
+use super::access::{Caller, Right};
 use super::answer::{self, TaskForm};
 use super::audit::Change;
 use super::held::HeldWait;
@@ -15,7 +15,7 @@ use crate::core::{
 };
 use crate::wire::agent::{Done, Goodbye, Output, Poll, Taken};
 use crate::wire::machine::MachineState;
-use crate::wire::object::Object;
+use crate::wire::object::{Object, Posted};
 use crate::wire::span::Span;
 use crate::wire::task::{DryRun, PostedTask, Target, TaskState};
 use crate::wire::{self, Envelope};
@@ -33,6 +33,8 @@ pub struct Call<'a> {
     pub server: &'a Server,
     /// The request.
     pub request: &'a Request,
+    /// Whose it is.
+    pub caller: &'a Caller,
     /// The way back; a handler that holds the request takes it.
     pub responder: &'a mut Option<Responder>,
     /// What a handler that changes something says of it, for the audit.
@@ -174,13 +176,13 @@ fn not_safe<T>((_, why): (T, String)) -> Answer {
     answer::error(503, &why)
 }
 
-/// Reads a JSON body. The error names the field.
+/// Reads a JSON body, as an [`Object`] or [`Posted`]. The error names the field.
 fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
     let bytes = &call.request.body;
     check_depth(call, what)?;
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let read = serde_path_to_error::deserialize::<_, Object<T>>(&mut json);
-    let value = read.map_err(|error| {
+    let read = serde_path_to_error::deserialize(&mut json);
+    let value: T = read.map_err(|error| {
         let path = error.path().to_string();
         // "?" stands where the JSON broke off before a name was complete.
         let field = match path.trim_end_matches('?').trim_end_matches('.') {
@@ -191,7 +193,7 @@ fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
     })?;
     json.end()
         .map_err(|error| bad(format!("{what}: something follows the JSON: {error}")))?;
-    Ok(value.0)
+    Ok(value)
 }
 
 /// Refuses a body whose JSON is nested too deeply, before anything is made of it.
@@ -362,7 +364,7 @@ fn accept(
 
 fn submit(call: Call<'_>) -> Handled {
     let is_dry = flag(call.request, "dryRun")?;
-    let posted: PostedTask = body(&call, "the task")?;
+    let Posted(posted): Posted<PostedTask> = body(&call, "the task")?;
     let spec = Spec::checked(posted).map_err(bad)?;
     if is_dry {
         return Ok(Some(dry_run(&call, &spec)));
@@ -487,11 +489,15 @@ fn machines(call: Call<'_>) -> Handled {
 }
 
 fn poll(call: Call<'_>) -> Handled {
-    let poll: Poll = body(&call, "the poll")?;
+    let Object(poll): Object<Poll> = body(&call, "the poll")?;
     let Some(responder) = call.responder.take() else {
         return Ok(None);
     };
-    match call.server.store.poll(&poll, responder) {
+    let polled = call.server.store.poll(&poll, responder);
+    if !matches!(polled, Polled::Refused(..)) {
+        call.server.access.note_agent(call.caller, &poll.label);
+    }
+    match polled {
         Polled::Held => Ok(None),
         Polled::Answer(responder, orders) => {
             *call.responder = Some(responder);
@@ -518,7 +524,7 @@ fn check_speaks_for(instance: &str) -> Result<(), Answer> {
 }
 
 fn output(call: Call<'_>) -> Handled {
-    let output: Output = body(&call, "the output")?;
+    let Object(output): Object<Output> = body(&call, "the output")?;
     check_speaks_for(&output.instance)?;
     // The agent drops what was taken.
     let taken = call
@@ -530,7 +536,7 @@ fn output(call: Call<'_>) -> Handled {
 }
 
 fn done(call: Call<'_>) -> Handled {
-    let done: Done = body(&call, "the results")?;
+    let Object(done): Object<Done> = body(&call, "the results")?;
     check_speaks_for(&done.instance)?;
     let taken = call
         .server
@@ -541,7 +547,7 @@ fn done(call: Call<'_>) -> Handled {
 }
 
 fn goodbye(call: Call<'_>) -> Handled {
-    let goodbye: Goodbye = body(&call, "the goodbye")?;
+    let Object(goodbye): Object<Goodbye> = body(&call, "the goodbye")?;
     check_speaks_for(&goodbye.instance)?;
     let left = call
         .server

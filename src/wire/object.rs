@@ -2,7 +2,7 @@
 //! `"detail": ["ls"]` must not run `ls`.
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{DeserializeSeed, IgnoredAny, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,15 +11,33 @@ use std::marker::PhantomData;
 #[derive(Debug)]
 pub struct Object<T>(pub T);
 
+/// The same, and the fields that only an answer has are passed over: `T` does not know them, so no
+/// error about an unknown field names them as what was expected.
+#[derive(Debug)]
+pub struct Posted<T>(pub T);
+
+/// What is posted and answered.
+pub trait Answered {
+    /// The fields that only an answer has.
+    const READ_ONLY: &[&str];
+}
+
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer
-            .deserialize_map(ObjectVisitor(PhantomData))
-            .map(Object)
+        let visitor = ObjectVisitor(&[], PhantomData);
+        deserializer.deserialize_map(visitor).map(Object)
     }
 }
 
-struct ObjectVisitor<T>(PhantomData<T>);
+impl<'de, T: Deserialize<'de> + Answered> Deserialize<'de> for Posted<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let visitor = ObjectVisitor(T::READ_ONLY, PhantomData);
+        deserializer.deserialize_map(visitor).map(Posted)
+    }
+}
+
+/// Reads an object, without these fields.
+struct ObjectVisitor<T>(&'static [&'static str], PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
     type Value = T;
@@ -29,6 +47,46 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-        T::deserialize(MapAccessDeserializer::new(map))
+        T::deserialize(MapAccessDeserializer::new(Without(self.0, map)))
+    }
+}
+
+/// A map without these fields.
+struct Without<A>(&'static [&'static str], A);
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Without<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        mut seed: K,
+    ) -> Result<Option<K::Value>, A::Error> {
+        loop {
+            match self.1.next_key_seed(Wanted(self.0, seed))? {
+                None => return Ok(None),
+                Some(Ok(key)) => return Ok(Some(key)),
+                Some(Err(unused)) => seed = unused,
+            }
+            self.1.next_value::<IgnoredAny>()?;
+        }
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.1.next_value_seed(seed)
+    }
+}
+
+/// Reads a name; one of these gives the reader back unused.
+struct Wanted<K>(&'static [&'static str], K);
+
+impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for Wanted<K> {
+    type Value = Result<K::Value, K>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        if self.0.contains(&&*name) {
+            return Ok(Err(self.1));
+        }
+        self.1.deserialize(name.into_deserializer()).map(Ok)
     }
 }

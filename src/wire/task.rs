@@ -1,8 +1,7 @@
 //! A task as it is posted, and as it is answered.
 
-use super::object::Object;
+use super::object::{Answered, Object, Posted};
 use super::span::{Span, Timeout};
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,9 +43,10 @@ pub struct Detail {
     /// Text for its standard input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
-    /// The lines of an answered task, accepted and ignored when it is posted again.
-    #[serde(default, skip_serializing, rename = "result")]
-    _result: IgnoredAny,
+}
+
+impl Answered for Detail {
+    const READ_ONLY: &[&str] = &["result"];
 }
 
 /// Which ends of an attempt may be followed by another attempt.
@@ -81,8 +81,8 @@ impl Retry {
     }
 }
 
-/// A task as posted. The read-only fields of an answer are accepted and ignored, so that an
-/// answered task can be posted again; any other unknown field is an error that names it.
+/// A task as posted. Read it as [`Posted`]: then an answered task can be posted again; any other
+/// unknown field is an error that names it.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[allow(
@@ -91,7 +91,7 @@ impl Retry {
 )]
 pub struct PostedTask {
     pub machine_pattern: String,
-    pub detail: Object<Detail>,
+    pub detail: Posted<Detail>,
     pub name: Option<String>,
     pub id: Option<String>,
     pub mode: Option<Mode>,
@@ -100,26 +100,22 @@ pub struct PostedTask {
     pub retry: Option<Object<Retry>>,
     pub result_ttl: Option<Span>,
     pub failure_ttl: Option<Span>,
-    #[serde(default, rename = "type")]
-    _type: IgnoredAny,
-    #[serde(default, rename = "status")]
-    _status: IgnoredAny,
-    #[serde(default, rename = "state")]
-    _state: IgnoredAny,
-    #[serde(default, rename = "createdAt")]
-    _created_at: IgnoredAny,
-    #[serde(default, rename = "finishedAt")]
-    _finished_at: IgnoredAny,
-    #[serde(default, rename = "matched")]
-    _matched: IgnoredAny,
-    #[serde(default, rename = "assignees")]
-    _assignees: IgnoredAny,
-    #[serde(default, rename = "counts")]
-    _counts: IgnoredAny,
-    #[serde(default, rename = "result")]
-    _result: IgnoredAny,
-    #[serde(default, rename = "msg")]
-    _msg: IgnoredAny,
+}
+
+impl Answered for PostedTask {
+    const READ_ONLY: &[&str] = &[
+        "type",
+        "status",
+        "state",
+        "msg",
+        "createdAt",
+        "finishedAt",
+        "rerunOf",
+        "matched",
+        "assignees",
+        "counts",
+        "result",
+    ];
 }
 
 /// Who would run a task.
@@ -350,6 +346,9 @@ pub struct Task {
     pub result_ttl: Span,
     /// How long it is kept after it ended otherwise.
     pub failure_ttl: Span,
+    /// The task that it runs again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rerun_of: Option<String>,
     /// How many live machines matched when it was submitted.
     pub matched: u32,
     /// The labels of its targets.

@@ -8,6 +8,7 @@
 
 pub mod http;
 pub mod proxy;
+pub mod said;
 
 use http::{Connection, Reply};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};

@@ -4,11 +4,11 @@
 
 use libfuzzer_sys::fuzz_target;
 use sidebike::core::{Core, Limits, Spec, Time};
-use sidebike::wire::object::Object;
+use sidebike::wire::object::Posted;
 use sidebike::wire::task::PostedTask;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(Object(posted)) = serde_json::from_slice::<Object<PostedTask>>(bytes) else {
+    let Ok(Posted(posted)) = serde_json::from_slice::<Posted<PostedTask>>(bytes) else {
         return;
     };
     let Ok(spec) = Spec::checked(posted) else {
@@ -27,7 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
     let task = core.show(key).expect("what was accepted is there");
     let shown = serde_json::to_vec(&task.answer(1_024)).expect("an answer can be written");
     // An answered task can be posted again.
-    let Object(again) = serde_json::from_slice::<Object<PostedTask>>(&shown).expect("and read");
+    let Posted(again) = serde_json::from_slice::<Posted<PostedTask>>(&shown).expect("and read");
     Spec::checked(again).expect("and accepted");
     core.tick(Time(u64::MAX / 2));
 });

@@ -1,0 +1,79 @@
+//! The task that a person means by an id, its beginning or a name: found, or what else could be meant.
+
+use super::follow::say;
+use super::words::in_words;
+use super::{Failure, ps};
+use crate::client::{CallError, Client, Kind, TaskFilter};
+use crate::wire::span::Span;
+use crate::wire::task::Task;
+use std::io;
+
+/// How many tasks are looked through for those that are meant: as many as a list has.
+const LOOKED_AT: usize = 1_000;
+/// How many of them are shown.
+const MAX_SHOWN: usize = 10;
+
+/// What was typed for a task.
+#[derive(Debug, clap::Args)]
+pub struct TaskArg {
+    /// The task: its id, the beginning of its id (6 characters or more), or a name. A name means the
+    /// newest task of that name, which after a rerun is the rerun
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+impl TaskArg {
+    /// The task; says which one where a name may surprise.
+    pub fn find(&self, client: &Client) -> Result<Task, Failure> {
+        let found = client.task(&self.id, Span::default());
+        let task = found.map_err(|error| self.explained(client, error))?;
+        if let Some(of) = &task.rerun_of
+            && !task.id.starts_with(&self.id)
+        {
+            say(&format!(
+                "sidebike: the newest task with the name {:?} is {}, a rerun of {of}\n",
+                self.id, task.id
+            ));
+        }
+        Ok(task)
+    }
+
+    fn explained(&self, client: &Client, error: CallError) -> Failure {
+        let why = in_words(&error);
+        Failure::Because(match error.kind {
+            Kind::Refused {
+                status: 404,
+                ours: true,
+                ..
+            } => format!("{why}; sidebike ps -n {LOOKED_AT} shows which are known"),
+            Kind::Refused {
+                status: 422,
+                ours: true,
+                ..
+            } => match self.candidates(client) {
+                Some(table) => format!("{why}:\n{table}"),
+                None => why,
+            },
+            _ => return error.into(),
+        })
+    }
+
+    /// The tasks whose ids begin so, newest first.
+    fn candidates(&self, client: &Client) -> Option<String> {
+        let filter = TaskFilter {
+            limit: LOOKED_AT,
+            ..TaskFilter::default()
+        };
+        let mut tasks = client.tasks(&filter).ok()?;
+        tasks.retain(|task| task.id.starts_with(&self.id));
+        let more = tasks.len().saturating_sub(MAX_SHOWN);
+        tasks.truncate(MAX_SHOWN);
+        let mut table = Vec::new();
+        ps::table_of(&tasks).print(&mut table, &io::stderr()).ok()?;
+        let mut table = String::from_utf8(table).ok()?;
+        if more > 0 {
+            table.push_str(&format!("… and {more} older ones"));
+        }
+        (!tasks.is_empty()).then(|| table.trim_end().to_owned())
+    }
+}
