@@ -14,6 +14,8 @@ pub use agent::{AgentArgs, AgentConfig, OwnerRules};
 pub use registry::{Registry, RegistryArgs};
 
 #[cfg(feature = "server")]
+use crate::core::TextLimits;
+#[cfg(feature = "server")]
 use crate::server::browser::Authority;
 #[cfg(feature = "server")]
 use crate::server::http::RequestLimits;
@@ -31,8 +33,22 @@ use std::path::PathBuf;
 
 /// The port of the original, and ours.
 pub const DEFAULT_PORT: u16 = 9410;
-/// The longest label, in bytes: a host name has 253 at most.
+/// The longest label of an agent, and the longest that a server takes unless told otherwise, in
+/// bytes: a host name has 253 at most.
 pub const MAX_LABEL_BYTES: usize = 255;
+/// The longest name of a task, in bytes: it stands in tables and logs.
+#[cfg(feature = "server")]
+const MAX_NAME_BYTES: usize = 255;
+/// The longest pattern, in bytes: a few dozen labels, written out.
+#[cfg(feature = "server")]
+const MAX_PATTERN_BYTES: usize = 1_024;
+/// The largest compiled pattern, in KiB: with [`MAX_PATTERNS`] of them it bounds the memory (about
+/// twice as much, measured), and with the length of a label the time of a match.
+#[cfg(feature = "server")]
+const MAX_COMPILED_KIB: usize = 128;
+/// The most patterns known at once: a label that appears is matched with all of them.
+#[cfg(feature = "server")]
+const MAX_PATTERNS: usize = 1_000;
 /// The most commands an agent may run at once: more is a mistake, each has a thread and 2 pipes.
 pub const MAX_JOBS: u32 = 1_000;
 
@@ -157,6 +173,50 @@ pub struct ServerArgs {
         default_value_t = 10_000
     )]
     max_machines: usize,
+    /// Different patterns that tasks wait under; submits with another one are refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_PATTERNS",
+        value_name = "N",
+        default_value_t = MAX_PATTERNS
+    )]
+    max_patterns: usize,
+    /// Bytes of a task's machinePattern
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_PATTERN",
+        value_name = "BYTES",
+        default_value_t = MAX_PATTERN_BYTES
+    )]
+    max_pattern: usize,
+    /// KiB of a machinePattern when it is compiled
+    ///
+    /// In memory it takes about twice as much, as long as something waits under it: with the
+    /// defaults 250 MiB when all --max-patterns are as large as can be. Matching a label with it
+    /// takes longer, too.
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_COMPILED_PATTERN",
+        value_name = "KIB",
+        default_value_t = MAX_COMPILED_KIB
+    )]
+    max_compiled_pattern: usize,
+    /// Bytes of a machine's label
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_LABEL",
+        value_name = "BYTES",
+        default_value_t = MAX_LABEL_BYTES
+    )]
+    max_label: usize,
+    /// Bytes of a task's name
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_NAME",
+        value_name = "BYTES",
+        default_value_t = MAX_NAME_BYTES
+    )]
+    max_name: usize,
     /// MiB of output kept in all; beyond it the oldest finished tasks go, then output is cut
     #[arg(
         long,
@@ -279,6 +339,8 @@ pub struct ServerConfig {
     pub max_tasks: usize,
     pub max_executions: usize,
     pub max_machines: usize,
+    pub max_patterns: usize,
+    pub texts: TextLimits,
     pub max_output_bytes: usize,
     pub max_connections: usize,
     pub max_connections_per_address: usize,
@@ -313,6 +375,11 @@ impl ServerArgs {
             ("--max-tasks", self.max_tasks),
             ("--max-executions", self.max_executions),
             ("--max-machines", self.max_machines),
+            ("--max-patterns", self.max_patterns),
+            ("--max-pattern", self.max_pattern),
+            ("--max-compiled-pattern", self.max_compiled_pattern),
+            ("--max-label", self.max_label),
+            ("--max-name", self.max_name),
             ("--max-output", self.max_output),
             ("--max-connections", self.max_connections),
             ("--max-connections-per-address", per_address),
@@ -357,6 +424,13 @@ impl ServerArgs {
             max_tasks: self.max_tasks,
             max_executions: self.max_executions,
             max_machines: self.max_machines,
+            max_patterns: self.max_patterns,
+            texts: TextLimits {
+                pattern: self.max_pattern,
+                compiled: self.max_compiled_pattern << 10,
+                label: self.max_label,
+                name: self.max_name,
+            },
             max_output_bytes: self.max_output << 20,
             max_connections: self.max_connections,
             max_connections_per_address: per_address,
@@ -383,14 +457,15 @@ impl ServerArgs {
     }
 }
 
-/// What is wrong with a label, if anything: one rule for the agent's flag and the server's door.
-pub fn check_label(label: &str) -> Result<(), String> {
+/// What is wrong with a label, if anything: one rule for the agent's flag and the server's door. `by`
+/// says what the limit is set by.
+pub fn check_label(label: &str, max_bytes: usize, by: &str) -> Result<(), String> {
     if label.is_empty() {
         return Err("must not be empty".into());
     }
-    if label.len() > MAX_LABEL_BYTES {
+    if label.len() > max_bytes {
         return Err(format!(
-            "must have {MAX_LABEL_BYTES} bytes at most, got {}",
+            "must have {max_bytes} bytes at most{by}, got {}",
             label.len()
         ));
     }

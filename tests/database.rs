@@ -396,6 +396,74 @@ fn lower_limits_are_kept_from_the_start() {
     assert!(text(&check(&db).stdout).contains("5 tasks"));
 }
 
+/// Limits hold for what comes in. What came in before stays, and works.
+#[test]
+fn what_is_larger_than_lower_limits_is_kept() {
+    let folder = Folder::new();
+    let db = folder.file("db");
+    let server = Server::with(&["--db", &db, "--max-label", "300"]);
+    // Ten patterns that need much when compiled, and a name that is too long later.
+    let name = "n".repeat(200);
+    let large = |n: usize| format!("^m{n}$|x{{500}}");
+    for n in 0..10 {
+        server.submit(json!({"id": format!("t{n}"), "name": name, "ttl": "1h",
+            "machinePattern": large(n), "mode": "any", "detail": {"command": "true"}}));
+    }
+    let label = "m".repeat(300);
+    let poll =
+        json!({"instance": "0123456789abcdef", "seq": 1, "label": label, "jobs": 1, "wait": 0});
+    assert_eq!(server.post("/api/v1/agent/poll", &poll).status, 200);
+    end(server);
+
+    let lower = [
+        "--db",
+        &db,
+        "--max-patterns",
+        "3",
+        "--max-pattern",
+        "5",
+        "--max-compiled-pattern",
+        "4",
+        "--max-label",
+        "8",
+        "--max-name",
+        "8",
+    ];
+    let server = Server::with(&lower);
+    let kept = server.get("/api/v1/task").data();
+    assert_eq!(ids(&kept).len(), 10);
+    assert_eq!(kept[0]["name"], *name);
+    // The machine is known, and may go on.
+    assert_eq!(server.machines()[0]["label"], *label);
+    let poll =
+        json!({"instance": "0123456789abcdef", "seq": 2, "label": label, "jobs": 1, "wait": 0});
+    assert_eq!(server.post("/api/v1/agent/poll", &poll).status, 200);
+    // Nothing new that is too large, and no further pattern.
+    let small = json!({"machinePattern": "new", "detail": {"command": "true"}});
+    let reply = server.post("/api/v1/task", &small);
+    assert_eq!(reply.status, 503, "{}", reply.text());
+    let same = json!({"machinePattern": large(1), "detail": {"command": "true"}});
+    assert_eq!(server.post("/api/v1/task", &same).status, 400);
+    // What waited still finds its machine, and can be run again.
+    for n in [3, 7] {
+        let _agent = server.agent(&format!("m{n}"));
+        let id = format!("t{n}");
+        assert_eq!(server.finished(&id)["state"], "succeeded");
+        let again = server.post(
+            &format!("/api/v1/task/{id}/rerun?all=1&wait=30s"),
+            &Value::Null,
+        );
+        assert_eq!(again.status, 200, "{}", again.text());
+        assert_eq!(again.data()["state"], "succeeded");
+    }
+    // Once they are gone there is room for as many as the limit says.
+    for n in 0..10 {
+        server.post(&format!("/api/v1/task/t{n}/cancel"), &Value::Null);
+    }
+    assert_eq!(server.post("/api/v1/task", &small).status, 200);
+    end(server);
+}
+
 /// A file system of 4 MiB, gone with the test.
 struct Tmpfs(Folder);
 

@@ -202,6 +202,8 @@ fn other_versions_and_garbage_are_answered_or_cut() {
         ("GET /healthz HTTP/1.2", &[400, 505]),
         ("GET /healthz HTTP/2.0", &[505]),
         ("GET /healthz HTTP/3.0", &[505]),
+        ("GET /healthz HTTP/2.0 HTTP/1.1", &[400]),
+        ("GET /healthz HTTP/1.1 HTTP/2.0", &[400]),
         ("PRI * HTTP/2.0", &[505]),
         ("GET /healthz HTTP/11.1", &[400, 505]),
         ("GET /healthz http/1.1", &[400]),

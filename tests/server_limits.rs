@@ -344,3 +344,73 @@ fn at_max_output_the_oldest_tasks_go_and_what_is_cut_is_counted() {
         );
     }
 }
+
+#[test]
+fn texts_up_to_the_settings_are_taken_and_longer_ones_say_which() {
+    let server = Server::with(&[
+        "--max-pattern",
+        "2000",
+        "--max-compiled-pattern",
+        "16",
+        "--max-label",
+        "20",
+        "--max-name",
+        "300",
+    ]);
+    let posted = |name: usize, pattern: &str| {
+        let task = json!({"name": "n".repeat(name), "machinePattern": pattern,
+            "detail": {"command": "true"}});
+        server.post("/api/v1/task", &task)
+    };
+    // A thousand bytes of pattern are about 48 KiB when they are compiled, so these are mostly short.
+    let long = |bytes: usize| format!("[{}]", "a".repeat(bytes - 2));
+    for (reply, flag) in [
+        (posted(300, "x"), None),
+        (posted(301, "x"), Some("--max-name")),
+        (posted(1, &long(2_000)), None),
+        (posted(1, &long(2_001)), Some("--max-pattern)")),
+        (posted(1, "x{100}"), None),
+        (posted(1, "x{1000}"), Some("--max-compiled-pattern")),
+    ] {
+        let expected = if flag.is_some() { 400 } else { 200 };
+        assert_eq!(reply.status, expected, "{}", reply.text());
+        let says = flag.is_none_or(|flag| reply.msg().contains(flag));
+        assert!(says, "{flag:?}: {}", reply.text());
+    }
+    // Both kinds of agents.
+    let ping = |label: &str| {
+        let target = format!("/api/v1/lifecycle/ping?path={label}");
+        server.raw(&request("GET", &target, "", b""))
+    };
+    let poll = |instance: &str, label: &str| {
+        let poll = json!({"instance": instance, "seq": 1, "label": label, "jobs": 1, "wait": 0});
+        server.post("/api/v1/agent/poll", &poll)
+    };
+    let (fits, does_not) = ("l".repeat(20), "l".repeat(21));
+    assert_eq!(ping(&fits).status, 200);
+    assert_eq!(poll("00000001", &fits).status, 200);
+    for reply in [ping(&does_not), poll("00000002", &does_not)] {
+        assert_eq!(reply.status, 422);
+        assert!(reply.msg().contains("--max-label"), "{}", reply.msg());
+    }
+}
+
+#[test]
+fn at_max_patterns_another_one_is_503_until_nothing_waits_under_one() {
+    let server = Server::with(&["--max-patterns", "2"]);
+    let waits = |pattern: &str| {
+        let task = json!({"machinePattern": pattern, "detail": {"command": "true"}});
+        server.post("/api/v1/task", &task)
+    };
+    let first = waits("^one$").data();
+    waits("^two$").data();
+    waits("^two$").data();
+    let reply = waits("^three$");
+    assert_eq!(reply.status, 503);
+    assert!(reply.msg().contains("--max-patterns"), "{}", reply.msg());
+    server
+        .post(&format!("/api/v1/task/{}/cancel", id(&first)), &Value::Null)
+        .data();
+    waits("^three$").data();
+    assert_eq!(waits("^one$").status, 503);
+}

@@ -3,7 +3,7 @@
 //! The owner of the machine speaks through these flags, and whoever posts tasks cannot overrule
 //! them: see [`OwnerRules`].
 
-use super::{MAX_JOBS, Registry, RegistryArgs, check_label};
+use super::{MAX_JOBS, MAX_LABEL_BYTES, Registry, RegistryArgs, check_label};
 use crate::agent::search;
 use crate::wire::span::Span;
 use clap::Args;
@@ -87,7 +87,8 @@ impl AgentArgs {
             .machine_label
             .filter(|label| !label.is_empty())
             .unwrap_or_else(|| host.clone());
-        check_label(&label).map_err(|why| format!("--machine-label: {why}"))?;
+        check_label(&label, MAX_LABEL_BYTES, "")
+            .map_err(|why| format!("--machine-label: {why}"))?;
         if self.jobs == 0 || self.jobs > MAX_JOBS {
             return Err(format!(
                 "--jobs: expected a number from 1 to {MAX_JOBS}, got {}",

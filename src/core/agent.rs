@@ -120,7 +120,12 @@ impl Core {
             }
             return Ok(key);
         }
-        check_label(caller.label).map_err(|why| Refusal::Impossible(format!("label: {why}")))?;
+        check_label(
+            caller.label,
+            self.limits.texts.label,
+            " (the server's --max-label)",
+        )
+        .map_err(|why| Refusal::Impossible(format!("label: {why}")))?;
         if self.machines.len() >= self.limits.machines && !self.forget_an_offline_machine(now) {
             return Err(Refusal::Full(format!(
                 "{} machines are known, the limit (--max-machines)",

@@ -22,6 +22,7 @@ mod agent;
 mod check;
 mod follow;
 mod life;
+mod limits;
 mod machine;
 mod output;
 mod pattern;
@@ -36,9 +37,9 @@ pub use self::agent::original_instance;
 #[doc(hidden)]
 pub use self::check::{Glimpse, Rule};
 pub use self::follow::{Follower, Look, News, Wanted, What};
+pub use self::limits::{Limits, TextLimits};
 pub use self::machine::OFFLINE_AFTER;
 pub use self::output::{Output, gap_line};
-pub use self::pattern::{MAX_PATTERN_BYTES, MAX_PATTERNS};
 pub use self::query::{Figures, Histogram, TaskPage, TaskQuery};
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
@@ -92,19 +93,6 @@ pub struct MachineKey(u64);
 struct ExecutionKey {
     task: TaskKey,
     n: u32,
-}
-
-/// How much may be kept.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Finished tasks; the oldest go first.
-    pub tasks: usize,
-    /// Executions that have not ended; also unfinished tasks, and executions of finished tasks.
-    pub executions: usize,
-    /// Machines.
-    pub machines: usize,
-    /// Bytes of output in all.
-    pub output_bytes: usize,
 }
 
 /// Why an operation was refused.
@@ -175,7 +163,6 @@ impl Core {
     /// An empty registry.
     pub fn new(limits: Limits, now: Time) -> Core {
         Core {
-            limits,
             tasks: BTreeMap::new(),
             task_ids: HashMap::new(),
             task_prefixes: HashMap::new(),
@@ -184,7 +171,7 @@ impl Core {
             machines: BTreeMap::new(),
             instances: HashMap::new(),
             next_machine: 1,
-            directory: Directory::default(),
+            directory: Directory::new(limits.patterns),
             ready: BTreeMap::new(),
             next_ready: 1,
             timers: BTreeSet::new(),
@@ -199,6 +186,7 @@ impl Core {
             notices: Vec::new(),
             changes: None,
             broken: None,
+            limits,
         }
     }
 

@@ -5,21 +5,14 @@
 //! it matches; matching happens only when a new label or a new pattern appears. A pattern's
 //! [`Group`] is also the place where work for it waits.
 
-use super::{ExecutionKey, MachineKey, TaskKey};
+use super::{ExecutionKey, MachineKey, TaskKey, TextLimits};
 use regex::{Regex, RegexBuilder};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// The longest pattern, in bytes.
-pub const MAX_PATTERN_BYTES: usize = 1_024;
-/// The largest compiled pattern, in bytes: with [`MAX_PATTERNS`] of them it bounds the memory, and
-/// with the length of a label the time of a match.
-const MAX_COMPILED_BYTES: usize = 128 * 1024;
 /// How deep groups and repetitions of a pattern may be nested: compiling it goes as deep, on the
 /// small stack of a connection's thread.
 const MAX_NESTING: u32 = 50;
-/// The most patterns known at once. Those that nothing waits for make room for new ones.
-pub const MAX_PATTERNS: usize = 1_000;
 
 /// A `machinePattern`, searched unanchored in labels. It is compiled while something is submitted to
 /// it or waits under it; a finished task keeps the text only, which takes a thousandth of the memory.
@@ -31,17 +24,18 @@ pub struct Pattern {
 
 impl Pattern {
     /// Compiles a pattern. The error says what is wrong with it.
-    pub fn compiled(text: &str) -> Result<Pattern, String> {
+    pub fn compiled(text: &str, limits: &TextLimits) -> Result<Pattern, String> {
         if text.is_empty() {
             return Err("machinePattern: must not be empty; \".*\" matches every label".into());
         }
-        if text.len() > MAX_PATTERN_BYTES {
+        if text.len() > limits.pattern {
             return Err(format!(
-                "machinePattern: must have {MAX_PATTERN_BYTES} bytes at most, got {}",
+                "machinePattern: must have {} bytes at most (--max-pattern), got {}",
+                limits.pattern,
                 text.len()
             ));
         }
-        let regex = build(text)?;
+        let regex = build(text, limits.compiled)?;
         Ok(Pattern {
             text: text.into(),
             compiled: Some(regex),
@@ -68,7 +62,8 @@ impl Pattern {
 
     /// Whether a label matches; false when it is not compiled.
     pub fn matches(&self, label: &str) -> bool {
-        // What was accepted compiles again; should it ever not, it matches nobody.
+        // What was accepted compiles again, whatever the limit is by now; should it ever not, it
+        // matches nobody.
         self.compiled
             .as_ref()
             .is_some_and(|regex| regex.is_match(label))
@@ -77,17 +72,22 @@ impl Pattern {
     fn to_compiled(&self) -> Pattern {
         Pattern {
             text: self.text.clone(),
-            compiled: self.compiled.clone().or_else(|| build(&self.text).ok()),
+            compiled: { self.compiled.clone() }.or_else(|| build(&self.text, usize::MAX).ok()),
         }
     }
 }
 
-fn build(text: &str) -> Result<Regex, String> {
+fn build(text: &str, max_bytes: usize) -> Result<Regex, String> {
     let built = RegexBuilder::new(text)
-        .size_limit(MAX_COMPILED_BYTES)
+        .size_limit(max_bytes)
         .nest_limit(MAX_NESTING)
         .build();
     built.map_err(|error| {
+        if let regex::Error::CompiledTooBig(most) = error {
+            return format!(
+                "machinePattern: must have {most} bytes at most when compiled (--max-compiled-pattern)"
+            );
+        }
         let text = error.to_string();
         let reason = text.lines().last().unwrap_or_default();
         let reason = reason.trim_start_matches("error: ");
@@ -130,8 +130,9 @@ impl Group {
 }
 
 /// All labels and all patterns.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Directory {
+    max_patterns: usize,
     labels: Slots<Label>,
     label_keys: HashMap<Arc<str>, LabelKey>,
     groups: Slots<Group>,
@@ -140,6 +141,17 @@ pub(super) struct Directory {
 }
 
 impl Directory {
+    pub fn new(max_patterns: usize) -> Self {
+        Directory {
+            max_patterns,
+            labels: Slots::default(),
+            label_keys: HashMap::new(),
+            groups: Slots::default(),
+            group_keys: HashMap::new(),
+            clock: 0,
+        }
+    }
+
     pub fn label(&self, key: LabelKey) -> &Label {
         self.labels.get(key.0)
     }
@@ -213,8 +225,14 @@ impl Directory {
     /// Whether one more task may wait under this pattern.
     pub fn has_room_for(&self, pattern: &Pattern) -> bool {
         self.group_keys.contains_key(pattern.text())
-            || self.group_keys.len() < MAX_PATTERNS
-            || self.groups.iter().any(|(_, group)| group.is_idle())
+            || self.group_keys.len() < self.max_patterns
+            || self.busy() < self.max_patterns
+    }
+
+    /// How many patterns something waits under.
+    fn busy(&self) -> usize {
+        let groups = self.groups.iter();
+        groups.filter(|(_, group)| !group.is_idle()).count()
     }
 
     /// The group of a pattern, made when there is none. What was accepted always finds its group:
@@ -225,9 +243,8 @@ impl Directory {
             self.groups.get_mut(key.0).used = self.clock;
             return *key;
         }
-        if self.group_keys.len() >= MAX_PATTERNS {
-            self.drop_an_idle_group();
-        }
+        // More than one when what was kept came in under a larger limit.
+        while self.group_keys.len() >= self.max_patterns && self.drop_an_idle_group() {}
         let pattern = pattern.to_compiled();
         let matching = self
             .labels
@@ -248,16 +265,18 @@ impl Directory {
         key
     }
 
-    fn drop_an_idle_group(&mut self) {
+    /// Forgets the idle pattern that was not used for longest; false when there is none.
+    fn drop_an_idle_group(&mut self) -> bool {
         let idle = self.groups.iter().filter(|(_, group)| group.is_idle());
         let Some((n, _)) = idle.min_by_key(|(_, group)| group.used) else {
-            return;
+            return false;
         };
         let group = self.groups.remove(n);
         self.group_keys.remove(group.pattern.text());
         for label in group.labels {
             self.labels.get_mut(label.0).groups.remove(&GroupKey(n));
         }
+        true
     }
 }
 

@@ -4,6 +4,7 @@
 //! the field, what was wrong and what would be right. To add a field: take it from the posted
 //! task, bound it here, keep it in [`Spec`].
 
+use super::TextLimits;
 use super::pattern::Pattern;
 use crate::wire::span::{Span, Timeout};
 use crate::wire::task::{Detail, Mode, PostedTask, Retry};
@@ -11,8 +12,6 @@ use std::sync::Arc;
 
 /// The longest id of a task, in bytes.
 pub const MAX_ID_BYTES: usize = 64;
-/// The longest name of a task, in bytes: it stands in tables and logs.
-pub const MAX_NAME_BYTES: usize = 255;
 /// The longest shell line, argument or variable, in bytes: Linux takes no longer one (`MAX_ARG_STRLEN`).
 pub const MAX_ARGUMENT_BYTES: usize = 131_071;
 /// The most arguments of a command, and the most extra variables.
@@ -55,7 +54,7 @@ pub struct Spec {
 
 impl Spec {
     /// Checks a posted task. The error names the field and what would be right.
-    pub fn checked(posted: PostedTask) -> Result<Spec, String> {
+    pub fn checked(posted: PostedTask, limits: &TextLimits) -> Result<Spec, String> {
         let mode = posted.mode.unwrap_or_default();
         let default_ttl = match mode {
             Mode::All => DEFAULT_TTL_ALL,
@@ -72,11 +71,11 @@ impl Spec {
             check_retry(&retry.0)?;
         }
         let name = posted.name.unwrap_or_else(|| DEFAULT_NAME.into());
-        check_text("name", &name, MAX_NAME_BYTES)?;
+        check_text("name", &name, limits.name, " (--max-name)")?;
         Ok(Spec {
             id: posted.id.map(Arc::from),
             name: name.into(),
-            pattern: Pattern::compiled(&posted.machine_pattern)?,
+            pattern: Pattern::compiled(&posted.machine_pattern, limits)?,
             mode,
             ttl: check_above_zero("ttl", posted.ttl.unwrap_or(default_ttl))?,
             late_join,
@@ -164,7 +163,7 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
         }
     }
     if let Some(workspace) = &detail.workspace {
-        check_text("detail.workspace", workspace, MAX_WORKSPACE_BYTES)?;
+        check_text("detail.workspace", workspace, MAX_WORKSPACE_BYTES, "")?;
     }
     match detail.timeout {
         Some(Timeout::After(span)) if span == Span::default() => {
@@ -242,14 +241,14 @@ fn check_count(field: &str, count: usize, max: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// A text that stands in tables, logs or paths: not empty, bounded, no control characters.
-pub(super) fn check_text(field: &str, text: &str, max: usize) -> Result<(), String> {
+/// A text that stands in tables, logs or paths: not empty, bounded (`by` what), no control characters.
+fn check_text(field: &str, text: &str, max: usize, by: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err(format!("{field}: must not be empty"));
     }
     if text.len() > max {
         return Err(format!(
-            "{field}: must have {max} bytes at most, got {}",
+            "{field}: must have {max} bytes at most{by}, got {}",
             text.len()
         ));
     }

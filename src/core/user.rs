@@ -31,8 +31,8 @@ impl Core {
         self.check_free(&id, &prefix)?;
         if !self.directory.has_room_for(&spec.pattern) {
             return Err(Refusal::Full(format!(
-                "{} different patterns have tasks waiting for machines",
-                super::MAX_PATTERNS
+                "{} different patterns have tasks waiting for machines, the limit (--max-patterns)",
+                self.limits.patterns
             )));
         }
         let group = self.directory.group_of(&spec.pattern);

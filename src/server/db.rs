@@ -610,12 +610,6 @@ fn exported(path: &Path, out: &mut dyn Write) -> Result<(), String> {
 
 /// A core as it was when the file was last written, with limits that nothing exceeds.
 fn restored(saved: Saved) -> Result<Core, String> {
-    let most = Limits {
-        tasks: usize::MAX,
-        executions: usize::MAX,
-        machines: usize::MAX,
-        output_bytes: usize::MAX,
-    };
     let then = saved.last_alive;
-    Core::restored(most, then, saved)
+    Core::restored(Limits::NONE, then, saved)
 }

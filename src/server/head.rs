@@ -195,6 +195,25 @@ struct Head {
     chunked: bool,
 }
 
+/// What is wrong with the first line. Exactly three words: tiny_http takes the third for the version,
+/// whatever follows.
+fn wrong_first_line(line: &[u8]) -> Option<Refused> {
+    let refused = |status, msg: &str| {
+        Some(Refused {
+            status,
+            msg: msg.into(),
+        })
+    };
+    let words: Vec<&[u8]> = line.splitn(4, |byte| *byte == b' ').collect();
+    match words[..] {
+        [method, path, b"HTTP/1.1" | b"HTTP/1.0"] if !method.is_empty() && !path.is_empty() => None,
+        [_, _, version] if version.starts_with(b"HTTP/") => {
+            refused(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
+        }
+        _ => refused(400, "the first line must be METHOD PATH HTTP/1.1"),
+    }
+}
+
 fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
     let bad = |status, msg: &str| {
         Err(Refused {
@@ -210,13 +229,8 @@ fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
         .by_ref()
         .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let mut lines = lines;
-    let first = lines.next().unwrap_or_default();
-    match first.rsplit(|byte| *byte == b' ').next() {
-        Some(b"HTTP/1.1" | b"HTTP/1.0") => {}
-        Some(version) if version.starts_with(b"HTTP/") => {
-            return bad(505, "HTTP/1.1 and HTTP/1.0 are spoken here");
-        }
-        _ => return bad(400, "the first line must be METHOD PATH HTTP/1.1"),
+    if let Some(refused) = wrong_first_line(lines.next().unwrap_or_default()) {
+        return Err(refused);
     }
     let (mut headers, mut lengths, mut encodings, mut content_length) = (0, 0, 0, 0);
     for line in lines {
@@ -282,6 +296,9 @@ mod tests {
             ("GET / HTTP/1.0\r\nHost: x\r\n\r\n", 200),
             ("PRI * HTTP/2.0\r\n\r\n", 505),
             ("GET / HTTP/1.1x\r\n\r\n", 505),
+            ("GET / HTTP/2.0 HTTP/1.1\r\n\r\n", 400),
+            ("GET / HTTP/1.1 \r\n\r\n", 400),
+            (" / HTTP/1.1\r\n\r\n", 400),
             ("GET /\r\n\r\n", 400),
             ("\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nA: b\r\n c: d\r\n\r\n", 400),

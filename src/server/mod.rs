@@ -54,7 +54,7 @@ use self::listen::Connections;
 use self::routes::{Call, Route};
 use self::store::Store;
 use crate::config::ServerConfig;
-use crate::core::Limits;
+use crate::core::{Limits, TextLimits};
 use crate::tls::PairFiles;
 use log::{debug, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -72,6 +72,7 @@ pub struct Server {
     connections: Arc<Connections>,
     requests: metrics::Requests,
     limits: RequestLimits,
+    texts: TextLimits,
     is_https: bool,
     max_json_depth: usize,
     access: Access,
@@ -224,6 +225,8 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         executions: config.max_executions,
         machines: config.max_machines,
         output_bytes: config.max_output_bytes,
+        patterns: config.max_patterns,
+        texts: config.texts.clone(),
     };
     crate::tls::install();
     let pair = config.tls.as_ref().map(crate::tls::load_pair).transpose()?;
@@ -242,6 +245,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         connections: connections.clone(),
         requests: metrics::Requests::default(),
         limits: config.request,
+        texts: config.texts,
         is_https: config.tls.is_some(),
         max_json_depth: config.max_json_depth,
         access: Access::from_environment(config.allow_legacy)?,

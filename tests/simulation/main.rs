@@ -66,6 +66,8 @@ fn limits(rng: &mut Rng) -> Limits {
             executions: 6,
             machines: 4,
             output_bytes: 1_500,
+            patterns: 2,
+            texts: server::TEXTS,
         };
     }
     Limits {
@@ -73,6 +75,8 @@ fn limits(rng: &mut Rng) -> Limits {
         executions: 500,
         machines: 100,
         output_bytes: 1 << 20,
+        patterns: 1_000,
+        texts: server::TEXTS,
     }
 }
 

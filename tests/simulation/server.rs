@@ -4,12 +4,20 @@
 use crate::crash::Disk;
 use crate::laws::{HandOut, RealEnd};
 use crate::world::{AttemptKey, Event, Lawful, Request, Response, World};
-use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Time};
+use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, TextLimits, Time};
 use sidebike::wire::agent::{Assignment, AttemptId, Done, Ended, Orders, Poll};
 use sidebike::wire::span::Timeout;
 use sidebike::wire::task::{Detail, ExecutionState};
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// What users and agents here send is well within these.
+pub const TEXTS: TextLimits = TextLimits {
+    pattern: 100,
+    compiled: 128 << 10,
+    label: 20,
+    name: 20,
+};
 
 /// A poll that is being held.
 struct Held {

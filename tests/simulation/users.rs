@@ -1,5 +1,6 @@
 //! Users: they submit, cancel, rerun, delete and look, at random.
 
+use crate::server::TEXTS;
 use crate::world::{Event, Lawful, Ms, World};
 use sidebike::core::{Refusal, Selection, Spec, TaskKey, TaskQuery, Time};
 use sidebike::wire::span::{Span, Timeout};
@@ -94,7 +95,7 @@ fn spec_with(pattern: &'static str) -> Spec {
     let compile = || {
         let json = format!(r#"{{"machinePattern": {pattern:?}, "detail": {{"command": "true"}}}}"#);
         let posted: PostedTask = serde_json::from_str(&json).expect("a good task");
-        Spec::checked(posted).expect("a good task")
+        Spec::checked(posted, &TEXTS).expect("a good task")
     };
     SPECS.with_borrow_mut(|specs| specs.entry(pattern).or_insert_with(compile).clone())
 }

@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::{from_slice, from_str};
-use sidebike::core::{Core, Limits, Spec, Time};
+use sidebike::core::{Core, Limits, Spec, TextLimits, Time};
 use sidebike::wire::agent::{Done, Goodbye, Output, Poll};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -14,14 +14,22 @@ fuzz_target!(|bytes: &[u8]| {
         executions: 40,
         machines: 3,
         output_bytes: 1 << 16,
+        patterns: 2,
+        texts: TextLimits {
+            pattern: 100,
+            compiled: 1 << 16,
+            label: 20,
+            name: 20,
+        },
     };
     let mut now = Time(1_000_000);
-    let mut core = Core::new(limits, now);
+    let mut core = Core::new(limits.clone(), now);
     for (id, mode) in [("a", "any"), ("b", "any"), ("c", "all")] {
         let posted = format!(
             r#"{{"id":"{id}","mode":"{mode}","machinePattern":".","detail":{{"command":"x"}},"retry":{{"max":2,"on":["failed","lost"]}}}}"#
         );
-        let spec = Spec::checked(from_str(&posted).expect("a task")).expect("a good task");
+        let posted = from_str(&posted).expect("a task");
+        let spec = Spec::checked(posted, &limits.texts).expect("a good task");
         core.submit(now, id, spec).expect("there is room");
     }
     for line in bytes.split(|byte| *byte == b'\n') {

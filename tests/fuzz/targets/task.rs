@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sidebike::core::{Core, Limits, Spec, Time};
+use sidebike::core::{Core, Limits, Spec, TextLimits, Time};
 use sidebike::wire::object::Posted;
 use sidebike::wire::task::PostedTask;
 
@@ -11,16 +11,23 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(Posted(posted)) = serde_json::from_slice::<Posted<PostedTask>>(bytes) else {
         return;
     };
-    let Ok(spec) = Spec::checked(posted) else {
-        return;
-    };
     let limits = Limits {
         tasks: 10,
         executions: 10,
         machines: 10,
         output_bytes: 1 << 20,
+        patterns: 10,
+        texts: TextLimits {
+            pattern: 1_024,
+            compiled: 128 << 10,
+            label: 255,
+            name: 255,
+        },
     };
-    let mut core = Core::new(limits, Time(1_000));
+    let Ok(spec) = Spec::checked(posted, &limits.texts) else {
+        return;
+    };
+    let mut core = Core::new(limits.clone(), Time(1_000));
     let Ok(key) = core.submit(Time(1_000), "fresh", spec) else {
         return;
     };
@@ -28,6 +35,6 @@ fuzz_target!(|bytes: &[u8]| {
     let shown = serde_json::to_vec(&task.answer(1_024)).expect("an answer can be written");
     // An answered task can be posted again.
     let Posted(again) = serde_json::from_slice::<Posted<PostedTask>>(&shown).expect("and read");
-    Spec::checked(again).expect("and accepted");
+    Spec::checked(again, &limits.texts).expect("and accepted");
     core.tick(Time(u64::MAX / 2));
 });
