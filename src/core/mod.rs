@@ -40,6 +40,7 @@ pub use self::follow::{Follower, Look, News, Wanted, What};
 pub use self::limits::{Limits, TextLimits};
 pub use self::machine::OFFLINE_AFTER;
 pub use self::output::{Output, gap_line};
+pub use self::pattern::Pattern;
 pub use self::query::{Figures, Histogram, TaskPage, TaskQuery};
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,

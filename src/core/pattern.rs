@@ -19,7 +19,7 @@ const MAX_NESTING: u32 = 50;
 #[derive(Debug, Clone)]
 pub struct Pattern {
     text: Arc<str>,
-    compiled: Option<Regex>,
+    compiled: Option<Arc<Regex>>,
 }
 
 impl Pattern {
@@ -38,7 +38,7 @@ impl Pattern {
         let regex = build(text, limits.compiled)?;
         Ok(Pattern {
             text: text.into(),
-            compiled: Some(regex),
+            compiled: Some(Arc::new(regex)),
         })
     }
 
@@ -72,7 +72,8 @@ impl Pattern {
     fn to_compiled(&self) -> Pattern {
         Pattern {
             text: self.text.clone(),
-            compiled: { self.compiled.clone() }.or_else(|| build(&self.text, usize::MAX).ok()),
+            compiled: { self.compiled.clone() }
+                .or_else(|| build(&self.text, usize::MAX).ok().map(Arc::new)),
         }
     }
 }
@@ -167,6 +168,11 @@ impl Directory {
     /// The group of a pattern, if there is one.
     pub fn group_with(&self, pattern: &str) -> Option<&Group> {
         self.group_keys.get(pattern).map(|key| self.group(*key))
+    }
+
+    /// A pattern that is known, compiled.
+    pub fn pattern(&self, text: &str) -> Option<Pattern> {
+        Some(self.group_with(text)?.pattern.clone())
     }
 
     /// How many executions no machine has been found for.

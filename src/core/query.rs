@@ -1,5 +1,6 @@
 //! What can be asked: tasks, machines, figures. Nothing here changes anything.
 
+use super::pattern::Pattern;
 use super::task::Task;
 use super::{Core, Refusal, TaskKey};
 use crate::wire::machine::{Machine, MachineState};
@@ -52,6 +53,11 @@ pub struct TaskPage {
 }
 
 impl Core {
+    /// A pattern that is known: compiling costs more than all else that a submit does.
+    pub fn pattern(&self, text: &str) -> Option<Pattern> {
+        self.directory.pattern(text)
+    }
+
     /// The newest tasks that are wanted and older than `before`, `limit` at most. Looks at a
     /// bounded number of tasks; the page says where to go on.
     pub fn list(&self, query: &TaskQuery, before: Option<TaskKey>, limit: usize) -> TaskPage {

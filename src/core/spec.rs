@@ -54,7 +54,13 @@ pub struct Spec {
 
 impl Spec {
     /// Checks a posted task. The error names the field and what would be right.
-    pub fn checked(posted: PostedTask, limits: &TextLimits) -> Result<Spec, String> {
+    ///
+    /// `known` gives a pattern that need not be compiled again, see [`super::Core::pattern`].
+    pub fn checked(
+        posted: PostedTask,
+        limits: &TextLimits,
+        known: impl FnOnce(&str) -> Option<Pattern>,
+    ) -> Result<Spec, String> {
         let mode = posted.mode.unwrap_or_default();
         let default_ttl = match mode {
             Mode::All => DEFAULT_TTL_ALL,
@@ -75,7 +81,10 @@ impl Spec {
         Ok(Spec {
             id: posted.id.map(Arc::from),
             name: name.into(),
-            pattern: Pattern::compiled(&posted.machine_pattern, limits)?,
+            pattern: match known(&posted.machine_pattern) {
+                Some(pattern) => pattern,
+                None => Pattern::compiled(&posted.machine_pattern, limits)?,
+            },
             mode,
             ttl: check_above_zero("ttl", posted.ttl.unwrap_or(default_ttl))?,
             late_join,

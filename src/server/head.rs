@@ -10,7 +10,7 @@
 //! they cannot be looked at. A connection on which that happens gets no further request; a client
 //! that waits for its answer, as all but pipelining ones do, never notices.
 
-use super::http::{Refused, RequestLimits};
+use super::http::{self, Refused, RequestLimits};
 use super::peer::{Peer, bytes_received};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
@@ -73,7 +73,11 @@ impl Lookout {
             };
             let bytes = &self.buffer[..there];
             if let Some(end) = head_end(bytes) {
-                return self.judge(end, there, limits);
+                match self.judge(end, there, limits) {
+                    Some(sight) => return sight,
+                    // More has come meanwhile: look at all of it.
+                    None => continue,
+                }
             }
             if has_bare_newline(bytes) {
                 return refused(400, "a line of the head must end with CR LF");
@@ -105,36 +109,49 @@ impl Lookout {
         poll(&mut ends, Some(&pause)).is_ok_and(|ready| ready > 0)
     }
 
-    fn judge(&mut self, end: usize, there: usize, limits: &RequestLimits) -> Sight {
+    /// What to do with a head of which `there` bytes were seen, with what follows it. `None` when
+    /// that is not to be told before another look.
+    fn judge(&mut self, end: usize, there: usize, limits: &RequestLimits) -> Option<Sight> {
         if end > limits.head_bytes {
-            return refused(431, &too_large(limits));
+            return Some(refused(431, &too_large(limits)));
         }
         let head = match read_head(&self.buffer[..end], limits) {
             Ok(head) => head,
-            Err(refused) => return Sight::Refused(refused),
+            Err(refused) => return Some(Sight::Refused(refused)),
         };
-        if self.handed_on > 0 && !self.is_at_a_boundary() {
-            return Sight::Over;
+        if self.handed_on > 0 {
+            match self.is_at_a_boundary(there) {
+                Some(true) => {}
+                Some(false) => return Some(Sight::Over),
+                None => return None,
+            }
         }
         let whole = (end as u64).saturating_add(head.content_length);
         self.handed_on = self.handed_on.saturating_add(whole);
-        Sight::Request {
+        Some(Sight::Request {
             last: head.chunked || there as u64 > whole,
-        }
+        })
     }
 
-    /// Whether everything that tiny_http has read belonged to requests that were handed on.
-    fn is_at_a_boundary(&self) -> bool {
-        loop {
-            let unread = ioctl_fionread(&self.socket);
-            let received = bytes_received(&self.socket);
-            let (Ok(unread), Some(received)) = (unread, received) else {
-                return false;
-            };
-            // Only with nothing come between are the two of the same moment.
-            if ioctl_fionread(&self.socket).is_ok_and(|again| again == unread) {
-                return received.saturating_sub(unread) == self.handed_on;
+    /// Whether everything that tiny_http has read belonged to requests that were handed on, when so
+    /// many bytes that it has not read were seen a moment ago. `None` when others came since, so
+    /// that nobody can say.
+    fn is_at_a_boundary(&self, there: usize) -> Option<bool> {
+        let Some(received) = bytes_received(&self.socket) else {
+            return Some(false);
+        };
+        if received.saturating_sub(there as u64) == self.handed_on {
+            return Some(true);
+        }
+        // Either it has read too much, or what was seen is not all there is. Only with nothing come
+        // between are the two counts of the same moment.
+        let (unread, again) = (ioctl_fionread(&self.socket), bytes_received(&self.socket));
+        match unread {
+            Ok(unread) if again == Some(received) => {
+                Some(received.saturating_sub(unread) == self.handed_on)
             }
+            Ok(_) => None,
+            Err(_) => Some(false),
         }
     }
 
@@ -232,7 +249,8 @@ fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
     if let Some(refused) = wrong_first_line(lines.next().unwrap_or_default()) {
         return Err(refused);
     }
-    let (mut headers, mut lengths, mut encodings, mut content_length) = (0, 0, 0, 0);
+    let (mut headers, mut content_length, mut chunked) = (0, None, false);
+    let mut seen = [false; http::ONCE.len()];
     for line in lines {
         headers += 1;
         if line.first().is_none_or(|byte| matches!(byte, b' ' | b'\t')) {
@@ -241,8 +259,15 @@ fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
         let mut parts = line.splitn(2, |byte| *byte == b':');
         let name = parts.next().unwrap_or_default();
         let value = parts.next().unwrap_or_default().trim_ascii();
+        let once = http::ONCE
+            .iter()
+            .position(|once| name.eq_ignore_ascii_case(once.as_bytes()));
+        if let Some(n) = once
+            && std::mem::replace(&mut seen[n], true)
+        {
+            return bad(400, &format!("{}: must be given once", http::ONCE[n]));
+        }
         if name.eq_ignore_ascii_case(b"content-length") {
-            lengths += 1;
             let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
             let number = std::str::from_utf8(value)
                 .ok()
@@ -251,9 +276,9 @@ fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
             let Some(number) = number else {
                 return bad(400, "Content-Length: must be a number of bytes");
             };
-            content_length = number;
+            content_length = Some(number);
         }
-        encodings += usize::from(name.eq_ignore_ascii_case(b"transfer-encoding"));
+        chunked |= name.eq_ignore_ascii_case(b"transfer-encoding");
     }
     if headers > limits.headers {
         let msg = format!(
@@ -262,15 +287,15 @@ fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
         );
         return bad(431, &msg);
     }
-    if lengths + encodings > 1 {
+    if content_length.is_some() && chunked {
         return bad(
             400,
-            "Content-Length or Transfer-Encoding: must be given once",
+            "Transfer-Encoding: does not go with Content-Length, give one of them",
         );
     }
     Ok(Head {
-        content_length,
-        chunked: encodings > 0,
+        content_length: content_length.unwrap_or(0),
+        chunked,
     })
 }
 

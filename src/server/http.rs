@@ -446,6 +446,18 @@ pub struct Refused {
     pub msg: String,
 }
 
+/// Whether `head` saw a request's head before tiny_http read it.
+#[derive(Debug, Clone, Copy)]
+pub enum LookedAt {
+    /// It did.
+    Before {
+        /// The connection takes no other request after it.
+        last: bool,
+    },
+    /// It came encrypted.
+    Not,
+}
+
 /// A request whose head has been read.
 pub struct Arrived {
     raw: tiny_http::Request,
@@ -469,20 +481,24 @@ pub struct RequestLimits {
     pub body_bytes: usize,
 }
 
-/// Looks at the head of a request. `explain` makes the answer of a refusal; after one the
-/// connection is of no further use.
+/// Looks at the head of a request, closer when `lookout` has not done so before. `explain` makes
+/// the answer of a refusal; after one the connection is of no further use.
 pub fn arrived(
     raw: tiny_http::Request,
     connection: &Arc<Connection>,
-    last: bool,
+    looked_at: LookedAt,
     limits: &RequestLimits,
     explain: impl FnOnce(Refused) -> Answer,
 ) -> Option<Arrived> {
-    match check(&raw, limits).and_then(|()| head_of(&raw)) {
+    let checked = check(&raw, limits).and_then(|()| match looked_at {
+        LookedAt::Before { .. } => Ok(()),
+        LookedAt::Not => check_unseen(&raw, limits),
+    });
+    match checked.and_then(|()| head_of(&raw)) {
         Ok(request) => Some(Arrived {
             raw,
             connection: connection.clone(),
-            last,
+            last: matches!(looked_at, LookedAt::Before { last: true }),
             request,
         }),
         Err(refused) => {
@@ -583,6 +599,25 @@ fn check(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<(), Refused
             format!("the path and query must have {most} bytes at most (--max-target)"),
         );
     }
+    if let Some(length) = raw.headers().get("Content-Length") {
+        let digits =
+            !length.as_str().is_empty() && length.as_str().bytes().all(|b| b.is_ascii_digit());
+        if !digits || raw.body_length().is_none() {
+            return refused(400, "Content-Length: must be a number of bytes".into());
+        }
+    }
+    if raw.headers().get("Transfer-Encoding").is_some() && asks_to_upgrade(raw) {
+        return refused(
+            400,
+            "Transfer-Encoding: does not go with Connection: upgrade".into(),
+        );
+    }
+    Ok(())
+}
+
+/// The same, of a head that `head` has not seen.
+fn check_unseen(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<(), Refused> {
+    let refused = |status, msg: String| Err(Refused { status, msg });
     let (bytes, headers) = head_size(raw);
     if headers > limits.headers {
         return refused(
@@ -602,36 +637,25 @@ fn check(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<(), Refused
             ),
         );
     }
-    if let Some(length) = raw.headers().get("Content-Length") {
-        let digits =
-            !length.as_str().is_empty() && length.as_str().bytes().all(|b| b.is_ascii_digit());
-        if !digits || raw.body_length().is_none() {
-            return refused(400, "Content-Length: must be a number of bytes".into());
-        }
-    }
-    if raw.headers().get("Transfer-Encoding").is_some() && asks_to_upgrade(raw) {
-        return refused(
-            400,
-            "Transfer-Encoding: does not go with Connection: upgrade".into(),
-        );
-    }
     if let Some(name) = given_twice(raw.headers()) {
         return refused(400, format!("{name}: must be given once"));
     }
     Ok(())
 }
 
-/// The header that says twice what must be said once: one program in front of us may believe the
-/// first, another one the last.
+/// Headers that must be given once: of two, one program in front of us may believe the first,
+/// another one the last.
+pub const ONCE: [&str; 6] = [
+    "Content-Length",
+    "Transfer-Encoding",
+    "Host",
+    "Origin",
+    "Sec-Fetch-Site",
+    "Authorization",
+];
+
+/// The header that says twice what must be said once.
 fn given_twice(headers: &tiny_http::Headers) -> Option<&'static str> {
-    const ONCE: [&str; 6] = [
-        "Content-Length",
-        "Transfer-Encoding",
-        "Host",
-        "Origin",
-        "Sec-Fetch-Site",
-        "Authorization",
-    ];
     let mut others = headers.clone();
     ONCE.into_iter().find(|name| {
         if let (Some(first), Ok(seen)) = (others.get_header_mut(name), "X-Seen".parse()) {

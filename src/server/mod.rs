@@ -47,8 +47,8 @@ use self::audit::{Audit, Change};
 use self::browser::OwnNames;
 use self::head::{Lookout, Sight};
 use self::http::{
-    Answer, Arrived, Authorization, Connection, Incoming, Listener, Phase, Refused, Request,
-    RequestLimits,
+    Answer, Arrived, Authorization, Connection, Incoming, Listener, LookedAt, Phase, Refused,
+    Request, RequestLimits,
 };
 use self::listen::Connections;
 use self::routes::{Call, Route};
@@ -106,12 +106,12 @@ impl Server {
                 None => return,
             },
         };
-        let mut last = false;
-        while !last {
+        let mut looked_at = LookedAt::Not;
+        while !matches!(looked_at, LookedAt::Before { last: true }) {
             connection.enter(Phase::Reading);
             if let Some(lookout) = &mut lookout {
-                last = match lookout.next(&self.limits) {
-                    Sight::Request { last } => last,
+                looked_at = match lookout.next(&self.limits) {
+                    Sight::Request { last } => LookedAt::Before { last },
                     Sight::Refused(refused) => {
                         connection.enter(Phase::Draining);
                         return lookout.refuse(&http::in_bytes(&self.explain(refused)));
@@ -130,7 +130,7 @@ impl Server {
                 None => return,
             };
             let explain = |refused| self.explain(refused);
-            let arrived = http::arrived(raw, connection, last, &self.limits, explain);
+            let arrived = http::arrived(raw, connection, looked_at, &self.limits, explain);
             if !arrived.is_some_and(|arrived| self.serve_one(arrived)) {
                 return;
             }

@@ -365,7 +365,8 @@ fn accept(
 fn submit(call: Call<'_>) -> Handled {
     let is_dry = flag(call.request, "dryRun")?;
     let Posted(posted): Posted<PostedTask> = body(&call, "the task")?;
-    let spec = Spec::checked(posted, &call.server.texts).map_err(bad)?;
+    let known = |text: &str| call.server.store.ask(|core| core.pattern(text));
+    let spec = Spec::checked(posted, &call.server.texts, known).map_err(bad)?;
     if is_dry {
         return Ok(Some(dry_run(&call, &spec)));
     }

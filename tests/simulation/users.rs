@@ -95,7 +95,7 @@ fn spec_with(pattern: &'static str) -> Spec {
     let compile = || {
         let json = format!(r#"{{"machinePattern": {pattern:?}, "detail": {{"command": "true"}}}}"#);
         let posted: PostedTask = serde_json::from_str(&json).expect("a good task");
-        Spec::checked(posted, &TEXTS).expect("a good task")
+        Spec::checked(posted, &TEXTS, |_| None).expect("a good task")
     };
     SPECS.with_borrow_mut(|specs| specs.entry(pattern).or_insert_with(compile).clone())
 }

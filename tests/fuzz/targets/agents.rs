@@ -29,7 +29,7 @@ fuzz_target!(|bytes: &[u8]| {
             r#"{{"id":"{id}","mode":"{mode}","machinePattern":".","detail":{{"command":"x"}},"retry":{{"max":2,"on":["failed","lost"]}}}}"#
         );
         let posted = from_str(&posted).expect("a task");
-        let spec = Spec::checked(posted, &limits.texts).expect("a good task");
+        let spec = Spec::checked(posted, &limits.texts, |_| None).expect("a good task");
         core.submit(now, id, spec).expect("there is room");
     }
     for line in bytes.split(|byte| *byte == b'\n') {

@@ -24,7 +24,7 @@ fuzz_target!(|bytes: &[u8]| {
             name: 255,
         },
     };
-    let Ok(spec) = Spec::checked(posted, &limits.texts) else {
+    let Ok(spec) = Spec::checked(posted, &limits.texts, |_| None) else {
         return;
     };
     let mut core = Core::new(limits.clone(), Time(1_000));
@@ -35,6 +35,6 @@ fuzz_target!(|bytes: &[u8]| {
     let shown = serde_json::to_vec(&task.answer(1_024)).expect("an answer can be written");
     // An answered task can be posted again.
     let Posted(again) = serde_json::from_slice::<Posted<PostedTask>>(&shown).expect("and read");
-    Spec::checked(again, &limits.texts).expect("and accepted");
+    Spec::checked(again, &limits.texts, |_| None).expect("and accepted");
     core.tick(Time(u64::MAX / 2));
 });
