@@ -107,7 +107,10 @@ pub struct Listener {
 }
 
 /// The requests of one connection; each `next` blocks until one has come.
-pub type Incoming = Box<dyn Iterator<Item = Result<tiny_http::Request, String>> + Send>;
+pub type Incoming = Box<dyn Iterator<Item = Result<Raw, String>> + Send>;
+
+/// A request as tiny_http hands it over.
+pub type Raw = tiny_http::Request;
 
 impl Listener {
     /// Takes over a listening socket; with a certificate and its key it speaks https.
@@ -486,7 +489,7 @@ pub fn arrived(
             request,
         }),
         Err(refused) => {
-            send_unread(raw, connection, &explain(refused));
+            refuse(raw, connection, &explain(refused));
             None
         }
     }
@@ -499,7 +502,7 @@ impl Arrived {
         let has = |name| self.raw.headers().get(name).is_some();
         let unread = announced > READ_AHEAD_BYTES || has("Transfer-Encoding") || has("Expect");
         if unread {
-            send_unread(self.raw, &self.connection, answer);
+            refuse(self.raw, &self.connection, answer);
             return false;
         }
         responder(self.raw, self.connection, self.last).send(answer)
@@ -525,7 +528,7 @@ impl Arrived {
             }
             Err(refused) => {
                 let answer = explain(refused, &self.request);
-                send_unread(self.raw, &self.connection, &answer);
+                refuse(self.raw, &self.connection, &answer);
                 None
             }
         }
@@ -543,8 +546,8 @@ fn responder(raw: tiny_http::Request, connection: Arc<Connection>, last: bool) -
     }
 }
 
-/// Answers a request whose body has not been read to its end.
-fn send_unread(raw: tiny_http::Request, connection: &Connection, answer: &Answer) {
+/// Answers a request whose body has not been read to its end; its connection is of no further use.
+pub fn refuse(raw: tiny_http::Request, connection: &Connection, answer: &Answer) {
     // tiny_http reads the rest of the body when the request is dropped; the guard ends that.
     connection.enter(Phase::Draining);
     let mut response =
