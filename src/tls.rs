@@ -4,7 +4,13 @@
 //! turns verification off. A build without the feature `tls` has the same functions: they say that
 //! it has no TLS.
 
+#[cfg(all(feature = "tls", feature = "server"))]
+mod overheard;
+
 use std::path::Path;
+
+#[cfg(all(feature = "tls", feature = "server"))]
+pub use overheard::{Overheard, install_overheard};
 
 /// Certificates of authorities, each in DER.
 pub type Roots = Vec<Vec<u8>>;
@@ -37,6 +43,9 @@ pub use real::{install, load_pair, load_roots};
 
 #[cfg(not(feature = "tls"))]
 pub use none::{install, load_pair, load_roots};
+
+#[cfg(all(not(feature = "tls"), feature = "server"))]
+pub use none::{Overheard, install_overheard};
 
 #[cfg(feature = "tls")]
 mod real {
@@ -136,6 +145,22 @@ mod none {
 
     /// Nothing to settle.
     pub fn install() {}
+
+    /// Nothing to settle.
+    #[cfg(feature = "server")]
+    pub fn install_overheard() {}
+
+    /// Nothing is decrypted here.
+    #[cfg(feature = "server")]
+    pub struct Overheard;
+
+    #[cfg(feature = "server")]
+    impl Overheard {
+        /// There will be nothing to hear.
+        pub fn by(_hear: impl FnMut(&[u8]) -> bool + 'static) -> Overheard {
+            Overheard
+        }
+    }
 
     /// Says that there is no TLS.
     pub fn load_roots(_ca: Option<&Path>) -> Result<Roots, String> {

@@ -85,12 +85,20 @@ fn secure(address: SocketAddr, authority: &Authority) -> Secure {
 }
 
 fn stream(address: SocketAddr, authority: &Authority) -> Stream {
+    stream_of(address, authority, rustls::DEFAULT_VERSIONS)
+}
+
+fn stream_of(
+    address: SocketAddr,
+    authority: &Authority,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Stream {
     let mut roots = RootCertStore::empty();
     let der = CertificateDer::from_pem_slice(authority.0.pem().as_bytes()).unwrap();
     roots.add(der).unwrap();
     let provider = rustls::crypto::ring::default_provider();
     let config = ClientConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
@@ -354,6 +362,111 @@ fn too_much_is_refused_or_cut() {
     assert!(sent < 100 << 20, "{sent} bytes of headers");
     let grown = server.process.figure("VmRSS").saturating_sub(before);
     assert!(grown < 64 << 10, "{grown} KiB");
+}
+
+/// A client of this version of TLS.
+fn versioned(
+    server: &Server,
+    authority: &Authority,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> Stream {
+    let stream = stream_of(server.address, authority, &[version]);
+    let short = Some(Duration::from_secs(20));
+    stream.sock.set_read_timeout(short).unwrap();
+    stream
+}
+
+/// What tiny_http would never come back from must not get to it; nor is any head believed that is not
+/// believed without TLS.
+#[test]
+fn heads_are_judged_as_without_tls() {
+    const CUT: u16 = 0;
+    let (folder, authority) = (Folder::new(), Authority::new());
+    authority.vouch(&folder, &OWN_NAMES);
+    let server = server(&folder, &[]);
+    let threads = server.process.figure("Threads");
+    let rest = "Host: localhost\r\n\r\n";
+    let headers = |count: usize| "X-A: b\r\n".repeat(count);
+    let long = |bytes: usize| format!("X-A: {}\r\n", "x".repeat(bytes));
+    let spaces = |bytes: usize| format!("X-A: {}b\r\n", " ".repeat(bytes));
+    let good = "GET /healthz HTTP/1.1\r\n";
+    // In parts of so many bytes, each a record of its own. What has no answer is cut.
+    let cases: Vec<(String, usize, u16)> = vec![
+        (format!("{good}{rest}"), 1, 200),
+        (format!("{good}{}{rest}", headers(63)), 100_000, 200),
+        (format!("{good}{}{rest}", headers(64)), 7, 431),
+        (format!("{good}{}{rest}", long(17_000)), 100_000, 431),
+        (format!("{good}{}{rest}", spaces(17_000)), 999, 431),
+        (format!("{good}X: y\r\n folded: z\r\n{rest}"), 100_000, 400),
+        (format!("{good}Host: elsewhere\r\n{rest}"), 100_000, 400),
+        (format!("GET /healthz HTTP/2.0\r\n{rest}"), 100_000, CUT),
+        (format!("GET /healthz HTTP/3.0\r\n{rest}"), 1, CUT),
+        (format!("GET /healthz HTTP/2.0 HTTP/1.1\r\n{rest}"), 5, CUT),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 100_000, CUT),
+        ("x".repeat(40_000), 100_000, CUT),
+    ];
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        for (head, size, status) in &cases {
+            let mut stream = versioned(&server, &authority, version);
+            let asked = Instant::now();
+            for part in head.as_bytes().chunks(*size) {
+                // Whoever is refused may be cut before all was sent.
+                if stream.write_all(part).is_err() || stream.flush().is_err() {
+                    break;
+                }
+            }
+            let mut client = Connection::over(stream);
+            let reply = client.try_read(true).map_or(CUT, |reply| reply.status);
+            let start = &head[..30.min(head.len())];
+            assert_eq!(reply, *status, "{start:?} in parts of {size}");
+            assert!(asked.elapsed() < Duration::from_secs(10), "{start:?}");
+        }
+        // Behind another request, whether its answer was waited for or not.
+        let bad = format!("GET /healthz HTTP/2.0\r\n{rest}");
+        for _ in 0..20 {
+            let mut client = Connection::over(versioned(&server, &authority, version));
+            client.send(format!("{good}{rest}").as_bytes());
+            assert_eq!(client.read().status, 200);
+            client.send(bad.as_bytes());
+            assert!(client.try_read(true).is_none());
+            let mut client = Connection::over(versioned(&server, &authority, version));
+            client.send(format!("{good}{rest}{bad}").as_bytes());
+            let reply = client.read();
+            assert_eq!(
+                (reply.status, reply.header("Connection")),
+                (200, Some("close"))
+            );
+        }
+    }
+    wait_for("their threads are gone", || {
+        server.process.figure("Threads") <= threads + 2
+    });
+}
+
+/// Who waits for answers keeps the connection, whatever parts the requests come in.
+#[test]
+fn one_connection_takes_many_requests() {
+    let (folder, authority) = (Folder::new(), Authority::new());
+    authority.vouch(&folder, &OWN_NAMES);
+    let server = server(&folder, &[]);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let mut client = Connection::over(versioned(&server, &authority, version));
+        for bytes in [0, 10, 2_000, 40_000, 900_000] {
+            let task = json!({"machinePattern": "m", "ttl": "1m",
+                "detail": {"command": "true", "stdin": "x".repeat(bytes)}});
+            let request = request("POST", "/api/v1/task", "", task.to_string().as_bytes());
+            let (first, second) = request.split_at(request.len() / 2);
+            for part in [&first[..10], &first[10..], second] {
+                client.send(part);
+            }
+            let reply = client.read();
+            assert_eq!(
+                (reply.status, reply.header("Connection")),
+                (200, None),
+                "{bytes}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -9,13 +9,18 @@
 //! tiny_http reads ahead: bytes sent together with a request may already be in its buffer, where
 //! they cannot be looked at. A connection on which that happens gets no further request; a client
 //! that waits for its answer, as all but pipelining ones do, never notices.
+//!
+//! What comes encrypted is looked at when it is decrypted, a moment before tiny_http gets it.
 
-use super::http::{self, Refused, RequestLimits};
+use super::http::{Refused, RequestLimits};
 use super::peer::{Peer, bytes_received};
+use crate::tls::Overheard;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Room for a head of ordinary size, in bytes; there is more when it is needed.
@@ -26,6 +31,17 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// What is read of a refused request so that its sender gets to read the answer, in bytes.
 const DRAINED_BYTES: usize = 1 << 20;
+
+/// Headers that must be given once: of two, one program in front of us may believe the first,
+/// another one the last.
+const ONCE: [&str; 6] = [
+    "Content-Length",
+    "Transfer-Encoding",
+    "Host",
+    "Origin",
+    "Sec-Fetch-Site",
+    "Authorization",
+];
 
 /// Looks at the heads of one connection's requests.
 pub struct Lookout {
@@ -177,6 +193,110 @@ impl Lookout {
     }
 }
 
+/// Looks at the heads of one connection's requests that come encrypted: as they are decrypted, on the
+/// thread that reads them.
+///
+/// What tiny_http must not see, a first line of another version, ends the connection at once. The
+/// rest is judged when tiny_http has read the head, too, so that it can be answered with the reason.
+pub struct Eavesdropper {
+    heard: Rc<RefCell<Heard>>,
+    /// As in [`Lookout`].
+    handed_on: u64,
+    _overheard: Overheard,
+}
+
+/// What was decrypted.
+struct Heard {
+    max_bytes: usize,
+    /// The head, and perhaps what came with its end; nothing more once that is there.
+    head: Vec<u8>,
+    /// Its length, when it is whole.
+    end: Option<usize>,
+    /// Its first line is there, and good.
+    has_begun: bool,
+    /// It is larger than it may be.
+    too_large: bool,
+    /// Bytes in all.
+    bytes: u64,
+}
+
+impl Heard {
+    /// Takes in some more. Whether others may.
+    fn hear(&mut self, bytes: &[u8]) -> bool {
+        self.bytes += bytes.len() as u64;
+        if self.end.is_some() || self.too_large {
+            return true;
+        }
+        // Its end may have come in two parts.
+        let from = self.head.len().saturating_sub(3);
+        self.head.extend_from_slice(bytes);
+        self.end = head_end(&self.head[from..]).map(|at| from + at);
+        if !self.has_begun {
+            let line = self.head.split(|byte| *byte == b'\n').next();
+            let line = line.filter(|line| line.len() < self.head.len());
+            if let Some(line) = line {
+                let line = line.strip_suffix(b"\r").unwrap_or(line);
+                if wrong_first_line(line).is_some() {
+                    return false;
+                }
+                self.has_begun = true;
+            }
+        }
+        self.too_large = self.end.unwrap_or(self.head.len()) > self.max_bytes;
+        // A line without an end that is too long to be looked at is not to be read either.
+        self.has_begun || !self.too_large
+    }
+}
+
+impl Eavesdropper {
+    /// For the connection that this thread is about to read.
+    pub fn on_this_thread(limits: &RequestLimits) -> Self {
+        let heard = Rc::new(RefCell::new(Heard {
+            max_bytes: limits.head_bytes,
+            head: Vec::new(),
+            end: None,
+            has_begun: false,
+            too_large: false,
+            bytes: 0,
+        }));
+        let ear = heard.clone();
+        Eavesdropper {
+            heard,
+            handed_on: 0,
+            _overheard: Overheard::by(move |bytes| ear.borrow_mut().hear(bytes)),
+        }
+    }
+
+    /// Prepares for the next head. False when something of it was read already, unseen, or the last
+    /// request was not read to its end.
+    pub fn expects_a_head(&mut self) -> bool {
+        let mut heard = self.heard.borrow_mut();
+        heard.head = Vec::new();
+        (heard.end, heard.has_begun) = (None, false);
+        heard.bytes == self.handed_on
+    }
+
+    /// What there is to do with the request that has just been read.
+    pub fn judge(&mut self, limits: &RequestLimits) -> Sight {
+        let heard = self.heard.borrow();
+        if heard.too_large {
+            return refused(431, &too_large(limits));
+        }
+        let Some(end) = heard.end else {
+            return Sight::Over;
+        };
+        let head = match read_head(&heard.head[..end], limits) {
+            Ok(head) => head,
+            Err(refused) => return Sight::Refused(refused),
+        };
+        let whole = (end as u64).saturating_add(head.content_length);
+        self.handed_on = self.handed_on.saturating_add(whole);
+        Sight::Request {
+            last: head.chunked || heard.bytes > self.handed_on,
+        }
+    }
+}
+
 fn refused(status: u16, msg: &str) -> Sight {
     Sight::Refused(Refused {
         status,
@@ -250,7 +370,7 @@ fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
         return Err(refused);
     }
     let (mut headers, mut content_length, mut chunked) = (0, None, false);
-    let mut seen = [false; http::ONCE.len()];
+    let mut seen = [false; ONCE.len()];
     for line in lines {
         headers += 1;
         if line.first().is_none_or(|byte| matches!(byte, b' ' | b'\t')) {
@@ -259,13 +379,13 @@ fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
         let mut parts = line.splitn(2, |byte| *byte == b':');
         let name = parts.next().unwrap_or_default();
         let value = parts.next().unwrap_or_default().trim_ascii();
-        let once = http::ONCE
+        let once = ONCE
             .iter()
             .position(|once| name.eq_ignore_ascii_case(once.as_bytes()));
         if let Some(n) = once
             && std::mem::replace(&mut seen[n], true)
         {
-            return bad(400, &format!("{}: must be given once", http::ONCE[n]));
+            return bad(400, &format!("{}: must be given once", ONCE[n]));
         }
         if name.eq_ignore_ascii_case(b"content-length") {
             let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);

@@ -107,7 +107,10 @@ pub struct Listener {
 }
 
 /// The requests of one connection; each `next` blocks until one has come.
-pub type Incoming = Box<dyn Iterator<Item = Result<tiny_http::Request, String>> + Send>;
+pub type Incoming = Box<dyn Iterator<Item = Result<Raw, String>> + Send>;
+
+/// A request as tiny_http hands it over.
+pub type Raw = tiny_http::Request;
 
 impl Listener {
     /// Takes over a listening socket; with a certificate and its key it speaks https.
@@ -446,18 +449,6 @@ pub struct Refused {
     pub msg: String,
 }
 
-/// Whether `head` saw a request's head before tiny_http read it.
-#[derive(Debug, Clone, Copy)]
-pub enum LookedAt {
-    /// It did.
-    Before {
-        /// The connection takes no other request after it.
-        last: bool,
-    },
-    /// It came encrypted.
-    Not,
-}
-
 /// A request whose head has been read.
 pub struct Arrived {
     raw: tiny_http::Request,
@@ -481,28 +472,24 @@ pub struct RequestLimits {
     pub body_bytes: usize,
 }
 
-/// Looks at the head of a request, closer when `lookout` has not done so before. `explain` makes
-/// the answer of a refusal; after one the connection is of no further use.
+/// Takes in a request whose head `head` has judged. `explain` makes the answer of a refusal; after
+/// one the connection is of no further use.
 pub fn arrived(
     raw: tiny_http::Request,
     connection: &Arc<Connection>,
-    looked_at: LookedAt,
+    last: bool,
     limits: &RequestLimits,
     explain: impl FnOnce(Refused) -> Answer,
 ) -> Option<Arrived> {
-    let checked = check(&raw, limits).and_then(|()| match looked_at {
-        LookedAt::Before { .. } => Ok(()),
-        LookedAt::Not => check_unseen(&raw, limits),
-    });
-    match checked.and_then(|()| head_of(&raw)) {
+    match check(&raw, limits).and_then(|()| head_of(&raw)) {
         Ok(request) => Some(Arrived {
             raw,
             connection: connection.clone(),
-            last: matches!(looked_at, LookedAt::Before { last: true }),
+            last,
             request,
         }),
         Err(refused) => {
-            send_unread(raw, connection, &explain(refused));
+            refuse(raw, connection, &explain(refused));
             None
         }
     }
@@ -515,7 +502,7 @@ impl Arrived {
         let has = |name| self.raw.headers().get(name).is_some();
         let unread = announced > READ_AHEAD_BYTES || has("Transfer-Encoding") || has("Expect");
         if unread {
-            send_unread(self.raw, &self.connection, answer);
+            refuse(self.raw, &self.connection, answer);
             return false;
         }
         responder(self.raw, self.connection, self.last).send(answer)
@@ -541,7 +528,7 @@ impl Arrived {
             }
             Err(refused) => {
                 let answer = explain(refused, &self.request);
-                send_unread(self.raw, &self.connection, &answer);
+                refuse(self.raw, &self.connection, &answer);
                 None
             }
         }
@@ -559,8 +546,8 @@ fn responder(raw: tiny_http::Request, connection: Arc<Connection>, last: bool) -
     }
 }
 
-/// Answers a request whose body has not been read to its end.
-fn send_unread(raw: tiny_http::Request, connection: &Connection, answer: &Answer) {
+/// Answers a request whose body has not been read to its end; its connection is of no further use.
+pub fn refuse(raw: tiny_http::Request, connection: &Connection, answer: &Answer) {
     // tiny_http reads the rest of the body when the request is dropped; the guard ends that.
     connection.enter(Phase::Draining);
     let mut response =
@@ -589,7 +576,7 @@ fn head_of(raw: &tiny_http::Request) -> Result<Request, Refused> {
     Request::parsed(raw.method().as_str(), raw.url(), headers, peer)
 }
 
-/// Refuses what is too large, and what could be understood in two ways.
+/// Refuses what `head` leaves to be refused here.
 fn check(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<(), Refused> {
     let refused = |status, msg: String| Err(Refused { status, msg });
     if raw.url().len() > limits.target_bytes {
@@ -613,77 +600,6 @@ fn check(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<(), Refused
         );
     }
     Ok(())
-}
-
-/// The same, of a head that `head` has not seen.
-fn check_unseen(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<(), Refused> {
-    let refused = |status, msg: String| Err(Refused { status, msg });
-    let (bytes, headers) = head_size(raw);
-    if headers > limits.headers {
-        return refused(
-            431,
-            format!(
-                "{} headers at most (--max-headers), got {headers}",
-                limits.headers
-            ),
-        );
-    }
-    if bytes > limits.head_bytes {
-        return refused(
-            431,
-            format!(
-                "the headers must have {} bytes at most (--max-head)",
-                limits.head_bytes
-            ),
-        );
-    }
-    if let Some(name) = given_twice(raw.headers()) {
-        return refused(400, format!("{name}: must be given once"));
-    }
-    Ok(())
-}
-
-/// Headers that must be given once: of two, one program in front of us may believe the first,
-/// another one the last.
-pub const ONCE: [&str; 6] = [
-    "Content-Length",
-    "Transfer-Encoding",
-    "Host",
-    "Origin",
-    "Sec-Fetch-Site",
-    "Authorization",
-];
-
-/// The header that says twice what must be said once.
-fn given_twice(headers: &tiny_http::Headers) -> Option<&'static str> {
-    let mut others = headers.clone();
-    ONCE.into_iter().find(|name| {
-        if let (Some(first), Ok(seen)) = (others.get_header_mut(name), "X-Seen".parse()) {
-            first.field = seen;
-        }
-        others.get(name).is_some()
-    })
-}
-
-/// Bytes and number of a request's headers. tiny_http does not let us walk them, but it prints
-/// them, and so they are counted as they are printed.
-fn head_size(raw: &tiny_http::Request) -> (usize, usize) {
-    #[derive(Default)]
-    struct Counter {
-        bytes: usize,
-        headers: usize,
-    }
-    impl std::fmt::Write for Counter {
-        fn write_str(&mut self, text: &str) -> std::fmt::Result {
-            self.bytes += text.len();
-            self.headers += usize::from(text == "Header");
-            Ok(())
-        }
-    }
-    let mut counter = Counter::default();
-    // Counting cannot fail.
-    let _ = std::fmt::Write::write_fmt(&mut counter, format_args!("{:?}", raw.headers()));
-    (counter.bytes, counter.headers)
 }
 
 /// The body, and its share of the room if it is large.

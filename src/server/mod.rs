@@ -45,10 +45,10 @@ mod text;
 use self::access::{Access, Caller, Denied, Right};
 use self::audit::{Audit, Change};
 use self::browser::OwnNames;
-use self::head::{Lookout, Sight};
+use self::head::{Eavesdropper, Lookout, Sight};
 use self::http::{
-    Answer, Arrived, Authorization, Connection, Incoming, Listener, LookedAt, Phase, Refused,
-    Request, RequestLimits,
+    Answer, Arrived, Authorization, Connection, Incoming, Listener, Phase, Refused, Request,
+    RequestLimits,
 };
 use self::listen::Connections;
 use self::routes::{Call, Route};
@@ -98,39 +98,52 @@ impl Server {
 
     /// Serves one connection until it is over or its last request is held.
     fn serve(&self, mut incoming: Incoming, connection: &Arc<Connection>) {
-        // What comes encrypted cannot be looked at before it is read.
-        let mut lookout = match self.is_https {
-            true => None,
-            false => match Lookout::on(&connection.peer) {
-                Some(lookout) => Some(lookout),
-                None => return,
-            },
+        if self.is_https {
+            return self.serve_encrypted(incoming, connection);
+        }
+        let Some(mut lookout) = Lookout::on(&connection.peer) else {
+            return;
         };
-        let mut looked_at = LookedAt::Not;
-        while !matches!(looked_at, LookedAt::Before { last: true }) {
+        let mut last = false;
+        while !last {
             connection.enter(Phase::Reading);
-            if let Some(lookout) = &mut lookout {
-                looked_at = match lookout.next(&self.limits) {
-                    Sight::Request { last } => LookedAt::Before { last },
-                    Sight::Refused(refused) => {
-                        connection.enter(Phase::Draining);
-                        return lookout.refuse(&http::in_bytes(&self.explain(refused)));
-                    }
-                    Sight::Over => return,
-                };
-            }
-            let raw = match incoming.next() {
-                Some(Ok(raw)) => raw,
-                Some(Err(error)) => {
-                    // tiny_http has an answer to that, sent when `incoming` is dropped; after half a
-                    // handshake it would wait for the other half first.
+            last = match lookout.next(&self.limits) {
+                Sight::Request { last } => last,
+                Sight::Refused(refused) => {
                     connection.enter(Phase::Draining);
-                    return debug!("a connection ended: {error}");
+                    return lookout.refuse(&http::in_bytes(&self.explain(refused)));
                 }
-                None => return,
+                Sight::Over => return,
+            };
+            let Some(raw) = next_of(&mut incoming, connection) else {
+                return;
             };
             let explain = |refused| self.explain(refused);
-            let arrived = http::arrived(raw, connection, looked_at, &self.limits, explain);
+            let arrived = http::arrived(raw, connection, last, &self.limits, explain);
+            if !arrived.is_some_and(|arrived| self.serve_one(arrived)) {
+                return;
+            }
+        }
+    }
+
+    /// As [`Server::serve`], when nothing can be seen of a head before it is decrypted.
+    fn serve_encrypted(&self, mut incoming: Incoming, connection: &Arc<Connection>) {
+        let mut listener = Eavesdropper::on_this_thread(&self.limits);
+        let mut last = false;
+        while !last && listener.expects_a_head() {
+            connection.enter(Phase::Reading);
+            let Some(raw) = next_of(&mut incoming, connection) else {
+                return;
+            };
+            last = match listener.judge(&self.limits) {
+                Sight::Request { last } => last,
+                Sight::Refused(refused) => {
+                    return http::refuse(raw, connection, &self.explain(refused));
+                }
+                Sight::Over => return,
+            };
+            let explain = |refused| self.explain(refused);
+            let arrived = http::arrived(raw, connection, last, &self.limits, explain);
             if !arrived.is_some_and(|arrived| self.serve_one(arrived)) {
                 return;
             }
@@ -228,7 +241,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         patterns: config.max_patterns,
         texts: config.texts.clone(),
     };
-    crate::tls::install();
+    crate::tls::install_overheard();
     let pair = config.tls.as_ref().map(crate::tls::load_pair).transpose()?;
     let (listener, address) = listen::bind(config.listen, pair)?;
     let listener = Arc::new(listener);
@@ -329,6 +342,20 @@ pub fn routed(method: &str, target: &str) -> u16 {
     };
     browser::refusal(&request, false, &OwnNames::default());
     routes::find(&request).map_or_else(|answer| answer.status, |_| 200)
+}
+
+/// The next request of a connection.
+fn next_of(incoming: &mut Incoming, connection: &Connection) -> Option<http::Raw> {
+    match incoming.next()? {
+        Ok(raw) => Some(raw),
+        Err(error) => {
+            // tiny_http has an answer to that, sent when `incoming` is dropped; after half a
+            // handshake it would wait for the other half first.
+            connection.enter(Phase::Draining);
+            debug!("a connection ended: {error}");
+            None
+        }
+    }
 }
 
 fn keep_time(store: &Store, connections: &Connections) -> ! {
