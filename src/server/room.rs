@@ -68,7 +68,7 @@ impl Room {
                 return None;
             }
             if let Some((longest, _)) = taken.holders.values().next() {
-                longest.peer.cut();
+                longest.cut();
             }
             if !self.has_warned.swap(true, Ordering::Relaxed) {
                 warn!(
