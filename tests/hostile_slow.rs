@@ -135,6 +135,45 @@ fn slow_clients_are_cut_with_the_defaults_too() {
     assert_eq!(has_panicked(&server), None);
 }
 
+/// Bytes that the kernel keeps for those who are to read them from this port, whether or not a
+/// process still has the socket.
+fn unread_from(server: SocketAddr) -> u64 {
+    let port = format!(":{:04X}", server.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let unread = table.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (to_send, _) = words[4].split_once(':')?;
+        { words[1].ends_with(&port) }.then(|| u64::from_str_radix(to_send, 16).unwrap())
+    });
+    unread.sum()
+}
+
+/// The kernel keeps what nobody reads; not for those who were cut for that.
+#[test]
+fn nothing_is_kept_for_those_who_do_not_read() {
+    let _alone = alone();
+    let server = quiet_server(&["--max-request-time", "3s"]);
+    let agents = server.agents(8, "talkative");
+    // More than fits into the buffers of a socket.
+    let task = server.run(json!({"machinePattern": "^talkative",
+        "detail": {"command": "yes sixteen characters | head -c 1000000"}}));
+    drop(agents);
+    let target = format!("/api/v1/task/{}/output", id(&task));
+    let ask = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let deaf = Slow::start(server.address, 10, &ask, Then::Nothing);
+    wait_for("they are being answered", || {
+        unread_from(server.address) > 1 << 20
+    });
+    let started = Instant::now();
+    wait_for("nothing is left of it", || unread_from(server.address) == 0);
+    // 3 s, and what a busy machine may be late.
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(25), "it was kept for {took:?}");
+    // As long as they are there themselves.
+    drop(deaf);
+    assert_eq!(has_panicked(&server), None);
+}
+
 /// Few threads answer all who are held: those who wait and then do not read must not stop them.
 #[test]
 fn those_who_wait_and_do_not_read_hold_up_nobody() {

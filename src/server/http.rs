@@ -82,6 +82,15 @@ impl Connection {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
+    /// Ends it from outside. A peer that does not read its answer would keep what is left of that in
+    /// the kernel for a minute and more, so that is thrown away; a refusal still gets to be read.
+    pub fn cut(&self) {
+        match self.doing().0 {
+            Phase::Writing => self.peer.reset(),
+            Phase::Reading | Phase::Serving | Phase::Held | Phase::Draining => self.peer.cut(),
+        }
+    }
+
     /// What it does, for how many milliseconds, and for which request.
     pub fn doing(&self) -> (Phase, u64, u32) {
         let phase = match self.phase.load(Ordering::Acquire) {

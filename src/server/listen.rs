@@ -221,7 +221,7 @@ impl Connections {
         unfinished.sort_unstable_by_key(|(ms, _)| Reverse(*ms));
         let some = unfinished.len().div_ceil(GIVEN_UP_AT_ONCE);
         for (_, longest) in unfinished.iter().take(some) {
-            longest.connection.peer.cut();
+            longest.connection.cut();
         }
     }
 
@@ -269,7 +269,7 @@ impl Connections {
         for watched in &mut open.list {
             if self.has_misbehaved(watched) {
                 debug!("cut while {:?}", watched.connection.doing());
-                watched.connection.peer.cut();
+                watched.connection.cut();
             }
         }
     }

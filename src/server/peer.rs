@@ -19,6 +19,7 @@ use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 /// An accepted socket.
 #[derive(Debug)]
@@ -62,6 +63,14 @@ impl Peer {
     pub fn cut(&self) {
         if let Some(fd) = self.duplicated() {
             // It may be gone already, which is what is wanted.
+            let _ = shutdown(&fd, Shutdown::Both);
+        }
+    }
+
+    /// As [`Peer::cut`], and what was not sent by then is thrown away as soon as the socket is closed.
+    pub fn reset(&self) {
+        if let Some(fd) = self.duplicated() {
+            let _ = sockopt::set_socket_linger(&fd, Some(Duration::ZERO));
             let _ = shutdown(&fd, Shutdown::Both);
         }
     }

@@ -88,7 +88,7 @@ impl Room {
             if let Some(longest) = taken.holders.values().next()
                 && longest.since.elapsed() > ITS_TIME
             {
-                longest.connection.peer.cut();
+                longest.connection.cut();
             }
             if !self.has_warned.swap(true, Ordering::Relaxed) {
                 warn!(
