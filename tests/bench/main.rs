@@ -32,9 +32,14 @@
 #[allow(dead_code, reason = "the benchmark uses its part")]
 mod http;
 
+mod agents;
 mod api;
+mod database;
+mod fleet;
 mod process;
+mod scale;
 mod setting;
+mod sizes;
 mod start;
 mod table;
 mod web;
@@ -52,7 +57,16 @@ const ROWS: &[(&str, Measure)] = &[
     ("ping", web::ping),
     ("healthz", web::healthz),
     ("submit", web::submit),
+    ("submit-to-start", agents::submit_to_start),
+    ("throughput", agents::throughput),
+    ("broadcast", scale::broadcast),
+    ("memory", scale::memory),
+    ("idle-cpu", scale::idle_cpu),
+    ("agent-idle", agents::idle),
+    ("agent-flood", agents::flood),
     ("start", start::server_and_agent),
+    ("sizes", sizes::sizes),
+    ("db", database::durable),
 ];
 
 fn main() -> ExitCode {
