@@ -8,6 +8,7 @@ use crate::setting::Setting;
 use crate::table::{Row, mb, megabytes, time};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -132,14 +133,14 @@ pub fn memory(setting: &Setting) -> Result<Vec<Row>, String> {
     }
     {
         let server = Server::start(setting, &["--max-tasks", "1"])?;
-        fill(server.address, QUEUED, &small)?;
+        fill(server.address, 0..QUEUED, &small)?;
         let what = format!("with {QUEUED} executions queued");
         let now = rss(&server)?;
         let row = row(&what, now, "<", QUEUED_MB);
         let peak = server.process.kib("VmHWM")?;
         rows.push(row.beside(format!("at most {}", mb(peak))));
         // Of finished tasks one is kept here, so what is canceled is gone, often before its answer.
-        on_all(server.address, QUEUED, &[200, 404], &|n| {
+        on_all(server.address, 0..QUEUED, &[200, 404], &|n| {
             request("POST", &format!("/api/v1/task/q{n}/cancel"), "", b"")
         })?;
         rows.push(settled("when they are gone", &server)?);
@@ -165,10 +166,10 @@ pub fn small(n: usize) -> Value {
     json!({"id": format!("q{n}"), "machinePattern": "^idle$", "mode": "any", "detail": {"argv": ["true"]}})
 }
 
-/// Submits so many tasks, each made from its number.
+/// Submits tasks of these numbers, each made from its number.
 pub fn fill(
     server: SocketAddr,
-    tasks: usize,
+    tasks: Range<usize>,
     task: &(impl Fn(usize) -> Value + Sync),
 ) -> Result<(), String> {
     on_all(server, tasks, &[200], &|n| {
@@ -179,23 +180,32 @@ pub fn fill(
 /// Sends a request for each number, from a few clients at once.
 fn on_all(
     server: SocketAddr,
-    count: usize,
+    numbers: Range<usize>,
     expected: &[u16],
     make: &(impl Fn(usize) -> Vec<u8> + Sync),
 ) -> Result<(), String> {
     let part = |first: usize| {
         let mut api = Api::new(server);
-        (first..count).step_by(FILLERS).try_for_each(|n| {
-            let reply = api.raw(&make(n))?;
-            match expected.contains(&reply.status) {
-                true => Ok(()),
-                false => Err(format!("number {n}: {} {}", reply.status, reply.text())),
-            }
-        })
+        numbers
+            .clone()
+            .skip(first)
+            .step_by(FILLERS)
+            .try_for_each(|n| {
+                let reply = api.raw(&make(n))?;
+                match expected.contains(&reply.status) {
+                    true => Ok(()),
+                    false => Err(format!("number {n}: {} {}", reply.status, reply.text())),
+                }
+            })
     };
     thread::scope(|scope| {
         let parts: Vec<_> = (0..FILLERS)
-            .map(|first| scope.spawn(move || part(first)))
+            .map(|first| {
+                scope.spawn({
+                    let part = &part;
+                    move || part(first)
+                })
+            })
             .collect();
         parts.into_iter().try_for_each(|part| match part.join() {
             Ok(done) => done,

@@ -33,9 +33,12 @@
 mod http;
 
 mod agents;
+mod allocations;
 mod api;
 mod database;
 mod fleet;
+mod growth;
+mod listing;
 mod process;
 mod scale;
 mod setting;
@@ -57,6 +60,7 @@ const ROWS: &[(&str, Measure)] = &[
     ("ping", web::ping),
     ("healthz", web::healthz),
     ("submit", web::submit),
+    ("list", listing::list),
     ("submit-to-start", agents::submit_to_start),
     ("throughput", agents::throughput),
     ("broadcast", scale::broadcast),
@@ -67,9 +71,18 @@ const ROWS: &[(&str, Measure)] = &[
     ("start", start::server_and_agent),
     ("sizes", sizes::sizes),
     ("db", database::durable),
+    ("allocations", allocations::per_request),
 ];
 
+/// The name of the second table.
+const GROWTH: &str = "growth";
+
 fn main() -> ExitCode {
+    // cargo adds an argument of its own.
+    let command = std::env::args().nth(1).unwrap_or_default();
+    if command == allocations::PROGRAM {
+        return allocations::main();
+    }
     let setting = match Setting::from_environment() {
         Ok(setting) => setting,
         Err(why) => return failed(&why),
@@ -95,4 +108,10 @@ fn bench(setting: &Setting) {
         }
     }
     println!("{table}");
+    if setting.wants(GROWTH) {
+        eprintln!("measuring: {GROWTH}");
+        if let Err(why) = growth::print(setting) {
+            println!("not measured: {why}");
+        }
+    }
 }
