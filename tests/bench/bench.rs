@@ -43,6 +43,7 @@ mod process;
 mod scale;
 mod setting;
 mod sizes;
+mod soak;
 mod start;
 mod table;
 mod web;
@@ -87,7 +88,13 @@ fn main() -> ExitCode {
         Ok(setting) => setting,
         Err(why) => return failed(&why),
     };
-    bench(&setting);
+    match &*command {
+        "soak" => match soak::soak(&setting) {
+            Ok(()) => println!("nothing has grown"),
+            Err(why) => return failed(&why),
+        },
+        _ => bench(&setting),
+    }
     ExitCode::SUCCESS
 }
 
