@@ -29,8 +29,8 @@ const OF_BARE: f64 = 0.9;
 const SPAWNERS: usize = 2;
 /// One round; they take turns.
 const ROUND: Duration = Duration::from_secs(1);
-/// Tasks for a round: more than any machine spawns in it.
-const TASKS_A_ROUND: usize = 6_000;
+/// Tasks for a round: enough for it, and few enough that the rest of them is soon done.
+const TASKS_A_ROUND: usize = 4_000;
 /// An idle agent's memory, in MB.
 const IDLE_MB: f64 = 3.0;
 /// How long it is looked at: longer than one poll is held.
@@ -59,11 +59,20 @@ fn idle_agent(setting: &Setting, server: &Server, flags: &[&str]) -> Result<Proc
     Ok(agent)
 }
 
+/// What was timed, in seconds.
+#[derive(Default)]
+struct Times {
+    starts: Vec<f64>,
+    spawns: Vec<f64>,
+    trips: Vec<f64>,
+}
+
 /// From just before the submit is sent to when the command says it is there. The command is `date`,
 /// which reads the clock as the first thing it does; the server's own histogram is too coarse, and
 /// `startedAt` counts milliseconds. The measure of it is what cannot be saved: spawning one `sh -c
-/// true` (until it has ended), and two round trips over loopback (submit, hand out).
-pub fn submit_to_start(setting: &Setting) -> Result<Vec<Row>, String> {
+/// true` (until it has ended), and two round trips over loopback (submit, hand out). The three take
+/// turns, each after a pause: a processor that has slept is slower for all of them.
+fn timed(setting: &Setting) -> Result<Times, String> {
     let server = Server::start(setting, &[])?;
     let _agent = idle_agent(setting, &server, &[])?;
     let mut api = server.api();
@@ -71,7 +80,7 @@ pub fn submit_to_start(setting: &Setting) -> Result<Vec<Row>, String> {
         json!({"machinePattern": "^worker$", "mode": "any", "detail": {"argv": ["date", "+%s%N"]}});
     let bytes = request("POST", WAIT, "", task.to_string().as_bytes());
     let mut echo = Echo::start()?;
-    let (mut starts, mut spawns, mut trips) = (Vec::new(), Vec::new(), Vec::new());
+    let mut times = Times::default();
     for _ in 0..SUBMITS {
         thread::sleep(PAUSE);
         let begin = now_ns()?;
@@ -79,12 +88,25 @@ pub fn submit_to_start(setting: &Setting) -> Result<Vec<Row>, String> {
         let stamp = answer["result"][0]["stdout"].as_str().unwrap_or_default();
         let stamp = { stamp.trim().parse::<u64>() }
             .map_err(|_| format!("not a time from date: {answer}"))?;
-        starts.push(stamp.saturating_sub(begin) as f64 / 1e9);
-        spawns.push(spawn_seconds()?);
-        trips.push(echo.round_trip()?);
+        times.starts.push(stamp.saturating_sub(begin) as f64 / 1e9);
+        thread::sleep(PAUSE);
+        times.spawns.push(spawn_seconds()?);
+        thread::sleep(PAUSE);
+        times.trips.push(echo.round_trip()?);
     }
-    let (middle, p99) = (median(&starts), quantile(&starts, 0.99));
-    let (spawn, trip) = (median(&spawns), median(&trips));
+    Ok(times)
+}
+
+/// The median of the time from submit to start, in seconds.
+pub fn start_time(setting: &Setting) -> Result<f64, String> {
+    timed(setting).map(|times| median(&times.starts))
+}
+
+/// The time from submit to start.
+pub fn submit_to_start(setting: &Setting) -> Result<Vec<Row>, String> {
+    let times = timed(setting)?;
+    let (middle, p99) = (median(&times.starts), quantile(&times.starts, 0.99));
+    let (spawn, trip) = (median(&times.spawns), median(&times.trips));
     let bare = spawn + 2.0 * trip;
     Ok(vec![
         Row::new("submit → command started, idle agent, median", time(middle))
@@ -148,24 +170,12 @@ impl Echo {
 /// Tasks a second that agents take from one queue, beside the rate at which threads can spawn the
 /// same command and do nothing else. The tasks are there before the count begins.
 pub fn throughput(setting: &Setting) -> Result<Vec<Row>, String> {
-    let server = Server::start(setting, &[])?;
-    let mut api = server.api();
-    let _agents: Vec<Process> = (0..AGENTS)
-        .map(|_| idle_agent(setting, &server, &["--jobs", JOBS]))
-        .collect::<Result<_, _>>()?;
-    let task = json!({"name": "queued", "machinePattern": "^worker$", "mode": "any", "detail": {"argv": ["sh", "-c", "true"]}});
-    let submit = request("POST", "/api/v1/task", "", task.to_string().as_bytes());
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    let mut submitted = 0;
-    for _ in 0..setting.span.as_secs().max(1) {
+    let mut bare = Vec::new();
+    let ours = queue_rate(setting, AGENTS, JOBS, || {
         bare.push(spawn_rate()?);
-        for _ in 0..TASKS_A_ROUND {
-            api.call(&submit)?;
-        }
-        submitted += TASKS_A_ROUND as u64;
-        ours.push(run_rate(&server, submitted)?);
-    }
-    let (ours, bare) = (median(&ours), median(&bare));
+        Ok(())
+    })?;
+    let bare = median(&bare);
     Ok(vec![
         Row::new(
             format!("`any` throughput, {AGENTS} agents of {JOBS} jobs, `sh -c true`"),
@@ -174,6 +184,37 @@ pub fn throughput(setting: &Setting) -> Result<Vec<Row>, String> {
         .beside(format!("{SPAWNERS} threads that spawn {}", rate(bare)))
         .ratio_at_least(ours / bare, OF_BARE),
     ])
+}
+
+/// Tasks a second that one agent runs, one at a time.
+pub fn one_at_a_time(setting: &Setting) -> Result<f64, String> {
+    queue_rate(setting, 1, "1", || Ok(()))
+}
+
+/// The median of some rounds, each after something else.
+fn queue_rate(
+    setting: &Setting,
+    agents: usize,
+    jobs: &str,
+    mut before: impl FnMut() -> Result<(), String>,
+) -> Result<f64, String> {
+    let server = Server::start(setting, &[])?;
+    let mut api = server.api();
+    let _agents: Vec<Process> = (0..agents)
+        .map(|_| idle_agent(setting, &server, &["--jobs", jobs]))
+        .collect::<Result<_, _>>()?;
+    let task = json!({"name": "queued", "machinePattern": "^worker$", "mode": "any", "detail": {"argv": ["sh", "-c", "true"]}});
+    let submit = request("POST", "/api/v1/task", "", task.to_string().as_bytes());
+    let (mut rates, mut submitted) = (Vec::new(), 0);
+    for _ in 0..setting.span.as_secs().max(1) {
+        before()?;
+        for _ in 0..TASKS_A_ROUND {
+            api.call(&submit)?;
+        }
+        submitted += TASKS_A_ROUND as u64;
+        rates.push(run_rate(&server, submitted)?);
+    }
+    Ok(median(&rates))
 }
 
 fn spawn_rate() -> Result<f64, String> {

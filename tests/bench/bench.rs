@@ -39,6 +39,7 @@ mod database;
 mod fleet;
 mod growth;
 mod listing;
+mod peers;
 mod process;
 mod scale;
 mod setting;
@@ -93,6 +94,12 @@ fn main() -> ExitCode {
             Ok(()) => println!("nothing has grown"),
             Err(why) => return failed(&why),
         },
+        "peers" => {
+            bench(&setting);
+            if let Err(why) = peers::print(&setting) {
+                println!("Redis and rq are left out: {why}");
+            }
+        }
         _ => bench(&setting),
     }
     ExitCode::SUCCESS
