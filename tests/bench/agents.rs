@@ -64,13 +64,14 @@ fn idle_agent(setting: &Setting, server: &Server, flags: &[&str]) -> Result<Proc
 struct Times {
     starts: Vec<f64>,
     spawns: Vec<f64>,
+    dates: Vec<f64>,
     trips: Vec<f64>,
 }
 
 /// From just before the submit is sent to when the command says it is there. The command is `date`,
 /// which reads the clock as the first thing it does; the server's own histogram is too coarse, and
 /// `startedAt` counts milliseconds. The measure of it is what cannot be saved: spawning one `sh -c
-/// true` (until it has ended), and two round trips over loopback (submit, hand out). The three take
+/// true` (until it has ended), and two round trips over loopback (submit, hand out). They take
 /// turns, each after a pause: a processor that has slept is slower for all of them.
 fn timed(setting: &Setting) -> Result<Times, String> {
     let server = Server::start(setting, &[])?;
@@ -86,9 +87,13 @@ fn timed(setting: &Setting) -> Result<Times, String> {
         let begin = now_ns()?;
         let answer = api.call(&bytes)?;
         let stamp = answer["result"][0]["stdout"].as_str().unwrap_or_default();
-        let stamp = { stamp.trim().parse::<u64>() }
-            .map_err(|_| format!("not a time from date: {answer}"))?;
-        times.starts.push(stamp.saturating_sub(begin) as f64 / 1e9);
+        times.starts.push(seconds_from(begin, stamp)?);
+        thread::sleep(PAUSE);
+        let begin = now_ns()?;
+        let stamp = Command::new("date").arg("+%s%N").output();
+        let stamp = stamp.map_err(|why| format!("date: {why}"))?.stdout;
+        let stamp = String::from_utf8_lossy(&stamp);
+        times.dates.push(seconds_from(begin, &stamp)?);
         thread::sleep(PAUSE);
         times.spawns.push(spawn_seconds()?);
         thread::sleep(PAUSE);
@@ -117,8 +122,19 @@ pub fn submit_to_start(setting: &Setting) -> Result<Vec<Row>, String> {
             ))
             .ratio_at_most(middle / bare, OF_SPAWN),
         Row::new("the same, 99th percentile", time(p99))
+            .beside(format!(
+                "spawned by hand, `date` says so after {} (median)",
+                time(median(&times.dates))
+            ))
             .target(format!("< {}", time(P99)), p99 < P99),
     ])
+}
+
+/// How long after a time in nanoseconds `date` looked at the clock.
+fn seconds_from(begin: u64, stamp: &str) -> Result<f64, String> {
+    let at = { stamp.trim().parse::<u64>() }
+        .map_err(|_| format!("expected nanoseconds of date, got {stamp:?}"))?;
+    Ok(at.saturating_sub(begin) as f64 / 1e9)
 }
 
 fn now_ns() -> Result<u64, String> {

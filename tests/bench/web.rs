@@ -1,6 +1,7 @@
 //! Requests a second.
 
 use crate::process::Server;
+use crate::scale::{fill, small};
 use crate::setting::Setting;
 use crate::table::{Row, median, rate};
 use crate::wrk::{self, Nginx};
@@ -17,10 +18,10 @@ const ROUND: Duration = Duration::from_secs(1);
 const SUBMITTERS: usize = 32;
 /// Submits a second, at least.
 const SUBMITS: f64 = 50_000.0;
-/// What is submitted is not run, so the rounds need room: more than the default of 100,000.
-const MANY: &str = "400000";
-/// Rounds that fit into it, on a machine twice as fast.
-const PILING_ROUNDS: usize = 3;
+/// What is submitted is not run, so the rounds need room.
+const MANY: &str = "10000000";
+/// Tasks that have piled up: as many as may wait by default.
+const PILED: usize = 100_000;
 /// Tasks that pile up must not make submits slower than so.
 const FLAT: f64 = 0.9;
 
@@ -60,25 +61,23 @@ fn beside_nginx(setting: &Setting, name: &str, path: &str) -> Result<Vec<Row>, S
         .collect()
 }
 
-/// Tasks of 1 KiB for a pattern that matches nobody. Each round begins with an empty server; then
-/// one goes on, to see whether it gets slower.
+/// Tasks of 1 KiB for a pattern that matches nobody: each round begins with an empty server, and then
+/// with one on which they have piled up.
 pub fn submit(setting: &Setting) -> Result<Vec<Row>, String> {
-    let mut first = Vec::new();
-    let mut later = Vec::new();
-    let mut kept = 0;
-    for _ in 0..setting.span.as_secs().max(1) {
-        let server = Server::start(setting, &["--max-executions", MANY])?;
-        let submit = || {
-            let url = server.url("/api/v1/task");
-            wrk::rate(&url, SUBMITTERS, ROUND, Some("submit.lua"))
-        };
-        first.push(submit()?);
-        for _ in 2..PILING_ROUNDS {
-            submit()?;
-        }
-        later.push(submit()?);
-        kept = server.api().metric("sidebike_tasks_submitted_total")?;
-    }
+    let start = || Server::start(setting, &["--max-executions", MANY]);
+    let submit = |server: &Server| {
+        let url = server.url("/api/v1/task");
+        wrk::rate(&url, SUBMITTERS, ROUND, Some("submit.lua"))
+    };
+    let rounds = setting.span.as_secs().max(1);
+    let first: Vec<f64> = (0..rounds)
+        .map(|_| submit(&start()?))
+        .collect::<Result<_, _>>()?;
+    let server = start()?;
+    fill(server.address, 0..PILED, &small)?;
+    let later: Vec<f64> = (0..rounds)
+        .map(|_| submit(&server))
+        .collect::<Result<_, _>>()?;
     let (first, later) = (median(&first), median(&later));
     Ok(vec![
         Row::new(
@@ -87,7 +86,7 @@ pub fn submit(setting: &Setting) -> Result<Vec<Row>, String> {
         )
         .target(format!("≥ {}", rate(SUBMITS)), first >= SUBMITS),
         Row::new(
-            format!("the same with {}k tasks waiting", kept / 1_000),
+            format!("the same with {}k tasks waiting", PILED / 1_000),
             rate(later),
         )
         .beside(format!("at the beginning {}", rate(first)))
