@@ -21,14 +21,14 @@ BENCHED = $(BUILT)/benched
 .PHONY: help demo test bench bench-peers benched soak soak-simulation release clean
 
 help:
-	@echo 'make demo      a server and three agents on this machine, a task, its answer'
-	@echo 'make test      all that CI checks: format, lints, every build, every test'
-	@echo 'make bench     measures a release build, BENCH_SECONDS=$(BENCH_SECONDS) a figure (BENCH_ONLY=ping,submit: some)'
-	@echo 'make bench-peers  the same with Redis and rq to compare with'
-	@echo 'make soak      mixed load on a release build for SOAK_SECONDS=$(SOAK_SECONDS): nothing may grow'
+	@echo 'make demo             a server and three agents on this machine, a task, its answer'
+	@echo 'make test             all that CI checks: format, lints, every build, every test'
+	@echo 'make bench            measures a release build, BENCH_SECONDS=$(BENCH_SECONDS) a figure; BENCH_ONLY=ping,memory for some'
+	@echo 'make bench-peers      the same, then Redis and rq to compare with'
+	@echo 'make soak             mixed load on a release build for SOAK_SECONDS=$(SOAK_SECONDS): nothing may grow'
 	@echo 'make soak-simulation  the simulation for SIM_SECONDS=$(SIM_SECONDS)'
-	@echo 'make release   static binaries in dist/'
-	@echo 'make clean     removes what was built'
+	@echo 'make release          static binaries in dist/'
+	@echo 'make clean            removes what was built'
 
 # A newcomer wants to see it work: a debug build takes half the time of a release build.
 demo:

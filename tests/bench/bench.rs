@@ -89,20 +89,19 @@ fn main() -> ExitCode {
         Ok(setting) => setting,
         Err(why) => return failed(&why),
     };
-    match &*command {
-        "soak" => match soak::soak(&setting) {
-            Ok(()) => println!("nothing has grown"),
-            Err(why) => return failed(&why),
-        },
-        "peers" => {
-            bench(&setting);
+    let done = match &*command {
+        "soak" => soak::soak(&setting),
+        "peers" => bench(&setting).map(|()| {
             if let Err(why) = peers::print(&setting) {
                 println!("Redis and rq are left out: {why}");
             }
-        }
+        }),
         _ => bench(&setting),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => failed(&why),
     }
-    ExitCode::SUCCESS
 }
 
 fn failed(why: &str) -> ExitCode {
@@ -110,8 +109,15 @@ fn failed(why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// A target that is missed is said in the table and is no failure: the machine may be busy.
-fn bench(setting: &Setting) {
+/// A target that is missed is said in the table and is no failure: the machine may be busy. The error
+/// is that nothing was asked for that there is.
+fn bench(setting: &Setting) -> Result<(), String> {
+    let names = ROWS.iter().map(|(name, _)| *name).chain([GROWTH]);
+    let names: Vec<&str> = names.collect();
+    if !names.iter().any(|name| setting.wants(name)) {
+        let names = names.join(", ");
+        return Err(format!("BENCH_ONLY: expected some of {names}"));
+    }
     println!("{}\n", setting.machine());
     let mut table = Table::default();
     for (name, measure) in ROWS.iter().filter(|(name, _)| setting.wants(name)) {
@@ -128,4 +134,5 @@ fn bench(setting: &Setting) {
             println!("not measured: {why}");
         }
     }
+    Ok(())
 }

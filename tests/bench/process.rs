@@ -96,6 +96,13 @@ impl Process {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Shows what it warned of, for somebody who wonders about a figure.
+    pub fn show_warnings(&self) {
+        for line in self.log().lines().filter(|line| line.contains("WARN")) {
+            eprintln!("{line}");
+        }
+    }
+
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
