@@ -1,28 +1,29 @@
-//! Allocations per request: the server runs in this process, whose allocator counts.
+//! Allocations per request: a server inside a process of this programme, whose allocator counts.
 //!
-//! In a process of its own, since the server takes the signals of the process it runs in. The
-//! client allocates nothing, so what is counted is the server's.
+//! The process has nothing but the server in it: it takes the signals of its process for its own,
+//! and its process's sockets for those that it accepted. So the client is outside, and turns the
+//! counting on and off with a byte on the process's standard input.
 
-use crate::process::free_address;
+use crate::api::Api;
+use crate::http::request;
+use crate::process::{free_address, wait_until};
 use crate::setting::Setting;
 use crate::table::Row;
 use clap::Parser;
+use serde_json::json;
 use sidebike::config::{CommandLine, Program};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Command, ExitCode};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
-/// The argument that makes the benchmark be that process.
+/// The argument that makes the benchmark be that process; the address follows.
 pub const PROGRAM: &str = "allocations";
 /// Requests of each kind. The server's clock allocates a little besides; this many make it vanish.
 const REQUESTS: u64 = 3_000;
 /// Requests before the count begins: tables grow, threads start.
 const FIRST: u64 = 200;
-/// How long the server may take to be there.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// The first number of a poll: all numbers have as many digits, and so all requests one length.
 const FIRST_SEQ: u64 = 1_000_000_000;
 
@@ -64,25 +65,121 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Starts the process, and reads its figures.
-pub fn per_request(_: &Setting) -> Result<Vec<Row>, String> {
-    let own = std::env::current_exe().map_err(|why| format!("this programme: {why}"))?;
-    let done = Command::new(own).arg(PROGRAM).output();
-    let done = done.map_err(|why| format!("this programme: {why}"))?;
-    let text = String::from_utf8_lossy(&done.stdout);
-    if !done.status.success() {
-        let why = String::from_utf8_lossy(&done.stderr);
-        return Err(format!("{}: {}", done.status, why.trim()));
+/// The server in its process, which ends when its standard input does.
+struct Counted {
+    process: Child,
+    switch: Option<ChildStdin>,
+    figures: BufReader<ChildStdout>,
+    address: SocketAddr,
+}
+
+impl Counted {
+    fn start() -> Result<Counted, String> {
+        let address = free_address()?;
+        let own = std::env::current_exe().map_err(|why| format!("this programme: {why}"))?;
+        let mut process = Command::new(own)
+            .args([PROGRAM, &address.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|why| format!("this programme: {why}"))?;
+        let (switch, figures) = (process.stdin.take(), process.stdout.take());
+        let counted = Counted {
+            process,
+            switch,
+            figures: BufReader::new(figures.ok_or("a pipe is missing")?),
+            address,
+        };
+        wait_until("the server answers", || {
+            Ok(Api::new(address).get("/healthz").ok())
+        })?;
+        Ok(counted)
     }
-    let rows = text.lines().filter_map(|line| line.split_once('\t'));
-    Ok(rows
-        .map(|(what, figures)| Row::new(format!("allocations per {what}"), figures))
-        .collect())
+
+    /// Turns the counting on; or off, then there is a line of figures.
+    fn turn(&mut self) -> Result<(), String> {
+        let switch = self.switch.as_mut().ok_or("a pipe is missing")?;
+        let turned = switch.write_all(b"\n").and_then(|()| switch.flush());
+        turned.map_err(|why| format!("the counted server: {why}"))
+    }
+
+    /// What such a call takes, in the mean.
+    fn row(
+        &mut self,
+        what: &str,
+        mut call: impl FnMut(u64) -> Result<(), String>,
+    ) -> Result<Row, String> {
+        (0..FIRST).try_for_each(&mut call)?;
+        self.turn()?;
+        (FIRST..FIRST + REQUESTS).try_for_each(call)?;
+        self.turn()?;
+        let mut line = String::new();
+        let read = self.figures.read_line(&mut line);
+        read.map_err(|why| format!("the counted server: {why}"))?;
+        let figures: Vec<f64> = { line.split_whitespace() }
+            .filter_map(|word| word.parse().ok())
+            .map(|sum: f64| sum / REQUESTS as f64)
+            .collect();
+        match figures[..] {
+            [count, bytes] => Ok(Row::new(
+                format!("allocations per {what}"),
+                format!("{count:.1}, {bytes:.0} bytes"),
+            )),
+            _ => Err(format!("the counted server said {line:?}")),
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.switch = None;
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Of the calls that there are most of.
+pub fn per_request(_: &Setting) -> Result<Vec<Row>, String> {
+    let mut server = Counted::start()?;
+    let address = server.address;
+    let mut api = Api::new(address);
+    let mut kept_alive = |what: &str, bytes: Vec<u8>| {
+        server.row(what, |_| match api.raw(&bytes)? {
+            reply if reply.status == 200 => Ok(()),
+            reply => Err(format!("{what}: {} {}", reply.status, reply.text())),
+        })
+    };
+    let ping = "/api/v1/lifecycle/ping?path=bench";
+    let mut rows = vec![
+        kept_alive("healthz", request("GET", "/healthz", "", b""))?,
+        kept_alive("ping", request("GET", ping, "", b""))?,
+        kept_alive("submit (`any`, 1 KiB)", submit())?,
+    ];
+    // An agent that wants its answer at once, each time on a new connection.
+    rows.push(server.row("poll (with its connection)", |n| {
+        let poll = json!({
+            "instance": "0123456789abcdef", "seq": FIRST_SEQ + n, "label": "counted",
+            "host": "bench", "version": "1", "jobs": 4, "wait": 0, "holds": []
+        });
+        let (path, body) = ("/api/v1/agent/poll", poll.to_string());
+        let bytes = request("POST", path, "Connection: close\r\n", body.as_bytes());
+        Api::new(address).call(&bytes).map(drop)
+    })?);
+    Ok(rows)
+}
+
+/// The task of `submit.lua`.
+fn submit() -> Vec<u8> {
+    let head = r#"{"machinePattern":"^idle$","mode":"any","detail":{"argv":["true",""#;
+    let tail = r#""]}}"#;
+    let padding = "x".repeat(1_024 - head.len() - tail.len());
+    let body = format!("{head}{padding}{tail}");
+    request("POST", "/api/v1/task", "", body.as_bytes())
 }
 
 /// Is that process.
-pub fn main() -> ExitCode {
-    match measure() {
+pub fn main(address: &str) -> ExitCode {
+    match serve(address) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("{why}");
@@ -91,15 +188,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn measure() -> Result<(), String> {
+fn serve(address: &str) -> Result<(), String> {
     // As much is logged as by default, to nowhere.
     env_logger::Builder::new()
         .filter_level(log::LevelFilter::Info)
         .target(env_logger::Target::Pipe(Box::new(std::io::sink())))
         .init();
-    let address = free_address()?;
-    let listen = address.to_string();
-    let words = ["sidebike", "server", "--listen", &listen];
+    let words = ["sidebike", "server", "--listen", address];
     let line = CommandLine::try_parse_from(words).map_err(|why| why.to_string())?;
     let Program::Server(args) = line.program else {
         return Err("`sidebike server` is something else now".into());
@@ -111,112 +206,14 @@ fn measure() -> Result<(), String> {
             std::process::exit(1);
         }
     });
-    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes();
-    kept_alive("healthz", address, &get("/healthz"))?;
-    kept_alive("ping", address, &get("/api/v1/lifecycle/ping?path=bench"))?;
-    kept_alive("submit (`any`, 1 KiB)", address, &submit())?;
-    polls(address)
-}
-
-/// The task of `submit.lua`.
-fn submit() -> Vec<u8> {
-    let head = r#"{"machinePattern":"^idle$","mode":"any","detail":{"argv":["true",""#;
-    let tail = r#""]}}"#;
-    let padding = "x".repeat(1_024 - head.len() - tail.len());
-    let body = format!("{head}{padding}{tail}");
-    crate::http::request("POST", "/api/v1/task", "", body.as_bytes())
-}
-
-fn kept_alive(what: &str, address: SocketAddr, bytes: &[u8]) -> Result<(), String> {
-    let mut stream = connect(address)?;
-    counted(what, |_| exchange(&mut stream, bytes))
-}
-
-/// Polls of an agent that wants its answer at once, each on its own connection.
-fn polls(address: SocketAddr) -> Result<(), String> {
-    let length = body(FIRST_SEQ).len();
-    let mut bytes = Vec::with_capacity(1_024);
-    counted("poll (with its connection)", |n| {
-        bytes.clear();
-        let written = write!(
-            bytes,
-            "POST /api/v1/agent/poll HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
-        );
-        let written = written.and_then(|()| write_body(&mut bytes, FIRST_SEQ + n));
-        written.map_err(|why| why.to_string())?;
-        let mut stream = TcpStream::connect(address).map_err(|why| why.to_string())?;
-        exchange(&mut stream, &bytes)
-    })
-}
-
-fn body(seq: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    // Writing to memory cannot fail.
-    let _ = write_body(&mut bytes, seq);
-    bytes
-}
-
-fn write_body(bytes: &mut Vec<u8>, seq: u64) -> std::io::Result<()> {
-    write!(
-        bytes,
-        r#"{{"instance":"0123456789abcdef","seq":{seq},"label":"counted","host":"bench","version":"1","jobs":4,"wait":0,"holds":[]}}"#
-    )
-}
-
-fn counted(what: &str, mut call: impl FnMut(u64) -> Result<(), String>) -> Result<(), String> {
-    (0..FIRST).try_for_each(&mut call)?;
-    COUNT.store(0, Ordering::Relaxed);
-    BYTES.store(0, Ordering::Relaxed);
-    IS_ON.store(true, Ordering::Relaxed);
-    let done = (FIRST..FIRST + REQUESTS).try_for_each(call);
-    IS_ON.store(false, Ordering::Relaxed);
-    done.map_err(|why| format!("{what}: {why}"))?;
-    let each = |sum: &AtomicU64| sum.load(Ordering::Relaxed) as f64 / REQUESTS as f64;
-    println!("{what}\t{:.1}, {:.0} bytes", each(&COUNT), each(&BYTES));
+    let (mut switch, mut byte) = (std::io::stdin(), [0]);
+    while switch.read(&mut byte).is_ok_and(|n| n > 0) {
+        if IS_ON.swap(false, Ordering::SeqCst) {
+            let sums = [&COUNT, &BYTES].map(|sum| sum.swap(0, Ordering::SeqCst));
+            println!("{} {}", sums[0], sums[1]);
+        } else {
+            IS_ON.store(true, Ordering::SeqCst);
+        }
+    }
     Ok(())
-}
-
-fn connect(address: SocketAddr) -> Result<TcpStream, String> {
-    let begin = Instant::now();
-    loop {
-        match TcpStream::connect(address) {
-            Ok(stream) => return Ok(stream),
-            Err(why) if begin.elapsed() > PATIENCE => return Err(why.to_string()),
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
-        }
-    }
-}
-
-/// One request and its answer, which must go well; allocates nothing.
-fn exchange(stream: &mut TcpStream, bytes: &[u8]) -> Result<(), String> {
-    const OK: &[u8] = b"HTTP/1.1 200";
-    let mut answer = [0; 16 * 1024];
-    let mut length = 0;
-    let sent = stream.write_all(bytes);
-    sent.map_err(|why| why.to_string())?;
-    while !is_whole(&answer[..length]) {
-        match stream.read(&mut answer[length..]) {
-            Ok(0) => return Err("the connection has ended, or the answer is too long".into()),
-            Ok(n) => length += n,
-            Err(why) => return Err(why.to_string()),
-        }
-    }
-    match answer.starts_with(OK) {
-        true => Ok(()),
-        false => Err(String::from_utf8_lossy(&answer[..length]).into_owned()),
-    }
-}
-
-fn is_whole(answer: &[u8]) -> bool {
-    const MARK: &[u8] = b"content-length:";
-    let Some(ends) = answer.windows(4).position(|w| w == b"\r\n\r\n") else {
-        return false;
-    };
-    let (head, body) = answer.split_at(ends + 4);
-    let at = { head.windows(MARK.len()) }.position(|word| word.eq_ignore_ascii_case(MARK));
-    let digits = at.map_or(&[][..], |at| head[at + MARK.len()..].trim_ascii_start());
-    let length = { digits.iter() }
-        .take_while(|byte| byte.is_ascii_digit())
-        .fold(0, |sum, digit| 10 * sum + usize::from(digit - b'0'));
-    body.len() >= length
 }

@@ -83,7 +83,7 @@ fn main() -> ExitCode {
     // cargo adds an argument of its own.
     let command = std::env::args().nth(1).unwrap_or_default();
     if command == allocations::PROGRAM {
-        return allocations::main();
+        return allocations::main(&std::env::args().nth(2).unwrap_or_default());
     }
     let setting = match Setting::from_environment() {
         Ok(setting) => setting,
