@@ -11,14 +11,24 @@ RELEASES = x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 # The linker that comes with the toolchain links both.
 RELEASE_FLAGS = -C linker=rust-lld -C link-self-contained=yes
 
-.PHONY: help demo test soak release clean
+# How long `make bench` measures each figure, and how long the mixed load of `make soak` lasts, in
+# seconds.
+BENCH_SECONDS ?= 3
+SOAK_SECONDS ?= 3600
+# What they measure.
+BENCHED = $(BUILT)/benched
+
+.PHONY: help demo test bench bench-peers benched soak soak-simulation release clean
 
 help:
-	@echo 'make demo      a server and three agents on this machine, a task, its answer'
-	@echo 'make test      all that CI checks: format, lints, every build, every test'
-	@echo 'make soak      the simulation for SIM_SECONDS=$(SIM_SECONDS)'
-	@echo 'make release   static binaries in dist/'
-	@echo 'make clean     removes what was built'
+	@echo 'make demo             a server and three agents on this machine, a task, its answer'
+	@echo 'make test             all that CI checks: format, lints, every build, every test'
+	@echo 'make bench            measures a release build, BENCH_SECONDS=$(BENCH_SECONDS) a figure; BENCH_ONLY=ping,memory for some'
+	@echo 'make bench-peers      the same, then Redis and rq to compare with'
+	@echo 'make soak             mixed load on a release build for SOAK_SECONDS=$(SOAK_SECONDS): nothing may grow'
+	@echo 'make soak-simulation  the simulation for SIM_SECONDS=$(SIM_SECONDS)'
+	@echo 'make release          static binaries in dist/'
+	@echo 'make clean            removes what was built'
 
 # A newcomer wants to see it work: a debug build takes half the time of a release build.
 demo:
@@ -39,8 +49,38 @@ test:
 		set -x; SIM_SEEDS=$(SIM_SEEDS) $(CARGO) test --locked --profile simulation --test simulation -- --nocapture; \
 	fi
 
+# Its figures go into the README; wrk and nginx-light are Debian's packages of these names.
+bench: benched
+	@BENCH_SECONDS=$(BENCH_SECONDS) $(MEASURE)
+
+bench-peers: benched
+	@BENCH_SECONDS=$(BENCH_SECONDS) $(MEASURE) -- peers
+
+soak: benched
+	@SOAK_SECONDS=$(SOAK_SECONDS) $(MEASURE) -- soak
+
+MEASURE = SIDEBIKE=$(BENCHED)/sidebike SIDEBIKE_AGENT_ONLY=$(BENCHED)/sidebike-agent \
+	$(CARGO) bench --locked --bench bench
+
+# What users run: the static binary of `make release`, and the agent alone; where that cannot be
+# built the machine's own kind.
+benched: export CC_x86_64_unknown_linux_musl = musl-gcc
+benched:
+	@mkdir -p $(BENCHED)
+	@set -e; target=$(firstword $(RELEASES)); \
+		if command -v musl-gcc >/dev/null && rustup target add $$target; then \
+			export RUSTFLAGS='$(RELEASE_FLAGS)'; of="--target $$target"; built=$(BUILT)/$$target/release; \
+		else \
+			echo "no $$target here: measures a build for this machine"; of=; built=$(BUILT)/release; \
+		fi; \
+		set -x; \
+		$(CARGO) build --locked --release $$of --bin sidebike --no-default-features --features agent; \
+		cp $$built/sidebike $(BENCHED)/sidebike-agent; \
+		$(CARGO) build --locked --release $$of --bin sidebike; \
+		cp $$built/sidebike $(BENCHED)/sidebike
+
 # Faults that ten thousand seeds do not show.
-soak:
+soak-simulation:
 	SIM_SECONDS=$(SIM_SECONDS) $(CARGO) test --locked --profile simulation --test simulation -- --nocapture
 
 # One file to copy into any container. The targets are added here, so that a fresh clone is enough;
