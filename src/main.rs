@@ -12,6 +12,11 @@ use std::time::SystemTime;
 #[cfg(any(feature = "server", feature = "agent"))]
 const FAILED: u8 = 1;
 
+/// musl's allocator has one lock for all threads: with it a server answers a third fewer requests.
+#[cfg(feature = "server")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let program = CommandLine::parse().program;
     start_log(default_log(&program));
