@@ -342,9 +342,10 @@ fn wrong_first_line(line: &[u8]) -> Option<Refused> {
         })
     };
     let words: Vec<&[u8]> = line.splitn(4, |byte| *byte == b' ').collect();
-    match words[..] {
-        [method, path, b"HTTP/1.1" | b"HTTP/1.0"] if !method.is_empty() && !path.is_empty() => None,
-        [_, _, version] if version.starts_with(b"HTTP/") => {
+    let three = words.len() == 3 && words.iter().all(|word| !word.is_empty());
+    match words.last().copied() {
+        Some(b"HTTP/1.1" | b"HTTP/1.0") if three => None,
+        Some(version) if three && version.starts_with(b"HTTP/") => {
             refused(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
         }
         _ => refused(400, "the first line must be METHOD PATH HTTP/1.1"),
