@@ -9,7 +9,7 @@ use crate::listing::typical;
 use crate::process::Server;
 use crate::scale::{AGENTS, fill, held, small};
 use crate::setting::Setting;
-use crate::table::time;
+use crate::table::{median, time};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::thread;
@@ -23,8 +23,10 @@ const TASKS: [usize; 3] = [1_000, 10_000, 100_000];
 const MANY: &str = "200000";
 /// Calls that are timed.
 const CALLS: usize = 300;
-/// The pause after a submit to agents: their answers are not to be measured with the next one.
-const PAUSE: Duration = Duration::from_millis(4);
+/// Submits to agents that are timed, and the pause after each: all of them are to wait again, or the
+/// next one has less to do.
+const SUBMITS: usize = 100;
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// Prints both halves.
 pub fn print(setting: &Setting) -> Result<(), String> {
@@ -73,13 +75,13 @@ fn with_agents(setting: &Setting, agents: usize) -> Result<(f64, f64), String> {
     let submit = request("POST", "/api/v1/task", "", task.to_string().as_bytes());
     // The pause is no part of the time.
     let mut times = Vec::new();
-    for _ in 0..CALLS {
+    for _ in 0..SUBMITS {
         times.push(typical(1, |_| api.call(&submit))?);
         thread::sleep(PAUSE);
     }
     let poll = poll(server.address, agents)?;
     fleet.end()?;
-    Ok((crate::table::median(&times), poll))
+    Ok((median(&times), poll))
 }
 
 fn with_tasks(server: &Server, tasks: usize) -> Result<[f64; 3], String> {

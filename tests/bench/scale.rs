@@ -109,7 +109,7 @@ pub fn broadcast(setting: &Setting) -> Result<Vec<Row>, String> {
         .target(format!("≤ {}", time(ALL_HAVE_IT)), ordered <= ALL_HAVE_IT),
         Row::new(
             "all results are taken",
-            format!("{}{failures}", time(taken)),
+            format!("{}{failures}", when(taken, last.taken)),
         )
         .target(format!("≤ {}", time(ALL_TAKEN)), taken <= ALL_TAKEN),
     ])
