@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// The longest a poll is held: with the 45 s of silence it leaves 20 s for a slow network.
 pub const MAX_POLL_WAIT: Span = Span::from_secs(25);
+/// Room for an answer of ordinary size, in bytes.
+const USUAL_BYTES: usize = 1 << 10;
 /// The longest reason of a refusal, in bytes.
 const MAX_MSG_BYTES: usize = 2 << 10;
 /// The output shown with one task, in bytes.
@@ -21,8 +23,9 @@ pub const LISTED_OUTPUT_BYTES: usize = 16 << 10;
 
 /// JSON of any kind.
 pub fn json<T: Serialize>(status: u16, value: &T) -> Answer {
+    let mut body = Vec::with_capacity(USUAL_BYTES);
     // Our own types have only string keys and finite numbers: serializing them cannot fail.
-    let body = serde_json::to_vec(value).unwrap_or_default();
+    let _ = serde_json::to_writer(&mut body, value);
     Answer {
         status,
         content_type: "application/json",

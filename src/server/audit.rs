@@ -2,7 +2,7 @@
 
 use super::http::Request;
 use crate::config::AuditTarget;
-use log::{info, warn};
+use log::{Level, info, log_enabled, warn};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -15,23 +15,21 @@ use std::time::SystemTime;
 const MAX_COMMAND_BYTES: usize = 4 * 1024;
 /// The method and the path in a line, in bytes: a task's name may be in it, and fits.
 const MAX_CALL_BYTES: usize = 512;
+/// Under this name the lines are in the log, where they have no file.
+const LOG_TARGET: &str = "sidebike::audit";
 /// The machines named in a line; `matched` has their number.
 const MAX_MACHINES: usize = 100;
 
 /// What a handler knows of a change.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default)]
 pub struct Change {
     /// The task's id.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
     /// How many machines it was addressed to.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub matched: Option<u32>,
     /// Their labels.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub machines: Vec<String>,
     /// What is to be run.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
 }
 
@@ -66,10 +64,16 @@ struct Line<'a> {
     time: String,
     token: &'a str,
     peer: Option<IpAddr>,
-    call: String,
+    call: &'a str,
     status: u16,
-    #[serde(flatten)]
-    change: &'a Change,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matched: Option<u32>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    machines: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<&'a str>,
 }
 
 /// Where the lines go.
@@ -104,6 +108,10 @@ impl Audit {
 
     /// Writes a line.
     pub fn write(&self, token: Option<&str>, request: &Request, status: u16, change: &Change) {
+        let goes_to_log = matches!(self.target, AuditTarget::Log);
+        if goes_to_log && !log_enabled!(target: LOG_TARGET, Level::Info) {
+            return;
+        }
         let mut call = format!("{} /{}", request.method, request.path.join("/"));
         call.truncate(call.floor_char_boundary(MAX_CALL_BYTES));
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
@@ -111,22 +119,25 @@ impl Audit {
             time,
             token: token.unwrap_or("none"),
             peer: request.peer,
-            call,
+            call: &call,
             status,
-            change,
+            task: change.task.as_deref(),
+            matched: change.matched,
+            machines: &change.machines,
+            command: change.command.as_deref(),
         };
         let Ok(mut text) = serde_json::to_string(&line) else {
             return;
         };
+        if goes_to_log {
+            return info!(target: LOG_TARGET, "{text}");
+        }
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *file {
-            None => info!(target: "sidebike::audit", "{text}"),
-            Some(file) => {
-                text.push('\n');
-                if let Err(why) = file.write_all(text.as_bytes()) {
-                    warn!("the audit file cannot be written: {why}; {text}");
-                }
-            }
+        text.push('\n');
+        if let Some(file) = &mut *file
+            && let Err(why) = file.write_all(text.as_bytes())
+        {
+            warn!("the audit file cannot be written: {why}; {}", text.trim_end());
         }
     }
 }

@@ -117,6 +117,25 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "Connections open.",
         server.connections.count() as u64,
     );
+    let holds = &server.store.holds;
+    page.single(
+        "sidebike_lock_holds_total",
+        "counter",
+        "How often the one lock was taken.",
+        holds.count.load(Ordering::Relaxed),
+    );
+    page.seconds(
+        "sidebike_lock_held_seconds_total",
+        "counter",
+        "How long it was held in all.",
+        &holds.total_ns,
+    );
+    page.seconds(
+        "sidebike_lock_held_seconds_max",
+        "gauge",
+        "How long it was held at most.",
+        &holds.longest_ns,
+    );
     page.histogram(
         "sidebike_submit_to_start_seconds",
         "From submit to start of the first attempt.",
@@ -152,6 +171,12 @@ impl Page {
     fn single(&mut self, name: &str, kind: &str, help: &str, value: u64) {
         self.family(name, kind, help);
         let _ = writeln!(self.0, "{name} {value}");
+    }
+
+    fn seconds(&mut self, name: &str, kind: &str, help: &str, ns: &AtomicU64) {
+        self.family(name, kind, help);
+        let seconds = ns.load(Ordering::Relaxed) as f64 / 1e9;
+        let _ = writeln!(self.0, "{name} {seconds}");
     }
 
     fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {

@@ -14,6 +14,8 @@ use crate::wire::agent::{Orders, Poll};
 use crate::wire::task::Detail;
 use log::info;
 use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -29,6 +31,8 @@ const MAX_JOBS_AT_ONCE: usize = 64;
 /// The lock and what is around it.
 pub struct Store {
     state: Mutex<State>,
+    /// How long it was locked.
+    pub holds: Holds,
     clock: Clock,
     durable: Durable,
     jobs: Mutex<VecDeque<(Ticket, Job)>>,
@@ -46,6 +50,47 @@ struct After {
 struct State {
     core: Core,
     held: Held,
+}
+
+/// How long the lock was held, for `/metrics`: it is to be microseconds.
+#[derive(Debug, Default)]
+pub struct Holds {
+    /// How often it was taken.
+    pub count: AtomicU64,
+    /// In all, in nanoseconds.
+    pub total_ns: AtomicU64,
+    /// The longest of all, in nanoseconds.
+    pub longest_ns: AtomicU64,
+}
+
+/// The state, while this thread has the lock.
+struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    since: Instant,
+    holds: &'a Holds,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let ns = self.since.elapsed().as_nanos() as u64;
+        self.holds.count.fetch_add(1, Ordering::Relaxed);
+        self.holds.total_ns.fetch_add(ns, Ordering::Relaxed);
+        self.holds.longest_ns.fetch_max(ns, Ordering::Relaxed);
+    }
 }
 
 /// Something to be answered.
@@ -143,6 +188,7 @@ impl Store {
                 core,
                 held: Held::new(max_held),
             }),
+            holds: Holds::default(),
             clock,
             durable,
             jobs: Mutex::default(),
@@ -159,8 +205,13 @@ impl Store {
         Ok(store)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> Locked<'_> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked {
+            state,
+            since: Instant::now(),
+            holds: &self.holds,
+        }
     }
 
     /// Asks the core something.

@@ -83,8 +83,19 @@ impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for Wanted<K> {
     type Value = Result<K::Value, K>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        if self.0.contains(&&*name) {
+        deserializer.deserialize_identifier(self)
+    }
+}
+
+impl<'de, K: DeserializeSeed<'de>> Visitor<'de> for Wanted<K> {
+    type Value = Result<K::Value, K>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
+        if self.0.contains(&name) {
             return Ok(Err(self.1));
         }
         self.1.deserialize(name.into_deserializer()).map(Ok)
