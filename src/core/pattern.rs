@@ -23,8 +23,12 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Compiles a pattern. The error says what is wrong with it.
-    pub fn compiled(text: &str, limits: &TextLimits) -> Result<Pattern, String> {
+    /// Compiles a pattern, unless it is `known`. The error says what is wrong with it.
+    pub fn compiled(
+        text: &str,
+        limits: &TextLimits,
+        known: impl FnOnce(&str) -> Option<Pattern>,
+    ) -> Result<Pattern, String> {
         if text.is_empty() {
             return Err("machinePattern: must not be empty; \".*\" matches every label".into());
         }
@@ -34,6 +38,9 @@ impl Pattern {
                 limits.pattern,
                 text.len()
             ));
+        }
+        if let Some(pattern) = known(text) {
+            return Ok(pattern);
         }
         let regex = build(text, limits.compiled)?;
         Ok(Pattern {

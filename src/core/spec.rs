@@ -81,10 +81,7 @@ impl Spec {
         Ok(Spec {
             id: posted.id.map(Arc::from),
             name: name.into(),
-            pattern: match known(&posted.machine_pattern) {
-                Some(pattern) => pattern,
-                None => Pattern::compiled(&posted.machine_pattern, limits)?,
-            },
+            pattern: Pattern::compiled(&posted.machine_pattern, limits, known)?,
             mode,
             ttl: check_above_zero("ttl", posted.ttl.unwrap_or(default_ttl))?,
             late_join,

@@ -22,10 +22,9 @@ const UNHURRIED: Duration = Duration::from_millis(500);
 /// The pause after an error of the disk, before it is tried again.
 #[cfg(feature = "db")]
 const AFTER_ERROR: Duration = Duration::from_secs(1);
-/// Those who have just been answered together often come back together: the next commit waits for
-/// them, as long as this part of what the last one took, and no longer than this.
-#[cfg(feature = "db")]
-const GATHERING_PART: u32 = 2;
+/// Those who have just been answered often come back at once: the next commit waits until as many are
+/// there as the last one answered and as came meanwhile, but no longer than the last one took, and
+/// no longer than this.
 #[cfg(feature = "db")]
 const MAX_GATHERING: Duration = Duration::from_millis(5);
 /// While something has not ended, it is saved this often that the server lives: so the time that it
@@ -191,17 +190,17 @@ impl Durable {
         loop {
             let (mut batch, whole, last, now, unfinished, closing) = {
                 let guard = lock(waiting);
+                let expected = waiters + guard.waiters;
                 let idle = |w: &mut Waiting| w.waiters == 0 && !w.closing;
                 let (mut guard, _) = self
                     .comes
                     .wait_timeout_while(guard, UNHURRIED, idle)
                     .unwrap_or_else(PoisonError::into_inner);
-                let fewer = |w: &mut Waiting| w.waiters < waiters && !w.closing;
-                if guard.waiters > 0 && fewer(&mut guard) {
-                    let gathering = (took / GATHERING_PART).min(MAX_GATHERING);
+                let fewer = |w: &mut Waiting| w.waiters < expected && !w.closing;
+                if guard.waiters > 0 {
                     guard = self
                         .comes
-                        .wait_timeout_while(guard, gathering, fewer)
+                        .wait_timeout_while(guard, took.min(MAX_GATHERING), fewer)
                         .unwrap_or_else(PoisonError::into_inner)
                         .0;
                 }
