@@ -274,11 +274,22 @@ fn a_file_belongs_to_its_server_alone() {
     let mode = std::fs::metadata(&db).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert!(!Path::new(&format!("{db}.new")).exists());
-    if rustix::process::geteuid().is_root() {
-        return eprintln!("left out: root may read everything");
-    }
     std::fs::set_permissions(&db, PermissionsExt::from_mode(0o000)).unwrap();
-    assert!(refusal(&db).contains("Permission denied"));
+    let denied = match rustix::process::geteuid().is_root() {
+        false => run(&["server", "--listen", "127.0.0.1:0", "--db", &db]),
+        // Root may read everything.
+        true => Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+            .args([SIDEBIKE, "server", "--listen", "127.0.0.1:0", "--db", &db])
+            .env("RUST_LOG", "off")
+            .output()
+            .expect("setpriv of util-linux"),
+    };
+    let said = text(&denied.stderr);
+    assert!(!denied.status.success(), "{said}");
+    assert!(said.starts_with("sidebike: --db: cannot open"), "{said}");
+    assert!(said.contains("Permission denied"), "{said}");
+    assert_eq!(said.lines().count(), 1, "one line for a person: {said}");
 }
 
 #[test]
