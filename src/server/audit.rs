@@ -137,7 +137,10 @@ impl Audit {
         if let Some(file) = &mut *file
             && let Err(why) = file.write_all(text.as_bytes())
         {
-            warn!("the audit file cannot be written: {why}; {}", text.trim_end());
+            warn!(
+                "the audit file cannot be written: {why}; {}",
+                text.trim_end()
+            );
         }
     }
 }

@@ -49,10 +49,10 @@ const WAIT: &str = "/api/v1/task?wait=60s";
 /// Starts an agent and waits until its poll is held.
 fn idle_agent(setting: &Setting, server: &Server, flags: &[&str]) -> Result<Process, String> {
     let mut api = server.api();
-    let before = api.metric("sidebike_held_requests")?;
+    let before: u64 = api.metric("sidebike_held_requests")?;
     let agent = agent(setting, server.address, "worker", flags)?;
     wait_until("the agent polls", || {
-        let held = api.metric("sidebike_held_requests")?;
+        let held: u64 = api.metric("sidebike_held_requests")?;
         Ok((held > before).then_some(()))
     })
     .map_err(|why| format!("{why}: {}", agent.log()))?;
@@ -257,7 +257,7 @@ fn spawn_rate() -> Result<f64, String> {
 /// How fast what is queued is run, for one round or until it is nearly all; then waits for the rest.
 fn run_rate(server: &Server, submitted: u64) -> Result<f64, String> {
     let mut api = server.api();
-    let mut ended = || api.metric("sidebike_executions_ended_total{state=\"succeeded\"}");
+    let mut ended = || api.metric::<u64>("sidebike_executions_ended_total{state=\"succeeded\"}");
     let (begin, first) = (Instant::now(), ended()?);
     let nearly = submitted - (submitted - first) / 10;
     let (mut span, mut last) = (begin.elapsed(), first);
@@ -279,9 +279,9 @@ pub fn idle(setting: &Setting) -> Result<Vec<Row>, String> {
     let agent = idle_agent(setting, &server, &[])?;
     let answered = "sidebike_requests_total{status=\"2xx\"}";
     // Each look is a request, too.
-    let (requests, cpu) = (api.metric(answered)? + 1, agent.cpu()?);
+    let (requests, cpu) = (api.metric::<u64>(answered)? + 1, agent.cpu()?);
     thread::sleep(IDLE_SPAN);
-    let polls = api.metric(answered)? - requests;
+    let polls = api.metric::<u64>(answered)? - requests;
     let cpu = (agent.cpu()? - cpu).as_secs_f64() / IDLE_SPAN.as_secs_f64();
     let own = agent.kib("VmRSS")?;
     let guards: Vec<u64> = { agent.children().into_iter() }

@@ -3,6 +3,7 @@
 use crate::http::{Connection, Reply, request};
 use serde_json::Value;
 use std::net::SocketAddr;
+use std::str::FromStr;
 
 /// A user.
 pub struct Api {
@@ -58,7 +59,7 @@ impl Api {
     }
 
     /// A figure of /metrics.
-    pub fn metric(&mut self, name: &str) -> Result<u64, String> {
+    pub fn metric<T: FromStr>(&mut self, name: &str) -> Result<T, String> {
         let page = self.raw(&request("GET", "/metrics", "", b""))?;
         let line = page.text().lines().find_map(|line| {
             let rest = line.strip_prefix(name)?;

@@ -54,7 +54,7 @@ fn agent_memory(setting: &Setting) -> Result<String, String> {
     let agent = agent(setting, server.address, "worker", &[])?;
     let mut api = server.api();
     wait_until("the agent polls", || {
-        let held = api.metric("sidebike_held_requests")?;
+        let held: u64 = api.metric("sidebike_held_requests")?;
         Ok((held > 0).then_some(()))
     })?;
     Ok(mb(agent.kib("VmRSS")?))

@@ -50,7 +50,7 @@ fn wait_until_held(server: &Server, fleet: &mut Fleet, agents: usize) -> Result<
     let mut api = server.api();
     wait_until("all polls are held", || {
         fleet.run(Duration::from_millis(50), |_| false)?;
-        let held = api.metric("sidebike_held_requests")?;
+        let held: u64 = api.metric("sidebike_held_requests")?;
         Ok((held >= agents as u64).then_some(()))
     })
     .map_err(|why| format!("{why}; {:?}", fleet.tally()))

@@ -79,6 +79,10 @@ pub fn submit(setting: &Setting) -> Result<Vec<Row>, String> {
         .map(|_| submit(&server))
         .collect::<Result<_, _>>()?;
     let (first, later) = (median(&first), median(&later));
+    let mut api = server.api();
+    let holds: f64 = api.metric("sidebike_lock_holds_total")?;
+    let held: f64 = api.metric("sidebike_lock_held_seconds_total")?;
+    let longest: f64 = api.metric("sidebike_lock_held_seconds_max")?;
     Ok(vec![
         Row::new(
             format!("submit (`any`, 1 KiB), {SUBMITTERS} connections"),
@@ -91,5 +95,13 @@ pub fn submit(setting: &Setting) -> Result<Vec<Row>, String> {
         )
         .beside(format!("at the beginning {}", rate(first)))
         .ratio_at_least(later / first, FLAT),
+        Row::new(
+            "the one lock was held meanwhile, on average",
+            format!("{:.1} µs", held / holds * 1e6),
+        )
+        .beside(format!(
+            "at most {:.1} ms, with what the machine did in between",
+            longest * 1e3
+        )),
     ])
 }
