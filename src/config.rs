@@ -71,6 +71,7 @@ pub struct CommandLine {
 
 /// The programs in the binary.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
 pub enum Program {
     /// Be the registry: keep machines and tasks, answer the HTTP API
     #[cfg(feature = "server")]

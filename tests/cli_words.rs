@@ -126,8 +126,8 @@ fn a_label_is_no_pattern_where_none_is_taken() {
 #[test]
 fn machines_that_match_but_are_away_are_counted() {
     let server = Server::start();
-    let (mut gone, busy) = (server.agent("web-1"), server.agent("web-2"));
-    gone.0.kill_9();
+    let (gone, busy) = (server.agent("web-1"), server.agent("web-2"));
+    gone.0.signal(Signal::TERM);
     let id = sidebike(
         &server,
         &["run", "-m", "web-2", "--detach", "--", "sleep 60"],
@@ -140,10 +140,20 @@ fn machines_that_match_but_are_away_are_counted() {
             .out
             .contains("web-2")
     });
-    let said = sidebike(&server, &["run", "-m", "web-2", "--", "true"]);
-    assert_eq!(said.code, 3);
-    let words = "no machine matches \"web-2\" (1 matches but is draining); see";
-    assert!(said.err.contains(words), "{said:?}");
+    wait_for("it is offline", || {
+        let offline = sidebike(&server, &["machines", "--state", "offline"]);
+        offline.out.contains("web-1")
+    });
+    for (pattern, away) in [
+        ("web-1", "1 matches but is offline"),
+        ("web-2", "1 matches but is draining"),
+        ("web", "1 matches but is offline, 1 matches but is draining"),
+    ] {
+        let said = sidebike(&server, &["run", "-m", pattern, "--", "true"]);
+        assert_eq!(said.code, 3);
+        let words = format!("no machine matches {pattern:?} ({away}); see");
+        assert!(said.err.contains(&words), "{said:?}");
+    }
     let none = sidebike(&server, &["run", "-m", "db", "--", "true"]);
     assert!(none.err.contains("matches \"db\"; see"), "{none:?}");
 }
