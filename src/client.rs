@@ -283,10 +283,14 @@ impl Client {
 }
 
 /// What these words of libraries mean to a person, as a rule.
-const HINTS: [(&str, &str); 3] = [
+const HINTS: [(&str, &str); 4] = [
     (
         "CaUsedAsEndEntity",
         "a server needs a certificate of its own, with CA:FALSE, not an authority's",
+    ),
+    (
+        "UnknownIssuer",
+        "nobody whom this machine trusts vouches for it; name the file of who does with --ca or SIDEBIKE_CA",
     ),
     ("InvalidContentType", "maybe it speaks http, not https"),
     ("invalid HTTP version", "maybe it speaks https, not http"),

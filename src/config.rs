@@ -25,7 +25,8 @@ use crate::tls::PairFiles;
 use crate::wire::span::Span;
 #[cfg(feature = "server")]
 use clap::Args;
-use clap::error::ErrorKind;
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 #[cfg(feature = "server")]
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -70,6 +71,7 @@ pub struct CommandLine {
 
 /// The programs in the binary.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
 pub enum Program {
     /// Be the registry: keep machines and tasks, answer the HTTP API
     #[cfg(feature = "server")]
@@ -103,19 +105,47 @@ pub enum Program {
 }
 
 impl CommandLine {
-    /// The help of a command. clap's own command for that has no help of its own.
-    pub fn help_of(command: &[String]) -> Result<String, clap::Error> {
+    /// What was typed. Ends the process when that makes no sense, with what would.
+    pub fn typed() -> CommandLine {
+        CommandLine::try_parse().unwrap_or_else(|wrong| advised(wrong).exit())
+    }
+
+    /// A command of a command (`db check`): its flags, its help.
+    pub fn find(command: &[String]) -> Result<clap::Command, clap::Error> {
         let mut all = CommandLine::command();
         all.build();
         let mut found = &all;
         for name in command {
-            found = found.find_subcommand(name).ok_or_else(|| {
+            let named = found.find_subcommand(name).filter(|c| !c.is_hide_set());
+            found = named.ok_or_else(|| {
                 let why = format!("unrecognized subcommand '{name}'");
                 all.clone().error(ErrorKind::InvalidSubcommand, why)
             })?;
         }
-        Ok(found.clone().render_help().to_string())
+        Ok(found.clone())
     }
+}
+
+/// A mistake with advice that fits. clap's own is to put `--` before a flag that it does not know:
+/// before a command that would make the flag the command, on every machine.
+fn advised(mut wrong: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(word)) = wrong.get(ContextKind::InvalidArg) else {
+        return wrong;
+    };
+    let takes_command = matches!(
+        wrong.get(ContextKind::Usage),
+        Some(ContextValue::StyledStr(usage)) if usage.to_string().contains("-- COMMAND")
+    );
+    let is_flag = word.starts_with('-');
+    let advice = format!("put -- before the command: sidebike run [OPTIONS] -- {word} …");
+    if wrong.kind() == ErrorKind::UnknownArgument {
+        wrong.remove(ContextKind::Suggested);
+        if takes_command && !is_flag {
+            let advice = ContextValue::StyledStrs(vec![StyledStr::from(advice)]);
+            wrong.insert(ContextKind::Suggested, advice);
+        }
+    }
+    wrong
 }
 
 /// What can be done with a stopped server's database.
@@ -402,8 +432,10 @@ impl ServerArgs {
             .ok()
             .filter(|span| *span >= Span::from_secs(1));
         let allow_legacy = self.allow_legacy.map(|pattern| {
-            regex::Regex::new(&pattern)
-                .map_err(|why| format!("--allow-legacy: expected a regular expression: {why}"))
+            regex::Regex::new(&pattern).map_err(|why| {
+                let why = wrong_regex(&pattern, &why);
+                format!("--allow-legacy: expected a regular expression: {why}")
+            })
         });
         let public_url = self.public_url.map(|url| {
             Authority::of_url(&url).ok_or_else(|| {
@@ -454,6 +486,18 @@ impl ServerArgs {
             audit: self.audit.map_or(AuditTarget::Log, AuditTarget::File),
             tls,
         })
+    }
+}
+
+/// What is wrong with a regular expression, in one line, and what may be meant.
+#[cfg(any(feature = "server", feature = "agent"))]
+pub fn wrong_regex(pattern: &str, why: &regex::Error) -> String {
+    let text = why.to_string();
+    let reason = text.lines().last().unwrap_or_default();
+    let reason = reason.trim_start_matches("error: ");
+    match pattern.contains('*') && reason.contains("repetition") {
+        true => format!("{reason}; for any text write .* in place of *"),
+        false => reason.to_owned(),
     }
 }
 

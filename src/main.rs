@@ -1,6 +1,5 @@
 //! The command line: parse, run one program, say how it went.
 
-use clap::Parser;
 #[cfg(feature = "db")]
 use sidebike::config::DbCommand;
 use sidebike::config::{CommandLine, Program};
@@ -11,6 +10,9 @@ use std::time::SystemTime;
 /// Exit code of a program that could not do what it was asked to.
 #[cfg(any(feature = "server", feature = "agent"))]
 const FAILED: u8 = 1;
+/// Exit code for settings that make no sense, as clap's.
+#[cfg(any(feature = "server", feature = "agent"))]
+const USAGE: u8 = 2;
 
 /// musl's allocator has one lock for all threads: with it a server answers a third fewer requests.
 #[cfg(feature = "server")]
@@ -18,11 +20,11 @@ const FAILED: u8 = 1;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let program = CommandLine::parse().program;
+    let program = CommandLine::typed().program;
     start_log(default_log(&program));
     match program {
         #[cfg(feature = "server")]
-        Program::Server(args) => ended(args.checked().and_then(sidebike::server::run)),
+        Program::Server(args) => with_settings(args.checked(), sidebike::server::run),
         #[cfg(feature = "db")]
         Program::Db(DbCommand::Check { file }) => {
             ended(sidebike::server::db::check(&file).map(|words| {
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
             ended(sidebike::server::db::export(&file, &mut out))
         }
         #[cfg(feature = "agent")]
-        Program::Agent(args) => ended(args.checked().and_then(sidebike::agent::run)),
+        Program::Agent(args) => with_settings(args.checked(), sidebike::agent::run),
         #[cfg(feature = "cli")]
         Program::People(command) => sidebike::cli::run(command),
         #[cfg(feature = "agent")]
@@ -44,10 +46,10 @@ fn main() -> ExitCode {
             sidebike::agent::guard::run();
             ExitCode::SUCCESS
         }
-        Program::Help { command } => match CommandLine::help_of(&command) {
-            Ok(help) => {
+        Program::Help { command } => match CommandLine::find(&command) {
+            Ok(mut found) => {
                 // Whoever does not listen does not want it.
-                let _ = write!(std::io::stdout(), "{help}");
+                let _ = write!(std::io::stdout(), "{}", found.render_help());
                 ExitCode::SUCCESS
             }
             Err(wrong) => wrong.exit(),
@@ -56,14 +58,28 @@ fn main() -> ExitCode {
 }
 
 #[cfg(any(feature = "server", feature = "agent"))]
+fn with_settings<T>(
+    settings: Result<T, String>,
+    run: impl FnOnce(T) -> Result<(), String>,
+) -> ExitCode {
+    match settings {
+        Ok(settings) => ended(run(settings)),
+        Err(why) => complain(&why, USAGE),
+    }
+}
+
+#[cfg(any(feature = "server", feature = "agent"))]
 fn ended(how: Result<(), String>) -> ExitCode {
     match how {
         Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("sidebike: {why}");
-            ExitCode::from(FAILED)
-        }
+        Err(why) => complain(&why, FAILED),
     }
+}
+
+#[cfg(any(feature = "server", feature = "agent"))]
+fn complain(why: &str, code: u8) -> ExitCode {
+    eprintln!("sidebike: {why}");
+    ExitCode::from(code)
 }
 
 /// What is logged when `RUST_LOG` does not say otherwise: people who give a command want its answer,

@@ -7,6 +7,7 @@ use common::{Folder, SIDEBIKE, Server, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 /// What a call answers once it is allowed, and to whom it is.
@@ -429,6 +430,8 @@ fn the_audit_has_a_line_for_every_change_also_a_refused_one() {
     let folder = Folder::new();
     let file = folder.file("audit");
     let server = Server::from_command(with_tokens(&["--audit", &file]));
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "commands are in it");
     let task = json!({"id": "a", "machinePattern": "nobody", "detail": {"command": "echo hello"}})
         .to_string();
     let large = format!("{{\"name\":\"{}\"}}", "x".repeat(2_000_000));

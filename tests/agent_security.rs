@@ -100,6 +100,8 @@ fn a_changed_token_needs_no_restart() {
         count >= 3
     });
     assert_eq!(count(&agent, NOT_ACCEPTED), 1);
+    let refused = "an agent at 127.0.0.1 is refused: the token is not known";
+    assert_eq!(count(&server.process, refused), 1);
 
     // The right one, without a word to the agent.
     std::fs::write(&agents, format!("{NEW}\n")).unwrap();
@@ -215,6 +217,7 @@ fn what_a_missing_or_overheard_token_means_is_said_at_the_start() {
         .env("SIDEBIKE_AGENT_TOKEN", OLD);
     let closed = Server::from_command(command);
     agent(&closed, &[], &[]).logged("this agent has none (SIDEBIKE_AGENT_TOKEN)");
+    closed.process.logged("an agent at 127.0.0.1 is refused: ");
 }
 
 #[test]
@@ -304,7 +307,8 @@ fn the_wrapper_decides() {
     std::fs::write(&wrapper, script).unwrap();
     std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
     let server = Server::start();
-    let _agent = agent(&server, &["--wrapper", &wrapper], &[]);
+    let agent = agent(&server, &["--wrapper", &wrapper], &[]);
+    agent.logged(&format!("owner allows only: --wrapper {wrapper}"));
     online(&server);
     let result = run(
         &server,
@@ -314,6 +318,10 @@ fn the_wrapper_decides() {
     let shell = ["<bash><-c>", "<sh><-c>"].map(|shell| format!("{shell}<echo 'a b'; exit 3>a b\n"));
     assert!(shell.iter().any(|expected| out == expected), "{out}");
     assert_eq!(result["exitCode"], 3);
+    let result = run(&server, json!({"command": "-n x"}));
+    let out = result["stdout"].as_str().unwrap();
+    assert!(out.ends_with("<-c>< -n x>"), "{result}");
+    assert_eq!(result["exitCode"], 127, "the shell looks for it");
     let result = run(&server, json!({"argv": ["echo", "a b", ""]}));
     assert_eq!(result["stdout"], "<echo><a b><>a b \n");
     let result = run(&server, json!({"argv": ["no"]}));
@@ -333,8 +341,13 @@ fn the_wrapper_decides() {
 
 #[test]
 fn settings_that_cannot_work_are_errors() {
+    let folder = Folder::new();
+    let plain = folder.file("plain");
+    std::fs::write(&plain, "#!/bin/sh\n").unwrap();
     for (flags, words) in [
         (["--allow", "("], "--allow: expected a regular expression"),
+        (["--wrapper", &plain], "it may not be executed"),
+        (["--wrapper", "/no/such"], "there is no such file"),
         (
             ["--allow", "a)|(b"],
             "--allow: expected a regular expression",
@@ -353,8 +366,9 @@ fn settings_that_cannot_work_are_errors() {
             .output()
             .unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{flags:?}");
+        assert_eq!(output.status.code(), Some(2), "{flags:?}");
         assert!(error.contains(words), "{flags:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
     }
 }
 

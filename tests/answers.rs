@@ -43,7 +43,12 @@ fn text_has_labels_and_a_last_line_when_it_did_not_succeed() {
             .starts_with("text/plain")
     );
     let bad = server.post("/api/v1/task?wait=30s&format=text", &task("echo a; exit 3"));
-    assert!(bad.text().starts_with("m | a\ntask "), "{}", bad.text());
+    assert!(
+        bad.text()
+            .starts_with("m | a\nm failed: exit code 3\ntask "),
+        "{}",
+        bad.text()
+    );
     assert!(
         bad.text().ends_with(" is failed: 1 failed\n"),
         "{}",
@@ -52,7 +57,57 @@ fn text_has_labels_and_a_last_line_when_it_did_not_succeed() {
     let found = &server.get("/api/v1/task").data()[0];
     let shown = server.get(&format!("/api/v1/task/{}?format=text", id(found)));
     assert_eq!(shown.text(), bad.text());
+    let silent = server.post("/api/v1/task?wait=30s&format=text", &task("exit 3"));
+    assert!(
+        silent.text().starts_with("m failed: exit code 3\ntask "),
+        "{}",
+        silent.text()
+    );
     assert_eq!(server.get("/api/v1/task/x?format=xml").status, 400);
+}
+
+#[test]
+fn output_of_a_machine_that_a_task_is_not_on_is_an_error() {
+    let server = Server::start();
+    let _agents = (server.agent("m1"), server.agent("m2"));
+    let done = server.run(task("echo a"));
+    let output = |id: &str, query: &str| server.get(&format!("/api/v1/task/{id}/output?{query}"));
+    for query in [
+        "",
+        "&follow=1",
+        "&format=json",
+        "&offset=0",
+        "&format=json&follow=1",
+    ] {
+        let missing = output(id(&done), &format!("machine=foo{query}"));
+        assert_eq!(missing.status, 422, "{query}");
+        assert!(
+            missing.msg().ends_with("on \"foo\"; it has on m1, m2"),
+            "{}",
+            missing.msg()
+        );
+    }
+    assert_eq!(output(id(&done), "machine=m1").status, 200);
+    let waiting = json!({"machinePattern": "^foo", "detail": {"command": "true"}});
+    let waiting = server.submit(waiting);
+    assert_eq!(
+        output(id(&waiting), "machine=foo").status,
+        200,
+        "it may come"
+    );
+}
+
+#[test]
+fn bodies_and_waits_that_make_no_sense_say_why() {
+    let server = Server::start();
+    let empty = server.request("POST", "/api/v1/task", b"");
+    assert_eq!(empty.status, 400);
+    assert!(empty.msg().contains("the body is empty"), "{}", empty.msg());
+    for wait in ["3x", "2h"] {
+        let wrong = server.post(&format!("/api/v1/task?wait={wait}"), &task("true"));
+        assert_eq!(wrong.status, 400);
+        assert!(wrong.msg().contains("1h at most"), "{}", wrong.msg());
+    }
 }
 
 #[test]
@@ -103,6 +158,17 @@ fn ids_can_be_shortened_to_look_but_not_to_change() {
     assert_eq!(server.get("/api/v1/task/xyzxyz/output").status, 200);
     let cancel = |name: &str| server.post(&format!("/api/v1/task/{name}/cancel"), &Value::Null);
     assert_eq!(cancel("xyzxyz").status, 404);
+    for (short, words) in [
+        ("xyzxyz", "xyzxyz-1; give the whole id"),
+        ("abcdef-", "whole id"),
+    ] {
+        assert!(
+            cancel(short).msg().contains(words),
+            "{}",
+            cancel(short).msg()
+        );
+    }
+    assert!(cancel("nobody").msg().contains("without a database"));
     for name in ["xyzxyz-1", "abcdef-1", "abcdef-2", "abcdefg"] {
         assert_eq!(cancel(name).status, 200);
     }

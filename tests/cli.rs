@@ -88,7 +88,10 @@ fn exit_codes_are_the_worst_of_all() {
         (&["-m", "m1", "--exec", "--", "/no/such/program"], 126),
         (&["--any", "--", "true"], 0),
         (&["--timeout", "soon", "--", "true"], 2),
-        (&["-m", "(", "--", "true"], 255),
+        (&["-m", "(", "--", "true"], 2),
+        (&["-m", "", "--", "true"], 2),
+        (&["--timeout", "0", "--", "true"], 2),
+        (&["--name", "", "--", "true"], 2),
         (&["--"], 2),
     ] {
         let said = sidebike(&server, &[&["run"], words].concat());
@@ -330,6 +333,8 @@ fn a_script_that_is_interrupted_cancels() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let said = Said::of(child.wait_with_output().unwrap());
     assert_eq!(said.code, 130, "{}", said.err);
+    let begun = ": being canceled on 1 of 1 machines: m\n";
+    assert!(said.err.contains(begun), "{}", said.err);
     assert_eq!(server.finished(common::id(&running))["state"], "canceled");
 }
 
@@ -439,7 +444,12 @@ fn every_command_explains_itself() {
         assert!(help(&["--help"]).contains(&format!("  {command} ")));
     }
     for shell in ["bash", "zsh", "fish"] {
-        assert!(help(&["completions", shell]).contains("machines"));
+        let script = help(&["completions", shell]);
+        assert!(script.contains("machines") && !script.contains("guard"));
     }
     assert!(help(&["man"]).contains(".TH sidebike 1"));
+    assert!(help(&["man", "db", "check"]).contains("sidebike db check"));
+    assert!(help(&["man", "agent"]).contains("SIDEBIKE_JOBS"));
+    let hidden = Command::new(SIDEBIKE).args(["man", "agent-guard"]).output();
+    assert_eq!(Said::of(hidden.unwrap()).code, 2);
 }

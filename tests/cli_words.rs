@@ -4,7 +4,8 @@
 mod common;
 
 use common::said::{Said, command, sidebike};
-use common::{Folder, SIDEBIKE, Server, task};
+use common::{Folder, SIDEBIKE, Server, task, wait_for};
+use rustix::process::Signal;
 use std::process::Command;
 
 fn lines_with<'a>(text: &'a str, word: &str) -> Vec<&'a str> {
@@ -68,7 +69,7 @@ fn a_cancel_says_which_machines() {
     let cancel = |machine: &str| sidebike(&server, &["cancel", id, "-m", machine]);
     assert_eq!(
         cancel("m1").out,
-        format!("task {id}: canceled on 2 of 4 machines: m1 ×2; others that go on: 1\n")
+        format!("task {id}: being canceled on 2 of 4 machines: m1 ×2; others that go on: 1\n")
     );
     server.when(id, "canceled", 2);
     assert_eq!(
@@ -83,8 +84,137 @@ fn a_cancel_says_which_machines() {
     );
     assert_eq!(
         cancel("m2").out,
-        format!("task {id}: canceled on 1 of 4 machines: m2\n")
+        format!("task {id}: being canceled on 1 of 4 machines: m2\n")
     );
+
+    let line = "test $SIDEBIKE_MACHINE_LABEL = m3 || sleep 300";
+    let id = sidebike(&server, &["run", "--detach", "--", line]).out;
+    let id = id.trim();
+    server.when(id, "running", 3);
+    server.when(id, "succeeded", 1);
+    sidebike(&server, &["cancel", id, "-m", "m2"]);
+    server.when(id, "canceled", 1);
+    assert_eq!(
+        sidebike(&server, &["cancel", id]).out,
+        format!("task {id}: being canceled on 2 of 4 machines: m1 ×2; had ended on m2, m3\n")
+    );
+}
+
+#[test]
+fn a_label_is_no_pattern_where_none_is_taken() {
+    let server = Server::start();
+    let _agent = server.agent("web-1");
+    for command in ["machines", "ps"] {
+        for more in [&[][..], &["--json"]] {
+            let said = sidebike(&server, &[&[command, "-m", "^web-"], more].concat());
+            assert_eq!(said.code, 0, "{said:?}");
+            for words in ["label \"^web-\"", "-m takes a whole label"] {
+                assert!(said.err.contains(words), "{said:?}");
+            }
+        }
+    }
+    for words in [&["machines", "-m", "web-1"][..], &["machines"], &["ps"]] {
+        assert_eq!(sidebike(&server, words).err, "", "{words:?}");
+    }
+    let said = sidebike(&server, &["run", "-m", "*", "--", "true"]);
+    assert!(
+        said.code == 2 && said.err.contains("write .* in place of *"),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn machines_that_match_but_are_away_are_counted() {
+    let server = Server::start();
+    let (gone, busy) = (server.agent("web-1"), server.agent("web-2"));
+    gone.0.signal(Signal::TERM);
+    let id = sidebike(
+        &server,
+        &["run", "-m", "web-2", "--detach", "--", "sleep 60"],
+    )
+    .out;
+    server.when(id.trim(), "running", 1);
+    busy.0.signal(Signal::TERM);
+    wait_for("it is draining", || {
+        sidebike(&server, &["machines", "--state", "draining"])
+            .out
+            .contains("web-2")
+    });
+    wait_for("it is offline", || {
+        let offline = sidebike(&server, &["machines", "--state", "offline"]);
+        offline.out.contains("web-1")
+    });
+    for (pattern, away) in [
+        ("web-1", "1 matches but is offline"),
+        ("web-2", "1 matches but is draining"),
+        ("web", "1 matches but is offline, 1 matches but is draining"),
+    ] {
+        let said = sidebike(&server, &["run", "-m", pattern, "--", "true"]);
+        assert_eq!(said.code, 3);
+        let words = format!("no machine matches {pattern:?} ({away}); see");
+        assert!(said.err.contains(&words), "{said:?}");
+    }
+    let none = sidebike(&server, &["run", "-m", "db", "--", "true"]);
+    assert!(none.err.contains("matches \"db\"; see"), "{none:?}");
+}
+
+#[test]
+fn a_machine_that_is_there_again_is_a_new_one() {
+    let server = Server::start();
+    let first = server.agent("web-1");
+    let id =
+        sidebike(&server, &["run", "--name", "x", "--json", "--", "false"]).json()["id"].take();
+    let id = id.as_str().unwrap();
+    first.0.signal(Signal::TERM);
+    wait_for("it is gone", || {
+        sidebike(&server, &["machines", "--state", "offline"])
+            .out
+            .contains("web-1")
+    });
+    let rerun = || sidebike(&server, &["rerun", id]).err;
+    assert!(rerun().contains("to reach those that are"), "{}", rerun());
+    let _second = server.agent("web-1");
+    let words = "there again, but as a new machine: web-1; submit the task again";
+    assert!(rerun().contains(words), "{}", rerun());
+}
+
+#[test]
+fn what_was_set_is_shown() {
+    let server = Server::start();
+    let _agent = server.agent("m");
+    let words = [
+        "run",
+        "--detach",
+        "--workspace",
+        "/",
+        "--timeout",
+        "5m",
+        "--env",
+        "LANG=C",
+    ];
+    let set = sidebike(&server, &[&words[..], &["--", "true"]].concat()).out;
+    let plain = sidebike(&server, &["run", "--detach", "--", "true\ntrue"]).out;
+    let shown = sidebike(&server, &["show", set.trim()]).out;
+    for line in ["workspace  /\n", "time-out   5m\n", "env        LANG\n"] {
+        assert!(shown.contains(line), "{shown}");
+    }
+    let shown = sidebike(&server, &["show", plain.trim()]).out;
+    for name in ["workspace", "time-out", "env "] {
+        assert!(!shown.contains(name), "{shown}");
+    }
+    let list = sidebike(&server, &["ps", "-n", "1"]).out;
+    assert!(list.ends_with("run   true true\n"), "{list}");
+}
+
+#[test]
+fn a_line_that_looks_like_options_is_a_line() {
+    let server = Server::start();
+    let _agent = server.agent("m");
+    for line in ["-x", "+x", "--", "-c"] {
+        let said = sidebike(&server, &["run", "--", line]);
+        assert_eq!(said.code, 127, "{said:?}");
+        assert!(said.err.contains("not found"), "{said:?}");
+    }
 }
 
 #[test]
@@ -223,6 +353,9 @@ fn what_is_not_there_says_what_could_be_meant() {
         }
         assert!(!said.err.contains("/api/"), "{said:?}");
     }
+    let below = format!("{}/foo", server.address);
+    let said = sidebike(&server, &["ps", "--registry-address", &below]);
+    assert!(said.err.contains("--registry-address or"), "{said:?}");
 }
 
 #[test]

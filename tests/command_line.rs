@@ -23,10 +23,21 @@ fn failing(args: &[&str]) -> (Option<i32>, String) {
 fn settings_that_cannot_work_are_one_line_and_an_exit_code() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
+    // A wrong value is wrong usage; what turns out to be impossible is not.
     for (args, words) in [
         (
             &["server", "--listen", &taken][..],
             &[&*taken, "in use"][..],
+        ),
+        (&["server", "--db", "/"], &["--db"]),
+        (&["server", "--audit", "/no/such/file"], &["--audit"]),
+        (
+            &["server", "--allow-legacy", "("],
+            &["--allow-legacy", "unclosed group"],
+        ),
+        (
+            &["agent", "--allow", "*"],
+            &["--allow", "write .* in place of *"],
         ),
         (
             &["server", "--listen", "nonsense"],
@@ -61,7 +72,9 @@ fn settings_that_cannot_work_are_one_line_and_an_exit_code() {
         ),
     ] {
         let (code, stderr) = failing(args);
-        assert_eq!(code, Some(1), "{args:?}");
+        let possible = [&taken, "192.0.2.1:9410", "/", "/no/such/file"];
+        let expected = if possible.contains(&args[2]) { 1 } else { 2 };
+        assert_eq!(code, Some(expected), "{args:?}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
         for word in words {
             assert!(stderr.contains(word), "{args:?}: {stderr}");
@@ -80,6 +93,43 @@ fn a_wrong_command_line_is_named_in_the_first_line() {
         let (code, stderr) = failing(args);
         assert_eq!(code, Some(2), "{args:?}");
         assert!(stderr.lines().next().unwrap().contains(word), "{stderr}");
+    }
+}
+
+#[test]
+fn a_server_says_that_it_listens_first_and_when_all_is_well() {
+    let server = Server::start();
+    let first = &server.process.log()[0];
+    assert!(first.contains(" listens on 127.0.0.1:"), "{first}");
+    for (name, value) in [("SIDEBIKE_TOKEN_FILE", "/no/such"), ("SIDEBIKE_DB", "/")] {
+        let mut process = Command::new(SIDEBIKE);
+        process.args(["server", "--listen", "127.0.0.1:0"]);
+        let output = process.env(name, value).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn a_mistyped_flag_gets_no_advice_that_would_run_something_else() {
+    let advice = |args: &[&str]| failing(&[&["run"], args].concat()).1;
+    for (args, has, lacks) in [
+        (
+            &["--timout", "10m", "--", "uptime"][..],
+            "'--timeout'",
+            "'-- ",
+        ),
+        (&["-x", "--", "uptime"], "'-x'", "'-- "),
+        (&["uptime", "-s"], "put -- before the command: ", "'-- "),
+        (&["--timout", "10m"], "'--timeout'", "put -- before"),
+    ] {
+        let said = advice(args);
+        assert!(
+            said.contains(has) && !said.contains(lacks),
+            "{args:?}: {said}"
+        );
     }
 }
 

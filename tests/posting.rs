@@ -35,7 +35,7 @@ fn mistakes() -> Vec<Mistake> {
     let text = str::to_owned;
     vec![
         // Not a task at all.
-        (text(""), "the task", "EOF"),
+        (text(""), "the task", "the body is empty"),
         (text("not json"), "the task", "expected"),
         (text("name=x&machinePattern=m"), "the task", "expected"),
         (text("null"), "the task", "an object"),

@@ -125,9 +125,17 @@ fn progress_is_shown_and_ctrl_c_can_cancel() {
     terminal.until("1/2 done, 1 running, 0 failed");
     terminal.press("\x03");
     terminal.until("c: cancel the task");
+    let asked = terminal.until("Type one of them and Enter: ").len();
+    terminal.press("x\n");
+    wait_until("it asks again", || {
+        let again = terminal.seen()[asked..].contains("c: cancel the task");
+        again.then_some(())
+    });
     terminal.press("c\n");
     let (code, seen) = terminal.ended();
     assert_eq!(code, 130);
+    let done = "being canceled on 1 of 2 machines: m2; had ended on m1";
+    assert!(seen.contains(done), "{seen:?}");
     assert!(seen.contains("1 succeeded, 1 canceled"), "{seen:?}");
     assert!(seen.contains("m1\x1b[0m | begun"), "{seen:?}");
     assert_eq!(newest(&server)["state"], "partial");
@@ -174,6 +182,26 @@ fn ctrl_c_can_detach_go_on_or_be_pressed_again() {
         let cancel = format!("/api/v1/task/{}/cancel", id(&task));
         assert_eq!(server.post(&cancel, &Value::Null).status, 200);
     }
+}
+
+#[test]
+fn what_ended_while_it_was_asked_is_not_said_to_be_canceled() {
+    let (server, _agents) = two_machines();
+    let folder = common::Folder::new();
+    let line = "while [ ! -e gate ]; do sleep 0.02; done; exit 4";
+    let words = ["run", "-m", "m1", "--workspace", folder.path(), "--", line];
+    let mut terminal = Terminal::start(&server, 100, &[], &words);
+    terminal.until("0/1 done, 1 running");
+    terminal.press("\x03");
+    terminal.until("and Enter: ");
+    std::fs::write(folder.file("gate"), "").unwrap();
+    let task = newest(&server);
+    server.finished(id(&task));
+    terminal.press("c\n");
+    let (code, seen) = terminal.ended();
+    assert_eq!(code, 4, "{seen:?}");
+    assert!(seen.contains("had ended: failed"), "{seen:?}");
+    assert!(!seen.contains("canceled"), "{seen:?}");
 }
 
 #[test]
@@ -250,7 +278,7 @@ fn what_machines_write_cannot_change_other_lines() {
 fn many_machines_are_asked_about() {
     let (server, _agents) = two_machines();
     let words = ["run", "--yes-above", "1", "--", "echo ran"];
-    for (answer, expected) in [("n\n", 255), ("\n", 255), ("y\n", 0)] {
+    for (answer, expected) in [("n\n", 130), ("\n", 130), ("y\n", 0)] {
         let mut terminal = Terminal::start(&server, 80, &[], &words);
         terminal.until("Run on 2 machines: m1, m2? [y/N]");
         terminal.press(answer);

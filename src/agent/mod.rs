@@ -80,6 +80,10 @@ const FILES: u64 = 320;
 /// Files per command: three pipes, a pidfd, an eventfd, and the other ends while it starts.
 const FILES_PER_JOB: u64 = 8;
 
+/// How often it is said that the server does not accept the token: who looks at the end of a log has
+/// to find it.
+const COMPLAINT_PERIOD: Duration = Duration::from_secs(300);
+
 /// An agent.
 #[derive(Debug)]
 struct Agent {
@@ -114,6 +118,9 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         warn!("running as root: so will every command; --refuse-root keeps it from starting");
     }
     token::explain(token.as_ref(), &config.registry);
+    if let Some(rules) = owner::in_words(&config.rules) {
+        info!("{rules}");
+    }
     allow_files(config.jobs);
     let client = Client::new(&config.registry)?;
     client.set_token(token);
@@ -174,9 +181,19 @@ fn persist(name: &str, body: impl Fn()) {
 #[derive(Default)]
 struct Weather {
     away: bool,
-    denied: bool,
+    /// When it was said that the server does not accept the token.
+    denied: Option<Instant>,
     conflicts: u32,
     quick: u32,
+}
+
+/// Whether a complaint that was said then is to be said again; notes that it is.
+fn is_due(said: &mut Option<Instant>, now: Instant) -> bool {
+    let is_due = said.is_none_or(|said| now.saturating_duration_since(said) >= COMPLAINT_PERIOD);
+    if is_due {
+        *said = Some(now);
+    }
+    is_due
 }
 
 impl Agent {
@@ -193,7 +210,7 @@ impl Agent {
                         self.board.nudge();
                     }
                     weather.conflicts = 0;
-                    weather.denied = false;
+                    weather.denied = None;
                     pauses.reset();
                     let news = self.obey(orders);
                     if news || asked.elapsed() > QUICK {
@@ -263,11 +280,11 @@ impl Agent {
         }
     }
 
-    /// The server says that it is the token; said once, until a poll succeeds.
+    /// The server says that it is the token; said now and then, until a poll succeeds.
     fn denied(&self, why: &CallError, weather: &mut Weather) {
         if self.rereader.refused(&self.client) {
-            weather.denied = false;
-        } else if std::mem::replace(&mut weather.denied, true) {
+            weather.denied = None;
+        } else if !is_due(&mut weather.denied, Instant::now()) {
             debug!("{why}");
         } else if self.client.token().is_none() {
             let name = token::VARIABLE;
@@ -347,5 +364,18 @@ impl Agent {
             outcome.msg
         );
         self.board.ended(held, outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_complaint_is_repeated_now_and_then() {
+        let (mut said, start) = (None, Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let due = [0, 1, 299, 300, 301, 599, 600].map(|s| is_due(&mut said, after(s)));
+        assert_eq!(due, [true, false, false, true, false, false, true]);
     }
 }

@@ -37,6 +37,14 @@ pub fn check(rules: &OwnerRules, detail: &Detail) -> Result<(), String> {
     no("no --allow pattern matches the command from its first to its last character")
 }
 
+/// What the owner allows, for the log; nothing when that is everything.
+pub fn in_words(rules: &OwnerRules) -> Option<String> {
+    let allow = { rules.allow.iter() }.map(|pattern| format!("--allow {}", pattern.as_str()));
+    let wrapper = { rules.wrapper.iter() }.map(|path| format!("--wrapper {}", path.display()));
+    let rules: Vec<String> = allow.chain(wrapper).collect();
+    (!rules.is_empty()).then(|| format!("this machine's owner allows only: {}", rules.join(", ")))
+}
+
 /// The command as patterns see it.
 fn text(detail: &Detail) -> Result<String, String> {
     match (&detail.command, &detail.argv) {

@@ -13,7 +13,8 @@ use super::owner;
 use super::search;
 use super::watch::{self, Limits};
 use crate::wire::span::{Span, Timeout};
-use crate::wire::task::{Detail, ExecutionState};
+use crate::wire::task::{DEFAULT_TIMEOUT, Detail, ExecutionState};
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -21,8 +22,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// How long a command may run when its task does not say.
-const DEFAULT_TIMEOUT: Span = Span::from_secs(180);
 /// Time between TERM and KILL when its task does not say.
 const DEFAULT_KILL_GRACE: Span = Span::from_secs(5);
 /// The longest text for standard input, in bytes: as long as the longest request.
@@ -86,6 +85,7 @@ fn program(detail: &Detail, wrapper: Option<&Path>) -> Result<Command, String> {
     let base = workspace(detail)?;
     match (&detail.command, &detail.argv) {
         (Some(line), None) => {
+            let line = no_option(line);
             let path = std::env::var_os("PATH");
             let shell = ["bash", "sh"]
                 .iter()
@@ -94,13 +94,13 @@ fn program(detail: &Detail, wrapper: Option<&Path>) -> Result<Command, String> {
                 let mut command = Command::new(wrapper);
                 // Where the wrapper goes with it there may be a shell.
                 let name = shell.map_or("sh", |(name, _)| name);
-                command.args([name, "-c", line]);
+                command.args([name, "-c", &line]);
                 return Ok(command);
             }
             let (name, shell) =
                 shell.ok_or("no shell (bash or sh) on this machine's PATH; use detail.argv")?;
             let mut command = Command::new(shell);
-            command.arg0(name).arg("-c").arg(line);
+            command.arg0(name).arg("-c").arg(&*line);
             Ok(command)
         }
         (None, Some(argv)) => {
@@ -118,6 +118,15 @@ fn program(detail: &Detail, wrapper: Option<&Path>) -> Result<Command, String> {
             Ok(command)
         }
         _ => Err("detail: must have either command or argv".into()),
+    }
+}
+
+/// A line that no shell takes for options: with a blank before what looks like some. `--` before it
+/// would do as well, but wrappers know the line as what follows `-c`.
+fn no_option(line: &str) -> Cow<'_, str> {
+    match line.starts_with(['-', '+']) {
+        true => format!(" {line}").into(),
+        false => line.into(),
     }
 }
 

@@ -1,9 +1,11 @@
 //! `sidebike cancel`.
 
 use super::named::TaskArg;
-use super::outcome::{counted, is_on, names};
+use super::outcome::{is_on, names};
+use super::screen::harmless;
 use super::{Ended, ServerArgs, print_json};
 use crate::wire::task::{Execution, ExecutionState, Task};
+use std::collections::HashSet;
 use std::io::{self, Write};
 
 const EXAMPLES: &str = "\
@@ -19,7 +21,7 @@ What waits never starts; what runs gets TERM, and KILL after its grace.";
 pub struct Args {
     #[command(flatten)]
     task: TaskArg,
-    /// Only on the machines with this label, or the one with this instance
+    /// Only on the machines with exactly this label, or the one with this instance
     #[arg(short, long, value_name = "LABEL")]
     machine: Option<String>,
     /// Print the task as JSON
@@ -39,33 +41,39 @@ pub fn run(args: Args) -> Ended {
         print_json(&task)?;
         return Ok(0);
     }
-    let said = match (machine, before.state.is_terminal()) {
-        (_, true) => format!("task {} had ended: {}", task.id, task.state.word()),
-        (Some(machine), false) => on_machine(&task, machine),
-        (None, false) if task.counts.unfinished() == 0 => {
-            format!("task {} is {}", task.id, task.state.word())
-        }
-        (None, false) => format!(
-            "task {} is being canceled: {}",
-            task.id,
-            counted(task.counts)
-        ),
-    };
-    writeln!(io::stdout(), "{said}")?;
+    writeln!(io::stdout(), "{}", done(&before, &task, machine))?;
     Ok(0)
 }
 
-/// What became of the executions on a machine, and how many of the others go on.
-fn on_machine(task: &Task, machine: &str) -> String {
-    let had_ended = |e: &&Execution| e.state.is_terminal() && e.state != ExecutionState::Canceled;
-    let (meant, others): (Vec<_>, Vec<_>) = task.result.iter().partition(|e| is_on(e, machine));
+/// What a cancel has done to a task, or to its executions on a machine: what became of them, and how
+/// many of the others go on.
+pub fn done(before: &Task, after: &Task, machine: Option<&str>) -> String {
+    let id = harmless(&after.id);
+    let word = after.state.word();
+    if before.state.is_terminal() {
+        return format!("task {id} had ended: {word}");
+    }
+    let is_meant = |e: &&Execution| machine.is_none_or(|machine| is_on(e, machine));
+    let (meant, others): (Vec<_>, Vec<_>) = after.result.iter().partition(is_meant);
+    let ended_before = before.result.iter().filter(|e| e.state.is_terminal());
+    let ended_before: HashSet<&str> = ended_before.map(|e| &*e.execution).collect();
+    let had_ended = |e: &&Execution| {
+        let is_canceled = e.state == ExecutionState::Canceled;
+        ended_before.contains(&*e.execution) || (e.state.is_terminal() && !is_canceled)
+    };
     let (ended, canceled): (Vec<_>, Vec<_>) = meant.into_iter().partition(had_ended);
     let on = |executions: &[&Execution]| names(executions.iter().map(|e| &*e.machine_label));
     let mut parts = Vec::new();
     if !canceled.is_empty() {
-        let (n, all) = (canceled.len(), task.result.len());
+        let is_done = canceled.iter().all(|e| e.state.is_terminal());
+        let word = if is_done {
+            "canceled"
+        } else {
+            "being canceled"
+        };
+        let (n, all) = (canceled.len(), after.result.len());
         let names = on(&canceled);
-        parts.push(format!("canceled on {n} of {all} machines: {names}"));
+        parts.push(format!("{word} on {n} of {all} machines: {names}"));
     }
     if !ended.is_empty() {
         parts.push(format!("had ended on {}", on(&ended)));
@@ -74,5 +82,8 @@ fn on_machine(task: &Task, machine: &str) -> String {
     if go_on > 0 {
         parts.push(format!("others that go on: {go_on}"));
     }
-    format!("task {}: {}", task.id, parts.join("; "))
+    if parts.is_empty() {
+        parts.push(word.into());
+    }
+    format!("task {id}: {}", parts.join("; "))
 }

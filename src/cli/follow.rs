@@ -5,7 +5,7 @@ use super::feed::{Feed, Item};
 use super::outcome::{self, CANCELED};
 use super::progress::Progress;
 use super::screen::{Colour, Person, Screen, harmless, tame};
-use super::{Ended, Failure, fold, print_json};
+use super::{Ended, Failure, cancel, fold, print_json};
 use crate::client::Client;
 use crate::wire::agent::Stream;
 use crate::wire::news::{News, What};
@@ -32,8 +32,7 @@ const LABEL_COLOURS: [Colour; 5] = [
     Colour::Blue,
     Colour::Green,
 ];
-const QUESTION: &str =
-    "\nc: cancel the task   d: detach, it runs on   Enter: go on   (Ctrl-C again: detach) ";
+const QUESTION: &str = "\nc: cancel the task   d: detach, it runs on   nothing: go on   (Ctrl-C again: detach)\nType one of them and Enter: ";
 
 /// How a task is to be shown.
 #[derive(Debug, Clone, Copy, Default)]
@@ -187,25 +186,27 @@ impl Following<'_> {
         self.progress.erase();
         let person = Person::find().filter(|_| signal == SIGINT);
         let Some(mut person) = person else {
-            self.client.cancel(self.id, None)?;
-            say(&format!("sidebike: task {} is canceled\n", self.id));
-            return Ok(Some(CANCELED));
+            let had_ended = self.cancel()?;
+            return Ok((!had_ended).then_some(CANCELED));
         };
         self.printer.flush()?;
         let answers = self.control.0.clone();
         thread::Builder::new()
             .name("question".into())
             .spawn(move || {
+                let mut answer = person.ask(QUESTION);
+                while !["c", "cancel", "d", "detach", ""].contains(&&*answer) {
+                    answer = person.ask(QUESTION);
+                }
                 // Whoever asked may be gone by now.
-                let _ = answers.send(Control::Answer(person.ask(QUESTION)));
+                let _ = answers.send(Control::Answer(answer));
             })?;
         match self.control.1.recv() {
             Ok(Control::Answer(answer)) if answer.starts_with('c') => {
-                self.client.cancel(self.id, None)?;
-                say("canceled; what runs is being ended\n");
+                self.cancel()?;
                 Ok(None)
             }
-            Ok(Control::Answer(answer)) if !answer.starts_with('d') => Ok(None),
+            Ok(Control::Answer(answer)) if answer.is_empty() => Ok(None),
             _ => {
                 let id = self.id;
                 say(&format!(
@@ -214,6 +215,17 @@ impl Following<'_> {
                 Ok(Some(CANCELED))
             }
         }
+    }
+
+    /// Cancels the task, and says what that has done. Whether the task had ended before.
+    fn cancel(&self) -> Result<bool, Failure> {
+        let before = self.client.task(self.id, Span::default())?;
+        let after = self.client.cancel(self.id, None)?;
+        say(&format!(
+            "sidebike: {}\n",
+            cancel::done(&before, &after, None)
+        ));
+        Ok(before.state.is_terminal())
     }
 }
 

@@ -5,7 +5,6 @@ use super::follow::{Printer, is_several, say};
 use super::named::TaskArg;
 use super::outcome::is_on;
 use super::{Ended, Failure, ServerArgs};
-use crate::wire::task::Task;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -33,7 +32,7 @@ pub struct Args {
     /// Go on until the task ends
     #[arg(short, long)]
     follow: bool,
-    /// Only of the machines with this label, or the one with this instance
+    /// Only of the machines with exactly this label, or the one with this instance
     #[arg(short, long, value_name = "LABEL")]
     machine: Option<String>,
     /// Print what happens as JSON, one object a line
@@ -48,9 +47,6 @@ pub fn run(args: Args) -> Ended {
     let client = args.server.client()?;
     let task = args.task.find(&client)?;
     let machine = args.machine.as_deref();
-    if let Some(name) = machine {
-        check_machine(&task, name)?;
-    }
     let addressed = |name: &str| task.result.iter().filter(|e| is_on(e, name)).count() > 1;
     let mut printer = Printer::new(machine.map_or(is_several(&task), addressed));
     let mut feed = Feed::open(&client, &task.id, machine, args.follow);
@@ -79,21 +75,4 @@ pub fn run(args: Args) -> Ended {
     }
     printer.finish()?;
     Ok(0)
-}
-
-/// A machine that the task has nothing to do with is a typing mistake.
-fn check_machine(task: &Task, name: &str) -> Result<(), Failure> {
-    let has = task.result.iter().any(|e| is_on(e, name));
-    if has || task.late_join || task.result.iter().any(|e| e.instance.is_empty()) {
-        return Ok(());
-    }
-    let mut labels = task.assignees.clone();
-    labels.sort();
-    labels.dedup();
-    labels.truncate(10);
-    Err(Failure::Because(format!(
-        "task {} has nothing on {name:?}; it has on {}",
-        task.id,
-        labels.join(", ")
-    )))
 }

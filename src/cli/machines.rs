@@ -1,8 +1,10 @@
 //! `sidebike machines`.
 
+use super::follow::say;
 use super::outcome::{age, short};
 use super::screen::Colour;
 use super::table::{Cell, Table};
+use super::words::whole_label;
 use super::{Ended, Failure, ServerArgs, print_json, watch};
 use crate::wire::machine::{Machine, MachineState};
 use std::io;
@@ -20,7 +22,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Only those with this label
+    /// Only those with exactly this label (no pattern)
     #[arg(short, long, value_name = "LABEL")]
     machine: Option<String>,
     /// Only those in this state: online, draining, offline
@@ -50,12 +52,25 @@ fn state(text: &str) -> Result<MachineState, String> {
 pub fn run(args: Args) -> Ended {
     let client = args.server.client()?;
     let (label, state) = (args.machine.as_deref(), args.state);
+    let found = || {
+        let machines = client.machines(label, state)?;
+        if let Some(label) = label.filter(|_| machines.is_empty() && !args.watch) {
+            say(&whole_label(
+                label,
+                &match state {
+                    None => "machine has".to_owned(),
+                    Some(state) => format!("machine that is {} has", state.word()),
+                },
+            ));
+        }
+        Ok::<_, Failure>(machines)
+    };
     if args.json {
-        print_json(&client.machines(label, state)?)?;
+        print_json(&found()?)?;
         return Ok(0);
     }
     watch::show(args.watch, |out| {
-        let table = table_of(&client.machines(label, state)?);
+        let table = table_of(&found()?);
         table.print(out, &io::stdout()).map_err(Failure::from)
     })?;
     Ok(0)

@@ -36,7 +36,7 @@ mod wait;
 mod watch;
 mod words;
 
-use crate::client::{CallError, Client};
+use crate::client::{CallError, Client, Kind};
 use crate::config::RegistryArgs;
 use crate::secret;
 use clap::{Args, Subcommand};
@@ -135,7 +135,16 @@ impl From<io::Error> for Failure {
 
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
-        Failure::Because(words::complaint(&error))
+        let words = words::complaint(&error);
+        match error.kind {
+            // What was typed is not what the server takes.
+            Kind::Refused {
+                status: 400,
+                ours: true,
+                ..
+            } => Failure::Usage(words),
+            _ => Failure::Because(words),
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! `sidebike ps`.
 
+use super::follow::say;
 use super::outcome::{age, colour_of_task, short};
 use super::table::{Cell, Table};
+use super::words::whole_label;
 use super::{Ended, Failure, ServerArgs, print_json, watch};
 use crate::client::TaskFilter;
 use crate::wire::task::{Task, TaskState};
@@ -32,7 +34,7 @@ pub struct Args {
     /// Only those whose name begins so
     #[arg(long, value_name = "PREFIX")]
     name: Option<String>,
-    /// Only those with something on a machine of this label
+    /// Only those with something on a machine of exactly this label (no pattern)
     #[arg(short, long, value_name = "LABEL")]
     machine: Option<String>,
     /// Keep it up to date, until Ctrl-C
@@ -64,12 +66,22 @@ pub fn run(args: Args) -> Ended {
         label: args.machine,
         limit: args.limit as usize,
     };
+    let found = || {
+        let tasks = client.tasks(&filter)?;
+        if let Some(label) = filter.label.as_deref()
+            && tasks.is_empty()
+            && !args.watch
+        {
+            say(&whole_label(label, "such task is on a machine of"));
+        }
+        Ok::<_, Failure>(tasks)
+    };
     if args.json {
-        print_json(&client.tasks(&filter)?)?;
+        print_json(&found()?)?;
         return Ok(0);
     }
     watch::show(args.watch, |out| {
-        let table = table_of(&client.tasks(&filter)?);
+        let table = table_of(&found()?);
         table.print(out, &io::stdout()).map_err(Failure::from)
     })?;
     Ok(0)
@@ -102,7 +114,7 @@ pub fn table_of(tasks: &[Task]) -> Table {
             Cell::of(machines),
             Cell::of(age(&task.created_at).map(short).unwrap_or_default()),
             Cell::of(name),
-            Cell::of(command),
+            Cell::of(command.trim_end().replace('\n', " ")),
         ]);
     }
     table

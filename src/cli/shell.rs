@@ -1,20 +1,22 @@
 //! `sidebike completions` and `sidebike man`: what packagers and shells want.
 
-use super::{Ended, Failure};
+use super::Ended;
 use crate::config::CommandLine;
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use std::io::{self, Write};
 
 const COMPLETIONS: &str = "\
 Examples:
-  source <(sidebike completions bash)
+  source <(sidebike completions bash)     in this shell
+  sidebike completions bash > ~/.local/share/bash-completion/completions/sidebike
   sidebike completions zsh > ~/.zfunc/_sidebike
   sidebike completions fish > ~/.config/fish/completions/sidebike.fish";
 
 const MAN: &str = "\
 Examples:
   sidebike man | man -l -
+  sidebike man db check | man -l -
   sidebike man run > sidebike-run.1";
 
 /// What was typed for `completions`.
@@ -30,37 +32,32 @@ pub struct Completions {
 #[command(after_help = MAN)]
 pub struct Man {
     /// The command whose page it is to be [default: sidebike's own]
-    command: Option<String>,
+    command: Vec<String>,
 }
 
 /// Prints the script for a shell.
 pub fn completions(args: Completions) -> Ended {
     let mut script = Vec::new();
-    clap_complete::generate(
-        args.shell,
-        &mut CommandLine::command(),
-        "sidebike",
-        &mut script,
-    );
+    clap_complete::generate(args.shell, &mut for_people(), "sidebike", &mut script);
     io::stdout().write_all(&script)?;
     Ok(0)
 }
 
+/// The command line without what nobody types: hidden commands would be completed, too.
+fn for_people() -> Command {
+    let all = CommandLine::command();
+    let shown = all.get_subcommands().filter(|c| !c.is_hide_set()).cloned();
+    let shown: Vec<Command> = shown.collect();
+    Command::new("sidebike")
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_help_subcommand(true)
+        .subcommands(shown)
+}
+
 /// Prints the manual page.
 pub fn man(args: Man) -> Ended {
-    let mut all = CommandLine::command();
-    all.build();
-    let command = match &args.command {
-        None => all,
-        Some(name) => {
-            let found = all
-                .find_subcommand(name)
-                .filter(|found| !found.is_hide_set());
-            let found =
-                found.ok_or_else(|| Failure::Usage(format!("there is no command {name:?}")))?;
-            found.clone()
-        }
-    };
+    let command = CommandLine::find(&args.command);
+    let command = command.unwrap_or_else(|wrong| wrong.exit());
     let mut page = Vec::new();
     clap_mangen::Man::new(command).render(&mut page)?;
     io::stdout().write_all(&page)?;

@@ -7,7 +7,8 @@ use super::outcome::{
 use super::screen::{Screen, harmless, tame};
 use super::table::{Cell, Table};
 use super::{Ended, ServerArgs, print_json};
-use crate::wire::task::{Execution, ExecutionState, Task};
+use crate::wire::span::Timeout;
+use crate::wire::task::{DEFAULT_TIMEOUT, Execution, ExecutionState, Task};
 use std::io::{self, Write};
 
 /// How many of the last lines of output are shown where it went wrong.
@@ -72,8 +73,20 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
                 .collect::<Vec<_>>()
                 .join("\n           "),
         ),
-        ("created", task.created_at.clone()),
     ];
+    if let Some(workspace) = &detail.workspace {
+        fields.push(("workspace", harmless(workspace)));
+    }
+    match detail.timeout {
+        None | Some(Timeout::After(DEFAULT_TIMEOUT)) => {}
+        Some(Timeout::After(span)) => fields.push(("time-out", span.to_string())),
+        Some(Timeout::Never) => fields.push(("time-out", "none".into())),
+    }
+    if let Some(env) = detail.env.as_ref().filter(|env| !env.is_empty()) {
+        let names: Vec<String> = env.keys().map(|name| harmless(name)).collect();
+        fields.push(("env", names.join(", ")));
+    }
+    fields.push(("created", task.created_at.clone()));
     if let Some(of) = &task.rerun_of {
         fields.insert(2, ("rerun of", harmless(of)));
     }

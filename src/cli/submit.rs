@@ -1,10 +1,11 @@
 //! `sidebike run`.
 
 use super::follow::{self, How, say};
-use super::outcome::{NOBODY, names};
+use super::outcome::{CANCELED, NOBODY, names};
 use super::screen::{self, Person, cut, harmless};
 use super::table::{Cell, Table};
 use super::{Ended, Failure, ServerArgs, print_json};
+use crate::wire::machine::MachineState;
 use crate::wire::span::{Span, Timeout};
 use crate::wire::task::{Detail, DryRun, Mode, NewTask};
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   sidebike run -- uptime                         on every machine
   sidebike run -m '^web-' -- 'df -h | tail -1'   on those whose label begins with web-
+  sidebike run -m 'web-1|db-1' -- uptime         on two of them; a label is matched by any part of it
   sidebike run -m '^web-' --dry-run -- reboot    only show who would run it
   sidebike run --fold -- cat /etc/os-release     machines with the same output together
   sidebike run --any -m '^db-' -- ./vacuum.sh    on one of them, whichever is free first
@@ -117,13 +119,18 @@ pub fn run(args: Args) -> Ended {
     }
     if matching.matched == 0 {
         let pattern = harmless(&args.machine);
+        let others = not_online(&matching);
         say(&format!(
-            "sidebike: no machine matches {pattern:?}; see sidebike machines\n"
+            "sidebike: no machine matches {pattern:?}{others}; see sidebike machines\n"
         ));
         return Ok(NOBODY);
     }
     if !args.any && !args.yes && matching.matched > args.yes_above {
-        confirm(&matching)?;
+        let is_meant = confirm(&matching)?;
+        if !is_meant {
+            say("sidebike: not run\n");
+            return Ok(CANCELED);
+        }
     }
     if args.detach {
         let task = client.submit(&task)?;
@@ -265,15 +272,16 @@ fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
     }
     let stdout = io::stdout();
     table.print(&mut stdout.lock(), &stdout)?;
+    let others = not_online(matching);
     match matching.matched {
-        1 => say("1 machine matches\n"),
-        n => say(&format!("{n} machines match\n")),
+        1 => say(&format!("1 machine matches{others}\n")),
+        n => say(&format!("{n} machines match{others}\n")),
     }
     Ok(())
 }
 
 /// Asks whether so many machines are meant.
-fn confirm(matching: &DryRun) -> Result<(), Failure> {
+fn confirm(matching: &DryRun) -> Result<bool, Failure> {
     let words = machines_in_words(matching, false);
     let Some(mut person) = Person::find() else {
         return Err(Failure::Usage(format!(
@@ -281,9 +289,26 @@ fn confirm(matching: &DryRun) -> Result<(), Failure> {
             matching.matched
         )));
     };
-    match &*person.ask(&format!("Run on {words}? [y/N] ")) {
-        "y" | "yes" => Ok(()),
-        _ => Err(Failure::Because("not run".into())),
+    let answer = person.ask(&format!("Run on {words}? [y/N] "));
+    Ok(matches!(&*answer, "y" | "yes"))
+}
+
+/// What of the machines that match cannot take anything now.
+fn not_online(matching: &DryRun) -> String {
+    let states = [
+        (matching.offline, MachineState::Offline),
+        (matching.draining, MachineState::Draining),
+    ];
+    let some = states.into_iter().filter(|(count, _)| *count > 0);
+    let words: Vec<String> = some
+        .map(|(count, state)| match count {
+            1 => format!("1 matches but is {}", state.word()),
+            n => format!("{n} match but are {}", state.word()),
+        })
+        .collect();
+    match words.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", words.join(", ")),
     }
 }
 

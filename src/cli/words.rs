@@ -2,6 +2,7 @@
 //! API's fields, what was being done in place of a call's address, what to set where a token is wanted.
 
 use super::TOKEN;
+use super::screen::harmless;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters, as a refusal begins with them, and what sets them here.
@@ -25,7 +26,7 @@ const PHRASES: [(&str, &str); 4] = [
     ),
     (
         "after their resultTtl or failureTtl",
-        "after a day, those that did not succeed after a week",
+        "after a day (those that did not succeed: after a week)",
     ),
     (
         "needs a token: Authorization: Bearer TOKEN",
@@ -64,12 +65,24 @@ pub fn in_words(error: &CallError) -> String {
 /// The same where a command gives up.
 pub fn complaint(error: &CallError) -> String {
     let words = in_words(error);
-    match error.kind {
-        Kind::Unreachable(_) => format!(
+    let is_elsewhere = match &error.kind {
+        Kind::Unreachable(_) | Kind::Refused { ours: false, .. } => true,
+        // A path behind the address that is none of the server's.
+        Kind::Refused { status, msg, .. } => *status == 404 && msg.starts_with("there is no /"),
+        Kind::NotUnderstood(_) => false,
+    };
+    match is_elsewhere {
+        true => format!(
             "{words}; --registry-address or SIDEBIKE_REGISTRY_ADDRESS says where the server is"
         ),
-        _ => words,
+        false => words,
     }
+}
+
+/// A label of which there was nothing: people take it for a pattern, as in `run`.
+pub fn whole_label(label: &str, what: &str) -> String {
+    let label = harmless(label);
+    format!("sidebike: no {what} the label {label:?}; -m takes a whole label here, no pattern\n")
 }
 
 fn in_flags(msg: &str) -> String {

@@ -3,7 +3,7 @@
 //! The owner of the machine speaks through these flags, and whoever posts tasks cannot overrule
 //! them: see [`OwnerRules`].
 
-use super::{MAX_JOBS, MAX_LABEL_BYTES, Registry, RegistryArgs, check_label};
+use super::{MAX_JOBS, MAX_LABEL_BYTES, Registry, RegistryArgs, check_label, wrong_regex};
 use crate::agent::search;
 use crate::wire::span::Span;
 use clap::Args;
@@ -126,7 +126,10 @@ fn whole(pattern: &str) -> Result<Regex, String> {
     // First as it is: `a)|(b` becomes valid by what is put around it, and means something else.
     Regex::new(pattern)
         .and_then(|_| Regex::new(&format!(r"\A(?:{pattern})\z")))
-        .map_err(|why| format!("expected a regular expression: {why}"))
+        .map_err(|why| {
+            let why = wrong_regex(pattern, &why);
+            format!("expected a regular expression: {why}")
+        })
 }
 
 /// Where a wrapper is; settled at the start, so that no task's folder has a say in it.
@@ -135,8 +138,16 @@ fn wrapper(typed: PathBuf) -> Result<PathBuf, String> {
     let base = std::env::current_dir()
         .map_err(|why| format!("--wrapper: the current folder is not known: {why}"))?;
     let path = std::env::var_os("PATH");
-    search::program(&typed, path.as_deref(), &base)
-        .ok_or_else(|| format!("--wrapper: expected a program that can be started, got {name:?}"))
+    search::program(&typed, path.as_deref(), &base).ok_or_else(|| {
+        let is_path = name.contains('/');
+        let why = match std::fs::metadata(base.join(&typed)) {
+            _ if !is_path => "there is none of that name on the PATH",
+            Err(_) => "there is no such file",
+            Ok(found) if !found.is_file() => "that is no file",
+            Ok(_) => "it may not be executed (chmod +x)",
+        };
+        format!("--wrapper: expected a program that can be started, got {name:?}: {why}")
+    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! [`Group`] is also the place where work for it waits.
 
 use super::{ExecutionKey, MachineKey, TaskKey, TextLimits};
+use crate::config::wrong_regex;
 use regex::{Regex, RegexBuilder};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -96,9 +97,7 @@ fn build(text: &str, max_bytes: usize) -> Result<Regex, String> {
                 "machinePattern: must have {most} bytes at most when compiled (--max-compiled-pattern)"
             );
         }
-        let text = error.to_string();
-        let reason = text.lines().last().unwrap_or_default();
-        let reason = reason.trim_start_matches("error: ");
+        let reason = wrong_regex(text, &error);
         format!("machinePattern: must be a regular expression: {reason}")
     })
 }

@@ -90,22 +90,38 @@ impl Core {
 
     /// The task with this id, or else the newest with this name.
     pub fn find_task(&self, name: &str) -> Result<TaskKey, Refusal> {
-        let by_name = || self.task_names.get(name)?.last();
-        let key = self.task_ids.get(name).or_else(by_name);
-        key.copied().ok_or_else(|| unknown(name))
+        self.named(name).ok_or_else(|| {
+            // Even the only one: what changes something must name what it means.
+            match self.find_task_by_beginning(name) {
+                Ok(key) => Refusal::Unknown(format!(
+                    "{name:?} is the beginning of the id of a task, {}; give the whole id to change it",
+                    self.task(key).id
+                )),
+                Err(Refusal::Impossible(_)) => Refusal::Unknown(format!(
+                    "{name:?} is the beginning of more than one id; give the whole id to change a task"
+                )),
+                Err(unknown) => unknown,
+            }
+        })
     }
 
-    /// The same, or else the only task whose id begins so. For looking only: what changes something
-    /// must name what it means.
+    fn named(&self, name: &str) -> Option<TaskKey> {
+        let by_name = || self.task_names.get(name)?.last();
+        self.task_ids.get(name).or_else(by_name).copied()
+    }
+
+    /// The same, or else the only task whose id begins so. For looking only.
     pub fn find_task_by_beginning(&self, name: &str) -> Result<TaskKey, Refusal> {
-        let found = self.find_task(name);
-        if found.is_ok() || name.len() < MIN_BEGINNING_BYTES {
-            return found;
+        if let Some(key) = self.named(name) {
+            return Ok(key);
+        }
+        if name.len() < MIN_BEGINNING_BYTES {
+            return Err(unknown(name));
         }
         let mut ids = self.task_ids.iter().filter(|(id, _)| id.starts_with(name));
         match (ids.next(), ids.next()) {
             (Some((_, key)), None) => Ok(*key),
-            (None, _) => found,
+            (None, _) => Err(unknown(name)),
             (Some(_), Some(_)) => Err(Refusal::Impossible(format!(
                 "{name:?} is the beginning of more than one id; write more of it"
             ))),
@@ -193,7 +209,7 @@ fn unknown(name: &str) -> Refusal {
         false => String::new(),
     };
     Refusal::Unknown(format!(
-        "no task has the id or the name {name:?}, or not any more: finished tasks are forgotten after their resultTtl or failureTtl{short}"
+        "no task has the id or the name {name:?}, or not any more: finished tasks are forgotten after their resultTtl or failureTtl, all of them when a server without a database is restarted{short}"
     ))
 }
 

@@ -305,6 +305,12 @@ impl Task {
         outputs.collect()
     }
 
+    /// Whether it has something on a machine (an instance, or a label), or may get it yet.
+    pub fn may_be_on(&self, machine: &str) -> bool {
+        let may_get = self.open || self.executions.iter().any(|e| e.target.is_none());
+        may_get || !self.outputs(Some(machine)).is_empty()
+    }
+
     /// Whether its output is that of several machines, or may become so.
     pub fn has_several(&self, machine: Option<&str>) -> bool {
         let may_grow = self.open && self.spec.late_join;

@@ -7,10 +7,14 @@ use super::tick::Timer;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
 use crate::wire::span::Span;
 use crate::wire::task::{Counts, ExecutionState, Mode};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// How long a machine that lives has to confirm a cancel, beyond the command's own grace.
 const CANCEL_CONFIRMED_WITHIN: Span = Span::from_secs(60);
+
+/// How many labels are named in a refusal.
+const MAX_NAMED: usize = 10;
 
 /// Which executions of a task are meant.
 #[derive(Debug, Clone)]
@@ -117,8 +121,16 @@ impl Core {
         let machines: Vec<Option<MachineKey>> = targets.iter().map(machine_of).collect();
         let matched = machines.iter().flatten().count();
         if matched == 0 {
+            let again = self.there_again(&targets);
+            let what = match again.is_empty() {
+                true => "submit it again to reach those that are".into(),
+                false => format!(
+                    "there again, but as a new machine: {}; submit the task again to reach it",
+                    again.join(", ")
+                ),
+            };
             return Err(Refusal::Impossible(format!(
-                "none of the machines of task {} is there any more; submit it again to reach those that are",
+                "none of the machines of task {} is there any more; {what}",
                 old.id
             )));
         }
@@ -168,10 +180,7 @@ impl Core {
             .collect();
         match selection {
             Selection::Machine(name) if executions.is_empty() => {
-                return Err(Refusal::Impossible(format!(
-                    "machine: task {} has no execution on {name:?}",
-                    task.id
-                )));
+                return Err(Refusal::not_on(task, name));
             }
             Selection::All if task.finished_at.is_none() => {
                 self.task_mut(key).canceled = true;
@@ -313,6 +322,15 @@ impl Core {
         key
     }
 
+    /// Those labels of machines that are gone which new machines carry now.
+    fn there_again<'a>(&self, gone: &'a [Target]) -> Vec<&'a str> {
+        let labels: BTreeSet<&str> = gone.iter().map(|target| &*target.label).collect();
+        let live = self.machines.values().filter(|m| m.is_live());
+        let live: BTreeSet<&str> = live.map(|m| &*m.label).collect();
+        let again = labels.into_iter().filter(|label| live.contains(label));
+        again.take(MAX_NAMED).collect()
+    }
+
     fn live_machines(&self, group: GroupKey) -> Vec<MachineKey> {
         let labels = self.directory.group(group).labels.iter();
         let machines = labels.flat_map(|label| &self.directory.label(*label).machines);
@@ -412,6 +430,27 @@ impl Core {
         }
         self.queue_for(execution, machine);
         self.note_news(execution);
+    }
+}
+
+impl Refusal {
+    /// A task has nothing on this machine.
+    pub fn not_on(task: &Task, machine: &str) -> Refusal {
+        let labels: BTreeSet<&str> = task.labels().collect();
+        let named: Vec<&str> = labels.iter().copied().take(MAX_NAMED).collect();
+        let more = if labels.len() > MAX_NAMED {
+            ", …"
+        } else {
+            ""
+        };
+        let has = match named.is_empty() {
+            true => String::new(),
+            false => format!("; it has on {}{more}", named.join(", ")),
+        };
+        Refusal::Impossible(format!(
+            "machine: task {} has nothing on {machine:?}{has}",
+            task.id
+        ))
     }
 }
 

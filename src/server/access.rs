@@ -9,6 +9,7 @@ use log::{info, warn};
 use regex::Regex;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError, RwLock};
 use subtle::ConstantTimeEq;
 
@@ -27,7 +28,7 @@ pub enum Right {
     Original,
 }
 
-/// Agents with a token of people that are warned of: more would fill log and memory and say nothing new.
+/// Agents that are warned of, for each reason: more would fill log and memory and say nothing new.
 const MAX_WARNED_OF: usize = 1_000;
 
 /// The kinds of tokens.
@@ -65,6 +66,8 @@ pub struct Access {
     allow_legacy: Option<Regex>,
     /// The labels of agents that came with a token of people.
     warned_of: Mutex<BTreeSet<String>>,
+    /// The addresses from which agents were refused, since the tokens were read.
+    refused: Mutex<BTreeSet<Option<IpAddr>>>,
 }
 
 /// A request that may not.
@@ -99,7 +102,17 @@ impl Caller {
 impl Access {
     /// Reads the tokens. The error is one line for a person.
     pub fn from_environment(allow_legacy: Option<Regex>) -> Result<Self, String> {
-        let tokens = read_tokens()?;
+        Ok(Access {
+            tokens: RwLock::new(read_tokens()?),
+            allow_legacy,
+            warned_of: Mutex::default(),
+            refused: Mutex::default(),
+        })
+    }
+
+    /// Warns of what is open, and of what nobody can do.
+    pub fn explain(&self) {
+        let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
         let has = |kind| tokens.iter().any(|(k, _)| *k == kind);
         if tokens.is_empty() {
             warn!(
@@ -114,11 +127,6 @@ impl Access {
                 }
             }
         }
-        Ok(Access {
-            tokens: RwLock::new(tokens),
-            allow_legacy,
-            warned_of: Mutex::default(),
-        })
     }
 
     /// Reads the tokens again; those in use stay when that fails.
@@ -132,6 +140,8 @@ impl Access {
                 }
                 info!("{} tokens are in use", tokens.len());
                 *known = tokens;
+                let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                refused.clear();
             }
             Err(why) => warn!("{why}; the tokens in use stay in use"),
         }
@@ -197,6 +207,16 @@ impl Access {
         }
     }
 
+    /// Warns, once for each address until the tokens are read again, of an agent that was refused. Its
+    /// label is in a body that nobody reads who has not been let in.
+    pub fn note_refused(&self, peer: Option<IpAddr>, why: &str) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() < MAX_WARNED_OF && refused.insert(peer) {
+            let from = peer.map_or("an unknown address".into(), |peer| peer.to_string());
+            warn!("an agent at {from} is refused: {why}");
+        }
+    }
+
     /// Whether the original's agent with this label may come in.
     pub fn allows_original(&self, label: &str) -> bool {
         let open = self
@@ -253,6 +273,7 @@ mod tests {
             tokens: RwLock::new(tokens),
             allow_legacy: Some(Regex::new("^old").unwrap()),
             warned_of: Mutex::default(),
+            refused: Mutex::default(),
         }
     }
 

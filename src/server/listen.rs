@@ -128,11 +128,6 @@ impl Connections {
         let by_memory = memory.map_or(usize::MAX, |memory| memory / 2 / most);
         let in_flight = memory.map_or(usize::MAX, |memory| memory / 8);
         let max = config.max_connections.min(by_memory).max(1);
-        info!(
-            "room for {} connections at work, or {} with held requests",
-            max.min(max_descriptors / DESCRIPTORS_AT_WORK),
-            max.min(max_descriptors / DESCRIPTORS_HELD),
-        );
         let limits = &config.request;
         Arc::new(Connections {
             open: Mutex::default(),
@@ -144,6 +139,16 @@ impl Connections {
             last_warning: AtomicU64::new(0),
             room: Room::new(config.max_in_flight_bytes.min(in_flight)),
         })
+    }
+
+    /// Says for how many there is room.
+    pub fn explain(&self) {
+        let (max, descriptors) = (self.max, self.max_descriptors);
+        info!(
+            "room for {} connections at work, or {} with held requests",
+            max.min(descriptors / DESCRIPTORS_AT_WORK),
+            max.min(descriptors / DESCRIPTORS_HELD),
+        );
     }
 
     /// How many requests may be held, so that there is room for others.

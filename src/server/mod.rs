@@ -59,6 +59,7 @@ use crate::tls::PairFiles;
 use log::{debug, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -214,10 +215,14 @@ impl Server {
             }
         };
         checked.map_err(|denied| {
-            if route.right == Right::Change {
-                let caller = denied.caller.name.as_deref();
-                self.audit
-                    .write(caller, request, denied.status, &Change::default());
+            match route.right {
+                Right::Change => {
+                    let caller = denied.caller.name.as_deref();
+                    self.audit
+                        .write(caller, request, denied.status, &Change::default());
+                }
+                Right::Agent => self.access.note_refused(request.peer, denied.msg),
+                Right::Open | Right::Look | Right::Original => {}
             }
             answer::error(denied.status, denied.msg)
         })
@@ -245,14 +250,20 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     let pair = config.tls.as_ref().map(crate::tls::load_pair).transpose()?;
     let (listener, address) = listen::bind(config.listen, pair)?;
     let listener = Arc::new(listener);
+    let connections = Connections::new(&config);
+    let max_held = config.max_held.min(connections.most_held());
+    let access = Access::from_environment(config.allow_legacy)?;
+    let audit = Audit::open(config.audit)?;
+    let (store, tasks) = open_store(config.db.as_deref(), limits, max_held)?;
+    // All is well: said first, and what there is to say about it after it.
     info!(
         "sidebike {} listens on {address}{}",
         env!("CARGO_PKG_VERSION"),
         config.tls.as_ref().map_or("", |_| ", https only")
     );
-    let connections = Connections::new(&config);
-    let max_held = config.max_held.min(connections.most_held());
-    let store = open_store(&config, limits, max_held)?;
+    info!("{tasks}");
+    connections.explain();
+    access.explain();
     let server = Arc::new(Server {
         store: store.clone(),
         connections: connections.clone(),
@@ -261,12 +272,12 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         texts: config.texts,
         is_https: config.tls.is_some(),
         max_json_depth: config.max_json_depth,
-        access: Access::from_environment(config.allow_legacy)?,
+        access,
         own_names: OwnNames {
             loopback_only: address.ip().is_loopback(),
             public: config.public_url,
         },
-        audit: Audit::open(config.audit)?,
+        audit,
     });
     let watched = connections.clone();
     start_thread("clock", move || keep_time(&store, &watched))?;
@@ -291,28 +302,28 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     Ok(())
 }
 
-/// The registry: as it was saved where there is a database, else empty.
+/// The registry: as it was saved where there is a database, else empty; and which of them, in words.
 fn open_store(
-    config: &ServerConfig,
+    path: Option<&Path>,
     limits: Limits,
     max_held: usize,
-) -> Result<Arc<Store>, String> {
+) -> Result<(Arc<Store>, String), String> {
     #[cfg(feature = "db")]
-    if let Some(path) = &config.db {
+    if let Some(path) = path {
         let flag = |why: String| format!("--db: {why}");
         let (db, saved) = db::Db::open(path).map_err(flag)?;
-        info!("database {}: {} tasks", path.display(), saved.tasks.len());
+        let words = format!("database {}: {} tasks", path.display(), saved.tasks.len());
         let store = Store::start(limits, max_held, Some(saved));
         let store = store.map_err(|why| flag(db::damaged(path, &why)))?;
         let saving = store.clone();
         start_thread("save", move || saving.save_forever(db))?;
-        return Ok(store);
+        return Ok((store, words));
     }
-    if config.db.is_some() {
+    if path.is_some() {
         return Err("--db: this build has no database (the feature db)".into());
     }
-    info!("without a database: tasks are kept in memory only, this server starts empty");
-    Store::start(limits, max_held, None)
+    let words = "without a database: tasks are kept in memory only, this server starts empty";
+    Ok((Store::start(limits, max_held, None)?, words.into()))
 }
 
 /// Reads the certificate and its key again; those in use stay when that fails.

@@ -179,6 +179,9 @@ fn not_safe<T>((_, why): (T, String)) -> Answer {
 /// Reads a JSON body, as an [`Object`] or [`Posted`]. The error names the field.
 fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
     let bytes = &call.request.body;
+    if bytes.is_empty() {
+        return Err(bad(format!("{what}: the body is empty, expected JSON")));
+    }
     check_depth(call, what)?;
     if let Ok(value) = serde_json::from_slice(bytes) {
         return Ok(value);
@@ -239,8 +242,10 @@ fn parameter<T>(
 
 fn wait_ms(request: &Request) -> Result<u64, Answer> {
     let read = |text: &str| match text.parse::<Span>() {
-        Ok(span) if span > MAX_WAIT => Err(format!("expected {MAX_WAIT} at most")),
-        other => other,
+        Ok(span) if span <= MAX_WAIT => Ok(span),
+        _ => Err(format!(
+            "expected a number of seconds or a string such as \"90s\", {MAX_WAIT} at most"
+        )),
     };
     Ok(parameter(request, "wait", read)?
         .unwrap_or_default()
@@ -380,8 +385,12 @@ fn submit(call: Call<'_>) -> Handled {
 /// Who would run a task, if it were submitted now.
 fn dry_run(call: &Call<'_>, spec: &Spec) -> Answer {
     let store = &call.server.store;
-    let mut machines = store.ask(|core| core.list_machines(None, Some(MachineState::Online)));
+    let mut machines = store.ask(|core| core.list_machines(None, None));
     machines.retain(|machine| spec.pattern.matches(&machine.label));
+    let count = |state| machines.iter().filter(|m| m.state == state).count() as u32;
+    let offline = count(MachineState::Offline);
+    let draining = count(MachineState::Draining);
+    machines.retain(|machine| machine.state == MachineState::Online);
     let machines: Vec<Target> = { machines.into_iter() }
         .map(|machine| Target {
             label: machine.label,
@@ -391,6 +400,8 @@ fn dry_run(call: &Call<'_>, spec: &Spec) -> Answer {
     answer::ok(DryRun {
         matched: machines.len() as u32,
         machines,
+        offline,
+        draining,
     })
 }
 

@@ -3,7 +3,7 @@
 use super::http::Answer;
 use super::routes::{Call, Handled, flag, looked_at_task};
 use super::{answer, follow};
-use crate::core::{Output, Task, Wanted, gap_line};
+use crate::core::{Output, Refusal, Task, Wanted, gap_line};
 use crate::wire;
 use crate::wire::agent::Stream;
 use crate::wire::task::{ExecutionState, TaskState};
@@ -49,6 +49,11 @@ pub fn output(call: Call<'_>) -> Handled {
         .store
         .ask(|core| core.show(key))
         .map_err(|refusal| answer::refused(&refusal))?;
+    if let Some(name) = machine
+        && !task.may_be_on(name)
+    {
+        return Err(answer::refused(&Refusal::not_on(&task, name)));
+    }
     if live || as_json {
         let several = task.has_several(machine);
         if offset.is_some() {
@@ -91,8 +96,8 @@ fn plain(status: u16, text: String) -> Answer {
     }
 }
 
-/// A task's output with the label in front of each line, and a last line that says how it stands
-/// when it has not succeeded.
+/// A task's output with the label in front of each line. When it has not succeeded, a line for each
+/// machine that failed it, with the reason, and a last one that says how it stands.
 pub fn of_task(status: u16, task: &wire::task::Task) -> Answer {
     let mut text = String::new();
     for execution in &task.result {
@@ -102,6 +107,20 @@ pub fn of_task(status: u16, task: &wire::task::Task) -> Answer {
             text.push_str(line);
             text.push('\n');
         }
+    }
+    let failed =
+        |e: &&wire::task::Execution| e.state.is_terminal() && e.state != ExecutionState::Succeeded;
+    for execution in task.result.iter().filter(failed) {
+        let label = match &*execution.machine_label {
+            "" => "(no machine)",
+            label => label,
+        };
+        let state = execution.state.word();
+        let why = match &*execution.attempt.msg {
+            "" => String::new(),
+            msg => format!(": {}", msg.replace('\n', " ")),
+        };
+        text.push_str(&format!("{label} {state}{why}\n"));
     }
     if task.state != TaskState::Succeeded {
         text.push_str(&in_words(task));

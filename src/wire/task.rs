@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// How long a command may run when its task does not say.
+pub const DEFAULT_TIMEOUT: Span = Span::from_secs(180);
+
 /// Which machines run a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -118,6 +121,10 @@ impl Answered for PostedTask {
     ];
 }
 
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
 /// Who would run a task.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DryRun {
@@ -125,6 +132,12 @@ pub struct DryRun {
     pub matched: u32,
     /// Which; of these one runs it when the mode is `any`.
     pub machines: Vec<Target>,
+    /// How many match but are offline.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub offline: u32,
+    /// How many match but end what they run and take no more.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub draining: u32,
 }
 
 /// A machine that a task is addressed to.
