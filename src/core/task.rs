@@ -307,7 +307,8 @@ impl Task {
 
     /// Whether it has something on a machine (an instance, or a label), or may get it yet.
     pub fn may_be_on(&self, machine: &str) -> bool {
-        let may_get = self.open || self.executions.iter().any(|e| e.target.is_none());
+        let is_free = |e: &Execution| e.target.is_none() && !e.state.is_terminal();
+        let may_get = self.open || self.executions.iter().any(is_free);
         may_get || !self.outputs(Some(machine)).is_empty()
     }
 
