@@ -16,6 +16,8 @@ pub use registry::{Registry, RegistryArgs};
 #[cfg(feature = "server")]
 use crate::core::TextLimits;
 #[cfg(feature = "server")]
+use crate::rules::{MAX_LABEL_BYTES, wrong_regex};
+#[cfg(feature = "server")]
 use crate::server::browser::Authority;
 #[cfg(feature = "server")]
 use crate::server::http::RequestLimits;
@@ -34,9 +36,6 @@ use std::path::PathBuf;
 
 /// The port of the original, and ours.
 pub const DEFAULT_PORT: u16 = 9410;
-/// The longest label of an agent, and the longest that a server takes unless told otherwise, in
-/// bytes: a host name has 253 at most.
-pub const MAX_LABEL_BYTES: usize = 255;
 /// The longest name of a task, in bytes: it stands in tables and logs.
 #[cfg(feature = "server")]
 const MAX_NAME_BYTES: usize = 255;
@@ -50,8 +49,6 @@ const MAX_COMPILED_KIB: usize = 128;
 /// The most patterns known at once: a label that appears is matched with all of them.
 #[cfg(feature = "server")]
 const MAX_PATTERNS: usize = 1_000;
-/// The most commands an agent may run at once: more is a mistake, each has a thread and 2 pipes.
-pub const MAX_JOBS: u32 = 1_000;
 
 /// The largest number any limit can be set to: sums of a few of them must not overflow.
 #[cfg(feature = "server")]
@@ -487,36 +484,6 @@ impl ServerArgs {
             tls,
         })
     }
-}
-
-/// What is wrong with a regular expression, in one line, and what may be meant.
-#[cfg(any(feature = "server", feature = "agent"))]
-pub fn wrong_regex(pattern: &str, why: &regex::Error) -> String {
-    let text = why.to_string();
-    let reason = text.lines().last().unwrap_or_default();
-    let reason = reason.trim_start_matches("error: ");
-    match pattern.contains('*') && reason.contains("repetition") {
-        true => format!("{reason}; for any text write .* in place of *"),
-        false => reason.to_owned(),
-    }
-}
-
-/// What is wrong with a label, if anything: one rule for the agent's flag and the server's door. `by`
-/// says what the limit is set by.
-pub fn check_label(label: &str, max_bytes: usize, by: &str) -> Result<(), String> {
-    if label.is_empty() {
-        return Err("must not be empty".into());
-    }
-    if label.len() > max_bytes {
-        return Err(format!(
-            "must have {max_bytes} bytes at most{by}, got {}",
-            label.len()
-        ));
-    }
-    if label.chars().any(char::is_control) {
-        return Err("must not contain control characters".into());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

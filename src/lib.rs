@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`config`] | flags and environment → checked settings; every default and limit |
 //! | [`wire`] | the types of the API's JSON; no rules, no I/O |
+//! | [`rules`] | what is checked alike at both ends |
 //! | [`secret`] | tokens: where they come from, and that they never show |
 //! | [`tls`] | which cryptography, whose certificates |
 //! | [`tape`] | what is kept of a stream of output; used by the agent and by `core` |
@@ -17,7 +18,8 @@
 //!
 //! Invariants, mostly about what is absent:
 //!
-//! - `core` has no clock, no lock, no socket, no log: time and ids come in as arguments.
+//! - `core` has no clock, no lock, no socket, no log: time and ids come in as arguments. It uses
+//!   `wire`, `rules` and `tape` only.
 //! - The agent uses neither `core` nor `server`; the server uses neither `agent` nor `client`; `cli`
 //!   uses none of them but `client`.
 //! - tiny_http is named in `server/http` only, ureq in `client`, rustls in `tls`, redb in `server/db`,
@@ -33,6 +35,7 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod core;
+pub mod rules;
 pub mod secret;
 #[cfg(feature = "server")]
 pub mod server;

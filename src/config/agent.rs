@@ -3,8 +3,9 @@
 //! The owner of the machine speaks through these flags, and whoever posts tasks cannot overrule
 //! them: see [`OwnerRules`].
 
-use super::{MAX_JOBS, MAX_LABEL_BYTES, Registry, RegistryArgs, check_label, wrong_regex};
+use super::{Registry, RegistryArgs};
 use crate::agent::search;
+use crate::rules::{MAX_JOBS, MAX_LABEL_BYTES, check_label, wrong_regex};
 use crate::wire::span::Span;
 use clap::Args;
 use clap::builder::FalseyValueParser;

@@ -13,7 +13,7 @@ use super::saved::{OutputKey, SavedPiece};
 use super::task::Place;
 use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
-use crate::config::{MAX_JOBS, check_label};
+use crate::rules::{MAX_JOBS, check_label};
 use crate::wire::agent::{
     Assignment, AttemptId, Ended, Goodbye, Hold, HoldState, Orders, Piece, Poll, Stream, Verdict,
 };

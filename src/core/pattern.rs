@@ -6,7 +6,7 @@
 //! [`Group`] is also the place where work for it waits.
 
 use super::{ExecutionKey, MachineKey, TaskKey, TextLimits};
-use crate::config::wrong_regex;
+use crate::rules::wrong_regex;
 use regex::{Regex, RegexBuilder};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
