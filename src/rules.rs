@@ -36,3 +36,16 @@ pub fn check_label(label: &str, max_bytes: usize, by: &str) -> Result<(), String
     }
     Ok(())
 }
+
+/// The one of `all` that this word stands for. The error says which words there are.
+pub fn one_of<T: Copy>(
+    all: &[T],
+    word: impl Fn(T) -> &'static str,
+    text: &str,
+) -> Result<T, String> {
+    let found = all.iter().copied().find(|one| word(*one) == text);
+    found.ok_or_else(|| {
+        let words: Vec<&str> = all.iter().map(|one| word(*one)).collect();
+        format!("expected one of {}", words.join(", "))
+    })
+}

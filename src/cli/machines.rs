@@ -6,6 +6,7 @@ use super::screen::Colour;
 use super::table::{Cell, Table};
 use super::words::whole_label;
 use super::{Ended, Failure, ServerArgs, print_json, watch};
+use crate::rules::one_of;
 use crate::wire::machine::{Machine, MachineState};
 use std::io;
 
@@ -39,13 +40,7 @@ pub struct Args {
 }
 
 fn state(text: &str) -> Result<MachineState, String> {
-    let found = MachineState::ALL
-        .into_iter()
-        .find(|state| state.word() == text);
-    found.ok_or_else(|| {
-        let words = MachineState::ALL.map(MachineState::word);
-        format!("expected one of {}", words.join(", "))
-    })
+    one_of(&MachineState::ALL, MachineState::word, text)
 }
 
 /// Lists machines.

@@ -6,6 +6,7 @@ use super::table::{Cell, Table};
 use super::words::whole_label;
 use super::{Ended, Failure, ServerArgs, print_json, watch};
 use crate::client::TaskFilter;
+use crate::rules::one_of;
 use crate::wire::task::{Task, TaskState};
 use std::io;
 
@@ -48,13 +49,7 @@ pub struct Args {
 }
 
 fn state(text: &str) -> Result<TaskState, String> {
-    let found = TaskState::ALL
-        .into_iter()
-        .find(|state| state.word() == text);
-    found.ok_or_else(|| {
-        let words = TaskState::ALL.map(TaskState::word);
-        format!("expected one of {}", words.join(", "))
-    })
+    one_of(&TaskState::ALL, TaskState::word, text)
 }
 
 /// Lists tasks.

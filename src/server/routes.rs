@@ -13,6 +13,7 @@ use super::{Server, metrics, original, page, text};
 use crate::core::{
     Core, Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery, Time, original_instance,
 };
+use crate::rules::one_of;
 use crate::wire::agent::{Done, Goodbye, Output, Poll, Taken};
 use crate::wire::machine::MachineState;
 use crate::wire::object::{Object, Posted};
@@ -250,16 +251,6 @@ fn wait_ms(request: &Request) -> Result<u64, Answer> {
     Ok(parameter(request, "wait", read)?
         .unwrap_or_default()
         .as_millis())
-}
-
-fn one_of<T: Copy>(all: &[T], word: impl Fn(T) -> &'static str, text: &str) -> Result<T, String> {
-    all.iter()
-        .copied()
-        .find(|state| word(*state) == text)
-        .ok_or_else(|| {
-            let words: Vec<&str> = all.iter().map(|state| word(*state)).collect();
-            format!("expected one of {}", words.join(", "))
-        })
 }
 
 /// The task that the path names.
