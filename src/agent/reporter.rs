@@ -12,7 +12,7 @@ use super::held::Held;
 use super::output::{Cursor, PIECE_OVERHEAD};
 use super::pauses::Pauses;
 use crate::client::{CallError, Kind};
-use crate::wire::agent::{AttemptId, Done, Ended, Orders, Output, Piece, Verdict};
+use crate::wire::agent::{AttemptId, Done, Ended, Orders, Output, Piece, Taken};
 use log::{debug, warn};
 use serde_json::Value;
 use std::sync::Arc;
@@ -150,13 +150,15 @@ impl Reporter<'_> {
                 .output(&Output { instance, pieces })
                 .map(|orders| Answer::Orders(Box::new(orders)))
         } else {
+            let seq = self.agent.board.asks_for_more();
             client
                 .done(&Done {
                     instance,
+                    seq,
                     pieces,
                     results,
                 })
-                .map(|taken| Answer::Taken(taken.results))
+                .map(|taken| Answer::Taken(taken, seq))
         };
         match answer {
             Ok(answer) => {
@@ -179,7 +181,13 @@ impl Reporter<'_> {
                 self.agent.obey(*orders);
                 return true;
             }
-            Answer::Taken(verdicts) => verdicts,
+            Answer::Taken(taken, latest) => {
+                // Without having asked nothing is started: it could be a second time.
+                for job in taken.start.into_iter().filter(|_| latest.is_some()) {
+                    self.agent.begin(job, latest);
+                }
+                taken.results
+            }
         };
         for verdict in &verdicts {
             let id = &verdict.id;
@@ -248,5 +256,6 @@ impl Carried {
 
 enum Answer {
     Orders(Box<Orders<Value>>),
-    Taken(Vec<Verdict>),
+    /// With the latest poll when it was asked for.
+    Taken(Taken<Value>, Option<u64>),
 }

@@ -116,6 +116,9 @@ pub enum Refusal {
 pub enum Notice {
     /// There is something for the held poll of this machine.
     Wake(MachineKey),
+    /// This machine was handed something beside its held poll. That is to end soon, so that the next
+    /// one says what has been started.
+    HandedOut(MachineKey),
     /// A task has ended.
     Finished(TaskKey),
     /// Something has happened to a task that somebody follows.
