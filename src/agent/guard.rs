@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The hidden program of the command line.
-const PROGRAM: &str = "agent-guard";
+pub const PROGRAM: &str = "agent-guard";
 /// Time between TERM and KILL once the agent is gone.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long lines may wait to be read while the agent lives: to wake up for each of them would slow
