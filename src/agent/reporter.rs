@@ -18,8 +18,9 @@ use serde_json::Value;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The room in a request, in bytes of raw output: the server reads 1 MiB, base64 adds a third.
-const ROOM_BYTES: usize = 512 * 1024;
+/// The room in a request, in bytes of raw output. The server reads 1 MiB, and base64 adds a third; but
+/// while it is sent it is in memory four times: kept, taken out, as base64, in the request.
+const ROOM_BYTES: usize = 128 * 1024;
 /// What a result costs in a request beside its text, in bytes.
 const RESULT_OVERHEAD: usize = 512;
 /// Time between two looks at the output: it is at most a second behind, and a chatty command does
