@@ -10,7 +10,7 @@ use super::life::Event;
 use super::machine::{Kind, Machine};
 use super::output::Output;
 use super::saved::{OutputKey, SavedPiece};
-use super::task::Place;
+use super::task::{Place, Target};
 use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::config::{MAX_JOBS, check_label};
@@ -139,10 +139,17 @@ impl Core {
         let label: Arc<str> = caller.label.into();
         let label_key = self.directory.add_machine(&label, key);
         self.instances.insert(instance.clone(), key);
+        let host: Arc<str> = cut(caller.host).into();
+        let target = Target {
+            label: label.clone(),
+            instance: instance.clone(),
+            host: host.clone(),
+        };
         let machine = Machine {
+            target: Arc::new(target),
             instance,
             label,
-            host: cut(caller.host).into(),
+            host,
             version: cut(caller.version).into(),
             label_key,
             kind: caller.kind,

@@ -95,7 +95,7 @@ impl Core {
             self.task_mut(key).rerun_of = Some(of);
             return Ok(key);
         }
-        let targets: Vec<Target> = old
+        let targets: Vec<Arc<Target>> = old
             .executions
             .iter()
             .filter(wanted)
@@ -110,7 +110,7 @@ impl Core {
         if targets.is_empty() {
             return Err(nothing_to_rerun(old));
         }
-        let machine_of = |target: &Target| {
+        let machine_of = |target: &Arc<Target>| {
             let key = *self.instances.get(&target.instance)?;
             self.machine(key).is_live().then_some(key)
         };
@@ -240,9 +240,8 @@ impl Core {
     }
 
     fn known_task(&self, key: TaskKey) -> Result<&Task, Refusal> {
-        self.tasks
-            .get(&key)
-            .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
+        let task = self.tasks.get(&key).map(|task| &**task);
+        task.ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
     }
 
     fn check_free(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
@@ -278,6 +277,10 @@ impl Core {
         self.next_task += 1;
         let mut spec = spec;
         spec.pattern.forget_compiled();
+        // Most tasks have a name that others have, too.
+        if let Some((name, _)) = self.task_names.get_key_value(&spec.name) {
+            spec.name = name.clone();
+        }
         let counts = Counts {
             queued: executions.len() as u32,
             ..Default::default()
@@ -307,7 +310,7 @@ impl Core {
             output_bytes: 0,
             executions,
         };
-        self.tasks.insert(key, task);
+        self.tasks.insert(key, Box::new(task));
         self.task_mut(key);
         self.figures.submitted += 1;
         key
