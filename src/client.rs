@@ -40,7 +40,11 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE_CONNECTIONS: usize = 2;
 /// Age at which an idle connection is not used again: servers and proxies close theirs, too.
 const IDLE_AGE: Duration = Duration::from_secs(10);
-/// The longest answer to a poll, in bytes: many assignments with their standard input.
+/// The buffers of a connection, in bytes each: what is usual, an order or a result, fits in a
+/// fraction. ureq's own 128 KiB, set to zero for every new connection, took more time than the rest
+/// of a poll.
+const BUFFER_BYTES: usize = 16 << 10;
+/// The longest answer that hands something out, in bytes: many assignments with their standard input.
 const MAX_POLL_ANSWER: u64 = 32 << 20;
 /// The longest other answer, in bytes.
 const MAX_ANSWER: u64 = 4 << 20;
@@ -141,6 +145,8 @@ impl Client {
             .user_agent(concat!("sidebike/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(Some(CALL_TIMEOUT))
+            .input_buffer_size(BUFFER_BYTES)
+            .output_buffer_size(BUFFER_BYTES)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .max_idle_connections(IDLE_CONNECTIONS)
@@ -179,9 +185,9 @@ impl Client {
         self.post("output", output, CALL_TIMEOUT, MAX_ANSWER)
     }
 
-    /// Reports results.
-    pub fn done(&self, done: &Done) -> Result<Taken, CallError> {
-        self.post("done", done, CALL_TIMEOUT, MAX_ANSWER)
+    /// Reports results; the answer may hand out what is next.
+    pub fn done(&self, done: &Done) -> Result<Taken<Value>, CallError> {
+        self.post("done", done, CALL_TIMEOUT, MAX_POLL_ANSWER)
     }
 
     /// "I end now."
@@ -370,14 +376,19 @@ mod tests {
     #[test]
     fn answers_and_refusals_are_told_apart() {
         let good = br#"{"signal":1,"msg":"","data":{"results":[]}}"#;
-        assert!(understand::<Taken>(200, good).unwrap().results.is_empty());
+        assert!(
+            understand::<Taken<Value>>(200, good)
+                .unwrap()
+                .results
+                .is_empty()
+        );
         for (status, body, ours) in [
             (200, r#"{"signal":-1,"msg":"no"}"#, true),
             (409, r#"{"signal":-1,"msg":"stale","data":null}"#, true),
             (404, "<html>\nnot here</html>", false),
             (502, "", false),
         ] {
-            match understand::<Taken>(status, body.as_bytes()) {
+            match understand::<Taken<Value>>(status, body.as_bytes()) {
                 Err(Kind::Refused {
                     status: s, ours: o, ..
                 }) => {
@@ -387,7 +398,7 @@ mod tests {
             }
         }
         for body in ["", "hello", r#"{"signal":0,"data":7}"#] {
-            let got = understand::<Taken>(200, body.as_bytes());
+            let got = understand::<Taken<Value>>(200, body.as_bytes());
             assert!(
                 matches!(
                     got,

@@ -90,10 +90,6 @@ pub enum Program {
     #[cfg(feature = "cli")]
     #[command(flatten)]
     People(crate::cli::Command),
-    /// Started by an agent, never by hand: ends its commands when it is killed
-    #[cfg(feature = "agent")]
-    #[command(hide = true)]
-    AgentGuard,
     /// Print this help, or that of a command
     Help {
         /// The command, such as run

@@ -20,6 +20,16 @@ const USAGE: u8 = 2;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // It stays for as long as the agent: what reads a command line, and its log, would take a third of
+    // its memory.
+    #[cfg(feature = "agent")]
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == sidebike::agent::guard::PROGRAM)
+    {
+        sidebike::agent::guard::run();
+        return ExitCode::SUCCESS;
+    }
     let program = CommandLine::typed().program;
     start_log(default_log(&program));
     match program {
@@ -41,11 +51,6 @@ fn main() -> ExitCode {
         Program::Agent(args) => with_settings(args.checked(), sidebike::agent::run),
         #[cfg(feature = "cli")]
         Program::People(command) => sidebike::cli::run(command),
-        #[cfg(feature = "agent")]
-        Program::AgentGuard => {
-            sidebike::agent::guard::run();
-            ExitCode::SUCCESS
-        }
         Program::Help { command } => match CommandLine::find(&command) {
             Ok(mut found) => {
                 // Whoever does not listen does not want it.

@@ -146,13 +146,18 @@ impl Board {
         lock(&self.state).instance.clone()
     }
 
+    /// The number of the latest poll, by which a report asks for more; none when there is no room.
+    pub fn asks_for_more(&self) -> Option<u64> {
+        let state = lock(&self.state);
+        (!state.draining && !state.is_full()).then_some(state.seq)
+    }
+
     /// Takes a new random id, if nothing is held under the old one. Whether it did.
     pub fn renew_instance(&self, instance: String) -> bool {
         let mut state = lock(&self.state);
         let free = state.held.is_empty();
         if free {
             state.instance = instance;
-            state.seq = 0;
         }
         free
     }
@@ -178,9 +183,15 @@ impl Board {
     /// An order to start. Returns what is to be started now; nothing when the attempt is known, when
     /// it has to wait for a free place, or when the agent is about to end (an attempt that is not
     /// held was not started, and the goodbye says so).
-    pub fn accept(&self, job: Job) -> Option<(Arc<Held>, Job)> {
+    ///
+    /// An order that came beside the polls counts only while the `latest` of them is the one it was
+    /// asked for with: a later one has said already that it never arrived.
+    pub fn accept(&self, job: Job, latest: Option<u64>) -> Option<(Arc<Held>, Job)> {
         let mut state = lock(&self.state);
         if state.draining || state.is_known(&job.id) {
+            return None;
+        }
+        if latest.is_some_and(|latest| latest != state.seq) {
             return None;
         }
         let held = Arc::new(Held::new(job.id.clone()));
@@ -408,20 +419,33 @@ mod tests {
     #[test]
     fn an_attempt_is_started_once() {
         let board = Board::new("i".into(), 2);
-        let (held, _) = board.accept(job(1)).unwrap();
-        assert!(board.accept(job(1)).is_none());
+        let (held, _) = board.accept(job(1), None).unwrap();
+        assert!(board.accept(job(1), None).is_none());
         board.ended(&held, over());
-        assert!(board.accept(job(1)).is_none());
+        assert!(board.accept(job(1), None).is_none());
         board.delivered(&held.id);
-        assert!(board.accept(job(1)).is_none());
+        assert!(board.accept(job(1), None).is_none());
         assert!(board.report(0).unwrap().holds.is_empty());
+    }
+
+    #[test]
+    fn an_order_beside_the_polls_counts_until_the_next_poll() {
+        let board = Board::new("i".into(), 2);
+        board.report(0);
+        let latest = board.asks_for_more();
+        assert!(board.accept(job(1), latest).is_some());
+        assert_eq!(board.report(0).unwrap().holds.len(), 1);
+        assert!(board.accept(job(2), latest).is_none());
+        assert!(board.accept(job(2), None).is_some());
+        board.drain();
+        assert_eq!(board.asks_for_more(), None);
     }
 
     #[test]
     fn the_remembered_ids_are_bounded() {
         let board = Board::new("i".into(), 1);
         for n in 0..MAX_REMEMBERED as u32 + 10 {
-            let (held, _) = board.accept(job(n)).unwrap();
+            let (held, _) = board.accept(job(n), None).unwrap();
             board.ended(&held, over());
             board.delivered(&held.id);
         }
@@ -434,9 +458,9 @@ mod tests {
     #[test]
     fn what_finds_no_free_place_waits_and_is_not_lost() {
         let board = Board::new("i".into(), 1);
-        let (first, _) = board.accept(job(1)).unwrap();
-        assert!(board.accept(job(2)).is_none());
-        assert!(board.accept(job(3)).is_none());
+        let (first, _) = board.accept(job(1), None).unwrap();
+        assert!(board.accept(job(2), None).is_none());
+        assert!(board.accept(job(3), None).is_none());
         assert!(board.cancel(&job(2).id));
         assert_eq!(board.report(0).unwrap().holds.len(), 3);
         let (third, _) = board.ended(&first, over()).unwrap();
@@ -448,15 +472,15 @@ mod tests {
     #[test]
     fn the_forgotten_keep_their_place_until_they_end() {
         let board = Board::new("i".into(), 1);
-        let (held, _) = board.accept(job(1)).unwrap();
+        let (held, _) = board.accept(job(1), None).unwrap();
         assert!(board.forget(&held.id));
         assert!(!board.forget(&held.id));
         let report = board.report(0).unwrap();
         assert!(report.full && report.holds.is_empty());
-        assert!(board.accept(job(1)).is_none());
+        assert!(board.accept(job(1), None).is_none());
         board.ended(&held, over());
         assert!(!board.report(0).unwrap().full);
-        assert!(board.accept(job(1)).is_none());
+        assert!(board.accept(job(1), None).is_none());
         assert!(board.news().is_empty());
     }
 
@@ -464,7 +488,7 @@ mod tests {
     fn too_many_results_close_the_door() {
         let board = Board::new("i".into(), 1);
         for n in 0..MAX_UNREPORTED as u32 {
-            let (held, _) = board.accept(job(n)).unwrap();
+            let (held, _) = board.accept(job(n), None).unwrap();
             board.ended(&held, over());
         }
         assert!(board.report(0).unwrap().full);
@@ -475,12 +499,12 @@ mod tests {
     #[test]
     fn a_draining_agent_starts_nothing_and_older_poll_loops_end() {
         let board = Board::new("i".into(), 1);
-        let (held, _) = board.accept(job(1)).unwrap();
-        board.accept(job(2));
+        let (held, _) = board.accept(job(1), None).unwrap();
+        board.accept(job(2), None);
         let epoch = board.drain();
         assert!(board.report(0).is_none());
         assert!(board.report(epoch).unwrap().draining);
-        assert!(board.accept(job(3)).is_none());
+        assert!(board.accept(job(3), None).is_none());
         assert!(board.ended(&held, over()).is_none());
         assert_eq!(board.news().len(), 2);
         assert!(!board.renew_instance("j".into()));

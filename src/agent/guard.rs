@@ -9,18 +9,25 @@ use super::group;
 use super::held::lock;
 use super::runner;
 use log::warn;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::collections::BTreeSet;
-use std::io::{BufRead, Write};
+use std::io::{BufRead, BufReader, Read, Stdin, Write};
 use std::process::{ChildStdin, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The hidden program of the command line.
-const PROGRAM: &str = "agent-guard";
+pub const PROGRAM: &str = "agent-guard";
 /// Time between TERM and KILL once the agent is gone.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long lines may wait to be read while the agent lives: to wake up for each of them would slow
+/// down small commands that come one after the other.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 /// How often it is looked whether the groups are gone.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -84,8 +91,20 @@ pub fn run() {
     }
     // It must not keep a file system busy.
     let _ = std::env::set_current_dir("/");
-    let left = listen(std::io::stdin().lock());
+    let left = listen(BufReader::new(Unhurried(std::io::stdin())));
     end(left);
+}
+
+/// The pipe, of which only the end is news at once.
+struct Unhurried(Stdin);
+
+impl Read for Unhurried {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        // That nobody is there any more is told without asking for it.
+        let mut only_its_end = [PollFd::new(&self.0, PollFlags::empty())];
+        let _ = poll(&mut only_its_end, Some(&PAUSE));
+        Ok(rustix::io::read(&self.0, buffer)?)
+    }
 }
 
 /// Reads the list until the agent is gone.

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | this one | the poll loop: ask, hand out, obey |
 //! | `board` | what the threads share: which attempts are held, and their state |
+//! | `crew` | the threads that run commands |
 //! | `held`, `output` | one attempt and its output, until the server has taken them |
 //! | `runner`, `search` | starting one command; the only place that names `process::Command` |
 //! | `owner` | what the owner of this machine allows to be run |
@@ -15,12 +16,14 @@
 //! | `init` | the duties of process 1 |
 //! | `shutdown` | the signals: TERM and INT, HUP |
 //!
-//! Threads: the main one waits for signals, one polls, one reports, and there is one per command.
+//! Threads: the main one waits for signals, one polls, one reports, and there is one per command that
+//! runs.
 //! The agent listens on no socket and writes no file.
 //!
 //! To obey a new kind of order: add it to [`Orders`], and to [`Agent::obey`].
 
 mod board;
+mod crew;
 mod group;
 pub mod guard;
 mod held;
@@ -42,6 +45,7 @@ use crate::wire::agent::{Orders, Poll};
 use crate::wire::span::Span;
 use crate::wire::task::ExecutionState;
 use board::{Board, Job};
+use crew::{Crew, Work};
 use guard::Guard;
 use held::{Held, Outcome};
 use leftovers::Leftovers;
@@ -90,6 +94,7 @@ struct Agent {
     config: AgentConfig,
     client: Client,
     board: Board,
+    crew: Crew,
     guard: Guard,
     leftovers: Leftovers,
     rereader: Rereader,
@@ -127,6 +132,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
     let agent = Arc::new(Agent {
         client,
         board: Board::new(instance, config.jobs),
+        crew: Crew::default(),
         guard: Guard::start(),
         leftovers: Leftovers::new(),
         rereader: Rereader::default(),
@@ -299,10 +305,7 @@ impl Agent {
     fn obey(self: &Arc<Self>, orders: Orders<Value>) -> bool {
         let mut news = false;
         for job in orders.start {
-            if let Some((held, job)) = self.board.accept(job) {
-                self.start(held, job);
-                news = true;
-            }
+            news |= self.begin(job, None);
         }
         for id in orders.cancel {
             if self.board.cancel(&id) {
@@ -319,9 +322,20 @@ impl Agent {
         news
     }
 
-    /// Runs a command in a thread of its own, and after it whatever waits for a free place.
-    fn start(self: &Arc<Self>, held: Arc<Held>, job: Job) {
-        let mut next = Some((held, job));
+    /// Starts what the server ordered, or lets it wait for a free place. Whether it was started.
+    fn begin(self: &Arc<Self>, job: Job, latest: Option<u64>) -> bool {
+        let accepted = self.board.accept(job, latest);
+        let news = accepted.is_some();
+        if let Some(work) = accepted {
+            self.start(work);
+        }
+        news
+    }
+
+    /// Runs a command in a thread of its own, and after it whatever waits for a free place or comes
+    /// soon.
+    fn start(self: &Arc<Self>, work: Work) {
+        let mut next = self.crew.give(work).err();
         while let Some((held, job)) = next.take() {
             let (agent, its_own) = (Arc::clone(self), Arc::clone(&held));
             let started = std::thread::Builder::new()
@@ -331,6 +345,8 @@ impl Agent {
                     let mut next = Some((its_own, job));
                     while let Some((held, job)) = next.take() {
                         next = agent.run_one(&held, job);
+                        drop(held);
+                        next = next.or_else(|| agent.crew.wait());
                     }
                 });
             if let Err(why) = started {
@@ -343,7 +359,7 @@ impl Agent {
     }
 
     /// Runs one command to its end; returns what is to be run in its place.
-    fn run_one(&self, held: &Held, job: Job) -> Option<(Arc<Held>, Job)> {
+    fn run_one(&self, held: &Held, job: Job) -> Option<Work> {
         let id = &held.id;
         info!(
             "{} (attempt {}): starting, task {:?}",

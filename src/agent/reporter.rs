@@ -12,14 +12,15 @@ use super::held::Held;
 use super::output::{Cursor, PIECE_OVERHEAD};
 use super::pauses::Pauses;
 use crate::client::{CallError, Kind};
-use crate::wire::agent::{AttemptId, Done, Ended, Orders, Output, Piece, Verdict};
+use crate::wire::agent::{AttemptId, Done, Ended, Orders, Output, Piece, Taken};
 use log::{debug, warn};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The room in a request, in bytes of raw output: the server reads 1 MiB, base64 adds a third.
-const ROOM_BYTES: usize = 512 * 1024;
+/// The room in a request, in bytes of raw output. The server reads 1 MiB, and base64 adds a third; but
+/// while it is sent it is in memory four times: kept, taken out, as base64, in the request.
+const ROOM_BYTES: usize = 128 * 1024;
 /// What a result costs in a request beside its text, in bytes.
 const RESULT_OVERHEAD: usize = 512;
 /// Time between two looks at the output: it is at most a second behind, and a chatty command does
@@ -150,13 +151,15 @@ impl Reporter<'_> {
                 .output(&Output { instance, pieces })
                 .map(|orders| Answer::Orders(Box::new(orders)))
         } else {
+            let seq = self.agent.board.asks_for_more();
             client
                 .done(&Done {
                     instance,
+                    seq,
                     pieces,
                     results,
                 })
-                .map(|taken| Answer::Taken(taken.results))
+                .map(|taken| Answer::Taken(taken, seq))
         };
         match answer {
             Ok(answer) => {
@@ -179,7 +182,13 @@ impl Reporter<'_> {
                 self.agent.obey(*orders);
                 return true;
             }
-            Answer::Taken(verdicts) => verdicts,
+            Answer::Taken(taken, latest) => {
+                // Without having asked nothing is started: it could be a second time.
+                for job in taken.start.into_iter().filter(|_| latest.is_some()) {
+                    self.agent.begin(job, latest);
+                }
+                taken.results
+            }
         };
         for verdict in &verdicts {
             let id = &verdict.id;
@@ -248,5 +257,6 @@ impl Carried {
 
 enum Answer {
     Orders(Box<Orders<Value>>),
-    Taken(Vec<Verdict>),
+    /// With the latest poll when it was asked for.
+    Taken(Taken<Value>, Option<u64>),
 }

@@ -1,7 +1,7 @@
 //! What agents do: poll, collect what is theirs, report output and results, say goodbye.
 //!
 //! An attempt starts at most once because of three rules, all here: only `deliver` hands an attempt
-//! out; it is handed out again only to the same machine, and only when a later poll of that machine
+//! out, and nothing that a poll made before its answer arrived can reach it after; it is handed out again only to the same machine, and only when a later poll of that machine
 //! shows that it never arrived; and an attempt that may have started on a machine that is gone is
 //! `lost`, never handed to another.
 
@@ -10,12 +10,13 @@ use super::life::Event;
 use super::machine::{Kind, Machine};
 use super::output::Output;
 use super::saved::{OutputKey, SavedPiece};
-use super::task::Place;
+use super::task::{Place, Target};
 use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::rules::{MAX_JOBS, check_label};
 use crate::wire::agent::{
-    Assignment, AttemptId, Ended, Goodbye, Hold, HoldState, Orders, Piece, Poll, Stream, Verdict,
+    Assignment, AttemptId, Done, Ended, Goodbye, Hold, HoldState, Orders, Piece, Poll, Stream,
+    Taken, Verdict,
 };
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Detail, ExecutionState};
@@ -138,10 +139,17 @@ impl Core {
         let label: Arc<str> = caller.label.into();
         let label_key = self.directory.add_machine(&label, key);
         self.instances.insert(instance.clone(), key);
+        let host: Arc<str> = cut(caller.host).into();
+        let target = Target {
+            label: label.clone(),
+            instance: instance.clone(),
+            host: host.clone(),
+        };
         let machine = Machine {
+            target: Arc::new(target),
             instance,
             label,
-            host: cut(caller.host).into(),
+            host,
             version: cut(caller.version).into(),
             label_key,
             kind: caller.kind,
@@ -458,6 +466,47 @@ impl Core {
         pieces: &[Piece],
         results: &[Ended],
     ) -> Vec<Verdict> {
+        let verdicts = self.take_results(now, instance, pieces, results);
+        self.wake_if_there_is_work(instance);
+        verdicts
+    }
+
+    /// The same, and hands out what is next if the agent asks for that: who reports has a free place,
+    /// and to go there and back for the report, and again for the next order, takes as long as a
+    /// small command.
+    ///
+    /// It asks by the number of its latest poll. If that is the latest here, too, every poll to come
+    /// is made after this answer has arrived, or has been given up; so what that poll does not list
+    /// has not been started, as with what a poll's answer hands out.
+    pub fn done_and_next(&mut self, now: Time, done: &Done) -> Taken<Arc<Detail>> {
+        let results = self.take_results(now, &done.instance, &done.pieces, &done.results);
+        let machine = self.instances.get(&*done.instance).copied().filter(|key| {
+            let machine = self.machine(*key);
+            let agrees = done.seq == Some(machine.seq)
+                || (done.seq.is_some() && !self.keeps(Rule::MoreOnlyAfterTheLatestPoll));
+            machine.is_live() && !machine.is_original() && agrees
+        });
+        let mut orders = Orders::none();
+        if let Some(machine) = machine {
+            self.deliver(now, machine, &mut orders);
+            if !orders.start.is_empty() {
+                self.notices.push(Notice::HandedOut(machine));
+            }
+        }
+        self.wake_if_there_is_work(&done.instance);
+        Taken {
+            results,
+            start: orders.start,
+        }
+    }
+
+    fn take_results(
+        &mut self,
+        now: Time,
+        instance: &str,
+        pieces: &[Piece],
+        results: &[Ended],
+    ) -> Vec<Verdict> {
         self.output(now, instance, pieces);
         let verdicts = results.iter().map(|ended| {
             let verdict = self
@@ -469,16 +518,14 @@ impl Core {
                 msg: verdict.err().unwrap_or_default(),
             }
         });
-        let verdicts = verdicts.collect();
-        if let Some(machine) = self
-            .instances
-            .get(instance)
-            .copied()
-            .filter(|m| self.has_work_for(*m))
-        {
+        verdicts.collect()
+    }
+
+    fn wake_if_there_is_work(&mut self, instance: &str) {
+        let machine = self.instances.get(instance).copied();
+        if let Some(machine) = machine.filter(|m| self.has_work_for(*m)) {
             self.wake(machine);
         }
-        verdicts
     }
 
     fn end_reported(&mut self, now: Time, key: ExecutionKey, ended: &Ended) -> Result<(), String> {

@@ -16,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub enum Rule {
     /// A late or repeated poll is refused.
     LatePollRefused,
+    /// A report gets something to start only when the poll it names is the latest here, too.
+    MoreOnlyAfterTheLatestPoll,
     /// What may have started on a machine that is gone is not handed to another.
     UncertainIsLost,
     /// A canceled task's lost hand-out is not handed out again.
@@ -24,8 +26,9 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule that can be broken.
-    pub const ALL: [Rule; 3] = [
+    pub const ALL: [Rule; 4] = [
         Rule::LatePollRefused,
+        Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
         Rule::CanceledIsNotRepeated,
     ];
@@ -76,7 +79,7 @@ impl Core {
     /// All tasks, without copying them.
     #[doc(hidden)]
     pub fn glimpse_tasks(&self) -> impl Iterator<Item = (TaskKey, &Task)> {
-        self.tasks.iter().map(|(key, task)| (*key, task))
+        self.tasks.iter().map(|(key, task)| (*key, &**task))
     }
 
     /// The instances and states of all machines, without copying them.

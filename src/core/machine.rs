@@ -1,7 +1,7 @@
 //! A machine as kept, and when it counts as there.
 
 use super::pattern::LabelKey;
-use super::task::rfc3339;
+use super::task::{Target, rfc3339};
 use super::{ExecutionKey, Time};
 use crate::wire::agent::AttemptId;
 use crate::wire::machine::{Machine as Answer, MachineState};
@@ -31,6 +31,8 @@ pub(super) struct Machine {
     pub label: Arc<str>,
     pub host: Arc<str>,
     pub version: Arc<str>,
+    /// The same for the executions that are addressed to it: they share it.
+    pub target: Arc<Target>,
     pub label_key: LabelKey,
     pub kind: Kind,
     pub state: MachineState,

@@ -116,6 +116,9 @@ pub enum Refusal {
 pub enum Notice {
     /// There is something for the held poll of this machine.
     Wake(MachineKey),
+    /// This machine was handed something beside its held poll. That is to end soon, so that the next
+    /// one says what has been started.
+    HandedOut(MachineKey),
     /// A task has ended.
     Finished(TaskKey),
     /// Something has happened to a task that somebody follows.
@@ -130,7 +133,8 @@ pub enum Notice {
 #[derive(Debug)]
 pub struct Core {
     limits: Limits,
-    tasks: BTreeMap<TaskKey, Task>,
+    /// In boxes: a tree that is filled in order is half empty, so its entries are to be small.
+    tasks: BTreeMap<TaskKey, Box<Task>>,
     task_ids: HashMap<Arc<str>, TaskKey>,
     task_prefixes: HashMap<Arc<str>, TaskKey>,
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
@@ -559,6 +563,8 @@ impl Core {
         }
         self.task_ids.remove(&task.id);
         self.task_prefixes.remove(&task.prefix);
+        give_back_room(&mut self.task_ids);
+        give_back_room(&mut self.task_prefixes);
         if let Some(keys) = self.task_names.get_mut(&task.spec.name) {
             keys.remove(&key);
             if keys.is_empty() {
@@ -568,12 +574,16 @@ impl Core {
         self.figures.forgotten(task.state());
     }
 
-    fn target(&self, machine: MachineKey) -> Target {
-        let machine = self.machine(machine);
-        Target {
-            label: machine.label.clone(),
-            instance: machine.instance.clone(),
-            host: machine.host.clone(),
-        }
+    fn target(&self, machine: MachineKey) -> Arc<Target> {
+        self.machine(machine).target.clone()
+    }
+}
+
+/// Gives back the memory of a map that was much larger. While it shrinks step by step that is done
+/// seldom, and each time it is a small part of what was removed before.
+fn give_back_room<V>(map: &mut HashMap<Arc<str>, V>) {
+    const SMALL: usize = 1_024;
+    if map.capacity() > SMALL && map.len() < map.capacity() / 8 {
+        map.shrink_to(map.len() * 2);
     }
 }

@@ -64,7 +64,7 @@ pub struct SavedTask {
 pub struct SavedExecution {
     pub state: ExecutionState,
     pub place: SavedPlace,
-    pub target: Option<Target>,
+    pub target: Option<Arc<Target>>,
     pub canceling: bool,
     pub now: Attempt,
     #[serde(default)]
@@ -315,7 +315,7 @@ impl Core {
         for key in tasks {
             batch
                 .tasks
-                .insert(key, self.tasks.get(&key).map(saved_task));
+                .insert(key, self.tasks.get(&key).map(|task| saved_task(task)));
         }
         for key in executions {
             if let Some(task) = self.tasks.get(&key.task) {
@@ -435,7 +435,13 @@ impl Core {
         self.next_machine += 1;
         let label_key = self.directory.add_machine(&saved.label, key);
         self.instances.insert(instance.clone(), key);
+        let target = Target {
+            label: saved.label.clone(),
+            instance: instance.clone(),
+            host: saved.host.clone(),
+        };
         let machine = Machine {
+            target: Arc::new(target),
             instance,
             label: saved.label,
             host: saved.host,
@@ -506,7 +512,7 @@ impl Core {
                 mode: saved.mode,
                 ttl: saved.ttl,
                 late_join: saved.late_join,
-                retry: saved.retry,
+                retry: saved.retry.map(Box::new),
                 result_ttl: saved.result_ttl,
                 failure_ttl: saved.failure_ttl,
                 detail: saved.detail,
@@ -567,7 +573,7 @@ impl Core {
             }
             None => self.arm_ttl(key, &task),
         }
-        self.tasks.insert(key, task);
+        self.tasks.insert(key, Box::new(task));
         if open {
             let group = self.group_of(key);
             self.directory.group_mut(group).open.insert(key);
@@ -583,8 +589,8 @@ impl Core {
             Some(machine) => *machine,
             None => {
                 let saved = SavedMachine {
-                    label: target.label,
-                    host: target.host,
+                    label: target.label.clone(),
+                    host: target.host.clone(),
                     version: "".into(),
                     original: false,
                     jobs: 1,
@@ -594,7 +600,7 @@ impl Core {
                     draining: false,
                     seq: 0,
                 };
-                self.restore_machine(now, target.instance, saved)
+                self.restore_machine(now, target.instance.clone(), saved)
             }
         });
         match (place, machine) {
@@ -660,7 +666,7 @@ impl Words {
             let past = e.past.iter_mut().filter_map(|past| past.target.as_mut());
             past.chain(e.target.as_mut())
         });
-        for target in targets {
+        for target in targets.map(Arc::make_mut) {
             self.share(&mut target.label);
             self.share(&mut target.instance);
             self.share(&mut target.host);
@@ -678,7 +684,7 @@ fn saved_task(task: &Task) -> SavedTask {
         mode: spec.mode,
         ttl: spec.ttl,
         late_join: spec.late_join,
-        retry: spec.retry.clone(),
+        retry: spec.retry.as_deref().cloned(),
         result_ttl: spec.result_ttl,
         failure_ttl: spec.failure_ttl,
         detail: spec.detail.clone(),

@@ -45,7 +45,7 @@ pub struct Spec {
     pub mode: Mode,
     pub ttl: Span,
     pub late_join: bool,
-    pub retry: Option<Retry>,
+    pub retry: Option<Box<Retry>>,
     pub result_ttl: Span,
     pub failure_ttl: Span,
     pub detail: Arc<Detail>,
@@ -87,7 +87,8 @@ impl Spec {
             retry: posted
                 .retry
                 .map(|retry| retry.0)
-                .filter(|retry| retry.max > 0),
+                .filter(|retry| retry.max > 0)
+                .map(Box::new),
             result_ttl: check_above_zero(
                 "resultTtl",
                 posted.result_ttl.unwrap_or(DEFAULT_RESULT_TTL),
@@ -136,6 +137,10 @@ impl Spec {
 }
 
 fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
+    if let Some(argv) = &mut detail.argv {
+        // It was read with room for more, and is kept for as long as the task.
+        argv.shrink_to_fit();
+    }
     match (&detail.command, &detail.argv) {
         (None, None) => {
             return Err(

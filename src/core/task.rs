@@ -69,7 +69,7 @@ pub struct Target {
 pub struct Execution {
     pub(super) state: ExecutionState,
     pub(super) place: Place,
-    pub(super) target: Option<Target>,
+    pub(super) target: Option<Arc<Target>>,
     /// A user does not want it any more, its machine has yet to confirm.
     pub(super) canceling: bool,
     pub(super) now: Attempt,
@@ -106,7 +106,7 @@ pub struct Attempt {
 #[allow(missing_docs)]
 pub struct PastAttempt {
     pub state: ExecutionState,
-    pub target: Option<Target>,
+    pub target: Option<Arc<Target>>,
     pub attempt: Attempt,
 }
 
@@ -131,7 +131,7 @@ impl Attempt {
 }
 
 impl Execution {
-    pub(super) fn queued(place: Place, target: Option<Target>) -> Self {
+    pub(super) fn queued(place: Place, target: Option<Arc<Target>>) -> Self {
         let now = Attempt::new(1);
         Execution {
             state: ExecutionState::Queued,
@@ -259,7 +259,7 @@ impl Task {
             mode: spec.mode,
             ttl: spec.ttl,
             late_join: spec.late_join,
-            retry: spec.retry.clone(),
+            retry: spec.retry.as_deref().cloned(),
             result_ttl: spec.result_ttl,
             failure_ttl: spec.failure_ttl,
             rerun_of: self.rerun_of.as_deref().map(str::to_owned),
@@ -330,7 +330,7 @@ impl Task {
 
 impl Execution {
     fn answer(&self, prefix: &str, n: u32, output_limit: usize) -> wire::Execution {
-        let (machine_label, instance, host) = target_words(self.target.as_ref());
+        let (machine_label, instance, host) = target_words(self.target.as_deref());
         let status = match self.state {
             ExecutionState::Succeeded => 0,
             state if state.is_terminal() => 2,
@@ -355,7 +355,7 @@ impl Execution {
 
 impl PastAttempt {
     fn answer(&self, output_limit: usize) -> wire::PastAttempt {
-        let (machine_label, instance, _) = target_words(self.target.as_ref());
+        let (machine_label, instance, _) = target_words(self.target.as_deref());
         wire::PastAttempt {
             state: self.state,
             machine_label,

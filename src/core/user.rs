@@ -99,7 +99,7 @@ impl Core {
             self.task_mut(key).rerun_of = Some(of);
             return Ok(key);
         }
-        let targets: Vec<Target> = old
+        let targets: Vec<Arc<Target>> = old
             .executions
             .iter()
             .filter(wanted)
@@ -114,7 +114,7 @@ impl Core {
         if targets.is_empty() {
             return Err(nothing_to_rerun(old));
         }
-        let machine_of = |target: &Target| {
+        let machine_of = |target: &Arc<Target>| {
             let key = *self.instances.get(&target.instance)?;
             self.machine(key).is_live().then_some(key)
         };
@@ -249,9 +249,8 @@ impl Core {
     }
 
     fn known_task(&self, key: TaskKey) -> Result<&Task, Refusal> {
-        self.tasks
-            .get(&key)
-            .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
+        let task = self.tasks.get(&key).map(|task| &**task);
+        task.ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
     }
 
     fn check_free(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
@@ -287,6 +286,10 @@ impl Core {
         self.next_task += 1;
         let mut spec = spec;
         spec.pattern.forget_compiled();
+        // Most tasks have a name that others have, too.
+        if let Some((name, _)) = self.task_names.get_key_value(&spec.name) {
+            spec.name = name.clone();
+        }
         let counts = Counts {
             queued: executions.len() as u32,
             ..Default::default()
@@ -316,14 +319,14 @@ impl Core {
             output_bytes: 0,
             executions,
         };
-        self.tasks.insert(key, task);
+        self.tasks.insert(key, Box::new(task));
         self.task_mut(key);
         self.figures.submitted += 1;
         key
     }
 
     /// Those labels of machines that are gone which new machines carry now.
-    fn there_again<'a>(&self, gone: &'a [Target]) -> Vec<&'a str> {
+    fn there_again<'a>(&self, gone: &'a [Arc<Target>]) -> Vec<&'a str> {
         let labels: BTreeSet<&str> = gone.iter().map(|target| &*target.label).collect();
         let live = self.machines.values().filter(|m| m.is_live());
         let live: BTreeSet<&str> = live.map(|m| &*m.label).collect();

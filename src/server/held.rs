@@ -74,6 +74,19 @@ impl Held {
         self.polls.insert(machine, (responder, until));
     }
 
+    /// Lets a machine's poll end at this time, if it was to be held for longer.
+    pub fn shorten_poll(&mut self, machine: MachineKey, new: Time) {
+        if let Some((_, until)) = self
+            .polls
+            .get_mut(&machine)
+            .filter(|(_, until)| new < *until)
+        {
+            self.deadlines.remove(&(*until, Deadline::Poll(machine)));
+            self.deadlines.insert((new, Deadline::Poll(machine)));
+            *until = new;
+        }
+    }
+
     /// Takes out a machine's poll.
     pub fn take_poll(&mut self, machine: MachineKey) -> Option<Responder> {
         let (responder, until) = self.polls.remove(&machine)?;

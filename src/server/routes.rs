@@ -14,7 +14,7 @@ use crate::core::{
     Core, Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery, Time, original_instance,
 };
 use crate::rules::one_of;
-use crate::wire::agent::{Done, Goodbye, Output, Poll, Taken};
+use crate::wire::agent::{Done, Goodbye, Output, Poll};
 use crate::wire::machine::MachineState;
 use crate::wire::object::{Object, Posted};
 use crate::wire::span::Span;
@@ -548,9 +548,8 @@ fn done(call: Call<'_>) -> Handled {
     let taken = call
         .server
         .store
-        .change_safely(|core, now| core.done(now, &done.instance, &done.pieces, &done.results));
-    let results = taken.map_err(not_safe)?;
-    Ok(Some(answer::ok(Taken { results })))
+        .change_safely(|core, now| core.done_and_next(now, &done));
+    Ok(Some(answer::ok(taken.map_err(not_safe)?)))
 }
 
 fn goodbye(call: Call<'_>) -> Handled {

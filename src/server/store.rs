@@ -11,6 +11,7 @@ use super::held::{Held, HeldWait};
 use super::http::{Answer, Responder};
 use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
 use crate::wire::agent::{Orders, Poll};
+use crate::wire::span::Span;
 use crate::wire::task::Detail;
 use log::info;
 use std::collections::VecDeque;
@@ -25,6 +26,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const ANSWERING_THREADS: usize = 4;
 /// What ended longer ago than this is safe without anybody waiting for it, or the disk has trouble.
 const RECENTLY_MS: u64 = 5_000;
+/// How long a poll is still held when its machine was handed something beside it. What ends within
+/// that time is reported without a poll between.
+const SAYS_WHAT_IT_HOLDS: Span = Span::from_secs(1);
 /// The most held requests that one thread answers in one go.
 const MAX_JOBS_AT_ONCE: usize = 64;
 
@@ -438,6 +442,10 @@ impl Store {
                     self.bells.ring(task);
                 }
                 Notice::News(task) => self.bells.ring(task),
+                Notice::HandedOut(machine) => {
+                    let soon = self.clock.now().plus(SAYS_WHAT_IT_HOLDS);
+                    self.state().held.shorten_poll(machine, soon);
+                }
                 Notice::Gone(label, why) => info!("machine {label} is offline: {why}"),
                 Notice::Appeared(label, instance) => {
                     info!("machine {label} is online, instance {instance}")

@@ -203,6 +203,11 @@ pub struct Ended {
 pub struct Done {
     /// Who says so.
     pub instance: String,
+    /// Asks for orders to start in the answer: the `seq` of the agent's latest poll. They are handed
+    /// out, and obeyed, only as long as that is its latest: what a later poll does not list never
+    /// arrived. Absent when there is no room for more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seq: Option<u64>,
     /// Output that had not been shipped; taken in before the results.
     #[serde(default)]
     pub pieces: Vec<Piece>,
@@ -213,9 +218,12 @@ pub struct Done {
 /// What became of the reported results. Whatever is listed need not be reported again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Taken {
+pub struct Taken<D> {
     /// One entry per result, in the order of the report.
     pub results: Vec<Verdict>,
+    /// What is to be started next, if the report asked for that.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub start: Vec<Assignment<D>>,
 }
 
 /// What became of one reported result.

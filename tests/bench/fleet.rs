@@ -204,6 +204,7 @@ impl Fleet {
             stderr_bytes: 0,
         };
         let done = Done {
+            seq: None,
             instance: self.agents[n].instance.clone(),
             pieces: Vec::new(),
             results: ids.iter().map(ended).collect(),
@@ -301,7 +302,7 @@ impl Fleet {
                     Ok(())
                 }
             },
-            Call::Done => match serde_json::from_slice::<Envelope<Taken>>(body) {
+            Call::Done => match serde_json::from_slice::<Envelope<Taken<IgnoredAny>>>(body) {
                 Ok(answer) => {
                     let results = answer.data.results;
                     let holds = &mut self.agents[n].holds;

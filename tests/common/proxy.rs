@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// Of a hundred connections so many are cut, somewhere on the way.
+/// Of a hundred requests so many are cut off with their connection, somewhere on the way.
 const CUT: u64 = 10;
 /// Of a hundred requests so many are delayed, and so many are sent twice.
 const DELAYED: u64 = 30;
@@ -59,10 +59,10 @@ pub fn start(server: SocketAddr) -> (SocketAddr, Arc<Faults>) {
 
 /// Carries the requests of one connection, each to the server by a connection of its own.
 fn carry(mut client: TcpStream, server: SocketAddr, faults: &Faults) -> Option<()> {
-    let cut = faults.below(100) < CUT;
-    let before = cut && faults.below(3) == 0;
     loop {
         let request = message(&mut client)?;
+        let cut = faults.below(100) < CUT;
+        let before = cut && faults.below(3) == 0;
         faults.delay();
         if before {
             faults.cut_before.fetch_add(1, Ordering::Relaxed);

@@ -256,7 +256,7 @@ impl World {
                     let agent = &mut self.agents[who];
                     agent.conflicts = if conflict { agent.conflicts + 1 } else { 0 };
                     if agent.conflicts >= MAX_CONFLICTS && agent.holds.is_empty() {
-                        (agent.conflicts, agent.seq) = (0, 0);
+                        agent.conflicts = 0;
                         self.agents[who].instance = self.rng.id();
                         self.count("agent took a new instance");
                     }
@@ -276,9 +276,19 @@ impl World {
                 }
                 self.obey(who, orders, Vec::new())?;
             }
-            Response::Verdicts(verdicts) => {
+            Response::Taken(taken, latest, keys) => {
                 self.agents[who].report_failures = 0;
-                for verdict in verdicts {
+                if latest == Some(self.agents[who].seq) {
+                    let start = taken.start;
+                    let orders = Orders {
+                        start,
+                        ..Orders::none()
+                    };
+                    self.obey(who, orders, keys)?;
+                } else if !taken.start.is_empty() {
+                    self.count("handed out with a report, but polled since");
+                }
+                for verdict in taken.results {
                     if !verdict.taken {
                         self.count("result not taken");
                     }
@@ -509,6 +519,7 @@ impl World {
         }
         let mut done = Done {
             instance: agent.instance.clone(),
+            seq: (!agent.draining).then_some(agent.seq),
             pieces: Vec::new(),
             results: Vec::new(),
         };
@@ -625,6 +636,7 @@ impl World {
             .and_then(|held| held.result(self.now));
         let done = Done {
             instance: String::new(),
+            seq: None,
             pieces: vec![Piece {
                 id: results
                     .as_ref()

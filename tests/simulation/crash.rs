@@ -154,7 +154,7 @@ impl World {
             Response::Orders(_, orders, _) | Response::Fetched(orders, _) => {
                 !orders.start.is_empty() || !orders.cancel.is_empty()
             }
-            Response::Verdicts(_) => true,
+            Response::Taken(..) => true,
             Response::Refused(..) | Response::Kept(..) | Response::Pong(_) => false,
         };
         match &mut self.server.disk {
@@ -258,8 +258,8 @@ impl World {
                 }
             }
             Answer::ToAgent(who, response) => {
-                if let Response::Verdicts(verdicts) = &response {
-                    let taken = verdicts.iter().filter(|verdict| verdict.taken);
+                if let Response::Taken(taken, ..) = &response {
+                    let taken = taken.results.iter().filter(|verdict| verdict.taken);
                     let taken: Vec<AttemptKey> = taken
                         .filter_map(|verdict| self.server.key_of(&verdict.id))
                         .collect();

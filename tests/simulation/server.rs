@@ -3,9 +3,9 @@
 
 use crate::crash::Disk;
 use crate::laws::{HandOut, RealEnd};
-use crate::world::{AttemptKey, Event, Lawful, Request, Response, World};
+use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, TextLimits, Time};
-use sidebike::wire::agent::{Assignment, AttemptId, Done, Ended, Orders, Poll};
+use sidebike::wire::agent::{Assignment, AttemptId, Ended, Orders, Poll};
 use sidebike::wire::span::Timeout;
 use sidebike::wire::task::{Detail, ExecutionState};
 use std::collections::HashMap;
@@ -18,6 +18,9 @@ pub const TEXTS: TextLimits = TextLimits {
     label: 20,
     name: 20,
 };
+
+/// How long a poll is held on when its machine was handed something beside it.
+const HELD_ON: Ms = 1_000;
 
 /// A poll that is being held.
 struct Held {
@@ -107,13 +110,12 @@ impl World {
             }
             Request::Done(done) => {
                 self.laws.heard_of(self.now, &done.instance);
-                let Done {
-                    instance,
-                    pieces,
-                    results,
-                } = &done;
-                let verdicts = self.server.core.done(now, instance, pieces, results);
-                self.answer(who, Response::Verdicts(verdicts));
+                let taken = self.server.core.done_and_next(now, &done);
+                if !taken.start.is_empty() {
+                    self.count("handed out with a report");
+                }
+                let keys = self.handed_out(who, false, &taken.start)?;
+                self.answer(who, Response::Taken(taken, done.seq, keys));
             }
             Request::Goodbye(goodbye) => {
                 // One that comes before every poll is of somebody that the server does not know.
@@ -133,7 +135,7 @@ impl World {
             Request::Fetch(label) => {
                 if let Some(machine) = self.server.core.original(&label) {
                     let orders = self.server.core.collect(now, machine);
-                    let keys = self.handed_out(who, false, &orders)?;
+                    let keys = self.handed_out(who, false, &orders.start)?;
                     if self.refuse_what_it_cannot_express(&label, &orders) {
                         return self.see_to_notices();
                     }
@@ -234,6 +236,14 @@ impl World {
         self.see_to_notices()
     }
 
+    fn shorten_hold(&mut self, machine: MachineKey) {
+        let hold = self.server.held.get(&machine).map(|held| held.hold);
+        if let Some(hold) = hold {
+            let epoch = self.server.epoch;
+            self.after(HELD_ON, Event::HoldOver(epoch, machine, hold));
+        }
+    }
+
     fn collect_for(&mut self, machine: MachineKey) -> Lawful {
         let Some(held) = self.server.held.remove(&machine) else {
             return Ok(());
@@ -249,7 +259,8 @@ impl World {
         draining: bool,
         orders: Orders<Arc<Detail>>,
     ) -> Lawful {
-        let keys = self.handed_out(who, draining, &orders)?;
+        self.only_what_nobody_knows_is_forgotten(&orders)?;
+        let keys = self.handed_out(who, draining, &orders.start)?;
         self.answer(who, Response::Orders(seq, orders, keys));
         Ok(())
     }
@@ -267,11 +278,10 @@ impl World {
         &mut self,
         who: usize,
         draining: bool,
-        orders: &Orders<Arc<Detail>>,
+        start: &[Assignment<Arc<Detail>>],
     ) -> Lawful<Vec<AttemptKey>> {
-        self.only_what_nobody_knows_is_forgotten(orders)?;
         let mut keys = Vec::new();
-        for Assignment { id, .. } in &orders.start {
+        for Assignment { id, .. } in start {
             let key = self
                 .server
                 .key_of(id)
@@ -299,6 +309,7 @@ impl World {
             for notice in notices {
                 match notice {
                     Notice::Wake(machine) => self.collect_for(machine)?,
+                    Notice::HandedOut(machine) => self.shorten_hold(machine),
                     Notice::Finished(task) => self.laws.finished(task)?,
                     Notice::News(_) => {}
                     Notice::Gone(..) => self.count("machine went offline"),

@@ -141,11 +141,11 @@ impl World {
             let interval =
                 (0..rng.between(0, 3)).map(|_| Span::from_millis(rng.between(0, 20_000)));
             let interval = interval.collect();
-            spec.retry = Some(Retry {
+            spec.retry = Some(Box::new(Retry {
                 max: rng.pick(&[1, 2, 12]),
                 interval,
                 on,
-            });
+            }));
         }
         let mut detail = (*spec.detail).clone();
         let short = Timeout::After(Span::from_millis(rng.between(500, 30_000)));

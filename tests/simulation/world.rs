@@ -7,7 +7,7 @@ use crate::rng::Rng;
 use crate::server::Server;
 use crate::users::Users;
 use sidebike::core::{MachineKey, TaskKey, Time};
-use sidebike::wire::agent::{Done, Goodbye, Orders, Output, Poll, Verdict};
+use sidebike::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
 use sidebike::wire::task::Detail;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
@@ -45,7 +45,8 @@ pub enum Response {
     Orders(u64, Orders<Arc<Detail>>, Vec<AttemptKey>),
     Refused(u64, bool),
     Kept(Output, Orders<Arc<Detail>>),
-    Verdicts(Vec<Verdict>),
+    /// With the poll that was the latest when it asked for more.
+    Taken(Taken<Arc<Detail>>, Option<u64>, Vec<AttemptKey>),
     Pong(bool),
     Fetched(Orders<Arc<Detail>>, Vec<AttemptKey>),
 }

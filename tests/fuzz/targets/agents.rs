@@ -52,7 +52,7 @@ fuzz_target!(|bytes: &[u8]| {
             }
             b'D' => {
                 if let Ok(done) = from_slice::<Done>(body) {
-                    core.done(now, &done.instance, &done.pieces, &done.results);
+                    core.done_and_next(now, &done);
                 }
             }
             b'G' => {
