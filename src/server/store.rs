@@ -254,7 +254,15 @@ impl Store {
             (result, self.after(&mut state.core, now))
         };
         let ticket = after.ticket;
-        self.see_to(after);
+        let mut jobs = self.jobs_of(after);
+        match (jobs.pop(), jobs.is_empty()) {
+            // Another thread would take longer to wake than this one to answer.
+            (Some(job @ Job::Wake(_)), true) => self.do_jobs(vec![(ticket, job)]),
+            (job, _) => {
+                jobs.extend(job);
+                self.enqueue(ticket, jobs);
+            }
+        }
         (result, ticket)
     }
 
@@ -433,6 +441,13 @@ impl Store {
     }
 
     fn see_to(&self, after: After) {
+        let ticket = after.ticket;
+        let jobs = self.jobs_of(after);
+        self.enqueue(ticket, jobs);
+    }
+
+    /// Does what is quickly done because of a change; gives what there is to be answered.
+    fn jobs_of(&self, after: After) -> Vec<Job> {
         let mut jobs = Vec::new();
         for notice in after.notices {
             match notice {
@@ -452,7 +467,7 @@ impl Store {
                 }
             }
         }
-        self.enqueue(after.ticket, jobs);
+        jobs
     }
 
     fn enqueue(&self, ticket: Ticket, jobs: Vec<Job>) {
@@ -485,23 +500,26 @@ impl Store {
                     .min(MAX_JOBS_AT_ONCE);
                 queue.drain(..few).collect()
             };
-            let mut replies = Vec::new();
-            for (ticket, job) in jobs {
-                self.do_job(ticket, job, &mut replies);
-            }
-            // What needs no disk does not wait for it.
-            let (later, now): (Vec<Reply>, Vec<Reply>) =
-                replies.into_iter().partition(Reply::is_news);
-            for reply in now {
-                self.send(reply);
-            }
-            // One wait is enough for all of them.
-            if let Some(ticket) = later.iter().map(|reply| reply.ticket).max() {
-                let _ = self.durable.wait(ticket);
-            }
-            for reply in later {
-                self.send(reply);
-            }
+            self.do_jobs(jobs);
+        }
+    }
+
+    fn do_jobs(&self, jobs: Vec<(Ticket, Job)>) {
+        let mut replies = Vec::new();
+        for (ticket, job) in jobs {
+            self.do_job(ticket, job, &mut replies);
+        }
+        // What needs no disk does not wait for it.
+        let (later, now): (Vec<Reply>, Vec<Reply>) = replies.into_iter().partition(Reply::is_news);
+        for reply in now {
+            self.send(reply);
+        }
+        // One wait is enough for all of them.
+        if let Some(ticket) = later.iter().map(|reply| reply.ticket).max() {
+            let _ = self.durable.wait(ticket);
+        }
+        for reply in later {
+            self.send(reply);
         }
     }
 
