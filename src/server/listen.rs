@@ -6,17 +6,19 @@
 
 use super::http::{self, Connection, Incoming, Listener, Phase};
 use super::means;
+use super::open::Open;
 use super::peer;
 use super::room::Room;
+use super::threads::{STACK_BYTES, Threads};
 use crate::config::ServerConfig;
 use crate::tls::Pair;
 use log::{debug, info, warn};
+use rustix::fd::OwnedFd;
 use rustix::net::sockopt;
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -31,9 +33,6 @@ const MAX_DRAIN_MS: u64 = 2_000;
 const FRAMING_BYTES: u64 = 256 * 1024;
 /// A read or write without any progress fails after this.
 const STALLED: Duration = Duration::from_secs(75);
-/// The stack of a connection's thread, in bytes; only what is touched takes memory. Code that is not
-/// optimized needs several times as much.
-const STACK_BYTES: usize = if cfg!(debug_assertions) { 1024 } else { 256 } * 1024;
 /// File descriptors kept for other things than connections.
 const SPARE_DESCRIPTORS: u64 = 64;
 /// What a connection takes of them: tiny_http's two and, while it has a thread, one more.
@@ -61,7 +60,7 @@ const WARNING_PERIOD_MS: u64 = 10_000;
 
 /// All connections.
 pub struct Connections {
-    open: Mutex<Open>,
+    open: Arc<Open>,
     max: usize,
     max_descriptors: usize,
     max_per_address: usize,
@@ -73,49 +72,6 @@ pub struct Connections {
     last_warning: AtomicU64,
     /// For large bodies and answers.
     pub room: Arc<Room>,
-}
-
-#[derive(Default)]
-struct Open {
-    list: Vec<Watched>,
-    cookies: HashSet<u64>,
-    per_address: HashMap<Option<IpAddr>, usize>,
-}
-
-impl Open {
-    fn count_of(&self, address: &Option<IpAddr>) -> usize {
-        self.per_address.get(address).copied().unwrap_or(0)
-    }
-
-    fn forget_finished(&mut self) {
-        let Open {
-            list,
-            cookies,
-            per_address,
-        } = self;
-        list.retain(|watched| {
-            let is_over = Arc::strong_count(&watched.connection) == 1;
-            if is_over {
-                cookies.remove(&watched.connection.peer.cookie());
-                if let Some(count) = per_address.get_mut(&watched.address) {
-                    *count -= 1;
-                    if *count == 0 {
-                        per_address.remove(&watched.address);
-                    }
-                }
-            }
-            !is_over
-        });
-    }
-}
-
-struct Watched {
-    connection: Arc<Connection>,
-    address: Option<IpAddr>,
-    /// For which request the count below was noted.
-    turn: u32,
-    /// Bytes received before that request, as far as the guard saw.
-    received_before: u64,
 }
 
 impl Connections {
@@ -135,7 +91,7 @@ impl Connections {
         );
         let limits = &config.request;
         Arc::new(Connections {
-            open: Mutex::default(),
+            open: Arc::default(),
             max,
             max_descriptors,
             max_per_address: config.max_connections_per_address,
@@ -155,11 +111,7 @@ impl Connections {
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.open().list.len()
-    }
-
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.counts().0
     }
 
     /// Warns, unless it has just done so.
@@ -178,104 +130,70 @@ impl Connections {
 
     /// Whether there is room for one more; if not, makes some.
     fn make_room(&self) -> bool {
-        let open = self.open();
-        let count = open.list.len();
-        // Counted one by one only when it is close.
-        let affordable = || {
-            let held = open
-                .list
-                .iter()
-                .filter(|w| w.connection.doing().0 == Phase::Held)
-                .count();
-            let taken = held * DESCRIPTORS_HELD + (count - held) * DESCRIPTORS_AT_WORK;
-            taken + DESCRIPTORS_AT_WORK <= self.max_descriptors
-        };
-        if count < self.max
-            && ((count + 1) * DESCRIPTORS_AT_WORK <= self.max_descriptors || affordable())
-        {
-            return true;
+        let (count, held) = self.open.counts();
+        let taken = held * DESCRIPTORS_HELD + (count - held) * DESCRIPTORS_AT_WORK;
+        let has_room = count < self.max && taken + DESCRIPTORS_AT_WORK <= self.max_descriptors;
+        if !has_room {
+            self.give_up();
         }
-        drop(open);
-        self.give_up();
-        false
+        has_room
     }
 
     /// Gives up the requests that have been unfinished for longest: some at once, or a crowd that
     /// comes back as fast as it is sent away would leave no place to others.
     fn give_up(&self) {
-        let open = self.open();
-        let unfinished = open
-            .list
+        let at_work = self.open.at_work();
+        let unfinished = at_work
             .iter()
-            .filter_map(|watched| match watched.connection.doing() {
+            .filter_map(|connection| match connection.doing() {
                 // Idle between two requests: its next one finds another connection.
-                (Phase::Reading, ms, 2..) => Some((ms, watched)),
+                (Phase::Reading, ms, 2..) => Some((ms, connection)),
                 (Phase::Reading | Phase::Draining | Phase::Writing, ms, _)
                     if ms > GIVEN_UP_AFTER_MS =>
                 {
-                    Some((ms, watched))
+                    Some((ms, connection))
                 }
                 _ => None,
             });
-        let mut unfinished: Vec<(u64, &Watched)> = unfinished.collect();
+        let mut unfinished: Vec<(u64, &Arc<Connection>)> = unfinished.collect();
         unfinished.sort_unstable_by_key(|(ms, _)| Reverse(*ms));
         let some = unfinished.len().div_ceil(GIVEN_UP_AT_ONCE);
         for (_, longest) in unfinished.iter().take(some) {
-            longest.connection.cut();
+            longest.cut();
         }
     }
 
     /// Notes the connection that was accepted last. `None` when it is not to be served: its socket
     /// cannot be found (the peer may be gone already), so nobody could end it; or its address has
     /// too many.
-    fn note(&self, guess: i32) -> Option<Arc<Connection>> {
-        let mut open = self.open();
-        let Some(peer) = peer::find_accepted(guess, &open.cookies) else {
+    fn note(&self, guess: i32) -> Option<(OwnedFd, Arc<Connection>)> {
+        let knows = |cookie| self.open.knows(cookie);
+        let Some((peer, socket)) = peer::find_accepted(guess, self.count(), knows) else {
             debug!("a new connection could not be found");
             return None;
         };
-        let address = peer.address();
-        let mut has = open.count_of(&address);
-        if has >= self.max_per_address {
-            // Those that are over count until somebody looks.
-            open.forget_finished();
-            has = open.count_of(&address);
+        if let Some(address) = peer.address() {
+            let has = self.open.count_of(&address);
+            if has >= self.max_per_address {
+                self.warn(&format!("{has} connections from {address}, as many as allowed (--max-connections-per-address)"));
+                return None;
+            }
         }
-        if has >= self.max_per_address {
-            drop(open);
-            let address = address
-                .map(|address| address.to_string())
-                .unwrap_or_default();
-            self.warn(&format!("{has} connections from {address}, as many as allowed (--max-connections-per-address)"));
-            return None;
-        }
-        open.per_address.insert(address, has + 1);
-        open.cookies.insert(peer.cookie());
-        let connection = Connection::new(peer, &self.room);
-        open.list.push(Watched {
-            connection: connection.clone(),
-            address,
-            turn: 0,
-            received_before: 0,
-        });
-        Some(connection)
+        Some((socket, Connection::new(peer, &self.open, &self.room)))
     }
 
-    /// Looks at every connection, cuts those that take too long or send too much, and forgets
-    /// those that are over.
+    /// Looks at the connections at work, and cuts those that take too long or send too much.
     pub fn guard(&self) {
-        let mut open = self.open();
-        open.forget_finished();
-        for watched in &mut open.list {
-            if self.has_misbehaved(watched) {
-                debug!("cut while {:?}", watched.connection.doing());
-                watched.connection.cut();
+        for connection in self.open.at_work() {
+            if self.has_misbehaved(&connection) {
+                debug!("cut while {:?}", connection.doing());
+                connection.cut();
             }
         }
     }
 
-    fn has_misbehaved(&self, watched: &mut Watched) -> bool {
-        let (phase, ms, turn) = watched.connection.doing();
+    fn has_misbehaved(&self, connection: &Connection) -> bool {
+        let (phase, ms, _) = connection.doing();
         match phase {
             Phase::Serving | Phase::Held => false,
             Phase::Draining => ms > MAX_DRAIN_MS,
@@ -283,16 +201,9 @@ impl Connections {
             Phase::Reading if ms > self.max_turn_ms => true,
             // What has come within one period is no concern, however much it is.
             Phase::Reading if ms < GUARD_PERIOD.as_millis() as u64 => false,
-            Phase::Reading => {
-                let Some(counts) = watched.connection.peer.counts() else {
-                    return false;
-                };
-                if watched.turn != turn {
-                    watched.turn = turn;
-                    watched.received_before = if turn <= 1 { 0 } else { counts.received };
-                }
-                counts.received - watched.received_before > self.max_request_bytes
-            }
+            Phase::Reading => connection
+                .received()
+                .is_some_and(|bytes| bytes > self.max_request_bytes),
         }
     }
 }
@@ -321,22 +232,21 @@ pub fn bind(address: SocketAddr, pair: Option<Pair>) -> Result<(Listener, Socket
 pub fn accept_forever(
     listener: &Listener,
     connections: &Connections,
-    serve: impl Fn(Incoming, Arc<Connection>) + Clone + Send + 'static,
+    serve: impl Fn(Incoming, OwnedFd, Arc<Connection>) + Send + Sync + 'static,
 ) -> ! {
+    let threads = Threads::new(move |(incoming, socket, connection)| {
+        serve(incoming, socket, connection);
+    });
     loop {
         if !connections.make_room() {
             connections.warn(
                 "as many connections as allowed (--max-connections, or the limit on open files or memory): the slowest are cut",
             );
             thread::sleep(MAKING_ROOM_PAUSE);
-            connections.guard();
             continue;
         }
-        let accepted = accept_one(listener, connections);
-        match accepted {
-            Ok(Some((incoming, connection))) => {
-                serve_on_a_thread(connections, (incoming, connection), serve.clone());
-            }
+        match accept_one(listener, connections) {
+            Ok(Some(new)) => serve_on_a_thread(connections, &threads, new),
             Ok(None) => {}
             Err(error) => {
                 connections.warn(&format!("cannot accept connections: {error}"));
@@ -346,35 +256,22 @@ pub fn accept_forever(
     }
 }
 
-type New = (Incoming, Arc<Connection>);
+/// A connection: its requests, its socket, and what is known of it, to be dropped in this order.
+type New = (Incoming, OwnedFd, Arc<Connection>);
 
 /// Serves a connection on a thread of its own. When there is none to be had, those that are
 /// unfinished for longest are given up for it.
-fn serve_on_a_thread(
-    connections: &Connections,
-    new: New,
-    serve: impl Fn(Incoming, Arc<Connection>) + Clone + Send + 'static,
-) {
-    // A thread that could not be started takes with it what it was given.
-    let new = Arc::new(Mutex::new(Some(new)));
+fn serve_on_a_thread(connections: &Connections, threads: &Arc<Threads<New>>, mut new: New) {
     for _ in 0..THREAD_TRIES {
-        let (serve, for_it) = (serve.clone(), new.clone());
-        let work = move || {
-            let new = for_it.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some((incoming, connection)) = new {
-                serve(incoming, connection);
-            }
-        };
-        let thread = thread::Builder::new().name("connection".into());
-        let Err(error) = thread.stack_size(STACK_BYTES).spawn(work) else {
+        let Err((back, error)) = threads.give(new) else {
             return;
         };
+        new = back;
         connections.warn(&format!(
             "no thread for a new connection: {error}; the slowest are cut"
         ));
         connections.give_up();
         thread::sleep(MAKING_ROOM_PAUSE);
-        connections.guard();
     }
 }
 
@@ -391,7 +288,7 @@ fn accept_one(listener: &Listener, connections: &Connections) -> Result<Option<N
     match accepted {
         Ok(Ok(Some(incoming))) => Ok(connections
             .note(guess)
-            .map(|connection| (incoming, connection))),
+            .map(|(socket, connection)| (incoming, socket, connection))),
         Ok(Ok(None)) => Ok(None),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
         Ok(Err(error)) => Err(error.to_string()),

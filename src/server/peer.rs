@@ -14,7 +14,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{AddressFamily, Shutdown, shutdown, sockopt};
-use std::collections::HashSet;
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -28,6 +27,7 @@ pub struct Peer {
     /// Both its numbers are below this one.
     below: RawFd,
     cookie: u64,
+    address: Option<IpAddr>,
 }
 
 /// Descriptors of a connection, at most: tiny_http's two, the one that heads are looked at by, and one
@@ -51,12 +51,9 @@ impl Peer {
         self.cookie
     }
 
-    /// The address of the other side.
+    /// The address of the other side; `None` when it was gone before it was accepted.
     pub fn address(&self) -> Option<IpAddr> {
-        let address = rustix::net::getpeername(self.duplicated()?).ok()??;
-        SocketAddr::try_from(address)
-            .ok()
-            .map(|address| address.ip())
+        self.address
     }
 
     /// Ends both directions; whoever reads or writes comes back at once.
@@ -73,11 +70,6 @@ impl Peer {
             let _ = sockopt::set_socket_linger(&fd, Some(Duration::ZERO));
             let _ = shutdown(&fd, Shutdown::Both);
         }
-    }
-
-    /// The socket, for its connection's own thread; `None` when it is gone.
-    pub fn socket(&self) -> Option<OwnedFd> {
-        self.duplicated()
     }
 
     /// What the kernel counts, if the socket is still there.
@@ -115,26 +107,50 @@ impl Peer {
     }
 }
 
-/// Finds the socket that was accepted last: `guess` is the number it most likely has.
-pub fn find_accepted(guess: RawFd, known: &HashSet<u64>) -> Option<Peer> {
+/// Finds the socket that was accepted last: `guess` is the number it most likely has, and `count` are
+/// known already. It comes with a descriptor of our own, for its connection's thread.
+pub fn find_accepted(
+    guess: RawFd,
+    count: usize,
+    knows: impl Fn(u64) -> bool,
+) -> Option<(Peer, OwnedFd)> {
     // Numbers are taken from below, so no new one is above the count of those that are open.
-    let below = (NUMBERS_EACH * known.len() + OTHER_NUMBERS) as RawFd;
+    let below = (NUMBERS_EACH * count + OTHER_NUMBERS) as RawFd;
     let new = |number: RawFd| {
         let fd = duplicate(number)?;
         let cookie = sockopt::socket_cookie(&fd).ok()?;
-        // Over IP, as pairs of local sockets are not, by which the signals come; and accepted, if
-        // perhaps reset since: a search for each of those would be work without end.
-        let family = sockopt::socket_domain(&fd).ok()?;
-        let ours = [AddressFamily::INET, AddressFamily::INET6].contains(&family)
-            && sockopt::socket_type(&fd).is_ok_and(|t| t == rustix::net::SocketType::STREAM)
-            && sockopt::socket_acceptconn(&fd).is_ok_and(|listens| !listens);
-        (ours && !known.contains(&cookie)).then(|| Peer {
-            number: AtomicI32::new(number),
-            below,
-            cookie,
+        if knows(cookie) {
+            return None;
+        }
+        let address = peer_address(&fd);
+        (address.is_some() || is_accepted(&fd)).then(|| {
+            let peer = Peer {
+                number: AtomicI32::new(number),
+                below,
+                cookie,
+                address,
+            };
+            (peer, fd)
         })
     };
     new(guess).or_else(|| (0..below).find_map(new))
+}
+
+/// The address of the other side, if that is there and has one: nobody but who was accepted does.
+fn peer_address(fd: &OwnedFd) -> Option<IpAddr> {
+    let address = rustix::net::getpeername(fd).ok()??;
+    SocketAddr::try_from(address)
+        .ok()
+        .map(|address| address.ip())
+}
+
+/// Whether it was accepted, if perhaps reset since: a search for each of those would be work without
+/// end. Over IP, as pairs of local sockets are not, by which the signals come.
+fn is_accepted(fd: &OwnedFd) -> bool {
+    sockopt::socket_domain(fd)
+        .is_ok_and(|family| [AddressFamily::INET, AddressFamily::INET6].contains(&family))
+        && sockopt::socket_type(fd).is_ok_and(|t| t == rustix::net::SocketType::STREAM)
+        && sockopt::socket_acceptconn(fd).is_ok_and(|listens| !listens)
 }
 
 /// The lowest free number: the one the next socket will have, if nobody is quicker.
@@ -208,9 +224,9 @@ mod tests {
     #[test]
     fn a_local_socket_is_not_taken_for_an_accepted_one() {
         let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let found = find_accepted(one.as_raw_fd(), &HashSet::new());
+        let found = find_accepted(one.as_raw_fd(), 0, |_| false);
         assert_ne!(
-            found.map(|peer| peer.cookie),
+            found.map(|(peer, _)| peer.cookie),
             sockopt::socket_cookie(&one).ok()
         );
     }
@@ -224,6 +240,7 @@ mod tests {
             number: AtomicI32::new(accepted.as_raw_fd()),
             below: RawFd::from(i16::MAX),
             cookie: sockopt::socket_cookie(&accepted).unwrap(),
+            address: None,
         };
         client.write_all(b"12345").unwrap();
         while peer.counts().unwrap().received < 5 {}
