@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A body up to this size has been read with the head, in bytes; a fact about tiny_http.
 const READ_AHEAD_BYTES: usize = 1_024;
@@ -170,14 +170,11 @@ impl Listener {
         Ok(())
     }
 
-    /// Waits until a connection can be accepted. False when none has come for a while.
-    pub fn wait_for_connection(&self) -> bool {
+    /// Waits until a connection can be accepted. False when none has come for so long.
+    pub fn wait_for_connection(&self, patience: Duration) -> bool {
         let mut fds = [PollFd::new(&self.inner, PollFlags::IN)];
-        let while_ = Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        };
-        poll(&mut fds, Some(&while_)).is_ok_and(|ready| ready > 0)
+        let patience = Timespec::try_from(patience).ok();
+        poll(&mut fds, patience.as_ref()).is_ok_and(|ready| ready > 0)
     }
 
     /// The number that the next socket will most likely have.

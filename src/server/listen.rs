@@ -9,7 +9,7 @@ use super::means;
 use super::open::Open;
 use super::peer;
 use super::room::Room;
-use super::threads::{STACK_BYTES, Threads};
+use super::threads::{QUICK, STACK_BYTES, Threads};
 use crate::config::ServerConfig;
 use crate::tls::Pair;
 use log::{debug, info, warn};
@@ -17,8 +17,8 @@ use rustix::fd::OwnedFd;
 use rustix::net::sockopt;
 use std::cmp::Reverse;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -53,8 +53,8 @@ const NEVER_HELD: usize = 12;
 const NEVER_HELD_AT_LEAST: usize = 64;
 /// What a connection takes of the memory's addresses besides its stack, in bytes: buffers, mostly.
 const BUFFERS_BYTES: usize = 128 * 1024;
-/// How often a thread for a connection is tried to be had.
-const THREAD_TRIES: usize = 20;
+/// How long to wait for a connection before looking after other things.
+const ACCEPT_PATIENCE: Duration = Duration::from_secs(1);
 /// At most one warning about the same trouble in this time.
 const WARNING_PERIOD_MS: u64 = 10_000;
 
@@ -234,10 +234,18 @@ pub fn accept_forever(
     connections: &Connections,
     serve: impl Fn(Incoming, OwnedFd, Arc<Connection>) + Send + Sync + 'static,
 ) -> ! {
-    let threads = Threads::new(move |(incoming, socket, connection)| {
+    let threads = Threads::new(move |(incoming, socket, connection): New| {
         serve(incoming, socket, connection);
     });
     loop {
+        let something_waits = threads.suffice().unwrap_or_else(|error| {
+            connections.warn(&format!(
+                "no thread for a new connection: {error}; the slowest are cut"
+            ));
+            connections.give_up();
+            thread::sleep(MAKING_ROOM_PAUSE);
+            true
+        });
         if !connections.make_room() {
             connections.warn(
                 "as many connections as allowed (--max-connections, or the limit on open files or memory): the slowest are cut",
@@ -245,8 +253,13 @@ pub fn accept_forever(
             thread::sleep(MAKING_ROOM_PAUSE);
             continue;
         }
-        match accept_one(listener, connections) {
-            Ok(Some(new)) => serve_on_a_thread(connections, &threads, new),
+        let patience = if something_waits {
+            QUICK
+        } else {
+            ACCEPT_PATIENCE
+        };
+        match accept_one(listener, connections, patience) {
+            Ok(Some(new)) => threads.give(new),
             Ok(None) => {}
             Err(error) => {
                 connections.warn(&format!("cannot accept connections: {error}"));
@@ -259,24 +272,12 @@ pub fn accept_forever(
 /// A connection: its requests, its socket, and what is known of it, to be dropped in this order.
 type New = (Incoming, OwnedFd, Arc<Connection>);
 
-/// Serves a connection on a thread of its own. When there is none to be had, those that are
-/// unfinished for longest are given up for it.
-fn serve_on_a_thread(connections: &Connections, threads: &Arc<Threads<New>>, mut new: New) {
-    for _ in 0..THREAD_TRIES {
-        let Err((back, error)) = threads.give(new) else {
-            return;
-        };
-        new = back;
-        connections.warn(&format!(
-            "no thread for a new connection: {error}; the slowest are cut"
-        ));
-        connections.give_up();
-        thread::sleep(MAKING_ROOM_PAUSE);
-    }
-}
-
-fn accept_one(listener: &Listener, connections: &Connections) -> Result<Option<New>, String> {
-    if !listener.wait_for_connection() {
+fn accept_one(
+    listener: &Listener,
+    connections: &Connections,
+    patience: Duration,
+) -> Result<Option<New>, String> {
+    if !listener.wait_for_connection(patience) {
         return Ok(None);
     }
     let guess = listener.next_number();
