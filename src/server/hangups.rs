@@ -6,7 +6,7 @@ use log::debug;
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 
 /// The most that are told of at once.
 const AT_ONCE: usize = 256;
@@ -21,13 +21,17 @@ impl Hangups {
         epoll.map(Hangups).map_err(|e| format!("epoll: {e}"))
     }
 
-    /// Watches a socket for as long as anybody has it, by whatever number.
-    pub fn watch(&self, peer: &Peer, socket: impl AsFd) {
+    /// Watches one for as long as it is there.
+    pub fn watch(&self, peer: &Peer) {
         // tiny_http has ended the direction from which it read, so the kernel takes the socket for
         // hung up already. Only a change is told (`ET`); at the other side's end there is one.
         let flags = EventFlags::RDHUP | EventFlags::ET;
         let data = EventData::new_u64(peer.cookie());
-        if let Err(error) = epoll::add(&self.0, socket, data, flags) {
+        let Some(socket) = peer.socket() else {
+            return;
+        };
+        // As long as it is there by any number.
+        if let Err(error) = epoll::add(&self.0, &socket, data, flags) {
             // Then that it hangs up is noticed when its time is up.
             debug!("a held request is not watched: {error}");
         }

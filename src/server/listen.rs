@@ -13,7 +13,6 @@ use super::threads::{QUICK, STACK_BYTES, Threads};
 use crate::config::ServerConfig;
 use crate::tls::Pair;
 use log::{debug, info, warn};
-use rustix::fd::OwnedFd;
 use rustix::net::sockopt;
 use std::cmp::Reverse;
 use std::net::{SocketAddr, TcpListener};
@@ -35,9 +34,10 @@ const FRAMING_BYTES: u64 = 256 * 1024;
 const STALLED: Duration = Duration::from_secs(75);
 /// File descriptors kept for other things than connections.
 const SPARE_DESCRIPTORS: u64 = 64;
-/// What a connection takes of them: tiny_http's two and, while it has a thread, one more.
+/// What a connection takes of them: tiny_http's two and our own; while it is held only the one to
+/// write to is left.
 const DESCRIPTORS_AT_WORK: usize = 3;
-const DESCRIPTORS_HELD: usize = 2;
+const DESCRIPTORS_HELD: usize = 1;
 /// The pause after some were given up, until they are gone.
 const MAKING_ROOM_PAUSE: Duration = Duration::from_millis(2);
 /// The pause after an error of `accept`: descriptors or memory may be free by then.
@@ -128,15 +128,11 @@ impl Connections {
         }
     }
 
-    /// Whether there is room for one more; if not, makes some.
-    fn make_room(&self) -> bool {
+    /// Whether there is room for one more.
+    fn has_room(&self) -> bool {
         let (count, held) = self.open.counts();
         let taken = held * DESCRIPTORS_HELD + (count - held) * DESCRIPTORS_AT_WORK;
-        let has_room = count < self.max && taken + DESCRIPTORS_AT_WORK <= self.max_descriptors;
-        if !has_room {
-            self.give_up();
-        }
-        has_room
+        count < self.max && taken + DESCRIPTORS_AT_WORK <= self.max_descriptors
     }
 
     /// Gives up the requests that have been unfinished for longest: some at once, or a crowd that
@@ -166,9 +162,11 @@ impl Connections {
     /// Notes the connection that was accepted last. `None` when it is not to be served: its socket
     /// cannot be found (the peer may be gone already), so nobody could end it; or its address has
     /// too many.
-    fn note(&self, guess: i32) -> Option<(OwnedFd, Arc<Connection>)> {
+    fn note(&self, guess: i32) -> Option<Arc<Connection>> {
+        let is_taken = |number| self.open.is_taken(number);
         let knows = |cookie| self.open.knows(cookie);
-        let Some((peer, socket)) = peer::find_accepted(guess, self.count(), knows) else {
+        let found = peer::find_accepted(guess, self.count(), is_taken, knows);
+        let Some(peer) = found else {
             debug!("a new connection could not be found");
             return None;
         };
@@ -179,7 +177,7 @@ impl Connections {
                 return None;
             }
         }
-        Some((socket, Connection::new(peer, &self.open, &self.room)))
+        Some(Connection::new(peer, &self.open, &self.room))
     }
 
     /// Looks at the connections at work, and cuts those that take too long or send too much.
@@ -232,10 +230,10 @@ pub fn bind(address: SocketAddr, pair: Option<Pair>) -> Result<(Listener, Socket
 pub fn accept_forever(
     listener: &Listener,
     connections: &Connections,
-    serve: impl Fn(Incoming, OwnedFd, Arc<Connection>) + Send + Sync + 'static,
+    serve: impl Fn(Incoming, Arc<Connection>) + Send + Sync + 'static,
 ) -> ! {
-    let threads = Threads::new(move |(incoming, socket, connection): New| {
-        serve(incoming, socket, connection);
+    let threads = Threads::new(move |(incoming, connection): New| {
+        serve(incoming, connection);
     });
     loop {
         let something_waits = threads.suffice().unwrap_or_else(|error| {
@@ -246,10 +244,14 @@ pub fn accept_forever(
             thread::sleep(MAKING_ROOM_PAUSE);
             true
         });
-        if !connections.make_room() {
-            connections.warn(
-                "as many connections as allowed (--max-connections, or the limit on open files or memory): the slowest are cut",
-            );
+        if !connections.has_room() {
+            // While some wait for a thread it is not the peers who are slow.
+            if !something_waits {
+                connections.give_up();
+                connections.warn(
+                    "as many connections as allowed (--max-connections, or the limit on open files or memory): the slowest are cut",
+                );
+            }
             thread::sleep(MAKING_ROOM_PAUSE);
             continue;
         }
@@ -269,8 +271,8 @@ pub fn accept_forever(
     }
 }
 
-/// A connection: its requests, its socket, and what is known of it, to be dropped in this order.
-type New = (Incoming, OwnedFd, Arc<Connection>);
+/// A connection: its requests and what is known of it, to be dropped in this order.
+type New = (Incoming, Arc<Connection>);
 
 fn accept_one(
     listener: &Listener,
@@ -289,7 +291,7 @@ fn accept_one(
     match accepted {
         Ok(Ok(Some(incoming))) => Ok(connections
             .note(guess)
-            .map(|(socket, connection)| (incoming, socket, connection))),
+            .map(|connection| (incoming, connection))),
         Ok(Ok(None)) => Ok(None),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
         Ok(Err(error)) => Err(error.to_string()),

@@ -62,7 +62,6 @@ use crate::config::ServerConfig;
 use crate::core::{Limits, TextLimits};
 use crate::tls::PairFiles;
 use log::{debug, info, warn};
-use rustix::fd::OwnedFd;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
@@ -100,18 +99,22 @@ impl Server {
     }
 
     /// Serves one connection until it is over or its last request is held.
-    fn serve(&self, incoming: Incoming, socket: OwnedFd, connection: &Arc<Connection>) {
+    fn serve(&self, incoming: Incoming, connection: &Arc<Connection>) {
         match self.is_https {
             true => self.serve_encrypted(incoming, connection),
-            false => self.serve_plain(incoming, &socket, connection),
+            false => self.serve_plain(incoming, connection),
         }
         if connection.doing().0 == Phase::Held {
-            self.store.hangups.watch(&connection.peer, socket);
+            self.store.hangups.watch(&connection.peer);
+            connection.peer.release();
         }
     }
 
-    fn serve_plain(&self, mut incoming: Incoming, socket: &OwnedFd, connection: &Arc<Connection>) {
-        let mut lookout = Lookout::on(socket);
+    fn serve_plain(&self, mut incoming: Incoming, connection: &Arc<Connection>) {
+        let Some(socket) = connection.peer.socket() else {
+            return;
+        };
+        let mut lookout = Lookout::on(&socket);
         let mut last = false;
         while !last {
             connection.enter(Phase::Reading);
@@ -280,9 +283,8 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     start_thread("clock", move || keep_time(&store, &watched))?;
     let (serving, accepting) = (server.clone(), listener.clone());
     start_thread("accept", move || {
-        let serve = move |incoming, socket, connection: Arc<Connection>| {
-            serving.serve(incoming, socket, &connection)
-        };
+        let serve =
+            move |incoming, connection: Arc<Connection>| serving.serve(incoming, &connection);
         listen::accept_forever(&accepting, &connections, serve)
     })?;
     for signal in signals.forever() {

@@ -1,13 +1,15 @@
 //! The connections that are open: counted, told apart by their cookies, and at hand for the guard.
 //!
 //! Each of them takes itself off the list when nobody has it any more, so one that is over counts no
-//! moment longer. Whoever has both drops the socket first: a number that can still be found must be known.
+//! moment longer. Whoever has both drops what tiny_http has of it first: a socket that can still be
+//! found must be known.
 //!
 //! Those that are held are only counted: there may be thousands, and nobody has to look at them.
 
 use super::http::Connection;
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The list. Connections must not be dropped while it is locked, as they lock it then.
@@ -19,6 +21,8 @@ struct List {
     all: HashMap<u64, Entry>,
     held: usize,
     per_address: HashMap<IpAddr, usize>,
+    /// How many were found by the descriptor with this number.
+    found_by: Vec<u16>,
 }
 
 #[derive(Debug)]
@@ -48,6 +52,13 @@ impl Open {
         self.list().all.contains_key(&cookie)
     }
 
+    /// Whether one of them was found by the descriptor with this number.
+    pub fn is_taken(&self, number: RawFd) -> bool {
+        let list = self.list();
+        let count = usize::try_from(number).map(|n| list.found_by.get(n).copied());
+        count.is_ok_and(|count| count.is_some_and(|count| count > 0))
+    }
+
     /// Those that are not held.
     pub fn at_work(&self) -> Vec<Arc<Connection>> {
         let list = self.list();
@@ -65,6 +76,11 @@ impl Open {
             is_held: false,
         };
         list.all.insert(connection.peer.cookie(), entry);
+        let number = number(connection);
+        if number >= list.found_by.len() {
+            list.found_by.resize(number + 1, 0);
+        }
+        list.found_by[number] += 1;
         if let Some(address) = connection.peer.address() {
             *list.per_address.entry(address).or_default() += 1;
         }
@@ -90,6 +106,7 @@ impl Open {
             return;
         };
         list.held -= usize::from(entry.is_held);
+        list.found_by[number(connection)] -= 1;
         if let Some(address) = connection.peer.address()
             && let Some(count) = list.per_address.get_mut(&address)
         {
@@ -99,4 +116,9 @@ impl Open {
             }
         }
     }
+}
+
+fn number(connection: &Connection) -> usize {
+    // A descriptor that exists has a number.
+    usize::try_from(connection.peer.found_by()).unwrap_or(0)
 }

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 /// The stack of each, in bytes; only what is touched takes memory. Code that is not optimized needs
@@ -24,15 +24,15 @@ const IDLE: Duration = Duration::from_secs(1);
 /// Threads that do the same work with whatever they get.
 pub struct Threads<T> {
     crew: Mutex<Crew<T>>,
-    something_comes: Condvar,
     work: Box<dyn Fn(T) + Send + Sync>,
 }
 
 struct Crew<T> {
     things: VecDeque<T>,
-    idle: usize,
-    /// Started, and about to take something.
-    starting: usize,
+    /// Those with nothing to do. The last one is called first, so that those not needed end.
+    idle: Vec<Thread>,
+    /// Called or started, and not here yet.
+    coming: usize,
     /// Since when the others have what they have; in the order of that.
     busy: BTreeMap<u64, Instant>,
     next: u64,
@@ -48,13 +48,9 @@ impl<T> Crew<T> {
 
     /// Whether another thread is needed for what has come.
     fn needs_another(&self) -> bool {
-        let is_quick = |since: &Instant| since.elapsed() < QUICK;
-        self.things.len() > self.idle + self.starting
-            && !self
-                .busy
-                .values()
-                .nth_back(ENOUGH - 1)
-                .is_some_and(is_quick)
+        let newest = self.busy.values().rev().take(ENOUGH);
+        let quick = newest.take_while(|since| since.elapsed() < QUICK).count();
+        self.things.len() > self.coming && quick + self.coming < ENOUGH
     }
 }
 
@@ -64,44 +60,35 @@ impl<T: Send + 'static> Threads<T> {
         Arc::new(Threads {
             crew: Mutex::new(Crew {
                 things: VecDeque::new(),
-                idle: 0,
-                starting: 0,
+                idle: Vec::new(),
+                coming: 0,
                 busy: BTreeMap::new(),
                 next: 0,
             }),
-            something_comes: Condvar::new(),
             work: Box::new(work),
         })
     }
 
     /// Gives them something to do; [`Threads::suffice`] sees to it that somebody does it.
     pub fn give(&self, thing: T) {
-        let mut crew = self.crew();
-        crew.things.push_back(thing);
-        if crew.things.len() <= crew.idle {
-            drop(crew);
-            self.something_comes.notify_one();
-        }
+        self.crew().things.push_back(thing);
     }
 
-    /// Starts threads as they are needed. Whether something waits that may need another one soon.
+    /// Calls or starts threads as they are needed. Whether something waits that may need another soon.
     pub fn suffice(self: &Arc<Self>) -> io::Result<bool> {
         let mut crew = self.crew();
         while crew.needs_another() {
-            let number = crew.begin();
-            crew.starting += 1;
-            drop(crew);
-            let threads = self.clone();
-            let thread = thread::Builder::new().name("connection".into());
-            let started = thread
-                .stack_size(STACK_BYTES)
-                .spawn(move || threads.run(number));
-            crew = self.crew();
-            if let Err(error) = started {
-                crew.busy.remove(&number);
-                crew.starting -= 1;
-                return Err(error);
+            crew.coming += 1;
+            if let Some(idle) = crew.idle.pop() {
+                idle.unpark();
+                continue;
             }
+            drop(crew);
+            let coming = Coming(self.clone());
+            let thread = thread::Builder::new().name("connection".into());
+            let thread = thread.stack_size(STACK_BYTES);
+            thread.spawn(move || coming.arrive())?;
+            crew = self.crew();
         }
         Ok(!crew.things.is_empty())
     }
@@ -110,30 +97,58 @@ impl<T: Send + 'static> Threads<T> {
         self.crew.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self, mut number: u64) {
-        let mut crew = self.crew();
-        crew.starting -= 1;
+    fn run(&self) {
         loop {
+            let mut crew = self.crew();
             while let Some(thing) = crew.things.pop_front() {
+                let number = crew.begin();
                 drop(crew);
                 (self.work)(thing);
                 crew = self.crew();
                 crew.busy.remove(&number);
-                number = crew.begin();
             }
-            crew.busy.remove(&number);
-            if crew.idle >= ENOUGH {
+            if crew.idle.len() >= ENOUGH {
                 return;
             }
-            crew.idle += 1;
-            let nothing = |crew: &mut Crew<T>| crew.things.is_empty();
-            let waited = self.something_comes.wait_timeout_while(crew, IDLE, nothing);
-            crew = waited.unwrap_or_else(PoisonError::into_inner).0;
-            crew.idle -= 1;
-            if crew.things.is_empty() {
+            crew.idle.push(thread::current());
+            drop(crew);
+            if !self.is_called() {
                 return;
             }
-            number = crew.begin();
         }
+    }
+
+    /// Waits, being idle, until called. False when that took too long.
+    fn is_called(&self) -> bool {
+        let (since, me) = (Instant::now(), thread::current().id());
+        loop {
+            thread::park_timeout(IDLE.saturating_sub(since.elapsed()));
+            let mut crew = self.crew();
+            let Some(at) = crew.idle.iter().position(|idle| idle.id() == me) else {
+                crew.coming -= 1;
+                return true;
+            };
+            if since.elapsed() >= IDLE {
+                crew.idle.remove(at);
+                return false;
+            }
+        }
+    }
+}
+
+/// A thread that is being started; whether or not that succeeds, it is over when this is dropped.
+struct Coming<T: Send + 'static>(Arc<Threads<T>>);
+
+impl<T: Send + 'static> Coming<T> {
+    fn arrive(self) {
+        let threads = self.0.clone();
+        drop(self);
+        threads.run();
+    }
+}
+
+impl<T: Send + 'static> Drop for Coming<T> {
+    fn drop(&mut self) {
+        self.0.crew().coming -= 1;
     }
 }
