@@ -253,7 +253,7 @@ pub struct ServerArgs {
         long,
         env = "SIDEBIKE_MAX_CONNECTIONS",
         value_name = "N",
-        default_value_t = 12_000
+        default_value_t = 20_000
     )]
     max_connections: usize,
     /// Connections at once from one address [default: no limit, a fleet may come through one proxy]

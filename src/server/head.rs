@@ -13,7 +13,7 @@
 //! What comes encrypted is looked at when it is decrypted, a moment before tiny_http gets it.
 
 use super::http::{Refused, RequestLimits};
-use super::peer::{Peer, bytes_received};
+use super::peer::bytes_received;
 use crate::tls::Overheard;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
@@ -44,8 +44,8 @@ const ONCE: [&str; 6] = [
 ];
 
 /// Looks at the heads of one connection's requests.
-pub struct Lookout {
-    socket: OwnedFd,
+pub struct Lookout<'a> {
+    socket: &'a OwnedFd,
     buffer: Vec<u8>,
     /// Bytes of all requests handed on so far, from their first to their last.
     handed_on: u64,
@@ -65,15 +65,14 @@ pub enum Sight {
     Over,
 }
 
-impl Lookout {
-    /// For a connection that has just been accepted; `None` when it is gone already.
-    pub fn on(peer: &Peer) -> Option<Self> {
-        let socket = peer.socket()?;
-        Some(Lookout {
+impl<'a> Lookout<'a> {
+    /// For a connection that has just been accepted.
+    pub fn on(socket: &'a OwnedFd) -> Self {
+        Lookout {
             socket,
             buffer: vec![0; USUAL_BYTES],
             handed_on: 0,
-        })
+        }
     }
 
     /// Waits for the next head. How long that may take is the guard's business.
@@ -81,7 +80,7 @@ impl Lookout {
         let mut pause = FIRST_PAUSE;
         let mut nothing_follows = false;
         loop {
-            let there = match recv(&self.socket, &mut self.buffer[..], RecvFlags::PEEK) {
+            let there = match recv(self.socket, &mut self.buffer[..], RecvFlags::PEEK) {
                 Ok((_, 0)) => return Sight::Over,
                 Ok((_, there)) => there.min(self.buffer.len()),
                 Err(Errno::INTR) => continue,
@@ -121,7 +120,7 @@ impl Lookout {
             tv_sec: 0,
             tv_nsec: pause.subsec_nanos().into(),
         };
-        let mut ends = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let mut ends = [PollFd::new(self.socket, PollFlags::RDHUP)];
         poll(&mut ends, Some(&pause)).is_ok_and(|ready| ready > 0)
     }
 
@@ -153,7 +152,7 @@ impl Lookout {
     /// many bytes that it has not read were seen a moment ago. `None` when others came since, so
     /// that nobody can say.
     fn is_at_a_boundary(&self, there: usize) -> Option<bool> {
-        let Some(received) = bytes_received(&self.socket) else {
+        let Some(received) = bytes_received(self.socket) else {
             return Some(false);
         };
         if received.saturating_sub(there as u64) == self.handed_on {
@@ -161,7 +160,7 @@ impl Lookout {
         }
         // Either it has read too much, or what was seen is not all there is. Only with nothing come
         // between are the two counts of the same moment.
-        let (unread, again) = (ioctl_fionread(&self.socket), bytes_received(&self.socket));
+        let (unread, again) = (ioctl_fionread(self.socket), bytes_received(self.socket));
         match unread {
             Ok(unread) if again == Some(received) => {
                 Some(received.saturating_sub(unread) == self.handed_on)
@@ -175,17 +174,17 @@ impl Lookout {
     pub fn refuse(&self, answer: &[u8]) {
         let mut rest = answer;
         while !rest.is_empty() {
-            match rustix::io::write(&self.socket, rest) {
+            match rustix::io::write(self.socket, rest) {
                 Ok(written) => rest = &rest[written..],
                 Err(Errno::INTR) => {}
                 Err(_) => return,
             }
         }
-        let _ = shutdown(&self.socket, Shutdown::Write);
+        let _ = shutdown(self.socket, Shutdown::Write);
         let mut buffer = [0u8; USUAL_BYTES];
         let mut drained = 0;
         while drained < DRAINED_BYTES {
-            match recv(&self.socket, &mut buffer[..], RecvFlags::empty()) {
+            match recv(self.socket, &mut buffer[..], RecvFlags::empty()) {
                 Ok((_, 0)) | Err(_) => return,
                 Ok((_, read)) => drained += read,
             }

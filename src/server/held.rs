@@ -18,6 +18,8 @@ pub struct Held {
     waits_by_task: HashMap<TaskKey, BTreeSet<u64>>,
     next_wait: u64,
     deadlines: BTreeSet<(Time, Deadline)>,
+    /// What is held of a connection, by its cookie.
+    by_connection: HashMap<u64, Deadline>,
     /// How many follow a task. They have threads of their own and are only counted here.
     pub followers: usize,
     max: usize,
@@ -53,6 +55,7 @@ impl Held {
             waits_by_task: HashMap::new(),
             next_wait: 0,
             deadlines: BTreeSet::new(),
+            by_connection: HashMap::new(),
             followers: 0,
             max,
         }
@@ -70,7 +73,9 @@ impl Held {
 
     /// Holds a machine's poll. The caller has taken out the one before.
     pub fn add_poll(&mut self, machine: MachineKey, responder: Responder, until: Time) {
-        self.deadlines.insert((until, Deadline::Poll(machine)));
+        let poll = Deadline::Poll(machine);
+        self.deadlines.insert((until, poll));
+        self.by_connection.insert(cookie_of(&responder), poll);
         self.polls.insert(machine, (responder, until));
     }
 
@@ -91,35 +96,25 @@ impl Held {
     pub fn take_poll(&mut self, machine: MachineKey) -> Option<Responder> {
         let (responder, until) = self.polls.remove(&machine)?;
         self.deadlines.remove(&(until, Deadline::Poll(machine)));
+        self.by_connection.remove(&cookie_of(&responder));
         Some(responder)
     }
 
-    /// Takes out a machine's poll if it came by this connection.
-    pub fn take_poll_of(
-        &mut self,
-        machine: MachineKey,
-        connection: &Arc<Connection>,
-    ) -> Option<Responder> {
-        let (responder, _) = self.polls.get(&machine)?;
-        Arc::ptr_eq(responder.connection(), connection)
-            .then(|| self.take_poll(machine))
-            .flatten()
+    /// The connection with this cookie, if something of it is held.
+    pub fn connection(&self, cookie: u64) -> Option<Arc<Connection>> {
+        let responder = match self.by_connection.get(&cookie)? {
+            Deadline::Poll(machine) => &self.polls.get(machine)?.0,
+            Deadline::Wait(id) => &self.waits.get(id)?.1.responder,
+        };
+        Some(responder.connection().clone())
     }
 
-    /// The connections of all polls.
-    pub fn polls_to_check(&self) -> Vec<(MachineKey, Arc<Connection>)> {
-        self.polls
-            .iter()
-            .map(|(machine, (responder, _))| (*machine, responder.connection().clone()))
-            .collect()
-    }
-
-    /// The connections of all who wait for a task.
-    pub fn waits_to_check(&self) -> Vec<(u64, Arc<Connection>)> {
-        let waits = self.waits.iter();
-        waits
-            .map(|(id, (_, wait, _))| (*id, wait.responder.connection().clone()))
-            .collect()
+    /// Takes out what is held of the connection with this cookie; with a poll comes its machine.
+    pub fn take_of(&mut self, cookie: u64) -> Option<(Option<MachineKey>, Responder)> {
+        match *self.by_connection.get(&cookie)? {
+            Deadline::Poll(machine) => Some((Some(machine), self.take_poll(machine)?)),
+            Deadline::Wait(id) => Some((None, self.take_wait(id)?.1.responder)),
+        }
     }
 
     /// Holds somebody who waits for a task.
@@ -127,6 +122,8 @@ impl Held {
         let id = self.next_wait;
         self.next_wait += 1;
         self.deadlines.insert((until, Deadline::Wait(id)));
+        let cookie = cookie_of(&wait.responder);
+        self.by_connection.insert(cookie, Deadline::Wait(id));
         self.waits_by_task.entry(task).or_default().insert(id);
         self.waits.insert(id, (task, wait, until));
     }
@@ -144,6 +141,7 @@ impl Held {
     pub fn take_wait(&mut self, id: u64) -> Option<(TaskKey, HeldWait)> {
         let (task, wait, until) = self.waits.remove(&id)?;
         self.deadlines.remove(&(until, Deadline::Wait(id)));
+        self.by_connection.remove(&cookie_of(&wait.responder));
         if let Some(ids) = self.waits_by_task.get_mut(&task) {
             ids.remove(&id);
             if ids.is_empty() {
@@ -180,4 +178,8 @@ impl Held {
             .map(|(_, deadline)| *deadline)
             .collect()
     }
+}
+
+fn cookie_of(responder: &Responder) -> u64 {
+    responder.connection().peer.cookie()
 }

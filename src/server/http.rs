@@ -4,6 +4,7 @@
 //! answers are written as one piece, head and body together. What tiny_http leaves unbounded is
 //! bounded by `listen`'s guard, which needs to know what each connection is doing: see [`Phase`].
 
+use super::open::Open;
 use super::peer::{Peer, lowest_free_number};
 use super::room::{Room, SMALL, Share};
 use crate::tls::Pair;
@@ -13,8 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, PoisonError, RwLock};
-use std::time::Instant;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 /// A body up to this size has been read with the head, in bytes; a fact about tiny_http.
 const READ_AHEAD_BYTES: usize = 1_024;
@@ -50,6 +51,9 @@ pub struct Connection {
     since_ms: AtomicU64,
     /// Counts requests, so that the guard can tell them apart.
     turn: AtomicU32,
+    /// When the guard first looked at a request: which one, and what had been received by then.
+    looked: Mutex<(u32, u64)>,
+    open: Arc<Open>,
     room: Arc<Room>,
 }
 
@@ -61,16 +65,19 @@ pub fn uptime_ms() -> u64 {
 
 impl Connection {
     /// A connection that has just been accepted.
-    pub fn new(peer: Peer, room: &Arc<Room>) -> Arc<Self> {
-        let since_ms = AtomicU64::new(uptime_ms());
-        Arc::new(Connection {
+    pub fn new(peer: Peer, open: &Arc<Open>, room: &Arc<Room>) -> Arc<Self> {
+        let connection = Arc::new(Connection {
             peer,
             // Its thread has yet to begin: that takes a moment on a busy machine.
             phase: AtomicU8::new(Phase::Serving as u8),
-            since_ms,
+            since_ms: AtomicU64::new(uptime_ms()),
             turn: AtomicU32::new(0),
+            looked: Mutex::default(),
+            open: open.clone(),
             room: room.clone(),
-        })
+        });
+        open.add(&connection);
+        connection
     }
 
     /// Notes what the connection does from now on.
@@ -79,7 +86,27 @@ impl Connection {
         if phase == Phase::Reading {
             self.turn.fetch_add(1, Ordering::Relaxed);
         }
-        self.phase.store(phase as u8, Ordering::Release);
+        let before = self.phase.swap(phase as u8, Ordering::AcqRel);
+        let (was_held, is_held) = (before == Phase::Held as u8, phase == Phase::Held);
+        if was_held != is_held {
+            self.open.note_held(self, is_held);
+        }
+    }
+
+    /// Whether its socket's buffer has room for a small answer: it is empty before the first one.
+    fn takes_more(&self) -> bool {
+        self.turn.load(Ordering::Relaxed) <= 1 || self.peer.takes_more()
+    }
+
+    /// Bytes received of its present request, as far as the guard saw.
+    pub fn received(&self) -> Option<u64> {
+        let received = self.peer.counts()?.received;
+        let turn = self.turn.load(Ordering::Relaxed);
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.0 != turn {
+            *looked = (turn, if turn <= 1 { 0 } else { received });
+        }
+        Some(received - looked.1)
     }
 
     /// Ends it from outside. A peer that does not read its answer would keep what is left of that in
@@ -106,6 +133,12 @@ impl Connection {
             uptime_ms().saturating_sub(since),
             self.turn.load(Ordering::Relaxed),
         )
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.open.remove(self);
     }
 }
 
@@ -137,14 +170,11 @@ impl Listener {
         Ok(())
     }
 
-    /// Waits until a connection can be accepted. False when none has come for a while.
-    pub fn wait_for_connection(&self) -> bool {
+    /// Waits until a connection can be accepted. False when none has come for so long.
+    pub fn wait_for_connection(&self, patience: Duration) -> bool {
         let mut fds = [PollFd::new(&self.inner, PollFlags::IN)];
-        let while_ = Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        };
-        poll(&mut fds, Some(&while_)).is_ok_and(|ready| ready > 0)
+        let patience = Timespec::try_from(patience).ok();
+        poll(&mut fds, patience.as_ref()).is_ok_and(|ready| ready > 0)
     }
 
     /// The number that the next socket will most likely have.
@@ -344,7 +374,7 @@ impl Responder {
 
     /// Answers a held request. Never waits for the peer: few threads answer all who are held.
     pub fn send_held(self, answer: Answer) {
-        if answer.body.len() <= FITS && self.connection.peer.takes_more() {
+        if answer.body.len() <= FITS && self.connection.takes_more() {
             self.send(&answer);
             return;
         }

@@ -6,17 +6,18 @@
 
 use super::http::{self, Connection, Incoming, Listener, Phase};
 use super::means;
+use super::open::Open;
 use super::peer;
 use super::room::Room;
+use super::threads::{QUICK, STACK_BYTES, Threads};
 use crate::config::ServerConfig;
 use crate::tls::Pair;
 use log::{debug, info, warn};
 use rustix::net::sockopt;
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -31,14 +32,12 @@ const MAX_DRAIN_MS: u64 = 2_000;
 const FRAMING_BYTES: u64 = 256 * 1024;
 /// A read or write without any progress fails after this.
 const STALLED: Duration = Duration::from_secs(75);
-/// The stack of a connection's thread, in bytes; only what is touched takes memory. Code that is not
-/// optimized needs several times as much.
-const STACK_BYTES: usize = if cfg!(debug_assertions) { 1024 } else { 256 } * 1024;
 /// File descriptors kept for other things than connections.
 const SPARE_DESCRIPTORS: u64 = 64;
-/// What a connection takes of them: tiny_http's two and, while it has a thread, one more.
+/// What a connection takes of them: tiny_http's two and our own; while it is held only the one to
+/// write to is left.
 const DESCRIPTORS_AT_WORK: usize = 3;
-const DESCRIPTORS_HELD: usize = 2;
+const DESCRIPTORS_HELD: usize = 1;
 /// The pause after some were given up, until they are gone.
 const MAKING_ROOM_PAUSE: Duration = Duration::from_millis(2);
 /// The pause after an error of `accept`: descriptors or memory may be free by then.
@@ -54,14 +53,14 @@ const NEVER_HELD: usize = 12;
 const NEVER_HELD_AT_LEAST: usize = 64;
 /// What a connection takes of the memory's addresses besides its stack, in bytes: buffers, mostly.
 const BUFFERS_BYTES: usize = 128 * 1024;
-/// How often a thread for a connection is tried to be had.
-const THREAD_TRIES: usize = 20;
+/// How long to wait for a connection before looking after other things.
+const ACCEPT_PATIENCE: Duration = Duration::from_secs(1);
 /// At most one warning about the same trouble in this time.
 const WARNING_PERIOD_MS: u64 = 10_000;
 
 /// All connections.
 pub struct Connections {
-    open: Mutex<Open>,
+    open: Arc<Open>,
     max: usize,
     max_descriptors: usize,
     max_per_address: usize,
@@ -73,49 +72,6 @@ pub struct Connections {
     last_warning: AtomicU64,
     /// For large bodies and answers.
     pub room: Arc<Room>,
-}
-
-#[derive(Default)]
-struct Open {
-    list: Vec<Watched>,
-    cookies: HashSet<u64>,
-    per_address: HashMap<Option<IpAddr>, usize>,
-}
-
-impl Open {
-    fn count_of(&self, address: &Option<IpAddr>) -> usize {
-        self.per_address.get(address).copied().unwrap_or(0)
-    }
-
-    fn forget_finished(&mut self) {
-        let Open {
-            list,
-            cookies,
-            per_address,
-        } = self;
-        list.retain(|watched| {
-            let is_over = Arc::strong_count(&watched.connection) == 1;
-            if is_over {
-                cookies.remove(&watched.connection.peer.cookie());
-                if let Some(count) = per_address.get_mut(&watched.address) {
-                    *count -= 1;
-                    if *count == 0 {
-                        per_address.remove(&watched.address);
-                    }
-                }
-            }
-            !is_over
-        });
-    }
-}
-
-struct Watched {
-    connection: Arc<Connection>,
-    address: Option<IpAddr>,
-    /// For which request the count below was noted.
-    turn: u32,
-    /// Bytes received before that request, as far as the guard saw.
-    received_before: u64,
 }
 
 impl Connections {
@@ -130,7 +86,7 @@ impl Connections {
         let max = config.max_connections.min(by_memory).max(1);
         let limits = &config.request;
         Arc::new(Connections {
-            open: Mutex::default(),
+            open: Arc::default(),
             max,
             max_descriptors,
             max_per_address: config.max_connections_per_address,
@@ -160,11 +116,7 @@ impl Connections {
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.open().list.len()
-    }
-
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.counts().0
     }
 
     /// Warns, unless it has just done so.
@@ -181,52 +133,34 @@ impl Connections {
         }
     }
 
-    /// Whether there is room for one more; if not, makes some.
-    fn make_room(&self) -> bool {
-        let open = self.open();
-        let count = open.list.len();
-        // Counted one by one only when it is close.
-        let affordable = || {
-            let held = open
-                .list
-                .iter()
-                .filter(|w| w.connection.doing().0 == Phase::Held)
-                .count();
-            let taken = held * DESCRIPTORS_HELD + (count - held) * DESCRIPTORS_AT_WORK;
-            taken + DESCRIPTORS_AT_WORK <= self.max_descriptors
-        };
-        if count < self.max
-            && ((count + 1) * DESCRIPTORS_AT_WORK <= self.max_descriptors || affordable())
-        {
-            return true;
-        }
-        drop(open);
-        self.give_up();
-        false
+    /// Whether there is room for one more.
+    fn has_room(&self) -> bool {
+        let (count, held) = self.open.counts();
+        let taken = held * DESCRIPTORS_HELD + (count - held) * DESCRIPTORS_AT_WORK;
+        count < self.max && taken + DESCRIPTORS_AT_WORK <= self.max_descriptors
     }
 
     /// Gives up the requests that have been unfinished for longest: some at once, or a crowd that
     /// comes back as fast as it is sent away would leave no place to others.
     fn give_up(&self) {
-        let open = self.open();
-        let unfinished = open
-            .list
+        let at_work = self.open.at_work();
+        let unfinished = at_work
             .iter()
-            .filter_map(|watched| match watched.connection.doing() {
+            .filter_map(|connection| match connection.doing() {
                 // Idle between two requests: its next one finds another connection.
-                (Phase::Reading, ms, 2..) => Some((ms, watched)),
+                (Phase::Reading, ms, 2..) => Some((ms, connection)),
                 (Phase::Reading | Phase::Draining | Phase::Writing, ms, _)
                     if ms > GIVEN_UP_AFTER_MS =>
                 {
-                    Some((ms, watched))
+                    Some((ms, connection))
                 }
                 _ => None,
             });
-        let mut unfinished: Vec<(u64, &Watched)> = unfinished.collect();
+        let mut unfinished: Vec<(u64, &Arc<Connection>)> = unfinished.collect();
         unfinished.sort_unstable_by_key(|(ms, _)| Reverse(*ms));
         let some = unfinished.len().div_ceil(GIVEN_UP_AT_ONCE);
         for (_, longest) in unfinished.iter().take(some) {
-            longest.connection.cut();
+            longest.cut();
         }
     }
 
@@ -234,53 +168,35 @@ impl Connections {
     /// cannot be found (the peer may be gone already), so nobody could end it; or its address has
     /// too many.
     fn note(&self, guess: i32) -> Option<Arc<Connection>> {
-        let mut open = self.open();
-        let Some(peer) = peer::find_accepted(guess, &open.cookies) else {
+        let is_taken = |number| self.open.is_taken(number);
+        let knows = |cookie| self.open.knows(cookie);
+        let found = peer::find_accepted(guess, self.count(), is_taken, knows);
+        let Some(peer) = found else {
             debug!("a new connection could not be found");
             return None;
         };
-        let address = peer.address();
-        let mut has = open.count_of(&address);
-        if has >= self.max_per_address {
-            // Those that are over count until somebody looks.
-            open.forget_finished();
-            has = open.count_of(&address);
+        if let Some(address) = peer.address() {
+            let has = self.open.count_of(&address);
+            if has >= self.max_per_address {
+                self.warn(&format!("{has} connections from {address}, as many as allowed (--max-connections-per-address)"));
+                return None;
+            }
         }
-        if has >= self.max_per_address {
-            drop(open);
-            let address = address
-                .map(|address| address.to_string())
-                .unwrap_or_default();
-            self.warn(&format!("{has} connections from {address}, as many as allowed (--max-connections-per-address)"));
-            return None;
-        }
-        open.per_address.insert(address, has + 1);
-        open.cookies.insert(peer.cookie());
-        let connection = Connection::new(peer, &self.room);
-        open.list.push(Watched {
-            connection: connection.clone(),
-            address,
-            turn: 0,
-            received_before: 0,
-        });
-        Some(connection)
+        Some(Connection::new(peer, &self.open, &self.room))
     }
 
-    /// Looks at every connection, cuts those that take too long or send too much, and forgets
-    /// those that are over.
+    /// Looks at the connections at work, and cuts those that take too long or send too much.
     pub fn guard(&self) {
-        let mut open = self.open();
-        open.forget_finished();
-        for watched in &mut open.list {
-            if self.has_misbehaved(watched) {
-                debug!("cut while {:?}", watched.connection.doing());
-                watched.connection.cut();
+        for connection in self.open.at_work() {
+            if self.has_misbehaved(&connection) {
+                debug!("cut while {:?}", connection.doing());
+                connection.cut();
             }
         }
     }
 
-    fn has_misbehaved(&self, watched: &mut Watched) -> bool {
-        let (phase, ms, turn) = watched.connection.doing();
+    fn has_misbehaved(&self, connection: &Connection) -> bool {
+        let (phase, ms, _) = connection.doing();
         match phase {
             Phase::Serving | Phase::Held => false,
             Phase::Draining => ms > MAX_DRAIN_MS,
@@ -288,16 +204,9 @@ impl Connections {
             Phase::Reading if ms > self.max_turn_ms => true,
             // What has come within one period is no concern, however much it is.
             Phase::Reading if ms < GUARD_PERIOD.as_millis() as u64 => false,
-            Phase::Reading => {
-                let Some(counts) = watched.connection.peer.counts() else {
-                    return false;
-                };
-                if watched.turn != turn {
-                    watched.turn = turn;
-                    watched.received_before = if turn <= 1 { 0 } else { counts.received };
-                }
-                counts.received - watched.received_before > self.max_request_bytes
-            }
+            Phase::Reading => connection
+                .received()
+                .is_some_and(|bytes| bytes > self.max_request_bytes),
         }
     }
 }
@@ -326,22 +235,38 @@ pub fn bind(address: SocketAddr, pair: Option<Pair>) -> Result<(Listener, Socket
 pub fn accept_forever(
     listener: &Listener,
     connections: &Connections,
-    serve: impl Fn(Incoming, Arc<Connection>) + Clone + Send + 'static,
+    serve: impl Fn(Incoming, Arc<Connection>) + Send + Sync + 'static,
 ) -> ! {
+    let threads = Threads::new(move |(incoming, connection): New| {
+        serve(incoming, connection);
+    });
     loop {
-        if !connections.make_room() {
-            connections.warn(
-                "as many connections as allowed (--max-connections, or the limit on open files or memory): the slowest are cut",
-            );
+        let something_waits = threads.suffice().unwrap_or_else(|error| {
+            connections.warn(&format!(
+                "no thread for a new connection: {error}; the slowest are cut"
+            ));
+            connections.give_up();
             thread::sleep(MAKING_ROOM_PAUSE);
-            connections.guard();
+            true
+        });
+        if !connections.has_room() {
+            // While some wait for a thread it is not the peers who are slow.
+            if !something_waits {
+                connections.give_up();
+                connections.warn(
+                    "as many connections as allowed (--max-connections, or the limit on open files or memory): the slowest are cut",
+                );
+            }
+            thread::sleep(MAKING_ROOM_PAUSE);
             continue;
         }
-        let accepted = accept_one(listener, connections);
-        match accepted {
-            Ok(Some((incoming, connection))) => {
-                serve_on_a_thread(connections, (incoming, connection), serve.clone());
-            }
+        let patience = if something_waits {
+            QUICK
+        } else {
+            ACCEPT_PATIENCE
+        };
+        match accept_one(listener, connections, patience) {
+            Ok(Some(new)) => threads.give(new),
             Ok(None) => {}
             Err(error) => {
                 connections.warn(&format!("cannot accept connections: {error}"));
@@ -351,40 +276,15 @@ pub fn accept_forever(
     }
 }
 
+/// A connection: its requests and what is known of it, to be dropped in this order.
 type New = (Incoming, Arc<Connection>);
 
-/// Serves a connection on a thread of its own. When there is none to be had, those that are
-/// unfinished for longest are given up for it.
-fn serve_on_a_thread(
+fn accept_one(
+    listener: &Listener,
     connections: &Connections,
-    new: New,
-    serve: impl Fn(Incoming, Arc<Connection>) + Clone + Send + 'static,
-) {
-    // A thread that could not be started takes with it what it was given.
-    let new = Arc::new(Mutex::new(Some(new)));
-    for _ in 0..THREAD_TRIES {
-        let (serve, for_it) = (serve.clone(), new.clone());
-        let work = move || {
-            let new = for_it.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some((incoming, connection)) = new {
-                serve(incoming, connection);
-            }
-        };
-        let thread = thread::Builder::new().name("connection".into());
-        let Err(error) = thread.stack_size(STACK_BYTES).spawn(work) else {
-            return;
-        };
-        connections.warn(&format!(
-            "no thread for a new connection: {error}; the slowest are cut"
-        ));
-        connections.give_up();
-        thread::sleep(MAKING_ROOM_PAUSE);
-        connections.guard();
-    }
-}
-
-fn accept_one(listener: &Listener, connections: &Connections) -> Result<Option<New>, String> {
-    if !listener.wait_for_connection() {
+    patience: Duration,
+) -> Result<Option<New>, String> {
+    if !listener.wait_for_connection(patience) {
         return Ok(None);
     }
     let guess = listener.next_number();

@@ -3,7 +3,9 @@
 //! | file | what it is for |
 //! | --- | --- |
 //! | `listen` | the accept loop, socket options, the guard |
+//! | `threads` | the threads of connections, used again |
 //! | `means` | what the system lets us have |
+//! | `open` | the connections there are |
 //! | `peer` | accepted sockets, found and cut from outside |
 //! | `head` | a look at a request's head before tiny_http reads it |
 //! | `http` | bytes ↔ requests and answers; the only place that names tiny_http |
@@ -13,7 +15,7 @@
 //! | `access`, `browser` | who may: tokens, and pages of other sites |
 //! | `audit` | who changed what |
 //! | `answer` | the envelope, and which status goes with which refusal |
-//! | `held` | polls and waits that are being held |
+//! | `held`, `hangups` | polls and waits that are being held; who of them has hung up |
 //! | `store` | the one lock, and the threads that answer what was held |
 //! | `durable`, `db` | what has to be on the disk before it is acknowledged; the optional database |
 //! | `text`, `metrics` | output as text; figures |
@@ -28,12 +30,14 @@ pub(crate) mod browser;
 pub mod db;
 mod durable;
 mod follow;
+mod hangups;
 mod head;
 mod held;
 pub(crate) mod http;
 mod listen;
 mod means;
 mod metrics;
+mod open;
 mod original;
 mod page;
 mod peer;
@@ -41,6 +45,7 @@ mod room;
 mod routes;
 mod store;
 mod text;
+mod threads;
 
 use self::access::{Access, Caller, Denied, Right};
 use self::audit::{Audit, Change};
@@ -63,9 +68,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-/// Every so many ticks, held polls are checked for agents that have gone away.
-const TICKS_PER_CHECK: u32 = 5;
 
 /// What handlers work with.
 pub struct Server {
@@ -98,13 +100,22 @@ impl Server {
     }
 
     /// Serves one connection until it is over or its last request is held.
-    fn serve(&self, mut incoming: Incoming, connection: &Arc<Connection>) {
-        if self.is_https {
-            return self.serve_encrypted(incoming, connection);
+    fn serve(&self, incoming: Incoming, connection: &Arc<Connection>) {
+        match self.is_https {
+            true => self.serve_encrypted(incoming, connection),
+            false => self.serve_plain(incoming, connection),
         }
-        let Some(mut lookout) = Lookout::on(&connection.peer) else {
+        if connection.doing().0 == Phase::Held {
+            self.store.hangups.watch(&connection.peer);
+            connection.peer.release();
+        }
+    }
+
+    fn serve_plain(&self, mut incoming: Incoming, connection: &Arc<Connection>) {
+        let Some(socket) = connection.peer.socket() else {
             return;
         };
+        let mut lookout = Lookout::on(&socket);
         let mut last = false;
         while !last {
             connection.enter(Phase::Reading);
@@ -127,7 +138,7 @@ impl Server {
         }
     }
 
-    /// As [`Server::serve`], when nothing can be seen of a head before it is decrypted.
+    /// As [`Server::serve_plain`], when nothing can be seen of a head before it is decrypted.
     fn serve_encrypted(&self, mut incoming: Incoming, connection: &Arc<Connection>) {
         let mut listener = Eavesdropper::on_this_thread(&self.limits);
         let mut last = false;
@@ -370,15 +381,11 @@ fn next_of(incoming: &mut Incoming, connection: &Connection) -> Option<http::Raw
 }
 
 fn keep_time(store: &Store, connections: &Connections) -> ! {
-    let mut ticks = 0u32;
     loop {
         thread::sleep(store::TICK);
         store.tick();
         connections.guard();
-        ticks = ticks.wrapping_add(1);
-        if ticks.is_multiple_of(TICKS_PER_CHECK) {
-            store.drop_abandoned();
-        }
+        store.drop_abandoned();
     }
 }
 

@@ -2,37 +2,40 @@
 //!
 //! tiny_http keeps the sockets it accepts to itself. To bound what a peer may do we need to find
 //! them: right after an accept the new socket is the one accepted socket of ours that is not yet
-//! known. It is known from then on by its number and by the kernel's cookie, which is never used
-//! twice; before anything is done to it the number is duplicated and the cookie compared, so a
-//! number that has been closed and used again cannot be mistaken.
+//! known. It is duplicated then, and told from all others by the kernel's cookie, which is never used
+//! twice.
 //!
-//! tiny_http duplicates each socket: one number to read from, which it closes as soon as nothing
-//! more is read (a held request), and one to write to. Either may be found first, so when the
-//! number does not lead to the socket any more, the other one is looked for.
+//! While a request is held our own number is let go of, as descriptors are what limits how many can be
+//! held. What has to be done to the socket then is done by the number that it was found by: that is
+//! duplicated and the cookie compared, so a number that has been closed and used again cannot be
+//! mistaken. tiny_http has two, one to read from, which it closes as soon as nothing more is read, and
+//! one to write to. Either may be found first, so when the number does not lead to the socket any
+//! more, the other one is looked for.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{AddressFamily, Shutdown, shutdown, sockopt};
-use std::collections::HashSet;
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// An accepted socket.
 #[derive(Debug)]
 pub struct Peer {
-    number: AtomicI32,
-    /// Both its numbers are below this one.
+    own: Mutex<Option<Arc<OwnedFd>>>,
+    /// The number by which it was found: one of tiny_http's.
+    found_by: RawFd,
+    /// All its numbers are below this one.
     below: RawFd,
     cookie: u64,
+    address: Option<IpAddr>,
 }
 
-/// Descriptors of a connection, at most: tiny_http's two, the one that heads are looked at by, and one
-/// for a moment when it is looked at from outside.
-const NUMBERS_EACH: usize = 4;
+/// Descriptors of a connection, at most: tiny_http's two and our own.
+const NUMBERS_EACH: usize = 3;
 /// Descriptors for other things than connections, at most.
 const OTHER_NUMBERS: usize = 256;
 
@@ -51,44 +54,60 @@ impl Peer {
         self.cookie
     }
 
-    /// The address of the other side.
+    /// The address of the other side; `None` when it was gone before it was accepted.
     pub fn address(&self) -> Option<IpAddr> {
-        let address = rustix::net::getpeername(self.duplicated()?).ok()??;
-        SocketAddr::try_from(address)
-            .ok()
-            .map(|address| address.ip())
+        self.address
+    }
+
+    /// The number by which it was found: while it is there, most likely no other one has that.
+    pub fn found_by(&self) -> RawFd {
+        self.found_by
     }
 
     /// Ends both directions; whoever reads or writes comes back at once.
     pub fn cut(&self) {
-        if let Some(fd) = self.duplicated() {
-            // It may be gone already, which is what is wanted.
-            let _ = shutdown(&fd, Shutdown::Both);
+        if let Some(socket) = self.socket() {
+            // It may be over already, which is what is wanted.
+            let _ = shutdown(&socket, Shutdown::Both);
         }
     }
 
     /// As [`Peer::cut`], and what was not sent by then is thrown away as soon as the socket is closed.
     pub fn reset(&self) {
-        if let Some(fd) = self.duplicated() {
-            let _ = sockopt::set_socket_linger(&fd, Some(Duration::ZERO));
-            let _ = shutdown(&fd, Shutdown::Both);
+        if let Some(socket) = self.socket() {
+            let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
+            let _ = shutdown(&socket, Shutdown::Both);
         }
     }
 
-    /// The socket, for its connection's own thread; `None` when it is gone.
-    pub fn socket(&self) -> Option<OwnedFd> {
-        self.duplicated()
+    /// The socket; `None` when it is gone, or there is no descriptor for it.
+    pub fn socket(&self) -> Option<Arc<OwnedFd>> {
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = &*own {
+            return Some(own.clone());
+        }
+        drop(own);
+        let it = |number: RawFd| {
+            let fd = duplicate(number)?;
+            (sockopt::socket_cookie(&fd).ok()? == self.cookie).then_some(Arc::new(fd))
+        };
+        it(self.found_by).or_else(|| (0..self.below).find_map(it))
+    }
+
+    /// Lets go of our own number of it.
+    pub fn release(&self) {
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// What the kernel counts, if the socket is still there.
     pub fn counts(&self) -> Option<Counts> {
-        tcp_info(self.duplicated()?.as_fd())
+        tcp_info(self.socket()?.as_fd())
     }
 
     /// Whether its buffer has room for some more now.
     pub fn takes_more(&self) -> bool {
-        self.duplicated().is_some_and(|fd| {
-            let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
+        self.socket().is_some_and(|socket| {
+            let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
             poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
         })
     }
@@ -101,40 +120,53 @@ impl Peer {
             None => lowest_free_number(&std::io::stderr()) >= 0,
         }
     }
-
-    fn duplicated(&self) -> Option<OwnedFd> {
-        let own = |number: RawFd| {
-            let fd = duplicate(number)?;
-            (sockopt::socket_cookie(&fd).ok()? == self.cookie).then_some(fd)
-        };
-        own(self.number.load(Ordering::Relaxed)).or_else(|| {
-            let (number, fd) = (0..self.below).find_map(|n| Some((n, own(n)?)))?;
-            self.number.store(number, Ordering::Relaxed);
-            Some(fd)
-        })
-    }
 }
 
-/// Finds the socket that was accepted last: `guess` is the number it most likely has.
-pub fn find_accepted(guess: RawFd, known: &HashSet<u64>) -> Option<Peer> {
+/// Finds the socket that was accepted last, not by its cookie one of the `count` that are known.
+/// `guess` is the number it most likely has; else it is looked for, first where no known one `is_taken`.
+pub fn find_accepted(
+    guess: RawFd,
+    count: usize,
+    is_taken: impl Fn(RawFd) -> bool,
+    knows: impl Fn(u64) -> bool,
+) -> Option<Peer> {
     // Numbers are taken from below, so no new one is above the count of those that are open.
-    let below = (NUMBERS_EACH * known.len() + OTHER_NUMBERS) as RawFd;
+    let below = (NUMBERS_EACH * count + OTHER_NUMBERS) as RawFd;
     let new = |number: RawFd| {
-        let fd = duplicate(number)?;
-        let cookie = sockopt::socket_cookie(&fd).ok()?;
-        // Over IP, as pairs of local sockets are not, by which the signals come; and accepted, if
-        // perhaps reset since: a search for each of those would be work without end.
-        let family = sockopt::socket_domain(&fd).ok()?;
-        let ours = [AddressFamily::INET, AddressFamily::INET6].contains(&family)
-            && sockopt::socket_type(&fd).is_ok_and(|t| t == rustix::net::SocketType::STREAM)
-            && sockopt::socket_acceptconn(&fd).is_ok_and(|listens| !listens);
-        (ours && !known.contains(&cookie)).then(|| Peer {
-            number: AtomicI32::new(number),
+        let socket = duplicate(number)?;
+        let cookie = sockopt::socket_cookie(&socket).ok()?;
+        if knows(cookie) {
+            return None;
+        }
+        let address = peer_address(&socket);
+        (address.is_some() || is_accepted(&socket)).then(|| Peer {
+            own: Mutex::new(Some(Arc::new(socket))),
+            found_by: number,
             below,
             cookie,
+            address,
         })
     };
-    new(guess).or_else(|| (0..below).find_map(new))
+    new(guess)
+        .or_else(|| (0..below).filter(|n| !is_taken(*n)).find_map(new))
+        .or_else(|| (0..below).find_map(new))
+}
+
+/// The address of the other side, if that is there and has one: nobody but who was accepted does.
+fn peer_address(fd: &OwnedFd) -> Option<IpAddr> {
+    let address = rustix::net::getpeername(fd).ok()??;
+    SocketAddr::try_from(address)
+        .ok()
+        .map(|address| address.ip())
+}
+
+/// Whether it was accepted, if perhaps reset since: a search for each of those would be work without
+/// end. Over IP, as pairs of local sockets are not, by which the signals come.
+fn is_accepted(fd: &OwnedFd) -> bool {
+    sockopt::socket_domain(fd)
+        .is_ok_and(|family| [AddressFamily::INET, AddressFamily::INET6].contains(&family))
+        && sockopt::socket_type(fd).is_ok_and(|t| t == rustix::net::SocketType::STREAM)
+        && sockopt::socket_acceptconn(fd).is_ok_and(|listens| !listens)
 }
 
 /// The lowest free number: the one the next socket will have, if nobody is quicker.
@@ -208,7 +240,7 @@ mod tests {
     #[test]
     fn a_local_socket_is_not_taken_for_an_accepted_one() {
         let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let found = find_accepted(one.as_raw_fd(), &HashSet::new());
+        let found = find_accepted(one.as_raw_fd(), 0, |_| false, |_| false);
         assert_ne!(
             found.map(|peer| peer.cookie),
             sockopt::socket_cookie(&one).ok()
@@ -220,21 +252,24 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
-        let peer = Peer {
-            number: AtomicI32::new(accepted.as_raw_fd()),
-            below: RawFd::from(i16::MAX),
-            cookie: sockopt::socket_cookie(&accepted).unwrap(),
-        };
+        let cookie = sockopt::socket_cookie(&accepted).unwrap();
+        // By no matter which number, beside the sockets of other tests.
+        let find = |guess| find_accepted(guess, 999, |_| false, |other| other != cookie).unwrap();
+        for peer in [find(accepted.as_raw_fd()), find(-1)] {
+            assert_eq!(peer.cookie, cookie);
+            assert_eq!(peer.address(), Some(client.local_addr().unwrap().ip()));
+        }
+        let peer = find(accepted.as_raw_fd());
         client.write_all(b"12345").unwrap();
         while peer.counts().unwrap().received < 5 {}
         assert!(!peer.has_closed());
+        peer.release();
         let to_write_to = accepted.try_clone().unwrap();
         drop(accepted);
         assert!(!peer.has_closed(), "one of its two numbers is still there");
-        let accepted = to_write_to;
         drop(client);
         while !peer.has_closed() {}
-        drop(accepted);
+        drop(to_write_to);
         assert!(
             peer.counts().is_none(),
             "a closed socket's number must not be mistaken"

@@ -7,6 +7,7 @@
 use super::answer;
 use super::durable::{Durable, Ticket};
 use super::follow::Bells;
+use super::hangups::Hangups;
 use super::held::{Held, HeldWait};
 use super::http::{Answer, Responder};
 use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
@@ -41,6 +42,8 @@ pub struct Store {
     durable: Durable,
     jobs: Mutex<VecDeque<(Ticket, Job)>>,
     job_waits: Condvar,
+    /// Watches those whose requests are held.
+    pub hangups: Hangups,
     /// Rung when something happens to a task that is followed.
     pub bells: Bells,
 }
@@ -197,6 +200,7 @@ impl Store {
             durable,
             jobs: Mutex::default(),
             job_waits: Condvar::new(),
+            hangups: Hangups::new()?,
             bells: Bells::default(),
         });
         for _ in 0..ANSWERING_THREADS {
@@ -411,27 +415,21 @@ impl Store {
     /// Lets go of held polls whose agent is gone, so that nothing is handed out to nobody, and of
     /// users who have lost patience.
     pub fn drop_abandoned(&self) {
-        let waits = self.state().held.waits_to_check();
-        for (wait, connection) in waits {
-            if connection.peer.has_closed() {
-                let dropped = self.state().held.take_wait(wait);
-                drop(dropped);
+        for cookie in self.hangups.suspected() {
+            let connection = self.state().held.connection(cookie);
+            if !connection.is_some_and(|connection| connection.peer.has_closed()) {
+                continue;
             }
-        }
-        let polls = self.state().held.polls_to_check();
-        for (machine, connection) in polls {
-            if connection.peer.has_closed() {
-                let dropped = {
-                    let mut state = self.state();
-                    let State { core, held } = &mut *state;
-                    let dropped = held.take_poll_of(machine, &connection);
-                    if dropped.is_some() {
-                        core.unpark(machine);
-                    }
-                    dropped
-                };
-                drop(dropped);
-            }
+            let dropped = {
+                let mut state = self.state();
+                let State { core, held } = &mut *state;
+                let dropped = held.take_of(cookie);
+                if let Some((Some(machine), _)) = &dropped {
+                    core.unpark(*machine);
+                }
+                dropped
+            };
+            drop(dropped);
         }
     }
 

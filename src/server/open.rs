@@ -1,0 +1,124 @@
+//! The connections that are open: counted, told apart by their cookies, and at hand for the guard.
+//!
+//! Each of them takes itself off the list when nobody has it any more, so one that is over counts no
+//! moment longer. Whoever has both drops what tiny_http has of it first: a socket that can still be
+//! found must be known.
+//!
+//! Those that are held are only counted: there may be thousands, and nobody has to look at them.
+
+use super::http::Connection;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// The list. Connections must not be dropped while it is locked, as they lock it then.
+#[derive(Debug, Default)]
+pub struct Open(Mutex<List>);
+
+#[derive(Debug, Default)]
+struct List {
+    all: HashMap<u64, Entry>,
+    held: usize,
+    per_address: HashMap<IpAddr, usize>,
+    /// How many were found by the descriptor with this number.
+    found_by: Vec<u16>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    connection: Weak<Connection>,
+    is_held: bool,
+}
+
+impl Open {
+    fn list(&self) -> MutexGuard<'_, List> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many there are, and how many of them are held.
+    pub fn counts(&self) -> (usize, usize) {
+        let list = self.list();
+        (list.all.len(), list.held)
+    }
+
+    /// How many there are from an address.
+    pub fn count_of(&self, address: &IpAddr) -> usize {
+        self.list().per_address.get(address).copied().unwrap_or(0)
+    }
+
+    /// Whether the socket with this cookie belongs to one of them.
+    pub fn knows(&self, cookie: u64) -> bool {
+        self.list().all.contains_key(&cookie)
+    }
+
+    /// Whether one of them was found by the descriptor with this number.
+    pub fn is_taken(&self, number: RawFd) -> bool {
+        let list = self.list();
+        let count = usize::try_from(number).map(|n| list.found_by.get(n).copied());
+        count.is_ok_and(|count| count.is_some_and(|count| count > 0))
+    }
+
+    /// Those that are not held.
+    pub fn at_work(&self) -> Vec<Arc<Connection>> {
+        let list = self.list();
+        let at_work = list.all.values().filter(|entry| !entry.is_held);
+        at_work
+            .filter_map(|entry| entry.connection.upgrade())
+            .collect()
+    }
+
+    /// Adds one that was accepted.
+    pub fn add(&self, connection: &Arc<Connection>) {
+        let mut list = self.list();
+        let entry = Entry {
+            connection: Arc::downgrade(connection),
+            is_held: false,
+        };
+        list.all.insert(connection.peer.cookie(), entry);
+        let number = number(connection);
+        if number >= list.found_by.len() {
+            list.found_by.resize(number + 1, 0);
+        }
+        list.found_by[number] += 1;
+        if let Some(address) = connection.peer.address() {
+            *list.per_address.entry(address).or_default() += 1;
+        }
+    }
+
+    /// Notes that one is held from now on, or is not any more.
+    pub fn note_held(&self, connection: &Connection, is_held: bool) {
+        let mut list = self.list();
+        let Some(entry) = list.all.get_mut(&connection.peer.cookie()) else {
+            return;
+        };
+        entry.is_held = is_held;
+        match is_held {
+            true => list.held += 1,
+            false => list.held -= 1,
+        }
+    }
+
+    /// Takes one off.
+    pub fn remove(&self, connection: &Connection) {
+        let mut list = self.list();
+        let Some(entry) = list.all.remove(&connection.peer.cookie()) else {
+            return;
+        };
+        list.held -= usize::from(entry.is_held);
+        list.found_by[number(connection)] -= 1;
+        if let Some(address) = connection.peer.address()
+            && let Some(count) = list.per_address.get_mut(&address)
+        {
+            *count -= 1;
+            if *count == 0 {
+                list.per_address.remove(&address);
+            }
+        }
+    }
+}
+
+fn number(connection: &Connection) -> usize {
+    // A descriptor that exists has a number.
+    usize::try_from(connection.peer.found_by()).unwrap_or(0)
+}

@@ -1,0 +1,154 @@
+//! The threads of connections. One that is through takes the next connection, or waits a moment for one:
+//! most connections are short, and starting a thread is more work than answering a poll.
+//!
+//! So thousands that come at once are served by few threads. But peers may be slow on purpose, and a
+//! connection must not wait for a thread that has such a one: whoever takes longer than most need does
+//! not count any more, and another thread is started.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+/// The stack of each, in bytes; only what is touched takes memory. Code that is not optimized needs
+/// several times as much.
+pub const STACK_BYTES: usize = if cfg!(debug_assertions) { 1024 } else { 256 } * 1024;
+/// As many that are quick keep the machine busy. No more than these wait for something to do, either.
+const ENOUGH: usize = 16;
+/// Who has had one connection for longer is not quick.
+pub const QUICK: Duration = Duration::from_millis(10);
+/// How long one waits for something to do.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Threads that do the same work with whatever they get.
+pub struct Threads<T> {
+    crew: Mutex<Crew<T>>,
+    work: Box<dyn Fn(T) + Send + Sync>,
+}
+
+struct Crew<T> {
+    things: VecDeque<T>,
+    /// Those with nothing to do. The last one is called first, so that those not needed end.
+    idle: Vec<Thread>,
+    /// Called or started, and not here yet.
+    coming: usize,
+    /// Since when the others have what they have; in the order of that.
+    busy: BTreeMap<u64, Instant>,
+    next: u64,
+}
+
+impl<T> Crew<T> {
+    fn begin(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.busy.insert(number, Instant::now());
+        number
+    }
+
+    /// Whether another thread is needed for what has come.
+    fn needs_another(&self) -> bool {
+        let newest = self.busy.values().rev().take(ENOUGH);
+        let quick = newest.take_while(|since| since.elapsed() < QUICK).count();
+        self.things.len() > self.coming && quick + self.coming < ENOUGH
+    }
+}
+
+impl<T: Send + 'static> Threads<T> {
+    /// None yet.
+    pub fn new(work: impl Fn(T) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Threads {
+            crew: Mutex::new(Crew {
+                things: VecDeque::new(),
+                idle: Vec::new(),
+                coming: 0,
+                busy: BTreeMap::new(),
+                next: 0,
+            }),
+            work: Box::new(work),
+        })
+    }
+
+    /// Gives them something to do; [`Threads::suffice`] sees to it that somebody does it.
+    pub fn give(&self, thing: T) {
+        self.crew().things.push_back(thing);
+    }
+
+    /// Calls or starts threads as they are needed. Whether something waits that may need another soon.
+    pub fn suffice(self: &Arc<Self>) -> io::Result<bool> {
+        let mut crew = self.crew();
+        while crew.needs_another() {
+            crew.coming += 1;
+            if let Some(idle) = crew.idle.pop() {
+                idle.unpark();
+                continue;
+            }
+            drop(crew);
+            let coming = Coming(self.clone());
+            let thread = thread::Builder::new().name("connection".into());
+            let thread = thread.stack_size(STACK_BYTES);
+            thread.spawn(move || coming.arrive())?;
+            crew = self.crew();
+        }
+        Ok(!crew.things.is_empty())
+    }
+
+    fn crew(&self) -> MutexGuard<'_, Crew<T>> {
+        self.crew.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        loop {
+            let mut crew = self.crew();
+            while let Some(thing) = crew.things.pop_front() {
+                let number = crew.begin();
+                drop(crew);
+                (self.work)(thing);
+                crew = self.crew();
+                crew.busy.remove(&number);
+            }
+            if crew.idle.len() >= ENOUGH {
+                return;
+            }
+            crew.idle.push(thread::current());
+            drop(crew);
+            if !self.is_called() {
+                return;
+            }
+        }
+    }
+
+    /// Waits, being idle, until called. False when that took too long.
+    fn is_called(&self) -> bool {
+        let (since, me) = (Instant::now(), thread::current().id());
+        loop {
+            thread::park_timeout(IDLE.saturating_sub(since.elapsed()));
+            let mut crew = self.crew();
+            let Some(at) = crew.idle.iter().position(|idle| idle.id() == me) else {
+                crew.coming -= 1;
+                return true;
+            };
+            if since.elapsed() >= IDLE {
+                crew.idle.remove(at);
+                return false;
+            }
+        }
+    }
+}
+
+/// A thread that is being started; whether or not that succeeds, it is over when this is dropped.
+struct Coming<T: Send + 'static>(Arc<Threads<T>>);
+
+impl<T: Send + 'static> Coming<T> {
+    fn arrive(self) {
+        let threads = self.0.clone();
+        drop(self);
+        threads.run();
+    }
+}
+
+impl<T: Send + 'static> Drop for Coming<T> {
+    fn drop(&mut self) {
+        self.0.crew().coming -= 1;
+    }
+}
