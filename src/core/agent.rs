@@ -1,9 +1,9 @@
 //! What agents do: poll, collect what is theirs, report output and results, say goodbye.
 //!
 //! An attempt starts at most once because of three rules, all here: only `deliver` hands an attempt
-//! out, and nothing that a poll made before its answer arrived can reach it after; it is handed out again only to the same machine, and only when a later poll of that machine
-//! shows that it never arrived; and an attempt that may have started on a machine that is gone is
-//! `lost`, never handed to another.
+//! out, in the answer to a machine's latest poll or to a report made since; it is handed out again
+//! only to the same machine, and only when a later poll of that machine shows that it never arrived;
+//! and an attempt that may have started on a machine that is gone is `lost`, never handed to another.
 
 use super::check::Rule;
 use super::life::Event;
