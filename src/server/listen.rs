@@ -47,6 +47,10 @@ const GIVEN_UP_AT_ONCE: usize = 8;
 /// What came later than so many milliseconds ago is not given up: on a busy machine it may be a good
 /// request that nobody had the time to read.
 const GIVEN_UP_AFTER_MS: u64 = 50;
+/// Where no thread is left, a third of those is given up at once that have sent a part of a request and
+/// then nothing for so many milliseconds: whoever comes behind such a crowd waits for all of it.
+const STUCK_AFTER_MS: u64 = 15;
+const STUCK_GIVEN_UP_AT_ONCE: usize = 3;
 /// Of the connections one in so many is never held, and so many at least (or a third, when there are few
 /// in all): who waits must not keep out who asks.
 const NEVER_HELD: usize = 12;
@@ -164,6 +168,24 @@ impl Connections {
         }
     }
 
+    /// The same for the sake of a thread.
+    fn give_up_threads(&self) {
+        let at_work = self.open.at_work();
+        let is_stuck = |connection: &&Arc<Connection>| {
+            let (phase, ms, _) = connection.doing();
+            let has_begun = || connection.peer.counts().is_some_and(|c| c.received > 0);
+            phase == Phase::Reading && ms > STUCK_AFTER_MS && has_begun()
+        };
+        let stuck: Vec<&Arc<Connection>> = at_work.iter().filter(is_stuck).collect();
+        let some = stuck.len().div_ceil(STUCK_GIVEN_UP_AT_ONCE);
+        for connection in stuck.into_iter().take(some) {
+            connection.cut();
+        }
+        if some == 0 {
+            self.give_up();
+        }
+    }
+
     /// Notes the connection that was accepted last. `None` when it is not to be served: its socket
     /// cannot be found (the peer may be gone already), so nobody could end it; or its address has
     /// too many.
@@ -245,7 +267,7 @@ pub fn accept_forever(
             connections.warn(&format!(
                 "no thread for a new connection: {error}; the slowest are cut"
             ));
-            connections.give_up();
+            connections.give_up_threads();
             thread::sleep(MAKING_ROOM_PAUSE);
             true
         });
