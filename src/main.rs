@@ -19,7 +19,20 @@ const USAGE: u8 = 2;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Gives memory back as soon as it is free: by default the allocator keeps it for a second, and a crowd
+/// that asks for large answers at once would have taken hundreds of megabytes by then.
+#[cfg(feature = "server")]
+#[allow(unsafe_code, reason = "the allocator has no safe call for its options")]
+fn keep_no_free_memory() {
+    /// `mi_option_purge_delay`, in milliseconds.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: it sets a number; there is no other thread yet that could read it meanwhile.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 0) };
+}
+
 fn main() -> ExitCode {
+    #[cfg(feature = "server")]
+    keep_no_free_memory();
     // It stays for as long as the agent: what reads a command line, and its log, would take a third of
     // its memory.
     #[cfg(feature = "agent")]
