@@ -1,7 +1,8 @@
 //! The accept loop, the threads of connections, and the guard that bounds what peers may do.
 //!
-//! Each connection's requests are handled on a thread of its own, so a slow peer holds up nobody
-//! else. A held request needs no thread: it is the last one of its connection, whose thread ends.
+//! Each connection has a thread to itself while its requests are handled, so a slow peer holds up
+//! nobody else. A held request needs none: it is the last one of its connection, whose thread takes
+//! another connection.
 //! Any error of `accept` is counted, waited for and survived.
 
 use super::http::{self, Connection, Incoming, Listener, Phase};
@@ -47,8 +48,9 @@ const GIVEN_UP_AT_ONCE: usize = 8;
 /// What came later than so many milliseconds ago is not given up: on a busy machine it may be a good
 /// request that nobody had the time to read.
 const GIVEN_UP_AFTER_MS: u64 = 50;
-/// Where no thread is left, a third of those is given up at once that have sent a part of a request and
-/// then nothing for so many milliseconds: whoever comes behind such a crowd waits for all of it.
+/// Where no thread is left, a third of those is given up at once that have sent something and have us
+/// wait for the rest, or for their next request, for so many milliseconds: whoever comes behind a crowd
+/// of such waits for all of it.
 const STUCK_AFTER_MS: u64 = 15;
 const STUCK_GIVEN_UP_AT_ONCE: usize = 3;
 /// Of the connections one in so many is never held, and so many at least (or a third, when there are few
@@ -144,46 +146,40 @@ impl Connections {
         count < self.max && taken + DESCRIPTORS_AT_WORK <= self.max_descriptors
     }
 
-    /// Gives up the requests that have been unfinished for longest: some at once, or a crowd that
-    /// comes back as fast as it is sent away would leave no place to others.
-    fn give_up(&self) {
-        let at_work = self.open.at_work();
-        let unfinished = at_work
-            .iter()
-            .filter_map(|connection| match connection.doing() {
-                // Idle between two requests: its next one finds another connection.
-                (Phase::Reading, ms, 2..) => Some((ms, connection)),
-                (Phase::Reading | Phase::Draining | Phase::Writing, ms, _)
-                    if ms > GIVEN_UP_AFTER_MS =>
-                {
-                    Some((ms, connection))
-                }
-                _ => None,
-            });
-        let mut unfinished: Vec<(u64, &Arc<Connection>)> = unfinished.collect();
-        unfinished.sort_unstable_by_key(|(ms, _)| Reverse(*ms));
-        let some = unfinished.len().div_ceil(GIVEN_UP_AT_ONCE);
-        for (_, longest) in unfinished.iter().take(some) {
-            longest.cut();
-        }
+    /// Makes room for another connection.
+    fn give_up_for_room(&self) {
+        let is_unfinished = |connection: &Connection| match connection.doing() {
+            // Idle between two requests: its next one finds another connection.
+            (Phase::Reading, _, 2..) => true,
+            (Phase::Reading | Phase::Draining | Phase::Writing, ms, _) => ms > GIVEN_UP_AFTER_MS,
+            (Phase::Serving | Phase::Held, ..) => false,
+        };
+        self.give_up(is_unfinished, GIVEN_UP_AT_ONCE);
     }
 
-    /// The same for the sake of a thread.
-    fn give_up_threads(&self) {
-        let at_work = self.open.at_work();
-        let is_stuck = |connection: &&Arc<Connection>| {
+    /// Makes a thread free for another connection.
+    fn give_up_for_a_thread(&self) {
+        let is_stuck = |connection: &Connection| {
             let (phase, ms, _) = connection.doing();
             let has_begun = || connection.peer.counts().is_some_and(|c| c.received > 0);
             phase == Phase::Reading && ms > STUCK_AFTER_MS && has_begun()
         };
-        let stuck: Vec<&Arc<Connection>> = at_work.iter().filter(is_stuck).collect();
-        let some = stuck.len().div_ceil(STUCK_GIVEN_UP_AT_ONCE);
-        for connection in stuck.into_iter().take(some) {
-            connection.cut();
+        if !self.give_up(is_stuck, STUCK_GIVEN_UP_AT_ONCE) {
+            self.give_up_for_room();
         }
-        if some == 0 {
-            self.give_up();
+    }
+
+    /// Gives up one in so many of those that are meant, longest first: some at once, or a crowd that
+    /// comes back as fast as it is sent away would leave no place to others. Whether there were any.
+    fn give_up(&self, is_meant: impl Fn(&Connection) -> bool, one_in: usize) -> bool {
+        let mut meant = self.open.at_work();
+        meant.retain(|connection| is_meant(connection));
+        meant.sort_by_cached_key(|connection| Reverse(connection.doing().1));
+        let some = meant.len().div_ceil(one_in);
+        for longest in meant.iter().take(some) {
+            longest.cut();
         }
+        some > 0
     }
 
     /// Notes the connection that was accepted last. `None` when it is not to be served: its socket
@@ -253,7 +249,7 @@ pub fn bind(address: SocketAddr, pair: Option<Pair>) -> Result<(Listener, Socket
     Ok((Listener::new(listener, pair)?, local))
 }
 
-/// Accepts connections for ever, each served by `serve` on a thread of its own.
+/// Accepts connections for ever, each served by `serve` on a thread that it has to itself meanwhile.
 pub fn accept_forever(
     listener: &Listener,
     connections: &Connections,
@@ -267,14 +263,14 @@ pub fn accept_forever(
             connections.warn(&format!(
                 "no thread for a new connection: {error}; the slowest are cut"
             ));
-            connections.give_up_threads();
+            connections.give_up_for_a_thread();
             thread::sleep(MAKING_ROOM_PAUSE);
             true
         });
         if !connections.has_room() {
             // While some wait for a thread it is not the peers who are slow.
             if !something_waits {
-                connections.give_up();
+                connections.give_up_for_room();
                 connections.warn(
                     "as many connections as allowed (--max-connections, or the limit on open files or memory): the slowest are cut",
                 );
