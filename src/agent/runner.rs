@@ -12,8 +12,8 @@ use super::held::{Held, Outcome};
 use super::owner;
 use super::search;
 use super::watch::{self, Limits};
-use crate::wire::span::{Span, Timeout};
-use crate::wire::task::{DEFAULT_TIMEOUT, Detail, ExecutionState};
+use crate::wire::span::Timeout;
+use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -22,8 +22,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// Time between TERM and KILL when its task does not say.
-const DEFAULT_KILL_GRACE: Span = Span::from_secs(5);
 /// The longest text for standard input, in bytes: as long as the longest request.
 const MAX_STDIN_BYTES: usize = 1 << 20;
 

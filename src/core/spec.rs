@@ -7,7 +7,7 @@
 use super::TextLimits;
 use super::pattern::Pattern;
 use crate::wire::span::{Span, Timeout};
-use crate::wire::task::{DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
+use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
 use std::sync::Arc;
 
 /// The longest id of a task, in bytes.
@@ -28,7 +28,6 @@ pub const MAX_INTERVALS: usize = 100;
 const DEFAULT_NAME: &str = "task";
 const DEFAULT_TTL_ALL: Span = Span::from_secs(600);
 const DEFAULT_TTL_ANY: Span = Span::from_secs(24 * 3_600);
-const DEFAULT_KILL_GRACE: Span = Span::from_secs(5);
 const DEFAULT_RESULT_TTL: Span = Span::from_secs(24 * 3_600);
 const DEFAULT_FAILURE_TTL: Span = Span::from_secs(7 * 24 * 3_600);
 

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 /// How long a command may run when its task does not say.
 pub const DEFAULT_TIMEOUT: Span = Span::from_secs(180);
+/// Time between TERM and KILL when its task does not say.
+pub const DEFAULT_KILL_GRACE: Span = Span::from_secs(5);
 
 /// Which machines run a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
