@@ -158,6 +158,11 @@ impl Task {
         }
     }
 
+    /// How many executions it has.
+    pub fn size(&self) -> usize {
+        self.executions.len()
+    }
+
     /// Its state, which follows from its executions.
     pub fn state(&self) -> TaskState {
         let counts = &self.counts;

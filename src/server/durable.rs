@@ -116,6 +116,11 @@ impl Durable {
         }
     }
 
+    /// Whether there is a disk to wait for.
+    pub fn may_wait(&self) -> bool {
+        self.waiting.is_some()
+    }
+
     /// Takes in what a change has changed, and whether something has not ended. To be called in the
     /// order of the changes.
     pub fn take_in(&self, now: Time, batch: Batch, unfinished: bool) -> Ticket {

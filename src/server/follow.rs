@@ -6,7 +6,8 @@
 //! read at all. To add a form of the stream: implement [`Form`] and let `text` choose it.
 
 use super::answer;
-use super::http::{Phase, Streaming};
+use super::connection::Phase;
+use super::http::Streaming;
 use super::routes::{Call, Handled};
 use super::store::Store;
 use crate::core::{Follower, News, TaskKey, Wanted, What, gap_line};

@@ -4,7 +4,8 @@
 //! `HTTP/2.0` (its answer waits for a writer that waits for the answer); it takes a folded line for
 //! a header of its own, and shows only the first of two headers with the same name. So the head is
 //! looked at while it still lies in the kernel (`MSG_PEEK`), and handed on only when it is whole,
-//! within the limits, and means one thing only.
+//! within the limits, and means one thing only. Who looks also learns whether all of the request is
+//! there: then nobody has to wait while tiny_http reads it.
 //!
 //! tiny_http reads ahead: bytes sent together with a request may already be in its buffer, where
 //! they cannot be looked at. A connection on which that happens gets no further request; a client
@@ -12,8 +13,10 @@
 //!
 //! What comes encrypted is looked at when it is decrypted, a moment before tiny_http gets it.
 
+use super::connection::Turn;
 use super::http::{Refused, RequestLimits};
 use super::peer::bytes_received;
+use super::room::SMALL;
 use crate::tls::Overheard;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
@@ -43,21 +46,26 @@ const ONCE: [&str; 6] = [
     "Authorization",
 ];
 
-/// Looks at the heads of one connection's requests.
-pub struct Lookout<'a> {
-    socket: &'a OwnedFd,
+/// Looks at heads, one after the other, of any connection.
+pub struct Lookout {
     buffer: Vec<u8>,
-    /// Bytes of all requests handed on so far, from their first to their last.
-    handed_on: u64,
 }
 
 /// What there is to do with a connection.
 #[derive(Debug)]
 pub enum Sight {
+    /// Nothing has come.
+    Nothing,
+    /// Part of a head.
+    Part,
     /// A good head is there: let tiny_http read it. After a last one no other may be read.
     Request {
         /// Whether it is the connection's last.
         last: bool,
+        /// The whole request, in bytes.
+        bytes: u64,
+        /// All of it can be read without waiting for anything.
+        is_there: bool,
     },
     /// A head is there that is not to be read.
     Refused(Refused),
@@ -65,30 +73,30 @@ pub enum Sight {
     Over,
 }
 
-impl<'a> Lookout<'a> {
-    /// For a connection that has just been accepted.
-    pub fn on(socket: &'a OwnedFd) -> Self {
+impl Lookout {
+    /// With room for heads as they usually are.
+    pub fn new() -> Self {
         Lookout {
-            socket,
             buffer: vec![0; USUAL_BYTES],
-            handed_on: 0,
         }
     }
 
-    /// Waits for the next head. How long that may take is the guard's business.
-    pub fn next(&mut self, limits: &RequestLimits) -> Sight {
-        let mut pause = FIRST_PAUSE;
-        let mut nothing_follows = false;
+    /// Looks at what has come of the next request.
+    pub fn look(&mut self, turn: &Turn, limits: &RequestLimits) -> Sight {
+        const FLAGS: RecvFlags = RecvFlags::PEEK.union(RecvFlags::DONTWAIT);
         loop {
-            let there = match recv(self.socket, &mut self.buffer[..], RecvFlags::PEEK) {
-                Ok((_, 0)) => return Sight::Over,
-                Ok((_, there)) => there.min(self.buffer.len()),
-                Err(Errno::INTR) => continue,
-                Err(_) => return Sight::Over,
+            let buffer = &mut self.buffer[..];
+            let peer = &turn.connection().peer;
+            let there = match peer.with(|socket| recv(socket, &mut *buffer, FLAGS)) {
+                Some(Ok((_, 0))) | None => return Sight::Over,
+                Some(Ok((_, there))) => there.min(self.buffer.len()),
+                Some(Err(Errno::INTR)) => continue,
+                Some(Err(Errno::AGAIN)) => return Sight::Nothing,
+                Some(Err(_)) => return Sight::Over,
             };
             let bytes = &self.buffer[..there];
             if let Some(end) = head_end(bytes) {
-                match self.judge(end, there, limits) {
+                match self.judge(turn, end, there, limits) {
                     Some(sight) => return sight,
                     // More has come meanwhile: look at all of it.
                     None => continue,
@@ -100,33 +108,43 @@ impl<'a> Lookout<'a> {
             if there > limits.head_bytes {
                 return refused(431, &too_large(limits));
             }
-            if there == self.buffer.len() {
-                self.buffer
-                    .resize((there * 4).min(limits.head_bytes + 1), 0);
-                continue;
+            if there < self.buffer.len() {
+                return Sight::Part;
             }
-            if nothing_follows {
-                return Sight::Over;
+            self.buffer
+                .resize((there * 4).min(limits.head_bytes + 1), 0);
+        }
+    }
+
+    /// Waits until the next head is whole. How long that may take is the guard's business.
+    pub fn wait(&mut self, turn: &Turn, limits: &RequestLimits) -> Sight {
+        let Some(socket) = turn.connection().peer.duplicate() else {
+            return Sight::Over;
+        };
+        let mut pause = FIRST_PAUSE;
+        let mut nothing_follows = false;
+        loop {
+            match self.look(turn, limits) {
+                Sight::Nothing | Sight::Part if nothing_follows => return Sight::Over,
+                Sight::Nothing | Sight::Part => {}
+                sight => return sight,
             }
             // More bytes do not end the pause, the end of the connection does; the next look then
             // sees all there will ever be.
-            nothing_follows = self.ends_within(pause);
+            nothing_follows = ends_within(&socket, pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    fn ends_within(&self, pause: Duration) -> bool {
-        let pause = Timespec {
-            tv_sec: 0,
-            tv_nsec: pause.subsec_nanos().into(),
-        };
-        let mut ends = [PollFd::new(self.socket, PollFlags::RDHUP)];
-        poll(&mut ends, Some(&pause)).is_ok_and(|ready| ready > 0)
-    }
-
     /// What to do with a head of which `there` bytes were seen, with what follows it. `None` when
     /// that is not to be told before another look.
-    fn judge(&mut self, end: usize, there: usize, limits: &RequestLimits) -> Option<Sight> {
+    fn judge(
+        &self,
+        turn: &Turn,
+        end: usize,
+        there: usize,
+        limits: &RequestLimits,
+    ) -> Option<Sight> {
         if end > limits.head_bytes {
             return Some(refused(431, &too_large(limits)));
         }
@@ -134,60 +152,79 @@ impl<'a> Lookout<'a> {
             Ok(head) => head,
             Err(refused) => return Some(Sight::Refused(refused)),
         };
-        if self.handed_on > 0 {
-            match self.is_at_a_boundary(there) {
+        if turn.handed_on() > 0 {
+            match is_at_a_boundary(turn, there) {
                 Some(true) => {}
                 Some(false) => return Some(Sight::Over),
                 None => return None,
             }
         }
-        let whole = (end as u64).saturating_add(head.content_length);
-        self.handed_on = self.handed_on.saturating_add(whole);
+        let bytes = (end as u64).saturating_add(head.content_length);
+        let fits = bytes <= SMALL as u64 && !head.chunked && !head.expects;
+        let is_all_seen = there as u64 >= bytes;
+        let is_there = fits && (is_all_seen || there == self.buffer.len() && has(turn, bytes));
         Some(Sight::Request {
-            last: head.chunked || there as u64 > whole,
+            last: head.chunked || there as u64 > bytes,
+            bytes,
+            is_there,
         })
     }
+}
 
-    /// Whether everything that tiny_http has read belonged to requests that were handed on, when so
-    /// many bytes that it has not read were seen a moment ago. `None` when others came since, so
-    /// that nobody can say.
-    fn is_at_a_boundary(&self, there: usize) -> Option<bool> {
-        let Some(received) = bytes_received(self.socket) else {
-            return Some(false);
-        };
-        if received.saturating_sub(there as u64) == self.handed_on {
-            return Some(true);
+/// Whether so many bytes have come that nobody has read.
+fn has(turn: &Turn, bytes: u64) -> bool {
+    let unread = turn.connection().peer.with(|socket| ioctl_fionread(socket));
+    matches!(unread, Some(Ok(unread)) if unread >= bytes)
+}
+
+fn ends_within(socket: &OwnedFd, pause: Duration) -> bool {
+    let pause = Timespec {
+        tv_sec: 0,
+        tv_nsec: pause.subsec_nanos().into(),
+    };
+    let mut ends = [PollFd::new(socket, PollFlags::RDHUP)];
+    poll(&mut ends, Some(&pause)).is_ok_and(|ready| ready > 0)
+}
+
+/// Whether everything that tiny_http has read belonged to requests that were handed on, when so many
+/// bytes that it has not read were seen a moment ago. `None` when others came since, so that nobody
+/// can say.
+fn is_at_a_boundary(turn: &Turn, there: usize) -> Option<bool> {
+    let handed_on = turn.handed_on();
+    let looked = turn.connection().peer.with(|socket| {
+        let received = bytes_received(socket)?;
+        if received.saturating_sub(there as u64) == handed_on {
+            return Some(Some(true));
         }
         // Either it has read too much, or what was seen is not all there is. Only with nothing come
         // between are the two counts of the same moment.
-        let (unread, again) = (ioctl_fionread(self.socket), bytes_received(self.socket));
-        match unread {
-            Ok(unread) if again == Some(received) => {
-                Some(received.saturating_sub(unread) == self.handed_on)
-            }
-            Ok(_) => None,
-            Err(_) => Some(false),
+        let (unread, again) = (ioctl_fionread(socket).ok()?, bytes_received(socket));
+        let is_one_moment = again == Some(received);
+        Some(is_one_moment.then(|| received.saturating_sub(unread) == handed_on))
+    });
+    looked.flatten().unwrap_or(Some(false))
+}
+
+/// Answers a head that was refused, and lets its sender read that.
+pub fn refuse(turn: &Turn, answer: &[u8]) {
+    let Some(socket) = turn.connection().peer.duplicate() else {
+        return;
+    };
+    let mut rest = answer;
+    while !rest.is_empty() {
+        match rustix::io::write(&socket, rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(Errno::INTR) => {}
+            Err(_) => return,
         }
     }
-
-    /// Answers a head that was refused, and lets its sender read that.
-    pub fn refuse(&self, answer: &[u8]) {
-        let mut rest = answer;
-        while !rest.is_empty() {
-            match rustix::io::write(self.socket, rest) {
-                Ok(written) => rest = &rest[written..],
-                Err(Errno::INTR) => {}
-                Err(_) => return,
-            }
-        }
-        let _ = shutdown(self.socket, Shutdown::Write);
-        let mut buffer = [0u8; USUAL_BYTES];
-        let mut drained = 0;
-        while drained < DRAINED_BYTES {
-            match recv(self.socket, &mut buffer[..], RecvFlags::empty()) {
-                Ok((_, 0)) | Err(_) => return,
-                Ok((_, read)) => drained += read,
-            }
+    let _ = shutdown(&socket, Shutdown::Write);
+    let mut buffer = [0u8; USUAL_BYTES];
+    let mut drained = 0;
+    while drained < DRAINED_BYTES {
+        match recv(&socket, &mut buffer[..], RecvFlags::empty()) {
+            Ok((_, 0)) | Err(_) => return,
+            Ok((_, read)) => drained += read,
         }
     }
 }
@@ -199,7 +236,7 @@ impl<'a> Lookout<'a> {
 /// rest is judged when tiny_http has read the head, too, so that it can be answered with the reason.
 pub struct Eavesdropper {
     heard: Rc<RefCell<Heard>>,
-    /// As in [`Lookout`].
+    /// Bytes of all requests handed on so far, from their first to their last.
     handed_on: u64,
     _overheard: Overheard,
 }
@@ -288,10 +325,12 @@ impl Eavesdropper {
             Ok(head) => head,
             Err(refused) => return Sight::Refused(refused),
         };
-        let whole = (end as u64).saturating_add(head.content_length);
-        self.handed_on = self.handed_on.saturating_add(whole);
+        let bytes = (end as u64).saturating_add(head.content_length);
+        self.handed_on = self.handed_on.saturating_add(bytes);
         Sight::Request {
             last: head.chunked || heard.bytes > self.handed_on,
+            bytes,
+            is_there: false,
         }
     }
 }
@@ -329,6 +368,8 @@ fn has_bare_newline(bytes: &[u8]) -> bool {
 struct Head {
     content_length: u64,
     chunked: bool,
+    /// Its body is not sent before it is asked for.
+    expects: bool,
 }
 
 /// What is wrong with the first line. Exactly three words: tiny_http takes the third for the version,
@@ -369,7 +410,8 @@ fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
     if let Some(refused) = wrong_first_line(lines.next().unwrap_or_default()) {
         return Err(refused);
     }
-    let (mut headers, mut content_length, mut chunked) = (0, None, false);
+    let (mut headers, mut content_length) = (0, None);
+    let (mut chunked, mut expects) = (false, false);
     let mut seen = [false; ONCE.len()];
     for line in lines {
         headers += 1;
@@ -399,6 +441,7 @@ fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
             content_length = Some(number);
         }
         chunked |= name.eq_ignore_ascii_case(b"transfer-encoding");
+        expects |= name.eq_ignore_ascii_case(b"expect");
     }
     if headers > limits.headers {
         let msg = format!(
@@ -416,6 +459,7 @@ fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
     Ok(Head {
         content_length: content_length.unwrap_or(0),
         chunked,
+        expects,
     })
 }
 

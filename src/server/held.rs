@@ -6,10 +6,9 @@
 //! `deadlines`, and a job that answers it to `store`.
 
 use super::answer::TaskForm;
-use super::http::{Answer, Connection, Responder};
+use super::http::{Answer, Responder};
 use crate::core::{MachineKey, Refusal, Task, TaskKey, Time};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 
 /// Everything that is held.
 pub struct Held {
@@ -98,15 +97,6 @@ impl Held {
         self.deadlines.remove(&(until, Deadline::Poll(machine)));
         self.by_connection.remove(&cookie_of(&responder));
         Some(responder)
-    }
-
-    /// The connection with this cookie, if something of it is held.
-    pub fn connection(&self, cookie: u64) -> Option<Arc<Connection>> {
-        let responder = match self.by_connection.get(&cookie)? {
-            Deadline::Poll(machine) => &self.polls.get(machine)?.0,
-            Deadline::Wait(id) => &self.waits.get(id)?.1.responder,
-        };
-        Some(responder.connection().clone())
     }
 
     /// Takes out what is held of the connection with this cookie; with a poll comes its machine.

@@ -2,20 +2,23 @@
 //!
 //! Of tiny_http we use the parser and the reader of bodies. The accept loop is ours (`listen`), and
 //! answers are written as one piece, head and body together. What tiny_http leaves unbounded is
-//! bounded by `listen`'s guard, which needs to know what each connection is doing: see [`Phase`].
+//! bounded by `listen`'s guard, which needs to know what each connection is doing: see
+//! [`Phase`](super::connection::Phase).
 
-use super::open::Open;
-use super::peer::{Peer, lowest_free_number};
-use super::room::{Room, SMALL, Share};
+use super::connection::{Connection, Phase, Turn};
+use super::peer::lowest_free_number;
+use super::room::{SMALL, Share};
 use crate::tls::Pair;
 use log::{debug, warn};
 use percent_encoding::percent_decode_str;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::AsFd;
+use rustix::net::{SendFlags, send};
+use std::cell::Cell;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpListener};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A body up to this size has been read with the head, in bytes; a fact about tiny_http.
 const READ_AHEAD_BYTES: usize = 1_024;
@@ -24,123 +27,8 @@ const READ_AHEAD_BYTES: usize = 1_024;
 const FITS: usize = 4 * 1_024;
 /// The stack of a thread that writes one answer, in bytes.
 const WRITER_STACK_BYTES: usize = 64 * 1_024;
-
-/// What a connection is doing, for the guard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Phase {
-    /// We wait for a request, or read one.
-    Reading,
-    /// We work on an answer.
-    Serving,
-    /// The request is held; nobody reads or writes.
-    Held,
-    /// We write an answer.
-    Writing,
-    /// We have refused a body, and throw away what comes of it.
-    Draining,
-}
-
-/// What is known of a connection, shared between its thread, the guard and whoever answers it.
-#[derive(Debug)]
-pub struct Connection {
-    /// The socket.
-    pub peer: Peer,
-    phase: AtomicU8,
-    /// Since when it is in that phase, in milliseconds of [`uptime_ms`].
-    since_ms: AtomicU64,
-    /// Counts requests, so that the guard can tell them apart.
-    turn: AtomicU32,
-    /// When the guard first looked at a request: which one, and what had been received by then.
-    looked: Mutex<(u32, u64)>,
-    open: Arc<Open>,
-    room: Arc<Room>,
-}
-
-/// Milliseconds since the first call.
-pub fn uptime_ms() -> u64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    START.elapsed().as_millis() as u64
-}
-
-impl Connection {
-    /// A connection that has just been accepted.
-    pub fn new(peer: Peer, open: &Arc<Open>, room: &Arc<Room>) -> Arc<Self> {
-        let connection = Arc::new(Connection {
-            peer,
-            // Its thread has yet to begin: that takes a moment on a busy machine.
-            phase: AtomicU8::new(Phase::Serving as u8),
-            since_ms: AtomicU64::new(uptime_ms()),
-            turn: AtomicU32::new(0),
-            looked: Mutex::default(),
-            open: open.clone(),
-            room: room.clone(),
-        });
-        open.add(&connection);
-        connection
-    }
-
-    /// Notes what the connection does from now on.
-    pub fn enter(&self, phase: Phase) {
-        self.since_ms.store(uptime_ms(), Ordering::Relaxed);
-        if phase == Phase::Reading {
-            self.turn.fetch_add(1, Ordering::Relaxed);
-        }
-        let before = self.phase.swap(phase as u8, Ordering::AcqRel);
-        let (was_held, is_held) = (before == Phase::Held as u8, phase == Phase::Held);
-        if was_held != is_held {
-            self.open.note_held(self, is_held);
-        }
-    }
-
-    /// Whether its socket's buffer has room for a small answer: it is empty before the first one.
-    fn takes_more(&self) -> bool {
-        self.turn.load(Ordering::Relaxed) <= 1 || self.peer.takes_more()
-    }
-
-    /// Bytes received of its present request, as far as the guard saw.
-    pub fn received(&self) -> Option<u64> {
-        let received = self.peer.counts()?.received;
-        let turn = self.turn.load(Ordering::Relaxed);
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        if looked.0 != turn {
-            *looked = (turn, if turn <= 1 { 0 } else { received });
-        }
-        Some(received - looked.1)
-    }
-
-    /// Ends it from outside. A peer that does not read its answer would keep what is left of that in
-    /// the kernel for a minute and more, so that is thrown away; a refusal still gets to be read.
-    pub fn cut(&self) {
-        match self.doing().0 {
-            Phase::Writing => self.peer.reset(),
-            Phase::Reading | Phase::Serving | Phase::Held | Phase::Draining => self.peer.cut(),
-        }
-    }
-
-    /// What it does, for how many milliseconds, and for which request.
-    pub fn doing(&self) -> (Phase, u64, u32) {
-        let phase = match self.phase.load(Ordering::Acquire) {
-            0 => Phase::Reading,
-            1 => Phase::Serving,
-            2 => Phase::Held,
-            3 => Phase::Writing,
-            _ => Phase::Draining,
-        };
-        let since = self.since_ms.load(Ordering::Relaxed);
-        (
-            phase,
-            uptime_ms().saturating_sub(since),
-            self.turn.load(Ordering::Relaxed),
-        )
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.open.remove(self);
-    }
-}
+/// Room for the head of an answer, in bytes.
+const HEAD_BYTES: usize = 256;
 
 /// The socket that new connections come from.
 pub struct Listener {
@@ -170,11 +58,16 @@ impl Listener {
         Ok(())
     }
 
-    /// Waits until a connection can be accepted. False when none has come for so long.
-    pub fn wait_for_connection(&self, patience: Duration) -> bool {
-        let mut fds = [PollFd::new(&self.inner, PollFlags::IN)];
+    /// Waits until a connection can be accepted. False when none has come for so long, or before
+    /// `other` could be read.
+    pub fn wait_for_connection(&self, patience: Duration, other: &impl AsFd) -> bool {
+        let mut fds = [
+            PollFd::new(&self.inner, PollFlags::IN),
+            PollFd::new(other, PollFlags::IN),
+        ];
         let patience = Timespec::try_from(patience).ok();
-        poll(&mut fds, patience.as_ref()).is_ok_and(|ready| ready > 0)
+        let came = poll(&mut fds, patience.as_ref()).is_ok_and(|ready| ready > 0);
+        came && !fds[0].revents().is_empty()
     }
 
     /// The number that the next socket will most likely have.
@@ -300,54 +193,122 @@ pub struct Answer {
 
 /// The way back to the one who asked.
 pub struct Responder {
-    writer: Box<dyn Write + Send>,
+    /// tiny_http's; what comes next on the connection waits until it is dropped.
+    writer: Option<Box<dyn Write + Send>>,
     connection: Arc<Connection>,
     keep_alive: bool,
     without_body: bool,
     knows_chunks: bool,
+    /// What is written needs no encrypting: the socket itself can be written to.
+    is_plain: bool,
+    is_held: bool,
     /// The answer's share of the room, if it is large.
     room: Option<Share>,
+}
+
+/// What became of an answer that nobody waited for.
+pub enum Sent {
+    /// It was sent; whether the connection can take another request.
+    Whole(bool),
+    /// Somebody who may wait has to send the rest.
+    Part(Rest),
+}
+
+/// The rest of an answer.
+pub struct Rest {
+    responder: Responder,
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Rest {
+    /// Writes it. Whether the connection can take another request.
+    pub fn send(mut self) -> bool {
+        self.responder.is_held = false;
+        self.responder.connection.enter(Phase::Writing);
+        let rest = self.bytes.get(self.sent..).unwrap_or_default();
+        self.responder.write(&[rest]) && self.responder.keep_alive
+    }
+}
+
+impl Answer {
+    /// Whether it takes room: see `room`.
+    pub fn is_large(&self) -> bool {
+        self.body.len() > SMALL
+    }
 }
 
 impl Responder {
     /// Takes the room that a large answer needs. False when there is none.
     pub fn make_room(&mut self, answer: &Answer) -> bool {
-        let bytes = answer.body.len();
-        if bytes > SMALL && self.room.is_none() {
+        if answer.is_large() && self.room.is_none() {
+            let bytes = answer.body.len();
             self.room = self.connection.room.take(&self.connection, bytes);
         }
-        bytes <= SMALL || self.room.is_some()
+        !answer.is_large() || self.room.is_some()
+    }
+
+    fn write(&mut self, parts: &[&[u8]]) -> bool {
+        let Some(writer) = &mut self.writer else {
+            return false;
+        };
+        let written = parts.iter().try_for_each(|part| writer.write_all(part));
+        let written = written.and_then(|()| writer.flush());
+        if let Err(error) = &written {
+            debug!("an answer could not be written: {error}");
+        }
+        written.is_ok()
+    }
+
+    /// Head and body, if that is wanted.
+    fn in_bytes(&self, answer: &Answer) -> Vec<u8> {
+        let mut bytes = head(answer, self.keep_alive);
+        if !self.without_body {
+            bytes.extend_from_slice(&answer.body);
+        }
+        bytes
     }
 
     /// Writes the answer. Whether the connection can take another request.
     pub fn send(mut self, answer: &Answer) -> bool {
+        self.is_held = false;
         self.connection.enter(Phase::Writing);
         if !self.make_room(answer) {
             debug!("an answer found no room and was given up");
             return false;
         }
-        let mut bytes = head(answer, self.keep_alive);
-        let body = if self.without_body {
-            &[]
-        } else {
-            &answer.body[..]
-        };
         // One piece where it is small, no copy where it is large.
-        let (first, second) = if body.len() <= SMALL {
-            bytes.extend_from_slice(body);
-            (&bytes[..], &[][..])
+        let written = if answer.is_large() && !self.without_body {
+            let head = head(answer, self.keep_alive);
+            self.write(&[&head, &answer.body])
         } else {
-            (&bytes[..], body)
+            let bytes = self.in_bytes(answer);
+            self.write(&[&bytes])
         };
-        let written = self
-            .writer
-            .write_all(first)
-            .and_then(|()| self.writer.write_all(second))
-            .and_then(|()| self.writer.flush());
-        if let Err(error) = &written {
-            debug!("an answer could not be written: {error}");
+        written && self.keep_alive
+    }
+
+    /// Sends as much of an answer that is not large as can be sent without waiting for the peer.
+    pub fn send_now(mut self, answer: &Answer) -> Sent {
+        let bytes = self.in_bytes(answer);
+        let mut sent = 0;
+        if self.is_plain {
+            const FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+            // Nothing is in tiny_http's own buffer: whatever is written is flushed.
+            let socket = &self.connection.peer;
+            if let Some(Ok(now)) = socket.with(|socket| send(socket, &bytes, FLAGS)) {
+                sent = now;
+            }
         }
-        written.is_ok() && self.keep_alive
+        if sent == bytes.len() {
+            self.is_held = false;
+            return Sent::Whole(self.keep_alive);
+        }
+        Sent::Part(Rest {
+            responder: self,
+            bytes,
+            sent,
+        })
     }
 
     /// Begins an answer of unknown length, the last one of its connection. `None` when the peer is
@@ -359,38 +320,53 @@ impl Responder {
         } else {
             ""
         };
-        let date = httpdate::HttpDate::from(std::time::SystemTime::now());
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Type: {content_type}\r\n{encoding}Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+        let mut head = b"HTTP/1.1 200 OK\r\nDate: ".to_vec();
+        add_date(&mut head);
+        // Writing to a vector cannot fail.
+        let _ = write!(
+            head,
+            "\r\nContent-Type: {content_type}\r\n{encoding}Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
         );
-        let written = self.writer.write_all(head.as_bytes());
-        let written = written.and_then(|()| self.writer.flush());
-        (written.is_ok() && !self.without_body).then_some(Streaming {
-            writer: self.writer,
-            connection: self.connection,
-            chunked: self.knows_chunks,
-        })
+        let written = self.write(&[&head]);
+        (written && !self.without_body).then_some(Streaming { responder: self })
     }
 
     /// Answers a held request. Never waits for the peer: few threads answer all who are held.
     pub fn send_held(self, answer: Answer) {
-        if answer.body.len() <= FITS && self.connection.takes_more() {
-            self.send(&answer);
-            return;
+        let connection = self.connection.clone();
+        let is_small = answer.body.len() <= FITS;
+        // Encrypted it is sent by whoever may wait, unless it is sure to fit.
+        if !self.is_plain && is_small && connection.takes_more() {
+            return connection.answered(self.send(&answer));
         }
+        let rest = match answer.is_large() {
+            true => Err((self, answer)),
+            false => match self.send_now(&answer) {
+                Sent::Whole(stays) => return connection.answered(stays),
+                Sent::Part(rest) => Ok(rest),
+            },
+        };
         let writer = std::thread::Builder::new()
             .name("writer".into())
             .stack_size(WRITER_STACK_BYTES)
-            .spawn(move || self.send(&answer));
+            .spawn(move || {
+                let stays = match rest {
+                    Ok(rest) => rest.send(),
+                    Err((responder, answer)) => responder.send(&answer),
+                };
+                connection.answered(stays);
+            });
         if let Err(error) = writer {
             warn!("no thread to answer a held request, its connection was cut: {error}");
         }
     }
 
-    /// Makes this the last request of its connection, to be answered later from anywhere.
+    /// Lets the request be answered later, from anywhere.
     pub fn hold(&mut self) {
-        self.keep_alive = false;
-        self.connection.enter(Phase::Held);
+        // Who reads what comes encrypted has to wait for it: there is to be no thread for that.
+        self.keep_alive &= self.is_plain;
+        self.is_held = true;
+        self.connection.hold();
     }
 
     /// The connection that the request came by.
@@ -399,20 +375,28 @@ impl Responder {
     }
 }
 
+impl Drop for Responder {
+    fn drop(&mut self) {
+        self.writer = None;
+        if self.is_held {
+            // Nobody has answered it, and nobody will.
+            self.connection.answered(false);
+        }
+    }
+}
+
 /// An answer that is being written as it comes about.
 pub struct Streaming {
-    writer: Box<dyn Write + Send>,
-    connection: Arc<Connection>,
-    /// In chunks of HTTP/1.1; else the end of the connection is the end of the answer.
-    chunked: bool,
+    responder: Responder,
 }
 
 impl Streaming {
     /// Writes the next part, at once. Whether it could be written.
     pub fn write(&mut self, bytes: &[u8]) -> bool {
-        if !self.chunked {
+        if !self.responder.knows_chunks {
             return self.put(bytes);
         }
+        // Without chunks, which came with HTTP/1.1, the end of the connection is that of the answer.
         let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
         chunk.extend_from_slice(bytes);
         chunk.extend_from_slice(b"\r\n");
@@ -422,24 +406,19 @@ impl Streaming {
 
     /// Says that this was all.
     pub fn finish(mut self) {
-        if self.chunked {
+        if self.responder.knows_chunks {
             self.put(b"0\r\n\r\n");
         }
     }
 
     /// The connection it goes by.
     pub fn connection(&self) -> &Arc<Connection> {
-        &self.connection
+        &self.responder.connection
     }
 
     fn put(&mut self, bytes: &[u8]) -> bool {
-        self.connection.enter(Phase::Writing);
-        let written = self.writer.write_all(bytes);
-        let written = written.and_then(|()| self.writer.flush());
-        if let Err(error) = &written {
-            debug!("a stream could not be written on: {error}");
-        }
-        written.is_ok()
+        self.connection().enter(Phase::Writing);
+        self.responder.write(&[bytes])
     }
 }
 
@@ -451,28 +430,53 @@ pub fn in_bytes(answer: &Answer) -> Vec<u8> {
 }
 
 fn head(answer: &Answer, keep_alive: bool) -> Vec<u8> {
-    let mut head = Vec::with_capacity(256 + answer.body.len().min(SMALL));
-    let connection = if keep_alive {
-        ""
-    } else {
-        "Connection: close\r\n"
-    };
-    let date = httpdate::HttpDate::from(std::time::SystemTime::now());
-    // Writing to a vector cannot fail.
-    let _ = write!(
-        head,
-        "HTTP/1.1 {} {}\r\nDate: {date}\r\nContent-Type: {}\r\nContent-Length: {}\r\nX-Content-Type-Options: nosniff\r\n{}{connection}",
-        answer.status,
-        reason(answer.status),
-        answer.content_type,
-        answer.body.len(),
-        answer.headers,
-    );
-    if let Some(methods) = &answer.allow {
-        let _ = write!(head, "Allow: {methods}\r\n");
+    let mut head = Vec::with_capacity(HEAD_BYTES + answer.body.len().min(SMALL));
+    let (status, length) = (answer.status.to_string(), answer.body.len().to_string());
+    let mut put = |text: &str| head.extend_from_slice(text.as_bytes());
+    put("HTTP/1.1 ");
+    put(&status);
+    put(" ");
+    put(reason(answer.status));
+    put("\r\nContent-Type: ");
+    put(answer.content_type);
+    put("\r\nContent-Length: ");
+    put(&length);
+    put("\r\nX-Content-Type-Options: nosniff\r\n");
+    put(answer.headers);
+    if !keep_alive {
+        put("Connection: close\r\n");
     }
-    head.extend_from_slice(b"\r\n");
+    if let Some(methods) = &answer.allow {
+        put("Allow: ");
+        put(methods);
+        put("\r\n");
+    }
+    put("Date: ");
+    add_date(&mut head);
+    head.extend_from_slice(b"\r\n\r\n");
     head
+}
+
+/// The time of an answer. A second has many answers, and to put its name together is a part of each.
+fn add_date(to: &mut Vec<u8>) {
+    /// As `Sun, 06 Nov 1994 08:49:37 GMT`.
+    const LENGTH: usize = 29;
+    thread_local! {
+        static LAST: Cell<(u64, [u8; LENGTH])> = const { Cell::new((0, [b' '; LENGTH])) };
+    }
+    let now = SystemTime::now();
+    let second = now
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let (of, mut text) = LAST.get();
+    if of != second {
+        let date = httpdate::HttpDate::from(now).to_string();
+        if let Ok(date) = date.into_bytes().try_into() {
+            text = date;
+            LAST.set((second, text));
+        }
+    }
+    to.extend_from_slice(&text);
 }
 
 fn reason(status: u16) -> &'static str {
@@ -511,11 +515,11 @@ pub struct RequestLimits {
     pub body_bytes: usize,
 }
 
-/// Takes in a request whose head `head` has judged. `explain` makes the answer of a refusal; after
-/// one the connection is of no further use.
+/// Takes in the next request, whose head `head` has judged. `explain` makes the answer of a refusal;
+/// after one the connection is of no further use.
 pub fn arrived(
-    raw: tiny_http::Request,
-    connection: &Arc<Connection>,
+    turn: &Turn,
+    raw: Raw,
     last: bool,
     limits: &RequestLimits,
     explain: impl FnOnce(Refused) -> Answer,
@@ -523,28 +527,29 @@ pub fn arrived(
     match check(&raw, limits).and_then(|()| head_of(&raw)) {
         Ok(request) => Some(Arrived {
             raw,
-            connection: connection.clone(),
+            connection: turn.connection().clone(),
             last,
             request,
         }),
         Err(refused) => {
-            refuse(raw, connection, &explain(refused));
+            refuse(raw, turn.connection(), &explain(refused));
             None
         }
     }
 }
 
 impl Arrived {
-    /// Answers without having read the body. Whether the connection can take another request.
-    pub fn refuse(self, answer: &Answer) -> bool {
+    /// Prepares for an answer without having read the body. `None` when its connection is of no further
+    /// use after it, and it has been answered.
+    pub fn without_body(self, answer: &Answer) -> Option<Responder> {
         let announced = self.raw.body_length().unwrap_or(0);
         let has = |name| self.raw.headers().get(name).is_some();
         let unread = announced > READ_AHEAD_BYTES || has("Transfer-Encoding") || has("Expect");
         if unread {
             refuse(self.raw, &self.connection, answer);
-            return false;
+            return None;
         }
-        responder(self.raw, self.connection, self.last).send(answer)
+        Some(responder(self.raw, self.connection, self.last))
     }
 
     /// Reads the body. `None` when that failed and was answered, as in [`arrived`].
@@ -579,8 +584,10 @@ fn responder(raw: tiny_http::Request, connection: Arc<Connection>, last: bool) -
         keep_alive: !last && wants_to_stay(&raw),
         knows_chunks: *raw.http_version() >= tiny_http::HTTPVersion(1, 1),
         without_body: *raw.method() == tiny_http::Method::Head,
+        is_plain: !raw.secure(),
+        is_held: false,
         connection,
-        writer: raw.into_writer(),
+        writer: Some(raw.into_writer()),
         room: None,
     }
 }

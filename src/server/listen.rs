@@ -1,21 +1,27 @@
 //! The accept loop, the threads of connections, and the guard that bounds what peers may do.
 //!
-//! Each connection has a thread to itself while its requests are handled, so a slow peer holds up
-//! nobody else. A held request needs none: it is the last one of its connection, whose thread takes
-//! another connection.
+//! A connection that was accepted is watched (`ready`): when something has come, one of a few workers
+//! does what can be done without waiting, and leaves the rest to a thread that has it to itself
+//! (`threads`), so a slow peer holds up nobody else. Neither an idle connection nor a held request needs
+//! a thread. What comes encrypted has one from the start.
 //! Any error of `accept` is counted, waited for and survived.
 
-use super::http::{self, Connection, Incoming, Listener, Phase};
+use super::connection::{Connection, Found, Phase, Turn, uptime_ms};
+use super::http::{Incoming, Listener};
 use super::means;
 use super::open::Open;
 use super::peer;
+use super::ready::Events;
 use super::room::Room;
 use super::threads::{QUICK, STACK_BYTES, Threads};
 use crate::config::ServerConfig;
 use crate::tls::Pair;
 use log::{debug, info, warn};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::OwnedFd;
 use rustix::net::sockopt;
 use std::cmp::Reverse;
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,10 +41,8 @@ const FRAMING_BYTES: u64 = 256 * 1024;
 const STALLED: Duration = Duration::from_secs(75);
 /// File descriptors kept for other things than connections.
 const SPARE_DESCRIPTORS: u64 = 64;
-/// What a connection takes of them: tiny_http's two and our own; while it is held only the one to
-/// write to is left.
-const DESCRIPTORS_AT_WORK: usize = 3;
-const DESCRIPTORS_HELD: usize = 1;
+/// What a connection takes of them.
+const DESCRIPTORS_EACH: usize = peer::NUMBERS_EACH;
 /// The pause after some were given up, until they are gone.
 const MAKING_ROOM_PAUSE: Duration = Duration::from_millis(2);
 /// The pause after an error of `accept`: descriptors or memory may be free by then.
@@ -76,13 +80,15 @@ pub struct Connections {
     /// The most that may come of one request between two answers.
     max_request_bytes: u64,
     last_warning: AtomicU64,
+    /// Can be read when a connection waits for a thread.
+    nudge: OwnedFd,
     /// For large bodies and answers.
     pub room: Arc<Room>,
 }
 
 impl Connections {
     /// No connections yet; as many at most as the settings and the limit on open files allow.
-    pub fn new(config: &ServerConfig) -> Arc<Self> {
+    pub fn new(config: &ServerConfig) -> Result<Arc<Self>, String> {
         let descriptors = means::descriptors().saturating_sub(SPARE_DESCRIPTORS);
         let max_descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
         let (memory, most) = (means::memory(), STACK_BYTES + BUFFERS_BYTES);
@@ -91,31 +97,51 @@ impl Connections {
         let in_flight = memory.map_or(usize::MAX, |memory| memory / 8);
         let max = config.max_connections.min(by_memory).max(1);
         let limits = &config.request;
-        Arc::new(Connections {
-            open: Arc::default(),
+        let nudge = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        Ok(Arc::new(Connections {
+            open: Open::new()?,
             max,
             max_descriptors,
             max_per_address: config.max_connections_per_address,
             max_turn_ms: config.max_request_time.as_millis(),
             max_request_bytes: (limits.body_bytes + limits.head_bytes) as u64 + FRAMING_BYTES,
             last_warning: AtomicU64::new(0),
+            nudge: nudge.map_err(|error| format!("eventfd: {error}"))?,
             room: Room::new(config.max_in_flight_bytes.min(in_flight)),
-        })
+        }))
+    }
+
+    /// A few of those that have something to be read, with whose turn it is. Waits until there are some.
+    pub fn ready(&self, events: &mut Events) -> Vec<(Arc<Connection>, Found)> {
+        let cookies = self.open.ready.wait(events);
+        let connections = cookies.filter_map(|cookie| self.open.get(cookie));
+        connections
+            .map(|connection| {
+                let found = connection.take();
+                (connection, found)
+            })
+            .collect()
+    }
+
+    /// Notes that a request is held that came encrypted.
+    pub fn watch_hangup(&self, connection: &Connection) {
+        self.open.ready.watch_hangup(&connection.peer);
     }
 
     /// Says for how many there is room.
     pub fn explain(&self) {
-        let (max, descriptors) = (self.max, self.max_descriptors);
-        info!(
-            "room for {} connections at work, or {} with held requests",
-            max.min(descriptors / DESCRIPTORS_AT_WORK),
-            max.min(descriptors / DESCRIPTORS_HELD),
-        );
+        let (max, most_held) = (self.most(), self.most_held());
+        info!("room for {max} connections, of which {most_held} may be held");
+    }
+
+    /// How many there may be.
+    fn most(&self) -> usize {
+        self.max.min(self.max_descriptors / DESCRIPTORS_EACH)
     }
 
     /// How many requests may be held, so that there is room for others.
     pub fn most_held(&self) -> usize {
-        let most = self.max.min(self.max_descriptors / DESCRIPTORS_HELD);
+        let most = self.most();
         let never = most.div_ceil(NEVER_HELD).max(NEVER_HELD_AT_LEAST);
         most - never.min(most.div_ceil(3))
     }
@@ -127,7 +153,7 @@ impl Connections {
 
     /// Warns, unless it has just done so.
     fn warn(&self, text: &str) {
-        let now = http::uptime_ms() + WARNING_PERIOD_MS;
+        let now = uptime_ms() + WARNING_PERIOD_MS;
         let last = self.last_warning.load(Ordering::Relaxed);
         if now.saturating_sub(last) >= WARNING_PERIOD_MS
             && self
@@ -141,17 +167,17 @@ impl Connections {
 
     /// Whether there is room for one more.
     fn has_room(&self) -> bool {
-        let (count, held) = self.open.counts();
-        let taken = held * DESCRIPTORS_HELD + (count - held) * DESCRIPTORS_AT_WORK;
-        count < self.max && taken + DESCRIPTORS_AT_WORK <= self.max_descriptors
+        self.count() < self.most()
     }
 
     /// Makes room for another connection.
     fn give_up_for_room(&self) {
         let is_unfinished = |connection: &Connection| match connection.doing() {
             // Idle between two requests: its next one finds another connection.
-            (Phase::Reading, _, 2..) => true,
-            (Phase::Reading | Phase::Draining | Phase::Writing, ms, _) => ms > GIVEN_UP_AFTER_MS,
+            (Phase::Idle, _, 1..) => true,
+            (Phase::Idle | Phase::Reading | Phase::Draining | Phase::Writing, ms, _) => {
+                ms > GIVEN_UP_AFTER_MS
+            }
             (Phase::Serving | Phase::Held, ..) => false,
         };
         self.give_up(is_unfinished, GIVEN_UP_AT_ONCE);
@@ -185,7 +211,7 @@ impl Connections {
     /// Notes the connection that was accepted last. `None` when it is not to be served: its socket
     /// cannot be found (the peer may be gone already), so nobody could end it; or its address has
     /// too many.
-    fn note(&self, guess: i32) -> Option<Arc<Connection>> {
+    fn note(&self, guess: i32, incoming: Incoming) -> Option<Turn> {
         let is_taken = |number| self.open.is_taken(number);
         let knows = |cookie| self.open.knows(cookie);
         let found = peer::find_accepted(guess, self.count(), is_taken, knows);
@@ -200,7 +226,34 @@ impl Connections {
                 return None;
             }
         }
-        Some(Connection::new(peer, &self.open, &self.room))
+        Some(Connection::begin(peer, incoming, &self.open, &self.room))
+    }
+
+    /// Has somebody hear when something comes on a connection that was just accepted.
+    fn watch(&self, turn: Turn) {
+        // One that nobody would ever hear of is closed.
+        if self.open.ready.watch(&turn.connection().peer) {
+            turn.leave();
+        }
+    }
+
+    /// Calls as many threads as are needed for what waits for one. Whether something may have to wait
+    /// on; the error says that no thread could be started, which some had to pay for.
+    pub fn call<W: Send + 'static>(&self, threads: &Arc<Threads<W>>) -> io::Result<bool> {
+        threads.suffice().inspect_err(|error| {
+            self.warn(&format!(
+                "no thread for a new connection: {error}; the slowest are cut"
+            ));
+            self.give_up_for_a_thread();
+        })
+    }
+
+    /// As [`Connections::call`], by somebody who does not stay to see whether that was enough.
+    pub fn call_in_passing<W: Send + 'static>(&self, threads: &Arc<Threads<W>>) {
+        if !matches!(self.call(threads), Ok(false)) {
+            // It can be written to, as one is read as soon as it is there.
+            let _ = rustix::io::write(&self.nudge, &1u64.to_ne_bytes());
+        }
     }
 
     /// Looks at the connections at work, and cuts those that take too long or send too much.
@@ -218,7 +271,7 @@ impl Connections {
         match phase {
             Phase::Serving | Phase::Held => false,
             Phase::Draining => ms > MAX_DRAIN_MS,
-            Phase::Writing => ms > self.max_turn_ms,
+            Phase::Idle | Phase::Writing => ms > self.max_turn_ms,
             Phase::Reading if ms > self.max_turn_ms => true,
             // What has come within one period is no concern, however much it is.
             Phase::Reading if ms < GUARD_PERIOD.as_millis() as u64 => false,
@@ -249,21 +302,16 @@ pub fn bind(address: SocketAddr, pair: Option<Pair>) -> Result<(Listener, Socket
     Ok((Listener::new(listener, pair)?, local))
 }
 
-/// Accepts connections for ever, each served by `serve` on a thread that it has to itself meanwhile.
-pub fn accept_forever(
+/// Accepts connections for ever. What comes encrypted is given to a thread, as the work that `encrypted`
+/// makes of it; the others are watched.
+pub fn accept_forever<W: Send + 'static>(
     listener: &Listener,
     connections: &Connections,
-    serve: impl Fn(Incoming, Arc<Connection>) + Send + Sync + 'static,
+    threads: &Arc<Threads<W>>,
+    encrypted: Option<fn(Turn) -> W>,
 ) -> ! {
-    let threads = Threads::new(move |(incoming, connection): New| {
-        serve(incoming, connection);
-    });
     loop {
-        let something_waits = threads.suffice().unwrap_or_else(|error| {
-            connections.warn(&format!(
-                "no thread for a new connection: {error}; the slowest are cut"
-            ));
-            connections.give_up_for_a_thread();
+        let something_waits = connections.call(threads).unwrap_or_else(|_| {
             thread::sleep(MAKING_ROOM_PAUSE);
             true
         });
@@ -283,10 +331,14 @@ pub fn accept_forever(
         } else {
             ACCEPT_PATIENCE
         };
-        match accept_one(listener, connections, patience) {
-            Ok(Some(new)) => threads.give(new),
-            Ok(None) => {}
-            Err(error) => {
+        match (accept_one(listener, connections, patience), encrypted) {
+            (Ok(Some(turn)), None) => connections.watch(turn),
+            (Ok(Some(turn)), Some(encrypted)) => {
+                turn.connection().enter(Phase::Serving);
+                threads.give(encrypted(turn));
+            }
+            (Ok(None), _) => {}
+            (Err(error), _) => {
                 connections.warn(&format!("cannot accept connections: {error}"));
                 thread::sleep(ACCEPT_PAUSE);
             }
@@ -294,15 +346,13 @@ pub fn accept_forever(
     }
 }
 
-/// A connection: its requests and what is known of it, to be dropped in this order.
-type New = (Incoming, Arc<Connection>);
-
 fn accept_one(
     listener: &Listener,
     connections: &Connections,
     patience: Duration,
-) -> Result<Option<New>, String> {
-    if !listener.wait_for_connection(patience) {
+) -> Result<Option<Turn>, String> {
+    if !listener.wait_for_connection(patience, &connections.nudge) {
+        let _ = rustix::io::read(&connections.nudge, &mut [0; 8]);
         return Ok(None);
     }
     let guess = listener.next_number();
@@ -312,11 +362,9 @@ fn accept_one(
     // tiny_http panics when it cannot duplicate the socket; that must not end the loop.
     let accepted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| listener.accept()));
     match accepted {
-        Ok(Ok(Some(incoming))) => Ok(connections
-            .note(guess)
-            .map(|connection| (incoming, connection))),
+        Ok(Ok(Some(incoming))) => Ok(connections.note(guess, incoming)),
         Ok(Ok(None)) => Ok(None),
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("no descriptor left for a new connection".into()),
     }

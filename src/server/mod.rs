@@ -3,7 +3,9 @@
 //! | file | what it is for |
 //! | --- | --- |
 //! | `listen` | the accept loop, socket options, the guard |
-//! | `threads` | the threads of connections, used again |
+//! | `ready` | which connections have something to be read |
+//! | `connection` | one connection: what it is doing, and whose turn it is |
+//! | `threads` | threads for what has to wait, used again |
 //! | `means` | what the system lets us have |
 //! | `open` | the connections there are |
 //! | `peer` | accepted sockets, found and cut from outside |
@@ -15,7 +17,7 @@
 //! | `access`, `browser` | who may: tokens, and pages of other sites |
 //! | `audit` | who changed what |
 //! | `answer` | the envelope, and which status goes with which refusal |
-//! | `held`, `hangups` | polls and waits that are being held; who of them has hung up |
+//! | `held` | polls and waits that are being held |
 //! | `store` | the one lock, and the threads that answer what was held |
 //! | `durable`, `db` | what has to be on the disk before it is acknowledged; the optional database |
 //! | `text`, `metrics` | output as text; figures |
@@ -26,11 +28,11 @@ mod access;
 mod answer;
 mod audit;
 pub(crate) mod browser;
+mod connection;
 #[cfg(feature = "db")]
 pub mod db;
 mod durable;
 mod follow;
-mod hangups;
 mod head;
 mod held;
 pub(crate) mod http;
@@ -41,6 +43,7 @@ mod open;
 mod original;
 mod page;
 mod peer;
+mod ready;
 mod room;
 mod routes;
 mod store;
@@ -50,29 +53,38 @@ mod threads;
 use self::access::{Access, Caller, Denied, Right};
 use self::audit::{Audit, Change};
 use self::browser::OwnNames;
+use self::connection::{Found, Phase, Turn};
 use self::head::{Eavesdropper, Lookout, Sight};
 use self::http::{
-    Answer, Arrived, Authorization, Connection, Incoming, Listener, Phase, Refused, Request,
-    RequestLimits,
+    Answer, Arrived, Authorization, Listener, Refused, Request, RequestLimits, Responder, Rest,
+    Sent,
 };
 use self::listen::Connections;
-use self::routes::{Call, Route};
+use self::routes::{Call, Make, Route};
 use self::store::Store;
+use self::threads::{STACK_BYTES, Threads};
 use crate::config::ServerConfig;
 use crate::core::{Limits, TextLimits};
 use crate::tls::PairFiles;
 use log::{debug, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Threads that do what can be done without waiting: as many as there are processors, but so many at
+/// least, since one may be at something large, and so many at most.
+const MIN_WORKERS: usize = 2;
+const MAX_WORKERS: usize = 8;
+
 /// What handlers work with.
 pub struct Server {
     store: Arc<Store>,
     connections: Arc<Connections>,
+    threads: Arc<Threads<Work>>,
     requests: metrics::Requests,
     limits: RequestLimits,
     texts: TextLimits,
@@ -81,6 +93,40 @@ pub struct Server {
     access: Access,
     own_names: OwnNames,
     audit: Audit,
+}
+
+/// What has to wait for something: a connection, and what is to be done there.
+struct Work {
+    turn: Turn,
+    what: What,
+}
+
+/// What is to be done where one may wait.
+enum What {
+    /// Serve all of what comes encrypted.
+    Encrypted,
+    /// Serve the next request, which is not all there.
+    Request,
+    /// Answer a head that was refused.
+    Refuse(Refused),
+    /// Serve a request that may have to wait for something.
+    Arrived(Box<Arrived>),
+    /// Make an answer that may be large.
+    Make(Box<Made>),
+    /// Send one that is.
+    Answer(Responder, Answer),
+    /// Send the rest of an answer whose peer takes its time.
+    Rest(Rest),
+}
+
+/// An answer that is yet to be made, and what there is to do about it then.
+struct Made {
+    make: Make,
+    responder: Responder,
+    route: &'static Route,
+    caller: Caller,
+    request: Request,
+    change: Change,
 }
 
 impl Server {
@@ -99,114 +145,278 @@ impl Server {
         format!("{ms:012x}-{random:010x}")
     }
 
-    /// Serves one connection until it is over or its last request is held.
-    fn serve(&self, incoming: Incoming, connection: &Arc<Connection>) {
-        match self.is_https {
-            true => self.serve_encrypted(incoming, connection),
-            false => self.serve_plain(incoming, connection),
-        }
-        if connection.doing().0 == Phase::Held {
-            self.store.hangups.watch(&connection.peer);
-            connection.peer.release();
-        }
-    }
-
-    fn serve_plain(&self, mut incoming: Incoming, connection: &Arc<Connection>) {
-        let Some(socket) = connection.peer.socket() else {
-            return;
-        };
-        let mut lookout = Lookout::on(&socket);
-        let mut last = false;
-        while !last {
-            connection.enter(Phase::Reading);
-            last = match lookout.next(&self.limits) {
-                Sight::Request { last } => last,
-                Sight::Refused(refused) => {
-                    connection.enter(Phase::Draining);
-                    return lookout.refuse(&http::in_bytes(&self.explain(refused)));
+    /// Does for ever what there is to do and needs no waiting.
+    fn work_forever(&self) -> ! {
+        let mut lookout = Lookout::new();
+        let mut events = Vec::new();
+        loop {
+            for (connection, found) in self.connections.ready(&mut events) {
+                // A bug must cost one connection, not a worker; the turn that it had ends that.
+                let done = catch_unwind(AssertUnwindSafe(|| match found {
+                    Found::Turn(turn) => self.attend(turn, &mut lookout),
+                    Found::Held => self.store.drop_abandoned(&connection),
+                    Found::Busy => {}
+                }));
+                if done.is_err() {
+                    warn!("a request failed (a bug); its connection was closed");
                 }
-                Sight::Over => return,
-            };
-            let Some(raw) = next_of(&mut incoming, connection) else {
-                return;
-            };
-            let explain = |refused| self.explain(refused);
-            let arrived = http::arrived(raw, connection, last, &self.limits, explain);
-            if !arrived.is_some_and(|arrived| self.serve_one(arrived)) {
-                return;
             }
         }
     }
 
-    /// As [`Server::serve_plain`], when nothing can be seen of a head before it is decrypted.
-    fn serve_encrypted(&self, mut incoming: Incoming, connection: &Arc<Connection>) {
+    /// Leaves to a thread what has to wait for something.
+    fn leave(&self, turn: Turn, what: What) {
+        // Nobody reads from it until the thread is there: that is not the peer's fault.
+        turn.connection().enter(Phase::Serving);
+        self.threads.give(Work { turn, what });
+        self.connections.call_in_passing(&self.threads);
+    }
+
+    /// Does what there is to do on a connection, as far as that needs no waiting.
+    fn attend(&self, mut turn: Turn, lookout: &mut Lookout) {
+        loop {
+            match lookout.look(&turn, &self.limits) {
+                Sight::Nothing => {}
+                Sight::Over => return,
+                Sight::Refused(refused) => return self.leave(turn, What::Refuse(refused)),
+                Sight::Part => return self.leave(turn, What::Request),
+                Sight::Request {
+                    is_there: false, ..
+                } => return self.leave(turn, What::Request),
+                Sight::Request { last, bytes, .. } => {
+                    turn.begin_request(Phase::Serving);
+                    turn.hand_on(bytes);
+                    let Some(arrived) = self.next_of(&mut turn, last) else {
+                        return;
+                    };
+                    match self.serve(turn, arrived, false) {
+                        Some(back) => turn = back,
+                        None => return,
+                    }
+                }
+            }
+            match turn.put_back() {
+                Some(again) => turn = again,
+                None => return,
+            }
+        }
+    }
+
+    /// Does what had to be left to a thread, which may wait.
+    fn do_work(&self, work: Work) {
+        let Work { turn, what } = work;
+        let turn = match what {
+            What::Encrypted => return self.serve_encrypted(turn),
+            What::Request => self.serve_patiently(turn),
+            What::Refuse(refused) => {
+                turn.connection().enter(Phase::Draining);
+                return head::refuse(&turn, &http::in_bytes(&self.explain(refused)));
+            }
+            What::Arrived(arrived) => self.serve(turn, *arrived, true),
+            What::Make(made) => self.make(turn, *made),
+            What::Answer(responder, answer) => responder.send(&answer).then_some(turn),
+            What::Rest(rest) => rest.send().then_some(turn),
+        };
+        if let Some(turn) = turn {
+            turn.leave();
+        }
+    }
+
+    /// Serves the next request of a connection, however slowly it comes. The turn, if another one may.
+    fn serve_patiently(&self, mut turn: Turn) -> Option<Turn> {
+        turn.begin_request(Phase::Reading);
+        match Lookout::new().wait(&turn, &self.limits) {
+            Sight::Request { last, bytes, .. } => {
+                turn.hand_on(bytes);
+                let arrived = self.next_of(&mut turn, last)?;
+                self.serve(turn, arrived, true)
+            }
+            Sight::Refused(refused) => {
+                turn.connection().enter(Phase::Draining);
+                head::refuse(&turn, &http::in_bytes(&self.explain(refused)));
+                None
+            }
+            Sight::Nothing | Sight::Part | Sight::Over => None,
+        }
+    }
+
+    /// Serves a connection until it is over or its request is held. Nothing can be seen of a head before
+    /// it is decrypted, and nobody can tell whether there is something to be read without reading it.
+    fn serve_encrypted(&self, mut turn: Turn) {
         let mut listener = Eavesdropper::on_this_thread(&self.limits);
         let mut last = false;
         while !last && listener.expects_a_head() {
-            connection.enter(Phase::Reading);
-            let Some(raw) = next_of(&mut incoming, connection) else {
+            turn.begin_request(Phase::Reading);
+            let Some(raw) = self.read_next(&mut turn) else {
                 return;
             };
             last = match listener.judge(&self.limits) {
-                Sight::Request { last } => last,
+                Sight::Request { last, .. } => last,
                 Sight::Refused(refused) => {
-                    return http::refuse(raw, connection, &self.explain(refused));
+                    return http::refuse(raw, turn.connection(), &self.explain(refused));
                 }
-                Sight::Over => return,
+                Sight::Nothing | Sight::Part | Sight::Over => return,
             };
             let explain = |refused| self.explain(refused);
-            let arrived = http::arrived(raw, connection, last, &self.limits, explain);
-            if !arrived.is_some_and(|arrived| self.serve_one(arrived)) {
-                return;
+            let arrived = http::arrived(&turn, raw, last, &self.limits, explain);
+            match arrived.and_then(|arrived| self.serve(turn, arrived, true)) {
+                Some(back) => turn = back,
+                None => return,
             }
         }
     }
 
-    /// Serves one request. Whether its connection can take another.
-    fn serve_one(&self, arrived: Arrived) -> bool {
+    /// The next request of a connection, as tiny_http reads it.
+    fn read_next(&self, turn: &mut Turn) -> Option<http::Raw> {
+        match turn.incoming()?.next()? {
+            Ok(raw) => Some(raw),
+            Err(error) => {
+                // tiny_http has an answer to that, sent when `incoming` is dropped; after half a
+                // handshake it would wait for the other half first.
+                turn.connection().enter(Phase::Draining);
+                debug!("a connection ended: {error}");
+                None
+            }
+        }
+    }
+
+    fn next_of(&self, turn: &mut Turn, last: bool) -> Option<Arrived> {
+        let raw = self.read_next(turn)?;
+        let explain = |refused| self.explain(refused);
+        http::arrived(turn, raw, last, &self.limits, explain)
+    }
+
+    /// Serves one request. The turn, if its connection can take another.
+    fn serve(&self, turn: Turn, arrived: Arrived, may_wait: bool) -> Option<Turn> {
         let found = routes::find(&arrived.request).and_then(|route| {
+            if !may_wait && (route.waits || self.store.may_wait() && route.right != Right::Open) {
+                return Ok(None);
+            }
             let caller = self.admit(&arrived.request, route)?;
-            Ok((route, caller))
+            Ok(Some((route, caller)))
         });
         let (route, caller) = match found {
-            Ok(found) => found,
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                self.leave(turn, What::Arrived(Box::new(arrived)));
+                return None;
+            }
             Err(answer) => {
                 self.requests.count(answer.status);
-                return arrived.refuse(&answer);
+                let responder = arrived.without_body(&answer)?;
+                return self.send(turn, responder, answer, may_wait);
             }
         };
         let read = arrived.read(&self.limits, |refused, request| {
-            if route.right == Right::Change {
-                self.audit.write(
-                    caller.name.as_deref(),
-                    request,
-                    refused.status,
-                    &Change::default(),
-                );
-            }
+            self.note(route, &caller, request, &Change::default(), refused.status);
             self.explain(refused)
         });
-        let Some((request, responder)) = read else {
-            return false;
-        };
+        let (request, responder) = read?;
         let (mut responder, mut change) = (Some(responder), Change::default());
+        let mut later = None;
         let call = Call {
             server: self,
             request: &request,
             caller: &caller,
             responder: &mut responder,
             change: &mut change,
+            later: &mut later,
         };
         let answer = (route.handler)(call).unwrap_or_else(Some);
-        let status = answer.as_ref().map_or(200, |answer| answer.status);
-        self.requests.count(status);
+        match (answer, responder, later) {
+            (None, Some(responder), Some(make)) => {
+                let made = Made {
+                    make,
+                    responder,
+                    route,
+                    caller,
+                    request,
+                    change,
+                };
+                if may_wait {
+                    return self.make(turn, made);
+                }
+                self.leave(turn, What::Make(Box::new(made)));
+                None
+            }
+            (answer, responder, _) => {
+                let status = answer.as_ref().map_or(200, |answer| answer.status);
+                self.requests.count(status);
+                self.note(route, &caller, &request, &change, status);
+                match (answer, responder) {
+                    (Some(answer), Some(responder)) => self.send(turn, responder, answer, may_wait),
+                    _ => self.after_taken(turn),
+                }
+            }
+        }
+    }
+
+    /// The handler has the responder: the request is held, or it was answered and that was the last.
+    fn after_taken(&self, turn: Turn) -> Option<Turn> {
+        if self.is_https {
+            self.connections.watch_hangup(turn.connection());
+        }
+        turn.after_taken()
+    }
+
+    /// Makes an answer that may be large: few at once, and each finds its room before the next one is
+    /// made.
+    fn make(&self, turn: Turn, made: Made) -> Option<Turn> {
+        let Made {
+            make,
+            mut responder,
+            route,
+            caller,
+            request,
+            change,
+        } = made;
+        let answer = {
+            let _maker = self.connections.room.make();
+            let answer = make();
+            responder.make_room(&answer);
+            answer
+        };
+        self.requests.count(answer.status);
+        self.note(route, &caller, &request, &change, answer.status);
+        self.send(turn, responder, answer, true)
+    }
+
+    /// Sends an answer. The turn, if the connection can take another request.
+    fn send(
+        &self,
+        turn: Turn,
+        responder: Responder,
+        answer: Answer,
+        may_wait: bool,
+    ) -> Option<Turn> {
+        if may_wait {
+            return responder.send(&answer).then_some(turn);
+        }
+        if answer.is_large() {
+            self.leave(turn, What::Answer(responder, answer));
+            return None;
+        }
+        match responder.send_now(&answer) {
+            Sent::Whole(stays) => stays.then_some(turn),
+            Sent::Part(rest) => {
+                self.leave(turn, What::Rest(rest));
+                None
+            }
+        }
+    }
+
+    /// Writes down who changed what.
+    fn note(
+        &self,
+        route: &Route,
+        caller: &Caller,
+        request: &Request,
+        change: &Change,
+        status: u16,
+    ) {
         if route.right == Right::Change {
             self.audit
-                .write(caller.name.as_deref(), &request, status, &change);
-        }
-        match (answer, responder) {
-            (Some(answer), Some(responder)) => responder.send(&answer),
-            _ => false,
+                .write(caller.name.as_deref(), request, status, change);
         }
     }
 
@@ -261,7 +471,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     let pair = config.tls.as_ref().map(crate::tls::load_pair).transpose()?;
     let (listener, address) = listen::bind(config.listen, pair)?;
     let listener = Arc::new(listener);
-    let connections = Connections::new(&config);
+    let connections = Connections::new(&config)?;
     let max_held = config.max_held.min(connections.most_held());
     let access = Access::from_environment(config.allow_legacy)?;
     let audit = Audit::open(config.audit)?;
@@ -275,9 +485,17 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     info!("{tasks}");
     connections.explain();
     access.explain();
-    let server = Arc::new(Server {
+    let server = Arc::new_cyclic(|server: &std::sync::Weak<Server>| Server {
         store: store.clone(),
         connections: connections.clone(),
+        threads: {
+            let server = server.clone();
+            Threads::new(move |work| {
+                if let Some(server) = server.upgrade() {
+                    server.do_work(work);
+                }
+            })
+        },
         requests: metrics::Requests::default(),
         limits: config.request,
         texts: config.texts,
@@ -292,11 +510,18 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     });
     let watched = connections.clone();
     start_thread("clock", move || keep_time(&store, &watched))?;
-    let (serving, accepting) = (server.clone(), listener.clone());
+    let workers = thread::available_parallelism().map_or(MIN_WORKERS, |n| n.get());
+    for _ in 0..workers.clamp(MIN_WORKERS, MAX_WORKERS) {
+        let server = server.clone();
+        start_thread("worker", move || server.work_forever())?;
+    }
+    let (accepting, threads) = (listener.clone(), server.threads.clone());
+    let encrypted: Option<fn(Turn) -> Work> = server.is_https.then_some(|turn| Work {
+        turn,
+        what: What::Encrypted,
+    });
     start_thread("accept", move || {
-        let serve =
-            move |incoming, connection: Arc<Connection>| serving.serve(incoming, &connection);
-        listen::accept_forever(&accepting, &connections, serve)
+        listen::accept_forever(&accepting, &connections, &threads, encrypted)
     })?;
     for signal in signals.forever() {
         if signal != SIGHUP {
@@ -366,31 +591,17 @@ pub fn routed(method: &str, target: &str) -> u16 {
     routes::find(&request).map_or_else(|answer| answer.status, |_| 200)
 }
 
-/// The next request of a connection.
-fn next_of(incoming: &mut Incoming, connection: &Connection) -> Option<http::Raw> {
-    match incoming.next()? {
-        Ok(raw) => Some(raw),
-        Err(error) => {
-            // tiny_http has an answer to that, sent when `incoming` is dropped; after half a
-            // handshake it would wait for the other half first.
-            connection.enter(Phase::Draining);
-            debug!("a connection ended: {error}");
-            None
-        }
-    }
-}
-
 fn keep_time(store: &Store, connections: &Connections) -> ! {
     loop {
         thread::sleep(store::TICK);
         store.tick();
         connections.guard();
-        store.drop_abandoned();
     }
 }
 
 fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
-    let started = thread::Builder::new().name(name.into()).spawn(work);
+    let thread = thread::Builder::new().name(name.into());
+    let started = thread.stack_size(STACK_BYTES).spawn(work);
     started
         .map(drop)
         .map_err(|error| format!("cannot start a thread: {error}"))

@@ -1,21 +1,27 @@
-//! The connections that are open: counted, told apart by their cookies, and at hand for the guard.
+//! The connections that are open: counted, told apart by their cookies, and at hand for the guard and
+//! for whoever hears that one of them has something to be read.
 //!
-//! Each of them takes itself off the list when nobody has it any more, so one that is over counts no
-//! moment longer. Whoever has both drops what tiny_http has of it first: a socket that can still be
-//! found must be known.
+//! Whoever lets go of one takes it off this list last, when tiny_http has closed it: a socket that can
+//! still be found must be known.
 //!
 //! Those that are held are only counted: there may be thousands, and nobody has to look at them.
 
-use super::http::Connection;
+use super::connection::Connection;
+use super::ready::Ready;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The list. Connections must not be dropped while it is locked, as they lock it then.
-#[derive(Debug, Default)]
-pub struct Open(Mutex<List>);
+/// The connections.
+#[derive(Debug)]
+pub struct Open {
+    list: Mutex<List>,
+    /// Tells which of them have something to be read.
+    pub ready: Ready,
+}
 
+/// Connections must not be dropped while it is locked, as they lock it then.
 #[derive(Debug, Default)]
 struct List {
     all: HashMap<u64, Entry>,
@@ -27,13 +33,21 @@ struct List {
 
 #[derive(Debug)]
 struct Entry {
-    connection: Weak<Connection>,
+    connection: Arc<Connection>,
     is_held: bool,
 }
 
 impl Open {
+    /// None yet.
+    pub fn new() -> Result<Arc<Self>, String> {
+        Ok(Arc::new(Open {
+            list: Mutex::default(),
+            ready: Ready::new()?,
+        }))
+    }
+
     fn list(&self) -> MutexGuard<'_, List> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many there are, and how many of them are held.
@@ -52,6 +66,12 @@ impl Open {
         self.list().all.contains_key(&cookie)
     }
 
+    /// The one with this cookie.
+    pub fn get(&self, cookie: u64) -> Option<Arc<Connection>> {
+        let list = self.list();
+        list.all.get(&cookie).map(|entry| entry.connection.clone())
+    }
+
     /// Whether one of them was found by the descriptor with this number.
     pub fn is_taken(&self, number: RawFd) -> bool {
         let list = self.list();
@@ -63,16 +83,14 @@ impl Open {
     pub fn at_work(&self) -> Vec<Arc<Connection>> {
         let list = self.list();
         let at_work = list.all.values().filter(|entry| !entry.is_held);
-        at_work
-            .filter_map(|entry| entry.connection.upgrade())
-            .collect()
+        at_work.map(|entry| entry.connection.clone()).collect()
     }
 
     /// Adds one that was accepted.
     pub fn add(&self, connection: &Arc<Connection>) {
         let mut list = self.list();
         let entry = Entry {
-            connection: Arc::downgrade(connection),
+            connection: connection.clone(),
             is_held: false,
         };
         list.all.insert(connection.peer.cookie(), entry);
@@ -92,6 +110,9 @@ impl Open {
         let Some(entry) = list.all.get_mut(&connection.peer.cookie()) else {
             return;
         };
+        if entry.is_held == is_held {
+            return;
+        }
         entry.is_held = is_held;
         match is_held {
             true => list.held += 1,
@@ -115,6 +136,9 @@ impl Open {
                 list.per_address.remove(&address);
             }
         }
+        // It locks nothing when it goes, but what it has may take its time.
+        drop(list);
+        drop(entry);
     }
 }
 

@@ -25,6 +25,7 @@ pub const ROUTES: &[Route] = &[
         path: &["api", "v1", "lifecycle", "ping"],
         query: &["path"],
         handler: ping,
+        waits: false,
     },
     Route {
         right: Right::Original,
@@ -32,6 +33,7 @@ pub const ROUTES: &[Route] = &[
         path: &["api", "v1", "task", "status", "assigned"],
         query: &[],
         handler: assigned,
+        waits: false,
     },
     Route {
         right: Right::Original,
@@ -39,6 +41,7 @@ pub const ROUTES: &[Route] = &[
         path: &["api", "v1", "task", "status", "done"],
         query: &[],
         handler: done,
+        waits: false,
     },
 ];
 

@@ -1,16 +1,13 @@
 //! The sockets of accepted connections, looked at and cut from outside.
 //!
-//! tiny_http keeps the sockets it accepts to itself. To bound what a peer may do we need to find
-//! them: right after an accept the new socket is the one accepted socket of ours that is not yet
-//! known. It is duplicated then, and told from all others by the kernel's cookie, which is never used
-//! twice.
+//! tiny_http keeps the sockets it accepts to itself. To bound what a peer may do, and to know when it
+//! has sent something, we need to find them: right after an accept the new socket is the one accepted
+//! socket of ours that is not yet known. It is told from all others by the kernel's cookie, which is
+//! never used twice.
 //!
-//! While a request is held our own number is let go of, as descriptors are what limits how many can be
-//! held. What has to be done to the socket then is done by the number that it was found by: that is
-//! duplicated and the cookie compared, so a number that has been closed and used again cannot be
-//! mistaken. tiny_http has two, one to read from, which it closes as soon as nothing more is read, and
-//! one to write to. Either may be found first, so when the number does not lead to the socket any
-//! more, the other one is looked for.
+//! No descriptor of our own is taken: they are what limits how many agents can be held. The number by
+//! which a socket was found stays tiny_http's for as long as that has the connection, and whoever lets
+//! go of the connection says so here first.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -19,23 +16,21 @@ use rustix::net::{AddressFamily, Shutdown, shutdown, sockopt};
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// An accepted socket.
 #[derive(Debug)]
 pub struct Peer {
-    own: Mutex<Option<Arc<OwnedFd>>>,
-    /// The number by which it was found: one of tiny_http's.
+    /// The number by which it was found; `None` once the connection is to be dropped.
+    number: Mutex<Option<RawFd>>,
     found_by: RawFd,
-    /// All its numbers are below this one.
-    below: RawFd,
     cookie: u64,
     address: Option<IpAddr>,
 }
 
-/// Descriptors of a connection, at most: tiny_http's two and our own.
-const NUMBERS_EACH: usize = 3;
+/// Descriptors of a connection, at most: tiny_http's two.
+pub const NUMBERS_EACH: usize = 2;
 /// Descriptors for other things than connections, at most.
 const OTHER_NUMBERS: usize = 256;
 
@@ -59,66 +54,66 @@ impl Peer {
         self.address
     }
 
-    /// The number by which it was found: while it is there, most likely no other one has that.
+    /// The number by which it was found.
     pub fn found_by(&self) -> RawFd {
         self.found_by
     }
 
+    /// Does something quick with the socket; `None` when it has been let go of.
+    #[allow(
+        unsafe_code,
+        reason = "tiny_http owns the descriptor and does not show it"
+    )]
+    pub fn with<R>(&self, quick: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
+        let number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the descriptor is open for as long as tiny_http has the connection, and that is
+        // dropped only after `let_go`, which waits for this lock.
+        (*number).map(|number| quick(unsafe { BorrowedFd::borrow_raw(number) }))
+    }
+
+    /// To be called before tiny_http's connection is dropped: from then on the number may be
+    /// anybody's.
+    pub fn let_go(&self) {
+        *self.number.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// A descriptor of one's own, for what is not quick. `None` also when there is none left.
+    pub fn duplicate(&self) -> Option<OwnedFd> {
+        self.with(|socket| fcntl_dupfd_cloexec(socket, 0).ok())
+            .flatten()
+    }
+
     /// Ends both directions; whoever reads or writes comes back at once.
     pub fn cut(&self) {
-        if let Some(socket) = self.socket() {
-            // It may be over already, which is what is wanted.
-            let _ = shutdown(&socket, Shutdown::Both);
-        }
+        // It may be over already, which is what is wanted.
+        self.with(|socket| shutdown(socket, Shutdown::Both));
     }
 
     /// As [`Peer::cut`], and what was not sent by then is thrown away as soon as the socket is closed.
     pub fn reset(&self) {
-        if let Some(socket) = self.socket() {
-            let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
-            let _ = shutdown(&socket, Shutdown::Both);
-        }
-    }
-
-    /// The socket; `None` when it is gone, or there is no descriptor for it.
-    pub fn socket(&self) -> Option<Arc<OwnedFd>> {
-        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = &*own {
-            return Some(own.clone());
-        }
-        drop(own);
-        let it = |number: RawFd| {
-            let fd = duplicate(number)?;
-            (sockopt::socket_cookie(&fd).ok()? == self.cookie).then_some(Arc::new(fd))
-        };
-        it(self.found_by).or_else(|| (0..self.below).find_map(it))
-    }
-
-    /// Lets go of our own number of it.
-    pub fn release(&self) {
-        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.with(|socket| {
+            let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+            let _ = shutdown(socket, Shutdown::Both);
+        });
     }
 
     /// What the kernel counts, if the socket is still there.
     pub fn counts(&self) -> Option<Counts> {
-        tcp_info(self.socket()?.as_fd())
+        self.with(tcp_info).flatten()
     }
 
     /// Whether its buffer has room for some more now.
     pub fn takes_more(&self) -> bool {
-        self.socket().is_some_and(|socket| {
-            let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
+        let takes_more = self.with(|socket| {
+            let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::OUT)];
             poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
-        })
+        });
+        takes_more.unwrap_or(false)
     }
 
     /// Whether the other side has closed its end, or the socket is gone.
     pub fn has_closed(&self) -> bool {
-        match self.counts() {
-            Some(counts) => counts.closed_by_peer,
-            // Without a descriptor to spare nobody can say.
-            None => lowest_free_number(&std::io::stderr()) >= 0,
-        }
+        self.counts().is_none_or(|counts| counts.closed_by_peer)
     }
 }
 
@@ -133,16 +128,10 @@ pub fn find_accepted(
     // Numbers are taken from below, so no new one is above the count of those that are open.
     let below = (NUMBERS_EACH * count + OTHER_NUMBERS) as RawFd;
     let new = |number: RawFd| {
-        let socket = duplicate(number)?;
-        let cookie = sockopt::socket_cookie(&socket).ok()?;
-        if knows(cookie) {
-            return None;
-        }
-        let address = peer_address(&socket);
-        (address.is_some() || is_accepted(&socket)).then(|| Peer {
-            own: Mutex::new(Some(Arc::new(socket))),
+        let (cookie, address) = accepted(number)?;
+        (!knows(cookie)).then(|| Peer {
+            number: Mutex::new(Some(number)),
             found_by: number,
-            below,
             cookie,
             address,
         })
@@ -152,8 +141,26 @@ pub fn find_accepted(
         .or_else(|| (0..below).find_map(new))
 }
 
+/// The cookie and the other side's address of the accepted socket with this number, if that is one.
+#[allow(
+    unsafe_code,
+    reason = "a file descriptor that another owner may close at any time"
+)]
+fn accepted(number: RawFd) -> Option<(u64, Option<IpAddr>)> {
+    if number < 0 {
+        return None;
+    }
+    // SAFETY: the borrowed descriptor is used for calls of getsockopt(2) and getpeername(2) only,
+    // which change nothing. If its owner closes it at the same time they fail with EBADF, or speak of
+    // what took its number; the one that was accepted last is owned by the caller all the time.
+    let socket = unsafe { BorrowedFd::borrow_raw(number) };
+    let cookie = sockopt::socket_cookie(socket).ok()?;
+    let address = peer_address(socket);
+    (address.is_some() || is_accepted(socket)).then_some((cookie, address))
+}
+
 /// The address of the other side, if that is there and has one: nobody but who was accepted does.
-fn peer_address(fd: &OwnedFd) -> Option<IpAddr> {
+fn peer_address(fd: BorrowedFd<'_>) -> Option<IpAddr> {
     let address = rustix::net::getpeername(fd).ok()??;
     SocketAddr::try_from(address)
         .ok()
@@ -162,7 +169,7 @@ fn peer_address(fd: &OwnedFd) -> Option<IpAddr> {
 
 /// Whether it was accepted, if perhaps reset since: a search for each of those would be work without
 /// end. Over IP, as pairs of local sockets are not, by which the signals come.
-fn is_accepted(fd: &OwnedFd) -> bool {
+fn is_accepted(fd: BorrowedFd<'_>) -> bool {
     sockopt::socket_domain(fd)
         .is_ok_and(|family| [AddressFamily::INET, AddressFamily::INET6].contains(&family))
         && sockopt::socket_type(fd).is_ok_and(|t| t == rustix::net::SocketType::STREAM)
@@ -174,24 +181,9 @@ pub fn lowest_free_number(any: &impl AsFd) -> RawFd {
     fcntl_dupfd_cloexec(any, 0).map_or(-1, |fd| fd.as_raw_fd())
 }
 
-#[allow(
-    unsafe_code,
-    reason = "a file descriptor that another owner may close at any time"
-)]
-fn duplicate(number: RawFd) -> Option<OwnedFd> {
-    if number < 0 {
-        return None;
-    }
-    // SAFETY: the borrowed descriptor is used for this one call of fcntl(2) only, which touches no
-    // memory. If its owner closes it at the same time the call fails with EBADF or duplicates what
-    // took its number, and every caller checks what it got before doing anything to it.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    fcntl_dupfd_cloexec(borrowed, 0).ok()
-}
-
 /// Bytes received on a socket and acknowledged, in all.
-pub fn bytes_received(socket: &OwnedFd) -> Option<u64> {
-    tcp_info(socket.as_fd()).map(|counts| counts.received)
+pub fn bytes_received(socket: BorrowedFd<'_>) -> Option<u64> {
+    tcp_info(socket).map(|counts| counts.received)
 }
 
 #[allow(unsafe_code, reason = "rustix has no TCP_INFO")]
@@ -263,15 +255,11 @@ mod tests {
         client.write_all(b"12345").unwrap();
         while peer.counts().unwrap().received < 5 {}
         assert!(!peer.has_closed());
-        peer.release();
-        let to_write_to = accepted.try_clone().unwrap();
-        drop(accepted);
-        assert!(!peer.has_closed(), "one of its two numbers is still there");
         drop(client);
         while !peer.has_closed() {}
-        drop(to_write_to);
+        peer.let_go();
         assert!(
-            peer.counts().is_none(),
+            peer.counts().is_none() && peer.duplicate().is_none(),
             "a closed socket's number must not be mistaken"
         );
     }

@@ -2,7 +2,7 @@
 //! sent or read slowly on purpose, are not. When there is no room for the next one in line, the one
 //! that has been on its way for longest is given up, if it has had time enough to be through.
 
-use super::http::Connection;
+use super::connection::Connection;
 use log::warn;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -28,6 +28,9 @@ const MAX_WAIT: Span = Span::from_secs(3_600);
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1_000;
 
+/// With so few executions, none of which has output yet, an answer is small.
+const FEW: usize = 16;
+
 /// What a handler is called with.
 pub struct Call<'a> {
     /// The server.
@@ -40,22 +43,23 @@ pub struct Call<'a> {
     pub responder: &'a mut Option<Responder>,
     /// What a handler that changes something says of it, for the audit.
     pub change: &'a mut Change,
+    /// What makes the answer, where a handler leaves that to others.
+    pub later: &'a mut Option<Make>,
 }
 
+/// Makes an answer.
+pub type Make = Box<dyn FnOnce() -> Answer + Send>;
+
 impl Call<'_> {
-    /// Makes an answer that may be large: few at once, and each finds its room before the next one
-    /// is made.
-    fn large(self, make: impl FnOnce() -> Answer) -> Handled {
-        let _maker = self.server.connections.room.make();
-        let answer = make();
-        if let Some(responder) = self.responder {
-            responder.make_room(&answer);
-        }
-        Ok(Some(answer))
+    /// Leaves an answer that may be large to be made where one may wait for the room it takes.
+    pub fn large(self, make: impl FnOnce() -> Answer + Send + 'static) -> Handled {
+        *self.later = Some(Box::new(make));
+        Ok(None)
     }
 }
 
-/// What a handler gives: an answer, or `None` when it has taken the responder.
+/// What a handler gives: an answer, or `None` when it has taken the responder, or said who makes the
+/// answer later.
 pub type Handled = Result<Option<Answer>, Answer>;
 
 /// A call of the API.
@@ -71,6 +75,8 @@ pub struct Route {
     pub query: &'static [&'static str],
     /// What does it.
     pub handler: fn(Call<'_>) -> Handled,
+    /// It takes its time, and so a thread of its own.
+    pub waits: bool,
 }
 
 const fn route(
@@ -86,6 +92,7 @@ const fn route(
         path,
         query,
         handler,
+        waits: false,
     }
 }
 
@@ -104,7 +111,7 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "DELETE", &["api", "v1", "task", "*"], &[], delete),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "cancel"], &["machine"], cancel),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait", "format", "strict"], rerun),
-    route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], text::output),
+    Route { waits: true, ..route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], text::output) },
     route(LOOK, "GET", &["api", "v1", "machine"], &["label", "state"], machines),
     route(AGENT, "POST", &["api", "v1", "agent", "poll"], &[], poll),
     route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], output),
@@ -314,9 +321,9 @@ fn answer_or_wait(
         }
         // It may have ended meanwhile.
         let shown = call.server.store.show(key);
-        return call.large(|| form.answer(shown));
+        return call.large(move || form.answer(shown));
     }
-    call.large(|| form.answer(Ok(task)))
+    call.large(move || form.answer(Ok(task)))
 }
 
 /// A submit or rerun that was refused, could not be made safe, or went well.
@@ -345,6 +352,9 @@ fn accept(
     match accepted {
         Ok((Ok(key), Some(task))) => {
             *call.change = Change::of(&task);
+            if wait_ms == 0 && task.size() <= FEW {
+                return Ok(Some(form.answer(Ok(task))));
+            }
             answer_or_wait(call, key, task, wait_ms, form)
         }
         Ok((Err(Refusal::Taken(_)), Some(task))) => Err(answer::taken(&task)),
@@ -368,13 +378,13 @@ fn submit(call: Call<'_>) -> Handled {
     let known = |text: &str| call.server.store.ask(|core| core.pattern(text));
     let spec = Spec::checked(posted, &call.server.texts, known).map_err(bad)?;
     if is_dry {
-        return Ok(Some(dry_run(&call, &spec)));
+        return dry_run(call, &spec);
     }
     accept(call, |core, now, id| core.submit(now, id, spec))
 }
 
 /// Who would run a task, if it were submitted now.
-fn dry_run(call: &Call<'_>, spec: &Spec) -> Answer {
+fn dry_run(call: Call<'_>, spec: &Spec) -> Handled {
     let store = &call.server.store;
     let mut machines = store.ask(|core| core.list_machines(None, None));
     machines.retain(|machine| spec.pattern.matches(&machine.label));
@@ -382,17 +392,19 @@ fn dry_run(call: &Call<'_>, spec: &Spec) -> Answer {
     let offline = count(MachineState::Offline);
     let draining = count(MachineState::Draining);
     machines.retain(|machine| machine.state == MachineState::Online);
-    let machines: Vec<Target> = { machines.into_iter() }
-        .map(|machine| Target {
-            label: machine.label,
-            instance: machine.instance,
+    call.large(move || {
+        let machines: Vec<Target> = { machines.into_iter() }
+            .map(|machine| Target {
+                label: machine.label,
+                instance: machine.instance,
+            })
+            .collect();
+        answer::ok(DryRun {
+            matched: machines.len() as u32,
+            machines,
+            offline,
+            draining,
         })
-        .collect();
-    answer::ok(DryRun {
-        matched: machines.len() as u32,
-        machines,
-        offline,
-        draining,
     })
 }
 
@@ -442,7 +454,7 @@ fn list(call: Call<'_>) -> Handled {
         }
     };
     let next = next.map(|key| key.0.to_string());
-    call.large(|| {
+    call.large(move || {
         let data: Vec<wire::task::Task> = tasks
             .iter()
             .map(|task| task.answer(answer::LISTED_OUTPUT_BYTES))
@@ -470,7 +482,7 @@ fn cancel(call: Call<'_>) -> Handled {
     if let Ok(task) = &canceled {
         *call.change = Change::of(task);
     }
-    Ok(Some(answer::task(canceled)))
+    call.large(move || answer::task(canceled))
 }
 
 fn delete(call: Call<'_>) -> Handled {
@@ -492,7 +504,7 @@ fn machines(call: Call<'_>) -> Handled {
         .server
         .store
         .ask(|core| core.list_machines(label, state));
-    Ok(Some(answer::ok(machines)))
+    call.large(move || answer::ok(machines))
 }
 
 fn poll(call: Call<'_>) -> Handled {

@@ -5,9 +5,9 @@
 //! released, by the answering threads.
 
 use super::answer;
+use super::connection::Connection;
 use super::durable::{Durable, Ticket};
 use super::follow::Bells;
-use super::hangups::Hangups;
 use super::held::{Held, HeldWait};
 use super::http::{Answer, Responder};
 use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
@@ -42,8 +42,6 @@ pub struct Store {
     durable: Durable,
     jobs: Mutex<VecDeque<(Ticket, Job)>>,
     job_waits: Condvar,
-    /// Watches those whose requests are held.
-    pub hangups: Hangups,
     /// Rung when something happens to a task that is followed.
     pub bells: Bells,
 }
@@ -200,7 +198,6 @@ impl Store {
             durable,
             jobs: Mutex::default(),
             job_waits: Condvar::new(),
-            hangups: Hangups::new()?,
             bells: Bells::default(),
         });
         for _ in 0..ANSWERING_THREADS {
@@ -412,25 +409,27 @@ impl Store {
         }
     }
 
-    /// Lets go of held polls whose agent is gone, so that nothing is handed out to nobody, and of
-    /// users who have lost patience.
-    pub fn drop_abandoned(&self) {
-        for cookie in self.hangups.suspected() {
-            let connection = self.state().held.connection(cookie);
-            if !connection.is_some_and(|connection| connection.peer.has_closed()) {
-                continue;
-            }
-            let dropped = {
-                let mut state = self.state();
-                let State { core, held } = &mut *state;
-                let dropped = held.take_of(cookie);
-                if let Some((Some(machine), _)) = &dropped {
-                    core.unpark(*machine);
-                }
-                dropped
-            };
-            drop(dropped);
+    /// Lets go of what is held of a connection, if its other side is gone: nothing is to be handed out
+    /// to nobody, and users may lose patience.
+    pub fn drop_abandoned(&self, connection: &Connection) {
+        if !connection.peer.has_closed() {
+            return;
         }
+        let dropped = {
+            let mut state = self.state();
+            let State { core, held } = &mut *state;
+            let dropped = held.take_of(connection.peer.cookie());
+            if let Some((Some(machine), _)) = &dropped {
+                core.unpark(*machine);
+            }
+            dropped
+        };
+        drop(dropped);
+    }
+
+    /// Whether what was changed may have to wait for the disk.
+    pub fn may_wait(&self) -> bool {
+        self.durable.may_wait()
     }
 
     /// How many requests are being held.
