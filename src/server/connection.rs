@@ -64,6 +64,8 @@ struct Seat {
     is: Is,
     /// Something has come that nobody has looked at.
     again: bool,
+    /// The request is the last one, and held without the engine.
+    is_thin: bool,
 }
 
 /// Whose turn it is.
@@ -75,6 +77,8 @@ enum Is {
     Taken,
     /// The request is held. The engine may be on its way to the seat.
     Held,
+    /// The request is held, and the engine has gone.
+    HeldThin,
     /// What was held was answered before the engine was back; whether another request may come.
     Answered(bool),
     /// Nobody's any more.
@@ -127,6 +131,7 @@ impl Connection {
                 engine: None,
                 is: Is::Taken,
                 again: false,
+                is_thin: false,
             }),
             open: open.clone(),
             room: room.clone(),
@@ -153,7 +158,7 @@ impl Connection {
                     engine: seat.engine.take(),
                 })
             }
-            (Is::Held, true) => {
+            (Is::Held, true) | (Is::HeldThin, _) => {
                 seat.again = true;
                 Found::Held
             }
@@ -164,18 +169,31 @@ impl Connection {
         }
     }
 
-    /// Notes that the request is held: from now on it may be answered from anywhere.
-    pub fn hold(&self) {
-        self.seat().is = Is::Held;
+    /// Notes that the request is held: from now on it may be answered from anywhere. Whether only what is
+    /// needed for that will be kept, so that no other request may come.
+    pub fn hold(&self, is_last: bool) -> bool {
+        let is_thin = is_last || self.open.is_short();
+        let mut seat = self.seat();
+        seat.is = Is::Held;
+        seat.is_thin = is_thin;
+        drop(seat);
         self.enter(Phase::Held);
+        is_thin
     }
 
     /// The request that was held has been answered, or nobody answers it any more; whether another one
     /// may come.
     pub fn answered(self: &Arc<Self>, stays: bool) {
         let mut seat = self.seat();
-        if seat.is != Is::Held {
-            return;
+        match seat.is {
+            Is::Held => {}
+            Is::HeldThin => {
+                seat.is = Is::Over;
+                drop(seat);
+                self.peer.let_go();
+                return self.open.remove(self);
+            }
+            Is::Free | Is::Taken | Is::Answered(_) | Is::Over => return,
         }
         let Some(engine) = seat.engine.take() else {
             seat.is = Is::Answered(stays);
@@ -283,6 +301,22 @@ impl Turn {
         let connection = self.connection.clone();
         let mut seat = connection.seat();
         match { seat.is } {
+            Is::Held if seat.is_thin => {
+                drop(seat);
+                let engine = self.engine.take();
+                let (count, _) = connection.open.counts();
+                // The descriptor to write to stays with who has the way to answer.
+                connection.peer.outlive(|| drop(engine), count);
+                connection.open.note_thin(&connection);
+                let mut seat = connection.seat();
+                let is_answered = seat.is != Is::Held;
+                seat.is = Is::HeldThin;
+                drop(seat);
+                if is_answered {
+                    connection.answered(false);
+                }
+                None
+            }
             Is::Held => {
                 seat.engine = self.engine.take();
                 let again = std::mem::take(&mut seat.again);

@@ -202,6 +202,8 @@ pub struct Responder {
     /// What is written needs no encrypting: the socket itself can be written to.
     is_plain: bool,
     is_held: bool,
+    /// The connection has nothing but the writer.
+    is_thin: bool,
     /// The answer's share of the room, if it is large.
     room: Option<Share>,
 }
@@ -364,9 +366,9 @@ impl Responder {
     /// Lets the request be answered later, from anywhere.
     pub fn hold(&mut self) {
         // Who reads what comes encrypted has to wait for it: there is to be no thread for that.
-        self.keep_alive &= self.is_plain;
+        self.is_thin = self.connection.hold(!self.keep_alive || !self.is_plain);
+        self.keep_alive &= !self.is_thin;
         self.is_held = true;
-        self.connection.hold();
     }
 
     /// The connection that the request came by.
@@ -377,6 +379,9 @@ impl Responder {
 
 impl Drop for Responder {
     fn drop(&mut self) {
+        if self.is_thin {
+            self.connection.peer.let_go();
+        }
         self.writer = None;
         if self.is_held {
             // Nobody has answered it, and nobody will.
@@ -586,6 +591,7 @@ fn responder(raw: tiny_http::Request, connection: Arc<Connection>, last: bool) -
         without_body: *raw.method() == tiny_http::Method::Head,
         is_plain: !raw.secure(),
         is_held: false,
+        is_thin: false,
         connection,
         writer: Some(raw.into_writer()),
         room: None,

@@ -41,8 +41,9 @@ const FRAMING_BYTES: u64 = 256 * 1024;
 const STALLED: Duration = Duration::from_secs(75);
 /// File descriptors kept for other things than connections.
 const SPARE_DESCRIPTORS: u64 = 64;
-/// What a connection takes of them.
-const DESCRIPTORS_EACH: usize = peer::NUMBERS_EACH;
+/// What a connection takes of them; while it is held, and they are short, only the one to write to.
+const DESCRIPTORS_AT_WORK: usize = peer::NUMBERS_EACH;
+const DESCRIPTORS_HELD: usize = 1;
 /// The pause after some were given up, until they are gone.
 const MAKING_ROOM_PAUSE: Duration = Duration::from_millis(2);
 /// The pause after an error of `accept`: descriptors or memory may be free by then.
@@ -99,7 +100,7 @@ impl Connections {
         let limits = &config.request;
         let nudge = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         Ok(Arc::new(Connections {
-            open: Open::new()?,
+            open: Open::new(max_descriptors / 2)?,
             max,
             max_descriptors,
             max_per_address: config.max_connections_per_address,
@@ -130,18 +131,17 @@ impl Connections {
 
     /// Says for how many there is room.
     pub fn explain(&self) {
-        let (max, most_held) = (self.most(), self.most_held());
-        info!("room for {max} connections, of which {most_held} may be held");
-    }
-
-    /// How many there may be.
-    fn most(&self) -> usize {
-        self.max.min(self.max_descriptors / DESCRIPTORS_EACH)
+        let (max, descriptors) = (self.max, self.max_descriptors);
+        info!(
+            "room for {} connections at work, or {} with held requests",
+            max.min(descriptors / DESCRIPTORS_AT_WORK),
+            max.min(descriptors / DESCRIPTORS_HELD),
+        );
     }
 
     /// How many requests may be held, so that there is room for others.
     pub fn most_held(&self) -> usize {
-        let most = self.most();
+        let most = self.max.min(self.max_descriptors / DESCRIPTORS_HELD);
         let never = most.div_ceil(NEVER_HELD).max(NEVER_HELD_AT_LEAST);
         most - never.min(most.div_ceil(3))
     }
@@ -167,12 +167,15 @@ impl Connections {
 
     /// Whether there is room for one more.
     fn has_room(&self) -> bool {
-        self.count() < self.most()
+        let (count, taken) = self.open.counts();
+        count < self.max && taken + DESCRIPTORS_AT_WORK <= self.max_descriptors
     }
 
     /// Makes room for another connection.
     fn give_up_for_room(&self) {
         let is_unfinished = |connection: &Connection| match connection.doing() {
+            // What it has sent nobody has read yet: that is not its fault.
+            (Phase::Idle, ..) if connection.peer.has_unread() => false,
             // Idle between two requests: its next one finds another connection.
             (Phase::Idle, _, 1..) => true,
             (Phase::Idle | Phase::Reading | Phase::Draining | Phase::Writing, ms, _) => {

@@ -4,9 +4,11 @@
 //! Whoever lets go of one takes it off this list last, when tiny_http has closed it: a socket that can
 //! still be found must be known.
 //!
-//! Those that are held are only counted: there may be thousands, and nobody has to look at them.
+//! Those that are held are only counted: there may be thousands, and nobody has to look at them. Where
+//! descriptors are short they are thin: what tiny_http has to read from them is closed.
 
 use super::connection::Connection;
+use super::peer::NUMBERS_EACH;
 use super::ready::Ready;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,13 +21,15 @@ pub struct Open {
     list: Mutex<List>,
     /// Tells which of them have something to be read.
     pub ready: Ready,
+    /// Beyond so many descriptors they are short.
+    plenty: usize,
 }
 
 /// Connections must not be dropped while it is locked, as they lock it then.
 #[derive(Debug, Default)]
 struct List {
     all: HashMap<u64, Entry>,
-    held: usize,
+    thin: usize,
     per_address: HashMap<IpAddr, usize>,
     /// How many were found by the descriptor with this number.
     found_by: Vec<u16>,
@@ -35,14 +39,23 @@ struct List {
 struct Entry {
     connection: Arc<Connection>,
     is_held: bool,
+    is_thin: bool,
+}
+
+impl List {
+    /// How many descriptors they have.
+    fn descriptors(&self) -> usize {
+        NUMBERS_EACH * self.all.len() - self.thin
+    }
 }
 
 impl Open {
-    /// None yet.
-    pub fn new() -> Result<Arc<Self>, String> {
+    /// None yet. They may have so many descriptors before those are short.
+    pub fn new(plenty: usize) -> Result<Arc<Self>, String> {
         Ok(Arc::new(Open {
             list: Mutex::default(),
             ready: Ready::new()?,
+            plenty,
         }))
     }
 
@@ -50,10 +63,15 @@ impl Open {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many there are, and how many of them are held.
+    /// How many there are, and how many descriptors they have.
     pub fn counts(&self) -> (usize, usize) {
         let list = self.list();
-        (list.all.len(), list.held)
+        (list.all.len(), list.descriptors())
+    }
+
+    /// Whether descriptors are short.
+    pub fn is_short(&self) -> bool {
+        self.list().descriptors() > self.plenty
     }
 
     /// How many there are from an address.
@@ -92,6 +110,7 @@ impl Open {
         let entry = Entry {
             connection: connection.clone(),
             is_held: false,
+            is_thin: false,
         };
         list.all.insert(connection.peer.cookie(), entry);
         let number = number(connection);
@@ -107,16 +126,18 @@ impl Open {
     /// Notes that one is held from now on, or is not any more.
     pub fn note_held(&self, connection: &Connection, is_held: bool) {
         let mut list = self.list();
-        let Some(entry) = list.all.get_mut(&connection.peer.cookie()) else {
-            return;
-        };
-        if entry.is_held == is_held {
-            return;
+        if let Some(entry) = list.all.get_mut(&connection.peer.cookie()) {
+            entry.is_held = is_held;
         }
-        entry.is_held = is_held;
-        match is_held {
-            true => list.held += 1,
-            false => list.held -= 1,
+    }
+
+    /// Notes that one has only the descriptor to write to from now on.
+    pub fn note_thin(&self, connection: &Connection) {
+        let mut list = self.list();
+        if let Some(entry) = list.all.get_mut(&connection.peer.cookie())
+            && !std::mem::replace(&mut entry.is_thin, true)
+        {
+            list.thin += 1;
         }
     }
 
@@ -126,7 +147,7 @@ impl Open {
         let Some(entry) = list.all.remove(&connection.peer.cookie()) else {
             return;
         };
-        list.held -= usize::from(entry.is_held);
+        list.thin -= usize::from(entry.is_thin);
         list.found_by[number(connection)] -= 1;
         if let Some(address) = connection.peer.address()
             && let Some(count) = list.per_address.get_mut(&address)

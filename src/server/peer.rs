@@ -5,13 +5,13 @@
 //! socket of ours that is not yet known. It is told from all others by the kernel's cookie, which is
 //! never used twice.
 //!
-//! No descriptor of our own is taken: they are what limits how many agents can be held. The number by
-//! which a socket was found stays tiny_http's for as long as that has the connection, and whoever lets
-//! go of the connection says so here first.
+//! No descriptor of our own is taken: they are what limits how many agents can be held. tiny_http has
+//! two, one to read from and one to write to. The number by which a socket was found stays its own for
+//! as long as it has the connection, and whoever lets go of the connection says so here first.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use rustix::io::fcntl_dupfd_cloexec;
+use rustix::io::{fcntl_dupfd_cloexec, ioctl_fionread};
 use rustix::net::{AddressFamily, Shutdown, shutdown, sockopt};
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, SocketAddr};
@@ -77,6 +77,17 @@ impl Peer {
         *self.number.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// Does something by which tiny_http closes one of its two descriptors, perhaps the one whose number
+    /// is known: then it is looked for by the other one, below the most there may be.
+    pub fn outlive(&self, close: impl FnOnce(), count: usize) {
+        let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        close();
+        let is_it = |number: &RawFd| accepted(*number).is_some_and(|(c, _)| c == self.cookie);
+        *number = { *number }
+            .filter(is_it)
+            .or_else(|| (0..below(count)).find(is_it));
+    }
+
     /// A descriptor of one's own, for what is not quick. `None` also when there is none left.
     pub fn duplicate(&self) -> Option<OwnedFd> {
         self.with(|socket| fcntl_dupfd_cloexec(socket, 0).ok())
@@ -111,6 +122,12 @@ impl Peer {
         takes_more.unwrap_or(false)
     }
 
+    /// Whether something has come that nobody has read.
+    pub fn has_unread(&self) -> bool {
+        let unread = self.with(|socket| ioctl_fionread(socket));
+        matches!(unread, Some(Ok(1..)))
+    }
+
     /// Whether the other side has closed its end, or the socket is gone.
     pub fn has_closed(&self) -> bool {
         self.counts().is_none_or(|counts| counts.closed_by_peer)
@@ -125,8 +142,7 @@ pub fn find_accepted(
     is_taken: impl Fn(RawFd) -> bool,
     knows: impl Fn(u64) -> bool,
 ) -> Option<Peer> {
-    // Numbers are taken from below, so no new one is above the count of those that are open.
-    let below = (NUMBERS_EACH * count + OTHER_NUMBERS) as RawFd;
+    let below = below(count);
     let new = |number: RawFd| {
         let (cookie, address) = accepted(number)?;
         (!knows(cookie)).then(|| Peer {
@@ -139,6 +155,11 @@ pub fn find_accepted(
     new(guess)
         .or_else(|| (0..below).filter(|n| !is_taken(*n)).find_map(new))
         .or_else(|| (0..below).find_map(new))
+}
+
+/// Numbers are taken from below, so with so many connections none is above this.
+fn below(count: usize) -> RawFd {
+    (NUMBERS_EACH * count + OTHER_NUMBERS) as RawFd
 }
 
 /// The cookie and the other side's address of the accepted socket with this number, if that is one.

@@ -1,9 +1,10 @@
 //! Thousands of simulated agents in one thread, over non-blocking sockets and epoll: real ones would
 //! not fit beside the server that is measured.
 //!
-//! Each does what an agent does: a poll on a connection of its own that is held (`Connection:
-//! close`); with an order it polls again at once, naming what it holds, and reports the result as
-//! fast as it can on another connection. What it was ordered it does not run.
+//! Each does what an agent does: it polls on a connection of its own that is kept alive, if the server
+//! lets it; with an order it polls again at once, naming what it holds, and reports the result as fast
+//! as it can on another connection, a new one each time, as an agent does that had nothing to report
+//! for a while. What it was ordered it does not run.
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -58,6 +59,8 @@ struct Agent {
     label: String,
     seq: u64,
     holds: Vec<AttemptId>,
+    /// The connection of its last poll, if that is still there.
+    line: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -66,7 +69,7 @@ enum Call {
     Done,
 }
 
-/// A connection, for one request.
+/// A connection, and the request on it.
 struct Line {
     socket: OwnedFd,
     agent: usize,
@@ -102,6 +105,7 @@ impl Fleet {
             label: format!("g{}-{n}", n / 10),
             seq: 0,
             holds: Vec::new(),
+            line: None,
         };
         let mut fleet = Fleet {
             server,
@@ -218,11 +222,24 @@ impl Fleet {
             Call::Poll => "poll",
             Call::Done => "done",
         };
+        let closes = match call {
+            Call::Poll => "",
+            Call::Done => "Connection: close\r\n",
+        };
         let head = format!(
-            "POST /api/v1/agent/{path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            "POST /api/v1/agent/{path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n{closes}\r\n",
             self.server,
             body.len()
         );
+        let request = [head.as_bytes(), body].concat();
+        if call == Call::Poll
+            && let Some(at) = self.agents[agent].line.take()
+            && let Some(line) = self.lines[at].as_mut()
+        {
+            line.request = request;
+            line.answer.clear();
+            return self.look_at(at);
+        }
         let socket = self.connect(agent).map_err(|why| {
             let open = self.lines.len() - self.free.len();
             format!("a connection beside {open} others: {why}")
@@ -231,7 +248,7 @@ impl Fleet {
             socket,
             agent,
             call,
-            request: [head.as_bytes(), body].concat(),
+            request,
             answer: Vec::new(),
         };
         let at = self.free.pop().unwrap_or(self.lines.len());
@@ -284,16 +301,21 @@ impl Fleet {
         if !is_over {
             return Ok(());
         }
-        let line = self.lines[at].take();
-        self.free.push(at);
-        line.map_or(Ok(()), |line| self.over(&line))
+        let answer = std::mem::take(&mut line.answer);
+        let (agent, call) = (line.agent, line.call);
+        if call == Call::Poll && answered(&answer).is_some() && !closes(&answer) {
+            self.agents[agent].line = Some(at);
+        } else {
+            self.lines[at] = None;
+            self.free.push(at);
+        }
+        self.over(agent, call, &answer)
     }
 
     /// A request has its answer, or its connection has ended without one.
-    fn over(&mut self, line: &Line) -> Result<(), String> {
-        let body = answered(&line.answer).unwrap_or_default();
-        let n = line.agent;
-        match line.call {
+    fn over(&mut self, n: usize, call: Call, answer: &[u8]) -> Result<(), String> {
+        let body = answered(answer).unwrap_or_default();
+        match call {
             Call::Poll => match serde_json::from_slice::<Envelope<Orders<IgnoredAny>>>(body) {
                 Ok(answer) => self.obey(n, answer.data),
                 Err(_) => {
@@ -364,6 +386,12 @@ fn answered(answer: &[u8]) -> Option<&[u8]> {
         return None;
     }
     Some(if head.starts_with(STATUS) { body } else { b"" })
+}
+
+/// Whether the server ends the connection after this answer.
+fn closes(answer: &[u8]) -> bool {
+    const MARK: &[u8] = b"\r\nConnection: close\r\n";
+    answer.windows(MARK.len()).any(|part| part == MARK)
 }
 
 /// A fleet that goes on by itself.
