@@ -75,7 +75,7 @@ const HALF_A_BODY: &[u8] =
 #[test]
 fn few_descriptors() {
     let _alone = alone();
-    let server = limited(&[], "ulimit -n 320", &[]);
+    let server = limited(&[], "ulimit -n 240", &[]);
     let threads = server.process.figure("Threads");
     beside(&server, || crowd(server.address, 100, HALF_A_BODY));
     recovered(server, threads, "limit on open files");

@@ -12,7 +12,7 @@ use super::http::Incoming;
 use super::open::Open;
 use super::peer::Peer;
 use super::room::Room;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -43,6 +43,8 @@ pub struct Connection {
     since_ms: AtomicU64,
     /// Counts requests, so that the guard can tell them apart.
     requests: AtomicU32,
+    /// The last request was held.
+    was_held: AtomicBool,
     /// When the guard first looked at a request: which one, and what had been received by then.
     looked: Mutex<(u32, u64)>,
     seat: Mutex<Seat>,
@@ -126,6 +128,7 @@ impl Connection {
             phase: AtomicU8::new(Phase::Idle as u8),
             since_ms: AtomicU64::new(uptime_ms()),
             requests: AtomicU32::new(0),
+            was_held: AtomicBool::new(false),
             looked: Mutex::default(),
             seat: Mutex::new(Seat {
                 engine: None,
@@ -177,6 +180,7 @@ impl Connection {
         seat.is = Is::Held;
         seat.is_thin = is_thin;
         drop(seat);
+        self.was_held.store(true, Ordering::Relaxed);
         self.enter(Phase::Held);
         is_thin
     }
@@ -190,7 +194,6 @@ impl Connection {
             Is::HeldThin => {
                 seat.is = Is::Over;
                 drop(seat);
-                self.peer.let_go();
                 return self.open.remove(self);
             }
             Is::Free | Is::Taken | Is::Answered(_) | Is::Over => return,
@@ -218,6 +221,11 @@ impl Connection {
         if was_held != is_held {
             self.open.note_held(self, is_held);
         }
+    }
+
+    /// Whether its last request was held.
+    pub fn was_held(&self) -> bool {
+        self.was_held.load(Ordering::Relaxed)
     }
 
     /// Whether its socket's buffer has room for a small answer: it is empty before the first one.
@@ -287,6 +295,7 @@ impl Turn {
     /// Notes that a request begins.
     pub fn begin_request(&self, phase: Phase) {
         self.connection.requests.fetch_add(1, Ordering::Relaxed);
+        self.connection.was_held.store(false, Ordering::Relaxed);
         self.connection.enter(phase);
     }
 
@@ -374,8 +383,7 @@ impl Drop for Turn {
         };
         let connection = &self.connection;
         connection.seat().is = Is::Over;
-        connection.peer.let_go();
-        drop(engine);
+        connection.peer.close(|| drop(engine));
         connection.open.remove(connection);
     }
 }

@@ -379,10 +379,11 @@ impl Responder {
 
 impl Drop for Responder {
     fn drop(&mut self) {
+        let writer = self.writer.take();
         if self.is_thin {
-            self.connection.peer.let_go();
+            // There is nothing else of the connection.
+            self.connection.peer.close(|| drop(writer));
         }
-        self.writer = None;
         if self.is_held {
             // Nobody has answered it, and nobody will.
             self.connection.answered(false);

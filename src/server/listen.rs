@@ -44,6 +44,9 @@ const SPARE_DESCRIPTORS: u64 = 64;
 /// What a connection takes of them; while it is held, and they are short, only the one to write to.
 const DESCRIPTORS_AT_WORK: usize = peer::NUMBERS_EACH;
 const DESCRIPTORS_HELD: usize = 1;
+/// They are short when one in so many of them is taken: many who are held may come back at once, beside
+/// as many others.
+const PLENTY: usize = 4;
 /// The pause after some were given up, until they are gone.
 const MAKING_ROOM_PAUSE: Duration = Duration::from_millis(2);
 /// The pause after an error of `accept`: descriptors or memory may be free by then.
@@ -53,6 +56,9 @@ const GIVEN_UP_AT_ONCE: usize = 8;
 /// What came later than so many milliseconds ago is not given up: on a busy machine it may be a good
 /// request that nobody had the time to read.
 const GIVEN_UP_AFTER_MS: u64 = 50;
+/// Who was held and has been answered, as agents are, is about to come back: for so many milliseconds
+/// he is not given up.
+const IN_TOUCH_MS: u64 = 1_000;
 /// Where no thread is left, a third of those is given up at once that have sent something and have us
 /// wait for the rest, or for their next request, for so many milliseconds: whoever comes behind a crowd
 /// of such waits for all of it.
@@ -66,6 +72,8 @@ const NEVER_HELD_AT_LEAST: usize = 64;
 const BUFFERS_BYTES: usize = 128 * 1024;
 /// How long to wait for a connection before looking after other things.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(1);
+/// What is said then.
+const NO_DESCRIPTOR: &str = "no descriptor left for a new connection";
 /// At most one warning about the same trouble in this time.
 const WARNING_PERIOD_MS: u64 = 10_000;
 
@@ -100,7 +108,7 @@ impl Connections {
         let limits = &config.request;
         let nudge = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         Ok(Arc::new(Connections {
-            open: Open::new(max_descriptors / 2)?,
+            open: Open::new(max_descriptors / PLENTY)?,
             max,
             max_descriptors,
             max_per_address: config.max_connections_per_address,
@@ -174,8 +182,7 @@ impl Connections {
     /// Makes room for another connection.
     fn give_up_for_room(&self) {
         let is_unfinished = |connection: &Connection| match connection.doing() {
-            // What it has sent nobody has read yet: that is not its fault.
-            (Phase::Idle, ..) if connection.peer.has_unread() => false,
+            (Phase::Idle, ms, _) if connection.was_held() => ms > IN_TOUCH_MS,
             // Idle between two requests: its next one finds another connection.
             (Phase::Idle, _, 1..) => true,
             (Phase::Idle | Phase::Reading | Phase::Draining | Phase::Writing, ms, _) => {
@@ -205,9 +212,12 @@ impl Connections {
         meant.retain(|connection| is_meant(connection));
         meant.sort_by_cached_key(|connection| Reverse(connection.doing().1));
         let some = meant.len().div_ceil(one_in);
-        for longest in meant.iter().take(some) {
-            longest.cut();
-        }
+        // What an idle one has sent meanwhile nobody has read yet: that is not its fault.
+        let is_waited_for = |connection: &&Arc<Connection>| {
+            connection.doing().0 == Phase::Idle && connection.peer.has_unread()
+        };
+        let longest = meant.iter().filter(|c| !is_waited_for(c)).take(some);
+        longest.for_each(|connection| connection.cut());
         some > 0
     }
 
@@ -358,17 +368,20 @@ fn accept_one(
         let _ = rustix::io::read(&connections.nudge, &mut [0; 8]);
         return Ok(None);
     }
-    let guess = listener.next_number();
-    if guess < 0 {
-        return Err("no descriptor left for a new connection".into());
-    }
-    // tiny_http panics when it cannot duplicate the socket; that must not end the loop.
-    let accepted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| listener.accept()));
+    let (guess, accepted) = peer::while_none_closes(|| {
+        let guess = listener.next_number();
+        if guess < 0 {
+            return (guess, Ok(Err(io::Error::other(NO_DESCRIPTOR))));
+        }
+        // tiny_http panics when it cannot duplicate the socket; that must not end the loop.
+        let accept = std::panic::AssertUnwindSafe(|| listener.accept());
+        (guess, std::panic::catch_unwind(accept))
+    });
     match accepted {
         Ok(Ok(Some(incoming))) => Ok(connections.note(guess, incoming)),
         Ok(Ok(None)) => Ok(None),
         Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("no descriptor left for a new connection".into()),
+        Err(_) => Err(NO_DESCRIPTOR.into()),
     }
 }

@@ -16,8 +16,24 @@ use rustix::net::{AddressFamily, Shutdown, shutdown, sockopt};
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
+
+/// Whoever accepts wants to know beforehand which number the socket will have, so nobody may close one
+/// of another connection just then. If something else does, it has to be looked for.
+static CLOSING: RwLock<()> = RwLock::new(());
+
+/// Does what closes a descriptor of a connection.
+pub fn closing<R>(close: impl FnOnce() -> R) -> R {
+    let _guard = CLOSING.read().unwrap_or_else(PoisonError::into_inner);
+    close()
+}
+
+/// Does what takes the lowest number that is free.
+pub fn while_none_closes<R>(accept: impl FnOnce() -> R) -> R {
+    let _guard = CLOSING.write().unwrap_or_else(PoisonError::into_inner);
+    accept()
+}
 
 /// An accepted socket.
 #[derive(Debug)]
@@ -60,28 +76,30 @@ impl Peer {
     }
 
     /// Does something quick with the socket; `None` when it has been let go of.
-    #[allow(
-        unsafe_code,
-        reason = "tiny_http owns the descriptor and does not show it"
-    )]
     pub fn with<R>(&self, quick: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
         let number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the descriptor is open for as long as tiny_http has the connection, and that is
-        // dropped only after `let_go`, which waits for this lock.
-        (*number).map(|number| quick(unsafe { BorrowedFd::borrow_raw(number) }))
+        // It is closed by nobody but `close`, which waits for this lock.
+        (*number).map(|number| borrowed(number, quick))
     }
 
-    /// To be called before tiny_http's connection is dropped: from then on the number may be
-    /// anybody's.
-    pub fn let_go(&self) {
-        *self.number.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Does what closes the last descriptor: from then on the number may be anybody's. What tiny_http has
+    /// yet to send is sent if the socket takes it; nobody waits for that.
+    pub fn close(&self, close: impl FnOnce()) {
+        let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = number.take() else {
+            return close();
+        };
+        drop(number);
+        // Whoever closes still has it.
+        let _ = borrowed(open, |socket| rustix::io::ioctl_fionbio(socket, true));
+        closing(close);
     }
 
     /// Does something by which tiny_http closes one of its two descriptors, perhaps the one whose number
     /// is known: then it is looked for by the other one, below the most there may be.
     pub fn outlive(&self, close: impl FnOnce(), count: usize) {
         let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
-        close();
+        closing(close);
         let is_it = |number: &RawFd| accepted(*number).is_some_and(|(c, _)| c == self.cookie);
         *number = { *number }
             .filter(is_it)
@@ -157,27 +175,30 @@ pub fn find_accepted(
         .or_else(|| (0..below).find_map(new))
 }
 
+/// Does something with a descriptor that tiny_http has, and does not show.
+#[allow(unsafe_code, reason = "a descriptor that somebody else owns")]
+fn borrowed<R>(number: RawFd, quick: impl FnOnce(BorrowedFd<'_>) -> R) -> R {
+    // SAFETY: callers see to it that the descriptor is not closed meanwhile, or do nothing with it that
+    // could harm the one that has its number then.
+    quick(unsafe { BorrowedFd::borrow_raw(number) })
+}
+
 /// Numbers are taken from below, so with so many connections none is above this.
 fn below(count: usize) -> RawFd {
     (NUMBERS_EACH * count + OTHER_NUMBERS) as RawFd
 }
 
 /// The cookie and the other side's address of the accepted socket with this number, if that is one.
-#[allow(
-    unsafe_code,
-    reason = "a file descriptor that another owner may close at any time"
-)]
+/// Nothing is done to it but look: it may be closed at any time.
 fn accepted(number: RawFd) -> Option<(u64, Option<IpAddr>)> {
     if number < 0 {
         return None;
     }
-    // SAFETY: the borrowed descriptor is used for calls of getsockopt(2) and getpeername(2) only,
-    // which change nothing. If its owner closes it at the same time they fail with EBADF, or speak of
-    // what took its number; the one that was accepted last is owned by the caller all the time.
-    let socket = unsafe { BorrowedFd::borrow_raw(number) };
-    let cookie = sockopt::socket_cookie(socket).ok()?;
-    let address = peer_address(socket);
-    (address.is_some() || is_accepted(socket)).then_some((cookie, address))
+    borrowed(number, |socket| {
+        let cookie = sockopt::socket_cookie(socket).ok()?;
+        let address = peer_address(socket);
+        (address.is_some() || is_accepted(socket)).then_some((cookie, address))
+    })
 }
 
 /// The address of the other side, if that is there and has one: nobody but who was accepted does.
@@ -278,7 +299,7 @@ mod tests {
         assert!(!peer.has_closed());
         drop(client);
         while !peer.has_closed() {}
-        peer.let_go();
+        peer.close(|| drop(accepted));
         assert!(
             peer.counts().is_none() && peer.duplicate().is_none(),
             "a closed socket's number must not be mistaken"
