@@ -57,8 +57,8 @@ const GIVEN_UP_AT_ONCE: usize = 8;
 /// request that nobody had the time to read.
 const GIVEN_UP_AFTER_MS: u64 = 50;
 /// Who was held and has been answered, as agents are, is about to come back: for so many milliseconds
-/// he is not given up.
-const IN_TOUCH_MS: u64 = 1_000;
+/// he is not given up; nor is anybody while we are behind.
+const IN_TOUCH_MS: u64 = 3_000;
 /// Where no thread is left, a third of those is given up at once that have sent something and have us
 /// wait for the rest, or for their next request, for so many milliseconds: whoever comes behind a crowd
 /// of such waits for all of it.
@@ -181,14 +181,17 @@ impl Connections {
 
     /// Makes room for another connection.
     fn give_up_for_room(&self) {
+        // While there is more to do than is done it is not the peers who are slow.
+        let behind = self.open.ready.idle_for_ms() < GIVEN_UP_AFTER_MS;
         let is_unfinished = |connection: &Connection| match connection.doing() {
+            (Phase::Serving | Phase::Held, ..) => false,
+            (_, ms, _) if behind => ms > IN_TOUCH_MS,
             (Phase::Idle, ms, _) if connection.was_held() => ms > IN_TOUCH_MS,
             // Idle between two requests: its next one finds another connection.
             (Phase::Idle, _, 1..) => true,
             (Phase::Idle | Phase::Reading | Phase::Draining | Phase::Writing, ms, _) => {
                 ms > GIVEN_UP_AFTER_MS
             }
-            (Phase::Serving | Phase::Held, ..) => false,
         };
         self.give_up(is_unfinished, GIVEN_UP_AT_ONCE);
     }
