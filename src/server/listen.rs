@@ -56,6 +56,10 @@ const GIVEN_UP_AT_ONCE: usize = 8;
 /// What came later than so many milliseconds ago is not given up: on a busy machine it may be a good
 /// request that nobody had the time to read.
 const GIVEN_UP_AFTER_MS: u64 = 50;
+/// Nor is it, after so many, when nothing at all has come: that takes no thread.
+const SILENT_AFTER_MS: u64 = 300;
+/// We are behind when all workers have had something to do for so many milliseconds without a pause.
+const BEHIND_MS: u64 = 20;
 /// Who was held and has been answered, as agents are, is about to come back: for so many milliseconds
 /// he is not given up; nor is anybody while we are behind.
 const IN_TOUCH_MS: u64 = 3_000;
@@ -182,16 +186,15 @@ impl Connections {
     /// Makes room for another connection.
     fn give_up_for_room(&self) {
         // While there is more to do than is done it is not the peers who are slow.
-        let behind = self.open.ready.idle_for_ms() < GIVEN_UP_AFTER_MS;
+        let behind = self.open.ready.busy_for_ms() > BEHIND_MS;
         let is_unfinished = |connection: &Connection| match connection.doing() {
             (Phase::Serving | Phase::Held, ..) => false,
             (_, ms, _) if behind => ms > IN_TOUCH_MS,
             (Phase::Idle, ms, _) if connection.was_held() => ms > IN_TOUCH_MS,
             // Idle between two requests: its next one finds another connection.
             (Phase::Idle, _, 1..) => true,
-            (Phase::Idle | Phase::Reading | Phase::Draining | Phase::Writing, ms, _) => {
-                ms > GIVEN_UP_AFTER_MS
-            }
+            (Phase::Idle, ms, 0) => ms > SILENT_AFTER_MS,
+            (Phase::Reading | Phase::Draining | Phase::Writing, ms, _) => ms > GIVEN_UP_AFTER_MS,
         };
         self.give_up(is_unfinished, GIVEN_UP_AT_ONCE);
     }

@@ -12,9 +12,13 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// The most that one thread is told at once: what it has been told of waits for it.
 const AT_ONCE: usize = 4;
+
+/// Who is told sooner has not waited: it had happened before.
+const AT_HAND: Duration = Duration::from_micros(20);
 
 /// Sockets on which something may happen.
 #[derive(Debug)]
@@ -22,8 +26,8 @@ pub struct Ready {
     epoll: OwnedFd,
     /// How many wait for that.
     idle: AtomicUsize,
-    /// When nobody did, so that what happens then has to wait, in milliseconds of [`uptime_ms`].
-    busy_ms: AtomicU64,
+    /// When somebody last had to wait for it, in milliseconds of [`uptime_ms`].
+    idle_ms: AtomicU64,
 }
 
 /// What somebody is told of, taken from the front.
@@ -37,7 +41,7 @@ impl Ready {
         Ok(Ready {
             epoll,
             idle: AtomicUsize::new(0),
-            busy_ms: AtomicU64::new(0),
+            idle_ms: AtomicU64::new(0),
         })
     }
 
@@ -76,20 +80,23 @@ impl Ready {
     pub fn wait(&self, events: &mut Events) -> impl Iterator<Item = u64> {
         events.clear();
         events.reserve(AT_ONCE);
+        let begin = Instant::now();
         self.idle.fetch_add(1, Ordering::Relaxed);
         // Interrupted: then nothing has happened.
         let _ = epoll::wait(&self.epoll, spare_capacity(events), None);
-        if self.idle.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.busy_ms.store(uptime_ms(), Ordering::Relaxed);
+        self.idle.fetch_sub(1, Ordering::Relaxed);
+        if begin.elapsed() > AT_HAND {
+            self.idle_ms.store(uptime_ms(), Ordering::Relaxed);
         }
         events.drain(..).map(|event| event.data.u64())
     }
 
-    /// Since when, in milliseconds, there has always been somebody with nothing to do.
-    pub fn idle_for_ms(&self) -> u64 {
+    /// For how many milliseconds everybody has had something to do without a pause, so that what happens
+    /// has to wait.
+    pub fn busy_for_ms(&self) -> u64 {
         match self.idle.load(Ordering::Relaxed) {
-            0 => 0,
-            _ => uptime_ms().saturating_sub(self.busy_ms.load(Ordering::Relaxed)),
+            0 => uptime_ms().saturating_sub(self.idle_ms.load(Ordering::Relaxed)),
+            _ => 0,
         }
     }
 }
