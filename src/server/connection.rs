@@ -309,7 +309,8 @@ impl Turn {
     pub fn put_back(mut self) -> Option<Turn> {
         let connection = self.connection.clone();
         let mut seat = connection.seat();
-        match { seat.is } {
+        let is = seat.is;
+        match is {
             Is::Held if seat.is_thin => {
                 drop(seat);
                 let engine = self.engine.take();

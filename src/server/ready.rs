@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// The most that one thread is told at once: what it has been told of waits for it.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 8;
 
 /// Who is told sooner has not waited: it had happened before.
 const AT_HAND: Duration = Duration::from_micros(20);

@@ -1,9 +1,10 @@
-//! The threads of connections. One that is through takes the next connection, or waits a moment for one:
-//! most connections are short, and starting a thread is more work than answering a poll.
+//! Threads for what has to wait: for the rest of a request, for a peer that reads slowly, for the disk,
+//! for room. One that is through takes the next thing, or waits a moment for one: most are short, and
+//! starting a thread is more work than most of them.
 //!
-//! So thousands that come at once are served by few threads. But peers may be slow on purpose, and a
-//! connection must not wait for a thread that has such a one: whoever takes longer than most need does
-//! not count any more, and another thread is started.
+//! So thousands that come at once are served by few threads. But peers may be slow on purpose, and
+//! nothing must wait for a thread that has such a one: whoever takes longer than most need does not
+//! count any more, and another thread is started.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
