@@ -25,7 +25,7 @@ pub const LISTED_OUTPUT_BYTES: usize = 16 << 10;
 pub fn json<T: Serialize>(status: u16, value: &T) -> Answer {
     let mut body = Vec::with_capacity(USUAL_BYTES);
     // Our own types have only string keys and finite numbers: serializing them cannot fail.
-    let _ = serde_json::to_writer(&mut body, value);
+    let _ = wire::json::write(value, &mut body);
     Answer {
         status,
         content_type: "application/json",
