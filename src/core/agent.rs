@@ -440,10 +440,7 @@ impl Core {
 
     /// Changes what is kept of an attempt's output, and keeps the sums in step.
     fn change_output(&mut self, key: ExecutionKey, change: impl FnOnce(&mut Output)) {
-        let task = self
-            .tasks
-            .get_mut(&key.task)
-            .expect("an active attempt's task is kept");
+        let task = super::kept(&mut self.tasks, key.task);
         let output = task.executions[key.n as usize]
             .now
             .output

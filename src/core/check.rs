@@ -79,7 +79,7 @@ impl Core {
     /// All tasks, without copying them.
     #[doc(hidden)]
     pub fn glimpse_tasks(&self) -> impl Iterator<Item = (TaskKey, &Task)> {
-        self.tasks.iter().map(|(key, task)| (*key, &**task))
+        self.tasks.iter().map(|(key, task)| (*key, task))
     }
 
     /// The instances and states of all machines, without copying them.

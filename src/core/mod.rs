@@ -46,7 +46,7 @@ pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
 pub use self::spec::Spec;
-pub use self::task::{Execution, Task};
+pub use self::task::{Execution, Kept, Task};
 pub use self::user::Selection;
 
 use self::follow::Followed;
@@ -133,8 +133,7 @@ pub enum Notice {
 #[derive(Debug)]
 pub struct Core {
     limits: Limits,
-    /// In boxes: a tree that is filled in order is half empty, so its entries are to be small.
-    tasks: BTreeMap<TaskKey, Box<Task>>,
+    tasks: BTreeMap<TaskKey, Task>,
     task_ids: HashMap<Arc<str>, TaskKey>,
     task_prefixes: HashMap<Arc<str>, TaskKey>,
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
@@ -207,13 +206,11 @@ impl Core {
     }
 
     /// A task, to be changed: what is reached by this is saved.
-    fn task_mut(&mut self, key: TaskKey) -> &mut Task {
+    fn task_mut(&mut self, key: TaskKey) -> &mut Kept {
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
-        self.tasks
-            .get_mut(&key)
-            .expect("a task is dropped with everything that names it")
+        kept(&mut self.tasks, key)
     }
 
     fn execution(&self, key: ExecutionKey) -> &Execution {
@@ -225,11 +222,7 @@ impl Core {
         if let Some(changes) = &mut self.changes {
             changes.execution(key);
         }
-        let task = self
-            .tasks
-            .get_mut(&key.task)
-            .expect("a task is dropped with everything that names it");
-        &mut task.executions[key.n as usize]
+        &mut kept(&mut self.tasks, key.task).executions[key.n as usize]
     }
 
     /// Notes that a machine is to be saved as it is now.
@@ -253,10 +246,7 @@ impl Core {
 
     /// Applies an event to an execution, if the table has it. The one place where a state changes.
     fn apply(&mut self, key: ExecutionKey, event: Event) -> bool {
-        let task = self
-            .tasks
-            .get_mut(&key.task)
-            .expect("a task is dropped with everything that names it");
+        let task = kept(&mut self.tasks, key.task);
         let execution = &mut task.executions[key.n as usize];
         let Some(state) = life::next(execution.state, event) else {
             return false;
@@ -476,13 +466,15 @@ impl Core {
 
     /// Ends a task of which nothing is left to do.
     fn finish_if_done(&mut self, now: Time, key: TaskKey) {
-        let Some(task) = self.tasks.get_mut(&key) else {
+        let Some(task) = self.tasks.get(&key) else {
             return;
         };
         if task.open || task.finished_at.is_some() || task.counts.unfinished() > 0 {
             return;
         }
+        let task = kept(&mut self.tasks, key);
         task.finished_at = Some(now);
+        let task = self.task(key);
         let forgotten_at = now.plus(task.kept_for());
         let (state, executions, expires_at) =
             (task.state(), task.executions.len(), task.expires_at);
@@ -577,6 +569,13 @@ impl Core {
     fn target(&self, machine: MachineKey) -> Arc<Target> {
         self.machine(machine).target.clone()
     }
+}
+
+/// What is kept of a task, to be changed.
+fn kept(tasks: &mut BTreeMap<TaskKey, Task>, key: TaskKey) -> &mut Kept {
+    let task = tasks.get_mut(&key);
+    task.expect("a task is dropped with everything that names it")
+        .kept()
 }
 
 /// Gives back the memory of a map that was much larger. While it shrinks step by step that is done

@@ -77,7 +77,7 @@ impl Core {
             }
             if query.wants(task) {
                 executions += task.executions.len();
-                tasks.push(Task::clone(task));
+                tasks.push(task.clone());
             }
             last = Some(*key);
         }
@@ -132,13 +132,13 @@ impl Core {
     pub fn show(&self, key: TaskKey) -> Result<Task, Refusal> {
         self.tasks
             .get(&key)
-            .map(|task| Task::clone(task))
+            .cloned()
             .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
     }
 
     /// All tasks, oldest first.
     pub fn all_tasks(&self) -> impl Iterator<Item = &Task> {
-        self.tasks.values().map(|task| &**task)
+        self.tasks.values()
     }
 
     /// Whether a task has ended (or is not known any more).

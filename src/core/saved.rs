@@ -9,7 +9,7 @@ use super::machine::{Kind, Machine};
 use super::output::Output;
 use super::pattern::Pattern;
 use super::spec::Spec;
-use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
+use super::task::{Attempt, Execution, Kept, PastAttempt, Place, Target, Task};
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::machine::MachineState;
@@ -315,7 +315,7 @@ impl Core {
         for key in tasks {
             batch
                 .tasks
-                .insert(key, self.tasks.get(&key).map(|task| saved_task(task)));
+                .insert(key, self.tasks.get(&key).map(saved_task));
         }
         for key in executions {
             if let Some(task) = self.tasks.get(&key.task) {
@@ -491,7 +491,7 @@ impl Core {
     ) -> Result<(), String> {
         let finished = saved.finished_at.is_some();
         let later = |time: Time| if finished { time } else { time.plus(away) };
-        let mut task = Task {
+        let mut task = Kept {
             id: saved.id,
             prefix: saved.prefix,
             created_at: saved.created_at,
@@ -545,7 +545,7 @@ impl Core {
                 past: saved.past,
             });
         }
-        self.index_restored(key, task)?;
+        self.index_restored(key, Task::new(task))?;
         for (key, place) in places {
             self.restore_place(now, key, place);
         }
@@ -573,7 +573,7 @@ impl Core {
             }
             None => self.arm_ttl(key, &task),
         }
-        self.tasks.insert(key, Box::new(task));
+        self.tasks.insert(key, task);
         if open {
             let group = self.group_of(key);
             self.directory.group_mut(group).open.insert(key);
@@ -614,7 +614,7 @@ impl Core {
     }
 
     fn restore_output(&mut self, key: OutputKey, piece: &SavedPiece, changes: &mut Changes) {
-        let Some(task) = self.tasks.get_mut(&key.task) else {
+        let Some(task) = self.tasks.get_mut(&key.task).map(Task::kept) else {
             return;
         };
         let Some(execution) = task.executions.get_mut(key.n as usize) else {

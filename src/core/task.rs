@@ -7,15 +7,21 @@ use crate::wire::agent::{AttemptId, Stream};
 use crate::wire::span::Span;
 use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Earlier attempts kept per execution: the last ones tell why it fails.
 pub(super) const MAX_PAST_ATTEMPTS: usize = 10;
 
-/// A task as kept.
+/// A task. A copy shows it as it is now, and costs nothing: what is kept is shared, until it changes.
 #[derive(Debug, Clone)]
-pub struct Task {
+pub struct Task(Arc<Kept>);
+
+/// What is kept of a task.
+#[derive(Debug, Clone)]
+pub struct Kept {
     /// Its id.
     pub id: Arc<str>,
     /// What the ids of its executions begin with. Fresh, also where its id was used before: what an
@@ -149,7 +155,24 @@ pub(super) fn execution_id(prefix: &str, n: u32) -> String {
     format!("{prefix}.{n}")
 }
 
+impl Deref for Task {
+    type Target = Kept;
+
+    fn deref(&self) -> &Kept {
+        &self.0
+    }
+}
+
 impl Task {
+    pub(super) fn new(kept: Kept) -> Task {
+        Task(Arc::new(kept))
+    }
+
+    /// What is kept of it, to be changed. Who looks at a copy does not see that.
+    pub(super) fn kept(&mut self) -> &mut Kept {
+        Arc::make_mut(&mut self.0)
+    }
+
     pub(super) fn attempt_id(&self, key: ExecutionKey) -> AttemptId {
         let attempt = self.executions[key.n as usize].now.number;
         AttemptId {
@@ -224,14 +247,14 @@ impl Task {
 
     /// The answer of the API, with about `output_limit` bytes of output in all. Costs time in
     /// proportion to the output: not to be called under the lock.
-    pub fn answer(&self, output_limit: usize) -> wire::Task {
+    pub fn answer(&self, output_limit: usize) -> wire::Task<Cow<'_, str>> {
         let with_output = self
             .executions
             .iter()
             .filter(|e| e.now.output.is_some())
             .count();
         let share = output_limit / with_output.max(1);
-        let result: Vec<wire::Execution> = self
+        let result: Vec<wire::Execution<Cow<'_, str>>> = self
             .executions
             .iter()
             .zip(0..)
@@ -247,14 +270,14 @@ impl Task {
             .collect();
         let spec = &self.spec;
         wire::Task {
-            id: self.id.to_string(),
-            name: spec.name.to_string(),
+            id: Cow::from(&*self.id),
+            name: Cow::from(&*spec.name),
             kind: 0,
             status: self.status(),
             state: self.state(),
             msg: self.msg(),
-            created_at: rfc3339(self.created_at),
-            finished_at: self.finished_at.map(rfc3339),
+            created_at: written(self.created_at),
+            finished_at: self.finished_at.map(written),
             machine_pattern: spec.pattern.text().into(),
             mode: spec.mode,
             ttl: spec.ttl,
@@ -262,13 +285,9 @@ impl Task {
             retry: spec.retry.as_deref().cloned(),
             result_ttl: spec.result_ttl,
             failure_ttl: spec.failure_ttl,
-            rerun_of: self.rerun_of.as_deref().map(str::to_owned),
+            rerun_of: self.rerun_of.as_deref().map(Cow::from),
             matched: self.matched,
-            assignees: self
-                .executions
-                .iter()
-                .filter_map(|e| Some(e.target.as_ref()?.label.to_string()))
-                .collect(),
+            assignees: self.labels().map(Cow::from).collect(),
             counts: self.counts,
             detail: wire::AnsweredDetail {
                 detail: spec.detail.clone(),
@@ -329,15 +348,15 @@ impl Task {
 }
 
 impl Execution {
-    fn answer(&self, prefix: &str, n: u32, output_limit: usize) -> wire::Execution {
-        let (machine_label, instance, host) = target_words(self.target.as_deref());
+    fn answer(&self, prefix: &str, n: u32, output_limit: usize) -> wire::Execution<Cow<'_, str>> {
+        let [machine_label, instance, host] = target_words(self.target.as_deref());
         let status = match self.state {
             ExecutionState::Succeeded => 0,
             state if state.is_terminal() => 2,
             _ => 1,
         };
         wire::Execution {
-            execution: execution_id(prefix, n),
+            execution: execution_id(prefix, n).into(),
             machine_label,
             instance,
             host,
@@ -354,8 +373,8 @@ impl Execution {
 }
 
 impl PastAttempt {
-    fn answer(&self, output_limit: usize) -> wire::PastAttempt {
-        let (machine_label, instance, _) = target_words(self.target.as_deref());
+    fn answer(&self, output_limit: usize) -> wire::PastAttempt<Cow<'_, str>> {
+        let [machine_label, instance, _] = target_words(self.target.as_deref());
         wire::PastAttempt {
             state: self.state,
             machine_label,
@@ -366,14 +385,14 @@ impl PastAttempt {
 }
 
 impl Attempt {
-    fn answer(&self, output_limit: usize) -> wire::Attempt {
+    fn answer(&self, output_limit: usize) -> wire::Attempt<Cow<'_, str>> {
         let mut answer = wire::Attempt {
             attempt: self.number,
             exit_code: self.exit_code,
-            signal: self.signal.as_deref().map(str::to_owned),
-            msg: self.msg.to_string(),
-            started_at: self.started_at.map(rfc3339),
-            finished_at: self.finished_at.map(rfc3339),
+            signal: self.signal.as_deref().map(Cow::from),
+            msg: Cow::from(&*self.msg),
+            started_at: self.started_at.map(written),
+            finished_at: self.finished_at.map(written),
             duration_ms: self.duration_ms,
             ..Default::default()
         };
@@ -394,14 +413,13 @@ impl Attempt {
     }
 }
 
-fn target_words(target: Option<&Target>) -> (String, String, String) {
-    target.map_or_else(Default::default, |t| {
-        (
-            t.label.to_string(),
-            t.instance.to_string(),
-            t.host.to_string(),
-        )
-    })
+fn target_words(target: Option<&Target>) -> [Cow<'_, str>; 3] {
+    let words = target.map_or([""; 3], |t| [&*t.label, &*t.instance, &*t.host]);
+    words.map(Cow::from)
+}
+
+fn written<'a>(time: Time) -> Cow<'a, str> {
+    rfc3339(time).into()
 }
 
 /// A point in time as the API writes it.

@@ -2,7 +2,7 @@
 
 use super::pattern::GroupKey;
 use super::spec::Spec;
-use super::task::{Execution, Place, Target, Task};
+use super::task::{Execution, Kept, Place, Target, Task};
 use super::tick::Timer;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
 use crate::wire::span::Span;
@@ -249,8 +249,9 @@ impl Core {
     }
 
     fn known_task(&self, key: TaskKey) -> Result<&Task, Refusal> {
-        let task = self.tasks.get(&key).map(|task| &**task);
-        task.ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
+        self.tasks
+            .get(&key)
+            .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
     }
 
     fn check_free(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
@@ -303,7 +304,7 @@ impl Core {
             .entry(spec.name.clone())
             .or_default()
             .insert(key);
-        let task = Task {
+        let task = Kept {
             id,
             prefix,
             created_at: now,
@@ -319,7 +320,7 @@ impl Core {
             output_bytes: 0,
             executions,
         };
-        self.tasks.insert(key, Box::new(task));
+        self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
         self.figures.submitted += 1;
         key
