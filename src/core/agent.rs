@@ -293,6 +293,7 @@ impl Core {
         groups
             .filter_map(|group| self.directory.group(*group).queue.first().copied())
             .min()
+            .map(|task| ExecutionKey { task, n: 0 })
     }
 
     /// Compares what a machine says it holds with what it was handed.
@@ -616,7 +617,7 @@ impl Core {
     fn find(&self, id: &str) -> Option<ExecutionKey> {
         let (prefix, n) = id.rsplit_once('.')?;
         let key = ExecutionKey {
-            task: *self.task_prefixes.get(prefix)?,
+            task: self.task_with_prefix(prefix)?,
             n: n.parse().ok()?,
         };
         (self.task(key.task).executions.len() > key.n as usize).then_some(key)

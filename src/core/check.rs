@@ -110,7 +110,7 @@ impl Core {
             for (n, e) in (0..).zip(&task.executions) {
                 *counts.of(e.state) += 1;
                 *all.of(e.state) += 1;
-                let outputs = e.past.iter().map(|past| &past.attempt).chain([&e.now]);
+                let outputs = e.past.iter().map(|past| &past.attempt).chain([&*e.now]);
                 task_output += outputs
                     .filter_map(|attempt| attempt.output.as_ref())
                     .map(|output| output.kept())
@@ -165,7 +165,8 @@ impl Core {
         let in_its_queue = match e.place {
             Place::Group => {
                 let group = self.directory.group_with(task.spec.pattern.text());
-                task.is_any() && group.is_some_and(|group| group.queue.contains(&key))
+                task.is_any()
+                    && group.is_some_and(|group| key.n == 0 && group.queue.contains(&key.task))
             }
             Place::Inbox(m) | Place::Active(m) => {
                 let machine = self.machines.get(&m);
@@ -232,12 +233,16 @@ impl Core {
         check(self.task_ids.len() == tasks && named == tasks, || {
             format!("{tasks} tasks, {} ids, {named} names", self.task_ids.len())
         })?;
+        let apart = self.tasks.values().filter(|task| task.id != task.prefix);
+        check(self.task_prefixes.len() == apart.count(), || {
+            format!("{} prefixes that are no ids", self.task_prefixes.len())
+        })?;
         let mut finished = 0;
         let mut finished_executions = 0;
         for (key, task) in &self.tasks {
             let named = self.task_names.get(&task.spec.name);
             let known = self.task_ids.get(&task.id) == Some(key)
-                && self.task_prefixes.get(&task.prefix) == Some(key)
+                && self.task_with_prefix(&task.prefix) == Some(*key)
                 && named.is_some_and(|keys| keys.contains(key));
             check(known, || {
                 format!("{key:?}: its id or name does not lead to it")
@@ -325,11 +330,6 @@ impl Core {
                     let machine = self.machines.get(key);
                     machine.is_some_and(|machine| machine.state == MachineState::Offline)
                 }
-                Timer::TaskTtl(key) => {
-                    ending.insert(*key);
-                    let task = self.tasks.get(key);
-                    task.is_some_and(|task| task.finished_at.is_none())
-                }
                 Timer::AttemptTtl(key, number) => execution(key, *number)
                     .is_some_and(|e| e.now.expires_at == Some(*time) && !e.state.is_terminal()),
                 Timer::AttemptDue(key, number) => execution(key, *number)
@@ -340,13 +340,18 @@ impl Core {
                         e.now.overdue_at == Some(*time) && matches!(e.place, Place::Active(_))
                     })
                 }
-                Timer::ForgetTask(key) => {
-                    ending.insert(*key);
-                    let task = self.tasks.get(key);
-                    task.is_some_and(|task| task.finished_at.is_some())
-                }
             };
             check(meant, || format!("{timer:?} at {time:?} is for nothing"))?;
+        }
+        for (time, key) in &self.task_timers {
+            ending.insert(*key);
+            let due = self.tasks.get(key).map(|task| match task.finished_at {
+                None => task.expires_at,
+                Some(finished_at) => finished_at.plus(task.kept_for()),
+            });
+            check(due == Some(*time), || {
+                format!("{key:?} is not due at {time:?}")
+            })?;
         }
         for (key, machine) in &self.machines {
             let watched = silent.contains(key) || machine.state == MachineState::Offline;

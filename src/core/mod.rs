@@ -28,6 +28,7 @@ mod output;
 mod pattern;
 mod query;
 mod saved;
+mod seldom;
 mod spec;
 mod task;
 mod tick;
@@ -53,6 +54,7 @@ use self::follow::Followed;
 use self::life::Event;
 use self::machine::Machine;
 use self::pattern::{Directory, GroupKey};
+use self::seldom::Seldom;
 use self::task::{Attempt, MAX_PAST_ATTEMPTS, PastAttempt, Place, Target};
 use self::tick::Timer;
 use crate::wire::span::Span;
@@ -135,6 +137,7 @@ pub struct Core {
     limits: Limits,
     tasks: BTreeMap<TaskKey, Task>,
     task_ids: HashMap<Arc<str>, TaskKey>,
+    /// Of tasks whose prefix is not their id.
     task_prefixes: HashMap<Arc<str>, TaskKey>,
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
     next_task: u64,
@@ -146,6 +149,9 @@ pub struct Core {
     ready: BTreeMap<u64, MachineKey>,
     next_ready: u64,
     timers: BTreeSet<(Time, Timer)>,
+    /// When the waiting of an unfinished task is over, and when a finished one is forgotten. Each task
+    /// has one of them, so they are kept apart from the others, which are larger.
+    task_timers: BTreeSet<(Time, TaskKey)>,
     last_tick: Time,
     /// When the server came back, after it was away (stopped, or starved).
     back_since: Time,
@@ -179,6 +185,7 @@ impl Core {
             ready: BTreeMap::new(),
             next_ready: 1,
             timers: BTreeSet::new(),
+            task_timers: BTreeSet::new(),
             last_tick: now,
             back_since: Time(0),
             finished: BTreeSet::new(),
@@ -211,6 +218,13 @@ impl Core {
             changes.task(key);
         }
         kept(&mut self.tasks, key)
+    }
+
+    fn task_with_prefix(&self, prefix: &str) -> Option<TaskKey> {
+        let with_id = self.task_ids.get(prefix).copied();
+        with_id
+            .filter(|key| *self.task(*key).prefix == *prefix)
+            .or_else(|| self.task_prefixes.get(prefix).copied())
     }
 
     fn execution(&self, key: ExecutionKey) -> &Execution {
@@ -273,7 +287,7 @@ impl Core {
             Place::Nowhere => {}
             Place::Group => {
                 let group = self.group_of(key.task);
-                self.directory.group_mut(group).queue.remove(&key);
+                self.directory.group_mut(group).queue.remove(&key.task);
             }
             Place::Inbox(machine) => {
                 self.machine_mut(machine).inbox.remove(&key);
@@ -288,7 +302,7 @@ impl Core {
             Place::Nowhere => {}
             Place::Group => {
                 let group = self.group_of(key.task);
-                self.directory.group_mut(group).queue.insert(key);
+                self.directory.group_mut(group).queue.insert(key.task);
             }
             Place::Inbox(machine) => {
                 self.machine_mut(machine).inbox.insert(key);
@@ -436,7 +450,7 @@ impl Core {
         let number = execution.now.number + 1;
         let mut next = Attempt::new(number);
         next.due_at = Some(due);
-        let attempt = std::mem::replace(&mut execution.now, next);
+        let attempt = std::mem::replace(&mut execution.now, Seldom::of(next)).into_inner();
         let target = if is_any {
             execution.target.take()
         } else {
@@ -481,8 +495,8 @@ impl Core {
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
-        self.timers.remove(&(expires_at, Timer::TaskTtl(key)));
-        self.timers.insert((forgotten_at, Timer::ForgetTask(key)));
+        self.task_timers.remove(&(expires_at, key));
+        self.task_timers.insert((forgotten_at, key));
         self.finished.insert((now, key));
         self.finished_executions += executions;
         self.figures.finished(state);
@@ -548,13 +562,15 @@ impl Core {
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
-        self.timers
-            .remove(&(finished_at.plus(task.kept_for()), Timer::ForgetTask(key)));
+        self.task_timers
+            .remove(&(finished_at.plus(task.kept_for()), key));
         for execution in &task.executions {
             *self.executions.of(execution.state) -= 1;
         }
         self.task_ids.remove(&task.id);
-        self.task_prefixes.remove(&task.prefix);
+        if task.prefix != task.id {
+            self.task_prefixes.remove(&task.prefix);
+        }
         give_back_room(&mut self.task_ids);
         give_back_room(&mut self.task_prefixes);
         if let Some(keys) = self.task_names.get_mut(&task.spec.name) {

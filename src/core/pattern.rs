@@ -5,7 +5,7 @@
 //! it matches; matching happens only when a new label or a new pattern appears. A pattern's
 //! [`Group`] is also the place where work for it waits.
 
-use super::{ExecutionKey, MachineKey, TaskKey, TextLimits};
+use super::{MachineKey, TaskKey, TextLimits};
 use crate::rules::wrong_regex;
 use regex::{Regex, RegexBuilder};
 use std::collections::{BTreeSet, HashMap};
@@ -123,8 +123,8 @@ pub(super) struct Label {
 pub(super) struct Group {
     pattern: Pattern,
     pub labels: BTreeSet<LabelKey>,
-    /// Executions of `any` tasks that no machine has been found for.
-    pub queue: BTreeSet<ExecutionKey>,
+    /// `any` tasks whose one execution no machine has been found for.
+    pub queue: BTreeSet<TaskKey>,
     /// Tasks that machines yet to appear may still join.
     pub open: BTreeSet<TaskKey>,
     used: u64,

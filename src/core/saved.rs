@@ -8,6 +8,7 @@
 use super::machine::{Kind, Machine};
 use super::output::Output;
 use super::pattern::Pattern;
+use super::seldom::Seldom;
 use super::spec::Spec;
 use super::task::{Attempt, Execution, Kept, PastAttempt, Place, Target, Task};
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
@@ -342,7 +343,7 @@ impl Core {
             let execution = self.tasks.get(&key.task)?.executions.get(key.n as usize)?;
             let past = execution.past.iter().map(|past| &past.attempt);
             let attempt = past
-                .chain([&execution.now])
+                .chain([&*execution.now])
                 .find(|attempt| attempt.number == key.attempt);
             let output = attempt.and_then(|attempt| attempt.output.as_ref());
             let pieces = output.map_or_else(Vec::new, |output| output.pieces());
@@ -541,8 +542,14 @@ impl Core {
                 place: Place::Nowhere,
                 target: saved.target,
                 canceling: saved.canceling,
-                now,
-                past: saved.past,
+                now: match (saved.state, now.number) {
+                    (ExecutionState::Queued, 1) => Seldom::usual(),
+                    _ => Seldom::of(now),
+                },
+                past: match saved.past.is_empty() {
+                    true => Seldom::usual(),
+                    false => Seldom::of(saved.past),
+                },
             });
         }
         self.index_restored(key, Task::new(task))?;
@@ -558,7 +565,9 @@ impl Core {
         if self.task_ids.insert(task.id.clone(), key).is_some() {
             return Err(format!("two tasks have the id {}", task.id));
         }
-        self.task_prefixes.insert(task.prefix.clone(), key);
+        if task.prefix != task.id {
+            self.task_prefixes.insert(task.prefix.clone(), key);
+        }
         self.task_names
             .entry(task.spec.name.clone())
             .or_default()
@@ -623,9 +632,11 @@ impl Core {
         if !execution.state.is_terminal() && execution.now.number == key.attempt {
             *changes.saved_bytes.entry(key).or_default() += piece.cost();
         }
-        let past = execution.past.iter_mut().map(|past| &mut past.attempt);
+        let past = { execution.past.own().into_iter() }
+            .flatten()
+            .map(|past| &mut past.attempt);
         let attempt = past
-            .chain([&mut execution.now])
+            .chain([&mut *execution.now])
             .find(|attempt| attempt.number == key.attempt);
         let Some(attempt) = attempt else { return };
         let output = Arc::make_mut(attempt.output.get_or_insert_default());

@@ -1,6 +1,7 @@
 //! A task and its executions, as kept; and how they are turned into the API's answer.
 
 use super::output::Output;
+use super::seldom::{Seldom, Usual};
 use super::spec::Spec;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
@@ -9,7 +10,7 @@ use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Earlier attempts kept per execution: the last ones tell why it fails.
@@ -78,8 +79,8 @@ pub struct Execution {
     pub(super) target: Option<Arc<Target>>,
     /// A user does not want it any more, its machine has yet to confirm.
     pub(super) canceling: bool,
-    pub(super) now: Attempt,
-    pub(super) past: Vec<PastAttempt>,
+    pub(super) now: Seldom<Attempt>,
+    pub(super) past: Seldom<Vec<PastAttempt>>,
 }
 
 /// One attempt as kept.
@@ -136,16 +137,38 @@ impl Attempt {
     }
 }
 
+/// The first attempt, while it waits.
+impl Usual for Attempt {
+    fn usual() -> &'static Self {
+        static FIRST: LazyLock<Attempt> = LazyLock::new(Attempt::fresh);
+        &FIRST
+    }
+
+    fn fresh() -> Self {
+        Attempt::new(1)
+    }
+}
+
+/// No earlier attempts.
+impl Usual for Vec<PastAttempt> {
+    fn usual() -> &'static Self {
+        const { &Vec::new() }
+    }
+
+    fn fresh() -> Self {
+        Vec::new()
+    }
+}
+
 impl Execution {
     pub(super) fn queued(place: Place, target: Option<Arc<Target>>) -> Self {
-        let now = Attempt::new(1);
         Execution {
             state: ExecutionState::Queued,
             place,
             target,
             canceling: false,
-            now,
-            past: Vec::new(),
+            now: Seldom::usual(),
+            past: Seldom::usual(),
         }
     }
 }

@@ -3,7 +3,6 @@
 use super::pattern::GroupKey;
 use super::spec::Spec;
 use super::task::{Execution, Kept, Place, Target, Task};
-use super::tick::Timer;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
 use crate::wire::span::Span;
 use crate::wire::task::{Counts, ExecutionState, Mode};
@@ -255,9 +254,9 @@ impl Core {
     }
 
     fn check_free(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
-        let taken = self.task_ids.get(id);
-        match taken.or_else(|| self.task_prefixes.get(prefix)) {
-            Some(key) => Err(Refusal::Taken(*key)),
+        let taken = self.task_ids.get(id).copied();
+        match taken.or_else(|| self.task_with_prefix(prefix)) {
+            Some(key) => Err(Refusal::Taken(key)),
             None => Ok(()),
         }
     }
@@ -296,10 +295,11 @@ impl Core {
             ..Default::default()
         };
         self.executions.queued += counts.queued;
-        self.timers
-            .insert((now.plus(spec.ttl), Timer::TaskTtl(key)));
+        self.task_timers.insert((now.plus(spec.ttl), key));
         self.task_ids.insert(id.clone(), key);
-        self.task_prefixes.insert(prefix.clone(), key);
+        if prefix != id {
+            self.task_prefixes.insert(prefix.clone(), key);
+        }
         self.task_names
             .entry(spec.name.clone())
             .or_default()
