@@ -119,7 +119,7 @@ impl Core {
                 self.check_place(execution, task)?;
                 match e.place {
                     Place::Nowhere => {}
-                    Place::Group => grouped += 1,
+                    Place::Group(_) => grouped += 1,
                     Place::Inbox(m) => drop(inboxes.entry(m).or_default().insert(execution)),
                     Place::Active(m) => drop(actives.entry(m).or_default().insert(execution)),
                 }
@@ -163,10 +163,12 @@ impl Core {
     fn check_place(&self, key: ExecutionKey, task: &Task) -> Result<(), String> {
         let e = &task.executions[key.n as usize];
         let in_its_queue = match e.place {
-            Place::Group => {
+            Place::Group(key_of_group) => {
                 let group = self.directory.group_with(task.spec.pattern.text());
-                task.is_any()
-                    && group.is_some_and(|group| key.n == 0 && group.queue.contains(&key.task))
+                let same = self.directory.group(key_of_group);
+                let queued =
+                    |group: &_| std::ptr::eq(group, same) && same.queue.contains(&key.task);
+                task.is_any() && key.n == 0 && group.is_some_and(queued)
             }
             Place::Inbox(m) | Place::Active(m) => {
                 let machine = self.machines.get(&m);
@@ -179,7 +181,7 @@ impl Core {
         };
         let fits = match e.state {
             ExecutionState::Queued => match e.place {
-                Place::Group | Place::Inbox(_) => true,
+                Place::Group(_) | Place::Inbox(_) => true,
                 // Between two attempts.
                 Place::Nowhere => e.now.due_at.is_some(),
                 Place::Active(_) => false,

@@ -285,8 +285,7 @@ impl Core {
         let was = std::mem::replace(&mut self.execution_mut(key).place, place);
         match was {
             Place::Nowhere => {}
-            Place::Group => {
-                let group = self.group_of(key.task);
+            Place::Group(group) => {
                 self.directory.group_mut(group).queue.remove(&key.task);
             }
             Place::Inbox(machine) => {
@@ -300,8 +299,7 @@ impl Core {
         }
         match place {
             Place::Nowhere => {}
-            Place::Group => {
-                let group = self.group_of(key.task);
+            Place::Group(group) => {
                 self.directory.group_mut(group).queue.insert(key.task);
             }
             Place::Inbox(machine) => {

@@ -615,7 +615,10 @@ impl Core {
         match (place, machine) {
             (SavedPlace::Active, Some(machine)) => self.place(key, Place::Active(machine)),
             (SavedPlace::Inbox, Some(machine)) => self.place(key, Place::Inbox(machine)),
-            (SavedPlace::Group, _) => self.place(key, Place::Group),
+            (SavedPlace::Group, _) => {
+                let group = self.group_of(key.task);
+                self.place(key, Place::Group(group));
+            }
             // Without a target only the last is possible, see `is_where_it_can_be`.
             (SavedPlace::Active | SavedPlace::Inbox, None) | (SavedPlace::Nowhere, _) => {}
         }
@@ -719,7 +722,7 @@ fn saved_execution(execution: &Execution) -> SavedExecution {
         state: execution.state,
         place: match execution.place {
             Place::Nowhere => SavedPlace::Nowhere,
-            Place::Group => SavedPlace::Group,
+            Place::Group(_) => SavedPlace::Group,
             Place::Inbox(_) => SavedPlace::Inbox,
             Place::Active(_) => SavedPlace::Active,
         },

@@ -1,6 +1,7 @@
 //! A task and its executions, as kept; and how they are turned into the API's answer.
 
 use super::output::Output;
+use super::pattern::GroupKey;
 use super::seldom::{Seldom, Usual};
 use super::spec::Spec;
 use super::{ExecutionKey, MachineKey, Time};
@@ -55,7 +56,7 @@ pub(super) enum Place {
     /// Ended, or waiting for its next attempt to be due.
     Nowhere,
     /// Queued until some machine is free.
-    Group,
+    Group(GroupKey),
     /// Queued for one machine.
     Inbox(MachineKey),
     /// In the hands of a machine.
@@ -318,6 +319,14 @@ impl Task {
             },
             result,
         }
+    }
+
+    /// About how many bytes the answer takes beside the output.
+    pub fn bytes_without_output(&self) -> usize {
+        // Rather a little more: to grow is to copy.
+        const TASK: usize = 800;
+        const EXECUTION: usize = 400;
+        TASK + EXECUTION * self.executions.len() + self.spec.detail_bytes()
     }
 
     /// How many live machines matched when it was submitted.

@@ -223,7 +223,8 @@ impl Core {
         self.timers
             .insert((expires, Timer::AttemptTtl(key, attempt)));
         if self.task(key.task).is_any() {
-            self.queue_for_any(key);
+            let group = self.group_of(key.task);
+            self.queue_for_any(key, group);
             return;
         }
         let target = self.execution(key).target.as_ref();
@@ -334,7 +335,8 @@ impl Core {
             if delivered && !self.keeps(Rule::UncertainIsLost) && self.undeliver(now, execution) {
                 self.place(execution, Place::Inbox(key));
                 if self.task(execution.task).is_any() {
-                    self.queue_for_any(execution);
+                    let group = self.group_of(execution.task);
+                    self.queue_for_any(execution, group);
                 }
                 continue;
             }
@@ -377,7 +379,8 @@ impl Core {
     pub(super) fn give_back(&mut self, key: MachineKey) {
         for execution in self.machine(key).inbox.clone() {
             if self.task(execution.task).is_any() {
-                self.queue_for_any(execution);
+                let group = self.group_of(execution.task);
+                self.queue_for_any(execution, group);
             }
         }
     }

@@ -24,7 +24,7 @@ pub enum Mode {
 
 /// What to run, as posted, answered and handed to an agent. Exactly one of `command` and `argv`.
 /// An unknown field is an error wherever this is read: what it asks for would silently not be done.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Detail {
     /// A shell line.
