@@ -275,7 +275,7 @@ impl Core {
             let id = task.attempt_id(execution);
             bytes += task.spec.detail_bytes();
             orders.start.push(Assignment {
-                id: id.clone(),
+                id,
                 task_id: task.id.to_string(),
                 task_name: task.spec.name.to_string(),
                 detail: task.spec.detail.clone(),

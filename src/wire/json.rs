@@ -17,27 +17,29 @@ pub fn write<T: Serialize + ?Sized>(value: &T, to: &mut Vec<u8>) -> Result<(), E
 /// backslash or control character.
 pub fn plain(text: &[u8]) -> usize {
     let (words, rest) = text.as_chunks::<8>();
-    for (n, word) in words.iter().enumerate() {
-        let before = plain_in_word(*word);
-        if before < 8 {
-            return 8 * n + before;
+    let mut before = 0;
+    for word in words {
+        let marks = marks(*word);
+        if marks != 0 {
+            return before + (marks.trailing_zeros() / 8) as usize;
         }
+        before += 8;
     }
     let mut last = [b' '; 8];
     last[..rest.len()].copy_from_slice(rest);
-    8 * words.len() + plain_in_word(last).min(rest.len())
+    before + rest.len().min((marks(last).trailing_zeros() / 8) as usize)
 }
 
-/// The same for eight bytes. Where a byte is below a bound, subtracting the bound from each byte
-/// borrows, which sets its highest bit; that can only be wrong after the first one.
+/// Marks those of eight bytes that cannot stand as they are, by their highest bit. From each is
+/// subtracted what borrows if it is below a bound; a borrow reaches the bytes above, so only the
+/// lowest mark is right for certain.
 #[inline(always)]
-fn plain_in_word(word: [u8; 8]) -> usize {
+fn marks(word: [u8; 8]) -> u64 {
     const EACH: u64 = u64::MAX / 0xFF;
     let word = u64::from_le_bytes(word);
-    let below = |word: u64, bound: u64| word.wrapping_sub(EACH * bound) & !word;
-    let is = |byte: u8| below(word ^ (EACH * u64::from(byte)), 1);
-    let found = (below(word, 0x20) | is(b'"') | is(b'\\')) & (EACH << 7);
-    (found.trailing_zeros() / 8) as usize
+    let is = |byte: u8| (word ^ (EACH * u64::from(byte))).wrapping_sub(EACH);
+    let is_control = word.wrapping_sub(EACH * 0x20);
+    (is_control | is(b'"') | is(b'\\')) & !word & (EACH << 7)
 }
 
 /// Appends a text with its quotes.
