@@ -13,6 +13,14 @@ pub fn write<T: Serialize + ?Sized>(value: &T, to: &mut Vec<u8>) -> Result<(), E
     value.serialize(&mut Writer { to })
 }
 
+/// A value as JSON, by itself.
+pub fn written<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error> {
+    // Most records are small: one piece, where growing would take six.
+    let mut bytes = Vec::with_capacity(512);
+    write(value, &mut bytes)?;
+    Ok(bytes)
+}
+
 /// How many bytes from the beginning stand in a JSON text as they are: those before the first quote,
 /// backslash or control character.
 pub fn plain(text: &[u8]) -> usize {
@@ -412,6 +420,7 @@ mod tests {
     fn agrees<T: Serialize>(value: &T) {
         let mut ours = Vec::new();
         write(value, &mut ours).unwrap();
+        assert_eq!(written(value).unwrap(), ours);
         assert_eq!(
             String::from_utf8(ours).unwrap(),
             serde_json::to_string(value).unwrap()
