@@ -136,9 +136,11 @@ pub enum Notice {
 pub struct Core {
     limits: Limits,
     tasks: BTreeMap<TaskKey, Task>,
-    task_ids: HashMap<Arc<str>, TaskKey>,
+    /// By id. A tree, as it never has to be made anew as a whole while somebody waits, and finds ids by
+    /// their beginning; most new ids come last in it.
+    task_ids: BTreeMap<Arc<str>, TaskKey>,
     /// Of tasks whose prefix is not their id.
-    task_prefixes: HashMap<Arc<str>, TaskKey>,
+    task_prefixes: BTreeMap<Arc<str>, TaskKey>,
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
     next_task: u64,
     machines: BTreeMap<MachineKey, Machine>,
@@ -174,8 +176,8 @@ impl Core {
     pub fn new(limits: Limits, now: Time) -> Core {
         Core {
             tasks: BTreeMap::new(),
-            task_ids: HashMap::new(),
-            task_prefixes: HashMap::new(),
+            task_ids: BTreeMap::new(),
+            task_prefixes: BTreeMap::new(),
             task_names: HashMap::new(),
             next_task: 1,
             machines: BTreeMap::new(),
@@ -569,8 +571,6 @@ impl Core {
         if task.prefix != task.id {
             self.task_prefixes.remove(&task.prefix);
         }
-        give_back_room(&mut self.task_ids);
-        give_back_room(&mut self.task_prefixes);
         if let Some(keys) = self.task_names.get_mut(&task.spec.name) {
             keys.remove(&key);
             if keys.is_empty() {
@@ -590,13 +590,4 @@ fn kept(tasks: &mut BTreeMap<TaskKey, Task>, key: TaskKey) -> &mut Kept {
     let task = tasks.get_mut(&key);
     task.expect("a task is dropped with everything that names it")
         .kept()
-}
-
-/// Gives back the memory of a map that was much larger. While it shrinks step by step that is done
-/// seldom, and each time it is a small part of what was removed before.
-fn give_back_room<V>(map: &mut HashMap<Arc<str>, V>) {
-    const SMALL: usize = 1_024;
-    if map.capacity() > SMALL && map.len() < map.capacity() / 8 {
-        map.shrink_to(map.len() * 2);
-    }
 }

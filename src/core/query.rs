@@ -5,6 +5,7 @@ use super::task::Task;
 use super::{Core, Refusal, TaskKey};
 use crate::wire::machine::{Machine, MachineState};
 use crate::wire::task::{Counts, ExecutionState, TaskState};
+use std::ops::Bound;
 
 /// The most tasks looked at in one call of [`Core::list`]: a query that matches little must not
 /// hold the lock for long.
@@ -118,7 +119,9 @@ impl Core {
         if name.len() < MIN_BEGINNING_BYTES {
             return Err(unknown(name));
         }
-        let mut ids = self.task_ids.iter().filter(|(id, _)| id.starts_with(name));
+        let later = (Bound::Included(name), Bound::Unbounded);
+        let mut ids =
+            { self.task_ids.range::<str, _>(later) }.take_while(|(id, _)| id.starts_with(name));
         match (ids.next(), ids.next()) {
             (Some((_, key)), None) => Ok(*key),
             (None, _) => Err(unknown(name)),

@@ -264,7 +264,11 @@ impl Core {
 
     fn check_free(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
         let taken = self.task_ids.get(id).copied();
-        match taken.or_else(|| self.task_with_prefix(prefix)) {
+        let of_another = || match prefix == id {
+            true => self.task_prefixes.get(prefix).copied(),
+            false => self.task_with_prefix(prefix),
+        };
+        match taken.or_else(of_another) {
             Some(key) => Err(Refusal::Taken(key)),
             None => Ok(()),
         }
