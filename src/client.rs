@@ -16,7 +16,7 @@ pub use people::{NewsReader, TaskFilter};
 use crate::config::Registry;
 use crate::secret::Secret;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
-use crate::wire::{ERROR, Envelope};
+use crate::wire::{ERROR, Envelope, json};
 use names::Names;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -205,7 +205,7 @@ impl Client {
         max_answer: u64,
     ) -> Result<A, CallError> {
         let url = format!("{}/api/v1/agent/{call}", self.base);
-        serde_json::to_vec(question)
+        json::written(question)
             .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
             .and_then(|body| self.exchange(&url, &body, patience, max_answer))
             .and_then(|(status, answer)| self.understand(status, answer))

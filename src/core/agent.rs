@@ -275,7 +275,7 @@ impl Core {
             let id = task.attempt_id(execution);
             bytes += task.spec.detail_bytes();
             orders.start.push(Assignment {
-                id: id.clone(),
+                id,
                 task_id: task.id.to_string(),
                 task_name: task.spec.name.to_string(),
                 detail: task.spec.detail.clone(),
@@ -293,6 +293,7 @@ impl Core {
         groups
             .filter_map(|group| self.directory.group(*group).queue.first().copied())
             .min()
+            .map(|task| ExecutionKey { task, n: 0 })
     }
 
     /// Compares what a machine says it holds with what it was handed.
@@ -440,10 +441,7 @@ impl Core {
 
     /// Changes what is kept of an attempt's output, and keeps the sums in step.
     fn change_output(&mut self, key: ExecutionKey, change: impl FnOnce(&mut Output)) {
-        let task = self
-            .tasks
-            .get_mut(&key.task)
-            .expect("an active attempt's task is kept");
+        let task = super::kept(&mut self.tasks, key.task);
         let output = task.executions[key.n as usize]
             .now
             .output
@@ -619,7 +617,7 @@ impl Core {
     fn find(&self, id: &str) -> Option<ExecutionKey> {
         let (prefix, n) = id.rsplit_once('.')?;
         let key = ExecutionKey {
-            task: *self.task_prefixes.get(prefix)?,
+            task: self.task_with_prefix(prefix)?,
             n: n.parse().ok()?,
         };
         (self.task(key.task).executions.len() > key.n as usize).then_some(key)

@@ -79,7 +79,7 @@ impl Core {
     /// All tasks, without copying them.
     #[doc(hidden)]
     pub fn glimpse_tasks(&self) -> impl Iterator<Item = (TaskKey, &Task)> {
-        self.tasks.iter().map(|(key, task)| (*key, &**task))
+        self.tasks.iter().map(|(key, task)| (*key, task))
     }
 
     /// The instances and states of all machines, without copying them.
@@ -110,7 +110,7 @@ impl Core {
             for (n, e) in (0..).zip(&task.executions) {
                 *counts.of(e.state) += 1;
                 *all.of(e.state) += 1;
-                let outputs = e.past.iter().map(|past| &past.attempt).chain([&e.now]);
+                let outputs = e.past.iter().map(|past| &past.attempt).chain([&*e.now]);
                 task_output += outputs
                     .filter_map(|attempt| attempt.output.as_ref())
                     .map(|output| output.kept())
@@ -119,7 +119,7 @@ impl Core {
                 self.check_place(execution, task)?;
                 match e.place {
                     Place::Nowhere => {}
-                    Place::Group => grouped += 1,
+                    Place::Group(_) => grouped += 1,
                     Place::Inbox(m) => drop(inboxes.entry(m).or_default().insert(execution)),
                     Place::Active(m) => drop(actives.entry(m).or_default().insert(execution)),
                 }
@@ -163,9 +163,12 @@ impl Core {
     fn check_place(&self, key: ExecutionKey, task: &Task) -> Result<(), String> {
         let e = &task.executions[key.n as usize];
         let in_its_queue = match e.place {
-            Place::Group => {
+            Place::Group(key_of_group) => {
                 let group = self.directory.group_with(task.spec.pattern.text());
-                task.is_any() && group.is_some_and(|group| group.queue.contains(&key))
+                let same = self.directory.group(key_of_group);
+                let queued =
+                    |group: &_| std::ptr::eq(group, same) && same.queue.contains(&key.task);
+                task.is_any() && key.n == 0 && group.is_some_and(queued)
             }
             Place::Inbox(m) | Place::Active(m) => {
                 let machine = self.machines.get(&m);
@@ -178,7 +181,7 @@ impl Core {
         };
         let fits = match e.state {
             ExecutionState::Queued => match e.place {
-                Place::Group | Place::Inbox(_) => true,
+                Place::Group(_) | Place::Inbox(_) => true,
                 // Between two attempts.
                 Place::Nowhere => e.now.due_at.is_some(),
                 Place::Active(_) => false,
@@ -232,12 +235,16 @@ impl Core {
         check(self.task_ids.len() == tasks && named == tasks, || {
             format!("{tasks} tasks, {} ids, {named} names", self.task_ids.len())
         })?;
+        let apart = self.tasks.values().filter(|task| task.id != task.prefix);
+        check(self.task_prefixes.len() == apart.count(), || {
+            format!("{} prefixes that are no ids", self.task_prefixes.len())
+        })?;
         let mut finished = 0;
         let mut finished_executions = 0;
         for (key, task) in &self.tasks {
             let named = self.task_names.get(&task.spec.name);
             let known = self.task_ids.get(&task.id) == Some(key)
-                && self.task_prefixes.get(&task.prefix) == Some(key)
+                && self.task_with_prefix(&task.prefix) == Some(*key)
                 && named.is_some_and(|keys| keys.contains(key));
             check(known, || {
                 format!("{key:?}: its id or name does not lead to it")
@@ -325,11 +332,6 @@ impl Core {
                     let machine = self.machines.get(key);
                     machine.is_some_and(|machine| machine.state == MachineState::Offline)
                 }
-                Timer::TaskTtl(key) => {
-                    ending.insert(*key);
-                    let task = self.tasks.get(key);
-                    task.is_some_and(|task| task.finished_at.is_none())
-                }
                 Timer::AttemptTtl(key, number) => execution(key, *number)
                     .is_some_and(|e| e.now.expires_at == Some(*time) && !e.state.is_terminal()),
                 Timer::AttemptDue(key, number) => execution(key, *number)
@@ -340,13 +342,18 @@ impl Core {
                         e.now.overdue_at == Some(*time) && matches!(e.place, Place::Active(_))
                     })
                 }
-                Timer::ForgetTask(key) => {
-                    ending.insert(*key);
-                    let task = self.tasks.get(key);
-                    task.is_some_and(|task| task.finished_at.is_some())
-                }
             };
             check(meant, || format!("{timer:?} at {time:?} is for nothing"))?;
+        }
+        for (time, key) in &self.task_timers {
+            ending.insert(*key);
+            let due = self.tasks.get(key).map(|task| match task.finished_at {
+                None => task.expires_at,
+                Some(finished_at) => finished_at.plus(task.kept_for()),
+            });
+            check(due == Some(*time), || {
+                format!("{key:?} is not due at {time:?}")
+            })?;
         }
         for (key, machine) in &self.machines {
             let watched = silent.contains(key) || machine.state == MachineState::Offline;

@@ -199,7 +199,11 @@ fn look_at(
 ) -> bool {
     let mut seen = std::mem::take(&mut follower.places[n as usize]);
     let past = { execution.past.iter() }.map(|p| (&p.attempt, p.target.as_deref(), p.state));
-    let now = (&execution.now, execution.target.as_deref(), execution.state);
+    let now = (
+        &*execution.now,
+        execution.target.as_deref(),
+        execution.state,
+    );
     let from = match follower.wanted.offset {
         Some(_) if seen.attempt == 0 => execution.now.number,
         _ => seen.attempt,

@@ -28,6 +28,7 @@ mod output;
 mod pattern;
 mod query;
 mod saved;
+mod seldom;
 mod spec;
 mod task;
 mod tick;
@@ -46,13 +47,14 @@ pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
 pub use self::spec::Spec;
-pub use self::task::{Execution, Task};
+pub use self::task::{Execution, Kept, Task};
 pub use self::user::Selection;
 
 use self::follow::Followed;
 use self::life::Event;
 use self::machine::Machine;
 use self::pattern::{Directory, GroupKey};
+use self::seldom::Seldom;
 use self::task::{Attempt, MAX_PAST_ATTEMPTS, PastAttempt, Place, Target};
 use self::tick::Timer;
 use crate::wire::span::Span;
@@ -133,10 +135,12 @@ pub enum Notice {
 #[derive(Debug)]
 pub struct Core {
     limits: Limits,
-    /// In boxes: a tree that is filled in order is half empty, so its entries are to be small.
-    tasks: BTreeMap<TaskKey, Box<Task>>,
-    task_ids: HashMap<Arc<str>, TaskKey>,
-    task_prefixes: HashMap<Arc<str>, TaskKey>,
+    tasks: BTreeMap<TaskKey, Task>,
+    /// By id. A tree, as it never has to be made anew as a whole while somebody waits, and finds ids by
+    /// their beginning; most new ids come last in it.
+    task_ids: BTreeMap<Arc<str>, TaskKey>,
+    /// Of tasks whose prefix is not their id.
+    task_prefixes: BTreeMap<Arc<str>, TaskKey>,
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
     next_task: u64,
     machines: BTreeMap<MachineKey, Machine>,
@@ -147,6 +151,9 @@ pub struct Core {
     ready: BTreeMap<u64, MachineKey>,
     next_ready: u64,
     timers: BTreeSet<(Time, Timer)>,
+    /// When the waiting of an unfinished task is over, and when a finished one is forgotten. Each task
+    /// has one of them, so they are kept apart from the others, which are larger.
+    task_timers: BTreeSet<(Time, TaskKey)>,
     last_tick: Time,
     /// When the server came back, after it was away (stopped, or starved).
     back_since: Time,
@@ -169,8 +176,8 @@ impl Core {
     pub fn new(limits: Limits, now: Time) -> Core {
         Core {
             tasks: BTreeMap::new(),
-            task_ids: HashMap::new(),
-            task_prefixes: HashMap::new(),
+            task_ids: BTreeMap::new(),
+            task_prefixes: BTreeMap::new(),
             task_names: HashMap::new(),
             next_task: 1,
             machines: BTreeMap::new(),
@@ -180,6 +187,7 @@ impl Core {
             ready: BTreeMap::new(),
             next_ready: 1,
             timers: BTreeSet::new(),
+            task_timers: BTreeSet::new(),
             last_tick: now,
             back_since: Time(0),
             finished: BTreeSet::new(),
@@ -207,13 +215,18 @@ impl Core {
     }
 
     /// A task, to be changed: what is reached by this is saved.
-    fn task_mut(&mut self, key: TaskKey) -> &mut Task {
+    fn task_mut(&mut self, key: TaskKey) -> &mut Kept {
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
-        self.tasks
-            .get_mut(&key)
-            .expect("a task is dropped with everything that names it")
+        kept(&mut self.tasks, key)
+    }
+
+    fn task_with_prefix(&self, prefix: &str) -> Option<TaskKey> {
+        let with_id = self.task_ids.get(prefix).copied();
+        with_id
+            .filter(|key| *self.task(*key).prefix == *prefix)
+            .or_else(|| self.task_prefixes.get(prefix).copied())
     }
 
     fn execution(&self, key: ExecutionKey) -> &Execution {
@@ -225,11 +238,7 @@ impl Core {
         if let Some(changes) = &mut self.changes {
             changes.execution(key);
         }
-        let task = self
-            .tasks
-            .get_mut(&key.task)
-            .expect("a task is dropped with everything that names it");
-        &mut task.executions[key.n as usize]
+        &mut kept(&mut self.tasks, key.task).executions[key.n as usize]
     }
 
     /// Notes that a machine is to be saved as it is now.
@@ -253,10 +262,7 @@ impl Core {
 
     /// Applies an event to an execution, if the table has it. The one place where a state changes.
     fn apply(&mut self, key: ExecutionKey, event: Event) -> bool {
-        let task = self
-            .tasks
-            .get_mut(&key.task)
-            .expect("a task is dropped with everything that names it");
+        let task = kept(&mut self.tasks, key.task);
         let execution = &mut task.executions[key.n as usize];
         let Some(state) = life::next(execution.state, event) else {
             return false;
@@ -281,9 +287,8 @@ impl Core {
         let was = std::mem::replace(&mut self.execution_mut(key).place, place);
         match was {
             Place::Nowhere => {}
-            Place::Group => {
-                let group = self.group_of(key.task);
-                self.directory.group_mut(group).queue.remove(&key);
+            Place::Group(group) => {
+                self.directory.group_mut(group).queue.remove(&key.task);
             }
             Place::Inbox(machine) => {
                 self.machine_mut(machine).inbox.remove(&key);
@@ -296,9 +301,8 @@ impl Core {
         }
         match place {
             Place::Nowhere => {}
-            Place::Group => {
-                let group = self.group_of(key.task);
-                self.directory.group_mut(group).queue.insert(key);
+            Place::Group(group) => {
+                self.directory.group_mut(group).queue.insert(key.task);
             }
             Place::Inbox(machine) => {
                 self.machine_mut(machine).inbox.insert(key);
@@ -446,7 +450,7 @@ impl Core {
         let number = execution.now.number + 1;
         let mut next = Attempt::new(number);
         next.due_at = Some(due);
-        let attempt = std::mem::replace(&mut execution.now, next);
+        let attempt = std::mem::replace(&mut execution.now, Seldom::of(next)).into_inner();
         let target = if is_any {
             execution.target.take()
         } else {
@@ -476,21 +480,23 @@ impl Core {
 
     /// Ends a task of which nothing is left to do.
     fn finish_if_done(&mut self, now: Time, key: TaskKey) {
-        let Some(task) = self.tasks.get_mut(&key) else {
+        let Some(task) = self.tasks.get(&key) else {
             return;
         };
         if task.open || task.finished_at.is_some() || task.counts.unfinished() > 0 {
             return;
         }
+        let task = kept(&mut self.tasks, key);
         task.finished_at = Some(now);
+        let task = self.task(key);
         let forgotten_at = now.plus(task.kept_for());
         let (state, executions, expires_at) =
             (task.state(), task.executions.len(), task.expires_at);
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
-        self.timers.remove(&(expires_at, Timer::TaskTtl(key)));
-        self.timers.insert((forgotten_at, Timer::ForgetTask(key)));
+        self.task_timers.remove(&(expires_at, key));
+        self.task_timers.insert((forgotten_at, key));
         self.finished.insert((now, key));
         self.finished_executions += executions;
         self.figures.finished(state);
@@ -556,15 +562,15 @@ impl Core {
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
-        self.timers
-            .remove(&(finished_at.plus(task.kept_for()), Timer::ForgetTask(key)));
+        self.task_timers
+            .remove(&(finished_at.plus(task.kept_for()), key));
         for execution in &task.executions {
             *self.executions.of(execution.state) -= 1;
         }
         self.task_ids.remove(&task.id);
-        self.task_prefixes.remove(&task.prefix);
-        give_back_room(&mut self.task_ids);
-        give_back_room(&mut self.task_prefixes);
+        if task.prefix != task.id {
+            self.task_prefixes.remove(&task.prefix);
+        }
         if let Some(keys) = self.task_names.get_mut(&task.spec.name) {
             keys.remove(&key);
             if keys.is_empty() {
@@ -579,11 +585,9 @@ impl Core {
     }
 }
 
-/// Gives back the memory of a map that was much larger. While it shrinks step by step that is done
-/// seldom, and each time it is a small part of what was removed before.
-fn give_back_room<V>(map: &mut HashMap<Arc<str>, V>) {
-    const SMALL: usize = 1_024;
-    if map.capacity() > SMALL && map.len() < map.capacity() / 8 {
-        map.shrink_to(map.len() * 2);
-    }
+/// What is kept of a task, to be changed.
+fn kept(tasks: &mut BTreeMap<TaskKey, Task>, key: TaskKey) -> &mut Kept {
+    let task = tasks.get_mut(&key);
+    task.expect("a task is dropped with everything that names it")
+        .kept()
 }

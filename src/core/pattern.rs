@@ -5,11 +5,12 @@
 //! it matches; matching happens only when a new label or a new pattern appears. A pattern's
 //! [`Group`] is also the place where work for it waits.
 
-use super::{ExecutionKey, MachineKey, TaskKey, TextLimits};
+use super::spec::Spec;
+use super::{MachineKey, TaskKey, TextLimits};
 use crate::rules::wrong_regex;
 use regex::{Regex, RegexBuilder};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// How deep groups and repetitions of a pattern may be nested: compiling it goes as deep, on the
 /// small stack of a connection's thread.
@@ -21,6 +22,12 @@ const MAX_NESTING: u32 = 50;
 pub struct Pattern {
     text: Arc<str>,
     compiled: Option<Arc<Regex>>,
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Pattern) -> bool {
+        self.text == other.text
+    }
 }
 
 impl Pattern {
@@ -123,10 +130,12 @@ pub(super) struct Label {
 pub(super) struct Group {
     pattern: Pattern,
     pub labels: BTreeSet<LabelKey>,
-    /// Executions of `any` tasks that no machine has been found for.
-    pub queue: BTreeSet<ExecutionKey>,
+    /// `any` tasks whose one execution no machine has been found for.
+    pub queue: BTreeSet<TaskKey>,
     /// Tasks that machines yet to appear may still join.
     pub open: BTreeSet<TaskKey>,
+    /// What was last asked for, while a task has it.
+    pub last_spec: Weak<Spec>,
     used: u64,
 }
 
@@ -234,11 +243,13 @@ impl Directory {
         key
     }
 
-    /// Whether one more task may wait under this pattern.
-    pub fn has_room_for(&self, pattern: &Pattern) -> bool {
-        self.group_keys.contains_key(pattern.text())
-            || self.group_keys.len() < self.max_patterns
-            || self.busy() < self.max_patterns
+    /// The group of a pattern, if one more task may wait under it.
+    pub fn group_with_room(&mut self, pattern: &Pattern) -> Option<GroupKey> {
+        if let Some(key) = self.known_group_of(pattern) {
+            return Some(key);
+        }
+        let has_room = self.group_keys.len() < self.max_patterns || self.busy() < self.max_patterns;
+        has_room.then(|| self.new_group_of(pattern))
     }
 
     /// How many patterns something waits under.
@@ -248,13 +259,21 @@ impl Directory {
     }
 
     /// The group of a pattern, made when there is none. What was accepted always finds its group:
-    /// [`Directory::has_room_for`] is asked before.
+    /// whether there is room was asked before.
     pub fn group_of(&mut self, pattern: &Pattern) -> GroupKey {
+        let known = self.known_group_of(pattern);
+        known.unwrap_or_else(|| self.new_group_of(pattern))
+    }
+
+    fn known_group_of(&mut self, pattern: &Pattern) -> Option<GroupKey> {
+        let key = self.group_keys.get(pattern.text()).copied()?;
         self.clock += 1;
-        if let Some(key) = self.group_keys.get(pattern.text()) {
-            self.groups.get_mut(key.0).used = self.clock;
-            return *key;
-        }
+        self.groups.get_mut(key.0).used = self.clock;
+        Some(key)
+    }
+
+    fn new_group_of(&mut self, pattern: &Pattern) -> GroupKey {
+        self.clock += 1;
         // More than one when what was kept came in under a larger limit.
         while self.group_keys.len() >= self.max_patterns && self.drop_an_idle_group() {}
         let pattern = pattern.to_compiled();
@@ -268,6 +287,7 @@ impl Directory {
             labels: labels.clone(),
             queue: BTreeSet::new(),
             open: BTreeSet::new(),
+            last_spec: Weak::new(),
             used: self.clock,
         }));
         for label in labels {

@@ -5,6 +5,7 @@ use super::task::Task;
 use super::{Core, Refusal, TaskKey};
 use crate::wire::machine::{Machine, MachineState};
 use crate::wire::task::{Counts, ExecutionState, TaskState};
+use std::ops::Bound;
 
 /// The most tasks looked at in one call of [`Core::list`]: a query that matches little must not
 /// hold the lock for long.
@@ -77,7 +78,7 @@ impl Core {
             }
             if query.wants(task) {
                 executions += task.executions.len();
-                tasks.push(Task::clone(task));
+                tasks.push(task.clone());
             }
             last = Some(*key);
         }
@@ -118,7 +119,9 @@ impl Core {
         if name.len() < MIN_BEGINNING_BYTES {
             return Err(unknown(name));
         }
-        let mut ids = self.task_ids.iter().filter(|(id, _)| id.starts_with(name));
+        let later = (Bound::Included(name), Bound::Unbounded);
+        let mut ids =
+            { self.task_ids.range::<str, _>(later) }.take_while(|(id, _)| id.starts_with(name));
         match (ids.next(), ids.next()) {
             (Some((_, key)), None) => Ok(*key),
             (None, _) => Err(unknown(name)),
@@ -132,13 +135,13 @@ impl Core {
     pub fn show(&self, key: TaskKey) -> Result<Task, Refusal> {
         self.tasks
             .get(&key)
-            .map(|task| Task::clone(task))
+            .cloned()
             .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
     }
 
     /// All tasks, oldest first.
     pub fn all_tasks(&self) -> impl Iterator<Item = &Task> {
-        self.tasks.values().map(|task| &**task)
+        self.tasks.values()
     }
 
     /// Whether a task has ended (or is not known any more).

@@ -8,8 +8,9 @@
 use super::machine::{Kind, Machine};
 use super::output::Output;
 use super::pattern::Pattern;
+use super::seldom::Seldom;
 use super::spec::Spec;
-use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
+use super::task::{Attempt, Execution, Kept, PastAttempt, Place, Target, Task};
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::machine::MachineState;
@@ -315,7 +316,7 @@ impl Core {
         for key in tasks {
             batch
                 .tasks
-                .insert(key, self.tasks.get(&key).map(|task| saved_task(task)));
+                .insert(key, self.tasks.get(&key).map(saved_task));
         }
         for key in executions {
             if let Some(task) = self.tasks.get(&key.task) {
@@ -342,7 +343,7 @@ impl Core {
             let execution = self.tasks.get(&key.task)?.executions.get(key.n as usize)?;
             let past = execution.past.iter().map(|past| &past.attempt);
             let attempt = past
-                .chain([&execution.now])
+                .chain([&*execution.now])
                 .find(|attempt| attempt.number == key.attempt);
             let output = attempt.and_then(|attempt| attempt.output.as_ref());
             let pieces = output.map_or_else(Vec::new, |output| output.pieces());
@@ -491,7 +492,7 @@ impl Core {
     ) -> Result<(), String> {
         let finished = saved.finished_at.is_some();
         let later = |time: Time| if finished { time } else { time.plus(away) };
-        let mut task = Task {
+        let mut task = Kept {
             id: saved.id,
             prefix: saved.prefix,
             created_at: saved.created_at,
@@ -541,11 +542,17 @@ impl Core {
                 place: Place::Nowhere,
                 target: saved.target,
                 canceling: saved.canceling,
-                now,
-                past: saved.past,
+                now: match (saved.state, now.number) {
+                    (ExecutionState::Queued, 1) => Seldom::usual(),
+                    _ => Seldom::of(now),
+                },
+                past: match saved.past.is_empty() {
+                    true => Seldom::usual(),
+                    false => Seldom::of(saved.past),
+                },
             });
         }
-        self.index_restored(key, task)?;
+        self.index_restored(key, Task::new(task))?;
         for (key, place) in places {
             self.restore_place(now, key, place);
         }
@@ -558,7 +565,9 @@ impl Core {
         if self.task_ids.insert(task.id.clone(), key).is_some() {
             return Err(format!("two tasks have the id {}", task.id));
         }
-        self.task_prefixes.insert(task.prefix.clone(), key);
+        if task.prefix != task.id {
+            self.task_prefixes.insert(task.prefix.clone(), key);
+        }
         self.task_names
             .entry(task.spec.name.clone())
             .or_default()
@@ -573,7 +582,7 @@ impl Core {
             }
             None => self.arm_ttl(key, &task),
         }
-        self.tasks.insert(key, Box::new(task));
+        self.tasks.insert(key, task);
         if open {
             let group = self.group_of(key);
             self.directory.group_mut(group).open.insert(key);
@@ -606,7 +615,10 @@ impl Core {
         match (place, machine) {
             (SavedPlace::Active, Some(machine)) => self.place(key, Place::Active(machine)),
             (SavedPlace::Inbox, Some(machine)) => self.place(key, Place::Inbox(machine)),
-            (SavedPlace::Group, _) => self.place(key, Place::Group),
+            (SavedPlace::Group, _) => {
+                let group = self.group_of(key.task);
+                self.place(key, Place::Group(group));
+            }
             // Without a target only the last is possible, see `is_where_it_can_be`.
             (SavedPlace::Active | SavedPlace::Inbox, None) | (SavedPlace::Nowhere, _) => {}
         }
@@ -614,7 +626,7 @@ impl Core {
     }
 
     fn restore_output(&mut self, key: OutputKey, piece: &SavedPiece, changes: &mut Changes) {
-        let Some(task) = self.tasks.get_mut(&key.task) else {
+        let Some(task) = self.tasks.get_mut(&key.task).map(Task::kept) else {
             return;
         };
         let Some(execution) = task.executions.get_mut(key.n as usize) else {
@@ -623,9 +635,11 @@ impl Core {
         if !execution.state.is_terminal() && execution.now.number == key.attempt {
             *changes.saved_bytes.entry(key).or_default() += piece.cost();
         }
-        let past = execution.past.iter_mut().map(|past| &mut past.attempt);
+        let past = { execution.past.own().into_iter() }
+            .flatten()
+            .map(|past| &mut past.attempt);
         let attempt = past
-            .chain([&mut execution.now])
+            .chain([&mut *execution.now])
             .find(|attempt| attempt.number == key.attempt);
         let Some(attempt) = attempt else { return };
         let output = Arc::make_mut(attempt.output.get_or_insert_default());
@@ -708,7 +722,7 @@ fn saved_execution(execution: &Execution) -> SavedExecution {
         state: execution.state,
         place: match execution.place {
             Place::Nowhere => SavedPlace::Nowhere,
-            Place::Group => SavedPlace::Group,
+            Place::Group(_) => SavedPlace::Group,
             Place::Inbox(_) => SavedPlace::Inbox,
             Place::Active(_) => SavedPlace::Active,
         },

@@ -32,7 +32,7 @@ const DEFAULT_RESULT_TTL: Span = Span::from_secs(24 * 3_600);
 const DEFAULT_FAILURE_TTL: Span = Span::from_secs(7 * 24 * 3_600);
 
 /// A task as checked: what a user asked for, with the defaults filled in.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 #[allow(
     missing_docs,
     reason = "the fields of wire::task::Task of the same names are documented"
@@ -74,8 +74,8 @@ impl Spec {
         if let Some(retry) = &posted.retry {
             check_retry(&retry.0)?;
         }
-        let name = posted.name.unwrap_or_else(|| DEFAULT_NAME.into());
-        check_text("name", &name, limits.name, " (--max-name)")?;
+        let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
+        check_text("name", name, limits.name, " (--max-name)")?;
         Ok(Spec {
             id: posted.id.map(Arc::from),
             name: name.into(),

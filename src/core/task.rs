@@ -1,21 +1,30 @@
 //! A task and its executions, as kept; and how they are turned into the API's answer.
 
 use super::output::Output;
+use super::pattern::GroupKey;
+use super::seldom::{Seldom, Usual};
 use super::spec::Spec;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
 use crate::wire::span::Span;
 use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Earlier attempts kept per execution: the last ones tell why it fails.
 pub(super) const MAX_PAST_ATTEMPTS: usize = 10;
 
-/// A task as kept.
+/// A task. A copy shows it as it is now, and costs nothing: what is kept is shared, until it changes.
 #[derive(Debug, Clone)]
-pub struct Task {
+pub struct Task(Arc<Kept>);
+
+/// What is kept of a task.
+#[derive(Debug, Clone)]
+pub struct Kept {
     /// Its id.
     pub id: Arc<str>,
     /// What the ids of its executions begin with. Fresh, also where its id was used before: what an
@@ -48,7 +57,7 @@ pub(super) enum Place {
     /// Ended, or waiting for its next attempt to be due.
     Nowhere,
     /// Queued until some machine is free.
-    Group,
+    Group(GroupKey),
     /// Queued for one machine.
     Inbox(MachineKey),
     /// In the hands of a machine.
@@ -72,8 +81,8 @@ pub struct Execution {
     pub(super) target: Option<Arc<Target>>,
     /// A user does not want it any more, its machine has yet to confirm.
     pub(super) canceling: bool,
-    pub(super) now: Attempt,
-    pub(super) past: Vec<PastAttempt>,
+    pub(super) now: Seldom<Attempt>,
+    pub(super) past: Seldom<Vec<PastAttempt>>,
 }
 
 /// One attempt as kept.
@@ -130,26 +139,69 @@ impl Attempt {
     }
 }
 
+/// The first attempt, while it waits.
+impl Usual for Attempt {
+    fn usual() -> &'static Self {
+        static FIRST: LazyLock<Attempt> = LazyLock::new(Attempt::fresh);
+        &FIRST
+    }
+
+    fn fresh() -> Self {
+        Attempt::new(1)
+    }
+}
+
+/// No earlier attempts.
+impl Usual for Vec<PastAttempt> {
+    fn usual() -> &'static Self {
+        const { &Vec::new() }
+    }
+
+    fn fresh() -> Self {
+        Vec::new()
+    }
+}
+
 impl Execution {
     pub(super) fn queued(place: Place, target: Option<Arc<Target>>) -> Self {
-        let now = Attempt::new(1);
         Execution {
             state: ExecutionState::Queued,
             place,
             target,
             canceling: false,
-            now,
-            past: Vec::new(),
+            now: Seldom::usual(),
+            past: Seldom::usual(),
         }
     }
 }
 
 /// The id of an execution: its task's prefix, a dot, its number.
 pub(super) fn execution_id(prefix: &str, n: u32) -> String {
-    format!("{prefix}.{n}")
+    // Ten digits at most: as every order and every answer has one, it is to be made in one piece.
+    let mut id = String::with_capacity(prefix.len() + 11);
+    id.push_str(prefix);
+    let _ = write!(id, ".{n}");
+    id
+}
+
+impl Deref for Task {
+    type Target = Kept;
+
+    fn deref(&self) -> &Kept {
+        &self.0
+    }
 }
 
 impl Task {
+    pub(super) fn new(kept: Kept) -> Task {
+        Task(Arc::new(kept))
+    }
+
+    /// What is kept of it, to be changed. Who looks at a copy does not see that.
+    pub(super) fn kept(&mut self) -> &mut Kept {
+        Arc::make_mut(&mut self.0)
+    }
+
     pub(super) fn attempt_id(&self, key: ExecutionKey) -> AttemptId {
         let attempt = self.executions[key.n as usize].now.number;
         AttemptId {
@@ -229,14 +281,14 @@ impl Task {
 
     /// The answer of the API, with about `output_limit` bytes of output in all. Costs time in
     /// proportion to the output: not to be called under the lock.
-    pub fn answer(&self, output_limit: usize) -> wire::Task {
+    pub fn answer(&self, output_limit: usize) -> wire::Task<Cow<'_, str>> {
         let with_output = self
             .executions
             .iter()
             .filter(|e| e.now.output.is_some())
             .count();
         let share = output_limit / with_output.max(1);
-        let result: Vec<wire::Execution> = self
+        let result: Vec<wire::Execution<Cow<'_, str>>> = self
             .executions
             .iter()
             .zip(0..)
@@ -252,14 +304,14 @@ impl Task {
             .collect();
         let spec = &self.spec;
         wire::Task {
-            id: self.id.to_string(),
-            name: spec.name.to_string(),
+            id: Cow::from(&*self.id),
+            name: Cow::from(&*spec.name),
             kind: 0,
             status: self.status(),
             state: self.state(),
             msg: self.msg(),
-            created_at: rfc3339(self.created_at),
-            finished_at: self.finished_at.map(rfc3339),
+            created_at: written(self.created_at),
+            finished_at: self.finished_at.map(written),
             machine_pattern: spec.pattern.text().into(),
             mode: spec.mode,
             ttl: spec.ttl,
@@ -267,13 +319,9 @@ impl Task {
             retry: spec.retry.as_deref().cloned(),
             result_ttl: spec.result_ttl,
             failure_ttl: spec.failure_ttl,
-            rerun_of: self.rerun_of.as_deref().map(str::to_owned),
+            rerun_of: self.rerun_of.as_deref().map(Cow::from),
             matched: self.matched,
-            assignees: self
-                .executions
-                .iter()
-                .filter_map(|e| Some(e.target.as_ref()?.label.to_string()))
-                .collect(),
+            assignees: self.labels().map(Cow::from).collect(),
             counts: self.counts,
             detail: wire::AnsweredDetail {
                 detail: spec.detail.clone(),
@@ -281,6 +329,14 @@ impl Task {
             },
             result,
         }
+    }
+
+    /// About how many bytes the answer takes beside the output.
+    pub fn bytes_without_output(&self) -> usize {
+        // Rather a little more: to grow is to copy.
+        const TASK: usize = 800;
+        const EXECUTION: usize = 400;
+        TASK + EXECUTION * self.executions.len() + self.spec.detail_bytes()
     }
 
     /// How many live machines matched when it was submitted.
@@ -334,15 +390,15 @@ impl Task {
 }
 
 impl Execution {
-    fn answer(&self, prefix: &str, n: u32, output_limit: usize) -> wire::Execution {
-        let (machine_label, instance, host) = target_words(self.target.as_deref());
+    fn answer(&self, prefix: &str, n: u32, output_limit: usize) -> wire::Execution<Cow<'_, str>> {
+        let [machine_label, instance, host] = target_words(self.target.as_deref());
         let status = match self.state {
             ExecutionState::Succeeded => 0,
             state if state.is_terminal() => 2,
             _ => 1,
         };
         wire::Execution {
-            execution: execution_id(prefix, n),
+            execution: execution_id(prefix, n).into(),
             machine_label,
             instance,
             host,
@@ -359,8 +415,8 @@ impl Execution {
 }
 
 impl PastAttempt {
-    fn answer(&self, output_limit: usize) -> wire::PastAttempt {
-        let (machine_label, instance, _) = target_words(self.target.as_deref());
+    fn answer(&self, output_limit: usize) -> wire::PastAttempt<Cow<'_, str>> {
+        let [machine_label, instance, _] = target_words(self.target.as_deref());
         wire::PastAttempt {
             state: self.state,
             machine_label,
@@ -371,14 +427,14 @@ impl PastAttempt {
 }
 
 impl Attempt {
-    fn answer(&self, output_limit: usize) -> wire::Attempt {
+    fn answer(&self, output_limit: usize) -> wire::Attempt<Cow<'_, str>> {
         let mut answer = wire::Attempt {
             attempt: self.number,
             exit_code: self.exit_code,
-            signal: self.signal.as_deref().map(str::to_owned),
-            msg: self.msg.to_string(),
-            started_at: self.started_at.map(rfc3339),
-            finished_at: self.finished_at.map(rfc3339),
+            signal: self.signal.as_deref().map(Cow::from),
+            msg: Cow::from(&*self.msg),
+            started_at: self.started_at.map(written),
+            finished_at: self.finished_at.map(written),
             duration_ms: self.duration_ms,
             ..Default::default()
         };
@@ -399,14 +455,13 @@ impl Attempt {
     }
 }
 
-fn target_words(target: Option<&Target>) -> (String, String, String) {
-    target.map_or_else(Default::default, |t| {
-        (
-            t.label.to_string(),
-            t.instance.to_string(),
-            t.host.to_string(),
-        )
-    })
+fn target_words(target: Option<&Target>) -> [Cow<'_, str>; 3] {
+    let words = target.map_or([""; 3], |t| [&*t.label, &*t.instance, &*t.host]);
+    words.map(Cow::from)
+}
+
+fn written<'a>(time: Time) -> Cow<'a, str> {
+    rfc3339(time).into()
 }
 
 /// A point in time as the API writes it.

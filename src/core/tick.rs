@@ -30,16 +30,12 @@ pub(super) enum Timer {
     Silent(MachineKey),
     /// An offline machine is forgotten.
     ForgetMachine(MachineKey),
-    /// What a task has queued since its submission waited too long.
-    TaskTtl(TaskKey),
     /// A further attempt waited too long.
     AttemptTtl(ExecutionKey, u32),
     /// A further attempt is due.
     AttemptDue(ExecutionKey, u32),
     /// A machine should have reported this attempt by now.
     Overdue(ExecutionKey, u32),
-    /// A finished task is forgotten.
-    ForgetTask(TaskKey),
 }
 
 impl Core {
@@ -55,16 +51,26 @@ impl Core {
             }
         }
         for _ in 0..MAX_DUE {
-            let due = self
-                .timers
-                .first()
-                .copied()
-                .filter(|(time, _)| *time <= now);
-            let Some((time, timer)) = due else { break };
-            self.timers.remove(&(time, timer));
-            self.fire(now, timer);
+            let timer = self.timers.first().map(|(time, _)| *time);
+            let of_task = self.task_timers.first().map(|(time, _)| *time);
+            let is_due = |time: Option<Time>| time.filter(|time| *time <= now);
+            match (is_due(timer), is_due(of_task)) {
+                (None, None) => break,
+                (Some(time), of_task) if of_task.is_none_or(|other| time <= other) => {
+                    if let Some((_, timer)) = self.timers.pop_first() {
+                        self.fire(now, timer);
+                    }
+                }
+                _ => {
+                    if let Some((_, task)) = self.task_timers.pop_first() {
+                        self.task_is_due(now, task);
+                    }
+                }
+            }
         }
-        let next = self.timers.first().map(|(time, _)| *time)?;
+        let timer = self.timers.first().map(|(time, _)| *time);
+        let of_task = self.task_timers.first().map(|(time, _)| *time);
+        let next = timer.into_iter().chain(of_task).min()?;
         Some(next.min(now.plus(AT_LEAST_EVERY)))
     }
 
@@ -72,7 +78,6 @@ impl Core {
         match timer {
             Timer::Silent(machine) => self.check_silence(now, machine),
             Timer::ForgetMachine(machine) => self.forget_machine(now, machine),
-            Timer::TaskTtl(task) => self.task_ttl_is_over(now, task),
             Timer::AttemptTtl(key, attempt) => {
                 if self.is_current(key, attempt, ExecutionState::Queued) {
                     self.expire(now, key);
@@ -80,7 +85,13 @@ impl Core {
             }
             Timer::AttemptDue(key, attempt) => self.attempt_is_due(now, key, attempt),
             Timer::Overdue(key, attempt) => self.check_overdue(now, key, attempt),
-            Timer::ForgetTask(task) => self.forget_task(task),
+        }
+    }
+
+    fn task_is_due(&mut self, now: Time, key: TaskKey) {
+        match self.is_finished(key) {
+            true => self.forget_task(key),
+            false => self.task_ttl_is_over(now, key),
         }
     }
 
@@ -212,7 +223,8 @@ impl Core {
         self.timers
             .insert((expires, Timer::AttemptTtl(key, attempt)));
         if self.task(key.task).is_any() {
-            self.queue_for_any(key);
+            let group = self.group_of(key.task);
+            self.queue_for_any(key, group);
             return;
         }
         let target = self.execution(key).target.as_ref();
@@ -323,7 +335,8 @@ impl Core {
             if delivered && !self.keeps(Rule::UncertainIsLost) && self.undeliver(now, execution) {
                 self.place(execution, Place::Inbox(key));
                 if self.task(execution.task).is_any() {
-                    self.queue_for_any(execution);
+                    let group = self.group_of(execution.task);
+                    self.queue_for_any(execution, group);
                 }
                 continue;
             }
@@ -340,13 +353,13 @@ impl Core {
 
     /// Sets the timer of an unfinished task.
     pub(super) fn arm_ttl(&mut self, key: TaskKey, task: &Task) {
-        self.timers.insert((task.expires_at, Timer::TaskTtl(key)));
+        self.task_timers.insert((task.expires_at, key));
     }
 
     /// Sets the timer of a finished task.
     pub(super) fn arm_forget(&mut self, finished_at: Time, key: TaskKey, task: &Task) {
-        self.timers
-            .insert((finished_at.plus(task.kept_for()), Timer::ForgetTask(key)));
+        self.task_timers
+            .insert((finished_at.plus(task.kept_for()), key));
     }
 
     /// Sets the timers that a restored attempt had.
@@ -366,7 +379,8 @@ impl Core {
     pub(super) fn give_back(&mut self, key: MachineKey) {
         for execution in self.machine(key).inbox.clone() {
             if self.task(execution.task).is_any() {
-                self.queue_for_any(execution);
+                let group = self.group_of(execution.task);
+                self.queue_for_any(execution, group);
             }
         }
     }

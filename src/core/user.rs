@@ -2,8 +2,7 @@
 
 use super::pattern::GroupKey;
 use super::spec::Spec;
-use super::task::{Execution, Place, Target, Task};
-use super::tick::Timer;
+use super::task::{Execution, Kept, Place, Target, Task};
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
 use crate::wire::span::Span;
 use crate::wire::task::{Counts, ExecutionState, Mode};
@@ -29,17 +28,21 @@ impl Core {
     /// Accepts a task. `fresh_id`, never used before, is its id when it does not bring one.
     ///
     /// Refused with [`Refusal::Taken`] when its id is known, with [`Refusal::Full`] at a limit.
-    pub fn submit(&mut self, now: Time, fresh_id: &str, spec: Spec) -> Result<TaskKey, Refusal> {
+    pub fn submit(
+        &mut self,
+        now: Time,
+        fresh_id: &str,
+        mut spec: Spec,
+    ) -> Result<TaskKey, Refusal> {
         let prefix: Arc<str> = fresh_id.into();
-        let id = spec.id.clone().unwrap_or_else(|| prefix.clone());
+        let id = spec.id.take().unwrap_or_else(|| prefix.clone());
         self.check_free(&id, &prefix)?;
-        if !self.directory.has_room_for(&spec.pattern) {
+        let Some(group) = self.directory.group_with_room(&spec.pattern) else {
             return Err(Refusal::Full(format!(
                 "{} different patterns have tasks waiting for machines, the limit (--max-patterns)",
                 self.limits.patterns
             )));
-        }
-        let group = self.directory.group_of(&spec.pattern);
+        };
         let machines = self.live_machines(group);
         let matched = machines.len() as u32;
         let is_any = spec.mode == Mode::Any;
@@ -54,13 +57,14 @@ impl Core {
                 .collect()
         };
         let open = !is_any && (spec.late_join || executions.is_empty());
+        let spec = self.kept_spec(group, spec);
         let key = self.add_task(now, id, prefix, spec, executions, matched);
         if open {
             self.task_mut(key).open = true;
             self.directory.group_mut(group).open.insert(key);
         }
         if is_any {
-            self.queue_for_any(ExecutionKey { task: key, n: 0 });
+            self.queue_for_any(ExecutionKey { task: key, n: 0 }, group);
         } else {
             for (n, machine) in (0..).zip(machines) {
                 self.queue_for(ExecutionKey { task: key, n }, machine);
@@ -136,6 +140,10 @@ impl Core {
         }
         self.check_room(targets.len())?;
         spec.late_join = false;
+        let spec = match spec == *old.spec {
+            true => old.spec.clone(),
+            false => Arc::new(spec),
+        };
         let executions = targets
             .into_iter()
             .map(|t| Execution::queued(Place::Nowhere, Some(t)))
@@ -249,14 +257,19 @@ impl Core {
     }
 
     fn known_task(&self, key: TaskKey) -> Result<&Task, Refusal> {
-        let task = self.tasks.get(&key).map(|task| &**task);
-        task.ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
+        self.tasks
+            .get(&key)
+            .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
     }
 
     fn check_free(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
-        let taken = self.task_ids.get(id);
-        match taken.or_else(|| self.task_prefixes.get(prefix)) {
-            Some(key) => Err(Refusal::Taken(*key)),
+        let taken = self.task_ids.get(id).copied();
+        let of_another = || match prefix == id {
+            true => self.task_prefixes.get(prefix).copied(),
+            false => self.task_with_prefix(prefix),
+        };
+        match taken.or_else(of_another) {
+            Some(key) => Err(Refusal::Taken(key)),
             None => Ok(()),
         }
     }
@@ -273,42 +286,53 @@ impl Core {
         Ok(())
     }
 
+    /// What was asked for, as it is kept. Much is submitted again and again with nothing else but
+    /// another id, and many tasks have the same name: such are kept once.
+    fn kept_spec(&mut self, group: GroupKey, mut spec: Spec) -> Arc<Spec> {
+        spec.pattern.forget_compiled();
+        let last = &mut self.directory.group_mut(group).last_spec;
+        if let Some(same) = last.upgrade().filter(|last| **last == spec) {
+            return same;
+        }
+        if let Some((name, _)) = self.task_names.get_key_value(&spec.name) {
+            spec.name = name.clone();
+        }
+        let spec = Arc::new(spec);
+        *last = Arc::downgrade(&spec);
+        spec
+    }
+
     fn add_task(
         &mut self,
         now: Time,
         id: Arc<str>,
         prefix: Arc<str>,
-        spec: Spec,
+        spec: Arc<Spec>,
         executions: Vec<Execution>,
         matched: u32,
     ) -> TaskKey {
         let key = TaskKey(self.next_task);
         self.next_task += 1;
-        let mut spec = spec;
-        spec.pattern.forget_compiled();
-        // Most tasks have a name that others have, too.
-        if let Some((name, _)) = self.task_names.get_key_value(&spec.name) {
-            spec.name = name.clone();
-        }
         let counts = Counts {
             queued: executions.len() as u32,
             ..Default::default()
         };
         self.executions.queued += counts.queued;
-        self.timers
-            .insert((now.plus(spec.ttl), Timer::TaskTtl(key)));
+        self.task_timers.insert((now.plus(spec.ttl), key));
         self.task_ids.insert(id.clone(), key);
-        self.task_prefixes.insert(prefix.clone(), key);
-        self.task_names
-            .entry(spec.name.clone())
-            .or_default()
-            .insert(key);
-        let task = Task {
+        if prefix != id {
+            self.task_prefixes.insert(prefix.clone(), key);
+        }
+        match self.task_names.get_mut(&spec.name) {
+            Some(keys) => drop(keys.insert(key)),
+            None => drop(self.task_names.insert(spec.name.clone(), [key].into())),
+        }
+        let task = Kept {
             id,
             prefix,
             created_at: now,
             expires_at: now.plus(spec.ttl),
-            spec: Arc::new(spec),
+            spec,
             finished_at: None,
             rerun_of: None,
             matched,
@@ -319,7 +343,7 @@ impl Core {
             output_bytes: 0,
             executions,
         };
-        self.tasks.insert(key, Box::new(task));
+        self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
         self.figures.submitted += 1;
         key
@@ -353,13 +377,12 @@ impl Core {
     }
 
     /// Queues an execution for whichever machine is free first: now, when one is waiting.
-    pub(super) fn queue_for_any(&mut self, key: ExecutionKey) {
-        let group = self.group_of(key.task);
+    pub(super) fn queue_for_any(&mut self, key: ExecutionKey, group: GroupKey) {
         match self.waiting_machine(group) {
             Some(machine) => self.queue_for(key, machine),
             None => {
                 self.execution_mut(key).target = None;
-                self.place(key, Place::Group);
+                self.place(key, Place::Group(group));
             }
         }
     }

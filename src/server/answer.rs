@@ -23,9 +23,14 @@ pub const LISTED_OUTPUT_BYTES: usize = 16 << 10;
 
 /// JSON of any kind.
 pub fn json<T: Serialize>(status: u16, value: &T) -> Answer {
-    let mut body = Vec::with_capacity(USUAL_BYTES);
+    json_of(USUAL_BYTES, status, value)
+}
+
+/// The same, which takes about so many bytes.
+fn json_of<T: Serialize>(bytes: usize, status: u16, value: &T) -> Answer {
+    let mut body = Vec::with_capacity(bytes);
     // Our own types have only string keys and finite numbers: serializing them cannot fail.
-    let _ = serde_json::to_writer(&mut body, value);
+    let _ = wire::json::write(value, &mut body);
     Answer {
         status,
         content_type: "application/json",
@@ -77,9 +82,10 @@ pub fn orders(orders: &Orders<Arc<Detail>>) -> Answer {
 /// The answer that shows a task.
 pub fn task(task: Result<Task, Refusal>) -> Answer {
     match task {
-        Ok(task) => {
-            let task = task.answer(SHOWN_OUTPUT_BYTES);
-            json(
+        Ok(kept) => {
+            let task = kept.answer(SHOWN_OUTPUT_BYTES);
+            json_of(
+                kept.bytes_without_output(),
                 200,
                 &Envelope {
                     signal: wire::OK,

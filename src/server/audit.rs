@@ -2,6 +2,8 @@
 
 use super::http::Request;
 use crate::config::AuditTarget;
+use crate::core::Task;
+use crate::wire;
 use log::{Level, info, log_enabled, warn};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
@@ -16,48 +18,41 @@ use std::time::SystemTime;
 const MAX_COMMAND_BYTES: usize = 4 * 1024;
 /// The method and the path in a line, in bytes: a task's name may be in it, and fits.
 const MAX_CALL_BYTES: usize = 512;
+/// Room for a line of ordinary size, in bytes.
+const USUAL_BYTES: usize = 2 << 10;
 /// Under this name the lines are in the log, where they have no file.
 const LOG_TARGET: &str = "sidebike::audit";
 /// The machines named in a line; `matched` has their number.
 const MAX_MACHINES: usize = 100;
 
-/// What a handler knows of a change.
+/// What a handler knows of a change: the task that it changed, if it got so far.
 #[derive(Debug, Default)]
-pub struct Change {
-    /// The task's id.
-    pub task: Option<String>,
-    /// How many machines it was addressed to.
-    pub matched: Option<u32>,
-    /// Their labels.
-    pub machines: Vec<String>,
-    /// What is to be run.
-    pub command: Option<String>,
-}
+pub struct Change(Option<Task>);
 
 impl Change {
     /// What a task changes.
-    pub fn of(task: &crate::core::Task) -> Self {
-        let detail = &task.spec.detail;
-        let command = detail
-            .command
-            .clone()
-            .or_else(|| detail.argv.as_ref().map(|argv| argv.join(" ")));
-        let mut labels: Vec<String> = task
-            .labels()
-            .take(MAX_MACHINES)
-            .map(str::to_owned)
-            .collect();
-        labels.dedup();
-        Change {
-            task: Some(task.id.to_string()),
-            matched: Some(task.matched()),
-            machines: labels,
-            command: command.map(|mut command| {
-                command.truncate(command.floor_char_boundary(MAX_COMMAND_BYTES));
-                command
-            }),
-        }
+    pub fn of(task: &Task) -> Self {
+        Change(Some(task.clone()))
     }
+}
+
+/// What a task runs, in words, cut.
+fn command(task: &Task) -> String {
+    let detail = &task.spec.detail;
+    let line = detail.command.as_slice();
+    let argv = detail.argv.as_deref().unwrap_or_default();
+    let mut words = String::new();
+    for word in line.iter().chain(argv) {
+        if !words.is_empty() {
+            words.push(' ');
+        }
+        let room = MAX_COMMAND_BYTES.saturating_sub(words.len());
+        if room == 0 {
+            break;
+        }
+        words.push_str(&word[..word.floor_char_boundary(room)]);
+    }
+    words
 }
 
 #[derive(Serialize)]
@@ -71,10 +66,10 @@ struct Line<'a> {
     task: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     matched: Option<u32>,
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    machines: &'a [String],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    machines: Vec<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    command: Option<&'a str>,
+    command: Option<String>,
 }
 
 /// Where the lines go.
@@ -116,18 +111,25 @@ impl Audit {
         let mut call = format!("{} /{}", request.method, request.path.join("/"));
         call.truncate(call.floor_char_boundary(MAX_CALL_BYTES));
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let task = change.0.as_ref();
+        let mut machines: Vec<&str> = { task.into_iter() }
+            .flat_map(|task| task.labels().take(MAX_MACHINES))
+            .collect();
+        machines.dedup();
         let line = Line {
             time,
             token: token.unwrap_or("none"),
             peer: request.peer,
             call: &call,
             status,
-            task: change.task.as_deref(),
-            matched: change.matched,
-            machines: &change.machines,
-            command: change.command.as_deref(),
+            task: task.map(|task| &*task.id),
+            matched: task.map(|task| task.matched()),
+            machines,
+            command: task.map(command),
         };
-        let Ok(mut text) = serde_json::to_string(&line) else {
+        let mut text = Vec::with_capacity(USUAL_BYTES);
+        let written = wire::json::write(&line, &mut text);
+        let (Ok(()), Ok(mut text)) = (written, String::from_utf8(text)) else {
             return;
         };
         if goes_to_log {

@@ -178,7 +178,7 @@ impl Form for Json {
             what,
         };
         // Our own types have only string keys and finite numbers: serializing them cannot fail.
-        let _ = serde_json::to_writer(&mut *to, &news);
+        let _ = wire::json::write(&news, to);
         to.push(b'\n');
     }
 

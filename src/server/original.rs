@@ -63,9 +63,9 @@ fn ping(call: Call<'_>) -> Handled {
     });
     Ok(Some(
         if has_work.map_err(|refusal| answer::refused(&refusal))? {
-            signal(wire::WORK, "", Value::Null)
+            signal(wire::WORK, String::new(), Value::Null)
         } else {
-            signal(wire::OK, &format!("pong: {label}"), Value::Null)
+            signal(wire::OK, format!("pong: {label}"), Value::Null)
         },
     ))
 }
@@ -80,11 +80,15 @@ fn assigned(call: Call<'_>) -> Handled {
     } = body(&call)?;
     admit(&call, &label)?;
     let Some(machine) = call.server.store.ask(|core| core.original(&label)) else {
-        return Ok(Some(signal(wire::ERROR, "no machine mapping", Value::Null)));
+        return Ok(Some(signal(
+            wire::ERROR,
+            "no machine mapping".into(),
+            Value::Null,
+        )));
     };
     Ok(Some(match next_expressible(&call, machine, &label) {
-        Some(task) => signal(wire::OK, "", task),
-        None => signal(wire::ERROR, "no task in machine queue", Value::Null),
+        Some(task) => signal(wire::OK, String::new(), task),
+        None => signal(wire::ERROR, "no task in machine queue".into(), Value::Null),
     }))
 }
 
@@ -204,8 +208,10 @@ fn done(call: Call<'_>) -> Handled {
     });
     let verdicts = taken.map_err(|(_, why)| answer::error(503, &why))?;
     match verdicts.first() {
-        Some(verdict) if !verdict.taken => Ok(Some(signal(wire::ERROR, &verdict.msg, Value::Null))),
-        _ => Ok(Some(signal(wire::OK, "", Value::Null))),
+        Some(verdict) if !verdict.taken => {
+            Ok(Some(signal(wire::ERROR, verdict.msg.clone(), Value::Null)))
+        }
+        _ => Ok(Some(signal(wire::OK, String::new(), Value::Null))),
     }
 }
 
@@ -238,12 +244,12 @@ fn ended(id: AttemptId, state: ExecutionState, msg: String) -> Ended {
     }
 }
 
-fn signal(signal: i32, msg: &str, data: Value) -> Answer {
+fn signal(signal: i32, msg: String, data: Value) -> Answer {
     answer::json(
         200,
         &Envelope {
             signal,
-            msg: msg.into(),
+            msg,
             data,
             next: None,
         },

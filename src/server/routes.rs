@@ -214,23 +214,44 @@ fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
 /// Refuses a body whose JSON is nested too deeply, before anything is made of it.
 pub fn check_depth(call: &Call<'_>, what: &str) -> Result<(), Answer> {
     let max = call.server.max_json_depth;
-    let (mut depth, mut in_text, mut escaped) = (0usize, false, false);
-    for byte in &call.request.body {
+    if nests_within(&call.request.body, max) {
+        return Ok(());
+    }
+    Err(bad(format!(
+        "{what}: must not be nested deeper than {max} (--max-json-depth)"
+    )))
+}
+
+/// Whether arrays and objects are nested no deeper than `max`. Texts are the most of a body: they
+/// are passed over eight bytes at a time.
+fn nests_within(body: &[u8], max: usize) -> bool {
+    let (mut depth, mut at) = (0usize, 0);
+    while let Some(byte) = body.get(at) {
+        at += 1;
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_text => escaped = true,
-            b'"' => in_text = !in_text,
-            b'{' | b'[' if !in_text => depth += 1,
-            b'}' | b']' if !in_text => depth = depth.saturating_sub(1),
+            b'"' => at += text_length(&body[at..]),
+            b'{' | b'[' if depth == max => return false,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
             _ => {}
         }
-        if depth > max {
-            return Err(bad(format!(
-                "{what}: must not be nested deeper than {max} (--max-json-depth)"
-            )));
+    }
+    true
+}
+
+/// How many bytes the rest of a text takes, with the quote at its end.
+fn text_length(rest: &[u8]) -> usize {
+    let mut at = 0;
+    loop {
+        at += wire::json::plain(&rest[at..]);
+        match rest.get(at) {
+            None => return rest.len(),
+            Some(b'"') => return at + 1,
+            // What it escapes may be a quote.
+            Some(b'\\') => at = rest.len().min(at + 2),
+            Some(_) => at += 1,
         }
     }
-    Ok(())
 }
 
 /// Reads a parameter of the query.
@@ -455,7 +476,7 @@ fn list(call: Call<'_>) -> Handled {
     };
     let next = next.map(|key| key.0.to_string());
     call.large(move || {
-        let data: Vec<wire::task::Task> = tasks
+        let data: Vec<_> = tasks
             .iter()
             .map(|task| task.answer(answer::LISTED_OUTPUT_BYTES))
             .collect();

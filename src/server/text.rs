@@ -7,6 +7,10 @@ use crate::core::{Output, Refusal, Task, Wanted, gap_line};
 use crate::wire;
 use crate::wire::agent::Stream;
 use crate::wire::task::{ExecutionState, TaskState};
+use std::borrow::Cow;
+
+/// A task as it is answered.
+type Answered<'a> = wire::task::Task<Cow<'a, str>>;
 
 /// `GET /api/v1/task/{id}/output`.
 pub fn output(call: Call<'_>) -> Handled {
@@ -98,7 +102,7 @@ fn plain(status: u16, text: String) -> Answer {
 
 /// A task's output with the label in front of each line. When it has not succeeded, a line for each
 /// machine that failed it, with the reason, and a last one that says how it stands.
-pub fn of_task(status: u16, task: &wire::task::Task) -> Answer {
+pub fn of_task(status: u16, task: &Answered<'_>) -> Answer {
     let mut text = String::new();
     for execution in &task.result {
         for line in &execution.attempt.output {
@@ -108,8 +112,9 @@ pub fn of_task(status: u16, task: &wire::task::Task) -> Answer {
             text.push('\n');
         }
     }
-    let failed =
-        |e: &&wire::task::Execution| e.state.is_terminal() && e.state != ExecutionState::Succeeded;
+    let failed = |e: &&wire::task::Execution<Cow<'_, str>>| {
+        e.state.is_terminal() && e.state != ExecutionState::Succeeded
+    };
     for execution in task.result.iter().filter(failed) {
         let label = match &*execution.machine_label {
             "" => "(no machine)",
@@ -130,7 +135,7 @@ pub fn of_task(status: u16, task: &wire::task::Task) -> Answer {
 }
 
 /// How a task stands, in a line.
-pub fn in_words(task: &wire::task::Task) -> String {
+pub fn in_words(task: &Answered<'_>) -> String {
     let mut counts = task.counts;
     let counts: Vec<String> = ExecutionState::ALL
         .iter()

@@ -5,6 +5,7 @@
 //! uses it, then to the README's reference.
 
 pub mod agent;
+pub mod json;
 pub mod machine;
 pub mod news;
 pub mod object;

@@ -24,7 +24,7 @@ pub enum Mode {
 
 /// What to run, as posted, answered and handed to an agent. Exactly one of `command` and `argv`.
 /// An unknown field is an error wherever this is read: what it asks for would silently not be done.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Detail {
     /// A shell line.
@@ -324,14 +324,15 @@ impl Counts {
     }
 }
 
-/// A task as answered: all that was posted, and what became of it.
+/// A task as answered: all that was posted, and what became of it. `S` is a text: owned where it is
+/// read, borrowed from what is kept where it is written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Task {
+pub struct Task<S = String> {
     /// Its id.
-    pub id: String,
+    pub id: S,
     /// Its name.
-    pub name: String,
+    pub name: S,
     /// Always 0, as in the original.
     #[serde(rename = "type")]
     pub kind: u8,
@@ -343,11 +344,11 @@ pub struct Task {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub msg: String,
     /// When it was accepted, RFC 3339.
-    pub created_at: String,
+    pub created_at: S,
     /// When it ended, RFC 3339.
-    pub finished_at: Option<String>,
+    pub finished_at: Option<S>,
     /// The pattern it was addressed with.
-    pub machine_pattern: String,
+    pub machine_pattern: S,
     /// Which of the matching machines run it.
     pub mode: Mode,
     /// How long an execution may wait to be started.
@@ -363,17 +364,17 @@ pub struct Task {
     pub failure_ttl: Span,
     /// The task that it runs again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rerun_of: Option<String>,
+    pub rerun_of: Option<S>,
     /// How many live machines matched when it was submitted.
     pub matched: u32,
     /// The labels of its targets.
-    pub assignees: Vec<String>,
+    pub assignees: Vec<S>,
     /// Its executions by state.
     pub counts: Counts,
     /// What it runs, and the original's flat list of output lines.
     pub detail: AnsweredDetail,
     /// One entry per execution.
-    pub result: Vec<Execution>,
+    pub result: Vec<Execution<S>>,
 }
 
 /// [`Detail`] with the output lines of all machines, in order of finishing.
@@ -390,39 +391,39 @@ pub struct AnsweredDetail {
 /// An execution as answered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Execution {
+pub struct Execution<S = String> {
     /// Its id: a word of its task's (the task's id, where the server made that), a dot, a number.
-    pub execution: String,
+    pub execution: S,
     /// The label of its machine; empty while it has none.
-    pub machine_label: String,
+    pub machine_label: S,
     /// The instance of its machine; empty while it has none.
-    pub instance: String,
+    pub instance: S,
     /// The host of its machine; empty while it has none.
-    pub host: String,
+    pub host: S,
     /// 0 succeeded, 1 not finished, 2 ended otherwise.
     pub status: u8,
     /// Its state.
     pub state: ExecutionState,
     /// The attempt and its outcome.
     #[serde(flatten)]
-    pub attempt: Attempt,
+    pub attempt: Attempt<S>,
     /// Earlier attempts, oldest first; the last ten.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub attempts: Vec<PastAttempt>,
+    pub attempts: Vec<PastAttempt<S>>,
 }
 
 /// One attempt and what became of it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Attempt {
+pub struct Attempt<S = String> {
     /// Its number, from 1.
     pub attempt: u32,
     /// The exit code, when the command exited.
     pub exit_code: Option<i32>,
     /// The name of the signal that ended the command.
-    pub signal: Option<String>,
+    pub signal: Option<S>,
     /// Why it did not succeed.
-    pub msg: String,
+    pub msg: S,
     /// The lines of both streams, in the order in which they came.
     pub output: Vec<String>,
     /// What is kept of standard output.
@@ -432,9 +433,9 @@ pub struct Attempt {
     /// How many bytes of both streams are missing from the middle.
     pub truncated_bytes: u64,
     /// When the command started, RFC 3339.
-    pub started_at: Option<String>,
+    pub started_at: Option<S>,
     /// When it ended, RFC 3339.
-    pub finished_at: Option<String>,
+    pub finished_at: Option<S>,
     /// How long it ran, in milliseconds.
     pub duration_ms: Option<u64>,
 }
@@ -442,14 +443,14 @@ pub struct Attempt {
 /// An attempt that was followed by another.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PastAttempt {
+pub struct PastAttempt<S = String> {
     /// How it ended.
     pub state: ExecutionState,
     /// The label of the machine it ran on.
-    pub machine_label: String,
+    pub machine_label: S,
     /// The instance of that machine.
-    pub instance: String,
+    pub instance: S,
     /// The rest.
     #[serde(flatten)]
-    pub attempt: Attempt,
+    pub attempt: Attempt<S>,
 }

@@ -265,7 +265,7 @@ impl World {
         match self.server.core.rerun(Time(self.now), &fresh, key, all) {
             Ok(new) => {
                 self.count("task rerun");
-                let spec = self.server.core.show(new).map(|task| task.spec);
+                let spec = self.server.core.show(new).map(|task| task.spec.clone());
                 if let Ok(spec) = spec {
                     self.accepted(new, &spec);
                     self.answer_submit(new);
