@@ -158,3 +158,66 @@ impl Transport for Plain {
         matches!(found, Err(rustix::io::Errno::AGAIN))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Client;
+    use crate::config::Registry;
+    use crate::wire::agent::Goodbye;
+    use std::net::TcpListener;
+
+    /// Answers so many requests, each of which has to come in one piece; returns their ends.
+    fn serve(listener: &TcpListener, requests: usize) -> Vec<String> {
+        let (mut stream, _) = listener.accept().unwrap();
+        let body = r#"{"signal":0,"msg":"","data":null}"#;
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+        let one = |_| {
+            let mut piece = [0; 4_096];
+            let read = stream.read(&mut piece).unwrap();
+            stream
+                .write_all((answer.clone() + body).as_bytes())
+                .unwrap();
+            let text = String::from_utf8_lossy(&piece[..read]);
+            text.split("\r\n\r\n").nth(1).unwrap_or_default().to_owned()
+        };
+        (0..requests).map(one).collect()
+    }
+
+    #[test]
+    fn a_request_is_one_piece_and_an_open_connection_is_used_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let client = Client::new(&Registry { url, ca: None }).unwrap();
+        let goodbye = Goodbye {
+            instance: "i".into(),
+            holds: Vec::new(),
+        };
+        // The second connection is there because the first is gone by the third request.
+        for requests in [2, 1] {
+            let bodies = std::thread::scope(|scope| {
+                let server = scope.spawn(|| serve(&listener, requests));
+                for _ in 0..requests {
+                    client.goodbye(&goodbye).unwrap();
+                }
+                server.join().unwrap()
+            });
+            assert_eq!(bodies, vec![r#"{"instance":"i","holds":[]}"#; requests]);
+        }
+    }
+
+    #[test]
+    fn a_time_out_is_set_again_when_it_differs() {
+        let mut set = None;
+        let mut due_for = |ms| {
+            let timeout = NextTimeout {
+                after: Duration::from_millis(ms).into(),
+                ..NextTimeout::default()
+            };
+            due(&timeout, &mut set).is_some()
+        };
+        let times = [30_000, 29_999, 29_100, 28_000, 28_001, 7_000, 7_000, 35_000];
+        let told = times.map(&mut due_for);
+        assert_eq!(told, [true, false, false, true, true, true, false, true]);
+    }
+}
