@@ -59,6 +59,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use token::Rereader;
+use watch::Watch;
 
 /// How long the server may hold a poll while nothing is held. With the way there and back it is
 /// well below the 45 s after which a machine counts as offline.
@@ -461,14 +462,22 @@ impl Agent {
     }
 
     /// Returns what is to be run in its place.
-    fn run_to_its_end(&self, held: &Held, job: Job, wake: Option<&Wake>) -> Option<Work> {
+    fn run_to_its_end(&self, held: &Held, mut job: Job, wake: Option<&Wake>) -> Option<Work> {
         let id = &held.id;
+        let run = || {
+            let started = runner::start(self, held, &mut job, wake);
+            // Only now: a line takes its time, and it is the command that is waited for.
+            info!(
+                "{} (attempt {}): starting, task {:?}",
+                id.execution, id.attempt, job.task_name
+            );
+            started.map_or_else(|not_started| not_started, Watch::until_ended)
+        };
         // A bug in here must cost one command its result, not the agent a place for ever.
-        let outcome = catch_unwind(AssertUnwindSafe(|| runner::run(self, held, job, wake)))
-            .unwrap_or_else(|_| {
-                held.kill_now();
-                Outcome::not_started(ExecutionState::Failed, "the agent failed to run it (a bug)")
-            });
+        let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+            held.kill_now();
+            Outcome::not_started(ExecutionState::Failed, "the agent failed to run it (a bug)")
+        });
         let why = if outcome.msg.is_empty() { "" } else { ": " };
         info!(
             "{} (attempt {}): {}{why}{}",

@@ -1,7 +1,7 @@
 //! Starting one command; the only place that names `process::Command`.
 //!
 //! What runs is decided here (which shell, which folder, which environment); how it is watched and
-//! ended is in [`super::watch`]. To support a new field of `detail`: read it in `start`, and refuse
+//! ended is in [`super::watch`]. To support a new field of `detail`: read it in `spawn`, and refuse
 //! it in words when it cannot be honoured, because what it asks for must not silently not be done.
 //!
 //! Nothing here needs /dev, /proc or /etc: a container may have none of them.
@@ -14,7 +14,6 @@ use super::search;
 use super::watch::{Limits, Watch};
 use crate::wire::span::Timeout;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
-use log::info;
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -27,36 +26,26 @@ use std::sync::LazyLock;
 /// The longest text for standard input, in bytes: as long as the longest request.
 const MAX_STDIN_BYTES: usize = 1 << 20;
 
-/// Runs the command of `job` from beginning to end. Its end can be ordered by `wake`.
-pub fn run(agent: &Agent, held: &Held, mut job: Job, wake: Option<&Wake>) -> Outcome {
-    if let Some(wake) = wake {
-        held.watched(wake.clone());
-    }
-    let started = match held.stop_ordered() {
-        Some(stop) => Err((ExecutionState::Canceled, stop.words().into())),
-        None => wake
-            .ok_or_else(|| "this machine has no file descriptors left".into())
-            .and_then(|wake| start(agent, held, &mut job, wake))
-            .map_err(|why| (ExecutionState::Failed, why)),
-    };
-    // Only now: a line takes its time, and it is the command that is waited for.
-    info!(
-        "{} (attempt {}): starting, task {:?}",
-        held.id.execution, held.id.attempt, job.task_name
-    );
-    match started {
-        Ok(watch) => watch.until_ended(),
-        Err((state, why)) => Outcome::not_started(state, why),
-    }
-}
-
-/// Starts the command; the error says why it could not be done.
-fn start<'a>(
+/// Starts the command of `job`, whose end can be ordered by `wake`; or says why not.
+pub fn start<'a>(
     agent: &'a Agent,
     held: &'a Held,
     job: &mut Job,
-    wake: &'a Wake,
-) -> Result<Watch<'a>, String> {
+    wake: Option<&'a Wake>,
+) -> Result<Watch<'a>, Outcome> {
+    let failed = |why| Outcome::not_started(ExecutionState::Failed, why);
+    let wake = wake.ok_or_else(|| failed("this machine has no file descriptors left".into()))?;
+    // Before the look: what is ordered after it wakes.
+    held.watched(wake.clone());
+    if let Some(stop) = held.stop_ordered() {
+        return Err(Outcome::not_started(ExecutionState::Canceled, stop.words()));
+    }
+    let (child, stdin, limits) = spawn(agent, job).map_err(failed)?;
+    Ok(Watch::new(agent, held, wake, child, stdin, limits))
+}
+
+/// Spawns its process; the error says why it could not be done.
+fn spawn(agent: &Agent, job: &mut Job) -> Result<(Child, Vec<u8>, Limits), String> {
     let mut detail: Detail = serde_json::from_value(job.detail.take()).map_err(|why| {
         let version = env!("CARGO_PKG_VERSION");
         format!("this agent (version {version}) does not understand the detail: {why}")
@@ -91,7 +80,7 @@ fn start<'a>(
     let child = command
         .spawn()
         .map_err(|why| format!("cannot start {}: {why}", command.get_program().display()))?;
-    Ok(Watch::new(agent, held, wake, child, stdin, limits))
+    Ok((child, stdin, limits))
 }
 
 /// The program and its arguments; with a wrapper it is the wrapper, and they are its arguments.
