@@ -8,6 +8,7 @@
 mod names;
 #[cfg(feature = "cli")]
 mod people;
+mod plain;
 mod trust;
 
 #[cfg(feature = "cli")]
@@ -18,6 +19,7 @@ use crate::secret::Secret;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
 use crate::wire::{ERROR, Envelope, json};
 use names::Names;
+use plain::Connections;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -26,7 +28,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use ureq::config::Config;
 use ureq::http::HeaderValue;
-use ureq::unversioned::transport::DefaultConnector;
 
 /// Patience with a connection being made: longer means that nobody is there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -154,7 +155,7 @@ impl Client {
             .max_idle_age(IDLE_AGE)
             .build();
         Ok(Client {
-            http: ureq::Agent::with_parts(config, DefaultConnector::default(), Names),
+            http: ureq::Agent::with_parts(config, Connections::default(), Names),
             base: registry.url.clone(),
             token: Arc::default(),
         })

@@ -33,7 +33,10 @@ pub type Job = Assignment<Value>;
 #[derive(Debug)]
 pub struct Board {
     state: Mutex<State>,
-    changed: Condvar,
+    /// There is something for the reporter.
+    news: Condvar,
+    /// Less runs, or less is held: the end of the agent waits for it, and nobody else.
+    less: Condvar,
     /// Some command has written something the reporter has not looked at.
     output_came: AtomicBool,
 }
@@ -136,7 +139,8 @@ impl Board {
                 gone: Gone::default(),
                 nudged: false,
             }),
-            changed: Condvar::new(),
+            news: Condvar::new(),
+            less: Condvar::new(),
             output_came: AtomicBool::new(false),
         }
     }
@@ -214,7 +218,7 @@ impl Board {
                     Stop::Cancel.words(),
                 ));
             }
-            self.changed.notify_all();
+            self.news.notify_one();
             return true;
         }
         let mut known = state.held.iter().chain(&state.forgotten);
@@ -235,11 +239,12 @@ impl Board {
         } else {
             state.forgotten.push(held);
         }
-        self.changed.notify_all();
+        self.tell_the_end(&state);
         true
     }
 
-    /// A command ended, or could not be started. Returns what is to be started in its place.
+    /// A command ended, or could not be started. Returns what is to be started in its place. That
+    /// there is a result the reporter is told by [`Board::result_came`], unless the caller sends it.
     pub fn ended(&self, held: &Held, outcome: Outcome) -> Option<(Arc<Held>, Job)> {
         let mut state = lock(&self.state);
         held.end(outcome);
@@ -251,7 +256,7 @@ impl Board {
         if next.is_none() {
             state.running = state.running.saturating_sub(1);
         }
-        self.changed.notify_all();
+        self.tell_the_end(&state);
         next
     }
 
@@ -260,8 +265,27 @@ impl Board {
         let mut state = lock(&self.state);
         if state.let_go(id).is_some() {
             state.gone.remember(id);
-            self.changed.notify_all();
+            self.tell_the_end(&state);
         }
+    }
+
+    /// Wakes who waits for the end of the agent; a call to wake nobody is saved.
+    fn tell_the_end(&self, state: &State) {
+        if state.draining {
+            self.less.notify_all();
+        }
+    }
+
+    /// Whether there is a result that the server has not taken.
+    pub fn has_result(&self) -> bool {
+        lock(&self.state).held.iter().any(|held| held.has_ended())
+    }
+
+    /// There is a result for the reporter to send.
+    pub fn result_came(&self) {
+        // The lock makes sure that the reporter is either before its look at the results or asleep.
+        let _state = lock(&self.state);
+        self.news.notify_one();
     }
 
     /// A command has written something. Costs a lock only when that is news to the reporter.
@@ -269,14 +293,14 @@ impl Board {
         if !self.output_came.swap(true, Ordering::SeqCst) {
             // The lock makes sure that the reporter is either before its look at the flag or asleep.
             let _state = lock(&self.state);
-            self.changed.notify_all();
+            self.news.notify_one();
         }
     }
 
     /// Whatever pauses there are, now is a good time to try again.
     pub fn nudge(&self) {
         lock(&self.state).nudged = true;
-        self.changed.notify_all();
+        self.news.notify_one();
     }
 
     /// Sleeps until there is a result and it is `not_before`, or there is output and it is also not
@@ -300,7 +324,7 @@ impl Board {
                     return nudged;
                 }
                 _ if nudged => return true,
-                due => state = self.sleep(state, due),
+                due => state = sleep(&self.news, state, due),
             }
         }
     }
@@ -321,27 +345,9 @@ impl Board {
             if Instant::now() >= deadline {
                 return false;
             }
-            state = self.sleep(state, Some(deadline));
+            state = sleep(&self.less, state, Some(deadline));
         }
         true
-    }
-
-    fn sleep<'a>(
-        &self,
-        state: MutexGuard<'a, State>,
-        until: Option<Instant>,
-    ) -> MutexGuard<'a, State> {
-        match until {
-            None => self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner),
-            Some(at) => {
-                let left = at.saturating_duration_since(Instant::now());
-                let woken = self.changed.wait_timeout(state, left);
-                woken.unwrap_or_else(PoisonError::into_inner).0
-            }
-        }
     }
 
     /// The attempts with something to tell the server, those that have ended first.
@@ -370,7 +376,7 @@ impl Board {
                 Stop::Shutdown.words(),
             ));
         }
-        self.changed.notify_all();
+        self.news.notify_one();
         state.epoch
     }
 
@@ -392,6 +398,24 @@ impl Board {
         let state = lock(&self.state);
         for held in state.held.iter().chain(&state.forgotten) {
             held.kill_now();
+        }
+    }
+}
+
+/// Waits to be woken by `condition`, until a point in time if there is one.
+fn sleep<'a>(
+    condition: &Condvar,
+    state: MutexGuard<'a, State>,
+    until: Option<Instant>,
+) -> MutexGuard<'a, State> {
+    match until {
+        None => condition
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner),
+        Some(at) => {
+            let left = at.saturating_duration_since(Instant::now());
+            let woken = condition.wait_timeout(state, left);
+            woken.unwrap_or_else(PoisonError::into_inner).0
         }
     }
 }

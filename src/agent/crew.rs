@@ -1,84 +1,140 @@
-//! The threads that run commands. One that has ended its command waits a moment for the next: small
-//! commands come one after the other, and a new thread for each costs a tenth of `sh -c true`.
+//! The threads that take turns: with commands, and with the polls. One that is through waits a moment
+//! for its next turn: small commands come one after the other, and a new thread for each costs a tenth
+//! of `sh -c true`. The last one that waits stays, so that the next order finds it.
 
-use super::board::Job;
-use super::held::{Held, lock};
+use super::held::lock;
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::io;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// How long a thread without a command waits for one before it ends.
+/// How long a thread without a turn waits for one before it ends.
 const LINGER: Duration = Duration::from_secs(1);
+/// So many stay for ever.
+const STAY: usize = 1;
 
-/// A command that is to be run now.
-pub type Work = (Arc<Held>, Job);
-
-/// The threads that wait.
-#[derive(Debug, Default)]
-pub struct Crew {
-    state: Mutex<State>,
+/// The threads, and what is to be done by them.
+#[derive(Debug)]
+pub struct Crew<T> {
+    state: Mutex<State<T>>,
     came: Condvar,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    waiting: usize,
-    /// Never more than there are threads to take it.
-    work: VecDeque<Work>,
+#[derive(Debug)]
+struct State<T> {
+    /// Threads without a turn; a new one counts from the moment it is made.
+    free: usize,
+    /// Never more than there are free threads.
+    turns: VecDeque<T>,
 }
 
-impl Crew {
-    /// Gives a command to a thread that waits. With none it is given back, for a new one.
-    pub fn give(&self, work: Work) -> Result<(), Work> {
-        let mut state = lock(&self.state);
-        if state.work.len() >= state.waiting {
-            return Err(work);
+impl<T> Crew<T> {
+    /// Nobody.
+    pub fn new() -> Self {
+        Crew {
+            state: Mutex::new(State {
+                free: 0,
+                turns: VecDeque::new(),
+            }),
+            came: Condvar::new(),
         }
-        state.work.push_back(work);
+    }
+
+    /// Gives a turn to a thread that waits. With none it is given back.
+    pub fn offer(&self, turn: T) -> Result<(), T> {
+        self.give(turn, || Err(io::ErrorKind::WouldBlock.into()))
+            .map_err(|(turn, _)| turn)
+    }
+
+    /// Gives a turn to a thread that waits, or to a new one, which has to begin with
+    /// [`Crew::first`]. Given back when it cannot be made.
+    pub fn give(
+        &self,
+        turn: T,
+        make: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), (T, io::Error)> {
+        let mut state = lock(&self.state);
+        if state.turns.len() >= state.free {
+            if let Err(why) = make() {
+                return Err((turn, why));
+            }
+            state.free += 1;
+        }
+        state.turns.push_back(turn);
+        // Woken with the lock held by another, a thread would only go to sleep again.
+        drop(state);
         self.came.notify_one();
         Ok(())
     }
 
-    /// Waits for a command; none when the thread is to end.
-    pub fn wait(&self) -> Option<Work> {
+    /// The first turn of a new thread.
+    pub fn first(&self) -> Option<T> {
+        self.take(false)
+    }
+
+    /// Waits for the next turn; none when the thread is to end.
+    pub fn wait(&self) -> Option<T> {
+        self.take(true)
+    }
+
+    fn take(&self, counts_from_now: bool) -> Option<T> {
         let mut state = lock(&self.state);
-        state.waiting += 1;
-        let waited = self
-            .came
-            .wait_timeout_while(state, LINGER, |state| state.work.is_empty());
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.waiting -= 1;
-        state.work.pop_front()
+        state.free += usize::from(counts_from_now);
+        let none = |state: &mut State<T>| state.turns.is_empty();
+        if state.turns.is_empty() {
+            let waited = self.came.wait_timeout_while(state, LINGER, none);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if state.turns.is_empty() && state.free <= STAY {
+            let waited = self.came.wait_while(state, none);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        state.free -= 1;
+        state.turns.pop_front()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::agent::AttemptId;
 
     #[test]
-    fn only_who_waits_is_given_work() {
-        let id = AttemptId {
-            execution: "x.0".into(),
-            attempt: 1,
-        };
-        let job = Job {
-            id: id.clone(),
-            task_id: "x".into(),
-            task_name: "x".into(),
-            detail: serde_json::Value::Null,
-        };
-        let crew = Crew::default();
-        let mut work = crew.give((Arc::new(Held::new(id)), job)).unwrap_err();
+    fn only_who_waits_is_offered_a_turn() {
+        let crew = Crew::new();
+        let mut turn = crew.offer(7).unwrap_err();
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| crew.wait());
-            while let Err(back) = crew.give(work) {
-                work = back;
+            while let Err(back) = crew.offer(turn) {
+                turn = back;
                 std::thread::yield_now();
             }
-            assert!(waits.join().unwrap().is_some());
+            assert_eq!(waits.join().unwrap(), Some(7));
         });
-        assert!(lock(&crew.state).work.is_empty());
+        let state = lock(&crew.state);
+        assert!(state.turns.is_empty() && state.free == 0);
+    }
+
+    #[test]
+    fn a_turn_that_nobody_can_take_is_given_back() {
+        let crew = Crew::new();
+        let no_thread = || Err(io::ErrorKind::OutOfMemory.into());
+        assert_eq!(crew.give(1, no_thread).unwrap_err().0, 1);
+        assert!(crew.give(2, || Ok(())).is_ok());
+        assert_eq!(crew.first(), Some(2));
+        assert_eq!(lock(&crew.state).free, 0);
+    }
+
+    #[test]
+    fn of_those_without_a_turn_one_stays() {
+        let crew = Crew::new();
+        std::thread::scope(|scope| {
+            let both = [(); 2].map(|()| scope.spawn(|| crew.wait()));
+            std::thread::sleep(LINGER * 2);
+            let gone = both.iter().filter(|thread| thread.is_finished()).count();
+            assert_eq!(gone, 1);
+            assert!(crew.offer(3).is_ok());
+            let turns = both.map(|thread| thread.join().unwrap());
+            assert_eq!(turns.iter().flatten().collect::<Vec<_>>(), [&3]);
+        });
     }
 }

@@ -8,9 +8,9 @@ use super::output::{Cursor, OutputLog, Pieces};
 use crate::wire::agent::{AttemptId, Ended, Hold, HoldState, Stream};
 use crate::wire::task::ExecutionState;
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::process::{Pid, Signal, kill_process_group};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The longest text of a result, in bytes: it names a reason, it does not tell a story.
@@ -77,18 +77,45 @@ impl Outcome {
     }
 }
 
+/// Wakes a thread that watches commands, one after the other. It can be woken for one that is over.
+#[derive(Debug, Clone)]
+pub struct Wake(Arc<OwnedFd>);
+
+impl Wake {
+    /// None when the system has no descriptor left.
+    pub fn new() -> Option<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Some(Wake(Arc::new(eventfd(0, flags).ok()?)))
+    }
+
+    /// What becomes readable.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.0
+    }
+
+    /// Takes notice of having been woken.
+    pub fn clear(&self) {
+        let _ = rustix::io::read(&*self.0, &mut [0u8; 8]);
+    }
+
+    fn up(&self) {
+        // Full means that the thread has been woken already.
+        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+    }
+}
+
 /// One attempt.
 #[derive(Debug)]
 pub struct Held {
     /// Which.
     pub id: AttemptId,
-    /// Wakes the thread that watches the command; none when the system had no descriptor left.
-    wake: Option<OwnedFd>,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// Wakes the thread that watches the command.
+    wake: Option<Wake>,
     started: Option<Instant>,
     /// The process group of the command, while it is certain that the number is still its own.
     group: Option<Pid>,
@@ -102,18 +129,15 @@ struct Inner {
 impl Held {
     /// An attempt that was just handed to the agent.
     pub fn new(id: AttemptId) -> Self {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Held {
             id,
-            wake: eventfd(0, flags).ok(),
             inner: Mutex::new(Inner::default()),
         }
     }
 
-    /// What becomes readable when [`Held::stop`] was called.
-    pub fn wake(&self) -> Option<BorrowedFd<'_>> {
-        use rustix::fd::AsFd;
-        self.wake.as_ref().map(AsFd::as_fd)
+    /// Whom [`Held::stop`] wakes from now on; an earlier one is seen by [`Held::stop_ordered`].
+    pub fn watched(&self, wake: Wake) {
+        lock(&self.inner).wake = Some(wake);
     }
 
     /// The command runs, as the leader of `group`.
@@ -149,10 +173,10 @@ impl Held {
         }
         inner.stop = Some(why);
         inner.ending = true;
+        let wake = inner.wake.clone();
         drop(inner);
-        if let Some(wake) = &self.wake {
-            // Full means that the watcher has been woken already.
-            let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
+        if let Some(wake) = wake {
+            wake.up();
         }
         true
     }
@@ -178,6 +202,7 @@ impl Held {
     pub fn end(&self, outcome: Outcome) {
         let mut inner = lock(&self.inner);
         inner.group = None;
+        inner.wake = None;
         inner.outcome = Some(outcome);
     }
 

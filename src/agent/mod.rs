@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | this one | the poll loop: ask, hand out, obey |
 //! | `board` | what the threads share: which attempts are held, and their state |
-//! | `crew` | the threads that run commands |
+//! | `crew` | the threads that poll and run commands, in turns |
 //! | `held`, `output` | one attempt and its output, until the server has taken them |
 //! | `runner`, `search` | starting one command; the only place that names `process::Command` |
 //! | `owner` | what the owner of this machine allows to be run |
@@ -16,8 +16,9 @@
 //! | `init` | the duties of process 1 |
 //! | `shutdown` | the signals: TERM and INT, HUP |
 //!
-//! Threads: the main one waits for signals, one polls, one reports, and there is one per command that
-//! runs.
+//! Threads: the main one waits for signals, one reports, and there is a crew: one polls, one is there
+//! for what comes, and there is one per command that runs. Whoever is given a command in an answer runs
+//! it and then reports it: the poller leaves the polls to another one before that.
 //! The agent listens on no socket and writes no file.
 //!
 //! To obey a new kind of order: add it to [`Orders`], and to [`Agent::obey`].
@@ -45,18 +46,20 @@ use crate::wire::agent::{Orders, Poll};
 use crate::wire::span::Span;
 use crate::wire::task::ExecutionState;
 use board::{Board, Job};
-use crew::{Crew, Work};
+use crew::Crew;
 use guard::Guard;
-use held::{Held, Outcome};
+use held::{Held, Outcome, Wake};
 use leftovers::Leftovers;
 use log::{debug, info, warn};
 use pauses::Pauses;
+use reporter::Reporter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use token::Rereader;
+use watch::Watch;
 
 /// How long the server may hold a poll while nothing is held. With the way there and back it is
 /// well below the 45 s after which a machine counts as offline.
@@ -76,9 +79,9 @@ const MAX_QUICK: u32 = 5;
 const QUICK_PAUSE: Duration = Duration::from_millis(200);
 /// The pause before a loop that failed is started again.
 const BUG_PAUSE: Duration = Duration::from_secs(1);
-/// The stack of a thread that runs a command, in bytes. Buffers are on the heap; the
-/// deepest calls are those that parse JSON and start processes.
-const STACK_BYTES: usize = 256 * 1024;
+/// The stack of a thread of the crew, in bytes. Buffers are on the heap; the deepest calls are those
+/// that parse JSON, start processes and begin a TLS connection.
+const STACK_BYTES: usize = 512 * 1024;
 /// Files the agent needs open beside those of its commands, in number.
 const FILES: u64 = 320;
 /// Files per command: three pipes, a pidfd, an eventfd, and the other ends while it starts.
@@ -88,15 +91,35 @@ const FILES_PER_JOB: u64 = 8;
 /// to find it.
 const COMPLAINT_PERIOD: Duration = Duration::from_secs(300);
 
+/// A command that is to be run now.
+type Work = (Arc<Held>, Job);
+
+/// What a thread of the crew does next.
+#[derive(Debug)]
+enum Turn {
+    Command(Work),
+    Poll(Polls),
+}
+
+impl Turn {
+    fn command(self) -> Option<Work> {
+        match self {
+            Turn::Command(work) => Some(work),
+            Turn::Poll(_) => None,
+        }
+    }
+}
+
 /// An agent.
 #[derive(Debug)]
 struct Agent {
     config: AgentConfig,
     client: Client,
     board: Board,
-    crew: Crew,
+    crew: Crew<Turn>,
     guard: Guard,
     leftovers: Leftovers,
+    reporter: Mutex<Reporter>,
     rereader: Rereader,
 }
 
@@ -132,17 +155,18 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
     let agent = Arc::new(Agent {
         client,
         board: Board::new(instance, config.jobs),
-        crew: Crew::default(),
+        crew: Crew::new(),
         guard: Guard::start(),
         leftovers: Leftovers::new(),
+        reporter: Mutex::new(Reporter::new()),
         rereader: Rereader::default(),
         config,
     });
-    let reporter = Arc::clone(&agent);
+    let its_own = Arc::clone(&agent);
     std::thread::Builder::new()
         .name("reporter".into())
-        .spawn(move || persist("reporter", || reporter::run(&reporter)))
-        .and_then(|_| spawn_poll_loop(&agent, 0))
+        .spawn(move || persist("reporter", || reporter::run(&its_own)))
+        .and_then(|_| agent.start_polls(0))
         .map_err(|why| format!("cannot start a thread: {why}"))?;
     shutdown::wait(&agent, signals)
 }
@@ -165,26 +189,40 @@ fn allow_files(jobs: u32) {
     }
 }
 
-/// Starts the poll loop of an epoch; earlier ones end by themselves.
-fn spawn_poll_loop(agent: &Arc<Agent>, epoch: u64) -> std::io::Result<()> {
-    let agent = Arc::clone(agent);
-    std::thread::Builder::new()
-        .name("poll".into())
-        .spawn(move || persist("poll loop", || agent.poll_loop(epoch)))
-        .map(|_| ())
-}
-
 /// Runs a thread's loop again should it panic: that would be a bug, but one that must not leave an
 /// agent that looks alive and does nothing. What the loops share is complete at any time.
 fn persist(name: &str, body: impl Fn()) {
     while catch_unwind(AssertUnwindSafe(&body)).is_err() {
-        warn!("the {name} failed (a bug); starting it again");
-        std::thread::sleep(BUG_PAUSE);
+        say_bug(name);
+    }
+}
+
+fn say_bug(name: &str) {
+    warn!("the {name} failed (a bug); starting it again");
+    std::thread::sleep(BUG_PAUSE);
+}
+
+/// The polls of an epoch.
+#[derive(Debug)]
+struct Polls {
+    epoch: u64,
+    weather: Weather,
+    pauses: Pauses,
+}
+
+impl Polls {
+    /// None made yet.
+    fn new(epoch: u64) -> Self {
+        Polls {
+            epoch,
+            weather: Weather::default(),
+            pauses: Pauses::new(),
+        }
     }
 }
 
 /// How the polls have been going.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Weather {
     away: bool,
     /// When it was said that the server does not accept the token.
@@ -203,37 +241,109 @@ fn is_due(said: &mut Option<Instant>, now: Instant) -> bool {
 }
 
 impl Agent {
-    /// Asks and obeys.
-    fn poll_loop(self: &Arc<Self>, epoch: u64) {
-        let mut weather = Weather::default();
-        let mut pauses = Pauses::new();
-        while let Some(poll) = self.next_poll(epoch, weather.away) {
+    /// Starts the polls of an epoch; earlier ones end by themselves.
+    fn start_polls(self: &Arc<Self>, epoch: u64) -> std::io::Result<()> {
+        self.give(Turn::Poll(Polls::new(epoch)))
+            .map_err(|back| back.1)
+    }
+
+    /// Gives a turn to a thread of the crew.
+    fn give(self: &Arc<Self>, turn: Turn) -> Result<(), Box<(Turn, std::io::Error)>> {
+        let make = || {
+            let agent = Arc::clone(self);
+            std::thread::Builder::new()
+                .name("crew".into())
+                .stack_size(STACK_BYTES)
+                .spawn(move || agent.take_turns())
+                .map(|_| ())
+        };
+        self.crew.give(turn, make).map_err(Box::new)
+    }
+
+    /// What a thread of the crew does, until there is nothing to do for a while.
+    fn take_turns(self: &Arc<Self>) {
+        let mut wake = None;
+        let mut next = self.crew.first();
+        while let Some(turn) = next.take() {
+            let work = match turn {
+                Turn::Command(work) => {
+                    wake = wake.or_else(Wake::new);
+                    self.run_one(work, wake.as_ref())
+                }
+                Turn::Poll(polls) => self.poll(polls),
+            };
+            next = work.map(Turn::Command).or_else(|| self.crew.wait());
+        }
+    }
+
+    /// Polls, and polls again should that panic.
+    fn poll(self: &Arc<Self>, mut polls: Polls) -> Option<Work> {
+        loop {
+            let epoch = polls.epoch;
+            match catch_unwind(AssertUnwindSafe(|| self.poll_loop(polls))) {
+                Ok(work) => return work,
+                Err(_) => say_bug("poll loop"),
+            }
+            polls = Polls::new(epoch);
+        }
+    }
+
+    /// Asks and obeys. Returns a command that this thread is to run, when another one goes on with
+    /// the polls; none when those of this epoch are over.
+    ///
+    /// It is the command that is waited for, and to wake a thread for it takes longer than all the
+    /// rest that is done here.
+    fn poll_loop(self: &Arc<Self>, mut polls: Polls) -> Option<Work> {
+        while let Some(poll) = self.next_poll(polls.epoch, polls.weather.away) {
             let asked = Instant::now();
             match self.client.poll(&poll) {
                 Ok(orders) => {
-                    if std::mem::take(&mut weather.away) {
-                        info!("the server is back");
-                        self.board.nudge();
-                    }
-                    weather.conflicts = 0;
-                    weather.denied = None;
-                    pauses.reset();
-                    let news = self.obey(orders);
+                    let (news, work) = self.poll_answered(orders, &mut polls);
                     if news || asked.elapsed() > QUICK {
-                        weather.quick = 0;
+                        polls.weather.quick = 0;
                     } else {
-                        weather.quick += 1;
+                        polls.weather.quick += 1;
                     }
-                    if weather.quick > MAX_QUICK {
-                        std::thread::sleep(QUICK_PAUSE);
+                    let Some(work) = work else {
+                        if polls.weather.quick > MAX_QUICK {
+                            std::thread::sleep(QUICK_PAUSE);
+                        }
+                        continue;
+                    };
+                    match self.give(Turn::Poll(polls)).map_err(|back| back.0) {
+                        Err(Turn::Poll(back)) => polls = back,
+                        _ => return Some(work),
                     }
+                    // No other thread, so none for the command either.
+                    self.start(work);
                 }
                 Err(why) => {
-                    self.poll_failed(&why, &mut weather);
-                    std::thread::sleep(pauses.next());
+                    self.poll_failed(&why, &mut polls.weather);
+                    std::thread::sleep(polls.pauses.next());
                 }
             }
         }
+        None
+    }
+
+    /// Takes note of an answer. Whether it was news, and a command that is to be run.
+    fn poll_answered(
+        self: &Arc<Self>,
+        orders: Orders<Value>,
+        polls: &mut Polls,
+    ) -> (bool, Option<Work>) {
+        if std::mem::take(&mut polls.weather.away) {
+            info!("the server is back");
+            self.board.nudge();
+        }
+        polls.weather.conflicts = 0;
+        polls.weather.denied = None;
+        polls.pauses.reset();
+        let (news, work) = self.obey(orders);
+        let mut work = work.into_iter();
+        let first = work.next();
+        work.for_each(|work| self.start(work));
+        (news, first)
     }
 
     fn next_poll(&self, epoch: u64, away: bool) -> Option<Poll> {
@@ -301,12 +411,11 @@ impl Agent {
         }
     }
 
-    /// Does what the server wants. Whether any of it was news.
-    fn obey(self: &Arc<Self>, orders: Orders<Value>) -> bool {
-        let mut news = false;
-        for job in orders.start {
-            news |= self.begin(job, None);
-        }
+    /// Does what the server wants. Whether any of it was news, and what is to be run now.
+    fn obey(&self, orders: Orders<Value>) -> (bool, Vec<Work>) {
+        let accepted = { orders.start.into_iter() }.filter_map(|job| self.board.accept(job, None));
+        let work: Vec<Work> = accepted.collect();
+        let mut news = !work.is_empty();
         for id in orders.cancel {
             if self.board.cancel(&id) {
                 info!("{} (attempt {}): canceled", id.execution, id.attempt);
@@ -319,58 +428,56 @@ impl Agent {
                 news = true;
             }
         }
-        news
+        (news, work)
     }
 
-    /// Starts what the server ordered, or lets it wait for a free place. Whether it was started.
-    fn begin(self: &Arc<Self>, job: Job, latest: Option<u64>) -> bool {
-        let accepted = self.board.accept(job, latest);
-        let news = accepted.is_some();
-        if let Some(work) = accepted {
-            self.start(work);
-        }
-        news
-    }
-
-    /// Runs a command in a thread of its own, and after it whatever waits for a free place or comes
-    /// soon.
+    /// Runs a command in another thread.
     fn start(self: &Arc<Self>, work: Work) {
-        let mut next = self.crew.give(work).err();
-        while let Some((held, job)) = next.take() {
-            let (agent, its_own) = (Arc::clone(self), Arc::clone(&held));
-            let started = std::thread::Builder::new()
-                .name("command".into())
-                .stack_size(STACK_BYTES)
-                .spawn(move || {
-                    let mut next = Some((its_own, job));
-                    while let Some((held, job)) = next.take() {
-                        next = agent.run_one(&held, job);
-                        drop(held);
-                        next = next.or_else(|| agent.crew.wait());
-                    }
-                });
-            if let Err(why) = started {
+        let mut next = Some(work);
+        while let Some(work) = next.take() {
+            let held = Arc::clone(&work.0);
+            if let Err(back) = self.give(Turn::Command(work)) {
+                let why = back.1;
                 warn!("cannot start a thread: {why}");
                 let msg = format!("this machine has no thread left to run it: {why}");
                 let outcome = Outcome::not_started(ExecutionState::Failed, msg);
                 next = self.board.ended(&held, outcome);
+                self.board.result_came();
             }
         }
     }
 
-    /// Runs one command to its end; returns what is to be run in its place.
-    fn run_one(&self, held: &Held, job: Job) -> Option<Work> {
+    /// Runs one command to its end and sees to it that it is reported; returns what is to be run next.
+    fn run_one(self: &Arc<Self>, (held, job): Work, wake: Option<&Wake>) -> Option<Work> {
+        let next = self.run_to_its_end(&held, job, wake);
+        drop(held);
+        if next.is_some() {
+            self.board.result_came();
+            return next;
+        }
+        catch_unwind(AssertUnwindSafe(|| reporter::report(self))).unwrap_or_else(|_| {
+            self.board.result_came();
+            None
+        })
+    }
+
+    /// Returns what is to be run in its place.
+    fn run_to_its_end(&self, held: &Held, mut job: Job, wake: Option<&Wake>) -> Option<Work> {
         let id = &held.id;
-        info!(
-            "{} (attempt {}): starting, task {:?}",
-            id.execution, id.attempt, job.task_name
-        );
+        let run = || {
+            let started = runner::start(self, held, &mut job, wake);
+            // Only now: a line takes its time, and it is the command that is waited for.
+            info!(
+                "{} (attempt {}): starting, task {:?}",
+                id.execution, id.attempt, job.task_name
+            );
+            started.map_or_else(|not_started| not_started, Watch::until_ended)
+        };
         // A bug in here must cost one command its result, not the agent a place for ever.
-        let outcome = catch_unwind(AssertUnwindSafe(|| runner::run(self, held, job)))
-            .unwrap_or_else(|_| {
-                held.kill_now();
-                Outcome::not_started(ExecutionState::Failed, "the agent failed to run it (a bug)")
-            });
+        let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+            held.kill_now();
+            Outcome::not_started(ExecutionState::Failed, "the agent failed to run it (a bug)")
+        });
         let why = if outcome.msg.is_empty() { "" } else { ": " };
         info!(
             "{} (attempt {}): {}{why}{}",

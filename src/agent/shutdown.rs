@@ -4,7 +4,7 @@
 //! ended; every result is reported; goodbye. The polls go on meanwhile, so the server knows that
 //! the agent is alive and draining.
 
-use super::{Agent, spawn_poll_loop, token};
+use super::{Agent, token};
 use crate::wire::agent::Goodbye;
 use log::{info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -67,7 +67,7 @@ fn end(agent: &Arc<Agent>) {
     let epoch = agent.board.drain();
     let now = Instant::now();
     if !agent.board.wait_until_reported(now) || !agent.board.wait_until_idle(now) {
-        if let Err(why) = spawn_poll_loop(agent, epoch) {
+        if let Err(why) = agent.start_polls(epoch) {
             warn!("cannot poll any more: {why}");
         }
         let grace = Duration::from(agent.config.grace);

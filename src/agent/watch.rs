@@ -11,7 +11,7 @@
 
 use super::Agent;
 use super::group;
-use super::held::{Held, Outcome, Stop};
+use super::held::{Held, Outcome, Stop, Wake};
 use crate::wire::agent::Stream;
 use crate::wire::span::Span;
 use crate::wire::task::ExecutionState;
@@ -28,6 +28,10 @@ use std::time::{Duration, Instant};
 
 /// Read from a stream at once, in bytes: half of what a pipe holds.
 const READ_BYTES: usize = 32 * 1024;
+/// The same as long as the command says little.
+const FIRST_READ_BYTES: usize = 2 * 1024;
+/// How long output waits before the reporter is told that there is some.
+const SETTLE: Duration = Duration::from_millis(10);
 /// How often a system without pidfd is asked whether the leader has ended.
 const EXIT_LOOK: Duration = Duration::from_millis(20);
 /// How often it is looked whether a group that is being ended is dead.
@@ -69,9 +73,12 @@ struct Ending {
     found_dead: u32,
 }
 
-struct Watch<'a> {
+/// A command that runs.
+#[derive(Debug)]
+pub struct Watch<'a> {
     agent: &'a Agent,
     held: &'a Held,
+    wake: &'a Wake,
     child: Child,
     group: Pid,
     limits: Limits,
@@ -81,115 +88,121 @@ struct Watch<'a> {
     stderr: Option<OwnedFd>,
     /// Readable when the leader has ended; none on an old kernel, and once it has ended.
     pidfd: Option<OwnedFd>,
+    /// The leader has ended, says the pidfd.
+    leader_ended: bool,
     ending: Option<Ending>,
     /// The leader's, once it has been waited for.
     exit: Option<ExitStatus>,
+    /// When output came that the reporter has not been told of.
+    untold: Option<Instant>,
+    /// Made when there is something to read: many commands say nothing.
     buffer: Vec<u8>,
 }
 
-/// Watches `child` until it has ended.
-pub fn watch(
-    agent: &Agent,
-    held: &Held,
-    mut child: Child,
-    stdin: Vec<u8>,
-    limits: Limits,
-) -> Outcome {
-    let group = Pid::from_child(&child);
-    let started = Instant::now();
-    agent.guard.add(group);
-    held.started(started, group);
-    let feed = child.stdin.take().and_then(|pipe| {
-        let pipe = nonblocking(pipe.into());
+/// What is waited for.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Leader,
+    Order,
+    Output(Stream),
+    Input,
+}
+
+impl<'a> Watch<'a> {
+    /// A command that has just been started.
+    pub fn new(
+        agent: &'a Agent,
+        held: &'a Held,
+        wake: &'a Wake,
+        mut child: Child,
+        stdin: Vec<u8>,
+        limits: Limits,
+    ) -> Self {
+        let group = Pid::from_child(&child);
+        let started = Instant::now();
+        agent.guard.add(group);
+        held.started(started, group);
         // With nothing to read its end is closed here and now.
-        (!stdin.is_empty()).then_some(Feed {
-            pipe,
-            text: stdin,
-            at: 0,
-        })
-    });
-    let mut watch = Watch {
-        agent,
-        held,
-        group,
-        limits,
-        started,
-        stdin: feed,
-        stdout: child.stdout.take().map(|pipe| nonblocking(pipe.into())),
-        stderr: child.stderr.take().map(|pipe| nonblocking(pipe.into())),
-        pidfd: pidfd_open(group, PidfdFlags::empty()).ok(),
-        child,
-        ending: None,
-        exit: None,
-        buffer: vec![0; READ_BYTES],
-    };
-    loop {
-        watch.wait();
-        if let Some(outcome) = watch.advance() {
-            return outcome;
+        let feed = child.stdin.take().filter(|_| !stdin.is_empty());
+        Watch {
+            agent,
+            held,
+            wake,
+            group,
+            limits,
+            started,
+            stdin: feed.map(|pipe| Feed {
+                pipe: nonblocking(pipe.into()),
+                text: stdin,
+                at: 0,
+            }),
+            stdout: child.stdout.take().map(|pipe| nonblocking(pipe.into())),
+            stderr: child.stderr.take().map(|pipe| nonblocking(pipe.into())),
+            pidfd: pidfd_open(group, PidfdFlags::empty()).ok(),
+            leader_ended: false,
+            child,
+            ending: None,
+            exit: None,
+            untold: None,
+            buffer: Vec::new(),
         }
     }
-}
 
-/// Our end of a pipe, which is not to block; the command's end is another matter.
-fn nonblocking(pipe: OwnedFd) -> OwnedFd {
-    if let Err(why) = rustix::io::ioctl_fionbio(&pipe, true) {
-        warn!("a pipe cannot be made non-blocking: {why}");
+    /// Watches it until it has ended.
+    pub fn until_ended(mut self) -> Outcome {
+        loop {
+            self.wait();
+            if let Some(outcome) = self.advance() {
+                return outcome;
+            }
+        }
     }
-    pipe
-}
 
-impl Watch<'_> {
     /// Waits until something happens or some time is up, and moves the bytes there are.
     fn wait(&mut self) {
         let patience = self.patience();
         let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
-        let [mut out, mut err, mut input] = [false; 3];
+        let mut happened = [None; 5];
         {
+            let (out, err) = (self.stdout.as_ref(), self.stderr.as_ref());
+            let input = self.stdin.as_ref().map(|feed| &feed.pipe);
             let watched = [
-                (self.stdout.as_ref(), PollFlags::IN, 0),
-                (self.stderr.as_ref(), PollFlags::IN, 1),
-                (self.stdin.as_ref().map(|f| &f.pipe), PollFlags::OUT, 2),
-                (self.pidfd.as_ref(), PollFlags::IN, 3),
+                (Source::Leader, self.pidfd.as_ref(), PollFlags::IN),
+                (Source::Order, Some(self.wake.fd()), PollFlags::IN),
+                (Source::Output(Stream::Stdout), out, PollFlags::IN),
+                (Source::Output(Stream::Stderr), err, PollFlags::IN),
+                (Source::Input, input, PollFlags::OUT),
             ];
-            let mut fds = Vec::with_capacity(watched.len() + 1);
-            let mut which = Vec::with_capacity(watched.len() + 1);
-            for (fd, flags, n) in watched {
+            let mut fds = Vec::with_capacity(watched.len());
+            let mut sources = Vec::with_capacity(watched.len());
+            for (source, fd, flags) in watched {
                 if let Some(fd) = fd {
                     fds.push(PollFd::new(fd, flags));
-                    which.push(n);
+                    sources.push(source);
                 }
-            }
-            if let Some(wake) = self.held.wake() {
-                fds.push(PollFd::from_borrowed_fd(wake, PollFlags::IN));
-                which.push(4);
             }
             if poll(&mut fds, patience.as_ref()).is_err() {
                 // Interrupted, or out of memory: the pause keeps the latter from spinning.
                 std::thread::sleep(Duration::from_millis(1));
                 return;
             }
-            for (fd, n) in fds.iter().zip(which) {
-                if fd.revents().is_empty() {
-                    continue;
-                }
-                match n {
-                    0 => out = true,
-                    1 => err = true,
-                    2 => input = true,
-                    4 => clear(self.held),
-                    _ => {}
-                }
+            for ((fd, source), slot) in fds.iter().zip(sources).zip(&mut happened) {
+                let what = fd.revents();
+                *slot = (!what.is_empty()).then_some((source, what));
             }
         }
-        if out {
-            self.read(Stream::Stdout);
-        }
-        if err {
-            self.read(Stream::Stderr);
-        }
-        if input {
-            self.feed();
+        for (source, what) in happened.into_iter().flatten() {
+            match source {
+                Source::Leader => self.leader_ended = true,
+                Source::Order => self.wake.clear(),
+                Source::Output(stream) if what.contains(PollFlags::IN) => {
+                    self.read(stream);
+                }
+                // Nothing is left in it, and nobody can write to it any more.
+                Source::Output(Stream::Stdout) => self.stdout = None,
+                Source::Output(Stream::Stderr) => self.stderr = None,
+                Source::Input => self.feed(),
+            }
         }
     }
 
@@ -211,7 +224,9 @@ impl Watch<'_> {
         } else {
             None
         };
-        deadline.map(until).into_iter().chain(look).min()
+        let tell = self.untold.map(|came| until(came + SETTLE));
+        let times = [deadline.map(until), look, tell];
+        times.into_iter().flatten().min()
     }
 
     /// Reads once from a stream; the other ones get their turn. How many bytes came.
@@ -221,11 +236,17 @@ impl Watch<'_> {
             Stream::Stderr => &mut self.stderr,
         };
         let Some(open) = pipe.as_ref() else { return 0 };
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; FIRST_READ_BYTES];
+        }
         match rustix::io::read(open, &mut self.buffer[..]) {
             Ok(0) => *pipe = None,
             Ok(read) => {
                 self.held.append(stream, &self.buffer[..read]);
-                self.agent.board.output_came();
+                self.untold.get_or_insert_with(Instant::now);
+                if read == self.buffer.len() {
+                    self.buffer.resize(READ_BYTES, 0);
+                }
                 return read;
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
@@ -250,6 +271,15 @@ impl Watch<'_> {
         }
     }
 
+    /// Tells the reporter of output that came a moment ago. Not at once: a small command has ended
+    /// by then, and its output goes with its result.
+    fn tell(&mut self, now: Instant) {
+        if self.untold.is_some_and(|came| now >= came + SETTLE) {
+            self.untold = None;
+            self.agent.board.output_came();
+        }
+    }
+
     /// Acts on what has happened; the outcome when the command has ended.
     fn advance(&mut self) -> Option<Outcome> {
         if self.exit.is_none() && self.leader_has_ended() {
@@ -260,6 +290,7 @@ impl Watch<'_> {
             self.reap();
         }
         let now = Instant::now();
+        self.tell(now);
         if self.ending.is_none() {
             if let Some(stop) = self.held.stop_ordered() {
                 let grace = match stop {
@@ -279,6 +310,9 @@ impl Watch<'_> {
 
     /// Whether the leader has ended; it stays a zombie, and its group's number its own.
     fn leader_has_ended(&self) -> bool {
+        if self.leader_ended || self.pidfd.is_some() {
+            return self.leader_ended;
+        }
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         match waitid(WaitId::Pid(self.group), look) {
             Ok(status) => status.is_some(),
@@ -404,11 +438,12 @@ impl Watch<'_> {
     }
 }
 
-/// Takes notice of having been woken.
-fn clear(held: &Held) {
-    if let Some(wake) = held.wake() {
-        let _ = rustix::io::read(wake, &mut [0u8; 8]);
+/// Our end of a pipe, which is not to block; the command's end is another matter.
+fn nonblocking(pipe: OwnedFd) -> OwnedFd {
+    if let Err(why) = rustix::io::ioctl_fionbio(&pipe, true) {
+        warn!("a pipe cannot be made non-blocking: {why}");
     }
+    pipe
 }
 
 /// Whether somebody holds the other end of a pipe.
