@@ -270,7 +270,10 @@ impl Client {
 
     /// As [`understand`], and no error quotes the token.
     fn understand<A: DeserializeOwned>(&self, status: u16, answer: Vec<u8>) -> Result<A, Kind> {
-        understand(status, &answer).or_else(|_| understand(status, &self.without_token(answer)))
+        match understand(status, &answer) {
+            Ok(answer) => Ok(answer),
+            Err(_) => understand(status, &self.without_token(answer)),
+        }
     }
 
     /// An answer fit to be quoted: some proxies show the request they did not like.
@@ -320,20 +323,26 @@ fn unreachable(why: ureq::Error) -> Kind {
 
 /// Status and body → the answer proper, or what is wrong with it.
 fn understand<A: DeserializeOwned>(status: u16, body: &[u8]) -> Result<A, Kind> {
-    if status == 200 {
-        match serde_json::from_slice::<Envelope<A>>(body) {
-            Ok(envelope) if envelope.signal != ERROR => return Ok(envelope.data),
-            Ok(_) => {}
-            // An error may well have no `data`, or another one; the code below sees to it.
-            Err(why) => {
-                let refusal = serde_json::from_slice::<Refusal>(body);
-                if !refusal.is_ok_and(|refusal| refusal.signal == ERROR) {
-                    return Err(Kind::NotUnderstood(format!("{why}: {}", quoted(body))));
-                }
-            }
-        }
+    if status != 200 {
+        return Err(refused(status, body, None));
     }
-    Err(match serde_json::from_slice::<Refusal>(body) {
+    match serde_json::from_slice::<Envelope<A>>(body) {
+        Ok(envelope) if envelope.signal != ERROR => Ok(envelope.data),
+        Ok(_) => Err(refused(status, body, None)),
+        // An error may well have no `data`, or another one.
+        Err(why) => Err(refused(status, body, Some(why))),
+    }
+}
+
+/// What is wrong with an answer: it says no, or it is none, because `why`.
+fn refused(status: u16, body: &[u8], why: Option<serde_json::Error>) -> Kind {
+    let refusal = serde_json::from_slice::<Refusal>(body);
+    if let Some(why) = why
+        && !(refusal.as_ref()).is_ok_and(|refusal| refusal.signal == ERROR)
+    {
+        return Kind::NotUnderstood(format!("{why}: {}", quoted(body)));
+    }
+    match refusal {
         Ok(refusal) => Kind::Refused {
             status,
             msg: refusal.msg,
@@ -344,7 +353,7 @@ fn understand<A: DeserializeOwned>(status: u16, body: &[u8]) -> Result<A, Kind> 
             msg: quoted(body),
             ours: false,
         },
-    })
+    }
 }
 
 /// The part of an [`Envelope`] that matters when the server says no.
