@@ -9,9 +9,17 @@ SIM_SECONDS ?= 600
 # What `make release` builds; the second one is left out where the toolchain does not have it.
 RELEASES = x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 # The linker that comes with the toolchain links both, packs relocations (which musl reads since 1.2.4,
-# so Rust since 1.93), and keeps equal functions once.
+# so Rust since 1.93), and keeps equal functions once (not equal data: mimalloc tells its empty heaps apart
+# by their addresses). With frame pointers what is to be known for unwinding is a third smaller, and the
+# code is no larger. The rounds of SHA-256, for tokens, are a loop.
 RELEASE_FLAGS = -C linker=rust-lld -C link-self-contained=yes \
-	-C link-arg=--pack-dyn-relocs=relr -C link-arg=--icf=all
+	-C link-arg=--pack-dyn-relocs=relr -C link-arg=--icf=all \
+	-C force-frame-pointers=yes --cfg sha2_backend_soft="compact" $(REMAPPED)
+# Places of panics are named in the binary: without the folders of whoever builds it.
+REMAPPED = $(foreach folder,$(wildcard $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src/*) \
+	$(shell rustc --print sysroot)/lib/rustlib/src/rust,--remap-path-prefix=$(folder)/=)
+# The C in it is never unwound.
+RELEASE_CFLAGS = -fno-asynchronous-unwind-tables
 
 # How long `make bench` measures each figure, and how long the mixed load of `make soak` lasts, in
 # seconds.
@@ -20,7 +28,7 @@ SOAK_SECONDS ?= 3600
 # What they measure.
 BENCHED = $(BUILT)/benched
 
-.PHONY: help demo test bench bench-peers benched soak soak-simulation release clean
+.PHONY: help demo test bench bench-peers benched fetched soak soak-simulation release clean
 
 help:
 	@echo 'make demo             a server and three agents on this machine, a task, its answer'
@@ -64,22 +72,27 @@ soak: benched
 MEASURE = SIDEBIKE=$(BENCHED)/sidebike SIDEBIKE_AGENT_ONLY=$(BENCHED)/sidebike-agent \
 	$(CARGO) bench --locked --bench bench
 
-# What users run: the static binary of `make release`, and the agent alone; where that cannot be
-# built the machine's own kind.
+# What users run: the static binary of `make release`, and the agent alone, which has a profile of its
+# own; where that cannot be built the machine's own kind.
 benched: export CC_x86_64_unknown_linux_musl = musl-gcc
-benched:
+benched: export CFLAGS_x86_64_unknown_linux_musl = $(RELEASE_CFLAGS)
+benched: fetched
 	@mkdir -p $(BENCHED)
 	@set -e; target=$(firstword $(RELEASES)); \
 		if command -v musl-gcc >/dev/null && rustup target add $$target; then \
-			export RUSTFLAGS='$(RELEASE_FLAGS)'; of="--target $$target"; built=$(BUILT)/$$target/release; \
+			export RUSTFLAGS='$(RELEASE_FLAGS)'; of="--target $$target"; built=$(BUILT)/$$target; \
 		else \
-			echo "no $$target here: measures a build for this machine"; of=; built=$(BUILT)/release; \
+			echo "no $$target here: measures a build for this machine"; of=; built=$(BUILT); \
 		fi; \
 		set -x; \
-		$(CARGO) build --locked --release $$of --bin sidebike --no-default-features --features agent; \
-		cp $$built/sidebike $(BENCHED)/sidebike-agent; \
+		$(CARGO) build --locked --profile agent $$of --bin sidebike --no-default-features --features agent; \
+		cp $$built/agent/sidebike $(BENCHED)/sidebike-agent; \
 		$(CARGO) build --locked --release $$of --bin sidebike; \
-		cp $$built/sidebike $(BENCHED)/sidebike
+		cp $$built/release/sidebike $(BENCHED)/sidebike
+
+# The sources, so that it is known where they are.
+fetched:
+	$(CARGO) fetch --locked --target $(firstword $(RELEASES))
 
 # Faults that ten thousand seeds do not show.
 soak-simulation:
@@ -89,7 +102,9 @@ soak-simulation:
 # the C in the TLS library wants a C compiler for each (Debian: musl-tools, gcc-aarch64-linux-gnu).
 release: export CC_x86_64_unknown_linux_musl = musl-gcc
 release: export CC_aarch64_unknown_linux_musl = aarch64-linux-gnu-gcc
-release:
+release: export CFLAGS_x86_64_unknown_linux_musl = $(RELEASE_CFLAGS)
+release: export CFLAGS_aarch64_unknown_linux_musl = $(RELEASE_CFLAGS)
+release: fetched
 	@rm -rf dist && mkdir dist
 	@set -e; for target in $(RELEASES); do \
 		case $$target in x86_64*) cc=musl-gcc;; *) cc=aarch64-linux-gnu-gcc;; esac; \

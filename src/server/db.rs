@@ -16,7 +16,6 @@ use redb::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -510,19 +509,12 @@ impl Read {
         let Saved {
             tasks, executions, ..
         } = &mut self.saved;
-        let mut counts: BTreeMap<TaskKey, u32> = BTreeMap::new();
-        for (task, _) in executions.keys() {
-            *counts.entry(*task).or_default() += 1;
-        }
         let before = tasks.len();
         tasks.retain(|key, _| {
-            match (
-                executions.range((*key, 0)..=(*key, u32::MAX)).next_back(),
-                counts.get(key),
-            ) {
-                (Some(((_, last), _)), Some(count)) => last + 1 == *count,
-                _ => true,
-            }
+            let of_task = executions.range((*key, 0)..=(*key, u32::MAX));
+            of_task
+                .zip(0..)
+                .all(|(((_, n), _), expected)| *n == expected)
         });
         self.left_out += before - tasks.len();
         executions.retain(|(task, _), _| tasks.contains_key(task));
