@@ -185,16 +185,17 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
         .map(|file| text_of("--stdin", file))
         .transpose()?;
     if !args.env.is_empty() {
-        let variables = args.env.iter().map(|variable| {
+        let mut variables = BTreeMap::new();
+        for variable in &args.env {
             let pair = variable
                 .split_once('=')
                 .filter(|(name, _)| !name.is_empty());
             let (name, value) = pair.ok_or_else(|| {
                 Failure::Usage(format!("--env: expected NAME=VALUE, got {variable:?}"))
             })?;
-            Ok((name.to_owned(), value.to_owned()))
-        });
-        detail.env = Some(variables.collect::<Result<BTreeMap<_, _>, Failure>>()?);
+            variables.insert(name.to_owned(), value.to_owned());
+        }
+        detail.env = Some(variables);
     }
     Ok(NewTask {
         name: args.name.clone(),

@@ -197,12 +197,12 @@ impl Batch {
 
     /// Puts a later batch on top.
     pub fn add(&mut self, later: Batch) {
-        let gone: BTreeSet<TaskKey> = later
-            .tasks
-            .iter()
-            .filter(|(_, task)| task.is_none())
-            .map(|(key, _)| *key)
-            .collect();
+        let mut gone = BTreeSet::new();
+        gone.extend(
+            { later.tasks.iter() }
+                .filter(|(_, task)| task.is_none())
+                .map(|(key, _)| *key),
+        );
         for key in &gone {
             while let Some((first, _)) = self.executions.range((*key, 0)..=(*key, u32::MAX)).next()
             {

@@ -297,7 +297,7 @@ impl Task {
         let mut finished: Vec<usize> = (0..result.len())
             .filter(|n| self.executions[*n].state.is_terminal())
             .collect();
-        finished.sort_by_key(|n| self.executions[*n].now.finished_at);
+        finished.sort_unstable_by_key(|n| (self.executions[*n].now.finished_at, *n));
         let lines = finished
             .iter()
             .flat_map(|n| result[*n].attempt.output.iter().cloned())

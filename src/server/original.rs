@@ -268,12 +268,13 @@ fn body<T: for<'a> Deserialize<'a>>(call: &Call<'_>) -> Result<T, Answer> {
 
 fn lowercase(value: Value) -> Value {
     match value {
-        Value::Object(members) => Value::Object(
-            members
-                .into_iter()
-                .map(|(name, value)| (name.to_lowercase(), lowercase(value)))
-                .collect(),
-        ),
+        Value::Object(members) => {
+            let mut lower = serde_json::Map::new();
+            for (name, value) in members {
+                lower.insert(name.to_lowercase(), lowercase(value));
+            }
+            Value::Object(lower)
+        }
         other => other,
     }
 }
