@@ -41,7 +41,8 @@ fn command(task: &Task) -> String {
     let detail = &task.spec.detail;
     let line = detail.command.as_slice();
     let argv = detail.argv.as_deref().unwrap_or_default();
-    let mut words = String::new();
+    let bytes = task.spec.detail_bytes() + argv.len();
+    let mut words = String::with_capacity(bytes.min(MAX_COMMAND_BYTES));
     for word in line.iter().chain(argv) {
         if !words.is_empty() {
             words.push(' ');
