@@ -45,6 +45,8 @@ pub struct Connection {
     requests: AtomicU32,
     /// The last request was held.
     was_held: AtomicBool,
+    /// It was ended from outside.
+    was_cut: AtomicBool,
     /// When the guard first looked at a request: which one, and what had been received by then.
     looked: Mutex<(u32, u64)>,
     seat: Mutex<Seat>,
@@ -129,6 +131,7 @@ impl Connection {
             since_ms: AtomicU64::new(uptime_ms()),
             requests: AtomicU32::new(0),
             was_held: AtomicBool::new(false),
+            was_cut: AtomicBool::new(false),
             looked: Mutex::default(),
             seat: Mutex::new(Seat {
                 engine: None,
@@ -247,12 +250,18 @@ impl Connection {
     /// Ends it from outside. A peer that does not read its answer would keep what is left of that in
     /// the kernel for a minute and more, so that is thrown away; a refusal still gets to be read.
     pub fn cut(&self) {
+        self.was_cut.store(true, Ordering::Relaxed);
         match self.doing().0 {
             Phase::Writing => self.peer.reset(),
             Phase::Idle | Phase::Reading | Phase::Serving | Phase::Held | Phase::Draining => {
                 self.peer.cut();
             }
         }
+    }
+
+    /// Whether it was ended from outside.
+    pub fn was_cut(&self) -> bool {
+        self.was_cut.load(Ordering::Relaxed)
     }
 
     /// What it does, for how many milliseconds, and how many requests it has begun.

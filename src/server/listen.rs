@@ -23,8 +23,8 @@ use rustix::net::sockopt;
 use std::cmp::Reverse;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -58,10 +58,12 @@ const GIVEN_UP_AT_ONCE: usize = 8;
 const GIVEN_UP_AFTER_MS: u64 = 50;
 /// Nor is it, after so many, when nothing at all has come: that takes no thread.
 const SILENT_AFTER_MS: u64 = 300;
-/// We are behind when all workers have had something to do for so many milliseconds without a pause.
-const BEHIND_MS: u64 = 20;
+/// Nobody is given up when in so many milliseconds so many have gone by themselves: then a crowd is being
+/// served, and there is room for the next in a moment.
+const FLOW_MS: u64 = 50;
+const FLOW: u64 = 50;
 /// Who was held and has been answered, as agents are, is about to come back: for so many milliseconds
-/// he is not given up; nor is anybody while we are behind.
+/// he is not given up.
 const IN_TOUCH_MS: u64 = 3_000;
 /// Where no thread is left, a third of those is given up at once that have sent something and have us
 /// wait for the rest, or for their next request, for so many milliseconds: whoever comes behind a crowd
@@ -81,6 +83,15 @@ const NO_DESCRIPTOR: &str = "no descriptor left for a new connection";
 /// At most one warning about the same trouble in this time.
 const WARNING_PERIOD_MS: u64 = 10_000;
 
+/// How many connections go by themselves.
+#[derive(Default)]
+struct Flow {
+    /// When that was last looked at, in milliseconds of [`uptime_ms`].
+    looked_ms: u64,
+    gone: u64,
+    is_enough: bool,
+}
+
 /// All connections.
 pub struct Connections {
     open: Arc<Open>,
@@ -93,6 +104,7 @@ pub struct Connections {
     /// The most that may come of one request between two answers.
     max_request_bytes: u64,
     last_warning: AtomicU64,
+    flow: Mutex<Flow>,
     /// Can be read when a connection waits for a thread.
     nudge: OwnedFd,
     /// For large bodies and answers.
@@ -119,6 +131,7 @@ impl Connections {
             max_turn_ms: config.max_request_time.as_millis(),
             max_request_bytes: (limits.body_bytes + limits.head_bytes) as u64 + FRAMING_BYTES,
             last_warning: AtomicU64::new(0),
+            flow: Mutex::default(),
             nudge: nudge.map_err(|error| format!("eventfd: {error}"))?,
             room: Room::new(config.max_in_flight_bytes.min(in_flight)),
         }))
@@ -185,11 +198,11 @@ impl Connections {
 
     /// Makes room for another connection.
     fn give_up_for_room(&self) {
-        // While there is more to do than is done it is not the peers who are slow.
-        let behind = self.open.ready.busy_for_ms() > BEHIND_MS;
+        if self.flows() {
+            return;
+        }
         let is_unfinished = |connection: &Connection| match connection.doing() {
             (Phase::Serving | Phase::Held, ..) => false,
-            (_, ms, _) if behind => ms > IN_TOUCH_MS,
             (Phase::Idle, ms, _) if connection.was_held() => ms > IN_TOUCH_MS,
             // Idle between two requests: its next one finds another connection.
             (Phase::Idle, _, 1..) => true,
@@ -197,6 +210,21 @@ impl Connections {
             (Phase::Reading | Phase::Draining | Phase::Writing, ms, _) => ms > GIVEN_UP_AFTER_MS,
         };
         self.give_up(is_unfinished, GIVEN_UP_AT_ONCE);
+    }
+
+    /// Whether enough go by themselves.
+    fn flows(&self) -> bool {
+        let mut flow = self.flow.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = uptime_ms();
+        if now >= flow.looked_ms + FLOW_MS {
+            let gone = self.open.gone();
+            *flow = Flow {
+                looked_ms: now,
+                gone,
+                is_enough: gone >= flow.gone + FLOW,
+            };
+        }
+        flow.is_enough
     }
 
     /// Makes a thread free for another connection.
@@ -223,7 +251,10 @@ impl Connections {
             connection.doing().0 == Phase::Idle && connection.peer.has_unread()
         };
         let longest = meant.iter().filter(|c| !is_waited_for(c)).take(some);
-        longest.for_each(|connection| connection.cut());
+        longest.for_each(|connection| {
+            debug!("given up while {:?}", connection.doing());
+            connection.cut();
+        });
         some > 0
     }
 

@@ -31,6 +31,8 @@ struct List {
     all: HashMap<u64, Entry>,
     thin: usize,
     per_address: HashMap<IpAddr, usize>,
+    /// How many have gone by themselves, in all.
+    gone: u64,
     /// How many were found by the descriptor with this number.
     found_by: Vec<u16>,
 }
@@ -67,6 +69,11 @@ impl Open {
     pub fn counts(&self) -> (usize, usize) {
         let list = self.list();
         (list.all.len(), list.descriptors())
+    }
+
+    /// How many have gone by themselves so far.
+    pub fn gone(&self) -> u64 {
+        self.list().gone
     }
 
     /// Whether descriptors are short.
@@ -148,6 +155,7 @@ impl Open {
             return;
         };
         list.thin -= usize::from(entry.is_thin);
+        list.gone += u64::from(!connection.was_cut());
         list.found_by[number(connection)] -= 1;
         if let Some(address) = connection.peer.address()
             && let Some(count) = list.per_address.get_mut(&address)

@@ -5,30 +5,18 @@
 //! Only a change is told (`ET`), once: whoever is told looks at what there is, and what comes while
 //! somebody is at it is noted (see `connection`), so nothing is told twice and nothing is missed.
 
-use super::connection::uptime_ms;
 use super::peer::Peer;
 use log::debug;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 /// The most that one thread is told at once: what it has been told of waits for it.
 const AT_ONCE: usize = 8;
 
-/// Who is told sooner has not waited: it had happened before.
-const AT_HAND: Duration = Duration::from_micros(20);
-
 /// Sockets on which something may happen.
 #[derive(Debug)]
-pub struct Ready {
-    epoll: OwnedFd,
-    /// How many wait for that.
-    idle: AtomicUsize,
-    /// When somebody last had to wait for it, in milliseconds of [`uptime_ms`].
-    idle_ms: AtomicU64,
-}
+pub struct Ready(OwnedFd);
 
 /// What somebody is told of, taken from the front.
 pub type Events = Vec<epoll::Event>;
@@ -37,12 +25,7 @@ impl Ready {
     /// Nobody is watched yet.
     pub fn new() -> Result<Self, String> {
         let epoll = epoll::create(CreateFlags::CLOEXEC);
-        let epoll = epoll.map_err(|e| format!("epoll: {e}"))?;
-        Ok(Ready {
-            epoll,
-            idle: AtomicUsize::new(0),
-            idle_ms: AtomicU64::new(0),
-        })
+        epoll.map(Ready).map_err(|e| format!("epoll: {e}"))
     }
 
     /// Watches one for as long as it is there. False when that cannot be done.
@@ -57,7 +40,7 @@ impl Ready {
 
     fn control(&self, peer: &Peer, flags: EventFlags) -> bool {
         let data = EventData::new_u64(peer.cookie());
-        let added = peer.with(|socket| epoll::add(&self.epoll, socket, data, flags));
+        let added = peer.with(|socket| epoll::add(&self.0, socket, data, flags));
         if let Some(Err(error)) = added {
             debug!("a connection is not watched: {error}");
         }
@@ -68,9 +51,7 @@ impl Ready {
     pub fn look_again(&self, peer: &Peer) {
         let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
         let data = EventData::new_u64(peer.cookie());
-        if let Some(Err(error)) =
-            peer.with(|socket| epoll::modify(&self.epoll, socket, data, flags))
-        {
+        if let Some(Err(error)) = peer.with(|socket| epoll::modify(&self.0, socket, data, flags)) {
             debug!("a connection is not watched any more: {error}");
         }
     }
@@ -80,23 +61,8 @@ impl Ready {
     pub fn wait(&self, events: &mut Events) -> impl Iterator<Item = u64> {
         events.clear();
         events.reserve(AT_ONCE);
-        let begin = Instant::now();
-        self.idle.fetch_add(1, Ordering::Relaxed);
         // Interrupted: then nothing has happened.
-        let _ = epoll::wait(&self.epoll, spare_capacity(events), None);
-        self.idle.fetch_sub(1, Ordering::Relaxed);
-        if begin.elapsed() > AT_HAND {
-            self.idle_ms.store(uptime_ms(), Ordering::Relaxed);
-        }
+        let _ = epoll::wait(&self.0, spare_capacity(events), None);
         events.drain(..).map(|event| event.data.u64())
-    }
-
-    /// For how many milliseconds everybody has had something to do without a pause, so that what happens
-    /// has to wait.
-    pub fn busy_for_ms(&self) -> u64 {
-        match self.idle.load(Ordering::Relaxed) {
-            0 => uptime_ms().saturating_sub(self.idle_ms.load(Ordering::Relaxed)),
-            _ => 0,
-        }
     }
 }
