@@ -4,7 +4,8 @@
 //! Each does what an agent does: it polls on a connection of its own that is kept alive, if the server
 //! lets it; with an order it polls again at once, naming what it holds, and reports the result as fast
 //! as it can on another connection, a new one each time, as an agent does that had nothing to report
-//! for a while. What it was ordered it does not run.
+//! for a while. What it was ordered it does not run. Thousands of machines would read their orders at
+//! the same time; here one thread does, so what has come is read before anything is done about it.
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -15,6 +16,7 @@ use sidebike::wire::Envelope;
 use sidebike::wire::agent::{AttemptId, Done, Ended, Hold, HoldState, Orders, Poll, Taken};
 use sidebike::wire::span::Span;
 use sidebike::wire::task::ExecutionState;
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -36,6 +38,8 @@ const FIRST_ADDRESS: u32 = u32::from_be_bytes([127, 0, 1, 1]);
 const NAP: Duration = Duration::from_millis(20);
 /// Commands that an agent would run at once.
 const JOBS: u32 = 4;
+/// So many go on before it is looked again whether something has come.
+const TODO_AT_ONCE: usize = 100;
 /// The pause before a poll that was refused is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -86,6 +90,8 @@ pub struct Fleet {
     lines: Vec<Option<Line>>,
     free: Vec<usize>,
     again: Vec<(Instant, usize)>,
+    /// Who has to poll again, and to report these.
+    todo: VecDeque<(usize, Vec<AttemptId>)>,
     tally: Tally,
     buffer: Vec<u8>,
 }
@@ -114,6 +120,7 @@ impl Fleet {
             lines: Vec::new(),
             free: Vec::new(),
             again: Vec::new(),
+            todo: VecDeque::new(),
             tally: Tally::default(),
             buffer: vec![0; 64 * 1024],
         };
@@ -137,13 +144,27 @@ impl Fleet {
                 return Ok(false);
             }
             self.poll_again(now)?;
-            let nap = NAP.min(end - now).try_into().ok();
+            let nap = match self.todo.is_empty() {
+                true => NAP.min(end - now),
+                false => Duration::ZERO,
+            };
+            let nap = nap.try_into().ok();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), nap.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(why) => return Err(format!("epoll: {why}")),
             }
+            let is_all = events.len() < events.capacity();
             for event in events.drain(..) {
                 self.look_at(event.data.u64() as usize)?;
+            }
+            for _ in 0..if is_all { TODO_AT_ONCE } else { 0 } {
+                let Some((n, ids)) = self.todo.pop_front() else {
+                    break;
+                };
+                self.poll(n, WAIT)?;
+                if !ids.is_empty() {
+                    self.report(n, &ids)?;
+                }
             }
         }
         Ok(true)
@@ -354,11 +375,8 @@ impl Fleet {
             self.tally.orders += new.len();
             self.tally.last_order = Some(Instant::now());
         }
-        self.poll(n, WAIT)?;
-        match new.is_empty() {
-            true => Ok(()),
-            false => self.report(n, &new),
-        }
+        self.todo.push_back((n, new));
+        Ok(())
     }
 
     fn poll_again(&mut self, now: Instant) -> Result<(), String> {
