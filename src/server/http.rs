@@ -741,6 +741,10 @@ fn split_target(target: &str) -> Result<Target, Refused> {
     };
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let decoded = |text: &str, what| {
+        // As most are: nothing to decode.
+        if !text.contains('%') {
+            return Ok(text.to_owned());
+        }
         percent_decode_str(text)
             .decode_utf8()
             .map(|text| text.into_owned())
@@ -762,7 +766,13 @@ fn split_target(target: &str) -> Result<Target, Refused> {
         .filter(|pair| !pair.is_empty())
         .map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let text = |text: &str| decoded(&text.replace('+', " "), "the query must be UTF-8");
+            let text = |text: &str| {
+                let what = "the query must be UTF-8";
+                match text.contains('+') {
+                    true => decoded(&text.replace('+', " "), what),
+                    false => decoded(text, what),
+                }
+            };
             Ok((text(name)?, text(value)?))
         });
     Ok((path, pairs.collect::<Result<_, Refused>>()?))

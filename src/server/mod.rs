@@ -69,6 +69,7 @@ use crate::tls::PairFiles;
 use log::{debug, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -136,12 +137,9 @@ impl Server {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_millis();
-        let mut random = [0; 5];
-        // Without randomness the time alone has to do; a clash is answered with 409.
-        let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
-        let random = random
-            .iter()
-            .fold(0u64, |n, byte| n << 8 | u64::from(*byte));
+        // Seeded by the system once for each thread. An id has to be new, not secret; a clash would be
+        // answered with 409.
+        let random = RandomState::new().build_hasher().finish() >> 24;
         format!("{ms:012x}-{random:010x}")
     }
 

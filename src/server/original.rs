@@ -63,9 +63,9 @@ fn ping(call: Call<'_>) -> Handled {
     });
     Ok(Some(
         if has_work.map_err(|refusal| answer::refused(&refusal))? {
-            signal(wire::WORK, String::new(), Value::Null)
+            signal(wire::WORK, String::new(), ())
         } else {
-            signal(wire::OK, format!("pong: {label}"), Value::Null)
+            signal(wire::OK, format!("pong: {label}"), ())
         },
     ))
 }
@@ -88,7 +88,7 @@ fn assigned(call: Call<'_>) -> Handled {
     };
     Ok(Some(match next_expressible(&call, machine, &label) {
         Some(task) => signal(wire::OK, String::new(), task),
-        None => signal(wire::ERROR, "no task in machine queue".into(), Value::Null),
+        None => signal(wire::ERROR, "no task in machine queue".into(), ()),
     }))
 }
 
@@ -208,10 +208,8 @@ fn done(call: Call<'_>) -> Handled {
     });
     let verdicts = taken.map_err(|(_, why)| answer::error(503, &why))?;
     match verdicts.first() {
-        Some(verdict) if !verdict.taken => {
-            Ok(Some(signal(wire::ERROR, verdict.msg.clone(), Value::Null)))
-        }
-        _ => Ok(Some(signal(wire::OK, String::new(), Value::Null))),
+        Some(verdict) if !verdict.taken => Ok(Some(signal(wire::ERROR, verdict.msg.clone(), ()))),
+        _ => Ok(Some(signal(wire::OK, String::new(), ()))),
     }
 }
 
@@ -244,7 +242,7 @@ fn ended(id: AttemptId, state: ExecutionState, msg: String) -> Ended {
     }
 }
 
-fn signal(signal: i32, msg: String, data: Value) -> Answer {
+fn signal<T: serde::Serialize>(signal: i32, msg: String, data: T) -> Answer {
     answer::json(
         200,
         &Envelope {

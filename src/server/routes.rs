@@ -130,16 +130,17 @@ pub fn all() -> impl Iterator<Item = &'static Route> {
 /// Finds the call that a request makes, or the answer that there is none.
 pub fn find(request: &Request) -> Result<&'static Route, Answer> {
     let fits = |route: &&Route| {
-        let parts = route.path.iter().zip(&request.path);
+        // From the end: nearly all begin alike.
+        let parts = route.path.iter().rev().zip(request.path.iter().rev());
         route.path.len() == request.path.len() && { parts }
-            .all(|(want, is)| *want == "*" || want == is)
+            .all(|(want, is)| want == is || *want == "*")
     };
     let method = if request.method == "HEAD" {
         "GET"
     } else {
         &request.method
     };
-    let Some(route) = all().filter(fits).find(|route| route.method == method) else {
+    let Some(route) = all().filter(|route| route.method == method).find(fits) else {
         let methods: Vec<&str> = all().filter(fits).map(|route| route.method).collect();
         if methods.is_empty() {
             let path = request.path.join("/");
