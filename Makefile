@@ -12,9 +12,14 @@ RELEASES = x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 # so Rust since 1.93), and keeps equal functions once (not equal data: mimalloc tells its empty heaps apart
 # by their addresses). With frame pointers what is to be known for unwinding is a third smaller, and the
 # code is no larger. The rounds of SHA-256, for tokens, are a loop.
-RELEASE_FLAGS = -C linker=rust-lld -C link-self-contained=yes \
+LEAN_FLAGS = -C linker=rust-lld -C link-self-contained=yes \
 	-C link-arg=--pack-dyn-relocs=relr -C link-arg=--icf=all \
-	-C force-frame-pointers=yes --cfg sha2_backend_soft="compact" $(REMAPPED)
+	--cfg sha2_backend_soft="compact" $(REMAPPED)
+RELEASE_FLAGS = $(LEAN_FLAGS) -C force-frame-pointers=yes
+# What does not unwind at all.
+SMALL_FLAGS = $(LEAN_FLAGS) -C link-arg=--script=$(CURDIR)/src/no_unwinding.ld
+# What `make small` builds: the agent alone, without https, is the smallest that can run a command.
+SMALL_FEATURES ?= agent
 # Places of panics are named in the binary: without the folders of whoever builds it.
 REMAPPED = $(foreach folder,$(wildcard $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src/*) \
 	$(shell rustc --print sysroot)/lib/rustlib/src/rust,--remap-path-prefix=$(folder)/=)
@@ -28,7 +33,7 @@ SOAK_SECONDS ?= 3600
 # What they measure.
 BENCHED = $(BUILT)/benched
 
-.PHONY: help demo test bench bench-peers benched fetched soak soak-simulation release clean
+.PHONY: help demo test bench bench-peers benched fetched soak soak-simulation release small clean
 
 help:
 	@echo 'make demo             a server and three agents on this machine, a task, its answer'
@@ -38,6 +43,7 @@ help:
 	@echo 'make soak             mixed load on a release build for SOAK_SECONDS=$(SOAK_SECONDS): nothing may grow'
 	@echo 'make soak-simulation  the simulation for SIM_SECONDS=$(SIM_SECONDS)'
 	@echo 'make release          static binaries in dist/'
+	@echo 'make small            without unwinding, SMALL_FEATURES=$(SMALL_FEATURES) of agent,server,cli,db,tls'
 	@echo 'make clean            removes what was built'
 
 # A newcomer wants to see it work: a debug build takes half the time of a release build.
@@ -72,23 +78,34 @@ soak: benched
 MEASURE = SIDEBIKE=$(BENCHED)/sidebike SIDEBIKE_AGENT_ONLY=$(BENCHED)/sidebike-agent \
 	$(CARGO) bench --locked --bench bench
 
-# What users run: the static binary of `make release`, and the agent alone, which has a profile of its
-# own; where that cannot be built the machine's own kind.
+# What users run: the static binary of `make release`, and the agent alone; where that cannot be built
+# the machine's own kind.
 benched: export CC_x86_64_unknown_linux_musl = musl-gcc
 benched: export CFLAGS_x86_64_unknown_linux_musl = $(RELEASE_CFLAGS)
 benched: fetched
 	@mkdir -p $(BENCHED)
 	@set -e; target=$(firstword $(RELEASES)); \
 		if command -v musl-gcc >/dev/null && rustup target add $$target; then \
-			export RUSTFLAGS='$(RELEASE_FLAGS)'; of="--target $$target"; built=$(BUILT)/$$target; \
+			flags='$(RELEASE_FLAGS)'; of="--target $$target"; built=$(BUILT)/$$target; \
+			$(MAKE) small; cp dist/sidebike-small-x86_64-linux $(BENCHED)/sidebike-agent; \
 		else \
-			echo "no $$target here: measures a build for this machine"; of=; built=$(BUILT); \
+			echo "no $$target here: measures a build for this machine"; flags=; of=; built=$(BUILT); \
+			$(CARGO) build --locked --profile small --bin sidebike --no-default-features --features agent; \
+			cp $$built/small/sidebike $(BENCHED)/sidebike-agent; \
 		fi; \
 		set -x; \
-		$(CARGO) build --locked --profile agent $$of --bin sidebike --no-default-features --features agent; \
-		cp $$built/agent/sidebike $(BENCHED)/sidebike-agent; \
-		$(CARGO) build --locked --release $$of --bin sidebike; \
+		RUSTFLAGS="$$flags" $(CARGO) build --locked --release $$of --bin sidebike; \
 		cp $$built/release/sidebike $(BENCHED)/sidebike
+
+# For containers where half a megabyte matters; what it costs is said with the profile in Cargo.toml.
+small: export CC_x86_64_unknown_linux_musl = musl-gcc
+small: export CFLAGS_x86_64_unknown_linux_musl = $(RELEASE_CFLAGS)
+small: fetched
+	@mkdir -p dist
+	rustup target add $(firstword $(RELEASES))
+	RUSTFLAGS='$(SMALL_FLAGS)' $(CARGO) build --locked --profile small --target $(firstword $(RELEASES)) \
+		--bin sidebike --no-default-features --features $(SMALL_FEATURES)
+	cp $(BUILT)/$(firstword $(RELEASES))/small/sidebike dist/sidebike-small-x86_64-linux
 
 # The sources, so that it is known where they are.
 fetched:

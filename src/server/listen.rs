@@ -17,7 +17,7 @@ use super::threads::{QUICK, STACK_BYTES, Threads};
 use crate::config::ServerConfig;
 use crate::tls::Pair;
 use log::{debug, info, warn};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::net::sockopt;
 use std::cmp::Reverse;
@@ -137,9 +137,15 @@ impl Connections {
         }))
     }
 
-    /// A few of those that have something to be read, with whose turn it is. Waits until there are some.
-    pub fn ready(&self, events: &mut Events) -> Vec<(Arc<Connection>, Found)> {
-        let cookies = self.open.ready.wait(events);
+    /// A few of those that have something to be read, with whose turn it is. Waits until there are some,
+    /// but no longer than its patience.
+    pub fn ready(
+        &self,
+        events: &mut Events,
+        patience: Option<Duration>,
+    ) -> Vec<(Arc<Connection>, Found)> {
+        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        let cookies = self.open.ready.wait(events, patience.as_ref());
         let connections = cookies.filter_map(|cookie| self.open.get(cookie));
         connections
             .map(|connection| {

@@ -21,3 +21,12 @@ pub fn memory() -> Option<usize> {
     let bytes = getrlimit(Resource::As).current?;
     usize::try_from(bytes).ok()
 }
+
+/// Gives back what others have freed of the memory that this thread has taken. The allocator leaves that
+/// to the next time the thread takes some, which for one with nothing to do may be never.
+#[allow(unsafe_code, reason = "the allocator has no safe call for this")]
+pub fn give_memory_back() {
+    // SAFETY: it looks at this thread's own heap, takes and returns nothing, and touches no memory that
+    // is in use. Where another allocator is used that heap is empty.
+    unsafe { libmimalloc_sys::mi_collect(false) };
+}

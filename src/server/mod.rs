@@ -74,12 +74,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Threads that do what can be done without waiting: as many as there are processors, but so many at
 /// least, since one may be at something large, and so many at most.
 const MIN_WORKERS: usize = 2;
 const MAX_WORKERS: usize = 8;
+
+/// How often each of them gives back the memory that others have freed.
+const TIDY_PERIOD: Duration = Duration::from_secs(1);
 
 /// What handlers work with.
 pub struct Server {
@@ -147,8 +150,16 @@ impl Server {
     fn work_forever(&self) -> ! {
         let mut lookout = Lookout::new();
         let mut events = Vec::new();
+        // When this thread last gave memory back, and whether it has done something since.
+        let (mut tidied, mut has_worked) = (Instant::now(), false);
         loop {
-            for (connection, found) in self.connections.ready(&mut events) {
+            if has_worked && tidied.elapsed() >= TIDY_PERIOD {
+                means::give_memory_back();
+                (tidied, has_worked) = (Instant::now(), false);
+            }
+            let patience = has_worked.then_some(TIDY_PERIOD);
+            for (connection, found) in self.connections.ready(&mut events, patience) {
+                has_worked = true;
                 // A bug must cost one connection, not a worker; the turn that it had ends that.
                 let done = catch_unwind(AssertUnwindSafe(|| match found {
                     Found::Turn(turn) => self.attend(turn, &mut lookout),

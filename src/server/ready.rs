@@ -8,6 +8,7 @@
 use super::peer::Peer;
 use log::debug;
 use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::OwnedFd;
 
@@ -56,13 +57,17 @@ impl Ready {
         }
     }
 
-    /// Waits until something happens; gives the cookies of a few of those to whom it did. Each is told
-    /// to one of those who wait.
-    pub fn wait(&self, events: &mut Events) -> impl Iterator<Item = u64> {
+    /// Waits until something happens, or for so long; gives the cookies of a few of those to whom it did.
+    /// Each is told to one of those who wait.
+    pub fn wait(
+        &self,
+        events: &mut Events,
+        patience: Option<&Timespec>,
+    ) -> impl Iterator<Item = u64> {
         events.clear();
         events.reserve(AT_ONCE);
         // Interrupted: then nothing has happened.
-        let _ = epoll::wait(&self.0, spare_capacity(events), None);
+        let _ = epoll::wait(&self.0, spare_capacity(events), patience);
         events.drain(..).map(|event| event.data.u64())
     }
 }
