@@ -6,7 +6,10 @@ use common::http::{Connection, Reply, request};
 use common::{SIDEBIKE, Server, id, ids, task, wait_for};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::process::Command;
+use std::time::Duration;
 
 /// A poll as an agent sends it, with a made-up instance.
 fn poll(n: usize, seq: u32) -> Vec<u8> {
@@ -78,6 +81,64 @@ fn three_thousand_held_polls_cost_little_and_one_broadcast_reaches_all() {
     }
     assert_eq!(server.task(id(&submitted))["counts"]["delivered"], POLLS);
     assert!(server.process.figure("Threads") < 50);
+}
+
+/// A poll that leaves it to the server whether the connection stays.
+fn staying_poll(seq: u32) -> Vec<u8> {
+    let bytes = String::from_utf8(poll(0, seq)).unwrap();
+    bytes.replace("Connection: close\r\n", "").into_bytes()
+}
+
+/// Holds a poll, has it answered, and says whether the connection stays.
+fn stays_after_a_held_poll(server: &Server, connection: &mut Connection, seq: u32) -> bool {
+    connection.send(&staying_poll(seq));
+    wait_until_held(server, 1);
+    let task = server.submit(json!({"machinePattern": "held", "detail": {"command": "x"}}));
+    let reply = connection.read();
+    assert_eq!(reply.json()["signal"], 1);
+    // Else the next poll would be handed it again at once: it does not say that it has it.
+    server
+        .post(&format!("/api/v1/task/{}/cancel", id(&task)), &Value::Null)
+        .data();
+    reply.header("Connection").is_none()
+}
+
+#[test]
+fn a_held_poll_leaves_its_connection_for_the_next() {
+    let server = Server::start();
+    let mut connection = server.connect();
+    for seq in 1..=3 {
+        assert!(stays_after_a_held_poll(&server, &mut connection, seq));
+    }
+}
+
+#[test]
+fn where_descriptors_are_short_a_held_poll_is_the_last_of_its_connection() {
+    let mut command = Command::new("sh");
+    let line = format!("ulimit -n 100; exec {SIDEBIKE} server --listen 127.0.0.1:0");
+    command.args(["-c", &line]);
+    let server = Server::from_command(command);
+    let _idle: Vec<Connection> = (0..5).map(|_| server.connect()).collect();
+    let mut connection = server.connect();
+    assert!(!stays_after_a_held_poll(&server, &mut connection, 1));
+    assert!(connection.rest().is_empty());
+    assert!(is_alive(&server));
+}
+
+#[test]
+fn who_has_sent_all_he_has_to_say_is_answered_and_let_go() {
+    let server = Server::start();
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    stream
+        .write_all(&request("GET", "/healthz", "", b""))
+        .unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("the end comes soon");
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
 }
 
 #[test]

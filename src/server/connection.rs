@@ -153,12 +153,14 @@ impl Connection {
         self.seat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something has come: takes the turn, if it is nobody's.
-    pub fn take(self: &Arc<Self>) -> Found {
+    /// Something has come: takes the turn, if it is nobody's. When the other side `hung_up`, too, that is
+    /// not told again, so there is something to look at once more after what it has sent.
+    pub fn take(self: &Arc<Self>, hung_up: bool) -> Found {
         let mut seat = self.seat();
         match (seat.is, seat.engine.is_some()) {
             (Is::Free, true) => {
                 seat.is = Is::Taken;
+                seat.again = hung_up;
                 Found::Turn(Turn {
                     connection: self.clone(),
                     engine: seat.engine.take(),
@@ -328,11 +330,13 @@ impl Turn {
                 connection.peer.outlive(|| drop(engine), count);
                 connection.open.note_thin(&connection);
                 let mut seat = connection.seat();
-                let is_answered = seat.is != Is::Held;
+                let (is_answered, again) = (seat.is != Is::Held, seat.again);
                 seat.is = Is::HeldThin;
                 drop(seat);
                 if is_answered {
                     connection.answered(false);
+                } else if again {
+                    connection.open.ready.look_again(&connection.peer);
                 }
                 None
             }

@@ -145,14 +145,13 @@ impl Connections {
         patience: Option<Duration>,
     ) -> Vec<(Arc<Connection>, Found)> {
         let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
-        let cookies = self.open.ready.wait(events, patience.as_ref());
-        let connections = cookies.filter_map(|cookie| self.open.get(cookie));
-        connections
-            .map(|connection| {
-                let found = connection.take();
-                (connection, found)
-            })
-            .collect()
+        let told = self.open.ready.wait(events, patience.as_ref());
+        let found = told.filter_map(|(cookie, hung_up)| {
+            let connection = self.open.get(cookie)?;
+            let found = connection.take(hung_up);
+            Some((connection, found))
+        });
+        found.collect()
     }
 
     /// Notes that a request is held that came encrypted.
@@ -253,10 +252,11 @@ impl Connections {
         meant.sort_by_cached_key(|connection| Reverse(connection.doing().1));
         let some = meant.len().div_ceil(one_in);
         // What an idle one has sent meanwhile nobody has read yet: that is not its fault.
-        let is_waited_for = |connection: &&Arc<Connection>| {
+        let is_waited_for = |connection: &Connection| {
             connection.doing().0 == Phase::Idle && connection.peer.has_unread()
         };
-        let longest = meant.iter().filter(|c| !is_waited_for(c)).take(some);
+        let still = meant.iter().filter(|c| is_meant(c) && !is_waited_for(c));
+        let longest = still.take(some);
         longest.for_each(|connection| {
             debug!("given up while {:?}", connection.doing());
             connection.cut();

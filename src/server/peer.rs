@@ -87,7 +87,7 @@ impl Peer {
     pub fn close(&self, close: impl FnOnce()) {
         let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(open) = number.take() else {
-            return close();
+            return closing(close);
         };
         drop(number);
         // Whoever closes still has it.

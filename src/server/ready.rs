@@ -57,17 +57,21 @@ impl Ready {
         }
     }
 
-    /// Waits until something happens, or for so long; gives the cookies of a few of those to whom it did.
-    /// Each is told to one of those who wait.
+    /// Waits until something happens, or for so long; gives the cookies of a few of those to whom it did,
+    /// and whether they hung up. Each is told to one of those who wait.
     pub fn wait(
         &self,
         events: &mut Events,
         patience: Option<&Timespec>,
-    ) -> impl Iterator<Item = u64> {
+    ) -> impl Iterator<Item = (u64, bool)> {
         events.clear();
         events.reserve(AT_ONCE);
         // Interrupted: then nothing has happened.
         let _ = epoll::wait(&self.0, spare_capacity(events), patience);
-        events.drain(..).map(|event| event.data.u64())
+        let hung_up = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+        { events.drain(..) }.map(move |event| {
+            let (flags, data) = (event.flags, event.data);
+            (data.u64(), flags.intersects(hung_up))
+        })
     }
 }
