@@ -1,6 +1,6 @@
 //! Answers: the API's envelope, and which HTTP status goes with which refusal.
 
-use super::http::Answer;
+use super::respond::Answer;
 use super::text;
 use crate::core::{Refusal, Task};
 use crate::wire::agent::Orders;

@@ -7,7 +7,7 @@
 
 use super::answer;
 use super::connection::Phase;
-use super::http::Streaming;
+use super::respond::Streaming;
 use super::routes::{Call, Handled};
 use super::store::Store;
 use crate::core::{Follower, News, TaskKey, Wanted, What, gap_line};

@@ -6,7 +6,7 @@
 //! `deadlines`, and a job that answers it to `store`.
 
 use super::answer::TaskForm;
-use super::http::{Answer, Responder};
+use super::respond::{Answer, Responder};
 use crate::core::{MachineKey, Refusal, Task, TaskKey, Time};
 use std::collections::{BTreeSet, HashMap};
 

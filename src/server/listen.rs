@@ -56,7 +56,7 @@ const GIVEN_UP_AT_ONCE: usize = 8;
 /// What came later than so many milliseconds ago is not given up: on a busy machine it may be a good
 /// request that nobody had the time to read.
 const GIVEN_UP_AFTER_MS: u64 = 50;
-/// Nor is it, after so many, when nothing at all has come: that takes no thread.
+/// The same where nothing at all has come: that takes no thread, so there is more time.
 const SILENT_AFTER_MS: u64 = 300;
 /// Nobody is given up when in so many milliseconds so many have gone by themselves: then a crowd is being
 /// served, and there is room for the next in a moment.
@@ -66,8 +66,7 @@ const FLOW: u64 = 50;
 /// he is not given up.
 const IN_TOUCH_MS: u64 = 3_000;
 /// Where no thread is left, a third of those is given up at once that have sent something and have us
-/// wait for the rest, or for their next request, for so many milliseconds: whoever comes behind a crowd
-/// of such waits for all of it.
+/// wait for the rest for so many milliseconds: whoever comes behind a crowd of such waits for all of it.
 const STUCK_AFTER_MS: u64 = 15;
 const STUCK_GIVEN_UP_AT_ONCE: usize = 3;
 /// Of the connections one in so many is never held, and so many at least (or a third, when there are few
@@ -78,7 +77,7 @@ const NEVER_HELD_AT_LEAST: usize = 64;
 const BUFFERS_BYTES: usize = 128 * 1024;
 /// How long to wait for a connection before looking after other things.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(1);
-/// What is said then.
+/// What is said where there are none of those.
 const NO_DESCRIPTOR: &str = "no descriptor left for a new connection";
 /// At most one warning about the same trouble in this time.
 const WARNING_PERIOD_MS: u64 = 10_000;

@@ -1,6 +1,6 @@
 //! `/metrics`: what is counted, as Prometheus reads it.
 
-use super::http::Answer;
+use super::respond::Answer;
 use super::routes::{Call, Handled};
 use crate::core::Histogram;
 use crate::wire::task::ExecutionState;

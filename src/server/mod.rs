@@ -10,7 +10,8 @@
 //! | `open` | the connections there are |
 //! | `peer` | accepted sockets, found and cut from outside |
 //! | `head` | a look at a request's head before tiny_http reads it |
-//! | `http` | bytes ↔ requests and answers; the only place that names tiny_http |
+//! | `http` | bytes → requests; the only place that names tiny_http |
+//! | `respond` | answers → bytes |
 //! | `room` | large bodies and answers on their way, bounded |
 //! | `routes` | the table of routes and their handlers |
 //! | `original` | the calls of the original's agents |
@@ -44,6 +45,7 @@ mod original;
 mod page;
 mod peer;
 mod ready;
+mod respond;
 mod room;
 mod routes;
 mod store;
@@ -55,11 +57,9 @@ use self::audit::{Audit, Change};
 use self::browser::OwnNames;
 use self::connection::{Found, Phase, Turn};
 use self::head::{Eavesdropper, Lookout, Sight};
-use self::http::{
-    Answer, Arrived, Authorization, Listener, Refused, Request, RequestLimits, Responder, Rest,
-    Sent,
-};
+use self::http::{Arrived, Authorization, Listener, Refused, Request, RequestLimits};
 use self::listen::Connections;
+use self::respond::{Answer, Responder, Rest, Sent};
 use self::routes::{Call, Make, Route};
 use self::store::Store;
 use self::threads::{STACK_BYTES, Threads};
@@ -217,10 +217,7 @@ impl Server {
         let turn = match what {
             What::Encrypted => return self.serve_encrypted(turn),
             What::Request => self.serve_patiently(turn),
-            What::Refuse(refused) => {
-                turn.connection().enter(Phase::Draining);
-                return head::refuse(&turn, &http::in_bytes(&self.explain(refused)));
-            }
+            What::Refuse(refused) => return self.refuse(&turn, refused),
             What::Arrived(arrived) => self.serve(turn, *arrived, true),
             What::Make(made) => self.make(turn, *made),
             What::Answer(responder, answer) => responder.send(&answer).then_some(turn),
@@ -241,12 +238,17 @@ impl Server {
                 self.serve(turn, arrived, true)
             }
             Sight::Refused(refused) => {
-                turn.connection().enter(Phase::Draining);
-                head::refuse(&turn, &http::in_bytes(&self.explain(refused)));
+                self.refuse(&turn, refused);
                 None
             }
             Sight::Nothing | Sight::Part | Sight::Over => None,
         }
+    }
+
+    /// Answers a head that is not to be read.
+    fn refuse(&self, turn: &Turn, refused: Refused) {
+        turn.connection().enter(Phase::Draining);
+        head::refuse(turn, &respond::in_bytes(&self.explain(refused)));
     }
 
     /// Serves a connection until it is over or its request is held. Nothing can be seen of a head before

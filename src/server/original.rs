@@ -6,7 +6,7 @@
 
 use super::access::Right;
 use super::answer;
-use super::http::Answer;
+use super::respond::Answer;
 use super::routes::{Call, Handled, Route, check_depth};
 use crate::core::{MachineKey, Refusal};
 use crate::wire::agent::{Assignment, AttemptId, Ended, Piece, Stream};

@@ -7,7 +7,8 @@ use super::access::{Caller, Right};
 use super::answer::{self, TaskForm};
 use super::audit::Change;
 use super::held::HeldWait;
-use super::http::{Answer, Request, Responder};
+use super::http::Request;
+use super::respond::{Answer, Responder};
 use super::store::Polled;
 use super::{Server, metrics, original, page, text};
 use crate::core::{

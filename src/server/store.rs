@@ -9,7 +9,7 @@ use super::connection::Connection;
 use super::durable::{Durable, Ticket};
 use super::follow::Bells;
 use super::held::{Held, HeldWait};
-use super::http::{Answer, Responder};
+use super::respond::{Answer, Responder};
 use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
 use crate::wire::agent::{Orders, Poll};
 use crate::wire::span::Span;

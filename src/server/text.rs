@@ -1,6 +1,6 @@
 //! Output as plain text, for people with curl.
 
-use super::http::Answer;
+use super::respond::Answer;
 use super::routes::{Call, Handled, flag, looked_at_task};
 use super::{answer, follow};
 use crate::core::{Output, Refusal, Task, Wanted, gap_line};
