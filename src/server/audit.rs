@@ -93,6 +93,11 @@ impl Audit {
         })
     }
 
+    /// Whether lines go to a file.
+    pub fn has_file(&self) -> bool {
+        matches!(self.target, AuditTarget::File(_))
+    }
+
     /// Opens the file again: it may have been moved away.
     pub fn reopen(&self) {
         if let AuditTarget::File(path) = &self.target {

@@ -70,6 +70,8 @@ struct Seat {
     again: bool,
     /// The request is the last one, and held without the engine.
     is_thin: bool,
+    /// It does not come encrypted: there are two descriptors, and no lock on both.
+    is_plain: bool,
 }
 
 /// Whose turn it is.
@@ -138,6 +140,7 @@ impl Connection {
                 is: Is::Taken,
                 again: false,
                 is_thin: false,
+                is_plain: true,
             }),
             open: open.clone(),
             room: room.clone(),
@@ -179,11 +182,13 @@ impl Connection {
 
     /// Notes that the request is held: from now on it may be answered from anywhere. Whether only what is
     /// needed for that will be kept, so that no other request may come.
-    pub fn hold(&self, is_last: bool) -> bool {
-        let is_thin = is_last || self.open.is_short();
+    pub fn hold(&self, stays: bool, is_plain: bool) -> bool {
+        // Whoever reads what comes encrypted has to wait for it: there is to be no thread for that.
+        let is_thin = !stays || !is_plain || self.open.is_short();
         let mut seat = self.seat();
         seat.is = Is::Held;
         seat.is_thin = is_thin;
+        seat.is_plain = is_plain;
         drop(seat);
         self.was_held.store(true, Ordering::Relaxed);
         self.enter(Phase::Held);
@@ -323,11 +328,17 @@ impl Turn {
         let is = seat.is;
         match is {
             Is::Held if seat.is_thin => {
+                let is_plain = seat.is_plain;
                 drop(seat);
                 let engine = self.engine.take();
-                let (count, _) = connection.open.counts();
-                // The descriptor to write to stays with who has the way to answer.
-                connection.peer.outlive(|| drop(engine), count);
+                if is_plain {
+                    let (count, _) = connection.open.counts();
+                    // The descriptor to write to stays with who has the way to answer.
+                    connection.peer.outlive(|| drop(engine), count);
+                } else {
+                    // That waits for whoever answers just now; there is but one descriptor, which stays.
+                    drop(engine);
+                }
                 connection.open.note_thin(&connection);
                 let mut seat = connection.seat();
                 let (is_answered, again) = (seat.is != Is::Held, seat.again);

@@ -200,53 +200,70 @@ pub struct RequestLimits {
     pub body_bytes: usize,
 }
 
-/// Takes in the next request, whose head `head` has judged. `explain` makes the answer of a refusal;
-/// after one the connection is of no further use.
+/// A request that is not to be served. Its body has not been read to its end, so its connection is of no
+/// further use.
+pub struct Unserved(Raw);
+
+impl Unserved {
+    /// One that tiny_http has just read.
+    pub fn new(raw: Raw) -> Self {
+        Unserved(raw)
+    }
+
+    /// Answers it. That waits for the peer: tiny_http writes the answer, and reads the rest of the body
+    /// when the request is dropped; the guard ends that.
+    pub fn refuse(self, connection: &Connection, answer: &Answer) {
+        connection.enter(Phase::Draining);
+        let mut response =
+            tiny_http::Response::from_data(&answer.body[..]).with_status_code(answer.status);
+        if let Ok(header) = tiny_http::Header::from_bytes("Content-Type", answer.content_type) {
+            response = response.with_header(header);
+        }
+        if let Err(error) = self.0.respond(response) {
+            debug!("a refusal could not be written: {error}");
+        }
+    }
+}
+
+/// Takes in the next request, whose head `head` has judged; else says why not.
 pub fn arrived(
     turn: &Turn,
     raw: Raw,
     last: bool,
     limits: &RequestLimits,
-    explain: impl FnOnce(Refused) -> Answer,
-) -> Option<Arrived> {
+) -> Result<Arrived, (Unserved, Refused)> {
     match check(&raw, limits).and_then(|()| head_of(&raw)) {
-        Ok(request) => Some(Arrived {
+        Ok(request) => Ok(Arrived {
             raw,
             connection: turn.connection().clone(),
             last,
             request,
         }),
-        Err(refused) => {
-            refuse(raw, turn.connection(), &explain(refused));
-            None
-        }
+        Err(refused) => Err((Unserved(raw), refused)),
     }
 }
 
 impl Arrived {
-    /// Prepares for an answer without having read the body. `None` when its connection is of no further
-    /// use after it, and it has been answered.
-    pub fn without_body(self, answer: &Answer) -> Option<Responder> {
+    /// Prepares for an answer without having read the body, if that leaves nothing behind.
+    pub fn without_body(self) -> Result<Responder, Unserved> {
         let announced = self.raw.body_length().unwrap_or(0);
         let has = |name| self.raw.headers().get(name).is_some();
         let unread = announced > READ_AHEAD_BYTES || has("Transfer-Encoding") || has("Expect");
-        if unread {
-            refuse(self.raw, &self.connection, answer);
-            return None;
+        match unread {
+            true => Err(Unserved(self.raw)),
+            false => Ok(responder(self.raw, self.connection, self.last)),
         }
-        Some(responder(self.raw, self.connection, self.last))
     }
 
-    /// Reads the body. `None` when that failed and was answered, as in [`arrived`].
+    /// Reads the body; else says why not, and of which request.
     pub fn read(
         mut self,
         limits: &RequestLimits,
-        explain: impl FnOnce(Refused, &Request) -> Answer,
-    ) -> Option<(Request, Responder)> {
+    ) -> Result<(Request, Responder), (Unserved, Refused, Request)> {
         match read_body(&mut self.raw, limits.body_bytes, &self.connection) {
             Ok((body, room)) => {
                 self.connection.enter(Phase::Serving);
-                Some((
+                Ok((
                     Request {
                         body,
                         _room: room,
@@ -255,11 +272,7 @@ impl Arrived {
                     responder(self.raw, self.connection, self.last),
                 ))
             }
-            Err(refused) => {
-                let answer = explain(refused, &self.request);
-                refuse(self.raw, &self.connection, &answer);
-                None
-            }
+            Err(refused) => Err((Unserved(self.raw), refused, self.request)),
         }
     }
 }
@@ -277,20 +290,6 @@ fn responder(raw: Raw, connection: Arc<Connection>, last: bool) -> Responder {
 /// What a status is called.
 pub fn reason(status: u16) -> &'static str {
     tiny_http::StatusCode::from(status).default_reason_phrase()
-}
-
-/// Answers a request whose body has not been read to its end; its connection is of no further use.
-pub fn refuse(raw: tiny_http::Request, connection: &Connection, answer: &Answer) {
-    // tiny_http reads the rest of the body when the request is dropped; the guard ends that.
-    connection.enter(Phase::Draining);
-    let mut response =
-        tiny_http::Response::from_data(&answer.body[..]).with_status_code(answer.status);
-    if let Ok(header) = tiny_http::Header::from_bytes("Content-Type", answer.content_type) {
-        response = response.with_header(header);
-    }
-    if let Err(error) = raw.respond(response) {
-        debug!("a refusal could not be written: {error}");
-    }
 }
 
 fn head_of(raw: &tiny_http::Request) -> Result<Request, Refused> {

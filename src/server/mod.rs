@@ -57,7 +57,9 @@ use self::audit::{Audit, Change};
 use self::browser::OwnNames;
 use self::connection::{Found, Phase, Turn};
 use self::head::{Eavesdropper, Lookout, Sight};
-use self::http::{Arrived, Authorization, Listener, Refused, Request, RequestLimits};
+use self::http::{
+    Arrived, Authorization, Listener, Raw, Refused, Request, RequestLimits, Unserved,
+};
 use self::listen::Connections;
 use self::respond::{Answer, Responder, Rest, Sent};
 use self::routes::{Call, Make, Route};
@@ -121,6 +123,8 @@ enum What {
     Answer(Responder, Answer),
     /// Send the rest of an answer whose peer takes its time.
     Rest(Rest),
+    /// Answer a request that is not served.
+    Unserved(Box<Unserved>, Answer),
 }
 
 /// An answer that is yet to be made, and what there is to do about it then.
@@ -193,12 +197,10 @@ impl Server {
                     is_there: false, ..
                 } => return self.leave(turn, What::Request),
                 Sight::Request { last, bytes, .. } => {
-                    turn.begin_request(Phase::Serving);
+                    // The guard sees to it that it is what it seems.
+                    turn.begin_request(Phase::Reading);
                     turn.hand_on(bytes);
-                    let Some(arrived) = self.next_of(&mut turn, last) else {
-                        return;
-                    };
-                    match self.serve(turn, arrived, false) {
+                    match self.serve_next(turn, last, false) {
                         Some(back) => turn = back,
                         None => return,
                     }
@@ -222,6 +224,9 @@ impl Server {
             What::Make(made) => self.make(turn, *made),
             What::Answer(responder, answer) => responder.send(&answer).then_some(turn),
             What::Rest(rest) => rest.send().then_some(turn),
+            What::Unserved(unserved, answer) => {
+                return unserved.refuse(turn.connection(), &answer);
+            }
         };
         if let Some(turn) = turn {
             turn.leave();
@@ -234,8 +239,7 @@ impl Server {
         match Lookout::new().wait(&turn, &self.limits) {
             Sight::Request { last, bytes, .. } => {
                 turn.hand_on(bytes);
-                let arrived = self.next_of(&mut turn, last)?;
-                self.serve(turn, arrived, true)
+                self.serve_next(turn, last, true)
             }
             Sight::Refused(refused) => {
                 self.refuse(&turn, refused);
@@ -264,13 +268,12 @@ impl Server {
             last = match listener.judge(&self.limits) {
                 Sight::Request { last, .. } => last,
                 Sight::Refused(refused) => {
-                    return http::refuse(raw, turn.connection(), &self.explain(refused));
+                    let answer = self.explain(refused);
+                    return Unserved::new(raw).refuse(turn.connection(), &answer);
                 }
                 Sight::Nothing | Sight::Part | Sight::Over => return,
             };
-            let explain = |refused| self.explain(refused);
-            let arrived = http::arrived(&turn, raw, last, &self.limits, explain);
-            match arrived.and_then(|arrived| self.serve(turn, arrived, true)) {
+            match self.serve_raw(turn, raw, last, true) {
                 Some(back) => turn = back,
                 None => return,
             }
@@ -278,7 +281,7 @@ impl Server {
     }
 
     /// The next request of a connection, as tiny_http reads it.
-    fn read_next(&self, turn: &mut Turn) -> Option<http::Raw> {
+    fn read_next(&self, turn: &mut Turn) -> Option<Raw> {
         match turn.incoming()?.next()? {
             Ok(raw) => Some(raw),
             Err(error) => {
@@ -291,16 +294,34 @@ impl Server {
         }
     }
 
-    fn next_of(&self, turn: &mut Turn, last: bool) -> Option<Arrived> {
-        let raw = self.read_next(turn)?;
-        let explain = |refused| self.explain(refused);
-        http::arrived(turn, raw, last, &self.limits, explain)
+    /// Serves the next request, as tiny_http reads it. The turn, if its connection can take another.
+    fn serve_next(&self, mut turn: Turn, last: bool, may_wait: bool) -> Option<Turn> {
+        let raw = self.read_next(&mut turn)?;
+        self.serve_raw(turn, raw, last, may_wait)
+    }
+
+    fn serve_raw(&self, turn: Turn, raw: Raw, last: bool, may_wait: bool) -> Option<Turn> {
+        match http::arrived(&turn, raw, last, &self.limits) {
+            Ok(arrived) => self.serve(turn, arrived, may_wait),
+            Err((unserved, refused)) => {
+                self.leave_unserved(turn, unserved, self.explain(refused), may_wait);
+                None
+            }
+        }
+    }
+
+    /// Answers a request that is not served, its connection's last.
+    fn leave_unserved(&self, turn: Turn, unserved: Unserved, answer: Answer, may_wait: bool) {
+        match may_wait {
+            true => unserved.refuse(turn.connection(), &answer),
+            false => self.leave(turn, What::Unserved(Box::new(unserved), answer)),
+        }
     }
 
     /// Serves one request. The turn, if its connection can take another.
     fn serve(&self, turn: Turn, arrived: Arrived, may_wait: bool) -> Option<Turn> {
         let found = routes::find(&arrived.request).and_then(|route| {
-            if !may_wait && (route.waits || self.store.may_wait() && route.right != Right::Open) {
+            if !may_wait && self.may_have_to_wait(route) {
                 return Ok(None);
             }
             let caller = self.admit(&arrived.request, route)?;
@@ -314,15 +335,23 @@ impl Server {
             }
             Err(answer) => {
                 self.requests.count(answer.status);
-                let responder = arrived.without_body(&answer)?;
-                return self.send(turn, responder, answer, may_wait);
+                return match arrived.without_body() {
+                    Ok(responder) => self.send(turn, responder, answer, may_wait),
+                    Err(unserved) => {
+                        self.leave_unserved(turn, unserved, answer, may_wait);
+                        None
+                    }
+                };
             }
         };
-        let read = arrived.read(&self.limits, |refused, request| {
-            self.note(route, &caller, request, &Change::default(), refused.status);
-            self.explain(refused)
-        });
-        let (request, responder) = read?;
+        let (request, responder) = match arrived.read(&self.limits) {
+            Ok(read) => read,
+            Err((unserved, refused, request)) => {
+                self.note(route, &caller, &request, &Change::default(), refused.status);
+                self.leave_unserved(turn, unserved, self.explain(refused), may_wait);
+                return None;
+            }
+        };
         let (mut responder, mut change) = (Some(responder), Change::default());
         let mut later = None;
         let call = Call {
@@ -360,6 +389,13 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Whether a call may have to wait for the disk, or takes its time.
+    fn may_have_to_wait(&self, route: &Route) -> bool {
+        let saves = self.store.may_wait() && route.right != Right::Open;
+        let notes = self.audit.has_file() && route.right == Right::Change;
+        route.waits || saves || notes
     }
 
     /// The handler has the responder: the request is held, or it was answered and that was the last.

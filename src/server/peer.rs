@@ -86,12 +86,11 @@ impl Peer {
     /// yet to send is sent if the socket takes it; nobody waits for that.
     pub fn close(&self, close: impl FnOnce()) {
         let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(open) = number.take() else {
-            return closing(close);
-        };
+        if let Some(open) = number.take() {
+            // Whoever closes still has it.
+            let _ = borrowed(open, |socket| rustix::io::ioctl_fionbio(socket, true));
+        }
         drop(number);
-        // Whoever closes still has it.
-        let _ = borrowed(open, |socket| rustix::io::ioctl_fionbio(socket, true));
         closing(close);
     }
 
@@ -100,6 +99,10 @@ impl Peer {
     pub fn outlive(&self, close: impl FnOnce(), count: usize) {
         let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
         closing(close);
+        if number.is_none() {
+            // It is being closed altogether.
+            return;
+        }
         let is_it = |number: &RawFd| accepted(*number).is_some_and(|(c, _)| c == self.cookie);
         *number = { *number }
             .filter(is_it)

@@ -11,6 +11,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::OwnedFd;
+use rustix::io::Errno;
 
 /// The most that one thread is told at once: what it has been told of waits for it.
 const AT_ONCE: usize = 8;
@@ -52,8 +53,11 @@ impl Ready {
     pub fn look_again(&self, peer: &Peer) {
         let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
         let data = EventData::new_u64(peer.cookie());
-        if let Some(Err(error)) = peer.with(|socket| epoll::modify(&self.0, socket, data, flags)) {
-            debug!("a connection is not watched any more: {error}");
+        match peer.with(|socket| epoll::modify(&self.0, socket, data, flags)) {
+            // It is known by another number now.
+            Some(Err(Errno::NOENT)) => drop(self.watch(peer)),
+            Some(Err(error)) => debug!("a connection is not watched any more: {error}"),
+            Some(Ok(())) | None => {}
         }
     }
 

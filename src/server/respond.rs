@@ -228,10 +228,12 @@ impl Responder {
 
     /// Lets the request be answered later, from anywhere.
     pub fn hold(&mut self) {
-        // Who reads what comes encrypted has to wait for it: there is to be no thread for that.
-        self.is_thin = self
-            .connection
-            .hold(!self.manner.keep_alive || !self.manner.is_plain);
+        let Manner {
+            keep_alive,
+            is_plain,
+            ..
+        } = self.manner;
+        self.is_thin = self.connection.hold(keep_alive, is_plain);
         self.manner.keep_alive &= !self.is_thin;
         self.is_held = true;
     }
@@ -248,6 +250,9 @@ impl Drop for Responder {
         if self.is_thin {
             // There is nothing else of the connection.
             self.connection.peer.close(|| drop(writer));
+        } else {
+            // Before the connection is closed, so that nothing is left of it then.
+            drop(writer);
         }
         if self.is_held {
             // Nobody has answered it, and nobody will.
