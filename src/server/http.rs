@@ -202,12 +202,12 @@ pub struct RequestLimits {
 
 /// A request that is not to be served. Its body has not been read to its end, so its connection is of no
 /// further use.
-pub struct Unserved(Raw);
+pub struct Unserved(Box<Raw>);
 
 impl Unserved {
     /// One that tiny_http has just read.
     pub fn new(raw: Raw) -> Self {
-        Unserved(raw)
+        Unserved(Box::new(raw))
     }
 
     /// Answers it. That waits for the peer: tiny_http writes the answer, and reads the rest of the body
@@ -225,6 +225,9 @@ impl Unserved {
     }
 }
 
+/// A request whose body could not be read, and why.
+pub type Unread = (Unserved, Refused, Request);
+
 /// Takes in the next request, whose head `head` has judged; else says why not.
 pub fn arrived(
     turn: &Turn,
@@ -239,7 +242,7 @@ pub fn arrived(
             last,
             request,
         }),
-        Err(refused) => Err((Unserved(raw), refused)),
+        Err(refused) => Err((Unserved::new(raw), refused)),
     }
 }
 
@@ -250,16 +253,13 @@ impl Arrived {
         let has = |name| self.raw.headers().get(name).is_some();
         let unread = announced > READ_AHEAD_BYTES || has("Transfer-Encoding") || has("Expect");
         match unread {
-            true => Err(Unserved(self.raw)),
+            true => Err(Unserved::new(self.raw)),
             false => Ok(responder(self.raw, self.connection, self.last)),
         }
     }
 
     /// Reads the body; else says why not, and of which request.
-    pub fn read(
-        mut self,
-        limits: &RequestLimits,
-    ) -> Result<(Request, Responder), (Unserved, Refused, Request)> {
+    pub fn read(mut self, limits: &RequestLimits) -> Result<(Request, Responder), Box<Unread>> {
         match read_body(&mut self.raw, limits.body_bytes, &self.connection) {
             Ok((body, room)) => {
                 self.connection.enter(Phase::Serving);
@@ -272,7 +272,10 @@ impl Arrived {
                     responder(self.raw, self.connection, self.last),
                 ))
             }
-            Err(refused) => Err((Unserved(self.raw), refused, self.request)),
+            Err(refused) => {
+                let unserved = Unserved::new(self.raw);
+                Err(Box::new((unserved, refused, self.request)))
+            }
         }
     }
 }

@@ -124,7 +124,7 @@ enum What {
     /// Send the rest of an answer whose peer takes its time.
     Rest(Rest),
     /// Answer a request that is not served.
-    Unserved(Box<Unserved>, Answer),
+    Unserved(Unserved, Answer),
 }
 
 /// An answer that is yet to be made, and what there is to do about it then.
@@ -314,7 +314,7 @@ impl Server {
     fn leave_unserved(&self, turn: Turn, unserved: Unserved, answer: Answer, may_wait: bool) {
         match may_wait {
             true => unserved.refuse(turn.connection(), &answer),
-            false => self.leave(turn, What::Unserved(Box::new(unserved), answer)),
+            false => self.leave(turn, What::Unserved(unserved, answer)),
         }
     }
 
@@ -346,7 +346,8 @@ impl Server {
         };
         let (request, responder) = match arrived.read(&self.limits) {
             Ok(read) => read,
-            Err((unserved, refused, request)) => {
+            Err(unread) => {
+                let (unserved, refused, request) = *unread;
                 self.note(route, &caller, &request, &Change::default(), refused.status);
                 self.leave_unserved(turn, unserved, self.explain(refused), may_wait);
                 return None;
