@@ -64,7 +64,7 @@ use self::listen::Connections;
 use self::respond::{Answer, Responder, Rest, Sent};
 use self::routes::{Call, Make, Route};
 use self::store::Store;
-use self::threads::{STACK_BYTES, Threads};
+use self::threads::{ENOUGH, ENOUGH_FOR_A_DISK, STACK_BYTES, Threads};
 use crate::config::ServerConfig;
 use crate::core::{Limits, TextLimits};
 use crate::tls::PairFiles;
@@ -538,7 +538,11 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         connections: connections.clone(),
         threads: {
             let server = server.clone();
-            Threads::new(move |work| {
+            let enough = match store.may_wait() {
+                true => ENOUGH_FOR_A_DISK,
+                false => ENOUGH,
+            };
+            Threads::new(enough, move |work| {
                 if let Some(server) = server.upgrade() {
                     server.do_work(work);
                 }

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 /// several times as much.
 pub const STACK_BYTES: usize = if cfg!(debug_assertions) { 1024 } else { 256 } * 1024;
 /// As many that are quick keep the machine busy. No more than these wait for something to do, either.
-const ENOUGH: usize = 16;
+pub const ENOUGH: usize = 16;
+/// The same where they wait for the disk most of the time: as many as that can share one commit.
+pub const ENOUGH_FOR_A_DISK: usize = 256;
 /// Who has had one connection for longer is not quick.
 pub const QUICK: Duration = Duration::from_millis(10);
 /// How long one waits for something to do.
@@ -24,6 +26,7 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// Threads that do the same work with whatever they get.
 pub struct Threads<T> {
+    enough: usize,
     crew: Mutex<Crew<T>>,
     work: Box<dyn Fn(T) + Send + Sync>,
 }
@@ -48,17 +51,21 @@ impl<T> Crew<T> {
     }
 
     /// Whether another thread is needed for what has come.
-    fn needs_another(&self) -> bool {
-        let newest = self.busy.values().rev().take(ENOUGH);
+    fn needs_another(&self, enough: usize) -> bool {
+        if self.things.len() <= self.coming {
+            return false;
+        }
+        let newest = self.busy.values().rev().take(enough);
         let quick = newest.take_while(|since| since.elapsed() < QUICK).count();
-        self.things.len() > self.coming && quick + self.coming < ENOUGH
+        quick + self.coming < enough
     }
 }
 
 impl<T: Send + 'static> Threads<T> {
-    /// None yet.
-    pub fn new(work: impl Fn(T) + Send + Sync + 'static) -> Arc<Self> {
+    /// None yet; so many that are quick will be enough.
+    pub fn new(enough: usize, work: impl Fn(T) + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Threads {
+            enough,
             crew: Mutex::new(Crew {
                 things: VecDeque::new(),
                 idle: Vec::new(),
@@ -78,7 +85,7 @@ impl<T: Send + 'static> Threads<T> {
     /// Calls or starts threads as they are needed. Whether something waits that may need another soon.
     pub fn suffice(self: &Arc<Self>) -> io::Result<bool> {
         let mut crew = self.crew();
-        while crew.needs_another() {
+        while crew.needs_another(self.enough) {
             crew.coming += 1;
             if let Some(idle) = crew.idle.pop() {
                 idle.unpark();
@@ -108,7 +115,7 @@ impl<T: Send + 'static> Threads<T> {
                 crew = self.crew();
                 crew.busy.remove(&number);
             }
-            if crew.idle.len() >= ENOUGH {
+            if crew.idle.len() >= self.enough {
                 return;
             }
             crew.idle.push(thread::current());
