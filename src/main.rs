@@ -1,5 +1,8 @@
 //! The command line: parse, run one program, say how it went.
 
+#[cfg(any(target_env = "musl", test))]
+mod memcmp;
+
 #[cfg(feature = "db")]
 use sidebike::config::DbCommand;
 use sidebike::config::{CommandLine, Program};
