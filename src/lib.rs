@@ -35,6 +35,8 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod core;
+#[cfg(any(feature = "server", feature = "agent"))]
+mod footprint;
 pub mod rules;
 pub mod secret;
 #[cfg(feature = "server")]

@@ -2,11 +2,15 @@
 //!
 //! serde_json's own writer looks at every byte of a text by itself. Compiled for size, as it is here,
 //! that takes forty instructions a byte, and a task is hardly more than texts: it was half of what a
-//! submit cost. This one looks at eight bytes at once.
+//! submit cost. This one looks at eight bytes at once, and copies short pieces so as well: musl's `memcpy`
+//! takes its time to begin.
 
 use serde::ser::{self, Error as _, Impossible};
 use serde::{Serialize, Serializer};
 use serde_json::Error;
+
+/// Up to so many bytes are copied by words.
+const SHORT: usize = 32;
 
 /// Appends a value. Fails for what cannot be written as JSON; our own types all can.
 pub fn write<T: Serialize + ?Sized>(value: &T, to: &mut Vec<u8>) -> Result<(), Error> {
@@ -33,9 +37,10 @@ pub fn plain(text: &[u8]) -> usize {
         }
         before += 8;
     }
-    let mut last = [b' '; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    before + rest.len().min((marks(last).trailing_zeros() / 8) as usize)
+    let blanks = u64::from_le_bytes([b' '; 8]);
+    let last = { rest.iter().rev() }.fold(blanks, |word, byte| word << 8 | u64::from(*byte));
+    let marks = marks(last.to_le_bytes());
+    before + rest.len().min((marks.trailing_zeros() / 8) as usize)
 }
 
 /// Marks those of eight bytes that cannot stand as they are, by their highest bit. From each is
@@ -50,6 +55,20 @@ fn marks(word: [u8; 8]) -> u64 {
     (is_control | is(b'"') | is(b'\\')) & !word & (EACH << 7)
 }
 
+/// Appends bytes, of which there are few in most cases.
+fn put(bytes: &[u8], to: &mut Vec<u8>) {
+    if bytes.len() > SHORT {
+        return to.extend_from_slice(bytes);
+    }
+    let (words, rest) = bytes.as_chunks::<8>();
+    for word in words {
+        to.extend_from_slice(word);
+    }
+    for byte in rest {
+        to.push(*byte);
+    }
+}
+
 /// Appends a text with its quotes.
 fn write_text(text: &str, to: &mut Vec<u8>) {
     let mut rest = text.as_bytes();
@@ -57,7 +76,7 @@ fn write_text(text: &str, to: &mut Vec<u8>) {
     to.push(b'"');
     loop {
         let (as_it_is, more) = rest.split_at(plain(rest));
-        to.extend_from_slice(as_it_is);
+        put(as_it_is, to);
         let Some((byte, more)) = more.split_first() else {
             break;
         };
@@ -101,7 +120,7 @@ fn write_number(mut number: u64, is_negative: bool, to: &mut Vec<u8>) {
         at -= 1;
         digits[at] = b'-';
     }
-    to.extend_from_slice(&digits[at..]);
+    put(&digits[at..], to);
 }
 
 /// Appends one value after the other.
@@ -139,7 +158,7 @@ impl<'w, 'a> Parts<'w, 'a> {
         let to = &mut *self.writer.to;
         to.reserve(name.len() + 3);
         to.push(b'"');
-        to.extend_from_slice(name.as_bytes());
+        put(name.as_bytes(), to);
         to.push(b'"');
         to.push(b':');
     }
