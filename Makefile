@@ -23,8 +23,8 @@ SMALL_FEATURES ?= agent
 # Places of panics are named in the binary: without the folders of whoever builds it.
 REMAPPED = $(foreach folder,$(wildcard $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src/*) \
 	$(shell rustc --print sysroot)/lib/rustlib/src/rust,--remap-path-prefix=$(folder)/=)
-# The C in it is never unwound. mimalloc keeps pieces of more than 64 KiB apart, each given back when it is
-# free; its pages of 4 MiB for many of them stay as long as one is in use, and output is such pieces.
+# The C in it is never unwound. With this mimalloc keeps pieces of more than 64 KiB apart, each given back
+# when it is free; its usual pages of 4 MiB stay as long as one piece in them is in use, and output is such.
 RELEASE_CFLAGS = -fno-asynchronous-unwind-tables -DMI_ENABLE_LARGE_PAGES=0
 
 # How long `make bench` measures each figure, and how long the mixed load of `make soak` lasts, in

@@ -1,22 +1,23 @@
-//! How much of the program stays in memory.
+//! How much of the program is in memory of this process. It is in the system's cache as well, so this is
+//! about what the system may take back without anybody noticing, and about what `ps` shows.
 
 use rustix::mm::{Advice, madvise};
 use std::ffi::c_void;
 use std::fs;
 
-/// Lets go of the program's code. What is needed from now on comes back, from the system's cache, when it
-/// is called; what only the start needed, such as the command line's, does not: a third of a process
-/// that is idle.
+/// Lets go of the program's code, and says whether it could. What is called from now on comes back, mostly
+/// from the system's cache; what only the start needed, such as the command line's, does not.
 #[allow(unsafe_code, reason = "memory is named by its address")]
-pub fn forget_start() {
+pub fn forget_start() -> bool {
     let here = forget_start as *const () as usize;
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let maps = fs::read("/proc/self/maps").unwrap_or_default();
+    let maps = String::from_utf8_lossy(&maps);
     let Some((from, to)) = maps.lines().find_map(|line| code_with(here, line)) else {
-        return;
+        return false;
     };
-    // SAFETY: pages that cannot be written to, of a file that stays open as the program's own: each has
-    // what is in the file, whenever it is read.
-    let _ = unsafe { madvise(from as *mut c_void, to - from, Advice::LinuxDontNeed) };
+    // SAFETY: the program cannot write to these pages, so each has what is in its file (but for a
+    // debugger's marks, which are lost).
+    unsafe { madvise(from as *mut c_void, to - from, Advice::LinuxDontNeed) }.is_ok()
 }
 
 /// The bounds of a mapping, from its line in `/proc/self/maps`, if it holds this address and is code that
@@ -54,7 +55,7 @@ mod tests {
     #[test]
     fn the_code_is_there_again_when_it_is_called() {
         for _ in 0..3 {
-            forget_start();
+            assert!(forget_start());
             assert_eq!(format!("{:>5}", 17 * 3), "   51");
         }
     }

@@ -3,8 +3,9 @@
 //! Workers hear from `ready` which connections have something to be read, and do all that needs no
 //! waiting: one of them serves thousands. What may have to wait, for the rest of a request, a peer that
 //! reads slowly, the disk, room for a large answer, is left to `threads`, with the connection's turn and
-//! what is to be done there. A new thing to wait for is a kind of [`What`], and a line in
-//! [`Server::do_work`].
+//! what is to be done there. On the way each request is let in or not (`access`, `browser`), and what
+//! changes something is written down (`audit`). A new thing to wait for is a kind of [`What`], and a line
+//! in [`Server::do_work`].
 
 use super::access::{Caller, Denied, Right};
 use super::audit::Change;
@@ -23,9 +24,7 @@ const TIDY_PERIOD: Duration = Duration::from_secs(1);
 
 /// What has to wait for something: a connection, and what is to be done there.
 pub struct Work {
-    /// The turn there.
     pub turn: Turn,
-    /// What is to be done.
     pub what: What,
 }
 

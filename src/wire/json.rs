@@ -1,9 +1,9 @@
 //! Writes JSON, to the byte as serde_json writes it.
 //!
-//! serde_json's own writer looks at every byte of a text by itself. Compiled for size, as it is here,
-//! that takes forty instructions a byte, and a task is hardly more than texts: it was half of what a
-//! submit cost. This one looks at eight bytes at once, and copies short pieces so as well: musl's `memcpy`
-//! takes its time to begin.
+//! serde_json's own writer looks at every byte of a text by itself. Compiled for size that takes up to
+//! forty instructions a byte, and a task is hardly more than texts: it was half of what a submit cost.
+//! This one looks at eight bytes at once, and copies short pieces so as well: musl's `memcpy` takes its
+//! time to begin.
 
 use serde::ser::{self, Error as _, Impossible};
 use serde::{Serialize, Serializer};
