@@ -58,6 +58,13 @@ pub struct Made {
     change: Change,
 }
 
+/// Does something. A bug in it must cost one connection, not a thread; the turn that it had ends that.
+fn outlive(work: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+        warn!("a request failed (a bug); its connection was closed");
+    }
+}
+
 impl Server {
     /// Does for ever what there is to do and needs no waiting.
     pub fn work_forever(&self) -> ! {
@@ -73,15 +80,11 @@ impl Server {
             let patience = has_worked.then_some(TIDY_PERIOD);
             for (connection, found) in self.connections.ready(&mut events, patience) {
                 has_worked = true;
-                // A bug must cost one connection, not a worker; the turn that it had ends that.
-                let done = catch_unwind(AssertUnwindSafe(|| match found {
+                outlive(|| match found {
                     Found::Turn(turn) => self.attend(turn, &mut lookout),
                     Found::Held => self.store.drop_abandoned(&connection),
                     Found::Busy => {}
-                }));
-                if done.is_err() {
-                    warn!("a request failed (a bug); its connection was closed");
-                }
+                });
             }
         }
     }
@@ -124,7 +127,10 @@ impl Server {
 
     /// Does what had to be left to a thread, which may wait.
     pub fn do_work(&self, work: Work) {
-        let Work { turn, what } = work;
+        outlive(|| self.do_patiently(work));
+    }
+
+    fn do_patiently(&self, Work { turn, what }: Work) {
         let turn = match what {
             What::Encrypted => return self.serve_encrypted(turn),
             What::Request => self.serve_patiently(turn),
