@@ -108,10 +108,12 @@ fn a_changed_token_needs_no_restart() {
     online(&server);
     agent.logged("the token has changed");
 
-    // Another one, while a poll is held: the report finds out.
+    // Another one: the poll that is held ends, and nothing is run with the old one.
     std::fs::write(&servers, OLD).unwrap();
     server.process.signal(Signal::HUP);
-    server.process.logged("tokens are in use");
+    wait_for("the agent is refused again", || {
+        count(&agent, NOT_ACCEPTED) == 2
+    });
     std::fs::write(&agents, OLD).unwrap();
     assert_eq!(
         run(&server, json!({"command": "true"}))["state"],

@@ -204,7 +204,9 @@ fn offsets_continue_over_cut_connections() {
 fn json_has_the_states_and_the_places() {
     let (server, folder) = (Server::start(), Folder::new());
     let _agent = server.agent("m");
-    let task = server.submit(gated(&folder, "echo a; GATE; echo b; exit 3"));
+    let mut posted = gated(&folder, "echo a; GATE; echo b; exit 3");
+    posted["id"] = json!("an-id-of-ones-own");
+    let task = server.submit(posted);
     let mut stream = Stream::open(&server, &output_of(&task, "follow=1&format=json"));
     assert!(stream.head.contains("application/x-ndjson"));
     stream.until("\"a\\n\"");
@@ -213,6 +215,9 @@ fn json_has_the_states_and_the_places() {
     let news: Vec<Value> = { text.lines().filter(|line| !line.is_empty()) }
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
+    let shown = server.task(id(&task));
+    let execution = &shown["result"][0]["execution"];
+    assert!(news.iter().all(|n| n["execution"] == *execution), "{text}");
     let states: Vec<&str> = news.iter().filter_map(|n| n["state"].as_str()).collect();
     assert_eq!(states.last(), Some(&"failed"));
     assert!(states.contains(&"running"));

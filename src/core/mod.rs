@@ -50,7 +50,7 @@ pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
 pub use self::spec::Spec;
-pub use self::task::{Execution, Kept, Task};
+pub use self::task::{Execution, Kept, Task, execution_id};
 pub use self::user::Selection;
 
 use self::follow::Followed;

@@ -29,7 +29,7 @@ pub struct Kept {
     pub id: Arc<str>,
     /// What the ids of its executions begin with. Fresh, also where its id was used before: what an
     /// agent still holds of an earlier task with that id must not be taken for this one's.
-    pub(super) prefix: Arc<str>,
+    pub prefix: Arc<str>,
     /// What was asked for.
     pub spec: Arc<Spec>,
     pub(super) created_at: Time,
@@ -176,7 +176,7 @@ impl Execution {
 }
 
 /// The id of an execution: its task's prefix, a dot, its number.
-pub(super) fn execution_id(prefix: &str, n: u32) -> String {
+pub fn execution_id(prefix: &str, n: u32) -> String {
     // Ten digits at most: as every order and every answer has one, it is to be made in one piece.
     let mut id = String::with_capacity(prefix.len() + 11);
     id.push_str(prefix);

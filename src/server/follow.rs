@@ -10,7 +10,7 @@ use super::connection::Phase;
 use super::respond::Streaming;
 use super::routes::{Call, Handled};
 use super::store::Store;
-use crate::core::{Follower, News, TaskKey, Wanted, What, gap_line};
+use crate::core::{Follower, News, TaskKey, Wanted, What, execution_id, gap_line};
 use crate::wire;
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -145,8 +145,8 @@ fn add_line(label: &str, line: &[u8], to: &mut Vec<u8>) {
 
 /// As JSON, one object a line.
 pub struct Json {
-    /// The id of the task.
-    pub task: Arc<str>,
+    /// What the ids of the task's executions begin with.
+    pub prefix: Arc<str>,
 }
 
 impl Form for Json {
@@ -171,7 +171,7 @@ impl Form for Json {
             },
         };
         let news = wire::news::News {
-            execution: format!("{}.{}", self.task, news.n),
+            execution: execution_id(&self.prefix, news.n),
             machine_label: news.label.to_string(),
             instance: news.instance.to_string(),
             attempt: news.attempt,

@@ -151,6 +151,15 @@ impl Held {
         polls.collect()
     }
 
+    /// Takes out all polls.
+    pub fn all_polls(&mut self) -> Vec<(MachineKey, Responder)> {
+        let machines: Vec<MachineKey> = self.polls.keys().copied().collect();
+        let polls = machines.into_iter();
+        polls
+            .filter_map(|machine| Some((machine, self.take_poll(machine)?)))
+            .collect()
+    }
+
     /// Takes out those who wait for a task and whose time is up.
     pub fn due_waits(&mut self, now: Time) -> Vec<(TaskKey, HeldWait)> {
         let due = self.due(now);

@@ -188,6 +188,8 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
             break;
         }
         server.access.reload();
+        // A poll that is held has the right it came with.
+        server.store.end_polls();
         server.audit.reopen();
         if let Some(files) = &config.tls {
             renew_certificate(&listener, files);

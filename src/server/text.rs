@@ -70,11 +70,11 @@ pub fn output(call: Call<'_>) -> Handled {
             offset,
             whole_lines: several,
         };
-        let id = task.id.clone();
+        let prefix = task.prefix.clone();
         // What is held here would have to be copied whenever output comes.
         drop(task);
         if as_json {
-            return follow::answer(call, key, wanted, live, &mut follow::Json { task: id });
+            return follow::answer(call, key, wanted, live, &mut follow::Json { prefix });
         }
         let within_line = false;
         let mut form = follow::Text {
