@@ -429,6 +429,12 @@ fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
             );
         };
         let value = value.trim_ascii();
+        if !value.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\t')) {
+            return bad(
+                400,
+                "a header's value must be of ASCII letters, signs and blanks",
+            );
+        }
         let once = ONCE
             .iter()
             .position(|once| name.eq_ignore_ascii_case(once.as_bytes()));
@@ -448,8 +454,18 @@ fn read_head(head: &[u8], limits: &RequestLimits) -> Result<Head, Refused> {
             };
             content_length = Some(number);
         }
-        chunked |= name.eq_ignore_ascii_case(b"transfer-encoding");
-        expects |= name.eq_ignore_ascii_case(b"expect");
+        if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if value != b"chunked" {
+                return bad(400, "Transfer-Encoding: must be chunked");
+            }
+            chunked = true;
+        }
+        if name.eq_ignore_ascii_case(b"expect") {
+            if !value.eq_ignore_ascii_case(b"100-continue") {
+                return bad(417, "Expect: must be 100-continue");
+            }
+            expects = true;
+        }
     }
     if headers > limits.headers {
         let msg = format!(
@@ -512,6 +528,12 @@ mod tests {
                 "GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
                 400,
             ),
+            ("GET / HTTP/1.1\r\nA: \0\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nA: é\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nA: b\tc d~\r\n\r\n", 200),
+            ("GET / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nExpect: 100-Continue\r\n\r\n", 200),
+            ("GET / HTTP/1.1\r\nExpect: much\r\n\r\n", 417),
             ("GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
             (
                 "GET / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
