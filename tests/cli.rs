@@ -84,6 +84,8 @@ fn exit_codes_are_the_worst_of_all() {
         (&["-m", "nobody", "--", "true"], 3),
         (&["-m", "nobody", "--any", "--", "true"], 3),
         (&["--timeout", "200ms", "--", "sleep 60"], 124),
+        (&["--ttl", "soon", "--", "true"], 2),
+        (&["--ttl", "0", "--", "true"], 2),
         (&["-m", "m1", "--", "kill -9 $$"], 137),
         (&["-m", "m1", "--exec", "--", "/no/such/program"], 126),
         (&["--any", "--", "true"], 0),
@@ -108,6 +110,16 @@ fn exit_codes_are_the_worst_of_all() {
     let nobody = Said::of(nobody);
     assert_eq!(nobody.code, 255);
     assert!(nobody.err.contains("--registry-address"), "{}", nobody.err);
+}
+
+#[test]
+fn nobody_waits_longer_than_the_ttl_for_a_machine_that_may_be_gone() {
+    let server = Server::start();
+    // Killed without a word: for the server it may be there yet.
+    drop(server.agent("gone"));
+    let said = sidebike(&server, &["run", "--ttl", "300ms", "--", "true"]);
+    assert_eq!(said.code, 125, "{}", said.err);
+    assert!(said.err.contains("1 expired"), "{}", said.err);
 }
 
 #[test]

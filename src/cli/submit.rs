@@ -59,6 +59,9 @@ pub struct Args {
     /// How long the command may run, such as 30s or 1h30m; -1: for ever [default: 180s]
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
     timeout: Option<String>,
+    /// How long it may wait to be started, such as 30s [default: 10m, with --any 24h]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    ttl: Option<String>,
     /// An extra variable for the command; can be given several times
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<String>,
@@ -201,6 +204,7 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
         name: args.name.clone(),
         machine_pattern: args.machine.clone(),
         mode: if args.any { Mode::Any } else { Mode::All },
+        ttl: args.ttl.as_deref().map(ttl).transpose()?,
         detail,
     })
 }
@@ -230,6 +234,11 @@ fn timeout(text: &str) -> Result<Timeout, Failure> {
     let span = text.parse::<Span>();
     span.map(Timeout::After)
         .map_err(|why| Failure::Usage(format!("--timeout: {why}, or -1; got {text:?}")))
+}
+
+fn ttl(text: &str) -> Result<Span, Failure> {
+    let span = text.parse();
+    span.map_err(|why| Failure::Usage(format!("--ttl: {why}; got {text:?}")))
 }
 
 /// A script as a line for the shell.

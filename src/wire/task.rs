@@ -161,6 +161,9 @@ pub struct NewTask {
     pub machine_pattern: String,
     /// Which of the matching machines run it.
     pub mode: Mode,
+    /// How long an execution may wait to be started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Span>,
     /// What it runs.
     pub detail: Detail,
 }
