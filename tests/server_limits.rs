@@ -83,6 +83,14 @@ fn three_thousand_held_polls_cost_little_and_one_broadcast_reaches_all() {
     assert!(server.process.figure("Threads") < 50);
 }
 
+/// A server that may have so many files open.
+fn with_descriptors(most: u32) -> Server {
+    let mut command = Command::new("sh");
+    let line = format!("ulimit -n {most}; exec {SIDEBIKE} server --listen 127.0.0.1:0");
+    command.args(["-c", &line]);
+    Server::from_command(command)
+}
+
 /// A poll that leaves it to the server whether the connection stays.
 fn staying_poll(seq: u32) -> Vec<u8> {
     let bytes = String::from_utf8(poll(0, seq)).unwrap();
@@ -114,10 +122,7 @@ fn a_held_poll_leaves_its_connection_for_the_next() {
 
 #[test]
 fn where_descriptors_are_short_a_held_poll_is_the_last_of_its_connection() {
-    let mut command = Command::new("sh");
-    let line = format!("ulimit -n 100; exec {SIDEBIKE} server --listen 127.0.0.1:0");
-    command.args(["-c", &line]);
-    let server = Server::from_command(command);
+    let server = with_descriptors(100);
     let _idle: Vec<Connection> = (0..5).map(|_| server.connect()).collect();
     let mut connection = server.connect();
     assert!(!stays_after_a_held_poll(&server, &mut connection, 1));
@@ -260,10 +265,7 @@ fn endless_headers_are_cut_off() {
 
 #[test]
 fn with_few_descriptors_connections_come_and_go_and_the_server_goes_on() {
-    let mut command = Command::new("sh");
-    let line = format!("ulimit -n 200; exec {SIDEBIKE} server --listen 127.0.0.1:0");
-    command.args(["-c", &line]);
-    let server = Server::from_command(command);
+    let server = with_descriptors(200);
     let idle: Vec<Connection> = (0..300).map(|_| server.connect()).collect();
     wait_for("an answer while all connections are taken", || {
         is_alive(&server)

@@ -39,6 +39,7 @@ mod words;
 use crate::client::{CallError, Client, Kind};
 use crate::config::RegistryArgs;
 use crate::secret;
+use crate::wire::span::Span;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::io::{self, ErrorKind, Write};
@@ -169,6 +170,12 @@ impl ServerArgs {
         client.set_token(tokens.into_iter().next());
         Ok(client)
     }
+}
+
+/// A length of time, as it was typed for a flag.
+fn span(flag: &str, text: &str) -> Result<Span, Failure> {
+    let span = text.parse();
+    span.map_err(|why| Failure::Usage(format!("{flag}: {why}, got {text:?}")))
 }
 
 /// Prints JSON for a program to read.

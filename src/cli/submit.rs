@@ -4,7 +4,7 @@ use super::follow::{self, How, say};
 use super::outcome::{CANCELED, NOBODY, names};
 use super::screen::{self, Person, cut, harmless};
 use super::table::{Cell, Table};
-use super::{Ended, Failure, ServerArgs, print_json};
+use super::{Ended, Failure, ServerArgs, print_json, span};
 use crate::wire::machine::MachineState;
 use crate::wire::span::{Span, Timeout};
 use crate::wire::task::{Detail, DryRun, Mode, NewTask};
@@ -204,7 +204,9 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
         name: args.name.clone(),
         machine_pattern: args.machine.clone(),
         mode: if args.any { Mode::Any } else { Mode::All },
-        ttl: args.ttl.as_deref().map(ttl).transpose()?,
+        ttl: { args.ttl.as_deref() }
+            .map(|text| span("--ttl", text))
+            .transpose()?,
         detail,
     })
 }
@@ -234,11 +236,6 @@ fn timeout(text: &str) -> Result<Timeout, Failure> {
     let span = text.parse::<Span>();
     span.map(Timeout::After)
         .map_err(|why| Failure::Usage(format!("--timeout: {why}, or -1; got {text:?}")))
-}
-
-fn ttl(text: &str) -> Result<Span, Failure> {
-    let span = text.parse();
-    span.map_err(|why| Failure::Usage(format!("--ttl: {why}; got {text:?}")))
 }
 
 /// A script as a line for the shell.

@@ -4,7 +4,7 @@ use super::follow::say;
 use super::named::TaskArg;
 use super::outcome::{self, TIMED_OUT};
 use super::screen::Screen;
-use super::{Ended, Failure, ServerArgs, print_json};
+use super::{Ended, ServerArgs, print_json, span};
 use crate::wire::span::Span;
 use std::io;
 use std::time::{Duration, Instant};
@@ -38,10 +38,7 @@ pub struct Args {
 
 /// Waits for the end of a task.
 pub fn run(args: Args) -> Ended {
-    let timeout = args.timeout.as_deref().map(|text| {
-        let span = text.parse::<Span>();
-        span.map_err(|why| Failure::Usage(format!("--timeout: {why}, got {text:?}")))
-    });
+    let timeout = { args.timeout.as_deref() }.map(|text| span("--timeout", text));
     let timeout = timeout.transpose()?.map(Duration::from);
     let client = args.server.client()?;
     let started = Instant::now();

@@ -91,6 +91,14 @@ impl Held {
         }
     }
 
+    /// The same for all polls.
+    pub fn shorten_polls(&mut self, new: Time) {
+        let machines: Vec<MachineKey> = self.polls.keys().copied().collect();
+        for machine in machines {
+            self.shorten_poll(machine, new);
+        }
+    }
+
     /// Takes out a machine's poll.
     pub fn take_poll(&mut self, machine: MachineKey) -> Option<Responder> {
         let (responder, until) = self.polls.remove(&machine)?;
@@ -149,15 +157,6 @@ impl Held {
             Deadline::Wait(_) => None,
         });
         polls.collect()
-    }
-
-    /// Takes out all polls.
-    pub fn all_polls(&mut self) -> Vec<(MachineKey, Responder)> {
-        let machines: Vec<MachineKey> = self.polls.keys().copied().collect();
-        let polls = machines.into_iter();
-        polls
-            .filter_map(|machine| Some((machine, self.take_poll(machine)?)))
-            .collect()
     }
 
     /// Takes out those who wait for a task and whose time is up.

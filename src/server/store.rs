@@ -411,18 +411,8 @@ impl Store {
 
     /// Ends all polls that are held: whoever sent one has to show again that it may.
     pub fn end_polls(&self) {
-        let (after, jobs) = {
-            let mut state = self.state();
-            let now = self.clock.now();
-            let State { core, held } = &mut *state;
-            let polls = held.all_polls().into_iter();
-            let jobs: Vec<Job> = polls
-                .map(|(machine, responder)| Job::EndPoll(responder, core.collect(now, machine)))
-                .collect();
-            (self.after(core, now), jobs)
-        };
-        self.enqueue(after.ticket, jobs);
-        self.see_to(after);
+        self.state().held.shorten_polls(self.clock.now());
+        self.tick();
     }
 
     /// Lets go of what is held of a connection, if its other side is gone: nothing is to be handed out
