@@ -36,7 +36,6 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod core;
-#[cfg(any(feature = "server", feature = "agent"))]
 mod footprint;
 pub mod rules;
 pub mod secret;
