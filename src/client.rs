@@ -5,10 +5,10 @@
 //! to decide whether to try again. To add a call: add a method next to [`Client::poll`]; what every
 //! request carries (the token) is set in `with_token`.
 
+mod connections;
 mod names;
 #[cfg(feature = "cli")]
 mod people;
-mod plain;
 mod trust;
 
 #[cfg(feature = "cli")]
@@ -18,8 +18,8 @@ use crate::config::Registry;
 use crate::secret::Secret;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
 use crate::wire::{ERROR, Envelope, json};
+use connections::Connections;
 use names::Names;
-use plain::Connections;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;

@@ -1,8 +1,9 @@
-//! Connections to a server that is spoken to without TLS and without a proxy.
+//! Connections to a server that is spoken to without a proxy; TLS lies over them.
 //!
 //! ureq's own send the head of a request and then its body, which wakes a server twice, and make nine
 //! system calls beside the sending and the receiving. These send both together, when the answer is
-//! awaited, and make two.
+//! awaited, and make two. An agent's poll is held for most of its life: whoever waits that long lets go of
+//! the program meanwhile (see `footprint`).
 
 use crate::footprint;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -11,6 +12,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 use ureq::Error;
+#[cfg(feature = "tls")]
+use ureq::unversioned::transport::RustlsConnector;
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, DefaultConnector, LazyBuffers, NextTimeout, Transport,
 };
@@ -28,7 +31,11 @@ const LULL: Timespec = Timespec {
 
 /// Makes connections: these where they will do, else ureq's.
 #[derive(Debug, Default)]
-pub struct Connections(DefaultConnector);
+pub struct Connections {
+    others: DefaultConnector,
+    #[cfg(feature = "tls")]
+    tls: RustlsConnector,
+}
 
 impl Connector for Connections {
     type Out = Box<dyn Transport>;
@@ -38,8 +45,10 @@ impl Connector for Connections {
         details: &ConnectionDetails,
         chained: Option<()>,
     ) -> Result<Option<Self::Out>, Error> {
-        if details.needs_tls() || details.config.proxy().is_some() {
-            return self.0.connect(details, chained);
+        // Where there is no TLS it is ureq's that says so.
+        let is_not_for_us = details.needs_tls() && !cfg!(feature = "tls");
+        if is_not_for_us || details.config.proxy().is_some() {
+            return self.others.connect(details, chained);
         }
         let stream = connect(details)?;
         stream.set_nodelay(true)?;
@@ -47,13 +56,19 @@ impl Connector for Connections {
             details.config.input_buffer_size(),
             details.config.output_buffer_size(),
         );
-        Ok(Some(Box::new(Plain {
+        let connection = Connection {
             stream,
             buffers: LazyBuffers::new(input, output),
             unsent: Vec::new(),
             read_timeout: None,
             write_timeout: None,
-        })))
+        };
+        #[cfg(feature = "tls")]
+        if details.needs_tls() {
+            let encrypted = self.tls.connect(details, Some(connection))?;
+            return Ok(encrypted.map(Transport::boxed));
+        }
+        Ok(Some(connection.boxed()))
     }
 }
 
@@ -89,7 +104,7 @@ fn in_time(why: io::Error, timeout: &NextTimeout) -> Error {
 
 /// A connection.
 #[derive(Debug)]
-struct Plain {
+struct Connection {
     stream: TcpStream,
     buffers: LazyBuffers,
     /// What is sent when the answer is awaited.
@@ -98,7 +113,7 @@ struct Plain {
     write_timeout: Option<Duration>,
 }
 
-impl Plain {
+impl Connection {
     fn send(&mut self, timeout: NextTimeout) -> Result<(), Error> {
         if self.unsent.is_empty() {
             return Ok(());
@@ -128,7 +143,7 @@ fn due(timeout: &NextTimeout, set: &mut Option<Duration>) -> Option<Option<Durat
     Some(wanted)
 }
 
-impl Transport for Plain {
+impl Transport for Connection {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }
