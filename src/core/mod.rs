@@ -10,7 +10,8 @@
 //! | who | operations | file |
 //! | --- | --- | --- |
 //! | users | submit, rerun, cancel, delete | `user.rs` |
-//! | agents | poll, collect, output, done, leave | `agent.rs` |
+//! | agents | poll, collect, leave | `agent.rs` |
+//! | | output, done | `report.rs` |
 //! | time | tick | `tick.rs` |
 //! | anyone | queries | `query.rs` |
 //! | those who follow | follow, unfollow, news | `follow.rs` |
@@ -30,6 +31,8 @@ mod machine;
 mod output;
 mod pattern;
 mod query;
+mod report;
+mod restored;
 mod saved;
 mod seldom;
 mod spec;

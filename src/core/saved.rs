@@ -2,22 +2,19 @@
 //!
 //! The core knows no database. It notes what has changed since it was last asked, and gives it as a
 //! [`Batch`] of whole records; whoever saves them can put later batches on top of earlier ones. From
-//! the records a core is made again by [`Core::restored`]. To save a new field: add it to the
-//! record with `#[serde(default)]`, so that files of earlier versions still open.
+//! the records a core is made again, see `restored.rs`. To save a new field: add it to the record with
+//! `#[serde(default)]`, so that files of earlier versions still open.
 
-use super::machine::{Kind, Machine};
+use super::machine::Machine;
 use super::output::Output;
-use super::pattern::Pattern;
-use super::seldom::Seldom;
-use super::spec::Spec;
-use super::task::{Attempt, Execution, Kept, PastAttempt, Place, Target, Task};
-use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
+use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
+use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::machine::MachineState;
 use crate::wire::span::Span;
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Output of one attempt is saved piece by piece; when the pieces have this many bytes together,
@@ -74,7 +71,7 @@ pub struct SavedExecution {
 
 impl SavedExecution {
     /// Whether its state and its place go together.
-    fn is_where_it_can_be(&self) -> bool {
+    pub(super) fn is_where_it_can_be(&self) -> bool {
         match self.state {
             ExecutionState::Queued => match self.place {
                 SavedPlace::Group => true,
@@ -242,11 +239,11 @@ pub struct Saved {
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     tasks: BTreeSet<TaskKey>,
-    executions: BTreeSet<ExecutionKey>,
+    pub(super) executions: BTreeSet<ExecutionKey>,
     machines: BTreeSet<Arc<str>>,
     output: Vec<(OutputKey, OutputChange)>,
     /// Bytes of pieces saved of an attempt that goes on, since they were last replaced.
-    saved_bytes: BTreeMap<OutputKey, usize>,
+    pub(super) saved_bytes: BTreeMap<OutputKey, usize>,
 }
 
 impl Changes {
@@ -361,330 +358,6 @@ impl Core {
     pub fn has_ended_since(&self, key: TaskKey, time: Time) -> bool {
         let ended = self.tasks.get(&key).and_then(|task| task.finished_at);
         ended.is_some_and(|ended| ended >= time)
-    }
-
-    /// A core as it was saved; it notes changes. Time during which nobody was there to act does not
-    /// count: waits of what has not ended are longer by it, and every machine has its time to come
-    /// back. The error says which record cannot be what it should be.
-    pub fn restored(limits: super::Limits, now: Time, saved: Saved) -> Result<Core, String> {
-        let mut core = Core::new(limits, now);
-        let away = Span::from_millis(now.millis_since(saved.last_alive));
-        core.back_since = now;
-        core.next_task = core.next_task.max(saved.next_task);
-        let mut words = Words::default();
-        for (instance, mut machine) in saved.machines {
-            words.share(&mut machine.label);
-            words.share(&mut machine.host);
-            words.share(&mut machine.version);
-            let instance = words.shared(instance);
-            core.restore_machine(now, instance, machine);
-        }
-        let mut executions: BTreeMap<TaskKey, Vec<SavedExecution>> = BTreeMap::new();
-        for ((task, n), execution) in saved.executions {
-            let of_task = executions.entry(task).or_default();
-            if of_task.len() != n as usize {
-                return Err(format!(
-                    "execution {n} of task number {} does not follow another",
-                    task.0
-                ));
-            }
-            of_task.push(execution);
-        }
-        let mut changes = Changes::default();
-        for (key, mut task) in saved.tasks {
-            let mut executions = executions.remove(&key).unwrap_or_default();
-            words.share_those_of(&mut task, &mut executions);
-            if task.finished_at.is_none() {
-                // Its waits are longer now: the next start adds only the time after this one.
-                changes.task(key);
-                changes.executions.extend((0..).zip(&executions).filter_map(
-                    |(n, e)| -> Option<ExecutionKey> {
-                        let waits = [e.now.due_at, e.now.expires_at, e.now.overdue_at];
-                        waits
-                            .iter()
-                            .any(Option::is_some)
-                            .then_some(ExecutionKey { task: key, n })
-                    },
-                ));
-            }
-            core.restore_task(now, away, key, task, executions)?;
-        }
-        if let Some((task, _)) = executions.first_key_value() {
-            return Err(format!(
-                "the executions of task number {} have no task",
-                task.0
-            ));
-        }
-        for (key, piece) in saved.output {
-            core.restore_output(key, &piece, &mut changes);
-        }
-        core.notices.clear();
-        core.changes = Some(changes);
-        // The limits may be lower than they were.
-        core.keep_within_limits();
-        core.make_room_for_output(core.output_bytes);
-        Ok(core)
-    }
-
-    fn restore_machine(
-        &mut self,
-        now: Time,
-        instance: Arc<str>,
-        saved: SavedMachine,
-    ) -> MachineKey {
-        let key = MachineKey(self.next_machine);
-        self.next_machine += 1;
-        let label_key = self.directory.add_machine(&saved.label, key);
-        self.instances.insert(instance.clone(), key);
-        let target = Target {
-            label: saved.label.clone(),
-            instance: instance.clone(),
-            host: saved.host.clone(),
-        };
-        let machine = Machine {
-            target: Arc::new(target),
-            instance,
-            label: saved.label,
-            host: saved.host,
-            version: saved.version,
-            label_key,
-            kind: if saved.original {
-                Kind::Original
-            } else {
-                Kind::Agent
-            },
-            state: match (saved.offline, saved.draining) {
-                (true, _) => MachineState::Offline,
-                (false, true) => MachineState::Draining,
-                (false, false) => MachineState::Online,
-            },
-            jobs: saved.jobs,
-            since: saved.since,
-            last_seen: now,
-            offline_since: now,
-            left: saved.left,
-            watched_at: None,
-            // Those that it has joined know it.
-            owes_joins: true,
-            seq: saved.seq,
-            parked: false,
-            ready: None,
-            inbox: BTreeSet::new(),
-            active: BTreeSet::new(),
-            cancels: Vec::new(),
-        };
-        self.machines.insert(key, machine);
-        if saved.offline {
-            self.forget_later(now, key);
-        } else {
-            self.watch(key, now.plus(super::OFFLINE_AFTER));
-        }
-        key
-    }
-
-    fn restore_task(
-        &mut self,
-        now: Time,
-        away: Span,
-        key: TaskKey,
-        saved: SavedTask,
-        executions: Vec<SavedExecution>,
-    ) -> Result<(), String> {
-        let finished = saved.finished_at.is_some();
-        let later = |time: Time| if finished { time } else { time.plus(away) };
-        let mut task = Kept {
-            id: saved.id,
-            prefix: saved.prefix,
-            created_at: saved.created_at,
-            expires_at: later(saved.expires_at),
-            finished_at: saved.finished_at,
-            matched: saved.matched,
-            open: saved.open,
-            canceled: saved.canceled,
-            withdrawn: saved.withdrawn,
-            rerun_of: saved.rerun_of,
-            counts: Default::default(),
-            output_bytes: 0,
-            executions: Vec::new(),
-            spec: Arc::new(Spec {
-                id: None,
-                name: saved.name,
-                pattern: Pattern::known(saved.pattern),
-                mode: saved.mode,
-                ttl: saved.ttl,
-                late_join: saved.late_join,
-                retry: saved.retry.map(Box::new),
-                result_ttl: saved.result_ttl,
-                failure_ttl: saved.failure_ttl,
-                detail: saved.detail,
-            }),
-        };
-        let mut places = Vec::new();
-        for (n, saved) in (0..).zip(executions) {
-            let key = ExecutionKey { task: key, n };
-            if !saved.is_where_it_can_be() || (finished && !saved.state.is_terminal()) {
-                return Err(format!(
-                    "execution {n} of task {} is {} and at {:?}",
-                    task.id,
-                    saved.state.word(),
-                    saved.place
-                ));
-            }
-            *task.counts.of(saved.state) += 1;
-            *self.executions.of(saved.state) += 1;
-            places.push((key, saved.place));
-            let mut now = saved.now;
-            for time in [&mut now.due_at, &mut now.expires_at, &mut now.overdue_at] {
-                *time = time.map(later);
-            }
-            task.executions.push(Execution {
-                state: saved.state,
-                place: Place::Nowhere,
-                target: saved.target,
-                canceling: saved.canceling,
-                now: match (saved.state, now.number) {
-                    (ExecutionState::Queued, 1) => Seldom::usual(),
-                    _ => Seldom::of(now),
-                },
-                past: match saved.past.is_empty() {
-                    true => Seldom::usual(),
-                    false => Seldom::of(saved.past),
-                },
-            });
-        }
-        self.index_restored(key, Task::new(task))?;
-        for (key, place) in places {
-            self.restore_place(now, key, place);
-        }
-        Ok(())
-    }
-
-    /// Gives a restored task its places in the indexes, and its timers.
-    fn index_restored(&mut self, key: TaskKey, task: Task) -> Result<(), String> {
-        self.next_task = self.next_task.max(key.0 + 1);
-        if self.task_ids.insert(task.id.clone(), key).is_some() {
-            return Err(format!("two tasks have the id {}", task.id));
-        }
-        if task.prefix != task.id {
-            self.task_prefixes.insert(task.prefix.clone(), key);
-        }
-        self.task_names
-            .entry(task.spec.name.clone())
-            .or_default()
-            .insert(key);
-        let open = task.open;
-        match task.finished_at {
-            Some(at) => {
-                self.finished.insert((at, key));
-                self.finished_executions += task.executions.len();
-                self.figures.finished(task.state());
-                self.arm_forget(at, key, &task);
-            }
-            None => self.arm_ttl(key, &task),
-        }
-        self.tasks.insert(key, task);
-        if open {
-            let group = self.group_of(key);
-            self.directory.group_mut(group).open.insert(key);
-        }
-        Ok(())
-    }
-
-    fn restore_place(&mut self, now: Time, key: ExecutionKey, place: SavedPlace) {
-        // A machine that nothing waits for may be forgotten since.
-        let wanted = matches!(place, SavedPlace::Inbox | SavedPlace::Active);
-        let target = self.execution(key).target.clone().filter(|_| wanted);
-        let machine = target.map(|target| match self.instances.get(&target.instance) {
-            Some(machine) => *machine,
-            None => {
-                let saved = SavedMachine {
-                    label: target.label.clone(),
-                    host: target.host.clone(),
-                    version: "".into(),
-                    original: false,
-                    jobs: 1,
-                    since: now,
-                    left: false,
-                    offline: false,
-                    draining: false,
-                    seq: 0,
-                };
-                self.restore_machine(now, target.instance.clone(), saved)
-            }
-        });
-        match (place, machine) {
-            (SavedPlace::Active, Some(machine)) => self.place(key, Place::Active(machine)),
-            (SavedPlace::Inbox, Some(machine)) => self.place(key, Place::Inbox(machine)),
-            (SavedPlace::Group, _) => {
-                let group = self.group_of(key.task);
-                self.place(key, Place::Group(group));
-            }
-            // Without a target only the last is possible, see `is_where_it_can_be`.
-            (SavedPlace::Active | SavedPlace::Inbox, None) | (SavedPlace::Nowhere, _) => {}
-        }
-        self.arm_attempt(key);
-    }
-
-    fn restore_output(&mut self, key: OutputKey, piece: &SavedPiece, changes: &mut Changes) {
-        let Some(task) = self.tasks.get_mut(&key.task).map(Task::kept) else {
-            return;
-        };
-        let Some(execution) = task.executions.get_mut(key.n as usize) else {
-            return;
-        };
-        if !execution.state.is_terminal() && execution.now.number == key.attempt {
-            *changes.saved_bytes.entry(key).or_default() += piece.cost();
-        }
-        let past = { execution.past.own().into_iter() }
-            .flatten()
-            .map(|past| &mut past.attempt);
-        let attempt = past
-            .chain([&mut *execution.now])
-            .find(|attempt| attempt.number == key.attempt);
-        let Some(attempt) = attempt else { return };
-        let output = Arc::make_mut(attempt.output.get_or_insert_default());
-        let before = output.kept();
-        output.write(piece.stream, piece.offset, &piece.data);
-        let after = output.kept();
-        task.output_bytes = task.output_bytes + after - before;
-        self.output_bytes = self.output_bytes + after - before;
-    }
-}
-
-/// Words that many records have, kept once, as they were before they were saved.
-#[derive(Default)]
-struct Words(HashSet<Arc<str>>);
-
-impl Words {
-    fn shared(&mut self, word: Arc<str>) -> Arc<str> {
-        match self.0.get(&word) {
-            Some(known) => known.clone(),
-            None => {
-                self.0.insert(word.clone());
-                word
-            }
-        }
-    }
-
-    fn share(&mut self, word: &mut Arc<str>) {
-        *word = self.shared(word.clone());
-    }
-
-    fn share_those_of(&mut self, task: &mut SavedTask, executions: &mut [SavedExecution]) {
-        self.share(&mut task.name);
-        self.share(&mut task.pattern);
-        if task.prefix == task.id {
-            task.prefix = task.id.clone();
-        }
-        let targets = executions.iter_mut().flat_map(|e| {
-            let past = e.past.iter_mut().filter_map(|past| past.target.as_mut());
-            past.chain(e.target.as_mut())
-        });
-        for target in targets.map(Arc::make_mut) {
-            self.share(&mut target.label);
-            self.share(&mut target.instance);
-            self.share(&mut target.host);
-        }
     }
 }
 

@@ -1,0 +1,241 @@
+//! What agents tell of their commands: output as it comes, and results.
+//!
+//! What is reported is taken once, of the attempt that is in the hands of the machine that reports it;
+//! whoever reports something else is told what to do with it. A new figure of a result is set where the
+//! others are, in `end_reported`.
+
+use super::agent::cut;
+use super::check::Rule;
+use super::output::Output;
+use super::saved::{OutputKey, SavedPiece};
+use super::{Core, ExecutionKey, Notice, Time};
+use crate::wire::agent::{AttemptId, Done, Ended, Orders, Piece, Stream, Taken, Verdict};
+use crate::wire::task::{Detail, ExecutionState};
+use std::sync::Arc;
+
+impl Core {
+    /// Takes in output of running commands. Pieces of what is not this instance's are dropped; the
+    /// orders say what to kill, because its outcome is settled, and what to forget.
+    pub fn output(&mut self, now: Time, instance: &str, pieces: &[Piece]) -> Orders<Arc<Detail>> {
+        let mut orders = Orders::none();
+        self.heard_of(now, instance);
+        for piece in pieces {
+            let Ok(key) = self.active_attempt(instance, &piece.id) else {
+                let settled = self.find(&piece.id.execution).is_some();
+                let list = if settled {
+                    &mut orders.cancel
+                } else {
+                    &mut orders.forget
+                };
+                if !list.contains(&piece.id) {
+                    list.push(piece.id.clone());
+                }
+                continue;
+            };
+            // Of what its own report ended, the last of the output came with it.
+            if !self.execution(key).state.is_terminal() {
+                self.keep_piece(key, piece);
+            }
+        }
+        orders
+    }
+
+    fn keep_piece(&mut self, key: ExecutionKey, piece: &Piece) {
+        let wanted = self.output_bytes.saturating_add(piece.data.len());
+        self.make_room_for_output(wanted);
+        if self.output_bytes.saturating_add(piece.data.len()) <= self.limits.output_bytes {
+            self.change_output(key, |output| {
+                output.write(piece.stream, piece.offset, &piece.data)
+            });
+            self.note_output(key, piece.stream, piece.offset, &piece.data);
+        } else {
+            // Nothing old is left to make room: the bytes are counted as missing.
+            let end = piece.offset.saturating_add(piece.data.len() as u64);
+            self.change_output(key, |output| output.skip_to(piece.stream, end));
+            self.note_output(key, piece.stream, end, &[]);
+        }
+    }
+
+    /// Notes what came of an attempt's output, for whoever saves it.
+    fn note_output(&mut self, key: ExecutionKey, stream: Stream, offset: u64, data: &[u8]) {
+        if let Some(changes) = &mut self.changes {
+            let attempt = &self.tasks[&key.task].executions[key.n as usize].now;
+            let output_key = OutputKey {
+                task: key.task,
+                n: key.n,
+                attempt: attempt.number,
+            };
+            if let Some(output) = &attempt.output {
+                let piece = SavedPiece {
+                    stream,
+                    offset,
+                    data: data.to_vec(),
+                };
+                changes.output(output_key, piece, output);
+            }
+        }
+    }
+
+    /// Changes what is kept of an attempt's output, and keeps the sums in step.
+    fn change_output(&mut self, key: ExecutionKey, change: impl FnOnce(&mut Output)) {
+        let task = super::kept(&mut self.tasks, key.task);
+        let output = task.executions[key.n as usize]
+            .now
+            .output
+            .get_or_insert_default();
+        let output = Arc::make_mut(output);
+        let before = output.kept();
+        change(output);
+        let after = output.kept();
+        task.output_bytes = task.output_bytes + after - before;
+        self.output_bytes = self.output_bytes + after - before;
+        self.note_news(key);
+    }
+
+    /// Takes in results, with the last of their output. Says for each what became of it; none has
+    /// to be reported again.
+    pub fn done(
+        &mut self,
+        now: Time,
+        instance: &str,
+        pieces: &[Piece],
+        results: &[Ended],
+    ) -> Vec<Verdict> {
+        let verdicts = self.take_results(now, instance, pieces, results);
+        self.wake_if_there_is_work(instance);
+        verdicts
+    }
+
+    /// The same, and hands out what is next if the agent asks for that: who reports has a free place,
+    /// and to go there and back for the report, and again for the next order, takes as long as a
+    /// small command.
+    ///
+    /// It asks by the number of its latest poll. If that is the latest here, too, every poll to come
+    /// is made after this answer has arrived, or has been given up; so what that poll does not list
+    /// has not been started, as with what a poll's answer hands out.
+    pub fn done_and_next(&mut self, now: Time, done: &Done) -> Taken<Arc<Detail>> {
+        let results = self.take_results(now, &done.instance, &done.pieces, &done.results);
+        let machine = self.instances.get(&*done.instance).copied().filter(|key| {
+            let machine = self.machine(*key);
+            let agrees = done.seq == Some(machine.seq)
+                || (done.seq.is_some() && !self.keeps(Rule::MoreOnlyAfterTheLatestPoll));
+            machine.is_live() && !machine.is_original() && agrees
+        });
+        let mut orders = Orders::none();
+        if let Some(machine) = machine {
+            self.deliver(now, machine, &mut orders);
+            if !orders.start.is_empty() {
+                self.notices.push(Notice::HandedOut(machine));
+            }
+        }
+        self.wake_if_there_is_work(&done.instance);
+        Taken {
+            results,
+            start: orders.start,
+        }
+    }
+
+    fn take_results(
+        &mut self,
+        now: Time,
+        instance: &str,
+        pieces: &[Piece],
+        results: &[Ended],
+    ) -> Vec<Verdict> {
+        self.output(now, instance, pieces);
+        let verdicts = results.iter().map(|ended| {
+            let verdict = self
+                .active_attempt(instance, &ended.id)
+                .and_then(|key| self.end_reported(now, key, ended));
+            Verdict {
+                id: ended.id.clone(),
+                taken: verdict.is_ok(),
+                msg: verdict.err().unwrap_or_default(),
+            }
+        });
+        verdicts.collect()
+    }
+
+    fn wake_if_there_is_work(&mut self, instance: &str) {
+        let machine = self.instances.get(instance).copied();
+        if let Some(machine) = machine.filter(|m| self.has_work_for(*m)) {
+            self.wake(machine);
+        }
+    }
+
+    fn end_reported(&mut self, now: Time, key: ExecutionKey, ended: &Ended) -> Result<(), String> {
+        let execution = self.execution(key);
+        if execution.state.is_terminal() {
+            return Ok(()); // The same report again.
+        }
+        let state = match ended.state {
+            // Nobody asked for it: the agent was shut down, and the command with it.
+            ExecutionState::Canceled if !execution.canceling => ExecutionState::Lost,
+            state @ (ExecutionState::Succeeded
+            | ExecutionState::Failed
+            | ExecutionState::TimedOut
+            | ExecutionState::Canceled) => state,
+            other => return Err(format!("state: an attempt cannot end {}", other.word())),
+        };
+        if let Some(ms) = ended.duration_ms {
+            self.note_start(now, key, ended.ended_ago_ms.saturating_add(ms));
+        }
+        let room = self
+            .execution(key)
+            .now
+            .delivered_at
+            .map_or(0, |delivered| now.millis_since(delivered));
+        let attempt = &mut self.execution_mut(key).now;
+        attempt.reported = true;
+        attempt.finished_at = Some(
+            Time(now.0 - ended.ended_ago_ms.min(room)).max(attempt.started_at.unwrap_or_default()),
+        );
+        attempt.duration_ms = ended.duration_ms;
+        attempt.exit_code = ended.exit_code;
+        attempt.signal = ended.signal.as_deref().map(|signal| cut(signal).into());
+        self.change_output(key, |output| {
+            output.skip_to(Stream::Stdout, ended.stdout_bytes);
+            output.skip_to(Stream::Stderr, ended.stderr_bytes);
+        });
+        self.note_output(key, Stream::Stdout, ended.stdout_bytes, &[]);
+        self.note_output(key, Stream::Stderr, ended.stderr_bytes, &[]);
+        self.end_attempt(now, key, state, cut(&ended.msg));
+        Ok(())
+    }
+
+    fn heard_of(&mut self, now: Time, instance: &str) {
+        if let Some(key) = self.instances.get(instance).copied() {
+            self.machine_mut(key).last_seen = now;
+        }
+    }
+
+    /// The execution whose attempt is, or until its own report was, in this instance's hands.
+    fn active_attempt(&self, instance: &str, id: &AttemptId) -> Result<ExecutionKey, String> {
+        let key = self
+            .find(&id.execution)
+            .ok_or("nobody knows this execution (any more)")?;
+        let execution = self.execution(key);
+        let own = execution
+            .target
+            .as_ref()
+            .is_some_and(|target| *target.instance == *instance);
+        if !own {
+            return Err("it is not this instance's".into());
+        }
+        if execution.now.number != id.attempt {
+            return Err(format!(
+                "attempt {} is over, this is attempt {}",
+                id.attempt, execution.now.number
+            ));
+        }
+        let settled = execution.state.is_terminal() && !execution.now.reported;
+        if settled {
+            return Err(format!(
+                "it ended {}: {}",
+                execution.state.word(),
+                execution.now.msg
+            ));
+        }
+        Ok(key)
+    }
+}
