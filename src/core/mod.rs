@@ -400,11 +400,7 @@ impl Core {
     fn output_ended(&mut self, key: ExecutionKey) {
         if let Some(changes) = &mut self.changes {
             let attempt = &self.tasks[&key.task].executions[key.n as usize].now;
-            let output = OutputKey {
-                task: key.task,
-                n: key.n,
-                attempt: attempt.number,
-            };
+            let output = OutputKey::of(key, attempt.number);
             changes.output_ended(output, attempt.output.as_deref());
         }
     }
@@ -470,11 +466,7 @@ impl Core {
         if execution.past.len() > MAX_PAST_ATTEMPTS {
             let dropped = execution.past.remove(0);
             if let (Some(changes), Some(_)) = (&mut self.changes, &dropped.attempt.output) {
-                changes.output_dropped(OutputKey {
-                    task: key.task,
-                    n: key.n,
-                    attempt: dropped.attempt.number,
-                });
+                changes.output_dropped(OutputKey::of(key, dropped.attempt.number));
             }
             let bytes = dropped.attempt.output.map_or(0, |output| output.kept());
             self.task_mut(key.task).output_bytes -= bytes;

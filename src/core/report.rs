@@ -60,11 +60,7 @@ impl Core {
     fn note_output(&mut self, key: ExecutionKey, stream: Stream, offset: u64, data: &[u8]) {
         if let Some(changes) = &mut self.changes {
             let attempt = &self.tasks[&key.task].executions[key.n as usize].now;
-            let output_key = OutputKey {
-                task: key.task,
-                n: key.n,
-                attempt: attempt.number,
-            };
+            let output_key = OutputKey::of(key, attempt.number);
             if let Some(output) = &attempt.output {
                 let piece = SavedPiece {
                     stream,

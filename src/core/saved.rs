@@ -131,6 +131,17 @@ pub struct OutputKey {
     pub attempt: u32,
 }
 
+impl OutputKey {
+    /// That of an execution's attempt.
+    pub(super) fn of(execution: ExecutionKey, attempt: u32) -> Self {
+        OutputKey {
+            task: execution.task,
+            n: execution.n,
+            attempt,
+        }
+    }
+}
+
 /// A piece of output. Without bytes it says only how far the command wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedPiece {

@@ -86,16 +86,7 @@ const SEARCHED: &str = "LD_LIBRARY_PATH";
 
 fn main() -> ExitCode {
     if std::env::var_os(SEARCHED).is_some() {
-        let why = std::env::current_exe().map_or_else(
-            |why| why,
-            |own| {
-                let arguments = std::env::args_os().skip(1);
-                Command::new(own)
-                    .args(arguments)
-                    .env_remove(SEARCHED)
-                    .exec()
-            },
-        );
+        let why = start_again_without(SEARCHED);
         return failed(&format!("cannot start again without {SEARCHED}: {why}"));
     }
     // cargo adds an argument of its own.
@@ -120,6 +111,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => failed(&why),
     }
+}
+
+/// Starts this program once more, in its own place; what is returned is why it could not.
+fn start_again_without(variable: &str) -> std::io::Error {
+    let own = match std::env::current_exe() {
+        Ok(own) => own,
+        Err(why) => return why,
+    };
+    let mut again = Command::new(own);
+    again.args(std::env::args_os().skip(1)).env_remove(variable);
+    again.exec()
 }
 
 fn failed(why: &str) -> ExitCode {

@@ -39,7 +39,7 @@ const NAP: Duration = Duration::from_millis(20);
 /// Commands that an agent would run at once.
 const JOBS: u32 = 4;
 /// So many go on before it is looked again whether something has come.
-const TODO_AT_ONCE: usize = 100;
+const MOVES_AT_ONCE: usize = 100;
 /// The pause before a poll that was refused is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -157,7 +157,7 @@ impl Fleet {
             for event in events.drain(..) {
                 self.look_at(event.data.u64() as usize)?;
             }
-            for _ in 0..if is_all { TODO_AT_ONCE } else { 0 } {
+            for _ in 0..if is_all { MOVES_AT_ONCE } else { 0 } {
                 let Some((n, ids)) = self.todo.pop_front() else {
                     break;
                 };
