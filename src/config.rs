@@ -22,7 +22,7 @@ use crate::server::browser::Authority;
 #[cfg(feature = "server")]
 use crate::server::http::RequestLimits;
 #[cfg(feature = "server")]
-use crate::tls::PairFiles;
+use crate::tls::CertificateFiles;
 #[cfg(feature = "server")]
 use crate::wire::span::Span;
 #[cfg(feature = "server")]
@@ -375,7 +375,7 @@ pub struct ServerConfig {
     pub allow_legacy: Option<regex::Regex>,
     pub public_url: Option<Authority>,
     pub audit: AuditTarget,
-    pub tls: Option<PairFiles>,
+    pub tls: Option<CertificateFiles>,
 }
 
 #[cfg(feature = "server")]
@@ -439,7 +439,7 @@ impl ServerArgs {
         });
         let tls = match (self.tls_cert, self.tls_key) {
             (None, None) => None,
-            (Some(certificates), Some(key)) => Some(PairFiles { certificates, key }),
+            (Some(certificates), Some(key)) => Some(CertificateFiles { certificates, key }),
             (Some(_), None) => return Err("--tls-cert: needs --tls-key, too".into()),
             (None, Some(_)) => return Err("--tls-key: needs --tls-cert, too".into()),
         };

@@ -29,6 +29,8 @@
 
 #[cfg(feature = "agent")]
 pub mod agent;
+#[cfg(feature = "server")]
+mod allocator;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(any(feature = "agent", feature = "cli"))]

@@ -1,6 +1,6 @@
 //! Answers: the API's envelope, and which HTTP status goes with which refusal.
 
-use super::respond::Answer;
+use super::http::Answer;
 use super::text;
 use crate::core::{Refusal, Task};
 use crate::wire::agent::Orders;
@@ -16,6 +16,8 @@ pub const MAX_POLL_WAIT: Span = Span::from_secs(25);
 const USUAL_BYTES: usize = 1 << 10;
 /// The longest reason of a refusal, in bytes.
 const MAX_MSG_BYTES: usize = 2 << 10;
+/// With so few executions, none of which has output yet, an answer is small.
+pub const FEW: usize = 16;
 /// The output shown with one task, in bytes.
 pub const SHOWN_OUTPUT_BYTES: usize = 1 << 20;
 /// The output shown with each task of a list, in bytes.
@@ -31,13 +33,7 @@ fn json_of<T: Serialize>(bytes: usize, status: u16, value: &T) -> Answer {
     let mut body = Vec::with_capacity(bytes);
     // Our own types have only string keys and finite numbers: serializing them cannot fail.
     let _ = wire::json::write(value, &mut body);
-    Answer {
-        status,
-        content_type: "application/json",
-        body,
-        allow: None,
-        headers: "",
-    }
+    Answer::new(status, "application/json", body)
 }
 
 /// An answer that went well.

@@ -1,89 +1,74 @@
 //! Following a task's output while it comes.
 //!
-//! A follower has its connection's thread, which is there already. It sleeps on the bell of its task
-//! until something happens, takes what is new under the lock (a bounded copy), and writes it with
-//! the lock released; so one that reads slowly delays nobody, and the guard cuts one that does not
-//! read at all. To add a form of the stream: implement [`Form`] and let `text` choose it.
+//! A follower is a [`Source`] of the edge: it has no thread. When something happens to its task it is woken, takes what
+//! is new under the lock (a bounded copy) and gives it to its connection, which asks again when that has been sent; so
+//! one that reads slowly delays nobody. To add a form of the stream: implement [`Form`] and let `text` choose it.
 
 use super::answer;
-use super::connection::Phase;
-use super::respond::Streaming;
+use super::http::{Part, Source, Waker};
 use super::routes::{Call, Handled};
 use super::store::Store;
 use crate::core::{Follower, News, TaskKey, Wanted, What, execution_id, gap_line};
 use crate::wire;
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The pause between two looks: output comes in pieces twice a second from each machine, and a
-/// reader cannot tell. It bounds what hundreds of followers of a busy task cost.
+/// The pause between two looks: output comes in pieces twice a second from each machine, and a reader cannot tell. It
+/// bounds what hundreds of followers of a busy task cost.
 const PACE: Duration = Duration::from_millis(100);
-/// How often a follower without news looks whether its reader is still there.
-const LOOK_PERIOD: Duration = Duration::from_secs(1);
-/// How often a stream of JSON without news gets an empty line, so that its reader can tell a quiet
-/// task from a dead connection.
+/// How often a stream of JSON without news gets an empty line, so that its reader can tell a quiet task from a dead
+/// connection.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 
-/// The bells of all followed tasks.
+/// Who follows which task.
 #[derive(Default)]
-pub struct Bells(Mutex<HashMap<TaskKey, Arc<Bell>>>);
+pub struct Watchers(Mutex<HashMap<TaskKey, Vec<Arc<Watcher>>>>);
 
-/// Rings when something has happened to a task.
-#[derive(Default)]
-pub struct Bell {
-    rung: Mutex<u64>,
-    ringing: Condvar,
+/// A follower's way to be told.
+struct Watcher {
+    waker: Waker,
+    /// It was told since it last looked: once is enough.
+    is_told: AtomicBool,
 }
 
-impl Bells {
+impl Watchers {
+    fn all(&self) -> MutexGuard<'_, HashMap<TaskKey, Vec<Arc<Watcher>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Something has happened to a task.
-    pub fn ring(&self, task: TaskKey) {
-        let bell = {
-            let bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            bells.get(&task).cloned()
-        };
-        if let Some(bell) = bell {
-            *bell.rung.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-            bell.ringing.notify_all();
+    pub fn wake(&self, task: TaskKey) {
+        for watcher in self.all().get(&task).into_iter().flatten() {
+            if !watcher.is_told.swap(true, Ordering::AcqRel) {
+                watcher.waker.wake();
+            }
         }
     }
 
-    fn listen(&self, task: TaskKey) -> Arc<Bell> {
-        let mut bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        bells.entry(task).or_default().clone()
+    fn add(&self, task: TaskKey, waker: Waker) -> Arc<Watcher> {
+        let watcher = Arc::new(Watcher {
+            waker,
+            is_told: AtomicBool::new(false),
+        });
+        self.all().entry(task).or_default().push(watcher.clone());
+        watcher
     }
 
-    fn leave(&self, task: TaskKey, bell: Arc<Bell>) {
-        let mut bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(bell);
-        if bells
-            .get(&task)
-            .is_some_and(|bell| Arc::strong_count(bell) == 1)
-        {
-            bells.remove(&task);
+    fn remove(&self, task: TaskKey, watcher: &Arc<Watcher>) {
+        let mut all = self.all();
+        if let Some(watchers) = all.get_mut(&task) {
+            watchers.retain(|other| !Arc::ptr_eq(other, watcher));
+            if watchers.is_empty() {
+                all.remove(&task);
+            }
         }
-    }
-}
-
-impl Bell {
-    fn count(&self) -> u64 {
-        *self.rung.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until it has rung more often than `heard`, or for a while.
-    fn wait(&self, heard: u64) {
-        let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(
-            self.ringing
-                .wait_timeout_while(rung, LOOK_PERIOD, |rung| *rung <= heard),
-        );
     }
 }
 
 /// How news are written.
-pub trait Form {
+pub trait Form: Send {
     /// The type of the body.
     fn content_type(&self) -> &'static str;
     /// Adds one to what is to be written.
@@ -193,85 +178,82 @@ pub fn answer(
     task: TaskKey,
     wanted: Wanted,
     live: bool,
-    form: &mut dyn Form,
+    form: Box<dyn Form>,
 ) -> Handled {
     let store = &call.server.store;
-    let Some(following) = Following::begin(store, task) else {
+    if !store.follow(task) {
         let msg = "as many requests are held as allowed (--max-held)";
         return Err(answer::error(503, msg));
-    };
+    }
     let Some(responder) = call.responder.take() else {
+        store.unfollow(task);
         return Ok(None);
     };
-    if let Some(stream) = responder.stream(form.content_type()) {
-        pump(&following, stream, Follower::new(task, wanted), live, form);
-    }
+    let content_type = form.content_type();
+    let following = Following {
+        store: store.clone(),
+        task,
+        watcher: store.watchers.add(task, responder.waker()),
+        follower: Follower::new(task, wanted),
+        live,
+        form,
+        looked: None,
+        written: Instant::now(),
+    };
+    responder.stream(content_type, Box::new(following));
     Ok(None)
 }
 
-/// Somebody who follows, counted until it is dropped.
-struct Following<'a> {
-    store: &'a Store,
+/// A follower, counted until it is dropped.
+struct Following {
+    store: Arc<Store>,
     task: TaskKey,
-    bell: Option<Arc<Bell>>,
+    watcher: Arc<Watcher>,
+    follower: Follower,
+    live: bool,
+    form: Box<dyn Form>,
+    /// When it last saw everything that there was.
+    looked: Option<Instant>,
+    written: Instant,
 }
 
-impl<'a> Following<'a> {
-    fn begin(store: &'a Store, task: TaskKey) -> Option<Self> {
-        store.follow(task).then(|| Following {
-            store,
-            task,
-            bell: Some(store.bells.listen(task)),
-        })
-    }
-}
-
-impl Drop for Following<'_> {
+impl Drop for Following {
     fn drop(&mut self) {
         self.store.unfollow(self.task);
-        if let Some(bell) = self.bell.take() {
-            self.store.bells.leave(self.task, bell);
-        }
+        self.store.watchers.remove(self.task, &self.watcher);
     }
 }
 
-/// Writes what is new, again and again, until the task has ended or the reader is gone.
-fn pump(
-    following: &Following<'_>,
-    mut stream: Streaming,
-    mut follower: Follower,
-    live: bool,
-    form: &mut dyn Form,
-) {
-    let Some(bell) = &following.bell else { return };
-    let mut written_at = Instant::now();
-    loop {
-        let heard = bell.count();
-        let look = following.store.ask(|core| core.news(&mut follower));
-        let mut bytes = Vec::new();
-        for news in &look.news {
-            form.add(news, &mut bytes);
-        }
-        if bytes.is_empty() && written_at.elapsed() >= SIGN_OF_LIFE {
-            bytes.extend_from_slice(form.sign_of_life());
-        }
-        if !bytes.is_empty() {
-            written_at = Instant::now();
-            if !stream.write(&bytes) {
-                return;
+impl Source for Following {
+    fn next(&mut self) -> Part {
+        if let Some(looked) = self.looked {
+            let pause = PACE.saturating_sub(looked.elapsed());
+            if !pause.is_zero() {
+                return Part::Wait(pause);
             }
         }
-        if look.more {
-            continue;
+        // What happens from now on wakes it again.
+        self.watcher.is_told.store(false, Ordering::Release);
+        let look = self.store.ask(|core| core.news(&mut self.follower));
+        let mut bytes = Vec::new();
+        for news in &look.news {
+            self.form.add(news, &mut bytes);
         }
-        if look.ended || !live {
-            return stream.finish();
+        let is_over = !look.more && (look.ended || !self.live);
+        self.looked = (!look.more && !is_over).then(Instant::now);
+        let silence = self.written.elapsed();
+        if bytes.is_empty() && !is_over && silence >= SIGN_OF_LIFE {
+            bytes.extend_from_slice(self.form.sign_of_life());
+            self.written = Instant::now();
         }
-        stream.connection().enter(Phase::Held);
-        thread::sleep(PACE);
-        bell.wait(heard);
-        if stream.connection().peer.has_closed() {
-            return;
+        if !bytes.is_empty() {
+            self.written = Instant::now();
+            return Part::Bytes(bytes);
+        }
+        match (look.more, is_over) {
+            (true, _) => Part::Wait(Duration::ZERO),
+            (_, true) => Part::End,
+            _ => Part::Wait(SIGN_OF_LIFE.saturating_sub(silence).max(PACE)),
         }
     }
 }

@@ -5,8 +5,8 @@
 //! it, after the lock is released. To hold something new: add a map for it, its deadline to
 //! `deadlines`, and a job that answers it to `store`.
 
-use super::answer::TaskForm;
-use super::respond::{Answer, Responder};
+use super::answer::{self, TaskForm};
+use super::http::{ConnectionId, Responder};
 use crate::core::{MachineKey, Refusal, Task, TaskKey, Time};
 use std::collections::{BTreeSet, HashMap};
 
@@ -17,9 +17,9 @@ pub struct Held {
     waits_by_task: HashMap<TaskKey, BTreeSet<u64>>,
     next_wait: u64,
     deadlines: BTreeSet<(Time, Deadline)>,
-    /// What is held of a connection, by its cookie.
-    by_connection: HashMap<u64, Deadline>,
-    /// How many follow a task. They have threads of their own and are only counted here.
+    /// What is held of a connection.
+    by_connection: HashMap<ConnectionId, Deadline>,
+    /// How many follow a task. The edge asks for what is new; they are only counted here.
     pub followers: usize,
     max: usize,
 }
@@ -39,9 +39,15 @@ pub struct HeldWait {
 }
 
 impl HeldWait {
-    /// What to answer, with the task as it is now.
-    pub fn answer(self, task: Result<Task, Refusal>) -> (Responder, Answer) {
-        (self.responder, self.form.answer(task))
+    /// Answers with the task as it is now. An answer that may be large is made when there is memory for it.
+    pub fn answer(self, task: Result<Task, Refusal>) {
+        let HeldWait { responder, form } = self;
+        match &task {
+            Ok(found) if found.size() > answer::FEW => {
+                responder.answer_later(move || form.answer(task));
+            }
+            _ => responder.answer(form.answer(task)),
+        }
     }
 }
 
@@ -74,7 +80,7 @@ impl Held {
     pub fn add_poll(&mut self, machine: MachineKey, responder: Responder, until: Time) {
         let poll = Deadline::Poll(machine);
         self.deadlines.insert((until, poll));
-        self.by_connection.insert(cookie_of(&responder), poll);
+        self.by_connection.insert(responder.connection(), poll);
         self.polls.insert(machine, (responder, until));
     }
 
@@ -103,13 +109,13 @@ impl Held {
     pub fn take_poll(&mut self, machine: MachineKey) -> Option<Responder> {
         let (responder, until) = self.polls.remove(&machine)?;
         self.deadlines.remove(&(until, Deadline::Poll(machine)));
-        self.by_connection.remove(&cookie_of(&responder));
+        self.by_connection.remove(&responder.connection());
         Some(responder)
     }
 
-    /// Takes out what is held of the connection with this cookie; with a poll comes its machine.
-    pub fn take_of(&mut self, cookie: u64) -> Option<(Option<MachineKey>, Responder)> {
-        match *self.by_connection.get(&cookie)? {
+    /// Takes out what is held of a connection; with a poll comes its machine.
+    pub fn take_of(&mut self, connection: ConnectionId) -> Option<(Option<MachineKey>, Responder)> {
+        match *self.by_connection.get(&connection)? {
             Deadline::Poll(machine) => Some((Some(machine), self.take_poll(machine)?)),
             Deadline::Wait(id) => Some((None, self.take_wait(id)?.1.responder)),
         }
@@ -120,8 +126,8 @@ impl Held {
         let id = self.next_wait;
         self.next_wait += 1;
         self.deadlines.insert((until, Deadline::Wait(id)));
-        let cookie = cookie_of(&wait.responder);
-        self.by_connection.insert(cookie, Deadline::Wait(id));
+        let connection = wait.responder.connection();
+        self.by_connection.insert(connection, Deadline::Wait(id));
         self.waits_by_task.entry(task).or_default().insert(id);
         self.waits.insert(id, (task, wait, until));
     }
@@ -139,7 +145,7 @@ impl Held {
     pub fn take_wait(&mut self, id: u64) -> Option<(TaskKey, HeldWait)> {
         let (task, wait, until) = self.waits.remove(&id)?;
         self.deadlines.remove(&(until, Deadline::Wait(id)));
-        self.by_connection.remove(&cookie_of(&wait.responder));
+        self.by_connection.remove(&wait.responder.connection());
         if let Some(ids) = self.waits_by_task.get_mut(&task) {
             ids.remove(&id);
             if ids.is_empty() {
@@ -176,8 +182,4 @@ impl Held {
             .map(|(_, deadline)| *deadline)
             .collect()
     }
-}
-
-fn cookie_of(responder: &Responder) -> u64 {
-    responder.connection().peer.cookie()
 }

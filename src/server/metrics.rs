@@ -1,6 +1,6 @@
 //! `/metrics`: what is counted, as Prometheus reads it.
 
-use super::respond::Answer;
+use super::http::Answer;
 use super::routes::{Call, Handled};
 use crate::core::Histogram;
 use crate::wire::task::ExecutionState;
@@ -115,7 +115,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "sidebike_connections",
         "gauge",
         "Connections open.",
-        server.connections.count() as u64,
+        server.edge.connections() as u64,
     );
     let holds = &server.store.holds;
     page.single(
@@ -147,13 +147,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
         &figures.run_time,
     );
     let body = page.0.into_bytes();
-    Ok(Some(Answer {
-        status: 200,
-        content_type: "text/plain; version=0.0.4",
-        body,
-        allow: None,
-        headers: "",
-    }))
+    Ok(Some(Answer::new(200, "text/plain; version=0.0.4", body)))
 }
 
 /// Writing to a string cannot fail, so the results of `write!` say nothing here.

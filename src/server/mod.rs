@@ -1,19 +1,9 @@
-//! The server: sockets around the core.
+//! The server: HTTP around the core.
 //!
 //! | file | what it is for |
 //! | --- | --- |
-//! | `listen` | the accept loop, socket options, the guard |
-//! | `work` | what there is to do on connections: without waiting, or left to threads |
-//! | `ready` | which connections have something to be read |
-//! | `connection` | one connection: what it is doing, and whose turn it is |
-//! | `threads` | threads for what has to wait, used again |
-//! | `means` | what the system lets us have |
-//! | `open` | the connections there are |
-//! | `peer` | accepted sockets, found and cut from outside |
-//! | `head` | a look at a request's head before tiny_http reads it |
-//! | `http` | bytes → requests; the only place that names tiny_http |
-//! | `respond` | answers → bytes |
-//! | `room` | large bodies and answers on their way, bounded |
+//! | `http` | bytes ↔ requests and answers; knows no route and no task |
+//! | `service` | what the edge calls: who is let in, by which route a request is served, what is written down |
 //! | `routes` | the table of routes and their handlers |
 //! | `original` | the calls of the original's agents |
 //! | `access`, `browser` | who may: tokens, and pages of other sites |
@@ -30,42 +20,28 @@ mod access;
 mod answer;
 mod audit;
 pub(crate) mod browser;
-mod connection;
 #[cfg(feature = "db")]
 pub mod db;
 mod durable;
 mod follow;
-mod head;
 mod held;
-pub(crate) mod http;
-mod listen;
-mod means;
+pub mod http;
 mod metrics;
-mod open;
 mod original;
 mod page;
-mod peer;
-mod ready;
-mod respond;
-mod room;
 mod routes;
+mod service;
 mod store;
 mod text;
-mod threads;
-mod work;
 
 use self::access::Access;
 use self::audit::Audit;
 use self::browser::OwnNames;
-use self::connection::Turn;
-use self::http::{Listener, Request, RequestLimits};
-use self::listen::Connections;
+use self::http::{Edge, EdgeLimits, Request, start_thread};
 use self::store::Store;
-use self::threads::{ENOUGH, ENOUGH_FOR_A_DISK, STACK_BYTES, Threads};
-use self::work::{What, Work};
 use crate::config::ServerConfig;
 use crate::core::{Limits, TextLimits};
-use crate::tls::PairFiles;
+use crate::tls::CertificateFiles;
 use log::{info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -75,20 +51,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Threads that do what can be done without waiting: as many as there are processors, but so many at
-/// least, since one may be at something large, and so many at most.
-const MIN_WORKERS: usize = 2;
-const MAX_WORKERS: usize = 8;
+/// Threads of the edge for what may wait: large answers are made by a few.
+const THREADS: usize = 16;
+/// The same with a database: as many as can share one commit.
+const THREADS_FOR_A_DISK: usize = 256;
 
 /// What handlers work with.
 pub struct Server {
     store: Arc<Store>,
-    connections: Arc<Connections>,
-    threads: Arc<Threads<Work>>,
+    edge: Arc<Edge>,
     requests: metrics::Requests,
-    limits: RequestLimits,
     texts: TextLimits,
-    is_https: bool,
     max_json_depth: usize,
     access: Access,
     own_names: OwnNames,
@@ -121,12 +94,22 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         patterns: config.max_patterns,
         texts: config.texts.clone(),
     };
-    crate::tls::install_overheard();
-    let pair = config.tls.as_ref().map(crate::tls::load_pair).transpose()?;
-    let (listener, address) = listen::bind(config.listen, pair)?;
-    let listener = Arc::new(listener);
-    let connections = Connections::new(&config)?;
-    let max_held = config.max_held.min(connections.most_held());
+    let tls = config.tls.as_ref().map(crate::tls::load_certificate);
+    let tls = tls.transpose()?;
+    let (listener, address) = http::bind(config.listen)?;
+    let edge_limits = EdgeLimits {
+        request: config.request,
+        max_connections: config.max_connections,
+        max_connections_per_address: config.max_connections_per_address,
+        max_in_flight_bytes: config.max_in_flight_bytes,
+        max_request_ms: config.max_request_time.as_millis(),
+        max_threads: match config.db {
+            Some(_) => THREADS_FOR_A_DISK,
+            None => THREADS,
+        },
+    };
+    let edge = Edge::new(edge_limits, tls)?;
+    let max_held = config.max_held.min(edge.most_held());
     let access = Access::from_environment(config.allow_legacy)?;
     let audit = Audit::open(config.audit)?;
     let (store, tasks) = open_store(config.db.as_deref(), limits, max_held)?;
@@ -137,27 +120,13 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         config.tls.as_ref().map_or("", |_| ", https only")
     );
     info!("{tasks}");
-    connections.explain();
+    edge.explain();
     access.explain();
-    let server = Arc::new_cyclic(|server: &std::sync::Weak<Server>| Server {
+    let server = Arc::new(Server {
         store: store.clone(),
-        connections: connections.clone(),
-        threads: {
-            let server = server.clone();
-            let enough = match store.may_wait() {
-                true => ENOUGH_FOR_A_DISK,
-                false => ENOUGH,
-            };
-            Threads::new(enough, move |work| {
-                if let Some(server) = server.upgrade() {
-                    server.do_work(work);
-                }
-            })
-        },
+        edge: edge.clone(),
         requests: metrics::Requests::default(),
-        limits: config.request,
         texts: config.texts,
-        is_https: config.tls.is_some(),
         max_json_depth: config.max_json_depth,
         access,
         own_names: OwnNames {
@@ -166,21 +135,8 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         },
         audit,
     });
-    let watched = connections.clone();
-    start_thread("clock", move || keep_time(&store, &watched))?;
-    let workers = thread::available_parallelism().map_or(MIN_WORKERS, |n| n.get());
-    for _ in 0..workers.clamp(MIN_WORKERS, MAX_WORKERS) {
-        let server = server.clone();
-        start_thread("worker", move || server.work_forever())?;
-    }
-    let (accepting, threads) = (listener.clone(), server.threads.clone());
-    let encrypted: Option<fn(Turn) -> Work> = server.is_https.then_some(|turn| Work {
-        turn,
-        what: What::Encrypted,
-    });
-    start_thread("accept", move || {
-        listen::accept_forever(&accepting, &connections, &threads, encrypted)
-    })?;
+    start_thread("clock", move || keep_time(&store))?;
+    edge.start(listener, &server)?;
     crate::footprint::forget_program();
     for signal in signals.forever() {
         if signal != SIGHUP {
@@ -192,7 +148,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         server.store.end_polls();
         server.audit.reopen();
         if let Some(files) = &config.tls {
-            renew_certificate(&listener, files);
+            renew_certificate(&edge, files);
         }
     }
     server.store.close();
@@ -224,9 +180,12 @@ fn open_store(
 }
 
 /// Reads the certificate and its key again; those in use stay when that fails.
-fn renew_certificate(listener: &Listener, files: &PairFiles) {
-    match crate::tls::load_pair(files).and_then(|pair| listener.renew(pair)) {
-        Ok(()) => info!("the certificate was read again, new connections get it"),
+fn renew_certificate(edge: &Edge, files: &CertificateFiles) {
+    match crate::tls::load_certificate(files) {
+        Ok(tls) => {
+            edge.renew_certificate(tls);
+            info!("the certificate was read again, new connections get it");
+        }
         Err(why) => warn!("{why}; the certificate in use stays in use"),
     }
 }
@@ -252,18 +211,9 @@ pub fn routed(method: &str, target: &str) -> u16 {
     routes::find(&request).map_or_else(|answer| answer.status, |_| 200)
 }
 
-fn keep_time(store: &Store, connections: &Connections) -> ! {
+fn keep_time(store: &Store) -> ! {
     loop {
         thread::sleep(store::TICK);
         store.tick();
-        connections.guard();
     }
-}
-
-fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
-    let thread = thread::Builder::new().name(name.into());
-    let started = thread.stack_size(STACK_BYTES).spawn(work);
-    started
-        .map(drop)
-        .map_err(|error| format!("cannot start a thread: {error}"))
 }

@@ -6,7 +6,7 @@
 
 use super::access::Right;
 use super::answer;
-use super::respond::Answer;
+use super::http::Answer;
 use super::routes::{Call, Handled, Route, check_depth};
 use crate::core::{MachineKey, Refusal};
 use crate::wire::agent::{Assignment, AttemptId, Ended, Piece, Stream};
@@ -25,7 +25,6 @@ pub const ROUTES: &[Route] = &[
         path: &["api", "v1", "lifecycle", "ping"],
         query: &["path"],
         handler: ping,
-        waits: false,
     },
     Route {
         right: Right::Original,
@@ -33,7 +32,6 @@ pub const ROUTES: &[Route] = &[
         path: &["api", "v1", "task", "status", "assigned"],
         query: &[],
         handler: assigned,
-        waits: false,
     },
     Route {
         right: Right::Original,
@@ -41,7 +39,6 @@ pub const ROUTES: &[Route] = &[
         path: &["api", "v1", "task", "status", "done"],
         query: &[],
         handler: done,
-        waits: false,
     },
 ];
 

@@ -5,7 +5,7 @@
 //! `page.html`. It has one `<style>` and one `<script>`, which the policy names by their hashes;
 //! what comes from the network goes into the page as text, which the policy enforces as well.
 
-use super::respond::Answer;
+use super::http::Answer;
 use super::routes::{Call, Handled};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -29,11 +29,8 @@ static HEADERS: LazyLock<String> = LazyLock::new(|| {
 /// `GET /`.
 pub fn page(_: Call<'_>) -> Handled {
     Ok(Some(Answer {
-        status: 200,
-        content_type: "text/html; charset=utf-8",
-        body: PAGE.into(),
-        allow: None,
         headers: &HEADERS,
+        ..Answer::new(200, "text/html; charset=utf-8", PAGE.as_bytes())
     }))
 }
 

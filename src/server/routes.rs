@@ -7,8 +7,7 @@ use super::access::{Caller, Right};
 use super::answer::{self, TaskForm};
 use super::audit::Change;
 use super::held::HeldWait;
-use super::http::Request;
-use super::respond::{Answer, Responder};
+use super::http::{Answer, Request, Responder};
 use super::store::Polled;
 use super::{Server, metrics, original, page, text};
 use crate::core::{
@@ -22,6 +21,7 @@ use crate::wire::span::Span;
 use crate::wire::task::{DryRun, PostedTask, Target, TaskState};
 use crate::wire::{self, Envelope};
 use serde::de::DeserializeOwned;
+use std::sync::Arc;
 
 /// The longest a request may wait for a task: longer ones are asked again.
 const MAX_WAIT: Span = Span::from_secs(3_600);
@@ -29,13 +29,10 @@ const MAX_WAIT: Span = Span::from_secs(3_600);
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1_000;
 
-/// With so few executions, none of which has output yet, an answer is small.
-const FEW: usize = 16;
-
 /// What a handler is called with.
 pub struct Call<'a> {
     /// The server.
-    pub server: &'a Server,
+    pub server: &'a Arc<Server>,
     /// The request.
     pub request: &'a Request,
     /// Whose it is.
@@ -76,8 +73,6 @@ pub struct Route {
     pub query: &'static [&'static str],
     /// What does it.
     pub handler: fn(Call<'_>) -> Handled,
-    /// It takes its time, and so a thread of its own.
-    pub waits: bool,
 }
 
 const fn route(
@@ -93,7 +88,6 @@ const fn route(
         path,
         query,
         handler,
-        waits: false,
     }
 }
 
@@ -112,7 +106,7 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "DELETE", &["api", "v1", "task", "*"], &[], delete),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "cancel"], &["machine"], cancel),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait", "format", "strict"], rerun),
-    Route { waits: true, ..route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], text::output) },
+    route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], text::output),
     route(LOOK, "GET", &["api", "v1", "machine"], &["label", "state"], machines),
     route(AGENT, "POST", &["api", "v1", "agent", "poll"], &[], poll),
     route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], output),
@@ -375,7 +369,7 @@ fn accept(
     match accepted {
         Ok((Ok(key), Some(task))) => {
             *call.change = Change::of(&task);
-            if wait_ms == 0 && task.size() <= FEW {
+            if wait_ms == 0 && task.size() <= answer::FEW {
                 return Ok(Some(form.answer(Ok(task))));
             }
             answer_or_wait(call, key, task, wait_ms, form)

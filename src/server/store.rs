@@ -5,11 +5,10 @@
 //! released, by the answering threads.
 
 use super::answer;
-use super::connection::Connection;
 use super::durable::{Durable, Ticket};
-use super::follow::Bells;
+use super::follow::Watchers;
 use super::held::{Held, HeldWait};
-use super::respond::{Answer, Responder};
+use super::http::{ConnectionId, Responder, start_thread};
 use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
 use crate::wire::agent::{Orders, Poll};
 use crate::wire::span::Span;
@@ -19,7 +18,6 @@ use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Threads that answer held requests: more than one, so that one slow peer does not delay the
@@ -42,8 +40,8 @@ pub struct Store {
     durable: Durable,
     jobs: Mutex<VecDeque<(Ticket, Job)>>,
     job_waits: Condvar,
-    /// Rung when something happens to a task that is followed.
-    pub bells: Bells,
+    /// Who is told when something happens to a task that is followed.
+    pub watchers: Watchers,
 }
 
 /// What a change leaves to be done once the lock is released.
@@ -112,25 +110,24 @@ enum Job {
 
 /// What is answered to a held request.
 struct Reply {
-    responder: Responder,
     what: What,
     /// Of the change that is news in it.
     ticket: Ticket,
 }
 
 enum What {
-    Orders(Orders<Arc<Detail>>),
-    Task(Answer),
-    EndedTask(Answer),
+    Orders(Responder, Orders<Arc<Detail>>),
+    Task(HeldWait, Result<Task, Refusal>),
+    EndedTask(HeldWait, Result<Task, Refusal>),
 }
 
 impl Reply {
     /// Whether it says something that has to be safe first.
     fn is_news(&self) -> bool {
         match &self.what {
-            What::Orders(orders) => is_news(orders),
-            What::EndedTask(_) => true,
-            What::Task(_) => false,
+            What::Orders(_, orders) => is_news(orders),
+            What::EndedTask(..) => true,
+            What::Task(..) => false,
         }
     }
 }
@@ -198,14 +195,11 @@ impl Store {
             durable,
             jobs: Mutex::default(),
             job_waits: Condvar::new(),
-            bells: Bells::default(),
+            watchers: Watchers::default(),
         });
         for _ in 0..ANSWERING_THREADS {
             let store = store.clone();
-            let thread = thread::Builder::new()
-                .name("answer".into())
-                .spawn(move || store.answer_forever());
-            thread.map_err(|e| format!("cannot start a thread: {e}"))?;
+            start_thread("answer", move || store.answer_forever())?;
         }
         Ok(store)
     }
@@ -278,7 +272,7 @@ impl Store {
     }
 
     /// Takes in a poll; holds it when there is nothing to do yet.
-    pub fn poll(&self, poll: &Poll, mut responder: Responder) -> Polled {
+    pub fn poll(&self, poll: &Poll, responder: Responder) -> Polled {
         let mut superseded = None;
         let (polled, after) = {
             let mut state = self.state();
@@ -290,7 +284,6 @@ impl Store {
                     superseded = held.take_poll(machine);
                     let until = now.plus(poll.wait.min(answer::MAX_POLL_WAIT));
                     if orders.is_empty() && until > now && held.has_room() {
-                        responder.hold();
                         core.park(machine);
                         held.add_poll(machine, responder, until);
                         Polled::Held
@@ -304,7 +297,7 @@ impl Store {
         let ticket = after.ticket;
         self.see_to(after);
         if let Some(responder) = superseded {
-            responder.send_held(answer::orders(&Orders::none()));
+            responder.answer(answer::orders(&Orders::none()));
         }
         match polled {
             Polled::Answer(responder, orders) => match self.only_what_is_safe(orders, ticket) {
@@ -355,13 +348,12 @@ impl Store {
 
     /// Holds a request until a task has ended or its time is up. Gives it back when the task has
     /// ended already, or nothing more can be held.
-    pub fn wait(&self, task: TaskKey, wait_ms: u64, mut wait: HeldWait) -> Result<(), HeldWait> {
+    pub fn wait(&self, task: TaskKey, wait_ms: u64, wait: HeldWait) -> Result<(), HeldWait> {
         let mut state = self.state();
         let State { core, held } = &mut *state;
         if wait_ms == 0 || core.is_finished(task) || !held.has_room() {
             return Err(wait);
         }
-        wait.responder.hold();
         held.add_wait(task, wait, Time(self.clock.now().0 + wait_ms));
         Ok(())
     }
@@ -415,16 +407,12 @@ impl Store {
         self.tick();
     }
 
-    /// Lets go of what is held of a connection, if its other side is gone: nothing is to be handed out
-    /// to nobody, and users may lose patience.
-    pub fn drop_abandoned(&self, connection: &Connection) {
-        if !connection.peer.has_closed() {
-            return;
-        }
+    /// Drops what is held of a connection whose peer is gone: nothing may be handed out to nobody.
+    pub fn drop_abandoned(&self, connection: ConnectionId) {
         let dropped = {
             let mut state = self.state();
             let State { core, held } = &mut *state;
-            let dropped = held.take_of(connection.peer.cookie());
+            let dropped = held.take_of(connection);
             if let Some((Some(machine), _)) = &dropped {
                 core.unpark(*machine);
             }
@@ -457,9 +445,9 @@ impl Store {
                 Notice::Wake(machine) => jobs.push(Job::Wake(machine)),
                 Notice::Finished(task) => {
                     jobs.push(Job::Finished(task));
-                    self.bells.ring(task);
+                    self.watchers.wake(task);
                 }
-                Notice::News(task) => self.bells.ring(task),
+                Notice::News(task) => self.watchers.wake(task),
                 Notice::HandedOut(machine) => {
                     let soon = self.clock.now().plus(SAYS_WHAT_IT_HOLDS);
                     self.state().held.shorten_poll(machine, soon);
@@ -527,25 +515,20 @@ impl Store {
     }
 
     fn send(&self, reply: Reply) {
-        let answer = match reply.what {
-            What::Orders(orders) => match self.only_what_is_safe(orders, reply.ticket) {
-                Ok(orders) => answer::orders(&orders),
-                Err(why) => answer::error(503, &why),
-            },
-            What::Task(answer) | What::EndedTask(answer) => answer,
-        };
-        reply.responder.send_held(answer);
+        match reply.what {
+            What::Orders(responder, orders) => {
+                responder.answer(match self.only_what_is_safe(orders, reply.ticket) {
+                    Ok(orders) => answer::orders(&orders),
+                    Err(why) => answer::error(503, &why),
+                });
+            }
+            What::Task(wait, task) | What::EndedTask(wait, task) => wait.answer(task),
+        }
     }
 
     /// Finds out what is to be answered to whom.
     fn do_job(&self, ticket: Ticket, job: Job, replies: &mut Vec<Reply>) {
-        let mut reply = |ticket, responder, what| {
-            replies.push(Reply {
-                responder,
-                what,
-                ticket,
-            });
-        };
+        let mut reply = |ticket, what| replies.push(Reply { what, ticket });
         match job {
             Job::Wake(machine) => {
                 let mut state = self.state();
@@ -557,7 +540,7 @@ impl Store {
                 let orders = core.collect(now, machine);
                 let after = self.after(core, now);
                 drop(state);
-                reply(after.ticket, responder, What::Orders(orders));
+                reply(after.ticket, What::Orders(responder, orders));
                 self.see_to(after);
             }
             Job::Finished(task) => {
@@ -569,15 +552,11 @@ impl Store {
                 let shown = state.core.show(task);
                 drop(state);
                 for wait in waits {
-                    let (responder, answer) = wait.answer(shown.clone());
-                    reply(ticket, responder, What::EndedTask(answer));
+                    reply(ticket, What::EndedTask(wait, shown.clone()));
                 }
             }
-            Job::EndPoll(responder, orders) => reply(ticket, responder, What::Orders(orders)),
-            Job::EndWait(wait, task) => {
-                let (responder, answer) = wait.answer(task);
-                reply(ticket, responder, What::Task(answer));
-            }
+            Job::EndPoll(responder, orders) => reply(ticket, What::Orders(responder, orders)),
+            Job::EndWait(wait, task) => reply(ticket, What::Task(wait, task)),
         }
     }
 
@@ -595,4 +574,4 @@ impl Store {
 }
 
 /// The period of the clock's thread: what is due is done at most this late.
-pub const TICK: Duration = super::listen::GUARD_PERIOD;
+pub const TICK: Duration = Duration::from_millis(100);

@@ -1,6 +1,6 @@
 //! Output as plain text, for people with curl.
 
-use super::respond::Answer;
+use super::http::Answer;
 use super::routes::{Call, Handled, flag, looked_at_task};
 use super::{answer, follow};
 use crate::core::{Output, Refusal, Task, Wanted, gap_line};
@@ -74,30 +74,34 @@ pub fn output(call: Call<'_>) -> Handled {
         // What is held here would have to be copied whenever output comes.
         drop(task);
         if as_json {
-            return follow::answer(call, key, wanted, live, &mut follow::Json { prefix });
+            return follow::answer(call, key, wanted, live, Box::new(follow::Json { prefix }));
         }
         let within_line = false;
-        let mut form = follow::Text {
+        let form = follow::Text {
             several,
             within_line,
         };
-        return follow::answer(call, key, wanted, live, &mut form);
+        return follow::answer(call, key, wanted, live, Box::new(form));
     }
-    let text = match offset {
-        Some(offset) => from_offset(&task, machine, stream.unwrap_or(Stream::Stdout), offset)?,
-        None => whole(&task, machine, stream),
-    };
-    Ok(Some(plain(200, text)))
+    if offset.is_some() {
+        check_one(task.outputs(machine).len())?;
+    }
+    let machine = machine.map(str::to_owned);
+    call.large(move || {
+        let machine = machine.as_deref();
+        let stdout = Stream::Stdout;
+        plain(
+            200,
+            match offset {
+                Some(offset) => from_offset(&task, machine, stream.unwrap_or(stdout), offset),
+                None => whole(&task, machine, stream),
+            },
+        )
+    })
 }
 
 fn plain(status: u16, text: String) -> Answer {
-    Answer {
-        status,
-        content_type: "text/plain; charset=utf-8",
-        body: text.into_bytes(),
-        allow: None,
-        headers: "",
-    }
+    Answer::new(status, "text/plain; charset=utf-8", text.into_bytes())
 }
 
 /// A task's output with the label in front of each line. When it has not succeeded, a line for each
@@ -197,19 +201,13 @@ fn check_one(commands: usize) -> Result<(), Answer> {
 }
 
 /// What one command wrote to one stream from `offset` on, as it wrote it.
-fn from_offset(
-    task: &Task,
-    machine: Option<&str>,
-    stream: Stream,
-    offset: u64,
-) -> Result<String, Answer> {
+fn from_offset(task: &Task, machine: Option<&str>, stream: Stream, offset: u64) -> String {
     let outputs = task.outputs(machine);
-    check_one(outputs.len())?;
     let output = outputs.first().and_then(|(_, output)| *output);
     let mut text = String::new();
     let mut at = offset;
     let Some(output) = output else {
-        return Ok(text);
+        return text;
     };
     let tape = output.tape(stream);
     while at < tape.end() {
@@ -222,5 +220,5 @@ fn from_offset(
         text.push_str(&String::from_utf8_lossy(&bytes));
         at = from + bytes.len() as u64;
     }
-    Ok(text)
+    text
 }
