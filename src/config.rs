@@ -20,7 +20,7 @@ use crate::rules::{MAX_LABEL_BYTES, wrong_regex};
 #[cfg(feature = "server")]
 use crate::server::browser::Authority;
 #[cfg(feature = "server")]
-use crate::server::http::RequestLimits;
+use crate::server::http::{Engine, RequestLimits};
 #[cfg(feature = "server")]
 use crate::tls::CertificateFiles;
 #[cfg(feature = "server")]
@@ -169,6 +169,15 @@ pub struct ServerArgs {
         default_value = "0.0.0.0:9410"
     )]
     listen: String,
+    /// What speaks HTTP: edge, or tiny_http where the build has it (for closed networks only)
+    #[arg(
+        long,
+        env = "SIDEBIKE_ENGINE",
+        value_name = "NAME",
+        default_value = "edge",
+        hide = !cfg!(feature = "tiny_http")
+    )]
+    engine: String,
     /// File of the database in which what was acknowledged survives [default: none, memory only]
     #[arg(long, env = "SIDEBIKE_DB", value_name = "FILE")]
     db: Option<PathBuf>,
@@ -358,6 +367,7 @@ pub enum AuditTarget {
 )]
 pub struct ServerConfig {
     pub listen: SocketAddr,
+    pub engine: Engine,
     pub db: Option<PathBuf>,
     pub max_tasks: usize,
     pub max_executions: usize,
@@ -393,6 +403,7 @@ impl ServerArgs {
                     self.listen
                 )
             })?;
+        let engine = Engine::named(&self.engine).map_err(|why| format!("--engine: {why}"))?;
         let per_address = self.max_connections_per_address.unwrap_or(MAX_NUMBER);
         for (flag, value) in [
             ("--max-tasks", self.max_tasks),
@@ -439,12 +450,17 @@ impl ServerArgs {
         });
         let tls = match (self.tls_cert, self.tls_key) {
             (None, None) => None,
+            #[cfg(feature = "tiny_http")]
+            (Some(_), Some(_)) if engine == Engine::TinyHttp => {
+                return Err("--engine: tiny_http speaks no https; leave out --tls-cert".into());
+            }
             (Some(certificates), Some(key)) => Some(CertificateFiles { certificates, key }),
             (Some(_), None) => return Err("--tls-cert: needs --tls-key, too".into()),
             (None, Some(_)) => return Err("--tls-key: needs --tls-cert, too".into()),
         };
         Ok(ServerConfig {
             listen,
+            engine,
             db: self.db,
             max_tasks: self.max_tasks,
             max_executions: self.max_executions,

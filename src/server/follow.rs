@@ -185,7 +185,8 @@ pub fn answer(
         let msg = "as many requests are held as allowed (--max-held)";
         return Err(answer::error(503, msg));
     }
-    let Some(responder) = call.responder.take() else {
+    let way = call.responder.take();
+    let Some((waker, responder)) = way.and_then(|way| Some((way.waker()?, way))) else {
         store.unfollow(task);
         return Ok(None);
     };
@@ -193,7 +194,7 @@ pub fn answer(
     let following = Following {
         store: store.clone(),
         task,
-        watcher: store.watchers.add(task, responder.waker()),
+        watcher: store.watchers.add(task, waker),
         follower: Follower::new(task, wanted),
         live,
         form,

@@ -37,7 +37,7 @@ mod text;
 use self::access::Access;
 use self::audit::Audit;
 use self::browser::OwnNames;
-use self::http::{Edge, EdgeLimits, Request, start_thread};
+use self::http::{Edge, EdgeLimits, Engine, Request, start_thread};
 use self::store::Store;
 use crate::config::ServerConfig;
 use crate::core::{Limits, TextLimits};
@@ -120,7 +120,13 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         config.tls.as_ref().map_or("", |_| ", https only")
     );
     info!("{tasks}");
-    edge.explain();
+    match config.engine {
+        Engine::Edge => edge.explain(),
+        #[cfg(feature = "tiny_http")]
+        Engine::TinyHttp => warn!(
+            "the engine tiny_http has no defence against slow or hostile peers: for closed networks"
+        ),
+    }
     access.explain();
     let server = Arc::new(Server {
         store: store.clone(),
@@ -136,7 +142,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         audit,
     });
     start_thread("clock", move || keep_time(&store))?;
-    edge.start(listener, &server)?;
+    edge.serve(config.engine, listener, &server)?;
     crate::footprint::forget_program();
     for signal in signals.forever() {
         if signal != SIGHUP {

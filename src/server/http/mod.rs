@@ -19,6 +19,7 @@
 //! | `memory_budget` | the memory of large bodies and answers |
 //! | `pool` | threads for what may wait |
 //! | `os_limits` | what the system lets the process have |
+//! | `tiny` | the plain engine, behind the same face |
 //!
 //! To add something that a request may say: `head`. Something that a connection does: a state or an event of
 //! `lifecycle`. A limit: [`EdgeLimits`], and its flag in `config`.
@@ -38,6 +39,8 @@ mod pool;
 mod request;
 mod responder;
 mod slab;
+#[cfg(feature = "tiny_http")]
+mod tiny;
 mod transport;
 mod worker;
 
@@ -154,6 +157,33 @@ impl ConnectionId {
     }
 }
 
+/// What speaks HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// This edge.
+    Edge,
+    /// tiny_http's own loop: for closed networks.
+    #[cfg(feature = "tiny_http")]
+    TinyHttp,
+}
+
+impl Engine {
+    /// The engine of this name. The error says which there are.
+    pub fn named(name: &str) -> Result<Engine, String> {
+        match name {
+            "edge" => Ok(Engine::Edge),
+            #[cfg(feature = "tiny_http")]
+            "tiny_http" => Ok(Engine::TinyHttp),
+            #[cfg(not(feature = "tiny_http"))]
+            "tiny_http" => Err(
+                "this build has no engine tiny_http (it was made without the feature `tiny_http`)"
+                    .into(),
+            ),
+            _ => Err(format!("expected edge or tiny_http, got {name:?}")),
+        }
+    }
+}
+
 /// The settings of the edge.
 #[derive(Debug, Clone)]
 pub struct EdgeLimits {
@@ -215,8 +245,22 @@ impl Edge {
         }))
     }
 
-    /// Starts to serve: workers and the accept loop.
-    pub fn start<S: Service>(
+    /// Starts to serve by the engine that the settings name.
+    pub fn serve<S: Service>(
+        self: &Arc<Self>,
+        engine: Engine,
+        listener: TcpListener,
+        service: &Arc<S>,
+    ) -> Result<(), String> {
+        match engine {
+            Engine::Edge => self.start(listener, service),
+            #[cfg(feature = "tiny_http")]
+            Engine::TinyHttp => tiny::start(listener, &self.limits.request, service),
+        }
+    }
+
+    /// Starts workers and the accept loop.
+    fn start<S: Service>(
         self: &Arc<Self>,
         listener: TcpListener,
         service: &Arc<S>,
