@@ -24,9 +24,9 @@ use std::time::Duration;
 
 /// Requests of well-behaved clients; a soak has a million.
 const REQUESTS: u64 = 100_000;
-/// Under strace each request takes many times as long.
-const TRACED_REQUESTS: u64 = 4_000;
-const INHERITED_REQUESTS: u64 = 20_000;
+/// Under strace each connection takes many times as long: one in so many.
+const TRACED_SHARE: u64 = 25;
+const INHERITED_SHARE: u64 = 5;
 /// Pauses of an attacker, in microseconds, at most.
 const PACE_US: u64 = 3_000;
 /// Where accept takes 1 ms longer: fewer come than can be accepted.
@@ -34,7 +34,7 @@ const TRACED_PACE_US: u64 = 20_000;
 const CLIENTS: u64 = 8;
 const ATTACKERS: u64 = 3;
 /// Connections that an attacker has at once: the numbers of descriptors come and go.
-const CROWD: usize = 24;
+const CROWD: usize = 120;
 /// Labels of a client: each makes a machine, whose number is limited.
 const LABELS: u64 = 500;
 /// Requests sent at once on one connection, at most; `EDGE_PIPELINED=1` sends each alone.
@@ -162,12 +162,12 @@ fn attack(server: SocketAddr, attacker: u64, pace: u64, over: &AtomicBool) -> Ve
             continue;
         };
         let mut client = Client::over(stream);
-        match random.below(4) {
-            0 => {
+        match random.below(8) {
+            0..=4 => {
                 let whole = submit(&format!("head-{attacker}-{n}_"));
-                client.send(&whole[..random.below(60) as usize]);
+                client.send(&whole[..1 + random.below(60) as usize]);
             }
-            1 | 2 => {
+            5 | 6 => {
                 let id = format!("cut-{attacker}-{n}_");
                 let whole = submit(&id);
                 let body = task_body(&id).len() as u64;
@@ -217,7 +217,8 @@ fn each_has_its_own_answer(server: &Server, requests: u64, pace: u64) {
     assert_eq!(has_panicked(server), None);
 }
 
-/// Fails on a server that names descriptors it does not own in 1 or 2 of 150,000 requests: many rounds.
+/// A server that names descriptors it does not own loses 1 or 2 of 150,000: that takes luck or many
+/// rounds, and `EDGE_PIPELINED=1` where pipelined requests are lost anyway.
 #[test]
 fn each_client_gets_its_own_answers() {
     let _alone = alone();
@@ -226,7 +227,8 @@ fn each_client_gets_its_own_answers() {
     each_has_its_own_answer(&server, requests, PACE_US);
 }
 
-/// A descriptor that the server did not accept itself: it must be left alone.
+/// A descriptor that the server did not accept itself: it must be left alone. A server that searches for
+/// what it has accepted finds this one within a few thousand requests.
 #[test]
 fn an_inherited_connection_is_left_alone() {
     let _alone = alone();
@@ -246,7 +248,7 @@ fn an_inherited_connection_is_left_alone() {
     for client in &mut waiting {
         client.send(&wait);
     }
-    let requests = setting("EDGE_REQUESTS", REQUESTS).min(INHERITED_REQUESTS);
+    let requests = setting("EDGE_REQUESTS", REQUESTS) / INHERITED_SHARE;
     each_has_its_own_answer(&server, requests, PACE_US);
     assert!(!exists(&server, "stolen"), "read from what is not its own");
     other
@@ -261,7 +263,8 @@ fn an_inherited_connection_is_left_alone() {
     drop(waiting);
 }
 
-/// What comes between a descriptor's number being chosen and the accepting thread going on.
+/// Whatever happens between the choice of a descriptor's number and the accepting thread going on. As
+/// above, with more luck: a number must be freed and taken in that millisecond.
 #[test]
 fn a_delayed_accept_confuses_nobody() {
     let _alone = alone();
@@ -285,6 +288,6 @@ fn a_delayed_accept_confuses_nobody() {
         return;
     }
     let server = Server::from_command(server_command(&words));
-    let requests = setting("EDGE_REQUESTS", REQUESTS).min(TRACED_REQUESTS);
+    let requests = setting("EDGE_REQUESTS", REQUESTS) / TRACED_SHARE;
     each_has_its_own_answer(&server, requests, TRACED_PACE_US);
 }

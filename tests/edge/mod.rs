@@ -122,7 +122,7 @@ impl<S: Read + Write> Client<S> {
         let broken = || NoAnswer::Broken(head.clone());
         let mut lines = head.split("\r\n");
         let mut words = lines.next().unwrap_or_default().split(' ');
-        if !words.next().is_some_and(|version| version == "HTTP/1.1") {
+        if words.next() != Some("HTTP/1.1") {
             return Err(broken());
         }
         let status = words.next().and_then(|word| word.parse().ok());
