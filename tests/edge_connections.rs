@@ -254,7 +254,7 @@ fn in_pieces(where_it_comes: Comes) {
         let (size, pause) = match round / 3 % 3 {
             0 => (1, Duration::from_micros(100)),
             1 => (bytes.len() / 2 + 1, Duration::from_millis(30)),
-            _ => (bytes.len() / 3 + 1, Duration::from_millis(120)),
+            _ => (bytes.len() / 3 + 1, Duration::from_millis(310)),
         };
         let mut client = open(&server);
         if where_it_comes == Comes::Later {

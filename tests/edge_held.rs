@@ -16,6 +16,7 @@ use edge::{
     Client, NoAnswer, Random, exists, get, is_pong, open_descriptors, ping, setting, submit,
 };
 use serde_json::{Value, json};
+use std::net::Shutdown;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
@@ -95,13 +96,19 @@ fn overtake(server: &Server, pair: u64, rounds: u64, seed: u64) {
             order.send((cause, late)).unwrap();
             pause(Duration::from_micros(random.below(SPREAD_US * 3)));
             client.send(&submit(&next_id));
-            let lost = |which: &str, why: NoAnswer| -> ! {
+            // What is executed as its connection is cut is known a moment later.
+            let lost = |client: &Client, which: &str, why: NoAnswer| -> ! {
+                let _ = client.stream.shutdown(Shutdown::Both);
+                thread::sleep(Duration::from_secs(1));
                 let ran = exists(server, &next_id);
                 panic!(
-                    "SEED={seed}, round {round} of {pair}: {which} is lost ({why:?}); the next has run: {ran}"
+                    "SEED={seed}, round {round} of {pair}: {which} is lost ({why:?}); \
+                     once cut, the next has run: {ran}"
                 )
             };
-            let first = client.answer().unwrap_or_else(|why| lost("held", why));
+            let first = client
+                .answer()
+                .unwrap_or_else(|why| lost(&client, "held", why));
             let second = match client.answer() {
                 Err(NoAnswer::Closed) if may_close => {
                     client = Client::open(server.address);
@@ -109,7 +116,7 @@ fn overtake(server: &Server, pair: u64, rounds: u64, seed: u64) {
                     closed.push(next_id.clone());
                     None
                 }
-                second => Some(second.unwrap_or_else(|why| lost("next", why))),
+                second => Some(second.unwrap_or_else(|why| lost(&client, "next", why))),
             };
             let caused: Value = caused.recv().expect("the other goes on");
             let context = format!("SEED={seed}, round {round} of {pair}");
@@ -278,7 +285,9 @@ fn a_held_request_is_answered_after_fin() {
     assert_eq!(reply.json()["signal"], 1);
 }
 
-/// An idle connection is cut; who sends just then is answered, or nothing is executed.
+/// An idle connection is cut; who sends just then is answered, or nothing is executed. What comes in
+/// the same millisecond is what counts: a server that cuts first and looks later was seen to fail once in
+/// 20 waves or so, which `EDGE_WAVES=40` and more give it.
 #[test]
 fn what_comes_as_an_idle_connection_is_cut_is_answered_or_not_executed() {
     const WAVES: u64 = 6;
