@@ -4,32 +4,17 @@
 mod bystander;
 mod common;
 
-use bystander::{alone, at_work, beside, has_panicked};
-use common::{SIDEBIKE, Server, wait_for};
+use bystander::{alone, beside, has_panicked, limited};
+use common::{Server, wait_for};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use serde_json::json;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long a crowd stays.
 const CROWDED: Duration = Duration::from_secs(3);
-
-/// A server under limits of the shell, with what stands before it on the command line.
-fn limited(before: &[&str], limits: &str, flags: &[&str]) -> Server {
-    let line = format!("{limits}; exec \"$0\" server --listen 127.0.0.1:0 \"$@\"");
-    let shell = ["sh", "-c", &line, SIDEBIKE];
-    let words: Vec<&&str> = before.iter().chain(&shell).chain(flags).collect();
-    let mut command = Command::new(words[0]);
-    command
-        .args(&words[1..])
-        .env("RUST_LOG", "info,sidebike::audit=warn")
-        // Of each thread's own pool of memory musl, which releases are built with, knows nothing.
-        .env("MALLOC_ARENA_MAX", "1");
-    at_work(command)
-}
 
 /// Clients that keep coming back: as many connections at once as `count`, each begun with `bytes`
 /// and then left alone, and begun again within a second when it was cut; for a while.

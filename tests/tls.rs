@@ -4,68 +4,19 @@
 //! as an agent or with [`secure`].
 #![cfg(all(feature = "server", feature = "agent", feature = "tls"))]
 
+mod authority;
 mod common;
 
+use authority::{Authority, OWN_NAMES, Secure, Stream, secure, server, stream, stream_of};
 use common::http::{Connection, Reply, request};
 use common::{Folder, Process, SIDEBIKE, Server, wait_for};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustix::process::Signal;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// A certificate's owner is known by these.
-const OWN_NAMES: [&str; 2] = ["localhost", "127.0.0.1"];
-
-/// Longer than a request may be held.
-const PATIENCE: Duration = Duration::from_secs(90);
-
-/// Who vouches for servers.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Authority {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let mut params = CertificateParams::default();
-        // Of two with the same name the wrong one would be asked, and said to lie.
-        let name = format!("authority {n}");
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        Authority(CertifiedIssuer::self_signed(params, key).unwrap())
-    }
-
-    /// Writes a certificate and its key into `cert` and `key`.
-    fn vouch(&self, folder: &Folder, names: &[&str]) {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(names).unwrap();
-        let certificate = params.signed_by(&key, &self.0).unwrap();
-        std::fs::write(folder.file("cert"), certificate.pem()).unwrap();
-        std::fs::write(folder.file("key"), key.serialize_pem()).unwrap();
-    }
-
-    /// Writes its own certificate into a file.
-    fn file(&self, folder: &Folder, name: &str) -> String {
-        std::fs::write(folder.file(name), self.0.pem()).unwrap();
-        folder.file(name)
-    }
-}
-
-fn server(folder: &Folder, flags: &[&str]) -> Server {
-    let (cert, key) = (folder.file("cert"), folder.file("key"));
-    let own = ["--tls-cert", &cert, "--tls-key", &key];
-    Server::with(&[&own[..], flags].concat())
-}
 
 fn agent(address: SocketAddr, flags: &[&str]) -> Process {
     let mut command = Command::new(SIDEBIKE);
@@ -74,43 +25,6 @@ fn agent(address: SocketAddr, flags: &[&str]) -> Process {
         .args(["agent", "--machine-label", "m", "--registry-address", &url])
         .args(flags);
     Process::start(command)
-}
-
-type Stream = StreamOwned<ClientConnection, TcpStream>;
-type Secure = Connection<Stream>;
-
-/// A client that trusts this authority only.
-fn secure(address: SocketAddr, authority: &Authority) -> Secure {
-    Connection::over(stream(address, authority))
-}
-
-fn stream(address: SocketAddr, authority: &Authority) -> Stream {
-    stream_of(address, authority, rustls::DEFAULT_VERSIONS)
-}
-
-fn stream_of(
-    address: SocketAddr,
-    authority: &Authority,
-    versions: &[&'static rustls::SupportedProtocolVersion],
-) -> Stream {
-    let mut roots = RootCertStore::empty();
-    let der = CertificateDer::from_pem_slice(authority.0.pem().as_bytes()).unwrap();
-    roots.add(der).unwrap();
-    let provider = rustls::crypto::ring::default_provider();
-    let config = ClientConfig::builder_with_provider(provider.into())
-        .with_protocol_versions(versions)
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let name = ServerName::try_from("localhost").unwrap();
-    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
-        .set_write_timeout(Some(Duration::from_secs(3)))
-        .unwrap();
-    StreamOwned::new(connection, stream)
 }
 
 fn ask(client: &mut Secure, method: &str, target: &str, body: &Value) -> Reply {
