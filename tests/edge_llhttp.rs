@@ -66,10 +66,18 @@ fn answers(server: &Server, bytes: &[u8], in_parts_of: usize) -> (Vec<Reply>, No
     client.answers(bytes.starts_with(b"HEAD "))
 }
 
+/// The status; 404 where the request was understood and its path has no such parameter.
+fn status(reply: &Reply) -> u16 {
+    match reply.text().contains("is not a parameter of this call") {
+        true => 404,
+        false => reply.status,
+    }
+}
+
 /// What is wrong with the answers; `None` when nothing is.
 fn judge(server: &Server, vector: &Vector, in_parts_of: usize) -> Option<String> {
     let (replies, end) = answers(server, &vector.bytes, in_parts_of);
-    let statuses: Vec<u16> = replies.iter().map(|reply| reply.status).collect();
+    let statuses: Vec<u16> = replies.iter().map(status).collect();
     let (understood, refused): (Vec<u16>, Vec<u16>) =
         { statuses.iter() }.partition(|status| !ABOUT_FORM.contains(status));
     let is_in_order = statuses.iter().position(|s| ABOUT_FORM.contains(s))

@@ -387,9 +387,9 @@ impl<A: Send + 'static> Connection<A> {
                 self.manner = REFUSED;
                 self.write(answer);
             }
-            Action::Close => self.close(before),
+            Action::Close => self.close(before, event),
             Action::Abandon => {
-                self.close(before);
+                self.close(before, event);
                 cx.service.abandoned(self.id);
             }
             Action::Next => self.reservation = None,
@@ -398,11 +398,13 @@ impl<A: Send + 'static> Connection<A> {
         action
     }
 
-    fn close(&mut self, before: State) {
-        match before {
-            State::Writing | State::Streaming if !self.output.is_empty() => {
+    fn close(&mut self, before: State, event: Event) {
+        match (before, event) {
+            (State::Writing | State::Streaming, _) if !self.output.is_empty() => {
                 self.transport.discard_unsent();
             }
+            // The other states have sent nothing, or have said it with their last answer.
+            (State::Idle, Event::End | Event::Late) => self.transport.close_session(),
             _ => {}
         }
         self.incoming = None;

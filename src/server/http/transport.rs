@@ -96,10 +96,7 @@ impl Transport {
     /// Writes as much as the socket takes. Returns how many bytes of `output` went.
     pub fn write(&mut self, output: &mut Output) -> io::Result<usize> {
         let mut written = 0;
-        loop {
-            let Some(bytes) = output.first() else {
-                break;
-            };
+        while let Some(bytes) = output.first() {
             let now = match &mut self.session {
                 Some(session) => match session.write(bytes)? {
                     0 if !session.flush(&mut self.socket)? => break,
@@ -126,12 +123,17 @@ impl Transport {
         self.session.as_ref().is_some_and(Session::wants_write)
     }
 
-    /// Closes the sending side; with TLS it says so first, if the socket takes that now.
-    pub fn close_sending(&mut self) {
+    /// Says within TLS that nothing will follow, if the socket takes that now: the end is no cut.
+    pub fn close_session(&mut self) {
         if let Some(session) = &mut self.session {
             session.close();
             let _ = session.flush(&mut self.socket);
         }
+    }
+
+    /// Closes the sending side.
+    pub fn close_sending(&mut self) {
+        self.close_session();
         // The peer may have gone already.
         let _ = self.socket.shutdown(Shutdown::Write);
     }
