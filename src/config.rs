@@ -18,7 +18,7 @@ use crate::core::TextLimits;
 #[cfg(feature = "server")]
 use crate::rules::{MAX_LABEL_BYTES, wrong_regex};
 #[cfg(feature = "server")]
-use crate::server::browser::Authority;
+use crate::server::api::browser::Authority;
 #[cfg(feature = "server")]
 use crate::server::http::{Engine, RequestLimits};
 #[cfg(feature = "server")]

@@ -1,86 +1,42 @@
 //! The server: HTTP around the core.
 //!
-//! | file | what it is for |
+//! | room | what it is for |
 //! | --- | --- |
 //! | `http` | bytes ↔ requests and answers; knows no route and no task |
-//! | `service` | what the edge calls: who is let in, by which route a request is served, what is written down |
-//! | `routes` | the table of routes and their handlers |
-//! | `original` | the calls of the original's agents |
-//! | `access`, `browser` | who may: tokens, and pages of other sites |
-//! | `audit` | who changed what |
-//! | `answer` | the envelope, and which status goes with which refusal |
-//! | `held` | polls and waits that are being held |
-//! | `store` | the one lock, and the threads that answer what was held |
-//! | `durable`, `db` | what has to be on the disk before it is acknowledged; the optional database |
-//! | `text`, `metrics` | output as text; figures |
-//! | `follow` | output as it comes |
-//! | `page` | the dashboard |
+//! | `api` | the table of routes and the handlers: parse, call the core, answer |
+//! | `state` | the one lock around the core, what is held, what is durable, the database |
+//! | `answers` | the envelope, and which status goes with which refusal; used by `api` and `state` |
 
-mod access;
-mod answer;
-mod audit;
-pub(crate) mod browser;
-#[cfg(feature = "db")]
-pub mod db;
-mod durable;
-mod follow;
-mod held;
+mod answers;
+pub(crate) mod api;
 pub mod http;
-mod metrics;
-mod original;
-mod page;
-mod routes;
-mod service;
-mod store;
-mod text;
+mod state;
 
-use self::access::Access;
-use self::audit::Audit;
-use self::browser::OwnNames;
+#[cfg(feature = "db")]
+pub use self::state::db;
+
+use self::api::access::Access;
+use self::api::audit::Audit;
+use self::api::browser::{self, OwnNames};
+use self::api::counters::Requests;
+use self::api::routes;
+use self::api::server::Server;
 use self::http::{Edge, EdgeLimits, Engine, Request, start_thread};
-use self::store::Store;
+use self::state::Store;
 use crate::config::ServerConfig;
-use crate::core::{Limits, TextLimits};
+use crate::core::Limits;
 use crate::tls::CertificateFiles;
 use log::{info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Threads of the edge for what may wait: large answers are made by a few.
 const THREADS: usize = 16;
 /// The same with a database: as many as can share one commit.
 const THREADS_FOR_A_DISK: usize = 256;
-
-/// What handlers work with.
-pub struct Server {
-    store: Arc<Store>,
-    edge: Arc<Edge>,
-    requests: metrics::Requests,
-    texts: TextLimits,
-    max_json_depth: usize,
-    access: Access,
-    own_names: OwnNames,
-    audit: Audit,
-}
-
-impl Server {
-    /// A new id for a task: sortable by time, then random.
-    fn fresh_id(&self) -> String {
-        let ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_millis();
-        // Seeded by the system once for each thread. An id has to be new, not secret; a clash would be
-        // answered with 409.
-        let random = RandomState::new().build_hasher().finish() >> 24;
-        format!("{ms:012x}-{random:010x}")
-    }
-}
 
 /// Runs the server until TERM or INT. The error is one line for a person.
 pub fn run(config: ServerConfig) -> Result<(), String> {
@@ -131,7 +87,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     let server = Arc::new(Server {
         store: store.clone(),
         edge: edge.clone(),
-        requests: metrics::Requests::default(),
+        requests: Requests::default(),
         texts: config.texts,
         max_json_depth: config.max_json_depth,
         access,
@@ -219,7 +175,7 @@ pub fn routed(method: &str, target: &str) -> u16 {
 
 fn keep_time(store: &Store) -> ! {
     loop {
-        thread::sleep(store::TICK);
+        thread::sleep(state::TICK);
         store.tick();
     }
 }

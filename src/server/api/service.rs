@@ -2,11 +2,13 @@
 
 use super::access::{Caller, Denied, Right};
 use super::audit::Change;
-use super::http::{
+use super::call::{Call, Route};
+use super::server::Server;
+use super::{browser, routes};
+use crate::server::answers;
+use crate::server::http::{
     Admitted, Answer, Authorization, ConnectionId, Kept, Refused, Request, Responder, Service,
 };
-use super::routes::{self, Call, Route};
-use super::{Server, answer, browser};
 use std::sync::Arc;
 
 /// What is known of a request that was let in.
@@ -76,7 +78,7 @@ impl Service for Server {
             }
             None => self.requests.count(refused.status),
         }
-        answer::error(refused.status, &refused.msg)
+        answers::error(refused.status, &refused.msg)
     }
 
     fn abandoned(&self, connection: ConnectionId) {
@@ -126,7 +128,7 @@ impl Server {
                 Right::Agent => self.access.note_refused(request.peer, denied.msg),
                 Right::Open | Right::Look | Right::Original => {}
             }
-            answer::error(denied.status, denied.msg)
+            answers::error(denied.status, denied.msg)
         })
     }
 }

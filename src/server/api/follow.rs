@@ -2,17 +2,15 @@
 //!
 //! A follower is a [`Source`] of the edge: it has no thread. When something happens to its task it is woken, takes what
 //! is new under the lock (a bounded copy) and gives it to its connection, which asks again when that has been sent; so
-//! one that reads slowly delays nobody. To add a form of the stream: implement [`Form`] and let `text` choose it.
+//! one that reads slowly delays nobody. To add a form of the stream: implement [`Form`] and let `output` choose it.
 
-use super::answer;
-use super::http::{Part, Source, Waker};
-use super::routes::{Call, Handled};
-use super::store::Store;
+use super::call::{Call, Handled};
 use crate::core::{Follower, News, TaskKey, Wanted, What, execution_id, gap_line};
+use crate::server::answers;
+use crate::server::http::{Part, Source};
+use crate::server::state::{Store, Watcher};
 use crate::wire;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The pause between two looks: output comes in pieces twice a second from each machine, and a reader cannot tell. It
@@ -21,51 +19,6 @@ const PACE: Duration = Duration::from_millis(100);
 /// How often a stream of JSON without news gets an empty line, so that its reader can tell a quiet task from a dead
 /// connection.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
-
-/// Who follows which task.
-#[derive(Default)]
-pub struct Watchers(Mutex<HashMap<TaskKey, Vec<Arc<Watcher>>>>);
-
-/// A follower's way to be told.
-struct Watcher {
-    waker: Waker,
-    /// It was told since it last looked: once is enough.
-    is_told: AtomicBool,
-}
-
-impl Watchers {
-    fn all(&self) -> MutexGuard<'_, HashMap<TaskKey, Vec<Arc<Watcher>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Something has happened to a task.
-    pub fn wake(&self, task: TaskKey) {
-        for watcher in self.all().get(&task).into_iter().flatten() {
-            if !watcher.is_told.swap(true, Ordering::AcqRel) {
-                watcher.waker.wake();
-            }
-        }
-    }
-
-    fn add(&self, task: TaskKey, waker: Waker) -> Arc<Watcher> {
-        let watcher = Arc::new(Watcher {
-            waker,
-            is_told: AtomicBool::new(false),
-        });
-        self.all().entry(task).or_default().push(watcher.clone());
-        watcher
-    }
-
-    fn remove(&self, task: TaskKey, watcher: &Arc<Watcher>) {
-        let mut all = self.all();
-        if let Some(watchers) = all.get_mut(&task) {
-            watchers.retain(|other| !Arc::ptr_eq(other, watcher));
-            if watchers.is_empty() {
-                all.remove(&task);
-            }
-        }
-    }
-}
 
 /// How news are written.
 pub trait Form: Send {
@@ -183,7 +136,7 @@ pub fn answer(
     let store = &call.server.store;
     if !store.follow(task) {
         let msg = "as many requests are held as allowed (--max-held)";
-        return Err(answer::error(503, msg));
+        return Err(answers::error(503, msg));
     }
     let way = call.responder.take();
     let Some((waker, responder)) = way.and_then(|way| Some((way.waker()?, way))) else {
@@ -234,7 +187,7 @@ impl Source for Following {
             }
         }
         // What happens from now on wakes it again.
-        self.watcher.is_told.store(false, Ordering::Release);
+        self.watcher.looks();
         let look = self.store.ask(|core| core.news(&mut self.follower));
         let mut bytes = Vec::new();
         for news in &look.news {

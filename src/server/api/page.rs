@@ -5,8 +5,8 @@
 //! `page.html`. It has one `<style>` and one `<script>`, which the policy names by their hashes;
 //! what comes from the network goes into the page as text, which the policy enforces as well.
 
-use super::http::Answer;
-use super::routes::{Call, Handled};
+use super::call::{Call, Handled};
+use crate::server::http::Answer;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};

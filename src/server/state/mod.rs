@@ -4,10 +4,19 @@
 //! taken out, and what has to be written, logged or said because of them is done after it is
 //! released, by the answering threads.
 
-use super::answer;
-use super::durable::{Durable, Ticket};
-use super::follow::Watchers;
-use super::held::{Held, HeldWait};
+#[cfg(feature = "db")]
+pub mod db;
+mod durable;
+mod held;
+mod watchers;
+
+pub use self::held::HeldWait;
+pub use self::watchers::Watcher;
+
+use self::durable::{Durable, Ticket};
+use self::held::Held;
+use self::watchers::Watchers;
+use super::answers;
 use super::http::{ConnectionId, Responder, start_thread};
 use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
 use crate::wire::agent::{Orders, Poll};
@@ -282,7 +291,7 @@ impl Store {
                 Err(refusal) => Polled::Refused(responder, refusal),
                 Ok((machine, orders)) => {
                     superseded = held.take_poll(machine);
-                    let until = now.plus(poll.wait.min(answer::MAX_POLL_WAIT));
+                    let until = now.plus(poll.wait.min(answers::MAX_POLL_WAIT));
                     if orders.is_empty() && until > now && held.has_room() {
                         core.park(machine);
                         held.add_poll(machine, responder, until);
@@ -297,7 +306,7 @@ impl Store {
         let ticket = after.ticket;
         self.see_to(after);
         if let Some(responder) = superseded {
-            responder.answer(answer::orders(&Orders::none()));
+            responder.answer(answers::orders(&Orders::none()));
         }
         match polled {
             Polled::Answer(responder, orders) => match self.only_what_is_safe(orders, ticket) {
@@ -518,8 +527,8 @@ impl Store {
         match reply.what {
             What::Orders(responder, orders) => {
                 responder.answer(match self.only_what_is_safe(orders, reply.ticket) {
-                    Ok(orders) => answer::orders(&orders),
-                    Err(why) => answer::error(503, &why),
+                    Ok(orders) => answers::orders(&orders),
+                    Err(why) => answers::error(503, &why),
                 });
             }
             What::Task(wait, task) | What::EndedTask(wait, task) => wait.answer(task),
@@ -562,7 +571,7 @@ impl Store {
 
     /// Saves changes for as long as the server lives.
     #[cfg(feature = "db")]
-    pub fn save_forever(&self, db: super::db::Db) {
+    pub fn save_forever(&self, db: self::db::Db) {
         self.durable
             .save_forever(db, |of| self.ask(|core| core.kept_output(of)));
     }

@@ -1,7 +1,8 @@
 //! Answers: the API's envelope, and which HTTP status goes with which refusal.
 
+pub mod text;
+
 use super::http::Answer;
-use super::text;
 use crate::core::{Refusal, Task};
 use crate::wire::agent::Orders;
 use crate::wire::span::Span;
@@ -91,7 +92,7 @@ pub fn task(task: Result<Task, Refusal>) -> Answer {
                 },
             )
         }
-        Err(refusal) => refused(&refusal),
+        Err(refusal) => refused(refusal),
     }
 }
 
@@ -151,8 +152,8 @@ pub fn taken(task: &Task) -> Answer {
 }
 
 /// The answer to what the core refused.
-pub fn refused(refusal: &Refusal) -> Answer {
-    let (status, msg) = match refusal {
+pub fn refused(refusal: Refusal) -> Answer {
+    let (status, msg) = match &refusal {
         Refusal::Unknown(msg) => (404, msg.as_str()),
         Refusal::Taken(_) => (409, "id: is taken"),
         Refusal::Conflict(msg) => (409, msg.as_str()),
@@ -160,4 +161,14 @@ pub fn refused(refusal: &Refusal) -> Answer {
         Refusal::Full(msg) => (503, msg.as_str()),
     };
     error(status, msg)
+}
+
+/// The answer to a request that makes no sense.
+pub fn bad(msg: impl AsRef<str>) -> Answer {
+    error(400, msg.as_ref())
+}
+
+/// The answer to a change that happened and is not safe yet: the caller has to ask again.
+pub fn not_safe<T>((_, why): (T, String)) -> Answer {
+    error(503, &why)
 }

@@ -1,23 +1,11 @@
 //! `/metrics`: what is counted, as Prometheus reads it.
 
-use super::http::Answer;
-use super::routes::{Call, Handled};
+use super::call::{Call, Handled};
 use crate::core::Histogram;
+use crate::server::http::Answer;
 use crate::wire::task::ExecutionState;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// Requests by class of HTTP status, 1xx to 5xx.
-#[derive(Debug, Default)]
-pub struct Requests([AtomicU64; 5]);
-
-impl Requests {
-    /// Counts a request.
-    pub fn count(&self, status: u16) {
-        let class = usize::from(status / 100).clamp(1, 5) - 1;
-        self.0[class].fetch_add(1, Ordering::Relaxed);
-    }
-}
 
 /// `GET /metrics`.
 pub fn metrics(call: Call<'_>) -> Handled {
@@ -33,7 +21,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
         )
     });
     let mut page = Page(String::new());
-    let classes = (1..=5).zip(&server.requests.0);
+    let classes = (1..=5).zip(server.requests.by_class());
     page.family(
         "sidebike_requests_total",
         "counter",
@@ -43,7 +31,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
         page.sample(
             "sidebike_requests_total",
             &format!("status=\"{class}xx\""),
-            count.load(Ordering::Relaxed),
+            count,
         );
     }
     page.family("sidebike_machines", "gauge", "Machines known, by state.");

@@ -3,7 +3,7 @@
 //! A browser says where a request comes from (`Origin`, `Sec-Fetch-Site`) and which name it looked
 //! up (`Host`). curl says none of that, and is none of this file's business.
 
-use super::http::Request;
+use crate::server::http::Request;
 use std::net::IpAddr;
 
 /// The names under which this server may be addressed.

@@ -5,10 +5,11 @@
 //! Their agent looks at `signal` and `data` only, never at the HTTP status.
 
 use super::access::Right;
-use super::answer;
-use super::http::Answer;
-use super::routes::{Call, Handled, Route, check_depth};
+use super::call::{Call, Handled, Route};
+use super::parse::check_depth;
 use crate::core::{MachineKey, Refusal};
+use crate::server::answers;
+use crate::server::http::Answer;
 use crate::wire::agent::{Assignment, AttemptId, Ended, Piece, Stream};
 use crate::wire::span::Timeout;
 use crate::wire::task::{Detail, ExecutionState};
@@ -48,7 +49,7 @@ const NO_TIMEOUT_SECONDS: u64 = 365 * 24 * 3_600;
 fn ping(call: Call<'_>) -> Handled {
     let label = call.request.query("path").filter(|label| !label.is_empty());
     let Some(label) = label else {
-        return Err(answer::error(
+        return Err(answers::error(
             400,
             "path: must be the machine's label, such as ?path=MY_MACHINE_1",
         ));
@@ -59,7 +60,7 @@ fn ping(call: Call<'_>) -> Handled {
         Ok::<_, Refusal>(core.has_work_for(machine))
     });
     Ok(Some(
-        if has_work.map_err(|refusal| answer::refused(&refusal))? {
+        if has_work.map_err(|refusal| answers::refused(refusal))? {
             signal(wire::WORK, String::new(), ())
         } else {
             signal(wire::OK, format!("pong: {label}"), ())
@@ -174,7 +175,7 @@ fn done(call: Call<'_>) -> Handled {
     }
     let Report { taskname, result } = body(&call)?;
     let Some(id) = attempt_of(&taskname) else {
-        return Err(answer::error(
+        return Err(answers::error(
             404,
             &format!("TaskName: nothing was handed out under {taskname:?}"),
         ));
@@ -203,7 +204,7 @@ fn done(call: Call<'_>) -> Handled {
     let taken = call.server.store.change_safely(|core, now| {
         core.done(now, &instance(&result.machinelabel), &[piece], &[ended])
     });
-    let verdicts = taken.map_err(|(_, why)| answer::error(503, &why))?;
+    let verdicts = taken.map_err(|(_, why)| answers::error(503, &why))?;
     match verdicts.first() {
         Some(verdict) if !verdict.taken => Ok(Some(signal(wire::ERROR, verdict.msg.clone(), ()))),
         _ => Ok(Some(signal(wire::OK, String::new(), ()))),
@@ -218,7 +219,7 @@ fn admit(call: &Call<'_>, label: &str) -> Result<(), Answer> {
     let msg = format!(
         "tokens are in use, and the label {label:?} is not allowed without one (--allow-legacy)"
     );
-    Err(answer::error(401, &msg))
+    Err(answers::error(401, &msg))
 }
 
 fn instance(label: &str) -> String {
@@ -240,7 +241,7 @@ fn ended(id: AttemptId, state: ExecutionState, msg: String) -> Ended {
 }
 
 fn signal<T: serde::Serialize>(signal: i32, msg: String, data: T) -> Answer {
-    answer::json(
+    answers::json(
         200,
         &Envelope {
             signal,
@@ -258,7 +259,7 @@ fn body<T: for<'a> Deserialize<'a>>(call: &Call<'_>) -> Result<T, Answer> {
     let value = serde_json::from_slice::<Value>(bytes).map(lowercase);
     value
         .and_then(T::deserialize)
-        .map_err(|error| answer::error(400, &format!("the body: {error}")))
+        .map_err(|error| answers::error(400, &format!("the body: {error}")))
 }
 
 fn lowercase(value: Value) -> Value {

@@ -1,16 +1,13 @@
 //! Output as plain text, for people with curl.
 
-use super::http::Answer;
-use super::routes::{Call, Handled, flag, looked_at_task};
-use super::{answer, follow};
+use super::call::{Call, Handled};
+use super::follow;
+use super::parse::{flag, looked_at_task};
 use crate::core::{Output, Refusal, Task, Wanted, gap_line};
-use crate::wire;
+use crate::server::answers;
+use crate::server::answers::text::plain;
+use crate::server::http::Answer;
 use crate::wire::agent::Stream;
-use crate::wire::task::{ExecutionState, TaskState};
-use std::borrow::Cow;
-
-/// A task as it is answered.
-type Answered<'a> = wire::task::Task<Cow<'a, str>>;
 
 /// `GET /api/v1/task/{id}/output`.
 pub fn output(call: Call<'_>) -> Handled {
@@ -20,7 +17,7 @@ pub fn output(call: Call<'_>) -> Handled {
         Some("stdout") => Some(Stream::Stdout),
         Some("stderr") => Some(Stream::Stderr),
         Some(other) => {
-            return Err(answer::error(
+            return Err(answers::error(
                 400,
                 &format!("stream: expected stdout or stderr, got {other:?}"),
             ));
@@ -29,7 +26,7 @@ pub fn output(call: Call<'_>) -> Handled {
     let offset = request.query("offset").map(|text| {
         let number = text.parse::<u64>().ok();
         number.ok_or_else(|| {
-            answer::error(
+            answers::error(
                 400,
                 &format!("offset: expected a number of bytes, got {text:?}"),
             )
@@ -40,7 +37,7 @@ pub fn output(call: Call<'_>) -> Handled {
     let as_json = request.query("format").map(|format| match format {
         "text" => Ok(false),
         "json" => Ok(true),
-        other => Err(answer::error(
+        other => Err(answers::error(
             400,
             &format!("format: expected text or json, got {other:?}"),
         )),
@@ -52,11 +49,11 @@ pub fn output(call: Call<'_>) -> Handled {
         .server
         .store
         .ask(|core| core.show(key))
-        .map_err(|refusal| answer::refused(&refusal))?;
+        .map_err(|refusal| answers::refused(refusal))?;
     if let Some(name) = machine
         && !task.may_be_on(name)
     {
-        return Err(answer::refused(&Refusal::not_on(&task, name)));
+        return Err(answers::refused(Refusal::not_on(&task, name)));
     }
     if live || as_json {
         let several = task.has_several(machine);
@@ -98,61 +95,6 @@ pub fn output(call: Call<'_>) -> Handled {
             },
         )
     })
-}
-
-fn plain(status: u16, text: String) -> Answer {
-    Answer::new(status, "text/plain; charset=utf-8", text.into_bytes())
-}
-
-/// A task's output with the label in front of each line. When it has not succeeded, a line for each
-/// machine that failed it, with the reason, and a last one that says how it stands.
-pub fn of_task(status: u16, task: &Answered<'_>) -> Answer {
-    let mut text = String::new();
-    for execution in &task.result {
-        for line in &execution.attempt.output {
-            text.push_str(&execution.machine_label);
-            text.push_str(" | ");
-            text.push_str(line);
-            text.push('\n');
-        }
-    }
-    let failed = |e: &&wire::task::Execution<Cow<'_, str>>| {
-        e.state.is_terminal() && e.state != ExecutionState::Succeeded
-    };
-    for execution in task.result.iter().filter(failed) {
-        let label = match &*execution.machine_label {
-            "" => "(no machine)",
-            label => label,
-        };
-        let state = execution.state.word();
-        let why = match &*execution.attempt.msg {
-            "" => String::new(),
-            msg => format!(": {}", msg.replace('\n', " ")),
-        };
-        text.push_str(&format!("{label} {state}{why}\n"));
-    }
-    if task.state != TaskState::Succeeded {
-        text.push_str(&in_words(task));
-        text.push('\n');
-    }
-    plain(status, text)
-}
-
-/// How a task stands, in a line.
-pub fn in_words(task: &Answered<'_>) -> String {
-    let mut counts = task.counts;
-    let counts: Vec<String> = ExecutionState::ALL
-        .iter()
-        .map(|state| (*counts.of(*state), state.word()))
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, word)| format!("{count} {word}"))
-        .collect();
-    let reason = match (&*task.msg, counts.is_empty()) {
-        ("", _) => counts.join(", "),
-        (msg, true) => msg.to_owned(),
-        (msg, false) => format!("{}; {msg}", counts.join(", ")),
-    };
-    format!("task {} is {}: {reason}", task.id, task.state.word())
 }
 
 fn whole(task: &Task, machine: Option<&str>, stream: Option<Stream>) -> String {
@@ -197,7 +139,7 @@ fn check_one(commands: usize) -> Result<(), Answer> {
     let msg = format!(
         "offset: counts the bytes of one command, and {commands} match; name one with machine= (an instance)"
     );
-    Err(answer::error(422, &msg))
+    Err(answers::error(422, &msg))
 }
 
 /// What one command wrote to one stream from `offset` on, as it wrote it.

@@ -1,8 +1,8 @@
 //! Who changed what: one JSON line per call that changes something, also when it was refused.
 
-use super::http::Request;
 use crate::config::AuditTarget;
 use crate::core::Task;
+use crate::server::http::Request;
 use crate::wire;
 use log::{Level, info, log_enabled, warn};
 use serde::Serialize;

@@ -5,9 +5,9 @@
 //! it, after the lock is released. To hold something new: add a map for it, its deadline to
 //! `deadlines`, and a job that answers it to `store`.
 
-use super::answer::{self, TaskForm};
-use super::http::{ConnectionId, Responder};
 use crate::core::{MachineKey, Refusal, Task, TaskKey, Time};
+use crate::server::answers::{self, TaskForm};
+use crate::server::http::{ConnectionId, Responder};
 use std::collections::{BTreeSet, HashMap};
 
 /// Everything that is held.
@@ -43,7 +43,7 @@ impl HeldWait {
     pub fn answer(self, task: Result<Task, Refusal>) {
         let HeldWait { responder, form } = self;
         match &task {
-            Ok(found) if found.size() > answer::FEW => {
+            Ok(found) if found.size() > answers::FEW => {
                 responder.answer_later(move || form.answer(task));
             }
             _ => responder.answer(form.answer(task)),
