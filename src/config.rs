@@ -1,7 +1,8 @@
 //! Flags and environment, checked once, at the edge: later code never checks a setting again.
 //!
 //! Every default and every limit of the program is here, with its unit and its reason. To add a
-//! setting: add the argument with its help text, check it in `checked`, and list it in the README.
+//! setting: add the argument with its help text, check it in `checked`, and list it in
+//! `src/docs/operations.md`.
 
 #[cfg(feature = "agent")]
 mod agent;

@@ -318,3 +318,23 @@ fn one_machines_output_is_shown_as_it_comes() {
     terminal.until("ab\r\n");
     assert_eq!(terminal.ended().0, 0);
 }
+
+#[test]
+fn the_documentation_is_shown_by_the_pager() {
+    let server = Server::start();
+    let page = |pager: &str| {
+        let env = [("PAGER", pager), ("LESS", "")];
+        Terminal::start(&server, 80, &env, &["docs", "migrating"]).ended()
+    };
+    let (code, seen) = page("sed -n 's/^# /first: /p'");
+    assert_eq!(
+        (code, seen.trim()),
+        (0, "first: Moving over from the original")
+    );
+    // One that reads only the beginning has read enough; an empty one is none.
+    let (code, seen) = page("head -n 1");
+    assert_eq!((code, seen.trim()), (0, "# Moving over from the original"));
+    let (code, seen) = page("");
+    assert!(code == 0 && seen.starts_with("# Moving over"), "{seen}");
+    assert!(seen.contains("## Tokens and TLS"), "{seen}");
+}

@@ -113,6 +113,8 @@ pub struct Headers {
     pub origin: Option<String>,
     /// `Sec-Fetch-Site`.
     pub fetch_site: Option<String>,
+    /// `Accept`.
+    pub accept: Option<String>,
     /// `Authorization`: a secret, see the `Debug` of its type.
     pub authorization: Option<Authorization>,
 }
@@ -305,6 +307,7 @@ fn head_of(raw: &tiny_http::Request) -> Result<Request, Refused> {
         host: header("Host"),
         origin: header("Origin"),
         fetch_site: header("Sec-Fetch-Site"),
+        accept: header("Accept"),
         authorization: header("Authorization").map(Authorization),
     };
     let peer = raw.remote_addr().map(|address| address.ip());

@@ -24,7 +24,7 @@
 //! | `durable`, `db` | what has to be on the disk before it is acknowledged; the optional database |
 //! | `text`, `metrics` | output as text; figures |
 //! | `follow` | output as it comes |
-//! | `page` | the dashboard |
+//! | `page`, `docs` | the dashboard; the documentation |
 
 mod access;
 mod answer;
@@ -33,6 +33,7 @@ pub(crate) mod browser;
 mod connection;
 #[cfg(feature = "db")]
 pub mod db;
+mod docs;
 mod durable;
 mod follow;
 mod head;
@@ -54,7 +55,7 @@ mod text;
 mod threads;
 mod work;
 
-use self::access::Access;
+use self::access::{Access, Right};
 use self::audit::Audit;
 use self::browser::OwnNames;
 use self::connection::Turn;
@@ -231,12 +232,28 @@ fn renew_certificate(listener: &Listener, files: &PairFiles) {
     }
 }
 
-/// Every call there is, as `METHOD /path` with `*` for any one part. For the tests that must know all.
+/// A call, for the tests that must know all of them.
 #[doc(hidden)]
-pub fn calls() -> Vec<String> {
+#[derive(Debug)]
+pub struct CallSummary {
+    /// `METHOD /path` with `*` for any one part.
+    pub call: String,
+    /// The parameters of its query.
+    pub query: &'static [&'static str],
+    /// People make it, not agents.
+    pub is_for_people: bool,
+}
+
+/// Every call there is.
+#[doc(hidden)]
+pub fn calls() -> Vec<CallSummary> {
     let routes = routes::all();
     routes
-        .map(|route| format!("{} /{}", route.method, route.path.join("/")))
+        .map(|route| CallSummary {
+            call: format!("{} /{}", route.method, route.path.join("/")),
+            query: route.query,
+            is_for_people: !matches!(route.right, Right::Agent | Right::Original),
+        })
         .collect()
 }
 

@@ -1,7 +1,8 @@
 //! One table of routes. A handler parses, calls the core, answers; it decides nothing.
 //!
 //! To add a call: write its handler, add its line to [`ROUTES`] with the parameters it takes, and
-//! document it in the README.
+//! document it in
+//! `src/docs/api.md` and `src/docs/openapi.json`.
 
 use super::access::{Caller, Right};
 use super::answer::{self, TaskForm};
@@ -10,7 +11,7 @@ use super::held::HeldWait;
 use super::http::Request;
 use super::respond::{Answer, Responder};
 use super::store::Polled;
-use super::{Server, metrics, original, page, text};
+use super::{Server, docs, metrics, original, page, text};
 use crate::core::{
     Core, Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery, Time, original_instance,
 };
@@ -119,6 +120,9 @@ const ROUTES: &[Route] = &[
     route(AGENT, "POST", &["api", "v1", "agent", "done"], &[], done),
     route(AGENT, "POST", &["api", "v1", "agent", "goodbye"], &[], goodbye),
     route(OPEN, "GET", &[], &[], page::page),
+    route(OPEN, "GET", &["docs"], &[], docs::index),
+    route(OPEN, "GET", &["docs", "*"], &[], docs::page),
+    route(OPEN, "GET", &["api", "v1", "openapi.json"], &[], docs::openapi),
     route(OPEN, "GET", &["healthz"], &[], healthz),
     route(LOOK, "GET", &["metrics"], &[], metrics::metrics),
 ];
@@ -147,7 +151,7 @@ pub fn find(request: &Request) -> Result<&'static Route, Answer> {
             let path = request.path.join("/");
             return Err(answer::error(
                 404,
-                &format!("there is no /{path}; see the README's API reference"),
+                &format!("there is no /{path}; /docs/api describes the calls that there are"),
             ));
         }
         let methods = methods.join(", ");
