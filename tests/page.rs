@@ -260,6 +260,29 @@ fn what_the_picture_of_the_readme_shows_is_there() {
 }
 
 #[test]
+fn the_documentation_is_a_click_away_and_its_links_work() {
+    with_browser(|browser| {
+        let server = Server::start();
+        browser.open(&url(&server, ""));
+        browser.click("nav [href='docs/']");
+        browser.sees("h1", "Documentation");
+        browser.click("main [href='../docs/api']");
+        browser.sees("h1", "The HTTP API");
+        // The policy lets its style in.
+        browser.wait("getComputedStyle(document.querySelector('td')).borderTopStyle === 'solid'");
+        browser.click("main [href='security']");
+        browser.sees("h1", "Security");
+        browser.click("main [href='operations#settings']");
+        browser.sees("#settings", "Settings");
+        browser.click("nav [href='./']");
+        browser.sees("h1", "Documentation");
+        browser.click("nav [href='../docs/../']");
+        browser.sees("#fleet", "No machine yet");
+        assert_quiet(browser, &[]);
+    });
+}
+
+#[test]
 fn a_finished_task_is_not_asked_for_again() {
     with_browser(|browser| {
         let server = Server::start();
