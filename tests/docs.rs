@@ -12,15 +12,17 @@
 //!   again until it fits, for ten seconds: a reader is slower than a test.
 //! - A block marked `text` is all that the `sh` block before it prints.
 //!
-//! Blocks of other kinds (`console`) are for reading only.
+//! Blocks of other kinds (`console`) are not run; command lines of sidebike in them have to be such as it takes.
 #![cfg(all(feature = "server", feature = "agent", feature = "cli"))]
 
 mod common;
 
+use clap::Parser;
 use common::{Folder, SIDEBIKE, Server};
 use percent_encoding::percent_decode_str;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Deserializer, Value};
+use sidebike::config::CommandLine;
 use sidebike::docs::{PAGES, Page};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -287,6 +289,32 @@ fn every_example_of_the_other_pages_does_what_it_says() {
         }
     }
     assert!(checked >= 10, "only {checked} examples were found");
+}
+
+#[test]
+fn every_command_line_that_is_only_shown_is_understood() {
+    let mut count = 0;
+    for page in PAGES {
+        for block in blocks(page.markdown) {
+            if block.kind != "console" {
+                continue;
+            }
+            let lines = block.text.replace("\\\n", " ");
+            for line in lines.lines() {
+                let line = line.trim_start_matches("$ ");
+                let line = line.trim_start_matches("ExecStart=/usr/local/bin/");
+                let words = shlex::split(line).unwrap_or_default().into_iter();
+                let words: Vec<String> = words.skip_while(|word| word.contains('=')).collect();
+                if words.first().is_none_or(|word| word != "sidebike") {
+                    continue;
+                }
+                let read = CommandLine::try_parse_from(&words);
+                assert!(read.is_ok(), "{}: {line}: {}", page.name, read.unwrap_err());
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 15, "only {count} were found");
 }
 
 /// The text without what stands in blocks and between backticks.
