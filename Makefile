@@ -37,7 +37,7 @@ BENCHED = $(BUILT)/benched
 .PHONY: help demo test bench bench-peers benched fetched soak soak-simulation release small clean
 
 help:
-	@echo 'make demo             a server and three agents on this machine, a task, its answer'
+	@echo 'make demo             a server and three agents on this machine, to look at and to try'
 	@echo 'make test             all that CI checks: format, lints, every build, every test'
 	@echo 'make bench            measures a release build, BENCH_SECONDS=$(BENCH_SECONDS) a figure; BENCH_ONLY=ping,memory for some'
 	@echo 'make bench-peers      the same, then Redis and rq to compare with'
@@ -49,7 +49,7 @@ help:
 
 # A newcomer wants to see it work: a debug build takes half the time of a release build.
 demo:
-	$(CARGO) build --locked
+	@$(CARGO) build --locked
 	@sh tests/demo.sh $(BUILT)/debug/sidebike
 
 # The lints see each program built alone too, as `--features` promises that it can be. The
@@ -66,7 +66,7 @@ test:
 		set -x; SIM_SEEDS=$(SIM_SEEDS) $(CARGO) test --locked --profile simulation --test simulation -- --nocapture; \
 	fi
 
-# Its figures go into the README; wrk and nginx-light are Debian's packages of these names.
+# Its figures go into src/docs/performance.md; wrk and nginx-light are Debian's packages of these names.
 bench: benched
 	@BENCH_SECONDS=$(BENCH_SECONDS) $(MEASURE)
 

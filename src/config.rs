@@ -1,7 +1,8 @@
 //! Flags and environment, checked once, at the edge: later code never checks a setting again.
 //!
 //! Every default and every limit of the program is here, with its unit and its reason. To add a
-//! setting: add the argument with its help text, check it in `checked`, and list it in the README.
+//! setting: add the argument with its help text, check it in `checked`, and list it in
+//! `src/docs/operations.md`.
 
 #[cfg(feature = "agent")]
 mod agent;
@@ -58,7 +59,7 @@ const MAX_NUMBER: usize = 100_000_000;
 #[derive(Debug, Parser)]
 #[command(name = "sidebike", version, about, long_about = None, disable_help_subcommand = true)]
 #[command(
-    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & sidebike run -- uptime\nWhere the server wants a token, people's commands take it from SIDEBIKE_TOKEN or SIDEBIKE_TOKEN_FILE."
+    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & sidebike run -- uptime\nWhere the server wants a token, people's commands take it from SIDEBIKE_TOKEN or SIDEBIKE_TOKEN_FILE.\nDocumentation: sidebike docs, or /docs/ of a server in a browser."
 )]
 pub struct CommandLine {
     /// Which program to be.

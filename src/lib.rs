@@ -8,6 +8,7 @@
 //! | [`wire`] | the types of the API's JSON; no rules, no I/O |
 //! | [`rules`] | what is checked alike at both ends |
 //! | [`secret`] | tokens: where they come from, and that they never show |
+//! | `docs` | the pages of the documentation, as `sidebike docs` and the server show them |
 //! | `footprint` | what of the program need not stay in memory |
 //! | [`tls`] | which cryptography, whose certificates |
 //! | [`tape`] | what is kept of a stream of output; used by the agent and by `core` |
@@ -24,7 +25,7 @@
 //! - The agent uses neither `core` nor `server`; the server uses neither `agent` nor `client`; `cli`
 //!   uses none of them but `client`.
 //! - tiny_http is named in `server/http` only, ureq in `client`, rustls in `tls`, redb in `server/db`,
-//!   `process::Command` in `agent/runner`.
+//!   `process::Command` in `agent/runner` (and in `cli/docs`, which starts the pager).
 //! - The lock around the core is held for computing only, never across a socket or a log line.
 
 #[cfg(feature = "agent")]
@@ -38,6 +39,8 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod core;
+#[cfg(any(feature = "server", feature = "cli"))]
+pub mod docs;
 mod footprint;
 pub mod rules;
 pub mod secret;

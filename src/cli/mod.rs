@@ -12,11 +12,13 @@
 //! | `outcome` | how a task ended: exit codes, words |
 //! | `progress` | the line that says how far it is |
 //! | `fold` | machines with the same output together |
+//! | `docs`, `shell` | what needs no server: the documentation; completions and manual pages |
 //! | `screen`, `table`, `watch` | what the terminal can show |
 //!
 //! To add a command: its file with `Args` and `run`, its line in [`Command`] and in [`run`].
 
 mod cancel;
+mod docs;
 mod feed;
 mod fold;
 mod follow;
@@ -77,6 +79,8 @@ pub enum Command {
     Machines(machines::Args),
     /// Wait until a task has ended; the exit code says how
     Wait(wait::Args),
+    /// Print a page of the documentation
+    Docs(docs::Args),
     /// Print a script that completes sidebike's commands in a shell
     Completions(shell::Completions),
     /// Print the manual page
@@ -94,6 +98,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Logs(args) => (logs::run(args), FAILED),
         Command::Cancel(args) => (cancel::run(args), FAILED),
         Command::Machines(args) => (machines::run(args), FAILED),
+        Command::Docs(args) => (docs::run(args), FAILED),
         Command::Completions(args) => (shell::completions(args), FAILED),
         Command::Man(args) => (shell::man(args), FAILED),
     };

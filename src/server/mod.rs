@@ -15,7 +15,7 @@ mod state;
 #[cfg(feature = "db")]
 pub use self::state::db;
 
-use self::api::access::Access;
+use self::api::access::{Access, Right};
 use self::api::audit::Audit;
 use self::api::browser::{self, OwnNames};
 use self::api::counters::Requests;
@@ -152,12 +152,28 @@ fn renew_certificate(edge: &Edge, files: &CertificateFiles) {
     }
 }
 
-/// Every call there is, as `METHOD /path` with `*` for any one part. For the tests that must know all.
+/// A call, for the tests that must know all of them.
 #[doc(hidden)]
-pub fn calls() -> Vec<String> {
+#[derive(Debug)]
+pub struct CallSummary {
+    /// `METHOD /path` with `*` for any one part.
+    pub call: String,
+    /// The parameters of its query.
+    pub query: &'static [&'static str],
+    /// People make it, not agents.
+    pub is_for_people: bool,
+}
+
+/// Every call there is.
+#[doc(hidden)]
+pub fn calls() -> Vec<CallSummary> {
     let routes = routes::all();
     routes
-        .map(|route| format!("{} /{}", route.method, route.path.join("/")))
+        .map(|route| CallSummary {
+            call: format!("{} /{}", route.method, route.path.join("/")),
+            query: route.query,
+            is_for_people: !matches!(route.right, Right::Agent | Right::Original),
+        })
         .collect()
 }
 

@@ -2,7 +2,7 @@
 //!
 //! No rules and no I/O live here: a type says how its JSON looks, `core` says what may happen.
 //! To add a field to the API: add it to the type that carries it, then to the rule in `core` that
-//! uses it, then to the README's reference.
+//! uses it, then to `src/docs/api.md` and `src/docs/openapi.json`.
 
 pub mod agent;
 pub mod json;

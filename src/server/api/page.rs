@@ -15,8 +15,10 @@ use std::sync::LazyLock;
 const PAGE: &str = include_str!("page.html");
 
 /// Nothing may be loaded, run or framed but what is in the page and the API of its own server.
-static HEADERS: LazyLock<String> = LazyLock::new(|| {
-    let (script, style) = (hash_of("script"), hash_of("style"));
+static HEADERS: LazyLock<String> = LazyLock::new(|| headers(&hash_of("script"), &hash_of("style")));
+
+/// The headers of a page that may run this script and use this style sheet, as the policy names them.
+pub fn headers(script: &str, style: &str) -> String {
     format!(
         "Content-Security-Policy: default-src 'none'; script-src {script}; style-src {style}; \
          img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
@@ -24,7 +26,7 @@ static HEADERS: LazyLock<String> = LazyLock::new(|| {
          Referrer-Policy: no-referrer\r\n\
          Cache-Control: no-cache\r\n"
     )
-});
+}
 
 /// `GET /`.
 pub fn page(_: Call<'_>) -> Handled {
@@ -39,6 +41,11 @@ fn hash_of(element: &str) -> String {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let after = PAGE.split_once(&open).map_or("", |(_, after)| after);
     let content = after.split_once(&close).map_or("", |(content, _)| content);
+    hash(content)
+}
+
+/// What the policy calls an element with this content.
+pub fn hash(content: &str) -> String {
     let hash = STANDARD.encode(Sha256::digest(content.as_bytes()));
     format!("'sha256-{hash}'")
 }

@@ -1,9 +1,9 @@
 //! The table of routes. To add a call: write its handler, add its line to [`ROUTES`] with the parameters it takes, and
-//! describe it in the documentation.
+//! describe it in `src/docs/api.md` and `src/docs/openapi.json`.
 
 use super::access::Right;
 use super::call::{Call, Handled, Route, route};
-use super::{agents, machines, metrics, original, output, page, tasks};
+use super::{agents, docs, machines, metrics, original, output, page, tasks};
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
 
@@ -29,6 +29,9 @@ const ROUTES: &[Route] = &[
     route(AGENT, "POST", &["api", "v1", "agent", "done"], &[], agents::done),
     route(AGENT, "POST", &["api", "v1", "agent", "goodbye"], &[], agents::goodbye),
     route(OPEN, "GET", &[], &[], page::page),
+    route(OPEN, "GET", &["docs"], &[], docs::index),
+    route(OPEN, "GET", &["docs", "*"], &[], docs::page),
+    route(OPEN, "GET", &["api", "v1", "openapi.json"], &[], docs::openapi),
     route(OPEN, "GET", &["healthz"], &[], healthz),
     route(LOOK, "GET", &["metrics"], &[], metrics::metrics),
 ];
@@ -57,7 +60,7 @@ pub fn find(request: &Request) -> Result<&'static Route, Answer> {
             let path = request.path.join("/");
             return Err(answers::error(
                 404,
-                &format!("there is no /{path}; see the README's API reference"),
+                &format!("there is no /{path}; /docs/api describes the calls that there are"),
             ));
         }
         let methods = methods.join(", ");

@@ -245,6 +245,8 @@ fn checked(
             headers.origin = Some(text.to_owned());
         } else if is("Sec-Fetch-Site") {
             headers.fetch_site = Some(text.to_owned());
+        } else if is("Accept") {
+            headers.accept = Some(text.to_owned());
         } else if is("Authorization") {
             headers.authorization = Some(Authorization(text.to_owned()));
         }

@@ -31,6 +31,8 @@ pub struct Headers {
     pub origin: Option<String>,
     /// `Sec-Fetch-Site`.
     pub fetch_site: Option<String>,
+    /// `Accept`.
+    pub accept: Option<String>,
     /// `Authorization`: a secret, see the `Debug` of its type.
     pub authorization: Option<Authorization>,
 }

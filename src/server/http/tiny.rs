@@ -128,6 +128,7 @@ fn parsed(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<Request, R
         host: header("Host"),
         origin: header("Origin"),
         fetch_site: header("Sec-Fetch-Site"),
+        accept: header("Accept"),
         authorization: header("Authorization").map(Authorization),
     };
     let peer = raw.remote_addr().map(|address| address.ip());
