@@ -2,7 +2,10 @@
 //!
 //! The driver (`connection`) does the I/O, tells this table what came of it, and does what the table answers.
 //! Every cell is filled: an event that means nothing in a state is ignored explicitly, and a late answer of an
-//! earlier request finds nothing, because requests are numbered. To add an event: the compiler names each cell.
+//! earlier request finds nothing, because requests are numbered. `model` drives it through random orders of events. To add an event: the compiler names each cell.
+
+#[cfg(any(test, fuzzing))]
+pub mod model;
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -235,121 +238,14 @@ mod tests {
         }
     }
 
-    /// What a model of driver, peer and service does with one connection slot that is used again and again.
-    #[derive(Default)]
-    struct Model {
-        /// Requests that the present peer has sent and that are not parsed yet.
-        unparsed: u32,
-        /// Answers that the service still owes: connection, number.
-        pending: Vec<(u32, u32)>,
-        /// Requests served and answered of the present connection.
-        served: u32,
-        answered: u32,
-        /// The present connection: counted, as a slot's generation is.
-        generation: u32,
-        last_sent: bool,
-    }
-
-    /// The generation check that the slab makes, and the table: together no answer reaches the wrong request.
-    fn run(seed: u64, steps: u32) {
-        let mut random = Random(seed);
-        let mut life = Lifecycle::new();
-        let mut model = Model::default();
-        for step in 0..steps {
-            let at = format!("seed {seed}, step {step}, {life:?}");
-            let event = match random.below(16) {
-                0 => Event::Part,
-                1 => Event::HeadWithBody,
-                2 | 3 => {
-                    model.unparsed += 1;
-                    Event::Request
-                }
-                4 => Event::Refused,
-                5 => Event::End,
-                6 if random.below(8) == 0 => Event::Lost,
-                7 if random.below(8) == 0 => Event::Late,
-                8 if random.below(8) == 0 => Event::Shed,
-                9 | 10 => Event::Sent,
-                11 => Event::StreamEnd,
-                12 if random.below(4) == 0 => {
-                    life.note_last();
-                    Event::Sent
-                }
-                _ => {
-                    if model.pending.is_empty() {
-                        continue;
-                    }
-                    // Any of those that are owed, also of connections that are long gone.
-                    let at = random.below(model.pending.len() as u32) as usize;
-                    let (generation, number) = model.pending[at];
-                    if generation != model.generation {
-                        model.pending.remove(at);
-                        continue;
-                    }
-                    match random.below(5) {
-                        0 => Event::Hold(number),
-                        1 => Event::Stream(number),
-                        2 => Event::Dropped(number),
-                        _ => Event::Answer(number),
-                    }
-                }
-            };
-            let before = life.state();
-            let action = life.on(event);
-            match action {
-                Action::Serve(number) => {
-                    assert!(!model.last_sent, "served after the end was sent: {at}");
-                    assert_eq!(model.served, model.answered, "two at once: {at}");
-                    model.served += 1;
-                    assert_eq!(number, model.served, "out of order: {at}");
-                    model.pending.push((model.generation, number));
-                }
-                Action::Write | Action::Pull | Action::RefuseTruncated => {
-                    assert!(!model.last_sent, "written after the end was sent: {at}");
-                    match event {
-                        Event::Answer(n) | Event::Stream(n) => {
-                            assert!(matches!(before, State::Serving | State::Held), "{at}");
-                            assert_eq!(n, model.served, "another request's answer: {at}");
-                            model.answered += 1;
-                            assert_eq!(model.answered, model.served, "answered twice: {at}");
-                        }
-                        Event::Refused | Event::End => {
-                            assert_eq!(model.served, model.answered, "{at}");
-                            assert!(life.is_last, "{at}");
-                        }
-                        Event::Sent | Event::StreamEnd => {}
-                        _ => panic!("writes on {event:?}: {at}"),
-                    }
-                    if let Event::Answer(n) | Event::Stream(n) = event {
-                        // The service answers once; a second attempt must change nothing.
-                        let again = life.clone().on(Event::Answer(n));
-                        assert_eq!(again, Action::Wait, "{at}");
-                        model.pending.retain(|p| *p != (model.generation, n));
-                    }
-                }
-                Action::Linger => {
-                    assert!(life.is_last, "{at}");
-                    model.last_sent = true;
-                }
-                Action::Next => assert!(!life.is_last, "{at}"),
-                Action::Close | Action::Abandon => {
-                    assert_eq!(life.state(), State::Closed, "{at}");
-                    let held = before == State::Held && event == Event::Lost;
-                    assert_eq!(action == Action::Abandon, held, "{at}");
-                    // The slot goes to the next connection; what is owed to this one stays owed.
-                    life = Lifecycle::new();
-                    model.generation += 1;
-                    (model.served, model.answered, model.last_sent) = (0, 0, false);
-                }
-                Action::ReadBody | Action::Wait | Action::Probe => {}
-            }
-        }
-    }
-
     #[test]
     fn each_request_is_answered_once_in_order_and_never_by_anothers_answer() {
         for seed in 1..=400 {
-            run(seed, 2_000);
+            let (mut random, mut steps) = (Random(seed), 0);
+            model::run(&format!("seed {seed}"), |most| {
+                steps += 1;
+                (steps < 4_000).then(|| random.below(most))
+            });
         }
     }
 

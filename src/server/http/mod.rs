@@ -358,30 +358,52 @@ impl Edge {
     }
 }
 
-/// What the parser of heads and bodies makes of some bytes, for `tests/fuzz`, which sees the crate from outside: how
-/// many requests are in them, and the status of the refusal that ends them, if any.
-#[doc(hidden)]
-pub fn parsed(mut bytes: &[u8], limits: &RequestLimits) -> (usize, Option<u16>) {
-    let mut requests = 0;
+/// What the parser of heads and bodies makes of some bytes that come in two pieces: how many requests are in them, and
+/// the status of the refusal that ends them, if any. For `tests/fuzz`, which sees the crate from outside.
+#[cfg(fuzzing)]
+pub fn parsed(bytes: &[u8], cut: usize, limits: &RequestLimits) -> (usize, Option<u16>) {
+    let (mut requests, mut at, mut end, mut seen) = (0, 0, cut, 0);
+    let mut reading: Option<(body::Decoder, Vec<u8>)> = None;
     loop {
-        let head = match head::read(bytes, 0, limits, None) {
-            Ok(Some(head)) => head,
-            Ok(None) => return (requests, None),
-            Err(refused) => return (requests, Some(refused.status)),
-        };
-        bytes = &bytes[head.length..];
-        let mut body = Vec::new();
-        let decoded =
-            body::Decoder::new(head.framing, limits.body_bytes).and_then(|mut decoder| {
-                let taken = decoder.decode(bytes, &mut body)?;
-                Ok((taken, decoder.is_done()))
-            });
-        assert!(body.len() <= limits.body_bytes, "a body beyond its limit");
-        match decoded {
-            Ok((taken, true)) => bytes = &bytes[taken..],
-            Ok((_, false)) => return (requests, None),
-            Err(refused) => return (requests, Some(refused.status)),
+        let input = &bytes[at..end];
+        let before = (at, requests);
+        match &mut reading {
+            None => match head::read(input, seen, limits, None) {
+                Ok(Some(head)) => {
+                    at += head.length;
+                    seen = 0;
+                    match body::Decoder::new(head.framing, limits.body_bytes) {
+                        Ok(decoder) => reading = Some((decoder, Vec::new())),
+                        Err(refused) => return (requests, Some(refused.status)),
+                    }
+                }
+                Ok(None) => seen = input.len(),
+                Err(refused) => return (requests, Some(refused.status)),
+            },
+            Some((decoder, body)) => {
+                match decoder.decode(input, body) {
+                    Ok(taken) => at += taken,
+                    Err(refused) => return (requests, Some(refused.status)),
+                }
+                assert!(body.len() <= limits.body_bytes, "a body beyond its limit");
+                if decoder.is_done() {
+                    reading = None;
+                    requests += 1;
+                }
+            }
         }
-        requests += 1;
+        if before == (at, requests) {
+            if end == bytes.len() {
+                return (requests, None);
+            }
+            end = bytes.len();
+        }
     }
+}
+
+/// Drives the states of a connection by these bytes; panics when what must never happen does.
+#[cfg(fuzzing)]
+pub fn live(choices: &[u8]) {
+    let mut choices = choices.iter();
+    lifecycle::model::run("fuzz", |most| Some(u32::from(*choices.next()?) % most));
 }
