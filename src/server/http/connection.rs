@@ -52,7 +52,7 @@ pub struct Context<'a, S: Service> {
 }
 
 /// A connection.
-pub struct Connection<A> {
+pub struct Connection<S: Service> {
     id: ConnectionId,
     peer: IpAddr,
     transport: Transport,
@@ -62,7 +62,7 @@ pub struct Connection<A> {
     /// How much of it was searched for the end of a head.
     searched: usize,
     /// The request whose body is being read.
-    incoming: Option<Box<Incoming<A>>>,
+    incoming: Option<Box<Incoming<S::Admission>>>,
     /// How the present request is to be answered.
     manner: Manner,
     output: Output,
@@ -122,7 +122,7 @@ const REFUSED: Manner = Manner {
     without_body: false,
 };
 
-impl<A: Send + 'static> Connection<A> {
+impl<S: Service> Connection<S> {
     /// A connection that was just accepted.
     pub fn new(id: ConnectionId, transport: Transport, peer: IpAddr, now: Millis) -> Self {
         Connection {
@@ -174,7 +174,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Its socket can be read from or written to, or is broken.
-    pub fn ready<S: Service<Admission = A>>(&mut self, is_broken: bool, cx: &mut Context<'_, S>) {
+    pub fn ready(&mut self, is_broken: bool, cx: &mut Context<'_, S>) {
         if is_broken && self.state() != State::Lingering {
             self.on(Event::Lost, cx);
         }
@@ -186,12 +186,12 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// The service keeps its request.
-    pub fn held<S: Service<Admission = A>>(&mut self, number: u32, cx: &mut Context<'_, S>) {
+    pub fn held(&mut self, number: u32, cx: &mut Context<'_, S>) {
         self.hold(number, cx);
         self.advance(cx);
     }
 
-    fn hold<S: Service<Admission = A>>(&mut self, number: u32, cx: &mut Context<'_, S>) {
+    fn hold(&mut self, number: u32, cx: &mut Context<'_, S>) {
         self.on(Event::Hold(number), cx);
         if self.state() == State::Held {
             self.was_held = true;
@@ -202,7 +202,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// The service has answered its request.
-    pub fn answered<S: Service<Admission = A>>(
+    pub fn answered(
         &mut self,
         number: u32,
         answer: Answer,
@@ -217,7 +217,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// The service answers its request with a stream.
-    pub fn streamed<S: Service<Admission = A>>(
+    pub fn streamed(
         &mut self,
         number: u32,
         content_type: &str,
@@ -239,7 +239,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Its stream may have something new.
-    pub fn woken<S: Service<Admission = A>>(&mut self, number: u32, cx: &mut Context<'_, S>) {
+    pub fn woken(&mut self, number: u32, cx: &mut Context<'_, S>) {
         if number == self.life.number()
             && let Some(stream) = &mut self.stream
         {
@@ -249,18 +249,18 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// The service has dropped its request.
-    pub fn dropped<S: Service<Admission = A>>(&mut self, number: u32, cx: &mut Context<'_, S>) {
+    pub fn dropped(&mut self, number: u32, cx: &mut Context<'_, S>) {
         self.on(Event::Dropped(number), cx);
     }
 
     /// It has to make room for others.
-    pub fn shed<S: Service<Admission = A>>(&mut self, cx: &mut Context<'_, S>) {
+    pub fn shed(&mut self, cx: &mut Context<'_, S>) {
         debug!("given up while {:?}", self.state());
         self.on(Event::Shed, cx);
     }
 
     /// Something was due.
-    pub fn due<S: Service<Admission = A>>(&mut self, cx: &mut Context<'_, S>) {
+    pub fn due(&mut self, cx: &mut Context<'_, S>) {
         if self.is_late(cx) {
             debug!("cut while {:?}", self.state());
             self.on(Event::Late, cx);
@@ -269,7 +269,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Goes on as far as the socket allows.
-    pub fn advance<S: Service<Admission = A>>(&mut self, cx: &mut Context<'_, S>) {
+    pub fn advance(&mut self, cx: &mut Context<'_, S>) {
         let mut turn = Turn::default();
         while self.flush(&mut turn, cx) {
             let goes_on = match self.state() {
@@ -323,7 +323,7 @@ impl<A: Send + 'static> Connection<A> {
         }
     }
 
-    fn is_late<S: Service>(&mut self, cx: &Context<'_, S>) -> bool {
+    fn is_late(&mut self, cx: &Context<'_, S>) -> bool {
         let whole = cx.now >= self.since + cx.edge.limits.max_request_ms;
         match self.state() {
             // What has come meanwhile is read first: a request is answered, or certainly not served.
@@ -368,7 +368,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Tells the lifecycle, and does what needs nothing else to be done.
-    fn on<S: Service<Admission = A>>(&mut self, event: Event, cx: &mut Context<'_, S>) -> Action {
+    fn on(&mut self, event: Event, cx: &mut Context<'_, S>) -> Action {
         let before = self.state();
         let action = self.life.on(event);
         let after = self.state();
@@ -414,7 +414,7 @@ impl<A: Send + 'static> Connection<A> {
 
     /// Ends the connection so that its last answer can be read: a socket that is closed with something unread is
     /// reset, and the peer may lose what it has not read by then.
-    fn linger<S: Service<Admission = A>>(&mut self, cx: &mut Context<'_, S>) {
+    fn linger(&mut self, cx: &mut Context<'_, S>) {
         self.reservation = None;
         self.stream = None;
         let is_clean = self.has_ended
@@ -451,11 +451,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Writes what there is. Whether that was all.
-    fn flush<S: Service<Admission = A>>(
-        &mut self,
-        turn: &mut Turn,
-        cx: &mut Context<'_, S>,
-    ) -> bool {
+    fn flush(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
         if self.is_closed() {
             return false;
         }
@@ -480,11 +476,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Reads some more. Whether there is something new to look at.
-    fn fill<S: Service<Admission = A>>(
-        &mut self,
-        turn: &mut Turn,
-        cx: &mut Context<'_, S>,
-    ) -> bool {
+    fn fill(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
         if self.has_ended {
             self.on(Event::End, cx);
             return true;
@@ -522,7 +514,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Reads what comes while the service has the request, and notices the peer's end.
-    fn look_ahead<S: Service<Admission = A>>(&mut self, cx: &mut Context<'_, S>) {
+    fn look_ahead(&mut self, cx: &mut Context<'_, S>) {
         let mut turn = Turn::default();
         while !self.has_ended
             && !self.is_closed()
@@ -535,11 +527,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Looks for a head, and serves its request if that is all of it. Whether there is more to do now.
-    fn read_head<S: Service<Admission = A>>(
-        &mut self,
-        turn: &mut Turn,
-        cx: &mut Context<'_, S>,
-    ) -> bool {
+    fn read_head(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
         while self.searched == 0 && self.input.starts_with(b"\r\n") {
             // Some clients send an empty line behind a body.
             self.input.drain(..2);
@@ -568,7 +556,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Begins with a request whose head is whole.
-    fn begin<S: Service<Admission = A>>(&mut self, head: Head, cx: &mut Context<'_, S>) {
+    fn begin(&mut self, head: Head, cx: &mut Context<'_, S>) {
         self.manner = head.manner;
         self.was_held = false;
         if !head.manner.keep_alive {
@@ -608,12 +596,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Answers a request that is not let in. Its connection stays if nothing of it is left unread.
-    fn turn_away<S: Service<Admission = A>>(
-        &mut self,
-        answer: Answer,
-        framing: Framing,
-        cx: &mut Context<'_, S>,
-    ) {
+    fn turn_away(&mut self, answer: Answer, framing: Framing, cx: &mut Context<'_, S>) {
         match framing {
             Framing::Length(bytes) if bytes <= self.input.len() as u64 => {
                 self.input.drain(..bytes as usize);
@@ -627,11 +610,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Reads a body, and serves the request when it is whole. Whether there is more to do now.
-    fn read_body<S: Service<Admission = A>>(
-        &mut self,
-        turn: &mut Turn,
-        cx: &mut Context<'_, S>,
-    ) -> bool {
+    fn read_body(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
         if self.input.is_empty() {
             return self.fill(turn, cx);
         }
@@ -688,10 +667,10 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Gives a request to the service: here, or where it may wait.
-    fn serve<S: Service<Admission = A>>(
+    fn serve(
         &mut self,
         request: Request,
-        admitted: Admitted<A>,
+        admitted: Admitted<S::Admission>,
         cx: &mut Context<'_, S>,
     ) {
         let Action::Serve(number) = self.on(Event::Request, cx) else {
@@ -719,16 +698,12 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Refuses what came; the connection's last answer.
-    fn refuse<S: Service<Admission = A>>(&mut self, refused: Refused, cx: &mut Context<'_, S>) {
+    fn refuse(&mut self, refused: Refused, cx: &mut Context<'_, S>) {
         let answer = self.explain(refused, cx);
         self.refuse_with(answer, cx);
     }
 
-    fn explain<S: Service<Admission = A>>(
-        &mut self,
-        refused: Refused,
-        cx: &Context<'_, S>,
-    ) -> Answer {
+    fn explain(&mut self, refused: Refused, cx: &Context<'_, S>) -> Answer {
         let incoming = self.incoming.take();
         let of = incoming
             .as_ref()
@@ -736,7 +711,7 @@ impl<A: Send + 'static> Connection<A> {
         cx.service.refuse(&refused, of)
     }
 
-    fn refuse_with<S: Service<Admission = A>>(&mut self, answer: Answer, cx: &mut Context<'_, S>) {
+    fn refuse_with(&mut self, answer: Answer, cx: &mut Context<'_, S>) {
         if self.on(Event::Refused, cx) == Action::Write {
             self.manner = REFUSED;
             self.must_linger = true;
@@ -746,11 +721,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Sends the next part of a stream. Whether there is more to do now.
-    fn pull<S: Service<Admission = A>>(
-        &mut self,
-        turn: &mut Turn,
-        cx: &mut Context<'_, S>,
-    ) -> bool {
+    fn pull(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
         let Some(stream) = &mut self.stream else {
             self.on(Event::StreamEnd, cx);
             return true;
@@ -792,11 +763,7 @@ impl<A: Send + 'static> Connection<A> {
     }
 
     /// Throws away what the peer still sends. Whether there is more to do now.
-    fn discard<S: Service<Admission = A>>(
-        &mut self,
-        turn: &mut Turn,
-        cx: &mut Context<'_, S>,
-    ) -> bool {
+    fn discard(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
         let goes_on = self.fill(turn, cx);
         self.input.clear();
         if self.moved - self.pace.1 > LINGER_BYTES {

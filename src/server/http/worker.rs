@@ -34,7 +34,7 @@ pub struct Worker<S: Service> {
     edge: Arc<Edge>,
     service: Arc<S>,
     poller: Poller,
-    connections: Slab<Connection<S::Admission>>,
+    connections: Slab<Connection<S>>,
     deadlines: Deadlines,
     /// The buffer that is lent to connections.
     spare: Vec<u8>,
@@ -195,11 +195,7 @@ impl<S: Service> Worker<S> {
     }
 
     /// Does something with a connection, if it is still there, and notes what it wants then.
-    fn with(
-        &mut self,
-        key: Key,
-        what: impl FnOnce(&mut Connection<S::Admission>, &mut Context<'_, S>),
-    ) {
+    fn with(&mut self, key: Key, what: impl FnOnce(&mut Connection<S>, &mut Context<'_, S>)) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
