@@ -98,8 +98,8 @@ pub enum Program {
 }
 
 impl CommandLine {
-    /// What was typed. Ends the process when that makes no sense, with what would.
-    pub fn typed() -> CommandLine {
+    /// Parses the arguments of this process. Exits with an explanation when they are invalid.
+    pub fn parse_or_exit() -> CommandLine {
         CommandLine::try_parse().unwrap_or_else(|wrong| advised(wrong).exit())
     }
 

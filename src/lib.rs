@@ -8,7 +8,6 @@
 //! | [`wire`] | the types of the API's JSON; no rules, no I/O |
 //! | [`rules`] | what is checked alike at both ends |
 //! | [`secret`] | tokens: where they come from, and that they never show |
-//! | `footprint` | what of the program need not stay in memory |
 //! | [`tls`] | which cryptography, whose certificates |
 //! | [`tape`] | what is kept of a stream of output; used by the agent and by `core` |
 //! | `core` | machines, tasks, executions: the pure state machine, the only home of the rules |
@@ -36,7 +35,6 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod core;
-mod footprint;
 pub mod rules;
 pub mod secret;
 #[cfg(feature = "server")]

@@ -168,7 +168,6 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         .spawn(move || persist("reporter", || reporter::run(&its_own)))
         .and_then(|_| agent.start_polls(0))
         .map_err(|why| format!("cannot start a thread: {why}"))?;
-    crate::footprint::forget_program();
     shutdown::wait(&agent, signals)
 }
 

@@ -4,7 +4,6 @@
 //! (and, for what changes something, in `request` beside the agents' calls).
 
 use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK, unreachable};
-use crate::wire::json;
 use crate::wire::machine::{Machine, MachineState};
 use crate::wire::news::News;
 use crate::wire::span::Span;
@@ -141,7 +140,7 @@ impl Client {
         question: &Q,
     ) -> Result<A, CallError> {
         let url = self.url(path);
-        json::written(question)
+        serde_json::to_vec(question)
             .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
             .and_then(|body| self.exchange(&url, &body, CALL_TIMEOUT, MAX_ANSWER))
             .and_then(|(status, answer)| self.understand(status, answer))

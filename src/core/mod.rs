@@ -16,9 +16,6 @@
 //! | anyone | queries | `query.rs` |
 //! | those who follow | follow, unfollow, news | `follow.rs` |
 //!
-//! A set is extended with what it is to hold, not collected from it: to collect is to sort first, which
-//! is five kilobytes of code for each type.
-//!
 //! To add an operation: decide in `life.rs` which events it means, write it beside its kind, and let
 //! the simulation in `tests/simulation` call it.
 

@@ -230,8 +230,7 @@ impl Directory {
             .groups
             .iter()
             .filter(|(_, group)| group.pattern.matches(name));
-        let mut groups = BTreeSet::new();
-        groups.extend(matching.map(|(n, _)| GroupKey(n)));
+        let groups: BTreeSet<GroupKey> = matching.map(|(n, _)| GroupKey(n)).collect();
         let key = LabelKey(self.labels.add(Label {
             name: name.clone(),
             machines: BTreeSet::new(),
@@ -282,8 +281,7 @@ impl Directory {
             .labels
             .iter()
             .filter(|(_, label)| pattern.matches(&label.name));
-        let mut labels = BTreeSet::new();
-        labels.extend(matching.map(|(n, _)| LabelKey(n)));
+        let labels: BTreeSet<LabelKey> = matching.map(|(n, _)| LabelKey(n)).collect();
         let key = GroupKey(self.groups.add(Group {
             pattern: pattern.clone(),
             labels: labels.clone(),

@@ -205,12 +205,8 @@ impl Batch {
 
     /// Puts a later batch on top.
     pub fn add(&mut self, later: Batch) {
-        let mut gone = BTreeSet::new();
-        gone.extend(
-            { later.tasks.iter() }
-                .filter(|(_, task)| task.is_none())
-                .map(|(key, _)| *key),
-        );
+        let removed = later.tasks.iter().filter(|(_, task)| task.is_none());
+        let gone: BTreeSet<TaskKey> = removed.map(|(key, _)| *key).collect();
         for key in &gone {
             while let Some((first, _)) = self.executions.range((*key, 0)..=(*key, u32::MAX)).next()
             {

@@ -351,11 +351,9 @@ impl Core {
 
     /// Those labels of machines that are gone which new machines carry now.
     fn there_again<'a>(&self, gone: &'a [Arc<Target>]) -> Vec<&'a str> {
-        let mut labels: BTreeSet<&str> = BTreeSet::new();
-        labels.extend(gone.iter().map(|target| &*target.label));
+        let labels: BTreeSet<&str> = gone.iter().map(|target| &*target.label).collect();
         let live = self.machines.values().filter(|m| m.is_live());
-        let mut live_labels: BTreeSet<&str> = BTreeSet::new();
-        live_labels.extend(live.map(|m| &*m.label));
+        let live_labels: BTreeSet<&str> = live.map(|m| &*m.label).collect();
         let again = { labels.into_iter() }.filter(|label| live_labels.contains(label));
         again.take(MAX_NAMED).collect()
     }
@@ -464,8 +462,7 @@ impl Core {
 impl Refusal {
     /// A task has nothing on this machine.
     pub fn not_on(task: &Task, machine: &str) -> Refusal {
-        let mut labels: BTreeSet<&str> = BTreeSet::new();
-        labels.extend(task.labels());
+        let labels: BTreeSet<&str> = task.labels().collect();
         let named: Vec<&str> = labels.iter().copied().take(MAX_NAMED).collect();
         let more = if labels.len() > MAX_NAMED {
             ", …"

@@ -30,7 +30,7 @@ pub fn json<T: Serialize>(status: u16, value: &T) -> Answer {
 fn json_of<T: Serialize>(bytes: usize, status: u16, value: &T) -> Answer {
     let mut body = Vec::with_capacity(bytes);
     // Our own types have only string keys and finite numbers: serializing them cannot fail.
-    let _ = wire::json::write(value, &mut body);
+    let _ = serde_json::to_writer(&mut body, value);
     Answer {
         status,
         content_type: "application/json",

@@ -7,7 +7,6 @@
 //! `#[serde(default)]` does not cover, raise [`VERSION`] and bring older files up in `migrate`.
 
 use crate::core::{Batch, Core, Limits, OutputChange, OutputKey, Saved, SavedPiece, TaskKey, Time};
-use crate::wire;
 use crate::wire::agent::Stream;
 use log::{info, warn};
 use redb::{
@@ -526,7 +525,7 @@ fn record<T: DeserializeOwned>(what: &str, key: impl Display, bytes: &[u8]) -> R
 }
 
 fn json<T: Serialize>(record: &T) -> Result<Vec<u8>, String> {
-    wire::json::written(record).map_err(text)
+    serde_json::to_vec(record).map_err(text)
 }
 
 fn text(error: impl Display) -> String {
@@ -582,7 +581,7 @@ fn exported(path: &Path, out: &mut dyn Write) -> Result<(), String> {
     let core = restored(read.saved).map_err(|why| damaged(path, &why))?;
     let mut write = || -> std::io::Result<()> {
         for task in core.all_tasks() {
-            let mut line = wire::json::written(&task.answer(usize::MAX))?;
+            let mut line = serde_json::to_vec(&task.answer(usize::MAX))?;
             line.push(b'\n');
             out.write_all(&line)?;
         }

@@ -178,7 +178,7 @@ impl Form for Json {
             what,
         };
         // Our own types have only string keys and finite numbers: serializing them cannot fail.
-        let _ = wire::json::write(&news, to);
+        let _ = serde_json::to_writer(&mut *to, &news);
         to.push(b'\n');
     }
 

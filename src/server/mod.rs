@@ -181,7 +181,6 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     start_thread("accept", move || {
         listen::accept_forever(&accepting, &connections, &threads, encrypted)
     })?;
-    crate::footprint::forget_program();
     for signal in signals.forever() {
         if signal != SIGHUP {
             info!("ends on signal {signal}");

@@ -15,12 +15,12 @@ use crate::core::{
     Core, Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery, Time, original_instance,
 };
 use crate::rules::one_of;
+use crate::wire::Envelope;
 use crate::wire::agent::{Done, Goodbye, Output, Poll};
 use crate::wire::machine::MachineState;
 use crate::wire::object::{Object, Posted};
 use crate::wire::span::Span;
 use crate::wire::task::{DryRun, PostedTask, Target, TaskState};
-use crate::wire::{self, Envelope};
 use serde::de::DeserializeOwned;
 
 /// The longest a request may wait for a task: longer ones are asked again.
@@ -224,14 +224,13 @@ pub fn check_depth(call: &Call<'_>, what: &str) -> Result<(), Answer> {
     )))
 }
 
-/// Whether arrays and objects are nested no deeper than `max`. Texts are the most of a body: they
-/// are passed over eight bytes at a time.
+/// Whether arrays and objects are nested no deeper than `max`.
 fn nests_within(body: &[u8], max: usize) -> bool {
     let (mut depth, mut at) = (0usize, 0);
     while let Some(byte) = body.get(at) {
         at += 1;
         match byte {
-            b'"' => at += text_length(&body[at..]),
+            b'"' => at += string_length(&body[at..]),
             b'{' | b'[' if depth == max => return false,
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth = depth.saturating_sub(1),
@@ -241,19 +240,18 @@ fn nests_within(body: &[u8], max: usize) -> bool {
     true
 }
 
-/// How many bytes the rest of a text takes, with the quote at its end.
-fn text_length(rest: &[u8]) -> usize {
-    let mut at = 0;
-    loop {
-        at += wire::json::plain(&rest[at..]);
-        match rest.get(at) {
-            None => return rest.len(),
-            Some(b'"') => return at + 1,
-            // What it escapes may be a quote.
-            Some(b'\\') => at = rest.len().min(at + 2),
-            Some(_) => at += 1,
+/// The length of a JSON string in bytes, from after its opening quote to after its closing one.
+fn string_length(rest: &[u8]) -> usize {
+    let mut is_escaped = false;
+    for (at, byte) in rest.iter().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => return at + 1,
+            _ => {}
         }
     }
+    rest.len()
 }
 
 /// Reads a parameter of the query.

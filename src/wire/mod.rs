@@ -5,7 +5,6 @@
 //! uses it, then to the README's reference.
 
 pub mod agent;
-pub mod json;
 pub mod machine;
 pub mod news;
 pub mod object;
