@@ -24,7 +24,7 @@ use crate::server::http::RequestLimits;
 #[cfg(feature = "server")]
 use crate::tls::PairFiles;
 #[cfg(feature = "server")]
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 #[cfg(feature = "server")]
 use clap::Args;
 use clap::builder::StyledStr;
@@ -371,7 +371,7 @@ pub struct ServerConfig {
     pub max_in_flight_bytes: usize,
     pub request: RequestLimits,
     pub max_json_depth: usize,
-    pub max_request_time: Span,
+    pub max_request_time: TimeSpan,
     pub allow_legacy: Option<regex::Regex>,
     pub public_url: Option<Authority>,
     pub audit: AuditTarget,
@@ -420,10 +420,10 @@ impl ServerArgs {
                 ));
             }
         }
-        let max_request_time = self.max_request_time.parse::<Span>();
+        let max_request_time = self.max_request_time.parse::<TimeSpan>();
         let max_request_time = max_request_time
             .ok()
-            .filter(|span| *span >= Span::from_secs(1));
+            .filter(|duration| *duration >= TimeSpan::from_secs(1));
         let allow_legacy = self.allow_legacy.map(|pattern| {
             regex::Regex::new(&pattern).map_err(|why| {
                 let why = wrong_regex(&pattern, &why);

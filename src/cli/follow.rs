@@ -8,8 +8,8 @@ use super::screen::{Colour, Person, Screen, harmless, tame};
 use super::{Ended, Failure, cancel, fold, print_json};
 use crate::client::Client;
 use crate::wire::agent::Stream;
+use crate::wire::duration::TimeSpan;
 use crate::wire::news::{News, What};
-use crate::wire::span::Span;
 use crate::wire::task::Task;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// News shown between two drawings of the progress.
 const AT_ONCE: usize = 200;
 /// How long a task may take to be shown as ended after the last of its news.
-const LAST_WAIT: Span = Span::from_secs(10);
+const LAST_WAIT: TimeSpan = TimeSpan::from_secs(10);
 /// What labels are painted in, to tell them apart.
 const LABEL_COLOURS: [Colour; 5] = [
     Colour::Cyan,
@@ -219,7 +219,7 @@ impl Following<'_> {
 
     /// Cancels the task, and says what that has done. Whether the task had ended before.
     fn cancel(&self) -> Result<bool, Failure> {
-        let before = self.client.task(self.id, Span::default())?;
+        let before = self.client.task(self.id, TimeSpan::default())?;
         let after = self.client.cancel(self.id, None)?;
         say(&format!(
             "sidebike: {}\n",

@@ -39,7 +39,7 @@ mod words;
 use crate::client::{CallError, Client, Kind};
 use crate::config::RegistryArgs;
 use crate::secret;
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::io::{self, ErrorKind, Write};
@@ -173,9 +173,9 @@ impl ServerArgs {
 }
 
 /// A length of time, as it was typed for a flag.
-fn span(flag: &str, text: &str) -> Result<Span, Failure> {
-    let span = text.parse();
-    span.map_err(|why| Failure::Usage(format!("{flag}: {why}, got {text:?}")))
+fn duration(flag: &str, text: &str) -> Result<TimeSpan, Failure> {
+    let duration = text.parse();
+    duration.map_err(|why| Failure::Usage(format!("{flag}: {why}, got {text:?}")))
 }
 
 /// Prints JSON for a program to read.

@@ -4,7 +4,7 @@ use super::follow::say;
 use super::words::in_words;
 use super::{Failure, ps};
 use crate::client::{CallError, Client, Kind, TaskFilter};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::Task;
 use std::io;
 
@@ -25,7 +25,7 @@ pub struct TaskArg {
 impl TaskArg {
     /// The task; says which one where a name may surprise.
     pub fn find(&self, client: &Client) -> Result<Task, Failure> {
-        let found = client.task(&self.id, Span::default());
+        let found = client.task(&self.id, TimeSpan::default());
         let task = found.map_err(|error| self.explained(client, error))?;
         if let Some(of) = &task.rerun_of
             && !task.id.starts_with(&self.id)

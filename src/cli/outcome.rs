@@ -1,7 +1,7 @@
 //! How a task ended: in exit codes, colours and words.
 
 use super::screen::{Colour, Screen, harmless};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Counts, Execution, ExecutionState, Task, TaskState};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -214,11 +214,11 @@ fn moment(time: &str) -> Option<SystemTime> {
 }
 
 /// `350ms`, `4.2s`, `3m`, `5h`, `2d`.
-pub fn short(span: Duration) -> String {
-    let seconds = span.as_secs();
+pub fn short(duration: Duration) -> String {
+    let seconds = duration.as_secs();
     match seconds {
-        0 => format!("{}ms", span.as_millis()),
-        1..=9 => format!("{:.1}s", span.as_secs_f64()),
+        0 => format!("{}ms", duration.as_millis()),
+        1..=9 => format!("{:.1}s", duration.as_secs_f64()),
         10..=119 => format!("{seconds}s"),
         120..=7_199 => format!("{}m", seconds / 60),
         7_200..=172_799 => format!("{}h", seconds / 3_600),
@@ -231,7 +231,7 @@ pub fn run_time(execution: &Execution) -> Option<Duration> {
     let attempt = &execution.attempt;
     let ended = attempt
         .duration_ms
-        .map(Span::from_millis)
+        .map(TimeSpan::from_millis)
         .map(Duration::from);
     let running = || age(attempt.started_at.as_deref()?);
     ended.or_else(|| (execution.state == ExecutionState::Running).then(running)?)

@@ -7,7 +7,7 @@ use super::outcome::{
 use super::screen::{Screen, harmless, tame};
 use super::table::{Cell, Table};
 use super::{Ended, ServerArgs, print_json};
-use crate::wire::span::Timeout;
+use crate::wire::duration::Timeout;
 use crate::wire::task::{DEFAULT_TIMEOUT, Execution, ExecutionState, Task};
 use std::io::{self, Write};
 
@@ -79,7 +79,7 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     }
     match detail.timeout {
         None | Some(Timeout::After(DEFAULT_TIMEOUT)) => {}
-        Some(Timeout::After(span)) => fields.push(("time-out", span.to_string())),
+        Some(Timeout::After(duration)) => fields.push(("time-out", duration.to_string())),
         Some(Timeout::Never) => fields.push(("time-out", "none".into())),
     }
     if let Some(env) = detail.env.as_ref().filter(|env| !env.is_empty()) {

@@ -4,9 +4,9 @@ use super::follow::{self, How, say};
 use super::outcome::{CANCELED, NOBODY, names};
 use super::screen::{self, Person, cut, harmless};
 use super::table::{Cell, Table};
-use super::{Ended, Failure, ServerArgs, print_json, span};
+use super::{Ended, Failure, ServerArgs, duration, print_json};
+use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::machine::MachineState;
-use crate::wire::span::{Span, Timeout};
 use crate::wire::task::{Detail, DryRun, Mode, NewTask};
 use std::collections::BTreeMap;
 use std::fs;
@@ -205,7 +205,7 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
         machine_pattern: args.machine.clone(),
         mode: if args.any { Mode::Any } else { Mode::All },
         ttl: { args.ttl.as_deref() }
-            .map(|text| span("--ttl", text))
+            .map(|text| duration("--ttl", text))
             .transpose()?,
         detail,
     })
@@ -233,8 +233,9 @@ fn timeout(text: &str) -> Result<Timeout, Failure> {
     if text.trim() == "-1" {
         return Ok(Timeout::Never);
     }
-    let span = text.parse::<Span>();
-    span.map(Timeout::After)
+    let duration = text.parse::<TimeSpan>();
+    duration
+        .map(Timeout::After)
         .map_err(|why| Failure::Usage(format!("--timeout: {why}, or -1; got {text:?}")))
 }
 

@@ -4,13 +4,13 @@ use super::follow::say;
 use super::named::TaskArg;
 use super::outcome::{self, TIMED_OUT};
 use super::screen::Screen;
-use super::{Ended, ServerArgs, print_json, span};
-use crate::wire::span::Span;
+use super::{Ended, ServerArgs, duration, print_json};
+use crate::wire::duration::TimeSpan;
 use std::io;
 use std::time::{Duration, Instant};
 
 /// How long one request waits: proxies do not like longer ones.
-const AT_ONCE: Span = Span::from_secs(30);
+const AT_ONCE: TimeSpan = TimeSpan::from_secs(30);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,7 +38,7 @@ pub struct Args {
 
 /// Waits for the end of a task.
 pub fn run(args: Args) -> Ended {
-    let timeout = { args.timeout.as_deref() }.map(|text| span("--timeout", text));
+    let timeout = { args.timeout.as_deref() }.map(|text| duration("--timeout", text));
     let timeout = timeout.transpose()?.map(Duration::from);
     let client = args.server.client()?;
     let started = Instant::now();
@@ -50,7 +50,9 @@ pub fn run(args: Args) -> Ended {
             say(&format!("sidebike: task {} has not ended\n", task.id));
             return Ok(TIMED_OUT);
         }
-        let left = left.map_or(AT_ONCE, |left| Span::from_millis(left.as_millis() as u64));
+        let left = left.map_or(AT_ONCE, |left| {
+            TimeSpan::from_millis(left.as_millis() as u64)
+        });
         task = client.task(&task.id, left.min(AT_ONCE))?;
     }
     if args.json {

@@ -4,9 +4,9 @@
 //! (and, for what changes something, in `request` beside the agents' calls).
 
 use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK, unreachable};
+use crate::wire::duration::TimeSpan;
 use crate::wire::machine::{Machine, MachineState};
 use crate::wire::news::News;
-use crate::wire::span::Span;
 use crate::wire::task::{DryRun, NewTask, Task, TaskState};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
@@ -45,7 +45,7 @@ impl Client {
     }
 
     /// A task by its id, the beginning of its id, or its name; waits for its end if asked to.
-    pub fn task(&self, name: &str, wait: Span) -> Result<Task, CallError> {
+    pub fn task(&self, name: &str, wait: TimeSpan) -> Result<Task, CallError> {
         let path = format!("task/{}?wait={}ms", encoded(name), wait.as_millis());
         self.look("look at the task", &path, Duration::from(wait) + POLL_SLACK)
     }

@@ -6,7 +6,7 @@
 use super::{Registry, RegistryArgs};
 use crate::agent::search;
 use crate::rules::{MAX_JOBS, MAX_LABEL_BYTES, check_label, wrong_regex};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use regex::Regex;
@@ -61,7 +61,7 @@ pub struct AgentConfig {
     /// Commands run at once.
     pub jobs: u32,
     /// Patience with running commands at shutdown.
-    pub grace: Span,
+    pub grace: TimeSpan,
     /// What may be run here.
     pub rules: OwnerRules,
     /// Do not start as root.

@@ -4,16 +4,16 @@ use super::pattern::LabelKey;
 use super::task::{Target, rfc3339};
 use super::{ExecutionKey, Time};
 use crate::wire::agent::AttemptId;
+use crate::wire::duration::TimeSpan;
 use crate::wire::machine::{Machine as Answer, MachineState};
-use crate::wire::span::Span;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A machine is offline this long after its last request arrived. A poll is held for 25 s at most,
 /// so this leaves an agent 20 s for a slow network.
-pub const OFFLINE_AFTER: Span = Span::from_secs(45);
+pub const OFFLINE_AFTER: TimeSpan = TimeSpan::from_secs(45);
 /// An offline machine is forgotten after this long.
-pub(super) const FORGOTTEN_AFTER: Span = Span::from_secs(600);
+pub(super) const FORGOTTEN_AFTER: TimeSpan = TimeSpan::from_secs(600);
 
 /// Which protocol a machine's agent speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

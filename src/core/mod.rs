@@ -60,7 +60,7 @@ use self::pattern::{Directory, GroupKey};
 use self::seldom::Seldom;
 use self::task::{Attempt, MAX_PAST_ATTEMPTS, PastAttempt, Place, Target};
 use self::tick::Timer;
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Counts, ExecutionState, RetryOn};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -76,8 +76,8 @@ pub struct Time(pub u64);
 
 impl Time {
     /// This much later.
-    pub fn plus(self, span: Span) -> Time {
-        Time(self.0.saturating_add(span.as_millis()))
+    pub fn plus(self, duration: TimeSpan) -> Time {
+        Time(self.0.saturating_add(duration.as_millis()))
     }
 
     /// How long after `earlier`, in milliseconds; 0 when it was not after.
@@ -436,7 +436,7 @@ impl Core {
         let nth = (execution.now.number as usize).min(retry.interval.len());
         let pause = nth
             .checked_sub(1)
-            .map_or(Span::default(), |n| retry.interval[n]);
+            .map_or(TimeSpan::default(), |n| retry.interval[n]);
         Some(now.plus(pause))
     }
 

@@ -12,8 +12,8 @@ use super::seldom::Seldom;
 use super::spec::Spec;
 use super::task::{Execution, Kept, Place, Target, Task};
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
+use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
-use crate::wire::span::Span;
 use crate::wire::task::ExecutionState;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ impl Core {
     /// back. The error says which record cannot be what it should be.
     pub fn restored(limits: super::Limits, now: Time, saved: Saved) -> Result<Core, String> {
         let mut core = Core::new(limits, now);
-        let away = Span::from_millis(now.millis_since(saved.last_alive));
+        let away = TimeSpan::from_millis(now.millis_since(saved.last_alive));
         core.back_since = now;
         core.next_task = core.next_task.max(saved.next_task);
         let mut words = Words::default();
@@ -141,7 +141,7 @@ impl Core {
     fn restore_task(
         &mut self,
         now: Time,
-        away: Span,
+        away: TimeSpan,
         key: TaskKey,
         saved: SavedTask,
         executions: Vec<SavedExecution>,

@@ -10,8 +10,8 @@ use super::output::Output;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
+use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
-use crate::wire::span::Span;
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,11 +35,11 @@ pub struct SavedTask {
     pub name: Arc<str>,
     pub pattern: Arc<str>,
     pub mode: Mode,
-    pub ttl: Span,
+    pub ttl: TimeSpan,
     pub late_join: bool,
     pub retry: Option<Retry>,
-    pub result_ttl: Span,
-    pub failure_ttl: Span,
+    pub result_ttl: TimeSpan,
+    pub failure_ttl: TimeSpan,
     pub detail: Arc<Detail>,
     pub created_at: Time,
     pub expires_at: Time,

@@ -6,7 +6,7 @@
 
 use super::TextLimits;
 use super::pattern::Pattern;
-use crate::wire::span::{Span, Timeout};
+use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
 use std::sync::Arc;
 
@@ -19,17 +19,17 @@ pub const MAX_ARGUMENTS: usize = 4_096;
 /// The longest path of a workspace, in bytes: Linux takes no longer one (`PATH_MAX`).
 pub const MAX_WORKSPACE_BYTES: usize = 4_095;
 /// The longest pause between TERM and KILL.
-pub const MAX_KILL_GRACE: Span = Span::from_secs(3_600);
+pub const MAX_KILL_GRACE: TimeSpan = TimeSpan::from_secs(3_600);
 /// The most further attempts: beyond this a loop in a script is meant.
 pub const MAX_RETRIES: u32 = 1_000;
 /// The most intervals between attempts.
 pub const MAX_INTERVALS: usize = 100;
 
 const DEFAULT_NAME: &str = "task";
-const DEFAULT_TTL_ALL: Span = Span::from_secs(600);
-const DEFAULT_TTL_ANY: Span = Span::from_secs(24 * 3_600);
-const DEFAULT_RESULT_TTL: Span = Span::from_secs(24 * 3_600);
-const DEFAULT_FAILURE_TTL: Span = Span::from_secs(7 * 24 * 3_600);
+const DEFAULT_TTL_ALL: TimeSpan = TimeSpan::from_secs(600);
+const DEFAULT_TTL_ANY: TimeSpan = TimeSpan::from_secs(24 * 3_600);
+const DEFAULT_RESULT_TTL: TimeSpan = TimeSpan::from_secs(24 * 3_600);
+const DEFAULT_FAILURE_TTL: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 
 /// A task as checked: what a user asked for, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,11 +42,11 @@ pub struct Spec {
     pub name: Arc<str>,
     pub pattern: Pattern,
     pub mode: Mode,
-    pub ttl: Span,
+    pub ttl: TimeSpan,
     pub late_join: bool,
     pub retry: Option<Box<Retry>>,
-    pub result_ttl: Span,
-    pub failure_ttl: Span,
+    pub result_ttl: TimeSpan,
+    pub failure_ttl: TimeSpan,
     pub detail: Arc<Detail>,
 }
 
@@ -101,21 +101,21 @@ impl Spec {
     }
 
     /// How long a command of this task may live once it was handed out; `None` without a time-out.
-    pub fn longest_run(&self) -> Option<Span> {
+    pub fn longest_run(&self) -> Option<TimeSpan> {
         match self
             .detail
             .timeout
             .unwrap_or(Timeout::After(DEFAULT_TIMEOUT))
         {
-            Timeout::After(span) => Some(Span::from_millis(
-                span.as_millis() + self.kill_grace().as_millis(),
+            Timeout::After(duration) => Some(TimeSpan::from_millis(
+                duration.as_millis() + self.kill_grace().as_millis(),
             )),
             Timeout::Never => None,
         }
     }
 
     /// How long after TERM the KILL follows.
-    pub fn kill_grace(&self) -> Span {
+    pub fn kill_grace(&self) -> TimeSpan {
         self.detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE)
     }
 
@@ -175,7 +175,7 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
         check_text("detail.workspace", workspace, MAX_WORKSPACE_BYTES, "")?;
     }
     match detail.timeout {
-        Some(Timeout::After(span)) if span == Span::default() => {
+        Some(Timeout::After(duration)) if duration == TimeSpan::default() => {
             return Err("detail.timeout: must be above 0 (seconds, or a string such as \"5m\"), or -1 for none".into());
         }
         _ => detail.timeout = Some(detail.timeout.unwrap_or(Timeout::After(DEFAULT_TIMEOUT))),
@@ -232,13 +232,13 @@ fn check_retry(retry: &Retry) -> Result<(), String> {
     Ok(())
 }
 
-fn check_above_zero(field: &str, span: Span) -> Result<Span, String> {
-    if span == Span::default() {
+fn check_above_zero(field: &str, duration: TimeSpan) -> Result<TimeSpan, String> {
+    if duration == TimeSpan::default() {
         return Err(format!(
             "{field}: must be above 0 (seconds, or a string such as \"10m\")"
         ));
     }
-    Ok(span)
+    Ok(duration)
 }
 
 fn check_count(field: &str, count: usize, max: usize) -> Result<(), String> {

@@ -6,7 +6,7 @@ use super::seldom::{Seldom, Usual};
 use super::spec::Spec;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -247,7 +247,7 @@ impl Task {
     }
 
     /// How long it is kept, once it has ended.
-    pub(super) fn kept_for(&self) -> Span {
+    pub(super) fn kept_for(&self) -> TimeSpan {
         match self.state() {
             TaskState::Succeeded => self.spec.result_ttl,
             _ => self.spec.failure_ttl,

@@ -5,23 +5,23 @@ use super::machine::FORGOTTEN_AFTER;
 use super::task::Place;
 use super::task::Task;
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
+use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
-use crate::wire::span::Span;
 use crate::wire::task::ExecutionState;
 
 /// When two ticks are this far apart, the server itself was away (stopped, or starved): silence in
 /// between is not the machines' fault.
-const AWAY: Span = Span::from_secs(5);
+const AWAY: TimeSpan = TimeSpan::from_secs(5);
 /// The longest time between two ticks that is asked for, well below [`AWAY`].
-const AT_LEAST_EVERY: Span = Span::from_secs(2);
+const AT_LEAST_EVERY: TimeSpan = TimeSpan::from_secs(2);
 /// The most due things done in one call: the lock is not to be held for longer than this takes.
 const MAX_DUE: usize = 1_000;
 
 /// How long a machine that lives has to report an attempt, beyond its time-out and grace.
-pub(super) const OVERDUE_AFTER: Span = Span::from_secs(60);
+pub(super) const OVERDUE_AFTER: TimeSpan = TimeSpan::from_secs(60);
 /// How long the original's agent has for a task without a time-out: it cannot say whether it runs
 /// the task or never got it, and what was accepted has to end.
-pub(super) const ORIGINAL_AT_MOST: Span = Span::from_secs(24 * 3_600);
+pub(super) const ORIGINAL_AT_MOST: TimeSpan = TimeSpan::from_secs(24 * 3_600);
 
 /// What becomes due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

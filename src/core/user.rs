@@ -4,13 +4,13 @@ use super::pattern::GroupKey;
 use super::spec::Spec;
 use super::task::{Execution, Kept, Place, Target, Task};
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Counts, ExecutionState, Mode};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// How long a machine that lives has to confirm a cancel, beyond the command's own grace.
-const CANCEL_CONFIRMED_WITHIN: Span = Span::from_secs(60);
+const CANCEL_CONFIRMED_WITHIN: TimeSpan = TimeSpan::from_secs(60);
 
 /// How many labels are named in a refusal.
 const MAX_NAMED: usize = 10;

@@ -10,7 +10,7 @@ use super::respond::Answer;
 use super::routes::{Call, Handled, Route, check_depth};
 use crate::core::{MachineKey, Refusal};
 use crate::wire::agent::{Assignment, AttemptId, Ended, Piece, Stream};
-use crate::wire::span::Timeout;
+use crate::wire::duration::Timeout;
 use crate::wire::task::{Detail, ExecutionState};
 use crate::wire::{self, Envelope};
 use serde::Deserialize;

@@ -17,14 +17,14 @@ use crate::core::{
 use crate::rules::one_of;
 use crate::wire::Envelope;
 use crate::wire::agent::{Done, Goodbye, Output, Poll};
+use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use crate::wire::object::{Object, Posted};
-use crate::wire::span::Span;
 use crate::wire::task::{DryRun, PostedTask, Target, TaskState};
 use serde::de::DeserializeOwned;
 
 /// The longest a request may wait for a task: longer ones are asked again.
-const MAX_WAIT: Span = Span::from_secs(3_600);
+const MAX_WAIT: TimeSpan = TimeSpan::from_secs(3_600);
 /// Tasks in a list when not said otherwise, and at most.
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1_000;
@@ -270,7 +270,7 @@ fn parameter<T>(
 }
 
 fn wait_ms(request: &Request) -> Result<u64, Answer> {
-    let read = |text: &str| match text.parse::<Span>() {
+    let read = |text: &str| match text.parse::<TimeSpan>() {
         Ok(span) if span <= MAX_WAIT => Ok(span),
         _ => Err(format!(
             "expected a number of seconds or a string such as \"90s\", {MAX_WAIT} at most"

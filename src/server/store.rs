@@ -12,7 +12,7 @@ use super::held::{Held, HeldWait};
 use super::respond::{Answer, Responder};
 use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
 use crate::wire::agent::{Orders, Poll};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::Detail;
 use log::info;
 use std::collections::VecDeque;
@@ -29,7 +29,7 @@ const ANSWERING_THREADS: usize = 4;
 const RECENTLY_MS: u64 = 5_000;
 /// How long a poll is still held when its machine was handed something beside it. What ends within
 /// that time is reported without a poll between.
-const SAYS_WHAT_IT_HOLDS: Span = Span::from_secs(1);
+const SAYS_WHAT_IT_HOLDS: TimeSpan = TimeSpan::from_secs(1);
 /// The most held requests that one thread answers in one go.
 const MAX_JOBS_AT_ONCE: usize = 64;
 

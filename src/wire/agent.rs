@@ -12,7 +12,7 @@
 //! Unknown fields are ignored here, so that agents and servers of different versions get along.
 //! Points in time travel as "so many milliseconds ago": the clocks of containers are not to be trusted.
 
-use super::span::Span;
+use super::duration::TimeSpan;
 use super::task::ExecutionState;
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +39,7 @@ pub struct Poll {
     pub draining: bool,
     /// How long the server may hold the poll; it may answer sooner.
     #[serde(default)]
-    pub wait: Span,
+    pub wait: TimeSpan,
     /// Every execution the agent was handed and whose result the server has not taken yet.
     #[serde(default)]
     pub holds: Vec<Hold>,

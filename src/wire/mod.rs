@@ -5,10 +5,10 @@
 //! uses it, then to the README's reference.
 
 pub mod agent;
+pub mod duration;
 pub mod machine;
 pub mod news;
 pub mod object;
-pub mod span;
 pub mod task;
 
 use serde::{Deserialize, Serialize};

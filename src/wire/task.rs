@@ -1,15 +1,15 @@
 //! A task as it is posted, and as it is answered.
 
+use super::duration::{TimeSpan, Timeout};
 use super::object::{Answered, Object, Posted};
-use super::span::{Span, Timeout};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How long a command may run when its task does not say.
-pub const DEFAULT_TIMEOUT: Span = Span::from_secs(180);
+pub const DEFAULT_TIMEOUT: TimeSpan = TimeSpan::from_secs(180);
 /// Time between TERM and KILL when its task does not say.
-pub const DEFAULT_KILL_GRACE: Span = Span::from_secs(5);
+pub const DEFAULT_KILL_GRACE: TimeSpan = TimeSpan::from_secs(5);
 
 /// Which machines run a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -41,7 +41,7 @@ pub struct Detail {
     pub timeout: Option<Timeout>,
     /// How long after TERM the KILL follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kill_grace: Option<Span>,
+    pub kill_grace: Option<TimeSpan>,
     /// Extra variables of its environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env: Option<BTreeMap<String, String>>,
@@ -74,7 +74,7 @@ pub struct Retry {
     pub max: u32,
     /// The pause before each; the last one is used again.
     #[serde(default)]
-    pub interval: Vec<Span>,
+    pub interval: Vec<TimeSpan>,
     /// After which ends.
     #[serde(default = "Retry::default_on")]
     pub on: Vec<RetryOn>,
@@ -100,11 +100,11 @@ pub struct PostedTask {
     pub name: Option<String>,
     pub id: Option<String>,
     pub mode: Option<Mode>,
-    pub ttl: Option<Span>,
+    pub ttl: Option<TimeSpan>,
     pub late_join: Option<bool>,
     pub retry: Option<Object<Retry>>,
-    pub result_ttl: Option<Span>,
-    pub failure_ttl: Option<Span>,
+    pub result_ttl: Option<TimeSpan>,
+    pub failure_ttl: Option<TimeSpan>,
 }
 
 impl Answered for PostedTask {
@@ -163,7 +163,7 @@ pub struct NewTask {
     pub mode: Mode,
     /// How long an execution may wait to be started.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ttl: Option<Span>,
+    pub ttl: Option<TimeSpan>,
     /// What it runs.
     pub detail: Detail,
 }
@@ -355,16 +355,16 @@ pub struct Task<S = String> {
     /// Which of the matching machines run it.
     pub mode: Mode,
     /// How long an execution may wait to be started.
-    pub ttl: Span,
+    pub ttl: TimeSpan,
     /// Whether machines that appear within `ttl` run it too.
     pub late_join: bool,
     /// Further attempts, when asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
     /// How long it is kept after it succeeded.
-    pub result_ttl: Span,
+    pub result_ttl: TimeSpan,
     /// How long it is kept after it ended otherwise.
-    pub failure_ttl: Span,
+    pub failure_ttl: TimeSpan,
     /// The task that it runs again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun_of: Option<S>,

@@ -5,7 +5,7 @@ use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::wire::agent::{
     AttemptId, Done, Ended, Goodbye, Hold, HoldState, Orders, Output, Piece, Poll, Stream,
 };
-use sidebike::wire::span::{Span, Timeout};
+use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::task::{Detail, ExecutionState};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -334,7 +334,7 @@ impl World {
             version: "simulated".into(),
             jobs: agent.jobs,
             draining: agent.draining || agent.forgotten >= agent.jobs as usize,
-            wait: Span::from_millis(wait),
+            wait: TimeSpan::from_millis(wait),
             holds: agent.list_holds(now),
         };
         self.send(who, Event::ToServer(who, Request::Poll(poll)));
@@ -405,7 +405,7 @@ impl World {
         let task = self.users.task(key.task);
         self.laws.started(key, remembered, task)?;
         let cannot_start = self.rng.chance(30);
-        let grace = detail.kill_grace.map_or(5_000, Span::as_millis);
+        let grace = detail.kill_grace.map_or(5_000, TimeSpan::as_millis);
         let held = Held {
             id,
             state: HoldState::Running,

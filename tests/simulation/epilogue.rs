@@ -2,8 +2,8 @@
 
 use crate::world::{Lawful, Ms, World};
 use sidebike::core::{Selection, TaskKey, Time};
+use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::machine::MachineState;
-use sidebike::wire::span::{Span, Timeout};
 use sidebike::wire::task::{ExecutionState, Mode};
 use std::sync::Arc;
 
@@ -62,11 +62,11 @@ impl World {
         let mut spec = self.new_spec(".*");
         spec.id = Some(id.into());
         (spec.mode, spec.late_join, spec.retry) = (mode, false, None);
-        spec.ttl = Span::from_secs(120);
-        spec.result_ttl = Span::from_secs(600);
-        spec.failure_ttl = Span::from_secs(600);
+        spec.ttl = TimeSpan::from_secs(120);
+        spec.result_ttl = TimeSpan::from_secs(600);
+        spec.failure_ttl = TimeSpan::from_secs(600);
         let mut detail = (*spec.detail).clone();
-        detail.timeout = Some(Timeout::After(Span::from_millis(TIMEOUT)));
+        detail.timeout = Some(Timeout::After(TimeSpan::from_millis(TIMEOUT)));
         spec.detail = Arc::new(detail);
         let task = self.submit(spec).ok_or("the last task is refused")?;
         self.see_to_notices()?;

@@ -6,7 +6,7 @@ use crate::laws::{HandOut, RealEnd};
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, TextLimits, Time};
 use sidebike::wire::agent::{Assignment, AttemptId, Ended, Orders, Poll};
-use sidebike::wire::span::Timeout;
+use sidebike::wire::duration::Timeout;
 use sidebike::wire::task::{Detail, ExecutionState};
 use std::collections::HashMap;
 use std::sync::Arc;

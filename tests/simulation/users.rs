@@ -3,7 +3,7 @@
 use crate::server::TEXTS;
 use crate::world::{Event, Lawful, Ms, World};
 use sidebike::core::{Refusal, Selection, Spec, TaskKey, TaskQuery, Time};
-use sidebike::wire::span::{Span, Timeout};
+use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::task::{ExecutionState, Mode, PostedTask, Retry, RetryOn};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -123,14 +123,14 @@ impl World {
         spec.mode = rng.pick(&[Mode::All, Mode::All, Mode::Any, Mode::Any]);
         spec.late_join = spec.mode == Mode::All && rng.chance(300);
         let ttl = rng.pick(&[100, 3_000, 20_000, 60_000, 120_000]);
-        spec.ttl = Span::from_millis(ttl);
+        spec.ttl = TimeSpan::from_millis(ttl);
         spec.name = rng.pick(&["a", "b", "ab"]).into();
         if rng.chance(200) {
             spec.id = Some(format!("job-{}", rng.between(0, 9)).into());
         }
         if rng.chance(300) {
-            spec.result_ttl = Span::from_millis(rng.between(1, 60_000));
-            spec.failure_ttl = Span::from_millis(rng.between(1, 60_000));
+            spec.result_ttl = TimeSpan::from_millis(rng.between(1, 60_000));
+            spec.failure_ttl = TimeSpan::from_millis(rng.between(1, 60_000));
         }
         if rng.chance(400) {
             let on = [RetryOn::Failed, RetryOn::TimedOut, RetryOn::Lost];
@@ -139,7 +139,7 @@ impl World {
                 on.push(RetryOn::Lost);
             }
             let interval =
-                (0..rng.between(0, 3)).map(|_| Span::from_millis(rng.between(0, 20_000)));
+                (0..rng.between(0, 3)).map(|_| TimeSpan::from_millis(rng.between(0, 20_000)));
             let interval = interval.collect();
             spec.retry = Some(Box::new(Retry {
                 max: rng.pick(&[1, 2, 12]),
@@ -148,14 +148,14 @@ impl World {
             }));
         }
         let mut detail = (*spec.detail).clone();
-        let short = Timeout::After(Span::from_millis(rng.between(500, 30_000)));
+        let short = Timeout::After(TimeSpan::from_millis(rng.between(500, 30_000)));
         detail.timeout = Some(rng.pick(&[
             short,
             short,
-            Timeout::After(Span::from_secs(180)),
+            Timeout::After(TimeSpan::from_secs(180)),
             Timeout::Never,
         ]));
-        detail.kill_grace = Some(Span::from_millis(rng.pick(&[0, 500, 5_000])));
+        detail.kill_grace = Some(TimeSpan::from_millis(rng.pick(&[0, 500, 5_000])));
         spec.detail = Arc::new(detail);
         spec
     }
@@ -212,7 +212,7 @@ impl World {
             mode: spec.mode,
             retries: retry.map_or(0, |retry| retry.max),
             longest_interval: intervals.map(|span| span.as_millis()).max().unwrap_or(0),
-            longest_run: spec.longest_run().map_or(LONGEST_RUN, Span::as_millis),
+            longest_run: spec.longest_run().map_or(LONGEST_RUN, TimeSpan::as_millis),
         };
         self.users.tasks.insert(key, model);
     }
