@@ -12,7 +12,7 @@ mod people;
 mod trust;
 
 #[cfg(feature = "cli")]
-pub use people::{NewsReader, TaskFilter};
+pub use people::{EventReader, TaskFilter};
 
 use crate::config::Registry;
 use crate::secret::Secret;

@@ -1,13 +1,13 @@
-//! The news of a task, kept coming: over connections that break, servers that are replaced, and
+//! The event of a task, kept coming: over connections that break, servers that are replaced, and
 //! without showing anything twice.
 //!
 //! A thread reads, as a read knows no time-out; it says which connection an item came by, so that a
-//! dead connection can be given up. The news of a new connection begin at the beginning again;
+//! dead connection can be given up. The event of a new connection begin at the beginning again;
 //! what has been seen is known by its place in its stream.
 
 use super::words::in_words;
 use crate::client::{CallError, Client, Kind};
-use crate::wire::news::{News, What};
+use crate::wire::event::{EventKind, TaskEvent};
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -23,7 +23,7 @@ const DEAD_AFTER: Duration = Duration::from_secs(45);
 /// What comes of a feed.
 pub enum Item {
     /// Something happened.
-    News(News),
+    Event(TaskEvent),
     /// The server cannot be reached; in words, why. It is tried on.
     Broken(String),
     /// Nothing more will come.
@@ -117,9 +117,9 @@ impl Feed {
             }
             self.heard_at = Instant::now();
             match item {
-                Some(Item::News(news)) => {
-                    if let Some(news) = self.memory.unseen(news) {
-                        return Some(Item::News(news));
+                Some(Item::Event(event)) => {
+                    if let Some(event) = self.memory.unseen(event) {
+                        return Some(Item::Event(event));
                     }
                 }
                 Some(item) => return Some(item),
@@ -130,34 +130,34 @@ impl Feed {
 }
 
 impl Memory {
-    /// What of news has not been seen yet.
-    fn unseen(&mut self, mut news: News) -> Option<News> {
-        let seen = self.0.entry(news.execution.clone()).or_default();
-        if news.attempt < seen.attempt {
+    /// What of event has not been seen yet.
+    fn unseen(&mut self, mut event: TaskEvent) -> Option<TaskEvent> {
+        let seen = self.0.entry(event.execution.clone()).or_default();
+        if event.attempt < seen.attempt {
             return None;
         }
-        if news.attempt > seen.attempt {
-            let attempt = news.attempt;
+        if event.attempt > seen.attempt {
+            let attempt = event.attempt;
             *seen = Seen {
                 attempt,
                 ..Seen::default()
             };
-        } else if matches!(news.what, What::Attempt) {
+        } else if matches!(event.kind, EventKind::Attempt) {
             return None;
         }
-        let (stream, offset, end) = match &news.what {
-            What::Output {
+        let (stream, offset, end) = match &event.kind {
+            EventKind::Output {
                 stream,
                 offset,
                 end,
                 ..
             }
-            | What::Missing {
+            | EventKind::Missing {
                 stream,
                 offset,
                 end,
             } => (*stream, *offset, *end),
-            What::State { .. } | What::Attempt => return Some(news),
+            EventKind::State { .. } | EventKind::Attempt => return Some(event),
         };
         let at = &mut seen.at[stream as usize];
         let known = at.saturating_sub(offset);
@@ -165,7 +165,7 @@ impl Memory {
             return None;
         }
         *at = end;
-        if let What::Output { text, .. } = &mut news.what
+        if let EventKind::Output { text, .. } = &mut event.kind
             && known > 0
             && let Some(rest) = usize::try_from(known)
                 .ok()
@@ -173,7 +173,7 @@ impl Memory {
         {
             *text = rest.to_owned();
         }
-        Some(news)
+        Some(event)
     }
 }
 
@@ -212,10 +212,10 @@ impl Source {
         pause: &mut Duration,
     ) -> Result<(), CallError> {
         let machine = self.machine.as_deref();
-        let mut reader = self.client.news(&self.task, machine, self.live)?;
-        while let Some(news) = reader.next_news()? {
+        let mut reader = self.client.events(&self.task, machine, self.live)?;
+        while let Some(event) = reader.next_event()? {
             *pause = PAUSES.0;
-            if !send(news.map(Item::News)) {
+            if !send(event.map(Item::Event)) {
                 return Ok(());
             }
         }
@@ -229,13 +229,13 @@ mod tests {
     use super::*;
     use crate::wire::agent::Stream;
 
-    fn output(attempt: u32, offset: u64, text: &str) -> News {
-        News {
+    fn output(attempt: u32, offset: u64, text: &str) -> TaskEvent {
+        TaskEvent {
             execution: "t.0".into(),
             machine_label: "m".into(),
             instance: "i".into(),
             attempt,
-            what: What::Output {
+            kind: EventKind::Output {
                 stream: Stream::Stdout,
                 offset,
                 end: offset + text.len() as u64,
@@ -247,8 +247,8 @@ mod tests {
     #[test]
     fn nothing_is_shown_twice() {
         let mut memory = Memory::default();
-        let mut text = |news| match memory.unseen(news)?.what {
-            What::Output { text, .. } => Some(text),
+        let mut text = |event| match memory.unseen(event)?.kind {
+            EventKind::Output { text, .. } => Some(text),
             other => panic!("{other:?}"),
         };
         assert_eq!(text(output(1, 0, "abc")).as_deref(), Some("abc"));

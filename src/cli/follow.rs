@@ -9,7 +9,7 @@ use super::{Ended, Failure, cancel, fold, print_json};
 use crate::client::Client;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
-use crate::wire::news::{News, What};
+use crate::wire::event::{EventKind, TaskEvent};
 use crate::wire::task::Task;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -20,9 +20,9 @@ use std::time::Duration;
 
 /// How often the progress is drawn anew and a Ctrl-C looked for.
 const LOOK: Duration = Duration::from_millis(100);
-/// News shown between two drawings of the progress.
+/// TaskEvent shown between two drawings of the progress.
 const AT_ONCE: usize = 200;
-/// How long a task may take to be shown as ended after the last of its news.
+/// How long a task may take to be shown as ended after the last of its event.
 const LAST_WAIT: TimeSpan = TimeSpan::from_secs(10);
 /// What labels are painted in, to tell them apart.
 const LABEL_COLOURS: [Colour; 5] = [
@@ -129,7 +129,7 @@ struct Following<'a> {
 }
 
 impl Following<'_> {
-    /// Shows news until there are no more. An exit code when the user does not want to wait for that.
+    /// Shows event until there are no more. An exit code when the user does not want to wait for that.
     fn watch(&mut self, feed: &mut Feed) -> Result<Option<u8>, Failure> {
         let mut complained = false;
         loop {
@@ -145,9 +145,9 @@ impl Following<'_> {
                 };
                 patience = Duration::ZERO;
                 match item {
-                    Item::News(news) => {
+                    Item::Event(event) => {
                         complained = false;
-                        self.show(&news)?;
+                        self.show(&event)?;
                     }
                     Item::Broken(why) => {
                         self.progress.erase();
@@ -172,11 +172,11 @@ impl Following<'_> {
         }
     }
 
-    fn show(&mut self, news: &News) -> Result<(), Failure> {
-        self.progress.note(news);
-        if self.is_live && !matches!(news.what, What::State { .. }) {
+    fn show(&mut self, event: &TaskEvent) -> Result<(), Failure> {
+        self.progress.note(event);
+        if self.is_live && !matches!(event.kind, EventKind::State { .. }) {
             self.progress.erase();
-            self.printer.print(news)?;
+            self.printer.print(event)?;
         }
         Ok(())
     }
@@ -248,22 +248,24 @@ impl Printer {
         }
     }
 
-    /// Prints news that are output.
-    pub fn print(&mut self, news: &News) -> io::Result<()> {
-        match &news.what {
-            What::State { .. } => Ok(()),
-            What::Output { stream, text, .. } => self.output(*stream, &news.machine_label, text),
-            What::Missing {
+    /// Prints event that are output.
+    pub fn print(&mut self, event: &TaskEvent) -> io::Result<()> {
+        match &event.kind {
+            EventKind::State { .. } => Ok(()),
+            EventKind::Output { stream, text, .. } => {
+                self.output(*stream, &event.machine_label, text)
+            }
+            EventKind::Missing {
                 stream,
                 offset,
                 end,
             } => {
                 let remark = format!("… {} bytes left out …", end - offset);
-                self.remark(*stream, &news.machine_label, &remark)
+                self.remark(*stream, &event.machine_label, &remark)
             }
-            What::Attempt => {
-                let remark = format!("… attempt {} begins …", news.attempt);
-                self.remark(Stream::Stderr, &news.machine_label, &remark)
+            EventKind::Attempt => {
+                let remark = format!("… attempt {} begins …", event.attempt);
+                self.remark(Stream::Stderr, &event.machine_label, &remark)
             }
         }
     }

@@ -8,7 +8,7 @@ use super::{Ended, Failure, ServerArgs};
 use std::io::{self, Write};
 use std::time::Duration;
 
-/// How long a look for news takes; nothing else is to be done meanwhile.
+/// How long a look for event takes; nothing else is to be done meanwhile.
 const LOOK: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
@@ -53,14 +53,14 @@ pub fn run(args: Args) -> Ended {
     let mut complained = false;
     loop {
         match feed.next(LOOK) {
-            Some(Item::News(news)) if args.json => {
+            Some(Item::Event(event)) if args.json => {
                 // Our own types have only string keys and finite numbers: this cannot fail.
-                let line = serde_json::to_string(&news).unwrap_or_default();
+                let line = serde_json::to_string(&event).unwrap_or_default();
                 writeln!(io::stdout(), "{line}")?;
             }
-            Some(Item::News(news)) => {
+            Some(Item::Event(event)) => {
                 complained = false;
-                printer.print(&news)?;
+                printer.print(&event)?;
                 printer.flush()?;
             }
             Some(Item::Broken(_)) if complained => {}

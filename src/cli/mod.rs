@@ -8,7 +8,7 @@
 //! | `named` | the task that an id or a name stands for |
 //! | `words` | what the server says, in the words of the command line |
 //! | `follow` | watching a task until it ends: output, Ctrl-C, summary |
-//! | `feed` | the news of a task, kept coming over broken connections |
+//! | `feed` | the event of a task, kept coming over broken connections |
 //! | `outcome` | how a task ended: exit codes, words |
 //! | `progress` | the line that says how far it is |
 //! | `fold` | machines with the same output together |

@@ -2,7 +2,7 @@
 
 use super::outcome::short;
 use super::screen::{self, cut};
-use crate::wire::news::{News, What};
+use crate::wire::event::{EventKind, TaskEvent};
 use crate::wire::task::{ExecutionState, Task};
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -32,9 +32,9 @@ impl Progress {
     }
 
     /// Takes in what happened.
-    pub fn note(&mut self, news: &News) {
-        if let What::State { state } = news.what {
-            self.states.insert(news.execution.clone(), state);
+    pub fn note(&mut self, event: &TaskEvent) {
+        if let EventKind::State { state } = event.kind {
+            self.states.insert(event.execution.clone(), state);
         }
     }
 

@@ -14,7 +14,7 @@
 //! | | output, done | `report.rs` |
 //! | time | tick | `tick.rs` |
 //! | anyone | queries | `query.rs` |
-//! | those who follow | follow, unfollow, news | `follow.rs` |
+//! | followers | follow, unfollow, next_events | `follow.rs` |
 //!
 //! To add an operation: decide in `life.rs` which events it means, write it beside its kind, and let
 //! the simulation in `tests/simulation` call it.
@@ -40,7 +40,7 @@ mod user;
 pub use self::agent::original_instance;
 #[doc(hidden)]
 pub use self::check::{Glimpse, Rule};
-pub use self::follow::{Follower, Look, News, Wanted, What};
+pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 pub use self::limits::{Limits, TextLimits};
 pub use self::machine::OFFLINE_AFTER;
 pub use self::output::{Output, gap_line};
@@ -53,7 +53,7 @@ pub use self::spec::Spec;
 pub use self::task::{Execution, Kept, Task, execution_id};
 pub use self::user::Selection;
 
-use self::follow::Followed;
+use self::follow::ChangeLog;
 use self::life::Event;
 use self::machine::Machine;
 use self::pattern::{Directory, GroupKey};
@@ -126,8 +126,8 @@ pub enum Notice {
     HandedOut(MachineKey),
     /// A task has ended.
     Finished(TaskKey),
-    /// Something has happened to a task that somebody follows.
-    News(TaskKey),
+    /// A task that has followers has changed.
+    Changed(TaskKey),
     /// A machine went offline; in words, why.
     Gone(Arc<str>, &'static str),
     /// A machine appeared.
@@ -166,7 +166,7 @@ pub struct Core {
     executions: Counts,
     output_bytes: usize,
     figures: Figures,
-    followed: HashMap<TaskKey, Followed>,
+    change_logs: HashMap<TaskKey, ChangeLog>,
     notices: Vec<Notice>,
     /// What has changed, when somebody saves it.
     changes: Option<saved::Changes>,
@@ -198,7 +198,7 @@ impl Core {
             executions: Counts::default(),
             output_bytes: 0,
             figures: Figures::default(),
-            followed: HashMap::new(),
+            change_logs: HashMap::new(),
             notices: Vec::new(),
             changes: None,
             broken: None,
@@ -281,7 +281,7 @@ impl Core {
         if state.is_terminal() {
             self.figures.ended(state);
         }
-        self.note_news(key);
+        self.note_change(key);
         true
     }
 

@@ -1,6 +1,6 @@
-//! What is kept of a command's output: two tapes, and the order in which their bytes came.
+//! EventKind is kept of a command's output: two tapes, and the order in which their bytes came.
 
-use super::follow::What;
+use super::follow::EventKind;
 use super::saved::SavedPiece;
 use crate::tape::Tape;
 use crate::wire::agent::Stream;
@@ -60,7 +60,7 @@ impl Output {
         self.note_order(stream);
     }
 
-    /// What is kept, as pieces in the order in which it came, from which the same can be made again.
+    /// EventKind is kept, as pieces in the order in which it came, from which the same can be made again.
     pub fn pieces(&self) -> Vec<SavedPiece> {
         let mut pieces = Vec::new();
         let mut at = [0u64; 2];
@@ -149,7 +149,7 @@ impl Output {
         how: &Reading,
         at: &mut [u64; 2],
         room: &mut usize,
-        give: &mut dyn FnMut(What),
+        give: &mut dyn FnMut(EventKind),
     ) -> bool {
         let wanted = |stream| how.stream.is_none_or(|only| only == stream);
         for (stream, end) in self.runs.iter().filter(|(stream, _)| wanted(*stream)) {
@@ -159,7 +159,7 @@ impl Output {
                 let wanted = most.min(*room).min(MAX_LINE_BYTES);
                 let (from, mut bytes) = read_across(tape, *at, wanted);
                 if from > *at {
-                    give(What::Gap(*stream, *at, from));
+                    give(EventKind::Gap(*stream, *at, from));
                     *at = from;
                     continue;
                 }
@@ -174,7 +174,7 @@ impl Output {
                 }
                 *room = room.saturating_sub(bytes.len());
                 *at += bytes.len() as u64;
-                give(What::Output(*stream, from, bytes));
+                give(EventKind::Output(*stream, from, bytes));
             }
         }
         true

@@ -85,7 +85,7 @@ impl Core {
         let after = output.kept();
         task.output_bytes = task.output_bytes + after - before;
         self.output_bytes = self.output_bytes + after - before;
-        self.note_news(key);
+        self.note_change(key);
     }
 
     /// Takes in results, with the last of their output. Says for each what became of it; none has

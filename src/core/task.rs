@@ -119,6 +119,13 @@ pub struct PastAttempt {
     pub attempt: Attempt,
 }
 
+impl Target {
+    /// Whether this name means the machine: it is its instance or its label.
+    pub fn is_named(&self, name: &str) -> bool {
+        *self.instance == *name || *self.label == *name
+    }
+}
+
 impl Attempt {
     pub fn new(number: u32) -> Self {
         Attempt {
@@ -356,7 +363,7 @@ impl Task {
     pub fn outputs(&self, machine: Option<&str>) -> Vec<(&str, Option<&Output>)> {
         let addressed = |e: &&Execution| match (machine, &e.target) {
             (None, _) => true,
-            (Some(name), Some(target)) => *target.instance == *name || *target.label == *name,
+            (Some(name), Some(target)) => target.is_named(name),
             (Some(_), None) => false,
         };
         let outputs = self.executions.iter().filter(addressed).map(|e| {

@@ -178,7 +178,7 @@ impl Core {
         let task = self.known_task(key)?;
         let meant = |e: &Execution| match (selection, &e.target) {
             (Selection::All, _) => true,
-            (Selection::Machine(name), Some(t)) => *t.instance == **name || *t.label == **name,
+            (Selection::Machine(name), Some(t)) => t.is_named(name),
             (Selection::Machine(_), None) => false,
         };
         let executions: Vec<ExecutionKey> = (0..)
@@ -455,7 +455,7 @@ impl Core {
             self.close(key);
         }
         self.queue_for(execution, machine);
-        self.note_news(execution);
+        self.note_change(execution);
     }
 }
 

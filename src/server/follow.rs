@@ -10,7 +10,7 @@ use super::connection::Phase;
 use super::respond::Streaming;
 use super::routes::{Call, Handled};
 use super::store::Store;
-use crate::core::{Follower, News, TaskKey, Wanted, What, execution_id, gap_line};
+use crate::core::{EventKind, Follower, OutputFilter, TaskEvent, TaskKey, execution_id, gap_line};
 use crate::wire;
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -82,12 +82,12 @@ impl Bell {
     }
 }
 
-/// How news are written.
+/// How events are written.
 pub trait Form {
     /// The type of the body.
     fn content_type(&self) -> &'static str;
     /// Adds one to what is to be written.
-    fn add(&mut self, news: &News, to: &mut Vec<u8>);
+    fn add(&mut self, event: &TaskEvent, to: &mut Vec<u8>);
     /// What is written when there has been nothing to write for a while.
     fn sign_of_life(&self) -> &'static [u8];
 }
@@ -105,25 +105,25 @@ impl Form for Text {
         "text/plain; charset=utf-8"
     }
 
-    fn add(&mut self, news: &News, to: &mut Vec<u8>) {
-        let remark = match &news.what {
-            What::State(_) => return,
-            What::Output(_, _, bytes) if self.several => {
+    fn add(&mut self, event: &TaskEvent, to: &mut Vec<u8>) {
+        let remark = match &event.kind {
+            EventKind::State(_) => return,
+            EventKind::Output(_, _, bytes) if self.several => {
                 for line in bytes.split_inclusive(|b| *b == b'\n') {
-                    add_line(&news.label, line.strip_suffix(b"\n").unwrap_or(line), to);
+                    add_line(&event.label, line.strip_suffix(b"\n").unwrap_or(line), to);
                 }
                 return;
             }
-            What::Output(_, _, bytes) => {
+            EventKind::Output(_, _, bytes) => {
                 to.extend_from_slice(bytes);
                 self.within_line = bytes.last() != Some(&b'\n');
                 return;
             }
-            What::Gap(_, from, end) => gap_line(end - from),
-            What::Retried => format!("… attempt {} begins …", news.attempt),
+            EventKind::Gap(_, from, end) => gap_line(end - from),
+            EventKind::Retried => format!("… attempt {} begins …", event.attempt),
         };
         if self.several {
-            return add_line(&news.label, remark.trim().as_bytes(), to);
+            return add_line(&event.label, remark.trim().as_bytes(), to);
         }
         if std::mem::take(&mut self.within_line) {
             to.push(b'\n');
@@ -154,31 +154,31 @@ impl Form for Json {
         "application/x-ndjson"
     }
 
-    fn add(&mut self, news: &News, to: &mut Vec<u8>) {
-        let what = match &news.what {
-            What::State(state) => wire::news::What::State { state: *state },
-            What::Retried => wire::news::What::Attempt,
-            What::Output(stream, offset, bytes) => wire::news::What::Output {
+    fn add(&mut self, event: &TaskEvent, to: &mut Vec<u8>) {
+        let kind = match &event.kind {
+            EventKind::State(state) => wire::event::EventKind::State { state: *state },
+            EventKind::Retried => wire::event::EventKind::Attempt,
+            EventKind::Output(stream, offset, bytes) => wire::event::EventKind::Output {
                 stream: *stream,
                 offset: *offset,
                 end: offset + bytes.len() as u64,
                 text: String::from_utf8_lossy(bytes).into_owned(),
             },
-            What::Gap(stream, offset, end) => wire::news::What::Missing {
+            EventKind::Gap(stream, offset, end) => wire::event::EventKind::Missing {
                 stream: *stream,
                 offset: *offset,
                 end: *end,
             },
         };
-        let news = wire::news::News {
-            execution: execution_id(&self.prefix, news.n),
-            machine_label: news.label.to_string(),
-            instance: news.instance.to_string(),
-            attempt: news.attempt,
-            what,
+        let event = wire::event::TaskEvent {
+            execution: execution_id(&self.prefix, event.n),
+            machine_label: event.label.to_string(),
+            instance: event.instance.to_string(),
+            attempt: event.attempt,
+            kind,
         };
         // Our own types have only string keys and finite numbers: serializing them cannot fail.
-        let _ = serde_json::to_writer(&mut *to, &news);
+        let _ = serde_json::to_writer(&mut *to, &event);
         to.push(b'\n');
     }
 
@@ -191,7 +191,7 @@ impl Form for Json {
 pub fn answer(
     call: Call<'_>,
     task: TaskKey,
-    wanted: Wanted,
+    wanted: OutputFilter,
     live: bool,
     form: &mut dyn Form,
 ) -> Handled {
@@ -247,10 +247,10 @@ fn pump(
     let mut written_at = Instant::now();
     loop {
         let heard = bell.count();
-        let look = following.store.ask(|core| core.news(&mut follower));
+        let batch = following.store.ask(|core| core.next_events(&mut follower));
         let mut bytes = Vec::new();
-        for news in &look.news {
-            form.add(news, &mut bytes);
+        for event in &batch.events {
+            form.add(event, &mut bytes);
         }
         if bytes.is_empty() && written_at.elapsed() >= SIGN_OF_LIFE {
             bytes.extend_from_slice(form.sign_of_life());
@@ -261,10 +261,10 @@ fn pump(
                 return;
             }
         }
-        if look.more {
+        if batch.more {
             continue;
         }
-        if look.ended || !live {
+        if batch.ended || !live {
             return stream.finish();
         }
         stream.connection().enter(Phase::Held);

@@ -459,7 +459,7 @@ impl Store {
                     jobs.push(Job::Finished(task));
                     self.bells.ring(task);
                 }
-                Notice::News(task) => self.bells.ring(task),
+                Notice::Changed(task) => self.bells.ring(task),
                 Notice::HandedOut(machine) => {
                     let soon = self.clock.now().plus(SAYS_WHAT_IT_HOLDS);
                     self.state().held.shorten_poll(machine, soon);

@@ -3,7 +3,7 @@
 use super::respond::Answer;
 use super::routes::{Call, Handled, flag, looked_at_task};
 use super::{answer, follow};
-use crate::core::{Output, Refusal, Task, Wanted, gap_line};
+use crate::core::{Output, OutputFilter, Refusal, Task, gap_line};
 use crate::wire;
 use crate::wire::agent::Stream;
 use crate::wire::task::{ExecutionState, TaskState};
@@ -64,7 +64,7 @@ pub fn output(call: Call<'_>) -> Handled {
             let may_join = usize::from(several);
             check_one(task.outputs(machine).len().max(2 * may_join))?;
         }
-        let wanted = Wanted {
+        let wanted = OutputFilter {
             machine: machine.map(str::to_owned),
             stream: stream.or(offset.map(|_| Stream::Stdout)),
             offset,

@@ -6,8 +6,9 @@
 
 pub mod agent;
 pub mod duration;
+pub mod event;
 pub mod machine;
-pub mod news;
+
 pub mod object;
 pub mod task;
 

@@ -311,7 +311,7 @@ impl World {
                     Notice::Wake(machine) => self.collect_for(machine)?,
                     Notice::HandedOut(machine) => self.shorten_hold(machine),
                     Notice::Finished(task) => self.laws.finished(task)?,
-                    Notice::News(_) => {}
+                    Notice::Changed(_) => {}
                     Notice::Gone(..) => self.count("machine went offline"),
                     Notice::Appeared(..) => self.count("machine appeared"),
                 }
