@@ -9,7 +9,7 @@
 //! | [`rules`] | what is checked alike at both ends |
 //! | [`secret`] | tokens: where they come from, and that they never show |
 //! | [`tls`] | which cryptography, whose certificates |
-//! | [`tape`] | what is kept of a stream of output; used by the agent and by `core` |
+//! | [`head_tail_buffer`] | what is kept of a stream of output; used by the agent and by `core` |
 //! | `core` | machines, tasks, executions: the pure state machine, the only home of the rules |
 //! | `server` | sockets, routes, held requests, the one lock around the core |
 //! | `agent` | the poll loop, the runner of commands, the reporter of results |
@@ -19,7 +19,7 @@
 //! Invariants, mostly about what is absent:
 //!
 //! - `core` has no clock, no lock, no socket, no log: time and ids come in as arguments. It uses
-//!   `wire`, `rules` and `tape` only.
+//!   `wire`, `rules` and `head_tail_buffer` only.
 //! - The agent uses neither `core` nor `server`; the server uses neither `agent` nor `client`; `cli`
 //!   uses none of them but `client`.
 //! - tiny_http is named in `server/http` only, ureq in `client`, rustls in `tls`, redb in `server/db`,
@@ -35,10 +35,10 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod core;
+pub mod head_tail_buffer;
 pub mod rules;
 pub mod secret;
 #[cfg(feature = "server")]
 pub mod server;
-pub mod tape;
 pub mod tls;
 pub mod wire;

@@ -1,8 +1,8 @@
-//! EventKind is kept of a command's output: two tapes, and the order in which their bytes came.
+//! EventKind is kept of a command's output: two buffers, and the order in which their bytes came.
 
 use super::follow::EventKind;
 use super::saved::SavedPiece;
-use crate::tape::Tape;
+use crate::head_tail_buffer::HeadTailBuffer;
 use crate::wire::agent::Stream;
 
 /// The most changes between the two streams that are remembered; later bytes count as if they had
@@ -16,22 +16,22 @@ const MAX_LINE_BYTES: usize = 64 * 1024;
 /// Both streams of one attempt.
 #[derive(Debug, Clone, Default)]
 pub struct Output {
-    stdout: Tape,
-    stderr: Tape,
+    stdout: HeadTailBuffer,
+    stderr: HeadTailBuffer,
     /// "Then that stream, up to that offset", in the order in which the bytes came.
     runs: Vec<(Stream, u64)>,
 }
 
 impl Output {
-    /// One of the tapes.
-    pub fn tape(&self, stream: Stream) -> &Tape {
+    /// One of the buffers.
+    pub fn stream(&self, stream: Stream) -> &HeadTailBuffer {
         match stream {
             Stream::Stdout => &self.stdout,
             Stream::Stderr => &self.stderr,
         }
     }
 
-    fn tape_mut(&mut self, stream: Stream) -> &mut Tape {
+    fn stream_mut(&mut self, stream: Stream) -> &mut HeadTailBuffer {
         match stream {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
@@ -50,13 +50,13 @@ impl Output {
 
     /// Takes in a piece; known bytes are skipped.
     pub fn write(&mut self, stream: Stream, offset: u64, data: &[u8]) {
-        self.tape_mut(stream).write(offset, data);
+        self.stream_mut(stream).write(offset, data);
         self.note_order(stream);
     }
 
     /// Notes how far the command wrote, though the bytes did not come.
     pub fn skip_to(&mut self, stream: Stream, end: u64) {
-        self.tape_mut(stream).skip_to(end);
+        self.stream_mut(stream).skip_to(end);
         self.note_order(stream);
     }
 
@@ -69,7 +69,7 @@ impl Output {
             while *at < *upto {
                 let most = usize::try_from(*upto - *at).unwrap_or(usize::MAX);
                 let read = self
-                    .tape(*stream)
+                    .stream(*stream)
                     .read(*at, most)
                     .filter(|(offset, _)| offset < upto);
                 let (offset, mut data) = read.unwrap_or((*upto, Vec::new()));
@@ -86,7 +86,7 @@ impl Output {
     }
 
     fn note_order(&mut self, stream: Stream) {
-        let end = self.tape(stream).end();
+        let end = self.stream(stream).end();
         let full = self.runs.len() >= MAX_RUNS;
         let known = self.runs.iter().rposition(|(s, _)| *s == stream);
         match known {
@@ -153,17 +153,17 @@ impl Output {
     ) -> bool {
         let wanted = |stream| how.stream.is_none_or(|only| only == stream);
         for (stream, end) in self.runs.iter().filter(|(stream, _)| wanted(*stream)) {
-            let (tape, at) = (self.tape(*stream), &mut at[*stream as usize]);
+            let (buffer, at) = (self.stream(*stream), &mut at[*stream as usize]);
             while *at < *end {
                 let most = usize::try_from(*end - *at).unwrap_or(usize::MAX);
                 let wanted = most.min(*room).min(MAX_LINE_BYTES);
-                let (from, mut bytes) = read_across(tape, *at, wanted);
+                let (from, mut bytes) = read_across(buffer, *at, wanted);
                 if from > *at {
                     give(EventKind::Gap(*stream, *at, from));
                     *at = from;
                     continue;
                 }
-                let is_last = how.ended && from + bytes.len() as u64 == tape.end();
+                let is_last = how.ended && from + bytes.len() as u64 == buffer.end();
                 let before_gap = bytes.len() < wanted;
                 bytes.truncate(how.complete(&bytes, is_last || before_gap));
                 if bytes.is_empty() {
@@ -183,23 +183,25 @@ impl Output {
     /// The kept bytes of a stream with its gaps, cut to about `limit` bytes by leaving out more of
     /// the middle.
     fn excerpt(&self, stream: Stream, limit: usize) -> Vec<Part> {
-        let tape = self.tape(stream);
-        let (front, back) = if tape.kept() <= limit {
+        let buffer = self.stream(stream);
+        let (front, back) = if buffer.kept() <= limit {
             (u64::MAX, 0)
         } else {
             (limit as u64 / 2, limit as u64 / 2)
         };
         let mut parts: Vec<Part> = Vec::new();
         let mut at = 0;
-        while at < tape.end() {
+        while at < buffer.end() {
             let from = if at >= front {
-                at.max(tape.end() - back)
+                at.max(buffer.end() - back)
             } else {
                 at
             };
             let most = usize::try_from(front.saturating_sub(from)).unwrap_or(usize::MAX);
             let most = if from >= front { usize::MAX } else { most };
-            let (offset, bytes) = tape.read(from, most).unwrap_or((tape.end(), Vec::new()));
+            let (offset, bytes) = buffer
+                .read(from, most)
+                .unwrap_or((buffer.end(), Vec::new()));
             if offset > at {
                 parts.push(Part::Gap(offset - at));
             }
@@ -213,12 +215,14 @@ impl Output {
 }
 
 /// The first kept byte at or after `offset`, and up to `max` bytes from there, across the place where
-/// the tape's head and tail meet when nothing is missing there.
-fn read_across(tape: &Tape, offset: u64, max: usize) -> (u64, Vec<u8>) {
-    let (from, mut bytes) = tape.read(offset, max).unwrap_or((tape.end(), Vec::new()));
+/// the buffer's head and tail meet when nothing is missing there.
+fn read_across(buffer: &HeadTailBuffer, offset: u64, max: usize) -> (u64, Vec<u8>) {
+    let (from, mut bytes) = buffer
+        .read(offset, max)
+        .unwrap_or((buffer.end(), Vec::new()));
     let end = from + bytes.len() as u64;
     if bytes.len() < max
-        && let Some((next, more)) = tape.read(end, max - bytes.len())
+        && let Some((next, more)) = buffer.read(end, max - bytes.len())
         && next == end
     {
         bytes.extend(more);

@@ -447,8 +447,8 @@ impl Attempt {
         };
         if let Some(output) = &self.output {
             let (out, err) = (
-                output.tape(Stream::Stdout).kept(),
-                output.tape(Stream::Stderr).kept(),
+                output.stream(Stream::Stdout).kept(),
+                output.stream(Stream::Stderr).kept(),
             );
             let fits = out + err <= output_limit;
             let limit = if fits { usize::MAX } else { output_limit / 2 };

@@ -19,7 +19,7 @@ use crate::wire::Envelope;
 use crate::wire::agent::{Done, Goodbye, Output, Poll};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
-use crate::wire::object::{Object, Posted};
+use crate::wire::strict_object::{Posted, StrictObject};
 use crate::wire::task::{DryRun, PostedTask, Target, TaskState};
 use serde::de::DeserializeOwned;
 
@@ -186,7 +186,7 @@ fn not_safe<T>((_, why): (T, String)) -> Answer {
     answer::error(503, &why)
 }
 
-/// Reads a JSON body, as an [`Object`] or [`Posted`]. The error names the field.
+/// Reads a JSON body, as a [`StrictObject`] or [`Posted`]. The error names the field.
 fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
     let bytes = &call.request.body;
     if bytes.is_empty() {
@@ -529,7 +529,7 @@ fn machines(call: Call<'_>) -> Handled {
 }
 
 fn poll(call: Call<'_>) -> Handled {
-    let Object(poll): Object<Poll> = body(&call, "the poll")?;
+    let StrictObject(poll): StrictObject<Poll> = body(&call, "the poll")?;
     let Some(responder) = call.responder.take() else {
         return Ok(None);
     };
@@ -564,7 +564,7 @@ fn check_speaks_for(instance: &str) -> Result<(), Answer> {
 }
 
 fn output(call: Call<'_>) -> Handled {
-    let Object(output): Object<Output> = body(&call, "the output")?;
+    let StrictObject(output): StrictObject<Output> = body(&call, "the output")?;
     check_speaks_for(&output.instance)?;
     // The agent drops what was taken.
     let taken = call
@@ -576,7 +576,7 @@ fn output(call: Call<'_>) -> Handled {
 }
 
 fn done(call: Call<'_>) -> Handled {
-    let Object(done): Object<Done> = body(&call, "the results")?;
+    let StrictObject(done): StrictObject<Done> = body(&call, "the results")?;
     check_speaks_for(&done.instance)?;
     let taken = call
         .server
@@ -586,7 +586,7 @@ fn done(call: Call<'_>) -> Handled {
 }
 
 fn goodbye(call: Call<'_>) -> Handled {
-    let Object(goodbye): Object<Goodbye> = body(&call, "the goodbye")?;
+    let StrictObject(goodbye): StrictObject<Goodbye> = body(&call, "the goodbye")?;
     check_speaks_for(&goodbye.instance)?;
     let left = call
         .server

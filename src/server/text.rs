@@ -211,11 +211,11 @@ fn from_offset(
     let Some(output) = output else {
         return Ok(text);
     };
-    let tape = output.tape(stream);
-    while at < tape.end() {
-        let (from, bytes) = tape
+    let buffer = output.stream(stream);
+    while at < buffer.end() {
+        let (from, bytes) = buffer
             .read(at, usize::MAX)
-            .unwrap_or((tape.end(), Vec::new()));
+            .unwrap_or((buffer.end(), Vec::new()));
         if from > at {
             text.push_str(&gap_line(from - at));
         }

@@ -9,7 +9,7 @@ pub mod duration;
 pub mod event;
 pub mod machine;
 
-pub mod object;
+pub mod strict_object;
 pub mod task;
 
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! A task as it is posted, and as it is answered.
 
 use super::duration::{TimeSpan, Timeout};
-use super::object::{Answered, Object, Posted};
+use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ pub struct Detail {
     pub stdin: Option<String>,
 }
 
-impl Answered for Detail {
+impl ReadOnlyFields for Detail {
     const READ_ONLY: &[&str] = &["result"];
 }
 
@@ -102,12 +102,12 @@ pub struct PostedTask {
     pub mode: Option<Mode>,
     pub ttl: Option<TimeSpan>,
     pub late_join: Option<bool>,
-    pub retry: Option<Object<Retry>>,
+    pub retry: Option<StrictObject<Retry>>,
     pub result_ttl: Option<TimeSpan>,
     pub failure_ttl: Option<TimeSpan>,
 }
 
-impl Answered for PostedTask {
+impl ReadOnlyFields for PostedTask {
     const READ_ONLY: &[&str] = &[
         "type",
         "status",

@@ -18,7 +18,7 @@
 //! | `poll` lets one that said goodbye in again | who_said_goodbye_never_comes_back |
 //! | a lost hand-out is not queued again, a timer is forgotten or left behind | `Core::check_invariants` |
 //! | a machine that is gone gives nothing back | what_could_run_elsewhere_is_not_lost_unstarted |
-//! | `Tape::write` ignores the offset | output_is_what_was_written |
+//! | `HeadTailBuffer::write` ignores the offset | output_is_what_was_written |
 
 mod agent;
 mod crash;
