@@ -5,8 +5,8 @@
 //! only to the same machine, and only when a later poll of that machine shows that it never arrived;
 //! and an attempt that may have started on a machine that is gone is `lost`, never handed to another.
 
-use super::check::Rule;
-use super::life::Event;
+use super::invariants::Rule;
+use super::lifecycle::Event;
 use super::machine::{Kind, Machine};
 use super::task::{Place, Target};
 use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
@@ -346,7 +346,7 @@ impl Core {
         let started = Time(now.0.saturating_sub(ago_ms)).max(delivered);
         attempt.started_at = Some(started);
         if attempt.number == 1 {
-            self.figures
+            self.stats
                 .submit_to_start
                 .add(started.millis_since(submitted));
         }

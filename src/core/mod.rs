@@ -16,13 +16,14 @@
 //! | anyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
 //!
-//! To add an operation: decide in `life.rs` which events it means, write it beside its kind, and let
+//! To add an operation: decide in `lifecycle.rs` which events it means, write it beside its kind, and let
 //! the simulation in `tests/simulation` call it.
 
 mod agent;
-mod check;
 mod follow;
-mod life;
+mod invariants;
+mod lazy_box;
+mod lifecycle;
 mod limits;
 mod machine;
 mod output;
@@ -31,33 +32,32 @@ mod query;
 mod report;
 mod restored;
 mod saved;
-mod seldom;
 mod spec;
 mod task;
 mod tick;
 mod user;
 
 pub use self::agent::original_instance;
-#[doc(hidden)]
-pub use self::check::{Glimpse, Rule};
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
+#[doc(hidden)]
+pub use self::invariants::{ExecutionView, Rule};
 pub use self::limits::{Limits, TextLimits};
 pub use self::machine::OFFLINE_AFTER;
 pub use self::output::{Output, gap_line};
 pub use self::pattern::Pattern;
-pub use self::query::{Figures, Histogram, TaskPage, TaskQuery};
+pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
 pub use self::spec::Spec;
-pub use self::task::{Execution, Kept, Task, execution_id};
+pub use self::task::{Execution, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
 use self::follow::ChangeLog;
-use self::life::Event;
+use self::lazy_box::LazyBox;
+use self::lifecycle::Event;
 use self::machine::Machine;
 use self::pattern::{Directory, GroupKey};
-use self::seldom::Seldom;
 use self::task::{Attempt, MAX_PAST_ATTEMPTS, PastAttempt, Place, Target};
 use self::tick::Timer;
 use crate::wire::duration::TimeSpan;
@@ -165,7 +165,7 @@ pub struct Core {
     finished_executions: usize,
     executions: Counts,
     output_bytes: usize,
-    figures: Figures,
+    stats: Stats,
     change_logs: HashMap<TaskKey, ChangeLog>,
     notices: Vec<Notice>,
     /// What has changed, when somebody saves it.
@@ -197,7 +197,7 @@ impl Core {
             finished_executions: 0,
             executions: Counts::default(),
             output_bytes: 0,
-            figures: Figures::default(),
+            stats: Stats::default(),
             change_logs: HashMap::new(),
             notices: Vec::new(),
             changes: None,
@@ -218,11 +218,11 @@ impl Core {
     }
 
     /// A task, to be changed: what is reached by this is saved.
-    fn task_mut(&mut self, key: TaskKey) -> &mut Kept {
+    fn task_mut(&mut self, key: TaskKey) -> &mut TaskData {
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
-        kept(&mut self.tasks, key)
+        data_mut(&mut self.tasks, key)
     }
 
     fn task_with_prefix(&self, prefix: &str) -> Option<TaskKey> {
@@ -241,7 +241,7 @@ impl Core {
         if let Some(changes) = &mut self.changes {
             changes.execution(key);
         }
-        &mut kept(&mut self.tasks, key.task).executions[key.n as usize]
+        &mut data_mut(&mut self.tasks, key.task).executions[key.n as usize]
     }
 
     /// Notes that a machine is to be saved as it is now.
@@ -265,9 +265,9 @@ impl Core {
 
     /// Applies an event to an execution, if the table has it. The one place where a state changes.
     fn apply(&mut self, key: ExecutionKey, event: Event) -> bool {
-        let task = kept(&mut self.tasks, key.task);
+        let task = data_mut(&mut self.tasks, key.task);
         let execution = &mut task.executions[key.n as usize];
-        let Some(state) = life::next(execution.state, event) else {
+        let Some(state) = lifecycle::next(execution.state, event) else {
             return false;
         };
         if let Some(changes) = &mut self.changes {
@@ -279,7 +279,7 @@ impl Core {
         *task.counts.of(state) += 1;
         *self.executions.of(state) += 1;
         if state.is_terminal() {
-            self.figures.ended(state);
+            self.stats.ended(state);
         }
         self.note_change(key);
         true
@@ -359,7 +359,7 @@ impl Core {
         msg: &str,
     ) -> bool {
         let execution = self.execution(key);
-        if life::next(execution.state, Event::End(state)).is_none() {
+        if lifecycle::next(execution.state, Event::End(state)).is_none() {
             return false;
         }
         let delivered = execution.state != ExecutionState::Queued;
@@ -389,7 +389,7 @@ impl Core {
         attempt.finished_at = attempt.finished_at.or(Some(now));
         attempt.msg = msg.into();
         if let Some(ms) = attempt.duration_ms {
-            self.figures.run_time.add(ms);
+            self.stats.run_time.add(ms);
         }
     }
 
@@ -449,7 +449,7 @@ impl Core {
         let number = execution.now.number + 1;
         let mut next = Attempt::new(number);
         next.due_at = Some(due);
-        let attempt = std::mem::replace(&mut execution.now, Seldom::of(next)).into_inner();
+        let attempt = std::mem::replace(&mut execution.now, LazyBox::new(next)).into_inner();
         let target = if is_any {
             execution.target.take()
         } else {
@@ -469,7 +469,7 @@ impl Core {
             self.task_mut(key.task).output_bytes -= bytes;
             self.output_bytes -= bytes;
         }
-        self.figures.retries += 1;
+        self.stats.retries += 1;
         self.timers.insert((due, Timer::AttemptDue(key, number)));
     }
 
@@ -481,7 +481,7 @@ impl Core {
         if task.open || task.finished_at.is_some() || task.counts.unfinished() > 0 {
             return;
         }
-        let task = kept(&mut self.tasks, key);
+        let task = data_mut(&mut self.tasks, key);
         task.finished_at = Some(now);
         let task = self.task(key);
         let forgotten_at = now.plus(task.kept_for());
@@ -494,7 +494,7 @@ impl Core {
         self.task_timers.insert((forgotten_at, key));
         self.finished.insert((now, key));
         self.finished_executions += executions;
-        self.figures.finished(state);
+        self.stats.finished(state);
         self.notices.push(Notice::Finished(key));
         self.forget_if_withdrawn(key);
         self.keep_within_limits();
@@ -572,7 +572,7 @@ impl Core {
                 self.task_names.remove(&task.spec.name);
             }
         }
-        self.figures.forgotten(task.state());
+        self.stats.forgotten(task.state());
     }
 
     fn target(&self, machine: MachineKey) -> Arc<Target> {
@@ -581,8 +581,8 @@ impl Core {
 }
 
 /// What is kept of a task, to be changed.
-fn kept(tasks: &mut BTreeMap<TaskKey, Task>, key: TaskKey) -> &mut Kept {
+fn data_mut(tasks: &mut BTreeMap<TaskKey, Task>, key: TaskKey) -> &mut TaskData {
     let task = tasks.get_mut(&key);
     task.expect("a task is dropped with everything that names it")
-        .kept()
+        .data_mut()
 }

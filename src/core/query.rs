@@ -1,4 +1,4 @@
-//! What can be asked: tasks, machines, figures. Nothing here changes anything.
+//! What can be asked: tasks, machines, stats. Nothing here changes anything.
 
 use super::pattern::Pattern;
 use super::task::Task;
@@ -191,7 +191,7 @@ impl Core {
         TaskState::ALL.map(|state| match state {
             TaskState::Waiting => (state, waiting),
             TaskState::Running => (state, unfinished - waiting),
-            ended => (state, self.figures.kept[ended as usize]),
+            ended => (state, self.stats.kept[ended as usize]),
         })
     }
 
@@ -201,8 +201,8 @@ impl Core {
     }
 
     /// What has been counted since the start.
-    pub fn figures(&self) -> &Figures {
-        &self.figures
+    pub fn stats(&self) -> &Stats {
+        &self.stats
     }
 }
 
@@ -218,7 +218,7 @@ fn unknown(name: &str) -> Refusal {
 
 /// What is counted as things happen.
 #[derive(Debug, Clone, Default)]
-pub struct Figures {
+pub struct Stats {
     /// Tasks accepted.
     pub submitted: u64,
     /// Further attempts.
@@ -233,7 +233,7 @@ pub struct Figures {
     pub run_time: Histogram,
 }
 
-impl Figures {
+impl Stats {
     pub(super) fn ended(&mut self, state: ExecutionState) {
         self.executions_ended[state as usize] += 1;
     }

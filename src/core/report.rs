@@ -5,7 +5,7 @@
 //! others are, in `end_reported`.
 
 use super::agent::cut;
-use super::check::Rule;
+use super::invariants::Rule;
 use super::output::Output;
 use super::saved::{OutputKey, SavedPiece};
 use super::{Core, ExecutionKey, Notice, Time};
@@ -74,7 +74,7 @@ impl Core {
 
     /// Changes what is kept of an attempt's output, and keeps the sums in step.
     fn change_output(&mut self, key: ExecutionKey, change: impl FnOnce(&mut Output)) {
-        let task = super::kept(&mut self.tasks, key.task);
+        let task = super::data_mut(&mut self.tasks, key.task);
         let output = task.executions[key.n as usize]
             .now
             .output

@@ -3,14 +3,14 @@
 //! The records come from a file, so they are not believed: what contradicts itself is an error that says
 //! which record it is. To restore a new field of a record: set it where the others of its kind are set.
 
+use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
 use super::pattern::Pattern;
 use super::saved::{
     Changes, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedTask,
 };
-use super::seldom::Seldom;
 use super::spec::Spec;
-use super::task::{Execution, Kept, Place, Target, Task};
+use super::task::{Execution, Place, Target, Task, TaskData};
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
@@ -148,7 +148,7 @@ impl Core {
     ) -> Result<(), String> {
         let finished = saved.finished_at.is_some();
         let later = |time: Time| if finished { time } else { time.plus(away) };
-        let mut task = Kept {
+        let mut task = TaskData {
             id: saved.id,
             prefix: saved.prefix,
             created_at: saved.created_at,
@@ -199,12 +199,12 @@ impl Core {
                 target: saved.target,
                 canceling: saved.canceling,
                 now: match (saved.state, now.number) {
-                    (ExecutionState::Queued, 1) => Seldom::usual(),
-                    _ => Seldom::of(now),
+                    (ExecutionState::Queued, 1) => LazyBox::unallocated(),
+                    _ => LazyBox::new(now),
                 },
                 past: match saved.past.is_empty() {
-                    true => Seldom::usual(),
-                    false => Seldom::of(saved.past),
+                    true => LazyBox::unallocated(),
+                    false => LazyBox::new(saved.past),
                 },
             });
         }
@@ -233,7 +233,7 @@ impl Core {
             Some(at) => {
                 self.finished.insert((at, key));
                 self.finished_executions += task.executions.len();
-                self.figures.finished(task.state());
+                self.stats.finished(task.state());
                 self.arm_forget(at, key, &task);
             }
             None => self.arm_ttl(key, &task),
@@ -282,7 +282,7 @@ impl Core {
     }
 
     fn restore_output(&mut self, key: OutputKey, piece: &SavedPiece, changes: &mut Changes) {
-        let Some(task) = self.tasks.get_mut(&key.task).map(Task::kept) else {
+        let Some(task) = self.tasks.get_mut(&key.task).map(Task::data_mut) else {
             return;
         };
         let Some(execution) = task.executions.get_mut(key.n as usize) else {
@@ -291,7 +291,7 @@ impl Core {
         if !execution.state.is_terminal() && execution.now.number == key.attempt {
             *changes.saved_bytes.entry(key).or_default() += piece.cost();
         }
-        let past = { execution.past.own().into_iter() }
+        let past = { execution.past.allocated_mut().into_iter() }
             .flatten()
             .map(|past| &mut past.attempt);
         let attempt = past

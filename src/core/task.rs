@@ -1,8 +1,8 @@
 //! A task and its executions, as kept; and how they are turned into the API's answer.
 
+use super::lazy_box::{LazyBox, SharedDefault};
 use super::output::Output;
 use super::pattern::GroupKey;
-use super::seldom::{Seldom, Usual};
 use super::spec::Spec;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
@@ -20,11 +20,11 @@ pub(super) const MAX_PAST_ATTEMPTS: usize = 10;
 
 /// A task. A copy shows it as it is now, and costs nothing: what is kept is shared, until it changes.
 #[derive(Debug, Clone)]
-pub struct Task(Arc<Kept>);
+pub struct Task(Arc<TaskData>);
 
 /// What is kept of a task.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct TaskData {
     /// Its id.
     pub id: Arc<str>,
     /// What the ids of its executions begin with. Fresh, also where its id was used before: what an
@@ -81,8 +81,8 @@ pub struct Execution {
     pub(super) target: Option<Arc<Target>>,
     /// A user does not want it any more, its machine has yet to confirm.
     pub(super) canceling: bool,
-    pub(super) now: Seldom<Attempt>,
-    pub(super) past: Seldom<Vec<PastAttempt>>,
+    pub(super) now: LazyBox<Attempt>,
+    pub(super) past: LazyBox<Vec<PastAttempt>>,
 }
 
 /// One attempt as kept.
@@ -147,24 +147,24 @@ impl Attempt {
 }
 
 /// The first attempt, while it waits.
-impl Usual for Attempt {
-    fn usual() -> &'static Self {
-        static FIRST: LazyLock<Attempt> = LazyLock::new(Attempt::fresh);
+impl SharedDefault for Attempt {
+    fn shared() -> &'static Self {
+        static FIRST: LazyLock<Attempt> = LazyLock::new(Attempt::owned);
         &FIRST
     }
 
-    fn fresh() -> Self {
+    fn owned() -> Self {
         Attempt::new(1)
     }
 }
 
 /// No earlier attempts.
-impl Usual for Vec<PastAttempt> {
-    fn usual() -> &'static Self {
+impl SharedDefault for Vec<PastAttempt> {
+    fn shared() -> &'static Self {
         const { &Vec::new() }
     }
 
-    fn fresh() -> Self {
+    fn owned() -> Self {
         Vec::new()
     }
 }
@@ -176,8 +176,8 @@ impl Execution {
             place,
             target,
             canceling: false,
-            now: Seldom::usual(),
-            past: Seldom::usual(),
+            now: LazyBox::unallocated(),
+            past: LazyBox::unallocated(),
         }
     }
 }
@@ -192,20 +192,20 @@ pub fn execution_id(prefix: &str, n: u32) -> String {
 }
 
 impl Deref for Task {
-    type Target = Kept;
+    type Target = TaskData;
 
-    fn deref(&self) -> &Kept {
+    fn deref(&self) -> &TaskData {
         &self.0
     }
 }
 
 impl Task {
-    pub(super) fn new(kept: Kept) -> Task {
-        Task(Arc::new(kept))
+    pub(super) fn new(data: TaskData) -> Task {
+        Task(Arc::new(data))
     }
 
     /// What is kept of it, to be changed. Who looks at a copy does not see that.
-    pub(super) fn kept(&mut self) -> &mut Kept {
+    pub(super) fn data_mut(&mut self) -> &mut TaskData {
         Arc::make_mut(&mut self.0)
     }
 

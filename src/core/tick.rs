@@ -1,6 +1,6 @@
 //! What time does: everything that is due, in one place, and when the next thing will be.
 
-use super::check::Rule;
+use super::invariants::Rule;
 use super::machine::FORGOTTEN_AFTER;
 use super::task::Place;
 use super::task::Task;

@@ -2,7 +2,7 @@
 
 use super::pattern::GroupKey;
 use super::spec::Spec;
-use super::task::{Execution, Kept, Place, Target, Task};
+use super::task::{Execution, Place, Target, Task, TaskData};
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Counts, ExecutionState, Mode};
@@ -327,7 +327,7 @@ impl Core {
             Some(keys) => drop(keys.insert(key)),
             None => drop(self.task_names.insert(spec.name.clone(), [key].into())),
         }
-        let task = Kept {
+        let task = TaskData {
             id,
             prefix,
             created_at: now,
@@ -345,7 +345,7 @@ impl Core {
         };
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
-        self.figures.submitted += 1;
+        self.stats.submitted += 1;
         key
     }
 

@@ -23,7 +23,7 @@ impl Requests {
 pub fn metrics(call: Call<'_>) -> Handled {
     let server = call.server;
     let (machines, tasks, mut executions, figures, output_bytes) = server.store.ask(|core| {
-        let figures = core.figures().clone();
+        let figures = core.stats().clone();
         (
             core.machines_by_state(),
             core.tasks_by_state(),

@@ -58,7 +58,7 @@ pub struct Disk {
 
 fn dump(core: &Core) -> String {
     let mut all = String::new();
-    for (_, task) in core.glimpse_tasks() {
+    for (_, task) in core.tasks_by_key() {
         all += &serde_json::to_string(&task.answer(usize::MAX)).expect("an answer is JSON");
         all.push('\n');
     }
@@ -320,7 +320,7 @@ impl World {
         };
         let away = up - disk.saved.last_alive.0;
         self.server.restore(Time(up), saved)?;
-        let machines = self.server.core.glimpse_machines();
+        let machines = self.server.core.machine_states();
         self.laws.forget_unsaved_goodbyes(machines);
         self.users.roll_back(disk.memory.tasks.clone(), away);
         self.laws
@@ -367,7 +367,7 @@ fn what_was_said_is_there(disk: &Disk, server: &crate::server::Server) -> Lawful
         let Ok(task) = core.show(key.task) else {
             continue;
         };
-        let open = task.glimpses().any(|seen| {
+        let open = task.execution_views().any(|seen| {
             seen.n == key.n && seen.attempt == key.attempt && !seen.state.is_terminal()
         });
         if open {

@@ -25,7 +25,7 @@ impl World {
         let online = self
             .server
             .core
-            .glimpse_machines()
+            .machine_states()
             .filter(|(_, state)| *state == MachineState::Online);
         let online = online.count();
         let task = self.submit_last(Mode::All)?;
@@ -79,7 +79,7 @@ impl World {
             .core
             .show(key)
             .map_err(|refusal| format!("{refusal:?}"))?;
-        let executions: Vec<_> = task.glimpses().collect();
+        let executions: Vec<_> = task.execution_views().collect();
         let well = executions.iter().filter(|e| match e.state {
             ExecutionState::Succeeded | ExecutionState::Failed | ExecutionState::TimedOut => true,
             ExecutionState::Delivered | ExecutionState::Running => started_is_enough,

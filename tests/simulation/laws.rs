@@ -3,7 +3,7 @@
 use crate::server::Server;
 use crate::users::TaskModel;
 use crate::world::{AttemptKey, Lawful, Ms};
-use sidebike::core::{Core, Glimpse, TaskKey};
+use sidebike::core::{Core, ExecutionView, TaskKey};
 use sidebike::wire::machine::MachineState;
 use sidebike::wire::task::{ExecutionState, Mode, TaskState};
 use std::collections::{HashMap, HashSet};
@@ -77,7 +77,7 @@ impl Laws {
         self.tasks = tasks;
         self.executions = executions;
         self.finished = finished;
-        let offline = core.glimpse_machines();
+        let offline = core.machine_states();
         let offline = offline.filter(|(_, state)| *state == MachineState::Offline);
         self.offline = offline.map(|(instance, _)| instance.into()).collect();
     }
@@ -127,10 +127,10 @@ impl Laws {
         if all {
             self.canceled.insert(key);
         }
-        let Some((_, task)) = core.glimpse_tasks().find(|(k, _)| *k == key) else {
+        let Some((_, task)) = core.tasks_by_key().find(|(k, _)| *k == key) else {
             return;
         };
-        for execution in task.glimpses() {
+        for execution in task.execution_views() {
             let queued = before.contains(&(execution.n, ExecutionState::Queued));
             if queued && execution.state == ExecutionState::Canceled {
                 self.never_to_start
@@ -221,10 +221,10 @@ impl Laws {
 
     /// Looks at everything, after every step.
     pub fn look(&mut self, now: Ms, server: &Server) -> Lawful {
-        for (key, task) in server.core.glimpse_tasks() {
+        for (key, task) in server.core.tasks_by_key() {
             self.no_task_changes_after_its_end(key, task.state(), server.core.is_finished(key))?;
             let mut instances: Vec<&str> = Vec::new();
-            for seen in task.glimpses() {
+            for seen in task.execution_views() {
                 if let Some(instance) = seen.instance.filter(|_| task.spec.mode == Mode::All) {
                     // Each machine has a broadcast at most once, whenever it appeared.
                     if instances.contains(&instance) {
@@ -278,7 +278,7 @@ impl Laws {
         &self,
         now: Ms,
         key: AttemptKey,
-        seen: &Glimpse<'_>,
+        seen: &ExecutionView<'_>,
     ) -> Lawful {
         let overdue = seen.state == ExecutionState::Lost
             && (seen.msg.contains("did not report") || seen.msg.contains("did not confirm"));
@@ -320,7 +320,7 @@ impl Laws {
     /// A slow network is not a death: a machine goes offline when it said goodbye, or 45 s after
     /// its last request arrived.
     fn no_machine_is_given_up_too_early(&mut self, now: Ms, core: &Core) -> Lawful {
-        for (instance, state) in core.glimpse_machines() {
+        for (instance, state) in core.machine_states() {
             if state != MachineState::Offline {
                 self.offline.remove(instance);
                 continue;
@@ -341,7 +341,7 @@ impl Laws {
     /// A poll that comes after the goodbye finds nobody, as long as the machine is remembered.
     fn who_said_goodbye_never_comes_back(&self, server: &Server) -> Lawful {
         let remembered = server.limits.machines >= 100;
-        let mut there = server.core.glimpse_machines();
+        let mut there = server.core.machine_states();
         match there.find(|(i, state)| *state != MachineState::Offline && self.left.contains(*i)) {
             Some((instance, _)) if remembered => {
                 Err(format!("who_said_goodbye_never_comes_back: {instance}"))
@@ -353,7 +353,7 @@ impl Laws {
     /// When all has come to its end: what is kept of the output is what was written.
     pub fn after_all(&self, server: &Server) -> Lawful {
         let core = &server.core;
-        for (key, task) in core.glimpse_tasks() {
+        for (key, task) in core.tasks_by_key() {
             if !core.is_finished(key) {
                 return Err(format!("what_was_accepted_ends: {key:?}"));
             }
@@ -385,7 +385,7 @@ impl Laws {
 fn what_could_run_elsewhere_is_not_lost_unstarted(
     key: TaskKey,
     mode: Mode,
-    seen: &Glimpse<'_>,
+    seen: &ExecutionView<'_>,
 ) -> Lawful {
     let unstarted = seen.state == ExecutionState::Lost && seen.msg.contains("before it started");
     if mode == Mode::Any && unstarted {

@@ -72,7 +72,7 @@ impl Server {
 
     fn knows(&self, instance: &str) -> bool {
         self.core
-            .glimpse_machines()
+            .machine_states()
             .any(|(known, _)| known == instance)
     }
 

@@ -222,7 +222,7 @@ impl World {
         let keys: Vec<TaskKey> = self
             .server
             .core
-            .glimpse_tasks()
+            .tasks_by_key()
             .map(|(key, _)| key)
             .collect();
         let last = keys.len().checked_sub(1)?;
@@ -238,8 +238,11 @@ impl World {
         let Ok(task) = self.server.core.show(key) else {
             return;
         };
-        let before: Vec<(u32, ExecutionState)> = task.glimpses().map(|e| (e.n, e.state)).collect();
-        let instance = task.glimpses().find_map(|e| e.instance.map(str::to_owned));
+        let before: Vec<(u32, ExecutionState)> =
+            task.execution_views().map(|e| (e.n, e.state)).collect();
+        let instance = task
+            .execution_views()
+            .find_map(|e| e.instance.map(str::to_owned));
         let selection = match (self.rng.between(0, 3), instance) {
             (0, Some(instance)) => Selection::Machine(instance),
             (1, _) => Selection::Machine("db-0".into()),

@@ -251,9 +251,9 @@ impl World {
     fn unfinished(&self) -> Option<String> {
         let core = &self.server.core;
         let (key, task) = core
-            .glimpse_tasks()
+            .tasks_by_key()
             .find(|(key, _)| !core.is_finished(*key))?;
-        let executions: Vec<_> = task.glimpses().collect();
+        let executions: Vec<_> = task.execution_views().collect();
         Some(format!(
             "{key:?} {} {:?} {executions:?}",
             task.id,

@@ -38,7 +38,7 @@ impl Rule {
 #[doc(hidden)]
 #[derive(Debug)]
 #[allow(missing_docs)]
-pub struct Glimpse<'a> {
+pub struct ExecutionView<'a> {
     pub n: u32,
     pub attempt: u32,
     pub state: ExecutionState,
@@ -49,8 +49,8 @@ pub struct Glimpse<'a> {
 impl Task {
     /// Its executions, without copying them.
     #[doc(hidden)]
-    pub fn glimpses(&self) -> impl Iterator<Item = Glimpse<'_>> {
-        (0..).zip(&self.executions).map(|(n, e)| Glimpse {
+    pub fn execution_views(&self) -> impl Iterator<Item = ExecutionView<'_>> {
+        (0..).zip(&self.executions).map(|(n, e)| ExecutionView {
             n,
             attempt: e.now.number,
             state: e.state,
@@ -78,13 +78,13 @@ impl Core {
 
     /// All tasks, without copying them.
     #[doc(hidden)]
-    pub fn glimpse_tasks(&self) -> impl Iterator<Item = (TaskKey, &Task)> {
+    pub fn tasks_by_key(&self) -> impl Iterator<Item = (TaskKey, &Task)> {
         self.tasks.iter().map(|(key, task)| (*key, task))
     }
 
     /// The instances and states of all machines, without copying them.
     #[doc(hidden)]
-    pub fn glimpse_machines(&self) -> impl Iterator<Item = (&str, MachineState)> {
+    pub fn machine_states(&self) -> impl Iterator<Item = (&str, MachineState)> {
         self.machines.values().map(|m| (&*m.instance, m.state))
     }
 
