@@ -132,7 +132,7 @@ impl Core {
         self.next_machine += 1;
         let instance: Arc<str> = caller.instance.into();
         let label: Arc<str> = caller.label.into();
-        let label_key = self.directory.add_machine(&label, key);
+        let label_key = self.match_index.add_machine(&label, key);
         self.instances.insert(instance.clone(), key);
         let host: Arc<str> = cut(caller.host).into();
         let target = Target {
@@ -284,9 +284,9 @@ impl Core {
 
     /// The oldest execution that waits for any machine and may run on this one.
     fn next_any(&self, machine: &Machine) -> Option<ExecutionKey> {
-        let groups = self.directory.label(machine.label_key).groups.iter();
-        groups
-            .filter_map(|group| self.directory.group(*group).queue.first().copied())
+        let patterns = self.match_index.label(machine.label_key).patterns.iter();
+        patterns
+            .filter_map(|pattern| self.match_index.entry(*pattern).queue.first().copied())
             .min()
             .map(|task| ExecutionKey { task, n: 0 })
     }

@@ -103,7 +103,7 @@ impl Core {
         let mut output = 0;
         let mut inboxes: BTreeMap<MachineKey, BTreeSet<ExecutionKey>> = BTreeMap::new();
         let mut actives: BTreeMap<MachineKey, BTreeSet<ExecutionKey>> = BTreeMap::new();
-        let mut grouped = 0;
+        let mut waiting = 0;
         for (key, task) in &self.tasks {
             let mut counts = Counts::default();
             let mut task_output = 0;
@@ -119,7 +119,7 @@ impl Core {
                 self.check_place(execution, task)?;
                 match e.place {
                     Place::Nowhere => {}
-                    Place::Group(_) => grouped += 1,
+                    Place::Pattern(_) => waiting += 1,
                     Place::Inbox(m) => drop(inboxes.entry(m).or_default().insert(execution)),
                     Place::Active(m) => drop(actives.entry(m).or_default().insert(execution)),
                 }
@@ -141,10 +141,10 @@ impl Core {
         check(output == self.output_bytes, || {
             format!("{} bytes of output, recounted {output}", self.output_bytes)
         })?;
-        check(grouped == self.directory.queued(), || {
+        check(waiting == self.match_index.queued(), || {
             format!(
-                "{} wait for any machine, {grouped} say so",
-                self.directory.queued()
+                "{} wait for any machine, {waiting} say so",
+                self.match_index.queued()
             )
         })?;
         for (key, machine) in &self.machines {
@@ -163,12 +163,12 @@ impl Core {
     fn check_place(&self, key: ExecutionKey, task: &Task) -> Result<(), String> {
         let e = &task.executions[key.n as usize];
         let in_its_queue = match e.place {
-            Place::Group(key_of_group) => {
-                let group = self.directory.group_with(task.spec.pattern.text());
-                let same = self.directory.group(key_of_group);
+            Place::Pattern(pattern_key) => {
+                let entry = self.match_index.find_entry(task.spec.pattern.text());
+                let same = self.match_index.entry(pattern_key);
                 let queued =
-                    |group: &_| std::ptr::eq(group, same) && same.queue.contains(&key.task);
-                task.is_any() && key.n == 0 && group.is_some_and(queued)
+                    |entry: &_| std::ptr::eq(entry, same) && same.queue.contains(&key.task);
+                task.is_any() && key.n == 0 && entry.is_some_and(queued)
             }
             Place::Inbox(m) | Place::Active(m) => {
                 let machine = self.machines.get(&m);
@@ -181,7 +181,7 @@ impl Core {
         };
         let fits = match e.state {
             ExecutionState::Queued => match e.place {
-                Place::Group(_) | Place::Inbox(_) => true,
+                Place::Pattern(_) | Place::Inbox(_) => true,
                 // Between two attempts.
                 Place::Nowhere => e.now.due_at.is_some(),
                 Place::Active(_) => false,
@@ -218,7 +218,7 @@ impl Core {
             check(self.instances.get(&machine.instance) == Some(key), || {
                 format!("{key:?}: its instance does not lead to it")
             })?;
-            let label = self.directory.label(machine.label_key);
+            let label = self.match_index.label(machine.label_key);
             check(label.machines.contains(key), || {
                 format!("{key:?}: its label does not lead to it")
             })?;
@@ -249,8 +249,8 @@ impl Core {
             check(known, || {
                 format!("{key:?}: its id or name does not lead to it")
             })?;
-            let group = self.directory.group_with(task.spec.pattern.text());
-            let listed = group.is_some_and(|group| group.open.contains(key));
+            let entry = self.match_index.find_entry(task.spec.pattern.text());
+            let listed = entry.is_some_and(|entry| entry.open.contains(key));
             check(listed == task.open, || {
                 format!("{key:?}: open {}", task.open)
             })?;

@@ -1,6 +1,6 @@
 //! A machine as kept, and when it counts as there.
 
-use super::pattern::LabelKey;
+use super::match_index::LabelKey;
 use super::task::{Target, rfc3339};
 use super::{ExecutionKey, Time};
 use crate::wire::agent::AttemptId;

@@ -26,6 +26,7 @@ mod lazy_box;
 mod lifecycle;
 mod limits;
 mod machine;
+mod match_index;
 mod output;
 mod pattern;
 mod query;
@@ -57,7 +58,7 @@ use self::follow::ChangeLog;
 use self::lazy_box::LazyBox;
 use self::lifecycle::Event;
 use self::machine::Machine;
-use self::pattern::{Directory, GroupKey};
+use self::match_index::{MatchIndex, PatternKey};
 use self::task::{Attempt, MAX_PAST_ATTEMPTS, PastAttempt, Place, Target};
 use self::tick::Timer;
 use crate::wire::duration::TimeSpan;
@@ -149,7 +150,7 @@ pub struct Core {
     machines: BTreeMap<MachineKey, Machine>,
     instances: HashMap<Arc<str>, MachineKey>,
     next_machine: u64,
-    directory: Directory,
+    match_index: MatchIndex,
     /// Machines whose held poll can be given work, longest-waiting first.
     ready: BTreeMap<u64, MachineKey>,
     next_ready: u64,
@@ -186,7 +187,7 @@ impl Core {
             machines: BTreeMap::new(),
             instances: HashMap::new(),
             next_machine: 1,
-            directory: Directory::new(limits.patterns),
+            match_index: MatchIndex::new(limits.patterns),
             ready: BTreeMap::new(),
             next_ready: 1,
             timers: BTreeSet::new(),
@@ -290,8 +291,8 @@ impl Core {
         let was = std::mem::replace(&mut self.execution_mut(key).place, place);
         match was {
             Place::Nowhere => {}
-            Place::Group(group) => {
-                self.directory.group_mut(group).queue.remove(&key.task);
+            Place::Pattern(pattern) => {
+                self.match_index.entry_mut(pattern).queue.remove(&key.task);
             }
             Place::Inbox(machine) => {
                 self.machine_mut(machine).inbox.remove(&key);
@@ -304,8 +305,8 @@ impl Core {
         }
         match place {
             Place::Nowhere => {}
-            Place::Group(group) => {
-                self.directory.group_mut(group).queue.insert(key.task);
+            Place::Pattern(pattern) => {
+                self.match_index.entry_mut(pattern).queue.insert(key.task);
             }
             Place::Inbox(machine) => {
                 self.machine_mut(machine).inbox.insert(key);
@@ -318,9 +319,9 @@ impl Core {
         }
     }
 
-    fn group_of(&mut self, task: TaskKey) -> GroupKey {
+    fn pattern_key_of(&mut self, task: TaskKey) -> PatternKey {
         let pattern = self.task(task).spec.pattern.clone();
-        self.directory.group_of(&pattern)
+        self.match_index.key_of(&pattern)
     }
 
     /// Keeps the list of machines that can be given work in step with one machine.

@@ -56,7 +56,7 @@ pub struct TaskPage {
 impl Core {
     /// A pattern that is known: compiling costs more than all else that a submit does.
     pub fn pattern(&self, text: &str) -> Option<Pattern> {
-        self.directory.pattern(text)
+        self.match_index.pattern(text)
     }
 
     /// The newest tasks that are wanted and older than `before`, `limit` at most. Looks at a
@@ -184,7 +184,7 @@ impl Core {
     pub fn tasks_by_state(&self) -> [(TaskState, usize); 7] {
         let unfinished = self.tasks.len() - self.finished.len();
         let waiting = self
-            .directory
+            .match_index
             .open_tasks()
             .filter(|key| self.task(*key).executions.is_empty())
             .count();

@@ -90,7 +90,7 @@ impl Core {
     ) -> MachineKey {
         let key = MachineKey(self.next_machine);
         self.next_machine += 1;
-        let label_key = self.directory.add_machine(&saved.label, key);
+        let label_key = self.match_index.add_machine(&saved.label, key);
         self.instances.insert(instance.clone(), key);
         let target = Target {
             label: saved.label.clone(),
@@ -165,7 +165,7 @@ impl Core {
             spec: Arc::new(Spec {
                 id: None,
                 name: saved.name,
-                pattern: Pattern::known(saved.pattern),
+                pattern: Pattern::accepted(saved.pattern),
                 mode: saved.mode,
                 ttl: saved.ttl,
                 late_join: saved.late_join,
@@ -240,8 +240,8 @@ impl Core {
         }
         self.tasks.insert(key, task);
         if open {
-            let group = self.group_of(key);
-            self.directory.group_mut(group).open.insert(key);
+            let pattern = self.pattern_key_of(key);
+            self.match_index.entry_mut(pattern).open.insert(key);
         }
         Ok(())
     }
@@ -271,9 +271,9 @@ impl Core {
         match (place, machine) {
             (SavedPlace::Active, Some(machine)) => self.place(key, Place::Active(machine)),
             (SavedPlace::Inbox, Some(machine)) => self.place(key, Place::Inbox(machine)),
-            (SavedPlace::Group, _) => {
-                let group = self.group_of(key.task);
-                self.place(key, Place::Group(group));
+            (SavedPlace::Pattern, _) => {
+                let pattern = self.pattern_key_of(key.task);
+                self.place(key, Place::Pattern(pattern));
             }
             // Without a target only the last is possible, see `is_where_it_can_be`.
             (SavedPlace::Active | SavedPlace::Inbox, None) | (SavedPlace::Nowhere, _) => {}

@@ -74,7 +74,7 @@ impl SavedExecution {
     pub(super) fn is_where_it_can_be(&self) -> bool {
         match self.state {
             ExecutionState::Queued => match self.place {
-                SavedPlace::Group => true,
+                SavedPlace::Pattern => true,
                 SavedPlace::Inbox => self.target.is_some(),
                 SavedPlace::Nowhere => self.now.due_at.is_some(),
                 SavedPlace::Active => false,
@@ -95,7 +95,8 @@ impl SavedExecution {
 )]
 pub enum SavedPlace {
     Nowhere,
-    Group,
+    #[serde(rename = "Group")]
+    Pattern,
     Inbox,
     Active,
 }
@@ -402,7 +403,7 @@ fn saved_execution(execution: &Execution) -> SavedExecution {
         state: execution.state,
         place: match execution.place {
             Place::Nowhere => SavedPlace::Nowhere,
-            Place::Group(_) => SavedPlace::Group,
+            Place::Pattern(_) => SavedPlace::Pattern,
             Place::Inbox(_) => SavedPlace::Inbox,
             Place::Active(_) => SavedPlace::Active,
         },

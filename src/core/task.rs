@@ -1,8 +1,8 @@
 //! A task and its executions, as kept; and how they are turned into the API's answer.
 
 use super::lazy_box::{LazyBox, SharedDefault};
+use super::match_index::PatternKey;
 use super::output::Output;
-use super::pattern::GroupKey;
 use super::spec::Spec;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
@@ -57,7 +57,7 @@ pub(super) enum Place {
     /// Ended, or waiting for its next attempt to be due.
     Nowhere,
     /// Queued until some machine is free.
-    Group(GroupKey),
+    Pattern(PatternKey),
     /// Queued for one machine.
     Inbox(MachineKey),
     /// In the hands of a machine.

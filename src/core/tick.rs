@@ -175,7 +175,7 @@ impl Core {
         self.disarm_machine(key);
         if let Some(machine) = self.machines.remove(&key) {
             self.instances.remove(&machine.instance);
-            self.directory.remove_machine(machine.label_key, key);
+            self.match_index.remove_machine(machine.label_key, key);
         }
     }
 
@@ -223,8 +223,8 @@ impl Core {
         self.timers
             .insert((expires, Timer::AttemptTtl(key, attempt)));
         if self.task(key.task).is_any() {
-            let group = self.group_of(key.task);
-            self.queue_for_any(key, group);
+            let pattern = self.pattern_key_of(key.task);
+            self.queue_for_any(key, pattern);
             return;
         }
         let target = self.execution(key).target.as_ref();
@@ -335,8 +335,8 @@ impl Core {
             if delivered && !self.keeps(Rule::UncertainIsLost) && self.undeliver(now, execution) {
                 self.place(execution, Place::Inbox(key));
                 if self.task(execution.task).is_any() {
-                    let group = self.group_of(execution.task);
-                    self.queue_for_any(execution, group);
+                    let pattern = self.pattern_key_of(execution.task);
+                    self.queue_for_any(execution, pattern);
                 }
                 continue;
             }
@@ -379,8 +379,8 @@ impl Core {
     pub(super) fn give_back(&mut self, key: MachineKey) {
         for execution in self.machine(key).inbox.clone() {
             if self.task(execution.task).is_any() {
-                let group = self.group_of(execution.task);
-                self.queue_for_any(execution, group);
+                let pattern = self.pattern_key_of(execution.task);
+                self.queue_for_any(execution, pattern);
             }
         }
     }

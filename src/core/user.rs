@@ -1,6 +1,6 @@
 //! What users do: submit, rerun, cancel, delete.
 
-use super::pattern::GroupKey;
+use super::match_index::PatternKey;
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
@@ -37,13 +37,13 @@ impl Core {
         let prefix: Arc<str> = fresh_id.into();
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
         self.check_free(&id, &prefix)?;
-        let Some(group) = self.directory.group_with_room(&spec.pattern) else {
+        let Some(pattern) = self.match_index.key_if_room(&spec.pattern) else {
             return Err(Refusal::Full(format!(
                 "{} different patterns have tasks waiting for machines, the limit (--max-patterns)",
                 self.limits.patterns
             )));
         };
-        let machines = self.live_machines(group);
+        let machines = self.live_machines(pattern);
         let matched = machines.len() as u32;
         let is_any = spec.mode == Mode::Any;
         self.check_room(if is_any { 1 } else { machines.len().max(1) })?;
@@ -57,14 +57,14 @@ impl Core {
                 .collect()
         };
         let open = !is_any && (spec.late_join || executions.is_empty());
-        let spec = self.kept_spec(group, spec);
+        let spec = self.shared_spec(pattern, spec);
         let key = self.add_task(now, id, prefix, spec, executions, matched);
         if open {
             self.task_mut(key).open = true;
-            self.directory.group_mut(group).open.insert(key);
+            self.match_index.entry_mut(pattern).open.insert(key);
         }
         if is_any {
-            self.queue_for_any(ExecutionKey { task: key, n: 0 }, group);
+            self.queue_for_any(ExecutionKey { task: key, n: 0 }, pattern);
         } else {
             for (n, machine) in (0..).zip(machines) {
                 self.queue_for(ExecutionKey { task: key, n }, machine);
@@ -288,9 +288,9 @@ impl Core {
 
     /// What was asked for, as it is kept. Much is submitted again and again with nothing else but
     /// another id, and many tasks have the same name: such are kept once.
-    fn kept_spec(&mut self, group: GroupKey, mut spec: Spec) -> Arc<Spec> {
-        spec.pattern.forget_compiled();
-        let last = &mut self.directory.group_mut(group).last_spec;
+    fn shared_spec(&mut self, pattern: PatternKey, mut spec: Spec) -> Arc<Spec> {
+        spec.pattern.drop_compiled();
+        let last = &mut self.match_index.entry_mut(pattern).last_spec;
         if let Some(same) = last.upgrade().filter(|last| **last == spec) {
             return same;
         }
@@ -358,9 +358,9 @@ impl Core {
         again.take(MAX_NAMED).collect()
     }
 
-    fn live_machines(&self, group: GroupKey) -> Vec<MachineKey> {
-        let labels = self.directory.group(group).labels.iter();
-        let machines = labels.flat_map(|label| &self.directory.label(*label).machines);
+    fn live_machines(&self, pattern: PatternKey) -> Vec<MachineKey> {
+        let labels = self.match_index.entry(pattern).labels.iter();
+        let machines = labels.flat_map(|label| &self.match_index.label(*label).machines);
         machines
             .copied()
             .filter(|machine| self.machine(*machine).is_live())
@@ -377,24 +377,24 @@ impl Core {
     }
 
     /// Queues an execution for whichever machine is free first: now, when one is waiting.
-    pub(super) fn queue_for_any(&mut self, key: ExecutionKey, group: GroupKey) {
-        match self.waiting_machine(group) {
+    pub(super) fn queue_for_any(&mut self, key: ExecutionKey, pattern: PatternKey) {
+        match self.waiting_machine(pattern) {
             Some(machine) => self.queue_for(key, machine),
             None => {
                 self.execution_mut(key).target = None;
-                self.place(key, Place::Group(group));
+                self.place(key, Place::Pattern(pattern));
             }
         }
     }
 
     /// The machine that has waited longest for work, among those a pattern matches. Looks through
     /// the shorter of the two lists: the waiting machines, or the matching labels.
-    fn waiting_machine(&self, group: GroupKey) -> Option<MachineKey> {
-        let labels = &self.directory.group(group).labels;
+    fn waiting_machine(&self, pattern: PatternKey) -> Option<MachineKey> {
+        let labels = &self.match_index.entry(pattern).labels;
         if labels.len() < self.ready.len() {
             let machines = labels
                 .iter()
-                .flat_map(|label| &self.directory.label(*label).machines);
+                .flat_map(|label| &self.match_index.label(*label).machines);
             let waiting = machines.filter_map(|key| Some((self.machine(*key).ready?, *key)));
             return waiting.min().map(|(_, key)| key);
         }
@@ -407,8 +407,8 @@ impl Core {
     /// No machine may join a task any more.
     pub(super) fn close(&mut self, key: TaskKey) {
         if std::mem::replace(&mut self.task_mut(key).open, false) {
-            let group = self.group_of(key);
-            self.directory.group_mut(group).open.remove(&key);
+            let pattern = self.pattern_key_of(key);
+            self.match_index.entry_mut(pattern).open.remove(&key);
         }
     }
 
@@ -420,8 +420,8 @@ impl Core {
             return;
         }
         let label = machine.label_key;
-        for group in self.directory.label(label).groups.clone() {
-            for task in self.directory.group(group).open.clone() {
+        for pattern in self.match_index.label(label).patterns.clone() {
+            for task in self.match_index.entry(pattern).open.clone() {
                 if self.executions.unfinished() as usize >= self.limits.executions {
                     self.machine_mut(key).owes_joins = true;
                     return;
