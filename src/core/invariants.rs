@@ -4,7 +4,7 @@
 //! the counts and the executions, the timers and what they are for.
 
 use super::task::Place;
-use super::tick::Timer;
+use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, Task, TaskKey};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Counts, ExecutionState};
@@ -316,14 +316,14 @@ impl Core {
         let mut silent: BTreeSet<MachineKey> = BTreeSet::new();
         let mut ending: BTreeSet<TaskKey> = BTreeSet::new();
         let mut overdue: BTreeSet<ExecutionKey> = BTreeSet::new();
-        for (time, timer) in &self.timers {
+        for (time, timer) in self.timers.iter() {
             let execution = |key: &ExecutionKey, number: u32| {
                 let task = self.tasks.get(&key.task)?;
                 let e = task.executions.get(key.n as usize)?;
                 (e.now.number == number).then_some(e)
             };
             let meant = match timer {
-                Timer::Silent(key) => {
+                Timer::MachineSilent(key) => {
                     silent.insert(*key);
                     let machine = self.machines.get(key);
                     machine.is_some_and(|machine| machine.watched_at == Some(*time))
@@ -336,24 +336,26 @@ impl Core {
                     .is_some_and(|e| e.now.expires_at == Some(*time) && !e.state.is_terminal()),
                 Timer::AttemptDue(key, number) => execution(key, *number)
                     .is_some_and(|e| e.now.due_at == Some(*time) && e.place == Place::Nowhere),
-                Timer::Overdue(key, number) => {
+                Timer::AttemptOverdue(key, number) => {
                     overdue.insert(*key);
                     execution(key, *number).is_some_and(|e| {
                         e.now.overdue_at == Some(*time) && matches!(e.place, Place::Active(_))
                     })
                 }
+                Timer::TaskTtl(key) => {
+                    ending.insert(*key);
+                    self.tasks
+                        .get(key)
+                        .is_some_and(|task| task.finished_at.is_none() && task.expires_at == *time)
+                }
+                Timer::ForgetTask(key) => {
+                    ending.insert(*key);
+                    let task = self.tasks.get(key);
+                    let finished = task.and_then(|task| Some((task, task.finished_at?)));
+                    finished.is_some_and(|(task, at)| at.plus(task.retention()) == *time)
+                }
             };
             check(meant, || format!("{timer:?} at {time:?} is for nothing"))?;
-        }
-        for (time, key) in &self.task_timers {
-            ending.insert(*key);
-            let due = self.tasks.get(key).map(|task| match task.finished_at {
-                None => task.expires_at,
-                Some(finished_at) => finished_at.plus(task.kept_for()),
-            });
-            check(due == Some(*time), || {
-                format!("{key:?} is not due at {time:?}")
-            })?;
         }
         for (key, machine) in &self.machines {
             let watched = silent.contains(key) || machine.state == MachineState::Offline;

@@ -36,6 +36,7 @@ mod saved;
 mod spec;
 mod task;
 mod tick;
+mod timers;
 mod user;
 
 pub use self::agent::original_instance;
@@ -60,7 +61,7 @@ use self::lifecycle::Event;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, PatternKey};
 use self::task::{Attempt, MAX_PAST_ATTEMPTS, PastAttempt, Place, Target};
-use self::tick::Timer;
+use self::timers::{Timer, Timers};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Counts, ExecutionState, RetryOn};
 use serde::{Deserialize, Serialize};
@@ -154,10 +155,7 @@ pub struct Core {
     /// Machines whose held poll can be given work, longest-waiting first.
     ready: BTreeMap<u64, MachineKey>,
     next_ready: u64,
-    timers: BTreeSet<(Time, Timer)>,
-    /// When the waiting of an unfinished task is over, and when a finished one is forgotten. Each task
-    /// has one of them, so they are kept apart from the others, which are larger.
-    task_timers: BTreeSet<(Time, TaskKey)>,
+    timers: Timers,
     last_tick: Time,
     /// When the server came back, after it was away (stopped, or starved).
     back_since: Time,
@@ -190,8 +188,7 @@ impl Core {
             match_index: MatchIndex::new(limits.patterns),
             ready: BTreeMap::new(),
             next_ready: 1,
-            timers: BTreeSet::new(),
-            task_timers: BTreeSet::new(),
+            timers: Timers::default(),
             last_tick: now,
             back_since: Time(0),
             finished: BTreeSet::new(),
@@ -471,7 +468,7 @@ impl Core {
             self.output_bytes -= bytes;
         }
         self.stats.retries += 1;
-        self.timers.insert((due, Timer::AttemptDue(key, number)));
+        self.timers.set(due, Timer::AttemptDue(key, number));
     }
 
     /// Ends a task of which nothing is left to do.
@@ -485,14 +482,14 @@ impl Core {
         let task = data_mut(&mut self.tasks, key);
         task.finished_at = Some(now);
         let task = self.task(key);
-        let forgotten_at = now.plus(task.kept_for());
+        let forgotten_at = now.plus(task.retention());
         let (state, executions, expires_at) =
             (task.state(), task.executions.len(), task.expires_at);
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
-        self.task_timers.remove(&(expires_at, key));
-        self.task_timers.insert((forgotten_at, key));
+        self.timers.cancel(expires_at, Timer::TaskTtl(key));
+        self.timers.set(forgotten_at, Timer::ForgetTask(key));
         self.finished.insert((now, key));
         self.finished_executions += executions;
         self.stats.finished(state);
@@ -558,8 +555,8 @@ impl Core {
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
-        self.task_timers
-            .remove(&(finished_at.plus(task.kept_for()), key));
+        let forgotten_at = finished_at.plus(task.retention());
+        self.timers.cancel(forgotten_at, Timer::ForgetTask(key));
         for execution in &task.executions {
             *self.executions.of(execution.state) -= 1;
         }

@@ -254,7 +254,7 @@ impl Task {
     }
 
     /// How long it is kept, once it has ended.
-    pub(super) fn kept_for(&self) -> TimeSpan {
+    pub(super) fn retention(&self) -> TimeSpan {
         match self.state() {
             TaskState::Succeeded => self.spec.result_ttl,
             _ => self.spec.failure_ttl,

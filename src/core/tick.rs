@@ -4,6 +4,7 @@ use super::invariants::Rule;
 use super::machine::FORGOTTEN_AFTER;
 use super::task::Place;
 use super::task::Task;
+use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
@@ -23,21 +24,6 @@ pub(super) const OVERDUE_AFTER: TimeSpan = TimeSpan::from_secs(60);
 /// the task or never got it, and what was accepted has to end.
 pub(super) const ORIGINAL_AT_MOST: TimeSpan = TimeSpan::from_secs(24 * 3_600);
 
-/// What becomes due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Timer {
-    /// A machine may have been silent for too long.
-    Silent(MachineKey),
-    /// An offline machine is forgotten.
-    ForgetMachine(MachineKey),
-    /// A further attempt waited too long.
-    AttemptTtl(ExecutionKey, u32),
-    /// A further attempt is due.
-    AttemptDue(ExecutionKey, u32),
-    /// A machine should have reported this attempt by now.
-    Overdue(ExecutionKey, u32),
-}
-
 impl Core {
     /// Does everything that is due, and says when to call again, at the latest (`None`: nothing is
     /// planned). Whoever calls much later than that was away, and the machines are forgiven.
@@ -51,32 +37,18 @@ impl Core {
             }
         }
         for _ in 0..MAX_DUE {
-            let timer = self.timers.first().map(|(time, _)| *time);
-            let of_task = self.task_timers.first().map(|(time, _)| *time);
-            let is_due = |time: Option<Time>| time.filter(|time| *time <= now);
-            match (is_due(timer), is_due(of_task)) {
-                (None, None) => break,
-                (Some(time), of_task) if of_task.is_none_or(|other| time <= other) => {
-                    if let Some((_, timer)) = self.timers.pop_first() {
-                        self.fire(now, timer);
-                    }
-                }
-                _ => {
-                    if let Some((_, task)) = self.task_timers.pop_first() {
-                        self.task_is_due(now, task);
-                    }
-                }
-            }
+            let Some(timer) = self.timers.pop_due(now) else {
+                break;
+            };
+            self.fire(now, timer);
         }
-        let timer = self.timers.first().map(|(time, _)| *time);
-        let of_task = self.task_timers.first().map(|(time, _)| *time);
-        let next = timer.into_iter().chain(of_task).min()?;
+        let next = self.timers.next()?;
         Some(next.min(now.plus(AT_LEAST_EVERY)))
     }
 
     fn fire(&mut self, now: Time, timer: Timer) {
         match timer {
-            Timer::Silent(machine) => self.check_silence(now, machine),
+            Timer::MachineSilent(machine) => self.check_silence(now, machine),
             Timer::ForgetMachine(machine) => self.forget_machine(now, machine),
             Timer::AttemptTtl(key, attempt) => {
                 if self.is_current(key, attempt, ExecutionState::Queued) {
@@ -84,14 +56,9 @@ impl Core {
                 }
             }
             Timer::AttemptDue(key, attempt) => self.attempt_is_due(now, key, attempt),
-            Timer::Overdue(key, attempt) => self.check_overdue(now, key, attempt),
-        }
-    }
-
-    fn task_is_due(&mut self, now: Time, key: TaskKey) {
-        match self.is_finished(key) {
-            true => self.forget_task(key),
-            false => self.task_ttl_is_over(now, key),
+            Timer::AttemptOverdue(key, attempt) => self.check_overdue(now, key, attempt),
+            Timer::TaskTtl(task) => self.task_ttl_is_over(now, task),
+            Timer::ForgetTask(task) => self.forget_task(task),
         }
     }
 
@@ -143,13 +110,13 @@ impl Core {
     /// Looks at a machine's silence at that time.
     pub(super) fn watch(&mut self, key: MachineKey, time: Time) {
         self.machine_mut(key).watched_at = Some(time);
-        self.timers.insert((time, Timer::Silent(key)));
+        self.timers.set(time, Timer::MachineSilent(key));
     }
 
     /// Forgets a machine that has just gone offline, when its time has come.
     pub(super) fn forget_later(&mut self, now: Time, key: MachineKey) {
         let timer = Timer::ForgetMachine(key);
-        self.timers.insert((now.plus(FORGOTTEN_AFTER), timer));
+        self.timers.set(now.plus(FORGOTTEN_AFTER), timer);
     }
 
     /// Removes the timers of a machine that appears, goes or is forgotten.
@@ -157,9 +124,9 @@ impl Core {
         let machine = self.machine_mut(key);
         let forgotten = machine.offline_since.plus(FORGOTTEN_AFTER);
         if let Some(time) = machine.watched_at.take() {
-            self.timers.remove(&(time, Timer::Silent(key)));
+            self.timers.cancel(time, Timer::MachineSilent(key));
         }
-        self.timers.remove(&(forgotten, Timer::ForgetMachine(key)));
+        self.timers.cancel(forgotten, Timer::ForgetMachine(key));
     }
 
     fn drop_machine(&mut self, now: Time, key: MachineKey) {
@@ -220,8 +187,7 @@ impl Core {
         let waiting = &mut self.execution_mut(key).now;
         waiting.due_at = None;
         waiting.expires_at = Some(expires);
-        self.timers
-            .insert((expires, Timer::AttemptTtl(key, attempt)));
+        self.timers.set(expires, Timer::AttemptTtl(key, attempt));
         if self.task(key.task).is_any() {
             let pattern = self.pattern_key_of(key.task);
             self.queue_for_any(key, pattern);
@@ -289,16 +255,16 @@ impl Core {
         self.disarm_overdue(key);
         let attempt = &mut self.execution_mut(key).now;
         attempt.overdue_at = Some(due);
-        let timer = Timer::Overdue(key, attempt.number);
-        self.timers.insert((due, timer));
+        let timer = Timer::AttemptOverdue(key, attempt.number);
+        self.timers.set(due, timer);
     }
 
     /// Removes the timer of an attempt that is not in a machine's hands any more.
     pub(super) fn disarm_overdue(&mut self, key: ExecutionKey) {
         let attempt = &mut self.execution_mut(key).now;
         if let Some(due) = attempt.overdue_at.take() {
-            let timer = Timer::Overdue(key, attempt.number);
-            self.timers.remove(&(due, timer));
+            let timer = Timer::AttemptOverdue(key, attempt.number);
+            self.timers.cancel(due, timer);
         }
     }
 
@@ -309,10 +275,10 @@ impl Core {
         let number = attempt.number;
         let (due, expires) = (attempt.due_at.take(), attempt.expires_at.take());
         if let Some(time) = due {
-            self.timers.remove(&(time, Timer::AttemptDue(key, number)));
+            self.timers.cancel(time, Timer::AttemptDue(key, number));
         }
         if let Some(time) = expires {
-            self.timers.remove(&(time, Timer::AttemptTtl(key, number)));
+            self.timers.cancel(time, Timer::AttemptTtl(key, number));
         }
     }
 
@@ -353,13 +319,13 @@ impl Core {
 
     /// Sets the timer of an unfinished task.
     pub(super) fn arm_ttl(&mut self, key: TaskKey, task: &Task) {
-        self.task_timers.insert((task.expires_at, key));
+        self.timers.set(task.expires_at, Timer::TaskTtl(key));
     }
 
     /// Sets the timer of a finished task.
     pub(super) fn arm_forget(&mut self, finished_at: Time, key: TaskKey, task: &Task) {
-        self.task_timers
-            .insert((finished_at.plus(task.kept_for()), key));
+        let forgotten_at = finished_at.plus(task.retention());
+        self.timers.set(forgotten_at, Timer::ForgetTask(key));
     }
 
     /// Sets the timers that a restored attempt had.
@@ -367,12 +333,14 @@ impl Core {
         let attempt = &self.execution(key).now;
         let number = attempt.number;
         let (due, expires, overdue) = (attempt.due_at, attempt.expires_at, attempt.overdue_at);
-        self.timers
-            .extend(due.map(|time| (time, Timer::AttemptDue(key, number))));
-        self.timers
-            .extend(expires.map(|time| (time, Timer::AttemptTtl(key, number))));
-        self.timers
-            .extend(overdue.map(|time| (time, Timer::Overdue(key, number))));
+        let timers = [
+            due.map(|time| (time, Timer::AttemptDue(key, number))),
+            expires.map(|time| (time, Timer::AttemptTtl(key, number))),
+            overdue.map(|time| (time, Timer::AttemptOverdue(key, number))),
+        ];
+        for (time, timer) in timers.into_iter().flatten() {
+            self.timers.set(time, timer);
+        }
     }
 
     /// What is queued for a machine that takes no more work, and could run on any, goes elsewhere.

@@ -3,6 +3,7 @@
 use super::match_index::PatternKey;
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
+use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Counts, ExecutionState, Mode};
@@ -318,7 +319,7 @@ impl Core {
             ..Default::default()
         };
         self.executions.queued += counts.queued;
-        self.task_timers.insert((now.plus(spec.ttl), key));
+        self.timers.set(now.plus(spec.ttl), Timer::TaskTtl(key));
         self.task_ids.insert(id.clone(), key);
         if prefix != id {
             self.task_prefixes.insert(prefix.clone(), key);
