@@ -39,7 +39,7 @@ struct Caller<'a> {
 impl Core {
     /// Takes in a poll: registers or refreshes the machine, compares what it holds with what it was
     /// handed, and answers what it is to do. With nothing to do the caller may hold the poll, see
-    /// [`Core::park`].
+    /// [`Core::hold_poll`].
     ///
     /// Refused with [`Refusal::Conflict`] when the poll is late, repeated, or of another machine
     /// that claims the same instance; with [`Refusal::Full`] when there are too many machines.
@@ -80,12 +80,12 @@ impl Core {
                 )));
             }
         }
-        let key = self.hello(now, &caller)?;
+        let key = self.register(now, &caller)?;
         let machine = self.machine_mut(key);
         machine.seq = poll.seq;
-        machine.parked = false;
+        machine.poll_held = false;
         machine.cancels.clear();
-        machine.owes_joins |= machine.state == MachineState::Draining;
+        machine.joins_pending |= machine.state == MachineState::Draining;
         let state = if poll.draining {
             MachineState::Draining
         } else {
@@ -95,9 +95,9 @@ impl Core {
             self.machine_changed(key);
         }
         self.refresh_ready(key);
-        let mut orders = self.compare_holds(now, key, &poll.holds);
+        let mut orders = self.reconcile_holds(now, key, &poll.holds);
         if poll.draining {
-            self.give_back(key);
+            self.requeue_any(key);
         } else {
             self.join_open_tasks(key);
             self.deliver(now, key, &mut orders);
@@ -106,13 +106,13 @@ impl Core {
     }
 
     /// Registers a machine, or notes that a known one is there.
-    fn hello(&mut self, now: Time, caller: &Caller<'_>) -> Result<MachineKey, Refusal> {
+    fn register(&mut self, now: Time, caller: &Caller<'_>) -> Result<MachineKey, Refusal> {
         if let Some(key) = self.instances.get(caller.instance).copied() {
             let machine = self.machine_mut(key);
             machine.last_seen = now;
             machine.jobs = caller.jobs;
             if machine.state == MachineState::Offline {
-                self.appear(now, key);
+                self.bring_online(now, key);
             }
             return Ok(key);
         }
@@ -134,7 +134,7 @@ impl Core {
         let label: Arc<str> = caller.label.into();
         let label_key = self.match_index.add_machine(&label, key);
         self.instances.insert(instance.clone(), key);
-        let host: Arc<str> = cut(caller.host).into();
+        let host: Arc<str> = truncated(caller.host).into();
         let target = Target {
             label: label.clone(),
             instance: instance.clone(),
@@ -145,7 +145,7 @@ impl Core {
             instance,
             label,
             host,
-            version: cut(caller.version).into(),
+            version: truncated(caller.version).into(),
             label_key,
             kind: caller.kind,
             state: MachineState::Offline,
@@ -155,27 +155,27 @@ impl Core {
             offline_since: now,
             watched_at: None,
             left: false,
-            owes_joins: true,
+            joins_pending: true,
             seq: 0,
-            parked: false,
+            poll_held: false,
             ready: None,
             inbox: Default::default(),
             active: Default::default(),
             cancels: Vec::new(),
         };
         self.machines.insert(key, machine);
-        self.appear(now, key);
+        self.bring_online(now, key);
         Ok(key)
     }
 
-    fn appear(&mut self, now: Time, key: MachineKey) {
-        self.disarm_machine(key);
+    fn bring_online(&mut self, now: Time, key: MachineKey) {
+        self.cancel_machine_timers(key);
         let machine = self.machine_mut(key);
         machine.state = MachineState::Online;
-        machine.owes_joins = true;
-        let notice = Notice::Appeared(machine.label.clone(), machine.instance.clone());
+        machine.joins_pending = true;
+        let notice = Notice::MachineOnline(machine.label.clone(), machine.instance.clone());
         self.notices.push(notice);
-        self.watch(key, now.plus(super::OFFLINE_AFTER));
+        self.watch_silence(key, now.plus(super::OFFLINE_AFTER));
         self.machine_changed(key);
     }
 
@@ -190,7 +190,7 @@ impl Core {
             jobs: 1,
             kind: Kind::Original,
         };
-        let key = self.hello(now, &caller)?;
+        let key = self.register(now, &caller)?;
         self.join_open_tasks(key);
         Ok(key)
     }
@@ -208,15 +208,15 @@ impl Core {
     }
 
     /// Notes that the machine's poll is being held, so that it is woken when there is work.
-    pub fn park(&mut self, key: MachineKey) {
-        self.machine_mut(key).parked = true;
+    pub fn hold_poll(&mut self, key: MachineKey) {
+        self.machine_mut(key).poll_held = true;
         self.refresh_ready(key);
     }
 
     /// Notes that the machine's poll is not held any more, because its agent has gone away.
-    pub fn unpark(&mut self, key: MachineKey) {
+    pub fn release_poll(&mut self, key: MachineKey) {
         if let Some(machine) = self.machines.get_mut(&key) {
-            machine.parked = false;
+            machine.poll_held = false;
             self.refresh_ready(key);
         }
     }
@@ -227,7 +227,7 @@ impl Core {
         let Some(machine) = self.machines.get_mut(&key) else {
             return orders;
         };
-        machine.parked = false;
+        machine.poll_held = false;
         orders.cancel = std::mem::take(&mut machine.cancels);
         let live = machine.is_live();
         self.refresh_ready(key);
@@ -277,7 +277,7 @@ impl Core {
             });
             let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
             if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {
-                self.arm_overdue(execution, now.plus(longest).plus(OVERDUE_AFTER));
+                self.set_overdue(execution, now.plus(longest).plus(OVERDUE_AFTER));
             }
         }
     }
@@ -292,7 +292,12 @@ impl Core {
     }
 
     /// Compares what a machine says it holds with what it was handed.
-    fn compare_holds(&mut self, now: Time, key: MachineKey, holds: &[Hold]) -> Orders<Arc<Detail>> {
+    fn reconcile_holds(
+        &mut self,
+        now: Time,
+        key: MachineKey,
+        holds: &[Hold],
+    ) -> Orders<Arc<Detail>> {
         let mut orders = Orders::none();
         let mut held = HashSet::new();
         for hold in holds {
@@ -312,14 +317,14 @@ impl Core {
             if e.canceling && hold.state == HoldState::Running {
                 orders.cancel.push(hold.id.clone());
             }
-            self.note_start(now, execution, hold.started_ago_ms);
+            self.record_start(now, execution, hold.started_ago_ms);
         }
         let missing: Vec<ExecutionKey> = self.machine(key).active.difference_of(&held);
         for execution in missing {
             match self.execution(execution).state {
                 // The answer that handed it out was lost on the way.
                 ExecutionState::Delivered => {
-                    if self.undeliver(now, execution) {
+                    if self.take_back(now, execution) {
                         self.place(execution, Place::Inbox(key));
                     }
                 }
@@ -336,7 +341,7 @@ impl Core {
         orders
     }
 
-    pub(super) fn note_start(&mut self, now: Time, key: ExecutionKey, ago_ms: u64) {
+    pub(super) fn record_start(&mut self, now: Time, key: ExecutionKey, ago_ms: u64) {
         if !self.apply(key, Event::Start) {
             return;
         }
@@ -354,17 +359,17 @@ impl Core {
 
     /// Takes back a hand-out that provably did not arrive. False when a user had canceled it: then
     /// it has ended.
-    pub(super) fn undeliver(&mut self, now: Time, key: ExecutionKey) -> bool {
+    pub(super) fn take_back(&mut self, now: Time, key: ExecutionKey) -> bool {
         if self.execution(key).canceling && self.keeps(Rule::CanceledIsNotRepeated) {
             if self.apply(key, Event::Cancel) {
                 self.place(key, Place::Nowhere);
-                self.note_end(now, key, "canceled before it started");
+                self.record_end(now, key, "canceled before it started");
                 self.finish_if_done(now, key.task);
             }
             return false;
         }
         self.apply(key, Event::GiveBack);
-        self.disarm_overdue(key);
+        self.cancel_overdue(key);
         self.execution_mut(key).now.delivered_at = None;
         if self.has_expired(now, key) {
             return !self.end_attempt(now, key, ExecutionState::Expired, super::EXPIRED);
@@ -395,13 +400,13 @@ impl Core {
         // Nothing is in the hands of one that is offline already.
         for execution in machine.active.difference_of(&held) {
             if self.execution(execution).state == ExecutionState::Delivered
-                && self.undeliver(now, execution)
+                && self.take_back(now, execution)
             {
                 self.place(execution, Place::Inbox(key));
             }
         }
         if self.machine(key).state != MachineState::Offline {
-            self.machine_is_gone(now, key, "said goodbye");
+            self.take_offline(now, key, "said goodbye");
         }
         for execution in self.machine(key).inbox.clone() {
             self.end_attempt(
@@ -446,7 +451,7 @@ fn check_instance(instance: &str) -> Result<(), Refusal> {
 }
 
 /// A word that another program sent, cut to what is kept.
-pub(super) fn cut(word: &str) -> &str {
+pub(super) fn truncated(word: &str) -> &str {
     &word[..word.floor_char_boundary(MAX_WORD_BYTES)]
 }
 

@@ -7,7 +7,7 @@
 //!
 //! To add an event: a variant of [`EventKind`], emitted in `add_attempt_events`.
 
-use super::output::Reading;
+use super::output::ReadOptions;
 use super::task::{Attempt, Execution, Target};
 use super::{Core, ExecutionKey, Notice, TaskKey};
 use crate::wire::agent::Stream;
@@ -142,7 +142,7 @@ impl Core {
     }
 
     /// Records that an execution has changed, if its task is followed.
-    pub(super) fn note_change(&mut self, key: ExecutionKey) {
+    pub(super) fn record_change(&mut self, key: ExecutionKey) {
         let Some(log) = self.change_logs.get_mut(&key.task) else {
             return;
         };
@@ -254,12 +254,12 @@ fn add_attempt_events(
         position.state = Some(state);
     }
     if let Some(output) = &attempt.output {
-        let how = Reading {
+        let how = ReadOptions {
             stream: filter.stream,
             whole_lines: filter.whole_lines,
             ended,
         };
-        if !output.read_on(&how, &mut position.offsets, room, add) {
+        if !output.read_from(&how, &mut position.offsets, room, add) {
             return false;
         }
     }
@@ -290,9 +290,9 @@ mod tests {
     use crate::core::output::Output;
     use Stream::{Stderr, Stdout};
 
-    fn text(output: &Output, how: &Reading, at: &mut [u64; 2], room: usize) -> Vec<String> {
+    fn text(output: &Output, how: &ReadOptions, at: &mut [u64; 2], room: usize) -> Vec<String> {
         let (mut texts, mut room) = (Vec::new(), room);
-        output.read_on(how, at, &mut room, &mut |what| {
+        output.read_from(how, at, &mut room, &mut |what| {
             texts.push(match what {
                 EventKind::Output(stream, at, bytes) => {
                     format!("{stream:?} {at} {:?}", String::from_utf8_lossy(&bytes))
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn output_comes_once_and_in_order() {
         let (mut output, mut at) = (Output::default(), [0; 2]);
-        let mut how = Reading::default();
+        let mut how = ReadOptions::default();
         output.write(Stdout, 0, b"a");
         assert_eq!(text(&output, &how, &mut at, 99), ["Stdout 0 \"a\""]);
         assert!(text(&output, &how, &mut at, 99).is_empty());
@@ -327,9 +327,9 @@ mod tests {
     #[test]
     fn whole_lines_wait_for_their_end() {
         let (mut output, mut at) = (Output::default(), [0; 2]);
-        let mut how = Reading {
+        let mut how = ReadOptions {
             whole_lines: true,
-            ..Reading::default()
+            ..ReadOptions::default()
         };
         output.write(Stdout, 0, b"one\ntw");
         output.write(Stderr, 0, b"oops\n");
@@ -346,11 +346,11 @@ mod tests {
         let (mut output, mut at) = (Output::default(), [0; 2]);
         output.write(Stdout, 0, &[b'x'; 1000]);
         output.write(Stderr, 0, &[b'y'; 10]);
-        let how = Reading::default();
+        let how = ReadOptions::default();
         let mut seen = 0;
         while seen < 1010 {
             let mut room = 300;
-            let all = output.read_on(&how, &mut at, &mut room, &mut |what| {
+            let all = output.read_from(&how, &mut at, &mut room, &mut |what| {
                 if let EventKind::Output(_, _, bytes) = what {
                     seen += bytes.len();
                 }

@@ -60,7 +60,7 @@ impl Task {
     }
 }
 
-fn check(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
 }
 
@@ -124,10 +124,10 @@ impl Core {
                     Place::Active(m) => drop(actives.entry(m).or_default().insert(execution)),
                 }
             }
-            check(counts == task.counts, || {
+            ensure(counts == task.counts, || {
                 format!("{key:?}: counts {:?}, recounted {counts:?}", task.counts)
             })?;
-            check(task_output == task.output_bytes, || {
+            ensure(task_output == task.output_bytes, || {
                 format!(
                     "{key:?}: {} bytes of output, recounted {task_output}",
                     task.output_bytes
@@ -135,13 +135,13 @@ impl Core {
             })?;
             output += task_output;
         }
-        check(all == self.executions, || {
+        ensure(all == self.executions, || {
             format!("counts {:?}, recounted {all:?}", self.executions)
         })?;
-        check(output == self.output_bytes, || {
+        ensure(output == self.output_bytes, || {
             format!("{} bytes of output, recounted {output}", self.output_bytes)
         })?;
-        check(waiting == self.match_index.queued(), || {
+        ensure(waiting == self.match_index.queued(), || {
             format!(
                 "{} wait for any machine, {waiting} say so",
                 self.match_index.queued()
@@ -150,11 +150,11 @@ impl Core {
         for (key, machine) in &self.machines {
             let same = machine.inbox == inboxes.remove(key).unwrap_or_default()
                 && machine.active == actives.remove(key).unwrap_or_default();
-            check(same, || {
+            ensure(same, || {
                 format!("{key:?}: its queues and the places differ")
             })?;
         }
-        check(inboxes.is_empty() && actives.is_empty(), || {
+        ensure(inboxes.is_empty() && actives.is_empty(), || {
             format!("queued for machines that are not there: {inboxes:?} {actives:?}")
         })
     }
@@ -191,7 +191,7 @@ impl Core {
             }
             _ => e.place == Place::Nowhere,
         };
-        check(in_its_queue && fits, || {
+        ensure(in_its_queue && fits, || {
             format!("{key:?}: {:?} at {:?}", e.state, e.place)
         })
     }
@@ -200,30 +200,30 @@ impl Core {
     fn check_machines(&self) -> Result<(), String> {
         let mut ready = 0;
         for (key, machine) in &self.machines {
-            check(
+            ensure(
                 machine.ready.is_some() == machine.can_be_given_work(),
                 || format!("{key:?}: ready {:?}", machine.ready),
             )?;
             if let Some(order) = machine.ready {
                 ready += 1;
-                check(self.ready.get(&order) == Some(key), || {
+                ensure(self.ready.get(&order) == Some(key), || {
                     format!("{key:?}: not in the list of ready machines")
                 })?;
             }
             let offline = machine.state == MachineState::Offline;
-            check(
-                !offline || (machine.active.is_empty() && !machine.parked),
+            ensure(
+                !offline || (machine.active.is_empty() && !machine.poll_held),
                 || format!("{key:?}: offline, with work in its hands"),
             )?;
-            check(self.instances.get(&machine.instance) == Some(key), || {
+            ensure(self.instances.get(&machine.instance) == Some(key), || {
                 format!("{key:?}: its instance does not lead to it")
             })?;
             let label = self.match_index.label(machine.label_key);
-            check(label.machines.contains(key), || {
+            ensure(label.machines.contains(key), || {
                 format!("{key:?}: its label does not lead to it")
             })?;
         }
-        check(ready == self.ready.len(), || {
+        ensure(ready == self.ready.len(), || {
             format!("{} machines are ready, {ready} say so", self.ready.len())
         })
     }
@@ -232,11 +232,11 @@ impl Core {
     fn check_indexes(&self) -> Result<(), String> {
         let named: usize = self.task_names.values().map(BTreeSet::len).sum();
         let tasks = self.tasks.len();
-        check(self.task_ids.len() == tasks && named == tasks, || {
+        ensure(self.task_ids.len() == tasks && named == tasks, || {
             format!("{tasks} tasks, {} ids, {named} names", self.task_ids.len())
         })?;
         let apart = self.tasks.values().filter(|task| task.id != task.prefix);
-        check(self.task_prefixes.len() == apart.count(), || {
+        ensure(self.task_prefixes.len() == apart.count(), || {
             format!("{} prefixes that are no ids", self.task_prefixes.len())
         })?;
         let mut finished = 0;
@@ -246,16 +246,16 @@ impl Core {
             let known = self.task_ids.get(&task.id) == Some(key)
                 && self.task_with_prefix(&task.prefix) == Some(*key)
                 && named.is_some_and(|keys| keys.contains(key));
-            check(known, || {
+            ensure(known, || {
                 format!("{key:?}: its id or name does not lead to it")
             })?;
             let entry = self.match_index.find_entry(task.spec.pattern.text());
             let listed = entry.is_some_and(|entry| entry.open.contains(key));
-            check(listed == task.open, || {
+            ensure(listed == task.open, || {
                 format!("{key:?}: open {}", task.open)
             })?;
             let Some(finished_at) = task.finished_at else {
-                check(task.open || task.counts.unfinished() > 0, || {
+                ensure(task.open || task.counts.unfinished() > 0, || {
                     format!("{key:?}: nothing is left to do, and it has not ended")
                 })?;
                 continue;
@@ -265,18 +265,18 @@ impl Core {
             let right = self.finished.contains(&(finished_at, *key))
                 && task.counts.unfinished() == 0
                 && !task.open;
-            check(right, || format!("{key:?}: has ended, but not altogether"))?;
+            ensure(right, || format!("{key:?}: has ended, but not altogether"))?;
         }
-        check(finished == self.finished.len(), || {
+        ensure(finished == self.finished.len(), || {
             format!(
                 "{} tasks have ended, {finished} say so",
                 self.finished.len()
             )
         })?;
-        check(finished_executions == self.finished_executions, || {
+        ensure(finished_executions == self.finished_executions, || {
             "executions of ended tasks are miscounted".into()
         })?;
-        check(self.instances.len() == self.machines.len(), || {
+        ensure(self.instances.len() == self.machines.len(), || {
             "instances lead to machines that are not there".into()
         })?;
         self.check_limits()
@@ -286,27 +286,27 @@ impl Core {
     fn check_limits(&self) -> Result<(), String> {
         let Core { limits, .. } = self;
         let unfinished = self.executions.unfinished() as usize;
-        check(unfinished <= limits.executions, || {
+        ensure(unfinished <= limits.executions, || {
             format!(
                 "{unfinished} unfinished executions, the limit is {}",
                 limits.executions
             )
         })?;
         let tasks = self.tasks.len() - self.finished.len();
-        check(tasks <= limits.executions, || {
+        ensure(tasks <= limits.executions, || {
             format!("{tasks} unfinished tasks")
         })?;
-        check(self.finished.len() <= limits.tasks.max(1), || {
+        ensure(self.finished.len() <= limits.tasks.max(1), || {
             format!("{} ended tasks are kept", self.finished.len())
         })?;
         let many = self.finished.len() > 1 && self.finished_executions > limits.executions;
-        check(!many, || {
+        ensure(!many, || {
             "too many executions of ended tasks are kept".into()
         })?;
-        check(self.machines.len() <= limits.machines, || {
+        ensure(self.machines.len() <= limits.machines, || {
             format!("{} machines are known", self.machines.len())
         })?;
-        check(self.output_bytes <= limits.output_bytes, || {
+        ensure(self.output_bytes <= limits.output_bytes, || {
             format!("{} bytes of output are kept", self.output_bytes)
         })
     }
@@ -355,16 +355,16 @@ impl Core {
                     finished.is_some_and(|(task, at)| at.plus(task.retention()) == *time)
                 }
             };
-            check(meant, || format!("{timer:?} at {time:?} is for nothing"))?;
+            ensure(meant, || format!("{timer:?} at {time:?} is for nothing"))?;
         }
         for (key, machine) in &self.machines {
             let watched = silent.contains(key) || machine.state == MachineState::Offline;
-            check(watched, || {
+            ensure(watched, || {
                 format!("{key:?}: its silence would go unnoticed")
             })?;
             for execution in &machine.active {
                 let limited = self.task(execution.task).spec.longest_run().is_some();
-                check(!limited || overdue.contains(execution), || {
+                ensure(!limited || overdue.contains(execution), || {
                     format!("{execution:?}: could stay in a machine's hands for ever")
                 })?;
             }
@@ -375,7 +375,7 @@ impl Core {
                 .iter()
                 .any(|e| e.state == ExecutionState::Queued && e.now.number == 1);
             let needed = task.open || first || task.finished_at.is_some();
-            check(!needed || ending.contains(key), || {
+            ensure(!needed || ending.contains(key), || {
                 format!("{key:?}: could stay for ever")
             })?;
         }

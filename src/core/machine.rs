@@ -46,11 +46,11 @@ pub(super) struct Machine {
     /// It said goodbye: this instance never comes back.
     pub left: bool,
     /// It has appeared, and not yet joined every open task that it matches.
-    pub owes_joins: bool,
+    pub joins_pending: bool,
     /// The highest `seq` of its polls.
     pub seq: u64,
     /// Its poll is being held.
-    pub parked: bool,
+    pub poll_held: bool,
     /// Its number in the list of machines that can be given work.
     pub ready: Option<u64>,
     /// Queued for it.
@@ -79,7 +79,7 @@ impl Machine {
 
     /// Whether an execution that waits for any machine should be given to it now.
     pub fn can_be_given_work(&self) -> bool {
-        self.parked && self.is_live() && self.free() > self.inbox.len()
+        self.poll_held && self.is_live() && self.free() > self.inbox.len()
     }
 
     /// When its silence has lasted too long. The original's agent pings on while it runs the one

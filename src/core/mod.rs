@@ -131,9 +131,9 @@ pub enum Notice {
     /// A task that has followers has changed.
     Changed(TaskKey),
     /// A machine went offline; in words, why.
-    Gone(Arc<str>, &'static str),
+    MachineOffline(Arc<str>, &'static str),
     /// A machine appeared.
-    Appeared(Arc<str>, Arc<str>),
+    MachineOnline(Arc<str>, Arc<str>),
 }
 
 /// The registry.
@@ -279,7 +279,7 @@ impl Core {
         if state.is_terminal() {
             self.stats.ended(state);
         }
-        self.note_change(key);
+        self.record_change(key);
         true
     }
 
@@ -342,7 +342,7 @@ impl Core {
     }
 
     fn wake(&mut self, machine: MachineKey) {
-        if self.machine(machine).parked {
+        if self.machine(machine).poll_held {
             self.notices.push(Notice::Wake(machine));
         }
     }
@@ -375,14 +375,14 @@ impl Core {
             return false;
         }
         self.place(key, Place::Nowhere);
-        self.note_end(now, key, msg);
+        self.record_end(now, key, msg);
         self.finish_if_done(now, key.task);
         true
     }
 
-    fn note_end(&mut self, now: Time, key: ExecutionKey, msg: &str) {
+    fn record_end(&mut self, now: Time, key: ExecutionKey, msg: &str) {
         self.output_ended(key);
-        self.disarm(key);
+        self.cancel_attempt_timers(key);
         let attempt = &mut self.execution_mut(key).now;
         attempt.finished_at = attempt.finished_at.or(Some(now));
         attempt.msg = msg.into();
@@ -441,7 +441,7 @@ impl Core {
     fn retry(&mut self, now: Time, key: ExecutionKey, state: ExecutionState, msg: &str, due: Time) {
         self.apply(key, Event::Retry);
         self.place(key, Place::Nowhere);
-        self.note_end(now, key, msg);
+        self.record_end(now, key, msg);
         let is_any = self.task(key.task).is_any();
         let execution = self.execution_mut(key);
         let number = execution.now.number + 1;

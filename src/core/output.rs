@@ -125,7 +125,7 @@ impl Output {
     /// A line counts as having come when its end came.
     pub fn lines(&self, limit: usize) -> Vec<String> {
         let mut lines = Vec::new();
-        let mut streams = [Stream::Stdout, Stream::Stderr].map(|stream| Unrolled {
+        let mut streams = [Stream::Stdout, Stream::Stderr].map(|stream| LineSplitter {
             parts: self.excerpt(stream, limit),
             next: 0,
             partial: Vec::new(),
@@ -144,9 +144,9 @@ impl Output {
 
     /// Gives what came after `at` (of standard output, of standard error) in the order in which it
     /// came, and moves `at` on. False when `room` (in bytes) was not enough for all of it.
-    pub(super) fn read_on(
+    pub(super) fn read_from(
         &self,
-        how: &Reading,
+        how: &ReadOptions,
         at: &mut [u64; 2],
         room: &mut usize,
         give: &mut dyn FnMut(EventKind),
@@ -232,7 +232,7 @@ fn read_across(buffer: &HeadTailBuffer, offset: u64, max: usize) -> (u64, Vec<u8
 
 /// How output is to be read on.
 #[derive(Debug, Default)]
-pub(super) struct Reading {
+pub(super) struct ReadOptions {
     /// One stream only.
     pub stream: Option<Stream>,
     /// Lines that have no end yet have to wait.
@@ -241,7 +241,7 @@ pub(super) struct Reading {
     pub ended: bool,
 }
 
-impl Reading {
+impl ReadOptions {
     /// How many of these bytes can be given: not half a line, nor half a character.
     fn complete(&self, bytes: &[u8], is_last: bool) -> usize {
         if is_last || (self.whole_lines && bytes.len() >= MAX_LINE_BYTES) {
@@ -274,13 +274,13 @@ enum Part {
 }
 
 /// A stream being turned into lines.
-struct Unrolled {
+struct LineSplitter {
     parts: Vec<Part>,
     next: usize,
     partial: Vec<u8>,
 }
 
-impl Unrolled {
+impl LineSplitter {
     /// Emits the lines that ended before `end`.
     fn advance(&mut self, end: u64, lines: &mut Vec<String>) {
         while let Some(part) = self.parts.get_mut(self.next) {

@@ -4,7 +4,7 @@
 //! whoever reports something else is told what to do with it. A new figure of a result is set where the
 //! others are, in `end_reported`.
 
-use super::agent::cut;
+use super::agent::truncated;
 use super::invariants::Rule;
 use super::output::Output;
 use super::saved::{OutputKey, SavedPiece};
@@ -18,7 +18,7 @@ impl Core {
     /// orders say what to kill, because its outcome is settled, and what to forget.
     pub fn output(&mut self, now: Time, instance: &str, pieces: &[Piece]) -> Orders<Arc<Detail>> {
         let mut orders = Orders::none();
-        self.heard_of(now, instance);
+        self.note_contact(now, instance);
         for piece in pieces {
             let Ok(key) = self.active_attempt(instance, &piece.id) else {
                 let settled = self.find(&piece.id.execution).is_some();
@@ -47,17 +47,17 @@ impl Core {
             self.change_output(key, |output| {
                 output.write(piece.stream, piece.offset, &piece.data)
             });
-            self.note_output(key, piece.stream, piece.offset, &piece.data);
+            self.record_output(key, piece.stream, piece.offset, &piece.data);
         } else {
             // Nothing old is left to make room: the bytes are counted as missing.
             let end = piece.offset.saturating_add(piece.data.len() as u64);
             self.change_output(key, |output| output.skip_to(piece.stream, end));
-            self.note_output(key, piece.stream, end, &[]);
+            self.record_output(key, piece.stream, end, &[]);
         }
     }
 
     /// Notes what came of an attempt's output, for whoever saves it.
-    fn note_output(&mut self, key: ExecutionKey, stream: Stream, offset: u64, data: &[u8]) {
+    fn record_output(&mut self, key: ExecutionKey, stream: Stream, offset: u64, data: &[u8]) {
         if let Some(changes) = &mut self.changes {
             let attempt = &self.tasks[&key.task].executions[key.n as usize].now;
             let output_key = OutputKey::of(key, attempt.number);
@@ -85,7 +85,7 @@ impl Core {
         let after = output.kept();
         task.output_bytes = task.output_bytes + after - before;
         self.output_bytes = self.output_bytes + after - before;
-        self.note_change(key);
+        self.record_change(key);
     }
 
     /// Takes in results, with the last of their output. Says for each what became of it; none has
@@ -174,7 +174,7 @@ impl Core {
             other => return Err(format!("state: an attempt cannot end {}", other.word())),
         };
         if let Some(ms) = ended.duration_ms {
-            self.note_start(now, key, ended.ended_ago_ms.saturating_add(ms));
+            self.record_start(now, key, ended.ended_ago_ms.saturating_add(ms));
         }
         let room = self
             .execution(key)
@@ -188,18 +188,21 @@ impl Core {
         );
         attempt.duration_ms = ended.duration_ms;
         attempt.exit_code = ended.exit_code;
-        attempt.signal = ended.signal.as_deref().map(|signal| cut(signal).into());
+        attempt.signal = ended
+            .signal
+            .as_deref()
+            .map(|signal| truncated(signal).into());
         self.change_output(key, |output| {
             output.skip_to(Stream::Stdout, ended.stdout_bytes);
             output.skip_to(Stream::Stderr, ended.stderr_bytes);
         });
-        self.note_output(key, Stream::Stdout, ended.stdout_bytes, &[]);
-        self.note_output(key, Stream::Stderr, ended.stderr_bytes, &[]);
-        self.end_attempt(now, key, state, cut(&ended.msg));
+        self.record_output(key, Stream::Stdout, ended.stdout_bytes, &[]);
+        self.record_output(key, Stream::Stderr, ended.stderr_bytes, &[]);
+        self.end_attempt(now, key, state, truncated(&ended.msg));
         Ok(())
     }
 
-    fn heard_of(&mut self, now: Time, instance: &str) {
+    fn note_contact(&mut self, now: Time, instance: &str) {
         if let Some(key) = self.instances.get(instance).copied() {
             self.machine_mut(key).last_seen = now;
         }

@@ -27,7 +27,7 @@ impl Core {
         let away = TimeSpan::from_millis(now.millis_since(saved.last_alive));
         core.back_since = now;
         core.next_task = core.next_task.max(saved.next_task);
-        let mut words = Words::default();
+        let mut words = Interner::default();
         for (instance, mut machine) in saved.machines {
             words.share(&mut machine.label);
             words.share(&mut machine.host);
@@ -121,9 +121,9 @@ impl Core {
             left: saved.left,
             watched_at: None,
             // Those that it has joined know it.
-            owes_joins: true,
+            joins_pending: true,
             seq: saved.seq,
-            parked: false,
+            poll_held: false,
             ready: None,
             inbox: BTreeSet::new(),
             active: BTreeSet::new(),
@@ -133,7 +133,7 @@ impl Core {
         if saved.offline {
             self.forget_later(now, key);
         } else {
-            self.watch(key, now.plus(super::OFFLINE_AFTER));
+            self.watch_silence(key, now.plus(super::OFFLINE_AFTER));
         }
         key
     }
@@ -178,7 +178,7 @@ impl Core {
         let mut places = Vec::new();
         for (n, saved) in (0..).zip(executions) {
             let key = ExecutionKey { task: key, n };
-            if !saved.is_where_it_can_be() || (finished && !saved.state.is_terminal()) {
+            if !saved.has_valid_place() || (finished && !saved.state.is_terminal()) {
                 return Err(format!(
                     "execution {n} of task {} is {} and at {:?}",
                     task.id,
@@ -234,9 +234,9 @@ impl Core {
                 self.finished.insert((at, key));
                 self.finished_executions += task.executions.len();
                 self.stats.finished(task.state());
-                self.arm_forget(at, key, &task);
+                self.set_forget_task(at, key, &task);
             }
-            None => self.arm_ttl(key, &task),
+            None => self.set_task_ttl(key, &task),
         }
         self.tasks.insert(key, task);
         if open {
@@ -275,10 +275,10 @@ impl Core {
                 let pattern = self.pattern_key_of(key.task);
                 self.place(key, Place::Pattern(pattern));
             }
-            // Without a target only the last is possible, see `is_where_it_can_be`.
+            // Without a target only the last is possible, see `has_valid_place`.
             (SavedPlace::Active | SavedPlace::Inbox, None) | (SavedPlace::Nowhere, _) => {}
         }
-        self.arm_attempt(key);
+        self.set_attempt_timers(key);
     }
 
     fn restore_output(&mut self, key: OutputKey, piece: &SavedPiece, changes: &mut Changes) {
@@ -307,11 +307,11 @@ impl Core {
     }
 }
 
-/// Words that many records have, kept once, as they were before they were saved.
+/// Interner that many records have, kept once, as they were before they were saved.
 #[derive(Default)]
-struct Words(HashSet<Arc<str>>);
+struct Interner(HashSet<Arc<str>>);
 
-impl Words {
+impl Interner {
     fn shared(&mut self, word: Arc<str>) -> Arc<str> {
         match self.0.get(&word) {
             Some(known) => known.clone(),

@@ -71,7 +71,7 @@ pub struct SavedExecution {
 
 impl SavedExecution {
     /// Whether its state and its place go together.
-    pub(super) fn is_where_it_can_be(&self) -> bool {
+    pub(super) fn has_valid_place(&self) -> bool {
         match self.state {
             ExecutionState::Queued => match self.place {
                 SavedPlace::Pattern => true,
@@ -165,17 +165,17 @@ impl SavedPiece {
 #[derive(Debug, Clone)]
 pub enum OutputChange {
     /// This came.
-    Came(SavedPiece),
+    Appended(SavedPiece),
     /// Forget what came before: this is what is kept.
-    Kept(Vec<SavedPiece>),
+    Replaced(Vec<SavedPiece>),
 }
 
 impl OutputChange {
     /// How many bytes it takes, about.
     pub fn cost(&self) -> usize {
         match self {
-            OutputChange::Came(piece) => piece.cost(),
-            OutputChange::Kept(pieces) => pieces.iter().map(SavedPiece::cost).sum(),
+            OutputChange::Appended(piece) => piece.cost(),
+            OutputChange::Replaced(pieces) => pieces.iter().map(SavedPiece::cost).sum(),
         }
     }
 }
@@ -271,9 +271,9 @@ impl Changes {
     pub fn output(&mut self, key: OutputKey, piece: SavedPiece, output: &Output) {
         let saved = self.saved_bytes.entry(key).or_default();
         *saved += piece.cost();
-        let mut change = OutputChange::Came(piece);
+        let mut change = OutputChange::Appended(piece);
         if *saved > REPLACED_AFTER_BYTES {
-            change = OutputChange::Kept(output.pieces());
+            change = OutputChange::Replaced(output.pieces());
             *saved = change.cost();
         }
         self.output.push((key, change));
@@ -285,7 +285,7 @@ impl Changes {
         let Some(output) = output.filter(|output| saved > output.kept()) else {
             return;
         };
-        let kept = OutputChange::Kept(output.pieces());
+        let kept = OutputChange::Replaced(output.pieces());
         if kept.cost() < saved {
             self.output.push((key, kept));
         }
@@ -294,13 +294,13 @@ impl Changes {
     /// Notes that an attempt's output is dropped, though its task is kept.
     pub fn output_dropped(&mut self, key: OutputKey) {
         self.saved_bytes.remove(&key);
-        self.output.push((key, OutputChange::Kept(Vec::new())));
+        self.output.push((key, OutputChange::Replaced(Vec::new())));
     }
 }
 
 impl Core {
     /// From now on, changes are noted for [`Core::take_batch`].
-    pub fn note_changes(&mut self) {
+    pub fn record_changes(&mut self) {
         self.changes.get_or_insert_default();
     }
 
@@ -343,7 +343,7 @@ impl Core {
 
     /// Everything that is kept of the output of these attempts, to be saved in place of what was
     /// noted of it.
-    pub fn kept_output(&self, of: &BTreeSet<OutputKey>) -> Vec<(OutputKey, OutputChange)> {
+    pub fn output_snapshot(&self, of: &BTreeSet<OutputKey>) -> Vec<(OutputKey, OutputChange)> {
         let kept = of.iter().filter_map(|key| {
             let execution = self.tasks.get(&key.task)?.executions.get(key.n as usize)?;
             let past = execution.past.iter().map(|past| &past.attempt);
@@ -352,7 +352,7 @@ impl Core {
                 .find(|attempt| attempt.number == key.attempt);
             let output = attempt.and_then(|attempt| attempt.output.as_ref());
             let pieces = output.map_or_else(Vec::new, |output| output.pieces());
-            Some((*key, OutputChange::Kept(pieces)))
+            Some((*key, OutputChange::Replaced(pieces)))
         });
         kept.collect()
     }

@@ -317,8 +317,8 @@ impl Task {
             status: self.status(),
             state: self.state(),
             msg: self.msg(),
-            created_at: written(self.created_at),
-            finished_at: self.finished_at.map(written),
+            created_at: timestamp(self.created_at),
+            finished_at: self.finished_at.map(timestamp),
             machine_pattern: spec.pattern.text().into(),
             mode: spec.mode,
             ttl: spec.ttl,
@@ -381,7 +381,7 @@ impl Task {
     }
 
     /// Whether its output is that of several machines, or may become so.
-    pub fn has_several(&self, machine: Option<&str>) -> bool {
+    pub fn has_several_machines(&self, machine: Option<&str>) -> bool {
         let may_grow = self.open && self.spec.late_join;
         let is_one = |name: &str| {
             let mut targets = self.executions.iter().filter_map(|e| e.target.as_ref());
@@ -440,8 +440,8 @@ impl Attempt {
             exit_code: self.exit_code,
             signal: self.signal.as_deref().map(Cow::from),
             msg: Cow::from(&*self.msg),
-            started_at: self.started_at.map(written),
-            finished_at: self.finished_at.map(written),
+            started_at: self.started_at.map(timestamp),
+            finished_at: self.finished_at.map(timestamp),
             duration_ms: self.duration_ms,
             ..Default::default()
         };
@@ -467,7 +467,7 @@ fn target_words(target: Option<&Target>) -> [Cow<'_, str>; 3] {
     words.map(Cow::from)
 }
 
-fn written<'a>(time: Time) -> Cow<'a, str> {
+fn timestamp<'a>(time: Time) -> Cow<'a, str> {
     rfc3339(time).into()
 }
 

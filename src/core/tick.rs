@@ -75,8 +75,8 @@ impl Core {
             return;
         };
         match machine.silent_at() {
-            Some(time) if time <= now => self.machine_is_gone(now, key, "silent for too long"),
-            Some(time) => self.watch(key, time),
+            Some(time) if time <= now => self.take_offline(now, key, "silent for too long"),
+            Some(time) => self.watch_silence(key, time),
             None => {}
         }
     }
@@ -108,7 +108,7 @@ impl Core {
     }
 
     /// Looks at a machine's silence at that time.
-    pub(super) fn watch(&mut self, key: MachineKey, time: Time) {
+    pub(super) fn watch_silence(&mut self, key: MachineKey, time: Time) {
         self.machine_mut(key).watched_at = Some(time);
         self.timers.set(time, Timer::MachineSilent(key));
     }
@@ -120,7 +120,7 @@ impl Core {
     }
 
     /// Removes the timers of a machine that appears, goes or is forgotten.
-    pub(super) fn disarm_machine(&mut self, key: MachineKey) {
+    pub(super) fn cancel_machine_timers(&mut self, key: MachineKey) {
         let machine = self.machine_mut(key);
         let forgotten = machine.offline_since.plus(FORGOTTEN_AFTER);
         if let Some(time) = machine.watched_at.take() {
@@ -139,7 +139,7 @@ impl Core {
             );
         }
         self.machine_changed(key);
-        self.disarm_machine(key);
+        self.cancel_machine_timers(key);
         if let Some(machine) = self.machines.remove(&key) {
             self.instances.remove(&machine.instance);
             self.match_index.remove_machine(machine.label_key, key);
@@ -223,8 +223,8 @@ impl Core {
         // The report could not get through while the server was away.
         let patience = self.back_since.plus(OVERDUE_AFTER);
         if now < patience {
-            self.disarm_overdue(key);
-            self.arm_overdue(key, patience);
+            self.cancel_overdue(key);
+            self.set_overdue(key, patience);
             return;
         }
         let execution = self.execution(key);
@@ -246,13 +246,13 @@ impl Core {
     }
 
     /// Notes when an attempt in a machine's hands should have been reported; the earliest counts.
-    pub(super) fn arm_overdue(&mut self, key: ExecutionKey, due: Time) {
+    pub(super) fn set_overdue(&mut self, key: ExecutionKey, due: Time) {
         let due = self
             .execution(key)
             .now
             .overdue_at
             .map_or(due, |known| known.min(due));
-        self.disarm_overdue(key);
+        self.cancel_overdue(key);
         let attempt = &mut self.execution_mut(key).now;
         attempt.overdue_at = Some(due);
         let timer = Timer::AttemptOverdue(key, attempt.number);
@@ -260,7 +260,7 @@ impl Core {
     }
 
     /// Removes the timer of an attempt that is not in a machine's hands any more.
-    pub(super) fn disarm_overdue(&mut self, key: ExecutionKey) {
+    pub(super) fn cancel_overdue(&mut self, key: ExecutionKey) {
         let attempt = &mut self.execution_mut(key).now;
         if let Some(due) = attempt.overdue_at.take() {
             let timer = Timer::AttemptOverdue(key, attempt.number);
@@ -269,8 +269,8 @@ impl Core {
     }
 
     /// Removes the timers of an attempt that has ended.
-    pub(super) fn disarm(&mut self, key: ExecutionKey) {
-        self.disarm_overdue(key);
+    pub(super) fn cancel_attempt_timers(&mut self, key: ExecutionKey) {
+        self.cancel_overdue(key);
         let attempt = &mut self.execution_mut(key).now;
         let number = attempt.number;
         let (due, expires) = (attempt.due_at.take(), attempt.expires_at.take());
@@ -283,22 +283,22 @@ impl Core {
     }
 
     /// A machine is gone: what it had is lost, or goes to another where that cannot start it twice.
-    pub(super) fn machine_is_gone(&mut self, now: Time, key: MachineKey, why: &'static str) {
-        self.disarm_machine(key);
+    pub(super) fn take_offline(&mut self, now: Time, key: MachineKey, why: &'static str) {
+        self.cancel_machine_timers(key);
         let machine = self.machine_mut(key);
         machine.state = MachineState::Offline;
         machine.offline_since = now;
-        machine.parked = false;
+        machine.poll_held = false;
         machine.cancels.clear();
         let active = machine.active.clone();
         let label = machine.label.clone();
         self.refresh_ready(key);
         self.forget_later(now, key);
         self.machine_changed(key);
-        self.notices.push(super::Notice::Gone(label, why));
+        self.notices.push(super::Notice::MachineOffline(label, why));
         for execution in active {
             let delivered = self.execution(execution).state == ExecutionState::Delivered;
-            if delivered && !self.keeps(Rule::UncertainIsLost) && self.undeliver(now, execution) {
+            if delivered && !self.keeps(Rule::UncertainIsLost) && self.take_back(now, execution) {
                 self.place(execution, Place::Inbox(key));
                 if self.task(execution.task).is_any() {
                     let pattern = self.pattern_key_of(execution.task);
@@ -314,22 +314,22 @@ impl Core {
             };
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
-        self.give_back(key);
+        self.requeue_any(key);
     }
 
     /// Sets the timer of an unfinished task.
-    pub(super) fn arm_ttl(&mut self, key: TaskKey, task: &Task) {
+    pub(super) fn set_task_ttl(&mut self, key: TaskKey, task: &Task) {
         self.timers.set(task.expires_at, Timer::TaskTtl(key));
     }
 
     /// Sets the timer of a finished task.
-    pub(super) fn arm_forget(&mut self, finished_at: Time, key: TaskKey, task: &Task) {
+    pub(super) fn set_forget_task(&mut self, finished_at: Time, key: TaskKey, task: &Task) {
         let forgotten_at = finished_at.plus(task.retention());
         self.timers.set(forgotten_at, Timer::ForgetTask(key));
     }
 
     /// Sets the timers that a restored attempt had.
-    pub(super) fn arm_attempt(&mut self, key: ExecutionKey) {
+    pub(super) fn set_attempt_timers(&mut self, key: ExecutionKey) {
         let attempt = &self.execution(key).now;
         let number = attempt.number;
         let (due, expires, overdue) = (attempt.due_at, attempt.expires_at, attempt.overdue_at);
@@ -344,7 +344,7 @@ impl Core {
     }
 
     /// What is queued for a machine that takes no more work, and could run on any, goes elsewhere.
-    pub(super) fn give_back(&mut self, key: MachineKey) {
+    pub(super) fn requeue_any(&mut self, key: MachineKey) {
         for execution in self.machine(key).inbox.clone() {
             if self.task(execution.task).is_any() {
                 let pattern = self.pattern_key_of(execution.task);

@@ -37,7 +37,7 @@ impl Core {
     ) -> Result<TaskKey, Refusal> {
         let prefix: Arc<str> = fresh_id.into();
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
-        self.check_free(&id, &prefix)?;
+        self.check_unused(&id, &prefix)?;
         let Some(pattern) = self.match_index.key_if_room(&spec.pattern) else {
             return Err(Refusal::Full(format!(
                 "{} different patterns have tasks waiting for machines, the limit (--max-patterns)",
@@ -83,7 +83,7 @@ impl Core {
         all: bool,
     ) -> Result<TaskKey, Refusal> {
         let id: Arc<str> = fresh_id.into();
-        self.check_free(&id, &id)?;
+        self.check_unused(&id, &id)?;
         let old = self.known_task(of)?;
         let of = old.id.clone();
         let mut spec = Spec::clone(&old.spec);
@@ -126,7 +126,7 @@ impl Core {
         let machines: Vec<Option<MachineKey>> = targets.iter().map(machine_of).collect();
         let matched = machines.iter().flatten().count();
         if matched == 0 {
-            let again = self.there_again(&targets);
+            let again = self.labels_live_again(&targets);
             let what = match again.is_empty() {
                 true => "submit it again to reach those that are".into(),
                 false => format!(
@@ -226,7 +226,7 @@ impl Core {
                 let execution = self.execution_mut(key);
                 execution.canceling = true;
                 execution.now.msg = "cancel requested".into();
-                self.arm_overdue(key, now.plus(grace).plus(CANCEL_CONFIRMED_WITHIN));
+                self.set_overdue(key, now.plus(grace).plus(CANCEL_CONFIRMED_WITHIN));
                 self.machine_mut(machine).cancels.push(id);
                 self.wake(machine);
             }
@@ -263,7 +263,7 @@ impl Core {
             .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
     }
 
-    fn check_free(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
+    fn check_unused(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
         let taken = self.task_ids.get(id).copied();
         let of_another = || match prefix == id {
             true => self.task_prefixes.get(prefix).copied(),
@@ -351,7 +351,7 @@ impl Core {
     }
 
     /// Those labels of machines that are gone which new machines carry now.
-    fn there_again<'a>(&self, gone: &'a [Arc<Target>]) -> Vec<&'a str> {
+    fn labels_live_again<'a>(&self, gone: &'a [Arc<Target>]) -> Vec<&'a str> {
         let labels: BTreeSet<&str> = gone.iter().map(|target| &*target.label).collect();
         let live = self.machines.values().filter(|m| m.is_live());
         let live_labels: BTreeSet<&str> = live.map(|m| &*m.label).collect();
@@ -379,7 +379,7 @@ impl Core {
 
     /// Queues an execution for whichever machine is free first: now, when one is waiting.
     pub(super) fn queue_for_any(&mut self, key: ExecutionKey, pattern: PatternKey) {
-        match self.waiting_machine(pattern) {
+        match self.longest_waiting_machine(pattern) {
             Some(machine) => self.queue_for(key, machine),
             None => {
                 self.execution_mut(key).target = None;
@@ -390,7 +390,7 @@ impl Core {
 
     /// The machine that has waited longest for work, among those a pattern matches. Looks through
     /// the shorter of the two lists: the waiting machines, or the matching labels.
-    fn waiting_machine(&self, pattern: PatternKey) -> Option<MachineKey> {
+    fn longest_waiting_machine(&self, pattern: PatternKey) -> Option<MachineKey> {
         let labels = &self.match_index.entry(pattern).labels;
         if labels.len() < self.ready.len() {
             let machines = labels
@@ -417,14 +417,14 @@ impl Core {
     /// limit on executions has room again.
     pub(super) fn join_open_tasks(&mut self, key: MachineKey) {
         let machine = self.machine_mut(key);
-        if !std::mem::replace(&mut machine.owes_joins, false) {
+        if !std::mem::replace(&mut machine.joins_pending, false) {
             return;
         }
         let label = machine.label_key;
         for pattern in self.match_index.label(label).patterns.clone() {
             for task in self.match_index.entry(pattern).open.clone() {
                 if self.executions.unfinished() as usize >= self.limits.executions {
-                    self.machine_mut(key).owes_joins = true;
+                    self.machine_mut(key).joins_pending = true;
                     return;
                 }
                 self.join(task, key);
@@ -456,7 +456,7 @@ impl Core {
             self.close(key);
         }
         self.queue_for(execution, machine);
-        self.note_change(execution);
+        self.record_change(execution);
     }
 }
 

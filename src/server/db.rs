@@ -349,8 +349,8 @@ fn write_output(
     next_piece: &mut u64,
 ) -> Result<(), String> {
     let pieces = match change {
-        OutputChange::Came(piece) => std::slice::from_ref(piece),
-        OutputChange::Kept(pieces) => {
+        OutputChange::Appended(piece) => std::slice::from_ref(piece),
+        OutputChange::Replaced(pieces) => {
             let before =
                 (key.task.0, key.n, key.attempt, 0)..=(key.task.0, key.n, key.attempt, u64::MAX);
             table.retain_in(before, |_, _| false).map_err(text)?;

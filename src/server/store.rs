@@ -291,7 +291,7 @@ impl Store {
                     let until = now.plus(poll.wait.min(answer::MAX_POLL_WAIT));
                     if orders.is_empty() && until > now && held.has_room() {
                         responder.hold();
-                        core.park(machine);
+                        core.hold_poll(machine);
                         held.add_poll(machine, responder, until);
                         Polled::Held
                     } else {
@@ -426,7 +426,7 @@ impl Store {
             let State { core, held } = &mut *state;
             let dropped = held.take_of(connection.peer.cookie());
             if let Some((Some(machine), _)) = &dropped {
-                core.unpark(*machine);
+                core.release_poll(*machine);
             }
             dropped
         };
@@ -464,8 +464,8 @@ impl Store {
                     let soon = self.clock.now().plus(SAYS_WHAT_IT_HOLDS);
                     self.state().held.shorten_poll(machine, soon);
                 }
-                Notice::Gone(label, why) => info!("machine {label} is offline: {why}"),
-                Notice::Appeared(label, instance) => {
+                Notice::MachineOffline(label, why) => info!("machine {label} is offline: {why}"),
+                Notice::MachineOnline(label, instance) => {
                     info!("machine {label} is online, instance {instance}")
                 }
             }
@@ -585,7 +585,7 @@ impl Store {
     #[cfg(feature = "db")]
     pub fn save_forever(&self, db: super::db::Db) {
         self.durable
-            .save_forever(db, |of| self.ask(|core| core.kept_output(of)));
+            .save_forever(db, |of| self.ask(|core| core.output_snapshot(of)));
     }
 
     /// Saves the last of it, before the server ends.

@@ -59,7 +59,7 @@ pub fn output(call: Call<'_>) -> Handled {
         return Err(answer::refused(&Refusal::not_on(&task, name)));
     }
     if live || as_json {
-        let several = task.has_several(machine);
+        let several = task.has_several_machines(machine);
         if offset.is_some() {
             let may_join = usize::from(several);
             check_one(task.outputs(machine).len().max(2 * may_join))?;

@@ -80,8 +80,8 @@ fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
     saved.executions.extend(batch.executions.clone());
     for (key, change) in &batch.output {
         match change {
-            OutputChange::Came(piece) => saved.output.push((*key, piece.clone())),
-            OutputChange::Kept(pieces) => {
+            OutputChange::Appended(piece) => saved.output.push((*key, piece.clone())),
+            OutputChange::Replaced(pieces) => {
                 saved.output.retain(|(of, _)| of != key);
                 saved
                     .output
@@ -116,7 +116,7 @@ fn read_back<K: Ord + Clone, T: Serialize + DeserializeOwned>(
 impl World {
     /// From now on there is a database.
     pub fn give_disk(&mut self) {
-        self.server.core.note_changes();
+        self.server.core.record_changes();
         self.server.disk = Some(Disk {
             saved: Saved {
                 last_alive: Time(self.now),
@@ -198,7 +198,9 @@ impl World {
         };
         let mut batch = std::mem::take(&mut disk.waiting);
         let whole = std::mem::take(&mut disk.whole);
-        batch.output.extend(self.server.core.kept_output(&whole));
+        batch
+            .output
+            .extend(self.server.core.output_snapshot(&whole));
         let known = |key: &TaskKey| self.server.core.show(*key).is_ok();
         disk.said_accepted.retain(known);
         disk.scheduled = false;

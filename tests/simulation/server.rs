@@ -203,7 +203,7 @@ impl World {
                     self.send(old.who, Event::ToAgent(old.who, nothing));
                 }
                 if orders.is_empty() && poll.wait.as_millis() > 0 {
-                    self.server.core.park(machine);
+                    self.server.core.hold_poll(machine);
                     let hold = self.server.next_hold;
                     self.server.next_hold += 1;
                     let held = Held {
@@ -312,8 +312,8 @@ impl World {
                     Notice::HandedOut(machine) => self.shorten_hold(machine),
                     Notice::Finished(task) => self.laws.finished(task)?,
                     Notice::Changed(_) => {}
-                    Notice::Gone(..) => self.count("machine went offline"),
-                    Notice::Appeared(..) => self.count("machine appeared"),
+                    Notice::MachineOffline(..) => self.count("machine went offline"),
+                    Notice::MachineOnline(..) => self.count("machine appeared"),
                 }
             }
         }
