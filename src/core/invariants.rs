@@ -1,7 +1,7 @@
-//! Whether the registry is consistent with itself. For tests only; nothing here changes anything.
+//! The invariants of the registry, checked by tests and by `sidebike db check`. Nothing here changes anything.
 //!
-//! What is said twice (for speed) must be said alike: the queues and the place of each execution,
-//! the counts and the executions, the timers and what they are for.
+//! Much is stored twice for speed, and both copies must agree: the queues and the place of each execution, the
+//! counts and the executions, the timers and the times they were set for.
 
 use super::task::Place;
 use super::timers::Timer;
@@ -10,22 +10,22 @@ use crate::wire::machine::MachineState;
 use crate::wire::task::{Counts, ExecutionState};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A rule that a test can break on purpose, to see that it is noticed. No input reaches this.
+/// A rule that a test can switch off, to see that the simulation finds its violation. No input can do that.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
     /// A late or repeated poll is refused.
     LatePollRefused,
-    /// A report gets something to start only when the poll it names is the latest here, too.
+    /// A report is answered with new work only if the poll it names is the latest here, too.
     MoreOnlyAfterTheLatestPoll,
-    /// What may have started on a machine that is gone is not handed to another.
+    /// What may have started on a machine that went offline is not handed to another.
     UncertainIsLost,
-    /// A canceled task's lost hand-out is not handed out again.
+    /// A canceled execution whose hand-out was lost is not handed out again.
     CanceledIsNotRepeated,
 }
 
 impl Rule {
-    /// Every rule that can be broken.
+    /// Every rule.
     pub const ALL: [Rule; 4] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
@@ -34,7 +34,7 @@ impl Rule {
     ];
 }
 
-/// An execution, as the simulation looks at it after every step.
+/// What the simulation sees of an execution after every step.
 #[doc(hidden)]
 #[derive(Debug)]
 #[allow(missing_docs)]
@@ -47,7 +47,7 @@ pub struct ExecutionView<'a> {
 }
 
 impl Task {
-    /// Its executions, without copying them.
+    /// Its executions.
     #[doc(hidden)]
     pub fn execution_views(&self) -> impl Iterator<Item = ExecutionView<'_>> {
         (0..).zip(&self.executions).map(|(n, e)| ExecutionView {
@@ -65,30 +65,30 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
 }
 
 impl Core {
-    /// Breaks a rule from now on.
+    /// Switches a rule off from now on.
     #[doc(hidden)]
     pub fn break_rule_for_tests(&mut self, rule: Rule) {
         self.broken = Some(rule);
     }
 
-    /// Whether a rule is kept; always, except in a test of the tests.
+    /// Whether a rule holds; always, except when a test has switched it off.
     pub(super) fn keeps(&self, rule: Rule) -> bool {
         self.broken != Some(rule)
     }
 
-    /// All tasks, without copying them.
+    /// All tasks and their keys.
     #[doc(hidden)]
     pub fn tasks_by_key(&self) -> impl Iterator<Item = (TaskKey, &Task)> {
         self.tasks.iter().map(|(key, task)| (*key, task))
     }
 
-    /// The instances and states of all machines, without copying them.
+    /// The instances and states of all machines.
     #[doc(hidden)]
     pub fn machine_states(&self) -> impl Iterator<Item = (&str, MachineState)> {
         self.machines.values().map(|m| (&*m.instance, m.state))
     }
 
-    /// Whether everything that is kept agrees; else what does not.
+    /// Checks all invariants. The error says which one is violated.
     #[doc(hidden)]
     pub fn check_invariants(&self) -> Result<(), String> {
         self.check_executions()?;
@@ -172,7 +172,7 @@ impl Core {
             }
             Place::Inbox(m) | Place::Active(m) => {
                 let machine = self.machines.get(&m);
-                // Nothing that could run elsewhere waits for a machine that takes no work.
+                // What could run elsewhere does not wait for a machine that takes no work.
                 let waits = matches!(e.place, Place::Inbox(_)) && task.is_any();
                 let instance = e.target.as_ref().map(|target| &target.instance);
                 machine.is_some_and(|m| Some(&m.instance) == instance && (!waits || m.is_live()))
@@ -196,7 +196,7 @@ impl Core {
         })
     }
 
-    /// Machines have no more than they can run, and the ready list is right.
+    /// The list of ready machines is right, and offline machines have no work.
     fn check_machines(&self) -> Result<(), String> {
         let mut ready = 0;
         for (key, machine) in &self.machines {
@@ -228,7 +228,7 @@ impl Core {
         })
     }
 
-    /// What leads to tasks and machines leads to all of them and to nothing else; limits hold.
+    /// The indexes contain every task and machine and nothing else; limits hold.
     fn check_indexes(&self) -> Result<(), String> {
         let named: usize = self.task_names.values().map(BTreeSet::len).sum();
         let tasks = self.tasks.len();
@@ -282,7 +282,7 @@ impl Core {
         self.check_limits()
     }
 
-    /// Nothing grows beyond its limit. The last ended task is always kept.
+    /// The limits hold. The last finished task is always kept.
     fn check_limits(&self) -> Result<(), String> {
         let Core { limits, .. } = self;
         let unfinished = self.executions.unfinished() as usize;
@@ -311,7 +311,7 @@ impl Core {
         })
     }
 
-    /// Every timer is for something that is there, and whatever must end has its timer.
+    /// Every timer belongs to something that exists, and everything that must end has its timer.
     fn check_timers(&self) -> Result<(), String> {
         let mut silent: BTreeSet<MachineKey> = BTreeSet::new();
         let mut ending: BTreeSet<TaskKey> = BTreeSet::new();
@@ -355,7 +355,9 @@ impl Core {
                     finished.is_some_and(|(task, at)| at.plus(task.retention()) == *time)
                 }
             };
-            ensure(meant, || format!("{timer:?} at {time:?} is for nothing"))?;
+            ensure(meant, || {
+                format!("{timer:?} at {time:?} belongs to nothing")
+            })?;
         }
         for (key, machine) in &self.machines {
             let watched = silent.contains(key) || machine.state == MachineState::Offline;

@@ -1,7 +1,7 @@
 //! Everything that happens at a point in time, as one ordered set.
 //!
-//! To add a timer: a variant of [`Timer`], its handler in `tick.rs`, where it is set and cancelled, and its
-//! check in `invariants.rs`. Whoever sets a timer remembers its time, so that it can be cancelled.
+//! To add a timer: a variant of [`Timer`], its handler in `tick.rs`, where it is set and canceled, and its
+//! check in `invariants.rs`. Whoever sets a timer remembers its time, so that it can be canceled.
 
 use super::{ExecutionKey, MachineKey, TaskKey, Time};
 use std::collections::BTreeSet;

@@ -275,18 +275,6 @@ impl Core {
         }
     }
 
-    fn check_room(&self, executions: usize) -> Result<(), Refusal> {
-        let limit = self.limits.executions;
-        let unfinished = self.executions.unfinished() as usize;
-        let unfinished_tasks = self.tasks.len() - self.finished.len();
-        if unfinished + executions > limit || unfinished_tasks >= limit {
-            return Err(Refusal::Full(format!(
-                "{unfinished} executions have not ended, {executions} more would pass the limit of {limit} (--max-executions)"
-            )));
-        }
-        Ok(())
-    }
-
     /// What was asked for, as it is kept. Much is submitted again and again with nothing else but
     /// another id, and many tasks have the same name: such are kept once.
     fn shared_spec(&mut self, pattern: PatternKey, mut spec: Spec) -> Arc<Spec> {
