@@ -1,9 +1,11 @@
-//! What agents do: poll, collect what is theirs, say goodbye. What they report is in `report.rs`.
+//! The calls of agents: poll, collect orders, say goodbye. Their reports are in `report.rs`.
 //!
-//! An attempt starts at most once because of three rules, all here: only `deliver` hands an attempt
-//! out, in the answer to a machine's latest poll or to a report made since; it is handed out again
-//! only to the same machine, and only when a later poll of that machine shows that it never arrived;
-//! and an attempt that may have started on a machine that is gone is `lost`, never handed to another.
+//! Three rules make sure that an attempt starts at most once:
+//!
+//! - Only `deliver` hands an attempt out, in the answer to a machine's latest poll or to a later report.
+//! - It is handed out again only to the same machine, and only after a later poll of that machine has shown that
+//!   it did not arrive.
+//! - An attempt that may have started on a machine that went offline is `lost`, and never handed to another.
 
 use super::invariants::Rule;
 use super::lifecycle::Event;
@@ -18,15 +20,15 @@ use crate::wire::task::{Detail, ExecutionState};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// The details handed out in one answer, in bytes, the last one beyond it: an answer has to be
-/// held in memory on both sides.
+/// The size of the details in one answer, in bytes; the last detail may exceed it. Both sides hold the whole
+/// answer in memory.
 const MAX_HANDED_OUT_BYTES: usize = 4 << 20;
 /// The longest instance id, in bytes.
 const MAX_INSTANCE_BYTES: usize = 64;
 /// The longest host name and version kept, in bytes.
 const MAX_WORD_BYTES: usize = 255;
 
-/// What a machine says of itself.
+/// How an agent describes its machine.
 struct Caller<'a> {
     instance: &'a str,
     label: &'a str,
@@ -37,12 +39,12 @@ struct Caller<'a> {
 }
 
 impl Core {
-    /// Takes in a poll: registers or refreshes the machine, compares what it holds with what it was
-    /// handed, and answers what it is to do. With nothing to do the caller may hold the poll, see
+    /// Processes a poll: registers the machine or updates it, compares the attempts that it holds with those
+    /// it was handed, and answers with its orders. If there are none the caller may hold the poll, see
     /// [`Core::hold_poll`].
     ///
-    /// Refused with [`Refusal::Conflict`] when the poll is late, repeated, or of another machine
-    /// that claims the same instance; with [`Refusal::Full`] when there are too many machines.
+    /// Refused with [`Refusal::Conflict`] if the poll is late or repeated, or if another machine uses the
+    /// same instance; with [`Refusal::Full`] if there are too many machines.
     pub fn poll(
         &mut self,
         now: Time,
@@ -105,7 +107,7 @@ impl Core {
         Ok((key, orders))
     }
 
-    /// Registers a machine, or notes that a known one is there.
+    /// Registers a machine, or updates a known one.
     fn register(&mut self, now: Time, caller: &Caller<'_>) -> Result<MachineKey, Refusal> {
         if let Some(key) = self.instances.get(caller.instance).copied() {
             let machine = self.machine_mut(key);
@@ -179,7 +181,7 @@ impl Core {
         self.machine_changed(key);
     }
 
-    /// The original's agent says that it is there. Its label is its instance.
+    /// A ping of the original's agent. Its instance is made from its label.
     pub fn ping_of_original(&mut self, now: Time, label: &str) -> Result<MachineKey, Refusal> {
         let instance = original_instance(label);
         let caller = Caller {
@@ -195,25 +197,25 @@ impl Core {
         Ok(key)
     }
 
-    /// The machine of the original's agent with this label, if it has said that it is there.
+    /// The machine of the original's agent with this label, if it has pinged.
     pub fn original(&self, label: &str) -> Option<MachineKey> {
         self.instances.get(&*original_instance(label)).copied()
     }
 
-    /// Whether a machine would be handed something now.
+    /// Whether a machine would be given work now.
     pub fn has_work_for(&self, key: MachineKey) -> bool {
         self.machines.get(&key).is_some_and(|m| {
             m.is_live() && m.free() > 0 && (!m.inbox.is_empty() || self.next_any(m).is_some())
         })
     }
 
-    /// Notes that the machine's poll is being held, so that it is woken when there is work.
+    /// Records that the machine's poll is held, so that it is answered as soon as there is work.
     pub fn hold_poll(&mut self, key: MachineKey) {
         self.machine_mut(key).poll_held = true;
         self.refresh_ready(key);
     }
 
-    /// Notes that the machine's poll is not held any more, because its agent has gone away.
+    /// Records that the machine's poll is no longer held, because its connection was closed.
     pub fn release_poll(&mut self, key: MachineKey) {
         if let Some(machine) = self.machines.get_mut(&key) {
             machine.poll_held = false;
@@ -221,7 +223,7 @@ impl Core {
         }
     }
 
-    /// Notes that the machine's poll is not held any more, and answers what has come up for it.
+    /// Ends the machine's held poll, and returns the orders to answer it with.
     pub fn collect(&mut self, now: Time, key: MachineKey) -> Orders<Arc<Detail>> {
         let mut orders = Orders::none();
         let Some(machine) = self.machines.get_mut(&key) else {
@@ -237,8 +239,8 @@ impl Core {
         orders
     }
 
-    /// Hands a machine what is queued for it, then what waits for any machine like it, up to the
-    /// number of its free jobs.
+    /// Hands a machine what is queued for it, then what any matching machine may run, up to the number of
+    /// its free jobs.
     pub(super) fn deliver(&mut self, now: Time, key: MachineKey, orders: &mut Orders<Arc<Detail>>) {
         let mut bytes = 0;
         while self.machine(key).free() > 0 && bytes < MAX_HANDED_OUT_BYTES {
@@ -252,12 +254,12 @@ impl Core {
                 return;
             };
             if self.has_expired(now, execution) {
-                // Its timer is late, or this poll came before the tick.
+                // Its timer has not fired yet.
                 self.end_attempt(now, execution, ExecutionState::Expired, super::EXPIRED);
                 continue;
             }
             if !self.apply(execution, Event::Deliver) {
-                // Only what is queued stands in a queue; should that ever be wrong, it must not be handed out.
+                // Only queued executions are in a queue. Should that ever be wrong, do not hand it out.
                 self.place(execution, Place::Nowhere);
                 continue;
             }
@@ -282,7 +284,7 @@ impl Core {
         }
     }
 
-    /// The oldest execution that waits for any machine and may run on this one.
+    /// The oldest execution that waits for any machine and matches this one.
     fn next_any(&self, machine: &Machine) -> Option<ExecutionKey> {
         let patterns = self.match_index.label(machine.label_key).patterns.iter();
         patterns
@@ -291,7 +293,7 @@ impl Core {
             .map(|task| ExecutionKey { task, n: 0 })
     }
 
-    /// Compares what a machine says it holds with what it was handed.
+    /// Compares the attempts that a machine holds with those it was handed.
     fn reconcile_holds(
         &mut self,
         now: Time,
@@ -307,7 +309,7 @@ impl Core {
             };
             let e = self.execution(execution);
             if e.place != Place::Active(key) || e.now.number != hold.id.attempt {
-                // Its outcome is settled; what still runs of it must not outlive that.
+                // Its outcome is already decided: kill the command if it still runs.
                 if hold.state == HoldState::Running {
                     orders.cancel.push(hold.id.clone());
                 }
@@ -322,7 +324,7 @@ impl Core {
         let missing: Vec<ExecutionKey> = self.machine(key).active.difference_of(&held);
         for execution in missing {
             match self.execution(execution).state {
-                // The answer that handed it out was lost on the way.
+                // The answer that handed it out did not arrive.
                 ExecutionState::Delivered => {
                     if self.take_back(now, execution) {
                         self.place(execution, Place::Inbox(key));
@@ -333,7 +335,7 @@ impl Core {
                         now,
                         execution,
                         ExecutionState::Lost,
-                        "its agent does not know of it any more",
+                        "its agent no longer knows it",
                     );
                 }
             }
@@ -357,8 +359,8 @@ impl Core {
         }
     }
 
-    /// Takes back a hand-out that provably did not arrive. False when a user had canceled it: then
-    /// it has ended.
+    /// Takes back a hand-out that provably did not arrive. False if a user had canceled the execution or its
+    /// ttl is over: then it has ended.
     pub(super) fn take_back(&mut self, now: Time, key: ExecutionKey) -> bool {
         if self.execution(key).canceling && self.keeps(Rule::CanceledIsNotRepeated) {
             if self.apply(key, Event::Cancel) {
@@ -377,9 +379,9 @@ impl Core {
         true
     }
 
-    /// Takes a machine's goodbye. What it was handed and does not hold never started and can go to
-    /// another; what it holds and could not report is lost; what is queued for it goes elsewhere, or
-    /// is lost with it.
+    /// Processes the goodbye of a machine. What it was handed and does not hold never started, so another
+    /// machine can run it. What it holds and could not report is lost. What is queued for it goes to another
+    /// machine if its task allows that, and is lost otherwise.
     pub fn leave(&mut self, now: Time, goodbye: &Goodbye) {
         let Some(key) = self.instances.get(&*goodbye.instance).copied() else {
             return;
@@ -397,7 +399,7 @@ impl Core {
         machine.left = true;
         self.machine_changed(key);
         let machine = self.machine(key);
-        // Nothing is in the hands of one that is offline already.
+        // An offline machine has no active executions.
         for execution in machine.active.difference_of(&held) {
             if self.execution(execution).state == ExecutionState::Delivered
                 && self.take_back(now, execution)
@@ -434,8 +436,8 @@ impl Core {
     }
 }
 
-/// The instance of a machine with the original's agent: agents' own are hexadecimal, so this cannot
-/// be one of theirs.
+/// The instance of a machine with the original's agent. Our agents' instances are hexadecimal, so the two
+/// cannot be the same.
 pub fn original_instance(label: &str) -> String {
     format!("original:{label}")
 }
@@ -450,12 +452,12 @@ fn check_instance(instance: &str) -> Result<(), Refusal> {
     })
 }
 
-/// A word that another program sent, cut to what is kept.
+/// A text from an agent, cut to the length that is kept.
 pub(super) fn truncated(word: &str) -> &str {
     &word[..word.floor_char_boundary(MAX_WORD_BYTES)]
 }
 
-/// What of a set is not in another, to be changed while it is walked.
+/// The elements of a set that are not in another, copied, so that the set can be changed meanwhile.
 trait DifferenceOf {
     fn difference_of(&self, other: &HashSet<ExecutionKey>) -> Vec<ExecutionKey>;
 }

@@ -176,7 +176,7 @@ pub struct Core {
     timers: Timers,
     last_tick: Time,
     /// When the server last continued after a pause (it was stopped, or got no processor time).
-    back_since: Time,
+    resumed_at: Time,
     /// Finished tasks, oldest first.
     finished: BTreeSet<(Time, TaskKey)>,
     finished_executions: usize,
@@ -208,7 +208,7 @@ impl Core {
             next_ready: 1,
             timers: Timers::default(),
             last_tick: now,
-            back_since: Time(0),
+            resumed_at: Time(0),
             finished: BTreeSet::new(),
             finished_executions: 0,
             executions: Counts::default(),

@@ -1,8 +1,7 @@
-//! What agents tell of their commands: output as it comes, and results.
+//! The reports of agents: output while commands run, and results.
 //!
-//! What is reported is taken once, of the attempt that is in the hands of the machine that reports it;
-//! whoever reports something else is told what to do with it. A new figure of a result is set where the
-//! others are, in `end_reported`.
+//! A report counts once, and only from the machine that was handed the attempt. For any other the agent is told
+//! to kill or to forget it. To add a field of a result: set it in `end_reported`.
 
 use super::agent::truncated;
 use super::invariants::Rule;
@@ -14,8 +13,8 @@ use crate::wire::task::{Detail, ExecutionState};
 use std::sync::Arc;
 
 impl Core {
-    /// Takes in output of running commands. Pieces of what is not this instance's are dropped; the
-    /// orders say what to kill, because its outcome is settled, and what to forget.
+    /// Stores output of running commands. Pieces of attempts that this instance does not run are dropped; the
+    /// orders say which of them to kill (the outcome is decided) and which to forget (unknown here).
     pub fn output(&mut self, now: Time, instance: &str, pieces: &[Piece]) -> Orders<Arc<Detail>> {
         let mut orders = Orders::none();
         self.note_contact(now, instance);
@@ -32,7 +31,7 @@ impl Core {
                 }
                 continue;
             };
-            // Of what its own report ended, the last of the output came with it.
+            // If the machine itself reported the end, the last output came with that report.
             if !self.execution(key).state.is_terminal() {
                 self.keep_piece(key, piece);
             }
@@ -49,14 +48,14 @@ impl Core {
             });
             self.record_output(key, piece.stream, piece.offset, &piece.data);
         } else {
-            // Nothing old is left to make room: the bytes are counted as missing.
+            // There is nothing left to forget: count the bytes as missing.
             let end = piece.offset.saturating_add(piece.data.len() as u64);
             self.change_output(key, |output| output.skip_to(piece.stream, end));
             self.record_output(key, piece.stream, end, &[]);
         }
     }
 
-    /// Notes what came of an attempt's output, for whoever saves it.
+    /// Records a piece of output to be saved.
     fn record_output(&mut self, key: ExecutionKey, stream: Stream, offset: u64, data: &[u8]) {
         if let Some(changes) = &mut self.changes {
             let attempt = &self.tasks[&key.task].executions[key.n as usize].now;
@@ -72,7 +71,7 @@ impl Core {
         }
     }
 
-    /// Changes what is kept of an attempt's output, and keeps the sums in step.
+    /// Changes an attempt's output and updates the sums.
     fn change_output(&mut self, key: ExecutionKey, change: impl FnOnce(&mut Output)) {
         let task = super::data_mut(&mut self.tasks, key.task);
         let output = task.executions[key.n as usize]
@@ -88,8 +87,8 @@ impl Core {
         self.record_change(key);
     }
 
-    /// Takes in results, with the last of their output. Says for each what became of it; none has
-    /// to be reported again.
+    /// Processes results, with the last of their output. There is a verdict for each; none has to be
+    /// reported again.
     pub fn done(
         &mut self,
         now: Time,
@@ -102,13 +101,12 @@ impl Core {
         verdicts
     }
 
-    /// The same, and hands out what is next if the agent asks for that: who reports has a free place,
-    /// and to go there and back for the report, and again for the next order, takes as long as a
-    /// small command.
+    /// The same, and hands out more work if the agent asks for that. An agent that reports a result has a
+    /// free job; a second round trip for its next order would take as long as a small command.
     ///
-    /// It asks by the number of its latest poll. If that is the latest here, too, every poll to come
-    /// is made after this answer has arrived, or has been given up; so what that poll does not list
-    /// has not been started, as with what a poll's answer hands out.
+    /// The agent asks by giving the number of its latest poll. If that is the latest here too, the agent makes
+    /// every later poll only after this answer has arrived or was given up. So whatever such a poll does not
+    /// list was not started, as with orders in the answer to a poll.
     pub fn done_and_next(&mut self, now: Time, done: &Done) -> Taken<Arc<Detail>> {
         let results = self.take_results(now, &done.instance, &done.pieces, &done.results);
         let machine = self.instances.get(&*done.instance).copied().filter(|key| {
@@ -162,10 +160,10 @@ impl Core {
     fn end_reported(&mut self, now: Time, key: ExecutionKey, ended: &Ended) -> Result<(), String> {
         let execution = self.execution(key);
         if execution.state.is_terminal() {
-            return Ok(()); // The same report again.
+            return Ok(()); // The report was repeated.
         }
         let state = match ended.state {
-            // Nobody asked for it: the agent was shut down, and the command with it.
+            // No user canceled it: the agent was shut down, and its command with it.
             ExecutionState::Canceled if !execution.canceling => ExecutionState::Lost,
             state @ (ExecutionState::Succeeded
             | ExecutionState::Failed
@@ -208,18 +206,18 @@ impl Core {
         }
     }
 
-    /// The execution whose attempt is, or until its own report was, in this instance's hands.
+    /// The execution of an attempt that this instance runs, or whose end it has reported itself.
     fn active_attempt(&self, instance: &str, id: &AttemptId) -> Result<ExecutionKey, String> {
         let key = self
             .find(&id.execution)
-            .ok_or("nobody knows this execution (any more)")?;
+            .ok_or("this execution is not known, or no longer")?;
         let execution = self.execution(key);
         let own = execution
             .target
             .as_ref()
             .is_some_and(|target| *target.instance == *instance);
         if !own {
-            return Err("it is not this instance's".into());
+            return Err("it was not handed to this instance".into());
         }
         if execution.now.number != id.attempt {
             return Err(format!(

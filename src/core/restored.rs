@@ -1,7 +1,7 @@
-//! A core made again from what was saved of an earlier one.
+//! Rebuilds a core from saved records.
 //!
-//! The records come from a file, so they are not believed: what contradicts itself is an error that says
-//! which record it is. To restore a new field of a record: set it where the others of its kind are set.
+//! The records come from a file and are not trusted: a contradiction is an error that names the record. To
+//! restore a new field, set it where the other fields of its record are set.
 
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
@@ -19,20 +19,20 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 impl Core {
-    /// A core as it was saved; it notes changes. Time during which nobody was there to act does not
-    /// count: waits of what has not ended are longer by it, and every machine has its time to come
-    /// back. The error says which record cannot be what it should be.
+    /// A core as it was saved; it records changes. The time since then does not count: everything that an
+    /// unfinished task waits for is later by it, and every machine gets its usual time to report in. The error
+    /// names the record that is wrong.
     pub fn restored(limits: super::Limits, now: Time, saved: Saved) -> Result<Core, String> {
         let mut core = Core::new(limits, now);
         let away = TimeSpan::from_millis(now.millis_since(saved.last_alive));
-        core.back_since = now;
+        core.resumed_at = now;
         core.next_task = core.next_task.max(saved.next_task);
-        let mut words = Interner::default();
+        let mut interner = Interner::default();
         for (instance, mut machine) in saved.machines {
-            words.share(&mut machine.label);
-            words.share(&mut machine.host);
-            words.share(&mut machine.version);
-            let instance = words.shared(instance);
+            interner.share(&mut machine.label);
+            interner.share(&mut machine.host);
+            interner.share(&mut machine.version);
+            let instance = interner.shared(instance);
             core.restore_machine(now, instance, machine);
         }
         let mut executions: BTreeMap<TaskKey, Vec<SavedExecution>> = BTreeMap::new();
@@ -49,9 +49,9 @@ impl Core {
         let mut changes = Changes::default();
         for (key, mut task) in saved.tasks {
             let mut executions = executions.remove(&key).unwrap_or_default();
-            words.share_those_of(&mut task, &mut executions);
+            interner.share_all(&mut task, &mut executions);
             if task.finished_at.is_none() {
-                // Its waits are longer now: the next start adds only the time after this one.
+                // Save the later times, or the next start would add this pause again.
                 changes.task(key);
                 changes.executions.extend((0..).zip(&executions).filter_map(
                     |(n, e)| -> Option<ExecutionKey> {
@@ -76,7 +76,7 @@ impl Core {
         }
         core.notices.clear();
         core.changes = Some(changes);
-        // The limits may be lower than they were.
+        // The limits may be lower than before.
         core.keep_within_limits();
         core.make_room_for_output(core.output_bytes);
         Ok(core)
@@ -120,7 +120,7 @@ impl Core {
             offline_since: now,
             left: saved.left,
             watched_at: None,
-            // Those that it has joined know it.
+            // It does not join a task twice.
             joins_pending: true,
             seq: saved.seq,
             poll_held: false,
@@ -180,7 +180,7 @@ impl Core {
             let key = ExecutionKey { task: key, n };
             if !saved.has_valid_place() || (finished && !saved.state.is_terminal()) {
                 return Err(format!(
-                    "execution {n} of task {} is {} and at {:?}",
+                    "execution {n} of task {} is {}, which does not fit its place {:?}",
                     task.id,
                     saved.state.word(),
                     saved.place
@@ -215,7 +215,7 @@ impl Core {
         Ok(())
     }
 
-    /// Gives a restored task its places in the indexes, and its timers.
+    /// Adds a restored task to the indexes and sets its timers.
     fn index_restored(&mut self, key: TaskKey, task: Task) -> Result<(), String> {
         self.next_task = self.next_task.max(key.0 + 1);
         if self.task_ids.insert(task.id.clone(), key).is_some() {
@@ -247,7 +247,7 @@ impl Core {
     }
 
     fn restore_place(&mut self, now: Time, key: ExecutionKey, place: SavedPlace) {
-        // A machine that nothing waits for may be forgotten since.
+        // Only work that its machine has, or that is queued for it, needs the machine.
         let wanted = matches!(place, SavedPlace::Inbox | SavedPlace::Active);
         let target = self.execution(key).target.clone().filter(|_| wanted);
         let machine = target.map(|target| match self.instances.get(&target.instance) {
@@ -275,7 +275,7 @@ impl Core {
                 let pattern = self.pattern_key_of(key.task);
                 self.place(key, Place::Pattern(pattern));
             }
-            // Without a target only the last is possible, see `has_valid_place`.
+            // Without a target only `Nowhere` is possible, see `has_valid_place`.
             (SavedPlace::Active | SavedPlace::Inbox, None) | (SavedPlace::Nowhere, _) => {}
         }
         self.set_attempt_timers(key);
@@ -307,26 +307,26 @@ impl Core {
     }
 }
 
-/// Interner that many records have, kept once, as they were before they were saved.
+/// Stores equal texts of different records once, as they were before they were saved.
 #[derive(Default)]
 struct Interner(HashSet<Arc<str>>);
 
 impl Interner {
-    fn shared(&mut self, word: Arc<str>) -> Arc<str> {
-        match self.0.get(&word) {
+    fn shared(&mut self, text: Arc<str>) -> Arc<str> {
+        match self.0.get(&text) {
             Some(known) => known.clone(),
             None => {
-                self.0.insert(word.clone());
-                word
+                self.0.insert(text.clone());
+                text
             }
         }
     }
 
-    fn share(&mut self, word: &mut Arc<str>) {
-        *word = self.shared(word.clone());
+    fn share(&mut self, text: &mut Arc<str>) {
+        *text = self.shared(text.clone());
     }
 
-    fn share_those_of(&mut self, task: &mut SavedTask, executions: &mut [SavedExecution]) {
+    fn share_all(&mut self, task: &mut SavedTask, executions: &mut [SavedExecution]) {
         self.share(&mut task.name);
         self.share(&mut task.pattern);
         if task.prefix == task.id {

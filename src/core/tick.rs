@@ -1,4 +1,4 @@
-//! What time does: everything that is due, in one place, and when the next thing will be.
+//! The passage of time: handles every timer that is due, and says when the next one will be.
 
 use super::invariants::Rule;
 use super::machine::FORGOTTEN_AFTER;
@@ -10,30 +10,30 @@ use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use crate::wire::task::ExecutionState;
 
-/// When two ticks are this far apart, the server itself was away (stopped, or starved): silence in
-/// between is not the machines' fault.
-const AWAY: TimeSpan = TimeSpan::from_secs(5);
-/// The longest time between two ticks that is asked for, well below [`AWAY`].
+/// If two ticks are this far apart the server itself was paused (stopped, or without processor time). The
+/// silence of machines during that time does not count.
+const PAUSED: TimeSpan = TimeSpan::from_secs(5);
+/// The longest time to the next tick that is asked for; well below [`PAUSED`].
 const AT_LEAST_EVERY: TimeSpan = TimeSpan::from_secs(2);
-/// The most due things done in one call: the lock is not to be held for longer than this takes.
+/// The most timers handled in one call: it runs under the lock.
 const MAX_DUE: usize = 1_000;
 
-/// How long a machine that lives has to report an attempt, beyond its time-out and grace.
+/// How long an online machine may take to report the end of an attempt, beyond its time-out and grace.
 pub(super) const OVERDUE_AFTER: TimeSpan = TimeSpan::from_secs(60);
-/// How long the original's agent has for a task without a time-out: it cannot say whether it runs
-/// the task or never got it, and what was accepted has to end.
+/// How long the original's agent may take for a task without a time-out. It cannot say whether it runs the task
+/// or never got it, and every accepted task must end.
 pub(super) const ORIGINAL_AT_MOST: TimeSpan = TimeSpan::from_secs(24 * 3_600);
 
 impl Core {
-    /// Does everything that is due, and says when to call again, at the latest (`None`: nothing is
-    /// planned). Whoever calls much later than that was away, and the machines are forgiven.
+    /// Handles every timer that is due. Returns when to call again at the latest; `None` if no timer is set.
+    /// After a call that came much too late, machines get that time to report in.
     pub fn tick(&mut self, now: Time) -> Option<Time> {
-        let away = now.millis_since(self.last_tick);
+        let pause = now.millis_since(self.last_tick);
         self.last_tick = now;
-        if away > AWAY.as_millis() {
-            self.back_since = now;
+        if pause > PAUSED.as_millis() {
+            self.resumed_at = now;
             for machine in self.machines.values_mut() {
-                machine.last_seen = Time(machine.last_seen.0.saturating_add(away).min(now.0));
+                machine.last_seen = Time(machine.last_seen.0.saturating_add(pause).min(now.0));
             }
         }
         for _ in 0..MAX_DUE {
@@ -93,8 +93,8 @@ impl Core {
         self.drop_machine(now, key);
     }
 
-    /// Makes room for a machine that appears: the one that has been offline for longest is forgotten
-    /// early. A redeploy of a whole fleet must not have to wait for that.
+    /// Makes room for a new machine: forgets the one that has been offline for longest before its time. A
+    /// redeploy of the whole fleet must not have to wait for that time. False if no machine is offline.
     pub(super) fn forget_an_offline_machine(&mut self, now: Time) -> bool {
         let machines = self.machines.iter();
         let offline = machines.filter(|(_, m)| m.state == MachineState::Offline);
@@ -107,19 +107,19 @@ impl Core {
         oldest.is_some()
     }
 
-    /// Looks at a machine's silence at that time.
+    /// Sets the timer that checks whether a machine has been silent for too long.
     pub(super) fn watch_silence(&mut self, key: MachineKey, time: Time) {
         self.machine_mut(key).watched_at = Some(time);
         self.timers.set(time, Timer::MachineSilent(key));
     }
 
-    /// Forgets a machine that has just gone offline, when its time has come.
+    /// Sets the timer that forgets a machine that has just gone offline.
     pub(super) fn forget_later(&mut self, now: Time, key: MachineKey) {
         let timer = Timer::ForgetMachine(key);
         self.timers.set(now.plus(FORGOTTEN_AFTER), timer);
     }
 
-    /// Removes the timers of a machine that appears, goes or is forgotten.
+    /// Cancels the timers of a machine that comes online, goes offline or is forgotten.
     pub(super) fn cancel_machine_timers(&mut self, key: MachineKey) {
         let machine = self.machine_mut(key);
         let forgotten = machine.offline_since.plus(FORGOTTEN_AFTER);
@@ -146,7 +146,7 @@ impl Core {
         }
     }
 
-    /// Ends a task's waiting: what is queued since its submission, and its openness.
+    /// Expires the first attempts of a task that still wait, and closes the task to new machines.
     fn task_ttl_is_over(&mut self, now: Time, key: TaskKey) {
         let Some(task) = self.tasks.get(&key) else {
             return;
@@ -165,7 +165,7 @@ impl Core {
         self.finish_if_done(now, key);
     }
 
-    /// Whether the current attempt has waited too long to be started.
+    /// Whether the current attempt has waited longer than it may.
     pub(super) fn has_expired(&self, now: Time, key: ExecutionKey) -> bool {
         let task = self.task(key.task);
         now >= self
@@ -202,13 +202,13 @@ impl Core {
                     now,
                     key,
                     ExecutionState::Lost,
-                    "its machine is not there any more",
+                    "its machine is no longer known",
                 );
             }
         }
     }
 
-    /// A machine that lives should have reported an attempt long ago.
+    /// Ends an attempt that an online machine should have reported long ago.
     fn check_overdue(&mut self, now: Time, key: ExecutionKey, attempt: u32) {
         let Some(task) = self.tasks.get(&key.task) else {
             return;
@@ -220,8 +220,8 @@ impl Core {
         if execution.now.number != attempt {
             return;
         }
-        // The report could not get through while the server was away.
-        let patience = self.back_since.plus(OVERDUE_AFTER);
+        // The machine could not report while the server was paused.
+        let patience = self.resumed_at.plus(OVERDUE_AFTER);
         if now < patience {
             self.cancel_overdue(key);
             self.set_overdue(key, patience);
@@ -240,12 +240,12 @@ impl Core {
         let id = self.task(key.task).attempt_id(key);
         let msg = "its machine did not report it within its time-out";
         self.end_attempt(now, key, ExecutionState::Lost, msg);
-        // What may still run of it must not outlive that; and there is room for other work.
+        // Kill what may still run of it; and the machine has a free job now.
         self.machine_mut(machine).cancels.push(id);
         self.wake(machine);
     }
 
-    /// Notes when an attempt in a machine's hands should have been reported; the earliest counts.
+    /// Sets the time by which a machine should have reported an attempt; of several the earliest counts.
     pub(super) fn set_overdue(&mut self, key: ExecutionKey, due: Time) {
         let due = self
             .execution(key)
@@ -259,7 +259,7 @@ impl Core {
         self.timers.set(due, timer);
     }
 
-    /// Removes the timer of an attempt that is not in a machine's hands any more.
+    /// Cancels the timer of an attempt that its machine no longer has.
     pub(super) fn cancel_overdue(&mut self, key: ExecutionKey) {
         let attempt = &mut self.execution_mut(key).now;
         if let Some(due) = attempt.overdue_at.take() {
@@ -268,7 +268,7 @@ impl Core {
         }
     }
 
-    /// Removes the timers of an attempt that has ended.
+    /// Cancels the timers of an attempt that has ended.
     pub(super) fn cancel_attempt_timers(&mut self, key: ExecutionKey) {
         self.cancel_overdue(key);
         let attempt = &mut self.execution_mut(key).now;
@@ -282,7 +282,8 @@ impl Core {
         }
     }
 
-    /// A machine is gone: what it had is lost, or goes to another where that cannot start it twice.
+    /// Takes a machine offline. What it was handed is lost; what is queued for it goes to another machine if
+    /// its task allows that.
     pub(super) fn take_offline(&mut self, now: Time, key: MachineKey, why: &'static str) {
         self.cancel_machine_timers(key);
         let machine = self.machine_mut(key);
@@ -328,7 +329,7 @@ impl Core {
         self.timers.set(forgotten_at, Timer::ForgetTask(key));
     }
 
-    /// Sets the timers that a restored attempt had.
+    /// Sets the timers of a restored attempt.
     pub(super) fn set_attempt_timers(&mut self, key: ExecutionKey) {
         let attempt = &self.execution(key).now;
         let number = attempt.number;
@@ -343,7 +344,7 @@ impl Core {
         }
     }
 
-    /// What is queued for a machine that takes no more work, and could run on any, goes elsewhere.
+    /// Requeues what is queued for a machine that takes no more work, if any machine may run it.
     pub(super) fn requeue_any(&mut self, key: MachineKey) {
         for execution in self.machine(key).inbox.clone() {
             if self.task(execution.task).is_any() {

@@ -1,4 +1,4 @@
-//! What users do: submit, rerun, cancel, delete.
+//! The operations of users: submit, rerun, cancel, delete.
 
 use super::match_index::PatternKey;
 use super::spec::Spec;
@@ -10,13 +10,13 @@ use crate::wire::task::{Counts, ExecutionState, Mode};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// How long a machine that lives has to confirm a cancel, beyond the command's own grace.
+/// How long an online machine may take to confirm a cancel, beyond the command's own grace.
 const CANCEL_CONFIRMED_WITHIN: TimeSpan = TimeSpan::from_secs(60);
 
-/// How many labels are named in a refusal.
+/// The most labels named in a refusal.
 const MAX_NAMED: usize = 10;
 
-/// Which executions of a task are meant.
+/// Which executions of a task to cancel.
 #[derive(Debug, Clone)]
 pub enum Selection {
     /// All of them.
@@ -26,9 +26,9 @@ pub enum Selection {
 }
 
 impl Core {
-    /// Accepts a task. `fresh_id`, never used before, is its id when it does not bring one.
+    /// Accepts a task. `fresh_id` was never used before; it becomes the task's id unless the spec has one.
     ///
-    /// Refused with [`Refusal::Taken`] when its id is known, with [`Refusal::Full`] at a limit.
+    /// Refused with [`Refusal::Taken`] if the id is in use, with [`Refusal::Full`] at a limit.
     pub fn submit(
         &mut self,
         now: Time,
@@ -74,7 +74,7 @@ impl Core {
         Ok(key)
     }
 
-    /// Runs a finished task's detail again, as a new task: where it did not succeed, or everywhere.
+    /// Submits a task again as a new task: on the machines where it did not succeed, or on all of them.
     pub fn rerun(
         &mut self,
         now: Time,
@@ -112,7 +112,7 @@ impl Core {
             .collect();
         if targets.is_empty() && old.finished_at.is_none() {
             return Err(Refusal::Conflict(format!(
-                "nothing of task {} has ended without success yet",
+                "no execution of task {} has ended without success yet",
                 old.id
             )));
         }
@@ -135,7 +135,7 @@ impl Core {
                 ),
             };
             return Err(Refusal::Impossible(format!(
-                "none of the machines of task {} is there any more; {what}",
+                "none of the machines of task {} is online; {what}",
                 old.id
             )));
         }
@@ -168,8 +168,8 @@ impl Core {
         Ok(key)
     }
 
-    /// Cancels executions: what is queued never starts, what runs is killed. An ended task is left
-    /// as it is. Refused with [`Refusal::Impossible`] when the selection names none of its machines.
+    /// Cancels executions: queued ones never start, running ones are killed. A finished task does not change.
+    /// Refused with [`Refusal::Impossible`] if the task has no execution on the selected machine.
     pub fn cancel(
         &mut self,
         now: Time,
@@ -247,9 +247,8 @@ impl Core {
         Ok(())
     }
 
-    /// Takes back a task that was submitted a moment ago and could not be made safe: it is as if it
-    /// had never been, as soon as it is known that nothing of it has started. What has started all
-    /// the same is canceled, and the task is kept to show that.
+    /// Withdraws a task that was just submitted and could not be saved. It is forgotten as soon as it is known
+    /// that nothing of it has started. If something has, it is canceled, and the task is kept to show that.
     pub fn withdraw(&mut self, now: Time, key: TaskKey) {
         if self.cancel(now, key, &Selection::All).is_ok() {
             self.task_mut(key).withdrawn = true;
@@ -260,7 +259,7 @@ impl Core {
     fn known_task(&self, key: TaskKey) -> Result<&Task, Refusal> {
         self.tasks
             .get(&key)
-            .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
+            .ok_or_else(|| Refusal::Unknown("the task has just been forgotten".into()))
     }
 
     fn check_unused(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
@@ -275,8 +274,8 @@ impl Core {
         }
     }
 
-    /// What was asked for, as it is kept. Much is submitted again and again with nothing else but
-    /// another id, and many tasks have the same name: such are kept once.
+    /// The spec as it is stored. Many tasks differ in nothing but their id, and many more have the same name:
+    /// equal specs and names are stored once.
     fn shared_spec(&mut self, pattern: PatternKey, mut spec: Spec) -> Arc<Spec> {
         spec.pattern.drop_compiled();
         let last = &mut self.match_index.entry_mut(pattern).last_spec;
@@ -338,7 +337,7 @@ impl Core {
         key
     }
 
-    /// Those labels of machines that are gone which new machines carry now.
+    /// The labels of these machines that live machines carry now.
     fn labels_live_again<'a>(&self, gone: &'a [Arc<Target>]) -> Vec<&'a str> {
         let labels: BTreeSet<&str> = gone.iter().map(|target| &*target.label).collect();
         let live = self.machines.values().filter(|m| m.is_live());
@@ -365,7 +364,7 @@ impl Core {
         }
     }
 
-    /// Queues an execution for whichever machine is free first: now, when one is waiting.
+    /// Queues an execution for any matching machine: for one that is ready, or else for the first to be free.
     pub(super) fn queue_for_any(&mut self, key: ExecutionKey, pattern: PatternKey) {
         match self.longest_waiting_machine(pattern) {
             Some(machine) => self.queue_for(key, machine),
@@ -376,8 +375,8 @@ impl Core {
         }
     }
 
-    /// The machine that has waited longest for work, among those a pattern matches. Looks through
-    /// the shorter of the two lists: the waiting machines, or the matching labels.
+    /// The matching machine that has been ready for longest. Searches the shorter of two lists: the ready
+    /// machines, or those with matching labels.
     fn longest_waiting_machine(&self, pattern: PatternKey) -> Option<MachineKey> {
         let labels = &self.match_index.entry(pattern).labels;
         if labels.len() < self.ready.len() {
@@ -393,7 +392,7 @@ impl Core {
             .find(|key| labels.contains(&self.machine(*key).label_key))
     }
 
-    /// No machine may join a task any more.
+    /// Closes a task: no machine may join it from now on.
     pub(super) fn close(&mut self, key: TaskKey) {
         if std::mem::replace(&mut self.task_mut(key).open, false) {
             let pattern = self.pattern_key_of(key);
@@ -401,8 +400,8 @@ impl Core {
         }
     }
 
-    /// Gives a machine that has appeared what waited for one like it: at once, or as soon as the
-    /// limit on executions has room again.
+    /// Lets a machine that came online join the open tasks that match it: now, or at a later poll if the limit
+    /// on executions is reached.
     pub(super) fn join_open_tasks(&mut self, key: MachineKey) {
         let machine = self.machine_mut(key);
         if !std::mem::replace(&mut machine.joins_pending, false) {
@@ -449,7 +448,7 @@ impl Core {
 }
 
 impl Refusal {
-    /// A task has nothing on this machine.
+    /// The refusal for a task that has no execution on this machine.
     pub fn not_on(task: &Task, machine: &str) -> Refusal {
         let labels: BTreeSet<&str> = task.labels().collect();
         let named: Vec<&str> = labels.iter().copied().take(MAX_NAMED).collect();
