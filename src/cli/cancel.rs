@@ -1,9 +1,9 @@
 //! `sidebike cancel`.
 
-use super::named::TaskArg;
-use super::outcome::{is_on, names};
-use super::screen::harmless;
-use super::{Ended, ServerArgs, print_json};
+use super::outcome::{is_on, label_list};
+use super::task_reference::TaskArg;
+use super::terminal::sanitize;
+use super::{CommandResult, ConnectionArgs, print_json};
 use crate::wire::task::{Execution, ExecutionState, Task};
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -28,11 +28,11 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ConnectionArgs,
 }
 
 /// Cancels a task.
-pub fn run(args: Args) -> Ended {
+pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
     let before = args.task.find(&client)?;
     let machine = args.machine.as_deref();
@@ -48,7 +48,7 @@ pub fn run(args: Args) -> Ended {
 /// What a cancel has done to a task, or to its executions on a machine: what became of them, and how
 /// many of the others go on.
 pub fn done(before: &Task, after: &Task, machine: Option<&str>) -> String {
-    let id = harmless(&after.id);
+    let id = sanitize(&after.id);
     let word = after.state.word();
     if before.state.is_terminal() {
         return format!("task {id} had ended: {word}");
@@ -62,7 +62,7 @@ pub fn done(before: &Task, after: &Task, machine: Option<&str>) -> String {
         ended_before.contains(&*e.execution) || (e.state.is_terminal() && !is_canceled)
     };
     let (ended, canceled): (Vec<_>, Vec<_>) = meant.into_iter().partition(had_ended);
-    let on = |executions: &[&Execution]| names(executions.iter().map(|e| &*e.machine_label));
+    let on = |executions: &[&Execution]| label_list(executions.iter().map(|e| &*e.machine_label));
     let mut parts = Vec::new();
     if !canceled.is_empty() {
         let is_done = canceled.iter().all(|e| e.state.is_terminal());

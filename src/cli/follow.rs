@@ -1,11 +1,11 @@
 //! Watching a task until it ends: its output with the labels in front, how far it is, what Ctrl-C
 //! means, and what to say at the end. `run`, `rerun` and `logs -f` are this.
 
-use super::feed::{Feed, Item};
+use super::event_stream::{EventStream, StreamItem};
 use super::outcome::{self, CANCELED};
 use super::progress::Progress;
-use super::screen::{Colour, Person, Screen, harmless, tame};
-use super::{Ended, Failure, cancel, fold, print_json};
+use super::terminal::{Colour, OutputStyle, Prompt, sanitize, sanitize_output};
+use super::{CommandResult, Failure, cancel, fold, print_json};
 use crate::client::Client;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
@@ -21,9 +21,9 @@ use std::time::Duration;
 /// How often the progress is drawn anew and a Ctrl-C looked for.
 const LOOK: Duration = Duration::from_millis(100);
 /// TaskEvent shown between two drawings of the progress.
-const AT_ONCE: usize = 200;
+const MAX_WAIT: usize = 200;
 /// How long a task may take to be shown as ended after the last of its event.
-const LAST_WAIT: TimeSpan = TimeSpan::from_secs(10);
+const FINISH_WAIT: TimeSpan = TimeSpan::from_secs(10);
 /// What labels are painted in, to tell them apart.
 const LABEL_COLOURS: [Colour; 5] = [
     Colour::Cyan,
@@ -36,7 +36,7 @@ const QUESTION: &str = "\nc: cancel the task   d: detach, it runs on   nothing: 
 
 /// How a task is to be shown.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct How {
+pub struct FollowOptions {
     /// At the end, machines with the same output together.
     pub fold: bool,
     /// At the end, as JSON.
@@ -56,36 +56,44 @@ pub enum Control {
 
 /// Follows a task that was just submitted to its end; the exit code says how that was. `control` was
 /// made before the submit, so that no Ctrl-C leaves a task behind that nobody knows of.
-pub fn to_the_end(client: &Client, task: &Task, how: How, control: Controls) -> Ended {
+pub fn follow_to_end(
+    client: &Client,
+    task: &Task,
+    options: FollowOptions,
+    control: Controls,
+) -> CommandResult {
     let mut following = Following {
         client,
         id: &task.id,
         printer: Printer::new(is_several(task)),
         progress: Progress::of(task),
         control,
-        is_live: !how.fold && !how.json,
+        is_live: !options.fold && !options.json,
     };
-    let mut feed = Feed::open(client, &task.id, None, true);
+    let mut stream = EventStream::open(client, &task.id, None, true);
     let ended = loop {
-        if let Some(code) = following.watch(&mut feed)? {
+        if let Some(code) = following.watch(&mut stream)? {
             return Ok(code);
         }
-        let task = client.task(&task.id, LAST_WAIT)?;
+        let task = client.task(&task.id, FINISH_WAIT)?;
         if task.state.is_terminal() {
             break task;
         }
-        feed.reopen();
+        stream.reopen();
     };
     following.printer.finish()?;
-    let (stdout, stderr) = (Screen::of(&io::stdout()), Screen::of(&io::stderr()));
-    if how.json {
+    let (stdout, stderr) = (
+        OutputStyle::of(&io::stdout()),
+        OutputStyle::of(&io::stderr()),
+    );
+    if options.json {
         print_json(&ended)?;
-    } else if how.fold {
+    } else if options.fold {
         fold::print(&ended, &mut io::stdout().lock(), &stdout)?;
     }
     let code = outcome::exit_code(&ended);
     if code != 0 || ended.result.len() > 1 || stderr.is_terminal {
-        say(&outcome::summary(&ended, &stderr));
+        print_message(&outcome::summary(&ended, &stderr));
     }
     Ok(code)
 }
@@ -96,12 +104,12 @@ pub fn is_several(task: &Task) -> bool {
 }
 
 /// Says something that is not output.
-pub fn say(text: &str) {
+pub fn print_message(text: &str) {
     // Nobody is there to read it.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// From now on Ctrl-C and TERM do not end the process, but are answered by [`to_the_end`].
+/// From now on Ctrl-C and TERM do not end the process, but are answered by [`follow_to_end`].
 pub fn controls() -> Result<Controls, Failure> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let (sender, controls) = channel();
@@ -130,7 +138,7 @@ struct Following<'a> {
 
 impl Following<'_> {
     /// Shows event until there are no more. An exit code when the user does not want to wait for that.
-    fn watch(&mut self, feed: &mut Feed) -> Result<Option<u8>, Failure> {
+    fn watch(&mut self, stream: &mut EventStream) -> Result<Option<u8>, Failure> {
         let mut complained = false;
         loop {
             if let Ok(Control::Signal(signal)) = self.control.1.try_recv()
@@ -139,27 +147,27 @@ impl Following<'_> {
                 return Ok(Some(code));
             }
             let mut patience = LOOK;
-            for _ in 0..AT_ONCE {
-                let Some(item) = feed.next(patience) else {
+            for _ in 0..MAX_WAIT {
+                let Some(item) = stream.next(patience) else {
                     break;
                 };
                 patience = Duration::ZERO;
                 match item {
-                    Item::Event(event) => {
+                    StreamItem::Event(event) => {
                         complained = false;
                         self.show(&event)?;
                     }
-                    Item::Broken(why) => {
+                    StreamItem::Broken(why) => {
                         self.progress.erase();
                         if !std::mem::replace(&mut complained, true) {
-                            say(&format!("sidebike: {why}; trying again\n"));
+                            print_message(&format!("sidebike: {why}; trying again\n"));
                         }
                     }
-                    Item::Ended => {
+                    StreamItem::Ended => {
                         self.progress.erase();
                         return Ok(None);
                     }
-                    Item::Refused(why) => {
+                    StreamItem::Refused(why) => {
                         self.progress.erase();
                         return Err(Failure::Because(why));
                     }
@@ -184,7 +192,7 @@ impl Following<'_> {
     /// What Ctrl-C means: with somebody to ask, what they say; in a script, cancel.
     fn interrupted(&mut self, signal: i32) -> Result<Option<u8>, Failure> {
         self.progress.erase();
-        let person = Person::find().filter(|_| signal == SIGINT);
+        let person = Prompt::open().filter(|_| signal == SIGINT);
         let Some(mut person) = person else {
             let had_ended = self.cancel()?;
             return Ok((!had_ended).then_some(CANCELED));
@@ -209,7 +217,7 @@ impl Following<'_> {
             Ok(Control::Answer(answer)) if answer.is_empty() => Ok(None),
             _ => {
                 let id = self.id;
-                say(&format!(
+                print_message(&format!(
                     "\ndetached; it runs on: sidebike logs -f {id}, sidebike cancel {id}\n"
                 ));
                 Ok(Some(CANCELED))
@@ -221,7 +229,7 @@ impl Following<'_> {
     fn cancel(&self) -> Result<bool, Failure> {
         let before = self.client.task(self.id, TimeSpan::default())?;
         let after = self.client.cancel(self.id, None)?;
-        say(&format!(
+        print_message(&format!(
             "sidebike: {}\n",
             cancel::done(&before, &after, None)
         ));
@@ -232,8 +240,8 @@ impl Following<'_> {
 /// Prints output: standard output to ours, standard error to ours.
 pub struct Printer {
     several: bool,
-    out: Screen,
-    err: Screen,
+    out: OutputStyle,
+    err: OutputStyle,
     within_line: [bool; 2],
 }
 
@@ -242,8 +250,8 @@ impl Printer {
     pub fn new(several: bool) -> Printer {
         Printer {
             several,
-            out: Screen::of(&io::stdout()),
-            err: Screen::of(&io::stderr()),
+            out: OutputStyle::of(&io::stdout()),
+            err: OutputStyle::of(&io::stderr()),
             within_line: [false; 2],
         }
     }
@@ -275,11 +283,11 @@ impl Printer {
             self.within_line[stream as usize] = !text.ends_with('\n');
             return self.write(stream, text);
         }
-        let screen = self.screen(stream);
+        let style = self.style(stream);
         let colour =
             LABEL_COLOURS[label.bytes().map(usize::from).sum::<usize>() % LABEL_COLOURS.len()];
-        let label = if screen.is_terminal {
-            screen.paint(colour, &harmless(label))
+        let label = if style.is_terminal {
+            style.paint(colour, &sanitize(label))
         } else {
             label.to_owned()
         };
@@ -288,8 +296,8 @@ impl Printer {
             let line = line.strip_suffix('\n').unwrap_or(line);
             lines.push_str(&label);
             lines.push_str(" | ");
-            if screen.is_terminal {
-                lines.push_str(&tame(line));
+            if style.is_terminal {
+                lines.push_str(&sanitize_output(line));
             } else {
                 lines.push_str(line);
             }
@@ -310,7 +318,7 @@ impl Printer {
         self.write(stream, &format!("{begin}{remark}\n"))
     }
 
-    fn screen(&self, stream: Stream) -> Screen {
+    fn style(&self, stream: Stream) -> OutputStyle {
         match stream {
             Stream::Stdout => self.out,
             Stream::Stderr => self.err,
@@ -339,7 +347,7 @@ impl Printer {
     pub fn finish(&mut self) -> io::Result<()> {
         self.flush()?;
         if self.is_within_line() {
-            say("\n");
+            print_message("\n");
             self.within_line = [false; 2];
         }
         Ok(())

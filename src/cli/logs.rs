@@ -1,10 +1,10 @@
 //! `sidebike logs`.
 
-use super::feed::{Feed, Item};
-use super::follow::{Printer, is_several, say};
-use super::named::TaskArg;
+use super::event_stream::{EventStream, StreamItem};
+use super::follow::{Printer, is_several, print_message};
 use super::outcome::is_on;
-use super::{Ended, Failure, ServerArgs};
+use super::task_reference::TaskArg;
+use super::{CommandResult, ConnectionArgs, Failure};
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -39,37 +39,37 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ConnectionArgs,
 }
 
 /// Prints what a task has written.
-pub fn run(args: Args) -> Ended {
+pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
     let task = args.task.find(&client)?;
     let machine = args.machine.as_deref();
     let addressed = |name: &str| task.result.iter().filter(|e| is_on(e, name)).count() > 1;
     let mut printer = Printer::new(machine.map_or(is_several(&task), addressed));
-    let mut feed = Feed::open(&client, &task.id, machine, args.follow);
+    let mut stream = EventStream::open(&client, &task.id, machine, args.follow);
     let mut complained = false;
     loop {
-        match feed.next(LOOK) {
-            Some(Item::Event(event)) if args.json => {
+        match stream.next(LOOK) {
+            Some(StreamItem::Event(event)) if args.json => {
                 // Our own types have only string keys and finite numbers: this cannot fail.
                 let line = serde_json::to_string(&event).unwrap_or_default();
                 writeln!(io::stdout(), "{line}")?;
             }
-            Some(Item::Event(event)) => {
+            Some(StreamItem::Event(event)) => {
                 complained = false;
                 printer.print(&event)?;
                 printer.flush()?;
             }
-            Some(Item::Broken(_)) if complained => {}
-            Some(Item::Broken(why)) => {
+            Some(StreamItem::Broken(_)) if complained => {}
+            Some(StreamItem::Broken(why)) => {
                 complained = true;
-                say(&format!("sidebike: {why}; trying again\n"));
+                print_message(&format!("sidebike: {why}; trying again\n"));
             }
-            Some(Item::Ended) => break,
-            Some(Item::Refused(why)) => return Err(Failure::Because(why)),
+            Some(StreamItem::Ended) => break,
+            Some(StreamItem::Refused(why)) => return Err(Failure::Because(why)),
             None => {}
         }
     }

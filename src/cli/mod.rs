@@ -8,33 +8,33 @@
 //! | `named` | the task that an id or a name stands for |
 //! | `words` | what the server says, in the words of the command line |
 //! | `follow` | watching a task until it ends: output, Ctrl-C, summary |
-//! | `feed` | the event of a task, kept coming over broken connections |
+//! | `stream` | the event of a task, kept coming over broken connections |
 //! | `outcome` | how a task ended: exit codes, words |
 //! | `progress` | the line that says how far it is |
 //! | `fold` | machines with the same output together |
-//! | `screen`, `table`, `watch` | what the terminal can show |
+//! | `style`, `table`, `watch` | what the terminal can show |
 //!
 //! To add a command: its file with `Args` and `run`, its line in [`Command`] and in [`run`].
 
 mod cancel;
-mod feed;
+mod event_stream;
 mod fold;
 mod follow;
 mod logs;
 mod machines;
-mod named;
+mod messages;
 mod outcome;
 mod progress;
 mod ps;
 mod rerun;
-mod screen;
+mod run;
 mod shell;
 mod show;
-mod submit;
 mod table;
+mod task_reference;
+mod terminal;
 mod wait;
 mod watch;
-mod words;
 
 use crate::client::{CallError, Client, Kind};
 use crate::config::RegistryArgs;
@@ -62,7 +62,7 @@ const NO_READER: u8 = 128 + 13;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a command on machines, and show what comes of it
-    Run(submit::Args),
+    Run(run::Args),
     /// List tasks, newest first
     Ps(ps::Args),
     /// Show one task: what it runs, how it went on each machine
@@ -86,7 +86,7 @@ pub enum Command {
 /// Runs a command.
 pub fn run(command: Command) -> ExitCode {
     let (ended, failed) = match command {
-        Command::Run(args) => (submit::run(args), CANNOT_FOLLOW),
+        Command::Run(args) => (run::run(args), CANNOT_FOLLOW),
         Command::Rerun(args) => (rerun::run(args), CANNOT_FOLLOW),
         Command::Wait(args) => (wait::run(args), CANNOT_FOLLOW),
         Command::Ps(args) => (ps::run(args), FAILED),
@@ -100,19 +100,19 @@ pub fn run(command: Command) -> ExitCode {
     ExitCode::from(match ended {
         Ok(code) => code,
         Err(Failure::NoReader) => NO_READER,
-        Err(Failure::Because(why)) => complain(&why, failed),
-        Err(Failure::Usage(why)) => complain(&why, USAGE),
+        Err(Failure::Because(why)) => print_error(&why, failed),
+        Err(Failure::Usage(why)) => print_error(&why, USAGE),
     })
 }
 
-fn complain(why: &str, code: u8) -> u8 {
+fn print_error(why: &str, code: u8) -> u8 {
     // Nobody is there to read it: the exit code has to do.
     let _ = writeln!(io::stderr(), "sidebike: {why}");
     code
 }
 
 /// How a command ends: with an exit code, or for a reason to be said.
-type Ended = Result<u8, Failure>;
+type CommandResult = Result<u8, Failure>;
 
 /// Why a command could not do what it was asked to.
 #[derive(Debug)]
@@ -136,7 +136,7 @@ impl From<io::Error> for Failure {
 
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
-        let words = words::complaint(&error);
+        let words = messages::describe_failure(&error);
         match error.kind {
             // What was typed is not what the server takes.
             Kind::Refused {
@@ -151,12 +151,12 @@ impl From<CallError> for Failure {
 
 /// The server a command talks to.
 #[derive(Debug, Args)]
-struct ServerArgs {
+struct ConnectionArgs {
     #[command(flatten)]
     registry: RegistryArgs,
 }
 
-impl ServerArgs {
+impl ConnectionArgs {
     fn client(&self) -> Result<Client, Failure> {
         let registry = self.registry.checked().map_err(Failure::Usage)?;
         let tokens = secret::load(TOKEN).map_err(Failure::Usage)?;

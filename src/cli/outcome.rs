@@ -1,13 +1,13 @@
 //! How a task ended: in exit codes, colours and words.
 
-use super::screen::{Colour, Screen, harmless};
+use super::terminal::{Colour, OutputStyle, sanitize};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Counts, Execution, ExecutionState, Task, TaskState};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 /// Exit code: no machine matched.
-pub const NOBODY: u8 = 3;
+pub const NO_MACHINE: u8 = 3;
 /// Exit code of an execution whose time was up, as of `timeout`.
 pub const TIMED_OUT: u8 = 124;
 /// Exit code of an execution of which nobody knows how it ended, or that was not started in time.
@@ -36,16 +36,16 @@ const MAX_NAMED: usize = 10;
 
 /// The exit code that says how a task ended: the worst, which is the highest, of its executions.
 pub fn exit_code(task: &Task) -> u8 {
-    if task.result.iter().all(found_nobody) {
+    if task.result.iter().all(matched_no_machine) {
         return match task.state {
             TaskState::Canceled => CANCELED,
-            _ => NOBODY,
+            _ => NO_MACHINE,
         };
     }
-    task.result.iter().map(code_of).max().unwrap_or(NOBODY)
+    task.result.iter().map(code_of).max().unwrap_or(NO_MACHINE)
 }
 
-fn found_nobody(execution: &Execution) -> bool {
+fn matched_no_machine(execution: &Execution) -> bool {
     execution.state == ExecutionState::Expired && execution.instance.is_empty()
 }
 
@@ -69,7 +69,7 @@ fn code_of(execution: &Execution) -> u8 {
 }
 
 /// The colour of a state of an execution.
-pub fn colour_of(state: ExecutionState) -> Option<Colour> {
+pub fn state_colour(state: ExecutionState) -> Option<Colour> {
     match state {
         ExecutionState::Queued | ExecutionState::Delivered => None,
         ExecutionState::Running => Some(Colour::Blue),
@@ -82,7 +82,7 @@ pub fn colour_of(state: ExecutionState) -> Option<Colour> {
 }
 
 /// The colour of a state of a task.
-pub fn colour_of_task(state: TaskState) -> Option<Colour> {
+pub fn task_state_colour(state: TaskState) -> Option<Colour> {
     match state {
         TaskState::Waiting => None,
         TaskState::Running => Some(Colour::Blue),
@@ -93,7 +93,7 @@ pub fn colour_of_task(state: TaskState) -> Option<Colour> {
 }
 
 /// `2 succeeded, 1 failed`.
-pub fn counted(mut counts: Counts) -> String {
+pub fn counts_text(mut counts: Counts) -> String {
     let counted: Vec<String> = ExecutionState::ALL
         .iter()
         .map(|state| (*counts.of(*state), state.word()))
@@ -114,7 +114,7 @@ pub fn reason(execution: &Execution) -> String {
 
 /// Why an execution did not succeed.
 pub fn why(execution: &Execution) -> String {
-    let msg = harmless(&execution.attempt.msg);
+    let msg = sanitize(&execution.attempt.msg);
     match execution.state {
         ExecutionState::TimedOut if !msg.is_empty() => format!("{msg}, and was killed"),
         _ => msg,
@@ -128,30 +128,30 @@ pub fn advice(task: &Task) -> Option<&'static str> {
 }
 
 /// What to say when a task has ended: how many, how long, and where it went wrong and why.
-pub fn summary(task: &Task, screen: &Screen) -> String {
+pub fn summary(task: &Task, style: &OutputStyle) -> String {
     let took = match (
-        moment(&task.created_at),
-        task.finished_at.as_deref().and_then(moment),
+        parse_time(&task.created_at),
+        task.finished_at.as_deref().and_then(parse_time),
     ) {
         (Some(created), Some(finished)) => finished.duration_since(created).unwrap_or_default(),
         _ => Duration::ZERO,
     };
-    let counts = match counted(task.counts) {
-        counts if counts.is_empty() => harmless(&task.msg),
+    let counts = match counts_text(task.counts) {
+        counts if counts.is_empty() => sanitize(&task.msg),
         counts => counts,
     };
-    let colour = colour_of_task(task.state).unwrap_or(Colour::Faint);
+    let colour = task_state_colour(task.state).unwrap_or(Colour::Faint);
     let mut text = format!(
         "{} in {} (task {})\n",
-        screen.paint(colour, &counts),
-        short(took),
-        harmless(&task.id)
+        style.paint(colour, &counts),
+        short_duration(took),
+        sanitize(&task.id)
     );
     let wrong = |e: &&Execution| e.state != ExecutionState::Succeeded;
     for execution in task.result.iter().filter(wrong).take(MAX_NAMED) {
         text.push_str(&format!(
             "  {}  {}\n",
-            machine_of(execution),
+            machine_label(execution),
             reason(execution)
         ));
     }
@@ -174,14 +174,14 @@ pub fn summary(task: &Task, screen: &Screen) -> String {
 }
 
 /// The label of an execution's machine.
-pub fn machine_of(execution: &Execution) -> String {
+pub fn machine_label(execution: &Execution) -> String {
     shown(&execution.machine_label)
 }
 
 fn shown(label: &str) -> String {
     match label {
         "" => "(no machine yet)".into(),
-        label => harmless(label),
+        label => sanitize(label),
     }
 }
 
@@ -191,7 +191,7 @@ pub fn is_on(execution: &Execution, machine: &str) -> bool {
 }
 
 /// Labels, each once, with how often there are replicas of it.
-pub fn names<'a>(labels: impl Iterator<Item = &'a str>) -> String {
+pub fn label_list<'a>(labels: impl Iterator<Item = &'a str>) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for label in labels {
         *counts.entry(label).or_default() += 1;
@@ -205,16 +205,16 @@ pub fn names<'a>(labels: impl Iterator<Item = &'a str>) -> String {
 
 /// How long ago something was, by this machine's clock.
 pub fn age(time: &str) -> Option<Duration> {
-    let since = SystemTime::now().duration_since(moment(time)?);
+    let since = SystemTime::now().duration_since(parse_time(time)?);
     Some(since.unwrap_or_default())
 }
 
-fn moment(time: &str) -> Option<SystemTime> {
+fn parse_time(time: &str) -> Option<SystemTime> {
     humantime::parse_rfc3339(time).ok()
 }
 
 /// `350ms`, `4.2s`, `3m`, `5h`, `2d`.
-pub fn short(duration: Duration) -> String {
+pub fn short_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0 => format!("{}ms", duration.as_millis()),

@@ -1,7 +1,7 @@
 //! The line at the bottom of the terminal that says how far a task is.
 
-use super::outcome::short;
-use super::screen::{self, cut};
+use super::outcome::short_duration;
+use super::terminal::{self, truncate};
 use crate::wire::event::{EventKind, TaskEvent};
 use crate::wire::task::{ExecutionState, Task};
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ impl Progress {
     pub fn of(task: &Task) -> Progress {
         let executions = task.result.iter();
         Progress {
-            is_wanted: screen::width_of(&io::stderr()).is_some() && !screen::is_dumb(),
+            is_wanted: terminal::width(&io::stderr()).is_some() && !terminal::is_dumb(),
             states: executions.map(|e| (e.execution.clone(), e.state)).collect(),
             started_at: Instant::now(),
             is_drawn: false,
@@ -48,11 +48,11 @@ impl Progress {
 
     /// Shows it, or shows it anew.
     pub fn draw(&mut self) {
-        let Some(width) = screen::width_of(&io::stderr()).filter(|_| self.is_wanted) else {
+        let Some(width) = terminal::width(&io::stderr()).filter(|_| self.is_wanted) else {
             return;
         };
         // One column less: some terminals wrap when the last one is written to.
-        let line = cut(&self.words(), width - 1);
+        let line = truncate(&self.words(), width - 1);
         self.is_drawn = true;
         let _ = write!(io::stderr(), "{CLEAR}{line}");
     }
@@ -63,7 +63,7 @@ impl Progress {
         let done = count(ExecutionState::is_terminal);
         let running = count(|state| state == ExecutionState::Running);
         let failed = count(|state| state.is_terminal() && state != ExecutionState::Succeeded);
-        let took = short(self.started_at.elapsed());
+        let took = short_duration(self.started_at.elapsed());
         let all = self.states.len();
         format!(
             "{done}/{all} done, {running} running, {failed} failed, {took} (Ctrl-C to cancel or detach)"

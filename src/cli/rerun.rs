@@ -1,8 +1,8 @@
 //! `sidebike rerun`.
 
-use super::follow::{self, How, say};
-use super::named::TaskArg;
-use super::{Ended, ServerArgs};
+use super::follow::{self, FollowOptions, print_message};
+use super::task_reference::TaskArg;
+use super::{CommandResult, ConnectionArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,25 +29,25 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ConnectionArgs,
 }
 
 /// Runs a task again.
-pub fn run(args: Args) -> Ended {
+pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
     let old = args.task.find(&client)?;
     let control = follow::controls()?;
     let task = client.rerun(&old.id, args.all)?;
     let count = task.result.len();
-    say(&format!(
+    print_message(&format!(
         "task {}, a rerun of {}, on {count} of its {} machines\n",
         task.id,
         old.id,
         old.result.len()
     ));
-    let how = How {
+    let options = FollowOptions {
         fold: args.fold,
         json: args.json,
     };
-    follow::to_the_end(&client, &task, how, control)
+    follow::follow_to_end(&client, &task, options, control)
 }

@@ -1,6 +1,6 @@
 //! `sidebike completions` and `sidebike man`: what packagers and shells want.
 
-use super::Ended;
+use super::CommandResult;
 use crate::config::CommandLine;
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
@@ -36,7 +36,7 @@ pub struct Man {
 }
 
 /// Prints the script for a shell.
-pub fn completions(args: Completions) -> Ended {
+pub fn completions(args: Completions) -> CommandResult {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut for_people(), "sidebike", &mut script);
     io::stdout().write_all(&script)?;
@@ -55,7 +55,7 @@ fn for_people() -> Command {
 }
 
 /// Prints the manual page.
-pub fn man(args: Man) -> Ended {
+pub fn man(args: Man) -> CommandResult {
     let command = CommandLine::find(&args.command);
     let command = command.unwrap_or_else(|wrong| wrong.exit());
     let mut page = Vec::new();

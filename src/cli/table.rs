@@ -1,13 +1,13 @@
 //! Tables that fit the terminal.
 
-use super::screen::{self, Colour, Screen, columns, cut, harmless};
+use super::terminal::{self, Colour, OutputStyle, display_width, sanitize, truncate};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 
 /// Columns of blanks between two columns.
 const GAP: usize = 2;
 /// Narrower than this a column says nothing any more, in columns.
-const LEAST: usize = 6;
+const MIN_COLUMN_WIDTH: usize = 6;
 
 /// A table in the making.
 pub struct Table {
@@ -25,7 +25,7 @@ impl Cell {
     /// A text from anywhere.
     pub fn of(text: impl AsRef<str>) -> Cell {
         Cell {
-            text: harmless(text.as_ref()),
+            text: sanitize(text.as_ref()),
             colour: None,
         }
     }
@@ -55,18 +55,18 @@ impl Table {
 
     /// Writes it, as wide at most as the terminal where it will be seen.
     pub fn print(&self, out: &mut dyn Write, seen: &(impl IsTerminal + AsFd)) -> io::Result<()> {
-        let screen = Screen::of(seen);
-        let widths = self.widths(screen::width_of(seen));
+        let style = OutputStyle::of(seen);
+        let widths = self.widths(terminal::width(seen));
         let heads: Vec<Cell> = self.heads.iter().map(Cell::of).collect();
         for row in [&heads].into_iter().chain(&self.rows) {
             let mut line = String::new();
             let mut owed = 0;
             for (cell, width) in row.iter().zip(&widths) {
-                let text = cut(&cell.text, *width);
+                let text = truncate(&cell.text, *width);
                 line.push_str(&" ".repeat(owed));
-                owed = (width + GAP).saturating_sub(columns(&text));
+                owed = (width + GAP).saturating_sub(display_width(&text));
                 match cell.colour {
-                    Some(colour) => line.push_str(&screen.paint(colour, &text)),
+                    Some(colour) => line.push_str(&style.paint(colour, &text)),
                     None => line.push_str(&text),
                 }
             }
@@ -79,15 +79,18 @@ impl Table {
     fn widths(&self, limit: Option<usize>) -> Vec<usize> {
         let widest = |n: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(n));
-            let widest = cells.map(|cell| columns(&cell.text)).max().unwrap_or(0);
-            widest.max(columns(self.heads[n]))
+            let widest = cells
+                .map(|cell| display_width(&cell.text))
+                .max()
+                .unwrap_or(0);
+            widest.max(display_width(self.heads[n]))
         };
         let mut widths: Vec<usize> = (0..self.heads.len()).map(widest).collect();
         let gaps = GAP * widths.len().saturating_sub(1);
         let limit = limit.unwrap_or(usize::MAX);
         while widths.iter().sum::<usize>() + gaps > limit {
             match widths.iter_mut().max() {
-                Some(width) if *width > LEAST => *width -= 1,
+                Some(width) if *width > MIN_COLUMN_WIDTH => *width -= 1,
                 _ => break,
             }
         }

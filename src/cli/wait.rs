@@ -1,16 +1,16 @@
 //! `sidebike wait`.
 
-use super::follow::say;
-use super::named::TaskArg;
+use super::follow::print_message;
 use super::outcome::{self, TIMED_OUT};
-use super::screen::Screen;
-use super::{Ended, ServerArgs, duration, print_json};
+use super::task_reference::TaskArg;
+use super::terminal::OutputStyle;
+use super::{CommandResult, ConnectionArgs, duration, print_json};
 use crate::wire::duration::TimeSpan;
 use std::io;
 use std::time::{Duration, Instant};
 
 /// How long one request waits: proxies do not like longer ones.
-const AT_ONCE: TimeSpan = TimeSpan::from_secs(30);
+const MAX_WAIT: TimeSpan = TimeSpan::from_secs(30);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,11 +33,11 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ConnectionArgs,
 }
 
 /// Waits for the end of a task.
-pub fn run(args: Args) -> Ended {
+pub fn run(args: Args) -> CommandResult {
     let timeout = { args.timeout.as_deref() }.map(|text| duration("--timeout", text));
     let timeout = timeout.transpose()?.map(Duration::from);
     let client = args.server.client()?;
@@ -47,18 +47,18 @@ pub fn run(args: Args) -> Ended {
     while !task.state.is_terminal() {
         let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
         if left == Some(Duration::ZERO) {
-            say(&format!("sidebike: task {} has not ended\n", task.id));
+            print_message(&format!("sidebike: task {} has not ended\n", task.id));
             return Ok(TIMED_OUT);
         }
-        let left = left.map_or(AT_ONCE, |left| {
+        let left = left.map_or(MAX_WAIT, |left| {
             TimeSpan::from_millis(left.as_millis() as u64)
         });
-        task = client.task(&task.id, left.min(AT_ONCE))?;
+        task = client.task(&task.id, left.min(MAX_WAIT))?;
     }
     if args.json {
         print_json(&task)?;
     } else {
-        say(&outcome::summary(&task, &Screen::of(&io::stderr())));
+        print_message(&outcome::summary(&task, &OutputStyle::of(&io::stderr())));
     }
     Ok(outcome::exit_code(&task))
 }

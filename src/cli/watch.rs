@@ -1,7 +1,7 @@
 //! `-w`: the same again and again, until Ctrl-C.
 
 use super::Failure;
-use super::screen::{Screen, is_dumb};
+use super::terminal::{OutputStyle, is_dumb};
 use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
@@ -18,8 +18,8 @@ pub fn show(
     again: bool,
     mut picture: impl FnMut(&mut Vec<u8>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let screen = Screen::of(&io::stdout());
-    let in_place = again && screen.is_terminal && !is_dumb();
+    let style = OutputStyle::of(&io::stdout());
+    let in_place = again && style.is_terminal && !is_dumb();
     let mut is_first = true;
     loop {
         let mut bytes = Vec::new();

@@ -1,10 +1,10 @@
 //! `sidebike run`.
 
-use super::follow::{self, How, say};
-use super::outcome::{CANCELED, NOBODY, names};
-use super::screen::{self, Person, cut, harmless};
+use super::follow::{self, FollowOptions, print_message};
+use super::outcome::{CANCELED, NO_MACHINE, label_list};
 use super::table::{Cell, Table};
-use super::{Ended, Failure, ServerArgs, duration, print_json};
+use super::terminal::{self, Prompt, sanitize, truncate};
+use super::{CommandResult, ConnectionArgs, Failure, duration, print_json};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Detail, DryRun, Mode, NewTask};
@@ -99,7 +99,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ConnectionArgs,
     /// The command: its words joined by blanks are a line for the shell, as with ssh; best one word
     /// in single quotes
     #[arg(
@@ -112,26 +112,26 @@ pub struct Args {
 }
 
 /// Runs a command on machines.
-pub fn run(args: Args) -> Ended {
+pub fn run(args: Args) -> CommandResult {
     let task = new_task(&args)?;
     let client = args.server.client()?;
     let matching = client.dry_run(&task)?;
     if args.dry_run {
         show_matching(&matching, args.json)?;
-        return Ok(if matching.matched == 0 { NOBODY } else { 0 });
+        return Ok(if matching.matched == 0 { NO_MACHINE } else { 0 });
     }
     if matching.matched == 0 {
-        let pattern = harmless(&args.machine);
+        let pattern = sanitize(&args.machine);
         let others = not_online(&matching);
-        say(&format!(
+        print_message(&format!(
             "sidebike: no machine matches {pattern:?}{others}; see sidebike machines\n"
         ));
-        return Ok(NOBODY);
+        return Ok(NO_MACHINE);
     }
     if !args.any && !args.yes && matching.matched > args.yes_above {
         let is_meant = confirm(&matching)?;
         if !is_meant {
-            say("sidebike: not run\n");
+            print_message("sidebike: not run\n");
             return Ok(CANCELED);
         }
     }
@@ -146,18 +146,18 @@ pub fn run(args: Args) -> Ended {
     }
     let control = follow::controls()?;
     let task = client.submit(&task)?;
-    if screen::width_of(&io::stderr()).is_some() || task.result.len() > 1 {
-        say(&format!(
+    if terminal::width(&io::stderr()).is_some() || task.result.len() > 1 {
+        print_message(&format!(
             "task {} on {}\n",
             task.id,
             machines_in_words(&matching, args.any)
         ));
     }
-    let how = How {
+    let options = FollowOptions {
         fold: args.fold,
         json: args.json,
     };
-    follow::to_the_end(&client, &task, how, control)
+    follow::follow_to_end(&client, &task, options, control)
 }
 
 fn new_task(args: &Args) -> Result<NewTask, Failure> {
@@ -173,9 +173,9 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
         None => {
             let line = args.command.join(" ");
             if loses_quotes(&args.command) {
-                say(&format!(
+                print_message(&format!(
                     "sidebike: hint: what runs is the line: {}\n  your shell took the quotes; keep the words with --exec (sidebike run --exec -- {} …), or quote the whole line once more\n",
-                    harmless(&line),
+                    sanitize(&line),
                     args.command[..2].join(" ")
                 ));
             }
@@ -282,8 +282,8 @@ fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
     table.print(&mut stdout.lock(), &stdout)?;
     let others = not_online(matching);
     match matching.matched {
-        1 => say(&format!("1 machine matches{others}\n")),
-        n => say(&format!("{n} machines match{others}\n")),
+        1 => print_message(&format!("1 machine matches{others}\n")),
+        n => print_message(&format!("{n} machines match{others}\n")),
     }
     Ok(())
 }
@@ -291,7 +291,7 @@ fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
 /// Asks whether so many machines are meant.
 fn confirm(matching: &DryRun) -> Result<bool, Failure> {
     let words = machines_in_words(matching, false);
-    let Some(mut person) = Person::find() else {
+    let Some(mut person) = Prompt::open() else {
         return Err(Failure::Usage(format!(
             "it would run on {words}: say --yes, or --yes-above {}",
             matching.matched
@@ -322,9 +322,9 @@ fn not_online(matching: &DryRun) -> String {
 
 /// `3 machines: web-1, web-2, web-3`, as long as the terminal is wide.
 fn machines_in_words(matching: &DryRun, any: bool) -> String {
-    let names = names(matching.machines.iter().map(|machine| &*machine.label));
-    let width = screen::width_of(&io::stderr()).unwrap_or(80);
-    let names = cut(&names, width.saturating_sub(20).max(20));
+    let names = label_list(matching.machines.iter().map(|machine| &*machine.label));
+    let width = terminal::width(&io::stderr()).unwrap_or(80);
+    let names = truncate(&names, width.saturating_sub(20).max(20));
     match (any, matching.matched) {
         (true, n) => format!("any of {n}: {names}"),
         (false, 1) => format!("1 machine: {names}"),

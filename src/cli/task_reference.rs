@@ -1,7 +1,7 @@
 //! The task that a person means by an id, its beginning or a name: found, or what else could be meant.
 
-use super::follow::say;
-use super::words::in_words;
+use super::follow::print_message;
+use super::messages::describe;
 use super::{Failure, ps};
 use crate::client::{CallError, Client, Kind, TaskFilter};
 use crate::wire::duration::TimeSpan;
@@ -30,7 +30,7 @@ impl TaskArg {
         if let Some(of) = &task.rerun_of
             && !task.id.starts_with(&self.id)
         {
-            say(&format!(
+            print_message(&format!(
                 "sidebike: the newest task with the name {:?} is {}, a rerun of {of}\n",
                 self.id, task.id
             ));
@@ -39,7 +39,7 @@ impl TaskArg {
     }
 
     fn explained(&self, client: &Client, error: CallError) -> Failure {
-        let why = in_words(&error);
+        let why = describe(&error);
         Failure::Because(match error.kind {
             Kind::Refused {
                 status: 404,

@@ -1,5 +1,5 @@
 //! What the terminal can show: how wide it is, whether colours are wanted, how wide a text is on it,
-//! and how to make a text harmless.
+//! and how to make a text sanitize.
 
 use rustix::termios::tcgetwinsize;
 use std::env;
@@ -8,9 +8,9 @@ use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::AsFd;
 
 /// The width when a terminal does not tell, in columns.
-const USUAL_WIDTH: usize = 80;
+const DEFAULT_WIDTH: usize = 80;
 /// Narrower than this nothing can be shown; then lines are wrapped by the terminal.
-const LEAST_WIDTH: usize = 20;
+const MIN_WIDTH: usize = 20;
 
 /// Colours, as the numbers of their escape sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,19 +33,19 @@ pub enum Colour {
 
 /// Where something is written to.
 #[derive(Debug, Clone, Copy)]
-pub struct Screen {
+pub struct OutputStyle {
     /// Somebody looks at it.
     pub is_terminal: bool,
     /// Colours are wanted.
     pub has_colour: bool,
 }
 
-impl Screen {
+impl OutputStyle {
     /// Finds out about an output. Colours only on a terminal, and not with `NO_COLOR`.
-    pub fn of(output: &impl IsTerminal) -> Screen {
+    pub fn of(output: &impl IsTerminal) -> OutputStyle {
         let is_terminal = output.is_terminal();
         let unwanted = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Screen {
+        OutputStyle {
             is_terminal,
             has_colour: is_terminal && !unwanted && !is_dumb(),
         }
@@ -67,18 +67,18 @@ pub fn is_dumb() -> bool {
 }
 
 /// The width of a terminal in columns; none of what is not one.
-pub fn width_of(output: &(impl IsTerminal + AsFd)) -> Option<usize> {
+pub fn width(output: &(impl IsTerminal + AsFd)) -> Option<usize> {
     let known = output.is_terminal().then(|| tcgetwinsize(output).ok());
     let columns = known?.map_or(0, |size| usize::from(size.ws_col));
     Some(match columns {
-        0 => USUAL_WIDTH,
-        columns => columns.max(LEAST_WIDTH),
+        0 => DEFAULT_WIDTH,
+        columns => columns.max(MIN_WIDTH),
     })
 }
 
 /// How many columns a character takes. The wide ones of East Asia and emoji take two, those that go
 /// on top of another take none: the blocks that matter, not all of Unicode's table.
-fn columns_of(c: char) -> usize {
+fn char_width(c: char) -> usize {
     match c as u32 {
         0x0300..=0x036F | 0x200B..=0x200F | 0x20D0..=0x20FF | 0xFE00..=0xFE0F => 0,
         0x1100..=0x115F
@@ -97,19 +97,19 @@ fn columns_of(c: char) -> usize {
 }
 
 /// How many columns a text takes.
-pub fn columns(text: &str) -> usize {
-    text.chars().map(columns_of).sum()
+pub fn display_width(text: &str) -> usize {
+    text.chars().map(char_width).sum()
 }
 
-/// A text cut to so many columns, with `…` at its end when something was cut off.
-pub fn cut(text: &str, width: usize) -> String {
-    if columns(text) <= width {
+/// A text truncate to so many display_width, with `…` at its end when something was truncate off.
+pub fn truncate(text: &str, width: usize) -> String {
+    if display_width(text) <= width {
         return text.to_owned();
     }
     let mut taken = 0;
     let mut short: String = { text.chars() }
         .take_while(|c| {
-            taken += columns_of(*c);
+            taken += char_width(*c);
             taken < width
         })
         .collect();
@@ -119,14 +119,14 @@ pub fn cut(text: &str, width: usize) -> String {
 
 /// A text in one line, without anything that a terminal would obey: names and labels come from the
 /// network.
-pub fn harmless(text: &str) -> String {
+pub fn sanitize(text: &str) -> String {
     let plain = |c: char| if is_obeyed(c) { '\u{FFFD}' } else { c };
     text.chars().map(plain).collect()
 }
 
 /// A line of output of one of several machines, fit to stand behind its label: tabs and colours
 /// stay, all else that a terminal would obey (and could change other machines' lines with) shows.
-pub fn tame(line: &str) -> String {
+pub fn sanitize_output(line: &str) -> String {
     let line = line.strip_suffix('\r').unwrap_or(line);
     let mut tamed = String::with_capacity(line.len());
     let mut rest = line;
@@ -165,16 +165,16 @@ fn is_obeyed(c: char) -> bool {
 }
 
 /// Somebody who can be asked: the terminal, whatever standard input and output are.
-pub struct Person(File);
+pub struct Prompt(File);
 
-impl Person {
+impl Prompt {
     /// Finds somebody; nobody when errors do not go to a terminal.
-    pub fn find() -> Option<Person> {
+    pub fn open() -> Option<Prompt> {
         let terminal = OpenOptions::new().read(true).write(true).open("/dev/tty");
         terminal
             .ok()
             .filter(|_| io::stderr().is_terminal())
-            .map(Person)
+            .map(Prompt)
     }
 
     /// Asks, and waits for a line. Nothing when there is none.
@@ -195,19 +195,22 @@ mod tests {
 
     #[test]
     fn widths_and_cuts() {
-        assert_eq!(columns("abc"), 3);
-        assert_eq!(columns("故障"), 4);
-        assert_eq!(columns("e\u{301}"), 1);
-        assert_eq!(cut("abcdef", 6), "abcdef");
-        assert_eq!(cut("abcdefg", 6), "abcde…");
-        assert_eq!(cut("故障注入", 6), "故障…");
+        assert_eq!(display_width("abc"), 3);
+        assert_eq!(display_width("故障"), 4);
+        assert_eq!(display_width("e\u{301}"), 1);
+        assert_eq!(truncate("abcdef", 6), "abcdef");
+        assert_eq!(truncate("abcdefg", 6), "abcde…");
+        assert_eq!(truncate("故障注入", 6), "故障…");
     }
 
     #[test]
     fn what_a_terminal_would_obey_shows() {
-        assert_eq!(harmless("a\x1b[2Jb\n"), "a\u{FFFD}[2Jb\u{FFFD}");
-        assert_eq!(tame("\x1b[31mred\x1b[0m\tx\r"), "\x1b[31mred\x1b[0m\tx");
-        assert_eq!(tame("a\x1b[1Ab\rc"), "a\u{FFFD}[1Ab\u{FFFD}c");
-        assert_eq!(tame("\x1b["), "\u{FFFD}[");
+        assert_eq!(sanitize("a\x1b[2Jb\n"), "a\u{FFFD}[2Jb\u{FFFD}");
+        assert_eq!(
+            sanitize_output("\x1b[31mred\x1b[0m\tx\r"),
+            "\x1b[31mred\x1b[0m\tx"
+        );
+        assert_eq!(sanitize_output("a\x1b[1Ab\rc"), "a\u{FFFD}[1Ab\u{FFFD}c");
+        assert_eq!(sanitize_output("\x1b["), "\u{FFFD}[");
     }
 }

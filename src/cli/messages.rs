@@ -2,7 +2,7 @@
 //! API's fields, what was being done in place of a call's address, what to set where a token is wanted.
 
 use super::TOKEN;
-use super::screen::harmless;
+use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters, as a refusal begins with them, and what sets them here.
@@ -35,7 +35,7 @@ const PHRASES: [(&str, &str); 4] = [
 ];
 
 /// What a person can do something with: the server's own words, or what was in the way.
-pub fn in_words(error: &CallError) -> String {
+pub fn describe(error: &CallError) -> String {
     let (call, server) = (error.call, error.server());
     match &error.kind {
         Kind::Refused {
@@ -43,7 +43,7 @@ pub fn in_words(error: &CallError) -> String {
             msg,
             ours: true,
         } => {
-            let msg = in_flags(msg);
+            let msg = with_flags(msg);
             // A 403 may also be about the host's name.
             if *status == 401 || (*status == 403 && msg.contains("token")) {
                 return format!(
@@ -63,8 +63,8 @@ pub fn in_words(error: &CallError) -> String {
 }
 
 /// The same where a command gives up.
-pub fn complaint(error: &CallError) -> String {
-    let words = in_words(error);
+pub fn describe_failure(error: &CallError) -> String {
+    let words = describe(error);
     let is_elsewhere = match &error.kind {
         Kind::Unreachable(_) | Kind::Refused { ours: false, .. } => true,
         // A path behind the address that is none of the server's.
@@ -80,12 +80,12 @@ pub fn complaint(error: &CallError) -> String {
 }
 
 /// A label of which there was nothing: people take it for a pattern, as in `run`.
-pub fn whole_label(label: &str, what: &str) -> String {
-    let label = harmless(label);
+pub fn no_such_label(label: &str, what: &str) -> String {
+    let label = sanitize(label);
     format!("sidebike: no {what} the label {label:?}; -m takes a whole label here, no pattern\n")
 }
 
-fn in_flags(msg: &str) -> String {
+fn with_flags(msg: &str) -> String {
     let flag = FIELDS.iter().find_map(|(field, flag)| {
         let rest = msg.strip_prefix(field)?;
         rest.starts_with([':', '.', '['])
@@ -113,7 +113,7 @@ mod tests {
             ),
             ("all succeeded; ?all=1 runs", "all succeeded; --all runs"),
         ] {
-            assert_eq!(in_flags(said), shown);
+            assert_eq!(with_flags(said), shown);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! dead connection can be given up. The event of a new connection begin at the beginning again;
 //! what has been seen is known by its place in its stream.
 
-use super::words::in_words;
+use super::messages::describe;
 use crate::client::{CallError, Client, Kind};
 use crate::wire::event::{EventKind, TaskEvent};
 use std::collections::HashMap;
@@ -20,8 +20,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// Silence after which a connection counts as dead: three of the server's signs of life.
 const DEAD_AFTER: Duration = Duration::from_secs(45);
 
-/// What comes of a feed.
-pub enum Item {
+/// What comes of a stream.
+pub enum StreamItem {
     /// Something happened.
     Event(TaskEvent),
     /// The server cannot be reached; in words, why. It is tried on.
@@ -32,11 +32,11 @@ pub enum Item {
     Refused(String),
 }
 
-/// A feed.
-pub struct Feed {
+/// A stream.
+pub struct EventStream {
     source: Source,
-    sender: SyncSender<(u32, Option<Item>)>,
-    items: Receiver<(u32, Option<Item>)>,
+    sender: SyncSender<(u32, Option<StreamItem>)>,
+    items: Receiver<(u32, Option<StreamItem>)>,
     connection: u32,
     heard_at: Instant,
     memory: Memory,
@@ -62,11 +62,11 @@ struct Source {
     live: bool,
 }
 
-impl Feed {
-    /// Opens the feed of a task: until it ends when `live`, else of what there is.
-    pub fn open(client: &Client, task: &str, machine: Option<&str>, live: bool) -> Feed {
+impl EventStream {
+    /// Opens the stream of a task: until it ends when `live`, else of what there is.
+    pub fn open(client: &Client, task: &str, machine: Option<&str>, live: bool) -> EventStream {
         let (sender, items) = sync_channel(READ_AHEAD);
-        let mut feed = Feed {
+        let mut stream = EventStream {
             source: Source {
                 client: client.clone(),
                 task: task.into(),
@@ -79,8 +79,8 @@ impl Feed {
             heard_at: Instant::now(),
             memory: Memory::default(),
         };
-        feed.reopen();
-        feed
+        stream.reopen();
+        stream
     }
 
     /// Begins again, on a new connection. What has been seen does not come again.
@@ -89,18 +89,18 @@ impl Feed {
         self.heard_at = Instant::now();
         let (source, sender) = (self.source.clone(), self.sender.clone());
         let connection = self.connection;
-        let reader = thread::Builder::new().name("feed".into());
+        let reader = thread::Builder::new().name("stream".into());
         let started =
             reader.spawn(move || source.read(&|item| sender.send((connection, item)).is_ok()));
         if let Err(error) = started {
-            let why = Item::Refused(format!("cannot start a thread: {error}"));
+            let why = StreamItem::Refused(format!("cannot start a thread: {error}"));
             // There is room: nobody else sends.
             let _ = self.sender.try_send((connection, Some(why)));
         }
     }
 
     /// The next item; none when `patience` is over.
-    pub fn next(&mut self, patience: Duration) -> Option<Item> {
+    pub fn next(&mut self, patience: Duration) -> Option<StreamItem> {
         let until = Instant::now() + patience;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -110,16 +110,16 @@ impl Feed {
                 }
                 self.reopen();
                 let why = format!("nothing heard for {} s", DEAD_AFTER.as_secs());
-                return Some(Item::Broken(why));
+                return Some(StreamItem::Broken(why));
             };
             if connection != self.connection {
                 continue;
             }
             self.heard_at = Instant::now();
             match item {
-                Some(Item::Event(event)) => {
+                Some(StreamItem::Event(event)) => {
                     if let Some(event) = self.memory.unseen(event) {
-                        return Some(Item::Event(event));
+                        return Some(StreamItem::Event(event));
                     }
                 }
                 Some(item) => return Some(item),
@@ -179,7 +179,7 @@ impl Memory {
 
 impl Source {
     /// Reads until the end; `send` says whether anybody still listens.
-    fn read(&self, send: &dyn Fn(Option<Item>) -> bool) {
+    fn read(&self, send: &dyn Fn(Option<StreamItem>) -> bool) {
         let mut pause = PAUSES.0;
         loop {
             let broken = match self.read_one(send, &mut pause) {
@@ -195,10 +195,10 @@ impl Source {
                 }
             );
             if is_no || !self.live {
-                send(Some(Item::Refused(in_words(&broken))));
+                send(Some(StreamItem::Refused(describe(&broken))));
                 return;
             }
-            if !send(Some(Item::Broken(in_words(&broken)))) {
+            if !send(Some(StreamItem::Broken(describe(&broken)))) {
                 return;
             }
             thread::sleep(pause);
@@ -208,18 +208,18 @@ impl Source {
 
     fn read_one(
         &self,
-        send: &dyn Fn(Option<Item>) -> bool,
+        send: &dyn Fn(Option<StreamItem>) -> bool,
         pause: &mut Duration,
     ) -> Result<(), CallError> {
         let machine = self.machine.as_deref();
         let mut reader = self.client.events(&self.task, machine, self.live)?;
         while let Some(event) = reader.next_event()? {
             *pause = PAUSES.0;
-            if !send(event.map(Item::Event)) {
+            if !send(event.map(StreamItem::Event)) {
                 return Ok(());
             }
         }
-        send(Some(Item::Ended));
+        send(Some(StreamItem::Ended));
         Ok(())
     }
 }
