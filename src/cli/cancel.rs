@@ -13,9 +13,9 @@ Examples:
   sidebike cancel 018f6a2b             on all machines
   sidebike cancel 018f6a2b -m web-1    on one, by its label or its instance
 
-What waits never starts; what runs gets TERM, and KILL after its grace.";
+Waiting commands never start; running ones get TERM, and KILL after their grace.";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -45,8 +45,7 @@ pub fn run(args: Args) -> CommandResult {
     Ok(0)
 }
 
-/// What a cancel has done to a task, or to its executions on a machine: what became of them, and how
-/// many of the others go on.
+/// What a cancel has done to a task, or to its executions on one machine, and how many others still run.
 pub fn done(before: &Task, after: &Task, machine: Option<&str>) -> String {
     let id = sanitize(&after.id);
     let word = after.state.word();

@@ -1,9 +1,8 @@
-//! The event of a task, kept coming: over connections that break, servers that are replaced, and
-//! without showing anything twice.
+//! The events of a task, over connections that may break and servers that may be restarted, each event once.
 //!
-//! A thread reads, as a read knows no time-out; it says which connection an item came by, so that a
-//! dead connection can be given up. The event of a new connection begin at the beginning again;
-//! what has been seen is known by its place in its stream.
+//! A thread reads, as a blocking read cannot be limited in time. It sends the number of its connection with each
+//! item, so that the items of an abandoned connection can be ignored. A new connection delivers the events from
+//! the beginning; those already delivered are recognized by their offset in their stream.
 
 use super::messages::describe;
 use crate::client::{CallError, Client, Kind};
@@ -13,47 +12,47 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Items read ahead; when we do not keep up the server has to wait.
+/// Items read ahead. When the terminal is slower than that, the server has to wait.
 const READ_AHEAD: usize = 256;
-/// The pauses between attempts to reach the server: doubled from the first up to the last.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// Silence after which a connection counts as dead: three of the server's signs of life.
+/// The shortest and the longest pause before connecting again; it doubles after each failure.
+const RECONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// A connection that is silent for this long counts as dead. The server sends an empty line every 15 s.
 const DEAD_AFTER: Duration = Duration::from_secs(45);
 
-/// What comes of a stream.
+/// What a stream delivers.
 pub enum StreamItem {
-    /// Something happened.
+    /// An event.
     Event(TaskEvent),
-    /// The server cannot be reached; in words, why. It is tried on.
+    /// The connection broke, for this reason. It is made again.
     Broken(String),
-    /// Nothing more will come.
+    /// The end: there will be no further event.
     Ended,
-    /// Nothing more will come, and this is why.
+    /// The server refused, for this reason: there will be no further event.
     Refused(String),
 }
 
-/// A stream.
+/// The events of a task.
 pub struct EventStream {
     source: Source,
     sender: SyncSender<(u32, Option<StreamItem>)>,
     items: Receiver<(u32, Option<StreamItem>)>,
     connection: u32,
     heard_at: Instant,
-    memory: Memory,
+    positions: ReadPositions,
 }
 
-/// What has been seen of which execution.
+/// How far each execution has been read.
 #[derive(Default)]
-struct Memory(HashMap<String, Seen>);
+struct ReadPositions(HashMap<String, Position>);
 
-/// How far an execution has been seen.
+/// How far an execution has been read.
 #[derive(Default)]
-struct Seen {
+struct Position {
     attempt: u32,
-    at: [u64; 2],
+    offsets: [u64; 2],
 }
 
-/// Of which task, and of which of its machines.
+/// What to read: which task, and which of its machines.
 #[derive(Clone)]
 struct Source {
     client: Client,
@@ -63,7 +62,7 @@ struct Source {
 }
 
 impl EventStream {
-    /// Opens the stream of a task: until it ends when `live`, else of what there is.
+    /// Opens the stream of a task: until the task ends if `live`, otherwise only what has happened so far.
     pub fn open(client: &Client, task: &str, machine: Option<&str>, live: bool) -> EventStream {
         let (sender, items) = sync_channel(READ_AHEAD);
         let mut stream = EventStream {
@@ -77,13 +76,13 @@ impl EventStream {
             items,
             connection: 0,
             heard_at: Instant::now(),
-            memory: Memory::default(),
+            positions: ReadPositions::default(),
         };
         stream.reopen();
         stream
     }
 
-    /// Begins again, on a new connection. What has been seen does not come again.
+    /// Opens a new connection. Events that were delivered are not delivered again.
     pub fn reopen(&mut self) {
         self.connection += 1;
         self.heard_at = Instant::now();
@@ -94,12 +93,12 @@ impl EventStream {
             reader.spawn(move || source.read(&|item| sender.send((connection, item)).is_ok()));
         if let Err(error) = started {
             let why = StreamItem::Refused(format!("cannot start a thread: {error}"));
-            // There is room: nobody else sends.
+            // The channel has room: there is no other sender yet.
             let _ = self.sender.try_send((connection, Some(why)));
         }
     }
 
-    /// The next item; none when `patience` is over.
+    /// The next item; `None` if there is none within `patience`.
     pub fn next(&mut self, patience: Duration) -> Option<StreamItem> {
         let until = Instant::now() + patience;
         loop {
@@ -118,7 +117,7 @@ impl EventStream {
             self.heard_at = Instant::now();
             match item {
                 Some(StreamItem::Event(event)) => {
-                    if let Some(event) = self.memory.unseen(event) {
+                    if let Some(event) = self.positions.new_part(event) {
                         return Some(StreamItem::Event(event));
                     }
                 }
@@ -129,18 +128,18 @@ impl EventStream {
     }
 }
 
-impl Memory {
-    /// What of event has not been seen yet.
-    fn unseen(&mut self, mut event: TaskEvent) -> Option<TaskEvent> {
+impl ReadPositions {
+    /// The part of an event that is new; `None` if nothing of it is.
+    fn new_part(&mut self, mut event: TaskEvent) -> Option<TaskEvent> {
         let seen = self.0.entry(event.execution.clone()).or_default();
         if event.attempt < seen.attempt {
             return None;
         }
         if event.attempt > seen.attempt {
             let attempt = event.attempt;
-            *seen = Seen {
+            *seen = Position {
                 attempt,
-                ..Seen::default()
+                ..Position::default()
             };
         } else if matches!(event.kind, EventKind::Attempt) {
             return None;
@@ -159,7 +158,7 @@ impl Memory {
             } => (*stream, *offset, *end),
             EventKind::State { .. } | EventKind::Attempt => return Some(event),
         };
-        let at = &mut seen.at[stream as usize];
+        let at = &mut seen.offsets[stream as usize];
         let known = at.saturating_sub(offset);
         if end <= *at {
             return None;
@@ -178,9 +177,9 @@ impl Memory {
 }
 
 impl Source {
-    /// Reads until the end; `send` says whether anybody still listens.
+    /// Reads until the end, over as many connections as it takes; `send` is false once nobody receives.
     fn read(&self, send: &dyn Fn(Option<StreamItem>) -> bool) {
-        let mut pause = PAUSES.0;
+        let mut pause = RECONNECT_PAUSES.0;
         loop {
             let broken = match self.read_one(send, &mut pause) {
                 Ok(()) => return,
@@ -202,7 +201,7 @@ impl Source {
                 return;
             }
             thread::sleep(pause);
-            pause = (pause * 2).min(PAUSES.1);
+            pause = (pause * 2).min(RECONNECT_PAUSES.1);
         }
     }
 
@@ -214,7 +213,7 @@ impl Source {
         let machine = self.machine.as_deref();
         let mut reader = self.client.events(&self.task, machine, self.live)?;
         while let Some(event) = reader.next_event()? {
-            *pause = PAUSES.0;
+            *pause = RECONNECT_PAUSES.0;
             if !send(event.map(StreamItem::Event)) {
                 return Ok(());
             }
@@ -246,8 +245,8 @@ mod tests {
 
     #[test]
     fn nothing_is_shown_twice() {
-        let mut memory = Memory::default();
-        let mut text = |event| match memory.unseen(event)?.kind {
+        let mut positions = ReadPositions::default();
+        let mut text = |event| match positions.new_part(event)?.kind {
             EventKind::Output { text, .. } => Some(text),
             other => panic!("{other:?}"),
         };

@@ -1,5 +1,5 @@
-//! Machines with the same output and the same end together: of a hundred machines that say the same,
-//! the one that says something else is what people look for.
+//! `--fold`: groups machines with the same output and the same result, so that the one machine of a hundred
+//! that differs is easy to see.
 
 use super::outcome::{label_list, reason, state_colour};
 use super::terminal::{OutputStyle, sanitize_output};
@@ -7,7 +7,7 @@ use crate::wire::task::{Execution, ExecutionState, Task};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-/// Prints a task's outputs, those of most machines first.
+/// Prints each output once with its machines; the output of most machines comes first.
 pub fn print(task: &Task, out: &mut dyn Write, style: &OutputStyle) -> io::Result<()> {
     let mut groups: BTreeMap<(String, &[String]), Vec<&Execution>> = BTreeMap::new();
     for execution in &task.result {

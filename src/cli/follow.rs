@@ -1,5 +1,5 @@
-//! Watching a task until it ends: its output with the labels in front, how far it is, what Ctrl-C
-//! means, and what to say at the end. `run`, `rerun` and `logs -f` are this.
+//! Follows a task until it ends: prints its output with labels in front and its progress, handles Ctrl-C, and
+//! prints a summary. Used by `run` and `rerun`; `logs` uses the [`Printer`].
 
 use super::event_stream::{EventStream, StreamItem};
 use super::outcome::{self, CANCELED};
@@ -18,13 +18,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-/// How often the progress is drawn anew and a Ctrl-C looked for.
-const LOOK: Duration = Duration::from_millis(100);
-/// TaskEvent shown between two drawings of the progress.
-const MAX_WAIT: usize = 200;
-/// How long a task may take to be shown as ended after the last of its event.
+/// How often the progress line is redrawn and Ctrl-C is checked.
+const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
+/// The most events printed between two redraws of the progress line.
+const EVENTS_PER_REDRAW: usize = 200;
+/// How long the server may take to show a task as ended after its last event.
 const FINISH_WAIT: TimeSpan = TimeSpan::from_secs(10);
-/// What labels are painted in, to tell them apart.
+/// The colours of labels, to tell machines apart.
 const LABEL_COLOURS: [Colour; 5] = [
     Colour::Cyan,
     Colour::Magenta,
@@ -34,28 +34,28 @@ const LABEL_COLOURS: [Colour; 5] = [
 ];
 const QUESTION: &str = "\nc: cancel the task   d: detach, it runs on   nothing: go on   (Ctrl-C again: detach)\nType one of them and Enter: ";
 
-/// How a task is to be shown.
+/// What to print at the end.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FollowOptions {
-    /// At the end, machines with the same output together.
+    /// The output, grouped by machines with the same output.
     pub fold: bool,
-    /// At the end, as JSON.
+    /// The task as JSON.
     pub json: bool,
 }
 
-/// Where those who want something at once say so, and where that is heard.
+/// Both ends of the channel of interruptions.
 pub type Controls = (Sender<Control>, Receiver<Control>);
 
-/// What wants to be done at once.
+/// An interruption.
 pub enum Control {
-    /// A signal came.
+    /// A signal arrived.
     Signal(i32),
-    /// Somebody answered the question.
+    /// The user answered the question.
     Answer(String),
 }
 
-/// Follows a task that was just submitted to its end; the exit code says how that was. `control` was
-/// made before the submit, so that no Ctrl-C leaves a task behind that nobody knows of.
+/// Follows a task that was just submitted until it ends; the exit code is its result. `control` was created
+/// before the submit, so that Ctrl-C never leaves a task running without telling its id.
 pub fn follow_to_end(
     client: &Client,
     task: &Task,
@@ -98,18 +98,18 @@ pub fn follow_to_end(
     Ok(code)
 }
 
-/// Whether lines need labels: the server decides alike.
+/// Whether lines need labels. The server decides in the same way.
 pub fn is_several(task: &Task) -> bool {
     task.result.len() > 1 || (task.late_join && !task.state.is_terminal())
 }
 
-/// Says something that is not output.
+/// Prints a message to stderr.
 pub fn print_message(text: &str) {
-    // Nobody is there to read it.
+    // Ignore a closed stderr.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// From now on Ctrl-C and TERM do not end the process, but are answered by [`follow_to_end`].
+/// From now on Ctrl-C and TERM do not end the process; [`follow_to_end`] handles them.
 pub fn controls() -> Result<Controls, Failure> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let (sender, controls) = channel();
@@ -132,12 +132,12 @@ struct Following<'a> {
     printer: Printer,
     progress: Progress,
     control: Controls,
-    /// Output is shown as it comes.
+    /// Output is printed as it arrives.
     is_live: bool,
 }
 
 impl Following<'_> {
-    /// Shows event until there are no more. An exit code when the user does not want to wait for that.
+    /// Prints events until the last one. Returns an exit code if the user detached or canceled.
     fn watch(&mut self, stream: &mut EventStream) -> Result<Option<u8>, Failure> {
         let mut complained = false;
         loop {
@@ -146,8 +146,8 @@ impl Following<'_> {
             {
                 return Ok(Some(code));
             }
-            let mut patience = LOOK;
-            for _ in 0..MAX_WAIT {
+            let mut patience = REDRAW_INTERVAL;
+            for _ in 0..EVENTS_PER_REDRAW {
                 let Some(item) = stream.next(patience) else {
                     break;
                 };
@@ -189,7 +189,7 @@ impl Following<'_> {
         Ok(())
     }
 
-    /// What Ctrl-C means: with somebody to ask, what they say; in a script, cancel.
+    /// Handles Ctrl-C: asks the user what to do if there is a terminal, and cancels otherwise.
     fn interrupted(&mut self, signal: i32) -> Result<Option<u8>, Failure> {
         self.progress.erase();
         let person = Prompt::open().filter(|_| signal == SIGINT);
@@ -206,7 +206,7 @@ impl Following<'_> {
                 while !["c", "cancel", "d", "detach", ""].contains(&&*answer) {
                     answer = person.ask(QUESTION);
                 }
-                // Whoever asked may be gone by now.
+                // The receiver may be gone by now.
                 let _ = answers.send(Control::Answer(answer));
             })?;
         match self.control.1.recv() {
@@ -225,7 +225,7 @@ impl Following<'_> {
         }
     }
 
-    /// Cancels the task, and says what that has done. Whether the task had ended before.
+    /// Cancels the task and prints the result. Returns whether the task had ended before.
     fn cancel(&self) -> Result<bool, Failure> {
         let before = self.client.task(self.id, TimeSpan::default())?;
         let after = self.client.cancel(self.id, None)?;
@@ -237,7 +237,7 @@ impl Following<'_> {
     }
 }
 
-/// Prints output: standard output to ours, standard error to ours.
+/// Prints output of commands: their stdout to our stdout, their stderr to our stderr.
 pub struct Printer {
     several: bool,
     out: OutputStyle,
@@ -246,7 +246,7 @@ pub struct Printer {
 }
 
 impl Printer {
-    /// With labels when the machines are several.
+    /// With labels in front of the lines if there are several machines.
     pub fn new(several: bool) -> Printer {
         Printer {
             several,
@@ -256,7 +256,7 @@ impl Printer {
         }
     }
 
-    /// Prints event that are output.
+    /// Prints an event if it is output or has to do with output.
     pub fn print(&mut self, event: &TaskEvent) -> io::Result<()> {
         match &event.kind {
             EventKind::State { .. } => Ok(()),
@@ -332,18 +332,18 @@ impl Printer {
         }
     }
 
-    /// Shows what has been printed.
+    /// Flushes stdout.
     pub fn flush(&self) -> io::Result<()> {
         io::stdout().flush()
     }
 
-    /// Whether the terminal's cursor stands behind output.
+    /// Whether the cursor of the terminal is in the middle of a line of output.
     fn is_within_line(&self) -> bool {
         let [out, err] = self.within_line;
         (out && self.out.is_terminal) || (err && self.err.is_terminal)
     }
 
-    /// Ends the last line on a terminal, so that what follows begins its own.
+    /// Ends an unfinished line on a terminal, so that the next message begins on its own line.
     pub fn finish(&mut self) -> io::Result<()> {
         self.flush()?;
         if self.is_within_line() {

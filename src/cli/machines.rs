@@ -10,16 +10,16 @@ use crate::rules::one_of;
 use crate::wire::machine::{Machine, MachineState};
 use std::io;
 
-/// How much of an instance is shown, in characters: enough to tell replicas apart.
+/// How many characters of an instance are shown: enough to tell replicas apart.
 const SHOWN_INSTANCE: usize = 8;
 
 const EXAMPLES: &str = "\
 Examples:
-  sidebike machines                  who is there
+  sidebike machines                  all known machines
   sidebike machines -w               the same, kept up to date
   sidebike machines --state online --json | jq -r '.[].label'";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

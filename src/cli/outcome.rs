@@ -1,4 +1,4 @@
-//! How a task ended: in exit codes, colours and words.
+//! How a task ended: its exit code, colours and texts.
 
 use super::terminal::{Colour, OutputStyle, sanitize};
 use crate::wire::duration::TimeSpan;
@@ -8,17 +8,17 @@ use std::time::{Duration, SystemTime};
 
 /// Exit code: no machine matched.
 pub const NO_MACHINE: u8 = 3;
-/// Exit code of an execution whose time was up, as of `timeout`.
+/// Exit code of an execution that timed out, the same as that of `timeout`.
 pub const TIMED_OUT: u8 = 124;
-/// Exit code of an execution of which nobody knows how it ended, or that was not started in time.
+/// Exit code of an execution that was lost or was not started in time.
 const UNKNOWN: u8 = 125;
-/// Exit code of an execution that could not be started, as of a shell.
+/// Exit code of an execution that could not be started, the same as that of a shell.
 const NOT_STARTED: u8 = 126;
-/// Exit code of an execution that was canceled, and of a follower that was interrupted.
+/// Exit code of an execution that was canceled, and of `run` when it was interrupted.
 pub const CANCELED: u8 = 130;
-/// What a shell adds to the number of the signal that ended a command.
+/// Added to the number of the signal that ended a command, as in a shell.
 const SIGNALED: u8 = 128;
-/// Signals that end commands, by the names the API has for them.
+/// Signals that end commands, by their names in the API.
 const SIGNALS: [(&str, u8); 10] = [
     ("SIGHUP", 1),
     ("SIGINT", 2),
@@ -31,10 +31,10 @@ const SIGNALS: [(&str, u8); 10] = [
     ("SIGPIPE", 13),
     ("SIGTERM", 15),
 ];
-/// How many machines are named in a summary: more are counted.
+/// The most machines named in a summary; the others are only counted.
 const MAX_NAMED: usize = 10;
 
-/// The exit code that says how a task ended: the worst, which is the highest, of its executions.
+/// The exit code of a task: the highest of its executions.
 pub fn exit_code(task: &Task) -> u8 {
     if task.result.iter().all(matched_no_machine) {
         return match task.state {
@@ -103,7 +103,7 @@ pub fn counts_text(mut counts: Counts) -> String {
     counted.join(", ")
 }
 
-/// How an execution ended, and why when it did not succeed.
+/// The state of an execution, and the reason if it did not succeed.
 pub fn reason(execution: &Execution) -> String {
     match (execution.state, why(execution)) {
         (state, why) if why.is_empty() => state.word().into(),
@@ -121,13 +121,13 @@ pub fn why(execution: &Execution) -> String {
     }
 }
 
-/// What to do about commands whose time was up, when there are any.
+/// What to do about commands that timed out, if there are any.
 pub fn advice(task: &Task) -> Option<&'static str> {
-    let advice = "more time: sidebike run --timeout 1h (180s when not said, -1 for ever)";
+    let advice = "more time: sidebike run --timeout 1h (180s by default, -1 for ever)";
     (task.counts.timed_out > 0).then_some(advice)
 }
 
-/// What to say when a task has ended: how many, how long, and where it went wrong and why.
+/// The summary of a task: counts, duration, and where and why it failed.
 pub fn summary(task: &Task, style: &OutputStyle) -> String {
     let took = match (
         parse_time(&task.created_at),
@@ -185,12 +185,12 @@ fn shown(label: &str) -> String {
     }
 }
 
-/// Whether an execution is on this machine: an instance, or a label.
+/// Whether an execution is on the machine with this instance or label.
 pub fn is_on(execution: &Execution, machine: &str) -> bool {
     execution.machine_label == machine || execution.instance == machine
 }
 
-/// Labels, each once, with how often there are replicas of it.
+/// A list of labels, each once, with the number of machines that carry it.
 pub fn label_list<'a>(labels: impl Iterator<Item = &'a str>) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for label in labels {
@@ -203,7 +203,7 @@ pub fn label_list<'a>(labels: impl Iterator<Item = &'a str>) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// How long ago something was, by this machine's clock.
+/// How long ago this time was, by this machine's clock.
 pub fn age(time: &str) -> Option<Duration> {
     let since = SystemTime::now().duration_since(parse_time(time)?);
     Some(since.unwrap_or_default())

@@ -10,7 +10,7 @@ use crate::rules::one_of;
 use crate::wire::task::{Task, TaskState};
 use std::io;
 
-/// The fewest characters of an id that are shown: those of its time, in which ids mostly differ.
+/// The fewest characters of an id that are shown: its time, in which most ids differ.
 const MIN_ID_CHARS: usize = 12;
 
 const EXAMPLES: &str = "\
@@ -20,22 +20,22 @@ Examples:
   sidebike ps --state failed -n 5  the last five that failed
   sidebike ps --json | jq -r '.[].id'
 
-The ids are shortened; every command takes them so.";
+The ids are shortened; every command accepts them like this.";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// So many tasks at most
+    /// At most this many tasks
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
     /// Only those in this state: waiting, running, succeeded, partial, failed, canceled, expired
     #[arg(long, value_parser = state)]
     state: Option<TaskState>,
-    /// Only those whose name begins so
+    /// Only those whose name begins with this
     #[arg(long, value_name = "PREFIX")]
     name: Option<String>,
-    /// Only those with something on a machine of exactly this label (no pattern)
+    /// Only those on a machine with exactly this label (no pattern)
     #[arg(short, long, value_name = "LABEL")]
     machine: Option<String>,
     /// Keep it up to date, until Ctrl-C
@@ -119,7 +119,7 @@ pub fn table_of(tasks: &[Task]) -> Table {
     table
 }
 
-/// How many characters tell the ids apart, counted alike for all.
+/// How many characters of the ids have to be shown to tell all of them apart.
 fn length_of_ids(tasks: &[Task]) -> usize {
     let mut ids: Vec<&str> = tasks.iter().map(|task| &*task.id).collect();
     ids.sort_unstable();

@@ -9,11 +9,11 @@ Examples:
   sidebike rerun 018f6a2b         on the machines where it did not succeed
   sidebike rerun --all 018f6a2b   on all of its machines
 
-The rerun is a task of its own, with the same name: from then on the name means the rerun, which has
-the machines it ran on only. To run the first task again, give its id.
-It follows the new task as run does, with the same exit codes.";
+The rerun is a new task with the same name, on the machines it runs on only. From then on the name
+means the rerun; to run the first task again, give its id.
+The new task is followed as by run, with the same exit codes.";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

@@ -12,17 +12,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 
-/// The longest script or standard input that is read, in bytes: servers take less by default, and
-/// say so.
+/// The longest script or standard input that is read, in bytes. A server accepts less by default and says so.
 const MAX_FILE_BYTES: u64 = 64 << 20;
-/// Shells: those that a script may name in its first line, as it is run by the machine's.
+/// The shells that a script may name in its first line; it is run by the machine's own shell.
 const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
 
 const EXAMPLES: &str = "\
 Examples:
   sidebike run -- uptime                         on every machine
   sidebike run -m '^web-' -- 'df -h | tail -1'   on those whose label begins with web-
-  sidebike run -m 'web-1|db-1' -- uptime         on two of them; a label is matched by any part of it
+  sidebike run -m 'web-1|db-1' -- uptime         on two of them; a pattern may match any part of a label
   sidebike run -m '^web-' --dry-run -- reboot    only show who would run it
   sidebike run --fold -- cat /etc/os-release     machines with the same output together
   sidebike run --any -m '^db-' -- ./vacuum.sh    on one of them, whichever is free first
@@ -32,10 +31,10 @@ Examples:
 
 Put the line in single quotes: without them your own shell fills in $ and ends the command at ; & |.
 To name a shell yourself take --exec: sidebike run --exec -- bash -c 'a && b'.
-The command finds SIDEBIKE_MACHINE_LABEL, SIDEBIKE_INSTANCE, SIDEBIKE_TASK_ID, SIDEBIKE_TASK_NAME and
+The command has SIDEBIKE_MACHINE_LABEL, SIDEBIKE_INSTANCE, SIDEBIKE_TASK_ID, SIDEBIKE_TASK_NAME and
 SIDEBIKE_ATTEMPT in its environment.
-Its standard output comes on standard output, its standard error on standard error, as does all that
-sidebike itself says; --fold shows both together on standard output.
+Its standard output goes to standard output, its standard error to standard error, as do the messages
+of sidebike itself; --fold shows both together on standard output.
 
 The exit code is the worst of all machines':
   0 all succeeded, else the command's own; 3 no machine matched, 124 time-out, 125 lost or not
@@ -43,7 +42,7 @@ The exit code is the worst of all machines':
   141 the reader of the output went away, 255 sidebike itself failed, 2 wrong usage.
 Ctrl-C asks whether to cancel or to detach; a second one detaches. Without a terminal it cancels.";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = EXAMPLES,
@@ -77,7 +76,7 @@ pub struct Args {
     /// Run the words as a program and its arguments, without a shell
     #[arg(long, conflicts_with = "script")]
     exec: bool,
-    /// Run this script, or - for standard input, in place of a command
+    /// Run this script instead of a command; - reads it from standard input
     #[arg(long, value_name = "FILE")]
     script: Option<String>,
     /// Do not wait for the end; print the task's id
@@ -211,8 +210,8 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
     })
 }
 
-/// Whether the words are a call such as `bash -c 'a && b'`, whose line needs the quotes that are gone
-/// when the words are joined by blanks.
+/// Whether the words are a call such as `bash -c 'a && b'`, whose line needs the quotes that are lost when
+/// the words are joined by blanks.
 fn loses_quotes(words: &[String]) -> bool {
     let [program, flag, line @ ..] = words else {
         return false;
@@ -239,7 +238,7 @@ fn timeout(text: &str) -> Result<Timeout, Failure> {
         .map_err(|why| Failure::Usage(format!("--timeout: {why}, or -1; got {text:?}")))
 }
 
-/// A script as a line for the shell.
+/// Reads a script, to be run as a shell line.
 fn script(file: &str) -> Result<String, Failure> {
     let text = text_of("--script", file)?;
     let first = text.lines().next().and_then(|line| line.strip_prefix("#!"));
@@ -288,7 +287,7 @@ fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Asks whether so many machines are meant.
+/// Asks whether to run on that many machines.
 fn confirm(matching: &DryRun) -> Result<bool, Failure> {
     let words = machines_in_words(matching, false);
     let Some(mut person) = Prompt::open() else {
@@ -301,7 +300,7 @@ fn confirm(matching: &DryRun) -> Result<bool, Failure> {
     Ok(matches!(&*answer, "y" | "yes"))
 }
 
-/// What of the machines that match cannot take anything now.
+/// How many matching machines cannot take work now, as a text.
 fn not_online(matching: &DryRun) -> String {
     let states = [
         (matching.offline, MachineState::Offline),
@@ -320,7 +319,7 @@ fn not_online(matching: &DryRun) -> String {
     }
 }
 
-/// `3 machines: web-1, web-2, web-3`, as long as the terminal is wide.
+/// `3 machines: web-1, web-2, web-3`, cut to the width of the terminal.
 fn machines_in_words(matching: &DryRun, any: bool) -> String {
     let names = label_list(matching.machines.iter().map(|machine| &*machine.label));
     let width = terminal::width(&io::stderr()).unwrap_or(80);

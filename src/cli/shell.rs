@@ -1,4 +1,4 @@
-//! `sidebike completions` and `sidebike man`: what packagers and shells want.
+//! `sidebike completions` and `sidebike man`, for shells and packages.
 
 use super::CommandResult;
 use crate::config::CommandLine;
@@ -19,7 +19,7 @@ Examples:
   sidebike man db check | man -l -
   sidebike man run > sidebike-run.1";
 
-/// What was typed for `completions`.
+/// The arguments of `completions`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = COMPLETIONS)]
 pub struct Completions {
@@ -27,11 +27,11 @@ pub struct Completions {
     shell: Shell,
 }
 
-/// What was typed for `man`.
+/// The arguments of `man`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = MAN)]
 pub struct Man {
-    /// The command whose page it is to be [default: sidebike's own]
+    /// The command whose page to print [default: sidebike itself]
     command: Vec<String>,
 }
 
@@ -43,7 +43,7 @@ pub fn completions(args: Completions) -> CommandResult {
     Ok(0)
 }
 
-/// The command line without what nobody types: hidden commands would be completed, too.
+/// The command line without hidden commands, which would be completed, too.
 fn for_people() -> Command {
     let all = CommandLine::command();
     let shown = all.get_subcommands().filter(|c| !c.is_hide_set()).cloned();

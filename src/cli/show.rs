@@ -12,18 +12,18 @@ use crate::wire::duration::Timeout;
 use crate::wire::task::{DEFAULT_TIMEOUT, Execution, ExecutionState, Task};
 use std::io::{self, Write};
 
-/// How many of the last lines of output are shown where it went wrong.
+/// How many of the last lines of output are shown where a command failed.
 const LAST_LINES: usize = 5;
-/// On how many machines they are shown.
+/// For how many machines they are shown.
 const MAX_EXPLAINED: usize = 5;
 
 const EXAMPLES: &str = "\
 Examples:
-  sidebike show 018f6a2b    how it went on each machine, and why where it went wrong
+  sidebike show 018f6a2b    the result on each machine, and the reason where it failed
   sidebike show my-task     the newest of that name
   sidebike show 018f6a2b --json | jq '.result[] | select(.status == 2)'";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -137,7 +137,7 @@ fn table_of(task: &Task) -> Table {
     table
 }
 
-/// The last of the output where it went wrong: it mostly says why.
+/// Prints the last lines of output where a command failed; they usually say why.
 fn explain(task: &Task, out: &mut dyn Write, style: &OutputStyle) -> io::Result<()> {
     let wrong = |e: &&Execution| {
         e.state.is_terminal()

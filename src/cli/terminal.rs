@@ -1,5 +1,4 @@
-//! What the terminal can show: how wide it is, whether colours are wanted, how wide a text is on it,
-//! and how to make a text sanitize.
+//! The terminal: its width, colours, the width of texts on it, texts without control characters, questions.
 
 use rustix::termios::tcgetwinsize;
 use std::env;
@@ -7,9 +6,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::AsFd;
 
-/// The width when a terminal does not tell, in columns.
+/// The width of a terminal that does not report one, in columns.
 const DEFAULT_WIDTH: usize = 80;
-/// Narrower than this nothing can be shown; then lines are wrapped by the terminal.
+/// The smallest width that is used, in columns. A narrower terminal wraps the lines.
 const MIN_WIDTH: usize = 20;
 
 /// Colours, as the numbers of their escape sequences.
@@ -23,25 +22,25 @@ pub enum Colour {
     Yellow = 33,
     /// For what runs.
     Blue = 34,
-    /// The others tell labels apart.
+    /// To tell labels apart.
     Magenta = 35,
-    /// See above.
+    /// To tell labels apart.
     Cyan = 36,
     /// For what is less important.
     Faint = 2,
 }
 
-/// Where something is written to.
+/// How to write to an output stream.
 #[derive(Debug, Clone, Copy)]
 pub struct OutputStyle {
-    /// Somebody looks at it.
+    /// It is a terminal.
     pub is_terminal: bool,
     /// Colours are wanted.
     pub has_colour: bool,
 }
 
 impl OutputStyle {
-    /// Finds out about an output. Colours only on a terminal, and not with `NO_COLOR`.
+    /// The style for an output stream. Colours are used on a terminal only, and not with `NO_COLOR`.
     pub fn of(output: &impl IsTerminal) -> OutputStyle {
         let is_terminal = output.is_terminal();
         let unwanted = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
@@ -61,12 +60,12 @@ impl OutputStyle {
     }
 }
 
-/// Whether the terminal cannot go back in a line.
+/// Whether the terminal cannot move the cursor.
 pub fn is_dumb() -> bool {
     env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
-/// The width of a terminal in columns; none of what is not one.
+/// The width of a terminal in columns; `None` if this is not a terminal.
 pub fn width(output: &(impl IsTerminal + AsFd)) -> Option<usize> {
     let known = output.is_terminal().then(|| tcgetwinsize(output).ok());
     let columns = known?.map_or(0, |size| usize::from(size.ws_col));
@@ -76,8 +75,8 @@ pub fn width(output: &(impl IsTerminal + AsFd)) -> Option<usize> {
     })
 }
 
-/// How many columns a character takes. The wide ones of East Asia and emoji take two, those that go
-/// on top of another take none: the blocks that matter, not all of Unicode's table.
+/// How many columns a character takes. East Asian characters and emoji take two, combining ones none. These
+/// are the blocks that matter, not all of Unicode's table.
 fn char_width(c: char) -> usize {
     match c as u32 {
         0x0300..=0x036F | 0x200B..=0x200F | 0x20D0..=0x20FF | 0xFE00..=0xFE0F => 0,
@@ -101,7 +100,7 @@ pub fn display_width(text: &str) -> usize {
     text.chars().map(char_width).sum()
 }
 
-/// A text truncate to so many display_width, with `…` at its end when something was truncate off.
+/// A text cut to `width` columns, with `…` at its end if it was too long.
 pub fn truncate(text: &str, width: usize) -> String {
     if display_width(text) <= width {
         return text.to_owned();
@@ -117,15 +116,15 @@ pub fn truncate(text: &str, width: usize) -> String {
     short
 }
 
-/// A text in one line, without anything that a terminal would obey: names and labels come from the
-/// network.
+/// A text as one line without control characters. Names and labels come from the network, and a terminal
+/// would execute control sequences in them.
 pub fn sanitize(text: &str) -> String {
-    let plain = |c: char| if is_obeyed(c) { '\u{FFFD}' } else { c };
+    let plain = |c: char| if is_control(c) { '\u{FFFD}' } else { c };
     text.chars().map(plain).collect()
 }
 
-/// A line of output of one of several machines, fit to stand behind its label: tabs and colours
-/// stay, all else that a terminal would obey (and could change other machines' lines with) shows.
+/// A line of output to be printed after its machine's label. Tabs and colours are kept. Other control
+/// characters, which could change the lines of other machines, are replaced.
 pub fn sanitize_output(line: &str) -> String {
     let line = line.strip_suffix('\r').unwrap_or(line);
     let mut tamed = String::with_capacity(line.len());
@@ -139,7 +138,7 @@ pub fn sanitize_output(line: &str) -> String {
         }
         match c {
             '\t' => tamed.push(c),
-            c if is_obeyed(c) => tamed.push('\u{FFFD}'),
+            c if is_control(c) => tamed.push('\u{FFFD}'),
             c => tamed.push(c),
         }
         rest = &rest[c.len_utf8()..];
@@ -147,7 +146,7 @@ pub fn sanitize_output(line: &str) -> String {
     tamed
 }
 
-/// How many bytes at the beginning of a text choose a colour.
+/// The length of the colour sequence at the beginning of a text, in bytes.
 fn colour_sequence(text: &str) -> usize {
     let Some(numbers) = text.strip_prefix("\x1b[") else {
         return 0;
@@ -159,16 +158,16 @@ fn colour_sequence(text: &str) -> usize {
     }
 }
 
-fn is_obeyed(c: char) -> bool {
-    // Directions of writing can make a text look like another.
+fn is_control(c: char) -> bool {
+    // A change of the writing direction can make one text look like another.
     c.is_control() || matches!(c as u32, 0x200E..=0x200F | 0x202A..=0x202E | 0x2066..=0x2069)
 }
 
-/// Somebody who can be asked: the terminal, whatever standard input and output are.
+/// A question to the user, on the terminal, wherever stdin and stdout lead to.
 pub struct Prompt(File);
 
 impl Prompt {
-    /// Finds somebody; nobody when errors do not go to a terminal.
+    /// Opens the terminal; `None` if there is none, or if stderr is not a terminal.
     pub fn open() -> Option<Prompt> {
         let terminal = OpenOptions::new().read(true).write(true).open("/dev/tty");
         terminal
@@ -177,12 +176,12 @@ impl Prompt {
             .map(Prompt)
     }
 
-    /// Asks, and waits for a line. Nothing when there is none.
+    /// Asks, and waits for a line. Returns an empty answer if there is none.
     pub fn ask(&mut self, question: &str) -> String {
         let asked = self.0.write_all(question.as_bytes());
         let mut line = String::new();
         if asked.is_ok() {
-            // A line that cannot be read is no answer.
+            // An unreadable line counts as an empty answer.
             let _ = BufReader::new(&self.0).read_line(&mut line);
         }
         line.trim().to_lowercase()

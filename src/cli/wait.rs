@@ -9,7 +9,7 @@ use crate::wire::duration::TimeSpan;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// How long one request waits: proxies do not like longer ones.
+/// How long one request waits: many proxies close longer ones.
 const MAX_WAIT: TimeSpan = TimeSpan::from_secs(30);
 
 const EXAMPLES: &str = "\
@@ -20,7 +20,7 @@ Examples:
 
 The exit codes are those of run; 124 also when the task has not ended after --timeout.";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -42,7 +42,7 @@ pub fn run(args: Args) -> CommandResult {
     let timeout = timeout.transpose()?.map(Duration::from);
     let client = args.server.client()?;
     let started = Instant::now();
-    // By its id from now on: by its name it could become another.
+    // Use the id from now on: the name may come to mean a newer task.
     let mut task = args.task.find(&client)?;
     while !task.state.is_terminal() {
         let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
