@@ -163,7 +163,7 @@ impl ConnectionArgs {
         let registry = self.registry.checked().map_err(Failure::Usage)?;
         let tokens = secret::load(TOKEN).map_err(Failure::Usage)?;
         let client = Client::new(&registry).map_err(Failure::Usage)?;
-        if !tokens.is_empty() && registry.can_be_overheard() {
+        if !tokens.is_empty() && registry.is_insecure() {
             log::warn!(
                 "the token is sent to {} unencrypted and can be read on the way; use https",
                 registry.url
