@@ -23,7 +23,7 @@ pub use server::{AuditTarget, ServerArgs, ServerConfig};
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
-#[cfg(feature = "server")]
+#[cfg(feature = "db")]
 use std::path::PathBuf;
 
 /// The default port; that of the original, too.
