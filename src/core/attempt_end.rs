@@ -132,7 +132,7 @@ impl Core {
             }
             let bytes = dropped.attempt.output.map_or(0, |output| output.kept());
             self.task_mut(key.task).output_bytes -= bytes;
-            self.output_bytes -= bytes;
+            self.ledger.resize_output(bytes, 0);
         }
         self.stats.retries += 1;
         self.timers.set(due, Timer::AttemptDue(key, number));
@@ -157,8 +157,7 @@ impl Core {
         }
         self.timers.cancel(expires_at, Timer::TaskTtl(key));
         self.timers.set(forgotten_at, Timer::ForgetTask(key));
-        self.finished.insert((now, key));
-        self.finished_executions += executions;
+        self.ledger.finish_task(now, key, executions);
         self.stats.finished(state);
         self.notices.push(Notice::Finished(key));
         self.forget_if_withdrawn(key);

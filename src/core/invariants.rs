@@ -135,11 +135,14 @@ impl Core {
             })?;
             output += task_output;
         }
-        ensure(all == self.executions, || {
-            format!("counts {:?}, recounted {all:?}", self.executions)
+        ensure(all == self.ledger.executions(), || {
+            format!("counts {:?}, recounted {all:?}", self.ledger.executions())
         })?;
-        ensure(output == self.output_bytes, || {
-            format!("{} bytes of output, recounted {output}", self.output_bytes)
+        ensure(output == self.ledger.output_bytes(), || {
+            format!(
+                "{} bytes of output, recounted {output}",
+                self.ledger.output_bytes()
+            )
         })?;
         ensure(waiting == self.match_index.queued(), || {
             format!(
@@ -232,6 +235,10 @@ impl Core {
     fn check_indexes(&self) -> Result<(), String> {
         let named: usize = self.task_names.values().map(BTreeSet::len).sum();
         let tasks = self.tasks.len();
+        let counted = self.ledger.tasks();
+        ensure(counted == tasks, || {
+            format!("{tasks} tasks, counted {counted}")
+        })?;
         ensure(self.task_ids.len() == tasks && named == tasks, || {
             format!("{tasks} tasks, {} ids, {named} names", self.task_ids.len())
         })?;
@@ -262,20 +269,21 @@ impl Core {
             };
             finished += 1;
             finished_executions += task.executions.len();
-            let right = self.finished.contains(&(finished_at, *key))
+            let right = self.ledger.is_finished(finished_at, *key)
                 && task.counts.unfinished() == 0
                 && !task.open;
             ensure(right, || format!("{key:?}: has ended, but not altogether"))?;
         }
-        ensure(finished == self.finished.len(), || {
+        ensure(finished == self.ledger.finished_tasks(), || {
             format!(
                 "{} tasks have ended, {finished} say so",
-                self.finished.len()
+                self.ledger.finished_tasks()
             )
         })?;
-        ensure(finished_executions == self.finished_executions, || {
-            "executions of ended tasks are miscounted".into()
-        })?;
+        ensure(
+            finished_executions == self.ledger.finished_executions(),
+            || "executions of ended tasks are miscounted".into(),
+        )?;
         ensure(self.instances.len() == self.machines.len(), || {
             "instances lead to machines that are not there".into()
         })?;
@@ -285,29 +293,30 @@ impl Core {
     /// The limits hold. The last finished task is always kept.
     fn check_limits(&self) -> Result<(), String> {
         let Core { limits, .. } = self;
-        let unfinished = self.executions.unfinished() as usize;
+        let unfinished = self.ledger.unfinished_executions();
         ensure(unfinished <= limits.executions, || {
             format!(
                 "{unfinished} unfinished executions, the limit is {}",
                 limits.executions
             )
         })?;
-        let tasks = self.tasks.len() - self.finished.len();
+        let tasks = self.ledger.unfinished_tasks();
         ensure(tasks <= limits.executions, || {
             format!("{tasks} unfinished tasks")
         })?;
-        ensure(self.finished.len() <= limits.tasks.max(1), || {
-            format!("{} ended tasks are kept", self.finished.len())
+        ensure(self.ledger.finished_tasks() <= limits.tasks.max(1), || {
+            format!("{} ended tasks are kept", self.ledger.finished_tasks())
         })?;
-        let many = self.finished.len() > 1 && self.finished_executions > limits.executions;
+        let many = self.ledger.finished_tasks() > 1
+            && self.ledger.finished_executions() > limits.executions;
         ensure(!many, || {
             "too many executions of ended tasks are kept".into()
         })?;
         ensure(self.machines.len() <= limits.machines, || {
             format!("{} machines are known", self.machines.len())
         })?;
-        ensure(self.output_bytes <= limits.output_bytes, || {
-            format!("{} bytes of output are kept", self.output_bytes)
+        ensure(self.ledger.output_bytes() <= limits.output_bytes, || {
+            format!("{} bytes of output are kept", self.ledger.output_bytes())
         })
     }
 

@@ -21,7 +21,7 @@
 //! | --- | --- |
 //! | `lifecycle.rs` | the table of an execution's states: which event leads from which state to which |
 //! | `attempt_end.rs` | the end of an attempt: end of the execution, or retry |
-//! | `retention.rs` | limits on what is kept; what is forgotten to make room |
+//! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
 //! | `spec.rs`, `pattern.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `match_index.rs` | which labels match which patterns, and which tasks wait for them |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
@@ -40,6 +40,7 @@ mod attempt_end;
 mod follow;
 mod invariants;
 mod lazy_box;
+mod ledger;
 mod lifecycle;
 mod limits;
 mod machine;
@@ -74,13 +75,13 @@ pub use self::task::{Execution, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
 use self::follow::ChangeLog;
+use self::ledger::Ledger;
 use self::lifecycle::Event;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, PatternKey};
 use self::task::{Place, Target};
 use self::timers::Timers;
 use crate::wire::duration::TimeSpan;
-use crate::wire::task::Counts;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -177,11 +178,7 @@ pub struct Core {
     last_tick: Time,
     /// When the server last continued after a pause (it was stopped, or got no processor time).
     resumed_at: Time,
-    /// Finished tasks, oldest first.
-    finished: BTreeSet<(Time, TaskKey)>,
-    finished_executions: usize,
-    executions: Counts,
-    output_bytes: usize,
+    ledger: Ledger,
     stats: Stats,
     change_logs: HashMap<TaskKey, ChangeLog>,
     notices: Vec<Notice>,
@@ -209,10 +206,7 @@ impl Core {
             timers: Timers::default(),
             last_tick: now,
             resumed_at: Time(0),
-            finished: BTreeSet::new(),
-            finished_executions: 0,
-            executions: Counts::default(),
-            output_bytes: 0,
+            ledger: Ledger::default(),
             stats: Stats::default(),
             change_logs: HashMap::new(),
             notices: Vec::new(),
@@ -290,10 +284,9 @@ impl Core {
             changes.execution(key);
         }
         *task.counts.of(execution.state) -= 1;
-        *self.executions.of(execution.state) -= 1;
-        execution.state = state;
         *task.counts.of(state) += 1;
-        *self.executions.of(state) += 1;
+        self.ledger.change_state(execution.state, state);
+        execution.state = state;
         if state.is_terminal() {
             self.stats.ended(state);
         }

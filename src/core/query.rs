@@ -177,12 +177,12 @@ impl Core {
 
     /// The number of executions in each state.
     pub fn executions_by_state(&self) -> Counts {
-        self.executions
+        self.ledger.executions()
     }
 
     /// The number of tasks in each state.
     pub fn tasks_by_state(&self) -> [(TaskState, usize); 7] {
-        let unfinished = self.tasks.len() - self.finished.len();
+        let unfinished = self.ledger.unfinished_tasks();
         let waiting = self
             .match_index
             .open_tasks()
@@ -197,7 +197,7 @@ impl Core {
 
     /// Bytes of output kept.
     pub fn output_bytes(&self) -> usize {
-        self.output_bytes
+        self.ledger.output_bytes()
     }
 
     /// The counters since the start.

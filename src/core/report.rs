@@ -40,9 +40,7 @@ impl Core {
     }
 
     fn keep_piece(&mut self, key: ExecutionKey, piece: &Piece) {
-        let wanted = self.output_bytes.saturating_add(piece.data.len());
-        self.make_room_for_output(wanted);
-        if self.output_bytes.saturating_add(piece.data.len()) <= self.limits.output_bytes {
+        if self.make_room_for_output(piece.data.len()) {
             self.change_output(key, |output| {
                 output.write(piece.stream, piece.offset, &piece.data)
             });
@@ -83,7 +81,7 @@ impl Core {
         change(output);
         let after = output.kept();
         task.output_bytes = task.output_bytes + after - before;
-        self.output_bytes = self.output_bytes + after - before;
+        self.ledger.resize_output(before, after);
         self.record_change(key);
     }
 

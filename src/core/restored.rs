@@ -78,7 +78,7 @@ impl Core {
         core.changes = Some(changes);
         // The limits may be lower than before.
         core.keep_within_limits();
-        core.make_room_for_output(core.output_bytes);
+        core.make_room_for_output(0);
         Ok(core)
     }
 
@@ -187,7 +187,7 @@ impl Core {
                 ));
             }
             *task.counts.of(saved.state) += 1;
-            *self.executions.of(saved.state) += 1;
+            self.ledger.add_execution(saved.state);
             places.push((key, saved.place));
             let mut now = saved.now;
             for time in [&mut now.due_at, &mut now.expires_at, &mut now.overdue_at] {
@@ -231,14 +231,14 @@ impl Core {
         let open = task.open;
         match task.finished_at {
             Some(at) => {
-                self.finished.insert((at, key));
-                self.finished_executions += task.executions.len();
+                self.ledger.finish_task(at, key, task.executions.len());
                 self.stats.finished(task.state());
                 self.set_forget_task(at, key, &task);
             }
             None => self.set_task_ttl(key, &task),
         }
         self.tasks.insert(key, task);
+        self.ledger.add_task();
         if open {
             let pattern = self.pattern_key_of(key);
             self.match_index.entry_mut(pattern).open.insert(key);
@@ -303,7 +303,7 @@ impl Core {
         output.write(piece.stream, piece.offset, &piece.data);
         let after = output.kept();
         task.output_bytes = task.output_bytes + after - before;
-        self.output_bytes = self.output_bytes + after - before;
+        self.ledger.resize_output(before, after);
     }
 }
 

@@ -1,8 +1,8 @@
 //! What is kept, what counts against a limit, and what is forgotten to make room.
 //!
 //! Executions that have not ended are refused beyond the limit; finished tasks and their output are
-//! forgotten, oldest first. To add a limit: a field of [`super::Limits`], a sum in [`Core`] that is kept
-//! in step, its check here, and its law in `invariants.rs`.
+//! forgotten, oldest first. To add a limit: a field of [`super::Limits`], a sum in `ledger.rs`, its check here, and
+//! its law in `invariants.rs`.
 
 use super::timers::Timer;
 use super::{Core, Refusal, TaskKey};
@@ -11,8 +11,8 @@ impl Core {
     /// Refuses new executions beyond the limit.
     pub(super) fn check_room(&self, executions: usize) -> Result<(), Refusal> {
         let limit = self.limits.executions;
-        let unfinished = self.executions.unfinished() as usize;
-        let unfinished_tasks = self.tasks.len() - self.finished.len();
+        let unfinished = self.ledger.unfinished_executions();
+        let unfinished_tasks = self.ledger.unfinished_tasks();
         if unfinished + executions > limit || unfinished_tasks >= limit {
             return Err(Refusal::Full(format!(
                 "{unfinished} executions have not ended, {executions} more would pass the limit of {limit} (--max-executions)"
@@ -31,8 +31,8 @@ impl Core {
 
     /// Forgets the oldest finished tasks until the limits on tasks and executions hold.
     pub(super) fn keep_within_limits(&mut self) {
-        while self.finished.len() > self.limits.tasks
-            || self.finished_executions > self.limits.executions
+        while self.ledger.finished_tasks() > self.limits.tasks
+            || self.ledger.finished_executions() > self.limits.executions
         {
             if !self.forget_oldest() {
                 return;
@@ -40,24 +40,24 @@ impl Core {
         }
     }
 
-    /// Forgets the oldest finished tasks until `wanted` bytes of output in all are within the limit.
-    pub(super) fn make_room_for_output(&mut self, wanted: usize) {
-        let before = self.output_bytes;
-        while wanted - (before - self.output_bytes) > self.limits.output_bytes {
+    /// Forgets the oldest finished tasks until so many more bytes of output are within the limit. False if that is
+    /// not enough.
+    pub(super) fn make_room_for_output(&mut self, bytes: usize) -> bool {
+        while self.ledger.output_bytes().saturating_add(bytes) > self.limits.output_bytes {
             if !self.forget_oldest() {
-                return;
+                return false;
             }
         }
+        true
     }
 
     /// Forgets the oldest finished task. The last one is always kept: its user is about to read it.
     fn forget_oldest(&mut self) -> bool {
-        let oldest = self
-            .finished
-            .first()
-            .copied()
-            .filter(|_| self.finished.len() > 1);
-        if let Some((_, key)) = oldest {
+        if self.ledger.finished_tasks() <= 1 {
+            return false;
+        }
+        let oldest = self.ledger.oldest_finished();
+        if let Some(key) = oldest {
             self.forget_task(key);
         }
         oldest.is_some()
@@ -72,17 +72,12 @@ impl Core {
             self.tasks.insert(key, task);
             return;
         };
-        self.finished.remove(&(finished_at, key));
-        self.finished_executions -= task.executions.len();
-        self.output_bytes -= task.output_bytes;
+        self.ledger.forget_task(finished_at, key, &task);
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
         let forgotten_at = finished_at.plus(task.retention());
         self.timers.cancel(forgotten_at, Timer::ForgetTask(key));
-        for execution in &task.executions {
-            *self.executions.of(execution.state) -= 1;
-        }
         self.task_ids.remove(&task.id);
         if task.prefix != task.id {
             self.task_prefixes.remove(&task.prefix);

@@ -357,7 +357,7 @@ impl Core {
 
     /// Whether there is an unfinished task. Then it has to be saved how long this process has run.
     pub fn has_unfinished(&self) -> bool {
-        self.tasks.len() > self.finished.len()
+        self.ledger.unfinished_tasks() > 0
     }
 
     /// Whether a task has finished at or after that time.

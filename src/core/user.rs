@@ -305,7 +305,10 @@ impl Core {
             queued: executions.len() as u32,
             ..Default::default()
         };
-        self.executions.queued += counts.queued;
+        self.ledger.add_task();
+        for execution in &executions {
+            self.ledger.add_execution(execution.state);
+        }
         self.timers.set(now.plus(spec.ttl), Timer::TaskTtl(key));
         self.task_ids.insert(id.clone(), key);
         if prefix != id {
@@ -410,7 +413,7 @@ impl Core {
         let label = machine.label_key;
         for pattern in self.match_index.label(label).patterns.clone() {
             for task in self.match_index.entry(pattern).open.clone() {
-                if self.executions.unfinished() as usize >= self.limits.executions {
+                if self.ledger.unfinished_executions() >= self.limits.executions {
                     self.machine_mut(key).joins_pending = true;
                     return;
                 }
@@ -438,7 +441,7 @@ impl Core {
         task.executions
             .push(Execution::queued(Place::Nowhere, Some(target)));
         task.counts.queued += 1;
-        self.executions.queued += 1;
+        self.ledger.add_execution(ExecutionState::Queued);
         if !late_join {
             self.close(key);
         }
