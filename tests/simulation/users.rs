@@ -1,4 +1,4 @@
-//! Users: they submit, cancel, rerun, delete and look, at random.
+//! Users that submit, cancel, rerun, delete and query at random.
 
 use crate::server::TEXTS;
 use crate::world::{Event, Lawful, Ms, World};
@@ -19,13 +19,13 @@ const PATTERNS: [&str; 8] = [
     "nobody",
     "old|web-1",
 ];
-/// The longest that a model command without a time-out runs.
+/// The longest run of a simulated command without a time-out.
 const LONGEST_RUN: Ms = 200_000;
-/// Patience of the server beyond time-outs (and again when it was away), to notice a lost machine,
-/// and for a late tick.
+/// How long the server may take beyond time-outs: for overdue reports (again after a pause), to notice a lost
+/// machine, and for a late tick.
 const PATIENCE: Ms = 2 * 60_000 + 50_000 + 10_000;
 
-/// What the users know of a task.
+/// What users know of a task.
 #[derive(Debug, Clone)]
 pub struct TaskModel {
     pub key: TaskKey,
@@ -39,7 +39,7 @@ pub struct TaskModel {
 }
 
 impl TaskModel {
-    /// Promise 2: when it will have ended, if the faults stop at `calm`.
+    /// Promise 2: when it must have ended, if the faults stop at `calm`.
     fn end(&self, calm: Ms) -> Ms {
         let attempt = self.ttl + self.longest_run + PATIENCE + self.longest_interval;
         let first = (self.created + self.ttl).max(calm) + self.longest_run + PATIENCE;
@@ -58,17 +58,17 @@ impl Users {
         self.tasks.get(&key)
     }
 
-    /// The server has forgotten all of it.
+    /// The server has lost all tasks.
     pub fn wipe(&mut self) {
         self.tasks.clear();
     }
 
-    /// What is known of all tasks.
+    /// All known tasks.
     pub fn tasks(&self) -> BTreeMap<TaskKey, TaskModel> {
         self.tasks.clone()
     }
 
-    /// The server knows only these any more; while it was away no time went by for them.
+    /// The server knows only these tasks now; the time of its absence does not count for them.
     pub fn roll_back(&mut self, tasks: BTreeMap<TaskKey, TaskModel>, away: Ms) {
         self.tasks = tasks;
         for task in self.tasks.values_mut() {
@@ -76,7 +76,7 @@ impl Users {
         }
     }
 
-    /// When everything will have ended, if the faults stop now.
+    /// When everything must have ended, if the faults stop now.
     pub fn latest_end(&self, calm: Ms) -> Ms {
         self.tasks
             .values()
@@ -87,7 +87,7 @@ impl Users {
 }
 
 thread_local! {
-    /// Compiling a pattern costs more than a step: each is compiled once.
+    /// Each pattern is compiled once: that takes longer than a step.
     static SPECS: RefCell<HashMap<&'static str, Spec>> = RefCell::default();
 }
 
@@ -217,7 +217,7 @@ impl World {
         self.users.tasks.insert(key, model);
     }
 
-    /// One of the tasks that are known, the newest ones most likely.
+    /// One of the known tasks, most likely a new one.
     fn some_task(&mut self) -> Option<TaskKey> {
         let keys: Vec<TaskKey> = self
             .server

@@ -1,4 +1,4 @@
-//! After the storm: whatever happened before, a new task now runs on every machine, at once.
+//! After the faults have stopped: whatever happened before, a new task must run on every machine at once.
 
 use crate::world::{Lawful, Ms, World};
 use sidebike::core::{Selection, TaskKey, Time};
@@ -7,12 +7,12 @@ use sidebike::wire::machine::MachineState;
 use sidebike::wire::task::{ExecutionState, Mode};
 use std::sync::Arc;
 
-/// Dead machines are noticed, though the last they sent was on its way for a minute, and everybody
-/// else has polled again.
+/// How long to wait first: until crashed machines are offline, even if their last message was delayed by a minute, and
+/// until all others have polled again.
 const SETTLED_AFTER: Ms = 110_000;
-/// A command of the last tasks may run for so long.
+/// How long a command of the last tasks may run.
 const TIMEOUT: Ms = 20_000;
-/// Until when it has started everywhere: the original's agents ask every 10 s.
+/// Until when it must have started everywhere: the original's agents ask every 10 s.
 const STARTED_WITHIN: Ms = 1_000;
 const ENDED_WITHIN: Ms = TIMEOUT + 5_000 + 15_000;
 
