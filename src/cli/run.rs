@@ -183,7 +183,9 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
     }
     detail.workspace = args.workspace.clone();
     detail.timeout = args.timeout.as_deref().map(timeout).transpose()?;
-    detail.stdin = { args.stdin.as_deref() }
+    detail.stdin = args
+        .stdin
+        .as_deref()
         .map(|file| text_of("--stdin", file))
         .transpose()?;
     if !args.env.is_empty() {
@@ -203,7 +205,9 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
         name: args.name.clone(),
         machine_pattern: args.machine.clone(),
         mode: if args.any { Mode::Any } else { Mode::All },
-        ttl: { args.ttl.as_deref() }
+        ttl: args
+            .ttl
+            .as_deref()
             .map(|text| duration("--ttl", text))
             .transpose()?,
         detail,

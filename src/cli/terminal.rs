@@ -106,7 +106,8 @@ pub fn truncate(text: &str, width: usize) -> String {
         return text.to_owned();
     }
     let mut taken = 0;
-    let mut short: String = { text.chars() }
+    let mut short: String = text
+        .chars()
         .take_while(|c| {
             taken += char_width(*c);
             taken < width

@@ -38,7 +38,10 @@ pub struct Args {
 
 /// Waits for the end of a task.
 pub fn run(args: Args) -> CommandResult {
-    let timeout = { args.timeout.as_deref() }.map(|text| duration("--timeout", text));
+    let timeout = args
+        .timeout
+        .as_deref()
+        .map(|text| duration("--timeout", text));
     let timeout = timeout.transpose()?.map(Duration::from);
     let client = args.server.client()?;
     let started = Instant::now();

@@ -202,7 +202,10 @@ fn add_events(
     events: &mut Vec<TaskEvent>,
 ) -> bool {
     let mut position = std::mem::take(&mut follower.positions[n as usize]);
-    let past = { execution.past.iter() }.map(|p| (&p.attempt, p.target.as_deref(), p.state));
+    let past = execution
+        .past
+        .iter()
+        .map(|p| (&p.attempt, p.target.as_deref(), p.state));
     let current = (
         &*execution.now,
         execution.target.as_deref(),

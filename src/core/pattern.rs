@@ -80,7 +80,9 @@ impl Pattern {
     pub(super) fn to_compiled(&self) -> Pattern {
         Pattern {
             text: self.text.clone(),
-            compiled: { self.compiled.clone() }
+            compiled: self
+                .compiled
+                .clone()
                 .or_else(|| build(&self.text, usize::MAX).ok().map(Arc::new)),
         }
     }

@@ -120,8 +120,10 @@ impl Core {
             return Err(unknown(name));
         }
         let later = (Bound::Included(name), Bound::Unbounded);
-        let mut ids =
-            { self.task_ids.range::<str, _>(later) }.take_while(|(id, _)| id.starts_with(name));
+        let mut ids = self
+            .task_ids
+            .range::<str, _>(later)
+            .take_while(|(id, _)| id.starts_with(name));
         match (ids.next(), ids.next()) {
             (Some((_, key)), None) => Ok(*key),
             (None, _) => Err(unknown(name)),

@@ -291,7 +291,10 @@ impl Core {
         if !execution.state.is_terminal() && execution.now.number == key.attempt {
             *changes.saved_bytes.entry(key).or_default() += piece.cost();
         }
-        let past = { execution.past.allocated_mut().into_iter() }
+        let past = execution
+            .past
+            .allocated_mut()
+            .into_iter()
             .flatten()
             .map(|past| &mut past.attempt);
         let attempt = past

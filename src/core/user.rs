@@ -345,7 +345,9 @@ impl Core {
         let labels: BTreeSet<&str> = gone.iter().map(|target| &*target.label).collect();
         let live = self.machines.values().filter(|m| m.is_live());
         let live_labels: BTreeSet<&str> = live.map(|m| &*m.label).collect();
-        let again = { labels.into_iter() }.filter(|label| live_labels.contains(label));
+        let again = labels
+            .into_iter()
+            .filter(|label| live_labels.contains(label));
         again.take(MAX_NAMED).collect()
     }
 
