@@ -265,7 +265,7 @@ impl Core {
             }
             let target = self.target(key);
             self.execution_mut(execution).target = Some(target);
-            self.execution_mut(execution).now.delivered_at = Some(now);
+            self.execution_mut(execution).current.delivered_at = Some(now);
             self.place(execution, Place::Active(key));
             self.machine_changed(key);
             let task = self.task(execution.task);
@@ -308,7 +308,7 @@ impl Core {
                 continue;
             };
             let e = self.execution(execution);
-            if e.place != Place::Active(key) || e.now.number != hold.id.attempt {
+            if e.place != Place::Active(key) || e.current.number != hold.id.attempt {
                 // Its outcome is already decided: kill the command if it still runs.
                 if hold.state == HoldState::Running {
                     orders.cancel.push(hold.id.clone());
@@ -348,7 +348,7 @@ impl Core {
             return;
         }
         let submitted = self.task(key.task).created_at;
-        let attempt = &mut self.execution_mut(key).now;
+        let attempt = &mut self.execution_mut(key).current;
         let delivered = attempt.delivered_at.unwrap_or(now);
         let started = Time(now.0.saturating_sub(ago_ms)).max(delivered);
         attempt.started_at = Some(started);
@@ -372,7 +372,7 @@ impl Core {
         }
         self.apply(key, Event::GiveBack);
         self.cancel_overdue(key);
-        self.execution_mut(key).now.delivered_at = None;
+        self.execution_mut(key).current.delivered_at = None;
         if self.has_expired(now, key) {
             return !self.end_attempt(now, key, ExecutionState::Expired, super::EXPIRED);
         }
@@ -391,7 +391,7 @@ impl Core {
             .iter()
             .filter_map(|hold| {
                 let execution = self.find(&hold.id.execution)?;
-                (self.execution(execution).now.number == hold.id.attempt).then_some(execution)
+                (self.execution(execution).current.number == hold.id.attempt).then_some(execution)
             })
             .collect();
         let machine = self.machine_mut(key);

@@ -50,7 +50,7 @@ impl Core {
     pub(super) fn record_end(&mut self, now: Time, key: ExecutionKey, msg: &str) {
         self.output_ended(key);
         self.cancel_attempt_timers(key);
-        let attempt = &mut self.execution_mut(key).now;
+        let attempt = &mut self.execution_mut(key).current;
         attempt.finished_at = attempt.finished_at.or(Some(now));
         attempt.msg = msg.into();
         if let Some(ms) = attempt.duration_ms {
@@ -61,7 +61,7 @@ impl Core {
     /// Records that the current attempt's output is complete.
     fn output_ended(&mut self, key: ExecutionKey) {
         if let Some(changes) = &mut self.changes {
-            let attempt = &self.tasks[&key.task].executions[key.n as usize].now;
+            let attempt = &self.tasks[&key.task].executions[key.n as usize].current;
             let output = OutputKey::of(key, attempt.number);
             changes.output_ended(output, attempt.output.as_deref());
         }
@@ -84,7 +84,7 @@ impl Core {
             _ => return None,
         };
         if !retry.on.contains(&asked)
-            || execution.now.number > retry.max
+            || execution.current.number > retry.max
             || execution.canceling
             || task.canceled
         {
@@ -98,7 +98,7 @@ impl Core {
                 return None;
             }
         }
-        let nth = (execution.now.number as usize).min(retry.interval.len());
+        let nth = (execution.current.number as usize).min(retry.interval.len());
         let pause = nth
             .checked_sub(1)
             .map_or(TimeSpan::default(), |n| retry.interval[n]);
@@ -111,10 +111,10 @@ impl Core {
         self.record_end(now, key, msg);
         let is_any = self.task(key.task).is_any();
         let execution = self.execution_mut(key);
-        let number = execution.now.number + 1;
+        let number = execution.current.number + 1;
         let mut next = Attempt::new(number);
         next.due_at = Some(due);
-        let attempt = std::mem::replace(&mut execution.now, LazyBox::new(next)).into_inner();
+        let attempt = std::mem::replace(&mut execution.current, LazyBox::new(next)).into_inner();
         let target = if is_any {
             execution.target.take()
         } else {

@@ -207,12 +207,12 @@ fn add_events(
         .iter()
         .map(|p| (&p.attempt, p.target.as_deref(), p.state));
     let current = (
-        &*execution.now,
+        &*execution.current,
         execution.target.as_deref(),
         execution.state,
     );
     let from = match follower.filter.offset {
-        Some(_) if position.attempt == 0 => execution.now.number,
+        Some(_) if position.attempt == 0 => execution.current.number,
         _ => position.attempt,
     };
     let mut all = true;

@@ -52,10 +52,10 @@ impl Task {
     pub fn execution_views(&self) -> impl Iterator<Item = ExecutionView<'_>> {
         (0..).zip(&self.executions).map(|(n, e)| ExecutionView {
             n,
-            attempt: e.now.number,
+            attempt: e.current.number,
             state: e.state,
             instance: e.target.as_ref().map(|target| &*target.instance),
-            msg: &e.now.msg,
+            msg: &e.current.msg,
         })
     }
 }
@@ -110,7 +110,7 @@ impl Core {
             for (n, e) in (0..).zip(&task.executions) {
                 *counts.of(e.state) += 1;
                 *all.of(e.state) += 1;
-                let outputs = e.past.iter().map(|past| &past.attempt).chain([&*e.now]);
+                let outputs = e.past.iter().map(|past| &past.attempt).chain([&*e.current]);
                 task_output += outputs
                     .filter_map(|attempt| attempt.output.as_ref())
                     .map(|output| output.kept())
@@ -186,7 +186,7 @@ impl Core {
             ExecutionState::Queued => match e.place {
                 Place::Pattern(_) | Place::Inbox(_) => true,
                 // Between two attempts.
-                Place::Nowhere => e.now.due_at.is_some(),
+                Place::Nowhere => e.current.due_at.is_some(),
                 Place::Active(_) => false,
             },
             ExecutionState::Delivered | ExecutionState::Running => {
@@ -329,7 +329,7 @@ impl Core {
             let execution = |key: &ExecutionKey, number: u32| {
                 let task = self.tasks.get(&key.task)?;
                 let e = task.executions.get(key.n as usize)?;
-                (e.now.number == number).then_some(e)
+                (e.current.number == number).then_some(e)
             };
             let meant = match timer {
                 Timer::MachineSilent(key) => {
@@ -342,13 +342,13 @@ impl Core {
                     machine.is_some_and(|machine| machine.state == MachineState::Offline)
                 }
                 Timer::AttemptTtl(key, number) => execution(key, *number)
-                    .is_some_and(|e| e.now.expires_at == Some(*time) && !e.state.is_terminal()),
+                    .is_some_and(|e| e.current.expires_at == Some(*time) && !e.state.is_terminal()),
                 Timer::AttemptDue(key, number) => execution(key, *number)
-                    .is_some_and(|e| e.now.due_at == Some(*time) && e.place == Place::Nowhere),
+                    .is_some_and(|e| e.current.due_at == Some(*time) && e.place == Place::Nowhere),
                 Timer::AttemptOverdue(key, number) => {
                     overdue.insert(*key);
                     execution(key, *number).is_some_and(|e| {
-                        e.now.overdue_at == Some(*time) && matches!(e.place, Place::Active(_))
+                        e.current.overdue_at == Some(*time) && matches!(e.place, Place::Active(_))
                     })
                 }
                 Timer::TaskTtl(key) => {
@@ -384,7 +384,7 @@ impl Core {
             let e = &task.executions;
             let first = e
                 .iter()
-                .any(|e| e.state == ExecutionState::Queued && e.now.number == 1);
+                .any(|e| e.state == ExecutionState::Queued && e.current.number == 1);
             let needed = task.open || first || task.finished_at.is_some();
             ensure(!needed || ending.contains(key), || {
                 format!("{key:?}: could stay for ever")

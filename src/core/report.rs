@@ -56,7 +56,7 @@ impl Core {
     /// Records a piece of output to be saved.
     fn record_output(&mut self, key: ExecutionKey, stream: Stream, offset: u64, data: &[u8]) {
         if let Some(changes) = &mut self.changes {
-            let attempt = &self.tasks[&key.task].executions[key.n as usize].now;
+            let attempt = &self.tasks[&key.task].executions[key.n as usize].current;
             let output_key = OutputKey::of(key, attempt.number);
             if let Some(output) = &attempt.output {
                 let piece = SavedPiece {
@@ -73,7 +73,7 @@ impl Core {
     fn change_output(&mut self, key: ExecutionKey, change: impl FnOnce(&mut Output)) {
         let task = super::data_mut(&mut self.tasks, key.task);
         let output = task.executions[key.n as usize]
-            .now
+            .current
             .output
             .get_or_insert_default();
         let output = Arc::make_mut(output);
@@ -174,10 +174,10 @@ impl Core {
         }
         let room = self
             .execution(key)
-            .now
+            .current
             .delivered_at
             .map_or(0, |delivered| now.millis_since(delivered));
-        let attempt = &mut self.execution_mut(key).now;
+        let attempt = &mut self.execution_mut(key).current;
         attempt.reported = true;
         attempt.finished_at = Some(
             Time(now.0 - ended.ended_ago_ms.min(room)).max(attempt.started_at.unwrap_or_default()),
@@ -217,18 +217,18 @@ impl Core {
         if !own {
             return Err("it was not handed to this instance".into());
         }
-        if execution.now.number != id.attempt {
+        if execution.current.number != id.attempt {
             return Err(format!(
                 "attempt {} is over, this is attempt {}",
-                id.attempt, execution.now.number
+                id.attempt, execution.current.number
             ));
         }
-        let settled = execution.state.is_terminal() && !execution.now.reported;
+        let settled = execution.state.is_terminal() && !execution.current.reported;
         if settled {
             return Err(format!(
                 "it ended {}: {}",
                 execution.state.word(),
-                execution.now.msg
+                execution.current.msg
             ));
         }
         Ok(key)

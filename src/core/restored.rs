@@ -55,7 +55,7 @@ impl Core {
                 changes.task(key);
                 changes.executions.extend((0..).zip(&executions).filter_map(
                     |(n, e)| -> Option<ExecutionKey> {
-                        let waits = [e.now.due_at, e.now.expires_at, e.now.overdue_at];
+                        let waits = [e.current.due_at, e.current.expires_at, e.current.overdue_at];
                         waits
                             .iter()
                             .any(Option::is_some)
@@ -189,8 +189,12 @@ impl Core {
             *task.counts.of(saved.state) += 1;
             self.ledger.add_execution(saved.state);
             places.push((key, saved.place));
-            let mut now = saved.now;
-            for time in [&mut now.due_at, &mut now.expires_at, &mut now.overdue_at] {
+            let mut current = saved.current;
+            for time in [
+                &mut current.due_at,
+                &mut current.expires_at,
+                &mut current.overdue_at,
+            ] {
                 *time = time.map(later);
             }
             task.executions.push(Execution {
@@ -198,9 +202,9 @@ impl Core {
                 place: Place::Nowhere,
                 target: saved.target,
                 canceling: saved.canceling,
-                now: match (saved.state, now.number) {
+                current: match (saved.state, current.number) {
                     (ExecutionState::Queued, 1) => LazyBox::unallocated(),
-                    _ => LazyBox::new(now),
+                    _ => LazyBox::new(current),
                 },
                 past: match saved.past.is_empty() {
                     true => LazyBox::unallocated(),
@@ -288,7 +292,7 @@ impl Core {
         let Some(execution) = task.executions.get_mut(key.n as usize) else {
             return;
         };
-        if !execution.state.is_terminal() && execution.now.number == key.attempt {
+        if !execution.state.is_terminal() && execution.current.number == key.attempt {
             *changes.saved_bytes.entry(key).or_default() += piece.cost();
         }
         let past = execution
@@ -298,7 +302,7 @@ impl Core {
             .flatten()
             .map(|past| &mut past.attempt);
         let attempt = past
-            .chain([&mut *execution.now])
+            .chain([&mut *execution.current])
             .find(|attempt| attempt.number == key.attempt);
         let Some(attempt) = attempt else { return };
         let output = Arc::make_mut(attempt.output.get_or_insert_default());

@@ -63,7 +63,8 @@ pub struct SavedExecution {
     pub place: SavedPlace,
     pub target: Option<Arc<Target>>,
     pub canceling: bool,
-    pub now: Attempt,
+    #[serde(rename = "now")]
+    pub current: Attempt,
     #[serde(default)]
     pub past: Vec<PastAttempt>,
 }
@@ -75,7 +76,7 @@ impl SavedExecution {
             ExecutionState::Queued => match self.place {
                 SavedPlace::Pattern => true,
                 SavedPlace::Inbox => self.target.is_some(),
-                SavedPlace::Nowhere => self.now.due_at.is_some(),
+                SavedPlace::Nowhere => self.current.due_at.is_some(),
                 SavedPlace::Active => false,
             },
             ExecutionState::Delivered | ExecutionState::Running => {
@@ -346,7 +347,7 @@ impl Core {
             let execution = self.tasks.get(&key.task)?.executions.get(key.n as usize)?;
             let past = execution.past.iter().map(|past| &past.attempt);
             let attempt = past
-                .chain([&*execution.now])
+                .chain([&*execution.current])
                 .find(|attempt| attempt.number == key.attempt);
             let output = attempt.and_then(|attempt| attempt.output.as_ref());
             let pieces = output.map_or_else(Vec::new, |output| output.pieces());
@@ -407,7 +408,7 @@ fn saved_execution(execution: &Execution) -> SavedExecution {
         },
         target: execution.target.clone(),
         canceling: execution.canceling,
-        now: without_output(&execution.now),
+        current: without_output(&execution.current),
         past: execution
             .past
             .iter()

@@ -85,7 +85,9 @@ pub struct Execution {
     pub(super) target: Option<Arc<Target>>,
     /// A user canceled it; its machine has not confirmed that yet.
     pub(super) canceling: bool,
-    pub(super) now: LazyBox<Attempt>,
+    /// Its latest attempt.
+    pub(super) current: LazyBox<Attempt>,
+    /// Its earlier attempts, oldest first.
     pub(super) past: LazyBox<Vec<PastAttempt>>,
 }
 
@@ -180,7 +182,7 @@ impl Execution {
             place,
             target,
             canceling: false,
-            now: LazyBox::unallocated(),
+            current: LazyBox::unallocated(),
             past: LazyBox::unallocated(),
         }
     }
@@ -214,7 +216,7 @@ impl Task {
     }
 
     pub(super) fn attempt_id(&self, key: ExecutionKey) -> AttemptId {
-        let attempt = self.executions[key.n as usize].now.number;
+        let attempt = self.executions[key.n as usize].current.number;
         AttemptId {
             execution: execution_id(&self.prefix, key.n),
             attempt,
@@ -295,7 +297,7 @@ impl Task {
         let with_output = self
             .executions
             .iter()
-            .filter(|e| e.now.output.is_some())
+            .filter(|e| e.current.output.is_some())
             .count();
         let share = output_limit / with_output.max(1);
         let result: Vec<wire::Execution<Cow<'_, str>>> = self
@@ -307,7 +309,7 @@ impl Task {
         let mut finished: Vec<usize> = (0..result.len())
             .filter(|n| self.executions[*n].state.is_terminal())
             .collect();
-        finished.sort_unstable_by_key(|n| (self.executions[*n].now.finished_at, *n));
+        finished.sort_unstable_by_key(|n| (self.executions[*n].current.finished_at, *n));
         let lines = finished
             .iter()
             .flat_map(|n| result[*n].attempt.output.iter().cloned())
@@ -371,7 +373,7 @@ impl Task {
         };
         let outputs = self.executions.iter().filter(addressed).map(|e| {
             let label = e.target.as_ref().map_or("", |target| &*target.label);
-            (label, e.now.output.as_deref())
+            (label, e.current.output.as_deref())
         });
         outputs.collect()
     }
@@ -402,7 +404,7 @@ impl Task {
 impl Execution {
     /// Whether any attempt of it may have been started, however the last one ended.
     fn has_started(&self) -> bool {
-        self.now.started_at.is_some() || !self.past.is_empty()
+        self.current.started_at.is_some() || !self.past.is_empty()
     }
 
     fn answer(&self, prefix: &str, n: u32, output_limit: usize) -> wire::Execution<Cow<'_, str>> {
@@ -419,7 +421,7 @@ impl Execution {
             host,
             status,
             state: self.state,
-            attempt: self.now.answer(output_limit),
+            attempt: self.current.answer(output_limit),
             attempts: self
                 .past
                 .iter()

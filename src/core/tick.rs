@@ -67,7 +67,7 @@ impl Core {
             .tasks
             .get(&key.task)
             .and_then(|task| task.executions.get(key.n as usize));
-        execution.is_some_and(|e| e.now.number == attempt && e.state == state)
+        execution.is_some_and(|e| e.current.number == attempt && e.state == state)
     }
 
     fn check_silence(&mut self, now: Time, key: MachineKey) {
@@ -154,7 +154,7 @@ impl Core {
         let waiting = (0..)
             .zip(&task.executions)
             .filter(|(_, e)| e.state == ExecutionState::Queued);
-        let first_attempts = waiting.filter(|(_, e)| e.now.number == 1);
+        let first_attempts = waiting.filter(|(_, e)| e.current.number == 1);
         let expired: Vec<ExecutionKey> = first_attempts
             .map(|(n, _)| ExecutionKey { task: key, n })
             .collect();
@@ -170,7 +170,7 @@ impl Core {
         let task = self.task(key.task);
         now >= self
             .execution(key)
-            .now
+            .current
             .expires_at
             .unwrap_or(task.expires_at)
     }
@@ -184,7 +184,7 @@ impl Core {
             return;
         }
         let expires = now.plus(self.task(key.task).spec.ttl);
-        let waiting = &mut self.execution_mut(key).now;
+        let waiting = &mut self.execution_mut(key).current;
         waiting.due_at = None;
         waiting.expires_at = Some(expires);
         self.timers.set(expires, Timer::AttemptTtl(key, attempt));
@@ -217,7 +217,7 @@ impl Core {
         let Place::Active(machine) = execution.place else {
             return;
         };
-        if execution.now.number != attempt {
+        if execution.current.number != attempt {
             return;
         }
         // The machine could not report while the server was paused.
@@ -249,11 +249,11 @@ impl Core {
     pub(super) fn set_overdue(&mut self, key: ExecutionKey, due: Time) {
         let due = self
             .execution(key)
-            .now
+            .current
             .overdue_at
             .map_or(due, |known| known.min(due));
         self.cancel_overdue(key);
-        let attempt = &mut self.execution_mut(key).now;
+        let attempt = &mut self.execution_mut(key).current;
         attempt.overdue_at = Some(due);
         let timer = Timer::AttemptOverdue(key, attempt.number);
         self.timers.set(due, timer);
@@ -261,7 +261,7 @@ impl Core {
 
     /// Cancels the timer of an attempt that its machine no longer has.
     pub(super) fn cancel_overdue(&mut self, key: ExecutionKey) {
-        let attempt = &mut self.execution_mut(key).now;
+        let attempt = &mut self.execution_mut(key).current;
         if let Some(due) = attempt.overdue_at.take() {
             let timer = Timer::AttemptOverdue(key, attempt.number);
             self.timers.cancel(due, timer);
@@ -271,7 +271,7 @@ impl Core {
     /// Cancels the timers of an attempt that has ended.
     pub(super) fn cancel_attempt_timers(&mut self, key: ExecutionKey) {
         self.cancel_overdue(key);
-        let attempt = &mut self.execution_mut(key).now;
+        let attempt = &mut self.execution_mut(key).current;
         let number = attempt.number;
         let (due, expires) = (attempt.due_at.take(), attempt.expires_at.take());
         if let Some(time) = due {
@@ -331,7 +331,7 @@ impl Core {
 
     /// Sets the timers of a restored attempt.
     pub(super) fn set_attempt_timers(&mut self, key: ExecutionKey) {
-        let attempt = &self.execution(key).now;
+        let attempt = &self.execution(key).current;
         let number = attempt.number;
         let (due, expires, overdue) = (attempt.due_at, attempt.expires_at, attempt.overdue_at);
         let timers = [

@@ -225,7 +225,7 @@ impl Core {
                 let grace = self.task(key.task).spec.kill_grace();
                 let execution = self.execution_mut(key);
                 execution.canceling = true;
-                execution.now.msg = "cancel requested".into();
+                execution.current.msg = "cancel requested".into();
                 self.set_overdue(key, now.plus(grace).plus(CANCEL_CONFIRMED_WITHIN));
                 self.machine_mut(machine).cancels.push(id);
                 self.wake(machine);
