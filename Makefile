@@ -61,8 +61,8 @@ soak: benched
 MEASURE = SIDEBIKE=$(BENCHED)/sidebike SIDEBIKE_AGENT_ONLY=$(BENCHED)/sidebike-agent \
 	$(CARGO) bench --locked --bench bench
 
-# What users run: the static binary, and one with the agent alone. Without musl-gcc both are built for this
-# machine's own kind.
+# What users run: the static binary, and the agent alone as `make small` builds it. Without musl-gcc both are built
+# for this machine's own kind.
 benched:
 	@mkdir -p $(BENCHED)
 	@set -e; target=$(firstword $(RELEASES)); \
@@ -72,8 +72,8 @@ benched:
 			echo "no $$target here: measures a build for this machine"; args=; built=$(BUILT); \
 		fi; \
 		set -x; \
-		$(CARGO) build --locked --release $$args --bin sidebike --no-default-features --features agent; \
-		cp $$built/release/sidebike $(BENCHED)/sidebike-agent; \
+		$(CARGO) build --locked --profile small $$args --bin sidebike --no-default-features --features agent; \
+		cp $$built/small/sidebike $(BENCHED)/sidebike-agent; \
 		$(CARGO) build --locked --release $$args --bin sidebike; \
 		cp $$built/release/sidebike $(BENCHED)/sidebike
 
