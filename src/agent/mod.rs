@@ -43,7 +43,7 @@ mod watch;
 use crate::client::{CallError, Client};
 use crate::config::AgentConfig;
 use crate::wire::agent::{Orders, Poll};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::ExecutionState;
 use board::{Board, Job};
 use crew::Crew;
@@ -63,11 +63,11 @@ use watch::Watch;
 
 /// How long the server may hold a poll while nothing is held. With the way there and back it is
 /// well below the 45 s after which a machine counts as offline.
-const IDLE_WAIT: Span = Span::from_secs(25);
+const IDLE_WAIT: TimeSpan = TimeSpan::from_secs(25);
 /// The same while something is held: the heartbeat of running work is closer.
-const BUSY_WAIT: Span = Span::from_secs(20);
+const BUSY_WAIT: TimeSpan = TimeSpan::from_secs(20);
 /// The same while there is no room for more: there may soon be.
-const FULL_WAIT: Span = Span::from_secs(2);
+const FULL_WAIT: TimeSpan = TimeSpan::from_secs(2);
 /// So many polls in a row answered with 409 make the agent take a new instance id.
 const MAX_CONFLICTS: u32 = 3;
 /// An answer that comes sooner than this and asks for nothing new is suspicious...
@@ -168,7 +168,6 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         .spawn(move || persist("reporter", || reporter::run(&its_own)))
         .and_then(|_| agent.start_polls(0))
         .map_err(|why| format!("cannot start a thread: {why}"))?;
-    crate::footprint::forget_program();
     shutdown::wait(&agent, signals)
 }
 
@@ -352,7 +351,7 @@ impl Agent {
         Some(Poll {
             // A server that may be back is asked for a quick answer, to know that it is.
             wait: if away {
-                Span::default()
+                TimeSpan::default()
             } else if report.full && !report.draining {
                 FULL_WAIT
             } else if report.holds.is_empty() {

@@ -1,10 +1,10 @@
 //! The output of one command, until the server has taken it.
 //!
-//! Two tapes keep the bytes; a list of runs keeps the order in which the two streams' bytes came.
+//! Two buffers keep the bytes; a list of runs keeps the order in which the two streams' bytes came.
 //! Nothing here is taken away by being sent: only [`OutputLog::taken`] frees memory, so a lost
 //! request is repeated by asking for the pieces again.
 
-use crate::tape::Tape;
+use crate::head_tail_buffer::HeadTailBuffer;
 use crate::wire::agent::Stream;
 use std::collections::VecDeque;
 
@@ -17,7 +17,7 @@ pub const PIECE_OVERHEAD: usize = 256;
 /// Both streams of one command: everything is per stream, standard output first.
 #[derive(Debug, Default)]
 pub struct OutputLog {
-    tapes: [Tape; 2],
+    buffers: [HeadTailBuffer; 2],
     taken: [u64; 2],
     /// Which stream wrote up to where, in the order in which it came.
     runs: VecDeque<(Stream, u64)>,
@@ -51,9 +51,9 @@ impl OutputLog {
         if self.dropped || data.is_empty() {
             return;
         }
-        let tape = &mut self.tapes[index(stream)];
-        tape.append(data);
-        let end = tape.end();
+        let buffer = &mut self.buffers[index(stream)];
+        buffer.append(data);
+        let end = buffer.end();
         let crowded = self.runs.len() >= MAX_RUNS;
         let last = if crowded {
             self.runs.iter_mut().rev().find(|run| run.0 == stream)
@@ -68,12 +68,12 @@ impl OutputLog {
 
     /// How many bytes the command wrote, per stream.
     pub fn totals(&self) -> Cursor {
-        [self.tapes[0].end(), self.tapes[1].end()]
+        [self.buffers[0].end(), self.buffers[1].end()]
     }
 
     /// How many bytes are in memory.
     pub fn kept(&self) -> usize {
-        self.tapes[0].kept() + self.tapes[1].kept()
+        self.buffers[0].kept() + self.buffers[1].kept()
     }
 
     /// Whether the server has all there is.
@@ -96,14 +96,14 @@ impl OutputLog {
                     };
                 }
                 let max = (upto - *at).min((room - PIECE_OVERHEAD) as u64) as usize;
-                match self.tapes[index(stream)].read(*at, max) {
+                match self.buffers[index(stream)].read(*at, max) {
                     Some((offset, mut data)) if offset < upto => {
                         data.truncate((upto - offset).min(max as u64) as usize);
                         *at = offset + data.len() as u64;
                         room = room.saturating_sub(PIECE_OVERHEAD + data.len());
                         pieces.push((stream, offset, data));
                     }
-                    // The tape has dropped the rest of this run.
+                    // The buffer has dropped the rest of this run.
                     _ => *at = upto,
                 }
             }
@@ -119,7 +119,7 @@ impl OutputLog {
     pub fn taken(&mut self, cursor: Cursor) {
         for (stream, upto) in cursor.into_iter().enumerate() {
             self.taken[stream] = self.taken[stream].max(upto);
-            self.tapes[stream].forget_before(upto);
+            self.buffers[stream].forget_before(upto);
         }
         while let Some(&(stream, upto)) = self.runs.front() {
             if upto > self.taken[index(stream)] {
@@ -141,7 +141,7 @@ impl OutputLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tape::{HEAD_BYTES, TAIL_BYTES};
+    use crate::head_tail_buffer::{HEAD_BYTES, TAIL_BYTES};
 
     #[test]
     fn the_order_of_the_streams_is_kept() {

@@ -2,13 +2,13 @@
 //!
 //! Patterns over shell text are a seat belt: they keep honest people from mistakes. The lock is the
 //! wrapper, which gets the command as its arguments and decides. To add a rule: a setting in
-//! [`OwnerRules`], a line in [`check`], and a reason that names the setting.
+//! [`CommandPolicy`], a line in [`check`], and a reason that names the setting.
 
-use crate::config::OwnerRules;
+use crate::config::CommandPolicy;
 use crate::wire::task::Detail;
 
 /// Whether a command may be run; the error says which rule forbids it.
-pub fn check(rules: &OwnerRules, detail: &Detail) -> Result<(), String> {
+pub fn check(rules: &CommandPolicy, detail: &Detail) -> Result<(), String> {
     let no = |why: &str| Err(format!("refused by this machine's owner: {why}"));
     let rule = match (rules.allow.is_empty(), &rules.wrapper) {
         (true, None) => return Ok(()),
@@ -38,7 +38,7 @@ pub fn check(rules: &OwnerRules, detail: &Detail) -> Result<(), String> {
 }
 
 /// What the owner allows, for the log; nothing when that is everything.
-pub fn in_words(rules: &OwnerRules) -> Option<String> {
+pub fn in_words(rules: &CommandPolicy) -> Option<String> {
     let allow = { rules.allow.iter() }.map(|pattern| format!("--allow {}", pattern.as_str()));
     let wrapper = { rules.wrapper.iter() }.map(|path| format!("--wrapper {}", path.display()));
     let rules: Vec<String> = allow.chain(wrapper).collect();
@@ -61,7 +61,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn refusal(allow: &[&str], detail: Value) -> Option<String> {
-        let rules = OwnerRules {
+        let rules = CommandPolicy {
             allow: allow
                 .iter()
                 .map(|pattern| regex::Regex::new(&format!(r"\A(?:{pattern})\z")).unwrap())
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_wrapper_gets_no_options() {
-        let rules = OwnerRules {
+        let rules = CommandPolicy {
             allow: Vec::new(),
             wrapper: Some("/usr/bin/nice".into()),
         };

@@ -12,7 +12,7 @@ use super::held::{Held, Outcome, Wake};
 use super::owner;
 use super::search;
 use super::watch::{Limits, Watch};
-use crate::wire::span::Timeout;
+use crate::wire::duration::Timeout;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};

@@ -30,7 +30,7 @@ pub fn explain(token: Option<&Secret>, registry: &Registry) {
         warn!(
             "NO TOKEN IS SET ({VARIABLE}): a server that accepts that lets whoever reaches it run commands on this machine"
         );
-    } else if registry.can_be_overheard() {
+    } else if registry.is_insecure() {
         warn!(
             "the token goes to {} as plain text: whoever is on the way can read it and be this agent; use https",
             registry.url

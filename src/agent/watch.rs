@@ -13,7 +13,7 @@ use super::Agent;
 use super::group;
 use super::held::{Held, Outcome, Stop, Wake};
 use crate::wire::agent::Stream;
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::ExecutionState;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -48,7 +48,7 @@ const MAX_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Until it is ended; none for ever.
-    pub timeout: Option<Span>,
+    pub timeout: Option<TimeSpan>,
     /// From TERM to KILL.
     pub kill_grace: Duration,
 }

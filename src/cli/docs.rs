@@ -1,6 +1,6 @@
 //! `sidebike docs`: the documentation, for machines from which no web site can be reached.
 
-use super::{Ended, Failure};
+use super::{CommandResult, Failure};
 use crate::docs::{self, PAGES};
 use std::env;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -16,7 +16,7 @@ Examples:
 /// What less is told when nothing else is set: end at once when all fits, pass colours, leave the text there.
 const LESS: &str = "FRX";
 
-/// What was typed.
+/// The arguments of `docs`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -25,7 +25,7 @@ pub struct Args {
 }
 
 /// Prints the page, or the list.
-pub fn run(args: Args) -> Ended {
+pub fn run(args: Args) -> CommandResult {
     let Some(name) = args.page else {
         let mut out = io::stdout().lock();
         for page in PAGES {

@@ -2,11 +2,8 @@
 //!
 //! ureq's own send the head of a request and then its body, which wakes a server twice, and make nine
 //! system calls beside the sending and the receiving. These send both together, when the answer is
-//! awaited, and make two. An agent's poll is held for most of its life: whoever waits that long lets go of
-//! the program meanwhile (see `footprint`).
+//! awaited, and make two.
 
-use crate::footprint;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -21,13 +18,6 @@ use ureq::unversioned::transport::{
 /// A time-out may come so much later than asked for: what is left of it is a little less with each
 /// call, and to tell the system each time would be a system call for nothing.
 const SLACK: Duration = Duration::from_secs(1);
-/// With this much patience an answer may have been asked for before there was anything to answer...
-const PATIENCE: Duration = Duration::from_secs(10);
-/// ...and when it takes longer than this that is so, and who waits for it needs little in memory.
-const LULL: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
 
 /// Makes connections: these where they will do, else ureq's.
 #[derive(Debug, Default)]
@@ -163,11 +153,6 @@ impl Transport for Connection {
         let timeout = timeout.for_read();
         if let Some(wanted) = due(&timeout, &mut self.read_timeout) {
             self.stream.set_read_timeout(wanted)?;
-        }
-        let is_patient = timeout.not_zero().is_none_or(|left| *left >= PATIENCE);
-        let mut answer = [PollFd::new(&self.stream, PollFlags::IN)];
-        if is_patient && poll(&mut answer, Some(&LULL)) == Ok(0) {
-            footprint::forget_program();
         }
         let read = loop {
             match self.stream.read(self.buffers.input_append_buf()) {

@@ -4,10 +4,9 @@
 //! (and, for what changes something, in `request` beside the agents' calls).
 
 use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK, unreachable};
-use crate::wire::json;
+use crate::wire::duration::TimeSpan;
+use crate::wire::event::TaskEvent;
 use crate::wire::machine::{Machine, MachineState};
-use crate::wire::news::News;
-use crate::wire::span::Span;
 use crate::wire::task::{DryRun, NewTask, Task, TaskState};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
@@ -16,7 +15,7 @@ use std::time::Duration;
 
 /// The longest answer, in bytes: a list of a thousand tasks with their output.
 const MAX_ANSWER: u64 = 256 << 20;
-/// The longest line of news, in bytes: 64 KiB of output, each byte written as six.
+/// The longest line of an event stream, in bytes: 64 KiB of output, each byte written as six.
 const MAX_LINE: u64 = 1 << 20;
 /// How many bytes of a refusal are read where a stream was expected.
 const MAX_REFUSAL: u64 = 64 << 10;
@@ -46,7 +45,7 @@ impl Client {
     }
 
     /// A task by its id, the beginning of its id, or its name; waits for its end if asked to.
-    pub fn task(&self, name: &str, wait: Span) -> Result<Task, CallError> {
+    pub fn task(&self, name: &str, wait: TimeSpan) -> Result<Task, CallError> {
         let path = format!("task/{}?wait={}ms", encoded(name), wait.as_millis());
         self.look("look at the task", &path, Duration::from(wait) + POLL_SLACK)
     }
@@ -96,12 +95,12 @@ impl Client {
     }
 
     /// What has happened to a task, and when `live` what happens until it ends.
-    pub fn news(
+    pub fn events(
         &self,
         id: &str,
         machine: Option<&str>,
         live: bool,
-    ) -> Result<NewsReader, CallError> {
+    ) -> Result<EventReader, CallError> {
         let path = format!("task/{}/output", encoded(id));
         let url = self.url(&with_query(
             &path,
@@ -125,7 +124,7 @@ impl Client {
                 .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}"))))
         });
         match opened {
-            Ok(body) => Ok(NewsReader {
+            Ok(body) => Ok(EventReader {
                 lines: BufReader::new(Box::new(body)),
                 url,
             }),
@@ -141,7 +140,7 @@ impl Client {
         question: &Q,
     ) -> Result<A, CallError> {
         let url = self.url(path);
-        json::written(question)
+        serde_json::to_vec(question)
             .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
             .and_then(|body| self.exchange(&url, &body, CALL_TIMEOUT, MAX_ANSWER))
             .and_then(|(status, answer)| self.understand(status, answer))
@@ -183,16 +182,16 @@ impl Client {
     }
 }
 
-/// News as they come.
-pub struct NewsReader {
+/// The events of a task, as they come.
+pub struct EventReader {
     lines: BufReader<Box<dyn Read + Send>>,
     url: String,
 }
 
-impl NewsReader {
+impl EventReader {
     /// The next; waits for it. `Ok(None)` at the end of the stream; an inner `None` is a sign of
-    /// life of the server without news.
-    pub fn next_news(&mut self) -> Result<Option<Option<News>>, CallError> {
+    /// life of the server without an event.
+    pub fn next_event(&mut self) -> Result<Option<Option<TaskEvent>>, CallError> {
         let mut line = Vec::new();
         let read = (&mut self.lines)
             .take(MAX_LINE)
@@ -201,7 +200,7 @@ impl NewsReader {
             Ok(0) => Ok(None),
             Ok(1) if line == b"\n" => Ok(Some(None)),
             Ok(_) => match serde_json::from_slice(&line) {
-                Ok(news) => Ok(Some(Some(news))),
+                Ok(event) => Ok(Some(Some(event))),
                 Err(why) => Err(Kind::NotUnderstood(why.to_string())),
             },
             Err(why) => Err(Kind::Unreachable(format!("the connection broke: {why}"))),

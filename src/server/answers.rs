@@ -5,14 +5,14 @@ pub mod text;
 use super::http::Answer;
 use crate::core::{Refusal, Task};
 use crate::wire::agent::Orders;
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Detail, TaskState};
 use crate::wire::{self, Envelope};
 use serde::Serialize;
 use std::sync::Arc;
 
 /// The longest a poll is held: with the 45 s of silence it leaves 20 s for a slow network.
-pub const MAX_POLL_WAIT: Span = Span::from_secs(25);
+pub const MAX_POLL_WAIT: TimeSpan = TimeSpan::from_secs(25);
 /// Room for an answer of ordinary size, in bytes.
 const USUAL_BYTES: usize = 1 << 10;
 /// The longest reason of a refusal, in bytes.
@@ -33,7 +33,7 @@ pub fn json<T: Serialize>(status: u16, value: &T) -> Answer {
 fn json_of<T: Serialize>(bytes: usize, status: u16, value: &T) -> Answer {
     let mut body = Vec::with_capacity(bytes);
     // Our own types have only string keys and finite numbers: serializing them cannot fail.
-    let _ = wire::json::write(value, &mut body);
+    let _ = serde_json::to_writer(&mut body, value);
     Answer::new(status, "application/json", body)
 }
 

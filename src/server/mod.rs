@@ -99,7 +99,6 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     });
     start_thread("clock", move || keep_time(&store))?;
     edge.serve(config.engine, listener, &server)?;
-    crate::footprint::forget_program();
     for signal in signals.forever() {
         if signal != SIGHUP {
             info!("ends on signal {signal}");

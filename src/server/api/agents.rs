@@ -7,11 +7,11 @@ use crate::server::answers::{self, not_safe, refused};
 use crate::server::http::Answer;
 use crate::server::state::Polled;
 use crate::wire::agent::{Done, Goodbye, Output, Poll};
-use crate::wire::object::Object;
+use crate::wire::strict_object::StrictObject;
 
 /// `POST /api/v1/agent/poll`: held until there is something to do.
 pub fn poll(call: Call<'_>) -> Handled {
-    let Object(poll): Object<Poll> = body(&call, "the poll")?;
+    let StrictObject(poll): StrictObject<Poll> = body(&call, "the poll")?;
     let Some(responder) = call.responder.take() else {
         return Ok(None);
     };
@@ -47,7 +47,7 @@ fn check_speaks_for(instance: &str) -> Result<(), Answer> {
 
 /// `POST /api/v1/agent/output`.
 pub fn output(call: Call<'_>) -> Handled {
-    let Object(output): Object<Output> = body(&call, "the output")?;
+    let StrictObject(output): StrictObject<Output> = body(&call, "the output")?;
     check_speaks_for(&output.instance)?;
     // The agent drops what was taken.
     let taken = call
@@ -60,7 +60,7 @@ pub fn output(call: Call<'_>) -> Handled {
 
 /// `POST /api/v1/agent/done`.
 pub fn done(call: Call<'_>) -> Handled {
-    let Object(done): Object<Done> = body(&call, "the results")?;
+    let StrictObject(done): StrictObject<Done> = body(&call, "the results")?;
     check_speaks_for(&done.instance)?;
     let taken = call
         .server
@@ -71,7 +71,7 @@ pub fn done(call: Call<'_>) -> Handled {
 
 /// `POST /api/v1/agent/goodbye`.
 pub fn goodbye(call: Call<'_>) -> Handled {
-    let Object(goodbye): Object<Goodbye> = body(&call, "the goodbye")?;
+    let StrictObject(goodbye): StrictObject<Goodbye> = body(&call, "the goodbye")?;
     check_speaks_for(&goodbye.instance)?;
     let left = call
         .server

@@ -3,7 +3,6 @@
 use crate::config::AuditTarget;
 use crate::core::Task;
 use crate::server::http::Request;
-use crate::wire;
 use log::{Level, info, log_enabled, warn};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
@@ -134,7 +133,7 @@ impl Audit {
             command: task.map(command),
         };
         let mut text = Vec::with_capacity(USUAL_BYTES);
-        let written = wire::json::write(&line, &mut text);
+        let written = serde_json::to_writer(&mut text, &line);
         let (Ok(()), Ok(mut text)) = (written, String::from_utf8(text)) else {
             return;
         };

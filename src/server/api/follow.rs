@@ -5,7 +5,7 @@
 //! one that reads slowly delays nobody. To add a form of the stream: implement [`Form`] and let `output` choose it.
 
 use super::call::{Call, Handled};
-use crate::core::{Follower, News, TaskKey, Wanted, What, execution_id, gap_line};
+use crate::core::{EventKind, Follower, OutputFilter, TaskEvent, TaskKey, execution_id, gap_line};
 use crate::server::answers;
 use crate::server::http::{Part, Source};
 use crate::server::state::{Store, Watcher};
@@ -20,12 +20,12 @@ const PACE: Duration = Duration::from_millis(100);
 /// connection.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 
-/// How news are written.
+/// How events are written.
 pub trait Form: Send {
     /// The type of the body.
     fn content_type(&self) -> &'static str;
     /// Adds one to what is to be written.
-    fn add(&mut self, news: &News, to: &mut Vec<u8>);
+    fn add(&mut self, event: &TaskEvent, to: &mut Vec<u8>);
     /// What is written when there has been nothing to write for a while.
     fn sign_of_life(&self) -> &'static [u8];
 }
@@ -43,25 +43,25 @@ impl Form for Text {
         "text/plain; charset=utf-8"
     }
 
-    fn add(&mut self, news: &News, to: &mut Vec<u8>) {
-        let remark = match &news.what {
-            What::State(_) => return,
-            What::Output(_, _, bytes) if self.several => {
+    fn add(&mut self, event: &TaskEvent, to: &mut Vec<u8>) {
+        let remark = match &event.kind {
+            EventKind::State(_) => return,
+            EventKind::Output(_, _, bytes) if self.several => {
                 for line in bytes.split_inclusive(|b| *b == b'\n') {
-                    add_line(&news.label, line.strip_suffix(b"\n").unwrap_or(line), to);
+                    add_line(&event.label, line.strip_suffix(b"\n").unwrap_or(line), to);
                 }
                 return;
             }
-            What::Output(_, _, bytes) => {
+            EventKind::Output(_, _, bytes) => {
                 to.extend_from_slice(bytes);
                 self.within_line = bytes.last() != Some(&b'\n');
                 return;
             }
-            What::Gap(_, from, end) => gap_line(end - from),
-            What::Retried => format!("… attempt {} begins …", news.attempt),
+            EventKind::Gap(_, from, end) => gap_line(end - from),
+            EventKind::Retried => format!("… attempt {} begins …", event.attempt),
         };
         if self.several {
-            return add_line(&news.label, remark.trim().as_bytes(), to);
+            return add_line(&event.label, remark.trim().as_bytes(), to);
         }
         if std::mem::take(&mut self.within_line) {
             to.push(b'\n');
@@ -92,31 +92,31 @@ impl Form for Json {
         "application/x-ndjson"
     }
 
-    fn add(&mut self, news: &News, to: &mut Vec<u8>) {
-        let what = match &news.what {
-            What::State(state) => wire::news::What::State { state: *state },
-            What::Retried => wire::news::What::Attempt,
-            What::Output(stream, offset, bytes) => wire::news::What::Output {
+    fn add(&mut self, event: &TaskEvent, to: &mut Vec<u8>) {
+        let kind = match &event.kind {
+            EventKind::State(state) => wire::event::EventKind::State { state: *state },
+            EventKind::Retried => wire::event::EventKind::Attempt,
+            EventKind::Output(stream, offset, bytes) => wire::event::EventKind::Output {
                 stream: *stream,
                 offset: *offset,
                 end: offset + bytes.len() as u64,
                 text: String::from_utf8_lossy(bytes).into_owned(),
             },
-            What::Gap(stream, offset, end) => wire::news::What::Missing {
+            EventKind::Gap(stream, offset, end) => wire::event::EventKind::Missing {
                 stream: *stream,
                 offset: *offset,
                 end: *end,
             },
         };
-        let news = wire::news::News {
-            execution: execution_id(&self.prefix, news.n),
-            machine_label: news.label.to_string(),
-            instance: news.instance.to_string(),
-            attempt: news.attempt,
-            what,
+        let event = wire::event::TaskEvent {
+            execution: execution_id(&self.prefix, event.n),
+            machine_label: event.label.to_string(),
+            instance: event.instance.to_string(),
+            attempt: event.attempt,
+            kind,
         };
         // Our own types have only string keys and finite numbers: serializing them cannot fail.
-        let _ = wire::json::write(&news, to);
+        let _ = serde_json::to_writer(&mut *to, &event);
         to.push(b'\n');
     }
 
@@ -129,7 +129,7 @@ impl Form for Json {
 pub fn answer(
     call: Call<'_>,
     task: TaskKey,
-    wanted: Wanted,
+    wanted: OutputFilter,
     live: bool,
     form: Box<dyn Form>,
 ) -> Handled {
@@ -188,13 +188,13 @@ impl Source for Following {
         }
         // What happens from now on wakes it again.
         self.watcher.looks();
-        let look = self.store.ask(|core| core.news(&mut self.follower));
+        let batch = self.store.ask(|core| core.next_events(&mut self.follower));
         let mut bytes = Vec::new();
-        for news in &look.news {
-            self.form.add(news, &mut bytes);
+        for event in &batch.events {
+            self.form.add(event, &mut bytes);
         }
-        let is_over = !look.more && (look.ended || !self.live);
-        self.looked = (!look.more && !is_over).then(Instant::now);
+        let is_over = !batch.more && (batch.ended || !self.live);
+        self.looked = (!batch.more && !is_over).then(Instant::now);
         let silence = self.written.elapsed();
         if bytes.is_empty() && !is_over && silence >= SIGN_OF_LIFE {
             bytes.extend_from_slice(self.form.sign_of_life());
@@ -204,7 +204,7 @@ impl Source for Following {
             self.written = Instant::now();
             return Part::Bytes(bytes);
         }
-        match (look.more, is_over) {
+        match (batch.more, is_over) {
             (true, _) => Part::Wait(Duration::ZERO),
             (_, true) => Part::End,
             _ => Part::Wait(SIGN_OF_LIFE.saturating_sub(silence).max(PACE)),

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub fn metrics(call: Call<'_>) -> Handled {
     let server = call.server;
     let (machines, tasks, mut executions, figures, output_bytes) = server.store.ask(|core| {
-        let figures = core.figures().clone();
+        let figures = core.stats().clone();
         (
             core.machines_by_state(),
             core.tasks_by_state(),

@@ -11,7 +11,7 @@ use crate::core::{MachineKey, Refusal};
 use crate::server::answers;
 use crate::server::http::Answer;
 use crate::wire::agent::{Assignment, AttemptId, Ended, Piece, Stream};
-use crate::wire::span::Timeout;
+use crate::wire::duration::Timeout;
 use crate::wire::task::{Detail, ExecutionState};
 use crate::wire::{self, Envelope};
 use serde::Deserialize;

@@ -3,7 +3,7 @@
 use super::call::{Call, Handled};
 use super::follow;
 use super::parse::{flag, looked_at_task};
-use crate::core::{Output, Refusal, Task, Wanted, gap_line};
+use crate::core::{Output, OutputFilter, Refusal, Task, gap_line};
 use crate::server::answers;
 use crate::server::answers::text::plain;
 use crate::server::http::Answer;
@@ -56,12 +56,12 @@ pub fn output(call: Call<'_>) -> Handled {
         return Err(answers::refused(Refusal::not_on(&task, name)));
     }
     if live || as_json {
-        let several = task.has_several(machine);
+        let several = task.has_several_machines(machine);
         if offset.is_some() {
             let may_join = usize::from(several);
             check_one(task.outputs(machine).len().max(2 * may_join))?;
         }
-        let wanted = Wanted {
+        let wanted = OutputFilter {
             machine: machine.map(str::to_owned),
             stream: stream.or(offset.map(|_| Stream::Stdout)),
             offset,
@@ -151,11 +151,11 @@ fn from_offset(task: &Task, machine: Option<&str>, stream: Stream, offset: u64) 
     let Some(output) = output else {
         return text;
     };
-    let tape = output.tape(stream);
-    while at < tape.end() {
-        let (from, bytes) = tape
+    let buffer = output.stream(stream);
+    while at < buffer.end() {
+        let (from, bytes) = buffer
             .read(at, usize::MAX)
-            .unwrap_or((tape.end(), Vec::new()));
+            .unwrap_or((buffer.end(), Vec::new()));
         if from > at {
             text.push_str(&gap_line(from - at));
         }

@@ -4,14 +4,13 @@ use super::call::Call;
 use crate::core::TaskKey;
 use crate::server::answers::{bad, refused};
 use crate::server::http::{Answer, Request};
-use crate::wire;
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use serde::de::DeserializeOwned;
 
 /// The longest a request may wait for a task: longer ones are asked again.
-const MAX_WAIT: Span = Span::from_secs(3_600);
+const MAX_WAIT: TimeSpan = TimeSpan::from_secs(3_600);
 
-/// Reads a JSON body, as an [`Object`] or [`Posted`]. The error names the field.
+/// Reads a JSON body, as a [`StrictObject`](crate::wire::strict_object::StrictObject) or `Posted`. The error names the field.
 pub fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
     let bytes = &call.request.body;
     if bytes.is_empty() {
@@ -49,14 +48,13 @@ pub fn check_depth(call: &Call<'_>, what: &str) -> Result<(), Answer> {
     )))
 }
 
-/// Whether arrays and objects are nested no deeper than `max`. Texts are the most of a body: they
-/// are passed over eight bytes at a time.
+/// Whether arrays and objects are nested no deeper than `max`.
 fn nests_within(body: &[u8], max: usize) -> bool {
     let (mut depth, mut at) = (0usize, 0);
     while let Some(byte) = body.get(at) {
         at += 1;
         match byte {
-            b'"' => at += text_length(&body[at..]),
+            b'"' => at += string_length(&body[at..]),
             b'{' | b'[' if depth == max => return false,
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth = depth.saturating_sub(1),
@@ -66,19 +64,18 @@ fn nests_within(body: &[u8], max: usize) -> bool {
     true
 }
 
-/// How many bytes the rest of a text takes, with the quote at its end.
-fn text_length(rest: &[u8]) -> usize {
-    let mut at = 0;
-    loop {
-        at += wire::json::plain(&rest[at..]);
-        match rest.get(at) {
-            None => return rest.len(),
-            Some(b'"') => return at + 1,
-            // What it escapes may be a quote.
-            Some(b'\\') => at = rest.len().min(at + 2),
-            Some(_) => at += 1,
+/// The length of a JSON string in bytes, from after its opening quote to after its closing one.
+fn string_length(rest: &[u8]) -> usize {
+    let mut is_escaped = false;
+    for (at, byte) in rest.iter().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => return at + 1,
+            _ => {}
         }
     }
+    rest.len()
 }
 
 /// Reads a parameter of the query.
@@ -98,7 +95,7 @@ pub fn parameter<T>(
 
 /// How long the caller wants to wait, in milliseconds.
 pub fn wait_ms(request: &Request) -> Result<u64, Answer> {
-    let read = |text: &str| match text.parse::<Span>() {
+    let read = |text: &str| match text.parse::<TimeSpan>() {
         Ok(span) if span <= MAX_WAIT => Ok(span),
         _ => Err(format!(
             "expected a number of seconds or a string such as \"90s\", {MAX_WAIT} at most"

@@ -10,7 +10,7 @@ use crate::server::http::{Answer, Request};
 use crate::server::state::HeldWait;
 use crate::wire::Envelope;
 use crate::wire::machine::MachineState;
-use crate::wire::object::Posted;
+use crate::wire::strict_object::Posted;
 use crate::wire::task::{DryRun, PostedTask, Target, TaskState};
 
 /// Tasks in a list when not said otherwise, and at most.

@@ -1,13 +1,11 @@
-//! The optional database: one file in which what was acknowledged survives. The only place that
-//! names redb.
+//! The optional database: one file in which acknowledged changes survive a restart. The only code that names redb.
 //!
-//! Its face is small: [`Db::open`] gives back what was saved, [`Db::commit`] puts a batch of records
-//! on top and returns when the disk has it. Records are JSON, keyed by number; output is kept as the
-//! pieces in which it came. The format has a version: to change it in a way that
-//! `#[serde(default)]` does not cover, raise [`VERSION`] and bring older files up in `migrate`.
+//! [`Db::open`] returns what was saved; [`Db::commit`] saves a batch of records and returns when it is on the disk.
+//! Records are JSON, keyed by number; output is stored in the pieces in which it arrived. The format has a
+//! version: for a change that `#[serde(default)]` does not cover, raise [`VERSION`] and convert older files in
+//! `migrate`.
 
 use crate::core::{Batch, Core, Limits, OutputChange, OutputKey, Saved, SavedPiece, TaskKey, Time};
-use crate::wire;
 use crate::wire::agent::Stream;
 use log::{info, warn};
 use redb::{
@@ -27,14 +25,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The version of the format that this program writes.
 const VERSION: u64 = 1;
-/// Memory for pages of the file, in bytes: what is needed often is in the core anyway.
+/// Memory for caching pages of the file, in bytes. Little is enough: the core holds all data anyway.
 const CACHE_BYTES: usize = 16 << 20;
-/// A file of which the records are less than one part in so many is compacted at start. One that has
-/// just been compacted has about twice their size.
+/// A file is compacted at the start if it is more than this many times as large as its records. Just after a
+/// compaction it is about twice as large.
 const COMPACTED_BELOW: u64 = 4;
-/// Smaller files are not worth it, in bytes.
+/// Smaller files are not compacted, in bytes.
 const MIN_COMPACTED_BYTES: u64 = 16 << 20;
-/// What commands wrote, and what they were given, is for the server's user alone.
+/// Only the user of the server may read the file: it contains commands and their output.
 const MODE: u32 = 0o600;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -52,13 +50,13 @@ const META_NEXT_TASK: &str = "nextTask";
 /// The open file.
 pub struct Db {
     path: PathBuf,
-    /// `None` after an error, until it could be opened again.
+    /// `None` after an error, until it is opened again.
     database: Option<Database>,
     next_piece: u64,
 }
 
 impl Db {
-    /// Opens the file, or makes it, and reads what it holds. The error says what to do.
+    /// Opens or creates the file, and reads its content. The error says what to do.
     pub fn open(path: &Path) -> Result<(Db, Saved), String> {
         without_panic(path, || Db::open_or_make(path))
     }
@@ -67,7 +65,7 @@ impl Db {
         let known = path.try_exists();
         if !known.map_err(|why| format!("cannot open {}: {why}", path.display()))? {
             make_file(path)
-                .map_err(|why| format!("cannot make the database {}: {why}", path.display()))?;
+                .map_err(|why| format!("cannot create the database {}: {why}", path.display()))?;
         }
         let mut opened = open_file(path)?;
         let version = check_version(&opened.database, path)?;
@@ -78,10 +76,10 @@ impl Db {
             next_piece,
             bytes,
             ..
-        } = read_all(&opened.database, path, Strictness::Whole)?;
+        } = read_all(&opened.database, path, Strictness::RefuseFile)?;
         if let Err(why) = compact(&mut opened.database, path, bytes) {
             warn!("{} was not compacted: {why}", path.display());
-            // After an error of the disk the file has to be opened anew.
+            // After an error of the disk the file has to be opened again.
             drop(opened.database);
             opened = open_file(path)?;
         }
@@ -93,11 +91,11 @@ impl Db {
         Ok((db, saved))
     }
 
-    /// Saves a batch; returns when the disk has it. After an error it is not known whether the disk
-    /// has it; the same batch can be tried again.
+    /// Saves a batch and returns when it is on the disk. After an error it may or may not be there; the same batch
+    /// can be saved again.
     pub fn commit(&mut self, now: Time, batch: &Batch) -> Result<(), String> {
-        // After an error of the disk the file has to be opened anew. A panic is one, too: the file
-        // may not be what it was taken for.
+        // After an error of the disk the file has to be opened again. A panic of the library counts as one: the
+        // file may be damaged.
         let database = match self.database.take() {
             Some(database) => database,
             None => open_file(&self.path)?.database,
@@ -116,14 +114,14 @@ impl Db {
         }
     }
 
-    /// Closes the file, so that the next start need not look through all of it.
+    /// Closes the file properly, so that the next start does not have to check all of it.
     pub fn close(self) {
-        // What can go wrong here has gone wrong in a commit before.
+        // An error here has been reported by a commit before.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(self)));
     }
 }
 
-/// Makes a new file with everything in it before it gets its name: what has the name is whole.
+/// Creates the file under a temporary name and renames it once it is complete.
 fn make_file(path: &Path) -> Result<(), String> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
@@ -132,8 +130,8 @@ fn make_file(path: &Path) -> Result<(), String> {
     options.read(true).write(true).create(true).truncate(false);
     let file = options.mode(MODE).open(&new).map_err(text)?;
     match file.try_lock() {
-        Err(TryLockError::WouldBlock) => return Err("another server is making it".into()),
-        // Where there are no locks, there is nobody to be kept out by one.
+        Err(TryLockError::WouldBlock) => return Err("another server is creating it".into()),
+        // A file system without locks cannot keep another server out.
         Err(TryLockError::Error(_)) | Ok(()) => {}
     }
     let made = file.set_len(0).map_err(text).and_then(|()| {
@@ -168,11 +166,11 @@ fn builder() -> Builder {
 
 struct Opened {
     database: Database,
-    /// It had not been closed properly; it is whole all the same.
+    /// It was not closed properly, which does no harm.
     was_open: bool,
 }
 
-/// Opens a file that is there.
+/// Opens an existing file.
 fn open_file(path: &Path) -> Result<Opened, String> {
     let cannot = |why: &dyn Display| format!("cannot open {}: {why}", path.display());
     let meta = std::fs::metadata(path).map_err(|why| cannot(&why))?;
@@ -193,7 +191,9 @@ fn open_file(path: &Path) -> Result<Opened, String> {
             std::io::ErrorKind::UnexpectedEof => damaged(path, &"it is cut off"),
             _ => cannot(&why),
         },
-        DatabaseError::UpgradeRequired(_) => cannot(&"this sidebike cannot read its format"),
+        DatabaseError::UpgradeRequired(_) => {
+            cannot(&"this version of sidebike cannot read its format")
+        }
         other => damaged(path, &other),
     })?;
     Ok(Opened {
@@ -202,8 +202,7 @@ fn open_file(path: &Path) -> Result<Opened, String> {
     })
 }
 
-/// Where the library takes it for granted that a file is whole, it panics: that is for a person to
-/// read as well.
+/// Runs `work` and turns a panic into an error for the user: the library panics on some damaged files.
 fn without_panic<T>(path: &Path, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
@@ -217,7 +216,7 @@ fn without_panic<T>(path: &Path, work: impl FnOnce() -> Result<T, String>) -> Re
     })
 }
 
-/// What is said of a file that is not what it should be.
+/// The error for a damaged file.
 pub fn damaged(path: &Path, why: &dyn Display) -> String {
     format!(
         "{} is damaged or not a database of sidebike: {why}. Nothing is replaced: put a copy back, or move the file away to start empty; `sidebike db export` may still read a part of it",
@@ -238,7 +237,7 @@ fn version(database: &Database) -> Result<Option<u64>, String> {
     }
 }
 
-/// Refuses a file of a newer version, and a database of something else.
+/// Refuses a file of a newer version or of another program.
 fn check_version(database: &Database, path: &Path) -> Result<u64, String> {
     match version(database).map_err(|why| damaged(path, &why))? {
         Some(version @ 1..=VERSION) => Ok(version),
@@ -250,9 +249,9 @@ fn check_version(database: &Database, path: &Path) -> Result<u64, String> {
     }
 }
 
-/// Makes the tables of a new file, or brings those of an older version up.
+/// Creates the tables of a new file, or converts those of an older version.
 fn prepare(database: &Database, version: Option<u64>) -> Result<(), String> {
-    // Nothing is written at a start that has nothing to change: the disk may be full.
+    // A start that has nothing to change writes nothing: the disk may be full.
     if version == Some(VERSION) {
         return Ok(());
     }
@@ -272,13 +271,13 @@ fn prepare(database: &Database, version: Option<u64>) -> Result<(), String> {
     write.commit().map_err(text)
 }
 
-/// Brings a file of an earlier version up to this one, step by step.
+/// Converts a file of an earlier version to this one, step by step.
 fn migrate(version: u64, _write: &WriteTransaction) -> Result<(), String> {
-    // The first version has none before it.
+    // There is no version before the first.
     Err(format!("there never was a version {version}"))
 }
 
-/// Gives back room that is no longer used, when it is worth it.
+/// Compacts the file if that saves enough.
 fn compact(database: &mut Database, path: &Path, record_bytes: u64) -> Result<(), String> {
     let size = || std::fs::metadata(path).map_or(0, |meta| meta.len());
     let before = size();
@@ -350,8 +349,8 @@ fn write_output(
     next_piece: &mut u64,
 ) -> Result<(), String> {
     let pieces = match change {
-        OutputChange::Came(piece) => std::slice::from_ref(piece),
-        OutputChange::Kept(pieces) => {
+        OutputChange::Appended(piece) => std::slice::from_ref(piece),
+        OutputChange::Replaced(pieces) => {
             let before =
                 (key.task.0, key.n, key.attempt, 0)..=(key.task.0, key.n, key.attempt, u64::MAX);
             table.retain_in(before, |_, _| false).map_err(text)?;
@@ -366,7 +365,7 @@ fn write_output(
     Ok(())
 }
 
-/// A piece: the stream, the offset, the bytes.
+/// Encodes a piece: the stream, the offset, the bytes.
 fn encoded(piece: &SavedPiece) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(9 + piece.data.len());
     bytes.push(piece.stream as u8);
@@ -390,21 +389,21 @@ fn decoded(bytes: &[u8]) -> Option<SavedPiece> {
     })
 }
 
-/// What is done about a record that cannot be read.
+/// How to treat a record that cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Strictness {
     /// The file is refused.
-    Whole,
-    /// It is left out.
-    WhatIsLeft,
+    RefuseFile,
+    /// The record is left out.
+    SkipDamaged,
 }
 
 /// Everything in the file.
 struct Read {
     saved: Saved,
-    /// The number after that of the last piece of output.
+    /// The number of the next piece of output.
     next_piece: u64,
-    /// The bytes of all records.
+    /// The size of all records, in bytes.
     bytes: u64,
     /// Records that were left out.
     left_out: usize,
@@ -417,7 +416,7 @@ fn read_all(database: &Database, path: &Path, strictness: Strictness) -> Result<
         bytes: 0,
         left_out: 0,
     };
-    // Of a damaged file the tables before the damage are worth something.
+    // The tables before the damaged part can still be used.
     let read = catch_unwind(AssertUnwindSafe(|| {
         let read = database.begin_read().map_err(text)?;
         all.read_all(&read, strictness)
@@ -425,8 +424,8 @@ fn read_all(database: &Database, path: &Path, strictness: Strictness) -> Result<
     let read = read.unwrap_or_else(|_| Err("it contradicts itself".into()));
     match (read, strictness) {
         (Ok(()), _) => Ok(all),
-        (Err(why), Strictness::Whole) => Err(damaged(path, &why)),
-        (Err(why), Strictness::WhatIsLeft) => {
+        (Err(why), Strictness::RefuseFile) => Err(damaged(path, &why)),
+        (Err(why), Strictness::SkipDamaged) => {
             warn!("not everything can be read: {why}");
             all.left_out += 1;
             Ok(all)
@@ -446,7 +445,7 @@ impl Read {
             let (key, value) = entry.map_err(text)?;
             self.bytes += value.value().len() as u64;
             let task = record("task", key.value(), value.value());
-            if let Some(task) = self.noted(task, strictness)? {
+            if let Some(task) = self.or_left_out(task, strictness)? {
                 self.saved.tasks.insert(TaskKey(key.value()), task);
             }
         }
@@ -456,7 +455,7 @@ impl Read {
             let (task, n) = key.value();
             self.bytes += value.value().len() as u64;
             let execution = record("execution of task", task, value.value());
-            if let Some(execution) = self.noted(execution, strictness)? {
+            if let Some(execution) = self.or_left_out(execution, strictness)? {
                 self.saved.executions.insert((TaskKey(task), n), execution);
             }
         }
@@ -465,11 +464,11 @@ impl Read {
             let (key, value) = entry.map_err(text)?;
             self.bytes += value.value().len() as u64;
             let machine = record("machine", key.value(), value.value());
-            if let Some(machine) = self.noted(machine, strictness)? {
+            if let Some(machine) = self.or_left_out(machine, strictness)? {
                 self.saved.machines.insert(key.value().into(), machine);
             }
         }
-        // Of each attempt by number, which is the order in which the pieces came.
+        // The pieces of each attempt are ordered by number, which is the order of arrival.
         let output = read.open_table(OUTPUT).map_err(text)?;
         for entry in output.iter().map_err(text)? {
             let (key, value) = entry.map_err(text)?;
@@ -477,7 +476,7 @@ impl Read {
             self.bytes += value.value().len() as u64;
             let piece = decoded(value.value())
                 .ok_or_else(|| format!("output {number} of task {task} is not a piece"));
-            if let Some(piece) = self.noted(piece, strictness)? {
+            if let Some(piece) = self.or_left_out(piece, strictness)? {
                 let task = TaskKey(task);
                 let key = OutputKey { task, n, attempt };
                 self.saved.output.push((key, piece));
@@ -487,15 +486,15 @@ impl Read {
         Ok(())
     }
 
-    /// A record, or `None` when it cannot be read and that is noted only.
-    fn noted<T>(
+    /// A record; `None` if it cannot be read and is left out.
+    fn or_left_out<T>(
         &mut self,
         record: Result<T, String>,
         strictness: Strictness,
     ) -> Result<Option<T>, String> {
         match record {
             Ok(record) => Ok(Some(record)),
-            Err(why) if strictness == Strictness::Whole => Err(why),
+            Err(why) if strictness == Strictness::RefuseFile => Err(why),
             Err(why) => {
                 warn!("left out: {why}");
                 self.left_out += 1;
@@ -504,8 +503,8 @@ impl Read {
         }
     }
 
-    /// Leaves out what does not fit together, so that the rest can be looked at.
-    fn leave_out_fragments(&mut self) {
+    /// Leaves out records that do not fit together, so that the rest can be exported.
+    fn leave_out_incomplete_tasks(&mut self) {
         let Saved {
             tasks, executions, ..
         } = &mut self.saved;
@@ -526,14 +525,14 @@ fn record<T: DeserializeOwned>(what: &str, key: impl Display, bytes: &[u8]) -> R
 }
 
 fn json<T: Serialize>(record: &T) -> Result<Vec<u8>, String> {
-    wire::json::written(record).map_err(text)
+    serde_json::to_vec(record).map_err(text)
 }
 
 fn text(error: impl Display) -> String {
     error.to_string()
 }
 
-/// `sidebike db check FILE`: whether a stopped server's file is whole, in words.
+/// `sidebike db check FILE`: checks the file of a stopped server and describes it.
 pub fn check(path: &Path) -> Result<String, String> {
     without_panic(path, || checked(path))
 }
@@ -544,11 +543,11 @@ fn checked(path: &Path) -> Result<String, String> {
         was_open,
     } = open_file(path)?;
     check_version(&database, path)?;
-    // When it says no, it has only found pages in use that nothing uses, and freed them.
+    // `false` only means that it found and freed unused pages.
     database
         .check_integrity()
         .map_err(|why| damaged(path, &why))?;
-    let Read { saved, .. } = read_all(&database, path, Strictness::Whole)?;
+    let Read { saved, .. } = read_all(&database, path, Strictness::RefuseFile)?;
     let (tasks, executions, machines) = (
         saved.tasks.len(),
         saved.executions.len(),
@@ -567,8 +566,8 @@ fn checked(path: &Path) -> Result<String, String> {
     ))
 }
 
-/// `sidebike db export FILE`: every task of a stopped server's file as the API answers it, one JSON
-/// line each, oldest first. Of a damaged file what can be read; then the error says so.
+/// `sidebike db export FILE`: writes every task in the file of a stopped server as the API answers it, one JSON line
+/// each, oldest first. Of a damaged file it writes what can be read, and then returns an error.
 pub fn export(path: &Path, out: &mut dyn Write) -> Result<(), String> {
     without_panic(path, || exported(path, out))
 }
@@ -576,20 +575,20 @@ pub fn export(path: &Path, out: &mut dyn Write) -> Result<(), String> {
 fn exported(path: &Path, out: &mut dyn Write) -> Result<(), String> {
     let Opened { database, .. } = open_file(path)?;
     check_version(&database, path)?;
-    let mut read = read_all(&database, path, Strictness::WhatIsLeft)?;
-    read.leave_out_fragments();
+    let mut read = read_all(&database, path, Strictness::SkipDamaged)?;
+    read.leave_out_incomplete_tasks();
     let left_out = read.left_out;
     let core = restored(read.saved).map_err(|why| damaged(path, &why))?;
     let mut write = || -> std::io::Result<()> {
         for task in core.all_tasks() {
-            let mut line = wire::json::written(&task.answer(usize::MAX))?;
+            let mut line = serde_json::to_vec(&task.answer(usize::MAX))?;
             line.push(b'\n');
             out.write_all(&line)?;
         }
         out.flush()
     };
     match write() {
-        // Whoever reads has seen enough.
+        // The reader has closed the pipe.
         Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => {}
         other => other.map_err(|why| format!("cannot write: {why}"))?,
     }
@@ -602,7 +601,7 @@ fn exported(path: &Path, out: &mut dyn Write) -> Result<(), String> {
     }
 }
 
-/// A core as it was when the file was last written, with limits that nothing exceeds.
+/// The core as it was when the file was last written, without limits.
 fn restored(saved: Saved) -> Result<Core, String> {
     let then = saved.last_alive;
     Core::restored(Limits::NONE, then, saved)

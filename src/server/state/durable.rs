@@ -1,8 +1,8 @@
-//! What has to be on the disk before it is acknowledged, and who waits for that.
+//! The queue of changes to be saved, and the wait until they are on the disk.
 //!
-//! Every change gets a ticket, in the order of the changes. One thread saves what has come together
-//! since it last looked, as one commit; whoever must not answer before waits for its ticket. So
-//! durability costs a wait, but not a commit each. Without a database every ticket is good at once.
+//! Every change gets a ticket, in the order of the changes. One thread saves all changes that have accumulated, in
+//! one commit. A request that must not be answered before its change is saved waits for its ticket. So durability
+//! costs a wait, but not a commit for each request. Without a database nothing ever waits.
 
 #[cfg(feature = "db")]
 use super::db::Db;
@@ -16,62 +16,63 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 #[cfg(feature = "db")]
 use std::time::{Duration, Instant};
 
-/// Changes that nobody waits for (output that came, commands that started) are saved this late.
+/// The delay before changes are saved that no request waits for (output, started commands).
 #[cfg(feature = "db")]
-const UNHURRIED: Duration = Duration::from_millis(500);
-/// The pause after an error of the disk, before it is tried again.
+const IDLE_DELAY: Duration = Duration::from_millis(500);
+/// The pause after an error of the disk.
 #[cfg(feature = "db")]
-const AFTER_ERROR: Duration = Duration::from_secs(1);
-/// Those who have just been answered often come back at once: the next commit waits until as many are
-/// there as the last one answered and as came meanwhile, but no longer than the last one took, and
-/// no longer than this.
+const ERROR_PAUSE: Duration = Duration::from_secs(1);
+/// Clients that were just answered often send their next request at once. So the next commit waits until as many
+/// requests wait as the last one answered and as came meanwhile, but no longer than the last commit took, and no
+/// longer than this.
 #[cfg(feature = "db")]
 const MAX_GATHERING: Duration = Duration::from_millis(5);
-/// While something has not ended, it is saved this often that the server lives: so the time that it
-/// was away, which does not count, is known that well.
+/// How often the present time is saved while a task is unfinished. The time during which a server was stopped does
+/// not count for tasks; this is how exactly it is known.
 #[cfg(feature = "db")]
-const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
-/// The most output that waits for the disk, in bytes: beyond it only of which attempts is noted.
-const MAX_WAITING_OUTPUT: usize = 32 << 20;
+const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// The most queued output, in bytes. Beyond it only the ids of its attempts are queued, and their output is read
+/// from the core when it is saved.
+const MAX_QUEUED_OUTPUT: usize = 32 << 20;
 
 /// A change's place in the order of changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Ticket(u64);
 
-/// What waits to be saved.
+/// The changes to be saved.
 #[derive(Default)]
-struct Waiting {
+struct Queue {
     batch: Batch,
-    /// The output in it, in bytes.
+    /// The size of the output in `batch`, in bytes.
     output_bytes: usize,
-    /// Attempts of which everything that is kept is to be saved: what came of them did not fit in
-    /// here, or may have reached the disk or not.
+    /// Attempts whose output is to be saved as a whole: their changes were too large for the queue, or it is not
+    /// known whether the disk has them.
     whole: BTreeSet<OutputKey>,
-    /// The last change in it.
+    /// The ticket of the last change.
     last: Ticket,
-    /// When it was last known what has changed.
+    /// The time of the last change.
     now: Time,
-    /// Something has not ended by then.
+    /// Whether a task was unfinished at that time.
     unfinished: bool,
-    /// How many wait for it: then it is saved at once.
+    /// How many requests wait; if there are any, the changes are saved at once.
     waiters: usize,
-    /// The server ends.
+    /// The server is shutting down.
     closing: bool,
 }
 
-impl Waiting {
+impl Queue {
     fn add(&mut self, batch: Batch) {
         let output = batch.output.iter();
         self.output_bytes += output.map(|(_, change)| change.cost()).sum::<usize>();
         self.batch.add(batch);
-        if self.output_bytes > MAX_WAITING_OUTPUT {
+        if self.output_bytes > MAX_QUEUED_OUTPUT {
             self.whole
                 .extend(self.batch.output.drain(..).map(|(key, _)| key));
             self.output_bytes = 0;
         }
     }
 
-    /// Puts back what was taken out and could not be saved.
+    /// Puts back a batch that could not be saved.
     #[cfg(feature = "db")]
     fn put_back(&mut self, mut batch: Batch) {
         self.whole
@@ -81,24 +82,26 @@ impl Waiting {
     }
 }
 
-/// What is known of the disk.
+/// What the disk has.
 #[derive(Default)]
 struct Disk {
-    /// The last change that it has.
-    has: Ticket,
-    /// The last change that it refused, and why, until it takes changes again.
-    refused: Option<(Ticket, String)>,
-    /// The last of everything has been saved, and the file is closed.
+    /// The last change that was saved.
+    saved: Ticket,
+    /// The last change that could not be saved, and why, until changes can be saved again.
+    failed: Option<(Ticket, String)>,
+    /// Everything has been saved, and the file is closed.
     closed: bool,
 }
 
-/// Saves changes in the order in which they are given.
+/// Saves changes in order.
 pub struct Durable {
     /// `None` without a database.
-    waiting: Option<Mutex<Waiting>>,
-    comes: Condvar,
+    queue: Option<Mutex<Queue>>,
+    /// Signals the saving thread: a request waits, or the server is shutting down.
+    work: Condvar,
     disk: Mutex<Disk>,
-    changes: Condvar,
+    /// Signals waiting requests: `disk` has changed.
+    progress: Condvar,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -106,65 +109,65 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Durable {
-    /// Nothing to be saved yet.
+    /// An empty queue.
     pub fn new(with_database: bool) -> Self {
         Durable {
-            waiting: with_database.then(Mutex::default),
-            comes: Condvar::new(),
+            queue: with_database.then(Mutex::default),
+            work: Condvar::new(),
             disk: Mutex::default(),
-            changes: Condvar::new(),
+            progress: Condvar::new(),
         }
     }
 
-    /// Whether there is a disk to wait for.
+    /// Whether there is a database to wait for.
     pub fn may_wait(&self) -> bool {
-        self.waiting.is_some()
+        self.queue.is_some()
     }
 
-    /// Takes in what a change has changed, and whether something has not ended. To be called in the
-    /// order of the changes.
+    /// Queues a change. `unfinished` says whether there is an unfinished task. Must be called in the order of the
+    /// changes.
     pub fn take_in(&self, now: Time, batch: Batch, unfinished: bool) -> Ticket {
-        let Some(waiting) = &self.waiting else {
+        let Some(queue) = &self.queue else {
             return Ticket::default();
         };
-        let mut waiting = lock(waiting);
-        waiting.now = now;
-        waiting.unfinished = unfinished;
+        let mut queue = lock(queue);
+        queue.now = now;
+        queue.unfinished = unfinished;
         if !batch.is_empty() {
-            waiting.add(batch);
-            waiting.last.0 += 1;
+            queue.add(batch);
+            queue.last.0 += 1;
         }
-        waiting.last
+        queue.last
     }
 
-    /// The ticket of everything that has changed so far.
+    /// The ticket of the last change.
     pub fn so_far(&self) -> Ticket {
-        let waiting = self.waiting.as_ref();
-        waiting.map_or(Ticket::default(), |waiting| lock(waiting).last)
+        let queue = self.queue.as_ref();
+        queue.map_or(Ticket::default(), |queue| lock(queue).last)
     }
 
-    /// Waits until the disk has everything up to `ticket`. The error says why it has not.
+    /// Waits until everything up to `ticket` is saved. The error says why it cannot be saved.
     pub fn wait(&self, ticket: Ticket) -> Result<(), String> {
-        let Some(waiting) = &self.waiting else {
+        let Some(queue) = &self.queue else {
             return Ok(());
         };
-        if lock(&self.disk).has >= ticket {
+        if lock(&self.disk).saved >= ticket {
             return Ok(());
         }
         {
-            let mut waiting = lock(waiting);
-            waiting.waiters += 1;
-            self.comes.notify_one();
+            let mut queue = lock(queue);
+            queue.waiters += 1;
+            self.work.notify_one();
         }
         let mut disk = lock(&self.disk);
         loop {
-            match &disk.refused {
-                _ if disk.has >= ticket => return Ok(()),
-                Some((refused, why)) if *refused >= ticket => return Err(why.clone()),
-                _ if disk.closed => return Err("the server ends".into()),
+            match &disk.failed {
+                _ if disk.saved >= ticket => return Ok(()),
+                Some((failed, why)) if *failed >= ticket => return Err(why.clone()),
+                _ if disk.closed => return Err("the server is shutting down".into()),
                 _ => {
                     disk = self
-                        .changes
+                        .progress
                         .wait(disk)
                         .unwrap_or_else(PoisonError::into_inner)
                 }
@@ -172,39 +175,35 @@ impl Durable {
         }
     }
 
-    /// Why the disk takes nothing at the moment, if it does not.
+    /// Why nothing can be saved at present, if that is so.
     pub fn trouble(&self) -> Option<String> {
-        self.waiting.as_ref()?;
-        lock(&self.disk)
-            .refused
-            .as_ref()
-            .map(|(_, why)| why.clone())
+        self.queue.as_ref()?;
+        lock(&self.disk).failed.as_ref().map(|(_, why)| why.clone())
     }
 
-    /// Saves for as long as the server lives. `kept` gives everything that is kept of the output of
-    /// attempts, as it is now.
+    /// Saves changes until the server shuts down. `output_of` gives the whole present output of attempts.
     #[cfg(feature = "db")]
     pub fn save_forever(
         &self,
         mut db: Db,
-        kept: impl Fn(&BTreeSet<OutputKey>) -> Vec<(OutputKey, OutputChange)>,
+        output_of: impl Fn(&BTreeSet<OutputKey>) -> Vec<(OutputKey, OutputChange)>,
     ) {
-        let Some(waiting) = &self.waiting else { return };
+        let Some(queue) = &self.queue else { return };
         let mut last_commit = Instant::now();
         let (mut took, mut waiters) = (Duration::ZERO, 0);
         loop {
             let (mut batch, whole, last, now, unfinished, closing) = {
-                let guard = lock(waiting);
+                let guard = lock(queue);
                 let expected = waiters + guard.waiters;
-                let idle = |w: &mut Waiting| w.waiters == 0 && !w.closing;
+                let idle = |w: &mut Queue| w.waiters == 0 && !w.closing;
                 let (mut guard, _) = self
-                    .comes
-                    .wait_timeout_while(guard, UNHURRIED, idle)
+                    .work
+                    .wait_timeout_while(guard, IDLE_DELAY, idle)
                     .unwrap_or_else(PoisonError::into_inner);
-                let fewer = |w: &mut Waiting| w.waiters < expected && !w.closing;
+                let fewer = |w: &mut Queue| w.waiters < expected && !w.closing;
                 if guard.waiters > 0 {
                     guard = self
-                        .comes
+                        .work
                         .wait_timeout_while(guard, took.min(MAX_GATHERING), fewer)
                         .unwrap_or_else(PoisonError::into_inner)
                         .0;
@@ -220,18 +219,19 @@ impl Durable {
                     guard.closing,
                 )
             };
-            let silent = unfinished && last_commit.elapsed() >= SIGN_OF_LIFE;
+            let silent = unfinished && last_commit.elapsed() >= ALIVE_INTERVAL;
             let saved = if batch.is_empty() && whole.is_empty() && !silent {
                 Ok(())
             } else {
-                // After an error the least is tried first, as all that is kept may be much.
+                // After an error try an empty commit first: the batch may be large.
                 let works = self
                     .trouble()
                     .map_or(Ok(()), |_| db.commit(now, &Batch::default()));
                 works.and_then(|()| {
                     if !whole.is_empty() {
-                        // What came later is in there, too, and comes again: that does no harm.
-                        batch.output.extend(kept(&whole));
+                        // It also contains output that is still queued and will be saved again; repeating it
+                        // has no effect.
+                        batch.output.extend(output_of(&whole));
                     }
                     last_commit = Instant::now();
                     let saved = db.commit(now, &batch);
@@ -242,23 +242,23 @@ impl Durable {
             match saved {
                 Ok(()) => self.note_saved(last),
                 Err(why) => {
-                    let mut waiting = lock(waiting);
-                    waiting.whole.extend(whole);
-                    waiting.put_back(batch);
-                    drop(waiting);
-                    self.note_refused(last, why, closing);
+                    let mut queue = lock(queue);
+                    queue.whole.extend(whole);
+                    queue.put_back(batch);
+                    drop(queue);
+                    self.note_failed(last, why, closing);
                 }
             }
             if closing {
                 db.close();
                 lock(&self.disk).closed = true;
-                self.changes.notify_all();
+                self.progress.notify_all();
                 return;
             }
             if self.trouble().is_some() {
-                let guard = lock(waiting);
-                let open = |w: &mut Waiting| !w.closing;
-                drop(self.comes.wait_timeout_while(guard, AFTER_ERROR, open));
+                let guard = lock(queue);
+                let open = |w: &mut Queue| !w.closing;
+                drop(self.work.wait_timeout_while(guard, ERROR_PAUSE, open));
             }
         }
     }
@@ -266,34 +266,34 @@ impl Durable {
     #[cfg(feature = "db")]
     fn note_saved(&self, last: Ticket) {
         let mut disk = lock(&self.disk);
-        disk.has = disk.has.max(last);
-        if disk.refused.take().is_some() {
+        disk.saved = disk.saved.max(last);
+        if disk.failed.take().is_some() {
             info!("the database takes changes again");
         }
-        self.changes.notify_all();
+        self.progress.notify_all();
     }
 
     #[cfg(feature = "db")]
-    fn note_refused(&self, last: Ticket, why: String, closing: bool) {
+    fn note_failed(&self, last: Ticket, why: String, closing: bool) {
         let mut disk = lock(&self.disk);
         if closing {
             error!("the last changes are not saved: {why}");
-        } else if disk.refused.is_none() {
+        } else if disk.failed.is_none() {
             warn!("database: {why}; nothing new is accepted until it takes changes again");
         }
-        disk.refused = Some((
+        disk.failed = Some((
             last,
             format!("database: {why}; nothing is accepted until it takes changes again"),
         ));
-        self.changes.notify_all();
+        self.progress.notify_all();
     }
 
-    /// Saves the last of it and closes the file; waits for that.
+    /// Saves the rest and closes the file; returns when that is done.
     pub fn close(&self) {
-        let Some(waiting) = &self.waiting else { return };
-        lock(waiting).closing = true;
-        self.comes.notify_one();
+        let Some(queue) = &self.queue else { return };
+        lock(queue).closing = true;
+        self.work.notify_one();
         let disk = lock(&self.disk);
-        drop(self.changes.wait_while(disk, |disk| !disk.closed));
+        drop(self.progress.wait_while(disk, |disk| !disk.closed));
     }
 }

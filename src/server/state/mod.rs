@@ -20,7 +20,7 @@ use super::answers;
 use super::http::{ConnectionId, Responder, start_thread};
 use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
 use crate::wire::agent::{Orders, Poll};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::Detail;
 use log::info;
 use std::collections::VecDeque;
@@ -36,7 +36,7 @@ const ANSWERING_THREADS: usize = 4;
 const RECENTLY_MS: u64 = 5_000;
 /// How long a poll is still held when its machine was handed something beside it. What ends within
 /// that time is reported without a poll between.
-const SAYS_WHAT_IT_HOLDS: Span = Span::from_secs(1);
+const SAYS_WHAT_IT_HOLDS: TimeSpan = TimeSpan::from_secs(1);
 /// The most held requests that one thread answers in one go.
 const MAX_JOBS_AT_ONCE: usize = 64;
 
@@ -293,7 +293,7 @@ impl Store {
                     superseded = held.take_poll(machine);
                     let until = now.plus(poll.wait.min(answers::MAX_POLL_WAIT));
                     if orders.is_empty() && until > now && held.has_room() {
-                        core.park(machine);
+                        core.hold_poll(machine);
                         held.add_poll(machine, responder, until);
                         Polled::Held
                     } else {
@@ -423,7 +423,7 @@ impl Store {
             let State { core, held } = &mut *state;
             let dropped = held.take_of(connection);
             if let Some((Some(machine), _)) = &dropped {
-                core.unpark(*machine);
+                core.release_poll(*machine);
             }
             dropped
         };
@@ -456,13 +456,13 @@ impl Store {
                     jobs.push(Job::Finished(task));
                     self.watchers.wake(task);
                 }
-                Notice::News(task) => self.watchers.wake(task),
+                Notice::Changed(task) => self.watchers.wake(task),
                 Notice::HandedOut(machine) => {
                     let soon = self.clock.now().plus(SAYS_WHAT_IT_HOLDS);
                     self.state().held.shorten_poll(machine, soon);
                 }
-                Notice::Gone(label, why) => info!("machine {label} is offline: {why}"),
-                Notice::Appeared(label, instance) => {
+                Notice::MachineOffline(label, why) => info!("machine {label} is offline: {why}"),
+                Notice::MachineOnline(label, instance) => {
                     info!("machine {label} is online, instance {instance}")
                 }
             }
@@ -573,7 +573,7 @@ impl Store {
     #[cfg(feature = "db")]
     pub fn save_forever(&self, db: self::db::Db) {
         self.durable
-            .save_forever(db, |of| self.ask(|core| core.kept_output(of)));
+            .save_forever(db, |of| self.ask(|core| core.output_snapshot(of)));
     }
 
     /// Saves the last of it, before the server ends.

@@ -1,11 +1,11 @@
-//! What the server and the client say, in the words of the command line: flags in place of the
-//! API's fields, what was being done in place of a call's address, what to set where a token is wanted.
+//! Turns errors of the server and the client into messages of the command line: flags in place of the API's
+//! fields, the command in place of the address of a call, and what to set if a token is needed.
 
 use super::TOKEN;
-use super::screen::harmless;
+use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
-/// Fields and parameters, as a refusal begins with them, and what sets them here.
+/// Fields and parameters of the API, as messages begin with them, and the flags that set them.
 const FIELDS: [(&str, &str); 9] = [
     ("machinePattern", "-m"),
     ("machine", "-m"),
@@ -17,7 +17,7 @@ const FIELDS: [(&str, &str); 9] = [
     ("detail.timeout", "--timeout"),
     ("detail.workspace", "--workspace"),
 ];
-/// What is said of the API within a refusal, and what to say of the command line.
+/// Phrases about the API inside messages, and what replaces them.
 const PHRASES: [(&str, &str); 4] = [
     ("?all=1", "--all"),
     (
@@ -34,8 +34,8 @@ const PHRASES: [(&str, &str); 4] = [
     ),
 ];
 
-/// What a person can do something with: the server's own words, or what was in the way.
-pub fn in_words(error: &CallError) -> String {
+/// The message for an error: the server's own, or what prevented the call.
+pub fn describe(error: &CallError) -> String {
     let (call, server) = (error.call, error.server());
     match &error.kind {
         Kind::Refused {
@@ -43,8 +43,8 @@ pub fn in_words(error: &CallError) -> String {
             msg,
             ours: true,
         } => {
-            let msg = in_flags(msg);
-            // A 403 may also be about the host's name.
+            let msg = with_flags(msg);
+            // A 403 may also be about the host name.
             if *status == 401 || (*status == 403 && msg.contains("token")) {
                 return format!(
                     "{msg}; set {TOKEN}, or {TOKEN}_FILE to a file, with a token of people (to look only a read token will do, an agent's never does)"
@@ -62,12 +62,12 @@ pub fn in_words(error: &CallError) -> String {
     }
 }
 
-/// The same where a command gives up.
-pub fn complaint(error: &CallError) -> String {
-    let words = in_words(error);
+/// The same for an error that ends a command: also says how to name another server.
+pub fn describe_failure(error: &CallError) -> String {
+    let words = describe(error);
     let is_elsewhere = match &error.kind {
         Kind::Unreachable(_) | Kind::Refused { ours: false, .. } => true,
-        // A path behind the address that is none of the server's.
+        // The address has a path that is not the server's.
         Kind::Refused { status, msg, .. } => *status == 404 && msg.starts_with("there is no /"),
         Kind::NotUnderstood(_) => false,
     };
@@ -79,13 +79,13 @@ pub fn complaint(error: &CallError) -> String {
     }
 }
 
-/// A label of which there was nothing: people take it for a pattern, as in `run`.
-pub fn whole_label(label: &str, what: &str) -> String {
-    let label = harmless(label);
+/// The message when no machine or task has this label. Many expect a pattern here, as in `run`.
+pub fn no_such_label(label: &str, what: &str) -> String {
+    let label = sanitize(label);
     format!("sidebike: no {what} the label {label:?}; -m takes a whole label here, no pattern\n")
 }
 
-fn in_flags(msg: &str) -> String {
+fn with_flags(msg: &str) -> String {
     let flag = FIELDS.iter().find_map(|(field, flag)| {
         let rest = msg.strip_prefix(field)?;
         rest.starts_with([':', '.', '['])
@@ -113,7 +113,7 @@ mod tests {
             ),
             ("all succeeded; ?all=1 runs", "all succeeded; --all runs"),
         ] {
-            assert_eq!(in_flags(said), shown);
+            assert_eq!(with_flags(said), shown);
         }
     }
 }

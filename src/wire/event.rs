@@ -1,4 +1,4 @@
-//! What happens to a task, one JSON object a line: `GET /api/v1/task/{id}/output?format=json`.
+//! The events of a task, one JSON object a line: `GET /api/v1/task/{id}/output?format=json`.
 
 use super::agent::Stream;
 use super::task::ExecutionState;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Something that happened to an execution.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct News {
+pub struct TaskEvent {
     /// The execution's id.
     pub execution: String,
     /// The label of its machine; empty while it has none.
@@ -18,38 +18,38 @@ pub struct News {
     pub attempt: u32,
     /// What happened.
     #[serde(flatten)]
-    pub what: What,
+    pub kind: EventKind,
 }
 
-/// The things that happen to an execution.
+/// What can happen to an execution.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "event")]
-pub enum What {
-    /// It is in another state.
+pub enum EventKind {
+    /// Its state changed.
     State {
-        /// Which.
+        /// The new state.
         state: ExecutionState,
     },
-    /// A further attempt begins.
+    /// A further attempt began.
     Attempt,
-    /// It wrote something: whole lines when the task has several machines, else as it came.
+    /// Its command wrote output. If the task has several machines the output is cut into whole lines.
     Output {
-        /// To this stream.
+        /// The stream.
         stream: Stream,
-        /// The place of the first byte in the stream.
+        /// The offset of the first byte in the stream.
         offset: u64,
-        /// The place after the last byte.
+        /// The offset after the last byte.
         end: u64,
         /// The text; bytes that are not UTF-8 are replaced.
         text: String,
     },
-    /// It wrote something that is not kept.
+    /// Its command wrote output that is not kept.
     Missing {
-        /// To this stream.
+        /// The stream.
         stream: Stream,
-        /// The place of the first byte in the stream.
+        /// The offset of the first byte in the stream.
         offset: u64,
-        /// The place after the last byte.
+        /// The offset after the last byte.
         end: u64,
     },
 }

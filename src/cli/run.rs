@@ -1,28 +1,27 @@
 //! `sidebike run`.
 
-use super::follow::{self, How, say};
-use super::outcome::{CANCELED, NOBODY, names};
-use super::screen::{self, Person, cut, harmless};
+use super::follow::{self, FollowOptions, print_message};
+use super::outcome::{CANCELED, NO_MACHINE, label_list};
 use super::table::{Cell, Table};
-use super::{Ended, Failure, ServerArgs, print_json, span};
+use super::terminal::{self, Prompt, sanitize, truncate};
+use super::{CommandResult, ConnectionArgs, Failure, duration, print_json};
+use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::machine::MachineState;
-use crate::wire::span::{Span, Timeout};
 use crate::wire::task::{Detail, DryRun, Mode, NewTask};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 
-/// The longest script or standard input that is read, in bytes: servers take less by default, and
-/// say so.
+/// The longest script or standard input that is read, in bytes. A server accepts less by default and says so.
 const MAX_FILE_BYTES: u64 = 64 << 20;
-/// Shells: those that a script may name in its first line, as it is run by the machine's.
+/// The shells that a script may name in its first line; it is run by the machine's own shell.
 const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
 
 const EXAMPLES: &str = "\
 Examples:
   sidebike run -- uptime                         on every machine
   sidebike run -m '^web-' -- 'df -h | tail -1'   on those whose label begins with web-
-  sidebike run -m 'web-1|db-1' -- uptime         on two of them; a label is matched by any part of it
+  sidebike run -m 'web-1|db-1' -- uptime         on two of them; a pattern may match any part of a label
   sidebike run -m '^web-' --dry-run -- reboot    only show who would run it
   sidebike run --fold -- cat /etc/os-release     machines with the same output together
   sidebike run --any -m '^db-' -- ./vacuum.sh    on one of them, whichever is free first
@@ -32,10 +31,10 @@ Examples:
 
 Put the line in single quotes: without them your own shell fills in $ and ends the command at ; & |.
 To name a shell yourself take --exec: sidebike run --exec -- bash -c 'a && b'.
-The command finds SIDEBIKE_MACHINE_LABEL, SIDEBIKE_INSTANCE, SIDEBIKE_TASK_ID, SIDEBIKE_TASK_NAME and
+The command has SIDEBIKE_MACHINE_LABEL, SIDEBIKE_INSTANCE, SIDEBIKE_TASK_ID, SIDEBIKE_TASK_NAME and
 SIDEBIKE_ATTEMPT in its environment.
-Its standard output comes on standard output, its standard error on standard error, as does all that
-sidebike itself says; --fold shows both together on standard output.
+Its standard output goes to standard output, its standard error to standard error, as do the messages
+of sidebike itself; --fold shows both together on standard output.
 
 The exit code is the worst of all machines':
   0 all succeeded, else the command's own; 3 no machine matched, 124 time-out, 125 lost or not
@@ -43,7 +42,7 @@ The exit code is the worst of all machines':
   141 the reader of the output went away, 255 sidebike itself failed, 2 wrong usage.
 Ctrl-C asks whether to cancel or to detach; a second one detaches. Without a terminal it cancels.";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = EXAMPLES,
@@ -77,7 +76,7 @@ pub struct Args {
     /// Run the words as a program and its arguments, without a shell
     #[arg(long, conflicts_with = "script")]
     exec: bool,
-    /// Run this script, or - for standard input, in place of a command
+    /// Run this script instead of a command; - reads it from standard input
     #[arg(long, value_name = "FILE")]
     script: Option<String>,
     /// Do not wait for the end; print the task's id
@@ -99,7 +98,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ConnectionArgs,
     /// The command: its words joined by blanks are a line for the shell, as with ssh; best one word
     /// in single quotes
     #[arg(
@@ -112,26 +111,26 @@ pub struct Args {
 }
 
 /// Runs a command on machines.
-pub fn run(args: Args) -> Ended {
+pub fn run(args: Args) -> CommandResult {
     let task = new_task(&args)?;
     let client = args.server.client()?;
     let matching = client.dry_run(&task)?;
     if args.dry_run {
         show_matching(&matching, args.json)?;
-        return Ok(if matching.matched == 0 { NOBODY } else { 0 });
+        return Ok(if matching.matched == 0 { NO_MACHINE } else { 0 });
     }
     if matching.matched == 0 {
-        let pattern = harmless(&args.machine);
+        let pattern = sanitize(&args.machine);
         let others = not_online(&matching);
-        say(&format!(
+        print_message(&format!(
             "sidebike: no machine matches {pattern:?}{others}; see sidebike machines\n"
         ));
-        return Ok(NOBODY);
+        return Ok(NO_MACHINE);
     }
     if !args.any && !args.yes && matching.matched > args.yes_above {
         let is_meant = confirm(&matching)?;
         if !is_meant {
-            say("sidebike: not run\n");
+            print_message("sidebike: not run\n");
             return Ok(CANCELED);
         }
     }
@@ -146,18 +145,18 @@ pub fn run(args: Args) -> Ended {
     }
     let control = follow::controls()?;
     let task = client.submit(&task)?;
-    if screen::width_of(&io::stderr()).is_some() || task.result.len() > 1 {
-        say(&format!(
+    if terminal::width(&io::stderr()).is_some() || task.result.len() > 1 {
+        print_message(&format!(
             "task {} on {}\n",
             task.id,
             machines_in_words(&matching, args.any)
         ));
     }
-    let how = How {
+    let options = FollowOptions {
         fold: args.fold,
         json: args.json,
     };
-    follow::to_the_end(&client, &task, how, control)
+    follow::follow_to_end(&client, &task, options, control)
 }
 
 fn new_task(args: &Args) -> Result<NewTask, Failure> {
@@ -173,9 +172,9 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
         None => {
             let line = args.command.join(" ");
             if loses_quotes(&args.command) {
-                say(&format!(
+                print_message(&format!(
                     "sidebike: hint: what runs is the line: {}\n  your shell took the quotes; keep the words with --exec (sidebike run --exec -- {} …), or quote the whole line once more\n",
-                    harmless(&line),
+                    sanitize(&line),
                     args.command[..2].join(" ")
                 ));
             }
@@ -184,7 +183,9 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
     }
     detail.workspace = args.workspace.clone();
     detail.timeout = args.timeout.as_deref().map(timeout).transpose()?;
-    detail.stdin = { args.stdin.as_deref() }
+    detail.stdin = args
+        .stdin
+        .as_deref()
         .map(|file| text_of("--stdin", file))
         .transpose()?;
     if !args.env.is_empty() {
@@ -204,15 +205,17 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
         name: args.name.clone(),
         machine_pattern: args.machine.clone(),
         mode: if args.any { Mode::Any } else { Mode::All },
-        ttl: { args.ttl.as_deref() }
-            .map(|text| span("--ttl", text))
+        ttl: args
+            .ttl
+            .as_deref()
+            .map(|text| duration("--ttl", text))
             .transpose()?,
         detail,
     })
 }
 
-/// Whether the words are a call such as `bash -c 'a && b'`, whose line needs the quotes that are gone
-/// when the words are joined by blanks.
+/// Whether the words are a call such as `bash -c 'a && b'`, whose line needs the quotes that are lost when
+/// the words are joined by blanks.
 fn loses_quotes(words: &[String]) -> bool {
     let [program, flag, line @ ..] = words else {
         return false;
@@ -233,12 +236,13 @@ fn timeout(text: &str) -> Result<Timeout, Failure> {
     if text.trim() == "-1" {
         return Ok(Timeout::Never);
     }
-    let span = text.parse::<Span>();
-    span.map(Timeout::After)
+    let duration = text.parse::<TimeSpan>();
+    duration
+        .map(Timeout::After)
         .map_err(|why| Failure::Usage(format!("--timeout: {why}, or -1; got {text:?}")))
 }
 
-/// A script as a line for the shell.
+/// Reads a script, to be run as a shell line.
 fn script(file: &str) -> Result<String, Failure> {
     let text = text_of("--script", file)?;
     let first = text.lines().next().and_then(|line| line.strip_prefix("#!"));
@@ -281,16 +285,16 @@ fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
     table.print(&mut stdout.lock(), &stdout)?;
     let others = not_online(matching);
     match matching.matched {
-        1 => say(&format!("1 machine matches{others}\n")),
-        n => say(&format!("{n} machines match{others}\n")),
+        1 => print_message(&format!("1 machine matches{others}\n")),
+        n => print_message(&format!("{n} machines match{others}\n")),
     }
     Ok(())
 }
 
-/// Asks whether so many machines are meant.
+/// Asks whether to run on that many machines.
 fn confirm(matching: &DryRun) -> Result<bool, Failure> {
     let words = machines_in_words(matching, false);
-    let Some(mut person) = Person::find() else {
+    let Some(mut person) = Prompt::open() else {
         return Err(Failure::Usage(format!(
             "it would run on {words}: say --yes, or --yes-above {}",
             matching.matched
@@ -300,7 +304,7 @@ fn confirm(matching: &DryRun) -> Result<bool, Failure> {
     Ok(matches!(&*answer, "y" | "yes"))
 }
 
-/// What of the machines that match cannot take anything now.
+/// How many matching machines cannot take work now, as a text.
 fn not_online(matching: &DryRun) -> String {
     let states = [
         (matching.offline, MachineState::Offline),
@@ -319,11 +323,11 @@ fn not_online(matching: &DryRun) -> String {
     }
 }
 
-/// `3 machines: web-1, web-2, web-3`, as long as the terminal is wide.
+/// `3 machines: web-1, web-2, web-3`, cut to the width of the terminal.
 fn machines_in_words(matching: &DryRun, any: bool) -> String {
-    let names = names(matching.machines.iter().map(|machine| &*machine.label));
-    let width = screen::width_of(&io::stderr()).unwrap_or(80);
-    let names = cut(&names, width.saturating_sub(20).max(20));
+    let names = label_list(matching.machines.iter().map(|machine| &*machine.label));
+    let width = terminal::width(&io::stderr()).unwrap_or(80);
+    let names = truncate(&names, width.saturating_sub(20).max(20));
     match (any, matching.matched) {
         (true, n) => format!("any of {n}: {names}"),
         (false, 1) => format!("1 machine: {names}"),

@@ -1,19 +1,19 @@
-//! The task that a person means by an id, its beginning or a name: found, or what else could be meant.
+//! Finds the task that an id, the beginning of an id, or a name stands for.
 
-use super::follow::say;
-use super::words::in_words;
+use super::follow::print_message;
+use super::messages::describe;
 use super::{Failure, ps};
 use crate::client::{CallError, Client, Kind, TaskFilter};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::Task;
 use std::io;
 
-/// How many tasks are looked through for those that are meant: as many as a list has.
-const LOOKED_AT: usize = 1_000;
-/// How many of them are shown.
+/// How many tasks are searched for candidates: as many as a list may have.
+const MAX_SEARCHED: usize = 1_000;
+/// How many candidates are shown.
 const MAX_SHOWN: usize = 10;
 
-/// What was typed for a task.
+/// The argument that names a task.
 #[derive(Debug, clap::Args)]
 pub struct TaskArg {
     /// The task: its id, the beginning of its id (6 characters or more), or a name. A name means the
@@ -23,14 +23,14 @@ pub struct TaskArg {
 }
 
 impl TaskArg {
-    /// The task; says which one where a name may surprise.
+    /// Finds the task. Prints which one it is if the name stands for a rerun.
     pub fn find(&self, client: &Client) -> Result<Task, Failure> {
-        let found = client.task(&self.id, Span::default());
+        let found = client.task(&self.id, TimeSpan::default());
         let task = found.map_err(|error| self.explained(client, error))?;
         if let Some(of) = &task.rerun_of
             && !task.id.starts_with(&self.id)
         {
-            say(&format!(
+            print_message(&format!(
                 "sidebike: the newest task with the name {:?} is {}, a rerun of {of}\n",
                 self.id, task.id
             ));
@@ -39,13 +39,13 @@ impl TaskArg {
     }
 
     fn explained(&self, client: &Client, error: CallError) -> Failure {
-        let why = in_words(&error);
+        let why = describe(&error);
         Failure::Because(match error.kind {
             Kind::Refused {
                 status: 404,
                 ours: true,
                 ..
-            } => format!("{why}; sidebike ps -n {LOOKED_AT} shows which are known"),
+            } => format!("{why}; sidebike ps -n {MAX_SEARCHED} lists the known tasks"),
             Kind::Refused {
                 status: 422,
                 ours: true,
@@ -58,10 +58,10 @@ impl TaskArg {
         })
     }
 
-    /// The tasks whose ids begin so, newest first.
+    /// A table of the tasks whose ids begin with the argument, newest first.
     fn candidates(&self, client: &Client) -> Option<String> {
         let filter = TaskFilter {
-            limit: LOOKED_AT,
+            limit: MAX_SEARCHED,
             ..TaskFilter::default()
         };
         let mut tasks = client.tasks(&filter).ok()?;

@@ -1,4 +1,4 @@
-//! Durations as people write them: a number of seconds, or a string such as `"1h30m"`.
+//! Durations of the API: in JSON a number of seconds, or a string such as `"1h30m"`.
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -6,71 +6,76 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The longest span anything here may last, in milliseconds: a year and a day. Longer ones are
-/// mistakes, and sums of a few of them must not overflow.
-pub const MAX_SPAN_MS: u64 = 366 * 24 * 3_600_000;
+/// The longest duration, in milliseconds: 366 days. Anything longer is a mistake, and a sum of several must
+/// not overflow.
+pub const MAX_DURATION_MS: u64 = 366 * 24 * 3_600_000;
 
-/// A length of time, in whole milliseconds.
+/// A duration of the API, in whole milliseconds and at most [`MAX_DURATION_MS`]. It has another name than
+/// `std::time::Duration`, which has neither that limit nor that JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Span(u64);
+pub struct TimeSpan(u64);
 
-impl Span {
-    /// A span of `ms` milliseconds; longer than [`MAX_SPAN_MS`] is cut to it.
+impl TimeSpan {
+    /// A duration of `ms` milliseconds, capped at [`MAX_DURATION_MS`].
     pub const fn from_millis(ms: u64) -> Self {
-        Span(if ms > MAX_SPAN_MS { MAX_SPAN_MS } else { ms })
+        TimeSpan(if ms > MAX_DURATION_MS {
+            MAX_DURATION_MS
+        } else {
+            ms
+        })
     }
 
-    /// A span of `seconds`, cut as in [`Span::from_millis`].
+    /// A duration of `seconds`, capped in the same way.
     pub const fn from_secs(seconds: u64) -> Self {
-        Span::from_millis(seconds.saturating_mul(1000))
+        TimeSpan::from_millis(seconds.saturating_mul(1000))
     }
 
-    /// Milliseconds.
+    /// The duration in milliseconds.
     pub const fn as_millis(self) -> u64 {
         self.0
     }
 
     fn from_seconds_f64(seconds: f64) -> Option<Self> {
         let ms = (seconds * 1000.0).round();
-        (ms >= 0.0 && ms <= MAX_SPAN_MS as f64).then_some(Span(ms as u64))
+        (ms >= 0.0 && ms <= MAX_DURATION_MS as f64).then_some(TimeSpan(ms as u64))
     }
 }
 
-impl From<Span> for Duration {
-    fn from(span: Span) -> Duration {
-        Duration::from_millis(span.0)
+impl From<TimeSpan> for Duration {
+    fn from(duration: TimeSpan) -> Duration {
+        Duration::from_millis(duration.0)
     }
 }
 
 const EXPECTED: &str =
     "a number of seconds or a string such as \"90s\" or \"1h30m\", a year at most";
 
-/// Reads `90`, `1.5`, `90s`, `1h30m`. The error says what would be right.
-impl FromStr for Span {
+/// Parses `90`, `1.5`, `90s` and `1h30m`. The error says what was expected.
+impl FromStr for TimeSpan {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        let span = match text.parse::<f64>() {
-            Ok(seconds) => Span::from_seconds_f64(seconds),
+        let duration = match text.parse::<f64>() {
+            Ok(seconds) => TimeSpan::from_seconds_f64(seconds),
             Err(_) => humantime::parse_duration(text)
                 .ok()
                 .and_then(|d| u64::try_from(d.as_millis()).ok())
-                .filter(|ms| *ms <= MAX_SPAN_MS)
-                .map(Span),
+                .filter(|ms| *ms <= MAX_DURATION_MS)
+                .map(TimeSpan),
         };
-        span.ok_or_else(|| format!("expected {EXPECTED}"))
+        duration.ok_or_else(|| format!("expected {EXPECTED}"))
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for TimeSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         humantime::format_duration((*self).into()).fmt(f)
     }
 }
 
-/// As seconds: a whole number where it is one.
-impl Serialize for Span {
+/// Written as a number of seconds, an integer where possible.
+impl Serialize for TimeSpan {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.0.is_multiple_of(1000) {
             serializer.serialize_u64(self.0 / 1000)
@@ -80,10 +85,10 @@ impl Serialize for Span {
     }
 }
 
-impl<'de> Deserialize<'de> for Span {
+impl<'de> Deserialize<'de> for TimeSpan {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match deserializer.deserialize_any(SpanVisitor { endless: false })? {
-            Timeout::After(span) => Ok(span),
+        match deserializer.deserialize_any(DurationVisitor { endless: false })? {
+            Timeout::After(duration) => Ok(duration),
             Timeout::Never => Err(de::Error::custom(format_args!("expected {EXPECTED}"))),
         }
     }
@@ -92,16 +97,16 @@ impl<'de> Deserialize<'de> for Span {
 /// How long a command may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Timeout {
-    /// It is ended after this long.
-    After(Span),
-    /// It may run for ever; `-1` in JSON.
+    /// It is killed after this long.
+    After(TimeSpan),
+    /// No time-out; `-1` in JSON.
     Never,
 }
 
 impl Serialize for Timeout {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Timeout::After(span) => span.serialize(serializer),
+            Timeout::After(duration) => duration.serialize(serializer),
             Timeout::Never => serializer.serialize_i64(-1),
         }
     }
@@ -109,27 +114,27 @@ impl Serialize for Timeout {
 
 impl<'de> Deserialize<'de> for Timeout {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(SpanVisitor { endless: true })
+        deserializer.deserialize_any(DurationVisitor { endless: true })
     }
 }
 
-/// One reader for both types; `endless` says whether -1 ("none") is allowed.
-struct SpanVisitor {
+/// The visitor of both types. `endless` allows -1, which means no time-out.
+struct DurationVisitor {
     endless: bool,
 }
 
-impl SpanVisitor {
+impl DurationVisitor {
     fn seconds<E: de::Error>(&self, seconds: f64) -> Result<Timeout, E> {
         if self.endless && seconds == -1.0 {
             return Ok(Timeout::Never);
         }
-        Span::from_seconds_f64(seconds)
+        TimeSpan::from_seconds_f64(seconds)
             .map(Timeout::After)
             .ok_or_else(|| E::invalid_value(de::Unexpected::Float(seconds), self))
     }
 }
 
-impl Visitor<'_> for SpanVisitor {
+impl Visitor<'_> for DurationVisitor {
     type Value = Timeout;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -176,8 +181,8 @@ mod tests {
             ("0.25", 250),
             ("\"2\"", 2_000),
         ] {
-            let span: Span = serde_json::from_str(text).unwrap();
-            assert_eq!(span.as_millis(), ms, "{text}");
+            let duration: TimeSpan = serde_json::from_str(text).unwrap();
+            assert_eq!(duration.as_millis(), ms, "{text}");
         }
         assert_eq!(
             serde_json::from_str::<Timeout>("-1").unwrap(),
@@ -199,7 +204,9 @@ mod tests {
             "\"1000000y\"",
             "\"\"",
         ] {
-            let error = serde_json::from_str::<Span>(text).unwrap_err().to_string();
+            let error = serde_json::from_str::<TimeSpan>(text)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("seconds"), "{text}: {error}");
         }
         assert!(serde_json::from_str::<Timeout>("-2").is_err());
@@ -208,11 +215,11 @@ mod tests {
     #[test]
     fn writes_seconds() {
         assert_eq!(
-            serde_json::to_string(&Span::from_millis(15_000)).unwrap(),
+            serde_json::to_string(&TimeSpan::from_millis(15_000)).unwrap(),
             "15"
         );
         assert_eq!(
-            serde_json::to_string(&Span::from_millis(1_500)).unwrap(),
+            serde_json::to_string(&TimeSpan::from_millis(1_500)).unwrap(),
             "1.5"
         );
         assert_eq!(serde_json::to_string(&Timeout::Never).unwrap(), "-1");

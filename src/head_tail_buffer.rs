@@ -1,29 +1,29 @@
-//! What is kept of one stream of a command: the first [`HEAD_BYTES`] and the last [`TAIL_BYTES`].
+//! A buffer that keeps the first [`HEAD_BYTES`] and the last [`TAIL_BYTES`] of a stream of a command's output.
 //!
-//! The agent keeps a tape until the server has taken it, the server keeps one per stream. Every
-//! byte has an offset, counted as the command wrote it, so pieces can be repeated and the middle
-//! dropped on either side without the two disagreeing about what stands where.
+//! The agent has one until the server has taken the output, the server has one per stream. Every byte has
+//! the offset at which the command wrote it. So pieces can be sent twice, and each side can drop the
+//! middle, without the two disagreeing about the position of any byte.
 
 use std::collections::VecDeque;
 
-/// Kept from the beginning of a stream, in bytes: how a command started explains most failures.
+/// Bytes kept from the beginning of a stream: the first output explains most failures.
 pub const HEAD_BYTES: usize = 256 * 1024;
-/// Kept from the end of a stream, in bytes: how it ended explains the rest.
+/// Bytes kept from the end of a stream: the last output explains the rest.
 pub const TAIL_BYTES: usize = 768 * 1024;
 
-/// The kept bytes of one stream.
+/// The first and the last bytes of one stream.
 #[derive(Debug, Clone, Default)]
-pub struct Tape {
-    /// Bytes from offset 0 on.
+pub struct HeadTailBuffer {
+    /// The bytes from offset 0 on.
     head: Vec<u8>,
-    /// Bytes from `tail_start` on, up to `end`.
+    /// The bytes from `tail_start` to `end`.
     tail: VecDeque<u8>,
     tail_start: u64,
     end: u64,
 }
 
-impl Tape {
-    /// How many bytes the command has written, as far as is known.
+impl HeadTailBuffer {
+    /// How many bytes the command is known to have written.
     pub fn end(&self) -> u64 {
         self.end
     }
@@ -33,18 +33,18 @@ impl Tape {
         self.head.len() + self.tail.len()
     }
 
-    /// How many bytes are missing.
+    /// How many bytes between head and tail are not kept.
     pub fn truncated(&self) -> u64 {
         self.end - self.kept() as u64
     }
 
-    /// Adds what the command wrote next.
+    /// Adds the next bytes of the stream.
     pub fn append(&mut self, data: &[u8]) {
         self.write(self.end, data);
     }
 
-    /// Adds a piece that begins at `offset`. What is known already is skipped; a gap before it is
-    /// counted as missing.
+    /// Adds a piece that begins at `offset`. Bytes that are known already are skipped; a gap before the
+    /// piece counts as truncated.
     pub fn write(&mut self, offset: u64, mut data: &[u8]) {
         if offset < self.end {
             let known = (self.end - offset).min(data.len() as u64) as usize;
@@ -72,8 +72,8 @@ impl Tape {
         self.tail_start = self.end - self.tail.len() as u64;
     }
 
-    /// Notes that the command has written up to `end`, though the bytes did not come. The tail is
-    /// the *last* bytes, so one that is no longer last is dropped.
+    /// Records that the command has written up to `end` although the bytes did not arrive. This drops the
+    /// tail: it would no longer be the last bytes.
     pub fn skip_to(&mut self, end: u64) {
         if end > self.end {
             self.tail = VecDeque::new();
@@ -82,8 +82,8 @@ impl Tape {
         }
     }
 
-    /// The first kept byte at or after `offset`, and up to `max` bytes from there without a gap.
-    /// `None` when nothing is kept there.
+    /// The offset of the first kept byte at or after `offset`, and up to `max` contiguous bytes from there.
+    /// `None` if nothing is kept from there on.
     pub fn read(&self, offset: u64, max: usize) -> Option<(u64, Vec<u8>)> {
         if offset < self.head.len() as u64 {
             let from = offset as usize;
@@ -99,7 +99,7 @@ impl Tape {
         Some((offset, self.tail.range(from..to).copied().collect()))
     }
 
-    /// Drops everything before `offset` from memory; its place stays counted.
+    /// Frees the bytes before `offset`. They still count as written.
     pub fn forget_before(&mut self, offset: u64) {
         if offset >= self.head.len() as u64
             && !self.head.is_empty()
@@ -119,10 +119,10 @@ impl Tape {
 mod tests {
     use super::*;
 
-    fn all(tape: &Tape) -> Vec<(u64, Vec<u8>)> {
+    fn all(buffer: &HeadTailBuffer) -> Vec<(u64, Vec<u8>)> {
         let mut pieces = Vec::new();
         let mut at = 0;
-        while let Some((offset, data)) = tape.read(at, usize::MAX) {
+        while let Some((offset, data)) = buffer.read(at, usize::MAX) {
             at = offset + data.len() as u64;
             pieces.push((offset, data));
         }
@@ -131,40 +131,43 @@ mod tests {
 
     #[test]
     fn keeps_head_and_tail() {
-        let mut tape = Tape::default();
+        let mut buffer = HeadTailBuffer::default();
         let whole: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
         for piece in whole.chunks(70_001) {
-            tape.append(piece);
+            buffer.append(piece);
         }
-        assert_eq!(tape.end(), 3_000_000);
+        assert_eq!(buffer.end(), 3_000_000);
         assert_eq!(
-            tape.truncated(),
+            buffer.truncated(),
             3_000_000 - (HEAD_BYTES + TAIL_BYTES) as u64
         );
-        for (offset, data) in all(&tape) {
+        for (offset, data) in all(&buffer) {
             assert_eq!(data, whole[offset as usize..offset as usize + data.len()]);
         }
     }
 
     #[test]
     fn repeated_and_overlapping_pieces_do_no_harm() {
-        let mut tape = Tape::default();
-        tape.write(0, b"hello ");
-        tape.write(0, b"hello ");
-        tape.write(3, b"lo world");
-        tape.write(2, b"llo");
-        assert_eq!(all(&tape), vec![(0, b"hello world".to_vec())]);
-        assert_eq!(tape.truncated(), 0);
+        let mut buffer = HeadTailBuffer::default();
+        buffer.write(0, b"hello ");
+        buffer.write(0, b"hello ");
+        buffer.write(3, b"lo world");
+        buffer.write(2, b"llo");
+        assert_eq!(all(&buffer), vec![(0, b"hello world".to_vec())]);
+        assert_eq!(buffer.truncated(), 0);
     }
 
     #[test]
     fn a_gap_is_counted_as_missing() {
-        let mut tape = Tape::default();
-        tape.write(0, b"ab");
-        tape.write(10, b"cd");
-        assert_eq!(all(&tape), vec![(0, b"ab".to_vec()), (10, b"cd".to_vec())]);
-        assert_eq!((tape.end(), tape.truncated()), (12, 8));
-        tape.skip_to(20);
-        assert_eq!(tape.truncated(), 18);
+        let mut buffer = HeadTailBuffer::default();
+        buffer.write(0, b"ab");
+        buffer.write(10, b"cd");
+        assert_eq!(
+            all(&buffer),
+            vec![(0, b"ab".to_vec()), (10, b"cd".to_vec())]
+        );
+        assert_eq!((buffer.end(), buffer.truncated()), (12, 8));
+        buffer.skip_to(20);
+        assert_eq!(buffer.truncated(), 18);
     }
 }

@@ -1,165 +1,29 @@
-//! Flags and environment, checked once, at the edge: later code never checks a setting again.
-//!
-//! Every default and every limit of the program is here, with its unit and its reason. To add a
-//! setting: add the argument with its help text, check it in `checked`, and list it in
-//! `src/docs/operations.md`.
+//! Settings of a server.
 
-#[cfg(feature = "agent")]
-mod agent;
-#[cfg(any(feature = "agent", feature = "cli"))]
-mod registry;
-
-#[cfg(feature = "agent")]
-pub use agent::{AgentArgs, AgentConfig, OwnerRules};
-#[cfg(any(feature = "agent", feature = "cli"))]
-pub use registry::{Registry, RegistryArgs};
-
-#[cfg(feature = "server")]
 use crate::core::TextLimits;
-#[cfg(feature = "server")]
 use crate::rules::{MAX_LABEL_BYTES, wrong_regex};
-#[cfg(feature = "server")]
 use crate::server::api::browser::Authority;
-#[cfg(feature = "server")]
 use crate::server::http::{Engine, RequestLimits};
-#[cfg(feature = "server")]
 use crate::tls::CertificateFiles;
-#[cfg(feature = "server")]
-use crate::wire::span::Span;
-#[cfg(feature = "server")]
+use crate::wire::duration::TimeSpan;
 use clap::Args;
-use clap::builder::StyledStr;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, Parser, Subcommand};
-#[cfg(feature = "server")]
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
-/// The port of the original, and ours.
-pub const DEFAULT_PORT: u16 = 9410;
-/// The longest name of a task, in bytes: it stands in tables and logs.
-#[cfg(feature = "server")]
+/// The longest name of a task, in bytes: it appears in tables and logs.
 const MAX_NAME_BYTES: usize = 255;
 /// The longest pattern, in bytes: a few dozen labels, written out.
-#[cfg(feature = "server")]
 const MAX_PATTERN_BYTES: usize = 1_024;
-/// The largest compiled pattern, in KiB: with [`MAX_PATTERNS`] of them it bounds the memory (about
-/// twice as much, measured), and with the length of a label the time of a match.
-#[cfg(feature = "server")]
+/// The largest compiled pattern, in KiB. Together with [`MAX_PATTERNS`] it bounds the memory (measured: about
+/// twice the product), and together with the length of labels the time of a match.
 const MAX_COMPILED_KIB: usize = 128;
-/// The most patterns known at once: a label that appears is matched with all of them.
-#[cfg(feature = "server")]
+/// The most known patterns: each new label is matched with all of them.
 const MAX_PATTERNS: usize = 1_000;
 
-/// The largest number any limit can be set to: sums of a few of them must not overflow.
-#[cfg(feature = "server")]
+/// The largest value of any limit: a sum of several must not overflow.
 const MAX_NUMBER: usize = 100_000_000;
 
-/// The command line.
-#[derive(Debug, Parser)]
-#[command(name = "sidebike", version, about, long_about = None, disable_help_subcommand = true)]
-#[command(
-    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & sidebike run -- uptime\nWhere the server wants a token, people's commands take it from SIDEBIKE_TOKEN or SIDEBIKE_TOKEN_FILE.\nDocumentation: sidebike docs, or /docs/ of a server in a browser."
-)]
-pub struct CommandLine {
-    /// Which program to be.
-    #[command(subcommand)]
-    pub program: Program,
-}
-
-/// The programs in the binary.
-#[derive(Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
-pub enum Program {
-    /// Be the registry: keep machines and tasks, answer the HTTP API
-    #[cfg(feature = "server")]
-    #[command(
-        after_help = "Tokens come from the environment, or from the file that the same name with _FILE names:\n  SIDEBIKE_TOKEN        for people: everything\n  SIDEBIKE_AGENT_TOKEN  for agents: polls and reports\n  SIDEBIKE_READ_TOKEN   to look only\nWithout any of them everything is open."
-    )]
-    Server(ServerArgs),
-    /// Look into the database of a stopped server
-    #[cfg(feature = "db")]
-    #[command(subcommand)]
-    Db(DbCommand),
-    /// Be an agent: poll the server, run what it hands out on this machine
-    #[cfg(feature = "agent")]
-    #[command(
-        after_help = "Its token comes from SIDEBIKE_AGENT_TOKEN, or from the file that SIDEBIKE_AGENT_TOKEN_FILE names."
-    )]
-    Agent(AgentArgs),
-    /// Be one of the commands for people.
-    #[cfg(feature = "cli")]
-    #[command(flatten)]
-    People(crate::cli::Command),
-    /// Print this help, or that of a command
-    Help {
-        /// The command, such as run
-        command: Vec<String>,
-    },
-}
-
-impl CommandLine {
-    /// What was typed. Ends the process when that makes no sense, with what would.
-    pub fn typed() -> CommandLine {
-        CommandLine::try_parse().unwrap_or_else(|wrong| advised(wrong).exit())
-    }
-
-    /// A command of a command (`db check`): its flags, its help.
-    pub fn find(command: &[String]) -> Result<clap::Command, clap::Error> {
-        let mut all = CommandLine::command();
-        all.build();
-        let mut found = &all;
-        for name in command {
-            let named = found.find_subcommand(name).filter(|c| !c.is_hide_set());
-            found = named.ok_or_else(|| {
-                let why = format!("unrecognized subcommand '{name}'");
-                all.clone().error(ErrorKind::InvalidSubcommand, why)
-            })?;
-        }
-        Ok(found.clone())
-    }
-}
-
-/// A mistake with advice that fits. clap's own is to put `--` before a flag that it does not know:
-/// before a command that would make the flag the command, on every machine.
-fn advised(mut wrong: clap::Error) -> clap::Error {
-    let Some(ContextValue::String(word)) = wrong.get(ContextKind::InvalidArg) else {
-        return wrong;
-    };
-    let takes_command = matches!(
-        wrong.get(ContextKind::Usage),
-        Some(ContextValue::StyledStr(usage)) if usage.to_string().contains("-- COMMAND")
-    );
-    let is_flag = word.starts_with('-');
-    let advice = format!("put -- before the command: sidebike run [OPTIONS] -- {word} …");
-    if wrong.kind() == ErrorKind::UnknownArgument {
-        wrong.remove(ContextKind::Suggested);
-        if takes_command && !is_flag {
-            let advice = ContextValue::StyledStrs(vec![StyledStr::from(advice)]);
-            wrong.insert(ContextKind::Suggested, advice);
-        }
-    }
-    wrong
-}
-
-/// What can be done with a stopped server's database.
-#[cfg(feature = "db")]
-#[derive(Debug, Subcommand)]
-pub enum DbCommand {
-    /// Say whether the file is whole
-    Check {
-        /// The file that the server was given with --db
-        file: PathBuf,
-    },
-    /// Print every task, one JSON line each, oldest first
-    Export {
-        /// The file that the server was given with --db
-        file: PathBuf,
-    },
-}
-
-/// What was typed for `sidebike server`.
-#[cfg(feature = "server")]
+/// The arguments of `sidebike server`.
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
     /// Address and port to listen on; port 0 takes a free one
@@ -179,10 +43,10 @@ pub struct ServerArgs {
         hide = !cfg!(feature = "tiny_http")
     )]
     engine: String,
-    /// File of the database in which what was acknowledged survives [default: none, memory only]
+    /// File of the database, in which acknowledged tasks survive a restart [default: none, memory only]
     #[arg(long, env = "SIDEBIKE_DB", value_name = "FILE")]
     db: Option<PathBuf>,
-    /// Finished tasks kept; the oldest go first
+    /// Finished tasks to keep; the oldest are forgotten first
     #[arg(
         long,
         env = "SIDEBIKE_MAX_TASKS",
@@ -190,7 +54,7 @@ pub struct ServerArgs {
         default_value_t = 10_000
     )]
     max_tasks: usize,
-    /// Executions that have not ended; more are refused
+    /// Unfinished executions; more are refused
     #[arg(
         long,
         env = "SIDEBIKE_MAX_EXECUTIONS",
@@ -198,7 +62,7 @@ pub struct ServerArgs {
         default_value_t = 100_000
     )]
     max_executions: usize,
-    /// Machines known; more are refused
+    /// Known machines; more are refused
     #[arg(
         long,
         env = "SIDEBIKE_MAX_MACHINES",
@@ -206,7 +70,7 @@ pub struct ServerArgs {
         default_value_t = 10_000
     )]
     max_machines: usize,
-    /// Different patterns that tasks wait under; submits with another one are refused
+    /// Different patterns with waiting tasks; submits with another one are refused
     #[arg(
         long,
         env = "SIDEBIKE_MAX_PATTERNS",
@@ -222,11 +86,10 @@ pub struct ServerArgs {
         default_value_t = MAX_PATTERN_BYTES
     )]
     max_pattern: usize,
-    /// KiB of a machinePattern when it is compiled
+    /// KiB of a compiled machinePattern
     ///
-    /// In memory it takes about twice as much, as long as something waits under it: with the
-    /// defaults 250 MiB when all --max-patterns are as large as can be. Matching a label with it
-    /// takes longer, too.
+    /// In memory it takes about twice as much while tasks wait under it: with the defaults 250 MiB if all
+    /// --max-patterns are as large as allowed. A larger pattern also takes longer to match.
     #[arg(
         long,
         env = "SIDEBIKE_MAX_COMPILED_PATTERN",
@@ -250,7 +113,7 @@ pub struct ServerArgs {
         default_value_t = MAX_NAME_BYTES
     )]
     max_name: usize,
-    /// MiB of output kept in all; beyond it the oldest finished tasks go, then output is cut
+    /// MiB of output to keep; beyond it the oldest finished tasks are forgotten, then output is cut
     #[arg(
         long,
         env = "SIDEBIKE_MAX_OUTPUT",
@@ -269,7 +132,7 @@ pub struct ServerArgs {
     /// Connections at once from one address [default: no limit, a fleet may come through one proxy]
     #[arg(long, env = "SIDEBIKE_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N")]
     max_connections_per_address: Option<usize>,
-    /// Requests held at once (polls and waits); more are answered at once
+    /// Requests held at the same time (polls and waits); more are answered immediately
     #[arg(
         long,
         env = "SIDEBIKE_MAX_HELD",
@@ -277,7 +140,7 @@ pub struct ServerArgs {
         default_value_t = 11_000
     )]
     max_held: usize,
-    /// MiB of large bodies and answers on their way at once; beyond it the slowest are cut
+    /// MiB of large bodies and answers in flight; beyond it the slowest connections are closed
     #[arg(
         long,
         env = "SIDEBIKE_MAX_IN_FLIGHT",
@@ -325,7 +188,7 @@ pub struct ServerArgs {
         default_value_t = 32
     )]
     max_json_depth: usize,
-    /// How long a request may take to arrive, an idle connection may stay, an answer may take to be read
+    /// Longest time for a request to arrive, for a connection to be idle, for an answer to be read
     #[arg(
         long,
         env = "SIDEBIKE_MAX_REQUEST_TIME",
@@ -333,16 +196,16 @@ pub struct ServerArgs {
         default_value = "60s"
     )]
     max_request_time: String,
-    /// Let the original's agents whose label matches in without a token
+    /// Accept the original's agents without a token if their label matches
     #[arg(long, env = "SIDEBIKE_ALLOW_LEGACY", value_name = "REGEX")]
     allow_legacy: Option<String>,
-    /// The address under which a proxy shows this server to browsers
+    /// The address under which browsers reach this server through a proxy
     #[arg(long, env = "SIDEBIKE_PUBLIC_URL", value_name = "URL")]
     public_url: Option<String>,
     /// File for one JSON line per call that changes something [default: the log]
     #[arg(long, env = "SIDEBIKE_AUDIT", value_name = "FILE")]
     audit: Option<PathBuf>,
-    /// PEM file of the certificate (and those that vouch for it) to serve https with
+    /// PEM file of the certificate chain to serve https with
     #[arg(long, env = "SIDEBIKE_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// PEM file of the certificate's key
@@ -350,17 +213,16 @@ pub struct ServerArgs {
     tls_key: Option<PathBuf>,
 }
 
-/// Where the audit's lines go.
+/// Where the audit log is written.
 #[derive(Debug, Clone)]
 pub enum AuditTarget {
-    /// To the log.
+    /// To the program's log.
     Log,
     /// To this file.
     File(PathBuf),
 }
 
 /// Checked settings of the server.
-#[cfg(feature = "server")]
 #[derive(Debug)]
 #[allow(
     missing_docs,
@@ -382,16 +244,15 @@ pub struct ServerConfig {
     pub max_in_flight_bytes: usize,
     pub request: RequestLimits,
     pub max_json_depth: usize,
-    pub max_request_time: Span,
+    pub max_request_time: TimeSpan,
     pub allow_legacy: Option<regex::Regex>,
     pub public_url: Option<Authority>,
     pub audit: AuditTarget,
     pub tls: Option<CertificateFiles>,
 }
 
-#[cfg(feature = "server")]
 impl ServerArgs {
-    /// Checks what was typed. The error is one line for a person.
+    /// Checks the arguments. The error is one line for the user.
     pub fn checked(self) -> Result<ServerConfig, String> {
         let listen = self
             .listen
@@ -432,10 +293,10 @@ impl ServerArgs {
                 ));
             }
         }
-        let max_request_time = self.max_request_time.parse::<Span>();
+        let max_request_time = self.max_request_time.parse::<TimeSpan>();
         let max_request_time = max_request_time
             .ok()
-            .filter(|span| *span >= Span::from_secs(1));
+            .filter(|duration| *duration >= TimeSpan::from_secs(1));
         let allow_legacy = self.allow_legacy.map(|pattern| {
             regex::Regex::new(&pattern).map_err(|why| {
                 let why = wrong_regex(&pattern, &why);
@@ -496,16 +357,5 @@ impl ServerArgs {
             audit: self.audit.map_or(AuditTarget::Log, AuditTarget::File),
             tls,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
-        CommandLine::command().debug_assert();
     }
 }

@@ -1,18 +1,18 @@
-//! After the storm: whatever happened before, a new task now runs on every machine, at once.
+//! After the faults have stopped: whatever happened before, a new task must run on every machine at once.
 
 use crate::world::{Lawful, Ms, World};
 use sidebike::core::{Selection, TaskKey, Time};
+use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::machine::MachineState;
-use sidebike::wire::span::{Span, Timeout};
 use sidebike::wire::task::{ExecutionState, Mode};
 use std::sync::Arc;
 
-/// Dead machines are noticed, though the last they sent was on its way for a minute, and everybody
-/// else has polled again.
+/// How long to wait first: until crashed machines are offline, even if their last message was delayed by a minute, and
+/// until all others have polled again.
 const SETTLED_AFTER: Ms = 110_000;
-/// A command of the last tasks may run for so long.
+/// How long a command of the last tasks may run.
 const TIMEOUT: Ms = 20_000;
-/// Until when it has started everywhere: the original's agents ask every 10 s.
+/// Until when it must have started everywhere: the original's agents ask every 10 s.
 const STARTED_WITHIN: Ms = 1_000;
 const ENDED_WITHIN: Ms = TIMEOUT + 5_000 + 15_000;
 
@@ -25,7 +25,7 @@ impl World {
         let online = self
             .server
             .core
-            .glimpse_machines()
+            .machine_states()
             .filter(|(_, state)| *state == MachineState::Online);
         let online = online.count();
         let task = self.submit_last(Mode::All)?;
@@ -62,11 +62,11 @@ impl World {
         let mut spec = self.new_spec(".*");
         spec.id = Some(id.into());
         (spec.mode, spec.late_join, spec.retry) = (mode, false, None);
-        spec.ttl = Span::from_secs(120);
-        spec.result_ttl = Span::from_secs(600);
-        spec.failure_ttl = Span::from_secs(600);
+        spec.ttl = TimeSpan::from_secs(120);
+        spec.result_ttl = TimeSpan::from_secs(600);
+        spec.failure_ttl = TimeSpan::from_secs(600);
         let mut detail = (*spec.detail).clone();
-        detail.timeout = Some(Timeout::After(Span::from_millis(TIMEOUT)));
+        detail.timeout = Some(Timeout::After(TimeSpan::from_millis(TIMEOUT)));
         spec.detail = Arc::new(detail);
         let task = self.submit(spec).ok_or("the last task is refused")?;
         self.see_to_notices()?;
@@ -79,7 +79,7 @@ impl World {
             .core
             .show(key)
             .map_err(|refusal| format!("{refusal:?}"))?;
-        let executions: Vec<_> = task.glimpses().collect();
+        let executions: Vec<_> = task.execution_views().collect();
         let well = executions.iter().filter(|e| match e.state {
             ExecutionState::Succeeded | ExecutionState::Failed | ExecutionState::TimedOut => true,
             ExecutionState::Delivered | ExecutionState::Running => started_is_enough,

@@ -1,5 +1,4 @@
-//! What the terminal can show: how wide it is, whether colours are wanted, how wide a text is on it,
-//! and how to make a text harmless.
+//! The terminal: its width, colours, the width of texts on it, texts without control characters, questions.
 
 use rustix::termios::tcgetwinsize;
 use std::env;
@@ -7,10 +6,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::AsFd;
 
-/// The width when a terminal does not tell, in columns.
-const USUAL_WIDTH: usize = 80;
-/// Narrower than this nothing can be shown; then lines are wrapped by the terminal.
-const LEAST_WIDTH: usize = 20;
+/// The width of a terminal that does not report one, in columns.
+const DEFAULT_WIDTH: usize = 80;
+/// The smallest width that is used, in columns. A narrower terminal wraps the lines.
+const MIN_WIDTH: usize = 20;
 
 /// Colours, as the numbers of their escape sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,29 +22,29 @@ pub enum Colour {
     Yellow = 33,
     /// For what runs.
     Blue = 34,
-    /// The others tell labels apart.
+    /// To tell labels apart.
     Magenta = 35,
-    /// See above.
+    /// To tell labels apart.
     Cyan = 36,
     /// For what is less important.
     Faint = 2,
 }
 
-/// Where something is written to.
+/// How to write to an output stream.
 #[derive(Debug, Clone, Copy)]
-pub struct Screen {
-    /// Somebody looks at it.
+pub struct OutputStyle {
+    /// It is a terminal.
     pub is_terminal: bool,
     /// Colours are wanted.
     pub has_colour: bool,
 }
 
-impl Screen {
-    /// Finds out about an output. Colours only on a terminal, and not with `NO_COLOR`.
-    pub fn of(output: &impl IsTerminal) -> Screen {
+impl OutputStyle {
+    /// The style for an output stream. Colours are used on a terminal only, and not with `NO_COLOR`.
+    pub fn of(output: &impl IsTerminal) -> OutputStyle {
         let is_terminal = output.is_terminal();
         let unwanted = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Screen {
+        OutputStyle {
             is_terminal,
             has_colour: is_terminal && !unwanted && !is_dumb(),
         }
@@ -61,24 +60,24 @@ impl Screen {
     }
 }
 
-/// Whether the terminal cannot go back in a line.
+/// Whether the terminal cannot move the cursor.
 pub fn is_dumb() -> bool {
     env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
-/// The width of a terminal in columns; none of what is not one.
-pub fn width_of(output: &(impl IsTerminal + AsFd)) -> Option<usize> {
+/// The width of a terminal in columns; `None` if this is not a terminal.
+pub fn width(output: &(impl IsTerminal + AsFd)) -> Option<usize> {
     let known = output.is_terminal().then(|| tcgetwinsize(output).ok());
     let columns = known?.map_or(0, |size| usize::from(size.ws_col));
     Some(match columns {
-        0 => USUAL_WIDTH,
-        columns => columns.max(LEAST_WIDTH),
+        0 => DEFAULT_WIDTH,
+        columns => columns.max(MIN_WIDTH),
     })
 }
 
-/// How many columns a character takes. The wide ones of East Asia and emoji take two, those that go
-/// on top of another take none: the blocks that matter, not all of Unicode's table.
-fn columns_of(c: char) -> usize {
+/// How many columns a character takes. East Asian characters and emoji take two, combining ones none. These
+/// are the blocks that matter, not all of Unicode's table.
+fn char_width(c: char) -> usize {
     match c as u32 {
         0x0300..=0x036F | 0x200B..=0x200F | 0x20D0..=0x20FF | 0xFE00..=0xFE0F => 0,
         0x1100..=0x115F
@@ -97,19 +96,20 @@ fn columns_of(c: char) -> usize {
 }
 
 /// How many columns a text takes.
-pub fn columns(text: &str) -> usize {
-    text.chars().map(columns_of).sum()
+pub fn display_width(text: &str) -> usize {
+    text.chars().map(char_width).sum()
 }
 
-/// A text cut to so many columns, with `…` at its end when something was cut off.
-pub fn cut(text: &str, width: usize) -> String {
-    if columns(text) <= width {
+/// A text cut to `width` columns, with `…` at its end if it was too long.
+pub fn truncate(text: &str, width: usize) -> String {
+    if display_width(text) <= width {
         return text.to_owned();
     }
     let mut taken = 0;
-    let mut short: String = { text.chars() }
+    let mut short: String = text
+        .chars()
         .take_while(|c| {
-            taken += columns_of(*c);
+            taken += char_width(*c);
             taken < width
         })
         .collect();
@@ -117,16 +117,16 @@ pub fn cut(text: &str, width: usize) -> String {
     short
 }
 
-/// A text in one line, without anything that a terminal would obey: names and labels come from the
-/// network.
-pub fn harmless(text: &str) -> String {
-    let plain = |c: char| if is_obeyed(c) { '\u{FFFD}' } else { c };
+/// A text as one line without control characters. Names and labels come from the network, and a terminal
+/// would execute control sequences in them.
+pub fn sanitize(text: &str) -> String {
+    let plain = |c: char| if is_control(c) { '\u{FFFD}' } else { c };
     text.chars().map(plain).collect()
 }
 
-/// A line of output of one of several machines, fit to stand behind its label: tabs and colours
-/// stay, all else that a terminal would obey (and could change other machines' lines with) shows.
-pub fn tame(line: &str) -> String {
+/// A line of output to be printed after its machine's label. Tabs and colours are kept. Other control
+/// characters, which could change the lines of other machines, are replaced.
+pub fn sanitize_output(line: &str) -> String {
     let line = line.strip_suffix('\r').unwrap_or(line);
     let mut tamed = String::with_capacity(line.len());
     let mut rest = line;
@@ -139,7 +139,7 @@ pub fn tame(line: &str) -> String {
         }
         match c {
             '\t' => tamed.push(c),
-            c if is_obeyed(c) => tamed.push('\u{FFFD}'),
+            c if is_control(c) => tamed.push('\u{FFFD}'),
             c => tamed.push(c),
         }
         rest = &rest[c.len_utf8()..];
@@ -147,7 +147,7 @@ pub fn tame(line: &str) -> String {
     tamed
 }
 
-/// How many bytes at the beginning of a text choose a colour.
+/// The length of the colour sequence at the beginning of a text, in bytes.
 fn colour_sequence(text: &str) -> usize {
     let Some(numbers) = text.strip_prefix("\x1b[") else {
         return 0;
@@ -159,30 +159,30 @@ fn colour_sequence(text: &str) -> usize {
     }
 }
 
-fn is_obeyed(c: char) -> bool {
-    // Directions of writing can make a text look like another.
+fn is_control(c: char) -> bool {
+    // A change of the writing direction can make one text look like another.
     c.is_control() || matches!(c as u32, 0x200E..=0x200F | 0x202A..=0x202E | 0x2066..=0x2069)
 }
 
-/// Somebody who can be asked: the terminal, whatever standard input and output are.
-pub struct Person(File);
+/// A question to the user, on the terminal, wherever stdin and stdout lead to.
+pub struct Prompt(File);
 
-impl Person {
-    /// Finds somebody; nobody when errors do not go to a terminal.
-    pub fn find() -> Option<Person> {
+impl Prompt {
+    /// Opens the terminal; `None` if there is none, or if stderr is not a terminal.
+    pub fn open() -> Option<Prompt> {
         let terminal = OpenOptions::new().read(true).write(true).open("/dev/tty");
         terminal
             .ok()
             .filter(|_| io::stderr().is_terminal())
-            .map(Person)
+            .map(Prompt)
     }
 
-    /// Asks, and waits for a line. Nothing when there is none.
+    /// Asks, and waits for a line. Returns an empty answer if there is none.
     pub fn ask(&mut self, question: &str) -> String {
         let asked = self.0.write_all(question.as_bytes());
         let mut line = String::new();
         if asked.is_ok() {
-            // A line that cannot be read is no answer.
+            // An unreadable line counts as an empty answer.
             let _ = BufReader::new(&self.0).read_line(&mut line);
         }
         line.trim().to_lowercase()
@@ -195,19 +195,22 @@ mod tests {
 
     #[test]
     fn widths_and_cuts() {
-        assert_eq!(columns("abc"), 3);
-        assert_eq!(columns("故障"), 4);
-        assert_eq!(columns("e\u{301}"), 1);
-        assert_eq!(cut("abcdef", 6), "abcdef");
-        assert_eq!(cut("abcdefg", 6), "abcde…");
-        assert_eq!(cut("故障注入", 6), "故障…");
+        assert_eq!(display_width("abc"), 3);
+        assert_eq!(display_width("故障"), 4);
+        assert_eq!(display_width("e\u{301}"), 1);
+        assert_eq!(truncate("abcdef", 6), "abcdef");
+        assert_eq!(truncate("abcdefg", 6), "abcde…");
+        assert_eq!(truncate("故障注入", 6), "故障…");
     }
 
     #[test]
     fn what_a_terminal_would_obey_shows() {
-        assert_eq!(harmless("a\x1b[2Jb\n"), "a\u{FFFD}[2Jb\u{FFFD}");
-        assert_eq!(tame("\x1b[31mred\x1b[0m\tx\r"), "\x1b[31mred\x1b[0m\tx");
-        assert_eq!(tame("a\x1b[1Ab\rc"), "a\u{FFFD}[1Ab\u{FFFD}c");
-        assert_eq!(tame("\x1b["), "\u{FFFD}[");
+        assert_eq!(sanitize("a\x1b[2Jb\n"), "a\u{FFFD}[2Jb\u{FFFD}");
+        assert_eq!(
+            sanitize_output("\x1b[31mred\x1b[0m\tx\r"),
+            "\x1b[31mred\x1b[0m\tx"
+        );
+        assert_eq!(sanitize_output("a\x1b[1Ab\rc"), "a\u{FFFD}[1Ab\u{FFFD}c");
+        assert_eq!(sanitize_output("\x1b["), "\u{FFFD}[");
     }
 }

@@ -1,38 +1,38 @@
-//! The life of an execution, as a table: which state follows which, on what.
+//! The lifecycle of an execution, as a table: which event leads from which state to which.
 //!
-//! This is the only place that says so. Every cell is filled; what must not happen is refused here,
-//! whoever asks. To add a state or an event, add it to its enum: the table does not compile until
-//! every new cell is decided.
+//! No other code decides this. Every cell of the table is filled; an event that is not allowed in a state is
+//! refused here, wherever it came from. To add a state or an event, add it to its enum: the table does not
+//! compile until every new cell is decided.
 
 use crate::wire::task::ExecutionState::{self, *};
 
-/// What can happen to an execution.
+/// An event in the lifecycle of an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// It was handed to its machine.
+    /// It was handed to a machine.
     Deliver,
-    /// Its machine said that the command runs.
+    /// Its machine reported that the command runs.
     Start,
-    /// Its machine reported how the attempt ended: with this terminal state.
+    /// The attempt ended in this terminal state.
     End(ExecutionState),
-    /// The attempt ended, and another one is due.
+    /// The attempt ended, and there will be another one.
     Retry,
-    /// It never reached its machine, or never started there: it can be handed out again.
+    /// It did not reach its machine, or was not started there: it can be handed out again.
     GiveBack,
-    /// A user does not want it, and it cannot be running.
+    /// A user canceled it, and it cannot be running.
     Cancel,
-    /// It waited too long.
+    /// It waited longer than its ttl.
     Expire,
-    /// Its machine is gone.
+    /// Its machine went offline.
     Lose,
 }
 
-/// The state that follows, or `None` where the event is refused and changes nothing.
+/// The next state; `None` if the event is refused, which changes nothing.
 pub fn next(state: ExecutionState, event: Event) -> Option<ExecutionState> {
     use Event::*;
     match (state, event) {
         (Queued, Deliver) => Some(Delivered),
-        // The server took a hand-out for lost, and the report shows that it was not.
+        // The server took the hand-out for lost, and the report shows that it had arrived.
         (Queued, End(end)) => end.is_terminal().then_some(end),
         (Queued, Cancel) => Some(Canceled),
         (Queued, Expire) => Some(Expired),
@@ -42,7 +42,7 @@ pub fn next(state: ExecutionState, event: Event) -> Option<ExecutionState> {
         (Delivered, Start) => Some(Running),
         (Delivered, End(end)) => end.is_terminal().then_some(end),
         (Delivered, Retry | GiveBack) => Some(Queued),
-        // Known never to have started: the machine does not hold it.
+        // The machine does not hold it, so it was never started.
         (Delivered, Cancel) => Some(Canceled),
         (Delivered, Lose) => Some(Lost),
         (Delivered, Deliver | Expire) => None,

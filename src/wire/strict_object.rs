@@ -1,5 +1,5 @@
-//! An object and nothing else: a type derived with serde would also be read from an array, and
-//! `"detail": ["ls"]` must not run `ls`.
+//! Objects that are read strictly: only from a JSON object. A type derived with serde can also be read from an
+//! array, and `"detail": ["ls"]` must not run `ls`.
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, IgnoredAny, IntoDeserializer, MapAccess, Visitor};
@@ -7,36 +7,36 @@ use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::marker::PhantomData;
 
-/// A `T` that was written as an object.
+/// A `T` that is read only from a JSON object.
 #[derive(Debug)]
-pub struct Object<T>(pub T);
+pub struct StrictObject<T>(pub T);
 
-/// The same, and the fields that only an answer has are passed over: `T` does not know them, so no
-/// error about an unknown field names them as what was expected.
+/// Like [`StrictObject`], but skips the fields that only answers have. `T` does not declare them, so an
+/// error about an unknown field does not list them as expected.
 #[derive(Debug)]
 pub struct Posted<T>(pub T);
 
-/// What is posted and answered.
-pub trait Answered {
+/// A type that can be posted, and that has more fields where it is answered.
+pub trait ReadOnlyFields {
     /// The fields that only an answer has.
     const READ_ONLY: &[&str];
 }
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for StrictObject<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let visitor = ObjectVisitor(&[], PhantomData);
-        deserializer.deserialize_map(visitor).map(Object)
+        deserializer.deserialize_map(visitor).map(StrictObject)
     }
 }
 
-impl<'de, T: Deserialize<'de> + Answered> Deserialize<'de> for Posted<T> {
+impl<'de, T: Deserialize<'de> + ReadOnlyFields> Deserialize<'de> for Posted<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let visitor = ObjectVisitor(T::READ_ONLY, PhantomData);
         deserializer.deserialize_map(visitor).map(Posted)
     }
 }
 
-/// Reads an object, without these fields.
+/// Reads an object and skips these fields.
 struct ObjectVisitor<T>(&'static [&'static str], PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
@@ -47,14 +47,14 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-        T::deserialize(MapAccessDeserializer::new(Without(self.0, map)))
+        T::deserialize(MapAccessDeserializer::new(Skipping(self.0, map)))
     }
 }
 
-/// A map without these fields.
-struct Without<A>(&'static [&'static str], A);
+/// A map that skips these fields.
+struct Skipping<A>(&'static [&'static str], A);
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Without<A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Skipping<A> {
     type Error = A::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
@@ -62,7 +62,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Without<A> {
         mut seed: K,
     ) -> Result<Option<K::Value>, A::Error> {
         loop {
-            match self.1.next_key_seed(Wanted(self.0, seed))? {
+            match self.1.next_key_seed(UnlessSkipped(self.0, seed))? {
                 None => return Ok(None),
                 Some(Ok(key)) => return Ok(Some(key)),
                 Some(Err(unused)) => seed = unused,
@@ -76,10 +76,10 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Without<A> {
     }
 }
 
-/// Reads a name; one of these gives the reader back unused.
-struct Wanted<K>(&'static [&'static str], K);
+/// Reads a field name. For one of these names it gives the seed back, to be used for the next field.
+struct UnlessSkipped<K>(&'static [&'static str], K);
 
-impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for Wanted<K> {
+impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for UnlessSkipped<K> {
     type Value = Result<K::Value, K>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -87,7 +87,7 @@ impl<'de, K: DeserializeSeed<'de>> DeserializeSeed<'de> for Wanted<K> {
     }
 }
 
-impl<'de, K: DeserializeSeed<'de>> Visitor<'de> for Wanted<K> {
+impl<'de, K: DeserializeSeed<'de>> Visitor<'de> for UnlessSkipped<K> {
     type Value = Result<K::Value, K>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
