@@ -11,6 +11,9 @@ RELEASES = x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 # What `make small` builds: the agent alone, without https, is the smallest program that can run a command.
 SMALL_FEATURES ?= agent
 
+# Tests that also run on the plain engine, tiny_http's own loop.
+ENGINE_TESTS = walkthrough posting listing cancel answers agent docs
+
 # How long `make bench` measures each figure, and how long `make soak` runs, in seconds.
 BENCH_SECONDS ?= 3
 SOAK_SECONDS ?= 3600
@@ -44,6 +47,9 @@ test:
 	$(CARGO) clippy --locked --no-default-features --features server -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features cli -- -D warnings
 	SIM_SEEDS=100 $(CARGO) test --locked
+	$(CARGO) clippy --locked --all-targets --features tiny_http -- -D warnings
+	$(CARGO) test --locked --features tiny_http --test engines
+	SIDEBIKE_ENGINE=tiny_http $(CARGO) test --locked --features tiny_http $(ENGINE_TESTS:%=--test %)
 	@if [ -d tests/simulation ]; then \
 		set -x; SIM_SEEDS=$(SIM_SEEDS) $(CARGO) test --locked --profile simulation --test simulation -- --nocapture; \
 	fi
