@@ -117,30 +117,26 @@ impl<S: Service> Worker<S> {
         self.read_mail();
     }
 
+    /// Sees to what is due, once for each connection: what is due again at once waits for the others.
     fn see_to_deadlines(&mut self) {
-        while let Some(key) = self.deadlines.pop(self.now) {
+        let up: Vec<Key> = std::iter::from_fn(|| self.deadlines.pop(self.now)).collect();
+        for key in up {
             let Some(connection) = self.connections.get_mut(key) else {
                 continue;
             };
-            if self
-                .deadlines
-                .is_due(key, &mut connection.deadline, self.now)
-            {
+            let deadline = &mut connection.deadline;
+            if self.deadlines.is_due(key, deadline, self.now) {
                 self.with(key, |connection, cx| connection.due(cx));
                 self.read_mail();
             }
         }
     }
 
+    /// Reads what there is now. What comes of it meanwhile waits for the sockets of others: a client that pipelines
+    /// without end must not keep the worker to itself.
     fn read_mail(&mut self) {
-        loop {
-            let mail = self.edge.mailboxes[self.number].take();
-            if mail.is_empty() {
-                return;
-            }
-            for mail in mail {
-                self.receive(mail);
-            }
+        for mail in self.edge.mailboxes[self.number].take() {
+            self.receive(mail);
         }
     }
 
