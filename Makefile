@@ -11,6 +11,10 @@ RELEASES = x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 # What `make small` builds: the agent alone, without https, is the smallest program that can run a command.
 SMALL_FEATURES ?= agent
 
+# The commit of the version before, and its binary: agents and servers of both versions must work together.
+PREVIOUS_COMMIT = 9b7469d
+PREVIOUS = $(CURDIR)/target/previous/sidebike
+
 # Tests that also run on the plain engine, tiny_http's own loop.
 ENGINE_TESTS = walkthrough posting listing cancel answers agent docs
 
@@ -20,7 +24,7 @@ SOAK_SECONDS ?= 3600
 # Where the binaries are that they measure.
 BENCHED = $(BUILT)/benched
 
-.PHONY: help demo test bench bench-peers benched soak soak-simulation release small clean
+.PHONY: help demo test bench bench-peers benched previous soak soak-simulation release small clean
 
 help:
 	@echo 'make demo             a server and three agents on this machine, to look at and to try'
@@ -40,19 +44,26 @@ demo:
 
 # The lints also check each program built alone, which `--features` allows. The simulation runs twice: with
 # few seeds as a test like the others, and with thousands in an optimized build.
-test:
+test: previous
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features agent -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features server -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features cli -- -D warnings
-	SIM_SEEDS=100 $(CARGO) test --locked
+	SIM_SEEDS=100 SIDEBIKE_PREVIOUS=$(PREVIOUS) $(CARGO) test --locked
 	$(CARGO) clippy --locked --all-targets --features tiny_http -- -D warnings
 	$(CARGO) test --locked --features tiny_http --test engines
 	SIDEBIKE_ENGINE=tiny_http $(CARGO) test --locked --features tiny_http $(ENGINE_TESTS:%=--test %)
 	@if [ -d tests/simulation ]; then \
 		set -x; SIM_SEEDS=$(SIM_SEEDS) $(CARGO) test --locked --profile simulation --test simulation -- --nocapture; \
 	fi
+
+# Built once, from the history; where that is not there, the tests that need it are left out.
+previous:
+	@[ -x $(PREVIOUS) ] || ! git cat-file -e $(PREVIOUS_COMMIT) 2>/dev/null || ( set -ex; \
+		mkdir -p target/previous/src; git archive $(PREVIOUS_COMMIT) | tar -x -C target/previous/src; \
+		cd target/previous/src; $(CARGO) build --locked --bin sidebike --target-dir ../build; \
+		cp ../build/debug/sidebike $(PREVIOUS); rm -rf ../src ../build )
 
 # Its figures go into src/docs/performance.md. Compares with nginx by wrk: Debian's packages wrk and nginx-light.
 bench: benched
