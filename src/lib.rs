@@ -4,6 +4,7 @@
 //!
 //! | module | content |
 //! | --- | --- |
+//! | [`command_line`] | which programs and commands there are |
 //! | [`config`] | flags and environment variables → checked settings; every default and limit |
 //! | [`wire`] | the types of the API's JSON; no rules, no I/O |
 //! | `core` | machines, tasks, executions: the pure state machine, and the only place for its rules |
@@ -35,6 +36,7 @@ mod allocator;
 pub mod cli;
 #[cfg(any(feature = "agent", feature = "cli"))]
 pub mod client;
+pub mod command_line;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod core;

@@ -1,8 +1,8 @@
 //! Parses the command line, runs one program and reports its result as an exit code.
 
 #[cfg(feature = "db")]
-use sidebike::config::DbCommand;
-use sidebike::config::{CommandLine, Program};
+use sidebike::command_line::DbCommand;
+use sidebike::command_line::{CommandLine, Program};
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::SystemTime;

@@ -22,7 +22,7 @@ use common::{Folder, SIDEBIKE, Server};
 use percent_encoding::percent_decode_str;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Deserializer, Value};
-use sidebike::config::CommandLine;
+use sidebike::command_line::CommandLine;
 use sidebike::docs::{PAGES, Page};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! `sidebike cancel`.
 
+use super::command::{CommandResult, ConnectionArgs, print_json};
 use super::outcome::{is_on, label_list};
 use super::task_reference::TaskArg;
 use super::terminal::sanitize;
-use super::{CommandResult, ConnectionArgs, print_json};
 use crate::wire::task::{Execution, ExecutionState, Task};
 use std::collections::HashSet;
 use std::io::{self, Write};

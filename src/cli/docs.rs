@@ -1,6 +1,6 @@
 //! `sidebike docs`: the documentation, for machines from which no web site can be reached.
 
-use super::{CommandResult, Failure};
+use super::command::{CommandResult, Failure};
 use crate::docs::{self, PAGES};
 use std::env;
 use std::io::{self, ErrorKind, IsTerminal, Write};

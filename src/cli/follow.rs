@@ -1,11 +1,12 @@
 //! Follows a task until it ends: prints its output with labels in front and its progress, handles Ctrl-C, and
 //! prints a summary. Used by `run` and `rerun`; `logs` uses the [`Printer`].
 
+use super::command::{CommandResult, Failure, print_json};
 use super::event_stream::{EventStream, StreamItem};
 use super::outcome::{self, CANCELED};
 use super::progress::Progress;
 use super::terminal::{Colour, OutputStyle, Prompt, sanitize, sanitize_output};
-use super::{CommandResult, Failure, cancel, fold, print_json};
+use super::{cancel, fold};
 use crate::client::Client;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;

@@ -1,10 +1,10 @@
 //! `sidebike logs`.
 
+use super::command::{CommandResult, ConnectionArgs, Failure};
 use super::event_stream::{EventStream, StreamItem};
 use super::follow::{Printer, is_several, print_message};
 use super::outcome::is_on;
 use super::task_reference::TaskArg;
-use super::{CommandResult, ConnectionArgs, Failure};
 use std::io::{self, Write};
 use std::time::Duration;
 

@@ -1,11 +1,12 @@
 //! `sidebike machines`.
 
+use super::command::{CommandResult, ConnectionArgs, Failure, print_json};
 use super::follow::print_message;
 use super::messages::no_such_label;
 use super::outcome::{age, short_duration};
 use super::table::{Cell, Table};
 use super::terminal::Colour;
-use super::{CommandResult, ConnectionArgs, Failure, print_json, watch};
+use super::watch;
 use crate::rules::one_of;
 use crate::wire::machine::{Machine, MachineState};
 use std::io;

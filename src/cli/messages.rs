@@ -1,7 +1,7 @@
 //! Turns errors of the server and the client into messages of the command line: flags in place of the API's
 //! fields, the command in place of the address of a call, and what to set if a token is needed.
 
-use super::TOKEN;
+use super::command::TOKEN;
 use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 

@@ -4,7 +4,8 @@
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `mod` | the list of commands, their errors and exit codes, the connection to the server |
+//! | `mod` | the list of commands and their exit codes |
+//! | `command` | what every command has: its result, its errors, the connection to the server |
 //! | `task_reference` | the task that an id, the beginning of an id, or a name stands for |
 //! | `messages` | the server's messages in the words of the command line |
 //! | `follow` | follows a task until it ends: output, Ctrl-C, summary |
@@ -20,6 +21,7 @@
 //! pair to `messages.rs`, so that errors name the flag.
 
 mod cancel;
+mod command;
 mod docs;
 mod event_stream;
 mod fold;
@@ -40,17 +42,10 @@ mod terminal;
 mod wait;
 mod watch;
 
-use crate::client::{CallError, Client, Kind};
-use crate::config::RegistryArgs;
-use crate::secret;
-use crate::wire::duration::TimeSpan;
-use clap::{Args, Subcommand};
-use serde::Serialize;
-use std::io::{self, ErrorKind, Write};
+use self::command::Failure;
+use clap::Subcommand;
+use std::io::{self, Write};
 use std::process::ExitCode;
-
-/// The variable with the token of people. With `_FILE` appended, the variable that names its file.
-const TOKEN: &str = "SIDEBIKE_TOKEN";
 
 /// Exit code of `ps`, `show`, `logs`, `cancel` and `machines` when they failed.
 const FAILED: u8 = 1;
@@ -116,80 +111,4 @@ fn print_error(why: &str, code: u8) -> u8 {
     // Ignore a closed stderr: the exit code still reports the failure.
     let _ = writeln!(io::stderr(), "sidebike: {why}");
     code
-}
-
-/// The result of a command: an exit code, or the reason why it failed.
-type CommandResult = Result<u8, Failure>;
-
-/// Why a command failed.
-#[derive(Debug)]
-enum Failure {
-    /// For this reason.
-    Because(String),
-    /// Wrong usage: this was wrong with it.
-    Usage(String),
-    /// The reader of our output is gone (`| head`); that is not reported as an error.
-    NoReader,
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::BrokenPipe => Failure::NoReader,
-            _ => Failure::Because(format!("cannot write: {error}")),
-        }
-    }
-}
-
-impl From<CallError> for Failure {
-    fn from(error: CallError) -> Self {
-        let words = messages::describe_failure(&error);
-        match error.kind {
-            // The server refused what was typed.
-            Kind::Refused {
-                status: 400,
-                ours: true,
-                ..
-            } => Failure::Usage(words),
-            _ => Failure::Because(words),
-        }
-    }
-}
-
-/// The server that a command talks to.
-#[derive(Debug, Args)]
-struct ConnectionArgs {
-    #[command(flatten)]
-    registry: RegistryArgs,
-}
-
-impl ConnectionArgs {
-    fn client(&self) -> Result<Client, Failure> {
-        let registry = self.registry.checked().map_err(Failure::Usage)?;
-        let tokens = secret::load(TOKEN).map_err(Failure::Usage)?;
-        let client = Client::new(&registry).map_err(Failure::Usage)?;
-        if !tokens.is_empty() && registry.is_insecure() {
-            log::warn!(
-                "the token is sent to {} unencrypted and can be read on the way; use https",
-                registry.url
-            );
-        }
-        client.set_token(tokens.into_iter().next());
-        Ok(client)
-    }
-}
-
-/// Parses the duration given with a flag.
-fn duration(flag: &str, text: &str) -> Result<TimeSpan, Failure> {
-    let duration = text.parse();
-    duration.map_err(|why| Failure::Usage(format!("{flag}: {why}, got {text:?}")))
-}
-
-/// Prints a value as JSON, for programs.
-fn print_json<T: Serialize>(value: &T) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    // Our own types have only string keys and finite numbers: serializing them cannot fail.
-    let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    writeln!(out, "{text}")?;
-    Ok(out.flush()?)
 }

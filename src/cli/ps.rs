@@ -1,10 +1,11 @@
 //! `sidebike ps`.
 
+use super::command::{CommandResult, ConnectionArgs, Failure, print_json};
 use super::follow::print_message;
 use super::messages::no_such_label;
 use super::outcome::{age, short_duration, task_state_colour};
 use super::table::{Cell, Table};
-use super::{CommandResult, ConnectionArgs, Failure, print_json, watch};
+use super::watch;
 use crate::client::TaskFilter;
 use crate::rules::one_of;
 use crate::wire::task::{Task, TaskState};

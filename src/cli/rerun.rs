@@ -1,8 +1,8 @@
 //! `sidebike rerun`.
 
+use super::command::{CommandResult, ConnectionArgs};
 use super::follow::{self, FollowOptions, print_message};
 use super::task_reference::TaskArg;
-use super::{CommandResult, ConnectionArgs};
 
 const EXAMPLES: &str = "\
 Examples:

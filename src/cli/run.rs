@@ -1,10 +1,10 @@
 //! `sidebike run`.
 
+use super::command::{CommandResult, ConnectionArgs, Failure, duration, print_json};
 use super::follow::{self, FollowOptions, print_message};
 use super::outcome::{CANCELED, NO_MACHINE, label_list};
 use super::table::{Cell, Table};
 use super::terminal::{self, Prompt, sanitize, truncate};
-use super::{CommandResult, ConnectionArgs, Failure, duration, print_json};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Detail, DryRun, Mode, NewTask};

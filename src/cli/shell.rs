@@ -1,7 +1,7 @@
 //! `sidebike completions` and `sidebike man`, for shells and packages.
 
-use super::CommandResult;
-use crate::config::CommandLine;
+use super::command::CommandResult;
+use crate::command_line::CommandLine;
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use std::io::{self, Write};

@@ -1,5 +1,6 @@
 //! `sidebike show`.
 
+use super::command::{CommandResult, ConnectionArgs, print_json};
 use super::outcome::{
     advice, counts_text, machine_label, run_time, short_duration, state_colour, task_state_colour,
     why,
@@ -7,7 +8,6 @@ use super::outcome::{
 use super::table::{Cell, Table};
 use super::task_reference::TaskArg;
 use super::terminal::{OutputStyle, sanitize, sanitize_output};
-use super::{CommandResult, ConnectionArgs, print_json};
 use crate::wire::duration::Timeout;
 use crate::wire::task::{DEFAULT_TIMEOUT, Execution, ExecutionState, Task};
 use std::io::{self, Write};

@@ -1,8 +1,9 @@
 //! Finds the task that an id, the beginning of an id, or a name stands for.
 
+use super::command::Failure;
 use super::follow::print_message;
 use super::messages::describe;
-use super::{Failure, ps};
+use super::ps;
 use crate::client::{CallError, Client, Kind, TaskFilter};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::Task;

@@ -1,10 +1,10 @@
 //! `sidebike wait`.
 
+use super::command::{CommandResult, ConnectionArgs, duration, print_json};
 use super::follow::print_message;
 use super::outcome::{self, TIMED_OUT};
 use super::task_reference::TaskArg;
 use super::terminal::OutputStyle;
-use super::{CommandResult, ConnectionArgs, duration, print_json};
 use crate::wire::duration::TimeSpan;
 use std::io;
 use std::time::{Duration, Instant};

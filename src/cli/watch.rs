@@ -1,6 +1,6 @@
 //! `-w`: shows something again and again, until Ctrl-C.
 
-use super::Failure;
+use super::command::Failure;
 use super::terminal::{OutputStyle, is_dumb};
 use std::io::{self, Write};
 use std::thread;

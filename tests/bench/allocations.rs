@@ -11,7 +11,7 @@ use crate::setting::Setting;
 use crate::table::Row;
 use clap::Parser;
 use serde_json::json;
-use sidebike::config::{CommandLine, Program};
+use sidebike::command_line::{CommandLine, Program};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;

@@ -1,0 +1,89 @@
+//! What every command has: its result, its errors, the connection to the server.
+
+use super::messages;
+use crate::client::{CallError, Client, Kind};
+use crate::config::RegistryArgs;
+use crate::secret;
+use crate::wire::duration::TimeSpan;
+use serde::Serialize;
+use std::io::{self, ErrorKind, Write};
+
+/// The variable with the token of people. With `_FILE` appended, the variable that names its file.
+pub const TOKEN: &str = "SIDEBIKE_TOKEN";
+
+/// The result of a command: an exit code, or the reason why it failed.
+pub type CommandResult = Result<u8, Failure>;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// For this reason.
+    Because(String),
+    /// Wrong usage: this was wrong with it.
+    Usage(String),
+    /// The reader of our output is gone (`| head`); that is not reported as an error.
+    NoReader,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::BrokenPipe => Failure::NoReader,
+            _ => Failure::Because(format!("cannot write: {error}")),
+        }
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        let words = messages::describe_failure(&error);
+        match error.kind {
+            // The server refused what was typed.
+            Kind::Refused {
+                status: 400,
+                ours: true,
+                ..
+            } => Failure::Usage(words),
+            _ => Failure::Because(words),
+        }
+    }
+}
+
+/// The server that a command talks to.
+#[derive(Debug, clap::Args)]
+pub struct ConnectionArgs {
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+impl ConnectionArgs {
+    /// A client with the token of people.
+    pub fn client(&self) -> Result<Client, Failure> {
+        let registry = self.registry.checked().map_err(Failure::Usage)?;
+        let tokens = secret::load(TOKEN).map_err(Failure::Usage)?;
+        let client = Client::new(&registry).map_err(Failure::Usage)?;
+        if !tokens.is_empty() && registry.is_insecure() {
+            log::warn!(
+                "the token is sent to {} unencrypted and can be read on the way; use https",
+                registry.url
+            );
+        }
+        client.set_token(tokens.into_iter().next());
+        Ok(client)
+    }
+}
+
+/// Parses the duration given with a flag.
+pub fn duration(flag: &str, text: &str) -> Result<TimeSpan, Failure> {
+    let duration = text.parse();
+    duration.map_err(|why| Failure::Usage(format!("{flag}: {why}, got {text:?}")))
+}
+
+/// Prints a value as JSON, for programs.
+pub fn print_json<T: Serialize>(value: &T) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    // Our own types have only string keys and finite numbers: serializing them cannot fail.
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}
