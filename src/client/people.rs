@@ -1,7 +1,6 @@
-//! The calls of people's commands.
+//! The calls of the commands for people.
 //!
-//! To add one: a method here, of one line if it can be; what every request carries is set in `get`
-//! (and, for what changes something, in `request` beside the agents' calls).
+//! To add one: a method here, which ends in `look` (reads something) or `change` (changes something).
 
 use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK, unreachable};
 use crate::wire::json;
@@ -16,21 +15,21 @@ use std::time::Duration;
 
 /// The longest answer, in bytes: a list of a thousand tasks with their output.
 const MAX_ANSWER: u64 = 256 << 20;
-/// The longest line of news, in bytes: 64 KiB of output, each byte written as six.
+/// The longest event, in bytes: 64 KiB of output, each byte escaped as six.
 const MAX_LINE: u64 = 1 << 20;
-/// How many bytes of a refusal are read where a stream was expected.
+/// How many bytes are read of a refusal in place of an event stream.
 const MAX_REFUSAL: u64 = 64 << 10;
 
-/// Which tasks are to be listed.
+/// Which tasks to list.
 #[derive(Debug, Clone, Default)]
 pub struct TaskFilter {
-    /// Only those whose name begins so.
+    /// Only those whose name begins with this.
     pub prefix: Option<String>,
     /// Only those in this state.
     pub state: Option<TaskState>,
     /// Only those with a target of this label.
     pub label: Option<String>,
-    /// So many at most.
+    /// This many at most.
     pub limit: usize,
 }
 
@@ -40,18 +39,18 @@ impl Client {
         self.change("submit the task", "task", task)
     }
 
-    /// Who would run a task, if it were submitted now.
+    /// Finds the machines that would run a task if it were submitted now.
     pub fn dry_run(&self, task: &NewTask) -> Result<DryRun, CallError> {
         self.change("find out which machines match", "task?dryRun=1", task)
     }
 
-    /// A task by its id, the beginning of its id, or its name; waits for its end if asked to.
+    /// Gets a task by its id, the beginning of its id, or its name. Waits up to `wait` for its end.
     pub fn task(&self, name: &str, wait: Span) -> Result<Task, CallError> {
         let path = format!("task/{}?wait={}ms", encoded(name), wait.as_millis());
         self.look("look at the task", &path, Duration::from(wait) + POLL_SLACK)
     }
 
-    /// The newest tasks.
+    /// Lists the newest tasks.
     pub fn tasks(&self, filter: &TaskFilter) -> Result<Vec<Task>, CallError> {
         let limit = filter.limit.to_string();
         let path = with_query(
@@ -66,7 +65,7 @@ impl Client {
         self.look("list tasks", &path, CALL_TIMEOUT)
     }
 
-    /// Cancels a task, or its executions on a machine.
+    /// Cancels a task, or its executions on one machine.
     pub fn cancel(&self, id: &str, machine: Option<&str>) -> Result<Task, CallError> {
         let path = format!("task/{}/cancel", encoded(id));
         self.change(
@@ -82,7 +81,7 @@ impl Client {
         self.change("run the task again", &path, &())
     }
 
-    /// The machines, of one label or in one state.
+    /// Lists machines, all or those of one label or in one state.
     pub fn machines(
         &self,
         label: Option<&str>,
@@ -95,7 +94,7 @@ impl Client {
         self.look("list machines", &path, CALL_TIMEOUT)
     }
 
-    /// What has happened to a task, and when `live` what happens until it ends.
+    /// Opens the event stream of a task: what has happened, and with `live` what happens until it ends.
     pub fn news(
         &self,
         id: &str,
@@ -119,7 +118,7 @@ impl Client {
                 return Ok(body);
             }
             let mut refusal = Vec::new();
-            // What could be read of it has to do.
+            // An incomplete refusal is better than none.
             let _ = body.take(MAX_REFUSAL).read_to_end(&mut refusal);
             self.understand(status, refusal)
                 .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}"))))
@@ -153,10 +152,10 @@ impl Client {
         &self,
         call: &'static str,
         path: &str,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<A, CallError> {
         let url = self.url(path);
-        let answered = self.get(&url, Some(patience)).call().map_err(unreachable);
+        let answered = self.get(&url, Some(timeout)).call().map_err(unreachable);
         answered
             .and_then(|mut answer| {
                 let status = answer.status().as_u16();
@@ -169,12 +168,12 @@ impl Client {
     fn get(
         &self,
         url: &str,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
     ) -> ureq::RequestBuilder<ureq::typestate::WithoutBody> {
         let request = self.with_token(self.http.get(url));
-        let config = request.config().timeout_global(patience);
+        let config = request.config().timeout_global(timeout);
         config
-            .timeout_recv_response(Some(patience.unwrap_or(CALL_TIMEOUT)))
+            .timeout_recv_response(Some(timeout.unwrap_or(CALL_TIMEOUT)))
             .build()
     }
 
@@ -183,15 +182,14 @@ impl Client {
     }
 }
 
-/// News as they come.
+/// The event stream of a task.
 pub struct NewsReader {
     lines: BufReader<Box<dyn Read + Send>>,
     url: String,
 }
 
 impl NewsReader {
-    /// The next; waits for it. `Ok(None)` at the end of the stream; an inner `None` is a sign of
-    /// life of the server without news.
+    /// Waits for the next event. `Ok(None)` is the end of the stream, an inner `None` a heartbeat.
     pub fn next_news(&mut self) -> Result<Option<Option<News>>, CallError> {
         let mut line = Vec::new();
         let read = (&mut self.lines)
