@@ -9,7 +9,7 @@ mod agent;
 mod registry;
 
 #[cfg(feature = "agent")]
-pub use agent::{AgentArgs, AgentConfig, OwnerRules};
+pub use agent::{AgentArgs, AgentConfig, Policy};
 #[cfg(any(feature = "agent", feature = "cli"))]
 pub use registry::{Registry, RegistryArgs};
 

@@ -24,7 +24,7 @@
 //! - The agent uses neither `core` nor `server`; the server uses neither `agent` nor `client`; `cli`
 //!   uses none of them but `client`.
 //! - tiny_http is named in `server/http` only, ureq in `client`, rustls in `tls`, redb in `server/db`,
-//!   `process::Command` in `agent/runner`.
+//!   `process::Command` in `agent/command/runner`.
 //! - The lock around the core is held for computing only, never across a socket or a log line.
 
 #[cfg(feature = "agent")]

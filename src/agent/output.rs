@@ -1,30 +1,29 @@
 //! The output of one command, until the server has taken it.
 //!
-//! Two tapes keep the bytes; a list of runs keeps the order in which the two streams' bytes came.
-//! Nothing here is taken away by being sent: only [`OutputLog::taken`] frees memory, so a lost
-//! request is repeated by asking for the pieces again.
+//! Two buffers keep the bytes, a list of runs keeps the order in which the bytes of the two streams came.
+//! Only [`OutputLog::taken`] frees memory, so a lost request is repeated by asking for the pieces again.
 
 use crate::tape::Tape;
 use crate::wire::agent::Stream;
 use std::collections::VecDeque;
 
-/// Runs remembered, in number: beyond it the exact order of interleaved streams is given up,
-/// because a command that switches streams with every byte must not cost more than its bytes.
+/// Runs remembered, in number. Beyond it the exact order of the streams is given up: a command that
+/// switches streams with every byte must not cost more memory than its bytes.
 const MAX_RUNS: usize = 1_000;
-/// What a piece costs in a request beside its bytes, in bytes: names, ids, offsets.
+/// The size of a piece in a request without its data, in bytes: names, ids, offsets.
 pub const PIECE_OVERHEAD: usize = 256;
 
-/// Both streams of one command: everything is per stream, standard output first.
+/// The output of one command. Arrays are indexed by stream, standard output first.
 #[derive(Debug, Default)]
 pub struct OutputLog {
-    tapes: [Tape; 2],
+    buffers: [Tape; 2],
     taken: [u64; 2],
-    /// Which stream wrote up to where, in the order in which it came.
+    /// Each entry is a stream and the offset up to which it had been written, in order of arrival.
     runs: VecDeque<(Stream, u64)>,
     dropped: bool,
 }
 
-/// Up to which offset the pieces of a request go, per stream.
+/// The offsets up to which a request carries output, per stream.
 pub type Cursor = [u64; 2];
 
 /// Pieces for one request.
@@ -32,9 +31,9 @@ pub type Cursor = [u64; 2];
 pub struct Pieces {
     /// Stream, offset, bytes.
     pub pieces: Vec<(Stream, u64, Vec<u8>)>,
-    /// What to tell [`OutputLog::taken`].
+    /// The argument of [`OutputLog::taken`] once the server has the pieces.
     pub cursor: Cursor,
-    /// Whether nothing is left after them.
+    /// Whether they are all that is left.
     pub complete: bool,
 }
 
@@ -51,11 +50,10 @@ impl OutputLog {
         if self.dropped || data.is_empty() {
             return;
         }
-        let tape = &mut self.tapes[index(stream)];
-        tape.append(data);
-        let end = tape.end();
-        let crowded = self.runs.len() >= MAX_RUNS;
-        let last = if crowded {
+        let buffer = &mut self.buffers[index(stream)];
+        buffer.append(data);
+        let end = buffer.end();
+        let last = if self.runs.len() >= MAX_RUNS {
             self.runs.iter_mut().rev().find(|run| run.0 == stream)
         } else {
             self.runs.back_mut().filter(|run| run.0 == stream)
@@ -68,15 +66,15 @@ impl OutputLog {
 
     /// How many bytes the command wrote, per stream.
     pub fn totals(&self) -> Cursor {
-        [self.tapes[0].end(), self.tapes[1].end()]
+        [self.buffers[0].end(), self.buffers[1].end()]
     }
 
     /// How many bytes are in memory.
-    pub fn kept(&self) -> usize {
-        self.tapes[0].kept() + self.tapes[1].kept()
+    pub fn kept_bytes(&self) -> usize {
+        self.buffers[0].kept() + self.buffers[1].kept()
     }
 
-    /// Whether the server has all there is.
+    /// Whether the server has all the output.
     pub fn is_taken(&self) -> bool {
         self.runs.is_empty()
     }
@@ -96,14 +94,14 @@ impl OutputLog {
                     };
                 }
                 let max = (upto - *at).min((room - PIECE_OVERHEAD) as u64) as usize;
-                match self.tapes[index(stream)].read(*at, max) {
+                match self.buffers[index(stream)].read(*at, max) {
                     Some((offset, mut data)) if offset < upto => {
                         data.truncate((upto - offset).min(max as u64) as usize);
                         *at = offset + data.len() as u64;
                         room = room.saturating_sub(PIECE_OVERHEAD + data.len());
                         pieces.push((stream, offset, data));
                     }
-                    // The tape has dropped the rest of this run.
+                    // The buffer has dropped the rest of this run.
                     _ => *at = upto,
                 }
             }
@@ -115,11 +113,11 @@ impl OutputLog {
         }
     }
 
-    /// The server has everything up to `cursor`.
+    /// Frees what the server has: everything up to `cursor`.
     pub fn taken(&mut self, cursor: Cursor) {
         for (stream, upto) in cursor.into_iter().enumerate() {
             self.taken[stream] = self.taken[stream].max(upto);
-            self.tapes[stream].forget_before(upto);
+            self.buffers[stream].forget_before(upto);
         }
         while let Some(&(stream, upto)) = self.runs.front() {
             if upto > self.taken[index(stream)] {
@@ -129,7 +127,7 @@ impl OutputLog {
         }
     }
 
-    /// Nobody asks for it any more: frees everything and keeps nothing from now on.
+    /// Frees everything and keeps nothing from now on.
     pub fn drop_all(&mut self) {
         *self = OutputLog {
             dropped: true,
@@ -166,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_taken_is_given_again() {
+    fn pieces_that_were_not_taken_are_given_again() {
         let mut log = OutputLog::default();
         log.append(Stream::Stdout, &[7; 1_000]);
         let first = log.next(PIECE_OVERHEAD + 600);
@@ -200,7 +198,7 @@ mod tests {
         assert_eq!(next.cursor, log.totals());
         log.taken(next.cursor);
         assert!(log.is_taken());
-        assert!(log.kept() <= HEAD_BYTES);
+        assert!(log.kept_bytes() <= HEAD_BYTES);
     }
 
     #[test]
@@ -209,6 +207,6 @@ mod tests {
         log.append(Stream::Stdout, b"one");
         log.drop_all();
         log.append(Stream::Stdout, b"two");
-        assert_eq!((log.kept(), log.is_taken()), (0, true));
+        assert_eq!((log.kept_bytes(), log.is_taken()), (0, true));
     }
 }

@@ -1,10 +1,10 @@
 //! Settings of an agent.
 //!
 //! The owner of the machine speaks through these flags, and whoever posts tasks cannot overrule
-//! them: see [`OwnerRules`].
+//! them: see [`Policy`].
 
 use super::{Registry, RegistryArgs};
-use crate::agent::search;
+use crate::agent::command::path_lookup;
 use crate::rules::{MAX_JOBS, MAX_LABEL_BYTES, check_label, wrong_regex};
 use crate::wire::span::Span;
 use clap::Args;
@@ -63,14 +63,14 @@ pub struct AgentConfig {
     /// Patience with running commands at shutdown.
     pub grace: Span,
     /// What may be run here.
-    pub rules: OwnerRules,
+    pub policy: Policy,
     /// Do not start as root.
     pub refuse_root: bool,
 }
 
 /// What the owner of a machine has decided about commands; no task can change it.
 #[derive(Debug, Clone, Default)]
-pub struct OwnerRules {
+pub struct Policy {
     /// When there are any, one of them must match; each matches a whole command or not at all.
     pub allow: Vec<Regex>,
     /// The program that is started with the command as its arguments, by its full path.
@@ -106,7 +106,7 @@ impl AgentArgs {
             registry: self.registry.checked()?,
             jobs: self.jobs,
             grace,
-            rules: OwnerRules {
+            policy: Policy {
                 allow: self
                     .allow
                     .iter()
@@ -139,7 +139,7 @@ fn wrapper(typed: PathBuf) -> Result<PathBuf, String> {
     let base = std::env::current_dir()
         .map_err(|why| format!("--wrapper: the current folder is not known: {why}"))?;
     let path = std::env::var_os("PATH");
-    search::program(&typed, path.as_deref(), &base).ok_or_else(|| {
+    path_lookup::typed(&typed, path.as_deref(), &base).ok_or_else(|| {
         let is_path = name.contains('/');
         let why = match std::fs::metadata(base.join(&typed)) {
             _ if !is_path => "there is none of that name on the PATH",

@@ -1,20 +1,32 @@
-//! Whether anybody lives in a process group.
+//! The process group of a command.
 
+use super::termination::ProcessTree;
 use rustix::io::Errno;
-use rustix::process::{Pid, test_kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use std::path::Path;
 
-/// Whether nobody in the group can do anything any more. Zombies do not count: in many containers
-/// process 1 reaps nobody, and a dead process would keep its group for ever. They can only be told
-/// from the living with /proc; without it they do count.
+/// A process group that is to be ended.
 ///
-/// While the group can still fork, a new process may slip through one look; so look twice.
-pub fn is_dead(group: Pid) -> bool {
-    test_kill_process_group(group) == Err(Errno::SRCH)
-        || only_zombies(group.as_raw_nonzero().get(), Path::new("/proc")) == Some(true)
+/// Its number stays its own while its leader has not been reaped or any process is in it. So signals are
+/// sent before that, or while the latest look, a few milliseconds ago, found it alive.
+#[derive(Debug, Clone, Copy)]
+pub struct ProcessGroup(pub Pid);
+
+impl ProcessTree for ProcessGroup {
+    fn send(&mut self, signal: Signal) {
+        // An error means that the group is empty, or that nothing can be done about it.
+        let _ = kill_process_group(self.0, signal);
+    }
+
+    /// Zombies do not count: in many containers process 1 does not reap, and a dead process would keep
+    /// its group for ever. Only /proc tells them from live processes; without /proc they do count.
+    fn is_dead(&mut self) -> bool {
+        test_kill_process_group(self.0) == Err(Errno::SRCH)
+            || only_zombies(self.0.as_raw_nonzero().get(), Path::new("/proc")) == Some(true)
+    }
 }
 
-/// None when that cannot be known.
+/// None when it cannot be known.
 fn only_zombies(group: i32, proc: &Path) -> Option<bool> {
     let mut members = 0;
     for entry in std::fs::read_dir(proc).ok()? {
@@ -22,7 +34,7 @@ fn only_zombies(group: i32, proc: &Path) -> Option<bool> {
         if !name.as_encoded_bytes().first()?.is_ascii_digit() {
             continue;
         }
-        // One that ends meanwhile is no member any more.
+        // A process that has ended meanwhile is no member any more.
         let Ok(stat) = std::fs::read(proc.join(name).join("stat")) else {
             continue;
         };
@@ -36,7 +48,7 @@ fn only_zombies(group: i32, proc: &Path) -> Option<bool> {
             members += 1;
         }
     }
-    // With no member in sight (another mount of /proc, or hidepid) nothing is known.
+    // Without any visible member (another mount of /proc, or hidepid) nothing is known.
     (members > 0).then_some(true)
 }
 
@@ -61,7 +73,7 @@ mod tests {
 
     #[test]
     fn this_process_lives() {
-        assert!(!is_dead(rustix::process::getpgrp()));
+        assert!(!ProcessGroup(rustix::process::getpgrp()).is_dead());
         assert_eq!(only_zombies(1, Path::new("/nowhere")), None);
     }
 }

@@ -1,17 +1,15 @@
-//! Watching one command until it ends: its output, its input, its time, and the order to end it.
+//! Supervising one command until it has ended: its output, its input, its time-out, orders to end it.
 //!
-//! One thread per command waits for all of them at once with poll(2). A command has ended when its
-//! own process, the leader of its process group, has ended; what it left in the background stays.
-//! Only when it is being ended (its time is up, it was canceled, the agent ends) the whole group
-//! has to be gone.
-//!
-//! A group's number stays its own while its leader has not been waited for, or any process is in
-//! it. So signals are sent before that, or, while the group is being ended, for as long as the last
-//! look a few milliseconds ago found somebody in it.
+//! One thread per command waits for all of them with poll(2). A command has ended when its own process,
+//! the leader of its process group, has ended; what it left in the background lives on. Only a command that
+//! is ended by the agent (its time is up, it was canceled, the agent shuts down) ends with its whole group.
 
-use super::Agent;
-use super::group;
-use super::held::{Held, Outcome, Stop, Wake};
+use super::orphaned_pipes::OrphanedPipes;
+use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
+use crate::agent::processes::guard::Guard;
+use crate::agent::processes::process_group::ProcessGroup;
+use crate::agent::processes::termination::{Progress, Termination};
+use crate::agent::state::AgentState;
 use crate::wire::agent::Stream;
 use crate::wire::span::Span;
 use crate::wire::task::ExecutionState;
@@ -19,46 +17,40 @@ use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
-};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
-/// Read from a stream at once, in bytes: half of what a pipe holds.
+/// Bytes read from a stream at once: half the capacity of a pipe.
 const READ_BYTES: usize = 32 * 1024;
-/// The same as long as the command says little.
+/// The same as long as the command writes little.
 const FIRST_READ_BYTES: usize = 2 * 1024;
-/// How long output waits before the reporter is told that there is some.
+/// How long output waits before the reporter is told of it. A small command has ended by then, and its
+/// output is sent together with its result.
 const SETTLE: Duration = Duration::from_millis(10);
 /// How often a system without pidfd is asked whether the leader has ended.
 const EXIT_LOOK: Duration = Duration::from_millis(20);
-/// How often it is looked whether a group that is being ended is dead.
-const GROUP_LOOK: Duration = Duration::from_millis(25);
-/// So many looks in a row have to find it dead.
-const LOOKS: u32 = 2;
-/// Patience after KILL: then it is reported, even if a process hangs in the kernel or nobody reaps
-/// the zombies of this container.
-const AFTER_KILL: Duration = Duration::from_millis(700);
-/// The longest time between TERM and KILL when the agent ends: it is waited for.
+/// The longest time between TERM and KILL when the agent shuts down.
 const MAX_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// How long poll(2) is not called again after it failed for lack of memory.
+const POLL_FAILED_PAUSE: Duration = Duration::from_millis(1);
 
 /// How long a command may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Until it is ended; none for ever.
+    /// The time after which it is ended; none for ever.
     pub timeout: Option<Span>,
-    /// From TERM to KILL.
+    /// The time from TERM to KILL.
     pub kill_grace: Duration,
 }
 
 /// Text for standard input.
 #[derive(Debug)]
-struct Feed {
+struct Input {
     pipe: OwnedFd,
     text: Vec<u8>,
-    at: usize,
+    written: usize,
 }
 
 /// A command that is being ended.
@@ -66,40 +58,39 @@ struct Feed {
 struct Ending {
     state: ExecutionState,
     msg: String,
-    kill_at: Instant,
-    /// Set when KILL was sent.
-    give_up_at: Option<Instant>,
-    /// Looks in a row that found the group dead.
-    found_dead: u32,
+    termination: Termination,
 }
 
 /// A command that runs.
 #[derive(Debug)]
-pub struct Watch<'a> {
-    agent: &'a Agent,
-    held: &'a Held,
-    wake: &'a Wake,
+pub struct Supervisor<'a> {
+    state: &'a AgentState,
+    attempt: &'a Attempt,
+    guard: &'a Guard,
+    orphaned_pipes: &'a OrphanedPipes,
+    waker: &'a Waker,
+    /// The leader of the group.
     child: Child,
     group: Pid,
     limits: Limits,
     started: Instant,
-    stdin: Option<Feed>,
+    stdin: Option<Input>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
-    /// Readable when the leader has ended; none on an old kernel, and once it has ended.
+    /// Readable when the leader has ended; none on an old kernel.
     pidfd: Option<OwnedFd>,
-    /// The leader has ended, says the pidfd.
+    /// The pidfd has reported the end of the leader.
     leader_ended: bool,
     ending: Option<Ending>,
-    /// The leader's, once it has been waited for.
+    /// The leader's status, once it has been reaped.
     exit: Option<ExitStatus>,
-    /// When output came that the reporter has not been told of.
-    untold: Option<Instant>,
-    /// Made when there is something to read: many commands say nothing.
+    /// When output came of which the reporter has not been told.
+    unannounced: Option<Instant>,
+    /// Allocated with the first output: many commands write nothing.
     buffer: Vec<u8>,
 }
 
-/// What is waited for.
+/// What a descriptor in poll(2) belongs to.
 #[derive(Debug, Clone, Copy)]
 enum Source {
     Leader,
@@ -108,33 +99,41 @@ enum Source {
     Input,
 }
 
-impl<'a> Watch<'a> {
-    /// A command that has just been started.
+impl<'a> Supervisor<'a> {
+    /// Takes over a command that has just been started.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "it is called once, by the runner"
+    )]
     pub fn new(
-        agent: &'a Agent,
-        held: &'a Held,
-        wake: &'a Wake,
+        state: &'a AgentState,
+        attempt: &'a Attempt,
+        guard: &'a Guard,
+        orphaned_pipes: &'a OrphanedPipes,
+        waker: &'a Waker,
         mut child: Child,
         stdin: Vec<u8>,
         limits: Limits,
     ) -> Self {
         let group = Pid::from_child(&child);
         let started = Instant::now();
-        agent.guard.add(group);
-        held.started(started, group);
-        // With nothing to read its end is closed here and now.
-        let feed = child.stdin.take().filter(|_| !stdin.is_empty());
-        Watch {
-            agent,
-            held,
-            wake,
+        guard.add(group);
+        attempt.started(started, group);
+        // Without a text the pipe is closed here, and the command reads the end of its input.
+        let input = child.stdin.take().filter(|_| !stdin.is_empty());
+        Supervisor {
+            state,
+            attempt,
+            guard,
+            orphaned_pipes,
+            waker,
             group,
             limits,
             started,
-            stdin: feed.map(|pipe| Feed {
+            stdin: input.map(|pipe| Input {
                 pipe: nonblocking(pipe.into()),
                 text: stdin,
-                at: 0,
+                written: 0,
             }),
             stdout: child.stdout.take().map(|pipe| nonblocking(pipe.into())),
             stderr: child.stderr.take().map(|pipe| nonblocking(pipe.into())),
@@ -143,13 +142,13 @@ impl<'a> Watch<'a> {
             child,
             ending: None,
             exit: None,
-            untold: None,
+            unannounced: None,
             buffer: Vec::new(),
         }
     }
 
-    /// Watches it until it has ended.
-    pub fn until_ended(mut self) -> Outcome {
+    /// Supervises the command until it has ended.
+    pub fn run(mut self) -> Outcome {
         loop {
             self.wait();
             if let Some(outcome) = self.advance() {
@@ -158,17 +157,17 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Waits until something happens or some time is up, and moves the bytes there are.
+    /// Waits for an event or until a time is up, and reads and writes what is ready.
     fn wait(&mut self) {
-        let patience = self.patience();
-        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        let timeout = self.next_wakeup();
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let mut happened = [None; 5];
         {
             let (out, err) = (self.stdout.as_ref(), self.stderr.as_ref());
-            let input = self.stdin.as_ref().map(|feed| &feed.pipe);
+            let input = self.stdin.as_ref().map(|input| &input.pipe);
             let watched = [
                 (Source::Leader, self.pidfd.as_ref(), PollFlags::IN),
-                (Source::Order, Some(self.wake.fd()), PollFlags::IN),
+                (Source::Order, Some(self.waker.fd()), PollFlags::IN),
                 (Source::Output(Stream::Stdout), out, PollFlags::IN),
                 (Source::Output(Stream::Stderr), err, PollFlags::IN),
                 (Source::Input, input, PollFlags::OUT),
@@ -181,9 +180,9 @@ impl<'a> Watch<'a> {
                     sources.push(source);
                 }
             }
-            if poll(&mut fds, patience.as_ref()).is_err() {
-                // Interrupted, or out of memory: the pause keeps the latter from spinning.
-                std::thread::sleep(Duration::from_millis(1));
+            if poll(&mut fds, timeout.as_ref()).is_err() {
+                // Interrupted by a signal, or out of memory.
+                std::thread::sleep(POLL_FAILED_PAUSE);
                 return;
             }
             for ((fd, source), slot) in fds.iter().zip(sources).zip(&mut happened) {
@@ -194,42 +193,35 @@ impl<'a> Watch<'a> {
         for (source, what) in happened.into_iter().flatten() {
             match source {
                 Source::Leader => self.leader_ended = true,
-                Source::Order => self.wake.clear(),
+                Source::Order => self.waker.clear(),
                 Source::Output(stream) if what.contains(PollFlags::IN) => {
                     self.read(stream);
                 }
-                // Nothing is left in it, and nobody can write to it any more.
+                // The pipe is empty, and no process can write to it any more.
                 Source::Output(Stream::Stdout) => self.stdout = None,
                 Source::Output(Stream::Stderr) => self.stderr = None,
-                Source::Input => self.feed(),
+                Source::Input => self.write_input(),
             }
         }
     }
 
-    /// How long to wait for something to happen; none for ever.
-    fn patience(&self) -> Option<Duration> {
+    /// The time until something is due; none when only events matter.
+    fn next_wakeup(&self) -> Option<Duration> {
         let now = Instant::now();
         let until = |at: Instant| at.saturating_duration_since(now);
-        let deadline = match &self.ending {
-            None => self
-                .limits
-                .timeout
-                .map(|t| self.started + Duration::from(t)),
-            Some(ending) => Some(ending.give_up_at.unwrap_or(ending.kill_at)),
+        let deadline = match (&self.ending, self.limits.timeout) {
+            (Some(ending), _) => Some(ending.termination.next_step()),
+            (None, Some(timeout)) => Some(self.started + Duration::from(timeout)),
+            (None, None) => None,
         };
-        let look = if self.exit.is_some() {
-            Some(GROUP_LOOK)
-        } else if self.pidfd.is_none() {
-            Some(EXIT_LOOK)
-        } else {
-            None
-        };
-        let tell = self.untold.map(|came| until(came + SETTLE));
-        let times = [deadline.map(until), look, tell];
+        let exit_look = (self.exit.is_none() && self.pidfd.is_none()).then_some(EXIT_LOOK);
+        let announce = self.unannounced.map(|came| until(came + SETTLE));
+        let times = [deadline.map(until), exit_look, announce];
         times.into_iter().flatten().min()
     }
 
-    /// Reads once from a stream; the other ones get their turn. How many bytes came.
+    /// Reads once from a stream: further bytes have to wait until the other descriptors were served.
+    /// Returns how many bytes came.
     fn read(&mut self, stream: Stream) -> usize {
         let pipe = match stream {
             Stream::Stdout => &mut self.stdout,
@@ -242,8 +234,8 @@ impl<'a> Watch<'a> {
         match rustix::io::read(open, &mut self.buffer[..]) {
             Ok(0) => *pipe = None,
             Ok(read) => {
-                self.held.append(stream, &self.buffer[..read]);
-                self.untold.get_or_insert_with(Instant::now);
+                self.attempt.append(stream, &self.buffer[..read]);
+                self.unannounced.get_or_insert_with(Instant::now);
                 if read == self.buffer.len() {
                     self.buffer.resize(READ_BYTES, 0);
                 }
@@ -255,60 +247,62 @@ impl<'a> Watch<'a> {
         0
     }
 
-    /// Writes to standard input what it takes now. A command that does not read it does no harm.
-    fn feed(&mut self) {
-        let Some(feed) = self.stdin.as_mut() else {
+    /// Writes as much to standard input as it takes now. A command need not read it.
+    fn write_input(&mut self) {
+        let Some(input) = self.stdin.as_mut() else {
             return;
         };
-        match rustix::io::write(&feed.pipe, &feed.text[feed.at..]) {
-            Ok(written) => feed.at += written,
+        match rustix::io::write(&input.pipe, &input.text[input.written..]) {
+            Ok(written) => input.written += written,
             Err(Errno::AGAIN | Errno::INTR) => {}
-            // Nobody reads any more.
-            Err(_) => feed.at = feed.text.len(),
+            // The command has closed it.
+            Err(_) => input.written = input.text.len(),
         }
-        if feed.at == feed.text.len() {
+        if input.written == input.text.len() {
             self.stdin = None;
         }
     }
 
-    /// Tells the reporter of output that came a moment ago. Not at once: a small command has ended
-    /// by then, and its output goes with its result.
-    fn tell(&mut self, now: Instant) {
-        if self.untold.is_some_and(|came| now >= came + SETTLE) {
-            self.untold = None;
-            self.agent.board.output_came();
+    /// Tells the reporter of output that came [`SETTLE`] ago.
+    fn announce_output(&mut self, now: Instant) {
+        if self.unannounced.is_some_and(|came| now >= came + SETTLE) {
+            self.unannounced = None;
+            self.state.output_ready();
         }
     }
 
-    /// Acts on what has happened; the outcome when the command has ended.
+    /// Acts on what has happened. Returns the outcome when the command has ended.
     fn advance(&mut self) -> Option<Outcome> {
+        let now = Instant::now();
         if self.exit.is_none() && self.leader_has_ended() {
-            if self.ending.is_none() {
+            let Some(ending) = &mut self.ending else {
                 return Some(self.ended_by_itself());
-            }
+            };
+            ending.termination.look_now(now);
             self.pidfd = None;
             self.reap();
         }
-        let now = Instant::now();
-        self.tell(now);
+        self.announce_output(now);
         if self.ending.is_none() {
-            if let Some(stop) = self.held.stop_ordered() {
-                let grace = match stop {
-                    Stop::Cancel => self.limits.kill_grace,
-                    Stop::Shutdown => self.limits.kill_grace.min(MAX_SHUTDOWN_GRACE),
+            if let Some(reason) = self.attempt.stop_reason() {
+                let grace = match reason {
+                    StopReason::Canceled => self.limits.kill_grace,
+                    StopReason::Shutdown => self.limits.kill_grace.min(MAX_SHUTDOWN_GRACE),
                 };
-                self.begin_ending(ExecutionState::Canceled, stop.words().into(), grace);
+                self.begin_ending(now, ExecutionState::Canceled, reason.text().into(), grace);
             } else if let Some(timeout) = self.limits.timeout
                 && now >= self.started + Duration::from(timeout)
             {
                 let msg = format!("timed out after {timeout}");
-                self.begin_ending(ExecutionState::TimedOut, msg, self.limits.kill_grace);
+                let grace = self.limits.kill_grace;
+                self.begin_ending(now, ExecutionState::TimedOut, msg, grace);
             }
         }
-        self.go_on_ending(now)
+        self.continue_ending(now)
     }
 
-    /// Whether the leader has ended; it stays a zombie, and its group's number its own.
+    /// Whether the leader has ended. It is not reaped here: as long as it is a zombie, the number of its
+    /// group cannot belong to another one.
     fn leader_has_ended(&self) -> bool {
         if self.leader_ended || self.pidfd.is_some() {
             return self.leader_ended;
@@ -317,69 +311,52 @@ impl<'a> Watch<'a> {
         match waitid(WaitId::Pid(self.group), look) {
             Ok(status) => status.is_some(),
             Err(Errno::INTR) => false,
-            // Somebody else has waited for it.
+            // It has been reaped elsewhere.
             Err(_) => true,
         }
     }
 
     fn reap(&mut self) {
         self.exit = Some(self.child.wait().unwrap_or_else(|why| {
-            warn!("a command's exit code is lost: {why}");
+            warn!("the exit code of a command is lost: {why}");
             ExitStatus::from_raw(0xff00)
         }));
     }
 
-    /// TERM to the whole group.
-    fn begin_ending(&mut self, state: ExecutionState, msg: String, grace: Duration) {
-        self.held.ending();
-        let _ = kill_process_group(self.group, Signal::TERM);
+    fn begin_ending(&mut self, now: Instant, state: ExecutionState, msg: String, grace: Duration) {
+        self.attempt.ending();
         self.ending = Some(Ending {
             state,
             msg,
-            kill_at: Instant::now() + grace,
-            give_up_at: None,
-            found_dead: 0,
+            termination: Termination::begin(now, grace, &mut ProcessGroup(self.group)),
         });
     }
 
-    /// KILL when the grace is over; the outcome when the group is dead.
-    fn go_on_ending(&mut self, now: Instant) -> Option<Outcome> {
-        let reaped = self.exit.is_some();
+    /// Returns the outcome when the group is dead, or survives KILL.
+    fn continue_ending(&mut self, now: Instant) -> Option<Outcome> {
         let ending = self.ending.as_mut()?;
-        if reaped && group::is_dead(self.group) {
-            ending.found_dead += 1;
-        } else {
-            ending.found_dead = 0;
+        match ending.termination.step(now, &mut ProcessGroup(self.group)) {
+            Progress::Pending => return None,
+            Progress::Dead => {}
+            Progress::Survived => warn!("process group {} survives KILL", self.group),
         }
-        if ending.found_dead < LOOKS {
-            match ending.give_up_at {
-                None if now >= ending.kill_at => {
-                    let _ = kill_process_group(self.group, Signal::KILL);
-                    ending.give_up_at = Some(now + AFTER_KILL);
-                    return None;
-                }
-                Some(at) if now >= at => {
-                    warn!("process group {} outlives KILL", self.group);
-                }
-                _ => return None,
-            }
-        }
-        // For one that both looks may have missed; the zombies do not mind.
-        let _ = kill_process_group(self.group, Signal::KILL);
         let (state, msg) = (ending.state, std::mem::take(&mut ending.msg));
+        if self.exit.is_none() && self.leader_has_ended() {
+            self.reap();
+        }
         self.read_the_rest();
-        self.held.group_gone();
-        // An unreaped leader stays listed: its number cannot be anybody else's.
-        if reaped {
-            self.agent.guard.remove(self.group);
+        self.attempt.release_group();
+        // A group whose leader lives stays listed: its number cannot belong to another one.
+        if self.exit.is_some() {
+            self.guard.remove(self.group);
         }
         Some(self.outcome(state, msg))
     }
 
     fn ended_by_itself(&mut self) -> Outcome {
         self.read_the_rest();
-        self.held.group_gone();
-        self.agent.guard.remove(self.group);
+        self.attempt.release_group();
+        self.guard.remove(self.group);
         self.reap();
         let (code, signal) = self
             .exit
@@ -391,13 +368,16 @@ impl<'a> Watch<'a> {
                 ExecutionState::Failed,
                 format!("killed by {}", signal_name(signal)),
             ),
-            (None, None) => (ExecutionState::Failed, "ended, nobody knows how".into()),
+            (None, None) => (
+                ExecutionState::Failed,
+                "ended without an exit code or a signal".into(),
+            ),
         };
         self.outcome(state, msg)
     }
 
-    /// Reads what is in the pipes now, and not what is written later. Pipes that somebody may still
-    /// write to are kept open elsewhere.
+    /// Reads what is in the pipes now, and nothing that is written later. Pipes that a background process
+    /// holds open are drained elsewhere.
     fn read_the_rest(&mut self) {
         self.stdin = None;
         for stream in [Stream::Stdout, Stream::Stderr] {
@@ -419,7 +399,7 @@ impl<'a> Watch<'a> {
             .flatten()
         {
             if is_still_open(&pipe) {
-                self.agent.leftovers.take(pipe);
+                self.orphaned_pipes.add(pipe);
             }
         }
     }
@@ -438,7 +418,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Our end of a pipe, which is not to block; the command's end is another matter.
+/// Makes the agent's end of a pipe non-blocking. The command's end is not affected.
 fn nonblocking(pipe: OwnedFd) -> OwnedFd {
     if let Err(why) = rustix::io::ioctl_fionbio(&pipe, true) {
         warn!("a pipe cannot be made non-blocking: {why}");
@@ -446,7 +426,7 @@ fn nonblocking(pipe: OwnedFd) -> OwnedFd {
     pipe
 }
 
-/// Whether somebody holds the other end of a pipe.
+/// Whether a process holds the other end of a pipe.
 fn is_still_open(pipe: &OwnedFd) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
     let now = Timespec::default();
