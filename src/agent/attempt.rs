@@ -5,11 +5,13 @@
 //! that one is taken first.
 
 use super::output::{Cursor, OutputLog, Pieces};
+use super::processes::attempt_processes::AttemptProcesses;
+use super::processes::process_table::ProcessTable;
 use crate::wire::agent::{AttemptId, Ended, Hold, HoldState, Stream};
 use crate::wire::task::ExecutionState;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -115,8 +117,8 @@ struct Inner {
     /// Wakes the thread that supervises the command.
     waker: Option<Waker>,
     started: Option<Instant>,
-    /// The process group of the command, as long as the number cannot belong to another one.
-    group: Option<Pid>,
+    /// The key and the process group of the command, until its leader is reaped.
+    processes: Option<(String, Pid)>,
     stop: Option<StopReason>,
     ending: bool,
     output: OutputLog,
@@ -138,11 +140,11 @@ impl Attempt {
         lock(&self.inner).waker = Some(waker);
     }
 
-    /// Records that the command runs, as the leader of `group`.
-    pub fn started(&self, at: Instant, group: Pid) {
+    /// Records that the command runs, with this key in its environment and as the leader of `group`.
+    pub fn started(&self, at: Instant, key: &str, group: Pid) {
         let mut inner = lock(&self.inner);
         inner.started = Some(at);
-        inner.group = Some(group);
+        inner.processes = Some((key.to_owned(), group));
     }
 
     /// Records that the command is being ended.
@@ -150,16 +152,23 @@ impl Attempt {
         lock(&self.inner).ending = true;
     }
 
-    /// Forgets the process group: from now on the system may give its number to another one.
-    pub fn release_group(&self) {
-        lock(&self.inner).group = None;
+    /// Forgets the process group: from now on its leader may be reaped, and the system may give its
+    /// number to another one.
+    pub fn release_processes(&self) {
+        lock(&self.inner).processes = None;
     }
 
-    /// Sends KILL to the process group at once, if there is one.
-    pub fn kill_now(&self) {
-        if let Some(group) = lock(&self.inner).group {
-            // An error means that the group is empty, or that nothing can be done about it.
-            let _ = kill_process_group(group, Signal::KILL);
+    /// Sends KILL at once to the processes of the command that are in a table, or to its process group
+    /// where there is no table.
+    pub fn kill_now(&self, table: Option<&ProcessTable>) {
+        // The lock is held until the signals are sent: meanwhile the leader is not reaped.
+        let inner = lock(&self.inner);
+        if let Some((key, group)) = &inner.processes {
+            let mut processes = AttemptProcesses::new(key.clone(), *group);
+            match table {
+                Some(table) => processes.sweep_in(table, Signal::KILL),
+                None => processes.sweep_group(Signal::KILL),
+            };
         }
     }
 
@@ -197,7 +206,7 @@ impl Attempt {
     /// Records that the command ended, or could not be started.
     pub fn end(&self, outcome: Outcome) {
         let mut inner = lock(&self.inner);
-        inner.group = None;
+        inner.processes = None;
         inner.waker = None;
         inner.outcome = Some(outcome);
     }

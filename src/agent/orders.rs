@@ -2,6 +2,7 @@
 
 use super::attempt::{Attempt, Outcome, Waker};
 use super::command::supervisor::Supervisor;
+use super::processes::process_table::ProcessTable;
 use super::reporter;
 use super::shared::{Agent, Task};
 use super::state::{Job, Runnable};
@@ -128,7 +129,7 @@ impl Agent {
         };
         // A bug in there costs one command its result, and not the agent a slot for ever.
         let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
-            attempt.kill_now();
+            attempt.kill_now(ProcessTable::read().as_ref());
             Outcome::not_started(ExecutionState::Failed, "the agent failed to run it (a bug)")
         });
         let separator = if outcome.msg.is_empty() { "" } else { ": " };

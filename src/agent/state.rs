@@ -10,10 +10,11 @@
 //!
 //! The ids of attempts that left the map are remembered, so that a repeated order cannot start one twice.
 //!
-//! Nothing here knows a process, a socket or a thread. The lock of the state is taken before that of an
+//! Nothing here starts a process or a thread, or knows a socket. The lock of the state is taken before that of an
 //! [`Attempt`], never after it.
 
 use super::attempt::{Attempt, Outcome, StopReason, lock};
+use super::processes::process_table::ProcessTable;
 use crate::wire::agent::{Assignment, AttemptId, Hold};
 use crate::wire::task::ExecutionState;
 use serde_json::Value;
@@ -476,10 +477,11 @@ impl AgentState {
         }
     }
 
-    /// Sends KILL to every command at once.
+    /// Sends KILL at once to the processes of every command.
     pub fn kill_all(&self) {
+        let table = ProcessTable::read();
         for entry in lock(&self.inner).attempts.values() {
-            entry.attempt.kill_now();
+            entry.attempt.kill_now(table.as_ref());
         }
     }
 }

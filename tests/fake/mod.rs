@@ -1,4 +1,5 @@
 //! A server for one test, and the agent that talks to it.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};

@@ -9,9 +9,11 @@
 use super::orphaned_pipes::OrphanedPipes;
 use super::path_lookup;
 use super::policy;
-use super::supervisor::{Limits, Supervisor};
+use super::supervisor::{Limits, Started, Supervisor};
 use crate::agent::attempt::{Attempt, Outcome, Waker};
+use crate::agent::backoff::random_id;
 use crate::agent::processes::guard::Guard;
+use crate::agent::processes::process_table::KEY_VARIABLE;
 use crate::agent::state::{AgentState, Job};
 use crate::config::Policy;
 use crate::wire::span::Timeout;
@@ -65,21 +67,26 @@ impl Runner {
             let state = ExecutionState::Canceled;
             return Err(Outcome::not_started(state, reason.text()));
         }
-        let (child, stdin, limits) = self.spawn(job, &state.instance()).map_err(failed)?;
+        let key = random_id().map_err(failed)?;
+        // Before the start: if the agent is killed meanwhile, the guard finds the command by its key.
+        self.guard.add(&key);
+        let started = self.spawn(job, &state.instance(), key.clone());
+        let started = started.map_err(|why| {
+            self.guard.remove(&key);
+            failed(why)
+        })?;
         Ok(Supervisor::new(
             state,
             attempt,
             &self.guard,
             &self.orphaned_pipes,
             waker,
-            child,
-            stdin,
-            limits,
+            started,
         ))
     }
 
     /// Spawns the process. The error says why that could not be done.
-    fn spawn(&self, job: &mut Job, instance: &str) -> Result<(Child, Vec<u8>, Limits), String> {
+    fn spawn(&self, job: &mut Job, instance: &str, key: String) -> Result<Started, String> {
         let mut detail: Detail = serde_json::from_value(job.detail.take()).map_err(|why| {
             let version = env!("CARGO_PKG_VERSION");
             format!("this agent (version {version}) does not understand the detail: {why}")
@@ -102,6 +109,8 @@ impl Runner {
         };
         let mut command = command_line(&detail, self.policy.wrapper.as_deref())?;
         self.set_environment(&mut command, job, instance, &detail)?;
+        // Last, because no task may change it: the processes of the attempt are found by it.
+        command.env(KEY_VARIABLE, &key);
         if let Some(workspace) = &detail.workspace {
             command.current_dir(workspace);
         }
@@ -114,7 +123,12 @@ impl Runner {
         let child = command
             .spawn()
             .map_err(|why| format!("cannot start {}: {why}", command.get_program().display()))?;
-        Ok((child, stdin, limits))
+        Ok(Started {
+            child,
+            key,
+            stdin,
+            limits,
+        })
     }
 
     /// The environment is that of the agent without its secrets, then variables that describe the attempt,

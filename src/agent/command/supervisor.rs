@@ -2,12 +2,15 @@
 //!
 //! One thread per command waits for all of them with poll(2). A command has ended when its own process,
 //! the leader of its process group, has ended; what it left in the background lives on. Only a command that
-//! is ended by the agent (its time is up, it was canceled, the agent shuts down) ends with its whole group.
+//! is ended by the agent (its time is up, it was canceled, the agent shuts down) ends with all processes of
+//! its attempt. Its leader is reaped after that: until then the number of the group cannot belong to another
+//! one.
 
 use super::orphaned_pipes::OrphanedPipes;
 use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
+use crate::agent::processes::attempt_processes::AttemptProcesses;
 use crate::agent::processes::guard::Guard;
-use crate::agent::processes::process_group::ProcessGroup;
+use crate::agent::processes::process_table::ProcessTable;
 use crate::agent::processes::termination::{Progress, Termination};
 use crate::agent::state::AgentState;
 use crate::wire::agent::Stream;
@@ -45,6 +48,19 @@ pub struct Limits {
     pub kill_grace: Duration,
 }
 
+/// A command that has just been started.
+#[derive(Debug)]
+pub struct Started {
+    /// Its process, the leader of a group of its own.
+    pub child: Child,
+    /// The key of the attempt, in the environment of the command.
+    pub key: String,
+    /// Text for standard input.
+    pub stdin: Vec<u8>,
+    /// How long it may take.
+    pub limits: Limits,
+}
+
 /// Text for standard input.
 #[derive(Debug)]
 struct Input {
@@ -58,6 +74,7 @@ struct Input {
 struct Ending {
     state: ExecutionState,
     msg: String,
+    processes: AttemptProcesses,
     termination: Termination,
 }
 
@@ -72,6 +89,8 @@ pub struct Supervisor<'a> {
     /// The leader of the group.
     child: Child,
     group: Pid,
+    /// The key of the attempt.
+    key: String,
     limits: Limits,
     started: Instant,
     stdin: Option<Input>,
@@ -79,7 +98,7 @@ pub struct Supervisor<'a> {
     stderr: Option<OwnedFd>,
     /// Readable when the leader has ended; none on an old kernel.
     pidfd: Option<OwnedFd>,
-    /// The pidfd has reported the end of the leader.
+    /// The leader has ended.
     leader_ended: bool,
     ending: Option<Ending>,
     /// The leader's status, once it has been reaped.
@@ -101,24 +120,24 @@ enum Source {
 
 impl<'a> Supervisor<'a> {
     /// Takes over a command that has just been started.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "it is called once, by the runner"
-    )]
     pub fn new(
         state: &'a AgentState,
         attempt: &'a Attempt,
         guard: &'a Guard,
         orphaned_pipes: &'a OrphanedPipes,
         waker: &'a Waker,
-        mut child: Child,
-        stdin: Vec<u8>,
-        limits: Limits,
+        started: Started,
     ) -> Self {
+        let Started {
+            mut child,
+            key,
+            stdin,
+            limits,
+        } = started;
         let group = Pid::from_child(&child);
         let started = Instant::now();
-        guard.add(group);
-        attempt.started(started, group);
+        guard.set_group(&key, group);
+        attempt.started(started, &key, group);
         // Without a text the pipe is closed here, and the command reads the end of its input.
         let input = child.stdin.take().filter(|_| !stdin.is_empty());
         Supervisor {
@@ -128,6 +147,7 @@ impl<'a> Supervisor<'a> {
             orphaned_pipes,
             waker,
             group,
+            key,
             limits,
             started,
             stdin: input.map(|pipe| Input {
@@ -214,7 +234,7 @@ impl<'a> Supervisor<'a> {
             (None, Some(timeout)) => Some(self.started + Duration::from(timeout)),
             (None, None) => None,
         };
-        let exit_look = (self.exit.is_none() && self.pidfd.is_none()).then_some(EXIT_LOOK);
+        let exit_look = (!self.leader_ended && self.pidfd.is_none()).then_some(EXIT_LOOK);
         let announce = self.unannounced.map(|came| until(came + SETTLE));
         let times = [deadline.map(until), exit_look, announce];
         times.into_iter().flatten().min()
@@ -274,13 +294,15 @@ impl<'a> Supervisor<'a> {
     /// Acts on what has happened. Returns the outcome when the command has ended.
     fn advance(&mut self) -> Option<Outcome> {
         let now = Instant::now();
-        if self.exit.is_none() && self.leader_has_ended() {
+        if self.notice_exit() {
             let Some(ending) = &mut self.ending else {
                 return Some(self.ended_by_itself());
             };
             ending.termination.look_now(now);
-            self.pidfd = None;
-            self.reap();
+            if ProcessTable::read().is_none() {
+                // Without /proc a zombie cannot be told from a live process.
+                self.reap();
+            }
         }
         self.announce_output(now);
         if self.ending.is_none() {
@@ -301,22 +323,30 @@ impl<'a> Supervisor<'a> {
         self.continue_ending(now)
     }
 
-    /// Whether the leader has ended. It is not reaped here: as long as it is a zombie, the number of its
-    /// group cannot belong to another one.
-    fn leader_has_ended(&self) -> bool {
-        if self.leader_ended || self.pidfd.is_some() {
-            return self.leader_ended;
+    /// Whether the leader has ended since the last call. It is not reaped here: as long as it is a zombie,
+    /// the number of its group cannot belong to another one.
+    fn notice_exit(&mut self) -> bool {
+        if self.leader_ended {
+            // Poll(2) has reported it, or an earlier call.
+            return self.pidfd.take().is_some();
+        }
+        if self.pidfd.is_some() {
+            return false;
         }
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        match waitid(WaitId::Pid(self.group), look) {
+        self.leader_ended = match waitid(WaitId::Pid(self.group), look) {
             Ok(status) => status.is_some(),
             Err(Errno::INTR) => false,
             // It has been reaped elsewhere.
             Err(_) => true,
-        }
+        };
+        self.leader_ended
     }
 
     fn reap(&mut self) {
+        if self.exit.is_some() {
+            return;
+        }
         self.exit = Some(self.child.wait().unwrap_or_else(|why| {
             warn!("the exit code of a command is lost: {why}");
             ExitStatus::from_raw(0xff00)
@@ -328,35 +358,38 @@ impl<'a> Supervisor<'a> {
         self.ending = Some(Ending {
             state,
             msg,
-            termination: Termination::begin(now, grace, &mut ProcessGroup(self.group)),
+            processes: AttemptProcesses::new(self.key.clone(), self.group),
+            termination: Termination::new(now, grace),
         });
     }
 
-    /// Returns the outcome when the group is dead, or survives KILL.
+    /// Returns the outcome when all processes are dead, or survive KILL.
     fn continue_ending(&mut self, now: Instant) -> Option<Outcome> {
         let ending = self.ending.as_mut()?;
-        match ending.termination.step(now, &mut ProcessGroup(self.group)) {
-            Progress::Pending => return None,
-            Progress::Dead => {}
-            Progress::Survived => warn!("process group {} survives KILL", self.group),
+        let progress = ending.termination.step(now, &mut ending.processes);
+        if progress == Progress::Pending {
+            return None;
         }
-        let (state, msg) = (ending.state, std::mem::take(&mut ending.msg));
-        if self.exit.is_none() && self.leader_has_ended() {
-            self.reap();
+        let (state, mut msg) = (ending.state, std::mem::take(&mut ending.msg));
+        if progress == Progress::Survived {
+            let living = ending.processes.describe_living();
+            let living = living.unwrap_or_else(|| format!("process group {}", self.group));
+            warn!("cannot end {living}");
+            msg.push_str(&format!("; could not be ended: {living}"));
         }
         self.read_the_rest();
-        self.attempt.release_group();
-        // A group whose leader lives stays listed: its number cannot belong to another one.
-        if self.exit.is_some() {
-            self.guard.remove(self.group);
+        self.attempt.release_processes();
+        if self.leader_ended {
+            self.guard.remove(&self.key);
+            self.reap();
         }
         Some(self.outcome(state, msg))
     }
 
     fn ended_by_itself(&mut self) -> Outcome {
         self.read_the_rest();
-        self.attempt.release_group();
-        self.guard.remove(self.group);
+        self.attempt.release_processes();
+        self.guard.remove(&self.key);
         self.reap();
         let (code, signal) = self
             .exit

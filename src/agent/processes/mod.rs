@@ -3,11 +3,13 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `termination` | the steps of ending a process tree, without processes |
-//! | `process_group` | the process group of a command: signals, and whether it is dead |
+//! | `attempt_processes` | finding all processes of an attempt, and sending them signals |
+//! | `process_table` | the processes of this machine, from /proc |
 //! | `guard` | the process that ends the commands of an agent that was killed |
 //! | `init` | the duties of process 1 |
 
+pub(super) mod attempt_processes;
 pub mod guard;
 pub(super) mod init;
-pub(super) mod process_group;
+pub(super) mod process_table;
 pub(super) mod termination;

@@ -1,5 +1,5 @@
-//! The steps of ending a process tree: TERM and CONT, looks whether it is dead, KILL after the grace,
-//! looks again, and giving up.
+//! The steps of ending a process tree: looks in growing pauses, each of which sends TERM (with CONT) to
+//! processes that have not got it; KILL after the grace; giving up.
 //!
 //! The supervisor of a command and the guard both end trees this way. There is no clock and no process in
 //! here: time comes in as an argument, and the tree is a [`ProcessTree`].
@@ -19,11 +19,9 @@ const KILL_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// The processes to be ended.
 pub trait ProcessTree {
-    /// Sends `signal`. TERM comes with CONT, or a stopped process would not see it.
-    fn send(&mut self, signal: Signal);
-
-    /// Whether no process of it can do anything any more.
-    fn is_dead(&mut self) -> bool;
+    /// Looks for live processes and sends them `signal`: TERM once to each, KILL every time. Whether there
+    /// are any.
+    fn sweep(&mut self, signal: Signal) -> bool;
 }
 
 /// A tree that is being ended.
@@ -50,10 +48,8 @@ pub enum Progress {
 }
 
 impl Termination {
-    /// Sends TERM; KILL will follow after `grace`.
-    pub fn begin(now: Instant, grace: Duration, tree: &mut impl ProcessTree) -> Self {
-        tree.send(Signal::TERM);
-        tree.send(Signal::CONT);
+    /// The first step, which sends TERM, is due now. KILL follows `grace` later.
+    pub fn new(now: Instant, grace: Duration) -> Self {
         Termination {
             kill_at: now + grace,
             give_up_at: None,
@@ -73,34 +69,31 @@ impl Termination {
         self.next_look = now;
     }
 
-    /// Looks whether the tree is dead, and sends KILL when the grace is over. Does nothing before the step
-    /// is due.
+    /// Looks for live processes, and sends them TERM, or KILL when the grace is over. Does nothing before
+    /// the step is due.
     pub fn step(&mut self, now: Instant, tree: &mut impl ProcessTree) -> Progress {
         if now < self.next_step() {
             return Progress::Pending;
         }
-        if tree.is_dead() {
-            self.dead_looks += 1;
-            self.pause = FIRST_PAUSE;
-        } else {
-            self.dead_looks = 0;
-        }
-        let progress = if self.dead_looks >= DEAD_LOOKS {
-            Progress::Dead
-        } else if self.give_up_at.is_some_and(|at| now >= at) {
-            Progress::Survived
-        } else {
-            Progress::Pending
-        };
-        if progress != Progress::Pending {
-            // A process that hid from the looks dies of this one.
-            tree.send(Signal::KILL);
-            return progress;
-        }
         if now >= self.kill_at && self.give_up_at.is_none() {
-            tree.send(Signal::KILL);
             self.give_up_at = Some(now + KILL_TIMEOUT);
             self.pause = FIRST_PAUSE;
+        }
+        let signal = match self.give_up_at {
+            None => Signal::TERM,
+            Some(_) => Signal::KILL,
+        };
+        if tree.sweep(signal) {
+            self.dead_looks = 0;
+        } else {
+            self.dead_looks += 1;
+            self.pause = FIRST_PAUSE;
+        }
+        if self.dead_looks >= DEAD_LOOKS {
+            return Progress::Dead;
+        }
+        if self.give_up_at.is_some_and(|at| now >= at) {
+            return Progress::Survived;
         }
         self.next_look = now + self.pause;
         self.pause = (self.pause * 2).min(MAX_PAUSE);
@@ -112,39 +105,34 @@ impl Termination {
 mod tests {
     use super::*;
 
-    /// Dies of one signal, or of none.
+    /// A tree of processes that die of one signal, or of none.
     #[derive(Default)]
-    struct Fake {
+    struct FakeTree {
         dies_of: Option<Signal>,
         sent: Vec<Signal>,
-        looks: usize,
     }
 
-    impl ProcessTree for Fake {
-        fn send(&mut self, signal: Signal) {
+    impl ProcessTree for FakeTree {
+        fn sweep(&mut self, signal: Signal) -> bool {
+            let lives = !self.dies_of.is_some_and(|it| self.sent.contains(&it));
             self.sent.push(signal);
-        }
-
-        fn is_dead(&mut self) -> bool {
-            self.looks += 1;
-            self.dies_of
-                .is_some_and(|signal| self.sent.contains(&signal))
+            lives
         }
     }
 
-    /// Ends a tree; how it went, how long it took, and the tree.
-    fn end(dies_of: Option<Signal>, grace: Duration) -> (Progress, Duration, Fake) {
-        let mut tree = Fake {
+    /// Ends a tree: how it went, how long it took, and the signals of all looks.
+    fn end(dies_of: Option<Signal>, grace: Duration) -> (Progress, Duration, Vec<Signal>) {
+        let mut tree = FakeTree {
             dies_of,
-            ..Fake::default()
+            ..FakeTree::default()
         };
         let start = Instant::now();
         let mut now = start;
-        let mut termination = Termination::begin(now, grace, &mut tree);
+        let mut termination = Termination::new(now, grace);
         loop {
             match termination.step(now, &mut tree) {
                 Progress::Pending => now = termination.next_step(),
-                progress => return (progress, now - start, tree),
+                progress => return (progress, now - start, tree.sent),
             }
         }
     }
@@ -153,30 +141,45 @@ mod tests {
 
     #[test]
     fn a_tree_that_obeys_term_is_dead_after_two_looks() {
-        let (progress, took, tree) = end(Some(Signal::TERM), GRACE);
-        assert_eq!((progress, took), (Progress::Dead, FIRST_PAUSE));
-        assert_eq!(tree.sent, [Signal::TERM, Signal::CONT, Signal::KILL]);
+        let (progress, took, sent) = end(Some(Signal::TERM), GRACE);
+        assert_eq!((progress, took), (Progress::Dead, 2 * FIRST_PAUSE));
+        assert_eq!(sent, [Signal::TERM; 3]);
     }
 
     #[test]
     fn a_tree_that_ignores_term_is_killed_after_the_grace() {
-        let (progress, took, tree) = end(Some(Signal::KILL), GRACE);
+        let (progress, took, sent) = end(Some(Signal::KILL), GRACE);
         assert_eq!(progress, Progress::Dead);
         assert!(took >= GRACE && took <= GRACE + MAX_PAUSE, "{took:?}");
-        assert_eq!(tree.sent[2], Signal::KILL);
-        assert!(tree.looks <= (GRACE.as_millis() / MAX_PAUSE.as_millis()) as usize + 10);
+        let kills = sent.iter().filter(|signal| **signal == Signal::KILL);
+        assert_eq!(kills.count(), 3);
+        assert!(sent.len() <= (GRACE.as_millis() / MAX_PAUSE.as_millis()) as usize + 10);
     }
 
     #[test]
     fn without_a_grace_the_kill_comes_at_once() {
-        let (progress, took, _) = end(Some(Signal::KILL), Duration::ZERO);
-        assert_eq!(progress, Progress::Dead);
-        assert!(took <= 2 * FIRST_PAUSE + 2 * FIRST_PAUSE, "{took:?}");
+        let (progress, took, sent) = end(Some(Signal::KILL), Duration::ZERO);
+        assert_eq!((progress, took), (Progress::Dead, 2 * FIRST_PAUSE));
+        assert_eq!(sent, [Signal::KILL; 3]);
     }
 
     #[test]
     fn a_tree_that_survives_kill_is_given_up() {
         let (progress, took, _) = end(None, GRACE);
         assert_eq!((progress, took), (Progress::Survived, GRACE + KILL_TIMEOUT));
+    }
+
+    #[test]
+    fn nothing_is_sent_before_a_step_is_due() {
+        let mut tree = FakeTree::default();
+        let now = Instant::now();
+        let mut termination = Termination::new(now, GRACE);
+        for _ in 0..3 {
+            assert_eq!(termination.step(now, &mut tree), Progress::Pending);
+        }
+        assert_eq!(tree.sent.len(), 1);
+        termination.look_now(now);
+        termination.step(now, &mut tree);
+        assert_eq!(tree.sent.len(), 2);
     }
 }
