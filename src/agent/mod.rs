@@ -56,7 +56,7 @@ use crate::config::AgentConfig;
 use command::policy;
 use command::runner::Runner;
 use log::{info, warn};
-use processes::init;
+use processes::{inheritance, init};
 use reporter::Reporter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shared::Agent;
@@ -76,6 +76,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
     if is_root && config.refuse_root {
         return Err("this is root, and --refuse-root says not to start as root".into());
     }
+    inheritance::clear();
     if init::is_process_1() {
         return init::run();
     }

@@ -362,7 +362,18 @@ pub struct Agent {
 
 impl Agent {
     pub fn start(server: &Server, args: &[&str], env: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sidebike"))
+        let agent = Command::new(env!("CARGO_BIN_EXE_sidebike"));
+        Self::spawn(agent, server, args, env)
+    }
+
+    /// Started by another program, which gets the agent's command line as its arguments.
+    pub fn start_by(mut starter: Command, server: &Server) -> Self {
+        starter.arg(env!("CARGO_BIN_EXE_sidebike"));
+        Self::spawn(starter, server, &[], &[])
+    }
+
+    fn spawn(mut command: Command, server: &Server, args: &[&str], env: &[(&str, &str)]) -> Self {
+        let mut child = command
             .args([
                 "agent",
                 "--registry-address",

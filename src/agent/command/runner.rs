@@ -13,6 +13,7 @@ use super::supervisor::{Limits, Started, Supervisor};
 use crate::agent::attempt::{Attempt, Outcome, Waker};
 use crate::agent::backoff::random_id;
 use crate::agent::processes::guard::Guard;
+use crate::agent::processes::inheritance;
 use crate::agent::processes::process_table::KEY_VARIABLE;
 use crate::agent::state::{AgentState, Job};
 use crate::config::Policy;
@@ -35,6 +36,8 @@ const MAX_STDIN_BYTES: usize = 1 << 20;
 pub struct Runner {
     policy: Policy,
     label: String,
+    /// Whether each command needs a session of its own, or it could use the terminal of the agent.
+    needs_session: bool,
     guard: Guard,
     orphaned_pipes: OrphanedPipes,
 }
@@ -45,6 +48,7 @@ impl Runner {
         Runner {
             policy,
             label,
+            needs_session: inheritance::has_terminal(),
             guard: Guard::start(),
             orphaned_pipes: OrphanedPipes::new(),
         }
@@ -118,8 +122,12 @@ impl Runner {
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0);
+            .stderr(Stdio::piped());
+        if self.needs_session {
+            start_session(&mut command);
+        } else {
+            command.process_group(0);
+        }
         let child = command
             .spawn()
             .map_err(|why| format!("cannot start {}: {why}", command.get_program().display()))?;
@@ -165,6 +173,14 @@ impl Runner {
         }
         Ok(())
     }
+}
+
+/// Has the command start in a session of its own, which has no terminal. Its number is that of the process
+/// group, as without it. Starting takes half as long again: std cannot use posix_spawn then.
+#[allow(unsafe_code, reason = "std has no stable call for it")]
+fn start_session(command: &mut Command) {
+    // SAFETY: between fork and exec only this system call is made; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?)) };
 }
 
 /// The program and its arguments. With a wrapper that is the program, and they are its arguments.

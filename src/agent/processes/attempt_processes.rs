@@ -8,7 +8,7 @@
 //!
 //! [`KEY_VARIABLE`]: super::process_table::KEY_VARIABLE
 
-use super::process_table::{Process, ProcessTable, now_in_ticks};
+use super::process_table::{Process, ProcessId, ProcessTable, now_in_ticks};
 use super::termination::ProcessTree;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
@@ -17,18 +17,13 @@ use std::collections::HashSet;
 /// Processes named in a message, in number.
 const MAX_NAMED: usize = 5;
 
-/// A process by its number and its start time.
-type ProcessId = (i32, u64);
-
 /// The processes of one attempt.
 #[derive(Debug)]
 pub struct AttemptProcesses {
     key: String,
     group: Option<Group>,
-    /// Processes found by the latest look.
-    found: HashSet<ProcessId>,
-    /// Those of them that have got TERM.
-    terminated: HashSet<ProcessId>,
+    /// The processes that the latest look found. All have got a signal.
+    signaled: HashSet<ProcessId>,
     looked: bool,
 }
 
@@ -59,8 +54,7 @@ impl AttemptProcesses {
         AttemptProcesses {
             key,
             group,
-            found: HashSet::new(),
-            terminated: HashSet::new(),
+            signaled: HashSet::new(),
             looked: false,
         }
     }
@@ -84,20 +78,16 @@ impl AttemptProcesses {
             send_to_group(group, signal);
             signaled_group = Some(group.as_raw_nonzero().get());
         }
-        let mut terminated = HashSet::new();
         for process in &members {
-            let id = (process.pid, process.start);
-            let is_done = signal == Signal::TERM && self.terminated.contains(&id);
+            let is_done = signal == Signal::TERM && self.signaled.contains(&process.id());
             if !is_done && signaled_group != Some(process.group) {
                 process.send(signal);
                 if signal == Signal::TERM {
                     process.send(Signal::CONT);
                 }
             }
-            terminated.insert(id);
         }
-        self.found.clone_from(&terminated);
-        self.terminated = terminated;
+        self.signaled = members.iter().map(|process| process.id()).collect();
         !members.is_empty()
     }
 
@@ -138,7 +128,7 @@ impl AttemptProcesses {
             .filter(|process| process.pid > 1 && process.pid != own)
             .collect();
         // A group's number cannot be given to another group while a process is in it.
-        let is_known = |process: &&Process| self.found.contains(&(process.pid, process.start));
+        let is_known = |process: &&Process| self.signaled.contains(&process.id());
         let group_has_known = others
             .iter()
             .any(|process| is_known(process) && Some(process.group) == leader);
@@ -274,7 +264,7 @@ mod tests {
         let parent = table.processes.iter().find(|it| it.pid == this.parent);
         let parent = parent.unwrap();
         let mut processes = AttemptProcesses::of_dead_agent(KEY.into(), None);
-        processes.found.insert((parent.pid, parent.start));
+        processes.signaled.insert((parent.pid, parent.start));
         let as_found = |it: &Process| Process::for_test(it.pid, 1, it.group, it.start, None);
         let child = Process::for_test(9_999_999, parent.pid, 9, parent.start + 1, None);
         let grandchild = Process::for_test(9_999_998, 9_999_999, 9, parent.start + 2, None);
@@ -291,7 +281,7 @@ mod tests {
         let table = || vec![of_group(100, 100, later), of_group(101, 101, now)];
         assert_eq!(members(&processes, table()), [0; 0]);
         processes.looked = true;
-        processes.found = HashSet::from([(100, now), (101, now)]);
+        processes.signaled = HashSet::from([(100, now), (101, now)]);
         assert_eq!(members(&processes, table()), [101]);
     }
 
@@ -299,7 +289,7 @@ mod tests {
     fn a_group_with_a_known_member_is_still_the_same() {
         let mut processes = AttemptProcesses::of_dead_agent(KEY.into(), Some(group()));
         processes.looked = true;
-        processes.found = HashSet::from([(101, 51)]);
+        processes.signaled = HashSet::from([(101, 51)]);
         let table = vec![of_group(101, 100, 51), of_group(105, 100, u64::MAX)];
         assert_eq!(members(&processes, table), [101, 105]);
     }

@@ -16,7 +16,10 @@ const MAX_STAT_BYTES: u64 = 1024;
 /// Clock ticks per second in /proc: the same on every architecture of Linux.
 const TICKS_PER_SECOND: i64 = 100;
 
-/// One process. Its number together with its start time belongs to it alone.
+/// The number and the start time of a process, which together belong to it alone.
+pub type ProcessId = (i32, u64);
+
+/// One process.
 #[derive(Debug)]
 pub struct Process {
     /// Its number.
@@ -97,6 +100,11 @@ impl Process {
             start: fields.nth(16)?.parse().ok()?,
             key: OnceCell::new(),
         })
+    }
+
+    /// Its number and its start time.
+    pub fn id(&self) -> ProcessId {
+        (self.pid, self.start)
     }
 
     /// Whether it lives: its number may have been given to another process since the table was read.
