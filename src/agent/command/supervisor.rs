@@ -299,7 +299,7 @@ impl<'a> Supervisor<'a> {
                 return Some(self.ended_by_itself());
             };
             ending.termination.look_now(now);
-            if ProcessTable::read().is_none() {
+            if !ProcessTable::is_available() {
                 // Without /proc a zombie cannot be told from a live process.
                 self.reap();
             }

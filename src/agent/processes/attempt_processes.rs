@@ -12,6 +12,7 @@ use super::process_table::{Process, ProcessId, ProcessTable, now_in_ticks};
 use super::termination::ProcessTree;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use std::cell::RefCell;
 use std::collections::HashSet;
 
 /// Processes named in a message, in number.
@@ -24,6 +25,8 @@ pub struct AttemptProcesses {
     group: Option<Group>,
     /// The processes that the latest look found. All have got a signal.
     signaled: HashSet<ProcessId>,
+    /// Processes that do not have the key: their environments are not read again.
+    strangers: RefCell<HashSet<ProcessId>>,
     looked: bool,
 }
 
@@ -55,6 +58,7 @@ impl AttemptProcesses {
             key,
             group,
             signaled: HashSet::new(),
+            strangers: RefCell::default(),
             looked: false,
         }
     }
@@ -62,6 +66,11 @@ impl AttemptProcesses {
     /// Finds the live processes in a table, and sends `signal` to them: TERM once to each, with CONT,
     /// because a stopped process would not see it; other signals every time. Whether there are any.
     pub fn sweep_in(&mut self, table: &ProcessTable, signal: Signal) -> bool {
+        let strangers = self.strangers.get_mut();
+        if strangers.len() > 2 * table.processes.len() {
+            // Most of them have ended.
+            strangers.clear();
+        }
         let members = self.members(table);
         let is_first = !std::mem::replace(&mut self.looked, true);
         let mut signaled_group = None;
@@ -143,8 +152,7 @@ impl AttemptProcesses {
         };
         let mut members: Vec<&Process> = Vec::new();
         others.retain(|process| {
-            let belongs =
-                is_known(process) || is_in_group(process) || table.has_key(process, &self.key);
+            let belongs = is_known(process) || is_in_group(process) || self.has_key(process);
             if belongs {
                 members.push(process);
             }
@@ -169,6 +177,20 @@ impl AttemptProcesses {
             });
         }
         members
+    }
+
+    /// Whether a process has the key. A process that did not have it can only get it from a process that
+    /// has it, and then it is a child of that one.
+    fn has_key(&self, process: &Process) -> bool {
+        let mut strangers = self.strangers.borrow_mut();
+        if strangers.contains(&process.id()) {
+            return false;
+        }
+        let has_key = process.has_key(&self.key);
+        if !has_key {
+            strangers.insert(process.id());
+        }
+        has_key
     }
 
     /// Does what [`AttemptProcesses::sweep_in`] does without a table: only the process group is known, and
@@ -214,7 +236,7 @@ mod tests {
 
     /// The numbers of the members in a table.
     fn members(processes: &AttemptProcesses, table: Vec<Process>) -> Vec<i32> {
-        let table = ProcessTable::for_test(table);
+        let table = ProcessTable { processes: table };
         let mut found: Vec<i32> = processes
             .members(&table)
             .iter()

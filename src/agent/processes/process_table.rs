@@ -1,18 +1,18 @@
 //! The processes of this machine, read from /proc.
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
 
 /// The variable that marks the processes of an attempt.
 pub const KEY_VARIABLE: &str = "SIDEBIKE_KEY";
 /// The longest environment that is read, in bytes: the most that Linux lets a program start with.
 const MAX_ENVIRONMENT_BYTES: u64 = 6 << 20;
 /// Bytes read of a line of /proc: its fields up to the start time, with the longest name.
-const MAX_STAT_BYTES: u64 = 1024;
+const MAX_STAT_BYTES: usize = 1024;
 /// Clock ticks per second in /proc: the same on every architecture of Linux.
 const TICKS_PER_SECOND: i64 = 100;
 
@@ -39,53 +39,38 @@ pub struct Process {
 /// All processes that this one can see.
 #[derive(Debug)]
 pub struct ProcessTable {
-    root: PathBuf,
     /// The processes, in no order.
     pub processes: Vec<Process>,
 }
 
 impl ProcessTable {
-    /// Reads /proc. None where there is no /proc of this process's own numbers.
+    /// Reads /proc. None where it is not available.
     pub fn read() -> Option<Self> {
-        let table = Self::read_from(Path::new("/proc"))?;
-        let own = std::process::id() as i32;
-        let linked = std::fs::read_link("/proc/self").ok()?;
-        (linked.to_str() == Some(&own.to_string())).then_some(table)
-    }
-
-    fn read_from(root: &Path) -> Option<Self> {
+        if !Self::is_available() {
+            return None;
+        }
         let mut processes = Vec::new();
-        for entry in std::fs::read_dir(root).ok()? {
+        for entry in std::fs::read_dir("/proc").ok()? {
             let name = entry.ok()?.file_name();
             let pid = name.to_str().and_then(|name| name.parse().ok());
             // A process that has ended meanwhile is left out.
-            processes.extend(pid.and_then(|pid| Process::read(root, pid)));
+            processes.extend(pid.and_then(Process::read));
         }
-        Some(ProcessTable {
-            root: root.into(),
-            processes,
-        })
+        Some(ProcessTable { processes })
     }
 
-    /// Whether the environment of a process has this key. It is not known for processes of other users,
-    /// and for those that have overwritten their environment.
-    pub fn has_key(&self, process: &Process, key: &str) -> bool {
-        let found = process.key.get_or_init(|| {
-            let path = self.root.join(process.pid.to_string()).join("environ");
-            let environment = read_up_to(&path, MAX_ENVIRONMENT_BYTES)?;
-            let mut variables = environment.split(|byte| *byte == 0);
-            let prefix = format!("{KEY_VARIABLE}=");
-            let value = variables.find_map(|it| it.strip_prefix(prefix.as_bytes()))?;
-            Some(value.to_vec())
-        });
-        found.as_deref() == Some(key.as_bytes())
+    /// Whether there is a /proc, and with the numbers that this process knows.
+    pub fn is_available() -> bool {
+        let own = std::process::id().to_string();
+        std::fs::read_link("/proc/self").is_ok_and(|linked| linked.as_os_str() == &*own)
     }
 }
 
 impl Process {
-    fn read(root: &Path, pid: i32) -> Option<Self> {
-        let stat = read_up_to(&root.join(pid.to_string()).join("stat"), MAX_STAT_BYTES)?;
-        Self::parse(pid, &String::from_utf8_lossy(&stat))
+    fn read(pid: i32) -> Option<Self> {
+        let mut line = [0; MAX_STAT_BYTES];
+        let read = read_start(&format!("/proc/{pid}/stat"), &mut line)?;
+        Self::parse(pid, &String::from_utf8_lossy(&line[..read]))
     }
 
     /// Parses `123 (a name) S parent group …`. The name may contain anything.
@@ -109,7 +94,25 @@ impl Process {
 
     /// Whether it lives: its number may have been given to another process since the table was read.
     pub fn lives(&self) -> bool {
-        Process::read(Path::new("/proc"), self.pid).is_some_and(|now| now.start == self.start)
+        Process::read(self.pid).is_some_and(|now| now.start == self.start)
+    }
+
+    /// Whether its environment has this key. That cannot be read of processes of other users, and is not
+    /// there in those that have overwritten their environment.
+    pub fn has_key(&self, key: &str) -> bool {
+        let found = self.key.get_or_init(|| {
+            let file = File::open(format!("/proc/{}/environ", self.pid)).ok()?;
+            let mut environment = Vec::new();
+            let mut file = file.take(MAX_ENVIRONMENT_BYTES);
+            file.read_to_end(&mut environment).ok()?;
+            let mut variables = environment.split(|byte| *byte == 0);
+            let value = variables.find_map(|variable| {
+                let rest = variable.strip_prefix(KEY_VARIABLE.as_bytes())?;
+                rest.strip_prefix(b"=")
+            })?;
+            Some(value.to_vec())
+        });
+        found.as_deref() == Some(key.as_bytes())
     }
 
     /// Sends it a signal, and never to another process that got its number.
@@ -133,12 +136,9 @@ impl Process {
 
     /// Its name and number, for messages.
     pub fn describe(&self) -> String {
-        let comm = read_up_to(
-            Path::new(&format!("/proc/{}/comm", self.pid)),
-            MAX_STAT_BYTES,
-        );
-        let name = comm.unwrap_or_default();
-        let name = String::from_utf8_lossy(&name);
+        let mut name = [0; MAX_STAT_BYTES];
+        let read = read_start(&format!("/proc/{}/comm", self.pid), &mut name);
+        let name = String::from_utf8_lossy(&name[..read.unwrap_or(0)]);
         format!("{} (process {})", name.trim_end().escape_debug(), self.pid)
     }
 }
@@ -150,14 +150,10 @@ pub fn now_in_ticks() -> u64 {
     u64::try_from(ticks).unwrap_or(0)
 }
 
-fn read_up_to(path: &Path, most: u64) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .ok()?
-        .take(most)
-        .read_to_end(&mut bytes)
-        .ok()?;
-    Some(bytes)
+/// Reads the start of a small file, in as few system calls as possible. How many bytes there are.
+fn read_start(path: &str, bytes: &mut [u8]) -> Option<usize> {
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    rustix::io::read(file, bytes).ok()
 }
 
 #[cfg(test)]
@@ -171,17 +167,6 @@ impl Process {
             start,
             is_zombie: false,
             key: OnceCell::from(key.map(|key| key.as_bytes().to_vec())),
-        }
-    }
-}
-
-#[cfg(test)]
-impl ProcessTable {
-    /// A table for tests.
-    pub fn for_test(processes: Vec<Process>) -> Self {
-        ProcessTable {
-            root: "/nowhere".into(),
-            processes,
         }
     }
 }
@@ -208,7 +193,7 @@ mod tests {
         let own = std::process::id() as i32;
         let found = table.processes.iter().find(|it| it.pid == own).unwrap();
         assert!(found.lives() && !found.is_zombie);
-        assert!(!table.has_key(found, "no such key"));
+        assert!(!found.has_key("no such key"));
         assert_eq!(
             found.group,
             rustix::process::getpgrp().as_raw_nonzero().get()
@@ -220,10 +205,5 @@ mod tests {
         assert!(!reused.lives());
         reused.start = found.start;
         assert!(reused.lives());
-    }
-
-    #[test]
-    fn without_proc_there_is_no_table() {
-        assert!(ProcessTable::read_from(Path::new("/nowhere")).is_none());
     }
 }

@@ -7,10 +7,13 @@
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
-/// The first pause between two looks at a tree. A look reads all of /proc, so the pauses grow.
+/// The first pause between two looks at a tree.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// The longest pause between two looks: a command is reported dead no later than this.
-const MAX_PAUSE: Duration = Duration::from_millis(200);
+/// Each pause is longer by this factor: a look reads all of /proc.
+const PAUSE_GROWTH: u32 = 3;
+/// The longest pause between two looks. A command whose own process has ended before its last one may be
+/// reported this much later.
+const MAX_PAUSE: Duration = Duration::from_millis(400);
 /// This many looks in a row have to find the tree dead: a process that forks can hide from one look.
 const DEAD_LOOKS: u32 = 2;
 /// How long processes may live after KILL. One may hang in the kernel, and in a container zombies stay
@@ -96,7 +99,7 @@ impl Termination {
             return Progress::Survived;
         }
         self.next_look = now + self.pause;
-        self.pause = (self.pause * 2).min(MAX_PAUSE);
+        self.pause = (self.pause * PAUSE_GROWTH).min(MAX_PAUSE);
         Progress::Pending
     }
 }
