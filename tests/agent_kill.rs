@@ -269,3 +269,45 @@ fn each_attempt_has_a_key_of_its_own() {
         assert!(keys.insert(key));
     }
 }
+
+/// Without /proc the process group is what can be found. A mount of its own for the agent needs rights that
+/// not everyone has; without them this test shows nothing, and says so.
+#[test]
+fn without_proc_the_process_group_is_ended() {
+    let hide = "mount -t tmpfs none /proc && exec \"$@\"";
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", hide, "sh"]);
+        command
+    };
+    if !unshare()
+        .arg("true")
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        eprintln!("skipped: this user cannot mount");
+        return;
+    }
+    let server = Server::new();
+    let mut agent = Agent::start_by(unshare(), &server);
+    let stubborn = format!("trap '' TERM; {SLEEPER} & {SLEEPER}");
+    for (name, line) in [
+        ("polite", format!("{SLEEPER} & {SLEEPER}")),
+        ("stubborn", stubborn),
+        ("left", format!("{SLEEPER} & {SLEEPER}")),
+    ] {
+        server.start(name, json!({"command": line, "killGrace": 1}));
+        server.until(|seen| seen.numbers(name).len() == 2);
+    }
+    for (name, signal) in [("polite", "SIGTERM"), ("stubborn", "SIGKILL")] {
+        server.cancel(name);
+        let result = server.result(name);
+        assert_eq!(result.signal.as_deref(), Some(signal), "{result:?}");
+        assert_dead(&[(name, server.numbers(name))]);
+    }
+    let left = server.numbers("left");
+    assert!(left.iter().all(|pid| alive(*pid)));
+    agent.signal("KILL");
+    agent.wait();
+    eventually("it is dead", || left.iter().all(|pid| !alive(*pid)));
+}

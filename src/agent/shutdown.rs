@@ -5,6 +5,7 @@
 //! that still run are ended, every result is reported, and a goodbye is sent. The polls go on meanwhile, so
 //! the server knows that the agent lives and drains.
 
+use super::processes::process_table::ProcessTable;
 use super::shared::Agent;
 use super::token;
 use crate::wire::agent::Goodbye;
@@ -44,7 +45,7 @@ pub fn wait(agent: &Arc<Agent>, mut signals: Signals) -> Result<(), String> {
             Some(at) if at.elapsed() < SAME_SIGNAL => {}
             Some(_) => {
                 warn!("a second signal: killing everything");
-                agent.state.kill_all();
+                agent.state.kill_all(ProcessTable::read().as_ref());
                 std::process::exit(SIGNALED + signal);
             }
         }
@@ -77,7 +78,7 @@ fn end(agent: &Arc<Agent>) {
             info!("the grace is over: ending the commands that still run");
             state.stop_all();
             if !state.wait_until_idle(Instant::now() + STOP_TIMEOUT) {
-                state.kill_all();
+                state.kill_all(ProcessTable::read().as_ref());
             }
         }
         state.nudge();

@@ -10,7 +10,7 @@
 //!
 //! The ids of attempts that left the map are remembered, so that a repeated order cannot start one twice.
 //!
-//! Nothing here starts a process or a thread, or knows a socket. The lock of the state is taken before that of an
+//! Nothing here starts or looks for a process, or knows a socket or a thread. The lock of the state is taken before that of an
 //! [`Attempt`], never after it.
 
 use super::attempt::{Attempt, Outcome, StopReason, lock};
@@ -477,11 +477,10 @@ impl AgentState {
         }
     }
 
-    /// Sends KILL at once to the processes of every command.
-    pub fn kill_all(&self) {
-        let table = ProcessTable::read();
+    /// Sends KILL at once to the processes of every command (see [`Attempt::kill_now`]).
+    pub fn kill_all(&self, table: Option<&ProcessTable>) {
         for entry in lock(&self.inner).attempts.values() {
-            entry.attempt.kill_now(table.as_ref());
+            entry.attempt.kill_now(table);
         }
     }
 }
