@@ -311,3 +311,48 @@ fn without_proc_the_process_group_is_ended() {
     agent.wait();
     eventually("it is dead", || left.iter().all(|pid| !alive(*pid)));
 }
+
+/// The guard's process number.
+fn guard_of(agent: &Agent) -> i32 {
+    let children = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<u32>();
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        (parent == Ok(agent.id()) && line.contains("agent-guard")).then_some(pid)
+    });
+    let guards: Vec<i32> = children.collect();
+    assert_eq!(guards.len(), 1, "{guards:?}");
+    guards[0]
+}
+
+#[test]
+fn a_guard_that_does_not_read_stops_nothing_and_catches_up() {
+    // More commands than the pipe to the guard has room for lines.
+    const COMMANDS: usize = 700;
+    let server = Server::new();
+    let mut agent = agent(&server);
+    let guard = guard_of(&agent);
+    fake::send(guard, "STOP");
+    for n in 0..COMMANDS {
+        server.start(&format!("x.{n}"), json!({"argv": ["true"]}));
+    }
+    for n in 0..COMMANDS {
+        server.result(&format!("x.{n}"));
+    }
+    server.start("last", json!({"command": "echo $$; sleep 300"}));
+    server.until(|seen| seen.numbers("last").len() == 1);
+    let pid = server.numbers("last")[0];
+    fake::send(guard, "CONT");
+    eventually("the guard has read", || {
+        let state = std::fs::read_to_string(format!("/proc/{guard}/io")).unwrap_or_default();
+        let read = state.lines().find_map(|line| line.strip_prefix("rchar: "));
+        read.is_none_or(|read| read.parse::<usize>().unwrap() > 64 * 1024)
+    });
+    // The lines that were kept go before those of the next command.
+    server.start("next", json!({"argv": ["true"]}));
+    server.result("next");
+    agent.signal("KILL");
+    agent.wait();
+    eventually("the last one is dead", || !alive(pid));
+}

@@ -90,6 +90,7 @@ impl Agent {
     /// None when the epoch is over.
     fn poll_until_command(self: &Arc<Self>, mut polls: PollLoop) -> Option<Runnable> {
         while let Some(poll) = self.next_poll(polls.epoch, polls.health.is_down) {
+            self.runner.flush_guard();
             let asked = Instant::now();
             match self.client.poll(&poll) {
                 Ok(orders) => {

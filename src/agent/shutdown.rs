@@ -39,13 +39,14 @@ pub fn wait(agent: &Arc<Agent>, mut signals: Signals) -> Result<(), String> {
             None => {
                 first = Some(Instant::now());
                 let name = if signal == SIGINT { "INT" } else { "TERM" };
-                info!("{name}: taking no more work");
+                // Act before logging: standard error may block.
                 begin(agent, handle.clone())?;
+                info!("{name}: taking no more work");
             }
             Some(at) if at.elapsed() < SAME_SIGNAL => {}
             Some(_) => {
-                warn!("a second signal: killing everything");
                 agent.state.kill_all(ProcessTable::read().as_ref());
+                warn!("a second signal: killed everything");
                 std::process::exit(SIGNALED + signal);
             }
         }
@@ -75,8 +76,8 @@ fn end(agent: &Arc<Agent>) {
             warn!("cannot poll any more: {why}");
         }
         if !state.wait_until_idle(Instant::now() + Duration::from(agent.config.grace)) {
-            info!("the grace is over: ending the commands that still run");
             state.stop_all();
+            info!("the grace is over: ending the commands that still run");
             if !state.wait_until_idle(Instant::now() + STOP_TIMEOUT) {
                 state.kill_all(ProcessTable::read().as_ref());
             }

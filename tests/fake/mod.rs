@@ -403,6 +403,11 @@ impl Agent {
         send(self.child.id() as i32, name);
     }
 
+    /// Its process number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its exit code, once it has ended.
     pub fn wait(&mut self) -> Option<i32> {
         eventually("the agent ends", || {
@@ -483,7 +488,8 @@ pub fn kill(pid: i32) {
     send(pid, "KILL");
 }
 
-fn send(pid: i32, name: &str) {
+/// Sends a signal by its name.
+pub fn send(pid: i32, name: &str) {
     let done = Command::new("kill")
         .args([&format!("-{name}"), &pid.to_string()])
         .status();

@@ -54,6 +54,11 @@ impl Runner {
         }
     }
 
+    /// To be called now and then: the guard is told what its pipe did not take before.
+    pub fn flush_guard(&self) {
+        self.guard.flush();
+    }
+
     /// Starts the command of `job`. The error is the outcome of an attempt that could not be started.
     pub fn start<'a>(
         &'a self,

@@ -15,9 +15,11 @@ use crate::agent::attempt::lock;
 use crate::agent::command::runner;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
-use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Stdin, Write};
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io::{BufRead, BufReader, Read, Stdin};
 use std::process::{ChildStdin, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -36,52 +38,143 @@ const READ_PERIOD: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
+/// Bytes read at once: the capacity of a pipe.
+const READ_BYTES: usize = 64 * 1024;
+/// Lines kept for a guard that does not read, in number: those of more commands than can run at once.
+const MAX_UNSENT: usize = 10_000;
 
-/// The agent's end of the pipe; none when there is no guard.
+/// The agent's end of the pipe. Threads that supervise commands write to it, so a guard that does not read
+/// (because it was stopped, or has no time) must not block them: lines that the pipe does not take are kept.
 #[derive(Debug)]
 pub struct Guard {
-    pipe: Mutex<Option<ChildStdin>>,
+    pipe: Mutex<Pipe>,
+}
+
+#[derive(Debug)]
+struct Pipe {
+    /// None when there is no guard.
+    stdin: Option<ChildStdin>,
+    unsent: VecDeque<Line>,
+}
+
+/// A line of the pipe.
+#[derive(Debug, PartialEq)]
+enum Line {
+    Add(String),
+    SetGroup(String, Pid),
+    Remove(String),
 }
 
 impl Guard {
     /// Starts a guard. Without one the agent works all the same.
     pub fn start() -> Self {
-        let pipe = match runner::spawn_self(&[PROGRAM.into()], Stdio::piped()) {
+        let stdin = runner::spawn_self(&[PROGRAM.into()], Stdio::piped()).and_then(|mut child| {
             // The agent never waits for it: the guard ends after the agent.
-            Ok(mut child) => child.stdin.take(),
-            Err(why) => {
-                warn!(
-                    "cannot start the guard ({why}): if this agent is killed, its commands will go on"
-                );
-                None
+            let stdin = child.stdin.take();
+            if let Some(stdin) = &stdin {
+                rustix::io::ioctl_fionbio(stdin, true)?;
             }
-        };
+            Ok(stdin)
+        });
+        let stdin = stdin.unwrap_or_else(|why| {
+            warn!(
+                "cannot start the guard ({why}): if this agent is killed, its commands will go on"
+            );
+            None
+        });
         Guard {
-            pipe: Mutex::new(pipe),
+            pipe: Mutex::new(Pipe {
+                stdin,
+                unsent: VecDeque::new(),
+            }),
         }
     }
 
     /// Lists an attempt: its processes are to end with the agent.
     pub fn add(&self, key: &str) {
-        self.send(&format!("+{key}\n"));
+        self.send(Line::Add(key.to_owned()));
     }
 
     /// Adds the process group of an attempt that is listed.
     pub fn set_group(&self, key: &str, group: Pid) {
-        self.send(&format!("={key} {}\n", group.as_raw_nonzero()));
+        self.send(Line::SetGroup(key.to_owned(), group));
     }
 
     /// Removes an attempt from the list.
     pub fn remove(&self, key: &str) {
-        self.send(&format!("-{key}\n"));
+        self.send(Line::Remove(key.to_owned()));
     }
 
-    fn send(&self, line: &str) {
+    /// Sends the lines that the pipe did not take before.
+    pub fn flush(&self) {
+        lock(&self.pipe).flush();
+    }
+
+    fn send(&self, line: Line) {
         let mut pipe = lock(&self.pipe);
-        let Some(open) = pipe.as_mut() else { return };
-        if let Err(why) = open.write_all(line.as_bytes()) {
+        if pipe.stdin.is_some() {
+            pipe.push(line);
+            pipe.flush();
+        }
+    }
+}
+
+impl Pipe {
+    /// Keeps a line. If the guard has not been told of the attempt that it removes, it need not be.
+    fn push(&mut self, line: Line) {
+        if let Line::Remove(key) = &line
+            && self
+                .unsent
+                .iter()
+                .any(|it| matches!(it, Line::Add(added) if added == key))
+        {
+            self.unsent.retain(|it| it.key() != key);
+        } else {
+            self.unsent.push_back(line);
+        }
+    }
+
+    fn flush(&mut self) {
+        let Some(stdin) = &self.stdin else { return };
+        let mut result = Ok(());
+        while let Some(line) = self.unsent.front() {
+            // A line is shorter than PIPE_BUF: it is written whole or not at all.
+            match rustix::io::write(stdin, line.to_string().as_bytes()) {
+                Ok(_) => drop(self.unsent.pop_front()),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if self.unsent.len() > MAX_UNSENT => {
+                    result = Err("it does not read".to_owned());
+                    break;
+                }
+                Err(Errno::AGAIN) => break,
+                Err(why) => {
+                    result = Err(why.to_string());
+                    break;
+                }
+            }
+        }
+        if let Err(why) = result {
+            self.stdin = None;
+            self.unsent = VecDeque::new();
             warn!("the guard is gone ({why}): if this agent is killed, its commands will go on");
-            *pipe = None;
+        }
+    }
+}
+
+impl Line {
+    fn key(&self) -> &str {
+        match self {
+            Line::Add(key) | Line::SetGroup(key, _) | Line::Remove(key) => key,
+        }
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Line::Add(key) => writeln!(f, "+{key}"),
+            Line::SetGroup(key, group) => writeln!(f, "={key} {}", group.as_raw_nonzero()),
+            Line::Remove(key) => writeln!(f, "-{key}"),
         }
     }
 }
@@ -98,7 +191,8 @@ pub fn run() {
     }
     // The current directory would keep its file system from being unmounted.
     let _ = std::env::set_current_dir("/");
-    let listed = read_list(BufReader::new(SlowReader(std::io::stdin())));
+    let pipe = SlowReader(std::io::stdin());
+    let listed = read_list(BufReader::with_capacity(READ_BYTES, pipe));
     end(listed);
 }
 
@@ -188,6 +282,24 @@ impl ProcessTree for WithTable<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guard_that_does_not_read_is_told_what_still_runs() {
+        let key = |n: u32| n.to_string();
+        let mut pipe = Pipe {
+            stdin: None,
+            unsent: VecDeque::from([Line::Remove(key(0))]),
+        };
+        for n in 1..=100 {
+            pipe.push(Line::Add(key(n)));
+            pipe.push(Line::SetGroup(key(n), Pid::INIT));
+            if n != 50 {
+                pipe.push(Line::Remove(key(n)));
+            }
+        }
+        let lines: String = pipe.unsent.iter().map(Line::to_string).collect();
+        assert_eq!(lines, "-0\n+50\n=50 1\n");
+    }
 
     #[test]
     fn the_list_is_what_was_added_and_not_removed() {
