@@ -7,6 +7,7 @@
 //! | `poll` | the poll loop: when to ask, and what a failure means |
 //! | `orders` | obeying orders; the threads that run commands |
 //! | `state` | every attempt the agent knows, and its stage |
+//! | `recent_ids` | the ids of attempts that are over |
 //! | `attempt`, `output` | one attempt and its output, until the server has taken them |
 //! | `batch` | what goes into a report, and what its answer means |
 //! | `reporter` | when a report is sent, and what a failure means |
@@ -44,6 +45,7 @@ mod orders;
 mod output;
 mod poll;
 pub mod processes;
+mod recent_ids;
 mod reporter;
 mod shared;
 mod shutdown;

@@ -15,16 +15,15 @@
 
 use super::attempt::{Attempt, Outcome, StopReason, lock};
 use super::processes::process_table::ProcessTable;
+use super::recent_ids::RecentIds;
 use crate::wire::agent::{Assignment, AttemptId, Hold};
 use crate::wire::task::ExecutionState;
 use serde_json::Value;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Ids of finished attempts that are remembered, in number: far more than a server can repeat.
-const MAX_REMEMBERED: usize = 10_000;
 /// Results the server has not taken, in number. At this limit the polls say that the agent is draining,
 /// and it gets no more work until the server has taken some.
 const MAX_UNREPORTED: usize = 1_000;
@@ -70,7 +69,8 @@ struct Inner {
     attempts: HashMap<AttemptId, Entry>,
     /// How many attempts were ever accepted: gives each its place in the order of arrival.
     accepted: u64,
-    finished: FinishedIds,
+    /// The ids of attempts that left the map.
+    finished: RecentIds,
     /// The reporter is to skip its pause.
     nudged: bool,
 }
@@ -100,26 +100,6 @@ impl Entry {
         self.stage = Stage::Active;
         let state = ExecutionState::Canceled;
         self.attempt.end(Outcome::not_started(state, reason.text()));
-    }
-}
-
-/// The ids of attempts that are over. The oldest are dropped first.
-#[derive(Debug, Default)]
-struct FinishedIds {
-    ids: HashSet<AttemptId>,
-    oldest_first: VecDeque<AttemptId>,
-}
-
-impl FinishedIds {
-    fn remember(&mut self, id: &AttemptId) {
-        if self.ids.insert(id.clone()) {
-            self.oldest_first.push_back(id.clone());
-        }
-        if self.oldest_first.len() > MAX_REMEMBERED
-            && let Some(oldest) = self.oldest_first.pop_front()
-        {
-            self.ids.remove(&oldest);
-        }
     }
 }
 
@@ -209,7 +189,7 @@ impl AgentState {
                 draining: false,
                 attempts: HashMap::new(),
                 accepted: 0,
-                finished: FinishedIds::default(),
+                finished: RecentIds::default(),
                 nudged: false,
             }),
             report_due: Condvar::new(),
@@ -270,7 +250,7 @@ impl AgentState {
     /// later poll has already told the server that the order never arrived.
     pub fn accept(&self, job: Job, latest: Option<u64>) -> Option<Runnable> {
         let mut inner = lock(&self.inner);
-        let is_known = inner.attempts.contains_key(&job.id) || inner.finished.ids.contains(&job.id);
+        let is_known = inner.attempts.contains_key(&job.id) || inner.finished.contains(&job.id);
         let is_outdated = latest.is_some_and(|latest| latest != inner.seq);
         if inner.draining || is_known || is_outdated {
             return None;
@@ -546,22 +526,6 @@ mod tests {
         assert!(state.accept(job(2), None).is_some());
         state.drain();
         assert_eq!(state.work_request(), None);
-    }
-
-    #[test]
-    fn the_remembered_ids_are_bounded() {
-        let state = AgentState::new("i".into(), 1);
-        for n in 0..MAX_REMEMBERED as u32 + 10 {
-            let started = state.accept(job(n), None).unwrap().attempt;
-            state.ended(&started, failed());
-            state.delivered(&started.id);
-        }
-        let inner = lock(&state.inner);
-        assert_eq!(inner.finished.ids.len(), MAX_REMEMBERED);
-        assert_eq!(inner.finished.oldest_first.len(), MAX_REMEMBERED);
-        assert!(inner.attempts.is_empty());
-        let is_known = |n| inner.finished.ids.contains(&job(n).id);
-        assert!(!is_known(1) && is_known(100));
     }
 
     #[test]
