@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sidebike::wire::agent::{Ended, Stream};
 use sidebike::wire::task::ExecutionState;
 use std::fs::File;
+use std::io::Write;
 use std::process::{Command, Stdio};
 
 /// An agent that `starter` starts, and that has polled.
@@ -95,28 +96,58 @@ fn a_lock_of_the_agents_parent_is_not_held_by_what_a_command_leaves_running() {
     std::fs::remove_file(path).unwrap();
 }
 
-/// A pseudo-terminal for a session: the end that stays here, and the one for the agent.
-fn terminal() -> (File, File) {
-    let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-    grantpt(&keyboard).unwrap();
-    unlockpt(&keyboard).unwrap();
-    let name = ptsname(&keyboard, Vec::new()).unwrap();
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let screen = rustix::fs::open(&*name, flags, Mode::empty()).unwrap();
-    (keyboard.into(), screen.into())
+/// Command lines of a shell that make the agent the leader of the session, or a process in it.
+const IN_SESSION: [&str; 2] = ["exec \"$@\"", "\"$@\"; exit $?"];
+
+/// An agent in a pseudo-terminal of its own.
+struct InTerminal<'a> {
+    server: &'a Server,
+    keyboard: File,
+    _agent: Agent,
 }
 
-#[test]
-fn a_command_cannot_wait_for_the_terminal_of_the_agent() {
-    // The agent is the leader of the session, or a process in it.
-    for (name, line) in [("leader", "exec \"$@\""), ("member", "\"$@\"; exit $?")] {
-        let server = Server::new();
-        let (_keyboard, screen) = terminal();
+impl<'a> InTerminal<'a> {
+    fn start(server: &'a Server, line: &str) -> Self {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let keyboard = openpt(flags).unwrap();
+        grantpt(&keyboard).unwrap();
+        unlockpt(&keyboard).unwrap();
+        let name = ptsname(&keyboard, Vec::new()).unwrap();
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let screen: File = rustix::fs::open(&*name, flags, Mode::empty())
+            .unwrap()
+            .into();
         let mut starter = Command::new("setsid");
         starter.args(["--ctty", "--wait", "bash", "-c", line, "bash"]);
         starter.stdin(screen.try_clone().unwrap());
         starter.stdout(Stdio::from(screen));
-        let _agent = started_by(&server, starter);
+        InTerminal {
+            server,
+            keyboard: keyboard.into(),
+            _agent: started_by(server, starter),
+        }
+    }
+
+    fn press_ctrl_c(&mut self) {
+        self.keyboard.write_all(b"\x03").unwrap();
+    }
+}
+
+impl Drop for InTerminal<'_> {
+    /// Ends the agent: only its parent is known by its number.
+    fn drop(&mut self) {
+        self.press_ctrl_c();
+        if !std::thread::panicking() {
+            self.server.until(|seen| !seen.goodbyes.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_command_cannot_wait_for_the_terminal_of_the_agent() {
+    for line in IN_SESSION {
+        let server = Server::new();
+        let _terminal = InTerminal::start(&server, line);
         let detail = json!({"command": "read x </dev/tty; echo read $?", "timeout": 10});
         let result = run(&server, "x", detail);
         let (out, err) = (
@@ -126,25 +157,19 @@ fn a_command_cannot_wait_for_the_terminal_of_the_agent() {
         assert_eq!(
             result.state,
             ExecutionState::Succeeded,
-            "{name}: {result:?}"
+            "{line}: {result:?}"
         );
-        assert_eq!(out, "read 1\n", "{name}");
-        assert!(err.contains("/dev/tty: No such device"), "{name}: {err}");
+        assert_eq!(out, "read 1\n", "{line}");
+        assert!(err.contains("/dev/tty: No such device"), "{line}: {err}");
     }
 }
 
 #[test]
 fn ctrl_c_in_its_terminal_ends_the_agent() {
-    for line in ["exec \"$@\"", "\"$@\"; exit $?"] {
+    for line in IN_SESSION {
         let server = Server::new();
-        let (mut keyboard, screen) = terminal();
-        let mut starter = Command::new("setsid");
-        starter.args(["--ctty", "--wait", "bash", "-c", line, "bash"]);
-        starter.stdin(screen.try_clone().unwrap());
-        starter.stdout(Stdio::from(screen));
-        let mut agent = started_by(&server, starter);
-        std::io::Write::write_all(&mut keyboard, b"\x03").unwrap();
-        agent.wait();
+        let mut terminal = InTerminal::start(&server, line);
+        terminal.press_ctrl_c();
         server.until(|seen| !seen.goodbyes.is_empty());
     }
 }
