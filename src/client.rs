@@ -21,12 +21,12 @@ mod resolver;
 mod tls;
 
 #[cfg(feature = "cli")]
-pub use people::{NewsReader, TaskFilter};
+pub use people::{EventReader, TaskFilter};
 
 use crate::config::Registry;
 use crate::secret::Secret;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
-use crate::wire::{ERROR, Envelope, json};
+use crate::wire::{ERROR, Envelope};
 use connections::Connections;
 use resolver::TimedResolver;
 use serde::Serialize;
@@ -214,7 +214,7 @@ impl Client {
         max_answer: u64,
     ) -> Result<A, CallError> {
         let url = format!("{}/api/v1/agent/{call}", self.base);
-        json::written(question)
+        serde_json::to_vec(question)
             .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
             .and_then(|body| self.exchange(&url, &body, timeout, max_answer))
             .and_then(|(status, answer)| self.understand(status, answer))

@@ -1,34 +1,36 @@
 //! Run a command on every machine whose label matches: a registry, an agent and a curl.
 //!
-//! The map of the crate. Data flows one way: bytes → [`wire`] types → core → wire types → bytes.
+//! Data flows one way: bytes → [`wire`] types → core → wire types → bytes.
 //!
-//! | room | what it is for |
+//! | module | content |
 //! | --- | --- |
-//! | [`config`] | flags and environment → checked settings; every default and limit |
+//! | [`config`] | flags and environment variables → checked settings; every default and limit |
 //! | [`wire`] | the types of the API's JSON; no rules, no I/O |
-//! | [`rules`] | what is checked alike at both ends |
-//! | [`secret`] | tokens: where they come from, and that they never show |
-//! | `footprint` | what of the program need not stay in memory |
-//! | [`tls`] | which cryptography, whose certificates |
-//! | [`tape`] | what is kept of a stream of output; used by the agent and by `core` |
-//! | `core` | machines, tasks, executions: the pure state machine, the only home of the rules |
-//! | `server` | sockets, routes, held requests, the one lock around the core |
-//! | `agent` | the poll loop, the runner of commands, the reporter of results |
+//! | `core` | machines, tasks, executions: the pure state machine, and the only place for its rules |
+//! | `server` | the HTTP edge, the API, the lock around the core, the database |
+//! | `agent` | the poll loop, the commands that run, the reports |
 //! | `cli` | the commands for people |
-//! | `client` | every HTTP call a caller can make; the only place that names ureq |
+//! | `client` | every HTTP call of the agent and of the commands for people |
+//! | [`rules`] | checks that both ends share |
+//! | `docs` | the pages of the documentation, as `sidebike docs` and the server show them |
+//! | [`secret`] | tokens: where they are read from; never printed |
+//! | [`tls`] | certificates and cryptography |
+//! | [`head_tail_buffer`] | the first and the last bytes of a stream of output; used by the agent and by `core` |
 //!
-//! Invariants, mostly about what is absent:
+//! Invariants:
 //!
-//! - `core` has no clock, no lock, no socket, no log: time and ids come in as arguments. It uses
-//!   `wire`, `rules` and `tape` only.
-//! - The agent uses neither `core` nor `server`; the server uses neither `agent` nor `client`; `cli`
-//!   uses none of them but `client`.
-//! - tiny_http is named in `server/http` only, ureq in `client`, rustls in `tls`, redb in `server/db`,
-//!   `process::Command` in `agent/command/runner`.
-//! - The lock around the core is held for computing only, never across a socket or a log line.
+//! - `core` has no clock, no lock, no socket and no log: times and ids are arguments. It uses only `wire`, `rules`
+//!   and `head_tail_buffer`.
+//! - The agent uses neither `core` nor `server`; the server uses neither `agent` nor `client`; `cli` uses of these
+//!   only `client`.
+//! - Each library is named in one place: httparse and tiny_http in `server/http`, ureq in `client`, rustls in `tls`,
+//!   redb in `server/state/db`; `process::Command` in `agent/command/runner` (and in `cli/docs`, which starts the pager).
+//! - The lock around the core is held for computing only, never during I/O or logging.
 
 #[cfg(feature = "agent")]
 pub mod agent;
+#[cfg(feature = "server")]
+mod allocator;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(any(feature = "agent", feature = "cli"))]
@@ -36,11 +38,12 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod core;
-mod footprint;
+#[cfg(any(feature = "server", feature = "cli"))]
+pub mod docs;
+pub mod head_tail_buffer;
 pub mod rules;
 pub mod secret;
 #[cfg(feature = "server")]
 pub mod server;
-pub mod tape;
 pub mod tls;
 pub mod wire;

@@ -1,7 +1,4 @@
-//! The command line: parse, run one program, say how it went.
-
-#[cfg(any(target_env = "musl", test))]
-mod memcmp;
+//! Parses the command line, runs one program and reports its result as an exit code.
 
 #[cfg(feature = "db")]
 use sidebike::config::DbCommand;
@@ -10,34 +7,35 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-/// Exit code of a program that could not do what it was asked to.
+/// Exit code when a program failed.
 #[cfg(any(feature = "server", feature = "agent"))]
 const FAILED: u8 = 1;
-/// Exit code for settings that make no sense, as clap's.
+/// Exit code for an invalid setting, the same as clap's.
 #[cfg(any(feature = "server", feature = "agent"))]
 const USAGE: u8 = 2;
 
-/// musl's allocator has one lock for all threads: with it a server answers a third fewer requests.
+/// musl's own allocator has one lock for all threads; a server answers a third fewer requests with it.
 #[cfg(feature = "server")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Gives memory back as soon as it is free: by default the allocator keeps it for a second, and a crowd
-/// that asks for large answers at once would have taken hundreds of megabytes by then.
+/// Makes the allocator return freed memory to the system at once. By default it waits a second; many
+/// clients that read large answers at the same time would take hundreds of megabytes within it.
 #[cfg(feature = "server")]
 #[allow(unsafe_code, reason = "the allocator has no safe call for its options")]
-fn keep_no_free_memory() {
-    /// `mi_option_purge_delay`, in milliseconds.
+fn return_freed_memory_at_once() {
+    /// `mi_option_purge_delay`, in milliseconds. The crate has no name for it. The environment variable
+    /// (`MIMALLOC_PURGE_DELAY`) is read before `main`, so the program cannot set that for itself.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    // SAFETY: it sets a number; there is no other thread yet that could read it meanwhile.
+    // SAFETY: it sets a number. No other thread runs yet that could read it at the same time.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 0) };
 }
 
 fn main() -> ExitCode {
     #[cfg(feature = "server")]
-    keep_no_free_memory();
-    // It stays for as long as the agent: what reads a command line, and its log, would take a third of
-    // its memory.
+    return_freed_memory_at_once();
+    // The guard lives as long as its agent. It does without the command line's parser and the log, which
+    // would be a third of its memory.
     #[cfg(feature = "agent")]
     if std::env::args_os()
         .nth(1)
@@ -46,22 +44,22 @@ fn main() -> ExitCode {
         sidebike::agent::processes::guard::run();
         return ExitCode::SUCCESS;
     }
-    let program = CommandLine::typed().program;
+    let program = CommandLine::parse_or_exit().program;
     start_log(default_log(&program));
     match program {
         #[cfg(feature = "server")]
         Program::Server(args) => with_settings(args.checked(), sidebike::server::run),
         #[cfg(feature = "db")]
         Program::Db(DbCommand::Check { file }) => {
-            ended(sidebike::server::db::check(&file).map(|words| {
-                // Whoever does not listen still gets the exit code.
+            exit_code(sidebike::server::db::check(&file).map(|words| {
+                // Ignore a closed stdout: the exit code still reports the result.
                 let _ = writeln!(std::io::stdout(), "{words}");
             }))
         }
         #[cfg(feature = "db")]
         Program::Db(DbCommand::Export { file }) => {
             let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-            ended(sidebike::server::db::export(&file, &mut out))
+            exit_code(sidebike::server::db::export(&file, &mut out))
         }
         #[cfg(feature = "agent")]
         Program::Agent(args) => with_settings(args.checked(), sidebike::agent::run),
@@ -69,7 +67,7 @@ fn main() -> ExitCode {
         Program::People(command) => sidebike::cli::run(command),
         Program::Help { command } => match CommandLine::find(&command) {
             Ok(mut found) => {
-                // Whoever does not listen does not want it.
+                // Ignore a closed stdout: there is nothing else to report.
                 let _ = write!(std::io::stdout(), "{}", found.render_help());
                 ExitCode::SUCCESS
             }
@@ -84,27 +82,27 @@ fn with_settings<T>(
     run: impl FnOnce(T) -> Result<(), String>,
 ) -> ExitCode {
     match settings {
-        Ok(settings) => ended(run(settings)),
-        Err(why) => complain(&why, USAGE),
+        Ok(settings) => exit_code(run(settings)),
+        Err(why) => fail(&why, USAGE),
     }
 }
 
 #[cfg(any(feature = "server", feature = "agent"))]
-fn ended(how: Result<(), String>) -> ExitCode {
-    match how {
+fn exit_code(result: Result<(), String>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(why) => complain(&why, FAILED),
+        Err(why) => fail(&why, FAILED),
     }
 }
 
 #[cfg(any(feature = "server", feature = "agent"))]
-fn complain(why: &str, code: u8) -> ExitCode {
+fn fail(why: &str, code: u8) -> ExitCode {
     eprintln!("sidebike: {why}");
     ExitCode::from(code)
 }
 
-/// What is logged when `RUST_LOG` does not say otherwise: people who give a command want its answer,
-/// not a story.
+/// The log level when `RUST_LOG` is not set. The commands for people print their result; their log would
+/// only be in the way.
 fn default_log(program: &Program) -> &'static str {
     match program {
         #[cfg(feature = "cli")]

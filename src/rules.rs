@@ -1,13 +1,12 @@
-//! Rules that hold at both ends, each written once: what an agent checks of its own settings is what
-//! the server checks of agents and users. No I/O, and nothing of either end.
+//! Checks that both ends share: the server applies them to what agents and users send, the agent to its own
+//! settings. To add one: a function here without I/O, called by both.
 
-/// The longest label of an agent, and the longest that a server takes unless told otherwise, in
-/// bytes: a host name has 253 at most.
+/// The longest label of an agent, and the default limit of a server, in bytes. A host name has at most 253.
 pub const MAX_LABEL_BYTES: usize = 255;
-/// The most commands an agent may run at once: more is a mistake, each has a thread and 2 pipes.
+/// The most commands an agent may run at the same time. More is a mistake: each has a thread and two pipes.
 pub const MAX_JOBS: u32 = 1_000;
 
-/// What is wrong with a regular expression, in one line, and what may be meant.
+/// The error of a regular expression in one line, with a hint if a shell pattern was probably meant.
 #[cfg(any(feature = "server", feature = "agent"))]
 pub fn wrong_regex(pattern: &str, why: &regex::Error) -> String {
     let text = why.to_string();
@@ -19,8 +18,7 @@ pub fn wrong_regex(pattern: &str, why: &regex::Error) -> String {
     }
 }
 
-/// What is wrong with a label, if anything: one rule for the agent's flag and the server's door. `by`
-/// says what the limit is set by.
+/// Checks a label. `by` says what sets the limit.
 pub fn check_label(label: &str, max_bytes: usize, by: &str) -> Result<(), String> {
     if label.is_empty() {
         return Err("must not be empty".into());
@@ -37,7 +35,7 @@ pub fn check_label(label: &str, max_bytes: usize, by: &str) -> Result<(), String
     Ok(())
 }
 
-/// The one of `all` that this word stands for. The error says which words there are.
+/// Finds the value that a word stands for. The error lists the words.
 pub fn one_of<T: Copy>(
     all: &[T],
     word: impl Fn(T) -> &'static str,

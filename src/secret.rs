@@ -1,11 +1,11 @@
-//! Tokens: where they come from, and that they never show.
+//! Tokens: reads them and keeps them out of logs and messages.
 //!
-//! They come from the environment or from a file, never from a flag: other users of a machine can
-//! read a process's arguments. [`Secret`] has no `Display`, and its `Debug` says nothing.
+//! They come from the environment or from a file, never from a flag: every user of a machine can read the
+//! arguments of its processes. [`Secret`] has no `Display`, and its `Debug` does not contain the token.
 
 use std::fmt;
 
-/// The longest token, in bytes: it has to fit into a header.
+/// The longest token, in bytes: it is sent in a header.
 const MAX_TOKEN_BYTES: usize = 1_024;
 /// The largest file of tokens, in bytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
@@ -20,7 +20,7 @@ impl Secret {
         Secret(token.to_owned())
     }
 
-    /// The token itself, for the one header it belongs in.
+    /// The token itself, for the header that it is sent in.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -32,8 +32,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The tokens of `variable` (separated by commas) and of the file that `variable` with `_FILE`
-/// names (one a line). The error names the source, never what is in it.
+/// Reads the tokens in `variable` (separated by commas) and in the file that the variable with `_FILE` appended
+/// names (one on each line). The error names the source, never its content.
 pub fn load(variable: &str) -> Result<Vec<Secret>, String> {
     let mut tokens = Vec::new();
     if let Some(value) = std::env::var_os(variable) {

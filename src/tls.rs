@@ -5,33 +5,31 @@
 //! it has no TLS.
 
 #[cfg(all(feature = "tls", feature = "server"))]
-mod overheard;
+mod session;
 
 use std::path::Path;
 
 #[cfg(all(feature = "tls", feature = "server"))]
-pub use overheard::{Overheard, install_overheard};
+pub use session::{ServerTls, Session};
 
 /// Certificates of authorities, each in DER.
 pub type Roots = Vec<Vec<u8>>;
 
-/// A certificate (with those that vouch for it) and its key, as PEM; checked that they fit.
-pub struct Pair {
-    /// The certificates, the server's own first.
-    pub certificates: Vec<u8>,
-    /// The key.
-    pub key: Vec<u8>,
+/// What a read gave.
+#[cfg(feature = "server")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Got {
+    /// Bytes; there may be more.
+    Some,
+    /// Nothing now, or bytes and certainly nothing behind them now.
+    Nothing,
+    /// The peer has closed its sending side.
+    End,
 }
 
-impl std::fmt::Debug for Pair {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Pair(…)")
-    }
-}
-
-/// The files of a [`Pair`].
+/// The files of a server's certificate and of its key, as PEM.
 #[derive(Debug, Clone)]
-pub struct PairFiles {
+pub struct CertificateFiles {
     /// `--tls-cert`.
     pub certificates: std::path::PathBuf,
     /// `--tls-key`.
@@ -39,21 +37,24 @@ pub struct PairFiles {
 }
 
 #[cfg(feature = "tls")]
-pub use real::{install, load_pair, load_roots};
+pub use real::*;
 
 #[cfg(not(feature = "tls"))]
-pub use none::{install, load_pair, load_roots};
-
-#[cfg(all(not(feature = "tls"), feature = "server"))]
-pub use none::{Overheard, install_overheard};
+pub use none::*;
 
 #[cfg(feature = "tls")]
 mod real {
-    use super::{Pair, PairFiles, Path, Roots};
+    #[cfg(feature = "server")]
+    use super::{CertificateFiles, ServerTls};
+    use super::{Path, Roots};
+    use rustls::RootCertStore;
+    #[cfg(feature = "server")]
+    use rustls::ServerConfig;
     use rustls::crypto::ring;
+    use rustls::pki_types::CertificateDer;
+    #[cfg(feature = "server")]
+    use rustls::pki_types::PrivateKeyDer;
     use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    use rustls::{RootCertStore, ServerConfig};
 
     /// Settles which cryptography is used; before anything else of TLS, as often as one likes.
     pub fn install() {
@@ -91,21 +92,19 @@ mod real {
     }
 
     /// Reads a certificate and its key, and sees that they fit. The error is one line for a person.
-    pub fn load_pair(files: &PairFiles) -> Result<Pair, String> {
+    #[cfg(feature = "server")]
+    pub fn load_certificate(files: &CertificateFiles) -> Result<ServerTls, String> {
         let of = |flag, file: &Path| {
             let file = file.display().to_string();
             move |why: String| format!("{flag}: {file}: {why}")
         };
         let wrong_cert = of("--tls-cert", &files.certificates);
         let wrong_key = of("--tls-key", &files.key);
-        let pair = Pair {
-            certificates: read(&files.certificates).map_err(&wrong_cert)?,
-            key: read(&files.key).map_err(&wrong_key)?,
-        };
-        let certificates = certificates(&pair.certificates).map_err(&wrong_cert)?;
-        let key = PrivateKeyDer::from_pem_slice(&pair.key)
+        let pem = read(&files.certificates).map_err(&wrong_cert)?;
+        let certificates = certificates(&pem).map_err(&wrong_cert)?;
+        let key = PrivateKeyDer::from_pem_slice(&read(&files.key).map_err(&wrong_key)?)
             .map_err(|_| wrong_key("there is no private key in it, as PEM".into()))?;
-        ServerConfig::builder_with_provider(ring::default_provider().into())
+        let config = ServerConfig::builder_with_provider(ring::default_provider().into())
             .with_safe_default_protocol_versions()
             .map_err(|why| why.to_string())?
             .with_no_client_auth()
@@ -120,7 +119,7 @@ mod real {
                 }
                 why => wrong_key(format!("this key cannot be used: {why}")),
             })?;
-        Ok(pair)
+        Ok(ServerTls(config.into()))
     }
 
     fn read(file: &Path) -> Result<Vec<u8>, String> {
@@ -139,36 +138,61 @@ mod real {
 
 #[cfg(not(feature = "tls"))]
 mod none {
-    use super::{Pair, PairFiles, Path, Roots};
+    #[cfg(feature = "server")]
+    use super::{CertificateFiles, Got};
+    use super::{Path, Roots};
+    #[cfg(feature = "server")]
+    use std::io;
 
     const NO_TLS: &str = "this build has no TLS (it was made without the feature `tls`)";
 
     /// Nothing to settle.
     pub fn install() {}
 
-    /// Nothing to settle.
-    #[cfg(feature = "server")]
-    pub fn install_overheard() {}
-
-    /// Nothing is decrypted here.
-    #[cfg(feature = "server")]
-    pub struct Overheard;
-
-    #[cfg(feature = "server")]
-    impl Overheard {
-        /// There will be nothing to hear.
-        pub fn by(_hear: impl FnMut(&[u8]) -> bool + 'static) -> Overheard {
-            Overheard
-        }
-    }
-
     /// Says that there is no TLS.
     pub fn load_roots(_ca: Option<&Path>) -> Result<Roots, String> {
         Err(format!("--registry-address: https: {NO_TLS}"))
     }
 
+    /// There is none.
+    #[cfg(feature = "server")]
+    #[derive(Debug, Clone)]
+    pub enum ServerTls {}
+
+    /// There is none.
+    #[cfg(feature = "server")]
+    #[derive(Debug)]
+    pub enum Session {}
+
+    #[cfg(feature = "server")]
+    #[allow(missing_docs, reason = "none of them can be called")]
+    impl Session {
+        pub fn new(tls: &ServerTls) -> io::Result<Self> {
+            match *tls {}
+        }
+        pub fn is_handshaking(&self) -> bool {
+            match *self {}
+        }
+        pub fn read<S>(&mut self, _: &mut S, _: &mut Vec<u8>) -> io::Result<Got> {
+            match *self {}
+        }
+        pub fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            match *self {}
+        }
+        pub fn flush<S>(&mut self, _: &mut S) -> io::Result<bool> {
+            match *self {}
+        }
+        pub fn wants_write(&self) -> bool {
+            match *self {}
+        }
+        pub fn close(&mut self) {
+            match *self {}
+        }
+    }
+
     /// Says that there is no TLS.
-    pub fn load_pair(_files: &PairFiles) -> Result<Pair, String> {
+    #[cfg(feature = "server")]
+    pub fn load_certificate(_files: &CertificateFiles) -> Result<ServerTls, String> {
         Err(format!("--tls-cert: {NO_TLS}"))
     }
 }

@@ -253,11 +253,11 @@ fn a_flood_stays_small() {
         (ExecutionState::Succeeded, 200_000_000)
     );
     assert!(agent.peak_kib() < 20_000, "{} KiB", agent.peak_kib());
-    server.with_tape("x.1", Stream::Stdout, |tape| {
-        assert_eq!(tape.end(), 200_000_000);
+    server.with_buffer("x.1", Stream::Stdout, |buffer| {
+        assert_eq!(buffer.end(), 200_000_000);
         assert_eq!(
-            tape.kept(),
-            sidebike::tape::HEAD_BYTES + sidebike::tape::TAIL_BYTES
+            buffer.kept(),
+            sidebike::head_tail_buffer::HEAD_BYTES + sidebike::head_tail_buffer::TAIL_BYTES
         );
     });
     assert_eq!(server.text("x.1", Stream::Stderr), "end\n");
@@ -272,8 +272,8 @@ fn bytes_are_bytes() {
         json!({"command": "head -c 10000000 /dev/zero | tr '\\0' x; echo"}),
     );
     server.result("x.1");
-    server.with_tape("x.1", Stream::Stdout, |tape| {
-        assert_eq!(tape.read(0, 100).unwrap().1, b"a\xff\0b");
+    server.with_buffer("x.1", Stream::Stdout, |buffer| {
+        assert_eq!(buffer.read(0, 100).unwrap().1, b"a\xff\0b");
     });
     assert_eq!(server.result("x.2").stdout_bytes, 10_000_001);
 }
@@ -361,9 +361,9 @@ fn cancel_kills() {
     let (server, _agent) = pair();
     server.start("x.1", json!({"command": "trap '' TERM; echo $$; sleep 300 & echo $!; wait; sleep 300", "killGrace": 0.3}));
     server.until(|seen| {
-        seen.tapes
+        seen.buffers
             .get(&("x.1".into(), Stream::Stdout))
-            .is_some_and(|tape| tape.end() > 3)
+            .is_some_and(|buffer| buffer.end() > 3)
     });
     server.cancel("x.1");
     let result = server.result("x.1");

@@ -82,7 +82,7 @@ fn assert_dead(trees: &[(&str, Vec<i32>)]) {
 fn a_cancel_ends_every_tree() {
     let server = Server::new();
     let _agent = agent(&server);
-    let trees = start_trees(&server, &json!({}));
+    let trees = start_trees(&server, &json!({"killGrace": 60}));
     let begun = Instant::now();
     for (name, _) in &trees {
         server.cancel(name);
@@ -93,12 +93,9 @@ fn a_cancel_ends_every_tree() {
         assert_eq!(result.msg, "canceled", "{result:?}");
     }
     assert_dead(&trees);
-    // They obey TERM: nobody had to wait for the grace of 10 s.
-    assert!(
-        begun.elapsed() < Duration::from_secs(8),
-        "{:?}",
-        begun.elapsed()
-    );
+    // They obey TERM, so none had to wait for the grace.
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(30), "{took:?}");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The page: what it is made of, and what it does in a real browser.
 //!
 //! The tests in a browser need `chromium` and `chromium-driver`; without them they say so and pass.
-//! `PAGE_SHOTS=folder cargo test --test page` leaves pictures there, to be looked at.
+//! `PAGE_SHOTS=folder cargo test --test page` leaves pictures there, to be looked at;
+//! `PAGE_PICTURE=1 cargo test --test page` writes the README's picture again.
 
 mod browser;
 mod common;
@@ -21,6 +22,9 @@ use std::thread::{self, JoinHandle};
 
 /// The most that the page may have.
 const MAX_BYTES: usize = 60_000;
+/// The README's picture of the page, and the most that it may have, in bytes: it is in the repository for good.
+const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/docs/page.webp");
+const MAX_PICTURE_BYTES: usize = 60_000;
 
 fn url(server: &Server, hash: &str) -> String {
     format!("http://{}/{hash}", server.address)
@@ -220,6 +224,61 @@ fn fifty_machines_are_watched_from_the_submit_to_the_end() {
         browser.click("#tRerun");
         browser.sees("#tDone", "5 of 5 ended");
         assert_quiet(browser, &["task?dryRun=1"]);
+    });
+}
+
+#[test]
+fn what_the_picture_of_the_readme_shows_is_there() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let agents: Vec<Agent> = { 1..=12 }
+            .map(|n| Agent::start(server.address, &format!("web-{n}"), &[]))
+            .collect();
+        server.expect(&agents.iter().collect::<Vec<_>>());
+        let command = "echo \"connecting to db-1:5432\"; \
+            case $SIDEBIKE_MACHINE_LABEL in web-3|web-8) echo \"db-1: connection timed out\" >&2; exit 1;; esac; \
+            echo \"connected\"; echo \"3 tables, 1204 rows\"";
+        let mut probe = task(command);
+        probe["name"] = "can the group reach its database?".into();
+        probe["machinePattern"] = "^web-".into();
+        let done = server.run(probe);
+        let hash = format!("#/task/{}/{}", id(&done), agents[2].instance());
+        browser.open(&url(&server, &hash));
+        browser.sees("#tDone", "12 of 12 ended");
+        browser.sees("#tState", "partial");
+        assert_eq!(browser.count("#tGrid .s-succeeded.tile"), 10);
+        assert_eq!(browser.count("#tGrid .s-failed.tile"), 2);
+        browser.sees("#oOut .stderr", "connection timed out");
+        if std::env::var_os("PAGE_PICTURE").is_some() {
+            std::fs::write(PICTURE, browser.picture(1180, 720)).unwrap();
+        }
+        assert_quiet(browser, &[]);
+    });
+    let picture = std::fs::read(PICTURE).unwrap();
+    assert!(picture.starts_with(b"RIFF") && picture[8..12] == *b"WEBP");
+    assert!(picture.len() < MAX_PICTURE_BYTES, "{} bytes", picture.len());
+}
+
+#[test]
+fn the_documentation_is_a_click_away_and_its_links_work() {
+    with_browser(|browser| {
+        let server = Server::start();
+        browser.open(&url(&server, ""));
+        browser.click("nav [href='docs/']");
+        browser.sees("h1", "Documentation");
+        browser.click("main [href='../docs/api']");
+        browser.sees("h1", "The HTTP API");
+        // The policy lets its style in.
+        browser.wait("getComputedStyle(document.querySelector('td')).borderTopStyle === 'solid'");
+        browser.click("main [href='security']");
+        browser.sees("h1", "Security");
+        browser.click("main [href='operations#settings']");
+        browser.sees("#settings", "Settings");
+        browser.click("nav [href='./']");
+        browser.sees("h1", "Documentation");
+        browser.click("nav [href='../docs/../']");
+        browser.sees("#fleet", "No machine yet");
+        assert_quiet(browser, &[]);
     });
 }
 

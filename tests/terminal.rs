@@ -2,8 +2,10 @@
 
 mod common;
 
+use common::http::{Connection, request};
 use common::{SIDEBIKE, Server, id, wait_until};
 use rustix::fs::OFlags;
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::Value;
@@ -12,11 +14,15 @@ use std::io::{Read, Write};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// What clears the line of the progress.
 const CLEAR: &str = "\r\x1b[K";
 
-/// A terminal with a command in it. The command is killed when the test is done with it.
+/// How long a command may take to end when its terminal is closed.
+const CLOSING: Duration = Duration::from_secs(10);
+
+/// A terminal with a command in it. The command is ended when the test is done with it.
 struct Terminal {
     keyboard: File,
     seen: Arc<Mutex<Vec<u8>>>,
@@ -25,6 +31,14 @@ struct Terminal {
 
 impl Terminal {
     fn start(server: &Server, columns: u16, env: &[(&str, &str)], words: &[&str]) -> Terminal {
+        let mut command = vec![SIDEBIKE];
+        command.extend(words);
+        let address = server.address.to_string();
+        let env = [&[("SIDEBIKE_REGISTRY_ADDRESS", &*address)], env].concat();
+        Terminal::of(columns, &env, &command)
+    }
+
+    fn of(columns: u16, env: &[(&str, &str)], words: &[&str]) -> Terminal {
         let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&keyboard).unwrap();
         unlockpt(&keyboard).unwrap();
@@ -40,8 +54,7 @@ impl Terminal {
         let screen = rustix::fs::open(&*name, flags, rustix::fs::Mode::empty()).unwrap();
         // Ctrl-C reaches the session whose terminal it is.
         let mut command = Command::new("setsid");
-        command.args(["--ctty", "--wait", SIDEBIKE]).args(words);
-        command.env("SIDEBIKE_REGISTRY_ADDRESS", server.address.to_string());
+        command.args(["--ctty", "--wait"]).args(words);
         command
             .env("TERM", "xterm")
             .env_remove("NO_COLOR")
@@ -101,8 +114,17 @@ impl Drop for Terminal {
         if thread::panicking() {
             eprintln!("--- screen:\n{}", self.seen().escape_debug());
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // As when a window is closed: the demo has to end what it started.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = kill_process(Pid::from_child(&self.child), Signal::HUP);
+        }
+        let until = Instant::now() + CLOSING;
+        while let Ok(None) = self.child.try_wait() {
+            if Instant::now() > until {
+                let _ = self.child.kill();
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
@@ -317,4 +339,73 @@ fn one_machines_output_is_shown_as_it_comes() {
     std::fs::write(folder.file("gate"), "").unwrap();
     terminal.until("ab\r\n");
     assert_eq!(terminal.ended().0, 0);
+}
+
+#[test]
+fn the_documentation_is_shown_by_the_pager() {
+    let server = Server::start();
+    let page = |pager: &str| {
+        let env = [("PAGER", pager), ("LESS", "")];
+        Terminal::start(&server, 80, &env, &["docs", "migrating"]).ended()
+    };
+    let (code, seen) = page("sed -n 's/^# /first: /p'");
+    assert_eq!(
+        (code, seen.trim()),
+        (0, "first: Moving over from the original")
+    );
+    // One that reads only the beginning has read enough; an empty one is none.
+    let (code, seen) = page("head -n 1");
+    assert_eq!((code, seen.trim()), (0, "# Moving over from the original"));
+    let (code, seen) = page("");
+    assert!(code == 0 && seen.starts_with("# Moving over"), "{seen}");
+    assert!(seen.contains("## Tokens and TLS"), "{seen}");
+}
+
+/// `make demo` without the build.
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/demo.sh");
+/// The lines of the demo: a screen has 24, of which make and the shell take two or three.
+const DEMO_LINES: usize = 21;
+
+#[test]
+fn the_demo_fits_on_a_screen_stays_until_ctrl_c_and_ends_what_it_started() {
+    let mut terminal = Terminal::of(80, &[("NO_COLOR", "1")], &["sh", DEMO, SIDEBIKE]);
+    let seen = terminal.until("Ctrl-C ends the server and the agents.\r\n");
+    for part in [
+        "web-1  online",
+        "web-2 | I am web-2, on ",
+        "3 succeeded in ",
+    ] {
+        assert!(seen.contains(part), "{part}");
+    }
+    assert!(seen.lines().count() <= DEMO_LINES, "{seen}");
+    // The folder of the program may be long.
+    let lines = seen.lines().filter(|line| !line.contains(SIDEBIKE));
+    let shown = lines.map(|line| line.rsplit(['\r', '\x1b']).next().unwrap_or(line));
+    let long: Vec<&str> = shown.filter(|line| line.chars().count() > 80).collect();
+    assert!(long.is_empty(), "{long:?}");
+    let (_, page) = seen.split_once("The page: http://").expect("its address");
+    let address = page.split('/').next().unwrap().parse().unwrap();
+    let mut connection = Connection::open(address);
+    connection.send(&request("GET", "/", "Connection: close\r\n", b""));
+    assert_eq!(connection.read().status, 200);
+    terminal.press("\x03");
+    let (code, seen) = terminal.ended();
+    assert_eq!(code, 0, "{seen}");
+    assert!(Connection::try_open(address).is_none());
+}
+
+#[test]
+fn the_demo_ends_by_itself_where_there_is_no_terminal() {
+    let mut command = Command::new("sh");
+    command
+        .args([DEMO, SIDEBIKE])
+        .stdin(std::process::Stdio::null());
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let (_, answer) = text.split_once("wait=30s'\n").expect(&text);
+    let (answer, last) = answer.trim_end().rsplit_once('\n').expect(&text);
+    let answer: Value = serde_json::from_str(answer).expect(answer);
+    assert_eq!(answer["data"]["counts"]["succeeded"], 3);
+    assert_eq!(last, "demo: three machines ran it, all is well");
 }

@@ -34,7 +34,7 @@
 //! - *a field of a task's detail*: read it in `command/runner`, and fail with a message where it cannot be
 //!   honoured. Add it to `command/policy` if it can change what a command does.
 //! - *a setting*: a field of `AgentArgs` and one of [`AgentConfig`] in `config/agent`, checked there.
-//!   What concerns commands belongs into `Policy`.
+//!   What concerns commands belongs into `CommandPolicy`.
 //! - *a way to end a command*: a variant of `StopReason` in `attempt`, ordered by `Attempt::stop`.
 
 mod attempt;

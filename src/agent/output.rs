@@ -3,7 +3,7 @@
 //! Two buffers keep the bytes, a list of runs keeps the order in which the bytes of the two streams came.
 //! Only [`OutputLog::taken`] frees memory, so a lost request is repeated by asking for the pieces again.
 
-use crate::tape::Tape;
+use crate::head_tail_buffer::HeadTailBuffer;
 use crate::wire::agent::Stream;
 use std::collections::VecDeque;
 
@@ -16,7 +16,7 @@ pub const PIECE_OVERHEAD: usize = 256;
 /// The output of one command. Arrays are indexed by stream, standard output first.
 #[derive(Debug, Default)]
 pub struct OutputLog {
-    buffers: [Tape; 2],
+    buffers: [HeadTailBuffer; 2],
     taken: [u64; 2],
     /// Each entry is a stream and the offset up to which it had been written, in order of arrival.
     runs: VecDeque<(Stream, u64)>,
@@ -139,7 +139,7 @@ impl OutputLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tape::{HEAD_BYTES, TAIL_BYTES};
+    use crate::head_tail_buffer::{HEAD_BYTES, TAIL_BYTES};
 
     #[test]
     fn the_order_of_the_streams_is_kept() {

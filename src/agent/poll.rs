@@ -10,7 +10,7 @@ use super::state::Runnable;
 use super::token;
 use crate::client::CallError;
 use crate::wire::agent::{Orders, Poll};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use log::{debug, info, warn};
 use serde_json::Value;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 
 /// How long the server may hold a poll while nothing is held. With the time on the network it is well
 /// below the 45 s after which a machine counts as offline.
-const IDLE_WAIT: Span = Span::from_secs(25);
+const IDLE_WAIT: TimeSpan = TimeSpan::from_secs(25);
 /// The same while something is held: running work has a faster heartbeat.
-const BUSY_WAIT: Span = Span::from_secs(20);
+const BUSY_WAIT: TimeSpan = TimeSpan::from_secs(20);
 /// The same at a limit: soon there may be room again.
-const FULL_WAIT: Span = Span::from_secs(2);
+const FULL_WAIT: TimeSpan = TimeSpan::from_secs(2);
 /// After this many conflicts (409) in a row the agent takes a new instance id.
 const MAX_CONFLICTS: u32 = 3;
 /// An answer that comes sooner than this, and with nothing new, is suspicious.
@@ -127,7 +127,7 @@ impl Agent {
         Some(Poll {
             // A quick answer shows that a server that was down is back.
             wait: if is_down {
-                Span::default()
+                TimeSpan::default()
             } else if content.full && !content.draining {
                 FULL_WAIT
             } else if content.holds.is_empty() {

@@ -31,7 +31,7 @@ pub fn explain(token: Option<&Secret>, registry: &Registry) {
         warn!(
             "NO TOKEN IS SET ({VARIABLE}): a server without tokens lets everyone who reaches it run commands on this machine"
         );
-    } else if registry.can_be_overheard() {
+    } else if registry.is_insecure() {
         warn!(
             "the token goes to {} as plain text: everyone on the network path can read it and pose as this agent; use https",
             registry.url

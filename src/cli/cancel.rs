@@ -1,9 +1,9 @@
 //! `sidebike cancel`.
 
-use super::named::TaskArg;
-use super::outcome::{is_on, names};
-use super::screen::harmless;
-use super::{Ended, ServerArgs, print_json};
+use super::outcome::{is_on, label_list};
+use super::task_reference::TaskArg;
+use super::terminal::sanitize;
+use super::{CommandResult, ConnectionArgs, print_json};
 use crate::wire::task::{Execution, ExecutionState, Task};
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -13,9 +13,9 @@ Examples:
   sidebike cancel 018f6a2b             on all machines
   sidebike cancel 018f6a2b -m web-1    on one, by its label or its instance
 
-What waits never starts; what runs gets TERM, and KILL after its grace.";
+Waiting commands never start; running ones get TERM, and KILL after their grace.";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -28,11 +28,11 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ConnectionArgs,
 }
 
 /// Cancels a task.
-pub fn run(args: Args) -> Ended {
+pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
     let before = args.task.find(&client)?;
     let machine = args.machine.as_deref();
@@ -45,10 +45,9 @@ pub fn run(args: Args) -> Ended {
     Ok(0)
 }
 
-/// What a cancel has done to a task, or to its executions on a machine: what became of them, and how
-/// many of the others go on.
+/// What a cancel has done to a task, or to its executions on one machine, and how many others still run.
 pub fn done(before: &Task, after: &Task, machine: Option<&str>) -> String {
-    let id = harmless(&after.id);
+    let id = sanitize(&after.id);
     let word = after.state.word();
     if before.state.is_terminal() {
         return format!("task {id} had ended: {word}");
@@ -62,7 +61,7 @@ pub fn done(before: &Task, after: &Task, machine: Option<&str>) -> String {
         ended_before.contains(&*e.execution) || (e.state.is_terminal() && !is_canceled)
     };
     let (ended, canceled): (Vec<_>, Vec<_>) = meant.into_iter().partition(had_ended);
-    let on = |executions: &[&Execution]| names(executions.iter().map(|e| &*e.machine_label));
+    let on = |executions: &[&Execution]| label_list(executions.iter().map(|e| &*e.machine_label));
     let mut parts = Vec::new();
     if !canceled.is_empty() {
         let is_done = canceled.iter().all(|e| e.state.is_terminal());

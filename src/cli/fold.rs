@@ -1,14 +1,14 @@
-//! Machines with the same output and the same end together: of a hundred machines that say the same,
-//! the one that says something else is what people look for.
+//! `--fold`: groups machines with the same output and the same result, so that the one machine of a hundred
+//! that differs is easy to see.
 
-use super::outcome::{colour_of, names, reason};
-use super::screen::{Screen, tame};
+use super::outcome::{label_list, reason, state_colour};
+use super::terminal::{OutputStyle, sanitize_output};
 use crate::wire::task::{Execution, ExecutionState, Task};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-/// Prints a task's outputs, those of most machines first.
-pub fn print(task: &Task, out: &mut dyn Write, screen: &Screen) -> io::Result<()> {
+/// Prints each output once with its machines; the output of most machines comes first.
+pub fn print(task: &Task, out: &mut dyn Write, style: &OutputStyle) -> io::Result<()> {
     let mut groups: BTreeMap<(String, &[String]), Vec<&Execution>> = BTreeMap::new();
     for execution in &task.result {
         let output = &*execution.attempt.output;
@@ -27,15 +27,15 @@ pub fn print(task: &Task, out: &mut dyn Write, screen: &Screen) -> io::Result<()
             1 => "1 machine".into(),
             n => format!("{n} machines"),
         };
-        let reason = match colour_of(state) {
-            Some(colour) => screen.paint(colour, &reason),
+        let reason = match state_colour(state) {
+            Some(colour) => style.paint(colour, &reason),
             None => reason,
         };
-        let names = names(executions.iter().map(|e| &*e.machine_label));
+        let names = label_list(executions.iter().map(|e| &*e.machine_label));
         writeln!(out, "── {names} ({count}) {reason}")?;
         for line in output {
-            if screen.is_terminal {
-                writeln!(out, "{}", tame(line))?;
+            if style.is_terminal {
+                writeln!(out, "{}", sanitize_output(line))?;
             } else {
                 writeln!(out, "{line}")?;
             }

@@ -1,15 +1,15 @@
-//! Watching a task until it ends: its output with the labels in front, how far it is, what Ctrl-C
-//! means, and what to say at the end. `run`, `rerun` and `logs -f` are this.
+//! Follows a task until it ends: prints its output with labels in front and its progress, handles Ctrl-C, and
+//! prints a summary. Used by `run` and `rerun`; `logs` uses the [`Printer`].
 
-use super::feed::{Feed, Item};
+use super::event_stream::{EventStream, StreamItem};
 use super::outcome::{self, CANCELED};
 use super::progress::Progress;
-use super::screen::{Colour, Person, Screen, harmless, tame};
-use super::{Ended, Failure, cancel, fold, print_json};
+use super::terminal::{Colour, OutputStyle, Prompt, sanitize, sanitize_output};
+use super::{CommandResult, Failure, cancel, fold, print_json};
 use crate::client::Client;
 use crate::wire::agent::Stream;
-use crate::wire::news::{News, What};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
+use crate::wire::event::{EventKind, TaskEvent};
 use crate::wire::task::Task;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -18,13 +18,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-/// How often the progress is drawn anew and a Ctrl-C looked for.
-const LOOK: Duration = Duration::from_millis(100);
-/// News shown between two drawings of the progress.
-const AT_ONCE: usize = 200;
-/// How long a task may take to be shown as ended after the last of its news.
-const LAST_WAIT: Span = Span::from_secs(10);
-/// What labels are painted in, to tell them apart.
+/// How often the progress line is redrawn and Ctrl-C is checked.
+const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
+/// The most events printed between two redraws of the progress line.
+const EVENTS_PER_REDRAW: usize = 200;
+/// How long the server may take to show a task as ended after its last event.
+const FINISH_WAIT: TimeSpan = TimeSpan::from_secs(10);
+/// The colours of labels, to tell machines apart.
 const LABEL_COLOURS: [Colour; 5] = [
     Colour::Cyan,
     Colour::Magenta,
@@ -34,74 +34,82 @@ const LABEL_COLOURS: [Colour; 5] = [
 ];
 const QUESTION: &str = "\nc: cancel the task   d: detach, it runs on   nothing: go on   (Ctrl-C again: detach)\nType one of them and Enter: ";
 
-/// How a task is to be shown.
+/// What to print at the end.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct How {
-    /// At the end, machines with the same output together.
+pub struct FollowOptions {
+    /// The output, grouped by machines with the same output.
     pub fold: bool,
-    /// At the end, as JSON.
+    /// The task as JSON.
     pub json: bool,
 }
 
-/// Where those who want something at once say so, and where that is heard.
+/// Both ends of the channel of interruptions.
 pub type Controls = (Sender<Control>, Receiver<Control>);
 
-/// What wants to be done at once.
+/// An interruption.
 pub enum Control {
-    /// A signal came.
+    /// A signal arrived.
     Signal(i32),
-    /// Somebody answered the question.
+    /// The user answered the question.
     Answer(String),
 }
 
-/// Follows a task that was just submitted to its end; the exit code says how that was. `control` was
-/// made before the submit, so that no Ctrl-C leaves a task behind that nobody knows of.
-pub fn to_the_end(client: &Client, task: &Task, how: How, control: Controls) -> Ended {
+/// Follows a task that was just submitted until it ends; the exit code is its result. `control` was created
+/// before the submit, so that Ctrl-C never leaves a task running without telling its id.
+pub fn follow_to_end(
+    client: &Client,
+    task: &Task,
+    options: FollowOptions,
+    control: Controls,
+) -> CommandResult {
     let mut following = Following {
         client,
         id: &task.id,
         printer: Printer::new(is_several(task)),
         progress: Progress::of(task),
         control,
-        is_live: !how.fold && !how.json,
+        is_live: !options.fold && !options.json,
     };
-    let mut feed = Feed::open(client, &task.id, None, true);
+    let mut stream = EventStream::open(client, &task.id, None, true);
     let ended = loop {
-        if let Some(code) = following.watch(&mut feed)? {
+        if let Some(code) = following.watch(&mut stream)? {
             return Ok(code);
         }
-        let task = client.task(&task.id, LAST_WAIT)?;
+        let task = client.task(&task.id, FINISH_WAIT)?;
         if task.state.is_terminal() {
             break task;
         }
-        feed.reopen();
+        stream.reopen();
     };
     following.printer.finish()?;
-    let (stdout, stderr) = (Screen::of(&io::stdout()), Screen::of(&io::stderr()));
-    if how.json {
+    let (stdout, stderr) = (
+        OutputStyle::of(&io::stdout()),
+        OutputStyle::of(&io::stderr()),
+    );
+    if options.json {
         print_json(&ended)?;
-    } else if how.fold {
+    } else if options.fold {
         fold::print(&ended, &mut io::stdout().lock(), &stdout)?;
     }
     let code = outcome::exit_code(&ended);
     if code != 0 || ended.result.len() > 1 || stderr.is_terminal {
-        say(&outcome::summary(&ended, &stderr));
+        print_message(&outcome::summary(&ended, &stderr));
     }
     Ok(code)
 }
 
-/// Whether lines need labels: the server decides alike.
+/// Whether lines need labels. The server decides in the same way.
 pub fn is_several(task: &Task) -> bool {
     task.result.len() > 1 || (task.late_join && !task.state.is_terminal())
 }
 
-/// Says something that is not output.
-pub fn say(text: &str) {
-    // Nobody is there to read it.
+/// Prints a message to stderr.
+pub fn print_message(text: &str) {
+    // Ignore a closed stderr.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// From now on Ctrl-C and TERM do not end the process, but are answered by [`to_the_end`].
+/// From now on Ctrl-C and TERM do not end the process; [`follow_to_end`] handles them.
 pub fn controls() -> Result<Controls, Failure> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let (sender, controls) = channel();
@@ -124,13 +132,13 @@ struct Following<'a> {
     printer: Printer,
     progress: Progress,
     control: Controls,
-    /// Output is shown as it comes.
+    /// Output is printed as it arrives.
     is_live: bool,
 }
 
 impl Following<'_> {
-    /// Shows news until there are no more. An exit code when the user does not want to wait for that.
-    fn watch(&mut self, feed: &mut Feed) -> Result<Option<u8>, Failure> {
+    /// Prints events until the last one. Returns an exit code if the user detached or canceled.
+    fn watch(&mut self, stream: &mut EventStream) -> Result<Option<u8>, Failure> {
         let mut complained = false;
         loop {
             if let Ok(Control::Signal(signal)) = self.control.1.try_recv()
@@ -138,28 +146,28 @@ impl Following<'_> {
             {
                 return Ok(Some(code));
             }
-            let mut patience = LOOK;
-            for _ in 0..AT_ONCE {
-                let Some(item) = feed.next(patience) else {
+            let mut patience = REDRAW_INTERVAL;
+            for _ in 0..EVENTS_PER_REDRAW {
+                let Some(item) = stream.next(patience) else {
                     break;
                 };
                 patience = Duration::ZERO;
                 match item {
-                    Item::News(news) => {
+                    StreamItem::Event(event) => {
                         complained = false;
-                        self.show(&news)?;
+                        self.show(&event)?;
                     }
-                    Item::Broken(why) => {
+                    StreamItem::Broken(why) => {
                         self.progress.erase();
                         if !std::mem::replace(&mut complained, true) {
-                            say(&format!("sidebike: {why}; trying again\n"));
+                            print_message(&format!("sidebike: {why}; trying again\n"));
                         }
                     }
-                    Item::Ended => {
+                    StreamItem::Ended => {
                         self.progress.erase();
                         return Ok(None);
                     }
-                    Item::Refused(why) => {
+                    StreamItem::Refused(why) => {
                         self.progress.erase();
                         return Err(Failure::Because(why));
                     }
@@ -172,19 +180,19 @@ impl Following<'_> {
         }
     }
 
-    fn show(&mut self, news: &News) -> Result<(), Failure> {
-        self.progress.note(news);
-        if self.is_live && !matches!(news.what, What::State { .. }) {
+    fn show(&mut self, event: &TaskEvent) -> Result<(), Failure> {
+        self.progress.note(event);
+        if self.is_live && !matches!(event.kind, EventKind::State { .. }) {
             self.progress.erase();
-            self.printer.print(news)?;
+            self.printer.print(event)?;
         }
         Ok(())
     }
 
-    /// What Ctrl-C means: with somebody to ask, what they say; in a script, cancel.
+    /// Handles Ctrl-C: asks the user what to do if there is a terminal, and cancels otherwise.
     fn interrupted(&mut self, signal: i32) -> Result<Option<u8>, Failure> {
         self.progress.erase();
-        let person = Person::find().filter(|_| signal == SIGINT);
+        let person = Prompt::open().filter(|_| signal == SIGINT);
         let Some(mut person) = person else {
             let had_ended = self.cancel()?;
             return Ok((!had_ended).then_some(CANCELED));
@@ -198,7 +206,7 @@ impl Following<'_> {
                 while !["c", "cancel", "d", "detach", ""].contains(&&*answer) {
                     answer = person.ask(QUESTION);
                 }
-                // Whoever asked may be gone by now.
+                // The receiver may be gone by now.
                 let _ = answers.send(Control::Answer(answer));
             })?;
         match self.control.1.recv() {
@@ -209,7 +217,7 @@ impl Following<'_> {
             Ok(Control::Answer(answer)) if answer.is_empty() => Ok(None),
             _ => {
                 let id = self.id;
-                say(&format!(
+                print_message(&format!(
                     "\ndetached; it runs on: sidebike logs -f {id}, sidebike cancel {id}\n"
                 ));
                 Ok(Some(CANCELED))
@@ -217,11 +225,11 @@ impl Following<'_> {
         }
     }
 
-    /// Cancels the task, and says what that has done. Whether the task had ended before.
+    /// Cancels the task and prints the result. Returns whether the task had ended before.
     fn cancel(&self) -> Result<bool, Failure> {
-        let before = self.client.task(self.id, Span::default())?;
+        let before = self.client.task(self.id, TimeSpan::default())?;
         let after = self.client.cancel(self.id, None)?;
-        say(&format!(
+        print_message(&format!(
             "sidebike: {}\n",
             cancel::done(&before, &after, None)
         ));
@@ -229,41 +237,43 @@ impl Following<'_> {
     }
 }
 
-/// Prints output: standard output to ours, standard error to ours.
+/// Prints output of commands: their stdout to our stdout, their stderr to our stderr.
 pub struct Printer {
     several: bool,
-    out: Screen,
-    err: Screen,
+    out: OutputStyle,
+    err: OutputStyle,
     within_line: [bool; 2],
 }
 
 impl Printer {
-    /// With labels when the machines are several.
+    /// With labels in front of the lines if there are several machines.
     pub fn new(several: bool) -> Printer {
         Printer {
             several,
-            out: Screen::of(&io::stdout()),
-            err: Screen::of(&io::stderr()),
+            out: OutputStyle::of(&io::stdout()),
+            err: OutputStyle::of(&io::stderr()),
             within_line: [false; 2],
         }
     }
 
-    /// Prints news that are output.
-    pub fn print(&mut self, news: &News) -> io::Result<()> {
-        match &news.what {
-            What::State { .. } => Ok(()),
-            What::Output { stream, text, .. } => self.output(*stream, &news.machine_label, text),
-            What::Missing {
+    /// Prints an event if it is output or has to do with output.
+    pub fn print(&mut self, event: &TaskEvent) -> io::Result<()> {
+        match &event.kind {
+            EventKind::State { .. } => Ok(()),
+            EventKind::Output { stream, text, .. } => {
+                self.output(*stream, &event.machine_label, text)
+            }
+            EventKind::Missing {
                 stream,
                 offset,
                 end,
             } => {
                 let remark = format!("… {} bytes left out …", end - offset);
-                self.remark(*stream, &news.machine_label, &remark)
+                self.remark(*stream, &event.machine_label, &remark)
             }
-            What::Attempt => {
-                let remark = format!("… attempt {} begins …", news.attempt);
-                self.remark(Stream::Stderr, &news.machine_label, &remark)
+            EventKind::Attempt => {
+                let remark = format!("… attempt {} begins …", event.attempt);
+                self.remark(Stream::Stderr, &event.machine_label, &remark)
             }
         }
     }
@@ -273,11 +283,11 @@ impl Printer {
             self.within_line[stream as usize] = !text.ends_with('\n');
             return self.write(stream, text);
         }
-        let screen = self.screen(stream);
+        let style = self.style(stream);
         let colour =
             LABEL_COLOURS[label.bytes().map(usize::from).sum::<usize>() % LABEL_COLOURS.len()];
-        let label = if screen.is_terminal {
-            screen.paint(colour, &harmless(label))
+        let label = if style.is_terminal {
+            style.paint(colour, &sanitize(label))
         } else {
             label.to_owned()
         };
@@ -286,8 +296,8 @@ impl Printer {
             let line = line.strip_suffix('\n').unwrap_or(line);
             lines.push_str(&label);
             lines.push_str(" | ");
-            if screen.is_terminal {
-                lines.push_str(&tame(line));
+            if style.is_terminal {
+                lines.push_str(&sanitize_output(line));
             } else {
                 lines.push_str(line);
             }
@@ -308,7 +318,7 @@ impl Printer {
         self.write(stream, &format!("{begin}{remark}\n"))
     }
 
-    fn screen(&self, stream: Stream) -> Screen {
+    fn style(&self, stream: Stream) -> OutputStyle {
         match stream {
             Stream::Stdout => self.out,
             Stream::Stderr => self.err,
@@ -322,22 +332,22 @@ impl Printer {
         }
     }
 
-    /// Shows what has been printed.
+    /// Flushes stdout.
     pub fn flush(&self) -> io::Result<()> {
         io::stdout().flush()
     }
 
-    /// Whether the terminal's cursor stands behind output.
+    /// Whether the cursor of the terminal is in the middle of a line of output.
     fn is_within_line(&self) -> bool {
         let [out, err] = self.within_line;
         (out && self.out.is_terminal) || (err && self.err.is_terminal)
     }
 
-    /// Ends the last line on a terminal, so that what follows begins its own.
+    /// Ends an unfinished line on a terminal, so that the next message begins on its own line.
     pub fn finish(&mut self) -> io::Result<()> {
         self.flush()?;
         if self.is_within_line() {
-            say("\n");
+            print_message("\n");
             self.within_line = [false; 2];
         }
         Ok(())

@@ -1,25 +1,25 @@
 //! `sidebike machines`.
 
-use super::follow::say;
-use super::outcome::{age, short};
-use super::screen::Colour;
+use super::follow::print_message;
+use super::messages::no_such_label;
+use super::outcome::{age, short_duration};
 use super::table::{Cell, Table};
-use super::words::whole_label;
-use super::{Ended, Failure, ServerArgs, print_json, watch};
+use super::terminal::Colour;
+use super::{CommandResult, ConnectionArgs, Failure, print_json, watch};
 use crate::rules::one_of;
 use crate::wire::machine::{Machine, MachineState};
 use std::io;
 
-/// How much of an instance is shown, in characters: enough to tell replicas apart.
+/// How many characters of an instance are shown: enough to tell replicas apart.
 const SHOWN_INSTANCE: usize = 8;
 
 const EXAMPLES: &str = "\
 Examples:
-  sidebike machines                  who is there
+  sidebike machines                  all known machines
   sidebike machines -w               the same, kept up to date
   sidebike machines --state online --json | jq -r '.[].label'";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ConnectionArgs,
 }
 
 fn state(text: &str) -> Result<MachineState, String> {
@@ -44,13 +44,13 @@ fn state(text: &str) -> Result<MachineState, String> {
 }
 
 /// Lists machines.
-pub fn run(args: Args) -> Ended {
+pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
     let (label, state) = (args.machine.as_deref(), args.state);
     let found = || {
         let machines = client.machines(label, state)?;
         if let Some(label) = label.filter(|_| machines.is_empty() && !args.watch) {
-            say(&whole_label(
+            print_message(&no_such_label(
                 label,
                 &match state {
                     None => "machine has".to_owned(),
@@ -87,7 +87,11 @@ fn table_of(machines: &[Machine]) -> Table {
             Cell::painted(machine.state.word(), Some(colour)),
             Cell::of(format!("{}/{}", machine.running, machine.jobs)),
             Cell::of(machine.queued.to_string()),
-            Cell::of(age(&machine.last_seen).map(short).unwrap_or_default()),
+            Cell::of(
+                age(&machine.last_seen)
+                    .map(short_duration)
+                    .unwrap_or_default(),
+            ),
             Cell::of(instance.get(..SHOWN_INSTANCE).unwrap_or(instance)),
             Cell::of(&machine.version),
             Cell::of(&machine.host),

@@ -1,82 +1,88 @@
 //! The commands for people: `sidebike run`, `ps`, `show`, ….
 //!
-//! One file a command: its flags with their help and examples, and what it does. What they share:
+//! Each command has a file with its flags, their help, its examples and its work. Shared:
 //!
-//! | file | what it is for |
+//! | file | content |
 //! | --- | --- |
-//! | `mod` | which commands there are, how they end, how they reach the server |
-//! | `named` | the task that an id or a name stands for |
-//! | `words` | what the server says, in the words of the command line |
-//! | `follow` | watching a task until it ends: output, Ctrl-C, summary |
-//! | `feed` | the news of a task, kept coming over broken connections |
-//! | `outcome` | how a task ended: exit codes, words |
-//! | `progress` | the line that says how far it is |
-//! | `fold` | machines with the same output together |
-//! | `screen`, `table`, `watch` | what the terminal can show |
+//! | `mod` | the list of commands, their errors and exit codes, the connection to the server |
+//! | `task_reference` | the task that an id, the beginning of an id, or a name stands for |
+//! | `messages` | the server's messages in the words of the command line |
+//! | `follow` | follows a task until it ends: output, Ctrl-C, summary |
+//! | `event_stream` | the events of a task, over connections that may break |
+//! | `outcome` | how a task ended: exit codes, colours, texts |
+//! | `progress` | the progress line at the bottom of the terminal |
+//! | `fold` | groups machines with the same output |
+//! | `docs`, `shell` | what needs no server: the documentation; completions and manual pages |
+//! | `terminal`, `table`, `watch` | width, colours and tables; showing them again and again |
 //!
-//! To add a command: its file with `Args` and `run`, its line in [`Command`] and in [`run`].
+//! To add a command: a file with `Args` and `run`, a variant of [`Command`], and a line in [`run`]. To add a flag:
+//! a field of the command's `Args`, whose comment is the help text. If a field of the API is set by a flag, add the
+//! pair to `messages.rs`, so that errors name the flag.
 
 mod cancel;
-mod feed;
+mod docs;
+mod event_stream;
 mod fold;
 mod follow;
 mod logs;
 mod machines;
-mod named;
+mod messages;
 mod outcome;
 mod progress;
 mod ps;
 mod rerun;
-mod screen;
+mod run;
 mod shell;
 mod show;
-mod submit;
 mod table;
+mod task_reference;
+mod terminal;
 mod wait;
 mod watch;
-mod words;
 
 use crate::client::{CallError, Client, Kind};
 use crate::config::RegistryArgs;
 use crate::secret;
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
-/// Where the token of people comes from; with `_FILE` appended, the variable that names its file.
+/// The variable with the token of people. With `_FILE` appended, the variable that names its file.
 const TOKEN: &str = "SIDEBIKE_TOKEN";
 
-/// Exit code of `ps`, `show`, `logs`, `cancel`, `machines` when they could not do it.
+/// Exit code of `ps`, `show`, `logs`, `cancel` and `machines` when they failed.
 const FAILED: u8 = 1;
-/// Exit code for what was typed wrongly, as clap's.
+/// Exit code for wrong usage, the same as clap's.
 const USAGE: u8 = 2;
-/// Exit code of what follows a task when it could not do it, as of ssh: smaller ones are the
-/// commands' own.
+/// Exit code of the commands that follow a task when they failed themselves, as with ssh: smaller ones are
+/// those of the commands they ran.
 const CANNOT_FOLLOW: u8 = 255;
-/// Exit code when the reader of our output has gone away, as if by SIGPIPE.
+/// Exit code when the reader of our output is gone, as if ended by SIGPIPE.
 const NO_READER: u8 = 128 + 13;
 
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a command on machines, and show what comes of it
-    Run(submit::Args),
+    /// Run a command on machines and show its output
+    Run(run::Args),
     /// List tasks, newest first
     Ps(ps::Args),
-    /// Show one task: what it runs, how it went on each machine
+    /// Show one task: what it runs and how it went on each machine
     Show(show::Args),
-    /// Print what a task has written
+    /// Print the output of a task
     Logs(logs::Args),
-    /// Cancel a task: what waits never starts, what runs is killed
+    /// Cancel a task: waiting commands never start, running ones are killed
     Cancel(cancel::Args),
     /// Run a task again on the machines where it did not succeed
     Rerun(rerun::Args),
     /// List machines
     Machines(machines::Args),
-    /// Wait until a task has ended; the exit code says how
+    /// Wait until a task has ended; the exit code says how it went
     Wait(wait::Args),
+    /// Print a page of the documentation
+    Docs(docs::Args),
     /// Print a script that completes sidebike's commands in a shell
     Completions(shell::Completions),
     /// Print the manual page
@@ -86,7 +92,7 @@ pub enum Command {
 /// Runs a command.
 pub fn run(command: Command) -> ExitCode {
     let (ended, failed) = match command {
-        Command::Run(args) => (submit::run(args), CANNOT_FOLLOW),
+        Command::Run(args) => (run::run(args), CANNOT_FOLLOW),
         Command::Rerun(args) => (rerun::run(args), CANNOT_FOLLOW),
         Command::Wait(args) => (wait::run(args), CANNOT_FOLLOW),
         Command::Ps(args) => (ps::run(args), FAILED),
@@ -94,34 +100,35 @@ pub fn run(command: Command) -> ExitCode {
         Command::Logs(args) => (logs::run(args), FAILED),
         Command::Cancel(args) => (cancel::run(args), FAILED),
         Command::Machines(args) => (machines::run(args), FAILED),
+        Command::Docs(args) => (docs::run(args), FAILED),
         Command::Completions(args) => (shell::completions(args), FAILED),
         Command::Man(args) => (shell::man(args), FAILED),
     };
     ExitCode::from(match ended {
         Ok(code) => code,
         Err(Failure::NoReader) => NO_READER,
-        Err(Failure::Because(why)) => complain(&why, failed),
-        Err(Failure::Usage(why)) => complain(&why, USAGE),
+        Err(Failure::Because(why)) => print_error(&why, failed),
+        Err(Failure::Usage(why)) => print_error(&why, USAGE),
     })
 }
 
-fn complain(why: &str, code: u8) -> u8 {
-    // Nobody is there to read it: the exit code has to do.
+fn print_error(why: &str, code: u8) -> u8 {
+    // Ignore a closed stderr: the exit code still reports the failure.
     let _ = writeln!(io::stderr(), "sidebike: {why}");
     code
 }
 
-/// How a command ends: with an exit code, or for a reason to be said.
-type Ended = Result<u8, Failure>;
+/// The result of a command: an exit code, or the reason why it failed.
+type CommandResult = Result<u8, Failure>;
 
-/// Why a command could not do what it was asked to.
+/// Why a command failed.
 #[derive(Debug)]
 enum Failure {
-    /// In words.
+    /// For this reason.
     Because(String),
-    /// It was asked in a way that makes no sense; in words.
+    /// Wrong usage: this was wrong with it.
     Usage(String),
-    /// The one who reads our output has gone away (`| head`): no reason to complain.
+    /// The reader of our output is gone (`| head`); that is not reported as an error.
     NoReader,
 }
 
@@ -136,9 +143,9 @@ impl From<io::Error> for Failure {
 
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
-        let words = words::complaint(&error);
+        let words = messages::describe_failure(&error);
         match error.kind {
-            // What was typed is not what the server takes.
+            // The server refused what was typed.
             Kind::Refused {
                 status: 400,
                 ours: true,
@@ -149,21 +156,21 @@ impl From<CallError> for Failure {
     }
 }
 
-/// The server a command talks to.
+/// The server that a command talks to.
 #[derive(Debug, Args)]
-struct ServerArgs {
+struct ConnectionArgs {
     #[command(flatten)]
     registry: RegistryArgs,
 }
 
-impl ServerArgs {
+impl ConnectionArgs {
     fn client(&self) -> Result<Client, Failure> {
         let registry = self.registry.checked().map_err(Failure::Usage)?;
         let tokens = secret::load(TOKEN).map_err(Failure::Usage)?;
         let client = Client::new(&registry).map_err(Failure::Usage)?;
-        if !tokens.is_empty() && registry.can_be_overheard() {
+        if !tokens.is_empty() && registry.is_insecure() {
             log::warn!(
-                "the token goes to {} as plain text: whoever is on the way can read it; use https",
+                "the token is sent to {} unencrypted and can be read on the way; use https",
                 registry.url
             );
         }
@@ -172,13 +179,13 @@ impl ServerArgs {
     }
 }
 
-/// A length of time, as it was typed for a flag.
-fn span(flag: &str, text: &str) -> Result<Span, Failure> {
-    let span = text.parse();
-    span.map_err(|why| Failure::Usage(format!("{flag}: {why}, got {text:?}")))
+/// Parses the duration given with a flag.
+fn duration(flag: &str, text: &str) -> Result<TimeSpan, Failure> {
+    let duration = text.parse();
+    duration.map_err(|why| Failure::Usage(format!("{flag}: {why}, got {text:?}")))
 }
 
-/// Prints JSON for a program to read.
+/// Prints a value as JSON, for programs.
 fn print_json<T: Serialize>(value: &T) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     // Our own types have only string keys and finite numbers: serializing them cannot fail.

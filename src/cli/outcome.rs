@@ -1,24 +1,24 @@
-//! How a task ended: in exit codes, colours and words.
+//! How a task ended: its exit code, colours and texts.
 
-use super::screen::{Colour, Screen, harmless};
-use crate::wire::span::Span;
+use super::terminal::{Colour, OutputStyle, sanitize};
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Counts, Execution, ExecutionState, Task, TaskState};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 /// Exit code: no machine matched.
-pub const NOBODY: u8 = 3;
-/// Exit code of an execution whose time was up, as of `timeout`.
+pub const NO_MACHINE: u8 = 3;
+/// Exit code of an execution that timed out, the same as that of `timeout`.
 pub const TIMED_OUT: u8 = 124;
-/// Exit code of an execution of which nobody knows how it ended, or that was not started in time.
+/// Exit code of an execution that was lost or was not started in time.
 const UNKNOWN: u8 = 125;
-/// Exit code of an execution that could not be started, as of a shell.
+/// Exit code of an execution that could not be started, the same as that of a shell.
 const NOT_STARTED: u8 = 126;
-/// Exit code of an execution that was canceled, and of a follower that was interrupted.
+/// Exit code of an execution that was canceled, and of `run` when it was interrupted.
 pub const CANCELED: u8 = 130;
-/// What a shell adds to the number of the signal that ended a command.
+/// Added to the number of the signal that ended a command, as in a shell.
 const SIGNALED: u8 = 128;
-/// Signals that end commands, by the names the API has for them.
+/// Signals that end commands, by their names in the API.
 const SIGNALS: [(&str, u8); 10] = [
     ("SIGHUP", 1),
     ("SIGINT", 2),
@@ -31,21 +31,21 @@ const SIGNALS: [(&str, u8); 10] = [
     ("SIGPIPE", 13),
     ("SIGTERM", 15),
 ];
-/// How many machines are named in a summary: more are counted.
+/// The most machines named in a summary; the others are only counted.
 const MAX_NAMED: usize = 10;
 
-/// The exit code that says how a task ended: the worst, which is the highest, of its executions.
+/// The exit code of a task: the highest of its executions.
 pub fn exit_code(task: &Task) -> u8 {
-    if task.result.iter().all(found_nobody) {
+    if task.result.iter().all(matched_no_machine) {
         return match task.state {
             TaskState::Canceled => CANCELED,
-            _ => NOBODY,
+            _ => NO_MACHINE,
         };
     }
-    task.result.iter().map(code_of).max().unwrap_or(NOBODY)
+    task.result.iter().map(code_of).max().unwrap_or(NO_MACHINE)
 }
 
-fn found_nobody(execution: &Execution) -> bool {
+fn matched_no_machine(execution: &Execution) -> bool {
     execution.state == ExecutionState::Expired && execution.instance.is_empty()
 }
 
@@ -69,7 +69,7 @@ fn code_of(execution: &Execution) -> u8 {
 }
 
 /// The colour of a state of an execution.
-pub fn colour_of(state: ExecutionState) -> Option<Colour> {
+pub fn state_colour(state: ExecutionState) -> Option<Colour> {
     match state {
         ExecutionState::Queued | ExecutionState::Delivered => None,
         ExecutionState::Running => Some(Colour::Blue),
@@ -82,7 +82,7 @@ pub fn colour_of(state: ExecutionState) -> Option<Colour> {
 }
 
 /// The colour of a state of a task.
-pub fn colour_of_task(state: TaskState) -> Option<Colour> {
+pub fn task_state_colour(state: TaskState) -> Option<Colour> {
     match state {
         TaskState::Waiting => None,
         TaskState::Running => Some(Colour::Blue),
@@ -93,7 +93,7 @@ pub fn colour_of_task(state: TaskState) -> Option<Colour> {
 }
 
 /// `2 succeeded, 1 failed`.
-pub fn counted(mut counts: Counts) -> String {
+pub fn counts_text(mut counts: Counts) -> String {
     let counted: Vec<String> = ExecutionState::ALL
         .iter()
         .map(|state| (*counts.of(*state), state.word()))
@@ -103,7 +103,7 @@ pub fn counted(mut counts: Counts) -> String {
     counted.join(", ")
 }
 
-/// How an execution ended, and why when it did not succeed.
+/// The state of an execution, and the reason if it did not succeed.
 pub fn reason(execution: &Execution) -> String {
     match (execution.state, why(execution)) {
         (state, why) if why.is_empty() => state.word().into(),
@@ -114,44 +114,44 @@ pub fn reason(execution: &Execution) -> String {
 
 /// Why an execution did not succeed.
 pub fn why(execution: &Execution) -> String {
-    let msg = harmless(&execution.attempt.msg);
+    let msg = sanitize(&execution.attempt.msg);
     match execution.state {
         ExecutionState::TimedOut if !msg.is_empty() => format!("{msg}, and was killed"),
         _ => msg,
     }
 }
 
-/// What to do about commands whose time was up, when there are any.
+/// What to do about commands that timed out, if there are any.
 pub fn advice(task: &Task) -> Option<&'static str> {
-    let advice = "more time: sidebike run --timeout 1h (180s when not said, -1 for ever)";
+    let advice = "more time: sidebike run --timeout 1h (180s by default, -1 for ever)";
     (task.counts.timed_out > 0).then_some(advice)
 }
 
-/// What to say when a task has ended: how many, how long, and where it went wrong and why.
-pub fn summary(task: &Task, screen: &Screen) -> String {
+/// The summary of a task: counts, duration, and where and why it failed.
+pub fn summary(task: &Task, style: &OutputStyle) -> String {
     let took = match (
-        moment(&task.created_at),
-        task.finished_at.as_deref().and_then(moment),
+        parse_time(&task.created_at),
+        task.finished_at.as_deref().and_then(parse_time),
     ) {
         (Some(created), Some(finished)) => finished.duration_since(created).unwrap_or_default(),
         _ => Duration::ZERO,
     };
-    let counts = match counted(task.counts) {
-        counts if counts.is_empty() => harmless(&task.msg),
+    let counts = match counts_text(task.counts) {
+        counts if counts.is_empty() => sanitize(&task.msg),
         counts => counts,
     };
-    let colour = colour_of_task(task.state).unwrap_or(Colour::Faint);
+    let colour = task_state_colour(task.state).unwrap_or(Colour::Faint);
     let mut text = format!(
         "{} in {} (task {})\n",
-        screen.paint(colour, &counts),
-        short(took),
-        harmless(&task.id)
+        style.paint(colour, &counts),
+        short_duration(took),
+        sanitize(&task.id)
     );
     let wrong = |e: &&Execution| e.state != ExecutionState::Succeeded;
     for execution in task.result.iter().filter(wrong).take(MAX_NAMED) {
         text.push_str(&format!(
             "  {}  {}\n",
-            machine_of(execution),
+            machine_label(execution),
             reason(execution)
         ));
     }
@@ -174,24 +174,24 @@ pub fn summary(task: &Task, screen: &Screen) -> String {
 }
 
 /// The label of an execution's machine.
-pub fn machine_of(execution: &Execution) -> String {
+pub fn machine_label(execution: &Execution) -> String {
     shown(&execution.machine_label)
 }
 
 fn shown(label: &str) -> String {
     match label {
         "" => "(no machine yet)".into(),
-        label => harmless(label),
+        label => sanitize(label),
     }
 }
 
-/// Whether an execution is on this machine: an instance, or a label.
+/// Whether an execution is on the machine with this instance or label.
 pub fn is_on(execution: &Execution, machine: &str) -> bool {
     execution.machine_label == machine || execution.instance == machine
 }
 
-/// Labels, each once, with how often there are replicas of it.
-pub fn names<'a>(labels: impl Iterator<Item = &'a str>) -> String {
+/// A list of labels, each once, with the number of machines that carry it.
+pub fn label_list<'a>(labels: impl Iterator<Item = &'a str>) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for label in labels {
         *counts.entry(label).or_default() += 1;
@@ -203,22 +203,22 @@ pub fn names<'a>(labels: impl Iterator<Item = &'a str>) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// How long ago something was, by this machine's clock.
+/// How long ago this time was, by this machine's clock.
 pub fn age(time: &str) -> Option<Duration> {
-    let since = SystemTime::now().duration_since(moment(time)?);
+    let since = SystemTime::now().duration_since(parse_time(time)?);
     Some(since.unwrap_or_default())
 }
 
-fn moment(time: &str) -> Option<SystemTime> {
+fn parse_time(time: &str) -> Option<SystemTime> {
     humantime::parse_rfc3339(time).ok()
 }
 
 /// `350ms`, `4.2s`, `3m`, `5h`, `2d`.
-pub fn short(span: Duration) -> String {
-    let seconds = span.as_secs();
+pub fn short_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
     match seconds {
-        0 => format!("{}ms", span.as_millis()),
-        1..=9 => format!("{:.1}s", span.as_secs_f64()),
+        0 => format!("{}ms", duration.as_millis()),
+        1..=9 => format!("{:.1}s", duration.as_secs_f64()),
         10..=119 => format!("{seconds}s"),
         120..=7_199 => format!("{}m", seconds / 60),
         7_200..=172_799 => format!("{}h", seconds / 3_600),
@@ -231,7 +231,7 @@ pub fn run_time(execution: &Execution) -> Option<Duration> {
     let attempt = &execution.attempt;
     let ended = attempt
         .duration_ms
-        .map(Span::from_millis)
+        .map(TimeSpan::from_millis)
         .map(Duration::from);
     let running = || age(attempt.started_at.as_deref()?);
     ended.or_else(|| (execution.state == ExecutionState::Running).then(running)?)

@@ -1,17 +1,17 @@
-//! The line at the bottom of the terminal that says how far a task is.
+//! The progress line at the bottom of the terminal.
 
-use super::outcome::short;
-use super::screen::{self, cut};
-use crate::wire::news::{News, What};
+use super::outcome::short_duration;
+use super::terminal::{self, truncate};
+use crate::wire::event::{EventKind, TaskEvent};
 use crate::wire::task::{ExecutionState, Task};
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::time::Instant;
 
-/// Goes to the beginning of the line and clears it.
+/// Moves to the beginning of the line and clears it.
 const CLEAR: &str = "\r\x1b[K";
 
-/// How far a task is.
+/// The progress of a task.
 pub struct Progress {
     is_wanted: bool,
     states: HashMap<String, ExecutionState>,
@@ -20,39 +20,39 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Of a task as it was submitted. It shows only on a terminal that can clear a line.
+    /// The progress of a submitted task. It is drawn only on a terminal that can clear a line.
     pub fn of(task: &Task) -> Progress {
         let executions = task.result.iter();
         Progress {
-            is_wanted: screen::width_of(&io::stderr()).is_some() && !screen::is_dumb(),
+            is_wanted: terminal::width(&io::stderr()).is_some() && !terminal::is_dumb(),
             states: executions.map(|e| (e.execution.clone(), e.state)).collect(),
             started_at: Instant::now(),
             is_drawn: false,
         }
     }
 
-    /// Takes in what happened.
-    pub fn note(&mut self, news: &News) {
-        if let What::State { state } = news.what {
-            self.states.insert(news.execution.clone(), state);
+    /// Processes an event.
+    pub fn note(&mut self, event: &TaskEvent) {
+        if let EventKind::State { state } = event.kind {
+            self.states.insert(event.execution.clone(), state);
         }
     }
 
-    /// Makes room for something else.
+    /// Clears the line, so that something else can be printed.
     pub fn erase(&mut self) {
         if std::mem::take(&mut self.is_drawn) {
-            // Without it the terminal looks a little untidy, no more.
+            // A failure only leaves the old line visible.
             let _ = io::stderr().write_all(CLEAR.as_bytes());
         }
     }
 
-    /// Shows it, or shows it anew.
+    /// Draws the line.
     pub fn draw(&mut self) {
-        let Some(width) = screen::width_of(&io::stderr()).filter(|_| self.is_wanted) else {
+        let Some(width) = terminal::width(&io::stderr()).filter(|_| self.is_wanted) else {
             return;
         };
-        // One column less: some terminals wrap when the last one is written to.
-        let line = cut(&self.words(), width - 1);
+        // One column less: some terminals wrap after the last column.
+        let line = truncate(&self.words(), width - 1);
         self.is_drawn = true;
         let _ = write!(io::stderr(), "{CLEAR}{line}");
     }
@@ -63,7 +63,7 @@ impl Progress {
         let done = count(ExecutionState::is_terminal);
         let running = count(|state| state == ExecutionState::Running);
         let failed = count(|state| state.is_terminal() && state != ExecutionState::Succeeded);
-        let took = short(self.started_at.elapsed());
+        let took = short_duration(self.started_at.elapsed());
         let all = self.states.len();
         format!(
             "{done}/{all} done, {running} running, {failed} failed, {took} (Ctrl-C to cancel or detach)"

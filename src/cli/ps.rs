@@ -1,17 +1,17 @@
 //! `sidebike ps`.
 
-use super::follow::say;
-use super::outcome::{age, colour_of_task, short};
+use super::follow::print_message;
+use super::messages::no_such_label;
+use super::outcome::{age, short_duration, task_state_colour};
 use super::table::{Cell, Table};
-use super::words::whole_label;
-use super::{Ended, Failure, ServerArgs, print_json, watch};
+use super::{CommandResult, ConnectionArgs, Failure, print_json, watch};
 use crate::client::TaskFilter;
 use crate::rules::one_of;
 use crate::wire::task::{Task, TaskState};
 use std::io;
 
-/// The fewest characters of an id that are shown: those of its time, in which ids mostly differ.
-const LEAST_ID: usize = 12;
+/// The fewest characters of an id that are shown: its time, in which most ids differ.
+const MIN_ID_CHARS: usize = 12;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,22 +20,22 @@ Examples:
   sidebike ps --state failed -n 5  the last five that failed
   sidebike ps --json | jq -r '.[].id'
 
-The ids are shortened; every command takes them so.";
+The ids are shortened; every command accepts them like this.";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// So many tasks at most
+    /// At most this many tasks
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
     /// Only those in this state: waiting, running, succeeded, partial, failed, canceled, expired
     #[arg(long, value_parser = state)]
     state: Option<TaskState>,
-    /// Only those whose name begins so
+    /// Only those whose name begins with this
     #[arg(long, value_name = "PREFIX")]
     name: Option<String>,
-    /// Only those with something on a machine of exactly this label (no pattern)
+    /// Only those on a machine with exactly this label (no pattern)
     #[arg(short, long, value_name = "LABEL")]
     machine: Option<String>,
     /// Keep it up to date, until Ctrl-C
@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ConnectionArgs,
 }
 
 fn state(text: &str) -> Result<TaskState, String> {
@@ -53,7 +53,7 @@ fn state(text: &str) -> Result<TaskState, String> {
 }
 
 /// Lists tasks.
-pub fn run(args: Args) -> Ended {
+pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
     let filter = TaskFilter {
         prefix: args.name,
@@ -67,7 +67,7 @@ pub fn run(args: Args) -> Ended {
             && tasks.is_empty()
             && !args.watch
         {
-            say(&whole_label(label, "such task is on a machine of"));
+            print_message(&no_such_label(label, "such task is on a machine of"));
         }
         Ok::<_, Failure>(tasks)
     };
@@ -105,9 +105,13 @@ pub fn table_of(tasks: &[Task]) -> Table {
         };
         table.add(vec![
             Cell::of(short_id(&task.id)),
-            Cell::painted(task.state.word(), colour_of_task(task.state)),
+            Cell::painted(task.state.word(), task_state_colour(task.state)),
             Cell::of(machines),
-            Cell::of(age(&task.created_at).map(short).unwrap_or_default()),
+            Cell::of(
+                age(&task.created_at)
+                    .map(short_duration)
+                    .unwrap_or_default(),
+            ),
             Cell::of(name),
             Cell::of(command.trim_end().replace('\n', " ")),
         ]);
@@ -115,7 +119,7 @@ pub fn table_of(tasks: &[Task]) -> Table {
     table
 }
 
-/// How many characters tell the ids apart, counted alike for all.
+/// How many characters of the ids have to be shown to tell all of them apart.
 fn length_of_ids(tasks: &[Task]) -> usize {
     let mut ids: Vec<&str> = tasks.iter().map(|task| &*task.id).collect();
     ids.sort_unstable();
@@ -126,5 +130,5 @@ fn length_of_ids(tasks: &[Task]) -> usize {
             .sum::<usize>()
     };
     let longest = ids.windows(2).map(alike).max().unwrap_or(0);
-    (longest + 1).max(LEAST_ID)
+    (longest + 1).max(MIN_ID_CHARS)
 }

@@ -1,19 +1,19 @@
 //! `sidebike rerun`.
 
-use super::follow::{self, How, say};
-use super::named::TaskArg;
-use super::{Ended, ServerArgs};
+use super::follow::{self, FollowOptions, print_message};
+use super::task_reference::TaskArg;
+use super::{CommandResult, ConnectionArgs};
 
 const EXAMPLES: &str = "\
 Examples:
   sidebike rerun 018f6a2b         on the machines where it did not succeed
   sidebike rerun --all 018f6a2b   on all of its machines
 
-The rerun is a task of its own, with the same name: from then on the name means the rerun, which has
-the machines it ran on only. To run the first task again, give its id.
-It follows the new task as run does, with the same exit codes.";
+The rerun is a new task with the same name, on the machines it runs on only. From then on the name
+means the rerun; to run the first task again, give its id.
+The new task is followed as by run, with the same exit codes.";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -29,25 +29,25 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ConnectionArgs,
 }
 
 /// Runs a task again.
-pub fn run(args: Args) -> Ended {
+pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
     let old = args.task.find(&client)?;
     let control = follow::controls()?;
     let task = client.rerun(&old.id, args.all)?;
     let count = task.result.len();
-    say(&format!(
+    print_message(&format!(
         "task {}, a rerun of {}, on {count} of its {} machines\n",
         task.id,
         old.id,
         old.result.len()
     ));
-    let how = How {
+    let options = FollowOptions {
         fold: args.fold,
         json: args.json,
     };
-    follow::to_the_end(&client, &task, how, control)
+    follow::follow_to_end(&client, &task, options, control)
 }

@@ -1,6 +1,6 @@
-//! `sidebike completions` and `sidebike man`: what packagers and shells want.
+//! `sidebike completions` and `sidebike man`, for shells and packages.
 
-use super::Ended;
+use super::CommandResult;
 use crate::config::CommandLine;
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
@@ -19,7 +19,7 @@ Examples:
   sidebike man db check | man -l -
   sidebike man run > sidebike-run.1";
 
-/// What was typed for `completions`.
+/// The arguments of `completions`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = COMPLETIONS)]
 pub struct Completions {
@@ -27,23 +27,23 @@ pub struct Completions {
     shell: Shell,
 }
 
-/// What was typed for `man`.
+/// The arguments of `man`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = MAN)]
 pub struct Man {
-    /// The command whose page it is to be [default: sidebike's own]
+    /// The command whose page to print [default: sidebike itself]
     command: Vec<String>,
 }
 
 /// Prints the script for a shell.
-pub fn completions(args: Completions) -> Ended {
+pub fn completions(args: Completions) -> CommandResult {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut for_people(), "sidebike", &mut script);
     io::stdout().write_all(&script)?;
     Ok(0)
 }
 
-/// The command line without what nobody types: hidden commands would be completed, too.
+/// The command line without hidden commands, which would be completed, too.
 fn for_people() -> Command {
     let all = CommandLine::command();
     let shown = all.get_subcommands().filter(|c| !c.is_hide_set()).cloned();
@@ -55,7 +55,7 @@ fn for_people() -> Command {
 }
 
 /// Prints the manual page.
-pub fn man(args: Man) -> Ended {
+pub fn man(args: Man) -> CommandResult {
     let command = CommandLine::find(&args.command);
     let command = command.unwrap_or_else(|wrong| wrong.exit());
     let mut page = Vec::new();

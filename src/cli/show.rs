@@ -1,28 +1,29 @@
 //! `sidebike show`.
 
-use super::named::TaskArg;
 use super::outcome::{
-    advice, colour_of, colour_of_task, counted, machine_of, run_time, short, why,
+    advice, counts_text, machine_label, run_time, short_duration, state_colour, task_state_colour,
+    why,
 };
-use super::screen::{Screen, harmless, tame};
 use super::table::{Cell, Table};
-use super::{Ended, ServerArgs, print_json};
-use crate::wire::span::Timeout;
+use super::task_reference::TaskArg;
+use super::terminal::{OutputStyle, sanitize, sanitize_output};
+use super::{CommandResult, ConnectionArgs, print_json};
+use crate::wire::duration::Timeout;
 use crate::wire::task::{DEFAULT_TIMEOUT, Execution, ExecutionState, Task};
 use std::io::{self, Write};
 
-/// How many of the last lines of output are shown where it went wrong.
+/// How many of the last lines of output are shown where a command failed.
 const LAST_LINES: usize = 5;
-/// On how many machines they are shown.
+/// For how many machines they are shown.
 const MAX_EXPLAINED: usize = 5;
 
 const EXAMPLES: &str = "\
 Examples:
-  sidebike show 018f6a2b    how it went on each machine, and why where it went wrong
+  sidebike show 018f6a2b    the result on each machine, and the reason where it failed
   sidebike show my-task     the newest of that name
   sidebike show 018f6a2b --json | jq '.result[] | select(.status == 2)'";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -32,11 +33,11 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ConnectionArgs,
 }
 
 /// Shows a task.
-pub fn run(args: Args) -> Ended {
+pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
     let task = args.task.find(&client)?;
     if args.json {
@@ -49,17 +50,17 @@ pub fn run(args: Args) -> Ended {
 
 fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     let stdout = io::stdout();
-    let screen = Screen::of(&stdout);
+    let style = OutputStyle::of(&stdout);
     let detail = &task.detail.detail;
-    let state = match colour_of_task(task.state) {
-        Some(colour) => screen.paint(colour, task.state.word()),
+    let state = match task_state_colour(task.state) {
+        Some(colour) => style.paint(colour, task.state.word()),
         None => task.state.word().to_owned(),
     };
     let argv = || detail.argv.as_ref().map(|argv| format!("{argv:?}"));
     let command = detail.command.clone().or_else(argv).unwrap_or_default();
     let mut fields = vec![
-        ("task", harmless(&task.id)),
-        ("name", harmless(&task.name)),
+        ("task", sanitize(&task.id)),
+        ("name", sanitize(&task.name)),
         ("state", state),
         (
             "machines",
@@ -69,35 +70,35 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
             "command",
             command
                 .lines()
-                .map(harmless)
+                .map(sanitize)
                 .collect::<Vec<_>>()
                 .join("\n           "),
         ),
     ];
     if let Some(workspace) = &detail.workspace {
-        fields.push(("workspace", harmless(workspace)));
+        fields.push(("workspace", sanitize(workspace)));
     }
     match detail.timeout {
         None | Some(Timeout::After(DEFAULT_TIMEOUT)) => {}
-        Some(Timeout::After(span)) => fields.push(("time-out", span.to_string())),
+        Some(Timeout::After(duration)) => fields.push(("time-out", duration.to_string())),
         Some(Timeout::Never) => fields.push(("time-out", "none".into())),
     }
     if let Some(env) = detail.env.as_ref().filter(|env| !env.is_empty()) {
-        let names: Vec<String> = env.keys().map(|name| harmless(name)).collect();
+        let names: Vec<String> = env.keys().map(|name| sanitize(name)).collect();
         fields.push(("env", names.join(", ")));
     }
     fields.push(("created", task.created_at.clone()));
     if let Some(of) = &task.rerun_of {
-        fields.insert(2, ("rerun of", harmless(of)));
+        fields.insert(2, ("rerun of", sanitize(of)));
     }
     if !task.msg.is_empty() {
-        fields.push(("note", harmless(&task.msg)));
+        fields.push(("note", sanitize(&task.msg)));
     }
     if let Some(finished) = &task.finished_at {
         fields.push(("finished", finished.clone()));
     }
     if task.counts.total() > 0 {
-        fields.push(("counts", counted(task.counts)));
+        fields.push(("counts", counts_text(task.counts)));
     }
     if let Some(advice) = advice(task) {
         fields.push(("hint", advice.into()));
@@ -110,7 +111,7 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     }
     writeln!(out)?;
     table_of(task).print(out, &stdout)?;
-    explain(task, out, &screen)
+    explain(task, out, &style)
 }
 
 fn table_of(task: &Task) -> Table {
@@ -124,10 +125,10 @@ fn table_of(task: &Task) -> Table {
         };
         let instance = &execution.instance;
         table.add(vec![
-            Cell::of(machine_of(execution)),
-            Cell::painted(execution.state.word(), colour_of(execution.state)),
+            Cell::of(machine_label(execution)),
+            Cell::painted(execution.state.word(), state_colour(execution.state)),
             Cell::of(exit),
-            Cell::of(run_time(execution).map(short).unwrap_or_default()),
+            Cell::of(run_time(execution).map(short_duration).unwrap_or_default()),
             Cell::of(attempt.attempt.to_string()),
             Cell::of(instance.get(..8).unwrap_or(instance)),
             Cell::of(why(execution)),
@@ -136,8 +137,8 @@ fn table_of(task: &Task) -> Table {
     table
 }
 
-/// The last of the output where it went wrong: it mostly says why.
-fn explain(task: &Task, out: &mut dyn Write, screen: &Screen) -> io::Result<()> {
+/// Prints the last lines of output where a command failed; they usually say why.
+fn explain(task: &Task, out: &mut dyn Write, style: &OutputStyle) -> io::Result<()> {
     let wrong = |e: &&Execution| {
         e.state.is_terminal()
             && e.state != ExecutionState::Succeeded
@@ -153,10 +154,10 @@ fn explain(task: &Task, out: &mut dyn Write, screen: &Screen) -> io::Result<()> 
                 task.id, execution.instance
             ),
         };
-        writeln!(out, "\n── {}{more}", machine_of(execution))?;
+        writeln!(out, "\n── {}{more}", machine_label(execution))?;
         for line in &output[skipped..] {
-            let line = if screen.is_terminal {
-                &tame(line)
+            let line = if style.is_terminal {
+                &sanitize_output(line)
             } else {
                 line
             };

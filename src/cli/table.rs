@@ -1,36 +1,36 @@
-//! Tables that fit the terminal.
+//! Tables that fit into the width of the terminal.
 
-use super::screen::{self, Colour, Screen, columns, cut, harmless};
+use super::terminal::{self, Colour, OutputStyle, display_width, sanitize, truncate};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 
-/// Columns of blanks between two columns.
+/// Blanks between two columns.
 const GAP: usize = 2;
-/// Narrower than this a column says nothing any more, in columns.
-const LEAST: usize = 6;
+/// The smallest width of a column; a narrower one would be unreadable.
+const MIN_COLUMN_WIDTH: usize = 6;
 
-/// A table in the making.
+/// A table.
 pub struct Table {
-    heads: Vec<&'static str>,
+    headers: Vec<&'static str>,
     rows: Vec<Vec<Cell>>,
 }
 
-/// One field.
+/// A cell.
 pub struct Cell {
     text: String,
     colour: Option<Colour>,
 }
 
 impl Cell {
-    /// A text from anywhere.
+    /// A cell with a text from any source.
     pub fn of(text: impl AsRef<str>) -> Cell {
         Cell {
-            text: harmless(text.as_ref()),
+            text: sanitize(text.as_ref()),
             colour: None,
         }
     }
 
-    /// The same in a colour.
+    /// The same, in a colour.
     pub fn painted(text: impl AsRef<str>, colour: Option<Colour>) -> Cell {
         Cell {
             colour,
@@ -40,10 +40,10 @@ impl Cell {
 }
 
 impl Table {
-    /// A table with these columns and nothing in it.
-    pub fn new(heads: &[&'static str]) -> Table {
+    /// An empty table with these column headers.
+    pub fn new(headers: &[&'static str]) -> Table {
         Table {
-            heads: heads.to_vec(),
+            headers: headers.to_vec(),
             rows: Vec::new(),
         }
     }
@@ -53,20 +53,20 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// Writes it, as wide at most as the terminal where it will be seen.
+    /// Writes the table, at most as wide as the terminal `seen` that it is shown on.
     pub fn print(&self, out: &mut dyn Write, seen: &(impl IsTerminal + AsFd)) -> io::Result<()> {
-        let screen = Screen::of(seen);
-        let widths = self.widths(screen::width_of(seen));
-        let heads: Vec<Cell> = self.heads.iter().map(Cell::of).collect();
-        for row in [&heads].into_iter().chain(&self.rows) {
+        let style = OutputStyle::of(seen);
+        let widths = self.widths(terminal::width(seen));
+        let headers: Vec<Cell> = self.headers.iter().map(Cell::of).collect();
+        for row in [&headers].into_iter().chain(&self.rows) {
             let mut line = String::new();
-            let mut owed = 0;
+            let mut padding = 0;
             for (cell, width) in row.iter().zip(&widths) {
-                let text = cut(&cell.text, *width);
-                line.push_str(&" ".repeat(owed));
-                owed = (width + GAP).saturating_sub(columns(&text));
+                let text = truncate(&cell.text, *width);
+                line.push_str(&" ".repeat(padding));
+                padding = (width + GAP).saturating_sub(display_width(&text));
                 match cell.colour {
-                    Some(colour) => line.push_str(&screen.paint(colour, &text)),
+                    Some(colour) => line.push_str(&style.paint(colour, &text)),
                     None => line.push_str(&text),
                 }
             }
@@ -75,19 +75,22 @@ impl Table {
         Ok(())
     }
 
-    /// How wide each column is: as wide as its widest cell, then what is widest gives way.
+    /// The width of each column: that of its widest cell. If that is too wide the widest columns are narrpadding.
     fn widths(&self, limit: Option<usize>) -> Vec<usize> {
         let widest = |n: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(n));
-            let widest = cells.map(|cell| columns(&cell.text)).max().unwrap_or(0);
-            widest.max(columns(self.heads[n]))
+            let widest = cells
+                .map(|cell| display_width(&cell.text))
+                .max()
+                .unwrap_or(0);
+            widest.max(display_width(self.headers[n]))
         };
-        let mut widths: Vec<usize> = (0..self.heads.len()).map(widest).collect();
+        let mut widths: Vec<usize> = (0..self.headers.len()).map(widest).collect();
         let gaps = GAP * widths.len().saturating_sub(1);
         let limit = limit.unwrap_or(usize::MAX);
         while widths.iter().sum::<usize>() + gaps > limit {
             match widths.iter_mut().max() {
-                Some(width) if *width > LEAST => *width -= 1,
+                Some(width) if *width > MIN_COLUMN_WIDTH => *width -= 1,
                 _ => break,
             }
         }

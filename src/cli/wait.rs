@@ -1,16 +1,16 @@
 //! `sidebike wait`.
 
-use super::follow::say;
-use super::named::TaskArg;
+use super::follow::print_message;
 use super::outcome::{self, TIMED_OUT};
-use super::screen::Screen;
-use super::{Ended, ServerArgs, print_json, span};
-use crate::wire::span::Span;
+use super::task_reference::TaskArg;
+use super::terminal::OutputStyle;
+use super::{CommandResult, ConnectionArgs, duration, print_json};
+use crate::wire::duration::TimeSpan;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// How long one request waits: proxies do not like longer ones.
-const AT_ONCE: Span = Span::from_secs(30);
+/// How long one request waits: many proxies close longer ones.
+const MAX_WAIT: TimeSpan = TimeSpan::from_secs(30);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,7 +20,7 @@ Examples:
 
 The exit codes are those of run; 124 also when the task has not ended after --timeout.";
 
-/// What was typed.
+/// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -33,30 +33,35 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ConnectionArgs,
 }
 
 /// Waits for the end of a task.
-pub fn run(args: Args) -> Ended {
-    let timeout = { args.timeout.as_deref() }.map(|text| span("--timeout", text));
+pub fn run(args: Args) -> CommandResult {
+    let timeout = args
+        .timeout
+        .as_deref()
+        .map(|text| duration("--timeout", text));
     let timeout = timeout.transpose()?.map(Duration::from);
     let client = args.server.client()?;
     let started = Instant::now();
-    // By its id from now on: by its name it could become another.
+    // Use the id from now on: the name may come to mean a newer task.
     let mut task = args.task.find(&client)?;
     while !task.state.is_terminal() {
         let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
         if left == Some(Duration::ZERO) {
-            say(&format!("sidebike: task {} has not ended\n", task.id));
+            print_message(&format!("sidebike: task {} has not ended\n", task.id));
             return Ok(TIMED_OUT);
         }
-        let left = left.map_or(AT_ONCE, |left| Span::from_millis(left.as_millis() as u64));
-        task = client.task(&task.id, left.min(AT_ONCE))?;
+        let left = left.map_or(MAX_WAIT, |left| {
+            TimeSpan::from_millis(left.as_millis() as u64)
+        });
+        task = client.task(&task.id, left.min(MAX_WAIT))?;
     }
     if args.json {
         print_json(&task)?;
     } else {
-        say(&outcome::summary(&task, &Screen::of(&io::stderr())));
+        print_message(&outcome::summary(&task, &OutputStyle::of(&io::stderr())));
     }
     Ok(outcome::exit_code(&task))
 }

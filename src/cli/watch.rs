@@ -1,32 +1,32 @@
-//! `-w`: the same again and again, until Ctrl-C.
+//! `-w`: shows something again and again, until Ctrl-C.
 
 use super::Failure;
-use super::screen::{Screen, is_dumb};
+use super::terminal::{OutputStyle, is_dumb};
 use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
-/// How often it is shown anew: a person does not read faster.
+/// How often it is shown; nobody reads faster.
 const PERIOD: Duration = Duration::from_secs(2);
-/// Goes to the corner of the terminal; clears what is below; clears the rest of a line.
+/// Moves to the top left corner; clears everything below the cursor; clears the rest of a line.
 const HOME: &str = "\x1b[H";
 const CLEAR_BELOW: &str = "\x1b[J";
 const CLEAR_LINE_END: &str = "\x1b[K\n";
 
-/// Shows what `picture` gives once, or with `again` until the process is ended.
+/// Shows what `render` writes: once, or with `again` until the process is ended.
 pub fn show(
     again: bool,
-    mut picture: impl FnMut(&mut Vec<u8>) -> Result<(), Failure>,
+    mut render: impl FnMut(&mut Vec<u8>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let screen = Screen::of(&io::stdout());
-    let in_place = again && screen.is_terminal && !is_dumb();
+    let style = OutputStyle::of(&io::stdout());
+    let in_place = again && style.is_terminal && !is_dumb();
     let mut is_first = true;
     loop {
         let mut bytes = Vec::new();
-        picture(&mut bytes)?;
+        render(&mut bytes)?;
         let mut out = io::stdout().lock();
         if in_place {
-            // Written over, not cleared first: it would flicker.
+            // Overwrite the old text. Clearing the screen first would flicker.
             let text = String::from_utf8_lossy(&bytes).replace('\n', CLEAR_LINE_END);
             write!(out, "{HOME}{text}{CLEAR_BELOW}")?;
         } else {

@@ -3,10 +3,9 @@
 //! To add one: a method here, which ends in `look` (reads something) or `change` (changes something).
 
 use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK, unreachable};
-use crate::wire::json;
+use crate::wire::duration::TimeSpan;
+use crate::wire::event::TaskEvent;
 use crate::wire::machine::{Machine, MachineState};
-use crate::wire::news::News;
-use crate::wire::span::Span;
 use crate::wire::task::{DryRun, NewTask, Task, TaskState};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
@@ -45,7 +44,7 @@ impl Client {
     }
 
     /// Gets a task by its id, the beginning of its id, or its name. Waits up to `wait` for its end.
-    pub fn task(&self, name: &str, wait: Span) -> Result<Task, CallError> {
+    pub fn task(&self, name: &str, wait: TimeSpan) -> Result<Task, CallError> {
         let path = format!("task/{}?wait={}ms", encoded(name), wait.as_millis());
         self.look("look at the task", &path, Duration::from(wait) + POLL_SLACK)
     }
@@ -95,12 +94,12 @@ impl Client {
     }
 
     /// Opens the event stream of a task: what has happened, and with `live` what happens until it ends.
-    pub fn news(
+    pub fn events(
         &self,
         id: &str,
         machine: Option<&str>,
         live: bool,
-    ) -> Result<NewsReader, CallError> {
+    ) -> Result<EventReader, CallError> {
         let path = format!("task/{}/output", encoded(id));
         let url = self.url(&with_query(
             &path,
@@ -124,7 +123,7 @@ impl Client {
                 .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}"))))
         });
         match opened {
-            Ok(body) => Ok(NewsReader {
+            Ok(body) => Ok(EventReader {
                 lines: BufReader::new(Box::new(body)),
                 url,
             }),
@@ -140,7 +139,7 @@ impl Client {
         question: &Q,
     ) -> Result<A, CallError> {
         let url = self.url(path);
-        json::written(question)
+        serde_json::to_vec(question)
             .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
             .and_then(|body| self.exchange(&url, &body, CALL_TIMEOUT, MAX_ANSWER))
             .and_then(|(status, answer)| self.understand(status, answer))
@@ -183,14 +182,14 @@ impl Client {
 }
 
 /// The event stream of a task.
-pub struct NewsReader {
+pub struct EventReader {
     lines: BufReader<Box<dyn Read + Send>>,
     url: String,
 }
 
-impl NewsReader {
+impl EventReader {
     /// Waits for the next event. `Ok(None)` is the end of the stream, an inner `None` a heartbeat.
-    pub fn next_news(&mut self) -> Result<Option<Option<News>>, CallError> {
+    pub fn next_event(&mut self) -> Result<Option<Option<TaskEvent>>, CallError> {
         let mut line = Vec::new();
         let read = (&mut self.lines)
             .take(MAX_LINE)
@@ -199,7 +198,7 @@ impl NewsReader {
             Ok(0) => Ok(None),
             Ok(1) if line == b"\n" => Ok(Some(None)),
             Ok(_) => match serde_json::from_slice(&line) {
-                Ok(news) => Ok(Some(Some(news))),
+                Ok(event) => Ok(Some(Some(event))),
                 Err(why) => Err(Kind::NotUnderstood(why.to_string())),
             },
             Err(why) => Err(Kind::Unreachable(format!("the connection broke: {why}"))),

@@ -1,29 +1,28 @@
 //! Settings of an agent.
 //!
-//! The owner of the machine speaks through these flags, and whoever posts tasks cannot overrule
-//! them: see [`Policy`].
+//! They belong to the owner of the machine, and no task can change them; see [`CommandPolicy`].
 
 use super::{Registry, RegistryArgs};
 use crate::agent::command::path_lookup;
 use crate::rules::{MAX_JOBS, MAX_LABEL_BYTES, check_label, wrong_regex};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use regex::Regex;
 use std::path::PathBuf;
 
-/// What was typed for `sidebike agent`.
+/// The arguments of `sidebike agent`.
 #[derive(Debug, Clone, Args)]
 pub struct AgentArgs {
-    /// The name this machine is addressed by [default: the host name]
+    /// The label of this machine [default: the host name]
     #[arg(long, env = "SIDEBIKE_MACHINE_LABEL", value_name = "LABEL")]
     machine_label: Option<String>,
     #[command(flatten)]
     registry: RegistryArgs,
-    /// Commands run at once
+    /// Commands to run at the same time
     #[arg(long, env = "SIDEBIKE_JOBS", value_name = "N", default_value_t = 4)]
     jobs: u32,
-    /// Patience with running commands at shutdown
+    /// How long running commands may go on at shutdown
     #[arg(
         long,
         env = "SIDEBIKE_GRACE",
@@ -34,17 +33,17 @@ pub struct AgentArgs {
     /// Run only commands that match this from their first to their last character
     ///
     /// Repeat it to allow more; the variable holds one pattern. The command is the shell line, or
-    /// argv joined by blanks and quoted as a shell would need. `.` matches no newline; `\s` and
-    /// `[^x]` do. Tasks may not set variables then. It is a seat belt; the lock is --wrapper.
+    /// argv joined by blanks and quoted as for a shell. `.` does not match a newline; `\s` and `[^x]` do.
+    /// Tasks may not set variables then. It prevents mistakes; against attackers use --wrapper.
     #[arg(long, env = "SIDEBIKE_ALLOW", value_name = "REGEX")]
     allow: Vec<String>,
-    /// Start this program with the command as its arguments: it decides what is run
+    /// Start this program with the command as its arguments; it decides what to run
     ///
     /// Its arguments are `bash -c LINE` (`sh` where there is no bash), or argv. Tasks may not set
-    /// variables then: they would reach the wrapper.
+    /// variables then, as they would reach the wrapper.
     #[arg(long, env = "SIDEBIKE_WRAPPER", value_name = "PROGRAM")]
     wrapper: Option<PathBuf>,
-    /// Do not start as root
+    /// Refuse to start as root
     #[arg(long, env = "SIDEBIKE_REFUSE_ROOT", value_parser = FalseyValueParser::new())]
     refuse_root: bool,
 }
@@ -52,33 +51,33 @@ pub struct AgentArgs {
 /// Checked settings of an agent.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
-    /// The name this machine is addressed by.
+    /// The label of this machine.
     pub label: String,
     /// The host name.
     pub host: String,
     /// The server.
     pub registry: Registry,
-    /// Commands run at once.
+    /// Commands to run at the same time.
     pub jobs: u32,
-    /// Patience with running commands at shutdown.
-    pub grace: Span,
-    /// What may be run here.
-    pub policy: Policy,
+    /// How long running commands may go on at shutdown.
+    pub grace: TimeSpan,
+    /// Which commands may be run.
+    pub policy: CommandPolicy,
     /// Do not start as root.
     pub refuse_root: bool,
 }
 
-/// What the owner of a machine has decided about commands; no task can change it.
+/// Which commands the owner of a machine allows; no task can change it.
 #[derive(Debug, Clone, Default)]
-pub struct Policy {
-    /// When there are any, one of them must match; each matches a whole command or not at all.
+pub struct CommandPolicy {
+    /// If there are any, one of them must match; each matches a whole command or not at all.
     pub allow: Vec<Regex>,
-    /// The program that is started with the command as its arguments, by its full path.
+    /// The full path of the program that is started with the command as its arguments.
     pub wrapper: Option<PathBuf>,
 }
 
 impl AgentArgs {
-    /// Checks what was typed. The error is one line for a person.
+    /// Checks the arguments. The error is one line for the user.
     pub fn checked(self) -> Result<AgentConfig, String> {
         let host = rustix::system::uname()
             .nodename()
@@ -106,7 +105,7 @@ impl AgentArgs {
             registry: self.registry.checked()?,
             jobs: self.jobs,
             grace,
-            policy: Policy {
+            policy: CommandPolicy {
                 allow: self
                     .allow
                     .iter()
@@ -119,12 +118,12 @@ impl AgentArgs {
     }
 }
 
-/// A pattern that matches a whole text or nothing of it.
+/// A pattern that matches a text as a whole or not at all.
 fn whole(pattern: &str) -> Result<Regex, String> {
     if pattern.is_empty() {
         return Err("must not be empty".into());
     }
-    // First as it is: `a)|(b` becomes valid by what is put around it, and means something else.
+    // Compile the pattern itself first: the added parentheses would make `a)|(b` valid, with another meaning.
     Regex::new(pattern)
         .and_then(|_| Regex::new(&format!(r"\A(?:{pattern})\z")))
         .map_err(|why| {
@@ -133,7 +132,7 @@ fn whole(pattern: &str) -> Result<Regex, String> {
         })
 }
 
-/// Where a wrapper is; settled at the start, so that no task's folder has a say in it.
+/// Finds a wrapper. Done once at the start, so that the folder of a task cannot influence it.
 fn wrapper(typed: PathBuf) -> Result<PathBuf, String> {
     let name = typed.to_string_lossy().into_owned();
     let base = std::env::current_dir()

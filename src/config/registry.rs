@@ -1,11 +1,11 @@
-//! Where the server is and who may vouch for it: settings of everything that calls one.
+//! The address of the server and the authorities to trust: settings of the agent and of the commands for people.
 
 use super::DEFAULT_PORT;
 use clap::Args;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-/// Where the server is, for everything that calls it.
+/// The arguments that name the server.
 #[derive(Debug, Clone, Args)]
 pub struct RegistryArgs {
     /// The server: HOST, HOST:PORT or a URL; port 9410 when none is given
@@ -16,34 +16,34 @@ pub struct RegistryArgs {
         default_value = "127.0.0.1"
     )]
     registry_address: String,
-    /// PEM file of the authorities that may vouch for an https server [default: the system's]
+    /// PEM file of the authorities to trust for an https server [default: the system's]
     #[arg(long, env = "SIDEBIKE_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
 }
 
-/// A server, and who may vouch for it.
+/// A server and the authorities to trust.
 #[derive(Debug, Clone)]
 pub struct Registry {
-    /// Its base URL, without a slash at its end.
+    /// Its base URL, without a trailing slash.
     pub url: String,
-    /// The file of authorities; without one the system's count.
+    /// The file of authorities; without one the system's are trusted.
     pub ca: Option<PathBuf>,
 }
 
 impl Registry {
-    /// Whether it is to be called by https.
+    /// Whether it is called by https.
     pub fn is_https(&self) -> bool {
         self.url.starts_with("https://")
     }
 
-    /// Whether what is sent to it can be read on its way.
-    pub fn can_be_overheard(&self) -> bool {
+    /// Whether requests leave this machine unencrypted.
+    pub fn is_insecure(&self) -> bool {
         !self.is_https() && !is_loopback(&self.url)
     }
 }
 
 impl RegistryArgs {
-    /// Checks what was typed. The error is one line for a person.
+    /// Checks the arguments. The error is one line for the user.
     pub fn checked(&self) -> Result<Registry, String> {
         let address = self.registry_address.trim();
         let url = registry_url(address).ok_or_else(|| {
@@ -56,7 +56,7 @@ impl RegistryArgs {
     }
 }
 
-/// Whether a base URL names this very machine.
+/// Whether a base URL names this machine.
 fn is_loopback(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = rest.split('/').next().unwrap_or_default();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_overheard() {
+    fn unencrypted_addresses_of_other_machines_are_insecure() {
         for (url, can) in [
             ("http://10.23.45.67:9410", true),
             ("http://localhost.example:9410/x", true),
@@ -157,7 +157,7 @@ mod tests {
         ] {
             let url = url.to_owned();
             let registry = Registry { url, ca: None };
-            assert_eq!(registry.can_be_overheard(), can, "{registry:?}");
+            assert_eq!(registry.is_insecure(), can, "{registry:?}");
         }
     }
 }

@@ -1,12 +1,14 @@
-//! What agents do: poll, collect what is theirs, say goodbye. What they report is in `report.rs`.
+//! The calls of agents: poll, collect orders, say goodbye. Their reports are in `report.rs`.
 //!
-//! An attempt starts at most once because of three rules, all here: only `deliver` hands an attempt
-//! out, in the answer to a machine's latest poll or to a report made since; it is handed out again
-//! only to the same machine, and only when a later poll of that machine shows that it never arrived;
-//! and an attempt that may have started on a machine that is gone is `lost`, never handed to another.
+//! Three rules make sure that an attempt starts at most once:
+//!
+//! - Only `deliver` hands an attempt out, in the answer to a machine's latest poll or to a later report.
+//! - It is handed out again only to the same machine, and only after a later poll of that machine has shown that
+//!   it did not arrive.
+//! - An attempt that may have started on a machine that went offline is `lost`, and never handed to another.
 
-use super::check::Rule;
-use super::life::Event;
+use super::invariants::Rule;
+use super::lifecycle::Event;
 use super::machine::{Kind, Machine};
 use super::task::{Place, Target};
 use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
@@ -18,15 +20,15 @@ use crate::wire::task::{Detail, ExecutionState};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// The details handed out in one answer, in bytes, the last one beyond it: an answer has to be
-/// held in memory on both sides.
+/// The size of the details in one answer, in bytes; the last detail may exceed it. Both sides hold the whole
+/// answer in memory.
 const MAX_HANDED_OUT_BYTES: usize = 4 << 20;
 /// The longest instance id, in bytes.
 const MAX_INSTANCE_BYTES: usize = 64;
 /// The longest host name and version kept, in bytes.
 const MAX_WORD_BYTES: usize = 255;
 
-/// What a machine says of itself.
+/// How an agent describes its machine.
 struct Caller<'a> {
     instance: &'a str,
     label: &'a str,
@@ -37,12 +39,12 @@ struct Caller<'a> {
 }
 
 impl Core {
-    /// Takes in a poll: registers or refreshes the machine, compares what it holds with what it was
-    /// handed, and answers what it is to do. With nothing to do the caller may hold the poll, see
-    /// [`Core::park`].
+    /// Processes a poll: registers the machine or updates it, compares the attempts that it holds with those
+    /// it was handed, and answers with its orders. If there are none the caller may hold the poll, see
+    /// [`Core::hold_poll`].
     ///
-    /// Refused with [`Refusal::Conflict`] when the poll is late, repeated, or of another machine
-    /// that claims the same instance; with [`Refusal::Full`] when there are too many machines.
+    /// Refused with [`Refusal::Conflict`] if the poll is late or repeated, or if another machine uses the
+    /// same instance; with [`Refusal::Full`] if there are too many machines.
     pub fn poll(
         &mut self,
         now: Time,
@@ -80,12 +82,12 @@ impl Core {
                 )));
             }
         }
-        let key = self.hello(now, &caller)?;
+        let key = self.register(now, &caller)?;
         let machine = self.machine_mut(key);
         machine.seq = poll.seq;
-        machine.parked = false;
+        machine.poll_held = false;
         machine.cancels.clear();
-        machine.owes_joins |= machine.state == MachineState::Draining;
+        machine.joins_pending |= machine.state == MachineState::Draining;
         let state = if poll.draining {
             MachineState::Draining
         } else {
@@ -95,9 +97,9 @@ impl Core {
             self.machine_changed(key);
         }
         self.refresh_ready(key);
-        let mut orders = self.compare_holds(now, key, &poll.holds);
+        let mut orders = self.reconcile_holds(now, key, &poll.holds);
         if poll.draining {
-            self.give_back(key);
+            self.requeue_any(key);
         } else {
             self.join_open_tasks(key);
             self.deliver(now, key, &mut orders);
@@ -105,14 +107,14 @@ impl Core {
         Ok((key, orders))
     }
 
-    /// Registers a machine, or notes that a known one is there.
-    fn hello(&mut self, now: Time, caller: &Caller<'_>) -> Result<MachineKey, Refusal> {
+    /// Registers a machine, or updates a known one.
+    fn register(&mut self, now: Time, caller: &Caller<'_>) -> Result<MachineKey, Refusal> {
         if let Some(key) = self.instances.get(caller.instance).copied() {
             let machine = self.machine_mut(key);
             machine.last_seen = now;
             machine.jobs = caller.jobs;
             if machine.state == MachineState::Offline {
-                self.appear(now, key);
+                self.bring_online(now, key);
             }
             return Ok(key);
         }
@@ -132,9 +134,9 @@ impl Core {
         self.next_machine += 1;
         let instance: Arc<str> = caller.instance.into();
         let label: Arc<str> = caller.label.into();
-        let label_key = self.directory.add_machine(&label, key);
+        let label_key = self.match_index.add_machine(&label, key);
         self.instances.insert(instance.clone(), key);
-        let host: Arc<str> = cut(caller.host).into();
+        let host: Arc<str> = truncated(caller.host).into();
         let target = Target {
             label: label.clone(),
             instance: instance.clone(),
@@ -145,7 +147,7 @@ impl Core {
             instance,
             label,
             host,
-            version: cut(caller.version).into(),
+            version: truncated(caller.version).into(),
             label_key,
             kind: caller.kind,
             state: MachineState::Offline,
@@ -155,31 +157,31 @@ impl Core {
             offline_since: now,
             watched_at: None,
             left: false,
-            owes_joins: true,
+            joins_pending: true,
             seq: 0,
-            parked: false,
+            poll_held: false,
             ready: None,
             inbox: Default::default(),
             active: Default::default(),
             cancels: Vec::new(),
         };
         self.machines.insert(key, machine);
-        self.appear(now, key);
+        self.bring_online(now, key);
         Ok(key)
     }
 
-    fn appear(&mut self, now: Time, key: MachineKey) {
-        self.disarm_machine(key);
+    fn bring_online(&mut self, now: Time, key: MachineKey) {
+        self.cancel_machine_timers(key);
         let machine = self.machine_mut(key);
         machine.state = MachineState::Online;
-        machine.owes_joins = true;
-        let notice = Notice::Appeared(machine.label.clone(), machine.instance.clone());
+        machine.joins_pending = true;
+        let notice = Notice::MachineOnline(machine.label.clone(), machine.instance.clone());
         self.notices.push(notice);
-        self.watch(key, now.plus(super::OFFLINE_AFTER));
+        self.watch_silence(key, now.plus(super::OFFLINE_AFTER));
         self.machine_changed(key);
     }
 
-    /// The original's agent says that it is there. Its label is its instance.
+    /// A ping of the original's agent. Its instance is made from its label.
     pub fn ping_of_original(&mut self, now: Time, label: &str) -> Result<MachineKey, Refusal> {
         let instance = original_instance(label);
         let caller = Caller {
@@ -190,44 +192,44 @@ impl Core {
             jobs: 1,
             kind: Kind::Original,
         };
-        let key = self.hello(now, &caller)?;
+        let key = self.register(now, &caller)?;
         self.join_open_tasks(key);
         Ok(key)
     }
 
-    /// The machine of the original's agent with this label, if it has said that it is there.
+    /// The machine of the original's agent with this label, if it has pinged.
     pub fn original(&self, label: &str) -> Option<MachineKey> {
         self.instances.get(&*original_instance(label)).copied()
     }
 
-    /// Whether a machine would be handed something now.
+    /// Whether a machine would be given work now.
     pub fn has_work_for(&self, key: MachineKey) -> bool {
         self.machines.get(&key).is_some_and(|m| {
             m.is_live() && m.free() > 0 && (!m.inbox.is_empty() || self.next_any(m).is_some())
         })
     }
 
-    /// Notes that the machine's poll is being held, so that it is woken when there is work.
-    pub fn park(&mut self, key: MachineKey) {
-        self.machine_mut(key).parked = true;
+    /// Records that the machine's poll is held, so that it is answered as soon as there is work.
+    pub fn hold_poll(&mut self, key: MachineKey) {
+        self.machine_mut(key).poll_held = true;
         self.refresh_ready(key);
     }
 
-    /// Notes that the machine's poll is not held any more, because its agent has gone away.
-    pub fn unpark(&mut self, key: MachineKey) {
+    /// Records that the machine's poll is no longer held, because its connection was closed.
+    pub fn release_poll(&mut self, key: MachineKey) {
         if let Some(machine) = self.machines.get_mut(&key) {
-            machine.parked = false;
+            machine.poll_held = false;
             self.refresh_ready(key);
         }
     }
 
-    /// Notes that the machine's poll is not held any more, and answers what has come up for it.
+    /// Ends the machine's held poll, and returns the orders to answer it with.
     pub fn collect(&mut self, now: Time, key: MachineKey) -> Orders<Arc<Detail>> {
         let mut orders = Orders::none();
         let Some(machine) = self.machines.get_mut(&key) else {
             return orders;
         };
-        machine.parked = false;
+        machine.poll_held = false;
         orders.cancel = std::mem::take(&mut machine.cancels);
         let live = machine.is_live();
         self.refresh_ready(key);
@@ -237,8 +239,8 @@ impl Core {
         orders
     }
 
-    /// Hands a machine what is queued for it, then what waits for any machine like it, up to the
-    /// number of its free jobs.
+    /// Hands a machine what is queued for it, then what any matching machine may run, up to the number of
+    /// its free jobs.
     pub(super) fn deliver(&mut self, now: Time, key: MachineKey, orders: &mut Orders<Arc<Detail>>) {
         let mut bytes = 0;
         while self.machine(key).free() > 0 && bytes < MAX_HANDED_OUT_BYTES {
@@ -252,18 +254,18 @@ impl Core {
                 return;
             };
             if self.has_expired(now, execution) {
-                // Its timer is late, or this poll came before the tick.
+                // Its timer has not fired yet.
                 self.end_attempt(now, execution, ExecutionState::Expired, super::EXPIRED);
                 continue;
             }
             if !self.apply(execution, Event::Deliver) {
-                // Only what is queued stands in a queue; should that ever be wrong, it must not be handed out.
+                // Only queued executions are in a queue. Should that ever be wrong, do not hand it out.
                 self.place(execution, Place::Nowhere);
                 continue;
             }
             let target = self.target(key);
             self.execution_mut(execution).target = Some(target);
-            self.execution_mut(execution).now.delivered_at = Some(now);
+            self.execution_mut(execution).current.delivered_at = Some(now);
             self.place(execution, Place::Active(key));
             self.machine_changed(key);
             let task = self.task(execution.task);
@@ -277,22 +279,27 @@ impl Core {
             });
             let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
             if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {
-                self.arm_overdue(execution, now.plus(longest).plus(OVERDUE_AFTER));
+                self.set_overdue(execution, now.plus(longest).plus(OVERDUE_AFTER));
             }
         }
     }
 
-    /// The oldest execution that waits for any machine and may run on this one.
+    /// The oldest execution that waits for any machine and matches this one.
     fn next_any(&self, machine: &Machine) -> Option<ExecutionKey> {
-        let groups = self.directory.label(machine.label_key).groups.iter();
-        groups
-            .filter_map(|group| self.directory.group(*group).queue.first().copied())
+        let patterns = self.match_index.label(machine.label_key).patterns.iter();
+        patterns
+            .filter_map(|pattern| self.match_index.entry(*pattern).queue.first().copied())
             .min()
             .map(|task| ExecutionKey { task, n: 0 })
     }
 
-    /// Compares what a machine says it holds with what it was handed.
-    fn compare_holds(&mut self, now: Time, key: MachineKey, holds: &[Hold]) -> Orders<Arc<Detail>> {
+    /// Compares the attempts that a machine holds with those it was handed.
+    fn reconcile_holds(
+        &mut self,
+        now: Time,
+        key: MachineKey,
+        holds: &[Hold],
+    ) -> Orders<Arc<Detail>> {
         let mut orders = Orders::none();
         let mut held = HashSet::new();
         for hold in holds {
@@ -301,8 +308,8 @@ impl Core {
                 continue;
             };
             let e = self.execution(execution);
-            if e.place != Place::Active(key) || e.now.number != hold.id.attempt {
-                // Its outcome is settled; what still runs of it must not outlive that.
+            if e.place != Place::Active(key) || e.current.number != hold.id.attempt {
+                // Its outcome is already decided: kill the command if it still runs.
                 if hold.state == HoldState::Running {
                     orders.cancel.push(hold.id.clone());
                 }
@@ -312,14 +319,14 @@ impl Core {
             if e.canceling && hold.state == HoldState::Running {
                 orders.cancel.push(hold.id.clone());
             }
-            self.note_start(now, execution, hold.started_ago_ms);
+            self.record_start(now, execution, hold.started_ago_ms);
         }
         let missing: Vec<ExecutionKey> = self.machine(key).active.difference_of(&held);
         for execution in missing {
             match self.execution(execution).state {
-                // The answer that handed it out was lost on the way.
+                // The answer that handed it out did not arrive.
                 ExecutionState::Delivered => {
-                    if self.undeliver(now, execution) {
+                    if self.take_back(now, execution) {
                         self.place(execution, Place::Inbox(key));
                     }
                 }
@@ -328,7 +335,7 @@ impl Core {
                         now,
                         execution,
                         ExecutionState::Lost,
-                        "its agent does not know of it any more",
+                        "its agent no longer knows it",
                     );
                 }
             }
@@ -336,45 +343,45 @@ impl Core {
         orders
     }
 
-    pub(super) fn note_start(&mut self, now: Time, key: ExecutionKey, ago_ms: u64) {
+    pub(super) fn record_start(&mut self, now: Time, key: ExecutionKey, ago_ms: u64) {
         if !self.apply(key, Event::Start) {
             return;
         }
         let submitted = self.task(key.task).created_at;
-        let attempt = &mut self.execution_mut(key).now;
+        let attempt = &mut self.execution_mut(key).current;
         let delivered = attempt.delivered_at.unwrap_or(now);
         let started = Time(now.0.saturating_sub(ago_ms)).max(delivered);
         attempt.started_at = Some(started);
         if attempt.number == 1 {
-            self.figures
+            self.stats
                 .submit_to_start
                 .add(started.millis_since(submitted));
         }
     }
 
-    /// Takes back a hand-out that provably did not arrive. False when a user had canceled it: then
-    /// it has ended.
-    pub(super) fn undeliver(&mut self, now: Time, key: ExecutionKey) -> bool {
+    /// Takes back a hand-out that provably did not arrive. False if a user had canceled the execution or its
+    /// ttl is over: then it has ended.
+    pub(super) fn take_back(&mut self, now: Time, key: ExecutionKey) -> bool {
         if self.execution(key).canceling && self.keeps(Rule::CanceledIsNotRepeated) {
             if self.apply(key, Event::Cancel) {
                 self.place(key, Place::Nowhere);
-                self.note_end(now, key, "canceled before it started");
+                self.record_end(now, key, "canceled before it started");
                 self.finish_if_done(now, key.task);
             }
             return false;
         }
         self.apply(key, Event::GiveBack);
-        self.disarm_overdue(key);
-        self.execution_mut(key).now.delivered_at = None;
+        self.cancel_overdue(key);
+        self.execution_mut(key).current.delivered_at = None;
         if self.has_expired(now, key) {
             return !self.end_attempt(now, key, ExecutionState::Expired, super::EXPIRED);
         }
         true
     }
 
-    /// Takes a machine's goodbye. What it was handed and does not hold never started and can go to
-    /// another; what it holds and could not report is lost; what is queued for it goes elsewhere, or
-    /// is lost with it.
+    /// Processes the goodbye of a machine. What it was handed and does not hold never started, so another
+    /// machine can run it. What it holds and could not report is lost. What is queued for it goes to another
+    /// machine if its task allows that, and is lost otherwise.
     pub fn leave(&mut self, now: Time, goodbye: &Goodbye) {
         let Some(key) = self.instances.get(&*goodbye.instance).copied() else {
             return;
@@ -384,7 +391,7 @@ impl Core {
             .iter()
             .filter_map(|hold| {
                 let execution = self.find(&hold.id.execution)?;
-                (self.execution(execution).now.number == hold.id.attempt).then_some(execution)
+                (self.execution(execution).current.number == hold.id.attempt).then_some(execution)
             })
             .collect();
         let machine = self.machine_mut(key);
@@ -392,16 +399,16 @@ impl Core {
         machine.left = true;
         self.machine_changed(key);
         let machine = self.machine(key);
-        // Nothing is in the hands of one that is offline already.
+        // An offline machine has no active executions.
         for execution in machine.active.difference_of(&held) {
             if self.execution(execution).state == ExecutionState::Delivered
-                && self.undeliver(now, execution)
+                && self.take_back(now, execution)
             {
                 self.place(execution, Place::Inbox(key));
             }
         }
         if self.machine(key).state != MachineState::Offline {
-            self.machine_is_gone(now, key, "said goodbye");
+            self.take_offline(now, key, "said goodbye");
         }
         for execution in self.machine(key).inbox.clone() {
             self.end_attempt(
@@ -429,8 +436,8 @@ impl Core {
     }
 }
 
-/// The instance of a machine with the original's agent: agents' own are hexadecimal, so this cannot
-/// be one of theirs.
+/// The instance of a machine with the original's agent. Our agents' instances are hexadecimal, so the two
+/// cannot be the same.
 pub fn original_instance(label: &str) -> String {
     format!("original:{label}")
 }
@@ -445,12 +452,12 @@ fn check_instance(instance: &str) -> Result<(), Refusal> {
     })
 }
 
-/// A word that another program sent, cut to what is kept.
-pub(super) fn cut(word: &str) -> &str {
+/// A text from an agent, cut to the length that is kept.
+pub(super) fn truncated(word: &str) -> &str {
     &word[..word.floor_char_boundary(MAX_WORD_BYTES)]
 }
 
-/// What of a set is not in another, to be changed while it is walked.
+/// The elements of a set that are not in another, copied, so that the set can be changed meanwhile.
 trait DifferenceOf {
     fn difference_of(&self, other: &HashSet<ExecutionKey>) -> Vec<ExecutionKey>;
 }

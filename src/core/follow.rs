@@ -1,11 +1,13 @@
-//! Following a task: what has changed since somebody last looked.
+//! Following a task: which events have happened since a follower last asked.
 //!
-//! A follower keeps its own place ([`Follower`]) and asks with [`Core::news`], as often as it likes;
-//! nothing is kept for it here but the order in which executions of followed tasks last changed. So
-//! a change costs the same with one follower or with hundreds, nothing when a task has none, and
-//! looking costs what has changed, not what there is. To show something new: add it to [`What`].
+//! A [`Follower`] keeps its own position and calls [`Core::next_events`] as often as it likes. The core
+//! keeps only the order in which the executions of followed tasks last changed. A change therefore costs
+//! the same with one follower or hundreds, and nothing if there is none; a call costs time in proportion to
+//! what has changed, not to the size of the task.
+//!
+//! To add an event: a variant of [`EventKind`], emitted in `add_attempt_events`.
 
-use super::output::Reading;
+use super::output::ReadOptions;
 use super::task::{Attempt, Execution, Target};
 use super::{Core, ExecutionKey, Notice, TaskKey};
 use crate::wire::agent::Stream;
@@ -13,57 +15,59 @@ use crate::wire::task::ExecutionState;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// The most executions looked at in one call of [`Core::news`], which holds the lock.
-const MAX_LOOKED_AT: usize = 500;
-/// The most output given in one call of [`Core::news`], in bytes: copied under the lock.
-const MAX_NEWS_BYTES: usize = 128 * 1024;
+/// The most executions visited in one call of [`Core::next_events`]: it runs under the lock.
+const MAX_VISITED: usize = 500;
+/// The most output returned by one call of [`Core::next_events`], in bytes: it is copied under the lock.
+const MAX_EVENT_BYTES: usize = 128 * 1024;
 
-/// What has changed in a task that somebody follows.
+/// The followers of a task, and the order in which its executions changed.
 #[derive(Debug, Default)]
-pub(super) struct Followed {
+pub(super) struct ChangeLog {
     followers: usize,
-    /// Counts changes.
+    /// Counts the changes.
     revision: u64,
-    /// The last change of each execution that has changed.
+    /// The execution that changed, by revision; only the last change of each execution is kept.
     changes: BTreeMap<u64, u32>,
+    /// The revision of the last change of each execution.
     last: HashMap<u32, u64>,
 }
 
-/// Which of a task's output is wanted.
+/// Which part of a task's output is wanted.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
-    /// Of the machine with this instance, or of the machines with this label.
+pub struct OutputFilter {
+    /// Only of the machine with this instance, or of the machines with this label.
     pub machine: Option<String>,
-    /// Of one stream.
+    /// Only one stream.
     pub stream: Option<Stream>,
-    /// Of the current attempt, from this byte of that stream on. Otherwise all that is kept.
+    /// Only of the current attempt, from this byte of its streams on. By default everything kept.
     pub offset: Option<u64>,
-    /// In whole lines, as several machines' must be that are shown together.
+    /// Only whole lines: the output of several machines is interleaved by line.
     pub whole_lines: bool,
 }
 
-/// Somebody who follows a task, and how far they have seen.
+/// A reader of a task's events, and how far it has read.
 #[derive(Debug)]
 pub struct Follower {
     task: TaskKey,
-    wanted: Wanted,
+    filter: OutputFilter,
     revision: u64,
-    places: Vec<Seen>,
-    /// Executions that may have more than was given.
+    /// One for each execution.
+    positions: Vec<Position>,
+    /// Executions that may have events this follower has not read.
     pending: BTreeSet<u32>,
 }
 
-/// How far an execution has been seen.
+/// How far an execution's events have been read.
 #[derive(Debug, Clone, Default)]
-struct Seen {
+struct Position {
     attempt: u32,
-    at: [u64; 2],
+    offsets: [u64; 2],
     state: Option<ExecutionState>,
 }
 
 /// Something that happened to an execution.
 #[derive(Debug)]
-pub struct News {
+pub struct TaskEvent {
     /// The number of the execution in its task.
     pub n: u32,
     /// The label of its machine; empty while it has none.
@@ -73,209 +77,213 @@ pub struct News {
     /// The number of the attempt.
     pub attempt: u32,
     /// What happened.
-    pub what: What,
+    pub kind: EventKind,
 }
 
-/// The things that happen to an execution.
+/// What can happen to an execution.
 #[derive(Debug)]
-pub enum What {
-    /// It is in another state.
+pub enum EventKind {
+    /// Its state changed to this.
     State(ExecutionState),
-    /// A further attempt begins.
+    /// A further attempt began.
     Retried,
-    /// It wrote this to a stream, from this byte on.
+    /// Its command wrote these bytes to a stream, at this offset.
     Output(Stream, u64, Vec<u8>),
-    /// What it wrote to a stream from one byte to before another is not kept.
+    /// These bytes of a stream, from the first offset to before the second, are not kept.
     Gap(Stream, u64, u64),
 }
 
-/// What [`Core::news`] gives.
+/// The result of [`Core::next_events`].
 #[derive(Debug, Default)]
-pub struct Look {
-    /// What happened, oldest first for each execution.
-    pub news: Vec<News>,
-    /// There is more: ask again at once.
+pub struct EventBatch {
+    /// The events; those of one execution are in order.
+    pub events: Vec<TaskEvent>,
+    /// There are more: call again at once.
     pub more: bool,
-    /// The task has ended (or was forgotten): nothing will come after this.
+    /// The task has ended or was forgotten: there will be no further event.
     pub ended: bool,
 }
 
 impl Follower {
-    /// Has seen nothing yet.
-    pub fn new(task: TaskKey, wanted: Wanted) -> Follower {
+    /// A follower that has read nothing.
+    pub fn new(task: TaskKey, filter: OutputFilter) -> Follower {
         Follower {
             task,
-            wanted,
+            filter,
             revision: 0,
-            places: Vec::new(),
+            positions: Vec::new(),
             pending: BTreeSet::new(),
         }
     }
 
     fn wants(&self, target: Option<&Target>) -> bool {
-        match (&self.wanted.machine, target) {
+        match (&self.filter.machine, target) {
             (None, _) => true,
-            (Some(name), Some(t)) => *t.instance == **name || *t.label == **name,
+            (Some(name), Some(t)) => t.is_named(name),
             (Some(_), None) => false,
         }
     }
 }
 
 impl Core {
-    /// Somebody follows a task from now on: its changes are noted, and [`Notice::News`] says so.
+    /// Adds a follower to a task. From now on its changes are recorded, and [`Notice::Changed`] is given.
     pub fn follow(&mut self, task: TaskKey) {
-        self.followed.entry(task).or_default().followers += 1;
+        self.change_logs.entry(task).or_default().followers += 1;
     }
 
-    /// Somebody who followed a task does so no more.
+    /// Removes a follower from a task.
     pub fn unfollow(&mut self, task: TaskKey) {
-        if let Some(followed) = self.followed.get_mut(&task) {
-            followed.followers -= 1;
-            if followed.followers == 0 {
-                self.followed.remove(&task);
+        if let Some(log) = self.change_logs.get_mut(&task) {
+            log.followers -= 1;
+            if log.followers == 0 {
+                self.change_logs.remove(&task);
             }
         }
     }
 
-    /// Notes that an execution has changed, if anybody follows its task.
-    pub(super) fn note_news(&mut self, key: ExecutionKey) {
-        let Some(followed) = self.followed.get_mut(&key.task) else {
+    /// Records that an execution has changed, if its task is followed.
+    pub(super) fn record_change(&mut self, key: ExecutionKey) {
+        let Some(log) = self.change_logs.get_mut(&key.task) else {
             return;
         };
-        followed.revision += 1;
-        if let Some(before) = followed.last.insert(key.n, followed.revision) {
-            followed.changes.remove(&before);
+        log.revision += 1;
+        if let Some(before) = log.last.insert(key.n, log.revision) {
+            log.changes.remove(&before);
         }
-        followed.changes.insert(followed.revision, key.n);
-        let notice = Notice::News(key.task);
+        log.changes.insert(log.revision, key.n);
+        let notice = Notice::Changed(key.task);
         if self.notices.last() != Some(&notice) {
             self.notices.push(notice);
         }
     }
 
-    /// What has happened since the last call with this follower.
-    pub fn news(&self, follower: &mut Follower) -> Look {
-        let mut look = Look::default();
+    /// The events since the last call with this follower.
+    pub fn next_events(&self, follower: &mut Follower) -> EventBatch {
+        let mut batch = EventBatch::default();
         let Some(task) = self.tasks.get(&follower.task) else {
-            look.ended = true;
-            return look;
+            batch.ended = true;
+            return batch;
         };
-        if let Some(followed) = self.followed.get(&follower.task) {
-            let changes = followed.changes.range(follower.revision + 1..);
+        if let Some(log) = self.change_logs.get(&follower.task) {
+            let changes = log.changes.range(follower.revision + 1..);
             follower.pending.extend(changes.map(|(_, n)| *n));
-            follower.revision = followed.revision;
+            follower.revision = log.revision;
         }
-        let known = follower.places.len();
+        let known = follower.positions.len();
         follower
             .pending
             .extend(known as u32..task.executions.len() as u32);
         follower
-            .places
-            .resize(task.executions.len(), Seen::default());
-        let mut room = MAX_NEWS_BYTES;
-        for _ in 0..MAX_LOOKED_AT {
+            .positions
+            .resize(task.executions.len(), Position::default());
+        let mut room = MAX_EVENT_BYTES;
+        for _ in 0..MAX_VISITED {
             let Some(n) = follower.pending.first().copied() else {
                 break;
             };
             let execution = &task.executions[n as usize];
-            if !look_at(execution, n, follower, &mut room, &mut look.news) {
+            if !add_events(execution, n, follower, &mut room, &mut batch.events) {
                 break;
             }
             follower.pending.remove(&n);
         }
-        look.more = !follower.pending.is_empty();
-        look.ended = !look.more && task.finished_at.is_some();
-        look
+        batch.more = !follower.pending.is_empty();
+        batch.ended = !batch.more && task.finished_at.is_some();
+        batch
     }
 }
 
-/// Adds an execution's news. False when there was no room for all of them.
-fn look_at(
+/// Adds the new events of an execution. False if `room` (in bytes) was not enough for all of them.
+fn add_events(
     execution: &Execution,
     n: u32,
     follower: &mut Follower,
     room: &mut usize,
-    news: &mut Vec<News>,
+    events: &mut Vec<TaskEvent>,
 ) -> bool {
-    let mut seen = std::mem::take(&mut follower.places[n as usize]);
-    let past = { execution.past.iter() }.map(|p| (&p.attempt, p.target.as_deref(), p.state));
-    let now = (
-        &*execution.now,
+    let mut position = std::mem::take(&mut follower.positions[n as usize]);
+    let past = execution
+        .past
+        .iter()
+        .map(|p| (&p.attempt, p.target.as_deref(), p.state));
+    let current = (
+        &*execution.current,
         execution.target.as_deref(),
         execution.state,
     );
-    let from = match follower.wanted.offset {
-        Some(_) if seen.attempt == 0 => execution.now.number,
-        _ => seen.attempt,
+    let from = match follower.filter.offset {
+        Some(_) if position.attempt == 0 => execution.current.number,
+        _ => position.attempt,
     };
     let mut all = true;
-    for (attempt, target, state) in past.chain([now]) {
+    for (attempt, target, state) in past.chain([current]) {
         if attempt.number < from || !follower.wants(target) {
             continue;
         }
-        let mut add = |what| news.push(note(n, target, attempt.number, what));
-        all = look_at_attempt(attempt, state, &follower.wanted, &mut seen, room, &mut add);
+        let mut add = |kind| events.push(event(n, target, attempt.number, kind));
+        let filter = &follower.filter;
+        all = add_attempt_events(attempt, state, filter, &mut position, room, &mut add);
         if !all {
             break;
         }
     }
-    follower.places[n as usize] = seen;
+    follower.positions[n as usize] = position;
     all
 }
 
-fn look_at_attempt(
+fn add_attempt_events(
     attempt: &Attempt,
     state: ExecutionState,
-    wanted: &Wanted,
-    seen: &mut Seen,
+    filter: &OutputFilter,
+    position: &mut Position,
     room: &mut usize,
-    add: &mut dyn FnMut(What),
+    add: &mut dyn FnMut(EventKind),
 ) -> bool {
-    if seen.attempt != attempt.number {
-        let is_first = seen.attempt == 0;
+    if position.attempt != attempt.number {
+        let is_first = position.attempt == 0;
         if !is_first {
-            add(What::Retried);
+            add(EventKind::Retried);
         }
-        *seen = Seen {
+        *position = Position {
             attempt: attempt.number,
-            at: [wanted.offset.filter(|_| is_first).unwrap_or(0); 2],
+            offsets: [filter.offset.filter(|_| is_first).unwrap_or(0); 2],
             state: None,
         };
     }
     let ended = state.is_terminal();
-    let is_news = seen.state != Some(state);
-    if is_news && !ended {
-        add(What::State(state));
-        seen.state = Some(state);
+    let is_new = position.state != Some(state);
+    if is_new && !ended {
+        add(EventKind::State(state));
+        position.state = Some(state);
     }
     if let Some(output) = &attempt.output {
-        let how = Reading {
-            stream: wanted.stream,
-            whole_lines: wanted.whole_lines,
+        let how = ReadOptions {
+            stream: filter.stream,
+            whole_lines: filter.whole_lines,
             ended,
         };
-        if !output.read_on(&how, &mut seen.at, room, add) {
+        if !output.read_from(&how, &mut position.offsets, room, add) {
             return false;
         }
     }
-    if is_news && ended {
-        add(What::State(state));
-        seen.state = Some(state);
+    if is_new && ended {
+        add(EventKind::State(state));
+        position.state = Some(state);
     }
     true
 }
 
-fn note(n: u32, target: Option<&Target>, attempt: u32, what: What) -> News {
+fn event(n: u32, target: Option<&Target>, attempt: u32, kind: EventKind) -> TaskEvent {
     let (label, instance) = match target {
         Some(target) => (target.label.clone(), target.instance.clone()),
         None => ("".into(), "".into()),
     };
-    News {
+    TaskEvent {
         n,
         label,
         instance,
         attempt,
-        what,
+        kind,
     }
 }
 
@@ -285,14 +293,14 @@ mod tests {
     use crate::core::output::Output;
     use Stream::{Stderr, Stdout};
 
-    fn text(output: &Output, how: &Reading, at: &mut [u64; 2], room: usize) -> Vec<String> {
+    fn text(output: &Output, how: &ReadOptions, at: &mut [u64; 2], room: usize) -> Vec<String> {
         let (mut texts, mut room) = (Vec::new(), room);
-        output.read_on(how, at, &mut room, &mut |what| {
+        output.read_from(how, at, &mut room, &mut |what| {
             texts.push(match what {
-                What::Output(stream, at, bytes) => {
+                EventKind::Output(stream, at, bytes) => {
                     format!("{stream:?} {at} {:?}", String::from_utf8_lossy(&bytes))
                 }
-                What::Gap(stream, at, end) => format!("{stream:?} {at} gap {end}"),
+                EventKind::Gap(stream, at, end) => format!("{stream:?} {at} gap {end}"),
                 other => format!("{other:?}"),
             })
         });
@@ -302,7 +310,7 @@ mod tests {
     #[test]
     fn output_comes_once_and_in_order() {
         let (mut output, mut at) = (Output::default(), [0; 2]);
-        let mut how = Reading::default();
+        let mut how = ReadOptions::default();
         output.write(Stdout, 0, b"a");
         assert_eq!(text(&output, &how, &mut at, 99), ["Stdout 0 \"a\""]);
         assert!(text(&output, &how, &mut at, 99).is_empty());
@@ -322,9 +330,9 @@ mod tests {
     #[test]
     fn whole_lines_wait_for_their_end() {
         let (mut output, mut at) = (Output::default(), [0; 2]);
-        let mut how = Reading {
+        let mut how = ReadOptions {
             whole_lines: true,
-            ..Reading::default()
+            ..ReadOptions::default()
         };
         output.write(Stdout, 0, b"one\ntw");
         output.write(Stderr, 0, b"oops\n");
@@ -341,12 +349,12 @@ mod tests {
         let (mut output, mut at) = (Output::default(), [0; 2]);
         output.write(Stdout, 0, &[b'x'; 1000]);
         output.write(Stderr, 0, &[b'y'; 10]);
-        let how = Reading::default();
+        let how = ReadOptions::default();
         let mut seen = 0;
         while seen < 1010 {
             let mut room = 300;
-            let all = output.read_on(&how, &mut at, &mut room, &mut |what| {
-                if let What::Output(_, _, bytes) = what {
+            let all = output.read_from(&how, &mut at, &mut room, &mut |what| {
+                if let EventKind::Output(_, _, bytes) = what {
                     seen += bytes.len();
                 }
             });

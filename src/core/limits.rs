@@ -1,40 +1,39 @@
-//! How much may be kept, and how large the texts may be that come in.
+//! The limits on what the registry keeps and on the texts it accepts; set by the server's flags.
 //!
-//! All of it is set by whoever runs the server. What was accepted under larger limits stays: they
-//! hold for what comes in.
+//! A lower limit after a restart applies to new tasks and machines; accepted ones stay.
 
-/// How much may be kept.
+/// Limits on what is kept.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Finished tasks; the oldest go first.
+    /// Finished tasks; the oldest are forgotten first.
     pub tasks: usize,
-    /// Executions that have not ended; also unfinished tasks, and executions of finished tasks.
+    /// Unfinished executions. The same limit holds for unfinished tasks, and for executions of finished tasks.
     pub executions: usize,
     /// Machines.
     pub machines: usize,
-    /// Bytes of output in all.
+    /// Bytes of output, all executions together.
     pub output_bytes: usize,
-    /// Patterns known at once. Those that nothing waits for make room for new ones.
+    /// Known patterns. One without waiting tasks makes room for a new one.
     pub patterns: usize,
-    /// What comes in.
+    /// Limits on texts.
     pub texts: TextLimits,
 }
 
-/// How large the texts may be that users and agents send, in bytes.
+/// Limits on the texts that users and agents send, in bytes.
 #[derive(Debug, Clone)]
 pub struct TextLimits {
     /// A pattern.
     pub pattern: usize,
-    /// A pattern when it is compiled.
+    /// A compiled pattern.
     pub compiled: usize,
-    /// A label.
+    /// A machine's label.
     pub label: usize,
     /// A task's name.
     pub name: usize,
 }
 
 impl Limits {
-    /// Nothing is too much.
+    /// No limits, to read a database whatever its server's limits were.
     pub const NONE: Limits = Limits {
         tasks: usize::MAX,
         executions: usize::MAX,

@@ -1,37 +1,37 @@
-//! A machine as kept, and when it counts as there.
+//! The data of a machine, and the rules for when it is online and can be given work.
 
-use super::pattern::LabelKey;
+use super::match_index::LabelKey;
 use super::task::{Target, rfc3339};
 use super::{ExecutionKey, Time};
 use crate::wire::agent::AttemptId;
+use crate::wire::duration::TimeSpan;
 use crate::wire::machine::{Machine as Answer, MachineState};
-use crate::wire::span::Span;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// A machine is offline this long after its last request arrived. A poll is held for 25 s at most,
-/// so this leaves an agent 20 s for a slow network.
-pub const OFFLINE_AFTER: Span = Span::from_secs(45);
+/// A machine is offline this long after its last request. A poll is held for 25 s at most, which leaves
+/// an agent 20 s for a slow network.
+pub const OFFLINE_AFTER: TimeSpan = TimeSpan::from_secs(45);
 /// An offline machine is forgotten after this long.
-pub(super) const FORGOTTEN_AFTER: Span = Span::from_secs(600);
+pub(super) const FORGOTTEN_AFTER: TimeSpan = TimeSpan::from_secs(600);
 
-/// Which protocol a machine's agent speaks.
+/// The protocol of a machine's agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Ours: it polls, can be told to cancel, repeats what it reports.
+    /// Ours: it polls, can be told to cancel, and repeats its reports until they are taken.
     Agent,
-    /// The original's: it pings, runs one task at a time, cannot be told anything while it does.
+    /// The original's: it pings, runs one task at a time, and cannot be told anything meanwhile.
     Original,
 }
 
-/// A machine as kept.
+/// A machine.
 #[derive(Debug)]
 pub(super) struct Machine {
     pub instance: Arc<str>,
     pub label: Arc<str>,
     pub host: Arc<str>,
     pub version: Arc<str>,
-    /// The same for the executions that are addressed to it: they share it.
+    /// Label, instance and host, shared with the executions that are addressed to it.
     pub target: Arc<Target>,
     pub label_key: LabelKey,
     pub kind: Kind,
@@ -39,30 +39,30 @@ pub(super) struct Machine {
     pub jobs: u32,
     pub since: Time,
     pub last_seen: Time,
-    /// Since when it is offline, when it is.
+    /// When it went offline; meaningful while it is.
     pub offline_since: Time,
-    /// When its silence is looked at next, while it is not offline.
+    /// The time of its `MachineSilent` timer, while it is not offline.
     pub watched_at: Option<Time>,
-    /// It said goodbye: this instance never comes back.
+    /// It said goodbye; this instance will not come back.
     pub left: bool,
-    /// It has appeared, and not yet joined every open task that it matches.
-    pub owes_joins: bool,
+    /// It came online and has not yet joined every open task that it matches.
+    pub joins_pending: bool,
     /// The highest `seq` of its polls.
     pub seq: u64,
-    /// Its poll is being held.
-    pub parked: bool,
-    /// Its number in the list of machines that can be given work.
+    /// Its poll is held by the server.
+    pub poll_held: bool,
+    /// Its position in the list of ready machines, if it can be given work.
     pub ready: Option<u64>,
-    /// Queued for it.
+    /// Executions queued for it.
     pub inbox: BTreeSet<ExecutionKey>,
-    /// Handed to it.
+    /// Executions handed to it.
     pub active: BTreeSet<ExecutionKey>,
-    /// What it is to kill, to be said at the next chance.
+    /// Attempts that it has to kill, to be sent with the next answer.
     pub cancels: Vec<AttemptId>,
 }
 
 impl Machine {
-    /// Whether a broadcast reaches it.
+    /// Whether new work is addressed to it.
     pub fn is_live(&self) -> bool {
         self.state == MachineState::Online
     }
@@ -77,18 +77,18 @@ impl Machine {
         (self.jobs as usize).saturating_sub(self.active.len())
     }
 
-    /// Whether an execution that waits for any machine should be given to it now.
+    /// Whether it can be given an execution now that any machine may run.
     pub fn can_be_given_work(&self) -> bool {
-        self.parked && self.is_live() && self.free() > self.inbox.len()
+        self.poll_held && self.is_live() && self.free() > self.inbox.len()
     }
 
-    /// When its silence has lasted too long. The original's agent pings on while it runs the one
-    /// task that it is given at a time.
+    /// When it will have been silent for too long, unless it is offline. The original's agent keeps
+    /// pinging while it runs a task, so the same time holds for it.
     pub fn silent_at(&self) -> Option<Time> {
         (self.state != MachineState::Offline).then(|| self.last_seen.plus(OFFLINE_AFTER))
     }
 
-    /// The answer of the API.
+    /// The machine as the API answers it.
     pub fn answer(&self) -> Answer {
         Answer {
             label: self.label.to_string(),

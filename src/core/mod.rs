@@ -1,77 +1,95 @@
-//! Machines, tasks, executions: the pure state machine, and the only home of the rules.
+//! The registry: machines, tasks and executions as a pure state machine.
 //!
-//! What may happen to a task is decided here and nowhere else. There is no clock, no lock, no
-//! socket, no log: the time and fresh ids come in as arguments, and what the outside must do
-//! because of a change is left in [`Core::take_notices`]. An operation either changes the state as a
-//! whole or refuses and changes nothing.
+//! What may happen to a task is decided here and nowhere else. There is no clock, lock, socket or log: the time
+//! and new ids come in as arguments. What the server has to do because of a change (wake a held poll, write a
+//! log line) is collected for [`Core::take_notices`], what has to be saved for [`Core::take_batch`]. An
+//! operation either succeeds as a whole, or is refused and changes nothing.
 //!
-//! The operations, each in the file of its kind:
-//!
-//! | who | operations | file |
+//! | for | operations | file |
 //! | --- | --- | --- |
-//! | users | submit, rerun, cancel, delete | `user.rs` |
+//! | users | submit, rerun, cancel, delete, withdraw | `user.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
-//! | time | tick | `tick.rs` |
-//! | anyone | queries | `query.rs` |
-//! | those who follow | follow, unfollow, news | `follow.rs` |
+//! | the clock | tick | `tick.rs`, `timers.rs` |
+//! | everyone | queries | `query.rs` |
+//! | followers | follow, unfollow, next_events | `follow.rs` |
+//! | the database | record_changes, take_batch; restored | `saved.rs`, `restored.rs` |
 //!
-//! A set is extended with what it is to hold, not collected from it: to collect is to sort first, which
-//! is five kilobytes of code for each type.
+//! What they share:
 //!
-//! To add an operation: decide in `life.rs` which events it means, write it beside its kind, and let
-//! the simulation in `tests/simulation` call it.
+//! | file | content |
+//! | --- | --- |
+//! | `lifecycle.rs` | the table of an execution's states: which event leads from which state to which |
+//! | `attempt_end.rs` | the end of an attempt: end of the execution, or retry |
+//! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
+//! | `spec.rs`, `pattern.rs`, `limits.rs` | from a posted task to a checked one |
+//! | `match_index.rs` | which labels match which patterns, and which tasks wait for them |
+//! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
+//! | `invariants.rs` | what must be true after every operation; for tests |
+//!
+//! To add:
+//!
+//! - a field of a task: a field of `wire::task::PostedTask` and `Task`, its check in `spec.rs`, its record in
+//!   `saved.rs` and `restored.rs`.
+//! - a state or an event: `lifecycle.rs`. It does not compile until every cell of the table is decided.
+//! - an operation or a rule: the file of whoever calls it; then let `tests/simulation` call it.
+//! - a timer: `timers.rs` says how. A limit: `retention.rs` says how. A kind of event: `follow.rs` says how.
 
 mod agent;
-mod check;
+mod attempt_end;
 mod follow;
-mod life;
+mod invariants;
+mod lazy_box;
+mod ledger;
+mod lifecycle;
 mod limits;
 mod machine;
+mod match_index;
 mod output;
 mod pattern;
 mod query;
 mod report;
 mod restored;
+mod retention;
 mod saved;
-mod seldom;
 mod spec;
 mod task;
 mod tick;
+mod timers;
 mod user;
 
 pub use self::agent::original_instance;
+pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 #[doc(hidden)]
-pub use self::check::{Glimpse, Rule};
-pub use self::follow::{Follower, Look, News, Wanted, What};
+pub use self::invariants::{ExecutionView, Rule};
 pub use self::limits::{Limits, TextLimits};
 pub use self::machine::OFFLINE_AFTER;
 pub use self::output::{Output, gap_line};
 pub use self::pattern::Pattern;
-pub use self::query::{Figures, Histogram, TaskPage, TaskQuery};
+pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
 pub use self::spec::Spec;
-pub use self::task::{Execution, Kept, Task, execution_id};
+pub use self::task::{Execution, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
-use self::follow::Followed;
-use self::life::Event;
+use self::follow::ChangeLog;
+use self::ledger::Ledger;
+use self::lifecycle::Event;
 use self::machine::Machine;
-use self::pattern::{Directory, GroupKey};
-use self::seldom::Seldom;
-use self::task::{Attempt, MAX_PAST_ATTEMPTS, PastAttempt, Place, Target};
-use self::tick::Timer;
-use crate::wire::span::Span;
-use crate::wire::task::{Counts, ExecutionState, RetryOn};
+use self::match_index::{MatchIndex, PatternKey};
+use self::task::{Place, Target};
+use self::timers::Timers;
+use crate::wire::duration::TimeSpan;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+/// The message of an execution whose ttl is over.
 const EXPIRED: &str = "not started within its ttl";
 
-/// A point in time: milliseconds since 1970, on a clock that never goes back.
+/// A point in time in milliseconds since 1970, on a clock that never goes backwards.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -79,25 +97,25 @@ pub struct Time(pub u64);
 
 impl Time {
     /// This much later.
-    pub fn plus(self, span: Span) -> Time {
-        Time(self.0.saturating_add(span.as_millis()))
+    pub fn plus(self, duration: TimeSpan) -> Time {
+        Time(self.0.saturating_add(duration.as_millis()))
     }
 
-    /// How long after `earlier`, in milliseconds; 0 when it was not after.
+    /// The milliseconds since `earlier`; 0 if that is later.
     pub fn millis_since(self, earlier: Time) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 }
 
-/// A task, in order of submission.
+/// Identifies a task; in order of submission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskKey(pub(crate) u64);
 
-/// A machine, in order of appearance.
+/// Identifies a machine; in order of registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MachineKey(u64);
 
-/// An execution of a task.
+/// Identifies an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct ExecutionKey {
     task: TaskKey,
@@ -107,34 +125,34 @@ struct ExecutionKey {
 /// Why an operation was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// There is no such thing.
+    /// The task or machine does not exist.
     Unknown(String),
-    /// The id is taken, by this task.
+    /// The id is used by this task.
     Taken(TaskKey),
-    /// It contradicts the state of things.
+    /// Not possible in the present state.
     Conflict(String),
-    /// Understood, but it cannot be done.
+    /// The request is well-formed, but cannot be carried out.
     Impossible(String),
     /// A limit is reached.
     Full(String),
 }
 
-/// What the outside has to do because of a change.
+/// What the server has to do because of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    /// There is something for the held poll of this machine.
+    /// Answer the held poll of this machine: there is work, or something to cancel.
     Wake(MachineKey),
-    /// This machine was handed something beside its held poll. That is to end soon, so that the next
-    /// one says what has been started.
+    /// This machine was given work in an answer to a report while its poll is held. Answer the poll soon:
+    /// the next one says what has been started.
     HandedOut(MachineKey),
     /// A task has ended.
     Finished(TaskKey),
-    /// Something has happened to a task that somebody follows.
-    News(TaskKey),
-    /// A machine went offline; in words, why.
-    Gone(Arc<str>, &'static str),
-    /// A machine appeared.
-    Appeared(Arc<str>, Arc<str>),
+    /// A task that has followers has changed.
+    Changed(TaskKey),
+    /// The machine with this label went offline, for this reason.
+    MachineOffline(Arc<str>, &'static str),
+    /// The machine with this label and instance came online.
+    MachineOnline(Arc<str>, Arc<str>),
 }
 
 /// The registry.
@@ -142,38 +160,31 @@ pub enum Notice {
 pub struct Core {
     limits: Limits,
     tasks: BTreeMap<TaskKey, Task>,
-    /// By id. A tree, as it never has to be made anew as a whole while somebody waits, and finds ids by
-    /// their beginning; most new ids come last in it.
+    /// By id. A tree: it finds ids by their beginning, and unlike a hash table it never has to be rebuilt
+    /// as a whole while a request waits for the lock.
     task_ids: BTreeMap<Arc<str>, TaskKey>,
-    /// Of tasks whose prefix is not their id.
+    /// By prefix; only tasks whose prefix is not their id.
     task_prefixes: BTreeMap<Arc<str>, TaskKey>,
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
     next_task: u64,
     machines: BTreeMap<MachineKey, Machine>,
     instances: HashMap<Arc<str>, MachineKey>,
     next_machine: u64,
-    directory: Directory,
+    match_index: MatchIndex,
     /// Machines whose held poll can be given work, longest-waiting first.
     ready: BTreeMap<u64, MachineKey>,
     next_ready: u64,
-    timers: BTreeSet<(Time, Timer)>,
-    /// When the waiting of an unfinished task is over, and when a finished one is forgotten. Each task
-    /// has one of them, so they are kept apart from the others, which are larger.
-    task_timers: BTreeSet<(Time, TaskKey)>,
+    timers: Timers,
     last_tick: Time,
-    /// When the server came back, after it was away (stopped, or starved).
-    back_since: Time,
-    /// Finished tasks, oldest first.
-    finished: BTreeSet<(Time, TaskKey)>,
-    finished_executions: usize,
-    executions: Counts,
-    output_bytes: usize,
-    figures: Figures,
-    followed: HashMap<TaskKey, Followed>,
+    /// When the server last continued after a pause (it was stopped, or got no processor time).
+    resumed_at: Time,
+    ledger: Ledger,
+    stats: Stats,
+    change_logs: HashMap<TaskKey, ChangeLog>,
     notices: Vec<Notice>,
-    /// What has changed, when somebody saves it.
+    /// What has changed since the last batch, if changes are recorded.
     changes: Option<saved::Changes>,
-    /// Only tests set it, to see that they notice.
+    /// The rule that a test has switched off.
     broken: Option<Rule>,
 }
 
@@ -189,19 +200,15 @@ impl Core {
             machines: BTreeMap::new(),
             instances: HashMap::new(),
             next_machine: 1,
-            directory: Directory::new(limits.patterns),
+            match_index: MatchIndex::new(limits.patterns),
             ready: BTreeMap::new(),
             next_ready: 1,
-            timers: BTreeSet::new(),
-            task_timers: BTreeSet::new(),
+            timers: Timers::default(),
             last_tick: now,
-            back_since: Time(0),
-            finished: BTreeSet::new(),
-            finished_executions: 0,
-            executions: Counts::default(),
-            output_bytes: 0,
-            figures: Figures::default(),
-            followed: HashMap::new(),
+            resumed_at: Time(0),
+            ledger: Ledger::default(),
+            stats: Stats::default(),
+            change_logs: HashMap::new(),
             notices: Vec::new(),
             changes: None,
             broken: None,
@@ -209,7 +216,7 @@ impl Core {
         }
     }
 
-    /// What the outside has to do because of the changes since the last call.
+    /// The notices of the changes since the last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }
@@ -217,15 +224,15 @@ impl Core {
     fn task(&self, key: TaskKey) -> &Task {
         self.tasks
             .get(&key)
-            .expect("a task is dropped with everything that names it")
+            .expect("a task is removed together with every reference to it")
     }
 
-    /// A task, to be changed: what is reached by this is saved.
-    fn task_mut(&mut self, key: TaskKey) -> &mut Kept {
+    /// A task, to be changed. Records that it has to be saved.
+    fn task_mut(&mut self, key: TaskKey) -> &mut TaskData {
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
-        kept(&mut self.tasks, key)
+        data_mut(&mut self.tasks, key)
     }
 
     fn task_with_prefix(&self, prefix: &str) -> Option<TaskKey> {
@@ -239,15 +246,15 @@ impl Core {
         &self.task(key.task).executions[key.n as usize]
     }
 
-    /// An execution, to be changed: what is reached by this is saved.
+    /// An execution, to be changed. Records that it has to be saved.
     fn execution_mut(&mut self, key: ExecutionKey) -> &mut Execution {
         if let Some(changes) = &mut self.changes {
             changes.execution(key);
         }
-        &mut kept(&mut self.tasks, key.task).executions[key.n as usize]
+        &mut data_mut(&mut self.tasks, key.task).executions[key.n as usize]
     }
 
-    /// Notes that a machine is to be saved as it is now.
+    /// Records that a machine has to be saved.
     fn machine_changed(&mut self, key: MachineKey) {
         if let (Some(changes), Some(machine)) = (&mut self.changes, self.machines.get(&key)) {
             changes.machine(&machine.instance);
@@ -257,44 +264,43 @@ impl Core {
     fn machine(&self, key: MachineKey) -> &Machine {
         self.machines
             .get(&key)
-            .expect("a machine is forgotten with everything that names it")
+            .expect("a machine is removed together with every reference to it")
     }
 
     fn machine_mut(&mut self, key: MachineKey) -> &mut Machine {
         self.machines
             .get_mut(&key)
-            .expect("a machine is forgotten with everything that names it")
+            .expect("a machine is removed together with every reference to it")
     }
 
-    /// Applies an event to an execution, if the table has it. The one place where a state changes.
+    /// Applies an event to an execution, if the table allows it. The only place where a state changes.
     fn apply(&mut self, key: ExecutionKey, event: Event) -> bool {
-        let task = kept(&mut self.tasks, key.task);
+        let task = data_mut(&mut self.tasks, key.task);
         let execution = &mut task.executions[key.n as usize];
-        let Some(state) = life::next(execution.state, event) else {
+        let Some(state) = lifecycle::next(execution.state, event) else {
             return false;
         };
         if let Some(changes) = &mut self.changes {
             changes.execution(key);
         }
         *task.counts.of(execution.state) -= 1;
-        *self.executions.of(execution.state) -= 1;
-        execution.state = state;
         *task.counts.of(state) += 1;
-        *self.executions.of(state) += 1;
+        self.ledger.change_state(execution.state, state);
+        execution.state = state;
         if state.is_terminal() {
-            self.figures.ended(state);
+            self.stats.ended(state);
         }
-        self.note_news(key);
+        self.record_change(key);
         true
     }
 
-    /// Moves an execution to another place, and keeps the queues in step with it.
+    /// Moves an execution to another place and updates the queues.
     fn place(&mut self, key: ExecutionKey, place: Place) {
         let was = std::mem::replace(&mut self.execution_mut(key).place, place);
         match was {
             Place::Nowhere => {}
-            Place::Group(group) => {
-                self.directory.group_mut(group).queue.remove(&key.task);
+            Place::Pattern(pattern) => {
+                self.match_index.entry_mut(pattern).queue.remove(&key.task);
             }
             Place::Inbox(machine) => {
                 self.machine_mut(machine).inbox.remove(&key);
@@ -307,8 +313,8 @@ impl Core {
         }
         match place {
             Place::Nowhere => {}
-            Place::Group(group) => {
-                self.directory.group_mut(group).queue.insert(key.task);
+            Place::Pattern(pattern) => {
+                self.match_index.entry_mut(pattern).queue.insert(key.task);
             }
             Place::Inbox(machine) => {
                 self.machine_mut(machine).inbox.insert(key);
@@ -321,17 +327,17 @@ impl Core {
         }
     }
 
-    fn group_of(&mut self, task: TaskKey) -> GroupKey {
+    fn pattern_key_of(&mut self, task: TaskKey) -> PatternKey {
         let pattern = self.task(task).spec.pattern.clone();
-        self.directory.group_of(&pattern)
+        self.match_index.key_of(&pattern)
     }
 
-    /// Keeps the list of machines that can be given work in step with one machine.
+    /// Updates the list of ready machines after a machine has changed.
     fn refresh_ready(&mut self, key: MachineKey) {
         let machine = self
             .machines
             .get_mut(&key)
-            .expect("a machine is forgotten with everything that names it");
+            .expect("a machine is removed together with every reference to it");
         match (machine.ready, machine.can_be_given_work()) {
             (None, true) => {
                 machine.ready = Some(self.next_ready);
@@ -347,235 +353,9 @@ impl Core {
     }
 
     fn wake(&mut self, machine: MachineKey) {
-        if self.machine(machine).parked {
+        if self.machine(machine).poll_held {
             self.notices.push(Notice::Wake(machine));
         }
-    }
-
-    /// Ends the current attempt of an execution: for good, or to try again when its task asked for
-    /// that. `state` is terminal; `msg` says why when it is not `succeeded`.
-    fn end_attempt(
-        &mut self,
-        now: Time,
-        key: ExecutionKey,
-        state: ExecutionState,
-        msg: &str,
-    ) -> bool {
-        let execution = self.execution(key);
-        if life::next(execution.state, Event::End(state)).is_none() {
-            return false;
-        }
-        let delivered = execution.state != ExecutionState::Queued;
-        if let (true, Some(due)) = (delivered, self.next_attempt_due(now, key, state)) {
-            self.retry(now, key, state, msg, due);
-            return true;
-        }
-        let event = match state {
-            ExecutionState::Canceled if !delivered => Event::Cancel,
-            ExecutionState::Expired => Event::Expire,
-            ExecutionState::Lost => Event::Lose,
-            state => Event::End(state),
-        };
-        if !self.apply(key, event) {
-            return false;
-        }
-        self.place(key, Place::Nowhere);
-        self.note_end(now, key, msg);
-        self.finish_if_done(now, key.task);
-        true
-    }
-
-    fn note_end(&mut self, now: Time, key: ExecutionKey, msg: &str) {
-        self.output_ended(key);
-        self.disarm(key);
-        let attempt = &mut self.execution_mut(key).now;
-        attempt.finished_at = attempt.finished_at.or(Some(now));
-        attempt.msg = msg.into();
-        if let Some(ms) = attempt.duration_ms {
-            self.figures.run_time.add(ms);
-        }
-    }
-
-    /// Nothing more is kept of the current attempt's output.
-    fn output_ended(&mut self, key: ExecutionKey) {
-        if let Some(changes) = &mut self.changes {
-            let attempt = &self.tasks[&key.task].executions[key.n as usize].now;
-            let output = OutputKey::of(key, attempt.number);
-            changes.output_ended(output, attempt.output.as_deref());
-        }
-    }
-
-    /// When the next attempt of an execution that ended so is due, if its task asked for one.
-    fn next_attempt_due(
-        &self,
-        now: Time,
-        key: ExecutionKey,
-        state: ExecutionState,
-    ) -> Option<Time> {
-        let task = self.task(key.task);
-        let execution = self.execution(key);
-        let retry = task.spec.retry.as_ref()?;
-        let asked = match state {
-            ExecutionState::Failed => RetryOn::Failed,
-            ExecutionState::TimedOut => RetryOn::TimedOut,
-            ExecutionState::Lost => RetryOn::Lost,
-            _ => return None,
-        };
-        if !retry.on.contains(&asked)
-            || execution.now.number > retry.max
-            || execution.canceling
-            || task.canceled
-        {
-            return None;
-        }
-        // A broadcast's execution belongs to its machine: without it there is nowhere to try again.
-        if !task.is_any() {
-            let instance = &execution.target.as_ref()?.instance;
-            let machine = self.machine(*self.instances.get(instance)?);
-            if !machine.is_live() {
-                return None;
-            }
-        }
-        let nth = (execution.now.number as usize).min(retry.interval.len());
-        let pause = nth
-            .checked_sub(1)
-            .map_or(Span::default(), |n| retry.interval[n]);
-        Some(now.plus(pause))
-    }
-
-    fn retry(&mut self, now: Time, key: ExecutionKey, state: ExecutionState, msg: &str, due: Time) {
-        self.apply(key, Event::Retry);
-        self.place(key, Place::Nowhere);
-        self.note_end(now, key, msg);
-        let is_any = self.task(key.task).is_any();
-        let execution = self.execution_mut(key);
-        let number = execution.now.number + 1;
-        let mut next = Attempt::new(number);
-        next.due_at = Some(due);
-        let attempt = std::mem::replace(&mut execution.now, Seldom::of(next)).into_inner();
-        let target = if is_any {
-            execution.target.take()
-        } else {
-            execution.target.clone()
-        };
-        execution.past.push(PastAttempt {
-            state,
-            target,
-            attempt,
-        });
-        if execution.past.len() > MAX_PAST_ATTEMPTS {
-            let dropped = execution.past.remove(0);
-            if let (Some(changes), Some(_)) = (&mut self.changes, &dropped.attempt.output) {
-                changes.output_dropped(OutputKey::of(key, dropped.attempt.number));
-            }
-            let bytes = dropped.attempt.output.map_or(0, |output| output.kept());
-            self.task_mut(key.task).output_bytes -= bytes;
-            self.output_bytes -= bytes;
-        }
-        self.figures.retries += 1;
-        self.timers.insert((due, Timer::AttemptDue(key, number)));
-    }
-
-    /// Ends a task of which nothing is left to do.
-    fn finish_if_done(&mut self, now: Time, key: TaskKey) {
-        let Some(task) = self.tasks.get(&key) else {
-            return;
-        };
-        if task.open || task.finished_at.is_some() || task.counts.unfinished() > 0 {
-            return;
-        }
-        let task = kept(&mut self.tasks, key);
-        task.finished_at = Some(now);
-        let task = self.task(key);
-        let forgotten_at = now.plus(task.kept_for());
-        let (state, executions, expires_at) =
-            (task.state(), task.executions.len(), task.expires_at);
-        if let Some(changes) = &mut self.changes {
-            changes.task(key);
-        }
-        self.task_timers.remove(&(expires_at, key));
-        self.task_timers.insert((forgotten_at, key));
-        self.finished.insert((now, key));
-        self.finished_executions += executions;
-        self.figures.finished(state);
-        self.notices.push(Notice::Finished(key));
-        self.forget_if_withdrawn(key);
-        self.keep_within_limits();
-    }
-
-    /// Forgets a task that was taken back, once it has ended without having started.
-    fn forget_if_withdrawn(&mut self, key: TaskKey) {
-        let task = self.task(key);
-        if task.withdrawn && task.finished_at.is_some() && !task.has_started() {
-            self.forget_task(key);
-        }
-    }
-
-    /// Forgets the oldest finished tasks until the limits are kept.
-    fn keep_within_limits(&mut self) {
-        while self.finished.len() > self.limits.tasks
-            || self.finished_executions > self.limits.executions
-        {
-            if !self.forget_oldest() {
-                return;
-            }
-        }
-    }
-
-    /// Forgets the oldest finished tasks until so many bytes of output would be within the limit.
-    fn make_room_for_output(&mut self, wanted: usize) {
-        let before = self.output_bytes;
-        while wanted - (before - self.output_bytes) > self.limits.output_bytes {
-            if !self.forget_oldest() {
-                return;
-            }
-        }
-    }
-
-    /// Forgets the oldest finished task; not the last one, which somebody is about to read.
-    fn forget_oldest(&mut self) -> bool {
-        let oldest = self
-            .finished
-            .first()
-            .copied()
-            .filter(|_| self.finished.len() > 1);
-        if let Some((_, key)) = oldest {
-            self.forget_task(key);
-        }
-        oldest.is_some()
-    }
-
-    /// Drops a finished task and everything that names it.
-    fn forget_task(&mut self, key: TaskKey) {
-        let Some(task) = self.tasks.remove(&key) else {
-            return;
-        };
-        let Some(finished_at) = task.finished_at else {
-            self.tasks.insert(key, task);
-            return;
-        };
-        self.finished.remove(&(finished_at, key));
-        self.finished_executions -= task.executions.len();
-        self.output_bytes -= task.output_bytes;
-        if let Some(changes) = &mut self.changes {
-            changes.task(key);
-        }
-        self.task_timers
-            .remove(&(finished_at.plus(task.kept_for()), key));
-        for execution in &task.executions {
-            *self.executions.of(execution.state) -= 1;
-        }
-        self.task_ids.remove(&task.id);
-        if task.prefix != task.id {
-            self.task_prefixes.remove(&task.prefix);
-        }
-        if let Some(keys) = self.task_names.get_mut(&task.spec.name) {
-            keys.remove(&key);
-            if keys.is_empty() {
-                self.task_names.remove(&task.spec.name);
-            }
-        }
-        self.figures.forgotten(task.state());
     }
 
     fn target(&self, machine: MachineKey) -> Arc<Target> {
@@ -583,9 +363,9 @@ impl Core {
     }
 }
 
-/// What is kept of a task, to be changed.
-fn kept(tasks: &mut BTreeMap<TaskKey, Task>, key: TaskKey) -> &mut Kept {
+/// The data of a task, to be changed. Does not record the change.
+fn data_mut(tasks: &mut BTreeMap<TaskKey, Task>, key: TaskKey) -> &mut TaskData {
     let task = tasks.get_mut(&key);
-    task.expect("a task is dropped with everything that names it")
-        .kept()
+    task.expect("a task is removed together with every reference to it")
+        .data_mut()
 }

@@ -1,37 +1,36 @@
-//! What is kept of a command's output: two tapes, and the order in which their bytes came.
+//! The output of one attempt: a buffer for each stream, and the order in which the two were written to.
 
-use super::follow::What;
+use super::follow::EventKind;
 use super::saved::SavedPiece;
-use crate::tape::Tape;
+use crate::head_tail_buffer::HeadTailBuffer;
 use crate::wire::agent::Stream;
 
-/// The most changes between the two streams that are remembered; later bytes count as if they had
-/// come with the last remembered ones.
+/// The most changes from one stream to the other that are recorded. Later bytes count as if they had been
+/// written together with the last recorded ones of their stream.
 const MAX_RUNS: usize = 4_096;
 
-/// The longest line that is waited for when whole lines are wanted, in bytes: a longer one comes in
-/// pieces.
+/// The longest line that is delivered whole, in bytes; a longer one is delivered in pieces.
 const MAX_LINE_BYTES: usize = 64 * 1024;
 
-/// Both streams of one attempt.
+/// The kept output of one attempt.
 #[derive(Debug, Clone, Default)]
 pub struct Output {
-    stdout: Tape,
-    stderr: Tape,
-    /// "Then that stream, up to that offset", in the order in which the bytes came.
+    stdout: HeadTailBuffer,
+    stderr: HeadTailBuffer,
+    /// In the order of arrival: which stream was written to, and up to which offset.
     runs: Vec<(Stream, u64)>,
 }
 
 impl Output {
-    /// One of the tapes.
-    pub fn tape(&self, stream: Stream) -> &Tape {
+    /// The buffer of a stream.
+    pub fn stream(&self, stream: Stream) -> &HeadTailBuffer {
         match stream {
             Stream::Stdout => &self.stdout,
             Stream::Stderr => &self.stderr,
         }
     }
 
-    fn tape_mut(&mut self, stream: Stream) -> &mut Tape {
+    fn stream_mut(&mut self, stream: Stream) -> &mut HeadTailBuffer {
         match stream {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
@@ -43,24 +42,24 @@ impl Output {
         self.stdout.kept() + self.stderr.kept()
     }
 
-    /// How many bytes are missing.
+    /// How many bytes are not kept.
     pub fn truncated(&self) -> u64 {
         self.stdout.truncated() + self.stderr.truncated()
     }
 
-    /// Takes in a piece; known bytes are skipped.
+    /// Adds a piece; bytes that are known already are skipped.
     pub fn write(&mut self, stream: Stream, offset: u64, data: &[u8]) {
-        self.tape_mut(stream).write(offset, data);
+        self.stream_mut(stream).write(offset, data);
         self.note_order(stream);
     }
 
-    /// Notes how far the command wrote, though the bytes did not come.
+    /// Records how far the command wrote although the bytes did not arrive.
     pub fn skip_to(&mut self, stream: Stream, end: u64) {
-        self.tape_mut(stream).skip_to(end);
+        self.stream_mut(stream).skip_to(end);
         self.note_order(stream);
     }
 
-    /// What is kept, as pieces in the order in which it came, from which the same can be made again.
+    /// The kept output as pieces in order of arrival, from which the same output can be rebuilt.
     pub fn pieces(&self) -> Vec<SavedPiece> {
         let mut pieces = Vec::new();
         let mut at = [0u64; 2];
@@ -69,7 +68,7 @@ impl Output {
             while *at < *upto {
                 let most = usize::try_from(*upto - *at).unwrap_or(usize::MAX);
                 let read = self
-                    .tape(*stream)
+                    .stream(*stream)
                     .read(*at, most)
                     .filter(|(offset, _)| offset < upto);
                 let (offset, mut data) = read.unwrap_or((*upto, Vec::new()));
@@ -86,7 +85,7 @@ impl Output {
     }
 
     fn note_order(&mut self, stream: Stream) {
-        let end = self.tape(stream).end();
+        let end = self.stream(stream).end();
         let full = self.runs.len() >= MAX_RUNS;
         let known = self.runs.iter().rposition(|(s, _)| *s == stream);
         match known {
@@ -97,8 +96,8 @@ impl Output {
         }
     }
 
-    /// One stream as text of about `limit` bytes, and how many bytes are not in it. Where the
-    /// middle is missing, a line says so.
+    /// A stream as text of about `limit` bytes, and how many bytes were left out. A line marks each place
+    /// where bytes are missing.
     pub fn text(&self, stream: Stream, limit: usize) -> (String, u64) {
         let mut text = String::new();
         let missing = self.walk_stream(stream, limit, &mut |bytes| {
@@ -121,11 +120,10 @@ impl Output {
         missing
     }
 
-    /// The lines of both streams in the order in which they came, from about `limit` bytes of each.
-    /// A line counts as having come when its end came.
+    /// The lines of both streams, from about `limit` bytes of each, in the order in which their ends arrived.
     pub fn lines(&self, limit: usize) -> Vec<String> {
         let mut lines = Vec::new();
-        let mut streams = [Stream::Stdout, Stream::Stderr].map(|stream| Unrolled {
+        let mut streams = [Stream::Stdout, Stream::Stderr].map(|stream| LineSplitter {
             parts: self.excerpt(stream, limit),
             next: 0,
             partial: Vec::new(),
@@ -142,28 +140,28 @@ impl Output {
         lines
     }
 
-    /// Gives what came after `at` (of standard output, of standard error) in the order in which it
-    /// came, and moves `at` on. False when `room` (in bytes) was not enough for all of it.
-    pub(super) fn read_on(
+    /// Passes the output after the offsets `at` (of standard output and standard error) to `give`, in order of
+    /// arrival, and advances `at`. False if `room` (in bytes) was not enough for all of it.
+    pub(super) fn read_from(
         &self,
-        how: &Reading,
+        how: &ReadOptions,
         at: &mut [u64; 2],
         room: &mut usize,
-        give: &mut dyn FnMut(What),
+        give: &mut dyn FnMut(EventKind),
     ) -> bool {
         let wanted = |stream| how.stream.is_none_or(|only| only == stream);
         for (stream, end) in self.runs.iter().filter(|(stream, _)| wanted(*stream)) {
-            let (tape, at) = (self.tape(*stream), &mut at[*stream as usize]);
+            let (buffer, at) = (self.stream(*stream), &mut at[*stream as usize]);
             while *at < *end {
                 let most = usize::try_from(*end - *at).unwrap_or(usize::MAX);
                 let wanted = most.min(*room).min(MAX_LINE_BYTES);
-                let (from, mut bytes) = read_across(tape, *at, wanted);
+                let (from, mut bytes) = read_across(buffer, *at, wanted);
                 if from > *at {
-                    give(What::Gap(*stream, *at, from));
+                    give(EventKind::Gap(*stream, *at, from));
                     *at = from;
                     continue;
                 }
-                let is_last = how.ended && from + bytes.len() as u64 == tape.end();
+                let is_last = how.ended && from + bytes.len() as u64 == buffer.end();
                 let before_gap = bytes.len() < wanted;
                 bytes.truncate(how.complete(&bytes, is_last || before_gap));
                 if bytes.is_empty() {
@@ -174,32 +172,33 @@ impl Output {
                 }
                 *room = room.saturating_sub(bytes.len());
                 *at += bytes.len() as u64;
-                give(What::Output(*stream, from, bytes));
+                give(EventKind::Output(*stream, from, bytes));
             }
         }
         true
     }
 
-    /// The kept bytes of a stream with its gaps, cut to about `limit` bytes by leaving out more of
-    /// the middle.
+    /// The kept bytes and the gaps of a stream, cut to about `limit` bytes by leaving out more of the middle.
     fn excerpt(&self, stream: Stream, limit: usize) -> Vec<Part> {
-        let tape = self.tape(stream);
-        let (front, back) = if tape.kept() <= limit {
+        let buffer = self.stream(stream);
+        let (front, back) = if buffer.kept() <= limit {
             (u64::MAX, 0)
         } else {
             (limit as u64 / 2, limit as u64 / 2)
         };
         let mut parts: Vec<Part> = Vec::new();
         let mut at = 0;
-        while at < tape.end() {
+        while at < buffer.end() {
             let from = if at >= front {
-                at.max(tape.end() - back)
+                at.max(buffer.end() - back)
             } else {
                 at
             };
             let most = usize::try_from(front.saturating_sub(from)).unwrap_or(usize::MAX);
             let most = if from >= front { usize::MAX } else { most };
-            let (offset, bytes) = tape.read(from, most).unwrap_or((tape.end(), Vec::new()));
+            let (offset, bytes) = buffer
+                .read(from, most)
+                .unwrap_or((buffer.end(), Vec::new()));
             if offset > at {
                 parts.push(Part::Gap(offset - at));
             }
@@ -212,13 +211,15 @@ impl Output {
     }
 }
 
-/// The first kept byte at or after `offset`, and up to `max` bytes from there, across the place where
-/// the tape's head and tail meet when nothing is missing there.
-fn read_across(tape: &Tape, offset: u64, max: usize) -> (u64, Vec<u8>) {
-    let (from, mut bytes) = tape.read(offset, max).unwrap_or((tape.end(), Vec::new()));
+/// The offset of the first kept byte at or after `offset`, and up to `max` bytes from there. Reads across the
+/// boundary of the buffer's head and tail if nothing is missing between them.
+fn read_across(buffer: &HeadTailBuffer, offset: u64, max: usize) -> (u64, Vec<u8>) {
+    let (from, mut bytes) = buffer
+        .read(offset, max)
+        .unwrap_or((buffer.end(), Vec::new()));
     let end = from + bytes.len() as u64;
     if bytes.len() < max
-        && let Some((next, more)) = tape.read(end, max - bytes.len())
+        && let Some((next, more)) = buffer.read(end, max - bytes.len())
         && next == end
     {
         bytes.extend(more);
@@ -226,19 +227,19 @@ fn read_across(tape: &Tape, offset: u64, max: usize) -> (u64, Vec<u8>) {
     (from, bytes)
 }
 
-/// How output is to be read on.
+/// How output is read.
 #[derive(Debug, Default)]
-pub(super) struct Reading {
-    /// One stream only.
+pub(super) struct ReadOptions {
+    /// Only this stream.
     pub stream: Option<Stream>,
-    /// Lines that have no end yet have to wait.
+    /// Only whole lines; an unfinished one is read later.
     pub whole_lines: bool,
-    /// Nothing more will come.
+    /// The output is complete.
     pub ended: bool,
 }
 
-impl Reading {
-    /// How many of these bytes can be given: not half a line, nor half a character.
+impl ReadOptions {
+    /// How many of these bytes can be delivered: no part of an unfinished line or of a character.
     fn complete(&self, bytes: &[u8], is_last: bool) -> usize {
         if is_last || (self.whole_lines && bytes.len() >= MAX_LINE_BYTES) {
             return bytes.len();
@@ -247,8 +248,8 @@ impl Reading {
             let end = bytes.iter().rposition(|b| *b == b'\n');
             return end.map_or(0, |at| at + 1);
         }
-        // A character that has only begun is one to three bytes at the end, the first of them with
-        // the number of all in its upper bits.
+        // An incomplete character is one to three bytes at the end. The upper bits of its first byte give
+        // its length.
         let begins = |back: &usize| bytes.len() >= *back && bytes[bytes.len() - back] >= 0xC0;
         match (1..=3).find(begins) {
             Some(back) if (bytes[bytes.len() - back].leading_ones() as usize) > back => {
@@ -259,7 +260,7 @@ impl Reading {
     }
 }
 
-/// The line that stands where bytes are missing.
+/// The line that marks a place where bytes are missing.
 pub fn gap_line(bytes: u64) -> String {
     format!("\n… {bytes} bytes left out …\n")
 }
@@ -269,15 +270,15 @@ enum Part {
     Gap(u64),
 }
 
-/// A stream being turned into lines.
-struct Unrolled {
+/// Splits a stream into lines.
+struct LineSplitter {
     parts: Vec<Part>,
     next: usize,
     partial: Vec<u8>,
 }
 
-impl Unrolled {
-    /// Emits the lines that ended before `end`.
+impl LineSplitter {
+    /// Emits the lines that end before this offset.
     fn advance(&mut self, end: u64, lines: &mut Vec<String>) {
         while let Some(part) = self.parts.get_mut(self.next) {
             let taken = match part {

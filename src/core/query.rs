@@ -1,4 +1,4 @@
-//! What can be asked: tasks, machines, figures. Nothing here changes anything.
+//! Queries for tasks, machines and statistics. Nothing here changes anything.
 
 use super::pattern::Pattern;
 use super::task::Task;
@@ -7,18 +7,18 @@ use crate::wire::machine::{Machine, MachineState};
 use crate::wire::task::{Counts, ExecutionState, TaskState};
 use std::ops::Bound;
 
-/// The most tasks looked at in one call of [`Core::list`]: a query that matches little must not
-/// hold the lock for long.
-const MAX_LOOKED_AT: usize = 2_000;
-/// The most executions answered in one page: a page of broadcasts to thousands stays bounded.
+/// The most tasks visited in one call of [`Core::list`]: a query that matches few tasks must not hold the lock
+/// for long.
+const MAX_VISITED: usize = 2_000;
+/// The most executions in one page, so that a page of tasks with thousands of machines stays bounded.
 const MAX_LISTED_EXECUTIONS: usize = 5_000;
-/// The shortest beginning of an id that stands for it: shorter ones are typing mistakes.
+/// The shortest beginning of an id that is accepted in its place; a shorter one is a typing mistake.
 const MIN_BEGINNING_BYTES: usize = 6;
 
 /// Which tasks are wanted.
 #[derive(Debug, Clone, Default)]
 pub struct TaskQuery {
-    /// Only those whose name begins so.
+    /// Only those whose name begins with this.
     pub prefix: Option<String>,
     /// Only those in this state.
     pub state: Option<TaskState>,
@@ -42,34 +42,34 @@ impl TaskQuery {
     }
 }
 
-/// Part of a list of tasks.
+/// A page of a list of tasks.
 #[derive(Debug)]
 pub struct TaskPage {
     /// The tasks, newest first.
     pub tasks: Vec<Task>,
-    /// Where to go on: tasks older than this one. `None` when there are no more.
+    /// Where the next page begins: at the tasks older than this one. `None` if there are no more.
     pub next: Option<TaskKey>,
-    /// The page is not full, the search was only interrupted: go on at once.
+    /// The page is not full because the search stopped at its limit: continue at once.
     pub interrupted: bool,
 }
 
 impl Core {
-    /// A pattern that is known: compiling costs more than all else that a submit does.
+    /// A known pattern, compiled. Compiling costs more than everything else in a submit.
     pub fn pattern(&self, text: &str) -> Option<Pattern> {
-        self.directory.pattern(text)
+        self.match_index.pattern(text)
     }
 
-    /// The newest tasks that are wanted and older than `before`, `limit` at most. Looks at a
-    /// bounded number of tasks; the page says where to go on.
+    /// The newest tasks that match and are older than `before`, `limit` at most. Visits a bounded number of
+    /// tasks; the page says where to continue.
     pub fn list(&self, query: &TaskQuery, before: Option<TaskKey>, limit: usize) -> TaskPage {
         let all = self
             .tasks
             .range(..before.unwrap_or(TaskKey(u64::MAX)))
             .rev();
         let (mut tasks, mut executions, mut last) = (Vec::new(), 0, None);
-        for (looked_at, (key, task)) in all.enumerate() {
+        for (visited, (key, task)) in all.enumerate() {
             let full = tasks.len() >= limit || executions > MAX_LISTED_EXECUTIONS;
-            if full || looked_at >= MAX_LOOKED_AT {
+            if full || visited >= MAX_VISITED {
                 return TaskPage {
                     tasks,
                     next: last,
@@ -91,8 +91,8 @@ impl Core {
 
     /// The task with this id, or else the newest with this name.
     pub fn find_task(&self, name: &str) -> Result<TaskKey, Refusal> {
-        self.named(name).ok_or_else(|| {
-            // Even the only one: what changes something must name what it means.
+        self.by_id_or_name(name).ok_or_else(|| {
+            // Not even a unique beginning is accepted here: a call that changes something needs the whole id.
             match self.find_task_by_beginning(name) {
                 Ok(key) => Refusal::Unknown(format!(
                     "{name:?} is the beginning of the id of a task, {}; give the whole id to change it",
@@ -106,22 +106,24 @@ impl Core {
         })
     }
 
-    fn named(&self, name: &str) -> Option<TaskKey> {
+    fn by_id_or_name(&self, name: &str) -> Option<TaskKey> {
         let by_name = || self.task_names.get(name)?.last();
         self.task_ids.get(name).or_else(by_name).copied()
     }
 
-    /// The same, or else the only task whose id begins so. For looking only.
+    /// The same, or else the only task whose id begins with this. For calls that change nothing.
     pub fn find_task_by_beginning(&self, name: &str) -> Result<TaskKey, Refusal> {
-        if let Some(key) = self.named(name) {
+        if let Some(key) = self.by_id_or_name(name) {
             return Ok(key);
         }
         if name.len() < MIN_BEGINNING_BYTES {
             return Err(unknown(name));
         }
         let later = (Bound::Included(name), Bound::Unbounded);
-        let mut ids =
-            { self.task_ids.range::<str, _>(later) }.take_while(|(id, _)| id.starts_with(name));
+        let mut ids = self
+            .task_ids
+            .range::<str, _>(later)
+            .take_while(|(id, _)| id.starts_with(name));
         match (ids.next(), ids.next()) {
             (Some((_, key)), None) => Ok(*key),
             (None, _) => Err(unknown(name)),
@@ -131,12 +133,12 @@ impl Core {
         }
     }
 
-    /// A copy of a task; cheap, its output is shared.
+    /// A copy of a task. Cheap: the data is shared.
     pub fn show(&self, key: TaskKey) -> Result<Task, Refusal> {
         self.tasks
             .get(&key)
             .cloned()
-            .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
+            .ok_or_else(|| Refusal::Unknown("the task has just been forgotten".into()))
     }
 
     /// All tasks, oldest first.
@@ -144,7 +146,7 @@ impl Core {
         self.tasks.values()
     }
 
-    /// Whether a task has ended (or is not known any more).
+    /// Whether a task has finished, or is no longer known.
     pub fn is_finished(&self, key: TaskKey) -> bool {
         self.tasks
             .get(&key)
@@ -165,7 +167,7 @@ impl Core {
         machines
     }
 
-    /// How many machines are in which state.
+    /// The number of machines in each state.
     pub fn machines_by_state(&self) -> [(MachineState, usize); 3] {
         MachineState::ALL.map(|state| {
             (
@@ -175,34 +177,34 @@ impl Core {
         })
     }
 
-    /// How many kept executions are in which state.
+    /// The number of executions in each state.
     pub fn executions_by_state(&self) -> Counts {
-        self.executions
+        self.ledger.executions()
     }
 
-    /// How many kept tasks are in which state.
+    /// The number of tasks in each state.
     pub fn tasks_by_state(&self) -> [(TaskState, usize); 7] {
-        let unfinished = self.tasks.len() - self.finished.len();
+        let unfinished = self.ledger.unfinished_tasks();
         let waiting = self
-            .directory
+            .match_index
             .open_tasks()
             .filter(|key| self.task(*key).executions.is_empty())
             .count();
         TaskState::ALL.map(|state| match state {
             TaskState::Waiting => (state, waiting),
             TaskState::Running => (state, unfinished - waiting),
-            ended => (state, self.figures.kept[ended as usize]),
+            ended => (state, self.stats.kept[ended as usize]),
         })
     }
 
     /// Bytes of output kept.
     pub fn output_bytes(&self) -> usize {
-        self.output_bytes
+        self.ledger.output_bytes()
     }
 
-    /// What has been counted since the start.
-    pub fn figures(&self) -> &Figures {
-        &self.figures
+    /// The counters since the start.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
     }
 }
 
@@ -212,13 +214,13 @@ fn unknown(name: &str) -> Refusal {
         false => String::new(),
     };
     Refusal::Unknown(format!(
-        "no task has the id or the name {name:?}, or not any more: finished tasks are forgotten after their resultTtl or failureTtl, all of them when a server without a database is restarted{short}"
+        "no task has the id or name {name:?}; finished tasks are forgotten after their resultTtl or failureTtl, and all of them when a server without a database is restarted{short}"
     ))
 }
 
-/// What is counted as things happen.
+/// Counters since the start of the server.
 #[derive(Debug, Clone, Default)]
-pub struct Figures {
+pub struct Stats {
     /// Tasks accepted.
     pub submitted: u64,
     /// Further attempts.
@@ -233,7 +235,7 @@ pub struct Figures {
     pub run_time: Histogram,
 }
 
-impl Figures {
+impl Stats {
     pub(super) fn ended(&mut self, state: ExecutionState) {
         self.executions_ended[state as usize] += 1;
     }
@@ -247,10 +249,10 @@ impl Figures {
     }
 }
 
-/// How often something took how long.
+/// A histogram of durations.
 #[derive(Debug, Clone, Default)]
 pub struct Histogram {
-    /// How often it took no longer than the bound of the same place; the last has no bound.
+    /// How many were at most as long as the bound with the same index; the last has no bound.
     pub counts: [u64; Histogram::BOUNDS_MS.len() + 1],
     /// The sum of all, in milliseconds.
     pub sum_ms: u64,

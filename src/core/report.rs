@@ -1,11 +1,10 @@
-//! What agents tell of their commands: output as it comes, and results.
+//! The reports of agents: output while commands run, and results.
 //!
-//! What is reported is taken once, of the attempt that is in the hands of the machine that reports it;
-//! whoever reports something else is told what to do with it. A new figure of a result is set where the
-//! others are, in `end_reported`.
+//! A report counts once, and only from the machine that was handed the attempt. For any other the agent is told
+//! to kill or to forget it. To add a field of a result: set it in `end_reported`.
 
-use super::agent::cut;
-use super::check::Rule;
+use super::agent::truncated;
+use super::invariants::Rule;
 use super::output::Output;
 use super::saved::{OutputKey, SavedPiece};
 use super::{Core, ExecutionKey, Notice, Time};
@@ -14,11 +13,11 @@ use crate::wire::task::{Detail, ExecutionState};
 use std::sync::Arc;
 
 impl Core {
-    /// Takes in output of running commands. Pieces of what is not this instance's are dropped; the
-    /// orders say what to kill, because its outcome is settled, and what to forget.
+    /// Stores output of running commands. Pieces of attempts that this instance does not run are dropped; the
+    /// orders say which of them to kill (the outcome is decided) and which to forget (unknown here).
     pub fn output(&mut self, now: Time, instance: &str, pieces: &[Piece]) -> Orders<Arc<Detail>> {
         let mut orders = Orders::none();
-        self.heard_of(now, instance);
+        self.note_contact(now, instance);
         for piece in pieces {
             let Ok(key) = self.active_attempt(instance, &piece.id) else {
                 let settled = self.find(&piece.id.execution).is_some();
@@ -32,7 +31,7 @@ impl Core {
                 }
                 continue;
             };
-            // Of what its own report ended, the last of the output came with it.
+            // If the machine itself reported the end, the last output came with that report.
             if !self.execution(key).state.is_terminal() {
                 self.keep_piece(key, piece);
             }
@@ -41,25 +40,23 @@ impl Core {
     }
 
     fn keep_piece(&mut self, key: ExecutionKey, piece: &Piece) {
-        let wanted = self.output_bytes.saturating_add(piece.data.len());
-        self.make_room_for_output(wanted);
-        if self.output_bytes.saturating_add(piece.data.len()) <= self.limits.output_bytes {
+        if self.make_room_for_output(piece.data.len()) {
             self.change_output(key, |output| {
                 output.write(piece.stream, piece.offset, &piece.data)
             });
-            self.note_output(key, piece.stream, piece.offset, &piece.data);
+            self.record_output(key, piece.stream, piece.offset, &piece.data);
         } else {
-            // Nothing old is left to make room: the bytes are counted as missing.
+            // There is nothing left to forget: count the bytes as missing.
             let end = piece.offset.saturating_add(piece.data.len() as u64);
             self.change_output(key, |output| output.skip_to(piece.stream, end));
-            self.note_output(key, piece.stream, end, &[]);
+            self.record_output(key, piece.stream, end, &[]);
         }
     }
 
-    /// Notes what came of an attempt's output, for whoever saves it.
-    fn note_output(&mut self, key: ExecutionKey, stream: Stream, offset: u64, data: &[u8]) {
+    /// Records a piece of output to be saved.
+    fn record_output(&mut self, key: ExecutionKey, stream: Stream, offset: u64, data: &[u8]) {
         if let Some(changes) = &mut self.changes {
-            let attempt = &self.tasks[&key.task].executions[key.n as usize].now;
+            let attempt = &self.tasks[&key.task].executions[key.n as usize].current;
             let output_key = OutputKey::of(key, attempt.number);
             if let Some(output) = &attempt.output {
                 let piece = SavedPiece {
@@ -72,11 +69,11 @@ impl Core {
         }
     }
 
-    /// Changes what is kept of an attempt's output, and keeps the sums in step.
+    /// Changes an attempt's output and updates the sums.
     fn change_output(&mut self, key: ExecutionKey, change: impl FnOnce(&mut Output)) {
-        let task = super::kept(&mut self.tasks, key.task);
+        let task = super::data_mut(&mut self.tasks, key.task);
         let output = task.executions[key.n as usize]
-            .now
+            .current
             .output
             .get_or_insert_default();
         let output = Arc::make_mut(output);
@@ -84,12 +81,12 @@ impl Core {
         change(output);
         let after = output.kept();
         task.output_bytes = task.output_bytes + after - before;
-        self.output_bytes = self.output_bytes + after - before;
-        self.note_news(key);
+        self.ledger.resize_output(before, after);
+        self.record_change(key);
     }
 
-    /// Takes in results, with the last of their output. Says for each what became of it; none has
-    /// to be reported again.
+    /// Processes results, with the last of their output. There is a verdict for each; none has to be
+    /// reported again.
     pub fn done(
         &mut self,
         now: Time,
@@ -102,13 +99,12 @@ impl Core {
         verdicts
     }
 
-    /// The same, and hands out what is next if the agent asks for that: who reports has a free place,
-    /// and to go there and back for the report, and again for the next order, takes as long as a
-    /// small command.
+    /// The same, and hands out more work if the agent asks for that. An agent that reports a result has a
+    /// free job; a second round trip for its next order would take as long as a small command.
     ///
-    /// It asks by the number of its latest poll. If that is the latest here, too, every poll to come
-    /// is made after this answer has arrived, or has been given up; so what that poll does not list
-    /// has not been started, as with what a poll's answer hands out.
+    /// The agent asks by giving the number of its latest poll. If that is the latest here too, the agent makes
+    /// every later poll only after this answer has arrived or was given up. So whatever such a poll does not
+    /// list was not started, as with orders in the answer to a poll.
     pub fn done_and_next(&mut self, now: Time, done: &Done) -> Taken<Arc<Detail>> {
         let results = self.take_results(now, &done.instance, &done.pieces, &done.results);
         let machine = self.instances.get(&*done.instance).copied().filter(|key| {
@@ -162,10 +158,10 @@ impl Core {
     fn end_reported(&mut self, now: Time, key: ExecutionKey, ended: &Ended) -> Result<(), String> {
         let execution = self.execution(key);
         if execution.state.is_terminal() {
-            return Ok(()); // The same report again.
+            return Ok(()); // The report was repeated.
         }
         let state = match ended.state {
-            // Nobody asked for it: the agent was shut down, and the command with it.
+            // No user canceled it: the agent was shut down, and its command with it.
             ExecutionState::Canceled if !execution.canceling => ExecutionState::Lost,
             state @ (ExecutionState::Succeeded
             | ExecutionState::Failed
@@ -174,62 +170,65 @@ impl Core {
             other => return Err(format!("state: an attempt cannot end {}", other.word())),
         };
         if let Some(ms) = ended.duration_ms {
-            self.note_start(now, key, ended.ended_ago_ms.saturating_add(ms));
+            self.record_start(now, key, ended.ended_ago_ms.saturating_add(ms));
         }
         let room = self
             .execution(key)
-            .now
+            .current
             .delivered_at
             .map_or(0, |delivered| now.millis_since(delivered));
-        let attempt = &mut self.execution_mut(key).now;
+        let attempt = &mut self.execution_mut(key).current;
         attempt.reported = true;
         attempt.finished_at = Some(
             Time(now.0 - ended.ended_ago_ms.min(room)).max(attempt.started_at.unwrap_or_default()),
         );
         attempt.duration_ms = ended.duration_ms;
         attempt.exit_code = ended.exit_code;
-        attempt.signal = ended.signal.as_deref().map(|signal| cut(signal).into());
+        attempt.signal = ended
+            .signal
+            .as_deref()
+            .map(|signal| truncated(signal).into());
         self.change_output(key, |output| {
             output.skip_to(Stream::Stdout, ended.stdout_bytes);
             output.skip_to(Stream::Stderr, ended.stderr_bytes);
         });
-        self.note_output(key, Stream::Stdout, ended.stdout_bytes, &[]);
-        self.note_output(key, Stream::Stderr, ended.stderr_bytes, &[]);
-        self.end_attempt(now, key, state, cut(&ended.msg));
+        self.record_output(key, Stream::Stdout, ended.stdout_bytes, &[]);
+        self.record_output(key, Stream::Stderr, ended.stderr_bytes, &[]);
+        self.end_attempt(now, key, state, truncated(&ended.msg));
         Ok(())
     }
 
-    fn heard_of(&mut self, now: Time, instance: &str) {
+    fn note_contact(&mut self, now: Time, instance: &str) {
         if let Some(key) = self.instances.get(instance).copied() {
             self.machine_mut(key).last_seen = now;
         }
     }
 
-    /// The execution whose attempt is, or until its own report was, in this instance's hands.
+    /// The execution of an attempt that this instance runs, or whose end it has reported itself.
     fn active_attempt(&self, instance: &str, id: &AttemptId) -> Result<ExecutionKey, String> {
         let key = self
             .find(&id.execution)
-            .ok_or("nobody knows this execution (any more)")?;
+            .ok_or("this execution is not known, or no longer")?;
         let execution = self.execution(key);
         let own = execution
             .target
             .as_ref()
             .is_some_and(|target| *target.instance == *instance);
         if !own {
-            return Err("it is not this instance's".into());
+            return Err("it was not handed to this instance".into());
         }
-        if execution.now.number != id.attempt {
+        if execution.current.number != id.attempt {
             return Err(format!(
                 "attempt {} is over, this is attempt {}",
-                id.attempt, execution.now.number
+                id.attempt, execution.current.number
             ));
         }
-        let settled = execution.state.is_terminal() && !execution.now.reported;
+        let settled = execution.state.is_terminal() && !execution.current.reported;
         if settled {
             return Err(format!(
                 "it ended {}: {}",
                 execution.state.word(),
-                execution.now.msg
+                execution.current.msg
             ));
         }
         Ok(key)

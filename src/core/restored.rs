@@ -1,38 +1,38 @@
-//! A core made again from what was saved of an earlier one.
+//! Rebuilds a core from saved records.
 //!
-//! The records come from a file, so they are not believed: what contradicts itself is an error that says
-//! which record it is. To restore a new field of a record: set it where the others of its kind are set.
+//! The records come from a file and are not trusted: a contradiction is an error that names the record. To
+//! restore a new field, set it where the other fields of its record are set.
 
+use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
 use super::pattern::Pattern;
 use super::saved::{
     Changes, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedTask,
 };
-use super::seldom::Seldom;
 use super::spec::Spec;
-use super::task::{Execution, Kept, Place, Target, Task};
+use super::task::{Execution, Place, Target, Task, TaskData};
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
+use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
-use crate::wire::span::Span;
 use crate::wire::task::ExecutionState;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 impl Core {
-    /// A core as it was saved; it notes changes. Time during which nobody was there to act does not
-    /// count: waits of what has not ended are longer by it, and every machine has its time to come
-    /// back. The error says which record cannot be what it should be.
+    /// A core as it was saved; it records changes. The time since then does not count: everything that an
+    /// unfinished task waits for is later by it, and every machine gets its usual time to report in. The error
+    /// names the record that is wrong.
     pub fn restored(limits: super::Limits, now: Time, saved: Saved) -> Result<Core, String> {
         let mut core = Core::new(limits, now);
-        let away = Span::from_millis(now.millis_since(saved.last_alive));
-        core.back_since = now;
+        let away = TimeSpan::from_millis(now.millis_since(saved.last_alive));
+        core.resumed_at = now;
         core.next_task = core.next_task.max(saved.next_task);
-        let mut words = Words::default();
+        let mut interner = Interner::default();
         for (instance, mut machine) in saved.machines {
-            words.share(&mut machine.label);
-            words.share(&mut machine.host);
-            words.share(&mut machine.version);
-            let instance = words.shared(instance);
+            interner.share(&mut machine.label);
+            interner.share(&mut machine.host);
+            interner.share(&mut machine.version);
+            let instance = interner.shared(instance);
             core.restore_machine(now, instance, machine);
         }
         let mut executions: BTreeMap<TaskKey, Vec<SavedExecution>> = BTreeMap::new();
@@ -49,13 +49,13 @@ impl Core {
         let mut changes = Changes::default();
         for (key, mut task) in saved.tasks {
             let mut executions = executions.remove(&key).unwrap_or_default();
-            words.share_those_of(&mut task, &mut executions);
+            interner.share_all(&mut task, &mut executions);
             if task.finished_at.is_none() {
-                // Its waits are longer now: the next start adds only the time after this one.
+                // Save the later times, or the next start would add this pause again.
                 changes.task(key);
                 changes.executions.extend((0..).zip(&executions).filter_map(
                     |(n, e)| -> Option<ExecutionKey> {
-                        let waits = [e.now.due_at, e.now.expires_at, e.now.overdue_at];
+                        let waits = [e.current.due_at, e.current.expires_at, e.current.overdue_at];
                         waits
                             .iter()
                             .any(Option::is_some)
@@ -76,9 +76,9 @@ impl Core {
         }
         core.notices.clear();
         core.changes = Some(changes);
-        // The limits may be lower than they were.
+        // The limits may be lower than before.
         core.keep_within_limits();
-        core.make_room_for_output(core.output_bytes);
+        core.make_room_for_output(0);
         Ok(core)
     }
 
@@ -90,7 +90,7 @@ impl Core {
     ) -> MachineKey {
         let key = MachineKey(self.next_machine);
         self.next_machine += 1;
-        let label_key = self.directory.add_machine(&saved.label, key);
+        let label_key = self.match_index.add_machine(&saved.label, key);
         self.instances.insert(instance.clone(), key);
         let target = Target {
             label: saved.label.clone(),
@@ -120,10 +120,10 @@ impl Core {
             offline_since: now,
             left: saved.left,
             watched_at: None,
-            // Those that it has joined know it.
-            owes_joins: true,
+            // It does not join a task twice.
+            joins_pending: true,
             seq: saved.seq,
-            parked: false,
+            poll_held: false,
             ready: None,
             inbox: BTreeSet::new(),
             active: BTreeSet::new(),
@@ -133,7 +133,7 @@ impl Core {
         if saved.offline {
             self.forget_later(now, key);
         } else {
-            self.watch(key, now.plus(super::OFFLINE_AFTER));
+            self.watch_silence(key, now.plus(super::OFFLINE_AFTER));
         }
         key
     }
@@ -141,14 +141,14 @@ impl Core {
     fn restore_task(
         &mut self,
         now: Time,
-        away: Span,
+        away: TimeSpan,
         key: TaskKey,
         saved: SavedTask,
         executions: Vec<SavedExecution>,
     ) -> Result<(), String> {
         let finished = saved.finished_at.is_some();
         let later = |time: Time| if finished { time } else { time.plus(away) };
-        let mut task = Kept {
+        let mut task = TaskData {
             id: saved.id,
             prefix: saved.prefix,
             created_at: saved.created_at,
@@ -165,7 +165,7 @@ impl Core {
             spec: Arc::new(Spec {
                 id: None,
                 name: saved.name,
-                pattern: Pattern::known(saved.pattern),
+                pattern: Pattern::accepted(saved.pattern),
                 mode: saved.mode,
                 ttl: saved.ttl,
                 late_join: saved.late_join,
@@ -178,19 +178,23 @@ impl Core {
         let mut places = Vec::new();
         for (n, saved) in (0..).zip(executions) {
             let key = ExecutionKey { task: key, n };
-            if !saved.is_where_it_can_be() || (finished && !saved.state.is_terminal()) {
+            if !saved.has_valid_place() || (finished && !saved.state.is_terminal()) {
                 return Err(format!(
-                    "execution {n} of task {} is {} and at {:?}",
+                    "execution {n} of task {} is {}, which does not fit its place {:?}",
                     task.id,
                     saved.state.word(),
                     saved.place
                 ));
             }
             *task.counts.of(saved.state) += 1;
-            *self.executions.of(saved.state) += 1;
+            self.ledger.add_execution(saved.state);
             places.push((key, saved.place));
-            let mut now = saved.now;
-            for time in [&mut now.due_at, &mut now.expires_at, &mut now.overdue_at] {
+            let mut current = saved.current;
+            for time in [
+                &mut current.due_at,
+                &mut current.expires_at,
+                &mut current.overdue_at,
+            ] {
                 *time = time.map(later);
             }
             task.executions.push(Execution {
@@ -198,13 +202,13 @@ impl Core {
                 place: Place::Nowhere,
                 target: saved.target,
                 canceling: saved.canceling,
-                now: match (saved.state, now.number) {
-                    (ExecutionState::Queued, 1) => Seldom::usual(),
-                    _ => Seldom::of(now),
+                current: match (saved.state, current.number) {
+                    (ExecutionState::Queued, 1) => LazyBox::unallocated(),
+                    _ => LazyBox::new(current),
                 },
                 past: match saved.past.is_empty() {
-                    true => Seldom::usual(),
-                    false => Seldom::of(saved.past),
+                    true => LazyBox::unallocated(),
+                    false => LazyBox::new(saved.past),
                 },
             });
         }
@@ -215,7 +219,7 @@ impl Core {
         Ok(())
     }
 
-    /// Gives a restored task its places in the indexes, and its timers.
+    /// Adds a restored task to the indexes and sets its timers.
     fn index_restored(&mut self, key: TaskKey, task: Task) -> Result<(), String> {
         self.next_task = self.next_task.max(key.0 + 1);
         if self.task_ids.insert(task.id.clone(), key).is_some() {
@@ -231,23 +235,23 @@ impl Core {
         let open = task.open;
         match task.finished_at {
             Some(at) => {
-                self.finished.insert((at, key));
-                self.finished_executions += task.executions.len();
-                self.figures.finished(task.state());
-                self.arm_forget(at, key, &task);
+                self.ledger.finish_task(at, key, task.executions.len());
+                self.stats.finished(task.state());
+                self.set_forget_task(at, key, &task);
             }
-            None => self.arm_ttl(key, &task),
+            None => self.set_task_ttl(key, &task),
         }
         self.tasks.insert(key, task);
+        self.ledger.add_task();
         if open {
-            let group = self.group_of(key);
-            self.directory.group_mut(group).open.insert(key);
+            let pattern = self.pattern_key_of(key);
+            self.match_index.entry_mut(pattern).open.insert(key);
         }
         Ok(())
     }
 
     fn restore_place(&mut self, now: Time, key: ExecutionKey, place: SavedPlace) {
-        // A machine that nothing waits for may be forgotten since.
+        // Only work that its machine has, or that is queued for it, needs the machine.
         let wanted = matches!(place, SavedPlace::Inbox | SavedPlace::Active);
         let target = self.execution(key).target.clone().filter(|_| wanted);
         let machine = target.map(|target| match self.instances.get(&target.instance) {
@@ -271,31 +275,34 @@ impl Core {
         match (place, machine) {
             (SavedPlace::Active, Some(machine)) => self.place(key, Place::Active(machine)),
             (SavedPlace::Inbox, Some(machine)) => self.place(key, Place::Inbox(machine)),
-            (SavedPlace::Group, _) => {
-                let group = self.group_of(key.task);
-                self.place(key, Place::Group(group));
+            (SavedPlace::Pattern, _) => {
+                let pattern = self.pattern_key_of(key.task);
+                self.place(key, Place::Pattern(pattern));
             }
-            // Without a target only the last is possible, see `is_where_it_can_be`.
+            // Without a target only `Nowhere` is possible, see `has_valid_place`.
             (SavedPlace::Active | SavedPlace::Inbox, None) | (SavedPlace::Nowhere, _) => {}
         }
-        self.arm_attempt(key);
+        self.set_attempt_timers(key);
     }
 
     fn restore_output(&mut self, key: OutputKey, piece: &SavedPiece, changes: &mut Changes) {
-        let Some(task) = self.tasks.get_mut(&key.task).map(Task::kept) else {
+        let Some(task) = self.tasks.get_mut(&key.task).map(Task::data_mut) else {
             return;
         };
         let Some(execution) = task.executions.get_mut(key.n as usize) else {
             return;
         };
-        if !execution.state.is_terminal() && execution.now.number == key.attempt {
+        if !execution.state.is_terminal() && execution.current.number == key.attempt {
             *changes.saved_bytes.entry(key).or_default() += piece.cost();
         }
-        let past = { execution.past.own().into_iter() }
+        let past = execution
+            .past
+            .allocated_mut()
+            .into_iter()
             .flatten()
             .map(|past| &mut past.attempt);
         let attempt = past
-            .chain([&mut *execution.now])
+            .chain([&mut *execution.current])
             .find(|attempt| attempt.number == key.attempt);
         let Some(attempt) = attempt else { return };
         let output = Arc::make_mut(attempt.output.get_or_insert_default());
@@ -303,30 +310,30 @@ impl Core {
         output.write(piece.stream, piece.offset, &piece.data);
         let after = output.kept();
         task.output_bytes = task.output_bytes + after - before;
-        self.output_bytes = self.output_bytes + after - before;
+        self.ledger.resize_output(before, after);
     }
 }
 
-/// Words that many records have, kept once, as they were before they were saved.
+/// Stores equal texts of different records once, as they were before they were saved.
 #[derive(Default)]
-struct Words(HashSet<Arc<str>>);
+struct Interner(HashSet<Arc<str>>);
 
-impl Words {
-    fn shared(&mut self, word: Arc<str>) -> Arc<str> {
-        match self.0.get(&word) {
+impl Interner {
+    fn shared(&mut self, text: Arc<str>) -> Arc<str> {
+        match self.0.get(&text) {
             Some(known) => known.clone(),
             None => {
-                self.0.insert(word.clone());
-                word
+                self.0.insert(text.clone());
+                text
             }
         }
     }
 
-    fn share(&mut self, word: &mut Arc<str>) {
-        *word = self.shared(word.clone());
+    fn share(&mut self, text: &mut Arc<str>) {
+        *text = self.shared(text.clone());
     }
 
-    fn share_those_of(&mut self, task: &mut SavedTask, executions: &mut [SavedExecution]) {
+    fn share_all(&mut self, task: &mut SavedTask, executions: &mut [SavedExecution]) {
         self.share(&mut task.name);
         self.share(&mut task.pattern);
         if task.prefix == task.id {

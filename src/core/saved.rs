@@ -1,26 +1,25 @@
-//! What outlives the process: the tasks, executions, output and machines as they are saved.
+//! The records that are saved of tasks, executions, output and machines.
 //!
-//! The core knows no database. It notes what has changed since it was last asked, and gives it as a
-//! [`Batch`] of whole records; whoever saves them can put later batches on top of earlier ones. From
-//! the records a core is made again, see `restored.rs`. To save a new field: add it to the record with
-//! `#[serde(default)]`, so that files of earlier versions still open.
+//! The core knows no database. It records what has changed and gives it as a [`Batch`] of whole records; a later
+//! batch can be applied on top of an earlier one. `restored.rs` rebuilds a core from the records. To save a
+//! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
 use super::machine::Machine;
 use super::output::Output;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
+use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
-use crate::wire::span::Span;
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Output of one attempt is saved piece by piece; when the pieces have this many bytes together,
-/// they are replaced by what is kept of them.
+/// The output of an attempt is saved piece by piece. Once the pieces have this many bytes in all, they are
+/// replaced by the output that is kept.
 const REPLACED_AFTER_BYTES: usize = 4 << 20;
-/// What a piece costs beside its bytes, about.
+/// The size of a piece in the database beside its bytes, roughly.
 const PIECE_BYTES: usize = 64;
 
 /// A task as saved.
@@ -35,11 +34,11 @@ pub struct SavedTask {
     pub name: Arc<str>,
     pub pattern: Arc<str>,
     pub mode: Mode,
-    pub ttl: Span,
+    pub ttl: TimeSpan,
     pub late_join: bool,
     pub retry: Option<Retry>,
-    pub result_ttl: Span,
-    pub failure_ttl: Span,
+    pub result_ttl: TimeSpan,
+    pub failure_ttl: TimeSpan,
     pub detail: Arc<Detail>,
     pub created_at: Time,
     pub expires_at: Time,
@@ -53,7 +52,7 @@ pub struct SavedTask {
     pub rerun_of: Option<Arc<str>>,
 }
 
-/// An execution as saved; its output is saved apart.
+/// An execution as saved; its output is saved separately.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(
     missing_docs,
@@ -64,19 +63,20 @@ pub struct SavedExecution {
     pub place: SavedPlace,
     pub target: Option<Arc<Target>>,
     pub canceling: bool,
-    pub now: Attempt,
+    #[serde(rename = "now")]
+    pub current: Attempt,
     #[serde(default)]
     pub past: Vec<PastAttempt>,
 }
 
 impl SavedExecution {
-    /// Whether its state and its place go together.
-    pub(super) fn is_where_it_can_be(&self) -> bool {
+    /// Whether its place is possible in its state.
+    pub(super) fn has_valid_place(&self) -> bool {
         match self.state {
             ExecutionState::Queued => match self.place {
-                SavedPlace::Group => true,
+                SavedPlace::Pattern => true,
                 SavedPlace::Inbox => self.target.is_some(),
-                SavedPlace::Nowhere => self.now.due_at.is_some(),
+                SavedPlace::Nowhere => self.current.due_at.is_some(),
                 SavedPlace::Active => false,
             },
             ExecutionState::Delivered | ExecutionState::Running => {
@@ -95,7 +95,8 @@ impl SavedExecution {
 )]
 pub enum SavedPlace {
     Nowhere,
-    Group,
+    #[serde(rename = "Group")]
+    Pattern,
     Inbox,
     Active,
 }
@@ -120,7 +121,7 @@ pub struct SavedMachine {
     pub seq: u64,
 }
 
-/// Of which attempt some output is.
+/// Identifies the attempt that some output belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OutputKey {
     /// The task.
@@ -142,60 +143,60 @@ impl OutputKey {
     }
 }
 
-/// A piece of output. Without bytes it says only how far the command wrote.
+/// A piece of output. One without bytes records only how far the command wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedPiece {
-    /// Of which stream.
+    /// The stream.
     pub stream: Stream,
-    /// At which place.
+    /// The offset of the first byte.
     pub offset: u64,
     /// The bytes.
     pub data: Vec<u8>,
 }
 
 impl SavedPiece {
-    /// How many bytes it takes, about.
+    /// Its size in the database in bytes, roughly.
     pub fn cost(&self) -> usize {
         self.data.len() + PIECE_BYTES
     }
 }
 
-/// What happened to the output of an attempt.
+/// A change of the output of an attempt.
 #[derive(Debug, Clone)]
 pub enum OutputChange {
-    /// This came.
-    Came(SavedPiece),
-    /// Forget what came before: this is what is kept.
-    Kept(Vec<SavedPiece>),
+    /// This piece was added.
+    Appended(SavedPiece),
+    /// All earlier pieces are replaced by these.
+    Replaced(Vec<SavedPiece>),
 }
 
 impl OutputChange {
-    /// How many bytes it takes, about.
+    /// Its size in the database in bytes, roughly.
     pub fn cost(&self) -> usize {
         match self {
-            OutputChange::Came(piece) => piece.cost(),
-            OutputChange::Kept(pieces) => pieces.iter().map(SavedPiece::cost).sum(),
+            OutputChange::Appended(piece) => piece.cost(),
+            OutputChange::Replaced(pieces) => pieces.iter().map(SavedPiece::cost).sum(),
         }
     }
 }
 
-/// Everything that has changed, as whole records; `None` where something is gone.
+/// Everything that has changed, as whole records; `None` for what was removed.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
-    /// Tasks; one that is gone takes its executions and their output along.
+    /// Tasks. Removing one removes its executions and their output.
     pub tasks: BTreeMap<TaskKey, Option<SavedTask>>,
     /// Executions.
     pub executions: BTreeMap<(TaskKey, u32), SavedExecution>,
     /// Machines by instance.
     pub machines: BTreeMap<Arc<str>, Option<SavedMachine>>,
-    /// Output, in the order in which it came.
+    /// Output, in order of arrival.
     pub output: Vec<(OutputKey, OutputChange)>,
-    /// The number of the next task, when there is a change: no number is given twice.
+    /// The number of the next task. No number is used twice, even after a restart.
     pub next_task: u64,
 }
 
 impl Batch {
-    /// Whether there is nothing in it.
+    /// Whether nothing has changed.
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()
             && self.executions.is_empty()
@@ -203,14 +204,10 @@ impl Batch {
             && self.output.is_empty()
     }
 
-    /// Puts a later batch on top.
+    /// Applies a later batch on top of this one.
     pub fn add(&mut self, later: Batch) {
-        let mut gone = BTreeSet::new();
-        gone.extend(
-            { later.tasks.iter() }
-                .filter(|(_, task)| task.is_none())
-                .map(|(key, _)| *key),
-        );
+        let removed = later.tasks.iter().filter(|(_, task)| task.is_none());
+        let gone: BTreeSet<TaskKey> = removed.map(|(key, _)| *key).collect();
         for key in &gone {
             while let Some((first, _)) = self.executions.range((*key, 0)..=(*key, u32::MAX)).next()
             {
@@ -229,31 +226,31 @@ impl Batch {
     }
 }
 
-/// All records, to make a core of.
+/// All records, to rebuild a core from.
 #[derive(Debug, Clone, Default)]
 pub struct Saved {
     /// Tasks.
     pub tasks: BTreeMap<TaskKey, SavedTask>,
     /// Executions; numbered without gaps from 0 within a task.
     pub executions: BTreeMap<(TaskKey, u32), SavedExecution>,
-    /// Output, in the order in which it came.
+    /// Output, in order of arrival.
     pub output: Vec<(OutputKey, SavedPiece)>,
     /// Machines by instance.
     pub machines: BTreeMap<Arc<str>, SavedMachine>,
-    /// The number of the next task; 0 when it was not saved.
+    /// The number of the next task; 0 if it was not saved.
     pub next_task: u64,
-    /// When the process that saved them was last known to live.
+    /// When the process that saved them was last known to run.
     pub last_alive: Time,
 }
 
-/// What has changed since it was last asked for.
+/// What has changed since the last batch.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     tasks: BTreeSet<TaskKey>,
     pub(super) executions: BTreeSet<ExecutionKey>,
     machines: BTreeSet<Arc<str>>,
     output: Vec<(OutputKey, OutputChange)>,
-    /// Bytes of pieces saved of an attempt that goes on, since they were last replaced.
+    /// The size of the pieces saved of each unfinished attempt since they were last replaced.
     pub(super) saved_bytes: BTreeMap<OutputKey, usize>,
 }
 
@@ -270,40 +267,40 @@ impl Changes {
         self.machines.insert(instance.clone());
     }
 
-    /// Notes what came of an attempt's output; `output` is what is kept of it by now.
+    /// Records a new piece of an attempt's output; `output` is all that is kept of it.
     pub fn output(&mut self, key: OutputKey, piece: SavedPiece, output: &Output) {
         let saved = self.saved_bytes.entry(key).or_default();
         *saved += piece.cost();
-        let mut change = OutputChange::Came(piece);
+        let mut change = OutputChange::Appended(piece);
         if *saved > REPLACED_AFTER_BYTES {
-            change = OutputChange::Kept(output.pieces());
+            change = OutputChange::Replaced(output.pieces());
             *saved = change.cost();
         }
         self.output.push((key, change));
     }
 
-    /// Notes that nothing more will come of an attempt's output.
+    /// Records that an attempt's output is complete.
     pub fn output_ended(&mut self, key: OutputKey, output: Option<&Output>) {
         let saved = self.saved_bytes.remove(&key).unwrap_or(0);
         let Some(output) = output.filter(|output| saved > output.kept()) else {
             return;
         };
-        let kept = OutputChange::Kept(output.pieces());
+        let kept = OutputChange::Replaced(output.pieces());
         if kept.cost() < saved {
             self.output.push((key, kept));
         }
     }
 
-    /// Notes that an attempt's output is dropped, though its task is kept.
+    /// Records that an attempt's output is dropped although its task is kept.
     pub fn output_dropped(&mut self, key: OutputKey) {
         self.saved_bytes.remove(&key);
-        self.output.push((key, OutputChange::Kept(Vec::new())));
+        self.output.push((key, OutputChange::Replaced(Vec::new())));
     }
 }
 
 impl Core {
-    /// From now on, changes are noted for [`Core::take_batch`].
-    pub fn note_changes(&mut self) {
+    /// From now on changes are recorded for [`Core::take_batch`].
+    pub fn record_changes(&mut self) {
         self.changes.get_or_insert_default();
     }
 
@@ -344,28 +341,27 @@ impl Core {
         batch
     }
 
-    /// Everything that is kept of the output of these attempts, to be saved in place of what was
-    /// noted of it.
-    pub fn kept_output(&self, of: &BTreeSet<OutputKey>) -> Vec<(OutputKey, OutputChange)> {
+    /// All output that is kept of these attempts, to be saved in place of the recorded changes.
+    pub fn output_snapshot(&self, of: &BTreeSet<OutputKey>) -> Vec<(OutputKey, OutputChange)> {
         let kept = of.iter().filter_map(|key| {
             let execution = self.tasks.get(&key.task)?.executions.get(key.n as usize)?;
             let past = execution.past.iter().map(|past| &past.attempt);
             let attempt = past
-                .chain([&*execution.now])
+                .chain([&*execution.current])
                 .find(|attempt| attempt.number == key.attempt);
             let output = attempt.and_then(|attempt| attempt.output.as_ref());
             let pieces = output.map_or_else(Vec::new, |output| output.pieces());
-            Some((*key, OutputChange::Kept(pieces)))
+            Some((*key, OutputChange::Replaced(pieces)))
         });
         kept.collect()
     }
 
-    /// Whether something has not ended: then it matters until when this process lived.
+    /// Whether there is an unfinished task. Then it has to be saved how long this process has run.
     pub fn has_unfinished(&self) -> bool {
-        self.tasks.len() > self.finished.len()
+        self.ledger.unfinished_tasks() > 0
     }
 
-    /// Whether a task has ended, after that time.
+    /// Whether a task has finished at or after that time.
     pub fn has_ended_since(&self, key: TaskKey, time: Time) -> bool {
         let ended = self.tasks.get(&key).and_then(|task| task.finished_at);
         ended.is_some_and(|ended| ended >= time)
@@ -406,13 +402,13 @@ fn saved_execution(execution: &Execution) -> SavedExecution {
         state: execution.state,
         place: match execution.place {
             Place::Nowhere => SavedPlace::Nowhere,
-            Place::Group(_) => SavedPlace::Group,
+            Place::Pattern(_) => SavedPlace::Pattern,
             Place::Inbox(_) => SavedPlace::Inbox,
             Place::Active(_) => SavedPlace::Active,
         },
         target: execution.target.clone(),
         canceling: execution.canceling,
-        now: without_output(&execution.now),
+        current: without_output(&execution.current),
         past: execution
             .past
             .iter()

@@ -1,12 +1,12 @@
-//! From a task as posted to a task as checked.
+//! Checks a posted task.
 //!
-//! What passes here can be kept and run; nothing later checks a field again. Every refusal names
-//! the field, what was wrong and what would be right. To add a field: take it from the posted
-//! task, bound it here, keep it in [`Spec`].
+//! A task that passes can be stored and run; no later code checks a field again. Every error names the field,
+//! what is wrong and what would be right. To add a field: take it from the posted task, check it here, add it to
+//! [`Spec`].
 
 use super::TextLimits;
 use super::pattern::Pattern;
-use crate::wire::span::{Span, Timeout};
+use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
 use std::sync::Arc;
 
@@ -19,19 +19,19 @@ pub const MAX_ARGUMENTS: usize = 4_096;
 /// The longest path of a workspace, in bytes: Linux takes no longer one (`PATH_MAX`).
 pub const MAX_WORKSPACE_BYTES: usize = 4_095;
 /// The longest pause between TERM and KILL.
-pub const MAX_KILL_GRACE: Span = Span::from_secs(3_600);
-/// The most further attempts: beyond this a loop in a script is meant.
+pub const MAX_KILL_GRACE: TimeSpan = TimeSpan::from_secs(3_600);
+/// The most retries; anyone who wants more should loop in the script.
 pub const MAX_RETRIES: u32 = 1_000;
-/// The most intervals between attempts.
+/// The most different pauses before retries.
 pub const MAX_INTERVALS: usize = 100;
 
 const DEFAULT_NAME: &str = "task";
-const DEFAULT_TTL_ALL: Span = Span::from_secs(600);
-const DEFAULT_TTL_ANY: Span = Span::from_secs(24 * 3_600);
-const DEFAULT_RESULT_TTL: Span = Span::from_secs(24 * 3_600);
-const DEFAULT_FAILURE_TTL: Span = Span::from_secs(7 * 24 * 3_600);
+const DEFAULT_TTL_ALL: TimeSpan = TimeSpan::from_secs(600);
+const DEFAULT_TTL_ANY: TimeSpan = TimeSpan::from_secs(24 * 3_600);
+const DEFAULT_RESULT_TTL: TimeSpan = TimeSpan::from_secs(24 * 3_600);
+const DEFAULT_FAILURE_TTL: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 
-/// A task as checked: what a user asked for, with the defaults filled in.
+/// A checked task: what the user asked for, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(
     missing_docs,
@@ -42,11 +42,11 @@ pub struct Spec {
     pub name: Arc<str>,
     pub pattern: Pattern,
     pub mode: Mode,
-    pub ttl: Span,
+    pub ttl: TimeSpan,
     pub late_join: bool,
     pub retry: Option<Box<Retry>>,
-    pub result_ttl: Span,
-    pub failure_ttl: Span,
+    pub result_ttl: TimeSpan,
+    pub failure_ttl: TimeSpan,
     pub detail: Arc<Detail>,
 }
 
@@ -100,26 +100,26 @@ impl Spec {
         })
     }
 
-    /// How long a command of this task may live once it was handed out; `None` without a time-out.
-    pub fn longest_run(&self) -> Option<Span> {
+    /// The longest time a command of this task can run; `None` without a time-out.
+    pub fn longest_run(&self) -> Option<TimeSpan> {
         match self
             .detail
             .timeout
             .unwrap_or(Timeout::After(DEFAULT_TIMEOUT))
         {
-            Timeout::After(span) => Some(Span::from_millis(
-                span.as_millis() + self.kill_grace().as_millis(),
+            Timeout::After(duration) => Some(TimeSpan::from_millis(
+                duration.as_millis() + self.kill_grace().as_millis(),
             )),
             Timeout::Never => None,
         }
     }
 
-    /// How long after TERM the KILL follows.
-    pub fn kill_grace(&self) -> Span {
+    /// The time between TERM and KILL.
+    pub fn kill_grace(&self) -> TimeSpan {
         self.detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE)
     }
 
-    /// About how many bytes the detail takes in an answer to a poll.
+    /// The size of the detail in an answer to a poll in bytes, roughly.
     pub fn detail_bytes(&self) -> usize {
         let detail = &self.detail;
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
@@ -137,7 +137,7 @@ impl Spec {
 
 fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
     if let Some(argv) = &mut detail.argv {
-        // It was read with room for more, and is kept for as long as the task.
+        // It was read with spare capacity, and is stored as long as the task.
         argv.shrink_to_fit();
     }
     match (&detail.command, &detail.argv) {
@@ -175,7 +175,7 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
         check_text("detail.workspace", workspace, MAX_WORKSPACE_BYTES, "")?;
     }
     match detail.timeout {
-        Some(Timeout::After(span)) if span == Span::default() => {
+        Some(Timeout::After(duration)) if duration == TimeSpan::default() => {
             return Err("detail.timeout: must be above 0 (seconds, or a string such as \"5m\"), or -1 for none".into());
         }
         _ => detail.timeout = Some(detail.timeout.unwrap_or(Timeout::After(DEFAULT_TIMEOUT))),
@@ -201,7 +201,7 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
     Ok(detail)
 }
 
-/// What is wrong with an id, if anything.
+/// Checks an id.
 fn check_id(id: &str) -> Result<(), String> {
     let good = !id.is_empty()
         && id.len() <= MAX_ID_BYTES
@@ -232,13 +232,13 @@ fn check_retry(retry: &Retry) -> Result<(), String> {
     Ok(())
 }
 
-fn check_above_zero(field: &str, span: Span) -> Result<Span, String> {
-    if span == Span::default() {
+fn check_above_zero(field: &str, duration: TimeSpan) -> Result<TimeSpan, String> {
+    if duration == TimeSpan::default() {
         return Err(format!(
             "{field}: must be above 0 (seconds, or a string such as \"10m\")"
         ));
     }
-    Ok(span)
+    Ok(duration)
 }
 
 fn check_count(field: &str, count: usize, max: usize) -> Result<(), String> {
@@ -250,7 +250,8 @@ fn check_count(field: &str, count: usize, max: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// A text that stands in tables, logs or paths: not empty, bounded (`by` what), no control characters.
+/// Checks a text that appears in tables, logs or paths: not empty, at most `max` bytes (the limit is set `by`
+/// this), no control characters.
 fn check_text(field: &str, text: &str, max: usize, by: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err(format!("{field}: must not be empty"));
@@ -283,7 +284,7 @@ fn check_argument(field: &str, text: &str, hint: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The beginning of what was sent, quoted, for an error message.
+/// The beginning of a text, quoted, for an error message.
 fn shown(text: &str) -> String {
     const SHOWN_CHARS: usize = 40;
     let cut: String = text.chars().take(SHOWN_CHARS).collect();

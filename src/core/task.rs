@@ -1,12 +1,15 @@
-//! A task and its executions, as kept; and how they are turned into the API's answer.
+//! The data of a task and of its executions and attempts, and the API's answer made of it.
+//!
+//! To add a field: here, in `saved.rs` and `restored.rs` if it is to survive a restart, and in `answer` if users
+//! see it.
 
+use super::lazy_box::{LazyBox, SharedDefault};
+use super::match_index::PatternKey;
 use super::output::Output;
-use super::pattern::GroupKey;
-use super::seldom::{Seldom, Usual};
 use super::spec::Spec;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -15,56 +18,57 @@ use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, UNIX_EPOCH};
 
-/// Earlier attempts kept per execution: the last ones tell why it fails.
+/// Earlier attempts kept for each execution; the last ones explain why it fails.
 pub(super) const MAX_PAST_ATTEMPTS: usize = 10;
 
-/// A task. A copy shows it as it is now, and costs nothing: what is kept is shared, until it changes.
+/// A task. A copy is cheap and shows the task as it is now: the data is shared until it changes.
 #[derive(Debug, Clone)]
-pub struct Task(Arc<Kept>);
+pub struct Task(Arc<TaskData>);
 
-/// What is kept of a task.
+/// The data of a task.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct TaskData {
     /// Its id.
     pub id: Arc<str>,
-    /// What the ids of its executions begin with. Fresh, also where its id was used before: what an
-    /// agent still holds of an earlier task with that id must not be taken for this one's.
+    /// The beginning of the ids of its executions. Always new, even if the task's id was used before: an agent
+    /// may still hold executions of an earlier task with that id.
     pub prefix: Arc<str>,
-    /// What was asked for.
+    /// What the user asked for.
     pub spec: Arc<Spec>,
     pub(super) created_at: Time,
-    /// Until when what is queued since its submission may be started, and machines may join.
+    /// Until when first attempts may be started, and machines may join.
     pub(super) expires_at: Time,
     pub(super) finished_at: Option<Time>,
-    /// The id of the task that it runs again.
+    /// The id of the task that this one reruns.
     pub(super) rerun_of: Option<Arc<str>>,
     pub(super) matched: u32,
-    /// Machines that appear may still join it.
+    /// New machines may still join it.
     pub(super) open: bool,
     /// A user canceled the whole task.
     pub(super) canceled: bool,
-    /// It was not accepted after all: when it ends without having started, it is forgotten.
+    /// The submit was refused after all, as it could not be saved: the task is forgotten once it ends, unless
+    /// something of it was started.
     pub(super) withdrawn: bool,
     pub(super) counts: Counts,
-    /// Bytes of output kept for it.
+    /// Bytes of output kept, of all its executions.
     pub(super) output_bytes: usize,
     pub(super) executions: Vec<Execution>,
 }
 
-/// Where an execution is, when it has not ended.
+/// Where an unfinished execution is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Ended, or waiting for its next attempt to be due.
+    /// Nowhere: it has ended, or its next attempt is not due yet.
     Nowhere,
-    /// Queued until some machine is free.
-    Group(GroupKey),
+    /// Queued for any machine that this pattern matches.
+    Pattern(PatternKey),
     /// Queued for one machine.
     Inbox(MachineKey),
-    /// In the hands of a machine.
+    /// Handed to a machine.
     Active(MachineKey),
 }
 
-/// The machine of an execution, as it was when the execution was addressed to it.
+/// The machine that an execution is addressed to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Target {
@@ -73,28 +77,30 @@ pub struct Target {
     pub host: Arc<str>,
 }
 
-/// An execution as kept.
+/// An execution.
 #[derive(Debug, Clone)]
 pub struct Execution {
     pub(super) state: ExecutionState,
     pub(super) place: Place,
     pub(super) target: Option<Arc<Target>>,
-    /// A user does not want it any more, its machine has yet to confirm.
+    /// A user canceled it; its machine has not confirmed that yet.
     pub(super) canceling: bool,
-    pub(super) now: Seldom<Attempt>,
-    pub(super) past: Seldom<Vec<PastAttempt>>,
+    /// Its latest attempt.
+    pub(super) current: LazyBox<Attempt>,
+    /// Its earlier attempts, oldest first.
+    pub(super) past: LazyBox<Vec<PastAttempt>>,
 }
 
-/// One attempt as kept.
+/// An attempt.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Attempt {
     pub number: u32,
-    /// When a further attempt is due, while it waits for that.
+    /// When the pause before a retry is over, during that pause.
     pub due_at: Option<Time>,
-    /// Until when a further attempt may wait to be started; the first has its task's `ttl`.
+    /// Until when a retry may wait to be started. For first attempts the task's `ttl` holds.
     pub expires_at: Option<Time>,
-    /// When its machine should have reported it, while it is in a machine's hands.
+    /// When its machine should have reported its end, while a machine has it.
     pub overdue_at: Option<Time>,
     pub delivered_at: Option<Time>,
     pub started_at: Option<Time>,
@@ -103,9 +109,9 @@ pub struct Attempt {
     pub exit_code: Option<i32>,
     pub signal: Option<Box<str>>,
     pub msg: Box<str>,
-    /// Whether its machine's own report ended it: the same report again is no news.
+    /// Its machine's own report ended it; the same report again is accepted without effect.
     pub reported: bool,
-    /// Saved apart.
+    /// Saved separately.
     #[serde(skip)]
     pub output: Option<Arc<Output>>,
 }
@@ -117,6 +123,13 @@ pub struct PastAttempt {
     pub state: ExecutionState,
     pub target: Option<Arc<Target>>,
     pub attempt: Attempt,
+}
+
+impl Target {
+    /// Whether this name means the machine: it is its instance or its label.
+    pub fn is_named(&self, name: &str) -> bool {
+        *self.instance == *name || *self.label == *name
+    }
 }
 
 impl Attempt {
@@ -139,25 +152,25 @@ impl Attempt {
     }
 }
 
-/// The first attempt, while it waits.
-impl Usual for Attempt {
-    fn usual() -> &'static Self {
-        static FIRST: LazyLock<Attempt> = LazyLock::new(Attempt::fresh);
+/// The first attempt, not handed out yet.
+impl SharedDefault for Attempt {
+    fn shared() -> &'static Self {
+        static FIRST: LazyLock<Attempt> = LazyLock::new(Attempt::owned);
         &FIRST
     }
 
-    fn fresh() -> Self {
+    fn owned() -> Self {
         Attempt::new(1)
     }
 }
 
 /// No earlier attempts.
-impl Usual for Vec<PastAttempt> {
-    fn usual() -> &'static Self {
+impl SharedDefault for Vec<PastAttempt> {
+    fn shared() -> &'static Self {
         const { &Vec::new() }
     }
 
-    fn fresh() -> Self {
+    fn owned() -> Self {
         Vec::new()
     }
 }
@@ -169,15 +182,15 @@ impl Execution {
             place,
             target,
             canceling: false,
-            now: Seldom::usual(),
-            past: Seldom::usual(),
+            current: LazyBox::unallocated(),
+            past: LazyBox::unallocated(),
         }
     }
 }
 
 /// The id of an execution: its task's prefix, a dot, its number.
 pub fn execution_id(prefix: &str, n: u32) -> String {
-    // Ten digits at most: as every order and every answer has one, it is to be made in one piece.
+    // At most ten digits and a dot: one allocation, as every order and every answer contains such ids.
     let mut id = String::with_capacity(prefix.len() + 11);
     id.push_str(prefix);
     let _ = write!(id, ".{n}");
@@ -185,25 +198,25 @@ pub fn execution_id(prefix: &str, n: u32) -> String {
 }
 
 impl Deref for Task {
-    type Target = Kept;
+    type Target = TaskData;
 
-    fn deref(&self) -> &Kept {
+    fn deref(&self) -> &TaskData {
         &self.0
     }
 }
 
 impl Task {
-    pub(super) fn new(kept: Kept) -> Task {
-        Task(Arc::new(kept))
+    pub(super) fn new(data: TaskData) -> Task {
+        Task(Arc::new(data))
     }
 
-    /// What is kept of it, to be changed. Who looks at a copy does not see that.
-    pub(super) fn kept(&mut self) -> &mut Kept {
+    /// The data, to be changed. Copies of the task do not change.
+    pub(super) fn data_mut(&mut self) -> &mut TaskData {
         Arc::make_mut(&mut self.0)
     }
 
     pub(super) fn attempt_id(&self, key: ExecutionKey) -> AttemptId {
-        let attempt = self.executions[key.n as usize].now.number;
+        let attempt = self.executions[key.n as usize].current.number;
         AttemptId {
             execution: execution_id(&self.prefix, key.n),
             attempt,
@@ -215,7 +228,7 @@ impl Task {
         self.executions.len()
     }
 
-    /// Its state, which follows from its executions.
+    /// Its state, computed from its executions.
     pub fn state(&self) -> TaskState {
         let counts = &self.counts;
         let unsuccessful = counts.failed + counts.timed_out + counts.lost;
@@ -240,14 +253,13 @@ impl Task {
         }
     }
 
-    /// Whether a command of it has run, as far as is known.
+    /// Whether any of its commands may have been started.
     pub(super) fn has_started(&self) -> bool {
-        let started = |e: &Execution| e.now.started_at.is_some() || !e.past.is_empty();
-        self.executions.iter().any(started)
+        self.executions.iter().any(Execution::has_started)
     }
 
-    /// How long it is kept, once it has ended.
-    pub(super) fn kept_for(&self) -> Span {
+    /// How long it is kept after it has finished.
+    pub(super) fn retention(&self) -> TimeSpan {
         match self.state() {
             TaskState::Succeeded => self.spec.result_ttl,
             _ => self.spec.failure_ttl,
@@ -279,13 +291,13 @@ impl Task {
         }
     }
 
-    /// The answer of the API, with about `output_limit` bytes of output in all. Costs time in
-    /// proportion to the output: not to be called under the lock.
+    /// The task as the API answers it, with about `output_limit` bytes of output. Takes time in proportion to
+    /// the output: must not be called under the lock.
     pub fn answer(&self, output_limit: usize) -> wire::Task<Cow<'_, str>> {
         let with_output = self
             .executions
             .iter()
-            .filter(|e| e.now.output.is_some())
+            .filter(|e| e.current.output.is_some())
             .count();
         let share = output_limit / with_output.max(1);
         let result: Vec<wire::Execution<Cow<'_, str>>> = self
@@ -297,7 +309,7 @@ impl Task {
         let mut finished: Vec<usize> = (0..result.len())
             .filter(|n| self.executions[*n].state.is_terminal())
             .collect();
-        finished.sort_unstable_by_key(|n| (self.executions[*n].now.finished_at, *n));
+        finished.sort_unstable_by_key(|n| (self.executions[*n].current.finished_at, *n));
         let lines = finished
             .iter()
             .flat_map(|n| result[*n].attempt.output.iter().cloned())
@@ -310,8 +322,8 @@ impl Task {
             status: self.status(),
             state: self.state(),
             msg: self.msg(),
-            created_at: written(self.created_at),
-            finished_at: self.finished_at.map(written),
+            created_at: timestamp(self.created_at),
+            finished_at: self.finished_at.map(timestamp),
             machine_pattern: spec.pattern.text().into(),
             mode: spec.mode,
             ttl: spec.ttl,
@@ -331,9 +343,9 @@ impl Task {
         }
     }
 
-    /// About how many bytes the answer takes beside the output.
+    /// The size of the answer without the output, in bytes, roughly.
     pub fn bytes_without_output(&self) -> usize {
-        // Rather a little more: to grow is to copy.
+        // Rather too large: a buffer that has to grow is copied.
         const TASK: usize = 800;
         const EXECUTION: usize = 400;
         TASK + EXECUTION * self.executions.len() + self.spec.detail_bytes()
@@ -351,30 +363,30 @@ impl Task {
             .filter_map(|e| Some(&*e.target.as_ref()?.label))
     }
 
-    /// Labels and outputs of its executions: of all, or of those on a machine (an instance, or a
-    /// label: all of that label).
+    /// The labels and outputs of its executions: of all, or of those on the machine with this instance or the
+    /// machines with this label.
     pub fn outputs(&self, machine: Option<&str>) -> Vec<(&str, Option<&Output>)> {
         let addressed = |e: &&Execution| match (machine, &e.target) {
             (None, _) => true,
-            (Some(name), Some(target)) => *target.instance == *name || *target.label == *name,
+            (Some(name), Some(target)) => target.is_named(name),
             (Some(_), None) => false,
         };
         let outputs = self.executions.iter().filter(addressed).map(|e| {
             let label = e.target.as_ref().map_or("", |target| &*target.label);
-            (label, e.now.output.as_deref())
+            (label, e.current.output.as_deref())
         });
         outputs.collect()
     }
 
-    /// Whether it has something on a machine (an instance, or a label), or may get it yet.
+    /// Whether it has, or may still get, an execution on a machine with this instance or label.
     pub fn may_be_on(&self, machine: &str) -> bool {
         let is_free = |e: &Execution| e.target.is_none() && !e.state.is_terminal();
         let may_get = self.open || self.executions.iter().any(is_free);
         may_get || !self.outputs(Some(machine)).is_empty()
     }
 
-    /// Whether its output is that of several machines, or may become so.
-    pub fn has_several(&self, machine: Option<&str>) -> bool {
+    /// Whether its output comes from several machines, or may do so later.
+    pub fn has_several_machines(&self, machine: Option<&str>) -> bool {
         let may_grow = self.open && self.spec.late_join;
         let is_one = |name: &str| {
             let mut targets = self.executions.iter().filter_map(|e| e.target.as_ref());
@@ -383,13 +395,18 @@ impl Task {
         self.outputs(machine).len() > 1 || (may_grow && !machine.is_some_and(is_one))
     }
 
-    /// Whether it runs on one machine only, whichever that will be.
+    /// Whether its mode is `any`: one of the matching machines runs it.
     pub(super) fn is_any(&self) -> bool {
         self.spec.mode == Mode::Any
     }
 }
 
 impl Execution {
+    /// Whether any attempt of it may have been started, however the last one ended.
+    fn has_started(&self) -> bool {
+        self.current.started_at.is_some() || !self.past.is_empty()
+    }
+
     fn answer(&self, prefix: &str, n: u32, output_limit: usize) -> wire::Execution<Cow<'_, str>> {
         let [machine_label, instance, host] = target_words(self.target.as_deref());
         let status = match self.state {
@@ -404,7 +421,7 @@ impl Execution {
             host,
             status,
             state: self.state,
-            attempt: self.now.answer(output_limit),
+            attempt: self.current.answer(output_limit),
             attempts: self
                 .past
                 .iter()
@@ -433,15 +450,15 @@ impl Attempt {
             exit_code: self.exit_code,
             signal: self.signal.as_deref().map(Cow::from),
             msg: Cow::from(&*self.msg),
-            started_at: self.started_at.map(written),
-            finished_at: self.finished_at.map(written),
+            started_at: self.started_at.map(timestamp),
+            finished_at: self.finished_at.map(timestamp),
             duration_ms: self.duration_ms,
             ..Default::default()
         };
         if let Some(output) = &self.output {
             let (out, err) = (
-                output.tape(Stream::Stdout).kept(),
-                output.tape(Stream::Stderr).kept(),
+                output.stream(Stream::Stdout).kept(),
+                output.stream(Stream::Stderr).kept(),
             );
             let fits = out + err <= output_limit;
             let limit = if fits { usize::MAX } else { output_limit / 2 };
@@ -460,7 +477,7 @@ fn target_words(target: Option<&Target>) -> [Cow<'_, str>; 3] {
     words.map(Cow::from)
 }
 
-fn written<'a>(time: Time) -> Cow<'a, str> {
+fn timestamp<'a>(time: Time) -> Cow<'a, str> {
     rfc3339(time).into()
 }
 

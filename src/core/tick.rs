@@ -1,82 +1,54 @@
-//! What time does: everything that is due, in one place, and when the next thing will be.
+//! The passage of time: handles every timer that is due, and says when the next one will be.
 
-use super::check::Rule;
+use super::invariants::Rule;
 use super::machine::FORGOTTEN_AFTER;
 use super::task::Place;
 use super::task::Task;
+use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
+use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
-use crate::wire::span::Span;
 use crate::wire::task::ExecutionState;
 
-/// When two ticks are this far apart, the server itself was away (stopped, or starved): silence in
-/// between is not the machines' fault.
-const AWAY: Span = Span::from_secs(5);
-/// The longest time between two ticks that is asked for, well below [`AWAY`].
-const AT_LEAST_EVERY: Span = Span::from_secs(2);
-/// The most due things done in one call: the lock is not to be held for longer than this takes.
+/// If two ticks are this far apart the server itself was paused (stopped, or without processor time). The
+/// silence of machines during that time does not count.
+const PAUSED: TimeSpan = TimeSpan::from_secs(5);
+/// The longest time to the next tick that is asked for; well below [`PAUSED`].
+const AT_LEAST_EVERY: TimeSpan = TimeSpan::from_secs(2);
+/// The most timers handled in one call: it runs under the lock.
 const MAX_DUE: usize = 1_000;
 
-/// How long a machine that lives has to report an attempt, beyond its time-out and grace.
-pub(super) const OVERDUE_AFTER: Span = Span::from_secs(60);
-/// How long the original's agent has for a task without a time-out: it cannot say whether it runs
-/// the task or never got it, and what was accepted has to end.
-pub(super) const ORIGINAL_AT_MOST: Span = Span::from_secs(24 * 3_600);
-
-/// What becomes due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Timer {
-    /// A machine may have been silent for too long.
-    Silent(MachineKey),
-    /// An offline machine is forgotten.
-    ForgetMachine(MachineKey),
-    /// A further attempt waited too long.
-    AttemptTtl(ExecutionKey, u32),
-    /// A further attempt is due.
-    AttemptDue(ExecutionKey, u32),
-    /// A machine should have reported this attempt by now.
-    Overdue(ExecutionKey, u32),
-}
+/// How long an online machine may take to report the end of an attempt, beyond its time-out and grace.
+pub(super) const OVERDUE_AFTER: TimeSpan = TimeSpan::from_secs(60);
+/// How long the original's agent may take for a task without a time-out. It cannot say whether it runs the task
+/// or never got it, and every accepted task must end.
+pub(super) const ORIGINAL_AT_MOST: TimeSpan = TimeSpan::from_secs(24 * 3_600);
 
 impl Core {
-    /// Does everything that is due, and says when to call again, at the latest (`None`: nothing is
-    /// planned). Whoever calls much later than that was away, and the machines are forgiven.
+    /// Handles every timer that is due. Returns when to call again at the latest; `None` if no timer is set.
+    /// After a call that came much too late, machines get that time to report in.
     pub fn tick(&mut self, now: Time) -> Option<Time> {
-        let away = now.millis_since(self.last_tick);
+        let pause = now.millis_since(self.last_tick);
         self.last_tick = now;
-        if away > AWAY.as_millis() {
-            self.back_since = now;
+        if pause > PAUSED.as_millis() {
+            self.resumed_at = now;
             for machine in self.machines.values_mut() {
-                machine.last_seen = Time(machine.last_seen.0.saturating_add(away).min(now.0));
+                machine.last_seen = Time(machine.last_seen.0.saturating_add(pause).min(now.0));
             }
         }
         for _ in 0..MAX_DUE {
-            let timer = self.timers.first().map(|(time, _)| *time);
-            let of_task = self.task_timers.first().map(|(time, _)| *time);
-            let is_due = |time: Option<Time>| time.filter(|time| *time <= now);
-            match (is_due(timer), is_due(of_task)) {
-                (None, None) => break,
-                (Some(time), of_task) if of_task.is_none_or(|other| time <= other) => {
-                    if let Some((_, timer)) = self.timers.pop_first() {
-                        self.fire(now, timer);
-                    }
-                }
-                _ => {
-                    if let Some((_, task)) = self.task_timers.pop_first() {
-                        self.task_is_due(now, task);
-                    }
-                }
-            }
+            let Some(timer) = self.timers.pop_due(now) else {
+                break;
+            };
+            self.fire(now, timer);
         }
-        let timer = self.timers.first().map(|(time, _)| *time);
-        let of_task = self.task_timers.first().map(|(time, _)| *time);
-        let next = timer.into_iter().chain(of_task).min()?;
+        let next = self.timers.next()?;
         Some(next.min(now.plus(AT_LEAST_EVERY)))
     }
 
     fn fire(&mut self, now: Time, timer: Timer) {
         match timer {
-            Timer::Silent(machine) => self.check_silence(now, machine),
+            Timer::MachineSilent(machine) => self.check_silence(now, machine),
             Timer::ForgetMachine(machine) => self.forget_machine(now, machine),
             Timer::AttemptTtl(key, attempt) => {
                 if self.is_current(key, attempt, ExecutionState::Queued) {
@@ -84,14 +56,9 @@ impl Core {
                 }
             }
             Timer::AttemptDue(key, attempt) => self.attempt_is_due(now, key, attempt),
-            Timer::Overdue(key, attempt) => self.check_overdue(now, key, attempt),
-        }
-    }
-
-    fn task_is_due(&mut self, now: Time, key: TaskKey) {
-        match self.is_finished(key) {
-            true => self.forget_task(key),
-            false => self.task_ttl_is_over(now, key),
+            Timer::AttemptOverdue(key, attempt) => self.check_overdue(now, key, attempt),
+            Timer::TaskTtl(task) => self.task_ttl_is_over(now, task),
+            Timer::ForgetTask(task) => self.forget_task(task),
         }
     }
 
@@ -100,7 +67,7 @@ impl Core {
             .tasks
             .get(&key.task)
             .and_then(|task| task.executions.get(key.n as usize));
-        execution.is_some_and(|e| e.now.number == attempt && e.state == state)
+        execution.is_some_and(|e| e.current.number == attempt && e.state == state)
     }
 
     fn check_silence(&mut self, now: Time, key: MachineKey) {
@@ -108,8 +75,8 @@ impl Core {
             return;
         };
         match machine.silent_at() {
-            Some(time) if time <= now => self.machine_is_gone(now, key, "silent for too long"),
-            Some(time) => self.watch(key, time),
+            Some(time) if time <= now => self.take_offline(now, key, "silent for too long"),
+            Some(time) => self.watch_silence(key, time),
             None => {}
         }
     }
@@ -126,8 +93,8 @@ impl Core {
         self.drop_machine(now, key);
     }
 
-    /// Makes room for a machine that appears: the one that has been offline for longest is forgotten
-    /// early. A redeploy of a whole fleet must not have to wait for that.
+    /// Makes room for a new machine: forgets the one that has been offline for longest before its time. A
+    /// redeploy of the whole fleet must not have to wait for that time. False if no machine is offline.
     pub(super) fn forget_an_offline_machine(&mut self, now: Time) -> bool {
         let machines = self.machines.iter();
         let offline = machines.filter(|(_, m)| m.state == MachineState::Offline);
@@ -140,26 +107,26 @@ impl Core {
         oldest.is_some()
     }
 
-    /// Looks at a machine's silence at that time.
-    pub(super) fn watch(&mut self, key: MachineKey, time: Time) {
+    /// Sets the timer that checks whether a machine has been silent for too long.
+    pub(super) fn watch_silence(&mut self, key: MachineKey, time: Time) {
         self.machine_mut(key).watched_at = Some(time);
-        self.timers.insert((time, Timer::Silent(key)));
+        self.timers.set(time, Timer::MachineSilent(key));
     }
 
-    /// Forgets a machine that has just gone offline, when its time has come.
+    /// Sets the timer that forgets a machine that has just gone offline.
     pub(super) fn forget_later(&mut self, now: Time, key: MachineKey) {
         let timer = Timer::ForgetMachine(key);
-        self.timers.insert((now.plus(FORGOTTEN_AFTER), timer));
+        self.timers.set(now.plus(FORGOTTEN_AFTER), timer);
     }
 
-    /// Removes the timers of a machine that appears, goes or is forgotten.
-    pub(super) fn disarm_machine(&mut self, key: MachineKey) {
+    /// Cancels the timers of a machine that comes online, goes offline or is forgotten.
+    pub(super) fn cancel_machine_timers(&mut self, key: MachineKey) {
         let machine = self.machine_mut(key);
         let forgotten = machine.offline_since.plus(FORGOTTEN_AFTER);
         if let Some(time) = machine.watched_at.take() {
-            self.timers.remove(&(time, Timer::Silent(key)));
+            self.timers.cancel(time, Timer::MachineSilent(key));
         }
-        self.timers.remove(&(forgotten, Timer::ForgetMachine(key)));
+        self.timers.cancel(forgotten, Timer::ForgetMachine(key));
     }
 
     fn drop_machine(&mut self, now: Time, key: MachineKey) {
@@ -172,14 +139,14 @@ impl Core {
             );
         }
         self.machine_changed(key);
-        self.disarm_machine(key);
+        self.cancel_machine_timers(key);
         if let Some(machine) = self.machines.remove(&key) {
             self.instances.remove(&machine.instance);
-            self.directory.remove_machine(machine.label_key, key);
+            self.match_index.remove_machine(machine.label_key, key);
         }
     }
 
-    /// Ends a task's waiting: what is queued since its submission, and its openness.
+    /// Expires the first attempts of a task that still wait, and closes the task to new machines.
     fn task_ttl_is_over(&mut self, now: Time, key: TaskKey) {
         let Some(task) = self.tasks.get(&key) else {
             return;
@@ -187,7 +154,7 @@ impl Core {
         let waiting = (0..)
             .zip(&task.executions)
             .filter(|(_, e)| e.state == ExecutionState::Queued);
-        let first_attempts = waiting.filter(|(_, e)| e.now.number == 1);
+        let first_attempts = waiting.filter(|(_, e)| e.current.number == 1);
         let expired: Vec<ExecutionKey> = first_attempts
             .map(|(n, _)| ExecutionKey { task: key, n })
             .collect();
@@ -198,12 +165,12 @@ impl Core {
         self.finish_if_done(now, key);
     }
 
-    /// Whether the current attempt has waited too long to be started.
+    /// Whether the current attempt has waited longer than it may.
     pub(super) fn has_expired(&self, now: Time, key: ExecutionKey) -> bool {
         let task = self.task(key.task);
         now >= self
             .execution(key)
-            .now
+            .current
             .expires_at
             .unwrap_or(task.expires_at)
     }
@@ -217,14 +184,13 @@ impl Core {
             return;
         }
         let expires = now.plus(self.task(key.task).spec.ttl);
-        let waiting = &mut self.execution_mut(key).now;
+        let waiting = &mut self.execution_mut(key).current;
         waiting.due_at = None;
         waiting.expires_at = Some(expires);
-        self.timers
-            .insert((expires, Timer::AttemptTtl(key, attempt)));
+        self.timers.set(expires, Timer::AttemptTtl(key, attempt));
         if self.task(key.task).is_any() {
-            let group = self.group_of(key.task);
-            self.queue_for_any(key, group);
+            let pattern = self.pattern_key_of(key.task);
+            self.queue_for_any(key, pattern);
             return;
         }
         let target = self.execution(key).target.as_ref();
@@ -236,13 +202,13 @@ impl Core {
                     now,
                     key,
                     ExecutionState::Lost,
-                    "its machine is not there any more",
+                    "its machine is no longer known",
                 );
             }
         }
     }
 
-    /// A machine that lives should have reported an attempt long ago.
+    /// Ends an attempt that an online machine should have reported long ago.
     fn check_overdue(&mut self, now: Time, key: ExecutionKey, attempt: u32) {
         let Some(task) = self.tasks.get(&key.task) else {
             return;
@@ -251,14 +217,14 @@ impl Core {
         let Place::Active(machine) = execution.place else {
             return;
         };
-        if execution.now.number != attempt {
+        if execution.current.number != attempt {
             return;
         }
-        // The report could not get through while the server was away.
-        let patience = self.back_since.plus(OVERDUE_AFTER);
+        // The machine could not report while the server was paused.
+        let patience = self.resumed_at.plus(OVERDUE_AFTER);
         if now < patience {
-            self.disarm_overdue(key);
-            self.arm_overdue(key, patience);
+            self.cancel_overdue(key);
+            self.set_overdue(key, patience);
             return;
         }
         let execution = self.execution(key);
@@ -274,69 +240,70 @@ impl Core {
         let id = self.task(key.task).attempt_id(key);
         let msg = "its machine did not report it within its time-out";
         self.end_attempt(now, key, ExecutionState::Lost, msg);
-        // What may still run of it must not outlive that; and there is room for other work.
+        // Kill what may still run of it; and the machine has a free job now.
         self.machine_mut(machine).cancels.push(id);
         self.wake(machine);
     }
 
-    /// Notes when an attempt in a machine's hands should have been reported; the earliest counts.
-    pub(super) fn arm_overdue(&mut self, key: ExecutionKey, due: Time) {
+    /// Sets the time by which a machine should have reported an attempt; of several the earliest counts.
+    pub(super) fn set_overdue(&mut self, key: ExecutionKey, due: Time) {
         let due = self
             .execution(key)
-            .now
+            .current
             .overdue_at
             .map_or(due, |known| known.min(due));
-        self.disarm_overdue(key);
-        let attempt = &mut self.execution_mut(key).now;
+        self.cancel_overdue(key);
+        let attempt = &mut self.execution_mut(key).current;
         attempt.overdue_at = Some(due);
-        let timer = Timer::Overdue(key, attempt.number);
-        self.timers.insert((due, timer));
+        let timer = Timer::AttemptOverdue(key, attempt.number);
+        self.timers.set(due, timer);
     }
 
-    /// Removes the timer of an attempt that is not in a machine's hands any more.
-    pub(super) fn disarm_overdue(&mut self, key: ExecutionKey) {
-        let attempt = &mut self.execution_mut(key).now;
+    /// Cancels the timer of an attempt that its machine no longer has.
+    pub(super) fn cancel_overdue(&mut self, key: ExecutionKey) {
+        let attempt = &mut self.execution_mut(key).current;
         if let Some(due) = attempt.overdue_at.take() {
-            let timer = Timer::Overdue(key, attempt.number);
-            self.timers.remove(&(due, timer));
+            let timer = Timer::AttemptOverdue(key, attempt.number);
+            self.timers.cancel(due, timer);
         }
     }
 
-    /// Removes the timers of an attempt that has ended.
-    pub(super) fn disarm(&mut self, key: ExecutionKey) {
-        self.disarm_overdue(key);
-        let attempt = &mut self.execution_mut(key).now;
+    /// Cancels the timers of an attempt that has ended.
+    pub(super) fn cancel_attempt_timers(&mut self, key: ExecutionKey) {
+        self.cancel_overdue(key);
+        let attempt = &mut self.execution_mut(key).current;
         let number = attempt.number;
         let (due, expires) = (attempt.due_at.take(), attempt.expires_at.take());
         if let Some(time) = due {
-            self.timers.remove(&(time, Timer::AttemptDue(key, number)));
+            self.timers.cancel(time, Timer::AttemptDue(key, number));
         }
         if let Some(time) = expires {
-            self.timers.remove(&(time, Timer::AttemptTtl(key, number)));
+            self.timers.cancel(time, Timer::AttemptTtl(key, number));
         }
     }
 
-    /// A machine is gone: what it had is lost, or goes to another where that cannot start it twice.
-    pub(super) fn machine_is_gone(&mut self, now: Time, key: MachineKey, why: &'static str) {
-        self.disarm_machine(key);
+    /// Takes a machine offline. What it was handed is lost; what is queued for it goes to another machine if
+    /// its task allows that.
+    pub(super) fn take_offline(&mut self, now: Time, key: MachineKey, why: &'static str) {
+        self.cancel_machine_timers(key);
         let machine = self.machine_mut(key);
         machine.state = MachineState::Offline;
         machine.offline_since = now;
-        machine.parked = false;
+        machine.poll_held = false;
         machine.cancels.clear();
         let active = machine.active.clone();
         let label = machine.label.clone();
         self.refresh_ready(key);
         self.forget_later(now, key);
         self.machine_changed(key);
-        self.notices.push(super::Notice::Gone(label, why));
+        self.notices.push(super::Notice::MachineOffline(label, why));
         for execution in active {
             let delivered = self.execution(execution).state == ExecutionState::Delivered;
-            if delivered && !self.keeps(Rule::UncertainIsLost) && self.undeliver(now, execution) {
+            if delivered && !self.keeps(Rule::UncertainIsLost) && self.take_back(now, execution) {
                 self.place(execution, Place::Inbox(key));
                 if self.task(execution.task).is_any() {
-                    let group = self.group_of(execution.task);
-                    self.queue_for_any(execution, group);
+                    let pattern = self.pattern_key_of(execution.task);
+                    self.queue_for_any(execution, pattern);
                 }
                 continue;
             }
@@ -348,39 +315,41 @@ impl Core {
             };
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
-        self.give_back(key);
+        self.requeue_any(key);
     }
 
     /// Sets the timer of an unfinished task.
-    pub(super) fn arm_ttl(&mut self, key: TaskKey, task: &Task) {
-        self.task_timers.insert((task.expires_at, key));
+    pub(super) fn set_task_ttl(&mut self, key: TaskKey, task: &Task) {
+        self.timers.set(task.expires_at, Timer::TaskTtl(key));
     }
 
     /// Sets the timer of a finished task.
-    pub(super) fn arm_forget(&mut self, finished_at: Time, key: TaskKey, task: &Task) {
-        self.task_timers
-            .insert((finished_at.plus(task.kept_for()), key));
+    pub(super) fn set_forget_task(&mut self, finished_at: Time, key: TaskKey, task: &Task) {
+        let forgotten_at = finished_at.plus(task.retention());
+        self.timers.set(forgotten_at, Timer::ForgetTask(key));
     }
 
-    /// Sets the timers that a restored attempt had.
-    pub(super) fn arm_attempt(&mut self, key: ExecutionKey) {
-        let attempt = &self.execution(key).now;
+    /// Sets the timers of a restored attempt.
+    pub(super) fn set_attempt_timers(&mut self, key: ExecutionKey) {
+        let attempt = &self.execution(key).current;
         let number = attempt.number;
         let (due, expires, overdue) = (attempt.due_at, attempt.expires_at, attempt.overdue_at);
-        self.timers
-            .extend(due.map(|time| (time, Timer::AttemptDue(key, number))));
-        self.timers
-            .extend(expires.map(|time| (time, Timer::AttemptTtl(key, number))));
-        self.timers
-            .extend(overdue.map(|time| (time, Timer::Overdue(key, number))));
+        let timers = [
+            due.map(|time| (time, Timer::AttemptDue(key, number))),
+            expires.map(|time| (time, Timer::AttemptTtl(key, number))),
+            overdue.map(|time| (time, Timer::AttemptOverdue(key, number))),
+        ];
+        for (time, timer) in timers.into_iter().flatten() {
+            self.timers.set(time, timer);
+        }
     }
 
-    /// What is queued for a machine that takes no more work, and could run on any, goes elsewhere.
-    pub(super) fn give_back(&mut self, key: MachineKey) {
+    /// Requeues what is queued for a machine that takes no more work, if any machine may run it.
+    pub(super) fn requeue_any(&mut self, key: MachineKey) {
         for execution in self.machine(key).inbox.clone() {
             if self.task(execution.task).is_any() {
-                let group = self.group_of(execution.task);
-                self.queue_for_any(execution, group);
+                let pattern = self.pattern_key_of(execution.task);
+                self.queue_for_any(execution, pattern);
             }
         }
     }

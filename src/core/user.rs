@@ -1,21 +1,22 @@
-//! What users do: submit, rerun, cancel, delete.
+//! The operations of users: submit, rerun, cancel, delete.
 
-use super::pattern::GroupKey;
+use super::match_index::PatternKey;
 use super::spec::Spec;
-use super::task::{Execution, Kept, Place, Target, Task};
+use super::task::{Execution, Place, Target, Task, TaskData};
+use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Counts, ExecutionState, Mode};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// How long a machine that lives has to confirm a cancel, beyond the command's own grace.
-const CANCEL_CONFIRMED_WITHIN: Span = Span::from_secs(60);
+/// How long an online machine may take to confirm a cancel, beyond the command's own grace.
+const CANCEL_CONFIRMED_WITHIN: TimeSpan = TimeSpan::from_secs(60);
 
-/// How many labels are named in a refusal.
+/// The most labels named in a refusal.
 const MAX_NAMED: usize = 10;
 
-/// Which executions of a task are meant.
+/// Which executions of a task to cancel.
 #[derive(Debug, Clone)]
 pub enum Selection {
     /// All of them.
@@ -25,9 +26,9 @@ pub enum Selection {
 }
 
 impl Core {
-    /// Accepts a task. `fresh_id`, never used before, is its id when it does not bring one.
+    /// Accepts a task. `fresh_id` was never used before; it becomes the task's id unless the spec has one.
     ///
-    /// Refused with [`Refusal::Taken`] when its id is known, with [`Refusal::Full`] at a limit.
+    /// Refused with [`Refusal::Taken`] if the id is in use, with [`Refusal::Full`] at a limit.
     pub fn submit(
         &mut self,
         now: Time,
@@ -36,14 +37,14 @@ impl Core {
     ) -> Result<TaskKey, Refusal> {
         let prefix: Arc<str> = fresh_id.into();
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
-        self.check_free(&id, &prefix)?;
-        let Some(group) = self.directory.group_with_room(&spec.pattern) else {
+        self.check_unused(&id, &prefix)?;
+        let Some(pattern) = self.match_index.key_if_room(&spec.pattern) else {
             return Err(Refusal::Full(format!(
                 "{} different patterns have tasks waiting for machines, the limit (--max-patterns)",
                 self.limits.patterns
             )));
         };
-        let machines = self.live_machines(group);
+        let machines = self.live_machines(pattern);
         let matched = machines.len() as u32;
         let is_any = spec.mode == Mode::Any;
         self.check_room(if is_any { 1 } else { machines.len().max(1) })?;
@@ -57,14 +58,14 @@ impl Core {
                 .collect()
         };
         let open = !is_any && (spec.late_join || executions.is_empty());
-        let spec = self.kept_spec(group, spec);
+        let spec = self.shared_spec(pattern, spec);
         let key = self.add_task(now, id, prefix, spec, executions, matched);
         if open {
             self.task_mut(key).open = true;
-            self.directory.group_mut(group).open.insert(key);
+            self.match_index.entry_mut(pattern).open.insert(key);
         }
         if is_any {
-            self.queue_for_any(ExecutionKey { task: key, n: 0 }, group);
+            self.queue_for_any(ExecutionKey { task: key, n: 0 }, pattern);
         } else {
             for (n, machine) in (0..).zip(machines) {
                 self.queue_for(ExecutionKey { task: key, n }, machine);
@@ -73,7 +74,7 @@ impl Core {
         Ok(key)
     }
 
-    /// Runs a finished task's detail again, as a new task: where it did not succeed, or everywhere.
+    /// Submits a task again as a new task: on the machines where it did not succeed, or on all of them.
     pub fn rerun(
         &mut self,
         now: Time,
@@ -82,7 +83,7 @@ impl Core {
         all: bool,
     ) -> Result<TaskKey, Refusal> {
         let id: Arc<str> = fresh_id.into();
-        self.check_free(&id, &id)?;
+        self.check_unused(&id, &id)?;
         let old = self.known_task(of)?;
         let of = old.id.clone();
         let mut spec = Spec::clone(&old.spec);
@@ -111,7 +112,7 @@ impl Core {
             .collect();
         if targets.is_empty() && old.finished_at.is_none() {
             return Err(Refusal::Conflict(format!(
-                "nothing of task {} has ended without success yet",
+                "no execution of task {} has ended without success yet",
                 old.id
             )));
         }
@@ -125,7 +126,7 @@ impl Core {
         let machines: Vec<Option<MachineKey>> = targets.iter().map(machine_of).collect();
         let matched = machines.iter().flatten().count();
         if matched == 0 {
-            let again = self.there_again(&targets);
+            let again = self.labels_live_again(&targets);
             let what = match again.is_empty() {
                 true => "submit it again to reach those that are".into(),
                 false => format!(
@@ -134,7 +135,7 @@ impl Core {
                 ),
             };
             return Err(Refusal::Impossible(format!(
-                "none of the machines of task {} is there any more; {what}",
+                "none of the machines of task {} is online; {what}",
                 old.id
             )));
         }
@@ -167,8 +168,8 @@ impl Core {
         Ok(key)
     }
 
-    /// Cancels executions: what is queued never starts, what runs is killed. An ended task is left
-    /// as it is. Refused with [`Refusal::Impossible`] when the selection names none of its machines.
+    /// Cancels executions: queued ones never start, running ones are killed. A finished task does not change.
+    /// Refused with [`Refusal::Impossible`] if the task has no execution on the selected machine.
     pub fn cancel(
         &mut self,
         now: Time,
@@ -178,7 +179,7 @@ impl Core {
         let task = self.known_task(key)?;
         let meant = |e: &Execution| match (selection, &e.target) {
             (Selection::All, _) => true,
-            (Selection::Machine(name), Some(t)) => *t.instance == **name || *t.label == **name,
+            (Selection::Machine(name), Some(t)) => t.is_named(name),
             (Selection::Machine(_), None) => false,
         };
         let executions: Vec<ExecutionKey> = (0..)
@@ -224,8 +225,8 @@ impl Core {
                 let grace = self.task(key.task).spec.kill_grace();
                 let execution = self.execution_mut(key);
                 execution.canceling = true;
-                execution.now.msg = "cancel requested".into();
-                self.arm_overdue(key, now.plus(grace).plus(CANCEL_CONFIRMED_WITHIN));
+                execution.current.msg = "cancel requested".into();
+                self.set_overdue(key, now.plus(grace).plus(CANCEL_CONFIRMED_WITHIN));
                 self.machine_mut(machine).cancels.push(id);
                 self.wake(machine);
             }
@@ -246,9 +247,8 @@ impl Core {
         Ok(())
     }
 
-    /// Takes back a task that was submitted a moment ago and could not be made safe: it is as if it
-    /// had never been, as soon as it is known that nothing of it has started. What has started all
-    /// the same is canceled, and the task is kept to show that.
+    /// Withdraws a task that was just submitted and could not be saved. It is forgotten as soon as it is known
+    /// that nothing of it has started. If something has, it is canceled, and the task is kept to show that.
     pub fn withdraw(&mut self, now: Time, key: TaskKey) {
         if self.cancel(now, key, &Selection::All).is_ok() {
             self.task_mut(key).withdrawn = true;
@@ -259,10 +259,10 @@ impl Core {
     fn known_task(&self, key: TaskKey) -> Result<&Task, Refusal> {
         self.tasks
             .get(&key)
-            .ok_or_else(|| Refusal::Unknown("the task was forgotten meanwhile".into()))
+            .ok_or_else(|| Refusal::Unknown("the task has just been forgotten".into()))
     }
 
-    fn check_free(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
+    fn check_unused(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
         let taken = self.task_ids.get(id).copied();
         let of_another = || match prefix == id {
             true => self.task_prefixes.get(prefix).copied(),
@@ -274,23 +274,11 @@ impl Core {
         }
     }
 
-    fn check_room(&self, executions: usize) -> Result<(), Refusal> {
-        let limit = self.limits.executions;
-        let unfinished = self.executions.unfinished() as usize;
-        let unfinished_tasks = self.tasks.len() - self.finished.len();
-        if unfinished + executions > limit || unfinished_tasks >= limit {
-            return Err(Refusal::Full(format!(
-                "{unfinished} executions have not ended, {executions} more would pass the limit of {limit} (--max-executions)"
-            )));
-        }
-        Ok(())
-    }
-
-    /// What was asked for, as it is kept. Much is submitted again and again with nothing else but
-    /// another id, and many tasks have the same name: such are kept once.
-    fn kept_spec(&mut self, group: GroupKey, mut spec: Spec) -> Arc<Spec> {
-        spec.pattern.forget_compiled();
-        let last = &mut self.directory.group_mut(group).last_spec;
+    /// The spec as it is stored. Many tasks differ in nothing but their id, and many more have the same name:
+    /// equal specs and names are stored once.
+    fn shared_spec(&mut self, pattern: PatternKey, mut spec: Spec) -> Arc<Spec> {
+        spec.pattern.drop_compiled();
+        let last = &mut self.match_index.entry_mut(pattern).last_spec;
         if let Some(same) = last.upgrade().filter(|last| **last == spec) {
             return same;
         }
@@ -317,8 +305,11 @@ impl Core {
             queued: executions.len() as u32,
             ..Default::default()
         };
-        self.executions.queued += counts.queued;
-        self.task_timers.insert((now.plus(spec.ttl), key));
+        self.ledger.add_task();
+        for execution in &executions {
+            self.ledger.add_execution(execution.state);
+        }
+        self.timers.set(now.plus(spec.ttl), Timer::TaskTtl(key));
         self.task_ids.insert(id.clone(), key);
         if prefix != id {
             self.task_prefixes.insert(prefix.clone(), key);
@@ -327,7 +318,7 @@ impl Core {
             Some(keys) => drop(keys.insert(key)),
             None => drop(self.task_names.insert(spec.name.clone(), [key].into())),
         }
-        let task = Kept {
+        let task = TaskData {
             id,
             prefix,
             created_at: now,
@@ -345,24 +336,24 @@ impl Core {
         };
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
-        self.figures.submitted += 1;
+        self.stats.submitted += 1;
         key
     }
 
-    /// Those labels of machines that are gone which new machines carry now.
-    fn there_again<'a>(&self, gone: &'a [Arc<Target>]) -> Vec<&'a str> {
-        let mut labels: BTreeSet<&str> = BTreeSet::new();
-        labels.extend(gone.iter().map(|target| &*target.label));
+    /// The labels of these machines that live machines carry now.
+    fn labels_live_again<'a>(&self, gone: &'a [Arc<Target>]) -> Vec<&'a str> {
+        let labels: BTreeSet<&str> = gone.iter().map(|target| &*target.label).collect();
         let live = self.machines.values().filter(|m| m.is_live());
-        let mut live_labels: BTreeSet<&str> = BTreeSet::new();
-        live_labels.extend(live.map(|m| &*m.label));
-        let again = { labels.into_iter() }.filter(|label| live_labels.contains(label));
+        let live_labels: BTreeSet<&str> = live.map(|m| &*m.label).collect();
+        let again = labels
+            .into_iter()
+            .filter(|label| live_labels.contains(label));
         again.take(MAX_NAMED).collect()
     }
 
-    fn live_machines(&self, group: GroupKey) -> Vec<MachineKey> {
-        let labels = self.directory.group(group).labels.iter();
-        let machines = labels.flat_map(|label| &self.directory.label(*label).machines);
+    fn live_machines(&self, pattern: PatternKey) -> Vec<MachineKey> {
+        let labels = self.match_index.entry(pattern).labels.iter();
+        let machines = labels.flat_map(|label| &self.match_index.label(*label).machines);
         machines
             .copied()
             .filter(|machine| self.machine(*machine).is_live())
@@ -378,25 +369,25 @@ impl Core {
         }
     }
 
-    /// Queues an execution for whichever machine is free first: now, when one is waiting.
-    pub(super) fn queue_for_any(&mut self, key: ExecutionKey, group: GroupKey) {
-        match self.waiting_machine(group) {
+    /// Queues an execution for any matching machine: for one that is ready, or else for the first to be free.
+    pub(super) fn queue_for_any(&mut self, key: ExecutionKey, pattern: PatternKey) {
+        match self.longest_waiting_machine(pattern) {
             Some(machine) => self.queue_for(key, machine),
             None => {
                 self.execution_mut(key).target = None;
-                self.place(key, Place::Group(group));
+                self.place(key, Place::Pattern(pattern));
             }
         }
     }
 
-    /// The machine that has waited longest for work, among those a pattern matches. Looks through
-    /// the shorter of the two lists: the waiting machines, or the matching labels.
-    fn waiting_machine(&self, group: GroupKey) -> Option<MachineKey> {
-        let labels = &self.directory.group(group).labels;
+    /// The matching machine that has been ready for longest. Searches the shorter of two lists: the ready
+    /// machines, or those with matching labels.
+    fn longest_waiting_machine(&self, pattern: PatternKey) -> Option<MachineKey> {
+        let labels = &self.match_index.entry(pattern).labels;
         if labels.len() < self.ready.len() {
             let machines = labels
                 .iter()
-                .flat_map(|label| &self.directory.label(*label).machines);
+                .flat_map(|label| &self.match_index.label(*label).machines);
             let waiting = machines.filter_map(|key| Some((self.machine(*key).ready?, *key)));
             return waiting.min().map(|(_, key)| key);
         }
@@ -406,26 +397,26 @@ impl Core {
             .find(|key| labels.contains(&self.machine(*key).label_key))
     }
 
-    /// No machine may join a task any more.
+    /// Closes a task: no machine may join it from now on.
     pub(super) fn close(&mut self, key: TaskKey) {
         if std::mem::replace(&mut self.task_mut(key).open, false) {
-            let group = self.group_of(key);
-            self.directory.group_mut(group).open.remove(&key);
+            let pattern = self.pattern_key_of(key);
+            self.match_index.entry_mut(pattern).open.remove(&key);
         }
     }
 
-    /// Gives a machine that has appeared what waited for one like it: at once, or as soon as the
-    /// limit on executions has room again.
+    /// Lets a machine that came online join the open tasks that match it: now, or at a later poll if the limit
+    /// on executions is reached.
     pub(super) fn join_open_tasks(&mut self, key: MachineKey) {
         let machine = self.machine_mut(key);
-        if !std::mem::replace(&mut machine.owes_joins, false) {
+        if !std::mem::replace(&mut machine.joins_pending, false) {
             return;
         }
         let label = machine.label_key;
-        for group in self.directory.label(label).groups.clone() {
-            for task in self.directory.group(group).open.clone() {
-                if self.executions.unfinished() as usize >= self.limits.executions {
-                    self.machine_mut(key).owes_joins = true;
+        for pattern in self.match_index.label(label).patterns.clone() {
+            for task in self.match_index.entry(pattern).open.clone() {
+                if self.ledger.unfinished_executions() >= self.limits.executions {
+                    self.machine_mut(key).joins_pending = true;
                     return;
                 }
                 self.join(task, key);
@@ -452,20 +443,19 @@ impl Core {
         task.executions
             .push(Execution::queued(Place::Nowhere, Some(target)));
         task.counts.queued += 1;
-        self.executions.queued += 1;
+        self.ledger.add_execution(ExecutionState::Queued);
         if !late_join {
             self.close(key);
         }
         self.queue_for(execution, machine);
-        self.note_news(execution);
+        self.record_change(execution);
     }
 }
 
 impl Refusal {
-    /// A task has nothing on this machine.
+    /// The refusal for a task that has no execution on this machine.
     pub fn not_on(task: &Task, machine: &str) -> Refusal {
-        let mut labels: BTreeSet<&str> = BTreeSet::new();
-        labels.extend(task.labels());
+        let labels: BTreeSet<&str> = task.labels().collect();
         let named: Vec<&str> = labels.iter().copied().take(MAX_NAMED).collect();
         let more = if labels.len() > MAX_NAMED {
             ", …"

@@ -1,113 +1,42 @@
-//! The server: sockets around the core.
+//! The server: HTTP around the core.
 //!
-//! | file | what it is for |
+//! | room | what it is for |
 //! | --- | --- |
-//! | `listen` | the accept loop, socket options, the guard |
-//! | `work` | what there is to do on connections: without waiting, or left to threads |
-//! | `ready` | which connections have something to be read |
-//! | `connection` | one connection: what it is doing, and whose turn it is |
-//! | `threads` | threads for what has to wait, used again |
-//! | `means` | what the system lets us have |
-//! | `open` | the connections there are |
-//! | `peer` | accepted sockets, found and cut from outside |
-//! | `head` | a look at a request's head before tiny_http reads it |
-//! | `http` | bytes → requests; the only place that names tiny_http |
-//! | `respond` | answers → bytes |
-//! | `room` | large bodies and answers on their way, bounded |
-//! | `routes` | the table of routes and their handlers |
-//! | `original` | the calls of the original's agents |
-//! | `access`, `browser` | who may: tokens, and pages of other sites |
-//! | `audit` | who changed what |
-//! | `answer` | the envelope, and which status goes with which refusal |
-//! | `held` | polls and waits that are being held |
-//! | `store` | the one lock, and the threads that answer what was held |
-//! | `durable`, `db` | what has to be on the disk before it is acknowledged; the optional database |
-//! | `text`, `metrics` | output as text; figures |
-//! | `follow` | output as it comes |
-//! | `page` | the dashboard |
+//! | `http` | bytes ↔ requests and answers; knows no route and no task |
+//! | `api` | the table of routes and the handlers: parse, call the core, answer |
+//! | `state` | the one lock around the core, what is held, what is durable, the database |
+//! | `answers` | the envelope, and which status goes with which refusal; used by `api` and `state` |
 
-mod access;
-mod answer;
-mod audit;
-pub(crate) mod browser;
-mod connection;
+mod answers;
+pub(crate) mod api;
+pub mod http;
+mod state;
+
 #[cfg(feature = "db")]
-pub mod db;
-mod durable;
-mod follow;
-mod head;
-mod held;
-pub(crate) mod http;
-mod listen;
-mod means;
-mod metrics;
-mod open;
-mod original;
-mod page;
-mod peer;
-mod ready;
-mod respond;
-mod room;
-mod routes;
-mod store;
-mod text;
-mod threads;
-mod work;
+pub use self::state::db;
 
-use self::access::Access;
-use self::audit::Audit;
-use self::browser::OwnNames;
-use self::connection::Turn;
-use self::http::{Listener, Request, RequestLimits};
-use self::listen::Connections;
-use self::store::Store;
-use self::threads::{ENOUGH, ENOUGH_FOR_A_DISK, STACK_BYTES, Threads};
-use self::work::{What, Work};
+use self::api::access::{Access, Right};
+use self::api::audit::Audit;
+use self::api::browser::{self, OwnNames};
+use self::api::counters::Requests;
+use self::api::routes;
+use self::api::server::Server;
+use self::http::{Edge, EdgeLimits, Engine, Request, start_thread};
+use self::state::Store;
 use crate::config::ServerConfig;
-use crate::core::{Limits, TextLimits};
-use crate::tls::PairFiles;
+use crate::core::Limits;
+use crate::tls::CertificateFiles;
 use log::{info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Threads that do what can be done without waiting: as many as there are processors, but so many at
-/// least, since one may be at something large, and so many at most.
-const MIN_WORKERS: usize = 2;
-const MAX_WORKERS: usize = 8;
-
-/// What handlers work with.
-pub struct Server {
-    store: Arc<Store>,
-    connections: Arc<Connections>,
-    threads: Arc<Threads<Work>>,
-    requests: metrics::Requests,
-    limits: RequestLimits,
-    texts: TextLimits,
-    is_https: bool,
-    max_json_depth: usize,
-    access: Access,
-    own_names: OwnNames,
-    audit: Audit,
-}
-
-impl Server {
-    /// A new id for a task: sortable by time, then random.
-    fn fresh_id(&self) -> String {
-        let ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_millis();
-        // Seeded by the system once for each thread. An id has to be new, not secret; a clash would be
-        // answered with 409.
-        let random = RandomState::new().build_hasher().finish() >> 24;
-        format!("{ms:012x}-{random:010x}")
-    }
-}
+/// Threads of the edge for what may wait: large answers are made by a few.
+const THREADS: usize = 16;
+/// The same with a database: as many as can share one commit.
+const THREADS_FOR_A_DISK: usize = 256;
 
 /// Runs the server until TERM or INT. The error is one line for a person.
 pub fn run(config: ServerConfig) -> Result<(), String> {
@@ -121,12 +50,22 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         patterns: config.max_patterns,
         texts: config.texts.clone(),
     };
-    crate::tls::install_overheard();
-    let pair = config.tls.as_ref().map(crate::tls::load_pair).transpose()?;
-    let (listener, address) = listen::bind(config.listen, pair)?;
-    let listener = Arc::new(listener);
-    let connections = Connections::new(&config)?;
-    let max_held = config.max_held.min(connections.most_held());
+    let tls = config.tls.as_ref().map(crate::tls::load_certificate);
+    let tls = tls.transpose()?;
+    let (listener, address) = http::bind(config.listen)?;
+    let edge_limits = EdgeLimits {
+        request: config.request,
+        max_connections: config.max_connections,
+        max_connections_per_address: config.max_connections_per_address,
+        max_in_flight_bytes: config.max_in_flight_bytes,
+        max_request_ms: config.max_request_time.as_millis(),
+        max_threads: match config.db {
+            Some(_) => THREADS_FOR_A_DISK,
+            None => THREADS,
+        },
+    };
+    let edge = Edge::new(edge_limits, tls)?;
+    let max_held = config.max_held.min(edge.most_held());
     let access = Access::from_environment(config.allow_legacy)?;
     let audit = Audit::open(config.audit)?;
     let (store, tasks) = open_store(config.db.as_deref(), limits, max_held)?;
@@ -137,27 +76,19 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         config.tls.as_ref().map_or("", |_| ", https only")
     );
     info!("{tasks}");
-    connections.explain();
+    match config.engine {
+        Engine::Edge => edge.explain(),
+        #[cfg(feature = "tiny_http")]
+        Engine::TinyHttp => warn!(
+            "the engine tiny_http has no defence against slow or hostile peers: for closed networks"
+        ),
+    }
     access.explain();
-    let server = Arc::new_cyclic(|server: &std::sync::Weak<Server>| Server {
+    let server = Arc::new(Server {
         store: store.clone(),
-        connections: connections.clone(),
-        threads: {
-            let server = server.clone();
-            let enough = match store.may_wait() {
-                true => ENOUGH_FOR_A_DISK,
-                false => ENOUGH,
-            };
-            Threads::new(enough, move |work| {
-                if let Some(server) = server.upgrade() {
-                    server.do_work(work);
-                }
-            })
-        },
-        requests: metrics::Requests::default(),
-        limits: config.request,
+        edge: edge.clone(),
+        requests: Requests::default(),
         texts: config.texts,
-        is_https: config.tls.is_some(),
         max_json_depth: config.max_json_depth,
         access,
         own_names: OwnNames {
@@ -166,22 +97,8 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         },
         audit,
     });
-    let watched = connections.clone();
-    start_thread("clock", move || keep_time(&store, &watched))?;
-    let workers = thread::available_parallelism().map_or(MIN_WORKERS, |n| n.get());
-    for _ in 0..workers.clamp(MIN_WORKERS, MAX_WORKERS) {
-        let server = server.clone();
-        start_thread("worker", move || server.work_forever())?;
-    }
-    let (accepting, threads) = (listener.clone(), server.threads.clone());
-    let encrypted: Option<fn(Turn) -> Work> = server.is_https.then_some(|turn| Work {
-        turn,
-        what: What::Encrypted,
-    });
-    start_thread("accept", move || {
-        listen::accept_forever(&accepting, &connections, &threads, encrypted)
-    })?;
-    crate::footprint::forget_program();
+    start_thread("clock", move || keep_time(&store))?;
+    edge.serve(config.engine, listener, &server)?;
     for signal in signals.forever() {
         if signal != SIGHUP {
             info!("ends on signal {signal}");
@@ -192,7 +109,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         server.store.end_polls();
         server.audit.reopen();
         if let Some(files) = &config.tls {
-            renew_certificate(&listener, files);
+            renew_certificate(&edge, files);
         }
     }
     server.store.close();
@@ -224,19 +141,38 @@ fn open_store(
 }
 
 /// Reads the certificate and its key again; those in use stay when that fails.
-fn renew_certificate(listener: &Listener, files: &PairFiles) {
-    match crate::tls::load_pair(files).and_then(|pair| listener.renew(pair)) {
-        Ok(()) => info!("the certificate was read again, new connections get it"),
+fn renew_certificate(edge: &Edge, files: &CertificateFiles) {
+    match crate::tls::load_certificate(files) {
+        Ok(tls) => {
+            edge.renew_certificate(tls);
+            info!("the certificate was read again, new connections get it");
+        }
         Err(why) => warn!("{why}; the certificate in use stays in use"),
     }
 }
 
-/// Every call there is, as `METHOD /path` with `*` for any one part. For the tests that must know all.
+/// A call, for the tests that must know all of them.
 #[doc(hidden)]
-pub fn calls() -> Vec<String> {
+#[derive(Debug)]
+pub struct CallSummary {
+    /// `METHOD /path` with `*` for any one part.
+    pub call: String,
+    /// The parameters of its query.
+    pub query: &'static [&'static str],
+    /// People make it, not agents.
+    pub is_for_people: bool,
+}
+
+/// Every call there is.
+#[doc(hidden)]
+pub fn calls() -> Vec<CallSummary> {
     let routes = routes::all();
     routes
-        .map(|route| format!("{} /{}", route.method, route.path.join("/")))
+        .map(|route| CallSummary {
+            call: format!("{} /{}", route.method, route.path.join("/")),
+            query: route.query,
+            is_for_people: !matches!(route.right, Right::Agent | Right::Original),
+        })
         .collect()
 }
 
@@ -252,18 +188,9 @@ pub fn routed(method: &str, target: &str) -> u16 {
     routes::find(&request).map_or_else(|answer| answer.status, |_| 200)
 }
 
-fn keep_time(store: &Store, connections: &Connections) -> ! {
+fn keep_time(store: &Store) -> ! {
     loop {
-        thread::sleep(store::TICK);
+        thread::sleep(state::TICK);
         store.tick();
-        connections.guard();
     }
-}
-
-fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
-    let thread = thread::Builder::new().name(name.into());
-    let started = thread.stack_size(STACK_BYTES).spawn(work);
-    started
-        .map(drop)
-        .map_err(|error| format!("cannot start a thread: {error}"))
 }

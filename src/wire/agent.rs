@@ -1,6 +1,4 @@
-//! What an agent and the server say to each other.
-//!
-//! Four calls, all `POST` with a JSON body, all safe to repeat:
+//! The calls of agents. There are four, all `POST` with a JSON body, all safe to repeat:
 //!
 //! | path | body | `data` of the answer |
 //! | --- | --- | --- |
@@ -9,20 +7,20 @@
 //! | `/api/v1/agent/done` | [`Done`] | [`Taken`] |
 //! | `/api/v1/agent/goodbye` | [`Goodbye`] | `null` |
 //!
-//! Unknown fields are ignored here, so that agents and servers of different versions get along.
-//! Points in time travel as "so many milliseconds ago": the clocks of containers are not to be trusted.
+//! Unknown fields are ignored here, so that agents and servers of different versions work together. Points in time
+//! are sent as "milliseconds ago": the clocks of containers may be wrong.
 
-use super::span::Span;
+use super::duration::TimeSpan;
 use super::task::ExecutionState;
 use serde::{Deserialize, Serialize};
 
-/// "Here I am; what is there to do?" Also the heartbeat.
+/// The poll of an agent for orders. It is also the heartbeat.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Poll {
     /// The random id of this agent process.
     pub instance: String,
-    /// Counts up with every poll of this instance: a late or repeated one is recognized by it.
+    /// Increases with every poll of this instance; identifies late and repeated ones.
     pub seq: u64,
     /// The name the machine is addressed by.
     pub label: String,
@@ -32,15 +30,15 @@ pub struct Poll {
     /// The version of the agent.
     #[serde(default)]
     pub version: String,
-    /// How many commands it runs at once.
+    /// How many commands it runs at the same time.
     pub jobs: u32,
-    /// Takes no more work, is about to end.
+    /// It takes no more work because it is about to end.
     #[serde(default)]
     pub draining: bool,
     /// How long the server may hold the poll; it may answer sooner.
     #[serde(default)]
-    pub wait: Span,
-    /// Every execution the agent was handed and whose result the server has not taken yet.
+    pub wait: TimeSpan,
+    /// Every attempt the agent was handed whose result the server has not taken yet.
     #[serde(default)]
     pub holds: Vec<Hold>,
 }
@@ -55,7 +53,7 @@ pub struct AttemptId {
     pub attempt: u32,
 }
 
-/// What an agent does with an attempt it was handed.
+/// The state of an attempt at its agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum HoldState {
@@ -63,43 +61,42 @@ pub enum HoldState {
     Running,
     /// Its command is being killed.
     Ending,
-    /// Its command has ended, the result is on its way.
+    /// Its command has ended; the result has not been taken yet.
     Ended,
 }
 
-/// An attempt in the agent's hands.
+/// An attempt that an agent holds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Hold {
-    /// Which.
+    /// Which attempt.
     #[serde(flatten)]
     pub id: AttemptId,
-    /// What the agent does with it.
+    /// Its state.
     pub state: HoldState,
     /// How long ago its command was started, in milliseconds.
     #[serde(default)]
     pub started_ago_ms: u64,
 }
 
-/// What the server wants of an agent. `D` is the detail: a [`super::task::Detail`] where it is
-/// written, a plain JSON value where it is read, so that an agent can refuse the one task whose
-/// detail it does not understand.
+/// The server's orders to an agent. `D` is the detail: a [`super::task::Detail`] where it is written, a plain JSON
+/// value where it is read, so that an agent can refuse a single task whose detail it does not understand.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Orders<D> {
-    /// Start these.
+    /// Attempts to start.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub start: Vec<Assignment<D>>,
-    /// Kill these, and report them.
+    /// Attempts to kill, and to report.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cancel: Vec<AttemptId>,
-    /// Nobody asks for these any more: let them run, report nothing.
+    /// Attempts that the server no longer knows: let them run, but do not report them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forget: Vec<AttemptId>,
 }
 
 impl<D> Orders<D> {
-    /// Nothing to do.
+    /// No orders.
     pub fn none() -> Self {
         Orders {
             start: Vec::new(),
@@ -108,7 +105,7 @@ impl<D> Orders<D> {
         }
     }
 
-    /// Whether there is nothing to do.
+    /// Whether there are no orders.
     pub fn is_empty(&self) -> bool {
         self.start.is_empty() && self.cancel.is_empty() && self.forget.is_empty()
     }
@@ -118,7 +115,7 @@ impl<D> Orders<D> {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Assignment<D> {
-    /// Which.
+    /// Which attempt.
     #[serde(flatten)]
     pub id: AttemptId,
     /// The id of its task.
@@ -139,27 +136,27 @@ pub enum Stream {
     Stderr,
 }
 
-/// A piece of output. Its place is given by its offset, so a repeated piece does no harm.
+/// A piece of output. Its offset gives its position, so it can be sent repeatedly.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Piece {
-    /// Of which attempt.
+    /// The attempt.
     #[serde(flatten)]
     pub id: AttemptId,
-    /// Of which stream.
+    /// The stream.
     pub stream: Stream,
-    /// How many bytes of the stream the command had written before.
+    /// The offset of the first byte in the stream.
     pub offset: u64,
     /// The bytes.
     #[serde(with = "as_base64")]
     pub data: Vec<u8>,
 }
 
-/// Output of commands that still run, in the order in which it came.
+/// Output of running commands, in the order in which they wrote it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
-    /// Who says so.
+    /// The instance of the agent.
     pub instance: String,
     /// The pieces.
     pub pieces: Vec<Piece>,
@@ -169,7 +166,7 @@ pub struct Output {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ended {
-    /// Which.
+    /// Which attempt.
     #[serde(flatten)]
     pub id: AttemptId,
     /// `succeeded`, `failed`, `timedOut` or `canceled`.
@@ -201,52 +198,52 @@ pub struct Ended {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Done {
-    /// Who says so.
+    /// The instance of the agent.
     pub instance: String,
-    /// Asks for orders to start in the answer: the `seq` of the agent's latest poll. They are handed
-    /// out, and obeyed, only as long as that is its latest: what a later poll does not list never
-    /// arrived. Absent when there is no room for more.
+    /// Asks for more work in the answer: the `seq` of the agent's latest poll. Work is handed out, and accepted by
+    /// the agent, only while that is its latest poll; whatever a later poll does not list has not arrived. Absent
+    /// if the agent has no free job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
-    /// Output that had not been shipped; taken in before the results.
+    /// Output that was not sent before; it is stored before the results.
     #[serde(default)]
     pub pieces: Vec<Piece>,
     /// The results.
     pub results: Vec<Ended>,
 }
 
-/// What became of the reported results. Whatever is listed need not be reported again.
+/// The answer to reported results. None of them need be reported again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Taken<D> {
     /// One entry per result, in the order of the report.
     pub results: Vec<Verdict>,
-    /// What is to be started next, if the report asked for that.
+    /// Attempts to start, if the report asked for that.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub start: Vec<Assignment<D>>,
 }
 
-/// What became of one reported result.
+/// The server's verdict on a reported result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Verdict {
-    /// Which.
+    /// Which attempt.
     #[serde(flatten)]
     pub id: AttemptId,
-    /// Whether the result counts (also when it had been taken before).
+    /// Whether the result counts; also true if it was taken before.
     pub taken: bool,
-    /// Why it does not.
+    /// Why it does not count.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub msg: String,
 }
 
-/// "I end now." What was handed to the instance and is not in `holds` was never started.
+/// The goodbye of an agent that ends. Attempts that it was handed and that are not in `holds` were never started.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Goodbye {
-    /// Who says so.
+    /// The instance of the agent.
     pub instance: String,
-    /// What it started and could not report.
+    /// Attempts that it started and could not report.
     #[serde(default)]
     pub holds: Vec<Hold>,
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub enum MachineState {
     /// It takes work.
     Online,
-    /// It ends what it runs and takes no more.
+    /// It finishes its work and takes no more.
     Draining,
     /// It said goodbye, or has been silent for too long.
     Offline,
@@ -42,13 +42,13 @@ pub struct Machine {
     pub version: String,
     /// Its state.
     pub state: MachineState,
-    /// How many commands it runs at once.
+    /// How many commands it runs at the same time.
     pub jobs: u32,
-    /// Executions that it holds or runs.
+    /// Executions that it was handed.
     pub running: u32,
-    /// Executions that wait for it.
+    /// Executions queued for it.
     pub queued: u32,
-    /// When it first appeared, RFC 3339.
+    /// When it first came online, RFC 3339.
     pub since: String,
     /// When its last request arrived, RFC 3339.
     pub last_seen: String,

@@ -1,43 +1,51 @@
-//! The types of the API's JSON: what travels between users, server and agents.
+//! The types of the API's JSON, exchanged between users, server and agents. They contain no rules and do no I/O.
 //!
-//! No rules and no I/O live here: a type says how its JSON looks, `core` says what may happen.
-//! To add a field to the API: add it to the type that carries it, then to the rule in `core` that
-//! uses it, then to the README's reference.
+//! | file | content |
+//! | --- | --- |
+//! | `task` | tasks: as posted, as answered |
+//! | `machine` | machines |
+//! | `event` | the events of a task's output |
+//! | `agent` | the calls of agents |
+//! | `duration`, `strict_object` | how durations and objects are read |
+//!
+//! To add a field: to the type that carries it (in `task.rs` twice: `PostedTask` and `Task`), to the rule in `core`
+//! that uses it, and to `src/docs/api.md` and `openapi.json`. A new field of an agent's call needs `#[serde(default)]`, as agents and
+//! servers of different versions work together.
 
 pub mod agent;
-pub mod json;
+pub mod duration;
+pub mod event;
 pub mod machine;
-pub mod news;
-pub mod object;
-pub mod span;
+
+pub mod strict_object;
 pub mod task;
 
 use serde::{Deserialize, Serialize};
 
-/// `signal` of an answer: all went well.
+/// `signal` of a successful answer.
 pub const OK: i32 = 0;
 /// `signal` of an answer to an agent: there is work.
 pub const WORK: i32 = 1;
-/// `signal` of an answer: it did not go well, `msg` says why.
+/// `signal` of an error; `msg` gives the reason.
 pub const ERROR: i32 = -1;
 
-/// What every answer is wrapped in.
+/// The envelope of every answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Envelope<T> {
     /// [`OK`], [`WORK`] or [`ERROR`].
     pub signal: i32,
-    /// In words, what there is to say; empty when there is nothing.
+    /// A message; usually empty unless this is an error.
     #[serde(default)]
     pub msg: String,
-    /// The answer proper.
+    /// The answer itself.
     pub data: T,
-    /// Where the next page of a list begins; absent on the last page.
+    /// The cursor of the next page of a list; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
 
 impl<T> Envelope<T> {
-    /// An answer that went well.
+    /// A successful answer.
     pub fn ok(data: T) -> Self {
         Envelope {
             signal: OK,

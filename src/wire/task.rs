@@ -1,15 +1,15 @@
 //! A task as it is posted, and as it is answered.
 
-use super::object::{Answered, Object, Posted};
-use super::span::{Span, Timeout};
+use super::duration::{TimeSpan, Timeout};
+use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How long a command may run when its task does not say.
-pub const DEFAULT_TIMEOUT: Span = Span::from_secs(180);
-/// Time between TERM and KILL when its task does not say.
-pub const DEFAULT_KILL_GRACE: Span = Span::from_secs(5);
+/// The default time-out of a command.
+pub const DEFAULT_TIMEOUT: TimeSpan = TimeSpan::from_secs(180);
+/// The default time between TERM and KILL.
+pub const DEFAULT_KILL_GRACE: TimeSpan = TimeSpan::from_secs(5);
 
 /// Which machines run a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -22,8 +22,8 @@ pub enum Mode {
     Any,
 }
 
-/// What to run, as posted, answered and handed to an agent. Exactly one of `command` and `argv`.
-/// An unknown field is an error wherever this is read: what it asks for would silently not be done.
+/// What to run, as posted, as answered, and as handed to an agent. It has exactly one of `command` and `argv`. An
+/// unknown field is an error wherever this is read; otherwise a request would silently be ignored.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Detail {
@@ -39,22 +39,22 @@ pub struct Detail {
     /// How long it may run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Timeout>,
-    /// How long after TERM the KILL follows.
+    /// The time between TERM and KILL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kill_grace: Option<Span>,
+    pub kill_grace: Option<TimeSpan>,
     /// Extra variables of its environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env: Option<BTreeMap<String, String>>,
-    /// Text for its standard input.
+    /// The text of its standard input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
 }
 
-impl Answered for Detail {
+impl ReadOnlyFields for Detail {
     const READ_ONLY: &[&str] = &["result"];
 }
 
-/// Which ends of an attempt may be followed by another attempt.
+/// After which results an attempt is retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RetryOn {
@@ -62,20 +62,20 @@ pub enum RetryOn {
     Failed,
     /// It ended `timedOut`.
     TimedOut,
-    /// Its machine went away.
+    /// Its machine went offline.
     Lost,
 }
 
-/// Further attempts, only when asked for.
+/// Retries; there are none by default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Retry {
-    /// How many further attempts there may be.
+    /// The most retries.
     pub max: u32,
-    /// The pause before each; the last one is used again.
+    /// The pauses before the retries; the last one is used for all further ones.
     #[serde(default)]
-    pub interval: Vec<Span>,
-    /// After which ends.
+    pub interval: Vec<TimeSpan>,
+    /// After which results.
     #[serde(default = "Retry::default_on")]
     pub on: Vec<RetryOn>,
 }
@@ -86,8 +86,8 @@ impl Retry {
     }
 }
 
-/// A task as posted. Read it as [`Posted`]: then an answered task can be posted again; any other
-/// unknown field is an error that names it.
+/// A task as posted. It is read as [`Posted`], so that an answered task can be posted again; any other unknown field
+/// is an error that names it.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[allow(
@@ -100,14 +100,14 @@ pub struct PostedTask {
     pub name: Option<String>,
     pub id: Option<String>,
     pub mode: Option<Mode>,
-    pub ttl: Option<Span>,
+    pub ttl: Option<TimeSpan>,
     pub late_join: Option<bool>,
-    pub retry: Option<Object<Retry>>,
-    pub result_ttl: Option<Span>,
-    pub failure_ttl: Option<Span>,
+    pub retry: Option<StrictObject<Retry>>,
+    pub result_ttl: Option<TimeSpan>,
+    pub failure_ttl: Option<TimeSpan>,
 }
 
-impl Answered for PostedTask {
+impl ReadOnlyFields for PostedTask {
     const READ_ONLY: &[&str] = &[
         "type",
         "status",
@@ -127,17 +127,17 @@ fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
-/// Who would run a task.
+/// The machines that would run a task.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DryRun {
     /// How many live machines match.
     pub matched: u32,
-    /// Which; of these one runs it when the mode is `any`.
+    /// These machines; one of them if the mode is `any`.
     pub machines: Vec<Target>,
     /// How many match but are offline.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub offline: u32,
-    /// How many match but end what they run and take no more.
+    /// How many match but are draining: they take no more work.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub draining: u32,
 }
@@ -151,7 +151,7 @@ pub struct Target {
     pub instance: String,
 }
 
-/// A task to be posted, with the fields that our own command line sets.
+/// A task as the command line posts it.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NewTask {
@@ -163,18 +163,18 @@ pub struct NewTask {
     pub mode: Mode,
     /// How long an execution may wait to be started.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ttl: Option<Span>,
+    pub ttl: Option<TimeSpan>,
     /// What it runs.
     pub detail: Detail,
 }
 
-/// The state of an execution, in the order in which one is lived through.
+/// The state of an execution, in the order of its lifecycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ExecutionState {
-    /// Waits for its machine to take it.
+    /// Waits for a machine.
     Queued,
-    /// Handed to its machine, not known to have started.
+    /// Handed to a machine, not known to have started.
     Delivered,
     /// Its command runs.
     Running,
@@ -182,13 +182,13 @@ pub enum ExecutionState {
     Succeeded,
     /// The command ended otherwise, or could not be started.
     Failed,
-    /// The command was ended because its time was up.
+    /// The command was killed at its time-out.
     TimedOut,
-    /// A user did not want it any more.
+    /// A user canceled it.
     Canceled,
     /// It was not started within its `ttl`.
     Expired,
-    /// Its machine went away.
+    /// Its machine went offline, or was shut down while it ran.
     Lost,
 }
 
@@ -231,9 +231,9 @@ impl ExecutionState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum TaskState {
-    /// Matches nobody yet.
+    /// No machine matches yet.
     Waiting,
-    /// Not everything has ended.
+    /// Some executions have not ended.
     Running,
     /// Every execution succeeded.
     Succeeded,
@@ -241,7 +241,7 @@ pub enum TaskState {
     Partial,
     /// None succeeded.
     Failed,
-    /// None succeeded, because it was canceled.
+    /// None succeeded, and it was canceled.
     Canceled,
     /// None was started in time.
     Expired,
@@ -295,7 +295,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// The counter of one state.
+    /// The count of a state.
     pub fn of(&mut self, state: ExecutionState) -> &mut u32 {
         match state {
             ExecutionState::Queued => &mut self.queued,
@@ -327,8 +327,8 @@ impl Counts {
     }
 }
 
-/// A task as answered: all that was posted, and what became of it. `S` is a text: owned where it is
-/// read, borrowed from what is kept where it is written.
+/// A task as answered: everything that was posted, and the results. `S` is a text: owned where it is read, borrowed
+/// where it is written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Task<S = String> {
@@ -339,11 +339,11 @@ pub struct Task<S = String> {
     /// Always 0, as in the original.
     #[serde(rename = "type")]
     pub kind: u8,
-    /// The original's number: 0 new, 1 assigned, 2 finished, 3 ended otherwise than well.
+    /// The original's number: 0 new, 1 assigned, 2 succeeded, 3 ended otherwise.
     pub status: u8,
     /// Its state.
     pub state: TaskState,
-    /// What there is to say about the state, in words.
+    /// A message about the state; usually empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub msg: String,
     /// When it was accepted, RFC 3339.
@@ -355,17 +355,17 @@ pub struct Task<S = String> {
     /// Which of the matching machines run it.
     pub mode: Mode,
     /// How long an execution may wait to be started.
-    pub ttl: Span,
-    /// Whether machines that appear within `ttl` run it too.
+    pub ttl: TimeSpan,
+    /// Whether machines that come online within `ttl` run it too.
     pub late_join: bool,
-    /// Further attempts, when asked for.
+    /// Retries, if it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
     /// How long it is kept after it succeeded.
-    pub result_ttl: Span,
+    pub result_ttl: TimeSpan,
     /// How long it is kept after it ended otherwise.
-    pub failure_ttl: Span,
-    /// The task that it runs again.
+    pub failure_ttl: TimeSpan,
+    /// The id of the task that it reruns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun_of: Option<S>,
     /// How many live machines matched when it was submitted.
@@ -395,7 +395,7 @@ pub struct AnsweredDetail {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Execution<S = String> {
-    /// Its id: a word of its task's (the task's id, where the server made that), a dot, a number.
+    /// Its id: the prefix of its task (the task's id, if the server made that), a dot, a number.
     pub execution: S,
     /// The label of its machine; empty while it has none.
     pub machine_label: S,
@@ -427,13 +427,13 @@ pub struct Attempt<S = String> {
     pub signal: Option<S>,
     /// Why it did not succeed.
     pub msg: S,
-    /// The lines of both streams, in the order in which they came.
+    /// The lines of both streams, in order of arrival.
     pub output: Vec<String>,
-    /// What is kept of standard output.
+    /// The kept standard output.
     pub stdout: String,
-    /// What is kept of standard error.
+    /// The kept standard error.
     pub stderr: String,
-    /// How many bytes of both streams are missing from the middle.
+    /// How many bytes of both streams are missing.
     pub truncated_bytes: u64,
     /// When the command started, RFC 3339.
     pub started_at: Option<S>,
@@ -443,7 +443,7 @@ pub struct Attempt<S = String> {
     pub duration_ms: Option<u64>,
 }
 
-/// An attempt that was followed by another.
+/// An earlier attempt.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PastAttempt<S = String> {
@@ -453,7 +453,7 @@ pub struct PastAttempt<S = String> {
     pub machine_label: S,
     /// The instance of that machine.
     pub instance: S,
-    /// The rest.
+    /// The attempt and its outcome.
     #[serde(flatten)]
     pub attempt: Attempt<S>,
 }

@@ -14,7 +14,7 @@ use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use serde::de::IgnoredAny;
 use sidebike::wire::Envelope;
 use sidebike::wire::agent::{AttemptId, Done, Ended, Hold, HoldState, Orders, Poll, Taken};
-use sidebike::wire::span::Span;
+use sidebike::wire::duration::TimeSpan;
 use sidebike::wire::task::ExecutionState;
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -25,7 +25,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How long an agent lets its poll be held, as the real one does.
-const WAIT: Span = Span::from_secs(25);
+const WAIT: TimeSpan = TimeSpan::from_secs(25);
 /// Agents that connect at once at the beginning, and the time they get: the listener's backlog has
 /// an end, and a connection that does not fit tries again only a second later.
 const AT_ONCE: usize = 500;
@@ -126,7 +126,7 @@ impl Fleet {
         };
         for n in 0..count {
             let spread = WAIT.as_millis() * (n as u64 + 1) / count as u64;
-            fleet.poll(n, Span::from_millis(spread.max(1_000)))?;
+            fleet.poll(n, TimeSpan::from_millis(spread.max(1_000)))?;
             if (n + 1).is_multiple_of(AT_ONCE) {
                 fleet.run(AT_ONCE_EVERY, |_| false)?;
             }
@@ -193,7 +193,7 @@ impl Fleet {
         Background { over, thread }
     }
 
-    fn poll(&mut self, n: usize, wait: Span) -> Result<(), String> {
+    fn poll(&mut self, n: usize, wait: TimeSpan) -> Result<(), String> {
         let agent = &mut self.agents[n];
         agent.seq += 1;
         let hold = |id: &AttemptId| Hold {

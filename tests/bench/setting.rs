@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 const SECONDS: u64 = 3;
 /// How long `make soak` lasts when not said otherwise, in seconds.
 const SOAK_SECONDS: u64 = 3_600;
-/// Open files that 9,000 agents and their reports need, on both sides: the README's advice.
+/// Open files that 9,000 agents and their reports need, on both sides: the advice of `src/docs/operations.md`.
 const FILES: u64 = 65_536;
 
 /// What to measure, and how long.

@@ -261,6 +261,18 @@ impl Browser {
         self.size(1280, 900);
     }
 
+    /// A picture of the page as it is, as WebP, light and so many pixels wide and high.
+    pub fn picture(&self, width: u32, height: u32) -> Vec<u8> {
+        self.size(width, height);
+        let feature = json!({"name": "prefers-color-scheme", "value": "light"});
+        self.devtools("Emulation.setEmulatedMedia", json!({"features": [feature]}));
+        let params = json!({"format": "webp", "quality": 85});
+        let picture = self.devtools("Page.captureScreenshot", params);
+        base64::engine::general_purpose::STANDARD
+            .decode(picture["data"].as_str().expect("a picture"))
+            .expect("a picture in base64")
+    }
+
     /// What the browser complained of since the last time: errors, refusals by the policy.
     pub fn complaints(&self) -> Vec<String> {
         let log = self.ask("POST", "/se/log", &json!({"type": "browser"}));

@@ -47,6 +47,20 @@ pub fn at_work(command: Command) -> Server {
     server
 }
 
+/// A server under limits of the shell, with what stands before it on the command line.
+pub fn limited(before: &[&str], limits: &str, flags: &[&str]) -> Server {
+    let line = format!("{limits}; exec \"$0\" server --listen 127.0.0.1:0 \"$@\"");
+    let shell = ["sh", "-c", &line, SIDEBIKE];
+    let words: Vec<&&str> = before.iter().chain(&shell).chain(flags).collect();
+    let mut command = Command::new(words[0]);
+    command
+        .args(&words[1..])
+        .env("RUST_LOG", "info,sidebike::audit=warn")
+        // Of each thread's own pool of memory musl, which releases are built with, knows nothing.
+        .env("MALLOC_ARENA_MAX", "1");
+    at_work(command)
+}
+
 /// Does something hostile, with the well-behaved going on beside it. On a machine that is busy
 /// with other things the percentile has another try; failing is never forgiven.
 pub fn beside(server: &Server, mut attack: impl FnMut()) {

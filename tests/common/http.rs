@@ -42,15 +42,15 @@ impl Reply {
     }
 }
 
-/// A connection, kept alive for as long as the server keeps it.
-pub struct Connection<S = TcpStream>(S);
+/// A connection, kept alive for as long as the server keeps it; and what came behind the last answer.
+pub struct Connection<S = TcpStream>(S, Vec<u8>);
 
 impl Connection {
     pub fn open(address: SocketAddr) -> Connection {
         let stream = TcpStream::connect(address).expect("the server takes connections");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Connection(stream)
+        Connection(stream, Vec::new())
     }
 
     /// Another to the same server.
@@ -63,7 +63,7 @@ impl Connection {
         let stream = TcpStream::connect(address).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
         stream.set_nodelay(true).ok()?;
-        Some(Connection(stream))
+        Some(Connection(stream, Vec::new()))
     }
 
     /// Whether the other side still takes it, at once.
@@ -79,7 +79,7 @@ impl Connection {
 impl<S: Read + Write> Connection<S> {
     /// Over another stream than TCP's.
     pub fn over(stream: S) -> Self {
-        Connection(stream)
+        Connection(stream, Vec::new())
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
@@ -97,14 +97,14 @@ impl<S: Read + Write> Connection<S> {
 
     /// What comes until the server closes.
     pub fn rest(&mut self) -> Vec<u8> {
-        let mut rest = Vec::new();
+        let mut rest = std::mem::take(&mut self.1);
         let _ = self.0.read_to_end(&mut rest);
         rest
     }
 
     /// `None` when the connection ends before the answer does.
     pub fn try_read(&mut self, with_body: bool) -> Option<Reply> {
-        let mut bytes = Vec::new();
+        let mut bytes = std::mem::take(&mut self.1);
         let mut buffer = [0; 64 * 1024];
         let head_ends = loop {
             if let Some(at) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -133,6 +133,9 @@ impl<S: Read + Write> Connection<S> {
                 0 => return None,
                 n => reply.body.extend_from_slice(&buffer[..n]),
             }
+        }
+        if with_body {
+            self.1 = reply.body.split_off(length);
         }
         Some(reply)
     }

@@ -3,7 +3,7 @@
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use sidebike::tape::Tape;
+use sidebike::head_tail_buffer::HeadTailBuffer;
 use sidebike::wire::agent::{
     Assignment, AttemptId, Done, Ended, Goodbye, Orders, Output, Piece, Poll, Stream,
 };
@@ -25,7 +25,7 @@ pub struct Seen {
     pub pieces: Vec<Piece>,
     pub dones: Vec<Done>,
     pub goodbyes: Vec<Goodbye>,
-    pub tapes: HashMap<(String, Stream), Tape>,
+    pub buffers: HashMap<(String, Stream), HeadTailBuffer>,
     orders: VecDeque<Orders<Value>>,
     /// So many reports are read, then the connection is cut.
     pub lose_dones: usize,
@@ -45,8 +45,8 @@ impl Seen {
     pub fn bytes(&self, execution: &str) -> u64 {
         [Stream::Stdout, Stream::Stderr]
             .iter()
-            .filter_map(|stream| self.tapes.get(&(execution.to_owned(), *stream)))
-            .map(Tape::end)
+            .filter_map(|stream| self.buffers.get(&(execution.to_owned(), *stream)))
+            .map(HeadTailBuffer::end)
             .sum()
     }
 
@@ -60,9 +60,9 @@ impl Seen {
 
     /// Standard output as numbers, one a line.
     pub fn numbers(&self, execution: &str) -> Vec<i32> {
-        let tape = self.tapes.get(&(execution.to_owned(), Stream::Stdout));
-        let bytes = tape
-            .and_then(|tape| tape.read(0, 1 << 20))
+        let buffer = self.buffers.get(&(execution.to_owned(), Stream::Stdout));
+        let bytes = buffer
+            .and_then(|buffer| buffer.read(0, 1 << 20))
             .unwrap_or_default()
             .1;
         let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -74,7 +74,7 @@ impl Seen {
     fn keep(&mut self, pieces: &[Piece]) {
         for piece in pieces {
             let key = (piece.id.execution.clone(), piece.stream);
-            self.tapes
+            self.buffers
                 .entry(key)
                 .or_default()
                 .write(piece.offset, &piece.data);
@@ -182,18 +182,18 @@ impl Server {
         seen.results(execution).remove(0)
     }
 
-    pub fn with_tape(&self, execution: &str, stream: Stream, look: impl FnOnce(&Tape)) {
+    pub fn with_buffer(&self, execution: &str, stream: Stream, look: impl FnOnce(&HeadTailBuffer)) {
         let seen = self.wait(|_| true);
-        let nothing = Tape::default();
+        let nothing = HeadTailBuffer::default();
         let key = (execution.to_owned(), stream);
-        look(seen.tapes.get(&key).unwrap_or(&nothing));
+        look(seen.buffers.get(&key).unwrap_or(&nothing));
     }
 
     /// The first bytes of a stream as text.
     pub fn text(&self, execution: &str, stream: Stream) -> String {
         let mut text = String::new();
-        self.with_tape(execution, stream, |tape| {
-            let bytes = tape.read(0, 1 << 20).unwrap_or_default().1;
+        self.with_buffer(execution, stream, |buffer| {
+            let bytes = buffer.read(0, 1 << 20).unwrap_or_default().1;
             text = String::from_utf8_lossy(&bytes).into_owned();
         });
         text

@@ -5,26 +5,26 @@ use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::wire::agent::{
     AttemptId, Done, Ended, Goodbye, Hold, HoldState, Orders, Output, Piece, Poll, Stream,
 };
-use sidebike::wire::span::{Span, Timeout};
+use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::task::{Detail, ExecutionState};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-/// Agents of the original are counted from here in what the laws remember.
+/// The first number of the original's agents in the records of the laws.
 pub const ORIGINALS: usize = 1_000_000;
-/// How long a poll may be held, idle and with work.
+/// How long a poll may be held: without and with running commands.
 const WAITS: [Ms; 2] = [25_000, 20_000];
-/// How long after that an agent gives it up.
+/// How long after that the agent abandons the poll.
 const SLACK: Ms = 4_000;
-/// Refusals in a row after which an agent with empty hands takes a new instance.
+/// Consecutive refusals after which an agent without work takes a new instance.
 const MAX_CONFLICTS: u32 = 3;
-/// Patience with running commands at a shutdown, and with those told to end.
+/// At a shutdown: how long commands may go on, and how long they may take to end after TERM.
 const GRACE: Ms = 10_000;
 const END_PATIENCE: Ms = 17_000;
-/// Patience with a server that does not take the last results.
+/// How long an agent that ends keeps trying to report its last results.
 const REPORT_PATIENCE: Ms = 22_000;
 
-/// What an agent has set its alarm for.
+/// The timers of an agent.
 #[derive(Debug, Clone)]
 pub enum Alarm {
     PollAgain(u64),
@@ -38,7 +38,7 @@ pub enum Alarm {
     Ping,
 }
 
-/// An attempt in an agent's hands.
+/// An attempt that an agent holds.
 #[derive(Debug, Clone)]
 pub struct Held {
     pub id: AttemptId,
@@ -60,7 +60,7 @@ pub struct Agent {
     pub paused: bool,
     pub cut_until: Ms,
     pub holds: BTreeMap<AttemptKey, Held>,
-    /// Run on, unreported.
+    /// It runs on and is not reported.
     pub forgotten: usize,
     gone: HashSet<AttemptId>,
     jobs: u32,
@@ -71,18 +71,18 @@ pub struct Agent {
     report_failures: u32,
     reporting: bool,
     draining: bool,
-    /// What came while it was paused.
+    /// Messages that arrived while it was paused.
     missed: Vec<Event>,
 }
 
 impl Agent {
-    /// Whether it has something that it must get rid of.
+    /// Whether it has something to report.
     pub fn is_busy(&self) -> bool {
         self.alive && !self.holds.is_empty()
     }
 }
 
-/// What a command writes from one place of its output on.
+/// What a command writes from an offset on.
 pub fn text(key: AttemptKey, from: u64, to: u64) -> Vec<u8> {
     let shift = u64::from(key.n) * 7 + u64::from(key.attempt) * 3;
     (from..to)
@@ -154,7 +154,7 @@ impl World {
         self.after(pause, Event::Alarm(who, Alarm::Resume));
     }
 
-    /// It goes on with its old state; what came meanwhile comes now, in any order.
+    /// It continues with its old state; messages that arrived meanwhile are delivered now, in any order.
     pub fn resume(&mut self, who: usize) {
         self.agents[who].paused = false;
         self.note(|| format!("agent {who} resumes"));
@@ -165,7 +165,7 @@ impl World {
         }
     }
 
-    /// TERM: no more work, some patience, goodbye.
+    /// TERM: it takes no more work, waits for its commands, and says goodbye.
     pub fn term(&mut self, who: usize) {
         let agent = &mut self.agents[who];
         if !agent.alive || agent.draining || agent.original {
@@ -225,7 +225,7 @@ impl World {
         Ok(())
     }
 
-    /// Dead: it does nothing. Paused: it does it later.
+    /// Whether it can act: not if it has crashed; if it is paused it acts later.
     fn is_away(&mut self, who: usize, event: impl FnOnce() -> Event) -> bool {
         let agent = &mut self.agents[who];
         if agent.alive && agent.paused {
@@ -240,7 +240,7 @@ impl World {
         }
         match response {
             Response::Orders(seq, orders, keys) => {
-                // The answer to a poll that was given up finds nobody.
+                // The answer to an abandoned poll is not received.
                 if self.agents[who].pending == Some(seq) {
                     let agent = &mut self.agents[who];
                     agent.pending = None;
@@ -334,7 +334,7 @@ impl World {
             version: "simulated".into(),
             jobs: agent.jobs,
             draining: agent.draining || agent.forgotten >= agent.jobs as usize,
-            wait: Span::from_millis(wait),
+            wait: TimeSpan::from_millis(wait),
             holds: agent.list_holds(now),
         };
         self.send(who, Event::ToServer(who, Request::Poll(poll)));
@@ -387,7 +387,7 @@ impl World {
             let runs = held.is_some_and(|held| held.end.is_none());
             if self.let_go(who, &id) {
                 self.count("command forgotten");
-                // Its place is taken for a while longer; here nobody needs to know for how long.
+                // A real agent still waits for its pipes; that does not matter here.
                 self.agents[who].forgotten += usize::from(runs && self.rng.chance(200));
             }
         }
@@ -405,7 +405,7 @@ impl World {
         let task = self.users.task(key.task);
         self.laws.started(key, remembered, task)?;
         let cannot_start = self.rng.chance(30);
-        let grace = detail.kill_grace.map_or(5_000, Span::as_millis);
+        let grace = detail.kill_grace.map_or(5_000, TimeSpan::as_millis);
         let held = Held {
             id,
             state: HoldState::Running,
@@ -459,7 +459,7 @@ impl World {
         self.after(pause, Event::Alarm(who, Alarm::Writes(key)));
     }
 
-    /// What the server has not confirmed, sometimes more, in one piece or two.
+    /// The output that the server has not confirmed, sometimes more of it, in one or two pieces.
     fn pieces(&mut self, who: usize, key: AttemptKey) -> Vec<Piece> {
         let again = self.rng.between(0, 10);
         let Some(held) = self.agents[who].holds.get(&key) else {
@@ -502,7 +502,7 @@ impl World {
         }
     }
 
-    /// Reports every result that the server has not taken, until it has.
+    /// Reports every result that the server has not taken, again and again.
     fn report(&mut self, who: usize) {
         let (now, agent) = (self.now, &self.agents[who]);
         if agent.reporting {
@@ -537,7 +537,7 @@ impl World {
         self.after(pause, Event::Alarm(who, Alarm::Report));
     }
 
-    /// The grace is over: what still runs is killed, and reported as ended by nobody's wish.
+    /// The grace is over: commands that still run are killed, and reported as canceled by no user.
     fn end_all(&mut self, who: usize) {
         let running: Vec<AttemptKey> = self.agents[who]
             .holds
@@ -620,7 +620,7 @@ impl World {
         keys: Vec<AttemptKey>,
     ) -> Lawful {
         for (job, key) in orders.start.into_iter().zip(keys) {
-            // It takes one answer to one request, and knows no attempts.
+            // It has one request at a time and knows no attempts.
             if self.agents[who].holds.is_empty() && self.agents[who].gone.insert(job.id.clone()) {
                 self.start(who, key, job.id, &job.detail)?;
             }

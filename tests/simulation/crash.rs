@@ -1,6 +1,6 @@
-//! The server with a database: what it must not say before the disk has it is said after the commit
-//! that has it, and it dies at any point between two commits. Then it is made again from what the
-//! model disk has; what it had said to anybody must be there, and every law goes on to hold.
+//! The server with a database, and its crashes. Answers that need the disk are sent only after their commit. The server
+//! crashes at any point between two commits and is rebuilt from the model disk. Everything that it had
+//! acknowledged must be there, and every law must still hold.
 
 use crate::laws::Memory as LawsMemory;
 use crate::users::TaskModel;
@@ -10,24 +10,24 @@ use serde::de::DeserializeOwned;
 use sidebike::core::{Batch, Core, OutputChange, OutputKey, Saved, TaskKey, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// While something has not ended, a commit says this often that the server lives.
+/// How often the present time is committed while a task is unfinished.
 const SIGN_OF_LIFE: Ms = 10_000;
 
-/// What waits for a commit.
+/// An answer that waits for a commit.
 #[derive(Debug)]
 enum Answer {
     ToAgent(usize, Response),
     Submitted(TaskKey),
 }
 
-/// What everybody knew when a commit began.
+/// What had been acknowledged when a commit began.
 struct Memory {
     laws: LawsMemory,
     tasks: BTreeMap<TaskKey, TaskModel>,
     dump: Option<String>,
 }
 
-/// A commit under way.
+/// A commit in progress.
 struct Writing {
     batch: Batch,
     answers: Vec<Answer>,
@@ -35,22 +35,22 @@ struct Writing {
     began: Time,
 }
 
-/// The model disk, and what the server keeps for it.
+/// The model disk, and the changes queued for it.
 pub struct Disk {
     saved: Saved,
     memory: Memory,
     waiting: Batch,
-    /// Output that is to be saved as it is kept, because it may be on the disk or not.
+    /// Attempts whose output has to be saved as a whole, because it may or may not be on the disk.
     whole: BTreeSet<OutputKey>,
     answers: Vec<Answer>,
     writing: Option<Writing>,
     last_commit: Ms,
     scheduled: bool,
-    /// How often the server has died.
+    /// How often the server has crashed.
     life: u32,
-    /// A fault on purpose: answers do not wait for the commit.
+    /// A deliberate fault: answers do not wait for the commit.
     pub hasty: bool,
-    /// Compare every answer after a crash with the one before; it costs time.
+    /// Compare every answer after a crash with the one before it; slow.
     dumps: bool,
     said_accepted: BTreeSet<TaskKey>,
     said_taken: BTreeSet<AttemptKey>,
@@ -58,7 +58,7 @@ pub struct Disk {
 
 fn dump(core: &Core) -> String {
     let mut all = String::new();
-    for (_, task) in core.glimpse_tasks() {
+    for (_, task) in core.tasks_by_key() {
         all += &serde_json::to_string(&task.answer(usize::MAX)).expect("an answer is JSON");
         all.push('\n');
     }
@@ -80,8 +80,8 @@ fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
     saved.executions.extend(batch.executions.clone());
     for (key, change) in &batch.output {
         match change {
-            OutputChange::Came(piece) => saved.output.push((*key, piece.clone())),
-            OutputChange::Kept(pieces) => {
+            OutputChange::Appended(piece) => saved.output.push((*key, piece.clone())),
+            OutputChange::Replaced(pieces) => {
                 saved.output.retain(|(of, _)| of != key);
                 saved
                     .output
@@ -99,7 +99,7 @@ fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
     saved.last_alive = began;
 }
 
-/// As it comes back from a file.
+/// A value after it was written to a file and read back.
 fn read_back<K: Ord + Clone, T: Serialize + DeserializeOwned>(
     records: &BTreeMap<K, T>,
 ) -> BTreeMap<K, T> {
@@ -114,9 +114,9 @@ fn read_back<K: Ord + Clone, T: Serialize + DeserializeOwned>(
 }
 
 impl World {
-    /// From now on there is a database.
+    /// Adds a database.
     pub fn give_disk(&mut self) {
-        self.server.core.note_changes();
+        self.server.core.record_changes();
         self.server.disk = Some(Disk {
             saved: Saved {
                 last_alive: Time(self.now),
@@ -148,7 +148,7 @@ impl World {
         }
     }
 
-    /// Answers an agent: at once, or when the disk has what the answer says.
+    /// Answers an agent: at once, or after the commit that the answer depends on.
     pub fn answer(&mut self, who: usize, response: Response) {
         let is_news = match &response {
             Response::Orders(_, orders, _) | Response::Fetched(orders, _) => {
@@ -165,14 +165,14 @@ impl World {
         }
     }
 
-    /// A user is told that a task is accepted when the disk has it.
+    /// Acknowledges a task to its user, after its commit.
     pub fn answer_submit(&mut self, key: TaskKey) {
         if let Some(disk) = &mut self.server.disk {
             disk.answers.push(Answer::Submitted(key));
         }
     }
 
-    /// After every step: what has changed waits for the next commit.
+    /// After every step: queues the changes for the next commit.
     pub fn gather_changes(&mut self) {
         let batch = self.server.core.take_batch();
         let unfinished = self.server.core.has_unfinished();
@@ -198,7 +198,9 @@ impl World {
         };
         let mut batch = std::mem::take(&mut disk.waiting);
         let whole = std::mem::take(&mut disk.whole);
-        batch.output.extend(self.server.core.kept_output(&whole));
+        batch
+            .output
+            .extend(self.server.core.output_snapshot(&whole));
         let known = |key: &TaskKey| self.server.core.show(*key).is_ok();
         disk.said_accepted.retain(known);
         disk.scheduled = false;
@@ -251,7 +253,7 @@ impl World {
     fn say(&mut self, answer: Answer) {
         match answer {
             Answer::Submitted(key) => {
-                // It may have ended and been forgotten while the commit took its time.
+                // It may have finished and been forgotten during the commit.
                 if self.server.core.show(key).is_ok() {
                     let disk = self.server.disk.as_mut().expect("who waits has a disk");
                     disk.said_accepted.insert(key);
@@ -271,7 +273,7 @@ impl World {
         }
     }
 
-    /// 503: it could not be made safe.
+    /// The submit was answered 503: the task could not be saved.
     fn refuse(&mut self, answer: Answer) {
         match answer {
             Answer::Submitted(key) => {
@@ -286,7 +288,7 @@ impl World {
         }
     }
 
-    /// The server dies, and some time later another is made from what the disk has.
+    /// The server crashes, and some time later another one is rebuilt from the disk.
     pub fn crash(&mut self) -> Lawful {
         let Some(mut disk) = self.server.disk.take() else {
             return Ok(());
@@ -320,7 +322,7 @@ impl World {
         };
         let away = up - disk.saved.last_alive.0;
         self.server.restore(Time(up), saved)?;
-        let machines = self.server.core.glimpse_machines();
+        let machines = self.server.core.machine_states();
         self.laws.forget_unsaved_goodbyes(machines);
         self.users.roll_back(disk.memory.tasks.clone(), away);
         self.laws
@@ -333,7 +335,7 @@ impl World {
         disk.scheduled = false;
         disk.life += 1;
         self.server.disk = Some(disk);
-        // Connections break with the process that held them.
+        // Its connections are closed.
         for who in 0..self.agents.len() {
             if self.rng.chance(800) {
                 self.connection_breaks(who);
@@ -343,7 +345,7 @@ impl World {
     }
 }
 
-/// What was acknowledged survives, with its final state.
+/// Everything that was acknowledged survives, with its final state.
 fn what_was_said_is_there(disk: &Disk, server: &crate::server::Server) -> Lawful {
     let core = &server.core;
     if let Some(before) = &disk.memory.dump {
@@ -367,7 +369,7 @@ fn what_was_said_is_there(disk: &Disk, server: &crate::server::Server) -> Lawful
         let Ok(task) = core.show(key.task) else {
             continue;
         };
-        let open = task.glimpses().any(|seen| {
+        let open = task.execution_views().any(|seen| {
             seen.n == key.n && seen.attempt == key.attempt && !seen.state.is_terminal()
         });
         if open {

@@ -1,14 +1,14 @@
-//! What must be true after every step, whatever happens. Each law is a function with its name.
+//! The laws: what must be true after every step. Each is a function named after it.
 
 use crate::server::Server;
 use crate::users::TaskModel;
 use crate::world::{AttemptKey, Lawful, Ms};
-use sidebike::core::{Core, Glimpse, TaskKey};
+use sidebike::core::{Core, ExecutionView, TaskKey};
 use sidebike::wire::machine::MachineState;
 use sidebike::wire::task::{ExecutionState, Mode, TaskState};
 use std::collections::{HashMap, HashSet};
 
-/// What the world knows of an attempt's hand-out.
+/// What the simulation knows of the hand-out of an attempt.
 pub struct HandOut<'a> {
     pub now: Ms,
     pub key: AttemptKey,
@@ -25,7 +25,7 @@ pub struct RealEnd {
 
 #[derive(Debug, Default)]
 pub struct Laws {
-    /// Who started what; kept over restarts of the server.
+    /// Which agent started which attempt; kept across restarts of the server.
     starts: HashMap<AttemptKey, usize>,
     starts_of_task: HashMap<(u32, TaskKey), u32>,
     ends: HashMap<AttemptKey, RealEnd>,
@@ -41,7 +41,7 @@ pub struct Laws {
     offline: HashSet<String>,
 }
 
-/// What the laws remember of the server; it goes back with the server's own memory.
+/// What the laws remember of the server's state; after a crash it is reset to the saved state.
 #[derive(Debug, Clone)]
 pub struct Memory {
     never_to_start: HashMap<(TaskKey, u32), u32>,
@@ -52,7 +52,7 @@ pub struct Memory {
 }
 
 impl Laws {
-    /// What is remembered of the server now.
+    /// The present memory of the server's state.
     pub fn memory(&self) -> Memory {
         Memory {
             never_to_start: self.never_to_start.clone(),
@@ -63,7 +63,7 @@ impl Laws {
         }
     }
 
-    /// The server has died, and knows what it knew then; what agents did remains done.
+    /// The server crashed and has its saved state again. What agents did remains done.
     pub fn roll_back(&mut self, memory: Memory, core: &Core) {
         let Memory {
             never_to_start,
@@ -77,12 +77,12 @@ impl Laws {
         self.tasks = tasks;
         self.executions = executions;
         self.finished = finished;
-        let offline = core.glimpse_machines();
+        let offline = core.machine_states();
         let offline = offline.filter(|(_, state)| *state == MachineState::Offline);
         self.offline = offline.map(|(instance, _)| instance.into()).collect();
     }
 
-    /// The server has forgotten everything; what agents did remains done.
+    /// The server crashed without a database. What agents did remains done.
     pub fn wipe(&mut self) {
         *self = Laws {
             starts: std::mem::take(&mut self.starts),
@@ -100,7 +100,7 @@ impl Laws {
         self.server_back_at = time;
     }
 
-    /// A server that died had not saved some goodbyes: nobody was told that they were heard.
+    /// Goodbyes that a crashed server had not saved do not count: they were not acknowledged.
     pub fn forget_unsaved_goodbyes<'a>(
         &mut self,
         restored: impl Iterator<Item = (&'a str, MachineState)>,
@@ -127,10 +127,10 @@ impl Laws {
         if all {
             self.canceled.insert(key);
         }
-        let Some((_, task)) = core.glimpse_tasks().find(|(k, _)| *k == key) else {
+        let Some((_, task)) = core.tasks_by_key().find(|(k, _)| *k == key) else {
             return;
         };
-        for execution in task.glimpses() {
+        for execution in task.execution_views() {
             let queued = before.contains(&(execution.n, ExecutionState::Queued));
             if queued && execution.state == ExecutionState::Canceled {
                 self.never_to_start
@@ -160,7 +160,7 @@ impl Laws {
         self.ends.insert(key, end);
     }
 
-    /// An attempt is handed out at most once anywhere in the world to somebody who starts it.
+    /// An attempt is started at most once, on whatever machine.
     fn no_attempt_starts_twice(&mut self, key: AttemptKey, who: usize) -> Lawful {
         match self.starts.insert(key, who) {
             None => Ok(()),
@@ -170,7 +170,7 @@ impl Laws {
         }
     }
 
-    /// What a user canceled while it was queued never starts afterwards.
+    /// An execution that was canceled while queued never starts.
     fn what_was_canceled_before_it_was_handed_out_never_starts(&self, key: AttemptKey) -> Lawful {
         if self.is_never_to_start(key) {
             return Err(format!(
@@ -193,15 +193,15 @@ impl Laws {
             draining,
             task,
         } = out;
-        // After cancel is answered, nothing of the task is handed out.
+        // After a cancel was answered, nothing of the task is handed out.
         if self.canceled.contains(&key.task) || self.is_never_to_start(key) {
             return Err(format!("nothing_canceled_is_handed_out: {key:?}"));
         }
-        // Who is about to end gets no more work.
+        // An agent that is about to end gets no more work.
         if draining {
             return Err(format!("nobody_draining_is_handed_anything: {key:?}"));
         }
-        // Nobody wants yesterday's broadcast to run now.
+        // Nothing is handed out after its ttl.
         if let Some(task) = task.filter(|task| key.attempt == 1 && now >= task.created + task.ttl) {
             return Err(format!(
                 "nothing_is_handed_out_after_its_ttl: {key:?}, {} ms late",
@@ -211,7 +211,7 @@ impl Laws {
         Ok(())
     }
 
-    /// A task is said to have ended once.
+    /// The end of a task is announced once.
     pub fn finished(&mut self, key: TaskKey) -> Lawful {
         if self.finished.insert(key) {
             return Ok(());
@@ -219,14 +219,14 @@ impl Laws {
         Err(format!("a_task_ends_once: {key:?}"))
     }
 
-    /// Looks at everything, after every step.
+    /// Checks everything, after every step.
     pub fn look(&mut self, now: Ms, server: &Server) -> Lawful {
-        for (key, task) in server.core.glimpse_tasks() {
+        for (key, task) in server.core.tasks_by_key() {
             self.no_task_changes_after_its_end(key, task.state(), server.core.is_finished(key))?;
             let mut instances: Vec<&str> = Vec::new();
-            for seen in task.glimpses() {
+            for seen in task.execution_views() {
                 if let Some(instance) = seen.instance.filter(|_| task.spec.mode == Mode::All) {
-                    // Each machine has a broadcast at most once, whenever it appeared.
+                    // Each machine has an `all` task at most once, whenever it came online.
                     if instances.contains(&instance) {
                         return Err(format!("one_execution_per_machine: {key:?} {instance}"));
                     }
@@ -251,7 +251,7 @@ impl Laws {
                     .map_err(|law| format!("{law} {:?}", seen.msg))?;
             }
         }
-        self.no_machine_is_given_up_too_early(now, &server.core)?;
+        self.no_machine_goes_offline_too_early(now, &server.core)?;
         self.who_said_goodbye_never_comes_back(server)
     }
 
@@ -273,12 +273,12 @@ impl Laws {
         Ok(())
     }
 
-    /// A report could not get through while the server itself was stopped.
+    /// Nothing is overdue while the server itself was paused: no report could arrive.
     fn nothing_is_overdue_while_the_server_was_away(
         &self,
         now: Ms,
         key: AttemptKey,
-        seen: &Glimpse<'_>,
+        seen: &ExecutionView<'_>,
     ) -> Lawful {
         let overdue = seen.state == ExecutionState::Lost
             && (seen.msg.contains("did not report") || seen.msg.contains("did not confirm"));
@@ -290,7 +290,7 @@ impl Laws {
         Ok(())
     }
 
-    /// What the server says of an attempt's end is what its agent saw.
+    /// The server reports the end of an attempt as its agent saw it.
     fn results_are_what_really_happened(&self, key: AttemptKey, state: ExecutionState) -> Lawful {
         let started = self.starts.contains_key(&key);
         let end = self.ends.get(&key).map(|end| end.state);
@@ -317,10 +317,9 @@ impl Laws {
             .is_some_and(|who| *who >= crate::agent::ORIGINALS)
     }
 
-    /// A slow network is not a death: a machine goes offline when it said goodbye, or 45 s after
-    /// its last request arrived.
-    fn no_machine_is_given_up_too_early(&mut self, now: Ms, core: &Core) -> Lawful {
-        for (instance, state) in core.glimpse_machines() {
+    /// A machine goes offline when it said goodbye, or 45 s after its last request arrived, however slow the network.
+    fn no_machine_goes_offline_too_early(&mut self, now: Ms, core: &Core) -> Lawful {
+        for (instance, state) in core.machine_states() {
             if state != MachineState::Offline {
                 self.offline.remove(instance);
                 continue;
@@ -330,7 +329,7 @@ impl Laws {
                 let silent = now - self.heard.get(instance).copied().unwrap_or(0);
                 if silent < 45_000 && !self.left.contains(instance) {
                     return Err(format!(
-                        "no_machine_is_given_up_too_early: {instance} after {silent} ms"
+                        "no_machine_goes_offline_too_early: {instance} after {silent} ms"
                     ));
                 }
             }
@@ -338,10 +337,10 @@ impl Laws {
         Ok(())
     }
 
-    /// A poll that comes after the goodbye finds nobody, as long as the machine is remembered.
+    /// A poll after the goodbye is refused as long as the machine is known.
     fn who_said_goodbye_never_comes_back(&self, server: &Server) -> Lawful {
         let remembered = server.limits.machines >= 100;
-        let mut there = server.core.glimpse_machines();
+        let mut there = server.core.machine_states();
         match there.find(|(i, state)| *state != MachineState::Offline && self.left.contains(*i)) {
             Some((instance, _)) if remembered => {
                 Err(format!("who_said_goodbye_never_comes_back: {instance}"))
@@ -350,10 +349,10 @@ impl Laws {
         }
     }
 
-    /// When all has come to its end: what is kept of the output is what was written.
+    /// At the end: the kept output is what the commands wrote.
     pub fn after_all(&self, server: &Server) -> Lawful {
         let core = &server.core;
-        for (key, task) in core.glimpse_tasks() {
+        for (key, task) in core.tasks_by_key() {
             if !core.is_finished(key) {
                 return Err(format!("what_was_accepted_ends: {key:?}"));
             }
@@ -381,11 +380,11 @@ impl Laws {
     }
 }
 
-/// What had not started on a machine that is gone, and is for any machine, goes to another.
+/// What any machine may run, and had not started on a machine that went offline, goes to another one.
 fn what_could_run_elsewhere_is_not_lost_unstarted(
     key: TaskKey,
     mode: Mode,
-    seen: &Glimpse<'_>,
+    seen: &ExecutionView<'_>,
 ) -> Lawful {
     let unstarted = seen.state == ExecutionState::Lost && seen.msg.contains("before it started");
     if mode == Mode::Any && unstarted {
@@ -397,7 +396,7 @@ fn what_could_run_elsewhere_is_not_lost_unstarted(
     Ok(())
 }
 
-/// A terminal state of an execution never changes, and attempts only count up.
+/// A terminal state of an execution never changes, and the number of its attempt only increases.
 fn no_execution_changes_after_its_end(
     key: AttemptKey,
     before: Option<(ExecutionState, u32)>,
@@ -414,7 +413,7 @@ fn no_execution_changes_after_its_end(
     Ok(())
 }
 
-/// A task for any machine that asked for no retries starts at most once in the whole world.
+/// An `any` task without retries starts at most once.
 fn any_without_retry_starts_once(task: &TaskModel, starts: u32) -> Lawful {
     if task.mode == Mode::Any && task.retries == 0 && starts > 1 {
         return Err(format!("any_without_retry_starts_once: {:?}", task.key));

@@ -1,29 +1,32 @@
-//! The real core under a made-up network, clock, agents and users: thousands of seeds of loss,
-//! repetition, delay, reordering, crash, pause and restart, with laws checked after every step.
+//! Runs the real core with a simulated network, clock, agents and users. Thousands of seeds of loss, repetition,
+//! delay, reordering, crashes, pauses and restarts; the laws in `laws.rs` are checked after every step.
 //!
-//! - `SEED=7 cargo test --test simulation` runs one seed alone and prints what happened in it.
-//! - `SIM_SEEDS=10000` sets how many seeds are run, `SIM_SECONDS=600` runs for so long instead.
+//! - `SEED=7 cargo test --test simulation` runs one seed and prints what happened in it.
+//! - `SIM_SEEDS=10000` sets the number of seeds; `SIM_SECONDS=600` runs seeds for that time instead.
 //!
-//! That it finds faults is shown by breaking rules on purpose: the ones of [`Rule`], by
-//! `it_finds_a_broken_rule`; and by hand, each found within 500 seeds:
+//! To add a scenario: a random action in `users.rs`, or a fault in `world.rs`. To add a law: a function in `laws.rs`,
+//! and a way to break it below.
+//!
+//! The simulation is itself tested by breaking the core on purpose. `it_finds_a_broken_rule` switches off each
+//! [`Rule`]; the following were broken by hand, and each was found within 500 seeds:
 //!
 //! | broken in `src/core` | found by |
 //! | --- | --- |
-//! | `OFFLINE_AFTER` of 20 s; no absence forgiven in `tick` | no_machine_is_given_up_too_early, nothing_is_overdue_while_the_server_was_away |
-//! | `cancel_execution` does not note `canceling` | nothing_canceled_is_handed_out |
-//! | `join` does not look whether the machine has the task | one_execution_per_machine |
-//! | `compare_holds` or `active_attempt` ignores the number of the attempt | results_are_what_really_happened |
-//! | `deliver` looks at no ttl | nothing_is_handed_out_after_its_ttl |
-//! | `queue_for` wakes nobody; execution ids made of reused task ids | a_new_task_runs_at_once_everywhere |
-//! | `poll` lets one that said goodbye in again | who_said_goodbye_never_comes_back |
-//! | a lost hand-out is not queued again, a timer is forgotten or left behind | `Core::check_invariants` |
-//! | a machine that is gone gives nothing back | what_could_run_elsewhere_is_not_lost_unstarted |
-//! | `Tape::write` ignores the offset | output_is_what_was_written |
+//! | `OFFLINE_AFTER` is 20 s; `tick` does not allow for its own pause | no_machine_goes_offline_too_early, nothing_is_overdue_while_the_server_was_away |
+//! | `cancel_execution` does not set `canceling` | nothing_canceled_is_handed_out |
+//! | `join` does not check whether the machine already has the task | one_execution_per_machine |
+//! | `reconcile_holds` or `active_attempt` ignores the number of the attempt | results_are_what_really_happened |
+//! | `deliver` ignores the ttl | nothing_is_handed_out_after_its_ttl |
+//! | `queue_for` does not wake the machine; execution ids are made of reused task ids | a_new_task_runs_at_once_everywhere |
+//! | `poll` accepts a machine that said goodbye | who_said_goodbye_never_comes_back |
+//! | a lost hand-out is not queued again, a timer is not set or not canceled | `Core::check_invariants` |
+//! | a machine that goes offline keeps its queue | what_could_run_elsewhere_is_not_lost_unstarted |
+//! | `HeadTailBuffer::write` ignores the offset | output_is_what_was_written |
 
 mod agent;
 mod crash;
-mod epilogue;
 mod laws;
+mod recovery;
 mod rng;
 mod server;
 mod users;
@@ -38,11 +41,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use world::{Tally, World};
 
-/// Seeds of a plain `cargo test`; `make test` runs thousands of them optimized.
+/// The number of seeds of a plain `cargo test`; `make test` runs thousands in an optimized build.
 const SEEDS: u64 = 200;
 const THREADS: usize = 2;
 
-/// What is known after a number of seeds.
+/// The sum of the results of several seeds.
 #[derive(Default)]
 struct Sum {
     seeds: u64,
@@ -85,7 +88,7 @@ fn world(seed: u64, broken: Option<Rule>) -> World {
     World::new(seed, Server::new(limits, broken))
 }
 
-/// Runs one seed; the error is what went wrong.
+/// Runs one seed. The error says what went wrong.
 fn run(world: &mut World) -> Result<(), String> {
     catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -99,7 +102,7 @@ fn run_many(enough: impl Fn(u64) -> bool + Sync, broken: Option<Rule>) -> Sum {
     run_worlds(enough, |seed| world(seed, broken))
 }
 
-/// A world whose server has a database, and dies.
+/// A world whose server has a database and crashes.
 fn world_with_disk(seed: u64) -> World {
     let mut world = world(seed, None);
     world.give_disk();

@@ -1,4 +1,4 @@
-//! Chance that can be repeated: the same seed gives the same run.
+//! A random number generator: the same seed gives the same run.
 
 /// splitmix64.
 #[derive(Debug, Clone)]
@@ -17,12 +17,12 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// From `low` to `high`, both possible.
+    /// A number from `low` to `high`, both included.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.next() % (high - low + 1)
     }
 
-    /// True so many times in a thousand.
+    /// True with this probability.
     pub fn chance(&mut self, per_mille: u64) -> bool {
         self.next() % 1000 < per_mille
     }
@@ -31,7 +31,7 @@ impl Rng {
         of[(self.next() % of.len() as u64) as usize]
     }
 
-    /// 128 bits in hexadecimal digits.
+    /// 128 bits as hexadecimal digits.
     pub fn id(&mut self) -> String {
         format!("{:016x}{:016x}", self.next(), self.next())
     }

@@ -1,17 +1,17 @@
-//! The server around the real core, as `server/store` and `server/held` do it: polls that are held,
-//! who wakes them, and what their answers carry.
+//! The server around the real core: which polls are held, what ends them, and what their answers contain. A model of
+//! `server/store` and `server/held`.
 
 use crate::crash::Disk;
 use crate::laws::{HandOut, RealEnd};
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, TextLimits, Time};
 use sidebike::wire::agent::{Assignment, AttemptId, Ended, Orders, Poll};
-use sidebike::wire::span::Timeout;
+use sidebike::wire::duration::Timeout;
 use sidebike::wire::task::{Detail, ExecutionState};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What users and agents here send is well within these.
+/// Limits that the simulated users and agents never reach.
 pub const TEXTS: TextLimits = TextLimits {
     pattern: 100,
     compiled: 128 << 10,
@@ -19,10 +19,10 @@ pub const TEXTS: TextLimits = TextLimits {
     name: 20,
 };
 
-/// How long a poll is held on when its machine was handed something beside it.
+/// How long a poll is still held after its machine was given work in the answer to a report.
 const HELD_ON: Ms = 1_000;
 
-/// A poll that is being held.
+/// A held poll.
 struct Held {
     hold: u64,
     who: usize,
@@ -62,7 +62,7 @@ impl Server {
         }
     }
 
-    /// The server dies, and starts again empty.
+    /// The server crashes and starts again, empty.
     pub fn wipe(&mut self, now: Time) {
         self.core = Core::new(self.limits.clone(), now);
         self.epoch += 1;
@@ -72,18 +72,18 @@ impl Server {
 
     fn knows(&self, instance: &str) -> bool {
         self.core
-            .glimpse_machines()
+            .machine_states()
             .any(|(known, _)| known == instance)
     }
 
-    /// Another server, made from what the one before saved.
+    /// A new server, rebuilt from what the one before had saved.
     pub fn restore(&mut self, now: Time, saved: Saved) -> Lawful {
         self.core = Core::restored(self.limits.clone(), now, saved)?;
         self.held.clear();
         Ok(())
     }
 
-    /// Which attempt an id means.
+    /// The attempt with this id.
     pub fn key_of(&self, id: &AttemptId) -> Option<AttemptKey> {
         Some(AttemptKey {
             epoch: self.epoch,
@@ -118,7 +118,7 @@ impl World {
                 self.answer(who, Response::Taken(taken, done.seq, keys));
             }
             Request::Goodbye(goodbye) => {
-                // One that comes before every poll is of somebody that the server does not know.
+                // A goodbye that arrives before every poll is from an unknown machine.
                 if self.server.knows(&goodbye.instance) {
                     self.laws.left(&goodbye.instance);
                 }
@@ -153,7 +153,7 @@ impl World {
         self.see_to_notices()
     }
 
-    /// The original's agent knows no command without a time-out: such a task is not handed to it.
+    /// The original's agent cannot run a command without a time-out: it is not handed such a task.
     fn refuse_what_it_cannot_express(&mut self, label: &str, orders: &Orders<Arc<Detail>>) -> bool {
         let endless = orders
             .start
@@ -203,7 +203,7 @@ impl World {
                     self.send(old.who, Event::ToAgent(old.who, nothing));
                 }
                 if orders.is_empty() && poll.wait.as_millis() > 0 {
-                    self.server.core.park(machine);
+                    self.server.core.hold_poll(machine);
                     let hold = self.server.next_hold;
                     self.server.next_hold += 1;
                     let held = Held {
@@ -265,7 +265,7 @@ impl World {
         Ok(())
     }
 
-    /// What the server knows to have ended must not outlive that: it is killed, not forgotten.
+    /// A command whose attempt has ended here is killed, not forgotten.
     fn only_what_nobody_knows_is_forgotten(&self, orders: &Orders<Arc<Detail>>) -> Lawful {
         let known = |id: &&AttemptId| self.server.core.task_of_execution(&id.execution).is_some();
         match orders.forget.iter().find(known) {
@@ -299,7 +299,7 @@ impl World {
         Ok(keys)
     }
 
-    /// Does what the core leaves to the outside.
+    /// Processes the notices of the core.
     pub fn see_to_notices(&mut self) -> Lawful {
         loop {
             let notices = self.server.core.take_notices();
@@ -311,9 +311,9 @@ impl World {
                     Notice::Wake(machine) => self.collect_for(machine)?,
                     Notice::HandedOut(machine) => self.shorten_hold(machine),
                     Notice::Finished(task) => self.laws.finished(task)?,
-                    Notice::News(_) => {}
-                    Notice::Gone(..) => self.count("machine went offline"),
-                    Notice::Appeared(..) => self.count("machine appeared"),
+                    Notice::Changed(_) => {}
+                    Notice::MachineOffline(..) => self.count("machine went offline"),
+                    Notice::MachineOnline(..) => self.count("machine appeared"),
                 }
             }
         }

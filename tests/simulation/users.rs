@@ -1,9 +1,9 @@
-//! Users: they submit, cancel, rerun, delete and look, at random.
+//! Users that submit, cancel, rerun, delete and query at random.
 
 use crate::server::TEXTS;
 use crate::world::{Event, Lawful, Ms, World};
 use sidebike::core::{Refusal, Selection, Spec, TaskKey, TaskQuery, Time};
-use sidebike::wire::span::{Span, Timeout};
+use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::task::{ExecutionState, Mode, PostedTask, Retry, RetryOn};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -19,13 +19,13 @@ const PATTERNS: [&str; 8] = [
     "nobody",
     "old|web-1",
 ];
-/// The longest that a model command without a time-out runs.
+/// The longest run of a simulated command without a time-out.
 const LONGEST_RUN: Ms = 200_000;
-/// Patience of the server beyond time-outs (and again when it was away), to notice a lost machine,
-/// and for a late tick.
+/// How long the server may take beyond time-outs: for overdue reports (again after a pause), to notice a lost
+/// machine, and for a late tick.
 const PATIENCE: Ms = 2 * 60_000 + 50_000 + 10_000;
 
-/// What the users know of a task.
+/// What users know of a task.
 #[derive(Debug, Clone)]
 pub struct TaskModel {
     pub key: TaskKey,
@@ -39,7 +39,7 @@ pub struct TaskModel {
 }
 
 impl TaskModel {
-    /// Promise 2: when it will have ended, if the faults stop at `calm`.
+    /// Promise 2: when it must have ended, if the faults stop at `calm`.
     fn end(&self, calm: Ms) -> Ms {
         let attempt = self.ttl + self.longest_run + PATIENCE + self.longest_interval;
         let first = (self.created + self.ttl).max(calm) + self.longest_run + PATIENCE;
@@ -58,17 +58,17 @@ impl Users {
         self.tasks.get(&key)
     }
 
-    /// The server has forgotten all of it.
+    /// The server has lost all tasks.
     pub fn wipe(&mut self) {
         self.tasks.clear();
     }
 
-    /// What is known of all tasks.
+    /// All known tasks.
     pub fn tasks(&self) -> BTreeMap<TaskKey, TaskModel> {
         self.tasks.clone()
     }
 
-    /// The server knows only these any more; while it was away no time went by for them.
+    /// The server knows only these tasks now; the time of its absence does not count for them.
     pub fn roll_back(&mut self, tasks: BTreeMap<TaskKey, TaskModel>, away: Ms) {
         self.tasks = tasks;
         for task in self.tasks.values_mut() {
@@ -76,7 +76,7 @@ impl Users {
         }
     }
 
-    /// When everything will have ended, if the faults stop now.
+    /// When everything must have ended, if the faults stop now.
     pub fn latest_end(&self, calm: Ms) -> Ms {
         self.tasks
             .values()
@@ -87,7 +87,7 @@ impl Users {
 }
 
 thread_local! {
-    /// Compiling a pattern costs more than a step: each is compiled once.
+    /// Each pattern is compiled once: that takes longer than a step.
     static SPECS: RefCell<HashMap<&'static str, Spec>> = RefCell::default();
 }
 
@@ -123,14 +123,14 @@ impl World {
         spec.mode = rng.pick(&[Mode::All, Mode::All, Mode::Any, Mode::Any]);
         spec.late_join = spec.mode == Mode::All && rng.chance(300);
         let ttl = rng.pick(&[100, 3_000, 20_000, 60_000, 120_000]);
-        spec.ttl = Span::from_millis(ttl);
+        spec.ttl = TimeSpan::from_millis(ttl);
         spec.name = rng.pick(&["a", "b", "ab"]).into();
         if rng.chance(200) {
             spec.id = Some(format!("job-{}", rng.between(0, 9)).into());
         }
         if rng.chance(300) {
-            spec.result_ttl = Span::from_millis(rng.between(1, 60_000));
-            spec.failure_ttl = Span::from_millis(rng.between(1, 60_000));
+            spec.result_ttl = TimeSpan::from_millis(rng.between(1, 60_000));
+            spec.failure_ttl = TimeSpan::from_millis(rng.between(1, 60_000));
         }
         if rng.chance(400) {
             let on = [RetryOn::Failed, RetryOn::TimedOut, RetryOn::Lost];
@@ -139,7 +139,7 @@ impl World {
                 on.push(RetryOn::Lost);
             }
             let interval =
-                (0..rng.between(0, 3)).map(|_| Span::from_millis(rng.between(0, 20_000)));
+                (0..rng.between(0, 3)).map(|_| TimeSpan::from_millis(rng.between(0, 20_000)));
             let interval = interval.collect();
             spec.retry = Some(Box::new(Retry {
                 max: rng.pick(&[1, 2, 12]),
@@ -148,14 +148,14 @@ impl World {
             }));
         }
         let mut detail = (*spec.detail).clone();
-        let short = Timeout::After(Span::from_millis(rng.between(500, 30_000)));
+        let short = Timeout::After(TimeSpan::from_millis(rng.between(500, 30_000)));
         detail.timeout = Some(rng.pick(&[
             short,
             short,
-            Timeout::After(Span::from_secs(180)),
+            Timeout::After(TimeSpan::from_secs(180)),
             Timeout::Never,
         ]));
-        detail.kill_grace = Some(Span::from_millis(rng.pick(&[0, 500, 5_000])));
+        detail.kill_grace = Some(TimeSpan::from_millis(rng.pick(&[0, 500, 5_000])));
         spec.detail = Arc::new(detail);
         spec
     }
@@ -212,17 +212,17 @@ impl World {
             mode: spec.mode,
             retries: retry.map_or(0, |retry| retry.max),
             longest_interval: intervals.map(|span| span.as_millis()).max().unwrap_or(0),
-            longest_run: spec.longest_run().map_or(LONGEST_RUN, Span::as_millis),
+            longest_run: spec.longest_run().map_or(LONGEST_RUN, TimeSpan::as_millis),
         };
         self.users.tasks.insert(key, model);
     }
 
-    /// One of the tasks that are known, the newest ones most likely.
+    /// One of the known tasks, most likely a new one.
     fn some_task(&mut self) -> Option<TaskKey> {
         let keys: Vec<TaskKey> = self
             .server
             .core
-            .glimpse_tasks()
+            .tasks_by_key()
             .map(|(key, _)| key)
             .collect();
         let last = keys.len().checked_sub(1)?;
@@ -238,8 +238,11 @@ impl World {
         let Ok(task) = self.server.core.show(key) else {
             return;
         };
-        let before: Vec<(u32, ExecutionState)> = task.glimpses().map(|e| (e.n, e.state)).collect();
-        let instance = task.glimpses().find_map(|e| e.instance.map(str::to_owned));
+        let before: Vec<(u32, ExecutionState)> =
+            task.execution_views().map(|e| (e.n, e.state)).collect();
+        let instance = task
+            .execution_views()
+            .find_map(|e| e.instance.map(str::to_owned));
         let selection = match (self.rng.between(0, 3), instance) {
             (0, Some(instance)) => Selection::Machine(instance),
             (1, _) => Selection::Machine("db-0".into()),

@@ -1,5 +1,5 @@
-//! The made-up world: virtual time, a queue of what happens next, a network that loses, repeats,
-//! delays and reorders, and the faults that befall agents and the server.
+//! The simulated world: virtual time, a queue of events, a network that loses, repeats, delays and reorders messages, and
+//! the faults of agents and of the server.
 
 use crate::agent::{Agent, Alarm};
 use crate::laws::Laws;
@@ -15,10 +15,10 @@ use std::sync::Arc;
 
 /// Milliseconds.
 pub type Ms = u64;
-/// Nothing, or the law that was broken.
+/// The error is the law that was broken.
 pub type Lawful<T = ()> = Result<T, String>;
 
-/// An attempt, whatever its id: which server accepted its task, which task, execution, attempt.
+/// Identifies an attempt across reused ids: the server that accepted its task, the task, the execution, the attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttemptKey {
     pub epoch: u32,
@@ -27,7 +27,7 @@ pub struct AttemptKey {
     pub attempt: u32,
 }
 
-/// What an agent asks.
+/// A request of an agent.
 #[derive(Debug, Clone)]
 pub enum Request {
     Poll(Poll),
@@ -39,13 +39,13 @@ pub enum Request {
     OriginalDone(String, Done),
 }
 
-/// What it is answered.
+/// The answer to it.
 #[derive(Debug, Clone)]
 pub enum Response {
     Orders(u64, Orders<Arc<Detail>>, Vec<AttemptKey>),
     Refused(u64, bool),
     Kept(Output, Orders<Arc<Detail>>),
-    /// With the poll that was the latest when it asked for more.
+    /// With the number of the latest poll when it asked for more work.
     Taken(Taken<Arc<Detail>>, Option<u64>, Vec<AttemptKey>),
     Pong(bool),
     Fetched(Orders<Arc<Detail>>, Vec<AttemptKey>),
@@ -64,7 +64,7 @@ pub enum Event {
     Fault,
 }
 
-/// How bad it is, per thousand.
+/// The rates of faults, per thousand.
 #[derive(Debug, Clone)]
 pub struct Weather {
     pub loss: u64,
@@ -78,7 +78,7 @@ pub struct Weather {
     pub cut: u64,
     pub stop: u64,
     pub wipe: u64,
-    /// With a database only: deaths of the server, commits that fail, commits that take long.
+    /// With a database only: crashes of the server, failed commits, slow commits.
     pub crash: u64,
     pub refuse: u64,
     pub slow_disk: u64,
@@ -125,7 +125,7 @@ impl Weather {
     }
 }
 
-/// How often what happened.
+/// How often each thing happened.
 pub type Tally = BTreeMap<&'static str, u64>;
 
 pub struct World {
@@ -137,7 +137,7 @@ pub struct World {
     pub laws: Laws,
     pub users: Users,
     pub tally: Tally,
-    /// The server does nothing until then.
+    /// The server is paused until then.
     pub stopped_until: Ms,
     pub next_tick: Ms,
     pub steps: u64,
@@ -148,10 +148,10 @@ pub struct World {
     next_event: u64,
 }
 
-/// Steps with faults and users, before all that is left has to come to its end.
+/// The number of steps with faults and users; after them everything has to come to its end.
 const STORM_STEPS: u64 = 160;
 const LABELS: [&str; 4] = ["web-0", "web-1", "db-0", "db-0"];
-/// The beginning of time: late enough that nothing is before 1970.
+/// The time at the start: late enough that no computed time is before 1970.
 const BEGINNING: Ms = 1_700_000_000_000;
 
 impl World {
@@ -205,7 +205,7 @@ impl World {
         self.queue.push(Reverse((time, id)));
     }
 
-    /// One life of the world. The error is the law that was broken.
+    /// Runs the world from the start to the end. The error is the law that was broken.
     pub fn run(&mut self) -> Lawful {
         for label in LABELS {
             if self.rng.chance(800) {
@@ -232,7 +232,7 @@ impl World {
             }
             self.step()?;
         }
-        // What was to be reported has been reported, and nobody has anything left to do.
+        // Every result has been reported, and no agent has anything left to do.
         let bound = self.now.max(self.stopped_until) + 400_000;
         while let Some(agent) = self.agents.iter().position(Agent::is_busy) {
             if self.now > bound {
@@ -251,9 +251,9 @@ impl World {
     fn unfinished(&self) -> Option<String> {
         let core = &self.server.core;
         let (key, task) = core
-            .glimpse_tasks()
+            .tasks_by_key()
             .find(|(key, _)| !core.is_finished(*key))?;
-        let executions: Vec<_> = task.glimpses().collect();
+        let executions: Vec<_> = task.execution_views().collect();
         Some(format!(
             "{key:?} {} {:?} {executions:?}",
             task.id,
@@ -261,7 +261,7 @@ impl World {
         ))
     }
 
-    /// The faults stop, the users go, everybody who can live lives on.
+    /// Ends the faults and the users; agents that have not crashed go on.
     fn calm_down(&mut self) {
         self.note(|| "calm".into());
         self.calm = true;
@@ -307,7 +307,7 @@ impl World {
         let now = self.time();
         let next = self.server.core.tick(now);
         self.see_to_notices()?;
-        // The server ticks when it is told to.
+        // The server ticks when the core asked for it.
         let mut next = next.map_or(self.now + 2_000, |next| next.0);
         if self.rng.chance(self.weather.stop) {
             self.count("tick late");
@@ -424,7 +424,7 @@ impl World {
     }
 }
 
-/// What can be sent twice.
+/// A message that can be sent twice.
 pub trait Sent {
     fn again(&self) -> Event;
 }

@@ -1,14 +1,14 @@
 //! What the owner of this machine allows to be run on it.
 //!
 //! Patterns over shell text prevent mistakes, not attacks. The wrapper is what enforces a policy: it gets
-//! the command as its arguments and decides. To add a rule: a setting in [`Policy`], a check in [`check`],
+//! the command as its arguments and decides. To add a rule: a setting in [`CommandPolicy`], a check in [`check`],
 //! and an error that names the setting.
 
-use crate::config::Policy;
+use crate::config::CommandPolicy;
 use crate::wire::task::Detail;
 
 /// Whether a command may be run. The error names the setting that forbids it.
-pub fn check(policy: &Policy, detail: &Detail) -> Result<(), String> {
+pub fn check(policy: &CommandPolicy, detail: &Detail) -> Result<(), String> {
     let refuse = |why: &str| Err(format!("refused by this machine's owner: {why}"));
     let setting = match (policy.allow.is_empty(), &policy.wrapper) {
         (true, None) => return Ok(()),
@@ -38,7 +38,7 @@ pub fn check(policy: &Policy, detail: &Detail) -> Result<(), String> {
 }
 
 /// What the owner allows, for the log; none when everything is allowed.
-pub fn summary(policy: &Policy) -> Option<String> {
+pub fn summary(policy: &CommandPolicy) -> Option<String> {
     let allow = policy
         .allow
         .iter()
@@ -68,7 +68,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn refusal(allow: &[&str], detail: Value) -> Option<String> {
-        let policy = Policy {
+        let policy = CommandPolicy {
             allow: allow
                 .iter()
                 .map(|pattern| regex::Regex::new(&format!(r"\A(?:{pattern})\z")).unwrap())
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_wrapper_gets_no_options_of_its_own() {
-        let policy = Policy {
+        let policy = CommandPolicy {
             allow: Vec::new(),
             wrapper: Some("/usr/bin/nice".into()),
         };

@@ -16,8 +16,8 @@ use crate::agent::processes::guard::Guard;
 use crate::agent::processes::inheritance;
 use crate::agent::processes::process_table::KEY_VARIABLE;
 use crate::agent::state::{AgentState, Job};
-use crate::config::Policy;
-use crate::wire::span::Timeout;
+use crate::config::CommandPolicy;
+use crate::wire::duration::Timeout;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -34,7 +34,7 @@ const MAX_STDIN_BYTES: usize = 1 << 20;
 /// Starts commands. Holds what all commands of this agent share.
 #[derive(Debug)]
 pub struct Runner {
-    policy: Policy,
+    policy: CommandPolicy,
     label: String,
     /// Whether each command needs a session of its own, or it could use the terminal of the agent.
     needs_session: bool,
@@ -44,7 +44,7 @@ pub struct Runner {
 
 impl Runner {
     /// Also starts the guard.
-    pub fn new(policy: Policy, label: String) -> Self {
+    pub fn new(policy: CommandPolicy, label: String) -> Self {
         Runner {
             policy,
             label,

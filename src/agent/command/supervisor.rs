@@ -14,7 +14,7 @@ use crate::agent::processes::process_table::ProcessTable;
 use crate::agent::processes::termination::{Progress, Termination};
 use crate::agent::state::AgentState;
 use crate::wire::agent::Stream;
-use crate::wire::span::Span;
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::ExecutionState;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -43,7 +43,7 @@ const POLL_FAILED_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// The time after which it is ended; none for ever.
-    pub timeout: Option<Span>,
+    pub timeout: Option<TimeSpan>,
     /// The time from TERM to KILL.
     pub kill_grace: Duration,
 }

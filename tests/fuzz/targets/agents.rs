@@ -41,7 +41,7 @@ fuzz_target!(|bytes: &[u8]| {
                 if let Ok(poll) = from_slice::<Poll>(body)
                     && let Ok((machine, _)) = core.poll(now, &poll)
                 {
-                    core.park(machine);
+                    core.hold_poll(machine);
                     core.collect(now, machine);
                 }
             }

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use sidebike::core::{Core, Limits, Spec, TextLimits, Time};
-use sidebike::wire::object::Posted;
+use sidebike::wire::strict_object::Posted;
 use sidebike::wire::task::PostedTask;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,0 +1,119 @@
+//! Turns errors of the server and the client into messages of the command line: flags in place of the API's
+//! fields, the command in place of the address of a call, and what to set if a token is needed.
+
+use super::TOKEN;
+use super::terminal::sanitize;
+use crate::client::{CallError, Kind};
+
+/// Fields and parameters of the API, as messages begin with them, and the flags that set them.
+const FIELDS: [(&str, &str); 9] = [
+    ("machinePattern", "-m"),
+    ("machine", "-m"),
+    ("name", "--name"),
+    ("detail.command", "COMMAND"),
+    ("detail.argv", "COMMAND"),
+    ("detail.env", "--env"),
+    ("detail.stdin", "--stdin"),
+    ("detail.timeout", "--timeout"),
+    ("detail.workspace", "--workspace"),
+];
+/// Phrases about the API inside messages, and what replaces them.
+const PHRASES: [(&str, &str); 4] = [
+    ("?all=1", "--all"),
+    (
+        "send a longer script as detail.stdin to",
+        "pass a longer script as --stdin FILE to",
+    ),
+    (
+        "after their resultTtl or failureTtl",
+        "after a day (those that did not succeed: after a week)",
+    ),
+    (
+        "needs a token: Authorization: Bearer TOKEN",
+        "the server wants a token",
+    ),
+];
+
+/// The message for an error: the server's own, or what prevented the call.
+pub fn describe(error: &CallError) -> String {
+    let (call, server) = (error.call, error.server());
+    match &error.kind {
+        Kind::Refused {
+            status,
+            msg,
+            ours: true,
+        } => {
+            let msg = with_flags(msg);
+            // A 403 may also be about the host name.
+            if *status == 401 || (*status == 403 && msg.contains("token")) {
+                return format!(
+                    "{msg}; set {TOKEN}, or {TOKEN}_FILE to a file, with a token of people (to look only a read token will do, an agent's never does)"
+                );
+            }
+            msg
+        }
+        Kind::Refused { status, msg, .. } => format!(
+            "cannot {call}: not a sidebike server, but something else answered at {server}: {status} {msg}"
+        ),
+        Kind::Unreachable(why) => format!("cannot {call}: {server}: {why}"),
+        Kind::NotUnderstood(why) => {
+            format!("cannot {call}: the answer of {server} is not understood: {why}")
+        }
+    }
+}
+
+/// The same for an error that ends a command: also says how to name another server.
+pub fn describe_failure(error: &CallError) -> String {
+    let words = describe(error);
+    let is_elsewhere = match &error.kind {
+        Kind::Unreachable(_) | Kind::Refused { ours: false, .. } => true,
+        // The address has a path that is not the server's.
+        Kind::Refused { status, msg, .. } => *status == 404 && msg.starts_with("there is no /"),
+        Kind::NotUnderstood(_) => false,
+    };
+    match is_elsewhere {
+        true => format!(
+            "{words}; --registry-address or SIDEBIKE_REGISTRY_ADDRESS says where the server is"
+        ),
+        false => words,
+    }
+}
+
+/// The message when no machine or task has this label. Many expect a pattern here, as in `run`.
+pub fn no_such_label(label: &str, what: &str) -> String {
+    let label = sanitize(label);
+    format!("sidebike: no {what} the label {label:?}; -m takes a whole label here, no pattern\n")
+}
+
+fn with_flags(msg: &str) -> String {
+    let flag = FIELDS.iter().find_map(|(field, flag)| {
+        let rest = msg.strip_prefix(field)?;
+        rest.starts_with([':', '.', '['])
+            .then(|| format!("{flag}{rest}"))
+    });
+    let msg = flag.unwrap_or_else(|| msg.to_owned());
+    let replaced = |msg: String, (api, own): &(&str, &str)| msg.replace(api, own);
+    PHRASES.iter().fold(msg, replaced)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_flags_only_where_a_refusal_begins() {
+        for (said, shown) in [
+            ("machinePattern: must not be empty", "-m: must not be empty"),
+            ("detail.env.A: no NUL", "--env.A: no NUL"),
+            ("detail.argv[1]: no NUL", "COMMAND[1]: no NUL"),
+            ("names are free", "names are free"),
+            (
+                "no task has the name \"machinePattern: x\"",
+                "no task has the name \"machinePattern: x\"",
+            ),
+            ("all succeeded; ?all=1 runs", "all succeeded; --all runs"),
+        ] {
+            assert_eq!(with_flags(said), shown);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Finds the task that an id, the beginning of an id, or a name stands for.
+
+use super::follow::print_message;
+use super::messages::describe;
+use super::{Failure, ps};
+use crate::client::{CallError, Client, Kind, TaskFilter};
+use crate::wire::duration::TimeSpan;
+use crate::wire::task::Task;
+use std::io;
+
+/// How many tasks are searched for candidates: as many as a list may have.
+const MAX_SEARCHED: usize = 1_000;
+/// How many candidates are shown.
+const MAX_SHOWN: usize = 10;
+
+/// The argument that names a task.
+#[derive(Debug, clap::Args)]
+pub struct TaskArg {
+    /// The task: its id, the beginning of its id (6 characters or more), or a name. A name means the
+    /// newest task of that name, which after a rerun is the rerun
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+impl TaskArg {
+    /// Finds the task. Prints which one it is if the name stands for a rerun.
+    pub fn find(&self, client: &Client) -> Result<Task, Failure> {
+        let found = client.task(&self.id, TimeSpan::default());
+        let task = found.map_err(|error| self.explained(client, error))?;
+        if let Some(of) = &task.rerun_of
+            && !task.id.starts_with(&self.id)
+        {
+            print_message(&format!(
+                "sidebike: the newest task with the name {:?} is {}, a rerun of {of}\n",
+                self.id, task.id
+            ));
+        }
+        Ok(task)
+    }
+
+    fn explained(&self, client: &Client, error: CallError) -> Failure {
+        let why = describe(&error);
+        Failure::Because(match error.kind {
+            Kind::Refused {
+                status: 404,
+                ours: true,
+                ..
+            } => format!("{why}; sidebike ps -n {MAX_SEARCHED} lists the known tasks"),
+            Kind::Refused {
+                status: 422,
+                ours: true,
+                ..
+            } => match self.candidates(client) {
+                Some(table) => format!("{why}:\n{table}"),
+                None => why,
+            },
+            _ => return error.into(),
+        })
+    }
+
+    /// A table of the tasks whose ids begin with the argument, newest first.
+    fn candidates(&self, client: &Client) -> Option<String> {
+        let filter = TaskFilter {
+            limit: MAX_SEARCHED,
+            ..TaskFilter::default()
+        };
+        let mut tasks = client.tasks(&filter).ok()?;
+        tasks.retain(|task| task.id.starts_with(&self.id));
+        let more = tasks.len().saturating_sub(MAX_SHOWN);
+        tasks.truncate(MAX_SHOWN);
+        let mut table = Vec::new();
+        ps::table_of(&tasks).print(&mut table, &io::stderr()).ok()?;
+        let mut table = String::from_utf8(table).ok()?;
+        if more > 0 {
+            table.push_str(&format!("… and {more} older ones"));
+        }
+        (!tasks.is_empty()).then(|| table.trim_end().to_owned())
+    }
+}

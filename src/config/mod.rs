@@ -1,0 +1,143 @@
+//! Flags and environment variables, checked once at the start. No later code checks a setting again.
+//!
+//! Each program has a file with its arguments (as typed) and its settings (checked). Every default and every limit
+//! of the program is there, with its unit and its reason. What the commands for people take is in `cli`.
+//!
+//! To add a setting: a field of the arguments, whose comment is the help text; its check in `checked`; a field of the
+//! settings; a line in the documentation's list of settings.
+
+#[cfg(feature = "agent")]
+mod agent;
+#[cfg(any(feature = "agent", feature = "cli"))]
+mod registry;
+#[cfg(feature = "server")]
+mod server;
+
+#[cfg(feature = "agent")]
+pub use agent::{AgentArgs, AgentConfig, CommandPolicy};
+#[cfg(any(feature = "agent", feature = "cli"))]
+pub use registry::{Registry, RegistryArgs};
+#[cfg(feature = "server")]
+pub use server::{AuditTarget, ServerArgs, ServerConfig};
+
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser, Subcommand};
+#[cfg(feature = "db")]
+use std::path::PathBuf;
+
+/// The default port; that of the original, too.
+pub const DEFAULT_PORT: u16 = 9410;
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "sidebike", version, about, long_about = None, disable_help_subcommand = true)]
+#[command(
+    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & sidebike run -- uptime\nWhere the server wants a token, people's commands take it from SIDEBIKE_TOKEN or SIDEBIKE_TOKEN_FILE."
+)]
+pub struct CommandLine {
+    /// The program to run.
+    #[command(subcommand)]
+    pub program: Program,
+}
+
+/// The programs in the binary.
+#[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
+pub enum Program {
+    /// Run the registry: keep machines and tasks, answer the HTTP API
+    #[cfg(feature = "server")]
+    #[command(
+        after_help = "Tokens come from the environment, or from the file that the same name with _FILE names:\n  SIDEBIKE_TOKEN        for people: everything\n  SIDEBIKE_AGENT_TOKEN  for agents: polls and reports\n  SIDEBIKE_READ_TOKEN   for people: reading only\nWithout any of them every call is allowed."
+    )]
+    Server(ServerArgs),
+    /// Check or export the database of a stopped server
+    #[cfg(feature = "db")]
+    #[command(subcommand)]
+    Db(DbCommand),
+    /// Run an agent: poll the server, run its commands on this machine
+    #[cfg(feature = "agent")]
+    #[command(
+        after_help = "Its token comes from SIDEBIKE_AGENT_TOKEN, or from the file that SIDEBIKE_AGENT_TOKEN_FILE names."
+    )]
+    Agent(AgentArgs),
+    /// Run one of the commands for people.
+    #[cfg(feature = "cli")]
+    #[command(flatten)]
+    People(crate::cli::Command),
+    /// Print this help, or that of a command
+    Help {
+        /// The command, such as run
+        command: Vec<String>,
+    },
+}
+
+impl CommandLine {
+    /// Parses the arguments of this process. Exits with an explanation when they are invalid.
+    pub fn parse_or_exit() -> CommandLine {
+        CommandLine::try_parse().unwrap_or_else(|wrong| with_advice(wrong).exit())
+    }
+
+    /// Finds a command or a subcommand such as `db check`, for its help.
+    pub fn find(command: &[String]) -> Result<clap::Command, clap::Error> {
+        let mut all = CommandLine::command();
+        all.build();
+        let mut found = &all;
+        for name in command {
+            let named = found.find_subcommand(name).filter(|c| !c.is_hide_set());
+            found = named.ok_or_else(|| {
+                let why = format!("unrecognized subcommand '{name}'");
+                all.clone().error(ErrorKind::InvalidSubcommand, why)
+            })?;
+        }
+        Ok(found.clone())
+    }
+}
+
+/// Replaces clap's advice on an unknown argument. clap suggests `--` before an unknown flag; in front of a
+/// command that would run the flag as the command, on every machine.
+fn with_advice(mut wrong: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(word)) = wrong.get(ContextKind::InvalidArg) else {
+        return wrong;
+    };
+    let takes_command = matches!(
+        wrong.get(ContextKind::Usage),
+        Some(ContextValue::StyledStr(usage)) if usage.to_string().contains("-- COMMAND")
+    );
+    let is_flag = word.starts_with('-');
+    let advice = format!("put -- before the command: sidebike run [OPTIONS] -- {word} …");
+    if wrong.kind() == ErrorKind::UnknownArgument {
+        wrong.remove(ContextKind::Suggested);
+        if takes_command && !is_flag {
+            let advice = ContextValue::StyledStrs(vec![StyledStr::from(advice)]);
+            wrong.insert(ContextKind::Suggested, advice);
+        }
+    }
+    wrong
+}
+
+/// The commands for the database of a stopped server.
+#[cfg(feature = "db")]
+#[derive(Debug, Subcommand)]
+pub enum DbCommand {
+    /// Check whether the file is intact
+    Check {
+        /// The file that the server was given with --db
+        file: PathBuf,
+    },
+    /// Print every task, one JSON line each, oldest first
+    Export {
+        /// The file that the server was given with --db
+        file: PathBuf,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        CommandLine::command().debug_assert();
+    }
+}

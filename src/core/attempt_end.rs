@@ -1,0 +1,166 @@
+//! How an attempt ends, and what follows: the end of its execution, a retry, the end of its task.
+//!
+//! Every end goes through [`Core::end_attempt`], whether a machine reported it, a user canceled it, or its time
+//! was up. To add a reason for an attempt to end: call it with a terminal state and a message.
+
+use super::lazy_box::LazyBox;
+use super::lifecycle::{self, Event};
+use super::saved::OutputKey;
+use super::task::{Attempt, MAX_PAST_ATTEMPTS, PastAttempt, Place};
+use super::timers::Timer;
+use super::{Core, ExecutionKey, Notice, TaskKey, Time, data_mut};
+use crate::wire::duration::TimeSpan;
+use crate::wire::task::{ExecutionState, RetryOn};
+
+impl Core {
+    /// Ends the current attempt of an execution. The execution ends with it, or is tried again if its task
+    /// asks for that. `state` is terminal; `msg` is the reason if it is not `succeeded`. False if the
+    /// attempt cannot end like this, or the execution has ended already.
+    pub(super) fn end_attempt(
+        &mut self,
+        now: Time,
+        key: ExecutionKey,
+        state: ExecutionState,
+        msg: &str,
+    ) -> bool {
+        let execution = self.execution(key);
+        if lifecycle::next(execution.state, Event::End(state)).is_none() {
+            return false;
+        }
+        let delivered = execution.state != ExecutionState::Queued;
+        if let (true, Some(due)) = (delivered, self.next_attempt_due(now, key, state)) {
+            self.retry(now, key, state, msg, due);
+            return true;
+        }
+        let event = match state {
+            ExecutionState::Canceled if !delivered => Event::Cancel,
+            ExecutionState::Expired => Event::Expire,
+            ExecutionState::Lost => Event::Lose,
+            state => Event::End(state),
+        };
+        if !self.apply(key, event) {
+            return false;
+        }
+        self.place(key, Place::Nowhere);
+        self.record_end(now, key, msg);
+        self.finish_if_done(now, key.task);
+        true
+    }
+
+    pub(super) fn record_end(&mut self, now: Time, key: ExecutionKey, msg: &str) {
+        self.output_ended(key);
+        self.cancel_attempt_timers(key);
+        let attempt = &mut self.execution_mut(key).current;
+        attempt.finished_at = attempt.finished_at.or(Some(now));
+        attempt.msg = msg.into();
+        if let Some(ms) = attempt.duration_ms {
+            self.stats.run_time.add(ms);
+        }
+    }
+
+    /// Records that the current attempt's output is complete.
+    fn output_ended(&mut self, key: ExecutionKey) {
+        if let Some(changes) = &mut self.changes {
+            let attempt = &self.tasks[&key.task].executions[key.n as usize].current;
+            let output = OutputKey::of(key, attempt.number);
+            changes.output_ended(output, attempt.output.as_deref());
+        }
+    }
+
+    /// When the next attempt is due after one that ended in `state`; `None` if there will be none.
+    fn next_attempt_due(
+        &self,
+        now: Time,
+        key: ExecutionKey,
+        state: ExecutionState,
+    ) -> Option<Time> {
+        let task = self.task(key.task);
+        let execution = self.execution(key);
+        let retry = task.spec.retry.as_ref()?;
+        let asked = match state {
+            ExecutionState::Failed => RetryOn::Failed,
+            ExecutionState::TimedOut => RetryOn::TimedOut,
+            ExecutionState::Lost => RetryOn::Lost,
+            _ => return None,
+        };
+        if !retry.on.contains(&asked)
+            || execution.current.number > retry.max
+            || execution.canceling
+            || task.canceled
+        {
+            return None;
+        }
+        // An execution of an `all` task runs on its own machine only.
+        if !task.is_any() {
+            let instance = &execution.target.as_ref()?.instance;
+            let machine = self.machine(*self.instances.get(instance)?);
+            if !machine.is_live() {
+                return None;
+            }
+        }
+        let nth = (execution.current.number as usize).min(retry.interval.len());
+        let pause = nth
+            .checked_sub(1)
+            .map_or(TimeSpan::default(), |n| retry.interval[n]);
+        Some(now.plus(pause))
+    }
+
+    fn retry(&mut self, now: Time, key: ExecutionKey, state: ExecutionState, msg: &str, due: Time) {
+        self.apply(key, Event::Retry);
+        self.place(key, Place::Nowhere);
+        self.record_end(now, key, msg);
+        let is_any = self.task(key.task).is_any();
+        let execution = self.execution_mut(key);
+        let number = execution.current.number + 1;
+        let mut next = Attempt::new(number);
+        next.due_at = Some(due);
+        let attempt = std::mem::replace(&mut execution.current, LazyBox::new(next)).into_inner();
+        let target = if is_any {
+            execution.target.take()
+        } else {
+            execution.target.clone()
+        };
+        execution.past.push(PastAttempt {
+            state,
+            target,
+            attempt,
+        });
+        if execution.past.len() > MAX_PAST_ATTEMPTS {
+            let dropped = execution.past.remove(0);
+            if let (Some(changes), Some(_)) = (&mut self.changes, &dropped.attempt.output) {
+                changes.output_dropped(OutputKey::of(key, dropped.attempt.number));
+            }
+            let bytes = dropped.attempt.output.map_or(0, |output| output.kept());
+            self.task_mut(key.task).output_bytes -= bytes;
+            self.ledger.resize_output(bytes, 0);
+        }
+        self.stats.retries += 1;
+        self.timers.set(due, Timer::AttemptDue(key, number));
+    }
+
+    /// Finishes a task once all of its executions have ended and no machine may join it.
+    pub(super) fn finish_if_done(&mut self, now: Time, key: TaskKey) {
+        let Some(task) = self.tasks.get(&key) else {
+            return;
+        };
+        if task.open || task.finished_at.is_some() || task.counts.unfinished() > 0 {
+            return;
+        }
+        let task = data_mut(&mut self.tasks, key);
+        task.finished_at = Some(now);
+        let task = self.task(key);
+        let forgotten_at = now.plus(task.retention());
+        let (state, executions, expires_at) =
+            (task.state(), task.executions.len(), task.expires_at);
+        if let Some(changes) = &mut self.changes {
+            changes.task(key);
+        }
+        self.timers.cancel(expires_at, Timer::TaskTtl(key));
+        self.timers.set(forgotten_at, Timer::ForgetTask(key));
+        self.ledger.finish_task(now, key, executions);
+        self.stats.finished(state);
+        self.notices.push(Notice::Finished(key));
+        self.forget_if_withdrawn(key);
+        self.keep_within_limits();
+    }
+}

@@ -1,0 +1,395 @@
+//! The invariants of the registry, checked by tests and by `sidebike db check`. Nothing here changes anything.
+//!
+//! Much is stored twice for speed, and both copies must agree: the queues and the place of each execution, the
+//! counts and the executions, the timers and the times they were set for.
+
+use super::task::Place;
+use super::timers::Timer;
+use super::{Core, ExecutionKey, MachineKey, Task, TaskKey};
+use crate::wire::machine::MachineState;
+use crate::wire::task::{Counts, ExecutionState};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A rule that a test can switch off, to see that the simulation finds its violation. No input can do that.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// A late or repeated poll is refused.
+    LatePollRefused,
+    /// A report is answered with new work only if the poll it names is the latest here, too.
+    MoreOnlyAfterTheLatestPoll,
+    /// What may have started on a machine that went offline is not handed to another.
+    UncertainIsLost,
+    /// A canceled execution whose hand-out was lost is not handed out again.
+    CanceledIsNotRepeated,
+}
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: [Rule; 4] = [
+        Rule::LatePollRefused,
+        Rule::MoreOnlyAfterTheLatestPoll,
+        Rule::UncertainIsLost,
+        Rule::CanceledIsNotRepeated,
+    ];
+}
+
+/// What the simulation sees of an execution after every step.
+#[doc(hidden)]
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct ExecutionView<'a> {
+    pub n: u32,
+    pub attempt: u32,
+    pub state: ExecutionState,
+    pub instance: Option<&'a str>,
+    pub msg: &'a str,
+}
+
+impl Task {
+    /// Its executions.
+    #[doc(hidden)]
+    pub fn execution_views(&self) -> impl Iterator<Item = ExecutionView<'_>> {
+        (0..).zip(&self.executions).map(|(n, e)| ExecutionView {
+            n,
+            attempt: e.current.number,
+            state: e.state,
+            instance: e.target.as_ref().map(|target| &*target.instance),
+            msg: &e.current.msg,
+        })
+    }
+}
+
+fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+impl Core {
+    /// Switches a rule off from now on.
+    #[doc(hidden)]
+    pub fn break_rule_for_tests(&mut self, rule: Rule) {
+        self.broken = Some(rule);
+    }
+
+    /// Whether a rule holds; always, except when a test has switched it off.
+    pub(super) fn keeps(&self, rule: Rule) -> bool {
+        self.broken != Some(rule)
+    }
+
+    /// All tasks and their keys.
+    #[doc(hidden)]
+    pub fn tasks_by_key(&self) -> impl Iterator<Item = (TaskKey, &Task)> {
+        self.tasks.iter().map(|(key, task)| (*key, task))
+    }
+
+    /// The instances and states of all machines.
+    #[doc(hidden)]
+    pub fn machine_states(&self) -> impl Iterator<Item = (&str, MachineState)> {
+        self.machines.values().map(|m| (&*m.instance, m.state))
+    }
+
+    /// Checks all invariants. The error says which one is violated.
+    #[doc(hidden)]
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.check_executions()?;
+        self.check_machines()?;
+        self.check_indexes()?;
+        self.check_timers()
+    }
+
+    /// Counts, output bytes and queues agree with the executions.
+    fn check_executions(&self) -> Result<(), String> {
+        let mut all = Counts::default();
+        let mut output = 0;
+        let mut inboxes: BTreeMap<MachineKey, BTreeSet<ExecutionKey>> = BTreeMap::new();
+        let mut actives: BTreeMap<MachineKey, BTreeSet<ExecutionKey>> = BTreeMap::new();
+        let mut waiting = 0;
+        for (key, task) in &self.tasks {
+            let mut counts = Counts::default();
+            let mut task_output = 0;
+            for (n, e) in (0..).zip(&task.executions) {
+                *counts.of(e.state) += 1;
+                *all.of(e.state) += 1;
+                let outputs = e.past.iter().map(|past| &past.attempt).chain([&*e.current]);
+                task_output += outputs
+                    .filter_map(|attempt| attempt.output.as_ref())
+                    .map(|output| output.kept())
+                    .sum::<usize>();
+                let execution = ExecutionKey { task: *key, n };
+                self.check_place(execution, task)?;
+                match e.place {
+                    Place::Nowhere => {}
+                    Place::Pattern(_) => waiting += 1,
+                    Place::Inbox(m) => drop(inboxes.entry(m).or_default().insert(execution)),
+                    Place::Active(m) => drop(actives.entry(m).or_default().insert(execution)),
+                }
+            }
+            ensure(counts == task.counts, || {
+                format!("{key:?}: counts {:?}, recounted {counts:?}", task.counts)
+            })?;
+            ensure(task_output == task.output_bytes, || {
+                format!(
+                    "{key:?}: {} bytes of output, recounted {task_output}",
+                    task.output_bytes
+                )
+            })?;
+            output += task_output;
+        }
+        ensure(all == self.ledger.executions(), || {
+            format!("counts {:?}, recounted {all:?}", self.ledger.executions())
+        })?;
+        ensure(output == self.ledger.output_bytes(), || {
+            format!(
+                "{} bytes of output, recounted {output}",
+                self.ledger.output_bytes()
+            )
+        })?;
+        ensure(waiting == self.match_index.queued(), || {
+            format!(
+                "{} wait for any machine, {waiting} say so",
+                self.match_index.queued()
+            )
+        })?;
+        for (key, machine) in &self.machines {
+            let same = machine.inbox == inboxes.remove(key).unwrap_or_default()
+                && machine.active == actives.remove(key).unwrap_or_default();
+            ensure(same, || {
+                format!("{key:?}: its queues and the places differ")
+            })?;
+        }
+        ensure(inboxes.is_empty() && actives.is_empty(), || {
+            format!("queued for machines that are not there: {inboxes:?} {actives:?}")
+        })
+    }
+
+    /// An execution is where its state says that it is.
+    fn check_place(&self, key: ExecutionKey, task: &Task) -> Result<(), String> {
+        let e = &task.executions[key.n as usize];
+        let in_its_queue = match e.place {
+            Place::Pattern(pattern_key) => {
+                let entry = self.match_index.find_entry(task.spec.pattern.text());
+                let same = self.match_index.entry(pattern_key);
+                let queued =
+                    |entry: &_| std::ptr::eq(entry, same) && same.queue.contains(&key.task);
+                task.is_any() && key.n == 0 && entry.is_some_and(queued)
+            }
+            Place::Inbox(m) | Place::Active(m) => {
+                let machine = self.machines.get(&m);
+                // What could run elsewhere does not wait for a machine that takes no work.
+                let waits = matches!(e.place, Place::Inbox(_)) && task.is_any();
+                let instance = e.target.as_ref().map(|target| &target.instance);
+                machine.is_some_and(|m| Some(&m.instance) == instance && (!waits || m.is_live()))
+            }
+            Place::Nowhere => true,
+        };
+        let fits = match e.state {
+            ExecutionState::Queued => match e.place {
+                Place::Pattern(_) | Place::Inbox(_) => true,
+                // Between two attempts.
+                Place::Nowhere => e.current.due_at.is_some(),
+                Place::Active(_) => false,
+            },
+            ExecutionState::Delivered | ExecutionState::Running => {
+                matches!(e.place, Place::Active(_))
+            }
+            _ => e.place == Place::Nowhere,
+        };
+        ensure(in_its_queue && fits, || {
+            format!("{key:?}: {:?} at {:?}", e.state, e.place)
+        })
+    }
+
+    /// The list of ready machines is right, and offline machines have no work.
+    fn check_machines(&self) -> Result<(), String> {
+        let mut ready = 0;
+        for (key, machine) in &self.machines {
+            ensure(
+                machine.ready.is_some() == machine.can_be_given_work(),
+                || format!("{key:?}: ready {:?}", machine.ready),
+            )?;
+            if let Some(order) = machine.ready {
+                ready += 1;
+                ensure(self.ready.get(&order) == Some(key), || {
+                    format!("{key:?}: not in the list of ready machines")
+                })?;
+            }
+            let offline = machine.state == MachineState::Offline;
+            ensure(
+                !offline || (machine.active.is_empty() && !machine.poll_held),
+                || format!("{key:?}: offline, with work in its hands"),
+            )?;
+            ensure(self.instances.get(&machine.instance) == Some(key), || {
+                format!("{key:?}: its instance does not lead to it")
+            })?;
+            let label = self.match_index.label(machine.label_key);
+            ensure(label.machines.contains(key), || {
+                format!("{key:?}: its label does not lead to it")
+            })?;
+        }
+        ensure(ready == self.ready.len(), || {
+            format!("{} machines are ready, {ready} say so", self.ready.len())
+        })
+    }
+
+    /// The indexes contain every task and machine and nothing else; limits hold.
+    fn check_indexes(&self) -> Result<(), String> {
+        let named: usize = self.task_names.values().map(BTreeSet::len).sum();
+        let tasks = self.tasks.len();
+        let counted = self.ledger.tasks();
+        ensure(counted == tasks, || {
+            format!("{tasks} tasks, counted {counted}")
+        })?;
+        ensure(self.task_ids.len() == tasks && named == tasks, || {
+            format!("{tasks} tasks, {} ids, {named} names", self.task_ids.len())
+        })?;
+        let apart = self.tasks.values().filter(|task| task.id != task.prefix);
+        ensure(self.task_prefixes.len() == apart.count(), || {
+            format!("{} prefixes that are no ids", self.task_prefixes.len())
+        })?;
+        let mut finished = 0;
+        let mut finished_executions = 0;
+        for (key, task) in &self.tasks {
+            let named = self.task_names.get(&task.spec.name);
+            let known = self.task_ids.get(&task.id) == Some(key)
+                && self.task_with_prefix(&task.prefix) == Some(*key)
+                && named.is_some_and(|keys| keys.contains(key));
+            ensure(known, || {
+                format!("{key:?}: its id or name does not lead to it")
+            })?;
+            let entry = self.match_index.find_entry(task.spec.pattern.text());
+            let listed = entry.is_some_and(|entry| entry.open.contains(key));
+            ensure(listed == task.open, || {
+                format!("{key:?}: open {}", task.open)
+            })?;
+            let Some(finished_at) = task.finished_at else {
+                ensure(task.open || task.counts.unfinished() > 0, || {
+                    format!("{key:?}: nothing is left to do, and it has not ended")
+                })?;
+                continue;
+            };
+            finished += 1;
+            finished_executions += task.executions.len();
+            let right = self.ledger.is_finished(finished_at, *key)
+                && task.counts.unfinished() == 0
+                && !task.open;
+            ensure(right, || format!("{key:?}: has ended, but not altogether"))?;
+        }
+        ensure(finished == self.ledger.finished_tasks(), || {
+            format!(
+                "{} tasks have ended, {finished} say so",
+                self.ledger.finished_tasks()
+            )
+        })?;
+        ensure(
+            finished_executions == self.ledger.finished_executions(),
+            || "executions of ended tasks are miscounted".into(),
+        )?;
+        ensure(self.instances.len() == self.machines.len(), || {
+            "instances lead to machines that are not there".into()
+        })?;
+        self.check_limits()
+    }
+
+    /// The limits hold. The last finished task is always kept.
+    fn check_limits(&self) -> Result<(), String> {
+        let Core { limits, .. } = self;
+        let unfinished = self.ledger.unfinished_executions();
+        ensure(unfinished <= limits.executions, || {
+            format!(
+                "{unfinished} unfinished executions, the limit is {}",
+                limits.executions
+            )
+        })?;
+        let tasks = self.ledger.unfinished_tasks();
+        ensure(tasks <= limits.executions, || {
+            format!("{tasks} unfinished tasks")
+        })?;
+        ensure(self.ledger.finished_tasks() <= limits.tasks.max(1), || {
+            format!("{} ended tasks are kept", self.ledger.finished_tasks())
+        })?;
+        let many = self.ledger.finished_tasks() > 1
+            && self.ledger.finished_executions() > limits.executions;
+        ensure(!many, || {
+            "too many executions of ended tasks are kept".into()
+        })?;
+        ensure(self.machines.len() <= limits.machines, || {
+            format!("{} machines are known", self.machines.len())
+        })?;
+        ensure(self.ledger.output_bytes() <= limits.output_bytes, || {
+            format!("{} bytes of output are kept", self.ledger.output_bytes())
+        })
+    }
+
+    /// Every timer belongs to something that exists, and everything that must end has its timer.
+    fn check_timers(&self) -> Result<(), String> {
+        let mut silent: BTreeSet<MachineKey> = BTreeSet::new();
+        let mut ending: BTreeSet<TaskKey> = BTreeSet::new();
+        let mut overdue: BTreeSet<ExecutionKey> = BTreeSet::new();
+        for (time, timer) in self.timers.iter() {
+            let execution = |key: &ExecutionKey, number: u32| {
+                let task = self.tasks.get(&key.task)?;
+                let e = task.executions.get(key.n as usize)?;
+                (e.current.number == number).then_some(e)
+            };
+            let meant = match timer {
+                Timer::MachineSilent(key) => {
+                    silent.insert(*key);
+                    let machine = self.machines.get(key);
+                    machine.is_some_and(|machine| machine.watched_at == Some(*time))
+                }
+                Timer::ForgetMachine(key) => {
+                    let machine = self.machines.get(key);
+                    machine.is_some_and(|machine| machine.state == MachineState::Offline)
+                }
+                Timer::AttemptTtl(key, number) => execution(key, *number)
+                    .is_some_and(|e| e.current.expires_at == Some(*time) && !e.state.is_terminal()),
+                Timer::AttemptDue(key, number) => execution(key, *number)
+                    .is_some_and(|e| e.current.due_at == Some(*time) && e.place == Place::Nowhere),
+                Timer::AttemptOverdue(key, number) => {
+                    overdue.insert(*key);
+                    execution(key, *number).is_some_and(|e| {
+                        e.current.overdue_at == Some(*time) && matches!(e.place, Place::Active(_))
+                    })
+                }
+                Timer::TaskTtl(key) => {
+                    ending.insert(*key);
+                    self.tasks
+                        .get(key)
+                        .is_some_and(|task| task.finished_at.is_none() && task.expires_at == *time)
+                }
+                Timer::ForgetTask(key) => {
+                    ending.insert(*key);
+                    let task = self.tasks.get(key);
+                    let finished = task.and_then(|task| Some((task, task.finished_at?)));
+                    finished.is_some_and(|(task, at)| at.plus(task.retention()) == *time)
+                }
+            };
+            ensure(meant, || {
+                format!("{timer:?} at {time:?} belongs to nothing")
+            })?;
+        }
+        for (key, machine) in &self.machines {
+            let watched = silent.contains(key) || machine.state == MachineState::Offline;
+            ensure(watched, || {
+                format!("{key:?}: its silence would go unnoticed")
+            })?;
+            for execution in &machine.active {
+                let limited = self.task(execution.task).spec.longest_run().is_some();
+                ensure(!limited || overdue.contains(execution), || {
+                    format!("{execution:?}: could stay in a machine's hands for ever")
+                })?;
+            }
+        }
+        for (key, task) in &self.tasks {
+            let e = &task.executions;
+            let first = e
+                .iter()
+                .any(|e| e.state == ExecutionState::Queued && e.current.number == 1);
+            let needed = task.open || first || task.finished_at.is_some();
+            ensure(!needed || ending.contains(key), || {
+                format!("{key:?}: could stay for ever")
+            })?;
+        }
+        Ok(())
+    }
+}

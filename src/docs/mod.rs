@@ -1,0 +1,62 @@
+//! The documentation, as the binary shows it: `sidebike docs` and the server's `/docs/`.
+//!
+//! To add a page: write `NAME.md` in this folder, add its line to [`PAGES`], and link it from the README.
+//! Its examples are run by `tests/docs.rs`, which says what the marks of its blocks mean; `build.rs` in this
+//! folder renders it. A call of the API is described in `api.md` and, for programs, in `openapi.json`.
+
+/// One page.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    /// Its name, as in `sidebike docs NAME` and `/docs/NAME`.
+    pub name: &'static str,
+    /// What it answers, in a few words.
+    pub title: &'static str,
+    /// The page as Markdown. Links to other pages are `NAME.md`.
+    pub markdown: &'static str,
+    /// The page as HTML, without what stands around it. Links to other pages are `NAME`.
+    #[cfg(feature = "server")]
+    pub html: &'static str,
+}
+
+macro_rules! page {
+    ($name:literal, $title:literal) => {
+        Page {
+            name: $name,
+            title: $title,
+            markdown: include_str!(concat!(env!("OUT_DIR"), "/", $name, ".md")),
+            #[cfg(feature = "server")]
+            html: include_str!(concat!(env!("OUT_DIR"), "/", $name, ".html")),
+        }
+    };
+}
+
+/// Every page, in the order in which they are listed.
+pub const PAGES: &[Page] = &[
+    page!(
+        "readme",
+        "What sidebike is, the first steps, the map of the code"
+    ),
+    page!("cli", "The commands for people, their exit codes"),
+    page!("api", "The HTTP API: calls, fields, states, errors"),
+    page!(
+        "operations",
+        "Settings, limits, the database, services, failures"
+    ),
+    page!(
+        "security",
+        "Tokens, TLS, browsers, audit, rules of a machine's owner"
+    ),
+    page!("experiments", "Time-outs, cancel, what is left running"),
+    page!("migrating", "Coming from the original sidebike"),
+    page!("performance", "What was measured, and how"),
+    page!("dependencies", "Which libraries are used, and why"),
+];
+
+/// The API as an OpenAPI 3.1 description.
+#[cfg(feature = "server")]
+pub const OPENAPI: &str = include_str!("openapi.json");
+
+/// The page of that name.
+pub fn find(name: &str) -> Option<&'static Page> {
+    PAGES.iter().find(|page| page.name == name)
+}

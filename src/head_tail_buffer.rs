@@ -1,0 +1,173 @@
+//! A buffer that keeps the first [`HEAD_BYTES`] and the last [`TAIL_BYTES`] of a stream of a command's output.
+//!
+//! The agent has one until the server has taken the output, the server has one per stream. Every byte has
+//! the offset at which the command wrote it. So pieces can be sent twice, and each side can drop the
+//! middle, without the two disagreeing about the position of any byte.
+
+use std::collections::VecDeque;
+
+/// Bytes kept from the beginning of a stream: the first output explains most failures.
+pub const HEAD_BYTES: usize = 256 * 1024;
+/// Bytes kept from the end of a stream: the last output explains the rest.
+pub const TAIL_BYTES: usize = 768 * 1024;
+
+/// The first and the last bytes of one stream.
+#[derive(Debug, Clone, Default)]
+pub struct HeadTailBuffer {
+    /// The bytes from offset 0 on.
+    head: Vec<u8>,
+    /// The bytes from `tail_start` to `end`.
+    tail: VecDeque<u8>,
+    tail_start: u64,
+    end: u64,
+}
+
+impl HeadTailBuffer {
+    /// How many bytes the command is known to have written.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// How many bytes are kept.
+    pub fn kept(&self) -> usize {
+        self.head.len() + self.tail.len()
+    }
+
+    /// How many bytes between head and tail are not kept.
+    pub fn truncated(&self) -> u64 {
+        self.end - self.kept() as u64
+    }
+
+    /// Adds the next bytes of the stream.
+    pub fn append(&mut self, data: &[u8]) {
+        self.write(self.end, data);
+    }
+
+    /// Adds a piece that begins at `offset`. Bytes that are known already are skipped; a gap before the
+    /// piece counts as truncated.
+    pub fn write(&mut self, offset: u64, mut data: &[u8]) {
+        if offset < self.end {
+            let known = (self.end - offset).min(data.len() as u64) as usize;
+            data = &data[known..];
+        } else if offset > self.end {
+            self.skip_to(offset);
+        }
+        if self.head.len() as u64 == self.end {
+            let taken = data.len().min(HEAD_BYTES - self.head.len());
+            self.head.extend_from_slice(&data[..taken]);
+            self.end += taken as u64;
+            data = &data[taken..];
+        }
+        if data.is_empty() {
+            return;
+        }
+        if self.tail.is_empty() {
+            self.tail_start = self.end;
+        }
+        self.end += data.len() as u64;
+        let data = &data[data.len().saturating_sub(TAIL_BYTES)..];
+        let excess = (self.tail.len() + data.len()).saturating_sub(TAIL_BYTES);
+        self.tail.drain(..excess);
+        self.tail.extend(data);
+        self.tail_start = self.end - self.tail.len() as u64;
+    }
+
+    /// Records that the command has written up to `end` although the bytes did not arrive. This drops the
+    /// tail: it would no longer be the last bytes.
+    pub fn skip_to(&mut self, end: u64) {
+        if end > self.end {
+            self.tail = VecDeque::new();
+            self.end = end;
+            self.tail_start = end;
+        }
+    }
+
+    /// The offset of the first kept byte at or after `offset`, and up to `max` contiguous bytes from there.
+    /// `None` if nothing is kept from there on.
+    pub fn read(&self, offset: u64, max: usize) -> Option<(u64, Vec<u8>)> {
+        if offset < self.head.len() as u64 {
+            let from = offset as usize;
+            let to = self.head.len().min(from.saturating_add(max));
+            return Some((offset, self.head[from..to].to_vec()));
+        }
+        let offset = offset.max(self.tail_start);
+        if self.tail.is_empty() || offset >= self.end {
+            return None;
+        }
+        let from = (offset - self.tail_start) as usize;
+        let to = self.tail.len().min(from.saturating_add(max));
+        Some((offset, self.tail.range(from..to).copied().collect()))
+    }
+
+    /// Frees the bytes before `offset`. They still count as written.
+    pub fn forget_before(&mut self, offset: u64) {
+        if offset >= self.head.len() as u64
+            && !self.head.is_empty()
+            && self.head.len() as u64 != self.end
+        {
+            self.head = Vec::new();
+        }
+        if offset > self.tail_start {
+            let gone = ((offset - self.tail_start) as usize).min(self.tail.len());
+            self.tail.drain(..gone);
+            self.tail_start += gone as u64;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(buffer: &HeadTailBuffer) -> Vec<(u64, Vec<u8>)> {
+        let mut pieces = Vec::new();
+        let mut at = 0;
+        while let Some((offset, data)) = buffer.read(at, usize::MAX) {
+            at = offset + data.len() as u64;
+            pieces.push((offset, data));
+        }
+        pieces
+    }
+
+    #[test]
+    fn keeps_head_and_tail() {
+        let mut buffer = HeadTailBuffer::default();
+        let whole: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+        for piece in whole.chunks(70_001) {
+            buffer.append(piece);
+        }
+        assert_eq!(buffer.end(), 3_000_000);
+        assert_eq!(
+            buffer.truncated(),
+            3_000_000 - (HEAD_BYTES + TAIL_BYTES) as u64
+        );
+        for (offset, data) in all(&buffer) {
+            assert_eq!(data, whole[offset as usize..offset as usize + data.len()]);
+        }
+    }
+
+    #[test]
+    fn repeated_and_overlapping_pieces_do_no_harm() {
+        let mut buffer = HeadTailBuffer::default();
+        buffer.write(0, b"hello ");
+        buffer.write(0, b"hello ");
+        buffer.write(3, b"lo world");
+        buffer.write(2, b"llo");
+        assert_eq!(all(&buffer), vec![(0, b"hello world".to_vec())]);
+        assert_eq!(buffer.truncated(), 0);
+    }
+
+    #[test]
+    fn a_gap_is_counted_as_missing() {
+        let mut buffer = HeadTailBuffer::default();
+        buffer.write(0, b"ab");
+        buffer.write(10, b"cd");
+        assert_eq!(
+            all(&buffer),
+            vec![(0, b"ab".to_vec()), (10, b"cd".to_vec())]
+        );
+        assert_eq!((buffer.end(), buffer.truncated()), (12, 8));
+        buffer.skip_to(20);
+        assert_eq!(buffer.truncated(), 18);
+    }
+}

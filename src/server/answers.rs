@@ -1,0 +1,174 @@
+//! Answers: the API's envelope, and which HTTP status goes with which refusal.
+
+pub mod text;
+
+use super::http::Answer;
+use crate::core::{Refusal, Task};
+use crate::wire::agent::Orders;
+use crate::wire::duration::TimeSpan;
+use crate::wire::task::{Detail, TaskState};
+use crate::wire::{self, Envelope};
+use serde::Serialize;
+use std::sync::Arc;
+
+/// The longest a poll is held: with the 45 s of silence it leaves 20 s for a slow network.
+pub const MAX_POLL_WAIT: TimeSpan = TimeSpan::from_secs(25);
+/// Room for an answer of ordinary size, in bytes.
+const USUAL_BYTES: usize = 1 << 10;
+/// The longest reason of a refusal, in bytes.
+const MAX_MSG_BYTES: usize = 2 << 10;
+/// With so few executions, none of which has output yet, an answer is small.
+pub const FEW: usize = 16;
+/// The output shown with one task, in bytes.
+pub const SHOWN_OUTPUT_BYTES: usize = 1 << 20;
+/// The output shown with each task of a list, in bytes.
+pub const LISTED_OUTPUT_BYTES: usize = 16 << 10;
+
+/// JSON of any kind.
+pub fn json<T: Serialize>(status: u16, value: &T) -> Answer {
+    json_of(USUAL_BYTES, status, value)
+}
+
+/// The same, which takes about so many bytes.
+fn json_of<T: Serialize>(bytes: usize, status: u16, value: &T) -> Answer {
+    let mut body = Vec::with_capacity(bytes);
+    // Our own types have only string keys and finite numbers: serializing them cannot fail.
+    let _ = serde_json::to_writer(&mut body, value);
+    Answer::new(status, "application/json", body)
+}
+
+/// An answer that went well.
+pub fn ok<T: Serialize>(data: T) -> Answer {
+    json(200, &Envelope::ok(data))
+}
+
+/// An answer that did not go well.
+pub fn error(status: u16, msg: &str) -> Answer {
+    // Some reasons quote what was sent, which may be megabytes.
+    let cut = &msg[..msg.floor_char_boundary(MAX_MSG_BYTES)];
+    let ellipsis = if cut.len() < msg.len() { "…" } else { "" };
+    json(
+        status,
+        &Envelope {
+            signal: wire::ERROR,
+            msg: format!("{cut}{ellipsis}"),
+            data: (),
+            next: None,
+        },
+    )
+}
+
+/// The answer to a poll or to output.
+pub fn orders(orders: &Orders<Arc<Detail>>) -> Answer {
+    let signal = if orders.is_empty() {
+        wire::OK
+    } else {
+        wire::WORK
+    };
+    json(
+        200,
+        &Envelope {
+            signal,
+            msg: String::new(),
+            data: orders,
+            next: None,
+        },
+    )
+}
+
+/// The answer that shows a task.
+pub fn task(task: Result<Task, Refusal>) -> Answer {
+    match task {
+        Ok(kept) => {
+            let task = kept.answer(SHOWN_OUTPUT_BYTES);
+            json_of(
+                kept.bytes_without_output(),
+                200,
+                &Envelope {
+                    signal: wire::OK,
+                    msg: task.msg.clone(),
+                    data: task,
+                    next: None,
+                },
+            )
+        }
+        Err(refusal) => refused(refusal),
+    }
+}
+
+/// How somebody wants a task to be answered.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TaskForm {
+    /// As text, a line of output a line.
+    pub text: bool,
+    /// With a status that says whether all is finished and succeeded.
+    pub strict: bool,
+}
+
+impl TaskForm {
+    /// The answer that shows a task in this form.
+    pub fn answer(self, shown: Result<Task, Refusal>) -> Answer {
+        let Ok(found) = shown else {
+            return task(shown);
+        };
+        let state = found.state();
+        let (status, msg) = match state {
+            _ if !self.strict => (200, ""),
+            TaskState::Succeeded => (200, ""),
+            state if state.is_terminal() => (422, "not everything succeeded"),
+            _ => (408, "not finished in time"),
+        };
+        if !self.text && msg.is_empty() {
+            return task(Ok(found));
+        }
+        let task = found.answer(SHOWN_OUTPUT_BYTES);
+        if self.text {
+            return text::of_task(status, &task);
+        }
+        json(
+            status,
+            &Envelope {
+                signal: wire::ERROR,
+                msg: format!("{msg}: {}", text::in_words(&task)),
+                data: task,
+                next: None,
+            },
+        )
+    }
+}
+
+/// The answer to a submit whose id is taken: the task that has it.
+pub fn taken(task: &Task) -> Answer {
+    let msg = format!("id: {:?} is taken by the task in data", task.id);
+    json(
+        409,
+        &Envelope {
+            signal: wire::ERROR,
+            msg,
+            data: task.answer(SHOWN_OUTPUT_BYTES),
+            next: None,
+        },
+    )
+}
+
+/// The answer to what the core refused.
+pub fn refused(refusal: Refusal) -> Answer {
+    let (status, msg) = match &refusal {
+        Refusal::Unknown(msg) => (404, msg.as_str()),
+        Refusal::Taken(_) => (409, "id: is taken"),
+        Refusal::Conflict(msg) => (409, msg.as_str()),
+        Refusal::Impossible(msg) => (422, msg.as_str()),
+        Refusal::Full(msg) => (503, msg.as_str()),
+    };
+    error(status, msg)
+}
+
+/// The answer to a request that makes no sense.
+pub fn bad(msg: impl AsRef<str>) -> Answer {
+    error(400, msg.as_ref())
+}
+
+/// The answer to a change that happened and is not safe yet: the caller has to ask again.
+pub fn not_safe<T>((_, why): (T, String)) -> Answer {
+    error(503, &why)
+}

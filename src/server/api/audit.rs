@@ -1,0 +1,164 @@
+//! Who changed what: one JSON line per call that changes something, also when it was refused.
+
+use crate::config::AuditTarget;
+use crate::core::Task;
+use crate::server::http::Request;
+use log::{Level, info, log_enabled, warn};
+use serde::Serialize;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+/// The commands' text in a line, in bytes: the line says what was run, it is no copy of a script.
+const MAX_COMMAND_BYTES: usize = 4 * 1024;
+/// The method and the path in a line, in bytes: a task's name may be in it, and fits.
+const MAX_CALL_BYTES: usize = 512;
+/// Room for a line of ordinary size, in bytes.
+const USUAL_BYTES: usize = 2 << 10;
+/// Under this name the lines are in the log, where they have no file.
+const LOG_TARGET: &str = "sidebike::audit";
+/// The machines named in a line; `matched` has their number.
+const MAX_MACHINES: usize = 100;
+
+/// What a handler knows of a change: the task that it changed, if it got so far.
+#[derive(Debug, Default)]
+pub struct Change(Option<Task>);
+
+impl Change {
+    /// What a task changes.
+    pub fn of(task: &Task) -> Self {
+        Change(Some(task.clone()))
+    }
+}
+
+/// What a task runs, in words, cut.
+fn command(task: &Task) -> String {
+    let detail = &task.spec.detail;
+    let line = detail.command.as_slice();
+    let argv = detail.argv.as_deref().unwrap_or_default();
+    let bytes = task.spec.detail_bytes() + argv.len();
+    let mut words = String::with_capacity(bytes.min(MAX_COMMAND_BYTES));
+    for word in line.iter().chain(argv) {
+        if !words.is_empty() {
+            words.push(' ');
+        }
+        let room = MAX_COMMAND_BYTES.saturating_sub(words.len());
+        if room == 0 {
+            break;
+        }
+        words.push_str(&word[..word.floor_char_boundary(room)]);
+    }
+    words
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    token: &'a str,
+    peer: Option<IpAddr>,
+    call: &'a str,
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matched: Option<u32>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    machines: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<String>,
+}
+
+/// Where the lines go.
+#[derive(Debug)]
+pub struct Audit {
+    file: Mutex<Option<File>>,
+    target: AuditTarget,
+}
+
+impl Audit {
+    /// Opens the file, if there is to be one. The error is one line for a person.
+    pub fn open(target: AuditTarget) -> Result<Self, String> {
+        let file = match &target {
+            AuditTarget::Log => None,
+            AuditTarget::File(path) => Some(open(path)?),
+        };
+        Ok(Audit {
+            file: Mutex::new(file),
+            target,
+        })
+    }
+
+    /// Whether lines go to a file.
+    pub fn has_file(&self) -> bool {
+        matches!(self.target, AuditTarget::File(_))
+    }
+
+    /// Opens the file again: it may have been moved away.
+    pub fn reopen(&self) {
+        if let AuditTarget::File(path) = &self.target {
+            match open(path) {
+                Ok(file) => *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file),
+                Err(why) => warn!("{why}; the file in use stays in use"),
+            }
+        }
+    }
+
+    /// Writes a line.
+    pub fn write(&self, token: Option<&str>, request: &Request, status: u16, change: &Change) {
+        let goes_to_log = matches!(self.target, AuditTarget::Log);
+        if goes_to_log && !log_enabled!(target: LOG_TARGET, Level::Info) {
+            return;
+        }
+        let mut call = format!("{} /{}", request.method, request.path.join("/"));
+        call.truncate(call.floor_char_boundary(MAX_CALL_BYTES));
+        let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let task = change.0.as_ref();
+        let mut machines: Vec<&str> = { task.into_iter() }
+            .flat_map(|task| task.labels().take(MAX_MACHINES))
+            .collect();
+        machines.dedup();
+        let line = Line {
+            time,
+            token: token.unwrap_or("none"),
+            peer: request.peer,
+            call: &call,
+            status,
+            task: task.map(|task| &*task.id),
+            matched: task.map(|task| task.matched()),
+            machines,
+            command: task.map(command),
+        };
+        let mut text = Vec::with_capacity(USUAL_BYTES);
+        let written = serde_json::to_writer(&mut text, &line);
+        let (Ok(()), Ok(mut text)) = (written, String::from_utf8(text)) else {
+            return;
+        };
+        if goes_to_log {
+            return info!(target: LOG_TARGET, "{text}");
+        }
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        text.push('\n');
+        if let Some(file) = &mut *file
+            && let Err(why) = file.write_all(text.as_bytes())
+        {
+            warn!(
+                "the audit file cannot be written: {why}; {}",
+                text.trim_end()
+            );
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File, String> {
+    // Commands are in it, and what people write into them: it is for the server's user alone.
+    let opened = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path);
+    opened.map_err(|why| format!("--audit: cannot open {}: {why}", path.display()))
+}

@@ -1,0 +1,20 @@
+//! Requests that were answered, counted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Requests by class of HTTP status, 1xx to 5xx.
+#[derive(Debug, Default)]
+pub struct Requests([AtomicU64; 5]);
+
+impl Requests {
+    /// Counts a request.
+    pub fn count(&self, status: u16) {
+        let class = usize::from(status / 100).clamp(1, 5) - 1;
+        self.0[class].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many there were of each class, from 1xx on.
+    pub fn by_class(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().map(|count| count.load(Ordering::Relaxed))
+    }
+}

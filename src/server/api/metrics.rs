@@ -1,0 +1,180 @@
+//! `/metrics`: what is counted, as Prometheus reads it.
+
+use super::call::{Call, Handled};
+use crate::core::Histogram;
+use crate::server::http::Answer;
+use crate::wire::task::ExecutionState;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// `GET /metrics`.
+pub fn metrics(call: Call<'_>) -> Handled {
+    let server = call.server;
+    let (machines, tasks, mut executions, figures, output_bytes) = server.store.ask(|core| {
+        let figures = core.stats().clone();
+        (
+            core.machines_by_state(),
+            core.tasks_by_state(),
+            core.executions_by_state(),
+            figures,
+            core.output_bytes(),
+        )
+    });
+    let mut page = Page(String::new());
+    let classes = (1..=5).zip(server.requests.by_class());
+    page.family(
+        "sidebike_requests_total",
+        "counter",
+        "Requests answered, by class of HTTP status.",
+    );
+    for (class, count) in classes {
+        page.sample(
+            "sidebike_requests_total",
+            &format!("status=\"{class}xx\""),
+            count,
+        );
+    }
+    page.family("sidebike_machines", "gauge", "Machines known, by state.");
+    for (state, count) in machines {
+        page.sample(
+            "sidebike_machines",
+            &format!("state=\"{}\"", state.word()),
+            count as u64,
+        );
+    }
+    page.family("sidebike_tasks", "gauge", "Tasks kept, by state.");
+    for (state, count) in tasks {
+        page.sample(
+            "sidebike_tasks",
+            &format!("state=\"{}\"", state.word()),
+            count as u64,
+        );
+    }
+    page.family("sidebike_executions", "gauge", "Executions kept, by state.");
+    for state in ExecutionState::ALL {
+        let count = u64::from(*executions.of(state));
+        page.sample(
+            "sidebike_executions",
+            &format!("state=\"{}\"", state.word()),
+            count,
+        );
+    }
+    page.family(
+        "sidebike_executions_ended_total",
+        "counter",
+        "Executions that ended, by state.",
+    );
+    for state in ExecutionState::ALL
+        .into_iter()
+        .filter(|state| state.is_terminal())
+    {
+        let count = figures.executions_ended[state as usize];
+        page.sample(
+            "sidebike_executions_ended_total",
+            &format!("state=\"{}\"", state.word()),
+            count,
+        );
+    }
+    page.single(
+        "sidebike_tasks_submitted_total",
+        "counter",
+        "Tasks accepted.",
+        figures.submitted,
+    );
+    page.single(
+        "sidebike_retries_total",
+        "counter",
+        "Further attempts.",
+        figures.retries,
+    );
+    page.single(
+        "sidebike_output_bytes",
+        "gauge",
+        "Bytes of output kept.",
+        output_bytes as u64,
+    );
+    page.single(
+        "sidebike_held_requests",
+        "gauge",
+        "Polls and waits held.",
+        server.store.held() as u64,
+    );
+    page.single(
+        "sidebike_connections",
+        "gauge",
+        "Connections open.",
+        server.edge.connections() as u64,
+    );
+    let holds = &server.store.holds;
+    page.single(
+        "sidebike_lock_holds_total",
+        "counter",
+        "How often the one lock was taken.",
+        holds.count.load(Ordering::Relaxed),
+    );
+    page.seconds(
+        "sidebike_lock_held_seconds_total",
+        "counter",
+        "How long it was held in all.",
+        &holds.total_ns,
+    );
+    page.seconds(
+        "sidebike_lock_held_seconds_max",
+        "gauge",
+        "How long it was held at most.",
+        &holds.longest_ns,
+    );
+    page.histogram(
+        "sidebike_submit_to_start_seconds",
+        "From submit to start of the first attempt.",
+        &figures.submit_to_start,
+    );
+    page.histogram(
+        "sidebike_run_time_seconds",
+        "How long commands ran.",
+        &figures.run_time,
+    );
+    let body = page.0.into_bytes();
+    Ok(Some(Answer::new(200, "text/plain; version=0.0.4", body)))
+}
+
+/// Writing to a string cannot fail, so the results of `write!` say nothing here.
+struct Page(String);
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: u64) {
+        let _ = writeln!(self.0, "{name}{{{labels}}} {value}");
+    }
+
+    fn single(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+        self.family(name, kind, help);
+        let _ = writeln!(self.0, "{name} {value}");
+    }
+
+    fn seconds(&mut self, name: &str, kind: &str, help: &str, ns: &AtomicU64) {
+        self.family(name, kind, help);
+        let seconds = ns.load(Ordering::Relaxed) as f64 / 1e9;
+        let _ = writeln!(self.0, "{name} {seconds}");
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.family(name, "histogram", help);
+        let mut below = 0;
+        for (count, bound) in histogram.counts.iter().zip(Histogram::BOUNDS_MS) {
+            below += count;
+            let _ = writeln!(
+                self.0,
+                "{name}_bucket{{le=\"{}\"}} {below}",
+                bound as f64 / 1000.0
+            );
+        }
+        let total: u64 = histogram.counts.iter().sum();
+        let _ = writeln!(self.0, "{name}_bucket{{le=\"+Inf\"}} {total}");
+        let _ = writeln!(self.0, "{name}_sum {}", histogram.sum_ms as f64 / 1000.0);
+        let _ = writeln!(self.0, "{name}_count {total}");
+    }
+}

@@ -1,0 +1,34 @@
+//! The API: the table of routes and its handlers. A handler parses, calls the core, answers; it decides nothing.
+//!
+//! | file | what it is for |
+//! | --- | --- |
+//! | `routes` | the table of routes: which call has which right, parameters and handler |
+//! | `service` | what the edge calls: who is let in, by which route a request is served, what is written down |
+//! | `call`, `server` | what handlers get: a call, and the server that it is made to |
+//! | `parse` | bodies and parameters, read and checked |
+//! | `tasks`, `machines`, `output`, `follow`, `metrics`, `page`, `docs` | the calls of people |
+//! | `agents`, `original` | the calls of agents, and of the original's |
+//! | `access`, `browser` | who may: tokens, and pages of other sites |
+//! | `audit`, `counters` | who changed what; how many requests there were |
+//!
+//! To add a call: a handler in the file of its subject, a line in `routes`, a path in the OpenAPI description, a page or a
+//! paragraph of the documentation.
+
+pub mod access;
+mod agents;
+pub mod audit;
+pub mod browser;
+mod call;
+pub mod counters;
+mod docs;
+mod follow;
+mod machines;
+mod metrics;
+mod original;
+mod output;
+mod page;
+mod parse;
+pub mod routes;
+pub mod server;
+mod service;
+mod tasks;

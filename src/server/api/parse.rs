@@ -1,0 +1,137 @@
+//! What handlers read of a request: its body as JSON, its parameters, the task that its path names.
+
+use super::call::Call;
+use crate::core::TaskKey;
+use crate::server::answers::{bad, refused};
+use crate::server::http::{Answer, Request};
+use crate::wire::duration::TimeSpan;
+use serde::de::DeserializeOwned;
+
+/// The longest a request may wait for a task: longer ones are asked again.
+const MAX_WAIT: TimeSpan = TimeSpan::from_secs(3_600);
+
+/// Reads a JSON body, as a [`StrictObject`](crate::wire::strict_object::StrictObject) or `Posted`. The error names the field.
+pub fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
+    let bytes = &call.request.body;
+    if bytes.is_empty() {
+        return Err(bad(format!("{what}: the body is empty, expected JSON")));
+    }
+    check_depth(call, what)?;
+    if let Ok(value) = serde_json::from_slice(bytes) {
+        return Ok(value);
+    }
+    // To keep in mind where one is costs as much as to read; only for the words of an error.
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let read = serde_path_to_error::deserialize(&mut json);
+    let value: T = read.map_err(|error| {
+        let path = error.path().to_string();
+        // "?" stands where the JSON broke off before a name was complete.
+        let field = match path.trim_end_matches('?').trim_end_matches('.') {
+            "" => what,
+            field => field,
+        };
+        bad(format!("{field}: {}", error.inner()))
+    })?;
+    json.end()
+        .map_err(|error| bad(format!("{what}: something follows the JSON: {error}")))?;
+    Ok(value)
+}
+
+/// Refuses a body whose JSON is nested too deeply, before anything is made of it.
+pub fn check_depth(call: &Call<'_>, what: &str) -> Result<(), Answer> {
+    let max = call.server.max_json_depth;
+    if nests_within(&call.request.body, max) {
+        return Ok(());
+    }
+    Err(bad(format!(
+        "{what}: must not be nested deeper than {max} (--max-json-depth)"
+    )))
+}
+
+/// Whether arrays and objects are nested no deeper than `max`.
+fn nests_within(body: &[u8], max: usize) -> bool {
+    let (mut depth, mut at) = (0usize, 0);
+    while let Some(byte) = body.get(at) {
+        at += 1;
+        match byte {
+            b'"' => at += string_length(&body[at..]),
+            b'{' | b'[' if depth == max => return false,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    true
+}
+
+/// The length of a JSON string in bytes, from after its opening quote to after its closing one.
+fn string_length(rest: &[u8]) -> usize {
+    let mut is_escaped = false;
+    for (at, byte) in rest.iter().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => return at + 1,
+            _ => {}
+        }
+    }
+    rest.len()
+}
+
+/// Reads a parameter of the query.
+pub fn parameter<T>(
+    request: &Request,
+    name: &str,
+    read: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<Option<T>, Answer> {
+    let value = request.query(name).map(read).transpose();
+    value.map_err(|why| {
+        bad(format!(
+            "{name}: {why}, got {:?}",
+            request.query(name).unwrap_or_default()
+        ))
+    })
+}
+
+/// How long the caller wants to wait, in milliseconds.
+pub fn wait_ms(request: &Request) -> Result<u64, Answer> {
+    let read = |text: &str| match text.parse::<TimeSpan>() {
+        Ok(span) if span <= MAX_WAIT => Ok(span),
+        _ => Err(format!(
+            "expected a number of seconds or a string such as \"90s\", {MAX_WAIT} at most"
+        )),
+    };
+    Ok(parameter(request, "wait", read)?
+        .unwrap_or_default()
+        .as_millis())
+}
+
+/// The task that the path names.
+pub fn named_task(call: &Call<'_>) -> Result<TaskKey, Answer> {
+    let name = task_name(call);
+    let found = call.server.store.ask(|core| core.find_task(name));
+    found.map_err(refused)
+}
+
+/// The task that the path names, if only by the beginning of its id: for calls that change nothing.
+pub fn looked_at_task(call: &Call<'_>) -> Result<TaskKey, Answer> {
+    let name = task_name(call);
+    let store = &call.server.store;
+    let found = store.ask(|core| core.find_task_by_beginning(name));
+    found.map_err(refused)
+}
+
+fn task_name<'a>(call: &Call<'a>) -> &'a str {
+    let path: &'a [String] = &call.request.path;
+    path.get(3).map(String::as_str).unwrap_or_default()
+}
+
+/// A parameter that is either set or not.
+pub fn flag(request: &Request, name: &str) -> Result<bool, Answer> {
+    let set = parameter(request, name, |text| match text {
+        "1" | "true" | "" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err("expected 1 or 0".into()),
+    })?;
+    Ok(set.unwrap_or(false))
+}

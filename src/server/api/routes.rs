@@ -1,0 +1,91 @@
+//! The table of routes. To add a call: write its handler, add its line to [`ROUTES`] with the parameters it takes, and
+//! describe it in `src/docs/api.md` and `src/docs/openapi.json`.
+
+use super::access::Right;
+use super::call::{Call, Handled, Route, route};
+use super::{agents, docs, machines, metrics, original, output, page, tasks};
+use crate::server::answers;
+use crate::server::http::{Answer, Request};
+
+const OPEN: Right = Right::Open;
+const LOOK: Right = Right::Look;
+const CHANGE: Right = Right::Change;
+const AGENT: Right = Right::Agent;
+
+/// Every call but the original's agents'.
+#[rustfmt::skip]
+const ROUTES: &[Route] = &[
+    route(CHANGE, "POST", &["api", "v1", "task"], &["wait", "format", "strict", "dryRun"], tasks::submit),
+    route(CHANGE, "POST", &["api", "v1", "task", "status", "new"], &["wait", "format", "strict", "dryRun"], tasks::submit),
+    route(LOOK, "GET", &["api", "v1", "task"], &["taskPrefix", "state", "label", "limit", "cursor"], tasks::list),
+    route(LOOK, "GET", &["api", "v1", "task", "*"], &["wait", "format", "strict"], tasks::show),
+    route(CHANGE, "DELETE", &["api", "v1", "task", "*"], &[], tasks::delete),
+    route(CHANGE, "POST", &["api", "v1", "task", "*", "cancel"], &["machine"], tasks::cancel),
+    route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait", "format", "strict"], tasks::rerun),
+    route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], output::output),
+    route(LOOK, "GET", &["api", "v1", "machine"], &["label", "state"], machines::list),
+    route(AGENT, "POST", &["api", "v1", "agent", "poll"], &[], agents::poll),
+    route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], agents::output),
+    route(AGENT, "POST", &["api", "v1", "agent", "done"], &[], agents::done),
+    route(AGENT, "POST", &["api", "v1", "agent", "goodbye"], &[], agents::goodbye),
+    route(OPEN, "GET", &[], &[], page::page),
+    route(OPEN, "GET", &["docs"], &[], docs::index),
+    route(OPEN, "GET", &["docs", "*"], &[], docs::page),
+    route(OPEN, "GET", &["api", "v1", "openapi.json"], &[], docs::openapi),
+    route(OPEN, "GET", &["healthz"], &[], healthz),
+    route(LOOK, "GET", &["metrics"], &[], metrics::metrics),
+];
+
+/// Every call.
+pub fn all() -> impl Iterator<Item = &'static Route> {
+    ROUTES.iter().chain(original::ROUTES)
+}
+
+/// Finds the call that a request makes, or the answer that there is none.
+pub fn find(request: &Request) -> Result<&'static Route, Answer> {
+    let fits = |route: &&Route| {
+        // From the end: nearly all begin alike.
+        let parts = route.path.iter().rev().zip(request.path.iter().rev());
+        route.path.len() == request.path.len() && { parts }
+            .all(|(want, is)| want == is || *want == "*")
+    };
+    let method = if request.method == "HEAD" {
+        "GET"
+    } else {
+        &request.method
+    };
+    let Some(route) = all().filter(|route| route.method == method).find(fits) else {
+        let methods: Vec<&str> = all().filter(fits).map(|route| route.method).collect();
+        if methods.is_empty() {
+            let path = request.path.join("/");
+            return Err(answers::error(
+                404,
+                &format!("there is no /{path}; /docs/api describes the calls that there are"),
+            ));
+        }
+        let methods = methods.join(", ");
+        let msg = format!("{} is not for this path, {methods} is", request.method);
+        return Err(Answer {
+            allow: Some(methods),
+            ..answers::error(405, &msg)
+        });
+    };
+    if let Some(name) = request
+        .query_names()
+        .find(|name| !route.query.contains(name))
+    {
+        let known = if route.query.is_empty() {
+            "none".into()
+        } else {
+            route.query.join(", ")
+        };
+        return Err(answers::bad(format!(
+            "{name}: is not a parameter of this call; known: {known}"
+        )));
+    }
+    Ok(route)
+}
+
+fn healthz(_: Call<'_>) -> Handled {
+    Ok(Some(answers::ok("alive")))
+}

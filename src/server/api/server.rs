@@ -1,0 +1,46 @@
+//! What handlers work with.
+
+use super::access::Access;
+use super::audit::Audit;
+use super::browser::OwnNames;
+use super::counters::Requests;
+use crate::core::TextLimits;
+use crate::server::http::Edge;
+use crate::server::state::Store;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What handlers work with.
+pub struct Server {
+    /// The one lock, and what it is around.
+    pub store: Arc<Store>,
+    /// The HTTP edge.
+    pub edge: Arc<Edge>,
+    /// How many requests were answered.
+    pub requests: Requests,
+    /// Limits of texts in tasks.
+    pub texts: TextLimits,
+    /// How deep a body's JSON may be nested.
+    pub max_json_depth: usize,
+    /// Who may do what.
+    pub access: Access,
+    /// The names of this server.
+    pub own_names: OwnNames,
+    /// Who changed what.
+    pub audit: Audit,
+}
+
+impl Server {
+    /// A new id for a task: sortable by time, then random.
+    pub fn fresh_id(&self) -> String {
+        let ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
+        // Seeded by the system once for each thread. An id has to be new, not secret; a clash would be
+        // answered with 409.
+        let random = RandomState::new().build_hasher().finish() >> 24;
+        format!("{ms:012x}-{random:010x}")
+    }
+}

@@ -1,0 +1,134 @@
+//! What the HTTP edge calls: is a request let in, by which route is it served, what is written down of it.
+
+use super::access::{Caller, Denied, Right};
+use super::audit::Change;
+use super::call::{Call, Route};
+use super::server::Server;
+use super::{browser, routes};
+use crate::server::answers;
+use crate::server::http::{
+    Admitted, Answer, Authorization, ConnectionId, Kept, Refused, Request, Responder, Service,
+};
+use std::sync::Arc;
+
+/// What is known of a request that was let in.
+pub struct Admission {
+    route: &'static Route,
+    caller: Caller,
+}
+
+impl Service for Server {
+    type Admission = Admission;
+
+    fn admit(&self, request: &Request) -> Result<Admitted<Admission>, Answer> {
+        let admitted = routes::find(request).and_then(|route| {
+            let caller = self.authorize(request, route)?;
+            Ok(Admitted {
+                may_wait: self.may_have_to_wait(route),
+                admission: Admission { route, caller },
+            })
+        });
+        admitted.inspect_err(|answer| self.requests.count(answer.status))
+    }
+
+    fn serve(
+        self: &Arc<Self>,
+        request: Request,
+        admission: Admission,
+        responder: Responder,
+    ) -> Kept {
+        let (mut responder, mut change, mut later) = (Some(responder), Change::default(), None);
+        let call = Call {
+            server: self,
+            request: &request,
+            caller: &admission.caller,
+            responder: &mut responder,
+            change: &mut change,
+            later: &mut later,
+        };
+        let answer = (admission.route.handler)(call).unwrap_or_else(Some);
+        if let (None, Some(_), Some(make)) = (&answer, &responder, later) {
+            let server = self.clone();
+            let make = move || {
+                let answer = make();
+                server.note(&admission, &request, &change, answer.status);
+                answer
+            };
+            if let Some(responder) = responder {
+                responder.answer_later(make);
+            }
+            return Kept(false);
+        }
+        let status = answer.as_ref().map_or(200, |answer| answer.status);
+        self.note(&admission, &request, &change, status);
+        match (answer, responder) {
+            (Some(answer), Some(responder)) => {
+                responder.answer(answer);
+                Kept(false)
+            }
+            // The handler has the responder.
+            _ => Kept(true),
+        }
+    }
+
+    fn refuse(&self, refused: &Refused, of: Option<(&Request, &Admission)>) -> Answer {
+        match of {
+            Some((request, admission)) => {
+                self.note(admission, request, &Change::default(), refused.status);
+            }
+            None => self.requests.count(refused.status),
+        }
+        answers::error(refused.status, &refused.msg)
+    }
+
+    fn abandoned(&self, connection: ConnectionId) {
+        self.store.drop_abandoned(connection);
+    }
+}
+
+impl Server {
+    /// Whether a call may have to wait for the disk.
+    fn may_have_to_wait(&self, route: &Route) -> bool {
+        let saves = self.store.may_wait() && route.right != Right::Open;
+        let notes = self.audit.has_file() && route.right == Right::Change;
+        saves || notes
+    }
+
+    /// Counts a request, and writes down who changed what.
+    fn note(&self, admission: &Admission, request: &Request, change: &Change, status: u16) {
+        self.requests.count(status);
+        if admission.route.right == Right::Change {
+            let caller = admission.caller.name.as_deref();
+            self.audit.write(caller, request, status, change);
+        }
+    }
+
+    /// Whether a request may be served, and whose it is.
+    fn authorize(&self, request: &Request, route: &Route) -> Result<Caller, Answer> {
+        let looks_only = matches!(route.right, Right::Open | Right::Look);
+        let checked = match browser::refusal(request, looks_only, &self.own_names) {
+            Some(msg) => Err(Denied {
+                status: 403,
+                msg,
+                caller: Caller::default(),
+            }),
+            None => {
+                let authorization = request.headers.authorization.as_ref();
+                self.access
+                    .check(authorization.map(Authorization::expose), route.right)
+            }
+        };
+        checked.map_err(|denied| {
+            match route.right {
+                Right::Change => {
+                    let caller = denied.caller.name.as_deref();
+                    self.audit
+                        .write(caller, request, denied.status, &Change::default());
+                }
+                Right::Agent => self.access.note_refused(request.peer, denied.msg),
+                Right::Open | Right::Look | Right::Original => {}
+            }
+            answers::error(denied.status, denied.msg)
+        })
+    }
+}

@@ -1,0 +1,229 @@
+//! Calls about tasks: submit, list, show, cancel, rerun, delete.
+
+use super::audit::Change;
+use super::call::{Call, Handled};
+use super::parse::{body, flag, looked_at_task, named_task, parameter, wait_ms};
+use crate::core::{Core, Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery, Time};
+use crate::rules::one_of;
+use crate::server::answers::{self, TaskForm, bad, not_safe, refused};
+use crate::server::http::{Answer, Request};
+use crate::server::state::HeldWait;
+use crate::wire::Envelope;
+use crate::wire::machine::MachineState;
+use crate::wire::strict_object::Posted;
+use crate::wire::task::{DryRun, PostedTask, Target, TaskState};
+
+/// Tasks in a list when not said otherwise, and at most.
+const DEFAULT_LIMIT: usize = 100;
+const MAX_LIMIT: usize = 1_000;
+
+/// How the caller wants a task to be answered.
+fn task_form(request: &Request) -> Result<TaskForm, Answer> {
+    let text = parameter(request, "format", |text| match text {
+        "text" => Ok(true),
+        "json" => Ok(false),
+        _ => Err("expected text or json".into()),
+    })?;
+    Ok(TaskForm {
+        text: text.unwrap_or(false),
+        strict: flag(request, "strict")?,
+    })
+}
+
+/// Answers with a task: at once, or when it has ended or the time is up.
+fn answer_or_wait(
+    call: Call<'_>,
+    key: TaskKey,
+    task: Task,
+    wait_ms: u64,
+    form: TaskForm,
+) -> Handled {
+    if wait_ms > 0
+        && let Some(responder) = call.responder.take()
+    {
+        let wait = HeldWait { responder, form };
+        match call.server.store.wait(key, wait_ms, wait) {
+            Ok(()) => return Ok(None),
+            Err(wait) => *call.responder = Some(wait.responder),
+        }
+        // It may have ended meanwhile.
+        let shown = call.server.store.show(key);
+        return call.large(move || form.answer(shown));
+    }
+    call.large(move || form.answer(Ok(task)))
+}
+
+/// A submit or rerun that was refused, could not be made safe, or went well.
+type Submitted = (Result<TaskKey, Refusal>, Option<Task>);
+
+/// Lets the core accept a task, and answers when that is safe.
+fn accept(
+    call: Call<'_>,
+    operation: impl FnOnce(&mut Core, Time, &str) -> Result<TaskKey, Refusal>,
+) -> Handled {
+    let wait_ms = wait_ms(call.request)?;
+    let form = task_form(call.request)?;
+    let store = &call.server.store;
+    if let Some(why) = store.trouble() {
+        return Err(answers::error(503, &why));
+    }
+    let id = call.server.fresh_id();
+    let accepted = store.change_safely(|core, now| -> Submitted {
+        let submitted = operation(core, now, &id);
+        let task = match &submitted {
+            Ok(key) | Err(Refusal::Taken(key)) => core.show(*key).ok(),
+            Err(_) => None,
+        };
+        (submitted, task)
+    });
+    match accepted {
+        Ok((Ok(key), Some(task))) => {
+            *call.change = Change::of(&task);
+            if wait_ms == 0 && task.size() <= answers::FEW {
+                return Ok(Some(form.answer(Ok(task))));
+            }
+            answer_or_wait(call, key, task, wait_ms, form)
+        }
+        Ok((Err(Refusal::Taken(_)), Some(task))) => Err(answers::taken(&task)),
+        Ok((Err(refusal), _)) => Err(refused(refusal)),
+        Ok((Ok(_), None)) => Err(answers::error(
+            503,
+            "the task was forgotten at once, to keep a limit",
+        )),
+        Err(((submitted, _), why)) => {
+            if let Ok(key) = submitted {
+                store.change(|core, now| core.withdraw(now, key));
+            }
+            Err(answers::error(503, &why))
+        }
+    }
+}
+
+/// `POST /api/v1/task`.
+pub fn submit(call: Call<'_>) -> Handled {
+    let is_dry = flag(call.request, "dryRun")?;
+    let Posted(posted): Posted<PostedTask> = body(&call, "the task")?;
+    let known = |text: &str| call.server.store.ask(|core| core.pattern(text));
+    let spec = Spec::checked(posted, &call.server.texts, known).map_err(bad)?;
+    if is_dry {
+        return dry_run(call, &spec);
+    }
+    accept(call, |core, now, id| core.submit(now, id, spec))
+}
+
+/// Who would run a task, if it were submitted now.
+fn dry_run(call: Call<'_>, spec: &Spec) -> Handled {
+    let store = &call.server.store;
+    let mut machines = store.ask(|core| core.list_machines(None, None));
+    machines.retain(|machine| spec.pattern.matches(&machine.label));
+    let count = |state| machines.iter().filter(|m| m.state == state).count() as u32;
+    let offline = count(MachineState::Offline);
+    let draining = count(MachineState::Draining);
+    machines.retain(|machine| machine.state == MachineState::Online);
+    call.large(move || {
+        let machines: Vec<Target> = { machines.into_iter() }
+            .map(|machine| Target {
+                label: machine.label,
+                instance: machine.instance,
+            })
+            .collect();
+        answers::ok(DryRun {
+            matched: machines.len() as u32,
+            machines,
+            offline,
+            draining,
+        })
+    })
+}
+
+/// `GET /api/v1/task/{id}`.
+pub fn show(call: Call<'_>) -> Handled {
+    let wait_ms = wait_ms(call.request)?;
+    let form = task_form(call.request)?;
+    let key = looked_at_task(&call)?;
+    let task = call.server.store.show(key).map_err(refused)?;
+    answer_or_wait(call, key, task, wait_ms, form)
+}
+
+/// `POST /api/v1/task/{id}/rerun`.
+pub fn rerun(call: Call<'_>) -> Handled {
+    let all = flag(call.request, "all")?;
+    let old = named_task(&call)?;
+    accept(call, |core, now, id| core.rerun(now, id, old, all))
+}
+
+/// `GET /api/v1/task`.
+pub fn list(call: Call<'_>) -> Handled {
+    let request = call.request;
+    let query = TaskQuery {
+        prefix: request.query("taskPrefix").map(str::to_owned),
+        state: parameter(request, "state", |text| {
+            one_of(&TaskState::ALL, TaskState::word, text)
+        })?,
+        label: request.query("label").map(str::to_owned),
+    };
+    let limit = parameter(request, "limit", |text| {
+        let number = text.parse().ok().filter(|n| (1..=MAX_LIMIT).contains(n));
+        number.ok_or_else(|| format!("expected a number from 1 to {MAX_LIMIT}"))
+    })?;
+    let limit = limit.unwrap_or(DEFAULT_LIMIT);
+    let cursor = |text: &str| {
+        let number = text.parse().ok().map(TaskKey);
+        number.ok_or_else(|| "expected what an earlier answer gave as \"next\"".into())
+    };
+    let mut before = parameter(request, "cursor", cursor)?;
+    let mut tasks = Vec::new();
+    let next = loop {
+        let page: TaskPage = call
+            .server
+            .store
+            .ask(|core| core.list(&query, before, limit - tasks.len()));
+        tasks.extend(page.tasks);
+        before = page.next;
+        if !page.interrupted {
+            break page.next;
+        }
+    };
+    let next = next.map(|key| key.0.to_string());
+    call.large(move || {
+        let data: Vec<_> = tasks
+            .iter()
+            .map(|task| task.answer(answers::LISTED_OUTPUT_BYTES))
+            .collect();
+        let list = Envelope {
+            next,
+            ..Envelope::ok(data)
+        };
+        answers::json(200, &list)
+    })
+}
+
+/// `POST /api/v1/task/{id}/cancel`.
+pub fn cancel(call: Call<'_>) -> Handled {
+    let key = named_task(&call)?;
+    let machine = call.request.query("machine");
+    if machine == Some("") {
+        return Err(bad("machine: expected an instance or a label, got nothing"));
+    }
+    let selection = machine.map_or(Selection::All, |name| Selection::Machine(name.to_owned()));
+    let canceled = call.server.store.change_safely(|core, now| {
+        core.cancel(now, key, &selection)?;
+        core.show(key)
+    });
+    let canceled = canceled.map_err(not_safe)?;
+    if let Ok(task) = &canceled {
+        *call.change = Change::of(task);
+    }
+    call.large(move || answers::task(canceled))
+}
+
+/// `DELETE /api/v1/task/{id}`.
+pub fn delete(call: Call<'_>) -> Handled {
+    let key = named_task(&call)?;
+    let deleted = call.server.store.change_safely(|core, _| {
+        let task = core.show(key)?;
+        core.delete(key).map(|()| task)
+    });
+    *call.change = Change::of(&deleted.map_err(not_safe)?.map_err(refused)?);
+    Ok(Some(answers::ok(())))
+}

@@ -1,0 +1,108 @@
+//! What others have to tell a worker: connections that were accepted, answers, wake-ups.
+//!
+//! Only its worker touches a connection; whoever has something for it leaves it here. A worker that sleeps is
+//! woken. It falls asleep under the mailbox's lock and only when the mailbox is empty, so no mail is overlooked.
+
+use super::ConnectionId;
+use super::answer::Answer;
+use super::memory_budget::Reservation;
+use super::responder::Source;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::OwnedFd;
+use std::io;
+use std::net::{IpAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Something for a worker. What is about a request carries its number in its connection.
+pub enum Mail {
+    /// A connection that was accepted.
+    Accepted(TcpStream, IpAddr),
+    /// The service keeps a request.
+    Hold(ConnectionId, u32),
+    /// The answer to a request, and its part of the memory budget.
+    Answer(ConnectionId, u32, Answer, Option<Reservation>),
+    /// The answer to a request comes about bit by bit; the type of its body.
+    Stream(ConnectionId, u32, &'static str, Box<dyn Source>),
+    /// A stream may have something new.
+    Wake(ConnectionId, u32),
+    /// A request was dropped without an answer.
+    Dropped(ConnectionId, u32),
+    /// A connection has to go: others need the memory that it has.
+    Cut(ConnectionId),
+    /// Some connections have to go: there is no room for a new one.
+    Shed,
+}
+
+/// The mail of one worker.
+pub struct Mailbox {
+    inbox: Mutex<Inbox>,
+    /// Tells without the lock whether there is something; the lock has the last word.
+    has_mail: AtomicBool,
+    /// Becomes readable when a sleeping worker has mail.
+    bell: OwnedFd,
+}
+
+#[derive(Default)]
+struct Inbox {
+    mail: Vec<Mail>,
+    is_asleep: bool,
+}
+
+impl Mailbox {
+    /// Without mail.
+    pub fn new() -> io::Result<Self> {
+        Ok(Mailbox {
+            inbox: Mutex::default(),
+            has_mail: AtomicBool::new(false),
+            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
+    /// What to poll to be woken.
+    pub fn bell(&self) -> &OwnedFd {
+        &self.bell
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves something for the worker.
+    pub fn put(&self, mail: Mail) {
+        let mut inbox = self.inbox();
+        inbox.mail.push(mail);
+        self.has_mail.store(true, Ordering::Relaxed);
+        let wake = std::mem::take(&mut inbox.is_asleep);
+        drop(inbox);
+        if wake {
+            // It cannot be full: it is read after each wake-up.
+            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Takes out what there is.
+    pub fn take(&self) -> Vec<Mail> {
+        if !self.has_mail.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let mut inbox = self.inbox();
+        self.has_mail.store(false, Ordering::Relaxed);
+        std::mem::take(&mut inbox.mail)
+    }
+
+    /// Lets the worker sleep. False when there is mail.
+    pub fn fall_asleep(&self) -> bool {
+        let mut inbox = self.inbox();
+        inbox.is_asleep = inbox.mail.is_empty();
+        inbox.is_asleep
+    }
+
+    /// The worker is awake: no need to wake it.
+    pub fn wake_up(&self, was_rung: bool) {
+        self.inbox().is_asleep = false;
+        if was_rung {
+            let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Bounds the memory of all large bodies and answers in flight. One of them is bounded; many at once, sent or read
+//! slowly on purpose, are not. When there is no room for the next one, the connection that has had its share for
+//! longest is cut, if it has had time enough to be through.
+
+use super::ConnectionId;
+use log::warn;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long to wait for room. A crowd that came at once is through in a few turns of [`PROTECTED`].
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// The pause between two tries.
+pub const RETRY: Duration = Duration::from_millis(20);
+/// What was reserved for less is not given up: on a busy machine it may be a good request that nobody has had the
+/// time to read.
+const PROTECTED: Duration = Duration::from_millis(250);
+/// Answers that are made at once: they have no reservation yet, and making them is work.
+const MAKERS: usize = 8;
+
+/// The budget.
+#[derive(Debug)]
+pub struct MemoryBudget {
+    taken: Mutex<Taken>,
+    freed: Condvar,
+    max: usize,
+    has_warned: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    bytes: usize,
+    makers: usize,
+    /// Who has some, in the order of coming.
+    holders: BTreeMap<u64, Holder>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Holder {
+    connection: ConnectionId,
+    bytes: usize,
+    since: Instant,
+}
+
+/// Memory set aside for one body or answer, given back when it is dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    budget: Arc<MemoryBudget>,
+    number: u64,
+}
+
+/// The permit to make an answer, given back when it is dropped.
+pub struct Maker<'a>(&'a MemoryBudget);
+
+/// There is no room now.
+#[derive(Debug)]
+pub struct Full {
+    /// The connection to cut so that there will be, if one has had its time.
+    pub slowest: Option<ConnectionId>,
+}
+
+impl MemoryBudget {
+    /// For so many bytes.
+    pub fn new(max: usize) -> Arc<MemoryBudget> {
+        Arc::new(MemoryBudget {
+            taken: Mutex::default(),
+            freed: Condvar::new(),
+            max,
+            has_warned: AtomicBool::new(false),
+        })
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets aside memory for a connection. A single request that is larger than the whole budget gets it when
+    /// nobody else has any.
+    pub fn reserve(
+        self: &Arc<Self>,
+        connection: ConnectionId,
+        bytes: usize,
+    ) -> Result<Reservation, Full> {
+        let mut taken = self.taken();
+        if taken.bytes > 0 && taken.bytes + bytes > self.max {
+            let slowest = taken.holders.values().next();
+            let slowest = slowest.filter(|holder| holder.since.elapsed() > PROTECTED);
+            let slowest = slowest.map(|holder| holder.connection);
+            drop(taken);
+            if !self.has_warned.swap(true, Ordering::Relaxed) {
+                warn!(
+                    "no room for more large requests and answers at once (--max-in-flight): the slowest are cut"
+                );
+            }
+            return Err(Full { slowest });
+        }
+        let number = taken.next;
+        taken.next += 1;
+        taken.bytes += bytes;
+        let holder = Holder {
+            connection,
+            bytes,
+            since: Instant::now(),
+        };
+        taken.holders.insert(number, holder);
+        Ok(Reservation {
+            budget: self.clone(),
+            number,
+        })
+    }
+
+    /// The same, waiting for room for a while; for threads that may wait. `cut` ends a connection.
+    pub fn reserve_patiently(
+        self: &Arc<Self>,
+        connection: ConnectionId,
+        bytes: usize,
+        cut: impl Fn(ConnectionId),
+    ) -> Option<Reservation> {
+        let started = Instant::now();
+        loop {
+            match self.reserve(connection, bytes) {
+                Ok(reservation) => return Some(reservation),
+                Err(_) if started.elapsed() > PATIENCE => return None,
+                Err(Full { slowest }) => slowest.into_iter().for_each(&cut),
+            }
+            drop(self.wait(self.taken()));
+        }
+    }
+
+    /// Waits for the permit to make an answer that may be large.
+    pub fn make(&self) -> Maker<'_> {
+        let mut taken = self.taken();
+        while taken.makers >= MAKERS {
+            taken = self.wait(taken);
+        }
+        taken.makers += 1;
+        Maker(self)
+    }
+
+    fn wait<'a>(&self, taken: MutexGuard<'a, Taken>) -> MutexGuard<'a, Taken> {
+        let waited = self.freed.wait_timeout(taken, RETRY);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut taken = self.budget.taken();
+        if let Some(holder) = taken.holders.remove(&self.number) {
+            taken.bytes -= holder.bytes;
+        }
+        if taken.holders.is_empty() {
+            self.budget.has_warned.store(false, Ordering::Relaxed);
+        }
+        drop(taken);
+        self.budget.freed.notify_all();
+    }
+}
+
+impl Drop for Maker<'_> {
+    fn drop(&mut self) {
+        self.0.taken().makers -= 1;
+        self.0.freed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_aside_is_bounded_and_given_back() {
+        let budget = MemoryBudget::new(100);
+        let of = |n| ConnectionId::new(0, n, 0);
+        let first = budget
+            .reserve(of(1), 1_000)
+            .expect("alone it may be any size");
+        let full = budget.reserve(of(2), 1).unwrap_err();
+        assert!(full.slowest.is_none(), "it has not had its time");
+        std::thread::sleep(PROTECTED + RETRY);
+        assert_eq!(budget.reserve(of(2), 1).unwrap_err().slowest, Some(of(1)));
+        let waiting = budget.clone();
+        let waiter = std::thread::spawn(move || {
+            waiting
+                .reserve_patiently(of(3), 60, |_| {})
+                .map(|r| r.number)
+        });
+        drop(first);
+        assert!(waiter.join().unwrap().is_some());
+        let _second = budget.reserve(of(2), 60).unwrap();
+        assert!(budget.reserve(of(4), 60).is_err());
+    }
+}

@@ -1,0 +1,409 @@
+//! The HTTP edge: bytes ↔ requests and answers. It knows no route and no task.
+//!
+//! What faces a hostile network has to be sure whose answer it sends. So a connection owns its socket, one worker
+//! owns the connection, and everything that others have for it carries the connection's number with its generation
+//! and the number of the request: what comes too late finds nobody. Nothing here waits for a peer.
+//!
+//! | file | what it is for |
+//! | --- | --- |
+//! | `acceptor` | the accept loop; what happens when there is no room |
+//! | `worker` | one thread that does everything for its connections |
+//! | `connection` | one connection: the I/O around its lifecycle |
+//! | `lifecycle` | what happens in each state on each event; without I/O |
+//! | `head`, `body` | the rules of requests; without I/O |
+//! | `request`, `answer` | what handlers get and give; answers → bytes |
+//! | `responder` | the way back: an answer now, later, or a stream |
+//! | `mailbox` | what others have to tell a worker |
+//! | `poller`, `deadlines`, `slab` | readiness, time-outs, numbers of connections |
+//! | `transport` | the socket, and TLS over it |
+//! | `memory_budget` | the memory of large bodies and answers |
+//! | `pool` | threads for what may wait |
+//! | `os_limits` | what the system lets the process have |
+//! | `tiny` | the plain engine, behind the same face |
+//!
+//! To add something that a request may say: `head`. Something that a connection does: a state or an event of
+//! `lifecycle`. A limit: [`EdgeLimits`], and its flag in `config`.
+
+mod acceptor;
+mod answer;
+mod body;
+mod connection;
+mod deadlines;
+mod head;
+mod lifecycle;
+mod mailbox;
+mod memory_budget;
+mod os_limits;
+mod poller;
+mod pool;
+mod request;
+mod responder;
+mod slab;
+#[cfg(feature = "tiny_http")]
+mod tiny;
+mod transport;
+mod worker;
+
+pub use self::acceptor::bind;
+pub use self::answer::Answer;
+pub use self::head::RequestLimits;
+pub use self::pool::start_thread;
+pub use self::request::{Authorization, Headers, Refused, Request};
+pub use self::responder::{Part, Responder, Source, Waker};
+
+use self::deadlines::Millis;
+use self::mailbox::{Mail, Mailbox};
+use self::memory_budget::MemoryBudget;
+use self::pool::Pool;
+use self::slab::Key;
+use self::worker::Worker;
+use crate::tls::ServerTls;
+use log::info;
+use std::collections::HashMap;
+use std::net::{IpAddr, TcpListener};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread;
+use std::time::Instant;
+
+/// Workers: as many as there are processors, but so many at least, since one may be at something large, and so many
+/// at most.
+const MIN_WORKERS: usize = 2;
+const MAX_WORKERS: usize = 8;
+/// File descriptors kept for other things than connections.
+const SPARE_DESCRIPTORS: usize = 64;
+/// What a connection takes of the process's memory at most, in bytes, besides what the memory budget counts: a head,
+/// what was read ahead, a TLS session.
+const CONNECTION_BYTES: usize = 64 * 1024;
+/// Of the connections one in so many is never held, and so many at least (or a third, when there are few in all): who
+/// waits must not keep out who asks.
+const NEVER_HELD: usize = 12;
+const NEVER_HELD_AT_LEAST: usize = 64;
+
+/// When a connection may be given up to make room for another, in milliseconds.
+pub struct ShedLimits {
+    /// What came later is not given up: on a busy machine it may be a good request that nobody had the time to read.
+    unfinished_ms: Millis,
+    /// The same where nothing at all has come.
+    silent_ms: Millis,
+    /// Who was held and has been answered, as agents are, is about to come back within this.
+    in_touch_ms: Millis,
+}
+
+/// When a connection may be given up.
+const SHED_LIMITS: ShedLimits = ShedLimits {
+    unfinished_ms: 50,
+    silent_ms: 300,
+    in_touch_ms: 3_000,
+};
+
+/// What answers requests.
+pub trait Service: Send + Sync + 'static {
+    /// What is known of a request that was let in.
+    type Admission: Send + 'static;
+
+    /// Judges a request by its head, before its body is read. The error is its answer.
+    fn admit(&self, request: &Request) -> Result<Admitted<Self::Admission>, Answer>;
+
+    /// Serves a request, and says whether it is kept.
+    fn serve(
+        self: &Arc<Self>,
+        request: Request,
+        admission: Self::Admission,
+        responder: Responder,
+    ) -> Kept;
+
+    /// The answer to what could not be taken in; of which request, if its head was good.
+    fn refuse(&self, refused: &Refused, of: Option<(&Request, &Self::Admission)>) -> Answer;
+
+    /// The peer of a held request is gone.
+    fn abandoned(&self, connection: ConnectionId);
+}
+
+/// Whether a request is kept to be answered later, from anywhere. When its peer goes away [`Service::abandoned`] is
+/// called.
+pub struct Kept(pub bool);
+
+/// A request that was let in.
+pub struct Admitted<A> {
+    /// What the service knows of it.
+    pub admission: A,
+    /// Serving it may take its time, or wait for the disk: a thread of the pool does it.
+    pub may_wait: bool,
+}
+
+/// The number of a connection; no other one of this process ever has it (but for one 2^32 connections later).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(u64);
+
+impl ConnectionId {
+    const SLOT_BITS: u32 = 24;
+
+    fn new(worker: usize, slot: u32, generation: u32) -> Self {
+        let place = (worker as u64) << Self::SLOT_BITS | u64::from(slot);
+        ConnectionId(place << u32::BITS | u64::from(generation))
+    }
+
+    fn worker(self) -> usize {
+        (self.0 >> (u32::BITS + Self::SLOT_BITS)) as usize
+    }
+
+    fn key(self) -> Key {
+        let slot = (self.0 >> u32::BITS) as u32 & ((1 << Self::SLOT_BITS) - 1);
+        Key {
+            slot,
+            generation: self.0 as u32,
+        }
+    }
+}
+
+/// What speaks HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// This edge.
+    Edge,
+    /// tiny_http's own loop: for closed networks.
+    #[cfg(feature = "tiny_http")]
+    TinyHttp,
+}
+
+impl Engine {
+    /// The engine of this name. The error says which there are.
+    pub fn named(name: &str) -> Result<Engine, String> {
+        match name {
+            "edge" => Ok(Engine::Edge),
+            #[cfg(feature = "tiny_http")]
+            "tiny_http" => Ok(Engine::TinyHttp),
+            #[cfg(not(feature = "tiny_http"))]
+            "tiny_http" => Err(
+                "this build has no engine tiny_http (it was made without the feature `tiny_http`)"
+                    .into(),
+            ),
+            _ => Err(format!("expected edge or tiny_http, got {name:?}")),
+        }
+    }
+}
+
+/// The settings of the edge.
+#[derive(Debug, Clone)]
+pub struct EdgeLimits {
+    /// Of a request.
+    pub request: RequestLimits,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Connections at once from one address.
+    pub max_connections_per_address: usize,
+    /// Bytes of large bodies and answers in flight.
+    pub max_in_flight_bytes: usize,
+    /// The longest a request may take to arrive, an idle connection may stay, or an answer may take to be read.
+    pub max_request_ms: Millis,
+    /// Threads for what may wait.
+    pub max_threads: usize,
+}
+
+/// What workers, acceptor and responders share.
+pub struct Edge {
+    limits: EdgeLimits,
+    mailboxes: Vec<Mailbox>,
+    budget: Arc<MemoryBudget>,
+    pool: Arc<Pool>,
+    tls: RwLock<Option<ServerTls>>,
+    started: Instant,
+    open: AtomicUsize,
+    gone: AtomicU64,
+    given_up: AtomicU64,
+    /// Connections from each address; only counted where that is limited.
+    per_address: Option<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+impl Edge {
+    /// An edge without connections; as many at most as the settings and the system's limits allow.
+    pub fn new(mut limits: EdgeLimits, tls: Option<ServerTls>) -> Result<Arc<Self>, String> {
+        let by_descriptors = os_limits::descriptors().saturating_sub(SPARE_DESCRIPTORS);
+        let memory = os_limits::memory();
+        // Half of it for connections, a part of that half for what is in flight.
+        let by_memory = memory.map_or(usize::MAX, |memory| memory / 2 / CONNECTION_BYTES);
+        let in_flight = memory.map_or(usize::MAX, |memory| memory / 8);
+        let max = limits.max_connections.min(by_descriptors).min(by_memory);
+        limits.max_connections = max.clamp(1, (1 << ConnectionId::SLOT_BITS) - 1);
+        limits.max_in_flight_bytes = limits.max_in_flight_bytes.min(in_flight);
+        let workers = thread::available_parallelism().map_or(MIN_WORKERS, |n| n.get());
+        let mailboxes = (0..workers.clamp(MIN_WORKERS, MAX_WORKERS)).map(|_| Mailbox::new());
+        let mailboxes: std::io::Result<Vec<Mailbox>> = mailboxes.collect();
+        let per_address = limits.max_connections_per_address < limits.max_connections;
+        Ok(Arc::new(Edge {
+            mailboxes: mailboxes.map_err(|error| format!("eventfd: {error}"))?,
+            budget: MemoryBudget::new(limits.max_in_flight_bytes),
+            pool: Pool::start(limits.max_threads)?,
+            tls: RwLock::new(tls),
+            started: Instant::now(),
+            open: AtomicUsize::new(0),
+            gone: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
+            per_address: per_address.then(Mutex::default),
+            limits,
+        }))
+    }
+
+    /// Starts to serve by the engine that the settings name.
+    pub fn serve<S: Service>(
+        self: &Arc<Self>,
+        engine: Engine,
+        listener: TcpListener,
+        service: &Arc<S>,
+    ) -> Result<(), String> {
+        match engine {
+            Engine::Edge => self.start(listener, service),
+            #[cfg(feature = "tiny_http")]
+            Engine::TinyHttp => tiny::start(listener, &self.limits.request, service),
+        }
+    }
+
+    /// Starts workers and the accept loop.
+    fn start<S: Service>(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        service: &Arc<S>,
+    ) -> Result<(), String> {
+        for number in 0..self.mailboxes.len() {
+            let worker = Worker::new(number, self.clone(), service.clone());
+            let worker = worker.map_err(|error| format!("epoll: {error}"))?;
+            start_thread("worker", move || worker.run())?;
+        }
+        let edge = self.clone();
+        start_thread("accept", move || acceptor::accept_forever(&listener, &edge))
+    }
+
+    /// Says for how many there is room.
+    pub fn explain(&self) {
+        let (max, held) = (self.limits.max_connections, self.most_held());
+        info!("room for {max} connections, {held} of them with held requests");
+    }
+
+    /// How many requests may be held, so that there is room for others.
+    pub fn most_held(&self) -> usize {
+        let most = self.limits.max_connections;
+        let never = most.div_ceil(NEVER_HELD).max(NEVER_HELD_AT_LEAST);
+        most - never.min(most.div_ceil(3))
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Uses this certificate for the connections to come.
+    pub fn renew_certificate(&self, tls: ServerTls) {
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = Some(tls);
+    }
+
+    fn tls(&self) -> Option<ServerTls> {
+        let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner);
+        tls.clone()
+    }
+
+    fn now(&self) -> Millis {
+        self.started.elapsed().as_millis() as Millis
+    }
+
+    fn mailbox(&self, of: ConnectionId) -> &Mailbox {
+        &self.mailboxes[of.worker()]
+    }
+
+    /// Ends a connection that has too much memory for too long.
+    fn cut(&self, connection: ConnectionId) {
+        self.mailbox(connection).put(Mail::Cut(connection));
+    }
+
+    fn has_room(&self) -> bool {
+        self.connections() < self.limits.max_connections
+    }
+
+    /// Counts a new connection. The error says how many its address has already.
+    fn note_opened(&self, peer: IpAddr) -> Result<(), usize> {
+        if let Some(per_address) = &self.per_address {
+            let mut counts = per_address.lock().unwrap_or_else(PoisonError::into_inner);
+            let has = counts.entry(peer).or_default();
+            if *has >= self.limits.max_connections_per_address {
+                return Err(*has);
+            }
+            *has += 1;
+        }
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn note_closed(&self, peer: IpAddr) {
+        if let Some(per_address) = &self.per_address {
+            let mut counts = per_address.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(has) = counts.get_mut(&peer) {
+                *has -= 1;
+                if *has == 0 {
+                    counts.remove(&peer);
+                }
+            }
+        }
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.gone.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn note_given_up(&self, count: usize) {
+        self.given_up.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// How many have gone so far that were not given up.
+    fn gone_by_themselves(&self) -> u64 {
+        let given_up = self.given_up.load(Ordering::Relaxed);
+        self.gone.load(Ordering::Relaxed).saturating_sub(given_up)
+    }
+}
+
+/// What the parser of heads and bodies makes of some bytes that come in two pieces: how many requests are in them, and
+/// the status of the refusal that ends them, if any. For `tests/fuzz`, which sees the crate from outside.
+#[cfg(fuzzing)]
+pub fn parsed(bytes: &[u8], cut: usize, limits: &RequestLimits) -> (usize, Option<u16>) {
+    let (mut requests, mut at, mut end, mut seen) = (0, 0, cut, 0);
+    let mut reading: Option<(body::Decoder, Vec<u8>)> = None;
+    loop {
+        let input = &bytes[at..end];
+        let before = (at, requests);
+        match &mut reading {
+            None => match head::read(input, seen, limits, None) {
+                Ok(Some(head)) => {
+                    at += head.length;
+                    seen = 0;
+                    match body::Decoder::new(head.framing, limits.body_bytes) {
+                        Ok(decoder) => reading = Some((decoder, Vec::new())),
+                        Err(refused) => return (requests, Some(refused.status)),
+                    }
+                }
+                Ok(None) => seen = input.len(),
+                Err(refused) => return (requests, Some(refused.status)),
+            },
+            Some((decoder, body)) => {
+                match decoder.decode(input, body) {
+                    Ok(taken) => at += taken,
+                    Err(refused) => return (requests, Some(refused.status)),
+                }
+                assert!(body.len() <= limits.body_bytes, "a body beyond its limit");
+                if decoder.is_done() {
+                    reading = None;
+                    requests += 1;
+                }
+            }
+        }
+        if before == (at, requests) {
+            if end == bytes.len() {
+                return (requests, None);
+            }
+            end = bytes.len();
+        }
+    }
+}
+
+/// Drives the states of a connection by these bytes; panics when what must never happen does.
+#[cfg(fuzzing)]
+pub fn live(choices: &[u8]) {
+    let mut choices = choices.iter();
+    lifecycle::model::run("fuzz", |most| Some(u32::from(*choices.next()?) % most));
+}

@@ -1,0 +1,251 @@
+//! The plain engine: tiny_http's own loop, `recv` on a few threads, behind the same face as the edge.
+//!
+//! For closed networks, and as the reference that the edge's answers are compared with. A held request is kept as the
+//! library's `Request`, and whoever answers it writes to its peer. There is no defence against slow or hostile peers,
+//! no TLS, and most limits of the edge do not hold. The only place that names tiny_http.
+
+use super::answer::Answer;
+use super::request::{Authorization, Headers, Refused, Request};
+use super::responder::{Part, Responder, Source, Way};
+use super::{ConnectionId, RequestLimits, Service, start_thread};
+use log::{debug, warn};
+use std::io::{self, Cursor, Read};
+use std::net::TcpListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// Threads that take requests and serve them.
+const THREADS: usize = 16;
+/// The pause after an error of the library.
+const ERROR_PAUSE: Duration = Duration::from_millis(20);
+
+/// The way back to the one who asked.
+pub struct TinyWay {
+    request: tiny_http::Request,
+    id: ConnectionId,
+    news: Arc<News>,
+}
+
+/// Tells the thread of a stream that there may be something new.
+#[derive(Default)]
+pub struct News {
+    is_told: Mutex<bool>,
+    comes: Condvar,
+}
+
+impl News {
+    /// There may be something new.
+    pub fn tell(&self) {
+        *self.is_told.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.comes.notify_one();
+    }
+
+    fn wait(&self, patience: Duration) {
+        let told = self.is_told.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = (self.comes).wait_timeout_while(told, patience, |told| !*told);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+}
+
+/// Serves for ever what comes by a listening socket.
+pub fn start<S: Service>(
+    listener: TcpListener,
+    limits: &RequestLimits,
+    service: &Arc<S>,
+) -> Result<(), String> {
+    let cannot = |why: &dyn std::fmt::Display| format!("--engine tiny_http: {why}");
+    listener
+        .set_nonblocking(false)
+        .map_err(|why| cannot(&why))?;
+    let server = tiny_http::Server::from_listener(listener, None).map_err(|why| cannot(&why))?;
+    let server = Arc::new(server);
+    for _ in 0..THREADS {
+        let (server, service, limits) = (server.clone(), service.clone(), limits.clone());
+        start_thread("request", move || {
+            loop {
+                match server.recv() {
+                    Ok(request) => {
+                        let serve = AssertUnwindSafe(|| serve(request, &limits, &service));
+                        if catch_unwind(serve).is_err() {
+                            warn!("a request failed (a bug); its connection was closed");
+                        }
+                    }
+                    Err(error) => {
+                        debug!("tiny_http: {error}");
+                        thread::sleep(ERROR_PAUSE);
+                    }
+                }
+            }
+        })?;
+    }
+    Ok(())
+}
+
+fn serve<S: Service>(mut raw: tiny_http::Request, limits: &RequestLimits, service: &Arc<S>) {
+    let parsed = parsed(&raw, limits).map_err(|refused| service.refuse(&refused, None));
+    let admitted = parsed.and_then(|request| Ok((service.admit(&request)?, request)));
+    let (admitted, mut request) = match admitted {
+        Ok(admitted) => admitted,
+        Err(answer) => return respond(raw, answer),
+    };
+    match body(&mut raw, limits) {
+        Ok(body) => request.body = body,
+        Err(refused) => {
+            let answer = service.refuse(&refused, Some((&request, &admitted.admission)));
+            return respond(raw, answer);
+        }
+    }
+    let way = TinyWay {
+        request: raw,
+        id: next_id(),
+        news: Arc::default(),
+    };
+    let responder = Responder::over(Way::Tiny(Box::new(way)));
+    service.serve(request, admitted.admission, responder);
+}
+
+/// Numbers requests: here a connection has no number of its own.
+fn next_id() -> ConnectionId {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn parsed(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<Request, Refused> {
+    if raw.url().len() > limits.target_bytes {
+        let most = limits.target_bytes;
+        let msg = format!("the path and query must have {most} bytes at most (--max-target)");
+        return Err(Refused::new(414, msg));
+    }
+    let header = |name: &'static str| {
+        let mut headers = raw.headers().iter();
+        let found = headers.find(|header| header.field.equiv(name));
+        found.map(|header| header.value.as_str().to_owned())
+    };
+    let headers = Headers {
+        host: header("Host"),
+        origin: header("Origin"),
+        fetch_site: header("Sec-Fetch-Site"),
+        accept: header("Accept"),
+        authorization: header("Authorization").map(Authorization),
+    };
+    let peer = raw.remote_addr().map(|address| address.ip());
+    Request::parsed(raw.method().as_str(), raw.url(), headers, peer)
+}
+
+fn body(raw: &mut tiny_http::Request, limits: &RequestLimits) -> Result<Vec<u8>, Refused> {
+    let max = limits.body_bytes;
+    let mut body = Vec::new();
+    let mut reader = raw.as_reader().take(max as u64 + 1);
+    if let Err(error) = reader.read_to_end(&mut body) {
+        return Err(Refused::new(
+            400,
+            format!("the body could not be read: {error}"),
+        ));
+    }
+    match body.len() > max {
+        true => Err(Refused::new(
+            413,
+            format!("the body must have {max} bytes at most (--max-body)"),
+        )),
+        false => Ok(body),
+    }
+}
+
+fn respond(request: tiny_http::Request, answer: Answer) {
+    let length = answer.body.len();
+    let mut response = tiny_http::Response::new(
+        tiny_http::StatusCode(answer.status),
+        vec![],
+        Cursor::new(answer.body),
+        Some(length),
+        None,
+    )
+    .with_chunked_threshold(usize::MAX);
+    let allow = answer.allow.map(|methods| format!("Allow: {methods}"));
+    let fixed = [
+        format!("Content-Type: {}", answer.content_type),
+        "X-Content-Type-Options: nosniff".into(),
+    ];
+    let more = answer.headers.lines().map(str::to_owned).chain(allow);
+    for line in fixed.into_iter().chain(more) {
+        // Our own headers are such.
+        if let Ok(header) = line.parse::<tiny_http::Header>() {
+            response.add_header(header);
+        }
+    }
+    if let Err(error) = request.respond(response) {
+        debug!("an answer could not be written: {error}");
+    }
+}
+
+impl TinyWay {
+    /// The number of the request.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// What tells the thread of a stream that there may be something new.
+    pub fn news(&self) -> Arc<News> {
+        self.news.clone()
+    }
+
+    /// Answers, as far as the peer takes it now.
+    pub fn answer(self, answer: Answer) {
+        respond(self.request, answer);
+    }
+
+    /// Answers with a stream, on a thread of its own.
+    pub fn stream(self, content_type: &str, source: Box<dyn Source>) {
+        let head = ["Cache-Control: no-store", "X-Content-Type-Options: nosniff"];
+        let headers = [format!("Content-Type: {content_type}")];
+        let headers =
+            { headers.iter().map(String::as_str).chain(head) }.filter_map(|line| line.parse().ok());
+        let reader = Reader {
+            source,
+            news: self.news,
+            part: Cursor::default(),
+        };
+        let response = tiny_http::Response::new(
+            tiny_http::StatusCode(200),
+            headers.collect(),
+            reader,
+            None,
+            None,
+        );
+        let request = self.request;
+        let started = start_thread("stream", move || {
+            if let Err(error) = request.respond(response) {
+                debug!("a stream could not be written: {error}");
+            }
+        });
+        if let Err(why) = started {
+            warn!("{why}; a stream was not answered");
+        }
+    }
+}
+
+/// A source, to be read by the library.
+struct Reader {
+    source: Box<dyn Source>,
+    news: Arc<News>,
+    part: Cursor<Vec<u8>>,
+}
+
+impl Read for Reader {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = self.part.read(to)?;
+            if read > 0 {
+                return Ok(read);
+            }
+            match self.source.next() {
+                Part::Bytes(bytes) => self.part = Cursor::new(bytes),
+                Part::Wait(patience) => self.news.wait(patience),
+                Part::End => return Ok(0),
+            }
+        }
+    }
+}

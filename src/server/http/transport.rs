@@ -1,0 +1,151 @@
+//! The bytes of a connection: from and to its socket, through TLS where that is spoken. Nothing here waits.
+
+use crate::tls::{Got, ServerTls, Session};
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send, sockopt};
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+/// The most that is read at once, in bytes.
+const READ_BYTES: usize = 16 * 1024;
+
+/// What is to be written, in order.
+#[derive(Debug, Default)]
+pub struct Output {
+    parts: VecDeque<Cow<'static, [u8]>>,
+    /// How much of the first part is written.
+    written: usize,
+}
+
+impl Output {
+    /// Adds a part.
+    pub fn push(&mut self, part: impl Into<Cow<'static, [u8]>>) {
+        let part = part.into();
+        if !part.is_empty() {
+            self.parts.push_back(part);
+        }
+    }
+
+    /// Whether everything is written.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    fn first(&self) -> Option<&[u8]> {
+        self.parts.front().map(|part| &part[self.written..])
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.written += bytes;
+        while let Some(part) = self.parts.front()
+            && self.written >= part.len()
+        {
+            self.written -= part.len();
+            self.parts.pop_front();
+        }
+    }
+}
+
+/// A socket, and the TLS session over it.
+#[derive(Debug)]
+pub struct Transport {
+    /// The socket. It is closed with the connection, and nobody else has it.
+    pub socket: TcpStream,
+    session: Option<Session>,
+}
+
+impl Transport {
+    /// Over a socket that does not block; `tls` says that TLS is spoken.
+    pub fn new(socket: TcpStream, tls: Option<&ServerTls>) -> io::Result<Self> {
+        Ok(Transport {
+            session: tls.map(Session::new).transpose()?,
+            socket,
+        })
+    }
+
+    /// Whether the next bytes are those of a handshake, which is work.
+    pub fn is_handshaking(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::is_handshaking)
+    }
+
+    /// Reads what is there, some of it, and adds it to `input`. Decrypted bytes are all added: none stay behind
+    /// where the poller cannot see them.
+    pub fn read(&mut self, input: &mut Vec<u8>) -> io::Result<Got> {
+        if let Some(session) = &mut self.session {
+            return session.read(&mut self.socket, input);
+        }
+        input.reserve(READ_BYTES);
+        let room = input.capacity() - input.len();
+        loop {
+            return match rustix::io::read(&self.socket, spare_capacity(input)) {
+                Ok(0) => Ok(Got::End),
+                // A short read has emptied the socket; what comes after it the poller tells.
+                Ok(bytes) if bytes < room => Ok(Got::Nothing),
+                Ok(_) => Ok(Got::Some),
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => Ok(Got::Nothing),
+                Err(error) => Err(error.into()),
+            };
+        }
+    }
+
+    /// Writes as much as the socket takes. Returns how many bytes of `output` went.
+    pub fn write(&mut self, output: &mut Output) -> io::Result<usize> {
+        let mut written = 0;
+        while let Some(bytes) = output.first() {
+            let now = match &mut self.session {
+                Some(session) => match session.write(bytes)? {
+                    0 if !session.flush(&mut self.socket)? => break,
+                    now => now,
+                },
+                None => match send(&self.socket, bytes, SendFlags::NOSIGNAL) {
+                    Ok(now) => now,
+                    Err(Errno::INTR) => continue,
+                    Err(Errno::AGAIN) => break,
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            written += now;
+            output.advance(now);
+        }
+        if let Some(session) = &mut self.session {
+            session.flush(&mut self.socket)?;
+        }
+        Ok(written)
+    }
+
+    /// Whether TLS has something to write, of its own or encrypted, that the socket did not take.
+    pub fn wants_write(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::wants_write)
+    }
+
+    /// Says within TLS that nothing will follow, if the socket takes that now: the end is no cut.
+    pub fn close_session(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.close();
+            let _ = session.flush(&mut self.socket);
+        }
+    }
+
+    /// Closes the sending side.
+    pub fn close_sending(&mut self) {
+        self.close_session();
+        // The peer may have gone already.
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// Whether something has come that was not read.
+    pub fn has_unread(&self) -> bool {
+        rustix::io::ioctl_fionread(&self.socket).is_ok_and(|bytes| bytes > 0)
+    }
+
+    /// Has the kernel throw away what is not sent yet when the socket is closed: for a peer that does not read it
+    /// would be kept for minutes.
+    pub fn discard_unsent(&self) {
+        let _ = sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO));
+    }
+}

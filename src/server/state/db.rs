@@ -1,0 +1,608 @@
+//! The optional database: one file in which acknowledged changes survive a restart. The only code that names redb.
+//!
+//! [`Db::open`] returns what was saved; [`Db::commit`] saves a batch of records and returns when it is on the disk.
+//! Records are JSON, keyed by number; output is stored in the pieces in which it arrived. The format has a
+//! version: for a change that `#[serde(default)]` does not cover, raise [`VERSION`] and convert older files in
+//! `migrate`.
+
+use crate::core::{Batch, Core, Limits, OutputChange, OutputKey, Saved, SavedPiece, TaskKey, Time};
+use crate::wire::agent::Stream;
+use log::{info, warn};
+use redb::{
+    Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable,
+    StorageError, Table, TableDefinition, TableError, WriteTransaction,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt::Display;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The version of the format that this program writes.
+const VERSION: u64 = 1;
+/// Memory for caching pages of the file, in bytes. Little is enough: the core holds all data anyway.
+const CACHE_BYTES: usize = 16 << 20;
+/// A file is compacted at the start if it is more than this many times as large as its records. Just after a
+/// compaction it is about twice as large.
+const COMPACTED_BELOW: u64 = 4;
+/// Smaller files are not compacted, in bytes.
+const MIN_COMPACTED_BYTES: u64 = 16 << 20;
+/// Only the user of the server may read the file: it contains commands and their output.
+const MODE: u32 = 0o600;
+
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+const TASKS: TableDefinition<u64, &[u8]> = TableDefinition::new("tasks");
+/// By task and number.
+const EXECUTIONS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("executions");
+/// By task, number, attempt, and a number that counts up.
+const OUTPUT: TableDefinition<(u64, u32, u32, u64), &[u8]> = TableDefinition::new("output");
+const MACHINES: TableDefinition<&str, &[u8]> = TableDefinition::new("machines");
+
+const META_VERSION: &str = "version";
+const META_LAST_ALIVE: &str = "lastAlive";
+const META_NEXT_TASK: &str = "nextTask";
+
+/// The open file.
+pub struct Db {
+    path: PathBuf,
+    /// `None` after an error, until it is opened again.
+    database: Option<Database>,
+    next_piece: u64,
+}
+
+impl Db {
+    /// Opens or creates the file, and reads its content. The error says what to do.
+    pub fn open(path: &Path) -> Result<(Db, Saved), String> {
+        without_panic(path, || Db::open_or_make(path))
+    }
+
+    fn open_or_make(path: &Path) -> Result<(Db, Saved), String> {
+        let known = path.try_exists();
+        if !known.map_err(|why| format!("cannot open {}: {why}", path.display()))? {
+            make_file(path)
+                .map_err(|why| format!("cannot create the database {}: {why}", path.display()))?;
+        }
+        let mut opened = open_file(path)?;
+        let version = check_version(&opened.database, path)?;
+        prepare(&opened.database, Some(version))
+            .map_err(|why| format!("cannot bring {} up to date: {why}", path.display()))?;
+        let Read {
+            saved,
+            next_piece,
+            bytes,
+            ..
+        } = read_all(&opened.database, path, Strictness::RefuseFile)?;
+        if let Err(why) = compact(&mut opened.database, path, bytes) {
+            warn!("{} was not compacted: {why}", path.display());
+            // After an error of the disk the file has to be opened again.
+            drop(opened.database);
+            opened = open_file(path)?;
+        }
+        let db = Db {
+            path: path.to_owned(),
+            database: Some(opened.database),
+            next_piece,
+        };
+        Ok((db, saved))
+    }
+
+    /// Saves a batch and returns when it is on the disk. After an error it may or may not be there; the same batch
+    /// can be saved again.
+    pub fn commit(&mut self, now: Time, batch: &Batch) -> Result<(), String> {
+        // After an error of the disk the file has to be opened again. A panic of the library counts as one: the
+        // file may be damaged.
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => open_file(&self.path)?.database,
+        };
+        let next_piece = &mut self.next_piece;
+        let written = catch_unwind(AssertUnwindSafe(|| {
+            write_batch(&database, now, batch, next_piece).map(|()| database)
+        }));
+        match written {
+            Ok(Ok(database)) => {
+                self.database = Some(database);
+                Ok(())
+            }
+            Ok(Err(why)) => Err(format!("cannot write {}: {why}", self.path.display())),
+            Err(_) => Err(format!("{} is damaged", self.path.display())),
+        }
+    }
+
+    /// Closes the file properly, so that the next start does not have to check all of it.
+    pub fn close(self) {
+        // An error here has been reported by a commit before.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self)));
+    }
+}
+
+/// Creates the file under a temporary name and renames it once it is complete.
+fn make_file(path: &Path) -> Result<(), String> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = options.mode(MODE).open(&new).map_err(text)?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => return Err("another server is creating it".into()),
+        // A file system without locks cannot keep another server out.
+        Err(TryLockError::Error(_)) | Ok(()) => {}
+    }
+    let made = file.set_len(0).map_err(text).and_then(|()| {
+        let database = builder().create_file(file).map_err(text)?;
+        prepare(&database, None)?;
+        drop(database);
+        give_name(&new, path)
+    });
+    if made.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    made
+}
+
+/// Gives a file its name, unless another file has it.
+fn give_name(file: &Path, name: &Path) -> Result<(), String> {
+    match std::fs::hard_link(file, name) {
+        Ok(()) => std::fs::remove_file(file).map_err(text)?,
+        Err(_) if !name.exists() => std::fs::rename(file, name).map_err(text)?,
+        Err(why) => return Err(text(why)),
+    }
+    let folder = name.parent().filter(|folder| *folder != Path::new(""));
+    let folder = File::open(folder.unwrap_or(Path::new("."))).map_err(text)?;
+    folder.sync_all().map_err(text)
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+struct Opened {
+    database: Database,
+    /// It was not closed properly, which does no harm.
+    was_open: bool,
+}
+
+/// Opens an existing file.
+fn open_file(path: &Path) -> Result<Opened, String> {
+    let cannot = |why: &dyn Display| format!("cannot open {}: {why}", path.display());
+    let meta = std::fs::metadata(path).map_err(|why| cannot(&why))?;
+    if !meta.is_file() {
+        return Err(cannot(&"it is not a file"));
+    }
+    if meta.len() == 0 {
+        return Err(damaged(path, &"it is empty"));
+    }
+    let was_open = Arc::new(AtomicBool::new(false));
+    let noticed = was_open.clone();
+    let mut builder = builder();
+    builder.set_repair_callback(move |_| noticed.store(true, Ordering::Relaxed));
+    let database = builder.open(path).map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => cannot(&"it is in use by another server"),
+        DatabaseError::Storage(StorageError::Io(why)) => match why.kind() {
+            std::io::ErrorKind::InvalidData => damaged(path, &"it does not begin like one"),
+            std::io::ErrorKind::UnexpectedEof => damaged(path, &"it is cut off"),
+            _ => cannot(&why),
+        },
+        DatabaseError::UpgradeRequired(_) => {
+            cannot(&"this version of sidebike cannot read its format")
+        }
+        other => damaged(path, &other),
+    })?;
+    Ok(Opened {
+        database,
+        was_open: was_open.load(Ordering::Relaxed),
+    })
+}
+
+/// Runs `work` and turns a panic into an error for the user: the library panics on some damaged files.
+fn without_panic<T>(path: &Path, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let worked = catch_unwind(AssertUnwindSafe(work));
+    std::panic::set_hook(hook);
+    worked.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        let line = text.unwrap_or_default().lines().next().unwrap_or_default();
+        Err(damaged(path, &format!("it contradicts itself ({line})")))
+    })
+}
+
+/// The error for a damaged file.
+pub fn damaged(path: &Path, why: &dyn Display) -> String {
+    format!(
+        "{} is damaged or not a database of sidebike: {why}. Nothing is replaced: put a copy back, or move the file away to start empty; `sidebike db export` may still read a part of it",
+        path.display()
+    )
+}
+
+/// The version of a file.
+fn version(database: &Database) -> Result<Option<u64>, String> {
+    let read = database.begin_read().map_err(text)?;
+    match read.open_table(META) {
+        Ok(meta) => {
+            let version = meta.get(META_VERSION).map_err(text)?;
+            Ok(version.map(|version| version.value()))
+        }
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(why) => Err(text(why)),
+    }
+}
+
+/// Refuses a file of a newer version or of another program.
+fn check_version(database: &Database, path: &Path) -> Result<u64, String> {
+    match version(database).map_err(|why| damaged(path, &why))? {
+        Some(version @ 1..=VERSION) => Ok(version),
+        None | Some(0) => Err(damaged(path, &"it has no version")),
+        Some(version) => Err(format!(
+            "cannot open {}: it has version {version} and was written by a newer sidebike, this one reads versions up to {VERSION}; use the newer one",
+            path.display()
+        )),
+    }
+}
+
+/// Creates the tables of a new file, or converts those of an older version.
+fn prepare(database: &Database, version: Option<u64>) -> Result<(), String> {
+    // A start that has nothing to change writes nothing: the disk may be full.
+    if version == Some(VERSION) {
+        return Ok(());
+    }
+    let write = database.begin_write().map_err(text)?;
+    if let Some(version) = version {
+        migrate(version, &write)?;
+    }
+    write
+        .open_table(META)
+        .map_err(text)?
+        .insert(META_VERSION, VERSION)
+        .map_err(text)?;
+    write.open_table(TASKS).map_err(text)?;
+    write.open_table(EXECUTIONS).map_err(text)?;
+    write.open_table(OUTPUT).map_err(text)?;
+    write.open_table(MACHINES).map_err(text)?;
+    write.commit().map_err(text)
+}
+
+/// Converts a file of an earlier version to this one, step by step.
+fn migrate(version: u64, _write: &WriteTransaction) -> Result<(), String> {
+    // There is no version before the first.
+    Err(format!("there never was a version {version}"))
+}
+
+/// Compacts the file if that saves enough.
+fn compact(database: &mut Database, path: &Path, record_bytes: u64) -> Result<(), String> {
+    let size = || std::fs::metadata(path).map_or(0, |meta| meta.len());
+    let before = size();
+    let worth_it = before >= MIN_COMPACTED_BYTES && before / COMPACTED_BELOW > record_bytes;
+    if worth_it && database.compact().map_err(text)? {
+        let (path, after) = (path.display(), size());
+        info!("{path} was compacted from {before} to {after} bytes");
+    }
+    Ok(())
+}
+
+fn write_batch(
+    database: &Database,
+    now: Time,
+    batch: &Batch,
+    next_piece: &mut u64,
+) -> Result<(), String> {
+    let write = database.begin_write().map_err(text)?;
+    {
+        let mut meta = write.open_table(META).map_err(text)?;
+        meta.insert(META_LAST_ALIVE, now.0).map_err(text)?;
+        if batch.next_task > 0 {
+            meta.insert(META_NEXT_TASK, batch.next_task).map_err(text)?;
+        }
+        let mut tasks = write.open_table(TASKS).map_err(text)?;
+        let mut executions = write.open_table(EXECUTIONS).map_err(text)?;
+        let mut output = write.open_table(OUTPUT).map_err(text)?;
+        let mut machines = write.open_table(MACHINES).map_err(text)?;
+        for (key, task) in &batch.tasks {
+            match task {
+                Some(task) => {
+                    tasks.insert(key.0, &*json(task)?).map_err(text)?;
+                }
+                None => {
+                    tasks.remove(key.0).map_err(text)?;
+                    let numbers = (key.0, 0)..=(key.0, u32::MAX);
+                    executions.retain_in(numbers, |_, _| false).map_err(text)?;
+                    let pieces = (key.0, 0, 0, 0)..=(key.0, u32::MAX, u32::MAX, u64::MAX);
+                    output.retain_in(pieces, |_, _| false).map_err(text)?;
+                }
+            }
+        }
+        for ((task, n), execution) in &batch.executions {
+            executions
+                .insert((task.0, *n), &*json(execution)?)
+                .map_err(text)?;
+        }
+        for (key, change) in &batch.output {
+            write_output(&mut output, key, change, next_piece)?;
+        }
+        for (instance, machine) in &batch.machines {
+            match machine {
+                Some(machine) => machines
+                    .insert(&**instance, &*json(machine)?)
+                    .map_err(text)?,
+                None => machines.remove(&**instance).map_err(text)?,
+            };
+        }
+    }
+    write.commit().map_err(text)
+}
+
+type OutputTable<'a> = Table<'a, (u64, u32, u32, u64), &'static [u8]>;
+
+fn write_output(
+    table: &mut OutputTable<'_>,
+    key: &OutputKey,
+    change: &OutputChange,
+    next_piece: &mut u64,
+) -> Result<(), String> {
+    let pieces = match change {
+        OutputChange::Appended(piece) => std::slice::from_ref(piece),
+        OutputChange::Replaced(pieces) => {
+            let before =
+                (key.task.0, key.n, key.attempt, 0)..=(key.task.0, key.n, key.attempt, u64::MAX);
+            table.retain_in(before, |_, _| false).map_err(text)?;
+            pieces
+        }
+    };
+    for piece in pieces {
+        let number = (key.task.0, key.n, key.attempt, *next_piece);
+        *next_piece += 1;
+        table.insert(number, &*encoded(piece)).map_err(text)?;
+    }
+    Ok(())
+}
+
+/// Encodes a piece: the stream, the offset, the bytes.
+fn encoded(piece: &SavedPiece) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(9 + piece.data.len());
+    bytes.push(piece.stream as u8);
+    bytes.extend_from_slice(&piece.offset.to_le_bytes());
+    bytes.extend_from_slice(&piece.data);
+    bytes
+}
+
+fn decoded(bytes: &[u8]) -> Option<SavedPiece> {
+    let (stream, rest) = bytes.split_first()?;
+    let (offset, data) = rest.split_first_chunk::<8>()?;
+    let stream = match stream {
+        0 => Stream::Stdout,
+        1 => Stream::Stderr,
+        _ => return None,
+    };
+    Some(SavedPiece {
+        stream,
+        offset: u64::from_le_bytes(*offset),
+        data: data.to_vec(),
+    })
+}
+
+/// How to treat a record that cannot be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strictness {
+    /// The file is refused.
+    RefuseFile,
+    /// The record is left out.
+    SkipDamaged,
+}
+
+/// Everything in the file.
+struct Read {
+    saved: Saved,
+    /// The number of the next piece of output.
+    next_piece: u64,
+    /// The size of all records, in bytes.
+    bytes: u64,
+    /// Records that were left out.
+    left_out: usize,
+}
+
+fn read_all(database: &Database, path: &Path, strictness: Strictness) -> Result<Read, String> {
+    let mut all = Read {
+        saved: Saved::default(),
+        next_piece: 0,
+        bytes: 0,
+        left_out: 0,
+    };
+    // The tables before the damaged part can still be used.
+    let read = catch_unwind(AssertUnwindSafe(|| {
+        let read = database.begin_read().map_err(text)?;
+        all.read_all(&read, strictness)
+    }));
+    let read = read.unwrap_or_else(|_| Err("it contradicts itself".into()));
+    match (read, strictness) {
+        (Ok(()), _) => Ok(all),
+        (Err(why), Strictness::RefuseFile) => Err(damaged(path, &why)),
+        (Err(why), Strictness::SkipDamaged) => {
+            warn!("not everything can be read: {why}");
+            all.left_out += 1;
+            Ok(all)
+        }
+    }
+}
+
+impl Read {
+    fn read_all(&mut self, read: &ReadTransaction, strictness: Strictness) -> Result<(), String> {
+        let meta = read.open_table(META).map_err(text)?;
+        let last_alive = meta.get(META_LAST_ALIVE).map_err(text)?;
+        self.saved.last_alive = Time(last_alive.map_or(0, |alive| alive.value()));
+        let next_task = meta.get(META_NEXT_TASK).map_err(text)?;
+        self.saved.next_task = next_task.map_or(0, |next| next.value());
+        let tasks = read.open_table(TASKS).map_err(text)?;
+        for entry in tasks.iter().map_err(text)? {
+            let (key, value) = entry.map_err(text)?;
+            self.bytes += value.value().len() as u64;
+            let task = record("task", key.value(), value.value());
+            if let Some(task) = self.or_left_out(task, strictness)? {
+                self.saved.tasks.insert(TaskKey(key.value()), task);
+            }
+        }
+        let executions = read.open_table(EXECUTIONS).map_err(text)?;
+        for entry in executions.iter().map_err(text)? {
+            let (key, value) = entry.map_err(text)?;
+            let (task, n) = key.value();
+            self.bytes += value.value().len() as u64;
+            let execution = record("execution of task", task, value.value());
+            if let Some(execution) = self.or_left_out(execution, strictness)? {
+                self.saved.executions.insert((TaskKey(task), n), execution);
+            }
+        }
+        let machines = read.open_table(MACHINES).map_err(text)?;
+        for entry in machines.iter().map_err(text)? {
+            let (key, value) = entry.map_err(text)?;
+            self.bytes += value.value().len() as u64;
+            let machine = record("machine", key.value(), value.value());
+            if let Some(machine) = self.or_left_out(machine, strictness)? {
+                self.saved.machines.insert(key.value().into(), machine);
+            }
+        }
+        // The pieces of each attempt are ordered by number, which is the order of arrival.
+        let output = read.open_table(OUTPUT).map_err(text)?;
+        for entry in output.iter().map_err(text)? {
+            let (key, value) = entry.map_err(text)?;
+            let (task, n, attempt, number) = key.value();
+            self.bytes += value.value().len() as u64;
+            let piece = decoded(value.value())
+                .ok_or_else(|| format!("output {number} of task {task} is not a piece"));
+            if let Some(piece) = self.or_left_out(piece, strictness)? {
+                let task = TaskKey(task);
+                let key = OutputKey { task, n, attempt };
+                self.saved.output.push((key, piece));
+            }
+            self.next_piece = self.next_piece.max(number + 1);
+        }
+        Ok(())
+    }
+
+    /// A record; `None` if it cannot be read and is left out.
+    fn or_left_out<T>(
+        &mut self,
+        record: Result<T, String>,
+        strictness: Strictness,
+    ) -> Result<Option<T>, String> {
+        match record {
+            Ok(record) => Ok(Some(record)),
+            Err(why) if strictness == Strictness::RefuseFile => Err(why),
+            Err(why) => {
+                warn!("left out: {why}");
+                self.left_out += 1;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Leaves out records that do not fit together, so that the rest can be exported.
+    fn leave_out_incomplete_tasks(&mut self) {
+        let Saved {
+            tasks, executions, ..
+        } = &mut self.saved;
+        let before = tasks.len();
+        tasks.retain(|key, _| {
+            let of_task = executions.range((*key, 0)..=(*key, u32::MAX));
+            of_task
+                .zip(0..)
+                .all(|(((_, n), _), expected)| *n == expected)
+        });
+        self.left_out += before - tasks.len();
+        executions.retain(|(task, _), _| tasks.contains_key(task));
+    }
+}
+
+fn record<T: DeserializeOwned>(what: &str, key: impl Display, bytes: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|why| format!("the record of {what} {key}: {why}"))
+}
+
+fn json<T: Serialize>(record: &T) -> Result<Vec<u8>, String> {
+    serde_json::to_vec(record).map_err(text)
+}
+
+fn text(error: impl Display) -> String {
+    error.to_string()
+}
+
+/// `sidebike db check FILE`: checks the file of a stopped server and describes it.
+pub fn check(path: &Path) -> Result<String, String> {
+    without_panic(path, || checked(path))
+}
+
+fn checked(path: &Path) -> Result<String, String> {
+    let Opened {
+        mut database,
+        was_open,
+    } = open_file(path)?;
+    check_version(&database, path)?;
+    // `false` only means that it found and freed unused pages.
+    database
+        .check_integrity()
+        .map_err(|why| damaged(path, &why))?;
+    let Read { saved, .. } = read_all(&database, path, Strictness::RefuseFile)?;
+    let (tasks, executions, machines) = (
+        saved.tasks.len(),
+        saved.executions.len(),
+        saved.machines.len(),
+    );
+    let consistent = restored(saved).and_then(|core| core.check_invariants());
+    consistent.map_err(|why| damaged(path, &why))?;
+    let closed = if was_open {
+        "; its server did not close it, nothing is lost by that"
+    } else {
+        ""
+    };
+    Ok(format!(
+        "{} is whole: {tasks} tasks, {executions} executions, {machines} machines{closed}",
+        path.display()
+    ))
+}
+
+/// `sidebike db export FILE`: writes every task in the file of a stopped server as the API answers it, one JSON line
+/// each, oldest first. Of a damaged file it writes what can be read, and then returns an error.
+pub fn export(path: &Path, out: &mut dyn Write) -> Result<(), String> {
+    without_panic(path, || exported(path, out))
+}
+
+fn exported(path: &Path, out: &mut dyn Write) -> Result<(), String> {
+    let Opened { database, .. } = open_file(path)?;
+    check_version(&database, path)?;
+    let mut read = read_all(&database, path, Strictness::SkipDamaged)?;
+    read.leave_out_incomplete_tasks();
+    let left_out = read.left_out;
+    let core = restored(read.saved).map_err(|why| damaged(path, &why))?;
+    let mut write = || -> std::io::Result<()> {
+        for task in core.all_tasks() {
+            let mut line = serde_json::to_vec(&task.answer(usize::MAX))?;
+            line.push(b'\n');
+            out.write_all(&line)?;
+        }
+        out.flush()
+    };
+    match write() {
+        // The reader has closed the pipe.
+        Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => {}
+        other => other.map_err(|why| format!("cannot write: {why}"))?,
+    }
+    match left_out {
+        0 => Ok(()),
+        n => Err(format!(
+            "{} is damaged: {n} records could not be read and are left out",
+            path.display()
+        )),
+    }
+}
+
+/// The core as it was when the file was last written, without limits.
+fn restored(saved: Saved) -> Result<Core, String> {
+    let then = saved.last_alive;
+    Core::restored(Limits::NONE, then, saved)
+}

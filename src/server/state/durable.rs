@@ -1,0 +1,299 @@
+//! The queue of changes to be saved, and the wait until they are on the disk.
+//!
+//! Every change gets a ticket, in the order of the changes. One thread saves all changes that have accumulated, in
+//! one commit. A request that must not be answered before its change is saved waits for its ticket. So durability
+//! costs a wait, but not a commit for each request. Without a database nothing ever waits.
+
+#[cfg(feature = "db")]
+use super::db::Db;
+#[cfg(feature = "db")]
+use crate::core::OutputChange;
+use crate::core::{Batch, OutputKey, Time};
+#[cfg(feature = "db")]
+use log::{error, info, warn};
+use std::collections::BTreeSet;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+#[cfg(feature = "db")]
+use std::time::{Duration, Instant};
+
+/// The delay before changes are saved that no request waits for (output, started commands).
+#[cfg(feature = "db")]
+const IDLE_DELAY: Duration = Duration::from_millis(500);
+/// The pause after an error of the disk.
+#[cfg(feature = "db")]
+const ERROR_PAUSE: Duration = Duration::from_secs(1);
+/// Clients that were just answered often send their next request at once. So the next commit waits until as many
+/// requests wait as the last one answered and as came meanwhile, but no longer than the last commit took, and no
+/// longer than this.
+#[cfg(feature = "db")]
+const MAX_GATHERING: Duration = Duration::from_millis(5);
+/// How often the present time is saved while a task is unfinished. The time during which a server was stopped does
+/// not count for tasks; this is how exactly it is known.
+#[cfg(feature = "db")]
+const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// The most queued output, in bytes. Beyond it only the ids of its attempts are queued, and their output is read
+/// from the core when it is saved.
+const MAX_QUEUED_OUTPUT: usize = 32 << 20;
+
+/// A change's place in the order of changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Ticket(u64);
+
+/// The changes to be saved.
+#[derive(Default)]
+struct Queue {
+    batch: Batch,
+    /// The size of the output in `batch`, in bytes.
+    output_bytes: usize,
+    /// Attempts whose output is to be saved as a whole: their changes were too large for the queue, or it is not
+    /// known whether the disk has them.
+    whole: BTreeSet<OutputKey>,
+    /// The ticket of the last change.
+    last: Ticket,
+    /// The time of the last change.
+    now: Time,
+    /// Whether a task was unfinished at that time.
+    unfinished: bool,
+    /// How many requests wait; if there are any, the changes are saved at once.
+    waiters: usize,
+    /// The server is shutting down.
+    closing: bool,
+}
+
+impl Queue {
+    fn add(&mut self, batch: Batch) {
+        let output = batch.output.iter();
+        self.output_bytes += output.map(|(_, change)| change.cost()).sum::<usize>();
+        self.batch.add(batch);
+        if self.output_bytes > MAX_QUEUED_OUTPUT {
+            self.whole
+                .extend(self.batch.output.drain(..).map(|(key, _)| key));
+            self.output_bytes = 0;
+        }
+    }
+
+    /// Puts back a batch that could not be saved.
+    #[cfg(feature = "db")]
+    fn put_back(&mut self, mut batch: Batch) {
+        self.whole
+            .extend(batch.output.drain(..).map(|(key, _)| key));
+        let later = std::mem::replace(&mut self.batch, batch);
+        self.batch.add(later);
+    }
+}
+
+/// What the disk has.
+#[derive(Default)]
+struct Disk {
+    /// The last change that was saved.
+    saved: Ticket,
+    /// The last change that could not be saved, and why, until changes can be saved again.
+    failed: Option<(Ticket, String)>,
+    /// Everything has been saved, and the file is closed.
+    closed: bool,
+}
+
+/// Saves changes in order.
+pub struct Durable {
+    /// `None` without a database.
+    queue: Option<Mutex<Queue>>,
+    /// Signals the saving thread: a request waits, or the server is shutting down.
+    work: Condvar,
+    disk: Mutex<Disk>,
+    /// Signals waiting requests: `disk` has changed.
+    progress: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Durable {
+    /// An empty queue.
+    pub fn new(with_database: bool) -> Self {
+        Durable {
+            queue: with_database.then(Mutex::default),
+            work: Condvar::new(),
+            disk: Mutex::default(),
+            progress: Condvar::new(),
+        }
+    }
+
+    /// Whether there is a database to wait for.
+    pub fn may_wait(&self) -> bool {
+        self.queue.is_some()
+    }
+
+    /// Queues a change. `unfinished` says whether there is an unfinished task. Must be called in the order of the
+    /// changes.
+    pub fn take_in(&self, now: Time, batch: Batch, unfinished: bool) -> Ticket {
+        let Some(queue) = &self.queue else {
+            return Ticket::default();
+        };
+        let mut queue = lock(queue);
+        queue.now = now;
+        queue.unfinished = unfinished;
+        if !batch.is_empty() {
+            queue.add(batch);
+            queue.last.0 += 1;
+        }
+        queue.last
+    }
+
+    /// The ticket of the last change.
+    pub fn so_far(&self) -> Ticket {
+        let queue = self.queue.as_ref();
+        queue.map_or(Ticket::default(), |queue| lock(queue).last)
+    }
+
+    /// Waits until everything up to `ticket` is saved. The error says why it cannot be saved.
+    pub fn wait(&self, ticket: Ticket) -> Result<(), String> {
+        let Some(queue) = &self.queue else {
+            return Ok(());
+        };
+        if lock(&self.disk).saved >= ticket {
+            return Ok(());
+        }
+        {
+            let mut queue = lock(queue);
+            queue.waiters += 1;
+            self.work.notify_one();
+        }
+        let mut disk = lock(&self.disk);
+        loop {
+            match &disk.failed {
+                _ if disk.saved >= ticket => return Ok(()),
+                Some((failed, why)) if *failed >= ticket => return Err(why.clone()),
+                _ if disk.closed => return Err("the server is shutting down".into()),
+                _ => {
+                    disk = self
+                        .progress
+                        .wait(disk)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
+            }
+        }
+    }
+
+    /// Why nothing can be saved at present, if that is so.
+    pub fn trouble(&self) -> Option<String> {
+        self.queue.as_ref()?;
+        lock(&self.disk).failed.as_ref().map(|(_, why)| why.clone())
+    }
+
+    /// Saves changes until the server shuts down. `output_of` gives the whole present output of attempts.
+    #[cfg(feature = "db")]
+    pub fn save_forever(
+        &self,
+        mut db: Db,
+        output_of: impl Fn(&BTreeSet<OutputKey>) -> Vec<(OutputKey, OutputChange)>,
+    ) {
+        let Some(queue) = &self.queue else { return };
+        let mut last_commit = Instant::now();
+        let (mut took, mut waiters) = (Duration::ZERO, 0);
+        loop {
+            let (mut batch, whole, last, now, unfinished, closing) = {
+                let guard = lock(queue);
+                let expected = waiters + guard.waiters;
+                let idle = |w: &mut Queue| w.waiters == 0 && !w.closing;
+                let (mut guard, _) = self
+                    .work
+                    .wait_timeout_while(guard, IDLE_DELAY, idle)
+                    .unwrap_or_else(PoisonError::into_inner);
+                let fewer = |w: &mut Queue| w.waiters < expected && !w.closing;
+                if guard.waiters > 0 {
+                    guard = self
+                        .work
+                        .wait_timeout_while(guard, took.min(MAX_GATHERING), fewer)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
+                }
+                waiters = std::mem::take(&mut guard.waiters);
+                guard.output_bytes = 0;
+                (
+                    std::mem::take(&mut guard.batch),
+                    std::mem::take(&mut guard.whole),
+                    guard.last,
+                    guard.now,
+                    guard.unfinished,
+                    guard.closing,
+                )
+            };
+            let silent = unfinished && last_commit.elapsed() >= ALIVE_INTERVAL;
+            let saved = if batch.is_empty() && whole.is_empty() && !silent {
+                Ok(())
+            } else {
+                // After an error try an empty commit first: the batch may be large.
+                let works = self
+                    .trouble()
+                    .map_or(Ok(()), |_| db.commit(now, &Batch::default()));
+                works.and_then(|()| {
+                    if !whole.is_empty() {
+                        // It also contains output that is still queued and will be saved again; repeating it
+                        // has no effect.
+                        batch.output.extend(output_of(&whole));
+                    }
+                    last_commit = Instant::now();
+                    let saved = db.commit(now, &batch);
+                    took = last_commit.elapsed();
+                    saved
+                })
+            };
+            match saved {
+                Ok(()) => self.note_saved(last),
+                Err(why) => {
+                    let mut queue = lock(queue);
+                    queue.whole.extend(whole);
+                    queue.put_back(batch);
+                    drop(queue);
+                    self.note_failed(last, why, closing);
+                }
+            }
+            if closing {
+                db.close();
+                lock(&self.disk).closed = true;
+                self.progress.notify_all();
+                return;
+            }
+            if self.trouble().is_some() {
+                let guard = lock(queue);
+                let open = |w: &mut Queue| !w.closing;
+                drop(self.work.wait_timeout_while(guard, ERROR_PAUSE, open));
+            }
+        }
+    }
+
+    #[cfg(feature = "db")]
+    fn note_saved(&self, last: Ticket) {
+        let mut disk = lock(&self.disk);
+        disk.saved = disk.saved.max(last);
+        if disk.failed.take().is_some() {
+            info!("the database takes changes again");
+        }
+        self.progress.notify_all();
+    }
+
+    #[cfg(feature = "db")]
+    fn note_failed(&self, last: Ticket, why: String, closing: bool) {
+        let mut disk = lock(&self.disk);
+        if closing {
+            error!("the last changes are not saved: {why}");
+        } else if disk.failed.is_none() {
+            warn!("database: {why}; nothing new is accepted until it takes changes again");
+        }
+        disk.failed = Some((
+            last,
+            format!("database: {why}; nothing is accepted until it takes changes again"),
+        ));
+        self.progress.notify_all();
+    }
+
+    /// Saves the rest and closes the file; returns when that is done.
+    pub fn close(&self) {
+        let Some(queue) = &self.queue else { return };
+        lock(queue).closing = true;
+        self.work.notify_one();
+        let disk = lock(&self.disk);
+        drop(self.progress.wait_while(disk, |disk| !disk.closed));
+    }
+}

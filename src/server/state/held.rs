@@ -1,0 +1,185 @@
+//! Requests that are being held: polls of idle agents, and users who wait for a task to end.
+//!
+//! They live under the lock, beside the core, so that "nothing to do" and "hold it" are one step and
+//! no wake-up can fall between them. Nothing is written here: whoever takes a request out answers
+//! it, after the lock is released. To hold something new: add a map for it, its deadline to
+//! `deadlines`, and a job that answers it to `store`.
+
+use crate::core::{MachineKey, Refusal, Task, TaskKey, Time};
+use crate::server::answers::{self, TaskForm};
+use crate::server::http::{ConnectionId, Responder};
+use std::collections::{BTreeSet, HashMap};
+
+/// Everything that is held.
+pub struct Held {
+    polls: HashMap<MachineKey, (Responder, Time)>,
+    waits: HashMap<u64, (TaskKey, HeldWait, Time)>,
+    waits_by_task: HashMap<TaskKey, BTreeSet<u64>>,
+    next_wait: u64,
+    deadlines: BTreeSet<(Time, Deadline)>,
+    /// What is held of a connection.
+    by_connection: HashMap<ConnectionId, Deadline>,
+    /// How many follow a task. The edge asks for what is new; they are only counted here.
+    pub followers: usize,
+    max: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Deadline {
+    Poll(MachineKey),
+    Wait(u64),
+}
+
+/// Somebody who waits for a task.
+pub struct HeldWait {
+    /// The way back.
+    pub responder: Responder,
+    /// How they want to be answered.
+    pub form: TaskForm,
+}
+
+impl HeldWait {
+    /// Answers with the task as it is now. An answer that may be large is made when there is memory for it.
+    pub fn answer(self, task: Result<Task, Refusal>) {
+        let HeldWait { responder, form } = self;
+        match &task {
+            Ok(found) if found.size() > answers::FEW => {
+                responder.answer_later(move || form.answer(task));
+            }
+            _ => responder.answer(form.answer(task)),
+        }
+    }
+}
+
+impl Held {
+    /// Nothing yet; `max` requests at most.
+    pub fn new(max: usize) -> Self {
+        Held {
+            polls: HashMap::new(),
+            waits: HashMap::new(),
+            waits_by_task: HashMap::new(),
+            next_wait: 0,
+            deadlines: BTreeSet::new(),
+            by_connection: HashMap::new(),
+            followers: 0,
+            max,
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.polls.len() + self.waits.len() + self.followers
+    }
+
+    /// Whether one more can be held.
+    pub fn has_room(&self) -> bool {
+        self.count() < self.max
+    }
+
+    /// Holds a machine's poll. The caller has taken out the one before.
+    pub fn add_poll(&mut self, machine: MachineKey, responder: Responder, until: Time) {
+        let poll = Deadline::Poll(machine);
+        self.deadlines.insert((until, poll));
+        self.by_connection.insert(responder.connection(), poll);
+        self.polls.insert(machine, (responder, until));
+    }
+
+    /// Lets a machine's poll end at this time, if it was to be held for longer.
+    pub fn shorten_poll(&mut self, machine: MachineKey, new: Time) {
+        if let Some((_, until)) = self
+            .polls
+            .get_mut(&machine)
+            .filter(|(_, until)| new < *until)
+        {
+            self.deadlines.remove(&(*until, Deadline::Poll(machine)));
+            self.deadlines.insert((new, Deadline::Poll(machine)));
+            *until = new;
+        }
+    }
+
+    /// The same for all polls.
+    pub fn shorten_polls(&mut self, new: Time) {
+        let machines: Vec<MachineKey> = self.polls.keys().copied().collect();
+        for machine in machines {
+            self.shorten_poll(machine, new);
+        }
+    }
+
+    /// Takes out a machine's poll.
+    pub fn take_poll(&mut self, machine: MachineKey) -> Option<Responder> {
+        let (responder, until) = self.polls.remove(&machine)?;
+        self.deadlines.remove(&(until, Deadline::Poll(machine)));
+        self.by_connection.remove(&responder.connection());
+        Some(responder)
+    }
+
+    /// Takes out what is held of a connection; with a poll comes its machine.
+    pub fn take_of(&mut self, connection: ConnectionId) -> Option<(Option<MachineKey>, Responder)> {
+        match *self.by_connection.get(&connection)? {
+            Deadline::Poll(machine) => Some((Some(machine), self.take_poll(machine)?)),
+            Deadline::Wait(id) => Some((None, self.take_wait(id)?.1.responder)),
+        }
+    }
+
+    /// Holds somebody who waits for a task.
+    pub fn add_wait(&mut self, task: TaskKey, wait: HeldWait, until: Time) {
+        let id = self.next_wait;
+        self.next_wait += 1;
+        self.deadlines.insert((until, Deadline::Wait(id)));
+        let connection = wait.responder.connection();
+        self.by_connection.insert(connection, Deadline::Wait(id));
+        self.waits_by_task.entry(task).or_default().insert(id);
+        self.waits.insert(id, (task, wait, until));
+    }
+
+    /// Takes out everybody who waits for a task.
+    pub fn take_waits(&mut self, task: TaskKey) -> Vec<HeldWait> {
+        let ids = self.waits_by_task.get(&task).cloned().unwrap_or_default();
+        ids.into_iter()
+            .filter_map(|id| self.take_wait(id))
+            .map(|(_, wait)| wait)
+            .collect()
+    }
+
+    /// Takes out one who waits.
+    pub fn take_wait(&mut self, id: u64) -> Option<(TaskKey, HeldWait)> {
+        let (task, wait, until) = self.waits.remove(&id)?;
+        self.deadlines.remove(&(until, Deadline::Wait(id)));
+        self.by_connection.remove(&wait.responder.connection());
+        if let Some(ids) = self.waits_by_task.get_mut(&task) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.waits_by_task.remove(&task);
+            }
+        }
+        Some((task, wait))
+    }
+
+    /// Takes out the polls whose time is up.
+    pub fn due_polls(&mut self, now: Time) -> Vec<(MachineKey, Responder)> {
+        let due = self.due(now);
+        let polls = due.into_iter().filter_map(|deadline| match deadline {
+            Deadline::Poll(machine) => Some((machine, self.take_poll(machine)?)),
+            Deadline::Wait(_) => None,
+        });
+        polls.collect()
+    }
+
+    /// Takes out those who wait for a task and whose time is up.
+    pub fn due_waits(&mut self, now: Time) -> Vec<(TaskKey, HeldWait)> {
+        let due = self.due(now);
+        let waits = due.into_iter().filter_map(|deadline| match deadline {
+            Deadline::Wait(id) => self.take_wait(id),
+            Deadline::Poll(_) => None,
+        });
+        waits.collect()
+    }
+
+    fn due(&self, now: Time) -> Vec<Deadline> {
+        self.deadlines
+            .iter()
+            .take_while(|(until, _)| *until <= now)
+            .map(|(_, deadline)| *deadline)
+            .collect()
+    }
+}

@@ -1,0 +1,586 @@
+//! The one lock, around the core and the requests that are being held; and who answers those.
+//!
+//! Under the lock things are only computed: notices of the core and held requests that are due are
+//! taken out, and what has to be written, logged or said because of them is done after it is
+//! released, by the answering threads.
+
+#[cfg(feature = "db")]
+pub mod db;
+mod durable;
+mod held;
+mod watchers;
+
+pub use self::held::HeldWait;
+pub use self::watchers::Watcher;
+
+use self::durable::{Durable, Ticket};
+use self::held::Held;
+use self::watchers::Watchers;
+use super::answers;
+use super::http::{ConnectionId, Responder, start_thread};
+use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
+use crate::wire::agent::{Orders, Poll};
+use crate::wire::duration::TimeSpan;
+use crate::wire::task::Detail;
+use log::info;
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Threads that answer held requests: more than one, so that one slow peer does not delay the
+/// rest; few, as most answers fit into a socket's buffer.
+const ANSWERING_THREADS: usize = 4;
+/// What ended longer ago than this is safe without anybody waiting for it, or the disk has trouble.
+const RECENTLY_MS: u64 = 5_000;
+/// How long a poll is still held when its machine was handed something beside it. What ends within
+/// that time is reported without a poll between.
+const SAYS_WHAT_IT_HOLDS: TimeSpan = TimeSpan::from_secs(1);
+/// The most held requests that one thread answers in one go.
+const MAX_JOBS_AT_ONCE: usize = 64;
+
+/// The lock and what is around it.
+pub struct Store {
+    state: Mutex<State>,
+    /// How long it was locked.
+    pub holds: Holds,
+    clock: Clock,
+    durable: Durable,
+    jobs: Mutex<VecDeque<(Ticket, Job)>>,
+    job_waits: Condvar,
+    /// Who is told when something happens to a task that is followed.
+    pub watchers: Watchers,
+}
+
+/// What a change leaves to be done once the lock is released.
+struct After {
+    notices: Vec<Notice>,
+    ticket: Ticket,
+}
+
+struct State {
+    core: Core,
+    held: Held,
+}
+
+/// How long the lock was held, for `/metrics`: it is to be microseconds.
+#[derive(Debug, Default)]
+pub struct Holds {
+    /// How often it was taken.
+    pub count: AtomicU64,
+    /// In all, in nanoseconds.
+    pub total_ns: AtomicU64,
+    /// The longest of all, in nanoseconds.
+    pub longest_ns: AtomicU64,
+}
+
+/// The state, while this thread has the lock.
+struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    since: Instant,
+    holds: &'a Holds,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let ns = self.since.elapsed().as_nanos() as u64;
+        self.holds.count.fetch_add(1, Ordering::Relaxed);
+        self.holds.total_ns.fetch_add(ns, Ordering::Relaxed);
+        self.holds.longest_ns.fetch_max(ns, Ordering::Relaxed);
+    }
+}
+
+/// Something to be answered.
+enum Job {
+    /// There is something for a machine's held poll.
+    Wake(MachineKey),
+    /// A task has ended: those who wait for it want to know.
+    Finished(TaskKey),
+    /// The time of a held poll is up.
+    EndPoll(Responder, Orders<Arc<Detail>>),
+    /// The time of somebody who waits for a task is up.
+    EndWait(HeldWait, Result<Task, Refusal>),
+}
+
+/// What is answered to a held request.
+struct Reply {
+    what: What,
+    /// Of the change that is news in it.
+    ticket: Ticket,
+}
+
+enum What {
+    Orders(Responder, Orders<Arc<Detail>>),
+    Task(HeldWait, Result<Task, Refusal>),
+    EndedTask(HeldWait, Result<Task, Refusal>),
+}
+
+impl Reply {
+    /// Whether it says something that has to be safe first.
+    fn is_news(&self) -> bool {
+        match &self.what {
+            What::Orders(_, orders) => is_news(orders),
+            What::EndedTask(..) => true,
+            What::Task(..) => false,
+        }
+    }
+}
+
+/// Whether orders say something that has to be safe first.
+fn is_news(orders: &Orders<Arc<Detail>>) -> bool {
+    !orders.start.is_empty() || !orders.cancel.is_empty()
+}
+
+/// What became of a poll.
+pub enum Polled {
+    /// It is to be answered so, now.
+    Answer(Responder, Orders<Arc<Detail>>),
+    /// It is held.
+    Held,
+    /// It was refused.
+    Refused(Responder, Refusal),
+    /// What it would be handed could not be made safe, for this reason.
+    Unsafe(Responder, String),
+}
+
+/// Wall-clock time that never goes back: taken once, then counted.
+struct Clock {
+    started_ms: u64,
+    started: Instant,
+}
+
+impl Clock {
+    fn now(&self) -> Time {
+        Time(self.started_ms + self.started.elapsed().as_millis() as u64)
+    }
+}
+
+impl Store {
+    /// A registry, empty or as it was `saved` by a database, with its answering threads.
+    pub fn start(
+        limits: Limits,
+        max_held: usize,
+        saved: Option<Saved>,
+    ) -> Result<Arc<Store>, String> {
+        let since_1970 = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let last_alive = saved.as_ref().map_or(0, |saved| saved.last_alive.0);
+        let clock = Clock {
+            started_ms: (since_1970.as_millis() as u64).max(last_alive),
+            started: Instant::now(),
+        };
+        let durable = Durable::new(saved.is_some());
+        let core = match saved {
+            None => Core::new(limits, clock.now()),
+            Some(saved) => {
+                let mut core = Core::restored(limits, clock.now(), saved)?;
+                durable.take_in(clock.now(), core.take_batch(), core.has_unfinished());
+                core
+            }
+        };
+        let store = Arc::new(Store {
+            state: Mutex::new(State {
+                core,
+                held: Held::new(max_held),
+            }),
+            holds: Holds::default(),
+            clock,
+            durable,
+            jobs: Mutex::default(),
+            job_waits: Condvar::new(),
+            watchers: Watchers::default(),
+        });
+        for _ in 0..ANSWERING_THREADS {
+            let store = store.clone();
+            start_thread("answer", move || store.answer_forever())?;
+        }
+        Ok(store)
+    }
+
+    fn state(&self) -> Locked<'_> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked {
+            state,
+            since: Instant::now(),
+            holds: &self.holds,
+        }
+    }
+
+    /// Asks the core something.
+    pub fn ask<R>(&self, question: impl FnOnce(&Core) -> R) -> R {
+        question(&self.state().core)
+    }
+
+    /// Lets the core do something, and sees to what follows from it.
+    pub fn change<R>(&self, operation: impl FnOnce(&mut Core, Time) -> R) -> R {
+        self.change_with_ticket(operation).0
+    }
+
+    /// The same, and returns when the change is safe. The error says why it is not (yet): the
+    /// change has happened all the same, and is saved as soon as that works.
+    pub fn change_safely<R>(
+        &self,
+        operation: impl FnOnce(&mut Core, Time) -> R,
+    ) -> Result<R, (R, String)> {
+        let (result, ticket) = self.change_with_ticket(operation);
+        match self.durable.wait(ticket) {
+            Ok(()) => Ok(result),
+            Err(why) => Err((result, why)),
+        }
+    }
+
+    /// Why nothing new can be made safe at the moment, if so.
+    pub fn trouble(&self) -> Option<String> {
+        self.durable.trouble()
+    }
+
+    fn change_with_ticket<R>(&self, operation: impl FnOnce(&mut Core, Time) -> R) -> (R, Ticket) {
+        let (result, after) = {
+            let mut state = self.state();
+            let now = self.clock.now();
+            let result = operation(&mut state.core, now);
+            (result, self.after(&mut state.core, now))
+        };
+        let ticket = after.ticket;
+        let mut jobs = self.jobs_of(after);
+        match (jobs.pop(), jobs.is_empty()) {
+            // Another thread would take longer to wake than this one to answer.
+            (Some(job @ Job::Wake(_)), true) => self.do_jobs(vec![(ticket, job)]),
+            (job, _) => {
+                jobs.extend(job);
+                self.enqueue(ticket, jobs);
+            }
+        }
+        (result, ticket)
+    }
+
+    /// What a change leaves to be done once the lock is released.
+    fn after(&self, core: &mut Core, now: Time) -> After {
+        After {
+            notices: core.take_notices(),
+            ticket: self
+                .durable
+                .take_in(now, core.take_batch(), core.has_unfinished()),
+        }
+    }
+
+    /// Takes in a poll; holds it when there is nothing to do yet.
+    pub fn poll(&self, poll: &Poll, responder: Responder) -> Polled {
+        let mut superseded = None;
+        let (polled, after) = {
+            let mut state = self.state();
+            let now = self.clock.now();
+            let State { core, held } = &mut *state;
+            let polled = match core.poll(now, poll) {
+                Err(refusal) => Polled::Refused(responder, refusal),
+                Ok((machine, orders)) => {
+                    superseded = held.take_poll(machine);
+                    let until = now.plus(poll.wait.min(answers::MAX_POLL_WAIT));
+                    if orders.is_empty() && until > now && held.has_room() {
+                        core.hold_poll(machine);
+                        held.add_poll(machine, responder, until);
+                        Polled::Held
+                    } else {
+                        Polled::Answer(responder, orders)
+                    }
+                }
+            };
+            (polled, self.after(core, now))
+        };
+        let ticket = after.ticket;
+        self.see_to(after);
+        if let Some(responder) = superseded {
+            responder.answer(answers::orders(&Orders::none()));
+        }
+        match polled {
+            Polled::Answer(responder, orders) => match self.only_what_is_safe(orders, ticket) {
+                Ok(orders) => Polled::Answer(responder, orders),
+                Err(why) => Polled::Unsafe(responder, why),
+            },
+            held_or_refused => held_or_refused,
+        }
+    }
+
+    /// What may be answered of orders: nothing is to be started or killed before it is safe that it
+    /// was handed out or canceled. While the disk takes nothing, commands are killed all the same;
+    /// what was to be started is handed out again, as the next poll shows that it did not arrive.
+    fn only_what_is_safe(
+        &self,
+        orders: Orders<Arc<Detail>>,
+        ticket: Ticket,
+    ) -> Result<Orders<Arc<Detail>>, String> {
+        if !is_news(&orders) {
+            return Ok(orders);
+        }
+        match self.durable.wait(ticket) {
+            Ok(()) => Ok(orders),
+            Err(why) if orders.cancel.is_empty() && orders.forget.is_empty() => Err(why),
+            Err(_) => Ok(Orders {
+                start: Vec::new(),
+                ..orders
+            }),
+        }
+    }
+
+    /// A task. That it has ended is said when it is safe, or when the disk takes nothing for now.
+    pub fn show(&self, key: TaskKey) -> Result<Task, Refusal> {
+        let (shown, news) = {
+            let state = self.state();
+            let recently = Time(self.clock.now().0.saturating_sub(RECENTLY_MS));
+            (
+                state.core.show(key),
+                state.core.has_ended_since(key, recently),
+            )
+        };
+        if news {
+            // The change is noted within the lock in which it happened, so before this.
+            let _ = self.durable.wait(self.durable.so_far());
+        }
+        shown
+    }
+
+    /// Holds a request until a task has ended or its time is up. Gives it back when the task has
+    /// ended already, or nothing more can be held.
+    pub fn wait(&self, task: TaskKey, wait_ms: u64, wait: HeldWait) -> Result<(), HeldWait> {
+        let mut state = self.state();
+        let State { core, held } = &mut *state;
+        if wait_ms == 0 || core.is_finished(task) || !held.has_room() {
+            return Err(wait);
+        }
+        held.add_wait(task, wait, Time(self.clock.now().0 + wait_ms));
+        Ok(())
+    }
+
+    /// Notes that somebody follows a task. False when nothing more can be held.
+    pub fn follow(&self, task: TaskKey) -> bool {
+        let mut state = self.state();
+        let has_room = state.held.has_room();
+        if has_room {
+            state.held.followers += 1;
+            state.core.follow(task);
+        }
+        has_room
+    }
+
+    /// Notes that somebody follows a task no more.
+    pub fn unfollow(&self, task: TaskKey) {
+        let mut state = self.state();
+        state.held.followers -= 1;
+        state.core.unfollow(task);
+    }
+
+    /// Does what is due.
+    pub fn tick(&self) {
+        loop {
+            let (after, jobs, again) = {
+                let mut state = self.state();
+                let now = self.clock.now();
+                let State { core, held } = &mut *state;
+                let next = core.tick(now);
+                let polls = held.due_polls(now).into_iter();
+                let mut jobs: Vec<Job> = polls
+                    .map(|(machine, responder)| Job::EndPoll(responder, core.collect(now, machine)))
+                    .collect();
+                let waits = held.due_waits(now).into_iter();
+                jobs.extend(waits.map(|(task, wait)| Job::EndWait(wait, core.show(task))));
+                let again = next.is_some_and(|next| next <= now);
+                (self.after(core, now), jobs, again)
+            };
+            self.enqueue(after.ticket, jobs);
+            self.see_to(after);
+            if !again {
+                return;
+            }
+        }
+    }
+
+    /// Ends all polls that are held: whoever sent one has to show again that it may.
+    pub fn end_polls(&self) {
+        self.state().held.shorten_polls(self.clock.now());
+        self.tick();
+    }
+
+    /// Drops what is held of a connection whose peer is gone: nothing may be handed out to nobody.
+    pub fn drop_abandoned(&self, connection: ConnectionId) {
+        let dropped = {
+            let mut state = self.state();
+            let State { core, held } = &mut *state;
+            let dropped = held.take_of(connection);
+            if let Some((Some(machine), _)) = &dropped {
+                core.release_poll(*machine);
+            }
+            dropped
+        };
+        drop(dropped);
+    }
+
+    /// Whether what was changed may have to wait for the disk.
+    pub fn may_wait(&self) -> bool {
+        self.durable.may_wait()
+    }
+
+    /// How many requests are being held.
+    pub fn held(&self) -> usize {
+        self.state().held.count()
+    }
+
+    fn see_to(&self, after: After) {
+        let ticket = after.ticket;
+        let jobs = self.jobs_of(after);
+        self.enqueue(ticket, jobs);
+    }
+
+    /// Does what is quickly done because of a change; gives what there is to be answered.
+    fn jobs_of(&self, after: After) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        for notice in after.notices {
+            match notice {
+                Notice::Wake(machine) => jobs.push(Job::Wake(machine)),
+                Notice::Finished(task) => {
+                    jobs.push(Job::Finished(task));
+                    self.watchers.wake(task);
+                }
+                Notice::Changed(task) => self.watchers.wake(task),
+                Notice::HandedOut(machine) => {
+                    let soon = self.clock.now().plus(SAYS_WHAT_IT_HOLDS);
+                    self.state().held.shorten_poll(machine, soon);
+                }
+                Notice::MachineOffline(label, why) => info!("machine {label} is offline: {why}"),
+                Notice::MachineOnline(label, instance) => {
+                    info!("machine {label} is online, instance {instance}")
+                }
+            }
+        }
+        jobs
+    }
+
+    fn enqueue(&self, ticket: Ticket, jobs: Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
+        let many = jobs.len() > 1;
+        let mut queue = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.extend(jobs.into_iter().map(|job| (ticket, job)));
+        drop(queue);
+        if many {
+            self.job_waits.notify_all()
+        } else {
+            self.job_waits.notify_one()
+        }
+    }
+
+    /// Answers what was held. Takes a few jobs at once, because they can wait for the disk together.
+    fn answer_forever(&self) {
+        loop {
+            let jobs: Vec<(Ticket, Job)> = {
+                let queue = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut queue = self
+                    .job_waits
+                    .wait_while(queue, |jobs| jobs.is_empty())
+                    .unwrap_or_else(PoisonError::into_inner);
+                let few = queue
+                    .len()
+                    .div_ceil(ANSWERING_THREADS)
+                    .min(MAX_JOBS_AT_ONCE);
+                queue.drain(..few).collect()
+            };
+            self.do_jobs(jobs);
+        }
+    }
+
+    fn do_jobs(&self, jobs: Vec<(Ticket, Job)>) {
+        let mut replies = Vec::new();
+        for (ticket, job) in jobs {
+            self.do_job(ticket, job, &mut replies);
+        }
+        // What needs no disk does not wait for it.
+        let (later, now): (Vec<Reply>, Vec<Reply>) = replies.into_iter().partition(Reply::is_news);
+        for reply in now {
+            self.send(reply);
+        }
+        // One wait is enough for all of them.
+        if let Some(ticket) = later.iter().map(|reply| reply.ticket).max() {
+            let _ = self.durable.wait(ticket);
+        }
+        for reply in later {
+            self.send(reply);
+        }
+    }
+
+    fn send(&self, reply: Reply) {
+        match reply.what {
+            What::Orders(responder, orders) => {
+                responder.answer(match self.only_what_is_safe(orders, reply.ticket) {
+                    Ok(orders) => answers::orders(&orders),
+                    Err(why) => answers::error(503, &why),
+                });
+            }
+            What::Task(wait, task) | What::EndedTask(wait, task) => wait.answer(task),
+        }
+    }
+
+    /// Finds out what is to be answered to whom.
+    fn do_job(&self, ticket: Ticket, job: Job, replies: &mut Vec<Reply>) {
+        let mut reply = |ticket, what| replies.push(Reply { what, ticket });
+        match job {
+            Job::Wake(machine) => {
+                let mut state = self.state();
+                let State { core, held } = &mut *state;
+                let Some(responder) = held.take_poll(machine) else {
+                    return;
+                };
+                let now = self.clock.now();
+                let orders = core.collect(now, machine);
+                let after = self.after(core, now);
+                drop(state);
+                reply(after.ticket, What::Orders(responder, orders));
+                self.see_to(after);
+            }
+            Job::Finished(task) => {
+                let mut state = self.state();
+                let waits = state.held.take_waits(task);
+                if waits.is_empty() {
+                    return;
+                }
+                let shown = state.core.show(task);
+                drop(state);
+                for wait in waits {
+                    reply(ticket, What::EndedTask(wait, shown.clone()));
+                }
+            }
+            Job::EndPoll(responder, orders) => reply(ticket, What::Orders(responder, orders)),
+            Job::EndWait(wait, task) => reply(ticket, What::Task(wait, task)),
+        }
+    }
+
+    /// Saves changes for as long as the server lives.
+    #[cfg(feature = "db")]
+    pub fn save_forever(&self, db: self::db::Db) {
+        self.durable
+            .save_forever(db, |of| self.ask(|core| core.output_snapshot(of)));
+    }
+
+    /// Saves the last of it, before the server ends.
+    pub fn close(&self) {
+        self.durable.close();
+    }
+}
+
+/// The period of the clock's thread: what is due is done at most this late.
+pub const TICK: Duration = Duration::from_millis(100);

@@ -1,0 +1,372 @@
+//! The OpenAPI description: it has every call and parameter of the table of routes, and what the running server
+//! answers fits its schemas.
+//!
+//! The schemas are checked by Python's jsonschema (Debian: `python3-jsonschema`); without it that test says so
+//! and passes.
+#![cfg(all(feature = "server", feature = "agent"))]
+
+mod common;
+
+use common::{Agent, Server, id, task};
+use serde_json::{Value, json};
+use sidebike::wire::machine::MachineState;
+use sidebike::wire::task::{ExecutionState, TaskState};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// Reads `[[what, schema, instance], …]`, prints a line for each instance that does not fit its schema.
+const VALIDATOR: &str = "
+import json, sys
+from jsonschema import Draft202012Validator
+given = json.load(sys.stdin)
+for what, schema, instance in given['cases']:
+    whole = {**schema, 'components': given['components']}
+    for error in Draft202012Validator(whole).iter_errors(instance):
+        print(what, error.json_path, error.message[:300])
+";
+
+fn description() -> Value {
+    serde_json::from_str(sidebike::docs::OPENAPI).expect("JSON")
+}
+
+/// The value itself, or what its `$ref` points to.
+fn resolved<'a>(description: &'a Value, value: &'a Value) -> &'a Value {
+    let Some(path) = value["$ref"].as_str() else {
+        return value;
+    };
+    let path = path.strip_prefix('#').expect("a reference within the file");
+    description
+        .pointer(path)
+        .unwrap_or_else(|| panic!("there is no {path}"))
+}
+
+/// Every call of the description: its name as the table of routes has it, its path, its entry.
+fn operations(description: &Value) -> Vec<(String, &str, &Value)> {
+    let paths = description["paths"].as_object().unwrap().iter();
+    let calls = paths.flat_map(|(path, item)| {
+        let parts = path.split('/').map(|part| match part.starts_with('{') {
+            true => "*",
+            false => part,
+        });
+        let parts: Vec<&str> = parts.collect();
+        let methods = item.as_object().unwrap().iter();
+        let methods = methods.filter(|(name, _)| *name != "parameters");
+        methods.map(move |(method, operation)| {
+            let call = format!("{} {}", method.to_uppercase(), parts.join("/"));
+            (call, path.as_str(), operation)
+        })
+    });
+    calls.collect()
+}
+
+#[test]
+fn it_has_every_call_that_people_make_with_its_parameters() {
+    let description = description();
+    let mut described = BTreeMap::new();
+    let mut ids = BTreeSet::new();
+    for (call, path, operation) in operations(&description) {
+        let parameters = [
+            &description["paths"][path]["parameters"],
+            &operation["parameters"],
+        ];
+        let parameters = parameters.into_iter().filter_map(Value::as_array).flatten();
+        let mut query = BTreeSet::new();
+        let mut in_path = BTreeSet::new();
+        for parameter in parameters {
+            let parameter = resolved(&description, parameter);
+            let name = parameter["name"].as_str().unwrap().to_owned();
+            let text = parameter["description"].as_str().unwrap_or_default();
+            assert!(!text.is_empty(), "{call}: {name} is not explained");
+            match parameter["in"].as_str() {
+                Some("query") => assert!(query.insert(name)),
+                Some("path") => assert!(parameter["required"] == true && in_path.insert(name)),
+                other => panic!("{call}: {name} is in {other:?}"),
+            }
+        }
+        let named = { path.split('/') }
+            .filter_map(|part| Some(part.strip_prefix('{')?.strip_suffix('}')?.to_owned()))
+            .collect();
+        assert_eq!(in_path, named, "{call}");
+        assert!(
+            ids.insert(operation["operationId"].as_str().unwrap()),
+            "{call}"
+        );
+        described.insert(call, query);
+    }
+    let calls = sidebike::server::calls().into_iter();
+    let table: BTreeMap<String, BTreeSet<String>> = calls
+        .filter(|call| call.is_for_people)
+        .map(|call| {
+            (
+                call.call,
+                call.query.iter().map(|&name| name.to_owned()).collect(),
+            )
+        })
+        .collect();
+    assert!(table.len() > 10);
+    assert_eq!(described, table);
+}
+
+#[test]
+fn its_references_lead_somewhere_and_its_states_are_those_that_there_are() {
+    fn check(description: &Value, value: &Value) {
+        resolved(description, value);
+        match value {
+            Value::Object(members) => members.values().for_each(|v| check(description, v)),
+            Value::Array(items) => items.iter().for_each(|v| check(description, v)),
+            _ => {}
+        }
+    }
+    let description = description();
+    check(&description, &description);
+    let schemas = &description["components"]["schemas"];
+    assert_eq!(schemas["TaskState"]["enum"], json!(TaskState::ALL));
+    assert_eq!(
+        schemas["ExecutionState"]["enum"],
+        json!(ExecutionState::ALL)
+    );
+    assert_eq!(schemas["MachineState"]["enum"], json!(MachineState::ALL));
+}
+
+#[test]
+fn the_server_gives_it() {
+    let server = Server::start();
+    let reply = server.get("/api/v1/openapi.json");
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.header("Content-Type"), Some("application/json"));
+    assert_eq!(reply.json(), description());
+}
+
+/// A task with every field that the description has, in one of the forms that `detail` may have.
+fn complete() -> Value {
+    json!({
+        "id": "complete-1", "name": "complete", "machinePattern": "^m$", "mode": "all", "ttl": "90s",
+        "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
+        "resultTtl": 3600, "failureTtl": "2h",
+        "detail": {
+            "command": "cat; echo oops >&2; exit 3", "workspace": "/tmp", "timeout": "5m",
+            "killGrace": 0.5, "env": {"A": "b"}, "stdin": "in\n",
+        },
+    })
+}
+
+/// The names of an object's members.
+fn names(object: &Value) -> BTreeSet<&str> {
+    object
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect()
+}
+
+#[test]
+fn every_field_of_a_submit_is_taken() {
+    let description = description();
+    let schemas = &description["components"]["schemas"];
+    let complete = complete();
+    assert_eq!(names(&complete), names(&schemas["NewTask"]["properties"]));
+    assert_eq!(
+        names(&complete["retry"]),
+        names(&schemas["Retry"]["properties"])
+    );
+    let mut detail = names(&complete["detail"]);
+    detail.insert("argv");
+    assert_eq!(detail, names(&schemas["Detail"]["properties"]));
+    let server = Server::start();
+    assert_eq!(server.post("/api/v1/task", &complete).status, 200);
+    let argv = json!({"machinePattern": "m", "detail": {"argv": ["true"]}});
+    assert_eq!(server.post("/api/v1/task", &argv).status, 200);
+}
+
+/// Forbids members that the description does not have, so that a new field of an answer is noticed.
+fn forbid_unknown(schema: &mut Value) {
+    match schema {
+        Value::Object(members) => {
+            members.values_mut().for_each(forbid_unknown);
+            if members.contains_key("properties") && members["type"] == "object" {
+                members.insert("additionalProperties".into(), false.into());
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(forbid_unknown),
+        _ => {}
+    }
+}
+
+/// Answers of a running server, and what the description says of them.
+struct Answers {
+    server: Server,
+    description: Value,
+    cases: Vec<Value>,
+}
+
+impl Answers {
+    fn note(&mut self, what: &str, schema: Value, instance: Value) {
+        self.cases.push(json!([what, schema, instance]));
+    }
+
+    /// Makes a call of the description and notes its answer.
+    fn call(
+        &mut self,
+        method: &str,
+        path: &str,
+        target: &str,
+        body: Option<&Value>,
+        status: u16,
+    ) -> Value {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let reply = self.server.request(method, target, body.as_bytes());
+        let what = format!("{method} {target} {status}");
+        assert_eq!(reply.status, status, "{what}: {}", reply.text());
+        let responses = &self.description["paths"][path][method.to_lowercase()]["responses"];
+        let status = status.to_string();
+        let response = responses.get(&status).unwrap_or(&responses["default"]);
+        let response = resolved(&self.description, response);
+        let schema = response["content"]["application/json"]["schema"].clone();
+        assert!(schema.is_object(), "{what}: {response}");
+        let answer = reply.json();
+        self.note(&what, schema, answer.clone());
+        answer
+    }
+}
+
+/// Everything a user may see, in as many states as can be had at once.
+fn answers() -> Answers {
+    let server = Server::start();
+    let _agent: Agent = server.agent("m");
+    let description = description();
+    let mut a = Answers {
+        server,
+        description,
+        cases: Vec::new(),
+    };
+    let (tasks, one) = ("/api/v1/task", "/api/v1/task/{id}");
+    a.call("GET", tasks, tasks, None, 200);
+    let failed = complete();
+    a.call("POST", tasks, "/api/v1/task?dryRun=1", Some(&failed), 200);
+    a.call("POST", tasks, "/api/v1/task?wait=30s", Some(&failed), 200);
+    a.call("POST", tasks, tasks, Some(&failed), 409);
+    a.call(
+        "POST",
+        tasks,
+        tasks,
+        Some(&json!({"machinePatern": "m"})),
+        400,
+    );
+    a.call("GET", one, "/api/v1/task/complete-1", None, 200);
+    a.call("GET", one, "/api/v1/task/complete-1?strict=1", None, 422);
+    a.call("GET", one, "/api/v1/task/none", None, 404);
+    let again = "/api/v1/task/status/new";
+    let nobody = json!({"machinePattern": "^nobody$", "detail": {"argv": ["true"]}});
+    a.call(
+        "POST",
+        again,
+        "/api/v1/task/status/new?strict=1&wait=0.01",
+        Some(&nobody),
+        408,
+    );
+    let sleeps = a.call(
+        "POST",
+        tasks,
+        tasks,
+        Some(&task("echo begun; sleep 600")),
+        200,
+    );
+    let sleeps = id(&sleeps["data"]).to_owned();
+    a.server.when(&sleeps, "running", 1);
+    a.call("GET", one, &format!("/api/v1/task/{sleeps}"), None, 200);
+    a.call("DELETE", one, &format!("/api/v1/task/{sleeps}"), None, 409);
+    let cancel = format!("/api/v1/task/{sleeps}/cancel");
+    a.call("POST", "/api/v1/task/{id}/cancel", &cancel, None, 200);
+    a.server.finished(&sleeps);
+    let rerun = "/api/v1/task/{id}/rerun";
+    a.call(
+        "POST",
+        rerun,
+        "/api/v1/task/complete-1/rerun?wait=30s",
+        None,
+        200,
+    );
+    a.call("POST", rerun, "/api/v1/task/none/rerun", None, 404);
+    a.server.run(task("true"));
+    let listed = a.call("GET", tasks, "/api/v1/task?limit=2", None, 200);
+    assert!(listed["next"].is_string(), "{listed}");
+    a.call("GET", tasks, tasks, None, 200);
+    a.call("GET", "/api/v1/machine", "/api/v1/machine", None, 200);
+    a.call("GET", "/healthz", "/healthz", None, 200);
+    // By HTTP/1.0: without chunks, ended by the connection's end.
+    let mut connection = a.server.connect();
+    let target = "/api/v1/task/complete-1/output?format=json";
+    connection.send(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes());
+    let events = String::from_utf8(connection.rest()).unwrap();
+    let (head, events) = events.split_once("\r\n\r\n").expect("an answer");
+    let output = &a.description["paths"]["/api/v1/task/{id}/output"]["get"];
+    let kinds = output["responses"]["200"]["content"].as_object().unwrap();
+    let kind = kinds
+        .iter()
+        .find(|(kind, _)| head.contains(&format!("Content-Type: {kind}\r\n")));
+    let schema = kind.expect(head).1["schema"].clone();
+    let lines = events.lines().filter(|line| !line.is_empty());
+    let lines: Vec<Value> = lines
+        .map(|line| serde_json::from_str(line).expect(line))
+        .collect();
+    assert!(lines.len() > 5, "{lines:?}");
+    for line in lines {
+        a.note("an event", schema.clone(), line);
+    }
+    let deleted = a.call("DELETE", one, &format!("/api/v1/task/{sleeps}"), None, 200);
+    assert!(deleted["data"].is_null());
+    a
+}
+
+#[test]
+fn what_the_server_answers_fits_the_schemas() {
+    let known = Command::new("python3")
+        .args(["-c", "import jsonschema"])
+        .stderr(Stdio::null())
+        .status();
+    if !known.is_ok_and(|status| status.success()) {
+        return println!(
+            "skipped: Python's jsonschema is not installed (apt-get install python3-jsonschema)"
+        );
+    }
+    let mut answers = answers();
+    let mut components = answers.description["components"].take();
+    forbid_unknown(&mut components);
+    let complaints = |cases: &[Value]| {
+        let mut python = Command::new("python3")
+            .args(["-c", VALIDATOR])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let given = json!({"components": components, "cases": cases}).to_string();
+        python
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(given.as_bytes())
+            .unwrap();
+        let output = python.wait_with_output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(answers.cases.len() > 20);
+    assert_eq!(complaints(&answers.cases), "");
+    // It would have noticed: a member too many, one too few, one of another type.
+    let task = answers
+        .cases
+        .iter()
+        .find(|case| case[2]["data"]["id"] == "complete-1");
+    let case = task.expect("the task").clone();
+    for change in [
+        |task: &mut Value| task["new"] = json!(1),
+        |task: &mut Value| drop(task.as_object_mut().unwrap().remove("counts")),
+        |task: &mut Value| task["result"][0]["exitCode"] = json!("3"),
+    ] {
+        let mut case = case.clone();
+        change(&mut case[2]["data"]);
+        assert_ne!(complaints(&[case]), "");
+    }
+}
