@@ -1,15 +1,24 @@
-//! Every HTTP call a caller can make, typed; the only place that names ureq.
+//! Every HTTP call to a server, typed; the only module that names ureq.
 //!
-//! A call either gives the answer proper or a [`CallError`], which says in words which call it was,
-//! where it went and why it failed, and of which [`Kind`] the failure is: that is all a caller needs
-//! to decide whether to try again. To add a call: add a method next to [`Client::poll`]; what every
-//! request carries (the token) is set in `with_token`.
+//! A call returns the data of the answer or a [`CallError`]: which call failed, where it went, and of which
+//! [`Kind`] the failure is. That is all a caller needs to decide whether to try again.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `client` | the agent's calls; sending, the token, errors |
+//! | `people` | the calls of the commands for people |
+//! | `connections` | connections without a proxy |
+//! | `resolver` | names → addresses |
+//! | `tls` | the certificates a server has to have |
+//!
+//! To add a call of the agent: a method next to [`Client::poll`]. To add something that every request
+//! carries: [`Client::with_token`] is where the token is set.
 
 mod connections;
-mod names;
 #[cfg(feature = "cli")]
 mod people;
-mod trust;
+mod resolver;
+mod tls;
 
 #[cfg(feature = "cli")]
 pub use people::{EventReader, TaskFilter};
@@ -19,7 +28,7 @@ use crate::secret::Secret;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
 use crate::wire::{ERROR, Envelope};
 use connections::Connections;
-use names::Names;
+use resolver::TimedResolver;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -29,29 +38,28 @@ use std::time::Duration;
 use ureq::config::Config;
 use ureq::http::HeaderValue;
 
-/// Patience with a connection being made: longer means that nobody is there.
+/// Time-out of making a connection. If it takes longer, the server is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Patience with a call that is answered at once.
+/// Time-out of a call that is answered at once.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Patience with a poll beyond the time it may be held: for the way there and back.
+/// Time-out of a poll beyond the time it may be held: the time on the network.
 const POLL_SLACK: Duration = Duration::from_secs(5);
-/// Patience with a goodbye: it is a courtesy, and the process wants to end.
+/// Time-out of a goodbye: it is optional, and the process is about to end.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Idle connections kept: one for the reporter, one to spare.
 const IDLE_CONNECTIONS: usize = 2;
-/// Age at which an idle connection is not used again: servers and proxies close theirs, too.
+/// The age from which an idle connection is not used again: servers and proxies close theirs as well.
 const IDLE_AGE: Duration = Duration::from_secs(10);
-/// The buffers of a connection, in bytes each: what is usual, an order or a result, fits in a
-/// fraction. ureq's own 128 KiB, set to zero for every new connection, took more time than the rest
-/// of a poll.
+/// Each buffer of a connection, in bytes: an order or a result fits in a fraction of it. To clear ureq's
+/// 128 KiB for every new connection took longer than the rest of a poll.
 const BUFFER_BYTES: usize = 16 << 10;
-/// The longest answer that hands something out, in bytes: many assignments with their standard input.
+/// The longest answer that may hand out work, in bytes: many assignments with their standard input.
 const MAX_POLL_ANSWER: u64 = 32 << 20;
 /// The longest other answer, in bytes.
 const MAX_ANSWER: u64 = 4 << 20;
-/// Shorter tokens are not looked for in an answer, in bytes: they are parts of words.
+/// The shortest token that is masked in an answer, in bytes: shorter ones are parts of ordinary words.
 const MIN_MASKED: usize = 8;
-/// How much of an answer that is not ours goes into an error's text, in characters.
+/// How much of an answer that is no JSON of the server goes into an error message, in characters.
 const MAX_QUOTED: usize = 200;
 
 /// Calls one server.
@@ -65,28 +73,28 @@ pub struct Client {
 /// Why a call failed.
 #[derive(Debug)]
 pub struct CallError {
-    /// Which call it was: an agent's by its name, a person's in words that stand behind "cannot".
+    /// The call: the name of an agent's call, or text for people that follows "cannot".
     pub call: &'static str,
     url: String,
-    /// What sort of failure it was.
+    /// The kind of failure.
     pub kind: Kind,
 }
 
-/// The sorts of failure.
+/// The kinds of failure.
 #[derive(Debug)]
 pub enum Kind {
-    /// No answer came; whether the server has read the request is not known.
+    /// No answer came. Whether the server has read the request is not known.
     Unreachable(String),
-    /// The server said no.
+    /// The server refused.
     Refused {
         /// The HTTP status.
         status: u16,
         /// The reason it gave.
         msg: String,
-        /// Whether it spoke as our server does; otherwise something in between may have answered.
+        /// Whether the answer has the form of a sidebike server; otherwise a proxy may have answered.
         ours: bool,
     },
-    /// Something answered, but not what was expected.
+    /// An answer came that is not of the expected form.
     NotUnderstood(String),
 }
 
@@ -105,13 +113,13 @@ impl CallError {
         }
     }
 
-    /// Whether the server does not accept the token, or wants one.
+    /// Whether the server refuses the token, or wants one.
     pub fn is_denied(&self) -> bool {
         matches!(self.status(), Some(401 | 403))
     }
 
-    /// Whether the same request can never succeed. A 404 of something in between (a proxy, a server
-    /// that is being replaced) may pass.
+    /// Whether the same request can never succeed. A 404 that does not come from a sidebike server (but
+    /// from a proxy, or while a server is being replaced) may be temporary.
     pub fn is_final(&self) -> bool {
         match self.kind {
             Kind::Refused { status, ours, .. } => match status {
@@ -138,10 +146,10 @@ impl fmt::Display for CallError {
 impl std::error::Error for CallError {}
 
 impl Client {
-    /// A client of a server. The proxy settings of the environment (`HTTP_PROXY`, `NO_PROXY`, …) are
-    /// honoured. The error is one line for a person.
+    /// A client of a server. Honours the proxy settings of the environment (`HTTP_PROXY`, `NO_PROXY`, …).
+    /// The error is one line for people.
     pub fn new(registry: &Registry) -> Result<Self, String> {
-        let config = trust::settings(Config::builder(), registry)?
+        let config = tls::settings(Config::builder(), registry)?
             .http_status_as_error(false)
             .user_agent(concat!("sidebike/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(CONNECT_TIMEOUT))
@@ -155,13 +163,13 @@ impl Client {
             .max_idle_age(IDLE_AGE)
             .build();
         Ok(Client {
-            http: ureq::Agent::with_parts(config, Connections::default(), Names),
+            http: ureq::Agent::with_parts(config, Connections::default(), TimedResolver),
             base: registry.url.clone(),
             token: Arc::default(),
         })
     }
 
-    /// The token that every request carries from now on. Whether it is another one than before.
+    /// Sets the token that every request carries from now on. Whether it differs from the one before.
     pub fn set_token(&self, token: Option<Secret>) -> bool {
         let mut known = self.token.write().unwrap_or_else(PoisonError::into_inner);
         let changed = *known != token;
@@ -175,23 +183,23 @@ impl Client {
         known.clone()
     }
 
-    /// "Here I am; what is there to do?" Returns when there is something, or after `poll.wait`.
+    /// Asks for orders. Returns when there are some, or after `poll.wait`.
     pub fn poll(&self, poll: &Poll) -> Result<Orders<Value>, CallError> {
-        let patience = Duration::from(poll.wait) + POLL_SLACK;
-        self.post("poll", poll, patience, MAX_POLL_ANSWER)
+        let timeout = Duration::from(poll.wait) + POLL_SLACK;
+        self.post("poll", poll, timeout, MAX_POLL_ANSWER)
     }
 
-    /// Ships output of commands that run.
+    /// Sends output of commands that run.
     pub fn output(&self, output: &Output) -> Result<Orders<Value>, CallError> {
         self.post("output", output, CALL_TIMEOUT, MAX_ANSWER)
     }
 
-    /// Reports results; the answer may hand out what is next.
+    /// Reports results. The answer may hand out more work.
     pub fn done(&self, done: &Done) -> Result<Taken<Value>, CallError> {
         self.post("done", done, CALL_TIMEOUT, MAX_POLL_ANSWER)
     }
 
-    /// "I end now."
+    /// Tells the server that the agent ends now.
     pub fn goodbye(&self, goodbye: &Goodbye) -> Result<(), CallError> {
         self.post::<_, Value>("goodbye", goodbye, GOODBYE_TIMEOUT, MAX_ANSWER)
             .map(|_| ())
@@ -202,29 +210,26 @@ impl Client {
         &self,
         call: &'static str,
         question: &Q,
-        patience: Duration,
+        timeout: Duration,
         max_answer: u64,
     ) -> Result<A, CallError> {
         let url = format!("{}/api/v1/agent/{call}", self.base);
         serde_json::to_vec(question)
             .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
-            .and_then(|body| self.exchange(&url, &body, patience, max_answer))
+            .and_then(|body| self.exchange(&url, &body, timeout, max_answer))
             .and_then(|(status, answer)| self.understand(status, answer))
             .map_err(|kind| CallError { call, url, kind })
     }
 
-    /// Bytes out, status and bytes in.
+    /// Sends a body; returns the status and the body of the answer.
     fn exchange(
         &self,
         url: &str,
         body: &[u8],
-        patience: Duration,
+        timeout: Duration,
         max_answer: u64,
     ) -> Result<(u16, Vec<u8>), Kind> {
-        let mut answer = self
-            .request(url, patience)
-            .send(body)
-            .map_err(unreachable)?;
+        let mut answer = self.request(url, timeout).send(body).map_err(unreachable)?;
         let status = answer.status().as_u16();
         let bytes = answer
             .body_mut()
@@ -240,20 +245,20 @@ impl Client {
         Ok((status, bytes))
     }
 
-    /// A request with a body.
+    /// A request with a JSON body.
     fn request(
         &self,
         url: &str,
-        patience: Duration,
+        timeout: Duration,
     ) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
         self.with_token(self.http.post(url))
             .header("content-type", "application/json")
             .config()
-            .timeout_global(Some(patience))
+            .timeout_global(Some(timeout))
             .build()
     }
 
-    /// Adds the token, for every request there is.
+    /// Adds the token. Every request goes through here.
     fn with_token<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
         let Some(token) = self.token() else {
             return request;
@@ -263,12 +268,12 @@ impl Client {
                 value.set_sensitive(true);
                 request.header("authorization", value)
             }
-            // Cannot be: a token is made of visible ASCII characters.
+            // Impossible: a token consists of visible ASCII characters.
             Err(_) => request,
         }
     }
 
-    /// As [`understand`], and no error quotes the token.
+    /// Does what [`understand`] does, with the token masked in errors.
     fn understand<A: DeserializeOwned>(&self, status: u16, answer: Vec<u8>) -> Result<A, Kind> {
         match understand(status, &answer) {
             Ok(answer) => Ok(answer),
@@ -276,7 +281,7 @@ impl Client {
         }
     }
 
-    /// An answer fit to be quoted: some proxies show the request they did not like.
+    /// Masks the token: some proxies answer with the request that they refused.
     fn without_token(&self, mut answer: Vec<u8>) -> Vec<u8> {
         let Some(token) = self.token() else {
             return answer;
@@ -292,21 +297,21 @@ impl Client {
     }
 }
 
-/// What these words of libraries mean to a person, as a rule.
+/// What these words in errors of libraries usually mean.
 const HINTS: [(&str, &str); 4] = [
     (
         "CaUsedAsEndEntity",
-        "a server needs a certificate of its own, with CA:FALSE, not an authority's",
+        "a server needs a certificate of its own, with CA:FALSE, not that of an authority",
     ),
     (
         "UnknownIssuer",
-        "nobody whom this machine trusts vouches for it; name the file of who does with --ca or SIDEBIKE_CA",
+        "this machine trusts no authority that has signed it; name a file with the certificate of the authority with --ca or SIDEBIKE_CA",
     ),
     ("InvalidContentType", "maybe it speaks http, not https"),
     ("invalid HTTP version", "maybe it speaks https, not http"),
 ];
 
-/// Why no answer came, in words.
+/// Why no answer came.
 fn unreachable(why: ureq::Error) -> Kind {
     let mut text = match why {
         ureq::Error::Timeout(reason) => format!("no answer in time ({reason})"),
@@ -321,7 +326,7 @@ fn unreachable(why: ureq::Error) -> Kind {
     Kind::Unreachable(text)
 }
 
-/// Status and body → the answer proper, or what is wrong with it.
+/// Status and body → the data of the answer, or what is wrong with it.
 fn understand<A: DeserializeOwned>(status: u16, body: &[u8]) -> Result<A, Kind> {
     if status != 200 {
         return Err(refused(status, body, None));
@@ -329,12 +334,12 @@ fn understand<A: DeserializeOwned>(status: u16, body: &[u8]) -> Result<A, Kind> 
     match serde_json::from_slice::<Envelope<A>>(body) {
         Ok(envelope) if envelope.signal != ERROR => Ok(envelope.data),
         Ok(_) => Err(refused(status, body, None)),
-        // An error may well have no `data`, or another one.
+        // The answer may be an error without `data`, or with other data.
         Err(why) => Err(refused(status, body, Some(why))),
     }
 }
 
-/// What is wrong with an answer: it says no, or it is none, because `why`.
+/// The failure in an answer: a refusal, or an answer that is not understood because of `why`.
 fn refused(status: u16, body: &[u8], why: Option<serde_json::Error>) -> Kind {
     let refusal = serde_json::from_slice::<Refusal>(body);
     if let Some(why) = why
@@ -356,7 +361,7 @@ fn refused(status: u16, body: &[u8], why: Option<serde_json::Error>) -> Kind {
     }
 }
 
-/// The part of an [`Envelope`] that matters when the server says no.
+/// The part of an [`Envelope`] that matters in a refusal.
 #[derive(serde::Deserialize)]
 struct Refusal {
     signal: i32,
@@ -364,7 +369,7 @@ struct Refusal {
     msg: String,
 }
 
-/// The beginning of an answer, fit for one line of a log.
+/// The beginning of an answer as one line.
 fn quoted(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(&body[..body.len().min(MAX_QUOTED * 4)]);
     let line: String = text
@@ -384,7 +389,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_and_refusals_are_told_apart() {
+    fn answers_and_refusals_are_distinguished() {
         let good = br#"{"signal":1,"msg":"","data":{"results":[]}}"#;
         assert!(
             understand::<Taken<Value>>(200, good)
@@ -419,14 +424,14 @@ mod tests {
         }
     }
 
-    fn nobody() -> Client {
+    fn unreachable_client() -> Client {
         let url = "http://127.0.0.1:1".to_owned();
         Client::new(&Registry { url, ca: None }).unwrap()
     }
 
     #[test]
-    fn an_echo_of_the_token_is_not_quoted() {
-        let client = nobody();
+    fn the_token_is_masked_in_an_answer() {
+        let client = unreachable_client();
         assert!(client.set_token(Some(Secret::for_test("s3cret-token"))));
         assert!(!client.set_token(Some(Secret::for_test("s3cret-token"))));
         let echo = client.without_token(b"Bearer s3cret-token, s3cret-token!".to_vec());
@@ -434,8 +439,8 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_which_call_where_and_why() {
-        let client = nobody();
+    fn an_error_names_the_call_the_server_and_the_reason() {
+        let client = unreachable_client();
         let goodbye = Goodbye {
             instance: "i".into(),
             holds: Vec::new(),

@@ -39,9 +39,9 @@ fn main() -> ExitCode {
     #[cfg(feature = "agent")]
     if std::env::args_os()
         .nth(1)
-        .is_some_and(|word| word == sidebike::agent::guard::PROGRAM)
+        .is_some_and(|word| word == sidebike::agent::processes::guard::PROGRAM)
     {
-        sidebike::agent::guard::run();
+        sidebike::agent::processes::guard::run();
         return ExitCode::SUCCESS;
     }
     let program = CommandLine::parse_or_exit().program;

@@ -1,30 +1,29 @@
 //! The output of one command, until the server has taken it.
 //!
-//! Two buffers keep the bytes; a list of runs keeps the order in which the two streams' bytes came.
-//! Nothing here is taken away by being sent: only [`OutputLog::taken`] frees memory, so a lost
-//! request is repeated by asking for the pieces again.
+//! Two buffers keep the bytes, a list of runs keeps the order in which the bytes of the two streams came.
+//! Only [`OutputLog::taken`] frees memory, so a lost request is repeated by asking for the pieces again.
 
 use crate::head_tail_buffer::HeadTailBuffer;
 use crate::wire::agent::Stream;
 use std::collections::VecDeque;
 
-/// Runs remembered, in number: beyond it the exact order of interleaved streams is given up,
-/// because a command that switches streams with every byte must not cost more than its bytes.
+/// Runs remembered, in number. Beyond it the exact order of the streams is given up: a command that
+/// switches streams with every byte must not cost more memory than its bytes.
 const MAX_RUNS: usize = 1_000;
-/// What a piece costs in a request beside its bytes, in bytes: names, ids, offsets.
+/// The size of a piece in a request without its data, in bytes: names, ids, offsets.
 pub const PIECE_OVERHEAD: usize = 256;
 
-/// Both streams of one command: everything is per stream, standard output first.
+/// The output of one command. Arrays are indexed by stream, standard output first.
 #[derive(Debug, Default)]
 pub struct OutputLog {
     buffers: [HeadTailBuffer; 2],
     taken: [u64; 2],
-    /// Which stream wrote up to where, in the order in which it came.
+    /// Each entry is a stream and the offset up to which it had been written, in order of arrival.
     runs: VecDeque<(Stream, u64)>,
     dropped: bool,
 }
 
-/// Up to which offset the pieces of a request go, per stream.
+/// The offsets up to which a request carries output, per stream.
 pub type Cursor = [u64; 2];
 
 /// Pieces for one request.
@@ -32,9 +31,9 @@ pub type Cursor = [u64; 2];
 pub struct Pieces {
     /// Stream, offset, bytes.
     pub pieces: Vec<(Stream, u64, Vec<u8>)>,
-    /// What to tell [`OutputLog::taken`].
+    /// The argument of [`OutputLog::taken`] once the server has the pieces.
     pub cursor: Cursor,
-    /// Whether nothing is left after them.
+    /// Whether they are all that is left.
     pub complete: bool,
 }
 
@@ -54,8 +53,7 @@ impl OutputLog {
         let buffer = &mut self.buffers[index(stream)];
         buffer.append(data);
         let end = buffer.end();
-        let crowded = self.runs.len() >= MAX_RUNS;
-        let last = if crowded {
+        let last = if self.runs.len() >= MAX_RUNS {
             self.runs.iter_mut().rev().find(|run| run.0 == stream)
         } else {
             self.runs.back_mut().filter(|run| run.0 == stream)
@@ -72,11 +70,11 @@ impl OutputLog {
     }
 
     /// How many bytes are in memory.
-    pub fn kept(&self) -> usize {
+    pub fn kept_bytes(&self) -> usize {
         self.buffers[0].kept() + self.buffers[1].kept()
     }
 
-    /// Whether the server has all there is.
+    /// Whether the server has all the output.
     pub fn is_taken(&self) -> bool {
         self.runs.is_empty()
     }
@@ -115,7 +113,7 @@ impl OutputLog {
         }
     }
 
-    /// The server has everything up to `cursor`.
+    /// Frees what the server has: everything up to `cursor`.
     pub fn taken(&mut self, cursor: Cursor) {
         for (stream, upto) in cursor.into_iter().enumerate() {
             self.taken[stream] = self.taken[stream].max(upto);
@@ -129,7 +127,7 @@ impl OutputLog {
         }
     }
 
-    /// Nobody asks for it any more: frees everything and keeps nothing from now on.
+    /// Frees everything and keeps nothing from now on.
     pub fn drop_all(&mut self) {
         *self = OutputLog {
             dropped: true,
@@ -166,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_taken_is_given_again() {
+    fn pieces_that_were_not_taken_are_given_again() {
         let mut log = OutputLog::default();
         log.append(Stream::Stdout, &[7; 1_000]);
         let first = log.next(PIECE_OVERHEAD + 600);
@@ -200,7 +198,7 @@ mod tests {
         assert_eq!(next.cursor, log.totals());
         log.taken(next.cursor);
         assert!(log.is_taken());
-        assert!(log.kept() <= HEAD_BYTES);
+        assert!(log.kept_bytes() <= HEAD_BYTES);
     }
 
     #[test]
@@ -209,6 +207,6 @@ mod tests {
         log.append(Stream::Stdout, b"one");
         log.drop_all();
         log.append(Stream::Stdout, b"two");
-        assert_eq!((log.kept(), log.is_taken()), (0, true));
+        assert_eq!((log.kept_bytes(), log.is_taken()), (0, true));
     }
 }

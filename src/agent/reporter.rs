@@ -1,122 +1,123 @@
-//! Results and output, kept until the server has taken them.
+//! When reports are sent, and what a failure means. What goes into one is in [`super::batch`].
 //!
-//! One request at a time, with whatever there is by then: results at once, output every now and then,
-//! several commands' together. A result is sent by the thread that ran the command, which then runs
-//! what the answer brings: handed to another thread and back, a small command would take a tenth
-//! longer. The rest is sent by a thread of its own: output, what came while another request was under
-//! way, and what could not be sent.
+//! One request is under way at a time. Results are sent at once, output every now and then, that of
+//! several commands together. The thread that ran a command sends its result and then runs what the
+//! answer hands out: to pass it to another thread and back would make a small command a tenth slower.
+//! Everything else is sent by the reporter's own thread: output, results that came while another request
+//! was under way, and results that could not be sent.
 //!
-//! Nothing is taken from the board before the server has answered, so a lost request is repeated by
-//! collecting again. When the server is away, pauses grow; a poll that gets through ends them.
+//! Nothing is dropped from the state before the server has answered, so a lost request is repeated by
+//! collecting its content again. While the server is away the pauses grow; a poll that succeeds ends them.
 //!
-//! A request that the server will never take must not block the others: what it carried is sent
-//! command by command, and what is refused then is given up, first the output, then the result.
+//! A request that the server will never take must not block the others. Its attempts are reported one by
+//! one; if that is refused as well, first the output is given up, then the result.
 
-use super::held::{Held, lock};
-use super::output::{Cursor, PIECE_OVERHEAD};
-use super::pauses::Pauses;
-use super::{Agent, Turn, Work};
+use super::attempt::lock;
+use super::backoff::Backoff;
+use super::batch::{Batch, Delivery, MAX_OUTPUT_BYTES};
+use super::shared::{Agent, Task};
+use super::state::Runnable;
 use crate::client::{CallError, Kind};
-use crate::wire::agent::{AttemptId, Done, Ended, Orders, Output, Piece, Taken};
+use crate::wire::agent::{Done, Orders, Output, Taken};
 use log::{debug, warn};
 use serde_json::Value;
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
-/// The room in a request, in bytes of raw output. The server reads 1 MiB, and base64 adds a third; but
-/// while it is sent it is in memory four times: kept, taken out, as base64, in the request.
-const ROOM_BYTES: usize = 128 * 1024;
-/// What a result costs in a request beside its text, in bytes.
-const RESULT_OVERHEAD: usize = 512;
-/// Time between two looks at the output: it is at most a second behind, and a chatty command does
-/// not make a request per line.
-const PACE: Duration = Duration::from_millis(400);
+/// The time between two reports of output: short enough for output to be at most a second behind, long
+/// enough that a chatty command does not cause one request per line.
+const OUTPUT_PERIOD: Duration = Duration::from_millis(400);
 
-/// What goes into one request.
-#[derive(Default)]
-struct Batch {
-    pieces: Vec<Piece>,
-    results: Vec<Ended>,
-    /// Whose pieces, and up to where.
-    cursors: Vec<(Arc<Held>, Cursor)>,
-}
-
-/// How the requests have been going. Who has the lock of it sends; and looks for results once more
-/// when it is given back, because nobody has waited for it meanwhile.
+/// The state of reporting. The thread that holds the lock around it sends. Others do not wait for the
+/// lock, so that thread looks for results once more after it has released the lock.
 #[derive(Debug)]
 pub struct Reporter {
-    pauses: Pauses,
+    backoff: Backoff,
     not_before: Instant,
     output_not_before: Instant,
-    /// So many requests carry one command only.
+    /// This many of the next requests are about one attempt only.
     singly: usize,
-    /// A failure has been logged and nothing got through since.
+    /// A failure has been logged, and no request has succeeded since.
     failing: bool,
 }
 
-/// Reports for as long as the process lives.
+/// Whether to send the next request at once, or after a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    AtOnce,
+    AfterPause,
+}
+
+/// The answer to a report.
+enum Answer {
+    ToOutput(Box<Orders<Value>>),
+    /// With the number of the poll by which the report asked for work, if it did.
+    ToResults(Taken<Value>, Option<u64>),
+}
+
+/// The reporter's thread. Never returns.
 pub fn run(agent: &Arc<Agent>) {
     loop {
         let (not_before, output_not_before) = {
             let reporter = lock(&agent.reporter);
             (reporter.not_before, reporter.output_not_before)
         };
-        let nudged = agent.board.wait_for_news(not_before, output_not_before);
+        let nudged = agent.state.wait_for_report(not_before, output_not_before);
         let mut reporter = lock(&agent.reporter);
         if nudged {
-            reporter.pauses.reset();
+            reporter.backoff.reset();
         } else if Instant::now() < reporter.not_before {
-            // Another thread has failed meanwhile: the pause is due.
-            agent.board.output_came();
+            // Another thread has failed since `not_before` was read: its pause has to pass first.
+            agent.state.output_ready();
             continue;
         }
-        reporter.round(agent);
+        reporter.send_all(agent);
     }
 }
 
-/// Reports the result of a command that this thread has run, and what else there is. Returns what
-/// this thread is to run next.
-pub fn report(agent: &Arc<Agent>) -> Option<Work> {
+/// Reports the result of the command that this thread has run, and whatever else is due. Returns the
+/// attempt that this thread is to run next.
+pub fn report(agent: &Arc<Agent>) -> Option<Runnable> {
     let mut next = None;
     loop {
         let mut reporter = match agent.reporter.try_lock() {
             Ok(reporter) => reporter,
             Err(TryLockError::Poisoned(reporter)) => reporter.into_inner(),
-            // Who sends looks again.
+            // The thread that sends now looks again afterwards.
             Err(TryLockError::WouldBlock) => return next,
         };
         let sent = reporter.not_before <= Instant::now() && {
-            let (sent, orders) = reporter.send_next(agent);
-            for work in orders {
+            let (then, orders) = reporter.send_next(agent);
+            for runnable in orders {
                 match next {
-                    None => next = Some(work),
-                    Some(_) => agent.start(work),
+                    None => next = Some(runnable),
+                    Some(_) => agent.start(runnable),
                 }
             }
-            sent
+            then == Next::AtOnce
         };
         drop(reporter);
-        if !agent.board.has_result() {
+        if !agent.state.has_result() {
             return next;
         }
-        // More results came meanwhile. They are sent here if another thread can run what is next.
-        if sent && let Some(work) = next.take() {
-            let back = agent.crew.offer(Turn::Command(work)).err();
-            next = back.and_then(Turn::command);
+        // More results came meanwhile. This thread sends them if another one can run the next command.
+        if sent && let Some(runnable) = next.take() {
+            let back = agent.threads.offer(Task::Run(runnable)).err();
+            next = back.and_then(Task::into_runnable);
         }
         if !sent || next.is_some() {
-            agent.board.result_came();
+            agent.state.result_ready();
             return next;
         }
     }
 }
 
 impl Reporter {
-    /// Nothing sent yet.
+    /// A reporter that has sent nothing.
     pub fn new() -> Self {
         let now = Instant::now();
         Reporter {
-            pauses: Pauses::new(),
+            backoff: Backoff::new(),
             not_before: now,
             output_not_before: now,
             singly: 0,
@@ -124,206 +125,136 @@ impl Reporter {
         }
     }
 
-    /// Tells what there is now.
-    fn round(&mut self, agent: &Arc<Agent>) {
+    /// Sends what is there now. What comes meanwhile is left for the next time: otherwise a command that
+    /// writes without a pause would keep the reporter here.
+    fn send_all(&mut self, agent: &Arc<Agent>) {
         let start = Instant::now();
         self.not_before = start;
-        // What comes meanwhile is for the next round: a flood is sampled, not followed.
-        let kept: usize = agent.board.news().iter().map(|held| held.kept()).sum();
-        for _ in 0..=kept / ROOM_BYTES + 1 + self.singly {
-            if agent.board.news().is_empty() {
+        let unreported = agent.state.unreported();
+        let kept_bytes: usize = unreported.iter().map(|attempt| attempt.kept_bytes()).sum();
+        for _ in 0..=kept_bytes / MAX_OUTPUT_BYTES + 1 + self.singly {
+            if agent.state.unreported().is_empty() {
                 break;
             }
-            let (sent, orders) = self.send_next(agent);
-            for work in orders {
-                agent.start(work);
+            let (then, orders) = self.send_next(agent);
+            for runnable in orders {
+                agent.start(runnable);
             }
-            if !sent {
+            if then == Next::AfterPause {
                 break;
             }
         }
-        self.output_not_before = start + PACE;
-        if !agent.board.news().is_empty() {
-            agent.board.output_came();
+        self.output_not_before = start + OUTPUT_PERIOD;
+        if !agent.state.unreported().is_empty() {
+            agent.state.output_ready();
         }
     }
 
-    /// Sends one request, if there is anything to tell. Whether to go on, otherwise there is a pause
-    /// now; and what is to be run next.
-    fn send_next(&mut self, agent: &Arc<Agent>) -> (bool, Vec<Work>) {
-        let batch = self.collect(agent);
-        if batch.cursors.is_empty() {
-            return (true, Vec::new());
+    /// Sends one request, if there is anything to report, and sets the pause that follows. Also returns
+    /// what the answer hands out.
+    fn send_next(&mut self, agent: &Arc<Agent>) -> (Next, Vec<Runnable>) {
+        let batch = Batch::collect(&agent.state, self.singly > 0);
+        if batch.is_empty() {
+            return (Next::AtOnce, Vec::new());
         }
-        let (sent, orders) = self.send(agent, batch);
-        if !sent {
-            self.not_before = Instant::now() + self.pauses.next();
+        let (then, orders) = self.send(agent, batch);
+        if then == Next::AfterPause {
+            self.not_before = Instant::now() + self.backoff.next();
         }
-        (sent, orders)
+        (then, orders)
     }
 
-    /// The next request: first the commands that have ended, each with its result if all the rest
-    /// of its output fits.
-    fn collect(&self, agent: &Agent) -> Batch {
-        let mut batch = Batch::default();
-        let mut room = ROOM_BYTES;
-        for held in agent.board.news() {
-            if room <= PIECE_OVERHEAD + RESULT_OVERHEAD {
-                break;
-            }
-            // A result that is there now has all its output before it.
-            let result = held.result();
-            let next = held.next_pieces(room - RESULT_OVERHEAD);
-            for (stream, offset, data) in next.pieces {
-                room = room.saturating_sub(PIECE_OVERHEAD + data.len());
-                batch.pieces.push(Piece {
-                    id: held.id.clone(),
-                    stream,
-                    offset,
-                    data,
-                });
-            }
-            if let Some(result) = result.filter(|_| next.complete) {
-                room = room.saturating_sub(RESULT_OVERHEAD + result.msg.len());
-                batch.results.push(result);
-            }
-            batch.cursors.push((held, next.cursor));
-            if self.singly > 0 {
-                break;
-            }
-        }
-        batch
-    }
-
-    /// Sends a request. Whether to go on, otherwise a pause is due; and what is to be run next.
-    fn send(&mut self, agent: &Arc<Agent>, batch: Batch) -> (bool, Vec<Work>) {
+    fn send(&mut self, agent: &Arc<Agent>, batch: Batch) -> (Next, Vec<Runnable>) {
         self.singly = self.singly.saturating_sub(1);
-        let instance = agent.board.instance();
+        let instance = agent.state.instance();
         let Batch {
             pieces,
             results,
-            cursors,
+            delivery,
         } = batch;
-        let carried = Carried {
-            output: !pieces.is_empty(),
-            results: results.iter().map(|result| result.id.clone()).collect(),
-            cursors,
-        };
-        let client = &agent.client;
-        let answer = if results.is_empty() {
-            if !carried.output {
-                // Only gaps: what would have been in them is gone.
-                carried.output_taken();
-                return (true, Vec::new());
-            }
-            client
-                .output(&Output { instance, pieces })
-                .map(|orders| Answer::Orders(Box::new(orders)))
+        let answer = if !results.is_empty() {
+            let seq = agent.state.work_request();
+            let done = Done {
+                instance,
+                seq,
+                pieces,
+                results,
+            };
+            let answer = agent.client.done(&done);
+            answer.map(|taken| Answer::ToResults(taken, seq))
+        } else if delivery.has_output() {
+            let answer = agent.client.output(&Output { instance, pieces });
+            answer.map(|orders| Answer::ToOutput(Box::new(orders)))
         } else {
-            let seq = agent.board.asks_for_more();
-            client
-                .done(&Done {
-                    instance,
-                    seq,
-                    pieces,
-                    results,
-                })
-                .map(|taken| Answer::Taken(taken, seq))
+            // All that is left are gaps: the bytes in them have been dropped.
+            delivery.output_taken();
+            return (Next::AtOnce, Vec::new());
         };
         match answer {
             Ok(answer) => {
                 self.failing = false;
-                carried.output_taken();
-                let (all, orders) = accept(agent, answer, &carried);
-                if all {
-                    self.pauses.reset();
-                }
-                (all, orders)
+                delivery.output_taken();
+                self.answered(agent, answer, &delivery)
             }
-            Err(why) => (self.refused(agent, &why, &carried), Vec::new()),
+            Err(why) => (self.failed(agent, &why, &delivery), Vec::new()),
         }
     }
 
-    /// Deals with a failure. Whether to go on at once.
-    fn refused(&mut self, agent: &Agent, why: &CallError, carried: &Carried) -> bool {
+    /// Obeys an answer.
+    fn answered(
+        &mut self,
+        agent: &Arc<Agent>,
+        answer: Answer,
+        delivery: &Delivery,
+    ) -> (Next, Vec<Runnable>) {
+        let (is_complete, orders) = match answer {
+            Answer::ToOutput(orders) => (true, agent.obey(*orders).runnable),
+            Answer::ToResults(taken, latest) => {
+                let mut orders = Vec::new();
+                // Without a request for work nothing is started: it could be a second start.
+                for job in taken.start.into_iter().filter(|_| latest.is_some()) {
+                    orders.extend(agent.state.accept(job, latest));
+                }
+                let is_complete = delivery.results_answered(&agent.state, &taken.results);
+                (is_complete, orders)
+            }
+        };
+        if !is_complete {
+            return (Next::AfterPause, orders);
+        }
+        self.backoff.reset();
+        (Next::AtOnce, orders)
+    }
+
+    /// Decides what a failure means.
+    fn failed(&mut self, agent: &Agent, why: &CallError, delivery: &Delivery) -> Next {
         if why.is_final() {
-            if carried.cursors.len() > 1 {
-                warn!("{why}; sending command by command");
-                self.singly = carried.cursors.len();
-            } else if carried.output {
+            if delivery.attempts() > 1 {
+                warn!("{why}; reporting the commands one by one");
+                self.singly = delivery.attempts();
+            } else if delivery.has_output() {
                 warn!("{why}; giving up a piece of output");
-                carried.output_taken();
+                delivery.output_taken();
             } else {
-                for id in &carried.results {
+                for id in delivery.results() {
                     let (execution, attempt) = (&id.execution, id.attempt);
                     warn!("{why}; giving up the result of {execution} (attempt {attempt})");
-                    agent.board.delivered(id);
+                    agent.state.delivered(id);
                 }
             }
-            return true;
+            return Next::AtOnce;
         }
         if why.is_denied() {
-            agent.rereader.refused(&agent.client);
+            agent.token_reader.refused(&agent.client);
         }
-        // That the server is away, or does not let us in, is said once, by the poll loop.
-        let said = matches!(why.kind, Kind::Unreachable(_)) || why.is_denied();
-        if !self.failing && !said {
+        // The poll loop logs that the server is unreachable or refuses the token.
+        let is_logged = matches!(why.kind, Kind::Unreachable(_)) || why.is_denied();
+        if !self.failing && !is_logged {
             warn!("{why}; trying again");
             self.failing = true;
         } else {
             debug!("{why}");
         }
-        false
+        Next::AfterPause
     }
-}
-
-/// Takes note of an answer. Whether everything was dealt with, and what is to be run next.
-fn accept(agent: &Agent, answer: Answer, carried: &Carried) -> (bool, Vec<Work>) {
-    let mut orders = Vec::new();
-    let verdicts = match answer {
-        Answer::Orders(orders) => return (true, agent.obey(*orders).1),
-        Answer::Taken(taken, latest) => {
-            // Without having asked nothing is started: it could be a second time.
-            for job in taken.start.into_iter().filter(|_| latest.is_some()) {
-                orders.extend(agent.board.accept(job, latest));
-            }
-            taken.results
-        }
-    };
-    for verdict in &verdicts {
-        let id = &verdict.id;
-        if !carried.results.contains(id) {
-            // Not asked about: whatever it means, it must not end something that runs.
-            continue;
-        }
-        if !verdict.taken {
-            let (execution, attempt, msg) = (&id.execution, id.attempt, &verdict.msg);
-            warn!("the result of {execution} (attempt {attempt}) does not count: {msg}");
-        }
-        agent.board.delivered(id);
-    }
-    let listed = |id: &AttemptId| verdicts.iter().any(|verdict| verdict.id == *id);
-    (carried.results.iter().all(listed), orders)
-}
-
-/// What was in a request that is under way.
-struct Carried {
-    output: bool,
-    results: Vec<AttemptId>,
-    cursors: Vec<(Arc<Held>, Cursor)>,
-}
-
-impl Carried {
-    /// The server has the pieces.
-    fn output_taken(&self) {
-        for (held, cursor) in &self.cursors {
-            held.output_taken(*cursor);
-        }
-    }
-}
-
-enum Answer {
-    Orders(Box<Orders<Value>>),
-    /// With the latest poll when it was asked for.
-    Taken(Taken<Value>, Option<u64>),
 }

@@ -1,10 +1,13 @@
-//! The end of an agent: TERM or INT, once politely, twice at once. HUP only reads the token again.
+//! Signals: the first TERM or INT ends the agent in good order, a second one at once. HUP reads the token
+//! again.
 //!
-//! Politely: no more work is taken, commands get `--grace` to end by themselves, then they are
-//! ended; every result is reported; goodbye. The polls go on meanwhile, so the server knows that
-//! the agent is alive and draining.
+//! In good order means: the agent takes no more work, commands get `--grace` to end by themselves, those
+//! that still run are ended, every result is reported, and a goodbye is sent. The polls go on meanwhile, so
+//! the server knows that the agent lives and drains.
 
-use super::{Agent, token};
+use super::processes::process_table::ProcessTable;
+use super::shared::Agent;
+use super::token;
 use crate::wire::agent::Goodbye;
 use log::{info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -12,16 +15,21 @@ use signal_hook::iterator::{Handle, Signals};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Patience with commands that have been told to end: TERM, 5 s, KILL, and a little.
-const END_PATIENCE: Duration = Duration::from_secs(7);
-/// Patience with a server that does not take the last results.
-const REPORT_PATIENCE: Duration = Duration::from_secs(5);
-/// Two signals this close are one: some supervisors signal the process and its group.
+/// How long commands that were told to end may take: 5 s from TERM to KILL, and a little.
+const STOP_TIMEOUT: Duration = Duration::from_secs(7);
+/// How long a server may take to accept the last results.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Two signals this close together count as one: some supervisors signal a process and its group.
 const SAME_SIGNAL: Duration = Duration::from_millis(100);
-/// Added to a signal's number, as shells do, when the agent ends at once.
+/// The exit code after a second signal is its number plus this, as in shells.
 const SIGNALED: i32 = 128;
 
-/// Waits for the signals and obeys; returns when the agent has ended as it should.
+/// Catches the signals from now on.
+pub fn catch_signals() -> Result<Signals, String> {
+    Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|why| format!("cannot catch signals: {why}"))
+}
+
+/// Obeys the signals. Returns when the agent has ended in good order.
 pub fn wait(agent: &Arc<Agent>, mut signals: Signals) -> Result<(), String> {
     let mut first: Option<Instant> = None;
     let handle = signals.handle();
@@ -31,23 +39,19 @@ pub fn wait(agent: &Arc<Agent>, mut signals: Signals) -> Result<(), String> {
             None => {
                 first = Some(Instant::now());
                 let name = if signal == SIGINT { "INT" } else { "TERM" };
-                info!("{name}: taking no more work");
+                // Act before logging: standard error may block.
                 begin(agent, handle.clone())?;
+                info!("{name}: taking no more work");
             }
             Some(at) if at.elapsed() < SAME_SIGNAL => {}
             Some(_) => {
-                warn!("a second signal: killing everything");
-                agent.board.kill_all();
+                agent.state.kill_all(ProcessTable::read().as_ref());
+                warn!("a second signal: killed everything");
                 std::process::exit(SIGNALED + signal);
             }
         }
     }
     Ok(())
-}
-
-/// Catches the signals from now on.
-pub fn catch() -> Result<Signals, String> {
-    Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|why| format!("cannot catch signals: {why}"))
 }
 
 /// Ends the agent in another thread: this one waits for the second signal.
@@ -64,32 +68,29 @@ fn begin(agent: &Arc<Agent>, signals: Handle) -> Result<(), String> {
 }
 
 fn end(agent: &Arc<Agent>) {
-    let epoch = agent.board.drain();
+    let state = &agent.state;
+    let epoch = state.drain();
     let now = Instant::now();
-    if !agent.board.wait_until_reported(now) || !agent.board.wait_until_idle(now) {
+    if !state.wait_until_reported(now) || !state.wait_until_idle(now) {
         if let Err(why) = agent.start_polls(epoch) {
             warn!("cannot poll any more: {why}");
         }
-        let grace = Duration::from(agent.config.grace);
-        if !agent.board.wait_until_idle(Instant::now() + grace) {
-            info!("the grace is over: ending what still runs");
-            agent.board.stop_all();
-            if !agent.board.wait_until_idle(Instant::now() + END_PATIENCE) {
-                agent.board.kill_all();
+        if !state.wait_until_idle(Instant::now() + Duration::from(agent.config.grace)) {
+            state.stop_all();
+            info!("the grace is over: ending the commands that still run");
+            if !state.wait_until_idle(Instant::now() + STOP_TIMEOUT) {
+                state.kill_all(ProcessTable::read().as_ref());
             }
         }
-        agent.board.nudge();
-        if !agent
-            .board
-            .wait_until_reported(Instant::now() + REPORT_PATIENCE)
-        {
+        state.nudge();
+        if !state.wait_until_reported(Instant::now() + REPORT_TIMEOUT) {
             warn!("the server does not take the last results");
         }
     }
-    agent.board.end_polls();
+    state.end_polls();
     let goodbye = Goodbye {
-        instance: agent.board.instance(),
-        holds: agent.board.holds(),
+        instance: state.instance(),
+        holds: state.holds(),
     };
     match agent.client.goodbye(&goodbye) {
         Ok(()) => info!("goodbye"),

@@ -1,52 +1,53 @@
-//! The agent's token: read at the start, on HUP, and when the server does not accept it, so that a
-//! token that is changed in its file needs no restart.
+//! The agent's token. It is read at the start, on HUP, and when the server refuses it, so that a token
+//! that is replaced in its file needs no restart.
 
+use super::attempt::lock;
 use crate::client::Client;
 use crate::config::Registry;
 use crate::secret::{self, Secret};
 use log::{info, warn};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Where it comes from; with `_FILE` appended, the variable that names its file.
+/// The variable that holds it. With `_FILE` appended, the variable that names its file.
 pub const VARIABLE: &str = "SIDEBIKE_AGENT_TOKEN";
-/// The file is not read more often than this because the server said no.
+/// After a refusal the file is not read more often than this.
 const READ_PERIOD: Duration = Duration::from_secs(1);
 
-/// Reads the token again when there is reason to.
+/// Reads the token again after a refusal.
 #[derive(Debug, Default)]
-pub struct Rereader {
-    last: Mutex<Option<Instant>>,
+pub struct TokenReader {
+    last_read: Mutex<Option<Instant>>,
 }
 
-/// The token; of several the first, the others are for servers.
+/// Reads the token. Of several it is the first: the others are for servers that accept more than one.
 pub fn load() -> Result<Option<Secret>, String> {
     Ok(secret::load(VARIABLE)?.into_iter().next())
 }
 
-/// Says what having this token, or none, means.
+/// Warns if no token is set, or if it can be read on the network.
 pub fn explain(token: Option<&Secret>, registry: &Registry) {
     if token.is_none() {
         warn!(
-            "NO TOKEN IS SET ({VARIABLE}): a server that accepts that lets whoever reaches it run commands on this machine"
+            "NO TOKEN IS SET ({VARIABLE}): a server without tokens lets everyone who reaches it run commands on this machine"
         );
     } else if registry.is_insecure() {
         warn!(
-            "the token goes to {} as plain text: whoever is on the way can read it and be this agent; use https",
+            "the token goes to {} as plain text: everyone on the network path can read it and pose as this agent; use https",
             registry.url
         );
     }
 }
 
-impl Rereader {
-    /// The server did not accept the token. Whether there is another one now.
+impl TokenReader {
+    /// Reads the token again because the server refused it. Whether there is a new one.
     pub fn refused(&self, client: &Client) -> bool {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_some_and(|last| last.elapsed() < READ_PERIOD) {
+        let mut last_read = lock(&self.last_read);
+        if last_read.is_some_and(|at| at.elapsed() < READ_PERIOD) {
             return false;
         }
-        *last = Some(Instant::now());
-        // Without one, or with a file that cannot be read, the one in use stays.
+        *last_read = Some(Instant::now());
+        // If there is none, or its file cannot be read, the token in use stays.
         let found = load().unwrap_or_default();
         let changed = found.is_some_and(|token| client.set_token(Some(token)));
         if changed {
@@ -56,7 +57,7 @@ impl Rereader {
     }
 }
 
-/// HUP: reads the token again; the one in use stays when there is none to be had.
+/// Reads the token again because of HUP. If there is none to read, the token in use stays.
 pub fn reload(client: &Client) {
     match load() {
         Ok(Some(token)) => {

@@ -1,8 +1,8 @@
-//! Connections to a server that is spoken to without a proxy; TLS lies over them.
+//! Connections to a server without a proxy; TLS is a layer above them.
 //!
-//! ureq's own send the head of a request and then its body, which wakes a server twice, and make nine
-//! system calls beside the sending and the receiving. These send both together, when the answer is
-//! awaited, and make two.
+//! ureq's own connections send the head of a request and then its body, which wakes the server twice, and
+//! make nine system calls beside sending and receiving. These send both together when the answer is
+//! awaited, and make two: a fifth of the time of a small command.
 
 use rustix::net::{RecvFlags, recv};
 use std::io::{self, ErrorKind, Read, Write};
@@ -15,14 +15,16 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, DefaultConnector, LazyBuffers, NextTimeout, Transport,
 };
 
-/// A time-out may come so much later than asked for: what is left of it is a little less with each
-/// call, and to tell the system each time would be a system call for nothing.
-const SLACK: Duration = Duration::from_secs(1);
+/// A time-out may come this much later than asked for. What is left of it shrinks with each call, and
+/// setting it on the socket each time would be a system call for nothing.
+const TIMEOUT_SLACK: Duration = Duration::from_secs(1);
+/// The least time for one address of several: a shorter one could not succeed.
+const MIN_CONNECT_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// Makes connections: these where they will do, else ureq's.
+/// Makes these connections, or ureq's where there is a proxy.
 #[derive(Debug, Default)]
 pub struct Connections {
-    others: DefaultConnector,
+    fallback: DefaultConnector,
     #[cfg(feature = "tls")]
     tls: RustlsConnector,
 }
@@ -35,10 +37,10 @@ impl Connector for Connections {
         details: &ConnectionDetails,
         chained: Option<()>,
     ) -> Result<Option<Self::Out>, Error> {
-        // Where there is no TLS it is ureq's that says so.
-        let is_not_for_us = details.needs_tls() && !cfg!(feature = "tls");
-        if is_not_for_us || details.config.proxy().is_some() {
-            return self.others.connect(details, chained);
+        // In a build without TLS ureq returns the error.
+        let lacks_tls = details.needs_tls() && !cfg!(feature = "tls");
+        if lacks_tls || details.config.proxy().is_some() {
+            return self.fallback.connect(details, chained);
         }
         let stream = connect(details)?;
         stream.set_nodelay(true)?;
@@ -62,7 +64,7 @@ impl Connector for Connections {
     }
 }
 
-/// Tries the addresses one after the other; each may take its part of the time that is left.
+/// Tries the addresses one after the other. Each gets its share of the time that is left.
 fn connect(details: &ConnectionDetails) -> Result<TcpStream, Error> {
     let begin = std::time::Instant::now();
     let mut why = Error::HostNotFound;
@@ -70,22 +72,22 @@ fn connect(details: &ConnectionDetails) -> Result<TcpStream, Error> {
     for address in &details.addrs {
         let connected = match details.timeout.not_zero() {
             None => TcpStream::connect(address),
-            Some(patience) => {
-                let part = patience.saturating_sub(begin.elapsed()) / left.max(1);
-                TcpStream::connect_timeout(address, part.max(Duration::from_millis(10)))
+            Some(timeout) => {
+                let part = timeout.saturating_sub(begin.elapsed()) / left.max(1);
+                TcpStream::connect_timeout(address, part.max(MIN_CONNECT_TIMEOUT))
             }
         };
         left = left.saturating_sub(1);
         match connected {
             Ok(stream) => return Ok(stream),
-            Err(failure) => why = in_time(failure, &details.timeout),
+            Err(failure) => why = as_timeout(failure, &details.timeout),
         }
     }
     Err(why)
 }
 
-/// What a failure means when the socket had this time-out.
-fn in_time(why: io::Error, timeout: &NextTimeout) -> Error {
+/// An I/O error as ureq reports it: with the reason of the time-out if it was one.
+fn as_timeout(why: io::Error, timeout: &NextTimeout) -> Error {
     match why.kind() {
         ErrorKind::TimedOut | ErrorKind::WouldBlock => Error::Timeout(timeout.reason),
         _ => Error::Io(why),
@@ -97,7 +99,7 @@ fn in_time(why: io::Error, timeout: &NextTimeout) -> Error {
 struct Connection {
     stream: TcpStream,
     buffers: LazyBuffers,
-    /// What is sent when the answer is awaited.
+    /// Bytes to be sent when the answer is awaited.
     unsent: Vec<u8>,
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
@@ -109,20 +111,20 @@ impl Connection {
             return Ok(());
         }
         let timeout = timeout.for_write();
-        if let Some(wanted) = due(&timeout, &mut self.write_timeout) {
+        if let Some(wanted) = changed_timeout(&timeout, &mut self.write_timeout) {
             self.stream.set_write_timeout(wanted)?;
         }
         let sent = self.stream.write_all(&self.unsent);
         self.unsent.clear();
-        sent.map_err(|why| in_time(why, &timeout))
+        sent.map_err(|why| as_timeout(why, &timeout))
     }
 }
 
-/// The time-out that is to be set on a socket, if it is not near enough to the one it has.
-fn due(timeout: &NextTimeout, set: &mut Option<Duration>) -> Option<Option<Duration>> {
+/// The time-out to set on a socket; none if the one it has is near enough.
+fn changed_timeout(timeout: &NextTimeout, set: &mut Option<Duration>) -> Option<Option<Duration>> {
     let wanted = timeout.not_zero().map(|wanted| *wanted);
     let near = match (*set, wanted) {
-        (Some(set), Some(wanted)) => set >= wanted && set - wanted <= SLACK,
+        (Some(set), Some(wanted)) => set >= wanted && set - wanted <= TIMEOUT_SLACK,
         (None, None) => true,
         _ => false,
     };
@@ -151,21 +153,21 @@ impl Transport for Connection {
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         self.send(timeout)?;
         let timeout = timeout.for_read();
-        if let Some(wanted) = due(&timeout, &mut self.read_timeout) {
+        if let Some(wanted) = changed_timeout(&timeout, &mut self.read_timeout) {
             self.stream.set_read_timeout(wanted)?;
         }
         let read = loop {
             match self.stream.read(self.buffers.input_append_buf()) {
-                // A signal; Linux does not go on by itself with a read that has a time-out.
+                // Interrupted by a signal: Linux does not restart a read that has a time-out.
                 Err(why) if why.kind() == ErrorKind::Interrupted => {}
-                read => break read.map_err(|why| in_time(why, &timeout))?,
+                read => break read.map_err(|why| as_timeout(why, &timeout))?,
             }
         };
         self.buffers.input_appended(read);
         Ok(read > 0)
     }
 
-    /// Whether the server has neither hung up nor said what nobody asked for.
+    /// Whether the server has neither closed the connection nor sent anything that was not asked for.
     fn is_open(&mut self) -> bool {
         let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let found = recv(&self.stream, &mut [0u8; 1], look);
@@ -181,7 +183,7 @@ mod tests {
     use crate::wire::agent::Goodbye;
     use std::net::TcpListener;
 
-    /// Answers so many requests, each of which has to come in one piece; returns their ends.
+    /// Answers this many requests, each of which has to come in one piece. Returns their bodies.
     fn serve(listener: &TcpListener, requests: usize) -> Vec<String> {
         let (mut stream, _) = listener.accept().unwrap();
         let body = r#"{"signal":0,"msg":"","data":null}"#;
@@ -207,7 +209,7 @@ mod tests {
             instance: "i".into(),
             holds: Vec::new(),
         };
-        // The second connection is there because the first is gone by the third request.
+        // The server closes the first connection after two requests; the third needs another one.
         for requests in [2, 1] {
             let bodies = std::thread::scope(|scope| {
                 let server = scope.spawn(|| serve(&listener, requests));
@@ -223,15 +225,15 @@ mod tests {
     #[test]
     fn a_time_out_is_set_again_when_it_differs() {
         let mut set = None;
-        let mut due_for = |ms| {
+        let mut is_set = |ms| {
             let timeout = NextTimeout {
                 after: Duration::from_millis(ms).into(),
                 ..NextTimeout::default()
             };
-            due(&timeout, &mut set).is_some()
+            changed_timeout(&timeout, &mut set).is_some()
         };
         let times = [30_000, 29_999, 29_100, 28_000, 28_001, 7_000, 7_000, 35_000];
-        let told = times.map(&mut due_for);
-        assert_eq!(told, [true, false, false, true, true, true, false, true]);
+        let calls = times.map(&mut is_set);
+        assert_eq!(calls, [true, false, false, true, true, true, false, true]);
     }
 }

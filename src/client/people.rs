@@ -1,7 +1,6 @@
-//! The calls of people's commands.
+//! The calls of the commands for people.
 //!
-//! To add one: a method here, of one line if it can be; what every request carries is set in `get`
-//! (and, for what changes something, in `request` beside the agents' calls).
+//! To add one: a method here, which ends in `look` (reads something) or `change` (changes something).
 
 use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK, unreachable};
 use crate::wire::duration::TimeSpan;
@@ -15,21 +14,21 @@ use std::time::Duration;
 
 /// The longest answer, in bytes: a list of a thousand tasks with their output.
 const MAX_ANSWER: u64 = 256 << 20;
-/// The longest line of an event stream, in bytes: 64 KiB of output, each byte written as six.
+/// The longest event, in bytes: 64 KiB of output, each byte escaped as six.
 const MAX_LINE: u64 = 1 << 20;
-/// How many bytes of a refusal are read where a stream was expected.
+/// How many bytes are read of a refusal in place of an event stream.
 const MAX_REFUSAL: u64 = 64 << 10;
 
-/// Which tasks are to be listed.
+/// Which tasks to list.
 #[derive(Debug, Clone, Default)]
 pub struct TaskFilter {
-    /// Only those whose name begins so.
+    /// Only those whose name begins with this.
     pub prefix: Option<String>,
     /// Only those in this state.
     pub state: Option<TaskState>,
     /// Only those with a target of this label.
     pub label: Option<String>,
-    /// So many at most.
+    /// This many at most.
     pub limit: usize,
 }
 
@@ -39,18 +38,18 @@ impl Client {
         self.change("submit the task", "task", task)
     }
 
-    /// Who would run a task, if it were submitted now.
+    /// Finds the machines that would run a task if it were submitted now.
     pub fn dry_run(&self, task: &NewTask) -> Result<DryRun, CallError> {
         self.change("find out which machines match", "task?dryRun=1", task)
     }
 
-    /// A task by its id, the beginning of its id, or its name; waits for its end if asked to.
+    /// Gets a task by its id, the beginning of its id, or its name. Waits up to `wait` for its end.
     pub fn task(&self, name: &str, wait: TimeSpan) -> Result<Task, CallError> {
         let path = format!("task/{}?wait={}ms", encoded(name), wait.as_millis());
         self.look("look at the task", &path, Duration::from(wait) + POLL_SLACK)
     }
 
-    /// The newest tasks.
+    /// Lists the newest tasks.
     pub fn tasks(&self, filter: &TaskFilter) -> Result<Vec<Task>, CallError> {
         let limit = filter.limit.to_string();
         let path = with_query(
@@ -65,7 +64,7 @@ impl Client {
         self.look("list tasks", &path, CALL_TIMEOUT)
     }
 
-    /// Cancels a task, or its executions on a machine.
+    /// Cancels a task, or its executions on one machine.
     pub fn cancel(&self, id: &str, machine: Option<&str>) -> Result<Task, CallError> {
         let path = format!("task/{}/cancel", encoded(id));
         self.change(
@@ -81,7 +80,7 @@ impl Client {
         self.change("run the task again", &path, &())
     }
 
-    /// The machines, of one label or in one state.
+    /// Lists machines, all or those of one label or in one state.
     pub fn machines(
         &self,
         label: Option<&str>,
@@ -94,7 +93,7 @@ impl Client {
         self.look("list machines", &path, CALL_TIMEOUT)
     }
 
-    /// What has happened to a task, and when `live` what happens until it ends.
+    /// Opens the event stream of a task: what has happened, and with `live` what happens until it ends.
     pub fn events(
         &self,
         id: &str,
@@ -118,7 +117,7 @@ impl Client {
                 return Ok(body);
             }
             let mut refusal = Vec::new();
-            // What could be read of it has to do.
+            // An incomplete refusal is better than none.
             let _ = body.take(MAX_REFUSAL).read_to_end(&mut refusal);
             self.understand(status, refusal)
                 .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}"))))
@@ -152,10 +151,10 @@ impl Client {
         &self,
         call: &'static str,
         path: &str,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<A, CallError> {
         let url = self.url(path);
-        let answered = self.get(&url, Some(patience)).call().map_err(unreachable);
+        let answered = self.get(&url, Some(timeout)).call().map_err(unreachable);
         answered
             .and_then(|mut answer| {
                 let status = answer.status().as_u16();
@@ -168,12 +167,12 @@ impl Client {
     fn get(
         &self,
         url: &str,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
     ) -> ureq::RequestBuilder<ureq::typestate::WithoutBody> {
         let request = self.with_token(self.http.get(url));
-        let config = request.config().timeout_global(patience);
+        let config = request.config().timeout_global(timeout);
         config
-            .timeout_recv_response(Some(patience.unwrap_or(CALL_TIMEOUT)))
+            .timeout_recv_response(Some(timeout.unwrap_or(CALL_TIMEOUT)))
             .build()
     }
 
@@ -182,15 +181,14 @@ impl Client {
     }
 }
 
-/// The events of a task, as they come.
+/// The event stream of a task.
 pub struct EventReader {
     lines: BufReader<Box<dyn Read + Send>>,
     url: String,
 }
 
 impl EventReader {
-    /// The next; waits for it. `Ok(None)` at the end of the stream; an inner `None` is a sign of
-    /// life of the server without an event.
+    /// Waits for the next event. `Ok(None)` is the end of the stream, an inner `None` a heartbeat.
     pub fn next_event(&mut self) -> Result<Option<Option<TaskEvent>>, CallError> {
         let mut line = Vec::new();
         let read = (&mut self.lines)

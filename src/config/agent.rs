@@ -3,7 +3,7 @@
 //! They belong to the owner of the machine, and no task can change them; see [`CommandPolicy`].
 
 use super::{Registry, RegistryArgs};
-use crate::agent::search;
+use crate::agent::command::path_lookup;
 use crate::rules::{MAX_JOBS, MAX_LABEL_BYTES, check_label, wrong_regex};
 use crate::wire::duration::TimeSpan;
 use clap::Args;
@@ -62,7 +62,7 @@ pub struct AgentConfig {
     /// How long running commands may go on at shutdown.
     pub grace: TimeSpan,
     /// Which commands may be run.
-    pub rules: CommandPolicy,
+    pub policy: CommandPolicy,
     /// Do not start as root.
     pub refuse_root: bool,
 }
@@ -105,7 +105,7 @@ impl AgentArgs {
             registry: self.registry.checked()?,
             jobs: self.jobs,
             grace,
-            rules: CommandPolicy {
+            policy: CommandPolicy {
                 allow: self
                     .allow
                     .iter()
@@ -138,7 +138,7 @@ fn wrapper(typed: PathBuf) -> Result<PathBuf, String> {
     let base = std::env::current_dir()
         .map_err(|why| format!("--wrapper: the current folder is not known: {why}"))?;
     let path = std::env::var_os("PATH");
-    search::program(&typed, path.as_deref(), &base).ok_or_else(|| {
+    path_lookup::typed(&typed, path.as_deref(), &base).ok_or_else(|| {
         let is_path = name.contains('/');
         let why = match std::fs::metadata(base.join(&typed)) {
             _ if !is_path => "there is none of that name on the PATH",

@@ -1,4 +1,5 @@
 //! A server for one test, and the agent that talks to it.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -361,7 +362,18 @@ pub struct Agent {
 
 impl Agent {
     pub fn start(server: &Server, args: &[&str], env: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sidebike"))
+        let agent = Command::new(env!("CARGO_BIN_EXE_sidebike"));
+        Self::spawn(agent, server, args, env)
+    }
+
+    /// Started by another program, which gets the agent's command line as its arguments.
+    pub fn start_by(mut starter: Command, server: &Server) -> Self {
+        starter.arg(env!("CARGO_BIN_EXE_sidebike"));
+        Self::spawn(starter, server, &[], &[])
+    }
+
+    fn spawn(mut command: Command, server: &Server, args: &[&str], env: &[(&str, &str)]) -> Self {
+        let mut child = command
             .args([
                 "agent",
                 "--registry-address",
@@ -389,6 +401,11 @@ impl Agent {
 
     pub fn signal(&self, name: &str) {
         send(self.child.id() as i32, name);
+    }
+
+    /// Its process number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Its exit code, once it has ended.
@@ -471,7 +488,8 @@ pub fn kill(pid: i32) {
     send(pid, "KILL");
 }
 
-fn send(pid: i32, name: &str) {
+/// Sends a signal by its name.
+pub fn send(pid: i32, name: &str) {
     let done = Command::new("kill")
         .args([&format!("-{name}"), &pid.to_string()])
         .status();

@@ -1,18 +1,18 @@
 //! The duties of process 1.
 //!
-//! In a container the agent may be the first process. Then every orphan becomes its child, and one
-//! that nobody waits for stays a zombie for ever. To wait for all children would take the commands'
-//! exit codes from those who watch them, so process 1 does nothing else: it starts the real agent,
-//! passes signals on, reaps, and ends as the agent ended.
+//! In a container the agent may be the first process. Then every orphan becomes its child, and stays a
+//! zombie until process 1 waits for it. Waiting for all children would take the exit codes of commands
+//! from their supervisors, so process 1 does nothing else: it starts the real agent, passes signals on,
+//! reaps, and ends as the agent ended.
 
-use super::runner;
+use crate::agent::command::runner;
 use log::info;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::process::Stdio;
 
-/// Added to a signal's number, as shells do, when the agent was ended by it.
+/// The exit code is the number of the signal that ended the agent plus this, as in shells.
 const SIGNALED: i32 = 128;
 
 /// Whether this process has these duties.
@@ -20,7 +20,7 @@ pub fn is_process_1() -> bool {
     rustix::process::getpid().is_init()
 }
 
-/// Runs the real agent and ends with its exit code; returns only when that cannot be done.
+/// Runs the real agent and exits with its exit code. Returns only when the agent cannot be started.
 pub fn run() -> Result<(), String> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD])
         .map_err(|why| format!("cannot catch signals: {why}"))?;
@@ -30,7 +30,7 @@ pub fn run() -> Result<(), String> {
     let agent = Pid::from_child(&child);
     info!("this is process 1: it reaps, the agent is process {agent}");
     for signal in signals.forever() {
-        let passed_on = match signal {
+        let forwarded = match signal {
             SIGTERM => Signal::TERM,
             SIGINT => Signal::INT,
             SIGHUP => Signal::HUP,
@@ -41,13 +41,13 @@ pub fn run() -> Result<(), String> {
                 continue;
             }
         };
-        // It may just have ended; then its SIGCHLD is on the way.
-        let _ = kill_process(agent, passed_on);
+        // If the agent has just ended, its SIGCHLD follows.
+        let _ = kill_process(agent, forwarded);
     }
     Ok(())
 }
 
-/// Reaps everything that has ended; the agent's status when it was among them.
+/// Reaps every child that has ended. Returns the agent's status if it was one of them.
 fn reap(agent: Pid) -> Option<WaitStatus> {
     let mut ended = None;
     while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {

@@ -1,51 +1,58 @@
 //! What the owner of this machine allows to be run on it.
 //!
-//! Patterns over shell text are a seat belt: they keep honest people from mistakes. The lock is the
-//! wrapper, which gets the command as its arguments and decides. To add a rule: a setting in
-//! [`CommandPolicy`], a line in [`check`], and a reason that names the setting.
+//! Patterns over shell text prevent mistakes, not attacks. The wrapper is what enforces a policy: it gets
+//! the command as its arguments and decides. To add a rule: a setting in [`CommandPolicy`], a check in [`check`],
+//! and an error that names the setting.
 
 use crate::config::CommandPolicy;
 use crate::wire::task::Detail;
 
-/// Whether a command may be run; the error says which rule forbids it.
-pub fn check(rules: &CommandPolicy, detail: &Detail) -> Result<(), String> {
-    let no = |why: &str| Err(format!("refused by this machine's owner: {why}"));
-    let rule = match (rules.allow.is_empty(), &rules.wrapper) {
+/// Whether a command may be run. The error names the setting that forbids it.
+pub fn check(policy: &CommandPolicy, detail: &Detail) -> Result<(), String> {
+    let refuse = |why: &str| Err(format!("refused by this machine's owner: {why}"));
+    let setting = match (policy.allow.is_empty(), &policy.wrapper) {
         (true, None) => return Ok(()),
         (false, _) => "--allow",
         (true, Some(_)) => "--wrapper",
     };
-    // PATH, LD_PRELOAD, BASH_ENV, BASH_FUNC_ls%%: with a variable any command can be made another,
-    // and so can the wrapper. There is no end to that list, so none is accepted.
+    // PATH, LD_PRELOAD, BASH_ENV, BASH_FUNC_ls%%: variables can turn any command, and the wrapper, into
+    // another one. A list of the dangerous ones would never be complete, so none is accepted.
     if detail.env.as_ref().is_some_and(|env| !env.is_empty()) {
-        return no(&format!(
-            "with {rule} a task cannot set variables (detail.env), they could change what a command does"
+        return refuse(&format!(
+            "with {setting} a task cannot set variables (detail.env), they could change what a command does"
         ));
     }
-    // What a wrapper such as `nice` or `sudo` would take as its own option or variable.
+    // A wrapper such as `nice` or `sudo` would take these as its own option or variable.
     let first = detail.argv.as_ref().and_then(|argv| argv.first());
-    if rules.wrapper.is_some() && first.is_some_and(|f| f.starts_with('-') || f.contains('=')) {
-        return no("with --wrapper a program's name cannot begin with - or contain =");
+    if policy.wrapper.is_some() && first.is_some_and(|f| f.starts_with('-') || f.contains('=')) {
+        return refuse("with --wrapper a program's name cannot begin with - or contain =");
     }
-    if rules.allow.is_empty() {
+    if policy.allow.is_empty() {
         return Ok(());
     }
     let text = text(detail)?;
-    if rules.allow.iter().any(|pattern| pattern.is_match(&text)) {
+    if policy.allow.iter().any(|pattern| pattern.is_match(&text)) {
         return Ok(());
     }
-    no("no --allow pattern matches the command from its first to its last character")
+    refuse("no --allow pattern matches the command from its first to its last character")
 }
 
-/// What the owner allows, for the log; nothing when that is everything.
-pub fn in_words(rules: &CommandPolicy) -> Option<String> {
-    let allow = { rules.allow.iter() }.map(|pattern| format!("--allow {}", pattern.as_str()));
-    let wrapper = { rules.wrapper.iter() }.map(|path| format!("--wrapper {}", path.display()));
-    let rules: Vec<String> = allow.chain(wrapper).collect();
-    (!rules.is_empty()).then(|| format!("this machine's owner allows only: {}", rules.join(", ")))
+/// What the owner allows, for the log; none when everything is allowed.
+pub fn summary(policy: &CommandPolicy) -> Option<String> {
+    let allow = policy
+        .allow
+        .iter()
+        .map(|pattern| format!("--allow {}", pattern.as_str()));
+    let wrapper = policy
+        .wrapper
+        .iter()
+        .map(|path| format!("--wrapper {}", path.display()));
+    let settings: Vec<String> = allow.chain(wrapper).collect();
+    let is_empty = settings.is_empty();
+    (!is_empty).then(|| format!("this machine's owner allows only: {}", settings.join(", ")))
 }
 
-/// The command as patterns see it.
+/// The text of a command that patterns are matched with.
 fn text(detail: &Detail) -> Result<String, String> {
     match (&detail.command, &detail.argv) {
         (Some(line), None) => Ok(line.clone()),
@@ -61,14 +68,14 @@ mod tests {
     use serde_json::{Value, json};
 
     fn refusal(allow: &[&str], detail: Value) -> Option<String> {
-        let rules = CommandPolicy {
+        let policy = CommandPolicy {
             allow: allow
                 .iter()
                 .map(|pattern| regex::Regex::new(&format!(r"\A(?:{pattern})\z")).unwrap())
                 .collect(),
             wrapper: None,
         };
-        check(&rules, &serde_json::from_value(detail).unwrap()).err()
+        check(&policy, &serde_json::from_value(detail).unwrap()).err()
     }
 
     #[test]
@@ -80,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_are_seen_quoted() {
+    fn arguments_are_matched_quoted() {
         let allow = ["echo [a-z ]+"];
         assert_eq!(refusal(&allow, json!({"argv": ["echo", "a", "b"]})), None);
         for argv in [
@@ -100,8 +107,8 @@ mod tests {
     }
 
     #[test]
-    fn a_wrapper_gets_no_options() {
-        let rules = CommandPolicy {
+    fn a_wrapper_gets_no_options_of_its_own() {
+        let policy = CommandPolicy {
             allow: Vec::new(),
             wrapper: Some("/usr/bin/nice".into()),
         };
@@ -111,7 +118,7 @@ mod tests {
             (json!(["PATH=/tmp", "ls"]), false),
         ] {
             let detail = serde_json::from_value(json!({"argv": argv})).unwrap();
-            assert_eq!(check(&rules, &detail).is_ok(), good, "{argv}");
+            assert_eq!(check(&policy, &detail).is_ok(), good, "{argv}");
         }
     }
 

@@ -1,42 +1,44 @@
-//! One attempt in the agent's hands: from the order to start it until the server has its result.
+//! One attempt, from the order to start it until the server has taken its result.
 //!
-//! It is shared by the thread that watches the command, the reporter, and whoever obeys orders.
-//! Its lock is held for memory operations only; where the board's lock is needed too, the board's
-//! is taken first.
+//! It is shared by the thread that supervises the command, the reporter, and the thread that obeys
+//! orders. Its lock is held for memory operations only. Where the lock of the agent's state is needed too,
+//! that one is taken first.
 
 use super::output::{Cursor, OutputLog, Pieces};
+use super::processes::attempt_processes::AttemptProcesses;
+use super::processes::process_table::ProcessTable;
 use crate::wire::agent::{AttemptId, Ended, Hold, HoldState, Stream};
 use crate::wire::task::ExecutionState;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The longest text of a result, in bytes: it names a reason, it does not tell a story.
+/// The longest message of a result, in bytes: it names a reason.
 const MAX_MSG_BYTES: usize = 4_096;
 
-/// Locks, whatever happened to those who held the lock before: every change here is complete in
-/// itself, so a panic elsewhere leaves nothing half done.
+/// Locks, also after a panic of another thread that held the lock: every change under a lock of the agent
+/// is complete in itself, so a panic leaves nothing half done.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why a command is to be ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
+pub enum StopReason {
     /// A user canceled it.
-    Cancel,
-    /// The agent is about to end.
+    Canceled,
+    /// The agent shuts down.
     Shutdown,
 }
 
-impl Stop {
-    /// What the result says about it.
-    pub fn words(self) -> &'static str {
+impl StopReason {
+    /// The message of the result.
+    pub fn text(self) -> &'static str {
         match self {
-            Stop::Cancel => "canceled",
-            Stop::Shutdown => "the agent was shut down",
+            StopReason::Canceled => "canceled",
+            StopReason::Shutdown => "the agent was shut down",
         }
     }
 }
@@ -59,13 +61,10 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// An attempt whose command was never started.
+    /// The outcome of an attempt whose command was never started.
     pub fn not_started(state: ExecutionState, why: impl Into<String>) -> Self {
         let mut msg = why.into();
-        if msg.len() > MAX_MSG_BYTES {
-            let cut = (0..=MAX_MSG_BYTES).rev().find(|n| msg.is_char_boundary(*n));
-            msg.truncate(cut.unwrap_or(0));
-        }
+        msg.truncate(msg.floor_char_boundary(MAX_MSG_BYTES));
         Outcome {
             state,
             exit_code: None,
@@ -77,132 +76,138 @@ impl Outcome {
     }
 }
 
-/// Wakes a thread that watches commands, one after the other. It can be woken for one that is over.
+/// Wakes a thread that supervises commands, one after the other, out of poll(2). It may be woken for a
+/// command that has already ended.
 #[derive(Debug, Clone)]
-pub struct Wake(Arc<OwnedFd>);
+pub struct Waker(Arc<OwnedFd>);
 
-impl Wake {
+impl Waker {
     /// None when the system has no descriptor left.
     pub fn new() -> Option<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        Some(Wake(Arc::new(eventfd(0, flags).ok()?)))
+        Some(Waker(Arc::new(eventfd(0, flags).ok()?)))
     }
 
-    /// What becomes readable.
+    /// The descriptor that becomes readable.
     pub fn fd(&self) -> &OwnedFd {
         &self.0
     }
 
-    /// Takes notice of having been woken.
+    /// Makes the descriptor unreadable until the next call of [`Waker::wake`].
     pub fn clear(&self) {
         let _ = rustix::io::read(&*self.0, &mut [0u8; 8]);
     }
 
-    fn up(&self) {
-        // Full means that the thread has been woken already.
+    fn wake(&self) {
+        // It fails only when the counter is full, and then the thread has been woken already.
         let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }
 }
 
 /// One attempt.
 #[derive(Debug)]
-pub struct Held {
-    /// Which.
+pub struct Attempt {
+    /// Its id.
     pub id: AttemptId,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Wakes the thread that watches the command.
-    wake: Option<Wake>,
+    /// Wakes the thread that supervises the command.
+    waker: Option<Waker>,
     started: Option<Instant>,
-    /// The process group of the command, while it is certain that the number is still its own.
-    group: Option<Pid>,
-    stop: Option<Stop>,
+    /// The key and the process group of the command, until its leader is reaped.
+    processes: Option<(String, Pid)>,
+    stop: Option<StopReason>,
     ending: bool,
-    forgotten: bool,
     output: OutputLog,
     outcome: Option<Outcome>,
 }
 
-impl Held {
-    /// An attempt that was just handed to the agent.
+impl Attempt {
+    /// An attempt that was just accepted.
     pub fn new(id: AttemptId) -> Self {
-        Held {
+        Attempt {
             id,
             inner: Mutex::new(Inner::default()),
         }
     }
 
-    /// Whom [`Held::stop`] wakes from now on; an earlier one is seen by [`Held::stop_ordered`].
-    pub fn watched(&self, wake: Wake) {
-        lock(&self.inner).wake = Some(wake);
+    /// Sets what [`Attempt::stop`] wakes from now on. A stop before this call is seen by
+    /// [`Attempt::stop_reason`].
+    pub fn set_waker(&self, waker: Waker) {
+        lock(&self.inner).waker = Some(waker);
     }
 
-    /// The command runs, as the leader of `group`.
-    pub fn started(&self, at: Instant, group: Pid) {
+    /// Records that the command runs, with this key in its environment and as the leader of `group`.
+    pub fn started(&self, at: Instant, key: &str, group: Pid) {
         let mut inner = lock(&self.inner);
         inner.started = Some(at);
-        inner.group = Some(group);
+        inner.processes = Some((key.to_owned(), group));
     }
 
-    /// The command is being killed.
+    /// Records that the command is being ended.
     pub fn ending(&self) {
         lock(&self.inner).ending = true;
     }
 
-    /// From now on the group's number may come to mean somebody else.
-    pub fn group_gone(&self) {
-        lock(&self.inner).group = None;
+    /// Forgets the process group: from now on its leader may be reaped, and the system may give its
+    /// number to another one.
+    pub fn release_processes(&self) {
+        lock(&self.inner).processes = None;
     }
 
-    /// Kills the group at once, if there is one.
-    pub fn kill_now(&self) {
-        if let Some(group) = lock(&self.inner).group {
-            // It may be empty by now; there is nothing to do about any other failure either.
-            let _ = kill_process_group(group, Signal::KILL);
+    /// Sends KILL at once to the processes of the command that are in a table, or to its process group
+    /// where there is no table.
+    pub fn kill_now(&self, table: Option<&ProcessTable>) {
+        // The lock is held until the signals are sent: meanwhile the leader is not reaped.
+        let inner = lock(&self.inner);
+        if let Some((key, group)) = &inner.processes {
+            let mut processes = AttemptProcesses::new(key.clone(), *group);
+            match table {
+                Some(table) => processes.sweep_in(table, Signal::KILL),
+                None => processes.sweep_group(Signal::KILL),
+            };
         }
     }
 
-    /// Orders the end of the command. Whether that is news.
-    pub fn stop(&self, why: Stop) -> bool {
+    /// Orders the end of the command. Whether it changed anything.
+    pub fn stop(&self, reason: StopReason) -> bool {
         let mut inner = lock(&self.inner);
         if inner.stop.is_some() || inner.outcome.is_some() {
             return false;
         }
-        inner.stop = Some(why);
+        inner.stop = Some(reason);
         inner.ending = true;
-        let wake = inner.wake.clone();
+        let waker = inner.waker.clone();
         drop(inner);
-        if let Some(wake) = wake {
-            wake.up();
+        if let Some(waker) = waker {
+            waker.wake();
         }
         true
     }
 
-    /// Whether the end was ordered, and why.
-    pub fn stop_ordered(&self) -> Option<Stop> {
+    /// Why the end was ordered; none if it was not.
+    pub fn stop_reason(&self) -> Option<StopReason> {
         lock(&self.inner).stop
     }
 
-    /// Keeps what the command wrote.
+    /// Keeps output of the command.
     pub fn append(&self, stream: Stream, data: &[u8]) {
         lock(&self.inner).output.append(stream, data);
     }
 
-    /// Nobody asks for it any more.
-    pub fn forget(&self) {
-        let mut inner = lock(&self.inner);
-        inner.forgotten = true;
-        inner.output.drop_all();
+    /// Frees the output and keeps none from now on.
+    pub fn drop_output(&self) {
+        lock(&self.inner).output.drop_all();
     }
 
-    /// The command ended, or could not be started.
+    /// Records that the command ended, or could not be started.
     pub fn end(&self, outcome: Outcome) {
         let mut inner = lock(&self.inner);
-        inner.group = None;
-        inner.wake = None;
+        inner.processes = None;
+        inner.waker = None;
         inner.outcome = Some(outcome);
     }
 
@@ -211,15 +216,15 @@ impl Held {
         lock(&self.inner).outcome.is_some()
     }
 
-    /// Whether there is anything to tell the server.
-    pub fn has_news(&self) -> bool {
+    /// Whether there is a result or output that the server has not taken.
+    pub fn is_unreported(&self) -> bool {
         let inner = lock(&self.inner);
-        !inner.forgotten && (inner.outcome.is_some() || !inner.output.is_taken())
+        inner.outcome.is_some() || !inner.output.is_taken()
     }
 
     /// How many bytes of output are in memory.
-    pub fn kept(&self) -> usize {
-        lock(&self.inner).output.kept()
+    pub fn kept_bytes(&self) -> usize {
+        lock(&self.inner).output.kept_bytes()
     }
 
     /// The next pieces of output, for about `room` bytes of a request.
@@ -227,7 +232,7 @@ impl Held {
         lock(&self.inner).output.next(room)
     }
 
-    /// The server has the output up to `cursor`.
+    /// Records that the server has the output up to `cursor`.
     pub fn output_taken(&self, cursor: Cursor) {
         lock(&self.inner).output.taken(cursor);
     }
@@ -248,7 +253,7 @@ impl Held {
         }
     }
 
-    /// The result as it is reported now; none while it runs.
+    /// The result as it is reported now; none while the command runs.
     pub fn result(&self) -> Option<Ended> {
         let inner = lock(&self.inner);
         let outcome = inner.outcome.as_ref()?;
@@ -267,6 +272,6 @@ impl Held {
     }
 }
 
-fn ms(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,4 @@
-//! Whom a client believes that it is the server: who is vouched for by an authority it knows.
+//! The certificates that a client accepts: those signed by an authority of the system, or of `--ca`.
 
 use crate::config::Registry;
 use ureq::config::ConfigBuilder;
@@ -6,7 +6,7 @@ use ureq::typestate::AgentScope;
 
 type Builder = ConfigBuilder<AgentScope>;
 
-/// Adds what https needs, if this client will speak it, be it with a proxy.
+/// Adds the authorities, if the server or the proxy speaks https.
 pub fn settings(builder: Builder, registry: &Registry) -> Result<Builder, String> {
     if registry.is_https() || proxy_is_https() {
         crate::tls::install();
@@ -14,7 +14,7 @@ pub fn settings(builder: Builder, registry: &Registry) -> Result<Builder, String
         return Ok(with_roots(builder, &roots));
     }
     if registry.ca.is_some() {
-        log::warn!("--ca: of no use, {} is not https", registry.url);
+        log::warn!("--ca has no effect: {} is not https", registry.url);
     }
     Ok(builder)
 }

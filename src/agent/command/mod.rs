@@ -1,0 +1,15 @@
+//! One command: whether it is allowed, how it is started, and how it is watched until it has ended.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `runner` | starting a command; the only file that names `process::Command` |
+//! | `path_lookup` | finding a program on a PATH |
+//! | `policy` | what the owner of this machine allows |
+//! | `supervisor` | output, input, time-out and end of a command that runs |
+//! | `orphaned_pipes` | the pipes of background processes that outlive their command |
+
+mod orphaned_pipes;
+pub(crate) mod path_lookup;
+pub(super) mod policy;
+pub(super) mod runner;
+pub(super) mod supervisor;

@@ -1,0 +1,128 @@
+//! Drains the pipes of commands that have ended but left a background process that still writes.
+//!
+//! Closing the read end would kill that process with SIGPIPE at its next line, and an unread pipe would
+//! block it. One thread, started when it is first needed, reads and discards.
+
+use crate::agent::attempt::lock;
+use log::warn;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+/// Pipes kept open, in number. The oldest is closed to make room.
+const MAX_PIPES: usize = 256;
+/// Bytes read at once: the capacity of a pipe.
+const READ_BYTES: usize = 64 * 1024;
+/// The stack of the thread, in bytes: its buffer is on the heap.
+const STACK_BYTES: usize = 128 * 1024;
+/// How often the thread looks for new pipes when it has no eventfd that wakes it.
+const LOOK_PERIOD: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// The pipes, and the thread that drains them.
+#[derive(Debug)]
+pub struct OrphanedPipes {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes the thread; none when the system has no descriptor left.
+    wake: Option<OwnedFd>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Pipes that the thread has not taken over yet.
+    added: VecDeque<OwnedFd>,
+    is_running: bool,
+}
+
+impl OrphanedPipes {
+    /// No pipes, and no thread.
+    pub fn new() -> Self {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        OrphanedPipes {
+            shared: Arc::new(Shared {
+                state: Mutex::new(State::default()),
+                wake: eventfd(0, flags).ok(),
+            }),
+        }
+    }
+
+    /// Adds the read end of a pipe, which must be non-blocking.
+    pub fn add(&self, pipe: OwnedFd) {
+        let mut state = lock(&self.shared.state);
+        if state.added.len() >= MAX_PIPES {
+            state.added.pop_front();
+        }
+        state.added.push_back(pipe);
+        if state.is_running {
+            if let Some(wake) = &self.shared.wake {
+                let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
+            }
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let started = std::thread::Builder::new()
+            .name("orphaned-pipes".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || drain(&shared));
+        match started {
+            Ok(_) => state.is_running = true,
+            // The pipes stay open, and the next call tries again.
+            Err(why) => {
+                warn!("cannot start a thread that reads the output of background processes: {why}");
+            }
+        }
+    }
+}
+
+/// Reads and discards until every pipe is closed.
+fn drain(shared: &Shared) {
+    let mut pipes: VecDeque<OwnedFd> = VecDeque::new();
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        {
+            let mut state = lock(&shared.state);
+            pipes.append(&mut state.added);
+            if pipes.is_empty() {
+                state.is_running = false;
+                return;
+            }
+        }
+        while pipes.len() > MAX_PIPES {
+            pipes.pop_front();
+        }
+        let ready = wait(&pipes, shared.wake.as_ref());
+        if let Some(wake) = &shared.wake {
+            let _ = rustix::io::read(wake, &mut [0u8; 8]);
+        }
+        let mut ready = ready.into_iter();
+        pipes.retain(|pipe| {
+            !ready.next().unwrap_or(false) || {
+                let read = rustix::io::read(pipe, &mut buffer[..]);
+                matches!(read, Ok(1..) | Err(Errno::AGAIN | Errno::INTR))
+            }
+        });
+    }
+}
+
+/// Which pipes have something to read, or are closed at the other end.
+fn wait(pipes: &VecDeque<OwnedFd>, wake: Option<&OwnedFd>) -> Vec<bool> {
+    let mut fds: Vec<PollFd<'_>> = pipes
+        .iter()
+        .chain(wake)
+        .map(|fd| PollFd::new(fd, PollFlags::IN))
+        .collect();
+    let timeout = wake.is_none().then_some(&LOOK_PERIOD);
+    if poll(&mut fds, timeout).is_err() {
+        return Vec::new();
+    }
+    fds.iter().map(|fd| !fd.revents().is_empty()).collect()
+}

@@ -1,0 +1,313 @@
+//! Starting one command; the only file that names `process::Command`.
+//!
+//! It decides which program runs, in which directory and with which environment. How a command that runs is
+//! watched and ended is in [`super::supervisor`]. To support a new field of `detail`: read it in
+//! [`Runner::spawn`], and fail with a message where it cannot be honoured. It must never be ignored.
+//!
+//! Nothing here needs /dev, /proc or /etc: a container may have none of them.
+
+use super::orphaned_pipes::OrphanedPipes;
+use super::path_lookup;
+use super::policy;
+use super::supervisor::{Limits, Started, Supervisor};
+use crate::agent::attempt::{Attempt, Outcome, Waker};
+use crate::agent::backoff::random_id;
+use crate::agent::processes::guard::Guard;
+use crate::agent::processes::inheritance;
+use crate::agent::processes::process_table::KEY_VARIABLE;
+use crate::agent::state::{AgentState, Job};
+use crate::config::CommandPolicy;
+use crate::wire::duration::Timeout;
+use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+
+/// The longest text for standard input, in bytes: as long as the longest request.
+const MAX_STDIN_BYTES: usize = 1 << 20;
+
+/// Starts commands. Holds what all commands of this agent share.
+#[derive(Debug)]
+pub struct Runner {
+    policy: CommandPolicy,
+    label: String,
+    /// Whether each command needs a session of its own, or it could use the terminal of the agent.
+    needs_session: bool,
+    guard: Guard,
+    orphaned_pipes: OrphanedPipes,
+}
+
+impl Runner {
+    /// Also starts the guard.
+    pub fn new(policy: CommandPolicy, label: String) -> Self {
+        Runner {
+            policy,
+            label,
+            needs_session: inheritance::has_terminal(),
+            guard: Guard::start(),
+            orphaned_pipes: OrphanedPipes::new(),
+        }
+    }
+
+    /// To be called now and then: the guard is told what its pipe did not take before.
+    pub fn flush_guard(&self) {
+        self.guard.flush();
+    }
+
+    /// Starts the command of `job`. The error is the outcome of an attempt that could not be started.
+    pub fn start<'a>(
+        &'a self,
+        state: &'a AgentState,
+        attempt: &'a Attempt,
+        job: &mut Job,
+        waker: Option<&'a Waker>,
+    ) -> Result<Supervisor<'a>, Outcome> {
+        let failed = |why| Outcome::not_started(ExecutionState::Failed, why);
+        let waker =
+            waker.ok_or_else(|| failed("this machine has no file descriptors left".into()))?;
+        // Set the waker before looking for an order to stop: an order after the look wakes.
+        attempt.set_waker(waker.clone());
+        if let Some(reason) = attempt.stop_reason() {
+            let state = ExecutionState::Canceled;
+            return Err(Outcome::not_started(state, reason.text()));
+        }
+        let key = random_id().map_err(failed)?;
+        // Before the start: if the agent is killed meanwhile, the guard finds the command by its key.
+        self.guard.add(&key);
+        let started = self.spawn(job, &state.instance(), key.clone());
+        let started = started.map_err(|why| {
+            self.guard.remove(&key);
+            failed(why)
+        })?;
+        Ok(Supervisor::new(
+            state,
+            attempt,
+            &self.guard,
+            &self.orphaned_pipes,
+            waker,
+            started,
+        ))
+    }
+
+    /// Spawns the process. The error says why that could not be done.
+    fn spawn(&self, job: &mut Job, instance: &str, key: String) -> Result<Started, String> {
+        let mut detail: Detail = serde_json::from_value(job.detail.take()).map_err(|why| {
+            let version = env!("CARGO_PKG_VERSION");
+            format!("this agent (version {version}) does not understand the detail: {why}")
+        })?;
+        policy::check(&self.policy, &detail)?;
+        let stdin = detail.stdin.take().unwrap_or_default().into_bytes();
+        if stdin.len() > MAX_STDIN_BYTES {
+            return Err(format!(
+                "detail.stdin: must have {MAX_STDIN_BYTES} bytes at most, got {}",
+                stdin.len()
+            ));
+        }
+        let limits = Limits {
+            timeout: match detail.timeout {
+                None => Some(DEFAULT_TIMEOUT),
+                Some(Timeout::After(span)) => Some(span),
+                Some(Timeout::Never) => None,
+            },
+            kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE).into(),
+        };
+        let mut command = command_line(&detail, self.policy.wrapper.as_deref())?;
+        self.set_environment(&mut command, job, instance, &detail)?;
+        // Last, because no task may change it: the processes of the attempt are found by it.
+        command.env(KEY_VARIABLE, &key);
+        if let Some(workspace) = &detail.workspace {
+            command.current_dir(workspace);
+        }
+        // Standard input is a pipe even when there is nothing to read: /dev/null may not exist.
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if self.needs_session {
+            start_session(&mut command);
+        } else {
+            command.process_group(0);
+        }
+        let child = command
+            .spawn()
+            .map_err(|why| format!("cannot start {}: {why}", command.get_program().display()))?;
+        Ok(Started {
+            child,
+            key,
+            stdin,
+            limits,
+        })
+    }
+
+    /// The environment is that of the agent without its secrets, then variables that describe the attempt,
+    /// then the task's own, which win.
+    fn set_environment(
+        &self,
+        command: &mut Command,
+        job: &Job,
+        instance: &str,
+        detail: &Detail,
+    ) -> Result<(), String> {
+        for name in SECRETS.iter() {
+            command.env_remove(name);
+        }
+        let attempt = job.id.attempt.to_string();
+        for (name, value) in [
+            ("SIDEBIKE_TASK_ID", &*job.task_id),
+            ("SIDEBIKE_TASK_NAME", &job.task_name),
+            ("SIDEBIKE_MACHINE_LABEL", &self.label),
+            ("SIDEBIKE_INSTANCE", instance),
+            ("SIDEBIKE_ATTEMPT", &attempt),
+        ] {
+            // A name is free text, and a variable cannot hold a NUL.
+            command.env(name, value.replace('\0', ""));
+        }
+        for (name, value) in detail.env.iter().flatten() {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return Err(format!("detail.env: {name:?} cannot be a variable's name"));
+            }
+            if value.contains('\0') {
+                return Err(format!("detail.env: the value of {name:?} contains a NUL"));
+            }
+            command.env(name, value);
+        }
+        Ok(())
+    }
+}
+
+/// Has the command start in a session of its own, which has no terminal. Its number is that of the process
+/// group, as without it. Starting takes half as long again: std cannot use posix_spawn then.
+#[allow(unsafe_code, reason = "std has no stable call for it")]
+fn start_session(command: &mut Command) {
+    // SAFETY: between fork and exec only this system call is made; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?)) };
+}
+
+/// The program and its arguments. With a wrapper that is the program, and they are its arguments.
+fn command_line(detail: &Detail, wrapper: Option<&Path>) -> Result<Command, String> {
+    let base = workspace(detail)?;
+    match (&detail.command, &detail.argv) {
+        (Some(line), None) => {
+            let line = without_options(line);
+            let path = std::env::var_os("PATH");
+            let shell = path_lookup::shell(path.as_deref(), &base);
+            if let Some(wrapper) = wrapper {
+                let mut command = Command::new(wrapper);
+                // The wrapper may run the line where there is a shell, for instance in a container.
+                let name = shell.map_or("sh", |(name, _)| name);
+                command.args([name, "-c", &line]);
+                return Ok(command);
+            }
+            let (name, shell) =
+                shell.ok_or("no shell (bash or sh) on this machine's PATH; use detail.argv")?;
+            let mut command = Command::new(shell);
+            command.arg0(name).arg("-c").arg(&*line);
+            Ok(command)
+        }
+        (None, Some(argv)) => {
+            let (name, args) = argv
+                .split_first()
+                .filter(|(name, _)| !name.is_empty())
+                .ok_or("detail.argv: must name a program")?;
+            if let Some(wrapper) = wrapper {
+                let mut command = Command::new(wrapper);
+                command.args(argv);
+                return Ok(command);
+            }
+            let mut command = Command::new(program(name, detail, &base)?);
+            command.arg0(name).args(args);
+            Ok(command)
+        }
+        _ => Err("detail: must have either command or argv".into()),
+    }
+}
+
+/// A shell takes a line that begins with a sign for options; a blank before it prevents that. `--` would
+/// do as well, but wrappers expect the line right after `-c`.
+fn without_options(line: &str) -> Cow<'_, str> {
+    match line.starts_with(['-', '+']) {
+        true => format!(" {line}").into(),
+        false => line.into(),
+    }
+}
+
+/// The directory the command runs in. It is checked first: an error of `exec` would not tell a missing
+/// directory from a missing program.
+fn workspace(detail: &Detail) -> Result<PathBuf, String> {
+    let own = std::env::current_dir().unwrap_or_default();
+    let Some(workspace) = &detail.workspace else {
+        return Ok(own);
+    };
+    match std::fs::metadata(workspace) {
+        Ok(found) if found.is_dir() => Ok(own.join(workspace)),
+        Ok(_) => Err(format!("workspace {workspace:?} is not a folder")),
+        Err(why) => Err(format!("workspace {workspace:?} cannot be used: {why}")),
+    }
+}
+
+/// The program called `name`, on the PATH that the command will have.
+fn program(name: &str, detail: &Detail, base: &Path) -> Result<PathBuf, String> {
+    if name.contains('/') {
+        return Ok(name.into());
+    }
+    let own = || std::env::var_os("PATH");
+    let given = detail.env.as_ref().and_then(|env| env.get("PATH"));
+    let path = given.map(OsString::from).or_else(own);
+    path_lookup::on_path(name, path.as_deref(), base)
+        .ok_or_else(|| format!("no program {name:?} on this machine's PATH"))
+}
+
+/// The agent's own variables that commands must not see. The agent never changes its environment, so they
+/// are looked for once.
+static SECRETS: LazyLock<Vec<OsString>> = LazyLock::new(|| {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    names.filter(|name| is_secret(name)).collect()
+});
+
+/// Whether a variable is a secret: `SIDEBIKE_*TOKEN*`.
+fn is_secret(name: &OsStr) -> bool {
+    let rest = name.as_bytes().strip_prefix(b"SIDEBIKE_");
+    rest.is_some_and(|rest| rest.windows(5).any(|word| word == b"TOKEN"))
+}
+
+/// Starts this program once more with other arguments, in a process group of its own: a signal of the
+/// terminal goes to the agent's group, and the agent decides what it means.
+pub fn spawn_self(args: &[OsString], stdin: Stdio) -> io::Result<Child> {
+    let unnamed = || io::Error::other("the path of this program is not known");
+    // Without /proc only the name by which it was started is known.
+    let own = std::env::current_exe().or_else(|_| {
+        std::env::args_os()
+            .next()
+            .map(PathBuf::from)
+            .ok_or_else(unnamed)
+    })?;
+    Command::new(own)
+        .args(args)
+        .stdin(stdin)
+        .process_group(0)
+        .spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_recognized_by_their_name() {
+        for (name, secret) in [
+            ("SIDEBIKE_TOKEN", true),
+            ("SIDEBIKE_AGENT_TOKEN", true),
+            ("SIDEBIKE_TOKEN_FILE", true),
+            ("SIDEBIKE_JOBS", false),
+            ("MY_TOKEN", false),
+            ("SIDEBIKE_", false),
+        ] {
+            assert_eq!(is_secret(OsStr::new(name)), secret, "{name}");
+        }
+    }
+}

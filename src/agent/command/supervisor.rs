@@ -1,0 +1,472 @@
+//! Supervising one command until it has ended: its output, its input, its time-out, orders to end it.
+//!
+//! One thread per command waits for all of them with poll(2). A command has ended when its own process,
+//! the leader of its process group, has ended; what it left in the background lives on. Only a command that
+//! is ended by the agent (its time is up, it was canceled, the agent shuts down) ends with all processes of
+//! its attempt. Its leader is reaped after that: until then the number of the group cannot belong to another
+//! one.
+
+use super::orphaned_pipes::OrphanedPipes;
+use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
+use crate::agent::processes::attempt_processes::AttemptProcesses;
+use crate::agent::processes::guard::Guard;
+use crate::agent::processes::process_table::ProcessTable;
+use crate::agent::processes::termination::{Progress, Termination};
+use crate::agent::state::AgentState;
+use crate::wire::agent::Stream;
+use crate::wire::duration::TimeSpan;
+use crate::wire::task::ExecutionState;
+use log::warn;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// Bytes read from a stream at once: half the capacity of a pipe.
+const READ_BYTES: usize = 32 * 1024;
+/// The same as long as the command writes little.
+const FIRST_READ_BYTES: usize = 2 * 1024;
+/// How long output waits before the reporter is told of it. A small command has ended by then, and its
+/// output is sent together with its result.
+const SETTLE: Duration = Duration::from_millis(10);
+/// How often a system without pidfd is asked whether the leader has ended.
+const EXIT_LOOK: Duration = Duration::from_millis(20);
+/// The longest time between TERM and KILL when the agent shuts down.
+const MAX_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// How long poll(2) is not called again after it failed for lack of memory.
+const POLL_FAILED_PAUSE: Duration = Duration::from_millis(1);
+
+/// How long a command may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The time after which it is ended; none for ever.
+    pub timeout: Option<TimeSpan>,
+    /// The time from TERM to KILL.
+    pub kill_grace: Duration,
+}
+
+/// A command that has just been started.
+#[derive(Debug)]
+pub struct Started {
+    /// Its process, the leader of a group of its own.
+    pub child: Child,
+    /// The key of the attempt, in the environment of the command.
+    pub key: String,
+    /// Text for standard input.
+    pub stdin: Vec<u8>,
+    /// How long it may take.
+    pub limits: Limits,
+}
+
+/// Text for standard input.
+#[derive(Debug)]
+struct Input {
+    pipe: OwnedFd,
+    text: Vec<u8>,
+    written: usize,
+}
+
+/// A command that is being ended.
+#[derive(Debug)]
+struct Ending {
+    state: ExecutionState,
+    msg: String,
+    processes: AttemptProcesses,
+    termination: Termination,
+}
+
+/// A command that runs.
+#[derive(Debug)]
+pub struct Supervisor<'a> {
+    state: &'a AgentState,
+    attempt: &'a Attempt,
+    guard: &'a Guard,
+    orphaned_pipes: &'a OrphanedPipes,
+    waker: &'a Waker,
+    /// The leader of the group.
+    child: Child,
+    group: Pid,
+    /// The key of the attempt.
+    key: String,
+    limits: Limits,
+    started: Instant,
+    stdin: Option<Input>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    /// Readable when the leader has ended; none on an old kernel.
+    pidfd: Option<OwnedFd>,
+    /// The leader has ended.
+    leader_ended: bool,
+    ending: Option<Ending>,
+    /// The leader's status, once it has been reaped.
+    exit: Option<ExitStatus>,
+    /// When output came of which the reporter has not been told.
+    unannounced: Option<Instant>,
+    /// Allocated with the first output: many commands write nothing.
+    buffer: Vec<u8>,
+}
+
+/// What a descriptor in poll(2) belongs to.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Leader,
+    Order,
+    Output(Stream),
+    Input,
+}
+
+impl<'a> Supervisor<'a> {
+    /// Takes over a command that has just been started.
+    pub fn new(
+        state: &'a AgentState,
+        attempt: &'a Attempt,
+        guard: &'a Guard,
+        orphaned_pipes: &'a OrphanedPipes,
+        waker: &'a Waker,
+        started: Started,
+    ) -> Self {
+        let Started {
+            mut child,
+            key,
+            stdin,
+            limits,
+        } = started;
+        let group = Pid::from_child(&child);
+        let started = Instant::now();
+        guard.set_group(&key, group);
+        attempt.started(started, &key, group);
+        // Without a text the pipe is closed here, and the command reads the end of its input.
+        let input = child.stdin.take().filter(|_| !stdin.is_empty());
+        Supervisor {
+            state,
+            attempt,
+            guard,
+            orphaned_pipes,
+            waker,
+            group,
+            key,
+            limits,
+            started,
+            stdin: input.map(|pipe| Input {
+                pipe: nonblocking(pipe.into()),
+                text: stdin,
+                written: 0,
+            }),
+            stdout: child.stdout.take().map(|pipe| nonblocking(pipe.into())),
+            stderr: child.stderr.take().map(|pipe| nonblocking(pipe.into())),
+            pidfd: pidfd_open(group, PidfdFlags::empty()).ok(),
+            leader_ended: false,
+            child,
+            ending: None,
+            exit: None,
+            unannounced: None,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Supervises the command until it has ended.
+    pub fn run(mut self) -> Outcome {
+        loop {
+            self.wait();
+            if let Some(outcome) = self.advance() {
+                return outcome;
+            }
+        }
+    }
+
+    /// Waits for an event or until a time is up, and reads and writes what is ready.
+    fn wait(&mut self) {
+        let timeout = self.next_wakeup();
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut happened = [None; 5];
+        {
+            let (out, err) = (self.stdout.as_ref(), self.stderr.as_ref());
+            let input = self.stdin.as_ref().map(|input| &input.pipe);
+            let watched = [
+                (Source::Leader, self.pidfd.as_ref(), PollFlags::IN),
+                (Source::Order, Some(self.waker.fd()), PollFlags::IN),
+                (Source::Output(Stream::Stdout), out, PollFlags::IN),
+                (Source::Output(Stream::Stderr), err, PollFlags::IN),
+                (Source::Input, input, PollFlags::OUT),
+            ];
+            let mut fds = Vec::with_capacity(watched.len());
+            let mut sources = Vec::with_capacity(watched.len());
+            for (source, fd, flags) in watched {
+                if let Some(fd) = fd {
+                    fds.push(PollFd::new(fd, flags));
+                    sources.push(source);
+                }
+            }
+            if poll(&mut fds, timeout.as_ref()).is_err() {
+                // Interrupted by a signal, or out of memory.
+                std::thread::sleep(POLL_FAILED_PAUSE);
+                return;
+            }
+            for ((fd, source), slot) in fds.iter().zip(sources).zip(&mut happened) {
+                let what = fd.revents();
+                *slot = (!what.is_empty()).then_some((source, what));
+            }
+        }
+        for (source, what) in happened.into_iter().flatten() {
+            match source {
+                Source::Leader => self.leader_ended = true,
+                Source::Order => self.waker.clear(),
+                Source::Output(stream) if what.contains(PollFlags::IN) => {
+                    self.read(stream);
+                }
+                // The pipe is empty, and no process can write to it any more.
+                Source::Output(Stream::Stdout) => self.stdout = None,
+                Source::Output(Stream::Stderr) => self.stderr = None,
+                Source::Input => self.write_input(),
+            }
+        }
+    }
+
+    /// The time until something is due; none when only events matter.
+    fn next_wakeup(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let until = |at: Instant| at.saturating_duration_since(now);
+        let deadline = match (&self.ending, self.limits.timeout) {
+            (Some(ending), _) => Some(ending.termination.next_step()),
+            (None, Some(timeout)) => Some(self.started + Duration::from(timeout)),
+            (None, None) => None,
+        };
+        let exit_look = (!self.leader_ended && self.pidfd.is_none()).then_some(EXIT_LOOK);
+        let announce = self.unannounced.map(|came| until(came + SETTLE));
+        let times = [deadline.map(until), exit_look, announce];
+        times.into_iter().flatten().min()
+    }
+
+    /// Reads once from a stream: further bytes have to wait until the other descriptors were served.
+    /// Returns how many bytes came.
+    fn read(&mut self, stream: Stream) -> usize {
+        let pipe = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        let Some(open) = pipe.as_ref() else { return 0 };
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; FIRST_READ_BYTES];
+        }
+        match rustix::io::read(open, &mut self.buffer[..]) {
+            Ok(0) => *pipe = None,
+            Ok(read) => {
+                self.attempt.append(stream, &self.buffer[..read]);
+                self.unannounced.get_or_insert_with(Instant::now);
+                if read == self.buffer.len() {
+                    self.buffer.resize(READ_BYTES, 0);
+                }
+                return read;
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => *pipe = None,
+        }
+        0
+    }
+
+    /// Writes as much to standard input as it takes now. A command need not read it.
+    fn write_input(&mut self) {
+        let Some(input) = self.stdin.as_mut() else {
+            return;
+        };
+        match rustix::io::write(&input.pipe, &input.text[input.written..]) {
+            Ok(written) => input.written += written,
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            // The command has closed it.
+            Err(_) => input.written = input.text.len(),
+        }
+        if input.written == input.text.len() {
+            self.stdin = None;
+        }
+    }
+
+    /// Tells the reporter of output that came [`SETTLE`] ago.
+    fn announce_output(&mut self, now: Instant) {
+        if self.unannounced.is_some_and(|came| now >= came + SETTLE) {
+            self.unannounced = None;
+            self.state.output_ready();
+        }
+    }
+
+    /// Acts on what has happened. Returns the outcome when the command has ended.
+    fn advance(&mut self) -> Option<Outcome> {
+        let now = Instant::now();
+        if self.notice_exit() {
+            let Some(ending) = &mut self.ending else {
+                return Some(self.ended_by_itself());
+            };
+            ending.termination.look_now(now);
+            if !ProcessTable::is_available() {
+                // Without /proc a zombie cannot be told from a live process.
+                self.reap();
+            }
+        }
+        self.announce_output(now);
+        if self.ending.is_none() {
+            if let Some(reason) = self.attempt.stop_reason() {
+                let grace = match reason {
+                    StopReason::Canceled => self.limits.kill_grace,
+                    StopReason::Shutdown => self.limits.kill_grace.min(MAX_SHUTDOWN_GRACE),
+                };
+                self.begin_ending(now, ExecutionState::Canceled, reason.text().into(), grace);
+            } else if let Some(timeout) = self.limits.timeout
+                && now >= self.started + Duration::from(timeout)
+            {
+                let msg = format!("timed out after {timeout}");
+                let grace = self.limits.kill_grace;
+                self.begin_ending(now, ExecutionState::TimedOut, msg, grace);
+            }
+        }
+        self.continue_ending(now)
+    }
+
+    /// Whether the leader has ended since the last call. It is not reaped here: as long as it is a zombie,
+    /// the number of its group cannot belong to another one.
+    fn notice_exit(&mut self) -> bool {
+        if self.leader_ended {
+            // Poll(2) has reported it, or an earlier call.
+            return self.pidfd.take().is_some();
+        }
+        if self.pidfd.is_some() {
+            return false;
+        }
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        self.leader_ended = match waitid(WaitId::Pid(self.group), look) {
+            Ok(status) => status.is_some(),
+            Err(Errno::INTR) => false,
+            // It has been reaped elsewhere.
+            Err(_) => true,
+        };
+        self.leader_ended
+    }
+
+    fn reap(&mut self) {
+        if self.exit.is_some() {
+            return;
+        }
+        self.exit = Some(self.child.wait().unwrap_or_else(|why| {
+            warn!("the exit code of a command is lost: {why}");
+            ExitStatus::from_raw(0xff00)
+        }));
+    }
+
+    fn begin_ending(&mut self, now: Instant, state: ExecutionState, msg: String, grace: Duration) {
+        self.attempt.ending();
+        self.ending = Some(Ending {
+            state,
+            msg,
+            processes: AttemptProcesses::new(self.key.clone(), self.group),
+            termination: Termination::new(now, grace),
+        });
+    }
+
+    /// Returns the outcome when all processes are dead, or survive KILL.
+    fn continue_ending(&mut self, now: Instant) -> Option<Outcome> {
+        let ending = self.ending.as_mut()?;
+        let progress = ending.termination.step(now, &mut ending.processes);
+        if progress == Progress::Pending {
+            return None;
+        }
+        let (state, mut msg) = (ending.state, std::mem::take(&mut ending.msg));
+        if progress == Progress::Survived {
+            let living = ending.processes.describe_living();
+            let living = living.unwrap_or_else(|| format!("process group {}", self.group));
+            warn!("cannot end {living}");
+            msg.push_str(&format!("; could not be ended: {living}"));
+        }
+        self.read_the_rest();
+        self.attempt.release_processes();
+        if self.leader_ended {
+            self.guard.remove(&self.key);
+            self.reap();
+        }
+        Some(self.outcome(state, msg))
+    }
+
+    fn ended_by_itself(&mut self) -> Outcome {
+        self.read_the_rest();
+        self.attempt.release_processes();
+        self.guard.remove(&self.key);
+        self.reap();
+        let (code, signal) = self
+            .exit
+            .map_or((None, None), |exit| (exit.code(), exit.signal()));
+        let (state, msg) = match (code, signal) {
+            (Some(0), _) => (ExecutionState::Succeeded, String::new()),
+            (Some(code), _) => (ExecutionState::Failed, format!("exit code {code}")),
+            (None, Some(signal)) => (
+                ExecutionState::Failed,
+                format!("killed by {}", signal_name(signal)),
+            ),
+            (None, None) => (
+                ExecutionState::Failed,
+                "ended without an exit code or a signal".into(),
+            ),
+        };
+        self.outcome(state, msg)
+    }
+
+    /// Reads what is in the pipes now, and nothing that is written later. Pipes that a background process
+    /// holds open are drained elsewhere.
+    fn read_the_rest(&mut self) {
+        self.stdin = None;
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let pipe = match stream {
+                Stream::Stdout => self.stdout.as_ref(),
+                Stream::Stderr => self.stderr.as_ref(),
+            };
+            let there = pipe.and_then(|pipe| rustix::io::ioctl_fionread(pipe).ok());
+            let mut left = usize::try_from(there.unwrap_or(0)).unwrap_or(0);
+            while left > 0 {
+                match self.read(stream) {
+                    0 => break,
+                    read => left = left.saturating_sub(read),
+                }
+            }
+        }
+        for pipe in [self.stdout.take(), self.stderr.take()]
+            .into_iter()
+            .flatten()
+        {
+            if is_still_open(&pipe) {
+                self.orphaned_pipes.add(pipe);
+            }
+        }
+    }
+
+    fn outcome(&self, state: ExecutionState, msg: String) -> Outcome {
+        let at = Instant::now();
+        let signal = self.exit.and_then(|exit| exit.signal());
+        Outcome {
+            state,
+            exit_code: self.exit.and_then(|exit| exit.code()),
+            signal: signal.map(signal_name),
+            msg,
+            duration: Some(at - self.started),
+            at,
+        }
+    }
+}
+
+/// Makes the agent's end of a pipe non-blocking. The command's end is not affected.
+fn nonblocking(pipe: OwnedFd) -> OwnedFd {
+    if let Err(why) = rustix::io::ioctl_fionbio(&pipe, true) {
+        warn!("a pipe cannot be made non-blocking: {why}");
+    }
+    pipe
+}
+
+/// Whether a process holds the other end of a pipe.
+fn is_still_open(pipe: &OwnedFd) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
+    let now = Timespec::default();
+    poll(&mut fds, Some(&now)).is_ok() && !fds[0].revents().contains(PollFlags::HUP)
+}
+
+fn signal_name(signal: i32) -> String {
+    signal_hook::low_level::signal_name(signal)
+        .map_or_else(|| format!("signal {signal}"), str::to_owned)
+}

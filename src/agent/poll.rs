@@ -1,0 +1,230 @@
+//! The poll loop: asks the server for orders and has them obeyed.
+//!
+//! A thread that gets a command in the answer to its poll runs the command itself and leaves the polls to
+//! another thread: the command is urgent, and waking a thread for it would take longer than everything
+//! else that is done here.
+
+use super::backoff::{Backoff, random_id};
+use super::shared::{Agent, Task, pause_after_panic};
+use super::state::Runnable;
+use super::token;
+use crate::client::CallError;
+use crate::wire::agent::{Orders, Poll};
+use crate::wire::duration::TimeSpan;
+use log::{debug, info, warn};
+use serde_json::Value;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the server may hold a poll while nothing is held. With the time on the network it is well
+/// below the 45 s after which a machine counts as offline.
+const IDLE_WAIT: TimeSpan = TimeSpan::from_secs(25);
+/// The same while something is held: running work has a faster heartbeat.
+const BUSY_WAIT: TimeSpan = TimeSpan::from_secs(20);
+/// The same at a limit: soon there may be room again.
+const FULL_WAIT: TimeSpan = TimeSpan::from_secs(2);
+/// After this many conflicts (409) in a row the agent takes a new instance id.
+const MAX_CONFLICTS: u32 = 3;
+/// An answer that comes sooner than this, and with nothing new, is suspicious.
+const QUICK: Duration = Duration::from_millis(500);
+/// This many suspicious answers in a row are accepted without a pause.
+const MAX_QUICK: u32 = 5;
+/// The pause that follows them: a broken server or proxy must not get a thousand polls a second.
+const QUICK_PAUSE: Duration = Duration::from_millis(200);
+/// How often a refused token is logged: it has to be near the end of a log.
+const REFUSAL_LOG_PERIOD: Duration = Duration::from_secs(300);
+
+/// The polls of one epoch (see [`super::state::AgentState::drain`]).
+#[derive(Debug)]
+pub struct PollLoop {
+    epoch: u64,
+    health: Health,
+    backoff: Backoff,
+}
+
+/// How the latest polls went.
+#[derive(Debug, Default)]
+struct Health {
+    /// The latest poll failed.
+    is_down: bool,
+    /// When a refused token was last logged.
+    refusal_logged: Option<Instant>,
+    /// Conflicts in a row.
+    conflicts: u32,
+    /// Suspicious answers in a row.
+    quick: u32,
+}
+
+impl PollLoop {
+    /// A loop that has not polled yet.
+    pub fn new(epoch: u64) -> Self {
+        PollLoop {
+            epoch,
+            health: Health::default(),
+            backoff: Backoff::new(),
+        }
+    }
+}
+
+impl Agent {
+    /// Starts the poll loop of an epoch. Earlier ones end by themselves.
+    pub fn start_polls(self: &Arc<Self>, epoch: u64) -> std::io::Result<()> {
+        self.submit(Task::Poll(PollLoop::new(epoch)))
+            .map_err(|back| back.1)
+    }
+
+    /// Polls, and polls again should that panic. Returns as [`Agent::poll_until_command`] does.
+    pub fn poll(self: &Arc<Self>, mut polls: PollLoop) -> Option<Runnable> {
+        loop {
+            let epoch = polls.epoch;
+            match catch_unwind(AssertUnwindSafe(|| self.poll_until_command(polls))) {
+                Ok(runnable) => return runnable,
+                Err(_) => pause_after_panic("poll loop"),
+            }
+            polls = PollLoop::new(epoch);
+        }
+    }
+
+    /// Polls until there is a command for this thread to run, and has another thread continue the loop.
+    /// None when the epoch is over.
+    fn poll_until_command(self: &Arc<Self>, mut polls: PollLoop) -> Option<Runnable> {
+        while let Some(poll) = self.next_poll(polls.epoch, polls.health.is_down) {
+            self.runner.flush_guard();
+            let asked = Instant::now();
+            match self.client.poll(&poll) {
+                Ok(orders) => {
+                    let (changed, runnable) = self.poll_answered(orders, &mut polls);
+                    if changed || asked.elapsed() > QUICK {
+                        polls.health.quick = 0;
+                    } else {
+                        polls.health.quick += 1;
+                    }
+                    let Some(runnable) = runnable else {
+                        if polls.health.quick > MAX_QUICK {
+                            std::thread::sleep(QUICK_PAUSE);
+                        }
+                        continue;
+                    };
+                    match self.submit(Task::Poll(polls)).map_err(|back| back.0) {
+                        Err(Task::Poll(back)) => polls = back,
+                        _ => return Some(runnable),
+                    }
+                    // No thread can be started, so there is none for the command either.
+                    self.start(runnable);
+                }
+                Err(why) => {
+                    self.poll_failed(&why, &mut polls.health);
+                    std::thread::sleep(polls.backoff.next());
+                }
+            }
+        }
+        None
+    }
+
+    fn next_poll(&self, epoch: u64, is_down: bool) -> Option<Poll> {
+        let content = self.state.next_poll(epoch)?;
+        Some(Poll {
+            // A quick answer shows that a server that was down is back.
+            wait: if is_down {
+                TimeSpan::default()
+            } else if content.full && !content.draining {
+                FULL_WAIT
+            } else if content.holds.is_empty() {
+                IDLE_WAIT
+            } else {
+                BUSY_WAIT
+            },
+            instance: content.instance,
+            seq: content.seq,
+            label: self.config.label.clone(),
+            host: self.config.host.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            jobs: content.jobs,
+            // The server treats both alike: it gives the work to other machines.
+            draining: content.draining || content.full,
+            holds: content.holds,
+        })
+    }
+
+    /// Handles an answer. Whether it changed anything, and a command for this thread to run.
+    fn poll_answered(
+        self: &Arc<Self>,
+        orders: Orders<Value>,
+        polls: &mut PollLoop,
+    ) -> (bool, Option<Runnable>) {
+        if std::mem::take(&mut polls.health.is_down) {
+            info!("the server is back");
+            self.state.nudge();
+        }
+        polls.health.conflicts = 0;
+        polls.health.refusal_logged = None;
+        polls.backoff.reset();
+        let obeyed = self.obey(orders);
+        let mut runnable = obeyed.runnable.into_iter();
+        let first = runnable.next();
+        runnable.for_each(|runnable| self.start(runnable));
+        (obeyed.changed, first)
+    }
+
+    fn poll_failed(&self, why: &CallError, health: &mut Health) {
+        if why.is_denied() {
+            health.is_down = true;
+            self.token_refused(why, health);
+        } else if !std::mem::replace(&mut health.is_down, true) {
+            warn!("{why}; trying again until it works");
+        } else {
+            debug!("{why}");
+        }
+        if why.status() != Some(409) {
+            health.conflicts = 0;
+            return;
+        }
+        health.conflicts += 1;
+        if health.conflicts < MAX_CONFLICTS {
+            return;
+        }
+        if let Ok(instance) = random_id()
+            && self.state.renew_instance(instance.clone())
+        {
+            health.conflicts = 0;
+            info!("the server does not accept this instance id; the new one is {instance}");
+        }
+    }
+
+    /// The server refuses the token, or wants one: logged now and then until a poll succeeds.
+    fn token_refused(&self, why: &CallError, health: &mut Health) {
+        let name = token::VARIABLE;
+        if self.token_reader.refused(&self.client) {
+            health.refusal_logged = None;
+        } else if !is_log_due(&mut health.refusal_logged, Instant::now()) {
+            debug!("{why}");
+        } else if self.client.token().is_none() {
+            warn!("the server wants a token, this agent has none ({name}): {why}; trying again");
+        } else {
+            warn!("the server does not accept the agent's token ({name}): {why}; trying again");
+        }
+    }
+}
+
+/// Whether a refusal is to be logged again; records that it is.
+fn is_log_due(logged: &mut Option<Instant>, now: Instant) -> bool {
+    let is_due = logged.is_none_or(|at| now.saturating_duration_since(at) >= REFUSAL_LOG_PERIOD);
+    if is_due {
+        *logged = Some(now);
+    }
+    is_due
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_logged_now_and_then() {
+        let (mut logged, start) = (None, Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let due = [0, 1, 299, 300, 301, 599, 600].map(|s| is_log_due(&mut logged, after(s)));
+        assert_eq!(due, [true, false, false, true, false, false, true]);
+    }
+}

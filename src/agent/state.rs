@@ -1,0 +1,600 @@
+//! The state that the agent's threads share: every attempt the agent knows, and what is to be done with it.
+//!
+//! The states of an attempt, in one map by its id:
+//!
+//! | stage | its command | listed in polls | leaves the stage when |
+//! | --- | --- | --- | --- |
+//! | `Waiting` | waits for a free slot | yes | a slot is free, or it is canceled |
+//! | `Active` | runs or has ended | yes | the server has taken the result |
+//! | `Forgotten` | runs, and nobody asks for its result | no | it ends |
+//!
+//! The ids of attempts that left the map are remembered, so that a repeated order cannot start one twice.
+//!
+//! Nothing here starts or looks for a process, or knows a socket or a thread. The lock of the state is taken before that of an
+//! [`Attempt`], never after it.
+
+use super::attempt::{Attempt, Outcome, StopReason, lock};
+use super::processes::process_table::ProcessTable;
+use super::recent_ids::RecentIds;
+use crate::wire::agent::{Assignment, AttemptId, Hold};
+use crate::wire::task::ExecutionState;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Results the server has not taken, in number. At this limit the polls say that the agent is draining,
+/// and it gets no more work until the server has taken some.
+const MAX_UNREPORTED: usize = 1_000;
+/// Output in memory, in bytes, with the same consequence. Commands that already run may exceed it, each
+/// by the 2 MiB that are kept of its output at most.
+const MAX_KEPT_BYTES: usize = 64 << 20;
+
+/// An order to run a command.
+pub type Job = Assignment<Value>;
+
+/// An attempt that has a slot: its command is to be started now.
+#[derive(Debug)]
+pub struct Runnable {
+    /// The attempt.
+    pub attempt: Arc<Attempt>,
+    /// The order that started it.
+    pub job: Job,
+}
+
+/// The shared state.
+#[derive(Debug)]
+pub struct AgentState {
+    inner: Mutex<Inner>,
+    /// Notified when the reporter has something to send.
+    report_due: Condvar,
+    /// Notified when a command has ended or a result was taken, but only while the agent shuts down.
+    fewer: Condvar,
+    /// A command has written something since the reporter last looked.
+    output_pending: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Inner {
+    instance: String,
+    slots: usize,
+    /// Slots that are taken: by commands of active and of forgotten attempts.
+    slots_taken: usize,
+    /// The number of the latest poll.
+    seq: u64,
+    /// Counts the poll loops that were started; only the latest continues.
+    epoch: u64,
+    draining: bool,
+    attempts: HashMap<AttemptId, Entry>,
+    /// How many attempts were ever accepted: gives each its place in the order of arrival.
+    accepted: u64,
+    /// The ids of attempts that left the map.
+    finished: RecentIds,
+    /// The reporter is to skip its pause.
+    nudged: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    attempt: Arc<Attempt>,
+    /// Its place in the order of arrival.
+    arrival: u64,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Waiting(Job),
+    Active,
+    Forgotten,
+}
+
+impl Entry {
+    fn is_held(&self) -> bool {
+        !matches!(self.stage, Stage::Forgotten)
+    }
+
+    /// Ends an attempt that waits for a slot.
+    fn end_waiting(&mut self, reason: StopReason) {
+        self.stage = Stage::Active;
+        let state = ExecutionState::Canceled;
+        self.attempt.end(Outcome::not_started(state, reason.text()));
+    }
+}
+
+/// What a poll says about the agent.
+#[derive(Debug)]
+pub struct PollContent {
+    /// The random id of this agent.
+    pub instance: String,
+    /// The number of the poll.
+    pub seq: u64,
+    /// Slots that the server may fill.
+    pub jobs: u32,
+    /// The agent takes no more work because it shuts down.
+    pub draining: bool,
+    /// The agent takes no more work for now because a limit is reached.
+    pub full: bool,
+    /// The attempts it holds.
+    pub holds: Vec<Hold>,
+}
+
+impl Inner {
+    /// The attempts that a poll lists, in order of arrival.
+    fn held(&self) -> Vec<Arc<Attempt>> {
+        let mut held: Vec<&Entry> = self
+            .attempts
+            .values()
+            .filter(|entry| entry.is_held())
+            .collect();
+        held.sort_unstable_by_key(|entry| entry.arrival);
+        held.iter()
+            .map(|entry| Arc::clone(&entry.attempt))
+            .collect()
+    }
+
+    fn holds(&self) -> Vec<Hold> {
+        self.held().iter().map(|attempt| attempt.hold()).collect()
+    }
+
+    fn has_result(&self) -> bool {
+        let mut entries = self.attempts.values();
+        entries.any(|entry| entry.is_held() && entry.attempt.has_ended())
+    }
+
+    fn is_full(&self) -> bool {
+        let (mut unreported, mut kept_bytes) = (0, 0);
+        for entry in self.attempts.values().filter(|entry| entry.is_held()) {
+            unreported += usize::from(entry.attempt.has_ended());
+            kept_bytes += entry.attempt.kept_bytes();
+        }
+        unreported >= MAX_UNREPORTED || kept_bytes >= MAX_KEPT_BYTES
+    }
+
+    /// Removes an attempt that is over.
+    fn finish(&mut self, id: &AttemptId) {
+        if self.attempts.remove(id).is_some() {
+            self.finished.remember(id);
+        }
+    }
+
+    /// Gives a free slot to the attempt that has waited longest.
+    fn activate_next(&mut self) -> Option<Runnable> {
+        let waiting = self
+            .attempts
+            .values_mut()
+            .filter(|entry| matches!(entry.stage, Stage::Waiting(_)));
+        let entry = waiting.min_by_key(|entry| entry.arrival)?;
+        match std::mem::replace(&mut entry.stage, Stage::Active) {
+            Stage::Waiting(job) => Some(Runnable {
+                attempt: Arc::clone(&entry.attempt),
+                job,
+            }),
+            Stage::Active | Stage::Forgotten => None,
+        }
+    }
+}
+
+impl AgentState {
+    /// A state without attempts.
+    pub fn new(instance: String, jobs: u32) -> Self {
+        AgentState {
+            inner: Mutex::new(Inner {
+                instance,
+                slots: jobs as usize,
+                slots_taken: 0,
+                seq: 0,
+                epoch: 0,
+                draining: false,
+                attempts: HashMap::new(),
+                accepted: 0,
+                finished: RecentIds::default(),
+                nudged: false,
+            }),
+            report_due: Condvar::new(),
+            fewer: Condvar::new(),
+            output_pending: AtomicBool::new(false),
+        }
+    }
+
+    /// The random id of this agent.
+    pub fn instance(&self) -> String {
+        lock(&self.inner).instance.clone()
+    }
+
+    /// Takes a new random id, unless attempts are held under the old one. Whether it did.
+    pub fn renew_instance(&self, instance: String) -> bool {
+        let mut inner = lock(&self.inner);
+        let holds_nothing = !inner.attempts.values().any(Entry::is_held);
+        if holds_nothing {
+            inner.instance = instance;
+        }
+        holds_nothing
+    }
+
+    /// The number of the latest poll, with which a report asks for more work; none at a limit.
+    pub fn work_request(&self) -> Option<u64> {
+        let inner = lock(&self.inner);
+        (!inner.draining && !inner.is_full()).then_some(inner.seq)
+    }
+
+    /// What the next poll says; none when the poll loop of this `epoch` is to end.
+    pub fn next_poll(&self, epoch: u64) -> Option<PollContent> {
+        let mut inner = lock(&self.inner);
+        if inner.epoch != epoch {
+            return None;
+        }
+        inner.seq += 1;
+        let forgotten = inner
+            .attempts
+            .values()
+            .filter(|entry| !entry.is_held())
+            .count();
+        let slots = inner.slots.saturating_sub(forgotten);
+        Some(PollContent {
+            instance: inner.instance.clone(),
+            seq: inner.seq,
+            jobs: u32::try_from(slots.max(1)).unwrap_or(u32::MAX),
+            draining: inner.draining,
+            full: slots == 0 || inner.is_full(),
+            holds: inner.holds(),
+        })
+    }
+
+    /// Takes an order to start. Returns the attempt if it is to be started now, and none when it is
+    /// already known, has to wait for a slot, or comes during shutdown (the goodbye does not list it,
+    /// which tells the server that it was not started).
+    ///
+    /// An order in the answer to a report counts only while `latest` is the number of the latest poll: a
+    /// later poll has already told the server that the order never arrived.
+    pub fn accept(&self, job: Job, latest: Option<u64>) -> Option<Runnable> {
+        let mut inner = lock(&self.inner);
+        let is_known = inner.attempts.contains_key(&job.id) || inner.finished.contains(&job.id);
+        let is_outdated = latest.is_some_and(|latest| latest != inner.seq);
+        if inner.draining || is_known || is_outdated {
+            return None;
+        }
+        let attempt = Arc::new(Attempt::new(job.id.clone()));
+        let has_slot = inner.slots_taken < inner.slots;
+        let (stage, runnable) = if has_slot {
+            inner.slots_taken += 1;
+            let attempt = Arc::clone(&attempt);
+            (Stage::Active, Some(Runnable { attempt, job }))
+        } else {
+            (Stage::Waiting(job), None)
+        };
+        inner.accepted += 1;
+        let entry = Entry {
+            arrival: inner.accepted,
+            stage,
+            attempt,
+        };
+        inner.attempts.insert(entry.attempt.id.clone(), entry);
+        runnable
+    }
+
+    /// Obeys an order to cancel. Whether it changed anything.
+    pub fn cancel(&self, id: &AttemptId) -> bool {
+        let mut inner = lock(&self.inner);
+        let Some(entry) = inner.attempts.get_mut(id) else {
+            return false;
+        };
+        if !matches!(entry.stage, Stage::Waiting(_)) {
+            return entry.attempt.stop(StopReason::Canceled);
+        }
+        entry.end_waiting(StopReason::Canceled);
+        self.report_due.notify_one();
+        true
+    }
+
+    /// Obeys an order to forget: a command that runs goes on, its result is not reported. Whether it
+    /// changed anything.
+    pub fn forget(&self, id: &AttemptId) -> bool {
+        let mut inner = lock(&self.inner);
+        let Some(entry) = inner.attempts.get_mut(id).filter(|entry| entry.is_held()) else {
+            return false;
+        };
+        entry.attempt.drop_output();
+        let is_running = matches!(entry.stage, Stage::Active) && !entry.attempt.has_ended();
+        if is_running {
+            entry.stage = Stage::Forgotten;
+        } else {
+            inner.finish(id);
+        }
+        self.notify_shutdown(&inner);
+        true
+    }
+
+    /// Records the end of a command and frees its slot. Returns the attempt that gets the slot next.
+    /// The caller either sends the result or calls [`AgentState::result_ready`].
+    pub fn ended(&self, attempt: &Attempt, outcome: Outcome) -> Option<Runnable> {
+        let mut inner = lock(&self.inner);
+        attempt.end(outcome);
+        let entry = inner.attempts.get(&attempt.id);
+        if entry.is_some_and(|entry| !entry.is_held()) {
+            inner.finish(&attempt.id);
+        }
+        let next = inner.activate_next();
+        if next.is_none() {
+            inner.slots_taken = inner.slots_taken.saturating_sub(1);
+        }
+        self.notify_shutdown(&inner);
+        next
+    }
+
+    /// Records that the server has taken the result.
+    pub fn delivered(&self, id: &AttemptId) {
+        let mut inner = lock(&self.inner);
+        if inner.attempts.get(id).is_some_and(Entry::is_held) {
+            inner.finish(id);
+            self.notify_shutdown(&inner);
+        }
+    }
+
+    /// Only shutdown waits for this; at other times the system call is saved.
+    fn notify_shutdown(&self, inner: &Inner) {
+        if inner.draining {
+            self.fewer.notify_all();
+        }
+    }
+
+    /// Whether there is a result that the server has not taken.
+    pub fn has_result(&self) -> bool {
+        lock(&self.inner).has_result()
+    }
+
+    /// Tells the reporter that there is a result to send.
+    pub fn result_ready(&self) {
+        // With the lock held the reporter has either not looked yet, or already waits.
+        let _inner = lock(&self.inner);
+        self.report_due.notify_one();
+    }
+
+    /// Tells the reporter that a command has written something. Takes the lock only once per look of
+    /// the reporter.
+    pub fn output_ready(&self) {
+        if !self.output_pending.swap(true, Ordering::SeqCst) {
+            // With the lock held the reporter has either not looked yet, or already waits.
+            let _inner = lock(&self.inner);
+            self.report_due.notify_one();
+        }
+    }
+
+    /// Ends the reporter's current pause.
+    pub fn nudge(&self) {
+        lock(&self.inner).nudged = true;
+        self.report_due.notify_one();
+    }
+
+    /// Waits until there is a result and it is `not_before`, or there is output and it is also not
+    /// before `output_not_before`. Whether the wait was ended by [`AgentState::nudge`].
+    pub fn wait_for_report(&self, not_before: Instant, output_not_before: Instant) -> bool {
+        let mut inner = lock(&self.inner);
+        loop {
+            let nudged = std::mem::take(&mut inner.nudged);
+            let now = Instant::now();
+            let start = if nudged { now } else { not_before };
+            let due = if inner.has_result() {
+                Some(start)
+            } else if self.output_pending.load(Ordering::SeqCst) {
+                Some(start.max(output_not_before))
+            } else {
+                None
+            };
+            match due {
+                Some(at) if at <= now => {
+                    self.output_pending.store(false, Ordering::SeqCst);
+                    return nudged;
+                }
+                _ if nudged => return true,
+                due => inner = wait_on(&self.report_due, inner, due),
+            }
+        }
+    }
+
+    /// Waits until no command runs. Whether that was so before the `deadline`.
+    pub fn wait_until_idle(&self, deadline: Instant) -> bool {
+        self.wait_until(deadline, |inner| inner.slots_taken == 0)
+    }
+
+    /// Waits until the server has taken every result. Whether that was so before the `deadline`.
+    pub fn wait_until_reported(&self, deadline: Instant) -> bool {
+        self.wait_until(deadline, |inner| {
+            !inner.attempts.values().any(Entry::is_held)
+        })
+    }
+
+    fn wait_until(&self, deadline: Instant, reached: impl Fn(&Inner) -> bool) -> bool {
+        let mut inner = lock(&self.inner);
+        while !reached(&inner) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            inner = wait_on(&self.fewer, inner, Some(deadline));
+        }
+        true
+    }
+
+    /// The attempts with something to report, those that have ended first.
+    pub fn unreported(&self) -> Vec<Arc<Attempt>> {
+        let held = lock(&self.inner).held();
+        let unreported = held.into_iter().filter(|attempt| attempt.is_unreported());
+        let (mut first, rest): (Vec<_>, Vec<_>) = unreported.partition(|it| it.has_ended());
+        first.extend(rest);
+        first
+    }
+
+    /// The attempts that the agent holds, for its goodbye.
+    pub fn holds(&self) -> Vec<Hold> {
+        lock(&self.inner).holds()
+    }
+
+    /// Accepts no more work. Attempts that wait for a slot end here. Returns the epoch of the poll loop
+    /// that tells the server.
+    pub fn drain(&self) -> u64 {
+        let mut inner = lock(&self.inner);
+        inner.draining = true;
+        inner.epoch += 1;
+        for entry in inner.attempts.values_mut() {
+            if matches!(entry.stage, Stage::Waiting(_)) {
+                entry.end_waiting(StopReason::Shutdown);
+            }
+        }
+        self.report_due.notify_one();
+        inner.epoch
+    }
+
+    /// Ends the poll loop.
+    pub fn end_polls(&self) {
+        lock(&self.inner).epoch += 1;
+    }
+
+    /// Orders the end of every command, because the agent shuts down.
+    pub fn stop_all(&self) {
+        for entry in lock(&self.inner).attempts.values() {
+            entry.attempt.stop(StopReason::Shutdown);
+        }
+    }
+
+    /// Sends KILL at once to the processes of every command (see [`Attempt::kill_now`]).
+    pub fn kill_all(&self, table: Option<&ProcessTable>) {
+        for entry in lock(&self.inner).attempts.values() {
+            entry.attempt.kill_now(table);
+        }
+    }
+}
+
+/// Waits for a notification, until a point in time if there is one.
+fn wait_on<'a>(
+    condition: &Condvar,
+    inner: MutexGuard<'a, Inner>,
+    until: Option<Instant>,
+) -> MutexGuard<'a, Inner> {
+    match until {
+        None => condition
+            .wait(inner)
+            .unwrap_or_else(PoisonError::into_inner),
+        Some(at) => {
+            let left = at.saturating_duration_since(Instant::now());
+            let woken = condition.wait_timeout(inner, left);
+            woken.unwrap_or_else(PoisonError::into_inner).0
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(n: u32) -> Job {
+        Job {
+            id: AttemptId {
+                execution: format!("x.{n}"),
+                attempt: 1,
+            },
+            task_id: "x".into(),
+            task_name: "x".into(),
+            detail: Value::Null,
+        }
+    }
+
+    fn failed() -> Outcome {
+        Outcome::not_started(ExecutionState::Failed, "test")
+    }
+
+    #[test]
+    fn an_attempt_is_started_once() {
+        let state = AgentState::new("i".into(), 2);
+        let started = state.accept(job(1), None).unwrap().attempt;
+        assert!(state.accept(job(1), None).is_none());
+        state.ended(&started, failed());
+        assert!(state.accept(job(1), None).is_none());
+        state.delivered(&started.id);
+        assert!(state.accept(job(1), None).is_none());
+        assert!(state.next_poll(0).unwrap().holds.is_empty());
+    }
+
+    #[test]
+    fn an_order_in_a_report_counts_until_the_next_poll() {
+        let state = AgentState::new("i".into(), 2);
+        state.next_poll(0);
+        let latest = state.work_request();
+        assert!(state.accept(job(1), latest).is_some());
+        assert_eq!(state.next_poll(0).unwrap().holds.len(), 1);
+        assert!(state.accept(job(2), latest).is_none());
+        assert!(state.accept(job(2), None).is_some());
+        state.drain();
+        assert_eq!(state.work_request(), None);
+    }
+
+    #[test]
+    fn an_attempt_without_a_free_slot_waits_and_is_not_lost() {
+        let state = AgentState::new("i".into(), 1);
+        let first = state.accept(job(1), None).unwrap().attempt;
+        for n in 2..=4 {
+            assert!(state.accept(job(n), None).is_none());
+        }
+        assert!(state.cancel(&job(2).id));
+        assert_eq!(state.next_poll(0).unwrap().holds.len(), 4);
+        let third = state.ended(&first, failed()).unwrap().attempt;
+        assert_eq!(third.id, job(3).id);
+        let fourth = state.ended(&third, failed()).unwrap().attempt;
+        assert_eq!(fourth.id, job(4).id);
+        assert!(state.ended(&fourth, failed()).is_none());
+        assert_eq!(lock(&state.inner).slots_taken, 0);
+    }
+
+    #[test]
+    fn a_forgotten_attempt_keeps_its_slot_until_it_ends() {
+        let state = AgentState::new("i".into(), 1);
+        let started = state.accept(job(1), None).unwrap().attempt;
+        assert!(state.forget(&started.id));
+        assert!(!state.forget(&started.id));
+        let poll = state.next_poll(0).unwrap();
+        assert!(poll.full && poll.holds.is_empty());
+        assert!(state.accept(job(1), None).is_none());
+        state.ended(&started, failed());
+        assert!(!state.next_poll(0).unwrap().full);
+        assert!(state.accept(job(1), None).is_none());
+        assert!(state.unreported().is_empty());
+    }
+
+    #[test]
+    fn a_forgotten_attempt_that_waits_never_starts() {
+        let state = AgentState::new("i".into(), 1);
+        let first = state.accept(job(1), None).unwrap().attempt;
+        assert!(state.accept(job(2), None).is_none());
+        assert!(state.forget(&job(2).id));
+        assert!(state.ended(&first, failed()).is_none());
+        assert!(state.accept(job(2), None).is_none());
+    }
+
+    #[test]
+    fn too_many_results_stop_the_intake() {
+        let state = AgentState::new("i".into(), 1);
+        for n in 0..MAX_UNREPORTED as u32 {
+            let started = state.accept(job(n), None).unwrap().attempt;
+            state.ended(&started, failed());
+        }
+        assert!(state.next_poll(0).unwrap().full);
+        state.delivered(&job(0).id);
+        assert!(!state.next_poll(0).unwrap().full);
+    }
+
+    #[test]
+    fn a_draining_agent_starts_nothing_and_older_poll_loops_end() {
+        let state = AgentState::new("i".into(), 1);
+        let started = state.accept(job(1), None).unwrap().attempt;
+        state.accept(job(2), None);
+        let epoch = state.drain();
+        assert!(state.next_poll(0).is_none());
+        assert!(state.next_poll(epoch).unwrap().draining);
+        assert!(state.accept(job(3), None).is_none());
+        assert!(state.ended(&started, failed()).is_none());
+        let unreported = state.unreported();
+        let ids: Vec<_> = unreported.iter().map(|it| &*it.id.execution).collect();
+        assert_eq!(ids, ["x.1", "x.2"]);
+        assert!(!state.renew_instance("j".into()));
+    }
+}
