@@ -60,7 +60,7 @@ fn ping(call: Call<'_>) -> Handled {
         Ok::<_, Refusal>(core.has_work_for(machine))
     });
     Ok(Some(
-        if has_work.map_err(|refusal| answers::refused(refusal))? {
+        if has_work.map_err(answers::refused)? {
             signal(wire::WORK, String::new(), ())
         } else {
             signal(wire::OK, format!("pong: {label}"), ())
