@@ -107,11 +107,16 @@ impl Audit {
         }
     }
 
-    /// Writes a line.
-    pub fn write(&self, token: Option<&str>, request: &Request, status: u16, change: &Change) {
-        let goes_to_log = matches!(self.target, AuditTarget::Log);
-        if goes_to_log && !log_enabled!(target: LOG_TARGET, Level::Info) {
-            return;
+    /// The line about a call; `None` when nobody would see it.
+    pub fn line(
+        &self,
+        token: Option<&str>,
+        request: &Request,
+        status: u16,
+        change: &Change,
+    ) -> Option<String> {
+        if !self.has_file() && !log_enabled!(target: LOG_TARGET, Level::Info) {
+            return None;
         }
         let mut call = format!("{} /{}", request.method, request.path.join("/"));
         call.truncate(call.floor_char_boundary(MAX_CALL_BYTES));
@@ -133,11 +138,13 @@ impl Audit {
             command: task.map(command),
         };
         let mut text = Vec::with_capacity(USUAL_BYTES);
-        let written = serde_json::to_writer(&mut text, &line);
-        let (Ok(()), Ok(mut text)) = (written, String::from_utf8(text)) else {
-            return;
-        };
-        if goes_to_log {
+        serde_json::to_writer(&mut text, &line).ok()?;
+        String::from_utf8(text).ok()
+    }
+
+    /// Writes a line. A file may make it wait for the disk.
+    pub fn write(&self, mut text: String) {
+        if !self.has_file() {
             return info!(target: LOG_TARGET, "{text}");
         }
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);

@@ -39,7 +39,8 @@ pub fn index(call: Call<'_>) -> Handled {
         );
     }
     main.push_str("<li><a href=\"../api/v1/openapi.json\">openapi.json</a>: the API for programs, OpenAPI 3.1</li>\n</ul>\n");
-    Ok(Some(html("Documentation", "../docs/", &main)))
+    let html = html("Documentation", "../docs/", &main);
+    Ok(Some(answered("text/html; charset=utf-8", html)))
 }
 
 /// `GET /docs/NAME`, and `/docs/NAME.md`, which is always text: what the links in the text point to.
@@ -60,8 +61,21 @@ pub fn page(call: Call<'_>) -> Handled {
     let text = "text/plain; charset=utf-8";
     match as_text {
         true => Ok(Some(answered(text, page.markdown))),
-        false => call.large(move || html(page.name, "./", page.html)),
+        false => {
+            let html = rendered(page);
+            Ok(Some(answered("text/html; charset=utf-8", html)))
+        }
     }
+}
+
+/// A page as HTML, put together when it is first asked for.
+fn rendered(page: &'static Page) -> &'static str {
+    static RENDERED: LazyLock<Vec<(&str, String)>> = LazyLock::new(|| {
+        let html = |page: &'static Page| (page.name, html(page.name, "./", page.html));
+        PAGES.iter().map(html).collect()
+    });
+    let found = RENDERED.iter().find(|(name, _)| *name == page.name);
+    found.map_or("", |(_, html)| html)
 }
 
 /// `GET /api/v1/openapi.json`.
@@ -76,15 +90,14 @@ fn wants_html(call: &Call<'_>) -> bool {
 }
 
 /// A page with what stands around it; `index` is the way to the list of pages.
-fn html(title: &str, index: &str, main: &str) -> Answer {
-    let text = format!(
+fn html(title: &str, index: &str, main: &str) -> String {
+    format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>{title} · sidebike</title>\n<style>{STYLE}</style>\n</head>\n<body>\n\
          <nav><a href=\"{index}../\">sidebike</a> <a href=\"{index}\">Documentation</a></nav>\n\
          <main>\n{main}</main>\n</body>\n</html>\n"
-    );
-    answered("text/html; charset=utf-8", text)
+    )
 }
 
 fn answered(content_type: &'static str, text: impl Into<Cow<'static, str>>) -> Answer {

@@ -7,7 +7,7 @@ use super::server::Server;
 use super::{browser, routes};
 use crate::server::answers;
 use crate::server::http::{
-    Admitted, Answer, Authorization, ConnectionId, Kept, Refused, Request, Responder, Service,
+    Admitted, Answer, Authorization, ConnectionId, Refused, Request, Responder, Served, Service,
 };
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub struct Admission {
 impl Service for Server {
     type Admission = Admission;
 
-    fn admit(&self, request: &Request) -> Result<Admitted<Admission>, Answer> {
+    fn admit(self: &Arc<Self>, request: &Request) -> Result<Admitted<Admission>, Answer> {
         let admitted = routes::find(request).and_then(|route| {
             let caller = self.authorize(request, route)?;
             Ok(Admitted {
@@ -36,7 +36,7 @@ impl Service for Server {
         request: Request,
         admission: Admission,
         responder: Responder,
-    ) -> Kept {
+    ) -> Served {
         let (mut responder, mut change, mut later) = (Some(responder), Change::default(), None);
         let call = Call {
             server: self,
@@ -57,24 +57,25 @@ impl Service for Server {
             if let Some(responder) = responder {
                 responder.answer_later(make);
             }
-            return Kept(false);
+            return Served::Answered;
         }
         let status = answer.as_ref().map_or(200, |answer| answer.status);
         self.note(&admission, &request, &change, status);
         match (answer, responder) {
             (Some(answer), Some(responder)) => {
                 responder.answer(answer);
-                Kept(false)
+                Served::Answered
             }
             // The handler has the responder.
-            _ => Kept(true),
+            _ => Served::Held,
         }
     }
 
-    fn refuse(&self, refused: &Refused, of: Option<(&Request, &Admission)>) -> Answer {
+    fn refuse(self: &Arc<Self>, refused: &Refused, of: Option<(&Request, &Admission)>) -> Answer {
         match of {
             Some((request, admission)) => {
-                self.note(admission, request, &Change::default(), refused.status);
+                self.requests.count(refused.status);
+                self.note_refused(admission.route, &admission.caller, request, refused.status);
             }
             None => self.requests.count(refused.status),
         }
@@ -99,12 +100,36 @@ impl Server {
         self.requests.count(status);
         if admission.route.right == Right::Change {
             let caller = admission.caller.name.as_deref();
-            self.audit.write(caller, request, status, change);
+            let line = self.audit.line(caller, request, status, change);
+            line.into_iter().for_each(|line| self.audit.write(line));
         }
     }
 
+    /// Writes down that a call was refused before it was served. That is said on a worker, which must not wait for a
+    /// file.
+    fn note_refused(
+        self: &Arc<Self>,
+        route: &Route,
+        caller: &Caller,
+        request: &Request,
+        status: u16,
+    ) {
+        if route.right != Right::Change {
+            return;
+        }
+        let caller = caller.name.as_deref();
+        let Some(line) = (self.audit).line(caller, request, status, &Change::default()) else {
+            return;
+        };
+        if !self.audit.has_file() {
+            return self.audit.write(line);
+        }
+        let server = self.clone();
+        self.edge.do_patiently(move || server.audit.write(line));
+    }
+
     /// Whether a request may be served, and whose it is.
-    fn authorize(&self, request: &Request, route: &Route) -> Result<Caller, Answer> {
+    fn authorize(self: &Arc<Self>, request: &Request, route: &Route) -> Result<Caller, Answer> {
         let looks_only = matches!(route.right, Right::Open | Right::Look);
         let checked = match browser::refusal(request, looks_only, &self.own_names) {
             Some(msg) => Err(Denied {
@@ -120,11 +145,7 @@ impl Server {
         };
         checked.map_err(|denied| {
             match route.right {
-                Right::Change => {
-                    let caller = denied.caller.name.as_deref();
-                    self.audit
-                        .write(caller, request, denied.status, &Change::default());
-                }
+                Right::Change => self.note_refused(route, &denied.caller, request, denied.status),
                 Right::Agent => self.access.note_refused(request.peer, denied.msg),
                 Right::Open | Right::Look | Right::Original => {}
             }

@@ -68,6 +68,12 @@ pub fn accept_forever(listener: &TcpListener, edge: &Arc<Edge>) -> ! {
     }
 }
 
+/// Waits until somebody wants to connect. When interrupted it returns: then it is asked again.
+fn wait_for_connection(listener: &TcpListener) {
+    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+    let _ = poll(&mut fds, None);
+}
+
 struct Acceptor<'a> {
     edge: &'a Arc<Edge>,
     next_worker: usize,
@@ -79,7 +85,10 @@ struct Acceptor<'a> {
 impl Acceptor<'_> {
     fn accept_next(&mut self, listener: &TcpListener) {
         if !self.edge.has_room() {
+            // Nobody is shed for a newcomer that is not there.
+            wait_for_connection(listener);
             self.make_room(
+                false,
                 "as many connections as allowed (--max-connections, or the limit on open files or memory): the slowest are cut",
             );
             return thread::sleep(SHED_PAUSE);
@@ -93,15 +102,12 @@ impl Acceptor<'_> {
                 self.begin(socket.into(), peer);
             }
             Err(Errno::AGAIN) => {
-                let mut fds = [PollFd::new(listener, PollFlags::IN)];
-                // Interrupted: then it is asked again.
-                let _ = poll(&mut fds, None);
+                wait_for_connection(listener);
             }
             Err(Errno::INTR | Errno::CONNABORTED) => {}
             Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
-                self.make_room(&format!(
-                    "cannot accept connections: {error}: the slowest are cut"
-                ));
+                let why = format!("cannot accept connections: {error}: the slowest are cut");
+                self.make_room(true, &why);
                 thread::sleep(ERROR_PAUSE);
             }
             Err(error) => {
@@ -121,13 +127,13 @@ impl Acceptor<'_> {
         self.edge.mailboxes[self.next_worker].put(Mail::Accepted(socket, peer));
     }
 
-    fn make_room(&mut self, why: &str) {
-        if self.flows() {
+    fn make_room(&mut self, by_system: bool, why: &str) {
+        if !by_system && self.flows() {
             return;
         }
         self.warn(why);
         for mailbox in &self.edge.mailboxes {
-            mailbox.put(Mail::Shed);
+            mailbox.ask_to_shed(by_system);
         }
     }
 
@@ -137,7 +143,7 @@ impl Acceptor<'_> {
         if looked.elapsed() < FLOW_PERIOD {
             return is_enough;
         }
-        let gone = self.edge.gone_by_themselves();
+        let gone = self.edge.closed_by_themselves();
         self.flow = (Instant::now(), gone, gone >= before + FLOW);
         self.flow.2
     }

@@ -1,6 +1,6 @@
 //! Answers → bytes.
 
-use super::head::Manner;
+use super::head::ResponseMode;
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::io::Write;
@@ -55,9 +55,9 @@ impl Answer {
     }
 
     /// Head and body, in one piece where the body is small.
-    pub fn into_parts(self, manner: Manner) -> (Vec<u8>, Option<Cow<'static, [u8]>>) {
-        let mut head = self.head(manner);
-        if manner.without_body || self.body.is_empty() {
+    pub fn into_parts(self, mode: ResponseMode) -> (Vec<u8>, Option<Cow<'static, [u8]>>) {
+        let mut head = self.head(mode);
+        if mode.without_body || self.body.is_empty() {
             return (head, None);
         }
         if self.body.len() <= SMALL {
@@ -67,15 +67,15 @@ impl Answer {
         (head, Some(self.body))
     }
 
-    fn head(&self, manner: Manner) -> Vec<u8> {
+    fn head(&self, mode: ResponseMode) -> Vec<u8> {
         let mut head = Vec::with_capacity(HEAD_BYTES + self.body.len().min(SMALL));
         begin(&mut head, self.status, self.content_type);
         // Writing to a vector cannot fail.
         let _ = write!(head, "Content-Length: {}\r\n", self.body.len());
         head.extend_from_slice(self.headers.as_bytes());
-        if !manner.keep_alive {
+        if !mode.keep_alive {
             head.extend_from_slice(b"Connection: close\r\n");
-        } else if manner.is_http_1_0 {
+        } else if mode.is_http_1_0 {
             head.extend_from_slice(b"Connection: keep-alive\r\n");
         }
         if let Some(methods) = &self.allow {
@@ -87,10 +87,10 @@ impl Answer {
 }
 
 /// The head of an answer of unknown length, the last one of its connection.
-pub fn stream_head(content_type: &str, manner: Manner) -> Vec<u8> {
+pub fn stream_head(content_type: &str, mode: ResponseMode) -> Vec<u8> {
     let mut head = Vec::with_capacity(HEAD_BYTES);
     begin(&mut head, 200, content_type);
-    if !manner.is_http_1_0 {
+    if !mode.is_http_1_0 {
         head.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
     head.extend_from_slice(
@@ -101,8 +101,8 @@ pub fn stream_head(content_type: &str, manner: Manner) -> Vec<u8> {
 
 /// A part of a stream as it is sent. Without chunks, which came with HTTP/1.1, the end of the connection is that of
 /// the answer.
-pub fn chunk(part: Vec<u8>, manner: Manner) -> Vec<u8> {
-    if manner.is_http_1_0 {
+pub fn chunk(part: Vec<u8>, mode: ResponseMode) -> Vec<u8> {
+    if mode.is_http_1_0 {
         return part;
     }
     let mut chunk = format!("{:x}\r\n", part.len()).into_bytes();
@@ -112,12 +112,8 @@ pub fn chunk(part: Vec<u8>, manner: Manner) -> Vec<u8> {
 }
 
 /// What ends a stream.
-pub fn last_chunk(manner: Manner) -> &'static [u8] {
-    if manner.is_http_1_0 {
-        b""
-    } else {
-        b"0\r\n\r\n"
-    }
+pub fn last_chunk(mode: ResponseMode) -> &'static [u8] {
+    if mode.is_http_1_0 { b"" } else { b"0\r\n\r\n" }
 }
 
 fn begin(head: &mut Vec<u8>, status: u16, content_type: &str) {

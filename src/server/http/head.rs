@@ -32,14 +32,14 @@ pub struct Head {
     /// The client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
     /// How it is to be answered.
-    pub manner: Manner,
+    pub mode: ResponseMode,
     /// Its length in bytes.
     pub length: usize,
 }
 
 /// How a request is to be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Manner {
+pub struct ResponseMode {
     /// The connection can take another request after it.
     pub keep_alive: bool,
     /// The client is of HTTP/1.0: it knows no chunks, and has to be told that the connection stays.
@@ -273,7 +273,7 @@ fn checked(
         framing,
         // A client of HTTP/1.0 cannot mean it.
         expects_continue: expects_continue && !is_http_1_0,
-        manner: Manner {
+        mode: ResponseMode {
             keep_alive: !closes && (stays || !is_http_1_0),
             is_http_1_0,
             without_body: method == "HEAD",
@@ -400,7 +400,7 @@ mod tests {
     fn the_connection_stays_as_the_version_says() {
         let stays = |head: &str| {
             let head = read(head.as_bytes(), 0, &LIMITS, None).unwrap().unwrap();
-            head.manner.keep_alive
+            head.mode.keep_alive
         };
         assert!(stays("GET / HTTP/1.1\r\n\r\n"));
         assert!(!stays("GET / HTTP/1.1\r\nConnection: a, Close\r\n\r\n"));

@@ -28,19 +28,21 @@ pub enum Mail {
     Wake(ConnectionId, u32),
     /// A request was dropped without an answer.
     Dropped(ConnectionId, u32),
-    /// A connection has to go: others need the memory that it has.
-    Cut(ConnectionId),
-    /// Some connections have to go: there is no room for a new one.
-    Shed,
+    /// A connection has to give back the reservation with this number: others need the memory.
+    Cut(ConnectionId, u64),
+    /// Some connections have to go, as there is no room for a new one; whether the system said so.
+    Shed(bool),
 }
 
 /// The mail of one worker.
 pub struct Mailbox {
     inbox: Mutex<Inbox>,
+    /// The worker was asked to shed and has not done so.
+    is_shed_wanted: AtomicBool,
     /// Tells without the lock whether there is something; the lock has the last word.
     has_mail: AtomicBool,
-    /// Becomes readable when a sleeping worker has mail.
-    bell: OwnedFd,
+    /// Becomes readable when a sleeping worker has mail (eventfd).
+    wakeup: OwnedFd,
 }
 
 #[derive(Default)]
@@ -55,13 +57,14 @@ impl Mailbox {
         Ok(Mailbox {
             inbox: Mutex::default(),
             has_mail: AtomicBool::new(false),
-            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            is_shed_wanted: AtomicBool::new(false),
+            wakeup: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
 
     /// What to poll to be woken.
-    pub fn bell(&self) -> &OwnedFd {
-        &self.bell
+    pub fn wakeup(&self) -> &OwnedFd {
+        &self.wakeup
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
@@ -77,8 +80,20 @@ impl Mailbox {
         drop(inbox);
         if wake {
             // It cannot be full: it is read after each wake-up.
-            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+            let _ = rustix::io::write(&self.wakeup, &1u64.to_ne_bytes());
         }
+    }
+
+    /// Asks the worker to shed, unless it was asked already.
+    pub fn ask_to_shed(&self, by_system: bool) {
+        if !self.is_shed_wanted.swap(true, Ordering::Relaxed) {
+            self.put(Mail::Shed(by_system));
+        }
+    }
+
+    /// The worker sheds now.
+    pub fn sheds(&self) {
+        self.is_shed_wanted.store(false, Ordering::Relaxed);
     }
 
     /// Takes out what there is.
@@ -102,7 +117,7 @@ impl Mailbox {
     pub fn wake_up(&self, was_rung: bool) {
         self.inbox().is_asleep = false;
         if was_rung {
-            let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+            let _ = rustix::io::read(&self.wakeup, &mut [0; 8]);
         }
     }
 }

@@ -16,8 +16,6 @@ pub const RETRY: Duration = Duration::from_millis(20);
 /// What was reserved for less is not given up: on a busy machine it may be a good request that nobody has had the
 /// time to read.
 const PROTECTED: Duration = Duration::from_millis(250);
-/// Answers that are made at once: they have no reservation yet, and making them is work.
-const MAKERS: usize = 8;
 
 /// The budget.
 #[derive(Debug)]
@@ -31,7 +29,6 @@ pub struct MemoryBudget {
 #[derive(Debug, Default)]
 struct Taken {
     bytes: usize,
-    makers: usize,
     /// Who has some, in the order of coming.
     holders: BTreeMap<u64, Holder>,
     next: u64,
@@ -42,6 +39,8 @@ struct Holder {
     connection: ConnectionId,
     bytes: usize,
     since: Instant,
+    /// Its connection was told to give it back.
+    is_cut: bool,
 }
 
 /// Memory set aside for one body or answer, given back when it is dropped.
@@ -51,14 +50,11 @@ pub struct Reservation {
     number: u64,
 }
 
-/// The permit to make an answer, given back when it is dropped.
-pub struct Maker<'a>(&'a MemoryBudget);
-
 /// There is no room now.
 #[derive(Debug)]
 pub struct Full {
-    /// The connection to cut so that there will be, if one has had its time.
-    pub slowest: Option<ConnectionId>,
+    /// The connection to cut so that there will be, if one has had its time, and the number of what it has.
+    pub slowest: Option<(ConnectionId, u64)>,
 }
 
 impl MemoryBudget {
@@ -85,16 +81,7 @@ impl MemoryBudget {
     ) -> Result<Reservation, Full> {
         let mut taken = self.taken();
         if taken.bytes > 0 && taken.bytes + bytes > self.max {
-            let slowest = taken.holders.values().next();
-            let slowest = slowest.filter(|holder| holder.since.elapsed() > PROTECTED);
-            let slowest = slowest.map(|holder| holder.connection);
-            drop(taken);
-            if !self.has_warned.swap(true, Ordering::Relaxed) {
-                warn!(
-                    "no room for more large requests and answers at once (--max-in-flight): the slowest are cut"
-                );
-            }
-            return Err(Full { slowest });
+            return Err(self.full(taken));
         }
         let number = taken.next;
         taken.next += 1;
@@ -103,6 +90,7 @@ impl MemoryBudget {
             connection,
             bytes,
             since: Instant::now(),
+            is_cut: false,
         };
         taken.holders.insert(number, holder);
         Ok(Reservation {
@@ -111,37 +99,70 @@ impl MemoryBudget {
         })
     }
 
+    /// Chooses who has to give back what it has: the one that has had it for longest, of those that were not asked.
+    fn full(&self, mut taken: MutexGuard<'_, Taken>) -> Full {
+        let mut holders = taken.holders.iter_mut();
+        let slowest = holders.find(|(_, holder)| !holder.is_cut);
+        let slowest = slowest.filter(|(_, holder)| holder.since.elapsed() > PROTECTED);
+        let slowest = slowest.map(|(number, holder)| {
+            holder.is_cut = true;
+            (holder.connection, *number)
+        });
+        drop(taken);
+        if !self.has_warned.swap(true, Ordering::Relaxed) {
+            warn!(
+                "no room for more large requests and answers at once (--max-in-flight): the slowest are cut"
+            );
+        }
+        Full { slowest }
+    }
+
     /// The same, waiting for room for a while; for threads that may wait. `cut` ends a connection.
     pub fn reserve_patiently(
         self: &Arc<Self>,
         connection: ConnectionId,
         bytes: usize,
-        cut: impl Fn(ConnectionId),
+        cut: impl Fn(Full),
     ) -> Option<Reservation> {
         let started = Instant::now();
         loop {
             match self.reserve(connection, bytes) {
                 Ok(reservation) => return Some(reservation),
                 Err(_) if started.elapsed() > PATIENCE => return None,
-                Err(Full { slowest }) => slowest.into_iter().for_each(&cut),
+                Err(full) => cut(full),
             }
-            drop(self.wait(self.taken()));
+            drop(self.freed.wait_timeout(self.taken(), RETRY));
         }
     }
+}
 
-    /// Waits for the permit to make an answer that may be large.
-    pub fn make(&self) -> Maker<'_> {
-        let mut taken = self.taken();
-        while taken.makers >= MAKERS {
-            taken = self.wait(taken);
-        }
-        taken.makers += 1;
-        Maker(self)
+impl Reservation {
+    /// Its number.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
-    fn wait<'a>(&self, taken: MutexGuard<'a, Taken>) -> MutexGuard<'a, Taken> {
-        let waited = self.freed.wait_timeout(taken, RETRY);
-        waited.unwrap_or_else(PoisonError::into_inner).0
+    /// How many bytes it has.
+    pub fn bytes(&self) -> usize {
+        let taken = self.budget.taken();
+        { taken.holders.get(&self.number) }.map_or(0, |holder| holder.bytes)
+    }
+
+    /// Makes it larger.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), Full> {
+        let mut taken = self.budget.taken();
+        let (has, others) = match taken.holders.get(&self.number) {
+            Some(holder) => (holder.bytes, taken.bytes - holder.bytes),
+            None => return Ok(()),
+        };
+        if others > 0 && others + bytes > self.budget.max {
+            return Err(self.budget.full(taken));
+        }
+        taken.bytes += bytes - has;
+        if let Some(holder) = taken.holders.get_mut(&self.number) {
+            holder.bytes = bytes;
+        }
+        Ok(())
     }
 }
 
@@ -159,13 +180,6 @@ impl Drop for Reservation {
     }
 }
 
-impl Drop for Maker<'_> {
-    fn drop(&mut self) {
-        self.0.taken().makers -= 1;
-        self.0.freed.notify_all();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,7 +194,10 @@ mod tests {
         let full = budget.reserve(of(2), 1).unwrap_err();
         assert!(full.slowest.is_none(), "it has not had its time");
         std::thread::sleep(PROTECTED + RETRY);
-        assert_eq!(budget.reserve(of(2), 1).unwrap_err().slowest, Some(of(1)));
+        let slowest = budget.reserve(of(2), 1).unwrap_err().slowest;
+        assert_eq!(slowest, Some((of(1), first.number())));
+        let again = budget.reserve(of(2), 1).unwrap_err().slowest;
+        assert_eq!(again, None, "it was told already");
         let waiting = budget.clone();
         let waiter = std::thread::spawn(move || {
             waiting
@@ -189,7 +206,9 @@ mod tests {
         });
         drop(first);
         assert!(waiter.join().unwrap().is_some());
-        let _second = budget.reserve(of(2), 60).unwrap();
+        let mut second = budget.reserve(of(2), 60).unwrap();
+        second.grow(100).unwrap();
+        assert_eq!(second.bytes(), 100);
         assert!(budget.reserve(of(4), 60).is_err());
     }
 }

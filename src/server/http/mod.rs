@@ -53,7 +53,7 @@ pub use self::responder::{Part, Responder, Source, Waker};
 
 use self::deadlines::Millis;
 use self::mailbox::{Mail, Mailbox};
-use self::memory_budget::MemoryBudget;
+use self::memory_budget::{Full, MemoryBudget};
 use self::pool::Pool;
 use self::slab::Key;
 use self::worker::Worker;
@@ -73,8 +73,11 @@ const MAX_WORKERS: usize = 8;
 /// File descriptors kept for other things than connections.
 const SPARE_DESCRIPTORS: usize = 64;
 /// What a connection takes of the process's memory at most, in bytes, besides what the memory budget counts: a head,
-/// what was read ahead, a TLS session.
+/// what was read ahead, what is on its way; and with a TLS session.
 const CONNECTION_BYTES: usize = 64 * 1024;
+const TLS_CONNECTION_BYTES: usize = 256 * 1024;
+/// Large answers that are made or wait for memory at once.
+const LARGE_ANSWERS: usize = 8;
 /// Of the connections one in so many is never held, and so many at least (or a third, when there are few in all): who
 /// waits must not keep out who asks.
 const NEVER_HELD: usize = 12;
@@ -103,26 +106,35 @@ pub trait Service: Send + Sync + 'static {
     type Admission: Send + 'static;
 
     /// Judges a request by its head, before its body is read. The error is its answer.
-    fn admit(&self, request: &Request) -> Result<Admitted<Self::Admission>, Answer>;
+    fn admit(self: &Arc<Self>, request: &Request) -> Result<Admitted<Self::Admission>, Answer>;
 
-    /// Serves a request, and says whether it is kept.
+    /// Serves a request, and says whether it is held.
     fn serve(
         self: &Arc<Self>,
         request: Request,
         admission: Self::Admission,
         responder: Responder,
-    ) -> Kept;
+    ) -> Served;
 
     /// The answer to what could not be taken in; of which request, if its head was good.
-    fn refuse(&self, refused: &Refused, of: Option<(&Request, &Self::Admission)>) -> Answer;
+    fn refuse(
+        self: &Arc<Self>,
+        refused: &Refused,
+        of: Option<(&Request, &Self::Admission)>,
+    ) -> Answer;
 
     /// The peer of a held request is gone.
     fn abandoned(&self, connection: ConnectionId);
 }
 
-/// Whether a request is kept to be answered later, from anywhere. When its peer goes away [`Service::abandoned`] is
-/// called.
-pub struct Kept(pub bool);
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// It was answered, or will be by the pool.
+    Answered,
+    /// It is held, to be answered later from anywhere. When its peer goes away [`Service::abandoned`] is called.
+    Held,
+}
 
 /// A request that was let in.
 pub struct Admitted<A> {
@@ -207,11 +219,13 @@ pub struct Edge {
     mailboxes: Vec<Mailbox>,
     budget: Arc<MemoryBudget>,
     pool: Arc<Pool>,
+    /// For large answers: making them is work, and they wait for memory.
+    large_answers: Arc<Pool>,
     tls: RwLock<Option<ServerTls>>,
     started: Instant,
     open: AtomicUsize,
-    gone: AtomicU64,
-    given_up: AtomicU64,
+    closed: AtomicU64,
+    shed: AtomicU64,
     /// Connections from each address; only counted where that is limited.
     per_address: Option<Mutex<HashMap<IpAddr, usize>>>,
 }
@@ -222,7 +236,11 @@ impl Edge {
         let by_descriptors = os_limits::descriptors().saturating_sub(SPARE_DESCRIPTORS);
         let memory = os_limits::memory();
         // Half of it for connections, a part of that half for what is in flight.
-        let by_memory = memory.map_or(usize::MAX, |memory| memory / 2 / CONNECTION_BYTES);
+        let each = match tls {
+            Some(_) => TLS_CONNECTION_BYTES,
+            None => CONNECTION_BYTES,
+        };
+        let by_memory = memory.map_or(usize::MAX, |memory| memory / 2 / each);
         let in_flight = memory.map_or(usize::MAX, |memory| memory / 8);
         let max = limits.max_connections.min(by_descriptors).min(by_memory);
         limits.max_connections = max.clamp(1, (1 << ConnectionId::SLOT_BITS) - 1);
@@ -235,11 +253,12 @@ impl Edge {
             mailboxes: mailboxes.map_err(|error| format!("eventfd: {error}"))?,
             budget: MemoryBudget::new(limits.max_in_flight_bytes),
             pool: Pool::start(limits.max_threads)?,
+            large_answers: Pool::start(LARGE_ANSWERS)?,
             tls: RwLock::new(tls),
             started: Instant::now(),
             open: AtomicUsize::new(0),
-            gone: AtomicU64::new(0),
-            given_up: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
+            shed: AtomicU64::new(0),
             per_address: per_address.then(Mutex::default),
             limits,
         }))
@@ -272,6 +291,11 @@ impl Edge {
         }
         let edge = self.clone();
         start_thread("accept", move || acceptor::accept_forever(&listener, &edge))
+    }
+
+    /// Has something done by a thread that may wait for the disk.
+    pub fn do_patiently(&self, job: impl FnOnce() + Send + 'static) {
+        self.pool.give(Box::new(job));
     }
 
     /// Says for how many there is room.
@@ -310,9 +334,11 @@ impl Edge {
         &self.mailboxes[of.worker()]
     }
 
-    /// Ends a connection that has too much memory for too long.
-    fn cut(&self, connection: ConnectionId) {
-        self.mailbox(connection).put(Mail::Cut(connection));
+    /// Ends the connection that has had memory for longest.
+    fn cut(&self, full: Full) {
+        if let Some((connection, number)) = full.slowest {
+            self.mailbox(connection).put(Mail::Cut(connection, number));
+        }
     }
 
     fn has_room(&self) -> bool {
@@ -344,17 +370,17 @@ impl Edge {
             }
         }
         self.open.fetch_sub(1, Ordering::Relaxed);
-        self.gone.fetch_add(1, Ordering::Relaxed);
+        self.closed.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn note_given_up(&self, count: usize) {
-        self.given_up.fetch_add(count as u64, Ordering::Relaxed);
+    fn note_shed(&self) {
+        self.shed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many have gone so far that were not given up.
-    fn gone_by_themselves(&self) -> u64 {
-        let given_up = self.given_up.load(Ordering::Relaxed);
-        self.gone.load(Ordering::Relaxed).saturating_sub(given_up)
+    /// How many were closed so far that were not shed.
+    fn closed_by_themselves(&self) -> u64 {
+        let shed = self.shed.load(Ordering::Relaxed);
+        self.closed.load(Ordering::Relaxed).saturating_sub(shed)
     }
 }
 

@@ -1,33 +1,33 @@
-//! The way back to the one who asked: an answer now, an answer later, or a stream.
+//! Where a request is answered: now, later, or by a stream.
 
 use super::answer::Answer;
 use super::mailbox::Mail;
 use super::memory_budget::Reservation;
 #[cfg(feature = "tiny_http")]
-use super::tiny::{News, TinyWay};
+use super::tiny::{StreamSignal, TinyReply};
 use super::{ConnectionId, Edge};
 use log::debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The way back to the one who asked. Whoever drops it without an answer closes the connection.
+/// Answers one request. Dropping it without an answer closes the connection.
 pub struct Responder {
     /// `None` once it is answered.
-    way: Option<Way>,
+    path: Option<ReplyPath>,
 }
 
 /// Which engine the request came by.
-pub(super) enum Way {
+pub(super) enum ReplyPath {
     /// The edge.
-    Edge(EdgeWay),
+    Edge(EdgeReply),
     /// The plain engine.
     #[cfg(feature = "tiny_http")]
-    Tiny(Box<TinyWay>),
+    Tiny(Box<TinyReply>),
 }
 
 /// A request that came by the edge.
 #[derive(Clone)]
-pub(super) struct EdgeWay {
+pub(super) struct EdgeReply {
     edge: Arc<Edge>,
     connection: ConnectionId,
     number: u32,
@@ -54,23 +54,23 @@ pub enum Part {
 pub struct Waker(Wakes);
 
 enum Wakes {
-    Edge(EdgeWay),
+    Edge(EdgeReply),
     #[cfg(feature = "tiny_http")]
-    Tiny(Arc<News>),
+    Tiny(Arc<StreamSignal>),
 }
 
 impl Waker {
     /// Something may be new.
     pub fn wake(&self) {
         match &self.0 {
-            Wakes::Edge(way) => way.put(Mail::Wake(way.connection, way.number)),
+            Wakes::Edge(path) => path.put(Mail::Wake(path.connection, path.number)),
             #[cfg(feature = "tiny_http")]
-            Wakes::Tiny(news) => news.tell(),
+            Wakes::Tiny(signal) => signal.notify(),
         }
     }
 }
 
-impl EdgeWay {
+impl EdgeReply {
     fn put(&self, mail: Mail) {
         self.edge.mailbox(self.connection).put(mail);
     }
@@ -84,23 +84,23 @@ impl EdgeWay {
 impl Responder {
     /// For request number `number` of a connection of the edge.
     pub(super) fn new(edge: Arc<Edge>, connection: ConnectionId, number: u32) -> Self {
-        Responder::over(Way::Edge(EdgeWay {
+        Responder::over(ReplyPath::Edge(EdgeReply {
             edge,
             connection,
             number,
         }))
     }
 
-    pub(super) fn over(way: Way) -> Self {
-        Responder { way: Some(way) }
+    pub(super) fn over(path: ReplyPath) -> Self {
+        Responder { path: Some(path) }
     }
 
     /// The connection that the request came by.
     pub fn connection(&self) -> ConnectionId {
-        match &self.way {
-            Some(Way::Edge(way)) => way.connection,
+        match &self.path {
+            Some(ReplyPath::Edge(path)) => path.connection,
             #[cfg(feature = "tiny_http")]
-            Some(Way::Tiny(way)) => way.id(),
+            Some(ReplyPath::Tiny(path)) => path.id(),
             // Only while it is being consumed.
             None => ConnectionId(u64::MAX),
         }
@@ -108,25 +108,26 @@ impl Responder {
 
     /// Answers. With the edge this never waits: a large answer finds its memory on a thread of the pool.
     pub fn answer(mut self, answer: Answer) {
-        match self.way.take() {
-            Some(Way::Edge(way)) if answer.counted_bytes().is_none() => way.send(answer, None),
-            Some(way) => Responder::over(way).answer_later(move || answer),
+        match self.path.take() {
+            Some(ReplyPath::Edge(path)) if answer.counted_bytes().is_none() => {
+                path.send(answer, None)
+            }
+            Some(path) => Responder::over(path).answer_later(move || answer),
             None => {}
         }
     }
 
-    /// Has an answer made that may be large: few are made at once, and each finds its memory before the next one is
-    /// made.
+    /// Has an answer made that may be large: few are made at once, and each waits for its memory.
     pub fn answer_later(mut self, make: impl FnOnce() -> Answer + Send + 'static) {
-        match self.way.take() {
-            Some(Way::Edge(way)) => {
-                let edge = way.edge.clone();
-                let responder = Responder::over(Way::Edge(way));
-                edge.pool
+        match self.path.take() {
+            Some(ReplyPath::Edge(path)) => {
+                let edge = path.edge.clone();
+                let responder = Responder::over(ReplyPath::Edge(path));
+                edge.large_answers
                     .give(Box::new(move || responder.make_and_send(make)));
             }
             #[cfg(feature = "tiny_http")]
-            Some(Way::Tiny(way)) => way.answer(make()),
+            Some(ReplyPath::Tiny(path)) => path.answer(make()),
             None => {}
         }
     }
@@ -134,49 +135,48 @@ impl Responder {
     /// Makes an answer when its turn has come, and sends it when there is memory for it. Waits for both. If making it
     /// panics, dropping the responder closes the connection.
     fn make_and_send(mut self, make: impl FnOnce() -> Answer) {
-        let Some(Way::Edge(EdgeWay {
+        let Some(ReplyPath::Edge(EdgeReply {
             edge, connection, ..
-        })) = &self.way
+        })) = &self.path
         else {
             return;
         };
         let (edge, connection) = (edge.clone(), *connection);
-        let _maker = edge.budget.make();
         let answer = make();
         let mut reservation = None;
         if let Some(bytes) = answer.counted_bytes() {
-            let cut = |slowest| edge.cut(slowest);
+            let cut = |full| edge.cut(full);
             reservation = edge.budget.reserve_patiently(connection, bytes, cut);
             if reservation.is_none() {
                 return debug!("an answer found no memory and was given up");
             }
         }
-        if let Some(Way::Edge(way)) = self.way.take() {
-            way.send(answer, reservation);
+        if let Some(ReplyPath::Edge(path)) = self.path.take() {
+            path.send(answer, reservation);
         }
     }
 
     /// Answers with a stream, the last answer of its connection.
     pub fn stream(mut self, content_type: &'static str, source: Box<dyn Source>) {
-        match self.way.take() {
-            Some(Way::Edge(way)) => way.put(Mail::Stream(
-                way.connection,
-                way.number,
+        match self.path.take() {
+            Some(ReplyPath::Edge(path)) => path.put(Mail::Stream(
+                path.connection,
+                path.number,
                 content_type,
                 source,
             )),
             #[cfg(feature = "tiny_http")]
-            Some(Way::Tiny(way)) => way.stream(content_type, source),
+            Some(ReplyPath::Tiny(path)) => path.stream(content_type, source),
             None => {}
         }
     }
 
     /// What wakes the stream that this request will be answered with.
     pub fn waker(&self) -> Option<Waker> {
-        match &self.way {
-            Some(Way::Edge(way)) => Some(Waker(Wakes::Edge(way.clone()))),
+        match &self.path {
+            Some(ReplyPath::Edge(path)) => Some(Waker(Wakes::Edge(path.clone()))),
             #[cfg(feature = "tiny_http")]
-            Some(Way::Tiny(way)) => Some(Waker(Wakes::Tiny(way.news()))),
+            Some(ReplyPath::Tiny(path)) => Some(Waker(Wakes::Tiny(path.signal()))),
             None => None,
         }
     }
@@ -184,8 +184,8 @@ impl Responder {
 
 impl Drop for Responder {
     fn drop(&mut self) {
-        if let Some(Way::Edge(way)) = self.way.take() {
-            way.put(Mail::Dropped(way.connection, way.number));
+        if let Some(ReplyPath::Edge(path)) = self.path.take() {
+            path.put(Mail::Dropped(path.connection, path.number));
         }
     }
 }

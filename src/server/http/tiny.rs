@@ -6,7 +6,7 @@
 
 use super::answer::Answer;
 use super::request::{Authorization, Headers, Refused, Request};
-use super::responder::{Part, Responder, Source, Way};
+use super::responder::{Part, ReplyPath, Responder, Source};
 use super::{ConnectionId, RequestLimits, Service, start_thread};
 use log::{debug, warn};
 use std::io::{self, Cursor, Read};
@@ -22,30 +22,30 @@ const THREADS: usize = 16;
 /// The pause after an error of the library.
 const ERROR_PAUSE: Duration = Duration::from_millis(20);
 
-/// The way back to the one who asked.
-pub struct TinyWay {
+/// A request, to be answered.
+pub struct TinyReply {
     request: tiny_http::Request,
     id: ConnectionId,
-    news: Arc<News>,
+    signal: Arc<StreamSignal>,
 }
 
 /// Tells the thread of a stream that there may be something new.
 #[derive(Default)]
-pub struct News {
-    is_told: Mutex<bool>,
+pub struct StreamSignal {
+    is_set: Mutex<bool>,
     comes: Condvar,
 }
 
-impl News {
+impl StreamSignal {
     /// There may be something new.
-    pub fn tell(&self) {
-        *self.is_told.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    pub fn notify(&self) {
+        *self.is_set.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.comes.notify_one();
     }
 
     fn wait(&self, patience: Duration) {
-        let told = self.is_told.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = (self.comes).wait_timeout_while(told, patience, |told| !*told);
+        let set = self.is_set.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = (self.comes).wait_timeout_while(set, patience, |set| !*set);
         *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
     }
 }
@@ -98,12 +98,12 @@ fn serve<S: Service>(mut raw: tiny_http::Request, limits: &RequestLimits, servic
             return respond(raw, answer);
         }
     }
-    let way = TinyWay {
+    let reply = TinyReply {
         request: raw,
         id: next_id(),
-        news: Arc::default(),
+        signal: Arc::default(),
     };
-    let responder = Responder::over(Way::Tiny(Box::new(way)));
+    let responder = Responder::over(ReplyPath::Tiny(Box::new(reply)));
     service.serve(request, admitted.admission, responder);
 }
 
@@ -181,15 +181,15 @@ fn respond(request: tiny_http::Request, answer: Answer) {
     }
 }
 
-impl TinyWay {
+impl TinyReply {
     /// The number of the request.
     pub fn id(&self) -> ConnectionId {
         self.id
     }
 
     /// What tells the thread of a stream that there may be something new.
-    pub fn news(&self) -> Arc<News> {
-        self.news.clone()
+    pub fn signal(&self) -> Arc<StreamSignal> {
+        self.signal.clone()
     }
 
     /// Answers, as far as the peer takes it now.
@@ -205,7 +205,7 @@ impl TinyWay {
             { headers.iter().map(String::as_str).chain(head) }.filter_map(|line| line.parse().ok());
         let reader = Reader {
             source,
-            news: self.news,
+            signal: self.signal,
             part: Cursor::default(),
         };
         let response = tiny_http::Response::new(
@@ -230,7 +230,7 @@ impl TinyWay {
 /// A source, to be read by the library.
 struct Reader {
     source: Box<dyn Source>,
-    news: Arc<News>,
+    signal: Arc<StreamSignal>,
     part: Cursor<Vec<u8>>,
 }
 
@@ -243,7 +243,7 @@ impl Read for Reader {
             }
             match self.source.next() {
                 Part::Bytes(bytes) => self.part = Cursor::new(bytes),
-                Part::Wait(patience) => self.news.wait(patience),
+                Part::Wait(patience) => self.signal.wait(patience),
                 Part::End => return Ok(0),
             }
         }

@@ -93,10 +93,12 @@ impl Transport {
         }
     }
 
-    /// Writes as much as the socket takes. Returns how many bytes of `output` went.
-    pub fn write(&mut self, output: &mut Output) -> io::Result<usize> {
+    /// Writes as much as the socket takes, `most` bytes or a little more. Returns how many bytes of `output` went.
+    pub fn write(&mut self, output: &mut Output, most: usize) -> io::Result<usize> {
         let mut written = 0;
-        while let Some(bytes) = output.first() {
+        while let Some(bytes) = output.first()
+            && written < most
+        {
             let now = match &mut self.session {
                 Some(session) => match session.write(bytes)? {
                     0 if !session.flush(&mut self.socket)? => break,

@@ -6,6 +6,7 @@
 
 use super::connection::{Connection, Context};
 use super::deadlines::{Deadlines, Millis};
+use super::lifecycle::State;
 use super::mailbox::Mail;
 use super::poller::{Poller, Readiness};
 use super::slab::{Key, Slab};
@@ -49,7 +50,7 @@ impl<S: Service> Worker<S> {
             read: true,
             write: false,
         };
-        poller.add(edge.mailboxes[number].bell(), BELL, interest)?;
+        poller.add(edge.mailboxes[number].wakeup(), WAKEUP, interest)?;
         Ok(Worker {
             number,
             edge,
@@ -75,11 +76,11 @@ impl<S: Service> Worker<S> {
             };
             self.poller.wait(patience, &mut ready);
             self.now = self.edge.now();
-            let was_rung = ready.iter().any(|ready| ready.id == BELL);
+            let was_rung = ready.iter().any(|ready| ready.id == WAKEUP);
             self.edge.mailboxes[self.number].wake_up(was_rung);
             has_worked |= !ready.is_empty();
             for ready in ready.drain(..) {
-                if ready.id == BELL {
+                if ready.id == WAKEUP {
                     continue;
                 }
                 let key = ConnectionId(ready.id).key();
@@ -87,14 +88,14 @@ impl<S: Service> Worker<S> {
                     Some(connection) if connection.transport().is_handshaking() => {
                         handshaking.push(ready);
                     }
-                    Some(_) => self.see_to(ready),
+                    Some(_) => self.handle(ready),
                     None => {}
                 }
             }
             // The poller tells of the others again.
             handshaking.truncate(HANDSHAKES_PER_TURN);
-            handshaking.drain(..).for_each(|ready| self.see_to(ready));
-            self.see_to_deadlines();
+            handshaking.drain(..).for_each(|ready| self.handle(ready));
+            self.handle_deadlines();
             if has_worked && tidied.elapsed() >= TIDY_PERIOD {
                 crate::allocator::give_back();
                 (tidied, has_worked) = (Instant::now(), false);
@@ -110,15 +111,15 @@ impl<S: Service> Worker<S> {
         due.into_iter().chain(tidy).min()
     }
 
-    fn see_to(&mut self, ready: Readiness) {
+    fn handle(&mut self, ready: Readiness) {
         let key = ConnectionId(ready.id).key();
         self.with(key, |connection, cx| connection.ready(ready.is_broken, cx));
         // What was answered meanwhile goes out before the next one is looked at.
         self.read_mail();
     }
 
-    /// Sees to what is due, once for each connection: what is due again at once waits for the others.
-    fn see_to_deadlines(&mut self) {
+    /// Handles what is due, once for each connection: what is due again at once waits for the others.
+    fn handle_deadlines(&mut self) {
         let up: Vec<Key> = std::iter::from_fn(|| self.deadlines.pop(self.now)).collect();
         for key in up {
             let Some(connection) = self.connections.get_mut(key) else {
@@ -136,7 +137,10 @@ impl<S: Service> Worker<S> {
     /// without end must not keep the worker to itself.
     fn read_mail(&mut self) {
         for mail in self.edge.mailboxes[self.number].take() {
-            self.receive(mail);
+            let received = catch_unwind(AssertUnwindSafe(|| self.receive(mail)));
+            if received.is_err() {
+                warn!("a worker failed to do something (a bug), and goes on");
+            }
         }
     }
 
@@ -160,11 +164,8 @@ impl<S: Service> Worker<S> {
             }
             Mail::Wake(of, number) => self.with(of.key(), |c, cx| c.woken(number, cx)),
             Mail::Dropped(of, number) => self.with(of.key(), |c, cx| c.dropped(number, cx)),
-            Mail::Cut(of) => {
-                self.with(of.key(), |c, cx| c.shed(cx));
-                self.edge.note_given_up(1);
-            }
-            Mail::Shed => self.shed(),
+            Mail::Cut(of, number) => self.with(of.key(), |c, cx| c.cut(number, cx)),
+            Mail::Shed(by_system) => self.shed(by_system),
         }
     }
 
@@ -225,6 +226,12 @@ impl<S: Service> Worker<S> {
 
     fn remove(&mut self, key: Key) {
         if let Some(mut connection) = self.connections.remove(key) {
+            if connection.state() == State::Held {
+                self.service.abandoned(connection.id());
+            }
+            if connection.was_shed() {
+                self.edge.note_shed();
+            }
             self.deadlines.remove(key, &mut connection.deadline);
             let peer = connection.peer();
             drop(connection);
@@ -233,19 +240,23 @@ impl<S: Service> Worker<S> {
     }
 
     /// Gives up some of the connections that keep others waiting.
-    fn shed(&mut self) {
+    fn shed(&mut self, by_system: bool) {
+        self.edge.mailboxes[self.number].sheds();
+        // There may be room by now.
+        if !by_system && self.edge.has_room() {
+            return;
+        }
         let now = self.now;
         let mut unfinished: Vec<(Millis, Key)> = { self.connections.iter() }
             .filter_map(|(key, c)| Some((c.unfinished_for(&SHED_LIMITS, now)?, key)))
             .collect();
         unfinished.sort_by_key(|(ms, _)| Reverse(*ms));
         let some = unfinished.len().div_ceil(SHED_ONE_IN);
-        self.edge.note_given_up(some);
         for (_, key) in unfinished.into_iter().take(some) {
             self.with(key, |connection, cx| connection.shed(cx));
         }
     }
 }
 
-/// The number of the mailbox's bell in the poller; no connection has it.
-const BELL: u64 = u64::MAX;
+/// The number of the mailbox in the poller; no connection has it.
+const WAKEUP: u64 = u64::MAX;

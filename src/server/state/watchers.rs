@@ -24,7 +24,9 @@ impl Watchers {
 
     /// Something has happened to a task.
     pub fn wake(&self, task: TaskKey) {
-        for watcher in self.all().get(&task).into_iter().flatten() {
+        // Woken without the lock: that is a system call for each.
+        let watchers = self.all().get(&task).cloned();
+        for watcher in watchers.into_iter().flatten() {
             if !watcher.is_told.swap(true, Ordering::AcqRel) {
                 watcher.waker.wake();
             }

@@ -5,22 +5,23 @@
 //! when. Bytes behind a request stay in the input buffer, so pipelined requests are answered in order, one after the
 //! other.
 
-use super::answer::{self, Answer, SMALL};
-use super::body::{Decoder, Framing};
+mod request;
+mod timing;
+
+use self::request::Incoming;
+use super::answer::{self, Answer};
 use super::deadlines::{Deadline, Millis};
-use super::head::{self, Head, Manner};
+use super::head::ResponseMode;
 use super::lifecycle::{Action, Event, Lifecycle, State};
-use super::mailbox::Mail;
 use super::memory_budget::{self, Reservation};
 use super::poller::Interest;
-use super::request::{Refused, Request};
-use super::responder::{Part, Responder, Source};
+use super::request::Refused;
+use super::responder::{Part, Source};
 use super::transport::{Output, Transport};
-use super::{Admitted, ConnectionId, Edge, Kept, Service};
+use super::{ConnectionId, Edge, Service};
 use crate::tls::Got;
-use log::{debug, warn};
+use log::debug;
 use std::net::IpAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// The most that is read from or written to one connection before it is the others' turn, in bytes.
@@ -30,15 +31,8 @@ const TURN_BYTES: usize = 256 * 1024;
 const LOOK_AHEAD_BYTES: usize = 16 * 1024;
 /// What is set aside for the next part of a stream, in bytes; a part is no larger than about this.
 const PART_BYTES: usize = 128 * 1024;
-/// How long what a refused peer still sends is thrown away, in milliseconds: time to read the answer.
-const LINGER_MS: Millis = 2_000;
-/// The same in bytes: reading them is work, and a client that sends so much behind a refusal is not reading.
+/// What may come behind the last answer, in bytes: reading it is work, and a client that sends so much is not reading.
 const LINGER_BYTES: u64 = 64 << 20;
-/// A body or a reader of an answer must move so many bytes in so many milliseconds: half of the slowest link that is
-/// of any use (4 KB/s), leaving room for pauses.
-const PACE_BYTES: u64 = 16 * 1024;
-const PACE_MS: Millis = 20_000;
-
 /// What a worker has for its connections.
 pub struct Context<'a, S: Service> {
     /// The edge.
@@ -64,7 +58,7 @@ pub struct Connection<S: Service> {
     /// The request whose body is being read.
     incoming: Option<Box<Incoming<S::Admission>>>,
     /// How the present request is to be answered.
-    manner: Manner,
+    mode: ResponseMode,
     output: Output,
     /// What the answer on its way takes of the memory budget.
     reservation: Option<Reservation>,
@@ -75,6 +69,10 @@ pub struct Connection<S: Service> {
     has_probed: bool,
     /// The peer may still be sending a body that nobody reads.
     must_linger: bool,
+    /// The sending side is closed.
+    has_shut: bool,
+    /// It was closed to make room for others.
+    was_shed: bool,
     /// The last request was held.
     was_held: bool,
     /// Since when it does what it does; a request counts from its first byte.
@@ -89,15 +87,6 @@ pub struct Connection<S: Service> {
     pub interest: Interest,
     /// When something is due.
     pub deadline: Deadline,
-}
-
-/// A request whose body is being read.
-struct Incoming<A> {
-    request: Request,
-    admitted: Admitted<A>,
-    decoder: Decoder,
-    /// What to reserve for a body that is not small.
-    expected: usize,
 }
 
 /// An answer that comes about bit by bit.
@@ -115,8 +104,8 @@ struct Turn {
     is_drained: bool,
 }
 
-/// How a refused request is answered, whatever it asked for.
-const REFUSED: Manner = Manner {
+/// How what is no request is answered.
+const UNKNOWN: ResponseMode = ResponseMode {
     keep_alive: false,
     is_http_1_0: false,
     without_body: false,
@@ -133,13 +122,15 @@ impl<S: Service> Connection<S> {
             input: Vec::new(),
             searched: 0,
             incoming: None,
-            manner: REFUSED,
+            mode: UNKNOWN,
             output: Output::default(),
             reservation: None,
             stream: None,
             has_ended: false,
             has_probed: false,
             must_linger: false,
+            has_shut: false,
+            was_shed: false,
             was_held: false,
             since: now,
             starved: None,
@@ -166,6 +157,16 @@ impl<S: Service> Connection<S> {
     /// What it does.
     pub fn state(&self) -> State {
         self.life.state()
+    }
+
+    /// Its number.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Whether it was closed to make room for others.
+    pub fn was_shed(&self) -> bool {
+        self.was_shed
     }
 
     /// Whether it is over.
@@ -227,9 +228,9 @@ impl<S: Service> Connection<S> {
         if self.on(Event::Stream(number), cx) != Action::Pull {
             return;
         }
-        let head = answer::stream_head(content_type, self.manner);
+        let head = answer::stream_head(content_type, self.mode);
         self.write_head(head);
-        if self.manner.without_body {
+        if self.mode.without_body {
             self.on(Event::StreamEnd, cx);
         } else {
             let next = cx.now;
@@ -253,19 +254,36 @@ impl<S: Service> Connection<S> {
         self.on(Event::Dropped(number), cx);
     }
 
+    /// Others need the memory that reservation number `number` has.
+    pub fn cut(&mut self, number: u64, cx: &mut Context<'_, S>) {
+        let incoming = self.incoming.as_ref();
+        let body = incoming.and_then(|incoming| incoming.request.reservation.as_ref());
+        if { body.into_iter().chain(&self.reservation) }.any(|has| has.number() == number) {
+            self.shed(cx);
+        }
+    }
+
     /// It has to make room for others.
     pub fn shed(&mut self, cx: &mut Context<'_, S>) {
         debug!("given up while {:?}", self.state());
         self.on(Event::Shed, cx);
+        self.was_shed = self.is_closed();
     }
 
     /// Something was due.
     pub fn due(&mut self, cx: &mut Context<'_, S>) {
+        // What has come meanwhile is read first: a request is answered, or certainly not served.
+        self.advance(cx);
         if self.is_late(cx) {
             debug!("cut while {:?}", self.state());
             self.on(Event::Late, cx);
+            self.advance(cx);
         }
-        self.advance(cx);
+    }
+
+    /// Whether something is on its way that the socket did not take yet.
+    fn has_unsent(&self) -> bool {
+        !self.output.is_empty() || self.transport.wants_write()
     }
 
     /// Goes on as far as the socket allows.
@@ -302,69 +320,8 @@ impl<S: Service> Connection<S> {
         };
         Interest {
             read: read && !self.has_ended,
-            write: !self.output.is_empty() || self.transport.wants_write(),
+            write: self.has_unsent(),
         }
-    }
-
-    /// When something is due.
-    pub fn due_at(&self, edge: &Edge, now: Millis) -> Option<Millis> {
-        let whole = self.since + edge.limits.max_request_ms;
-        let paced = whole.min(self.pace.0 + PACE_MS);
-        match self.state() {
-            State::Idle | State::ReadingHead => Some(whole),
-            State::ReadingBody if self.starved.is_some() => {
-                Some(now + memory_budget::RETRY.as_millis() as Millis)
-            }
-            State::ReadingBody | State::Writing => Some(paced),
-            State::Streaming if !self.output.is_empty() => Some(whole),
-            State::Streaming => self.stream.as_ref().map(|stream| stream.next),
-            State::Lingering => Some(self.since + LINGER_MS),
-            State::Serving | State::Held | State::Closed => None,
-        }
-    }
-
-    fn is_late(&mut self, cx: &Context<'_, S>) -> bool {
-        let whole = cx.now >= self.since + cx.edge.limits.max_request_ms;
-        match self.state() {
-            // What has come meanwhile is read first: a request is answered, or certainly not served.
-            State::Idle => whole && !self.transport.has_unread(),
-            State::ReadingHead => whole,
-            State::ReadingBody if self.starved.is_some() => false,
-            State::ReadingBody | State::Writing => {
-                let (since, before) = self.pace;
-                if cx.now >= since + PACE_MS {
-                    self.pace = (cx.now, self.moved);
-                    return whole || self.moved - before < PACE_BYTES;
-                }
-                whole
-            }
-            State::Streaming => !self.output.is_empty() && whole,
-            State::Lingering => cx.now >= self.since + LINGER_MS,
-            State::Serving | State::Held | State::Closed => false,
-        }
-    }
-
-    /// For how many milliseconds it has kept others waiting that could be served in its place; `None` when it is not
-    /// to be given up. `limits` says what is too long.
-    pub fn unfinished_for(&self, limits: &super::ShedLimits, now: Millis) -> Option<Millis> {
-        let ms = now.saturating_sub(self.since);
-        let is_unfinished = match self.state() {
-            State::Serving | State::Held | State::Closed => false,
-            State::Idle if self.was_held => ms > limits.in_touch_ms,
-            // Between two requests: its next one finds another connection.
-            State::Idle if self.life.had_requests() => true,
-            State::Idle => ms > limits.silent_ms,
-            State::ReadingBody if self.starved.is_some() => false,
-            State::Streaming if self.output.is_empty() => false,
-            State::ReadingHead
-            | State::ReadingBody
-            | State::Writing
-            | State::Streaming
-            | State::Lingering => ms > limits.unfinished_ms,
-        };
-        // What an idle one has sent meanwhile nobody has read yet: that is not its fault.
-        (is_unfinished && !(self.state() == State::Idle && self.transport.has_unread()))
-            .then_some(ms)
     }
 
     /// Tells the lifecycle, and does what needs nothing else to be done.
@@ -379,12 +336,12 @@ impl<S: Service> Connection<S> {
             self.pace = (cx.now, self.moved);
         }
         match action {
-            Action::Linger => self.linger(cx),
+            Action::Linger => self.linger(),
             Action::Probe => self.probe(),
             Action::RefuseTruncated => {
                 let refused = Refused::new(400, "the body ended before it was whole");
                 let answer = self.explain(refused, cx);
-                self.manner = REFUSED;
+                self.mode.keep_alive = false;
                 self.write(answer);
             }
             Action::Close => self.close(before, event),
@@ -400,11 +357,11 @@ impl<S: Service> Connection<S> {
 
     fn close(&mut self, before: State, event: Event) {
         match (before, event) {
-            (State::Writing | State::Streaming, _) if !self.output.is_empty() => {
+            (State::Writing | State::Streaming, _) if self.has_unsent() => {
                 self.transport.discard_unsent();
             }
             // The other states have sent nothing, or have said it with their last answer.
-            (State::Idle, Event::End | Event::Late) => self.transport.close_session(),
+            (State::Idle, Event::End | Event::Late | Event::Shed) => self.transport.close_session(),
             _ => {}
         }
         self.incoming = None;
@@ -414,16 +371,12 @@ impl<S: Service> Connection<S> {
 
     /// Ends the connection so that its last answer can be read: a socket that is closed with something unread is
     /// reset, and the peer may lose what it has not read by then.
-    fn linger(&mut self, cx: &mut Context<'_, S>) {
+    fn linger(&mut self) {
         self.reservation = None;
         self.stream = None;
-        let is_clean = self.has_ended
-            || !self.must_linger && self.input.is_empty() && !self.transport.has_unread();
+        self.must_linger |= !self.input.is_empty() || self.transport.has_unread();
         self.input.clear();
-        self.transport.close_sending();
-        if is_clean {
-            self.on(Event::End, cx);
-        }
+        self.transport.close_session();
     }
 
     /// The peer of a held request has closed its sending side, perhaps both sides. The first bytes of the answer,
@@ -436,7 +389,7 @@ impl<S: Service> Connection<S> {
     }
 
     fn write(&mut self, answer: Answer) {
-        let (head, body) = answer.into_parts(self.manner);
+        let (head, body) = answer.into_parts(self.mode);
         self.write_head(head);
         if let Some(body) = body {
             self.output.push(body);
@@ -455,17 +408,19 @@ impl<S: Service> Connection<S> {
         if self.is_closed() {
             return false;
         }
-        if self.output.is_empty() && !self.transport.wants_write() {
+        if !self.has_unsent() {
             return true;
         }
-        match self.transport.write(&mut self.output) {
+        // After so much it is others' turn: the poller says again that the socket takes more.
+        let most = TURN_BYTES.saturating_sub(turn.bytes);
+        match self.transport.write(&mut self.output, most) {
             Ok(bytes) => {
                 self.moved += bytes as u64;
                 turn.bytes += bytes;
                 if bytes > 0 && self.state() == State::Streaming {
                     self.since = cx.now;
                 }
-                self.output.is_empty() && !self.transport.wants_write()
+                !self.has_unsent()
             }
             Err(error) => {
                 debug!("an answer could not be written: {error}");
@@ -496,9 +451,6 @@ impl<S: Service> Connection<S> {
             Ok(Got::Some) => true,
             Ok(Got::Nothing) => {
                 turn.is_drained = true;
-                if bytes == 0 && self.state() == State::Idle && self.transport.is_handshaking() {
-                    self.on(Event::Part, cx);
-                }
                 bytes > 0
             }
             Ok(Got::End) => {
@@ -526,200 +478,6 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Looks for a head, and serves its request if that is all of it. Whether there is more to do now.
-    fn read_head(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
-        while self.searched == 0 && self.input.starts_with(b"\r\n") {
-            // Some clients send an empty line behind a body.
-            self.input.drain(..2);
-        }
-        if self.input.is_empty() {
-            return self.fill(turn, cx);
-        }
-        let limits = &cx.edge.limits.request;
-        match head::read(&self.input, self.searched, limits, Some(self.peer)) {
-            Ok(None) => {
-                self.searched = self.input.len();
-                self.on(Event::Part, cx);
-                self.fill(turn, cx)
-            }
-            Ok(Some(head)) => {
-                self.input.drain(..head.length);
-                self.searched = 0;
-                self.begin(head, cx);
-                true
-            }
-            Err(refused) => {
-                self.refuse(refused, cx);
-                true
-            }
-        }
-    }
-
-    /// Begins with a request whose head is whole.
-    fn begin(&mut self, head: Head, cx: &mut Context<'_, S>) {
-        self.manner = head.manner;
-        self.was_held = false;
-        if !head.manner.keep_alive {
-            self.life.note_last();
-        }
-        let admitted = match cx.service.admit(&head.request) {
-            Ok(admitted) => admitted,
-            Err(answer) => return self.turn_away(answer, head.framing, cx),
-        };
-        let max = cx.edge.limits.request.body_bytes;
-        let decoder = match Decoder::new(head.framing, max) {
-            Ok(decoder) => decoder,
-            Err(refused) => {
-                let answer = cx
-                    .service
-                    .refuse(&refused, Some((&head.request, &admitted.admission)));
-                return self.refuse_with(answer, cx);
-            }
-        };
-        if decoder.is_done() {
-            return self.serve(head.request, admitted, cx);
-        }
-        if head.expects_continue && self.input.is_empty() {
-            self.output.push(answer::CONTINUE);
-        }
-        let expected = match head.framing {
-            Framing::Length(bytes) => bytes as usize,
-            Framing::Chunked => max,
-        };
-        self.on(Event::HeadWithBody, cx);
-        self.incoming = Some(Box::new(Incoming {
-            request: head.request,
-            admitted,
-            decoder,
-            expected,
-        }));
-    }
-
-    /// Answers a request that is not let in. Its connection stays if nothing of it is left unread.
-    fn turn_away(&mut self, answer: Answer, framing: Framing, cx: &mut Context<'_, S>) {
-        match framing {
-            Framing::Length(bytes) if bytes <= self.input.len() as u64 => {
-                self.input.drain(..bytes as usize);
-                if let Action::Serve(number) = self.on(Event::Request, cx) {
-                    self.on(Event::Answer(number), cx);
-                    self.write(answer);
-                }
-            }
-            _ => self.refuse_with(answer, cx),
-        }
-    }
-
-    /// Reads a body, and serves the request when it is whole. Whether there is more to do now.
-    fn read_body(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
-        if self.input.is_empty() {
-            return self.fill(turn, cx);
-        }
-        let Some(incoming) = &mut self.incoming else {
-            // A body is only read of a request.
-            self.on(Event::Lost, cx);
-            return false;
-        };
-        let request = &mut incoming.request;
-        let is_large = incoming.expected > SMALL && request.body.len() + self.input.len() > SMALL;
-        if is_large && request.reservation.is_none() {
-            match cx.edge.budget.reserve(self.id, incoming.expected) {
-                Ok(reservation) => {
-                    request.reservation = Some(reservation);
-                    request
-                        .body
-                        .reserve_exact(incoming.expected - request.body.len());
-                    if let Some(since) = self.starved.take() {
-                        // That was not the peer's fault.
-                        self.since += cx.now - since;
-                        self.pace = (cx.now, self.moved);
-                    }
-                }
-                Err(full) => {
-                    full.slowest
-                        .into_iter()
-                        .for_each(|slowest| cx.edge.cut(slowest));
-                    let since = *self.starved.get_or_insert(cx.now);
-                    if cx.now - since > memory_budget::PATIENCE.as_millis() as Millis {
-                        self.starved = None;
-                        let msg = "too many large requests at once (--max-in-flight)";
-                        self.refuse(Refused::new(503, msg), cx);
-                        return true;
-                    }
-                    return false;
-                }
-            }
-        }
-        match incoming.decoder.decode(&self.input, &mut request.body) {
-            Ok(taken) => {
-                let is_done = incoming.decoder.is_done();
-                self.input.drain(..taken);
-                if is_done && let Some(incoming) = self.incoming.take() {
-                    self.serve(incoming.request, incoming.admitted, cx);
-                    return true;
-                }
-                self.fill(turn, cx)
-            }
-            Err(refused) => {
-                self.refuse(refused, cx);
-                true
-            }
-        }
-    }
-
-    /// Gives a request to the service: here, or where it may wait.
-    fn serve(
-        &mut self,
-        request: Request,
-        admitted: Admitted<S::Admission>,
-        cx: &mut Context<'_, S>,
-    ) {
-        let Action::Serve(number) = self.on(Event::Request, cx) else {
-            return;
-        };
-        let responder = Responder::new(cx.edge.clone(), self.id, number);
-        let admission = admitted.admission;
-        if admitted.may_wait {
-            let service = cx.service.clone();
-            let (edge, id) = (cx.edge.clone(), self.id);
-            return cx.edge.pool.give(Box::new(move || {
-                if let Kept(true) = service.serve(request, admission, responder) {
-                    edge.mailbox(id).put(Mail::Hold(id, number));
-                }
-            }));
-        }
-        let serve = AssertUnwindSafe(|| cx.service.serve(request, admission, responder));
-        match catch_unwind(serve) {
-            Ok(Kept(true)) => {
-                self.hold(number, cx);
-            }
-            Ok(Kept(false)) => {}
-            Err(_) => warn!("a request failed (a bug); its connection was closed"),
-        }
-    }
-
-    /// Refuses what came; the connection's last answer.
-    fn refuse(&mut self, refused: Refused, cx: &mut Context<'_, S>) {
-        let answer = self.explain(refused, cx);
-        self.refuse_with(answer, cx);
-    }
-
-    fn explain(&mut self, refused: Refused, cx: &Context<'_, S>) -> Answer {
-        let incoming = self.incoming.take();
-        let of = incoming
-            .as_ref()
-            .map(|incoming| (&incoming.request, &incoming.admitted.admission));
-        cx.service.refuse(&refused, of)
-    }
-
-    fn refuse_with(&mut self, answer: Answer, cx: &mut Context<'_, S>) {
-        if self.on(Event::Refused, cx) == Action::Write {
-            self.manner = REFUSED;
-            self.must_linger = true;
-            self.input.clear();
-            self.write(answer);
-        }
-    }
-
     /// Sends the next part of a stream. Whether there is more to do now.
     fn pull(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
         let Some(stream) = &mut self.stream else {
@@ -730,12 +488,11 @@ impl<S: Service> Connection<S> {
         if stream.next > cx.now || turn.bytes >= TURN_BYTES {
             return false;
         }
+        self.reservation = None;
         match cx.edge.budget.reserve(self.id, PART_BYTES) {
             Ok(reservation) => self.reservation = Some(reservation),
             Err(full) => {
-                full.slowest
-                    .into_iter()
-                    .for_each(|slowest| cx.edge.cut(slowest));
+                cx.edge.cut(full);
                 stream.next = cx.now + memory_budget::RETRY.as_millis() as Millis;
                 return false;
             }
@@ -744,7 +501,7 @@ impl<S: Service> Connection<S> {
             Part::Bytes(bytes) => {
                 self.since = cx.now;
                 if !bytes.is_empty() {
-                    self.output.push(answer::chunk(bytes, self.manner));
+                    self.output.push(answer::chunk(bytes, self.mode));
                 }
                 true
             }
@@ -755,7 +512,7 @@ impl<S: Service> Connection<S> {
             }
             Part::End => {
                 self.stream = None;
-                self.output.push(answer::last_chunk(self.manner));
+                self.output.push(answer::last_chunk(self.mode));
                 self.on(Event::StreamEnd, cx);
                 true
             }
@@ -764,6 +521,14 @@ impl<S: Service> Connection<S> {
 
     /// Throws away what the peer still sends. Whether there is more to do now.
     fn discard(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
+        // Now that everything is sent.
+        if !std::mem::replace(&mut self.has_shut, true) {
+            self.transport.close_sending();
+            if self.has_ended || !self.must_linger {
+                self.on(Event::End, cx);
+                return false;
+            }
+        }
         let goes_on = self.fill(turn, cx);
         self.input.clear();
         if self.moved - self.pace.1 > LINGER_BYTES {

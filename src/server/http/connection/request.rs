@@ -1,0 +1,236 @@
+//! From bytes to requests, and from requests to the service.
+
+use super::super::answer::{self, Answer, SMALL};
+use super::super::body::{Decoder, Framing};
+use super::super::deadlines::Millis;
+use super::super::head::{self, Head};
+use super::super::lifecycle::{Action, Event};
+use super::super::mailbox::Mail;
+use super::super::memory_budget::{self, Full};
+use super::super::request::{Refused, Request};
+use super::super::responder::Responder;
+use super::super::{Admitted, ConnectionId, Edge, Served, Service};
+use super::{Connection, Context, Turn, UNKNOWN};
+use log::warn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// A request whose body is being read.
+pub(super) struct Incoming<A> {
+    pub(super) request: Request,
+    admitted: Admitted<A>,
+    decoder: Decoder,
+    /// The length of its body; `None` when it comes in chunks.
+    length: Option<usize>,
+}
+
+impl<A> Incoming<A> {
+    /// Sets memory aside for a body that is not small: all of it where its length is known, otherwise twice what has
+    /// come. `more` bytes are about to be decoded.
+    fn reserve(&mut self, connection: ConnectionId, more: usize, edge: &Edge) -> Result<(), Full> {
+        let body = &mut self.request.body;
+        let has_come = body.len() + more;
+        let needed = match self.length {
+            Some(length) => length,
+            None => (2 * has_come).min(edge.limits.request.body_bytes),
+        };
+        let reserved = self
+            .request
+            .reservation
+            .as_ref()
+            .map_or(0, |has| has.bytes());
+        if needed <= SMALL || has_come.min(needed) <= reserved.max(SMALL) {
+            return Ok(());
+        }
+        match &mut self.request.reservation {
+            Some(reservation) => reservation.grow(needed)?,
+            none => *none = Some(edge.budget.reserve(connection, needed)?),
+        }
+        body.reserve_exact(needed.saturating_sub(body.len()));
+        Ok(())
+    }
+}
+
+impl<S: Service> Connection<S> {
+    /// Looks for a head, and serves its request if that is all of it. Whether there is more to do now.
+    pub(super) fn read_head(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
+        if self.searched == 0 {
+            // Some clients send an empty line behind a body.
+            let lines = self.input.chunks(2).take_while(|two| *two == b"\r\n");
+            let empty = 2 * lines.count();
+            self.input.drain(..empty);
+        }
+        if self.input.is_empty() {
+            return self.fill(turn, cx);
+        }
+        let limits = &cx.edge.limits.request;
+        match head::read(&self.input, self.searched, limits, Some(self.peer)) {
+            Ok(None) => {
+                self.searched = self.input.len();
+                self.on(Event::Part, cx);
+                self.fill(turn, cx)
+            }
+            Ok(Some(head)) => {
+                self.input.drain(..head.length);
+                self.searched = 0;
+                self.begin(head, cx);
+                true
+            }
+            Err(refused) => {
+                self.mode = UNKNOWN;
+                self.refuse(refused, cx);
+                true
+            }
+        }
+    }
+
+    /// Begins with a request whose head is whole.
+    fn begin(&mut self, head: Head, cx: &mut Context<'_, S>) {
+        self.mode = head.mode;
+        self.was_held = false;
+        if !head.mode.keep_alive {
+            self.life.note_last();
+        }
+        let admitted = match cx.service.admit(&head.request) {
+            Ok(admitted) => admitted,
+            Err(answer) => return self.turn_away(answer, head.framing, cx),
+        };
+        let max = cx.edge.limits.request.body_bytes;
+        let decoder = match Decoder::new(head.framing, max) {
+            Ok(decoder) => decoder,
+            Err(refused) => {
+                let answer = cx
+                    .service
+                    .refuse(&refused, Some((&head.request, &admitted.admission)));
+                return self.refuse_with(answer, cx);
+            }
+        };
+        if decoder.is_done() {
+            return self.serve(head.request, admitted, cx);
+        }
+        if head.expects_continue && self.input.is_empty() {
+            self.output.push(answer::CONTINUE);
+        }
+        self.on(Event::HeadWithBody, cx);
+        self.incoming = Some(Box::new(Incoming {
+            request: head.request,
+            admitted,
+            decoder,
+            length: match head.framing {
+                Framing::Length(bytes) => Some(bytes as usize),
+                Framing::Chunked => None,
+            },
+        }));
+    }
+
+    /// Answers a request that is not let in. Its connection stays if nothing of it is left unread.
+    fn turn_away(&mut self, answer: Answer, framing: Framing, cx: &mut Context<'_, S>) {
+        match framing {
+            Framing::Length(bytes) if bytes <= self.input.len() as u64 => {
+                self.input.drain(..bytes as usize);
+                if let Action::Serve(number) = self.on(Event::Request, cx) {
+                    self.on(Event::Answer(number), cx);
+                    self.write(answer);
+                }
+            }
+            _ => self.refuse_with(answer, cx),
+        }
+    }
+
+    /// Reads a body, and serves the request when it is whole. Whether there is more to do now.
+    pub(super) fn read_body(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
+        if self.input.is_empty() {
+            return self.fill(turn, cx);
+        }
+        let Some(incoming) = &mut self.incoming else {
+            // A body is only read of a request.
+            self.on(Event::Lost, cx);
+            return false;
+        };
+        if let Err(full) = incoming.reserve(self.id, self.input.len(), cx.edge) {
+            cx.edge.cut(full);
+            let since = *self.starved.get_or_insert(cx.now);
+            if cx.now - since > memory_budget::PATIENCE.as_millis() as Millis {
+                self.starved = None;
+                let msg = "too many large requests at once (--max-in-flight)";
+                self.refuse(Refused::new(503, msg), cx);
+                return true;
+            }
+            return false;
+        }
+        if let Some(since) = self.starved.take() {
+            // That was not the peer's fault.
+            self.since += cx.now - since;
+            self.pace = (cx.now, self.moved);
+        }
+        match incoming
+            .decoder
+            .decode(&self.input, &mut incoming.request.body)
+        {
+            Ok(taken) => {
+                let is_done = incoming.decoder.is_done();
+                self.input.drain(..taken);
+                if is_done && let Some(incoming) = self.incoming.take() {
+                    self.serve(incoming.request, incoming.admitted, cx);
+                    return true;
+                }
+                self.fill(turn, cx)
+            }
+            Err(refused) => {
+                self.refuse(refused, cx);
+                true
+            }
+        }
+    }
+
+    /// Gives a request to the service: here, or where it may wait.
+    fn serve(
+        &mut self,
+        request: Request,
+        admitted: Admitted<S::Admission>,
+        cx: &mut Context<'_, S>,
+    ) {
+        let Action::Serve(number) = self.on(Event::Request, cx) else {
+            return;
+        };
+        let responder = Responder::new(cx.edge.clone(), self.id, number);
+        let admission = admitted.admission;
+        if admitted.may_wait {
+            let service = cx.service.clone();
+            let (edge, id) = (cx.edge.clone(), self.id);
+            return cx.edge.pool.give(Box::new(move || {
+                if service.serve(request, admission, responder) == Served::Held {
+                    edge.mailbox(id).put(Mail::Hold(id, number));
+                }
+            }));
+        }
+        let serve = AssertUnwindSafe(|| cx.service.serve(request, admission, responder));
+        match catch_unwind(serve) {
+            Ok(Served::Held) => self.hold(number, cx),
+            Ok(Served::Answered) => {}
+            Err(_) => warn!("a request failed (a bug); its connection was closed"),
+        }
+    }
+
+    /// Refuses what came; the connection's last answer.
+    fn refuse(&mut self, refused: Refused, cx: &mut Context<'_, S>) {
+        let answer = self.explain(refused, cx);
+        self.refuse_with(answer, cx);
+    }
+
+    pub(super) fn explain(&mut self, refused: Refused, cx: &Context<'_, S>) -> Answer {
+        let incoming = self.incoming.take();
+        let of = incoming
+            .as_ref()
+            .map(|incoming| (&incoming.request, &incoming.admitted.admission));
+        cx.service.refuse(&refused, of)
+    }
+
+    fn refuse_with(&mut self, answer: Answer, cx: &mut Context<'_, S>) {
+        if self.on(Event::Refused, cx) == Action::Write {
+            self.mode.keep_alive = false;
+            self.must_linger = true;
+            self.input.clear();
+            self.write(answer);
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! When a connection is due, late, or to be given up.
+
+use super::super::deadlines::Millis;
+use super::super::lifecycle::State;
+use super::super::{Edge, Service, ShedLimits, memory_budget};
+use super::{Connection, Context};
+
+/// How long the last answer's peer may still send, in milliseconds: time to read the answer.
+const LINGER_MS: Millis = 2_000;
+/// A body or a reader of an answer must move so many bytes in so many milliseconds: a fifth of the slowest link that
+/// is of any use (4 KB/s), leaving room for pauses.
+const PACE_BYTES: u64 = 16 * 1024;
+const PACE_MS: Millis = 20_000;
+/// A reader of a stream that has closed its sending side may have gone altogether; nothing tells while nothing is
+/// sent. So it is closed when there was nothing to send for so long, in milliseconds.
+const HALF_CLOSED_MS: Millis = 10_000;
+
+impl<S: Service> Connection<S> {
+    /// When something is due.
+    pub fn due_at(&self, edge: &Edge, now: Millis) -> Option<Millis> {
+        let whole = self.since + edge.limits.max_request_ms;
+        let paced = whole.min(self.pace.0 + PACE_MS);
+        match self.state() {
+            State::Idle | State::ReadingHead => Some(whole),
+            State::ReadingBody if self.starved.is_some() => {
+                Some(now + memory_budget::RETRY.as_millis() as Millis)
+            }
+            State::ReadingBody | State::Writing => Some(paced),
+            State::Streaming if self.has_unsent() => Some(whole),
+            State::Streaming => {
+                let next = self.stream.as_ref().map(|stream| stream.next);
+                let half_closed = self.has_ended.then_some(self.since + HALF_CLOSED_MS);
+                next.into_iter().chain(half_closed).min()
+            }
+            State::Lingering => Some(self.since + LINGER_MS),
+            State::Serving | State::Held | State::Closed => None,
+        }
+    }
+
+    pub(super) fn is_late(&mut self, cx: &Context<'_, S>) -> bool {
+        let whole = cx.now >= self.since + cx.edge.limits.max_request_ms;
+        match self.state() {
+            State::Idle | State::ReadingHead => whole,
+            State::ReadingBody if self.starved.is_some() => false,
+            State::ReadingBody | State::Writing => {
+                let (since, before) = self.pace;
+                if cx.now >= since + PACE_MS {
+                    self.pace = (cx.now, self.moved);
+                    return whole || self.moved - before < PACE_BYTES;
+                }
+                whole
+            }
+            State::Streaming if self.has_unsent() => whole,
+            State::Streaming => self.has_ended && cx.now >= self.since + HALF_CLOSED_MS,
+            State::Lingering => cx.now >= self.since + LINGER_MS,
+            State::Serving | State::Held | State::Closed => false,
+        }
+    }
+
+    /// For how many milliseconds it has kept others waiting that could be served in its place; `None` when it is not
+    /// to be given up. `limits` says what is too long.
+    pub fn unfinished_for(&self, limits: &ShedLimits, now: Millis) -> Option<Millis> {
+        let ms = now.saturating_sub(self.since);
+        let is_unfinished = match self.state() {
+            State::Serving | State::Held | State::Closed => false,
+            State::Idle if self.transport.is_handshaking() && self.moved > 0 => {
+                ms > limits.unfinished_ms
+            }
+            State::Idle if self.was_held => ms > limits.in_touch_ms,
+            // Between two requests: its next one finds another connection.
+            State::Idle if self.life.had_requests() => true,
+            State::Idle => ms > limits.silent_ms,
+            State::ReadingBody if self.starved.is_some() => false,
+            State::Streaming if !self.has_unsent() => false,
+            State::ReadingHead
+            | State::ReadingBody
+            | State::Writing
+            | State::Streaming
+            | State::Lingering => ms > limits.unfinished_ms,
+        };
+        // What an idle one has sent meanwhile nobody has read yet: that is not its fault.
+        (is_unfinished && !(self.state() == State::Idle && self.transport.has_unread()))
+            .then_some(ms)
+    }
+}
