@@ -56,8 +56,8 @@ const outputReader = {
   },
 };
 
-// The output from the offsets on. The server answers 422 if it cannot give that; then the output in
-// the task, of which long ones have only a part, has to do.
+// The output from the offsets on. The server answers 422 if several executions of the task belong to
+// this instance; then the output that is part of the task is shown, without the middle if it is long.
 async function fetchOutput(task, execution, reading, signal) {
   const texts = {stdout: execution.stdout, stderr: execution.stderr};
   if (!execution.instance) return texts;
