@@ -1,9 +1,11 @@
 //! The dashboard: one self-contained page, for those who have a browser and no binary.
 //!
-//! `page.html` is written by hand and sent as it is; it uses the same API as everyone else, so
-//! there is nothing here but the headers that say how little it may do. To add to the page: edit
-//! `page.html`. It has one `<style>` and one `<script>`, which the policy names by their hashes;
-//! what comes from the network goes into the page as text, which the policy enforces as well.
+//! Its author sees several files in `page/`, the browser sees one: they are put together when the server is
+//! compiled. It uses the same API as everyone else, so there is nothing here but the list of files and the
+//! headers that say how little the page may do. To add a view, see `page/shared/view.js`.
+//!
+//! The page has one `<style>` and one `<script>`, which the policy names by their hashes; what comes from the
+//! network goes into the page as text, which the policy enforces as well.
 
 use super::call::{Call, Handled};
 use crate::server::http::Answer;
@@ -12,7 +14,46 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 use std::sync::LazyLock;
 
-const PAGE: &str = include_str!("page.html");
+/// The scripts share the scope of one function: their names do not become the window's, and a script can use
+/// what another one declares. Constants and classes must be declared above the code that runs at once.
+const PAGE: &str = concat!(
+    "<!doctype html>\n<html lang=\"en\">\n<head>\n",
+    include_str!("page/head.html"),
+    "<style>\n",
+    include_str!("page/style.css"),
+    "</style>\n</head>\n<body>\n",
+    include_str!("page/header.html"),
+    "<main class=\"wrap\">\n",
+    include_str!("page/note.html"),
+    include_str!("page/views/home.html"),
+    include_str!("page/views/machines.html"),
+    include_str!("page/views/machine.html"),
+    include_str!("page/views/task.html"),
+    include_str!("page/views/submit.html"),
+    include_str!("page/views/gone.html"),
+    "</main>\n",
+    include_str!("page/dialogs.html"),
+    "<script>\n'use strict';\n(() => {\n",
+    include_str!("page/shared/text.js"),
+    include_str!("page/shared/time.js"),
+    include_str!("page/shared/dom.js"),
+    include_str!("page/shared/view.js"),
+    include_str!("page/shared/api.js"),
+    include_str!("page/shared/widgets.js"),
+    include_str!("page/shared/tasks.js"),
+    include_str!("page/shared/machines.js"),
+    include_str!("page/views/home.js"),
+    include_str!("page/views/machines.js"),
+    include_str!("page/views/machine.js"),
+    include_str!("page/views/task.js"),
+    include_str!("page/views/task_results.js"),
+    include_str!("page/views/task_output.js"),
+    include_str!("page/views/submit.js"),
+    include_str!("page/views/submit_preview.js"),
+    include_str!("page/keyboard.js"),
+    include_str!("page/router.js"),
+    "})();\n</script>\n</body>\n</html>\n",
+);
 
 /// Nothing may be loaded, run or framed but what is in the page and the API of its own server.
 static HEADERS: LazyLock<String> = LazyLock::new(|| headers(&hash_of("script"), &hash_of("style")));

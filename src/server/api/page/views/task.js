@@ -1,0 +1,264 @@
+// One task: its state and facts, its machines as tiles, and one execution in detail.
+// The results of all of them are in task_results.js, the output of one in task_output.js.
+
+const FIRST_TILES = 400;
+const MORE_TILES = 600;
+const FIRST_LANES = 150;
+const MORE_LANES = 300;
+
+const taskView = {
+  id: 'task',
+  title: 'Task',
+  tab: 'home',
+  search: 'task-search',
+  needsName: true,
+  missing: 'No such task',
+  // The task as last fetched, and the instance or execution that the address names.
+  task: null,
+  picked: undefined,
+
+  open([name, picked]) {
+    if (name !== this.name) this.reset(name);
+    this.picked = picked;
+    outputReader.reset();
+    if (this.task) this.render();
+  },
+
+  reset(name) {
+    this.name = name;
+    this.task = null;
+    this.onlyState = '';
+    this.mostTiles = FIRST_TILES;
+    this.mostLanes = FIRST_LANES;
+    this.resultsTab = 'output';
+    byId('task-search').value = '';
+    const lists =
+      ['task-facts', 'task-bar', 'task-chips', 'task-grid', 'result-groups', 'timeline-lanes'];
+    clear(...lists.map(byId));
+    setText(byId('task-announcement'), '');
+    setText(byId('task-name'), '…');
+    setText(byId('task-command'), '');
+    setVisible(byId('execution'), false);
+  },
+
+  // A task that has ended does not change: then only the rest of the output is fetched.
+  async poll(signal) {
+    if (!this.task?.finishedAt) {
+      this.task = (await get('task/' + encodeURIComponent(this.name), signal)).data;
+    }
+    this.render();
+    const execution = this.current();
+    const moreOutput = execution && await outputReader.poll(this.task, execution, signal);
+    if (!this.task.finishedAt) return 1000;
+    return moreOutput && 300;
+  },
+
+  back() {
+    return this.picked ? taskAddress(this.name) : '#/';
+  },
+
+  isPicked({instance, execution}) {
+    return this.picked && (instance === this.picked || execution === this.picked);
+  },
+
+  // The execution that was picked, or the only one there is.
+  current() {
+    const all = this.task.result;
+    return all.find(execution => this.isPicked(execution)) ?? (all.length === 1 ? all[0] : null);
+  },
+
+  // The executions that the search and the chosen state leave, by label.
+  found() {
+    const search = byId('task-search').value;
+    return this.task.result
+      .filter(e => !this.onlyState || e.state === this.onlyState)
+      .filter(e => matches([e.machineLabel, e.instance, e.host, e.msg], search))
+      .sort((a, b) => compareNames(a.machineLabel, b.machineLabel));
+  },
+
+  render() {
+    const {task} = this;
+    const several = task.result.length > 1;
+    const found = this.found();
+    const current = this.current();
+    renderTaskHead(task);
+    renderTaskButtons(task);
+    renderTaskProgress(task);
+    this.renderTiles(several ? found : []);
+    setClass(byId('task-split'), several && current ? 'picked' : '');
+    setVisible(byId('execution'), current);
+    if (current) renderExecution(current, several);
+    if (!several) this.resultsTab = 'timeline';
+    renderResults(this, found);
+  },
+
+  renderTiles(executions) {
+    const shown = executions.slice(0, this.mostTiles);
+    setVisible(byId('task-machines'), this.task.result.length > 1);
+    renderList(byId('task-grid'), shown, execution => execution.execution, makeTile);
+    setVisible(byId('task-grid-more'), executions.length > this.mostTiles);
+  },
+};
+
+function renderTaskHead(task) {
+  document.title = `${safeLine(task.name).slice(0, 60)} · ${task.state} · sidebike`;
+  setText(byId('task-id'), task.id);
+  setLine(byId('task-name'), task.name);
+  setBadge(byId('task-state'), task.state);
+  setText(byId('task-message'), task.msg || '');
+  setText(byId('task-command'), safeText(commandOf(task)));
+  renderFacts(byId('task-facts'), taskFacts(task));
+}
+
+function taskFacts(task) {
+  const {detail} = task;
+  const toAll = task.lateJoin ? 'all, and those that appear later' : 'all';
+  const environment = Object.entries(detail.env ?? {}).map(entry => entry.join('=')).join('  ');
+  return [
+    ['Machines', task.machinePattern, 'mono'],
+    ['Mode', task.mode === 'any' ? 'any one' : toAll],
+    ['Matched', task.matched],
+    ['Submitted', formatTime(task.createdAt)],
+    [task.finishedAt ? 'Took' : 'For', taskDuration(task)],
+    ['Time-out', formatLimit(detail.timeout)],
+    ['ttl', formatLimit(task.ttl)],
+    ['Workspace', detail.workspace, 'mono'],
+    ['Environment', environment, 'mono'],
+    ['Standard input', detail.stdin && plural(detail.stdin.length, 'character')],
+    ['Further attempts', task.retry?.max],
+  ];
+}
+
+function renderTaskButtons(task) {
+  const count = executionCount(task);
+  const unsuccessful = endedCount(task) - task.counts.succeeded;
+  const someOfThem = unsuccessful > 0 && (unsuccessful < count || !task.finishedAt);
+  setVisible(byId('task-cancel'), !task.finishedAt);
+  setVisible(byId('task-rerun'), someOfThem);
+  setText(byId('task-rerun'), `Rerun the ${unsuccessful} that did not succeed`);
+  setVisible(byId('task-rerun-all'), task.finishedAt);
+  setText(byId('task-rerun-all'), count > 1 ? 'Rerun all' : 'Rerun');
+  byId('task-edit').href = '#/submit?from=' + encodeURIComponent(task.id);
+}
+
+function renderTaskProgress(task) {
+  const {counts} = task;
+  const count = executionCount(task);
+  const ended = `${endedCount(task)} of ${count} ended`;
+  const progress = joinPresent([ended, counts.running > 0 && `${counts.running} running`]);
+  const waiting = 'Waiting for a machine that matches';
+  setText(byId('task-progress'), task.state === 'waiting' ? waiting : progress);
+  // Read out by screen readers, so it changes with the state only and not with each execution.
+  const succeeded = task.finishedAt ? `, ${counts.succeeded} of ${count} succeeded` : '';
+  setText(byId('task-announcement'), `Task ${task.state}${succeeded}`);
+  renderBar(byId('task-bar'), task);
+  const states = STATES.filter(state => counts[state] || taskView.onlyState === state);
+  renderChips(byId('task-chips'), states, taskView, state => taskView.task.counts[state]);
+}
+
+// The machine of an execution, as its label.
+function labelOf(execution) {
+  return execution.machineLabel || 'no machine yet';
+}
+
+// How long an execution ran, or has run up to now.
+function executionDuration({durationMs, startedAt, finishedAt}) {
+  if (durationMs != null) return formatDuration(durationMs);
+  if (!startedAt) return '';
+  return formatDuration((parseTime(finishedAt) ?? serverNow()) - parseTime(startedAt));
+}
+
+function makeTile() {
+  const name = element('b', 'ellipsis');
+  const state = element('span', 'ellipsis');
+  const took = element('span', 'num');
+  const link = element('a', {}, name, element('span', {}, state, took));
+  return {
+    el: element('li', {}, link),
+    update(execution) {
+      const {machineLabel, host, msg} = execution;
+      link.href = taskAddress(taskView.name, execution);
+      setClass(link, 'tile s-' + execution.state);
+      setFlag(link, 'aria-current', taskView.isPicked(execution));
+      setLine(name, labelOf(execution));
+      setText(took, executionDuration(execution));
+      setText(state, outcomeOf(execution));
+      link.title = joinPresent([machineLabel, host, stateName(execution.state), msg].map(safeLine));
+    },
+  };
+}
+
+// The state in the few characters of a tile: a failure as its exit code or signal.
+function outcomeOf({state, exitCode, signal}) {
+  if (state !== 'failed') return stateName(state);
+  return exitCode != null ? `exit ${exitCode}` : safeLine(signal || 'failed');
+}
+
+// The panel of one execution; `several` if there are others, shown as tiles beside it.
+function renderExecution(execution, several) {
+  const canCancel = several && execution.instance && !hasEnded(execution);
+  setLine(byId('execution-name'), labelOf(execution));
+  setBadge(byId('execution-state'), execution.state);
+  setVisible(byId('execution-cancel'), canCancel);
+  setVisible(byId('execution-close'), several);
+  byId('execution-close').href = taskAddress(taskView.name);
+  renderFacts(byId('execution-facts'), executionFacts(execution));
+}
+
+function executionFacts(execution) {
+  const {attempt, attempts, truncatedBytes} = execution;
+  return [
+    ['Host', execution.host],
+    ['Instance', execution.instance, 'mono'],
+    ['Exit code', execution.exitCode],
+    ['Signal', execution.signal],
+    ['Why', execution.msg],
+    ['Attempt', attempt > 1 && attempt],
+    ['Earlier attempts', attempts?.map(earlier => stateName(earlier.state)).join(', ')],
+    ['Started', formatTime(execution.startedAt)],
+    ['Ran', executionDuration(execution)],
+    ['Output left out', truncatedBytes > 0 && plural(truncatedBytes, 'byte')],
+  ];
+}
+
+byId('task-search').oninput = () => {
+  if (taskView.task) taskView.render();
+};
+byId('task-grid-more').onclick = () => {
+  taskView.mostTiles += MORE_TILES;
+  taskView.render();
+};
+byId('execution-copy').onclick = () => copyToClipboard(byId('execution-output').textContent);
+
+// Cancels or reruns the task, or a part of it; returns the task that comes of it.
+async function changeTask(what) {
+  const {data} = await post(`task/${encodeURIComponent(taskView.task.id)}/${what}`);
+  return data;
+}
+
+async function cancelTask(what) {
+  taskView.task = await changeTask(what);
+  startPolling();
+}
+
+async function rerunTask(what) {
+  const task = await changeTask(what);
+  location.hash = taskAddress(task.id);
+  showToast('Started again as a new task');
+}
+
+onClick(byId('task-cancel'), async () => {
+  const left = executionCount(taskView.task) - endedCount(taskView.task);
+  const verb = left === 1 ? 'has' : 'have';
+  const consequence = left > 0
+    ? `${plural(left, 'execution')} ${verb} not ended. Queued ones never start, running ones are ` +
+      'killed.'
+    : 'It will not be sent to any machine.';
+  if (await confirmFirst('Cancel this task?', consequence, 'Cancel it')) await cancelTask('cancel');
+});
+onClick(byId('execution-cancel'), async () => {
+  const {instance} = taskView.current();
+  await cancelTask('cancel?machine=' + encodeURIComponent(instance));
+});
+onClick(byId('task-rerun'), () => rerunTask('rerun'));
+onClick(byId('task-rerun-all'), () => rerunTask('rerun?all=1'));
