@@ -125,7 +125,7 @@ impl Server {
             return self.audit.write(line);
         }
         let server = self.clone();
-        self.edge.do_patiently(move || server.audit.write(line));
+        self.edge.run_in_pool(move || server.audit.write(line));
     }
 
     /// Whether a request may be served, and whose it is.
