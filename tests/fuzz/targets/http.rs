@@ -18,6 +18,7 @@ fuzz_target!(|input: (&[u8], u16)| {
     let whole = parsed(bytes, 0, &LIMITS);
     let cut = usize::from(cut) % (bytes.len() + 1);
     let in_pieces = parsed(bytes, cut, &LIMITS);
-    let is_early = whole.0 == in_pieces.0 && in_pieces.1.is_none();
-    assert!(whole == in_pieces || is_early, "{whole:?}, cut at {cut} {in_pieces:?}");
+    // Of two faults of a head another one may be found first.
+    let is_right = in_pieces.1.is_none() || whole.1.is_some();
+    assert!(whole.0 == in_pieces.0 && is_right, "{whole:?}, cut at {cut} {in_pieces:?}");
 });
