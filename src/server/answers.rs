@@ -1,4 +1,4 @@
-//! Answers: the API's envelope, and which HTTP status goes with which refusal.
+//! The answers of the API: the envelope, and the HTTP status of each refusal.
 
 pub mod text;
 

@@ -1,4 +1,4 @@
-//! `/metrics`: what is counted, as Prometheus reads it.
+//! `/metrics`: counters and gauges in the text format of Prometheus.
 
 use super::call::{Call, Handled};
 use crate::core::Histogram;

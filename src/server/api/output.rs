@@ -68,7 +68,7 @@ pub fn output(call: Call<'_>) -> Handled {
             whole_lines: several,
         };
         let prefix = task.prefix.clone();
-        // What is held here would have to be copied whenever output comes.
+        // While this snapshot is alive, the core would copy output whenever more comes.
         drop(task);
         if as_json {
             return follow::answer(call, key, wanted, live, Box::new(follow::Json { prefix }));

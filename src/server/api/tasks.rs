@@ -13,11 +13,11 @@ use crate::wire::machine::MachineState;
 use crate::wire::strict_object::Posted;
 use crate::wire::task::{DryRun, PostedTask, Target, TaskState};
 
-/// Tasks in a list when not said otherwise, and at most.
+/// The default and the largest `limit` of a list.
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1_000;
 
-/// How the caller wants a task to be answered.
+/// Reads how the caller wants a task to be answered.
 fn task_form(request: &Request) -> Result<TaskForm, Answer> {
     let text = parameter(request, "format", |text| match text {
         "text" => Ok(true),
@@ -30,7 +30,7 @@ fn task_form(request: &Request) -> Result<TaskForm, Answer> {
     })
 }
 
-/// Answers with a task: at once, or when it has ended or the time is up.
+/// Answers with a task: at once, or when it has ended or the caller's time is up.
 fn answer_or_wait(
     call: Call<'_>,
     key: TaskKey,
@@ -111,7 +111,7 @@ pub fn submit(call: Call<'_>) -> Handled {
     accept(call, |core, now, id| core.submit(now, id, spec))
 }
 
-/// Who would run a task, if it were submitted now.
+/// The machines that would run a task if it were submitted now.
 fn dry_run(call: Call<'_>, spec: &Spec) -> Handled {
     let store = &call.server.store;
     let mut machines = store.ask(|core| core.list_machines(None, None));
