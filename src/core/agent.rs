@@ -3,8 +3,8 @@
 //! Three rules make sure that an attempt starts at most once:
 //!
 //! - Only `deliver` hands an attempt out, in the answer to a machine's latest poll or to a later report.
-//! - It is handed out again only to the same machine, and only after a later poll of that machine has shown that
-//!   it did not arrive.
+//! - It is handed out again only after a later poll of that machine has shown that it did not arrive: to the same
+//!   machine, or to another one if its task allows that.
 //! - An attempt that may have started on a machine that went offline is `lost`, and never handed to another.
 
 use super::invariants::Rule;
@@ -85,7 +85,7 @@ impl Core {
         let key = self.register(now, &caller)?;
         let machine = self.machine_mut(key);
         machine.seq = poll.seq;
-        machine.poll_held = false;
+        (machine.poll_held, machine.waking) = (false, false);
         machine.cancels.clear();
         machine.joins_pending |= machine.state == MachineState::Draining;
         let state = if poll.draining {
@@ -98,12 +98,11 @@ impl Core {
         }
         self.refresh_ready(key);
         let mut orders = self.reconcile_holds(now, key, &poll.holds);
-        if poll.draining {
-            self.requeue_any(key);
-        } else {
+        if !poll.draining {
             self.join_open_tasks(key);
             self.deliver(now, key, &mut orders);
         }
+        self.revoke_offers(key);
         Ok((key, orders))
     }
 
@@ -160,8 +159,10 @@ impl Core {
             joins_pending: true,
             seq: 0,
             poll_held: false,
+            waking: false,
             ready: None,
             inbox: Default::default(),
+            offers: Default::default(),
             active: Default::default(),
             cancels: Vec::new(),
         };
@@ -218,8 +219,9 @@ impl Core {
     /// Records that the machine's poll is no longer held, because its connection was closed.
     pub fn release_poll(&mut self, key: MachineKey) {
         if let Some(machine) = self.machines.get_mut(&key) {
-            machine.poll_held = false;
+            (machine.poll_held, machine.waking) = (false, false);
             self.refresh_ready(key);
+            self.revoke_offers(key);
         }
     }
 
@@ -229,13 +231,14 @@ impl Core {
         let Some(machine) = self.machines.get_mut(&key) else {
             return orders;
         };
-        machine.poll_held = false;
+        (machine.poll_held, machine.waking) = (false, false);
         orders.cancel = std::mem::take(&mut machine.cancels);
         let live = machine.is_live();
         self.refresh_ready(key);
         if live {
             self.deliver(now, key, &mut orders);
         }
+        self.revoke_offers(key);
         orders
     }
 

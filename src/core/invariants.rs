@@ -3,6 +3,7 @@
 //! Much is stored twice for speed, and both copies must agree: the queues and the place of each execution, the
 //! counts and the executions, the timers and the times they were set for.
 
+use super::machine::Machine;
 use super::task::Place;
 use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, Task, TaskKey};
@@ -22,15 +23,18 @@ pub enum Rule {
     UncertainIsLost,
     /// A canceled execution whose hand-out was lost is not handed out again.
     CanceledIsNotRepeated,
+    /// What any machine may run goes back when the machine it was offered to cannot take it.
+    OffersAreRevoked,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 4] = [
+    pub const ALL: [Rule; 5] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
         Rule::CanceledIsNotRepeated,
+        Rule::OffersAreRevoked,
     ];
 }
 
@@ -86,6 +90,35 @@ impl Core {
     #[doc(hidden)]
     pub fn machine_states(&self) -> impl Iterator<Item = (&str, MachineState)> {
         self.machines.values().map(|m| (&*m.instance, m.state))
+    }
+
+    /// Nothing that could run waits while a machine that could run it is free: each `any` execution that no held
+    /// poll is about to take matches no machine that can be given work. The error names both.
+    #[doc(hidden)]
+    pub fn check_work_conservation(&self) -> Result<(), String> {
+        let idle: Vec<&Machine> = { self.machines.values() }
+            .filter(|machine| machine.can_be_given_work() && !machine.waking)
+            .collect();
+        for (key, task) in self.tasks.iter().filter(|(_, task)| task.is_any()) {
+            let execution = ExecutionKey { task: *key, n: 0 };
+            let waits = match task.executions.first().map(|e| e.place) {
+                Some(Place::Pattern(_)) => true,
+                Some(Place::Inbox(machine)) => {
+                    let machine = self.machine(machine);
+                    machine.inbox.range(..execution).count() >= machine.takes()
+                }
+                _ => false,
+            };
+            let pattern = self.match_index.find_entry(task.spec.pattern.text());
+            let fits = |m: &&&Machine| pattern.is_some_and(|p| p.labels.contains(&m.label_key));
+            if let Some(machine) = idle.iter().find(fits).filter(|_| waits) {
+                return Err(format!(
+                    "{key:?} {:?} waits, and {} is free",
+                    task.executions[0].place, machine.instance
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Checks all invariants. The error says which one is violated.
@@ -155,6 +188,10 @@ impl Core {
                 && machine.active == actives.remove(key).unwrap_or_default();
             ensure(same, || {
                 format!("{key:?}: its queues and the places differ")
+            })?;
+            let any = { machine.inbox.iter() }.filter(|e| self.task(e.task).is_any());
+            ensure(any.eq(&machine.offers), || {
+                format!("{key:?}: what is offered to it is not what any machine may run")
             })?;
         }
         ensure(inboxes.is_empty() && actives.is_empty(), || {

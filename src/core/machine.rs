@@ -51,10 +51,15 @@ pub(super) struct Machine {
     pub seq: u64,
     /// Its poll is held by the server.
     pub poll_held: bool,
+    /// [`super::Notice::Wake`] was given for the held poll.
+    pub waking: bool,
     /// Its position in the list of ready machines, if it can be given work.
     pub ready: Option<u64>,
     /// Executions queued for it.
     pub inbox: BTreeSet<ExecutionKey>,
+    /// Those of them that any matching machine may run. They are only offered: what this machine cannot take with
+    /// its held poll goes back, see [`super::Core::revoke_offers`].
+    pub offers: BTreeSet<ExecutionKey>,
     /// Executions handed to it.
     pub active: BTreeSet<ExecutionKey>,
     /// Attempts that it has to kill, to be sent with the next answer.
@@ -80,6 +85,15 @@ impl Machine {
     /// Whether it can be given an execution now that any machine may run.
     pub fn can_be_given_work(&self) -> bool {
         self.poll_held && self.is_live() && self.free() > self.inbox.len()
+    }
+
+    /// How many of the executions queued for it, counted from the first, it takes with its held poll.
+    pub fn takes(&self) -> usize {
+        if self.poll_held && self.is_live() {
+            self.free()
+        } else {
+            0
+        }
     }
 
     /// When it will have been silent for too long, unless it is offline. The original's agent keeps

@@ -218,7 +218,22 @@ impl Core {
 
     /// The notices of the changes since the last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
-        std::mem::take(&mut self.notices)
+        let mut notices = std::mem::take(&mut self.notices);
+        notices.retain(|notice| match notice {
+            // What it was to be woken for may have been handed out with the answer to a report.
+            Notice::Wake(machine) => self.is_still_to_wake(*machine),
+            _ => true,
+        });
+        notices
+    }
+
+    fn is_still_to_wake(&mut self, key: MachineKey) -> bool {
+        let Some(machine) = self.machines.get(&key).filter(|machine| machine.waking) else {
+            return false;
+        };
+        let needed = !machine.cancels.is_empty() || self.has_work_for(key);
+        self.machine_mut(key).waking = needed;
+        needed
     }
 
     fn task(&self, key: TaskKey) -> &Task {
@@ -303,12 +318,16 @@ impl Core {
                 self.match_index.entry_mut(pattern).queue.remove(&key.task);
             }
             Place::Inbox(machine) => {
-                self.machine_mut(machine).inbox.remove(&key);
+                let left = self.machine_mut(machine);
+                left.inbox.remove(&key);
+                left.offers.remove(&key);
                 self.refresh_ready(machine);
             }
             Place::Active(machine) => {
                 self.machine_mut(machine).active.remove(&key);
                 self.refresh_ready(machine);
+                // It has a free job now.
+                self.wake(machine);
             }
         }
         match place {
@@ -317,7 +336,12 @@ impl Core {
                 self.match_index.entry_mut(pattern).queue.insert(key.task);
             }
             Place::Inbox(machine) => {
-                self.machine_mut(machine).inbox.insert(key);
+                let is_any = self.task(key.task).is_any();
+                let entered = self.machine_mut(machine);
+                entered.inbox.insert(key);
+                if is_any {
+                    entered.offers.insert(key);
+                }
                 self.refresh_ready(machine);
             }
             Place::Active(machine) => {
@@ -352,9 +376,11 @@ impl Core {
         }
     }
 
-    fn wake(&mut self, machine: MachineKey) {
-        if self.machine(machine).poll_held {
-            self.notices.push(Notice::Wake(machine));
+    /// Has a machine's held poll answered, if there is something for it when this change is complete.
+    fn wake(&mut self, key: MachineKey) {
+        let machine = self.machine_mut(key);
+        if machine.poll_held && !std::mem::replace(&mut machine.waking, true) {
+            self.notices.push(Notice::Wake(key));
         }
     }
 

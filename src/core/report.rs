@@ -94,9 +94,7 @@ impl Core {
         pieces: &[Piece],
         results: &[Ended],
     ) -> Vec<Verdict> {
-        let verdicts = self.take_results(now, instance, pieces, results);
-        self.wake_if_there_is_work(instance);
-        verdicts
+        self.take_results(now, instance, pieces, results)
     }
 
     /// The same, and hands out more work if the agent asks for that. An agent that reports a result has a
@@ -119,8 +117,8 @@ impl Core {
             if !orders.start.is_empty() {
                 self.notices.push(Notice::HandedOut(machine));
             }
+            self.revoke_offers(machine);
         }
-        self.wake_if_there_is_work(&done.instance);
         Taken {
             results,
             start: orders.start,
@@ -146,13 +144,6 @@ impl Core {
             }
         });
         verdicts.collect()
-    }
-
-    fn wake_if_there_is_work(&mut self, instance: &str) {
-        let machine = self.instances.get(instance).copied();
-        if let Some(machine) = machine.filter(|m| self.has_work_for(*m)) {
-            self.wake(machine);
-        }
     }
 
     fn end_reported(&mut self, now: Time, key: ExecutionKey, ended: &Ended) -> Result<(), String> {

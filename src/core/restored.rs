@@ -11,7 +11,7 @@ use super::saved::{
 };
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
-use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
+use super::{Core, ExecutionKey, MachineKey, TaskKey, Time, data_mut};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use crate::wire::task::ExecutionState;
@@ -124,8 +124,10 @@ impl Core {
             joins_pending: true,
             seq: saved.seq,
             poll_held: false,
+            waking: false,
             ready: None,
             inbox: BTreeSet::new(),
+            offers: BTreeSet::new(),
             active: BTreeSet::new(),
             cancels: Vec::new(),
         };
@@ -250,7 +252,13 @@ impl Core {
         Ok(())
     }
 
-    fn restore_place(&mut self, now: Time, key: ExecutionKey, place: SavedPlace) {
+    fn restore_place(&mut self, now: Time, key: ExecutionKey, mut place: SavedPlace) {
+        if place == SavedPlace::Inbox && self.task(key.task).is_any() {
+            // It was only offered to that machine, whose poll is not held any more.
+            place = SavedPlace::Pattern;
+            let offered = &mut data_mut(&mut self.tasks, key.task).executions[key.n as usize];
+            offered.target = None;
+        }
         // Only work that its machine has, or that is queued for it, needs the machine.
         let wanted = matches!(place, SavedPlace::Inbox | SavedPlace::Active);
         let target = self.execution(key).target.clone().filter(|_| wanted);

@@ -240,7 +240,7 @@ impl Core {
         let id = self.task(key.task).attempt_id(key);
         let msg = "its machine did not report it within its time-out";
         self.end_attempt(now, key, ExecutionState::Lost, msg);
-        // Kill what may still run of it; and the machine has a free job now.
+        // Kill what may still run of it.
         self.machine_mut(machine).cancels.push(id);
         self.wake(machine);
     }
@@ -289,7 +289,7 @@ impl Core {
         let machine = self.machine_mut(key);
         machine.state = MachineState::Offline;
         machine.offline_since = now;
-        machine.poll_held = false;
+        (machine.poll_held, machine.waking) = (false, false);
         machine.cancels.clear();
         let active = machine.active.clone();
         let label = machine.label.clone();
@@ -301,10 +301,6 @@ impl Core {
             let delivered = self.execution(execution).state == ExecutionState::Delivered;
             if delivered && !self.keeps(Rule::UncertainIsLost) && self.take_back(now, execution) {
                 self.place(execution, Place::Inbox(key));
-                if self.task(execution.task).is_any() {
-                    let pattern = self.pattern_key_of(execution.task);
-                    self.queue_for_any(execution, pattern);
-                }
                 continue;
             }
             let msg = match self.execution(execution).state {
@@ -315,7 +311,7 @@ impl Core {
             };
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
-        self.requeue_any(key);
+        self.revoke_offers(key);
     }
 
     /// Sets the timer of an unfinished task.
@@ -341,16 +337,6 @@ impl Core {
         ];
         for (time, timer) in timers.into_iter().flatten() {
             self.timers.set(time, timer);
-        }
-    }
-
-    /// Requeues what is queued for a machine that takes no more work, if any machine may run it.
-    pub(super) fn requeue_any(&mut self, key: MachineKey) {
-        for execution in self.machine(key).inbox.clone() {
-            if self.task(execution.task).is_any() {
-                let pattern = self.pattern_key_of(execution.task);
-                self.queue_for_any(execution, pattern);
-            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The operations of users: submit, rerun, cancel, delete.
 
+use super::invariants::Rule;
 use super::match_index::PatternKey;
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
@@ -366,6 +367,25 @@ impl Core {
         self.place(key, Place::Inbox(machine));
         if self.machine(machine).free() > 0 {
             self.wake(machine);
+        }
+        self.revoke_offers(machine);
+    }
+
+    /// Takes back what any machine may run and this one, to which it was offered, cannot take with its held poll:
+    /// something older came before it, or there is no such poll any more. It goes to a machine that is free, or
+    /// waits for the first.
+    pub(super) fn revoke_offers(&mut self, key: MachineKey) {
+        let machine = self.machine(key);
+        if machine.offers.is_empty() || (machine.is_live() && !self.keeps(Rule::OffersAreRevoked)) {
+            return;
+        }
+        let Some(first) = machine.inbox.iter().nth(machine.takes()).copied() else {
+            return;
+        };
+        let revoked: Vec<ExecutionKey> = machine.offers.range(first..).copied().collect();
+        for execution in revoked {
+            let pattern = self.pattern_key_of(execution.task);
+            self.queue_for_any(execution, pattern);
         }
     }
 

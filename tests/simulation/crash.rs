@@ -8,6 +8,7 @@ use crate::world::{AttemptKey, Event, Lawful, Ms, Response, World};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sidebike::core::{Batch, Core, OutputChange, OutputKey, Saved, TaskKey, Time};
+use sidebike::wire::task::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How often the present time is committed while a task is unfinished.
@@ -59,7 +60,18 @@ pub struct Disk {
 fn dump(core: &Core) -> String {
     let mut all = String::new();
     for (_, task) in core.tasks_by_key() {
-        all += &serde_json::to_string(&task.answer(usize::MAX)).expect("an answer is JSON");
+        let mut answer = task.answer(usize::MAX);
+        // What was only offered to a machine waits for any machine after a restart.
+        if task.spec.mode == Mode::Any && answer.counts.queued > 0 {
+            answer.status = 0;
+            answer.assignees.clear();
+            for execution in &mut answer.result {
+                execution.machine_label = "".into();
+                execution.instance = "".into();
+                execution.host = "".into();
+            }
+        }
+        all += &serde_json::to_string(&answer).expect("an answer is JSON");
         all.push('\n');
     }
     all

@@ -251,6 +251,7 @@ impl Laws {
                     .map_err(|law| format!("{law} {:?}", seen.msg))?;
             }
         }
+        nothing_that_could_run_waits_for_a_busy_machine(&server.core)?;
         self.no_machine_goes_offline_too_early(now, &server.core)?;
         self.who_said_goodbye_never_comes_back(server)
     }
@@ -378,6 +379,12 @@ impl Laws {
         }
         Ok(())
     }
+}
+
+/// Nothing that could run waits while a machine that could run it is free.
+fn nothing_that_could_run_waits_for_a_busy_machine(core: &Core) -> Lawful {
+    let conserved = core.check_work_conservation();
+    conserved.map_err(|what| format!("nothing_that_could_run_waits_for_a_busy_machine: {what}"))
 }
 
 /// What any machine may run, and had not started on a machine that went offline, goes to another one.

@@ -236,6 +236,26 @@ impl World {
         self.see_to_notices()
     }
 
+    pub fn machine_wakes(&mut self, epoch: u32, machine: MachineKey) -> Lawful {
+        if epoch == self.server.epoch {
+            self.collect_for(machine)?;
+        }
+        self.see_to_notices()
+    }
+
+    /// The connection of an agent's held poll breaks, and both sides see that.
+    pub fn poll_is_dropped(&mut self, who: usize) {
+        let held = self.server.held.iter().find(|(_, held)| held.who == who);
+        let Some(machine) = held.map(|(machine, _)| *machine) else {
+            return;
+        };
+        self.count("held poll dropped");
+        self.note(|| format!("the held poll of agent {who} is dropped"));
+        self.server.held.remove(&machine);
+        self.server.core.release_poll(machine);
+        self.connection_breaks(who);
+    }
+
     fn shorten_hold(&mut self, machine: MachineKey) {
         let hold = self.server.held.get(&machine).map(|held| held.hold);
         if let Some(hold) = hold {
@@ -308,6 +328,16 @@ impl World {
             }
             for notice in notices {
                 match notice {
+                    Notice::Wake(machine) if self.rng.chance(self.weather.late_wake) => {
+                        self.count("held poll answered late");
+                        let late = self.rng.between(0, 40);
+                        self.after(late, Event::Wake(self.server.epoch, machine));
+                        // What it was to be answered with is then in nobody's hands.
+                        let held = self.server.held.get(&machine).map(|held| held.who);
+                        if let Some(who) = held.filter(|_| self.rng.chance(self.weather.drop)) {
+                            self.poll_is_dropped(who);
+                        }
+                    }
                     Notice::Wake(machine) => self.collect_for(machine)?,
                     Notice::HandedOut(machine) => self.shorten_hold(machine),
                     Notice::Finished(task) => self.laws.finished(task)?,
