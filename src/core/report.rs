@@ -7,10 +7,14 @@ use super::agent::truncated;
 use super::invariants::Rule;
 use super::output::Output;
 use super::saved::{OutputKey, SavedPiece};
+use super::task::Target;
 use super::{Core, ExecutionKey, Notice, Time};
 use crate::wire::agent::{AttemptId, Done, Ended, Orders, Piece, Stream, Taken, Verdict};
 use crate::wire::task::{Detail, ExecutionState};
 use std::sync::Arc;
+
+/// The longest run that is believed, in milliseconds: the longest time-out, 366 days, and a day for its end.
+const MAX_DURATION_MS: u64 = 367 * 24 * 3_600 * 1_000;
 
 impl Core {
     /// Stores output of running commands. Pieces of attempts that this instance does not run are dropped; the
@@ -134,9 +138,11 @@ impl Core {
     ) -> Vec<Verdict> {
         self.output(now, instance, pieces);
         let verdicts = results.iter().map(|ended| {
-            let verdict = self
-                .active_attempt(instance, &ended.id)
-                .and_then(|key| self.end_reported(now, key, ended));
+            let verdict = match self.is_known_end(instance, &ended.id) {
+                true => Ok(()),
+                false => { self.active_attempt(instance, &ended.id) }
+                    .and_then(|key| self.end_reported(now, key, ended)),
+            };
             Verdict {
                 id: ended.id.clone(),
                 taken: verdict.is_ok(),
@@ -173,7 +179,7 @@ impl Core {
         attempt.finished_at = Some(
             Time(now.0 - ended.ended_ago_ms.min(room)).max(attempt.started_at.unwrap_or_default()),
         );
-        attempt.duration_ms = ended.duration_ms;
+        attempt.duration_ms = ended.duration_ms.map(|ms| ms.min(MAX_DURATION_MS));
         attempt.exit_code = ended.exit_code;
         attempt.signal = ended
             .signal
@@ -187,6 +193,21 @@ impl Core {
         self.record_output(key, Stream::Stderr, ended.stderr_bytes, &[]);
         self.end_attempt(now, key, state, truncated(&ended.msg));
         Ok(())
+    }
+
+    /// Whether this instance has reported the end of this attempt before, and another attempt followed.
+    fn is_known_end(&self, instance: &str, id: &AttemptId) -> bool {
+        let Some(key) = self.find(&id.execution) else {
+            return false;
+        };
+        let own = |target: &Option<Arc<Target>>| {
+            let target = target.as_ref();
+            target.is_some_and(|target| *target.instance == *instance)
+        };
+        let mut past = self.execution(key).past.iter();
+        past.any(|past| {
+            past.attempt.number == id.attempt && past.attempt.reported && own(&past.target)
+        })
     }
 
     fn note_contact(&mut self, now: Time, instance: &str) {

@@ -291,15 +291,15 @@ impl Task {
         }
     }
 
-    /// The task as the API answers it, with about `output_limit` bytes of output. Takes time in proportion to
-    /// the output: must not be called under the lock.
+    /// The task as the API answers it, with about `output_limit` bytes of output, of earlier attempts too. Takes
+    /// time in proportion to the output: must not be called under the lock.
     pub fn answer(&self, output_limit: usize) -> wire::Task<Cow<'_, str>> {
-        let with_output = self
-            .executions
-            .iter()
-            .filter(|e| e.current.output.is_some())
-            .count();
-        let share = output_limit / with_output.max(1);
+        let attempts = self.executions.iter().flat_map(|e| {
+            let past = e.past.iter().map(|past| &past.attempt);
+            past.chain([&*e.current])
+        });
+        let outputs = attempts.filter_map(|attempt| attempt.output.as_ref());
+        let share = fair_share(output_limit, outputs.map(|output| output.kept()).collect());
         let result: Vec<wire::Execution<Cow<'_, str>>> = self
             .executions
             .iter()
@@ -472,6 +472,21 @@ impl Attempt {
     }
 }
 
+/// The most bytes of each part, so that the sum is within the limit: what small parts leave is shared by the others.
+fn fair_share(limit: usize, mut sizes: Vec<usize>) -> usize {
+    sizes.sort_unstable();
+    let (mut left, mut parts) = (limit, sizes.len());
+    for size in sizes {
+        let share = left / parts;
+        if size > share {
+            return share;
+        }
+        left -= size;
+        parts -= 1;
+    }
+    usize::MAX
+}
+
 fn target_words(target: Option<&Target>) -> [Cow<'_, str>; 3] {
     let words = target.map_or([""; 3], |t| [&*t.label, &*t.instance, &*t.host]);
     words.map(Cow::from)
@@ -484,4 +499,17 @@ fn timestamp<'a>(time: Time) -> Cow<'a, str> {
 /// A point in time as the API writes it.
 pub(super) fn rfc3339(time: Time) -> String {
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time.0)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fair_share;
+
+    #[test]
+    fn what_small_parts_leave_is_shared_by_the_others() {
+        assert_eq!(fair_share(100, vec![]), usize::MAX);
+        assert_eq!(fair_share(100, vec![60, 40]), usize::MAX);
+        assert_eq!(fair_share(100, vec![1_000, 10, 1_000]), 45);
+        assert_eq!(fair_share(100, vec![1_000; 200]), 0);
+    }
 }

@@ -3,7 +3,7 @@
 use crate::server::Server;
 use crate::users::TaskModel;
 use crate::world::{AttemptKey, Lawful, Ms};
-use sidebike::core::{Core, ExecutionView, TaskKey};
+use sidebike::core::{Core, ExecutionView, Task, TaskKey};
 use sidebike::wire::machine::MachineState;
 use sidebike::wire::task::{ExecutionState, Mode, TaskState};
 use std::collections::{HashMap, HashSet};
@@ -39,6 +39,8 @@ pub struct Laws {
     left: HashSet<String>,
     server_back_at: Ms,
     offline: HashSet<String>,
+    /// Results that the server said it has taken.
+    taken: HashSet<AttemptKey>,
 }
 
 /// What the laws remember of the server's state; after a crash it is reset to the saved state.
@@ -160,6 +162,24 @@ impl Laws {
         self.ends.insert(key, end);
     }
 
+    /// A result that was taken once is taken again, also after a retry: its agent may not have heard of it.
+    pub fn verdict(&mut self, core: &Core, key: AttemptKey, taken: bool) -> Lawful {
+        if taken {
+            self.taken.insert(key);
+            return Ok(());
+        }
+        let current = core.tasks_by_key().find(|(task, _)| *task == key.task);
+        let current = current.and_then(|(_, task)| {
+            let mut views = task.execution_views();
+            views.find(|e| e.n == key.n).map(|e| e.attempt)
+        });
+        let kept = current.is_some_and(|current| current <= key.attempt + 10);
+        if kept && self.taken.contains(&key) {
+            return Err(format!("what_was_taken_is_taken_again: {key:?}"));
+        }
+        Ok(())
+    }
+
     /// An attempt is started at most once, on whatever machine.
     fn no_attempt_starts_twice(&mut self, key: AttemptKey, who: usize) -> Lawful {
         match self.starts.insert(key, who) {
@@ -247,7 +267,7 @@ impl Laws {
                 };
                 no_execution_changes_after_its_end(attempt, known, (seen.state, seen.attempt))?;
                 self.nothing_is_overdue_while_the_server_was_away(now, attempt, &seen)?;
-                self.results_are_what_really_happened(attempt, seen.state)
+                self.results_are_what_really_happened(attempt, seen.state, seen.msg)
                     .map_err(|law| format!("{law} {:?}", seen.msg))?;
             }
         }
@@ -292,15 +312,31 @@ impl Laws {
     }
 
     /// The server reports the end of an attempt as its agent saw it.
-    fn results_are_what_really_happened(&self, key: AttemptKey, state: ExecutionState) -> Lawful {
+    fn results_are_what_really_happened(
+        &self,
+        key: AttemptKey,
+        state: ExecutionState,
+        msg: &str,
+    ) -> Lawful {
         let started = self.starts.contains_key(&key);
         let end = self.ends.get(&key).map(|end| end.state);
+        // A retry that was not started in time leaves the execution as the attempt before ended.
+        let retry_expired = !started && msg.contains("was not started within its ttl");
+        let before = AttemptKey {
+            attempt: key.attempt.saturating_sub(1),
+            ..key
+        };
+        let end_before = self.ends.get(&before).map(|end| end.state);
         let right = match state {
+            ExecutionState::Failed | ExecutionState::TimedOut if retry_expired => {
+                end_before == Some(state)
+            }
             ExecutionState::Succeeded | ExecutionState::Failed | ExecutionState::TimedOut => {
                 end == Some(state)
             }
             ExecutionState::Canceled => !started || end == Some(state) || self.is_original(key),
-            ExecutionState::Expired => !started,
+            // Not even an earlier attempt.
+            ExecutionState::Expired => !started && key.attempt == 1,
             ExecutionState::Running => started,
             ExecutionState::Queued | ExecutionState::Delivered | ExecutionState::Lost => true,
         };
@@ -357,6 +393,7 @@ impl Laws {
             if !core.is_finished(key) {
                 return Err(format!("what_was_accepted_ends: {key:?}"));
             }
+            an_answer_is_bounded(key, task)?;
             let answer = task.answer(usize::MAX);
             for (e, n) in answer.result.iter().zip(0..) {
                 let attempt = AttemptKey {
@@ -385,6 +422,28 @@ impl Laws {
 fn nothing_that_could_run_waits_for_a_busy_machine(core: &Core) -> Lawful {
     let conserved = core.check_work_conservation();
     conserved.map_err(|what| format!("nothing_that_could_run_waits_for_a_busy_machine: {what}"))
+}
+
+/// An answer has about as much output as was asked for, whatever the number of executions and attempts.
+fn an_answer_is_bounded(key: TaskKey, task: &Task) -> Lawful {
+    const LIMIT: usize = 1_000;
+    // Of each attempt that is cut: a line that says so.
+    const GAPS: usize = 100;
+    let answer = task.answer(LIMIT);
+    let (mut bytes, mut attempts) = (0, 0);
+    for e in &answer.result {
+        let past = e.attempts.iter().map(|past| &past.attempt);
+        for attempt in past.chain([&e.attempt]) {
+            bytes += attempt.stdout.len() + attempt.stderr.len();
+            attempts += 1;
+        }
+    }
+    if bytes > LIMIT + attempts * GAPS {
+        return Err(format!(
+            "an_answer_is_bounded: {key:?}, {bytes} bytes of {attempts} attempts"
+        ));
+    }
+    Ok(())
 }
 
 /// What any machine may run, and had not started on a machine that went offline, goes to another one.

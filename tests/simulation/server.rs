@@ -5,7 +5,7 @@ use crate::crash::Disk;
 use crate::laws::{HandOut, RealEnd};
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, TextLimits, Time};
-use sidebike::wire::agent::{Assignment, AttemptId, Ended, Orders, Poll};
+use sidebike::wire::agent::{Assignment, AttemptId, Ended, Orders, Poll, Verdict};
 use sidebike::wire::duration::Timeout;
 use sidebike::wire::task::{Detail, ExecutionState};
 use std::collections::HashMap;
@@ -111,6 +111,7 @@ impl World {
             Request::Done(done) => {
                 self.laws.heard_of(self.now, &done.instance);
                 let taken = self.server.core.done_and_next(now, &done);
+                self.verdicts(&taken.results)?;
                 if !taken.start.is_empty() {
                     self.count("handed out with a report");
                 }
@@ -151,6 +152,19 @@ impl World {
             }
         }
         self.see_to_notices()
+    }
+
+    fn verdicts(&mut self, verdicts: &[Verdict]) -> Lawful {
+        // A server that crashes may take back what it has not acknowledged.
+        if self.server.disk.is_some() {
+            return Ok(());
+        }
+        for Verdict { id, taken, .. } in verdicts {
+            if let Some(key) = self.server.key_of(id) {
+                self.laws.verdict(&self.server.core, key, *taken)?;
+            }
+        }
+        Ok(())
     }
 
     /// The original's agent cannot run a command without a time-out: it is not handed such a task.
