@@ -121,6 +121,14 @@ pub struct ServerArgs {
         default_value_t = 256
     )]
     max_output: usize,
+    /// MiB of details (commands, input, variables) to keep; beyond it finished tasks are forgotten, then submits refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_DETAILS",
+        value_name = "MIB",
+        default_value_t = 128
+    )]
+    max_details: usize,
     /// Connections at once; the limit on open files may lower it
     #[arg(
         long,
@@ -238,6 +246,7 @@ pub struct ServerConfig {
     pub max_patterns: usize,
     pub texts: TextLimits,
     pub max_output_bytes: usize,
+    pub max_detail_bytes: usize,
     pub max_connections: usize,
     pub max_connections_per_address: usize,
     pub max_held: usize,
@@ -277,6 +286,7 @@ impl ServerArgs {
             ("--max-label", self.max_label),
             ("--max-name", self.max_name),
             ("--max-output", self.max_output),
+            ("--max-details", self.max_details),
             ("--max-connections", self.max_connections),
             ("--max-connections-per-address", per_address),
             ("--max-held", self.max_held),
@@ -335,6 +345,7 @@ impl ServerArgs {
                 name: self.max_name,
             },
             max_output_bytes: self.max_output << 20,
+            max_detail_bytes: self.max_details << 20,
             max_connections: self.max_connections,
             max_connections_per_address: per_address,
             max_held: self.max_held,

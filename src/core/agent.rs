@@ -12,6 +12,7 @@ use super::lifecycle::Event;
 use super::machine::{Kind, Machine};
 use super::task::{Place, Target};
 use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
+use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::rules::{MAX_JOBS, check_label};
 use crate::wire::agent::{Assignment, Goodbye, Hold, HoldState, Orders, Poll};
@@ -87,7 +88,9 @@ impl Core {
         machine.seq = poll.seq;
         (machine.poll_held, machine.waking) = (false, false);
         machine.cancels.clear();
-        machine.joins_pending |= machine.state == MachineState::Draining;
+        if machine.state == MachineState::Draining {
+            machine.joins_pending = Some(JOIN_ALL);
+        }
         let state = if poll.draining {
             MachineState::Draining
         } else {
@@ -99,7 +102,7 @@ impl Core {
         self.refresh_ready(key);
         let mut orders = self.reconcile_holds(now, key, &poll.holds);
         if !poll.draining {
-            self.join_open_tasks(key);
+            self.join_open_tasks(now, key);
             self.deliver(now, key, &mut orders);
         }
         self.revoke_offers(key);
@@ -156,7 +159,7 @@ impl Core {
             offline_since: now,
             watched_at: None,
             left: false,
-            joins_pending: true,
+            joins_pending: Some(JOIN_ALL),
             seq: 0,
             poll_held: false,
             waking: false,
@@ -175,7 +178,7 @@ impl Core {
         self.cancel_machine_timers(key);
         let machine = self.machine_mut(key);
         machine.state = MachineState::Online;
-        machine.joins_pending = true;
+        machine.joins_pending = Some(JOIN_ALL);
         let notice = Notice::MachineOnline(machine.label.clone(), machine.instance.clone());
         self.notices.push(notice);
         self.watch_silence(key, now.plus(super::OFFLINE_AFTER));
@@ -194,7 +197,7 @@ impl Core {
             kind: Kind::Original,
         };
         let key = self.register(now, &caller)?;
-        self.join_open_tasks(key);
+        self.join_open_tasks(now, key);
         Ok(key)
     }
 

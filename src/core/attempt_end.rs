@@ -154,7 +154,7 @@ impl Core {
                 changes.output_dropped(OutputKey::of(key, dropped.attempt.number));
             }
             let bytes = dropped.attempt.output.map_or(0, |output| output.kept());
-            self.task_mut(key.task).output_bytes -= bytes;
+            data_mut(&mut self.tasks, key.task).output_bytes -= bytes;
             self.ledger.resize_output(bytes, 0);
         }
         self.stats.retries += 1;
@@ -173,14 +173,13 @@ impl Core {
         task.finished_at = Some(now);
         let task = self.task(key);
         let forgotten_at = now.plus(task.retention());
-        let (state, executions, expires_at) =
-            (task.state(), task.executions.len(), task.expires_at);
+        let (state, expires_at) = (task.state(), task.expires_at);
+        self.ledger.finish_task(now, key, &self.tasks[&key]);
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
         self.timers.cancel(expires_at, Timer::TaskTtl(key));
         self.timers.set(forgotten_at, Timer::ForgetTask(key));
-        self.ledger.finish_task(now, key, executions);
         self.stats.finished(state);
         self.notices.push(Notice::Finished(key));
         self.forget_if_withdrawn(key);

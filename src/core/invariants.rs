@@ -9,7 +9,7 @@ use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, Task, TaskKey};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Counts, ExecutionState};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// A rule that a test can switch off, to see that the simulation finds its violation. No input can do that.
 #[doc(hidden)]
@@ -25,16 +25,22 @@ pub enum Rule {
     CanceledIsNotRepeated,
     /// What any machine may run goes back when the machine it was offered to cannot take it.
     OffersAreRevoked,
+    /// A machine joins a task once.
+    OneExecutionPerMachine,
+    /// A task that machines join takes a part of the executions at most.
+    LateJoinEnds,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 5] = [
+    pub const ALL: [Rule; 7] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
         Rule::CanceledIsNotRepeated,
         Rule::OffersAreRevoked,
+        Rule::OneExecutionPerMachine,
+        Rule::LateJoinEnds,
     ];
 }
 
@@ -285,6 +291,7 @@ impl Core {
         })?;
         let mut finished = 0;
         let mut finished_executions = 0;
+        let (mut detail_bytes, mut finished_detail_bytes) = (0, 0);
         for (key, task) in &self.tasks {
             let named = self.task_names.get(&task.spec.name);
             let known = self.task_ids.get(&task.id) == Some(key)
@@ -295,9 +302,15 @@ impl Core {
             })?;
             let entry = self.match_index.find_entry(task.spec.pattern.text());
             let listed = entry.is_some_and(|entry| entry.open.contains(key));
-            ensure(listed == task.open, || {
-                format!("{key:?}: open {}", task.open)
+            let joined = self.joined.get(key).map(HashSet::len);
+            let right = match task.open {
+                true => joined == Some(task.executions.len()),
+                false => joined.is_none(),
+            };
+            ensure(listed == task.open && right, || {
+                format!("{key:?}: open {}, joined by {joined:?}", task.open)
             })?;
+            detail_bytes += task.spec.kept_bytes();
             let Some(finished_at) = task.finished_at else {
                 ensure(task.open || task.counts.unfinished() > 0, || {
                     format!("{key:?}: nothing is left to do, and it has not ended")
@@ -305,8 +318,10 @@ impl Core {
                 continue;
             };
             finished += 1;
+            finished_detail_bytes += task.spec.kept_bytes();
             finished_executions += task.executions.len();
             let right = self.ledger.is_finished(finished_at, *key)
+                && self.ledger.lists(finished_at, *key, task)
                 && task.counts.unfinished() == 0
                 && !task.open;
             ensure(right, || format!("{key:?}: has ended, but not altogether"))?;
@@ -321,6 +336,9 @@ impl Core {
             finished_executions == self.ledger.finished_executions(),
             || "executions of ended tasks are miscounted".into(),
         )?;
+        let right = detail_bytes == self.ledger.detail_bytes()
+            && detail_bytes - finished_detail_bytes == self.ledger.unfinished_detail_bytes();
+        ensure(right, || "the bytes of details are miscounted".into())?;
         ensure(self.instances.len() == self.machines.len(), || {
             "instances lead to machines that are not there".into()
         })?;
@@ -336,6 +354,24 @@ impl Core {
                 "{unfinished} unfinished executions, the limit is {}",
                 limits.executions
             )
+        })?;
+        let kept = self.ledger.executions_of_unfinished_tasks();
+        ensure(kept <= limits.executions.saturating_mul(2), || {
+            format!("{kept} executions of unfinished tasks are kept")
+        })?;
+        let joined =
+            { self.tasks.values() }.filter(|task| task.spec.late_join && task.matched == 0);
+        let most = joined.map(|task| task.executions.len()).max().unwrap_or(0);
+        ensure(most <= limits.executions.div_ceil(2), || {
+            format!("machines have joined a task {most} times")
+        })?;
+        let details = self.ledger.unfinished_detail_bytes();
+        ensure(details <= limits.detail_bytes, || {
+            format!("{details} bytes of details of unfinished tasks are kept")
+        })?;
+        let (details, finished) = (self.ledger.detail_bytes(), self.ledger.finished_tasks());
+        ensure(details <= limits.detail_bytes || finished <= 1, || {
+            format!("{details} bytes of details are kept")
         })?;
         let tasks = self.ledger.unfinished_tasks();
         ensure(tasks <= limits.executions, || {

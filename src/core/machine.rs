@@ -1,8 +1,8 @@
 //! The data of a machine, and the rules for when it is online and can be given work.
 
-use super::match_index::LabelKey;
+use super::match_index::{LabelKey, PatternKey};
 use super::task::{Target, rfc3339};
-use super::{ExecutionKey, Time};
+use super::{ExecutionKey, TaskKey, Time};
 use crate::wire::agent::AttemptId;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::{Machine as Answer, MachineState};
@@ -23,6 +23,9 @@ pub(super) enum Kind {
     /// The original's: it pings, runs one task at a time, and cannot be told anything meanwhile.
     Original,
 }
+
+/// The last open task that a machine has joined, in the order of patterns and tasks.
+pub(super) type JoinCursor = (PatternKey, TaskKey);
 
 /// A machine.
 #[derive(Debug)]
@@ -45,8 +48,8 @@ pub(super) struct Machine {
     pub watched_at: Option<Time>,
     /// It said goodbye; this instance will not come back.
     pub left: bool,
-    /// It came online and has not yet joined every open task that it matches.
-    pub joins_pending: bool,
+    /// It came online and has not yet joined every open task that it matches: those behind this one are left.
+    pub joins_pending: Option<JoinCursor>,
     /// The highest `seq` of its polls.
     pub seq: u64,
     /// Its poll is held by the server.

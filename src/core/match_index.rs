@@ -19,6 +19,11 @@ pub(super) struct LabelKey(usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PatternKey(usize);
 
+impl PatternKey {
+    /// The first slot.
+    pub const FIRST: PatternKey = PatternKey(0);
+}
+
 /// A label, the machines that carry it and the patterns that match it.
 #[derive(Debug)]
 pub(super) struct LabelEntry {

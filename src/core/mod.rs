@@ -83,7 +83,7 @@ use self::task::{Place, Target};
 use self::timers::Timers;
 use crate::wire::duration::TimeSpan;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// The message of an execution whose ttl is over.
@@ -170,6 +170,8 @@ pub struct Core {
     machines: BTreeMap<MachineKey, Machine>,
     instances: HashMap<Arc<str>, MachineKey>,
     next_machine: u64,
+    /// The instances that have an execution of an open task, by task.
+    joined: BTreeMap<TaskKey, HashSet<Arc<str>>>,
     match_index: MatchIndex,
     /// Machines whose held poll can be given work, longest-waiting first.
     ready: BTreeMap<u64, MachineKey>,
@@ -200,6 +202,7 @@ impl Core {
             machines: BTreeMap::new(),
             instances: HashMap::new(),
             next_machine: 1,
+            joined: BTreeMap::new(),
             match_index: MatchIndex::new(limits.patterns),
             ready: BTreeMap::new(),
             next_ready: 1,

@@ -202,6 +202,11 @@ impl Core {
         self.ledger.output_bytes()
     }
 
+    /// Bytes of details kept.
+    pub fn detail_bytes(&self) -> usize {
+        self.ledger.detail_bytes()
+    }
+
     /// The counters since the start.
     pub fn stats(&self) -> &Stats {
         &self.stats

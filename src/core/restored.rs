@@ -11,6 +11,7 @@ use super::saved::{
 };
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
+use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time, data_mut};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
@@ -121,7 +122,7 @@ impl Core {
             left: saved.left,
             watched_at: None,
             // It does not join a task twice.
-            joins_pending: true,
+            joins_pending: Some(JOIN_ALL),
             seq: saved.seq,
             poll_held: false,
             waking: false,
@@ -158,6 +159,7 @@ impl Core {
             finished_at: saved.finished_at,
             matched: saved.matched,
             open: saved.open,
+            late_join_full: saved.late_join_full,
             canceled: saved.canceled,
             withdrawn: saved.withdrawn,
             rerun_of: saved.rerun_of,
@@ -237,17 +239,17 @@ impl Core {
         let open = task.open;
         match task.finished_at {
             Some(at) => {
-                self.ledger.finish_task(at, key, task.executions.len());
+                self.ledger.finish_task(at, key, &task);
                 self.stats.finished(task.state());
                 self.set_forget_task(at, key, &task);
             }
             None => self.set_task_ttl(key, &task),
         }
+        self.ledger.add_task(task.spec.kept_bytes());
         self.tasks.insert(key, task);
-        self.ledger.add_task();
         if open {
             let pattern = self.pattern_key_of(key);
-            self.match_index.entry_mut(pattern).open.insert(key);
+            self.open(key, pattern);
         }
         Ok(())
     }
@@ -319,6 +321,9 @@ impl Core {
         let after = output.kept();
         task.output_bytes = task.output_bytes + after - before;
         self.ledger.resize_output(before, after);
+        if let (Some(at), true) = (task.finished_at, task.output_bytes > 0) {
+            self.ledger.restore_output(at, key.task);
+        }
     }
 }
 

@@ -49,6 +49,8 @@ pub struct SavedTask {
     #[serde(default)]
     pub withdrawn: bool,
     #[serde(default)]
+    pub late_join_full: bool,
+    #[serde(default)]
     pub rerun_of: Option<Arc<str>>,
 }
 
@@ -389,6 +391,7 @@ fn saved_task(task: &Task) -> SavedTask {
         open: task.open,
         canceled: task.canceled,
         withdrawn: task.withdrawn,
+        late_join_full: task.late_join_full,
         rerun_of: task.rerun_of.clone(),
     }
 }

@@ -44,6 +44,8 @@ pub struct TaskData {
     pub(super) matched: u32,
     /// New machines may still join it.
     pub(super) open: bool,
+    /// No further machine may join it although it has `lateJoin`: it has as many executions as it may have.
+    pub(super) late_join_full: bool,
     /// A user canceled the whole task.
     pub(super) canceled: bool,
     /// The submit was refused after all, as it could not be saved: the task is forgotten once it ends, unless
@@ -287,6 +289,10 @@ impl Task {
             TaskState::Expired if self.executions.is_empty() => {
                 "no machine matched within its ttl".into()
             }
+            _ if self.late_join_full => format!(
+                "lateJoin ended: limit; it has {} executions, a task takes half of --max-executions at most",
+                self.executions.len()
+            ),
             _ => String::new(),
         }
     }
@@ -294,6 +300,11 @@ impl Task {
     /// The task as the API answers it, with about `output_limit` bytes of output, of earlier attempts too. Takes
     /// time in proportion to the output: must not be called under the lock.
     pub fn answer(&self, output_limit: usize) -> wire::Task<Cow<'_, str>> {
+        self.listed(output_limit, usize::MAX)
+    }
+
+    /// The same, with the first `detail_limit` bytes of its detail.
+    pub fn listed(&self, output_limit: usize, detail_limit: usize) -> wire::Task<Cow<'_, str>> {
         let attempts = self.executions.iter().flat_map(|e| {
             let past = e.past.iter().map(|past| &past.attempt);
             past.chain([&*e.current])
@@ -315,6 +326,7 @@ impl Task {
             .flat_map(|n| result[*n].attempt.output.iter().cloned())
             .collect();
         let spec = &self.spec;
+        let (detail, truncated_bytes) = spec.shortened_detail(detail_limit);
         wire::Task {
             id: Cow::from(&*self.id),
             name: Cow::from(&*spec.name),
@@ -336,7 +348,8 @@ impl Task {
             assignees: self.labels().map(Cow::from).collect(),
             counts: self.counts,
             detail: wire::AnsweredDetail {
-                detail: spec.detail.clone(),
+                detail,
+                truncated_bytes,
                 result: lines,
             },
             result,

@@ -23,6 +23,8 @@ pub const FEW: usize = 16;
 pub const SHOWN_OUTPUT_BYTES: usize = 1 << 20;
 /// The output shown with each task of a list, in bytes.
 pub const LISTED_OUTPUT_BYTES: usize = 16 << 10;
+/// The part of its detail shown with each task of a list, in bytes.
+pub const LISTED_DETAIL_BYTES: usize = 4 << 10;
 
 /// JSON of any kind.
 pub fn json<T: Serialize>(status: u16, value: &T) -> Answer {

@@ -47,6 +47,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         executions: config.max_executions,
         machines: config.max_machines,
         output_bytes: config.max_output_bytes,
+        detail_bytes: config.max_detail_bytes,
         patterns: config.max_patterns,
         texts: config.texts.clone(),
     };

@@ -69,6 +69,7 @@ fn limits(rng: &mut Rng) -> Limits {
             executions: 6,
             machines: 4,
             output_bytes: 1_500,
+            detail_bytes: 100,
             patterns: 2,
             texts: server::TEXTS,
         };
@@ -78,6 +79,7 @@ fn limits(rng: &mut Rng) -> Limits {
         executions: 500,
         machines: 100,
         output_bytes: 1 << 20,
+        detail_bytes: 1 << 20,
         patterns: 1_000,
         texts: server::TEXTS,
     }

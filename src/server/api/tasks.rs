@@ -188,7 +188,7 @@ pub fn list(call: Call<'_>) -> Handled {
     call.large(move || {
         let data: Vec<_> = tasks
             .iter()
-            .map(|task| task.answer(answers::LISTED_OUTPUT_BYTES))
+            .map(|task| task.listed(answers::LISTED_OUTPUT_BYTES, answers::LISTED_DETAIL_BYTES))
             .collect();
         let list = Envelope {
             next,
