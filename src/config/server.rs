@@ -70,6 +70,14 @@ pub struct ServerArgs {
         default_value_t = 10_000
     )]
     max_machines: usize,
+    /// New machines from one address with one token in 10 minutes; more are refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_NEW_MACHINES",
+        value_name = "N",
+        default_value_t = 10_000
+    )]
+    max_new_machines: usize,
     /// Different patterns with waiting tasks; submits with another one are refused
     #[arg(
         long,
@@ -243,6 +251,7 @@ pub struct ServerConfig {
     pub max_tasks: usize,
     pub max_executions: usize,
     pub max_machines: usize,
+    pub max_new_machines: usize,
     pub max_patterns: usize,
     pub texts: TextLimits,
     pub max_output_bytes: usize,
@@ -280,6 +289,7 @@ impl ServerArgs {
             ("--max-tasks", self.max_tasks),
             ("--max-executions", self.max_executions),
             ("--max-machines", self.max_machines),
+            ("--max-new-machines", self.max_new_machines),
             ("--max-patterns", self.max_patterns),
             ("--max-pattern", self.max_pattern),
             ("--max-compiled-pattern", self.max_compiled_pattern),
@@ -337,6 +347,7 @@ impl ServerArgs {
             max_tasks: self.max_tasks,
             max_executions: self.max_executions,
             max_machines: self.max_machines,
+            max_new_machines: self.max_new_machines,
             max_patterns: self.max_patterns,
             texts: TextLimits {
                 pattern: self.max_pattern,

@@ -29,6 +29,19 @@ const MAX_INSTANCE_BYTES: usize = 64;
 /// The longest host name and version kept, in bytes.
 const MAX_WORD_BYTES: usize = 255;
 
+/// The most attempts that an agent may list as held: it has 1,000 jobs at most, and stops at 1,000 unreported results.
+const MAX_HOLDS: usize = 4_096;
+
+/// Refuses a list of held attempts that is longer than any agent's: it is worked off under the lock.
+pub fn check_holds(holds: &[Hold]) -> Result<(), Refusal> {
+    match holds.len() {
+        0..=MAX_HOLDS => Ok(()),
+        many => Err(Refusal::Impossible(format!(
+            "holds: must have {MAX_HOLDS} entries at most, got {many}"
+        ))),
+    }
+}
+
 /// How an agent describes its machine.
 struct Caller<'a> {
     instance: &'a str,
@@ -181,6 +194,7 @@ impl Core {
         machine.joins_pending = Some(JOIN_ALL);
         let notice = Notice::MachineOnline(machine.label.clone(), machine.instance.clone());
         self.notices.push(notice);
+        self.refresh_ready(key);
         self.watch_silence(key, now.plus(super::OFFLINE_AFTER));
         self.machine_changed(key);
     }

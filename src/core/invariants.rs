@@ -29,11 +29,13 @@ pub enum Rule {
     OneExecutionPerMachine,
     /// A task that machines join takes a part of the executions at most.
     LateJoinEnds,
+    /// A machine for which something is queued is not forgotten to make room.
+    QueuesAreKept,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 7] = [
+    pub const ALL: [Rule; 8] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -41,6 +43,7 @@ impl Rule {
         Rule::OffersAreRevoked,
         Rule::OneExecutionPerMachine,
         Rule::LateJoinEnds,
+        Rule::QueuesAreKept,
     ];
 }
 
@@ -244,7 +247,7 @@ impl Core {
 
     /// The list of ready machines is right, and offline machines have no work.
     fn check_machines(&self) -> Result<(), String> {
-        let mut ready = 0;
+        let (mut ready, mut forgettable) = (0, 0);
         for (key, machine) in &self.machines {
             ensure(
                 machine.ready.is_some() == machine.can_be_given_work(),
@@ -257,6 +260,11 @@ impl Core {
                 })?;
             }
             let offline = machine.state == MachineState::Offline;
+            let listed = self.forgettable.contains(&(machine.offline_since, *key));
+            forgettable += usize::from(listed);
+            ensure(listed == (offline && machine.inbox.is_empty()), || {
+                format!("{key:?}: may be forgotten {listed}")
+            })?;
             ensure(
                 !offline || (machine.active.is_empty() && !machine.poll_held),
                 || format!("{key:?}: offline, with work in its hands"),
@@ -269,6 +277,9 @@ impl Core {
                 format!("{key:?}: its label does not lead to it")
             })?;
         }
+        ensure(forgettable == self.forgettable.len(), || {
+            "machines that are not there may be forgotten".into()
+        })?;
         ensure(ready == self.ready.len(), || {
             format!("{} machines are ready, {ready} say so", self.ready.len())
         })

@@ -12,6 +12,8 @@ pub struct Limits {
     pub executions: usize,
     /// Machines.
     pub machines: usize,
+    /// New machines from one origin within the time after which an offline machine is forgotten.
+    pub new_machines: usize,
     /// Bytes of output, all executions together.
     pub output_bytes: usize,
     /// Bytes of details, all tasks together.
@@ -41,6 +43,7 @@ impl Limits {
         tasks: usize::MAX,
         executions: usize::MAX,
         machines: usize::MAX,
+        new_machines: usize::MAX,
         output_bytes: usize::MAX,
         detail_bytes: usize::MAX,
         patterns: usize::MAX,

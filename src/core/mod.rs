@@ -24,6 +24,7 @@
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
 //! | `spec.rs`, `pattern.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `match_index.rs` | which labels match which patterns, and which tasks wait for them |
+//! | `newcomers.rs` | how many new machines are accepted from where |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
 //! | `invariants.rs` | what must be true after every operation; for tests |
 //!
@@ -45,6 +46,7 @@ mod lifecycle;
 mod limits;
 mod machine;
 mod match_index;
+mod newcomers;
 mod output;
 mod pattern;
 mod query;
@@ -58,7 +60,7 @@ mod tick;
 mod timers;
 mod user;
 
-pub use self::agent::original_instance;
+pub use self::agent::{check_holds, original_instance};
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 #[doc(hidden)]
 pub use self::invariants::{ExecutionView, Rule};
@@ -67,6 +69,7 @@ pub use self::machine::OFFLINE_AFTER;
 pub use self::output::{Output, gap_line};
 pub use self::pattern::Pattern;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
+pub use self::report::check_report;
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
@@ -79,9 +82,11 @@ use self::ledger::Ledger;
 use self::lifecycle::Event;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, PatternKey};
+use self::newcomers::Newcomers;
 use self::task::{Place, Target};
 use self::timers::Timers;
 use crate::wire::duration::TimeSpan;
+use crate::wire::machine::MachineState;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -151,6 +156,8 @@ pub enum Notice {
     Changed(TaskKey),
     /// The machine with this label went offline, for this reason.
     MachineOffline(Arc<str>, &'static str),
+    /// Too many new machines have come from this origin: more are refused for a while.
+    NewcomersRefused(Arc<str>),
     /// The machine with this label and instance came online.
     MachineOnline(Arc<str>, Arc<str>),
 }
@@ -170,6 +177,9 @@ pub struct Core {
     machines: BTreeMap<MachineKey, Machine>,
     instances: HashMap<Arc<str>, MachineKey>,
     next_machine: u64,
+    newcomers: Newcomers,
+    /// The offline machines for which nothing is queued, those that went first first.
+    forgettable: BTreeSet<(Time, MachineKey)>,
     /// The instances that have an execution of an open task, by task.
     joined: BTreeMap<TaskKey, HashSet<Arc<str>>>,
     match_index: MatchIndex,
@@ -202,6 +212,8 @@ impl Core {
             machines: BTreeMap::new(),
             instances: HashMap::new(),
             next_machine: 1,
+            newcomers: Newcomers::default(),
+            forgettable: BTreeSet::new(),
             joined: BTreeMap::new(),
             match_index: MatchIndex::new(limits.patterns),
             ready: BTreeMap::new(),
@@ -359,12 +371,18 @@ impl Core {
         self.match_index.key_of(&pattern)
     }
 
-    /// Updates the list of ready machines after a machine has changed.
+    /// Updates the lists of ready and of forgettable machines after a machine has changed.
     fn refresh_ready(&mut self, key: MachineKey) {
         let machine = self
             .machines
             .get_mut(&key)
             .expect("a machine is removed together with every reference to it");
+        let forgettable = (machine.offline_since, key);
+        if machine.state == MachineState::Offline && machine.inbox.is_empty() {
+            self.forgettable.insert(forgettable);
+        } else {
+            self.forgettable.remove(&forgettable);
+        }
         match (machine.ready, machine.can_be_given_work()) {
             (None, true) => {
                 machine.ready = Some(self.next_ready);

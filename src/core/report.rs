@@ -8,29 +8,50 @@ use super::invariants::Rule;
 use super::output::Output;
 use super::saved::{OutputKey, SavedPiece};
 use super::task::Target;
-use super::{Core, ExecutionKey, Notice, Time};
+use super::{Core, ExecutionKey, Notice, Refusal, Time};
 use crate::wire::agent::{AttemptId, Done, Ended, Orders, Piece, Stream, Taken, Verdict};
 use crate::wire::task::{Detail, ExecutionState};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// The longest run that is believed, in milliseconds: the longest time-out, 366 days, and a day for its end.
 const MAX_DURATION_MS: u64 = 367 * 24 * 3_600 * 1_000;
+
+/// The most pieces of output and the most results in a report: several times what an agent sends.
+const MAX_PIECES: usize = 2_048;
+const MAX_RESULTS: usize = 1_024;
+
+/// Refuses a report that is longer than any agent's: it is worked off under the lock.
+pub fn check_report(pieces: &[Piece], results: &[Ended]) -> Result<(), Refusal> {
+    let lists = [
+        ("pieces", pieces.len(), MAX_PIECES),
+        ("results", results.len(), MAX_RESULTS),
+    ];
+    for (field, has, most) in lists {
+        if has > most {
+            return Err(Refusal::Impossible(format!(
+                "{field}: must have {most} entries at most, got {has}"
+            )));
+        }
+    }
+    Ok(())
+}
 
 impl Core {
     /// Stores output of running commands. Pieces of attempts that this instance does not run are dropped; the
     /// orders say which of them to kill (the outcome is decided) and which to forget (unknown here).
     pub fn output(&mut self, now: Time, instance: &str, pieces: &[Piece]) -> Orders<Arc<Detail>> {
         let mut orders = Orders::none();
+        let mut listed = HashSet::new();
         self.note_contact(now, instance);
         for piece in pieces {
             let Ok(key) = self.active_attempt(instance, &piece.id) else {
-                let settled = self.find(&piece.id.execution).is_some();
-                let list = if settled {
-                    &mut orders.cancel
-                } else {
-                    &mut orders.forget
-                };
-                if !list.contains(&piece.id) {
+                if listed.insert(&piece.id) {
+                    let settled = self.find(&piece.id.execution).is_some();
+                    let list = match settled {
+                        true => &mut orders.cancel,
+                        false => &mut orders.forget,
+                    };
                     list.push(piece.id.clone());
                 }
                 continue;

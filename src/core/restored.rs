@@ -13,7 +13,6 @@ use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
 use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time, data_mut};
-use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use crate::wire::task::ExecutionState;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -25,7 +24,7 @@ impl Core {
     /// names the record that is wrong.
     pub fn restored(limits: super::Limits, now: Time, saved: Saved) -> Result<Core, String> {
         let mut core = Core::new(limits, now);
-        let away = TimeSpan::from_millis(now.millis_since(saved.last_alive));
+        let away = now.millis_since(saved.last_alive);
         core.resumed_at = now;
         core.next_task = core.next_task.max(saved.next_task);
         let mut interner = Interner::default();
@@ -133,6 +132,7 @@ impl Core {
             cancels: Vec::new(),
         };
         self.machines.insert(key, machine);
+        self.refresh_ready(key);
         if saved.offline {
             self.forget_later(now, key);
         } else {
@@ -144,13 +144,17 @@ impl Core {
     fn restore_task(
         &mut self,
         now: Time,
-        away: TimeSpan,
+        away: u64,
         key: TaskKey,
         saved: SavedTask,
         executions: Vec<SavedExecution>,
     ) -> Result<(), String> {
         let finished = saved.finished_at.is_some();
-        let later = |time: Time| if finished { time } else { time.plus(away) };
+        // Not a `TimeSpan`: a clock that was wrong when the file was made may be off by decades.
+        let later = |time: Time| match finished {
+            true => time,
+            false => Time(time.0.saturating_add(away)),
+        };
         let mut task = TaskData {
             id: saved.id,
             prefix: saved.prefix,

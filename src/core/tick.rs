@@ -94,13 +94,15 @@ impl Core {
     }
 
     /// Makes room for a new machine: forgets the one that has been offline for longest before its time. A
-    /// redeploy of the whole fleet must not have to wait for that time. False if no machine is offline.
+    /// redeploy of the whole fleet must not have to wait for that time. Never one for which something is queued. False
+    /// if there is no such machine.
     pub(super) fn forget_an_offline_machine(&mut self, now: Time) -> bool {
-        let machines = self.machines.iter();
-        let offline = machines.filter(|(_, m)| m.state == MachineState::Offline);
-        let oldest = offline
-            .min_by_key(|(_, m)| m.offline_since)
-            .map(|(key, _)| *key);
+        let mut oldest = self.forgettable.first().map(|(_, key)| *key);
+        if !self.keeps(Rule::QueuesAreKept) {
+            let mut machines = self.machines.iter();
+            let offline = machines.find(|(_, m)| m.state == MachineState::Offline);
+            oldest = offline.map(|(key, _)| *key);
+        }
         if let Some(key) = oldest {
             self.drop_machine(now, key);
         }
@@ -141,6 +143,7 @@ impl Core {
         self.machine_changed(key);
         self.cancel_machine_timers(key);
         if let Some(machine) = self.machines.remove(&key) {
+            self.forgettable.remove(&(machine.offline_since, key));
             self.instances.remove(&machine.instance);
             self.match_index.remove_machine(machine.label_key, key);
         }

@@ -46,6 +46,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         tasks: config.max_tasks,
         executions: config.max_executions,
         machines: config.max_machines,
+        new_machines: config.max_new_machines,
         output_bytes: config.max_output_bytes,
         detail_bytes: config.max_detail_bytes,
         patterns: config.max_patterns,

@@ -38,7 +38,8 @@ pub struct Laws {
     heard: HashMap<String, Ms>,
     left: HashSet<String>,
     server_back_at: Ms,
-    offline: HashSet<String>,
+    /// Since when.
+    offline: HashMap<String, Ms>,
     /// Results that the server said it has taken.
     taken: HashSet<AttemptKey>,
 }
@@ -81,7 +82,7 @@ impl Laws {
         self.finished = finished;
         let offline = core.machine_states();
         let offline = offline.filter(|(_, state)| *state == MachineState::Offline);
-        self.offline = offline.map(|(instance, _)| instance.into()).collect();
+        self.offline = offline.map(|(instance, _)| (instance.into(), 0)).collect();
     }
 
     /// The server crashed without a database. What agents did remains done.
@@ -253,6 +254,7 @@ impl Laws {
                     instances.push(instance);
                 }
                 what_could_run_elsewhere_is_not_lost_unstarted(key, task.spec.mode, &seen)?;
+                self.no_queue_is_forgotten_before_its_time(now, key, &seen)?;
                 let known = self
                     .executions
                     .insert((key, seen.n), (seen.state, seen.attempt));
@@ -274,6 +276,30 @@ impl Laws {
         nothing_that_could_run_waits_for_a_busy_machine(&server.core)?;
         self.no_machine_goes_offline_too_early(now, &server.core)?;
         self.who_said_goodbye_never_comes_back(server)
+    }
+
+    /// What is queued for an offline machine is not lost before that machine is forgotten after its ten minutes,
+    /// however many new machines come.
+    fn no_queue_is_forgotten_before_its_time(
+        &self,
+        now: Ms,
+        key: TaskKey,
+        seen: &ExecutionView<'_>,
+    ) -> Lawful {
+        let known = self.executions.get(&(key, seen.n));
+        let is_new = known.is_none_or(|(state, _)| *state != ExecutionState::Lost);
+        let forgotten = seen.state == ExecutionState::Lost
+            && seen.msg == "its machine went away before it started";
+        let since = seen
+            .instance
+            .and_then(|instance| self.offline.get(instance));
+        match since {
+            Some(since) if is_new && forgotten && now < since + 600_000 => Err(format!(
+                "no_queue_is_forgotten_before_its_time: {key:?} after {} ms",
+                now - since
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// A terminal state of a task never changes.
@@ -361,8 +387,8 @@ impl Laws {
                 self.offline.remove(instance);
                 continue;
             }
-            if !self.offline.contains(instance) {
-                self.offline.insert(instance.into());
+            if !self.offline.contains_key(instance) {
+                self.offline.insert(instance.into(), now);
                 let silent = now - self.heard.get(instance).copied().unwrap_or(0);
                 if silent < 45_000 && !self.left.contains(instance) {
                     return Err(format!(

@@ -355,7 +355,7 @@ impl World {
                     Notice::Wake(machine) => self.collect_for(machine)?,
                     Notice::HandedOut(machine) => self.shorten_hold(machine),
                     Notice::Finished(task) => self.laws.finished(task)?,
-                    Notice::Changed(_) => {}
+                    Notice::Changed(_) | Notice::NewcomersRefused(_) => {}
                     Notice::MachineOffline(..) => self.count("machine went offline"),
                     Notice::MachineOnline(..) => self.count("machine appeared"),
                 }

@@ -55,7 +55,9 @@ fn ping(call: Call<'_>) -> Handled {
         ));
     };
     admit(&call, label)?;
+    let origin = call.caller.origin(call.request.peer);
     let has_work = call.server.store.change(|core, now| {
+        core.admit(now, &origin, &instance(label))?;
         let machine = core.ping_of_original(now, label)?;
         Ok::<_, Refusal>(core.has_work_for(machine))
     });

@@ -22,7 +22,7 @@ use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKe
 use crate::wire::agent::{Orders, Poll};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::Detail;
-use log::info;
+use log::{info, warn};
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -281,13 +281,14 @@ impl Store {
     }
 
     /// Takes in a poll; holds it when there is nothing to do yet.
-    pub fn poll(&self, poll: &Poll, responder: Responder) -> Polled {
+    pub fn poll(&self, origin: &str, poll: &Poll, responder: Responder) -> Polled {
         let mut superseded = None;
         let (polled, after) = {
             let mut state = self.state();
             let now = self.clock.now();
             let State { core, held } = &mut *state;
-            let polled = match core.poll(now, poll) {
+            let admitted = core.admit(now, origin, &poll.instance);
+            let polled = match admitted.and_then(|()| core.poll(now, poll)) {
                 Err(refusal) => Polled::Refused(responder, refusal),
                 Ok((machine, orders)) => {
                     superseded = held.take_poll(machine);
@@ -462,6 +463,9 @@ impl Store {
                     self.state().held.shorten_poll(machine, soon);
                 }
                 Notice::MachineOffline(label, why) => info!("machine {label} is offline: {why}"),
+                Notice::NewcomersRefused(origin) => warn!(
+                    "too many new machines from {origin}: more are refused for a while (--max-new-machines)"
+                ),
                 Notice::MachineOnline(label, instance) => {
                     info!("machine {label} is online, instance {instance}")
                 }
