@@ -15,7 +15,7 @@ use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
 use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::rules::{MAX_JOBS, check_label};
-use crate::wire::agent::{Assignment, Goodbye, Hold, HoldState, Orders, Poll};
+use crate::wire::agent::{Assignment, AttemptId, Goodbye, Hold, HoldState, Orders, Poll};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Detail, ExecutionState};
 use std::collections::HashSet;
@@ -438,6 +438,17 @@ impl Core {
                 "its machine said goodbye before it started",
             );
         }
+    }
+
+    /// Whether an attempt that was handed out is still to be started. It may have been canceled while the hand-out was
+    /// being saved.
+    pub fn is_to_start(&self, id: &AttemptId) -> bool {
+        let execution = self.find(&id.execution).map(|key| self.execution(key));
+        let wanted = execution.is_some_and(|e| {
+            let same = e.current.number == id.attempt && matches!(e.place, Place::Active(_));
+            same && !e.canceling
+        });
+        wanted || !self.keeps(Rule::CanceledIsNotSent)
     }
 
     /// The execution with this id.

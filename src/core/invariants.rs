@@ -31,6 +31,8 @@ pub enum Rule {
     LateJoinEnds,
     /// A machine for which something is queued is not forgotten to make room.
     QueuesAreKept,
+    /// What was canceled while its hand-out was being saved is not sent.
+    CanceledIsNotSent,
 }
 
 impl Rule {

@@ -232,6 +232,15 @@ impl Laws {
         Ok(())
     }
 
+    /// The server sends an answer that has waited for the disk: what was canceled meanwhile is not in it.
+    pub fn sent(&self, keys: &[AttemptKey]) -> Lawful {
+        let canceled = |key: &&AttemptKey| self.canceled.contains(&key.task);
+        match keys.iter().find(canceled) {
+            Some(key) => Err(format!("nothing_canceled_is_sent: {key:?}")),
+            None => Ok(()),
+        }
+    }
+
     /// The end of a task is announced once.
     pub fn finished(&mut self, key: TaskKey) -> Lawful {
         if self.finished.insert(key) {

@@ -227,6 +227,18 @@ fn it_finds_answers_that_do_not_wait_for_the_disk() {
 }
 
 #[test]
+fn it_finds_what_was_canceled_during_its_commit() {
+    let broken = |seed| {
+        let mut world = world(seed, Some(Rule::CanceledIsNotSent));
+        world.give_disk();
+        world
+    };
+    let sum = run_worlds(|n| n >= 2_000, broken);
+    assert!(!sum.failures.is_empty(), "nobody noticed");
+    println!("after {} seeds: {}", sum.seeds, sum.failures[0].1);
+}
+
+#[test]
 fn a_seed_gives_the_same_run_each_time() {
     let once = || {
         let mut world = world(3, None);

@@ -80,6 +80,7 @@ impl Server {
     pub fn restore(&mut self, now: Time, saved: Saved) -> Lawful {
         self.core = Core::restored(self.limits.clone(), now, saved)?;
         self.held.clear();
+        self.break_rule();
         Ok(())
     }
 

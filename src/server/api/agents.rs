@@ -70,7 +70,9 @@ pub fn done(call: Call<'_>) -> Handled {
         .server
         .store
         .change_safely(|core, now| core.done_and_next(now, &done));
-    Ok(Some(answers::ok(taken.map_err(not_safe)?)))
+    let mut taken = taken.map_err(not_safe)?;
+    taken.start = call.server.store.still_to_start(taken.start);
+    Ok(Some(answers::ok(taken)))
 }
 
 /// `POST /api/v1/agent/goodbye`.

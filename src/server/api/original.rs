@@ -100,8 +100,8 @@ fn next_expressible(call: &Call<'_>, machine: MachineKey, label: &str) -> Option
             .server
             .store
             .change_safely(|core, now| core.collect(now, machine));
-        let orders = collected.ok()?;
-        let assignment = orders.start.into_iter().next()?;
+        let start = call.server.store.still_to_start(collected.ok()?.start);
+        let assignment = start.into_iter().next()?;
         match expressed(&assignment, label) {
             Ok(task) => return Some(task),
             Err(field) => {

@@ -174,10 +174,8 @@ pub fn list(call: Call<'_>) -> Handled {
     let mut before = parameter(request, "cursor", cursor)?;
     let mut tasks = Vec::new();
     let next = loop {
-        let page: TaskPage = call
-            .server
-            .store
-            .ask(|core| core.list(&query, before, limit - tasks.len()));
+        let store = &call.server.store;
+        let page: TaskPage = store.list(&query, before, limit - tasks.len());
         tasks.extend(page.tasks);
         before = page.next;
         if !page.interrupted {

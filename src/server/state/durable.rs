@@ -175,6 +175,15 @@ impl Durable {
         }
     }
 
+    /// Whether everything up to `ticket` is saved, or cannot be saved at present. Does not wait.
+    pub fn is_settled(&self, ticket: Ticket) -> bool {
+        if self.queue.is_none() {
+            return true;
+        }
+        let disk = lock(&self.disk);
+        disk.saved >= ticket || disk.failed.is_some() || disk.closed
+    }
+
     /// Why nothing can be saved at present, if that is so.
     pub fn trouble(&self) -> Option<String> {
         self.queue.as_ref()?;

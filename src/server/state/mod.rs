@@ -13,13 +13,18 @@ mod watchers;
 pub use self::held::HeldWait;
 pub use self::watchers::Watcher;
 
-use self::durable::{Durable, Ticket};
+pub use self::durable::Ticket;
+
+use self::durable::Durable;
 use self::held::Held;
 use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder, start_thread};
-use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
-use crate::wire::agent::{Orders, Poll};
+use crate::core::{
+    Core, EventBatch, Follower, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey,
+    TaskPage, TaskQuery, Time,
+};
+use crate::wire::agent::{Assignment, Orders, Poll};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::Detail;
 use log::{info, warn};
@@ -330,13 +335,55 @@ impl Store {
             return Ok(orders);
         }
         match self.durable.wait(ticket) {
-            Ok(()) => Ok(orders),
+            Ok(()) => Ok(Orders {
+                start: self.still_to_start(orders.start),
+                ..orders
+            }),
             Err(why) if orders.cancel.is_empty() && orders.forget.is_empty() => Err(why),
             Err(_) => Ok(Orders {
                 start: Vec::new(),
                 ..orders
             }),
         }
+    }
+
+    /// What is still to be started of what was handed out, after the wait for the disk: what was canceled meanwhile is
+    /// not sent. The next poll shows that it did not arrive.
+    pub fn still_to_start(
+        &self,
+        mut start: Vec<Assignment<Arc<Detail>>>,
+    ) -> Vec<Assignment<Arc<Detail>>> {
+        if self.durable.may_wait() && !start.is_empty() {
+            self.ask(|core| start.retain(|job| core.is_to_start(&job.id)));
+        }
+        start
+    }
+
+    /// What has happened since a follower last asked, and the ticket of the last change that may be in it.
+    pub fn next_events(&self, follower: &mut Follower) -> (EventBatch, Ticket) {
+        let state = self.state();
+        (state.core.next_events(follower), self.durable.so_far())
+    }
+
+    /// Whether everything up to a ticket may be told: it is safe, or the disk takes nothing for now.
+    pub fn is_settled(&self, ticket: Ticket) -> bool {
+        self.durable.is_settled(ticket)
+    }
+
+    /// A page of a list, see [`Core::list`]. That a task has ended is said when it is safe, or when the disk takes
+    /// nothing for now.
+    pub fn list(&self, query: &TaskQuery, before: Option<TaskKey>, limit: usize) -> TaskPage {
+        let (page, news) = {
+            let state = self.state();
+            let recently = Time(self.clock.now().0.saturating_sub(RECENTLY_MS));
+            let page = state.core.list(query, before, limit);
+            let news = page.tasks.iter().any(|task| task.has_ended_since(recently));
+            (page, news)
+        };
+        if news {
+            let _ = self.durable.wait(self.durable.so_far());
+        }
+        page
     }
 
     /// A task. That it has ended is said when it is safe, or when the disk takes nothing for now.
