@@ -287,6 +287,12 @@ impl Core {
         })
     }
 
+    /// Each pattern leads to the labels that it matches, and each label to its patterns. Slow.
+    #[doc(hidden)]
+    pub fn check_matches(&self) -> Result<(), String> {
+        self.match_index.check()
+    }
+
     /// The indexes contain every task and machine and nothing else; limits hold.
     fn check_indexes(&self) -> Result<(), String> {
         let named: usize = self.task_names.values().map(BTreeSet::len).sum();

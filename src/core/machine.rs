@@ -105,17 +105,48 @@ impl Machine {
         (self.state != MachineState::Offline).then(|| self.last_seen.plus(OFFLINE_AFTER))
     }
 
-    /// The machine as the API answers it.
-    pub fn answer(&self) -> Answer {
-        Answer {
-            label: self.label.to_string(),
-            instance: self.instance.to_string(),
-            host: self.host.to_string(),
-            version: self.version.to_string(),
+    /// The machine as it is now. Cheap: the texts are shared.
+    pub fn snapshot(&self) -> MachineSnapshot {
+        MachineSnapshot {
+            target: self.target.clone(),
+            version: self.version.clone(),
             state: self.state,
             jobs: self.jobs,
             running: self.active.len() as u32,
             queued: self.inbox.len() as u32,
+            since: self.since,
+            last_seen: self.last_seen,
+        }
+    }
+}
+
+/// A machine at one moment. It is made under the lock, and becomes an answer outside it.
+#[derive(Debug, Clone)]
+pub struct MachineSnapshot {
+    /// Its label, instance and host.
+    pub target: Arc<Target>,
+    /// Its state.
+    pub state: MachineState,
+    version: Arc<str>,
+    jobs: u32,
+    running: u32,
+    queued: u32,
+    since: Time,
+    last_seen: Time,
+}
+
+impl MachineSnapshot {
+    /// The machine as the API answers it.
+    pub fn answer(&self) -> Answer {
+        Answer {
+            label: self.target.label.to_string(),
+            instance: self.target.instance.to_string(),
+            host: self.target.host.to_string(),
+            version: self.version.to_string(),
+            state: self.state,
+            jobs: self.jobs,
+            running: self.running,
+            queued: self.queued,
             since: rfc3339(self.since),
             last_seen: rfc3339(self.last_seen),
         }

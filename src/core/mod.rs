@@ -65,7 +65,8 @@ pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent}
 #[doc(hidden)]
 pub use self::invariants::{ExecutionView, Rule};
 pub use self::limits::{Limits, TextLimits};
-pub use self::machine::OFFLINE_AFTER;
+pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
+pub use self::match_index::LabelSnapshot;
 pub use self::output::{Output, gap_line};
 pub use self::pattern::Pattern;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};

@@ -34,6 +34,8 @@ pub struct Server {
     pub core: Core,
     pub limits: Limits,
     pub epoch: u32,
+    /// How many cores there have been.
+    pub lives: u64,
     /// With a database.
     pub disk: Option<Disk>,
     held: HashMap<MachineKey, Held>,
@@ -47,6 +49,7 @@ impl Server {
             core: Core::new(limits.clone(), World::BEGINNING),
             limits,
             epoch: 0,
+            lives: 0,
             disk: None,
             held: HashMap::new(),
             next_hold: 0,
@@ -66,6 +69,7 @@ impl Server {
     pub fn wipe(&mut self, now: Time) {
         self.core = Core::new(self.limits.clone(), now);
         self.epoch += 1;
+        self.lives += 1;
         self.held.clear();
         self.break_rule();
     }
@@ -79,6 +83,7 @@ impl Server {
     /// A new server, rebuilt from what the one before had saved.
     pub fn restore(&mut self, now: Time, saved: Saved) -> Lawful {
         self.core = Core::restored(self.limits.clone(), now, saved)?;
+        self.lives += 1;
         self.held.clear();
         self.break_rule();
         Ok(())

@@ -104,27 +104,29 @@ pub fn submit(call: Call<'_>) -> Handled {
     let is_dry = flag(call.request, "dryRun")?;
     let Posted(posted): Posted<PostedTask> = body(&call, "the task")?;
     let known = |text: &str| call.server.store.ask(|core| core.pattern(text));
-    let spec = Spec::checked(posted, &call.server.texts, known).map_err(bad)?;
+    let mut spec = Spec::checked(posted, &call.server.texts, known).map_err(bad)?;
     if is_dry {
-        return dry_run(call, &spec);
+        return dry_run(call, spec);
     }
+    call.server.store.match_labels(&mut spec.pattern);
     accept(call, |core, now, id| core.submit(now, id, spec))
 }
 
 /// Who would run a task, if it were submitted now.
-fn dry_run(call: Call<'_>, spec: &Spec) -> Handled {
+fn dry_run(call: Call<'_>, spec: Spec) -> Handled {
     let store = &call.server.store;
     let mut machines = store.ask(|core| core.list_machines(None, None));
-    machines.retain(|machine| spec.pattern.matches(&machine.label));
-    let count = |state| machines.iter().filter(|m| m.state == state).count() as u32;
-    let offline = count(MachineState::Offline);
-    let draining = count(MachineState::Draining);
-    machines.retain(|machine| machine.state == MachineState::Online);
     call.large(move || {
-        let machines: Vec<Target> = { machines.into_iter() }
+        machines.sort_by(|a, b| a.target.label.cmp(&b.target.label));
+        machines.retain(|machine| spec.pattern.matches(&machine.target.label));
+        let count = |state| machines.iter().filter(|m| m.state == state).count() as u32;
+        let offline = count(MachineState::Offline);
+        let draining = count(MachineState::Draining);
+        machines.retain(|machine| machine.state == MachineState::Online);
+        let machines: Vec<Target> = { machines.iter() }
             .map(|machine| Target {
-                label: machine.label,
-                instance: machine.instance,
+                label: machine.target.label.to_string(),
+                instance: machine.target.instance.to_string(),
             })
             .collect();
         answers::ok(DryRun {

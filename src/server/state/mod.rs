@@ -21,7 +21,7 @@ use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder, start_thread};
 use crate::core::{
-    Core, EventBatch, Follower, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey,
+    Core, EventBatch, Follower, Limits, MachineKey, Notice, Pattern, Refusal, Saved, Task, TaskKey,
     TaskPage, TaskQuery, Time,
 };
 use crate::wire::agent::{Assignment, Orders, Poll};
@@ -344,6 +344,15 @@ impl Store {
                 start: Vec::new(),
                 ..orders
             }),
+        }
+    }
+
+    /// Matches a new pattern with the labels there are, before a task is submitted with it: a large pattern takes a
+    /// second for 10,000 labels. What appears meanwhile is matched under the lock.
+    pub fn match_labels(&self, pattern: &mut Pattern) {
+        let snapshot = self.state().core.labels_to_match(pattern.text());
+        if let Some(snapshot) = snapshot {
+            snapshot.match_with(pattern);
         }
     }
 
