@@ -59,3 +59,17 @@ fn a_retry_that_is_not_started_in_time_leaves_the_end_of_the_attempt_before() {
         msg.contains("attempt 2 was not started within its ttl") && msg.contains("exit code 3");
     assert!(right, "{msg}");
 }
+
+#[test]
+fn nothing_in_a_task_as_text_forges_a_line_or_commands_a_terminal() {
+    let server = Server::start();
+    let agent = Agent::start(server.address, "m1 | x", &[]);
+    server.expect(&[&agent]);
+    let line = r"printf 'a\rb\033[2Jc\342\200\250d\te\n'; exit 3";
+    let submitted = server.submit(task(line));
+    server.finished(id(&submitted));
+    let shown = server.get(&format!("/api/v1/task/{}?format=text", id(&submitted)));
+    let lines: Vec<&str> = shown.text().lines().collect();
+    assert_eq!(lines[0], "m1 \\| x | a\\rb\\u{1b}[2Jc\\u{2028}d\te");
+    assert_eq!(lines[1], "m1 \\| x failed: exit code 3");
+}

@@ -113,6 +113,12 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "Connections open.",
         server.edge.connections() as u64,
     );
+    page.single(
+        "sidebike_thread_failures_total",
+        "counter",
+        "Threads that failed (a bug) and were started again.",
+        server.store.health.failures(),
+    );
     let holds = &server.store.holds;
     page.single(
         "sidebike_lock_holds_total",

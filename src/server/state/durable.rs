@@ -272,6 +272,17 @@ impl Durable {
         }
     }
 
+    /// Refuses everything that has to be saved from now on: the saving thread has failed, and what it had taken of the
+    /// queue is lost.
+    #[cfg(feature = "db")]
+    pub fn give_up(&self) {
+        let why = "database: saving has failed (a bug); start the server again";
+        let mut disk = lock(&self.disk);
+        disk.failed = Some((Ticket(u64::MAX), why.into()));
+        disk.closed = true;
+        self.progress.notify_all();
+    }
+
     #[cfg(feature = "db")]
     fn note_saved(&self, last: Ticket) {
         let mut disk = lock(&self.disk);

@@ -8,9 +8,13 @@
 pub mod db;
 mod durable;
 mod held;
+mod supervisor;
 mod watchers;
 
 pub use self::held::HeldWait;
+#[cfg(feature = "db")]
+pub use self::supervisor::supervise_once;
+pub use self::supervisor::{Health, supervise};
 pub use self::watchers::Watcher;
 
 pub use self::durable::Ticket;
@@ -19,7 +23,7 @@ use self::durable::Durable;
 use self::held::Held;
 use self::watchers::Watchers;
 use super::answers;
-use super::http::{ConnectionId, Responder, start_thread};
+use super::http::{ConnectionId, Responder};
 use crate::core::{
     Core, EventBatch, Follower, Limits, MachineKey, Notice, Pattern, Refusal, Saved, Task, TaskKey,
     TaskPage, TaskQuery, Time,
@@ -50,6 +54,8 @@ pub struct Store {
     state: Mutex<State>,
     /// How long it was locked.
     pub holds: Holds,
+    /// How the threads are that must not end.
+    pub health: Arc<Health>,
     clock: Clock,
     durable: Durable,
     jobs: Mutex<VecDeque<(Ticket, Job)>>,
@@ -205,6 +211,7 @@ impl Store {
                 held: Held::new(max_held),
             }),
             holds: Holds::default(),
+            health: Arc::default(),
             clock,
             durable,
             jobs: Mutex::default(),
@@ -212,8 +219,8 @@ impl Store {
             watchers: Watchers::default(),
         });
         for _ in 0..ANSWERING_THREADS {
-            let store = store.clone();
-            start_thread("answer", move || store.answer_forever())?;
+            let answering = store.clone();
+            supervise(&store.health, "answer", move || answering.answer_forever())?;
         }
         Ok(store)
     }
@@ -634,6 +641,12 @@ impl Store {
     pub fn save_forever(&self, db: self::db::Db) {
         self.durable
             .save_forever(db, |of| self.ask(|core| core.output_snapshot(of)));
+    }
+
+    /// Nothing can be saved any more: the saving thread has failed.
+    #[cfg(feature = "db")]
+    pub fn saving_failed(&self) {
+        self.durable.give_up();
     }
 
     /// Saves the last of it, before the server ends.
