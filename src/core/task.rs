@@ -364,6 +364,13 @@ impl Task {
         TASK + EXECUTION * self.executions.len() + self.spec.detail_bytes()
     }
 
+    /// The size of the answer in bytes, roughly, with all of the output that one answer shows.
+    pub fn answer_bytes(&self) -> usize {
+        // As text of the stream, as lines of the execution, as lines of the task.
+        const SHOWN: usize = 3;
+        self.bytes_without_output() + SHOWN * self.output_bytes
+    }
+
     /// How many live machines matched when it was submitted.
     pub fn matched(&self) -> u32 {
         self.matched

@@ -84,7 +84,7 @@ fn accept(
             }
             answer_or_wait(call, key, task, wait_ms, form)
         }
-        Ok((Err(Refusal::Taken(_)), Some(task))) => Err(answers::taken(&task)),
+        Ok((Err(Refusal::Taken(_)), Some(task))) => call.large(move || answers::taken(&task)),
         Ok((Err(refusal), _)) => Err(refused(refusal)),
         Ok((Ok(_), None)) => Err(answers::error(
             503,
