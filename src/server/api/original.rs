@@ -61,13 +61,11 @@ fn ping(call: Call<'_>) -> Handled {
         let machine = core.ping_of_original(now, label)?;
         Ok::<_, Refusal>(core.has_work_for(machine))
     });
-    Ok(Some(
-        if has_work.map_err(|refusal| answers::refused(refusal))? {
-            signal(wire::WORK, String::new(), ())
-        } else {
-            signal(wire::OK, format!("pong: {label}"), ())
-        },
-    ))
+    Ok(Some(if has_work.map_err(answers::refused)? {
+        signal(wire::WORK, String::new(), ())
+    } else {
+        signal(wire::OK, format!("pong: {label}"), ())
+    }))
 }
 
 fn assigned(call: Call<'_>) -> Handled {

@@ -50,7 +50,7 @@ pub fn output(call: Call<'_>) -> Handled {
         .server
         .store
         .ask(|core| core.show(key))
-        .map_err(|refusal| answers::refused(refusal))?;
+        .map_err(answers::refused)?;
     if let Some(name) = machine
         && !task.may_be_on(name)
     {
