@@ -10,6 +10,9 @@ use std::collections::VecDeque;
 pub const HEAD_BYTES: usize = 256 * 1024;
 /// Bytes kept from the end of a stream: the last output explains the rest.
 pub const TAIL_BYTES: usize = 768 * 1024;
+/// The highest offset of a byte: 8 PiB, exact in every JSON reader. What is said to lie beyond it is a mistake or an
+/// attack, and sums of it must not overflow.
+pub const MAX_OFFSET: u64 = 1 << 53;
 
 /// The first and the last bytes of one stream.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +49,9 @@ impl HeadTailBuffer {
     /// Adds a piece that begins at `offset`. Bytes that are known already are skipped; a gap before the
     /// piece counts as truncated.
     pub fn write(&mut self, offset: u64, mut data: &[u8]) {
+        if offset.saturating_add(data.len() as u64) > MAX_OFFSET {
+            return;
+        }
         if offset < self.end {
             let known = (self.end - offset).min(data.len() as u64) as usize;
             data = &data[known..];
@@ -75,6 +81,7 @@ impl HeadTailBuffer {
     /// Records that the command has written up to `end` although the bytes did not arrive. This drops the
     /// tail: it would no longer be the last bytes.
     pub fn skip_to(&mut self, end: u64) {
+        let end = end.min(MAX_OFFSET);
         if end > self.end {
             self.tail = VecDeque::new();
             self.end = end;
@@ -144,6 +151,17 @@ mod tests {
         for (offset, data) in all(&buffer) {
             assert_eq!(data, whole[offset as usize..offset as usize + data.len()]);
         }
+    }
+
+    #[test]
+    fn an_offset_that_no_command_can_reach_does_no_harm() {
+        let mut buffer = HeadTailBuffer::default();
+        buffer.append(b"abc");
+        buffer.write(u64::MAX - 1, b"xyz");
+        assert_eq!(buffer.end(), 3);
+        buffer.skip_to(u64::MAX);
+        buffer.append(b"d");
+        assert_eq!((buffer.end(), buffer.kept()), (MAX_OFFSET, 3));
     }
 
     #[test]

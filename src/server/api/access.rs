@@ -8,7 +8,7 @@ use log::{info, warn};
 use regex::Regex;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError, RwLock};
 use subtle::ConstantTimeEq;
 
@@ -90,6 +90,22 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// From where and with which token it comes. Of an IPv6 address the network counts: one host has all of it.
+    pub fn origin(&self, peer: Option<IpAddr>) -> String {
+        let address = match peer {
+            Some(IpAddr::V6(v6)) if v6.to_ipv4_mapped().is_none() => {
+                let [a, b, c, d, ..] = v6.segments();
+                format!("{}/64", Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+            }
+            Some(address) => address.to_string(),
+            None => "an unknown address".into(),
+        };
+        match &self.name {
+            Some(token) => format!("{address} with token {token}"),
+            None => address,
+        }
+    }
+
     fn named(name: impl Into<String>) -> Self {
         Caller {
             name: Some(name.into()),

@@ -55,7 +55,9 @@ fn ping(call: Call<'_>) -> Handled {
         ));
     };
     admit(&call, label)?;
+    let origin = call.caller.origin(call.request.peer);
     let has_work = call.server.store.change(|core, now| {
+        core.admit(now, &origin, &instance(label))?;
         let machine = core.ping_of_original(now, label)?;
         Ok::<_, Refusal>(core.has_work_for(machine))
     });
@@ -96,8 +98,8 @@ fn next_expressible(call: &Call<'_>, machine: MachineKey, label: &str) -> Option
             .server
             .store
             .change_safely(|core, now| core.collect(now, machine));
-        let orders = collected.ok()?;
-        let assignment = orders.start.into_iter().next()?;
+        let start = call.server.store.still_to_start(collected.ok()?.start);
+        let assignment = start.into_iter().next()?;
         match expressed(&assignment, label) {
             Ok(task) => return Some(task),
             Err(field) => {

@@ -43,7 +43,9 @@ impl HeldWait {
     pub fn answer(self, task: Result<Task, Refusal>) {
         let HeldWait { responder, form } = self;
         match &task {
-            Ok(found) if found.size() > answers::FEW => {
+            Ok(found)
+                if found.size() > answers::FEW || found.answer_bytes() > answers::LARGE_BYTES =>
+            {
                 responder.answer_later(move || form.answer(task));
             }
             _ => responder.answer(form.answer(task)),

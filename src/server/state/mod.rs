@@ -8,21 +8,30 @@
 pub mod db;
 mod durable;
 mod held;
+mod supervisor;
 mod watchers;
 
 pub use self::held::HeldWait;
+#[cfg(feature = "db")]
+pub use self::supervisor::supervise_once;
+pub use self::supervisor::{Health, supervise};
 pub use self::watchers::Watcher;
 
-use self::durable::{Durable, Ticket};
+pub use self::durable::Ticket;
+
+use self::durable::Durable;
 use self::held::Held;
 use self::watchers::Watchers;
 use super::answers;
-use super::http::{ConnectionId, Responder, start_thread};
-use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
-use crate::wire::agent::{Orders, Poll};
+use super::http::{ConnectionId, Responder};
+use crate::core::{
+    Core, EventBatch, Follower, Limits, MachineKey, Notice, Pattern, Refusal, Saved, Task, TaskKey,
+    TaskPage, TaskQuery, Time,
+};
+use crate::wire::agent::{Assignment, Orders, Poll};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::Detail;
-use log::info;
+use log::{info, warn};
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +54,8 @@ pub struct Store {
     state: Mutex<State>,
     /// How long it was locked.
     pub holds: Holds,
+    /// How the threads are that must not end.
+    pub health: Arc<Health>,
     clock: Clock,
     durable: Durable,
     jobs: Mutex<VecDeque<(Ticket, Job)>>,
@@ -200,6 +211,7 @@ impl Store {
                 held: Held::new(max_held),
             }),
             holds: Holds::default(),
+            health: Arc::default(),
             clock,
             durable,
             jobs: Mutex::default(),
@@ -207,8 +219,8 @@ impl Store {
             watchers: Watchers::default(),
         });
         for _ in 0..ANSWERING_THREADS {
-            let store = store.clone();
-            start_thread("answer", move || store.answer_forever())?;
+            let answering = store.clone();
+            supervise(&store.health, "answer", move || answering.answer_forever())?;
         }
         Ok(store)
     }
@@ -281,13 +293,14 @@ impl Store {
     }
 
     /// Takes in a poll; holds it when there is nothing to do yet.
-    pub fn poll(&self, poll: &Poll, responder: Responder) -> Polled {
+    pub fn poll(&self, origin: &str, poll: &Poll, responder: Responder) -> Polled {
         let mut superseded = None;
         let (polled, after) = {
             let mut state = self.state();
             let now = self.clock.now();
             let State { core, held } = &mut *state;
-            let polled = match core.poll(now, poll) {
+            let admitted = core.admit(now, origin, &poll.instance);
+            let polled = match admitted.and_then(|()| core.poll(now, poll)) {
                 Err(refusal) => Polled::Refused(responder, refusal),
                 Ok((machine, orders)) => {
                     superseded = held.take_poll(machine);
@@ -329,13 +342,64 @@ impl Store {
             return Ok(orders);
         }
         match self.durable.wait(ticket) {
-            Ok(()) => Ok(orders),
+            Ok(()) => Ok(Orders {
+                start: self.still_to_start(orders.start),
+                ..orders
+            }),
             Err(why) if orders.cancel.is_empty() && orders.forget.is_empty() => Err(why),
             Err(_) => Ok(Orders {
                 start: Vec::new(),
                 ..orders
             }),
         }
+    }
+
+    /// Matches a new pattern with the labels there are, before a task is submitted with it: a large pattern takes a
+    /// second for 10,000 labels. What appears meanwhile is matched under the lock.
+    pub fn match_labels(&self, pattern: &mut Pattern) {
+        let snapshot = self.state().core.labels_to_match(pattern.text());
+        if let Some(snapshot) = snapshot {
+            snapshot.match_with(pattern);
+        }
+    }
+
+    /// What is still to be started of what was handed out, after the wait for the disk: what was canceled meanwhile is
+    /// not sent. The next poll shows that it did not arrive.
+    pub fn still_to_start(
+        &self,
+        mut start: Vec<Assignment<Arc<Detail>>>,
+    ) -> Vec<Assignment<Arc<Detail>>> {
+        if self.durable.may_wait() && !start.is_empty() {
+            self.ask(|core| start.retain(|job| core.is_to_start(&job.id)));
+        }
+        start
+    }
+
+    /// What has happened since a follower last asked, and the ticket of the last change that may be in it.
+    pub fn next_events(&self, follower: &mut Follower) -> (EventBatch, Ticket) {
+        let state = self.state();
+        (state.core.next_events(follower), self.durable.so_far())
+    }
+
+    /// Whether everything up to a ticket may be told: it is safe, or the disk takes nothing for now.
+    pub fn is_settled(&self, ticket: Ticket) -> bool {
+        self.durable.is_settled(ticket)
+    }
+
+    /// A page of a list, see [`Core::list`]. That a task has ended is said when it is safe, or when the disk takes
+    /// nothing for now.
+    pub fn list(&self, query: &TaskQuery, before: Option<TaskKey>, limit: usize) -> TaskPage {
+        let (page, news) = {
+            let state = self.state();
+            let recently = Time(self.clock.now().0.saturating_sub(RECENTLY_MS));
+            let page = state.core.list(query, before, limit);
+            let news = page.tasks.iter().any(|task| task.has_ended_since(recently));
+            (page, news)
+        };
+        if news {
+            let _ = self.durable.wait(self.durable.so_far());
+        }
+        page
     }
 
     /// A task. That it has ended is said when it is safe, or when the disk takes nothing for now.
@@ -462,6 +526,9 @@ impl Store {
                     self.state().held.shorten_poll(machine, soon);
                 }
                 Notice::MachineOffline(label, why) => info!("machine {label} is offline: {why}"),
+                Notice::NewcomersRefused(origin) => warn!(
+                    "too many new machines from {origin}: more are refused for a while (--max-new-machines)"
+                ),
                 Notice::MachineOnline(label, instance) => {
                     info!("machine {label} is online, instance {instance}")
                 }
@@ -574,6 +641,12 @@ impl Store {
     pub fn save_forever(&self, db: self::db::Db) {
         self.durable
             .save_forever(db, |of| self.ask(|core| core.output_snapshot(of)));
+    }
+
+    /// Nothing can be saved any more: the saving thread has failed.
+    #[cfg(feature = "db")]
+    pub fn saving_failed(&self) {
+        self.durable.give_up();
     }
 
     /// Saves the last of it, before the server ends.
