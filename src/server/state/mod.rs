@@ -1,8 +1,7 @@
-//! The one lock, around the core and the requests that are being held; and who answers those.
+//! The one lock, around the core and the held requests, and the threads that answer held requests.
 //!
-//! Under the lock things are only computed: notices of the core and held requests that are due are
-//! taken out, and what has to be written, logged or said because of them is done after it is
-//! released, by the answering threads.
+//! Under the lock there is only computation. What follows from a change (answers, log lines, wake-ups) is taken out and
+//! done after the lock is released.
 
 #[cfg(feature = "db")]
 pub mod db;
@@ -38,18 +37,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Threads that answer held requests: more than one, so that one slow peer does not delay the
-/// rest; few, as most answers fit into a socket's buffer.
+/// Threads that answer held requests. With a database they wait for commits; without one a single thread would do.
 const ANSWERING_THREADS: usize = 4;
-/// What ended longer ago than this is safe without anybody waiting for it, or the disk has trouble.
+/// What ended longer ago than this is on the disk, unless the disk has errors.
 const RECENTLY_MS: u64 = 5_000;
-/// How long a poll is still held when its machine was handed something beside it. What ends within
-/// that time is reported without a poll between.
+/// How long a poll stays held after its machine got work by the answer to a report. A command that ends within that
+/// time is reported without a poll in between.
 const SAYS_WHAT_IT_HOLDS: TimeSpan = TimeSpan::from_secs(1);
-/// The most held requests that one thread answers in one go.
+/// Held requests that one thread answers after one wait for the disk.
 const MAX_JOBS_AT_ONCE: usize = 64;
 
-/// The lock and what is around it.
+/// The lock, and what belongs to it.
 pub struct Store {
     state: Mutex<State>,
     /// How long it was locked.
@@ -60,11 +58,11 @@ pub struct Store {
     durable: Durable,
     jobs: Mutex<VecDeque<(Ticket, Job)>>,
     job_waits: Condvar,
-    /// Who is told when something happens to a task that is followed.
+    /// The followers of each task.
     pub watchers: Watchers,
 }
 
-/// What a change leaves to be done once the lock is released.
+/// What is to be done after a change, once the lock is released.
 struct After {
     notices: Vec<Notice>,
     ticket: Ticket,
@@ -75,14 +73,14 @@ struct State {
     held: Held,
 }
 
-/// How long the lock was held, for `/metrics`: it is to be microseconds.
+/// How long the lock was held, for `/metrics`. The aim is microseconds.
 #[derive(Debug, Default)]
 pub struct Holds {
-    /// How often it was taken.
+    /// How often it was locked.
     pub count: AtomicU64,
-    /// In all, in nanoseconds.
+    /// The sum, in nanoseconds.
     pub total_ns: AtomicU64,
-    /// The longest of all, in nanoseconds.
+    /// The longest time, in nanoseconds.
     pub longest_ns: AtomicU64,
 }
 
@@ -116,22 +114,22 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// Something to be answered.
+/// Held requests to be answered.
 enum Job {
-    /// There is something for a machine's held poll.
+    /// There is work for a machine whose poll is held.
     Wake(MachineKey),
-    /// A task has ended: those who wait for it want to know.
+    /// A task has ended: answer the requests that wait for it.
     Finished(TaskKey),
     /// The time of a held poll is up.
     EndPoll(Responder, Orders<Arc<Detail>>),
-    /// The time of somebody who waits for a task is up.
+    /// The time of a request that waits for a task is up.
     EndWait(HeldWait, Result<Task, Refusal>),
 }
 
-/// What is answered to a held request.
+/// The answer to a held request.
 struct Reply {
     what: What,
-    /// Of the change that is news in it.
+    /// The change that must be on the disk before it is sent, if it tells of one.
     ticket: Ticket,
 }
 
@@ -142,7 +140,7 @@ enum What {
 }
 
 impl Reply {
-    /// Whether it says something that has to be safe first.
+    /// Whether it tells of a change that must be on the disk first.
     fn is_news(&self) -> bool {
         match &self.what {
             What::Orders(_, orders) => is_news(orders),
@@ -152,24 +150,24 @@ impl Reply {
     }
 }
 
-/// Whether orders say something that has to be safe first.
+/// Whether orders tell of a change that must be on the disk first.
 fn is_news(orders: &Orders<Arc<Detail>>) -> bool {
     !orders.start.is_empty() || !orders.cancel.is_empty()
 }
 
-/// What became of a poll.
+/// The result of a poll.
 pub enum Polled {
-    /// It is to be answered so, now.
+    /// Answer it now, with these orders.
     Answer(Responder, Orders<Arc<Detail>>),
     /// It is held.
     Held,
     /// It was refused.
     Refused(Responder, Refusal),
-    /// What it would be handed could not be made safe, for this reason.
+    /// Its orders could not be saved, for this reason.
     Unsafe(Responder, String),
 }
 
-/// Wall-clock time that never goes back: taken once, then counted.
+/// Wall-clock time that never goes back: read once, then counted by the monotonic clock.
 struct Clock {
     started_ms: u64,
     started: Instant,
@@ -239,13 +237,13 @@ impl Store {
         question(&self.state().core)
     }
 
-    /// Lets the core do something, and sees to what follows from it.
+    /// Changes the core, and does what follows from the change.
     pub fn change<R>(&self, operation: impl FnOnce(&mut Core, Time) -> R) -> R {
         self.change_with_ticket(operation).0
     }
 
-    /// The same, and returns when the change is safe. The error says why it is not (yet): the
-    /// change has happened all the same, and is saved as soon as that works.
+    /// The same, and returns when the change is on the disk. The error says why it is not yet: the change has happened,
+    /// and is saved as soon as that works.
     pub fn change_safely<R>(
         &self,
         operation: impl FnOnce(&mut Core, Time) -> R,
@@ -257,7 +255,7 @@ impl Store {
         }
     }
 
-    /// Why nothing new can be made safe at the moment, if so.
+    /// Why nothing can be saved at the moment, if so.
     pub fn trouble(&self) -> Option<String> {
         self.durable.trouble()
     }
@@ -282,7 +280,7 @@ impl Store {
         (result, ticket)
     }
 
-    /// What a change leaves to be done once the lock is released.
+    /// What is to be done after a change, once the lock is released.
     fn after(&self, core: &mut Core, now: Time) -> After {
         After {
             notices: core.take_notices(),
@@ -292,7 +290,7 @@ impl Store {
         }
     }
 
-    /// Takes in a poll; holds it when there is nothing to do yet.
+    /// Handles a poll; holds it if there is nothing to do yet.
     pub fn poll(&self, origin: &str, poll: &Poll, responder: Responder) -> Polled {
         let mut superseded = None;
         let (polled, after) = {
@@ -474,13 +472,13 @@ impl Store {
         }
     }
 
-    /// Ends all polls that are held: whoever sent one has to show again that it may.
+    /// Answers all held polls: after a change of tokens each agent has to authenticate again.
     pub fn end_polls(&self) {
         self.state().held.shorten_polls(self.clock.now());
         self.tick();
     }
 
-    /// Drops what is held of a connection whose peer is gone: nothing may be handed out to nobody.
+    /// Drops the held request of a connection whose client is gone, so that no work is handed out to it.
     pub fn drop_abandoned(&self, connection: ConnectionId) {
         let dropped = {
             let mut state = self.state();
@@ -494,7 +492,7 @@ impl Store {
         drop(dropped);
     }
 
-    /// Whether what was changed may have to wait for the disk.
+    /// Whether changes wait for a disk.
     pub fn may_wait(&self) -> bool {
         self.durable.may_wait()
     }
@@ -510,7 +508,7 @@ impl Store {
         self.enqueue(ticket, jobs);
     }
 
-    /// Does what is quickly done because of a change; gives what there is to be answered.
+    /// Logs and wakes what a change asks for; returns the held requests to be answered.
     fn jobs_of(&self, after: After) -> Vec<Job> {
         let mut jobs = Vec::new();
         for notice in after.notices {
@@ -552,7 +550,7 @@ impl Store {
         }
     }
 
-    /// Answers what was held. Takes a few jobs at once, because they can wait for the disk together.
+    /// Answers held requests, several after one wait for the disk.
     fn answer_forever(&self) {
         loop {
             let jobs: Vec<(Ticket, Job)> = {
@@ -602,7 +600,7 @@ impl Store {
         }
     }
 
-    /// Finds out what is to be answered to whom.
+    /// Finds the held requests of a job, and their answers.
     fn do_job(&self, ticket: Ticket, job: Job, replies: &mut Vec<Reply>) {
         let mut reply = |ticket, what| replies.push(Reply { what, ticket });
         match job {
@@ -655,5 +653,5 @@ impl Store {
     }
 }
 
-/// The period of the clock's thread: what is due is done at most this late.
+/// The period of the clock's thread: timers fire at most this late.
 pub const TICK: Duration = Duration::from_millis(100);
