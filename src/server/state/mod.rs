@@ -3,6 +3,7 @@
 //! Under the lock there is only computation. What follows from a change (answers, log lines, wake-ups) is taken out and
 //! done after the lock is released.
 
+mod answering;
 #[cfg(feature = "db")]
 pub mod db;
 mod durable;
@@ -18,19 +19,18 @@ pub use self::watchers::Watcher;
 
 pub use self::durable::Ticket;
 
+use self::answering::{Job, has_news};
 use self::durable::Durable;
 use self::held::Held;
 use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder};
 use crate::core::{
-    Core, EventBatch, Follower, Limits, MachineKey, Notice, Pattern, Refusal, Saved, Task, TaskKey,
-    TaskPage, TaskQuery, Time,
+    Core, EventBatch, Follower, Limits, Notice, Pattern, Refusal, Saved, Task, TaskKey, TaskPage,
+    TaskQuery, Time,
 };
 use crate::wire::agent::{Assignment, Orders, Poll};
-use crate::wire::duration::TimeSpan;
 use crate::wire::task::Detail;
-use log::{info, warn};
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,11 +41,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const ANSWERING_THREADS: usize = 4;
 /// What ended longer ago than this is on the disk, unless the disk has errors.
 const RECENTLY_MS: u64 = 5_000;
-/// How long a poll stays held after its machine got work by the answer to a report. A command that ends within that
-/// time is reported without a poll in between.
-const SAYS_WHAT_IT_HOLDS: TimeSpan = TimeSpan::from_secs(1);
-/// Held requests that one thread answers after one wait for the disk.
-const MAX_JOBS_AT_ONCE: usize = 64;
 
 /// The lock, and what belongs to it.
 pub struct Store {
@@ -112,47 +107,6 @@ impl Drop for Locked<'_> {
         self.holds.total_ns.fetch_add(ns, Ordering::Relaxed);
         self.holds.longest_ns.fetch_max(ns, Ordering::Relaxed);
     }
-}
-
-/// Held requests to be answered.
-enum Job {
-    /// There is work for a machine whose poll is held.
-    Wake(MachineKey),
-    /// A task has ended: answer the requests that wait for it.
-    Finished(TaskKey),
-    /// The time of a held poll is up.
-    EndPoll(Responder, Orders<Arc<Detail>>),
-    /// The time of a request that waits for a task is up.
-    EndWait(HeldWait, Result<Task, Refusal>),
-}
-
-/// The answer to a held request.
-struct Reply {
-    what: What,
-    /// The change that must be on the disk before it is sent, if it tells of one.
-    ticket: Ticket,
-}
-
-enum What {
-    Orders(Responder, Orders<Arc<Detail>>),
-    Task(HeldWait, Result<Task, Refusal>),
-    EndedTask(HeldWait, Result<Task, Refusal>),
-}
-
-impl Reply {
-    /// Whether it tells of a change that must be on the disk first.
-    fn is_news(&self) -> bool {
-        match &self.what {
-            What::Orders(_, orders) => is_news(orders),
-            What::EndedTask(..) => true,
-            What::Task(..) => false,
-        }
-    }
-}
-
-/// Whether orders tell of a change that must be on the disk first.
-fn is_news(orders: &Orders<Arc<Detail>>) -> bool {
-    !orders.start.is_empty() || !orders.cancel.is_empty()
 }
 
 /// The result of a poll.
@@ -315,7 +269,7 @@ impl Store {
             (polled, self.after(core, now))
         };
         let ticket = after.ticket;
-        self.see_to(after);
+        self.finish(after);
         if let Some(responder) = superseded {
             responder.answer(answers::orders(&Orders::none()));
         }
@@ -336,7 +290,7 @@ impl Store {
         orders: Orders<Arc<Detail>>,
         ticket: Ticket,
     ) -> Result<Orders<Arc<Detail>>, String> {
-        if !is_news(&orders) {
+        if !has_news(&orders) {
             return Ok(orders);
         }
         match self.durable.wait(ticket) {
@@ -465,7 +419,7 @@ impl Store {
                 (self.after(core, now), jobs, again)
             };
             self.enqueue(after.ticket, jobs);
-            self.see_to(after);
+            self.finish(after);
             if !again {
                 return;
             }
@@ -500,138 +454,6 @@ impl Store {
     /// How many requests are being held.
     pub fn held(&self) -> usize {
         self.state().held.count()
-    }
-
-    fn see_to(&self, after: After) {
-        let ticket = after.ticket;
-        let jobs = self.jobs_of(after);
-        self.enqueue(ticket, jobs);
-    }
-
-    /// Logs and wakes what a change asks for; returns the held requests to be answered.
-    fn jobs_of(&self, after: After) -> Vec<Job> {
-        let mut jobs = Vec::new();
-        for notice in after.notices {
-            match notice {
-                Notice::Wake(machine) => jobs.push(Job::Wake(machine)),
-                Notice::Finished(task) => {
-                    jobs.push(Job::Finished(task));
-                    self.watchers.wake(task);
-                }
-                Notice::Changed(task) => self.watchers.wake(task),
-                Notice::HandedOut(machine) => {
-                    let soon = self.clock.now().plus(SAYS_WHAT_IT_HOLDS);
-                    self.state().held.shorten_poll(machine, soon);
-                }
-                Notice::MachineOffline(label, why) => info!("machine {label} is offline: {why}"),
-                Notice::NewcomersRefused(origin) => warn!(
-                    "too many new machines from {origin}: more are refused for a while (--max-new-machines)"
-                ),
-                Notice::MachineOnline(label, instance) => {
-                    info!("machine {label} is online, instance {instance}")
-                }
-            }
-        }
-        jobs
-    }
-
-    fn enqueue(&self, ticket: Ticket, jobs: Vec<Job>) {
-        if jobs.is_empty() {
-            return;
-        }
-        let many = jobs.len() > 1;
-        let mut queue = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.extend(jobs.into_iter().map(|job| (ticket, job)));
-        drop(queue);
-        if many {
-            self.job_waits.notify_all()
-        } else {
-            self.job_waits.notify_one()
-        }
-    }
-
-    /// Answers held requests, several after one wait for the disk.
-    fn answer_forever(&self) {
-        loop {
-            let jobs: Vec<(Ticket, Job)> = {
-                let queue = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut queue = self
-                    .job_waits
-                    .wait_while(queue, |jobs| jobs.is_empty())
-                    .unwrap_or_else(PoisonError::into_inner);
-                let few = queue
-                    .len()
-                    .div_ceil(ANSWERING_THREADS)
-                    .min(MAX_JOBS_AT_ONCE);
-                queue.drain(..few).collect()
-            };
-            self.do_jobs(jobs);
-        }
-    }
-
-    fn do_jobs(&self, jobs: Vec<(Ticket, Job)>) {
-        let mut replies = Vec::new();
-        for (ticket, job) in jobs {
-            self.do_job(ticket, job, &mut replies);
-        }
-        // What needs no disk does not wait for it.
-        let (later, now): (Vec<Reply>, Vec<Reply>) = replies.into_iter().partition(Reply::is_news);
-        for reply in now {
-            self.send(reply);
-        }
-        // One wait is enough for all of them.
-        if let Some(ticket) = later.iter().map(|reply| reply.ticket).max() {
-            let _ = self.durable.wait(ticket);
-        }
-        for reply in later {
-            self.send(reply);
-        }
-    }
-
-    fn send(&self, reply: Reply) {
-        match reply.what {
-            What::Orders(responder, orders) => {
-                responder.answer(match self.only_what_is_safe(orders, reply.ticket) {
-                    Ok(orders) => answers::orders(&orders),
-                    Err(why) => answers::error(503, &why),
-                });
-            }
-            What::Task(wait, task) | What::EndedTask(wait, task) => wait.answer(task),
-        }
-    }
-
-    /// Finds the held requests of a job, and their answers.
-    fn do_job(&self, ticket: Ticket, job: Job, replies: &mut Vec<Reply>) {
-        let mut reply = |ticket, what| replies.push(Reply { what, ticket });
-        match job {
-            Job::Wake(machine) => {
-                let mut state = self.state();
-                let State { core, held } = &mut *state;
-                let Some(responder) = held.take_poll(machine) else {
-                    return;
-                };
-                let now = self.clock.now();
-                let orders = core.collect(now, machine);
-                let after = self.after(core, now);
-                drop(state);
-                reply(after.ticket, What::Orders(responder, orders));
-                self.see_to(after);
-            }
-            Job::Finished(task) => {
-                let mut state = self.state();
-                let waits = state.held.take_waits(task);
-                if waits.is_empty() {
-                    return;
-                }
-                let shown = state.core.show(task);
-                drop(state);
-                for wait in waits {
-                    reply(ticket, What::EndedTask(wait, shown.clone()));
-                }
-            }
-            Job::EndPoll(responder, orders) => reply(ticket, What::Orders(responder, orders)),
-            Job::EndWait(wait, task) => reply(ticket, What::Task(wait, task)),
-        }
     }
 
     /// Saves changes for as long as the server lives.
