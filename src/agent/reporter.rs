@@ -9,12 +9,13 @@
 //! Nothing is dropped from the state before the server has answered, so a lost request is repeated by
 //! collecting its content again. While the server is away the pauses grow; a poll that succeeds ends them.
 //!
-//! A request that the server will never take must not block the others. Its attempts are reported one by
+//! A report that is too long for a proxy (413) is halved, and stays so. A request that the server will
+//! never take must not block the others. Its attempts are reported one by
 //! one; if that is refused as well, first the output is given up, then the result.
 
 use super::attempt::lock;
 use super::backoff::Backoff;
-use super::batch::{Batch, Delivery, MAX_OUTPUT_BYTES};
+use super::batch::{Batch, Delivery, MAX_OUTPUT_BYTES, MIN_OUTPUT_BYTES};
 use super::shared::{Agent, Task};
 use super::state::Runnable;
 use crate::client::{CallError, Kind};
@@ -35,6 +36,10 @@ pub struct Reporter {
     backoff: Backoff,
     not_before: Instant,
     output_not_before: Instant,
+    /// The output in the next request, in bytes.
+    room: usize,
+    /// The most that a proxy on the way has not refused.
+    max_room: usize,
     /// This many of the next requests are about one attempt only.
     singly: usize,
     /// A failure has been logged, and no request has succeeded since.
@@ -120,6 +125,8 @@ impl Reporter {
             backoff: Backoff::new(),
             not_before: now,
             output_not_before: now,
+            room: MAX_OUTPUT_BYTES,
+            max_room: MAX_OUTPUT_BYTES,
             singly: 0,
             failing: false,
         }
@@ -132,7 +139,7 @@ impl Reporter {
         self.not_before = start;
         let unreported = agent.state.unreported();
         let kept_bytes: usize = unreported.iter().map(|attempt| attempt.kept_bytes()).sum();
-        for _ in 0..=kept_bytes / MAX_OUTPUT_BYTES + 1 + self.singly {
+        for _ in 0..=kept_bytes / self.room + 1 + self.singly {
             if agent.state.unreported().is_empty() {
                 break;
             }
@@ -153,7 +160,7 @@ impl Reporter {
     /// Sends one request, if there is anything to report, and sets the pause that follows. Also returns
     /// what the answer hands out.
     fn send_next(&mut self, agent: &Arc<Agent>) -> (Next, Vec<Runnable>) {
-        let batch = Batch::collect(&agent.state, self.singly > 0);
+        let batch = Batch::collect(&agent.state, self.room, self.singly > 0);
         if batch.is_empty() {
             return (Next::AtOnce, Vec::new());
         }
@@ -228,6 +235,12 @@ impl Reporter {
 
     /// Decides what a failure means.
     fn failed(&mut self, agent: &Agent, why: &CallError, delivery: &Delivery) -> Next {
+        if why.status() == Some(413) && self.room > MIN_OUTPUT_BYTES {
+            self.room = (self.room / 2).max(MIN_OUTPUT_BYTES);
+            self.max_room = self.room;
+            warn!("{why}; sending {} bytes of output at once", self.room);
+            return Next::AtOnce;
+        }
         if why.is_final() {
             if delivery.attempts() > 1 {
                 warn!("{why}; reporting the commands one by one");
