@@ -4,7 +4,7 @@
 mod fake;
 
 use fake::gate::{Act, Gate, answer};
-use fake::{Agent, Server};
+use fake::{Agent, Server, eventually};
 use serde_json::json;
 use sidebike::wire::task::ExecutionState;
 
@@ -40,4 +40,60 @@ fn an_answer_that_comes_before_the_report_was_sent_is_read() {
     let lengths = [gate.lengths("done"), gate.lengths("output")].concat();
     let long = lengths.iter().filter(|length| **length > 50_000).count();
     assert!((1..=4).contains(&long), "{lengths:?}");
+}
+
+#[test]
+fn a_report_that_fails_is_said_once_for_each_reason() {
+    let (server, gate, agent) = behind(|call, _| match call {
+        "done" => answer(403, "<html>the firewall says no</html>"),
+        _ => Act::Pass,
+    });
+    server.start("x", json!({"command": "true"}));
+    let refused = |status: u16, words: &str| format!("refused with {status}: {words}");
+    eventually("the refusal is said", || {
+        agent.log().contains(&refused(
+            403,
+            "<html>the firewall says no</html>; trying again",
+        ))
+    });
+    let tries = gate.lengths("done").len();
+    eventually("it is tried again", || {
+        gate.lengths("done").len() >= tries + 3
+    });
+    assert_eq!(agent.log().matches("the firewall says no").count(), 1);
+    // The reason changes: that is said, with how often it failed.
+    gate.change(|call, _| match call {
+        "done" => answer(502, "nobody is there"),
+        _ => Act::Pass,
+    });
+    eventually("the other reason is said", || {
+        agent.log().contains("nobody is there; trying again (")
+    });
+    gate.change(|_, _| Act::Pass);
+    server.result("x");
+    eventually("it works", || agent.log().contains("done: works again"));
+    let log = agent.log();
+    assert_eq!(log.matches("trying again").count(), 2, "{log}");
+}
+
+#[test]
+fn a_poll_that_fails_for_another_reason_says_so() {
+    let (server, gate, agent) = behind(|_, _| Act::Pass);
+    gate.change(|_, _| answer(502, "a proxy without a server"));
+    server.start("x", json!({"command": "true"})); // ends the poll that is held
+    eventually("the first reason is said", || {
+        agent
+            .log()
+            .contains("a proxy without a server; trying again until")
+    });
+    gate.change(|call, _| match call {
+        "poll" => answer(422, "{\"signal\":-1,\"msg\":\"the label is not allowed\"}"),
+        _ => Act::Pass,
+    });
+    eventually("the second reason is said", || {
+        agent
+            .log()
+            .contains("refused with 422: the label is not allowed")
+    });
+    assert!(agent.log().contains("failures so far"));
 }

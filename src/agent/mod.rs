@@ -13,6 +13,7 @@
 //! | `reporter` | when a report is sent, and what a failure means |
 //! | `thread_pool` | the threads that poll and run commands |
 //! | `backoff` | growing pauses between tries |
+//! | `failures` | failed calls in the log |
 //! | `token` | the agent's token, read again when it changes |
 //! | `shutdown` | TERM and INT end the agent, HUP reads the token again |
 //! | `command/` | one command: whether it is allowed, its start, its end |
@@ -41,6 +42,7 @@ mod attempt;
 mod backoff;
 mod batch;
 pub(crate) mod command;
+mod failures;
 mod orders;
 mod output;
 mod poll;

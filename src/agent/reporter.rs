@@ -16,11 +16,12 @@
 use super::attempt::lock;
 use super::backoff::Backoff;
 use super::batch::{Batch, Delivery, MAX_OUTPUT_BYTES, MIN_OUTPUT_BYTES};
+use super::failures::FailureLog;
 use super::shared::{Agent, Task};
 use super::state::Runnable;
-use crate::client::{CallError, Kind};
+use crate::client::CallError;
 use crate::wire::agent::{Done, Orders, Output, Taken};
-use log::{debug, warn};
+use log::{debug, info, warn};
 use serde_json::Value;
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
@@ -42,8 +43,8 @@ pub struct Reporter {
     max_room: usize,
     /// This many of the next requests are about one attempt only.
     singly: usize,
-    /// A failure has been logged, and no request has succeeded since.
-    failing: bool,
+    /// What was logged of failures.
+    failures: FailureLog,
 }
 
 /// Whether to send the next request at once, or after a pause.
@@ -128,7 +129,7 @@ impl Reporter {
             room: MAX_OUTPUT_BYTES,
             max_room: MAX_OUTPUT_BYTES,
             singly: 0,
-            failing: false,
+            failures: FailureLog::default(),
         }
     }
 
@@ -174,6 +175,10 @@ impl Reporter {
     fn send(&mut self, agent: &Arc<Agent>, batch: Batch) -> (Next, Vec<Runnable>) {
         self.singly = self.singly.saturating_sub(1);
         let instance = agent.state.instance();
+        let call = match batch.results.is_empty() {
+            true => "output",
+            false => "done",
+        };
         let Batch {
             pieces,
             results,
@@ -199,11 +204,16 @@ impl Reporter {
         };
         match answer {
             Ok(answer) => {
-                self.failing = false;
                 delivery.output_taken();
-                self.answered(agent, answer, &delivery)
+                let answered = self.answered(agent, answer, &delivery);
+                if answered.0 == Next::AfterPause {
+                    self.log_failure(call, "done: the server does not answer for all results");
+                } else if let Some(failures) = self.failures.succeeded(call) {
+                    info!("{call}: works again after {failures} failures");
+                }
+                answered
             }
-            Err(why) => (self.failed(agent, &why, &delivery), Vec::new()),
+            Err(why) => (self.failed(agent, call, &why, &delivery), Vec::new()),
         }
     }
 
@@ -234,7 +244,13 @@ impl Reporter {
     }
 
     /// Decides what a failure means.
-    fn failed(&mut self, agent: &Agent, why: &CallError, delivery: &Delivery) -> Next {
+    fn failed(
+        &mut self,
+        agent: &Agent,
+        call: &'static str,
+        why: &CallError,
+        delivery: &Delivery,
+    ) -> Next {
         if why.status() == Some(413) && self.room > MIN_OUTPUT_BYTES {
             self.room = (self.room / 2).max(MIN_OUTPUT_BYTES);
             self.max_room = self.room;
@@ -260,14 +276,14 @@ impl Reporter {
         if why.is_denied() {
             agent.token_reader.refused(&agent.client);
         }
-        // The poll loop logs that the server is unreachable or refuses the token.
-        let is_logged = matches!(why.kind, Kind::Unreachable(_)) || why.is_denied();
-        if !self.failing && !is_logged {
-            warn!("{why}; trying again");
-            self.failing = true;
-        } else {
-            debug!("{why}");
-        }
+        self.log_failure(call, &why.to_string());
         Next::AfterPause
+    }
+
+    fn log_failure(&mut self, call: &'static str, why: &str) {
+        match self.failures.failed(call, why, Instant::now()) {
+            Some(count) => warn!("{why}; trying again{count}"),
+            None => debug!("{why}"),
+        }
     }
 }
