@@ -130,7 +130,7 @@ mod tests {
     use crate::agent::attempt::Outcome;
     use crate::wire::agent::{Assignment, Stream};
     use crate::wire::task::ExecutionState;
-    use serde_json::Value;
+    use serde_json::value::RawValue;
 
     fn started(state: &AgentState, execution: &str) -> Arc<Attempt> {
         let job = Assignment {
@@ -140,7 +140,7 @@ mod tests {
             },
             task_id: "t".into(),
             task_name: "t".into(),
-            detail: Value::Null,
+            detail: RawValue::NULL.to_owned(),
         };
         state.accept(job, None).unwrap().attempt
     }

@@ -102,7 +102,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         info!("{summary}");
     }
     raise_file_limit(config.jobs);
-    let client = Client::new(&config.registry)?;
+    let client = Client::new(&config.registry)?.for_jobs(config.jobs);
     client.set_token(token);
     let agent = Arc::new(Agent {
         client,
@@ -111,6 +111,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         runner: Runner::new(config.policy.clone(), config.label.clone()),
         reporter: Mutex::new(Reporter::new()),
         token_reader: TokenReader::default(),
+        refused_orders: Mutex::default(),
         config,
     });
     let reporting = Arc::clone(&agent);

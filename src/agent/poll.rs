@@ -13,7 +13,7 @@ use crate::client::CallError;
 use crate::wire::agent::{Orders, Poll};
 use crate::wire::duration::TimeSpan;
 use log::{debug, info, warn};
-use serde_json::Value;
+use serde_json::value::RawValue;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -152,7 +152,7 @@ impl Agent {
     /// Handles an answer. Whether it changed anything, and a command for this thread to run.
     fn poll_answered(
         self: &Arc<Self>,
-        orders: Orders<Value>,
+        orders: Orders<Box<RawValue>>,
         polls: &mut PollLoop,
     ) -> (bool, Option<Runnable>) {
         if std::mem::take(&mut polls.health.is_down) {

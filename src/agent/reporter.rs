@@ -22,7 +22,7 @@ use super::state::Runnable;
 use crate::client::CallError;
 use crate::wire::agent::{Done, Orders, Output, Taken};
 use log::{debug, info, warn};
-use serde_json::Value;
+use serde_json::value::RawValue;
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -56,9 +56,9 @@ enum Next {
 
 /// The answer to a report.
 enum Answer {
-    ToOutput(Box<Orders<Value>>),
+    ToOutput(Box<Orders<Box<RawValue>>>),
     /// With the number of the poll by which the report asked for work, if it did.
-    ToResults(Taken<Value>, Option<u64>),
+    ToResults(Taken<Box<RawValue>>, Option<u64>),
 }
 
 /// The reporter's thread. Never returns.
@@ -232,6 +232,7 @@ impl Reporter {
                 for job in taken.start.into_iter().filter(|_| latest.is_some()) {
                     orders.extend(agent.state.accept(job, latest));
                 }
+                agent.log_refused_orders();
                 let is_complete = delivery.results_answered(&agent.state, &taken.results);
                 (is_complete, orders)
             }

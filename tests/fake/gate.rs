@@ -1,9 +1,10 @@
 //! What stands between an agent and its server: a proxy that refuses from the head, a slow link.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes the system keeps of what an agent sends: more would hide a slow reader.
 const RECEIVE_BUFFER_BYTES: usize = 4 << 10;
@@ -16,6 +17,8 @@ pub enum Act {
     Pass,
     /// Answers so and closes, without reading the body.
     Answer(String),
+    /// Reads the request and answers so.
+    Reply(String),
     /// Reads this many bytes a second, then passes the request on; cuts the connection after so long.
     Slow {
         rate: usize,
@@ -23,14 +26,29 @@ pub enum Act {
     },
 }
 
-/// A request: the call and the length of its body.
-pub type Request = (String, usize);
+/// A request: the call, the length of its body, and when it came.
+pub struct Request {
+    pub call: String,
+    pub length: usize,
+    pub at: Instant,
+}
+
 type Rule = dyn Fn(&str, usize) -> Act + Send + Sync;
 
 pub struct Gate {
     pub port: u16,
     rule: Arc<Mutex<Arc<Rule>>>,
     requests: Arc<Mutex<Vec<Request>>>,
+    /// The body of the latest request of each call that was replied to.
+    bodies: Arc<Mutex<HashMap<String, Vec<u8>>>>,
+}
+
+/// A reply with this status and body.
+pub fn reply(status: u16, body: &str) -> Act {
+    match answer(status, body) {
+        Act::Answer(answer) => Act::Reply(answer),
+        other => other,
+    }
 }
 
 /// An answer with this status and body.
@@ -50,12 +68,15 @@ impl Gate {
             port: listener.local_addr().unwrap().port(),
             rule: Arc::new(Mutex::new(Arc::new(rule))),
             requests: Arc::default(),
+            bodies: Arc::default(),
         };
         let (rule, requests) = (Arc::clone(&gate.rule), Arc::clone(&gate.requests));
+        let bodies = Arc::clone(&gate.bodies);
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let (rule, requests) = (Arc::clone(&rule), Arc::clone(&requests));
-                std::thread::spawn(move || carry(client, port, &rule, &requests));
+                let bodies = Arc::clone(&bodies);
+                std::thread::spawn(move || carry(client, port, &rule, &requests, &bodies));
             }
         });
         gate
@@ -69,8 +90,14 @@ impl Gate {
     /// The lengths of all requests of a call.
     pub fn lengths(&self, call: &str) -> Vec<usize> {
         let requests = self.requests.lock().unwrap();
-        let of_call = requests.iter().filter(|request| request.0 == call);
-        of_call.map(|request| request.1).collect()
+        let of_call = requests.iter().filter(|request| request.call == call);
+        of_call.map(|request| request.length).collect()
+    }
+
+    /// The latest body of a call that was replied to.
+    pub fn body(&self, call: &str) -> Option<serde_json::Value> {
+        let bodies = self.bodies.lock().unwrap();
+        Some(serde_json::from_slice(bodies.get(call)?).unwrap())
     }
 }
 
@@ -79,13 +106,18 @@ fn carry(
     port: u16,
     rule: &Mutex<Arc<Rule>>,
     requests: &Mutex<Vec<Request>>,
+    bodies: &Mutex<HashMap<String, Vec<u8>>>,
 ) -> Option<()> {
     loop {
         let head = head(&mut client)?;
         let text = String::from_utf8_lossy(&head).to_ascii_lowercase();
         let call = text.split(' ').nth(1)?.rsplit('/').next()?.to_owned();
         let length = length(&text);
-        requests.lock().unwrap().push((call.clone(), length));
+        requests.lock().unwrap().push(Request {
+            call: call.clone(),
+            length,
+            at: Instant::now(),
+        });
         let rule = Arc::clone(&rule.lock().unwrap());
         let mut body = vec![0; length];
         match rule(&call, length) {
@@ -95,8 +127,14 @@ fn carry(
                 // What was not read makes the system send a reset.
                 return None;
             }
+            Act::Reply(answer) => {
+                client.read_exact(&mut body).ok()?;
+                bodies.lock().unwrap().insert(call, body);
+                client.write_all(answer.as_bytes()).ok()?;
+                return client.shutdown(Shutdown::Both).ok();
+            }
             Act::Slow { rate, cut } => {
-                let begun = std::time::Instant::now();
+                let begun = Instant::now();
                 let mut read = 0;
                 while read < length {
                     if begun.elapsed() >= cut {

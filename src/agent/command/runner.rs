@@ -96,7 +96,7 @@ impl Runner {
 
     /// Spawns the process. The error says why that could not be done.
     fn spawn(&self, job: &mut Job, instance: &str, key: String) -> Result<Started, String> {
-        let mut detail: Detail = serde_json::from_value(job.detail.take()).map_err(|why| {
+        let mut detail: Detail = serde_json::from_str(job.detail.get()).map_err(|why| {
             let version = env!("CARGO_PKG_VERSION");
             format!("this agent (version {version}) does not understand the detail: {why}")
         })?;
