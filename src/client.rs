@@ -41,10 +41,14 @@ use ureq::http::HeaderValue;
 
 /// Time-out of making a connection. If it takes longer, the server is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time-out of a call that is answered at once.
+/// Time-out of a call that is answered at once: of the answer, once the request was sent, and of each part
+/// of both. Sending and receiving may take longer, as long as they go on.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time-out of a poll beyond the time it may be held: the time on the network.
-const POLL_SLACK: Duration = Duration::from_secs(5);
+/// The slowest link that a call goes on with, in bytes a second, on the average of the whole call.
+const MIN_RATE: u64 = 1 << 10;
+/// Time-out of a poll beyond the time it may be held: the time on the network, also while a report fills a
+/// slow link.
+const POLL_SLACK: Duration = Duration::from_secs(10);
 /// Time-out of a goodbye: it is optional, and the process is about to end.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Idle connections kept: one for the reporter, one to spare.
@@ -96,6 +100,9 @@ pub struct CallError {
 pub enum Kind {
     /// No answer came. Whether the server has read the request is not known.
     Unreachable(String),
+    /// The same, after the call had begun: the time was over, or the connection was cut. A shorter request
+    /// may succeed.
+    Interrupted(String),
     /// The server refused.
     Refused {
         /// The HTTP status.
@@ -120,7 +127,7 @@ impl CallError {
     pub fn status(&self) -> Option<u16> {
         match self.kind {
             Kind::Refused { status, .. } => Some(status),
-            Kind::Unreachable(_) | Kind::NotUnderstood(_) => None,
+            Kind::Unreachable(_) | Kind::Interrupted(_) | Kind::NotUnderstood(_) => None,
         }
     }
 
@@ -138,7 +145,7 @@ impl CallError {
                 413 => true,
                 _ => false,
             },
-            Kind::Unreachable(_) | Kind::NotUnderstood(_) => false,
+            Kind::Unreachable(_) | Kind::Interrupted(_) | Kind::NotUnderstood(_) => false,
         }
     }
 }
@@ -147,7 +154,7 @@ impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} to {}: ", self.call, self.url)?;
         match &self.kind {
-            Kind::Unreachable(why) => f.write_str(why),
+            Kind::Unreachable(why) | Kind::Interrupted(why) => f.write_str(why),
             Kind::Refused { status, msg, .. } => write!(f, "refused with {status}: {msg}"),
             Kind::NotUnderstood(why) => write!(f, "the answer is not understood: {why}"),
         }
@@ -247,7 +254,13 @@ impl Client {
         timeout: Duration,
         max_answer: u64,
     ) -> Result<(u16, Vec<u8>), Kind> {
-        let mut answer = self.request(url, timeout).send(body).map_err(unreachable)?;
+        let request = self.request(url, timeout);
+        let request = match timeout < CALL_TIMEOUT {
+            // The caller cannot wait for longer.
+            true => request,
+            false => with_patience(request, timeout, body.len() as u64 + max_answer),
+        };
+        let mut answer = request.send(body).map_err(unreachable)?;
         let status = answer.status().as_u16();
         let body = answer.body_mut();
         // With the length known it is allocated once, and not moved while it grows.
@@ -320,6 +333,23 @@ impl Client {
     }
 }
 
+/// Has a request go on as long as there is progress: sending and receiving wait for each part for `timeout`
+/// at most, and take as long as `bytes` take on the slowest link.
+fn with_patience(
+    request: ureq::RequestBuilder<ureq::typestate::WithBody>,
+    timeout: Duration,
+    bytes: u64,
+) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
+    let in_all = timeout + Duration::from_secs(bytes / MIN_RATE);
+    request
+        .config()
+        .timeout_global(Some(in_all))
+        .timeout_recv_response(Some(timeout))
+        .timeout_per_read(Some(timeout))
+        .timeout_per_write(Some(timeout))
+        .build()
+}
+
 /// The longest answer that hands out work to an agent with so many jobs, in bytes.
 fn work_answer(jobs: u32) -> u64 {
     let jobs = jobs.clamp(MIN_ANSWER_JOBS, MAX_ANSWER_JOBS);
@@ -349,6 +379,16 @@ const HINTS: [(&str, &str); 4] = [
 
 /// Why no answer came.
 fn unreachable(why: ureq::Error) -> Kind {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let is_interrupted = match &why {
+        ureq::Error::Timeout(reason) => {
+            !matches!(reason, ureq::Timeout::Resolve | ureq::Timeout::Connect)
+        }
+        ureq::Error::Io(why) => {
+            matches!(why.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+        }
+        _ => false,
+    };
     let mut text = match why {
         ureq::Error::Timeout(reason) => format!("no answer in time ({reason})"),
         ureq::Error::Io(why) => format!("unreachable: {why}"),
@@ -359,7 +399,10 @@ fn unreachable(why: ureq::Error) -> Kind {
     if let Some((_, hint)) = HINTS.iter().find(|(words, _)| text.contains(words)) {
         text.push_str(&format!(" ({hint})"));
     }
-    Kind::Unreachable(text)
+    match is_interrupted {
+        true => Kind::Interrupted(text),
+        false => Kind::Unreachable(text),
+    }
 }
 
 /// Status and body → the data of the answer, or what is wrong with it.

@@ -7,6 +7,7 @@ use fake::gate::{Act, Gate, answer};
 use fake::{Agent, Server, eventually};
 use serde_json::json;
 use sidebike::wire::task::ExecutionState;
+use std::time::{Duration, Instant};
 
 /// A command that prints so many bytes.
 fn prints(bytes: usize) -> serde_json::Value {
@@ -96,4 +97,61 @@ fn a_poll_that_fails_for_another_reason_says_so() {
             .contains("refused with 422: the label is not allowed")
     });
     assert!(agent.log().contains("failures so far"));
+}
+
+#[test]
+fn on_a_link_that_is_cut_again_and_again_reports_get_shorter() {
+    // About 60 KB in one request; a whole report has 175 KB.
+    let slow = |call: &str, _: usize| match call {
+        "done" | "output" => Act::Slow {
+            rate: 60_000,
+            cut: Duration::from_secs(1),
+        },
+        _ => Act::Pass,
+    };
+    let (server, gate, _agent) = behind(|call, _| match call {
+        "done" | "output" => answer(502, "nobody is there"),
+        _ => Act::Pass,
+    });
+    server.start("long", prints(120_000));
+    server.start("next", json!({"command": "true"}));
+    eventually("both have ended", || {
+        gate.lengths("done")
+            .last()
+            .is_some_and(|length| *length > 160_000)
+    });
+    gate.change(slow);
+    // The result without output does not wait for the output of the other.
+    let seen = server.wait(|seen| !seen.results("next").is_empty());
+    assert!(seen.results("long").is_empty());
+    drop(seen);
+    assert_eq!(server.result("long").stdout_bytes, 120_000);
+    assert_eq!(server.wait(|_| true).bytes("long"), 120_000);
+    assert!(gate.lengths("done").len() < 30);
+}
+
+#[test]
+fn a_report_may_take_longer_than_a_call_as_long_as_it_goes_on() {
+    const MAX_TIME: Duration = Duration::from_secs(60);
+    let (server, gate, agent) = behind(|call, _| match call {
+        "done" | "output" => Act::Slow {
+            rate: 4_500,
+            cut: MAX_TIME,
+        },
+        _ => Act::Pass,
+    });
+    let begun = Instant::now();
+    server.start("long", prints(125_000));
+    while server.wait(|_| true).bytes("long") < 125_000 {
+        assert!(begun.elapsed() < MAX_TIME, "{}", agent.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let took = begun.elapsed();
+    assert!(
+        took > Duration::from_secs(32),
+        "the link was not slow: {took:?}"
+    );
+    assert!(!agent.log().contains("trying again"), "{}", agent.log());
+    let lengths = [gate.lengths("done"), gate.lengths("output")].concat();
+    assert!(lengths[0] > 150_000, "{lengths:?}");
 }

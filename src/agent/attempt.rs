@@ -222,6 +222,12 @@ impl Attempt {
         inner.outcome.is_some() || !inner.output.is_taken()
     }
 
+    /// Whether it has ended and the server has all of its output.
+    pub fn has_only_a_result(&self) -> bool {
+        let inner = lock(&self.inner);
+        inner.outcome.is_some() && inner.output.is_taken()
+    }
+
     /// How many bytes of output are in memory.
     pub fn kept_bytes(&self) -> usize {
         lock(&self.inner).output.kept_bytes()

@@ -40,10 +40,19 @@ pub struct Delivery {
 
 impl Batch {
     /// The next report, with about `room` bytes of output: attempts that have ended come first, each with
-    /// its result if the rest of its output fits. With `single` it is about one attempt only.
+    /// its result if the rest of its output fits. With `single` it is about one attempt only. With less room
+    /// than usual, on a slow link, results that need no output go first and alone.
     pub fn collect(state: &AgentState, mut room: usize, single: bool) -> Self {
         let mut batch = Batch::default();
-        for attempt in state.unreported() {
+        let is_slow = room < MAX_OUTPUT_BYTES;
+        let mut unreported = state.unreported();
+        if is_slow {
+            unreported.sort_by_key(|attempt| !attempt.has_only_a_result());
+        }
+        for attempt in unreported {
+            if is_slow && !batch.results.is_empty() && !attempt.has_only_a_result() {
+                break;
+            }
             if room <= PIECE_OVERHEAD + RESULT_OVERHEAD {
                 break;
             }
@@ -183,6 +192,21 @@ mod tests {
             Batch::collect(&state, MAX_OUTPUT_BYTES, true).results.len(),
             1
         );
+    }
+
+    #[test]
+    fn on_a_slow_link_results_without_output_go_first() {
+        let state = AgentState::new("i".into(), 4);
+        let (chatty, silent) = (started(&state, "chatty"), started(&state, "silent"));
+        chatty.append(Stream::Stdout, b"x");
+        end(&state, &chatty);
+        end(&state, &silent);
+        let first = Batch::collect(&state, MAX_OUTPUT_BYTES / 2, false);
+        assert!(first.pieces.is_empty() && first.results.len() == 1);
+        assert_eq!(first.results[0].id, silent.id);
+        state.delivered(&silent.id);
+        let second = Batch::collect(&state, MAX_OUTPUT_BYTES / 2, false);
+        assert_eq!((second.pieces.len(), second.results.len()), (1, 1));
     }
 
     #[test]

@@ -9,7 +9,9 @@
 //! Nothing is dropped from the state before the server has answered, so a lost request is repeated by
 //! collecting its content again. While the server is away the pauses grow; a poll that succeeds ends them.
 //!
-//! A report that is too long for a proxy (413) is halved, and stays so. A request that the server will
+//! On a slow link a long report may never arrive. After a time-out the next one is half as long, after a
+//! success twice as long, and results that need no output go first. A report that is too long for a proxy
+//! (413) is halved, and stays so. A request that the server will
 //! never take must not block the others. Its attempts are reported one by
 //! one; if that is refused as well, first the output is given up, then the result.
 
@@ -19,7 +21,7 @@ use super::batch::{Batch, Delivery, MAX_OUTPUT_BYTES, MIN_OUTPUT_BYTES};
 use super::failures::FailureLog;
 use super::shared::{Agent, Task};
 use super::state::Runnable;
-use crate::client::CallError;
+use crate::client::{CallError, Kind};
 use crate::wire::agent::{Done, Orders, Output, Taken};
 use log::{debug, info, warn};
 use serde_json::value::RawValue;
@@ -205,6 +207,7 @@ impl Reporter {
         match answer {
             Ok(answer) => {
                 delivery.output_taken();
+                self.room = (self.room * 2).min(self.max_room);
                 let answered = self.answered(agent, answer, &delivery);
                 if answered.0 == Next::AfterPause {
                     self.log_failure(call, "done: the server does not answer for all results");
@@ -252,6 +255,9 @@ impl Reporter {
         why: &CallError,
         delivery: &Delivery,
     ) -> Next {
+        if matches!(why.kind, Kind::Interrupted(_)) {
+            self.room = (self.room / 2).max(MIN_OUTPUT_BYTES);
+        }
         if why.status() == Some(413) && self.room > MIN_OUTPUT_BYTES {
             self.room = (self.room / 2).max(MIN_OUTPUT_BYTES);
             self.max_room = self.room;
