@@ -122,15 +122,10 @@ impl Agent {
     }
 
     /// Returns the attempt that gets the slot next.
-    fn run_to_end(
-        &self,
-        attempt: &Attempt,
-        mut job: Job,
-        waker: Option<&Waker>,
-    ) -> Option<Runnable> {
+    fn run_to_end(&self, attempt: &Attempt, job: Job, waker: Option<&Waker>) -> Option<Runnable> {
         let id = &attempt.id;
         let run = move || {
-            let started = self.runner.start(&self.state, attempt, &mut job, waker);
+            let started = self.runner.start(&self.state, attempt, &job, waker);
             // Log after the start: writing the line would delay it.
             info!(
                 "{} (attempt {}): starting, task {:?}",

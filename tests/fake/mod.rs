@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod gate;
+pub mod shim;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
