@@ -191,3 +191,28 @@ fn a_token_is_masked_in_one_pass() {
     assert!(took.as_secs() < 5, "{took:?}");
     assert!(!agent.log().contains(TOKEN));
 }
+
+#[test]
+fn output_that_the_server_has_taken_does_not_fill_the_agent() {
+    // Together more than the 64 MiB at which an agent takes no more work.
+    const COMMANDS: usize = 140;
+    // As much as is kept of the beginning of a stream.
+    const BYTES: usize = 256 << 10;
+    let server = Server::new();
+    let _agent = Agent::start(&server, &["--jobs", "200"], &[]);
+    server.until(|seen| !seen.polls.is_empty());
+    let line = format!("head -c {BYTES} /dev/zero; head -c {BYTES} /dev/zero >&2; sleep 300");
+    let names: Vec<String> = (0..COMMANDS).map(|n| format!("x.{n}")).collect();
+    for name in &names {
+        server.start(name, json!({"command": line}));
+    }
+    for name in &names {
+        server.until(|seen| seen.bytes(name) == 2 * BYTES as u64);
+    }
+    let polls = server.wait(|_| true).polls.len();
+    server.start("next", json!({"argv": ["true"]}));
+    server.result("next");
+    let seen = server.wait(|seen| seen.polls.len() > polls);
+    let last = seen.polls.last().unwrap();
+    assert!(last.holds.len() >= COMMANDS && !last.draining);
+}
