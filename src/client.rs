@@ -55,9 +55,8 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE_CONNECTIONS: usize = 2;
 /// The age from which an idle connection is not used again: servers and proxies close theirs as well.
 const IDLE_AGE: Duration = Duration::from_secs(10);
-/// Each buffer of a connection, in bytes: an order or a result fits in a fraction of it. To clear ureq's
-/// 128 KiB for every new connection took longer than the rest of a poll.
-const BUFFER_BYTES: usize = 16 << 10;
+/// The longest head of an answer, in bytes.
+const MAX_HEAD: usize = 64 << 10;
 /// How much of an answer that hands out work is for each job, in bytes: a server reads a task of 1 MiB.
 const ANSWER_PER_JOB: u64 = 1 << 20;
 /// For how many jobs at most an answer may be so long, and for how many at least. While it is read, an
@@ -172,8 +171,10 @@ impl Client {
             .user_agent(concat!("sidebike/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(Some(CALL_TIMEOUT))
-            .input_buffer_size(BUFFER_BYTES)
-            .output_buffer_size(BUFFER_BYTES)
+            .max_response_header_size(MAX_HEAD)
+            // Of connections with TLS or through a proxy; others have buffers that grow.
+            .input_buffer_size(connections::MAX_INPUT_BYTES)
+            .output_buffer_size(connections::BUFFER_BYTES)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .max_idle_connections(IDLE_CONNECTIONS)
@@ -380,6 +381,9 @@ const HINTS: [(&str, &str); 4] = [
 /// Why no answer came.
 fn unreachable(why: ureq::Error) -> Kind {
     use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    if let ureq::Error::LargeResponseHeader(_, max) = why {
+        return Kind::NotUnderstood(format!("its head is longer than {max} bytes"));
+    }
     let is_interrupted = match &why {
         ureq::Error::Timeout(reason) => {
             !matches!(reason, ureq::Timeout::Resolve | ureq::Timeout::Connect)

@@ -28,6 +28,11 @@ const TIMEOUT_SLACK: Duration = Duration::from_secs(1);
 /// Bytes that the system keeps of what is being sent; Linux doubles it. With more, all of a report would be
 /// in the system at once, and nobody could tell a slow link, on which it goes on, from a dead one.
 const SEND_BUFFER_BYTES: usize = 16 << 10;
+/// Each buffer of a connection at first, in bytes: an order or a result fits in a fraction of it. To clear
+/// ureq's 128 KiB for every new connection took longer than the rest of a poll.
+pub const BUFFER_BYTES: usize = 16 << 10;
+/// The largest buffer for what is received, in bytes: larger than the longest head, which is an error then.
+pub const MAX_INPUT_BYTES: usize = 128 << 10;
 /// The least time for one address of several: a shorter one could not succeed.
 const MIN_CONNECT_TIMEOUT: Duration = Duration::from_millis(10);
 
@@ -56,13 +61,10 @@ impl Connector for Connections {
         stream.set_nodelay(true)?;
         // Without it the connection works as well; only a slow link is given up too soon.
         let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES);
-        let (input, output) = (
-            details.config.input_buffer_size(),
-            details.config.output_buffer_size(),
-        );
         let connection = Connection {
             stream,
-            buffers: LazyBuffers::new(input, output),
+            buffers: LazyBuffers::new(BUFFER_BYTES, BUFFER_BYTES),
+            input_bytes: BUFFER_BYTES,
             unsent: Vec::new(),
             is_encrypted: details.needs_tls(),
             is_cut: false,
@@ -112,6 +114,8 @@ fn as_timeout(why: io::Error, timeout: &NextTimeout) -> Error {
 struct Connection {
     stream: TcpStream,
     buffers: LazyBuffers,
+    /// The size of the buffer for what is received.
+    input_bytes: usize,
     /// Bytes to be sent when the answer is awaited.
     unsent: Vec<u8>,
     /// The bytes are those of TLS: what has come need not be an answer.
@@ -165,6 +169,18 @@ impl Connection {
         Ok(())
     }
 
+    /// Makes room in the buffer for what is received, if it is full: the head of an answer is parsed as a whole.
+    fn grow_input(&mut self) {
+        if !self.buffers.input_append_buf().is_empty() || self.input_bytes >= MAX_INPUT_BYTES {
+            return;
+        }
+        let received = self.buffers.input().to_vec();
+        self.input_bytes *= 2;
+        self.buffers = LazyBuffers::new(self.input_bytes, BUFFER_BYTES);
+        self.buffers.input_append_buf()[..received.len()].copy_from_slice(&received);
+        self.buffers.input_appended(received.len());
+    }
+
     /// Whether the peer has sent something that was not read.
     fn has_input(&self) -> bool {
         let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
@@ -207,6 +223,7 @@ impl Transport for Connection {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         self.send(timeout)?;
+        self.grow_input();
         let timeout = timeout.for_read();
         if let Some(wanted) = changed_timeout(&timeout, &mut self.read_timeout) {
             self.stream.set_read_timeout(wanted)?;

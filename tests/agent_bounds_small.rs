@@ -1,0 +1,120 @@
+//! Small things that went wrong on bad machines and behind bad servers.
+#![cfg(feature = "agent")]
+
+mod fake;
+
+use fake::gate::{Act, Gate, reply};
+use fake::{Agent, Server, alive, eventually};
+use serde_json::json;
+use sidebike::wire::agent::Stream;
+use sidebike::wire::task::ExecutionState;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+#[test]
+fn the_words_of_a_server_are_one_line_of_the_log() {
+    let server = Server::new();
+    let msg = "no\\r\\n2026-01-01T00:00:00Z INFO  forged\\u001b[31mred\\u2028\\u202eback";
+    let body = format!("{{\"signal\":-1,\"msg\":\"{msg}\"}}");
+    let gate = Gate::new(server.port, move |_, _| reply(422, &body));
+    let agent = Agent::start_behind(&gate, &[], &[]);
+    eventually("it is said", || agent.log().contains("refused with 422"));
+    let log = agent.log();
+    let line = log.lines().find(|line| line.contains("refused with 422"));
+    let line = line.unwrap();
+    assert!(
+        line.contains(r"no\r\n2026-01-01T00:00:00Z INFO  forged\u{1b}[31mred\u{2028}\u{202e}back"),
+        "{line}"
+    );
+    assert!(
+        !log.contains(['\u{1b}', '\r', '\u{2028}', '\u{202e}']),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_long_head_of_an_answer_is_read_and_one_that_is_too_long_is_named() {
+    let server = Server::new();
+    let polls = AtomicUsize::new(0);
+    let order = json!({"signal": 1, "msg": "", "data": {"start": [{
+        "execution": "x", "attempt": 1, "taskId": "t", "taskName": "n", "detail": {"command": "echo hi"}
+    }]}})
+    .to_string();
+    let gate = Gate::new(server.port, move |call, _| {
+        let length = match (
+            call,
+            polls.fetch_add(usize::from(call == "poll"), Ordering::SeqCst),
+        ) {
+            ("poll", 0) => 50_000,
+            ("poll", 1) => 100_000,
+            _ => return Act::Pass,
+        };
+        Act::Reply(format!(
+            "HTTP/1.1 200 X\r\nx-long: {}\r\ncontent-length: {}\r\n\r\n{order}",
+            "h".repeat(length),
+            order.len()
+        ))
+    });
+    let agent = Agent::start_behind(&gate, &[], &[]);
+    assert_eq!(server.result("x").state, ExecutionState::Succeeded);
+    eventually("it is said", || {
+        agent.log().contains("its head is longer than 65536 bytes")
+    });
+}
+
+/// The time of the processor that a process has used.
+fn cpu(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat
+        .rsplit_once(") ")
+        .unwrap()
+        .1
+        .split(' ')
+        .skip(11)
+        .take(2);
+    let ticks: u64 = fields.map(|field| field.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+#[test]
+fn a_process_left_behind_that_writes_without_end_costs_little() {
+    let server = Server::new();
+    let agent = Agent::start(&server, &[], &[]);
+    server.start("x", json!({"command": "yes & echo $! >&2"}));
+    server.result("x");
+    let pid: i32 = server.text("x", Stream::Stderr).trim().parse().unwrap();
+    let (begun, before) = (std::time::Instant::now(), cpu(agent.id()) + cpu(pid as u32));
+    while begun.elapsed() < Duration::from_secs(2) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let used = cpu(agent.id()) + cpu(pid as u32) - before;
+    assert!(alive(pid), "its pipe is read");
+    assert!(used < begun.elapsed() / 10, "{used:?}");
+    fake::kill(pid);
+}
+
+#[test]
+fn without_dev_and_with_closed_streams_an_agent_starts() {
+    let hide = "mount -t tmpfs none /dev && exec \"$@\" <&- >&-";
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", hide, "sh"]);
+        command
+    };
+    if !unshare()
+        .arg("true")
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        eprintln!("skipped: this user cannot mount");
+        return;
+    }
+    let server = Server::new();
+    let mut agent = Agent::start_by(unshare(), &server);
+    server.start("x", json!({"command": "cat; echo hi"}));
+    assert_eq!(server.result("x").state, ExecutionState::Succeeded);
+    assert_eq!(server.text("x", Stream::Stdout), "hi\n");
+    agent.signal("TERM");
+    assert_eq!(agent.wait(), Some(0));
+}
