@@ -118,3 +118,34 @@ fn without_dev_and_with_closed_streams_an_agent_starts() {
     agent.signal("TERM");
     assert_eq!(agent.wait(), Some(0));
 }
+
+#[test]
+fn what_handles_the_output_of_a_command_may_write_the_last_of_it() {
+    let server = Server::new();
+    let _agent = Agent::start(&server, &["--jobs", "8"], &[]);
+    let slow = |name: &str| format!("exec > >(sleep 0.03; cat; echo {name} >&2); echo hi");
+    let names: Vec<String> = (0..16).map(|n| format!("x.{n}")).collect();
+    for name in &names {
+        server.start(name, json!({"argv": ["bash", "-c", slow(name)]}));
+    }
+    for name in &names {
+        let result = server.result(name);
+        assert_eq!(result.state, ExecutionState::Succeeded, "{result:?}");
+        assert_eq!(server.text(name, Stream::Stdout), "hi\n", "{name}");
+        assert_eq!(server.text(name, Stream::Stderr), format!("{name}\n"));
+    }
+}
+
+#[test]
+fn a_process_left_behind_delays_the_result_by_little() {
+    let server = Server::new();
+    let _agent = Agent::start(&server, &[], &[]);
+    let begun = std::time::Instant::now();
+    server.start("x", json!({"command": "sleep 300 & echo $!"}));
+    let result = server.result("x");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert_eq!(result.state, ExecutionState::Succeeded, "{result:?}");
+    let pid = server.numbers("x")[0];
+    assert!(alive(pid));
+    fake::kill(pid);
+}

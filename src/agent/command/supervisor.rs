@@ -32,6 +32,10 @@ const FIRST_READ_BYTES: usize = 2 * 1024;
 /// How long output waits before the reporter is told of it. A small command has ended by then, and its
 /// output is sent together with its result.
 const SETTLE: Duration = Duration::from_millis(10);
+/// How long a pipe that is still open when the command has ended is read. What the command started to handle
+/// its output, as with `exec > >(tee log)`, writes the last of it now. A process that stays in the background
+/// delays the result by this much.
+const LAST_OUTPUT: Duration = Duration::from_millis(100);
 /// How often a system without pidfd is asked whether the leader has ended.
 const EXIT_LOOK: Duration = Duration::from_millis(20);
 /// The longest time between TERM and KILL when the agent shuts down.
@@ -100,6 +104,8 @@ pub struct Supervisor<'a> {
     pidfd: Option<OwnedFd>,
     /// The leader has ended.
     leader_ended: bool,
+    /// When the leader ended by itself while a pipe was still open.
+    ended_at: Option<Instant>,
     ending: Option<Ending>,
     /// The leader's status, once it has been reaped.
     exit: Option<ExitStatus>,
@@ -159,6 +165,7 @@ impl<'a> Supervisor<'a> {
             stderr: child.stderr.take().map(|pipe| nonblocking(pipe.into())),
             pidfd: pidfd_open(group, PidfdFlags::empty()).ok(),
             leader_ended: false,
+            ended_at: None,
             child,
             ending: None,
             exit: None,
@@ -229,10 +236,11 @@ impl<'a> Supervisor<'a> {
     fn next_wakeup(&self) -> Option<Duration> {
         let now = Instant::now();
         let until = |at: Instant| at.saturating_duration_since(now);
-        let deadline = match (&self.ending, self.limits.timeout) {
-            (Some(ending), _) => Some(ending.termination.next_step()),
-            (None, Some(timeout)) => Some(self.started + Duration::from(timeout)),
-            (None, None) => None,
+        let deadline = match (&self.ending, self.ended_at, self.limits.timeout) {
+            (Some(ending), _, _) => Some(ending.termination.next_step()),
+            (None, Some(at), _) => Some(at + LAST_OUTPUT),
+            (None, None, Some(timeout)) => Some(self.started + Duration::from(timeout)),
+            (None, None, None) => None,
         };
         let exit_look = (!self.leader_ended && self.pidfd.is_none()).then_some(EXIT_LOOK);
         let announce = self.unannounced.map(|came| until(came + SETTLE));
@@ -296,7 +304,13 @@ impl<'a> Supervisor<'a> {
         let now = Instant::now();
         if self.notice_exit() {
             let Some(ending) = &mut self.ending else {
-                return Some(self.ended_by_itself());
+                self.read_what_is_there();
+                if !self.has_open_pipe() {
+                    return Some(self.ended_by_itself(now));
+                }
+                self.stdin = None;
+                self.ended_at = Some(now);
+                return None;
             };
             ending.termination.look_now(now);
             if !ProcessTable::is_available() {
@@ -305,6 +319,10 @@ impl<'a> Supervisor<'a> {
             }
         }
         self.announce_output(now);
+        if let Some(at) = self.ended_at {
+            let is_over = now >= at + LAST_OUTPUT || !self.has_open_pipe();
+            return is_over.then(|| self.ended_by_itself(at));
+        }
         if self.ending.is_none() {
             if let Some(reason) = self.attempt.stop_reason() {
                 let grace = match reason {
@@ -383,10 +401,11 @@ impl<'a> Supervisor<'a> {
             self.guard.remove(&self.key);
             self.reap();
         }
-        Some(self.outcome(state, msg))
+        Some(self.outcome(state, msg, Instant::now()))
     }
 
-    fn ended_by_itself(&mut self) -> Outcome {
+    /// The outcome of a command that ended `at` that time.
+    fn ended_by_itself(&mut self, at: Instant) -> Outcome {
         self.read_the_rest();
         self.attempt.release_processes();
         self.guard.remove(&self.key);
@@ -406,13 +425,31 @@ impl<'a> Supervisor<'a> {
                 "ended without an exit code or a signal".into(),
             ),
         };
-        self.outcome(state, msg)
+        self.outcome(state, msg, at)
     }
 
-    /// Reads what is in the pipes now, and nothing that is written later. Pipes that a background process
-    /// holds open are drained elsewhere.
+    /// Whether a process still holds the other end of a pipe.
+    fn has_open_pipe(&self) -> bool {
+        let mut pipes = [&self.stdout, &self.stderr].into_iter().flatten();
+        pipes.any(is_still_open)
+    }
+
+    /// Reads what is in the pipes now. Pipes that a background process holds open are drained elsewhere.
     fn read_the_rest(&mut self) {
+        self.read_what_is_there();
         self.stdin = None;
+        for pipe in [self.stdout.take(), self.stderr.take()]
+            .into_iter()
+            .flatten()
+        {
+            if is_still_open(&pipe) {
+                self.orphaned_pipes.add(pipe);
+            }
+        }
+    }
+
+    /// Reads what is in the pipes now, and nothing that is written later.
+    fn read_what_is_there(&mut self) {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let pipe = match stream {
                 Stream::Stdout => self.stdout.as_ref(),
@@ -427,18 +464,9 @@ impl<'a> Supervisor<'a> {
                 }
             }
         }
-        for pipe in [self.stdout.take(), self.stderr.take()]
-            .into_iter()
-            .flatten()
-        {
-            if is_still_open(&pipe) {
-                self.orphaned_pipes.add(pipe);
-            }
-        }
     }
 
-    fn outcome(&self, state: ExecutionState, msg: String) -> Outcome {
-        let at = Instant::now();
+    fn outcome(&self, state: ExecutionState, msg: String, at: Instant) -> Outcome {
         let signal = self.exit.and_then(|exit| exit.signal());
         Outcome {
             state,
