@@ -149,3 +149,53 @@ fn a_process_left_behind_delays_the_result_by_little() {
     assert!(alive(pid));
     fake::kill(pid);
 }
+
+/// A command that the agent's user may not signal stands for one that hangs in the kernel.
+#[test]
+fn a_command_that_survives_kill_is_named_and_reaped_later() {
+    const NOBODY: &str = "65534";
+    let setpriv = Command::new("sh")
+        .args(["-c", "command -v setpriv"])
+        .output();
+    let setpriv = setpriv.map(|found| String::from_utf8(found.stdout).unwrap());
+    let setpriv = setpriv.unwrap_or_default().trim().to_owned();
+    if !rustix::process::geteuid().is_root() || setpriv.is_empty() {
+        eprintln!("skipped: needs root and setpriv");
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("sidebike-survivor-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let as_root = folder.join("as-root").display().to_string();
+    std::fs::copy(&setpriv, &as_root).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o4755);
+    std::fs::set_permissions(&as_root, mode).unwrap();
+    let mut starter = Command::new(&setpriv);
+    starter.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]);
+    let server = Server::new();
+    let _agent = Agent::start_by(starter, &server);
+    let argv = [
+        &as_root,
+        "--reuid",
+        "0",
+        "sh",
+        "-c",
+        "echo $$; exec sleep 5",
+    ];
+    server.start("x", json!({"argv": argv, "killGrace": 0}));
+    server.until(|seen| seen.numbers("x").len() == 1);
+    let pid = server.numbers("x")[0];
+    server.cancel("x");
+    let result = server.result("x");
+    assert_eq!(
+        (result.state, &result.signal),
+        (ExecutionState::Canceled, &None)
+    );
+    let named = format!("could not be ended: sleep (process {pid})");
+    assert!(result.msg.contains(&named), "{result:?}");
+    assert!(alive(pid));
+    // It ends by itself, and is no zombie then.
+    eventually("it is reaped", || {
+        !std::path::Path::new(&format!("/proc/{pid}")).exists()
+    });
+    std::fs::remove_dir_all(folder).unwrap();
+}

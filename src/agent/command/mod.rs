@@ -8,6 +8,7 @@
 //! | `policy` | what the owner of this machine allows |
 //! | `supervisor` | output, input, time-out and end of a command that runs |
 //! | `orphaned_pipes` | the pipes of background processes that outlive their command |
+//! | `survivors` | reaping commands that survived KILL |
 
 mod lookup;
 mod orphaned_pipes;
@@ -15,3 +16,4 @@ pub(crate) mod path_lookup;
 pub(super) mod policy;
 pub(super) mod runner;
 pub(super) mod supervisor;
+mod survivors;

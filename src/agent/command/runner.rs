@@ -11,6 +11,7 @@ use super::orphaned_pipes::OrphanedPipes;
 use super::path_lookup;
 use super::policy;
 use super::supervisor::{Limits, Started, Supervisor};
+use super::survivors::Survivors;
 use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::backoff::random_id;
 use crate::agent::processes::guard::Guard;
@@ -40,19 +41,22 @@ pub struct Runner {
     label: String,
     /// Whether each command needs a session of its own, or it could use the terminal of the agent.
     needs_session: bool,
-    guard: Guard,
+    guard: Arc<Guard>,
     orphaned_pipes: OrphanedPipes,
+    survivors: Survivors,
 }
 
 impl Runner {
     /// Also starts the guard.
     pub fn new(policy: CommandPolicy, label: String) -> Self {
+        let guard = Arc::new(Guard::start());
         Runner {
             policy,
             label,
             needs_session: inheritance::has_terminal(),
-            guard: Guard::start(),
+            guard: Arc::clone(&guard),
             orphaned_pipes: OrphanedPipes::new(),
+            survivors: Survivors::new(guard),
         }
     }
 
@@ -92,6 +96,7 @@ impl Runner {
             attempt,
             &self.guard,
             &self.orphaned_pipes,
+            &self.survivors,
             waker,
             started,
         ))

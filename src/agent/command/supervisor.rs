@@ -7,6 +7,7 @@
 //! one.
 
 use super::orphaned_pipes::OrphanedPipes;
+use super::survivors::Survivors;
 use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::processes::attempt_processes::AttemptProcesses;
 use crate::agent::processes::guard::Guard;
@@ -89,9 +90,10 @@ pub struct Supervisor<'a> {
     attempt: &'a Attempt,
     guard: &'a Guard,
     orphaned_pipes: &'a OrphanedPipes,
+    survivors: &'a Survivors,
     waker: &'a Waker,
-    /// The leader of the group.
-    child: Child,
+    /// The leader of the group; none once it was given to the survivors.
+    child: Option<Child>,
     group: Pid,
     /// The key of the attempt.
     key: String,
@@ -131,6 +133,7 @@ impl<'a> Supervisor<'a> {
         attempt: &'a Attempt,
         guard: &'a Guard,
         orphaned_pipes: &'a OrphanedPipes,
+        survivors: &'a Survivors,
         waker: &'a Waker,
         started: Started,
     ) -> Self {
@@ -151,6 +154,7 @@ impl<'a> Supervisor<'a> {
             attempt,
             guard,
             orphaned_pipes,
+            survivors,
             waker,
             group,
             key,
@@ -166,7 +170,7 @@ impl<'a> Supervisor<'a> {
             pidfd: pidfd_open(group, PidfdFlags::empty()).ok(),
             leader_ended: false,
             ended_at: None,
-            child,
+            child: Some(child),
             ending: None,
             exit: None,
             unannounced: None,
@@ -362,10 +366,10 @@ impl<'a> Supervisor<'a> {
     }
 
     fn reap(&mut self) {
-        if self.exit.is_some() {
+        let Some(child) = self.child.as_mut().filter(|_| self.exit.is_none()) else {
             return;
-        }
-        self.exit = Some(self.child.wait().unwrap_or_else(|why| {
+        };
+        self.exit = Some(child.wait().unwrap_or_else(|why| {
             warn!("the exit code of a command is lost: {why}");
             ExitStatus::from_raw(0xff00)
         }));
@@ -400,6 +404,8 @@ impl<'a> Supervisor<'a> {
         if self.leader_ended {
             self.guard.remove(&self.key);
             self.reap();
+        } else if let Some(child) = self.child.take() {
+            self.survivors.add(child, self.key.clone());
         }
         Some(self.outcome(state, msg, Instant::now()))
     }
