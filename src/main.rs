@@ -82,7 +82,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let program = CommandLine::parse_or_exit().program;
-    start_log(default_log(&program));
+    start_log(&program);
     match program {
         #[cfg(feature = "server")]
         Program::Server(args) => with_settings(args.checked(), sidebike::server::run),
@@ -149,9 +149,14 @@ fn default_log(program: &Program) -> &'static str {
 }
 
 /// One line per record on stderr: time, level, module, text.
-fn start_log(default: &str) {
-    let filter = env_logger::Env::default().default_filter_or(default);
+fn start_log(program: &Program) {
+    let filter = env_logger::Env::default().default_filter_or(default_log(program));
     let mut log = env_logger::Builder::from_env(filter);
+    #[cfg(feature = "agent")]
+    if matches!(program, Program::Agent(_)) {
+        let writer = sidebike::agent::log_writer::LogWriter::default();
+        log.target(env_logger::Target::Pipe(Box::new(writer)));
+    }
     log.format(|out, record| {
         let time = humantime::format_rfc3339_millis(SystemTime::now());
         writeln!(

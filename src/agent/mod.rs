@@ -14,6 +14,7 @@
 //! | `thread_pool` | the threads that poll and run commands |
 //! | `backoff` | growing pauses between tries |
 //! | `failures` | failed calls in the log |
+//! | `log_writer` | the log does not wait for its reader |
 //! | `token` | the agent's token, read again when it changes |
 //! | `shutdown` | TERM and INT end the agent, HUP reads the token again |
 //! | `command/` | one command: whether it is allowed, its start, its end |
@@ -43,6 +44,7 @@ mod backoff;
 mod batch;
 pub(crate) mod command;
 mod failures;
+pub mod log_writer;
 mod orders;
 mod output;
 mod poll;

@@ -269,13 +269,13 @@ impl Reporter {
                 warn!("{why}; reporting the commands one by one");
                 self.singly = delivery.attempts();
             } else if delivery.has_output() {
-                warn!("{why}; giving up a piece of output");
                 delivery.output_taken();
+                warn!("{why}; giving up a piece of output");
             } else {
                 for id in delivery.results() {
                     let (execution, attempt) = (&id.execution, id.attempt);
-                    warn!("{why}; giving up the result of {execution} (attempt {attempt})");
                     agent.state.delivered(id);
+                    warn!("{why}; giving up the result of {execution} (attempt {attempt})");
                 }
             }
             return Next::AtOnce;
