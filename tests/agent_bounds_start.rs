@@ -4,7 +4,7 @@
 mod fake;
 
 use fake::shim::Shim;
-use fake::{Agent, Server, eventually};
+use fake::{Agent, Server, alive, eventually};
 use serde_json::json;
 use sidebike::wire::task::ExecutionState;
 use std::path::Path;
@@ -83,4 +83,68 @@ fn a_workspace_that_hangs_is_left_alone() {
     assert_eq!(agent.wait(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5));
     assert_eq!(server.result("shut-down").state, ExecutionState::Canceled);
+}
+
+/// Executing a program takes a second: until then its process has not got the key of the attempt. The agent
+/// waits for it for longer than that.
+const SLOW_EXEC: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
+                 const posix_spawnattr_t *attributes, char *const argv[], char *const envp[]) {
+    int (*real)(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
+                char *const[], char *const[]) = dlsym(RTLD_NEXT, "posix_spawnp");
+    const char *variable = "SIDEBIKE_KEY=", *line = "sleep 1; export SIDEBIKE_KEY=$0; exec \"$@\"";
+    char *env[4096], *args[64] = {"sh", "-c", (char *)line}, path[4096], begun[4096], *key = NULL;
+    int n = 0, m = 5;
+    for (int i = 0; envp[i] && n < 4095; i++)
+        if (strncmp(envp[i], variable, strlen(variable)) == 0) key = envp[i] + strlen(variable);
+        else env[n++] = envp[i];
+    env[n] = NULL;
+    if (!key) return real(pid, file, actions, attributes, argv, envp);
+    args[3] = key;
+    args[4] = (char *)file;
+    for (int i = 1; argv[i] && m < 63; i++) args[m++] = argv[i];
+    args[m] = NULL;
+    int failed = real(pid, "/bin/sh", actions, attributes, args, env);
+    snprintf(path, sizeof path, "%s/begun", getenv("SHIM"));
+    snprintf(begun, sizeof begun, "%s/begun.new", getenv("SHIM"));
+    FILE *mark = fopen(begun, "w");
+    fprintf(mark, "%d", *pid);
+    fclose(mark);
+    rename(begun, path);
+    sleep(30);
+    return failed;
+}
+"#;
+
+#[test]
+fn a_command_that_is_being_started_ends_with_its_agent() {
+    let Some(shim) = Shim::new("slow-exec", SLOW_EXEC) else {
+        return;
+    };
+    for signals in [&["KILL"][..], &["TERM", "TERM"]] {
+        let server = Server::new();
+        let mut agent = agent(&server, &shim, &[]);
+        server.start("x", json!({"argv": ["sleep", "300"]}));
+        let mark = shim.path("begun");
+        eventually("the start has begun", || Path::new(&mark).exists());
+        let pid: i32 = std::fs::read_to_string(&mark).unwrap().parse().unwrap();
+        std::fs::remove_file(&mark).unwrap();
+        for (n, signal) in signals.iter().enumerate() {
+            if n > 0 {
+                server.until(|seen| seen.polls.last().is_some_and(|poll| poll.draining));
+                std::thread::sleep(Duration::from_millis(150)); // two signals at once are one
+            }
+            agent.signal(signal);
+        }
+        agent.wait();
+        assert!(alive(pid), "the agent ended while it was being started");
+        eventually("it is dead", || !alive(pid));
+    }
 }
