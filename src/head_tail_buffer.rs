@@ -71,6 +71,12 @@ impl HeadTailBuffer {
         let data = &data[data.len().saturating_sub(TAIL_BYTES)..];
         let excess = (self.tail.len() + data.len()).saturating_sub(TAIL_BYTES);
         self.tail.drain(..excess);
+        let needed = self.tail.len() + data.len();
+        if needed > self.tail.capacity() {
+            // Not more than ever is needed: doubled once more it would take a third more for nothing.
+            let wanted = needed.max(2 * self.tail.capacity()).min(TAIL_BYTES);
+            self.tail.reserve_exact(wanted - self.tail.len());
+        }
         self.tail.extend(data);
         self.tail_start = self.end - self.tail.len() as u64;
     }
