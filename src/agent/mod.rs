@@ -13,6 +13,8 @@
 //! | `reporter` | when a report is sent, and what a failure means |
 //! | `thread_pool` | the threads that poll and run commands |
 //! | `backoff` | growing pauses between tries |
+//! | `failures` | failed calls in the log |
+//! | `log_writer` | the log does not wait for its reader |
 //! | `token` | the agent's token, read again when it changes |
 //! | `shutdown` | TERM and INT end the agent, HUP reads the token again |
 //! | `command/` | one command: whether it is allowed, its start, its end |
@@ -41,6 +43,8 @@ mod attempt;
 mod backoff;
 mod batch;
 pub(crate) mod command;
+mod failures;
+pub mod log_writer;
 mod orders;
 mod output;
 mod poll;
@@ -100,7 +104,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         info!("{summary}");
     }
     raise_file_limit(config.jobs);
-    let client = Client::new(&config.registry)?;
+    let client = Client::new(&config.registry)?.for_jobs(config.jobs);
     client.set_token(token);
     let agent = Arc::new(Agent {
         client,
@@ -109,6 +113,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         runner: Runner::new(config.policy.clone(), config.label.clone()),
         reporter: Mutex::new(Reporter::new()),
         token_reader: TokenReader::default(),
+        refused_orders: Mutex::default(),
         config,
     });
     let reporting = Arc::clone(&agent);

@@ -5,6 +5,7 @@
 //! else that is done here.
 
 use super::backoff::{Backoff, random_id};
+use super::failures::FailureLog;
 use super::shared::{Agent, Task, pause_after_panic};
 use super::state::Runnable;
 use super::token;
@@ -12,7 +13,7 @@ use crate::client::CallError;
 use crate::wire::agent::{Orders, Poll};
 use crate::wire::duration::TimeSpan;
 use log::{debug, info, warn};
-use serde_json::Value;
+use serde_json::value::RawValue;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,8 +33,9 @@ const QUICK: Duration = Duration::from_millis(500);
 const MAX_QUICK: u32 = 5;
 /// The pause that follows them: a broken server or proxy must not get a thousand polls a second.
 const QUICK_PAUSE: Duration = Duration::from_millis(200);
-/// How often a refused token is logged: it has to be near the end of a log.
-const REFUSAL_LOG_PERIOD: Duration = Duration::from_secs(300);
+
+/// The name of the call among failures.
+const CALL: &str = "poll";
 
 /// The polls of one epoch (see [`super::state::AgentState::drain`]).
 #[derive(Debug)]
@@ -48,8 +50,8 @@ pub struct PollLoop {
 struct Health {
     /// The latest poll failed.
     is_down: bool,
-    /// When a refused token was last logged.
-    refusal_logged: Option<Instant>,
+    /// What was logged of failures.
+    failures: FailureLog,
     /// Conflicts in a row.
     conflicts: u32,
     /// Suspicious answers in a row.
@@ -150,15 +152,15 @@ impl Agent {
     /// Handles an answer. Whether it changed anything, and a command for this thread to run.
     fn poll_answered(
         self: &Arc<Self>,
-        orders: Orders<Value>,
+        orders: Orders<Box<RawValue>>,
         polls: &mut PollLoop,
     ) -> (bool, Option<Runnable>) {
         if std::mem::take(&mut polls.health.is_down) {
             info!("the server is back");
             self.state.nudge();
         }
+        polls.health.failures.succeeded(CALL);
         polls.health.conflicts = 0;
-        polls.health.refusal_logged = None;
         polls.backoff.reset();
         let obeyed = self.obey(orders);
         let mut runnable = obeyed.runnable.into_iter();
@@ -168,13 +170,24 @@ impl Agent {
     }
 
     fn poll_failed(&self, why: &CallError, health: &mut Health) {
-        if why.is_denied() {
-            health.is_down = true;
-            self.token_refused(why, health);
-        } else if !std::mem::replace(&mut health.is_down, true) {
-            warn!("{why}; trying again until it works");
-        } else {
-            debug!("{why}");
+        health.is_down = true;
+        if why.is_denied() && self.token_reader.refused(&self.client) {
+            health.failures.succeeded(CALL);
+        }
+        let name = token::VARIABLE;
+        match health
+            .failures
+            .failed(CALL, &why.to_string(), Instant::now())
+        {
+            None => debug!("{why}"),
+            Some(count) if why.is_denied() && self.client.token().is_none() => warn!(
+                "the server wants a token, this agent has none ({name}): {why}; trying again{count}"
+            ),
+            Some(count) if why.is_denied() => warn!(
+                "the server does not accept the agent's token ({name}): {why}; trying again{count}"
+            ),
+            Some(count) if count.is_first() => warn!("{why}; trying again until it works"),
+            Some(count) => warn!("{why}; still trying{count}"),
         }
         if why.status() != Some(409) {
             health.conflicts = 0;
@@ -190,41 +203,5 @@ impl Agent {
             health.conflicts = 0;
             info!("the server does not accept this instance id; the new one is {instance}");
         }
-    }
-
-    /// The server refuses the token, or wants one: logged now and then until a poll succeeds.
-    fn token_refused(&self, why: &CallError, health: &mut Health) {
-        let name = token::VARIABLE;
-        if self.token_reader.refused(&self.client) {
-            health.refusal_logged = None;
-        } else if !is_log_due(&mut health.refusal_logged, Instant::now()) {
-            debug!("{why}");
-        } else if self.client.token().is_none() {
-            warn!("the server wants a token, this agent has none ({name}): {why}; trying again");
-        } else {
-            warn!("the server does not accept the agent's token ({name}): {why}; trying again");
-        }
-    }
-}
-
-/// Whether a refusal is to be logged again; records that it is.
-fn is_log_due(logged: &mut Option<Instant>, now: Instant) -> bool {
-    let is_due = logged.is_none_or(|at| now.saturating_duration_since(at) >= REFUSAL_LOG_PERIOD);
-    if is_due {
-        *logged = Some(now);
-    }
-    is_due
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_is_logged_now_and_then() {
-        let (mut logged, start) = (None, Instant::now());
-        let after = |seconds| start + Duration::from_secs(seconds);
-        let due = [0, 1, 299, 300, 301, 599, 600].map(|s| is_log_due(&mut logged, after(s)));
-        assert_eq!(due, [true, false, false, true, false, false, true]);
     }
 }

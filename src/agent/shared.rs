@@ -1,6 +1,7 @@
 //! What all threads of the agent share, and the tasks of its thread pool.
 
 use super::command::runner::Runner;
+use super::failures::FailureLog;
 use super::poll::PollLoop;
 use super::reporter::Reporter;
 use super::state::{AgentState, Runnable};
@@ -33,6 +34,8 @@ pub struct Agent {
     pub reporter: Mutex<Reporter>,
     /// Reads the token again.
     pub token_reader: TokenReader,
+    /// What was logged of orders that were refused.
+    pub refused_orders: Mutex<FailureLog>,
 }
 
 /// A task of a thread of the pool.
