@@ -2,6 +2,7 @@
 
 use super::terminal::{Colour, OutputStyle, sanitize};
 use crate::wire::duration::TimeSpan;
+use crate::wire::signal;
 use crate::wire::task::{Counts, Execution, ExecutionState, Task, TaskState};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -18,19 +19,6 @@ const NOT_STARTED: u8 = 126;
 pub const CANCELED: u8 = 130;
 /// Added to the number of the signal that ended a command, as in a shell.
 const SIGNALED: u8 = 128;
-/// Signals that end commands, by their names in the API.
-const SIGNALS: [(&str, u8); 10] = [
-    ("SIGHUP", 1),
-    ("SIGINT", 2),
-    ("SIGQUIT", 3),
-    ("SIGABRT", 6),
-    ("SIGBUS", 7),
-    ("SIGFPE", 8),
-    ("SIGKILL", 9),
-    ("SIGSEGV", 11),
-    ("SIGPIPE", 13),
-    ("SIGTERM", 15),
-];
 /// The most machines named in a summary; the others are only counted.
 const MAX_NAMED: usize = 10;
 
@@ -55,10 +43,7 @@ fn code_of(execution: &Execution) -> u8 {
         ExecutionState::Succeeded => 0,
         ExecutionState::Failed => match (attempt.exit_code, &attempt.signal) {
             (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX).max(1),
-            (None, Some(signal)) => {
-                let known = SIGNALS.iter().find(|(name, _)| name == signal);
-                known.map_or(SIGNALED, |(_, number)| SIGNALED + number)
-            }
+            (None, Some(name)) => SIGNALED + signal::number(name).unwrap_or(0),
             (None, None) => NOT_STARTED,
         },
         ExecutionState::TimedOut => TIMED_OUT,

@@ -7,6 +7,9 @@
 //! | `event` | the events of a task's output |
 //! | `agent` | the calls of agents |
 //! | `duration`, `strict_object` | how durations and objects are read |
+//! | `signal` | names of signals |
+//! | `output_line` | lines of output with a label in front |
+//! | `machine_names` | names that tell the machines of a task apart |
 //!
 //! To add a field: to the type that carries it (in `task.rs` twice: `PostedTask` and `Task`), to the rule in `core`
 //! that uses it, and to `src/docs/api.md` and `openapi.json`. A new field of an agent's call needs `#[serde(default)]`, as agents and
@@ -16,7 +19,9 @@ pub mod agent;
 pub mod duration;
 pub mod event;
 pub mod machine;
-
+pub mod machine_names;
+pub mod output_line;
+pub mod signal;
 pub mod strict_object;
 pub mod task;
 

@@ -15,6 +15,7 @@ use crate::agent::processes::termination::{Progress, Termination};
 use crate::agent::state::AgentState;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
+use crate::wire::signal;
 use crate::wire::task::ExecutionState;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -399,7 +400,7 @@ impl<'a> Supervisor<'a> {
             (Some(code), _) => (ExecutionState::Failed, format!("exit code {code}")),
             (None, Some(signal)) => (
                 ExecutionState::Failed,
-                format!("killed by {}", signal_name(signal)),
+                format!("killed by {}", signal::name(signal)),
             ),
             (None, None) => (
                 ExecutionState::Failed,
@@ -443,7 +444,7 @@ impl<'a> Supervisor<'a> {
         Outcome {
             state,
             exit_code: self.exit.and_then(|exit| exit.code()),
-            signal: signal.map(signal_name),
+            signal: signal.map(signal::name),
             msg,
             duration: Some(at - self.started),
             at,
@@ -464,9 +465,4 @@ fn is_still_open(pipe: &OwnedFd) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
     let now = Timespec::default();
     poll(&mut fds, Some(&now)).is_ok() && !fds[0].revents().contains(PollFlags::HUP)
-}
-
-fn signal_name(signal: i32) -> String {
-    signal_hook::low_level::signal_name(signal)
-        .map_or_else(|| format!("signal {signal}"), str::to_owned)
 }
