@@ -9,6 +9,7 @@
 use super::orphaned_pipes::OrphanedPipes;
 use super::path_lookup;
 use super::policy;
+use super::start_failure;
 use super::supervisor::{Limits, Started, Supervisor};
 use crate::agent::attempt::{Attempt, Outcome, Waker};
 use crate::agent::backoff::random_id;
@@ -19,6 +20,7 @@ use crate::agent::state::{AgentState, Job};
 use crate::config::CommandPolicy;
 use crate::wire::duration::Timeout;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
+use rustix::fs::{Access, access};
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -116,7 +118,8 @@ impl Runner {
             },
             kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE).into(),
         };
-        let mut command = command_line(&detail, self.policy.wrapper.as_deref())?;
+        let directory = workspace(&detail)?;
+        let mut command = command_line(&detail, self.policy.wrapper.as_deref(), &directory)?;
         self.set_environment(&mut command, job, instance, &detail)?;
         // Last, because no task may change it: the processes of the attempt are found by it.
         command.env(KEY_VARIABLE, &key);
@@ -133,9 +136,11 @@ impl Runner {
         } else {
             command.process_group(0);
         }
-        let child = command
-            .spawn()
-            .map_err(|why| format!("cannot start {}: {why}", command.get_program().display()))?;
+        let child = command.spawn().map_err(|why| {
+            let program = Path::new(command.get_program());
+            let reason = start_failure::explain(&why, program, &directory);
+            format!("cannot start {}: {reason}", program.display())
+        })?;
         Ok(Started {
             child,
             key,
@@ -189,13 +194,12 @@ fn start_session(command: &mut Command) {
 }
 
 /// The program and its arguments. With a wrapper that is the program, and they are its arguments.
-fn command_line(detail: &Detail, wrapper: Option<&Path>) -> Result<Command, String> {
-    let base = workspace(detail)?;
+fn command_line(detail: &Detail, wrapper: Option<&Path>, base: &Path) -> Result<Command, String> {
     match (&detail.command, &detail.argv) {
         (Some(line), None) => {
             let line = without_options(line);
             let path = std::env::var_os("PATH");
-            let shell = path_lookup::shell(path.as_deref(), &base);
+            let shell = path_lookup::shell(path.as_deref(), base);
             if let Some(wrapper) = wrapper {
                 let mut command = Command::new(wrapper);
                 // The wrapper may run the line where there is a shell, for instance in a container.
@@ -219,7 +223,7 @@ fn command_line(detail: &Detail, wrapper: Option<&Path>) -> Result<Command, Stri
                 command.args(argv);
                 return Ok(command);
             }
-            let mut command = Command::new(program(name, detail, &base)?);
+            let mut command = Command::new(program(name, detail, base)?);
             command.arg0(name).args(args);
             Ok(command)
         }
@@ -244,8 +248,11 @@ fn workspace(detail: &Detail) -> Result<PathBuf, String> {
         return Ok(own);
     };
     match std::fs::metadata(workspace) {
-        Ok(found) if found.is_dir() => Ok(own.join(workspace)),
-        Ok(_) => Err(format!("workspace {workspace:?} is not a folder")),
+        Ok(found) if !found.is_dir() => Err(format!("workspace {workspace:?} is not a folder")),
+        Ok(_) if access(workspace, Access::EXEC_OK).is_err() => Err(format!(
+            "workspace {workspace:?} may not be entered by the agent's user (permission denied)"
+        )),
+        Ok(_) => Ok(own.join(workspace)),
         Err(why) => Err(format!("workspace {workspace:?} cannot be used: {why}")),
     }
 }
