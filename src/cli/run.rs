@@ -40,7 +40,8 @@ The exit code is the worst of all machines':
   0 all succeeded, else the command's own; 3 no machine matched, 124 time-out, 125 lost or not
   started in time, 126 could not be started, 128+N ended by signal N, 130 canceled or detached,
   141 the reader of the output went away, 255 sidebike itself failed, 2 wrong usage.
-Ctrl-C asks whether to cancel or to detach; a second one detaches. Without a terminal it cancels.";
+Ctrl-C asks whether to cancel or to detach; a second one detaches. Without a terminal it cancels, as do
+TERM, HUP and a reader of the output that goes away (| head), unless --detach-on-exit is given.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -82,6 +83,9 @@ pub struct Args {
     /// Do not wait for the end; print the task's id
     #[arg(long)]
     detach: bool,
+    /// Let the task go on when this command is interrupted or the reader of its output goes away
+    #[arg(long)]
+    detach_on_exit: bool,
     /// Only show which machines would run it
     #[arg(long)]
     dry_run: bool,
@@ -155,6 +159,7 @@ pub fn run(args: Args) -> CommandResult {
     let options = FollowOptions {
         fold: args.fold,
         json: args.json,
+        detach_on_exit: args.detach_on_exit,
     };
     follow::follow_to_end(&client, &task, options, control)
 }

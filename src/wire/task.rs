@@ -1,6 +1,7 @@
 //! A task as it is posted, and as it is answered.
 
 use super::duration::{TimeSpan, Timeout};
+use super::machine_names::MachineNames;
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -125,6 +126,10 @@ impl ReadOnlyFields for PostedTask {
 
 fn is_zero(count: &u32) -> bool {
     *count == 0
+}
+
+fn is_none_missing(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// The machines that would run a task.
@@ -380,6 +385,20 @@ pub struct Task<S = String> {
     pub result: Vec<Execution<S>>,
 }
 
+impl<S: AsRef<str>> Task<S> {
+    /// The names of its machines.
+    pub fn machine_names(&self) -> MachineNames {
+        let machines = self.result.iter();
+        MachineNames::of(machines.map(|e| {
+            (
+                e.machine_label.as_ref(),
+                e.instance.as_ref(),
+                e.host.as_ref(),
+            )
+        }))
+    }
+}
+
 /// [`Detail`] with the output lines of all machines, in order of finishing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AnsweredDetail {
@@ -433,8 +452,11 @@ pub struct Attempt<S = String> {
     pub stdout: String,
     /// The kept standard error.
     pub stderr: String,
-    /// How many bytes of both streams are missing.
+    /// How many bytes of both streams are missing here.
     pub truncated_bytes: u64,
+    /// How many of them the server does not have: they were not kept. The others can be had as output of the task.
+    #[serde(default, skip_serializing_if = "is_none_missing")]
+    pub missing_bytes: u64,
     /// When the command started, RFC 3339.
     pub started_at: Option<S>,
     /// When it ended, RFC 3339.

@@ -5,9 +5,11 @@ use super::follow;
 use super::parse::{flag, looked_at_task};
 use crate::core::{Output, OutputFilter, Refusal, Task, gap_line};
 use crate::server::answers;
-use crate::server::answers::text::plain;
+use crate::server::answers::text::{plain, with_left_out};
 use crate::server::http::Answer;
 use crate::wire::agent::Stream;
+use crate::wire::machine_names::MachineNames;
+use crate::wire::output_line::last_state;
 
 /// `GET /api/v1/task/{id}/output`.
 pub fn output(call: Call<'_>) -> Handled {
@@ -68,6 +70,10 @@ pub fn output(call: Call<'_>) -> Handled {
             whole_lines: several,
         };
         let prefix = task.prefix.clone();
+        let names = match several && !as_json {
+            true => task.machine_names(),
+            false => MachineNames::default(),
+        };
         // What is held here would have to be copied whenever output comes.
         drop(task);
         if as_json {
@@ -77,6 +83,7 @@ pub fn output(call: Call<'_>) -> Handled {
         let form = follow::Text {
             several,
             within_line,
+            names,
         };
         return follow::answer(call, key, wanted, live, Box::new(form));
     }
@@ -86,38 +93,47 @@ pub fn output(call: Call<'_>) -> Handled {
     let machine = machine.map(str::to_owned);
     call.large(move || {
         let machine = machine.as_deref();
-        let stdout = Stream::Stdout;
-        plain(
-            200,
-            match offset {
-                Some(offset) => from_offset(&task, machine, stream.unwrap_or(stdout), offset),
-                None => whole(&task, machine, stream),
-            },
-        )
+        let (text, missing) = match offset {
+            Some(offset) => from_offset(&task, machine, stream.unwrap_or(Stream::Stdout), offset),
+            None => whole(&task, machine, stream),
+        };
+        with_left_out(plain(200, text), missing)
     })
 }
 
-fn whole(task: &Task, machine: Option<&str>, stream: Option<Stream>) -> String {
+/// The output of all commands, or of those on a machine, and how many bytes are missing of it.
+fn whole(task: &Task, machine: Option<&str>, stream: Option<Stream>) -> (String, u64) {
     let outputs = task.outputs(machine);
     if let ([(_, Some(output))], Some(stream)) = (&*outputs, stream) {
-        return output.text(stream, usize::MAX).0;
+        return output.text(stream, usize::MAX);
     }
     let several = outputs.len() > 1;
-    let mut text = String::new();
-    for (label, output) in &outputs {
-        for line in output
-            .map(|output| lines(output, stream))
-            .unwrap_or_default()
-        {
+    let mut names = match several {
+        true => task.machine_names(),
+        false => MachineNames::default(),
+    };
+    let (mut text, mut missing) = (String::new(), 0);
+    for (target, output) in &outputs {
+        let Some(output) = output else {
+            continue;
+        };
+        missing += match stream {
+            None => output.truncated(),
+            Some(stream) => output.stream(stream).truncated(),
+        };
+        let name = target.map_or("", |t| names.name(&t.label, &t.instance));
+        for line in lines(output, stream) {
             if several {
-                text.push_str(label);
+                text.push_str(name);
                 text.push_str(" | ");
+                text.push_str(last_state(&line));
+            } else {
+                text.push_str(&line);
             }
-            text.push_str(&line);
             text.push('\n');
         }
     }
-    text
+    (text, missing)
 }
 
 fn lines(output: &Output, stream: Option<Stream>) -> Vec<String> {
@@ -142,14 +158,14 @@ fn check_one(commands: usize) -> Result<(), Answer> {
     Err(answers::error(422, &msg))
 }
 
-/// What one command wrote to one stream from `offset` on, as it wrote it.
-fn from_offset(task: &Task, machine: Option<&str>, stream: Stream, offset: u64) -> String {
+/// What one command wrote to one stream from `offset` on, as it wrote it, and how many bytes are missing of it.
+fn from_offset(task: &Task, machine: Option<&str>, stream: Stream, offset: u64) -> (String, u64) {
     let outputs = task.outputs(machine);
     let output = outputs.first().and_then(|(_, output)| *output);
-    let mut text = String::new();
+    let (mut text, mut missing) = (String::new(), 0);
     let mut at = offset;
     let Some(output) = output else {
-        return text;
+        return (text, missing);
     };
     let buffer = output.stream(stream);
     while at < buffer.end() {
@@ -157,10 +173,11 @@ fn from_offset(task: &Task, machine: Option<&str>, stream: Stream, offset: u64) 
             .read(at, usize::MAX)
             .unwrap_or((buffer.end(), Vec::new()));
         if from > at {
+            missing += from - at;
             text.push_str(&gap_line(from - at));
         }
         text.push_str(&String::from_utf8_lossy(&bytes));
         at = from + bytes.len() as u64;
     }
-    text
+    (text, missing)
 }
