@@ -119,3 +119,175 @@ fn a_workspace_that_may_not_be_entered_is_named() {
     assert!(msg.contains(&closed) && !msg.contains("bash"), "{msg}");
     assert_eq!(server.run(task("true"))["state"], "succeeded");
 }
+
+/// Issue 16, number 7.
+#[test]
+fn a_command_runs_as_the_user_that_the_task_names() {
+    let server = Server::start();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root can start an agent that may change its user");
+        return;
+    }
+    let free = server.agent("free");
+    let start = |label: &str, env: &[(&str, &str)]| Agent::start(server.address, label, env);
+    let agents = [
+        start("listed", &[("SIDEBIKE_ALLOW_USER", "nobody|daemon")]),
+        start("strict", &[("SIDEBIKE_ALLOW", ".*")]),
+        start(
+            "both",
+            &[("SIDEBIKE_ALLOW", ".*"), ("SIDEBIKE_ALLOW_USER", "nobody")],
+        ),
+    ];
+    let mut powerless = Command::new("setpriv");
+    powerless
+        .args([
+            "--reuid",
+            "65534",
+            "--clear-groups",
+            "--",
+            SIDEBIKE,
+            "agent",
+        ])
+        .env("SIDEBIKE_MACHINE_LABEL", "powerless")
+        .env("SIDEBIKE_REGISTRY_ADDRESS", server.address.to_string());
+    let powerless = Agent(Process::start(powerless));
+    let mut all: Vec<&Agent> = agents.iter().collect();
+    all.extend([&free, &powerless]);
+    server.expect(&all);
+    let run = |label: &str, user: &str| {
+        let line =
+            "id -un; id -u; id -Gn; echo $HOME $USER $LOGNAME; cat /proc/self/status | grep ^Cap";
+        let detail = json!({"command": line, "user": user});
+        let task = server.run(json!({"machinePattern": format!("^{label}$"), "detail": detail}));
+        task["result"][0].clone()
+    };
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    let nobody: Vec<&str> = passwd
+        .lines()
+        .find_map(|line| {
+            line.starts_with("nobody:")
+                .then(|| line.split(':').collect())
+        })
+        .unwrap();
+    for user in ["nobody", nobody[2]] {
+        let execution = run("free", user);
+        let lines: Vec<&str> = execution["stdout"].as_str().unwrap().lines().collect();
+        let home = format!("{} nobody nobody", nobody[5]);
+        assert_eq!(
+            (lines[0], lines[1], lines[3]),
+            ("nobody", nobody[2], &*home)
+        );
+        assert!(!lines[2].contains("root"), "{lines:?}");
+        let effective = lines.iter().find_map(|line| line.strip_prefix("CapEff:"));
+        assert_eq!(effective.map(str::trim), Some("0000000000000000"));
+    }
+    for (label, user, words) in [
+        ("free", "no-such-user", "there is no user"),
+        ("listed", "daemon", ""),
+        ("listed", "root", "--allow-user"),
+        ("listed", "0", "--allow-user"),
+        ("strict", "nobody", "only with --allow-user"),
+        ("both", "nobody", ""),
+        ("both", "daemon", "--allow-user"),
+        ("powerless", "daemon", "does not run as root"),
+    ] {
+        let execution = run(label, user);
+        let msg = execution["msg"].as_str().unwrap();
+        let is_refused = execution["state"] == "failed" && execution["exitCode"].is_null();
+        assert_eq!(is_refused, !words.is_empty(), "{label} {user}: {execution}");
+        assert!(msg.contains(words), "{label} {user}: {msg}");
+    }
+    let said = sidebike(
+        &server,
+        &["run", "-m", "free", "--user", "nobody", "--", "id -un"],
+    );
+    assert_eq!((&*said.out, said.code), ("nobody\n", 0));
+    let said = sidebike(&server, &["run", "-m", "free", "--user", "", "--", "id"]);
+    assert!(
+        said.code == 2 && said.err.contains("--user"),
+        "{}",
+        said.err
+    );
+}
+
+/// Issue 16, number 7.
+#[test]
+fn standard_input_may_be_any_bytes() {
+    let server = Server::start();
+    let _agent = server.agent("m");
+    let folder = Folder::new();
+    let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    let file = folder.file("input");
+    fs::write(&file, &bytes).unwrap();
+    let copy = folder.file("copy");
+    let said = sidebike(
+        &server,
+        &["run", "--stdin", &file, "--", &format!("cat > {copy}")],
+    );
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(fs::read(&copy).unwrap() == bytes);
+    for (detail, words) in [
+        (
+            json!({"command": "cat", "stdinBase64": "!"}),
+            "detail.stdinBase64: must be base64",
+        ),
+        (
+            json!({"command": "cat", "stdinBase64": "", "stdin": ""}),
+            "stdin and stdinBase64",
+        ),
+    ] {
+        let reply = server.post(
+            "/api/v1/task",
+            &json!({"machinePattern": "m", "detail": detail}),
+        );
+        assert_eq!(reply.status, 400);
+        assert!(reply.text().contains(words), "{}", reply.text());
+    }
+}
+
+/// Issue 16, number 7.
+#[test]
+fn merged_output_is_in_the_order_of_the_writes() {
+    let server = Server::start();
+    let _agent = server.agent("m");
+    let line = "for i in 1 2 3; do echo o$i; echo e$i >&2; done";
+    let said = sidebike(&server, &["run", "--merge", "--", line]);
+    assert_eq!((&*said.out, &*said.err), ("o1\ne1\no2\ne2\no3\ne3\n", ""));
+}
+
+/// Issue 16, number 7.
+#[test]
+fn an_older_agent_is_not_handed_what_it_cannot_do() {
+    let server = Server::start();
+    // As an agent polls that knows no features.
+    let poll = json!({"instance": "0123456789abcdef", "seq": 1, "label": "m", "version": "0.0.9", "jobs": 4});
+    assert_eq!(server.post("/api/v1/agent/poll", &poll).status, 200);
+    for (field, value) in [
+        ("user", json!("nobody")),
+        ("stdinBase64", json!("AAAA")),
+        ("mergeOutput", json!(true)),
+    ] {
+        let mut task = task("true");
+        task["detail"][field] = value;
+        let task = server.submit(task);
+        let mut again = poll.clone();
+        again["seq"] = json!(2 + server.metric("sidebike_tasks{state=\"failed\"}"));
+        let orders = server.post("/api/v1/agent/poll", &again).data();
+        assert!(
+            orders["start"].as_array().is_none_or(Vec::is_empty),
+            "{orders}"
+        );
+        let execution = server.finished(common::id(&task))["result"][0].clone();
+        assert_eq!(execution["state"], "failed");
+        let msg = execution["msg"].as_str().unwrap();
+        assert!(msg.contains(field) && msg.contains("0.0.9"), "{msg}");
+        assert!(msg.contains(env!("CARGO_PKG_VERSION")), "{msg}");
+    }
+    let mut plain = task("true");
+    plain["detail"]["mergeOutput"] = json!(false);
+    server.submit(plain);
+    let mut again = poll.clone();
+    again["seq"] = json!(100);
+    let orders = server.post("/api/v1/agent/poll", &again).data();
+    assert_eq!(orders["start"].as_array().map(Vec::len), Some(1));
+}

@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 9] = [
+const FIELDS: [(&str, &str); 12] = [
     ("machinePattern", "-m"),
     ("machine", "-m"),
     ("name", "--name"),
@@ -14,6 +14,9 @@ const FIELDS: [(&str, &str); 9] = [
     ("detail.argv", "COMMAND"),
     ("detail.env", "--env"),
     ("detail.stdin", "--stdin"),
+    ("detail.stdinBase64", "--stdin"),
+    ("detail.user", "--user"),
+    ("detail.mergeOutput", "--merge"),
     ("detail.timeout", "--timeout"),
     ("detail.workspace", "--workspace"),
 ];

@@ -73,6 +73,7 @@ impl Printer {
                 end,
             } => {
                 let bytes = end - offset;
+                self.cut_line(event, *stream);
                 self.end_lines(event)?;
                 self.missing.add(self.names.name(label, instance), bytes);
                 // What comes behind the gap is not the rest of this line.
@@ -127,6 +128,17 @@ impl Printer {
             *kept = String::new();
         }
         self.write(stream, &lines)
+    }
+
+    /// Marks the unfinished line of a stream: its rest is missing.
+    fn cut_line(&mut self, event: &TaskEvent, stream: Stream) {
+        let rests = self.unfinished.get_mut(&event.execution);
+        if let Some(rest) = rests.map(|rests| &mut rests[stream as usize])
+            && !rest.is_empty()
+        {
+            rest.push_str(CUT);
+            self.unfinished_bytes += CUT.len();
+        }
     }
 
     /// Prints the unfinished lines of an execution, to which nothing will be added.

@@ -8,6 +8,8 @@ use super::terminal::{self, Prompt, sanitize, truncate};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Detail, DryRun, Mode, NewTask};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -16,6 +18,9 @@ use std::io::{self, Read, Write};
 const MAX_FILE_BYTES: u64 = 64 << 20;
 /// The shells that a script may name in its first line; it is run by the machine's own shell.
 const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
+
+/// How much of a list of other machines is shown in a hint, in columns.
+const MAX_OTHERS_COLUMNS: usize = 120;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,6 +76,12 @@ pub struct Args {
     /// The command's standard input: a file of this machine, or - for standard input
     #[arg(long, value_name = "FILE")]
     stdin: Option<String>,
+    /// Run it as this user of the machine, by name or number; its agent must run as root
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Standard error goes to standard output, in the order in which the command writes
+    #[arg(long)]
+    merge: bool,
     /// The name of the task in lists
     #[arg(long, default_value = "run")]
     name: String,
@@ -119,6 +130,9 @@ pub fn run(args: Args) -> CommandResult {
     let task = new_task(&args)?;
     let client = args.server.client()?;
     let matching = client.dry_run(&task)?;
+    if let Some(hint) = matches_more_than_named(&args.machine, &matching) {
+        print_message(&hint);
+    }
     if args.dry_run {
         show_matching(&matching, args.json)?;
         return Ok(if matching.matched == 0 { NO_MACHINE } else { 0 });
@@ -188,11 +202,14 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
     }
     detail.workspace = args.workspace.clone();
     detail.timeout = args.timeout.as_deref().map(timeout).transpose()?;
-    detail.stdin = args
-        .stdin
-        .as_deref()
-        .map(|file| text_of("--stdin", file))
-        .transpose()?;
+    detail.user = args.user.clone();
+    detail.merge_output = args.merge.then_some(true);
+    if let Some(file) = &args.stdin {
+        match String::from_utf8(bytes_of("--stdin", file)?) {
+            Ok(text) => detail.stdin = Some(text),
+            Err(bytes) => detail.stdin_base64 = Some(STANDARD.encode(bytes.as_bytes())),
+        }
+    }
     if !args.env.is_empty() {
         let mut variables = BTreeMap::new();
         for variable in &args.env {
@@ -266,16 +283,21 @@ fn script(file: &str) -> Result<String, Failure> {
 }
 
 fn text_of(flag: &str, file: &str) -> Result<String, Failure> {
+    let text = String::from_utf8(bytes_of(flag, file)?);
+    text.map_err(|_| Failure::Usage(format!("{flag}: {file} is not text in UTF-8")))
+}
+
+fn bytes_of(flag: &str, file: &str) -> Result<Vec<u8>, Failure> {
     let cannot = |why: io::Error| Failure::Usage(format!("{flag}: cannot read {file}: {why}"));
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let read = if file == "-" {
-        io::stdin().take(MAX_FILE_BYTES).read_to_string(&mut text)
+        io::stdin().take(MAX_FILE_BYTES).read_to_end(&mut bytes)
     } else {
         let open = fs::File::open(file).map_err(cannot)?;
-        open.take(MAX_FILE_BYTES).read_to_string(&mut text)
+        open.take(MAX_FILE_BYTES).read_to_end(&mut bytes)
     };
     read.map_err(cannot)?;
-    Ok(text)
+    Ok(bytes)
 }
 
 fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
@@ -294,6 +316,31 @@ fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
         n => print_message(&format!("{n} machines match{others}\n")),
     }
     Ok(())
+}
+
+/// A hint when the pattern is the label of a machine and matches others too: who types `web-1` may not mean `web-10`.
+fn matches_more_than_named(pattern: &str, matching: &DryRun) -> Option<String> {
+    let (named, others): (Vec<_>, Vec<_>) = matching
+        .machines
+        .iter()
+        .map(|machine| &*machine.label)
+        .partition(|label| *label == pattern);
+    if named.is_empty() || others.is_empty() {
+        return None;
+    }
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | ' ');
+    let mut exact = String::new();
+    for c in pattern.chars() {
+        exact.push_str(if is_plain(c) { "" } else { "\\" });
+        exact.push(c);
+    }
+    let others = label_list(others.into_iter());
+    Some(format!(
+        "sidebike: {:?} is the label of a machine, and as a pattern it also matches: {}; only that one: -m '^{}$'\n",
+        sanitize(pattern),
+        truncate(&others, MAX_OTHERS_COLUMNS),
+        sanitize(&exact)
+    ))
 }
 
 /// Asks whether to run on that many machines.

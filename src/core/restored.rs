@@ -12,6 +12,7 @@ use super::saved::{
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
+use crate::wire::agent::Feature;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use crate::wire::task::ExecutionState;
@@ -115,6 +116,8 @@ impl Core {
                 (false, false) => MachineState::Online,
             },
             jobs: saved.jobs,
+            // Until its next poll says what it can; an agent refuses what it does not understand.
+            features: Feature::ALL.into(),
             since: saved.since,
             last_seen: now,
             offline_since: now,

@@ -8,6 +8,8 @@ use super::TextLimits;
 use super::pattern::Pattern;
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use std::sync::Arc;
 
 /// The longest id of a task, in bytes.
@@ -18,6 +20,8 @@ pub const MAX_ARGUMENT_BYTES: usize = 131_071;
 pub const MAX_ARGUMENTS: usize = 4_096;
 /// The longest path of a workspace, in bytes: Linux takes no longer one (`PATH_MAX`).
 pub const MAX_WORKSPACE_BYTES: usize = 4_095;
+/// The longest name of a user, in bytes: no system has longer ones.
+pub const MAX_USER_BYTES: usize = 255;
 /// The longest pause between TERM and KILL.
 pub const MAX_KILL_GRACE: TimeSpan = TimeSpan::from_secs(3_600);
 /// The most retries; anyone who wants more should loop in the script.
@@ -125,6 +129,7 @@ impl Spec {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         text(&detail.command)
             + text(&detail.stdin)
+            + text(&detail.stdin_base64)
             + detail.argv.iter().flatten().map(String::len).sum::<usize>()
             + detail
                 .env
@@ -173,6 +178,17 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
     }
     if let Some(workspace) = &detail.workspace {
         check_text("detail.workspace", workspace, MAX_WORKSPACE_BYTES, "")?;
+    }
+    if let Some(user) = &detail.user {
+        check_text("detail.user", user, MAX_USER_BYTES, "")?;
+    }
+    if let Some(base64) = &detail.stdin_base64 {
+        if detail.stdin.is_some() {
+            return Err("detail: has both stdin and stdinBase64, give one of them".into());
+        }
+        if let Err(why) = STANDARD.decode(base64) {
+            return Err(format!("detail.stdinBase64: must be base64: {why}"));
+        }
     }
     match detail.timeout {
         Some(Timeout::After(duration)) if duration == TimeSpan::default() => {

@@ -234,7 +234,7 @@ impl Task {
         let counts = &self.counts;
         let unsuccessful = counts.failed + counts.timed_out + counts.lost;
         if self.finished_at.is_none() {
-            if self.executions.is_empty() {
+            if self.waits_for_a_machine() {
                 TaskState::Waiting
             } else {
                 TaskState::Running
@@ -251,6 +251,15 @@ impl Task {
             TaskState::Canceled
         } else {
             TaskState::Expired
+        }
+    }
+
+    /// Whether no machine has matched yet.
+    fn waits_for_a_machine(&self) -> bool {
+        let waits = |e: &Execution| e.target.is_none() && e.state == ExecutionState::Queued;
+        match self.is_any() {
+            true => self.matched == 0 && self.executions.iter().all(waits),
+            false => self.executions.is_empty(),
         }
     }
 

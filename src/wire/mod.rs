@@ -7,6 +7,7 @@
 //! | `event` | the events of a task's output |
 //! | `agent` | the calls of agents |
 //! | `duration`, `strict_object` | how durations and objects are read |
+//! | `enumeration` | values that are one of a few words |
 //! | `signal` | names of signals |
 //! | `output_line` | lines of output with a label in front |
 //! | `machine_names` | names that tell the machines of a task apart |
@@ -17,6 +18,7 @@
 
 pub mod agent;
 pub mod duration;
+pub mod enumeration;
 pub mod event;
 pub mod machine;
 pub mod machine_names;

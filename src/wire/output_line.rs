@@ -3,7 +3,7 @@
 /// The longest line that is shown whole, in bytes: as many as are kept of a stream.
 pub const MAX_LINE_BYTES: usize = 1 << 20;
 /// What is behind a part of a longer line.
-pub const CUT: &str = " … (the line is longer than 1 MiB and is cut here)";
+pub const CUT: &str = " … (the line is cut here)";
 
 /// What is left to see of a line once it has ended: a carriage return begins it anew, as with a progress bar.
 pub fn last_state(line: &str) -> &str {

@@ -1,9 +1,11 @@
 //! A task as it is posted, and as it is answered.
 
+use super::agent::Feature;
 use super::duration::{TimeSpan, Timeout};
+use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -13,7 +15,7 @@ pub const DEFAULT_TIMEOUT: TimeSpan = TimeSpan::from_secs(180);
 pub const DEFAULT_KILL_GRACE: TimeSpan = TimeSpan::from_secs(5);
 
 /// Which machines run a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Mode {
     /// Every matching machine runs it.
@@ -21,6 +23,13 @@ pub enum Mode {
     All,
     /// Exactly one matching machine runs it, whichever is free first.
     Any,
+}
+
+impl<'de> Deserialize<'de> for Mode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const WORDS: Words<Mode> = &[("all", Mode::All), ("any", Mode::Any)];
+        enumeration::deserialize(WORDS, deserializer)
+    }
 }
 
 /// What to run, as posted, as answered, and as handed to an agent. It has exactly one of `command` and `argv`. An
@@ -49,6 +58,28 @@ pub struct Detail {
     /// The text of its standard input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
+    /// Its standard input as base64, in place of `stdin`: any bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin_base64: Option<String>,
+    /// The user it runs as, by name or number; the agent's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Both streams go through one pipe, as standard output, so that their order is that of the writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge_output: Option<bool>,
+}
+
+impl Detail {
+    /// What an agent must be able to do to run it, beyond what the first version could.
+    pub fn needs(&self) -> impl Iterator<Item = Feature> {
+        let needed = [
+            (self.user.is_some(), Feature::User),
+            (self.stdin_base64.is_some(), Feature::StdinBase64),
+            (self.merge_output == Some(true), Feature::MergeOutput),
+        ];
+        let needed = needed.into_iter().filter(|(is_needed, _)| *is_needed);
+        needed.map(|(_, feature)| feature)
+    }
 }
 
 impl ReadOnlyFields for Detail {
@@ -56,7 +87,7 @@ impl ReadOnlyFields for Detail {
 }
 
 /// After which results an attempt is retried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RetryOn {
     /// It ended `failed`.
@@ -65,6 +96,17 @@ pub enum RetryOn {
     TimedOut,
     /// Its machine went offline.
     Lost,
+}
+
+impl<'de> Deserialize<'de> for RetryOn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const WORDS: Words<RetryOn> = &[
+            ("failed", RetryOn::Failed),
+            ("timedOut", RetryOn::TimedOut),
+            ("lost", RetryOn::Lost),
+        ];
+        enumeration::deserialize(WORDS, deserializer)
+    }
 }
 
 /// Retries; there are none by default.

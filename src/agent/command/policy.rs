@@ -37,6 +37,20 @@ pub fn check(policy: &CommandPolicy, detail: &Detail) -> Result<(), String> {
     refuse("no --allow pattern matches the command from its first to its last character")
 }
 
+/// Whether a command may be run as this user.
+pub fn check_user(policy: &CommandPolicy, user: &str) -> Result<(), String> {
+    let (is_allowed, setting) = match &policy.allow_user {
+        Some(allowed) => (allowed.is_match(user), "--allow-user does not match it"),
+        None => (
+            policy.allow.is_empty() && policy.wrapper.is_none(),
+            "with --allow or --wrapper commands run as another user only with --allow-user",
+        ),
+    };
+    is_allowed
+        .then_some(())
+        .ok_or_else(|| format!("refused by this machine's owner: detail.user {user:?}: {setting}"))
+}
+
 /// What the owner allows, for the log; none when everything is allowed.
 pub fn summary(policy: &CommandPolicy) -> Option<String> {
     let allow = policy
@@ -47,7 +61,11 @@ pub fn summary(policy: &CommandPolicy) -> Option<String> {
         .wrapper
         .iter()
         .map(|path| format!("--wrapper {}", path.display()));
-    let settings: Vec<String> = allow.chain(wrapper).collect();
+    let user = policy
+        .allow_user
+        .iter()
+        .map(|pattern| format!("--allow-user {}", pattern.as_str()));
+    let settings: Vec<String> = allow.chain(wrapper).chain(user).collect();
     let is_empty = settings.is_empty();
     (!is_empty).then(|| format!("this machine's owner allows only: {}", settings.join(", ")))
 }
@@ -73,7 +91,7 @@ mod tests {
                 .iter()
                 .map(|pattern| regex::Regex::new(&format!(r"\A(?:{pattern})\z")).unwrap())
                 .collect(),
-            wrapper: None,
+            ..CommandPolicy::default()
         };
         check(&policy, &serde_json::from_value(detail).unwrap()).err()
     }
@@ -109,8 +127,8 @@ mod tests {
     #[test]
     fn a_wrapper_gets_no_options_of_its_own() {
         let policy = CommandPolicy {
-            allow: Vec::new(),
             wrapper: Some("/usr/bin/nice".into()),
+            ..CommandPolicy::default()
         };
         for (argv, good) in [
             (json!(["ls", "-l", "a=b"]), true),

@@ -7,10 +7,12 @@
 //! Nothing here needs /dev, /proc or /etc: a container may have none of them.
 
 use super::orphaned_pipes::OrphanedPipes;
+use super::output_pipes::OutputPipes;
 use super::path_lookup;
 use super::policy;
 use super::start_failure;
 use super::supervisor::{Limits, Started, Supervisor};
+use super::user::User;
 use crate::agent::attempt::{Attempt, Outcome, Waker};
 use crate::agent::backoff::random_id;
 use crate::agent::processes::guard::Guard;
@@ -20,6 +22,8 @@ use crate::agent::state::{AgentState, Job};
 use crate::config::CommandPolicy;
 use crate::wire::duration::Timeout;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustix::fs::{Access, access};
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -103,7 +107,11 @@ impl Runner {
             format!("this agent (version {version}) does not understand the detail: {why}")
         })?;
         policy::check(&self.policy, &detail)?;
-        let stdin = detail.stdin.take().unwrap_or_default().into_bytes();
+        let user = detail.user.as_deref().map(User::find).transpose()?;
+        if let Some(user) = &user {
+            policy::check_user(&self.policy, &user.name)?;
+        }
+        let stdin = standard_input(&mut detail)?;
         if stdin.len() > MAX_STDIN_BYTES {
             return Err(format!(
                 "detail.stdin: must have {MAX_STDIN_BYTES} bytes at most, got {}",
@@ -120,6 +128,9 @@ impl Runner {
         };
         let directory = workspace(&detail)?;
         let mut command = command_line(&detail, self.policy.wrapper.as_deref(), &directory)?;
+        if let Some(user) = &user {
+            user.apply(&mut command);
+        }
         self.set_environment(&mut command, job, instance, &detail)?;
         // Last, because no task may change it: the processes of the attempt are found by it.
         command.env(KEY_VARIABLE, &key);
@@ -127,10 +138,10 @@ impl Runner {
             command.current_dir(workspace);
         }
         // Standard input is a pipe even when there is nothing to read: /dev/null may not exist.
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped());
+        let merge = detail.merge_output.unwrap_or(false);
+        let output = OutputPipes::open(&mut command, merge)
+            .map_err(|why| format!("no pipe for the output: {why}"))?;
         if self.needs_session {
             start_session(&mut command);
         } else {
@@ -145,6 +156,7 @@ impl Runner {
             child,
             key,
             stdin,
+            output,
             limits,
         })
     }
@@ -182,6 +194,17 @@ impl Runner {
             command.env(name, value);
         }
         Ok(())
+    }
+}
+
+/// The bytes for standard input.
+fn standard_input(detail: &mut Detail) -> Result<Vec<u8>, String> {
+    match (detail.stdin.take(), detail.stdin_base64.take()) {
+        (Some(_), Some(_)) => Err("detail: has both stdin and stdinBase64".into()),
+        (text, None) => Ok(text.unwrap_or_default().into_bytes()),
+        (None, Some(base64)) => STANDARD
+            .decode(base64)
+            .map_err(|why| format!("detail.stdinBase64: {why}")),
     }
 }
 
