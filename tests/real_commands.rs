@@ -291,3 +291,85 @@ fn an_older_agent_is_not_handed_what_it_cannot_do() {
     let orders = server.post("/api/v1/agent/poll", &again).data();
     assert_eq!(orders["start"].as_array().map(Vec::len), Some(1));
 }
+
+/// Issue 16, number 20.
+#[test]
+fn a_script_of_any_interpreter_runs_with_arguments_and_leaves_no_file() {
+    let server = Server::start();
+    let _agent = server.agent("m");
+    let folder = Folder::new();
+    let long = "# a comment of a long script\n".repeat(10_000);
+    assert!(long.len() > 128 * 1024);
+    for (name, text, wanted) in [
+        (
+            "sh",
+            "#!/bin/sh\necho \"$#\" \"$1\" \"$2\"\n".to_owned(),
+            "2 a b c\n",
+        ),
+        (
+            "none",
+            "echo \"$#\" \"$1\" \"$2\"\n".to_owned(),
+            "2 a b c\n",
+        ),
+        (
+            "python",
+            "#!/usr/bin/env python3\nimport sys\nprint(len(sys.argv) - 1, *sys.argv[1:])\n"
+                .to_owned(),
+            "2 a b c\n",
+        ),
+        (
+            "awk",
+            "#!/usr/bin/awk -f\nBEGIN { print ARGC - 1, ARGV[1], ARGV[2] }\n".to_owned(),
+            "2 a b c\n",
+        ),
+        (
+            "long",
+            format!("#!/bin/sh\n{long}echo $# $1 $2\n"),
+            "2 a b c\n",
+        ),
+    ] {
+        let file = folder.file(name);
+        fs::write(&file, text).unwrap();
+        let said = sidebike(&server, &["run", "--script", &file, "--", "a b", "c"]);
+        assert_eq!((&*said.out, said.code), (wanted, 0), "{name}: {}", said.err);
+    }
+    let file = folder.file("options");
+    fs::write(&file, "#!/bin/sh -e\nfalse\necho not reached\n").unwrap();
+    let said = sidebike(&server, &["run", "--script", &file]);
+    assert_eq!((&*said.out, said.code), ("", 1));
+    fs::write(&file, "#!/no/interpreter\n").unwrap();
+    let said = sidebike(&server, &["run", "--script", &file]);
+    assert_eq!(said.code, 126);
+    assert!(
+        said.err
+            .contains("cannot start the script: the interpreter \"/no/interpreter\""),
+        "{}",
+        said.err
+    );
+    for (detail, words) in [
+        (json!({"script": ""}), "detail.script: must not be empty"),
+        (json!({"script": "x", "command": "x"}), "give one of them"),
+        (
+            json!({"scriptArgs": ["x"], "command": "x"}),
+            "detail.scriptArgs",
+        ),
+    ] {
+        let reply = server.post(
+            "/api/v1/task",
+            &json!({"machinePattern": "m", "detail": detail}),
+        );
+        assert!(
+            reply.status == 400 && reply.text().contains(words),
+            "{}",
+            reply.text()
+        );
+    }
+    if rustix::process::geteuid().is_root() {
+        fs::write(&file, "#!/bin/sh\nid -un\n").unwrap();
+        let said = sidebike(
+            &server,
+            &["run", "--user", "nobody", "--script", &file, "--", "x"],
+        );
+        assert_eq!((&*said.out, said.code), ("nobody\n", 0), "{}", said.err);
+    }
+}

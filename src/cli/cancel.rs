@@ -1,7 +1,7 @@
 //! `sidebike cancel`.
 
 use super::command::{CommandResult, ConnectionArgs, print_json};
-use super::outcome::{is_on, name_list};
+use super::outcome::{is_on, label_list};
 use super::task_reference::TaskArg;
 use super::terminal::sanitize;
 use crate::wire::task::{Execution, ExecutionState, Task};
@@ -61,7 +61,7 @@ pub fn done(before: &Task, after: &Task, machine: Option<&str>) -> String {
         ended_before.contains(&*e.execution) || (e.state.is_terminal() && !is_canceled)
     };
     let (ended, canceled): (Vec<_>, Vec<_>) = meant.into_iter().partition(had_ended);
-    let on = |executions: &[&Execution]| name_list(after, executions.iter().copied());
+    let on = |executions: &[&Execution]| label_list(executions.iter().map(|e| &*e.machine_label));
     let mut parts = Vec::new();
     if !canceled.is_empty() {
         let is_done = canceled.iter().all(|e| e.state.is_terminal());

@@ -58,7 +58,10 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
         None => task.state.word().to_owned(),
     };
     let argv = || detail.argv.as_ref().map(|argv| format!("{argv:?}"));
-    let command = detail.command.clone().or_else(argv).unwrap_or_default();
+    let command = detail.command.clone().or_else(argv);
+    let command = command
+        .or_else(|| detail.script.clone())
+        .unwrap_or_default();
     let mut fields = vec![
         ("task", sanitize(&task.id)),
         ("name", sanitize(&task.name)),

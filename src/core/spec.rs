@@ -20,6 +20,8 @@ pub const MAX_ARGUMENT_BYTES: usize = 131_071;
 pub const MAX_ARGUMENTS: usize = 4_096;
 /// The longest path of a workspace, in bytes: Linux takes no longer one (`PATH_MAX`).
 pub const MAX_WORKSPACE_BYTES: usize = 4_095;
+/// The longest script, in bytes: as long as the longest standard input.
+pub const MAX_SCRIPT_BYTES: usize = 1 << 20;
 /// The longest name of a user, in bytes: no system has longer ones.
 pub const MAX_USER_BYTES: usize = 255;
 /// The longest pause between TERM and KILL.
@@ -129,8 +131,14 @@ impl Spec {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         text(&detail.command)
             + text(&detail.stdin)
+            + text(&detail.script)
             + text(&detail.stdin_base64)
-            + detail.argv.iter().flatten().map(String::len).sum::<usize>()
+            + [&detail.argv, &detail.script_args]
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(String::len)
+                .sum::<usize>()
             + detail
                 .env
                 .iter()
@@ -145,7 +153,9 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
         // It was read with spare capacity, and is stored as long as the task.
         argv.shrink_to_fit();
     }
+    check_script(&detail)?;
     match (&detail.command, &detail.argv) {
+        (None, None) if detail.script.is_some() => {}
         (None, None) => {
             return Err(
                 "detail: needs command (a shell line) or argv (a program and its arguments)".into(),
@@ -161,7 +171,7 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
             check_argument(
                 "detail.command",
                 command,
-                "; send a longer script as detail.stdin to \"sh -s\"",
+                "; send a longer script as detail.script",
             )?;
         }
         (None, Some(argv)) => {
@@ -215,6 +225,33 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
         check_argument(&format!("detail.env.{name}"), value, "")?;
     }
     Ok(detail)
+}
+
+fn check_script(detail: &Detail) -> Result<(), String> {
+    let Some(script) = &detail.script else {
+        return match detail.script_args {
+            Some(_) => Err("detail.scriptArgs: goes with detail.script only".into()),
+            None => Ok(()),
+        };
+    };
+    if detail.command.is_some() || detail.argv.is_some() {
+        return Err("detail: has script and command or argv, give one of them".into());
+    }
+    if script.trim().is_empty() {
+        return Err("detail.script: must not be empty".into());
+    }
+    if script.len() > MAX_SCRIPT_BYTES {
+        return Err(format!(
+            "detail.script: must have {MAX_SCRIPT_BYTES} bytes at most, got {}",
+            script.len()
+        ));
+    }
+    let args = detail.script_args.iter().flatten();
+    check_count("detail.scriptArgs", args.clone().count(), MAX_ARGUMENTS)?;
+    for (n, argument) in args.enumerate() {
+        check_argument(&format!("detail.scriptArgs[{n}]"), argument, "")?;
+    }
+    Ok(())
 }
 
 /// Checks an id.

@@ -56,11 +56,18 @@ pub enum Feature {
     StdinBase64,
     /// `detail.mergeOutput`.
     MergeOutput,
+    /// `detail.script`.
+    Script,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::User, Self::StdinBase64, Self::MergeOutput];
+    pub const ALL: [Self; 4] = [
+        Self::User,
+        Self::StdinBase64,
+        Self::MergeOutput,
+        Self::Script,
+    ];
 
     /// The word in a poll: the field of `detail`.
     pub fn word(self) -> &'static str {
@@ -68,6 +75,7 @@ impl Feature {
             Self::User => "user",
             Self::StdinBase64 => "stdinBase64",
             Self::MergeOutput => "mergeOutput",
+            Self::Script => "script",
         }
     }
 }

@@ -32,7 +32,7 @@ impl<'de> Deserialize<'de> for Mode {
     }
 }
 
-/// What to run, as posted, as answered, and as handed to an agent. It has exactly one of `command` and `argv`. An
+/// What to run, as posted, as answered, and as handed to an agent. It has exactly one of `command`, `argv` and `script`. An
 /// unknown field is an error wherever this is read; otherwise a request would silently be ignored.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -43,6 +43,12 @@ pub struct Detail {
     /// A program and its arguments, run without a shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
+    /// A script, run by the interpreter that its first line names, else by the shell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<String>,
+    /// The arguments of the script.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script_args: Option<Vec<String>>,
     /// The folder it runs in; the agent's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<String>,
@@ -76,6 +82,7 @@ impl Detail {
             (self.user.is_some(), Feature::User),
             (self.stdin_base64.is_some(), Feature::StdinBase64),
             (self.merge_output == Some(true), Feature::MergeOutput),
+            (self.script.is_some(), Feature::Script),
         ];
         let needed = needed.into_iter().filter(|(is_needed, _)| *is_needed);
         needed.map(|(_, feature)| feature)

@@ -5,6 +5,7 @@
 //! | `runner` | starting a command; the only file that names `process::Command` |
 //! | `path_lookup` | finding a program on a PATH |
 //! | `start_failure` | why a program could not be started |
+//! | `script` | the script that a task brings along |
 //! | `user` | the user that a command runs as |
 //! | `output_pipes` | the pipes of its output |
 //! | `policy` | what the owner of this machine allows |
@@ -16,6 +17,7 @@ mod output_pipes;
 pub(crate) mod path_lookup;
 pub(super) mod policy;
 pub(super) mod runner;
+mod script;
 mod start_failure;
 pub(super) mod supervisor;
 mod user;

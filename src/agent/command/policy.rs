@@ -22,6 +22,11 @@ pub fn check(policy: &CommandPolicy, detail: &Detail) -> Result<(), String> {
             "with {setting} a task cannot set variables (detail.env), they could change what a command does"
         ));
     }
+    if detail.script.is_some() {
+        return refuse(&format!(
+            "with {setting} a task cannot bring a script (detail.script)"
+        ));
+    }
     // A wrapper such as `nice` or `sudo` would take these as its own option or variable.
     let first = detail.argv.as_ref().and_then(|argv| argv.first());
     if policy.wrapper.is_some() && first.is_some_and(|f| f.starts_with('-') || f.contains('=')) {
@@ -138,6 +143,17 @@ mod tests {
             let detail = serde_json::from_value(json!({"argv": argv})).unwrap();
             assert_eq!(check(&policy, &detail).is_ok(), good, "{argv}");
         }
+    }
+
+    #[test]
+    fn a_script_is_not_what_was_allowed() {
+        let script = json!({"script": "ls"});
+        assert!(
+            refusal(&["ls"], script.clone())
+                .unwrap()
+                .contains("detail.script")
+        );
+        assert_eq!(refusal(&[], script), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::orphaned_pipes::OrphanedPipes;
 use super::output_pipes::OutputPipes;
 use super::path_lookup;
 use super::policy;
+use super::script::Script;
 use super::start_failure;
 use super::supervisor::{Limits, Started, Supervisor};
 use super::user::User;
@@ -127,7 +128,10 @@ impl Runner {
             kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE).into(),
         };
         let directory = workspace(&detail)?;
-        let mut command = command_line(&detail, self.policy.wrapper.as_deref(), &directory)?;
+        let mut command = match detail.script.take() {
+            Some(script) => script_line(&script, &detail, &directory)?,
+            None => command_line(&detail, self.policy.wrapper.as_deref(), &directory)?,
+        };
         if let Some(user) = &user {
             user.apply(&mut command);
         }
@@ -150,7 +154,10 @@ impl Runner {
         let child = command.spawn().map_err(|why| {
             let program = Path::new(command.get_program());
             let reason = start_failure::explain(&why, program, &directory);
-            format!("cannot start {}: {reason}", program.display())
+            match program.starts_with("/proc/self/fd") {
+                true => format!("cannot start the script: {reason}"),
+                false => format!("cannot start {}: {reason}", program.display()),
+            }
         })?;
         Ok(Started {
             child,
@@ -252,6 +259,27 @@ fn command_line(detail: &Detail, wrapper: Option<&Path>, base: &Path) -> Result<
         }
         _ => Err("detail: must have either command or argv".into()),
     }
+}
+
+/// A script and its arguments: run by the interpreter that its first line names, else by the shell.
+fn script_line(text: &str, detail: &Detail, base: &Path) -> Result<Command, String> {
+    if detail.command.is_some() || detail.argv.is_some() {
+        return Err("detail: must have one of command, argv and script".into());
+    }
+    let script = Script::new(text)?;
+    let mut command = if script.has_interpreter {
+        Command::new(script.path())
+    } else {
+        let path = std::env::var_os("PATH");
+        let (name, shell) = path_lookup::shell(path.as_deref(), base)
+            .ok_or("no shell (bash or sh) on this machine's PATH for a script without #! line")?;
+        let mut command = Command::new(shell);
+        command.arg0(name).arg(script.path());
+        command
+    };
+    command.args(detail.script_args.iter().flatten());
+    script.hand_over(&mut command);
+    Ok(command)
 }
 
 /// A shell takes a line that begins with a sign for options; a blank before it prevents that. `--` would
