@@ -38,6 +38,7 @@ const PAGE: &str = concat!(
     include_str!("page/shared/text.js"),
     include_str!("page/shared/time.js"),
     include_str!("page/shared/dom.js"),
+    include_str!("page/shared/terminal.js"),
     include_str!("page/shared/view.js"),
     include_str!("page/shared/api.js"),
     include_str!("page/shared/widgets.js"),
