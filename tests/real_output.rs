@@ -455,7 +455,7 @@ fn a_command_that_was_killed_for_lack_of_memory_says_so() {
     let after = server.run(task("kill -9 $$"));
     assert_eq!(after["result"][0]["msg"], "killed by SIGKILL");
     drop(agent);
-    let _ = wait_until("the group is given up", || {
+    wait_until("the group is given up", || {
         let left = std::fs::read_to_string(format!("{}/cgroup.procs", group.0)).ok()?;
         left.is_empty().then_some(())
     });

@@ -2,9 +2,9 @@
 
 use super::follow::EventKind;
 use super::saved::SavedPiece;
-use crate::head_tail_buffer::HeadTailBuffer;
+use crate::head_tail_buffer::{HEAD_BYTES, HeadTailBuffer};
 use crate::wire::agent::Stream;
-use crate::wire::output_line::MAX_LINE_BYTES;
+use crate::wire::output_line::{MAX_LINE_BYTES, SAFE_LINE_BYTES};
 
 /// The most changes from one stream to the other that are recorded. Later bytes count as if they had been
 /// written together with the last recorded ones of their stream.
@@ -278,7 +278,10 @@ impl ReadOptions {
         let reach = buffer.contiguous_end(from);
         let there = usize::try_from(reach - from).ok()?;
         let is_over = self.ended || reach < buffer.end();
-        (is_over || there >= MAX_LINE_BYTES).then_some(there.min(MAX_LINE_BYTES))
+        // Behind the head the next output may push this line out of the buffer.
+        let is_at_risk = from >= HEAD_BYTES as u64 && there >= SAFE_LINE_BYTES;
+        let is_cut = is_at_risk || there >= MAX_LINE_BYTES;
+        (is_over || is_cut).then_some(there.min(MAX_LINE_BYTES))
     }
 }
 
@@ -374,6 +377,28 @@ mod tests {
         output.skip_to(Stdout, 5000);
         assert_eq!(output.text(Stdout, 10_000).1, 4000);
         assert_eq!(output.lines(100).len(), 2);
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_delivered_before_it_is_dropped() {
+        let how = ReadOptions {
+            whole_lines: true,
+            ..ReadOptions::default()
+        };
+        let (mut output, mut at, mut end) = (Output::default(), [0; 2], 0);
+        let (mut seen, mut missing) = (0, 0);
+        for _ in 0..40 {
+            output.write(Stdout, end, &[b'x'; 100_000]);
+            end += 100_000;
+            output.read_from(&how, &mut at, &mut 200_000, &mut |event| match event {
+                EventKind::Output(_, _, bytes) => seen += bytes.len() as u64,
+                EventKind::Gap(_, from, to) => missing += to - from,
+                _ => {}
+            });
+        }
+        assert_eq!(seen + missing, at[0]);
+        assert!(missing < 200_000, "{missing} of {end} are missing");
+        assert!(end - at[0] < 700_000, "{} are held back", end - at[0]);
     }
 
     #[test]

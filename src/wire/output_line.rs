@@ -2,6 +2,9 @@
 
 /// The longest line that is shown whole, in bytes: as many as are kept of a stream.
 pub const MAX_LINE_BYTES: usize = 1 << 20;
+/// The longest part of a line that is held back while a command still writes it, in bytes: of the end of a stream 768 KiB
+/// are kept, and the next output may be 256 KiB.
+pub const SAFE_LINE_BYTES: usize = 512 << 10;
 /// What is behind a part of a longer line.
 pub const CUT: &str = " … (the line is cut here)";
 

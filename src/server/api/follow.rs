@@ -11,7 +11,7 @@ use crate::server::http::{Part, Responder, Source};
 use crate::server::state::{Store, Watcher};
 use crate::wire;
 use crate::wire::machine_names::MachineNames;
-use crate::wire::output_line::{CUT, MAX_LINE_BYTES, last_state_bytes};
+use crate::wire::output_line::{CUT, SAFE_LINE_BYTES, last_state_bytes};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,7 +62,7 @@ impl Form for Text {
                 let name = self.name(event);
                 for line in bytes[from..].split_inclusive(|b| *b == b'\n') {
                     let end = line.strip_suffix(b"\n");
-                    let is_cut = end.is_none() && line.len() >= MAX_LINE_BYTES;
+                    let is_cut = end.is_none() && line.len() >= SAFE_LINE_BYTES;
                     add_line(name, end.unwrap_or(line), if is_cut { CUT } else { "" }, to);
                     at += line.len();
                     if to.len() >= PART_BYTES {
