@@ -116,6 +116,38 @@ impl HeadTailBuffer {
         Some((offset, self.tail.range(from..to).copied().collect()))
     }
 
+    /// The end of the kept bytes that follow `offset` without a gap. A byte must be kept there.
+    pub fn contiguous_end(&self, offset: u64) -> u64 {
+        let head_end = self.head.len() as u64;
+        let is_gap_ahead = self.tail.is_empty() || self.tail_start > head_end;
+        match offset < head_end && is_gap_ahead {
+            true => head_end,
+            false => self.end,
+        }
+    }
+
+    /// The offset of the first such byte within the `max` bytes from `offset` on; none if there is a gap before it.
+    pub fn find(&self, byte: u8, offset: u64, max: usize) -> Option<u64> {
+        let head_end = self.head.len() as u64;
+        let limit = self
+            .contiguous_end(offset)
+            .min(offset.saturating_add(max as u64));
+        let is_it = |found: &u8| *found == byte;
+        if offset < head_end {
+            let (from, to) = (offset as usize, limit.min(head_end) as usize);
+            if let Some(at) = self.head[from..to].iter().position(is_it) {
+                return Some(offset + at as u64);
+            }
+        }
+        let offset = offset.max(head_end);
+        if offset < self.tail_start || offset >= limit {
+            return None;
+        }
+        let (from, to) = (offset - self.tail_start, limit - self.tail_start);
+        let mut tail = self.tail.range(from as usize..to as usize);
+        tail.position(is_it).map(|at| offset + at as u64)
+    }
+
     /// Frees the bytes before `offset`. They still count as written.
     pub fn forget_before(&mut self, offset: u64) {
         if offset > self.head_start {
@@ -193,6 +225,28 @@ mod tests {
         buffer.write(2, b"llo");
         assert_eq!(all(&buffer), vec![(0, b"hello world".to_vec())]);
         assert_eq!(buffer.truncated(), 0);
+    }
+
+    #[test]
+    fn a_byte_is_found_across_head_and_tail_but_not_across_a_gap() {
+        let mut buffer = HeadTailBuffer::default();
+        buffer.append(&vec![b'x'; HEAD_BYTES]);
+        assert_eq!(buffer.find(b'\n', 5, usize::MAX), None);
+        buffer.append(b"yy\nz");
+        let end = HEAD_BYTES as u64 + 2;
+        assert_eq!(buffer.contiguous_end(5), end + 2);
+        assert_eq!(buffer.find(b'\n', 5, usize::MAX), Some(end));
+        assert_eq!(buffer.find(b'\n', end, 1), Some(end));
+        assert_eq!(buffer.find(b'\n', 5, HEAD_BYTES - 3), None);
+        assert_eq!(buffer.find(b'\n', end + 1, usize::MAX), None);
+        buffer.append(&vec![b'w'; TAIL_BYTES]);
+        buffer.append(b"\n");
+        assert_eq!(buffer.contiguous_end(5), HEAD_BYTES as u64);
+        assert_eq!(buffer.find(b'\n', 5, usize::MAX), None);
+        assert_eq!(
+            buffer.find(b'\n', buffer.tail_start, usize::MAX),
+            Some(buffer.end() - 1)
+        );
     }
 
     #[test]

@@ -361,7 +361,7 @@ fn what_is_not_there_says_what_could_be_meant() {
 #[test]
 fn refusals_name_flags() {
     let server = Server::start();
-    let long = "x".repeat(200_000);
+    let long = "x".repeat(2_000_000);
     for (words, begin) in [
         (&["run", "-m", "(", "--", "true"][..], "sidebike: -m: "),
         (

@@ -344,6 +344,6 @@ fn one_that_does_not_read_is_cut() {
     assert!(is_established(server.address, client));
     wait_for("it is cut", || !is_established(server.address, client));
     let mut other = Stream::open(&server, &target);
-    other.until("m | ");
+    other.until(" | ");
     server.post(&format!("/api/v1/task/{}/cancel", id(&task)), &json!({}));
 }

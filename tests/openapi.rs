@@ -146,6 +146,7 @@ fn complete() -> Value {
         "resultTtl": 3600, "failureTtl": "2h",
         "detail": {
             "command": "cat; echo oops >&2; exit 3", "workspace": "/tmp", "timeout": "5m",
+            "killGrace": 0.5, "env": {"A": "b"}, "killGrace": 0.5, "env": {"A": "b"}, "mergeOutput": false,
             "killGrace": 0.5, "env": {"A": "b"}, "stdin": "in\n",
         },
     })
@@ -172,12 +173,18 @@ fn every_field_of_a_submit_is_taken() {
         names(&schemas["Retry"]["properties"])
     );
     let mut detail = names(&complete["detail"]);
-    detail.insert("argv");
+    // Others in their place.
+    detail.extend(["argv", "script", "scriptArgs", "stdinBase64", "user"]);
     assert_eq!(detail, names(&schemas["Detail"]["properties"]));
     let server = Server::start();
     assert_eq!(server.post("/api/v1/task", &complete).status, 200);
-    let argv = json!({"machinePattern": "m", "detail": {"argv": ["true"]}});
-    assert_eq!(server.post("/api/v1/task", &argv).status, 200);
+    for detail in [
+        json!({"argv": ["true"]}),
+        json!({"script": "true", "scriptArgs": ["a"], "stdinBase64": "AA==", "user": "root"}),
+    ] {
+        let task = json!({"machinePattern": "m", "detail": detail});
+        assert_eq!(server.post("/api/v1/task", &task).status, 200);
+    }
 }
 
 /// Forbids members that the description does not have, so that a new field of an answer is noticed.

@@ -660,3 +660,30 @@ fn agent_call(server: SocketAddr, call: &str, body: &Value) -> Reply {
         connection.try_read(true)
     })
 }
+
+/// Issue 16, numbers 9 and 13.
+#[test]
+fn output_is_shown_as_a_terminal_would_and_machines_are_told_apart() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let agents = server.agents(2, "m");
+        let folder = Folder::new();
+        let gate = folder.file("gate");
+        let command = format!(
+            "printf '10%%\\r'; while [ ! -e {gate} ]; do sleep 0.05; done; \
+             printf '50%%\\r100%%\\n\\033[1;31mred\\033[0m plain \\033[2Jx\\n'"
+        );
+        let running = server.submit(task(&command));
+        let instance = agents[0].instance();
+        let hash = format!("#/task/{}/{instance}", id(&running));
+        browser.open(&url(&server, &hash));
+        browser.sees("#execution-output", "10%");
+        browser.sees("#execution-name", &format!("m/{}", &instance[..8]));
+        std::fs::write(gate, "").unwrap();
+        browser.sees("#task-state", "succeeded");
+        browser.sees("#execution-output .sgr-1.sgr-31", "red");
+        let all = browser.text("#execution-output");
+        assert_eq!(all.trim_end(), "100%\nred plain \\x1b[2Jx");
+        assert_quiet(browser, &[]);
+    });
+}

@@ -285,14 +285,15 @@ fn colours_only_where_they_are_wanted() {
 #[test]
 fn what_machines_write_cannot_change_other_lines() {
     let (server, _agents) = two_machines();
-    let line = r"printf '\033[2J\033[1Aover\rwritten\n\033[31mred\033[0m\n'";
+    let line = r"printf 'over\r\033[2J\033[1Awritten\n\033[31mred\033[0m\n'";
     let (code, seen) = Terminal::start(&server, 80, &[], &["run", "--", line]).ended();
     assert_eq!(code, 0);
     assert!(
         !seen.contains("\x1b[2J") && !seen.contains("\x1b[1A"),
         "{seen:?}"
     );
-    assert!(seen.contains("\u{FFFD}[1Aover\u{FFFD}written"), "{seen:?}");
+    // A carriage return begins the line anew.
+    assert!(seen.contains("| \u{FFFD}[2J\u{FFFD}[1Awritten"), "{seen:?}");
     assert!(seen.contains("\x1b[31mred\x1b[0m"), "{seen:?}");
 }
 

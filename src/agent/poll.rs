@@ -10,7 +10,7 @@ use super::shared::{Agent, Task, pause_after_panic};
 use super::state::Runnable;
 use super::token;
 use crate::client::CallError;
-use crate::wire::agent::{Orders, Poll};
+use crate::wire::agent::{Feature, Orders, Poll};
 use crate::wire::duration::TimeSpan;
 use log::{debug, info, warn};
 use serde_json::value::RawValue;
@@ -146,6 +146,7 @@ impl Agent {
             // The server treats both alike: it gives the work to other machines.
             draining: content.draining || content.full,
             holds: content.holds,
+            features: Feature::ALL.map(|feature| feature.word().into()).into(),
         })
     }
 

@@ -5,6 +5,7 @@ use crate::client::{CallError, Client, Kind};
 use crate::config::RegistryArgs;
 use crate::secret;
 use crate::wire::duration::TimeSpan;
+use rustix::io::Errno;
 use serde::Serialize;
 use std::io::{self, ErrorKind, Write};
 
@@ -29,6 +30,8 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             ErrorKind::BrokenPipe => Failure::NoReader,
+            // The terminal was closed.
+            _ if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => Failure::NoReader,
             _ => Failure::Because(format!("cannot write: {error}")),
         }
     }

@@ -233,6 +233,7 @@ mod tests {
             execution: "t.0".into(),
             machine_label: "m".into(),
             instance: "i".into(),
+            host: "h".into(),
             attempt,
             kind: EventKind::Output {
                 stream: Stream::Stdout,

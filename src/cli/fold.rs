@@ -1,17 +1,19 @@
 //! `--fold`: groups machines with the same output and the same result, so that the one machine of a hundred
 //! that differs is easy to see.
 
-use super::outcome::{label_list, reason, state_colour};
+use super::outcome::{name_list, reason, state_colour};
 use super::terminal::{OutputStyle, sanitize_output};
+use crate::wire::output_line::last_state;
 use crate::wire::task::{Execution, ExecutionState, Task};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 /// Prints each output once with its machines; the output of most machines comes first.
 pub fn print(task: &Task, out: &mut dyn Write, style: &OutputStyle) -> io::Result<()> {
-    let mut groups: BTreeMap<(String, &[String]), Vec<&Execution>> = BTreeMap::new();
+    let mut groups: BTreeMap<(String, Vec<&str>), Vec<&Execution>> = BTreeMap::new();
     for execution in &task.result {
-        let output = &*execution.attempt.output;
+        let output = execution.attempt.output.iter();
+        let output = output.map(|line| last_state(line)).collect();
         groups
             .entry((reason(execution), output))
             .or_default()
@@ -31,7 +33,7 @@ pub fn print(task: &Task, out: &mut dyn Write, style: &OutputStyle) -> io::Resul
             Some(colour) => style.paint(colour, &reason),
             None => reason,
         };
-        let names = label_list(executions.iter().map(|e| &*e.machine_label));
+        let names = name_list(task, executions.iter().copied());
         writeln!(out, "── {names} ({count}) {reason}")?;
         for line in output {
             if style.is_terminal {

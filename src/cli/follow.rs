@@ -1,18 +1,18 @@
 //! Follows a task until it ends: prints its output with labels in front and its progress, handles Ctrl-C, and
-//! prints a summary. Used by `run` and `rerun`; `logs` uses the [`Printer`].
+//! prints a summary. Used by `run` and `rerun`.
 
 use super::command::{CommandResult, Failure, print_json};
 use super::event_stream::{EventStream, StreamItem};
 use super::outcome::{self, CANCELED};
+use super::printer::{MissingOutput, Printer};
 use super::progress::Progress;
-use super::terminal::{Colour, OutputStyle, Prompt, sanitize, sanitize_output};
+use super::terminal::{OutputStyle, Prompt};
 use super::{cancel, fold};
 use crate::client::Client;
-use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
 use crate::wire::event::{EventKind, TaskEvent};
 use crate::wire::task::Task;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -25,14 +25,8 @@ const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
 const EVENTS_PER_REDRAW: usize = 200;
 /// How long the server may take to show a task as ended after its last event.
 const FINISH_WAIT: TimeSpan = TimeSpan::from_secs(10);
-/// The colours of labels, to tell machines apart.
-const LABEL_COLOURS: [Colour; 5] = [
-    Colour::Cyan,
-    Colour::Magenta,
-    Colour::Yellow,
-    Colour::Blue,
-    Colour::Green,
-];
+/// How long a task may take to end by itself after the reader of the output is gone.
+const END_WAIT: TimeSpan = TimeSpan::from_millis(500);
 const QUESTION: &str = "\nc: cancel the task   d: detach, it runs on   nothing: go on   (Ctrl-C again: detach)\nType one of them and Enter: ";
 
 /// What to print at the end.
@@ -42,6 +36,9 @@ pub struct FollowOptions {
     pub fold: bool,
     /// The task as JSON.
     pub json: bool,
+    /// Let the task go on where nobody is left to see its output: after INT, TERM or HUP without a terminal, and when
+    /// the reader of the output is gone.
+    pub detach_on_exit: bool,
 }
 
 /// Both ends of the channel of interruptions.
@@ -66,15 +63,24 @@ pub fn follow_to_end(
     let mut following = Following {
         client,
         id: &task.id,
-        printer: Printer::new(is_several(task)),
+        printer: Printer::new(task, is_several(task)),
         progress: Progress::of(task),
         control,
         is_live: !options.fold && !options.json,
+        detach_on_exit: options.detach_on_exit,
     };
     let mut stream = EventStream::open(client, &task.id, None, true);
     let ended = loop {
-        if let Some(code) = following.watch(&mut stream)? {
-            return Ok(code);
+        match following.watch(&mut stream) {
+            Err(Failure::NoReader) => {
+                following.lost_reader()?;
+                return Err(Failure::NoReader);
+            }
+            watched => {
+                if let Some(code) = watched? {
+                    return Ok(code);
+                }
+            }
         }
         let task = client.task(&task.id, FINISH_WAIT)?;
         if task.state.is_terminal() {
@@ -83,6 +89,9 @@ pub fn follow_to_end(
         stream.reopen();
     };
     following.printer.finish()?;
+    if !following.is_live {
+        MissingOutput::of(&ended).report();
+    }
     let (stdout, stderr) = (
         OutputStyle::of(&io::stdout()),
         OutputStyle::of(&io::stderr()),
@@ -110,9 +119,13 @@ pub fn print_message(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// From now on Ctrl-C and TERM do not end the process; [`follow_to_end`] handles them.
+/// From now on Ctrl-C, TERM and HUP do not end the process; [`follow_to_end`] handles them.
 pub fn controls() -> Result<Controls, Failure> {
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let mut handled = vec![SIGINT, SIGTERM];
+    if !is_ignored(SIGHUP) {
+        handled.push(SIGHUP);
+    }
+    let mut signals = Signals::new(handled)?;
     let (sender, controls) = channel();
     let signaled = sender.clone();
     thread::Builder::new()
@@ -127,6 +140,14 @@ pub fn controls() -> Result<Controls, Failure> {
     Ok((sender, controls))
 }
 
+/// Whether this process was started with a signal ignored, as by `nohup`. Without /proc it counts as not ignored.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
 struct Following<'a> {
     client: &'a Client,
     id: &'a str,
@@ -135,6 +156,7 @@ struct Following<'a> {
     control: Controls,
     /// Output is printed as it arrives.
     is_live: bool,
+    detach_on_exit: bool,
 }
 
 impl Following<'_> {
@@ -183,8 +205,10 @@ impl Following<'_> {
 
     fn show(&mut self, event: &TaskEvent) -> Result<(), Failure> {
         self.progress.note(event);
-        if self.is_live && !matches!(event.kind, EventKind::State { .. }) {
-            self.progress.erase();
+        if self.is_live {
+            if !matches!(event.kind, EventKind::State { .. }) {
+                self.progress.erase();
+            }
             self.printer.print(event)?;
         }
         Ok(())
@@ -195,6 +219,10 @@ impl Following<'_> {
         self.progress.erase();
         let person = Prompt::open().filter(|_| signal == SIGINT);
         let Some(mut person) = person else {
+            if self.detach_on_exit {
+                self.detached();
+                return Ok(Some(CANCELED));
+            }
             let had_ended = self.cancel()?;
             return Ok((!had_ended).then_some(CANCELED));
         };
@@ -217,13 +245,33 @@ impl Following<'_> {
             }
             Ok(Control::Answer(answer)) if answer.is_empty() => Ok(None),
             _ => {
-                let id = self.id;
-                print_message(&format!(
-                    "\ndetached; it runs on: sidebike logs -f {id}, sidebike cancel {id}\n"
-                ));
+                print_message("\n");
+                self.detached();
                 Ok(Some(CANCELED))
             }
         }
+    }
+
+    fn detached(&self) {
+        let id = self.id;
+        print_message(&format!(
+            "detached; it runs on: sidebike logs -f {id}, sidebike cancel {id}\n"
+        ));
+    }
+
+    /// Handles a reader of our output that is gone: the commands would go on without anybody who sees it.
+    fn lost_reader(&mut self) -> Result<(), Failure> {
+        self.progress.erase();
+        // A command that has written all its output needs no cancel, and no message.
+        if self.client.task(self.id, END_WAIT)?.state.is_terminal() {
+            return Ok(());
+        }
+        print_message("sidebike: the reader of the output is gone\n");
+        match self.detach_on_exit {
+            true => self.detached(),
+            false => drop(self.cancel()?),
+        }
+        Ok(())
     }
 
     /// Cancels the task and prints the result. Returns whether the task had ended before.
@@ -235,122 +283,5 @@ impl Following<'_> {
             cancel::done(&before, &after, None)
         ));
         Ok(before.state.is_terminal())
-    }
-}
-
-/// Prints output of commands: their stdout to our stdout, their stderr to our stderr.
-pub struct Printer {
-    several: bool,
-    out: OutputStyle,
-    err: OutputStyle,
-    within_line: [bool; 2],
-}
-
-impl Printer {
-    /// With labels in front of the lines if there are several machines.
-    pub fn new(several: bool) -> Printer {
-        Printer {
-            several,
-            out: OutputStyle::of(&io::stdout()),
-            err: OutputStyle::of(&io::stderr()),
-            within_line: [false; 2],
-        }
-    }
-
-    /// Prints an event if it is output or has to do with output.
-    pub fn print(&mut self, event: &TaskEvent) -> io::Result<()> {
-        match &event.kind {
-            EventKind::State { .. } => Ok(()),
-            EventKind::Output { stream, text, .. } => {
-                self.output(*stream, &event.machine_label, text)
-            }
-            EventKind::Missing {
-                stream,
-                offset,
-                end,
-            } => {
-                let remark = format!("… {} bytes left out …", end - offset);
-                self.remark(*stream, &event.machine_label, &remark)
-            }
-            EventKind::Attempt => {
-                let remark = format!("… attempt {} begins …", event.attempt);
-                self.remark(Stream::Stderr, &event.machine_label, &remark)
-            }
-        }
-    }
-
-    fn output(&mut self, stream: Stream, label: &str, text: &str) -> io::Result<()> {
-        if !self.several {
-            self.within_line[stream as usize] = !text.ends_with('\n');
-            return self.write(stream, text);
-        }
-        let style = self.style(stream);
-        let colour =
-            LABEL_COLOURS[label.bytes().map(usize::from).sum::<usize>() % LABEL_COLOURS.len()];
-        let label = if style.is_terminal {
-            style.paint(colour, &sanitize(label))
-        } else {
-            label.to_owned()
-        };
-        let mut lines = String::with_capacity(text.len() + label.len());
-        for line in text.split_inclusive('\n') {
-            let line = line.strip_suffix('\n').unwrap_or(line);
-            lines.push_str(&label);
-            lines.push_str(" | ");
-            if style.is_terminal {
-                lines.push_str(&sanitize_output(line));
-            } else {
-                lines.push_str(line);
-            }
-            lines.push('\n');
-        }
-        self.write(stream, &lines)
-    }
-
-    fn remark(&mut self, stream: Stream, label: &str, remark: &str) -> io::Result<()> {
-        if self.several {
-            return self.output(stream, label, remark);
-        }
-        let begin = if std::mem::take(&mut self.within_line[stream as usize]) {
-            "\n"
-        } else {
-            ""
-        };
-        self.write(stream, &format!("{begin}{remark}\n"))
-    }
-
-    fn style(&self, stream: Stream) -> OutputStyle {
-        match stream {
-            Stream::Stdout => self.out,
-            Stream::Stderr => self.err,
-        }
-    }
-
-    fn write(&self, stream: Stream, text: &str) -> io::Result<()> {
-        match stream {
-            Stream::Stdout => io::stdout().write_all(text.as_bytes()),
-            Stream::Stderr => io::stderr().write_all(text.as_bytes()),
-        }
-    }
-
-    /// Flushes stdout.
-    pub fn flush(&self) -> io::Result<()> {
-        io::stdout().flush()
-    }
-
-    /// Whether the cursor of the terminal is in the middle of a line of output.
-    fn is_within_line(&self) -> bool {
-        let [out, err] = self.within_line;
-        (out && self.out.is_terminal) || (err && self.err.is_terminal)
-    }
-
-    /// Ends an unfinished line on a terminal, so that the next message begins on its own line.
-    pub fn finish(&mut self) -> io::Result<()> {
-        self.flush()?;
-        if self.is_within_line() {
-            print_message("\n");
-            self.within_line = [false; 2];
-        }
-        Ok(())
     }
 }

@@ -2,8 +2,9 @@
 
 use super::command::{CommandResult, ConnectionArgs, Failure};
 use super::event_stream::{EventStream, StreamItem};
-use super::follow::{Printer, is_several, print_message};
+use super::follow::{is_several, print_message};
 use super::outcome::is_on;
+use super::printer::Printer;
 use super::task_reference::TaskArg;
 use std::io::{self, Write};
 use std::time::Duration;
@@ -47,7 +48,7 @@ pub fn run(args: Args) -> CommandResult {
     let task = args.task.find(&client)?;
     let machine = args.machine.as_deref();
     let addressed = |name: &str| task.result.iter().filter(|e| is_on(e, name)).count() > 1;
-    let mut printer = Printer::new(machine.map_or(is_several(&task), addressed));
+    let mut printer = Printer::new(&task, machine.map_or(is_several(&task), addressed));
     let mut stream = EventStream::open(&client, &task.id, machine, args.follow);
     let mut complained = false;
     loop {

@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 9] = [
+const FIELDS: [(&str, &str); 14] = [
     ("machinePattern", "-m"),
     ("machine", "-m"),
     ("name", "--name"),
@@ -14,6 +14,11 @@ const FIELDS: [(&str, &str); 9] = [
     ("detail.argv", "COMMAND"),
     ("detail.env", "--env"),
     ("detail.stdin", "--stdin"),
+    ("detail.stdinBase64", "--stdin"),
+    ("detail.script", "--script"),
+    ("detail.scriptArgs", "ARG"),
+    ("detail.user", "--user"),
+    ("detail.mergeOutput", "--merge"),
     ("detail.timeout", "--timeout"),
     ("detail.workspace", "--workspace"),
 ];
@@ -21,8 +26,8 @@ const FIELDS: [(&str, &str); 9] = [
 const PHRASES: [(&str, &str); 4] = [
     ("?all=1", "--all"),
     (
-        "send a longer script as detail.stdin to",
-        "pass a longer script as --stdin FILE to",
+        "send a longer script as detail.script",
+        "pass a longer script as --script FILE",
     ),
     (
         "after their resultTtl or failureTtl",

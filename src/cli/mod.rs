@@ -11,6 +11,7 @@
 //! | `follow` | follows a task until it ends: output, Ctrl-C, summary |
 //! | `event_stream` | the events of a task, over connections that may break |
 //! | `outcome` | how a task ended: exit codes, colours, texts |
+//! | `printer` | prints output with the names of machines, and says what is missing |
 //! | `progress` | the progress line at the bottom of the terminal |
 //! | `fold` | groups machines with the same output |
 //! | `docs`, `shell` | what needs no server: the documentation; completions and manual pages |
@@ -30,6 +31,7 @@ mod logs;
 mod machines;
 mod messages;
 mod outcome;
+mod printer;
 mod progress;
 mod ps;
 mod rerun;

@@ -2,6 +2,8 @@
 
 use super::terminal::{Colour, OutputStyle, sanitize};
 use crate::wire::duration::TimeSpan;
+use crate::wire::machine_names::MachineNames;
+use crate::wire::signal;
 use crate::wire::task::{Counts, Execution, ExecutionState, Task, TaskState};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -18,19 +20,6 @@ const NOT_STARTED: u8 = 126;
 pub const CANCELED: u8 = 130;
 /// Added to the number of the signal that ended a command, as in a shell.
 const SIGNALED: u8 = 128;
-/// Signals that end commands, by their names in the API.
-const SIGNALS: [(&str, u8); 10] = [
-    ("SIGHUP", 1),
-    ("SIGINT", 2),
-    ("SIGQUIT", 3),
-    ("SIGABRT", 6),
-    ("SIGBUS", 7),
-    ("SIGFPE", 8),
-    ("SIGKILL", 9),
-    ("SIGSEGV", 11),
-    ("SIGPIPE", 13),
-    ("SIGTERM", 15),
-];
 /// The most machines named in a summary; the others are only counted.
 const MAX_NAMED: usize = 10;
 
@@ -55,10 +44,7 @@ fn code_of(execution: &Execution) -> u8 {
         ExecutionState::Succeeded => 0,
         ExecutionState::Failed => match (attempt.exit_code, &attempt.signal) {
             (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX).max(1),
-            (None, Some(signal)) => {
-                let known = SIGNALS.iter().find(|(name, _)| name == signal);
-                known.map_or(SIGNALED, |(_, number)| SIGNALED + number)
-            }
+            (None, Some(name)) => SIGNALED + signal::number(name).unwrap_or(0),
             (None, None) => NOT_STARTED,
         },
         ExecutionState::TimedOut => TIMED_OUT,
@@ -148,10 +134,11 @@ pub fn summary(task: &Task, style: &OutputStyle) -> String {
         sanitize(&task.id)
     );
     let wrong = |e: &&Execution| e.state != ExecutionState::Succeeded;
+    let mut names = task.machine_names();
     for execution in task.result.iter().filter(wrong).take(MAX_NAMED) {
         text.push_str(&format!(
             "  {}  {}\n",
-            machine_label(execution),
+            machine_name(&mut names, execution),
             reason(execution)
         ));
     }
@@ -173,9 +160,9 @@ pub fn summary(task: &Task, style: &OutputStyle) -> String {
     text
 }
 
-/// The label of an execution's machine.
-pub fn machine_label(execution: &Execution) -> String {
-    shown(&execution.machine_label)
+/// The name of an execution's machine among those of its task.
+pub fn machine_name(names: &mut MachineNames, execution: &Execution) -> String {
+    shown(names.name(&execution.machine_label, &execution.instance))
 }
 
 fn shown(label: &str) -> String {
@@ -188,6 +175,14 @@ fn shown(label: &str) -> String {
 /// Whether an execution is on the machine with this instance or label.
 pub fn is_on(execution: &Execution, machine: &str) -> bool {
     execution.machine_label == machine || execution.instance == machine
+}
+
+/// The names of the machines of some executions of a task, each once.
+pub fn name_list<'a>(task: &Task, executions: impl Iterator<Item = &'a Execution>) -> String {
+    let mut names = task.machine_names();
+    let named = executions.map(|e| names.name(&e.machine_label, &e.instance).to_owned());
+    let named: Vec<String> = named.collect();
+    label_list(named.iter().map(String::as_str))
 }
 
 /// A list of labels, each once, with the number of machines that carry it.

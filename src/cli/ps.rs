@@ -99,7 +99,10 @@ pub fn table_of(tasks: &[Task]) -> Table {
         };
         let detail = &task.detail.detail;
         let argv = || detail.argv.as_ref().map(|argv| argv.join(" "));
-        let command = detail.command.clone().or_else(argv).unwrap_or_default();
+        let command = detail.command.clone().or_else(argv);
+        let command = command
+            .or_else(|| detail.script.clone())
+            .unwrap_or_default();
         let name = match &task.rerun_of {
             Some(of) => format!("{} (rerun of {})", task.name, short_id(of)),
             None => task.name.clone(),

@@ -28,6 +28,9 @@ pub struct Args {
     /// At the end, print the new task as JSON
     #[arg(long)]
     json: bool,
+    /// Let the task go on when this command is interrupted or the reader of its output goes away
+    #[arg(long)]
+    detach_on_exit: bool,
     #[command(flatten)]
     server: ConnectionArgs,
 }
@@ -48,6 +51,7 @@ pub fn run(args: Args) -> CommandResult {
     let options = FollowOptions {
         fold: args.fold,
         json: args.json,
+        detach_on_exit: args.detach_on_exit,
     };
     follow::follow_to_end(&client, &task, options, control)
 }

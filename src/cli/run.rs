@@ -8,14 +8,23 @@ use super::terminal::{self, Prompt, sanitize, truncate};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Detail, DryRun, Mode, NewTask};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 
 /// The longest script or standard input that is read, in bytes. A server accepts less by default and says so.
 const MAX_FILE_BYTES: u64 = 64 << 20;
-/// The shells that a script may name in its first line; it is run by the machine's own shell.
+/// The longest script, in bytes. A server accepts less if its --max-body is lower.
+const MAX_SCRIPT_BYTES: usize = 1 << 20;
+/// The longest shell line, in bytes: Linux takes no longer argument.
+const MAX_LINE_BYTES: usize = 131_071;
+/// The shells that a script may name in its first line to be run as a line of the machine's own shell.
 const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
+
+/// How much of a list of other machines is shown in a hint, in columns.
+const MAX_OTHERS_COLUMNS: usize = 120;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,7 +34,7 @@ Examples:
   sidebike run -m '^web-' --dry-run -- reboot    only show who would run it
   sidebike run --fold -- cat /etc/os-release     machines with the same output together
   sidebike run --any -m '^db-' -- ./vacuum.sh    on one of them, whichever is free first
-  sidebike run --script ./probe.sh               a script of this machine
+  sidebike run --script ./probe.py -- -v /data   a script of this machine, with arguments
   sidebike run --timeout 2h -- ./backup.sh       longer than the usual 3 minutes
   sidebike run --exec -- printf '%s\\n' 'a b'     no shell at all
 
@@ -40,13 +49,14 @@ The exit code is the worst of all machines':
   0 all succeeded, else the command's own; 3 no machine matched, 124 time-out, 125 lost or not
   started in time, 126 could not be started, 128+N ended by signal N, 130 canceled or detached,
   141 the reader of the output went away, 255 sidebike itself failed, 2 wrong usage.
-Ctrl-C asks whether to cancel or to detach; a second one detaches. Without a terminal it cancels.";
+Ctrl-C asks whether to cancel or to detach; a second one detaches. Without a terminal it cancels. So do
+TERM, HUP and a reader of the output that goes away (| head), unless --detach-on-exit is given.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = EXAMPLES,
-    override_usage = "sidebike run [OPTIONS] -- COMMAND...\n       sidebike run [OPTIONS] --script FILE"
+    override_usage = "sidebike run [OPTIONS] -- COMMAND...\n       sidebike run [OPTIONS] --script FILE\n       sidebike run [OPTIONS] --script FILE -- ARG..."
 )]
 pub struct Args {
     /// Machines whose label matches this regular expression
@@ -70,18 +80,27 @@ pub struct Args {
     /// The command's standard input: a file of this machine, or - for standard input
     #[arg(long, value_name = "FILE")]
     stdin: Option<String>,
+    /// Run it as this user of the machine, by name or number; its agent must run as root
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Standard error goes to standard output, in the order in which the command writes
+    #[arg(long)]
+    merge: bool,
     /// The name of the task in lists
     #[arg(long, default_value = "run")]
     name: String,
     /// Run the words as a program and its arguments, without a shell
     #[arg(long, conflicts_with = "script")]
     exec: bool,
-    /// Run this script instead of a command; - reads it from standard input
+    /// Run this script by the interpreter of its #! line, or by the shell; - reads it from standard input
     #[arg(long, value_name = "FILE")]
     script: Option<String>,
     /// Do not wait for the end; print the task's id
     #[arg(long)]
     detach: bool,
+    /// Let the task go on when this command is interrupted or the reader of its output goes away
+    #[arg(long)]
+    detach_on_exit: bool,
     /// Only show which machines would run it
     #[arg(long)]
     dry_run: bool,
@@ -100,12 +119,11 @@ pub struct Args {
     #[command(flatten)]
     server: ConnectionArgs,
     /// The command: its words joined by blanks are a line for the shell, as with ssh; best one word
-    /// in single quotes
+    /// in single quotes. With --script the script's arguments
     #[arg(
         value_name = "COMMAND",
         last = true,
-        required_unless_present = "script",
-        conflicts_with = "script"
+        required_unless_present = "script"
     )]
     command: Vec<String>,
 }
@@ -115,6 +133,9 @@ pub fn run(args: Args) -> CommandResult {
     let task = new_task(&args)?;
     let client = args.server.client()?;
     let matching = client.dry_run(&task)?;
+    if let Some(hint) = matches_more_than_named(&args.machine, &matching) {
+        print_message(&hint);
+    }
     if args.dry_run {
         show_matching(&matching, args.json)?;
         return Ok(if matching.matched == 0 { NO_MACHINE } else { 0 });
@@ -155,6 +176,7 @@ pub fn run(args: Args) -> CommandResult {
     let options = FollowOptions {
         fold: args.fold,
         json: args.json,
+        detach_on_exit: args.detach_on_exit,
     };
     follow::follow_to_end(&client, &task, options, control)
 }
@@ -167,7 +189,7 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
     }
     let mut detail = Detail::default();
     match &args.script {
-        Some(file) => detail.command = Some(script(file)?),
+        Some(file) => set_script(&mut detail, script(file)?, &args.command),
         None if args.exec => detail.argv = Some(args.command.clone()),
         None => {
             let line = args.command.join(" ");
@@ -183,11 +205,14 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
     }
     detail.workspace = args.workspace.clone();
     detail.timeout = args.timeout.as_deref().map(timeout).transpose()?;
-    detail.stdin = args
-        .stdin
-        .as_deref()
-        .map(|file| text_of("--stdin", file))
-        .transpose()?;
+    detail.user = args.user.clone();
+    detail.merge_output = args.merge.then_some(true);
+    if let Some(file) = &args.stdin {
+        match String::from_utf8(bytes_of("--stdin", file)?) {
+            Ok(text) => detail.stdin = Some(text),
+            Err(bytes) => detail.stdin_base64 = Some(STANDARD.encode(bytes.as_bytes())),
+        }
+    }
     if !args.env.is_empty() {
         let mut variables = BTreeMap::new();
         for variable in &args.env {
@@ -242,9 +267,8 @@ fn timeout(text: &str) -> Result<Timeout, Failure> {
         .map_err(|why| Failure::Usage(format!("--timeout: {why}, or -1; got {text:?}")))
 }
 
-/// Reads a script, to be run as a shell line.
-fn script(file: &str) -> Result<String, Failure> {
-    let text = text_of("--script", file)?;
+/// Sets the script to run. A short one for a shell goes as a command line, which every agent understands.
+fn set_script(detail: &mut Detail, text: String, args: &[String]) {
     let first = text.lines().next().and_then(|line| line.strip_prefix("#!"));
     let mut words = first.unwrap_or_default().split_whitespace();
     let mut program = words.next().unwrap_or("sh");
@@ -252,25 +276,40 @@ fn script(file: &str) -> Result<String, Failure> {
         program = words.next().unwrap_or("sh");
     }
     let name = program.rsplit('/').next().unwrap_or_default();
-    if SHELLS.contains(&name) {
-        return Ok(text);
+    let has_options = words.next().is_some();
+    let is_line = SHELLS.contains(&name) && !has_options && text.len() <= MAX_LINE_BYTES;
+    if is_line && args.is_empty() {
+        detail.command = Some(text);
+    } else {
+        detail.script = Some(text);
+        detail.script_args = (!args.is_empty()).then(|| args.to_vec());
     }
-    Err(Failure::Usage(format!(
-        "--script: {file} wants {name:?}, but scripts are run by the machine's shell; pass it as --stdin {file} to a command such as {name}"
-    )))
 }
 
-fn text_of(flag: &str, file: &str) -> Result<String, Failure> {
+/// Reads a script.
+fn script(file: &str) -> Result<String, Failure> {
+    let bytes = bytes_of("--script", file)?;
+    if bytes.len() > MAX_SCRIPT_BYTES {
+        return Err(Failure::Usage(format!(
+            "--script: {file} has {} bytes, {MAX_SCRIPT_BYTES} at most; pass data as --stdin FILE",
+            bytes.len()
+        )));
+    }
+    let text = String::from_utf8(bytes);
+    text.map_err(|_| Failure::Usage(format!("--script: {file} is not text in UTF-8")))
+}
+
+fn bytes_of(flag: &str, file: &str) -> Result<Vec<u8>, Failure> {
     let cannot = |why: io::Error| Failure::Usage(format!("{flag}: cannot read {file}: {why}"));
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let read = if file == "-" {
-        io::stdin().take(MAX_FILE_BYTES).read_to_string(&mut text)
+        io::stdin().take(MAX_FILE_BYTES).read_to_end(&mut bytes)
     } else {
         let open = fs::File::open(file).map_err(cannot)?;
-        open.take(MAX_FILE_BYTES).read_to_string(&mut text)
+        open.take(MAX_FILE_BYTES).read_to_end(&mut bytes)
     };
     read.map_err(cannot)?;
-    Ok(text)
+    Ok(bytes)
 }
 
 fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
@@ -289,6 +328,31 @@ fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
         n => print_message(&format!("{n} machines match{others}\n")),
     }
     Ok(())
+}
+
+/// A hint when the pattern is the label of a machine and matches others too: who types `web-1` may not mean `web-10`.
+fn matches_more_than_named(pattern: &str, matching: &DryRun) -> Option<String> {
+    let (named, others): (Vec<_>, Vec<_>) = matching
+        .machines
+        .iter()
+        .map(|machine| &*machine.label)
+        .partition(|label| *label == pattern);
+    if named.is_empty() || others.is_empty() {
+        return None;
+    }
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | ' ');
+    let mut exact = String::new();
+    for c in pattern.chars() {
+        exact.push_str(if is_plain(c) { "" } else { "\\" });
+        exact.push(c);
+    }
+    let others = label_list(others.into_iter());
+    Some(format!(
+        "sidebike: {:?} is the label of a machine, and as a pattern it also matches: {}; only that one: -m '^{}$'\n",
+        sanitize(pattern),
+        truncate(&others, MAX_OTHERS_COLUMNS),
+        sanitize(&exact)
+    ))
 }
 
 /// Asks whether to run on that many machines.

@@ -2,13 +2,14 @@
 
 use super::command::{CommandResult, ConnectionArgs, print_json};
 use super::outcome::{
-    advice, counts_text, machine_label, run_time, short_duration, state_colour, task_state_colour,
+    advice, counts_text, machine_name, run_time, short_duration, state_colour, task_state_colour,
     why,
 };
 use super::table::{Cell, Table};
 use super::task_reference::TaskArg;
 use super::terminal::{OutputStyle, sanitize, sanitize_output};
 use crate::wire::duration::Timeout;
+use crate::wire::output_line::last_state;
 use crate::wire::task::{DEFAULT_TIMEOUT, Execution, ExecutionState, Task};
 use std::io::{self, Write};
 
@@ -57,7 +58,10 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
         None => task.state.word().to_owned(),
     };
     let argv = || detail.argv.as_ref().map(|argv| format!("{argv:?}"));
-    let command = detail.command.clone().or_else(argv).unwrap_or_default();
+    let command = detail.command.clone().or_else(argv);
+    let command = command
+        .or_else(|| detail.script.clone())
+        .unwrap_or_default();
     let mut fields = vec![
         ("task", sanitize(&task.id)),
         ("name", sanitize(&task.name)),
@@ -116,6 +120,7 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
 
 fn table_of(task: &Task) -> Table {
     let mut table = Table::new(&["MACHINE", "STATE", "EXIT", "TIME", "TRY", "INSTANCE", "WHY"]);
+    let mut names = task.machine_names();
     for execution in &task.result {
         let attempt = &execution.attempt;
         let exit = match (attempt.exit_code, &attempt.signal) {
@@ -125,7 +130,7 @@ fn table_of(task: &Task) -> Table {
         };
         let instance = &execution.instance;
         table.add(vec![
-            Cell::of(machine_label(execution)),
+            Cell::of(machine_name(&mut names, execution)),
             Cell::painted(execution.state.word(), state_colour(execution.state)),
             Cell::of(exit),
             Cell::of(run_time(execution).map(short_duration).unwrap_or_default()),
@@ -144,6 +149,7 @@ fn explain(task: &Task, out: &mut dyn Write, style: &OutputStyle) -> io::Result<
             && e.state != ExecutionState::Succeeded
             && !e.attempt.output.is_empty()
     };
+    let mut names = task.machine_names();
     for execution in task.result.iter().filter(wrong).take(MAX_EXPLAINED) {
         let output = &execution.attempt.output;
         let skipped = output.len().saturating_sub(LAST_LINES);
@@ -154,10 +160,11 @@ fn explain(task: &Task, out: &mut dyn Write, style: &OutputStyle) -> io::Result<
                 task.id, execution.instance
             ),
         };
-        writeln!(out, "\n── {}{more}", machine_label(execution))?;
+        let name = machine_name(&mut names, execution);
+        writeln!(out, "\n── {name}{more}")?;
         for line in &output[skipped..] {
             let line = if style.is_terminal {
-                &sanitize_output(line)
+                &sanitize_output(last_state(line))
             } else {
                 line
             };

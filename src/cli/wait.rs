@@ -3,6 +3,7 @@
 use super::command::{CommandResult, ConnectionArgs, duration, print_json};
 use super::follow::print_message;
 use super::outcome::{self, TIMED_OUT};
+use super::printer::MissingOutput;
 use super::task_reference::TaskArg;
 use super::terminal::OutputStyle;
 use crate::wire::duration::TimeSpan;
@@ -63,5 +64,6 @@ pub fn run(args: Args) -> CommandResult {
     } else {
         print_message(&outcome::summary(&task, &OutputStyle::of(&io::stderr())));
     }
+    MissingOutput::of(&task).report();
     Ok(outcome::exit_code(&task))
 }

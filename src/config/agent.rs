@@ -43,6 +43,12 @@ pub struct AgentArgs {
     /// variables then, as they would reach the wrapper.
     #[arg(long, env = "SIDEBIKE_WRAPPER", value_name = "PROGRAM")]
     wrapper: Option<PathBuf>,
+    /// Let tasks run commands as these users only (detail.user); the name must match as a whole
+    ///
+    /// An agent that runs as root runs a command as any user that a task names. With --allow or --wrapper
+    /// it does so only for users that match this.
+    #[arg(long, env = "SIDEBIKE_ALLOW_USER", value_name = "REGEX")]
+    allow_user: Option<String>,
     /// Refuse to start as root
     #[arg(long, env = "SIDEBIKE_REFUSE_ROOT", value_parser = FalseyValueParser::new())]
     refuse_root: bool,
@@ -74,6 +80,8 @@ pub struct CommandPolicy {
     pub allow: Vec<Regex>,
     /// The full path of the program that is started with the command as its arguments.
     pub wrapper: Option<PathBuf>,
+    /// The users that commands may run as besides the agent's own. None: all if every command is allowed, else none.
+    pub allow_user: Option<Regex>,
 }
 
 impl AgentArgs {
@@ -112,6 +120,10 @@ impl AgentArgs {
                     .map(|pattern| whole(pattern).map_err(|why| format!("--allow: {why}")))
                     .collect::<Result<_, _>>()?,
                 wrapper: self.wrapper.map(wrapper).transpose()?,
+                allow_user: self
+                    .allow_user
+                    .map(|pattern| whole(&pattern).map_err(|why| format!("--allow-user: {why}")))
+                    .transpose()?,
             },
             refuse_root: self.refuse_root,
         })

@@ -15,7 +15,7 @@ use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
 use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::rules::{MAX_JOBS, check_label};
-use crate::wire::agent::{Assignment, AttemptId, Goodbye, Hold, HoldState, Orders, Poll};
+use crate::wire::agent::{Assignment, AttemptId, Feature, Goodbye, Hold, HoldState, Orders, Poll};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Detail, ExecutionState};
 use std::collections::HashSet;
@@ -99,6 +99,8 @@ impl Core {
         let key = self.register(now, &caller)?;
         let machine = self.machine_mut(key);
         machine.seq = poll.seq;
+        let can = |feature: &Feature| poll.features.iter().any(|word| word == feature.word());
+        machine.features = Feature::ALL.into_iter().filter(can).collect();
         (machine.poll_held, machine.waking) = (false, false);
         machine.cancels.clear();
         if machine.state == MachineState::Draining {
@@ -167,6 +169,7 @@ impl Core {
             kind: caller.kind,
             state: MachineState::Offline,
             jobs: caller.jobs,
+            features: Vec::new(),
             since: now,
             last_seen: now,
             offline_since: now,
@@ -278,6 +281,10 @@ impl Core {
                 self.end_attempt(now, execution, ExecutionState::Expired, super::EXPIRED);
                 continue;
             }
+            if let Some(why) = self.cannot_run(key, execution) {
+                self.end_attempt(now, execution, ExecutionState::Failed, &why);
+                continue;
+            }
             if !self.apply(execution, Event::Deliver) {
                 // Only queued executions are in a queue. Should that ever be wrong, do not hand it out.
                 self.place(execution, Place::Nowhere);
@@ -302,6 +309,21 @@ impl Core {
                 self.set_overdue(execution, now.plus(longest).plus(OVERDUE_AFTER));
             }
         }
+    }
+
+    /// Why a machine's agent cannot run what an execution asks for; none if it can.
+    fn cannot_run(&self, key: MachineKey, execution: ExecutionKey) -> Option<String> {
+        let machine = self.machine(key);
+        let detail = &self.task(execution.task).spec.detail;
+        let missing = detail
+            .needs()
+            .find(|need| !machine.features.contains(need))?;
+        Some(format!(
+            "detail.{}: the agent on this machine (version {}) cannot do it; one of the server's version ({}) can",
+            missing.word(),
+            machine.version,
+            env!("CARGO_PKG_VERSION")
+        ))
     }
 
     /// The oldest execution that waits for any machine and matches this one.

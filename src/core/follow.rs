@@ -74,6 +74,8 @@ pub struct TaskEvent {
     pub label: Arc<str>,
     /// The instance of its machine; empty while it has none.
     pub instance: Arc<str>,
+    /// The host of its machine; empty while it has none.
+    pub host: Arc<str>,
     /// The number of the attempt.
     pub attempt: u32,
     /// What happened.
@@ -286,14 +288,16 @@ fn add_attempt_events(
 }
 
 fn event(n: u32, target: Option<&Target>, attempt: u32, kind: EventKind) -> TaskEvent {
-    let (label, instance) = match target {
-        Some(target) => (target.label.clone(), target.instance.clone()),
-        None => ("".into(), "".into()),
+    let none = || Arc::from("");
+    let [label, instance, host] = match target {
+        Some(target) => [&target.label, &target.instance, &target.host].map(Arc::clone),
+        None => [none(), none(), none()],
     };
     TaskEvent {
         n,
         label,
         instance,
+        host,
         attempt,
         kind,
     }

@@ -3,7 +3,7 @@
 use super::match_index::{LabelKey, PatternKey};
 use super::task::{Target, rfc3339};
 use super::{ExecutionKey, TaskKey, Time};
-use crate::wire::agent::AttemptId;
+use crate::wire::agent::{AttemptId, Feature};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::{Machine as Answer, MachineState};
 use std::collections::BTreeSet;
@@ -40,6 +40,8 @@ pub(super) struct Machine {
     pub kind: Kind,
     pub state: MachineState,
     pub jobs: u32,
+    /// What its agent can do beyond the first version.
+    pub features: Vec<Feature>,
     pub since: Time,
     pub last_seen: Time,
     /// When it went offline; meaningful while it is.

@@ -176,6 +176,13 @@ impl MatchIndex {
             .sum()
     }
 
+    /// Every `any` task that waits for a free machine.
+    pub fn queued_tasks(&self) -> impl Iterator<Item = TaskKey> {
+        self.patterns
+            .iter()
+            .flat_map(|(_, entry)| entry.queue.iter().copied())
+    }
+
     /// Every task that new machines may join.
     pub fn open_tasks(&self) -> impl Iterator<Item = TaskKey> {
         self.patterns

@@ -2,15 +2,16 @@
 
 use super::follow::EventKind;
 use super::saved::SavedPiece;
-use crate::head_tail_buffer::HeadTailBuffer;
+use crate::head_tail_buffer::{HEAD_BYTES, HeadTailBuffer};
 use crate::wire::agent::Stream;
+use crate::wire::output_line::{MAX_LINE_BYTES, SAFE_LINE_BYTES};
 
 /// The most changes from one stream to the other that are recorded. Later bytes count as if they had been
 /// written together with the last recorded ones of their stream.
 const MAX_RUNS: usize = 4_096;
 
-/// The longest line that is delivered whole, in bytes; a longer one is delivered in pieces.
-const MAX_LINE_BYTES: usize = 64 * 1024;
+/// The most output that is delivered in one event, in bytes, unless it is one longer line.
+const MAX_PIECE_BYTES: usize = 64 * 1024;
 
 /// The kept output of one attempt.
 #[derive(Debug, Clone, Default)]
@@ -154,7 +155,7 @@ impl Output {
             let (buffer, at) = (self.stream(*stream), &mut at[*stream as usize]);
             while *at < *end {
                 let most = usize::try_from(*end - *at).unwrap_or(usize::MAX);
-                let wanted = most.min(*room).min(MAX_LINE_BYTES);
+                let wanted = most.min(*room).min(MAX_PIECE_BYTES);
                 let (from, mut bytes) = read_across(buffer, *at, wanted);
                 if from > *at {
                     give(EventKind::Gap(*stream, *at, from));
@@ -165,10 +166,14 @@ impl Output {
                 let before_gap = bytes.len() < wanted;
                 bytes.truncate(how.complete(&bytes, is_last || before_gap));
                 if bytes.is_empty() {
-                    if *room < MAX_LINE_BYTES && most > *room {
+                    if *room < MAX_PIECE_BYTES && most > *room {
                         return false;
                     }
-                    break;
+                    let length = how.long_line(buffer, from).filter(|n| *n <= most);
+                    let Some(length) = length.filter(|_| wanted == MAX_PIECE_BYTES) else {
+                        break;
+                    };
+                    (_, bytes) = read_across(buffer, from, length);
                 }
                 *room = room.saturating_sub(bytes.len());
                 *at += bytes.len() as u64;
@@ -259,7 +264,7 @@ pub(super) struct ReadOptions {
 impl ReadOptions {
     /// How many of these bytes can be delivered: no part of an unfinished line or of a character.
     fn complete(&self, bytes: &[u8], is_last: bool) -> usize {
-        if is_last || (self.whole_lines && bytes.len() >= MAX_LINE_BYTES) {
+        if is_last {
             return bytes.len();
         }
         if self.whole_lines {
@@ -275,6 +280,26 @@ impl ReadOptions {
             }
             _ => bytes.len(),
         }
+    }
+}
+
+impl ReadOptions {
+    /// The length of a line that begins at `from` and is longer than a piece; none if its end has not come. Beyond
+    /// [`MAX_LINE_BYTES`] it is cut.
+    fn long_line(&self, buffer: &HeadTailBuffer, from: u64) -> Option<usize> {
+        if !self.whole_lines {
+            return None;
+        }
+        if let Some(end) = buffer.find(b'\n', from, MAX_LINE_BYTES) {
+            return usize::try_from(end + 1 - from).ok();
+        }
+        let reach = buffer.contiguous_end(from);
+        let there = usize::try_from(reach - from).ok()?;
+        let is_over = self.ended || reach < buffer.end();
+        // Behind the head the next output may push this line out of the buffer.
+        let is_at_risk = from >= HEAD_BYTES as u64 && there >= SAFE_LINE_BYTES;
+        let is_cut = is_at_risk || there >= MAX_LINE_BYTES;
+        (is_over || is_cut).then_some(there.min(MAX_LINE_BYTES))
     }
 }
 
@@ -370,6 +395,28 @@ mod tests {
         output.skip_to(Stdout, 5000);
         assert_eq!(output.text(Stdout, 10_000).1, 4000);
         assert_eq!(output.lines(100).len(), 2);
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_delivered_before_it_is_dropped() {
+        let how = ReadOptions {
+            whole_lines: true,
+            ..ReadOptions::default()
+        };
+        let (mut output, mut at, mut end) = (Output::default(), [0; 2], 0);
+        let (mut seen, mut missing) = (0, 0);
+        for _ in 0..40 {
+            output.write(Stdout, end, &[b'x'; 100_000]);
+            end += 100_000;
+            output.read_from(&how, &mut at, &mut 200_000, &mut |event| match event {
+                EventKind::Output(_, _, bytes) => seen += bytes.len() as u64,
+                EventKind::Gap(_, from, to) => missing += to - from,
+                _ => {}
+            });
+        }
+        assert_eq!(seen + missing, at[0]);
+        assert!(missing < 200_000, "{missing} of {end} are missing");
+        assert!(end - at[0] < 700_000, "{} are held back", end - at[0]);
     }
 
     #[test]

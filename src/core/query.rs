@@ -195,10 +195,11 @@ impl Core {
     /// The number of tasks in each state.
     pub fn tasks_by_state(&self) -> [(TaskState, usize); 7] {
         let unfinished = self.ledger.unfinished_tasks();
-        let waiting = self
-            .match_index
-            .open_tasks()
-            .filter(|key| self.task(*key).executions.is_empty())
+        let open = self.match_index.open_tasks();
+        let queued = self.match_index.queued_tasks();
+        let waiting = open
+            .chain(queued)
+            .filter(|key| self.task(*key).state() == TaskState::Waiting)
             .count();
         TaskState::ALL.map(|state| match state {
             TaskState::Waiting => (state, waiting),

@@ -13,6 +13,7 @@ use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
 use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time, data_mut};
+use crate::wire::agent::Feature;
 use crate::wire::machine::MachineState;
 use crate::wire::task::ExecutionState;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -115,6 +116,8 @@ impl Core {
                 (false, false) => MachineState::Online,
             },
             jobs: saved.jobs,
+            // Until its next poll says what it can; an agent refuses what it does not understand.
+            features: Feature::ALL.into(),
             since: saved.since,
             last_seen: now,
             offline_since: now,

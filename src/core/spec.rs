@@ -8,6 +8,8 @@ use super::TextLimits;
 use super::pattern::Pattern;
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use std::sync::Arc;
 
 /// The longest id of a task, in bytes.
@@ -18,6 +20,10 @@ pub const MAX_ARGUMENT_BYTES: usize = 131_071;
 pub const MAX_ARGUMENTS: usize = 4_096;
 /// The longest path of a workspace, in bytes: Linux takes no longer one (`PATH_MAX`).
 pub const MAX_WORKSPACE_BYTES: usize = 4_095;
+/// The longest script, in bytes: as long as the longest standard input.
+pub const MAX_SCRIPT_BYTES: usize = 1 << 20;
+/// The longest name of a user, in bytes: no system has longer ones.
+pub const MAX_USER_BYTES: usize = 255;
 /// The longest pause between TERM and KILL.
 pub const MAX_KILL_GRACE: TimeSpan = TimeSpan::from_secs(3_600);
 /// The most retries; anyone who wants more should loop in the script.
@@ -175,7 +181,14 @@ impl Spec {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         text(&detail.command)
             + text(&detail.stdin)
-            + detail.argv.iter().flatten().map(String::len).sum::<usize>()
+            + text(&detail.script)
+            + text(&detail.stdin_base64)
+            + [&detail.argv, &detail.script_args]
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(String::len)
+                .sum::<usize>()
             + detail
                 .env
                 .iter()
@@ -190,7 +203,9 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
         // It was read with spare capacity, and is stored as long as the task.
         argv.shrink_to_fit();
     }
+    check_script(&detail)?;
     match (&detail.command, &detail.argv) {
+        (None, None) if detail.script.is_some() => {}
         (None, None) => {
             return Err(
                 "detail: needs command (a shell line) or argv (a program and its arguments)".into(),
@@ -206,7 +221,7 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
             check_argument(
                 "detail.command",
                 command,
-                "; send a longer script as detail.stdin to \"sh -s\"",
+                "; send a longer script as detail.script",
             )?;
         }
         (None, Some(argv)) => {
@@ -223,6 +238,17 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
     }
     if let Some(workspace) = &detail.workspace {
         check_text("detail.workspace", workspace, MAX_WORKSPACE_BYTES, "")?;
+    }
+    if let Some(user) = &detail.user {
+        check_text("detail.user", user, MAX_USER_BYTES, "")?;
+    }
+    if let Some(base64) = &detail.stdin_base64 {
+        if detail.stdin.is_some() {
+            return Err("detail: has both stdin and stdinBase64, give one of them".into());
+        }
+        if let Err(why) = STANDARD.decode(base64) {
+            return Err(format!("detail.stdinBase64: must be base64: {why}"));
+        }
     }
     match detail.timeout {
         Some(Timeout::After(duration)) if duration == TimeSpan::default() => {
@@ -249,6 +275,33 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
         check_argument(&format!("detail.env.{name}"), value, "")?;
     }
     Ok(detail)
+}
+
+fn check_script(detail: &Detail) -> Result<(), String> {
+    let Some(script) = &detail.script else {
+        return match detail.script_args {
+            Some(_) => Err("detail.scriptArgs: goes with detail.script only".into()),
+            None => Ok(()),
+        };
+    };
+    if detail.command.is_some() || detail.argv.is_some() {
+        return Err("detail: has script and command or argv, give one of them".into());
+    }
+    if script.trim().is_empty() {
+        return Err("detail.script: must not be empty".into());
+    }
+    if script.len() > MAX_SCRIPT_BYTES {
+        return Err(format!(
+            "detail.script: must have {MAX_SCRIPT_BYTES} bytes at most, got {}",
+            script.len()
+        ));
+    }
+    let args = detail.script_args.iter().flatten();
+    check_count("detail.scriptArgs", args.clone().count(), MAX_ARGUMENTS)?;
+    for (n, argument) in args.enumerate() {
+        check_argument(&format!("detail.scriptArgs[{n}]"), argument, "")?;
+    }
+    Ok(())
 }
 
 /// Checks an id.

@@ -10,6 +10,7 @@ use super::spec::Spec;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
 use crate::wire::duration::TimeSpan;
+use crate::wire::machine_names::MachineNames;
 use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -235,7 +236,7 @@ impl Task {
         let counts = &self.counts;
         let unsuccessful = counts.failed + counts.timed_out + counts.lost;
         if self.finished_at.is_none() {
-            if self.executions.is_empty() {
+            if self.waits_for_a_machine() {
                 TaskState::Waiting
             } else {
                 TaskState::Running
@@ -252,6 +253,15 @@ impl Task {
             TaskState::Canceled
         } else {
             TaskState::Expired
+        }
+    }
+
+    /// Whether no machine has matched yet.
+    fn waits_for_a_machine(&self) -> bool {
+        let waits = |e: &Execution| e.target.is_none() && e.state == ExecutionState::Queued;
+        match self.is_any() {
+            true => self.matched == 0 && self.executions.iter().all(waits),
+            false => self.executions.is_empty(),
         }
     }
 
@@ -383,18 +393,22 @@ impl Task {
             .filter_map(|e| Some(&*e.target.as_ref()?.label))
     }
 
-    /// The labels and outputs of its executions: of all, or of those on the machine with this instance or the
+    /// The names of its machines.
+    pub fn machine_names(&self) -> MachineNames {
+        let targets = self.executions.iter().filter_map(|e| e.target.as_ref());
+        MachineNames::of(targets.map(|t| (&*t.label, &*t.instance, &*t.host)))
+    }
+
+    /// The targets and outputs of its executions: of all, or of those on the machine with this instance or the
     /// machines with this label.
-    pub fn outputs(&self, machine: Option<&str>) -> Vec<(&str, Option<&Output>)> {
+    pub fn outputs(&self, machine: Option<&str>) -> Vec<(Option<&Target>, Option<&Output>)> {
         let addressed = |e: &&Execution| match (machine, &e.target) {
             (None, _) => true,
             (Some(name), Some(target)) => target.is_named(name),
             (Some(_), None) => false,
         };
-        let outputs = self.executions.iter().filter(addressed).map(|e| {
-            let label = e.target.as_ref().map_or("", |target| &*target.label);
-            (label, e.current.output.as_deref())
-        });
+        let outputs = self.executions.iter().filter(addressed);
+        let outputs = outputs.map(|e| (e.target.as_deref(), e.current.output.as_deref()));
         outputs.collect()
     }
 
@@ -486,6 +500,7 @@ impl Attempt {
             let (stderr, stderr_missing) = output.text(Stream::Stderr, limit);
             answer.output = output.lines(limit);
             answer.truncated_bytes = stdout_missing + stderr_missing;
+            answer.missing_bytes = output.truncated();
             (answer.stdout, answer.stderr) = (stdout, stderr);
         }
         answer

@@ -48,6 +48,43 @@ pub struct Poll {
     /// Every attempt the agent was handed whose result the server has not taken yet.
     #[serde(default)]
     pub holds: Vec<Hold>,
+    /// What it can do beyond what the first version could, see [`Feature`]. A server ignores words that it does not know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+}
+
+/// Something that a task can ask for and that the first version of the agent cannot do. To add one: a variant, its word,
+/// and the field of `detail` that needs it in [`super::task::Detail::needs`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feature {
+    /// `detail.user`.
+    User,
+    /// `detail.stdinBase64`.
+    StdinBase64,
+    /// `detail.mergeOutput`.
+    MergeOutput,
+    /// `detail.script`.
+    Script,
+}
+
+impl Feature {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::User,
+        Self::StdinBase64,
+        Self::MergeOutput,
+        Self::Script,
+    ];
+
+    /// The word in a poll: the field of `detail`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::StdinBase64 => "stdinBase64",
+            Self::MergeOutput => "mergeOutput",
+            Self::Script => "script",
+        }
+    }
 }
 
 /// One attempt of one execution.

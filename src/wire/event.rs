@@ -14,6 +14,9 @@ pub struct TaskEvent {
     pub machine_label: String,
     /// The instance of its machine; empty while it has none.
     pub instance: String,
+    /// The host of its machine; empty while it has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host: String,
     /// The number of the attempt.
     pub attempt: u32,
     /// What happened.

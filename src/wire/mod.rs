@@ -7,6 +7,10 @@
 //! | `event` | the events of a task's output |
 //! | `agent` | the calls of agents |
 //! | `duration`, `strict_object` | how durations and objects are read |
+//! | `enumeration` | values that are one of a few words |
+//! | `signal` | names of signals |
+//! | `output_line` | lines of output with a label in front |
+//! | `machine_names` | names that tell the machines of a task apart |
 //!
 //! To add a field: to the type that carries it (in `task.rs` twice: `PostedTask` and `Task`), to the rule in `core`
 //! that uses it, and to `src/docs/api.md` and `openapi.json`. A new field of an agent's call needs `#[serde(default)]`, as agents and
@@ -14,9 +18,12 @@
 
 pub mod agent;
 pub mod duration;
+pub mod enumeration;
 pub mod event;
 pub mod machine;
-
+pub mod machine_names;
+pub mod output_line;
+pub mod signal;
 pub mod strict_object;
 pub mod task;
 

@@ -1,8 +1,11 @@
 //! A task as it is posted, and as it is answered.
 
+use super::agent::Feature;
 use super::duration::{TimeSpan, Timeout};
+use super::enumeration::{self, Words};
+use super::machine_names::MachineNames;
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,7 +15,7 @@ pub const DEFAULT_TIMEOUT: TimeSpan = TimeSpan::from_secs(180);
 pub const DEFAULT_KILL_GRACE: TimeSpan = TimeSpan::from_secs(5);
 
 /// Which machines run a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Mode {
     /// Every matching machine runs it.
@@ -22,7 +25,14 @@ pub enum Mode {
     Any,
 }
 
-/// What to run, as posted, as answered, and as handed to an agent. It has exactly one of `command` and `argv`. An
+impl<'de> Deserialize<'de> for Mode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const WORDS: Words<Mode> = &[("all", Mode::All), ("any", Mode::Any)];
+        enumeration::deserialize(WORDS, deserializer)
+    }
+}
+
+/// What to run, as posted, as answered, and as handed to an agent. It has exactly one of `command`, `argv` and `script`. An
 /// unknown field is an error wherever this is read; otherwise a request would silently be ignored.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -33,6 +43,12 @@ pub struct Detail {
     /// A program and its arguments, run without a shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
+    /// A script, run by the interpreter that its first line names, else by the shell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<String>,
+    /// The arguments of the script.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script_args: Option<Vec<String>>,
     /// The folder it runs in; the agent's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<String>,
@@ -48,6 +64,29 @@ pub struct Detail {
     /// The text of its standard input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
+    /// Its standard input as base64, in place of `stdin`: any bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin_base64: Option<String>,
+    /// The user it runs as, by name or number; the agent's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Both streams go through one pipe, as standard output, so that their order is that of the writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge_output: Option<bool>,
+}
+
+impl Detail {
+    /// What an agent must be able to do to run it, beyond what the first version could.
+    pub fn needs(&self) -> impl Iterator<Item = Feature> {
+        let needed = [
+            (self.user.is_some(), Feature::User),
+            (self.stdin_base64.is_some(), Feature::StdinBase64),
+            (self.merge_output == Some(true), Feature::MergeOutput),
+            (self.script.is_some(), Feature::Script),
+        ];
+        let needed = needed.into_iter().filter(|(is_needed, _)| *is_needed);
+        needed.map(|(_, feature)| feature)
+    }
 }
 
 impl ReadOnlyFields for Detail {
@@ -55,7 +94,7 @@ impl ReadOnlyFields for Detail {
 }
 
 /// After which results an attempt is retried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RetryOn {
     /// It ended `failed`.
@@ -64,6 +103,17 @@ pub enum RetryOn {
     TimedOut,
     /// Its machine went offline.
     Lost,
+}
+
+impl<'de> Deserialize<'de> for RetryOn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const WORDS: Words<RetryOn> = &[
+            ("failed", RetryOn::Failed),
+            ("timedOut", RetryOn::TimedOut),
+            ("lost", RetryOn::Lost),
+        ];
+        enumeration::deserialize(WORDS, deserializer)
+    }
 }
 
 /// Retries; there are none by default.
@@ -384,6 +434,20 @@ pub struct Task<S = String> {
     pub result: Vec<Execution<S>>,
 }
 
+impl<S: AsRef<str>> Task<S> {
+    /// The names of its machines.
+    pub fn machine_names(&self) -> MachineNames {
+        let machines = self.result.iter();
+        MachineNames::of(machines.map(|e| {
+            (
+                e.machine_label.as_ref(),
+                e.instance.as_ref(),
+                e.host.as_ref(),
+            )
+        }))
+    }
+}
+
 /// [`Detail`] with the output lines of all machines, in order of finishing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AnsweredDetail {
@@ -440,8 +504,11 @@ pub struct Attempt<S = String> {
     pub stdout: String,
     /// The kept standard error.
     pub stderr: String,
-    /// How many bytes of both streams are missing.
+    /// How many bytes of both streams are missing here.
     pub truncated_bytes: u64,
+    /// How many of them the server does not have: they were not kept. The others can be had as output of the task.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub missing_bytes: u64,
     /// When the command started, RFC 3339.
     pub started_at: Option<S>,
     /// When it ended, RFC 3339.

@@ -211,6 +211,7 @@ impl Fleet {
             draining: false,
             wait,
             holds: agent.holds.iter().map(hold).collect(),
+            features: Vec::new(),
         };
         let body = serde_json::to_vec(&poll).map_err(|why| why.to_string())?;
         self.open(n, Call::Poll, &body)

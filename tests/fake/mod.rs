@@ -421,14 +421,16 @@ impl Agent {
         self.child.wait().unwrap().code()
     }
 
-    /// The most memory it has had, in KiB.
+    /// The most memory it has had, in KiB, without the pages of its program: those of a test build are many, and the
+    /// system may take them back.
     pub fn peak_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))
-            .unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+        let kib = |name: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.unwrap().trim().trim_end_matches(" kB");
+            number.parse().unwrap()
+        };
+        kib("VmHWM:") - kib("RssFile:")
     }
 
     /// The memory of its own that it has now, in KiB: without that of files, such as the program itself.

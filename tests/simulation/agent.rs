@@ -336,6 +336,7 @@ impl World {
             draining: agent.draining || agent.forgotten >= agent.jobs as usize,
             wait: TimeSpan::from_millis(wait),
             holds: agent.list_holds(now),
+            features: Vec::new(),
         };
         self.send(who, Event::ToServer(who, Request::Poll(poll)));
         self.after(wait + SLACK, Event::Alarm(who, Alarm::GiveUp(seq)));

@@ -5,6 +5,10 @@
 //! | `runner` | starting a command; the only file that names `process::Command` |
 //! | `lookup` | looking at files where that can be left alone |
 //! | `path_lookup` | finding a program on a PATH |
+//! | `start_failure` | why a program could not be started |
+//! | `script` | the script that a task brings along |
+//! | `user` | the user that a command runs as |
+//! | `output_pipes` | the pipes of its output |
 //! | `policy` | what the owner of this machine allows |
 //! | `supervisor` | output, input, time-out and end of a command that runs |
 //! | `orphaned_pipes` | the pipes of background processes that outlive their command |
@@ -12,8 +16,12 @@
 
 mod lookup;
 mod orphaned_pipes;
+mod output_pipes;
 pub(crate) mod path_lookup;
 pub(super) mod policy;
 pub(super) mod runner;
+mod script;
+mod start_failure;
 pub(super) mod supervisor;
 mod survivors;
+mod user;

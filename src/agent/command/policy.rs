@@ -22,6 +22,11 @@ pub fn check(policy: &CommandPolicy, detail: &Detail) -> Result<(), String> {
             "with {setting} a task cannot set variables (detail.env), they could change what a command does"
         ));
     }
+    if detail.script.is_some() {
+        return refuse(&format!(
+            "with {setting} a task cannot bring a script (detail.script)"
+        ));
+    }
     // A wrapper such as `nice` or `sudo` would take these as its own option or variable.
     let first = detail.argv.as_ref().and_then(|argv| argv.first());
     if policy.wrapper.is_some() && first.is_some_and(|f| f.starts_with('-') || f.contains('=')) {
@@ -37,6 +42,20 @@ pub fn check(policy: &CommandPolicy, detail: &Detail) -> Result<(), String> {
     refuse("no --allow pattern matches the command from its first to its last character")
 }
 
+/// Whether a command may be run as this user.
+pub fn check_user(policy: &CommandPolicy, user: &str) -> Result<(), String> {
+    let (is_allowed, setting) = match &policy.allow_user {
+        Some(allowed) => (allowed.is_match(user), "--allow-user does not match it"),
+        None => (
+            policy.allow.is_empty() && policy.wrapper.is_none(),
+            "with --allow or --wrapper commands run as another user only with --allow-user",
+        ),
+    };
+    is_allowed
+        .then_some(())
+        .ok_or_else(|| format!("refused by this machine's owner: detail.user {user:?}: {setting}"))
+}
+
 /// What the owner allows, for the log; none when everything is allowed.
 pub fn summary(policy: &CommandPolicy) -> Option<String> {
     let allow = policy
@@ -47,7 +66,11 @@ pub fn summary(policy: &CommandPolicy) -> Option<String> {
         .wrapper
         .iter()
         .map(|path| format!("--wrapper {}", path.display()));
-    let settings: Vec<String> = allow.chain(wrapper).collect();
+    let user = policy
+        .allow_user
+        .iter()
+        .map(|pattern| format!("--allow-user {}", pattern.as_str()));
+    let settings: Vec<String> = allow.chain(wrapper).chain(user).collect();
     let is_empty = settings.is_empty();
     (!is_empty).then(|| format!("this machine's owner allows only: {}", settings.join(", ")))
 }
@@ -73,7 +96,7 @@ mod tests {
                 .iter()
                 .map(|pattern| regex::Regex::new(&format!(r"\A(?:{pattern})\z")).unwrap())
                 .collect(),
-            wrapper: None,
+            ..CommandPolicy::default()
         };
         check(&policy, &serde_json::from_value(detail).unwrap()).err()
     }
@@ -109,8 +132,8 @@ mod tests {
     #[test]
     fn a_wrapper_gets_no_options_of_its_own() {
         let policy = CommandPolicy {
-            allow: Vec::new(),
             wrapper: Some("/usr/bin/nice".into()),
+            ..CommandPolicy::default()
         };
         for (argv, good) in [
             (json!(["ls", "-l", "a=b"]), true),
@@ -120,6 +143,17 @@ mod tests {
             let detail = serde_json::from_value(json!({"argv": argv})).unwrap();
             assert_eq!(check(&policy, &detail).is_ok(), good, "{argv}");
         }
+    }
+
+    #[test]
+    fn a_script_is_not_what_was_allowed() {
+        let script = json!({"script": "ls"});
+        assert!(
+            refusal(&["ls"], script.clone())
+                .unwrap()
+                .contains("detail.script")
+        );
+        assert_eq!(refusal(&[], script), None);
     }
 
     #[test]

@@ -8,10 +8,14 @@
 
 use super::lookup::{self, LookFailed};
 use super::orphaned_pipes::OrphanedPipes;
+use super::output_pipes::OutputPipes;
 use super::path_lookup;
 use super::policy;
+use super::script::Script;
+use super::start_failure;
 use super::supervisor::{Limits, Started, Supervisor};
 use super::survivors::Survivors;
+use super::user::User;
 use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::backoff::random_id;
 use crate::agent::processes::guard::Guard;
@@ -21,6 +25,9 @@ use crate::agent::state::{AgentState, Job};
 use crate::config::CommandPolicy;
 use crate::wire::duration::Timeout;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustix::fs::{Access, access};
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -118,7 +125,12 @@ impl Runner {
             ))
         })?;
         policy::check(&self.policy, &detail).map_err(failed)?;
-        let stdin = detail.stdin.take().unwrap_or_default().into_bytes();
+        let user = detail.user.as_deref().map(User::find).transpose();
+        let user = user.map_err(failed)?;
+        if let Some(user) = &user {
+            policy::check_user(&self.policy, &user.name).map_err(failed)?;
+        }
+        let stdin = standard_input(&mut detail).map_err(failed)?;
         if stdin.len() > MAX_STDIN_BYTES {
             return Err(failed(format!(
                 "detail.stdin: must have {MAX_STDIN_BYTES} bytes at most, got {}",
@@ -134,18 +146,32 @@ impl Runner {
             kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE).into(),
         };
         let wrapper = self.policy.wrapper.clone();
+        let script = detail.script.take();
         let detail = Arc::new(detail);
-        let mut command = match &detail.workspace {
-            None => command_line(&detail, wrapper.as_deref()).map_err(failed)?,
+        let look = {
+            let detail = Arc::clone(&detail);
+            move || {
+                let directory = workspace(&detail)?;
+                let command = match script {
+                    Some(script) => script_line(&script, &detail, &directory)?,
+                    None => command_line(&detail, wrapper.as_deref(), &directory)?,
+                };
+                Ok((command, directory))
+            }
+        };
+        let (mut command, directory) = match &detail.workspace {
+            None => look().map_err(failed)?,
             Some(workspace) => {
-                let detail = Arc::clone(&detail);
                 let timeout = limits.timeout.map(Duration::from);
-                let look = move || command_line(&detail, wrapper.as_deref());
                 let found = lookup::look(attempt, waker, timeout, look);
-                let found = found.map_err(|why| look_failed(why, workspace, limits));
+                let found: Result<Result<_, String>, _> =
+                    found.map_err(|why| look_failed(why, workspace, limits));
                 found?.map_err(failed)?
             }
         };
+        if let Some(user) = &user {
+            user.apply(&mut command);
+        }
         self.set_environment(&mut command, job, instance, &detail)
             .map_err(failed)?;
         // Last, because no task may change it: the processes of the attempt are found by it.
@@ -154,10 +180,10 @@ impl Runner {
             command.current_dir(workspace);
         }
         // Standard input is a pipe even when there is nothing to read: /dev/null may not exist.
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped());
+        let merge = detail.merge_output.unwrap_or(false);
+        let output = OutputPipes::open(&mut command, merge)
+            .map_err(|why| failed(format!("no pipe for the output: {why}")))?;
         if self.needs_session {
             start_session(&mut command);
         } else {
@@ -165,8 +191,10 @@ impl Runner {
         }
         Ok(Prepared {
             command,
+            directory,
             key,
             stdin,
+            output,
             limits,
         })
     }
@@ -212,20 +240,28 @@ struct Prepared {
     command: Command,
     key: String,
     stdin: Vec<u8>,
+    output: OutputPipes,
     limits: Limits,
+    /// Where it starts.
+    directory: PathBuf,
 }
 
 impl Prepared {
     /// Spawns the process. The error says why that could not be done.
     fn spawn(mut self) -> Result<Started, String> {
         let child = self.command.spawn().map_err(|why| {
-            let program = self.command.get_program();
-            format!("cannot start {}: {why}", program.display())
+            let program = Path::new(self.command.get_program());
+            let reason = start_failure::explain(&why, program, &self.directory);
+            match program.starts_with("/proc/self/fd") {
+                true => format!("cannot start the script: {reason}"),
+                false => format!("cannot start {}: {reason}", program.display()),
+            }
         })?;
         Ok(Started {
             child,
             key: self.key,
             stdin: self.stdin,
+            output: self.output,
             limits: self.limits,
         })
     }
@@ -254,6 +290,17 @@ fn look_failed(why: LookFailed, workspace: &str, limits: Limits) -> Outcome {
     }
 }
 
+/// The bytes for standard input.
+fn standard_input(detail: &mut Detail) -> Result<Vec<u8>, String> {
+    match (detail.stdin.take(), detail.stdin_base64.take()) {
+        (Some(_), Some(_)) => Err("detail: has both stdin and stdinBase64".into()),
+        (text, None) => Ok(text.unwrap_or_default().into_bytes()),
+        (None, Some(base64)) => STANDARD
+            .decode(base64)
+            .map_err(|why| format!("detail.stdinBase64: {why}")),
+    }
+}
+
 /// Has the command start in a session of its own, which has no terminal. Its number is that of the process
 /// group, as without it. Starting takes half as long again: std cannot use posix_spawn then.
 #[allow(unsafe_code, reason = "std has no stable call for it")]
@@ -263,13 +310,12 @@ fn start_session(command: &mut Command) {
 }
 
 /// The program and its arguments. With a wrapper that is the program, and they are its arguments.
-fn command_line(detail: &Detail, wrapper: Option<&Path>) -> Result<Command, String> {
-    let base = workspace(detail)?;
+fn command_line(detail: &Detail, wrapper: Option<&Path>, base: &Path) -> Result<Command, String> {
     match (&detail.command, &detail.argv) {
         (Some(line), None) => {
             let line = without_options(line);
             let path = std::env::var_os("PATH");
-            let shell = path_lookup::shell(path.as_deref(), &base);
+            let shell = path_lookup::shell(path.as_deref(), base);
             if let Some(wrapper) = wrapper {
                 let mut command = Command::new(wrapper);
                 // The wrapper may run the line where there is a shell, for instance in a container.
@@ -293,12 +339,33 @@ fn command_line(detail: &Detail, wrapper: Option<&Path>) -> Result<Command, Stri
                 command.args(argv);
                 return Ok(command);
             }
-            let mut command = Command::new(program(name, detail, &base)?);
+            let mut command = Command::new(program(name, detail, base)?);
             command.arg0(name).args(args);
             Ok(command)
         }
         _ => Err("detail: must have either command or argv".into()),
     }
+}
+
+/// A script and its arguments: run by the interpreter that its first line names, else by the shell.
+fn script_line(text: &str, detail: &Detail, base: &Path) -> Result<Command, String> {
+    if detail.command.is_some() || detail.argv.is_some() {
+        return Err("detail: must have one of command, argv and script".into());
+    }
+    let script = Script::new(text)?;
+    let mut command = if script.has_interpreter {
+        Command::new(script.path())
+    } else {
+        let path = std::env::var_os("PATH");
+        let (name, shell) = path_lookup::shell(path.as_deref(), base)
+            .ok_or("no shell (bash or sh) on this machine's PATH for a script without #! line")?;
+        let mut command = Command::new(shell);
+        command.arg0(name).arg(script.path());
+        command
+    };
+    command.args(detail.script_args.iter().flatten());
+    script.hand_over(&mut command);
+    Ok(command)
 }
 
 /// A shell takes a line that begins with a sign for options; a blank before it prevents that. `--` would
@@ -318,8 +385,11 @@ fn workspace(detail: &Detail) -> Result<PathBuf, String> {
         return Ok(own);
     };
     match std::fs::metadata(workspace) {
-        Ok(found) if found.is_dir() => Ok(own.join(workspace)),
-        Ok(_) => Err(format!("workspace {workspace:?} is not a folder")),
+        Ok(found) if !found.is_dir() => Err(format!("workspace {workspace:?} is not a folder")),
+        Ok(_) if access(workspace, Access::EXEC_OK).is_err() => Err(format!(
+            "workspace {workspace:?} may not be entered by the agent's user (permission denied)"
+        )),
+        Ok(_) => Ok(own.join(workspace)),
         Err(why) => Err(format!("workspace {workspace:?} cannot be used: {why}")),
     }
 }

@@ -7,15 +7,18 @@
 //! one.
 
 use super::orphaned_pipes::OrphanedPipes;
+use super::output_pipes::{OutputOrder, OutputPipes, nonblocking};
 use super::survivors::Survivors;
 use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::processes::attempt_processes::AttemptProcesses;
 use crate::agent::processes::guard::Guard;
+use crate::agent::processes::out_of_memory;
 use crate::agent::processes::process_table::ProcessTable;
 use crate::agent::processes::termination::{Progress, Termination};
 use crate::agent::state::AgentState;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
+use crate::wire::signal;
 use crate::wire::task::ExecutionState;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -44,6 +47,9 @@ const MAX_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// How long poll(2) is not called again after it failed for lack of memory.
 const POLL_FAILED_PAUSE: Duration = Duration::from_millis(1);
 
+/// The exit code of a shell whose command was ended by KILL.
+const KILLED_IN_SHELL: i32 = 128 + libc::SIGKILL;
+
 /// How long a command may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -62,6 +68,8 @@ pub struct Started {
     pub key: String,
     /// Text for standard input.
     pub stdin: Vec<u8>,
+    /// Where its output comes from.
+    pub output: OutputPipes,
     /// How long it may take.
     pub limits: Limits,
 }
@@ -102,6 +110,8 @@ pub struct Supervisor<'a> {
     stdin: Option<Input>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+    /// Which of the two became readable first.
+    output_order: Option<OutputOrder>,
     /// Readable when the leader has ended; none on an old kernel.
     pidfd: Option<OwnedFd>,
     /// The leader has ended.
@@ -111,6 +121,8 @@ pub struct Supervisor<'a> {
     ending: Option<Ending>,
     /// The leader's status, once it has been reaped.
     exit: Option<ExitStatus>,
+    /// How many processes the system had killed for lack of memory when the command started.
+    kills_before: Option<u64>,
     /// When output came of which the reporter has not been told.
     unannounced: Option<Instant>,
     /// Allocated with the first output: many commands write nothing.
@@ -141,12 +153,16 @@ impl<'a> Supervisor<'a> {
             mut child,
             key,
             stdin,
+            output,
             limits,
         } = started;
         let group = Pid::from_child(&child);
         let started = Instant::now();
         guard.set_group(&key, group);
         attempt.started(started, &key, group);
+        // While the new process is busy with its start.
+        out_of_memory::prefer_as_victim(group);
+        let kills_before = out_of_memory::kills();
         // Without a text the pipe is closed here, and the command reads the end of its input.
         let input = child.stdin.take().filter(|_| !stdin.is_empty());
         Supervisor {
@@ -165,14 +181,16 @@ impl<'a> Supervisor<'a> {
                 text: stdin,
                 written: 0,
             }),
-            stdout: child.stdout.take().map(|pipe| nonblocking(pipe.into())),
-            stderr: child.stderr.take().map(|pipe| nonblocking(pipe.into())),
+            stdout: Some(output.stdout),
+            stderr: output.stderr,
+            output_order: output.order,
             pidfd: pidfd_open(group, PidfdFlags::empty()).ok(),
             leader_ended: false,
             ended_at: None,
             child: Some(child),
             ending: None,
             exit: None,
+            kills_before,
             unannounced: None,
             buffer: Vec::new(),
         }
@@ -221,6 +239,14 @@ impl<'a> Supervisor<'a> {
                 *slot = (!what.is_empty()).then_some((source, what));
             }
         }
+        let has_output =
+            |slot: &Option<(Source, PollFlags)>| matches!(slot, Some((Source::Output(_), _)));
+        if happened.iter().any(has_output) && self.first_stream() == Stream::Stderr {
+            happened.sort_by_key(|slot| match slot {
+                Some((Source::Output(Stream::Stderr), _)) => 0,
+                _ => 1,
+            });
+        }
         for (source, what) in happened.into_iter().flatten() {
             match source {
                 Source::Leader => self.leader_ended = true,
@@ -234,6 +260,12 @@ impl<'a> Supervisor<'a> {
                 Source::Input => self.write_input(),
             }
         }
+    }
+
+    /// The stream that has had unread output for longer, as far as the system tells.
+    fn first_stream(&self) -> Stream {
+        let order = self.output_order.as_ref();
+        order.and_then(OutputOrder::first).unwrap_or(Stream::Stdout)
     }
 
     /// The time until something is due; none when only events matter.
@@ -419,19 +451,31 @@ impl<'a> Supervisor<'a> {
         let (code, signal) = self
             .exit
             .map_or((None, None), |exit| (exit.code(), exit.signal()));
-        let (state, msg) = match (code, signal) {
+        let (state, mut msg) = match (code, signal) {
             (Some(0), _) => (ExecutionState::Succeeded, String::new()),
             (Some(code), _) => (ExecutionState::Failed, format!("exit code {code}")),
             (None, Some(signal)) => (
                 ExecutionState::Failed,
-                format!("killed by {}", signal_name(signal)),
+                format!("killed by {}", signal::name(signal)),
             ),
             (None, None) => (
                 ExecutionState::Failed,
                 "ended without an exit code or a signal".into(),
             ),
         };
+        let is_kill = signal == Some(libc::SIGKILL) || code == Some(KILLED_IN_SHELL);
+        if is_kill && let Some(killed) = self.killed_for_memory() {
+            msg.push_str(&format!(
+                "; memory may be the reason: it ran out meanwhile, and the system killed {killed} of the processes here"
+            ));
+        }
         self.outcome(state, msg, at)
+    }
+
+    /// How many processes the system has killed for lack of memory since the command started; none if none.
+    fn killed_for_memory(&self) -> Option<u64> {
+        let killed = out_of_memory::kills()?.checked_sub(self.kills_before?)?;
+        (killed > 0).then_some(killed)
     }
 
     /// Whether a process still holds the other end of a pipe.
@@ -456,7 +500,11 @@ impl<'a> Supervisor<'a> {
 
     /// Reads what is in the pipes now, and nothing that is written later.
     fn read_what_is_there(&mut self) {
-        for stream in [Stream::Stdout, Stream::Stderr] {
+        let streams = match self.first_stream() {
+            Stream::Stdout => [Stream::Stdout, Stream::Stderr],
+            Stream::Stderr => [Stream::Stderr, Stream::Stdout],
+        };
+        for stream in streams {
             let pipe = match stream {
                 Stream::Stdout => self.stdout.as_ref(),
                 Stream::Stderr => self.stderr.as_ref(),
@@ -477,7 +525,7 @@ impl<'a> Supervisor<'a> {
         Outcome {
             state,
             exit_code: self.exit.and_then(|exit| exit.code()),
-            signal: signal.map(signal_name),
+            signal: signal.map(signal::name),
             msg,
             duration: Some(at - self.started),
             at,
@@ -485,22 +533,9 @@ impl<'a> Supervisor<'a> {
     }
 }
 
-/// Makes the agent's end of a pipe non-blocking. The command's end is not affected.
-fn nonblocking(pipe: OwnedFd) -> OwnedFd {
-    if let Err(why) = rustix::io::ioctl_fionbio(&pipe, true) {
-        warn!("a pipe cannot be made non-blocking: {why}");
-    }
-    pipe
-}
-
 /// Whether a process holds the other end of a pipe.
 fn is_still_open(pipe: &OwnedFd) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
     let now = Timespec::default();
     poll(&mut fds, Some(&now)).is_ok() && !fds[0].revents().contains(PollFlags::HUP)
-}
-
-fn signal_name(signal: i32) -> String {
-    signal_hook::low_level::signal_name(signal)
-        .map_or_else(|| format!("signal {signal}"), str::to_owned)
 }

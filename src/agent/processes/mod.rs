@@ -7,11 +7,13 @@
 //! | `process_table` | the processes of this machine, from /proc |
 //! | `guard` | the process that ends the commands of an agent that was killed |
 //! | `inheritance` | what commands must not inherit from the agent's own parent |
+//! | `out_of_memory` | which processes the system kills when memory runs out |
 //! | `init` | the duties of process 1 |
 
 pub(super) mod attempt_processes;
 pub mod guard;
 pub(super) mod inheritance;
 pub(super) mod init;
+pub(super) mod out_of_memory;
 pub(super) mod process_table;
 pub(super) mod termination;

@@ -2,6 +2,7 @@
 
 use crate::server::http::Answer;
 use crate::wire;
+use crate::wire::output_line::last_state;
 use crate::wire::task::{ExecutionState, TaskState};
 use std::borrow::Cow;
 
@@ -13,15 +14,27 @@ pub fn plain(status: u16, text: String) -> Answer {
     Answer::new(status, "text/plain; charset=utf-8", text.into_bytes())
 }
 
+/// The same answer with a header that says how many bytes of output are not in it.
+pub fn with_left_out(mut answer: Answer, bytes: u64) -> Answer {
+    if bytes > 0 {
+        answer.headers = format!("Sidebike-Left-Out-Bytes: {bytes}\r\n").into();
+    }
+    answer
+}
+
 /// A task's output with the label in front of each line. When it has not succeeded, a line for each
 /// machine that failed it, with the reason, and a last one that says how it stands.
 pub fn of_task(status: u16, task: &Answered<'_>) -> Answer {
     let mut text = String::new();
+    let mut names = task.machine_names();
+    let mut left_out = 0;
     for execution in &task.result {
+        let name = names.name(&execution.machine_label, &execution.instance);
+        left_out += execution.attempt.truncated_bytes;
         for line in &execution.attempt.output {
-            push_label(&mut text, &execution.machine_label);
+            push_label(&mut text, name);
             text.push_str(" | ");
-            push_visible(&mut text, line);
+            push_visible(&mut text, last_state(line));
             text.push('\n');
         }
     }
@@ -31,7 +44,7 @@ pub fn of_task(status: u16, task: &Answered<'_>) -> Answer {
     for execution in task.result.iter().filter(failed) {
         let label = match &*execution.machine_label {
             "" => "(no machine)",
-            label => label,
+            label => names.name(label, &execution.instance),
         };
         let state = execution.state.word();
         push_label(&mut text, label);
@@ -46,7 +59,7 @@ pub fn of_task(status: u16, task: &Answered<'_>) -> Answer {
         text.push_str(&in_words(task));
         text.push('\n');
     }
-    plain(status, text)
+    with_left_out(plain(status, text), left_out)
 }
 
 /// Adds a text in which nothing begins a line or commands a terminal: such characters are shown escaped, as `\u{1b}`.

@@ -40,9 +40,10 @@ fn command(task: &Task) -> String {
     let detail = &task.spec.detail;
     let line = detail.command.as_slice();
     let argv = detail.argv.as_deref().unwrap_or_default();
+    let (script, args) = (detail.script.iter(), detail.script_args.iter().flatten());
     let bytes = task.spec.detail_bytes() + argv.len();
     let mut words = String::with_capacity(bytes.min(MAX_COMMAND_BYTES));
-    for word in line.iter().chain(argv) {
+    for word in line.iter().chain(argv).chain(script).chain(args) {
         if !words.is_empty() {
             words.push(' ');
         }

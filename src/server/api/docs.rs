@@ -106,7 +106,7 @@ fn answered(content_type: &'static str, text: impl Into<Cow<'static, str>>) -> A
         Cow::Owned(text) => text.into_bytes().into(),
     };
     Answer {
-        headers: &HEADERS,
+        headers: Cow::Borrowed(&HEADERS),
         ..Answer::new(200, content_type, body)
     }
 }

@@ -12,6 +12,8 @@ use crate::server::answers;
 use crate::server::http::{Part, Responder, Source};
 use crate::server::state::{Store, Ticket, Watcher};
 use crate::wire;
+use crate::wire::machine_names::MachineNames;
+use crate::wire::output_line::{CUT, SAFE_LINE_BYTES, last_state_bytes};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,6 +49,8 @@ pub struct Text {
     pub several: bool,
     /// What was written last has no end of line.
     pub within_line: bool,
+    /// The names of the machines.
+    pub names: MachineNames,
 }
 
 impl Form for Text {
@@ -59,8 +63,11 @@ impl Form for Text {
             EventKind::State(_) => return 0,
             EventKind::Output(_, _, bytes) if self.several => {
                 let mut at = from;
+                let name = self.name(event);
                 for line in bytes[from..].split_inclusive(|b| *b == b'\n') {
-                    add_line(&event.label, line.strip_suffix(b"\n").unwrap_or(line), to);
+                    let end = line.strip_suffix(b"\n");
+                    let is_cut = end.is_none() && line.len() >= SAFE_LINE_BYTES;
+                    add_line(name, end.unwrap_or(line), if is_cut { CUT } else { "" }, to);
                     at += line.len();
                     if to.len() >= PART_BYTES {
                         break;
@@ -77,7 +84,7 @@ impl Form for Text {
             EventKind::Retried => format!("… attempt {} begins …", event.attempt),
         };
         if self.several {
-            add_line(&event.label, remark.trim().as_bytes(), to);
+            add_line(self.name(event), remark.trim().as_bytes(), "", to);
             return 0;
         }
         if std::mem::take(&mut self.within_line) {
@@ -103,8 +110,16 @@ fn char_boundary(bytes: &[u8], at: usize) -> usize {
     at - back.unwrap_or(0)
 }
 
-fn add_line(label: &str, line: &[u8], to: &mut Vec<u8>) {
-    for part in [label.as_bytes(), b" | ", line, b"\n"] {
+impl Text {
+    fn name<'a>(&'a mut self, event: &'a TaskEvent) -> &'a str {
+        self.names.add(&event.label, &event.instance, &event.host);
+        self.names.name(&event.label, &event.instance)
+    }
+}
+
+fn add_line(name: &str, line: &[u8], remark: &str, to: &mut Vec<u8>) {
+    let line = last_state_bytes(line);
+    for part in [name.as_bytes(), b" | ", line, remark.as_bytes(), b"\n"] {
         to.extend_from_slice(part);
     }
 }
@@ -144,6 +159,7 @@ impl Form for Json {
             execution: execution_id(&self.prefix, event.n),
             machine_label: event.label.to_string(),
             instance: event.instance.to_string(),
+            host: event.host.to_string(),
             attempt: event.attempt,
             kind,
         };
@@ -304,6 +320,7 @@ mod tests {
             n: 0,
             label: "l".repeat(255).into(),
             instance: "i".into(),
+            host: "h".into(),
             attempt: 1,
             kind: EventKind::Output(Stream::Stdout, 100, bytes),
         };
@@ -312,6 +329,7 @@ mod tests {
         let several = Text {
             several: true,
             within_line: false,
+            names: MachineNames::default(),
         };
         let json = Json { prefix: "t".into() };
         let forms: [(Box<dyn Form>, &TaskEvent, usize); 2] = [

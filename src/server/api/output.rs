@@ -5,9 +5,11 @@ use super::follow;
 use super::parse::{flag, looked_at_task};
 use crate::core::{EventKind, Output, OutputFilter, Refusal, Task, gap_line};
 use crate::server::answers;
-use crate::server::answers::text::plain;
+use crate::server::answers::text::{plain, with_left_out};
 use crate::server::http::{Answer, Part, Source};
 use crate::wire::agent::Stream;
+use crate::wire::machine_names::MachineNames;
+use crate::wire::output_line::last_state;
 use std::collections::VecDeque;
 
 /// `GET /api/v1/task/{id}/output`.
@@ -69,6 +71,10 @@ pub fn output(call: Call<'_>) -> Handled {
             whole_lines: several,
         };
         let prefix = task.prefix.clone();
+        let names = match several && !as_json {
+            true => task.machine_names(),
+            false => MachineNames::default(),
+        };
         // While this snapshot is alive, the core would copy output whenever more comes.
         drop(task);
         if as_json {
@@ -78,6 +84,7 @@ pub fn output(call: Call<'_>) -> Handled {
         let form = follow::Text {
             several,
             within_line,
+            names,
         };
         return follow::answer(call, key, wanted, live, Box::new(form));
     }
@@ -88,6 +95,7 @@ pub fn output(call: Call<'_>) -> Handled {
     if offset.is_none() && is_large(&task, machine.as_deref()) {
         if let Some(responder) = call.responder.take() {
             let parts = Parts {
+                names: task.machine_names(),
                 task,
                 machine,
                 stream,
@@ -103,14 +111,11 @@ pub fn output(call: Call<'_>) -> Handled {
     }
     call.large(move || {
         let machine = machine.as_deref();
-        let stdout = Stream::Stdout;
-        plain(
-            200,
-            match offset {
-                Some(offset) => from_offset(&task, machine, stream.unwrap_or(stdout), offset),
-                None => whole(&task, machine, stream),
-            },
-        )
+        let (text, missing) = match offset {
+            Some(offset) => from_offset(&task, machine, stream.unwrap_or(Stream::Stdout), offset),
+            None => whole(&task, machine, stream),
+        };
+        with_left_out(plain(200, text), missing)
     })
 }
 
@@ -135,6 +140,7 @@ struct Parts {
     task: Task,
     machine: Option<String>,
     stream: Option<Stream>,
+    names: MachineNames,
     /// The command whose output is being sent, and up to which offsets it was read.
     command: usize,
     at: [u64; 2],
@@ -151,11 +157,12 @@ impl Source for Parts {
         let outputs = self.task.outputs(self.machine.as_deref());
         let mut text = Vec::new();
         while text.len() < PART_BYTES {
-            let Some((label, output)) = outputs.get(self.command) else {
+            let Some((target, output)) = outputs.get(self.command) else {
                 break;
             };
+            let name = target.map_or("", |t| self.names.name(&t.label, &t.instance));
             if let Some(event) = self.read.pop_front() {
-                let rest = add_event(label, event, &mut self.within_line, &mut text);
+                let rest = add_event(name, event, &mut self.within_line, &mut text);
                 if let Some(rest) = rest {
                     self.read.push_front(rest);
                 }
@@ -184,13 +191,13 @@ impl Source for Parts {
 
 /// Adds lines to a part until it is large enough. What is left of the event comes back.
 fn add_event(
-    label: &str,
+    name: &str,
     event: EventKind,
     within_line: &mut Option<Stream>,
     text: &mut Vec<u8>,
 ) -> Option<EventKind> {
     let begin = |text: &mut Vec<u8>| {
-        text.extend_from_slice(label.as_bytes());
+        text.extend_from_slice(name.as_bytes());
         text.extend_from_slice(b" | ");
     };
     let (stream, offset, bytes) = match event {
@@ -231,32 +238,46 @@ fn add_event(
     None
 }
 
-/// Adds the lines of one of several commands, with the label in front.
-fn add_lines(label: &str, output: Option<&Output>, stream: Option<Stream>, text: &mut String) {
+/// Adds the lines of one of several commands, with the name of its machine in front.
+fn add_lines(name: &str, output: Option<&Output>, stream: Option<Stream>, text: &mut String) {
     for line in { output.into_iter() }.flat_map(|output| lines(output, stream)) {
-        for part in [label, " | ", &line, "\n"] {
+        for part in [name, " | ", last_state(&line), "\n"] {
             text.push_str(part);
         }
     }
 }
 
-fn whole(task: &Task, machine: Option<&str>, stream: Option<Stream>) -> String {
+/// The output of all commands, or of those on a machine, and how many bytes are missing of it.
+fn whole(task: &Task, machine: Option<&str>, stream: Option<Stream>) -> (String, u64) {
     let outputs = task.outputs(machine);
     if let ([(_, Some(output))], Some(stream)) = (&*outputs, stream) {
-        return output.text(stream, usize::MAX).0;
+        return output.text(stream, usize::MAX);
     }
-    let mut text = String::new();
-    if let [(_, Some(output))] = &*outputs {
+    let several = outputs.len() > 1;
+    let mut names = match several {
+        true => task.machine_names(),
+        false => MachineNames::default(),
+    };
+    let (mut text, mut missing) = (String::new(), 0);
+    for (target, output) in &outputs {
+        let Some(output) = output else {
+            continue;
+        };
+        missing += match stream {
+            None => output.truncated(),
+            Some(stream) => output.stream(stream).truncated(),
+        };
+        if several {
+            let name = target.map_or("", |t| names.name(&t.label, &t.instance));
+            add_lines(name, Some(output), stream, &mut text);
+            continue;
+        }
         for line in lines(output, stream) {
             text.push_str(&line);
             text.push('\n');
         }
-        return text;
     }
-    for (label, output) in &outputs {
-        add_lines(label, *output, stream, &mut text);
-    }
-    text
+    (text, missing)
 }
 
 fn lines(output: &Output, stream: Option<Stream>) -> Vec<String> {
@@ -281,14 +302,14 @@ fn check_one(commands: usize) -> Result<(), Answer> {
     Err(answers::error(422, &msg))
 }
 
-/// What one command wrote to one stream from `offset` on, as it wrote it.
-fn from_offset(task: &Task, machine: Option<&str>, stream: Stream, offset: u64) -> String {
+/// What one command wrote to one stream from `offset` on, as it wrote it, and how many bytes are missing of it.
+fn from_offset(task: &Task, machine: Option<&str>, stream: Stream, offset: u64) -> (String, u64) {
     let outputs = task.outputs(machine);
     let output = outputs.first().and_then(|(_, output)| *output);
-    let mut text = String::new();
+    let (mut text, mut missing) = (String::new(), 0);
     let mut at = offset;
     let Some(output) = output else {
-        return text;
+        return (text, missing);
     };
     let buffer = output.stream(stream);
     while at < buffer.end() {
@@ -296,12 +317,13 @@ fn from_offset(task: &Task, machine: Option<&str>, stream: Stream, offset: u64) 
             .read(at, usize::MAX)
             .unwrap_or((buffer.end(), Vec::new()));
         if from > at {
+            missing += from - at;
             text.push_str(&gap_line(from - at));
         }
         text.push_str(&String::from_utf8_lossy(&bytes));
         at = from + bytes.len() as u64;
     }
-    text
+    (text, missing)
 }
 
 #[cfg(test)]

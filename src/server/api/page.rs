@@ -12,6 +12,7 @@ use crate::server::http::Answer;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 /// The scripts share the scope of one function: their names do not become the window's, and a script can use
@@ -37,6 +38,7 @@ const PAGE: &str = concat!(
     include_str!("page/shared/text.js"),
     include_str!("page/shared/time.js"),
     include_str!("page/shared/dom.js"),
+    include_str!("page/shared/terminal.js"),
     include_str!("page/shared/view.js"),
     include_str!("page/shared/api.js"),
     include_str!("page/shared/widgets.js"),
@@ -72,7 +74,7 @@ pub fn headers(script: &str, style: &str) -> String {
 /// `GET /`.
 pub fn page(_: Call<'_>) -> Handled {
     Ok(Some(Answer {
-        headers: &HEADERS,
+        headers: Cow::Borrowed(&HEADERS),
         ..Answer::new(200, "text/html; charset=utf-8", PAGE.as_bytes())
     }))
 }

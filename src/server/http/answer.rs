@@ -27,7 +27,7 @@ pub struct Answer {
     /// The methods that the path takes, for a 405.
     pub allow: Option<String>,
     /// More headers, each with its line end; empty when there are none.
-    pub headers: &'static str,
+    pub headers: Cow<'static, str>,
 }
 
 impl Answer {
@@ -42,7 +42,7 @@ impl Answer {
             content_type,
             body: body.into(),
             allow: None,
-            headers: "",
+            headers: Cow::Borrowed(""),
         }
     }
 

@@ -11,6 +11,22 @@ function machineAddress(labelOrInstance) {
   return '#/machine/' + encodeURIComponent(labelOrInstance);
 }
 
+// The names of machines by instance: the label; label@host where several share it; label/8da52e4c
+// where they share the host too.
+function machineNames(executions) {
+  const names = new Map();
+  for (const [label, sharing] of groupBy(executions, execution => execution.machineLabel)) {
+    const hosts = new Map(sharing.map(({instance, host}) => [instance, host]));
+    const sameHost = groupBy([...hosts.values()], host => host);
+    for (const [instance, host] of hosts) {
+      const isAlone = host && sameHost.get(host).length === 1;
+      const name = isAlone ? `${label}@${host}` : `${label}/${instance.slice(0, 8)}`;
+      names.set(instance, hosts.size > 1 ? name : label);
+    }
+  }
+  return names;
+}
+
 // One row per machine, those of one label together: {machine, isFirst, sameLabel, tasks}, where
 // `tasks` are the names of what runs there.
 function machineRows(list, tasksByInstance) {

@@ -8,7 +8,7 @@ function taskAddress(id, execution) {
 }
 
 function commandOf(task) {
-  return task.detail.command ?? (task.detail.argv ?? []).join(' ');
+  return task.detail.command ?? task.detail.script ?? (task.detail.argv ?? []).join(' ');
 }
 
 function executionCount(task) {

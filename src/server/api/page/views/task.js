@@ -156,9 +156,14 @@ function renderTaskProgress(task) {
   renderChips(byId('task-chips'), states, taskView, state => taskView.task.counts[state]);
 }
 
-// The machine of an execution, as its label.
-function labelOf(execution) {
-  return execution.machineLabel || 'no machine yet';
+// The names of the machines of the task that is shown.
+let taskNames = {};
+
+// The machine of an execution, as its name.
+function labelOf({instance, machineLabel}) {
+  const {task} = taskView;
+  if (taskNames.task !== task) taskNames = {task, names: machineNames(task.result)};
+  return (instance && taskNames.names.get(instance)) || machineLabel || 'no machine yet';
 }
 
 // How long an execution ran, or has run up to now.

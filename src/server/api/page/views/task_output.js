@@ -16,6 +16,7 @@ const outputReader = {
   //   offsets   per stream, how many bytes are on the page
   //   whole     true if reading cannot go on from an offset: then all is fetched each time
   //   shown     the text on the page, if `whole`
+  //   open      per stream, its unfinished last line: `text`, `codes` where it begins, `line` on the page
   //   complete  true once the execution has ended and everything is on the page
   reading: null,
 
@@ -49,7 +50,8 @@ const outputReader = {
   begin({execution, attempt}) {
     const id = `${execution}#${attempt}`;
     if (this.reading?.id !== id) {
-      this.reading = {id, offsets: {stdout: 0, stderr: 0}, whole: false, complete: false};
+      const offsets = {stdout: 0, stderr: 0};
+      this.reading = {id, offsets, open: noOpenLines(), whole: false, complete: false};
       clear(byId('execution-output'));
     }
     return this.reading;
@@ -82,11 +84,12 @@ function showOutput(reading, texts) {
   if (reading.whole) {
     if (all === reading.shown) return;
     clear(box);
+    reading.open = noOpenLines();
     reading.shown = all;
   }
   for (const stream of STREAMS) {
     reading.offsets[stream] += countBytes(texts[stream]);
-    appendOutput(box, stream, texts[stream]);
+    appendOutput(reading.open[stream], box, stream, texts[stream]);
   }
   if (distance < NEAR_THE_END_PX) box.scrollTop = box.scrollHeight;
 }
@@ -101,12 +104,37 @@ function countBytes(text) {
   return leftOut + new TextEncoder().encode(written).length;
 }
 
-function appendOutput(box, stream, text) {
+function noOpenLines() {
+  return {stdout: {text: '', codes: []}, stderr: {text: '', codes: []}};
+}
+
+// Appends to a stream. Its unfinished line is shown anew, in its place, when more of it comes.
+function appendOutput(open, box, stream, text) {
   if (!text) return;
+  const lines = (open.text + text).split('\n').map(lastState);
+  const write = (part, el) => {
+    const {nodes, codes} = styledNodes(part, open.codes);
+    el.append(...nodes);
+    return codes;
+  };
+  open.text = (open.text + text).split('\n').pop();
+  const rest = lines.pop();
+  if (open.line) clear(open.line);
+  if (open.line && lines.length) {
+    open.codes = write(lines.shift() + '\n', open.line);
+    open.line = null;
+  }
+  if (lines.length) open.codes = write(lines.join('\n') + '\n', outputElement(box, stream));
+  if (!open.text) return;
+  open.line ??= outputElement(box, stream).appendChild(element('span'));
+  write(rest, open.line);
+}
+
+// The element to which output of a stream is appended.
+function outputElement(box, stream) {
   const last = box.lastElementChild;
   const fits = last?.className === stream && last.textContent.length < OUTPUT_ELEMENT_SIZE;
-  if (fits) last.append(safeText(text));
-  else box.append(element('span', stream, safeText(text)));
+  return fits ? last : box.appendChild(element('span', stream));
 }
 
 // In place of output that is not there.

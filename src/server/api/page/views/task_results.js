@@ -65,7 +65,7 @@ function makeGroup({state, exitCode, signal, msg, output}) {
   const how = element('span', 'soft', outcome);
   const summary = element('summary', {}, badge, how, firstNames);
   const el = element('details', {class: 'card group', open: ''}, summary, names);
-  el.append(...makeGroupOutput(safeText(output.join('\n')), safeLine(msg)));
+  el.append(...makeGroupOutput(safeText(withoutStyles(output.map(lastState).join('\n'))), safeLine(msg)));
   return {
     el,
     update([, executions]) {
