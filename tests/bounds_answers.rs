@@ -70,6 +70,7 @@ fn nothing_in_a_task_as_text_forges_a_line_or_commands_a_terminal() {
     server.finished(id(&submitted));
     let shown = server.get(&format!("/api/v1/task/{}?format=text", id(&submitted)));
     let lines: Vec<&str> = shown.text().lines().collect();
-    assert_eq!(lines[0], "m1 \\| x | a\\rb\\u{1b}[2Jc\\u{2028}d\te");
+    // A carriage return begins a line anew.
+    assert_eq!(lines[0], "m1 \\| x | b\\u{1b}[2Jc\\u{2028}d\te");
     assert_eq!(lines[1], "m1 \\| x failed: exit code 3");
 }
