@@ -82,6 +82,9 @@ impl Core {
                 )));
             }
         }
+        if known.is_none() {
+            self.replace_original(now, &poll.label);
+        }
         let key = self.register(now, &caller)?;
         let machine = self.machine_mut(key);
         machine.seq = poll.seq;
@@ -164,6 +167,7 @@ impl Core {
             inbox: Default::default(),
             active: Default::default(),
             cancels: Vec::new(),
+            original: Default::default(),
         };
         self.machines.insert(key, machine);
         self.bring_online(now, key);
@@ -179,27 +183,27 @@ impl Core {
         self.notices.push(notice);
         self.watch_silence(key, now.plus(super::OFFLINE_AFTER));
         self.machine_changed(key);
+        if self.machine(key).is_original() {
+            self.explain_waiting_for(key);
+        }
     }
 
-    /// A ping of the original's agent. Its instance is made from its label.
-    pub fn ping_of_original(&mut self, now: Time, label: &str) -> Result<MachineKey, Refusal> {
-        let instance = original_instance(label);
+    /// Registers the machine of an original's agent, or updates a known one.
+    pub(super) fn register_original(
+        &mut self,
+        now: Time,
+        instance: &str,
+        label: &str,
+    ) -> Result<MachineKey, Refusal> {
         let caller = Caller {
-            instance: &instance,
+            instance,
             label,
             host: "",
             version: "original",
             jobs: 1,
             kind: Kind::Original,
         };
-        let key = self.register(now, &caller)?;
-        self.join_open_tasks(key);
-        Ok(key)
-    }
-
-    /// The machine of the original's agent with this label, if it has pinged.
-    pub fn original(&self, label: &str) -> Option<MachineKey> {
-        self.instances.get(&*original_instance(label)).copied()
+        self.register(now, &caller)
     }
 
     /// Whether a machine would be given work now.
@@ -258,14 +262,20 @@ impl Core {
                 self.end_attempt(now, execution, ExecutionState::Expired, super::EXPIRED);
                 continue;
             }
+            if self.fail_if_unknown_to(now, execution, key) {
+                continue;
+            }
             if !self.apply(execution, Event::Deliver) {
                 // Only queued executions are in a queue. Should that ever be wrong, do not hand it out.
                 self.place(execution, Place::Nowhere);
                 continue;
             }
             let target = self.target(key);
-            self.execution_mut(execution).target = Some(target);
-            self.execution_mut(execution).current.delivered_at = Some(now);
+            let begins_by = self.begins_by(now, self.machine(key));
+            let handed_out = self.execution_mut(execution);
+            handed_out.target = Some(target);
+            handed_out.current.delivered_at = Some(now);
+            handed_out.current.msg = "".into();
             self.place(execution, Place::Active(key));
             self.machine_changed(key);
             let task = self.task(execution.task);
@@ -279,7 +289,7 @@ impl Core {
             });
             let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
             if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {
-                self.set_overdue(execution, now.plus(longest).plus(OVERDUE_AFTER));
+                self.set_overdue(execution, begins_by.plus(longest).plus(OVERDUE_AFTER));
             }
         }
     }
@@ -287,8 +297,13 @@ impl Core {
     /// The oldest execution that waits for any machine and matches this one.
     fn next_any(&self, machine: &Machine) -> Option<ExecutionKey> {
         let patterns = self.match_index.label(machine.label_key).patterns.iter();
+        let is_original = machine.is_original();
         patterns
-            .filter_map(|pattern| self.match_index.entry(*pattern).queue.first().copied())
+            .map(|pattern| self.match_index.entry(*pattern))
+            .filter_map(|entry| match is_original {
+                true => entry.for_original.first().copied(),
+                false => entry.queue.first().copied(),
+            })
             .min()
             .map(|task| ExecutionKey { task, n: 0 })
     }
@@ -434,12 +449,6 @@ impl Core {
     pub fn task_of_execution(&self, id: &str) -> Option<TaskKey> {
         self.find(id).map(|key| key.task)
     }
-}
-
-/// The instance of a machine with the original's agent. Our agents' instances are hexadecimal, so the two
-/// cannot be the same.
-pub fn original_instance(label: &str) -> String {
-    format!("original:{label}")
 }
 
 fn check_instance(instance: &str) -> Result<(), Refusal> {

@@ -10,6 +10,7 @@
 //! | users | submit, rerun, cancel, delete, withdraw | `user.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
+//! | agents of the original | ping, fetch, done | `original.rs` |
 //! | the clock | tick | `tick.rs`, `timers.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
@@ -45,6 +46,7 @@ mod lifecycle;
 mod limits;
 mod machine;
 mod match_index;
+mod original;
 mod output;
 mod pattern;
 mod query;
@@ -58,12 +60,12 @@ mod tick;
 mod timers;
 mod user;
 
-pub use self::agent::original_instance;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 #[doc(hidden)]
 pub use self::invariants::{ExecutionView, Rule};
 pub use self::limits::{Limits, TextLimits};
 pub use self::machine::OFFLINE_AFTER;
+pub use self::original::{Link, is_of_original};
 pub use self::output::{Output, gap_line};
 pub use self::pattern::Pattern;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
@@ -300,21 +302,31 @@ impl Core {
         match was {
             Place::Nowhere => {}
             Place::Pattern(pattern) => {
-                self.match_index.entry_mut(pattern).queue.remove(&key.task);
+                let entry = self.match_index.entry_mut(pattern);
+                entry.queue.remove(&key.task);
+                entry.for_original.remove(&key.task);
             }
             Place::Inbox(machine) => {
                 self.machine_mut(machine).inbox.remove(&key);
                 self.refresh_ready(machine);
             }
             Place::Active(machine) => {
-                self.machine_mut(machine).active.remove(&key);
+                let machine_data = self.machine_mut(machine);
+                machine_data.active.remove(&key);
+                machine_data.original.doubted.remove(&key);
                 self.refresh_ready(machine);
             }
         }
         match place {
             Place::Nowhere => {}
             Place::Pattern(pattern) => {
-                self.match_index.entry_mut(pattern).queue.insert(key.task);
+                let detail = &self.task(key.task).spec.detail;
+                let for_original = original::unknown_field(detail).is_none();
+                let entry = self.match_index.entry_mut(pattern);
+                entry.queue.insert(key.task);
+                if for_original {
+                    entry.for_original.insert(key.task);
+                }
             }
             Place::Inbox(machine) => {
                 self.machine_mut(machine).inbox.insert(key);

@@ -5,7 +5,7 @@ use crate::users::TaskModel;
 use crate::world::{AttemptKey, Lawful, Ms};
 use sidebike::core::{Core, ExecutionView, TaskKey};
 use sidebike::wire::machine::MachineState;
-use sidebike::wire::task::{ExecutionState, Mode, TaskState};
+use sidebike::wire::task::{Detail, ExecutionState, Mode, TaskState};
 use std::collections::{HashMap, HashSet};
 
 /// What the simulation knows of the hand-out of an attempt.
@@ -247,7 +247,7 @@ impl Laws {
                 };
                 no_execution_changes_after_its_end(attempt, known, (seen.state, seen.attempt))?;
                 self.nothing_is_overdue_while_the_server_was_away(now, attempt, &seen)?;
-                self.results_are_what_really_happened(attempt, seen.state)
+                self.results_are_what_really_happened(attempt, seen.state, seen.msg)
                     .map_err(|law| format!("{law} {:?}", seen.msg))?;
             }
         }
@@ -290,11 +290,26 @@ impl Laws {
         Ok(())
     }
 
+    /// An agent of the original is handed nothing that it cannot express.
+    pub fn an_original_can_do_what_it_is_handed(&self, detail: &Detail) -> Lawful {
+        match &detail.env {
+            Some(_) => Err("an_original_can_do_what_it_is_handed".into()),
+            None => Ok(()),
+        }
+    }
+
     /// The server reports the end of an attempt as its agent saw it.
-    fn results_are_what_really_happened(&self, key: AttemptKey, state: ExecutionState) -> Lawful {
+    fn results_are_what_really_happened(
+        &self,
+        key: AttemptKey,
+        state: ExecutionState,
+        msg: &str,
+    ) -> Lawful {
         let started = self.starts.contains_key(&key);
         let end = self.ends.get(&key).map(|end| end.state);
         let right = match state {
+            // Refused for an agent of the original, which never saw it.
+            ExecutionState::Failed if msg.starts_with("detail.env: ") => !started,
             ExecutionState::Succeeded | ExecutionState::Failed | ExecutionState::TimedOut => {
                 end == Some(state)
             }

@@ -26,6 +26,7 @@
 mod agent;
 mod crash;
 mod laws;
+mod original;
 mod recovery;
 mod rng;
 mod server;

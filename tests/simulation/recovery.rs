@@ -67,6 +67,7 @@ impl World {
         spec.failure_ttl = TimeSpan::from_secs(600);
         let mut detail = (*spec.detail).clone();
         detail.timeout = Some(Timeout::After(TimeSpan::from_millis(TIMEOUT)));
+        detail.env = None;
         spec.detail = Arc::new(detail);
         let task = self.submit(spec).ok_or("the last task is refused")?;
         self.see_to_notices()?;

@@ -68,6 +68,8 @@ pub struct Access {
     warned_of: Mutex<BTreeSet<String>>,
     /// The addresses from which agents were refused, since the tokens were read.
     refused: Mutex<BTreeSet<Option<IpAddr>>>,
+    /// The labels of the original's agents that were refused, or their addresses, since the tokens were read.
+    refused_originals: Mutex<BTreeSet<String>>,
 }
 
 /// A request that may not.
@@ -107,6 +109,7 @@ impl Access {
             allow_legacy,
             warned_of: Mutex::default(),
             refused: Mutex::default(),
+            refused_originals: Mutex::default(),
         })
     }
 
@@ -142,6 +145,11 @@ impl Access {
                 *known = tokens;
                 let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
                 refused.clear();
+                let originals = &self.refused_originals;
+                originals
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clear();
             }
             Err(why) => warn!("{why}; the tokens in use stay in use"),
         }
@@ -217,6 +225,16 @@ impl Access {
         }
     }
 
+    /// Warns, once for each label until the tokens are read again, of an agent of the original that was refused. Where
+    /// the label is not known, `who` is where it came from.
+    pub fn note_refused_original(&self, who: &str, why: &str) {
+        let originals = &self.refused_originals;
+        let mut refused = originals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() < MAX_WARNED_OF && refused.insert(who.to_owned()) {
+            warn!("an agent of the original, {who}, is refused: {why}");
+        }
+    }
+
     /// Whether the original's agent with this label may come in.
     pub fn allows_original(&self, label: &str) -> bool {
         let open = self
@@ -274,6 +292,7 @@ mod tests {
             allow_legacy: Some(Regex::new("^old").unwrap()),
             warned_of: Mutex::default(),
             refused: Mutex::default(),
+            refused_originals: Mutex::default(),
         }
     }
 
