@@ -6,6 +6,7 @@
 
 use super::access::{Access, Right};
 use super::call::{Call, Handled, Route};
+use super::encoding;
 use super::parse::check_depth;
 use crate::core::{Link, Refusal};
 use crate::server::answers;
@@ -268,7 +269,7 @@ fn signal<T: serde::Serialize>(signal: i32, msg: String, data: T) -> Answer {
 
 /// Reads JSON whose member names may be written in any case.
 fn body<T: for<'a> Deserialize<'a>>(call: &Call<'_>) -> Result<T, Answer> {
-    let bytes = &call.request.body;
+    let bytes = encoding::without_mark(&call.request.body);
     check_depth(call, "the body")?;
     let value = serde_json::from_slice::<Value>(bytes).map(lowercase);
     value
