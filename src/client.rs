@@ -8,6 +8,7 @@
 //! | `client` | the agent's calls; sending, the token, errors |
 //! | `people` | the calls of the commands for people |
 //! | `connections` | connections without a proxy |
+//! | `proxy` | which proxy there is, if any |
 //! | `resolver` | names → addresses |
 //! | `tls` | the certificates a server has to have |
 //!
@@ -17,6 +18,7 @@
 mod connections;
 #[cfg(feature = "cli")]
 mod people;
+mod proxy;
 mod resolver;
 mod tls;
 
@@ -25,15 +27,17 @@ pub use people::{EventReader, TaskFilter};
 
 use crate::config::Registry;
 use crate::secret::Secret;
+use crate::tls::Roots;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
 use crate::wire::{ERROR, Envelope};
 use connections::Connections;
+use proxy::NamedProxy;
 use resolver::TimedResolver;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use ureq::config::Config;
 use ureq::http::HeaderValue;
@@ -65,7 +69,12 @@ const MAX_QUOTED: usize = 200;
 /// Calls one server.
 #[derive(Debug, Clone)]
 pub struct Client {
-    http: ureq::Agent,
+    /// Replaced when other authorities are to be trusted.
+    http: Arc<RwLock<ureq::Agent>>,
+    registry: Registry,
+    proxy: Option<NamedProxy>,
+    /// The authorities of `--ca`, where they matter.
+    authorities: Arc<Mutex<Option<Roots>>>,
     base: String,
     token: Arc<RwLock<Option<Secret>>>,
 }
@@ -118,6 +127,11 @@ impl CallError {
         matches!(self.status(), Some(401 | 403))
     }
 
+    /// Whether the server's certificate was not accepted.
+    pub fn is_untrusted(&self) -> bool {
+        matches!(&self.kind, Kind::Unreachable(why) if why.contains(UNTRUSTED))
+    }
+
     /// Whether the same request can never succeed. A 404 that does not come from a sidebike server (but
     /// from a proxy, or while a server is being replaced) may be temporary.
     pub fn is_final(&self) -> bool {
@@ -149,7 +163,25 @@ impl Client {
     /// A client of a server. Honours the proxy settings of the environment (`HTTP_PROXY`, `NO_PROXY`, …).
     /// The error is one line for people.
     pub fn new(registry: &Registry) -> Result<Self, String> {
-        let config = tls::settings(Config::builder(), registry)?
+        let proxy = proxy::from_environment(&registry.url)?;
+        let needs_tls = registry.is_https() || proxy.as_ref().is_some_and(NamedProxy::is_https);
+        let roots = tls::load(registry, needs_tls)?;
+        let http = Client::http(proxy.as_ref(), roots.as_ref());
+        Ok(Client {
+            http: Arc::new(RwLock::new(http)),
+            proxy,
+            // Those of the system are many, and are read once.
+            authorities: Arc::new(Mutex::new(roots.filter(|_| registry.ca.is_some()))),
+            registry: registry.clone(),
+            base: registry.url.clone(),
+            token: Arc::default(),
+        })
+    }
+
+    /// Connections by this proxy, to servers that these authorities vouch for.
+    fn http(proxy: Option<&NamedProxy>, roots: Option<&Roots>) -> ureq::Agent {
+        let config = tls::settings(Config::builder(), roots)
+            .proxy(proxy.map(|proxy| proxy.proxy.clone()))
             .http_status_as_error(false)
             .user_agent(concat!("sidebike/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(CONNECT_TIMEOUT))
@@ -162,10 +194,40 @@ impl Client {
             .max_idle_connections_per_host(IDLE_CONNECTIONS)
             .max_idle_age(IDLE_AGE)
             .build();
-        Ok(Client {
-            http: ureq::Agent::with_parts(config, Connections::default(), TimedResolver),
-            base: registry.url.clone(),
-            token: Arc::default(),
+        ureq::Agent::with_parts(config, Connections::default(), TimedResolver)
+    }
+
+    /// Reads the authorities of `--ca` again. Whether they differ from those before; `None` if they do not matter.
+    /// After an error those in use stay. The error is one line for people.
+    pub fn reload_authorities(&self) -> Result<Option<bool>, String> {
+        let mut known = self
+            .authorities
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if known.is_none() {
+            return Ok(None);
+        }
+        let roots = tls::load(&self.registry, true)?;
+        if roots == *known {
+            return Ok(Some(false));
+        }
+        let http = Client::http(self.proxy.as_ref(), roots.as_ref());
+        *self.http.write().unwrap_or_else(PoisonError::into_inner) = http;
+        *known = roots;
+        Ok(Some(true))
+    }
+
+    fn agent(&self) -> ureq::Agent {
+        let http = self.http.read().unwrap_or_else(PoisonError::into_inner);
+        http.clone()
+    }
+
+    /// Why no answer came.
+    fn unreachable(&self, why: ureq::Error) -> Kind {
+        let text = unreachable(&why);
+        Kind::Unreachable(match &self.proxy {
+            Some(proxy) => proxy.explain(&why, &text),
+            None => text,
         })
     }
 
@@ -229,7 +291,10 @@ impl Client {
         timeout: Duration,
         max_answer: u64,
     ) -> Result<(u16, Vec<u8>), Kind> {
-        let mut answer = self.request(url, timeout).send(body).map_err(unreachable)?;
+        let mut answer = self
+            .request(url, timeout)
+            .send(body)
+            .map_err(|why| self.unreachable(why))?;
         let status = answer.status().as_u16();
         let bytes = answer
             .body_mut()
@@ -240,7 +305,7 @@ impl Client {
                 ureq::Error::BodyExceedsLimit(limit) => {
                     Kind::NotUnderstood(format!("it is longer than {limit} bytes"))
                 }
-                why => unreachable(why),
+                why => self.unreachable(why),
             })?;
         Ok((status, bytes))
     }
@@ -251,7 +316,7 @@ impl Client {
         url: &str,
         timeout: Duration,
     ) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
-        self.with_token(self.http.post(url))
+        self.with_token(self.agent().post(url))
             .header("content-type", "application/json")
             .config()
             .timeout_global(Some(timeout))
@@ -297,6 +362,9 @@ impl Client {
     }
 }
 
+/// In the errors of libraries: the server's certificate is not accepted.
+const UNTRUSTED: &str = "invalid peer certificate";
+
 /// What these words in errors of libraries usually mean.
 const HINTS: [(&str, &str); 4] = [
     (
@@ -312,7 +380,7 @@ const HINTS: [(&str, &str); 4] = [
 ];
 
 /// Why no answer came.
-fn unreachable(why: ureq::Error) -> Kind {
+fn unreachable(why: &ureq::Error) -> String {
     let mut text = match why {
         ureq::Error::Timeout(reason) => format!("no answer in time ({reason})"),
         ureq::Error::Io(why) => format!("unreachable: {why}"),
@@ -323,7 +391,7 @@ fn unreachable(why: ureq::Error) -> Kind {
     if let Some((_, hint)) = HINTS.iter().find(|(words, _)| text.contains(words)) {
         text.push_str(&format!(" ({hint})"));
     }
-    Kind::Unreachable(text)
+    text
 }
 
 /// Status and body → the data of the answer, or what is wrong with it.

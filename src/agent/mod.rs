@@ -14,7 +14,8 @@
 //! | `thread_pool` | the threads that poll and run commands |
 //! | `backoff` | growing pauses between tries |
 //! | `token` | the agent's token, read again when it changes |
-//! | `shutdown` | TERM and INT end the agent, HUP reads the token again |
+//! | `reread` | when a file is read again; the authorities of `--ca` |
+//! | `shutdown` | TERM and INT end the agent, HUP reads the token and `--ca` again |
 //! | `command/` | one command: whether it is allowed, its start, its end |
 //! | `processes/` | ending process trees, the guard, process 1 |
 //!
@@ -47,6 +48,7 @@ mod poll;
 pub mod processes;
 mod recent_ids;
 mod reporter;
+mod reread;
 mod shared;
 mod shutdown;
 mod state;
@@ -60,6 +62,7 @@ use command::runner::Runner;
 use log::{info, warn};
 use processes::{inheritance, init};
 use reporter::Reporter;
+use reread::RereadLimit;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shared::Agent;
 use state::AgentState;
@@ -109,6 +112,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         runner: Runner::new(config.policy.clone(), config.label.clone()),
         reporter: Mutex::new(Reporter::new()),
         token_reader: TokenReader::default(),
+        ca_reread: RereadLimit::default(),
         config,
     });
     let reporting = Arc::clone(&agent);

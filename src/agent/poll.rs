@@ -5,6 +5,7 @@
 //! else that is done here.
 
 use super::backoff::{Backoff, random_id};
+use super::reread;
 use super::shared::{Agent, Task, pause_after_panic};
 use super::state::Runnable;
 use super::token;
@@ -26,6 +27,8 @@ const BUSY_WAIT: TimeSpan = TimeSpan::from_secs(20);
 const FULL_WAIT: TimeSpan = TimeSpan::from_secs(2);
 /// After this many conflicts (409) in a row the agent takes a new instance id.
 const MAX_CONFLICTS: u32 = 3;
+/// The status of an answer that refuses for another reason than that it does not know the token.
+const FORBIDDEN: u16 = 403;
 /// An answer that comes sooner than this, and with nothing new, is suspicious.
 const QUICK: Duration = Duration::from_millis(500);
 /// This many suspicious answers in a row are accepted without a pause.
@@ -168,9 +171,12 @@ impl Agent {
     }
 
     fn poll_failed(&self, why: &CallError, health: &mut Health) {
-        if why.is_denied() {
+        if why.is_untrusted() && reread::untrusted(&self.ca_reread, &self.client) {
             health.is_down = true;
-            self.token_refused(why, health);
+            debug!("{why}");
+        } else if why.is_denied() {
+            health.is_down = true;
+            self.denied(why, health);
         } else if !std::mem::replace(&mut health.is_down, true) {
             warn!("{why}; trying again until it works");
         } else {
@@ -192,13 +198,16 @@ impl Agent {
         }
     }
 
-    /// The server refuses the token, or wants one: logged now and then until a poll succeeds.
-    fn token_refused(&self, why: &CallError, health: &mut Health) {
+    /// The server refuses this agent: logged now and then until a poll succeeds.
+    fn denied(&self, why: &CallError, health: &mut Health) {
         let name = token::VARIABLE;
         if self.token_reader.refused(&self.client) {
             health.refusal_logged = None;
         } else if !is_log_due(&mut health.refusal_logged, Instant::now()) {
             debug!("{why}");
+        } else if why.status() == Some(FORBIDDEN) {
+            // Not only because of the token: the server may not know the name it is called by.
+            warn!("the server refuses this agent: {why}; trying again");
         } else if self.client.token().is_none() {
             warn!("the server wants a token, this agent has none ({name}): {why}; trying again");
         } else {

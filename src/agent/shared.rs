@@ -3,6 +3,7 @@
 use super::command::runner::Runner;
 use super::poll::PollLoop;
 use super::reporter::Reporter;
+use super::reread::RereadLimit;
 use super::state::{AgentState, Runnable};
 use super::thread_pool::ThreadPool;
 use super::token::TokenReader;
@@ -33,6 +34,8 @@ pub struct Agent {
     pub reporter: Mutex<Reporter>,
     /// Reads the token again.
     pub token_reader: TokenReader,
+    /// When the authorities were read again because of a failure.
+    pub ca_reread: RereadLimit,
 }
 
 /// A task of a thread of the pool.
