@@ -31,7 +31,7 @@
 //! To add:
 //!
 //! - a field of a task: a field of `wire::task::PostedTask` and `Task`, its check in `spec.rs`, its record in
-//!   `saved.rs` and `restored.rs`.
+//!   `saved.rs` and `restored.rs`; of its detail, whether the original's agents can do it: `original.rs`.
 //! - a state or an event: `lifecycle.rs`. It does not compile until every cell of the table is decided.
 //! - an operation or a rule: the file of whoever calls it; then let `tests/simulation` call it.
 //! - a timer: `timers.rs` says how. A limit: `retention.rs` says how. A kind of event: `follow.rs` says how.

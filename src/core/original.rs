@@ -81,7 +81,8 @@ impl CanceledAttempt {
     }
 }
 
-/// The field of a task that the original's agent does not know, if it has one.
+/// The field of a task that the original's agent does not know, if it has one. A new field of a detail belongs here,
+/// unless a command may run without it.
 pub(super) fn unknown_field(detail: &Detail) -> Option<&'static str> {
     let has_env = detail.env.as_ref().is_some_and(|env| !env.is_empty());
     let has_stdin = detail.stdin.as_ref().is_some_and(|text| !text.is_empty());
@@ -248,9 +249,10 @@ impl Core {
         key: ExecutionKey,
         machine: MachineKey,
     ) -> bool {
-        let detail = &self.task(key.task).spec.detail;
-        let unknown = unknown_field(detail).filter(|_| self.machine(machine).is_original());
-        let Some(field) = unknown else {
+        if !self.machine(machine).is_original() {
+            return false;
+        }
+        let Some(field) = unknown_field(&self.task(key.task).spec.detail) else {
             return false;
         };
         let msg = format!(

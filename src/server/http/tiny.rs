@@ -5,6 +5,7 @@
 //! no TLS, and most limits of the edge do not hold. The only place that names tiny_http.
 
 use super::answer::Answer;
+use super::body::BodyLimit;
 use super::request::{Authorization, Headers, Refused, Request};
 use super::responder::{Part, ReplyPath, Responder, Source};
 use super::{ConnectionId, RequestLimits, Service, start_thread};
