@@ -34,9 +34,10 @@ use connections::Connections;
 use proxy::NamedProxy;
 use resolver::TimedResolver;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::value::RawValue;
 use std::fmt;
+use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use ureq::config::Config;
@@ -44,25 +45,36 @@ use ureq::http::HeaderValue;
 
 /// Time-out of making a connection. If it takes longer, the server is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time-out of a call that is answered at once.
+/// Time-out of a call that is answered at once: of the answer, once the request was sent, and of each part
+/// of both. Sending and receiving may take longer, as long as they go on.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time-out of a poll beyond the time it may be held: the time on the network.
-const POLL_SLACK: Duration = Duration::from_secs(5);
+/// The slowest link that a call goes on with, in bytes a second, on the average of the whole call.
+const MIN_RATE: u64 = 1 << 10;
+/// Time-out of a poll beyond the time it may be held: the time on the network, also while a report fills a
+/// slow link.
+const POLL_SLACK: Duration = Duration::from_secs(10);
 /// Time-out of a goodbye: it is optional, and the process is about to end.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Idle connections kept: one for the reporter, one to spare.
 const IDLE_CONNECTIONS: usize = 2;
 /// The age from which an idle connection is not used again: servers and proxies close theirs as well.
 const IDLE_AGE: Duration = Duration::from_secs(10);
-/// Each buffer of a connection, in bytes: an order or a result fits in a fraction of it. To clear ureq's
-/// 128 KiB for every new connection took longer than the rest of a poll.
-const BUFFER_BYTES: usize = 16 << 10;
-/// The longest answer that may hand out work, in bytes: many assignments with their standard input.
-const MAX_POLL_ANSWER: u64 = 32 << 20;
+/// The longest head of an answer, in bytes.
+const MAX_HEAD: usize = 64 << 10;
+/// How much of an answer that hands out work is for each job, in bytes: a server reads a task of 1 MiB.
+const ANSWER_PER_JOB: u64 = 1 << 20;
+/// For how many jobs at most an answer may be so long, and for how many at least. While it is read, an
+/// answer is in memory twice.
+const MAX_ANSWER_JOBS: u32 = 32;
+const MIN_ANSWER_JOBS: u32 = 4;
+/// What an answer that hands out work may have beside that, in bytes: names, ids, other orders.
+const ANSWER_OVERHEAD: u64 = 64 << 10;
 /// The longest other answer, in bytes.
 const MAX_ANSWER: u64 = 4 << 20;
 /// The shortest token that is masked in an answer, in bytes: shorter ones are parts of ordinary words.
 const MIN_MASKED: usize = 8;
+/// The longest reason of a failure that is kept, in bytes.
+const MAX_REASON: usize = 2 << 10;
 /// How much of an answer that is no JSON of the server goes into an error message, in characters.
 const MAX_QUOTED: usize = 200;
 
@@ -77,6 +89,8 @@ pub struct Client {
     authorities: Arc<Mutex<Option<Roots>>>,
     base: String,
     token: Arc<RwLock<Option<Secret>>>,
+    /// The longest answer that may hand out work, in bytes.
+    max_work_answer: u64,
 }
 
 /// Why a call failed.
@@ -94,6 +108,9 @@ pub struct CallError {
 pub enum Kind {
     /// No answer came. Whether the server has read the request is not known.
     Unreachable(String),
+    /// The same, after the call had begun: the time was over, or the connection was cut. A shorter request
+    /// may succeed.
+    Interrupted(String),
     /// The server refused.
     Refused {
         /// The HTTP status.
@@ -118,7 +135,7 @@ impl CallError {
     pub fn status(&self) -> Option<u16> {
         match self.kind {
             Kind::Refused { status, .. } => Some(status),
-            Kind::Unreachable(_) | Kind::NotUnderstood(_) => None,
+            Kind::Unreachable(_) | Kind::Interrupted(_) | Kind::NotUnderstood(_) => None,
         }
     }
 
@@ -141,7 +158,7 @@ impl CallError {
                 413 => true,
                 _ => false,
             },
-            Kind::Unreachable(_) | Kind::NotUnderstood(_) => false,
+            Kind::Unreachable(_) | Kind::Interrupted(_) | Kind::NotUnderstood(_) => false,
         }
     }
 }
@@ -150,7 +167,7 @@ impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} to {}: ", self.call, self.url)?;
         match &self.kind {
-            Kind::Unreachable(why) => f.write_str(why),
+            Kind::Unreachable(why) | Kind::Interrupted(why) => f.write_str(why),
             Kind::Refused { status, msg, .. } => write!(f, "refused with {status}: {msg}"),
             Kind::NotUnderstood(why) => write!(f, "the answer is not understood: {why}"),
         }
@@ -175,6 +192,7 @@ impl Client {
             registry: registry.clone(),
             base: registry.url.clone(),
             token: Arc::default(),
+            max_work_answer: work_answer(MIN_ANSWER_JOBS),
         })
     }
 
@@ -186,8 +204,10 @@ impl Client {
             .user_agent(concat!("sidebike/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(Some(CALL_TIMEOUT))
-            .input_buffer_size(BUFFER_BYTES)
-            .output_buffer_size(BUFFER_BYTES)
+            .max_response_header_size(MAX_HEAD)
+            // Of connections with TLS or through a proxy; others have buffers that grow.
+            .input_buffer_size(connections::MAX_INPUT_BYTES)
+            .output_buffer_size(connections::BUFFER_BYTES)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .max_idle_connections(IDLE_CONNECTIONS)
@@ -224,11 +244,24 @@ impl Client {
 
     /// Why no answer came.
     fn unreachable(&self, why: ureq::Error) -> Kind {
+        if let ureq::Error::LargeResponseHeader(_, max) = why {
+            return Kind::NotUnderstood(format!("its head is longer than {max} bytes"));
+        }
         let text = unreachable(&why);
-        Kind::Unreachable(match &self.proxy {
+        let text = match &self.proxy {
             Some(proxy) => proxy.explain(&why, &text),
             None => text,
-        })
+        };
+        match is_interrupted(&why) {
+            true => Kind::Interrupted(text),
+            false => Kind::Unreachable(text),
+        }
+    }
+
+    /// Has answers hand out work for so many jobs.
+    pub fn for_jobs(mut self, jobs: u32) -> Self {
+        self.max_work_answer = work_answer(jobs);
+        self
     }
 
     /// Sets the token that every request carries from now on. Whether it differs from the one before.
@@ -246,24 +279,24 @@ impl Client {
     }
 
     /// Asks for orders. Returns when there are some, or after `poll.wait`.
-    pub fn poll(&self, poll: &Poll) -> Result<Orders<Value>, CallError> {
+    pub fn poll(&self, poll: &Poll) -> Result<Orders<Box<RawValue>>, CallError> {
         let timeout = Duration::from(poll.wait) + POLL_SLACK;
-        self.post("poll", poll, timeout, MAX_POLL_ANSWER)
+        self.post("poll", poll, timeout, self.max_work_answer)
     }
 
     /// Sends output of commands that run.
-    pub fn output(&self, output: &Output) -> Result<Orders<Value>, CallError> {
+    pub fn output(&self, output: &Output) -> Result<Orders<Box<RawValue>>, CallError> {
         self.post("output", output, CALL_TIMEOUT, MAX_ANSWER)
     }
 
     /// Reports results. The answer may hand out more work.
-    pub fn done(&self, done: &Done) -> Result<Taken<Value>, CallError> {
-        self.post("done", done, CALL_TIMEOUT, MAX_POLL_ANSWER)
+    pub fn done(&self, done: &Done) -> Result<Taken<Box<RawValue>>, CallError> {
+        self.post("done", done, CALL_TIMEOUT, self.max_work_answer)
     }
 
     /// Tells the server that the agent ends now.
     pub fn goodbye(&self, goodbye: &Goodbye) -> Result<(), CallError> {
-        self.post::<_, Value>("goodbye", goodbye, GOODBYE_TIMEOUT, MAX_ANSWER)
+        self.post::<_, IgnoredAny>("goodbye", goodbye, GOODBYE_TIMEOUT, MAX_ANSWER)
             .map(|_| ())
     }
 
@@ -291,22 +324,25 @@ impl Client {
         timeout: Duration,
         max_answer: u64,
     ) -> Result<(u16, Vec<u8>), Kind> {
-        let mut answer = self
-            .request(url, timeout)
-            .send(body)
-            .map_err(|why| self.unreachable(why))?;
+        let request = self.request(url, timeout);
+        let request = match timeout < CALL_TIMEOUT {
+            // The caller cannot wait for longer.
+            true => request,
+            false => with_patience(request, timeout, body.len() as u64 + max_answer),
+        };
+        let mut answer = request.send(body).map_err(|why| self.unreachable(why))?;
         let status = answer.status().as_u16();
-        let bytes = answer
-            .body_mut()
-            .with_config()
-            .limit(max_answer)
-            .read_to_vec()
-            .map_err(|why| match why {
-                ureq::Error::BodyExceedsLimit(limit) => {
-                    Kind::NotUnderstood(format!("it is longer than {limit} bytes"))
-                }
-                why => self.unreachable(why),
-            })?;
+        let body = answer.body_mut();
+        // With the length known it is allocated once, and not moved while it grows.
+        let expected = body.content_length().unwrap_or(0).min(max_answer);
+        let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
+        let mut rest = body.as_reader().take(max_answer + 1);
+        rest.read_to_end(&mut bytes)
+            .map_err(|why| self.unreachable(why.into()))?;
+        if bytes.len() as u64 > max_answer {
+            let why = format!("it is longer than {max_answer} bytes");
+            return Err(Kind::NotUnderstood(why));
+        }
         Ok((status, bytes))
     }
 
@@ -347,7 +383,7 @@ impl Client {
     }
 
     /// Masks the token: some proxies answer with the request that they refused.
-    fn without_token(&self, mut answer: Vec<u8>) -> Vec<u8> {
+    fn without_token(&self, answer: Vec<u8>) -> Vec<u8> {
         let Some(token) = self.token() else {
             return answer;
         };
@@ -355,15 +391,50 @@ impl Client {
         if token.len() < MIN_MASKED {
             return answer;
         }
-        while let Some(at) = answer.windows(token.len()).position(|part| part == token) {
-            answer.splice(at..at + token.len(), *b"...");
+        let mut masked = Vec::with_capacity(answer.len());
+        let mut rest = &answer[..];
+        while let Some(at) = rest.windows(token.len()).position(|part| part == token) {
+            masked.extend_from_slice(&rest[..at]);
+            masked.extend_from_slice(b"...");
+            rest = &rest[at + token.len()..];
         }
-        answer
+        masked.extend_from_slice(rest);
+        masked
     }
 }
 
 /// In the errors of libraries: the server's certificate is not accepted.
 const UNTRUSTED: &str = "invalid peer certificate";
+
+/// Has a request go on as long as there is progress: sending and receiving wait for each part for `timeout`
+/// at most, and take as long as `bytes` take on the slowest link.
+fn with_patience(
+    request: ureq::RequestBuilder<ureq::typestate::WithBody>,
+    timeout: Duration,
+    bytes: u64,
+) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
+    let in_all = timeout + Duration::from_secs(bytes / MIN_RATE);
+    request
+        .config()
+        .timeout_global(Some(in_all))
+        .timeout_recv_response(Some(timeout))
+        .timeout_per_read(Some(timeout))
+        .timeout_per_write(Some(timeout))
+        .build()
+}
+
+/// The longest answer that hands out work to an agent with so many jobs, in bytes.
+fn work_answer(jobs: u32) -> u64 {
+    let jobs = jobs.clamp(MIN_ANSWER_JOBS, MAX_ANSWER_JOBS);
+    ANSWER_OVERHEAD + ANSWER_PER_JOB * u64::from(jobs)
+}
+
+/// The beginning of a reason: it is kept and logged.
+fn cut(mut reason: String) -> String {
+    reason.truncate(reason.floor_char_boundary(MAX_REASON));
+    reason.shrink_to_fit();
+    reason
+}
 
 /// What these words in errors of libraries usually mean.
 const HINTS: [(&str, &str); 4] = [
@@ -378,6 +449,20 @@ const HINTS: [(&str, &str); 4] = [
     ("InvalidContentType", "maybe it speaks http, not https"),
     ("invalid HTTP version", "maybe it speaks https, not http"),
 ];
+
+/// Whether the call had begun.
+fn is_interrupted(why: &ureq::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    match why {
+        ureq::Error::Timeout(reason) => {
+            !matches!(reason, ureq::Timeout::Resolve | ureq::Timeout::Connect)
+        }
+        ureq::Error::Io(why) => {
+            matches!(why.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+        }
+        _ => false,
+    }
+}
 
 /// Why no answer came.
 fn unreachable(why: &ureq::Error) -> String {
@@ -413,12 +498,13 @@ fn refused(status: u16, body: &[u8], why: Option<serde_json::Error>) -> Kind {
     if let Some(why) = why
         && !(refusal.as_ref()).is_ok_and(|refusal| refusal.signal == ERROR)
     {
+        let why = cut(why.to_string());
         return Kind::NotUnderstood(format!("{why}: {}", quoted(body)));
     }
     match refusal {
         Ok(refusal) => Kind::Refused {
             status,
-            msg: refusal.msg,
+            msg: cut(refusal.msg),
             ours: true,
         },
         Err(_) => Kind::Refused {
@@ -455,6 +541,7 @@ fn quoted(body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn answers_and_refusals_are_distinguished() {

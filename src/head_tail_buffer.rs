@@ -10,12 +10,16 @@ use std::collections::VecDeque;
 pub const HEAD_BYTES: usize = 256 * 1024;
 /// Bytes kept from the end of a stream: the last output explains the rest.
 pub const TAIL_BYTES: usize = 768 * 1024;
+/// The highest offset of a byte: 8 PiB, exact in every JSON reader. What is said to lie beyond it is a mistake or an
+/// attack, and sums of it must not overflow.
+pub const MAX_OFFSET: u64 = 1 << 53;
 
 /// The first and the last bytes of one stream.
 #[derive(Debug, Clone, Default)]
 pub struct HeadTailBuffer {
-    /// The bytes from offset 0 on.
+    /// The bytes from `head_start` on, which is 0 until something is freed.
     head: Vec<u8>,
+    head_start: u64,
     /// The bytes from `tail_start` to `end`.
     tail: VecDeque<u8>,
     tail_start: u64,
@@ -46,14 +50,19 @@ impl HeadTailBuffer {
     /// Adds a piece that begins at `offset`. Bytes that are known already are skipped; a gap before the
     /// piece counts as truncated.
     pub fn write(&mut self, offset: u64, mut data: &[u8]) {
+        if offset.saturating_add(data.len() as u64) > MAX_OFFSET {
+            return;
+        }
         if offset < self.end {
             let known = (self.end - offset).min(data.len() as u64) as usize;
             data = &data[known..];
         } else if offset > self.end {
             self.skip_to(offset);
         }
-        if self.head.len() as u64 == self.end {
-            let taken = data.len().min(HEAD_BYTES - self.head.len());
+        let head_end = self.head_end();
+        if head_end == self.end {
+            let room = HEAD_BYTES.saturating_sub(head_end as usize);
+            let taken = data.len().min(room);
             self.head.extend_from_slice(&data[..taken]);
             self.end += taken as u64;
             data = &data[taken..];
@@ -68,6 +77,12 @@ impl HeadTailBuffer {
         let data = &data[data.len().saturating_sub(TAIL_BYTES)..];
         let excess = (self.tail.len() + data.len()).saturating_sub(TAIL_BYTES);
         self.tail.drain(..excess);
+        let needed = self.tail.len() + data.len();
+        if needed > self.tail.capacity() {
+            // Not more than ever is needed: doubled once more it would take a third more for nothing.
+            let wanted = needed.max(2 * self.tail.capacity()).min(TAIL_BYTES);
+            self.tail.reserve_exact(wanted - self.tail.len());
+        }
         self.tail.extend(data);
         self.tail_start = self.end - self.tail.len() as u64;
     }
@@ -75,6 +90,7 @@ impl HeadTailBuffer {
     /// Records that the command has written up to `end` although the bytes did not arrive. This drops the
     /// tail: it would no longer be the last bytes.
     pub fn skip_to(&mut self, end: u64) {
+        let end = end.min(MAX_OFFSET);
         if end > self.end {
             self.tail = VecDeque::new();
             self.end = end;
@@ -85,8 +101,9 @@ impl HeadTailBuffer {
     /// The offset of the first kept byte at or after `offset`, and up to `max` contiguous bytes from there.
     /// `None` if nothing is kept from there on.
     pub fn read(&self, offset: u64, max: usize) -> Option<(u64, Vec<u8>)> {
-        if offset < self.head.len() as u64 {
-            let from = offset as usize;
+        if !self.head.is_empty() && offset < self.head_end() {
+            let offset = offset.max(self.head_start);
+            let from = (offset - self.head_start) as usize;
             let to = self.head.len().min(from.saturating_add(max));
             return Some((offset, self.head[from..to].to_vec()));
         }
@@ -101,10 +118,12 @@ impl HeadTailBuffer {
 
     /// Frees the bytes before `offset`. They still count as written.
     pub fn forget_before(&mut self, offset: u64) {
-        if offset >= self.head.len() as u64
-            && !self.head.is_empty()
-            && self.head.len() as u64 != self.end
-        {
+        if offset > self.head_start {
+            let gone = ((offset - self.head_start) as usize).min(self.head.len());
+            self.head.drain(..gone);
+            self.head_start += gone as u64;
+        }
+        if self.head.is_empty() {
             self.head = Vec::new();
         }
         if offset > self.tail_start {
@@ -112,6 +131,14 @@ impl HeadTailBuffer {
             self.tail.drain(..gone);
             self.tail_start += gone as u64;
         }
+        if self.tail.is_empty() {
+            self.tail = VecDeque::new();
+        }
+    }
+
+    /// The offset after the last byte that went into the head.
+    fn head_end(&self) -> u64 {
+        self.head_start + self.head.len() as u64
     }
 }
 
@@ -147,6 +174,17 @@ mod tests {
     }
 
     #[test]
+    fn an_offset_that_no_command_can_reach_does_no_harm() {
+        let mut buffer = HeadTailBuffer::default();
+        buffer.append(b"abc");
+        buffer.write(u64::MAX - 1, b"xyz");
+        assert_eq!(buffer.end(), 3);
+        buffer.skip_to(u64::MAX);
+        buffer.append(b"d");
+        assert_eq!((buffer.end(), buffer.kept()), (MAX_OFFSET, 3));
+    }
+
+    #[test]
     fn repeated_and_overlapping_pieces_do_no_harm() {
         let mut buffer = HeadTailBuffer::default();
         buffer.write(0, b"hello ");
@@ -169,5 +207,37 @@ mod tests {
         assert_eq!((buffer.end(), buffer.truncated()), (12, 8));
         buffer.skip_to(20);
         assert_eq!(buffer.truncated(), 18);
+    }
+
+    #[test]
+    fn freed_bytes_take_no_memory_and_still_count() {
+        let whole: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+        for step in [1_000, 100_000, HEAD_BYTES, 2_000_000] {
+            let mut buffer = HeadTailBuffer::default();
+            for (n, piece) in whole.chunks(70_001).enumerate() {
+                buffer.append(piece);
+                let upto = buffer.end() - buffer.end() % step as u64;
+                buffer.forget_before(upto);
+                for (offset, data) in all(&buffer) {
+                    assert!(offset >= upto, "{step}: {n}");
+                    assert_eq!(data, whole[offset as usize..offset as usize + data.len()]);
+                }
+            }
+            assert_eq!(buffer.end(), 3_000_000);
+            buffer.forget_before(buffer.end());
+            assert_eq!((buffer.kept(), buffer.head.capacity()), (0, 0));
+            assert_eq!(buffer.tail.capacity(), 0);
+        }
+    }
+
+    #[test]
+    fn a_command_that_prints_little_at_a_time_keeps_nothing_that_was_freed() {
+        let mut buffer = HeadTailBuffer::default();
+        for n in 1..=1_000 {
+            buffer.append(&[7; 1_000]);
+            assert_eq!(buffer.kept(), 1_000, "{n}");
+            buffer.forget_before(buffer.end());
+            assert_eq!((buffer.kept(), buffer.end()), (0, n * 1_000));
+        }
     }
 }

@@ -31,6 +31,43 @@ fn return_freed_memory_at_once() {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 0) };
 }
 
+/// Opens standard streams that are closed where there is no /dev/null. Rust's start would open that before
+/// `main`, and abort.
+#[cfg(feature = "agent")]
+#[allow(unsafe_code, reason = "there is no other code before Rust's start")]
+mod closed_streams {
+    use rustix::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+    use rustix::fs::{Mode, OFlags, open};
+
+    #[used]
+    #[unsafe(link_section = ".init_array")]
+    static BEFORE_START: extern "C" fn() = open_closed;
+
+    /// Makes only system calls: nothing of the program has been started.
+    extern "C" fn open_closed() {
+        for fd in 0..3 {
+            // SAFETY: the descriptor is only asked for, and nobody closes it meanwhile: there is one thread.
+            let is_open = rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).is_ok();
+            if is_open || open("/dev/null", OFlags::RDWR, Mode::empty()).is_ok() {
+                continue;
+            }
+            // The lowest number is taken first: it is this one.
+            let Ok((reading, writing)) = rustix::pipe::pipe() else {
+                continue;
+            };
+            if reading.as_raw_fd() != fd {
+                continue;
+            }
+            let mut stream = reading;
+            if fd != 0 {
+                // Nobody reads what is written: that is an error, and no reason to wait.
+                let _ = rustix::io::dup2(&writing, &mut stream);
+            }
+            let _ = stream.into_raw_fd();
+        }
+    }
+}
+
 fn main() -> ExitCode {
     #[cfg(feature = "server")]
     return_freed_memory_at_once();
@@ -45,7 +82,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let program = CommandLine::parse_or_exit().program;
-    start_log(default_log(&program));
+    start_log(&program);
     match program {
         #[cfg(feature = "server")]
         Program::Server(args) => with_settings(args.checked(), sidebike::server::run),
@@ -112,9 +149,14 @@ fn default_log(program: &Program) -> &'static str {
 }
 
 /// One line per record on stderr: time, level, module, text.
-fn start_log(default: &str) {
-    let filter = env_logger::Env::default().default_filter_or(default);
+fn start_log(program: &Program) {
+    let filter = env_logger::Env::default().default_filter_or(default_log(program));
     let mut log = env_logger::Builder::from_env(filter);
+    #[cfg(feature = "agent")]
+    if matches!(program, Program::Agent(_)) {
+        let writer = sidebike::agent::log_writer::LogWriter::default();
+        log.target(env_logger::Target::Pipe(Box::new(writer)));
+    }
     log.format(|out, record| {
         let time = humantime::format_rfc3339_millis(SystemTime::now());
         writeln!(
@@ -122,8 +164,26 @@ fn start_log(default: &str) {
             "{time} {:5} {}: {}",
             record.level(),
             record.target(),
-            record.args()
+            OneLine(&record.args().to_string())
         )
     });
     log.init();
+}
+
+/// A text in one line of the log. What others have written into it must not look like another line, or reach
+/// the terminal of who reads it.
+struct OneLine<'a>(&'a str);
+
+impl std::fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for c in self.0.chars() {
+            // Other separators of lines, and marks that turn the direction of writing.
+            let is_mark = matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            match c.is_control() || is_mark {
+                true => write!(f, "{}", c.escape_default())?,
+                false => write!(f, "{c}")?,
+            }
+        }
+        Ok(())
+    }
 }

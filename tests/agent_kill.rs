@@ -353,3 +353,42 @@ fn a_guard_that_does_not_read_stops_nothing_and_catches_up() {
     agent.wait();
     eventually("the last one is dead", || !alive(pid));
 }
+
+/// A command that stops itself, and writes a file when it sees TERM. It stops again before it has looked
+/// for signals, as a process does that reads from a terminal in the background. (When the agent dies, the
+/// system itself sends HUP to a group that is stopped.)
+fn stopped(file: &str) -> String {
+    format!(
+        "trap '' HUP; trap 'echo bye > {file}; exit' TERM; echo $$; while true; do kill -STOP $$; done"
+    )
+}
+
+#[test]
+fn a_stopped_command_sees_term_from_the_agent_and_from_the_guard() {
+    let server = Server::new();
+    let mut agent = agent(&server);
+    let folder = std::env::temp_dir().join(format!("sidebike-stopped-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str| folder.join(name).display().to_string();
+    let is_stopped = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.contains(") T ")
+    };
+    for name in ["canceled", "left"] {
+        let line = stopped(&file(name));
+        server.start(name, json!({"command": line, "killGrace": 60}));
+        server.until(|seen| seen.numbers(name).len() == 1);
+        let pid = server.numbers(name)[0];
+        eventually("it is stopped", || is_stopped(pid));
+    }
+    server.cancel("canceled");
+    let result = server.result("canceled");
+    assert_eq!(result.signal, None, "{result:?}");
+    assert_eq!(std::fs::read_to_string(file("canceled")).unwrap(), "bye\n");
+    let pid = server.numbers("left")[0];
+    agent.signal("KILL");
+    agent.wait();
+    eventually("it is dead", || !alive(pid));
+    assert_eq!(std::fs::read_to_string(file("left")).unwrap(), "bye\n");
+    std::fs::remove_dir_all(folder).unwrap();
+}

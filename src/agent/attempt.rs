@@ -98,7 +98,8 @@ impl Waker {
         let _ = rustix::io::read(&*self.0, &mut [0u8; 8]);
     }
 
-    fn wake(&self) {
+    /// Makes the descriptor readable.
+    pub fn wake(&self) {
         // It fails only when the counter is full, and then the thread has been woken already.
         let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }
@@ -220,6 +221,12 @@ impl Attempt {
     pub fn is_unreported(&self) -> bool {
         let inner = lock(&self.inner);
         inner.outcome.is_some() || !inner.output.is_taken()
+    }
+
+    /// Whether it has ended and the server has all of its output.
+    pub fn has_only_a_result(&self) -> bool {
+        let inner = lock(&self.inner);
+        inner.outcome.is_some() && inner.output.is_taken()
     }
 
     /// How many bytes of output are in memory.

@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// The output in one request, in bytes before base64 adds a third. The server reads 1 MiB. It is less
 /// because the output is in memory four times while it is sent: kept, copied, as base64, in the request.
 pub const MAX_OUTPUT_BYTES: usize = 128 * 1024;
+/// The least output in one request, in bytes: enough for a few results. A link on which that takes longer
+/// than a call may is none.
+pub const MIN_OUTPUT_BYTES: usize = 2 * 1024;
 /// The size of a result in a request without its message, in bytes.
 const RESULT_OVERHEAD: usize = 512;
 
@@ -36,12 +39,20 @@ pub struct Delivery {
 }
 
 impl Batch {
-    /// The next report: attempts that have ended come first, each with its result if the rest of its
-    /// output fits. With `single` it is about one attempt only.
-    pub fn collect(state: &AgentState, single: bool) -> Self {
+    /// The next report, with about `room` bytes of output: attempts that have ended come first, each with
+    /// its result if the rest of its output fits. With `single` it is about one attempt only. With less room
+    /// than usual, on a slow link, results that need no output go first and alone.
+    pub fn collect(state: &AgentState, mut room: usize, single: bool) -> Self {
         let mut batch = Batch::default();
-        let mut room = MAX_OUTPUT_BYTES;
-        for attempt in state.unreported() {
+        let is_slow = room < MAX_OUTPUT_BYTES;
+        let mut unreported = state.unreported();
+        if is_slow {
+            unreported.sort_by_key(|attempt| !attempt.has_only_a_result());
+        }
+        for attempt in unreported {
+            if is_slow && !batch.results.is_empty() && !attempt.has_only_a_result() {
+                break;
+            }
             if room <= PIECE_OVERHEAD + RESULT_OVERHEAD {
                 break;
             }
@@ -128,7 +139,7 @@ mod tests {
     use crate::agent::attempt::Outcome;
     use crate::wire::agent::{Assignment, Stream};
     use crate::wire::task::ExecutionState;
-    use serde_json::Value;
+    use serde_json::value::RawValue;
 
     fn started(state: &AgentState, execution: &str) -> Arc<Attempt> {
         let job = Assignment {
@@ -138,7 +149,7 @@ mod tests {
             },
             task_id: "t".into(),
             task_name: "t".into(),
-            detail: Value::Null,
+            detail: RawValue::NULL.to_owned(),
         };
         state.accept(job, None).unwrap().attempt
     }
@@ -163,17 +174,39 @@ mod tests {
         let state = AgentState::new("i".into(), 4);
         let (chatty, silent) = (started(&state, "chatty"), started(&state, "silent"));
         chatty.append(Stream::Stdout, &[b'x'; MAX_OUTPUT_BYTES + 1]);
-        assert!(Batch::collect(&state, false).results.is_empty());
+        assert!(
+            Batch::collect(&state, MAX_OUTPUT_BYTES, false)
+                .results
+                .is_empty()
+        );
         end(&state, &chatty);
         end(&state, &silent);
 
-        let first = Batch::collect(&state, false);
+        let first = Batch::collect(&state, MAX_OUTPUT_BYTES, false);
         assert!(first.results.is_empty() && first.delivery.attempts() == 1);
         first.delivery.output_taken();
-        let second = Batch::collect(&state, false);
+        let second = Batch::collect(&state, MAX_OUTPUT_BYTES, false);
         let ids: Vec<_> = second.results.iter().map(|it| &*it.id.execution).collect();
         assert_eq!(ids, ["chatty", "silent"]);
-        assert_eq!(Batch::collect(&state, true).results.len(), 1);
+        assert_eq!(
+            Batch::collect(&state, MAX_OUTPUT_BYTES, true).results.len(),
+            1
+        );
+    }
+
+    #[test]
+    fn on_a_slow_link_results_without_output_go_first() {
+        let state = AgentState::new("i".into(), 4);
+        let (chatty, silent) = (started(&state, "chatty"), started(&state, "silent"));
+        chatty.append(Stream::Stdout, b"x");
+        end(&state, &chatty);
+        end(&state, &silent);
+        let first = Batch::collect(&state, MAX_OUTPUT_BYTES / 2, false);
+        assert!(first.pieces.is_empty() && first.results.len() == 1);
+        assert_eq!(first.results[0].id, silent.id);
+        state.delivered(&silent.id);
+        let second = Batch::collect(&state, MAX_OUTPUT_BYTES / 2, false);
+        assert_eq!((second.pieces.len(), second.results.len()), (1, 1));
     }
 
     #[test]
@@ -181,12 +214,12 @@ mod tests {
         let state = AgentState::new("i".into(), 4);
         let (ended, running) = (started(&state, "ended"), started(&state, "running"));
         end(&state, &ended);
-        let batch = Batch::collect(&state, false);
+        let batch = Batch::collect(&state, MAX_OUTPUT_BYTES, false);
         let foreign = [verdict(&running)];
         assert!(!batch.delivery.results_answered(&state, &foreign));
         assert_eq!(state.holds().len(), 2);
         assert!(batch.delivery.results_answered(&state, &[verdict(&ended)]));
         assert_eq!(state.holds().len(), 1);
-        assert!(Batch::collect(&state, false).is_empty());
+        assert!(Batch::collect(&state, MAX_OUTPUT_BYTES, false).is_empty());
     }
 }

@@ -13,6 +13,8 @@
 //! | `reporter` | when a report is sent, and what a failure means |
 //! | `thread_pool` | the threads that poll and run commands |
 //! | `backoff` | growing pauses between tries |
+//! | `failures` | failed calls in the log |
+//! | `log_writer` | the log does not wait for its reader |
 //! | `token` | the agent's token, read again when it changes |
 //! | `reread` | when a file is read again; the authorities of `--ca` |
 //! | `shutdown` | TERM and INT end the agent, HUP reads the token and `--ca` again |
@@ -42,6 +44,8 @@ mod attempt;
 mod backoff;
 mod batch;
 pub(crate) mod command;
+mod failures;
+pub mod log_writer;
 mod orders;
 mod output;
 mod poll;
@@ -103,7 +107,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         info!("{summary}");
     }
     raise_file_limit(config.jobs);
-    let client = Client::new(&config.registry)?;
+    let client = Client::new(&config.registry)?.for_jobs(config.jobs);
     client.set_token(token);
     let agent = Arc::new(Agent {
         client,
@@ -113,6 +117,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         reporter: Mutex::new(Reporter::new()),
         token_reader: TokenReader::default(),
         ca_reread: RereadLimit::default(),
+        refused_orders: Mutex::default(),
         config,
     });
     let reporting = Arc::clone(&agent);

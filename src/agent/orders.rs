@@ -1,6 +1,6 @@
 //! Obeying orders of the server, and running the commands they start in threads of the pool.
 
-use super::attempt::{Attempt, Outcome, Waker};
+use super::attempt::{Attempt, Outcome, Waker, lock};
 use super::command::supervisor::Supervisor;
 use super::processes::process_table::ProcessTable;
 use super::reporter;
@@ -9,10 +9,11 @@ use super::state::{Job, Runnable};
 use crate::wire::agent::Orders;
 use crate::wire::task::ExecutionState;
 use log::{info, warn};
-use serde_json::Value;
+use serde_json::value::RawValue;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The stack of a thread of the pool, in bytes. Buffers are on the heap. The deepest calls are those that
 /// parse JSON, start processes and begin a TLS connection.
@@ -29,11 +30,12 @@ pub struct Obeyed {
 
 impl Agent {
     /// Obeys orders, up to the start of commands.
-    pub fn obey(&self, orders: Orders<Value>) -> Obeyed {
+    pub fn obey(&self, orders: Orders<Box<RawValue>>) -> Obeyed {
         let jobs = orders.start.into_iter();
         let runnable: Vec<Runnable> = jobs
             .filter_map(|job| self.state.accept(job, None))
             .collect();
+        self.log_refused_orders();
         let mut changed = !runnable.is_empty();
         for id in orders.cancel {
             if self.state.cancel(&id) {
@@ -48,6 +50,15 @@ impl Agent {
             }
         }
         Obeyed { runnable, changed }
+    }
+
+    /// Logs that orders were refused, now and then.
+    pub fn log_refused_orders(&self) {
+        if let Some(why) = self.state.take_refusal()
+            && let Some(count) = lock(&self.refused_orders).failed("start", why, Instant::now())
+        {
+            warn!("the server ordered a start, and it is refused: {why}{count}");
+        }
     }
 
     /// Runs a command in another thread. Where none can be started, the attempt fails.
@@ -111,20 +122,16 @@ impl Agent {
     }
 
     /// Returns the attempt that gets the slot next.
-    fn run_to_end(
-        &self,
-        attempt: &Attempt,
-        mut job: Job,
-        waker: Option<&Waker>,
-    ) -> Option<Runnable> {
+    fn run_to_end(&self, attempt: &Attempt, job: Job, waker: Option<&Waker>) -> Option<Runnable> {
         let id = &attempt.id;
-        let run = || {
-            let started = self.runner.start(&self.state, attempt, &mut job, waker);
+        let run = move || {
+            let started = self.runner.start(&self.state, attempt, &job, waker);
             // Log after the start: writing the line would delay it.
             info!(
                 "{} (attempt {}): starting, task {:?}",
                 id.execution, id.attempt, job.task_name
             );
+            drop(job);
             started.map_or_else(|not_started| not_started, Supervisor::run)
         };
         // A bug in there costs one command its result, and not the agent a slot for ever.

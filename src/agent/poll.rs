@@ -5,6 +5,7 @@
 //! else that is done here.
 
 use super::backoff::{Backoff, random_id};
+use super::failures::FailureLog;
 use super::reread;
 use super::shared::{Agent, Task, pause_after_panic};
 use super::state::Runnable;
@@ -13,7 +14,7 @@ use crate::client::CallError;
 use crate::wire::agent::{Orders, Poll};
 use crate::wire::duration::TimeSpan;
 use log::{debug, info, warn};
-use serde_json::Value;
+use serde_json::value::RawValue;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,8 +36,9 @@ const QUICK: Duration = Duration::from_millis(500);
 const MAX_QUICK: u32 = 5;
 /// The pause that follows them: a broken server or proxy must not get a thousand polls a second.
 const QUICK_PAUSE: Duration = Duration::from_millis(200);
-/// How often a refused token is logged: it has to be near the end of a log.
-const REFUSAL_LOG_PERIOD: Duration = Duration::from_secs(300);
+
+/// The name of the call among failures.
+const CALL: &str = "poll";
 
 /// The polls of one epoch (see [`super::state::AgentState::drain`]).
 #[derive(Debug)]
@@ -51,8 +53,8 @@ pub struct PollLoop {
 struct Health {
     /// The latest poll failed.
     is_down: bool,
-    /// When a refused token was last logged.
-    refusal_logged: Option<Instant>,
+    /// What was logged of failures.
+    failures: FailureLog,
     /// Conflicts in a row.
     conflicts: u32,
     /// Suspicious answers in a row.
@@ -153,15 +155,15 @@ impl Agent {
     /// Handles an answer. Whether it changed anything, and a command for this thread to run.
     fn poll_answered(
         self: &Arc<Self>,
-        orders: Orders<Value>,
+        orders: Orders<Box<RawValue>>,
         polls: &mut PollLoop,
     ) -> (bool, Option<Runnable>) {
         if std::mem::take(&mut polls.health.is_down) {
             info!("the server is back");
             self.state.nudge();
         }
+        polls.health.failures.succeeded(CALL);
         polls.health.conflicts = 0;
-        polls.health.refusal_logged = None;
         polls.backoff.reset();
         let obeyed = self.obey(orders);
         let mut runnable = obeyed.runnable.into_iter();
@@ -171,16 +173,12 @@ impl Agent {
     }
 
     fn poll_failed(&self, why: &CallError, health: &mut Health) {
-        if why.is_untrusted() && reread::untrusted(&self.ca_reread, &self.client) {
-            health.is_down = true;
+        health.is_down = true;
+        if self.is_remedied(why) {
+            health.failures.succeeded(CALL);
             debug!("{why}");
-        } else if why.is_denied() {
-            health.is_down = true;
-            self.denied(why, health);
-        } else if !std::mem::replace(&mut health.is_down, true) {
-            warn!("{why}; trying again until it works");
         } else {
-            debug!("{why}");
+            self.log_failure(why, health);
         }
         if why.status() != Some(409) {
             health.conflicts = 0;
@@ -198,42 +196,37 @@ impl Agent {
         }
     }
 
-    /// The server refuses this agent: logged now and then until a poll succeeds.
-    fn denied(&self, why: &CallError, health: &mut Health) {
-        let name = token::VARIABLE;
-        if self.token_reader.refused(&self.client) {
-            health.refusal_logged = None;
-        } else if !is_log_due(&mut health.refusal_logged, Instant::now()) {
-            debug!("{why}");
-        } else if why.status() == Some(FORBIDDEN) {
-            // Not only because of the token: the server may not know the name it is called by.
-            warn!("the server refuses this agent: {why}; trying again");
-        } else if self.client.token().is_none() {
-            warn!("the server wants a token, this agent has none ({name}): {why}; trying again");
+    /// Reads again what the server's refusal, or its certificate, is about. Whether that has changed: then the next
+    /// poll may succeed.
+    fn is_remedied(&self, why: &CallError) -> bool {
+        if why.is_untrusted() {
+            reread::untrusted(&self.ca_reread, &self.client)
         } else {
-            warn!("the server does not accept the agent's token ({name}): {why}; trying again");
+            why.is_denied() && self.token_reader.refused(&self.client)
         }
     }
-}
 
-/// Whether a refusal is to be logged again; records that it is.
-fn is_log_due(logged: &mut Option<Instant>, now: Instant) -> bool {
-    let is_due = logged.is_none_or(|at| now.saturating_duration_since(at) >= REFUSAL_LOG_PERIOD);
-    if is_due {
-        *logged = Some(now);
-    }
-    is_due
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_is_logged_now_and_then() {
-        let (mut logged, start) = (None, Instant::now());
-        let after = |seconds| start + Duration::from_secs(seconds);
-        let due = [0, 1, 299, 300, 301, 599, 600].map(|s| is_log_due(&mut logged, after(s)));
-        assert_eq!(due, [true, false, false, true, false, false, true]);
+    fn log_failure(&self, why: &CallError, health: &mut Health) {
+        let name = token::VARIABLE;
+        let reason = why.to_string();
+        let Some(count) = health.failures.failed(CALL, &reason, Instant::now()) else {
+            return debug!("{why}");
+        };
+        if why.status() == Some(FORBIDDEN) {
+            // Not only because of the token: the server may not know the name it is called by.
+            warn!("the server refuses this agent: {why}; trying again{count}");
+        } else if why.is_denied() && self.client.token().is_none() {
+            warn!(
+                "the server wants a token, this agent has none ({name}): {why}; trying again{count}"
+            );
+        } else if why.is_denied() {
+            warn!(
+                "the server does not accept the agent's token ({name}): {why}; trying again{count}"
+            );
+        } else if count.is_first() {
+            warn!("{why}; trying again until it works");
+        } else {
+            warn!("{why}; still trying{count}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::wire::agent::AttemptId;
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 
 /// Ids remembered, in number: far more than a server can repeat.
 const MAX_IDS: usize = 10_000;
@@ -9,8 +10,8 @@ const MAX_IDS: usize = 10_000;
 /// The ids that were added last.
 #[derive(Debug, Default)]
 pub struct RecentIds {
-    ids: HashSet<AttemptId>,
-    oldest_first: VecDeque<AttemptId>,
+    ids: HashSet<Arc<AttemptId>>,
+    oldest_first: VecDeque<Arc<AttemptId>>,
 }
 
 impl RecentIds {
@@ -21,13 +22,15 @@ impl RecentIds {
 
     /// Adds an id. The oldest one is dropped to make room.
     pub fn remember(&mut self, id: &AttemptId) {
-        if self.ids.insert(id.clone()) {
-            self.oldest_first.push_back(id.clone());
+        if !self.ids.contains(id) {
+            let id = Arc::new(id.clone());
+            self.ids.insert(Arc::clone(&id));
+            self.oldest_first.push_back(id);
         }
         if self.oldest_first.len() > MAX_IDS
             && let Some(oldest) = self.oldest_first.pop_front()
         {
-            self.ids.remove(&oldest);
+            self.ids.remove(&*oldest);
         }
     }
 }

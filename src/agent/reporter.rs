@@ -9,18 +9,22 @@
 //! Nothing is dropped from the state before the server has answered, so a lost request is repeated by
 //! collecting its content again. While the server is away the pauses grow; a poll that succeeds ends them.
 //!
-//! A request that the server will never take must not block the others. Its attempts are reported one by
+//! On a slow link a long report may never arrive. After a time-out the next one is half as long, after a
+//! success twice as long, and results that need no output go first. A report that is too long for a proxy
+//! (413) is halved, and stays so. A request that the server will
+//! never take must not block the others. Its attempts are reported one by
 //! one; if that is refused as well, first the output is given up, then the result.
 
 use super::attempt::lock;
 use super::backoff::Backoff;
-use super::batch::{Batch, Delivery, MAX_OUTPUT_BYTES};
+use super::batch::{Batch, Delivery, MAX_OUTPUT_BYTES, MIN_OUTPUT_BYTES};
+use super::failures::FailureLog;
 use super::shared::{Agent, Task};
 use super::state::Runnable;
 use crate::client::{CallError, Kind};
 use crate::wire::agent::{Done, Orders, Output, Taken};
-use log::{debug, warn};
-use serde_json::Value;
+use log::{debug, info, warn};
+use serde_json::value::RawValue;
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -35,10 +39,14 @@ pub struct Reporter {
     backoff: Backoff,
     not_before: Instant,
     output_not_before: Instant,
+    /// The output in the next request, in bytes.
+    room: usize,
+    /// The most that a proxy on the way has not refused.
+    max_room: usize,
     /// This many of the next requests are about one attempt only.
     singly: usize,
-    /// A failure has been logged, and no request has succeeded since.
-    failing: bool,
+    /// What was logged of failures.
+    failures: FailureLog,
 }
 
 /// Whether to send the next request at once, or after a pause.
@@ -50,9 +58,9 @@ enum Next {
 
 /// The answer to a report.
 enum Answer {
-    ToOutput(Box<Orders<Value>>),
+    ToOutput(Box<Orders<Box<RawValue>>>),
     /// With the number of the poll by which the report asked for work, if it did.
-    ToResults(Taken<Value>, Option<u64>),
+    ToResults(Taken<Box<RawValue>>, Option<u64>),
 }
 
 /// The reporter's thread. Never returns.
@@ -120,8 +128,10 @@ impl Reporter {
             backoff: Backoff::new(),
             not_before: now,
             output_not_before: now,
+            room: MAX_OUTPUT_BYTES,
+            max_room: MAX_OUTPUT_BYTES,
             singly: 0,
-            failing: false,
+            failures: FailureLog::default(),
         }
     }
 
@@ -132,7 +142,7 @@ impl Reporter {
         self.not_before = start;
         let unreported = agent.state.unreported();
         let kept_bytes: usize = unreported.iter().map(|attempt| attempt.kept_bytes()).sum();
-        for _ in 0..=kept_bytes / MAX_OUTPUT_BYTES + 1 + self.singly {
+        for _ in 0..=kept_bytes / self.room + 1 + self.singly {
             if agent.state.unreported().is_empty() {
                 break;
             }
@@ -153,7 +163,7 @@ impl Reporter {
     /// Sends one request, if there is anything to report, and sets the pause that follows. Also returns
     /// what the answer hands out.
     fn send_next(&mut self, agent: &Arc<Agent>) -> (Next, Vec<Runnable>) {
-        let batch = Batch::collect(&agent.state, self.singly > 0);
+        let batch = Batch::collect(&agent.state, self.room, self.singly > 0);
         if batch.is_empty() {
             return (Next::AtOnce, Vec::new());
         }
@@ -167,6 +177,10 @@ impl Reporter {
     fn send(&mut self, agent: &Arc<Agent>, batch: Batch) -> (Next, Vec<Runnable>) {
         self.singly = self.singly.saturating_sub(1);
         let instance = agent.state.instance();
+        let call = match batch.results.is_empty() {
+            true => "output",
+            false => "done",
+        };
         let Batch {
             pieces,
             results,
@@ -192,11 +206,17 @@ impl Reporter {
         };
         match answer {
             Ok(answer) => {
-                self.failing = false;
                 delivery.output_taken();
-                self.answered(agent, answer, &delivery)
+                self.room = (self.room * 2).min(self.max_room);
+                let answered = self.answered(agent, answer, &delivery);
+                if answered.0 == Next::AfterPause {
+                    self.log_failure(call, "done: the server does not answer for all results");
+                } else if let Some(failures) = self.failures.succeeded(call) {
+                    info!("{call}: works again after {failures} failures");
+                }
+                answered
             }
-            Err(why) => (self.failed(agent, &why, &delivery), Vec::new()),
+            Err(why) => (self.failed(agent, call, &why, &delivery), Vec::new()),
         }
     }
 
@@ -215,6 +235,7 @@ impl Reporter {
                 for job in taken.start.into_iter().filter(|_| latest.is_some()) {
                     orders.extend(agent.state.accept(job, latest));
                 }
+                agent.log_refused_orders();
                 let is_complete = delivery.results_answered(&agent.state, &taken.results);
                 (is_complete, orders)
             }
@@ -227,19 +248,34 @@ impl Reporter {
     }
 
     /// Decides what a failure means.
-    fn failed(&mut self, agent: &Agent, why: &CallError, delivery: &Delivery) -> Next {
+    fn failed(
+        &mut self,
+        agent: &Agent,
+        call: &'static str,
+        why: &CallError,
+        delivery: &Delivery,
+    ) -> Next {
+        if matches!(why.kind, Kind::Interrupted(_)) {
+            self.room = (self.room / 2).max(MIN_OUTPUT_BYTES);
+        }
+        if why.status() == Some(413) && self.room > MIN_OUTPUT_BYTES {
+            self.room = (self.room / 2).max(MIN_OUTPUT_BYTES);
+            self.max_room = self.room;
+            warn!("{why}; sending {} bytes of output at once", self.room);
+            return Next::AtOnce;
+        }
         if why.is_final() {
             if delivery.attempts() > 1 {
                 warn!("{why}; reporting the commands one by one");
                 self.singly = delivery.attempts();
             } else if delivery.has_output() {
-                warn!("{why}; giving up a piece of output");
                 delivery.output_taken();
+                warn!("{why}; giving up a piece of output");
             } else {
                 for id in delivery.results() {
                     let (execution, attempt) = (&id.execution, id.attempt);
-                    warn!("{why}; giving up the result of {execution} (attempt {attempt})");
                     agent.state.delivered(id);
+                    warn!("{why}; giving up the result of {execution} (attempt {attempt})");
                 }
             }
             return Next::AtOnce;
@@ -247,14 +283,14 @@ impl Reporter {
         if why.is_denied() {
             agent.token_reader.refused(&agent.client);
         }
-        // The poll loop logs that the server is unreachable or refuses the token.
-        let is_logged = matches!(why.kind, Kind::Unreachable(_)) || why.is_denied();
-        if !self.failing && !is_logged {
-            warn!("{why}; trying again");
-            self.failing = true;
-        } else {
-            debug!("{why}");
-        }
+        self.log_failure(call, &why.to_string());
         Next::AfterPause
+    }
+
+    fn log_failure(&mut self, call: &'static str, why: &str) {
+        match self.failures.failed(call, why, Instant::now()) {
+            Some(count) => warn!("{why}; trying again{count}"),
+            None => debug!("{why}"),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What all threads of the agent share, and the tasks of its thread pool.
 
 use super::command::runner::Runner;
+use super::failures::FailureLog;
 use super::poll::PollLoop;
 use super::reporter::Reporter;
 use super::reread::RereadLimit;
@@ -36,6 +37,8 @@ pub struct Agent {
     pub token_reader: TokenReader,
     /// When the authorities were read again because of a failure.
     pub ca_reread: RereadLimit,
+    /// What was logged of orders that were refused.
+    pub refused_orders: Mutex<FailureLog>,
 }
 
 /// A task of a thread of the pool.

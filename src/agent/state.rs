@@ -18,7 +18,7 @@ use super::processes::process_table::ProcessTable;
 use super::recent_ids::RecentIds;
 use crate::wire::agent::{Assignment, AttemptId, Hold};
 use crate::wire::task::ExecutionState;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -31,8 +31,18 @@ const MAX_UNREPORTED: usize = 1_000;
 /// by the 2 MiB that are kept of its output at most.
 const MAX_KEPT_BYTES: usize = 64 << 20;
 
+/// The longest id of an execution, in bytes: those of a server have 64 and a number. Ids are remembered.
+const MAX_ID_BYTES: usize = 128;
+/// The longest name of a task, in bytes: a server takes 255 unless it is told otherwise.
+const MAX_NAME_BYTES: usize = 4 << 10;
+/// Commands that wait for a slot, in number. A server hands out no more than there are slots, but slots of
+/// commands that were forgotten may be free later than it knows.
+const MAX_WAITING: usize = 16;
+/// What commands that wait may take in memory, in bytes: two with the longest standard input.
+const MAX_WAITING_BYTES: usize = 2 << 20;
+
 /// An order to run a command.
-pub type Job = Assignment<Value>;
+pub type Job = Assignment<Box<RawValue>>;
 
 /// An attempt that has a slot: its command is to be started now.
 #[derive(Debug)]
@@ -73,6 +83,8 @@ struct Inner {
     finished: RecentIds,
     /// The reporter is to skip its pause.
     nudged: bool,
+    /// Why the latest order was refused that was.
+    refusal: Option<&'static str>,
 }
 
 #[derive(Debug)]
@@ -152,6 +164,33 @@ impl Inner {
         unreported >= MAX_UNREPORTED || kept_bytes >= MAX_KEPT_BYTES
     }
 
+    /// Why an order to start is refused. A server that keeps to what polls say gives no reason.
+    fn refusal(&self, job: &Job) -> Option<&'static str> {
+        let id = &job.id.execution;
+        let names = [id, &job.task_id, &job.task_name];
+        if id.len() > MAX_ID_BYTES || names.iter().any(|name| name.len() > MAX_NAME_BYTES) {
+            return Some("its id or its name is too long");
+        }
+        if id.chars().any(char::is_control) {
+            return Some("its id has control characters");
+        }
+        if self.is_full() {
+            return Some("results or output that the server does not take fill the memory");
+        }
+        if self.slots_taken < self.slots {
+            return None;
+        }
+        let (mut waiting, mut bytes) = (0, job.detail.get().len());
+        for entry in self.attempts.values() {
+            if let Stage::Waiting(job) = &entry.stage {
+                waiting += 1;
+                bytes += job.detail.get().len();
+            }
+        }
+        (waiting >= MAX_WAITING || bytes > MAX_WAITING_BYTES)
+            .then_some("there are more than this agent takes at once")
+    }
+
     /// Removes an attempt that is over.
     fn finish(&mut self, id: &AttemptId) {
         if self.attempts.remove(id).is_some() {
@@ -191,6 +230,7 @@ impl AgentState {
                 accepted: 0,
                 finished: RecentIds::default(),
                 nudged: false,
+                refusal: None,
             }),
             report_due: Condvar::new(),
             fewer: Condvar::new(),
@@ -243,8 +283,8 @@ impl AgentState {
     }
 
     /// Takes an order to start. Returns the attempt if it is to be started now, and none when it is
-    /// already known, has to wait for a slot, or comes during shutdown (the goodbye does not list it,
-    /// which tells the server that it was not started).
+    /// already known, has to wait for a slot, is refused (see [`AgentState::take_refusal`]), or comes during
+    /// shutdown (the goodbye does not list it, which tells the server that it was not started).
     ///
     /// An order in the answer to a report counts only while `latest` is the number of the latest poll: a
     /// later poll has already told the server that the order never arrived.
@@ -253,6 +293,10 @@ impl AgentState {
         let is_known = inner.attempts.contains_key(&job.id) || inner.finished.contains(&job.id);
         let is_outdated = latest.is_some_and(|latest| latest != inner.seq);
         if inner.draining || is_known || is_outdated {
+            return None;
+        }
+        if let Some(why) = inner.refusal(&job) {
+            inner.refusal = Some(why);
             return None;
         }
         let attempt = Arc::new(Attempt::new(job.id.clone()));
@@ -272,6 +316,12 @@ impl AgentState {
         };
         inner.attempts.insert(entry.attempt.id.clone(), entry);
         runnable
+    }
+
+    /// Why an order was refused since the last call; none if none was. The next poll does not list its
+    /// attempt, which tells the server that it was not started.
+    pub fn take_refusal(&self) -> Option<&'static str> {
+        lock(&self.inner).refusal.take()
     }
 
     /// Obeys an order to cancel. Whether it changed anything.
@@ -495,7 +545,7 @@ mod tests {
             },
             task_id: "x".into(),
             task_name: "x".into(),
-            detail: Value::Null,
+            detail: RawValue::NULL.to_owned(),
         }
     }
 

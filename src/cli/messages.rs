@@ -55,7 +55,9 @@ pub fn describe(error: &CallError) -> String {
         Kind::Refused { status, msg, .. } => format!(
             "cannot {call}: not a sidebike server, but something else answered at {server}: {status} {msg}"
         ),
-        Kind::Unreachable(why) => format!("cannot {call}: {server}: {why}"),
+        Kind::Unreachable(why) | Kind::Interrupted(why) => {
+            format!("cannot {call}: {server}: {why}")
+        }
         Kind::NotUnderstood(why) => {
             format!("cannot {call}: the answer of {server} is not understood: {why}")
         }
@@ -66,7 +68,7 @@ pub fn describe(error: &CallError) -> String {
 pub fn describe_failure(error: &CallError) -> String {
     let words = describe(error);
     let is_elsewhere = match &error.kind {
-        Kind::Unreachable(_) | Kind::Refused { ours: false, .. } => true,
+        Kind::Unreachable(_) | Kind::Interrupted(_) | Kind::Refused { ours: false, .. } => true,
         // The address has a path that is not the server's.
         Kind::Refused { status, msg, .. } => *status == 404 && msg.starts_with("there is no /"),
         Kind::NotUnderstood(_) => false,

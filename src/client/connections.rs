@@ -3,9 +3,16 @@
 //! ureq's own connections send the head of a request and then its body, which wakes the server twice, and
 //! make nine system calls beside sending and receiving. These send both together when the answer is
 //! awaited, and make two: a fifth of the time of a small command.
+//!
+//! An answer may come before its request has been sent: a proxy answers 413 to the head and closes, and
+//! what is still being sent to it makes the system report a reset. The answer is there all the same. So
+//! where nothing more can be sent, what has come is read, and the rest of the request is dropped.
 
-use rustix::net::{RecvFlags, recv};
-use std::io::{self, ErrorKind, Read, Write};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use std::io::{self, ErrorKind, Read};
 use std::net::TcpStream;
 use std::time::Duration;
 use ureq::Error;
@@ -18,6 +25,14 @@ use ureq::unversioned::transport::{
 /// A time-out may come this much later than asked for. What is left of it shrinks with each call, and
 /// setting it on the socket each time would be a system call for nothing.
 const TIMEOUT_SLACK: Duration = Duration::from_secs(1);
+/// Bytes that the system keeps of what is being sent; Linux doubles it. With more, all of a report would be
+/// in the system at once, and nobody could tell a slow link, on which it goes on, from a dead one.
+const SEND_BUFFER_BYTES: usize = 16 << 10;
+/// Each buffer of a connection at first, in bytes: an order or a result fits in a fraction of it. To clear
+/// ureq's 128 KiB for every new connection took longer than the rest of a poll.
+pub const BUFFER_BYTES: usize = 16 << 10;
+/// The largest buffer for what is received, in bytes: larger than the longest head, which is an error then.
+pub const MAX_INPUT_BYTES: usize = 128 << 10;
 /// The least time for one address of several: a shorter one could not succeed.
 const MIN_CONNECT_TIMEOUT: Duration = Duration::from_millis(10);
 
@@ -44,16 +59,16 @@ impl Connector for Connections {
         }
         let stream = connect(details)?;
         stream.set_nodelay(true)?;
-        let (input, output) = (
-            details.config.input_buffer_size(),
-            details.config.output_buffer_size(),
-        );
+        // Without it the connection works as well; only a slow link is given up too soon.
+        let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES);
         let connection = Connection {
             stream,
-            buffers: LazyBuffers::new(input, output),
+            buffers: LazyBuffers::new(BUFFER_BYTES, BUFFER_BYTES),
+            input_bytes: BUFFER_BYTES,
             unsent: Vec::new(),
+            is_encrypted: details.needs_tls(),
+            is_cut: false,
             read_timeout: None,
-            write_timeout: None,
         };
         #[cfg(feature = "tls")]
         if details.needs_tls() {
@@ -99,24 +114,77 @@ fn as_timeout(why: io::Error, timeout: &NextTimeout) -> Error {
 struct Connection {
     stream: TcpStream,
     buffers: LazyBuffers,
+    /// The size of the buffer for what is received.
+    input_bytes: usize,
     /// Bytes to be sent when the answer is awaited.
     unsent: Vec<u8>,
+    /// The bytes are those of TLS: what has come need not be an answer.
+    is_encrypted: bool,
+    /// The rest of the request was dropped because an answer had come.
+    is_cut: bool,
     read_timeout: Option<Duration>,
-    write_timeout: Option<Duration>,
 }
 
 impl Connection {
+    /// Sends what is unsent. Each wait for the peer to take more has the whole time-out of a write, so a
+    /// slow link is no error as long as it goes on.
     fn send(&mut self, timeout: NextTimeout) -> Result<(), Error> {
-        if self.unsent.is_empty() {
-            return Ok(());
+        let unsent = std::mem::take(&mut self.unsent);
+        let mut rest = &unsent[..];
+        while !rest.is_empty() && !self.is_cut {
+            match send(
+                &self.stream,
+                rest,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            ) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.wait_for_room(&timeout.for_write())?,
+                Err(Errno::PIPE | Errno::CONNRESET) if self.has_input() => self.is_cut = true,
+                Err(why) => return Err(Error::Io(why.into())),
+            }
         }
-        let timeout = timeout.for_write();
-        if let Some(wanted) = changed_timeout(&timeout, &mut self.write_timeout) {
-            self.stream.set_write_timeout(wanted)?;
-        }
-        let sent = self.stream.write_all(&self.unsent);
+        self.unsent = unsent;
         self.unsent.clear();
-        sent.map_err(|why| as_timeout(why, &timeout))
+        Ok(())
+    }
+
+    /// Waits until more can be sent, or until an answer has come instead.
+    fn wait_for_room(&mut self, timeout: &NextTimeout) -> Result<(), Error> {
+        let mut wanted = PollFlags::OUT;
+        if !self.is_encrypted {
+            wanted |= PollFlags::IN;
+        }
+        let limit = timeout.not_zero();
+        let limit = limit.and_then(|limit| Timespec::try_from(*limit).ok());
+        let mut fds = [PollFd::new(&self.stream, wanted)];
+        let ready = match poll(&mut fds, limit.as_ref()) {
+            Ok(0) => return Err(Error::Timeout(timeout.reason)),
+            Ok(_) => fds[0].revents(),
+            Err(Errno::INTR) => return Ok(()),
+            Err(why) => return Err(Error::Io(why.into())),
+        };
+        // With an error both are set, and the next write reports it.
+        self.is_cut = ready.contains(PollFlags::IN) && !ready.contains(PollFlags::OUT);
+        Ok(())
+    }
+
+    /// Makes room in the buffer for what is received, if it is full: the head of an answer is parsed as a whole.
+    fn grow_input(&mut self) {
+        if !self.buffers.input_append_buf().is_empty() || self.input_bytes >= MAX_INPUT_BYTES {
+            return;
+        }
+        let received = self.buffers.input().to_vec();
+        self.input_bytes *= 2;
+        self.buffers = LazyBuffers::new(self.input_bytes, BUFFER_BYTES);
+        self.buffers.input_append_buf()[..received.len()].copy_from_slice(&received);
+        self.buffers.input_appended(received.len());
+    }
+
+    /// Whether the peer has sent something that was not read.
+    fn has_input(&self) -> bool {
+        let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        matches!(recv(&self.stream, &mut [0u8; 1], look), Ok((1.., _)))
     }
 }
 
@@ -143,6 +211,9 @@ impl Transport for Connection {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let output = self.buffers.output();
         let room = output.len();
+        if self.is_cut {
+            return Ok(());
+        }
         self.unsent.extend_from_slice(&output[..amount]);
         match self.unsent.len() < room {
             true => Ok(()),
@@ -152,6 +223,7 @@ impl Transport for Connection {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         self.send(timeout)?;
+        self.grow_input();
         let timeout = timeout.for_read();
         if let Some(wanted) = changed_timeout(&timeout, &mut self.read_timeout) {
             self.stream.set_read_timeout(wanted)?;
@@ -169,9 +241,12 @@ impl Transport for Connection {
 
     /// Whether the server has neither closed the connection nor sent anything that was not asked for.
     fn is_open(&mut self) -> bool {
+        if self.is_cut {
+            return false;
+        }
         let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let found = recv(&self.stream, &mut [0u8; 1], look);
-        matches!(found, Err(rustix::io::Errno::AGAIN))
+        matches!(found, Err(Errno::AGAIN))
     }
 }
 
@@ -181,6 +256,7 @@ mod tests {
     use crate::client::Client;
     use crate::config::Registry;
     use crate::wire::agent::Goodbye;
+    use std::io::Write;
     use std::net::TcpListener;
 
     /// Answers this many requests, each of which has to come in one piece. Returns their bodies.

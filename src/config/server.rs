@@ -70,6 +70,14 @@ pub struct ServerArgs {
         default_value_t = 10_000
     )]
     max_machines: usize,
+    /// New machines from one address with one token in 10 minutes; more are refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_NEW_MACHINES",
+        value_name = "N",
+        default_value_t = 10_000
+    )]
+    max_new_machines: usize,
     /// Different patterns with waiting tasks; submits with another one are refused
     #[arg(
         long,
@@ -121,6 +129,14 @@ pub struct ServerArgs {
         default_value_t = 256
     )]
     max_output: usize,
+    /// MiB of details (commands, input, variables) to keep; beyond it finished tasks are forgotten, then submits refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_DETAILS",
+        value_name = "MIB",
+        default_value_t = 128
+    )]
+    max_details: usize,
     /// Connections at once; the limit on open files may lower it
     #[arg(
         long,
@@ -235,9 +251,11 @@ pub struct ServerConfig {
     pub max_tasks: usize,
     pub max_executions: usize,
     pub max_machines: usize,
+    pub max_new_machines: usize,
     pub max_patterns: usize,
     pub texts: TextLimits,
     pub max_output_bytes: usize,
+    pub max_detail_bytes: usize,
     pub max_connections: usize,
     pub max_connections_per_address: usize,
     pub max_held: usize,
@@ -271,12 +289,14 @@ impl ServerArgs {
             ("--max-tasks", self.max_tasks),
             ("--max-executions", self.max_executions),
             ("--max-machines", self.max_machines),
+            ("--max-new-machines", self.max_new_machines),
             ("--max-patterns", self.max_patterns),
             ("--max-pattern", self.max_pattern),
             ("--max-compiled-pattern", self.max_compiled_pattern),
             ("--max-label", self.max_label),
             ("--max-name", self.max_name),
             ("--max-output", self.max_output),
+            ("--max-details", self.max_details),
             ("--max-connections", self.max_connections),
             ("--max-connections-per-address", per_address),
             ("--max-held", self.max_held),
@@ -327,6 +347,7 @@ impl ServerArgs {
             max_tasks: self.max_tasks,
             max_executions: self.max_executions,
             max_machines: self.max_machines,
+            max_new_machines: self.max_new_machines,
             max_patterns: self.max_patterns,
             texts: TextLimits {
                 pattern: self.max_pattern,
@@ -335,6 +356,7 @@ impl ServerArgs {
                 name: self.max_name,
             },
             max_output_bytes: self.max_output << 20,
+            max_detail_bytes: self.max_details << 20,
             max_connections: self.max_connections,
             max_connections_per_address: per_address,
             max_held: self.max_held,

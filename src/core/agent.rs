@@ -3,8 +3,8 @@
 //! Three rules make sure that an attempt starts at most once:
 //!
 //! - Only `deliver` hands an attempt out, in the answer to a machine's latest poll or to a later report.
-//! - It is handed out again only to the same machine, and only after a later poll of that machine has shown that
-//!   it did not arrive.
+//! - It is handed out again only after a later poll of that machine has shown that it did not arrive: to the same
+//!   machine, or to another one if its task allows that.
 //! - An attempt that may have started on a machine that went offline is `lost`, and never handed to another.
 
 use super::invariants::Rule;
@@ -12,9 +12,10 @@ use super::lifecycle::Event;
 use super::machine::{Kind, Machine};
 use super::task::{Place, Target};
 use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
+use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::rules::{MAX_JOBS, check_label};
-use crate::wire::agent::{Assignment, Goodbye, Hold, HoldState, Orders, Poll};
+use crate::wire::agent::{Assignment, AttemptId, Goodbye, Hold, HoldState, Orders, Poll};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Detail, ExecutionState};
 use std::collections::HashSet;
@@ -27,6 +28,19 @@ const MAX_HANDED_OUT_BYTES: usize = 4 << 20;
 const MAX_INSTANCE_BYTES: usize = 64;
 /// The longest host name and version kept, in bytes.
 const MAX_WORD_BYTES: usize = 255;
+
+/// The most attempts that an agent may list as held: it has 1,000 jobs at most, and stops at 1,000 unreported results.
+const MAX_HOLDS: usize = 4_096;
+
+/// Refuses a list of held attempts that is longer than any agent's: it is worked off under the lock.
+pub fn check_holds(holds: &[Hold]) -> Result<(), Refusal> {
+    match holds.len() {
+        0..=MAX_HOLDS => Ok(()),
+        many => Err(Refusal::Impossible(format!(
+            "holds: must have {MAX_HOLDS} entries at most, got {many}"
+        ))),
+    }
+}
 
 /// How an agent describes its machine.
 struct Caller<'a> {
@@ -88,9 +102,11 @@ impl Core {
         let key = self.register(now, &caller)?;
         let machine = self.machine_mut(key);
         machine.seq = poll.seq;
-        machine.poll_held = false;
+        (machine.poll_held, machine.waking) = (false, false);
         machine.cancels.clear();
-        machine.joins_pending |= machine.state == MachineState::Draining;
+        if machine.state == MachineState::Draining {
+            machine.joins_pending = Some(JOIN_ALL);
+        }
         let state = if poll.draining {
             MachineState::Draining
         } else {
@@ -101,12 +117,11 @@ impl Core {
         }
         self.refresh_ready(key);
         let mut orders = self.reconcile_holds(now, key, &poll.holds);
-        if poll.draining {
-            self.requeue_any(key);
-        } else {
-            self.join_open_tasks(key);
+        if !poll.draining {
+            self.join_open_tasks(now, key);
             self.deliver(now, key, &mut orders);
         }
+        self.revoke_offers(key);
         Ok((key, orders))
     }
 
@@ -160,11 +175,13 @@ impl Core {
             offline_since: now,
             watched_at: None,
             left: false,
-            joins_pending: true,
+            joins_pending: Some(JOIN_ALL),
             seq: 0,
             poll_held: false,
+            waking: false,
             ready: None,
             inbox: Default::default(),
+            offers: Default::default(),
             active: Default::default(),
             cancels: Vec::new(),
             original: Default::default(),
@@ -178,9 +195,10 @@ impl Core {
         self.cancel_machine_timers(key);
         let machine = self.machine_mut(key);
         machine.state = MachineState::Online;
-        machine.joins_pending = true;
+        machine.joins_pending = Some(JOIN_ALL);
         let notice = Notice::MachineOnline(machine.label.clone(), machine.instance.clone());
         self.notices.push(notice);
+        self.refresh_ready(key);
         self.watch_silence(key, now.plus(super::OFFLINE_AFTER));
         self.machine_changed(key);
         if self.machine(key).is_original() {
@@ -203,7 +221,9 @@ impl Core {
             jobs: 1,
             kind: Kind::Original,
         };
-        self.register(now, &caller)
+        let key = self.register(now, &caller)?;
+        self.join_open_tasks(now, key);
+        Ok(key)
     }
 
     /// Whether a machine would be given work now.
@@ -222,8 +242,9 @@ impl Core {
     /// Records that the machine's poll is no longer held, because its connection was closed.
     pub fn release_poll(&mut self, key: MachineKey) {
         if let Some(machine) = self.machines.get_mut(&key) {
-            machine.poll_held = false;
+            (machine.poll_held, machine.waking) = (false, false);
             self.refresh_ready(key);
+            self.revoke_offers(key);
         }
     }
 
@@ -233,13 +254,14 @@ impl Core {
         let Some(machine) = self.machines.get_mut(&key) else {
             return orders;
         };
-        machine.poll_held = false;
+        (machine.poll_held, machine.waking) = (false, false);
         orders.cancel = std::mem::take(&mut machine.cancels);
         let live = machine.is_live();
         self.refresh_ready(key);
         if live {
             self.deliver(now, key, &mut orders);
         }
+        self.revoke_offers(key);
         orders
     }
 
@@ -433,6 +455,17 @@ impl Core {
                 "its machine said goodbye before it started",
             );
         }
+    }
+
+    /// Whether an attempt that was handed out is still to be started. It may have been canceled while the hand-out was
+    /// being saved.
+    pub fn is_to_start(&self, id: &AttemptId) -> bool {
+        let execution = self.find(&id.execution).map(|key| self.execution(key));
+        let wanted = execution.is_some_and(|e| {
+            let same = e.current.number == id.attempt && matches!(e.place, Place::Active(_));
+            same && !e.canceling
+        });
+        wanted || !self.keeps(Rule::CanceledIsNotSent)
     }
 
     /// The execution with this id.

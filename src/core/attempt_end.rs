@@ -12,9 +12,23 @@ use super::{Core, ExecutionKey, Notice, TaskKey, Time, data_mut};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::{ExecutionState, RetryOn};
 
+/// The message of an execution whose last attempt was not started: it ends as the one before did.
+fn after_all(last: &PastAttempt, unstarted: u32, why: &str) -> String {
+    let reason = match &*last.attempt.msg {
+        "" => String::new(),
+        msg => format!(": {msg}"),
+    };
+    format!(
+        "attempt {unstarted} was {why}; attempt {} ended {}{reason}",
+        last.attempt.number,
+        last.state.word()
+    )
+}
+
 impl Core {
     /// Ends the current attempt of an execution. The execution ends with it, or is tried again if its task
-    /// asks for that. `state` is terminal; `msg` is the reason if it is not `succeeded`. False if the
+    /// asks for that. It is `expired` only if none of its attempts was started; a retry that was not started in time
+    /// leaves it as the attempt before ended. `state` is terminal; `msg` is the reason if it is not `succeeded`. False if the
     /// attempt cannot end like this, or the execution has ended already.
     pub(super) fn end_attempt(
         &mut self,
@@ -31,6 +45,13 @@ impl Core {
         if let (true, Some(due)) = (delivered, self.next_attempt_due(now, key, state)) {
             self.retry(now, key, state, msg, due);
             return true;
+        }
+        if let (ExecutionState::Expired, Some(last)) = (state, execution.past.last()) {
+            let (state, msg) = (last.state, after_all(last, execution.current.number, msg));
+            let (exit_code, signal) = (last.attempt.exit_code, last.attempt.signal.clone());
+            let current = &mut self.execution_mut(key).current;
+            (current.exit_code, current.signal) = (exit_code, signal);
+            return self.end_attempt(now, key, state, &msg);
         }
         let event = match state {
             ExecutionState::Canceled if !delivered => Event::Cancel,
@@ -54,7 +75,9 @@ impl Core {
         attempt.finished_at = attempt.finished_at.or(Some(now));
         attempt.msg = msg.into();
         if let Some(ms) = attempt.duration_ms {
-            self.stats.run_time.add(ms);
+            // It did not run for longer than it has been in its machine's hands, whatever the machine says.
+            let held = now.millis_since(attempt.delivered_at.unwrap_or(now));
+            self.stats.run_time.add(ms.min(held));
         }
     }
 
@@ -131,7 +154,7 @@ impl Core {
                 changes.output_dropped(OutputKey::of(key, dropped.attempt.number));
             }
             let bytes = dropped.attempt.output.map_or(0, |output| output.kept());
-            self.task_mut(key.task).output_bytes -= bytes;
+            data_mut(&mut self.tasks, key.task).output_bytes -= bytes;
             self.ledger.resize_output(bytes, 0);
         }
         self.stats.retries += 1;
@@ -150,14 +173,13 @@ impl Core {
         task.finished_at = Some(now);
         let task = self.task(key);
         let forgotten_at = now.plus(task.retention());
-        let (state, executions, expires_at) =
-            (task.state(), task.executions.len(), task.expires_at);
+        let (state, expires_at) = (task.state(), task.expires_at);
+        self.ledger.finish_task(now, key, &self.tasks[&key]);
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
         self.timers.cancel(expires_at, Timer::TaskTtl(key));
         self.timers.set(forgotten_at, Timer::ForgetTask(key));
-        self.ledger.finish_task(now, key, executions);
         self.stats.finished(state);
         self.notices.push(Notice::Finished(key));
         self.forget_if_withdrawn(key);

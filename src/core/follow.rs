@@ -104,6 +104,18 @@ pub struct EventBatch {
     pub ended: bool,
 }
 
+impl EventBatch {
+    /// Whether it says that an execution or the task has ended.
+    pub fn has_end(&self) -> bool {
+        let is_end = |event: &TaskEvent| match event.kind {
+            EventKind::State(state) => state.is_terminal(),
+            EventKind::Retried => true,
+            EventKind::Output(..) | EventKind::Gap(..) => false,
+        };
+        self.ended || self.events.iter().any(is_end)
+    }
+}
+
 impl Follower {
     /// A follower that has read nothing.
     pub fn new(task: TaskKey, filter: OutputFilter) -> Follower {

@@ -3,12 +3,13 @@
 //! Much is stored twice for speed, and both copies must agree: the queues and the place of each execution, the
 //! counts and the executions, the timers and the times they were set for.
 
+use super::machine::Machine;
 use super::task::Place;
 use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, Task, TaskKey};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Counts, ExecutionState};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// A rule that a test can switch off, to see that the simulation finds its violation. No input can do that.
 #[doc(hidden)]
@@ -22,15 +23,29 @@ pub enum Rule {
     UncertainIsLost,
     /// A canceled execution whose hand-out was lost is not handed out again.
     CanceledIsNotRepeated,
+    /// What any machine may run goes back when the machine it was offered to cannot take it.
+    OffersAreRevoked,
+    /// A machine joins a task once.
+    OneExecutionPerMachine,
+    /// A task that machines join takes a part of the executions at most.
+    LateJoinEnds,
+    /// A machine for which something is queued is not forgotten to make room.
+    QueuesAreKept,
+    /// What was canceled while its hand-out was being saved is not sent.
+    CanceledIsNotSent,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 4] = [
+    pub const ALL: [Rule; 8] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
         Rule::CanceledIsNotRepeated,
+        Rule::OffersAreRevoked,
+        Rule::OneExecutionPerMachine,
+        Rule::LateJoinEnds,
+        Rule::QueuesAreKept,
     ];
 }
 
@@ -86,6 +101,35 @@ impl Core {
     #[doc(hidden)]
     pub fn machine_states(&self) -> impl Iterator<Item = (&str, MachineState)> {
         self.machines.values().map(|m| (&*m.instance, m.state))
+    }
+
+    /// Nothing that could run waits while a machine that could run it is free: each `any` execution that no held
+    /// poll is about to take matches no machine that can be given work. The error names both.
+    #[doc(hidden)]
+    pub fn check_work_conservation(&self) -> Result<(), String> {
+        let idle: Vec<&Machine> = { self.machines.values() }
+            .filter(|machine| machine.can_be_given_work() && !machine.waking)
+            .collect();
+        for (key, task) in self.tasks.iter().filter(|(_, task)| task.is_any()) {
+            let execution = ExecutionKey { task: *key, n: 0 };
+            let waits = match task.executions.first().map(|e| e.place) {
+                Some(Place::Pattern(_)) => true,
+                Some(Place::Inbox(machine)) => {
+                    let machine = self.machine(machine);
+                    machine.inbox.range(..execution).count() >= machine.takes()
+                }
+                _ => false,
+            };
+            let pattern = self.match_index.find_entry(task.spec.pattern.text());
+            let fits = |m: &&&Machine| pattern.is_some_and(|p| p.labels.contains(&m.label_key));
+            if let Some(machine) = idle.iter().find(fits).filter(|_| waits) {
+                return Err(format!(
+                    "{key:?} {:?} waits, and {} is free",
+                    task.executions[0].place, machine.instance
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Checks all invariants. The error says which one is violated.
@@ -156,6 +200,10 @@ impl Core {
             ensure(same, || {
                 format!("{key:?}: its queues and the places differ")
             })?;
+            let any = { machine.inbox.iter() }.filter(|e| self.task(e.task).is_any());
+            ensure(any.eq(&machine.offers), || {
+                format!("{key:?}: what is offered to it is not what any machine may run")
+            })?;
         }
         ensure(inboxes.is_empty() && actives.is_empty(), || {
             format!("queued for machines that are not there: {inboxes:?} {actives:?}")
@@ -205,7 +253,7 @@ impl Core {
 
     /// The list of ready machines is right, and offline machines have no work.
     fn check_machines(&self) -> Result<(), String> {
-        let mut ready = 0;
+        let (mut ready, mut forgettable) = (0, 0);
         for (key, machine) in &self.machines {
             ensure(
                 machine.ready.is_some() == machine.can_be_given_work(),
@@ -218,6 +266,11 @@ impl Core {
                 })?;
             }
             let offline = machine.state == MachineState::Offline;
+            let listed = self.forgettable.contains(&(machine.offline_since, *key));
+            forgettable += usize::from(listed);
+            ensure(listed == (offline && machine.inbox.is_empty()), || {
+                format!("{key:?}: may be forgotten {listed}")
+            })?;
             ensure(
                 !offline || (machine.active.is_empty() && !machine.poll_held),
                 || format!("{key:?}: offline, with work in its hands"),
@@ -233,9 +286,18 @@ impl Core {
                 format!("{key:?}: its label does not lead to it")
             })?;
         }
+        ensure(forgettable == self.forgettable.len(), || {
+            "machines that are not there may be forgotten".into()
+        })?;
         ensure(ready == self.ready.len(), || {
             format!("{} machines are ready, {ready} say so", self.ready.len())
         })
+    }
+
+    /// Each pattern leads to the labels that it matches, and each label to its patterns. Slow.
+    #[doc(hidden)]
+    pub fn check_matches(&self) -> Result<(), String> {
+        self.match_index.check()
     }
 
     /// The indexes contain every task and machine and nothing else; limits hold.
@@ -255,6 +317,7 @@ impl Core {
         })?;
         let mut finished = 0;
         let mut finished_executions = 0;
+        let (mut detail_bytes, mut finished_detail_bytes) = (0, 0);
         for (key, task) in &self.tasks {
             let named = self.task_names.get(&task.spec.name);
             let known = self.task_ids.get(&task.id) == Some(key)
@@ -265,9 +328,15 @@ impl Core {
             })?;
             let entry = self.match_index.find_entry(task.spec.pattern.text());
             let listed = entry.is_some_and(|entry| entry.open.contains(key));
-            ensure(listed == task.open, || {
-                format!("{key:?}: open {}", task.open)
+            let joined = self.joined.get(key).map(HashSet::len);
+            let right = match task.open {
+                true => joined == Some(task.executions.len()),
+                false => joined.is_none(),
+            };
+            ensure(listed == task.open && right, || {
+                format!("{key:?}: open {}, joined by {joined:?}", task.open)
             })?;
+            detail_bytes += task.spec.kept_bytes();
             let Some(finished_at) = task.finished_at else {
                 ensure(task.open || task.counts.unfinished() > 0, || {
                     format!("{key:?}: nothing is left to do, and it has not ended")
@@ -275,8 +344,10 @@ impl Core {
                 continue;
             };
             finished += 1;
+            finished_detail_bytes += task.spec.kept_bytes();
             finished_executions += task.executions.len();
             let right = self.ledger.is_finished(finished_at, *key)
+                && self.ledger.lists(finished_at, *key, task)
                 && task.counts.unfinished() == 0
                 && !task.open;
             ensure(right, || format!("{key:?}: has ended, but not altogether"))?;
@@ -291,6 +362,9 @@ impl Core {
             finished_executions == self.ledger.finished_executions(),
             || "executions of ended tasks are miscounted".into(),
         )?;
+        let right = detail_bytes == self.ledger.detail_bytes()
+            && detail_bytes - finished_detail_bytes == self.ledger.unfinished_detail_bytes();
+        ensure(right, || "the bytes of details are miscounted".into())?;
         ensure(self.instances.len() == self.machines.len(), || {
             "instances lead to machines that are not there".into()
         })?;
@@ -306,6 +380,24 @@ impl Core {
                 "{unfinished} unfinished executions, the limit is {}",
                 limits.executions
             )
+        })?;
+        let kept = self.ledger.executions_of_unfinished_tasks();
+        ensure(kept <= limits.executions.saturating_mul(2), || {
+            format!("{kept} executions of unfinished tasks are kept")
+        })?;
+        let joined =
+            { self.tasks.values() }.filter(|task| task.spec.late_join && task.matched == 0);
+        let most = joined.map(|task| task.executions.len()).max().unwrap_or(0);
+        ensure(most <= limits.executions.div_ceil(2), || {
+            format!("machines have joined a task {most} times")
+        })?;
+        let details = self.ledger.unfinished_detail_bytes();
+        ensure(details <= limits.detail_bytes, || {
+            format!("{details} bytes of details of unfinished tasks are kept")
+        })?;
+        let (details, finished) = (self.ledger.detail_bytes(), self.ledger.finished_tasks());
+        ensure(details <= limits.detail_bytes || finished <= 1, || {
+            format!("{details} bytes of details are kept")
         })?;
         let tasks = self.ledger.unfinished_tasks();
         ensure(tasks <= limits.executions, || {

@@ -8,6 +8,22 @@ use super::{TaskKey, Time};
 use crate::wire::task::{Counts, ExecutionState};
 use std::collections::BTreeSet;
 
+/// A task whose detail is larger than this, in bytes, is forgotten for the room its detail takes before others are.
+pub(super) const LARGE_DETAIL_BYTES: usize = 4 << 10;
+
+/// What a finished task frees when it is forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frees {
+    /// A task.
+    Task,
+    /// Executions.
+    Executions,
+    /// Bytes of output.
+    Output,
+    /// Bytes of a large detail.
+    LargeDetail,
+}
+
 /// The sums of everything that is kept.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
@@ -15,14 +31,21 @@ pub(super) struct Ledger {
     executions: Counts,
     /// The finished tasks, oldest first.
     finished: BTreeSet<(Time, TaskKey)>,
+    /// Those with executions, with output, with a large detail.
+    with_executions: BTreeSet<(Time, TaskKey)>,
+    with_output: BTreeSet<(Time, TaskKey)>,
+    with_large_detail: BTreeSet<(Time, TaskKey)>,
     finished_executions: usize,
     output_bytes: usize,
+    detail_bytes: usize,
+    finished_detail_bytes: usize,
 }
 
 impl Ledger {
-    /// A task was added; its executions are entered separately.
-    pub fn add_task(&mut self) {
+    /// A task was added, with a detail of this size; its executions are entered separately.
+    pub fn add_task(&mut self, detail_bytes: usize) {
         self.tasks += 1;
+        self.detail_bytes += detail_bytes;
     }
 
     /// An execution was added.
@@ -36,23 +59,45 @@ impl Ledger {
         *self.executions.of(to) += 1;
     }
 
-    /// The output of an attempt changed its size, in bytes.
+    /// The output of an attempt of an unfinished task, or of a task that is being restored, changed its size, in bytes.
     pub fn resize_output(&mut self, before: usize, after: usize) {
         self.output_bytes = self.output_bytes + after - before;
     }
 
-    /// A task finished.
-    pub fn finish_task(&mut self, at: Time, key: TaskKey, executions: usize) {
-        self.finished.insert((at, key));
-        self.finished_executions += executions;
+    /// A task finished. None of what it keeps changes from now on.
+    pub fn finish_task(&mut self, at: Time, key: TaskKey, task: &TaskData) {
+        let entry = (at, key);
+        self.finished.insert(entry);
+        self.finished_executions += task.executions.len();
+        self.finished_detail_bytes += task.spec.kept_bytes();
+        if !task.executions.is_empty() {
+            self.with_executions.insert(entry);
+        }
+        if task.output_bytes > 0 {
+            self.with_output.insert(entry);
+        }
+        if task.spec.kept_bytes() > LARGE_DETAIL_BYTES {
+            self.with_large_detail.insert(entry);
+        }
+    }
+
+    /// A finished task that is being restored has output.
+    pub fn restore_output(&mut self, at: Time, key: TaskKey) {
+        self.with_output.insert((at, key));
     }
 
     /// A finished task was forgotten, with its executions and their output.
     pub fn forget_task(&mut self, finished_at: Time, key: TaskKey, task: &TaskData) {
+        let entry = (finished_at, key);
         self.tasks -= 1;
-        self.finished.remove(&(finished_at, key));
+        self.finished.remove(&entry);
+        self.with_executions.remove(&entry);
+        self.with_output.remove(&entry);
+        self.with_large_detail.remove(&entry);
         self.finished_executions -= task.executions.len();
         self.output_bytes -= task.output_bytes;
+        self.detail_bytes -= task.spec.kept_bytes();
+        self.finished_detail_bytes -= task.spec.kept_bytes();
         for execution in &task.executions {
             *self.executions.of(execution.state) -= 1;
         }
@@ -73,14 +118,33 @@ impl Ledger {
         self.finished.len()
     }
 
-    /// The finished task that is forgotten next.
-    pub fn oldest_finished(&self) -> Option<TaskKey> {
-        self.finished.first().map(|(_, key)| *key)
+    /// The oldest finished task that frees something of this kind. Never the newest finished one: its user is about
+    /// to read it.
+    pub fn oldest_that_frees(&self, what: Frees) -> Option<TaskKey> {
+        let those = match what {
+            Frees::Task => &self.finished,
+            Frees::Executions => &self.with_executions,
+            Frees::Output => &self.with_output,
+            Frees::LargeDetail => &self.with_large_detail,
+        };
+        let oldest = those
+            .first()
+            .filter(|oldest| Some(*oldest) != self.finished.last());
+        oldest.map(|(_, key)| *key)
     }
 
     /// Whether a task is listed as finished at that time.
     pub fn is_finished(&self, at: Time, key: TaskKey) -> bool {
         self.finished.contains(&(at, key))
+    }
+
+    /// Whether the oldest of each kind is found by what a finished task keeps.
+    pub fn lists(&self, at: Time, key: TaskKey, task: &TaskData) -> bool {
+        let entry = &(at, key);
+        let large = task.spec.kept_bytes() > LARGE_DETAIL_BYTES;
+        self.with_executions.contains(entry) != task.executions.is_empty()
+            && self.with_output.contains(entry) == (task.output_bytes > 0)
+            && self.with_large_detail.contains(entry) == large
     }
 
     /// The executions of all tasks, by state.
@@ -98,8 +162,23 @@ impl Ledger {
         self.finished_executions
     }
 
+    /// The executions of tasks that have not finished, ended ones too.
+    pub fn executions_of_unfinished_tasks(&self) -> usize {
+        self.executions.total() as usize - self.finished_executions
+    }
+
     /// The output of all executions, in bytes.
     pub fn output_bytes(&self) -> usize {
         self.output_bytes
+    }
+
+    /// The details of all tasks, in bytes; one that several tasks share is counted for each.
+    pub fn detail_bytes(&self) -> usize {
+        self.detail_bytes
+    }
+
+    /// The details of tasks that have not finished, in bytes.
+    pub fn unfinished_detail_bytes(&self) -> usize {
+        self.detail_bytes - self.finished_detail_bytes
     }
 }

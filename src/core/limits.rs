@@ -7,12 +7,17 @@
 pub struct Limits {
     /// Finished tasks; the oldest are forgotten first.
     pub tasks: usize,
-    /// Unfinished executions. The same limit holds for unfinished tasks, and for executions of finished tasks.
+    /// Unfinished executions. The same limit holds for unfinished tasks, for executions of finished tasks, and for ended
+    /// executions of unfinished tasks.
     pub executions: usize,
     /// Machines.
     pub machines: usize,
+    /// New machines from one origin within the time after which an offline machine is forgotten.
+    pub new_machines: usize,
     /// Bytes of output, all executions together.
     pub output_bytes: usize,
+    /// Bytes of details, all tasks together.
+    pub detail_bytes: usize,
     /// Known patterns. One without waiting tasks makes room for a new one.
     pub patterns: usize,
     /// Limits on texts.
@@ -38,7 +43,9 @@ impl Limits {
         tasks: usize::MAX,
         executions: usize::MAX,
         machines: usize::MAX,
+        new_machines: usize::MAX,
         output_bytes: usize::MAX,
+        detail_bytes: usize::MAX,
         patterns: usize::MAX,
         texts: TextLimits {
             pattern: usize::MAX,

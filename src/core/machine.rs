@@ -1,9 +1,9 @@
 //! The data of a machine, and the rules for when it is online and can be given work.
 
-use super::match_index::LabelKey;
+use super::match_index::{LabelKey, PatternKey};
 use super::original::OriginalAgent;
 use super::task::{Target, rfc3339};
-use super::{ExecutionKey, Time};
+use super::{ExecutionKey, TaskKey, Time};
 use crate::wire::agent::AttemptId;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::{Machine as Answer, MachineState};
@@ -24,6 +24,9 @@ pub(super) enum Kind {
     /// The original's: it pings, runs one task at a time, and cannot be told anything meanwhile.
     Original,
 }
+
+/// The last open task that a machine has joined, in the order of patterns and tasks.
+pub(super) type JoinCursor = (PatternKey, TaskKey);
 
 /// A machine.
 #[derive(Debug)]
@@ -46,16 +49,21 @@ pub(super) struct Machine {
     pub watched_at: Option<Time>,
     /// It said goodbye; this instance will not come back.
     pub left: bool,
-    /// It came online and has not yet joined every open task that it matches.
-    pub joins_pending: bool,
+    /// It came online and has not yet joined every open task that it matches: those behind this one are left.
+    pub joins_pending: Option<JoinCursor>,
     /// The highest `seq` of its polls.
     pub seq: u64,
     /// Its poll is held by the server.
     pub poll_held: bool,
+    /// [`super::Notice::Wake`] was given for the held poll.
+    pub waking: bool,
     /// Its position in the list of ready machines, if it can be given work.
     pub ready: Option<u64>,
     /// Executions queued for it.
     pub inbox: BTreeSet<ExecutionKey>,
+    /// Those of them that any matching machine may run. They are only offered: what this machine cannot take with
+    /// its held poll goes back, see [`super::Core::revoke_offers`].
+    pub offers: BTreeSet<ExecutionKey>,
     /// Executions handed to it.
     pub active: BTreeSet<ExecutionKey>,
     /// Attempts that it has to kill, to be sent with the next answer.
@@ -90,23 +98,63 @@ impl Machine {
         self.poll_held && self.is_live() && self.free() > self.inbox.len()
     }
 
+    /// How many of the executions queued for it, counted from the first, it takes with its held poll.
+    pub fn takes(&self) -> usize {
+        if self.poll_held && self.is_live() {
+            self.free()
+        } else {
+            0
+        }
+    }
+
     /// When it will have been silent for too long, unless it is offline. The original's agent keeps
     /// pinging while it runs a task, so the same time holds for it.
     pub fn silent_at(&self) -> Option<Time> {
         (self.state != MachineState::Offline).then(|| self.last_seen.plus(OFFLINE_AFTER))
     }
 
-    /// The machine as the API answers it.
-    pub fn answer(&self) -> Answer {
-        Answer {
-            label: self.label.to_string(),
-            instance: self.instance.to_string(),
-            host: self.host.to_string(),
-            version: self.version.to_string(),
+    /// The machine as it is now. Cheap: the texts are shared.
+    pub fn snapshot(&self) -> MachineSnapshot {
+        MachineSnapshot {
+            target: self.target.clone(),
+            version: self.version.clone(),
             state: self.state,
             jobs: self.jobs,
             running: self.running() as u32,
             queued: self.inbox.len() as u32,
+            since: self.since,
+            last_seen: self.last_seen,
+        }
+    }
+}
+
+/// A machine at one moment. It is made under the lock, and becomes an answer outside it.
+#[derive(Debug, Clone)]
+pub struct MachineSnapshot {
+    /// Its label, instance and host.
+    pub target: Arc<Target>,
+    /// Its state.
+    pub state: MachineState,
+    version: Arc<str>,
+    jobs: u32,
+    running: u32,
+    queued: u32,
+    since: Time,
+    last_seen: Time,
+}
+
+impl MachineSnapshot {
+    /// The machine as the API answers it.
+    pub fn answer(&self) -> Answer {
+        Answer {
+            label: self.target.label.to_string(),
+            instance: self.target.instance.to_string(),
+            host: self.target.host.to_string(),
+            version: self.version.to_string(),
+            state: self.state,
+            jobs: self.jobs,
+            running: self.running,
+            queued: self.queued,
             since: rfc3339(self.since),
             last_seen: rfc3339(self.last_seen),
         }

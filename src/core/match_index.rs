@@ -2,22 +2,28 @@
 //!
 //! A submit must not scan the labels of all machines, nor a poll all waiting tasks. So each distinct label
 //! and each distinct pattern has one entry with the list of the others it matches. Regular expressions are
-//! evaluated only when a new label or a new pattern appears. Tasks that wait for a machine wait in the
+//! evaluated only when a new label or a new pattern appears, a new pattern outside the lock: with a snapshot of the
+//! labels, to which those are added that came after it. Tasks that wait for a machine wait in the
 //! entry of their pattern.
 
 use super::pattern::Pattern;
 use super::spec::Spec;
 use super::{MachineKey, TaskKey};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 
 /// The slot of a label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct LabelKey(usize);
+pub struct LabelKey(usize);
 
 /// The slot of a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PatternKey(usize);
+
+impl PatternKey {
+    /// The first slot.
+    pub const FIRST: PatternKey = PatternKey(0);
+}
 
 /// A label, the machines that carry it and the patterns that match it.
 #[derive(Debug)]
@@ -25,6 +31,34 @@ pub(super) struct LabelEntry {
     name: Arc<str>,
     pub machines: BTreeSet<MachineKey>,
     pub patterns: BTreeSet<PatternKey>,
+    /// The generation in which it was added.
+    added: u64,
+}
+
+/// The labels of one moment, to match a new pattern with outside the lock.
+#[derive(Debug, Clone)]
+pub struct LabelSnapshot {
+    generation: u64,
+    labels: Arc<Vec<(LabelKey, Arc<str>)>>,
+}
+
+/// Which labels of a snapshot match a pattern.
+#[derive(Debug)]
+pub(super) struct Matches {
+    generation: u64,
+    labels: Vec<LabelKey>,
+}
+
+impl LabelSnapshot {
+    /// Matches a pattern with all labels. Takes long: must not be called under the lock.
+    pub fn match_with(&self, pattern: &mut Pattern) {
+        let matching = { self.labels.iter() }.filter(|(_, name)| pattern.matches(name));
+        let labels = matching.map(|(key, _)| *key).collect();
+        pattern.set_matches(Matches {
+            generation: self.generation,
+            labels,
+        });
+    }
 }
 
 /// A pattern, the labels it matches, and the tasks that wait for such machines.
@@ -58,6 +92,12 @@ pub(super) struct MatchIndex {
     patterns: Slots<PatternEntry>,
     pattern_keys: HashMap<Arc<str>, PatternKey>,
     clock: u64,
+    /// How many labels have been added so far.
+    generation: u64,
+    /// The labels by the generation in which they were added.
+    by_generation: BTreeMap<u64, LabelKey>,
+    /// The last snapshot, until a label is added.
+    snapshot: Option<LabelSnapshot>,
 }
 
 impl MatchIndex {
@@ -69,7 +109,43 @@ impl MatchIndex {
             patterns: Slots::default(),
             pattern_keys: HashMap::new(),
             clock: 0,
+            generation: 0,
+            by_generation: BTreeMap::new(),
+            snapshot: None,
         }
+    }
+
+    /// The labels of this moment, unless the pattern is known.
+    pub fn snapshot_for(&mut self, pattern: &str) -> Option<LabelSnapshot> {
+        if self.pattern_keys.contains_key(pattern) {
+            return None;
+        }
+        let generation = self.generation;
+        let known = self.snapshot.take().filter(|s| s.generation == generation);
+        let snapshot = known.unwrap_or_else(|| {
+            let labels = { self.labels.iter() }.map(|(n, l)| (LabelKey(n), l.name.clone()));
+            LabelSnapshot {
+                generation,
+                labels: Arc::new(labels.collect()),
+            }
+        });
+        self.snapshot = Some(snapshot.clone());
+        Some(snapshot)
+    }
+
+    /// The labels that match a pattern: those found in a snapshot that are still there, and those of the ones that were
+    /// added since that match.
+    fn labels_of(&self, pattern: &Pattern, matches: Option<&Matches>) -> BTreeSet<LabelKey> {
+        let since = matches.map_or(0, |matches| matches.generation);
+        let newer = self.by_generation.range(since + 1..).map(|(_, key)| *key);
+        let newer = newer.filter(|key| pattern.matches(&self.label(*key).name));
+        let known = matches.into_iter().flat_map(|matches| &matches.labels);
+        let known = known.copied().filter(|key| {
+            // The slot may have been given to another label.
+            let label = self.labels.try_get(key.0);
+            label.is_some_and(|label| label.added <= since)
+        });
+        known.chain(newer).collect()
     }
 
     pub fn label(&self, key: LabelKey) -> &LabelEntry {
@@ -125,6 +201,7 @@ impl MatchIndex {
         label.machines.remove(&machine);
         if label.machines.is_empty() {
             let label = self.labels.remove(key.0);
+            self.by_generation.remove(&label.added);
             self.label_keys.remove(&label.name);
             for entry in label.patterns {
                 self.patterns.get_mut(entry.0).labels.remove(&key);
@@ -138,14 +215,17 @@ impl MatchIndex {
             .iter()
             .filter(|(_, entry)| entry.pattern.matches(name));
         let patterns: BTreeSet<PatternKey> = matching.map(|(n, _)| PatternKey(n)).collect();
+        self.generation += 1;
         let key = LabelKey(self.labels.add(LabelEntry {
             name: name.clone(),
+            added: self.generation,
             machines: BTreeSet::new(),
             patterns: patterns.clone(),
         }));
         for entry in patterns {
             self.patterns.get_mut(entry.0).labels.insert(key);
         }
+        self.by_generation.insert(self.generation, key);
         self.label_keys.insert(name.clone(), key);
         key
     }
@@ -184,12 +264,9 @@ impl MatchIndex {
         self.clock += 1;
         // More than one if the limit is lower than when these patterns were accepted.
         while self.pattern_keys.len() >= self.max_patterns && self.drop_idle_entry() {}
+        let matches = pattern.matches_of_snapshot();
         let pattern = pattern.to_compiled();
-        let matching = self
-            .labels
-            .iter()
-            .filter(|(_, label)| pattern.matches(&label.name));
-        let labels: BTreeSet<LabelKey> = matching.map(|(n, _)| LabelKey(n)).collect();
+        let labels = self.labels_of(&pattern, matches.as_deref());
         let key = PatternKey(self.patterns.add(PatternEntry {
             pattern: pattern.clone(),
             labels: labels.clone(),
@@ -204,6 +281,26 @@ impl MatchIndex {
         }
         self.pattern_keys.insert(pattern.text().into(), key);
         key
+    }
+
+    /// Checks that each pattern and each label lead to each other if they match.
+    pub fn check(&self) -> Result<(), String> {
+        for (n, entry) in self.patterns.iter() {
+            for (l, label) in self.labels.iter() {
+                let matches = entry.pattern.matches(&label.name);
+                let both = [
+                    entry.labels.contains(&LabelKey(l)),
+                    label.patterns.contains(&PatternKey(n)),
+                ];
+                if both != [matches; 2] {
+                    let (pattern, label) = (entry.pattern.text(), &label.name);
+                    return Err(format!(
+                        "{pattern:?} and {label:?}: {matches}, listed {both:?}"
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Drops the least recently used pattern without tasks; false if every pattern has tasks.
@@ -260,6 +357,10 @@ impl<T> Slots<T> {
         self.slots[n]
             .as_ref()
             .expect("a key outlives its slot only by a mistake in this file")
+    }
+
+    fn try_get(&self, n: usize) -> Option<&T> {
+        self.slots.get(n)?.as_ref()
     }
 
     fn get_mut(&mut self, n: usize) -> &mut T {

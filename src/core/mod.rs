@@ -25,6 +25,7 @@
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
 //! | `spec.rs`, `pattern.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `match_index.rs` | which labels match which patterns, and which tasks wait for them |
+//! | `newcomers.rs` | how many new machines are accepted from where |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
 //! | `invariants.rs` | what must be true after every operation; for tests |
 //!
@@ -46,6 +47,7 @@ mod lifecycle;
 mod limits;
 mod machine;
 mod match_index;
+mod newcomers;
 mod original;
 mod output;
 mod pattern;
@@ -60,15 +62,18 @@ mod tick;
 mod timers;
 mod user;
 
+pub use self::agent::check_holds;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 #[doc(hidden)]
 pub use self::invariants::{ExecutionView, Rule};
 pub use self::limits::{Limits, TextLimits};
-pub use self::machine::OFFLINE_AFTER;
-pub use self::original::{Link, is_of_original};
+pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
+pub use self::match_index::LabelSnapshot;
+pub use self::original::{Link, is_of_original, original_instance};
 pub use self::output::{Output, gap_line};
 pub use self::pattern::Pattern;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
+pub use self::report::check_report;
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
@@ -81,11 +86,13 @@ use self::ledger::Ledger;
 use self::lifecycle::Event;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, PatternKey};
+use self::newcomers::Newcomers;
 use self::task::{Place, Target};
 use self::timers::Timers;
 use crate::wire::duration::TimeSpan;
+use crate::wire::machine::MachineState;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// The message of an execution whose ttl is over.
@@ -153,6 +160,8 @@ pub enum Notice {
     Changed(TaskKey),
     /// The machine with this label went offline, for this reason.
     MachineOffline(Arc<str>, &'static str),
+    /// Too many new machines have come from this origin: more are refused for a while.
+    NewcomersRefused(Arc<str>),
     /// The machine with this label and instance came online.
     MachineOnline(Arc<str>, Arc<str>),
 }
@@ -172,6 +181,11 @@ pub struct Core {
     machines: BTreeMap<MachineKey, Machine>,
     instances: HashMap<Arc<str>, MachineKey>,
     next_machine: u64,
+    newcomers: Newcomers,
+    /// The offline machines for which nothing is queued, those that went first first.
+    forgettable: BTreeSet<(Time, MachineKey)>,
+    /// The instances that have an execution of an open task, by task.
+    joined: BTreeMap<TaskKey, HashSet<Arc<str>>>,
     match_index: MatchIndex,
     /// Machines whose held poll can be given work, longest-waiting first.
     ready: BTreeMap<u64, MachineKey>,
@@ -202,6 +216,9 @@ impl Core {
             machines: BTreeMap::new(),
             instances: HashMap::new(),
             next_machine: 1,
+            newcomers: Newcomers::default(),
+            forgettable: BTreeSet::new(),
+            joined: BTreeMap::new(),
             match_index: MatchIndex::new(limits.patterns),
             ready: BTreeMap::new(),
             next_ready: 1,
@@ -220,7 +237,22 @@ impl Core {
 
     /// The notices of the changes since the last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
-        std::mem::take(&mut self.notices)
+        let mut notices = std::mem::take(&mut self.notices);
+        notices.retain(|notice| match notice {
+            // What it was to be woken for may have been handed out with the answer to a report.
+            Notice::Wake(machine) => self.is_still_to_wake(*machine),
+            _ => true,
+        });
+        notices
+    }
+
+    fn is_still_to_wake(&mut self, key: MachineKey) -> bool {
+        let Some(machine) = self.machines.get(&key).filter(|machine| machine.waking) else {
+            return false;
+        };
+        let needed = !machine.cancels.is_empty() || self.has_work_for(key);
+        self.machine_mut(key).waking = needed;
+        needed
     }
 
     fn task(&self, key: TaskKey) -> &Task {
@@ -307,7 +339,9 @@ impl Core {
                 entry.for_original.remove(&key.task);
             }
             Place::Inbox(machine) => {
-                self.machine_mut(machine).inbox.remove(&key);
+                let left = self.machine_mut(machine);
+                left.inbox.remove(&key);
+                left.offers.remove(&key);
                 self.refresh_ready(machine);
             }
             Place::Active(machine) => {
@@ -315,6 +349,8 @@ impl Core {
                 machine_data.active.remove(&key);
                 machine_data.original.doubted.remove(&key);
                 self.refresh_ready(machine);
+                // It has a free job now.
+                self.wake(machine);
             }
         }
         match place {
@@ -329,7 +365,12 @@ impl Core {
                 }
             }
             Place::Inbox(machine) => {
-                self.machine_mut(machine).inbox.insert(key);
+                let is_any = self.task(key.task).is_any();
+                let entered = self.machine_mut(machine);
+                entered.inbox.insert(key);
+                if is_any {
+                    entered.offers.insert(key);
+                }
                 self.refresh_ready(machine);
             }
             Place::Active(machine) => {
@@ -344,12 +385,18 @@ impl Core {
         self.match_index.key_of(&pattern)
     }
 
-    /// Updates the list of ready machines after a machine has changed.
+    /// Updates the lists of ready and of forgettable machines after a machine has changed.
     fn refresh_ready(&mut self, key: MachineKey) {
         let machine = self
             .machines
             .get_mut(&key)
             .expect("a machine is removed together with every reference to it");
+        let forgettable = (machine.offline_since, key);
+        if machine.state == MachineState::Offline && machine.inbox.is_empty() {
+            self.forgettable.insert(forgettable);
+        } else {
+            self.forgettable.remove(&forgettable);
+        }
         match (machine.ready, machine.can_be_given_work()) {
             (None, true) => {
                 machine.ready = Some(self.next_ready);
@@ -364,9 +411,11 @@ impl Core {
         }
     }
 
-    fn wake(&mut self, machine: MachineKey) {
-        if self.machine(machine).poll_held {
-            self.notices.push(Notice::Wake(machine));
+    /// Has a machine's held poll answered, if there is something for it when this change is complete.
+    fn wake(&mut self, key: MachineKey) {
+        let machine = self.machine_mut(key);
+        if machine.poll_held && !std::mem::replace(&mut machine.waking, true) {
+            self.notices.push(Notice::Wake(key));
         }
     }
 

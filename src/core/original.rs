@@ -16,7 +16,6 @@ use super::match_index::PatternKey;
 use super::tick::ORIGINAL_AT_MOST;
 use super::{Core, ExecutionKey, MachineKey, Refusal, Time};
 use crate::wire::agent::{AttemptId, Ended, Orders, Piece, Verdict};
-use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Detail, ExecutionState};
 use serde::{Deserialize, Serialize};
@@ -72,10 +71,10 @@ impl OriginalAgent {
 }
 
 impl CanceledAttempt {
-    /// The same after a time during which nothing could be reported.
-    pub fn later(self, by: TimeSpan) -> Self {
+    /// The same after a time, in milliseconds, during which nothing could be reported.
+    pub fn later(self, by: u64) -> Self {
         CanceledAttempt {
-            until: self.until.plus(by),
+            until: Time(self.until.0.saturating_add(by)),
             ..self
         }
     }
@@ -96,7 +95,7 @@ pub(super) fn unknown_field(detail: &Detail) -> Option<&'static str> {
 
 /// The instance of a machine with the original's agent. Our agents' instances are hexadecimal, so the two
 /// cannot be the same.
-fn instance_of(label: &str) -> String {
+pub fn original_instance(label: &str) -> String {
     format!("{INSTANCE_PREFIX}{label}")
 }
 
@@ -113,8 +112,7 @@ impl Core {
         label: &str,
         link: Option<Link>,
     ) -> Result<bool, Refusal> {
-        let key = self.register_original(now, &instance_of(label), label)?;
-        self.join_open_tasks(key);
+        let key = self.register_original(now, &original_instance(label), label)?;
         self.note_link(now, key, link, true);
         Ok(self.has_work_for(key))
     }
@@ -134,6 +132,19 @@ impl Core {
             self.machine_mut(key).original.fetched_over = kept.map(|link| link.connection);
         }
         Some(orders)
+    }
+
+    /// A hand-out was not sent, because it was canceled while it was being saved: its place is free.
+    pub fn not_sent_to_original(&mut self, label: &str, id: &AttemptId) {
+        let Some(key) = self.original(label) else {
+            return;
+        };
+        let canceled = &mut self.machine_mut(key).original.canceled;
+        let known = canceled.len();
+        canceled.retain(|canceled| canceled.id != *id);
+        if canceled.len() < known {
+            self.machine_changed(key);
+        }
     }
 
     /// Processes a result, with its output.
@@ -160,7 +171,7 @@ impl Core {
             let original = &self.machine(key).original;
             original.doubted.contains(&execution)
         });
-        let instance = instance_of(label);
+        let instance = original_instance(label);
         let verdict = self
             .done(now, &instance, &[piece], std::slice::from_ref(ended))
             .pop();
@@ -173,7 +184,7 @@ impl Core {
 
     /// The machine of the original's agent with this label, if it has pinged.
     pub(super) fn original(&self, label: &str) -> Option<MachineKey> {
-        self.instances.get(&*instance_of(label)).copied()
+        self.instances.get(&*original_instance(label)).copied()
     }
 
     /// The label of the original's machine that was handed this attempt: reports of versions before 0.2.7 do not
@@ -181,7 +192,7 @@ impl Core {
     pub fn original_with(&self, id: &AttemptId) -> Option<Arc<str>> {
         let execution = self.execution(self.find(&id.execution)?);
         let target = execution.target.as_ref()?;
-        let is_original = *target.instance == *instance_of(&target.label);
+        let is_original = *target.instance == *original_instance(&target.label);
         is_original.then(|| target.label.clone())
     }
 

@@ -178,6 +178,24 @@ impl Output {
         true
     }
 
+    /// The next lines of complete output after the offsets `at`, of one stream or of both in order of arrival, and
+    /// whether that is all. About `room` bytes, which must be more than the longest line that is delivered whole.
+    pub fn next_lines(
+        &self,
+        only: Option<Stream>,
+        at: &mut [u64; 2],
+        mut room: usize,
+    ) -> (Vec<EventKind>, bool) {
+        let how = ReadOptions {
+            stream: only,
+            whole_lines: true,
+            ended: true,
+        };
+        let mut events = Vec::new();
+        let is_all = self.read_from(&how, at, &mut room, &mut |event| events.push(event));
+        (events, is_all)
+    }
+
     /// The kept bytes and the gaps of a stream, cut to about `limit` bytes by leaving out more of the middle.
     fn excerpt(&self, stream: Stream, limit: usize) -> Vec<Part> {
         let buffer = self.stream(stream);

@@ -1,6 +1,7 @@
 //! A `machinePattern`: a regular expression that is searched in labels.
 
 use super::TextLimits;
+use super::match_index::Matches;
 use crate::rules::wrong_regex;
 use regex::{Regex, RegexBuilder};
 use std::sync::Arc;
@@ -15,6 +16,8 @@ const MAX_NESTING: u32 = 50;
 pub struct Pattern {
     text: Arc<str>,
     compiled: Option<Arc<Regex>>,
+    /// What was found outside the lock, until the pattern is known.
+    matches: Option<Arc<Matches>>,
 }
 
 impl PartialEq for Pattern {
@@ -47,6 +50,7 @@ impl Pattern {
         Ok(Pattern {
             text: text.into(),
             compiled: Some(Arc::new(regex)),
+            matches: None,
         })
     }
 
@@ -55,12 +59,22 @@ impl Pattern {
         Pattern {
             text,
             compiled: None,
+            matches: None,
         }
     }
 
     /// Drops the compiled form; it can be compiled again.
     pub(super) fn drop_compiled(&mut self) {
-        self.compiled = None;
+        (self.compiled, self.matches) = (None, None);
+    }
+
+    pub(super) fn set_matches(&mut self, matches: Matches) {
+        self.matches = Some(Arc::new(matches));
+    }
+
+    /// Which labels of a snapshot match, if that has been found out.
+    pub(super) fn matches_of_snapshot(&self) -> Option<Arc<Matches>> {
+        self.matches.clone()
     }
 
     /// The pattern as it was written.
@@ -84,6 +98,7 @@ impl Pattern {
                 .compiled
                 .clone()
                 .or_else(|| build(&self.text, usize::MAX).ok().map(Arc::new)),
+            matches: None,
         }
     }
 }

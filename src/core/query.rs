@@ -1,9 +1,11 @@
 //! Queries for tasks, machines and statistics. Nothing here changes anything.
 
+use super::machine::MachineSnapshot;
+use super::match_index::LabelSnapshot;
 use super::pattern::Pattern;
 use super::task::Task;
 use super::{Core, Refusal, TaskKey};
-use crate::wire::machine::{Machine, MachineState};
+use crate::wire::machine::MachineState;
 use crate::wire::task::{Counts, ExecutionState, TaskState};
 use std::ops::Bound;
 
@@ -153,18 +155,26 @@ impl Core {
             .is_none_or(|task| task.finished_at.is_some())
     }
 
-    /// All machines, by label, newest last.
-    pub fn list_machines(&self, label: Option<&str>, state: Option<MachineState>) -> Vec<Machine> {
+    /// The machines with this label and state, in order of registration.
+    pub fn list_machines(
+        &self,
+        label: Option<&str>,
+        state: Option<MachineState>,
+    ) -> Vec<MachineSnapshot> {
         let wanted = self
             .machines
             .values()
             .filter(|m| label.is_none_or(|l| *m.label == *l));
-        let mut machines: Vec<Machine> = wanted
+        wanted
             .filter(|m| state.is_none_or(|s| m.state == s))
-            .map(|m| m.answer())
-            .collect();
-        machines.sort_by(|a, b| a.label.cmp(&b.label));
-        machines
+            .map(|m| m.snapshot())
+            .collect()
+    }
+
+    /// The labels of this moment, to match a pattern with before a task is submitted with it; `None` if the pattern is
+    /// known.
+    pub fn labels_to_match(&mut self, pattern: &str) -> Option<LabelSnapshot> {
+        self.match_index.snapshot_for(pattern)
     }
 
     /// The number of machines in each state.
@@ -200,6 +210,11 @@ impl Core {
     /// Bytes of output kept.
     pub fn output_bytes(&self) -> usize {
         self.ledger.output_bytes()
+    }
+
+    /// Bytes of details kept.
+    pub fn detail_bytes(&self) -> usize {
+        self.ledger.detail_bytes()
     }
 
     /// The counters since the start.

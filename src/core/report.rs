@@ -7,26 +7,51 @@ use super::agent::truncated;
 use super::invariants::Rule;
 use super::output::Output;
 use super::saved::{OutputKey, SavedPiece};
-use super::{Core, ExecutionKey, Notice, Time};
+use super::task::Target;
+use super::{Core, ExecutionKey, Notice, Refusal, Time};
 use crate::wire::agent::{AttemptId, Done, Ended, Orders, Piece, Stream, Taken, Verdict};
 use crate::wire::task::{Detail, ExecutionState};
+use std::collections::HashSet;
 use std::sync::Arc;
+
+/// The longest run that is believed, in milliseconds: the longest time-out, 366 days, and a day for its end.
+const MAX_DURATION_MS: u64 = 367 * 24 * 3_600 * 1_000;
+
+/// The most pieces of output and the most results in a report: several times what an agent sends.
+const MAX_PIECES: usize = 2_048;
+const MAX_RESULTS: usize = 1_024;
+
+/// Refuses a report that is longer than any agent's: it is worked off under the lock.
+pub fn check_report(pieces: &[Piece], results: &[Ended]) -> Result<(), Refusal> {
+    let lists = [
+        ("pieces", pieces.len(), MAX_PIECES),
+        ("results", results.len(), MAX_RESULTS),
+    ];
+    for (field, has, most) in lists {
+        if has > most {
+            return Err(Refusal::Impossible(format!(
+                "{field}: must have {most} entries at most, got {has}"
+            )));
+        }
+    }
+    Ok(())
+}
 
 impl Core {
     /// Stores output of running commands. Pieces of attempts that this instance does not run are dropped; the
     /// orders say which of them to kill (the outcome is decided) and which to forget (unknown here).
     pub fn output(&mut self, now: Time, instance: &str, pieces: &[Piece]) -> Orders<Arc<Detail>> {
         let mut orders = Orders::none();
+        let mut listed = HashSet::new();
         self.note_contact(now, instance);
         for piece in pieces {
             let Ok(key) = self.active_attempt(instance, &piece.id) else {
-                let settled = self.find(&piece.id.execution).is_some();
-                let list = if settled {
-                    &mut orders.cancel
-                } else {
-                    &mut orders.forget
-                };
-                if !list.contains(&piece.id) {
+                if listed.insert(&piece.id) {
+                    let settled = self.find(&piece.id.execution).is_some();
+                    let list = match settled {
+                        true => &mut orders.cancel,
+                        false => &mut orders.forget,
+                    };
                     list.push(piece.id.clone());
                 }
                 continue;
@@ -94,9 +119,7 @@ impl Core {
         pieces: &[Piece],
         results: &[Ended],
     ) -> Vec<Verdict> {
-        let verdicts = self.take_results(now, instance, pieces, results);
-        self.wake_if_there_is_work(instance);
-        verdicts
+        self.take_results(now, instance, pieces, results)
     }
 
     /// The same, and hands out more work if the agent asks for that. An agent that reports a result has a
@@ -119,8 +142,8 @@ impl Core {
             if !orders.start.is_empty() {
                 self.notices.push(Notice::HandedOut(machine));
             }
+            self.revoke_offers(machine);
         }
-        self.wake_if_there_is_work(&done.instance);
         Taken {
             results,
             start: orders.start,
@@ -136,9 +159,11 @@ impl Core {
     ) -> Vec<Verdict> {
         self.output(now, instance, pieces);
         let verdicts = results.iter().map(|ended| {
-            let verdict = self
-                .active_attempt(instance, &ended.id)
-                .and_then(|key| self.end_reported(now, key, ended));
+            let verdict = match self.is_known_end(instance, &ended.id) {
+                true => Ok(()),
+                false => { self.active_attempt(instance, &ended.id) }
+                    .and_then(|key| self.end_reported(now, key, ended)),
+            };
             Verdict {
                 id: ended.id.clone(),
                 taken: verdict.is_ok(),
@@ -146,13 +171,6 @@ impl Core {
             }
         });
         verdicts.collect()
-    }
-
-    fn wake_if_there_is_work(&mut self, instance: &str) {
-        let machine = self.instances.get(instance).copied();
-        if let Some(machine) = machine.filter(|m| self.has_work_for(*m)) {
-            self.wake(machine);
-        }
     }
 
     fn end_reported(&mut self, now: Time, key: ExecutionKey, ended: &Ended) -> Result<(), String> {
@@ -182,7 +200,7 @@ impl Core {
         attempt.finished_at = Some(
             Time(now.0 - ended.ended_ago_ms.min(room)).max(attempt.started_at.unwrap_or_default()),
         );
-        attempt.duration_ms = ended.duration_ms;
+        attempt.duration_ms = ended.duration_ms.map(|ms| ms.min(MAX_DURATION_MS));
         attempt.exit_code = ended.exit_code;
         attempt.signal = ended
             .signal
@@ -196,6 +214,21 @@ impl Core {
         self.record_output(key, Stream::Stderr, ended.stderr_bytes, &[]);
         self.end_attempt(now, key, state, truncated(&ended.msg));
         Ok(())
+    }
+
+    /// Whether this instance has reported the end of this attempt before, and another attempt followed.
+    fn is_known_end(&self, instance: &str, id: &AttemptId) -> bool {
+        let Some(key) = self.find(&id.execution) else {
+            return false;
+        };
+        let own = |target: &Option<Arc<Target>>| {
+            let target = target.as_ref();
+            target.is_some_and(|target| *target.instance == *instance)
+        };
+        let mut past = self.execution(key).past.iter();
+        past.any(|past| {
+            past.attempt.number == id.attempt && past.attempt.reported && own(&past.target)
+        })
     }
 
     fn note_contact(&mut self, now: Time, instance: &str) {

@@ -12,8 +12,8 @@ use super::saved::{
 };
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
-use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
-use crate::wire::duration::TimeSpan;
+use super::user::JOIN_ALL;
+use super::{Core, ExecutionKey, MachineKey, TaskKey, Time, data_mut};
 use crate::wire::machine::MachineState;
 use crate::wire::task::ExecutionState;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -25,7 +25,7 @@ impl Core {
     /// names the record that is wrong.
     pub fn restored(limits: super::Limits, now: Time, saved: Saved) -> Result<Core, String> {
         let mut core = Core::new(limits, now);
-        let away = TimeSpan::from_millis(now.millis_since(saved.last_alive));
+        let away = now.millis_since(saved.last_alive);
         core.resumed_at = now;
         core.next_task = core.next_task.max(saved.next_task);
         let mut interner = Interner::default();
@@ -124,16 +124,19 @@ impl Core {
             left: saved.left,
             watched_at: None,
             // It does not join a task twice.
-            joins_pending: true,
+            joins_pending: Some(JOIN_ALL),
             seq: saved.seq,
             poll_held: false,
+            waking: false,
             ready: None,
             inbox: BTreeSet::new(),
+            offers: BTreeSet::new(),
             active: BTreeSet::new(),
             cancels: Vec::new(),
             original: OriginalAgent::with(saved.canceled),
         };
         self.machines.insert(key, machine);
+        self.refresh_ready(key);
         if saved.offline {
             self.forget_later(now, key);
         } else {
@@ -145,13 +148,17 @@ impl Core {
     fn restore_task(
         &mut self,
         now: Time,
-        away: TimeSpan,
+        away: u64,
         key: TaskKey,
         saved: SavedTask,
         executions: Vec<SavedExecution>,
     ) -> Result<(), String> {
         let finished = saved.finished_at.is_some();
-        let later = |time: Time| if finished { time } else { time.plus(away) };
+        // Not a `TimeSpan`: a clock that was wrong when the file was made may be off by decades.
+        let later = |time: Time| match finished {
+            true => time,
+            false => Time(time.0.saturating_add(away)),
+        };
         let mut task = TaskData {
             id: saved.id,
             prefix: saved.prefix,
@@ -160,6 +167,7 @@ impl Core {
             finished_at: saved.finished_at,
             matched: saved.matched,
             open: saved.open,
+            late_join_full: saved.late_join_full,
             canceled: saved.canceled,
             withdrawn: saved.withdrawn,
             rerun_of: saved.rerun_of,
@@ -239,22 +247,28 @@ impl Core {
         let open = task.open;
         match task.finished_at {
             Some(at) => {
-                self.ledger.finish_task(at, key, task.executions.len());
+                self.ledger.finish_task(at, key, &task);
                 self.stats.finished(task.state());
                 self.set_forget_task(at, key, &task);
             }
             None => self.set_task_ttl(key, &task),
         }
+        self.ledger.add_task(task.spec.kept_bytes());
         self.tasks.insert(key, task);
-        self.ledger.add_task();
         if open {
             let pattern = self.pattern_key_of(key);
-            self.match_index.entry_mut(pattern).open.insert(key);
+            self.open(key, pattern);
         }
         Ok(())
     }
 
-    fn restore_place(&mut self, now: Time, key: ExecutionKey, place: SavedPlace) {
+    fn restore_place(&mut self, now: Time, key: ExecutionKey, mut place: SavedPlace) {
+        if place == SavedPlace::Inbox && self.task(key.task).is_any() {
+            // It was only offered to that machine, whose poll is not held any more.
+            place = SavedPlace::Pattern;
+            let offered = &mut data_mut(&mut self.tasks, key.task).executions[key.n as usize];
+            offered.target = None;
+        }
         // Only work that its machine has, or that is queued for it, needs the machine.
         let wanted = matches!(place, SavedPlace::Inbox | SavedPlace::Active);
         let target = self.execution(key).target.clone().filter(|_| wanted);
@@ -316,6 +330,9 @@ impl Core {
         let after = output.kept();
         task.output_bytes = task.output_bytes + after - before;
         self.ledger.resize_output(before, after);
+        if let (Some(at), true) = (task.finished_at, task.output_bytes > 0) {
+            self.ledger.restore_output(at, key.task);
+        }
     }
 }
 

@@ -4,12 +4,20 @@
 //! forgotten, oldest first. To add a limit: a field of [`super::Limits`], a sum in `ledger.rs`, its check here, and
 //! its law in `invariants.rs`.
 
+use super::ledger::Frees;
+use super::spec::Spec;
 use super::timers::Timer;
 use super::{Core, Refusal, TaskKey};
 
+/// Of the limit on executions, a task with `lateJoin` may have one part in so many: machines that come and go must not
+/// make it grow until its end pushes out everything else that is kept.
+const LATE_JOIN_PART: usize = 2;
+/// The executions of unfinished tasks, as a multiple of the limit: as many may have ended as not.
+const ENDED_TOO: usize = 2;
+
 impl Core {
-    /// Refuses new executions beyond the limit.
-    pub(super) fn check_room(&self, executions: usize) -> Result<(), Refusal> {
+    /// Refuses a new task beyond the limits, with so many executions.
+    pub(super) fn check_room(&self, spec: &Spec, executions: usize) -> Result<(), Refusal> {
         let limit = self.limits.executions;
         let unfinished = self.ledger.unfinished_executions();
         let unfinished_tasks = self.ledger.unfinished_tasks();
@@ -18,7 +26,45 @@ impl Core {
                 "{unfinished} executions have not ended, {executions} more would pass the limit of {limit} (--max-executions)"
             )));
         }
+        let kept = self.ledger.executions_of_unfinished_tasks();
+        let most = limit.saturating_mul(ENDED_TOO);
+        if kept + executions > most {
+            return Err(Refusal::Full(format!(
+                "the tasks that have not ended have {kept} executions, {executions} more would pass the limit of {most} (twice --max-executions)"
+            )));
+        }
+        let (details, limit) = (
+            self.ledger.unfinished_detail_bytes(),
+            self.limits.detail_bytes,
+        );
+        let more = spec.kept_bytes();
+        if details.saturating_add(more) > limit {
+            return Err(Refusal::Full(format!(
+                "the details of the tasks that have not ended take {details} bytes, {more} more would pass the limit of {limit} (--max-details)"
+            )));
+        }
         Ok(())
+    }
+
+    /// Whether a task has as many executions as `lateJoin` may give it.
+    pub(super) fn is_late_join_full(&self, executions: usize) -> bool {
+        executions >= self.limits.executions.div_ceil(LATE_JOIN_PART)
+    }
+
+    /// Whether one more machine may join some task.
+    pub(super) fn has_room_to_join(&self) -> bool {
+        let limit = self.limits.executions;
+        self.ledger.unfinished_executions() < limit
+            && self.ledger.executions_of_unfinished_tasks() < limit.saturating_mul(ENDED_TOO)
+    }
+
+    /// Forgets finished tasks until a new detail is within the limit.
+    pub(super) fn make_room_for_detail(&mut self, bytes: usize) {
+        while self.ledger.detail_bytes().saturating_add(bytes) > self.limits.detail_bytes {
+            if !self.forget_oldest(Frees::LargeDetail) && !self.forget_oldest(Frees::Task) {
+                return;
+            }
+        }
     }
 
     /// Forgets a withdrawn task once it has finished without having started.
@@ -31,32 +77,28 @@ impl Core {
 
     /// Forgets the oldest finished tasks until the limits on tasks and executions hold.
     pub(super) fn keep_within_limits(&mut self) {
-        while self.ledger.finished_tasks() > self.limits.tasks
-            || self.ledger.finished_executions() > self.limits.executions
-        {
-            if !self.forget_oldest() {
-                return;
-            }
-        }
+        while self.ledger.finished_executions() > self.limits.executions
+            && self.forget_oldest(Frees::Executions)
+        {}
+        while self.ledger.finished_tasks() > self.limits.tasks && self.forget_oldest(Frees::Task) {}
+        self.make_room_for_detail(0);
     }
 
-    /// Forgets the oldest finished tasks until so many more bytes of output are within the limit. False if that is
+    /// Forgets the oldest finished tasks with output until so many more bytes are within the limit. False if that is
     /// not enough.
     pub(super) fn make_room_for_output(&mut self, bytes: usize) -> bool {
         while self.ledger.output_bytes().saturating_add(bytes) > self.limits.output_bytes {
-            if !self.forget_oldest() {
+            if !self.forget_oldest(Frees::Output) {
                 return false;
             }
         }
         true
     }
 
-    /// Forgets the oldest finished task. The last one is always kept: its user is about to read it.
-    fn forget_oldest(&mut self) -> bool {
-        if self.ledger.finished_tasks() <= 1 {
-            return false;
-        }
-        let oldest = self.ledger.oldest_finished();
+    /// Forgets the oldest finished task that frees something of this kind. The last one is always kept: its user is
+    /// about to read it.
+    fn forget_oldest(&mut self, frees: Frees) -> bool {
+        let oldest = self.ledger.oldest_that_frees(frees);
         if let Some(key) = oldest {
             self.forget_task(key);
         }

@@ -50,6 +50,8 @@ pub struct SavedTask {
     #[serde(default)]
     pub withdrawn: bool,
     #[serde(default)]
+    pub late_join_full: bool,
+    #[serde(default)]
     pub rerun_of: Option<Arc<str>>,
 }
 
@@ -199,6 +201,17 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The lowest version of a reader that understands all of it. An older one would drop what it does not know, so it
+    /// must not open the file any more. To save a state or a field that matters: a new version here, and
+    /// `db::VERSION`.
+    pub fn reader_version(&self) -> u64 {
+        let knows_full = |task: &Option<SavedTask>| task.as_ref().is_some_and(|t| t.late_join_full);
+        match self.tasks.values().any(knows_full) {
+            true => 2,
+            false => 1,
+        }
+    }
+
     /// Whether nothing has changed.
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()
@@ -366,8 +379,15 @@ impl Core {
 
     /// Whether a task has finished at or after that time.
     pub fn has_ended_since(&self, key: TaskKey, time: Time) -> bool {
-        let ended = self.tasks.get(&key).and_then(|task| task.finished_at);
-        ended.is_some_and(|ended| ended >= time)
+        let task = self.tasks.get(&key);
+        task.is_some_and(|task| task.has_ended_since(time))
+    }
+}
+
+impl Task {
+    /// Whether it has finished at or after that time.
+    pub fn has_ended_since(&self, time: Time) -> bool {
+        self.finished_at.is_some_and(|ended| ended >= time)
     }
 }
 
@@ -392,6 +412,7 @@ fn saved_task(task: &Task) -> SavedTask {
         open: task.open,
         canceled: task.canceled,
         withdrawn: task.withdrawn,
+        late_join_full: task.late_join_full,
         rerun_of: task.rerun_of.clone(),
     }
 }

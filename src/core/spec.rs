@@ -22,6 +22,8 @@ pub const MAX_WORKSPACE_BYTES: usize = 4_095;
 pub const MAX_KILL_GRACE: TimeSpan = TimeSpan::from_secs(3_600);
 /// The most retries; anyone who wants more should loop in the script.
 pub const MAX_RETRIES: u32 = 1_000;
+/// What an entry of a list in a task takes of memory beside its text, in bytes, roughly.
+const ENTRY_BYTES: usize = 64;
 /// The most different pauses before retries.
 pub const MAX_INTERVALS: usize = 100;
 
@@ -117,6 +119,54 @@ impl Spec {
     /// The time between TERM and KILL.
     pub fn kill_grace(&self) -> TimeSpan {
         self.detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE)
+    }
+
+    /// What a task with this spec takes of memory, in bytes, roughly: all its texts, and a little for each entry.
+    pub fn kept_bytes(&self) -> usize {
+        let detail = &self.detail;
+        let entries = detail.argv.as_ref().map_or(0, Vec::len);
+        let entries = entries + detail.env.as_ref().map_or(0, |env| env.len());
+        let retry = self.retry.as_ref().map_or(0, |retry| retry.interval.len());
+        self.detail_bytes()
+            + detail.workspace.as_ref().map_or(0, String::len)
+            + self.name.len()
+            + self.pattern.text().len()
+            + (entries + retry) * ENTRY_BYTES
+    }
+
+    /// The beginning of the detail, and how many bytes of it are left out.
+    pub fn shortened_detail(&self, limit: usize) -> (Arc<Detail>, u64) {
+        let whole = self.detail_bytes();
+        if whole <= limit {
+            return (self.detail.clone(), 0);
+        }
+        let (mut short, mut left) = (Detail::clone(&self.detail), limit);
+        let mut cut = |text: &mut String| {
+            text.truncate(text.floor_char_boundary(left));
+            text.shrink_to_fit();
+            left -= text.len();
+        };
+        for text in [&mut short.command, &mut short.stdin].into_iter().flatten() {
+            cut(text);
+        }
+        short.argv.iter_mut().flatten().for_each(&mut cut);
+        if let Some(argv) = &mut short.argv {
+            argv.retain(|argument| !argument.is_empty());
+        }
+        if let Some(env) = &mut short.env {
+            env.values_mut().for_each(&mut cut);
+            let mut names = left;
+            env.retain(|name, value| {
+                names = names.saturating_sub(name.len());
+                !value.is_empty() && names > 0
+            });
+        }
+        let shown = Spec {
+            detail: Arc::new(short),
+            ..self.clone()
+        };
+        let missing = whole - shown.detail_bytes();
+        (shown.detail, missing as u64)
     }
 
     /// The size of the detail in an answer to a poll in bytes, roughly.

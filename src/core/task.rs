@@ -44,6 +44,8 @@ pub struct TaskData {
     pub(super) matched: u32,
     /// New machines may still join it.
     pub(super) open: bool,
+    /// No further machine may join it although it has `lateJoin`: it has as many executions as it may have.
+    pub(super) late_join_full: bool,
     /// A user canceled the whole task.
     pub(super) canceled: bool,
     /// The submit was refused after all, as it could not be saved: the task is forgotten once it ends, unless
@@ -287,19 +289,28 @@ impl Task {
             TaskState::Expired if self.executions.is_empty() => {
                 "no machine matched within its ttl".into()
             }
+            _ if self.late_join_full => format!(
+                "lateJoin ended: limit; it has {} executions, a task takes half of --max-executions at most",
+                self.executions.len()
+            ),
             _ => String::new(),
         }
     }
 
-    /// The task as the API answers it, with about `output_limit` bytes of output. Takes time in proportion to
-    /// the output: must not be called under the lock.
+    /// The task as the API answers it, with about `output_limit` bytes of output, of earlier attempts too. Takes
+    /// time in proportion to the output: must not be called under the lock.
     pub fn answer(&self, output_limit: usize) -> wire::Task<Cow<'_, str>> {
-        let with_output = self
-            .executions
-            .iter()
-            .filter(|e| e.current.output.is_some())
-            .count();
-        let share = output_limit / with_output.max(1);
+        self.listed(output_limit, usize::MAX)
+    }
+
+    /// The same, with the first `detail_limit` bytes of its detail.
+    pub fn listed(&self, output_limit: usize, detail_limit: usize) -> wire::Task<Cow<'_, str>> {
+        let attempts = self.executions.iter().flat_map(|e| {
+            let past = e.past.iter().map(|past| &past.attempt);
+            past.chain([&*e.current])
+        });
+        let outputs = attempts.filter_map(|attempt| attempt.output.as_ref());
+        let share = fair_share(output_limit, outputs.map(|output| output.kept()).collect());
         let result: Vec<wire::Execution<Cow<'_, str>>> = self
             .executions
             .iter()
@@ -315,6 +326,7 @@ impl Task {
             .flat_map(|n| result[*n].attempt.output.iter().cloned())
             .collect();
         let spec = &self.spec;
+        let (detail, truncated_bytes) = spec.shortened_detail(detail_limit);
         wire::Task {
             id: Cow::from(&*self.id),
             name: Cow::from(&*spec.name),
@@ -336,7 +348,8 @@ impl Task {
             assignees: self.labels().map(Cow::from).collect(),
             counts: self.counts,
             detail: wire::AnsweredDetail {
-                detail: spec.detail.clone(),
+                detail,
+                truncated_bytes,
                 result: lines,
             },
             result,
@@ -349,6 +362,13 @@ impl Task {
         const TASK: usize = 800;
         const EXECUTION: usize = 400;
         TASK + EXECUTION * self.executions.len() + self.spec.detail_bytes()
+    }
+
+    /// The size of the answer in bytes, roughly, with all of the output that one answer shows.
+    pub fn answer_bytes(&self) -> usize {
+        // As text of the stream, as lines of the execution, as lines of the task.
+        const SHOWN: usize = 3;
+        self.bytes_without_output() + SHOWN * self.output_bytes
     }
 
     /// How many live machines matched when it was submitted.
@@ -472,6 +492,21 @@ impl Attempt {
     }
 }
 
+/// The most bytes of each part, so that the sum is within the limit: what small parts leave is shared by the others.
+fn fair_share(limit: usize, mut sizes: Vec<usize>) -> usize {
+    sizes.sort_unstable();
+    let (mut left, mut parts) = (limit, sizes.len());
+    for size in sizes {
+        let share = left / parts;
+        if size > share {
+            return share;
+        }
+        left -= size;
+        parts -= 1;
+    }
+    usize::MAX
+}
+
 fn target_words(target: Option<&Target>) -> [Cow<'_, str>; 3] {
     let words = target.map_or([""; 3], |t| [&*t.label, &*t.instance, &*t.host]);
     words.map(Cow::from)
@@ -484,4 +519,17 @@ fn timestamp<'a>(time: Time) -> Cow<'a, str> {
 /// A point in time as the API writes it.
 pub(super) fn rfc3339(time: Time) -> String {
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time.0)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fair_share;
+
+    #[test]
+    fn what_small_parts_leave_is_shared_by_the_others() {
+        assert_eq!(fair_share(100, vec![]), usize::MAX);
+        assert_eq!(fair_share(100, vec![60, 40]), usize::MAX);
+        assert_eq!(fair_share(100, vec![1_000, 10, 1_000]), 45);
+        assert_eq!(fair_share(100, vec![1_000; 200]), 0);
+    }
 }

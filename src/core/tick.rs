@@ -95,13 +95,15 @@ impl Core {
     }
 
     /// Makes room for a new machine: forgets the one that has been offline for longest before its time. A
-    /// redeploy of the whole fleet must not have to wait for that time. False if no machine is offline.
+    /// redeploy of the whole fleet must not have to wait for that time. Never one for which something is queued. False
+    /// if there is no such machine.
     pub(super) fn forget_an_offline_machine(&mut self, now: Time) -> bool {
-        let machines = self.machines.iter();
-        let offline = machines.filter(|(_, m)| m.state == MachineState::Offline);
-        let oldest = offline
-            .min_by_key(|(_, m)| m.offline_since)
-            .map(|(key, _)| *key);
+        let mut oldest = self.forgettable.first().map(|(_, key)| *key);
+        if !self.keeps(Rule::QueuesAreKept) {
+            let mut machines = self.machines.iter();
+            let offline = machines.find(|(_, m)| m.state == MachineState::Offline);
+            oldest = offline.map(|(key, _)| *key);
+        }
         if let Some(key) = oldest {
             self.drop_machine(now, key);
         }
@@ -142,6 +144,7 @@ impl Core {
         self.machine_changed(key);
         self.cancel_machine_timers(key);
         if let Some(machine) = self.machines.remove(&key) {
+            self.forgettable.remove(&(machine.offline_since, key));
             self.instances.remove(&machine.instance);
             self.match_index.remove_machine(machine.label_key, key);
         }
@@ -241,7 +244,7 @@ impl Core {
         let id = self.task(key.task).attempt_id(key);
         let msg = "its machine did not report it within its time-out";
         self.end_attempt(now, key, ExecutionState::Lost, msg);
-        // Kill what may still run of it; and the machine has a free job now.
+        // Kill what may still run of it.
         self.machine_mut(machine).cancels.push(id);
         self.wake(machine);
     }
@@ -290,7 +293,7 @@ impl Core {
         let machine = self.machine_mut(key);
         machine.state = MachineState::Offline;
         machine.offline_since = now;
-        machine.poll_held = false;
+        (machine.poll_held, machine.waking) = (false, false);
         machine.cancels.clear();
         machine.original = OriginalAgent::default();
         let active = machine.active.clone();
@@ -303,10 +306,6 @@ impl Core {
             let delivered = self.execution(execution).state == ExecutionState::Delivered;
             if delivered && !self.keeps(Rule::UncertainIsLost) && self.take_back(now, execution) {
                 self.place(execution, Place::Inbox(key));
-                if self.task(execution.task).is_any() {
-                    let pattern = self.pattern_key_of(execution.task);
-                    self.queue_for_any(execution, pattern);
-                }
                 continue;
             }
             let msg = match self.execution(execution).state {
@@ -317,7 +316,7 @@ impl Core {
             };
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
-        self.requeue_any(key);
+        self.revoke_offers(key);
     }
 
     /// Sets the timer of an unfinished task.
@@ -343,16 +342,6 @@ impl Core {
         ];
         for (time, timer) in timers.into_iter().flatten() {
             self.timers.set(time, timer);
-        }
-    }
-
-    /// Requeues what is queued for a machine that takes no more work, if any machine may run it.
-    pub(super) fn requeue_any(&mut self, key: MachineKey) {
-        for execution in self.machine(key).inbox.clone() {
-            if self.task(execution.task).is_any() {
-                let pattern = self.pattern_key_of(execution.task);
-                self.queue_for_any(execution, pattern);
-            }
         }
     }
 }

@@ -1,17 +1,25 @@
 //! The operations of users: submit, rerun, cancel, delete.
 
+use super::invariants::Rule;
+use super::machine::JoinCursor;
 use super::match_index::PatternKey;
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
 use super::timers::Timer;
-use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
+use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time, data_mut};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Counts, ExecutionState, Mode};
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// How long an online machine may take to confirm a cancel, beyond the command's own grace.
 const CANCEL_CONFIRMED_WITHIN: TimeSpan = TimeSpan::from_secs(60);
+
+/// The most open tasks that a machine joins in one call: it runs under the lock.
+const MAX_JOINS: usize = 500;
+/// The cursor of a machine that has joined nothing.
+pub(super) const JOIN_ALL: JoinCursor = (PatternKey::FIRST, TaskKey(0));
 
 /// The most labels named in a refusal.
 const MAX_NAMED: usize = 10;
@@ -47,7 +55,7 @@ impl Core {
         let machines = self.live_machines(pattern);
         let matched = machines.len() as u32;
         let is_any = spec.mode == Mode::Any;
-        self.check_room(if is_any { 1 } else { machines.len().max(1) })?;
+        self.check_room(&spec, if is_any { 1 } else { machines.len().max(1) })?;
 
         let executions = if is_any {
             vec![Execution::queued(Place::Nowhere, None)]
@@ -62,7 +70,7 @@ impl Core {
         let key = self.add_task(now, id, prefix, spec, executions, matched);
         if open {
             self.task_mut(key).open = true;
-            self.match_index.entry_mut(pattern).open.insert(key);
+            self.open(key, pattern);
         }
         if is_any {
             self.queue_for_any(ExecutionKey { task: key, n: 0 }, pattern);
@@ -139,7 +147,7 @@ impl Core {
                 old.id
             )));
         }
-        self.check_room(targets.len())?;
+        self.check_room(&spec, targets.len())?;
         spec.late_join = false;
         let spec = match spec == *old.spec {
             true => old.spec.clone(),
@@ -303,7 +311,8 @@ impl Core {
             queued: executions.len() as u32,
             ..Default::default()
         };
-        self.ledger.add_task();
+        self.make_room_for_detail(spec.kept_bytes());
+        self.ledger.add_task(spec.kept_bytes());
         for execution in &executions {
             self.ledger.add_execution(execution.state);
         }
@@ -326,6 +335,7 @@ impl Core {
             rerun_of: None,
             matched,
             open: false,
+            late_join_full: false,
             canceled: false,
             withdrawn: false,
             counts,
@@ -365,6 +375,25 @@ impl Core {
         if self.machine(machine).free() > 0 {
             self.wake(machine);
         }
+        self.revoke_offers(machine);
+    }
+
+    /// Takes back what any machine may run and this one, to which it was offered, cannot take with its held poll:
+    /// something older came before it, or there is no such poll any more. It goes to a machine that is free, or
+    /// waits for the first.
+    pub(super) fn revoke_offers(&mut self, key: MachineKey) {
+        let machine = self.machine(key);
+        if machine.offers.is_empty() || (machine.is_live() && !self.keeps(Rule::OffersAreRevoked)) {
+            return;
+        }
+        let Some(first) = machine.inbox.iter().nth(machine.takes()).copied() else {
+            return;
+        };
+        let revoked: Vec<ExecutionKey> = machine.offers.range(first..).copied().collect();
+        for execution in revoked {
+            let pattern = self.pattern_key_of(execution.task);
+            self.queue_for_any(execution, pattern);
+        }
     }
 
     /// Queues an execution for any matching machine: for one that is ready, or else for the first to be free.
@@ -396,53 +425,89 @@ impl Core {
             .find(|key| labels.contains(&self.machine(*key).label_key))
     }
 
+    /// Lists an open task where machines that appear find it.
+    pub(super) fn open(&mut self, key: TaskKey, pattern: PatternKey) {
+        self.match_index.entry_mut(pattern).open.insert(key);
+        let targets = self.task(key).executions.iter();
+        let targets = targets.filter_map(|e| Some(e.target.as_ref()?.instance.clone()));
+        let joined = targets.collect();
+        self.joined.insert(key, joined);
+    }
+
     /// Closes a task: no machine may join it from now on.
     pub(super) fn close(&mut self, key: TaskKey) {
-        if std::mem::replace(&mut self.task_mut(key).open, false) {
+        if self.task(key).open {
+            self.task_mut(key).open = false;
+            self.joined.remove(&key);
             let pattern = self.pattern_key_of(key);
             self.match_index.entry_mut(pattern).open.remove(&key);
         }
     }
 
-    /// Lets a machine that came online join the open tasks that match it: now, or at a later poll if the limit
-    /// on executions is reached.
-    pub(super) fn join_open_tasks(&mut self, key: MachineKey) {
+    /// Lets a machine that came online join the open tasks that match it: a bounded number now, the others at later
+    /// polls, as when the limit on executions is reached.
+    pub(super) fn join_open_tasks(&mut self, now: Time, key: MachineKey) {
         let machine = self.machine_mut(key);
-        if !std::mem::replace(&mut machine.joins_pending, false) {
+        let Some((last_pattern, last_task)) = machine.joins_pending.take() else {
             return;
-        }
+        };
         let label = machine.label_key;
-        for pattern in self.match_index.label(label).patterns.clone() {
-            for task in self.match_index.entry(pattern).open.clone() {
-                if self.ledger.unfinished_executions() >= self.limits.executions {
-                    self.machine_mut(key).joins_pending = true;
-                    return;
-                }
-                self.join(task, key);
+        let mut next = Vec::new();
+        let patterns = &self.match_index.label(label).patterns;
+        for pattern in patterns.range(last_pattern..) {
+            let after = match *pattern == last_pattern {
+                true => last_task,
+                false => JOIN_ALL.1,
+            };
+            let after = (Bound::Excluded(after), Bound::Unbounded);
+            let open = self.match_index.entry(*pattern).open.range(after);
+            next.extend(
+                open.take(MAX_JOINS - next.len())
+                    .map(|task| (*pattern, *task)),
+            );
+        }
+        let mut cursor = (last_pattern, last_task);
+        let is_all = next.len() < MAX_JOINS;
+        for (pattern, task) in next {
+            if !self.has_room_to_join() {
+                self.machine_mut(key).joins_pending = Some(cursor);
+                return;
             }
+            self.join(now, task, key);
+            cursor = (pattern, task);
+        }
+        if !is_all {
+            self.machine_mut(key).joins_pending = Some(cursor);
         }
     }
 
-    fn join(&mut self, key: TaskKey, machine: MachineKey) {
+    fn join(&mut self, now: Time, key: TaskKey, machine: MachineKey) {
         let target = self.target(machine);
-        let task = self.task_mut(key);
-        let known = |e: &Execution| {
-            e.target
-                .as_ref()
-                .is_some_and(|t| t.instance == target.instance)
-        };
-        if task.executions.iter().any(known) {
+        let joined = self.joined.get(&key);
+        let is_new = joined.is_some_and(|joined| !joined.contains(&target.instance));
+        if !is_new && self.keeps(Rule::OneExecutionPerMachine) {
             return;
         }
-        let late_join = task.spec.late_join;
+        let executions = self.task(key).executions.len();
+        let late_join = self.task(key).spec.late_join;
+        if late_join && self.is_late_join_full(executions) && self.keeps(Rule::LateJoinEnds) {
+            self.task_mut(key).late_join_full = true;
+            self.close(key);
+            self.finish_if_done(now, key);
+            return;
+        }
+        let instance = target.instance.clone();
         let execution = ExecutionKey {
             task: key,
-            n: task.executions.len() as u32,
+            n: executions as u32,
         };
+        // The record of the task itself, with its detail, has not changed.
+        let task = data_mut(&mut self.tasks, key);
         task.executions
             .push(Execution::queued(Place::Nowhere, Some(target)));
         task.counts.queued += 1;
         self.ledger.add_execution(ExecutionState::Queued);
+        self.joined.entry(key).or_default().insert(instance);
         if !late_join {
             self.close(key);
         }

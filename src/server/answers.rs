@@ -1,4 +1,4 @@
-//! Answers: the API's envelope, and which HTTP status goes with which refusal.
+//! The answers of the API: the envelope, and the HTTP status of each refusal.
 
 pub mod text;
 
@@ -19,10 +19,14 @@ const USUAL_BYTES: usize = 1 << 10;
 const MAX_MSG_BYTES: usize = 2 << 10;
 /// With so few executions, none of which has output yet, an answer is small.
 pub const FEW: usize = 16;
+/// An answer of more bytes is made when there is memory for it, and not before.
+pub const LARGE_BYTES: usize = 16 << 10;
 /// The output shown with one task, in bytes.
 pub const SHOWN_OUTPUT_BYTES: usize = 1 << 20;
 /// The output shown with each task of a list, in bytes.
 pub const LISTED_OUTPUT_BYTES: usize = 16 << 10;
+/// The part of its detail shown with each task of a list, in bytes.
+pub const LISTED_DETAIL_BYTES: usize = 4 << 10;
 
 /// JSON of any kind.
 pub fn json<T: Serialize>(status: u16, value: &T) -> Answer {

@@ -21,8 +21,10 @@ use self::api::browser::{self, OwnNames};
 use self::api::counters::Requests;
 use self::api::routes;
 use self::api::server::Server;
-use self::http::{Edge, EdgeLimits, Engine, Request, start_thread};
-use self::state::Store;
+use self::http::{Edge, EdgeLimits, Engine, Request};
+#[cfg(feature = "db")]
+use self::state::supervise_once;
+use self::state::{Store, supervise};
 use crate::config::ServerConfig;
 use crate::core::Limits;
 use crate::tls::CertificateFiles;
@@ -46,7 +48,9 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         tasks: config.max_tasks,
         executions: config.max_executions,
         machines: config.max_machines,
+        new_machines: config.max_new_machines,
         output_bytes: config.max_output_bytes,
+        detail_bytes: config.max_detail_bytes,
         patterns: config.max_patterns,
         texts: config.texts.clone(),
     };
@@ -97,7 +101,8 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         },
         audit,
     });
-    start_thread("clock", move || keep_time(&store))?;
+    let health = store.health.clone();
+    supervise(&health, "clock", move || keep_time(&store))?;
     edge.serve(config.engine, listener, &server)?;
     for signal in signals.forever() {
         if signal != SIGHUP {
@@ -130,7 +135,9 @@ fn open_store(
         let store = Store::start(limits, max_held, Some(saved));
         let store = store.map_err(|why| flag(db::damaged(path, &why)))?;
         let saving = store.clone();
-        start_thread("save", move || saving.save_forever(db))?;
+        let failing = store.clone();
+        let work = move || saving.save_forever(db);
+        supervise_once(&store.health, "save", work, move || failing.saving_failed())?;
         return Ok((store, words));
     }
     if path.is_some() {
@@ -188,7 +195,7 @@ pub fn routed(method: &str, target: &str) -> u16 {
     routes::find(&request).map_or_else(|answer| answer.status, |_| 200)
 }
 
-fn keep_time(store: &Store) -> ! {
+fn keep_time(store: &Store) {
     loop {
         thread::sleep(state::TICK);
         store.tick();

@@ -12,7 +12,14 @@
 
 use super::duration::TimeSpan;
 use super::task::ExecutionState;
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::marker::PhantomData;
+
+/// The most entries in a list of an answer, in number: more than an agent can hold attempts. A longer list
+/// is no answer of a sidebike server, and would only take memory.
+const MAX_LISTED: usize = 4_096;
 
 /// The poll of an agent for orders. It is also the heartbeat.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -82,16 +89,19 @@ pub struct Hold {
 /// The server's orders to an agent. `D` is the detail: a [`super::task::Detail`] where it is written, a plain JSON
 /// value where it is read, so that an agent can refuse a single task whose detail it does not understand.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", bound(deserialize = "D: Deserialize<'de>"))]
 pub struct Orders<D> {
     /// Attempts to start.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded")]
     pub start: Vec<Assignment<D>>,
     /// Attempts to kill, and to report.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded")]
     pub cancel: Vec<AttemptId>,
     /// Attempts that the server no longer knows: let them run, but do not report them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded")]
     pub forget: Vec<AttemptId>,
 }
 
@@ -113,7 +123,11 @@ impl<D> Orders<D> {
 
 /// An attempt handed to an agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(
+    rename_all = "camelCase",
+    from = "FlatAssignment<D>",
+    bound(deserialize = "D: Deserialize<'de>")
+)]
 pub struct Assignment<D> {
     /// Which attempt.
     #[serde(flatten)]
@@ -124,6 +138,32 @@ pub struct Assignment<D> {
     pub task_name: String,
     /// What to run.
     pub detail: D,
+}
+
+/// An [`Assignment`] as it is read. A type that is flattened would keep all unknown fields in memory, at 16
+/// times their length, before it ignores them.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct FlatAssignment<D> {
+    execution: String,
+    attempt: u32,
+    task_id: String,
+    task_name: String,
+    detail: D,
+}
+
+impl<D> From<FlatAssignment<D>> for Assignment<D> {
+    fn from(flat: FlatAssignment<D>) -> Self {
+        Assignment {
+            id: AttemptId {
+                execution: flat.execution,
+                attempt: flat.attempt,
+            },
+            task_id: flat.task_id,
+            task_name: flat.task_name,
+            detail: flat.detail,
+        }
+    }
 }
 
 /// A stream of a command.
@@ -214,18 +254,20 @@ pub struct Done {
 
 /// The answer to reported results. None of them need be reported again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", bound(deserialize = "D: Deserialize<'de>"))]
 pub struct Taken<D> {
     /// One entry per result, in the order of the report.
+    #[serde(deserialize_with = "bounded")]
     pub results: Vec<Verdict>,
     /// Attempts to start, if the report asked for that.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded")]
     pub start: Vec<Assignment<D>>,
 }
 
 /// The server's verdict on a reported result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", from = "FlatVerdict")]
 pub struct Verdict {
     /// Which attempt.
     #[serde(flatten)]
@@ -235,6 +277,57 @@ pub struct Verdict {
     /// Why it does not count.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub msg: String,
+}
+
+/// A [`Verdict`] as it is read, for the same reason as [`FlatAssignment`].
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct FlatVerdict {
+    execution: String,
+    attempt: u32,
+    taken: bool,
+    #[serde(default)]
+    msg: String,
+}
+
+impl From<FlatVerdict> for Verdict {
+    fn from(flat: FlatVerdict) -> Self {
+        Verdict {
+            id: AttemptId {
+                execution: flat.execution,
+                attempt: flat.attempt,
+            },
+            taken: flat.taken,
+            msg: flat.msg,
+        }
+    }
+}
+
+/// A list of [`MAX_LISTED`] entries at most.
+fn bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    struct Bounded<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Bounded<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(entry) = entries.next_element()? {
+                if list.len() >= MAX_LISTED {
+                    let why = format_args!("a list has more than {MAX_LISTED} entries").to_string();
+                    return Err(A::Error::custom(why));
+                }
+                list.push(entry);
+            }
+            Ok(list)
+        }
+    }
+    deserializer.deserialize_seq(Bounded(PhantomData))
 }
 
 /// The goodbye of an agent that ends. Attempts that it was handed and that are not in `holds` were never started.

@@ -127,6 +127,10 @@ fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
+fn is_nothing(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
 /// The machines that would run a task.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DryRun {
@@ -386,6 +390,9 @@ pub struct AnsweredDetail {
     /// What it runs.
     #[serde(flatten)]
     pub detail: Arc<Detail>,
+    /// How many bytes of it a list leaves out. Not accepted when posted: a part of a command must not run.
+    #[serde(rename = "truncatedBytes", default, skip_serializing_if = "is_nothing")]
+    pub truncated_bytes: u64,
     /// The lines.
     #[serde(default)]
     pub result: Vec<String>,

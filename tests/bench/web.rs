@@ -8,7 +8,7 @@ use crate::wrk::{self, Nginx};
 use std::time::Duration;
 
 /// The least part of nginx's rate.
-const OF_NGINX: f64 = 0.65;
+const OF_NGINX: f64 = 0.75;
 /// Connections at once: few, and as many as a busy day has.
 const CONNECTIONS: [usize; 2] = [32, 200];
 /// One round; the rounds of those that are compared take turns, so that what else the machine does

@@ -1,6 +1,9 @@
 //! A server for one test, and the agent that talks to it.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod gate;
+pub mod shim;
+
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sidebike::head_tail_buffer::HeadTailBuffer;
@@ -87,7 +90,7 @@ type Shared = Arc<(Mutex<Seen>, Condvar)>;
 
 /// The server.
 pub struct Server {
-    port: u16,
+    pub port: u16,
     shared: Shared,
     open: Arc<AtomicBool>,
 }
@@ -363,22 +366,24 @@ pub struct Agent {
 impl Agent {
     pub fn start(server: &Server, args: &[&str], env: &[(&str, &str)]) -> Self {
         let agent = Command::new(env!("CARGO_BIN_EXE_sidebike"));
-        Self::spawn(agent, server, args, env)
+        Self::spawn(agent, server.port, args, env)
+    }
+
+    /// The same, with something between it and the server.
+    pub fn start_behind(gate: &gate::Gate, args: &[&str], env: &[(&str, &str)]) -> Self {
+        let agent = Command::new(env!("CARGO_BIN_EXE_sidebike"));
+        Self::spawn(agent, gate.port, args, env)
     }
 
     /// Started by another program, which gets the agent's command line as its arguments.
     pub fn start_by(mut starter: Command, server: &Server) -> Self {
         starter.arg(env!("CARGO_BIN_EXE_sidebike"));
-        Self::spawn(starter, server, &[], &[])
+        Self::spawn(starter, server.port, &[], &[])
     }
 
-    fn spawn(mut command: Command, server: &Server, args: &[&str], env: &[(&str, &str)]) -> Self {
+    fn spawn(mut command: Command, port: u16, args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut child = command
-            .args([
-                "agent",
-                "--registry-address",
-                &format!("127.0.0.1:{}", server.port),
-            ])
+            .args(["agent", "--registry-address", &format!("127.0.0.1:{port}")])
             .args(args)
             .envs(env.iter().copied())
             .env_remove("RUST_LOG")
@@ -422,6 +427,16 @@ impl Agent {
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix("VmHWM:"))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// The memory of its own that it has now, in KiB: without that of files, such as the program itself.
+    pub fn own_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
             .unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }

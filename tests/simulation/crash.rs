@@ -8,6 +8,7 @@ use crate::world::{AttemptKey, Event, Lawful, Ms, Response, World};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sidebike::core::{Batch, Core, OutputChange, OutputKey, Saved, TaskKey, Time};
+use sidebike::wire::task::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How often the present time is committed while a task is unfinished.
@@ -59,7 +60,18 @@ pub struct Disk {
 fn dump(core: &Core) -> String {
     let mut all = String::new();
     for (_, task) in core.tasks_by_key() {
-        all += &serde_json::to_string(&task.answer(usize::MAX)).expect("an answer is JSON");
+        let mut answer = task.answer(usize::MAX);
+        // What was only offered to a machine waits for any machine after a restart.
+        if task.spec.mode == Mode::Any && answer.counts.queued > 0 {
+            answer.status = 0;
+            answer.assignees.clear();
+            for execution in &mut answer.result {
+                execution.machine_label = "".into();
+                execution.instance = "".into();
+                execution.host = "".into();
+            }
+        }
+        all += &serde_json::to_string(&answer).expect("an answer is JSON");
         all.push('\n');
     }
     all
@@ -244,13 +256,13 @@ impl World {
         } else {
             self.count("commit");
             for answer in writing.answers {
-                self.say(answer);
+                self.say(answer)?;
             }
         }
         self.see_to_notices()
     }
 
-    fn say(&mut self, answer: Answer) {
+    fn say(&mut self, answer: Answer) -> Lawful {
         match answer {
             Answer::Submitted(key) => {
                 // It may have finished and been forgotten during the commit.
@@ -259,7 +271,8 @@ impl World {
                     disk.said_accepted.insert(key);
                 }
             }
-            Answer::ToAgent(who, response) => {
+            Answer::ToAgent(who, mut response) => {
+                self.drop_what_was_canceled(who, &mut response)?;
                 if let Response::Taken(taken, ..) = &response {
                     let taken = taken.results.iter().filter(|verdict| verdict.taken);
                     let taken: Vec<AttemptKey> = taken
@@ -271,6 +284,37 @@ impl World {
                 self.send(who, Event::ToAgent(who, response));
             }
         }
+        Ok(())
+    }
+
+    /// What was canceled while its hand-out was being saved is not sent.
+    fn drop_what_was_canceled(&mut self, who: usize, response: &mut Response) -> Lawful {
+        let is_original = matches!(response, Response::Fetched(..));
+        let (start, keys) = match response {
+            Response::Orders(_, orders, keys) | Response::Fetched(orders, keys) => {
+                (&mut orders.start, keys)
+            }
+            Response::Taken(taken, _, keys) => (&mut taken.start, keys),
+            Response::Refused(..) | Response::Kept(..) | Response::Pong(_) => return Ok(()),
+        };
+        let before = start.len();
+        let core = &mut self.server.core;
+        let wanted: Vec<bool> = start.iter().map(|job| core.is_to_start(&job.id)).collect();
+        if is_original {
+            let label = &self.agents[who].label;
+            let dropped = start.iter().zip(&wanted).filter(|(_, wanted)| !**wanted);
+            for (job, _) in dropped {
+                core.not_sent_to_original(label, &job.id);
+            }
+        }
+        let mut wanted_start = wanted.iter();
+        start.retain(|_| *wanted_start.next().unwrap_or(&true));
+        let mut wanted_keys = wanted.iter();
+        keys.retain(|_| *wanted_keys.next().unwrap_or(&true));
+        if start.len() < before {
+            self.count("canceled before its hand-out was sent");
+        }
+        self.laws.sent(keys)
     }
 
     /// The submit was answered 503: the task could not be saved.

@@ -3,7 +3,7 @@
 use crate::server::Server;
 use crate::users::TaskModel;
 use crate::world::{AttemptKey, Lawful, Ms};
-use sidebike::core::{Core, ExecutionView, TaskKey};
+use sidebike::core::{Core, ExecutionView, Task, TaskKey};
 use sidebike::wire::machine::MachineState;
 use sidebike::wire::task::{Detail, ExecutionState, Mode, TaskState};
 use std::collections::{HashMap, HashSet};
@@ -38,7 +38,10 @@ pub struct Laws {
     heard: HashMap<String, Ms>,
     left: HashSet<String>,
     server_back_at: Ms,
-    offline: HashSet<String>,
+    /// Since when.
+    offline: HashMap<String, Ms>,
+    /// Results that the server said it has taken.
+    taken: HashSet<AttemptKey>,
 }
 
 /// What the laws remember of the server's state; after a crash it is reset to the saved state.
@@ -79,7 +82,7 @@ impl Laws {
         self.finished = finished;
         let offline = core.machine_states();
         let offline = offline.filter(|(_, state)| *state == MachineState::Offline);
-        self.offline = offline.map(|(instance, _)| instance.into()).collect();
+        self.offline = offline.map(|(instance, _)| (instance.into(), 0)).collect();
     }
 
     /// The server crashed without a database. What agents did remains done.
@@ -160,6 +163,24 @@ impl Laws {
         self.ends.insert(key, end);
     }
 
+    /// A result that was taken once is taken again, also after a retry: its agent may not have heard of it.
+    pub fn verdict(&mut self, core: &Core, key: AttemptKey, taken: bool) -> Lawful {
+        if taken {
+            self.taken.insert(key);
+            return Ok(());
+        }
+        let current = core.tasks_by_key().find(|(task, _)| *task == key.task);
+        let current = current.and_then(|(_, task)| {
+            let mut views = task.execution_views();
+            views.find(|e| e.n == key.n).map(|e| e.attempt)
+        });
+        let kept = current.is_some_and(|current| current <= key.attempt + 10);
+        if kept && self.taken.contains(&key) {
+            return Err(format!("what_was_taken_is_taken_again: {key:?}"));
+        }
+        Ok(())
+    }
+
     /// An attempt is started at most once, on whatever machine.
     fn no_attempt_starts_twice(&mut self, key: AttemptKey, who: usize) -> Lawful {
         match self.starts.insert(key, who) {
@@ -211,6 +232,15 @@ impl Laws {
         Ok(())
     }
 
+    /// The server sends an answer that has waited for the disk: what was canceled meanwhile is not in it.
+    pub fn sent(&self, keys: &[AttemptKey]) -> Lawful {
+        let canceled = |key: &&AttemptKey| self.canceled.contains(&key.task);
+        match keys.iter().find(canceled) {
+            Some(key) => Err(format!("nothing_canceled_is_sent: {key:?}")),
+            None => Ok(()),
+        }
+    }
+
     /// The end of a task is announced once.
     pub fn finished(&mut self, key: TaskKey) -> Lawful {
         if self.finished.insert(key) {
@@ -233,6 +263,7 @@ impl Laws {
                     instances.push(instance);
                 }
                 what_could_run_elsewhere_is_not_lost_unstarted(key, task.spec.mode, &seen)?;
+                self.no_queue_is_forgotten_before_its_time(now, key, &seen)?;
                 let known = self
                     .executions
                     .insert((key, seen.n), (seen.state, seen.attempt));
@@ -251,8 +282,33 @@ impl Laws {
                     .map_err(|law| format!("{law} {:?}", seen.msg))?;
             }
         }
+        nothing_that_could_run_waits_for_a_busy_machine(&server.core)?;
         self.no_machine_goes_offline_too_early(now, &server.core)?;
         self.who_said_goodbye_never_comes_back(server)
+    }
+
+    /// What is queued for an offline machine is not lost before that machine is forgotten after its ten minutes,
+    /// however many new machines come.
+    fn no_queue_is_forgotten_before_its_time(
+        &self,
+        now: Ms,
+        key: TaskKey,
+        seen: &ExecutionView<'_>,
+    ) -> Lawful {
+        let known = self.executions.get(&(key, seen.n));
+        let is_new = known.is_none_or(|(state, _)| *state != ExecutionState::Lost);
+        let forgotten = seen.state == ExecutionState::Lost
+            && seen.msg == "its machine went away before it started";
+        let since = seen
+            .instance
+            .and_then(|instance| self.offline.get(instance));
+        match since {
+            Some(since) if is_new && forgotten && now < since + 600_000 => Err(format!(
+                "no_queue_is_forgotten_before_its_time: {key:?} after {} ms",
+                now - since
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// A terminal state of a task never changes.
@@ -307,14 +363,25 @@ impl Laws {
     ) -> Lawful {
         let started = self.starts.contains_key(&key);
         let end = self.ends.get(&key).map(|end| end.state);
+        // A retry that was not started in time leaves the execution as the attempt before ended.
+        let retry_expired = !started && msg.contains("was not started within its ttl");
+        let before = AttemptKey {
+            attempt: key.attempt.saturating_sub(1),
+            ..key
+        };
+        let end_before = self.ends.get(&before).map(|end| end.state);
         let right = match state {
             // Refused for an agent of the original, which never saw it.
             ExecutionState::Failed if msg.starts_with("detail.env: ") => !started,
+            ExecutionState::Failed | ExecutionState::TimedOut if retry_expired => {
+                end_before == Some(state)
+            }
             ExecutionState::Succeeded | ExecutionState::Failed | ExecutionState::TimedOut => {
                 end == Some(state)
             }
             ExecutionState::Canceled => !started || end == Some(state) || self.is_original(key),
-            ExecutionState::Expired => !started,
+            // Not even an earlier attempt.
+            ExecutionState::Expired => !started && key.attempt == 1,
             ExecutionState::Running => started,
             ExecutionState::Queued | ExecutionState::Delivered | ExecutionState::Lost => true,
         };
@@ -339,8 +406,8 @@ impl Laws {
                 self.offline.remove(instance);
                 continue;
             }
-            if !self.offline.contains(instance) {
-                self.offline.insert(instance.into());
+            if !self.offline.contains_key(instance) {
+                self.offline.insert(instance.into(), now);
                 let silent = now - self.heard.get(instance).copied().unwrap_or(0);
                 if silent < 45_000 && !self.left.contains(instance) {
                     return Err(format!(
@@ -371,6 +438,7 @@ impl Laws {
             if !core.is_finished(key) {
                 return Err(format!("what_was_accepted_ends: {key:?}"));
             }
+            an_answer_is_bounded(key, task)?;
             let answer = task.answer(usize::MAX);
             for (e, n) in answer.result.iter().zip(0..) {
                 let attempt = AttemptKey {
@@ -393,6 +461,34 @@ impl Laws {
         }
         Ok(())
     }
+}
+
+/// Nothing that could run waits while a machine that could run it is free.
+fn nothing_that_could_run_waits_for_a_busy_machine(core: &Core) -> Lawful {
+    let conserved = core.check_work_conservation();
+    conserved.map_err(|what| format!("nothing_that_could_run_waits_for_a_busy_machine: {what}"))
+}
+
+/// An answer has about as much output as was asked for, whatever the number of executions and attempts.
+fn an_answer_is_bounded(key: TaskKey, task: &Task) -> Lawful {
+    const LIMIT: usize = 1_000;
+    // Of each attempt that is cut: a line that says so.
+    const GAPS: usize = 100;
+    let answer = task.answer(LIMIT);
+    let (mut bytes, mut attempts) = (0, 0);
+    for e in &answer.result {
+        let past = e.attempts.iter().map(|past| &past.attempt);
+        for attempt in past.chain([&e.attempt]) {
+            bytes += attempt.stdout.len() + attempt.stderr.len();
+            attempts += 1;
+        }
+    }
+    if bytes > LIMIT + attempts * GAPS {
+        return Err(format!(
+            "an_answer_is_bounded: {key:?}, {bytes} bytes of {attempts} attempts"
+        ));
+    }
+    Ok(())
 }
 
 /// What any machine may run, and had not started on a machine that went offline, goes to another one.

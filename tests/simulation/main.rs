@@ -71,7 +71,9 @@ fn limits(rng: &mut Rng) -> Limits {
             tasks: 3,
             executions: 6,
             machines: 4,
+            new_machines: 1_000,
             output_bytes: 1_500,
+            detail_bytes: 100,
             patterns: 2,
             texts: server::TEXTS,
         };
@@ -80,7 +82,9 @@ fn limits(rng: &mut Rng) -> Limits {
         tasks: 50,
         executions: 500,
         machines: 100,
+        new_machines: 1_000,
         output_bytes: 1 << 20,
+        detail_bytes: 1 << 20,
         patterns: 1_000,
         texts: server::TEXTS,
     }
@@ -231,6 +235,18 @@ fn it_finds_answers_that_do_not_wait_for_the_disk() {
         world
     };
     let sum = run_worlds(|n| n >= 2_000, hasty);
+    assert!(!sum.failures.is_empty(), "nobody noticed");
+    println!("after {} seeds: {}", sum.seeds, sum.failures[0].1);
+}
+
+#[test]
+fn it_finds_what_was_canceled_during_its_commit() {
+    let broken = |seed| {
+        let mut world = world(seed, Some(Rule::CanceledIsNotSent));
+        world.give_disk();
+        world
+    };
+    let sum = run_worlds(|n| n >= 2_000, broken);
     assert!(!sum.failures.is_empty(), "nobody noticed");
     println!("after {} seeds: {}", sum.seeds, sum.failures[0].1);
 }

@@ -151,7 +151,7 @@ fn a_canceled_task_keeps_its_place_until_it_is_reported_or_overdue() {
         let next = scene.task();
         assert!(!scene.ping(0), "its command runs on");
         assert_eq!(scene.fetch(0), None);
-        assert_eq!(scene.core.list_machines(None, None)[0].running, 1);
+        assert_eq!(scene.core.list_machines(None, None)[0].answer().running, 1);
         if is_reported {
             assert!(!scene.done(0, &id).taken);
         } else {
@@ -291,7 +291,7 @@ fn the_machine_is_gone_when_one_of_ours_takes_its_label() {
     scene.poll("bbbbbbbb", LABEL);
     let machines = scene.core.list_machines(Some(LABEL), None);
     assert_eq!(machines.len(), 1);
-    assert_eq!(machines[0].instance, "bbbbbbbb");
+    assert_eq!(machines[0].answer().instance, "bbbbbbbb");
     for task in [running, waiting] {
         assert_eq!(scene.state(task), ExecutionState::Lost);
     }

@@ -5,7 +5,7 @@ use crate::crash::Disk;
 use crate::laws::HandOut;
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, TextLimits, Time};
-use sidebike::wire::agent::{Assignment, AttemptId, Orders, Poll};
+use sidebike::wire::agent::{Assignment, AttemptId, Orders, Poll, Verdict};
 use sidebike::wire::task::Detail;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,6 +33,8 @@ pub struct Server {
     pub core: Core,
     pub limits: Limits,
     pub epoch: u32,
+    /// How many cores there have been.
+    pub lives: u64,
     /// With a database.
     pub disk: Option<Disk>,
     held: HashMap<MachineKey, Held>,
@@ -46,6 +48,7 @@ impl Server {
             core: Core::new(limits.clone(), World::BEGINNING),
             limits,
             epoch: 0,
+            lives: 0,
             disk: None,
             held: HashMap::new(),
             next_hold: 0,
@@ -65,6 +68,7 @@ impl Server {
     pub fn wipe(&mut self, now: Time) {
         self.core = Core::new(self.limits.clone(), now);
         self.epoch += 1;
+        self.lives += 1;
         self.held.clear();
         self.break_rule();
     }
@@ -78,7 +82,9 @@ impl Server {
     /// A new server, rebuilt from what the one before had saved.
     pub fn restore(&mut self, now: Time, saved: Saved) -> Lawful {
         self.core = Core::restored(self.limits.clone(), now, saved)?;
+        self.lives += 1;
         self.held.clear();
+        self.break_rule();
         Ok(())
     }
 
@@ -110,6 +116,7 @@ impl World {
             Request::Done(done) => {
                 self.laws.heard_of(self.now, &done.instance);
                 let taken = self.server.core.done_and_next(now, &done);
+                self.verdicts(&taken.results)?;
                 if !taken.start.is_empty() {
                     self.count("handed out with a report");
                 }
@@ -147,6 +154,19 @@ impl World {
             }
         }
         self.see_to_notices()
+    }
+
+    fn verdicts(&mut self, verdicts: &[Verdict]) -> Lawful {
+        // A server that crashes may take back what it has not acknowledged.
+        if self.server.disk.is_some() {
+            return Ok(());
+        }
+        for Verdict { id, taken, .. } in verdicts {
+            if let Some(key) = self.server.key_of(id) {
+                self.laws.verdict(&self.server.core, key, *taken)?;
+            }
+        }
+        Ok(())
     }
 
     fn server_polled(&mut self, who: usize, poll: Poll) -> Lawful {
@@ -201,6 +221,26 @@ impl World {
             self.collect_for(machine)?;
         }
         self.see_to_notices()
+    }
+
+    pub fn machine_wakes(&mut self, epoch: u32, machine: MachineKey) -> Lawful {
+        if epoch == self.server.epoch {
+            self.collect_for(machine)?;
+        }
+        self.see_to_notices()
+    }
+
+    /// The connection of an agent's held poll breaks, and both sides see that.
+    pub fn poll_is_dropped(&mut self, who: usize) {
+        let held = self.server.held.iter().find(|(_, held)| held.who == who);
+        let Some(machine) = held.map(|(machine, _)| *machine) else {
+            return;
+        };
+        self.count("held poll dropped");
+        self.note(|| format!("the held poll of agent {who} is dropped"));
+        self.server.held.remove(&machine);
+        self.server.core.release_poll(machine);
+        self.connection_breaks(who);
     }
 
     fn shorten_hold(&mut self, machine: MachineKey) {
@@ -275,10 +315,20 @@ impl World {
             }
             for notice in notices {
                 match notice {
+                    Notice::Wake(machine) if self.rng.chance(self.weather.late_wake) => {
+                        self.count("held poll answered late");
+                        let late = self.rng.between(0, 40);
+                        self.after(late, Event::Wake(self.server.epoch, machine));
+                        // What it was to be answered with is then in nobody's hands.
+                        let held = self.server.held.get(&machine).map(|held| held.who);
+                        if let Some(who) = held.filter(|_| self.rng.chance(self.weather.drop)) {
+                            self.poll_is_dropped(who);
+                        }
+                    }
                     Notice::Wake(machine) => self.collect_for(machine)?,
                     Notice::HandedOut(machine) => self.shorten_hold(machine),
                     Notice::Finished(task) => self.laws.finished(task)?,
-                    Notice::Changed(_) => {}
+                    Notice::Changed(_) | Notice::NewcomersRefused(_) => {}
                     Notice::MachineOffline(..) => self.count("machine went offline"),
                     Notice::MachineOnline(..) => self.count("machine appeared"),
                 }

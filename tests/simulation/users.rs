@@ -2,7 +2,7 @@
 
 use crate::server::TEXTS;
 use crate::world::{Event, Lawful, Ms, World};
-use sidebike::core::{Refusal, Selection, Spec, TaskKey, TaskQuery, Time};
+use sidebike::core::{LabelSnapshot, Refusal, Selection, Spec, TaskKey, TaskQuery, Time};
 use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::task::{ExecutionState, Mode, PostedTask, Retry, RetryOn};
 use std::cell::RefCell;
@@ -53,6 +53,8 @@ impl TaskModel {
 pub struct Users {
     tasks: BTreeMap<TaskKey, TaskModel>,
     submitted: u64,
+    /// The labels of an earlier moment, and of which core.
+    snapshot: Option<(u64, LabelSnapshot)>,
 }
 
 impl Users {
@@ -170,7 +172,20 @@ impl World {
 
     fn user_submits(&mut self) {
         let pattern = self.rng.pick(&PATTERNS);
-        let spec = self.new_spec(pattern);
+        let mut spec = self.new_spec(pattern);
+        // Matched with the labels of an earlier moment.
+        let life = self.server.lives;
+        let snapshot = self.users.snapshot.take();
+        let snapshot = snapshot.filter(|(epoch, _)| *epoch == life);
+        let fresh = self
+            .server
+            .core
+            .labels_to_match(pattern)
+            .map(|now| (life, now));
+        if let Some((_, snapshot)) = &snapshot {
+            snapshot.match_with(&mut spec.pattern);
+        }
+        self.users.snapshot = fresh;
         self.submit(spec);
     }
 
@@ -338,6 +353,7 @@ impl World {
                 return Err("answers_are_complete".into());
             }
         }
+        self.server.core.check_matches()?;
         let machines = self.server.core.list_machines(None, None).len();
         let by_state: usize = self
             .server

@@ -57,6 +57,7 @@ pub enum Event {
     ToAgent(usize, Response),
     Alarm(usize, Alarm),
     HoldOver(u32, MachineKey, u64),
+    Wake(u32, MachineKey),
     CommitBegins(u32),
     CommitEnds(u32),
     Tick,
@@ -76,6 +77,10 @@ pub struct Weather {
     pub term: u64,
     pub restart: u64,
     pub cut: u64,
+    /// The connection of a held poll breaks.
+    pub drop: u64,
+    /// A held poll is answered later than the change because of which it is.
+    pub late_wake: u64,
     pub stop: u64,
     pub wipe: u64,
     /// With a database only: crashes of the server, failed commits, slow commits.
@@ -97,6 +102,8 @@ impl Weather {
             term: one_of(&[0, 60]),
             restart: one_of(&[50, 200, 300]),
             cut: one_of(&[0, 100]),
+            drop: one_of(&[0, 200]),
+            late_wake: one_of(&[0, 100, 500]),
             stop: one_of(&[0, 0, 100]),
             wipe: one_of(&[0, 0, 0, 0, 0, 30]),
             crash: 0,
@@ -116,6 +123,8 @@ impl Weather {
             term: 0,
             restart: 0,
             cut: 0,
+            drop: 0,
+            late_wake: 0,
             stop: 0,
             wipe: 0,
             crash: 0,
@@ -292,6 +301,7 @@ impl World {
             Event::ToAgent(who, response) => self.agent_hears(who, response)?,
             Event::Alarm(who, alarm) => self.agent_wakes(who, alarm)?,
             Event::HoldOver(epoch, machine, hold) => self.hold_is_over(epoch, machine, hold)?,
+            Event::Wake(epoch, machine) => self.machine_wakes(epoch, machine)?,
             Event::CommitBegins(life) => self.commit_begins(life),
             Event::CommitEnds(life) => self.commit_ends(life)?,
             Event::Tick => self.tick()?,
@@ -378,6 +388,10 @@ impl World {
             if self.rng.chance(weather.cut) {
                 self.count("agent cut off");
                 self.agents[who].cut_until = self.now + self.rng.between(1_000, 90_000);
+            }
+            if self.rng.chance(weather.drop) {
+                self.poll_is_dropped(who);
+                self.see_to_notices()?;
             }
         }
         if self.rng.chance(weather.restart / 2) {

@@ -3,13 +3,17 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `runner` | starting a command; the only file that names `process::Command` |
+//! | `lookup` | looking at files where that can be left alone |
 //! | `path_lookup` | finding a program on a PATH |
 //! | `policy` | what the owner of this machine allows |
 //! | `supervisor` | output, input, time-out and end of a command that runs |
 //! | `orphaned_pipes` | the pipes of background processes that outlive their command |
+//! | `survivors` | reaping commands that survived KILL |
 
+mod lookup;
 mod orphaned_pipes;
 pub(crate) mod path_lookup;
 pub(super) mod policy;
 pub(super) mod runner;
 pub(super) mod supervisor;
+mod survivors;

@@ -10,11 +10,15 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Pipes kept open, in number. The oldest is closed to make room.
 const MAX_PIPES: usize = 256;
 /// Bytes read at once: the capacity of a pipe.
 const READ_BYTES: usize = 64 * 1024;
+/// The pause after something was read. A process that writes without end would else take half a core for its
+/// output to be discarded; so it can write 640 KB a second.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// The stack of the thread, in bytes: its buffer is on the heap.
 const STACK_BYTES: usize = 128 * 1024;
 /// How often the thread looks for new pipes when it has no eventfd that wakes it.
@@ -103,6 +107,7 @@ fn drain(shared: &Shared) {
         if let Some(wake) = &shared.wake {
             let _ = rustix::io::read(wake, &mut [0u8; 8]);
         }
+        let is_busy = ready.contains(&true);
         let mut ready = ready.into_iter();
         pipes.retain(|pipe| {
             !ready.next().unwrap_or(false) || {
@@ -110,6 +115,9 @@ fn drain(shared: &Shared) {
                 matches!(read, Ok(1..) | Err(Errno::AGAIN | Errno::INTR))
             }
         });
+        if is_busy {
+            std::thread::sleep(BUSY_PAUSE);
+        }
     }
 }
 
@@ -124,5 +132,6 @@ fn wait(pipes: &VecDeque<OwnedFd>, wake: Option<&OwnedFd>) -> Vec<bool> {
     if poll(&mut fds, timeout).is_err() {
         return Vec::new();
     }
-    fds.iter().map(|fd| !fd.revents().is_empty()).collect()
+    let ready = fds.iter().map(|fd| !fd.revents().is_empty());
+    ready.take(pipes.len()).collect()
 }

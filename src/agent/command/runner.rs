@@ -2,15 +2,17 @@
 //!
 //! It decides which program runs, in which directory and with which environment. How a command that runs is
 //! watched and ended is in [`super::supervisor`]. To support a new field of `detail`: read it in
-//! [`Runner::spawn`], and fail with a message where it cannot be honoured. It must never be ignored.
+//! [`Runner::prepare`], and fail with a message where it cannot be honoured. It must never be ignored.
 //!
 //! Nothing here needs /dev, /proc or /etc: a container may have none of them.
 
+use super::lookup::{self, LookFailed};
 use super::orphaned_pipes::OrphanedPipes;
 use super::path_lookup;
 use super::policy;
 use super::supervisor::{Limits, Started, Supervisor};
-use crate::agent::attempt::{Attempt, Outcome, Waker};
+use super::survivors::Survivors;
+use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::backoff::random_id;
 use crate::agent::processes::guard::Guard;
 use crate::agent::processes::inheritance;
@@ -26,7 +28,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 /// The longest text for standard input, in bytes: as long as the longest request.
 const MAX_STDIN_BYTES: usize = 1 << 20;
@@ -38,19 +41,22 @@ pub struct Runner {
     label: String,
     /// Whether each command needs a session of its own, or it could use the terminal of the agent.
     needs_session: bool,
-    guard: Guard,
+    guard: Arc<Guard>,
     orphaned_pipes: OrphanedPipes,
+    survivors: Survivors,
 }
 
 impl Runner {
     /// Also starts the guard.
     pub fn new(policy: CommandPolicy, label: String) -> Self {
+        let guard = Arc::new(Guard::start());
         Runner {
             policy,
             label,
             needs_session: inheritance::has_terminal(),
-            guard: Guard::start(),
+            guard: Arc::clone(&guard),
             orphaned_pipes: OrphanedPipes::new(),
+            survivors: Survivors::new(guard),
         }
     }
 
@@ -64,49 +70,60 @@ impl Runner {
         &'a self,
         state: &'a AgentState,
         attempt: &'a Attempt,
-        job: &mut Job,
+        job: &Job,
         waker: Option<&'a Waker>,
     ) -> Result<Supervisor<'a>, Outcome> {
-        let failed = |why| Outcome::not_started(ExecutionState::Failed, why);
-        let waker =
-            waker.ok_or_else(|| failed("this machine has no file descriptors left".into()))?;
+        let waker = waker.ok_or_else(|| failed("this machine has no file descriptors left"))?;
         // Set the waker before looking for an order to stop: an order after the look wakes.
         attempt.set_waker(waker.clone());
         if let Some(reason) = attempt.stop_reason() {
-            let state = ExecutionState::Canceled;
-            return Err(Outcome::not_started(state, reason.text()));
+            return Err(stopped(reason));
         }
         let key = random_id().map_err(failed)?;
         // Before the start: if the agent is killed meanwhile, the guard finds the command by its key.
         self.guard.add(&key);
-        let started = self.spawn(job, &state.instance(), key.clone());
-        let started = started.map_err(|why| {
-            self.guard.remove(&key);
-            failed(why)
-        })?;
+        let prepared = self.prepare(job, &state.instance(), key.clone(), attempt, waker);
+        let started = prepared.and_then(|prepared| {
+            // Preparing may have taken a while, and there must be no start after an order to stop.
+            match attempt.stop_reason() {
+                Some(reason) => Err(stopped(reason)),
+                None => prepared.spawn().map_err(failed),
+            }
+        });
+        let started = started.inspect_err(|_| self.guard.remove(&key))?;
         Ok(Supervisor::new(
             state,
             attempt,
             &self.guard,
             &self.orphaned_pipes,
+            &self.survivors,
             waker,
             started,
         ))
     }
 
-    /// Spawns the process. The error says why that could not be done.
-    fn spawn(&self, job: &mut Job, instance: &str, key: String) -> Result<Started, String> {
-        let mut detail: Detail = serde_json::from_value(job.detail.take()).map_err(|why| {
+    /// Does all that can be done before the start. The error is the outcome if that fails.
+    fn prepare(
+        &self,
+        job: &Job,
+        instance: &str,
+        key: String,
+        attempt: &Attempt,
+        waker: &Waker,
+    ) -> Result<Prepared, Outcome> {
+        let mut detail: Detail = serde_json::from_str(job.detail.get()).map_err(|why| {
             let version = env!("CARGO_PKG_VERSION");
-            format!("this agent (version {version}) does not understand the detail: {why}")
+            failed(format!(
+                "this agent (version {version}) does not understand the detail: {why}"
+            ))
         })?;
-        policy::check(&self.policy, &detail)?;
+        policy::check(&self.policy, &detail).map_err(failed)?;
         let stdin = detail.stdin.take().unwrap_or_default().into_bytes();
         if stdin.len() > MAX_STDIN_BYTES {
-            return Err(format!(
+            return Err(failed(format!(
                 "detail.stdin: must have {MAX_STDIN_BYTES} bytes at most, got {}",
                 stdin.len()
-            ));
+            )));
         }
         let limits = Limits {
             timeout: match detail.timeout {
@@ -116,8 +133,21 @@ impl Runner {
             },
             kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE).into(),
         };
-        let mut command = command_line(&detail, self.policy.wrapper.as_deref())?;
-        self.set_environment(&mut command, job, instance, &detail)?;
+        let wrapper = self.policy.wrapper.clone();
+        let detail = Arc::new(detail);
+        let mut command = match &detail.workspace {
+            None => command_line(&detail, wrapper.as_deref()).map_err(failed)?,
+            Some(workspace) => {
+                let detail = Arc::clone(&detail);
+                let timeout = limits.timeout.map(Duration::from);
+                let look = move || command_line(&detail, wrapper.as_deref());
+                let found = lookup::look(attempt, waker, timeout, look);
+                let found = found.map_err(|why| look_failed(why, workspace, limits));
+                found?.map_err(failed)?
+            }
+        };
+        self.set_environment(&mut command, job, instance, &detail)
+            .map_err(failed)?;
         // Last, because no task may change it: the processes of the attempt are found by it.
         command.env(KEY_VARIABLE, &key);
         if let Some(workspace) = &detail.workspace {
@@ -133,11 +163,8 @@ impl Runner {
         } else {
             command.process_group(0);
         }
-        let child = command
-            .spawn()
-            .map_err(|why| format!("cannot start {}: {why}", command.get_program().display()))?;
-        Ok(Started {
-            child,
+        Ok(Prepared {
+            command,
             key,
             stdin,
             limits,
@@ -177,6 +204,53 @@ impl Runner {
             command.env(name, value);
         }
         Ok(())
+    }
+}
+
+/// A command that only has to be started.
+struct Prepared {
+    command: Command,
+    key: String,
+    stdin: Vec<u8>,
+    limits: Limits,
+}
+
+impl Prepared {
+    /// Spawns the process. The error says why that could not be done.
+    fn spawn(mut self) -> Result<Started, String> {
+        let child = self.command.spawn().map_err(|why| {
+            let program = self.command.get_program();
+            format!("cannot start {}: {why}", program.display())
+        })?;
+        Ok(Started {
+            child,
+            key: self.key,
+            stdin: self.stdin,
+            limits: self.limits,
+        })
+    }
+}
+
+fn failed(why: impl Into<String>) -> Outcome {
+    Outcome::not_started(ExecutionState::Failed, why)
+}
+
+fn stopped(reason: StopReason) -> Outcome {
+    Outcome::not_started(ExecutionState::Canceled, reason.text())
+}
+
+/// The outcome of an attempt whose workspace could not be looked at.
+fn look_failed(why: LookFailed, workspace: &str, limits: Limits) -> Outcome {
+    match why {
+        LookFailed::Stopped(reason) => stopped(reason),
+        LookFailed::Impossible(why) => {
+            failed(format!("workspace {workspace:?} cannot be used: {why}"))
+        }
+        LookFailed::TimedOut => {
+            let after = limits.timeout.unwrap_or_default();
+            let msg = format!("timed out after {after}: workspace {workspace:?} does not answer");
+            Outcome::not_started(ExecutionState::TimedOut, msg)
+        }
     }
 }
 

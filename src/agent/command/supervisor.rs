@@ -7,6 +7,7 @@
 //! one.
 
 use super::orphaned_pipes::OrphanedPipes;
+use super::survivors::Survivors;
 use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::processes::attempt_processes::AttemptProcesses;
 use crate::agent::processes::guard::Guard;
@@ -32,6 +33,10 @@ const FIRST_READ_BYTES: usize = 2 * 1024;
 /// How long output waits before the reporter is told of it. A small command has ended by then, and its
 /// output is sent together with its result.
 const SETTLE: Duration = Duration::from_millis(10);
+/// How long a pipe that is still open when the command has ended is read. What the command started to handle
+/// its output, as with `exec > >(tee log)`, writes the last of it now. A process that stays in the background
+/// delays the result by this much.
+const LAST_OUTPUT: Duration = Duration::from_millis(100);
 /// How often a system without pidfd is asked whether the leader has ended.
 const EXIT_LOOK: Duration = Duration::from_millis(20);
 /// The longest time between TERM and KILL when the agent shuts down.
@@ -85,9 +90,10 @@ pub struct Supervisor<'a> {
     attempt: &'a Attempt,
     guard: &'a Guard,
     orphaned_pipes: &'a OrphanedPipes,
+    survivors: &'a Survivors,
     waker: &'a Waker,
-    /// The leader of the group.
-    child: Child,
+    /// The leader of the group; none once it was given to the survivors.
+    child: Option<Child>,
     group: Pid,
     /// The key of the attempt.
     key: String,
@@ -100,6 +106,8 @@ pub struct Supervisor<'a> {
     pidfd: Option<OwnedFd>,
     /// The leader has ended.
     leader_ended: bool,
+    /// When the leader ended by itself while a pipe was still open.
+    ended_at: Option<Instant>,
     ending: Option<Ending>,
     /// The leader's status, once it has been reaped.
     exit: Option<ExitStatus>,
@@ -125,6 +133,7 @@ impl<'a> Supervisor<'a> {
         attempt: &'a Attempt,
         guard: &'a Guard,
         orphaned_pipes: &'a OrphanedPipes,
+        survivors: &'a Survivors,
         waker: &'a Waker,
         started: Started,
     ) -> Self {
@@ -145,6 +154,7 @@ impl<'a> Supervisor<'a> {
             attempt,
             guard,
             orphaned_pipes,
+            survivors,
             waker,
             group,
             key,
@@ -159,7 +169,8 @@ impl<'a> Supervisor<'a> {
             stderr: child.stderr.take().map(|pipe| nonblocking(pipe.into())),
             pidfd: pidfd_open(group, PidfdFlags::empty()).ok(),
             leader_ended: false,
-            child,
+            ended_at: None,
+            child: Some(child),
             ending: None,
             exit: None,
             unannounced: None,
@@ -229,10 +240,11 @@ impl<'a> Supervisor<'a> {
     fn next_wakeup(&self) -> Option<Duration> {
         let now = Instant::now();
         let until = |at: Instant| at.saturating_duration_since(now);
-        let deadline = match (&self.ending, self.limits.timeout) {
-            (Some(ending), _) => Some(ending.termination.next_step()),
-            (None, Some(timeout)) => Some(self.started + Duration::from(timeout)),
-            (None, None) => None,
+        let deadline = match (&self.ending, self.ended_at, self.limits.timeout) {
+            (Some(ending), _, _) => Some(ending.termination.next_step()),
+            (None, Some(at), _) => Some(at + LAST_OUTPUT),
+            (None, None, Some(timeout)) => Some(self.started + Duration::from(timeout)),
+            (None, None, None) => None,
         };
         let exit_look = (!self.leader_ended && self.pidfd.is_none()).then_some(EXIT_LOOK);
         let announce = self.unannounced.map(|came| until(came + SETTLE));
@@ -296,7 +308,13 @@ impl<'a> Supervisor<'a> {
         let now = Instant::now();
         if self.notice_exit() {
             let Some(ending) = &mut self.ending else {
-                return Some(self.ended_by_itself());
+                self.read_what_is_there();
+                if !self.has_open_pipe() {
+                    return Some(self.ended_by_itself(now));
+                }
+                self.stdin = None;
+                self.ended_at = Some(now);
+                return None;
             };
             ending.termination.look_now(now);
             if !ProcessTable::is_available() {
@@ -305,6 +323,10 @@ impl<'a> Supervisor<'a> {
             }
         }
         self.announce_output(now);
+        if let Some(at) = self.ended_at {
+            let is_over = now >= at + LAST_OUTPUT || !self.has_open_pipe();
+            return is_over.then(|| self.ended_by_itself(at));
+        }
         if self.ending.is_none() {
             if let Some(reason) = self.attempt.stop_reason() {
                 let grace = match reason {
@@ -344,10 +366,10 @@ impl<'a> Supervisor<'a> {
     }
 
     fn reap(&mut self) {
-        if self.exit.is_some() {
+        let Some(child) = self.child.as_mut().filter(|_| self.exit.is_none()) else {
             return;
-        }
-        self.exit = Some(self.child.wait().unwrap_or_else(|why| {
+        };
+        self.exit = Some(child.wait().unwrap_or_else(|why| {
             warn!("the exit code of a command is lost: {why}");
             ExitStatus::from_raw(0xff00)
         }));
@@ -382,11 +404,14 @@ impl<'a> Supervisor<'a> {
         if self.leader_ended {
             self.guard.remove(&self.key);
             self.reap();
+        } else if let Some(child) = self.child.take() {
+            self.survivors.add(child, self.key.clone());
         }
-        Some(self.outcome(state, msg))
+        Some(self.outcome(state, msg, Instant::now()))
     }
 
-    fn ended_by_itself(&mut self) -> Outcome {
+    /// The outcome of a command that ended `at` that time.
+    fn ended_by_itself(&mut self, at: Instant) -> Outcome {
         self.read_the_rest();
         self.attempt.release_processes();
         self.guard.remove(&self.key);
@@ -406,13 +431,31 @@ impl<'a> Supervisor<'a> {
                 "ended without an exit code or a signal".into(),
             ),
         };
-        self.outcome(state, msg)
+        self.outcome(state, msg, at)
     }
 
-    /// Reads what is in the pipes now, and nothing that is written later. Pipes that a background process
-    /// holds open are drained elsewhere.
+    /// Whether a process still holds the other end of a pipe.
+    fn has_open_pipe(&self) -> bool {
+        let mut pipes = [&self.stdout, &self.stderr].into_iter().flatten();
+        pipes.any(is_still_open)
+    }
+
+    /// Reads what is in the pipes now. Pipes that a background process holds open are drained elsewhere.
     fn read_the_rest(&mut self) {
+        self.read_what_is_there();
         self.stdin = None;
+        for pipe in [self.stdout.take(), self.stderr.take()]
+            .into_iter()
+            .flatten()
+        {
+            if is_still_open(&pipe) {
+                self.orphaned_pipes.add(pipe);
+            }
+        }
+    }
+
+    /// Reads what is in the pipes now, and nothing that is written later.
+    fn read_what_is_there(&mut self) {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let pipe = match stream {
                 Stream::Stdout => self.stdout.as_ref(),
@@ -427,18 +470,9 @@ impl<'a> Supervisor<'a> {
                 }
             }
         }
-        for pipe in [self.stdout.take(), self.stderr.take()]
-            .into_iter()
-            .flatten()
-        {
-            if is_still_open(&pipe) {
-                self.orphaned_pipes.add(pipe);
-            }
-        }
     }
 
-    fn outcome(&self, state: ExecutionState, msg: String) -> Outcome {
-        let at = Instant::now();
+    fn outcome(&self, state: ExecutionState, msg: String, at: Instant) -> Outcome {
         let signal = self.exit.and_then(|exit| exit.signal());
         Outcome {
             state,

@@ -64,7 +64,8 @@ impl AttemptProcesses {
     }
 
     /// Finds the live processes in a table, and sends `signal` to them: TERM once to each, with CONT,
-    /// because a stopped process would not see it; other signals every time. Whether there are any.
+    /// because a stopped process would not see it; other signals every time. A process that is stopped
+    /// later, and may not have seen TERM, gets CONT again. Whether there are any.
     pub fn sweep_in(&mut self, table: &ProcessTable, signal: Signal) -> bool {
         let strangers = self.strangers.get_mut();
         if strangers.len() > 2 * table.processes.len() {
@@ -94,6 +95,8 @@ impl AttemptProcesses {
                 if signal == Signal::TERM {
                     process.send(Signal::CONT);
                 }
+            } else if is_done && process.is_stopped {
+                process.send(Signal::CONT);
             }
         }
         self.signaled = members.iter().map(|process| process.id()).collect();

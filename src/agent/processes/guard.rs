@@ -29,9 +29,11 @@ use std::time::{Duration, Instant};
 pub const PROGRAM: &str = "agent-guard";
 /// The time from TERM to KILL when the agent is gone.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long a command whose start was announced may take to show its key. The agent may have been killed
-/// before the new process had its environment.
-const START_TIME: Duration = Duration::from_millis(100);
+/// How long a command whose start was announced may take to show its key. When the agent was killed, the new
+/// process may have had the agent's environment still: a program on a slow disk takes a while to be executed.
+const START_TIME: Duration = Duration::from_secs(10);
+/// The pause between looks for such a command.
+const START_LOOK_PERIOD: Duration = Duration::from_millis(100);
 /// How long lines may wait to be read while the agent lives: to wake up for each of them would slow down
 /// small commands that come one after the other.
 const READ_PERIOD: Timespec = Timespec {
@@ -238,27 +240,49 @@ fn apply(listed: &mut Listed, line: &str) {
 
 /// Ends the processes of all listed attempts.
 fn end(listed: Listed) {
-    if listed.values().any(Option::is_none) {
-        std::thread::sleep(START_TIME);
-    }
-    let now = Instant::now();
-    let attempts = listed.into_iter();
-    let mut ending: Vec<(AttemptProcesses, Termination)> = attempts
-        .map(|(key, group)| {
-            let processes = AttemptProcesses::of_dead_agent(key, group);
-            (processes, Termination::new(now, GRACE))
-        })
+    let begun = Instant::now();
+    let mut ending: Vec<Ending> = listed
+        .into_iter()
+        .map(|(key, group)| Ending::new(key, group, begun))
         .collect();
     while !ending.is_empty() {
         let now = Instant::now();
         let mut table = SharedTable::default();
-        ending.retain_mut(|(processes, ending)| {
-            let mut tree = WithTable(processes, &mut table);
-            ending.step(now, &mut tree) == Progress::Pending
+        ending.retain_mut(|one| {
+            let mut tree = WithTable(&mut one.processes, &mut table);
+            if one.termination.step(now, &mut tree) == Progress::Pending {
+                return true;
+            }
+            let may_start = one.group.is_none() && now < begun + START_TIME;
+            if may_start {
+                // From the beginning: a process that was looked at may have the key by then.
+                *one = Ending::new(std::mem::take(&mut one.key), None, now + START_LOOK_PERIOD);
+            }
+            may_start
         });
-        let steps = ending.iter().map(|(_, ending)| ending.next_step());
+        let steps = ending.iter().map(|one| one.termination.next_step());
         if let Some(next) = steps.min() {
             std::thread::sleep(next.saturating_duration_since(now));
+        }
+    }
+}
+
+/// An attempt whose processes are being ended.
+struct Ending {
+    key: String,
+    group: Option<Pid>,
+    processes: AttemptProcesses,
+    termination: Termination,
+}
+
+impl Ending {
+    /// Begins at a point in time.
+    fn new(key: String, group: Option<Pid>, at: Instant) -> Self {
+        Ending {
+            processes: AttemptProcesses::of_dead_agent(key.clone(), group),
+            termination: Termination::new(at, GRACE),
+            key,
+            group,
         }
     }
 }

@@ -32,6 +32,8 @@ pub struct Process {
     pub start: u64,
     /// Whether it has ended and only waits to be reaped.
     pub is_zombie: bool,
+    /// Whether it is stopped: it sees a signal such as TERM only after CONT.
+    pub is_stopped: bool,
     /// The value of [`KEY_VARIABLE`], read when it is first asked for.
     key: OnceCell<Option<Vec<u8>>>,
 }
@@ -77,9 +79,11 @@ impl Process {
     fn parse(pid: i32, stat: &str) -> Option<Self> {
         let (_, rest) = stat.rsplit_once(") ")?;
         let mut fields = rest.split(' ');
+        let state = fields.next()?;
         Some(Process {
             pid,
-            is_zombie: matches!(fields.next()?, "Z" | "X"),
+            is_zombie: matches!(state, "Z" | "X"),
+            is_stopped: state == "T",
             parent: fields.next()?.parse().ok()?,
             group: fields.next()?.parse().ok()?,
             start: fields.nth(16)?.parse().ok()?,
@@ -166,6 +170,7 @@ impl Process {
             group,
             start,
             is_zombie: false,
+            is_stopped: false,
             key: OnceCell::from(key.map(|key| key.as_bytes().to_vec())),
         }
     }
@@ -181,7 +186,12 @@ mod tests {
         let process = Process::parse(7, line).unwrap();
         let fields = (process.parent, process.group, process.start);
         assert_eq!(fields, (1, 77, 4711));
-        assert!(process.is_zombie);
+        assert!(process.is_zombie && !process.is_stopped);
+        assert!(
+            Process::parse(7, &line.replace(" Z ", " T "))
+                .unwrap()
+                .is_stopped
+        );
         for broken in ["", "7 (sh) S 1", "7 (sh) S 1 x"] {
             assert!(Process::parse(7, broken).is_none(), "{broken:?}");
         }

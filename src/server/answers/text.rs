@@ -19,9 +19,9 @@ pub fn of_task(status: u16, task: &Answered<'_>) -> Answer {
     let mut text = String::new();
     for execution in &task.result {
         for line in &execution.attempt.output {
-            text.push_str(&execution.machine_label);
+            push_label(&mut text, &execution.machine_label);
             text.push_str(" | ");
-            text.push_str(line);
+            push_visible(&mut text, line);
             text.push('\n');
         }
     }
@@ -34,17 +34,38 @@ pub fn of_task(status: u16, task: &Answered<'_>) -> Answer {
             label => label,
         };
         let state = execution.state.word();
-        let why = match &*execution.attempt.msg {
-            "" => String::new(),
-            msg => format!(": {}", msg.replace('\n', " ")),
-        };
-        text.push_str(&format!("{label} {state}{why}\n"));
+        push_label(&mut text, label);
+        text.push_str(&format!(" {state}"));
+        if !execution.attempt.msg.is_empty() {
+            text.push_str(": ");
+            push_visible(&mut text, &execution.attempt.msg.replace('\n', " "));
+        }
+        text.push('\n');
     }
     if task.state != TaskState::Succeeded {
         text.push_str(&in_words(task));
         text.push('\n');
     }
     plain(status, text)
+}
+
+/// Adds a text in which nothing begins a line or commands a terminal: such characters are shown escaped, as `\u{1b}`.
+fn push_visible(to: &mut String, text: &str) {
+    let obeyed = |c: char| (c.is_control() && c != '\t') || matches!(c, '\u{2028}' | '\u{2029}');
+    let mut rest = text;
+    while let Some(at) = rest.find(obeyed) {
+        let (before, after) = rest.split_at(at);
+        to.push_str(before);
+        let mut chars = after.chars();
+        to.extend(chars.next().into_iter().flat_map(char::escape_default));
+        rest = chars.as_str();
+    }
+    to.push_str(rest);
+}
+
+/// Adds a label, in which nothing looks like the bar after it.
+fn push_label(to: &mut String, label: &str) {
+    push_visible(to, &label.replace(" | ", " \\| "));
 }
 
 /// How a task stands, in a line.

@@ -1,34 +1,33 @@
-//! Who may: tokens and what each kind of them allows.
+//! Access control: tokens, and what each kind of token allows.
 //!
-//! Tokens are kept and compared as hashes, every one of them for every request, so that the time a
-//! comparison takes says nothing. To add a right: add it to [`Right`] and decide its line in
-//! `allows`; a route then asks for it in the table of routes.
+//! Tokens are stored as hashes. Every request is compared with all of them in constant time, so that response times
+//! reveal nothing. To add a right: a variant of [`Right`], and its lines in `allows`; routes name the right they need.
 
 use crate::secret;
 use log::{info, warn};
 use regex::Regex;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError, RwLock};
 use subtle::ConstantTimeEq;
 
-/// What a route asks for.
+/// The right that a route requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Right {
-    /// Nothing.
+    /// None: everybody may.
     Open,
-    /// To look.
+    /// To read.
     Look,
-    /// To change things: tasks, machines.
+    /// To change tasks or machines.
     Change,
-    /// To be an agent.
+    /// To make an agent's calls.
     Agent,
-    /// To be the original's agent, which cannot send a token: the label decides, in the handler.
+    /// To make the calls of the original's agents, which cannot send a token: the handler decides by the label.
     Original,
 }
 
-/// Agents that are warned of, for each reason: more would fill log and memory and say nothing new.
+/// Agents named in warnings, for each reason. More would fill the log and memory without telling anything new.
 const MAX_WARNED_OF: usize = 1_000;
 
 /// The kinds of tokens.
@@ -59,40 +58,56 @@ impl Kind {
 
 type Hash = [u8; 32];
 
-/// Who may do what.
+/// The tokens, and the labels that need none.
 #[derive(Debug)]
 pub struct Access {
     tokens: RwLock<Vec<(Kind, Hash)>>,
     allow_legacy: Option<Regex>,
-    /// The labels of agents that came with a token of people.
+    /// Labels of agents that used a token of people and were warned about.
     warned_of: Mutex<BTreeSet<String>>,
-    /// The addresses from which agents were refused, since the tokens were read.
+    /// Addresses of agents that were refused and warned about, since the tokens were read.
     refused: Mutex<BTreeSet<Option<IpAddr>>>,
     /// The labels of the original's agents that were refused, or their addresses, since the tokens were read.
     refused_originals: Mutex<BTreeSet<String>>,
 }
 
-/// A request that may not.
+/// A request that is not allowed.
 #[derive(Debug)]
 pub struct Denied {
     /// 401 or 403.
     pub status: u16,
-    /// Why.
+    /// The reason.
     pub msg: &'static str,
-    /// Whose it was, for the audit.
+    /// The caller, for the audit.
     pub caller: Caller,
 }
 
-/// Who made a request.
+/// The caller of a request.
 #[derive(Debug, Default)]
 pub struct Caller {
-    /// For the audit: the first digits of the token's hash, or a word; none when tokens are not used.
+    /// The name in the audit: the first digits of the token's hash, or a word. `None` without tokens.
     pub name: Option<String>,
-    /// The token is one of people.
+    /// The token is one for people.
     is_people: bool,
 }
 
 impl Caller {
+    /// From where and with which token it comes. Of an IPv6 address the network counts: one host has all of it.
+    pub fn origin(&self, peer: Option<IpAddr>) -> String {
+        let address = match peer {
+            Some(IpAddr::V6(v6)) if v6.to_ipv4_mapped().is_none() => {
+                let [a, b, c, d, ..] = v6.segments();
+                format!("{}/64", Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+            }
+            Some(address) => address.to_string(),
+            None => "an unknown address".into(),
+        };
+        match &self.name {
+            Some(token) => format!("{address} with token {token}"),
+            None => address,
+        }
+    }
+
     fn named(name: impl Into<String>) -> Self {
         Caller {
             name: Some(name.into()),
@@ -102,7 +117,7 @@ impl Caller {
 }
 
 impl Access {
-    /// Reads the tokens. The error is one line for a person.
+    /// Reads the tokens. The error is one line for the user.
     pub fn from_environment(allow_legacy: Option<Regex>) -> Result<Self, String> {
         Ok(Access {
             tokens: RwLock::new(read_tokens()?),
@@ -113,7 +128,7 @@ impl Access {
         })
     }
 
-    /// Warns of what is open, and of what nobody can do.
+    /// Logs a warning if everything is open, or if nobody can make some calls.
     pub fn explain(&self) {
         let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
         let has = |kind| tokens.iter().any(|(k, _)| *k == kind);
@@ -132,12 +147,12 @@ impl Access {
         }
     }
 
-    /// Reads the tokens again; those in use stay when that fails.
+    /// Reads the tokens again. If that fails, the present ones stay in use.
     pub fn reload(&self) {
         match read_tokens() {
             Ok(tokens) => {
                 let mut known = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
-                // Dropping the last token must not open the door.
+                // Removing the last token by mistake must not open the server.
                 if tokens.is_empty() && !known.is_empty() {
                     return warn!("no token was found; those in use stay in use");
                 }
@@ -199,7 +214,7 @@ impl Access {
         }
     }
 
-    /// Warns, once for each label, of an agent that came with a token of people.
+    /// Logs a warning, once for each label, about an agent that uses a token of people.
     pub fn note_agent(&self, caller: &Caller, label: &str) {
         if !caller.is_people {
             return;
@@ -215,8 +230,8 @@ impl Access {
         }
     }
 
-    /// Warns, once for each address until the tokens are read again, of an agent that was refused. Its
-    /// label is in a body that nobody reads who has not been let in.
+    /// Logs a warning about a refused agent, once for each address until the tokens are read again. Its label is in the
+    /// body, which is not read of refused requests.
     pub fn note_refused(&self, peer: Option<IpAddr>, why: &str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if refused.len() < MAX_WARNED_OF && refused.insert(peer) {
@@ -225,7 +240,7 @@ impl Access {
         }
     }
 
-    /// Warns, once for each label until the tokens are read again, of an agent of the original that was refused. Where
+    /// Logs a warning about a refused agent of the original, once for each label until the tokens are read again. Where
     /// the label is not known, `who` is where it came from.
     pub fn note_refused_original(&self, who: &str, why: &str) {
         let originals = &self.refused_originals;
@@ -235,7 +250,7 @@ impl Access {
         }
     }
 
-    /// Whether the original's agent with this label may come in.
+    /// Whether the original's agent with this label is allowed.
     pub fn allows_original(&self, label: &str) -> bool {
         let open = self
             .tokens

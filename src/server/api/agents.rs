@@ -2,7 +2,7 @@
 
 use super::call::{Call, Handled};
 use super::parse::body;
-use crate::core::is_of_original;
+use crate::core::{check_holds, check_report, is_of_original};
 use crate::server::answers::{self, not_safe, refused};
 use crate::server::http::Answer;
 use crate::server::state::Polled;
@@ -12,10 +12,12 @@ use crate::wire::strict_object::StrictObject;
 /// `POST /api/v1/agent/poll`: held until there is something to do.
 pub fn poll(call: Call<'_>) -> Handled {
     let StrictObject(poll): StrictObject<Poll> = body(&call, "the poll")?;
+    check_holds(&poll.holds).map_err(refused)?;
     let Some(responder) = call.responder.take() else {
         return Ok(None);
     };
-    let polled = call.server.store.poll(&poll, responder);
+    let origin = call.caller.origin(call.request.peer);
+    let polled = call.server.store.poll(&origin, &poll, responder);
     if !matches!(polled, Polled::Refused(..)) {
         call.server.access.note_agent(call.caller, &poll.label);
     }
@@ -49,6 +51,7 @@ fn check_speaks_for(instance: &str) -> Result<(), Answer> {
 pub fn output(call: Call<'_>) -> Handled {
     let StrictObject(output): StrictObject<Output> = body(&call, "the output")?;
     check_speaks_for(&output.instance)?;
+    check_report(&output.pieces, &[]).map_err(refused)?;
     // The agent drops what was taken.
     let taken = call
         .server
@@ -62,17 +65,21 @@ pub fn output(call: Call<'_>) -> Handled {
 pub fn done(call: Call<'_>) -> Handled {
     let StrictObject(done): StrictObject<Done> = body(&call, "the results")?;
     check_speaks_for(&done.instance)?;
+    check_report(&done.pieces, &done.results).map_err(refused)?;
     let taken = call
         .server
         .store
         .change_safely(|core, now| core.done_and_next(now, &done));
-    Ok(Some(answers::ok(taken.map_err(not_safe)?)))
+    let mut taken = taken.map_err(not_safe)?;
+    taken.start = call.server.store.still_to_start(taken.start);
+    Ok(Some(answers::ok(taken)))
 }
 
 /// `POST /api/v1/agent/goodbye`.
 pub fn goodbye(call: Call<'_>) -> Handled {
     let StrictObject(goodbye): StrictObject<Goodbye> = body(&call, "the goodbye")?;
     check_speaks_for(&goodbye.instance)?;
+    check_holds(&goodbye.holds).map_err(refused)?;
     let left = call
         .server
         .store

@@ -1,4 +1,4 @@
-//! Who changed what: one JSON line per call that changes something, also when it was refused.
+//! The audit: one JSON line for each call that changes something, also if it was refused.
 
 use crate::config::AuditTarget;
 use crate::core::Task;
@@ -13,29 +13,29 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-/// The commands' text in a line, in bytes: the line says what was run, it is no copy of a script.
+/// The longest command in a line, in bytes: enough to recognize it; a script is cut.
 const MAX_COMMAND_BYTES: usize = 4 * 1024;
-/// The method and the path in a line, in bytes: a task's name may be in it, and fits.
+/// The longest method and path in a line, in bytes: a path with the longest name of a task fits.
 const MAX_CALL_BYTES: usize = 512;
 /// Room for a line of ordinary size, in bytes.
 const USUAL_BYTES: usize = 2 << 10;
-/// Under this name the lines are in the log, where they have no file.
+/// The log target of the lines, if they go to the log.
 const LOG_TARGET: &str = "sidebike::audit";
-/// The machines named in a line; `matched` has their number.
+/// Machines named in a line; `matched` has their number.
 const MAX_MACHINES: usize = 100;
 
-/// What a handler knows of a change: the task that it changed, if it got so far.
+/// The task that a handler changed, if it got so far.
 #[derive(Debug, Default)]
 pub struct Change(Option<Task>);
 
 impl Change {
-    /// What a task changes.
+    /// A change of this task.
     pub fn of(task: &Task) -> Self {
         Change(Some(task.clone()))
     }
 }
 
-/// What a task runs, in words, cut.
+/// The command of a task, cut.
 fn command(task: &Task) -> String {
     let detail = &task.spec.detail;
     let line = detail.command.as_slice();
@@ -80,7 +80,7 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Opens the file, if there is to be one. The error is one line for a person.
+    /// Opens the file, if the lines go to one. The error is one line for the user.
     pub fn open(target: AuditTarget) -> Result<Self, String> {
         let file = match &target {
             AuditTarget::Log => None,
@@ -97,7 +97,7 @@ impl Audit {
         matches!(self.target, AuditTarget::File(_))
     }
 
-    /// Opens the file again: it may have been moved away.
+    /// Opens the file again: log rotation may have moved it away.
     pub fn reopen(&self) {
         if let AuditTarget::File(path) = &self.target {
             match open(path) {
@@ -107,7 +107,7 @@ impl Audit {
         }
     }
 
-    /// The line about a call; `None` when nobody would see it.
+    /// The line for a call; `None` if the log does not show it.
     pub fn line(
         &self,
         token: Option<&str>,
@@ -142,7 +142,7 @@ impl Audit {
         String::from_utf8(text).ok()
     }
 
-    /// Writes a line. A file may make it wait for the disk.
+    /// Writes a line. With a file this may wait for the disk.
     pub fn write(&self, mut text: String) {
         if !self.has_file() {
             return info!(target: LOG_TARGET, "{text}");
@@ -161,7 +161,7 @@ impl Audit {
 }
 
 fn open(path: &Path) -> Result<File, String> {
-    // Commands are in it, and what people write into them: it is for the server's user alone.
+    // Commands may contain secrets: only the server's user may read the file.
     let opened = OpenOptions::new()
         .create(true)
         .append(true)

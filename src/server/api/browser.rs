@@ -1,7 +1,8 @@
-//! What a page somewhere else could make a developer's browser do, and why it cannot.
+//! Protection of users' browsers: a page of another site must not submit tasks (CSRF), nor read answers by a DNS name
+//! that it points at this server (DNS rebinding).
 //!
-//! A browser says where a request comes from (`Origin`, `Sec-Fetch-Site`) and which name it looked
-//! up (`Host`). curl says none of that, and is none of this file's business.
+//! A browser says where a request comes from (`Origin`, `Sec-Fetch-Site`) and which name it looked up (`Host`). curl and
+//! other programs send no `Origin` and are not restricted.
 
 use crate::server::http::Request;
 use std::net::IpAddr;
@@ -9,7 +10,7 @@ use std::net::IpAddr;
 /// The names under which this server may be addressed.
 #[derive(Debug, Default)]
 pub struct OwnNames {
-    /// It listens on loopback only: then only loopback's names are its own.
+    /// It listens on loopback only, so only loopback names are its own.
     pub loopback_only: bool,
     /// Host (and port) of the address under which a proxy shows it.
     pub public: Option<Authority>,
@@ -67,8 +68,8 @@ impl Authority {
     }
 }
 
-/// Why a request must not be served, if it must not. One that only looks may come from any page: the
-/// browser keeps the answer from it.
+/// The reason to refuse a request, if there is one. A request that only reads may come from any page: the browser does
+/// not let the page see the answer.
 pub fn refusal(request: &Request, looks_only: bool, own: &OwnNames) -> Option<&'static str> {
     let host = request.headers.host.as_deref().map(Authority::parse);
     if own.loopback_only {

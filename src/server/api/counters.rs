@@ -1,4 +1,4 @@
-//! Requests that were answered, counted.
+//! Counters of answered requests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

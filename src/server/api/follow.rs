@@ -5,10 +5,12 @@
 //! one that reads slowly delays nobody. To add a form of the stream: implement [`Form`] and let `output` choose it.
 
 use super::call::{Call, Handled};
-use crate::core::{EventKind, Follower, OutputFilter, TaskEvent, TaskKey, execution_id, gap_line};
+use crate::core::{
+    EventBatch, EventKind, Follower, OutputFilter, TaskEvent, TaskKey, execution_id, gap_line,
+};
 use crate::server::answers;
 use crate::server::http::{Part, Responder, Source};
-use crate::server::state::{Store, Watcher};
+use crate::server::state::{Store, Ticket, Watcher};
 use crate::wire;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use std::time::{Duration, Instant};
 /// The pause between two looks: output comes in pieces twice a second from each machine, and a reader cannot tell. It
 /// bounds what hundreds of followers of a busy task cost.
 const PACE: Duration = Duration::from_millis(100);
+/// The pause before it is looked again whether an end is on the disk: commits take milliseconds.
+const UNSETTLED: Duration = Duration::from_millis(10);
 /// How often a stream of JSON without news gets an empty line, so that its reader can tell a quiet task from a dead
 /// connection.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
@@ -181,6 +185,7 @@ pub fn answer(
         follower: Follower::new(task, wanted),
         live,
         form,
+        unsettled: None,
         events: VecDeque::new(),
         done: 0,
         is_over: false,
@@ -199,6 +204,8 @@ struct Following {
     follower: Follower,
     live: bool,
     form: Box<dyn Form>,
+    /// Events with an end that is not yet on the disk.
+    unsettled: Option<(EventBatch, Ticket)>,
     /// What is to be sent, and how much of the first one's output was.
     events: VecDeque<TaskEvent>,
     done: usize,
@@ -246,9 +253,19 @@ impl Source for Following {
             if let Some(pause) = pause.filter(|pause| !pause.is_zero()) {
                 return Part::Wait(pause);
             }
-            // What happens from now on wakes it again.
-            self.watcher.looks();
-            let batch = self.store.ask(|core| core.next_events(&mut self.follower));
+            let (batch, ticket) = match self.unsettled.take() {
+                Some(seen) => seen,
+                None => {
+                    // What happens from now on wakes it again.
+                    self.watcher.looks();
+                    self.store.next_events(&mut self.follower)
+                }
+            };
+            // An end is told when it is safe.
+            if batch.has_end() && !self.store.is_settled(ticket) {
+                self.unsettled = Some((batch, ticket));
+                return Part::Wait(UNSETTLED);
+            }
             self.events.extend(batch.events);
             self.is_over = !batch.more && (batch.ended || !self.live);
             self.looked = (!batch.more).then(Instant::now);

@@ -4,7 +4,7 @@ use super::call::{Call, Handled};
 use super::parse::parameter;
 use crate::rules::one_of;
 use crate::server::answers;
-use crate::wire::machine::MachineState;
+use crate::wire::machine::{Machine, MachineState};
 
 /// `GET /api/v1/machine`.
 pub fn list(call: Call<'_>) -> Handled {
@@ -12,9 +12,14 @@ pub fn list(call: Call<'_>) -> Handled {
     let state = parameter(call.request, "state", |text| {
         one_of(&MachineState::ALL, MachineState::word, text)
     })?;
-    let machines = call
+    let mut machines = call
         .server
         .store
         .ask(|core| core.list_machines(label, state));
-    call.large(move || answers::ok(machines))
+    call.large(move || {
+        // By label, the newest last.
+        machines.sort_by(|a, b| a.target.label.cmp(&b.target.label));
+        let machines: Vec<Machine> = machines.iter().map(|machine| machine.answer()).collect();
+        answers::ok(machines)
+    })
 }

@@ -1,4 +1,4 @@
-//! `/metrics`: what is counted, as Prometheus reads it.
+//! `/metrics`: counters and gauges in the text format of Prometheus.
 
 use super::call::{Call, Handled};
 use crate::core::Histogram;
@@ -10,16 +10,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// `GET /metrics`.
 pub fn metrics(call: Call<'_>) -> Handled {
     let server = call.server;
-    let (machines, tasks, mut executions, figures, output_bytes) = server.store.ask(|core| {
-        let figures = core.stats().clone();
-        (
-            core.machines_by_state(),
-            core.tasks_by_state(),
-            core.executions_by_state(),
-            figures,
-            core.output_bytes(),
-        )
-    });
+    let (machines, tasks, mut executions, figures, output_bytes, detail_bytes) =
+        server.store.ask(|core| {
+            let figures = core.stats().clone();
+            (
+                core.machines_by_state(),
+                core.tasks_by_state(),
+                core.executions_by_state(),
+                figures,
+                core.output_bytes(),
+                core.detail_bytes(),
+            )
+        });
     let mut page = Page(String::new());
     let classes = (1..=5).zip(server.requests.by_class());
     page.family(
@@ -94,6 +96,12 @@ pub fn metrics(call: Call<'_>) -> Handled {
         output_bytes as u64,
     );
     page.single(
+        "sidebike_detail_bytes",
+        "gauge",
+        "Bytes of details of tasks kept.",
+        detail_bytes as u64,
+    );
+    page.single(
         "sidebike_held_requests",
         "gauge",
         "Polls and waits held.",
@@ -104,6 +112,12 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "gauge",
         "Connections open.",
         server.edge.connections() as u64,
+    );
+    page.single(
+        "sidebike_thread_failures_total",
+        "counter",
+        "Threads that failed (a bug) and were started again.",
+        server.store.health.failures(),
     );
     let holds = &server.store.holds;
     page.single(

@@ -8,7 +8,7 @@ use super::access::{Access, Right};
 use super::call::{Call, Handled, Route};
 use super::encoding;
 use super::parse::check_depth;
-use crate::core::{Link, Refusal};
+use crate::core::{Link, Refusal, original_instance};
 use crate::server::answers;
 use crate::server::http::{Answer, BodyLimit, Request};
 use crate::wire::agent::{Assignment, AttemptId, Ended, Piece, Stream};
@@ -66,8 +66,12 @@ fn ping(call: Call<'_>) -> Handled {
     };
     admit(&call, label)?;
     let link = link(call.request);
+    let origin = call.caller.origin(call.request.peer);
     let store = &call.server.store;
-    let pinged = store.change(|core, now| core.ping_of_original(now, label, link));
+    let pinged = store.change(|core, now| {
+        core.admit(now, &origin, &original_instance(label))?;
+        core.ping_of_original(now, label, link)
+    });
     let has_work = pinged.map_err(|refusal| refused(&call, label, refusal))?;
     Ok(Some(if has_work {
         signal(wire::WORK, String::new(), ())
@@ -98,7 +102,14 @@ fn assigned(call: Call<'_>) -> Handled {
     let fetched = store.change_safely(|core, now| core.fetch_of_original(now, &label, link));
     let task = match fetched {
         Ok(None) => return Ok(Some(no("no machine mapping"))),
-        Ok(Some(orders)) => orders.start.into_iter().next(),
+        Ok(Some(orders)) => {
+            let handed_out = orders.start.first().map(|job| job.id.clone());
+            let task = store.still_to_start(orders.start).into_iter().next();
+            if let (None, Some(id)) = (&task, handed_out) {
+                store.change(|core, _| core.not_sent_to_original(&label, &id));
+            }
+            task
+        }
         // What could not be made safe is not handed out; it ends `lost` when its time is up.
         Err(_) => None,
     };

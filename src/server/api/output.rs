@@ -3,11 +3,12 @@
 use super::call::{Call, Handled};
 use super::follow;
 use super::parse::{flag, looked_at_task};
-use crate::core::{Output, OutputFilter, Refusal, Task, gap_line};
+use crate::core::{EventKind, Output, OutputFilter, Refusal, Task, gap_line};
 use crate::server::answers;
 use crate::server::answers::text::plain;
-use crate::server::http::Answer;
+use crate::server::http::{Answer, Part, Source};
 use crate::wire::agent::Stream;
+use std::collections::VecDeque;
 
 /// `GET /api/v1/task/{id}/output`.
 pub fn output(call: Call<'_>) -> Handled {
@@ -68,7 +69,7 @@ pub fn output(call: Call<'_>) -> Handled {
             whole_lines: several,
         };
         let prefix = task.prefix.clone();
-        // What is held here would have to be copied whenever output comes.
+        // While this snapshot is alive, the core would copy output whenever more comes.
         drop(task);
         if as_json {
             return follow::answer(call, key, wanted, live, Box::new(follow::Json { prefix }));
@@ -84,6 +85,22 @@ pub fn output(call: Call<'_>) -> Handled {
         check_one(task.outputs(machine).len())?;
     }
     let machine = machine.map(str::to_owned);
+    if offset.is_none() && is_large(&task, machine.as_deref()) {
+        if let Some(responder) = call.responder.take() {
+            let parts = Parts {
+                task,
+                machine,
+                stream,
+                command: 0,
+                at: [0; 2],
+                read: VecDeque::new(),
+                is_all: false,
+                within_line: None,
+            };
+            responder.stream("text/plain; charset=utf-8", Box::new(parts));
+        }
+        return Ok(None);
+    }
     call.large(move || {
         let machine = machine.as_deref();
         let stdout = Stream::Stdout;
@@ -97,25 +114,147 @@ pub fn output(call: Call<'_>) -> Handled {
     })
 }
 
+/// Output of several commands above so many bytes is not made as a whole, but sent in parts: slow readers
+/// would fill the memory with it.
+const LARGE_BYTES: usize = 2 << 20;
+
+/// Whether output is that of several commands, and large.
+fn is_large(task: &Task, machine: Option<&str>) -> bool {
+    let outputs = task.outputs(machine);
+    let bytes = outputs.iter().filter_map(|(_, output)| *output);
+    outputs.len() > 1 && bytes.map(Output::kept).sum::<usize>() > LARGE_BYTES
+}
+
+/// What is read of a command's output at once, in bytes: more than its longest line that stays whole.
+const READ_BYTES: usize = 128 << 10;
+/// The size of a part, in bytes; it ends with the line that exceeds it.
+const PART_BYTES: usize = 64 << 10;
+
+/// The output of several commands as it was at one moment, part by part.
+struct Parts {
+    task: Task,
+    machine: Option<String>,
+    stream: Option<Stream>,
+    /// The command whose output is being sent, and up to which offsets it was read.
+    command: usize,
+    at: [u64; 2],
+    /// What was read and not sent yet.
+    read: VecDeque<EventKind>,
+    /// It is all that there is of this command.
+    is_all: bool,
+    /// The stream whose last line was sent without its end.
+    within_line: Option<Stream>,
+}
+
+impl Source for Parts {
+    fn next(&mut self) -> Part {
+        let outputs = self.task.outputs(self.machine.as_deref());
+        let mut text = Vec::new();
+        while text.len() < PART_BYTES {
+            let Some((label, output)) = outputs.get(self.command) else {
+                break;
+            };
+            if let Some(event) = self.read.pop_front() {
+                let rest = add_event(label, event, &mut self.within_line, &mut text);
+                if let Some(rest) = rest {
+                    self.read.push_front(rest);
+                }
+                continue;
+            }
+            match output.filter(|_| !self.is_all) {
+                Some(output) => {
+                    let (events, is_all) = output.next_lines(self.stream, &mut self.at, READ_BYTES);
+                    (self.read, self.is_all) = (events.into(), is_all);
+                }
+                None => {
+                    if self.within_line.take().is_some() {
+                        text.push(b'\n');
+                    }
+                    self.command += 1;
+                    (self.at, self.is_all) = ([0; 2], false);
+                }
+            }
+        }
+        match text.is_empty() {
+            true => Part::End,
+            false => Part::Bytes(text),
+        }
+    }
+}
+
+/// Adds lines to a part until it is large enough. What is left of the event comes back.
+fn add_event(
+    label: &str,
+    event: EventKind,
+    within_line: &mut Option<Stream>,
+    text: &mut Vec<u8>,
+) -> Option<EventKind> {
+    let begin = |text: &mut Vec<u8>| {
+        text.extend_from_slice(label.as_bytes());
+        text.extend_from_slice(b" | ");
+    };
+    let (stream, offset, bytes) = match event {
+        EventKind::Output(stream, offset, bytes) => (stream, offset, bytes),
+        EventKind::Gap(_, from, end) => {
+            if within_line.take().is_some() {
+                text.push(b'\n');
+            }
+            begin(text);
+            text.extend_from_slice(gap_line(end - from).trim().as_bytes());
+            text.push(b'\n');
+            return None;
+        }
+        EventKind::State(_) | EventKind::Retried => return None,
+    };
+    if within_line.is_some_and(|other| other != stream) {
+        *within_line = None;
+        text.push(b'\n');
+    }
+    let mut taken = 0;
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        if text.len() >= PART_BYTES {
+            let rest = bytes[taken..].to_vec();
+            return Some(EventKind::Output(stream, offset + taken as u64, rest));
+        }
+        taken += line.len();
+        if within_line.is_none() {
+            begin(text);
+        }
+        let whole = line.strip_suffix(b"\n");
+        *within_line = whole.is_none().then_some(stream);
+        let content = whole.map_or(line, |whole| whole.strip_suffix(b"\r").unwrap_or(whole));
+        text.extend_from_slice(String::from_utf8_lossy(content).as_bytes());
+        if whole.is_some() {
+            text.push(b'\n');
+        }
+    }
+    None
+}
+
+/// Adds the lines of one of several commands, with the label in front.
+fn add_lines(label: &str, output: Option<&Output>, stream: Option<Stream>, text: &mut String) {
+    for line in { output.into_iter() }.flat_map(|output| lines(output, stream)) {
+        for part in [label, " | ", &line, "\n"] {
+            text.push_str(part);
+        }
+    }
+}
+
 fn whole(task: &Task, machine: Option<&str>, stream: Option<Stream>) -> String {
     let outputs = task.outputs(machine);
     if let ([(_, Some(output))], Some(stream)) = (&*outputs, stream) {
         return output.text(stream, usize::MAX).0;
     }
-    let several = outputs.len() > 1;
     let mut text = String::new();
-    for (label, output) in &outputs {
-        for line in output
-            .map(|output| lines(output, stream))
-            .unwrap_or_default()
-        {
-            if several {
-                text.push_str(label);
-                text.push_str(" | ");
-            }
+    if let [(_, Some(output))] = &*outputs {
+        for line in lines(output, stream) {
             text.push_str(&line);
             text.push('\n');
         }
+        return text;
+    }
+    for (label, output) in &outputs {
+        add_lines(label, *output, stream, &mut text);
     }
     text
 }
@@ -163,4 +302,55 @@ fn from_offset(task: &Task, machine: Option<&str>, stream: Stream, offset: u64) 
         at = from + bytes.len() as u64;
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a part of these events looks like, cut as small as can be.
+    fn text(events: Vec<EventKind>) -> String {
+        let (mut text, mut within, mut read) = (Vec::new(), None, VecDeque::from(events));
+        while let Some(event) = read.pop_front() {
+            let mut part = Vec::new();
+            if let Some(rest) = add_event("m", event, &mut within, &mut part) {
+                read.push_front(rest);
+            }
+            text.extend(part);
+        }
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn lines_are_as_in_an_answer_in_one_piece() {
+        let mut output = Output::default();
+        output.write(Stream::Stdout, 0, b"one\r\ntw");
+        output.write(Stream::Stderr, 0, b"oops\n");
+        output.write(Stream::Stdout, 7, b"o\nrest");
+        output.skip_to(Stream::Stdout, 100);
+        output.write(Stream::Stdout, 100, &[b'\n'; 3]);
+        let mut whole = String::new();
+        add_lines("m", Some(&output), None, &mut whole);
+        let (events, is_all) = output.next_lines(None, &mut [0; 2], READ_BYTES);
+        assert!(is_all);
+        assert_eq!(text(events), whole);
+    }
+
+    #[test]
+    fn a_long_line_has_one_label_and_many_short_ones_make_several_parts() {
+        let (mut output, mut at) = (Output::default(), [0; 2]);
+        output.write(Stream::Stdout, 0, &[b'x'; 200_000]);
+        output.write(Stream::Stdout, 200_000, &[b'\n'; 20_000]);
+        let mut all = Vec::new();
+        loop {
+            let (events, is_all) = output.next_lines(None, &mut at, READ_BYTES);
+            all.extend(events);
+            if is_all {
+                break;
+            }
+        }
+        let mut whole = String::new();
+        add_lines("m", Some(&output), None, &mut whole);
+        assert_eq!(text(all), whole);
+    }
 }

@@ -86,6 +86,9 @@ pub fn find(request: &Request) -> Result<&'static Route, Answer> {
     Ok(route)
 }
 
-fn healthz(_: Call<'_>) -> Handled {
-    Ok(Some(answers::ok("alive")))
+fn healthz(call: Call<'_>) -> Handled {
+    match call.server.store.health.trouble() {
+        None => Ok(Some(answers::ok("alive"))),
+        Some(why) => Err(answers::error(503, &why)),
+    }
 }

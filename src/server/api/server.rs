@@ -1,4 +1,4 @@
-//! What handlers work with.
+//! The server as handlers see it.
 
 use super::access::Access;
 use super::audit::Audit;
@@ -11,9 +11,9 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What handlers work with.
+/// Everything that handlers use.
 pub struct Server {
-    /// The one lock, and what it is around.
+    /// The one lock, around the core and the held requests.
     pub store: Arc<Store>,
     /// The HTTP edge.
     pub edge: Arc<Edge>,
@@ -23,11 +23,11 @@ pub struct Server {
     pub texts: TextLimits,
     /// How deep a body's JSON may be nested.
     pub max_json_depth: usize,
-    /// Who may do what.
+    /// The tokens.
     pub access: Access,
     /// The names of this server.
     pub own_names: OwnNames,
-    /// Who changed what.
+    /// The audit.
     pub audit: Audit,
 }
 

@@ -1,4 +1,5 @@
-//! What the HTTP edge calls: is a request let in, by which route is it served, what is written down of it.
+//! The service behind the HTTP edge: finds the route of a request, checks that it is allowed, calls the handler, writes
+//! the audit.
 
 use super::access::{Caller, Denied, Right};
 use super::audit::Change;
@@ -12,7 +13,7 @@ use crate::server::http::{
 };
 use std::sync::Arc;
 
-/// What is known of a request that was let in.
+/// The route and the caller of an allowed request.
 pub struct Admission {
     route: &'static Route,
     caller: Caller,
@@ -71,7 +72,7 @@ impl Service for Server {
                 responder.answer(answer);
                 Served::Answered
             }
-            // The handler has the responder.
+            // The handler took the responder.
             _ => Served::Held,
         }
     }
@@ -93,14 +94,14 @@ impl Service for Server {
 }
 
 impl Server {
-    /// Whether a call may have to wait for the disk.
+    /// Whether a call may wait for the disk.
     fn may_have_to_wait(&self, route: &Route) -> bool {
         let saves = self.store.may_wait() && route.right != Right::Open;
         let notes = self.audit.has_file() && route.right == Right::Change;
         saves || notes
     }
 
-    /// Counts a request, and writes down who changed what.
+    /// Counts a request, and writes the audit.
     fn note(&self, admission: &Admission, request: &Request, change: &Change, status: u16) {
         self.requests.count(status);
         if admission.route.right == Right::Change {
@@ -110,8 +111,7 @@ impl Server {
         }
     }
 
-    /// Writes down that a call was refused before it was served. That is said on a worker, which must not wait for a
-    /// file.
+    /// Writes to the audit that a call was refused before it was served. Workers call this, and must not wait for a file.
     fn note_refused(
         self: &Arc<Self>,
         route: &Route,
@@ -130,10 +130,10 @@ impl Server {
             return self.audit.write(line);
         }
         let server = self.clone();
-        self.edge.do_patiently(move || server.audit.write(line));
+        self.edge.run_in_pool(move || server.audit.write(line));
     }
 
-    /// Whether a request may be served, and whose it is.
+    /// Checks that a request is allowed, and says who the caller is.
     fn authorize(self: &Arc<Self>, request: &Request, route: &Route) -> Result<Caller, Answer> {
         let looks_only = matches!(route.right, Right::Open | Right::Look);
         let checked = match browser::refusal(request, looks_only, &self.own_names) {

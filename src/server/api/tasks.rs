@@ -13,11 +13,11 @@ use crate::wire::machine::MachineState;
 use crate::wire::strict_object::Posted;
 use crate::wire::task::{DryRun, PostedTask, Target, TaskState};
 
-/// Tasks in a list when not said otherwise, and at most.
+/// The default and the largest `limit` of a list.
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1_000;
 
-/// How the caller wants a task to be answered.
+/// Reads how the caller wants a task to be answered.
 fn task_form(request: &Request) -> Result<TaskForm, Answer> {
     let text = parameter(request, "format", |text| match text {
         "text" => Ok(true),
@@ -30,7 +30,7 @@ fn task_form(request: &Request) -> Result<TaskForm, Answer> {
     })
 }
 
-/// Answers with a task: at once, or when it has ended or the time is up.
+/// Answers with a task: at once, or when it has ended or the caller's time is up.
 fn answer_or_wait(
     call: Call<'_>,
     key: TaskKey,
@@ -84,7 +84,7 @@ fn accept(
             }
             answer_or_wait(call, key, task, wait_ms, form)
         }
-        Ok((Err(Refusal::Taken(_)), Some(task))) => Err(answers::taken(&task)),
+        Ok((Err(Refusal::Taken(_)), Some(task))) => call.large(move || answers::taken(&task)),
         Ok((Err(refusal), _)) => Err(refused(refusal)),
         Ok((Ok(_), None)) => Err(answers::error(
             503,
@@ -104,27 +104,29 @@ pub fn submit(call: Call<'_>) -> Handled {
     let is_dry = flag(call.request, "dryRun")?;
     let Posted(posted): Posted<PostedTask> = body(&call, "the task")?;
     let known = |text: &str| call.server.store.ask(|core| core.pattern(text));
-    let spec = Spec::checked(posted, &call.server.texts, known).map_err(bad)?;
+    let mut spec = Spec::checked(posted, &call.server.texts, known).map_err(bad)?;
     if is_dry {
-        return dry_run(call, &spec);
+        return dry_run(call, spec);
     }
+    call.server.store.match_labels(&mut spec.pattern);
     accept(call, |core, now, id| core.submit(now, id, spec))
 }
 
-/// Who would run a task, if it were submitted now.
-fn dry_run(call: Call<'_>, spec: &Spec) -> Handled {
+/// The machines that would run a task if it were submitted now.
+fn dry_run(call: Call<'_>, spec: Spec) -> Handled {
     let store = &call.server.store;
     let mut machines = store.ask(|core| core.list_machines(None, None));
-    machines.retain(|machine| spec.pattern.matches(&machine.label));
-    let count = |state| machines.iter().filter(|m| m.state == state).count() as u32;
-    let offline = count(MachineState::Offline);
-    let draining = count(MachineState::Draining);
-    machines.retain(|machine| machine.state == MachineState::Online);
     call.large(move || {
-        let machines: Vec<Target> = { machines.into_iter() }
+        machines.sort_by(|a, b| a.target.label.cmp(&b.target.label));
+        machines.retain(|machine| spec.pattern.matches(&machine.target.label));
+        let count = |state| machines.iter().filter(|m| m.state == state).count() as u32;
+        let offline = count(MachineState::Offline);
+        let draining = count(MachineState::Draining);
+        machines.retain(|machine| machine.state == MachineState::Online);
+        let machines: Vec<Target> = { machines.iter() }
             .map(|machine| Target {
-                label: machine.label,
-                instance: machine.instance,
+                label: machine.target.label.to_string(),
+                instance: machine.target.instance.to_string(),
             })
             .collect();
         answers::ok(DryRun {
@@ -174,10 +176,8 @@ pub fn list(call: Call<'_>) -> Handled {
     let mut before = parameter(request, "cursor", cursor)?;
     let mut tasks = Vec::new();
     let next = loop {
-        let page: TaskPage = call
-            .server
-            .store
-            .ask(|core| core.list(&query, before, limit - tasks.len()));
+        let store = &call.server.store;
+        let page: TaskPage = store.list(&query, before, limit - tasks.len());
         tasks.extend(page.tasks);
         before = page.next;
         if !page.interrupted {
@@ -188,7 +188,7 @@ pub fn list(call: Call<'_>) -> Handled {
     call.large(move || {
         let data: Vec<_> = tasks
             .iter()
-            .map(|task| task.answer(answers::LISTED_OUTPUT_BYTES))
+            .map(|task| task.listed(answers::LISTED_OUTPUT_BYTES, answers::LISTED_DETAIL_BYTES))
             .collect();
         let list = Envelope {
             next,

@@ -1,7 +1,8 @@
 //! The accept loop: new connections, each to a worker, as long as there is room.
 //!
-//! When there is none (connections, descriptors, memory), those that keep others waiting are given up, longest first,
-//! until there is: who behaves is served soon. Any error of `accept` is counted, waited for and survived.
+//! At the limit (connections, descriptors, memory) and with a client waiting, connections with unfinished requests are
+//! closed, the longest unfinished first, until a new one can be accepted. Errors of `accept` are logged; the loop goes
+//! on after a pause.
 
 use super::Edge;
 use super::mailbox::Mail;
@@ -18,17 +19,17 @@ use std::time::{Duration, Instant};
 const BACKLOG: i32 = 4_096;
 /// What was sent and is not acknowledged in this time means that the peer is gone.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(75);
-/// A connection on which nothing was sent for so long is probed, so often, so many times: a peer that vanished while
-/// its request is held would else never be noticed.
+/// TCP keepalive: the idle time before the first probe, the time between probes, and their number. Without it a peer
+/// that vanished while its request is held would never be noticed.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 3;
-/// The pause after some were given up, until they are gone.
+/// The pause after shedding, until the workers have closed the connections.
 const SHED_PAUSE: Duration = Duration::from_millis(2);
 /// The pause after an error of `accept`: descriptors or memory may be free by then.
 const ERROR_PAUSE: Duration = Duration::from_millis(20);
-/// Nobody is given up when in so long so many have gone by themselves: then a crowd is being served, and there is
-/// room for the next in a moment.
+/// Do not shed while at least FLOW connections close by themselves within FLOW_PERIOD: many short requests are being
+/// served, and there is room again in a moment.
 const FLOW_PERIOD: Duration = Duration::from_millis(50);
 const FLOW: u64 = 50;
 /// At most one warning about the same trouble in this time.
@@ -68,7 +69,7 @@ pub fn accept_forever(listener: &TcpListener, edge: &Arc<Edge>) -> ! {
     }
 }
 
-/// Waits until somebody wants to connect. When interrupted it returns: then it is asked again.
+/// Waits until a client wants to connect, or a signal interrupts.
 fn wait_for_connection(listener: &TcpListener) {
     let mut fds = [PollFd::new(listener, PollFlags::IN)];
     let _ = poll(&mut fds, None);
@@ -77,7 +78,7 @@ fn wait_for_connection(listener: &TcpListener) {
 struct Acceptor<'a> {
     edge: &'a Arc<Edge>,
     next_worker: usize,
-    /// When it was last looked how many go by themselves, how many had gone, and whether that is enough.
+    /// When the closed connections were last counted, their number, and whether enough had closed by themselves.
     flow: (Instant, u64, bool),
     warned: Option<Instant>,
 }
@@ -85,9 +86,9 @@ struct Acceptor<'a> {
 impl Acceptor<'_> {
     fn accept_next(&mut self, listener: &TcpListener) {
         if !self.edge.has_room() {
-            // Nobody is shed for a newcomer that is not there.
+            // Shed only when a client is waiting to connect.
             wait_for_connection(listener);
-            self.make_room(
+            self.shed(
                 false,
                 "as many connections as allowed (--max-connections, or the limit on open files or memory): the slowest are cut",
             );
@@ -107,7 +108,7 @@ impl Acceptor<'_> {
             Err(Errno::INTR | Errno::CONNABORTED) => {}
             Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
                 let why = format!("cannot accept connections: {error}: the slowest are cut");
-                self.make_room(true, &why);
+                self.shed(true, &why);
                 thread::sleep(ERROR_PAUSE);
             }
             Err(error) => {
@@ -127,7 +128,7 @@ impl Acceptor<'_> {
         self.edge.mailboxes[self.next_worker].put(Mail::Accepted(socket, peer));
     }
 
-    fn make_room(&mut self, by_system: bool, why: &str) {
+    fn shed(&mut self, by_system: bool, why: &str) {
         if !by_system && self.flows() {
             return;
         }
@@ -137,7 +138,7 @@ impl Acceptor<'_> {
         }
     }
 
-    /// Whether enough go by themselves.
+    /// Whether enough connections close by themselves.
     fn flows(&mut self) -> bool {
         let (looked, before, is_enough) = self.flow;
         if looked.elapsed() < FLOW_PERIOD {
@@ -148,7 +149,7 @@ impl Acceptor<'_> {
         self.flow.2
     }
 
-    /// Warns, unless it has just done so.
+    /// Logs a warning, at most one in a period.
     fn warn(&mut self, text: &str) {
         if self.warned.is_none_or(|at| at.elapsed() > WARNING_PERIOD) {
             warn!("{text}");

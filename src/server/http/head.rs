@@ -1,7 +1,7 @@
 //! The head of a request: httparse reads it, the rules that httparse does not have are here.
 //!
-//! A head means one thing only or is refused: of two headers with the same name one program in front of us may
-//! believe the first, another one the last, and the difference is what smuggles requests past it. To add a rule:
+//! A head that could be understood in two ways is refused. If a proxy takes the first of two headers and the server
+//! the second, a client can smuggle requests past the proxy. To add a rule:
 //! add it to `read`, and a line to the table of its test. To show a further header to handlers: add it to
 //! [`Headers`] and to `read`.
 
@@ -60,17 +60,17 @@ const ONCE: [&str; 6] = [
 /// Headers that are parsed without allocating; a request with more is refused, or parsed again with more room.
 const USUAL_HEADERS: usize = 32;
 
-/// Reads the head at the beginning of `bytes`; `None` when it is not whole. `seen` bytes of them were looked at
-/// before: only what is new is searched for the head's end, or a head that comes byte by byte would be parsed
-/// once for each byte.
+/// Reads the head at the beginning of `bytes`; `None` when it is not whole. The first `searched` bytes are
+/// known not to contain its end: only the rest is searched, or a head that comes byte by byte would be parsed once for
+/// each byte.
 pub fn read(
     bytes: &[u8],
-    seen: usize,
+    searched: usize,
     limits: &RequestLimits,
     peer: Option<IpAddr>,
 ) -> Result<Option<Head>, Refused> {
-    if seen > 0 && !ends_behind(bytes, seen) {
-        has_no_bare_newline(bytes, seen.saturating_sub(1))?;
+    if searched > 0 && !ends_after(bytes, searched) {
+        has_no_bare_newline(bytes, searched.saturating_sub(1))?;
         return too_large(bytes.len() > limits.head_bytes, limits).map(|()| None);
     }
     let mut few = [httparse::EMPTY_HEADER; USUAL_HEADERS];
@@ -138,13 +138,14 @@ fn too_large(is: bool, limits: &RequestLimits) -> Result<(), Refused> {
     }
 }
 
-/// Whether a head ends in `bytes` behind the first `seen` ones.
-fn ends_behind(bytes: &[u8], seen: usize) -> bool {
-    let from = seen.saturating_sub(3);
+/// Whether a head ends in `bytes` after the first `searched` ones.
+fn ends_after(bytes: &[u8], searched: usize) -> bool {
+    // The empty line may have begun in them.
+    let from = searched.saturating_sub(3);
     bytes[from..].windows(4).any(|four| four == b"\r\n\r\n")
 }
 
-/// httparse takes LF for the end of a line; other programs do not, so it would mean two things.
+/// Refuses a line that ends with LF only: httparse accepts it, proxies may not.
 fn has_no_bare_newline(bytes: &[u8], from: usize) -> Result<(), Refused> {
     let is_bare = |at: usize| bytes[at] == b'\n' && (at == 0 || bytes[at - 1] != b'\r');
     match (from..bytes.len()).any(is_bare) {
@@ -259,7 +260,7 @@ fn checked(
         (None, true) if is_http_1_0 => {
             return bad("Transfer-Encoding: is not of HTTP/1.0, give a Content-Length");
         }
-        // Whoever upgrades behind the head reads the rest as something else.
+        // A proxy that upgrades would read the rest as another protocol.
         (None, true) if upgrades => {
             return bad("Transfer-Encoding: does not go with Connection: upgrade");
         }
@@ -271,7 +272,7 @@ fn checked(
     Ok(Head {
         request: Request::parsed(method, target, headers, peer)?,
         framing,
-        // A client of HTTP/1.0 cannot mean it.
+        // HTTP/1.0 has no interim responses.
         expects_continue: expects_continue && !is_http_1_0,
         mode: ResponseMode {
             keep_alive: !closes && (stays || !is_http_1_0),

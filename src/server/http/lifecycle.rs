@@ -2,7 +2,7 @@
 //!
 //! The driver (`connection`) does the I/O, tells this table what came of it, and does what the table answers.
 //! Every cell is filled: an event that means nothing in a state is ignored explicitly, and a late answer of an
-//! earlier request finds nothing, because requests are numbered. `model` drives it through random orders of events. To add an event: the compiler names each cell.
+//! earlier request is recognized by its number. `model` drives it through random orders of events. To add an event: the compiler names each cell.
 
 #[cfg(any(test, fuzzing))]
 pub mod model;
@@ -59,7 +59,7 @@ pub enum Event {
     Lost,
     /// Its time is up.
     Late,
-    /// It is given up to make room for others.
+    /// It is closed so that another connection can be accepted, or another request has memory.
     Shed,
 }
 
@@ -137,7 +137,7 @@ impl Lifecycle {
         use State as S;
         let is_current = |number: u32| number == self.number;
         let (state, action) = match (self.state, event) {
-            // An answer for a request that is not the present one: a late one, it finds nobody.
+            // A late answer, of an earlier request.
             (state, E::Hold(n) | E::Answer(n) | E::Stream(n) | E::Dropped(n)) if !is_current(n) => {
                 (state, A::Wait)
             }

@@ -1,7 +1,7 @@
-//! What others have to tell a worker: connections that were accepted, answers, wake-ups.
+//! Messages for a worker: accepted connections, answers, wake-ups.
 //!
-//! Only its worker touches a connection; whoever has something for it leaves it here. A worker that sleeps is
-//! woken. It falls asleep under the mailbox's lock and only when the mailbox is empty, so no mail is overlooked.
+//! Only its worker touches a connection; other threads put messages here, which wakes a sleeping worker. The worker
+//! falls asleep under the mailbox's lock, and only when the mailbox is empty, so no message is missed.
 
 use super::ConnectionId;
 use super::answer::Answer;
@@ -28,9 +28,9 @@ pub enum Mail {
     Wake(ConnectionId, u32),
     /// A request was dropped without an answer.
     Dropped(ConnectionId, u32),
-    /// A connection has to give back the reservation with this number: others need the memory.
+    /// Close a connection if it still has the reservation with this number: others need the memory.
     Cut(ConnectionId, u64),
-    /// Some connections have to go, as there is no room for a new one; whether the system said so.
+    /// Close some connections, as no new one can be accepted; whether the system has refused it.
     Shed(bool),
 }
 

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long to wait for room. A crowd that came at once is through in a few turns of [`PROTECTED`].
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a request waits for memory. A burst of requests is served within a few times [`PROTECTED`].
+pub const MAX_WAIT: Duration = Duration::from_secs(10);
 /// The pause between two tries.
 pub const RETRY: Duration = Duration::from_millis(20);
 /// What was reserved for less is not given up: on a busy machine it may be a good request that nobody has had the
@@ -39,7 +39,7 @@ struct Holder {
     connection: ConnectionId,
     bytes: usize,
     since: Instant,
-    /// Its connection was told to give it back.
+    /// Its connection was told to close.
     is_cut: bool,
 }
 
@@ -50,7 +50,7 @@ pub struct Reservation {
     number: u64,
 }
 
-/// There is no room now.
+/// The budget is used up.
 #[derive(Debug)]
 pub struct Full {
     /// The connection to cut so that there will be, if one has had its time, and the number of what it has.
@@ -99,7 +99,7 @@ impl MemoryBudget {
         })
     }
 
-    /// Chooses who has to give back what it has: the one that has had it for longest, of those that were not asked.
+    /// Chooses the connection to cut: the one that has held its memory for longest and was not cut yet.
     fn full(&self, mut taken: MutexGuard<'_, Taken>) -> Full {
         let mut holders = taken.holders.iter_mut();
         let slowest = holders.find(|(_, holder)| !holder.is_cut);
@@ -118,7 +118,7 @@ impl MemoryBudget {
     }
 
     /// The same, waiting for room for a while; for threads that may wait. `cut` ends a connection.
-    pub fn reserve_patiently(
+    pub fn reserve_waiting(
         self: &Arc<Self>,
         connection: ConnectionId,
         bytes: usize,
@@ -128,7 +128,7 @@ impl MemoryBudget {
         loop {
             match self.reserve(connection, bytes) {
                 Ok(reservation) => return Some(reservation),
-                Err(_) if started.elapsed() > PATIENCE => return None,
+                Err(_) if started.elapsed() > MAX_WAIT => return None,
                 Err(full) => cut(full),
             }
             drop(self.freed.wait_timeout(self.taken(), RETRY));
@@ -200,9 +200,7 @@ mod tests {
         assert_eq!(again, None, "it was told already");
         let waiting = budget.clone();
         let waiter = std::thread::spawn(move || {
-            waiting
-                .reserve_patiently(of(3), 60, |_| {})
-                .map(|r| r.number)
+            waiting.reserve_waiting(of(3), 60, |_| {}).map(|r| r.number)
         });
         drop(first);
         assert!(waiter.join().unwrap().is_some());

@@ -1,19 +1,19 @@
 //! The HTTP edge: bytes ↔ requests and answers. It knows no route and no task.
 //!
-//! What faces a hostile network has to be sure whose answer it sends. So a connection owns its socket, one worker
-//! owns the connection, and everything that others have for it carries the connection's number with its generation
-//! and the number of the request: what comes too late finds nobody. Nothing here waits for a peer.
+//! An answer must never reach another client than the one that asked. So a connection owns its socket, one worker
+//! owns the connection, and every message for a connection carries its number, with a generation, and the number of
+//! the request: a message for an earlier connection or request is dropped. No thread waits for a client.
 //!
 //! | file | what it is for |
 //! | --- | --- |
-//! | `acceptor` | the accept loop; what happens when there is no room |
+//! | `acceptor` | the accept loop; what happens at the limits |
 //! | `worker` | one thread that does everything for its connections |
 //! | `connection` | one connection: the I/O around its lifecycle |
 //! | `lifecycle` | what happens in each state on each event; without I/O |
 //! | `head`, `body` | the rules of requests; without I/O |
 //! | `request`, `answer` | what handlers get and give; answers → bytes |
-//! | `responder` | the way back: an answer now, later, or a stream |
-//! | `mailbox` | what others have to tell a worker |
+//! | `responder` | how a request is answered: now, later, or by a stream |
+//! | `mailbox` | messages for a worker |
 //! | `poller`, `deadlines`, `slab` | readiness, time-outs, numbers of connections |
 //! | `transport` | the socket, and TLS over it |
 //! | `memory_budget` | the memory of large bodies and answers |
@@ -79,26 +79,26 @@ const CONNECTION_BYTES: usize = 64 * 1024;
 const TLS_CONNECTION_BYTES: usize = 256 * 1024;
 /// Large answers that are made or wait for memory at once.
 const LARGE_ANSWERS: usize = 8;
-/// Of the connections one in so many is never held, and so many at least (or a third, when there are few in all): who
-/// waits must not keep out who asks.
+/// One connection in NEVER_HELD, at least NEVER_HELD_AT_LEAST of them (or a third, where there are few in all), is kept
+/// for requests that are answered at once.
 const NEVER_HELD: usize = 12;
 const NEVER_HELD_AT_LEAST: usize = 64;
 
-/// When a connection may be given up to make room for another, in milliseconds.
+/// When a connection may be closed so that another can be accepted, in milliseconds.
 pub struct ShedLimits {
-    /// What came later is not given up: on a busy machine it may be a good request that nobody had the time to read.
+    /// With an unfinished request for longer than this. On a busy machine a good request may be unread for a while.
     unfinished_ms: Millis,
-    /// The same where nothing at all has come.
+    /// Open for longer than this without having sent anything.
     silent_ms: Millis,
-    /// Who was held and has been answered, as agents are, is about to come back within this.
-    in_touch_ms: Millis,
+    /// Idle for longer than this after a held request was answered: agents poll again at once.
+    after_held_ms: Millis,
 }
 
-/// When a connection may be given up.
+/// The policy.
 const SHED_LIMITS: ShedLimits = ShedLimits {
     unfinished_ms: 50,
     silent_ms: 300,
-    in_touch_ms: 3_000,
+    after_held_ms: 3_000,
 };
 
 /// What answers requests.
@@ -307,7 +307,7 @@ impl Edge {
     }
 
     /// Has something done by a thread that may wait for the disk.
-    pub fn do_patiently(&self, job: impl FnOnce() + Send + 'static) {
+    pub fn run_in_pool(&self, job: impl FnOnce() + Send + 'static) {
         self.pool.give(Box::new(job));
     }
 

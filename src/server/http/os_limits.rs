@@ -1,5 +1,5 @@
-//! What the system lets this process have. Limits that are known are kept to from the start; running into them
-//! would hit whoever comes next, not who took too much.
+//! The system's limits for this process. Staying below them from the start lets the server choose whom to refuse; at
+//! the limit the system refuses whatever comes next.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -1,8 +1,8 @@
 //! Which sockets can be read from or written to (epoll).
 //!
-//! Level-triggered, and each worker has a poller of its own for the connections that are its own: as long as there
-//! is something to read that the worker wants to read, the kernel says so again at each look. So no wake-up can be
-//! lost, whatever the worker did with the one before; what it does not want to hear of, it says by [`Interest`].
+//! Level-triggered, one poller for each worker and its connections: while a socket has something that the worker is
+//! interested in, every `epoll_wait` reports it again. So no wake-up can be lost, whatever the worker did with the one
+//! before. [`Interest`] says what it does not want to be told.
 
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -11,7 +11,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
-/// The most events of one look: what comes later waits that long for its turn.
+/// Events taken by one `epoll_wait`. More would delay the sockets at the end of a long list.
 const AT_ONCE: usize = 64;
 
 /// What a worker wants to hear of a socket. That it is broken is always said.

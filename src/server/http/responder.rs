@@ -50,7 +50,7 @@ pub enum Part {
     End,
 }
 
-/// Has a stream asked for what is new.
+/// Makes the connection ask its stream for the next part.
 pub struct Waker(Wakes);
 
 enum Wakes {
@@ -146,7 +146,7 @@ impl Responder {
         let mut reservation = None;
         if let Some(bytes) = answer.counted_bytes() {
             let cut = |full| edge.cut(full);
-            reservation = edge.budget.reserve_patiently(connection, bytes, cut);
+            reservation = edge.budget.reserve_waiting(connection, bytes, cut);
             if reservation.is_none() {
                 return debug!("an answer found no memory and was given up");
             }
@@ -171,7 +171,7 @@ impl Responder {
         }
     }
 
-    /// What wakes the stream that this request will be answered with.
+    /// Wakes the stream that will answer this request.
     pub fn waker(&self) -> Option<Waker> {
         match &self.path {
             Some(ReplyPath::Edge(path)) => Some(Waker(Wakes::Edge(path.clone()))),

@@ -61,19 +61,23 @@ pub fn start<S: Service>(
     listener
         .set_nonblocking(false)
         .map_err(|why| cannot(&why))?;
-    let server = tiny_http::Server::from_listener(listener, None).map_err(|why| cannot(&why))?;
+    let address = listener.local_addr().map_err(|why| cannot(&why))?;
+    let config = tiny_http::ServerConfig::new_http(address).map_err(|why| cannot(&why))?;
+    let server = tiny_http::Server::from_listener(listener, address.into(), config);
+    let server = server.map_err(|why| cannot(&why))?;
     let server = Arc::new(server);
     for _ in 0..THREADS {
         let (server, service, limits) = (server.clone(), service.clone(), limits.clone());
         start_thread("request", move || {
             loop {
                 match server.recv() {
-                    Ok(request) => {
+                    Ok(Ok(request)) => {
                         let serve = AssertUnwindSafe(|| serve(request, &limits, &service));
                         if catch_unwind(serve).is_err() {
                             warn!("a request failed (a bug); its connection was closed");
                         }
                     }
+                    Ok(Err(error)) => debug!("tiny_http: {error}"),
                     Err(error) => {
                         debug!("tiny_http: {error}");
                         thread::sleep(ERROR_PAUSE);
@@ -121,9 +125,8 @@ fn parsed(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<Request, R
         return Err(Refused::new(414, msg));
     }
     let header = |name: &'static str| {
-        let mut headers = raw.headers().iter();
-        let found = headers.find(|header| header.field.equiv(name));
-        found.map(|header| header.value.as_str().to_owned())
+        let found = raw.headers().get(name);
+        found.map(|value| value.as_str().to_owned())
     };
     let headers = Headers {
         host: header("Host"),
@@ -166,7 +169,7 @@ fn respond(request: tiny_http::Request, answer: Answer) {
     let length = answer.body.len();
     let mut response = tiny_http::Response::new(
         tiny_http::StatusCode(answer.status),
-        vec![],
+        Vec::new().into(),
         Cursor::new(answer.body),
         Some(length),
         None,
@@ -218,7 +221,7 @@ impl TinyReply {
         };
         let response = tiny_http::Response::new(
             tiny_http::StatusCode(200),
-            headers.collect(),
+            headers.collect::<Vec<tiny_http::Header>>().into(),
             reader,
             None,
             None,

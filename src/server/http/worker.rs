@@ -1,8 +1,7 @@
 //! A worker: one thread that does everything for the connections that are its own.
 //!
-//! It sleeps until a socket, a deadline or its mailbox has something, and does what can be done without waiting; what
-//! may wait goes to the pool. As nobody else touches its connections, a connection needs no lock, and an answer is
-//! written by the thread that reads the next request. A few workers serve all connections.
+//! It waits for sockets, deadlines and messages, and does what needs no waiting; the rest goes to the pool. No other
+//! thread touches its connections, so they need no lock. A few workers serve all connections.
 
 use super::connection::{Connection, Context};
 use super::deadlines::{Deadlines, Millis};
@@ -20,13 +19,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Handshakes that are gone on with in one turn: each is a millisecond of cryptography, and a crowd of them must
-/// not hold up those who are through.
-const HANDSHAKES_PER_TURN: usize = 2;
-/// Of the connections that may be given up one in so many is, longest first: a crowd that comes back as fast as it is
-/// sent away would leave no place to others, and giving up all of them would hit good ones.
+/// TLS handshakes continued in one pass of the loop. Each takes about a millisecond of CPU; many of them must not delay
+/// the established connections.
+const HANDSHAKES_PER_PASS: usize = 2;
+/// The share of the sheddable connections that is closed at once, the longest unfinished first. Fewer would not keep up
+/// with clients that reconnect at once; all of them would include good ones.
 const SHED_ONE_IN: usize = 8;
-/// How often memory that other threads have freed is given back.
+/// How often memory that other threads freed is returned to the system.
 const TIDY_PERIOD: Duration = Duration::from_secs(1);
 
 /// A worker.
@@ -38,7 +37,7 @@ pub struct Worker<S: Service> {
     connections: Slab<Connection<S>>,
     deadlines: Deadlines,
     /// The buffer that is lent to connections.
-    spare: Vec<u8>,
+    scratch: Vec<u8>,
     now: Millis,
 }
 
@@ -58,7 +57,7 @@ impl<S: Service> Worker<S> {
             poller,
             connections: Slab::new(),
             deadlines: Deadlines::default(),
-            spare: Vec::new(),
+            scratch: Vec::new(),
             now: 0,
         })
     }
@@ -70,11 +69,11 @@ impl<S: Service> Worker<S> {
         let (mut tidied, mut has_worked) = (Instant::now(), false);
         loop {
             self.read_mail();
-            let patience = match self.edge.mailboxes[self.number].fall_asleep() {
-                true => self.patience(has_worked),
+            let timeout = match self.edge.mailboxes[self.number].fall_asleep() {
+                true => self.timeout(has_worked),
                 false => Some(Duration::ZERO),
             };
-            self.poller.wait(patience, &mut ready);
+            self.poller.wait(timeout, &mut ready);
             self.now = self.edge.now();
             let was_rung = ready.iter().any(|ready| ready.id == WAKEUP);
             self.edge.mailboxes[self.number].wake_up(was_rung);
@@ -92,8 +91,8 @@ impl<S: Service> Worker<S> {
                     None => {}
                 }
             }
-            // The poller tells of the others again.
-            handshaking.truncate(HANDSHAKES_PER_TURN);
+            // The poller reports the others again.
+            handshaking.truncate(HANDSHAKES_PER_PASS);
             handshaking.drain(..).for_each(|ready| self.handle(ready));
             self.handle_deadlines();
             if has_worked && tidied.elapsed() >= TIDY_PERIOD {
@@ -103,8 +102,8 @@ impl<S: Service> Worker<S> {
         }
     }
 
-    /// How long there is nothing to do if nothing comes.
-    fn patience(&self, has_worked: bool) -> Option<Duration> {
+    /// How long to wait for events.
+    fn timeout(&self, has_worked: bool) -> Option<Duration> {
         let due = self.deadlines.next();
         let due = due.map(|due| Duration::from_millis(due.saturating_sub(self.now)));
         let tidy = has_worked.then_some(TIDY_PERIOD);
@@ -114,11 +113,12 @@ impl<S: Service> Worker<S> {
     fn handle(&mut self, ready: Readiness) {
         let key = ConnectionId(ready.id).key();
         self.with(key, |connection, cx| connection.ready(ready.is_broken, cx));
-        // What was answered meanwhile goes out before the next one is looked at.
+        // Write the answer before handling the next connection.
         self.read_mail();
     }
 
-    /// Handles what is due, once for each connection: what is due again at once waits for the others.
+    /// Handles the deadlines that have passed, once for each connection: one that is due again at once waits for the
+    /// next pass.
     fn handle_deadlines(&mut self) {
         let up: Vec<Key> = std::iter::from_fn(|| self.deadlines.pop(self.now)).collect();
         for key in up {
@@ -133,8 +133,8 @@ impl<S: Service> Worker<S> {
         }
     }
 
-    /// Reads what there is now. What comes of it meanwhile waits for the sockets of others: a client that pipelines
-    /// without end must not keep the worker to itself.
+    /// Reads the messages that are there now, not those that handling them adds: a client that pipelines without end
+    /// must not occupy the worker.
     fn read_mail(&mut self) {
         for mail in self.edge.mailboxes[self.number].take() {
             let received = catch_unwind(AssertUnwindSafe(|| self.receive(mail)));
@@ -200,7 +200,7 @@ impl<S: Service> Worker<S> {
             edge: &self.edge,
             service: &self.service,
             now: self.now,
-            spare: &mut self.spare,
+            scratch: &mut self.scratch,
         };
         // A bug must cost one connection, not the worker with all the others.
         let done = catch_unwind(AssertUnwindSafe(|| what(connection, &mut context)));
@@ -239,7 +239,7 @@ impl<S: Service> Worker<S> {
         }
     }
 
-    /// Gives up some of the connections that keep others waiting.
+    /// Closes some of the connections with unfinished requests.
     fn shed(&mut self, by_system: bool) {
         self.edge.mailboxes[self.number].sheds();
         // There may be room by now.
@@ -248,7 +248,7 @@ impl<S: Service> Worker<S> {
         }
         let now = self.now;
         let mut unfinished: Vec<(Millis, Key)> = { self.connections.iter() }
-            .filter_map(|(key, c)| Some((c.unfinished_for(&SHED_LIMITS, now)?, key)))
+            .filter_map(|(key, c)| Some((c.sheddable_for(&SHED_LIMITS, now)?, key)))
             .collect();
         unfinished.sort_by_key(|(ms, _)| Reverse(*ms));
         let some = unfinished.len().div_ceil(SHED_ONE_IN);

@@ -2,15 +2,19 @@
 //!
 //! [`Db::open`] returns what was saved; [`Db::commit`] saves a batch of records and returns when it is on the disk.
 //! Records are JSON, keyed by number; output is stored in the pieces in which it arrived. The format has a
-//! version: for a change that `#[serde(default)]` does not cover, raise [`VERSION`] and convert older files in
-//! `migrate`.
+//! version, which is the lowest version of a program that may read it: a commit raises it when it contains what an
+//! older program would drop ([`Batch::reader_version`]).
+
+mod inspect;
+
+pub use self::inspect::{check, export};
 
 use crate::core::{Batch, Core, Limits, OutputChange, OutputKey, Saved, SavedPiece, TaskKey, Time};
 use crate::wire::agent::Stream;
 use log::{info, warn};
 use redb::{
     Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable,
-    StorageError, Table, TableDefinition, TableError, WriteTransaction,
+    StorageError, Table, TableDefinition, TableError,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,8 +27,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The version of the format that this program writes.
-const VERSION: u64 = 1;
+/// The version of a new file.
+const FIRST_VERSION: u64 = 1;
+/// The highest version that this program reads.
+const VERSION: u64 = 2;
 /// Memory for caching pages of the file, in bytes. Little is enough: the core holds all data anyway.
 const CACHE_BYTES: usize = 16 << 20;
 /// A file is compacted at the start if it is more than this many times as large as its records. Just after a
@@ -53,6 +59,7 @@ pub struct Db {
     /// `None` after an error, until it is opened again.
     database: Option<Database>,
     next_piece: u64,
+    version: u64,
 }
 
 impl Db {
@@ -69,8 +76,6 @@ impl Db {
         }
         let mut opened = open_file(path)?;
         let version = check_version(&opened.database, path)?;
-        prepare(&opened.database, Some(version))
-            .map_err(|why| format!("cannot bring {} up to date: {why}", path.display()))?;
         let Read {
             saved,
             next_piece,
@@ -87,6 +92,7 @@ impl Db {
             path: path.to_owned(),
             database: Some(opened.database),
             next_piece,
+            version,
         };
         Ok((db, saved))
     }
@@ -101,12 +107,15 @@ impl Db {
             None => open_file(&self.path)?.database,
         };
         let next_piece = &mut self.next_piece;
+        let needed = batch.reader_version();
+        let raised = (needed > self.version).then_some(needed);
         let written = catch_unwind(AssertUnwindSafe(|| {
-            write_batch(&database, now, batch, next_piece).map(|()| database)
+            write_batch(&database, now, batch, raised, next_piece).map(|()| database)
         }));
         match written {
             Ok(Ok(database)) => {
                 self.database = Some(database);
+                self.version = self.version.max(needed);
                 Ok(())
             }
             Ok(Err(why)) => Err(format!("cannot write {}: {why}", self.path.display())),
@@ -136,7 +145,7 @@ fn make_file(path: &Path) -> Result<(), String> {
     }
     let made = file.set_len(0).map_err(text).and_then(|()| {
         let database = builder().create_file(file).map_err(text)?;
-        prepare(&database, None)?;
+        prepare(&database)?;
         drop(database);
         give_name(&new, path)
     });
@@ -240,7 +249,7 @@ fn version(database: &Database) -> Result<Option<u64>, String> {
 /// Refuses a file of a newer version or of another program.
 fn check_version(database: &Database, path: &Path) -> Result<u64, String> {
     match version(database).map_err(|why| damaged(path, &why))? {
-        Some(version @ 1..=VERSION) => Ok(version),
+        Some(version @ FIRST_VERSION..=VERSION) => Ok(version),
         None | Some(0) => Err(damaged(path, &"it has no version")),
         Some(version) => Err(format!(
             "cannot open {}: it has version {version} and was written by a newer sidebike, this one reads versions up to {VERSION}; use the newer one",
@@ -249,32 +258,19 @@ fn check_version(database: &Database, path: &Path) -> Result<u64, String> {
     }
 }
 
-/// Creates the tables of a new file, or converts those of an older version.
-fn prepare(database: &Database, version: Option<u64>) -> Result<(), String> {
-    // A start that has nothing to change writes nothing: the disk may be full.
-    if version == Some(VERSION) {
-        return Ok(());
-    }
+/// Creates the tables of a new file.
+fn prepare(database: &Database) -> Result<(), String> {
     let write = database.begin_write().map_err(text)?;
-    if let Some(version) = version {
-        migrate(version, &write)?;
-    }
     write
         .open_table(META)
         .map_err(text)?
-        .insert(META_VERSION, VERSION)
+        .insert(META_VERSION, FIRST_VERSION)
         .map_err(text)?;
     write.open_table(TASKS).map_err(text)?;
     write.open_table(EXECUTIONS).map_err(text)?;
     write.open_table(OUTPUT).map_err(text)?;
     write.open_table(MACHINES).map_err(text)?;
     write.commit().map_err(text)
-}
-
-/// Converts a file of an earlier version to this one, step by step.
-fn migrate(version: u64, _write: &WriteTransaction) -> Result<(), String> {
-    // There is no version before the first.
-    Err(format!("there never was a version {version}"))
 }
 
 /// Compacts the file if that saves enough.
@@ -293,12 +289,16 @@ fn write_batch(
     database: &Database,
     now: Time,
     batch: &Batch,
+    raised_version: Option<u64>,
     next_piece: &mut u64,
 ) -> Result<(), String> {
     let write = database.begin_write().map_err(text)?;
     {
         let mut meta = write.open_table(META).map_err(text)?;
         meta.insert(META_LAST_ALIVE, now.0).map_err(text)?;
+        if let Some(version) = raised_version {
+            meta.insert(META_VERSION, version).map_err(text)?;
+        }
         if batch.next_task > 0 {
             meta.insert(META_NEXT_TASK, batch.next_task).map_err(text)?;
         }
@@ -532,77 +532,63 @@ fn text(error: impl Display) -> String {
     error.to_string()
 }
 
-/// `sidebike db check FILE`: checks the file of a stopped server and describes it.
-pub fn check(path: &Path) -> Result<String, String> {
-    without_panic(path, || checked(path))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::Spec;
+    use crate::wire::task::PostedTask;
 
-fn checked(path: &Path) -> Result<String, String> {
-    let Opened {
-        mut database,
-        was_open,
-    } = open_file(path)?;
-    check_version(&database, path)?;
-    // `false` only means that it found and freed unused pages.
-    database
-        .check_integrity()
-        .map_err(|why| damaged(path, &why))?;
-    let Read { saved, .. } = read_all(&database, path, Strictness::RefuseFile)?;
-    let (tasks, executions, machines) = (
-        saved.tasks.len(),
-        saved.executions.len(),
-        saved.machines.len(),
-    );
-    let consistent = restored(saved).and_then(|core| core.check_invariants());
-    consistent.map_err(|why| damaged(path, &why))?;
-    let closed = if was_open {
-        "; its server did not close it, nothing is lost by that"
-    } else {
-        ""
-    };
-    Ok(format!(
-        "{} is whole: {tasks} tasks, {executions} executions, {machines} machines{closed}",
-        path.display()
-    ))
-}
+    /// The records of a new task.
+    fn batch() -> Batch {
+        let json = r#"{"machinePattern": "m", "detail": {"command": "true"}}"#;
+        let posted: PostedTask = serde_json::from_str(json).unwrap();
+        let spec = Spec::checked(posted, &Limits::NONE.texts, |_| None).unwrap();
+        let mut core = Core::new(Limits::NONE, Time(1_000));
+        core.record_changes();
+        core.submit(Time(1_000), "id", spec).unwrap();
+        core.take_batch()
+    }
 
-/// `sidebike db export FILE`: writes every task in the file of a stopped server as the API answers it, one JSON line
-/// each, oldest first. Of a damaged file it writes what can be read, and then returns an error.
-pub fn export(path: &Path, out: &mut dyn Write) -> Result<(), String> {
-    without_panic(path, || exported(path, out))
-}
-
-fn exported(path: &Path, out: &mut dyn Write) -> Result<(), String> {
-    let Opened { database, .. } = open_file(path)?;
-    check_version(&database, path)?;
-    let mut read = read_all(&database, path, Strictness::SkipDamaged)?;
-    read.leave_out_incomplete_tasks();
-    let left_out = read.left_out;
-    let core = restored(read.saved).map_err(|why| damaged(path, &why))?;
-    let mut write = || -> std::io::Result<()> {
-        for task in core.all_tasks() {
-            let mut line = serde_json::to_vec(&task.answer(usize::MAX))?;
-            line.push(b'\n');
-            out.write_all(&line)?;
+    #[test]
+    fn the_version_of_a_file_rises_with_the_first_record_that_an_older_program_would_not_understand()
+     {
+        let name = format!("sidebike-version-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let (mut db, _) = Db::open(&path).unwrap();
+        let version_of = |db: &Db| version(db.database.as_ref().unwrap()).unwrap();
+        let mut batch = batch();
+        db.commit(Time(1_000), &batch).unwrap();
+        assert_eq!(
+            version_of(&db),
+            Some(FIRST_VERSION),
+            "older programs read it"
+        );
+        for task in batch.tasks.values_mut().flatten() {
+            task.late_join_full = true;
         }
-        out.flush()
-    };
-    match write() {
-        // The reader has closed the pipe.
-        Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => {}
-        other => other.map_err(|why| format!("cannot write: {why}"))?,
+        db.commit(Time(2_000), &batch).unwrap();
+        assert_eq!(version_of(&db), Some(2));
+        db.close();
+        let (db, saved) = Db::open(&path).unwrap();
+        assert!(saved.tasks.values().all(|task| task.late_join_full));
+        db.close();
+        std::fs::remove_file(&path).unwrap();
     }
-    match left_out {
-        0 => Ok(()),
-        n => Err(format!(
-            "{} is damaged: {n} records could not be read and are left out",
-            path.display()
-        )),
-    }
-}
 
-/// The core as it was when the file was last written, without limits.
-fn restored(saved: Saved) -> Result<Core, String> {
-    let then = saved.last_alive;
-    Core::restored(Limits::NONE, then, saved)
+    #[test]
+    fn a_clock_that_stood_at_1970_expires_nothing_once_it_is_right() {
+        let batch = batch();
+        let saved = Saved {
+            tasks: { batch.tasks.into_iter() }
+                .filter_map(|(key, task)| Some((key, task?)))
+                .collect(),
+            executions: batch.executions,
+            last_alive: Time(1_000),
+            ..Saved::default()
+        };
+        let now = Time(1_700_000_000_000);
+        let mut core = Core::restored(Limits::NONE, now, saved).unwrap();
+        core.tick(now);
+        assert!(core.all_tasks().all(|task| !task.state().is_terminal()));
+    }
 }

@@ -175,6 +175,15 @@ impl Durable {
         }
     }
 
+    /// Whether everything up to `ticket` is saved, or cannot be saved at present. Does not wait.
+    pub fn is_settled(&self, ticket: Ticket) -> bool {
+        if self.queue.is_none() {
+            return true;
+        }
+        let disk = lock(&self.disk);
+        disk.saved >= ticket || disk.failed.is_some() || disk.closed
+    }
+
     /// Why nothing can be saved at present, if that is so.
     pub fn trouble(&self) -> Option<String> {
         self.queue.as_ref()?;
@@ -261,6 +270,17 @@ impl Durable {
                 drop(self.work.wait_timeout_while(guard, ERROR_PAUSE, open));
             }
         }
+    }
+
+    /// Refuses everything that has to be saved from now on: the saving thread has failed, and what it had taken of the
+    /// queue is lost.
+    #[cfg(feature = "db")]
+    pub fn give_up(&self) {
+        let why = "database: saving has failed (a bug); start the server again";
+        let mut disk = lock(&self.disk);
+        disk.failed = Some((Ticket(u64::MAX), why.into()));
+        disk.closed = true;
+        self.progress.notify_all();
     }
 
     #[cfg(feature = "db")]

@@ -1,25 +1,24 @@
-//! Requests that are being held: polls of idle agents, and users who wait for a task to end.
+//! Held requests: polls of idle agents, and requests that wait for the end of a task.
 //!
-//! They live under the lock, beside the core, so that "nothing to do" and "hold it" are one step and
-//! no wake-up can fall between them. Nothing is written here: whoever takes a request out answers
-//! it, after the lock is released. To hold something new: add a map for it, its deadline to
-//! `deadlines`, and a job that answers it to `store`.
+//! They are under the same lock as the core, so that "there is nothing to do" and "hold the request" are one step and no
+//! wake-up is lost in between. They are answered after the lock is released. To hold another kind: a map for it, its
+//! entry in `deadlines`, and a job in `state` that answers it.
 
 use crate::core::{MachineKey, Refusal, Task, TaskKey, Time};
 use crate::server::answers::{self, TaskForm};
 use crate::server::http::{ConnectionId, Responder};
 use std::collections::{BTreeSet, HashMap};
 
-/// Everything that is held.
+/// All held requests.
 pub struct Held {
     polls: HashMap<MachineKey, (Responder, Time)>,
     waits: HashMap<u64, (TaskKey, HeldWait, Time)>,
     waits_by_task: HashMap<TaskKey, BTreeSet<u64>>,
     next_wait: u64,
     deadlines: BTreeSet<(Time, Deadline)>,
-    /// What is held of a connection.
+    /// The held request of each connection.
     by_connection: HashMap<ConnectionId, Deadline>,
-    /// How many follow a task. The edge asks for what is new; they are only counted here.
+    /// The number of followers. They are streams of the HTTP edge, and only counted here.
     pub followers: usize,
     max: usize,
 }
@@ -30,11 +29,11 @@ enum Deadline {
     Wait(u64),
 }
 
-/// Somebody who waits for a task.
+/// A request that waits for the end of a task.
 pub struct HeldWait {
-    /// The way back.
+    /// Answers it.
     pub responder: Responder,
-    /// How they want to be answered.
+    /// The form of the answer.
     pub form: TaskForm,
 }
 
@@ -43,7 +42,9 @@ impl HeldWait {
     pub fn answer(self, task: Result<Task, Refusal>) {
         let HeldWait { responder, form } = self;
         match &task {
-            Ok(found) if found.size() > answers::FEW => {
+            Ok(found)
+                if found.size() > answers::FEW || found.answer_bytes() > answers::LARGE_BYTES =>
+            {
                 responder.answer_later(move || form.answer(task));
             }
             _ => responder.answer(form.answer(task)),
@@ -52,7 +53,7 @@ impl HeldWait {
 }
 
 impl Held {
-    /// Nothing yet; `max` requests at most.
+    /// No requests; at most `max`.
     pub fn new(max: usize) -> Self {
         Held {
             polls: HashMap::new(),
@@ -66,17 +67,17 @@ impl Held {
         }
     }
 
-    /// How many there are.
+    /// Their number.
     pub fn count(&self) -> usize {
         self.polls.len() + self.waits.len() + self.followers
     }
 
-    /// Whether one more can be held.
+    /// Whether another one can be held.
     pub fn has_room(&self) -> bool {
         self.count() < self.max
     }
 
-    /// Holds a machine's poll. The caller has taken out the one before.
+    /// Holds a machine's poll. The caller has taken out its previous one.
     pub fn add_poll(&mut self, machine: MachineKey, responder: Responder, until: Time) {
         let poll = Deadline::Poll(machine);
         self.deadlines.insert((until, poll));
@@ -84,7 +85,7 @@ impl Held {
         self.polls.insert(machine, (responder, until));
     }
 
-    /// Lets a machine's poll end at this time, if it was to be held for longer.
+    /// Ends a machine's poll at this time, if it was to be held for longer.
     pub fn shorten_poll(&mut self, machine: MachineKey, new: Time) {
         if let Some((_, until)) = self
             .polls
@@ -121,7 +122,7 @@ impl Held {
         }
     }
 
-    /// Holds somebody who waits for a task.
+    /// Holds a request that waits for a task.
     pub fn add_wait(&mut self, task: TaskKey, wait: HeldWait, until: Time) {
         let id = self.next_wait;
         self.next_wait += 1;
@@ -132,7 +133,7 @@ impl Held {
         self.waits.insert(id, (task, wait, until));
     }
 
-    /// Takes out everybody who waits for a task.
+    /// Takes out all requests that wait for a task.
     pub fn take_waits(&mut self, task: TaskKey) -> Vec<HeldWait> {
         let ids = self.waits_by_task.get(&task).cloned().unwrap_or_default();
         ids.into_iter()
@@ -141,7 +142,7 @@ impl Held {
             .collect()
     }
 
-    /// Takes out one who waits.
+    /// Takes out one request that waits.
     pub fn take_wait(&mut self, id: u64) -> Option<(TaskKey, HeldWait)> {
         let (task, wait, until) = self.waits.remove(&id)?;
         self.deadlines.remove(&(until, Deadline::Wait(id)));
@@ -165,7 +166,7 @@ impl Held {
         polls.collect()
     }
 
-    /// Takes out those who wait for a task and whose time is up.
+    /// Takes out the requests that wait for a task and whose time is up.
     pub fn due_waits(&mut self, now: Time) -> Vec<(TaskKey, HeldWait)> {
         let due = self.due(now);
         let waits = due.into_iter().filter_map(|deadline| match deadline {

@@ -1,59 +1,63 @@
-//! The one lock, around the core and the requests that are being held; and who answers those.
+//! The one lock, around the core and the held requests, and the threads that answer held requests.
 //!
-//! Under the lock things are only computed: notices of the core and held requests that are due are
-//! taken out, and what has to be written, logged or said because of them is done after it is
-//! released, by the answering threads.
+//! Under the lock there is only computation. What follows from a change (answers, log lines, wake-ups) is taken out and
+//! done after the lock is released.
 
+mod answering;
 #[cfg(feature = "db")]
 pub mod db;
 mod durable;
 mod held;
+mod supervisor;
 mod watchers;
 
 pub use self::held::HeldWait;
+#[cfg(feature = "db")]
+pub use self::supervisor::supervise_once;
+pub use self::supervisor::{Health, supervise};
 pub use self::watchers::Watcher;
 
-use self::durable::{Durable, Ticket};
+pub use self::durable::Ticket;
+
+use self::answering::{Job, has_news};
+use self::durable::Durable;
 use self::held::Held;
 use self::watchers::Watchers;
 use super::answers;
-use super::http::{ConnectionId, Responder, start_thread};
-use crate::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, Task, TaskKey, Time};
-use crate::wire::agent::{Orders, Poll};
-use crate::wire::duration::TimeSpan;
+use super::http::{ConnectionId, Responder};
+use crate::core::{
+    Core, EventBatch, Follower, Limits, Notice, Pattern, Refusal, Saved, Task, TaskKey, TaskPage,
+    TaskQuery, Time,
+};
+use crate::wire::agent::{Assignment, Orders, Poll};
 use crate::wire::task::Detail;
-use log::info;
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Threads that answer held requests: more than one, so that one slow peer does not delay the
-/// rest; few, as most answers fit into a socket's buffer.
+/// Threads that answer held requests. With a database they wait for commits; without one a single thread would do.
 const ANSWERING_THREADS: usize = 4;
-/// What ended longer ago than this is safe without anybody waiting for it, or the disk has trouble.
+/// What ended longer ago than this is on the disk, unless the disk has errors.
 const RECENTLY_MS: u64 = 5_000;
-/// How long a poll is still held when its machine was handed something beside it. What ends within
-/// that time is reported without a poll between.
-const SAYS_WHAT_IT_HOLDS: TimeSpan = TimeSpan::from_secs(1);
-/// The most held requests that one thread answers in one go.
-const MAX_JOBS_AT_ONCE: usize = 64;
 
-/// The lock and what is around it.
+/// The lock, and what belongs to it.
 pub struct Store {
     state: Mutex<State>,
     /// How long it was locked.
     pub holds: Holds,
+    /// How the threads are that must not end.
+    pub health: Arc<Health>,
     clock: Clock,
     durable: Durable,
     jobs: Mutex<VecDeque<(Ticket, Job)>>,
     job_waits: Condvar,
-    /// Who is told when something happens to a task that is followed.
+    /// The followers of each task.
     pub watchers: Watchers,
 }
 
-/// What a change leaves to be done once the lock is released.
+/// What is to be done after a change, once the lock is released.
 struct After {
     notices: Vec<Notice>,
     ticket: Ticket,
@@ -64,14 +68,14 @@ struct State {
     held: Held,
 }
 
-/// How long the lock was held, for `/metrics`: it is to be microseconds.
+/// How long the lock was held, for `/metrics`. The aim is microseconds.
 #[derive(Debug, Default)]
 pub struct Holds {
-    /// How often it was taken.
+    /// How often it was locked.
     pub count: AtomicU64,
-    /// In all, in nanoseconds.
+    /// The sum, in nanoseconds.
     pub total_ns: AtomicU64,
-    /// The longest of all, in nanoseconds.
+    /// The longest time, in nanoseconds.
     pub longest_ns: AtomicU64,
 }
 
@@ -105,60 +109,19 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// Something to be answered.
-enum Job {
-    /// There is something for a machine's held poll.
-    Wake(MachineKey),
-    /// A task has ended: those who wait for it want to know.
-    Finished(TaskKey),
-    /// The time of a held poll is up.
-    EndPoll(Responder, Orders<Arc<Detail>>),
-    /// The time of somebody who waits for a task is up.
-    EndWait(HeldWait, Result<Task, Refusal>),
-}
-
-/// What is answered to a held request.
-struct Reply {
-    what: What,
-    /// Of the change that is news in it.
-    ticket: Ticket,
-}
-
-enum What {
-    Orders(Responder, Orders<Arc<Detail>>),
-    Task(HeldWait, Result<Task, Refusal>),
-    EndedTask(HeldWait, Result<Task, Refusal>),
-}
-
-impl Reply {
-    /// Whether it says something that has to be safe first.
-    fn is_news(&self) -> bool {
-        match &self.what {
-            What::Orders(_, orders) => is_news(orders),
-            What::EndedTask(..) => true,
-            What::Task(..) => false,
-        }
-    }
-}
-
-/// Whether orders say something that has to be safe first.
-fn is_news(orders: &Orders<Arc<Detail>>) -> bool {
-    !orders.start.is_empty() || !orders.cancel.is_empty()
-}
-
-/// What became of a poll.
+/// The result of a poll.
 pub enum Polled {
-    /// It is to be answered so, now.
+    /// Answer it now, with these orders.
     Answer(Responder, Orders<Arc<Detail>>),
     /// It is held.
     Held,
     /// It was refused.
     Refused(Responder, Refusal),
-    /// What it would be handed could not be made safe, for this reason.
+    /// Its orders could not be saved, for this reason.
     Unsafe(Responder, String),
 }
 
-/// Wall-clock time that never goes back: taken once, then counted.
+/// Wall-clock time that never goes back: read once, then counted by the monotonic clock.
 struct Clock {
     started_ms: u64,
     started: Instant,
@@ -200,6 +163,7 @@ impl Store {
                 held: Held::new(max_held),
             }),
             holds: Holds::default(),
+            health: Arc::default(),
             clock,
             durable,
             jobs: Mutex::default(),
@@ -207,8 +171,8 @@ impl Store {
             watchers: Watchers::default(),
         });
         for _ in 0..ANSWERING_THREADS {
-            let store = store.clone();
-            start_thread("answer", move || store.answer_forever())?;
+            let answering = store.clone();
+            supervise(&store.health, "answer", move || answering.answer_forever())?;
         }
         Ok(store)
     }
@@ -227,13 +191,13 @@ impl Store {
         question(&self.state().core)
     }
 
-    /// Lets the core do something, and sees to what follows from it.
+    /// Changes the core, and does what follows from the change.
     pub fn change<R>(&self, operation: impl FnOnce(&mut Core, Time) -> R) -> R {
         self.change_with_ticket(operation).0
     }
 
-    /// The same, and returns when the change is safe. The error says why it is not (yet): the
-    /// change has happened all the same, and is saved as soon as that works.
+    /// The same, and returns when the change is on the disk. The error says why it is not yet: the change has happened,
+    /// and is saved as soon as that works.
     pub fn change_safely<R>(
         &self,
         operation: impl FnOnce(&mut Core, Time) -> R,
@@ -245,7 +209,7 @@ impl Store {
         }
     }
 
-    /// Why nothing new can be made safe at the moment, if so.
+    /// Why nothing can be saved at the moment, if so.
     pub fn trouble(&self) -> Option<String> {
         self.durable.trouble()
     }
@@ -270,7 +234,7 @@ impl Store {
         (result, ticket)
     }
 
-    /// What a change leaves to be done once the lock is released.
+    /// What is to be done after a change, once the lock is released.
     fn after(&self, core: &mut Core, now: Time) -> After {
         After {
             notices: core.take_notices(),
@@ -280,14 +244,15 @@ impl Store {
         }
     }
 
-    /// Takes in a poll; holds it when there is nothing to do yet.
-    pub fn poll(&self, poll: &Poll, responder: Responder) -> Polled {
+    /// Handles a poll; holds it if there is nothing to do yet.
+    pub fn poll(&self, origin: &str, poll: &Poll, responder: Responder) -> Polled {
         let mut superseded = None;
         let (polled, after) = {
             let mut state = self.state();
             let now = self.clock.now();
             let State { core, held } = &mut *state;
-            let polled = match core.poll(now, poll) {
+            let admitted = core.admit(now, origin, &poll.instance);
+            let polled = match admitted.and_then(|()| core.poll(now, poll)) {
                 Err(refusal) => Polled::Refused(responder, refusal),
                 Ok((machine, orders)) => {
                     superseded = held.take_poll(machine);
@@ -304,7 +269,7 @@ impl Store {
             (polled, self.after(core, now))
         };
         let ticket = after.ticket;
-        self.see_to(after);
+        self.finish(after);
         if let Some(responder) = superseded {
             responder.answer(answers::orders(&Orders::none()));
         }
@@ -325,17 +290,68 @@ impl Store {
         orders: Orders<Arc<Detail>>,
         ticket: Ticket,
     ) -> Result<Orders<Arc<Detail>>, String> {
-        if !is_news(&orders) {
+        if !has_news(&orders) {
             return Ok(orders);
         }
         match self.durable.wait(ticket) {
-            Ok(()) => Ok(orders),
+            Ok(()) => Ok(Orders {
+                start: self.still_to_start(orders.start),
+                ..orders
+            }),
             Err(why) if orders.cancel.is_empty() && orders.forget.is_empty() => Err(why),
             Err(_) => Ok(Orders {
                 start: Vec::new(),
                 ..orders
             }),
         }
+    }
+
+    /// Matches a new pattern with the labels there are, before a task is submitted with it: a large pattern takes a
+    /// second for 10,000 labels. What appears meanwhile is matched under the lock.
+    pub fn match_labels(&self, pattern: &mut Pattern) {
+        let snapshot = self.state().core.labels_to_match(pattern.text());
+        if let Some(snapshot) = snapshot {
+            snapshot.match_with(pattern);
+        }
+    }
+
+    /// What is still to be started of what was handed out, after the wait for the disk: what was canceled meanwhile is
+    /// not sent. The next poll shows that it did not arrive.
+    pub fn still_to_start(
+        &self,
+        mut start: Vec<Assignment<Arc<Detail>>>,
+    ) -> Vec<Assignment<Arc<Detail>>> {
+        if self.durable.may_wait() && !start.is_empty() {
+            self.ask(|core| start.retain(|job| core.is_to_start(&job.id)));
+        }
+        start
+    }
+
+    /// What has happened since a follower last asked, and the ticket of the last change that may be in it.
+    pub fn next_events(&self, follower: &mut Follower) -> (EventBatch, Ticket) {
+        let state = self.state();
+        (state.core.next_events(follower), self.durable.so_far())
+    }
+
+    /// Whether everything up to a ticket may be told: it is safe, or the disk takes nothing for now.
+    pub fn is_settled(&self, ticket: Ticket) -> bool {
+        self.durable.is_settled(ticket)
+    }
+
+    /// A page of a list, see [`Core::list`]. That a task has ended is said when it is safe, or when the disk takes
+    /// nothing for now.
+    pub fn list(&self, query: &TaskQuery, before: Option<TaskKey>, limit: usize) -> TaskPage {
+        let (page, news) = {
+            let state = self.state();
+            let recently = Time(self.clock.now().0.saturating_sub(RECENTLY_MS));
+            let page = state.core.list(query, before, limit);
+            let news = page.tasks.iter().any(|task| task.has_ended_since(recently));
+            (page, news)
+        };
+        if news {
+            let _ = self.durable.wait(self.durable.so_far());
+        }
+        page
     }
 
     /// A task. That it has ended is said when it is safe, or when the disk takes nothing for now.
@@ -403,20 +419,20 @@ impl Store {
                 (self.after(core, now), jobs, again)
             };
             self.enqueue(after.ticket, jobs);
-            self.see_to(after);
+            self.finish(after);
             if !again {
                 return;
             }
         }
     }
 
-    /// Ends all polls that are held: whoever sent one has to show again that it may.
+    /// Answers all held polls: after a change of tokens each agent has to authenticate again.
     pub fn end_polls(&self) {
         self.state().held.shorten_polls(self.clock.now());
         self.tick();
     }
 
-    /// Drops what is held of a connection whose peer is gone: nothing may be handed out to nobody.
+    /// Drops the held request of a connection whose client is gone, so that no work is handed out to it.
     pub fn drop_abandoned(&self, connection: ConnectionId) {
         let dropped = {
             let mut state = self.state();
@@ -430,7 +446,7 @@ impl Store {
         drop(dropped);
     }
 
-    /// Whether what was changed may have to wait for the disk.
+    /// Whether changes wait for a disk.
     pub fn may_wait(&self) -> bool {
         self.durable.may_wait()
     }
@@ -440,140 +456,17 @@ impl Store {
         self.state().held.count()
     }
 
-    fn see_to(&self, after: After) {
-        let ticket = after.ticket;
-        let jobs = self.jobs_of(after);
-        self.enqueue(ticket, jobs);
-    }
-
-    /// Does what is quickly done because of a change; gives what there is to be answered.
-    fn jobs_of(&self, after: After) -> Vec<Job> {
-        let mut jobs = Vec::new();
-        for notice in after.notices {
-            match notice {
-                Notice::Wake(machine) => jobs.push(Job::Wake(machine)),
-                Notice::Finished(task) => {
-                    jobs.push(Job::Finished(task));
-                    self.watchers.wake(task);
-                }
-                Notice::Changed(task) => self.watchers.wake(task),
-                Notice::HandedOut(machine) => {
-                    let soon = self.clock.now().plus(SAYS_WHAT_IT_HOLDS);
-                    self.state().held.shorten_poll(machine, soon);
-                }
-                Notice::MachineOffline(label, why) => info!("machine {label} is offline: {why}"),
-                Notice::MachineOnline(label, instance) => {
-                    info!("machine {label} is online, instance {instance}")
-                }
-            }
-        }
-        jobs
-    }
-
-    fn enqueue(&self, ticket: Ticket, jobs: Vec<Job>) {
-        if jobs.is_empty() {
-            return;
-        }
-        let many = jobs.len() > 1;
-        let mut queue = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.extend(jobs.into_iter().map(|job| (ticket, job)));
-        drop(queue);
-        if many {
-            self.job_waits.notify_all()
-        } else {
-            self.job_waits.notify_one()
-        }
-    }
-
-    /// Answers what was held. Takes a few jobs at once, because they can wait for the disk together.
-    fn answer_forever(&self) {
-        loop {
-            let jobs: Vec<(Ticket, Job)> = {
-                let queue = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut queue = self
-                    .job_waits
-                    .wait_while(queue, |jobs| jobs.is_empty())
-                    .unwrap_or_else(PoisonError::into_inner);
-                let few = queue
-                    .len()
-                    .div_ceil(ANSWERING_THREADS)
-                    .min(MAX_JOBS_AT_ONCE);
-                queue.drain(..few).collect()
-            };
-            self.do_jobs(jobs);
-        }
-    }
-
-    fn do_jobs(&self, jobs: Vec<(Ticket, Job)>) {
-        let mut replies = Vec::new();
-        for (ticket, job) in jobs {
-            self.do_job(ticket, job, &mut replies);
-        }
-        // What needs no disk does not wait for it.
-        let (later, now): (Vec<Reply>, Vec<Reply>) = replies.into_iter().partition(Reply::is_news);
-        for reply in now {
-            self.send(reply);
-        }
-        // One wait is enough for all of them.
-        if let Some(ticket) = later.iter().map(|reply| reply.ticket).max() {
-            let _ = self.durable.wait(ticket);
-        }
-        for reply in later {
-            self.send(reply);
-        }
-    }
-
-    fn send(&self, reply: Reply) {
-        match reply.what {
-            What::Orders(responder, orders) => {
-                responder.answer(match self.only_what_is_safe(orders, reply.ticket) {
-                    Ok(orders) => answers::orders(&orders),
-                    Err(why) => answers::error(503, &why),
-                });
-            }
-            What::Task(wait, task) | What::EndedTask(wait, task) => wait.answer(task),
-        }
-    }
-
-    /// Finds out what is to be answered to whom.
-    fn do_job(&self, ticket: Ticket, job: Job, replies: &mut Vec<Reply>) {
-        let mut reply = |ticket, what| replies.push(Reply { what, ticket });
-        match job {
-            Job::Wake(machine) => {
-                let mut state = self.state();
-                let State { core, held } = &mut *state;
-                let Some(responder) = held.take_poll(machine) else {
-                    return;
-                };
-                let now = self.clock.now();
-                let orders = core.collect(now, machine);
-                let after = self.after(core, now);
-                drop(state);
-                reply(after.ticket, What::Orders(responder, orders));
-                self.see_to(after);
-            }
-            Job::Finished(task) => {
-                let mut state = self.state();
-                let waits = state.held.take_waits(task);
-                if waits.is_empty() {
-                    return;
-                }
-                let shown = state.core.show(task);
-                drop(state);
-                for wait in waits {
-                    reply(ticket, What::EndedTask(wait, shown.clone()));
-                }
-            }
-            Job::EndPoll(responder, orders) => reply(ticket, What::Orders(responder, orders)),
-            Job::EndWait(wait, task) => reply(ticket, What::Task(wait, task)),
-        }
-    }
-
     /// Saves changes for as long as the server lives.
     #[cfg(feature = "db")]
     pub fn save_forever(&self, db: self::db::Db) {
         self.durable
             .save_forever(db, |of| self.ask(|core| core.output_snapshot(of)));
+    }
+
+    /// Nothing can be saved any more: the saving thread has failed.
+    #[cfg(feature = "db")]
+    pub fn saving_failed(&self) {
+        self.durable.give_up();
     }
 
     /// Saves the last of it, before the server ends.
@@ -582,5 +475,5 @@ impl Store {
     }
 }
 
-/// The period of the clock's thread: what is due is done at most this late.
+/// The period of the clock's thread: timers fire at most this late.
 pub const TICK: Duration = Duration::from_millis(100);

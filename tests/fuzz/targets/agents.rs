@@ -14,6 +14,8 @@ fuzz_target!(|bytes: &[u8]| {
         executions: 40,
         machines: 3,
         output_bytes: 1 << 16,
+        detail_bytes: 1 << 20,
+        new_machines: 1_000,
         patterns: 2,
         texts: TextLimits {
             pattern: 100,

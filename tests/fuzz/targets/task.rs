@@ -16,6 +16,8 @@ fuzz_target!(|bytes: &[u8]| {
         executions: 10,
         machines: 10,
         output_bytes: 1 << 20,
+        detail_bytes: 1 << 20,
+        new_machines: 1_000,
         patterns: 10,
         texts: TextLimits {
             pattern: 1_024,

@@ -24,10 +24,10 @@ use log::debug;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// The most that is read from or written to one connection before it is the others' turn, in bytes.
+/// Bytes read from or written to one connection in one pass of the worker, so that other connections are not delayed.
 const TURN_BYTES: usize = 256 * 1024;
-/// How much is read while a request is with the service, in bytes: enough to notice the peer's end behind a usual
-/// pipelined request. More stays in the kernel.
+/// Bytes read while a request is with the service: enough to see the client's end behind a usual pipelined request.
+/// More stays in the kernel.
 const LOOK_AHEAD_BYTES: usize = 16 * 1024;
 /// What is set aside for the next part of a stream, in bytes; a part is no larger than about this.
 const PART_BYTES: usize = 128 * 1024;
@@ -42,7 +42,7 @@ pub struct Context<'a, S: Service> {
     /// The present time.
     pub now: Millis,
     /// An empty buffer, lent to a connection that reads: between requests a connection needs none of its own.
-    pub spare: &'a mut Vec<u8>,
+    pub scratch: &'a mut Vec<u8>,
 }
 
 /// A connection.
@@ -96,9 +96,9 @@ struct Stream {
     next: Millis,
 }
 
-/// What was done of a connection in one turn.
+/// What was read and written in one pass.
 #[derive(Default)]
-struct Turn {
+struct IoBudget {
     bytes: usize,
     /// The socket has nothing more now.
     is_drained: bool,
@@ -272,7 +272,7 @@ impl<S: Service> Connection<S> {
 
     /// Something was due.
     pub fn due(&mut self, cx: &mut Context<'_, S>) {
-        // What has come meanwhile is read first: a request is answered, or certainly not served.
+        // Read first what has come meanwhile, so that no request is cut that was already received.
         self.advance(cx);
         if self.is_late(cx) {
             debug!("cut while {:?}", self.state());
@@ -288,17 +288,17 @@ impl<S: Service> Connection<S> {
 
     /// Goes on as far as the socket allows.
     pub fn advance(&mut self, cx: &mut Context<'_, S>) {
-        let mut turn = Turn::default();
-        while self.flush(&mut turn, cx) {
+        let mut io = IoBudget::default();
+        while self.flush(&mut io, cx) {
             let goes_on = match self.state() {
-                State::Idle | State::ReadingHead => self.read_head(&mut turn, cx),
-                State::ReadingBody => self.read_body(&mut turn, cx),
+                State::Idle | State::ReadingHead => self.read_head(&mut io, cx),
+                State::ReadingBody => self.read_body(&mut io, cx),
                 State::Writing => {
                     self.on(Event::Sent, cx);
                     true
                 }
-                State::Streaming => self.pull(&mut turn, cx),
-                State::Lingering => self.discard(&mut turn, cx),
+                State::Streaming => self.pull(&mut io, cx),
+                State::Lingering => self.discard(&mut io, cx),
                 State::Serving | State::Held | State::Closed => false,
             };
             if !goes_on {
@@ -306,7 +306,7 @@ impl<S: Service> Connection<S> {
             }
         }
         if self.input.is_empty() && self.input.capacity() > 0 {
-            *cx.spare = std::mem::take(&mut self.input);
+            *cx.scratch = std::mem::take(&mut self.input);
         }
     }
 
@@ -404,19 +404,19 @@ impl<S: Service> Connection<S> {
     }
 
     /// Writes what there is. Whether that was all.
-    fn flush(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
+    fn flush(&mut self, io: &mut IoBudget, cx: &mut Context<'_, S>) -> bool {
         if self.is_closed() {
             return false;
         }
         if !self.has_unsent() {
             return true;
         }
-        // After so much it is others' turn: the poller says again that the socket takes more.
-        let most = TURN_BYTES.saturating_sub(turn.bytes);
+        // The poller reports again that the socket takes more.
+        let most = TURN_BYTES.saturating_sub(io.bytes);
         match self.transport.write(&mut self.output, most) {
             Ok(bytes) => {
                 self.moved += bytes as u64;
-                turn.bytes += bytes;
+                io.bytes += bytes;
                 if bytes > 0 && self.state() == State::Streaming {
                     self.since = cx.now;
                 }
@@ -431,26 +431,26 @@ impl<S: Service> Connection<S> {
     }
 
     /// Reads some more. Whether there is something new to look at.
-    fn fill(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
+    fn fill(&mut self, io: &mut IoBudget, cx: &mut Context<'_, S>) -> bool {
         if self.has_ended {
             self.on(Event::End, cx);
             return true;
         }
-        if turn.is_drained || turn.bytes >= TURN_BYTES {
+        if io.is_drained || io.bytes >= TURN_BYTES {
             return false;
         }
         if self.input.capacity() == 0 {
-            self.input = std::mem::take(cx.spare);
+            self.input = std::mem::take(cx.scratch);
         }
         let before = self.input.len();
         let got = self.transport.read(&mut self.input);
         let bytes = self.input.len() - before;
         self.moved += bytes as u64;
-        turn.bytes += bytes;
+        io.bytes += bytes;
         match got {
             Ok(Got::Some) => true,
             Ok(Got::Nothing) => {
-                turn.is_drained = true;
+                io.is_drained = true;
                 bytes > 0
             }
             Ok(Got::End) => {
@@ -467,11 +467,11 @@ impl<S: Service> Connection<S> {
 
     /// Reads what comes while the service has the request, and notices the peer's end.
     fn look_ahead(&mut self, cx: &mut Context<'_, S>) {
-        let mut turn = Turn::default();
+        let mut io = IoBudget::default();
         while !self.has_ended
             && !self.is_closed()
             && self.input.len() < LOOK_AHEAD_BYTES
-            && self.fill(&mut turn, cx)
+            && self.fill(&mut io, cx)
         {}
         if self.has_ended && !self.is_closed() {
             self.on(Event::End, cx);
@@ -479,13 +479,13 @@ impl<S: Service> Connection<S> {
     }
 
     /// Sends the next part of a stream. Whether there is more to do now.
-    fn pull(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
+    fn pull(&mut self, io: &mut IoBudget, cx: &mut Context<'_, S>) -> bool {
         let Some(stream) = &mut self.stream else {
             self.on(Event::StreamEnd, cx);
             return true;
         };
-        // After so much it is the others' turn; it is due again at once.
-        if stream.next > cx.now || turn.bytes >= TURN_BYTES {
+        // The rest is due in the next pass.
+        if stream.next > cx.now || io.bytes >= TURN_BYTES {
             return false;
         }
         self.reservation = None;
@@ -520,7 +520,7 @@ impl<S: Service> Connection<S> {
     }
 
     /// Throws away what the peer still sends. Whether there is more to do now.
-    fn discard(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
+    fn discard(&mut self, io: &mut IoBudget, cx: &mut Context<'_, S>) -> bool {
         // Now that everything is sent.
         if !std::mem::replace(&mut self.has_shut, true) {
             self.transport.close_sending();
@@ -529,7 +529,7 @@ impl<S: Service> Connection<S> {
                 return false;
             }
         }
-        let goes_on = self.fill(turn, cx);
+        let goes_on = self.fill(io, cx);
         self.input.clear();
         if self.moved - self.pace.1 > LINGER_BYTES {
             self.on(Event::Late, cx);

@@ -10,7 +10,7 @@ use super::super::memory_budget::{self, Full};
 use super::super::request::{Refused, Request};
 use super::super::responder::Responder;
 use super::super::{Admitted, ConnectionId, Edge, Served, Service};
-use super::{Connection, Context, Turn, UNKNOWN};
+use super::{Connection, Context, IoBudget, UNKNOWN};
 use log::warn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -52,7 +52,7 @@ impl<A> Incoming<A> {
 
 impl<S: Service> Connection<S> {
     /// Looks for a head, and serves its request if that is all of it. Whether there is more to do now.
-    pub(super) fn read_head(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
+    pub(super) fn read_head(&mut self, io: &mut IoBudget, cx: &mut Context<'_, S>) -> bool {
         if self.searched == 0 {
             // Some clients send an empty line behind a body.
             let lines = self.input.chunks(2).take_while(|two| *two == b"\r\n");
@@ -60,14 +60,14 @@ impl<S: Service> Connection<S> {
             self.input.drain(..empty);
         }
         if self.input.is_empty() {
-            return self.fill(turn, cx);
+            return self.fill(io, cx);
         }
         let limits = &cx.edge.limits.request;
         match head::read(&self.input, self.searched, limits, Some(self.peer)) {
             Ok(None) => {
                 self.searched = self.input.len();
                 self.on(Event::Part, cx);
-                self.fill(turn, cx)
+                self.fill(io, cx)
             }
             Ok(Some(head)) => {
                 self.input.drain(..head.length);
@@ -139,9 +139,9 @@ impl<S: Service> Connection<S> {
     }
 
     /// Reads a body, and serves the request when it is whole. Whether there is more to do now.
-    pub(super) fn read_body(&mut self, turn: &mut Turn, cx: &mut Context<'_, S>) -> bool {
+    pub(super) fn read_body(&mut self, io: &mut IoBudget, cx: &mut Context<'_, S>) -> bool {
         if self.input.is_empty() {
-            return self.fill(turn, cx);
+            return self.fill(io, cx);
         }
         let Some(incoming) = &mut self.incoming else {
             // A body is only read of a request.
@@ -151,7 +151,7 @@ impl<S: Service> Connection<S> {
         if let Err(full) = incoming.reserve(self.id, self.input.len(), cx.edge) {
             cx.edge.cut(full);
             let since = *self.starved.get_or_insert(cx.now);
-            if cx.now - since > memory_budget::PATIENCE.as_millis() as Millis {
+            if cx.now - since > memory_budget::MAX_WAIT.as_millis() as Millis {
                 self.starved = None;
                 let msg = "too many large requests at once (--max-in-flight)";
                 self.refuse(Refused::new(503, msg), cx);
@@ -160,7 +160,7 @@ impl<S: Service> Connection<S> {
             return false;
         }
         if let Some(since) = self.starved.take() {
-            // That was not the peer's fault.
+            // The time without memory does not count for the client.
             self.since += cx.now - since;
             self.pace = (cx.now, self.moved);
         }
@@ -176,7 +176,7 @@ impl<S: Service> Connection<S> {
                     self.serve(incoming.request, incoming.admitted, cx);
                     return true;
                 }
-                self.fill(turn, cx)
+                self.fill(io, cx)
             }
             Err(refused) => {
                 self.refuse(refused, cx);

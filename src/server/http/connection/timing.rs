@@ -1,4 +1,4 @@
-//! When a connection is due, late, or to be given up.
+//! When something is due for a connection, when it is late, and when it may be shed.
 
 use super::super::deadlines::Millis;
 use super::super::lifecycle::State;
@@ -57,16 +57,15 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// For how many milliseconds it has kept others waiting that could be served in its place; `None` when it is not
-    /// to be given up. `limits` says what is too long.
-    pub fn unfinished_for(&self, limits: &ShedLimits, now: Millis) -> Option<Millis> {
+    /// For how many milliseconds its request has been unfinished, if it may be shed.
+    pub fn sheddable_for(&self, limits: &ShedLimits, now: Millis) -> Option<Millis> {
         let ms = now.saturating_sub(self.since);
         let is_unfinished = match self.state() {
             State::Serving | State::Held | State::Closed => false,
             State::Idle if self.transport.is_handshaking() && self.moved > 0 => {
                 ms > limits.unfinished_ms
             }
-            State::Idle if self.was_held => ms > limits.in_touch_ms,
+            State::Idle if self.was_held => ms > limits.after_held_ms,
             // Between two requests: its next one finds another connection.
             State::Idle if self.life.had_requests() => true,
             State::Idle => ms > limits.silent_ms,
@@ -78,7 +77,7 @@ impl<S: Service> Connection<S> {
             | State::Streaming
             | State::Lingering => ms > limits.unfinished_ms,
         };
-        // What an idle one has sent meanwhile nobody has read yet: that is not its fault.
+        // An idle one that has just sent a request is not shed: the worker has not read it yet.
         (is_unfinished && !(self.state() == State::Idle && self.transport.has_unread()))
             .then_some(ms)
     }

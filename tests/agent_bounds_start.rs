@@ -1,0 +1,150 @@
+//! The start of a command on a machine that is in a bad state.
+#![cfg(feature = "agent")]
+
+mod fake;
+
+use fake::shim::Shim;
+use fake::{Agent, Server, alive, eventually};
+use serde_json::json;
+use sidebike::wire::task::ExecutionState;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A folder on a file system that does not answer: looks at it hang as long as a file is there.
+const HANGING_FOLDER: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+int statx(int folder, const char *path, int flags, unsigned mask, struct statx *found) {
+    static int (*real)(int, const char *, int, unsigned, struct statx *);
+    const char *shim = getenv("SHIM");
+    char mark[4096];
+    if (path && shim && strstr(path, "/hangs")) {
+        snprintf(mark, sizeof mark, "%s/looked", shim);
+        fclose(fopen(mark, "w"));
+        snprintf(mark, sizeof mark, "%s/hangs-now", shim);
+        while (access(mark, F_OK) == 0) usleep(5000);
+    }
+    real = dlsym(RTLD_NEXT, "statx");
+    return real(folder, path, flags, mask, found);
+}
+"#;
+
+fn agent(server: &Server, shim: &Shim, args: &[&str]) -> Agent {
+    let env = shim.env();
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (*name, &**value)).collect();
+    let agent = Agent::start(server, args, &env);
+    server.until(|seen| !seen.polls.is_empty());
+    agent
+}
+
+#[test]
+fn a_workspace_that_hangs_is_left_alone() {
+    let Some(shim) = Shim::new("workspace", HANGING_FOLDER) else {
+        return;
+    };
+    let server = Server::new();
+    let mut agent = agent(&server, &shim, &["--grace", "0.1"]);
+    std::fs::create_dir(shim.path("hangs")).unwrap();
+    std::fs::write(shim.path("hangs-now"), "").unwrap();
+    let detail = |name: &str, timeout: f64| {
+        let file = shim.path(name);
+        json!({"command": format!("touch {file}"), "workspace": shim.path("hangs"), "timeout": timeout})
+    };
+    server.start("canceled", detail("canceled", 300.0));
+    eventually("it hangs", || Path::new(&shim.path("looked")).exists());
+    server.cancel("canceled");
+    let result = server.result("canceled");
+    assert_eq!(result.state, ExecutionState::Canceled, "{result:?}");
+    server.start("timed-out", detail("timed-out", 0.3));
+    let result = server.result("timed-out");
+    assert_eq!(result.state, ExecutionState::TimedOut, "{result:?}");
+    assert!(result.msg.contains("does not answer"), "{result:?}");
+    // What was left alone is not started when the folder answers again.
+    server.start("other", detail("other", 300.0));
+    server.until(|seen| seen.polls.last().is_some_and(|poll| !poll.holds.is_empty()));
+    std::fs::remove_file(shim.path("hangs-now")).unwrap();
+    assert_eq!(server.result("other").state, ExecutionState::Succeeded);
+    assert!(Path::new(&shim.path("other")).exists());
+    for name in ["canceled", "timed-out"] {
+        assert!(!Path::new(&shim.path(name)).exists(), "{name} was started");
+    }
+    // Nor does it keep the agent from ending.
+    std::fs::write(shim.path("hangs-now"), "").unwrap();
+    std::fs::remove_file(shim.path("looked")).unwrap();
+    server.start("shut-down", detail("shut-down", 300.0));
+    eventually("it hangs", || Path::new(&shim.path("looked")).exists());
+    let begun = Instant::now();
+    agent.signal("TERM");
+    assert_eq!(agent.wait(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert_eq!(server.result("shut-down").state, ExecutionState::Canceled);
+}
+
+/// Executing a program takes a second: until then its process has not got the key of the attempt. The agent
+/// waits for it for longer than that.
+const SLOW_EXEC: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
+                 const posix_spawnattr_t *attributes, char *const argv[], char *const envp[]) {
+    int (*real)(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
+                char *const[], char *const[]) = dlsym(RTLD_NEXT, "posix_spawnp");
+    const char *variable = "SIDEBIKE_KEY=", *line = "sleep 1; export SIDEBIKE_KEY=$0; exec \"$@\"";
+    char *env[4096], *args[64] = {"sh", "-c", (char *)line}, path[4096], begun[4096], *key = NULL;
+    int n = 0, m = 5;
+    for (int i = 0; envp[i] && n < 4095; i++)
+        if (strncmp(envp[i], variable, strlen(variable)) == 0) key = envp[i] + strlen(variable);
+        else env[n++] = envp[i];
+    env[n] = NULL;
+    if (!key) return real(pid, file, actions, attributes, argv, envp);
+    args[3] = key;
+    args[4] = (char *)file;
+    for (int i = 1; argv[i] && m < 63; i++) args[m++] = argv[i];
+    args[m] = NULL;
+    int failed = real(pid, "/bin/sh", actions, attributes, args, env);
+    snprintf(path, sizeof path, "%s/begun", getenv("SHIM"));
+    snprintf(begun, sizeof begun, "%s/begun.new", getenv("SHIM"));
+    FILE *mark = fopen(begun, "w");
+    fprintf(mark, "%d", *pid);
+    fclose(mark);
+    rename(begun, path);
+    sleep(30);
+    return failed;
+}
+"#;
+
+#[test]
+fn a_command_that_is_being_started_ends_with_its_agent() {
+    let Some(shim) = Shim::new("slow-exec", SLOW_EXEC) else {
+        return;
+    };
+    for signals in [&["KILL"][..], &["TERM", "TERM"]] {
+        let server = Server::new();
+        let mut agent = agent(&server, &shim, &[]);
+        server.start("x", json!({"argv": ["sleep", "300"]}));
+        let mark = shim.path("begun");
+        eventually("the start has begun", || Path::new(&mark).exists());
+        let pid: i32 = std::fs::read_to_string(&mark).unwrap().parse().unwrap();
+        std::fs::remove_file(&mark).unwrap();
+        for (n, signal) in signals.iter().enumerate() {
+            if n > 0 {
+                server.until(|seen| seen.polls.last().is_some_and(|poll| poll.draining));
+                std::thread::sleep(Duration::from_millis(150)); // two signals at once are one
+            }
+            agent.signal(signal);
+        }
+        agent.wait();
+        assert!(alive(pid), "the agent ended while it was being started");
+        eventually("it is dead", || !alive(pid));
+    }
+}

@@ -1,0 +1,79 @@
+//! Answers are made when there is memory for them: many slow readers of something large do not fill the server's.
+
+mod common;
+
+use common::http::{Connection, request};
+use common::{Server, id, task, wait_for};
+use serde_json::Value;
+
+/// Machines of the task, the output of each in bytes, and slow readers.
+const MACHINES: usize = 10;
+const OUTPUT: usize = 900_000;
+const READERS: usize = 12;
+
+/// A finished task with a lot of output.
+fn loud(server: &Server) -> Value {
+    let line = format!("head -c {OUTPUT} /dev/zero | tr '\\0' x");
+    let submitted = server.submit(task(&line));
+    server.when(id(&submitted), "succeeded", MACHINES as u64)
+}
+
+#[test]
+fn output_of_many_machines_is_sent_one_by_one() {
+    let server = Server::start();
+    let _agents = server.agents(MACHINES, "m1");
+    let finished = loud(&server);
+    let target = format!("/api/v1/task/{}/output", id(&finished));
+    let bytes = request("GET", &target, "", b"");
+    let before = server.process.figure("VmRSS");
+    let mut readers: Vec<Connection> = (0..READERS).map(|_| server.connect()).collect();
+    for reader in &mut readers {
+        reader.send(&bytes);
+    }
+    // Each has its answer's head and reads no further.
+    wait_for("all of them are being answered", || {
+        server.metric("sidebike_requests_total{status=\"2xx\"}") >= READERS as u64
+    });
+    let peak = server.process.figure("VmRSS").saturating_sub(before) * 1024;
+    let whole = READERS * MACHINES * OUTPUT;
+    assert!(
+        peak < whole as u64 / 4,
+        "{peak} bytes for {READERS} readers of {whole} in all"
+    );
+    let all = readers[0].rest();
+    let head = all.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+    let all = &all[head..];
+    let counted = all.iter().filter(|byte| **byte == b'x').count();
+    assert_eq!(counted, MACHINES * OUTPUT);
+    let labels = String::from_utf8_lossy(all).matches("m1 | x").count();
+    assert_eq!(labels, MACHINES);
+}
+
+#[test]
+fn those_who_wait_for_a_task_are_answered_one_after_the_other() {
+    const WAITERS: usize = 60;
+    let server = Server::with(&["--max-in-flight", "32"]);
+    let _agents = server.agents(2, "m1");
+    let line = format!("sleep 2; head -c {OUTPUT} /dev/zero | tr '\\0' x");
+    let submitted = server.submit(task(&line));
+    let target = format!("/api/v1/task/{}?wait=60s", id(&submitted));
+    let bytes = request("GET", &target, "Connection: close\r\n", b"");
+    let mut waiters: Vec<Connection> = (0..WAITERS).map(|_| server.connect()).collect();
+    for waiter in &mut waiters {
+        waiter.send(&bytes);
+    }
+    let before = server.process.figure("VmRSS");
+    let mut answered = 0;
+    let mut peak = 0;
+    for waiter in &mut waiters {
+        peak = peak.max(server.process.figure("VmRSS"));
+        answered += usize::from(
+            waiter
+                .try_read(true)
+                .is_some_and(|reply| reply.status == 200),
+        );
+    }
+    assert!(answered > 0, "nobody was answered");
+    let peak = peak.saturating_sub(before) >> 10;
+    assert!(peak < 100, "{peak} MiB for {WAITERS} answers of 3 MiB");
+}
