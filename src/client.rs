@@ -8,6 +8,7 @@
 //! | `client` | the agent's calls; sending, the token, errors |
 //! | `people` | the calls of the commands for people |
 //! | `connections` | connections without a proxy |
+//! | `proxy` | which proxy there is, if any |
 //! | `resolver` | names → addresses |
 //! | `tls` | the certificates a server has to have |
 //!
@@ -17,6 +18,7 @@
 mod connections;
 #[cfg(feature = "cli")]
 mod people;
+mod proxy;
 mod resolver;
 mod tls;
 
@@ -25,16 +27,18 @@ pub use people::{EventReader, TaskFilter};
 
 use crate::config::Registry;
 use crate::secret::Secret;
+use crate::tls::Roots;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
 use crate::wire::{ERROR, Envelope};
 use connections::Connections;
+use proxy::NamedProxy;
 use resolver::TimedResolver;
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
 use std::fmt;
 use std::io::Read;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use ureq::config::Config;
 use ureq::http::HeaderValue;
@@ -77,7 +81,12 @@ const MAX_QUOTED: usize = 200;
 /// Calls one server.
 #[derive(Debug, Clone)]
 pub struct Client {
-    http: ureq::Agent,
+    /// Replaced when other authorities are to be trusted.
+    http: Arc<RwLock<ureq::Agent>>,
+    registry: Registry,
+    proxy: Option<NamedProxy>,
+    /// The authorities of `--ca`, where they matter.
+    authorities: Arc<Mutex<Option<Roots>>>,
     base: String,
     token: Arc<RwLock<Option<Secret>>>,
     /// The longest answer that may hand out work, in bytes.
@@ -135,6 +144,11 @@ impl CallError {
         matches!(self.status(), Some(401 | 403))
     }
 
+    /// Whether the server's certificate was not accepted.
+    pub fn is_untrusted(&self) -> bool {
+        matches!(&self.kind, Kind::Unreachable(why) if why.contains(UNTRUSTED))
+    }
+
     /// Whether the same request can never succeed. A 404 that does not come from a sidebike server (but
     /// from a proxy, or while a server is being replaced) may be temporary.
     pub fn is_final(&self) -> bool {
@@ -166,7 +180,26 @@ impl Client {
     /// A client of a server. Honours the proxy settings of the environment (`HTTP_PROXY`, `NO_PROXY`, …).
     /// The error is one line for people.
     pub fn new(registry: &Registry) -> Result<Self, String> {
-        let config = tls::settings(Config::builder(), registry)?
+        let proxy = proxy::from_environment(&registry.url)?;
+        let needs_tls = registry.is_https() || proxy.as_ref().is_some_and(NamedProxy::is_https);
+        let roots = tls::load(registry, needs_tls)?;
+        let http = Client::http(proxy.as_ref(), roots.as_ref());
+        Ok(Client {
+            http: Arc::new(RwLock::new(http)),
+            proxy,
+            // Those of the system are many, and are read once.
+            authorities: Arc::new(Mutex::new(roots.filter(|_| registry.ca.is_some()))),
+            registry: registry.clone(),
+            base: registry.url.clone(),
+            token: Arc::default(),
+            max_work_answer: work_answer(MIN_ANSWER_JOBS),
+        })
+    }
+
+    /// Connections by this proxy, to servers that these authorities vouch for.
+    fn http(proxy: Option<&NamedProxy>, roots: Option<&Roots>) -> ureq::Agent {
+        let config = tls::settings(Config::builder(), roots)
+            .proxy(proxy.map(|proxy| proxy.proxy.clone()))
             .http_status_as_error(false)
             .user_agent(concat!("sidebike/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(CONNECT_TIMEOUT))
@@ -181,12 +214,48 @@ impl Client {
             .max_idle_connections_per_host(IDLE_CONNECTIONS)
             .max_idle_age(IDLE_AGE)
             .build();
-        Ok(Client {
-            http: ureq::Agent::with_parts(config, Connections::default(), TimedResolver),
-            base: registry.url.clone(),
-            token: Arc::default(),
-            max_work_answer: work_answer(MIN_ANSWER_JOBS),
-        })
+        ureq::Agent::with_parts(config, Connections::default(), TimedResolver)
+    }
+
+    /// Reads the authorities of `--ca` again. Whether they differ from those before; `None` if they do not matter.
+    /// After an error those in use stay. The error is one line for people.
+    pub fn reload_authorities(&self) -> Result<Option<bool>, String> {
+        let mut known = self
+            .authorities
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if known.is_none() {
+            return Ok(None);
+        }
+        let roots = tls::load(&self.registry, true)?;
+        if roots == *known {
+            return Ok(Some(false));
+        }
+        let http = Client::http(self.proxy.as_ref(), roots.as_ref());
+        *self.http.write().unwrap_or_else(PoisonError::into_inner) = http;
+        *known = roots;
+        Ok(Some(true))
+    }
+
+    fn agent(&self) -> ureq::Agent {
+        let http = self.http.read().unwrap_or_else(PoisonError::into_inner);
+        http.clone()
+    }
+
+    /// Why no answer came.
+    fn unreachable(&self, why: ureq::Error) -> Kind {
+        if let ureq::Error::LargeResponseHeader(_, max) = why {
+            return Kind::NotUnderstood(format!("its head is longer than {max} bytes"));
+        }
+        let text = unreachable(&why);
+        let text = match &self.proxy {
+            Some(proxy) => proxy.explain(&why, &text),
+            None => text,
+        };
+        match is_interrupted(&why) {
+            true => Kind::Interrupted(text),
+            false => Kind::Unreachable(text),
+        }
     }
 
     /// Has answers hand out work for so many jobs.
@@ -261,7 +330,7 @@ impl Client {
             true => request,
             false => with_patience(request, timeout, body.len() as u64 + max_answer),
         };
-        let mut answer = request.send(body).map_err(unreachable)?;
+        let mut answer = request.send(body).map_err(|why| self.unreachable(why))?;
         let status = answer.status().as_u16();
         let body = answer.body_mut();
         // With the length known it is allocated once, and not moved while it grows.
@@ -269,7 +338,7 @@ impl Client {
         let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
         let mut rest = body.as_reader().take(max_answer + 1);
         rest.read_to_end(&mut bytes)
-            .map_err(|why| unreachable(why.into()))?;
+            .map_err(|why| self.unreachable(why.into()))?;
         if bytes.len() as u64 > max_answer {
             let why = format!("it is longer than {max_answer} bytes");
             return Err(Kind::NotUnderstood(why));
@@ -283,7 +352,7 @@ impl Client {
         url: &str,
         timeout: Duration,
     ) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
-        self.with_token(self.http.post(url))
+        self.with_token(self.agent().post(url))
             .header("content-type", "application/json")
             .config()
             .timeout_global(Some(timeout))
@@ -334,6 +403,9 @@ impl Client {
     }
 }
 
+/// In the errors of libraries: the server's certificate is not accepted.
+const UNTRUSTED: &str = "invalid peer certificate";
+
 /// Has a request go on as long as there is progress: sending and receiving wait for each part for `timeout`
 /// at most, and take as long as `bytes` take on the slowest link.
 fn with_patience(
@@ -378,13 +450,10 @@ const HINTS: [(&str, &str); 4] = [
     ("invalid HTTP version", "maybe it speaks https, not http"),
 ];
 
-/// Why no answer came.
-fn unreachable(why: ureq::Error) -> Kind {
+/// Whether the call had begun.
+fn is_interrupted(why: &ureq::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-    if let ureq::Error::LargeResponseHeader(_, max) = why {
-        return Kind::NotUnderstood(format!("its head is longer than {max} bytes"));
-    }
-    let is_interrupted = match &why {
+    match why {
         ureq::Error::Timeout(reason) => {
             !matches!(reason, ureq::Timeout::Resolve | ureq::Timeout::Connect)
         }
@@ -392,7 +461,11 @@ fn unreachable(why: ureq::Error) -> Kind {
             matches!(why.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
         }
         _ => false,
-    };
+    }
+}
+
+/// Why no answer came.
+fn unreachable(why: &ureq::Error) -> String {
     let mut text = match why {
         ureq::Error::Timeout(reason) => format!("no answer in time ({reason})"),
         ureq::Error::Io(why) => format!("unreachable: {why}"),
@@ -403,10 +476,7 @@ fn unreachable(why: ureq::Error) -> Kind {
     if let Some((_, hint)) = HINTS.iter().find(|(words, _)| text.contains(words)) {
         text.push_str(&format!(" ({hint})"));
     }
-    match is_interrupted {
-        true => Kind::Interrupted(text),
-        false => Kind::Unreachable(text),
-    }
+    text
 }
 
 /// Status and body → the data of the answer, or what is wrong with it.

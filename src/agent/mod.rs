@@ -16,7 +16,8 @@
 //! | `failures` | failed calls in the log |
 //! | `log_writer` | the log does not wait for its reader |
 //! | `token` | the agent's token, read again when it changes |
-//! | `shutdown` | TERM and INT end the agent, HUP reads the token again |
+//! | `reread` | when a file is read again; the authorities of `--ca` |
+//! | `shutdown` | TERM and INT end the agent, HUP reads the token and `--ca` again |
 //! | `command/` | one command: whether it is allowed, its start, its end |
 //! | `processes/` | ending process trees, the guard, process 1 |
 //!
@@ -51,6 +52,7 @@ mod poll;
 pub mod processes;
 mod recent_ids;
 mod reporter;
+mod reread;
 mod shared;
 mod shutdown;
 mod state;
@@ -64,6 +66,7 @@ use command::runner::Runner;
 use log::{info, warn};
 use processes::{inheritance, init};
 use reporter::Reporter;
+use reread::RereadLimit;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shared::Agent;
 use state::AgentState;
@@ -113,6 +116,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         runner: Runner::new(config.policy.clone(), config.label.clone()),
         reporter: Mutex::new(Reporter::new()),
         token_reader: TokenReader::default(),
+        ca_reread: RereadLimit::default(),
         refused_orders: Mutex::default(),
         config,
     });

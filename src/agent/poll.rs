@@ -6,6 +6,7 @@
 
 use super::backoff::{Backoff, random_id};
 use super::failures::FailureLog;
+use super::reread;
 use super::shared::{Agent, Task, pause_after_panic};
 use super::state::Runnable;
 use super::token;
@@ -27,6 +28,8 @@ const BUSY_WAIT: TimeSpan = TimeSpan::from_secs(20);
 const FULL_WAIT: TimeSpan = TimeSpan::from_secs(2);
 /// After this many conflicts (409) in a row the agent takes a new instance id.
 const MAX_CONFLICTS: u32 = 3;
+/// The status of an answer that refuses for another reason than that it does not know the token.
+const FORBIDDEN: u16 = 403;
 /// An answer that comes sooner than this, and with nothing new, is suspicious.
 const QUICK: Duration = Duration::from_millis(500);
 /// This many suspicious answers in a row are accepted without a pause.
@@ -172,23 +175,11 @@ impl Agent {
 
     fn poll_failed(&self, why: &CallError, health: &mut Health) {
         health.is_down = true;
-        if why.is_denied() && self.token_reader.refused(&self.client) {
+        if self.is_remedied(why) {
             health.failures.succeeded(CALL);
-        }
-        let name = token::VARIABLE;
-        match health
-            .failures
-            .failed(CALL, &why.to_string(), Instant::now())
-        {
-            None => debug!("{why}"),
-            Some(count) if why.is_denied() && self.client.token().is_none() => warn!(
-                "the server wants a token, this agent has none ({name}): {why}; trying again{count}"
-            ),
-            Some(count) if why.is_denied() => warn!(
-                "the server does not accept the agent's token ({name}): {why}; trying again{count}"
-            ),
-            Some(count) if count.is_first() => warn!("{why}; trying again until it works"),
-            Some(count) => warn!("{why}; still trying{count}"),
+            debug!("{why}");
+        } else {
+            self.log_failure(why, health);
         }
         if why.status() != Some(409) {
             health.conflicts = 0;
@@ -203,6 +194,40 @@ impl Agent {
         {
             health.conflicts = 0;
             info!("the server does not accept this instance id; the new one is {instance}");
+        }
+    }
+
+    /// Reads again what the server's refusal, or its certificate, is about. Whether that has changed: then the next
+    /// poll may succeed.
+    fn is_remedied(&self, why: &CallError) -> bool {
+        if why.is_untrusted() {
+            reread::untrusted(&self.ca_reread, &self.client)
+        } else {
+            why.is_denied() && self.token_reader.refused(&self.client)
+        }
+    }
+
+    fn log_failure(&self, why: &CallError, health: &mut Health) {
+        let name = token::VARIABLE;
+        let reason = why.to_string();
+        let Some(count) = health.failures.failed(CALL, &reason, Instant::now()) else {
+            return debug!("{why}");
+        };
+        if why.status() == Some(FORBIDDEN) {
+            // Not only because of the token: the server may not know the name it is called by.
+            warn!("the server refuses this agent: {why}; trying again{count}");
+        } else if why.is_denied() && self.client.token().is_none() {
+            warn!(
+                "the server wants a token, this agent has none ({name}): {why}; trying again{count}"
+            );
+        } else if why.is_denied() {
+            warn!(
+                "the server does not accept the agent's token ({name}): {why}; trying again{count}"
+            );
+        } else if count.is_first() {
+            warn!("{why}; trying again until it works");
+        } else {
+            warn!("{why}; still trying{count}");
         }
     }
 }

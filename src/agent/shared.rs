@@ -4,6 +4,7 @@ use super::command::runner::Runner;
 use super::failures::FailureLog;
 use super::poll::PollLoop;
 use super::reporter::Reporter;
+use super::reread::RereadLimit;
 use super::state::{AgentState, Runnable};
 use super::thread_pool::ThreadPool;
 use super::token::TokenReader;
@@ -34,6 +35,8 @@ pub struct Agent {
     pub reporter: Mutex<Reporter>,
     /// Reads the token again.
     pub token_reader: TokenReader,
+    /// When the authorities were read again because of a failure.
+    pub ca_reread: RereadLimit,
     /// What was logged of orders that were refused.
     pub refused_orders: Mutex<FailureLog>,
 }

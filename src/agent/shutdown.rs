@@ -1,11 +1,12 @@
 //! Signals: the first TERM or INT ends the agent in good order, a second one at once. HUP reads the token
-//! again.
+//! and `--ca` again.
 //!
 //! In good order means: the agent takes no more work, commands get `--grace` to end by themselves, those
 //! that still run are ended, every result is reported, and a goodbye is sent. The polls go on meanwhile, so
 //! the server knows that the agent lives and drains.
 
 use super::processes::process_table::ProcessTable;
+use super::reread;
 use super::shared::Agent;
 use super::token;
 use crate::wire::agent::Goodbye;
@@ -35,7 +36,10 @@ pub fn wait(agent: &Arc<Agent>, mut signals: Signals) -> Result<(), String> {
     let handle = signals.handle();
     for signal in signals.forever() {
         match first {
-            _ if signal == SIGHUP => token::reload(&agent.client),
+            _ if signal == SIGHUP => {
+                token::reload(&agent.client);
+                reread::reload_authorities(&agent.client);
+            }
             None => {
                 first = Some(Instant::now());
                 let name = if signal == SIGINT { "INT" } else { "TERM" };

@@ -1,23 +1,19 @@
 //! The agent's token. It is read at the start, on HUP, and when the server refuses it, so that a token
 //! that is replaced in its file needs no restart.
 
-use super::attempt::lock;
+use super::reread::RereadLimit;
 use crate::client::Client;
 use crate::config::Registry;
 use crate::secret::{self, Secret};
 use log::{info, warn};
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 /// The variable that holds it. With `_FILE` appended, the variable that names its file.
 pub const VARIABLE: &str = "SIDEBIKE_AGENT_TOKEN";
-/// After a refusal the file is not read more often than this.
-const READ_PERIOD: Duration = Duration::from_secs(1);
 
 /// Reads the token again after a refusal.
 #[derive(Debug, Default)]
 pub struct TokenReader {
-    last_read: Mutex<Option<Instant>>,
+    limit: RereadLimit,
 }
 
 /// Reads the token. Of several it is the first: the others are for servers that accept more than one.
@@ -42,11 +38,9 @@ pub fn explain(token: Option<&Secret>, registry: &Registry) {
 impl TokenReader {
     /// Reads the token again because the server refused it. Whether there is a new one.
     pub fn refused(&self, client: &Client) -> bool {
-        let mut last_read = lock(&self.last_read);
-        if last_read.is_some_and(|at| at.elapsed() < READ_PERIOD) {
+        if !self.limit.is_due() {
             return false;
         }
-        *last_read = Some(Instant::now());
         // If there is none, or its file cannot be read, the token in use stays.
         let found = load().unwrap_or_default();
         let changed = found.is_some_and(|token| client.set_token(Some(token)));

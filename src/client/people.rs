@@ -2,7 +2,7 @@
 //!
 //! To add one: a method here, which ends in `look` (reads something) or `change` (changes something).
 
-use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK, unreachable};
+use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK};
 use crate::wire::duration::TimeSpan;
 use crate::wire::event::TaskEvent;
 use crate::wire::machine::{Machine, MachineState};
@@ -109,7 +109,10 @@ impl Client {
                 ("machine", machine),
             ],
         ));
-        let opened = self.get(&url, None).call().map_err(unreachable);
+        let opened = self
+            .get(&url, None)
+            .call()
+            .map_err(|why| self.unreachable(why));
         let opened = opened.and_then(|answer| {
             let status = answer.status().as_u16();
             let body = answer.into_body().into_reader();
@@ -154,12 +157,18 @@ impl Client {
         timeout: Duration,
     ) -> Result<A, CallError> {
         let url = self.url(path);
-        let answered = self.get(&url, Some(timeout)).call().map_err(unreachable);
+        let answered = self
+            .get(&url, Some(timeout))
+            .call()
+            .map_err(|why| self.unreachable(why));
         answered
             .and_then(|mut answer| {
                 let status = answer.status().as_u16();
                 let body = answer.body_mut().with_config().limit(MAX_ANSWER);
-                self.understand(status, body.read_to_vec().map_err(unreachable)?)
+                self.understand(
+                    status,
+                    body.read_to_vec().map_err(|why| self.unreachable(why))?,
+                )
             })
             .map_err(|kind| failed(call, url, kind))
     }
@@ -169,7 +178,7 @@ impl Client {
         url: &str,
         timeout: Option<Duration>,
     ) -> ureq::RequestBuilder<ureq::typestate::WithoutBody> {
-        let request = self.with_token(self.http.get(url));
+        let request = self.with_token(self.agent().get(url));
         let config = request.config().timeout_global(timeout);
         config
             .timeout_recv_response(Some(timeout.unwrap_or(CALL_TIMEOUT)))

@@ -1,30 +1,34 @@
 //! The certificates that a client accepts: those signed by an authority of the system, or of `--ca`.
 
 use crate::config::Registry;
+use crate::tls::Roots;
 use ureq::config::ConfigBuilder;
 use ureq::typestate::AgentScope;
 
 type Builder = ConfigBuilder<AgentScope>;
 
-/// Adds the authorities, if the server or the proxy speaks https.
-pub fn settings(builder: Builder, registry: &Registry) -> Result<Builder, String> {
-    if registry.is_https() || proxy_is_https() {
+/// Reads the authorities, if the server or the proxy speaks https.
+pub fn load(registry: &Registry, needs_tls: bool) -> Result<Option<Roots>, String> {
+    if needs_tls {
         crate::tls::install();
-        let roots = crate::tls::load_roots(registry.ca.as_deref())?;
-        return Ok(with_roots(builder, &roots));
+        return crate::tls::load_roots(registry.ca.as_deref()).map(Some);
     }
     if registry.ca.is_some() {
         log::warn!("--ca has no effect: {} is not https", registry.url);
     }
-    Ok(builder)
+    Ok(None)
 }
 
-fn proxy_is_https() -> bool {
-    ureq::Proxy::try_from_env().is_some_and(|proxy| proxy.uri().scheme_str() == Some("https"))
+/// Adds the authorities, if there are any.
+pub fn settings(builder: Builder, roots: Option<&Roots>) -> Builder {
+    match roots {
+        Some(roots) => with_roots(builder, roots),
+        None => builder,
+    }
 }
 
 #[cfg(feature = "tls")]
-fn with_roots(builder: Builder, roots: &crate::tls::Roots) -> Builder {
+fn with_roots(builder: Builder, roots: &Roots) -> Builder {
     use ureq::tls::{Certificate, RootCerts, TlsConfig};
     let roots: Vec<_> = roots
         .iter()
@@ -35,6 +39,6 @@ fn with_roots(builder: Builder, roots: &crate::tls::Roots) -> Builder {
 }
 
 #[cfg(not(feature = "tls"))]
-fn with_roots(builder: Builder, _roots: &crate::tls::Roots) -> Builder {
+fn with_roots(builder: Builder, _roots: &Roots) -> Builder {
     builder
 }

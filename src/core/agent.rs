@@ -96,6 +96,9 @@ impl Core {
                 )));
             }
         }
+        if known.is_none() {
+            self.replace_original(now, &poll.label);
+        }
         let key = self.register(now, &caller)?;
         let machine = self.machine_mut(key);
         machine.seq = poll.seq;
@@ -184,6 +187,7 @@ impl Core {
             offers: Default::default(),
             active: Default::default(),
             cancels: Vec::new(),
+            original: Default::default(),
         };
         self.machines.insert(key, machine);
         self.bring_online(now, key);
@@ -200,13 +204,20 @@ impl Core {
         self.refresh_ready(key);
         self.watch_silence(key, now.plus(super::OFFLINE_AFTER));
         self.machine_changed(key);
+        if self.machine(key).is_original() {
+            self.explain_waiting_for(key);
+        }
     }
 
-    /// A ping of the original's agent. Its instance is made from its label.
-    pub fn ping_of_original(&mut self, now: Time, label: &str) -> Result<MachineKey, Refusal> {
-        let instance = original_instance(label);
+    /// Registers the machine of an original's agent, or updates a known one.
+    pub(super) fn register_original(
+        &mut self,
+        now: Time,
+        instance: &str,
+        label: &str,
+    ) -> Result<MachineKey, Refusal> {
         let caller = Caller {
-            instance: &instance,
+            instance,
             label,
             host: "",
             version: "original",
@@ -216,11 +227,6 @@ impl Core {
         let key = self.register(now, &caller)?;
         self.join_open_tasks(now, key);
         Ok(key)
-    }
-
-    /// The machine of the original's agent with this label, if it has pinged.
-    pub fn original(&self, label: &str) -> Option<MachineKey> {
-        self.instances.get(&*original_instance(label)).copied()
     }
 
     /// Whether a machine would be given work now.
@@ -281,6 +287,9 @@ impl Core {
                 self.end_attempt(now, execution, ExecutionState::Expired, super::EXPIRED);
                 continue;
             }
+            if self.fail_if_unknown_to(now, execution, key) {
+                continue;
+            }
             if let Some(why) = self.cannot_run(key, execution) {
                 self.end_attempt(now, execution, ExecutionState::Failed, &why);
                 continue;
@@ -291,8 +300,11 @@ impl Core {
                 continue;
             }
             let target = self.target(key);
-            self.execution_mut(execution).target = Some(target);
-            self.execution_mut(execution).current.delivered_at = Some(now);
+            let begins_by = self.begins_by(now, self.machine(key));
+            let handed_out = self.execution_mut(execution);
+            handed_out.target = Some(target);
+            handed_out.current.delivered_at = Some(now);
+            handed_out.current.msg = "".into();
             self.place(execution, Place::Active(key));
             self.machine_changed(key);
             let task = self.task(execution.task);
@@ -306,7 +318,7 @@ impl Core {
             });
             let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
             if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {
-                self.set_overdue(execution, now.plus(longest).plus(OVERDUE_AFTER));
+                self.set_overdue(execution, begins_by.plus(longest).plus(OVERDUE_AFTER));
             }
         }
     }
@@ -329,8 +341,13 @@ impl Core {
     /// The oldest execution that waits for any machine and matches this one.
     fn next_any(&self, machine: &Machine) -> Option<ExecutionKey> {
         let patterns = self.match_index.label(machine.label_key).patterns.iter();
+        let is_original = machine.is_original();
         patterns
-            .filter_map(|pattern| self.match_index.entry(*pattern).queue.first().copied())
+            .map(|pattern| self.match_index.entry(*pattern))
+            .filter_map(|entry| match is_original {
+                true => entry.for_original.first().copied(),
+                false => entry.queue.first().copied(),
+            })
             .min()
             .map(|task| ExecutionKey { task, n: 0 })
     }
@@ -487,12 +504,6 @@ impl Core {
     pub fn task_of_execution(&self, id: &str) -> Option<TaskKey> {
         self.find(id).map(|key| key.task)
     }
-}
-
-/// The instance of a machine with the original's agent. Our agents' instances are hexadecimal, so the two
-/// cannot be the same.
-pub fn original_instance(label: &str) -> String {
-    format!("original:{label}")
 }
 
 fn check_instance(instance: &str) -> Result<(), Refusal> {

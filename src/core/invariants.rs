@@ -217,8 +217,12 @@ impl Core {
             Place::Pattern(pattern_key) => {
                 let entry = self.match_index.find_entry(task.spec.pattern.text());
                 let same = self.match_index.entry(pattern_key);
-                let queued =
-                    |entry: &_| std::ptr::eq(entry, same) && same.queue.contains(&key.task);
+                let for_original = super::original::unknown_field(&task.spec.detail).is_none();
+                let queued = |entry: &_| {
+                    std::ptr::eq(entry, same)
+                        && same.queue.contains(&key.task)
+                        && same.for_original.contains(&key.task) == for_original
+                };
                 task.is_any() && key.n == 0 && entry.is_some_and(queued)
             }
             Place::Inbox(m) | Place::Active(m) => {
@@ -271,6 +275,9 @@ impl Core {
                 !offline || (machine.active.is_empty() && !machine.poll_held),
                 || format!("{key:?}: offline, with work in its hands"),
             )?;
+            ensure(machine.original.doubted.is_subset(&machine.active), || {
+                format!("{key:?}: doubts what it does not have")
+            })?;
             ensure(self.instances.get(&machine.instance) == Some(key), || {
                 format!("{key:?}: its instance does not lead to it")
             })?;

@@ -1,6 +1,7 @@
 //! The data of a machine, and the rules for when it is online and can be given work.
 
 use super::match_index::{LabelKey, PatternKey};
+use super::original::OriginalAgent;
 use super::task::{Target, rfc3339};
 use super::{ExecutionKey, TaskKey, Time};
 use crate::wire::agent::{AttemptId, Feature};
@@ -69,6 +70,8 @@ pub(super) struct Machine {
     pub active: BTreeSet<ExecutionKey>,
     /// Attempts that it has to kill, to be sent with the next answer.
     pub cancels: Vec<AttemptId>,
+    /// What is known of the original's agent, if it has one.
+    pub original: OriginalAgent,
 }
 
 impl Machine {
@@ -82,9 +85,14 @@ impl Machine {
         self.kind == Kind::Original
     }
 
+    /// How many commands its agent runs, as far as is known.
+    fn running(&self) -> usize {
+        self.active.len() - self.original.doubted.len() + self.original.canceled.len()
+    }
+
     /// How many more executions it may be handed.
     pub fn free(&self) -> usize {
-        (self.jobs as usize).saturating_sub(self.active.len())
+        (self.jobs as usize).saturating_sub(self.running())
     }
 
     /// Whether it can be given an execution now that any machine may run.
@@ -114,7 +122,7 @@ impl Machine {
             version: self.version.clone(),
             state: self.state,
             jobs: self.jobs,
-            running: self.active.len() as u32,
+            running: self.running() as u32,
             queued: self.inbox.len() as u32,
             since: self.since,
             last_seen: self.last_seen,

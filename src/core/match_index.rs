@@ -68,6 +68,8 @@ pub(super) struct PatternEntry {
     pub labels: BTreeSet<LabelKey>,
     /// `any` tasks whose execution waits for a free machine.
     pub queue: BTreeSet<TaskKey>,
+    /// Those of them that the original's agents can run.
+    pub for_original: BTreeSet<TaskKey>,
     /// Tasks that new machines may still join.
     pub open: BTreeSet<TaskKey>,
     /// The last spec that was submitted, while a task still uses it.
@@ -276,6 +278,7 @@ impl MatchIndex {
             pattern: pattern.clone(),
             labels: labels.clone(),
             queue: BTreeSet::new(),
+            for_original: BTreeSet::new(),
             open: BTreeSet::new(),
             last_spec: Weak::new(),
             used: self.clock,

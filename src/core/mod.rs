@@ -10,6 +10,7 @@
 //! | users | submit, rerun, cancel, delete, withdraw | `user.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
+//! | agents of the original | ping, fetch, done | `original.rs` |
 //! | the clock | tick | `tick.rs`, `timers.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
@@ -31,7 +32,7 @@
 //! To add:
 //!
 //! - a field of a task: a field of `wire::task::PostedTask` and `Task`, its check in `spec.rs`, its record in
-//!   `saved.rs` and `restored.rs`.
+//!   `saved.rs` and `restored.rs`; of its detail, whether the original's agents can do it: `original.rs`.
 //! - a state or an event: `lifecycle.rs`. It does not compile until every cell of the table is decided.
 //! - an operation or a rule: the file of whoever calls it; then let `tests/simulation` call it.
 //! - a timer: `timers.rs` says how. A limit: `retention.rs` says how. A kind of event: `follow.rs` says how.
@@ -47,6 +48,7 @@ mod limits;
 mod machine;
 mod match_index;
 mod newcomers;
+mod original;
 mod output;
 mod pattern;
 mod query;
@@ -60,13 +62,14 @@ mod tick;
 mod timers;
 mod user;
 
-pub use self::agent::{check_holds, original_instance};
+pub use self::agent::check_holds;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 #[doc(hidden)]
 pub use self::invariants::{ExecutionView, Rule};
 pub use self::limits::{Limits, TextLimits};
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::LabelSnapshot;
+pub use self::original::{Link, is_of_original, original_instance};
 pub use self::output::{Output, gap_line};
 pub use self::pattern::Pattern;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
@@ -331,7 +334,9 @@ impl Core {
         match was {
             Place::Nowhere => {}
             Place::Pattern(pattern) => {
-                self.match_index.entry_mut(pattern).queue.remove(&key.task);
+                let entry = self.match_index.entry_mut(pattern);
+                entry.queue.remove(&key.task);
+                entry.for_original.remove(&key.task);
             }
             Place::Inbox(machine) => {
                 let left = self.machine_mut(machine);
@@ -340,7 +345,9 @@ impl Core {
                 self.refresh_ready(machine);
             }
             Place::Active(machine) => {
-                self.machine_mut(machine).active.remove(&key);
+                let machine_data = self.machine_mut(machine);
+                machine_data.active.remove(&key);
+                machine_data.original.doubted.remove(&key);
                 self.refresh_ready(machine);
                 // It has a free job now.
                 self.wake(machine);
@@ -349,7 +356,13 @@ impl Core {
         match place {
             Place::Nowhere => {}
             Place::Pattern(pattern) => {
-                self.match_index.entry_mut(pattern).queue.insert(key.task);
+                let detail = &self.task(key.task).spec.detail;
+                let for_original = original::unknown_field(detail).is_none();
+                let entry = self.match_index.entry_mut(pattern);
+                entry.queue.insert(key.task);
+                if for_original {
+                    entry.for_original.insert(key.task);
+                }
             }
             Place::Inbox(machine) => {
                 let is_any = self.task(key.task).is_any();

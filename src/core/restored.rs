@@ -5,6 +5,7 @@
 
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
+use super::original::OriginalAgent;
 use super::pattern::Pattern;
 use super::saved::{
     Changes, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedTask,
@@ -33,6 +34,8 @@ impl Core {
             interner.share(&mut machine.label);
             interner.share(&mut machine.host);
             interner.share(&mut machine.version);
+            let canceled = std::mem::take(&mut machine.canceled).into_iter();
+            machine.canceled = canceled.map(|attempt| attempt.later(away)).collect();
             let instance = interner.shared(instance);
             core.restore_machine(now, instance, machine);
         }
@@ -133,6 +136,7 @@ impl Core {
             offers: BTreeSet::new(),
             active: BTreeSet::new(),
             cancels: Vec::new(),
+            original: OriginalAgent::with(saved.canceled),
         };
         self.machines.insert(key, machine);
         self.refresh_ready(key);
@@ -214,7 +218,7 @@ impl Core {
                 target: saved.target,
                 canceling: saved.canceling,
                 current: match (saved.state, current.number) {
-                    (ExecutionState::Queued, 1) => LazyBox::unallocated(),
+                    (ExecutionState::Queued, 1) if current.msg.is_empty() => LazyBox::unallocated(),
                     _ => LazyBox::new(current),
                 },
                 past: match saved.past.is_empty() {
@@ -285,6 +289,7 @@ impl Core {
                     offline: false,
                     draining: false,
                     seq: 0,
+                    canceled: Vec::new(),
                 };
                 self.restore_machine(now, target.instance.clone(), saved)
             }

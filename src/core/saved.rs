@@ -5,6 +5,7 @@
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
 use super::machine::Machine;
+use super::original::CanceledAttempt;
 use super::output::Output;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::{Core, ExecutionKey, TaskKey, Time};
@@ -121,6 +122,8 @@ pub struct SavedMachine {
     #[serde(default)]
     pub draining: bool,
     pub seq: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) canceled: Vec<CanceledAttempt>,
 }
 
 /// Identifies the attempt that some output belongs to.
@@ -453,5 +456,6 @@ fn saved_machine(machine: &Machine) -> SavedMachine {
         offline: machine.state == MachineState::Offline,
         draining: machine.state == MachineState::Draining,
         seq: machine.seq,
+        canceled: machine.original.canceled.clone(),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::invariants::Rule;
 use super::machine::FORGOTTEN_AFTER;
+use super::original::OriginalAgent;
 use super::task::Place;
 use super::task::Task;
 use super::timers::Timer;
@@ -131,7 +132,7 @@ impl Core {
         self.timers.cancel(forgotten, Timer::ForgetMachine(key));
     }
 
-    fn drop_machine(&mut self, now: Time, key: MachineKey) {
+    pub(super) fn drop_machine(&mut self, now: Time, key: MachineKey) {
         for execution in self.machine(key).inbox.clone() {
             self.end_attempt(
                 now,
@@ -294,6 +295,7 @@ impl Core {
         machine.offline_since = now;
         (machine.poll_held, machine.waking) = (false, false);
         machine.cancels.clear();
+        machine.original = OriginalAgent::default();
         let active = machine.active.clone();
         let label = machine.label.clone();
         self.refresh_ready(key);

@@ -224,9 +224,7 @@ impl Core {
                 );
             }
             (_, Place::Active(machine)) if self.machine(machine).is_original() => {
-                let msg =
-                    "canceled; the original's agent cannot be told, its command may still run";
-                self.end_attempt(now, key, ExecutionState::Canceled, msg);
+                self.cancel_at_original(now, key, machine);
             }
             (_, Place::Active(machine)) if !execution.canceling => {
                 let id = self.task(key.task).attempt_id(key);
@@ -405,6 +403,7 @@ impl Core {
             None => {
                 self.execution_mut(key).target = None;
                 self.place(key, Place::Pattern(pattern));
+                self.explain_waiting(key, pattern);
             }
         }
     }

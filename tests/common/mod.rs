@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
 pub mod http;
+pub mod original;
 pub mod proxy;
 pub mod said;
 

@@ -2,6 +2,7 @@
 
 use crate::laws::RealEnd;
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
+use sidebike::core::Link;
 use sidebike::wire::agent::{
     AttemptId, Done, Ended, Goodbye, Hold, HoldState, Orders, Output, Piece, Poll, Stream,
 };
@@ -71,6 +72,8 @@ pub struct Agent {
     report_failures: u32,
     reporting: bool,
     draining: bool,
+    /// The calls it has made, if it is of the original.
+    calls: u64,
     /// Messages that arrived while it was paused.
     missed: Vec<Event>,
 }
@@ -92,6 +95,12 @@ pub fn text(key: AttemptKey, from: u64, to: u64) -> Vec<u8> {
 
 impl World {
     pub fn start_agent(&mut self, label: &str) -> usize {
+        let who = self.add_agent(label);
+        self.poll(who);
+        who
+    }
+
+    fn add_agent(&mut self, label: &str) -> usize {
         let who = self.agents.len();
         let instance = self.rng.id();
         let jobs = self.rng.pick(&[1, 2, 4]);
@@ -114,16 +123,16 @@ impl World {
             report_failures: 0,
             reporting: false,
             draining: false,
+            calls: 0,
             missed: Vec::new(),
         });
-        self.poll(who);
         who
     }
 
     /// An agent of the original: it pings, fetches one task, runs it, reports once.
     pub fn start_original(&mut self) {
         self.count("agent of the original started");
-        let who = self.start_agent("old-0");
+        let who = self.add_agent("old-0");
         self.agents[who].original = true;
         self.after(1, Event::Alarm(who, Alarm::Ping));
     }
@@ -603,14 +612,41 @@ impl Held {
 impl World {
     fn ping(&mut self, who: usize) {
         self.after(10_000, Event::Alarm(who, Alarm::Ping));
-        let label = self.agents[who].label.clone();
-        self.send(who, Event::ToServer(who, Request::Ping(label)));
+        let (label, link) = self.call_of_original(who);
+        self.send(who, Event::ToServer(who, Request::Ping(label, link)));
+    }
+
+    /// Its label and its connection: it keeps one as long as it lives.
+    fn call_of_original(&mut self, who: usize) -> (String, Link) {
+        let agent = &mut self.agents[who];
+        agent.calls += 1;
+        let link = Link {
+            connection: who as u64,
+            is_new: agent.calls == 1,
+        };
+        (agent.label.clone(), link)
+    }
+
+    /// The original's agent is killed, and another process takes its label: one of its own kind, or one of ours.
+    pub fn replace_original(&mut self) {
+        let alive = |agent: &Agent| agent.alive && agent.original;
+        let Some(who) = self.agents.iter().position(alive) else {
+            return;
+        };
+        self.kill(who);
+        if self.rng.chance(600) {
+            self.count("agent of the original started again");
+            self.start_original();
+        } else {
+            self.count("agent of the original replaced by one of ours");
+            self.start_agent("old-0");
+        }
     }
 
     fn ponged(&mut self, who: usize, work: bool) {
         if work && self.agents[who].holds.is_empty() {
-            let label = self.agents[who].label.clone();
-            self.send(who, Event::ToServer(who, Request::Fetch(label)));
+            let (label, link) = self.call_of_original(who);
+            self.send(who, Event::ToServer(who, Request::Fetch(label, link)));
         }
     }
 
@@ -623,6 +659,8 @@ impl World {
         for (job, key) in orders.start.into_iter().zip(keys) {
             // It has one request at a time and knows no attempts.
             if self.agents[who].holds.is_empty() && self.agents[who].gone.insert(job.id.clone()) {
+                self.laws
+                    .an_original_can_do_what_it_is_handed(&job.detail)?;
                 self.start(who, key, job.id, &job.detail)?;
             }
         }
@@ -630,7 +668,7 @@ impl World {
     }
 
     fn report_of_original(&mut self, who: usize, key: AttemptKey) {
-        let label = self.agents[who].label.clone();
+        let (label, link) = self.call_of_original(who);
         let results = self.agents[who]
             .holds
             .remove(&key)
@@ -658,7 +696,7 @@ impl World {
         };
         self.send(
             who,
-            Event::ToServer(who, Request::OriginalDone(label, done)),
+            Event::ToServer(who, Request::OriginalDone(label, link, done)),
         );
     }
 }

@@ -272,7 +272,7 @@ impl World {
                 }
             }
             Answer::ToAgent(who, mut response) => {
-                self.drop_what_was_canceled(&mut response)?;
+                self.drop_what_was_canceled(who, &mut response)?;
                 if let Response::Taken(taken, ..) = &response {
                     let taken = taken.results.iter().filter(|verdict| verdict.taken);
                     let taken: Vec<AttemptKey> = taken
@@ -288,7 +288,8 @@ impl World {
     }
 
     /// What was canceled while its hand-out was being saved is not sent.
-    fn drop_what_was_canceled(&mut self, response: &mut Response) -> Lawful {
+    fn drop_what_was_canceled(&mut self, who: usize, response: &mut Response) -> Lawful {
+        let is_original = matches!(response, Response::Fetched(..));
         let (start, keys) = match response {
             Response::Orders(_, orders, keys) | Response::Fetched(orders, keys) => {
                 (&mut orders.start, keys)
@@ -297,8 +298,15 @@ impl World {
             Response::Refused(..) | Response::Kept(..) | Response::Pong(_) => return Ok(()),
         };
         let before = start.len();
-        let core = &self.server.core;
+        let core = &mut self.server.core;
         let wanted: Vec<bool> = start.iter().map(|job| core.is_to_start(&job.id)).collect();
+        if is_original {
+            let label = &self.agents[who].label;
+            let dropped = start.iter().zip(&wanted).filter(|(_, wanted)| !**wanted);
+            for (job, _) in dropped {
+                core.not_sent_to_original(label, &job.id);
+            }
+        }
         let mut wanted_start = wanted.iter();
         start.retain(|_| *wanted_start.next().unwrap_or(&true));
         let mut wanted_keys = wanted.iter();

@@ -5,7 +5,7 @@ use crate::users::TaskModel;
 use crate::world::{AttemptKey, Lawful, Ms};
 use sidebike::core::{Core, ExecutionView, Task, TaskKey};
 use sidebike::wire::machine::MachineState;
-use sidebike::wire::task::{ExecutionState, Mode, TaskState};
+use sidebike::wire::task::{Detail, ExecutionState, Mode, TaskState};
 use std::collections::{HashMap, HashSet};
 
 /// What the simulation knows of the hand-out of an attempt.
@@ -346,6 +346,14 @@ impl Laws {
         Ok(())
     }
 
+    /// An agent of the original is handed nothing that it cannot express.
+    pub fn an_original_can_do_what_it_is_handed(&self, detail: &Detail) -> Lawful {
+        match &detail.env {
+            Some(_) => Err("an_original_can_do_what_it_is_handed".into()),
+            None => Ok(()),
+        }
+    }
+
     /// The server reports the end of an attempt as its agent saw it.
     fn results_are_what_really_happened(
         &self,
@@ -363,6 +371,8 @@ impl Laws {
         };
         let end_before = self.ends.get(&before).map(|end| end.state);
         let right = match state {
+            // Refused for an agent of the original, which never saw it.
+            ExecutionState::Failed if msg.starts_with("detail.env: ") => !started,
             ExecutionState::Failed | ExecutionState::TimedOut if retry_expired => {
                 end_before == Some(state)
             }

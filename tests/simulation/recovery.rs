@@ -7,9 +7,9 @@ use sidebike::wire::machine::MachineState;
 use sidebike::wire::task::{ExecutionState, Mode};
 use std::sync::Arc;
 
-/// How long to wait first: until crashed machines are offline, even if their last message was delayed by a minute, and
-/// until all others have polled again.
-const SETTLED_AFTER: Ms = 110_000;
+/// How long to wait first: until crashed machines are offline, even if their last message was delayed by a minute, until
+/// all others have polled again, and until a canceled command of an agent of the original is overdue.
+const SETTLED_AFTER: Ms = 260_000;
 /// How long a command of the last tasks may run.
 const TIMEOUT: Ms = 20_000;
 /// Until when it must have started everywhere: the original's agents ask every 10 s.
@@ -67,6 +67,7 @@ impl World {
         spec.failure_ttl = TimeSpan::from_secs(600);
         let mut detail = (*spec.detail).clone();
         detail.timeout = Some(Timeout::After(TimeSpan::from_millis(TIMEOUT)));
+        detail.env = None;
         spec.detail = Arc::new(detail);
         let task = self.submit(spec).ok_or("the last task is refused")?;
         self.see_to_notices()?;

@@ -2,12 +2,11 @@
 //! `server/store` and `server/held`.
 
 use crate::crash::Disk;
-use crate::laws::{HandOut, RealEnd};
+use crate::laws::HandOut;
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, TextLimits, Time};
-use sidebike::wire::agent::{Assignment, AttemptId, Ended, Orders, Poll, Verdict};
-use sidebike::wire::duration::Timeout;
-use sidebike::wire::task::{Detail, ExecutionState};
+use sidebike::wire::agent::{Assignment, AttemptId, Orders, Poll, Verdict};
+use sidebike::wire::task::Detail;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -131,30 +130,27 @@ impl World {
                 }
                 self.server.core.leave(now, &goodbye);
             }
-            Request::Ping(label) => {
-                let pinged = self.server.core.ping_of_original(now, &label);
-                if let Ok(machine) = pinged {
+            Request::Ping(label, link) => {
+                let pinged = self.server.core.ping_of_original(now, &label, Some(link));
+                if let Ok(work) = pinged {
                     self.laws.heard_of(self.now, &format!("original:{label}"));
-                    let work = self.server.core.has_work_for(machine);
                     self.send(who, Event::ToAgent(who, Response::Pong(work)));
                 }
             }
-            Request::Fetch(label) => {
-                if let Some(machine) = self.server.core.original(&label) {
-                    let orders = self.server.core.collect(now, machine);
+            Request::Fetch(label, link) => {
+                let fetched = self.server.core.fetch_of_original(now, &label, Some(link));
+                if let Some(orders) = fetched {
                     let keys = self.handed_out(who, false, &orders.start)?;
-                    if self.refuse_what_it_cannot_express(&label, &orders) {
-                        return self.see_to_notices();
-                    }
                     self.answer(who, Response::Fetched(orders, keys));
                 }
             }
-            Request::OriginalDone(label, done) => {
+            Request::OriginalDone(label, link, mut done) => {
                 let instance = format!("original:{label}");
                 self.laws.heard_of(self.now, &instance);
-                self.server
-                    .core
-                    .done(now, &instance, &done.pieces, &done.results);
+                if let (Some(piece), Some(ended)) = (done.pieces.pop(), done.results.pop()) {
+                    let core = &mut self.server.core;
+                    core.done_of_original(now, &label, Some(link), piece, &ended);
+                }
             }
         }
         self.see_to_notices()
@@ -171,35 +167,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    /// The original's agent cannot run a command without a time-out: it is not handed such a task.
-    fn refuse_what_it_cannot_express(&mut self, label: &str, orders: &Orders<Arc<Detail>>) -> bool {
-        let endless = orders
-            .start
-            .iter()
-            .find(|job| job.detail.timeout == Some(Timeout::Never));
-        let Some(job) = endless else {
-            return false;
-        };
-        let ended = Ended {
-            id: job.id.clone(),
-            state: ExecutionState::Failed,
-            exit_code: None,
-            signal: None,
-            msg: "no agent of the original runs without a time-out".into(),
-            ended_ago_ms: 0,
-            duration_ms: None,
-            stdout_bytes: 0,
-            stderr_bytes: 0,
-        };
-        if let Some(key) = self.server.key_of(&job.id) {
-            let state = ExecutionState::Failed;
-            self.laws.ended(key, RealEnd { state, written: 0 });
-        }
-        let instance = format!("original:{label}");
-        self.server.core.done(self.time(), &instance, &[], &[ended]);
-        true
     }
 
     fn server_polled(&mut self, who: usize, poll: Poll) -> Lawful {

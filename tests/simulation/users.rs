@@ -19,6 +19,8 @@ const PATTERNS: [&str; 8] = [
     "nobody",
     "old|web-1",
 ];
+/// Those of them that match the label of an agent of the original.
+const FOR_ORIGINALS: [&str; 2] = [".*", "old|web-1"];
 /// The longest run of a simulated command without a time-out.
 const LONGEST_RUN: Ms = 200_000;
 /// How long the server may take beyond time-outs: for overdue reports (again after a pause), to notice a lost
@@ -151,13 +153,19 @@ impl World {
         }
         let mut detail = (*spec.detail).clone();
         let short = Timeout::After(TimeSpan::from_millis(rng.between(500, 30_000)));
-        detail.timeout = Some(rng.pick(&[
-            short,
-            short,
-            Timeout::After(TimeSpan::from_secs(180)),
-            Timeout::Never,
-        ]));
+        let long = Timeout::After(TimeSpan::from_secs(180));
+        // An agent of the original does not say that an answer was lost on its way to it. Without a time-out it then
+        // takes a day to find that out.
+        let longest = match FOR_ORIGINALS.contains(&pattern) {
+            true => long,
+            false => Timeout::Never,
+        };
+        detail.timeout = Some(rng.pick(&[short, short, long, longest]));
         detail.kill_grace = Some(TimeSpan::from_millis(rng.pick(&[0, 500, 5_000])));
+        if rng.chance(200) {
+            // The original's agents cannot do that.
+            detail.env = Some([("A".to_owned(), "b".to_owned())].into());
+        }
         spec.detail = Arc::new(detail);
         spec
     }

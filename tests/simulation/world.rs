@@ -6,7 +6,7 @@ use crate::laws::Laws;
 use crate::rng::Rng;
 use crate::server::Server;
 use crate::users::Users;
-use sidebike::core::{MachineKey, TaskKey, Time};
+use sidebike::core::{Link, MachineKey, TaskKey, Time};
 use sidebike::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
 use sidebike::wire::task::Detail;
 use std::cmp::Reverse;
@@ -34,9 +34,9 @@ pub enum Request {
     Output(Output),
     Done(Done),
     Goodbye(Goodbye),
-    Ping(String),
-    Fetch(String),
-    OriginalDone(String, Done),
+    Ping(String, Link),
+    Fetch(String, Link),
+    OriginalDone(String, Link, Done),
 }
 
 /// The answer to it.
@@ -393,6 +393,9 @@ impl World {
                 self.poll_is_dropped(who);
                 self.see_to_notices()?;
             }
+        }
+        if self.rng.chance(weather.restart / 2) {
+            self.replace_original();
         }
         if self.rng.chance(weather.restart) && self.agents.iter().filter(|a| a.alive).count() < 6 {
             let label = self.rng.pick(&LABELS);

@@ -67,6 +67,8 @@ pub struct Access {
     warned_of: Mutex<BTreeSet<String>>,
     /// Addresses of agents that were refused and warned about, since the tokens were read.
     refused: Mutex<BTreeSet<Option<IpAddr>>>,
+    /// The labels of the original's agents that were refused, or their addresses, since the tokens were read.
+    refused_originals: Mutex<BTreeSet<String>>,
 }
 
 /// A request that is not allowed.
@@ -122,6 +124,7 @@ impl Access {
             allow_legacy,
             warned_of: Mutex::default(),
             refused: Mutex::default(),
+            refused_originals: Mutex::default(),
         })
     }
 
@@ -157,6 +160,11 @@ impl Access {
                 *known = tokens;
                 let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
                 refused.clear();
+                let originals = &self.refused_originals;
+                originals
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clear();
             }
             Err(why) => warn!("{why}; the tokens in use stay in use"),
         }
@@ -232,6 +240,16 @@ impl Access {
         }
     }
 
+    /// Logs a warning about a refused agent of the original, once for each label until the tokens are read again. Where
+    /// the label is not known, `who` is where it came from.
+    pub fn note_refused_original(&self, who: &str, why: &str) {
+        let originals = &self.refused_originals;
+        let mut refused = originals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() < MAX_WARNED_OF && refused.insert(who.to_owned()) {
+            warn!("an agent of the original, {who}, is refused: {why}");
+        }
+    }
+
     /// Whether the original's agent with this label is allowed.
     pub fn allows_original(&self, label: &str) -> bool {
         let open = self
@@ -289,6 +307,7 @@ mod tests {
             allow_legacy: Some(Regex::new("^old").unwrap()),
             warned_of: Mutex::default(),
             refused: Mutex::default(),
+            refused_originals: Mutex::default(),
         }
     }
 

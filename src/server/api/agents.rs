@@ -2,7 +2,7 @@
 
 use super::call::{Call, Handled};
 use super::parse::body;
-use crate::core::{check_holds, check_report, original_instance};
+use crate::core::{check_holds, check_report, is_of_original};
 use crate::server::answers::{self, not_safe, refused};
 use crate::server::http::Answer;
 use crate::server::state::Polled;
@@ -41,7 +41,7 @@ pub fn poll(call: Call<'_>) -> Handled {
 /// An agent proves who it is by knowing its instance, which is random. That of an agent of the
 /// original is made of its label, which anybody can guess: nobody else may speak for it.
 fn check_speaks_for(instance: &str) -> Result<(), Answer> {
-    if instance.starts_with(&original_instance("")) {
+    if is_of_original(instance) {
         return Err(answers::error(422, "instance: is not an agent's own"));
     }
     Ok(())

@@ -21,6 +21,7 @@ pub mod browser;
 mod call;
 pub mod counters;
 mod docs;
+mod encoding;
 mod follow;
 mod machines;
 mod metrics;

@@ -4,19 +4,29 @@
 //! and nothing else changes (but for `Kind::Original` in the core, which says how they behave).
 //! Their agent looks at `signal` and `data` only, never at the HTTP status.
 
-use super::access::Right;
+use super::access::{Access, Right};
 use super::call::{Call, Handled, Route};
+use super::encoding;
 use super::parse::check_depth;
-use crate::core::{MachineKey, Refusal};
+use crate::core::{Link, Refusal, original_instance};
 use crate::server::answers;
-use crate::server::http::Answer;
+use crate::server::http::{Answer, BodyLimit, Request};
 use crate::wire::agent::{Assignment, AttemptId, Ended, Piece, Stream};
 use crate::wire::duration::Timeout;
 use crate::wire::task::{Detail, ExecutionState};
 use crate::wire::{self, Envelope};
+use report::Report;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
+
+mod report;
+
+/// How much of a result is read into memory, in bytes: several times what is kept of the output. The agent sends a
+/// result once, so a larger one is cut, not refused.
+const KEPT_RESULT_BYTES: usize = 4 << 20;
+/// The longest label or address in a warning, in bytes.
+const MAX_NAMED_BYTES: usize = 255;
 
 /// The calls of the original's agents.
 pub const ROUTES: &[Route] = &[
@@ -55,17 +65,27 @@ fn ping(call: Call<'_>) -> Handled {
         ));
     };
     admit(&call, label)?;
+    let link = link(call.request);
     let origin = call.caller.origin(call.request.peer);
-    let has_work = call.server.store.change(|core, now| {
-        core.admit(now, &origin, &instance(label))?;
-        let machine = core.ping_of_original(now, label)?;
-        Ok::<_, Refusal>(core.has_work_for(machine))
+    let store = &call.server.store;
+    let pinged = store.change(|core, now| {
+        core.admit(now, &origin, &original_instance(label))?;
+        core.ping_of_original(now, label, link)
     });
-    Ok(Some(if has_work.map_err(answers::refused)? {
+    let has_work = pinged.map_err(|refusal| refused(&call, label, refusal))?;
+    Ok(Some(if has_work {
         signal(wire::WORK, String::new(), ())
     } else {
         signal(wire::OK, format!("pong: {label}"), ())
     }))
+}
+
+/// The connection of a call, where connections have numbers.
+fn link(request: &Request) -> Option<Link> {
+    request.connection.map(|connection| Link {
+        connection: connection.number(),
+        is_new: request.is_first,
+    })
 }
 
 fn assigned(call: Call<'_>) -> Handled {
@@ -77,61 +97,40 @@ fn assigned(call: Call<'_>) -> Handled {
         machinelabel: label,
     } = body(&call)?;
     admit(&call, &label)?;
-    let Some(machine) = call.server.store.ask(|core| core.original(&label)) else {
-        return Ok(Some(signal(
-            wire::ERROR,
-            "no machine mapping".into(),
-            Value::Null,
-        )));
+    let link = link(call.request);
+    let store = &call.server.store;
+    let fetched = store.change_safely(|core, now| core.fetch_of_original(now, &label, link));
+    let task = match fetched {
+        Ok(None) => return Ok(Some(no("no machine mapping"))),
+        Ok(Some(orders)) => {
+            let handed_out = orders.start.first().map(|job| job.id.clone());
+            let task = store.still_to_start(orders.start).into_iter().next();
+            if let (None, Some(id)) = (&task, handed_out) {
+                store.change(|core, _| core.not_sent_to_original(&label, &id));
+            }
+            task
+        }
+        // What could not be made safe is not handed out; it ends `lost` when its time is up.
+        Err(_) => None,
     };
-    Ok(Some(match next_expressible(&call, machine, &label) {
-        Some(task) => signal(wire::OK, String::new(), task),
-        None => signal(wire::ERROR, "no task in machine queue".into(), ()),
+    Ok(Some(match task {
+        Some(task) => signal(wire::OK, String::new(), expressed(&task, &label)),
+        None => no("no task in machine queue"),
     }))
 }
 
-/// Hands out the next task that the original's agent can express; the others end with the reason.
-fn next_expressible(call: &Call<'_>, machine: MachineKey, label: &str) -> Option<Value> {
-    loop {
-        // What could not be made safe is not handed out; it ends `lost` when its time is up.
-        let collected = call
-            .server
-            .store
-            .change_safely(|core, now| core.collect(now, machine));
-        let start = call.server.store.still_to_start(collected.ok()?.start);
-        let assignment = start.into_iter().next()?;
-        match expressed(&assignment, label) {
-            Ok(task) => return Some(task),
-            Err(field) => {
-                let msg = format!(
-                    "detail.{field}: the original's agent on this machine cannot do it; it needs a sidebike agent"
-                );
-                let ended = ended(assignment.id, ExecutionState::Failed, msg);
-                call.server
-                    .store
-                    .change(|core, now| core.done(now, &instance(label), &[], &[ended]));
-            }
-        }
-    }
+fn no(msg: &str) -> Answer {
+    signal(wire::ERROR, msg.into(), Value::Null)
 }
 
-/// A task as the original's agent reads it, or the field that it does not know.
-fn expressed(assignment: &Assignment<Arc<Detail>>, label: &str) -> Result<Value, &'static str> {
+/// A task as the original's agent reads it. It is handed only tasks that it can express.
+fn expressed(assignment: &Assignment<Arc<Detail>>, label: &str) -> Value {
     let detail = &assignment.detail;
-    if detail.argv.is_some() {
-        return Err("argv");
-    }
-    if detail.env.as_ref().is_some_and(|env| !env.is_empty()) {
-        return Err("env");
-    }
-    if detail.stdin.is_some() {
-        return Err("stdin");
-    }
     let timeout = match detail.timeout {
         Some(Timeout::After(span)) => span.as_millis().div_ceil(1000),
         Some(Timeout::Never) | None => NO_TIMEOUT_SECONDS,
     };
-    Ok(json!({
+    json!({
         "name": name_of(&assignment.id),
         "machinePattern": format!("^{}$", regex::escape(label)),
         "status": 1,
@@ -142,7 +141,7 @@ fn expressed(assignment: &Assignment<Arc<Detail>>, label: &str) -> Result<Value,
         },
         "assignees": [label],
         "result": null,
-    }))
+    })
 }
 
 /// `TaskName` is all that a report says, so it names the attempt.
@@ -159,56 +158,84 @@ fn attempt_of(name: &str) -> Option<AttemptId> {
 }
 
 fn done(call: Call<'_>) -> Handled {
-    #[derive(Deserialize)]
-    struct Report {
-        taskname: String,
-        result: Reported,
-    }
-    #[derive(Deserialize)]
-    struct Reported {
-        machinelabel: String,
-        status: i64,
-        #[serde(default)]
-        msg: Option<String>,
-        #[serde(default)]
-        output: Option<Vec<String>>,
-    }
-    let Report { taskname, result } = body(&call)?;
-    let Some(id) = attempt_of(&taskname) else {
-        return Err(answers::error(
+    check_depth(&call, "the body")?;
+    let left_out = call.request.body_left_out;
+    let report = Report::read(&call.request.body, left_out > 0)
+        .map_err(|error| answers::error(400, &format!("the body: {error}")))?;
+    let unknown = || {
+        let name = &report.task_name;
+        answers::error(
             404,
-            &format!("TaskName: nothing was handed out under {taskname:?}"),
-        ));
+            &format!("TaskName: nothing was handed out under {name:?}"),
+        )
     };
-    admit(&call, &result.machinelabel)?;
-    let msg = result.msg.unwrap_or_default();
-    let (state, msg) = match result.status {
-        0 => (ExecutionState::Succeeded, msg),
-        _ if msg.is_empty() => (
+    let id = attempt_of(&report.task_name).ok_or_else(unknown)?;
+    let label = match &report.machine_label {
+        Some(label) => label.clone(),
+        // Versions before 0.2.7 do not say who they are.
+        None => {
+            let handed_to = call.server.store.ask(|core| core.original_with(&id));
+            handed_to.ok_or_else(unknown)?.to_string()
+        }
+    };
+    admit(&call, &label)?;
+    let (state, msg) = match report.has_succeeded {
+        true => (ExecutionState::Succeeded, report.msg),
+        false if report.msg.is_empty() => (
             ExecutionState::Failed,
             "the original's agent says that it failed".into(),
         ),
-        _ => (ExecutionState::Failed, msg),
+        false => (ExecutionState::Failed, report.msg),
     };
-    let mut text = result.output.unwrap_or_default().join("\n");
-    if !text.is_empty() {
-        text.push('\n');
-    }
+    let ended = Ended {
+        stdout_bytes: report.text.len() as u64 + left_out,
+        ..ended(id.clone(), state, msg)
+    };
     let piece = Piece {
-        id: id.clone(),
+        id,
         stream: Stream::Stdout,
         offset: 0,
-        data: text.into_bytes(),
+        data: report.text,
     };
-    let ended = ended(id, state, msg);
-    let taken = call.server.store.change_safely(|core, now| {
-        core.done(now, &instance(&result.machinelabel), &[piece], &[ended])
-    });
-    let verdicts = taken.map_err(|(_, why)| answers::error(503, &why))?;
-    match verdicts.first() {
-        Some(verdict) if !verdict.taken => Ok(Some(signal(wire::ERROR, verdict.msg.clone(), ()))),
+    let link = link(call.request);
+    let taken = call
+        .server
+        .store
+        .change_safely(|core, now| core.done_of_original(now, &label, link, piece, &ended));
+    let verdict = taken.map_err(|(_, why)| answers::error(503, &why))?;
+    match verdict {
+        Some(verdict) if !verdict.taken => Ok(Some(signal(wire::ERROR, verdict.msg, ()))),
         _ => Ok(Some(signal(wire::OK, String::new(), ()))),
     }
+}
+
+/// How large the body of a call may be, where that of others may have `max` bytes.
+pub fn body_limit(max: usize) -> BodyLimit {
+    BodyLimit::Cut(max.max(KEPT_RESULT_BYTES))
+}
+
+/// Warns of an agent that was refused before its call was read: only a ping says in its head who it is.
+pub fn note_refused(access: &Access, request: &Request, why: &str) {
+    let label = request.query("path").map(named);
+    let peer = || {
+        request
+            .peer
+            .map_or("at an unknown address".into(), |peer| format!("at {peer}"))
+    };
+    access.note_refused_original(&label.unwrap_or_else(peer), why);
+}
+
+/// A label in a warning.
+fn named(label: &str) -> String {
+    format!("{:?}", &label[..label.floor_char_boundary(MAX_NAMED_BYTES)])
+}
+
+/// The answer to an agent that the core refuses.
+fn refused(call: &Call<'_>, label: &str, refusal: Refusal) -> Answer {
+    if let Refusal::Impossible(why) | Refusal::Full(why) = &refusal {
+        call.server.access.note_refused_original(&named(label), why);
+    }
+    answers::refused(refusal)
 }
 
 /// These agents cannot send a token: with tokens in use, a label has to be allowed.
@@ -219,11 +246,10 @@ fn admit(call: &Call<'_>, label: &str) -> Result<(), Answer> {
     let msg = format!(
         "tokens are in use, and the label {label:?} is not allowed without one (--allow-legacy)"
     );
+    call.server
+        .access
+        .note_refused_original(&named(label), &msg);
     Err(answers::error(401, &msg))
-}
-
-fn instance(label: &str) -> String {
-    crate::core::original_instance(label)
 }
 
 fn ended(id: AttemptId, state: ExecutionState, msg: String) -> Ended {
@@ -254,7 +280,7 @@ fn signal<T: serde::Serialize>(signal: i32, msg: String, data: T) -> Answer {
 
 /// Reads JSON whose member names may be written in any case.
 fn body<T: for<'a> Deserialize<'a>>(call: &Call<'_>) -> Result<T, Answer> {
-    let bytes = &call.request.body;
+    let bytes = encoding::without_mark(&call.request.body);
     check_depth(call, "the body")?;
     let value = serde_json::from_slice::<Value>(bytes).map(lowercase);
     value

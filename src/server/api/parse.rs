@@ -1,6 +1,7 @@
 //! What handlers read of a request: its body as JSON, its parameters, the task that its path names.
 
 use super::call::Call;
+use super::encoding;
 use crate::core::TaskKey;
 use crate::server::answers::{bad, refused};
 use crate::server::http::{Answer, Request};
@@ -12,11 +13,15 @@ const MAX_WAIT: TimeSpan = TimeSpan::from_secs(3_600);
 
 /// Reads a JSON body, as a [`StrictObject`](crate::wire::strict_object::StrictObject) or `Posted`. The error names the field.
 pub fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answer> {
-    let bytes = &call.request.body;
+    let bytes = encoding::without_mark(&call.request.body);
     if bytes.is_empty() {
         return Err(bad(format!("{what}: the body is empty, expected JSON")));
     }
-    check_depth(call, what)?;
+    let other = |error| match encoding::refusal(bytes) {
+        Some(why) => bad(format!("{what}: the body {why}")),
+        None => error,
+    };
+    check_depth(call, what).map_err(other)?;
     if let Ok(value) = serde_json::from_slice(bytes) {
         return Ok(value);
     }
@@ -30,7 +35,11 @@ pub fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answe
             "" => what,
             field => field,
         };
-        bad(format!("{field}: {}", error.inner()))
+        let mut why = error.inner().to_string();
+        if why.starts_with("invalid unicode code point") {
+            why = "is not UTF-8; send the body as UTF-8".into();
+        }
+        other(bad(format!("{field}: {why}")))
     })?;
     json.end()
         .map_err(|error| bad(format!("{what}: something follows the JSON: {error}")))?;

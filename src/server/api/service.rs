@@ -5,10 +5,11 @@ use super::access::{Caller, Denied, Right};
 use super::audit::Change;
 use super::call::{Call, Route};
 use super::server::Server;
-use super::{browser, routes};
+use super::{browser, original, routes};
 use crate::server::answers;
 use crate::server::http::{
-    Admitted, Answer, Authorization, ConnectionId, Refused, Request, Responder, Served, Service,
+    Admitted, Answer, Authorization, BodyLimit, ConnectionId, Refused, Request, Responder, Served,
+    Service,
 };
 use std::sync::Arc;
 
@@ -26,6 +27,10 @@ impl Service for Server {
             let caller = self.authorize(request, route)?;
             Ok(Admitted {
                 may_wait: self.may_have_to_wait(route),
+                body: match route.right {
+                    Right::Original => original::body_limit(self.edge.max_body()),
+                    _ => BodyLimit::Refuse(self.edge.max_body()),
+                },
                 admission: Admission { route, caller },
             })
         });
@@ -147,7 +152,8 @@ impl Server {
             match route.right {
                 Right::Change => self.note_refused(route, &denied.caller, request, denied.status),
                 Right::Agent => self.access.note_refused(request.peer, denied.msg),
-                Right::Open | Right::Look | Right::Original => {}
+                Right::Original => original::note_refused(&self.access, request, denied.msg),
+                Right::Open | Right::Look => {}
             }
             answers::error(denied.status, denied.msg)
         })

@@ -12,6 +12,9 @@ const MAX_FRAMING_BYTES: usize = 256 * 1024;
 /// Bytes of all trailers.
 const MAX_TRAILER_BYTES: usize = 8 * 1024;
 
+/// The longest body of which a part is kept, in bytes: to read it is work.
+const MAX_CUT_BYTES: u64 = 4 << 30;
+
 /// How a body is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
@@ -21,14 +24,40 @@ pub enum Framing {
     Chunked,
 }
 
+/// What happens to a body that is too large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyLimit {
+    /// One of more bytes is refused.
+    Refuse(usize),
+    /// So many bytes are kept, and the rest is read and dropped: for clients that send once and never again.
+    Cut(usize),
+}
+
+impl BodyLimit {
+    /// How many bytes are kept at most.
+    pub fn kept(self) -> usize {
+        let (BodyLimit::Refuse(bytes) | BodyLimit::Cut(bytes)) = self;
+        bytes
+    }
+
+    /// How many bytes there may be.
+    pub(super) fn max(self) -> u64 {
+        match self {
+            BodyLimit::Refuse(bytes) => bytes as u64,
+            BodyLimit::Cut(_) => MAX_CUT_BYTES,
+        }
+    }
+}
+
 /// Decodes one body.
 #[derive(Debug)]
 pub struct Decoder {
     state: State,
     /// Bytes of chunk lines and trailers so far.
     framing_bytes: usize,
-    /// The most bytes that the body may have.
-    max: usize,
+    limit: BodyLimit,
+    /// Bytes that were not kept.
+    left_out: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +76,8 @@ enum State {
 }
 
 impl Decoder {
-    /// For a body framed like this, of `max` bytes at most.
-    pub fn new(framing: Framing, max: usize) -> Result<Self, Refused> {
+    /// For a body framed like this.
+    pub fn new(framing: Framing, limit: BodyLimit) -> Result<Self, Refused> {
         let decoder = Decoder {
             state: match framing {
                 Framing::Length(0) => State::Done,
@@ -56,20 +85,35 @@ impl Decoder {
                 Framing::Chunked => State::Size,
             },
             framing_bytes: 0,
-            max,
+            limit,
+            left_out: 0,
         };
         match framing {
-            Framing::Length(bytes) if bytes > max as u64 => Err(decoder.too_large()),
+            Framing::Length(bytes) if bytes > limit.max() => Err(decoder.too_large()),
             _ => Ok(decoder),
         }
     }
 
     fn too_large(&self) -> Refused {
-        let max = self.max;
+        let max = self.limit.max();
         Refused::new(
             413,
             format!("the body must have {max} bytes at most (--max-body)"),
         )
+    }
+
+    /// How many bytes were not kept.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// Keeps bytes of the body, as many as there is room for. Returns how many of `from` belong to it.
+    fn keep(&mut self, from: &[u8], left: u64, body: &mut Vec<u8>) -> usize {
+        let taken = usize::try_from(left).unwrap_or(usize::MAX).min(from.len());
+        let kept = taken.min(self.limit.kept().saturating_sub(body.len()));
+        body.extend_from_slice(&from[..kept]);
+        self.left_out += (taken - kept) as u64;
+        taken
     }
 
     /// Whether the body is whole.
@@ -87,7 +131,7 @@ impl Decoder {
                 State::Done => return Ok(at),
                 _ if rest.is_empty() => return Ok(at),
                 State::Length(left) => {
-                    let taken = take(rest, left, body);
+                    let taken = self.keep(rest, left, body);
                     at += taken;
                     self.state = match left - taken as u64 {
                         0 => State::Done,
@@ -95,10 +139,11 @@ impl Decoder {
                     };
                 }
                 State::Chunk(left) => {
-                    if (body.len() as u64).saturating_add(left) > self.max as u64 {
+                    let has_come = body.len() as u64 + self.left_out;
+                    if has_come.saturating_add(left) > self.limit.max() {
                         return Err(self.too_large());
                     }
-                    let taken = take(rest, left, body);
+                    let taken = self.keep(rest, left, body);
                     at += taken;
                     self.state = match left - taken as u64 {
                         0 => State::ChunkEnd,
@@ -156,12 +201,6 @@ impl Decoder {
 
 fn malformed(msg: &str) -> Refused {
     Refused::new(400, format!("the body could not be read: {msg}"))
-}
-
-fn take(from: &[u8], left: u64, body: &mut Vec<u8>) -> usize {
-    let taken = usize::try_from(left).unwrap_or(usize::MAX).min(from.len());
-    body.extend_from_slice(&from[..taken]);
-    taken
 }
 
 /// The line at the beginning of `from`, without its CR LF; `None` when it is not whole.
@@ -259,7 +298,7 @@ fn check_trailer(line: &[u8]) -> Result<(), Refused> {
 mod tests {
     use super::*;
 
-    const MAX: usize = 64;
+    const MAX: BodyLimit = BodyLimit::Refuse(64);
 
     /// Decodes `bytes` in pieces of `piece` bytes, as a connection does: what was not taken comes again.
     fn decode(framing: Framing, bytes: &[u8], piece: usize) -> Result<(Vec<u8>, usize), u16> {
@@ -332,13 +371,33 @@ mod tests {
     }
 
     #[test]
+    fn a_body_that_is_cut_is_read_to_its_end() {
+        for (framing, bytes) in [
+            (Framing::Length(11), "hello worldGET"),
+            (
+                Framing::Chunked,
+                "5\r\nhello\r\n6\r\n world\r\n0\r\n\r\nGET",
+            ),
+        ] {
+            let mut decoder = Decoder::new(framing, BodyLimit::Cut(7)).unwrap();
+            let mut body = Vec::new();
+            let taken = decoder.decode(bytes.as_bytes(), &mut body).unwrap();
+            assert_eq!((&*body, &bytes[taken..]), (&b"hello w"[..], "GET"));
+            assert!(decoder.is_done() && decoder.left_out() == 4);
+        }
+        let endless = Framing::Length(u64::MAX);
+        assert!(Decoder::new(endless, BodyLimit::Cut(7)).is_err());
+    }
+
+    #[test]
     fn the_lines_around_chunks_are_bounded() {
         let chunk = format!("1;{}\r\nx\r\n", "e".repeat(1_000));
-        let mut decoder = Decoder::new(Framing::Chunked, usize::MAX >> 1).unwrap();
+        let mut decoder =
+            Decoder::new(Framing::Chunked, BodyLimit::Refuse(usize::MAX >> 1)).unwrap();
         let mut body = Vec::new();
         let status = (0..1_000).find_map(|_| decoder.decode(chunk.as_bytes(), &mut body).err());
         assert_eq!(status.map(|refused| refused.status), Some(413));
-        let mut decoder = Decoder::new(Framing::Chunked, 9).unwrap();
+        let mut decoder = Decoder::new(Framing::Chunked, BodyLimit::Refuse(9)).unwrap();
         let trailers = format!("0\r\n{}", "a: b\r\n".repeat(2_000));
         assert_eq!(
             decoder
@@ -348,7 +407,7 @@ mod tests {
             413
         );
         let endless = "1".repeat(2_000);
-        let mut decoder = Decoder::new(Framing::Chunked, 9).unwrap();
+        let mut decoder = Decoder::new(Framing::Chunked, BodyLimit::Refuse(9)).unwrap();
         assert_eq!(
             decoder
                 .decode(endless.as_bytes(), &mut body)

@@ -46,6 +46,7 @@ mod worker;
 
 pub use self::acceptor::bind;
 pub use self::answer::Answer;
+pub use self::body::BodyLimit;
 pub use self::head::RequestLimits;
 pub use self::pool::start_thread;
 pub use self::request::{Authorization, Headers, Refused, Request};
@@ -142,6 +143,8 @@ pub struct Admitted<A> {
     pub admission: A,
     /// Serving it may take its time, or wait for the disk: a thread of the pool does it.
     pub may_wait: bool,
+    /// How large its body may be.
+    pub body: BodyLimit,
 }
 
 /// The number of a connection; no other one of this process ever has it (but for one 2^32 connections later).
@@ -149,6 +152,11 @@ pub struct Admitted<A> {
 pub struct ConnectionId(u64);
 
 impl ConnectionId {
+    /// It as a number.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
     const SLOT_BITS: u32 = 24;
 
     fn new(worker: usize, slot: u32, generation: u32) -> Self {
@@ -231,6 +239,11 @@ pub struct Edge {
 }
 
 impl Edge {
+    /// The largest body of an ordinary request, in bytes.
+    pub fn max_body(&self) -> usize {
+        self.limits.request.body_bytes
+    }
+
     /// An edge without connections; as many at most as the settings and the system's limits allow.
     pub fn new(mut limits: EdgeLimits, tls: Option<ServerTls>) -> Result<Arc<Self>, String> {
         let by_descriptors = os_limits::descriptors().saturating_sub(SPARE_DESCRIPTORS);
@@ -398,7 +411,7 @@ pub fn parsed(bytes: &[u8], cut: usize, limits: &RequestLimits) -> (usize, Optio
                 Ok(Some(head)) => {
                     at += head.length;
                     seen = 0;
-                    match body::Decoder::new(head.framing, limits.body_bytes) {
+                    match body::Decoder::new(head.framing, BodyLimit::Refuse(limits.body_bytes)) {
                         Ok(decoder) => reading = Some((decoder, Vec::new())),
                         Err(refused) => return (requests, Some(refused.status)),
                     }

@@ -1,5 +1,6 @@
 //! A request as handlers see it: its method, its target taken apart, the headers that matter, its body.
 
+use super::ConnectionId;
 use super::memory_budget::Reservation;
 use percent_encoding::percent_decode_str;
 use std::net::IpAddr;
@@ -16,8 +17,14 @@ pub struct Request {
     pub headers: Headers,
     /// Where it came from.
     pub peer: Option<IpAddr>,
+    /// The connection it came by; `None` where connections have no number.
+    pub connection: Option<ConnectionId>,
+    /// It is the first one of its connection.
+    pub is_first: bool,
     /// The body; empty until it has been read.
     pub body: Vec<u8>,
+    /// How many bytes of the body were left out at its end, see [`BodyLimit::Cut`](super::BodyLimit::Cut).
+    pub body_left_out: u64,
     /// What a large body takes of the memory budget, given back with the request.
     pub(super) reservation: Option<Reservation>,
 }
@@ -87,7 +94,10 @@ impl Request {
             query,
             headers,
             peer,
+            connection: None,
+            is_first: false,
             body: Vec::new(),
+            body_left_out: 0,
             reservation: None,
         })
     }

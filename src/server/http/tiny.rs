@@ -5,6 +5,7 @@
 //! no TLS, and most limits of the edge do not hold. The only place that names tiny_http.
 
 use super::answer::Answer;
+use super::body::BodyLimit;
 use super::request::{Authorization, Headers, Refused, Request};
 use super::responder::{Part, ReplyPath, Responder, Source};
 use super::{ConnectionId, RequestLimits, Service, start_thread};
@@ -95,8 +96,8 @@ fn serve<S: Service>(mut raw: tiny_http::Request, limits: &RequestLimits, servic
         Ok(admitted) => admitted,
         Err(answer) => return respond(raw, answer),
     };
-    match body(&mut raw, limits) {
-        Ok(body) => request.body = body,
+    match body(&mut raw, admitted.body) {
+        Ok((body, left_out)) => (request.body, request.body_left_out) = (body, left_out),
         Err(refused) => {
             let answer = service.refuse(&refused, Some((&request, &admitted.admission)));
             return respond(raw, answer);
@@ -138,8 +139,9 @@ fn parsed(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<Request, R
     Request::parsed(raw.method().as_str(), raw.url(), headers, peer)
 }
 
-fn body(raw: &mut tiny_http::Request, limits: &RequestLimits) -> Result<Vec<u8>, Refused> {
-    let max = limits.body_bytes;
+/// The body as far as it is kept, and how many bytes were left out.
+fn body(raw: &mut tiny_http::Request, limit: BodyLimit) -> Result<(Vec<u8>, u64), Refused> {
+    let max = limit.kept();
     let mut body = Vec::new();
     let mut reader = raw.as_reader().take(max as u64 + 1);
     if let Err(error) = reader.read_to_end(&mut body) {
@@ -148,12 +150,18 @@ fn body(raw: &mut tiny_http::Request, limits: &RequestLimits) -> Result<Vec<u8>,
             format!("the body could not be read: {error}"),
         ));
     }
-    match body.len() > max {
+    let is_too_large = body.len() > max;
+    if is_too_large && let BodyLimit::Cut(_) = limit {
+        body.truncate(max);
+        let rest = io::copy(&mut raw.as_reader().take(limit.max()), &mut io::sink());
+        return Ok((body, 1 + rest.unwrap_or(0)));
+    }
+    match is_too_large {
         true => Err(Refused::new(
             413,
             format!("the body must have {max} bytes at most (--max-body)"),
         )),
-        false => Ok(body),
+        false => Ok((body, 0)),
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Incoming<A> {
     pub(super) request: Request,
     admitted: Admitted<A>,
     decoder: Decoder,
-    /// The length of its body; `None` when it comes in chunks.
+    /// How much of its body is kept; `None` when it comes in chunks.
     length: Option<usize>,
 }
 
@@ -31,7 +31,7 @@ impl<A> Incoming<A> {
         let has_come = body.len() + more;
         let needed = match self.length {
             Some(length) => length,
-            None => (2 * has_come).min(edge.limits.request.body_bytes),
+            None => (2 * has_come).min(self.admitted.body.kept()),
         };
         let reserved = self
             .request
@@ -84,7 +84,9 @@ impl<S: Service> Connection<S> {
     }
 
     /// Begins with a request whose head is whole.
-    fn begin(&mut self, head: Head, cx: &mut Context<'_, S>) {
+    fn begin(&mut self, mut head: Head, cx: &mut Context<'_, S>) {
+        head.request.connection = Some(self.id);
+        head.request.is_first = !self.life.had_requests();
         self.mode = head.mode;
         self.was_held = false;
         if !head.mode.keep_alive {
@@ -94,8 +96,8 @@ impl<S: Service> Connection<S> {
             Ok(admitted) => admitted,
             Err(answer) => return self.turn_away(answer, head.framing, cx),
         };
-        let max = cx.edge.limits.request.body_bytes;
-        let decoder = match Decoder::new(head.framing, max) {
+        let limit = admitted.body;
+        let decoder = match Decoder::new(head.framing, limit) {
             Ok(decoder) => decoder,
             Err(refused) => {
                 let answer = cx
@@ -116,7 +118,7 @@ impl<S: Service> Connection<S> {
             admitted,
             decoder,
             length: match head.framing {
-                Framing::Length(bytes) => Some(bytes as usize),
+                Framing::Length(bytes) => Some((bytes as usize).min(limit.kept())),
                 Framing::Chunked => None,
             },
         }));
@@ -169,7 +171,8 @@ impl<S: Service> Connection<S> {
             Ok(taken) => {
                 let is_done = incoming.decoder.is_done();
                 self.input.drain(..taken);
-                if is_done && let Some(incoming) = self.incoming.take() {
+                if is_done && let Some(mut incoming) = self.incoming.take() {
+                    incoming.request.body_left_out = incoming.decoder.left_out();
                     self.serve(incoming.request, incoming.admitted, cx);
                     return true;
                 }
