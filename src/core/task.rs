@@ -258,7 +258,9 @@ impl Task {
 
     /// Whether no machine has matched yet.
     fn waits_for_a_machine(&self) -> bool {
-        let waits = |e: &Execution| e.target.is_none() && e.state == ExecutionState::Queued;
+        let waits = |e: &Execution| {
+            matches!(e.place, Place::Pattern(_)) && e.target.is_none() && !e.has_started()
+        };
         match self.is_any() {
             true => self.matched == 0 && self.executions.iter().all(waits),
             false => self.executions.is_empty(),
