@@ -21,7 +21,7 @@ const SERVED: Duration = Duration::from_secs(2);
 /// How long good clients come, one after the other, beside slow heads.
 const WATCHED: Duration = Duration::from_secs(6);
 /// Threads that a server may start for what may wait: not one for each who does.
-const POOL: u64 = 12;
+const POOL: u64 = 24;
 const HALF_A_HEAD: &[u8] = b"POST /api/v1/task HTTP/1.1\r\nHost: loc";
 
 /// Connections with half a head each, opened again when they were cut, until it is over.
