@@ -111,10 +111,10 @@ fn parse<'b>(
     let mut parsed = httparse::Request::new(room);
     let length = match parsed.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) => {
-            has_no_bare_newline(bytes, 0)?;
-            too_large(bytes.len() > limits.head_bytes, limits)?;
-            return Ok(None);
+        Ok(httparse::Status::Partial) => return unfinished(bytes, limits),
+        // Which fault the first line has is told when it is whole, or the answer would depend on how it comes.
+        Err(httparse::Error::Version) if !bytes.trim_ascii_start().contains(&b'\r') => {
+            return unfinished(bytes, limits);
         }
         Err(httparse::Error::TooManyHeaders) => return Err(Unparsed::TooMany),
         Err(why) => return Err(malformed(why, bytes).into()),
@@ -125,6 +125,13 @@ fn parse<'b>(
         return Err(Unparsed::TooMany);
     }
     Ok(Some(checked(&parsed, length, limits, peer)?))
+}
+
+/// A head that is not whole yet, and may become a good one.
+fn unfinished(bytes: &[u8], limits: &RequestLimits) -> Result<Option<Head>, Unparsed> {
+    has_no_bare_newline(bytes, 0)?;
+    too_large(bytes.len() > limits.head_bytes, limits)?;
+    Ok(None)
 }
 
 fn too_large(is: bool, limits: &RequestLimits) -> Result<(), Refused> {
