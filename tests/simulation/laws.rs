@@ -299,8 +299,10 @@ impl Laws {
         let is_new = known.is_none_or(|(state, _)| *state != ExecutionState::Lost);
         let forgotten = seen.state == ExecutionState::Lost
             && seen.msg == "its machine went away before it started";
+        // One with the original's agent is gone at once when one of ours takes its label.
         let since = seen
             .instance
+            .filter(|instance| !sidebike::core::is_of_original(instance))
             .and_then(|instance| self.offline.get(instance));
         match since {
             Some(since) if is_new && forgotten && now < since + 600_000 => Err(format!(
