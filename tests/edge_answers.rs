@@ -11,7 +11,7 @@ mod edge;
 use bystander::{alone, has_panicked};
 use common::http::{Reply, request};
 use common::{SIDEBIKE, Server, id};
-use edge::{Client, Random, exists, get, ping, setting, submit, task_body};
+use edge::{Client, Random, exists, get, ping, setting, strace_words, submit, task_body};
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde_json::json;
 use std::io::{Read, Write};
@@ -268,25 +268,12 @@ fn an_inherited_connection_is_left_alone() {
 #[test]
 fn a_delayed_accept_confuses_nobody() {
     let _alone = alone();
-    let words = [
-        "strace",
-        "--seccomp-bpf",
-        "-f",
-        "-o",
-        "/dev/null",
-        "-e",
+    let Some(words) = strace_words(
         "trace=accept4,accept",
-        "-e",
         "inject=accept4,accept:delay_enter=500:delay_exit=500",
-    ];
-    let tried = Command::new(words[0])
-        .args(&words[1..])
-        .arg("true")
-        .output();
-    if !tried.is_ok_and(|output| output.status.success()) {
-        eprintln!("left out: there is no strace that could delay accept");
+    ) else {
         return;
-    }
+    };
     let server = Server::from_command(server_command(&words));
     let requests = setting("EDGE_REQUESTS", REQUESTS) / TRACED_SHARE;
     each_has_its_own_answer(&server, requests, TRACED_PACE_US);

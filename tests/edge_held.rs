@@ -13,7 +13,8 @@ use bystander::{alone, has_panicked};
 use common::http::{Reply, request};
 use common::{SIDEBIKE, Server, id, wait_for};
 use edge::{
-    Client, NoAnswer, Random, exists, get, is_pong, open_descriptors, ping, setting, submit,
+    Client, NoAnswer, Random, exists, get, is_pong, open_descriptors, ping, setting, strace_words,
+    submit,
 };
 use serde_json::{Value, json};
 use std::net::Shutdown;
@@ -178,25 +179,9 @@ fn a_held_request_is_answered_as_the_next_comes() {
 #[test]
 fn a_held_request_is_answered_as_the_next_comes_and_the_log_is_slow() {
     let _alone = alone();
-    let words = [
-        "strace",
-        "--seccomp-bpf",
-        "-f",
-        "-o",
-        "/dev/null",
-        "-e",
-        "trace=write",
-        "-e",
-        "inject=write:delay_enter=400",
-    ];
-    let tried = Command::new(words[0])
-        .args(&words[1..])
-        .arg("true")
-        .output();
-    if !tried.is_ok_and(|output| output.status.success()) {
-        eprintln!("left out: there is no strace that could slow the log");
+    let Some(words) = strace_words("trace=write", "inject=write:delay_enter=400") else {
         return;
-    }
+    };
     let server = Server::from_command(server_command(&words));
     overtake_together(&server, setting("EDGE_ROUNDS", ROUNDS).min(SLOW_ROUNDS));
 }

@@ -9,6 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::Duration;
 
 /// No answer takes longer than a held request may.
@@ -224,4 +225,28 @@ impl Random {
     pub fn once_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
+}
+
+/// What to put before a command so that strace delays its system calls; `None`, with a word, where it cannot.
+pub fn strace_words(trace: &'static str, inject: &'static str) -> Option<[&'static str; 9]> {
+    let words = [
+        "strace",
+        "--seccomp-bpf",
+        "-f",
+        "-o",
+        "/dev/null",
+        "-e",
+        trace,
+        "-e",
+        inject,
+    ];
+    let tried = Command::new(words[0])
+        .args(&words[1..])
+        .arg("true")
+        .output();
+    if !tried.is_ok_and(|output| output.status.success()) {
+        eprintln!("left out: there is no strace that could delay system calls");
+        return None;
+    }
+    Some(words)
 }

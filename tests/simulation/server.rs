@@ -1,5 +1,5 @@
 //! The server around the real core: which polls are held, what ends them, and what their answers contain. A model of
-//! `server/store` and `server/held`.
+//! `server/state`.
 
 use crate::crash::Disk;
 use crate::laws::HandOut;
