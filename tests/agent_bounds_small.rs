@@ -96,27 +96,34 @@ fn a_process_left_behind_that_writes_without_end_costs_little() {
 
 #[test]
 fn without_dev_and_with_closed_streams_an_agent_starts() {
-    let hide = "mount -t tmpfs none /dev && exec \"$@\" <&- >&-";
-    let unshare = || {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", hide, "sh"]);
-        command
-    };
-    if !unshare()
-        .arg("true")
-        .status()
-        .is_ok_and(|status| status.success())
-    {
-        eprintln!("skipped: this user cannot mount");
+    let Some(unshare) = fake::unshare(&["--mount"], "mount -t tmpfs none /dev; exec <&- >&-;")
+    else {
         return;
-    }
+    };
     let server = Server::new();
-    let mut agent = Agent::start_by(unshare(), &server);
+    let mut agent = Agent::start_by(unshare, &server);
     server.start("x", json!({"command": "cat; echo hi"}));
     assert_eq!(server.result("x").state, ExecutionState::Succeeded);
     assert_eq!(server.text("x", Stream::Stdout), "hi\n");
     agent.signal("TERM");
     assert_eq!(agent.wait(), Some(0));
+}
+
+/// The session and the group of what is started in a container by a program outside of it have no number
+/// inside: the system says 0.
+#[test]
+fn an_agent_whose_session_is_outside_of_its_container_starts() {
+    let namespace = ["--pid", "--fork", "--kill-child", "--mount-proc"];
+    for (role, prepare) in [("process 1", ""), ("another process", "\"$@\"; exit;")] {
+        let Some(unshare) = fake::unshare(&namespace, prepare) else {
+            return;
+        };
+        let server = Server::new();
+        let _agent = Agent::start_by(unshare, &server);
+        server.start("x", json!({"command": "echo hi"}));
+        assert_eq!(server.result("x").state, ExecutionState::Succeeded);
+        assert_eq!(server.text("x", Stream::Stdout), "hi\n", "{role}");
+    }
 }
 
 #[test]

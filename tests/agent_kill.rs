@@ -271,22 +271,11 @@ fn each_attempt_has_a_key_of_its_own() {
 /// not everyone has; without them this test shows nothing, and says so.
 #[test]
 fn without_proc_the_process_group_is_ended() {
-    let hide = "mount -t tmpfs none /proc && exec \"$@\"";
-    let unshare = || {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", hide, "sh"]);
-        command
-    };
-    if !unshare()
-        .arg("true")
-        .status()
-        .is_ok_and(|status| status.success())
-    {
-        eprintln!("skipped: this user cannot mount");
+    let Some(unshare) = fake::unshare(&["--mount"], "mount -t tmpfs none /proc;") else {
         return;
-    }
+    };
     let server = Server::new();
-    let mut agent = Agent::start_by(unshare(), &server);
+    let mut agent = Agent::start_by(unshare, &server);
     let stubborn = format!("trap '' TERM; {SLEEPER} & {SLEEPER}");
     for (name, line) in [
         ("polite", format!("{SLEEPER} & {SLEEPER}")),

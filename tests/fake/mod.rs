@@ -512,3 +512,20 @@ pub fn send(pid: i32, name: &str) {
         .status();
     assert!(done.unwrap().success());
 }
+
+/// A command that starts another in namespaces of its own, after a script has prepared them; none, with a
+/// word about it, where this user may not do that.
+pub fn unshare(namespaces: &[&str], script: &str) -> Option<Command> {
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        let script = format!("{script} exec \"$@\"");
+        command.args(namespaces).args(["sh", "-c", &script, "sh"]);
+        command
+    };
+    let may = unshare().arg("true").status();
+    if !may.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: this user has no right to namespaces");
+        return None;
+    }
+    Some(unshare())
+}

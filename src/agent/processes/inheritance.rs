@@ -94,9 +94,15 @@ fn close_files_on_exec() {
 /// Takes the terminal from this process and its future children, unless it is a session leader. A command
 /// that asked the terminal for a password would be stopped until its time-out. Signals of the terminal,
 /// such as that of Ctrl-C, still arrive: they go to the process group.
-#[allow(unsafe_code, reason = "there is no safe call for TIOCNOTTY")]
+#[allow(
+    unsafe_code,
+    reason = "there is no safe call for TIOCNOTTY, and none for a session of another container"
+)]
 fn give_up_terminal() {
-    let is_leader = rustix::process::getsid(None) == Ok(rustix::process::getpid());
+    // Zero where a container's own process numbers begin below the session: not leading it, and no `Pid`.
+    // SAFETY: it takes and gives numbers.
+    let session = unsafe { libc::getsid(0) };
+    let is_leader = session == rustix::process::getpid().as_raw_nonzero().get();
     let Some(terminal) = open_terminal().filter(|_| !is_leader) else {
         return;
     };
