@@ -1,10 +1,19 @@
 //! Checks that both ends share: the server applies them to what agents and users send, the agent to its own
 //! settings. To add one: a function here without I/O, called by both.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 /// The longest label of an agent, and the default limit of a server, in bytes. A host name has at most 253.
 pub const MAX_LABEL_BYTES: usize = 255;
 /// The most commands an agent may run at the same time. More is a mistake: each has a thread and two pipes.
 pub const MAX_JOBS: u32 = 1_000;
+
+/// The most tags of a machine.
+pub const MAX_TAGS: usize = 16;
+/// The longest name of a tag, in bytes.
+pub const MAX_TAG_NAME_BYTES: usize = 63;
+/// The longest value of a tag, in bytes.
+pub const MAX_TAG_VALUE_BYTES: usize = 255;
 
 /// The error of a regular expression in one line, with a hint if a shell pattern was probably meant.
 #[cfg(any(feature = "server", feature = "agent"))]
@@ -33,6 +42,50 @@ pub fn check_label(label: &str, max_bytes: usize, by: &str) -> Result<(), String
         return Err("must not contain control characters".into());
     }
     Ok(())
+}
+
+/// Checks the tags of a machine.
+pub fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), String> {
+    if tags.len() > MAX_TAGS {
+        return Err(format!(
+            "a machine has {MAX_TAGS} tags at most, got {}",
+            tags.len()
+        ));
+    }
+    for (name, value) in tags {
+        check_tag_name(name)?;
+        if value.len() > MAX_TAG_VALUE_BYTES || value.chars().any(char::is_control) {
+            return Err(format!(
+                "the value of {name} must have {MAX_TAG_VALUE_BYTES} bytes at most, and no control characters"
+            ));
+        }
+    }
+    let names: BTreeSet<String> = tags.keys().map(|name| tag_variable(name)).collect();
+    if names.len() < tags.len() {
+        return Err("two names are the same variable of the environment".into());
+    }
+    Ok(())
+}
+
+/// Checks the name of a tag.
+pub fn check_tag_name(name: &str) -> Result<(), String> {
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+    if (1..=MAX_TAG_NAME_BYTES).contains(&name.len()) && name.bytes().all(is_good) {
+        return Ok(());
+    }
+    Err(format!(
+        "the name of a tag must be 1 to {MAX_TAG_NAME_BYTES} letters, digits, \"-\", \"_\", \".\" and \"/\", got {name:?}"
+    ))
+}
+
+/// The variable in which a command finds a tag of its machine.
+pub fn tag_variable(name: &str) -> String {
+    let upper = |c: char| match c.is_ascii_alphanumeric() {
+        true => c.to_ascii_uppercase(),
+        false => '_',
+    };
+    let name: String = name.chars().map(upper).collect();
+    format!("SIDEBIKE_TAG_{name}")
 }
 
 /// Finds the value that a word stands for. The error lists the words.

@@ -113,7 +113,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         client,
         state: AgentState::new(instance, config.jobs),
         threads: ThreadPool::new(),
-        runner: Runner::new(config.policy.clone(), config.label.clone()),
+        runner: Runner::new(config.policy.clone(), config.label.clone(), &config.tags),
         reporter: Mutex::new(Reporter::new()),
         token_reader: TokenReader::default(),
         ca_reread: RereadLimit::default(),

@@ -144,6 +144,7 @@ impl Agent {
             seq: content.seq,
             label: self.config.label.clone(),
             host: self.config.host.clone(),
+            tags: self.config.tags.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             jobs: content.jobs,
             // The server treats both alike: it gives the work to other machines.

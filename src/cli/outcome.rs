@@ -49,21 +49,26 @@ fn code_of(execution: &Execution) -> u8 {
         },
         ExecutionState::TimedOut => TIMED_OUT,
         ExecutionState::Canceled => CANCELED,
-        ExecutionState::Expired | ExecutionState::Lost => UNKNOWN,
-        ExecutionState::Queued | ExecutionState::Delivered | ExecutionState::Running => UNKNOWN,
+        ExecutionState::Expired | ExecutionState::Lost | ExecutionState::Skipped => UNKNOWN,
+        ExecutionState::Held
+        | ExecutionState::Queued
+        | ExecutionState::Delivered
+        | ExecutionState::Running => UNKNOWN,
     }
 }
 
 /// The colour of a state of an execution.
 pub fn state_colour(state: ExecutionState) -> Option<Colour> {
     match state {
-        ExecutionState::Queued | ExecutionState::Delivered => None,
+        ExecutionState::Held | ExecutionState::Queued | ExecutionState::Delivered => None,
         ExecutionState::Running => Some(Colour::Blue),
         ExecutionState::Succeeded => Some(Colour::Green),
         ExecutionState::Failed | ExecutionState::TimedOut | ExecutionState::Lost => {
             Some(Colour::Red)
         }
-        ExecutionState::Canceled | ExecutionState::Expired => Some(Colour::Yellow),
+        ExecutionState::Canceled | ExecutionState::Expired | ExecutionState::Skipped => {
+            Some(Colour::Yellow)
+        }
     }
 }
 
@@ -74,7 +79,7 @@ pub fn task_state_colour(state: TaskState) -> Option<Colour> {
         TaskState::Running => Some(Colour::Blue),
         TaskState::Succeeded => Some(Colour::Green),
         TaskState::Partial | TaskState::Failed => Some(Colour::Red),
-        TaskState::Canceled | TaskState::Expired => Some(Colour::Yellow),
+        TaskState::Canceled | TaskState::Expired | TaskState::Skipped => Some(Colour::Yellow),
     }
 }
 

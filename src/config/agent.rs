@@ -4,11 +4,12 @@
 
 use super::{Registry, RegistryArgs};
 use crate::agent::command::path_lookup;
-use crate::rules::{MAX_JOBS, MAX_LABEL_BYTES, check_label, wrong_regex};
+use crate::rules::{MAX_JOBS, MAX_LABEL_BYTES, check_label, check_tags, wrong_regex};
 use crate::wire::duration::TimeSpan;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use regex::Regex;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The arguments of `sidebike agent`.
@@ -17,6 +18,16 @@ pub struct AgentArgs {
     /// The label of this machine [default: the host name]
     #[arg(long, env = "SIDEBIKE_MACHINE_LABEL", value_name = "LABEL")]
     machine_label: Option<String>,
+    /// A tag of this machine, as NAME=VALUE; repeat it for more, or separate them by commas
+    ///
+    /// Tasks can select machines by them, and commands find each in a variable such as SIDEBIKE_TAG_ZONE.
+    #[arg(
+        long,
+        env = "SIDEBIKE_TAGS",
+        value_name = "NAME=VALUE",
+        value_delimiter = ','
+    )]
+    tag: Vec<String>,
     #[command(flatten)]
     registry: RegistryArgs,
     /// Commands to run at the same time
@@ -61,6 +72,8 @@ pub struct AgentConfig {
     pub label: String,
     /// The host name.
     pub host: String,
+    /// Its tags, by name.
+    pub tags: BTreeMap<String, String>,
     /// The server.
     pub registry: Registry,
     /// Commands to run at the same time.
@@ -110,6 +123,7 @@ impl AgentArgs {
         Ok(AgentConfig {
             label,
             host,
+            tags: tags(&self.tag).map_err(|why| format!("--tag: {why}"))?,
             registry: self.registry.checked()?,
             jobs: self.jobs,
             grace,
@@ -128,6 +142,21 @@ impl AgentArgs {
             refuse_root: self.refuse_root,
         })
     }
+}
+
+/// The tags by name.
+fn tags(given: &[String]) -> Result<BTreeMap<String, String>, String> {
+    let mut tags = BTreeMap::new();
+    for tag in given.iter().filter(|tag| !tag.is_empty()) {
+        let (name, value) = tag
+            .split_once('=')
+            .ok_or_else(|| format!("expected NAME=VALUE such as zone=cn-1, got {tag:?}"))?;
+        if tags.insert(name.to_owned(), value.to_owned()).is_some() {
+            return Err(format!("{name} is given twice"));
+        }
+    }
+    check_tags(&tags)?;
+    Ok(tags)
 }
 
 /// A pattern that matches a text as a whole or not at all.

@@ -10,11 +10,13 @@
 use super::invariants::Rule;
 use super::lifecycle::Event;
 use super::machine::{Kind, Machine};
+use super::match_index::MatchingSelectors;
+use super::selector::{Tags, Traits, no_tags};
 use super::task::{Place, Target};
 use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
 use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
-use crate::rules::{MAX_JOBS, check_label};
+use crate::rules::{MAX_JOBS, check_label, check_tags};
 use crate::wire::agent::{Assignment, AttemptId, Feature, Goodbye, Hold, HoldState, Orders, Poll};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Detail, ExecutionState};
@@ -50,12 +52,13 @@ struct Caller<'a> {
     version: &'a str,
     jobs: u32,
     kind: Kind,
+    tags: Tags,
 }
 
 impl Core {
     /// Processes a poll: registers the machine or updates it, compares the attempts that it holds with those
     /// it was handed, and answers with its orders. If there are none the caller may hold the poll, see
-    /// [`Core::hold_poll`].
+    /// [`Core::hold_poll`]. `matches` is what was found of its traits before, see [`Core::selectors_to_match`].
     ///
     /// Refused with [`Refusal::Conflict`] if the poll is late or repeated, or if another machine uses the
     /// same instance; with [`Refusal::Full`] if there are too many machines.
@@ -63,6 +66,7 @@ impl Core {
         &mut self,
         now: Time,
         poll: &Poll,
+        matches: Option<&MatchingSelectors>,
     ) -> Result<(MachineKey, Orders<Arc<Detail>>), Refusal> {
         let caller = Caller {
             instance: &poll.instance,
@@ -71,6 +75,10 @@ impl Core {
             version: &poll.version,
             jobs: poll.jobs.clamp(1, MAX_JOBS),
             kind: Kind::Agent,
+            tags: match poll.tags.is_empty() {
+                true => no_tags(),
+                false => Tags::new(poll.tags.clone()),
+            },
         };
         check_instance(&poll.instance)?;
         let known = self
@@ -99,7 +107,7 @@ impl Core {
         if known.is_none() {
             self.replace_original(now, &poll.label);
         }
-        let key = self.register(now, &caller)?;
+        let key = self.register(now, &caller, matches)?;
         let machine = self.machine_mut(key);
         machine.seq = poll.seq;
         let can = |feature: &Feature| poll.features.iter().any(|word| word == feature.word());
@@ -120,6 +128,7 @@ impl Core {
         self.refresh_ready(key);
         let mut orders = self.reconcile_holds(now, key, &poll.holds);
         if !poll.draining {
+            self.machine_is_back(now, key);
             self.join_open_tasks(now, key);
             self.deliver(now, key, &mut orders);
         }
@@ -128,11 +137,20 @@ impl Core {
     }
 
     /// Registers a machine, or updates a known one.
-    fn register(&mut self, now: Time, caller: &Caller<'_>) -> Result<MachineKey, Refusal> {
+    fn register(
+        &mut self,
+        now: Time,
+        caller: &Caller<'_>,
+        matches: Option<&MatchingSelectors>,
+    ) -> Result<MachineKey, Refusal> {
         if let Some(key) = self.instances.get(caller.instance).copied() {
             let machine = self.machine_mut(key);
             machine.last_seen = now;
             machine.jobs = caller.jobs;
+            if std::mem::take(&mut machine.is_restored) {
+                self.recount.came();
+            }
+            let machine = self.machine(key);
             if machine.state == MachineState::Offline {
                 self.bring_online(now, key);
             }
@@ -144,6 +162,7 @@ impl Core {
             " (the server's --max-label)",
         )
         .map_err(|why| Refusal::Impossible(format!("label: {why}")))?;
+        check_tags(&caller.tags).map_err(|why| Refusal::Impossible(format!("tags: {why}")))?;
         if self.machines.len() >= self.limits.machines && !self.forget_an_offline_machine(now) {
             return Err(Refusal::Full(format!(
                 "{} machines are known, the limit (--max-machines)",
@@ -154,9 +173,15 @@ impl Core {
         self.next_machine += 1;
         let instance: Arc<str> = caller.instance.into();
         let label: Arc<str> = caller.label.into();
-        let label_key = self.match_index.add_machine(&label, key);
-        self.instances.insert(instance.clone(), key);
         let host: Arc<str> = truncated(caller.host).into();
+        let traits = Traits {
+            label: label.clone(),
+            host: host.clone(),
+            tags: caller.tags.clone(),
+        };
+        let traits_key = self.match_index.add_machine(traits, key, matches);
+        self.instances.insert(instance.clone(), key);
+        self.recount.came();
         let target = Target {
             label: label.clone(),
             instance: instance.clone(),
@@ -168,13 +193,15 @@ impl Core {
             label,
             host,
             version: truncated(caller.version).into(),
-            label_key,
+            tags: caller.tags.clone(),
+            traits_key,
             kind: caller.kind,
             state: MachineState::Offline,
             jobs: caller.jobs,
             features: Vec::new(),
             since: now,
             last_seen: now,
+            is_restored: false,
             offline_since: now,
             watched_at: None,
             left: false,
@@ -223,8 +250,10 @@ impl Core {
             version: "original",
             jobs: 1,
             kind: Kind::Original,
+            tags: no_tags(),
         };
-        let key = self.register(now, &caller)?;
+        let key = self.register(now, &caller, None)?;
+        self.machine_is_back(now, key);
         self.join_open_tasks(now, key);
         Ok(key)
     }
@@ -282,6 +311,9 @@ impl Core {
             else {
                 return;
             };
+            if self.is_held_back(now, execution) {
+                continue;
+            }
             if self.has_expired(now, execution) {
                 // Its timer has not fired yet.
                 self.end_attempt(now, execution, ExecutionState::Expired, super::EXPIRED);
@@ -340,10 +372,11 @@ impl Core {
 
     /// The oldest execution that waits for any machine and matches this one.
     fn next_any(&self, machine: &Machine) -> Option<ExecutionKey> {
-        let patterns = self.match_index.label(machine.label_key).patterns.iter();
+        let index = &self.match_index;
+        let selectors = index.selectors_of(machine.traits_key, &machine.instance);
         let is_original = machine.is_original();
-        patterns
-            .map(|pattern| self.match_index.entry(*pattern))
+        selectors
+            .map(|selector| index.entry(selector))
             .filter_map(|entry| match is_original {
                 true => entry.for_original.first().copied(),
                 false => entry.queue.first().copied(),
@@ -407,11 +440,12 @@ impl Core {
             return;
         }
         let submitted = self.task(key.task).created_at;
+        let is_rolled_out = self.task(key.task).spec.rollout.is_some();
         let attempt = &mut self.execution_mut(key).current;
         let delivered = attempt.delivered_at.unwrap_or(now);
         let started = Time(now.0.saturating_sub(ago_ms)).max(delivered);
         attempt.started_at = Some(started);
-        if attempt.number == 1 {
+        if attempt.number == 1 && !is_rolled_out {
             self.stats
                 .submit_to_start
                 .add(started.millis_since(submitted));
@@ -425,6 +459,7 @@ impl Core {
             if self.apply(key, Event::Cancel) {
                 self.place(key, Place::Nowhere);
                 self.record_end(now, key, "canceled before it started");
+                self.pace_after_end(now, key.task);
                 self.finish_if_done(now, key.task);
             }
             return false;
@@ -432,6 +467,9 @@ impl Core {
         self.apply(key, Event::GiveBack);
         self.cancel_overdue(key);
         self.execution_mut(key).current.delivered_at = None;
+        if self.is_held_back(now, key) {
+            return false;
+        }
         if self.has_expired(now, key) {
             return !self.end_attempt(now, key, ExecutionState::Expired, super::EXPIRED);
         }
@@ -477,6 +515,7 @@ impl Core {
                 "its machine said goodbye before it started",
             );
         }
+        self.machine_is_back(now, key);
     }
 
     /// Whether an attempt that was handed out is still to be started. It may have been canceled while the hand-out was

@@ -41,12 +41,15 @@ impl Core {
         if lifecycle::next(execution.state, Event::End(state)).is_none() {
             return false;
         }
-        let delivered = execution.state != ExecutionState::Queued;
+        let was_held = execution.state == ExecutionState::Held;
+        let delivered = !was_held && execution.state != ExecutionState::Queued;
         if let (true, Some(due)) = (delivered, self.next_attempt_due(now, key, state)) {
             self.retry(now, key, state, msg, due);
             return true;
         }
-        if let (ExecutionState::Expired, Some(last)) = (state, execution.past.last()) {
+        if let (ExecutionState::Expired | ExecutionState::Skipped, Some(last)) =
+            (state, execution.past.last())
+        {
             let (state, msg) = (last.state, after_all(last, execution.current.number, msg));
             let (exit_code, signal) = (last.attempt.exit_code, last.attempt.signal.clone());
             let current = &mut self.execution_mut(key).current;
@@ -57,13 +60,18 @@ impl Core {
             ExecutionState::Canceled if !delivered => Event::Cancel,
             ExecutionState::Expired => Event::Expire,
             ExecutionState::Lost => Event::Lose,
+            ExecutionState::Skipped => Event::Skip,
             state => Event::End(state),
         };
         if !self.apply(key, event) {
             return false;
         }
+        if was_held {
+            self.forget_held(key);
+        }
         self.place(key, Place::Nowhere);
         self.record_end(now, key, msg);
+        self.pace_after_end(now, key.task);
         self.finish_if_done(now, key.task);
         true
     }
@@ -110,6 +118,7 @@ impl Core {
             || execution.current.number > retry.max
             || execution.canceling
             || task.canceled
+            || task.is_stopped()
         {
             return None;
         }
@@ -170,6 +179,7 @@ impl Core {
             return;
         }
         let task = data_mut(&mut self.tasks, key);
+        let resumes_at = { task.pacing.as_ref() }.and_then(|pacing| pacing.resumes_at());
         task.finished_at = Some(now);
         let task = self.task(key);
         let forgotten_at = now.plus(task.retention());
@@ -179,6 +189,9 @@ impl Core {
             changes.task(key);
         }
         self.timers.cancel(expires_at, Timer::TaskTtl(key));
+        if let Some(until) = resumes_at {
+            self.timers.cancel(until, Timer::PauseOver(key));
+        }
         self.timers.set(forgotten_at, Timer::ForgetTask(key));
         self.stats.finished(state);
         self.notices.push(Notice::Finished(key));

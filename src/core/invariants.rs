@@ -33,6 +33,12 @@ pub enum Rule {
     QueuesAreKept,
     /// What was canceled while its hand-out was being saved is not sent.
     CanceledIsNotSent,
+    /// No more executions of a rollout are under way than its window allows.
+    WindowIsKept,
+    /// What was not handed out of a task that was stopped is skipped.
+    StoppedIsSkipped,
+    /// Machines that are offline are part of the pool of which some have to stay.
+    OfflineIsOfThePool,
 }
 
 impl Rule {
@@ -113,15 +119,16 @@ impl Core {
         for (key, task) in self.tasks.iter().filter(|(_, task)| task.is_any()) {
             let execution = ExecutionKey { task: *key, n: 0 };
             let waits = match task.executions.first().map(|e| e.place) {
-                Some(Place::Pattern(_)) => true,
+                Some(Place::Selector(_)) => true,
                 Some(Place::Inbox(machine)) => {
                     let machine = self.machine(machine);
                     machine.inbox.range(..execution).count() >= machine.takes()
                 }
                 _ => false,
             };
-            let pattern = self.match_index.find_entry(task.spec.pattern.text());
-            let fits = |m: &&&Machine| pattern.is_some_and(|p| p.labels.contains(&m.label_key));
+            let entry = self.match_index.find_entry(task.spec.selector.text());
+            let fits =
+                |m: &&&Machine| entry.is_some_and(|entry| entry.means(m.traits_key, &m.instance));
             if let Some(machine) = idle.iter().find(fits).filter(|_| waits) {
                 return Err(format!(
                     "{key:?} {:?} waits, and {} is free",
@@ -163,11 +170,12 @@ impl Core {
                 self.check_place(execution, task)?;
                 match e.place {
                     Place::Nowhere => {}
-                    Place::Pattern(_) => waiting += 1,
+                    Place::Selector(_) => waiting += 1,
                     Place::Inbox(m) => drop(inboxes.entry(m).or_default().insert(execution)),
                     Place::Active(m) => drop(actives.entry(m).or_default().insert(execution)),
                 }
             }
+            self.check_pacing(*key, task)?;
             ensure(counts == task.counts, || {
                 format!("{key:?}: counts {:?}, recounted {counts:?}", task.counts)
             })?;
@@ -214,9 +222,9 @@ impl Core {
     fn check_place(&self, key: ExecutionKey, task: &Task) -> Result<(), String> {
         let e = &task.executions[key.n as usize];
         let in_its_queue = match e.place {
-            Place::Pattern(pattern_key) => {
-                let entry = self.match_index.find_entry(task.spec.pattern.text());
-                let same = self.match_index.entry(pattern_key);
+            Place::Selector(selector) => {
+                let entry = self.match_index.find_entry(task.spec.selector.text());
+                let same = self.match_index.entry(selector);
                 let for_original = super::original::unknown_field(&task.spec.detail).is_none();
                 let queued = |entry: &_| {
                     std::ptr::eq(entry, same)
@@ -236,11 +244,12 @@ impl Core {
         };
         let fits = match e.state {
             ExecutionState::Queued => match e.place {
-                Place::Pattern(_) | Place::Inbox(_) => true,
+                Place::Selector(_) | Place::Inbox(_) => true,
                 // Between two attempts.
                 Place::Nowhere => e.current.due_at.is_some(),
                 Place::Active(_) => false,
             },
+            ExecutionState::Held => e.place == Place::Nowhere && task.finished_at.is_none(),
             ExecutionState::Delivered | ExecutionState::Running => {
                 matches!(e.place, Place::Active(_))
             }
@@ -281,9 +290,9 @@ impl Core {
             ensure(self.instances.get(&machine.instance) == Some(key), || {
                 format!("{key:?}: its instance does not lead to it")
             })?;
-            let label = self.match_index.label(machine.label_key);
-            ensure(label.machines.contains(key), || {
-                format!("{key:?}: its label does not lead to it")
+            let traits = self.match_index.traits(machine.traits_key);
+            ensure(traits.machines.contains(key), || {
+                format!("{key:?}: its traits do not lead to it")
             })?;
         }
         ensure(forgettable == self.forgettable.len(), || {
@@ -294,7 +303,7 @@ impl Core {
         })
     }
 
-    /// Each pattern leads to the labels that it matches, and each label to its patterns. Slow.
+    /// Each selector leads to the traits that it matches, and the traits to their selectors. Slow.
     #[doc(hidden)]
     pub fn check_matches(&self) -> Result<(), String> {
         self.match_index.check()
@@ -326,7 +335,7 @@ impl Core {
             ensure(known, || {
                 format!("{key:?}: its id or name does not lead to it")
             })?;
-            let entry = self.match_index.find_entry(task.spec.pattern.text());
+            let entry = self.match_index.find_entry(task.spec.selector.text());
             let listed = entry.is_some_and(|entry| entry.open.contains(key));
             let joined = self.joined.get(key).map(HashSet::len);
             let right = match task.open {
@@ -456,6 +465,12 @@ impl Core {
                         .get(key)
                         .is_some_and(|task| task.finished_at.is_none() && task.expires_at == *time)
                 }
+                Timer::PauseOver(key) => {
+                    let pacing = { self.tasks.get(key) }.and_then(|task| task.pacing.as_ref());
+                    pacing.is_some_and(|pacing| pacing.resumes_at() == Some(*time))
+                }
+                // It may have become needless since it was set.
+                Timer::Pace(_) => true,
                 Timer::ForgetTask(key) => {
                     ending.insert(*key);
                     let task = self.tasks.get(key);
@@ -481,11 +496,13 @@ impl Core {
         }
         for (key, task) in &self.tasks {
             let e = &task.executions;
-            let first = e
-                .iter()
-                .any(|e| e.state == ExecutionState::Queued && e.current.number == 1);
+            let first = e.iter().any(|e| {
+                e.state == ExecutionState::Queued
+                    && e.current.expires_at.is_none()
+                    && e.current.number == 1
+            });
             let needed = task.open || first || task.finished_at.is_some();
-            ensure(!needed || ending.contains(key), || {
+            ensure(!needed || task.is_paused() || ending.contains(key), || {
                 format!("{key:?}: could stay for ever")
             })?;
         }

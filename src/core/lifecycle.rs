@@ -9,6 +9,10 @@ use crate::wire::task::ExecutionState::{self, *};
 /// An event in the lifecycle of an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
+    /// Its turn has come, and it can be handed out.
+    Release,
+    /// It is not to be handed out for the time being.
+    Hold,
     /// It was handed to a machine.
     Deliver,
     /// Its machine reported that the command runs.
@@ -25,19 +29,32 @@ pub enum Event {
     Expire,
     /// Its machine went offline.
     Lose,
+    /// Its task was stopped before it started.
+    Skip,
 }
 
 /// The next state; `None` if the event is refused, which changes nothing.
 pub fn next(state: ExecutionState, event: Event) -> Option<ExecutionState> {
     use Event::*;
     match (state, event) {
-        (Queued, Deliver) => Some(Delivered),
+        (Held, Release) => Some(Queued),
         // The server took the hand-out for lost, and the report shows that it had arrived.
+        (Held, End(end)) => end.is_terminal().then_some(end),
+        (Held, Cancel) => Some(Canceled),
+        (Held, Expire) => Some(Expired),
+        (Held, Lose) => Some(Lost),
+        (Held, Skip) => Some(Skipped),
+        (Held, Hold | Deliver | Start | Retry | GiveBack) => None,
+
+        (Queued, Hold) => Some(Held),
+        (Queued, Deliver) => Some(Delivered),
+        // As above.
         (Queued, End(end)) => end.is_terminal().then_some(end),
         (Queued, Cancel) => Some(Canceled),
         (Queued, Expire) => Some(Expired),
         (Queued, Lose) => Some(Lost),
-        (Queued, Start | Retry | GiveBack) => None,
+        (Queued, Skip) => Some(Skipped),
+        (Queued, Release | Start | Retry | GiveBack) => None,
 
         (Delivered, Start) => Some(Running),
         (Delivered, End(end)) => end.is_terminal().then_some(end),
@@ -45,15 +62,15 @@ pub fn next(state: ExecutionState, event: Event) -> Option<ExecutionState> {
         // The machine does not hold it, so it was never started.
         (Delivered, Cancel) => Some(Canceled),
         (Delivered, Lose) => Some(Lost),
-        (Delivered, Deliver | Expire) => None,
+        (Delivered, Release | Hold | Deliver | Expire | Skip) => None,
 
         (Running, End(end)) => end.is_terminal().then_some(end),
         (Running, Retry) => Some(Queued),
         (Running, Lose) => Some(Lost),
-        (Running, Deliver | Start | GiveBack | Cancel | Expire) => None,
+        (Running, Release | Hold | Deliver | Start | GiveBack | Cancel | Expire | Skip) => None,
 
         // A terminal state never changes.
-        (Succeeded | Failed | TimedOut | Canceled | Expired | Lost, _) => None,
+        (Succeeded | Failed | TimedOut | Canceled | Expired | Lost | Skipped, _) => None,
     }
 }
 
@@ -64,6 +81,8 @@ mod tests {
     #[test]
     fn a_terminal_state_never_changes() {
         let events = [
+            Event::Release,
+            Event::Hold,
             Event::Deliver,
             Event::Start,
             Event::End(Succeeded),
@@ -72,6 +91,7 @@ mod tests {
             Event::Cancel,
             Event::Expire,
             Event::Lose,
+            Event::Skip,
         ];
         for state in ExecutionState::ALL
             .into_iter()
@@ -85,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_report_must_end_it() {
-        for state in [Queued, Delivered, Running] {
+        for state in [Held, Queued, Delivered, Running] {
             assert_eq!(next(state, Event::End(Running)), None);
             assert_eq!(next(state, Event::End(Failed)), Some(Failed));
         }

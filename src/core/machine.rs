@@ -1,7 +1,8 @@
 //! The data of a machine, and the rules for when it is online and can be given work.
 
-use super::match_index::{LabelKey, PatternKey};
+use super::match_index::{SelectorKey, TraitsKey};
 use super::original::OriginalAgent;
+use super::selector::Tags;
 use super::task::{Target, rfc3339};
 use super::{ExecutionKey, TaskKey, Time};
 use crate::wire::agent::{AttemptId, Feature};
@@ -25,8 +26,8 @@ pub(super) enum Kind {
     Original,
 }
 
-/// The last open task that a machine has joined, in the order of patterns and tasks.
-pub(super) type JoinCursor = (PatternKey, TaskKey);
+/// The last open task that a machine has joined, in the order of selectors and tasks.
+pub(super) type JoinCursor = (SelectorKey, TaskKey);
 
 /// A machine.
 #[derive(Debug)]
@@ -37,7 +38,8 @@ pub(super) struct Machine {
     pub version: Arc<str>,
     /// Label, instance and host, shared with the executions that are addressed to it.
     pub target: Arc<Target>,
-    pub label_key: LabelKey,
+    pub tags: Tags,
+    pub traits_key: TraitsKey,
     pub kind: Kind,
     pub state: MachineState,
     pub jobs: u32,
@@ -45,6 +47,8 @@ pub(super) struct Machine {
     pub features: Vec<Feature>,
     pub since: Time,
     pub last_seen: Time,
+    /// It was not heard of since the server was started again.
+    pub is_restored: bool,
     /// When it went offline; meaningful while it is.
     pub offline_since: Time,
     /// The time of its `MachineSilent` timer, while it is not offline.
@@ -119,6 +123,7 @@ impl Machine {
     pub fn snapshot(&self) -> MachineSnapshot {
         MachineSnapshot {
             target: self.target.clone(),
+            tags: self.tags.clone(),
             version: self.version.clone(),
             state: self.state,
             jobs: self.jobs,
@@ -137,6 +142,8 @@ pub struct MachineSnapshot {
     pub target: Arc<Target>,
     /// Its state.
     pub state: MachineState,
+    /// Its tags.
+    pub tags: Tags,
     version: Arc<str>,
     jobs: u32,
     running: u32,
@@ -152,6 +159,7 @@ impl MachineSnapshot {
             label: self.target.label.to_string(),
             instance: self.target.instance.to_string(),
             host: self.target.host.to_string(),
+            tags: self.tags.as_ref().clone(),
             version: self.version.to_string(),
             state: self.state,
             jobs: self.jobs,

@@ -1,71 +1,99 @@
-//! Which labels match which patterns, computed once and kept.
+//! Which machines match which selectors, computed once and kept.
 //!
-//! A submit must not scan the labels of all machines, nor a poll all waiting tasks. So each distinct label
-//! and each distinct pattern has one entry with the list of the others it matches. Regular expressions are
-//! evaluated only when a new label or a new pattern appears, a new pattern outside the lock: with a snapshot of the
-//! labels, to which those are added that came after it. Tasks that wait for a machine wait in the
-//! entry of their pattern.
+//! A submit must not scan all machines, nor a poll all waiting tasks. So the traits that machines share, and each
+//! distinct selector, have one entry with the list of the others they match. Regular expressions are evaluated only
+//! when new traits or a new selector appear, and outside the lock: with a snapshot of the other side, to which those
+//! are added that came after it. Selectors that name instances are found by these. Tasks that wait for a machine wait
+//! in the entry of their selector.
 
-use super::pattern::Pattern;
+use super::selector::{Selector, SelectorText, Traits};
 use super::spec::Spec;
 use super::{MachineKey, TaskKey};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 
-/// The slot of a label.
+/// The slot of some traits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LabelKey(usize);
+pub struct TraitsKey(usize);
 
-/// The slot of a pattern.
+/// The slot of a selector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct PatternKey(usize);
+pub struct SelectorKey(usize);
 
-impl PatternKey {
+impl SelectorKey {
     /// The first slot.
-    pub const FIRST: PatternKey = PatternKey(0);
+    pub(super) const FIRST: SelectorKey = SelectorKey(0);
 }
 
-/// A label, the machines that carry it and the patterns that match it.
+/// Traits, the machines that have them and the selectors that match them.
 #[derive(Debug)]
-pub(super) struct LabelEntry {
-    name: Arc<str>,
+pub(super) struct TraitsEntry {
+    traits: Arc<Traits>,
     pub machines: BTreeSet<MachineKey>,
-    pub patterns: BTreeSet<PatternKey>,
-    /// The generation in which it was added.
+    /// Without those that name instances.
+    pub selectors: BTreeSet<SelectorKey>,
+    /// Those that name instances; which of the machines they mean is another question.
+    naming: BTreeSet<SelectorKey>,
+    /// The generation in which they were added.
     added: u64,
 }
 
-/// The labels of one moment, to match a new pattern with outside the lock.
+/// The traits of one moment, to match a new selector with outside the lock.
 #[derive(Debug, Clone)]
-pub struct LabelSnapshot {
+pub struct TraitsSnapshot {
     generation: u64,
-    labels: Arc<Vec<(LabelKey, Arc<str>)>>,
+    traits: Arc<Vec<(TraitsKey, Arc<Traits>)>>,
 }
 
-/// Which labels of a snapshot match a pattern.
+/// Which traits of a snapshot match a selector.
 #[derive(Debug)]
 pub(super) struct Matches {
     generation: u64,
-    labels: Vec<LabelKey>,
+    traits: Vec<TraitsKey>,
 }
 
-impl LabelSnapshot {
-    /// Matches a pattern with all labels. Takes long: must not be called under the lock.
-    pub fn match_with(&self, pattern: &mut Pattern) {
-        let matching = { self.labels.iter() }.filter(|(_, name)| pattern.matches(name));
-        let labels = matching.map(|(key, _)| *key).collect();
-        pattern.set_matches(Matches {
+impl TraitsSnapshot {
+    /// Matches a selector with all traits. Takes long: must not be called under the lock.
+    pub fn match_with(&self, selector: &mut Selector) {
+        let matching = { self.traits.iter() }.filter(|(_, traits)| selector.matches(traits));
+        let traits = matching.map(|(key, _)| *key).collect();
+        selector.set_matches(Matches {
             generation: self.generation,
-            labels,
+            traits,
         });
     }
 }
 
-/// A pattern, the labels it matches, and the tasks that wait for such machines.
+/// The selectors of one moment, to match new traits with outside the lock.
+#[derive(Debug, Clone)]
+pub struct SelectorSnapshot {
+    generation: u64,
+    selectors: Arc<Vec<(SelectorKey, Selector)>>,
+}
+
+/// Which selectors of a snapshot match some traits.
 #[derive(Debug)]
-pub(super) struct PatternEntry {
-    pattern: Pattern,
-    pub labels: BTreeSet<LabelKey>,
+pub struct MatchingSelectors {
+    generation: u64,
+    selectors: Vec<SelectorKey>,
+}
+
+impl SelectorSnapshot {
+    /// Matches traits with all selectors. Takes long: must not be called under the lock.
+    pub fn match_with(&self, traits: &Traits) -> MatchingSelectors {
+        let matching = { self.selectors.iter() }.filter(|(_, selector)| selector.matches(traits));
+        MatchingSelectors {
+            generation: self.generation,
+            selectors: matching.map(|(key, _)| *key).collect(),
+        }
+    }
+}
+
+/// A selector, the traits it matches, and the tasks that wait for such machines.
+#[derive(Debug)]
+pub(super) struct SelectorEntry {
+    selector: Selector,
+    pub traits: BTreeSet<TraitsKey>,
     /// `any` tasks whose execution waits for a free machine.
     pub queue: BTreeSet<TaskKey>,
     /// Those of them that the original's agents can run.
@@ -75,104 +103,189 @@ pub(super) struct PatternEntry {
     /// The last spec that was submitted, while a task still uses it.
     pub last_spec: Weak<Spec>,
     used: u64,
+    /// The generation in which it was added.
+    added: u64,
 }
 
-impl PatternEntry {
+impl SelectorEntry {
     fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.open.is_empty()
     }
+
+    /// Whether it means a machine.
+    pub fn means(&self, traits: TraitsKey, instance: &str) -> bool {
+        self.traits.contains(&traits) && self.selector.names(instance)
+    }
+
+    /// The only instances that it means; none if all are.
+    pub fn instances(&self) -> Option<&BTreeSet<Arc<str>>> {
+        self.selector.text().instances()
+    }
 }
 
-/// All labels and all patterns, and which match which.
+/// All traits and all selectors, and which match which.
 #[derive(Debug)]
 pub(super) struct MatchIndex {
-    max_patterns: usize,
-    labels: Slots<LabelEntry>,
-    label_keys: HashMap<Arc<str>, LabelKey>,
-    patterns: Slots<PatternEntry>,
-    pattern_keys: HashMap<Arc<str>, PatternKey>,
+    max_selectors: usize,
+    traits: Slots<TraitsEntry>,
+    traits_keys: HashMap<Arc<Traits>, TraitsKey>,
+    selectors: Slots<SelectorEntry>,
+    selector_keys: HashMap<SelectorText, SelectorKey>,
+    /// The selectors that name an instance.
+    naming: HashMap<Arc<str>, BTreeSet<SelectorKey>>,
     clock: u64,
-    /// How many labels have been added so far.
+    /// How many traits and selectors have been added so far.
     generation: u64,
-    /// The labels by the generation in which they were added.
-    by_generation: BTreeMap<u64, LabelKey>,
-    /// The last snapshot, until a label is added.
-    snapshot: Option<LabelSnapshot>,
+    /// The traits by the generation in which they were added, and the selectors.
+    traits_by_generation: BTreeMap<u64, TraitsKey>,
+    selectors_by_generation: BTreeMap<u64, SelectorKey>,
+    /// The last snapshots, until traits or selectors are added.
+    traits_snapshot: Option<TraitsSnapshot>,
+    selector_snapshot: Option<SelectorSnapshot>,
 }
 
 impl MatchIndex {
-    pub fn new(max_patterns: usize) -> Self {
+    pub fn new(max_selectors: usize) -> Self {
         MatchIndex {
-            max_patterns,
-            labels: Slots::default(),
-            label_keys: HashMap::new(),
-            patterns: Slots::default(),
-            pattern_keys: HashMap::new(),
+            max_selectors,
+            traits: Slots::default(),
+            traits_keys: HashMap::new(),
+            selectors: Slots::default(),
+            selector_keys: HashMap::new(),
+            naming: HashMap::new(),
             clock: 0,
             generation: 0,
-            by_generation: BTreeMap::new(),
-            snapshot: None,
+            traits_by_generation: BTreeMap::new(),
+            selectors_by_generation: BTreeMap::new(),
+            traits_snapshot: None,
+            selector_snapshot: None,
         }
     }
 
-    /// The labels of this moment, unless the pattern is known.
-    pub fn snapshot_for(&mut self, pattern: &str) -> Option<LabelSnapshot> {
-        if self.pattern_keys.contains_key(pattern) {
+    /// The traits of this moment, unless the selector is known.
+    pub fn traits_to_match(&mut self, selector: &SelectorText) -> Option<TraitsSnapshot> {
+        if self.selector_keys.contains_key(selector) {
             return None;
         }
-        let generation = self.generation;
-        let known = self.snapshot.take().filter(|s| s.generation == generation);
-        let snapshot = known.unwrap_or_else(|| {
-            let labels = { self.labels.iter() }.map(|(n, l)| (LabelKey(n), l.name.clone()));
-            LabelSnapshot {
-                generation,
-                labels: Arc::new(labels.collect()),
+        let snapshot = self.traits_snapshot.take().unwrap_or_else(|| {
+            let traits = { self.traits.iter() }.map(|(n, t)| (TraitsKey(n), t.traits.clone()));
+            TraitsSnapshot {
+                generation: self.generation,
+                traits: Arc::new(traits.collect()),
             }
         });
-        self.snapshot = Some(snapshot.clone());
+        self.traits_snapshot = Some(snapshot.clone());
         Some(snapshot)
     }
 
-    /// The labels that match a pattern: those found in a snapshot that are still there, and those of the ones that were
-    /// added since that match.
-    fn labels_of(&self, pattern: &Pattern, matches: Option<&Matches>) -> BTreeSet<LabelKey> {
+    /// The selectors of this moment, unless the traits are known.
+    pub fn selectors_to_match(&mut self, traits: &Traits) -> Option<SelectorSnapshot> {
+        if self.traits_keys.contains_key(traits) {
+            return None;
+        }
+        let snapshot = self.selector_snapshot.take().unwrap_or_else(|| {
+            let selectors = self.selectors.iter();
+            let selectors = selectors.map(|(n, s)| (SelectorKey(n), s.selector.clone()));
+            SelectorSnapshot {
+                generation: self.generation,
+                selectors: Arc::new(selectors.collect()),
+            }
+        });
+        self.selector_snapshot = Some(snapshot.clone());
+        Some(snapshot)
+    }
+
+    /// The traits that match a selector: those found in a snapshot that are still there, and those of the ones that
+    /// were added since that match.
+    fn traits_of(&self, selector: &Selector, matches: Option<&Matches>) -> BTreeSet<TraitsKey> {
         let since = matches.map_or(0, |matches| matches.generation);
-        let newer = self.by_generation.range(since + 1..).map(|(_, key)| *key);
-        let newer = newer.filter(|key| pattern.matches(&self.label(*key).name));
-        let known = matches.into_iter().flat_map(|matches| &matches.labels);
+        let newer = self.traits_by_generation.range(since + 1..);
+        let newer = newer.map(|(_, key)| *key);
+        let newer = newer.filter(|key| selector.matches(&self.traits(*key).traits));
+        let known = matches.into_iter().flat_map(|matches| &matches.traits);
         let known = known.copied().filter(|key| {
-            // The slot may have been given to another label.
-            let label = self.labels.try_get(key.0);
-            label.is_some_and(|label| label.added <= since)
+            // The slot may have been given to other traits.
+            let traits = self.traits.try_get(key.0);
+            traits.is_some_and(|traits| traits.added <= since)
         });
         known.chain(newer).collect()
     }
 
-    pub fn label(&self, key: LabelKey) -> &LabelEntry {
-        self.labels.get(key.0)
+    /// The same for new traits.
+    fn selectors_of_traits(
+        &self,
+        traits: &Traits,
+        matches: Option<&MatchingSelectors>,
+    ) -> Vec<SelectorKey> {
+        let since = matches.map_or(0, |matches| matches.generation);
+        let newer = self.selectors_by_generation.range(since + 1..);
+        let newer = newer.map(|(_, key)| *key);
+        let newer = newer.filter(|key| self.entry(*key).selector.matches(traits));
+        let known = matches.into_iter().flat_map(|matches| &matches.selectors);
+        let known = known.copied().filter(|key| {
+            let selector = self.selectors.try_get(key.0);
+            selector.is_some_and(|selector| selector.added <= since)
+        });
+        known.chain(newer).collect()
     }
 
-    pub fn entry(&self, key: PatternKey) -> &PatternEntry {
-        self.patterns.get(key.0)
+    /// The traits that match a selector which need not be known.
+    pub fn matching(&self, selector: &Selector) -> BTreeSet<TraitsKey> {
+        match self.selector_keys.get(selector.text()) {
+            Some(key) => self.entry(*key).traits.clone(),
+            None => {
+                let matches = selector.matches_of_snapshot();
+                self.traits_of(&selector.to_compiled(), matches.as_deref())
+            }
+        }
     }
 
-    pub fn entry_mut(&mut self, key: PatternKey) -> &mut PatternEntry {
-        self.patterns.get_mut(key.0)
+    pub fn traits(&self, key: TraitsKey) -> &TraitsEntry {
+        self.traits.get(key.0)
     }
 
-    /// The entry of a pattern, if it is known.
-    pub fn find_entry(&self, pattern: &str) -> Option<&PatternEntry> {
-        self.pattern_keys.get(pattern).map(|key| self.entry(*key))
+    pub fn entry(&self, key: SelectorKey) -> &SelectorEntry {
+        self.selectors.get(key.0)
     }
 
-    /// A known pattern, compiled.
-    pub fn pattern(&self, text: &str) -> Option<Pattern> {
-        Some(self.find_entry(text)?.pattern.clone())
+    pub fn entry_mut(&mut self, key: SelectorKey) -> &mut SelectorEntry {
+        self.selectors.get_mut(key.0)
+    }
+
+    /// The entry of a selector, if it is known.
+    pub fn find_entry(&self, selector: &SelectorText) -> Option<&SelectorEntry> {
+        let key = self.selector_keys.get(selector);
+        key.map(|key| self.entry(*key))
+    }
+
+    /// A known selector, compiled.
+    pub fn selector(&self, text: &SelectorText) -> Option<Selector> {
+        Some(self.find_entry(text)?.selector.clone())
+    }
+
+    /// The selectors that mean a machine, in order.
+    pub fn selectors_of(
+        &self,
+        traits: TraitsKey,
+        instance: &str,
+    ) -> impl Iterator<Item = SelectorKey> {
+        let entry = self.traits(traits);
+        let naming = self.naming.get(instance);
+        let naming = naming.map_or_else(Vec::new, |naming| {
+            naming.intersection(&entry.naming).copied().collect()
+        });
+        let mut selectors = entry.selectors.iter().copied().peekable();
+        let mut naming = naming.into_iter().peekable();
+        std::iter::from_fn(move || match (selectors.peek(), naming.peek()) {
+            (Some(one), Some(other)) if other < one => naming.next(),
+            (None, _) => naming.next(),
+            (Some(_), _) => selectors.next(),
+        })
     }
 
     /// How many executions wait for any free machine.
     pub fn queued(&self) -> usize {
-        self.patterns
+        self.selectors
             .iter()
             .map(|(_, entry)| entry.queue.len())
             .sum()
@@ -180,146 +293,191 @@ impl MatchIndex {
 
     /// Every `any` task that waits for a free machine.
     pub fn queued_tasks(&self) -> impl Iterator<Item = TaskKey> {
-        self.patterns
+        self.selectors
             .iter()
             .flat_map(|(_, entry)| entry.queue.iter().copied())
     }
 
     /// Every task that new machines may join.
     pub fn open_tasks(&self) -> impl Iterator<Item = TaskKey> {
-        self.patterns
+        self.selectors
             .iter()
             .flat_map(|(_, entry)| entry.open.iter().copied())
     }
 
-    /// Adds a machine to its label.
-    pub fn add_machine(&mut self, name: &Arc<str>, machine: MachineKey) -> LabelKey {
-        let key = match self.label_keys.get(name) {
+    /// Adds a machine to its traits. What was found of them outside the lock need not be found again.
+    pub fn add_machine(
+        &mut self,
+        traits: Traits,
+        machine: MachineKey,
+        matches: Option<&MatchingSelectors>,
+    ) -> TraitsKey {
+        let key = match self.traits_keys.get(&traits) {
             Some(key) => *key,
-            None => self.add_label(name),
+            None => self.add_traits(traits, matches),
         };
-        self.labels.get_mut(key.0).machines.insert(machine);
+        self.traits.get_mut(key.0).machines.insert(machine);
         key
     }
 
-    /// Removes a machine from its label; the label goes with its last machine.
-    pub fn remove_machine(&mut self, key: LabelKey, machine: MachineKey) {
-        let label = self.labels.get_mut(key.0);
-        label.machines.remove(&machine);
-        if label.machines.is_empty() {
-            let label = self.labels.remove(key.0);
-            self.by_generation.remove(&label.added);
-            self.label_keys.remove(&label.name);
-            for entry in label.patterns {
-                self.patterns.get_mut(entry.0).labels.remove(&key);
+    /// Removes a machine from its traits; they go with their last machine.
+    pub fn remove_machine(&mut self, key: TraitsKey, machine: MachineKey) {
+        let entry = self.traits.get_mut(key.0);
+        entry.machines.remove(&machine);
+        if entry.machines.is_empty() {
+            let entry = self.traits.remove(key.0);
+            self.traits_by_generation.remove(&entry.added);
+            self.traits_keys.remove(&entry.traits);
+            for selector in entry.selectors.into_iter().chain(entry.naming) {
+                self.selectors.get_mut(selector.0).traits.remove(&key);
             }
         }
     }
 
-    fn add_label(&mut self, name: &Arc<str>) -> LabelKey {
-        let matching = self
-            .patterns
-            .iter()
-            .filter(|(_, entry)| entry.pattern.matches(name));
-        let patterns: BTreeSet<PatternKey> = matching.map(|(n, _)| PatternKey(n)).collect();
+    fn add_traits(&mut self, traits: Traits, matches: Option<&MatchingSelectors>) -> TraitsKey {
+        let matching = self.selectors_of_traits(&traits, matches);
+        let (naming, selectors) =
+            { matching.iter() }.partition(|key| self.entry(**key).instances().is_some());
         self.generation += 1;
-        let key = LabelKey(self.labels.add(LabelEntry {
-            name: name.clone(),
+        self.traits_snapshot = None;
+        let traits = Arc::new(traits);
+        let key = TraitsKey(self.traits.add(TraitsEntry {
+            traits: traits.clone(),
             added: self.generation,
             machines: BTreeSet::new(),
-            patterns: patterns.clone(),
+            selectors,
+            naming,
         }));
-        for entry in patterns {
-            self.patterns.get_mut(entry.0).labels.insert(key);
+        for selector in matching {
+            self.selectors.get_mut(selector.0).traits.insert(key);
         }
-        self.by_generation.insert(self.generation, key);
-        self.label_keys.insert(name.clone(), key);
+        self.traits_by_generation.insert(self.generation, key);
+        self.traits_keys.insert(traits, key);
         key
     }
 
-    /// The key of a pattern, added if necessary. `None` if too many patterns have waiting tasks.
-    pub fn key_if_room(&mut self, pattern: &Pattern) -> Option<PatternKey> {
-        if let Some(key) = self.known_key(pattern) {
+    /// The key of a selector, added if necessary. `None` if too many selectors have waiting tasks.
+    pub fn key_if_room(&mut self, selector: &Selector) -> Option<SelectorKey> {
+        if let Some(key) = self.known_key(selector) {
             return Some(key);
         }
         let has_room =
-            self.pattern_keys.len() < self.max_patterns || self.busy() < self.max_patterns;
-        has_room.then(|| self.add_entry(pattern))
+            self.selector_keys.len() < self.max_selectors || self.busy() < self.max_selectors;
+        has_room.then(|| self.add_entry(selector))
     }
 
-    /// How many patterns have waiting or open tasks.
+    /// How many selectors have waiting or open tasks.
     fn busy(&self) -> usize {
-        let patterns = self.patterns.iter();
-        patterns.filter(|(_, entry)| !entry.is_idle()).count()
+        let selectors = self.selectors.iter();
+        selectors.filter(|(_, entry)| !entry.is_idle()).count()
     }
 
-    /// The key of an accepted pattern, added if necessary, whatever the limit: it was checked when the
+    /// The key of an accepted selector, added if necessary, whatever the limit: it was checked when the
     /// task was submitted.
-    pub fn key_of(&mut self, pattern: &Pattern) -> PatternKey {
-        let known = self.known_key(pattern);
-        known.unwrap_or_else(|| self.add_entry(pattern))
+    pub fn key_of(&mut self, selector: &Selector) -> SelectorKey {
+        let known = self.known_key(selector);
+        known.unwrap_or_else(|| self.add_entry(selector))
     }
 
-    fn known_key(&mut self, pattern: &Pattern) -> Option<PatternKey> {
-        let key = self.pattern_keys.get(pattern.text()).copied()?;
+    fn known_key(&mut self, selector: &Selector) -> Option<SelectorKey> {
+        let key = self.selector_keys.get(selector.text()).copied()?;
         self.clock += 1;
-        self.patterns.get_mut(key.0).used = self.clock;
+        self.selectors.get_mut(key.0).used = self.clock;
         Some(key)
     }
 
-    fn add_entry(&mut self, pattern: &Pattern) -> PatternKey {
+    fn add_entry(&mut self, selector: &Selector) -> SelectorKey {
         self.clock += 1;
-        // More than one if the limit is lower than when these patterns were accepted.
-        while self.pattern_keys.len() >= self.max_patterns && self.drop_idle_entry() {}
-        let matches = pattern.matches_of_snapshot();
-        let pattern = pattern.to_compiled();
-        let labels = self.labels_of(&pattern, matches.as_deref());
-        let key = PatternKey(self.patterns.add(PatternEntry {
-            pattern: pattern.clone(),
-            labels: labels.clone(),
+        // More than one if the limit is lower than when these selectors were accepted.
+        while self.selector_keys.len() >= self.max_selectors && self.drop_idle_entry() {}
+        let matches = selector.matches_of_snapshot();
+        let selector = selector.to_compiled();
+        let traits = self.traits_of(&selector, matches.as_deref());
+        self.generation += 1;
+        self.selector_snapshot = None;
+        let key = SelectorKey(self.selectors.add(SelectorEntry {
+            selector: selector.clone(),
+            traits: traits.clone(),
             queue: BTreeSet::new(),
             for_original: BTreeSet::new(),
             open: BTreeSet::new(),
             last_spec: Weak::new(),
             used: self.clock,
+            added: self.generation,
         }));
-        for label in labels {
-            self.labels.get_mut(label.0).patterns.insert(key);
+        let instances = selector.text().instances();
+        for traits in traits {
+            let entry = self.traits.get_mut(traits.0);
+            match instances {
+                None => entry.selectors.insert(key),
+                Some(_) => entry.naming.insert(key),
+            };
         }
-        self.pattern_keys.insert(pattern.text().into(), key);
+        for instance in instances.into_iter().flatten() {
+            self.naming.entry(instance.clone()).or_default().insert(key);
+        }
+        self.selectors_by_generation.insert(self.generation, key);
+        self.selector_keys.insert(selector.text().clone(), key);
         key
     }
 
-    /// Checks that each pattern and each label lead to each other if they match.
+    /// Checks that each selector and each traits lead to each other if they match.
     pub fn check(&self) -> Result<(), String> {
-        for (n, entry) in self.patterns.iter() {
-            for (l, label) in self.labels.iter() {
-                let matches = entry.pattern.matches(&label.name);
-                let both = [
-                    entry.labels.contains(&LabelKey(l)),
-                    label.patterns.contains(&PatternKey(n)),
+        for (n, entry) in self.selectors.iter() {
+            let (key, instances) = (SelectorKey(n), entry.instances());
+            for (t, traits) in self.traits.iter() {
+                let matches = entry.selector.matches(&traits.traits);
+                let listed = [
+                    entry.traits.contains(&TraitsKey(t)),
+                    traits.selectors.contains(&key),
+                    traits.naming.contains(&key),
                 ];
-                if both != [matches; 2] {
-                    let (pattern, label) = (entry.pattern.text(), &label.name);
+                let is_naming = instances.is_some();
+                if listed != [matches, matches && !is_naming, matches && is_naming] {
+                    let (text, traits) = (entry.selector.text(), &traits.traits);
                     return Err(format!(
-                        "{pattern:?} and {label:?}: {matches}, listed {both:?}"
+                        "{text:?} and {traits:?}: {matches}, listed {listed:?}"
                     ));
                 }
             }
+            let is_named = |i: &Arc<str>| self.naming.get(i).is_some_and(|s| s.contains(&key));
+            if !instances.into_iter().flatten().all(is_named) {
+                return Err(format!(
+                    "{:?}: not found by instances",
+                    entry.selector.text()
+                ));
+            }
+        }
+        let named: usize = self.naming.values().map(BTreeSet::len).sum();
+        let naming = { self.selectors.iter() }.filter_map(|(_, entry)| entry.instances());
+        if named != naming.map(BTreeSet::len).sum::<usize>() {
+            return Err("instances lead to selectors that are not there".into());
         }
         Ok(())
     }
 
-    /// Drops the least recently used pattern without tasks; false if every pattern has tasks.
+    /// Drops the least recently used selector without tasks; false if every selector has tasks.
     fn drop_idle_entry(&mut self) -> bool {
-        let idle = self.patterns.iter().filter(|(_, entry)| entry.is_idle());
+        let idle = self.selectors.iter().filter(|(_, entry)| entry.is_idle());
         let Some((n, _)) = idle.min_by_key(|(_, entry)| entry.used) else {
             return false;
         };
-        let entry = self.patterns.remove(n);
-        self.pattern_keys.remove(entry.pattern.text());
-        for label in entry.labels {
-            self.labels.get_mut(label.0).patterns.remove(&PatternKey(n));
+        let key = SelectorKey(n);
+        let entry = self.selectors.remove(n);
+        self.selectors_by_generation.remove(&entry.added);
+        self.selector_keys.remove(entry.selector.text());
+        for traits in &entry.traits {
+            let traits = self.traits.get_mut(traits.0);
+            traits.selectors.remove(&key);
+            traits.naming.remove(&key);
+        }
+        for instance in entry.instances().into_iter().flatten() {
+            if let Some(naming) = self.naming.get_mut(instance) {
+                naming.remove(&key);
+                if naming.is_empty() {
+                    self.naming.remove(instance);
+                }
+            }
         }
         true
     }

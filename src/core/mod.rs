@@ -8,6 +8,7 @@
 //! | for | operations | file |
 //! | --- | --- | --- |
 //! | users | submit, rerun, cancel, delete, withdraw | `user.rs` |
+//! | | pause, resume, stop | `pacing.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
 //! | agents of the original | ping, fetch, done | `original.rs` |
@@ -23,8 +24,11 @@
 //! | `lifecycle.rs` | the table of an execution's states: which event leads from which state to which |
 //! | `attempt_end.rs` | the end of an attempt: end of the execution, or retry |
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
-//! | `spec.rs`, `pattern.rs`, `limits.rs` | from a posted task to a checked one |
-//! | `match_index.rs` | which labels match which patterns, and which tasks wait for them |
+//! | `spec.rs`, `limits.rs` | from a posted task to a checked one |
+//! | `selector.rs` | which machines a task means |
+//! | `counting.rs` | how many of them it may hit, and in which order |
+//! | `pacing.rs` | in which steps they get their turn, and when it stops |
+//! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `newcomers.rs` | how many new machines are accepted from where |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
 //! | `invariants.rs` | what must be true after every operation; for tests |
@@ -39,6 +43,7 @@
 
 mod agent;
 mod attempt_end;
+mod counting;
 mod follow;
 mod invariants;
 mod lazy_box;
@@ -50,12 +55,13 @@ mod match_index;
 mod newcomers;
 mod original;
 mod output;
-mod pattern;
+mod pacing;
 mod query;
 mod report;
 mod restored;
 mod retention;
 mod saved;
+mod selector;
 mod spec;
 mod task;
 mod tick;
@@ -63,36 +69,39 @@ mod timers;
 mod user;
 
 pub use self::agent::check_holds;
+pub use self::counting::Preview;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 #[doc(hidden)]
 pub use self::invariants::{ExecutionView, Rule};
 pub use self::limits::{Limits, TextLimits};
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
-pub use self::match_index::LabelSnapshot;
+pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
 pub use self::original::{Link, is_of_original, original_instance};
 pub use self::output::{Output, gap_line};
-pub use self::pattern::Pattern;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
 pub use self::report::check_report;
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
+pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;
-pub use self::task::{Execution, Task, TaskData, execution_id};
+pub use self::task::{Execution, Target, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
+use self::counting::Recount;
 use self::follow::ChangeLog;
 use self::ledger::Ledger;
 use self::lifecycle::Event;
 use self::machine::Machine;
-use self::match_index::{MatchIndex, PatternKey};
+use self::match_index::{MatchIndex, SelectorKey};
 use self::newcomers::Newcomers;
-use self::task::{Place, Target};
+use self::task::Place;
 use self::timers::Timers;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 /// The message of an execution whose ttl is over.
@@ -146,6 +155,18 @@ pub enum Refusal {
     Full(String),
 }
 
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Taken(_) => f.write_str("id: is taken"),
+            Refusal::Unknown(msg)
+            | Refusal::Conflict(msg)
+            | Refusal::Impossible(msg)
+            | Refusal::Full(msg) => f.write_str(msg),
+        }
+    }
+}
+
 /// What the server has to do because of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
@@ -182,6 +203,14 @@ pub struct Core {
     instances: HashMap<Arc<str>, MachineKey>,
     next_machine: u64,
     newcomers: Newcomers,
+    /// How many unfinished executions of tasks with `keepAlive` each instance has.
+    guarded: HashMap<Arc<str>, u32>,
+    /// Executions that have had their turn and wait for their machine, by its instance.
+    absent: HashMap<Arc<str>, BTreeSet<ExecutionKey>>,
+    /// The task that is given turns at this moment.
+    paced: Option<TaskKey>,
+    /// The machines that are waited for after a restart.
+    recount: Recount,
     /// The offline machines for which nothing is queued, those that went first first.
     forgettable: BTreeSet<(Time, MachineKey)>,
     /// The instances that have an execution of an open task, by task.
@@ -217,6 +246,10 @@ impl Core {
             instances: HashMap::new(),
             next_machine: 1,
             newcomers: Newcomers::default(),
+            guarded: HashMap::new(),
+            absent: HashMap::new(),
+            paced: None,
+            recount: Recount::default(),
             forgettable: BTreeSet::new(),
             joined: BTreeMap::new(),
             match_index: MatchIndex::new(limits.patterns),
@@ -322,7 +355,11 @@ impl Core {
         self.ledger.change_state(execution.state, state);
         execution.state = state;
         if state.is_terminal() {
+            if let Some(pacing) = &mut task.pacing {
+                pacing.ended(key.n);
+            }
             self.stats.ended(state);
+            self.unguard(key);
         }
         self.record_change(key);
         true
@@ -333,8 +370,8 @@ impl Core {
         let was = std::mem::replace(&mut self.execution_mut(key).place, place);
         match was {
             Place::Nowhere => {}
-            Place::Pattern(pattern) => {
-                let entry = self.match_index.entry_mut(pattern);
+            Place::Selector(selector) => {
+                let entry = self.match_index.entry_mut(selector);
                 entry.queue.remove(&key.task);
                 entry.for_original.remove(&key.task);
             }
@@ -355,10 +392,10 @@ impl Core {
         }
         match place {
             Place::Nowhere => {}
-            Place::Pattern(pattern) => {
+            Place::Selector(selector) => {
                 let detail = &self.task(key.task).spec.detail;
                 let for_original = original::unknown_field(detail).is_none();
-                let entry = self.match_index.entry_mut(pattern);
+                let entry = self.match_index.entry_mut(selector);
                 entry.queue.insert(key.task);
                 if for_original {
                     entry.for_original.insert(key.task);
@@ -380,9 +417,37 @@ impl Core {
         }
     }
 
-    fn pattern_key_of(&mut self, task: TaskKey) -> PatternKey {
-        let pattern = self.task(task).spec.pattern.clone();
-        self.match_index.key_of(&pattern)
+    fn selector_key_of(&mut self, task: TaskKey) -> SelectorKey {
+        let selector = self.task(task).spec.selector.clone();
+        self.match_index.key_of(&selector)
+    }
+
+    /// Counts an unfinished execution of a task with `keepAlive` at its machine.
+    fn guard(&mut self, key: ExecutionKey) {
+        let task = self.task(key.task);
+        let execution = &task.executions[key.n as usize];
+        if task.spec.counts.keep_alive.is_none() || execution.state.is_terminal() {
+            return;
+        }
+        if let Some(target) = execution.target.clone() {
+            *self.guarded.entry(target.instance.clone()).or_default() += 1;
+        }
+    }
+
+    /// An execution that was counted has ended.
+    fn unguard(&mut self, key: ExecutionKey) {
+        let task = self.task(key.task);
+        let target = task.executions[key.n as usize].target.as_ref();
+        let target = target.filter(|_| task.spec.counts.keep_alive.is_some());
+        let Some(instance) = target.map(|target| target.instance.clone()) else {
+            return;
+        };
+        if let Some(count) = self.guarded.get_mut(&instance) {
+            *count -= 1;
+            if *count == 0 {
+                self.guarded.remove(&instance);
+            }
+        }
     }
 
     /// Updates the lists of ready and of forgettable machines after a machine has changed.

@@ -12,7 +12,7 @@
 //! the earlier connection shows that its process still runs.
 
 use super::machine::Machine;
-use super::match_index::PatternKey;
+use super::match_index::SelectorKey;
 use super::tick::ORIGINAL_AT_MOST;
 use super::{Core, ExecutionKey, MachineKey, Refusal, Time};
 use crate::wire::agent::{AttemptId, Ended, Orders, Piece, Verdict};
@@ -293,11 +293,11 @@ impl Core {
     }
 
     /// Says why an execution waits, if every machine that matches has an agent that cannot express it.
-    pub(super) fn explain_waiting(&mut self, key: ExecutionKey, pattern: PatternKey) {
+    pub(super) fn explain_waiting(&mut self, key: ExecutionKey, selector: SelectorKey) {
         let Some(field) = unknown_field(&self.task(key.task).spec.detail) else {
             return;
         };
-        if self.has_only_originals(pattern) {
+        if self.has_only_originals(selector) {
             self.execution_mut(key).current.msg = format!(
                 "detail.{field}: waits for a sidebike agent; the original's agents cannot do it"
             )
@@ -307,26 +307,24 @@ impl Core {
 
     /// The same for everything that waits when a machine with the original's agent appears.
     pub(super) fn explain_waiting_for(&mut self, machine: MachineKey) {
-        let label = self.machine(machine).label_key;
+        let machine = self.machine(machine);
+        let index = &self.match_index;
+        let selectors = index.selectors_of(machine.traits_key, &machine.instance);
         let mut left = MAX_EXPLAINED;
-        for pattern in self.match_index.label(label).patterns.clone() {
-            let entry = self.match_index.entry(pattern);
+        for selector in selectors.collect::<Vec<_>>() {
+            let entry = self.match_index.entry(selector);
             let waiting = entry.queue.difference(&entry.for_original).take(left);
             let waiting: Vec<_> = waiting.copied().collect();
             left -= waiting.len();
             for task in waiting {
-                self.explain_waiting(ExecutionKey { task, n: 0 }, pattern);
+                self.explain_waiting(ExecutionKey { task, n: 0 }, selector);
             }
         }
     }
 
-    fn has_only_originals(&self, pattern: PatternKey) -> bool {
-        let labels = self.match_index.entry(pattern).labels.iter();
-        let machines = labels.flat_map(|label| &self.match_index.label(*label).machines);
-        let mut live = machines
-            .map(|key| self.machine(*key))
-            .filter(|m| m.is_live())
-            .peekable();
+    fn has_only_originals(&self, selector: SelectorKey) -> bool {
+        let machines = self.machines_of(selector).map(|key| self.machine(key));
+        let mut live = machines.filter(|m| m.is_live()).peekable();
         live.peek().is_some() && live.all(Machine::is_original)
     }
 }

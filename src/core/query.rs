@@ -1,10 +1,11 @@
 //! Queries for tasks, machines and statistics. Nothing here changes anything.
 
 use super::machine::MachineSnapshot;
-use super::match_index::LabelSnapshot;
-use super::pattern::Pattern;
+use super::match_index::{SelectorSnapshot, TraitsSnapshot};
+use super::selector::{Selector, SelectorText, Tags, Traits};
 use super::task::Task;
 use super::{Core, Refusal, TaskKey};
+use crate::wire::agent::Poll;
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Counts, ExecutionState, TaskState};
 use std::ops::Bound;
@@ -56,9 +57,9 @@ pub struct TaskPage {
 }
 
 impl Core {
-    /// A known pattern, compiled. Compiling costs more than everything else in a submit.
-    pub fn pattern(&self, text: &str) -> Option<Pattern> {
-        self.match_index.pattern(text)
+    /// A known selector, compiled. Compiling costs more than everything else in a submit.
+    pub fn selector(&self, text: &SelectorText) -> Option<Selector> {
+        self.match_index.selector(text)
     }
 
     /// The newest tasks that match and are older than `before`, `limit` at most. Visits a bounded number of
@@ -171,10 +172,25 @@ impl Core {
             .collect()
     }
 
-    /// The labels of this moment, to match a pattern with before a task is submitted with it; `None` if the pattern is
-    /// known.
-    pub fn labels_to_match(&mut self, pattern: &str) -> Option<LabelSnapshot> {
-        self.match_index.snapshot_for(pattern)
+    /// The traits of this moment, to match a selector with before a task is submitted with it; `None` if the selector
+    /// is known.
+    pub fn traits_to_match(&mut self, selector: &SelectorText) -> Option<TraitsSnapshot> {
+        self.match_index.traits_to_match(selector)
+    }
+
+    /// The selectors of this moment, to match a machine with before it is registered; `None` if it is known, or
+    /// another one with its traits.
+    pub fn selectors_to_match(&mut self, poll: &Poll) -> Option<(SelectorSnapshot, Traits)> {
+        if self.instances.contains_key(&*poll.instance) {
+            return None;
+        }
+        let traits = Traits {
+            label: (&*poll.label).into(),
+            host: super::agent::truncated(&poll.host).into(),
+            tags: Tags::new(poll.tags.clone()),
+        };
+        let snapshot = self.match_index.selectors_to_match(&traits)?;
+        Some((snapshot, traits))
     }
 
     /// The number of machines in each state.
@@ -193,7 +209,7 @@ impl Core {
     }
 
     /// The number of tasks in each state.
-    pub fn tasks_by_state(&self) -> [(TaskState, usize); 7] {
+    pub fn tasks_by_state(&self) -> [(TaskState, usize); TaskState::ALL.len()] {
         let unfinished = self.ledger.unfinished_tasks();
         let open = self.match_index.open_tasks();
         let queued = self.match_index.queued_tasks();
@@ -242,9 +258,9 @@ pub struct Stats {
     /// Further attempts.
     pub retries: u64,
     /// Executions that ended, by [`ExecutionState`].
-    pub executions_ended: [u64; 9],
+    pub executions_ended: [u64; ExecutionState::ALL.len()],
     /// Finished tasks that are kept, by [`TaskState`].
-    pub(super) kept: [usize; 7],
+    pub(super) kept: [usize; TaskState::ALL.len()],
     /// From the submit to the start of the first attempt.
     pub submit_to_start: Histogram,
     /// How long commands ran.

@@ -3,13 +3,15 @@
 //! The records come from a file and are not trusted: a contradiction is an error that names the record. To
 //! restore a new field, set it where the other fields of its record are set.
 
+use super::counting::{Counts, KeepAlive, Recount};
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
 use super::original::OriginalAgent;
-use super::pattern::Pattern;
+use super::pacing::Rollout;
 use super::saved::{
     Changes, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedTask,
 };
+use super::selector::{Selector, SelectorText, Tags, Traits, no_tags};
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
 use super::user::JOIN_ALL;
@@ -39,6 +41,9 @@ impl Core {
             let instance = interner.shared(instance);
             core.restore_machine(now, instance, machine);
         }
+        let machines = core.machines.values();
+        let online = machines.filter(|machine| machine.is_restored).count();
+        core.recount = Recount::of(now, online);
         let mut executions: BTreeMap<TaskKey, Vec<SavedExecution>> = BTreeMap::new();
         for ((task, n), execution) in saved.executions {
             let of_task = executions.entry(task).or_default();
@@ -94,7 +99,16 @@ impl Core {
     ) -> MachineKey {
         let key = MachineKey(self.next_machine);
         self.next_machine += 1;
-        let label_key = self.match_index.add_machine(&saved.label, key);
+        let traits = Traits {
+            label: saved.label.clone(),
+            host: saved.host.clone(),
+            tags: match saved.tags.is_empty() {
+                true => no_tags(),
+                false => Tags::new(saved.tags),
+            },
+        };
+        let tags = traits.tags.clone();
+        let traits_key = self.match_index.add_machine(traits, key, None);
         self.instances.insert(instance.clone(), key);
         let target = Target {
             label: saved.label.clone(),
@@ -107,7 +121,8 @@ impl Core {
             label: saved.label,
             host: saved.host,
             version: saved.version,
-            label_key,
+            tags,
+            traits_key,
             kind: if saved.original {
                 Kind::Original
             } else {
@@ -123,6 +138,7 @@ impl Core {
             features: Feature::ALL.into(),
             since: saved.since,
             last_seen: now,
+            is_restored: !saved.offline,
             offline_since: now,
             left: saved.left,
             watched_at: None,
@@ -169,6 +185,11 @@ impl Core {
             expires_at: later(saved.expires_at),
             finished_at: saved.finished_at,
             matched: saved.matched,
+            spared: saved.spared,
+            pacing: match finished {
+                true => saved.pacing,
+                false => saved.pacing.map(|pacing| Box::new(pacing.later(away))),
+            },
             open: saved.open,
             late_join_full: saved.late_join_full,
             canceled: saved.canceled,
@@ -180,7 +201,25 @@ impl Core {
             spec: Arc::new(Spec {
                 id: None,
                 name: saved.name,
-                pattern: Pattern::accepted(saved.pattern),
+                selector: Selector::accepted(SelectorText {
+                    pattern: saved.pattern,
+                    narrowing: saved.narrowing,
+                }),
+                counts: Counts {
+                    expect: saved.expect,
+                    max_targets: saved.max_targets,
+                    keep_alive: saved.keep_alive.map(|keep_alive| KeepAlive {
+                        keep: keep_alive.keep,
+                        pool: keep_alive.pool.map(|pool| Selector::of_pattern(&pool)),
+                    }),
+                },
+                rollout: saved.rollout.map(|posted| {
+                    Box::new(Rollout {
+                        order: posted.order.unwrap_or_default(),
+                        canary: posted.canary.as_deref().map(Selector::of_pattern),
+                        posted,
+                    })
+                }),
                 mode: saved.mode,
                 ttl: saved.ttl,
                 late_join: saved.late_join,
@@ -228,9 +267,11 @@ impl Core {
             });
         }
         self.index_restored(key, Task::new(task))?;
-        for (key, place) in places {
-            self.restore_place(now, key, place);
+        for (execution, place) in places {
+            self.restore_place(now, execution, place);
+            self.guard(execution);
         }
+        self.restore_pacing(now, key);
         Ok(())
     }
 
@@ -259,8 +300,8 @@ impl Core {
         self.ledger.add_task(task.spec.kept_bytes());
         self.tasks.insert(key, task);
         if open {
-            let pattern = self.pattern_key_of(key);
-            self.open(key, pattern);
+            let selector = self.selector_key_of(key);
+            self.open(key, selector);
         }
         Ok(())
     }
@@ -268,7 +309,7 @@ impl Core {
     fn restore_place(&mut self, now: Time, key: ExecutionKey, mut place: SavedPlace) {
         if place == SavedPlace::Inbox && self.task(key.task).is_any() {
             // It was only offered to that machine, whose poll is not held any more.
-            place = SavedPlace::Pattern;
+            place = SavedPlace::Selector;
             let offered = &mut data_mut(&mut self.tasks, key.task).executions[key.n as usize];
             offered.target = None;
         }
@@ -288,6 +329,7 @@ impl Core {
                     left: false,
                     offline: false,
                     draining: false,
+                    tags: BTreeMap::new(),
                     seq: 0,
                     canceled: Vec::new(),
                 };
@@ -297,9 +339,9 @@ impl Core {
         match (place, machine) {
             (SavedPlace::Active, Some(machine)) => self.place(key, Place::Active(machine)),
             (SavedPlace::Inbox, Some(machine)) => self.place(key, Place::Inbox(machine)),
-            (SavedPlace::Pattern, _) => {
-                let pattern = self.pattern_key_of(key.task);
-                self.place(key, Place::Pattern(pattern));
+            (SavedPlace::Selector, _) => {
+                let selector = self.selector_key_of(key.task);
+                self.place(key, Place::Selector(selector));
             }
             // Without a target only `Nowhere` is possible, see `has_valid_place`.
             (SavedPlace::Active | SavedPlace::Inbox, None) | (SavedPlace::Nowhere, _) => {}

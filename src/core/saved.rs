@@ -7,11 +7,14 @@
 use super::machine::Machine;
 use super::original::CanceledAttempt;
 use super::output::Output;
+use super::pacing::Pacing;
+use super::selector::Narrowing;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
+use crate::wire::rollout::{Expect, KeepAlive, Rollout, Share};
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +56,20 @@ pub struct SavedTask {
     pub late_join_full: bool,
     #[serde(default)]
     pub rerun_of: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub narrowing: Option<Arc<Narrowing>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<Expect>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_targets: Option<Share>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_alive: Option<KeepAlive>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+    #[serde(default)]
+    pub spared: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) pacing: Option<Box<Pacing>>,
 }
 
 /// An execution as saved; its output is saved separately.
@@ -77,11 +94,12 @@ impl SavedExecution {
     pub(super) fn has_valid_place(&self) -> bool {
         match self.state {
             ExecutionState::Queued => match self.place {
-                SavedPlace::Pattern => true,
+                SavedPlace::Selector => true,
                 SavedPlace::Inbox => self.target.is_some(),
                 SavedPlace::Nowhere => self.current.due_at.is_some(),
                 SavedPlace::Active => false,
             },
+            ExecutionState::Held => self.place == SavedPlace::Nowhere,
             ExecutionState::Delivered | ExecutionState::Running => {
                 self.place == SavedPlace::Active && self.target.is_some()
             }
@@ -99,7 +117,7 @@ impl SavedExecution {
 pub enum SavedPlace {
     Nowhere,
     #[serde(rename = "Group")]
-    Pattern,
+    Selector,
     Inbox,
     Active,
 }
@@ -121,6 +139,8 @@ pub struct SavedMachine {
     pub offline: bool,
     #[serde(default)]
     pub draining: bool,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
     pub seq: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) canceled: Vec<CanceledAttempt>,
@@ -205,10 +225,18 @@ impl Batch {
     /// must not open the file any more. To save a state or a field that matters: a new version here, and
     /// `db::VERSION`.
     pub fn reader_version(&self) -> u64 {
-        let knows_full = |task: &Option<SavedTask>| task.as_ref().is_some_and(|t| t.late_join_full);
-        match self.tasks.values().any(knows_full) {
-            true => 2,
-            false => 1,
+        let tasks = || self.tasks.values().flatten();
+        let is_targeted = |t: &SavedTask| {
+            t.narrowing.is_some()
+                || t.expect.is_some()
+                || t.max_targets.is_some()
+                || t.keep_alive.is_some()
+                || t.pacing.is_some()
+        };
+        match () {
+            () if tasks().any(is_targeted) => 3,
+            () if tasks().any(|t| t.late_join_full) => 2,
+            () => 1,
         }
     }
 
@@ -397,7 +425,7 @@ fn saved_task(task: &Task) -> SavedTask {
         id: task.id.clone(),
         prefix: task.prefix.clone(),
         name: spec.name.clone(),
-        pattern: spec.pattern.text().into(),
+        pattern: spec.selector.text().pattern.clone(),
         mode: spec.mode,
         ttl: spec.ttl,
         late_join: spec.late_join,
@@ -414,6 +442,13 @@ fn saved_task(task: &Task) -> SavedTask {
         withdrawn: task.withdrawn,
         late_join_full: task.late_join_full,
         rerun_of: task.rerun_of.clone(),
+        narrowing: spec.selector.text().narrowing.clone(),
+        expect: spec.counts.expect,
+        max_targets: spec.counts.max_targets,
+        keep_alive: spec.counts.keep_alive.as_ref().map(|it| it.posted()),
+        rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
+        spared: task.spared,
+        pacing: task.pacing.clone(),
     }
 }
 
@@ -426,7 +461,7 @@ fn saved_execution(execution: &Execution) -> SavedExecution {
         state: execution.state,
         place: match execution.place {
             Place::Nowhere => SavedPlace::Nowhere,
-            Place::Pattern(_) => SavedPlace::Pattern,
+            Place::Selector(_) => SavedPlace::Selector,
             Place::Inbox(_) => SavedPlace::Inbox,
             Place::Active(_) => SavedPlace::Active,
         },
@@ -455,6 +490,7 @@ fn saved_machine(machine: &Machine) -> SavedMachine {
         left: machine.left,
         offline: machine.state == MachineState::Offline,
         draining: machine.state == MachineState::Draining,
+        tags: machine.tags.as_ref().clone(),
         seq: machine.seq,
         canceled: machine.original.canceled.clone(),
     }

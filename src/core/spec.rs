@@ -5,8 +5,12 @@
 //! [`Spec`].
 
 use super::TextLimits;
-use super::pattern::Pattern;
+use super::counting::{Counts, KeepAlive};
+use super::pacing::{self, Rollout};
+use super::selector::{Narrowing, Selector, SelectorText};
 use crate::wire::duration::{TimeSpan, Timeout};
+use crate::wire::rollout::{Expect, Share};
+use crate::wire::strict_object::StrictObject;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -48,7 +52,9 @@ const DEFAULT_FAILURE_TTL: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 pub struct Spec {
     pub id: Option<Arc<str>>,
     pub name: Arc<str>,
-    pub pattern: Pattern,
+    pub selector: Selector,
+    pub counts: Counts,
+    pub rollout: Option<Box<Rollout>>,
     pub mode: Mode,
     pub ttl: TimeSpan,
     pub late_join: bool,
@@ -61,11 +67,11 @@ pub struct Spec {
 impl Spec {
     /// Checks a posted task. The error names the field and what would be right.
     ///
-    /// `known` gives a pattern that need not be compiled again, see [`super::Core::pattern`].
+    /// `known` gives a selector that need not be compiled again, see [`super::Core::selector`].
     pub fn checked(
-        posted: PostedTask,
+        mut posted: PostedTask,
         limits: &TextLimits,
-        known: impl FnOnce(&str) -> Option<Pattern>,
+        known: impl FnOnce(&SelectorText) -> Option<Selector>,
     ) -> Result<Spec, String> {
         let mode = posted.mode.unwrap_or_default();
         let default_ttl = match mode {
@@ -82,12 +88,19 @@ impl Spec {
         if let Some(retry) = &posted.retry {
             check_retry(&retry.0)?;
         }
+        let counts = checked_counts(&mut posted, mode, limits)?;
+        let rollout = checked_rollout(&mut posted, mode, limits)?;
+        let narrowing = narrowing(&mut posted)?;
+        let pattern = posted.machine_pattern.take();
+        let selector = Selector::checked(pattern, narrowing, limits, known)?;
         let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
         check_text("name", name, limits.name, " (--max-name)")?;
         Ok(Spec {
             id: posted.id.map(Arc::from),
             name: name.into(),
-            pattern: Pattern::compiled(&posted.machine_pattern, limits, known)?,
+            selector,
+            counts,
+            rollout,
             mode,
             ttl: check_above_zero("ttl", posted.ttl.unwrap_or(default_ttl))?,
             late_join,
@@ -106,6 +119,21 @@ impl Spec {
             )?,
             detail: Arc::new(checked_detail(posted.detail.0)?),
         })
+    }
+
+    /// Every selector that it has.
+    pub fn selectors_mut(&mut self) -> impl Iterator<Item = &mut Selector> {
+        let pool = self.counts.keep_alive.as_mut();
+        let pool = pool.and_then(|keep_alive| keep_alive.pool.as_mut());
+        let canary = self.rollout.as_mut();
+        let canary = canary.and_then(|rollout| rollout.canary.as_mut());
+        [&mut self.selector].into_iter().chain(pool).chain(canary)
+    }
+
+    /// Whether what runs is canceled when it is stopped.
+    pub fn stops_running(&self) -> bool {
+        let rollout = self.rollout.as_ref();
+        rollout.is_some_and(|rollout| rollout.posted.stop_running == Some(true))
     }
 
     /// The longest time a command of this task can run; `None` without a time-out.
@@ -133,11 +161,18 @@ impl Spec {
         let entries = detail.argv.as_ref().map_or(0, Vec::len);
         let entries = entries + detail.env.as_ref().map_or(0, |env| env.len());
         let retry = self.retry.as_ref().map_or(0, |retry| retry.interval.len());
+        let pool = self.counts.keep_alive.as_ref();
+        let pool = pool.and_then(|keep_alive| keep_alive.pool.as_ref());
+        let rollout = self.rollout.as_ref().map(|rollout| &rollout.posted);
+        let canary = rollout.and_then(|rollout| rollout.canary.as_ref());
+        let steps = rollout.map_or(0, |rollout| rollout.steps.len());
         self.detail_bytes()
             + detail.workspace.as_ref().map_or(0, String::len)
             + self.name.len()
-            + self.pattern.text().len()
-            + (entries + retry) * ENTRY_BYTES
+            + self.selector.text().kept_bytes()
+            + pool.map_or(0, |pool| pool.text().kept_bytes())
+            + canary.map_or(0, String::len)
+            + (entries + retry + steps) * ENTRY_BYTES
     }
 
     /// The beginning of the detail, and how many bytes of it are left out.
@@ -196,6 +231,89 @@ impl Spec {
                 .map(|(name, value)| name.len() + value.len())
                 .sum::<usize>()
     }
+}
+
+fn narrowing(posted: &mut PostedTask) -> Result<Narrowing, String> {
+    let instances = match posted.instances.take() {
+        Some(instances) if instances.is_empty() => {
+            return Err(
+                "instances: must name at least one; leave it out to mean every machine".into(),
+            );
+        }
+        instances => instances.into_iter().flatten().map(Arc::from).collect(),
+    };
+    Ok(Narrowing {
+        exclude: posted.exclude.take(),
+        tags: posted.machine_tags.take().unwrap_or_default(),
+        hosts: posted.hosts.take(),
+        instances,
+    })
+}
+
+fn checked_counts(
+    posted: &mut PostedTask,
+    mode: Mode,
+    limits: &TextLimits,
+) -> Result<Counts, String> {
+    let late_join = posted.late_join == Some(true);
+    if let Some(Expect::Between { min, max }) = posted.expect {
+        if min.is_none() && max.is_none() {
+            return Err("expect: needs min or max".into());
+        }
+        if min.zip(max).is_some_and(|(min, max)| min > max) {
+            return Err("expect: min must not be above max".into());
+        }
+    }
+    let given = [
+        ("maxTargets", posted.max_targets.is_some()),
+        ("keepAlive", posted.keep_alive.is_some()),
+    ];
+    for (field, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
+        if mode == Mode::Any {
+            return Err(format!(
+                "{field}: goes with mode \"all\" only, an \"any\" task runs once"
+            ));
+        }
+        if late_join {
+            return Err(format!(
+                "{field}: does not go with lateJoin, by which any number of machines may join"
+            ));
+        }
+    }
+    if posted.max_targets.is_some_and(Share::is_zero) {
+        return Err("maxTargets: must be above 0".into());
+    }
+    let keep_alive = posted.keep_alive.take().map(|keep_alive| {
+        let pool = keep_alive.pool.map(|pool| {
+            let pool = Selector::checked(Some(pool), Narrowing::default(), limits, |_| None);
+            pool.map_err(|why| why.replace("machinePattern", "keepAlive.pool"))
+        });
+        Ok::<_, String>(KeepAlive {
+            keep: keep_alive.keep,
+            pool: pool.transpose()?,
+        })
+    });
+    Ok(Counts {
+        expect: posted.expect,
+        max_targets: posted.max_targets,
+        keep_alive: keep_alive.transpose()?,
+    })
+}
+
+fn checked_rollout(
+    posted: &mut PostedTask,
+    mode: Mode,
+    limits: &TextLimits,
+) -> Result<Option<Box<Rollout>>, String> {
+    let Some(StrictObject(rollout)) = posted.rollout.take() else {
+        return Ok(None);
+    };
+    let canary = rollout.canary.clone().map(|canary| {
+        let canary = Selector::checked(Some(canary), Narrowing::default(), limits, |_| None);
+        canary.map_err(|why| why.replace("machinePattern", "rollout.canary"))
+    });
+    let rollout = pacing::checked(rollout, mode, canary.transpose()?)?;
+    Ok(Some(Box::new(rollout)))
 }
 
 fn checked_detail(mut detail: Detail) -> Result<Detail, String> {

@@ -4,8 +4,9 @@
 //! see it.
 
 use super::lazy_box::{LazyBox, SharedDefault};
-use super::match_index::PatternKey;
+use super::match_index::SelectorKey;
 use super::output::Output;
+use super::pacing::Pacing;
 use super::spec::Spec;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
@@ -14,6 +15,7 @@ use crate::wire::machine_names::MachineNames;
 use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
@@ -43,6 +45,10 @@ pub struct TaskData {
     /// The id of the task that this one reruns.
     pub(super) rerun_of: Option<Arc<str>>,
     pub(super) matched: u32,
+    /// How many of them are no targets.
+    pub(super) spared: u32,
+    /// How far it has come, if it has a rollout, was paused or was stopped.
+    pub(super) pacing: Option<Box<Pacing>>,
     /// New machines may still join it.
     pub(super) open: bool,
     /// No further machine may join it although it has `lateJoin`: it has as many executions as it may have.
@@ -61,10 +67,10 @@ pub struct TaskData {
 /// Where an unfinished execution is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Nowhere: it has ended, or its next attempt is not due yet.
+    /// Nowhere: it is held, it has ended, or its next attempt is not due yet.
     Nowhere,
-    /// Queued for any machine that this pattern matches.
-    Pattern(PatternKey),
+    /// Queued for any machine that this selector means.
+    Selector(SelectorKey),
     /// Queued for one machine.
     Inbox(MachineKey),
     /// Handed to a machine.
@@ -179,10 +185,11 @@ impl SharedDefault for Vec<PastAttempt> {
 }
 
 impl Execution {
-    pub(super) fn queued(place: Place, target: Option<Arc<Target>>) -> Self {
+    /// One that begins in this state, nowhere yet.
+    pub(super) fn new(state: ExecutionState, target: Option<Arc<Target>>) -> Self {
         Execution {
-            state: ExecutionState::Queued,
-            place,
+            state,
+            place: Place::Nowhere,
             target,
             canceling: false,
             current: LazyBox::unallocated(),
@@ -251,6 +258,8 @@ impl Task {
             TaskState::Failed
         } else if counts.canceled > 0 || self.canceled {
             TaskState::Canceled
+        } else if counts.expired == 0 && (counts.skipped > 0 || self.is_stopped()) {
+            TaskState::Skipped
         } else {
             TaskState::Expired
         }
@@ -259,7 +268,7 @@ impl Task {
     /// Whether no machine has matched yet.
     fn waits_for_a_machine(&self) -> bool {
         let waits = |e: &Execution| {
-            matches!(e.place, Place::Pattern(_)) && e.target.is_none() && !e.has_started()
+            matches!(e.place, Place::Selector(_)) && e.target.is_none() && !e.has_started()
         };
         match self.is_any() {
             true => self.matched == 0 && self.executions.iter().all(waits),
@@ -283,10 +292,15 @@ impl Task {
     fn status(&self) -> u8 {
         match self.state() {
             TaskState::Waiting => 0,
+            TaskState::Running if self.counts.held == self.counts.total() => 0,
             TaskState::Running if self.executions.iter().all(|e| e.target.is_none()) => 0,
             TaskState::Running => 1,
             TaskState::Succeeded => 2,
-            TaskState::Partial | TaskState::Failed | TaskState::Canceled | TaskState::Expired => 3,
+            TaskState::Partial
+            | TaskState::Failed
+            | TaskState::Canceled
+            | TaskState::Expired
+            | TaskState::Skipped => 3,
         }
     }
 
@@ -338,6 +352,8 @@ impl Task {
             .flat_map(|n| result[*n].attempt.output.iter().cloned())
             .collect();
         let spec = &self.spec;
+        let selector = spec.selector.text();
+        let narrowing = selector.narrowing.as_deref();
         let (detail, truncated_bytes) = spec.shortened_detail(detail_limit);
         wire::Task {
             id: Cow::from(&*self.id),
@@ -348,7 +364,19 @@ impl Task {
             msg: self.msg(),
             created_at: timestamp(self.created_at),
             finished_at: self.finished_at.map(timestamp),
-            machine_pattern: spec.pattern.text().into(),
+            machine_pattern: Cow::from(&*selector.pattern),
+            exclude: narrowing.and_then(|n| n.exclude.as_deref()).map(Cow::from),
+            machine_tags: narrowing.map_or_else(BTreeMap::new, |n| n.tags.clone()),
+            hosts: narrowing.and_then(|n| n.hosts.as_deref()).map(Cow::from),
+            instances: { narrowing.into_iter() }
+                .flat_map(|n| n.instances.iter().map(|instance| Cow::from(&**instance)))
+                .collect(),
+            expect: spec.counts.expect,
+            max_targets: spec.counts.max_targets,
+            keep_alive: spec.counts.keep_alive.as_ref().map(|it| it.posted()),
+            rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
+            rollout_state: self.rollout_state(),
+            stopped_by: self.stopped_by(),
             mode: spec.mode,
             ttl: spec.ttl,
             late_join: spec.late_join,
@@ -357,6 +385,7 @@ impl Task {
             failure_ttl: spec.failure_ttl,
             rerun_of: self.rerun_of.as_deref().map(Cow::from),
             matched: self.matched,
+            spared: self.spared,
             assignees: self.labels().map(Cow::from).collect(),
             counts: self.counts,
             detail: wire::AnsweredDetail {
@@ -373,7 +402,7 @@ impl Task {
         // Rather too large: a buffer that has to grow is copied.
         const TASK: usize = 800;
         const EXECUTION: usize = 400;
-        TASK + EXECUTION * self.executions.len() + self.spec.detail_bytes()
+        TASK + EXECUTION * self.executions.len() + self.spec.kept_bytes()
     }
 
     /// The size of the answer in bytes, roughly, with all of the output that one answer shows.
@@ -529,7 +558,7 @@ fn target_words(target: Option<&Target>) -> [Cow<'_, str>; 3] {
     words.map(Cow::from)
 }
 
-fn timestamp<'a>(time: Time) -> Cow<'a, str> {
+pub(super) fn timestamp<'a>(time: Time) -> Cow<'a, str> {
     rfc3339(time).into()
 }
 

@@ -52,13 +52,18 @@ impl Core {
             Timer::MachineSilent(machine) => self.check_silence(now, machine),
             Timer::ForgetMachine(machine) => self.forget_machine(now, machine),
             Timer::AttemptTtl(key, attempt) => {
-                if self.is_current(key, attempt, ExecutionState::Queued) {
+                let waits = [ExecutionState::Queued, ExecutionState::Held];
+                let is_current = waits.map(|state| self.is_current(key, attempt, state));
+                // In a pause the wait stands still; its end sets the timer again.
+                if is_current != [false; 2] && !self.task(key.task).is_paused() {
                     self.expire(now, key);
                 }
             }
             Timer::AttemptDue(key, attempt) => self.attempt_is_due(now, key, attempt),
             Timer::AttemptOverdue(key, attempt) => self.check_overdue(now, key, attempt),
             Timer::TaskTtl(task) => self.task_ttl_is_over(now, task),
+            Timer::PauseOver(task) => self.pause_may_be_over(now, task),
+            Timer::Pace(task) => self.pace(now, task),
             Timer::ForgetTask(task) => self.forget_task(task),
         }
     }
@@ -146,7 +151,7 @@ impl Core {
         if let Some(machine) = self.machines.remove(&key) {
             self.forgettable.remove(&(machine.offline_since, key));
             self.instances.remove(&machine.instance);
-            self.match_index.remove_machine(machine.label_key, key);
+            self.match_index.remove_machine(machine.traits_key, key);
         }
     }
 
@@ -158,7 +163,9 @@ impl Core {
         let waiting = (0..)
             .zip(&task.executions)
             .filter(|(_, e)| e.state == ExecutionState::Queued);
-        let first_attempts = waiting.filter(|(_, e)| e.current.number == 1);
+        // In a rollout each has its own time, from its turn on.
+        let first_attempts =
+            waiting.filter(|(_, e)| e.current.number == 1 && e.current.expires_at.is_none());
         let expired: Vec<ExecutionKey> = first_attempts
             .map(|(n, _)| ExecutionKey { task: key, n })
             .collect();
@@ -188,19 +195,25 @@ impl Core {
             return;
         }
         let expires = now.plus(self.task(key.task).spec.ttl);
-        let waiting = &mut self.execution_mut(key).current;
-        waiting.due_at = None;
-        waiting.expires_at = Some(expires);
-        self.timers.set(expires, Timer::AttemptTtl(key, attempt));
+        self.execution_mut(key).current.due_at = None;
+        self.set_expiry(key, expires);
+        if self.is_held_back(now, key) {
+            return;
+        }
         if self.task(key.task).is_any() {
-            let pattern = self.pattern_key_of(key.task);
-            self.queue_for_any(key, pattern);
+            let selector = self.selector_key_of(key.task);
+            self.queue_for_any(key, selector);
             return;
         }
         let target = self.execution(key).target.as_ref();
         let machine = target.and_then(|t| self.instances.get(&t.instance).copied());
         match machine.filter(|machine| !self.machine(*machine).left) {
-            Some(machine) => self.queue_for(key, machine),
+            Some(machine) => {
+                self.queue_for(key, machine);
+                if !self.machine(machine).is_live() {
+                    self.hold_back_queued(now, machine);
+                }
+            }
             None => {
                 self.end_attempt(
                     now,
@@ -317,10 +330,16 @@ impl Core {
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
         self.revoke_offers(key);
+        if !self.machine(key).left {
+            self.hold_back_queued(now, key);
+        }
     }
 
     /// Sets the timer of an unfinished task.
     pub(super) fn set_task_ttl(&mut self, key: TaskKey, task: &Task) {
+        if task.is_paused() {
+            return;
+        }
         self.timers.set(task.expires_at, Timer::TaskTtl(key));
     }
 

@@ -1,8 +1,11 @@
-//! The operations of users: submit, rerun, cancel, delete.
+//! The operations of users: submit, rerun, cancel, delete. Those that change the pace of a task are in `pacing.rs`.
 
+use super::counting::Choice;
 use super::invariants::Rule;
 use super::machine::JoinCursor;
-use super::match_index::PatternKey;
+use super::match_index::SelectorKey;
+use super::pacing::Pacing;
+use super::selector::Selector;
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
 use super::timers::Timer;
@@ -19,7 +22,7 @@ const CANCEL_CONFIRMED_WITHIN: TimeSpan = TimeSpan::from_secs(60);
 /// The most open tasks that a machine joins in one call: it runs under the lock.
 const MAX_JOINS: usize = 500;
 /// The cursor of a machine that has joined nothing.
-pub(super) const JOIN_ALL: JoinCursor = (PatternKey::FIRST, TaskKey(0));
+pub(super) const JOIN_ALL: JoinCursor = (SelectorKey::FIRST, TaskKey(0));
 
 /// The most labels named in a refusal.
 const MAX_NAMED: usize = 10;
@@ -36,7 +39,8 @@ pub enum Selection {
 impl Core {
     /// Accepts a task. `fresh_id` was never used before; it becomes the task's id unless the spec has one.
     ///
-    /// Refused with [`Refusal::Taken`] if the id is in use, with [`Refusal::Full`] at a limit.
+    /// Refused with [`Refusal::Taken`] if the id is in use, with [`Refusal::Full`] at a limit, with
+    /// [`Refusal::Conflict`] if it would hit more machines than it may.
     pub fn submit(
         &mut self,
         now: Time,
@@ -46,39 +50,42 @@ impl Core {
         let prefix: Arc<str> = fresh_id.into();
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
         self.check_unused(&id, &prefix)?;
-        let Some(pattern) = self.match_index.key_if_room(&spec.pattern) else {
+        let Some(selector) = self.match_index.key_if_room(&spec.selector) else {
             return Err(Refusal::Full(format!(
-                "{} different patterns have tasks waiting for machines, the limit (--max-patterns)",
+                "{} different selectors of machines have tasks waiting for them, the limit (--max-patterns)",
                 self.limits.patterns
             )));
         };
-        let machines = self.live_machines(pattern);
-        let matched = machines.len() as u32;
+        let choice = self.choose(now, &id, &spec, self.machines_of(selector).collect())?;
         let is_any = spec.mode == Mode::Any;
-        self.check_room(&spec, if is_any { 1 } else { machines.len().max(1) })?;
-
-        let executions = if is_any {
-            vec![Execution::queued(Place::Nowhere, None)]
+        let number = if is_any {
+            1
         } else {
-            machines
-                .iter()
-                .map(|m| Execution::queued(Place::Nowhere, Some(self.target(*m))))
-                .collect()
+            choice.machines.len().max(1)
         };
-        let open = !is_any && (spec.late_join || executions.is_empty());
-        let spec = self.shared_spec(pattern, spec);
-        let key = self.add_task(now, id, prefix, spec, executions, matched);
+        self.check_room(&spec, number)?;
+
+        let targets = match is_any {
+            true => vec![None],
+            false => { choice.machines.iter() }
+                .map(|machine| Some(self.target(*machine)))
+                .collect(),
+        };
+        let open = !is_any && (spec.late_join || targets.is_empty());
+        let spec = self.shared_spec(selector, spec);
+        let key = self.add_task(now, id, prefix, spec, targets, &choice);
         if open {
             self.task_mut(key).open = true;
-            self.open(key, pattern);
+            self.open(key, selector);
         }
         if is_any {
-            self.queue_for_any(ExecutionKey { task: key, n: 0 }, pattern);
-        } else {
-            for (n, machine) in (0..).zip(machines) {
+            self.queue_for_any(ExecutionKey { task: key, n: 0 }, selector);
+        } else if choice.plan.is_none() {
+            for (n, machine) in (0..).zip(choice.machines) {
                 self.queue_for(ExecutionKey { task: key, n }, machine);
             }
         }
+        self.pace(now, key);
         Ok(key)
     }
 
@@ -147,18 +154,20 @@ impl Core {
                 old.id
             )));
         }
+        let choice = self.choose_again(now, &spec, &targets)?;
         self.check_room(&spec, targets.len())?;
         spec.late_join = false;
         let spec = match spec == *old.spec {
             true => old.spec.clone(),
             false => Arc::new(spec),
         };
-        let executions = targets
-            .into_iter()
-            .map(|t| Execution::queued(Place::Nowhere, Some(t)))
-            .collect();
-        let key = self.add_task(now, id.clone(), id, spec, executions, matched as u32);
+        let targets = targets.into_iter().map(Some).collect();
+        let key = self.add_task(now, id.clone(), id, spec, targets, &choice);
         self.task_mut(key).rerun_of = Some(of);
+        if choice.plan.is_some() {
+            self.pace(now, key);
+            return Ok(key);
+        }
         for (n, machine) in (0..).zip(machines) {
             let execution = ExecutionKey { task: key, n };
             match machine {
@@ -212,10 +221,10 @@ impl Core {
         Ok(())
     }
 
-    fn cancel_execution(&mut self, now: Time, key: ExecutionKey) {
+    pub(super) fn cancel_execution(&mut self, now: Time, key: ExecutionKey) {
         let execution = self.execution(key);
         match (execution.state, execution.place) {
-            (ExecutionState::Queued, _) => {
+            (ExecutionState::Queued | ExecutionState::Held, _) => {
                 self.end_attempt(
                     now,
                     key,
@@ -262,7 +271,7 @@ impl Core {
         }
     }
 
-    fn known_task(&self, key: TaskKey) -> Result<&Task, Refusal> {
+    pub(super) fn known_task(&self, key: TaskKey) -> Result<&Task, Refusal> {
         self.tasks
             .get(&key)
             .ok_or_else(|| Refusal::Unknown("the task has just been forgotten".into()))
@@ -282,9 +291,9 @@ impl Core {
 
     /// The spec as it is stored. Many tasks differ in nothing but their id, and many more have the same name:
     /// equal specs and names are stored once.
-    fn shared_spec(&mut self, pattern: PatternKey, mut spec: Spec) -> Arc<Spec> {
-        spec.pattern.drop_compiled();
-        let last = &mut self.match_index.entry_mut(pattern).last_spec;
+    fn shared_spec(&mut self, selector: SelectorKey, mut spec: Spec) -> Arc<Spec> {
+        spec.selectors_mut().for_each(Selector::drop_compiled);
+        let last = &mut self.match_index.entry_mut(selector).last_spec;
         if let Some(same) = last.upgrade().filter(|last| **last == spec) {
             return same;
         }
@@ -302,15 +311,19 @@ impl Core {
         id: Arc<str>,
         prefix: Arc<str>,
         spec: Arc<Spec>,
-        executions: Vec<Execution>,
-        matched: u32,
+        targets: Vec<Option<Arc<Target>>>,
+        choice: &Choice,
     ) -> TaskKey {
         let key = TaskKey(self.next_task);
         self.next_task += 1;
-        let counts = Counts {
-            queued: executions.len() as u32,
-            ..Default::default()
+        let state = match choice.plan {
+            Some(_) => ExecutionState::Held,
+            None => ExecutionState::Queued,
         };
+        let mut counts = Counts::default();
+        *counts.of(state) = targets.len() as u32;
+        let executions = targets.into_iter();
+        let executions: Vec<Execution> = executions.map(|t| Execution::new(state, t)).collect();
         self.make_room_for_detail(spec.kept_bytes());
         self.ledger.add_task(spec.kept_bytes());
         for execution in &executions {
@@ -333,7 +346,9 @@ impl Core {
             spec,
             finished_at: None,
             rerun_of: None,
-            matched,
+            matched: choice.matched,
+            spared: choice.spared.len() as u32,
+            pacing: choice.plan.clone().map(|plan| Box::new(Pacing::new(plan))),
             open: false,
             late_join_full: false,
             canceled: false,
@@ -342,8 +357,12 @@ impl Core {
             output_bytes: 0,
             executions,
         };
+        let number = task.executions.len() as u32;
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
+        for n in 0..number {
+            self.guard(ExecutionKey { task: key, n });
+        }
         self.stats.submitted += 1;
         key
     }
@@ -359,13 +378,17 @@ impl Core {
         again.take(MAX_NAMED).collect()
     }
 
-    fn live_machines(&self, pattern: PatternKey) -> Vec<MachineKey> {
-        let labels = self.match_index.entry(pattern).labels.iter();
-        let machines = labels.flat_map(|label| &self.match_index.label(*label).machines);
-        machines
-            .copied()
-            .filter(|machine| self.machine(*machine).is_live())
-            .collect()
+    /// The machines that a selector means, in whatever state they are.
+    pub(super) fn machines_of(&self, key: SelectorKey) -> impl Iterator<Item = MachineKey> {
+        let entry = self.match_index.entry(key);
+        let instances = entry.instances();
+        let named = instances.into_iter().flatten();
+        let named = named.filter_map(|instance| self.instances.get(instance));
+        let is_meant = |key: &&MachineKey| entry.traits.contains(&self.machine(**key).traits_key);
+        // Without names all of them; one of the two is empty.
+        let traits = { entry.traits.iter() }.filter(move |_| instances.is_none());
+        let all = traits.flat_map(|traits| &self.match_index.traits(*traits).machines);
+        named.filter(is_meant).chain(all).copied()
     }
 
     /// Queues an execution for one machine.
@@ -391,43 +414,43 @@ impl Core {
         };
         let revoked: Vec<ExecutionKey> = machine.offers.range(first..).copied().collect();
         for execution in revoked {
-            let pattern = self.pattern_key_of(execution.task);
-            self.queue_for_any(execution, pattern);
+            let selector = self.selector_key_of(execution.task);
+            self.queue_for_any(execution, selector);
         }
     }
 
     /// Queues an execution for any matching machine: for one that is ready, or else for the first to be free.
-    pub(super) fn queue_for_any(&mut self, key: ExecutionKey, pattern: PatternKey) {
-        match self.longest_waiting_machine(pattern) {
+    pub(super) fn queue_for_any(&mut self, key: ExecutionKey, selector: SelectorKey) {
+        match self.longest_waiting_machine(selector) {
             Some(machine) => self.queue_for(key, machine),
             None => {
                 self.execution_mut(key).target = None;
-                self.place(key, Place::Pattern(pattern));
-                self.explain_waiting(key, pattern);
+                self.place(key, Place::Selector(selector));
+                self.explain_waiting(key, selector);
             }
         }
     }
 
     /// The matching machine that has been ready for longest. Searches the shorter of two lists: the ready
-    /// machines, or those with matching labels.
-    fn longest_waiting_machine(&self, pattern: PatternKey) -> Option<MachineKey> {
-        let labels = &self.match_index.entry(pattern).labels;
-        if labels.len() < self.ready.len() {
-            let machines = labels
-                .iter()
-                .flat_map(|label| &self.match_index.label(*label).machines);
-            let waiting = machines.filter_map(|key| Some((self.machine(*key).ready?, *key)));
+    /// machines, or those that the selector means.
+    fn longest_waiting_machine(&self, selector: SelectorKey) -> Option<MachineKey> {
+        let entry = self.match_index.entry(selector);
+        let named = entry.instances().map_or(usize::MAX, BTreeSet::len);
+        if named.min(entry.traits.len()) < self.ready.len() {
+            let machines = self.machines_of(selector);
+            let waiting = machines.filter_map(|key| Some((self.machine(key).ready?, key)));
             return waiting.min().map(|(_, key)| key);
         }
-        self.ready
-            .values()
-            .copied()
-            .find(|key| labels.contains(&self.machine(*key).label_key))
+        let is_meant = |key: &MachineKey| {
+            let machine = self.machine(*key);
+            entry.means(machine.traits_key, &machine.instance)
+        };
+        self.ready.values().copied().find(is_meant)
     }
 
     /// Lists an open task where machines that appear find it.
-    pub(super) fn open(&mut self, key: TaskKey, pattern: PatternKey) {
-        self.match_index.entry_mut(pattern).open.insert(key);
+    pub(super) fn open(&mut self, key: TaskKey, selector: SelectorKey) {
+        self.match_index.entry_mut(selector).open.insert(key);
         let targets = self.task(key).executions.iter();
         let targets = targets.filter_map(|e| Some(e.target.as_ref()?.instance.clone()));
         let joined = targets.collect();
@@ -439,42 +462,42 @@ impl Core {
         if self.task(key).open {
             self.task_mut(key).open = false;
             self.joined.remove(&key);
-            let pattern = self.pattern_key_of(key);
-            self.match_index.entry_mut(pattern).open.remove(&key);
+            let selector = self.selector_key_of(key);
+            self.match_index.entry_mut(selector).open.remove(&key);
         }
     }
 
     /// Lets a machine that came online join the open tasks that match it: a bounded number now, the others at later
     /// polls, as when the limit on executions is reached.
     pub(super) fn join_open_tasks(&mut self, now: Time, key: MachineKey) {
-        let machine = self.machine_mut(key);
-        let Some((last_pattern, last_task)) = machine.joins_pending.take() else {
+        let Some((last_selector, last_task)) = self.machine_mut(key).joins_pending.take() else {
             return;
         };
-        let label = machine.label_key;
+        let machine = self.machine(key);
+        let index = &self.match_index;
+        let selectors = index.selectors_of(machine.traits_key, &machine.instance);
         let mut next = Vec::new();
-        let patterns = &self.match_index.label(label).patterns;
-        for pattern in patterns.range(last_pattern..) {
-            let after = match *pattern == last_pattern {
+        for selector in selectors.skip_while(|selector| *selector < last_selector) {
+            let after = match selector == last_selector {
                 true => last_task,
                 false => JOIN_ALL.1,
             };
             let after = (Bound::Excluded(after), Bound::Unbounded);
-            let open = self.match_index.entry(*pattern).open.range(after);
+            let open = self.match_index.entry(selector).open.range(after);
             next.extend(
                 open.take(MAX_JOINS - next.len())
-                    .map(|task| (*pattern, *task)),
+                    .map(|task| (selector, *task)),
             );
         }
-        let mut cursor = (last_pattern, last_task);
+        let mut cursor = (last_selector, last_task);
         let is_all = next.len() < MAX_JOINS;
-        for (pattern, task) in next {
+        for (selector, task) in next {
             if !self.has_room_to_join() {
                 self.machine_mut(key).joins_pending = Some(cursor);
                 return;
             }
             self.join(now, task, key);
-            cursor = (pattern, task);
+            cursor = (selector, task);
         }
         if !is_all {
             self.machine_mut(key).joins_pending = Some(cursor);
@@ -503,15 +526,25 @@ impl Core {
         };
         // The record of the task itself, with its detail, has not changed.
         let task = data_mut(&mut self.tasks, key);
-        task.executions
-            .push(Execution::queued(Place::Nowhere, Some(target)));
-        task.counts.queued += 1;
-        self.ledger.add_execution(ExecutionState::Queued);
+        let state = match task.pacing {
+            Some(_) => ExecutionState::Held,
+            None => ExecutionState::Queued,
+        };
+        let pacing = task.pacing.as_mut();
+        pacing
+            .into_iter()
+            .for_each(|pacing| pacing.joined(execution.n));
+        task.executions.push(Execution::new(state, Some(target)));
+        *task.counts.of(state) += 1;
+        self.ledger.add_execution(state);
         self.joined.entry(key).or_default().insert(instance);
         if !late_join {
             self.close(key);
         }
-        self.queue_for(execution, machine);
+        match state {
+            ExecutionState::Queued => self.queue_for(execution, machine),
+            _ => self.pace(now, key),
+        }
         self.record_change(execution);
     }
 }

@@ -157,14 +157,13 @@ pub fn taken(task: &Task) -> Answer {
 
 /// The answer to what the core refused.
 pub fn refused(refusal: Refusal) -> Answer {
-    let (status, msg) = match &refusal {
-        Refusal::Unknown(msg) => (404, msg.as_str()),
-        Refusal::Taken(_) => (409, "id: is taken"),
-        Refusal::Conflict(msg) => (409, msg.as_str()),
-        Refusal::Impossible(msg) => (422, msg.as_str()),
-        Refusal::Full(msg) => (503, msg.as_str()),
+    let status = match &refusal {
+        Refusal::Unknown(_) => 404,
+        Refusal::Taken(_) | Refusal::Conflict(_) => 409,
+        Refusal::Impossible(_) => 422,
+        Refusal::Full(_) => 503,
     };
-    error(status, msg)
+    error(status, &refusal.to_string())
 }
 
 /// The answer to a request that makes no sense.

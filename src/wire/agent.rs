@@ -14,6 +14,7 @@ use super::duration::TimeSpan;
 use super::task::ExecutionState;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -34,6 +35,9 @@ pub struct Poll {
     /// The host name.
     #[serde(default)]
     pub host: String,
+    /// Its tags, by name. They do not change while the agent runs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
     /// The version of the agent.
     #[serde(default)]
     pub version: String,

@@ -1,6 +1,7 @@
 //! A machine as answered.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The state of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,6 +39,9 @@ pub struct Machine {
     pub instance: String,
     /// The host name.
     pub host: String,
+    /// Its tags, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
     /// The version of the agent.
     pub version: String,
     /// Its state.

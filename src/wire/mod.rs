@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `task` | tasks: as posted, as answered |
 //! | `machine` | machines |
+//! | `rollout` | how many machines a task may hit, in which order, when it stops |
 //! | `event` | the events of a task's output |
 //! | `agent` | the calls of agents |
 //! | `duration`, `strict_object` | how durations and objects are read |
@@ -23,6 +24,7 @@ pub mod event;
 pub mod machine;
 pub mod machine_names;
 pub mod output_line;
+pub mod rollout;
 pub mod signal;
 pub mod strict_object;
 pub mod task;

@@ -4,6 +4,7 @@ use super::agent::Feature;
 use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
+use super::rollout::{Expect, KeepAlive, Rollout, RolloutState, Share, StoppedBy};
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -145,7 +146,15 @@ impl Retry {
     reason = "the answer's fields of the same names are documented"
 )]
 pub struct PostedTask {
-    pub machine_pattern: String,
+    pub machine_pattern: Option<String>,
+    pub exclude: Option<String>,
+    pub machine_tags: Option<BTreeMap<String, String>>,
+    pub hosts: Option<String>,
+    pub instances: Option<Vec<String>>,
+    pub expect: Option<Expect>,
+    pub max_targets: Option<Share>,
+    pub keep_alive: Option<KeepAlive>,
+    pub rollout: Option<StrictObject<Rollout>>,
     pub detail: Posted<Detail>,
     pub name: Option<String>,
     pub id: Option<String>,
@@ -167,6 +176,9 @@ impl ReadOnlyFields for PostedTask {
         "finishedAt",
         "rerunOf",
         "matched",
+        "spared",
+        "rolloutState",
+        "stoppedBy",
         "assignees",
         "counts",
         "result",
@@ -181,19 +193,36 @@ fn is_nothing(bytes: &u64) -> bool {
     *bytes == 0
 }
 
-/// The machines that would run a task.
+/// What would become of a task if it were submitted now.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct DryRun {
+    /// It would be accepted.
+    #[serde(default = "yes")]
+    pub ok: bool,
+    /// Why it would not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub msg: String,
     /// How many live machines match.
     pub matched: u32,
-    /// These machines; one of them if the mode is `any`.
+    /// The machines that would run it, in the order of its rollout; one of them if the mode is `any`.
     pub machines: Vec<Target>,
+    /// The machines that match and are spared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spared: Vec<Target>,
+    /// How many of its targets its rollout has started when each step is done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plan: Vec<u32>,
     /// How many match but are offline.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub offline: u32,
     /// How many match but are draining: they take no more work.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub draining: u32,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A machine that a task is addressed to.
@@ -226,6 +255,8 @@ pub struct NewTask {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ExecutionState {
+    /// Waits for its turn.
+    Held,
     /// Waits for a machine.
     Queued,
     /// Handed to a machine, not known to have started.
@@ -244,11 +275,14 @@ pub enum ExecutionState {
     Expired,
     /// Its machine went offline, or was shut down while it ran.
     Lost,
+    /// Its task was stopped before its turn came.
+    Skipped,
 }
 
 impl ExecutionState {
     /// Every state, as the API lists them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
+        Self::Held,
         Self::Queued,
         Self::Delivered,
         Self::Running,
@@ -258,11 +292,13 @@ impl ExecutionState {
         Self::Canceled,
         Self::Expired,
         Self::Lost,
+        Self::Skipped,
     ];
 
     /// The word of the API.
     pub fn word(self) -> &'static str {
         match self {
+            Self::Held => "held",
             Self::Queued => "queued",
             Self::Delivered => "delivered",
             Self::Running => "running",
@@ -272,12 +308,16 @@ impl ExecutionState {
             Self::Canceled => "canceled",
             Self::Expired => "expired",
             Self::Lost => "lost",
+            Self::Skipped => "skipped",
         }
     }
 
     /// Whether it can never change again.
     pub fn is_terminal(self) -> bool {
-        !matches!(self, Self::Queued | Self::Delivered | Self::Running)
+        !matches!(
+            self,
+            Self::Held | Self::Queued | Self::Delivered | Self::Running
+        )
     }
 }
 
@@ -299,11 +339,13 @@ pub enum TaskState {
     Canceled,
     /// None was started in time.
     Expired,
+    /// It was stopped before anything was started.
+    Skipped,
 }
 
 impl TaskState {
     /// Every state, as the API lists them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Waiting,
         Self::Running,
         Self::Succeeded,
@@ -311,6 +353,7 @@ impl TaskState {
         Self::Failed,
         Self::Canceled,
         Self::Expired,
+        Self::Skipped,
     ];
 
     /// The word of the API.
@@ -323,6 +366,7 @@ impl TaskState {
             Self::Failed => "failed",
             Self::Canceled => "canceled",
             Self::Expired => "expired",
+            Self::Skipped => "skipped",
         }
     }
 
@@ -337,6 +381,8 @@ impl TaskState {
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs, reason = "a field per state of an execution")]
 pub struct Counts {
+    #[serde(default)]
+    pub held: u32,
     pub queued: u32,
     pub delivered: u32,
     pub running: u32,
@@ -346,12 +392,15 @@ pub struct Counts {
     pub canceled: u32,
     pub expired: u32,
     pub lost: u32,
+    #[serde(default)]
+    pub skipped: u32,
 }
 
 impl Counts {
     /// The count of a state.
     pub fn of(&mut self, state: ExecutionState) -> &mut u32 {
         match state {
+            ExecutionState::Held => &mut self.held,
             ExecutionState::Queued => &mut self.queued,
             ExecutionState::Delivered => &mut self.delivered,
             ExecutionState::Running => &mut self.running,
@@ -361,11 +410,17 @@ impl Counts {
             ExecutionState::Canceled => &mut self.canceled,
             ExecutionState::Expired => &mut self.expired,
             ExecutionState::Lost => &mut self.lost,
+            ExecutionState::Skipped => &mut self.skipped,
         }
     }
 
     /// How many have not ended.
     pub fn unfinished(&self) -> u32 {
+        self.held + self.under_way()
+    }
+
+    /// How many have had their turn and have not ended.
+    pub fn under_way(&self) -> u32 {
         self.queued + self.delivered + self.running
     }
 
@@ -378,6 +433,7 @@ impl Counts {
             + self.canceled
             + self.expired
             + self.lost
+            + self.skipped
     }
 }
 
@@ -406,6 +462,36 @@ pub struct Task<S = String> {
     pub finished_at: Option<S>,
     /// The pattern it was addressed with.
     pub machine_pattern: S,
+    /// Labels that are not meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exclude: Option<S>,
+    /// A pattern for each of these tags.
+    #[serde(default = "BTreeMap::new", skip_serializing_if = "BTreeMap::is_empty")]
+    pub machine_tags: BTreeMap<String, String>,
+    /// The pattern of the host names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<S>,
+    /// The only instances that are meant.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub instances: Vec<S>,
+    /// How many machines had to match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<Expect>,
+    /// At most so many of those that matched are targets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_targets: Option<Share>,
+    /// How many machines had to be left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_alive: Option<KeepAlive>,
+    /// In which order and at which pace it reaches its targets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+    /// How far its rollout has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout_state: Option<RolloutState<S>>,
+    /// What stopped it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_by: Option<StoppedBy<S>>,
     /// Which of the matching machines run it.
     pub mode: Mode,
     /// How long an execution may wait to be started.
@@ -424,6 +510,9 @@ pub struct Task<S = String> {
     pub rerun_of: Option<S>,
     /// How many live machines matched when it was submitted.
     pub matched: u32,
+    /// How many of them are no targets.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub spared: u32,
     /// The labels of its targets.
     pub assignees: Vec<S>,
     /// Its executions by state.

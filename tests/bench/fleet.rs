@@ -202,6 +202,7 @@ impl Fleet {
             started_ago_ms: 0,
         };
         let poll = Poll {
+            tags: Default::default(),
             instance: agent.instance.clone(),
             seq: agent.seq,
             label: agent.label.clone(),

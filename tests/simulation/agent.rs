@@ -336,6 +336,7 @@ impl World {
         let seq = agent.seq;
         let wait = WAITS[usize::from(!agent.holds.is_empty())];
         let poll = Poll {
+            tags: Default::default(),
             instance: agent.instance.clone(),
             seq,
             label: agent.label.clone(),

@@ -385,7 +385,11 @@ impl Laws {
             // Not even an earlier attempt.
             ExecutionState::Expired => !started && key.attempt == 1,
             ExecutionState::Running => started,
-            ExecutionState::Queued | ExecutionState::Delivered | ExecutionState::Lost => true,
+            ExecutionState::Held
+            | ExecutionState::Queued
+            | ExecutionState::Delivered
+            | ExecutionState::Lost
+            | ExecutionState::Skipped => true,
         };
         if right {
             return Ok(());

@@ -107,6 +107,7 @@ impl Scene {
 
     fn poll(&mut self, instance: &str, label: &str) -> usize {
         let poll = Poll {
+            tags: Default::default(),
             features: Vec::new(),
             instance: instance.into(),
             seq: 1,
@@ -118,7 +119,7 @@ impl Scene {
             wait: TimeSpan::from_secs(0),
             holds: Vec::new(),
         };
-        let (_, orders) = self.core.poll(self.now, &poll).unwrap();
+        let (_, orders) = self.core.poll(self.now, &poll, None).unwrap();
         self.check();
         orders.start.len()
     }

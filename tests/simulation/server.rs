@@ -172,7 +172,7 @@ impl World {
     fn server_polled(&mut self, who: usize, poll: Poll) -> Lawful {
         let now = self.time();
         let seq = poll.seq;
-        match self.server.core.poll(now, &poll) {
+        match self.server.core.poll(now, &poll, None) {
             Err(refusal) => {
                 self.count(match refusal {
                     Refusal::Conflict(_) => "poll refused: conflict",

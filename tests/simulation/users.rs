@@ -2,7 +2,7 @@
 
 use crate::server::TEXTS;
 use crate::world::{Event, Lawful, Ms, World};
-use sidebike::core::{LabelSnapshot, Refusal, Selection, Spec, TaskKey, TaskQuery, Time};
+use sidebike::core::{Refusal, Selection, Spec, TaskKey, TaskQuery, Time, TraitsSnapshot};
 use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::task::{ExecutionState, Mode, PostedTask, Retry, RetryOn};
 use std::cell::RefCell;
@@ -54,7 +54,7 @@ pub struct Users {
     tasks: BTreeMap<TaskKey, TaskModel>,
     submitted: u64,
     /// The labels of an earlier moment, and of which core.
-    snapshot: Option<(u64, LabelSnapshot)>,
+    snapshot: Option<(u64, TraitsSnapshot)>,
 }
 
 impl Users {
@@ -180,10 +180,10 @@ impl World {
         let fresh = self
             .server
             .core
-            .labels_to_match(pattern)
+            .traits_to_match(spec.selector.text())
             .map(|now| (life, now));
         if let Some((_, snapshot)) = &snapshot {
-            snapshot.match_with(&mut spec.pattern);
+            snapshot.match_with(&mut spec.selector);
         }
         self.users.snapshot = fresh;
         self.submit(spec);
@@ -220,7 +220,7 @@ impl World {
             format!(
                 "{key:?}: {:?} {:?} ttl {} {:?}",
                 spec.mode,
-                spec.pattern.text(),
+                spec.selector.text(),
                 spec.ttl,
                 spec.retry
             )

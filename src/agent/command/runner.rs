@@ -23,12 +23,14 @@ use crate::agent::processes::inheritance;
 use crate::agent::processes::process_table::KEY_VARIABLE;
 use crate::agent::state::{AgentState, Job};
 use crate::config::CommandPolicy;
+use crate::rules::tag_variable;
 use crate::wire::duration::Timeout;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::fs::{Access, access};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -46,6 +48,8 @@ const MAX_STDIN_BYTES: usize = 1 << 20;
 pub struct Runner {
     policy: CommandPolicy,
     label: String,
+    /// The variables of its tags.
+    tags: Vec<(String, String)>,
     /// Whether each command needs a session of its own, or it could use the terminal of the agent.
     needs_session: bool,
     guard: Arc<Guard>,
@@ -55,11 +59,14 @@ pub struct Runner {
 
 impl Runner {
     /// Also starts the guard.
-    pub fn new(policy: CommandPolicy, label: String) -> Self {
+    pub fn new(policy: CommandPolicy, label: String, tags: &BTreeMap<String, String>) -> Self {
         let guard = Arc::new(Guard::start());
         Runner {
             policy,
             label,
+            tags: { tags.iter() }
+                .map(|(name, value)| (tag_variable(name), value.clone()))
+                .collect(),
             needs_session: inheritance::has_terminal(),
             guard: Arc::clone(&guard),
             orphaned_pipes: OrphanedPipes::new(),
@@ -210,6 +217,9 @@ impl Runner {
     ) -> Result<(), String> {
         for name in SECRETS.iter() {
             command.env_remove(name);
+        }
+        for (name, value) in &self.tags {
+            command.env(name, value);
         }
         let attempt = job.id.attempt.to_string();
         for (name, value) in [

@@ -2,9 +2,12 @@
 
 use super::call::{Call, Handled};
 use super::parse::parameter;
-use crate::rules::one_of;
+use super::server::Server;
+use crate::core::pattern_of;
+use crate::rules::{check_tag_name, one_of};
 use crate::server::answers;
 use crate::wire::machine::{Machine, MachineState};
+use regex::Regex;
 
 /// `GET /api/v1/machine`.
 pub fn list(call: Call<'_>) -> Handled {
@@ -12,14 +15,29 @@ pub fn list(call: Call<'_>) -> Handled {
     let state = parameter(call.request, "state", |text| {
         one_of(&MachineState::ALL, MachineState::word, text)
     })?;
+    let tag = parameter(call.request, "tag", |text| tag_filter(text, call.server))?;
     let mut machines = call
         .server
         .store
         .ask(|core| core.list_machines(label, state));
     call.large(move || {
+        if let Some((name, pattern)) = tag {
+            machines.retain(|machine| {
+                let value = machine.tags.get(&name);
+                value.is_some_and(|value| pattern.is_match(value))
+            });
+        }
         // By label, the newest last.
         machines.sort_by(|a, b| a.target.label.cmp(&b.target.label));
         let machines: Vec<Machine> = machines.iter().map(|machine| machine.answer()).collect();
         answers::ok(machines)
     })
+}
+
+/// Reads `name=pattern`, as in the `machineTags` of a task.
+fn tag_filter(text: &str, server: &Server) -> Result<(String, Regex), String> {
+    let (name, pattern) = text.split_once('=').ok_or("expected NAME=PATTERN")?;
+    check_tag_name(name)?;
+    let pattern = pattern_of("its pattern", pattern, &server.texts)?;
+    Ok((name.to_owned(), pattern))
 }

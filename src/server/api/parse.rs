@@ -137,10 +137,14 @@ fn task_name<'a>(call: &Call<'a>) -> &'a str {
 
 /// A parameter that is either set or not.
 pub fn flag(request: &Request, name: &str) -> Result<bool, Answer> {
-    let set = parameter(request, name, |text| match text {
+    Ok(optional_flag(request, name)?.unwrap_or(false))
+}
+
+/// A parameter that is set, not set, or left to its default.
+pub fn optional_flag(request: &Request, name: &str) -> Result<Option<bool>, Answer> {
+    parameter(request, name, |text| match text {
         "1" | "true" | "" => Ok(true),
         "0" | "false" => Ok(false),
         _ => Err("expected 1 or 0".into()),
-    })?;
-    Ok(set.unwrap_or(false))
+    })
 }

@@ -1,17 +1,20 @@
-//! Calls about tasks: submit, list, show, cancel, rerun, delete.
+//! Calls about tasks: submit, list, show, cancel, pause, resume, stop, rerun, delete.
 
 use super::audit::Change;
 use super::call::{Call, Handled};
-use super::parse::{body, flag, looked_at_task, named_task, parameter, wait_ms};
-use crate::core::{Core, Refusal, Selection, Spec, Task, TaskKey, TaskPage, TaskQuery, Time};
+use super::parse::{body, flag, looked_at_task, named_task, optional_flag, parameter, wait_ms};
+use crate::core::{
+    Core, Refusal, Selection, SelectorText, Spec, Target as CoreTarget, Task, TaskKey, TaskPage,
+    TaskQuery, Time,
+};
 use crate::rules::one_of;
 use crate::server::answers::{self, TaskForm, bad, not_safe, refused};
 use crate::server::http::{Answer, Request};
 use crate::server::state::HeldWait;
 use crate::wire::Envelope;
-use crate::wire::machine::MachineState;
 use crate::wire::strict_object::Posted;
 use crate::wire::task::{DryRun, PostedTask, Target, TaskState};
+use std::sync::Arc;
 
 /// The default and the largest `limit` of a list.
 const DEFAULT_LIMIT: usize = 100;
@@ -103,37 +106,42 @@ fn accept(
 pub fn submit(call: Call<'_>) -> Handled {
     let is_dry = flag(call.request, "dryRun")?;
     let Posted(posted): Posted<PostedTask> = body(&call, "the task")?;
-    let known = |text: &str| call.server.store.ask(|core| core.pattern(text));
+    let known = |text: &SelectorText| call.server.store.ask(|core| core.selector(text));
     let mut spec = Spec::checked(posted, &call.server.texts, known).map_err(bad)?;
+    for selector in spec.selectors_mut() {
+        call.server.store.match_machines(selector);
+    }
     if is_dry {
         return dry_run(call, spec);
     }
-    call.server.store.match_labels(&mut spec.pattern);
     accept(call, |core, now, id| core.submit(now, id, spec))
 }
 
-/// The machines that would run a task if it were submitted now.
+/// What would become of a task if it were submitted now.
 fn dry_run(call: Call<'_>, spec: Spec) -> Handled {
+    let id = match &spec.id {
+        Some(id) => id.to_string(),
+        None => call.server.fresh_id(),
+    };
     let store = &call.server.store;
-    let mut machines = store.ask(|core| core.list_machines(None, None));
+    let preview = store.change(|core, now| core.preview(now, &id, &spec));
     call.large(move || {
-        machines.sort_by(|a, b| a.target.label.cmp(&b.target.label));
-        machines.retain(|machine| spec.pattern.matches(&machine.target.label));
-        let count = |state| machines.iter().filter(|m| m.state == state).count() as u32;
-        let offline = count(MachineState::Offline);
-        let draining = count(MachineState::Draining);
-        machines.retain(|machine| machine.state == MachineState::Online);
-        let machines: Vec<Target> = { machines.iter() }
-            .map(|machine| Target {
-                label: machine.target.label.to_string(),
-                instance: machine.target.instance.to_string(),
-            })
-            .collect();
+        let targets = |targets: &[Arc<CoreTarget>]| {
+            let targets = targets.iter().map(|target| Target {
+                label: target.label.to_string(),
+                instance: target.instance.to_string(),
+            });
+            targets.collect()
+        };
         answers::ok(DryRun {
-            matched: machines.len() as u32,
-            machines,
-            offline,
-            draining,
+            ok: preview.refusal.is_none(),
+            matched: preview.matched,
+            machines: targets(&preview.machines),
+            spared: targets(&preview.spared),
+            plan: preview.plan,
+            offline: preview.offline,
+            draining: preview.draining,
+            msg: preview.refusal.unwrap_or_default(),
         })
     })
 }
@@ -200,21 +208,45 @@ pub fn list(call: Call<'_>) -> Handled {
 
 /// `POST /api/v1/task/{id}/cancel`.
 pub fn cancel(call: Call<'_>) -> Handled {
-    let key = named_task(&call)?;
     let machine = call.request.query("machine");
     if machine == Some("") {
         return Err(bad("machine: expected an instance or a label, got nothing"));
     }
     let selection = machine.map_or(Selection::All, |name| Selection::Machine(name.to_owned()));
-    let canceled = call.server.store.change_safely(|core, now| {
-        core.cancel(now, key, &selection)?;
+    change_task(call, |core, now, key| core.cancel(now, key, &selection))
+}
+
+/// `POST /api/v1/task/{id}/pause`.
+pub fn pause(call: Call<'_>) -> Handled {
+    change_task(call, |core, now, key| core.pause(now, key))
+}
+
+/// `POST /api/v1/task/{id}/resume`.
+pub fn resume(call: Call<'_>) -> Handled {
+    change_task(call, |core, now, key| core.resume(now, key))
+}
+
+/// `POST /api/v1/task/{id}/stop`.
+pub fn stop(call: Call<'_>) -> Handled {
+    let running = optional_flag(call.request, "running")?;
+    change_task(call, |core, now, key| core.stop(now, key, running))
+}
+
+/// Changes the task that the path names, and answers with the task.
+fn change_task(
+    call: Call<'_>,
+    operation: impl FnOnce(&mut Core, Time, TaskKey) -> Result<(), Refusal>,
+) -> Handled {
+    let key = named_task(&call)?;
+    let changed = call.server.store.change_safely(|core, now| {
+        operation(core, now, key)?;
         core.show(key)
     });
-    let canceled = canceled.map_err(not_safe)?;
-    if let Ok(task) = &canceled {
+    let changed = changed.map_err(not_safe)?;
+    if let Ok(task) = &changed {
         *call.change = Change::of(task);
     }
-    call.large(move || answers::task(canceled))
+    call.large(move || answers::task(changed))
 }
 
 /// `DELETE /api/v1/task/{id}`.

@@ -26,8 +26,8 @@ use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder};
 use crate::core::{
-    Core, EventBatch, Follower, Limits, Notice, Pattern, Refusal, Saved, Task, TaskKey, TaskPage,
-    TaskQuery, Time,
+    Core, EventBatch, Follower, Limits, MatchingSelectors, Notice, Refusal, Saved, Selector, Task,
+    TaskKey, TaskPage, TaskQuery, Time,
 };
 use crate::wire::agent::{Assignment, Orders, Poll};
 use crate::wire::task::Detail;
@@ -247,12 +247,14 @@ impl Store {
     /// Handles a poll; holds it if there is nothing to do yet.
     pub fn poll(&self, origin: &str, poll: &Poll, responder: Responder) -> Polled {
         let mut superseded = None;
+        let matches = self.match_selectors(poll);
         let (polled, after) = {
             let mut state = self.state();
             let now = self.clock.now();
             let State { core, held } = &mut *state;
             let admitted = core.admit(now, origin, &poll.instance);
-            let polled = match admitted.and_then(|()| core.poll(now, poll)) {
+            let polled = admitted.and_then(|()| core.poll(now, poll, matches.as_ref()));
+            let polled = match polled {
                 Err(refusal) => Polled::Refused(responder, refusal),
                 Ok((machine, orders)) => {
                     superseded = held.take_poll(machine);
@@ -306,13 +308,19 @@ impl Store {
         }
     }
 
-    /// Matches a new pattern with the labels there are, before a task is submitted with it: a large pattern takes a
+    /// Matches a new selector with the machines there are, before a task is submitted with it: a large pattern takes a
     /// second for 10,000 labels. What appears meanwhile is matched under the lock.
-    pub fn match_labels(&self, pattern: &mut Pattern) {
-        let snapshot = self.state().core.labels_to_match(pattern.text());
+    pub fn match_machines(&self, selector: &mut Selector) {
+        let snapshot = self.state().core.traits_to_match(selector.text());
         if let Some(snapshot) = snapshot {
-            snapshot.match_with(pattern);
+            snapshot.match_with(selector);
         }
+    }
+
+    /// Matches a new machine with the selectors there are, in the same way.
+    fn match_selectors(&self, poll: &Poll) -> Option<MatchingSelectors> {
+        let (snapshot, traits) = self.state().core.selectors_to_match(poll)?;
+        Some(snapshot.match_with(&traits))
     }
 
     /// What is still to be started of what was handed out, after the wait for the disk: what was canceled meanwhile is
