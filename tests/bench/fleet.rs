@@ -16,7 +16,7 @@ use sidebike::wire::Envelope;
 use sidebike::wire::agent::{AttemptId, Done, Ended, Hold, HoldState, Orders, Poll, Taken};
 use sidebike::wire::duration::TimeSpan;
 use sidebike::wire::task::ExecutionState;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -61,6 +61,7 @@ pub struct Tally {
 struct Agent {
     instance: String,
     label: String,
+    tags: BTreeMap<String, String>,
     seq: u64,
     holds: Vec<AttemptId>,
     /// The connection of its last poll, if that is still there.
@@ -109,6 +110,11 @@ impl Fleet {
         let agent = |n: usize| Agent {
             instance: format!("{fleet:04x}{n:012x}"),
             label: format!("g{}-{n}", n / 10),
+            // Twenty tags in all.
+            tags: BTreeMap::from([
+                ("zone".into(), format!("z{}", n % 10)),
+                ("role".into(), format!("r{}", n / 10 % 10)),
+            ]),
             seq: 0,
             holds: Vec::new(),
             line: None,
@@ -202,7 +208,7 @@ impl Fleet {
             started_ago_ms: 0,
         };
         let poll = Poll {
-            tags: Default::default(),
+            tags: agent.tags.clone(),
             instance: agent.instance.clone(),
             seq: agent.seq,
             label: agent.label.clone(),

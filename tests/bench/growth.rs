@@ -10,10 +10,10 @@ use crate::process::Server;
 use crate::scale::{AGENTS, fill, held, small};
 use crate::setting::Setting;
 use crate::table::{median, time};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Agents there are.
 const FLEETS: [usize; 4] = [10, 100, 1_000, AGENTS];
@@ -27,22 +27,23 @@ const CALLS: usize = 300;
 /// next one has less to do.
 const SUBMITS: usize = 100;
 const PAUSE: Duration = Duration::from_millis(25);
+/// Executions of a rollout at once.
+const WINDOW: usize = 100;
 
 /// Prints both halves.
 pub fn print(setting: &Setting) -> Result<(), String> {
-    println!("| agents | submit to 10 of them | poll of another |\n| --- | --- | --- |");
-    let mut first: Option<(f64, f64)> = None;
+    println!(
+        "| agents | submit to 10 of them | by tags | by tags not seen before | poll of another | rollout, {WINDOW} at once, per start |\n| --- | --- | --- | --- | --- | --- |"
+    );
+    let mut first: Option<[f64; 5]> = None;
     for agents in FLEETS {
-        let (submit, poll) = with_agents(setting, agents)?;
-        println!("| {agents} | {} | {} |", time(submit), time(poll));
-        let (first_submit, first_poll) = *first.get_or_insert((submit, poll));
+        let line = with_agents(setting, agents)?;
+        println!("| {agents} | {} |", line.map(time).join(" | "));
+        let first = *first.get_or_insert(line);
         if agents == AGENTS {
-            println!(
-                "| {} times as many | {:.1} × | {:.1} × |\n",
-                AGENTS / FLEETS[0],
-                submit / first_submit,
-                poll / first_poll
-            );
+            let times = [0, 1, 2, 3, 4].map(|n| format!("{:.1} ×", line[n] / first[n]));
+            let more = AGENTS / FLEETS[0];
+            println!("| {more} times as many | {} |\n", times.join(" | "));
         }
     }
     println!(
@@ -67,21 +68,46 @@ pub fn print(setting: &Setting) -> Result<(), String> {
     Ok(())
 }
 
-fn with_agents(setting: &Setting, agents: usize) -> Result<(f64, f64), String> {
+fn with_agents(setting: &Setting, agents: usize) -> Result<[f64; 5], String> {
     let (server, fleet) = held(setting, agents, &[])?;
     let fleet = fleet.in_background();
     let mut api = server.api();
-    let task = json!({"machinePattern": "^g0-", "detail": {"argv": ["true"]}});
-    let submit = request("POST", "/api/v1/task", "", task.to_string().as_bytes());
-    // The pause is no part of the time.
+    let detail = json!({"argv": ["true"]});
+    let tags = json!({"zone": "^z", "role": "^r[0-9]$"});
+    let by_label = json!({"machinePattern": "^g0-", "detail": detail});
+    let by_tags = json!({"machinePattern": "^g0-", "machineTags": tags, "detail": detail});
+    let by_new_tags = |n: usize| {
+        let exclude = format!("^none-{n}$");
+        json!({"machinePattern": "^g0-", "machineTags": tags, "exclude": exclude, "detail": detail})
+    };
+    let submits = [
+        submits(&mut api, |_| by_label.clone())?,
+        submits(&mut api, |_| by_tags.clone())?,
+        submits(&mut api, by_new_tags)?,
+    ];
+    let poll = poll(server.address, agents)?;
+    let rollout = json!({
+        "machinePattern": "^g", "id": "rollout", "rollout": {"concurrency": WINDOW}, "detail": detail
+    });
+    let begun = Instant::now();
+    api.post("/api/v1/task", &rollout)?;
+    let ended = request("GET", "/api/v1/task/rollout?wait=10m", "", b"");
+    api.raw(&ended)?;
+    let per_start = begun.elapsed().as_secs_f64() / agents as f64;
+    fleet.end()?;
+    let [by_label, by_tags, by_new_tags] = submits;
+    Ok([by_label, by_tags, by_new_tags, poll, per_start])
+}
+
+/// Submits of these tasks, one at a time. The pause is no part of the time.
+fn submits(api: &mut Api, task: impl Fn(usize) -> Value) -> Result<f64, String> {
     let mut times = Vec::new();
-    for _ in 0..SUBMITS {
+    for n in 0..SUBMITS {
+        let submit = request("POST", "/api/v1/task", "", task(n).to_string().as_bytes());
         times.push(typical(1, |_| api.call(&submit))?);
         thread::sleep(PAUSE);
     }
-    let poll = poll(server.address, agents)?;
-    fleet.end()?;
-    Ok((median(&times), poll))
+    Ok(median(&times))
 }
 
 fn with_tasks(server: &Server, tasks: usize) -> Result<[f64; 3], String> {
