@@ -150,6 +150,7 @@ impl Agent {
             // The server treats both alike: it gives the work to other machines.
             draining: content.draining || content.full,
             holds: content.holds,
+            undos: Vec::new(),
             features: Feature::ALL.map(|feature| feature.word().into()).into(),
         })
     }

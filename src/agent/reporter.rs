@@ -193,6 +193,7 @@ impl Reporter {
                 seq,
                 pieces,
                 results,
+                undos: Vec::new(),
             };
             let answer = agent.client.done(&done);
             answer.map(|taken| Answer::ToResults(taken, seq))

@@ -346,6 +346,7 @@ impl Core {
                 id,
                 task_id: task.id.to_string(),
                 task_name: task.spec.name.to_string(),
+                key: Some(task.attempt_key(execution)),
                 detail: task.spec.detail.clone(),
             });
             let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);

@@ -315,7 +315,7 @@ impl Core {
     /// Leaves so many machines, chosen by the task's id, in their order.
     fn spare(&self, id: &str, number: usize, choice: &mut Choice) {
         let mut chosen = choice.machines.clone();
-        chosen.sort_by_key(|key| mixed(id, &self.machine(*key).instance));
+        chosen.sort_by_key(|key| mixed(&[id, &self.machine(*key).instance]));
         choice.spared = chosen.split_off(number.min(chosen.len()));
         let spared = HashSet::<&MachineKey>::from_iter(&choice.spared);
         choice.machines.retain(|key| !spared.contains(key));
@@ -371,7 +371,7 @@ impl Core {
     fn sort(&self, id: &str, order: Order, machines: &mut [MachineKey]) {
         match order {
             Order::Joined => machines.sort(),
-            Order::Random => machines.sort_by_key(|key| mixed(id, &self.machine(*key).instance)),
+            Order::Random => machines.sort_by_key(|key| mixed(&[id, &self.machine(*key).instance])),
             Order::Label => machines.sort_by(|a, b| {
                 let (a, b) = (self.machine(*a), self.machine(*b));
                 by_label(a, b)
@@ -425,12 +425,12 @@ fn natural(a: &str, b: &str) -> Ordering {
     a.len().cmp(&b.len())
 }
 
-/// A number that an id and an instance decide, without order: for a choice that a repeat makes again. FNV-1a, whose
-/// last step alone would leave the order of instances that differ in their last digit.
-fn mixed(id: &str, instance: &str) -> u64 {
+/// A number that these texts decide, without order: for a choice that a repeat makes again. FNV-1a, whose
+/// last step alone would leave the order of texts that differ in their last digit.
+pub(super) fn mixed(texts: &[&str]) -> u64 {
     const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0100_0000_01b3;
-    let bytes = id.bytes().chain([0]).chain(instance.bytes());
+    let bytes = texts.iter().flat_map(|text| text.bytes().chain([0]));
     let hash = bytes.fold(BASIS, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(PRIME)
     });
@@ -459,10 +459,10 @@ mod tests {
 
     #[test]
     fn a_choice_is_made_again_and_spreads() {
-        assert_eq!(mixed("task", "aa"), mixed("task", "aa"));
+        assert_eq!(mixed(&["task", "aa"]), mixed(&["task", "aa"]));
         let mut seen = [0; 10];
         for n in 0..1_000 {
-            let order = |m: u32| mixed(&format!("task-{n}"), &format!("{m:08x}"));
+            let order = |m: u32| mixed(&[&format!("task-{n}"), &format!("{m:08x}")]);
             let first = (0..10u32).min_by_key(|m| order(*m)).unwrap();
             seen[first as usize] += 1;
         }

@@ -146,6 +146,7 @@ impl Core {
         }
         Taken {
             results,
+            undos: Vec::new(),
             start: orders.start,
         }
     }

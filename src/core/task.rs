@@ -3,6 +3,7 @@
 //! To add a field: here, in `saved.rs` and `restored.rs` if it is to survive a restart, and in `answer` if users
 //! see it.
 
+use super::counting::mixed;
 use super::lazy_box::{LazyBox, SharedDefault};
 use super::match_index::SelectorKey;
 use super::output::Output;
@@ -207,6 +208,13 @@ pub fn execution_id(prefix: &str, n: u32) -> String {
     id
 }
 
+/// The key of an attempt. It follows from the ids alone, so it need not be stored; the prefix is new for each task.
+pub(super) fn attempt_key(prefix: &str, n: u32, attempt: u32) -> String {
+    let id = format!("{n}.{attempt}");
+    let halves = ["key", "second half"].map(|half| mixed(&[half, prefix, &id]));
+    format!("{:016x}{:016x}", halves[0], halves[1])
+}
+
 impl Deref for Task {
     type Target = TaskData;
 
@@ -231,6 +239,12 @@ impl Task {
             execution: execution_id(&self.prefix, key.n),
             attempt,
         }
+    }
+
+    /// The key of an execution's latest attempt: 32 hexadecimal digits that no other attempt has.
+    pub(super) fn attempt_key(&self, key: ExecutionKey) -> String {
+        let attempt = self.executions[key.n as usize].current.number;
+        attempt_key(&self.prefix, key.n, attempt)
     }
 
     /// How many executions it has.
@@ -388,6 +402,8 @@ impl Task {
             spared: self.spared,
             assignees: self.labels().map(Cow::from).collect(),
             counts: self.counts,
+            undos: None,
+            clean: None,
             detail: wire::AnsweredDetail {
                 detail,
                 truncated_bytes,

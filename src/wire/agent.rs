@@ -12,6 +12,7 @@
 
 use super::duration::TimeSpan;
 use super::task::ExecutionState;
+use super::undo::{UndoReason, UndoReport};
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -52,6 +53,9 @@ pub struct Poll {
     /// Every attempt the agent was handed whose result the server has not taken yet.
     #[serde(default)]
     pub holds: Vec<Hold>,
+    /// The undo of every attempt that it knows of and whose end the server has not taken, in its present state.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undos: Vec<UndoReport>,
     /// What it can do beyond what the first version could, see [`Feature`]. A server ignores words that it does not know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub features: Vec<String>,
@@ -69,15 +73,18 @@ pub enum Feature {
     MergeOutput,
     /// `detail.script`.
     Script,
+    /// `detail.undo`.
+    Undo,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::User,
         Self::StdinBase64,
         Self::MergeOutput,
         Self::Script,
+        Self::Undo,
     ];
 
     /// The word in a poll: the field of `detail`.
@@ -87,6 +94,7 @@ impl Feature {
             Self::StdinBase64 => "stdinBase64",
             Self::MergeOutput => "mergeOutput",
             Self::Script => "script",
+            Self::Undo => "undo",
         }
     }
 }
@@ -140,10 +148,15 @@ pub struct Orders<D> {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[serde(deserialize_with = "bounded")]
     pub cancel: Vec<AttemptId>,
-    /// Attempts that the server no longer knows: let them run, but do not report them.
+    /// Attempts that the server no longer knows: let them run, but do not report them. One with an undo is ended and
+    /// undone, as nobody could cancel it any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[serde(deserialize_with = "bounded")]
     pub forget: Vec<AttemptId>,
+    /// Undos to run again, before anything else. One that runs already is not started twice.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded")]
+    pub undo: Vec<UndoOrder<D>>,
 }
 
 impl<D> Orders<D> {
@@ -153,12 +166,16 @@ impl<D> Orders<D> {
             start: Vec::new(),
             cancel: Vec::new(),
             forget: Vec::new(),
+            undo: Vec::new(),
         }
     }
 
     /// Whether there are no orders.
     pub fn is_empty(&self) -> bool {
-        self.start.is_empty() && self.cancel.is_empty() && self.forget.is_empty()
+        self.start.is_empty()
+            && self.cancel.is_empty()
+            && self.forget.is_empty()
+            && self.undo.is_empty()
     }
 }
 
@@ -177,7 +194,37 @@ pub struct Assignment<D> {
     pub task_id: String,
     /// The name of its task.
     pub task_name: String,
+    /// The key of the attempt, 32 hexadecimal digits; servers before 0.2 leave it to the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// What to run.
+    pub detail: D,
+}
+
+/// An undo that an agent is to run although it does not hold the attempt, or has reported its end: it is owed by an
+/// earlier agent on this machine, or a user wants it once more.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", bound(deserialize = "D: Deserialize<'de>"))]
+pub struct UndoOrder<D> {
+    /// The execution.
+    pub execution: String,
+    /// The number of the attempt whose effect is taken back.
+    pub attempt: u32,
+    /// The id of its task.
+    pub task_id: String,
+    /// The name of its task.
+    pub task_name: String,
+    /// The key of that attempt.
+    pub key: String,
+    /// Why it runs.
+    pub reason: UndoReason,
+    /// The exit code of the command, if it is known.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    /// The beginning of the command's standard output, 4 KiB at most.
+    #[serde(default)]
+    pub stdout: String,
+    /// The detail with the undo.
     pub detail: D,
 }
 
@@ -190,6 +237,8 @@ struct FlatAssignment<D> {
     attempt: u32,
     task_id: String,
     task_name: String,
+    #[serde(default)]
+    key: Option<String>,
     detail: D,
 }
 
@@ -202,6 +251,7 @@ impl<D> From<FlatAssignment<D>> for Assignment<D> {
             },
             task_id: flat.task_id,
             task_name: flat.task_name,
+            key: flat.key,
             detail: flat.detail,
         }
     }
@@ -289,8 +339,11 @@ pub struct Done {
     /// Output that was not sent before; it is stored before the results.
     #[serde(default)]
     pub pieces: Vec<Piece>,
-    /// The results.
+    /// The results. That of an attempt with an undo is sent once the undo has ended, too.
     pub results: Vec<Ended>,
+    /// What has become of undos; taken before the results.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undos: Vec<UndoReport>,
 }
 
 /// The answer to reported results. None of them need be reported again.
@@ -300,6 +353,10 @@ pub struct Taken<D> {
     /// One entry per result, in the order of the report.
     #[serde(deserialize_with = "bounded")]
     pub results: Vec<Verdict>,
+    /// The attempts whose undos were reported and need not be reported again in this state.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded")]
+    pub undos: Vec<AttemptId>,
     /// Attempts to start, if the report asked for that.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     #[serde(deserialize_with = "bounded")]

@@ -7,6 +7,7 @@
 //! | `rollout` | how many machines a task may hit, in which order, when it stops |
 //! | `event` | the events of a task's output |
 //! | `agent` | the calls of agents |
+//! | `undo` | taking back what a command did |
 //! | `duration`, `strict_object` | how durations and objects are read |
 //! | `enumeration` | values that are one of a few words |
 //! | `signal` | names of signals |
@@ -28,6 +29,7 @@ pub mod rollout;
 pub mod signal;
 pub mod strict_object;
 pub mod task;
+pub mod undo;
 
 use serde::{Deserialize, Serialize};
 

@@ -6,6 +6,7 @@ use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
 use super::rollout::{Expect, KeepAlive, Rollout, RolloutState, Share, StoppedBy};
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
+use super::undo::{AnsweredUndo, Undo, UndoCounts};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,6 +72,13 @@ pub struct Detail {
     /// The user it runs as, by name or number; the agent's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// What takes back its effect, whatever happens.
+    #[serde(
+        default,
+        deserialize_with = "Undo::strict",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub undo: Option<Box<Undo>>,
     /// Both streams go through one pipe, as standard output, so that their order is that of the writes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge_output: Option<bool>,
@@ -84,6 +92,7 @@ impl Detail {
             (self.stdin_base64.is_some(), Feature::StdinBase64),
             (self.merge_output == Some(true), Feature::MergeOutput),
             (self.script.is_some(), Feature::Script),
+            (self.undo.is_some(), Feature::Undo),
         ];
         let needed = needed.into_iter().filter(|(is_needed, _)| *is_needed);
         needed.map(|(_, feature)| feature)
@@ -181,6 +190,8 @@ impl ReadOnlyFields for PostedTask {
         "stoppedBy",
         "assignees",
         "counts",
+        "undos",
+        "clean",
         "result",
     ];
 }
@@ -517,6 +528,12 @@ pub struct Task<S = String> {
     pub assignees: Vec<S>,
     /// Its executions by state.
     pub counts: Counts,
+    /// Their undos by state, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undos: Option<UndoCounts>,
+    /// Nothing of it may be left on a machine; only of a task with an undo.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clean: Option<bool>,
     /// What it runs, and the original's flat list of output lines.
     pub detail: AnsweredDetail,
     /// One entry per execution.
@@ -604,6 +621,9 @@ pub struct Attempt<S = String> {
     pub finished_at: Option<S>,
     /// How long it ran, in milliseconds.
     pub duration_ms: Option<u64>,
+    /// Its undo, once it was handed out with one.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub undo: Option<AnsweredUndo<S>>,
 }
 
 /// An earlier attempt.

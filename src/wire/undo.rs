@@ -44,7 +44,9 @@ pub struct Undo {
 
 impl Undo {
     /// Reads one from a JSON object only, see [`StrictObject`].
-    pub fn strict<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<Self>>, D::Error> {
+    pub fn strict<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Box<Self>>, D::Error> {
         let undo: Option<StrictObject<Undo>> = Option::deserialize(deserializer)?;
         Ok(undo.map(|undo| Box::new(undo.0)))
     }
@@ -245,7 +247,7 @@ pub struct AnsweredUndo<S = String> {
     pub ended_at: Option<S>,
     /// By when the machine has undone it by itself if it cannot reach the server, RFC 3339; while that is not
     /// confirmed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
     pub due_at: Option<S>,
 }
 
