@@ -104,7 +104,8 @@ impl Core {
                 )));
             }
         }
-        if known.is_none() {
+        let is_new = known.is_none();
+        if is_new {
             self.replace_original(now, &poll.label);
         }
         let key = self.register(now, &caller, matches)?;
@@ -113,6 +114,7 @@ impl Core {
         let can = |feature: &Feature| poll.features.iter().any(|word| word == feature.word());
         machine.features = Feature::ALL.into_iter().filter(can).collect();
         (machine.poll_held, machine.waking) = (false, false);
+        machine.has_hung_up = false;
         machine.cancels.clear();
         if machine.state == MachineState::Draining {
             machine.joins_pending = Some(JOIN_ALL);
@@ -126,7 +128,12 @@ impl Core {
             self.machine_changed(key);
         }
         self.refresh_ready(key);
+        self.report_undos(now, &poll.instance, &poll.undos);
         let mut orders = self.reconcile_holds(now, key, &poll.holds);
+        if is_new {
+            self.replace_hung_up(now, key);
+        }
+        self.order_undos(now, key, Some(&poll.undos), &mut orders);
         if !poll.draining {
             self.machine_is_back(now, key);
             self.join_open_tasks(now, key);
@@ -208,6 +215,7 @@ impl Core {
             joins_pending: Some(JOIN_ALL),
             seq: 0,
             poll_held: false,
+            has_hung_up: false,
             waking: false,
             ready: None,
             inbox: Default::default(),
@@ -261,7 +269,8 @@ impl Core {
     /// Whether a machine would be given work now.
     pub fn has_work_for(&self, key: MachineKey) -> bool {
         self.machines.get(&key).is_some_and(|m| {
-            m.is_live() && m.free() > 0 && (!m.inbox.is_empty() || self.next_any(m).is_some())
+            let has_work = || !m.inbox.is_empty() || self.next_any(m).is_some();
+            m.is_live() && ((m.free() > 0 && has_work()) || self.has_undo_for(key))
         })
     }
 
@@ -275,6 +284,7 @@ impl Core {
     pub fn release_poll(&mut self, key: MachineKey) {
         if let Some(machine) = self.machines.get_mut(&key) {
             (machine.poll_held, machine.waking) = (false, false);
+            machine.has_hung_up = true;
             self.refresh_ready(key);
             self.revoke_offers(key);
         }
@@ -291,6 +301,7 @@ impl Core {
         let live = machine.is_live();
         self.refresh_ready(key);
         if live {
+            self.order_undos(now, key, None, &mut orders);
             self.deliver(now, key, &mut orders);
         }
         self.revoke_offers(key);
@@ -322,7 +333,8 @@ impl Core {
             if self.fail_if_unknown_to(now, execution, key) {
                 continue;
             }
-            if let Some(why) = self.cannot_run(key, execution) {
+            let refusal = self.cannot_run(key, execution);
+            if let Some(why) = refusal.or_else(|| self.locked_by(execution, key)) {
                 self.end_attempt(now, execution, ExecutionState::Failed, &why);
                 continue;
             }
@@ -338,6 +350,7 @@ impl Core {
             handed_out.current.delivered_at = Some(now);
             handed_out.current.msg = "".into();
             self.place(execution, Place::Active(key));
+            self.begin_undo(execution);
             self.machine_changed(key);
             let task = self.task(execution.task);
             let id = task.attempt_id(execution);
@@ -456,6 +469,7 @@ impl Core {
     /// Takes back a hand-out that provably did not arrive. False if a user had canceled the execution or its
     /// ttl is over: then it has ended.
     pub(super) fn take_back(&mut self, now: Time, key: ExecutionKey) -> bool {
+        self.drop_undo(key);
         if self.execution(key).canceling && self.keeps(Rule::CanceledIsNotRepeated) {
             if self.apply(key, Event::Cancel) {
                 self.place(key, Place::Nowhere);

@@ -43,10 +43,14 @@ impl Core {
         }
         let was_held = execution.state == ExecutionState::Held;
         let delivered = !was_held && execution.state != ExecutionState::Queued;
+        if delivered {
+            self.settle_undo(now, key, state);
+        }
         if let (true, Some(due)) = (delivered, self.next_attempt_due(now, key, state)) {
             self.retry(now, key, state, msg, due);
             return true;
         }
+        let execution = self.execution(key);
         if let (ExecutionState::Expired | ExecutionState::Skipped, Some(last)) =
             (state, execution.past.last())
         {
@@ -119,6 +123,7 @@ impl Core {
             || execution.canceling
             || task.canceled
             || task.is_stopped()
+            || execution.current.is_dirty()
         {
             return None;
         }
@@ -141,6 +146,7 @@ impl Core {
         self.apply(key, Event::Retry);
         self.place(key, Place::Nowhere);
         self.record_end(now, key, msg);
+        self.leave_undo(key);
         let is_any = self.task(key.task).is_any();
         let execution = self.execution_mut(key);
         let number = execution.current.number + 1;
@@ -162,7 +168,7 @@ impl Core {
             if let (Some(changes), Some(_)) = (&mut self.changes, &dropped.attempt.output) {
                 changes.output_dropped(OutputKey::of(key, dropped.attempt.number));
             }
-            let bytes = dropped.attempt.output.map_or(0, |output| output.kept());
+            let bytes = dropped.attempt.kept_output();
             data_mut(&mut self.tasks, key.task).output_bytes -= bytes;
             self.ledger.resize_output(bytes, 0);
         }
@@ -175,14 +181,14 @@ impl Core {
         let Some(task) = self.tasks.get(&key) else {
             return;
         };
-        if task.open || task.finished_at.is_some() || task.counts.unfinished() > 0 {
+        let is_unfinished = task.counts.unfinished() > 0 || task.undos_under_way() > 0;
+        if task.open || task.finished_at.is_some() || is_unfinished {
             return;
         }
         let task = data_mut(&mut self.tasks, key);
         let resumes_at = { task.pacing.as_ref() }.and_then(|pacing| pacing.resumes_at());
         task.finished_at = Some(now);
         let task = self.task(key);
-        let forgotten_at = now.plus(task.retention());
         let (state, expires_at) = (task.state(), task.expires_at);
         self.ledger.finish_task(now, key, &self.tasks[&key]);
         if let Some(changes) = &mut self.changes {
@@ -192,7 +198,9 @@ impl Core {
         if let Some(until) = resumes_at {
             self.timers.cancel(until, Timer::PauseOver(key));
         }
-        self.timers.set(forgotten_at, Timer::ForgetTask(key));
+        if let Some(forgotten_at) = self.forgotten_at(key) {
+            self.timers.set(forgotten_at, Timer::ForgetTask(key));
+        }
         self.stats.finished(state);
         self.notices.push(Notice::Finished(key));
         self.forget_if_withdrawn(key);

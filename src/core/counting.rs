@@ -345,7 +345,9 @@ impl Core {
         }
         let is_healthy = |key: &MachineKey| {
             let machine = self.machine(*key);
-            machine.is_live() && !self.guarded.contains_key(&machine.instance)
+            machine.is_live()
+                && !self.guarded.contains_key(&machine.instance)
+                && !self.has_open_undo(*key)
         };
         pool.retain(is_healthy);
         let healthy = pool.len() as u32;

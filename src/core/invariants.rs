@@ -37,6 +37,8 @@ pub enum Rule {
     WindowIsKept,
     /// What was not handed out of a task that was stopped is skipped.
     StoppedIsSkipped,
+    /// What nobody has said of an undo is owed when its machine is gone.
+    LostIsOwed,
     /// Machines that are offline are part of the pool of which some have to stay.
     OfflineIsOfThePool,
 }
@@ -143,6 +145,7 @@ impl Core {
     #[doc(hidden)]
     pub fn check_invariants(&self) -> Result<(), String> {
         self.check_executions()?;
+        self.check_undos()?;
         self.check_machines()?;
         self.check_indexes()?;
         self.check_timers()
@@ -162,10 +165,7 @@ impl Core {
                 *counts.of(e.state) += 1;
                 *all.of(e.state) += 1;
                 let outputs = e.past.iter().map(|past| &past.attempt).chain([&*e.current]);
-                task_output += outputs
-                    .filter_map(|attempt| attempt.output.as_ref())
-                    .map(|output| output.kept())
-                    .sum::<usize>();
+                task_output += outputs.map(|attempt| attempt.kept_output()).sum::<usize>();
                 let execution = ExecutionKey { task: *key, n };
                 self.check_place(execution, task)?;
                 match e.place {
@@ -474,8 +474,7 @@ impl Core {
                 Timer::ForgetTask(key) => {
                     ending.insert(*key);
                     let task = self.tasks.get(key);
-                    let finished = task.and_then(|task| Some((task, task.finished_at?)));
-                    finished.is_some_and(|(task, at)| at.plus(task.retention()) == *time)
+                    task.and_then(|task| task.forgotten_at()) == Some(*time)
                 }
             };
             ensure(meant, || {

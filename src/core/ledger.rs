@@ -31,7 +31,9 @@ pub(super) struct Ledger {
     executions: Counts,
     /// The finished tasks, oldest first.
     finished: BTreeSet<(Time, TaskKey)>,
-    /// Those with executions, with output, with a large detail.
+    /// Those that may be forgotten: none of their undos is failed or owed.
+    clean: BTreeSet<(Time, TaskKey)>,
+    /// Those of them with executions, with output, with a large detail.
     with_executions: BTreeSet<(Time, TaskKey)>,
     with_output: BTreeSet<(Time, TaskKey)>,
     with_large_detail: BTreeSet<(Time, TaskKey)>,
@@ -66,24 +68,31 @@ impl Ledger {
 
     /// A task finished. None of what it keeps changes from now on.
     pub fn finish_task(&mut self, at: Time, key: TaskKey, task: &TaskData) {
-        let entry = (at, key);
-        self.finished.insert(entry);
+        self.finished.insert((at, key));
         self.finished_executions += task.executions.len();
         self.finished_detail_bytes += task.spec.kept_bytes();
-        if !task.executions.is_empty() {
-            self.with_executions.insert(entry);
-        }
-        if task.output_bytes > 0 {
-            self.with_output.insert(entry);
-        }
-        if task.spec.kept_bytes() > LARGE_DETAIL_BYTES {
-            self.with_large_detail.insert(entry);
-        }
+        self.list_finished(at, key, task);
     }
 
-    /// A finished task that is being restored has output.
-    pub fn restore_output(&mut self, at: Time, key: TaskKey) {
-        self.with_output.insert((at, key));
+    /// Lists a finished task by what it frees: after its output was restored, or its undos have changed. One that is
+    /// not clean is not forgotten to make room.
+    pub fn list_finished(&mut self, at: Time, key: TaskKey, task: &TaskData) {
+        let is_clean = task.dirty() == 0;
+        let lists = [
+            (&mut self.clean, true),
+            (&mut self.with_executions, !task.executions.is_empty()),
+            (&mut self.with_output, task.output_bytes > 0),
+            (
+                &mut self.with_large_detail,
+                task.spec.kept_bytes() > LARGE_DETAIL_BYTES,
+            ),
+        ];
+        for (list, has_it) in lists {
+            match is_clean && has_it {
+                true => list.insert((at, key)),
+                false => list.remove(&(at, key)),
+            };
+        }
     }
 
     /// A finished task was forgotten, with its executions and their output.
@@ -91,6 +100,7 @@ impl Ledger {
         let entry = (finished_at, key);
         self.tasks -= 1;
         self.finished.remove(&entry);
+        self.clean.remove(&entry);
         self.with_executions.remove(&entry);
         self.with_output.remove(&entry);
         self.with_large_detail.remove(&entry);
@@ -122,7 +132,7 @@ impl Ledger {
     /// to read it.
     pub fn oldest_that_frees(&self, what: Frees) -> Option<TaskKey> {
         let those = match what {
-            Frees::Task => &self.finished,
+            Frees::Task => &self.clean,
             Frees::Executions => &self.with_executions,
             Frees::Output => &self.with_output,
             Frees::LargeDetail => &self.with_large_detail,
@@ -141,10 +151,12 @@ impl Ledger {
     /// Whether the oldest of each kind is found by what a finished task keeps.
     pub fn lists(&self, at: Time, key: TaskKey, task: &TaskData) -> bool {
         let entry = &(at, key);
+        let clean = task.dirty() == 0;
         let large = task.spec.kept_bytes() > LARGE_DETAIL_BYTES;
-        self.with_executions.contains(entry) != task.executions.is_empty()
-            && self.with_output.contains(entry) == (task.output_bytes > 0)
-            && self.with_large_detail.contains(entry) == large
+        self.clean.contains(entry) == clean
+            && self.with_executions.contains(entry) == (clean && !task.executions.is_empty())
+            && self.with_output.contains(entry) == (clean && task.output_bytes > 0)
+            && self.with_large_detail.contains(entry) == (clean && large)
     }
 
     /// The executions of all tasks, by state.

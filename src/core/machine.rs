@@ -61,6 +61,8 @@ pub(super) struct Machine {
     pub seq: u64,
     /// Its poll is held by the server.
     pub poll_held: bool,
+    /// The connection of its held poll was closed, and nothing was heard of it since.
+    pub has_hung_up: bool,
     /// [`super::Notice::Wake`] was given for the held poll.
     pub waking: bool,
     /// Its position in the list of ready machines, if it can be given work.

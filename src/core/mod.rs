@@ -9,6 +9,7 @@
 //! | --- | --- | --- |
 //! | users | submit, rerun, cancel, delete, withdraw | `user.rs` |
 //! | | pause, resume, stop | `pacing.rs` |
+//! | | undo again, forgive | `undo.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
 //! | agents of the original | ping, fetch, done | `original.rs` |
@@ -22,6 +23,7 @@
 //! | file | content |
 //! | --- | --- |
 //! | `lifecycle.rs` | the table of an execution's states: which event leads from which state to which |
+//! | `undo_lifecycle.rs`, `undo.rs` | the same table for undos; debts, and who settles them |
 //! | `attempt_end.rs` | the end of an attempt: end of the execution, or retry |
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
 //! | `spec.rs`, `limits.rs` | from a posted task to a checked one |
@@ -66,6 +68,8 @@ mod spec;
 mod task;
 mod tick;
 mod timers;
+mod undo;
+mod undo_lifecycle;
 mod user;
 
 pub use self::agent::check_holds;
@@ -97,6 +101,7 @@ use self::match_index::{MatchIndex, SelectorKey};
 use self::newcomers::Newcomers;
 use self::task::Place;
 use self::timers::Timers;
+use self::undo::Undos;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use serde::{Deserialize, Serialize};
@@ -203,10 +208,11 @@ pub struct Core {
     instances: HashMap<Arc<str>, MachineKey>,
     next_machine: u64,
     newcomers: Newcomers,
-    /// How many unfinished executions of tasks with `keepAlive` each instance has.
+    /// How many unfinished executions of tasks with `keepAlive` or an undo each instance has.
     guarded: HashMap<Arc<str>, u32>,
     /// Executions that have had their turn and wait for their machine, by its instance.
     absent: HashMap<Arc<str>, BTreeSet<ExecutionKey>>,
+    undos: Undos,
     /// The task that is given turns at this moment.
     paced: Option<TaskKey>,
     /// The machines that are waited for after a restart.
@@ -248,6 +254,7 @@ impl Core {
             newcomers: Newcomers::default(),
             guarded: HashMap::new(),
             absent: HashMap::new(),
+            undos: Undos::default(),
             paced: None,
             recount: Recount::default(),
             forgettable: BTreeSet::new(),
@@ -422,11 +429,11 @@ impl Core {
         self.match_index.key_of(&selector)
     }
 
-    /// Counts an unfinished execution of a task with `keepAlive` at its machine.
+    /// Counts an unfinished execution of a task with `keepAlive` or an undo at its machine.
     fn guard(&mut self, key: ExecutionKey) {
         let task = self.task(key.task);
         let execution = &task.executions[key.n as usize];
-        if task.spec.counts.keep_alive.is_none() || execution.state.is_terminal() {
+        if !task.spec.is_guarding() || execution.state.is_terminal() {
             return;
         }
         if let Some(target) = execution.target.clone() {
@@ -438,7 +445,7 @@ impl Core {
     fn unguard(&mut self, key: ExecutionKey) {
         let task = self.task(key.task);
         let target = task.executions[key.n as usize].target.as_ref();
-        let target = target.filter(|_| task.spec.counts.keep_alive.is_some());
+        let target = target.filter(|_| task.spec.is_guarding());
         let Some(instance) = target.map(|target| target.instance.clone()) else {
             return;
         };

@@ -257,7 +257,17 @@ impl TaskData {
     /// How many executions have failed. Over the whole task, not in each step.
     fn failures(&self) -> u32 {
         let counts = &self.counts;
-        counts.failed + counts.timed_out + counts.lost + counts.expired
+        counts.failed + counts.timed_out + counts.lost + counts.expired + self.only_dirty()
+    }
+
+    /// How many executions ended well, or were canceled, and left an undo that is failed or owed.
+    fn only_dirty(&self) -> u32 {
+        if self.dirty() == 0 {
+            return 0;
+        }
+        let ended = [ExecutionState::Succeeded, ExecutionState::Canceled];
+        let ended = self.executions.iter().filter(|e| ended.contains(&e.state));
+        ended.filter(|e| e.current.is_dirty()).count() as u32
     }
 
     /// Whether it starts nothing now.

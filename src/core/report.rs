@@ -129,6 +129,7 @@ impl Core {
     /// every later poll only after this answer has arrived or was given up. So whatever such a poll does not
     /// list was not started, as with orders in the answer to a poll.
     pub fn done_and_next(&mut self, now: Time, done: &Done) -> Taken<Arc<Detail>> {
+        let undos = self.report_undos(now, &done.instance, &done.undos);
         let results = self.take_results(now, &done.instance, &done.pieces, &done.results);
         let machine = self.instances.get(&*done.instance).copied().filter(|key| {
             let machine = self.machine(*key);
@@ -146,7 +147,7 @@ impl Core {
         }
         Taken {
             results,
-            undos: Vec::new(),
+            undos,
             start: orders.start,
         }
     }

@@ -146,6 +146,7 @@ impl Core {
             joins_pending: Some(JOIN_ALL),
             seq: saved.seq,
             poll_held: false,
+            has_hung_up: false,
             waking: false,
             ready: None,
             inbox: BTreeSet::new(),
@@ -196,6 +197,7 @@ impl Core {
             withdrawn: saved.withdrawn,
             rerun_of: saved.rerun_of,
             counts: Default::default(),
+            undos: Default::default(),
             output_bytes: 0,
             executions: Vec::new(),
             spec: Arc::new(Spec {
@@ -244,6 +246,13 @@ impl Core {
             self.ledger.add_execution(saved.state);
             places.push((key, saved.place));
             let mut current = saved.current;
+            if let Some(undo) = &current.undo {
+                let state = undo.state;
+                state
+                    .into_iter()
+                    .for_each(|state| *task.undos.of(state) += 1);
+                task.output_bytes += undo.kept();
+            }
             for time in [
                 &mut current.due_at,
                 &mut current.expires_at,
@@ -270,6 +279,7 @@ impl Core {
         for (execution, place) in places {
             self.restore_place(now, execution, place);
             self.guard(execution);
+            self.restore_undo(execution);
         }
         self.restore_pacing(now, key);
         Ok(())
@@ -293,7 +303,7 @@ impl Core {
             Some(at) => {
                 self.ledger.finish_task(at, key, &task);
                 self.stats.finished(task.state());
-                self.set_forget_task(at, key, &task);
+                self.set_forget_task(key, &task);
             }
             None => self.set_task_ttl(key, &task),
         }
@@ -376,7 +386,8 @@ impl Core {
         task.output_bytes = task.output_bytes + after - before;
         self.ledger.resize_output(before, after);
         if let (Some(at), true) = (task.finished_at, task.output_bytes > 0) {
-            self.ledger.restore_output(at, key.task);
+            let task = task.clone();
+            self.ledger.list_finished(at, key.task, &task);
         }
     }
 }

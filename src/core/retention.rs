@@ -7,7 +7,8 @@
 use super::ledger::Frees;
 use super::spec::Spec;
 use super::timers::Timer;
-use super::{Core, Refusal, TaskKey};
+use super::undo::MAX_DEBTS;
+use super::{Core, Refusal, TaskKey, Time};
 
 /// Of the limit on executions, a task with `lateJoin` may have one part in so many: machines that come and go must not
 /// make it grow until its end pushes out everything else that is kept.
@@ -18,6 +19,12 @@ const ENDED_TOO: usize = 2;
 impl Core {
     /// Refuses a new task beyond the limits, with so many executions.
     pub(super) fn check_room(&self, spec: &Spec, executions: usize) -> Result<(), Refusal> {
+        if spec.detail.undo.is_some() && self.debts() >= MAX_DEBTS {
+            return Err(Refusal::Full(format!(
+                "{} undos are failed or owed, {MAX_DEBTS} are the most; settle some first (undo, forgive)",
+                self.debts()
+            )));
+        }
         let limit = self.limits.executions;
         let unfinished = self.ledger.unfinished_executions();
         let unfinished_tasks = self.ledger.unfinished_tasks();
@@ -105,6 +112,25 @@ impl Core {
         oldest.is_some()
     }
 
+    /// When a finished task is forgotten.
+    pub(super) fn forgotten_at(&self, key: TaskKey) -> Option<Time> {
+        self.tasks.get(&key)?.forgotten_at()
+    }
+
+    /// The undos of a finished task have changed: while one is failed or owed it is kept, whatever its limits are.
+    pub(super) fn change_forgetting(&mut self, key: TaskKey, before: Option<Time>) {
+        let (Some(before), Some(after)) = (before, self.forgotten_at(key)) else {
+            return;
+        };
+        self.timers.cancel(before, Timer::ForgetTask(key));
+        self.timers.set(after, Timer::ForgetTask(key));
+        let task = self.task(key);
+        if let Some(finished_at) = task.finished_at {
+            let task = task.clone();
+            self.ledger.list_finished(finished_at, key, &task);
+        }
+    }
+
     /// Removes a finished task and every reference to it.
     pub(super) fn forget_task(&mut self, key: TaskKey) {
         let Some(task) = self.tasks.remove(&key) else {
@@ -118,8 +144,9 @@ impl Core {
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
-        let forgotten_at = finished_at.plus(task.retention());
-        self.timers.cancel(forgotten_at, Timer::ForgetTask(key));
+        if let Some(forgotten_at) = task.forgotten_at() {
+            self.timers.cancel(forgotten_at, Timer::ForgetTask(key));
+        }
         self.task_ids.remove(&task.id);
         if task.prefix != task.id {
             self.task_prefixes.remove(&task.prefix);

@@ -12,6 +12,7 @@ use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
 use crate::wire::strict_object::StrictObject;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
+use crate::wire::undo::Undo;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::sync::Arc;
@@ -36,6 +37,11 @@ pub const MAX_RETRIES: u32 = 1_000;
 const ENTRY_BYTES: usize = 64;
 /// The most different pauses before retries.
 pub const MAX_INTERVALS: usize = 100;
+
+/// The shortest time of a dead man's switch: a network may be slow for longer than a moment.
+pub const MIN_DEADMAN: TimeSpan = TimeSpan::from_secs(10);
+/// The longest word of a lock, in bytes.
+pub const MAX_LOCK_BYTES: usize = 64;
 
 const DEFAULT_NAME: &str = "task";
 const DEFAULT_TTL_ALL: TimeSpan = TimeSpan::from_secs(600);
@@ -133,7 +139,13 @@ impl Spec {
     /// Whether what runs is canceled when it is stopped.
     pub fn stops_running(&self) -> bool {
         let rollout = self.rollout.as_ref();
-        rollout.is_some_and(|rollout| rollout.posted.stop_running == Some(true))
+        let asked = rollout.and_then(|rollout| rollout.posted.stop_running);
+        asked.unwrap_or(self.detail.undo.is_some())
+    }
+
+    /// Whether its targets count as touched from its registration on, until their executions have ended.
+    pub fn is_guarding(&self) -> bool {
+        self.counts.keep_alive.is_some() || self.detail.undo.is_some()
     }
 
     /// The longest time a command of this task can run; `None` without a time-out.
@@ -143,9 +155,12 @@ impl Spec {
             .timeout
             .unwrap_or(Timeout::After(DEFAULT_TIMEOUT))
         {
-            Timeout::After(duration) => Some(TimeSpan::from_millis(
-                duration.as_millis() + self.kill_grace().as_millis(),
-            )),
+            Timeout::After(duration) => {
+                let undo = self.detail.undo.as_ref();
+                let undo = undo.map_or(0, |undo| undo.longest().as_millis());
+                let command = duration.as_millis() + self.kill_grace().as_millis();
+                Some(TimeSpan::from_millis(command + undo))
+            }
             Timeout::Never => None,
         }
     }
@@ -218,6 +233,7 @@ impl Spec {
             + text(&detail.stdin)
             + text(&detail.script)
             + text(&detail.stdin_base64)
+            + detail.undo.as_ref().map_or(0, |undo| undo.text_bytes())
             + [&detail.argv, &detail.script_args]
                 .into_iter()
                 .flatten()
@@ -322,6 +338,9 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
         argv.shrink_to_fit();
     }
     check_script(&detail)?;
+    if let Some(undo) = &detail.undo {
+        check_undo(undo, detail.timeout)?;
+    }
     match (&detail.command, &detail.argv) {
         (None, None) if detail.script.is_some() => {}
         (None, None) => {
@@ -393,6 +412,69 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
         check_argument(&format!("detail.env.{name}"), value, "")?;
     }
     Ok(detail)
+}
+
+fn check_undo(undo: &Undo, timeout: Option<Timeout>) -> Result<(), String> {
+    if timeout == Some(Timeout::Never) {
+        return Err("detail.timeout: must not be -1 with an undo: an experiment has an end".into());
+    }
+    check_line_or_argv("detail.undo", "command", &undo.command, "argv", &undo.argv)?;
+    if undo.check.is_some() || undo.check_argv.is_some() {
+        check_line_or_argv(
+            "detail.undo",
+            "check",
+            &undo.check,
+            "checkArgv",
+            &undo.check_argv,
+        )?;
+    }
+    if undo.timeout == Some(TimeSpan::default()) {
+        return Err("detail.undo.timeout: must be above 0".into());
+    }
+    if let Some(Timeout::After(deadman)) = undo.deadman
+        && deadman < MIN_DEADMAN
+    {
+        return Err(format!(
+            "detail.undo.deadman: must be {MIN_DEADMAN} or more, or -1 for none"
+        ));
+    }
+    if let Some(lock) = &undo.lock {
+        check_text("detail.undo.lock", lock, MAX_LOCK_BYTES, "")?;
+    }
+    Ok(())
+}
+
+/// Checks that exactly one of a shell line and a program with its arguments is given.
+fn check_line_or_argv(
+    field: &str,
+    line_name: &str,
+    line: &Option<String>,
+    argv_name: &str,
+    argv: &Option<Vec<String>>,
+) -> Result<(), String> {
+    match (line, argv) {
+        (None, None) => Err(format!(
+            "{field}: needs {line_name} (a shell line) or {argv_name} (a program and its arguments)"
+        )),
+        (Some(_), Some(_)) => Err(format!(
+            "{field}: has both {line_name} and {argv_name}, give one of them"
+        )),
+        (Some(line), None) if line.trim().is_empty() => {
+            Err(format!("{field}.{line_name}: must not be empty"))
+        }
+        (Some(line), None) => check_argument(&format!("{field}.{line_name}"), line, ""),
+        (None, Some(argv)) => {
+            let field = format!("{field}.{argv_name}");
+            if argv.first().is_none_or(String::is_empty) {
+                return Err(format!(
+                    "{field}: must begin with a program, such as [\"ls\", \"-l\"]"
+                ));
+            }
+            check_count(&field, argv.len(), MAX_ARGUMENTS)?;
+            let arguments = argv.iter().enumerate();
+            { arguments }.try_for_each(|(n, a)| check_argument(&format!("{field}[{n}]"), a, ""))
+        }
+    }
 }
 
 fn check_script(detail: &Detail) -> Result<(), String> {

@@ -9,11 +9,13 @@ use super::match_index::SelectorKey;
 use super::output::Output;
 use super::pacing::Pacing;
 use super::spec::Spec;
+use super::undo::AttemptUndo;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine_names::MachineNames;
 use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
+use crate::wire::undo::UndoCounts;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -24,6 +26,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 /// Earlier attempts kept for each execution; the last ones explain why it fails.
 pub(super) const MAX_PAST_ATTEMPTS: usize = 10;
+
+/// How long a task is kept at least while an undo of it is failed or owed: until then the machine may come back.
+const DEBTS_KEPT: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 
 /// A task. A copy is cheap and shows the task as it is now: the data is shared until it changes.
 #[derive(Debug, Clone)]
@@ -60,6 +65,8 @@ pub struct TaskData {
     /// something of it was started.
     pub(super) withdrawn: bool,
     pub(super) counts: Counts,
+    /// The undos of the latest attempts.
+    pub(super) undos: UndoCounts,
     /// Bytes of output kept, of all its executions.
     pub(super) output_bytes: usize,
     pub(super) executions: Vec<Execution>,
@@ -121,6 +128,8 @@ pub struct Attempt {
     pub msg: Box<str>,
     /// Its machine's own report ended it; the same report again is accepted without effect.
     pub reported: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<Box<AttemptUndo>>,
     /// Saved separately.
     #[serde(skip)]
     pub output: Option<Arc<Output>>,
@@ -143,6 +152,18 @@ impl Target {
 }
 
 impl Attempt {
+    /// What is kept of its output and of that of its undo, in bytes.
+    pub fn kept_output(&self) -> usize {
+        let output = self.output.as_ref().map_or(0, |output| output.kept());
+        output + self.undo.as_ref().map_or(0, |undo| undo.kept())
+    }
+
+    /// Whether its undo is failed or owed.
+    pub fn is_dirty(&self) -> bool {
+        let state = self.undo.as_ref().and_then(|undo| undo.state);
+        state.is_some_and(|state| state.is_dirty())
+    }
+
     pub fn new(number: u32) -> Self {
         Attempt {
             number,
@@ -157,6 +178,7 @@ impl Attempt {
             signal: None,
             msg: "".into(),
             reported: false,
+            undo: None,
             output: None,
         }
     }
@@ -296,11 +318,21 @@ impl Task {
     }
 
     /// How long it is kept after it has finished.
-    pub(super) fn retention(&self) -> TimeSpan {
+    fn retention(&self) -> TimeSpan {
         match self.state() {
             TaskState::Succeeded => self.spec.result_ttl,
             _ => self.spec.failure_ttl,
         }
+    }
+
+    /// When it is forgotten, if it has finished. As long as an undo of it is failed or owed it is kept for longer:
+    /// somebody has to know.
+    pub(super) fn forgotten_at(&self) -> Option<Time> {
+        let retention = match self.dirty() {
+            0 => self.retention(),
+            _ => self.retention().max(DEBTS_KEPT),
+        };
+        Some(self.finished_at?.plus(retention))
     }
 
     fn status(&self) -> u8 {
@@ -402,8 +434,8 @@ impl Task {
             spared: self.spared,
             assignees: self.labels().map(Cow::from).collect(),
             counts: self.counts,
-            undos: None,
-            clean: None,
+            undos: self.has_undo().then_some(self.undos),
+            clean: self.has_undo().then(|| self.dirty() == 0),
             detail: wire::AnsweredDetail {
                 detail,
                 truncated_bytes,
@@ -534,6 +566,7 @@ impl Attempt {
             started_at: self.started_at.map(timestamp),
             finished_at: self.finished_at.map(timestamp),
             duration_ms: self.duration_ms,
+            undo: self.undo.as_ref().map(|undo| undo.answer(None)),
             ..Default::default()
         };
         if let Some(output) = &self.output {

@@ -329,6 +329,7 @@ impl Core {
             };
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
+        self.lose_undos_of(now, key);
         self.revoke_offers(key);
         if !self.machine(key).left {
             self.hold_back_queued(now, key);
@@ -344,9 +345,10 @@ impl Core {
     }
 
     /// Sets the timer of a finished task.
-    pub(super) fn set_forget_task(&mut self, finished_at: Time, key: TaskKey, task: &Task) {
-        let forgotten_at = finished_at.plus(task.retention());
-        self.timers.set(forgotten_at, Timer::ForgetTask(key));
+    pub(super) fn set_forget_task(&mut self, key: TaskKey, task: &Task) {
+        if let Some(forgotten_at) = task.forgotten_at() {
+            self.timers.set(forgotten_at, Timer::ForgetTask(key));
+        }
     }
 
     /// Sets the timers of a restored attempt.

@@ -107,7 +107,11 @@ mod tests {
 
     #[test]
     fn a_debt_is_settled_by_any_certain_word() {
-        for event in [UndoEvent::NotStarted, UndoEvent::Succeed, UndoEvent::Forgive] {
+        for event in [
+            UndoEvent::NotStarted,
+            UndoEvent::Succeed,
+            UndoEvent::Forgive,
+        ] {
             let settled = next(Some(Owed), event).unwrap();
             assert!(settled.is_settled() && !settled.is_dirty(), "{event:?}");
         }

@@ -12,6 +12,7 @@ use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time, data_mut};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Counts, ExecutionState, Mode};
+use crate::wire::undo::UndoCounts;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -258,6 +259,13 @@ impl Core {
                 task.id
             )));
         }
+        if task.dirty() > 0 {
+            return Err(Refusal::Conflict(format!(
+                "task {} is not clean, {} of its undos are failed or owed; run them again (undo), or settle them by hand (forgive)",
+                task.id,
+                task.dirty()
+            )));
+        }
         self.forget_task(key);
         Ok(())
     }
@@ -354,6 +362,7 @@ impl Core {
             canceled: false,
             withdrawn: false,
             counts,
+            undos: UndoCounts::default(),
             output_bytes: 0,
             executions,
         };

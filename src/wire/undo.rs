@@ -12,6 +12,9 @@ pub const DEFAULT_PATIENCE: TimeSpan = TimeSpan::from_secs(600);
 /// After how long without contact to the server a command with an undo is ended by default.
 pub const DEFAULT_DEADMAN: TimeSpan = TimeSpan::from_secs(60);
 
+/// The time from TERM to KILL of a try or a check.
+pub const KILL_GRACE: TimeSpan = TimeSpan::from_secs(5);
+
 /// What takes back the effect of a command, as posted. It has exactly one of `command` and `argv`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -49,6 +52,21 @@ impl Undo {
     ) -> Result<Option<Box<Self>>, D::Error> {
         let undo: Option<StrictObject<Undo>> = Option::deserialize(deserializer)?;
         Ok(undo.map(|undo| Box::new(undo.0)))
+    }
+
+    /// The longest time until it has ended: the last try may begin at the end of the patience.
+    pub fn longest(&self) -> TimeSpan {
+        let last = 2 * (self.timeout().as_millis() + KILL_GRACE.as_millis());
+        TimeSpan::from_millis(self.patience().as_millis() + last)
+    }
+
+    /// The size of its texts in bytes.
+    pub fn text_bytes(&self) -> usize {
+        let lines = [&self.command, &self.check, &self.lock];
+        let lines = lines.into_iter().flatten().map(String::len);
+        let argvs = [&self.argv, &self.check_argv];
+        let words = argvs.into_iter().flatten().flatten().map(String::len);
+        lines.chain(words).sum()
     }
 
     /// How long each try, and each check, may run.
