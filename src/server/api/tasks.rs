@@ -103,12 +103,20 @@ fn accept(
 pub fn submit(call: Call<'_>) -> Handled {
     let is_dry = flag(call.request, "dryRun")?;
     let Posted(posted): Posted<PostedTask> = body(&call, "the task")?;
-    let known = |text: &str| call.server.store.ask(|core| core.pattern(text));
+    let store = &call.server.store;
+    let mut is_known = false;
+    let known = |text: &str| {
+        let pattern = store.ask(|core| core.pattern(text));
+        is_known = pattern.is_some();
+        pattern
+    };
     let mut spec = Spec::checked(posted, &call.server.texts, known).map_err(bad)?;
     if is_dry {
         return dry_run(call, spec);
     }
-    call.server.store.match_labels(&mut spec.pattern);
+    if !is_known {
+        store.match_labels(&mut spec.pattern);
+    }
     accept(call, |core, now, id| core.submit(now, id, spec))
 }
 
