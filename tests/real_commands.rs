@@ -292,6 +292,42 @@ fn an_older_agent_is_not_handed_what_it_cannot_do() {
     assert_eq!(orders["start"].as_array().map(Vec::len), Some(1));
 }
 
+/// Issue 16, number 7.
+#[test]
+fn what_any_machine_may_run_waits_for_an_agent_that_can() {
+    let server = Server::start();
+    // As an agent polls that knows no features: it is free and waits.
+    let older = json!({"instance": "0123456789abcdef", "seq": 1, "label": "older", "version": "0.0.9", "jobs": 4});
+    assert_eq!(server.post("/api/v1/agent/poll", &older).status, 200);
+    let any = |detail: Value| json!({"machinePattern": ".*", "mode": "any", "detail": detail});
+    let beyond = [
+        any(json!({"script": "#!/bin/sh\necho by a script\n"})),
+        any(json!({"command": "cat", "stdinBase64": "AAAA"})),
+    ];
+    let beyond = beyond.map(|task| server.submit(task));
+    let within = server.submit(any(json!({"command": "true"})));
+    let mut again = older.clone();
+    again["seq"] = json!(2);
+    let orders = server.post("/api/v1/agent/poll", &again).data();
+    let start = orders["start"].as_array().unwrap();
+    assert_eq!(start.len(), 1, "{orders}");
+    assert_eq!(start[0]["taskId"], within["id"]);
+    for task in &beyond {
+        let task = server.task(common::id(task));
+        let execution = &task["result"][0];
+        assert_eq!(execution["state"], "queued");
+        let msg = execution["msg"].as_str().unwrap();
+        assert!(msg.contains("waits for a machine whose agent"), "{msg}");
+    }
+    let _newer = server.agent("newer");
+    for task in &beyond {
+        let task = server.finished(common::id(task));
+        assert_eq!(task["state"], "succeeded", "{task}");
+        assert_eq!(task["result"][0]["machineLabel"], "newer");
+        assert_eq!(task["result"][0]["msg"], "");
+    }
+}
+
 /// Issue 16, number 20.
 #[test]
 fn a_script_of_any_interpreter_runs_with_arguments_and_leaves_no_file() {

@@ -7,6 +7,7 @@
 //!   machine, or to another one if its task allows that.
 //! - An attempt that may have started on a machine that went offline is `lost`, and never handed to another.
 
+use super::abilities::Abilities;
 use super::invariants::Rule;
 use super::lifecycle::Event;
 use super::machine::{Kind, Machine};
@@ -96,6 +97,7 @@ impl Core {
                 )));
             }
         }
+        let was_live = known.is_some_and(Machine::is_live);
         if known.is_none() {
             self.replace_original(now, &poll.label);
         }
@@ -103,7 +105,8 @@ impl Core {
         let machine = self.machine_mut(key);
         machine.seq = poll.seq;
         let can = |feature: &Feature| poll.features.iter().any(|word| word == feature.word());
-        machine.features = Feature::ALL.into_iter().filter(can).collect();
+        let features = Feature::ALL.into_iter().filter(can);
+        machine.abilities = Abilities::of_agent(Kind::Agent, features);
         (machine.poll_held, machine.waking) = (false, false);
         machine.cancels.clear();
         if machine.state == MachineState::Draining {
@@ -124,6 +127,9 @@ impl Core {
             self.deliver(now, key, &mut orders);
         }
         self.revoke_offers(key);
+        if !was_live {
+            self.explain_waiting_for(key);
+        }
         Ok((key, orders))
     }
 
@@ -172,7 +178,7 @@ impl Core {
             kind: caller.kind,
             state: MachineState::Offline,
             jobs: caller.jobs,
-            features: Vec::new(),
+            abilities: Abilities::of_agent(caller.kind, []),
             since: now,
             last_seen: now,
             offline_since: now,
@@ -204,9 +210,6 @@ impl Core {
         self.refresh_ready(key);
         self.watch_silence(key, now.plus(super::OFFLINE_AFTER));
         self.machine_changed(key);
-        if self.machine(key).is_original() {
-            self.explain_waiting_for(key);
-        }
     }
 
     /// Registers the machine of an original's agent, or updates a known one.
@@ -224,7 +227,13 @@ impl Core {
             jobs: 1,
             kind: Kind::Original,
         };
+        let was_live = self
+            .original(label)
+            .is_some_and(|key| self.machine(key).is_live());
         let key = self.register(now, &caller)?;
+        if !was_live {
+            self.explain_waiting_for(key);
+        }
         self.join_open_tasks(now, key);
         Ok(key)
     }
@@ -287,7 +296,7 @@ impl Core {
                 self.end_attempt(now, execution, ExecutionState::Expired, super::EXPIRED);
                 continue;
             }
-            if self.fail_if_unknown_to(now, execution, key) {
+            if self.moves_on(execution, key) || self.fail_if_unknown_to(now, execution, key) {
                 continue;
             }
             if let Some(why) = self.cannot_run(key, execution) {
@@ -323,13 +332,28 @@ impl Core {
         }
     }
 
+    /// Has what any machine may run and this one's agent cannot go to another one. It was offered to the machine
+    /// before the agent said that it can do less.
+    fn moves_on(&mut self, execution: ExecutionKey, key: MachineKey) -> bool {
+        let stays = !self.task(execution.task).is_any()
+            || self.may_run(self.machine(key), self.needs_of(execution.task));
+        if !stays {
+            let pattern = self.pattern_key_of(execution.task);
+            self.queue_for_any(execution, pattern);
+        }
+        !stays
+    }
+
+    /// Whether what needs these abilities, and any machine may run, may be handed to a machine.
+    pub(super) fn may_run(&self, machine: &Machine, needed: Abilities) -> bool {
+        machine.abilities.cover(needed) || !self.keeps(Rule::AnyGoesWhereItCanRun)
+    }
+
     /// Why a machine's agent cannot run what an execution asks for; none if it can.
     fn cannot_run(&self, key: MachineKey, execution: ExecutionKey) -> Option<String> {
         let machine = self.machine(key);
         let detail = &self.task(execution.task).spec.detail;
-        let missing = detail
-            .needs()
-            .find(|need| !machine.features.contains(need))?;
+        let missing = detail.needs().find(|need| !machine.abilities.has(*need))?;
         Some(format!(
             "detail.{}: the agent on this machine (version {}) cannot do it; one of the server's version ({}) can",
             missing.word(),
@@ -338,16 +362,13 @@ impl Core {
         ))
     }
 
-    /// The oldest execution that waits for any machine and matches this one.
+    /// The oldest execution that waits for any machine, matches this one, and can be run by its agent.
     fn next_any(&self, machine: &Machine) -> Option<ExecutionKey> {
         let patterns = self.match_index.label(machine.label_key).patterns.iter();
-        let is_original = machine.is_original();
         patterns
-            .map(|pattern| self.match_index.entry(*pattern))
-            .filter_map(|entry| match is_original {
-                true => entry.for_original.first().copied(),
-                false => entry.queue.first().copied(),
-            })
+            .flat_map(|pattern| &self.match_index.entry(*pattern).by_need)
+            .filter(|(needed, _)| self.may_run(machine, **needed))
+            .filter_map(|(_, waiting)| waiting.first().copied())
             .min()
             .map(|task| ExecutionKey { task, n: 0 })
     }

@@ -33,11 +33,13 @@ pub enum Rule {
     QueuesAreKept,
     /// What was canceled while its hand-out was being saved is not sent.
     CanceledIsNotSent,
+    /// What any machine may run goes to one whose agent can run it.
+    AnyGoesWhereItCanRun,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 8] = [
+    pub const ALL: [Rule; 9] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -46,6 +48,7 @@ impl Rule {
         Rule::OneExecutionPerMachine,
         Rule::LateJoinEnds,
         Rule::QueuesAreKept,
+        Rule::AnyGoesWhereItCanRun,
     ];
 }
 
@@ -121,7 +124,11 @@ impl Core {
                 _ => false,
             };
             let pattern = self.match_index.find_entry(task.spec.pattern.text());
-            let fits = |m: &&&Machine| pattern.is_some_and(|p| p.labels.contains(&m.label_key));
+            let needed = self.needs_of(*key);
+            let fits = |m: &&&Machine| {
+                let matches = pattern.is_some_and(|p| p.labels.contains(&m.label_key));
+                matches && self.may_run(m, needed)
+            };
             if let Some(machine) = idle.iter().find(fits).filter(|_| waits) {
                 return Err(format!(
                     "{key:?} {:?} waits, and {} is free",
@@ -217,11 +224,13 @@ impl Core {
             Place::Pattern(pattern_key) => {
                 let entry = self.match_index.find_entry(task.spec.pattern.text());
                 let same = self.match_index.entry(pattern_key);
-                let for_original = super::original::unknown_field(&task.spec.detail).is_none();
+                let by_need = same.by_need.get(&self.needs_of(key.task));
+                let listed: usize = same.by_need.values().map(BTreeSet::len).sum();
                 let queued = |entry: &_| {
                     std::ptr::eq(entry, same)
                         && same.queue.contains(&key.task)
-                        && same.for_original.contains(&key.task) == for_original
+                        && same.queue.len() == listed
+                        && by_need.is_some_and(|waiting| waiting.contains(&key.task))
                 };
                 task.is_any() && key.n == 0 && entry.is_some_and(queued)
             }

@@ -6,6 +6,7 @@
 //! labels, to which those are added that came after it. Tasks that wait for a machine wait in the
 //! entry of their pattern.
 
+use super::abilities::WaitingByNeed;
 use super::pattern::Pattern;
 use super::spec::Spec;
 use super::{MachineKey, TaskKey};
@@ -68,8 +69,8 @@ pub(super) struct PatternEntry {
     pub labels: BTreeSet<LabelKey>,
     /// `any` tasks whose execution waits for a free machine.
     pub queue: BTreeSet<TaskKey>,
-    /// Those of them that the original's agents can run.
-    pub for_original: BTreeSet<TaskKey>,
+    /// The same by what they need of an agent.
+    pub by_need: WaitingByNeed,
     /// Tasks that new machines may still join.
     pub open: BTreeSet<TaskKey>,
     /// The last spec that was submitted, while a task still uses it.
@@ -278,7 +279,7 @@ impl MatchIndex {
             pattern: pattern.clone(),
             labels: labels.clone(),
             queue: BTreeSet::new(),
-            for_original: BTreeSet::new(),
+            by_need: WaitingByNeed::new(),
             open: BTreeSet::new(),
             last_spec: Weak::new(),
             used: self.clock,

@@ -25,6 +25,7 @@
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
 //! | `spec.rs`, `pattern.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `match_index.rs` | which labels match which patterns, and which tasks wait for them |
+//! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
 //! | `newcomers.rs` | how many new machines are accepted from where |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
 //! | `invariants.rs` | what must be true after every operation; for tests |
@@ -37,6 +38,7 @@
 //! - an operation or a rule: the file of whoever calls it; then let `tests/simulation` call it.
 //! - a timer: `timers.rs` says how. A limit: `retention.rs` says how. A kind of event: `follow.rs` says how.
 
+mod abilities;
 mod agent;
 mod attempt_end;
 mod follow;
@@ -92,6 +94,7 @@ use self::timers::Timers;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use serde::{Deserialize, Serialize};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -334,9 +337,15 @@ impl Core {
         match was {
             Place::Nowhere => {}
             Place::Pattern(pattern) => {
+                let needed = self.needs_of(key.task);
                 let entry = self.match_index.entry_mut(pattern);
                 entry.queue.remove(&key.task);
-                entry.for_original.remove(&key.task);
+                if let Entry::Occupied(mut same_need) = entry.by_need.entry(needed) {
+                    same_need.get_mut().remove(&key.task);
+                    if same_need.get().is_empty() {
+                        same_need.remove();
+                    }
+                }
             }
             Place::Inbox(machine) => {
                 let left = self.machine_mut(machine);
@@ -356,13 +365,10 @@ impl Core {
         match place {
             Place::Nowhere => {}
             Place::Pattern(pattern) => {
-                let detail = &self.task(key.task).spec.detail;
-                let for_original = original::unknown_field(detail).is_none();
+                let needed = self.needs_of(key.task);
                 let entry = self.match_index.entry_mut(pattern);
                 entry.queue.insert(key.task);
-                if for_original {
-                    entry.for_original.insert(key.task);
-                }
+                entry.by_need.entry(needed).or_default().insert(key.task);
             }
             Place::Inbox(machine) => {
                 let is_any = self.task(key.task).is_any();

@@ -3,6 +3,7 @@
 //! The records come from a file and are not trusted: a contradiction is an error that names the record. To
 //! restore a new field, set it where the other fields of its record are set.
 
+use super::abilities::Abilities;
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
 use super::original::OriginalAgent;
@@ -101,6 +102,10 @@ impl Core {
             instance: instance.clone(),
             host: saved.host.clone(),
         };
+        let kind = match saved.original {
+            true => Kind::Original,
+            false => Kind::Agent,
+        };
         let machine = Machine {
             target: Arc::new(target),
             instance,
@@ -108,11 +113,7 @@ impl Core {
             host: saved.host,
             version: saved.version,
             label_key,
-            kind: if saved.original {
-                Kind::Original
-            } else {
-                Kind::Agent
-            },
+            kind,
             state: match (saved.offline, saved.draining) {
                 (true, _) => MachineState::Offline,
                 (false, true) => MachineState::Draining,
@@ -120,7 +121,7 @@ impl Core {
             },
             jobs: saved.jobs,
             // Until its next poll says what it can; an agent refuses what it does not understand.
-            features: Feature::ALL.into(),
+            abilities: Abilities::of_agent(kind, Feature::ALL),
             since: saved.since,
             last_seen: now,
             offline_since: now,

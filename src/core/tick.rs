@@ -317,6 +317,7 @@ impl Core {
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
         self.revoke_offers(key);
+        self.explain_waiting_for(key);
     }
 
     /// Sets the timer of an unfinished task.

@@ -1,5 +1,6 @@
 //! The operations of users: submit, rerun, cancel, delete.
 
+use super::abilities::Abilities;
 use super::invariants::Rule;
 use super::machine::JoinCursor;
 use super::match_index::PatternKey;
@@ -398,7 +399,7 @@ impl Core {
 
     /// Queues an execution for any matching machine: for one that is ready, or else for the first to be free.
     pub(super) fn queue_for_any(&mut self, key: ExecutionKey, pattern: PatternKey) {
-        match self.longest_waiting_machine(pattern) {
+        match self.longest_waiting_machine(pattern, self.needs_of(key.task)) {
             Some(machine) => self.queue_for(key, machine),
             None => {
                 self.execution_mut(key).target = None;
@@ -408,21 +409,26 @@ impl Core {
         }
     }
 
-    /// The matching machine that has been ready for longest. Searches the shorter of two lists: the ready
-    /// machines, or those with matching labels.
-    fn longest_waiting_machine(&self, pattern: PatternKey) -> Option<MachineKey> {
+    /// The matching machine that has been ready for longest and whose agent has the abilities. Searches the shorter of
+    /// two lists: the ready machines, or those with matching labels.
+    fn longest_waiting_machine(
+        &self,
+        pattern: PatternKey,
+        needed: Abilities,
+    ) -> Option<MachineKey> {
         let labels = &self.match_index.entry(pattern).labels;
         if labels.len() < self.ready.len() {
             let machines = labels
                 .iter()
                 .flat_map(|label| &self.match_index.label(*label).machines);
-            let waiting = machines.filter_map(|key| Some((self.machine(*key).ready?, *key)));
+            let able = machines.filter(|key| self.may_run(self.machine(**key), needed));
+            let waiting = able.filter_map(|key| Some((self.machine(*key).ready?, *key)));
             return waiting.min().map(|(_, key)| key);
         }
-        self.ready
-            .values()
-            .copied()
-            .find(|key| labels.contains(&self.machine(*key).label_key))
+        self.ready.values().copied().find(|key| {
+            let machine = self.machine(*key);
+            labels.contains(&machine.label_key) && self.may_run(machine, needed)
+        })
     }
 
     /// Lists an open task where machines that appear find it.
