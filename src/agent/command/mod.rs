@@ -20,7 +20,7 @@ mod output_pipes;
 pub(crate) mod path_lookup;
 pub(super) mod policy;
 pub(super) mod runner;
-mod script;
+pub(super) mod script;
 mod start_failure;
 pub(super) mod supervisor;
 mod survivors;

@@ -12,7 +12,7 @@ use super::attempt_processes::AttemptProcesses;
 use super::process_table::ProcessTable;
 use super::termination::{ProcessTree, Progress, Termination};
 use crate::agent::attempt::lock;
-use crate::agent::command::runner;
+use crate::agent::command::{runner, script};
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -257,6 +257,8 @@ fn end(listed: Listed) {
             if may_start {
                 // From the beginning: a process that was looked at may have the key by then.
                 *one = Ending::new(std::mem::take(&mut one.key), None, now + START_LOOK_PERIOD);
+            } else {
+                script::remove_file_of(&one.key);
             }
             may_start
         });
