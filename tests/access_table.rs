@@ -438,7 +438,7 @@ fn the_audit_has_a_line_for_every_change_also_a_refused_one() {
     assert_eq!(mode & 0o777, 0o600, "commands are in it");
     let detail = json!({"command": "echo hello", "user": "nobody"});
     let task = json!({"id": "a", "machinePattern": "no machine", "detail": detail}).to_string();
-    let large = format!("{{\"name\":\"{}\"}}", "x".repeat(2_000_000));
+    let large = format!("{{\"name\":\"{}\"}}", "x".repeat(5_000_000));
     let calls: &[(&str, &str, &str, &str, u16)] = &[
         ("people-secret-1", "POST", "/api/v1/task", &task, 200),
         ("people-secret-1", "POST", "/api/v1/task", &task, 409),

@@ -11,6 +11,7 @@ use super::abilities::Abilities;
 use super::invariants::Rule;
 use super::lifecycle::Event;
 use super::machine::{Kind, Machine};
+use super::spec::MAX_SENT_BYTES;
 use super::task::{Place, Target};
 use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
 use super::user::JOIN_ALL;
@@ -22,9 +23,9 @@ use crate::wire::task::{Detail, ExecutionState};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// The size of the details in one answer, in bytes; the last detail may exceed it. Both sides hold the whole
-/// answer in memory.
-const MAX_HANDED_OUT_BYTES: usize = 4 << 20;
+/// The size of the details in one answer in JSON, in bytes. An agent reads 1 MiB for each of its jobs, for four of them at
+/// least, and 64 KiB beside that. What does not fit goes with the next answer.
+const MAX_HANDED_OUT_BYTES: usize = MAX_SENT_BYTES;
 /// The longest instance id, in bytes.
 const MAX_INSTANCE_BYTES: usize = 64;
 /// The longest host name and version kept, in bytes.
@@ -281,7 +282,7 @@ impl Core {
     /// its free jobs.
     pub(super) fn deliver(&mut self, now: Time, key: MachineKey, orders: &mut Orders<Arc<Detail>>) {
         let mut bytes = 0;
-        while self.machine(key).free() > 0 && bytes < MAX_HANDED_OUT_BYTES {
+        while self.machine(key).free() > 0 {
             let machine = self.machine(key);
             let Some(execution) = machine
                 .inbox
@@ -303,6 +304,10 @@ impl Core {
                 self.end_attempt(now, execution, ExecutionState::Failed, &why);
                 continue;
             }
+            let sent = self.task(execution.task).spec.sent_bytes;
+            if bytes > 0 && bytes + sent > MAX_HANDED_OUT_BYTES {
+                return;
+            }
             if !self.apply(execution, Event::Deliver) {
                 // Only queued executions are in a queue. Should that ever be wrong, do not hand it out.
                 self.place(execution, Place::Nowhere);
@@ -318,7 +323,7 @@ impl Core {
             self.machine_changed(key);
             let task = self.task(execution.task);
             let id = task.attempt_id(execution);
-            bytes += task.spec.detail_bytes();
+            bytes += sent;
             orders.start.push(Assignment {
                 id,
                 task_id: task.id.to_string(),

@@ -188,6 +188,7 @@ impl Core {
                 retry: saved.retry.map(Box::new),
                 result_ttl: saved.result_ttl,
                 failure_ttl: saved.failure_ttl,
+                sent_bytes: saved.detail.json_bytes(),
                 detail: saved.detail,
             }),
         };

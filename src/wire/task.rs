@@ -1,6 +1,7 @@
 //! A task as it is posted, and as it is answered.
 
 use super::agent::Feature;
+use super::bounded;
 use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
@@ -42,12 +43,14 @@ pub struct Detail {
     pub command: Option<String>,
     /// A program and its arguments, run without a shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "bounded::some_list")]
     pub argv: Option<Vec<String>>,
     /// A script, run by the interpreter that its first line names, else by the shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub script: Option<String>,
     /// The arguments of the script.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "bounded::some_list")]
     pub script_args: Option<Vec<String>>,
     /// The folder it runs in; the agent's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,6 +63,7 @@ pub struct Detail {
     pub kill_grace: Option<TimeSpan>,
     /// Extra variables of its environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "bounded::some_map")]
     pub env: Option<BTreeMap<String, String>>,
     /// The text of its standard input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,6 +91,38 @@ impl Detail {
         let needed = needed.into_iter().filter(|(is_needed, _)| *is_needed);
         needed.map(|(_, feature)| feature)
     }
+
+    /// How long its texts are in JSON, in bytes: that is what is sent and read. The names of its fields and its numbers
+    /// are not counted.
+    pub fn json_bytes(&self) -> usize {
+        let texts = [
+            &self.command,
+            &self.script,
+            &self.workspace,
+            &self.stdin,
+            &self.stdin_base64,
+            &self.user,
+        ];
+        let lists = [&self.argv, &self.script_args].into_iter().flatten();
+        let variables = self.env.iter().flatten();
+        let texts = { texts.into_iter().flatten() }
+            .chain(lists.flatten())
+            .chain(variables.flat_map(|(name, value)| [name, value]));
+        texts.map(|text| json_bytes(text) + JSON_MARKS).sum()
+    }
+}
+
+/// What stands around a text in JSON, in bytes: quotes, and a comma or colon.
+const JSON_MARKS: usize = 3;
+
+/// How long a text is in JSON, in bytes: quotes and control characters are escaped.
+pub fn json_bytes(text: &str) -> usize {
+    let escaped = text.bytes().map(|byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..0x20 => 6,
+        _ => 1,
+    });
+    escaped.sum()
 }
 
 impl ReadOnlyFields for Detail {
@@ -123,10 +159,10 @@ pub struct Retry {
     /// The most retries.
     pub max: u32,
     /// The pauses before the retries; the last one is used for all further ones.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::list")]
     pub interval: Vec<TimeSpan>,
     /// After which results.
-    #[serde(default = "Retry::default_on")]
+    #[serde(default = "Retry::default_on", deserialize_with = "bounded::list")]
     pub on: Vec<RetryOn>,
 }
 
