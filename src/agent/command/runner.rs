@@ -67,7 +67,7 @@ impl Runner {
             label,
             needs_session: inheritance::has_terminal(),
             guard: Arc::clone(&guard),
-            orphaned_pipes: OrphanedPipes::new(),
+            orphaned_pipes: OrphanedPipes::new(Arc::clone(&guard)),
             survivors: Survivors::new(guard),
         }
     }
@@ -455,7 +455,7 @@ fn is_secret(name: &OsStr) -> bool {
 
 /// Starts this program once more with other arguments, in a process group of its own: a signal of the
 /// terminal goes to the agent's group, and the agent decides what it means.
-pub fn spawn_self(args: &[OsString], stdin: Stdio) -> io::Result<Child> {
+pub fn spawn_self(args: &[OsString], stdin: Stdio, stdout: Stdio) -> io::Result<Child> {
     let unnamed = || io::Error::other("the path of this program is not known");
     // Without /proc only the name by which it was started is known.
     let own = std::env::current_exe().or_else(|_| {
@@ -467,6 +467,7 @@ pub fn spawn_self(args: &[OsString], stdin: Stdio) -> io::Result<Child> {
     Command::new(own)
         .args(args)
         .stdin(stdin)
+        .stdout(stdout)
         .process_group(0)
         .spawn()
 }
