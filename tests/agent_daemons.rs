@@ -1,7 +1,6 @@
 //! What commands leave running: it keeps its output, however much of it there is, and whatever becomes of the agent.
 #![cfg(feature = "agent")]
 
-#[allow(dead_code)]
 mod fake;
 
 use fake::{Agent, Server, alive, eventually, kill};

@@ -1,6 +1,6 @@
 //! Scripts on machines that cannot hand them over in memory: without /proc, or where files in memory may not be executed.
+#![cfg(feature = "agent")]
 
-#[allow(dead_code)]
 mod fake;
 
 use fake::{Agent, Server, eventually, unshare};
