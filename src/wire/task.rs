@@ -567,3 +567,35 @@ pub struct PastAttempt<S = String> {
     #[serde(flatten)]
     pub attempt: Attempt<S>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_as_long_in_json_as_it_is_written() {
+        let all: String = (0..0x2_000).filter_map(char::from_u32).collect();
+        for text in [
+            "",
+            "plain",
+            "\u{1}\u{8}\t\n\u{b}\u{c}\r\u{1f} \"\\/\u{7f}",
+            &all,
+        ] {
+            let written = serde_json::to_string(text).unwrap();
+            assert_eq!(json_bytes(text) + 2, written.len(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_texts_of_a_detail_are_about_as_long_in_json_as_it_is_written() {
+        let detail = Detail {
+            argv: Some(vec!["a\"b".into(); 100]),
+            env: Some((0..100).map(|n| (n.to_string(), "\u{1}".into())).collect()),
+            stdin: Some("\n".repeat(1_000)),
+            ..Detail::default()
+        };
+        let written = serde_json::to_string(&detail).unwrap().len();
+        let names = written - detail.json_bytes();
+        assert!(names < 100, "{names}");
+    }
+}
