@@ -18,6 +18,7 @@
 //! servers of different versions work together.
 
 pub mod agent;
+mod bounded;
 pub mod duration;
 pub mod enumeration;
 pub mod event;
