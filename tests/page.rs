@@ -561,6 +561,62 @@ fn a_thousand_machines_and_five_thousand_tasks_are_seen_at_once() {
     });
 }
 
+/// A rollout over fifty machines whose third step fails: web-0 fails alone, web-10 is one too many.
+#[test]
+fn a_rollout_that_fails_says_so_in_the_list_and_in_its_steps() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let fleet = Fleet::start(&server, 50);
+        fleet.release();
+        let mut rollout = task("deploy");
+        rollout["machinePattern"] = "^web-".into();
+        rollout["rollout"] = json!({"steps": [1, 5, 20, "100%"], "maxFailures": 1});
+        let done = server.run(rollout);
+        assert_eq!(done["counts"]["skipped"], 30, "{done}");
+        browser.open(&url(&server, "#/"));
+        browser.sees("#tasks", "50 / 50 · stopped");
+        browser.click("#tasks a");
+        browser.sees("#rollout-state", "Stopped");
+        browser.sees(
+            "#rollout-text",
+            "step 3 of 4 · 20 of 50 started · 2 failures",
+        );
+        browser.sees("#rollout-text", "stopped after 2 failures (1 allowed)");
+        let step = |n: u32| format!("#task-steps li:nth-child({n})");
+        for (n, size, barrier, parts) in [
+            (1, "1/1", "passed", [0, 1, 0]),
+            (2, "4/4", "passed", [1, 0, 0]),
+            (3, "15/15", "s-stopped", [1, 1, 0]),
+            (4, "30/30", "", [0, 0, 1]),
+        ] {
+            browser.sees(&step(n), size);
+            let class = browser.run(&format!(
+                "return document.querySelector({:?}).className",
+                step(n)
+            ));
+            assert_eq!(class, barrier, "{n}");
+            for (state, count) in ["succeeded", "failed", "skipped"].iter().zip(parts) {
+                let part = format!("{} .bar .s-{state}", step(n));
+                assert_eq!(browser.count(&part), count, "{part}");
+            }
+        }
+        browser.pictures("failed-rollout");
+        // As many steps as machines: on a narrow screen, too.
+        let mut careful = task("deploy");
+        careful["machinePattern"] = "^web-".into();
+        careful["rollout"] =
+            json!({"steps": (1..=50).collect::<Vec<_>>(), "maxFailures": 50, "pause": "approve"});
+        let careful = server.submit(careful);
+        browser.open(&url(&server, &format!("#/task/{}", id(&careful))));
+        browser.sees("#rollout-text", "before step 2 of 50 · 1 of 50 started");
+        browser.wait("document.querySelector('#task-steps li').className === 's-paused'");
+        browser.size(390, 844);
+        browser.wait("document.documentElement.scrollWidth <= innerWidth");
+        browser.pictures("careful-rollout");
+        assert_quiet(browser, &[]);
+    });
+}
+
 /// So many machines that do what a task wants only when they are released; every tenth fails.
 struct Fleet {
     released: Arc<AtomicBool>,
@@ -830,6 +886,7 @@ fn a_rollout_is_seen_in_its_steps_and_is_paused_resumed_and_stopped() {
         browser.wait("document.querySelector('#task-steps li:nth-child(2) .bar .s-held').offsetWidth > 2 * document.querySelector('#task-steps li:nth-child(1) .bar').offsetWidth");
         std::fs::write(folder.file("m-1"), "").unwrap();
         browser.sees("#rollout-state", "Paused");
+        browser.sees("#rollout-text", "before step 2 of 2 · 1 of 4 started");
         browser.sees("#rollout-text", "until somebody resumes it");
         assert_eq!(
             browser.count("#task-steps li:nth-child(1) .bar .s-succeeded"),

@@ -95,25 +95,30 @@ function showPreview(preview, anyOne) {
   setText(byId('preview-hint'), hint);
   setText(byId('preview-numbers'), byServer ? previewNumbers(preview) : '');
   setText(byId('submit-button'), button);
+  const ordered = plan.length ? chosen : byLabel(chosen);
   const parts = plan.length > 1 ? plan : [count];
-  const steps = parts.map((until, index) => chosen.slice(parts[index - 1] ?? 0, until));
+  const steps = parts.map((until, index) => ordered.slice(parts[index - 1] ?? 0, until));
   const rows = steps.flatMap((step, index) => [
     steps.length > 1 && {key: 'step ' + index, heading: `Step ${index + 1}:`, count: step.length},
     ...previewRows(step, index),
   ]).filter(Boolean);
   renderPreviewRows(byId('preview-list'), rows);
   setVisible(byId('preview-spared-title'), spared.length);
-  renderPreviewRows(byId('preview-spared'), previewRows(spared, 'spared'));
+  renderPreviewRows(byId('preview-spared'), previewRows(byLabel(spared), 'spared'));
 }
 
-// "10 match · 2 spared · 1 offline · started by step: 1, 3, 8"
-function previewNumbers({matched, spared, offline, draining, plan}) {
+function byLabel(targets) {
+  return [...targets].sort((a, b) => compareNames(a.label, b.label));
+}
+
+// "10 match · 2 spared · 1 offline · started by step: 1, 3, 8"; '' if the title says it all.
+function previewNumbers({ok, matched, spared, offline, draining, plan}) {
   const counts = [[spared?.length, 'spared'], [offline, 'offline'], [draining, 'draining']];
-  return joinPresent([
-    `${formatCount(matched)} match`,
+  const others = joinPresent([
     ...counts.map(([count, name]) => count > 0 && `${formatCount(count)} ${name}`),
     plan?.length > 1 && 'started by step: ' + joinFirst(plan, 10),
   ]);
+  return others || !ok ? joinPresent([`${formatCount(matched)} match`, others]) : '';
 }
 
 // A row for each label.

@@ -14,12 +14,14 @@ function renderRollout(task) {
   setVisible(byId('task-bar'), plan.length < 2);
   setVisible(byId('task-steps'), plan.length > 1);
   if (!rolloutState) return;
-  const {state} = rolloutState;
+  const {state, step, started} = rolloutState;
+  // Paused or stopped between two steps, it is at the next one, of which nothing has started.
+  const before = step > 1 && started <= plan[step - 2] ? 'before ' : '';
   setClass(byId('rollout-state'), 'state s-' + state);
   setText(byId('rollout-state').lastElementChild, ROLLOUT_PHASES[state] ?? safeLine(state));
   setText(byId('rollout-text'), joinPresent([
-    plan.length > 1 && `step ${rolloutState.step} of ${rolloutState.of}`,
-    `${rolloutState.started} of ${executionCount(task)} started`,
+    plan.length > 1 && `${before}step ${step} of ${rolloutState.of}`,
+    `${started} of ${executionCount(task)} started`,
     plural(rolloutState.failures, 'failure'),
     rolloutState.lateJoined && `${rolloutState.lateJoined} joined later`,
     state === 'paused' && pauseText(rolloutState.resumesAt),
@@ -42,7 +44,7 @@ function stopText({kind, msg, at}) {
 // What is in each step. Executions are numbered in the order of the rollout; what joined later is part
 // of the last step.
 function rolloutSteps({rolloutState, result}) {
-  const {plan, step, state} = rolloutState;
+  const {plan, step, state, started} = rolloutState;
   return plan.map((until, index) => {
     const end = index + 1 < plan.length ? until : result.length;
     const executions = result.slice(plan[index - 1] ?? 0, end);
@@ -50,9 +52,11 @@ function rolloutSteps({rolloutState, result}) {
     for (const execution of executions) {
       counts[execution.state] = (counts[execution.state] ?? 0) + 1;
     }
-    const isPassed = state === 'done' || index + 1 < step;
     const isNow = index + 1 === step && state !== 'done';
-    return {index, of: plan.length, size: executions.length, counts, isPassed, isNow, state};
+    let barrier = '';
+    if (state === 'done' || started > until) barrier = 'passed';
+    else if (started === until) barrier = 's-' + state;
+    return {index, of: plan.length, size: executions.length, counts, isNow, barrier};
   });
 }
 
@@ -62,13 +66,13 @@ function makeStep() {
   const label = element('small', 'num');
   return {
     el: element('li', {}, bar, label),
-    update({index, of, size, counts, isPassed, isNow, state}) {
+    update({index, of, size, counts, isNow, barrier}) {
       const ended = sum(ENDED_STATES.map(name => counts[name] ?? 0));
       const states = STATES.filter(name => counts[name]);
       const what = states.map(name => `${counts[name]} ${stateName(name)}`).join(', ');
       renderBar(bar, counts);
       setText(label, `${ended}/${size}`);
-      setClass(this.el, isPassed ? 'passed' : isNow ? 's-' + state : '');
+      setClass(this.el, barrier);
       if (isNow) this.el.setAttribute('aria-current', 'step');
       else this.el.removeAttribute('aria-current');
       this.el.style.flexGrow = size;
