@@ -26,6 +26,9 @@ const MAX_BYTES: usize = 125_000;
 const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/docs/page.webp");
 const MAX_PICTURE_BYTES: usize = 60_000;
 
+/// That nothing is wider than a phone. Not compared with the window's width: that grows with what is too wide.
+const NARROW: &str = "document.documentElement.scrollWidth <= 390";
+
 fn url(server: &Server, hash: &str) -> String {
     format!("http://{}/{hash}", server.address)
 }
@@ -129,6 +132,7 @@ fn with_token() -> Server {
     command
         .args(["server", "--listen", "127.0.0.1:0"])
         .env("SIDEBIKE_TOKEN", "the-token-of-people")
+        .env("SIDEBIKE_READ_TOKEN", "the-token-of-readers")
         .env("SIDEBIKE_AGENT_TOKEN", "the-token-of-agents");
     Server::from_command(command)
 }
@@ -403,7 +407,6 @@ fn hostile_labels_and_output_are_shown_as_text() {
         );
         posted["name"] = "<b onclick=window.hacked=1>\u{202e}name</b>".into();
         let done = server.run(posted);
-        let narrow = "document.documentElement.scrollWidth <= innerWidth";
         for (hash, element, text) in [
             ("".to_owned(), "#fleet", labels[0].as_str()),
             (
@@ -455,7 +458,7 @@ fn hostile_labels_and_output_are_shown_as_text() {
             browser.open("about:blank");
             browser.open(&url(&server, &hash));
             browser.sees(element, text);
-            browser.wait(narrow);
+            browser.wait(NARROW);
             browser.pictures(&format!("hostile-{}", element.trim_start_matches('#')));
             assert_eq!(
                 browser.count("main script, main img, main [onclick], main [onerror]"),
@@ -611,7 +614,7 @@ fn a_rollout_that_fails_says_so_in_the_list_and_in_its_steps() {
         browser.sees("#rollout-text", "before step 2 of 50 · 1 of 50 started");
         browser.wait("document.querySelector('#task-steps li').className === 's-paused'");
         browser.size(390, 844);
-        browser.wait("document.documentElement.scrollWidth <= innerWidth");
+        browser.wait(NARROW);
         browser.pictures("careful-rollout");
         assert_quiet(browser, &[]);
     });
@@ -997,7 +1000,7 @@ fn machines_are_found_by_tag_and_chosen_for_a_task_and_tags_are_text() {
         browser.sees("#machines", "zone=cn-10");
         browser.pictures("tags");
         browser.size(390, 844);
-        browser.wait("document.documentElement.scrollWidth <= innerWidth");
+        browser.wait(NARROW);
         browser.size(1280, 900);
         // The search finds a part of a tag, the choice exactly one.
         browser.type_into("#machines-search", "zone=cn-1");
@@ -1059,5 +1062,39 @@ fn machines_are_found_by_tag_and_chosen_for_a_task_and_tags_are_text() {
         );
         assert_eq!(browser.run("return window.hacked ?? null"), Value::Null);
         assert_quiet(browser, &["task?dryRun=1"]);
+    });
+}
+
+#[test]
+fn whoever_may_only_look_gets_a_guess_and_an_error_in_words() {
+    with_browser(|browser| {
+        let server = with_token();
+        let token = ("SIDEBIKE_AGENT_TOKEN", "the-token-of-agents");
+        let start =
+            |label, tags| Agent::start(server.address, label, &[token, ("SIDEBIKE_TAGS", tags)]);
+        let _agents = [
+            start("m-1", "zone=cn-1"),
+            start("m-2", "zone=cn-1"),
+            start("m-3", ""),
+        ];
+        browser.open(&url(&server, ""));
+        browser.sees("#token-dialog", "wants a token");
+        browser.type_into("#token-input", "the-token-of-readers");
+        browser.press("\u{e007}");
+        browser.sees("#fleet-summary", "3 online");
+        browser.press("n");
+        browser.sees("#preview-title", "3 machines");
+        browser.sees("#preview-hint", "made in this browser");
+        browser.click("#submit-form details:nth-of-type(1) summary");
+        // A machine without the tag does not match, whatever the pattern is.
+        browser.type_into("[name=machineTags]", "zone=.*");
+        browser.sees("#preview-title", "2 machines");
+        browser.type_into("[name=exclude]", "(?i)^M-1$");
+        browser.sees("#preview-title", "1 machine");
+        assert_eq!(lines(browser, "#preview-list"), ["m-2"]);
+        browser.type_into("[name=command]", "true");
+        browser.click("#submit-button");
+        browser.sees("#submit-error", "a read token is for looking only");
+        assert_quiet(browser, &["status of 401", "status of 403"]);
     });
 }

@@ -6,6 +6,8 @@ const ROLLOUT_PHASES = {
   stopped: 'Stopped',
   done: 'Rollout done',
 };
+// More steps than these are too narrow for their numbers.
+const MOST_LABELED_STEPS = 20;
 
 function renderRollout(task) {
   const {rolloutState, stoppedBy} = task;
@@ -13,6 +15,7 @@ function renderRollout(task) {
   const plan = rolloutState?.plan ?? [];
   setVisible(byId('task-bar'), plan.length < 2);
   setVisible(byId('task-steps'), plan.length > 1);
+  setClass(byId('task-steps'), plan.length > MOST_LABELED_STEPS ? 'steps many' : 'steps');
   if (!rolloutState) return;
   const {state, step, started} = rolloutState;
   // Paused or stopped between two steps, it is at the next one, of which nothing has started.
