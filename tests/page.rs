@@ -970,6 +970,19 @@ fn what_runs_may_end_by_itself_and_failures_stop_a_rollout_in_words() {
         browser.sees("#rollout-text", "stopped after 1 failure");
         browser.sees("#task-steps li:nth-child(1)", "1/1");
         browser.sees("#task-steps li:nth-child(2)", "2/2");
+        // A pause that ends by itself says when; paused by hand it does not end any more.
+        let mut pausing = task("true");
+        pausing["rollout"] = json!({"steps": [1, "100%"], "pause": "1h"});
+        let pausing = server.submit(pausing);
+        browser.open(&url(&server, &format!("#/task/{}", id(&pausing))));
+        browser.sees("#rollout-text", "before step 2 of 2");
+        browser.sees("#rollout-text", "goes on in ");
+        browser.sees("#task-facts", "1 h");
+        browser.click("#task-pause");
+        browser.sees("#rollout-text", "until somebody resumes it");
+        browser.click("#task-resume");
+        browser.sees("#rollout-state", "Rollout done");
+        assert_eq!(browser.count("#task-steps [aria-current]"), 0);
         // A task without a rollout has no steps, and nothing to pause once all of it runs.
         let plain = server.run(task("true"));
         browser.open(&url(&server, &format!("#/task/{}", id(&plain))));
