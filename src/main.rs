@@ -176,14 +176,24 @@ struct OneLine<'a>(&'a str);
 
 impl std::fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for c in self.0.chars() {
-            // Other separators of lines, and marks that turn the direction of writing.
-            let is_mark = matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-            match c.is_control() || is_mark {
-                true => write!(f, "{}", c.escape_default())?,
-                false => write!(f, "{c}")?,
+        let mut rest = self.0;
+        // What need not be escaped is written in pieces as long as possible: a server logs a line for each submit.
+        while let Some(at) = rest.find(is_escaped) {
+            let mut chars = rest[at..].chars();
+            f.write_str(&rest[..at])?;
+            if let Some(c) = chars.next() {
+                write!(f, "{}", c.escape_default())?;
             }
+            rest = chars.as_str();
         }
-        Ok(())
+        f.write_str(rest)
     }
+}
+
+/// Whether a character is escaped in the log: control characters, other separators of lines, and marks that turn the
+/// direction of writing.
+fn is_escaped(c: char) -> bool {
+    let is_mark =
+        matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || is_mark
 }

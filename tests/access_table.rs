@@ -436,9 +436,9 @@ fn the_audit_has_a_line_for_every_change_also_a_refused_one() {
     let server = Server::from_command(with_tokens(&["--audit", &file]));
     let mode = std::fs::metadata(&file).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "commands are in it");
-    let task = json!({"id": "a", "machinePattern": "nobody", "detail": {"command": "echo hello"}})
-        .to_string();
-    let large = format!("{{\"name\":\"{}\"}}", "x".repeat(2_000_000));
+    let detail = json!({"command": "echo hello", "user": "nobody"});
+    let task = json!({"id": "a", "machinePattern": "no machine", "detail": detail}).to_string();
+    let large = format!("{{\"name\":\"{}\"}}", "x".repeat(5_000_000));
     let calls: &[(&str, &str, &str, &str, u16)] = &[
         ("people-secret-1", "POST", "/api/v1/task", &task, 200),
         ("people-secret-1", "POST", "/api/v1/task", &task, 409),
@@ -471,6 +471,10 @@ fn the_audit_has_a_line_for_every_change_also_a_refused_one() {
         assert_eq!(reply.status, *status, "{method} {target}: {}", reply.text());
         // Looking is nobody's business.
         call(&server, "read-secret", "GET", "/api/v1/task", "");
+        // A line may be written after the answer.
+        wait_for(&format!("a line for {method} {target}"), || {
+            folder.lines("audit").len() > n - moved
+        });
         let lines = folder.lines("audit");
         assert_eq!(lines.len(), n + 1 - moved, "{method} {target}");
         let line: Value = serde_json::from_str(lines.last().unwrap()).expect("JSON");
@@ -490,6 +494,7 @@ fn the_audit_has_a_line_for_every_change_also_a_refused_one() {
     let first: Value = serde_json::from_str(&folder.lines("audit.1")[0]).unwrap();
     assert_eq!(first["task"], "a");
     assert_eq!(first["command"], "echo hello");
+    assert_eq!(first["user"], "nobody");
     assert_eq!(first["matched"], 0);
     let all = [folder.lines("audit.1"), folder.lines("audit")]
         .concat()

@@ -66,6 +66,26 @@ fn a_list_shows_the_beginning_of_a_detail_which_cannot_be_posted_again() {
 }
 
 #[test]
+fn a_list_shows_the_beginning_of_scripts_and_of_input_in_base64_too() {
+    let server = Server::start();
+    let detail = json!({
+        "script": "# a comment\n".repeat(10_000),
+        "scriptArgs": vec!["x".repeat(100); 1_000],
+        "stdinBase64": "AAAA".repeat(30_000),
+    });
+    let task = server.submit(json!({"machinePattern": "^nobody$", "detail": detail}));
+    let whole = server.task(id(&task));
+    assert_eq!(whole["detail"]["script"], detail["script"]);
+    let list = server.get("/api/v1/task");
+    assert!(list.body.len() < 8 << 10, "{} bytes", list.body.len());
+    let listed = list.data()[0].take();
+    let shown = listed["detail"]["script"].as_str().unwrap();
+    assert!(shown.starts_with("# a comment\n# a"), "{shown}");
+    let left_out = listed["detail"]["truncatedBytes"].as_u64().unwrap();
+    assert_eq!(left_out, 120_000 + 100_000 + 120_000 - shown.len() as u64);
+}
+
+#[test]
 fn tasks_without_output_do_not_go_for_the_room_of_output() {
     let server = Server::with(&["--max-output", "1"]);
     let _agent = server.agent("m1");

@@ -81,7 +81,7 @@ fn a_chunked_body_that_is_too_large_can_be_read_about() {
     for round in 0..10 {
         let mut client = open(&server);
         client.send(b"POST /api/v1/task HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
-        for _ in 0..40 {
+        for _ in 0..160 {
             client.send(chunk.as_bytes());
         }
         let reply = client.answer();

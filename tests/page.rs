@@ -20,11 +20,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-/// The most that the page may have: two seconds of a line of 400 kbit/s. It is sent as it was written, with its comments.
-const MAX_BYTES: usize = 100_000;
+/// The most that the page may have: two and a half seconds of a line of 400 kbit/s. It is sent as it was written, with its comments.
+const MAX_BYTES: usize = 125_000;
 /// The README's picture of the page, and the most that it may have, in bytes: it is in the repository for good.
 const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/docs/page.webp");
 const MAX_PICTURE_BYTES: usize = 60_000;
+
+/// That nothing is wider than a phone. Not compared with the window's width: that grows with what is too wide.
+const NARROW: &str = "document.documentElement.scrollWidth <= 390";
 
 fn url(server: &Server, hash: &str) -> String {
     format!("http://{}/{hash}", server.address)
@@ -129,6 +132,7 @@ fn with_token() -> Server {
     command
         .args(["server", "--listen", "127.0.0.1:0"])
         .env("SIDEBIKE_TOKEN", "the-token-of-people")
+        .env("SIDEBIKE_READ_TOKEN", "the-token-of-readers")
         .env("SIDEBIKE_AGENT_TOKEN", "the-token-of-agents");
     Server::from_command(command)
 }
@@ -403,7 +407,6 @@ fn hostile_labels_and_output_are_shown_as_text() {
         );
         posted["name"] = "<b onclick=window.hacked=1>\u{202e}name</b>".into();
         let done = server.run(posted);
-        let narrow = "document.documentElement.scrollWidth <= innerWidth";
         for (hash, element, text) in [
             ("".to_owned(), "#fleet", labels[0].as_str()),
             (
@@ -455,7 +458,7 @@ fn hostile_labels_and_output_are_shown_as_text() {
             browser.open("about:blank");
             browser.open(&url(&server, &hash));
             browser.sees(element, text);
-            browser.wait(narrow);
+            browser.wait(NARROW);
             browser.pictures(&format!("hostile-{}", element.trim_start_matches('#')));
             assert_eq!(
                 browser.count("main script, main img, main [onclick], main [onerror]"),
@@ -558,6 +561,62 @@ fn a_thousand_machines_and_five_thousand_tasks_are_seen_at_once() {
             frames[60], frames[119]
         );
         assert!(frames[60] < 40.0, "{frames:?}");
+    });
+}
+
+/// A rollout over fifty machines whose third step fails: web-0 fails alone, web-10 is one too many.
+#[test]
+fn a_rollout_that_fails_says_so_in_the_list_and_in_its_steps() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let fleet = Fleet::start(&server, 50);
+        fleet.release();
+        let mut rollout = task("deploy");
+        rollout["machinePattern"] = "^web-".into();
+        rollout["rollout"] = json!({"steps": [1, 5, 20, "100%"], "maxFailures": 1});
+        let done = server.run(rollout);
+        assert_eq!(done["counts"]["skipped"], 30, "{done}");
+        browser.open(&url(&server, "#/"));
+        browser.sees("#tasks", "50 / 50 · stopped");
+        browser.click("#tasks a");
+        browser.sees("#rollout-state", "Stopped");
+        browser.sees(
+            "#rollout-text",
+            "step 3 of 4 · 20 of 50 started · 2 failures",
+        );
+        browser.sees("#rollout-text", "stopped after 2 failures (1 allowed)");
+        let step = |n: u32| format!("#task-steps li:nth-child({n})");
+        for (n, size, barrier, parts) in [
+            (1, "1/1", "passed", [0, 1, 0]),
+            (2, "4/4", "passed", [1, 0, 0]),
+            (3, "15/15", "s-stopped", [1, 1, 0]),
+            (4, "30/30", "", [0, 0, 1]),
+        ] {
+            browser.sees(&step(n), size);
+            let class = browser.run(&format!(
+                "return document.querySelector({:?}).className",
+                step(n)
+            ));
+            assert_eq!(class, barrier, "{n}");
+            for (state, count) in ["succeeded", "failed", "skipped"].iter().zip(parts) {
+                let part = format!("{} .bar .s-{state}", step(n));
+                assert_eq!(browser.count(&part), count, "{part}");
+            }
+        }
+        browser.pictures("failed-rollout");
+        // As many steps as machines: on a narrow screen, too.
+        let mut careful = task("deploy");
+        careful["machinePattern"] = "^web-".into();
+        careful["rollout"] =
+            json!({"steps": (1..=50).collect::<Vec<_>>(), "maxFailures": 50, "pause": "approve"});
+        let careful = server.submit(careful);
+        browser.open(&url(&server, &format!("#/task/{}", id(&careful))));
+        browser.sees("#rollout-text", "before step 2 of 50 · 1 of 50 started");
+        browser.wait("document.querySelector('#task-steps li').className === 's-paused'");
+        browser.size(390, 844);
+        browser.wait(NARROW);
+        browser.pictures("careful-rollout");
+        assert_quiet(browser, &[]);
     });
 }
 
@@ -685,5 +744,370 @@ fn output_is_shown_as_a_terminal_would_and_machines_are_told_apart() {
         let all = browser.text("#execution-output");
         assert_eq!(all.trim_end(), "100%\nred plain \\x1b[2Jx");
         assert_quiet(browser, &[]);
+    });
+}
+
+/// Starts agents of these labels with these tags, as `SIDEBIKE_TAGS` has them, and waits until they are there.
+fn tagged(server: &Server, machines: &[(&str, &str)]) -> Vec<Agent> {
+    let start = |(label, tags): &(&str, &str)| {
+        Agent::start(server.address, label, &[("SIDEBIKE_TAGS", *tags)])
+    };
+    let agents: Vec<Agent> = machines.iter().map(start).collect();
+    server.expect(&agents.iter().collect::<Vec<_>>());
+    agents
+}
+
+/// The lines of a list as they are seen.
+fn lines(browser: &Browser, css: &str) -> Vec<String> {
+    browser.text(css).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_preview_follows_the_form_and_the_task_hits_what_it_showed() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let cn = "zone=cn-1,role=web";
+        let agents = tagged(
+            &server,
+            &[
+                ("web-1", cn),
+                ("web-2", cn),
+                ("web-3", cn),
+                ("web-4", "zone=eu-1"),
+                ("db-1", ""),
+            ],
+        );
+        browser.open(&url(&server, "#/submit"));
+        browser.sees("#preview-title", "5 machines");
+        assert_eq!(browser.count("#submit-form details[open]"), 0);
+        browser.click("#submit-form details:nth-of-type(1) summary");
+        browser.click("#submit-form details:nth-of-type(2) summary");
+        browser.type_into("[name=pattern]", "^web-");
+        browser.sees("#preview-title", "4 machines");
+        browser.type_into("[name=exclude]", "-2$");
+        browser.sees("#preview-title", "3 machines");
+        browser.type_into("[name=machineTags]", "zone=^cn-");
+        browser.sees("#preview-title", "2 machines");
+        assert_eq!(lines(browser, "#preview-list"), ["web-1", "web-3"]);
+        browser.type_into("[name=instances]", &agents[2].instance());
+        browser.sees("#submit-button", "Run on 1 machine");
+        assert_eq!(lines(browser, "#preview-list"), ["web-3"]);
+        browser.type_into("[name=hosts]", "no such host");
+        browser.sees("#preview-title", "No machine matches now");
+        for field in ["exclude", "machineTags", "instances", "hosts"] {
+            browser.type_into(&format!("[name={field}]"), "");
+        }
+        // Text that is not a pair is told here, what is no expression by the server.
+        browser.type_into("[name=machineTags]", "zone");
+        browser.sees("#preview-hint", "expected NAME=PATTERN, got zone");
+        browser.type_into("[name=machineTags]", "zone=(");
+        browser.sees("#preview-hint", "machineTags.zone");
+        browser.type_into("[name=machineTags]", "");
+        // The numbers, and a refusal in the server's words.
+        browser.type_into("[name=expect]", "5..");
+        browser.sees("#preview-title", "would refuse");
+        browser.sees(
+            "#preview-hint",
+            "at least 5 machines were expected, 4 match",
+        );
+        browser.type_into("[name=expect]", "2..10");
+        browser.sees("#preview-title", "4 machines");
+        browser.type_into("[name=keepAlive]", "2");
+        browser.sees("#preview-title", "would refuse");
+        browser.type_into("[name=maxTargets]", "50%");
+        browser.sees("#preview-title", "2 machines");
+        browser.sees("#preview-numbers", "4 match · 2 spared");
+        browser.type_into("[name=steps]", "1, 100%");
+        browser.sees("#preview-numbers", "started by step: 1, 2");
+        browser.sees("#preview-list", "Step 2: 1 machine");
+        browser.type_into("[name=command]", "true");
+        browser.pictures("targets");
+        let chosen: Vec<String> = { lines(browser, "#preview-list").into_iter() }
+            .filter(|line| !line.starts_with("Step "))
+            .collect();
+        let spared = lines(browser, "#preview-spared");
+        assert_eq!((chosen.len(), spared.len()), (2, 2));
+        assert!(spared.iter().all(|label| !chosen.contains(label)));
+        // Which ones are spared is drawn by lot: those that were shown.
+        browser.click("#submit-button");
+        browser.sees("#rollout-text", "2 of 2 started");
+        browser.sees("#task-facts", "Spared");
+        let link = browser.run("return location.hash.split('/')[2]");
+        let done = server.finished(link.as_str().unwrap());
+        assert_eq!(done["assignees"], json!(chosen));
+        assert_eq!(done["spared"], 2);
+        assert_eq!(done["expect"], json!({"min": 2, "max": 10}));
+        assert_eq!(done["keepAlive"], 2);
+        assert_eq!(done["rollout"], json!({"steps": [1, "100%"]}));
+        // The same again, from the task: all its fields are in the form, and none is hidden.
+        browser.click("#task-edit");
+        let value = |name: &str| {
+            browser.sees("#preview-numbers", "4 match");
+            browser.run(&format!(
+                "return document.querySelector('[name={name}]').value"
+            ))
+        };
+        for (name, text) in [
+            ("pattern", "^web-"),
+            ("expect", "2..10"),
+            ("maxTargets", "50%"),
+            ("keepAlive", "2"),
+            ("steps", "1, 100%"),
+        ] {
+            assert_eq!(value(name), text, "{name}");
+            browser.wait(&format!(
+                "document.querySelector('[name={name}]').checkVisibility()"
+            ));
+        }
+        assert_quiet(browser, &["task?dryRun=1"]);
+    });
+}
+
+#[test]
+fn a_rollout_is_seen_in_its_steps_and_is_paused_resumed_and_stopped() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let labels = ["m-1", "m-2", "m-3", "m-4"].map(|label| (label, ""));
+        let _agents = tagged(&server, &labels);
+        let folder = Folder::new();
+        let wait = format!(
+            "while [ ! -e {}/$SIDEBIKE_MACHINE_LABEL ]; do sleep 0.05; done",
+            folder.path()
+        );
+        let mut rollout = task(&wait);
+        rollout["rollout"] = json!({"steps": [1, "100%"], "concurrency": 1, "pause": "approve"});
+        let rollout = server.submit(rollout);
+        let hash = format!("#/task/{}", id(&rollout));
+        let state = || server.task(id(&rollout))["rolloutState"]["state"].clone();
+        browser.open(&url(&server, &hash));
+        browser.sees("#rollout-state", "Rollout running");
+        browser.sees("#rollout-text", "step 1 of 2 · 1 of 4 started · 0 failures");
+        browser.sees("#task-steps li:nth-child(1)[aria-current=step]", "0/1");
+        browser.sees("#task-steps li:nth-child(2)", "0/3");
+        browser.sees("#task-chips .s-held b", "3");
+        // Wide as their shares are, and held is told apart from what has ended.
+        browser.wait("document.querySelector('#task-steps li:nth-child(2) .bar .s-held').offsetWidth > 2 * document.querySelector('#task-steps li:nth-child(1) .bar').offsetWidth");
+        std::fs::write(folder.file("m-1"), "").unwrap();
+        browser.sees("#rollout-state", "Paused");
+        browser.sees("#rollout-text", "before step 2 of 2 · 1 of 4 started");
+        browser.sees("#rollout-text", "until somebody resumes it");
+        assert_eq!(
+            browser.count("#task-steps li:nth-child(1) .bar .s-succeeded"),
+            1
+        );
+        browser.pictures("rollout");
+        browser.open(&url(&server, "#/"));
+        browser.sees("#tasks", "1 / 4 · paused");
+        browser.open(&url(&server, &hash));
+        browser.click("#task-resume");
+        browser.sees("#task-steps li:nth-child(1).passed", "1/1");
+        browser.sees("#rollout-text", "step 2 of 2 · 2 of 4 started");
+        // The focus is where the next key is wanted.
+        browser.click("#task-pause");
+        browser.sees("#rollout-state", "Paused");
+        assert_eq!(state(), "paused");
+        browser.wait("document.activeElement.id === 'task-resume'");
+        browser.press("\u{e007}");
+        browser.sees("#rollout-state", "Rollout running");
+        browser.wait("document.activeElement.id === 'task-pause'");
+        browser.sees("#task-chips .s-running b", "1");
+        // Stop asks, also what is to become of what runs.
+        browser.click("#task-stop");
+        browser.sees("#confirm-dialog", "2 executions will be skipped");
+        browser.sees("#confirm-option", "Cancel what runs now, too (1)");
+        browser.click("#confirm-dialog [value=no]");
+        assert_eq!(state(), "running");
+        browser.click("#task-stop");
+        browser.click("#confirm-choice");
+        browser.pictures("stop");
+        browser.click("#confirm-yes");
+        browser.sees("#rollout-state", "Stopped");
+        browser.sees("#rollout-text", "stopped by a user");
+        browser.sees("#task-chips .s-skipped b", "2");
+        browser.sees("#task-chips .s-canceled b", "1");
+        browser.sees("#task-progress", "4 of 4 ended");
+        assert_eq!(browser.count("#task-grid .s-skipped.tile"), 2);
+        browser.pictures("stopped");
+        let done = server.finished(id(&rollout));
+        assert_eq!(done["stoppedBy"]["kind"], "user");
+        for button in ["pause", "resume", "stop"] {
+            browser.wait(&format!(
+                "!document.getElementById('task-{button}').checkVisibility()"
+            ));
+        }
+        assert_quiet(browser, &[]);
+    });
+}
+
+#[test]
+fn what_runs_may_end_by_itself_and_failures_stop_a_rollout_in_words() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let _agents = tagged(&server, &[("m-1", ""), ("m-2", ""), ("m-3", "")]);
+        let folder = Folder::new();
+        let gate = folder.file("gate");
+        let mut running = task(&format!("while [ ! -e {gate} ]; do sleep 0.05; done"));
+        running["rollout"] = json!({"concurrency": 1, "stopRunning": true});
+        let running = server.submit(running);
+        browser.open(&url(&server, &format!("#/task/{}", id(&running))));
+        browser.sees("#task-chips .s-running b", "1");
+        // The box begins as the task wants it.
+        browser.click("#task-stop");
+        browser.wait("document.getElementById('confirm-choice').checked");
+        browser.click("#confirm-choice");
+        browser.click("#confirm-yes");
+        browser.sees("#task-chips .s-skipped b", "2");
+        browser.sees("#task-state", "running");
+        std::fs::write(gate, "").unwrap();
+        browser.sees("#task-chips .s-succeeded b", "1");
+        let done = server.finished(id(&running));
+        assert_eq!(done["counts"]["canceled"], 0);
+        let mut failing = task("exit 1");
+        failing["rollout"] = json!({"steps": [1, "100%"]});
+        let failing = server.run(failing);
+        browser.open(&url(&server, &format!("#/task/{}", id(&failing))));
+        browser.sees("#rollout-state", "Stopped");
+        browser.sees("#rollout-text", "stopped after 1 failure");
+        browser.sees("#task-steps li:nth-child(1)", "1/1");
+        browser.sees("#task-steps li:nth-child(2)", "2/2");
+        // A pause that ends by itself says when; paused by hand it does not end any more.
+        let mut pausing = task("true");
+        pausing["rollout"] = json!({"steps": [1, "100%"], "pause": "1h"});
+        let pausing = server.submit(pausing);
+        browser.open(&url(&server, &format!("#/task/{}", id(&pausing))));
+        browser.sees("#rollout-text", "before step 2 of 2");
+        browser.sees("#rollout-text", "goes on in ");
+        browser.sees("#task-facts", "1 h");
+        browser.click("#task-pause");
+        browser.sees("#rollout-text", "until somebody resumes it");
+        browser.click("#task-resume");
+        browser.sees("#rollout-state", "Rollout done");
+        assert_eq!(browser.count("#task-steps [aria-current]"), 0);
+        // A task without a rollout has no steps, and nothing to pause once all of it runs.
+        let plain = server.run(task("true"));
+        browser.open(&url(&server, &format!("#/task/{}", id(&plain))));
+        browser.sees("#task-progress", "3 of 3 ended");
+        browser.wait("!document.getElementById('task-rollout').checkVisibility()");
+        browser.wait("document.getElementById('task-bar').checkVisibility()");
+        assert_quiet(browser, &[]);
+    });
+}
+
+#[test]
+fn machines_are_found_by_tag_and_chosen_for_a_task_and_tags_are_text() {
+    with_browser(|browser| {
+        let server = Server::start();
+        let hostile = "note=<img src=x onerror=window.hacked=1>\u{202e}\"'>";
+        let agents = tagged(
+            &server,
+            &[
+                ("m", "zone=cn-1"),
+                ("m", "zone=cn-1"),
+                ("m", "zone=cn-10"),
+                ("m-note", hostile),
+            ],
+        );
+        let shown = r#"note=<img src=x onerror=window.hacked=1>\u{202e}"'>"#;
+        browser.open(&url(&server, "#/machines"));
+        browser.sees("#machines", shown);
+        browser.sees("#machines", "zone=cn-10");
+        browser.pictures("tags");
+        browser.size(390, 844);
+        browser.wait(NARROW);
+        browser.size(1280, 900);
+        // The search finds a part of a tag, the choice exactly one.
+        browser.type_into("#machines-search", "zone=cn-1");
+        browser.wait("document.querySelectorAll('#machines li').length === 3");
+        browser.type_into("#machines-search", "");
+        browser.sees("#machines-tag", shown);
+        browser.click("#machines-tag [value='zone=cn-1']");
+        browser.wait("document.querySelectorAll('#machines li').length === 2");
+        browser.wait("document.getElementById('machines-tag').value === 'zone=cn-1'");
+        browser.click("#machines-tag [value='']");
+        browser.wait("document.querySelectorAll('#machines li').length === 4");
+        // Two of three that share a label, by keyboard and by mouse.
+        let instances: Vec<String> = agents[1..3].iter().map(Agent::instance).collect();
+        let row = |instance: &str| {
+            format!("#machines li:has([href='#/machine/{instance}']) input[type=checkbox]")
+        };
+        browser.run(&format!(
+            "document.querySelector({:?}).focus()",
+            row(&instances[0])
+        ));
+        browser.press(" ");
+        browser.sees("#machines-chosen-count", "1 machine chosen");
+        browser.click(&row(&instances[1]));
+        browser.sees("#machines-chosen-count", "2 machines chosen");
+        browser.click("#machines-run");
+        browser.sees("#preview-title", "2 machines");
+        browser.sees("#preview-list", "m ×2");
+        browser.type_into("[name=command]", "echo here");
+        browser.click("#submit-button");
+        browser.sees("#task-progress", "2 of 2 ended");
+        let link = browser.run("return location.hash.split('/')[2]");
+        let done = server.finished(link.as_str().unwrap());
+        let mut hit: Vec<&str> = { done["result"].as_array().unwrap().iter() }
+            .filter_map(|execution| execution["instance"].as_str())
+            .collect();
+        let mut wanted: Vec<&str> = instances.iter().map(String::as_str).collect();
+        hit.sort_unstable();
+        wanted.sort_unstable();
+        assert_eq!(hit, wanted);
+        // One machine: its tags are facts; one of several of its label is meant by its instance.
+        browser.open(&url(
+            &server,
+            &format!("#/machine/{}", agents[3].instance()),
+        ));
+        browser.sees("#machine-facts", shown);
+        browser.open(&url(&server, &format!("#/machine/{}", instances[0])));
+        browser.sees("#machine-facts", "zone=cn-1");
+        browser.click("#machine-run");
+        browser.sees("#preview-title", "1 machine");
+        // A task that asks for a hostile tag.
+        let mut posted = task("true");
+        posted["machineTags"] = json!({"note": "<img src=x onerror=window.hacked=1>"});
+        let done = server.run(posted);
+        browser.open(&url(&server, &format!("#/task/{}", id(&done))));
+        browser.sees("#task-facts", "note=<img src=x onerror=window.hacked=1>");
+        assert_eq!(
+            browser.count("main script, main img, main [onclick], main [onerror]"),
+            0
+        );
+        assert_eq!(browser.run("return window.hacked ?? null"), Value::Null);
+        assert_quiet(browser, &["task?dryRun=1"]);
+    });
+}
+
+#[test]
+fn whoever_may_only_look_gets_a_guess_and_an_error_in_words() {
+    with_browser(|browser| {
+        let server = with_token();
+        let token = ("SIDEBIKE_AGENT_TOKEN", "the-token-of-agents");
+        let start =
+            |label, tags| Agent::start(server.address, label, &[token, ("SIDEBIKE_TAGS", tags)]);
+        let _agents = [
+            start("m-1", "zone=cn-1"),
+            start("m-2", "zone=cn-1"),
+            start("m-3", ""),
+        ];
+        browser.open(&url(&server, ""));
+        browser.sees("#token-dialog", "wants a token");
+        browser.type_into("#token-input", "the-token-of-readers");
+        browser.press("\u{e007}");
+        browser.sees("#fleet-summary", "3 online");
+        browser.press("n");
+        browser.sees("#preview-title", "3 machines");
+        browser.sees("#preview-hint", "made in this browser");
+        browser.click("#submit-form details:nth-of-type(1) summary");
+        // A machine without the tag does not match, whatever the pattern is.
+        browser.type_into("[name=machineTags]", "zone=.*");
+        browser.sees("#preview-title", "2 machines");
+        browser.type_into("[name=exclude]", "(?i)^M-1$");
+        browser.sees("#preview-title", "1 machine");
+        assert_eq!(lines(browser, "#preview-list"), ["m-2"]);
+        browser.type_into("[name=command]", "true");
+        browser.click("#submit-button");
+        browser.sees("#submit-error", "a read token is for looking only");
+        assert_quiet(browser, &["status of 401", "status of 403"]);
     });
 }

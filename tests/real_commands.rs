@@ -245,6 +245,138 @@ fn standard_input_may_be_any_bytes() {
     }
 }
 
+/// Issue 16, numbers 7 and 20: with the default limits.
+#[test]
+fn standard_input_and_scripts_of_one_mebibyte_arrive() {
+    const MIB: usize = 1 << 20;
+    let server = Server::start();
+    let _agent = server.agent("m");
+    let folder = Folder::new();
+    let of = |name: &str, part: &[u8], bytes: usize| {
+        let file = folder.file(name);
+        let content: Vec<u8> = part.iter().copied().cycle().take(bytes).collect();
+        fs::write(&file, content).unwrap();
+        file
+    };
+    let all: Vec<u8> = (0..=255).collect();
+    let script_text = b"# \"a\" 'comment' \\ and\ttabs\n";
+    let script = of("script", script_text, MIB - 20);
+    let mut text = fs::read(&script).unwrap();
+    text.truncate(text.iter().rposition(|byte| *byte == b'\n').unwrap() + 1);
+    text.extend_from_slice(b"cksum\n");
+    fs::write(&script, text).unwrap();
+    for (name, part) in [
+        ("bytes", &all[..]),
+        ("text", b"plain text\n"),
+        ("quotes", b"\"\\\n"),
+        ("control", b"\x01"),
+    ] {
+        let file = of(name, part, MIB);
+        let output = Command::new("cksum")
+            .stdin(fs::File::open(&file).unwrap())
+            .output();
+        let right = String::from_utf8(output.unwrap().stdout).unwrap();
+        let said = sidebike(&server, &["run", "--stdin", &file, "--script", &script]);
+        assert_eq!(
+            (&*said.out, said.code),
+            (&*right, 0),
+            "{name}: {}",
+            said.err
+        );
+    }
+    let file = of("long", b"x", MIB + 1);
+    for flag in ["--stdin", "--script"] {
+        let words = ["run", flag, &file, "--", "cat"];
+        let said = sidebike(&server, &words);
+        assert_eq!(said.code, 2, "{flag}: {}", said.err);
+        let why = format!("{flag}: {file} has 1048577 bytes, 1048576 at most");
+        assert!(said.err.contains(&why), "{}", said.err);
+    }
+
+    // What others post: the error says which limit it is.
+    let post = |detail: Value| {
+        let task = json!({"machinePattern": "m", "detail": detail});
+        let reply = server.post("/api/v1/task", &task);
+        (reply.status, reply.msg())
+    };
+    let long = "x".repeat(MIB + 1);
+    let (status, msg) = post(json!({"command": "cat", "stdin": long}));
+    assert_eq!(status, 400);
+    assert!(
+        msg.starts_with("detail.stdin: must have 1048576 bytes"),
+        "{msg}"
+    );
+    let (status, msg) = post(json!({"command": "cat", "stdinBase64": "AAAA".repeat(MIB / 3 + 1)}));
+    assert_eq!(status, 400);
+    assert!(
+        msg.starts_with("detail.stdinBase64: must have 1048576 bytes"),
+        "{msg}"
+    );
+    let control = "\u{1}".repeat(MIB);
+    let (status, msg) = post(json!({"command": "cat", "stdin": control}));
+    assert_eq!(status, 413);
+    assert!(msg.contains("--max-body"), "{msg}");
+    let (status, msg) = post(json!({"argv": vec![""; 20_000]}));
+    assert_eq!(status, 400);
+    assert!(
+        msg.contains("detail.argv: a list has more than 16384 entries"),
+        "{msg}"
+    );
+}
+
+/// Issue 16, number 7: an agent, also an older one, reads answers up to a length.
+#[test]
+fn an_answer_is_not_longer_than_agents_read() {
+    const READ_BYTES: usize = (4 << 20) + (64 << 10);
+    let server = Server::start();
+    let tasks: Vec<Value> = (0..4)
+        .map(|n| {
+            let input = "\n".repeat((1 << 20) - n);
+            let detail = json!({"command": "wc -c", "stdin": input});
+            server.submit(json!({"machinePattern": "m", "detail": detail}))
+        })
+        .collect();
+    let mut poll = json!({"instance": "0123456789abcdef", "seq": 1, "label": "raw-m", "version": "0.0.9", "jobs": 8});
+    let mut handed_out = 0;
+    for seq in 1..=tasks.len() {
+        poll["seq"] = json!(seq);
+        let reply = server.post("/api/v1/agent/poll", &poll);
+        assert!(reply.body.len() <= READ_BYTES, "{}", reply.body.len());
+        let orders = reply.data();
+        let start = orders["start"].as_array().expect("work");
+        assert!(!start.is_empty());
+        handed_out += start.len();
+        if handed_out == tasks.len() {
+            break;
+        }
+        let holds = start
+            .iter()
+            .map(|job| json!({"execution": job["execution"], "attempt": 1, "state": "running"}));
+        let held = poll["holds"].as_array().cloned().unwrap_or_default();
+        poll["holds"] = held.into_iter().chain(holds).collect();
+    }
+    assert_eq!(handed_out, tasks.len());
+
+    let _agent = server.agent("real-m");
+    let runs: Vec<Value> = (0..4)
+        .map(|n| {
+            let input = "\n".repeat((1 << 20) - n);
+            let detail = json!({"command": "wc -c", "stdin": input});
+            server.submit(json!({"machinePattern": "real-m", "detail": detail}))
+        })
+        .collect();
+    for (n, task) in runs.iter().enumerate() {
+        let task = server.finished(common::id(task));
+        let length = ((1 << 20) - n).to_string();
+        assert_eq!(
+            task["result"][0]["output"],
+            json!([length]),
+            "{}",
+            task["state"]
+        );
+    }
+}
+
 /// Issue 16, number 7.
 #[test]
 fn merged_output_is_in_the_order_of_the_writes() {
@@ -290,6 +422,42 @@ fn an_older_agent_is_not_handed_what_it_cannot_do() {
     again["seq"] = json!(100);
     let orders = server.post("/api/v1/agent/poll", &again).data();
     assert_eq!(orders["start"].as_array().map(Vec::len), Some(1));
+}
+
+/// Issue 16, number 7.
+#[test]
+fn what_any_machine_may_run_waits_for_an_agent_that_can() {
+    let server = Server::start();
+    // As an agent polls that knows no features: it is free and waits.
+    let older = json!({"instance": "0123456789abcdef", "seq": 1, "label": "older", "version": "0.0.9", "jobs": 4});
+    assert_eq!(server.post("/api/v1/agent/poll", &older).status, 200);
+    let any = |detail: Value| json!({"machinePattern": ".*", "mode": "any", "detail": detail});
+    let beyond = [
+        any(json!({"script": "#!/bin/sh\necho by a script\n"})),
+        any(json!({"command": "cat", "stdinBase64": "AAAA"})),
+    ];
+    let beyond = beyond.map(|task| server.submit(task));
+    let within = server.submit(any(json!({"command": "true"})));
+    let mut again = older.clone();
+    again["seq"] = json!(2);
+    let orders = server.post("/api/v1/agent/poll", &again).data();
+    let start = orders["start"].as_array().unwrap();
+    assert_eq!(start.len(), 1, "{orders}");
+    assert_eq!(start[0]["taskId"], within["id"]);
+    for task in &beyond {
+        let task = server.task(common::id(task));
+        let execution = &task["result"][0];
+        assert_eq!(execution["state"], "queued");
+        let msg = execution["msg"].as_str().unwrap();
+        assert!(msg.contains("waits for a machine whose agent"), "{msg}");
+    }
+    let _newer = server.agent("newer");
+    for task in &beyond {
+        let task = server.finished(common::id(task));
+        assert_eq!(task["state"], "succeeded", "{task}");
+        assert_eq!(task["result"][0]["machineLabel"], "newer");
+        assert_eq!(task["result"][0]["msg"], "");
+    }
 }
 
 /// Issue 16, number 20.

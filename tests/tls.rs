@@ -262,7 +262,7 @@ fn too_much_is_refused_or_cut() {
         stream.sock.set_read_timeout(short).unwrap();
         stream
     };
-    let body = json!("x".repeat(2 << 20));
+    let body = json!("x".repeat(8 << 20));
     let mut client = Connection::over(impatient());
     let reply = ask(&mut client, "POST", "/api/v1/task", &body);
     assert_eq!(reply.status, 413);

@@ -7,17 +7,21 @@ use super::table::{Cell, Table};
 use super::terminal::{self, Prompt, sanitize, truncate};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::machine::MachineState;
-use crate::wire::task::{Detail, DryRun, Mode, NewTask};
+use crate::wire::task::{Detail, DryRun, Mode, NewTask, json_bytes};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 
-/// The longest script or standard input that is read, in bytes. A server accepts less by default and says so.
+/// The most that is read of a script or of standard input, in bytes: enough to say how long a file of ordinary size is.
 const MAX_FILE_BYTES: u64 = 64 << 20;
-/// The longest script, in bytes. A server accepts less if its --max-body is lower.
+/// The longest script and the longest standard input, in bytes. A server accepts less if its --max-body is lower.
 const MAX_SCRIPT_BYTES: usize = 1 << 20;
+const MAX_STDIN_BYTES: usize = 1 << 20;
+/// How long standard input may be as text in JSON, in bytes: as long as the longest in base64. What is full of control
+/// characters grows to six times its size.
+const MAX_STDIN_JSON_BYTES: usize = MAX_STDIN_BYTES.div_ceil(3) * 4;
 /// The longest shell line, in bytes: Linux takes no longer argument.
 const MAX_LINE_BYTES: usize = 131_071;
 /// The shells that a script may name in its first line to be run as a line of the machine's own shell.
@@ -208,8 +212,17 @@ fn new_task(args: &Args) -> Result<NewTask, Failure> {
     detail.user = args.user.clone();
     detail.merge_output = args.merge.then_some(true);
     if let Some(file) = &args.stdin {
-        match String::from_utf8(bytes_of("--stdin", file)?) {
-            Ok(text) => detail.stdin = Some(text),
+        let bytes = bytes_of("--stdin", file)?;
+        if bytes.len() > MAX_STDIN_BYTES {
+            return Err(Failure::Usage(format!(
+                "--stdin: {file} has {}, {MAX_STDIN_BYTES} at most",
+                length(&bytes)
+            )));
+        }
+        // Every agent understands a text.
+        match String::from_utf8(bytes) {
+            Ok(text) if json_bytes(&text) <= MAX_STDIN_JSON_BYTES => detail.stdin = Some(text),
+            Ok(text) => detail.stdin_base64 = Some(STANDARD.encode(text)),
             Err(bytes) => detail.stdin_base64 = Some(STANDARD.encode(bytes.as_bytes())),
         }
     }
@@ -291,12 +304,22 @@ fn script(file: &str) -> Result<String, Failure> {
     let bytes = bytes_of("--script", file)?;
     if bytes.len() > MAX_SCRIPT_BYTES {
         return Err(Failure::Usage(format!(
-            "--script: {file} has {} bytes, {MAX_SCRIPT_BYTES} at most; pass data as --stdin FILE",
-            bytes.len()
+            "--script: {file} has {}, {MAX_SCRIPT_BYTES} at most; pass data as --stdin FILE",
+            length(&bytes)
         )));
     }
     let text = String::from_utf8(bytes);
     text.map_err(|_| Failure::Usage(format!("--script: {file} is not text in UTF-8")))
+}
+
+/// How many bytes a file has, as far as it was read.
+fn length(bytes: &[u8]) -> String {
+    let more = if bytes.len() as u64 == MAX_FILE_BYTES {
+        " or more"
+    } else {
+        ""
+    };
+    format!("{} bytes{more}", bytes.len())
 }
 
 fn bytes_of(flag: &str, file: &str) -> Result<Vec<u8>, Failure> {

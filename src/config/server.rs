@@ -193,7 +193,7 @@ pub struct ServerArgs {
         long,
         env = "SIDEBIKE_MAX_BODY",
         value_name = "MIB",
-        default_value_t = 1
+        default_value_t = 4
     )]
     max_body: usize,
     /// How deep a body's JSON may be nested

@@ -7,11 +7,13 @@
 //!   machine, or to another one if its task allows that.
 //! - An attempt that may have started on a machine that went offline is `lost`, and never handed to another.
 
+use super::abilities::Abilities;
 use super::invariants::Rule;
 use super::lifecycle::Event;
 use super::machine::{Kind, Machine};
 use super::match_index::MatchingSelectors;
 use super::selector::{Tags, Traits, no_tags};
+use super::spec::MAX_SENT_BYTES;
 use super::task::{Place, Target};
 use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
 use super::user::JOIN_ALL;
@@ -23,9 +25,9 @@ use crate::wire::task::{Detail, ExecutionState};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// The size of the details in one answer, in bytes; the last detail may exceed it. Both sides hold the whole
-/// answer in memory.
-const MAX_HANDED_OUT_BYTES: usize = 4 << 20;
+/// The size of the details in one answer in JSON, in bytes. An agent reads 1 MiB for each of its jobs, for four of them at
+/// least, and 64 KiB beside that. What does not fit goes with the next answer.
+const MAX_HANDED_OUT_BYTES: usize = MAX_SENT_BYTES;
 /// The longest instance id, in bytes.
 const MAX_INSTANCE_BYTES: usize = 64;
 /// The longest host name and version kept, in bytes.
@@ -104,6 +106,7 @@ impl Core {
                 )));
             }
         }
+        let was_live = known.is_some_and(Machine::is_live);
         let is_new = known.is_none();
         if is_new {
             self.replace_original(now, &poll.label);
@@ -112,7 +115,8 @@ impl Core {
         let machine = self.machine_mut(key);
         machine.seq = poll.seq;
         let can = |feature: &Feature| poll.features.iter().any(|word| word == feature.word());
-        machine.features = Feature::ALL.into_iter().filter(can).collect();
+        let features = Feature::ALL.into_iter().filter(can);
+        machine.abilities = Abilities::of_agent(Kind::Agent, features);
         (machine.poll_held, machine.waking) = (false, false);
         machine.has_hung_up = false;
         machine.cancels.clear();
@@ -140,6 +144,9 @@ impl Core {
             self.deliver(now, key, &mut orders);
         }
         self.revoke_offers(key);
+        if !was_live {
+            self.explain_waiting_for(key);
+        }
         Ok((key, orders))
     }
 
@@ -205,7 +212,7 @@ impl Core {
             kind: caller.kind,
             state: MachineState::Offline,
             jobs: caller.jobs,
-            features: Vec::new(),
+            abilities: Abilities::of_agent(caller.kind, []),
             since: now,
             last_seen: now,
             is_restored: false,
@@ -239,9 +246,6 @@ impl Core {
         self.refresh_ready(key);
         self.watch_silence(key, now.plus(super::OFFLINE_AFTER));
         self.machine_changed(key);
-        if self.machine(key).is_original() {
-            self.explain_waiting_for(key);
-        }
     }
 
     /// Registers the machine of an original's agent, or updates a known one.
@@ -260,7 +264,13 @@ impl Core {
             kind: Kind::Original,
             tags: no_tags(),
         };
+        let was_live = self
+            .original(label)
+            .is_some_and(|key| self.machine(key).is_live());
         let key = self.register(now, &caller, None)?;
+        if !was_live {
+            self.explain_waiting_for(key);
+        }
         self.machine_is_back(now, key);
         self.join_open_tasks(now, key);
         Ok(key)
@@ -312,7 +322,7 @@ impl Core {
     /// its free jobs.
     pub(super) fn deliver(&mut self, now: Time, key: MachineKey, orders: &mut Orders<Arc<Detail>>) {
         let mut bytes = 0;
-        while self.machine(key).free() > 0 && bytes < MAX_HANDED_OUT_BYTES {
+        while self.machine(key).free() > 0 {
             let machine = self.machine(key);
             let Some(execution) = machine
                 .inbox
@@ -330,13 +340,17 @@ impl Core {
                 self.end_attempt(now, execution, ExecutionState::Expired, super::EXPIRED);
                 continue;
             }
-            if self.fail_if_unknown_to(now, execution, key) {
+            if self.moves_on(execution, key) || self.fail_if_unknown_to(now, execution, key) {
                 continue;
             }
             let refusal = self.cannot_run(key, execution);
             if let Some(why) = refusal.or_else(|| self.locked_by(execution, key)) {
                 self.end_attempt(now, execution, ExecutionState::Failed, &why);
                 continue;
+            }
+            let sent = self.task(execution.task).spec.sent_bytes;
+            if bytes > 0 && bytes + sent > MAX_HANDED_OUT_BYTES {
+                return;
             }
             if !self.apply(execution, Event::Deliver) {
                 // Only queued executions are in a queue. Should that ever be wrong, do not hand it out.
@@ -354,7 +368,7 @@ impl Core {
             self.machine_changed(key);
             let task = self.task(execution.task);
             let id = task.attempt_id(execution);
-            bytes += task.spec.detail_bytes();
+            bytes += sent;
             orders.start.push(Assignment {
                 id,
                 task_id: task.id.to_string(),
@@ -369,13 +383,28 @@ impl Core {
         }
     }
 
+    /// Has what any machine may run and this one's agent cannot go to another one. It was offered to the machine
+    /// before the agent said that it can do less.
+    fn moves_on(&mut self, execution: ExecutionKey, key: MachineKey) -> bool {
+        let stays = !self.task(execution.task).is_any()
+            || self.may_run(self.machine(key), self.needs_of(execution.task));
+        if !stays {
+            let selector = self.selector_key_of(execution.task);
+            self.queue_for_any(execution, selector);
+        }
+        !stays
+    }
+
+    /// Whether what needs these abilities, and any machine may run, may be handed to a machine.
+    pub(super) fn may_run(&self, machine: &Machine, needed: Abilities) -> bool {
+        machine.abilities.cover(needed) || !self.keeps(Rule::AnyGoesWhereItCanRun)
+    }
+
     /// Why a machine's agent cannot run what an execution asks for; none if it can.
     fn cannot_run(&self, key: MachineKey, execution: ExecutionKey) -> Option<String> {
         let machine = self.machine(key);
         let detail = &self.task(execution.task).spec.detail;
-        let missing = detail
-            .needs()
-            .find(|need| !machine.features.contains(need))?;
+        let missing = detail.needs().find(|need| !machine.abilities.has(*need))?;
         Some(format!(
             "detail.{}: the agent on this machine (version {}) cannot do it; one of the server's version ({}) can",
             missing.word(),
@@ -384,17 +413,14 @@ impl Core {
         ))
     }
 
-    /// The oldest execution that waits for any machine and matches this one.
+    /// The oldest execution that waits for any machine, matches this one, and can be run by its agent.
     fn next_any(&self, machine: &Machine) -> Option<ExecutionKey> {
         let index = &self.match_index;
         let selectors = index.selectors_of(machine.traits_key, &machine.instance);
-        let is_original = machine.is_original();
         selectors
-            .map(|selector| index.entry(selector))
-            .filter_map(|entry| match is_original {
-                true => entry.for_original.first().copied(),
-                false => entry.queue.first().copied(),
-            })
+            .flat_map(|selector| &index.entry(selector).by_need)
+            .filter(|(needed, _)| self.may_run(machine, **needed))
+            .filter_map(|(_, waiting)| waiting.first().copied())
             .min()
             .map(|task| ExecutionKey { task, n: 0 })
     }

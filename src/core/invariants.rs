@@ -41,11 +41,13 @@ pub enum Rule {
     LostIsOwed,
     /// Machines that are offline are part of the pool of which some have to stay.
     OfflineIsOfThePool,
+    /// What any machine may run goes to one whose agent can run it.
+    AnyGoesWhereItCanRun,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 8] = [
+    pub const ALL: [Rule; 9] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -54,6 +56,7 @@ impl Rule {
         Rule::OneExecutionPerMachine,
         Rule::LateJoinEnds,
         Rule::QueuesAreKept,
+        Rule::AnyGoesWhereItCanRun,
     ];
 }
 
@@ -129,8 +132,11 @@ impl Core {
                 _ => false,
             };
             let entry = self.match_index.find_entry(task.spec.selector.text());
-            let fits =
-                |m: &&&Machine| entry.is_some_and(|entry| entry.means(m.traits_key, &m.instance));
+            let needed = self.needs_of(*key);
+            let fits = |m: &&&Machine| {
+                let is_meant = entry.is_some_and(|entry| entry.means(m.traits_key, &m.instance));
+                is_meant && self.may_run(m, needed)
+            };
             if let Some(machine) = idle.iter().find(fits).filter(|_| waits) {
                 return Err(format!(
                     "{key:?} {:?} waits, and {} is free",
@@ -225,11 +231,13 @@ impl Core {
             Place::Selector(selector) => {
                 let entry = self.match_index.find_entry(task.spec.selector.text());
                 let same = self.match_index.entry(selector);
-                let for_original = super::original::unknown_field(&task.spec.detail).is_none();
+                let by_need = same.by_need.get(&self.needs_of(key.task));
+                let listed: usize = same.by_need.values().map(BTreeSet::len).sum();
                 let queued = |entry: &_| {
                     std::ptr::eq(entry, same)
                         && same.queue.contains(&key.task)
-                        && same.for_original.contains(&key.task) == for_original
+                        && same.queue.len() == listed
+                        && by_need.is_some_and(|waiting| waiting.contains(&key.task))
                 };
                 task.is_any() && key.n == 0 && entry.is_some_and(queued)
             }

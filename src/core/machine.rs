@@ -1,11 +1,12 @@
 //! The data of a machine, and the rules for when it is online and can be given work.
 
+use super::abilities::Abilities;
 use super::match_index::{SelectorKey, TraitsKey};
 use super::original::OriginalAgent;
 use super::selector::Tags;
 use super::task::{Target, rfc3339};
 use super::{ExecutionKey, TaskKey, Time};
-use crate::wire::agent::{AttemptId, Feature};
+use crate::wire::agent::AttemptId;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::{Machine as Answer, MachineState};
 use std::collections::BTreeSet;
@@ -43,8 +44,8 @@ pub(super) struct Machine {
     pub kind: Kind,
     pub state: MachineState,
     pub jobs: u32,
-    /// What its agent can do beyond the first version.
-    pub features: Vec<Feature>,
+    /// What its agent can do.
+    pub abilities: Abilities,
     pub since: Time,
     pub last_seen: Time,
     /// It was not heard of since the server was started again.

@@ -6,6 +6,7 @@
 //! are added that came after it. Selectors that name instances are found by these. Tasks that wait for a machine wait
 //! in the entry of their selector.
 
+use super::abilities::WaitingByNeed;
 use super::selector::{Selector, SelectorText, Traits};
 use super::spec::Spec;
 use super::{MachineKey, TaskKey};
@@ -96,8 +97,8 @@ pub(super) struct SelectorEntry {
     pub traits: BTreeSet<TraitsKey>,
     /// `any` tasks whose execution waits for a free machine.
     pub queue: BTreeSet<TaskKey>,
-    /// Those of them that the original's agents can run.
-    pub for_original: BTreeSet<TaskKey>,
+    /// The same by what they need of an agent.
+    pub by_need: WaitingByNeed,
     /// Tasks that new machines may still join.
     pub open: BTreeSet<TaskKey>,
     /// The last spec that was submitted, while a task still uses it.
@@ -399,7 +400,7 @@ impl MatchIndex {
             selector: selector.clone(),
             traits: traits.clone(),
             queue: BTreeSet::new(),
-            for_original: BTreeSet::new(),
+            by_need: WaitingByNeed::new(),
             open: BTreeSet::new(),
             last_spec: Weak::new(),
             used: self.clock,

@@ -31,6 +31,7 @@
 //! | `counting.rs` | how many of them it may hit, and in which order |
 //! | `pacing.rs` | in which steps they get their turn, and when it stops |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
+//! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
 //! | `newcomers.rs` | how many new machines are accepted from where |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
 //! | `invariants.rs` | what must be true after every operation; for tests |
@@ -43,6 +44,7 @@
 //! - an operation or a rule: the file of whoever calls it; then let `tests/simulation` call it.
 //! - a timer: `timers.rs` says how. A limit: `retention.rs` says how. A kind of event: `follow.rs` says how.
 
+mod abilities;
 mod agent;
 mod attempt_end;
 mod counting;
@@ -105,6 +107,7 @@ use self::undo::Undos;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use serde::{Deserialize, Serialize};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
@@ -378,9 +381,15 @@ impl Core {
         match was {
             Place::Nowhere => {}
             Place::Selector(selector) => {
+                let needed = self.needs_of(key.task);
                 let entry = self.match_index.entry_mut(selector);
                 entry.queue.remove(&key.task);
-                entry.for_original.remove(&key.task);
+                if let Entry::Occupied(mut same_need) = entry.by_need.entry(needed) {
+                    same_need.get_mut().remove(&key.task);
+                    if same_need.get().is_empty() {
+                        same_need.remove();
+                    }
+                }
             }
             Place::Inbox(machine) => {
                 let left = self.machine_mut(machine);
@@ -400,13 +409,10 @@ impl Core {
         match place {
             Place::Nowhere => {}
             Place::Selector(selector) => {
-                let detail = &self.task(key.task).spec.detail;
-                let for_original = original::unknown_field(detail).is_none();
+                let needed = self.needs_of(key.task);
                 let entry = self.match_index.entry_mut(selector);
                 entry.queue.insert(key.task);
-                if for_original {
-                    entry.for_original.insert(key.task);
-                }
+                entry.by_need.entry(needed).or_default().insert(key.task);
             }
             Place::Inbox(machine) => {
                 let is_any = self.task(key.task).is_any();

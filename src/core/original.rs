@@ -12,7 +12,6 @@
 //! the earlier connection shows that its process still runs.
 
 use super::machine::Machine;
-use super::match_index::SelectorKey;
 use super::tick::ORIGINAL_AT_MOST;
 use super::{Core, ExecutionKey, MachineKey, Refusal, Time};
 use crate::wire::agent::{AttemptId, Ended, Orders, Piece, Verdict};
@@ -21,10 +20,6 @@ use crate::wire::task::{Detail, ExecutionState};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-
-/// The most waiting tasks that are told why they wait when a machine with the original's agent appears, in number:
-/// that is done under the lock.
-const MAX_EXPLAINED: usize = 1_000;
 
 /// How the instance of a machine with the original's agent begins.
 const INSTANCE_PREFIX: &str = "original:";
@@ -290,41 +285,5 @@ impl Core {
             self.take_offline(now, key, "a sidebike agent has taken its label");
         }
         self.drop_machine(now, key);
-    }
-
-    /// Says why an execution waits, if every machine that matches has an agent that cannot express it.
-    pub(super) fn explain_waiting(&mut self, key: ExecutionKey, selector: SelectorKey) {
-        let Some(field) = unknown_field(&self.task(key.task).spec.detail) else {
-            return;
-        };
-        if self.has_only_originals(selector) {
-            self.execution_mut(key).current.msg = format!(
-                "detail.{field}: waits for a sidebike agent; the original's agents cannot do it"
-            )
-            .into();
-        }
-    }
-
-    /// The same for everything that waits when a machine with the original's agent appears.
-    pub(super) fn explain_waiting_for(&mut self, machine: MachineKey) {
-        let machine = self.machine(machine);
-        let index = &self.match_index;
-        let selectors = index.selectors_of(machine.traits_key, &machine.instance);
-        let mut left = MAX_EXPLAINED;
-        for selector in selectors.collect::<Vec<_>>() {
-            let entry = self.match_index.entry(selector);
-            let waiting = entry.queue.difference(&entry.for_original).take(left);
-            let waiting: Vec<_> = waiting.copied().collect();
-            left -= waiting.len();
-            for task in waiting {
-                self.explain_waiting(ExecutionKey { task, n: 0 }, selector);
-            }
-        }
-    }
-
-    fn has_only_originals(&self, selector: SelectorKey) -> bool {
-        let machines = self.machines_of(selector).map(|key| self.machine(key));
-        let mut live = machines.filter(|m| m.is_live()).peekable();
-        live.peek().is_some() && live.all(Machine::is_original)
     }
 }

@@ -3,6 +3,7 @@
 //! The records come from a file and are not trusted: a contradiction is an error that names the record. To
 //! restore a new field, set it where the other fields of its record are set.
 
+use super::abilities::Abilities;
 use super::counting::{Counts, KeepAlive, Recount};
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
@@ -115,6 +116,10 @@ impl Core {
             instance: instance.clone(),
             host: saved.host.clone(),
         };
+        let kind = match saved.original {
+            true => Kind::Original,
+            false => Kind::Agent,
+        };
         let machine = Machine {
             target: Arc::new(target),
             instance,
@@ -123,11 +128,7 @@ impl Core {
             version: saved.version,
             tags,
             traits_key,
-            kind: if saved.original {
-                Kind::Original
-            } else {
-                Kind::Agent
-            },
+            kind,
             state: match (saved.offline, saved.draining) {
                 (true, _) => MachineState::Offline,
                 (false, true) => MachineState::Draining,
@@ -135,7 +136,7 @@ impl Core {
             },
             jobs: saved.jobs,
             // Until its next poll says what it can; an agent refuses what it does not understand.
-            features: Feature::ALL.into(),
+            abilities: Abilities::of_agent(kind, Feature::ALL),
             since: saved.since,
             last_seen: now,
             is_restored: !saved.offline,
@@ -228,6 +229,7 @@ impl Core {
                 retry: saved.retry.map(Box::new),
                 result_ttl: saved.result_ttl,
                 failure_ttl: saved.failure_ttl,
+                sent_bytes: saved.detail.json_bytes(),
                 detail: saved.detail,
             }),
         };

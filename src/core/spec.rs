@@ -25,8 +25,11 @@ pub const MAX_ARGUMENT_BYTES: usize = 131_071;
 pub const MAX_ARGUMENTS: usize = 4_096;
 /// The longest path of a workspace, in bytes: Linux takes no longer one (`PATH_MAX`).
 pub const MAX_WORKSPACE_BYTES: usize = 4_095;
-/// The longest script, in bytes: as long as the longest standard input.
+/// The longest script and the longest standard input, in bytes.
 pub const MAX_SCRIPT_BYTES: usize = 1 << 20;
+pub const MAX_STDIN_BYTES: usize = 1 << 20;
+/// The longest detail in JSON, in bytes: no agent reads a longer answer. See `MAX_HANDED_OUT_BYTES`.
+pub const MAX_SENT_BYTES: usize = 4 << 20;
 /// The longest name of a user, in bytes: no system has longer ones.
 pub const MAX_USER_BYTES: usize = 255;
 /// The longest pause between TERM and KILL.
@@ -68,6 +71,8 @@ pub struct Spec {
     pub result_ttl: TimeSpan,
     pub failure_ttl: TimeSpan,
     pub detail: Arc<Detail>,
+    /// The size of the detail in an answer that hands it out, in bytes, roughly.
+    pub sent_bytes: usize,
 }
 
 impl Spec {
@@ -101,6 +106,7 @@ impl Spec {
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
         let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
         check_text("name", name, limits.name, " (--max-name)")?;
+        let detail = checked_detail(posted.detail.0)?;
         Ok(Spec {
             id: posted.id.map(Arc::from),
             name: name.into(),
@@ -123,7 +129,8 @@ impl Spec {
                 "failureTtl",
                 posted.failure_ttl.unwrap_or(DEFAULT_FAILURE_TTL),
             )?,
-            detail: Arc::new(checked_detail(posted.detail.0)?),
+            sent_bytes: detail.json_bytes(),
+            detail: Arc::new(detail),
         })
     }
 
@@ -173,7 +180,8 @@ impl Spec {
     /// What a task with this spec takes of memory, in bytes, roughly: all its texts, and a little for each entry.
     pub fn kept_bytes(&self) -> usize {
         let detail = &self.detail;
-        let entries = detail.argv.as_ref().map_or(0, Vec::len);
+        let lists = [&detail.argv, &detail.script_args].into_iter().flatten();
+        let entries: usize = lists.map(Vec::len).sum();
         let entries = entries + detail.env.as_ref().map_or(0, |env| env.len());
         let retry = self.retry.as_ref().map_or(0, |retry| retry.interval.len());
         let pool = self.counts.keep_alive.as_ref();
@@ -202,12 +210,18 @@ impl Spec {
             text.shrink_to_fit();
             left -= text.len();
         };
-        for text in [&mut short.command, &mut short.stdin].into_iter().flatten() {
-            cut(text);
-        }
-        short.argv.iter_mut().flatten().for_each(&mut cut);
-        if let Some(argv) = &mut short.argv {
-            argv.retain(|argument| !argument.is_empty());
+        let texts = [
+            &mut short.command,
+            &mut short.script,
+            &mut short.stdin,
+            &mut short.stdin_base64,
+        ];
+        texts.into_iter().flatten().for_each(&mut cut);
+        for list in [&mut short.argv, &mut short.script_args] {
+            list.iter_mut().flatten().for_each(&mut cut);
+            if let Some(list) = list {
+                list.retain(|argument| !argument.is_empty());
+            }
         }
         if let Some(env) = &mut short.env {
             env.values_mut().for_each(&mut cut);
@@ -225,7 +239,7 @@ impl Spec {
         (shown.detail, missing as u64)
     }
 
-    /// The size of the detail in an answer to a poll in bytes, roughly.
+    /// The size of the texts of the detail, in bytes.
     pub fn detail_bytes(&self) -> usize {
         let detail = &self.detail;
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
@@ -383,9 +397,13 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
         if detail.stdin.is_some() {
             return Err("detail: has both stdin and stdinBase64, give one of them".into());
         }
-        if let Err(why) = STANDARD.decode(base64) {
-            return Err(format!("detail.stdinBase64: must be base64: {why}"));
+        match STANDARD.decode(base64) {
+            Ok(bytes) => check_stdin("detail.stdinBase64", bytes.len())?,
+            Err(why) => return Err(format!("detail.stdinBase64: must be base64: {why}")),
         }
+    }
+    if let Some(text) = &detail.stdin {
+        check_stdin("detail.stdin", text.len())?;
     }
     match detail.timeout {
         Some(Timeout::After(duration)) if duration == TimeSpan::default() => {
@@ -410,6 +428,12 @@ fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
             ));
         }
         check_argument(&format!("detail.env.{name}"), value, "")?;
+    }
+    let sent = detail.json_bytes();
+    if sent > MAX_SENT_BYTES {
+        return Err(format!(
+            "detail: must have {MAX_SENT_BYTES} bytes of texts in JSON at most, as agents read no more at once; got {sent}"
+        ));
     }
     Ok(detail)
 }
@@ -475,6 +499,15 @@ fn check_line_or_argv(
             { arguments }.try_for_each(|(n, a)| check_argument(&format!("{field}[{n}]"), a, ""))
         }
     }
+}
+
+fn check_stdin(field: &str, bytes: usize) -> Result<(), String> {
+    if bytes > MAX_STDIN_BYTES {
+        return Err(format!(
+            "{field}: must have {MAX_STDIN_BYTES} bytes of standard input at most, got {bytes}"
+        ));
+    }
+    Ok(())
 }
 
 fn check_script(detail: &Detail) -> Result<(), String> {

@@ -334,6 +334,7 @@ impl Core {
         if !self.machine(key).left {
             self.hold_back_queued(now, key);
         }
+        self.explain_waiting_for(key);
     }
 
     /// Sets the timer of an unfinished task.

@@ -410,7 +410,7 @@ impl Core {
         orders: &mut Orders<Arc<Detail>>,
     ) {
         let machine = self.machine(key);
-        if !machine.features.contains(&Feature::Undo) {
+        if !machine.abilities.has(Feature::Undo) {
             return;
         }
         let spot = (machine.label.clone(), machine.host.clone());
@@ -614,7 +614,7 @@ impl Core {
         let machine = self.machine(key);
         let spot = (machine.label.clone(), machine.host.clone());
         let due = self.undos.due.get(&spot);
-        machine.features.contains(&Feature::Undo)
+        machine.abilities.has(Feature::Undo)
             && due.is_some_and(|due| due.iter().any(|execution| self.is_for(*execution, key)))
     }
 

@@ -1,5 +1,6 @@
 //! The operations of users: submit, rerun, cancel, delete. Those that change the pace of a task are in `pacing.rs`.
 
+use super::abilities::Abilities;
 use super::counting::Choice;
 use super::invariants::Rule;
 use super::machine::JoinCursor;
@@ -430,7 +431,7 @@ impl Core {
 
     /// Queues an execution for any matching machine: for one that is ready, or else for the first to be free.
     pub(super) fn queue_for_any(&mut self, key: ExecutionKey, selector: SelectorKey) {
-        match self.longest_waiting_machine(selector) {
+        match self.longest_waiting_machine(selector, self.needs_of(key.task)) {
             Some(machine) => self.queue_for(key, machine),
             None => {
                 self.execution_mut(key).target = None;
@@ -440,21 +441,25 @@ impl Core {
         }
     }
 
-    /// The matching machine that has been ready for longest. Searches the shorter of two lists: the ready
-    /// machines, or those that the selector means.
-    fn longest_waiting_machine(&self, selector: SelectorKey) -> Option<MachineKey> {
+    /// The matching machine that has been ready for longest and whose agent has the abilities. Searches the shorter of
+    /// two lists: the ready machines, or those that the selector means.
+    fn longest_waiting_machine(
+        &self,
+        selector: SelectorKey,
+        needed: Abilities,
+    ) -> Option<MachineKey> {
         let entry = self.match_index.entry(selector);
         let named = entry.instances().map_or(usize::MAX, BTreeSet::len);
         if named.min(entry.traits.len()) < self.ready.len() {
             let machines = self.machines_of(selector);
-            let waiting = machines.filter_map(|key| Some((self.machine(key).ready?, key)));
+            let able = machines.filter(|key| self.may_run(self.machine(*key), needed));
+            let waiting = able.filter_map(|key| Some((self.machine(key).ready?, key)));
             return waiting.min().map(|(_, key)| key);
         }
-        let is_meant = |key: &MachineKey| {
+        self.ready.values().copied().find(|key| {
             let machine = self.machine(*key);
-            entry.means(machine.traits_key, &machine.instance)
-        };
-        self.ready.values().copied().find(is_meant)
+            entry.means(machine.traits_key, &machine.instance) && self.may_run(machine, needed)
+        })
     }
 
     /// Lists an open task where machines that appear find it.

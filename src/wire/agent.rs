@@ -13,11 +13,8 @@
 use super::duration::TimeSpan;
 use super::task::ExecutionState;
 use super::undo::{UndoReason, UndoReport};
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
-use std::fmt;
-use std::marker::PhantomData;
 
 /// The most entries in a list of an answer, in number: more than an agent can hold attempts. A longer list
 /// is no answer of a sidebike server, and would only take memory.
@@ -405,27 +402,7 @@ impl From<FlatVerdict> for Verdict {
 fn bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
-    struct Bounded<T>(PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Bounded<T> {
-        type Value = Vec<T>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Vec<T>, A::Error> {
-            let mut list = Vec::new();
-            while let Some(entry) = entries.next_element()? {
-                if list.len() >= MAX_LISTED {
-                    let why = format_args!("a list has more than {MAX_LISTED} entries").to_string();
-                    return Err(A::Error::custom(why));
-                }
-                list.push(entry);
-            }
-            Ok(list)
-        }
-    }
-    deserializer.deserialize_seq(Bounded(PhantomData))
+    super::bounded::list_of(deserializer, MAX_LISTED)
 }
 
 /// The goodbye of an agent that ends. Attempts that it was handed and that are not in `holds` were never started.

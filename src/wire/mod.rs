@@ -19,6 +19,7 @@
 //! servers of different versions work together.
 
 pub mod agent;
+mod bounded;
 pub mod duration;
 pub mod enumeration;
 pub mod event;

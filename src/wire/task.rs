@@ -1,6 +1,7 @@
 //! A task as it is posted, and as it is answered.
 
 use super::agent::Feature;
+use super::bounded;
 use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
@@ -44,12 +45,14 @@ pub struct Detail {
     pub command: Option<String>,
     /// A program and its arguments, run without a shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "bounded::some_list")]
     pub argv: Option<Vec<String>>,
     /// A script, run by the interpreter that its first line names, else by the shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub script: Option<String>,
     /// The arguments of the script.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "bounded::some_list")]
     pub script_args: Option<Vec<String>>,
     /// The folder it runs in; the agent's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -62,6 +65,7 @@ pub struct Detail {
     pub kill_grace: Option<TimeSpan>,
     /// Extra variables of its environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "bounded::some_map")]
     pub env: Option<BTreeMap<String, String>>,
     /// The text of its standard input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,6 +101,38 @@ impl Detail {
         let needed = needed.into_iter().filter(|(is_needed, _)| *is_needed);
         needed.map(|(_, feature)| feature)
     }
+
+    /// How long its texts are in JSON, in bytes: that is what is sent and read. The names of its fields and its numbers
+    /// are not counted.
+    pub fn json_bytes(&self) -> usize {
+        let texts = [
+            &self.command,
+            &self.script,
+            &self.workspace,
+            &self.stdin,
+            &self.stdin_base64,
+            &self.user,
+        ];
+        let lists = [&self.argv, &self.script_args].into_iter().flatten();
+        let variables = self.env.iter().flatten();
+        let texts = { texts.into_iter().flatten() }
+            .chain(lists.flatten())
+            .chain(variables.flat_map(|(name, value)| [name, value]));
+        texts.map(|text| json_bytes(text) + JSON_MARKS).sum()
+    }
+}
+
+/// What stands around a text in JSON, in bytes: quotes, and a comma or colon.
+const JSON_MARKS: usize = 3;
+
+/// How long a text is in JSON, in bytes: quotes and control characters are escaped.
+pub fn json_bytes(text: &str) -> usize {
+    let escaped = text.bytes().map(|byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..0x20 => 6,
+        _ => 1,
+    });
+    escaped.sum()
 }
 
 impl ReadOnlyFields for Detail {
@@ -133,10 +169,10 @@ pub struct Retry {
     /// The most retries.
     pub max: u32,
     /// The pauses before the retries; the last one is used for all further ones.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::list")]
     pub interval: Vec<TimeSpan>,
     /// After which results.
-    #[serde(default = "Retry::default_on")]
+    #[serde(default = "Retry::default_on", deserialize_with = "bounded::list")]
     pub on: Vec<RetryOn>,
 }
 
@@ -639,4 +675,36 @@ pub struct PastAttempt<S = String> {
     /// The attempt and its outcome.
     #[serde(flatten)]
     pub attempt: Attempt<S>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_as_long_in_json_as_it_is_written() {
+        let all: String = (0..0x2_000).filter_map(char::from_u32).collect();
+        for text in [
+            "",
+            "plain",
+            "\u{1}\u{8}\t\n\u{b}\u{c}\r\u{1f} \"\\/\u{7f}",
+            &all,
+        ] {
+            let written = serde_json::to_string(text).unwrap();
+            assert_eq!(json_bytes(text) + 2, written.len(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_texts_of_a_detail_are_about_as_long_in_json_as_it_is_written() {
+        let detail = Detail {
+            argv: Some(vec!["a\"b".into(); 100]),
+            env: Some((0..100).map(|n| (n.to_string(), "\u{1}".into())).collect()),
+            stdin: Some("\n".repeat(1_000)),
+            ..Detail::default()
+        };
+        let written = serde_json::to_string(&detail).unwrap().len();
+        let names = written - detail.json_bytes();
+        assert!(names < 100, "{names}");
+    }
 }

@@ -4,7 +4,7 @@ use crate::laws::RealEnd;
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::core::Link;
 use sidebike::wire::agent::{
-    AttemptId, Done, Ended, Goodbye, Hold, HoldState, Orders, Output, Piece, Poll, Stream,
+    AttemptId, Done, Ended, Feature, Goodbye, Hold, HoldState, Orders, Output, Piece, Poll, Stream,
 };
 use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::task::{Detail, ExecutionState};
@@ -65,6 +65,8 @@ pub struct Agent {
     pub forgotten: usize,
     gone: HashSet<AttemptId>,
     jobs: u32,
+    /// What it can do beyond the first version.
+    features: Vec<Feature>,
     seq: u64,
     pending: Option<u64>,
     conflicts: u32,
@@ -104,6 +106,11 @@ impl World {
         let who = self.agents.len();
         let instance = self.rng.id();
         let jobs = self.rng.pick(&[1, 2, 4]);
+        // Some are older than others.
+        let known = self
+            .rng
+            .pick(&[0, 1, Feature::ALL.len(), Feature::ALL.len()]);
+        let features = Feature::ALL[..known].to_vec();
         self.note(|| format!("agent {who} starts as {label}, {instance}"));
         self.agents.push(Agent {
             instance,
@@ -116,6 +123,7 @@ impl World {
             forgotten: 0,
             gone: HashSet::new(),
             jobs,
+            features,
             seq: 0,
             pending: None,
             conflicts: 0,
@@ -346,7 +354,9 @@ impl World {
             draining: agent.draining || agent.forgotten >= agent.jobs as usize,
             wait: TimeSpan::from_millis(wait),
             holds: agent.list_holds(now),
-            features: Vec::new(),
+            features: { agent.features.iter() }
+                .map(|feature| feature.word().into())
+                .collect(),
         };
         self.send(who, Event::ToServer(who, Request::Poll(poll)));
         self.after(wait + SLACK, Event::Alarm(who, Alarm::GiveUp(seq)));
@@ -376,6 +386,8 @@ impl World {
             if agent.holds.contains_key(&key) || agent.gone.contains(&job.id) {
                 self.count("start order repeated");
             } else if !agent.draining {
+                self.laws
+                    .an_agent_can_do_what_it_is_handed(&job.detail, &agent.features)?;
                 self.start(who, key, job.id, &job.detail)?;
             }
         }

@@ -4,6 +4,7 @@ use crate::server::Server;
 use crate::users::TaskModel;
 use crate::world::{AttemptKey, Lawful, Ms};
 use sidebike::core::{Core, ExecutionView, Task, TaskKey};
+use sidebike::wire::agent::Feature;
 use sidebike::wire::machine::MachineState;
 use sidebike::wire::task::{Detail, ExecutionState, Mode, TaskState};
 use std::collections::{HashMap, HashSet};
@@ -263,6 +264,7 @@ impl Laws {
                     instances.push(instance);
                 }
                 what_could_run_elsewhere_is_not_lost_unstarted(key, task.spec.mode, &seen)?;
+                what_any_may_run_does_not_fail_where_it_cannot(key, task.spec.mode, &seen)?;
                 self.no_queue_is_forgotten_before_its_time(now, key, &seen)?;
                 let known = self
                     .executions
@@ -350,8 +352,20 @@ impl Laws {
 
     /// An agent of the original is handed nothing that it cannot express.
     pub fn an_original_can_do_what_it_is_handed(&self, detail: &Detail) -> Lawful {
-        match &detail.env {
-            Some(_) => Err("an_original_can_do_what_it_is_handed".into()),
+        match detail.env.is_some() || detail.needs().next().is_some() {
+            true => Err("an_original_can_do_what_it_is_handed".into()),
+            false => Ok(()),
+        }
+    }
+
+    /// An agent is handed nothing that it cannot do.
+    pub fn an_agent_can_do_what_it_is_handed(
+        &self,
+        detail: &Detail,
+        features: &[Feature],
+    ) -> Lawful {
+        match detail.needs().find(|need| !features.contains(need)) {
+            Some(need) => Err(format!("an_agent_can_do_what_it_is_handed: {need:?}")),
             None => Ok(()),
         }
     }
@@ -373,8 +387,8 @@ impl Laws {
         };
         let end_before = self.ends.get(&before).map(|end| end.state);
         let right = match state {
-            // Refused for an agent of the original, which never saw it.
-            ExecutionState::Failed if msg.starts_with("detail.env: ") => !started,
+            // Refused for an agent that cannot do it, which never saw it.
+            ExecutionState::Failed if is_beyond_its_agent(msg) => !started,
             ExecutionState::Failed | ExecutionState::TimedOut if retry_expired => {
                 end_before == Some(state)
             }
@@ -511,6 +525,27 @@ fn what_could_run_elsewhere_is_not_lost_unstarted(
         ));
     }
     Ok(())
+}
+
+/// What any machine may run is not handed to one whose agent cannot run it: it waits for another.
+fn what_any_may_run_does_not_fail_where_it_cannot(
+    key: TaskKey,
+    mode: Mode,
+    seen: &ExecutionView<'_>,
+) -> Lawful {
+    let refused = seen.state == ExecutionState::Failed && is_beyond_its_agent(seen.msg);
+    if mode == Mode::Any && refused {
+        return Err(format!(
+            "what_any_may_run_does_not_fail_where_it_cannot: {key:?} {:?}",
+            seen.msg
+        ));
+    }
+    Ok(())
+}
+
+/// Whether the message says that the agent on a machine cannot do what the task asks for.
+fn is_beyond_its_agent(msg: &str) -> bool {
+    msg.starts_with("detail.") && msg.contains("cannot do it")
 }
 
 /// A terminal state of an execution never changes, and the number of its attempt only increases.

@@ -1,11 +1,13 @@
-//! Agents of the original, step by step: what their machine is handed after a cancel, after a restart, and when one of
-//! ours takes its label.
+//! Agents that can do less than ours, step by step. The original's: what their machine is handed after a cancel, after a
+//! restart, and when one of ours takes its label. Older ones of ours: what goes to another machine instead.
 
 use crate::server::TEXTS;
-use sidebike::core::{Core, Limits, Link, Selection, Spec, TaskKey, Time};
-use sidebike::wire::agent::{AttemptId, Ended, Piece, Poll, Stream, Verdict};
+use sidebike::core::{Core, Limits, Link, MachineKey, Selection, Spec, TaskKey, Time};
+use sidebike::wire::agent::{AttemptId, Ended, Feature, Orders, Piece, Poll, Stream, Verdict};
 use sidebike::wire::duration::TimeSpan;
-use sidebike::wire::task::{ExecutionState, PostedTask};
+use sidebike::wire::machine::MachineState;
+use sidebike::wire::task::{Detail, ExecutionState, PostedTask};
+use std::sync::Arc;
 
 const LABEL: &str = "old-0";
 
@@ -14,6 +16,7 @@ struct Scene {
     core: Core,
     now: Time,
     tasks: u64,
+    polls: u64,
     /// By connection: calls made over it.
     calls: [u64; 4],
 }
@@ -29,6 +32,7 @@ impl Scene {
             core: Core::new(limits, now),
             now,
             tasks: 0,
+            polls: 0,
             calls: [0; 4],
         }
     }
@@ -106,11 +110,24 @@ impl Scene {
     }
 
     fn poll(&mut self, instance: &str, label: &str) -> usize {
+        self.poll_with(instance, label, &[]).1.start.len()
+    }
+
+    /// A poll of one of our agents that can do these things beyond the first version.
+    fn poll_with(
+        &mut self,
+        instance: &str,
+        label: &str,
+        features: &[Feature],
+    ) -> (MachineKey, Orders<Arc<Detail>>) {
+        self.polls += 1;
         let poll = Poll {
             tags: Default::default(),
-            features: Vec::new(),
+            features: { features.iter() }
+                .map(|feature| feature.word().into())
+                .collect(),
             instance: instance.into(),
-            seq: 1,
+            seq: self.polls,
             label: label.into(),
             host: String::new(),
             version: String::new(),
@@ -119,9 +136,9 @@ impl Scene {
             wait: TimeSpan::from_secs(0),
             holds: Vec::new(),
         };
-        let (_, orders) = self.core.poll(self.now, &poll, None).unwrap();
+        let answer = self.core.poll(self.now, &poll, None).unwrap();
         self.check();
-        orders.start.len()
+        answer
     }
 
     fn pass(&mut self, seconds: u64) {
@@ -300,4 +317,107 @@ fn the_machine_is_gone_when_one_of_ours_takes_its_label() {
     let broadcast = scene.task();
     let task = scene.core.show(broadcast).unwrap();
     assert_eq!(task.execution_views().count(), 1);
+}
+
+const USER_OR_SCRIPT: [Feature; 2] = [Feature::User, Feature::Script];
+const ANY_WITH_USER: &str =
+    r#"{"machinePattern":"web","mode":"any","detail":{"command":"x","user":"nobody"}}"#;
+const ANY_PLAIN: &str = r#"{"machinePattern":"web","mode":"any","detail":{"command":"x"}}"#;
+
+#[test]
+fn what_an_older_agent_cannot_do_waits_for_a_newer_one() {
+    let mut scene = Scene::new();
+    let (older, _) = scene.poll_with("aaaaaaaa", "web-0", &[Feature::Script]);
+    scene.core.hold_poll(older);
+    let beyond = scene.submit(ANY_WITH_USER);
+    let within = scene.submit(ANY_PLAIN);
+    let says = "detail.user: waits for a machine whose agent can do it; ";
+    assert!(scene.msg(beyond).starts_with(says), "{}", scene.msg(beyond));
+    assert_eq!(scene.msg(within), "");
+    let handed_out = scene.core.collect(scene.now, older).start;
+    scene.check();
+    assert_eq!(handed_out.len(), 1, "the younger one, which it can run");
+    assert_eq!(scene.state(within), ExecutionState::Delivered);
+    assert_eq!(scene.state(beyond), ExecutionState::Queued);
+    assert!(!scene.core.has_work_for(older));
+
+    let (_, orders) = scene.poll_with("bbbbbbbb", "web-1", &USER_OR_SCRIPT);
+    assert_eq!(orders.start.len(), 1);
+    assert_eq!(
+        (scene.state(beyond), &*scene.msg(beyond)),
+        (ExecutionState::Delivered, "")
+    );
+}
+
+#[test]
+fn a_newer_agent_takes_it_though_an_older_one_has_waited_longer() {
+    let mut scene = Scene::new();
+    let (older, _) = scene.poll_with("aaaaaaaa", "web-0", &[]);
+    scene.core.hold_poll(older);
+    let (newer, _) = scene.poll_with("bbbbbbbb", "web-1", &USER_OR_SCRIPT);
+    scene.core.hold_poll(newer);
+    let task = scene.submit(ANY_WITH_USER);
+    assert_eq!(scene.core.collect(scene.now, older).start.len(), 0);
+    assert_eq!(scene.core.collect(scene.now, newer).start.len(), 1);
+    assert_eq!(scene.state(task), ExecutionState::Delivered);
+}
+
+#[test]
+fn what_was_offered_to_an_agent_that_now_can_do_less_goes_to_another() {
+    let mut scene = Scene::new();
+    let (first, _) = scene.poll_with("aaaaaaaa", "web-0", &USER_OR_SCRIPT);
+    scene.core.hold_poll(first);
+    let (second, _) = scene.poll_with("bbbbbbbb", "web-1", &USER_OR_SCRIPT);
+    scene.core.hold_poll(second);
+    let task = scene.submit(ANY_WITH_USER);
+    let (_, orders) = scene.poll_with("aaaaaaaa", "web-0", &[]);
+    assert_eq!(orders.start.len(), 0);
+    assert_eq!(scene.core.collect(scene.now, second).start.len(), 1);
+    assert_eq!(scene.state(task), ExecutionState::Delivered);
+}
+
+#[test]
+fn every_machine_means_also_those_that_cannot_and_says_so() {
+    let mut scene = Scene::new();
+    let (older, _) = scene.poll_with("aaaaaaaa", "web-0", &[]);
+    scene.core.hold_poll(older);
+    let all = r#"{"machinePattern":"web","detail":{"command":"x","user":"nobody"}}"#;
+    let task = scene.submit(all);
+    assert_eq!(scene.core.collect(scene.now, older).start.len(), 0);
+    assert_eq!(scene.state(task), ExecutionState::Failed);
+    assert!(
+        scene
+            .msg(task)
+            .starts_with("detail.user: the agent on this machine"),
+        "{}",
+        scene.msg(task)
+    );
+}
+
+#[test]
+fn what_waits_is_told_why_when_the_last_machine_that_can_do_it_goes() {
+    let mut scene = Scene::new();
+    scene.poll_with("aaaaaaaa", "web-0", &[]);
+    let (newer, _) = scene.poll_with("bbbbbbbb", "web-1", &USER_OR_SCRIPT);
+    for _ in 0..4 {
+        scene.submit(ANY_WITH_USER);
+    }
+    scene.core.hold_poll(newer);
+    let last = scene.submit(ANY_WITH_USER);
+    assert_eq!(scene.msg(last), "");
+    for _ in 0..12 {
+        scene.pass(4);
+        scene.poll_with("aaaaaaaa", "web-0", &[]);
+    }
+    assert_eq!(
+        scene.core.list_machines(Some("web-1"), None)[0].state,
+        MachineState::Offline
+    );
+    assert!(
+        scene
+            .msg(last)
+            .starts_with("detail.user: waits for a machine"),
+        "{}",
+        scene.msg(last)
+    );
 }

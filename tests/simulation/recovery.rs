@@ -67,7 +67,8 @@ impl World {
         spec.failure_ttl = TimeSpan::from_secs(600);
         let mut detail = (*spec.detail).clone();
         detail.timeout = Some(Timeout::After(TimeSpan::from_millis(TIMEOUT)));
-        detail.env = None;
+        // Whatever its version, each agent can run it.
+        (detail.env, detail.user, detail.merge_output) = (None, None, None);
         spec.detail = Arc::new(detail);
         let task = self.submit(spec).ok_or("the last task is refused")?;
         self.see_to_notices()?;

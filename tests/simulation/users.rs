@@ -166,6 +166,13 @@ impl World {
             // The original's agents cannot do that.
             detail.env = Some([("A".to_owned(), "b".to_owned())].into());
         }
+        // Older agents cannot do that.
+        if rng.chance(150) {
+            detail.user = Some("nobody".into());
+        }
+        if rng.chance(150) {
+            detail.merge_output = Some(true);
+        }
         spec.detail = Arc::new(detail);
         spec
     }

@@ -11,7 +11,7 @@
 //! | `output_pipes` | the pipes of its output |
 //! | `policy` | what the owner of this machine allows |
 //! | `supervisor` | output, input, time-out and end of a command that runs |
-//! | `orphaned_pipes` | the pipes of background processes that outlive their command |
+//! | `orphaned_pipes` | handing the pipes of background processes that outlive their command to the guard |
 //! | `survivors` | reaping commands that survived KILL |
 
 mod lookup;
@@ -20,7 +20,7 @@ mod output_pipes;
 pub(crate) mod path_lookup;
 pub(super) mod policy;
 pub(super) mod runner;
-mod script;
+pub(super) mod script;
 mod start_failure;
 pub(super) mod supervisor;
 mod survivors;

@@ -1,18 +1,20 @@
 //! Drains the pipes of commands that have ended but left a background process that still writes.
 //!
 //! Closing the read end would kill that process with SIGPIPE at its next line, and an unread pipe would
-//! block it. One thread, started when it is first needed, reads and discards.
+//! block it. The guard drains them, see `pipe_drain`. Where it does not take them (there is none, or it does not read),
+//! one thread of the agent reads and discards until it does; that thread is started when it is first needed.
 
 use crate::agent::attempt::lock;
+use crate::agent::processes::guard::Guard;
 use log::warn;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-/// Pipes kept open, in number. The oldest is closed to make room.
+/// Pipes that the guard has not taken, in number. The oldest is closed to make room.
 const MAX_PIPES: usize = 256;
 /// Bytes read at once: the capacity of a pipe.
 const READ_BYTES: usize = 64 * 1024;
@@ -35,9 +37,17 @@ pub struct OrphanedPipes {
 
 #[derive(Debug)]
 struct Shared {
+    guard: Arc<Guard>,
     state: Mutex<State>,
-    /// Wakes the thread; none when the system has no descriptor left.
-    wake: Option<OwnedFd>,
+    /// Wakes the thread; none when the system has no descriptor left. Made when it is first needed.
+    wake: OnceLock<Option<OwnedFd>>,
+}
+
+impl Shared {
+    fn wake(&self) -> Option<&OwnedFd> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        self.wake.get_or_init(|| eventfd(0, flags).ok()).as_ref()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -49,25 +59,28 @@ struct State {
 
 impl OrphanedPipes {
     /// No pipes, and no thread.
-    pub fn new() -> Self {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    pub fn new(guard: Arc<Guard>) -> Self {
         OrphanedPipes {
             shared: Arc::new(Shared {
+                guard,
                 state: Mutex::new(State::default()),
-                wake: eventfd(0, flags).ok(),
+                wake: OnceLock::new(),
             }),
         }
     }
 
     /// Adds the read end of a pipe, which must be non-blocking.
     pub fn add(&self, pipe: OwnedFd) {
+        if self.shared.guard.take_pipe(&pipe) {
+            return;
+        }
         let mut state = lock(&self.shared.state);
         if state.added.len() >= MAX_PIPES {
             state.added.pop_front();
         }
         state.added.push_back(pipe);
         if state.is_running {
-            if let Some(wake) = &self.shared.wake {
+            if let Some(wake) = self.shared.wake() {
                 let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
             }
             return;
@@ -87,7 +100,7 @@ impl OrphanedPipes {
     }
 }
 
-/// Reads and discards until every pipe is closed.
+/// Reads and discards until every pipe is closed, or with the guard.
 fn drain(shared: &Shared) {
     let mut pipes: VecDeque<OwnedFd> = VecDeque::new();
     let mut buffer = vec![0; READ_BYTES];
@@ -95,6 +108,12 @@ fn drain(shared: &Shared) {
         {
             let mut state = lock(&shared.state);
             pipes.append(&mut state.added);
+            while pipes
+                .front()
+                .is_some_and(|pipe| shared.guard.take_pipe(pipe))
+            {
+                pipes.pop_front();
+            }
             if pipes.is_empty() {
                 state.is_running = false;
                 return;
@@ -103,8 +122,8 @@ fn drain(shared: &Shared) {
         while pipes.len() > MAX_PIPES {
             pipes.pop_front();
         }
-        let ready = wait(&pipes, shared.wake.as_ref());
-        if let Some(wake) = &shared.wake {
+        let ready = wait(&pipes, shared.wake());
+        if let Some(wake) = shared.wake() {
             let _ = rustix::io::read(wake, &mut [0u8; 8]);
         }
         let is_busy = ready.contains(&true);

@@ -11,7 +11,7 @@ use super::orphaned_pipes::OrphanedPipes;
 use super::output_pipes::OutputPipes;
 use super::path_lookup;
 use super::policy;
-use super::script::Script;
+use super::script::{self, Script, TemporaryFile};
 use super::start_failure;
 use super::supervisor::{Limits, Started, Supervisor};
 use super::survivors::Survivors;
@@ -32,7 +32,7 @@ use rustix::fs::{Access, access};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -42,6 +42,11 @@ use std::time::Duration;
 
 /// The longest text for standard input, in bytes: as long as the longest request.
 const MAX_STDIN_BYTES: usize = 1 << 20;
+
+/// How often the start of a script is tried while a process that another thread is starting has the file open for
+/// writing, as it was when that process was made; and the pause between two tries. It has been executed by then.
+const SCRIPT_BUSY_TRIES: u32 = 100;
+const SCRIPT_BUSY_PAUSE: Duration = Duration::from_millis(2);
 
 /// Starts commands. Holds what all commands of this agent share.
 #[derive(Debug)]
@@ -69,7 +74,7 @@ impl Runner {
                 .collect(),
             needs_session: inheritance::has_terminal(),
             guard: Arc::clone(&guard),
-            orphaned_pipes: OrphanedPipes::new(),
+            orphaned_pipes: OrphanedPipes::new(Arc::clone(&guard)),
             survivors: Survivors::new(guard),
         }
     }
@@ -155,18 +160,25 @@ impl Runner {
         let wrapper = self.policy.wrapper.clone();
         let script = detail.script.take();
         let detail = Arc::new(detail);
+        let owner = user.as_ref().map(User::ids);
         let look = {
-            let detail = Arc::clone(&detail);
+            let (detail, key) = (Arc::clone(&detail), key.clone());
             move || {
                 let directory = workspace(&detail)?;
-                let command = match script {
-                    Some(script) => script_line(&script, &detail, &directory)?,
-                    None => command_line(&detail, wrapper.as_deref(), &directory)?,
+                let (command, script) = match script {
+                    Some(script) => {
+                        let script = Script::new(&script, &key, owner)?;
+                        script_line(script, &detail, &directory)?
+                    }
+                    None => {
+                        let command = command_line(&detail, wrapper.as_deref(), &directory)?;
+                        (command, None)
+                    }
                 };
-                Ok((command, directory))
+                Ok((command, script, directory))
             }
         };
-        let (mut command, directory) = match &detail.workspace {
+        let (mut command, script, directory) = match &detail.workspace {
             None => look().map_err(failed)?,
             Some(workspace) => {
                 let timeout = limits.timeout.map(Duration::from);
@@ -198,6 +210,7 @@ impl Runner {
         }
         Ok(Prepared {
             command,
+            script,
             directory,
             key,
             stdin,
@@ -248,6 +261,8 @@ impl Runner {
 /// A command that only has to be started.
 struct Prepared {
     command: Command,
+    /// The file of its script, if that has one.
+    script: Option<TemporaryFile>,
     key: String,
     stdin: Vec<u8>,
     output: OutputPipes,
@@ -259,16 +274,32 @@ struct Prepared {
 impl Prepared {
     /// Spawns the process. The error says why that could not be done.
     fn spawn(mut self) -> Result<Started, String> {
-        let child = self.command.spawn().map_err(|why| {
+        let is_script = {
+            let program = Path::new(self.command.get_program());
+            let file = self.script.as_ref();
+            script::is_descriptor(program) || file.is_some_and(|file| file.is_at(program))
+        };
+        let mut spawned = self.command.spawn();
+        for _ in 0..SCRIPT_BUSY_TRIES {
+            let is_busy =
+                matches!(&spawned, Err(why) if why.kind() == ErrorKind::ExecutableFileBusy);
+            if !is_script || !is_busy {
+                break;
+            }
+            std::thread::sleep(SCRIPT_BUSY_PAUSE);
+            spawned = self.command.spawn();
+        }
+        let child = spawned.map_err(|why| {
             let program = Path::new(self.command.get_program());
             let reason = start_failure::explain(&why, program, &self.directory);
-            match program.starts_with("/proc/self/fd") {
+            match is_script {
                 true => format!("cannot start the script: {reason}"),
                 false => format!("cannot start {}: {reason}", program.display()),
             }
         })?;
         Ok(Started {
             child,
+            script: self.script,
             key: self.key,
             stdin: self.stdin,
             output: self.output,
@@ -358,11 +389,14 @@ fn command_line(detail: &Detail, wrapper: Option<&Path>, base: &Path) -> Result<
 }
 
 /// A script and its arguments: run by the interpreter that its first line names, else by the shell.
-fn script_line(text: &str, detail: &Detail, base: &Path) -> Result<Command, String> {
+fn script_line(
+    script: Script,
+    detail: &Detail,
+    base: &Path,
+) -> Result<(Command, Option<TemporaryFile>), String> {
     if detail.command.is_some() || detail.argv.is_some() {
         return Err("detail: must have one of command, argv and script".into());
     }
-    let script = Script::new(text)?;
     let mut command = if script.has_interpreter {
         Command::new(script.path())
     } else {
@@ -374,8 +408,8 @@ fn script_line(text: &str, detail: &Detail, base: &Path) -> Result<Command, Stri
         command
     };
     command.args(detail.script_args.iter().flatten());
-    script.hand_over(&mut command);
-    Ok(command)
+    let file = script.hand_over(&mut command);
+    Ok((command, file))
 }
 
 /// A shell takes a line that begins with a sign for options; a blank before it prevents that. `--` would
@@ -431,7 +465,7 @@ fn is_secret(name: &OsStr) -> bool {
 
 /// Starts this program once more with other arguments, in a process group of its own: a signal of the
 /// terminal goes to the agent's group, and the agent decides what it means.
-pub fn spawn_self(args: &[OsString], stdin: Stdio) -> io::Result<Child> {
+pub fn spawn_self(args: &[OsString], stdin: Stdio, stdout: Stdio) -> io::Result<Child> {
     let unnamed = || io::Error::other("the path of this program is not known");
     // Without /proc only the name by which it was started is known.
     let own = std::env::current_exe().or_else(|_| {
@@ -443,6 +477,7 @@ pub fn spawn_self(args: &[OsString], stdin: Stdio) -> io::Result<Child> {
     Command::new(own)
         .args(args)
         .stdin(stdin)
+        .stdout(stdout)
         .process_group(0)
         .spawn()
 }

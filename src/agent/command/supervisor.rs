@@ -8,6 +8,7 @@
 
 use super::orphaned_pipes::OrphanedPipes;
 use super::output_pipes::{OutputOrder, OutputPipes, nonblocking};
+use super::script::TemporaryFile;
 use super::survivors::Survivors;
 use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::processes::attempt_processes::AttemptProcesses;
@@ -64,6 +65,8 @@ pub struct Limits {
 pub struct Started {
     /// Its process, the leader of a group of its own.
     pub child: Child,
+    /// The file of its script, kept until it has ended.
+    pub script: Option<TemporaryFile>,
     /// The key of the attempt, in the environment of the command.
     pub key: String,
     /// Text for standard input.
@@ -102,6 +105,8 @@ pub struct Supervisor<'a> {
     waker: &'a Waker,
     /// The leader of the group; none once it was given to the survivors.
     child: Option<Child>,
+    /// Removed when the command has ended.
+    _script: Option<TemporaryFile>,
     group: Pid,
     /// The key of the attempt.
     key: String,
@@ -151,6 +156,7 @@ impl<'a> Supervisor<'a> {
     ) -> Self {
         let Started {
             mut child,
+            script,
             key,
             stdin,
             output,
@@ -188,6 +194,7 @@ impl<'a> Supervisor<'a> {
             leader_ended: false,
             ended_at: None,
             child: Some(child),
+            _script: script,
             ending: None,
             exit: None,
             kills_before,

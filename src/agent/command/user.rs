@@ -45,6 +45,11 @@ impl User {
             .ok_or_else(|| format!("detail.user: there is no user {wanted:?} on this machine"))
     }
 
+    /// Its numbers.
+    pub fn ids(&self) -> (Uid, Gid) {
+        (Uid::from_raw(self.uid), Gid::from_raw(self.gid))
+    }
+
     /// Has a command start as this user.
     #[allow(
         unsafe_code,
@@ -56,7 +61,7 @@ impl User {
             .env("USER", &self.name)
             .env("LOGNAME", &self.name);
         let groups: Vec<Gid> = self.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        let (uid, gid) = self.ids();
         let change = move || -> io::Result<()> {
             // The user last: after that the others are not permitted.
             set_thread_groups(&groups)?;

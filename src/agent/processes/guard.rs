@@ -7,21 +7,27 @@
 //! - `+KEY`: an attempt with this key is about to be started.
 //! - `=KEY GROUP`: its command runs in this process group.
 //! - `-KEY`: it is over. What it left in the background is to live on.
+//!
+//! It also drains the pipes of such background processes, see [`super::pipe_drain`], as long as there are any, whether
+//! the agent lives or not.
 
 use super::attempt_processes::AttemptProcesses;
+use super::pipe_drain::{self, PipeSender};
 use super::process_table::ProcessTable;
 use super::termination::{ProcessTree, Progress, Termination};
 use crate::agent::attempt::lock;
-use crate::agent::command::runner;
+use crate::agent::command::{runner, script};
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
+use rustix::stdio::{dup2_stderr, dup2_stdout};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io::{BufRead, BufReader, Read, Stdin};
 use std::process::{ChildStdin, Stdio};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -50,6 +56,8 @@ const MAX_UNSENT: usize = 10_000;
 #[derive(Debug)]
 pub struct Guard {
     pipe: Mutex<Pipe>,
+    /// Takes the pipes that the guard drains; none when there is no guard.
+    pipes: Option<PipeSender>,
 }
 
 #[derive(Debug)]
@@ -70,7 +78,11 @@ enum Line {
 impl Guard {
     /// Starts a guard. Without one the agent works all the same.
     pub fn start() -> Self {
-        let stdin = runner::spawn_self(&[PROGRAM.into()], Stdio::piped()).and_then(|mut child| {
+        // Without it the agent drains the pipes itself.
+        let (pipes, socket) = PipeSender::new().ok().unzip();
+        let socket = socket.map_or_else(Stdio::inherit, Stdio::from);
+        let started = runner::spawn_self(&[PROGRAM.into()], Stdio::piped(), socket);
+        let stdin = started.and_then(|mut child| {
             // The agent never waits for it: the guard ends after the agent.
             let stdin = child.stdin.take();
             if let Some(stdin) = &stdin {
@@ -89,7 +101,14 @@ impl Guard {
                 stdin,
                 unsent: VecDeque::new(),
             }),
+            pipes,
         }
+    }
+
+    /// Hands over the read end of a pipe of a background process, which must be non-blocking. False if the guard does
+    /// not take it now.
+    pub fn take_pipe(&self, pipe: &OwnedFd) -> bool {
+        { self.pipes.as_ref() }.is_some_and(|pipes| pipes.send(pipe))
     }
 
     /// Lists an attempt: its processes are to end with the agent.
@@ -181,21 +200,39 @@ impl fmt::Display for Line {
     }
 }
 
-/// The guard's process. Returns when the agent and its commands are gone.
+/// The guard's process. Returns when the agent and its commands are gone, and everything has closed its pipes that they
+/// left in the background.
 pub fn run() {
-    // A signal to the whole session or container also ends the agent; the guard ends after it.
+    // A signal to the whole session or container also ends the agent; the guard ends after it. Once it has nothing to end
+    // any more, a signal ends it.
+    let has_ended_all = Arc::new(AtomicBool::new(false));
     for signal in [
         signal_hook::consts::SIGTERM,
         signal_hook::consts::SIGINT,
         signal_hook::consts::SIGHUP,
     ] {
-        let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
+        let flag = Arc::clone(&has_ended_all);
+        let _ = signal_hook::flag::register_conditional_default(signal, flag);
     }
     // The current directory would keep its file system from being unmounted.
     let _ = std::env::set_current_dir("/");
+    let drain = take_socket().and_then(pipe_drain::start);
     let pipe = SlowReader(std::io::stdin());
     let listed = read_list(BufReader::with_capacity(READ_BYTES, pipe));
     end(listed);
+    if let Some(drain) = drain {
+        has_ended_all.store(true, Ordering::SeqCst);
+        // Whoever reads the log of the agent is not to wait for what it left in the background.
+        let _ = dup2_stderr(std::io::stdin());
+        let _ = drain.join();
+    }
+}
+
+/// The socket of the pipes, which came as standard output. It must not stay open when the drain has closed it.
+fn take_socket() -> Option<OwnedFd> {
+    let socket = std::io::stdout().as_fd().try_clone_to_owned().ok()?;
+    dup2_stdout(std::io::stdin()).ok()?;
+    Some(socket)
 }
 
 /// The pipe, read every [`READ_PERIOD`], and at once when it ends.
@@ -257,6 +294,8 @@ fn end(listed: Listed) {
             if may_start {
                 // From the beginning: a process that was looked at may have the key by then.
                 *one = Ending::new(std::mem::take(&mut one.key), None, now + START_LOOK_PERIOD);
+            } else {
+                script::remove_file_of(&one.key);
             }
             may_start
         });

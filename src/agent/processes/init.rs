@@ -25,7 +25,7 @@ pub fn run() -> Result<(), String> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD])
         .map_err(|why| format!("cannot catch signals: {why}"))?;
     let args: Vec<_> = std::env::args_os().skip(1).collect();
-    let child = runner::spawn_self(&args, Stdio::inherit())
+    let child = runner::spawn_self(&args, Stdio::inherit(), Stdio::inherit())
         .map_err(|why| format!("cannot start the agent itself: {why}"))?;
     let agent = Pid::from_child(&child);
     info!("this is process 1: it reaps, the agent is process {agent}");

@@ -71,6 +71,8 @@ struct Line<'a> {
     machines: Vec<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     command: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a str>,
 }
 
 /// Where the lines go.
@@ -137,6 +139,7 @@ impl Audit {
             matched: task.map(|task| task.matched()),
             machines,
             command: task.map(command),
+            user: task.and_then(|task| task.spec.detail.user.as_deref()),
         };
         let mut text = Vec::with_capacity(USUAL_BYTES);
         serde_json::to_writer(&mut text, &line).ok()?;

@@ -37,7 +37,7 @@ impl Server {
         let ms = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
-            .as_millis();
+            .as_millis() as u64;
         // Seeded by the system once for each thread. An id has to be new, not secret; a clash would be
         // answered with 409.
         let random = RandomState::new().build_hasher().finish() >> 24;

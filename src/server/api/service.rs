@@ -13,6 +13,10 @@ use crate::server::http::{
 };
 use std::sync::Arc;
 
+/// The longest body of an agent's call, in bytes, if `--max-body` is not lower. An agent sends no longer one, and while it
+/// is read it takes several times its length.
+const MAX_REPORT_BYTES: usize = 1 << 20;
+
 /// The route and the caller of an allowed request.
 pub struct Admission {
     route: &'static Route,
@@ -29,6 +33,7 @@ impl Service for Server {
                 may_wait: self.may_have_to_wait(route),
                 body: match route.right {
                     Right::Original => original::body_limit(self.edge.max_body()),
+                    Right::Agent => BodyLimit::Refuse(self.edge.max_body().min(MAX_REPORT_BYTES)),
                     _ => BodyLimit::Refuse(self.edge.max_body()),
                 },
                 admission: Admission { route, caller },

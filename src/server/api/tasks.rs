@@ -106,10 +106,17 @@ fn accept(
 pub fn submit(call: Call<'_>) -> Handled {
     let is_dry = flag(call.request, "dryRun")?;
     let Posted(posted): Posted<PostedTask> = body(&call, "the task")?;
-    let known = |text: &SelectorText| call.server.store.ask(|core| core.selector(text));
+    let store = &call.server.store;
+    let mut is_known = false;
+    let known = |text: &SelectorText| {
+        let selector = store.ask(|core| core.selector(text));
+        is_known = selector.is_some();
+        selector
+    };
     let mut spec = Spec::checked(posted, &call.server.texts, known).map_err(bad)?;
-    for selector in spec.selectors_mut() {
-        call.server.store.match_machines(selector);
+    // The first one is that of the machines that are meant.
+    for selector in spec.selectors_mut().skip(usize::from(is_known)) {
+        store.match_machines(selector);
     }
     if is_dry {
         return dry_run(call, spec);

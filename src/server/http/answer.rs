@@ -118,12 +118,13 @@ pub fn last_chunk(mode: ResponseMode) -> &'static [u8] {
 
 fn begin(head: &mut Vec<u8>, status: u16, content_type: &str) {
     head.extend_from_slice(FIRST_BYTES);
-    let _ = write!(head, "{status} {}\r\nDate: ", reason(status));
+    let _ = write!(head, "{status} ");
+    head.extend_from_slice(reason(status).as_bytes());
+    head.extend_from_slice(b"\r\nDate: ");
     add_date(head);
-    let _ = write!(
-        head,
-        "\r\nContent-Type: {content_type}\r\nX-Content-Type-Options: nosniff\r\n"
-    );
+    head.extend_from_slice(b"\r\nContent-Type: ");
+    head.extend_from_slice(content_type.as_bytes());
+    head.extend_from_slice(b"\r\nX-Content-Type-Options: nosniff\r\n");
 }
 
 /// What the statuses that are used here are called.

@@ -98,7 +98,7 @@ impl Decoder {
         let max = self.limit.max();
         Refused::new(
             413,
-            format!("the body must have {max} bytes at most (--max-body)"),
+            format!("the body must have {max} bytes at most (the server's --max-body)"),
         )
     }
 

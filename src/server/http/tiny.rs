@@ -159,7 +159,7 @@ fn body(raw: &mut tiny_http::Request, limit: BodyLimit) -> Result<(Vec<u8>, u64)
     match is_too_large {
         true => Err(Refused::new(
             413,
-            format!("the body must have {max} bytes at most (--max-body)"),
+            format!("the body must have {max} bytes at most (the server's --max-body)"),
         )),
         false => Ok((body, 0)),
     }

@@ -100,7 +100,7 @@ struct Stream {
 #[derive(Default)]
 struct IoBudget {
     bytes: usize,
-    /// The socket has nothing more now.
+    /// The socket has nothing more now, or is not to be read.
     is_drained: bool,
 }
 
@@ -213,7 +213,13 @@ impl<S: Service> Connection<S> {
         if self.on(Event::Answer(number), cx) == Action::Write {
             self.reservation = reservation;
             self.write(answer);
-            self.advance(cx);
+            // A client sends its next request when it has read this answer, so a read now would find nothing. The
+            // poller reports what comes, and what has come already.
+            let io = IoBudget {
+                is_drained: true,
+                ..IoBudget::default()
+            };
+            self.advance_within(io, cx);
         }
     }
 
@@ -288,7 +294,10 @@ impl<S: Service> Connection<S> {
 
     /// Goes on as far as the socket allows.
     pub fn advance(&mut self, cx: &mut Context<'_, S>) {
-        let mut io = IoBudget::default();
+        self.advance_within(IoBudget::default(), cx);
+    }
+
+    fn advance_within(&mut self, mut io: IoBudget, cx: &mut Context<'_, S>) {
         while self.flush(&mut io, cx) {
             let goes_on = match self.state() {
                 State::Idle | State::ReadingHead => self.read_head(&mut io, cx),

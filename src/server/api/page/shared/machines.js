@@ -2,9 +2,16 @@
 
 // Shared by the views, so that a view has something to show before its first answer.
 let machines = [];
+// The instances that were chosen in the list, for a new task.
+const chosenInstances = new Set();
 
 async function fetchMachines(signal) {
   machines = (await get('machine', signal)).data;
+}
+
+// The tags of a machine, each as NAME=VALUE.
+function tagsOf({tags}) {
+  return Object.entries(tags ?? {}).map(tag => tag.join('='));
 }
 
 function machineAddress(labelOrInstance) {
@@ -51,10 +58,22 @@ function makeMachineRow() {
   const version = element('span', 'version soft num ellipsis');
   const work = element('span', 'runs ellipsis');
   const seen = element('span', 'seen right soft num');
-  const link = element('a', {}, name, state, host, version, work, seen);
+  const tags = element('span', 'tags ellipsis soft');
+  const link = element('a', {}, name, state, host, version, work, seen, tags);
+  const box = element('input', {type: 'checkbox'});
   return {
-    el: element('li', {}, link),
+    el: element('li', {}, box, link),
     update({machine, isFirst, sameLabel, tasks}) {
+      const {instance} = machine;
+      box.checked = chosenInstances.has(instance);
+      box.onchange = () => {
+        if (box.checked) chosenInstances.add(instance);
+        else chosenInstances.delete(instance);
+        machinesView.render();
+      };
+      box.setAttribute('aria-label', `Choose ${safeLine(machine.label)}, instance ${instance}`);
+      setLine(tags, tagsOf(machine).join('  '));
+      setVisible(tags, tags.shownText);
       link.href = machineAddress(machine.instance);
       link.title = 'instance ' + safeLine(machine.instance);
       setClass(link, isFirst ? 'row machine' : 'row machine same-label');

@@ -42,10 +42,10 @@ function runningByInstance(tasks) {
 }
 
 // A bar with one part per state, as wide as its share of the executions.
-function renderBar(bar, task) {
-  const count = executionCount(task);
-  const parts = STATES.filter(state => task.counts[state])
-    .map(state => ({state, percent: 100 * task.counts[state] / count}));
+function renderBar(bar, counts) {
+  const count = sum(Object.values(counts));
+  const parts = STATES.filter(state => counts[state])
+    .map(state => ({state, percent: 100 * counts[state] / count}));
   renderList(bar, parts, part => part.state, ({state}) => ({
     el: element('span', 's-' + state),
     update({percent}) {
@@ -68,13 +68,17 @@ function makeTaskRow() {
   return {
     el: element('li', {}, link),
     update(task) {
-      const progressText = `${endedCount(task)} / ${executionCount(task)}`;
+      const {rolloutState} = task;
+      const progressText = joinPresent([
+        `${endedCount(task)} / ${executionCount(task)}`,
+        ['paused', 'stopped'].includes(rolloutState?.state) && rolloutState.state,
+      ]);
       link.href = taskAddress(task.id);
       setBadge(state, task.state);
       setLine(name, task.name);
       setLine(command, commandOf(task));
       setText(count, task.state === 'waiting' ? 'no machine yet' : progressText);
-      renderBar(bar, task);
+      renderBar(bar, task.counts);
       setText(took, taskDuration(task));
       setText(age, formatAge(task.createdAt));
       age.title = formatTime(task.createdAt);

@@ -1,8 +1,9 @@
 // What several views show: states, filters, facts, messages, commands to copy.
 
 // The states of executions, in the order in which they are shown.
-const ENDED_STATES = ['succeeded', 'failed', 'timedOut', 'lost', 'expired', 'canceled'];
-const STATES = [...ENDED_STATES, 'running', 'delivered', 'queued'];
+const ENDED_STATES =
+  ['succeeded', 'failed', 'timedOut', 'lost', 'expired', 'canceled', 'skipped'];
+const STATES = [...ENDED_STATES, 'running', 'delivered', 'queued', 'held'];
 const MACHINE_STATES = ['online', 'draining', 'offline'];
 
 function stateName(state) {
@@ -84,11 +85,15 @@ function makeCopyable(command) {
   return element('div', 'copy', element('code', {}, command), button);
 }
 
-// Asks before something that cannot be undone; resolves to whether it was agreed to.
-function confirmFirst(title, text, yes) {
+// Asks before something that cannot be undone; resolves to whether it was agreed to. A `choice`
+// {text, checked} is a box to tick, `confirm-choice`.
+function confirmFirst(title, text, yes, choice) {
   setText(byId('confirm-title'), title);
   setText(byId('confirm-text'), text);
   setText(byId('confirm-yes'), yes);
+  setVisible(byId('confirm-option'), choice);
+  setText(byId('confirm-choice-text'), choice?.text ?? '');
+  byId('confirm-choice').checked = choice?.checked;
   const dialog = byId('confirm-dialog');
   dialog.returnValue = '';
   dialog.showModal();

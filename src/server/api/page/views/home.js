@@ -122,7 +122,7 @@ function makeFleetCell() {
 }
 
 const TASK_STATES =
-  ['waiting', 'running', 'succeeded', 'partial', 'failed', 'canceled', 'expired'];
+  ['waiting', 'running', 'succeeded', 'partial', 'failed', 'canceled', 'expired', 'skipped'];
 for (const state of TASK_STATES) {
   byId('tasks-state').append(element('option', {value: state}, state));
 }

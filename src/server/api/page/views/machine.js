@@ -33,6 +33,9 @@ const machineView = {
     machineTaskList.isShown = task =>
       !byInstance || task.result.some(execution => execution.instance === name);
     await machineTaskList.poll(signal);
+    const shares = data.filter(machine => machine.label === label).length > 1;
+    // One among several of its label is meant by its instance.
+    this.where = byInstance && shares ? {instances: name} : {pattern: `^${escapePattern(label)}$`};
     this.render(own, label);
     return 2000;
   },
@@ -43,8 +46,7 @@ const machineView = {
     renderMachineRows(byId('machine-list'), machineRows(own, tasksByInstance));
     setVisible(byId('machine-empty'), !own.length);
     setVisible(byId('machine-run'), own.length);
-    const pattern = `^${escapePattern(label)}$`;
-    byId('machine-run').href = '#/submit?pattern=' + encodeURIComponent(pattern);
+    byId('machine-run').href = '#/submit?' + new URLSearchParams(this.where);
     renderFacts(byId('machine-facts'), own.length === 1 ? machineFacts(own[0]) : []);
   },
 
@@ -57,6 +59,7 @@ function machineFacts(machine) {
   return [
     ['Instance', machine.instance, 'mono'],
     ['Host', machine.host],
+    ['Tags', tagsOf(machine).join('  '), 'mono'],
     ['Version', machine.version],
     ['Commands at once', machine.jobs],
     ['Running', machine.running],

@@ -1,4 +1,5 @@
-// The form for a new task. The preview of its machines is in submit_preview.js.
+// The form for a new task. Its fields about machines are in submit_targets.js, the preview of them in
+// submit_preview.js.
 
 const form = byId('submit-form');
 
@@ -12,12 +13,14 @@ const submitView = {
   id: 'submit',
   title: 'New task',
 
-  // #/submit?pattern=PATTERN fills in the machines, #/submit?from=TASK everything.
+  // #/submit?pattern=PATTERN and #/submit?instances=LIST fill in the machines, #/submit?from=TASK
+  // everything.
   async open(_, query) {
     setText(byId('submit-error'), '');
     field('command').focus();
-    const pattern = query.get('pattern');
-    if (pattern) field('pattern').value = pattern;
+    if (query.has('pattern') || query.has('instances')) {
+      for (const name of ['pattern', 'instances']) field(name).value = query.get(name) ?? '';
+    }
     const from = query.get('from');
     if (from) {
       try {
@@ -26,6 +29,7 @@ const submitView = {
         setText(byId('submit-error'), safeLine(error.message));
       }
     }
+    openFolds();
     renderCommandHint();
     renderPreview();
   },
@@ -43,37 +47,43 @@ function field(name) {
 
 function fillForm(task) {
   const {detail} = task;
-  const environment = Object.entries(detail.env ?? {}).map(entry => entry.join('='));
   const values = {
     ...task,
     ...detail,
     command: detail.command ?? detail.argv?.join('\n'),
-    pattern: task.machinePattern,
+    ...targetValues(task),
     retry: task.retry?.max,
-    env: environment.join('\n'),
+    env: pairsText(detail.env),
   };
-  const names = ['command', 'pattern', 'mode', 'retry', 'env', ...TASK_FIELDS, ...DETAIL_FIELDS];
-  for (const name of names) field(name).value = values[name] ?? '';
+  for (const el of form.elements) {
+    if (el.name && !/radio|checkbox/.test(el.type)) el.value = values[el.name] ?? '';
+  }
+  field('mode').value = task.mode;
   field('argv').checked = detail.argv;
   field('lateJoin').checked = task.lateJoin;
-  byId('submit-options').open = true;
+  field('stopRunning').checked = task.rollout?.stopRunning;
 }
 
-// The task that the form describes, as the API wants it. Throws if the environment cannot be read.
+// Nothing that is filled in is hidden.
+function openFolds() {
+  for (const fold of form.querySelectorAll('details')) {
+    const fields = [...fold.querySelectorAll('input, select, textarea')];
+    fold.open ||= fields.some(el => el.type === 'checkbox' ? el.checked : el.value);
+  }
+}
+
+// The task that the form describes, as the API wants it. Throws if a field cannot be read.
 function readForm() {
   const detail = {};
-  const task = {machinePattern: field('pattern').value, detail};
+  const task = {...readTargets(), detail};
   copyFields(TASK_FIELDS, task);
   copyFields(DETAIL_FIELDS, detail);
   const command = field('command').value;
   if (field('argv').checked) detail.argv = command.trimEnd().split('\n');
   else detail.command = command;
-  if (field('mode').value === 'any') task.mode = 'any';
-  if (field('lateJoin').checked) task.lateJoin = true;
   const attempts = Number(field('retry').value);
   if (attempts) task.retry = {max: attempts};
-  const lines = field('env').value.split('\n').filter(line => line.trim());
-  if (lines.length) detail.env = Object.fromEntries(lines.map(readVariable));
+  detail.env = readPairs('env', 'Environment: expected NAME=value');
   return task;
 }
 
@@ -86,12 +96,6 @@ function copyFields(names, target) {
   }
 }
 
-function readVariable(line) {
-  const equals = line.indexOf('=');
-  if (equals < 1) throw new Error('Environment: expected NAME=value, got ' + line);
-  return [line.slice(0, equals).trim(), line.slice(equals + 1)];
-}
-
 function renderCommandHint() {
   const program = 'A program, then one argument per line.';
   const shell =
@@ -99,22 +103,25 @@ function renderCommandHint() {
   setText(byId('command-hint'), field('argv').checked ? program : shell);
 }
 
-// The task that was sent last, as text, and its id. If the answer is lost and the same task is sent
-// again, it has the same id, so that it runs once.
-let lastSent = {text: '', id: ''};
+// The id of the next task, and the task that was sent with it but may not have arrived, as text. If the
+// answer is lost and the same task is sent again, it has the same id, so that it runs once.
+let draft = {id: newTaskId(), sent: ''};
 
 async function submitForm() {
   const task = readForm();
   const text = JSON.stringify(task);
-  if (lastSent.text !== text) lastSent = {text, id: newTaskId()};
-  const {id} = lastSent;
+  if (draft.sent && draft.sent !== text) draft = {id: newTaskId()};
+  draft.sent = text;
+  const {id} = draft;
   try {
     await post('task', {...task, id});
   } catch (error) {
     const alreadyThere = error.status === 409 && error.data?.id === id;
+    // The server refused it, so the id is still free: the preview was made with it.
+    if (!alreadyThere && error.status >= 400 && error.status < 500) draft.sent = '';
     if (!alreadyThere) throw error;
   }
-  lastSent = {text: '', id: ''};
+  draft = {id: newTaskId(), sent: ''};
   location.hash = taskAddress(id);
 }
 

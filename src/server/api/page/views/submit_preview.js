@@ -1,6 +1,6 @@
-// Beside the form for a new task: the machines that it would run on.
+// Beside the form for a new task: the machines that it would run on, and those that it would spare.
 
-const MOST_PREVIEW_LABELS = 100;
+const MOST_PREVIEW_ROWS = 100;
 
 // False once the server has refused to preview: it is older, or the token is for reading only.
 let serverPreviews = true;
@@ -10,52 +10,68 @@ let previewCount = 0;
 
 // `again`: even if nothing in the form has changed, because the machines may have.
 async function renderPreview({again = false} = {}) {
-  const pattern = field('pattern').value;
-  const anyOne = field('mode').value === 'any';
-  const key = pattern + anyOne;
+  let targets;
+  let preview;
+  try {
+    targets = readTargets();
+  } catch (error) {
+    preview = {problem: safeLine(error.message)};
+  }
+  const key = JSON.stringify([targets, preview]);
   if (key === previewedFor && !again) return;
   previewedFor = key;
   previewCount += 1;
   const count = previewCount;
-  const preview = await previewOf(pattern);
-  if (count === previewCount) showPreview(preview, anyOne);
+  preview ??= await previewOf(targets);
+  if (count === previewCount) showPreview(preview, targets?.mode === 'any');
 }
 
-// {labels, byServer}, or {problem} if nothing can be said.
-async function previewOf(pattern) {
-  if (!pattern) return {problem: 'Which machines? .* matches all of them.'};
+// What the server answers, or {problem} if nothing can be said.
+async function previewOf(targets) {
+  if (targets.machinePattern === '') return {problem: 'Which machines? .* matches all of them.'};
   if (serverPreviews) {
     try {
-      return {labels: await previewByServer(pattern), byServer: true};
+      return {...await previewByServer(targets), byServer: true};
     } catch (error) {
       if (error.status === 403 || /dryRun/.test(error.message)) serverPreviews = false;
       else if (error.status === 400) return {problem: safeLine(error.message)};
     }
   }
   try {
-    return {labels: previewHere(pattern), byServer: false};
+    return {machines: previewHere(targets)};
   } catch {
-    return {problem: 'This pattern cannot be previewed here; the server decides.'};
+    return {problem: 'This cannot be previewed here; the server decides.'};
   }
 }
 
-async function previewByServer(pattern) {
-  const task = {machinePattern: pattern, detail: {command: 'true'}};
-  const {data} = await post('task?dryRun=1', task);
-  return data.machines.map(machine => machine.label ?? machine);
+// With the id that the task will have: the id decides which machines `maxTargets` spares.
+async function previewByServer(targets) {
+  const task = {...targets, id: draft.id, detail: {command: 'true'}};
+  return (await post('task?dryRun=1', task)).data;
 }
 
-// The server's expressions are not quite those of a browser, so this is a guess.
-function previewHere(pattern) {
-  const ignoreCase = pattern.startsWith('(?i)');
-  const expression = new RegExp(pattern.replace(/^\(\?i\)/, ''), ignoreCase ? 'i' : '');
-  return machines
-    .filter(machine => machine.state === 'online' && expression.test(machine.label))
-    .map(machine => machine.label);
+// The server's expressions are not quite those of a browser, and nothing is counted: this is a guess.
+function previewHere({machinePattern = '', exclude, hosts, machineTags, instances}) {
+  const [label, excluded, host] = [machinePattern, exclude, hosts].map(browserPattern);
+  const tags = Object.entries(machineTags ?? {})
+    .map(([name, pattern]) => [name, browserPattern(pattern)]);
+  const hasTag = (has, name, value) => Object.hasOwn(has ?? {}, name) && value.test(has[name]);
+  return machines.filter(machine =>
+    machine.state === 'online' &&
+    label.test(machine.label) &&
+    !(exclude && excluded.test(machine.label)) &&
+    host.test(machine.host) &&
+    tags.every(([name, value]) => hasTag(machine.tags, name, value)) &&
+    (instances?.includes(machine.instance) ?? true));
 }
 
-function showPreview({labels = [], byServer, problem}, anyOne) {
-  const count = labels.length;
+function browserPattern(pattern = '') {
+  return new RegExp(pattern.replace(/^\(\?i\)/, ''), pattern.startsWith('(?i)') ? 'i' : '');
+}
+
+function showPreview(preview, anyOne) {
+  const {machines: chosen = [], spared = [], plan = [], ok = true, byServer, problem} = preview;
+  const count = chosen.length;
   const machineCount = plural(count, 'machine');
   let title = 'No machine matches now';
   let button = 'Run';
@@ -65,6 +81,9 @@ function showPreview({labels = [], byServer, problem}, anyOne) {
   if (problem) {
     title = 'No preview';
     hint = problem;
+  } else if (!ok) {
+    title = 'The server would refuse this now';
+    hint = safeLine(preview.msg);
   } else if (count) {
     title = anyOne ? 'One of ' + machineCount : machineCount;
     button = 'Run on ' + (anyOne ? 'one of ' + count : machineCount);
@@ -72,17 +91,62 @@ function showPreview({labels = [], byServer, problem}, anyOne) {
     hint = 'The task will wait for the first that appears within its ttl. ' + hint;
   }
   setText(byId('preview-title'), title);
+  setClass(byId('preview-title'), ok ? '' : 'error');
   setText(byId('preview-hint'), hint);
+  setText(byId('preview-numbers'), byServer ? previewNumbers(preview) : '');
   setText(byId('submit-button'), button);
-  const groups = [...groupBy(labels, label => label)].slice(0, MOST_PREVIEW_LABELS);
-  renderList(byId('preview-list'), groups, ([label]) => label, makePreviewLabel);
+  const ordered = plan.length ? chosen : byLabel(chosen);
+  const parts = plan.length > 1 ? plan : [count];
+  const steps = parts.map((until, index) => ordered.slice(parts[index - 1] ?? 0, until));
+  const rows = steps.flatMap((step, index) => [
+    steps.length > 1 && {key: 'step ' + index, heading: `Step ${index + 1}:`, count: step.length},
+    ...previewRows(step, index),
+  ]).filter(Boolean);
+  renderPreviewRows(byId('preview-list'), rows);
+  setVisible(byId('preview-spared-title'), spared.length);
+  renderPreviewRows(byId('preview-spared'), previewRows(byLabel(spared), 'spared'));
 }
 
-function makePreviewLabel() {
+function byLabel(targets) {
+  return [...targets].sort((a, b) => compareNames(a.label, b.label));
+}
+
+// "10 match · 2 spared · 1 offline · started by step: 1, 3, 8"; '' if the title says it all.
+function previewNumbers({ok, matched, spared, offline, draining, plan}) {
+  const counts = [[spared?.length, 'spared'], [offline, 'offline'], [draining, 'draining']];
+  const others = joinPresent([
+    ...counts.map(([count, name]) => count > 0 && `${formatCount(count)} ${name}`),
+    plan?.length > 1 && 'started by step: ' + joinFirst(plan, 10),
+  ]);
+  return others || !ok ? joinPresent([`${formatCount(matched)} match`, others]) : '';
+}
+
+// A row for each label.
+function previewRows(targets, part) {
+  return [...groupBy(targets, target => target.label)].map(([label, same]) => ({
+    key: `${part} ${label}`,
+    heading: '',
+    label,
+    count: same.length,
+    instances: same.map(target => target.instance),
+  }));
+}
+
+function renderPreviewRows(box, rows) {
+  const shown = rows.slice(0, MOST_PREVIEW_ROWS);
+  const rest = sum(rows.slice(MOST_PREVIEW_ROWS).map(row => row.heading ? 0 : row.count));
+  if (rest) shown.push({key: 'rest', heading: 'and', count: rest});
+  renderList(box, shown, row => row.key, makePreviewRow);
+}
+
+function makePreviewRow() {
   return {
     el: element('li', 'ellipsis'),
-    update([label, same]) {
-      setLine(this.el, label + (same.length > 1 ? ` ×${same.length}` : ''));
+    update({heading, label, count, instances}) {
+      setClass(this.el, heading ? 'soft' : 'ellipsis');
+      const times = count > 1 ? ` ×${count}` : '';
+      setText(this.el, heading ? `${heading} ${plural(count, 'machine')}` : safeLine(label) + times);
+      this.el.title = heading ? '' : safeLine(`${label}, instance ${joinFirst(instances, 5)}`);
     },
   };
 }

@@ -1,5 +1,6 @@
 // One task: its state and facts, its machines as tiles, and one execution in detail.
-// The results of all of them are in task_results.js, the output of one in task_output.js.
+// The rollout is in task_rollout.js, the results of all executions in task_results.js, the output of
+// one in task_output.js.
 
 const FIRST_TILES = 400;
 const MORE_TILES = 600;
@@ -33,7 +34,8 @@ const taskView = {
     this.resultsTab = 'output';
     byId('task-search').value = '';
     const lists =
-      ['task-facts', 'task-bar', 'task-chips', 'task-grid', 'result-groups', 'timeline-lanes'];
+      ['facts', 'bar', 'steps', 'chips', 'grid'].map(name => 'task-' + name)
+        .concat('result-groups', 'timeline-lanes');
     clear(...lists.map(byId));
     setText(byId('task-announcement'), '');
     setText(byId('task-name'), '…');
@@ -84,6 +86,7 @@ const taskView = {
     renderTaskHead(task);
     renderTaskButtons(task);
     renderTaskProgress(task);
+    renderRollout(task);
     this.renderTiles(several ? found : []);
     setClass(byId('task-split'), several && current ? 'picked' : '');
     setVisible(byId('execution'), current);
@@ -111,28 +114,46 @@ function renderTaskHead(task) {
 }
 
 function taskFacts(task) {
-  const {detail} = task;
+  const {detail, rollout, instances, keepAlive} = task;
   const toAll = task.lateJoin ? 'all, and those that appear later' : 'all';
-  const environment = Object.entries(detail.env ?? {}).map(entry => entry.join('=')).join('  ');
   return [
     ['Machines', task.machinePattern, 'mono'],
+    ['But not', task.exclude, 'mono'],
+    ['Tags', pairsText(task.machineTags, '  '), 'mono'],
+    ['Hosts', task.hosts, 'mono'],
+    ['Instances', instances && joinFirst(instances, 3), 'mono'],
     ['Mode', task.mode === 'any' ? 'any one' : toAll],
+    ['Expected', formatExpect(task.expect)],
     ['Matched', task.matched],
+    ['At most', task.maxTargets],
+    ['Spared', task.spared],
+    ['Keep alive', keepAlive?.keep ?? keepAlive],
+    ['… of', keepAlive?.pool, 'mono'],
+    ['At the same time', rollout?.concurrency],
+    ['Pause after each step', pauseSetting(rollout)],
+    ['Failures allowed', rollout && (rollout.maxFailures ?? 0)],
+    ['First step', rollout?.canary, 'mono'],
+    ['Order', rollout?.order],
     ['Submitted', formatTime(task.createdAt)],
     [task.finishedAt ? 'Took' : 'For', taskDuration(task)],
     ['Time-out', formatLimit(detail.timeout)],
     ['ttl', formatLimit(task.ttl)],
     ['Workspace', detail.workspace, 'mono'],
-    ['Environment', environment, 'mono'],
+    ['Environment', pairsText(detail.env, '  '), 'mono'],
     ['Standard input', detail.stdin && plural(detail.stdin.length, 'character')],
     ['Further attempts', task.retry?.max],
   ];
+}
+
+function pauseSetting(rollout) {
+  return rollout?.pause === 'approve' ? 'until approved' : formatLimit(rollout?.pause);
 }
 
 function renderTaskButtons(task) {
   const count = executionCount(task);
   const unsuccessful = endedCount(task) - task.counts.succeeded;
   const someOfThem = unsuccessful > 0 && (unsuccessful < count || !task.finishedAt);
+  renderRolloutButtons(task);
   setVisible(byId('task-cancel'), !task.finishedAt);
   setVisible(byId('task-rerun'), someOfThem);
   setText(byId('task-rerun'), `Rerun the ${unsuccessful} that did not succeed`);
@@ -150,8 +171,10 @@ function renderTaskProgress(task) {
   setText(byId('task-progress'), task.state === 'waiting' ? waiting : progress);
   // Read out by screen readers, so it changes with the state only and not with each execution.
   const succeeded = task.finishedAt ? `, ${counts.succeeded} of ${count} succeeded` : '';
-  setText(byId('task-announcement'), `Task ${task.state}${succeeded}`);
-  renderBar(byId('task-bar'), task);
+  const {rolloutState} = task;
+  const rollout = rolloutState ? `, rollout ${rolloutState.state}, step ${rolloutState.step}` : '';
+  setText(byId('task-announcement'), `Task ${task.state}${rollout}${succeeded}`);
+  renderBar(byId('task-bar'), counts);
   const states = STATES.filter(state => counts[state] || taskView.onlyState === state);
   renderChips(byId('task-chips'), states, taskView, state => taskView.task.counts[state]);
 }
@@ -235,13 +258,13 @@ byId('task-grid-more').onclick = () => {
 };
 byId('execution-copy').onclick = () => copyToClipboard(byId('execution-output').textContent);
 
-// Cancels or reruns the task, or a part of it; returns the task that comes of it.
+// Changes or reruns the task, or a part of it; returns the task that comes of it.
 async function changeTask(what) {
   const {data} = await post(`task/${encodeURIComponent(taskView.task.id)}/${what}`);
   return data;
 }
 
-async function cancelTask(what) {
+async function changeShownTask(what) {
   taskView.task = await changeTask(what);
   startPolling();
 }
@@ -259,11 +282,13 @@ onClick(byId('task-cancel'), async () => {
     ? `${plural(left, 'execution')} ${verb} not ended. Queued ones never start, running ones are ` +
       'killed.'
     : 'It will not be sent to any machine.';
-  if (await confirmFirst('Cancel this task?', consequence, 'Cancel it')) await cancelTask('cancel');
+  if (await confirmFirst('Cancel this task?', consequence, 'Cancel it')) {
+    await changeShownTask('cancel');
+  }
 });
 onClick(byId('execution-cancel'), async () => {
   const {instance} = taskView.current();
-  await cancelTask('cancel?machine=' + encodeURIComponent(instance));
+  await changeShownTask('cancel?machine=' + encodeURIComponent(instance));
 });
 onClick(byId('task-rerun'), () => rerunTask('rerun'));
 onClick(byId('task-rerun-all'), () => rerunTask('rerun?all=1'));

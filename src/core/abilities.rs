@@ -1,0 +1,159 @@
+//! What a task asks of an agent, and what an agent can do.
+//!
+//! A task for any machine goes only to a machine whose agent can run it. The others wait in one queue per set of
+//! abilities that is needed, so a poll looks at the first of each queue, not at every task.
+
+use super::machine::{Kind, Machine};
+use super::match_index::SelectorKey;
+use super::original::unknown_field;
+use super::{Core, ExecutionKey, MachineKey, TaskKey};
+use crate::wire::agent::Feature;
+use crate::wire::task::Detail;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The most waiting tasks that are told why they wait when a machine appears or goes, in number: that is done under
+/// the lock.
+const MAX_EXPLAINED: usize = 1_000;
+/// The most machines that are looked at for that, in number, for the same reason. Where more match, nothing is said.
+const MAX_COMPARED: usize = 1_000;
+
+/// A set of abilities: a bit for each [`Feature`], and one for what every version of our agent can do and the
+/// original's cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Abilities(u32);
+
+/// Tasks that wait for a machine, by the abilities that they need.
+pub(super) type WaitingByNeed = BTreeMap<Abilities, BTreeSet<TaskKey>>;
+
+impl Abilities {
+    /// What the original's agents can do, and what a task needs that they can run.
+    pub const ORIGINAL: Self = Abilities(0);
+    /// What the first version of our agent could do.
+    const OURS: Self = Abilities(1 << 31);
+
+    /// What an agent of this kind with these features can do.
+    pub fn of_agent(kind: Kind, features: impl IntoIterator<Item = Feature>) -> Self {
+        match kind {
+            Kind::Original => Self::ORIGINAL,
+            Kind::Agent => features.into_iter().fold(Self::OURS, Self::with),
+        }
+    }
+
+    /// What running this needs.
+    pub fn needed_by(detail: &Detail) -> Self {
+        match unknown_field(detail) {
+            None => Self::ORIGINAL,
+            Some(_) => detail.needs().fold(Self::OURS, Self::with),
+        }
+    }
+
+    fn with(self, feature: Feature) -> Self {
+        Abilities(self.0 | 1 << feature as u32)
+    }
+
+    /// Whether it includes a feature.
+    pub fn has(self, feature: Feature) -> bool {
+        self == self.with(feature)
+    }
+
+    /// Whether an agent with these abilities can run what needs those.
+    pub fn cover(self, needed: Self) -> bool {
+        needed.0 & !self.0 == 0
+    }
+}
+
+impl Core {
+    /// What an execution needs.
+    pub(super) fn needs_of(&self, task: TaskKey) -> Abilities {
+        Abilities::needed_by(&self.task(task).spec.detail)
+    }
+
+    /// Says why an execution waits, if no agent on the machines that match can run it.
+    pub(super) fn explain_waiting(&mut self, key: ExecutionKey, selector: SelectorKey) {
+        let needed = self.needs_of(key.task);
+        if needed != Abilities::ORIGINAL && self.is_beyond_all(selector, needed, usize::MAX) {
+            self.tell_why_it_waits(key, selector);
+        }
+    }
+
+    /// The same for everything that waits and that a machine would be asked for, when it appears or goes.
+    pub(super) fn explain_waiting_for(&mut self, machine: MachineKey) {
+        let machine = self.machine(machine);
+        let index = &self.match_index;
+        let mut unexplained = Vec::new();
+        for selector in index.selectors_of(machine.traits_key, &machine.instance) {
+            let waiting = index.entry(selector).by_need.iter();
+            let beyond = waiting.filter(|(needed, _)| {
+                **needed != Abilities::ORIGINAL
+                    && self.is_beyond_all(selector, **needed, MAX_COMPARED)
+            });
+            let tasks = beyond.flat_map(|(_, tasks)| tasks);
+            let left = MAX_EXPLAINED - unexplained.len();
+            unexplained.extend(tasks.take(left).map(|task| (selector, *task)));
+        }
+        for (selector, task) in unexplained {
+            self.tell_why_it_waits(ExecutionKey { task, n: 0 }, selector);
+        }
+    }
+
+    /// Whether there are machines that match, and none of their agents has these abilities. False if that is not known
+    /// after this many.
+    fn is_beyond_all(&self, selector: SelectorKey, needed: Abilities, most: usize) -> bool {
+        let mut all = self.live_machines_of(selector).peekable();
+        if all.peek().is_none() {
+            return false;
+        }
+        let mut looked_at = all.by_ref().take(most);
+        looked_at.all(|machine| !machine.abilities.cover(needed)) && all.next().is_none()
+    }
+
+    fn tell_why_it_waits(&mut self, key: ExecutionKey, selector: SelectorKey) {
+        let detail = &self.task(key.task).spec.detail;
+        let only_originals = self.live_machines_of(selector).all(Machine::is_original);
+        let msg = match (unknown_field(detail), detail.needs().next()) {
+            (Some(field), _) if only_originals => {
+                format!(
+                    "detail.{field}: waits for a sidebike agent; the original's agents cannot do it"
+                )
+            }
+            (_, Some(feature)) => {
+                let lacking = { self.live_machines_of(selector) }
+                    .filter(|machine| !machine.is_original())
+                    .find_map(|machine| detail.needs().find(|need| !machine.abilities.has(*need)));
+                format!(
+                    "detail.{}: waits for a machine whose agent can do it; an agent of the server's version ({}) can",
+                    lacking.unwrap_or(feature).word(),
+                    env!("CARGO_PKG_VERSION")
+                )
+            }
+            _ => return,
+        };
+        if *self.execution(key).current.msg != *msg {
+            self.execution_mut(key).current.msg = msg.into();
+        }
+    }
+
+    /// The live machines that match.
+    fn live_machines_of(&self, selector: SelectorKey) -> impl Iterator<Item = &Machine> {
+        let machines = self.machines_of(selector).map(|key| self.machine(key));
+        machines.filter(|machine| machine.is_live())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_feature_is_an_ability_of_its_own() {
+        let none = Abilities::of_agent(Kind::Agent, []);
+        let all = Abilities::of_agent(Kind::Agent, Feature::ALL);
+        for feature in Feature::ALL {
+            let one = Abilities::of_agent(Kind::Agent, [feature]);
+            let others = Feature::ALL.into_iter().filter(|other| *other != feature);
+            assert!(all.cover(one) && !none.cover(one));
+            assert!(!Abilities::of_agent(Kind::Agent, others).cover(one));
+        }
+        assert!(none.cover(Abilities::ORIGINAL) && !Abilities::ORIGINAL.cover(none));
+    }
+}

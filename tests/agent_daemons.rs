@@ -1,0 +1,179 @@
+//! What commands leave running: it keeps its output, however much of it there is, and whatever becomes of the agent.
+#![cfg(feature = "agent")]
+
+mod fake;
+
+use fake::{Agent, Server, alive, eventually, kill};
+use serde_json::json;
+use sidebike::wire::agent::Stream;
+use sidebike::wire::task::ExecutionState;
+
+/// A daemon that counts what it has written, on standard error of the command; a line above the capacity of a pipe in
+/// all. It ends when it cannot write.
+const COUNTS: &str = r#"
+    (
+        trap '' PIPE
+        n=0
+        while echo "a line that nobody reads $(printf %0900d 0)"; do
+            n=$((n + 1))
+            echo $n > "$FILE"
+            sleep 0.01
+        done
+        rm "$FILE"
+    ) 2>&- &
+    echo $! >&2
+"#;
+
+/// A daemon that was started, and the file that it counts in.
+struct Daemon {
+    pid: i32,
+    file: String,
+}
+
+impl Daemon {
+    fn start(server: &Server, name: &str) -> Daemon {
+        let file =
+            std::env::temp_dir().join(format!("sidebike-daemon-{}-{name}", std::process::id()));
+        let file = file.to_str().unwrap().to_owned();
+        server.start(name, json!({"command": COUNTS, "env": {"FILE": file}}));
+        let result = server.result(name);
+        assert_eq!(result.state, ExecutionState::Succeeded, "{result:?}");
+        let pid = server.text(name, Stream::Stderr).trim().parse().unwrap();
+        Daemon { pid, file }
+    }
+
+    fn count(&self) -> Option<u64> {
+        std::fs::read_to_string(&self.file)
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    /// It goes on writing, more than fits into a pipe.
+    fn assert_writes(&self) {
+        let mut before = None;
+        eventually("it writes", || {
+            before = before.or(self.count());
+            assert!(alive(self.pid), "it could not write");
+            self.count() > before.map(|count| count + 150)
+        });
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        kill(self.pid);
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+fn open_files(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// The agent's guard, once its program has been started.
+fn guard_of(agent: &Agent) -> u32 {
+    let children = format!("/proc/{0}/task/{0}/children", agent.id());
+    let find = || {
+        let numbers = std::fs::read_to_string(&children).ok()?;
+        { numbers.split_whitespace() }.find_map(|number| {
+            let pid: u32 = number.parse().ok()?;
+            let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+            line.contains("agent-guard").then_some(pid)
+        })
+    };
+    let mut guard = None;
+    eventually("it has a guard", || {
+        guard = find();
+        guard.is_some()
+    });
+    guard.unwrap()
+}
+
+/// Issue 16, number 6.
+#[test]
+fn a_daemon_keeps_its_pipe_however_many_there_are() {
+    const OTHERS: usize = 200;
+    let server = Server::new();
+    let agent = Agent::start(&server, &["--jobs", "8"], &[]);
+    let daemon = Daemon::start(&server, "first");
+    let mut left = Vec::new();
+    let names: Vec<String> = (0..OTHERS).map(|n| format!("x.{n}")).collect();
+    for some in names.chunks(8) {
+        for name in some {
+            server.start(name, json!({"command": "sleep 300 & echo $!"}));
+        }
+        for name in some {
+            server.result(name);
+            let pid: i32 = server.text(name, Stream::Stdout).trim().parse().unwrap();
+            left.push(pid);
+        }
+    }
+    daemon.assert_writes();
+    let guard = guard_of(&agent);
+    // Two pipes of each.
+    eventually("the guard has the pipes", || open_files(guard) > 2 * OTHERS);
+    assert!(open_files(agent.id()) < 40, "{}", open_files(agent.id()));
+    left.into_iter().for_each(kill);
+    eventually("they are closed", || open_files(guard) < 20);
+    daemon.assert_writes();
+}
+
+#[test]
+fn a_daemon_lives_on_when_its_agent_is_gone() {
+    for signal in ["TERM", "KILL"] {
+        let server = Server::new();
+        let mut agent = Agent::start(&server, &[], &[]);
+        let daemon = Daemon::start(&server, &format!("by-{signal}"));
+        let guard = guard_of(&agent) as i32;
+        agent.signal(signal);
+        agent.wait();
+        daemon.assert_writes();
+        assert!(alive(guard));
+        drop(daemon);
+        eventually("the guard ends when nothing is left", || !alive(guard));
+    }
+}
+
+#[test]
+fn a_guard_that_has_nothing_left_to_end_obeys_a_signal() {
+    let server = Server::new();
+    let mut agent = Agent::start(&server, &[], &[]);
+    let daemon = Daemon::start(&server, "signal");
+    let guard = guard_of(&agent) as i32;
+    agent.signal("TERM");
+    agent.wait();
+    daemon.assert_writes();
+    eventually("it ends", || {
+        let _ = std::process::Command::new("kill")
+            .arg(guard.to_string())
+            .status();
+        !alive(guard)
+    });
+}
+
+/// Without a guard, or with one that does not read, the agent drains the pipes itself.
+#[test]
+fn without_a_guard_a_daemon_keeps_its_pipe_too() {
+    for signal in ["-KILL", "-STOP"] {
+        let server = Server::new();
+        let agent = Agent::start(&server, &["--jobs", "8"], &[]);
+        let guard = guard_of(&agent);
+        let send = |signal: &str| {
+            let words = [signal, &guard.to_string()];
+            let sent = std::process::Command::new("kill").args(words).status();
+            assert!(sent.unwrap().success());
+        };
+        send(signal);
+        if signal == "-KILL" {
+            let daemon = Daemon::start(&server, "no-guard");
+            daemon.assert_writes();
+            continue;
+        }
+        // What waits in the socket is read when the guard goes on.
+        let daemon = Daemon::start(&server, "stopped-guard");
+        send("-CONT");
+        daemon.assert_writes();
+    }
+}
