@@ -10,6 +10,7 @@
 //! | users | submit, rerun, cancel, delete, withdraw | `user.rs` |
 //! | | pause, resume, stop | `pacing.rs` |
 //! | | undo again, forgive | `undo.rs` |
+//! | | halt, lift | `halt.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
 //! | agents of the original | ping, fetch, done | `original.rs` |
@@ -49,6 +50,7 @@ mod agent;
 mod attempt_end;
 mod counting;
 mod follow;
+mod halt;
 mod invariants;
 mod lazy_box;
 mod ledger;
@@ -77,6 +79,7 @@ mod user;
 pub use self::agent::check_holds;
 pub use self::counting::Preview;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
+pub use self::halt::{Halt, MAX_REASON_BYTES};
 #[doc(hidden)]
 pub use self::invariants::{ExecutionView, Rule};
 pub use self::limits::{Limits, TextLimits};
@@ -216,6 +219,7 @@ pub struct Core {
     /// Executions that have had their turn and wait for their machine, by its instance.
     absent: HashMap<Arc<str>, BTreeSet<ExecutionKey>>,
     undos: Undos,
+    halt: Option<Halt>,
     /// The task that is given turns at this moment.
     paced: Option<TaskKey>,
     /// The machines that are waited for after a restart.
@@ -258,6 +262,7 @@ impl Core {
             guarded: HashMap::new(),
             absent: HashMap::new(),
             undos: Undos::default(),
+            halt: None,
             paced: None,
             recount: Recount::default(),
             forgettable: BTreeSet::new(),

@@ -27,6 +27,8 @@ pub struct TaskQuery {
     pub state: Option<TaskState>,
     /// Only those with a target of this label.
     pub label: Option<String>,
+    /// Only those with an undo that is failed or owed, or only those without.
+    pub clean: Option<bool>,
 }
 
 impl TaskQuery {
@@ -42,6 +44,7 @@ impl TaskQuery {
             .is_none_or(|prefix| task.spec.name.starts_with(prefix.as_str()))
             && self.state.is_none_or(|state| task.state() == state)
             && self.label.as_ref().is_none_or(has_target)
+            && self.clean.is_none_or(|clean| (task.dirty() == 0) == clean)
     }
 }
 

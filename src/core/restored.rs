@@ -32,6 +32,7 @@ impl Core {
         let away = now.millis_since(saved.last_alive);
         core.resumed_at = now;
         core.next_task = core.next_task.max(saved.next_task);
+        core.halt = saved.halt;
         let mut interner = Interner::default();
         for (instance, mut machine) in saved.machines {
             interner.share(&mut machine.label);

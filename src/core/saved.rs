@@ -4,6 +4,7 @@
 //! batch can be applied on top of an earlier one. `restored.rs` rebuilds a core from the records. To save a
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
+use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
 use super::output::Output;
@@ -216,6 +217,8 @@ pub struct Batch {
     pub machines: BTreeMap<Arc<str>, Option<SavedMachine>>,
     /// Output, in order of arrival.
     pub output: Vec<(OutputKey, OutputChange)>,
+    /// The halt, if it has changed.
+    pub halt: Option<Option<Halt>>,
     /// The number of the next task. No number is used twice, even after a restart.
     pub next_task: u64,
 }
@@ -234,6 +237,7 @@ impl Batch {
                 || t.pacing.is_some()
         };
         match () {
+            () if self.halt.is_some() || tasks().any(|t| t.detail.undo.is_some()) => 4,
             () if tasks().any(is_targeted) => 3,
             () if tasks().any(|t| t.late_join_full) => 2,
             () => 1,
@@ -246,6 +250,7 @@ impl Batch {
             && self.executions.is_empty()
             && self.machines.is_empty()
             && self.output.is_empty()
+            && self.halt.is_none()
     }
 
     /// Applies a later batch on top of this one.
@@ -266,6 +271,7 @@ impl Batch {
         self.executions.extend(later.executions);
         self.machines.extend(later.machines);
         self.output.extend(later.output);
+        self.halt = later.halt.or(self.halt.take());
         self.next_task = self.next_task.max(later.next_task);
     }
 }
@@ -281,6 +287,8 @@ pub struct Saved {
     pub output: Vec<(OutputKey, SavedPiece)>,
     /// Machines by instance.
     pub machines: BTreeMap<Arc<str>, SavedMachine>,
+    /// The halt that is in force.
+    pub halt: Option<Halt>,
     /// The number of the next task; 0 if it was not saved.
     pub next_task: u64,
     /// When the process that saved them was last known to run.
@@ -294,6 +302,8 @@ pub(super) struct Changes {
     pub(super) executions: BTreeSet<ExecutionKey>,
     machines: BTreeSet<Arc<str>>,
     output: Vec<(OutputKey, OutputChange)>,
+    /// The halt, if it has changed.
+    pub(super) halt: Option<Option<Halt>>,
     /// The size of the pieces saved of each unfinished attempt since they were last replaced.
     pub(super) saved_bytes: BTreeMap<OutputKey, usize>,
 }
@@ -359,6 +369,7 @@ impl Core {
         let executions = std::mem::take(&mut changes.executions);
         let machines = std::mem::take(&mut changes.machines);
         batch.output = std::mem::take(&mut changes.output);
+        batch.halt = changes.halt.take();
         batch
             .output
             .retain(|(key, _)| self.tasks.contains_key(&key.task));

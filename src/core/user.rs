@@ -52,6 +52,7 @@ impl Core {
         let prefix: Arc<str> = fresh_id.into();
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
         self.check_unused(&id, &prefix)?;
+        self.check_halt(spec.detail.undo.is_some())?;
         let Some(selector) = self.match_index.key_if_room(&spec.selector) else {
             return Err(Refusal::Full(format!(
                 "{} different selectors of machines have tasks waiting for them, the limit (--max-patterns)",
@@ -102,6 +103,7 @@ impl Core {
         let id: Arc<str> = fresh_id.into();
         self.check_unused(&id, &id)?;
         let old = self.known_task(of)?;
+        self.check_halt(old.has_undo())?;
         let of = old.id.clone();
         let mut spec = Spec::clone(&old.spec);
         spec.id = None;

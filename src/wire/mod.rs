@@ -7,6 +7,7 @@
 //! | `rollout` | how many machines a task may hit, in which order, when it stops |
 //! | `event` | the events of a task's output |
 //! | `agent` | the calls of agents |
+//! | `halt` | the halt of all experiments |
 //! | `undo` | taking back what a command did |
 //! | `duration`, `strict_object` | how durations and objects are read |
 //! | `enumeration` | values that are one of a few words |
@@ -23,6 +24,7 @@ mod bounded;
 pub mod duration;
 pub mod enumeration;
 pub mod event;
+pub mod halt;
 pub mod machine;
 pub mod machine_names;
 pub mod output_line;

@@ -92,6 +92,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Who it is, in words for people.
+    pub fn who(&self) -> &str {
+        self.name.as_deref().unwrap_or("somebody without a token")
+    }
+
     /// From where and with which token it comes. Of an IPv6 address the network counts: one host has all of it.
     pub fn origin(&self, peer: Option<IpAddr>) -> String {
         let address = match peer {

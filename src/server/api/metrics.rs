@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// `GET /metrics`.
 pub fn metrics(call: Call<'_>) -> Handled {
     let server = call.server;
-    let (machines, tasks, mut executions, figures, output_bytes, detail_bytes) =
+    let (machines, tasks, mut executions, figures, output_bytes, detail_bytes, debts) =
         server.store.ask(|core| {
             let figures = core.stats().clone();
             (
@@ -20,6 +20,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
                 figures,
                 core.output_bytes(),
                 core.detail_bytes(),
+                core.debts(),
             )
         });
     let mut page = Page(String::new());
@@ -100,6 +101,12 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "gauge",
         "Bytes of details of tasks kept.",
         detail_bytes as u64,
+    );
+    page.single(
+        "sidebike_undos_open",
+        "gauge",
+        "Undos that are failed or owed.",
+        debts as u64,
     );
     page.single(
         "sidebike_held_requests",

@@ -23,6 +23,7 @@ pub mod counters;
 mod docs;
 mod encoding;
 mod follow;
+mod halt;
 mod machines;
 mod metrics;
 mod original;

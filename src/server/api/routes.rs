@@ -3,7 +3,7 @@
 
 use super::access::Right;
 use super::call::{Call, Handled, Route, route};
-use super::{agents, docs, machines, metrics, original, output, page, tasks};
+use super::{agents, docs, halt, machines, metrics, original, output, page, tasks};
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
 
@@ -17,15 +17,20 @@ const AGENT: Right = Right::Agent;
 const ROUTES: &[Route] = &[
     route(CHANGE, "POST", &["api", "v1", "task"], &["wait", "format", "strict", "dryRun"], tasks::submit),
     route(CHANGE, "POST", &["api", "v1", "task", "status", "new"], &["wait", "format", "strict", "dryRun"], tasks::submit),
-    route(LOOK, "GET", &["api", "v1", "task"], &["taskPrefix", "state", "label", "limit", "cursor"], tasks::list),
+    route(LOOK, "GET", &["api", "v1", "task"], &["taskPrefix", "state", "label", "clean", "limit", "cursor"], tasks::list),
     route(LOOK, "GET", &["api", "v1", "task", "*"], &["wait", "format", "strict"], tasks::show),
     route(CHANGE, "DELETE", &["api", "v1", "task", "*"], &[], tasks::delete),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "cancel"], &["machine"], tasks::cancel),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "pause"], &[], tasks::pause),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "resume"], &[], tasks::resume),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "stop"], &["running"], tasks::stop),
+    route(CHANGE, "POST", &["api", "v1", "task", "*", "undo"], &["machine"], tasks::undo),
+    route(CHANGE, "POST", &["api", "v1", "task", "*", "forgive"], &["machine"], tasks::forgive),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait", "format", "strict"], tasks::rerun),
     route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], output::output),
+    route(CHANGE, "POST", &["api", "v1", "halt"], &["all"], halt::halt),
+    route(CHANGE, "DELETE", &["api", "v1", "halt"], &[], halt::lift),
+    route(LOOK, "GET", &["api", "v1", "halt"], &[], halt::show),
     route(LOOK, "GET", &["api", "v1", "machine"], &["label", "state", "tag"], machines::list),
     route(AGENT, "POST", &["api", "v1", "agent", "poll"], &[], agents::poll),
     route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], agents::output),

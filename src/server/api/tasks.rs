@@ -178,6 +178,7 @@ pub fn list(call: Call<'_>) -> Handled {
             one_of(&TaskState::ALL, TaskState::word, text)
         })?,
         label: request.query("label").map(str::to_owned),
+        clean: optional_flag(request, "clean")?,
     };
     let limit = parameter(request, "limit", |text| {
         let number = text.parse().ok().filter(|n| (1..=MAX_LIMIT).contains(n));
@@ -213,13 +214,33 @@ pub fn list(call: Call<'_>) -> Handled {
     })
 }
 
+/// Which executions a call means: all, or those on one machine.
+fn selection(request: &Request) -> Result<Selection, Answer> {
+    match request.query("machine") {
+        Some("") => Err(bad("machine: expected an instance or a label, got nothing")),
+        Some(name) => Ok(Selection::Machine(name.to_owned())),
+        None => Ok(Selection::All),
+    }
+}
+
+/// `POST /api/v1/task/{id}/undo`.
+pub fn undo(call: Call<'_>) -> Handled {
+    let selection = selection(call.request)?;
+    change_task(call, |core, _, key| core.undo_again(key, &selection))
+}
+
+/// `POST /api/v1/task/{id}/forgive`.
+pub fn forgive(call: Call<'_>) -> Handled {
+    let selection = selection(call.request)?;
+    let who = call.caller.who().to_owned();
+    change_task(call, |core, now, key| {
+        core.forgive(now, key, &selection, &who)
+    })
+}
+
 /// `POST /api/v1/task/{id}/cancel`.
 pub fn cancel(call: Call<'_>) -> Handled {
-    let machine = call.request.query("machine");
-    if machine == Some("") {
-        return Err(bad("machine: expected an instance or a label, got nothing"));
-    }
-    let selection = machine.map_or(Selection::All, |name| Selection::Machine(name.to_owned()));
+    let selection = selection(call.request)?;
     change_task(call, |core, now, key| core.cancel(now, key, &selection))
 }
 

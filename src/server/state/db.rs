@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The version of a new file.
 const FIRST_VERSION: u64 = 1;
 /// The highest version that this program reads.
-const VERSION: u64 = 3;
+const VERSION: u64 = 4;
 /// Memory for caching pages of the file, in bytes. Little is enough: the core holds all data anyway.
 const CACHE_BYTES: usize = 16 << 20;
 /// A file is compacted at the start if it is more than this many times as large as its records. Just after a
@@ -48,6 +48,9 @@ const EXECUTIONS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("exe
 /// By task, number, attempt, and a number that counts up.
 const OUTPUT: TableDefinition<(u64, u32, u32, u64), &[u8]> = TableDefinition::new("output");
 const MACHINES: TableDefinition<&str, &[u8]> = TableDefinition::new("machines");
+/// What holds for the whole server, by its name. Files of earlier versions do not have it.
+const SWITCHES: TableDefinition<&str, &[u8]> = TableDefinition::new("switches");
+const SWITCH_HALT: &str = "halt";
 
 const META_VERSION: &str = "version";
 const META_LAST_ALIVE: &str = "lastAlive";
@@ -302,6 +305,13 @@ fn write_batch(
         if batch.next_task > 0 {
             meta.insert(META_NEXT_TASK, batch.next_task).map_err(text)?;
         }
+        if let Some(halt) = &batch.halt {
+            let mut switches = write.open_table(SWITCHES).map_err(text)?;
+            match halt {
+                Some(halt) => drop(switches.insert(SWITCH_HALT, &*json(halt)?).map_err(text)?),
+                None => drop(switches.remove(SWITCH_HALT).map_err(text)?),
+            }
+        }
         let mut tasks = write.open_table(TASKS).map_err(text)?;
         let mut executions = write.open_table(EXECUTIONS).map_err(text)?;
         let mut output = write.open_table(OUTPUT).map_err(text)?;
@@ -440,6 +450,16 @@ impl Read {
         self.saved.last_alive = Time(last_alive.map_or(0, |alive| alive.value()));
         let next_task = meta.get(META_NEXT_TASK).map_err(text)?;
         self.saved.next_task = next_task.map_or(0, |next| next.value());
+        match read.open_table(SWITCHES) {
+            Err(TableError::TableDoesNotExist(_)) => {}
+            switches => {
+                let halt = switches.map_err(text)?.get(SWITCH_HALT).map_err(text)?;
+                if let Some(halt) = halt {
+                    let halt = record("switch", SWITCH_HALT, halt.value());
+                    self.saved.halt = self.or_left_out(halt, strictness)?;
+                }
+            }
+        }
         let tasks = read.open_table(TASKS).map_err(text)?;
         for entry in tasks.iter().map_err(text)? {
             let (key, value) = entry.map_err(text)?;
