@@ -7,6 +7,7 @@
 //! | `rollout` | how many machines a task may hit, in which order, when it stops |
 //! | `event` | the events of a task's output |
 //! | `agent` | the calls of agents |
+//! | `report` | the report of a task |
 //! | `halt` | the halt of all experiments |
 //! | `undo` | taking back what a command did |
 //! | `duration`, `strict_object` | how durations and objects are read |
@@ -28,6 +29,7 @@ pub mod halt;
 pub mod machine;
 pub mod machine_names;
 pub mod output_line;
+pub mod report;
 pub mod rollout;
 pub mod signal;
 pub mod strict_object;

@@ -30,6 +30,7 @@ mod original;
 mod output;
 mod page;
 mod parse;
+mod report;
 pub mod routes;
 pub mod server;
 mod service;

@@ -3,7 +3,7 @@
 
 use super::access::Right;
 use super::call::{Call, Handled, Route, route};
-use super::{agents, docs, halt, machines, metrics, original, output, page, tasks};
+use super::{agents, docs, halt, machines, metrics, original, output, page, report, tasks};
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
 
@@ -27,6 +27,7 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "POST", &["api", "v1", "task", "*", "undo"], &["machine"], tasks::undo),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "forgive"], &["machine"], tasks::forgive),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait", "format", "strict"], tasks::rerun),
+    route(LOOK, "GET", &["api", "v1", "task", "*", "report"], &["format"], report::report),
     route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], output::output),
     route(CHANGE, "POST", &["api", "v1", "halt"], &["all"], halt::halt),
     route(CHANGE, "DELETE", &["api", "v1", "halt"], &[], halt::lift),

@@ -1,0 +1,114 @@
+//! The report of a task: what was asked, who was hit, what happened when, what is left.
+
+use super::rollout::StoppedBy;
+use super::task::{Detail, ExecutionState, Mode, TaskState};
+use super::undo::UndoState;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// How a task is to be judged, the worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verdict {
+    /// Something may be left on a machine: an undo failed or is owed.
+    Dirty,
+    /// It was stopped or canceled.
+    Stopped,
+    /// Not every command succeeded.
+    Failed,
+    /// It has not ended yet.
+    Unfinished,
+    /// Every command succeeded, and everything is undone.
+    Passed,
+}
+
+impl Verdict {
+    /// The word of the API.
+    pub fn word(self) -> &'static str {
+        match self {
+            Verdict::Dirty => "dirty",
+            Verdict::Stopped => "stopped",
+            Verdict::Failed => "failed",
+            Verdict::Unfinished => "unfinished",
+            Verdict::Passed => "passed",
+        }
+    }
+}
+
+/// A moment of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// What happened.
+    pub what: String,
+    /// When, RFC 3339.
+    pub at: String,
+}
+
+/// What became of a task on one machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineReport {
+    /// The label of the machine.
+    pub label: String,
+    /// Its instance.
+    pub instance: String,
+    /// Its host.
+    pub host: String,
+    /// How it ended there, or stands.
+    pub state: ExecutionState,
+    /// The number of the last attempt.
+    pub attempt: u32,
+    /// The exit code of the command, if it exited.
+    pub exit_code: Option<i32>,
+    /// The name of the signal that ended it.
+    pub signal: Option<String>,
+    /// Why it did not succeed.
+    pub msg: String,
+    /// When the command started, RFC 3339.
+    pub started_at: Option<String>,
+    /// When it ended, RFC 3339.
+    pub finished_at: Option<String>,
+    /// How long it ran, in milliseconds.
+    pub duration_ms: Option<u64>,
+    /// The SHA-256 of what is kept of its output, standard output first, in hexadecimal digits.
+    pub output_hash: String,
+    /// What became of the undo.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<UndoState>,
+    /// From the start of the command until the effect was gone, in milliseconds; absent while it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exposure_ms: Option<u64>,
+}
+
+/// The report of a task.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// The id of the task.
+    pub task: String,
+    /// Its name.
+    pub name: String,
+    /// Its state.
+    pub state: TaskState,
+    /// How it is to be judged.
+    pub verdict: Verdict,
+    /// Why, in words.
+    pub why: String,
+    /// What it ran.
+    pub detail: Arc<Detail>,
+    /// Which machines were meant, in words: the pattern, and what narrowed it down.
+    pub meant: String,
+    /// Whether all of them ran it, or any one.
+    pub mode: Mode,
+    /// How many machines matched.
+    pub matched: u32,
+    /// How many of them were spared.
+    pub spared: u32,
+    /// What stopped it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_by: Option<StoppedBy>,
+    /// Its moments, in order.
+    pub phases: Vec<Phase>,
+    /// Its machines, in the order of its executions.
+    pub machines: Vec<MachineReport>,
+}
