@@ -471,6 +471,140 @@ fn the_command_line_shows_what_was_skipped_and_why() {
 }
 
 #[test]
+fn a_killed_server_goes_on_with_every_step_and_starts_nothing_twice() {
+    let folder = Folder::new();
+    let (db, address) = (folder.file("db"), free_address());
+    let start = || Server::listening_on(&address.to_string(), &["--db", &db]);
+    let mut server = start();
+    let fleet = Fleet::start(address, &labels(8), |_| None);
+    online(&server, 8);
+    let rollout = rollout(
+        "steps",
+        json!({"steps": [1, "25%", "50%", "100%"], "pause": "approve", "concurrency": 3}),
+    );
+    assert_eq!(
+        server.submit(rollout)["rolloutState"]["plan"],
+        json!([1, 2, 4, 8])
+    );
+    for (step, before, until) in [(1, 0, 1), (2, 1, 2), (3, 2, 4), (4, 4, 8)] {
+        let runs = 3.min(until - before);
+        wait_for("the step runs", || fleet.started().len() == before + runs);
+        fleet.settles();
+        server.process.kill_9();
+        server = start();
+        // The window is full, also for the new process: nothing more starts.
+        fleet.settles();
+        let task = reaches(&server, "steps", "running", step);
+        assert_eq!(task["counts"]["running"], runs, "{}", task["counts"]);
+        assert_eq!(fleet.started().len(), before + runs);
+        fleet.behaves(|_| Some(0));
+        if step == 4 {
+            break;
+        }
+        reaches(&server, "steps", "paused", step + 1);
+        fleet.behaves(|_| None);
+        server.process.kill_9();
+        server = start();
+        fleet.settles();
+        let task = reaches(&server, "steps", "paused", step + 1);
+        assert_eq!(task["counts"]["held"], 8 - until, "{}", task["counts"]);
+        assert_eq!(fleet.started().len(), until);
+        call(&server, "steps", "resume");
+    }
+    let task = server.finished("steps");
+    assert_eq!(task["state"], "succeeded", "{}", task["counts"]);
+    assert_eq!(task["rolloutState"]["state"], "done");
+    assert!(fleet.seen().most_busy <= 3);
+    let started: BTreeSet<String> = fleet.started().into_iter().collect();
+    assert_eq!((started.len(), fleet.started().len()), (8, 8));
+    fleet.check_starts();
+}
+
+#[test]
+fn a_pause_a_stop_and_the_failures_survive_a_restart() {
+    let folder = Folder::new();
+    let (db, address) = (folder.file("db"), free_address());
+    let start = || Server::listening_on(&address.to_string(), &["--db", &db]);
+    let mut server = start();
+    let fails = |label: &str| Some(i32::from(number(label) <= 2));
+    let fleet = Fleet::start(address, &labels(6), fails);
+    online(&server, 6);
+    let steps = |pause: &str| json!({"steps": [1, 2, "100%"], "pause": pause, "maxFailures": 1});
+    server.submit(rollout("timed", steps("1.5s")));
+    server.submit(rollout("stopped", steps("approve")));
+    let timed = reaches(&server, "timed", "paused", 2);
+    assert!(timed["rolloutState"]["resumesAt"].is_string(), "{timed}");
+    reaches(&server, "stopped", "paused", 2);
+    let by = call(&server, "stopped", "stop")["stoppedBy"].clone();
+    assert_eq!(by["kind"], "user");
+    server.process.kill_9();
+    server = start();
+    // Its pause ends by itself; its second failure is one too many.
+    let timed = server.finished("timed");
+    assert_eq!(
+        timed["stoppedBy"]["msg"],
+        "stopped after 2 failures (1 allowed)"
+    );
+    assert_eq!(
+        (&timed["counts"]["failed"], &timed["counts"]["skipped"]),
+        (&json!(2), &json!(4))
+    );
+    let stopped = server.task("stopped");
+    assert_eq!(stopped["stoppedBy"], by);
+    assert_eq!(
+        (&stopped["state"], &stopped["counts"]["skipped"]),
+        (&json!("failed"), &json!(5))
+    );
+    assert_eq!(fleet.started().len(), 3);
+    fleet.check_starts();
+}
+
+/// What is held has to be in the database too, whatever happens to others of its task.
+#[test]
+fn held_executions_survive_a_restart_also_of_late_machines_and_beside_canceled_ones() {
+    let folder = Folder::new();
+    let (db, address) = (folder.file("db"), free_address());
+    let start = || Server::listening_on(&address.to_string(), &["--db", &db]);
+    let mut server = start();
+    let fleet = Fleet::start(address, &labels(5), |_| Some(0));
+    online(&server, 5);
+    let mut posted = rollout("held", json!({"steps": [1, "100%"], "pause": "approve"}));
+    posted["lateJoin"] = true.into();
+    server.submit(posted);
+    reaches(&server, "held", "paused", 2);
+    call(&server, "held", "cancel?machine=m-4");
+    let late = Machine {
+        label: "m-6".into(),
+        instance: "f".repeat(16),
+        seq: 0,
+        holds: Vec::new(),
+        results: Vec::new(),
+    };
+    let behaviour = |_: &str| Some(0);
+    let late = Fleet::of(address, vec![late], behaviour);
+    server.when("held", "held", 4);
+    // What was acknowledged after it is in the database, and so it is, too.
+    let nobody = json!({"machinePattern": "^nobody$", "detail": {"command": "true"}});
+    server.submit(nobody);
+    server.process.kill_9();
+    server = start();
+    let task = server.task("held");
+    assert_eq!(task["counts"]["held"], 4, "{}", task["counts"]);
+    assert_eq!(
+        (&task["counts"]["succeeded"], &task["counts"]["canceled"]),
+        (&json!(1), &json!(1))
+    );
+    assert_eq!(task["rolloutState"]["lateJoined"], 1);
+    online(&server, 6);
+    call(&server, "held", "resume");
+    server.when("held", "succeeded", 5);
+    assert_eq!((fleet.started().len(), late.started().len()), (4, 1));
+    fleet.check_starts();
+    call(&server, "held", "stop");
+    server.finished("held");
+}
+
+#[test]
 fn a_server_that_was_started_again_counts_when_its_machines_are_back() {
     let folder = Folder::new();
     let (db, address) = (folder.file("db"), free_address());
@@ -966,4 +1100,21 @@ fn counts_that_are_not_met_are_refused_with_the_numbers() {
     // Exactly as many as are left may be hit.
     let accepted = server.run(json!({"machinePattern": "^m-", "detail": {"command": "true"}, "keepAlive": "50%", "maxTargets": "34%"}));
     assert_eq!((&accepted["matched"], &accepted["spared"]), (&json!(3), &json!(2)));
+}
+
+/// The law of a rollout holds for machines that come later, too: nothing starts after the failure that is one too many.
+#[test]
+fn a_late_machine_does_not_start_what_has_failed_too_often() {
+    let server = Server::start();
+    let _fleet = Fleet::start(server.address, &labels(2), |_| Some(1));
+    online(&server, 2);
+    let mut posted = rollout("fails", json!({"maxFailures": 1}));
+    posted["lateJoin"] = true.into();
+    server.submit(posted);
+    let task = reaches(&server, "fails", "stopped", 1);
+    assert_eq!(
+        task["stoppedBy"]["msg"],
+        "stopped after 2 failures (1 allowed)"
+    );
+    assert_eq!(server.finished("fails")["state"], "failed");
 }
