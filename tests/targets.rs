@@ -7,6 +7,7 @@
 mod common;
 
 use common::http::{Connection, request};
+use common::original::Original;
 use common::{Agent, Folder, SIDEBIKE, Server, id, wait_for, wait_until};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -718,6 +719,7 @@ fn a_paused_rollout_does_not_expire_and_a_timed_pause_can_be_cut_short() {
     // The other one was submitted later, and its ttl is over.
     reaches(&server, "expires", "stopped", 1);
     assert_eq!(server.task("waits")["counts"]["held"], 3);
+    assert_eq!(server.metric("sidebike_executions{state=\"held\"}"), 3);
     call(&server, "waits", "resume");
     fleet.behaves(|_| Some(0));
     for step in [2, 3] {
@@ -929,6 +931,102 @@ fn machines_are_selected_by_tags_hosts_labels_and_instances() {
         server.run(posted)["detail"]["result"],
         json!(["cn-1 canary"])
     );
+}
+
+/// Machines with the original's agent have neither tags nor a host name; in a rollout they take their turn.
+#[test]
+fn the_originals_agents_take_part_in_a_rollout() {
+    let server = Server::start();
+    let mut agent = Original::new(&server);
+    let labels = ["m-1", "m-2", "m-3"];
+    for label in labels {
+        agent.ping(label);
+    }
+    let well = r#""status":0,"msg":"","output":["line"]"#;
+    let badly = r#""status":1,"msg":"exit status 1","output":["line"]"#;
+    // One at a time: the next one has work when the one before has reported.
+    server.submit(rollout(
+        "one-by-one",
+        json!({"concurrency": 1, "stopRunning": true}),
+    ));
+    let works = |agent: &mut Original| labels.map(|label| agent.ping(label).json()["signal"] == 1);
+    assert_eq!(works(&mut agent), [true, false, false]);
+    let name = agent.fetch("m-1");
+    agent.done(&name, "m-1", well);
+    assert_eq!(works(&mut agent), [false, true, false]);
+    let name = agent.fetch("m-2");
+    agent.done(&name, "m-2", badly);
+    assert_eq!(works(&mut agent), [false, false, false]);
+    let task = server.finished("one-by-one");
+    let states = task["result"].as_array().unwrap().iter();
+    let states: Vec<&Value> = states.map(|e| &e["state"]).collect();
+    assert_eq!(states, ["succeeded", "failed", "skipped"], "{task}");
+    // It cannot be told to end a command.
+    server.submit(rollout("stopped", json!({"concurrency": 2})));
+    agent.fetch("m-1");
+    let stopped = call(&server, "stopped", "stop?running=1");
+    let msg = stopped["result"][0]["msg"].as_str().unwrap();
+    assert!(msg.contains("the original's agent cannot be told"), "{msg}");
+    assert_eq!(
+        (
+            &stopped["counts"]["canceled"],
+            &stopped["counts"]["skipped"]
+        ),
+        (&json!(1), &json!(2))
+    );
+    let matching = |field: &str, value: Value| {
+        let mut posted = json!({"machinePattern": "^m-", "detail": {"command": "true"}});
+        posted[field] = value;
+        server.post("/api/v1/task?dryRun=1", &posted).data()["matched"].clone()
+    };
+    assert_eq!(matching("machineTags", json!({"zone": ".*"})), 0);
+    assert_eq!(matching("hosts", json!("^$")), 3);
+    assert_eq!(matching("hosts", json!(".")), 0);
+    assert_eq!(matching("instances", json!(["original:m-2"])), 1);
+    let refused = server.post("/api/v1/task?dryRun=1", &{
+        let mut posted = rollout("kept", json!({}));
+        posted["keepAlive"] = "50%".into();
+        posted
+    });
+    assert_eq!(
+        refused.data()["msg"],
+        "keepAlive: 2 of 3 machines must stay (50 %), 3 are healthy, so 1 may be hit; 3 were asked for"
+    );
+}
+
+/// What a task with `keepAlive` touches stays touched when the server is started again.
+#[test]
+fn what_is_touched_is_still_touched_after_a_restart() {
+    let folder = Folder::new();
+    let (db, address) = (folder.file("db"), free_address());
+    let start = || Server::listening_on(&address.to_string(), &["--db", &db]);
+    let mut server = start();
+    let fleet = Fleet::start(address, &labels(4), |_| None);
+    online(&server, 4);
+    let posted = |id: &str| json!({"id": id, "machinePattern": "^m-", "keepAlive": "50%", "maxTargets": 2, "detail": {"command": "true"}});
+    server.submit(posted("first"));
+    server.when("first", "running", 2);
+    server.process.kill_9();
+    server = start();
+    let refused = wait_until("the machines are counted", || {
+        let reply = server.post("/api/v1/task?dryRun=1", &posted("second"));
+        let msg = reply.data()["msg"].as_str().unwrap_or_default().to_owned();
+        (!msg.starts_with("still counting")).then_some(msg)
+    });
+    // The choice may fall on what is touched already.
+    let why = "keepAlive: 2 of 4 machines must stay (50 %), 2 are healthy, so none may be hit";
+    let first = instances(&server.task("first"));
+    let dry = server
+        .post("/api/v1/task?dryRun=1", &posted("second"))
+        .data();
+    let chosen = dry["machines"].as_array().unwrap().iter();
+    let chosen: BTreeSet<String> = chosen
+        .map(|m| m["instance"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(refused.starts_with(why) || chosen == first, "{dry}");
+    fleet.behaves(|_| Some(0));
+    server.finished("first");
+    assert_eq!(server.submit(posted("second"))["spared"], 2);
 }
 
 #[cfg(feature = "agent")]
