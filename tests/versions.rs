@@ -229,3 +229,23 @@ fn an_agent_of_the_version_before_takes_part_in_a_rollout() {
     let why = "expect: 2 machines were expected, 1 match: m-new";
     assert_eq!((refused.status, refused.msg()), (409, why.into()));
 }
+
+/// An agent may be newer than its server, which then is replaced while the agent goes on.
+#[test]
+fn tags_that_the_server_of_the_version_before_did_not_know_are_there_after_it_is_replaced() {
+    let Some(previous) = previous() else { return };
+    let folder = Folder::new();
+    let file = folder.file("tags.db");
+    let mut old = server(&previous, &["--db", &file]);
+    let agent = agent(SIDEBIKE, &old, "m1");
+    old.run(task("true"));
+    let address = old.address.to_string();
+    old.process.kill_9();
+    let new = Server::listening_on(&address, &["--db", &file]);
+    wait_for("its next poll", || {
+        new.metric("sidebike_held_requests") == 1
+    });
+    let machine = &new.machines()[0];
+    assert_eq!(machine["instance"], agent.instance());
+    assert_eq!(machine["tags"], json!({"zone": "cn-1"}), "{machine}");
+}
