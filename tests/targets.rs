@@ -462,7 +462,7 @@ fn the_command_line_shows_what_was_skipped_and_why() {
     assert_eq!(say(&["wait", "stops"]).0, Some(125));
     let (code, shown) = say(&["show", "stops"]);
     assert_eq!(code, Some(0));
-    let why = "stopped after 1 failures (0 allowed)";
+    let why = "stopped after 1 failure (0 allowed)";
     assert_eq!(shown.matches(why).count(), 2, "{shown}");
     assert!(
         shown.contains("1 failed") && shown.contains("2 skipped"),
