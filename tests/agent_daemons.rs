@@ -3,7 +3,8 @@
 
 mod fake;
 
-use fake::{Agent, Server, alive, eventually, kill};
+use fake::{Agent, Server, alive, eventually};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use sidebike::wire::agent::Stream;
 use sidebike::wire::task::ExecutionState;
@@ -63,8 +64,25 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        kill(self.pid);
+        end(self.pid);
         let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+/// Processes that are ended with the test.
+#[derive(Default)]
+struct Left(Vec<i32>);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.0.iter().copied().for_each(end);
+    }
+}
+
+/// Kills a process that may have gone already.
+fn end(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, Signal::KILL);
     }
 }
 
@@ -98,7 +116,7 @@ fn a_daemon_keeps_its_pipe_however_many_there_are() {
     let server = Server::new();
     let agent = Agent::start(&server, &["--jobs", "8"], &[]);
     let daemon = Daemon::start(&server, "first");
-    let mut left = Vec::new();
+    let mut left = Left::default();
     let names: Vec<String> = (0..OTHERS).map(|n| format!("x.{n}")).collect();
     for some in names.chunks(8) {
         for name in some {
@@ -107,7 +125,7 @@ fn a_daemon_keeps_its_pipe_however_many_there_are() {
         for name in some {
             server.result(name);
             let pid: i32 = server.text(name, Stream::Stdout).trim().parse().unwrap();
-            left.push(pid);
+            left.0.push(pid);
         }
     }
     daemon.assert_writes();
@@ -115,7 +133,7 @@ fn a_daemon_keeps_its_pipe_however_many_there_are() {
     // Two pipes of each.
     eventually("the guard has the pipes", || open_files(guard) > 2 * OTHERS);
     assert!(open_files(agent.id()) < 40, "{}", open_files(agent.id()));
-    left.into_iter().for_each(kill);
+    drop(left);
     eventually("they are closed", || open_files(guard) < 20);
     daemon.assert_writes();
 }

@@ -4,7 +4,7 @@
 //! - Every block marked `sh` is run. The program is there as `./sidebike`, as a reader has it.
 //! - `10.23.45.67`, with or without `:9410`, is the server that the last block of that kind started. Pages other
 //!   than the README find a server and the machine `MY_MACHINE_1` running.
-//! - A block that is one call of `./sidebike server` or `./sidebike agent` is left running (the
+//! - A block that is one call of `./sidebike server`, or one of `./sidebike agent` on each line, is left running (the
 //!   server on a free port, by `SIDEBIKE_LISTEN`). A new server ends everything before it, and so does a block
 //!   that begins with `./sidebike db`, which reads the file of a stopped server.
 //! - A block marked `json` is what the `sh` block before it answers last: at least these members.
@@ -148,8 +148,9 @@ impl Reader {
             self.end_all();
         }
         let line = self.addressed(line);
-        let words = line.split_whitespace();
-        let (variables, words): (Vec<_>, Vec<_>) = words.partition(|word| word.contains('='));
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let program = words.iter().position(|word| !word.contains('='));
+        let (variables, words) = words.split_at(program.unwrap_or_default());
         let log = self.folder.file(&format!("log{}", self.running.len()));
         let mut command = self.command(SIDEBIKE);
         command
@@ -236,7 +237,7 @@ fn run_examples(name: &str, mut reader: Reader) -> usize {
         let at = format!("{}:{}: {}", file.display(), block.line, block.text);
         let first = block.text.lines().next().unwrap_or_default();
         if first.contains("./sidebike server") || first.contains("./sidebike agent") {
-            reader.start(first);
+            block.text.lines().for_each(|line| reader.start(line));
             continue;
         }
         if first.starts_with("./sidebike db") {

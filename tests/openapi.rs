@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Agent, Server, id, task};
+use common::{Agent, Server, id, task, wait_for};
 use serde_json::{Value, json};
 use sidebike::wire::machine::MachineState;
 use sidebike::wire::task::{ExecutionState, TaskState};
@@ -138,18 +138,33 @@ fn the_server_gives_it() {
     assert_eq!(reply.json(), description());
 }
 
-/// A task with every field that the description has, in one of the forms that `detail` may have.
-fn complete() -> Value {
+/// The tags of the agents of these tests.
+const TAGS: (&str, &str) = ("SIDEBIKE_TAGS", "zone=cn-1,role=web");
+
+/// A task with every field that the description has, in one of the forms that `detail` may have, for this machine.
+fn complete(machine: &Agent) -> Value {
     json!({
         "id": "complete-1", "name": "complete", "machinePattern": "^m$", "mode": "all", "ttl": "90s",
+        "exclude": "^n", "machineTags": {"zone": "^cn-", "role": "web"}, "hosts": ".",
+        "instances": [machine.instance()],
+        "expect": {"min": 1, "max": 3}, "maxTargets": "100%", "keepAlive": {"keep": 0, "pool": "^m"},
+        "rollout": {
+            "concurrency": "50%", "steps": [1, "100%"], "pause": "1h", "maxFailures": 1, "stopRunning": true,
+            "order": "random", "canary": "^m",
+        },
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
         "resultTtl": 3600, "failureTtl": "2h",
         "detail": {
             "command": "cat; echo oops >&2; exit 3", "workspace": "/tmp", "timeout": "5m",
-            "killGrace": 0.5, "env": {"A": "b"}, "killGrace": 0.5, "env": {"A": "b"}, "mergeOutput": false,
-            "killGrace": 0.5, "env": {"A": "b"}, "stdin": "in\n",
+            "killGrace": 0.5, "env": {"A": "b"}, "mergeOutput": false, "stdin": "in\n",
         },
     })
+}
+
+fn tagged(server: &Server, label: &str) -> Agent {
+    let agent = Agent::start(server.address, label, &[TAGS]);
+    server.expect(&[&agent]);
+    agent
 }
 
 /// The names of an object's members.
@@ -166,8 +181,18 @@ fn names(object: &Value) -> BTreeSet<&str> {
 fn every_field_of_a_submit_is_taken() {
     let description = description();
     let schemas = &description["components"]["schemas"];
-    let complete = complete();
+    let server = Server::start();
+    let machine = tagged(&server, "m");
+    let complete = complete(&machine);
     assert_eq!(names(&complete), names(&schemas["NewTask"]["properties"]));
+    assert_eq!(
+        names(&complete["rollout"]),
+        names(&schemas["Rollout"]["properties"])
+    );
+    for (field, schema) in [("expect", "Expect"), ("keepAlive", "KeepAlive")] {
+        let form = &schemas[schema]["anyOf"][1]["properties"];
+        assert_eq!(names(&complete[field]), names(form));
+    }
     assert_eq!(
         names(&complete["retry"]),
         names(&schemas["Retry"]["properties"])
@@ -176,7 +201,6 @@ fn every_field_of_a_submit_is_taken() {
     // Others in their place.
     detail.extend(["argv", "script", "scriptArgs", "stdinBase64", "user"]);
     assert_eq!(detail, names(&schemas["Detail"]["properties"]));
-    let server = Server::start();
     assert_eq!(server.post("/api/v1/task", &complete).status, 200);
     for detail in [
         json!({"argv": ["true"]}),
@@ -238,10 +262,74 @@ impl Answers {
     }
 }
 
+/// Rollouts that pause, go on and stop; counts that are not met; machines with tags.
+fn rollouts(a: &mut Answers) {
+    let _second = tagged(&a.server, "n");
+    let (tasks, machines) = ("/api/v1/task", "/api/v1/machine");
+    let listed = a.call("GET", machines, "/api/v1/machine?tag=zone=^cn-", None, 200);
+    assert_eq!(listed["data"][1]["tags"]["role"], "web", "{listed}");
+    a.call("GET", machines, "/api/v1/machine?tag=zone", None, 400);
+
+    let mut stepped = json!({
+        "id": "stepped", "machinePattern": "^[mn]$", "expect": 2, "detail": {"command": "true"},
+        "rollout": {"steps": [1, "100%"], "pause": "1h"},
+    });
+    let dry = "/api/v1/task?dryRun=1";
+    let planned = a.call("POST", tasks, dry, Some(&stepped), 200);
+    assert_eq!(planned["data"]["plan"], json!([1, 2]));
+    stepped["maxTargets"] = 1.into();
+    let spared = a.call("POST", tasks, dry, Some(&stepped), 200);
+    assert_eq!(spared["data"]["spared"].as_array().map(Vec::len), Some(1));
+    stepped["maxTargets"] = "1%".into();
+    let refused = a.call("POST", tasks, dry, Some(&stepped), 200);
+    assert_eq!(refused["data"]["ok"], false, "{refused}");
+    a.call("POST", tasks, tasks, Some(&stepped), 409);
+    stepped["maxTargets"] = "100%".into();
+    a.call("POST", tasks, tasks, Some(&stepped), 200);
+    wait_for("the pause after the first step", || {
+        a.server.task("stepped")["rolloutState"]["state"] == "paused"
+    });
+    let one = "/api/v1/task/{id}";
+    let paused = a.call("GET", one, "/api/v1/task/stepped", None, 200);
+    assert!(paused["data"]["rolloutState"]["resumesAt"].is_string());
+    let (pause, resume, stop) = (
+        "/api/v1/task/{id}/pause",
+        "/api/v1/task/{id}/resume",
+        "/api/v1/task/{id}/stop",
+    );
+    let held = a.call("POST", pause, "/api/v1/task/stepped/pause", None, 200);
+    assert_eq!(held["data"]["counts"]["held"], 1, "{held}");
+    let stopped = "/api/v1/task/stepped/stop?running=1";
+    let stopped = a.call("POST", stop, stopped, None, 200);
+    assert_eq!(stopped["data"]["stoppedBy"]["kind"], "user", "{stopped}");
+    a.call("POST", resume, "/api/v1/task/stepped/resume", None, 409);
+    a.call("POST", stop, "/api/v1/task/none/stop", None, 404);
+
+    // A machine that comes later joins the last step.
+    let joined = json!({
+        "id": "joined", "machinePattern": "^[mno]$", "lateJoin": true, "ttl": "1h",
+        "rollout": {"maxFailures": "50%"}, "detail": {"command": "true"},
+    });
+    a.call("POST", tasks, tasks, Some(&joined), 200);
+    let _late = tagged(&a.server, "o");
+    a.server.when("joined", "succeeded", 3);
+    let late = a.call("GET", one, "/api/v1/task/joined", None, 200);
+    assert_eq!(late["data"]["rolloutState"]["lateJoined"], 1, "{late}");
+    a.call("POST", stop, "/api/v1/task/joined/stop", None, 200);
+
+    let plain = json!({"id": "plain", "machinePattern": "^m$", "detail": {"command": "sleep 600"}});
+    a.call("POST", tasks, tasks, Some(&plain), 200);
+    let paused = a.call("POST", pause, "/api/v1/task/plain/pause", None, 200);
+    assert_eq!(paused["data"]["rolloutState"]["plan"], json!([]));
+    a.call("POST", resume, "/api/v1/task/plain/resume", None, 200);
+    a.call("POST", stop, "/api/v1/task/plain/stop?running=1", None, 200);
+    a.server.finished("plain");
+}
+
 /// Everything a user may see, in as many states as can be had at once.
 fn answers() -> Answers {
     let server = Server::start();
-    let _agent: Agent = server.agent("m");
+    let machine = tagged(&server, "m");
     let description = description();
     let mut a = Answers {
         server,
@@ -250,7 +338,7 @@ fn answers() -> Answers {
     };
     let (tasks, one) = ("/api/v1/task", "/api/v1/task/{id}");
     a.call("GET", tasks, tasks, None, 200);
-    let failed = complete();
+    let failed = complete(&machine);
     a.call("POST", tasks, "/api/v1/task?dryRun=1", Some(&failed), 200);
     a.call("POST", tasks, "/api/v1/task?wait=30s", Some(&failed), 200);
     a.call("POST", tasks, tasks, Some(&failed), 409);
@@ -301,6 +389,7 @@ fn answers() -> Answers {
     assert!(listed["next"].is_string(), "{listed}");
     a.call("GET", tasks, tasks, None, 200);
     a.call("GET", "/api/v1/machine", "/api/v1/machine", None, 200);
+    rollouts(&mut a);
     a.call("GET", "/healthz", "/healthz", None, 200);
     // By HTTP/1.0: without chunks, ended by the connection's end.
     let mut connection = a.server.connect();

@@ -163,6 +163,7 @@ impl Core {
             machine.jobs = caller.jobs;
             if std::mem::take(&mut machine.is_restored) {
                 self.recount.came();
+                self.take_tags(key, &caller.tags);
             }
             let machine = self.machine(key);
             if machine.state == MachineState::Offline {
@@ -234,6 +235,25 @@ impl Core {
         self.machines.insert(key, machine);
         self.bring_online(now, key);
         Ok(key)
+    }
+
+    /// Takes the tags of a machine that was restored: a server that does not know tags may have saved it without them.
+    fn take_tags(&mut self, key: MachineKey, tags: &Tags) {
+        let machine = self.machine(key);
+        if machine.tags == *tags || check_tags(tags).is_err() {
+            return;
+        }
+        let traits = Traits {
+            label: machine.label.clone(),
+            host: machine.host.clone(),
+            tags: tags.clone(),
+        };
+        self.match_index.remove_machine(machine.traits_key, key);
+        let traits_key = self.match_index.add_machine(traits, key, None);
+        let machine = self.machine_mut(key);
+        (machine.tags, machine.traits_key) = (tags.clone(), traits_key);
+        machine.joins_pending = Some(JOIN_ALL);
+        self.machine_changed(key);
     }
 
     fn bring_online(&mut self, now: Time, key: MachineKey) {

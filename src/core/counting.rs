@@ -6,6 +6,7 @@
 
 use super::invariants::Rule;
 use super::machine::Machine;
+use super::match_index::TraitsKey;
 use super::pacing::Plan;
 use super::selector::Selector;
 use super::spec::Spec;
@@ -145,15 +146,14 @@ impl Core {
                     "maxTargets: {most} of {matched} machines is none"
                 )));
             }
-            self.spare(id, number as usize, &mut choice);
+            self.spare(id, number as usize, spec, &mut choice);
         }
         if let Some(keep_alive) = &counts.keep_alive {
             self.check_keep_alive(keep_alive, &meant, &choice.machines)?;
         }
         if let Some(rollout) = &spec.rollout {
             self.sort(id, rollout.order, &mut choice.machines);
-            let canary = rollout.canary.as_ref();
-            let canary = canary.map_or_else(BTreeSet::new, |it| self.match_index.matching(it));
+            let canary = self.canary(spec);
             let is_canary = |key: &MachineKey| canary.contains(&self.machine(*key).traits_key);
             let canaries = choice.machines.iter().filter(|key| is_canary(key)).count();
             if let (0, Some(canary)) = (canaries, &rollout.canary) {
@@ -220,8 +220,7 @@ impl Core {
             self.check_keep_alive(keep_alive, &meant, &live)?;
         }
         let plan = spec.rollout.as_ref().map(|rollout| {
-            let canary = rollout.canary.as_ref();
-            let canary = canary.map_or_else(BTreeSet::new, |it| self.match_index.matching(it));
+            let canary = self.canary(spec);
             let is_canary = |key: &&MachineKey| canary.contains(&self.machine(**key).traits_key);
             let canaries = live.iter().filter(is_canary).count();
             rollout.plan(canaries as u32, targets.len() as u32)
@@ -253,7 +252,8 @@ impl Core {
             draining,
             ..Preview::default()
         };
-        match self.choose(now, id, spec, meant.clone()) {
+        let unused = self.check_unused(id, id);
+        match unused.and_then(|()| self.choose(now, id, spec, meant.clone())) {
             Ok(choice) => Preview {
                 matched: choice.matched,
                 machines: targets(&choice.machines),
@@ -312,10 +312,21 @@ impl Core {
         });
     }
 
-    /// Leaves so many machines, chosen by the task's id, in their order.
-    fn spare(&self, id: &str, number: usize, choice: &mut Choice) {
+    /// The traits of the machines that are the first step of a rollout.
+    fn canary(&self, spec: &Spec) -> BTreeSet<TraitsKey> {
+        let canary = { spec.rollout.as_ref() }.and_then(|rollout| rollout.canary.as_ref());
+        canary.map_or_else(BTreeSet::new, |canary| self.match_index.matching(canary))
+    }
+
+    /// Leaves so many machines, chosen by the task's id, in their order. Those of the first step are spared last.
+    fn spare(&self, id: &str, number: usize, spec: &Spec, choice: &mut Choice) {
+        let canary = self.canary(spec);
         let mut chosen = choice.machines.clone();
-        chosen.sort_by_key(|key| mixed(&[id, &self.machine(*key).instance]));
+        chosen.sort_by_key(|key| {
+            let machine = self.machine(*key);
+            let is_canary = canary.contains(&machine.traits_key);
+            (!is_canary, mixed(&[id, &machine.instance]))
+        });
         choice.spared = chosen.split_off(number.min(chosen.len()));
         let spared = HashSet::<&MachineKey>::from_iter(&choice.spared);
         choice.machines.retain(|key| !spared.contains(key));
@@ -334,6 +345,8 @@ impl Core {
         if !self.keeps(Rule::OfflineIsOfThePool) {
             pool.retain(|key| self.machine(*key).state != MachineState::Offline);
         }
+        // Who said goodbye does not come back: a redeploy must not leave a pool of which half is gone.
+        pool.retain(|key| !self.machine(*key).left);
         self.drop_replaced(&mut pool);
         let (keep, total) = (keep_alive.keep, pool.len());
         let must_stay = keep.rounded_up(total as u32);

@@ -430,8 +430,10 @@ impl Core {
         };
         let (failures, allowed) = (task.failures(), plan.max_failures);
         let is_too_many = failures > allowed && !task.is_stopped() && !task.canceled;
-        if is_too_many && task.counts.unfinished() > 0 {
-            let msg = format!("stopped after {failures} failures ({allowed} allowed)");
+        // Also if nothing is left but machines that may still join.
+        if is_too_many && (task.counts.unfinished() > 0 || task.open) {
+            let many = if failures == 1 { "failure" } else { "failures" };
+            let msg = format!("stopped after {failures} {many} ({allowed} allowed)");
             let cancels = task.spec.stops_running();
             self.stop_by(now, key, StopKind::Failures, &msg, cancels);
             return;

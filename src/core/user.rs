@@ -288,7 +288,7 @@ impl Core {
             .ok_or_else(|| Refusal::Unknown("the task has just been forgotten".into()))
     }
 
-    fn check_unused(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
+    pub(super) fn check_unused(&self, id: &str, prefix: &str) -> Result<(), Refusal> {
         let taken = self.task_ids.get(id).copied();
         let of_another = || match prefix == id {
             true => self.task_prefixes.get(prefix).copied(),
@@ -373,7 +373,12 @@ impl Core {
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
         for n in 0..number {
-            self.guard(ExecutionKey { task: key, n });
+            let execution = ExecutionKey { task: key, n };
+            // Also those that wait for their turn: nothing else changes them for a long time.
+            if let Some(changes) = &mut self.changes {
+                changes.execution(execution);
+            }
+            self.guard(execution);
         }
         self.stats.submitted += 1;
         key
@@ -559,7 +564,12 @@ impl Core {
         }
         match state {
             ExecutionState::Queued => self.queue_for(execution, machine),
-            _ => self.pace(now, key),
+            _ => {
+                if let Some(changes) = &mut self.changes {
+                    changes.execution(execution);
+                }
+                self.pace(now, key);
+            }
         }
         self.record_change(execution);
     }

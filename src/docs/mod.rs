@@ -46,6 +46,7 @@ pub const PAGES: &[Page] = &[
         "security",
         "Tokens, TLS, browsers, audit, rules of a machine's owner"
     ),
+    page!("targets", "Who is meant, how many at once, when to stop"),
     page!("experiments", "Time-outs, cancel, what is left running"),
     page!("migrating", "Coming from the original sidebike"),
     page!("performance", "What was measured, and how"),
