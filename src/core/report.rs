@@ -11,6 +11,7 @@ use super::task::Target;
 use super::{Core, ExecutionKey, Notice, Refusal, Time};
 use crate::wire::agent::{AttemptId, Done, Ended, Orders, Piece, Stream, Taken, Verdict};
 use crate::wire::task::{Detail, ExecutionState};
+use crate::wire::undo::UndoReport;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -22,10 +23,15 @@ const MAX_PIECES: usize = 2_048;
 const MAX_RESULTS: usize = 1_024;
 
 /// Refuses a report that is longer than any agent's: it is worked off under the lock.
-pub fn check_report(pieces: &[Piece], results: &[Ended]) -> Result<(), Refusal> {
+pub fn check_report(
+    pieces: &[Piece],
+    results: &[Ended],
+    undos: &[UndoReport],
+) -> Result<(), Refusal> {
     let lists = [
         ("pieces", pieces.len(), MAX_PIECES),
         ("results", results.len(), MAX_RESULTS),
+        ("undos", undos.len(), MAX_RESULTS),
     ];
     for (field, has, most) in lists {
         if has > most {

@@ -13,6 +13,7 @@ use crate::wire::strict_object::StrictObject;
 pub fn poll(call: Call<'_>) -> Handled {
     let StrictObject(poll): StrictObject<Poll> = body(&call, "the poll")?;
     check_holds(&poll.holds).map_err(refused)?;
+    check_report(&[], &[], &poll.undos).map_err(refused)?;
     let Some(responder) = call.responder.take() else {
         return Ok(None);
     };
@@ -51,7 +52,7 @@ fn check_speaks_for(instance: &str) -> Result<(), Answer> {
 pub fn output(call: Call<'_>) -> Handled {
     let StrictObject(output): StrictObject<Output> = body(&call, "the output")?;
     check_speaks_for(&output.instance)?;
-    check_report(&output.pieces, &[]).map_err(refused)?;
+    check_report(&output.pieces, &[], &[]).map_err(refused)?;
     // The agent drops what was taken.
     let taken = call
         .server
@@ -65,7 +66,7 @@ pub fn output(call: Call<'_>) -> Handled {
 pub fn done(call: Call<'_>) -> Handled {
     let StrictObject(done): StrictObject<Done> = body(&call, "the results")?;
     check_speaks_for(&done.instance)?;
-    check_report(&done.pieces, &done.results).map_err(refused)?;
+    check_report(&done.pieces, &done.results, &done.undos).map_err(refused)?;
     let taken = call
         .server
         .store

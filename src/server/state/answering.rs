@@ -58,7 +58,7 @@ impl Reply {
 
 /// Whether orders tell of a change that must be on the disk first.
 pub(super) fn has_news(orders: &Orders<Arc<Detail>>) -> bool {
-    !orders.start.is_empty() || !orders.cancel.is_empty()
+    !orders.start.is_empty() || !orders.cancel.is_empty() || !orders.undo.is_empty()
 }
 
 impl Store {

@@ -285,7 +285,7 @@ impl Store {
     }
 
     /// What may be answered of orders: nothing is to be started or killed before it is safe that it
-    /// was handed out or canceled. While the disk takes nothing, commands are killed all the same;
+    /// was handed out or canceled. While the disk takes nothing, commands are killed and undone all the same;
     /// what was to be started is handed out again, as the next poll shows that it did not arrive.
     fn only_what_is_safe(
         &self,
@@ -300,11 +300,13 @@ impl Store {
                 start: self.still_to_start(orders.start),
                 ..orders
             }),
-            Err(why) if orders.cancel.is_empty() && orders.forget.is_empty() => Err(why),
-            Err(_) => Ok(Orders {
-                start: Vec::new(),
-                ..orders
-            }),
+            Err(why) => {
+                let rest = Orders {
+                    start: Vec::new(),
+                    ..orders
+                };
+                if rest.is_empty() { Err(why) } else { Ok(rest) }
+            }
         }
     }
 
