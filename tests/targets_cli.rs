@@ -507,6 +507,34 @@ fn flags_replace_what_a_task_of_a_file_says() {
     );
     assert_eq!(task["result"][1]["stdout"], "1\n3\n");
 
+    let words = [
+        "run",
+        "--concurrency",
+        "50%",
+        "--canary",
+        "m2",
+        "--pause",
+        "1ms",
+        "--order",
+        "joined",
+        "--stop-running",
+        "--keep-alive",
+        "0:m",
+        "--max-failures",
+        "5%",
+        "--",
+        "true",
+    ];
+    assert_eq!(sidebike(&server, &words).code, 0);
+    let shown = sidebike(&server, &["show", "run"]).out;
+    for words in [
+        "pace       50 % at once; first \"m2\"; 1ms after each step; 5 % may fail; order joined; what runs is canceled",
+        "untouched  at least 0 of those matching \"m\"\n",
+        "rollout    done: step 2 of 2, 2 of 2 started, 0 failed\n",
+    ] {
+        assert!(shown.contains(words), "{shown}");
+    }
+
     // Without a file's pattern an instance is enough.
     let instance = server.machines()[1]["instance"]
         .as_str()
@@ -577,6 +605,7 @@ fn too_many_failures_stop_a_rollout_and_it_says_why() {
     for words in [
         "rollout    stopped: step 2 of 3, 3 of 4 started, 2 failed\n",
         "steps      1, 3, 4\n",
+        "pace       1 may fail\n",
         "stopped    after 2 failures (1 allowed), at 2",
         "counts     1 succeeded, 2 failed, 1 skipped\n",
     ] {
@@ -588,6 +617,11 @@ fn too_many_failures_stop_a_rollout_and_it_says_why() {
         "{list}"
     );
     assert_eq!(sidebike(&server, &["wait", "run"]).code, 125);
+    let said = sidebike(&server, &["rerun", "run"]);
+    assert!(
+        said.err.contains("on 3 of its 4 machines"),
+        "what was skipped, too: {said:?}"
+    );
     // Within the limit all get their turn.
     let said = sidebike(
         &server,
@@ -654,40 +688,62 @@ fn a_rollout_waits_for_an_approval_and_says_so() {
     assert!(late.code == 1 && late.err.contains("has ended"), "{late:?}");
 }
 
+/// Follows a task, with standard error in a file of this name.
+fn follower(server: &Server, words: &[&str], folder: &Folder, name: &str) -> Child {
+    let err = std::fs::File::create(folder.file(name)).unwrap();
+    let mut command = command(server, words);
+    command.stdout(Stdio::null()).stderr(err).spawn().unwrap()
+}
+
 #[test]
 fn a_follower_without_a_terminal_hears_once_what_to_do() {
-    let server = Server::start();
+    let (server, folder) = (Server::start(), Folder::new());
     let _agents = labeled(&server, &["m1", "m2"]);
+    let waits = |name: &str| {
+        wait_until("it says what it waits for", || {
+            let lines = folder.lines(name);
+            lines.into_iter().find(|line| line.contains("waits for: "))
+        })
+    };
     let words = [
         "run", "--steps", "1,100%", "--pause", "approve", "--", "true",
     ];
-    let mut command = command(&server, &words);
-    let folder = Folder::new();
-    let err = std::fs::File::create(folder.file("err")).unwrap();
-    let mut child = command.stdout(Stdio::null()).stderr(err).spawn().unwrap();
+    let mut child = follower(&server, &words, &folder, "steps");
     let task = newest(&server, "the pause", waits_at(2));
-    let said = wait_until("it says what it waits for", || {
-        let lines = folder.lines("err");
-        let mut said = lines
-            .into_iter()
-            .filter(|line| line.contains("waits for: "));
-        said.next()
-    });
-    let id = id(&task);
-    let words =
-        format!("sidebike: step 2 of 2, 1 of 2 started, 0 failed; waits for: sidebike resume {id}");
-    assert_eq!(said, words);
-    sidebike(&server, &["resume", id]);
-    assert_eq!(child.wait().unwrap().code(), Some(0));
-    let lines = folder.lines("err");
-    assert_eq!(
-        lines
-            .iter()
-            .filter(|line| line.contains("waits for"))
-            .count(),
-        1,
-        "{lines:?}"
+    let rollout_id = id(&task);
+    let words = format!(
+        "sidebike: step 2 of 2, 1 of 2 started, 0 failed; waits for: sidebike resume {rollout_id}"
     );
+    assert_eq!(waits("steps"), words);
+    sidebike(&server, &["resume", rollout_id]);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let lines = folder.lines("steps");
+    let said = lines.iter().filter(|line| line.contains("waits for"));
+    assert_eq!(said.count(), 1, "{lines:?}");
+
+    // Of a task without a rollout, that somebody else pauses.
+    let busy = Agent::start(server.address, "busy", &[("SIDEBIKE_JOBS", "1")]);
+    server.expect(&[&busy]);
+    let first = server.submit(json!({"machinePattern": "busy", "detail": {"command": "sleep 60"}}));
+    server.when(id(&first), "running", 1);
+    let mut child = follower(
+        &server,
+        &["run", "-m", "busy", "--", "true"],
+        &folder,
+        "plain",
+    );
+    let second = newest(&server, "it is queued", |task| {
+        task["counts"]["queued"] == 1
+    });
+    sidebike(&server, &["pause", id(&second)]);
+    let words = format!(
+        "sidebike: 0 of 1 started, 0 failed; waits for: sidebike resume {}",
+        id(&second)
+    );
+    assert_eq!(waits("plain"), words);
+    sidebike(&server, &["resume", id(&second)]);
+    sidebike(&server, &["cancel", id(&first)]);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

@@ -200,10 +200,10 @@ impl Following<'_> {
                 }
             }
             self.printer.flush()?;
-            if let Some(task) = self.rollout.newest() {
-                self.progress.look_at_rollout(&task);
-            }
             if !self.printer.is_within_line() {
+                if let Some(task) = self.rollout.newest() {
+                    self.progress.look_at_rollout(&task);
+                }
                 self.progress.draw();
             }
         }

@@ -12,6 +12,7 @@ use super::task_reference::TaskArg;
 use super::terminal::{OutputStyle, sanitize, sanitize_output};
 use crate::wire::duration::Timeout;
 use crate::wire::output_line::last_state;
+use crate::wire::rollout::{Order, Pause, Rollout};
 use crate::wire::task::{DEFAULT_TIMEOUT, Execution, ExecutionState, Task};
 use std::io::{self, Write};
 
@@ -135,8 +136,12 @@ fn pace_of(task: &Task) -> Vec<(&'static str, String)> {
     if let Some(keep_alive) = &task.keep_alive {
         let pool = keep_alive.pool.as_ref();
         let pool = pool.map(|pool| format!(" of those matching {:?}", sanitize(pool)));
-        let kept = format!("{}{}", keep_alive.keep, pool.unwrap_or_default());
-        fields.push(("kept", kept));
+        let pool = pool.unwrap_or_default();
+        fields.push(("untouched", format!("at least {}{pool}", keep_alive.keep)));
+    }
+    let pace = task.rollout.as_ref().map(pace_in_words);
+    if let Some(pace) = pace.filter(|pace| !pace.is_empty()) {
+        fields.push(("pace", pace));
     }
     if let Some(state) = rollout::state_of(task) {
         let waits = rollout::waits_for(task).map(|what| format!("; {what}"));
@@ -154,6 +159,28 @@ fn pace_of(task: &Task) -> Vec<(&'static str, String)> {
         fields.push(("stopped", format!("{why}, at {}", sanitize(&by.at))));
     }
     fields
+}
+
+/// `10 at once; 30s after each step; 5 % may fail`.
+fn pace_in_words(rollout: &Rollout) -> String {
+    let canary = rollout.canary.as_ref();
+    let pause = rollout.pause.map(|pause| match pause {
+        Pause::For(duration) => format!("{duration} after each step"),
+        Pause::Approve => "an approval after each step".into(),
+    });
+    let order = rollout.order.filter(|order| *order != Order::default());
+    let cancels = rollout.stop_running == Some(true);
+    let words = [
+        rollout.concurrency.map(|share| format!("{share} at once")),
+        canary.map(|pattern| format!("first {:?}", sanitize(pattern))),
+        pause,
+        rollout
+            .max_failures
+            .map(|share| format!("{share} may fail")),
+        order.map(|order| format!("order {}", order.word())),
+        cancels.then(|| "what runs is canceled when it is stopped".into()),
+    ];
+    words.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn table_of(task: &Task) -> Table {

@@ -4,6 +4,7 @@
 
 use super::duration::TimeSpan;
 use super::enumeration::{self, Words};
+use crate::rules::one_of;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -302,12 +303,22 @@ pub enum Order {
 }
 
 impl Order {
-    /// Every order and its word.
-    pub const WORDS: Words<Order> = &[
+    /// Every order.
+    pub const ALL: [Self; 3] = [Self::Label, Self::Random, Self::Joined];
+    const WORDS: Words<Order> = &[
         ("label", Order::Label),
         ("random", Order::Random),
         ("joined", Order::Joined),
     ];
+
+    /// The word of the API.
+    pub fn word(self) -> &'static str {
+        match self {
+            Order::Label => "label",
+            Order::Random => "random",
+            Order::Joined => "joined",
+        }
+    }
 }
 
 /// Parses one of the words. The error lists them.
@@ -315,11 +326,7 @@ impl FromStr for Order {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let known = Order::WORDS.iter().find(|(word, _)| *word == text);
-        known.map(|(_, order)| *order).ok_or_else(|| {
-            let words: Vec<&str> = Order::WORDS.iter().map(|(word, _)| *word).collect();
-            format!("expected one of {}", words.join(", "))
-        })
+        one_of(&Order::ALL, Order::word, text)
     }
 }
 
