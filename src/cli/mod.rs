@@ -1,6 +1,7 @@
 //! The commands for people: `sidebike run`, `ps`, `show`, ….
 //!
-//! Each command has a file with its flags, their help, its examples and its work. Shared:
+//! Each command has a file with its flags, their help, its examples and its work; `pause`, `resume` and `stop` are
+//! in `pacing`. Shared:
 //!
 //! | file | content |
 //! | --- | --- |
