@@ -23,7 +23,7 @@ mod resolver;
 mod tls;
 
 #[cfg(feature = "cli")]
-pub use people::{EventReader, TaskFilter};
+pub use people::{EventReader, MachineFilter, TaskFilter};
 
 use crate::config::Registry;
 use crate::secret::Secret;

@@ -164,6 +164,55 @@ fn progress_is_shown_and_ctrl_c_can_cancel() {
 }
 
 #[test]
+fn the_progress_shows_the_step_of_a_rollout_and_what_it_waits_for() {
+    let (server, _agents) = two_machines();
+    let line = "test $SIDEBIKE_MACHINE_LABEL = m2";
+    let words = ["run", "--steps", "1,2", "--max-failures", "1", "--pause"];
+    let run = |pause: &str| {
+        let words = [&words[..], &[pause, "--", line]].concat();
+        Terminal::start(&server, 120, &[], &words)
+    };
+    let mut terminal = run("approve");
+    let seen = terminal.until("waits for: sidebike resume ");
+    let task = newest(&server);
+    let id = id(&task);
+    let standing = "(step 2 of 2, 1 of 2 started, 1 failed), 0 running, ";
+    let waits = format!("{CLEAR}waits for: sidebike resume {id} {standing}");
+    assert!(seen.contains(&waits) || terminal.until(&waits).contains(&waits));
+    let mut follower = Terminal::start(&server, 120, &[], &["wait", id]);
+    follower.until(&waits);
+    assert_eq!(
+        server
+            .post(&format!("/api/v1/task/{id}/resume"), &Value::Null)
+            .status,
+        200
+    );
+    for terminal in [&mut terminal, &mut follower] {
+        let (code, seen) = terminal.ended();
+        assert_eq!(code, 1, "{seen:?}");
+        assert!(seen.contains("1 succeeded, 1 failed"), "{seen:?}");
+        assert!(
+            !seen.contains("sidebike: step"),
+            "the line is enough: {seen:?}"
+        );
+    }
+
+    let terminal = run("1h");
+    let seen = terminal.until(" UTC (step 2 of 2, 1 of 2 started, 1 failed)");
+    assert!(
+        seen.contains(&format!("{CLEAR}paused, resumes at ")),
+        "{seen:?}"
+    );
+    let task = newest(&server);
+    let stop = format!("/api/v1/task/{}/stop", common::id(&task));
+    assert_eq!(server.post(&stop, &Value::Null).status, 200);
+    let mut terminal = terminal;
+    let (code, seen) = terminal.ended();
+    assert_eq!(code, 125);
+    assert!(seen.contains("stopped by a user"), "{seen:?}");
+}
+
+#[test]
 fn ctrl_c_can_detach_go_on_or_be_pressed_again() {
     let (server, _agents) = two_machines();
     let words = ["run", "-m", "m1", "--", "sleep 60"];

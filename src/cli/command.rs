@@ -22,6 +22,8 @@ pub enum Failure {
     Because(String),
     /// Wrong usage: this was wrong with it.
     Usage(String),
+    /// No machine matches, or not as many as are wanted: nothing was submitted.
+    NoMachine(String),
     /// The reader of our output is gone (`| head`); that is not reported as an error.
     NoReader,
 }
@@ -40,6 +42,9 @@ impl From<io::Error> for Failure {
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
         let words = messages::describe_failure(&error);
+        if messages::is_refusal_of_counts(&error) {
+            return Failure::NoMachine(words);
+        }
         match error.kind {
             // The server refused what was typed.
             Kind::Refused {

@@ -6,6 +6,7 @@ use super::event_stream::{EventStream, StreamItem};
 use super::outcome::{self, CANCELED};
 use super::printer::{MissingOutput, Printer};
 use super::progress::Progress;
+use super::rollout::RolloutWatch;
 use super::terminal::{OutputStyle, Prompt};
 use super::{cancel, fold};
 use crate::client::Client;
@@ -64,7 +65,8 @@ pub fn follow_to_end(
         client,
         id: &task.id,
         printer: Printer::new(task, is_several(task)),
-        progress: Progress::of(task),
+        progress: Progress::of(task, " (Ctrl-C to cancel or detach)"),
+        rollout: RolloutWatch::of(client, task),
         control,
         is_live: !options.fold && !options.json,
         detach_on_exit: options.detach_on_exit,
@@ -153,6 +155,7 @@ struct Following<'a> {
     id: &'a str,
     printer: Printer,
     progress: Progress,
+    rollout: RolloutWatch,
     control: Controls,
     /// Output is printed as it arrives.
     is_live: bool,
@@ -198,6 +201,9 @@ impl Following<'_> {
             }
             self.printer.flush()?;
             if !self.printer.is_within_line() {
+                if let Some(task) = self.rollout.newest() {
+                    self.progress.look_at_rollout(&task);
+                }
                 self.progress.draw();
             }
         }
@@ -205,6 +211,7 @@ impl Following<'_> {
 
     fn show(&mut self, event: &TaskEvent) -> Result<(), Failure> {
         self.progress.note(event);
+        self.rollout.note(event);
         if self.is_live {
             if !matches!(event.kind, EventKind::State { .. }) {
                 self.progress.erase();

@@ -4,20 +4,25 @@ use super::command::{CommandResult, ConnectionArgs, Failure, print_json};
 use super::follow::print_message;
 use super::messages::no_such_label;
 use super::outcome::{age, short_duration};
+use super::selection::short_instance;
 use super::table::{Cell, Table};
 use super::terminal::Colour;
 use super::watch;
+use crate::client::MachineFilter;
 use crate::rules::one_of;
 use crate::wire::machine::{Machine, MachineState};
 use std::io;
 
-/// How many characters of an instance are shown: enough to tell replicas apart.
-const SHOWN_INSTANCE: usize = 8;
+/// The columns; the last one only if a machine has tags.
+const COLUMNS: [&str; 9] = [
+    "LABEL", "STATE", "RUNNING", "QUEUED", "SEEN", "INSTANCE", "VERSION", "HOST", "TAGS",
+];
 
 const EXAMPLES: &str = "\
 Examples:
   sidebike machines                  all known machines
   sidebike machines -w               the same, kept up to date
+  sidebike machines --where zone=^cn-
   sidebike machines --state online --json | jq -r '.[].label'";
 
 /// The arguments.
@@ -30,6 +35,9 @@ pub struct Args {
     /// Only those in this state: online, draining, offline
     #[arg(long, value_parser = state)]
     state: Option<MachineState>,
+    /// Only those with this tag, if its value matches the regular expression
+    #[arg(long = "where", value_name = "NAME=PATTERN")]
+    tag: Option<String>,
     /// Keep it up to date, until Ctrl-C
     #[arg(short, long, conflicts_with = "json")]
     watch: bool,
@@ -47,17 +55,21 @@ fn state(text: &str) -> Result<MachineState, String> {
 /// Lists machines.
 pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
-    let (label, state) = (args.machine.as_deref(), args.state);
+    let filter = MachineFilter {
+        label: args.machine,
+        state: args.state,
+        tag: args.tag,
+    };
     let found = || {
-        let machines = client.machines(label, state)?;
+        let machines = client.machines(&filter)?;
+        let label = filter.label.as_deref();
         if let Some(label) = label.filter(|_| machines.is_empty() && !args.watch) {
-            print_message(&no_such_label(
-                label,
-                &match state {
-                    None => "machine has".to_owned(),
-                    Some(state) => format!("machine that is {} has", state.word()),
-                },
-            ));
+            let state = filter
+                .state
+                .map(|state| format!(" that is {}", state.word()));
+            let tag = { filter.tag.as_ref() }.map(|_| " with such a tag");
+            let (state, tag) = (state.unwrap_or_default(), tag.unwrap_or_default());
+            print_message(&no_such_label(label, &format!("machine{tag}{state} has")));
         }
         Ok::<_, Failure>(machines)
     };
@@ -72,18 +84,29 @@ pub fn run(args: Args) -> CommandResult {
     Ok(0)
 }
 
+/// `role=canary,zone=cn-1`.
+fn tags_of(machine: &Machine) -> String {
+    let tags = machine.tags.iter();
+    let tags: Vec<String> = tags
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    tags.join(",")
+}
+
 fn table_of(machines: &[Machine]) -> Table {
-    let mut table = Table::new(&[
-        "LABEL", "STATE", "RUNNING", "QUEUED", "SEEN", "INSTANCE", "VERSION", "HOST",
-    ]);
+    let has_tags = machines.iter().any(|machine| !machine.tags.is_empty());
+    let columns = match has_tags {
+        true => &COLUMNS[..],
+        false => &COLUMNS[..COLUMNS.len() - 1],
+    };
+    let mut table = Table::new(columns);
     for machine in machines {
         let colour = match machine.state {
             MachineState::Online => Colour::Green,
             MachineState::Draining => Colour::Yellow,
             MachineState::Offline => Colour::Red,
         };
-        let instance = &machine.instance;
-        table.add(vec![
+        let mut row = vec![
             Cell::of(&machine.label),
             Cell::painted(machine.state.word(), Some(colour)),
             Cell::of(format!("{}/{}", machine.running, machine.jobs)),
@@ -93,10 +116,14 @@ fn table_of(machines: &[Machine]) -> Table {
                     .map(short_duration)
                     .unwrap_or_default(),
             ),
-            Cell::of(instance.get(..SHOWN_INSTANCE).unwrap_or(instance)),
+            Cell::of(short_instance(&machine.instance)),
             Cell::of(&machine.version),
             Cell::of(&machine.host),
-        ]);
+        ];
+        if has_tags {
+            row.push(Cell::of(tags_of(machine)));
+        }
+        table.add(row);
     }
     table
 }

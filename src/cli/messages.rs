@@ -6,9 +6,24 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 14] = [
+const FIELDS: [(&str, &str); 29] = [
     ("machinePattern", "-m"),
     ("machine", "-m"),
+    ("exclude", "--exclude"),
+    ("machineTags", "--where"),
+    ("tag", "--where"),
+    ("hosts", "--host"),
+    ("instances", "--instance"),
+    ("expect", "--expect"),
+    ("maxTargets", "--max-targets"),
+    ("keepAlive", "--keep-alive"),
+    ("rollout.concurrency", "--concurrency"),
+    ("rollout.steps", "--steps"),
+    ("rollout.pause", "--pause"),
+    ("rollout.maxFailures", "--max-failures"),
+    ("rollout.stopRunning", "--stop-running"),
+    ("rollout.order", "--order"),
+    ("rollout.canary", "--canary"),
     ("name", "--name"),
     ("detail.command", "COMMAND"),
     ("detail.argv", "COMMAND"),
@@ -22,9 +37,13 @@ const FIELDS: [(&str, &str); 14] = [
     ("detail.timeout", "--timeout"),
     ("detail.workspace", "--workspace"),
 ];
+/// The fields with which the server begins a refusal because of the number of machines.
+const COUNTS: [&str; 4] = ["expect", "maxTargets", "keepAlive", "rollout"];
 /// Phrases about the API inside messages, and what replaces them.
-const PHRASES: [(&str, &str); 4] = [
+const PHRASES: [(&str, &str); 6] = [
     ("?all=1", "--all"),
+    ("unless instances are given", "unless --instance is given"),
+    ("is taken by the task in data", "is taken by another task"),
     (
         "send a longer script as detail.script",
         "pass a longer script as --script FILE",
@@ -92,11 +111,28 @@ pub fn no_such_label(label: &str, what: &str) -> String {
     format!("sidebike: no {what} the label {label:?}; -m takes a whole label here, no pattern\n")
 }
 
-fn with_flags(msg: &str) -> String {
+/// Whether the server refused because other machines match than were wanted: nothing was submitted.
+pub fn is_refusal_of_counts(error: &CallError) -> bool {
+    match &error.kind {
+        Kind::Refused { status, msg, ours } => {
+            let begins = |field: &&str| begins_with_field(msg, field).is_some();
+            *status == 409 && *ours && COUNTS.iter().any(begins)
+        }
+        _ => false,
+    }
+}
+
+/// What follows the field in a message that begins with it.
+fn begins_with_field<'a>(msg: &'a str, field: &str) -> Option<&'a str> {
+    let rest = msg.strip_prefix(field)?;
+    rest.starts_with([':', '.', '[']).then_some(rest)
+}
+
+/// A message of the server with flags in place of the API's fields.
+pub fn with_flags(msg: &str) -> String {
     let flag = FIELDS.iter().find_map(|(field, flag)| {
-        let rest = msg.strip_prefix(field)?;
-        rest.starts_with([':', '.', '['])
-            .then(|| format!("{flag}{rest}"))
+        let rest = begins_with_field(msg, field)?;
+        Some(format!("{flag}{rest}"))
     });
     let msg = flag.unwrap_or_else(|| msg.to_owned());
     let replaced = |msg: String, (api, own): &(&str, &str)| msg.replace(api, own);
@@ -113,6 +149,12 @@ mod tests {
             ("machinePattern: must not be empty", "-m: must not be empty"),
             ("detail.env.A: no NUL", "--env.A: no NUL"),
             ("detail.argv[1]: no NUL", "COMMAND[1]: no NUL"),
+            (
+                "machineTags.zone: expected a regular expression",
+                "--where.zone: expected a regular expression",
+            ),
+            ("rollout.steps: each", "--steps: each"),
+            ("rollout: goes with", "rollout: goes with"),
             ("names are free", "names are free"),
             (
                 "no task has the name \"machinePattern: x\"",

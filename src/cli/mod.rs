@@ -1,12 +1,16 @@
 //! The commands for people: `sidebike run`, `ps`, `show`, ….
 //!
-//! Each command has a file with its flags, their help, its examples and its work. Shared:
+//! Each command has a file with its flags, their help, its examples and its work; `pause`, `resume` and `stop` are
+//! in `pacing`. Shared:
 //!
 //! | file | content |
 //! | --- | --- |
 //! | `mod` | the list of commands and their exit codes |
 //! | `command` | what every command has: its result, its errors, the connection to the server |
 //! | `task_reference` | the task that an id, the beginning of an id, or a name stands for |
+//! | `new_task` | what `run` submits: its flags, on top of the task of a file |
+//! | `selection` | which machines a task means: flags, instances by their beginning, words |
+//! | `rollout` | how far a rollout has come, and what it waits for, in words |
 //! | `messages` | the server's messages in the words of the command line |
 //! | `follow` | follows a task until it ends: output, Ctrl-C, summary |
 //! | `event_stream` | the events of a task, over connections that may break |
@@ -30,12 +34,16 @@ mod follow;
 mod logs;
 mod machines;
 mod messages;
+mod new_task;
 mod outcome;
+mod pacing;
 mod printer;
 mod progress;
 mod ps;
 mod rerun;
+mod rollout;
 mod run;
+mod selection;
 mod shell;
 mod show;
 mod table;
@@ -45,11 +53,12 @@ mod wait;
 mod watch;
 
 use self::command::Failure;
+use self::outcome::NO_MACHINE;
 use clap::Subcommand;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Exit code of `ps`, `show`, `logs`, `cancel` and `machines` when they failed.
+/// Exit code of the commands that follow no task when they failed.
 const FAILED: u8 = 1;
 /// Exit code for wrong usage, the same as clap's.
 const USAGE: u8 = 2;
@@ -61,6 +70,7 @@ const NO_READER: u8 = 128 + 13;
 
 /// The commands.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
 pub enum Command {
     /// Run a command on machines and show its output
     Run(run::Args),
@@ -72,6 +82,12 @@ pub enum Command {
     Logs(logs::Args),
     /// Cancel a task: waiting commands never start, running ones are killed
     Cancel(cancel::Args),
+    /// Start nothing more of a task until it is resumed; what runs goes on
+    Pause(pacing::Pause),
+    /// Go on with a task that is paused or waits for an approval
+    Resume(pacing::Resume),
+    /// Stop a task: start nothing more of it; what runs ends by itself, or is canceled
+    Stop(pacing::Stop),
     /// Run a task again on the machines where it did not succeed
     Rerun(rerun::Args),
     /// List machines
@@ -96,6 +112,9 @@ pub fn run(command: Command) -> ExitCode {
         Command::Show(args) => (show::run(args), FAILED),
         Command::Logs(args) => (logs::run(args), FAILED),
         Command::Cancel(args) => (cancel::run(args), FAILED),
+        Command::Pause(args) => (pacing::pause(args), FAILED),
+        Command::Resume(args) => (pacing::resume(args), FAILED),
+        Command::Stop(args) => (pacing::stop(args), FAILED),
         Command::Machines(args) => (machines::run(args), FAILED),
         Command::Docs(args) => (docs::run(args), FAILED),
         Command::Completions(args) => (shell::completions(args), FAILED),
@@ -106,6 +125,7 @@ pub fn run(command: Command) -> ExitCode {
         Err(Failure::NoReader) => NO_READER,
         Err(Failure::Because(why)) => print_error(&why, failed),
         Err(Failure::Usage(why)) => print_error(&why, USAGE),
+        Err(Failure::NoMachine(why)) => print_error(&why, NO_MACHINE),
     })
 }
 

@@ -1,5 +1,6 @@
 //! How a task ended: its exit code, colours and texts.
 
+use super::rollout;
 use super::terminal::{Colour, OutputStyle, sanitize};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine_names::MachineNames;
@@ -8,11 +9,11 @@ use crate::wire::task::{Counts, Execution, ExecutionState, Task, TaskState};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-/// Exit code: no machine matched.
+/// Exit code: no machine matched, or not as many as were wanted.
 pub const NO_MACHINE: u8 = 3;
 /// Exit code of an execution that timed out, the same as that of `timeout`.
 pub const TIMED_OUT: u8 = 124;
-/// Exit code of an execution that was lost or was not started in time.
+/// Exit code of an execution that was lost, skipped, or not started in time.
 const UNKNOWN: u8 = 125;
 /// Exit code of an execution that could not be started, the same as that of a shell.
 const NOT_STARTED: u8 = 126;
@@ -28,6 +29,7 @@ pub fn exit_code(task: &Task) -> u8 {
     if task.result.iter().all(matched_no_machine) {
         return match task.state {
             TaskState::Canceled => CANCELED,
+            TaskState::Skipped => UNKNOWN,
             _ => NO_MACHINE,
         };
     }
@@ -138,7 +140,12 @@ pub fn summary(task: &Task, style: &OutputStyle) -> String {
         short_duration(took),
         sanitize(&task.id)
     );
-    let wrong = |e: &&Execution| e.state != ExecutionState::Succeeded;
+    if let Some(stopped) = rollout::stopped(task) {
+        text.push_str(&format!("  {stopped}\n"));
+    }
+    // What a stop has skipped is counted above, and has no reason of its own.
+    let is_told = |state| state == ExecutionState::Skipped && task.stopped_by.is_some();
+    let wrong = |e: &&Execution| e.state != ExecutionState::Succeeded && !is_told(e.state);
     let mut names = task.machine_names();
     for execution in task.result.iter().filter(wrong).take(MAX_NAMED) {
         text.push_str(&format!(

@@ -1,6 +1,8 @@
 //! The progress line at the bottom of the terminal.
 
+use super::follow::print_message;
 use super::outcome::short_duration;
+use super::rollout;
 use super::terminal::{self, truncate};
 use crate::wire::event::{EventKind, TaskEvent};
 use crate::wire::task::{ExecutionState, Task};
@@ -14,21 +16,72 @@ const CLEAR: &str = "\r\x1b[K";
 /// The progress of a task.
 pub struct Progress {
     is_wanted: bool,
+    /// What the user can do, at the end of the line.
+    hint: &'static str,
     states: HashMap<String, ExecutionState>,
+    /// How far its rollout has come.
+    rollout: Option<String>,
+    /// The step after which it was said that the task waits for somebody.
+    said_after_step: Option<u32>,
     started_at: Instant,
     is_drawn: bool,
 }
 
 impl Progress {
     /// The progress of a submitted task. It is drawn only on a terminal that can clear a line.
-    pub fn of(task: &Task) -> Progress {
-        let executions = task.result.iter();
-        Progress {
+    pub fn of(task: &Task, hint: &'static str) -> Progress {
+        let mut progress = Progress {
             is_wanted: terminal::width(&io::stderr()).is_some() && !terminal::is_dumb(),
-            states: executions.map(|e| (e.execution.clone(), e.state)).collect(),
+            hint,
+            states: HashMap::new(),
+            rollout: None,
+            said_after_step: None,
             started_at: Instant::now(),
             is_drawn: false,
+        };
+        progress.count(task);
+        progress
+    }
+
+    /// Whether it is drawn.
+    pub fn is_wanted(&self) -> bool {
+        self.is_wanted
+    }
+
+    /// Takes the states of the executions from an answer.
+    pub fn count(&mut self, task: &Task) {
+        let executions = task.result.iter();
+        let states = executions.map(|e| (e.execution.clone(), e.state));
+        self.states.extend(states);
+    }
+
+    /// Takes from an answer how far the rollout has come. Where no line is drawn a message says that the task waits
+    /// for somebody, once in each step.
+    pub fn look_at_rollout(&mut self, task: &Task) {
+        let Some(state) = rollout::state_of(task).filter(|_| !task.state.is_terminal()) else {
+            self.rollout = None;
+            return;
+        };
+        let standing = rollout::standing(task, state);
+        let step = rollout::waits_for_somebody(task).then_some(state.step);
+        let waits = rollout::waits_for(task).map(|what| match step {
+            Some(_) => what,
+            None => format!("paused, {what}"),
+        });
+        let why = waits.or_else(|| rollout::stopped(task));
+        if let Some(why) = &why
+            && step.is_some()
+            && self.said_after_step != step
+            && !self.is_wanted
+        {
+            print_message(&format!("sidebike: {standing}; {why}\n"));
         }
+        self.said_after_step = step;
+        // What to do comes first: the end of the line may be cut.
+        self.rollout = Some(match why {
+            Some(why) => format!("{why} ({standing})"),
+            None => standing,
+        });
     }
 
     /// Processes an event.
@@ -65,8 +118,10 @@ impl Progress {
         let failed = count(|state| state.is_terminal() && state != ExecutionState::Succeeded);
         let took = short_duration(self.started_at.elapsed());
         let all = self.states.len();
-        format!(
-            "{done}/{all} done, {running} running, {failed} failed, {took} (Ctrl-C to cancel or detach)"
-        )
+        let hint = self.hint;
+        match &self.rollout {
+            Some(rollout) => format!("{rollout}, {running} running, {took}{hint}"),
+            None => format!("{done}/{all} done, {running} running, {failed} failed, {took}{hint}"),
+        }
     }
 }

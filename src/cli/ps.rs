@@ -4,10 +4,12 @@ use super::command::{CommandResult, ConnectionArgs, Failure, print_json};
 use super::follow::print_message;
 use super::messages::no_such_label;
 use super::outcome::{age, short_duration, task_state_colour};
+use super::rollout;
 use super::table::{Cell, Table};
 use super::watch;
 use crate::client::TaskFilter;
 use crate::rules::one_of;
+use crate::wire::rollout::RolloutPhase;
 use crate::wire::task::{Task, TaskState};
 use std::io;
 
@@ -30,7 +32,7 @@ pub struct Args {
     /// At most this many tasks
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
-    /// Only those in this state: waiting, running, succeeded, partial, failed, canceled, expired
+    /// Only those in this state: waiting, running, succeeded, partial, failed, canceled, expired, skipped
     #[arg(long, value_parser = state)]
     state: Option<TaskState>,
     /// Only those whose name begins with this
@@ -89,14 +91,6 @@ pub fn table_of(tasks: &[Task]) -> Table {
     let length = length_of_ids(tasks);
     let short_id = |id: &str| id.get(..length).unwrap_or(id).to_owned();
     for task in tasks {
-        let counts = task.counts;
-        let all = counts.total();
-        let machines = format!("{}/{all}", all - counts.unfinished());
-        let wrong = all - counts.unfinished() - counts.succeeded;
-        let machines = match wrong {
-            0 => machines,
-            wrong => format!("{machines}, {wrong} not ok"),
-        };
         let detail = &task.detail.detail;
         let argv = || detail.argv.as_ref().map(|argv| argv.join(" "));
         let command = detail.command.clone().or_else(argv);
@@ -109,8 +103,8 @@ pub fn table_of(tasks: &[Task]) -> Table {
         };
         table.add(vec![
             Cell::of(short_id(&task.id)),
-            Cell::painted(task.state.word(), task_state_colour(task.state)),
-            Cell::of(machines),
+            Cell::painted(state_of(task), task_state_colour(task.state)),
+            Cell::of(machines_of(task)),
             Cell::of(
                 age(&task.created_at)
                     .map(short_duration)
@@ -121,6 +115,40 @@ pub fn table_of(tasks: &[Task]) -> Table {
         ]);
     }
     table
+}
+
+/// `running, paused`.
+fn state_of(task: &Task) -> String {
+    let word = task.state.word();
+    match rollout::state_of(task).map(|state| state.state) {
+        Some(phase @ (RolloutPhase::Paused | RolloutPhase::Stopped)) => {
+            format!("{word}, {}", phase.word())
+        }
+        _ => word.to_owned(),
+    }
+}
+
+/// `11/100, 1 not ok, 89 held, step 2/3`.
+fn machines_of(task: &Task) -> String {
+    let counts = task.counts;
+    let all = counts.total();
+    let done = all - counts.unfinished();
+    let mut text = format!("{done}/{all}");
+    for (count, word) in [
+        (done - counts.succeeded - counts.skipped, "not ok"),
+        (counts.skipped, "skipped"),
+        (counts.held, "held"),
+        (task.spared, "spared"),
+    ] {
+        if count > 0 {
+            text.push_str(&format!(", {count} {word}"));
+        }
+    }
+    let state = rollout::state_of(task).filter(|state| state.of > 1);
+    if let Some(state) = state.filter(|_| !task.state.is_terminal()) {
+        text.push_str(&format!(", step {}/{}", state.step, state.of));
+    }
+    text
 }
 
 /// How many characters of the ids have to be shown to tell all of them apart.

@@ -5,11 +5,14 @@ use super::outcome::{
     advice, counts_text, machine_name, run_time, short_duration, state_colour, task_state_colour,
     why,
 };
+use super::rollout;
+use super::selection::{Selection, short_instance};
 use super::table::{Cell, Table};
 use super::task_reference::TaskArg;
 use super::terminal::{OutputStyle, sanitize, sanitize_output};
 use crate::wire::duration::Timeout;
 use crate::wire::output_line::last_state;
+use crate::wire::rollout::{Order, Pause, Rollout};
 use crate::wire::task::{DEFAULT_TIMEOUT, Execution, ExecutionState, Task};
 use std::io::{self, Write};
 
@@ -68,7 +71,7 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
         ("state", state),
         (
             "machines",
-            format!("{} matching {:?}", task.matched, task.machine_pattern),
+            format!("{} matching {}", task.matched, Selection::of(task)),
         ),
         (
             "command",
@@ -101,6 +104,7 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     if let Some(finished) = &task.finished_at {
         fields.push(("finished", finished.clone()));
     }
+    fields.extend(pace_of(task));
     if task.counts.total() > 0 {
         fields.push(("counts", counts_text(task.counts)));
     }
@@ -116,6 +120,67 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out)?;
     table_of(task).print(out, &stdout)?;
     explain(task, out, &style)
+}
+
+/// How many machines it was for, how far its rollout has come, and what stopped it.
+fn pace_of(task: &Task) -> Vec<(&'static str, String)> {
+    let mut fields = Vec::new();
+    if let Some(expect) = &task.expect {
+        fields.push(("expected", expect.to_string()));
+    }
+    if task.spared > 0 {
+        let most = task.max_targets.map(|most| format!(" (at most {most})"));
+        let spared = format!("{}{}", task.spared, most.unwrap_or_default());
+        fields.push(("spared", spared));
+    }
+    if let Some(keep_alive) = &task.keep_alive {
+        let pool = keep_alive.pool.as_ref();
+        let pool = pool.map(|pool| format!(" of those matching {:?}", sanitize(pool)));
+        let pool = pool.unwrap_or_default();
+        fields.push(("untouched", format!("at least {}{pool}", keep_alive.keep)));
+    }
+    let pace = task.rollout.as_ref().map(pace_in_words);
+    if let Some(pace) = pace.filter(|pace| !pace.is_empty()) {
+        fields.push(("pace", pace));
+    }
+    if let Some(state) = rollout::state_of(task) {
+        let waits = rollout::waits_for(task).map(|what| format!("; {what}"));
+        let standing = rollout::standing(task, state);
+        let phase = state.state.word();
+        let text = format!("{phase}: {standing}{}", waits.unwrap_or_default());
+        fields.push(("rollout", text));
+        if state.plan.len() > 1 {
+            let plan = state.plan.iter().map(u32::to_string);
+            fields.push(("steps", plan.collect::<Vec<_>>().join(", ")));
+        }
+    }
+    if let Some((by, why)) = task.stopped_by.as_ref().zip(rollout::stopped(task)) {
+        let why = why.strip_prefix("stopped ").unwrap_or(&why);
+        fields.push(("stopped", format!("{why}, at {}", sanitize(&by.at))));
+    }
+    fields
+}
+
+/// `10 at once; 30s after each step; 5 % may fail`.
+fn pace_in_words(rollout: &Rollout) -> String {
+    let canary = rollout.canary.as_ref();
+    let pause = rollout.pause.map(|pause| match pause {
+        Pause::For(duration) => format!("{duration} after each step"),
+        Pause::Approve => "an approval after each step".into(),
+    });
+    let order = rollout.order.filter(|order| *order != Order::default());
+    let cancels = rollout.stop_running == Some(true);
+    let words = [
+        rollout.concurrency.map(|share| format!("{share} at once")),
+        canary.map(|pattern| format!("first {:?}", sanitize(pattern))),
+        pause,
+        rollout
+            .max_failures
+            .map(|share| format!("{share} may fail")),
+        order.map(|order| format!("order {}", order.word())),
+        cancels.then(|| "what runs is canceled when it is stopped".into()),
+    ];
+    words.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn table_of(task: &Task) -> Table {
@@ -135,7 +200,7 @@ fn table_of(task: &Task) -> Table {
             Cell::of(exit),
             Cell::of(run_time(execution).map(short_duration).unwrap_or_default()),
             Cell::of(attempt.attempt.to_string()),
-            Cell::of(instance.get(..8).unwrap_or(instance)),
+            Cell::of(short_instance(instance)),
             Cell::of(why(execution)),
         ]);
     }

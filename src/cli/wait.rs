@@ -4,6 +4,8 @@ use super::command::{CommandResult, ConnectionArgs, duration, print_json};
 use super::follow::print_message;
 use super::outcome::{self, TIMED_OUT};
 use super::printer::MissingOutput;
+use super::progress::Progress;
+use super::rollout::LOOK_INTERVAL;
 use super::task_reference::TaskArg;
 use super::terminal::OutputStyle;
 use crate::wire::duration::TimeSpan;
@@ -48,17 +50,31 @@ pub fn run(args: Args) -> CommandResult {
     let started = Instant::now();
     // Use the id from now on: the name may come to mean a newer task.
     let mut task = args.task.find(&client)?;
+    let mut progress = Progress::of(&task, "");
     while !task.state.is_terminal() {
+        progress.count(&task);
+        progress.look_at_rollout(&task);
+        progress.draw();
         let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
         if left == Some(Duration::ZERO) {
+            progress.erase();
             print_message(&format!("sidebike: task {} has not ended\n", task.id));
             return Ok(TIMED_OUT);
         }
-        let left = left.map_or(MAX_WAIT, |left| {
+        let longest = match progress.is_wanted() || task.rollout_state.is_some() {
+            true => LOOK_INTERVAL,
+            false => MAX_WAIT,
+        };
+        let left = left.map_or(longest, |left| {
             TimeSpan::from_millis(left.as_millis() as u64)
         });
-        task = client.task(&task.id, left.min(MAX_WAIT))?;
+        let answered = client.task(&task.id, left.min(longest));
+        if answered.is_err() {
+            progress.erase();
+        }
+        task = answered?;
     }
+    progress.erase();
     if args.json {
         print_json(&task)?;
     } else {

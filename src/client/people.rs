@@ -6,9 +6,10 @@ use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK};
 use crate::wire::duration::TimeSpan;
 use crate::wire::event::TaskEvent;
 use crate::wire::machine::{Machine, MachineState};
-use crate::wire::task::{DryRun, NewTask, Task, TaskState};
+use crate::wire::task::{DryRun, Task, TaskState};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
 
@@ -32,14 +33,25 @@ pub struct TaskFilter {
     pub limit: usize,
 }
 
+/// Which machines to list.
+#[derive(Debug, Clone, Default)]
+pub struct MachineFilter {
+    /// Only those of this label.
+    pub label: Option<String>,
+    /// Only those in this state.
+    pub state: Option<MachineState>,
+    /// Only those with a tag, as `NAME=PATTERN`.
+    pub tag: Option<String>,
+}
+
 impl Client {
     /// Submits a task.
-    pub fn submit(&self, task: &NewTask) -> Result<Task, CallError> {
+    pub fn submit(&self, task: &Map<String, Value>) -> Result<Task, CallError> {
         self.change("submit the task", "task", task)
     }
 
     /// Finds the machines that would run a task if it were submitted now.
-    pub fn dry_run(&self, task: &NewTask) -> Result<DryRun, CallError> {
+    pub fn dry_run(&self, task: &Map<String, Value>) -> Result<DryRun, CallError> {
         self.change("find out which machines match", "task?dryRun=1", task)
     }
 
@@ -74,21 +86,42 @@ impl Client {
         )
     }
 
+    /// Starts nothing more of a task until it is resumed.
+    pub fn pause(&self, id: &str) -> Result<Task, CallError> {
+        let path = format!("task/{}/pause", encoded(id));
+        self.change("pause the task", &path, &())
+    }
+
+    /// Goes on with a task that is paused.
+    pub fn resume(&self, id: &str) -> Result<Task, CallError> {
+        let path = format!("task/{}/resume", encoded(id));
+        self.change("resume the task", &path, &())
+    }
+
+    /// Starts nothing more of a task. What runs is canceled with `running`, ends by itself without, and does as the
+    /// task says if that is left open.
+    pub fn stop(&self, id: &str, running: Option<bool>) -> Result<Task, CallError> {
+        let path = format!("task/{}/stop", encoded(id));
+        let running = running.map(|running| if running { "1" } else { "0" });
+        let path = with_query(&path, &[("running", running)]);
+        self.change("stop the task", &path, &())
+    }
+
     /// Runs a task again where it did not succeed, or everywhere.
     pub fn rerun(&self, id: &str, all: bool) -> Result<Task, CallError> {
         let path = format!("task/{}/rerun?all={}", encoded(id), u8::from(all));
         self.change("run the task again", &path, &())
     }
 
-    /// Lists machines, all or those of one label or in one state.
-    pub fn machines(
-        &self,
-        label: Option<&str>,
-        state: Option<MachineState>,
-    ) -> Result<Vec<Machine>, CallError> {
+    /// Lists machines, all or those that fit.
+    pub fn machines(&self, filter: &MachineFilter) -> Result<Vec<Machine>, CallError> {
         let path = with_query(
             "machine",
-            &[("label", label), ("state", state.map(MachineState::word))],
+            &[
+                ("label", filter.label.as_deref()),
+                ("state", filter.state.map(MachineState::word)),
+                ("tag", filter.tag.as_deref()),
+            ],
         );
         self.look("list machines", &path, CALL_TIMEOUT)
     }

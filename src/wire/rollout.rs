@@ -4,6 +4,7 @@
 
 use super::duration::TimeSpan;
 use super::enumeration::{self, Words};
+use crate::rules::one_of;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -214,6 +215,22 @@ pub struct KeepAlive {
     pub pool: Option<String>,
 }
 
+/// Parses `2`, `50%` and `50%:^web-`. The error says what was expected.
+impl FromStr for KeepAlive {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (keep, pool) = match text.split_once(':') {
+            Some((keep, pool)) => (keep, Some(pool.to_owned())),
+            None => (text, None),
+        };
+        match keep.parse() {
+            Ok(keep) => Ok(KeepAlive { keep, pool }),
+            Err(why) => Err(format!("{why}, or with a pool such as 50%:^web-")),
+        }
+    }
+}
+
 impl Serialize for KeepAlive {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
@@ -286,12 +303,31 @@ pub enum Order {
 }
 
 impl Order {
-    /// Every order and its word.
-    pub const WORDS: Words<Order> = &[
+    /// Every order.
+    pub const ALL: [Self; 3] = [Self::Label, Self::Random, Self::Joined];
+    const WORDS: Words<Order> = &[
         ("label", Order::Label),
         ("random", Order::Random),
         ("joined", Order::Joined),
     ];
+
+    /// The word of the API.
+    pub fn word(self) -> &'static str {
+        match self {
+            Order::Label => "label",
+            Order::Random => "random",
+            Order::Joined => "joined",
+        }
+    }
+}
+
+/// Parses one of the words. The error lists them.
+impl FromStr for Order {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        one_of(&Order::ALL, Order::word, text)
+    }
 }
 
 impl<'de> Deserialize<'de> for Order {
@@ -400,6 +436,18 @@ pub enum RolloutPhase {
     Stopped,
     /// Everything has been started and has ended.
     Done,
+}
+
+impl RolloutPhase {
+    /// The word of the API.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Done => "done",
+        }
+    }
 }
 
 /// How far a rollout has come.
@@ -529,6 +577,20 @@ mod tests {
         assert_eq!("2..10".parse(), between(Some(2), Some(10)));
         assert_eq!("2..".parse(), between(Some(2), None));
         assert_eq!("..10".parse(), between(None, Some(10)));
+        let keep_alive = |keep, pool: Option<&str>| {
+            let pool = pool.map(str::to_owned);
+            Ok(KeepAlive { keep, pool })
+        };
+        assert_eq!("2".parse(), keep_alive(Share::Count(2), None));
+        let half = Share::Percent(50);
+        assert_eq!("50%:^a:b".parse(), keep_alive(half, Some("^a:b")));
+        for wrong in ["", ":", "^web-:50%", "-1"] {
+            let why = wrong.parse::<KeepAlive>().unwrap_err();
+            assert!(why.contains("50%:^web-"), "{wrong:?}: {why}");
+        }
+        assert_eq!("joined".parse(), Ok(Order::Joined));
+        let why = "host".parse::<Order>().unwrap_err();
+        assert_eq!(why, "expected one of label, random, joined");
         for wrong in ["", "..", "a", "2..b", "-1"] {
             assert!(wrong.parse::<Expect>().is_err(), "{wrong:?}");
         }

@@ -281,20 +281,38 @@ pub struct Target {
     pub instance: String,
 }
 
-/// A task as the command line posts it.
+/// A task as the command line posts it: what its flags say. The server fills in the rest.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(
+    missing_docs,
+    reason = "the answer's fields of the same names are documented"
+)]
 pub struct NewTask {
-    /// Its name.
-    pub name: String,
-    /// The pattern it is addressed with.
-    pub machine_pattern: String,
-    /// Which of the matching machines run it.
-    pub mode: Mode,
-    /// How long an execution may wait to be started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine_pattern: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exclude: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub machine_tags: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub instances: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expect: Option<Expect>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_targets: Option<Share>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_alive: Option<KeepAlive>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<TimeSpan>,
-    /// What it runs.
     pub detail: Detail,
 }
 

@@ -1,0 +1,407 @@
+//! What `run` submits: the task that its flags describe, on top of the task of a file.
+
+use super::command::{Failure, duration};
+use super::follow::print_message;
+use super::selection::SelectionArgs;
+use super::terminal::sanitize;
+use crate::client::Client;
+use crate::wire::duration::{TimeSpan, Timeout};
+use crate::wire::rollout::{Expect, KeepAlive, Order, Pause, Rollout, Share};
+use crate::wire::task::{Detail, Mode, NewTask, json_bytes};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+
+/// The most that is read of a task, a script or of standard input, in bytes: enough to say how long a file of ordinary
+/// size is.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+/// The longest script and the longest standard input, in bytes. A server accepts less if its --max-body is lower.
+const MAX_SCRIPT_BYTES: usize = 1 << 20;
+const MAX_STDIN_BYTES: usize = 1 << 20;
+/// How long standard input may be as text in JSON, in bytes: as long as the longest in base64. What is full of control
+/// characters grows to six times its size.
+const MAX_STDIN_JSON_BYTES: usize = MAX_STDIN_BYTES.div_ceil(3) * 4;
+/// The longest shell line, in bytes: Linux takes no longer argument.
+const MAX_LINE_BYTES: usize = 131_071;
+/// The shells that a script may name in its first line to be run as a line of the machine's own shell.
+const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
+/// The name of a task that has none.
+const DEFAULT_NAME: &str = "run";
+
+/// The objects of a task that a flag changes in part. A flag replaces everything else as a whole.
+const MERGED: [&str; 4] = ["detail", "env", "machineTags", "rollout"];
+/// The fields of a detail of which a flag sets one and removes the others.
+const ALTERNATIVES: [&[&str]; 2] = [
+    &["command", "argv", "script", "scriptArgs"],
+    &["stdin", "stdinBase64"],
+];
+
+/// The arguments that describe a task.
+#[derive(Debug, clap::Args)]
+pub struct NewTaskArgs {
+    /// Run the task of this file, JSON as for POST /api/v1/task; - reads it from standard input. Other flags
+    /// replace what it says
+    #[arg(long = "task", value_name = "FILE")]
+    file: Option<String>,
+    #[command(flatten)]
+    selection: SelectionArgs,
+    #[command(flatten)]
+    pace: PaceArgs,
+    /// On one of them only, whichever is free first
+    #[arg(long, conflicts_with_all = PACE_FLAGS)]
+    any: bool,
+    /// How long the command may run, such as 30s or 1h30m; -1: for ever [default: 180s]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    timeout: Option<String>,
+    /// How long it may wait to be started, such as 30s [default: 10m, with --any 24h]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    ttl: Option<String>,
+    /// An extra variable for the command; can be given several times
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// The folder it runs in [default: the agent's own]
+    #[arg(long, value_name = "DIR")]
+    workspace: Option<String>,
+    /// The command's standard input: a file of this machine, or - for standard input
+    #[arg(long, value_name = "FILE")]
+    stdin: Option<String>,
+    /// Run it as this user of the machine, by name or number; its agent must run as root
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Standard error goes to standard output, in the order in which the command writes
+    #[arg(long)]
+    merge: bool,
+    /// The name of the task in lists [default: run]
+    #[arg(long)]
+    name: Option<String>,
+    /// Run the words as a program and its arguments, without a shell
+    #[arg(long, conflicts_with = "script", requires = "command")]
+    exec: bool,
+    /// Run this script by the interpreter of its #! line, or by the shell; - reads it from standard input
+    #[arg(long, value_name = "FILE")]
+    script: Option<String>,
+    /// The command: its words joined by blanks are a line for the shell, as with ssh; best one word
+    /// in single quotes. With --script the script's arguments
+    #[arg(
+        value_name = "COMMAND",
+        last = true,
+        required_unless_present_any = ["script", "file"]
+    )]
+    command: Vec<String>,
+}
+
+/// The flags that do not go with a task for one machine.
+const PACE_FLAGS: [&str; 9] = [
+    "max_targets",
+    "keep_alive",
+    "concurrency",
+    "steps",
+    "pause",
+    "max_failures",
+    "canary",
+    "order",
+    "stop_running",
+];
+
+/// What stands above the flags about numbers and pace in the help.
+const PACE: &str = "How many of them, at which pace";
+
+/// The arguments about numbers and pace.
+#[derive(Debug, clap::Args)]
+struct PaceArgs {
+    /// Run it only if so many machines match: 3, 2..10, 2.. or ..10
+    #[arg(help_heading = PACE, long, value_name = "N", allow_negative_numbers = true)]
+    expect: Option<Expect>,
+    /// At most on so many of those that match, chosen at random: 5 or 25%
+    #[arg(help_heading = PACE, long, value_name = "N|%", allow_negative_numbers = true)]
+    max_targets: Option<Share>,
+    /// Run it only if so many stay untouched and healthy: 2 or 50%, of the machines that are meant; 50%:^web-
+    /// is half of those whose label matches
+    #[arg(help_heading = PACE, long, value_name = "N|%[:PATTERN]", allow_negative_numbers = true)]
+    keep_alive: Option<KeepAlive>,
+    /// On so many at the same time: 10 or 10%
+    #[arg(help_heading = PACE, long, value_name = "N|%", allow_negative_numbers = true)]
+    concurrency: Option<Share>,
+    /// Step by step: so many have been started when each step is done, such as 1,10%,100%
+    #[arg(
+help_heading = PACE,
+        long,
+        value_name = "N|%,...",
+        value_delimiter = ',',
+        allow_negative_numbers = true
+    )]
+    steps: Vec<Share>,
+    /// What happens after each step: a duration such as 30s, or approve, which waits for sidebike resume
+    #[arg(help_heading = PACE, long, value_name = "DURATION|approve", allow_negative_numbers = true)]
+    pause: Option<Pause>,
+    /// Stop when more than these have failed: 2 or 5% [default: 0 with any of --concurrency, --steps,
+    /// --pause, --canary, --order and --stop-running, else no limit]
+    #[arg(help_heading = PACE, long, value_name = "N|%", allow_negative_numbers = true)]
+    max_failures: Option<Share>,
+    /// Machines whose label matches this regular expression are the first step
+    #[arg(help_heading = PACE, long, value_name = "PATTERN")]
+    canary: Option<String>,
+    /// In this order: label (web-2 before web-10), random, joined (which came online first) [default: label]
+    #[arg(help_heading = PACE, long, value_name = "ORDER")]
+    order: Option<Order>,
+    /// Cancel what runs, too, when it is stopped
+    #[arg(help_heading = PACE, long)]
+    stop_running: bool,
+}
+
+impl PaceArgs {
+    fn apply(&self, task: &mut NewTask) {
+        task.expect = self.expect;
+        task.max_targets = self.max_targets;
+        task.keep_alive = self.keep_alive.clone();
+        let rollout = Rollout {
+            concurrency: self.concurrency,
+            steps: self.steps.clone(),
+            pause: self.pause,
+            max_failures: self.max_failures,
+            stop_running: self.stop_running.then_some(true),
+            order: self.order,
+            canary: self.canary.clone(),
+        };
+        task.rollout = (rollout != Rollout::default()).then_some(rollout);
+    }
+}
+
+impl NewTaskArgs {
+    /// Reads the task, but for the instances it is for.
+    pub fn read(&self) -> Result<Map<String, Value>, Failure> {
+        let files = [
+            ("--task", &self.file),
+            ("--script", &self.script),
+            ("--stdin", &self.stdin),
+        ];
+        let from_stdin = files.iter().filter(|(_, f)| f.as_deref() == Some("-"));
+        let from_stdin: Vec<String> = from_stdin.map(|(flag, _)| format!("{flag} -")).collect();
+        if from_stdin.len() > 1 {
+            return Err(Failure::Usage(format!(
+                "{}: standard input can be only one of them",
+                from_stdin.join(" and ")
+            )));
+        }
+        let mut task = match &self.file {
+            Some(file) => task_of(file)?,
+            None => Map::new(),
+        };
+        let flags = serde_json::to_value(self.flags()?);
+        if let Ok(Value::Object(flags)) = flags {
+            drop_alternatives(&mut task, &flags);
+            overlay(&mut task, flags);
+        }
+        Ok(task)
+    }
+
+    /// Sets the instances that were given, each in full.
+    pub fn set_instances(
+        &self,
+        task: &mut Map<String, Value>,
+        client: &Client,
+    ) -> Result<(), Failure> {
+        let instances = self.selection.instances(client)?;
+        if !instances.is_empty() {
+            task.insert("instances".into(), instances.into());
+        }
+        Ok(())
+    }
+
+    /// What the flags say.
+    fn flags(&self) -> Result<NewTask, Failure> {
+        let is_alone = self.file.is_none();
+        let mut task = NewTask {
+            name: self
+                .name
+                .clone()
+                .or_else(|| is_alone.then(|| DEFAULT_NAME.into())),
+            mode: self.any.then_some(Mode::Any),
+            ttl: { self.ttl.as_deref() }
+                .map(|text| duration("--ttl", text))
+                .transpose()?,
+            detail: self.detail()?,
+            ..NewTask::default()
+        };
+        self.selection.apply(&mut task, is_alone)?;
+        self.pace.apply(&mut task);
+        Ok(task)
+    }
+
+    fn detail(&self) -> Result<Detail, Failure> {
+        let mut detail = Detail::default();
+        match &self.script {
+            Some(file) => set_script(&mut detail, script(file)?, &self.command),
+            None if self.command.is_empty() => {}
+            None if self.exec => detail.argv = Some(self.command.clone()),
+            None => {
+                let line = self.command.join(" ");
+                if loses_quotes(&self.command) {
+                    print_message(&format!(
+                        "sidebike: hint: what runs is the line: {}\n  your shell took the quotes; keep the words with --exec (sidebike run --exec -- {} …), or quote the whole line once more\n",
+                        sanitize(&line),
+                        self.command[..2].join(" ")
+                    ));
+                }
+                detail.command = Some(line);
+            }
+        }
+        detail.workspace = self.workspace.clone();
+        detail.timeout = self.timeout.as_deref().map(timeout).transpose()?;
+        detail.user = self.user.clone();
+        detail.merge_output = self.merge.then_some(true);
+        if let Some(file) = &self.stdin {
+            let bytes = bytes_of("--stdin", file)?;
+            if bytes.len() > MAX_STDIN_BYTES {
+                return Err(Failure::Usage(format!(
+                    "--stdin: {file} has {}, {MAX_STDIN_BYTES} at most",
+                    length(&bytes)
+                )));
+            }
+            // Every agent understands a text.
+            match String::from_utf8(bytes) {
+                Ok(text) if json_bytes(&text) <= MAX_STDIN_JSON_BYTES => detail.stdin = Some(text),
+                Ok(text) => detail.stdin_base64 = Some(STANDARD.encode(text)),
+                Err(bytes) => detail.stdin_base64 = Some(STANDARD.encode(bytes.as_bytes())),
+            }
+        }
+        if !self.env.is_empty() {
+            let mut variables = BTreeMap::new();
+            for variable in &self.env {
+                let pair = variable
+                    .split_once('=')
+                    .filter(|(name, _)| !name.is_empty());
+                let (name, value) = pair.ok_or_else(|| {
+                    Failure::Usage(format!("--env: expected NAME=VALUE, got {variable:?}"))
+                })?;
+                variables.insert(name.to_owned(), value.to_owned());
+            }
+            detail.env = Some(variables);
+        }
+        Ok(detail)
+    }
+}
+
+/// Drops from a task's detail what does not go with that of flags.
+fn drop_alternatives(task: &mut Map<String, Value>, flags: &Map<String, Value>) {
+    let Some(Value::Object(detail)) = task.get_mut("detail") else {
+        return;
+    };
+    let is_set = |name: &&str| flags.get("detail").is_some_and(|d| d.get(*name).is_some());
+    for alternatives in ALTERNATIVES {
+        if alternatives.iter().any(is_set) {
+            detail.retain(|name, _| !alternatives.contains(&&**name));
+        }
+    }
+}
+
+/// Lets what flags say replace what a task says.
+fn overlay(task: &mut Map<String, Value>, flags: Map<String, Value>) {
+    for (name, value) in flags {
+        let is_merged = MERGED.contains(&&*name);
+        match (task.get_mut(&name), value) {
+            (Some(Value::Object(old)), Value::Object(new)) if is_merged => overlay(old, new),
+            (_, value) => drop(task.insert(name, value)),
+        }
+    }
+}
+
+/// Reads the task of a file.
+fn task_of(file: &str) -> Result<Map<String, Value>, Failure> {
+    let bytes = bytes_of("--task", file)?;
+    let file = match file {
+        "-" => "standard input",
+        file => file,
+    };
+    serde_json::from_slice(&bytes).map_err(|why| {
+        Failure::Usage(format!(
+            "--task: expected a task as JSON in {file}, such as {{\"machinePattern\": \".*\", \"detail\": {{\"command\": \"uptime\"}}}}: {why}"
+        ))
+    })
+}
+
+/// Whether the words are a call such as `bash -c 'a && b'`, whose line needs the quotes that are lost when
+/// the words are joined by blanks.
+fn loses_quotes(words: &[String]) -> bool {
+    let [program, flag, line @ ..] = words else {
+        return false;
+    };
+    let takes_line = flag.starts_with('-') && flag.ends_with('c');
+    let has_quotes = |word: &String| word.starts_with(['\'', '"']);
+    if !takes_line || line.first().is_none_or(has_quotes) {
+        return false;
+    }
+    let program = program.rsplit('/').next().unwrap_or_default();
+    let plain = |c: char| c.is_alphanumeric() || "-_./:,=+@%".contains(c);
+    let is_word = line.len() == 1 && line[0].chars().all(plain);
+    let has_blanks = line.iter().any(|word| word.contains(char::is_whitespace));
+    has_blanks || (SHELLS.contains(&program) && !is_word)
+}
+
+fn timeout(text: &str) -> Result<Timeout, Failure> {
+    if text.trim() == "-1" {
+        return Ok(Timeout::Never);
+    }
+    let duration = text.parse::<TimeSpan>();
+    duration
+        .map(Timeout::After)
+        .map_err(|why| Failure::Usage(format!("--timeout: {why}, or -1; got {text:?}")))
+}
+
+/// Sets the script to run. A short one for a shell goes as a command line, which every agent understands.
+fn set_script(detail: &mut Detail, text: String, args: &[String]) {
+    let first = text.lines().next().and_then(|line| line.strip_prefix("#!"));
+    let mut words = first.unwrap_or_default().split_whitespace();
+    let mut program = words.next().unwrap_or("sh");
+    if program.ends_with("/env") {
+        program = words.next().unwrap_or("sh");
+    }
+    let name = program.rsplit('/').next().unwrap_or_default();
+    let has_options = words.next().is_some();
+    let is_line = SHELLS.contains(&name) && !has_options && text.len() <= MAX_LINE_BYTES;
+    if is_line && args.is_empty() {
+        detail.command = Some(text);
+    } else {
+        detail.script = Some(text);
+        detail.script_args = (!args.is_empty()).then(|| args.to_vec());
+    }
+}
+
+/// Reads a script.
+fn script(file: &str) -> Result<String, Failure> {
+    let bytes = bytes_of("--script", file)?;
+    if bytes.len() > MAX_SCRIPT_BYTES {
+        return Err(Failure::Usage(format!(
+            "--script: {file} has {}, {MAX_SCRIPT_BYTES} at most; pass data as --stdin FILE",
+            length(&bytes)
+        )));
+    }
+    let text = String::from_utf8(bytes);
+    text.map_err(|_| Failure::Usage(format!("--script: {file} is not text in UTF-8")))
+}
+
+/// How many bytes a file has, as far as it was read.
+fn length(bytes: &[u8]) -> String {
+    let more = if bytes.len() as u64 == MAX_FILE_BYTES {
+        " or more"
+    } else {
+        ""
+    };
+    format!("{} bytes{more}", bytes.len())
+}
+
+fn bytes_of(flag: &str, file: &str) -> Result<Vec<u8>, Failure> {
+    let cannot = |why: io::Error| Failure::Usage(format!("{flag}: cannot read {file}: {why}"));
+    let mut bytes = Vec::new();
+    let read = if file == "-" {
+        io::stdin().take(MAX_FILE_BYTES).read_to_end(&mut bytes)
+    } else {
+        let open = fs::File::open(file).map_err(cannot)?;
+        open.take(MAX_FILE_BYTES).read_to_end(&mut bytes)
+    };
+    read.map_err(cannot)?;
+    Ok(bytes)
+}

@@ -1,0 +1,148 @@
+//! How far a rollout has come, what it waits for and what stopped it, in words; and the thread that looks for it while
+//! a task is followed, as the events of a task do not tell.
+
+use super::terminal::sanitize;
+use crate::client::Client;
+use crate::wire::duration::TimeSpan;
+use crate::wire::event::{EventKind, TaskEvent};
+use crate::wire::rollout::{RolloutPhase, RolloutState, StopKind};
+use crate::wire::task::{ExecutionState, Task};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How often the state of a rollout is looked at.
+pub const LOOK_INTERVAL: TimeSpan = TimeSpan::from_secs(1);
+/// The pause between two looks is so many times as long as a look took: the answer may be large.
+const REST: u32 = 5;
+/// An end of a pause that is further away than this is shown with its date.
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+/// `step 2 of 3, 11 of 100 started, 1 failed`.
+pub fn standing(task: &Task, state: &RolloutState) -> String {
+    let step = match state.of {
+        1 => String::new(),
+        of => format!("step {} of {of}, ", state.step),
+    };
+    let (started, all) = (state.started, task.counts.total());
+    let joined = match state.late_joined {
+        0 => String::new(),
+        joined => format!(", {joined} joined later"),
+    };
+    format!(
+        "{step}{started} of {all} started, {} failed{joined}",
+        state.failures
+    )
+}
+
+/// The state of a task's rollout, if it has one or was paused.
+pub fn state_of(task: &Task) -> Option<&RolloutState> {
+    task.rollout_state.as_ref()
+}
+
+/// Whether a task starts nothing until somebody resumes it, or until its pause is over.
+pub fn is_paused(task: &Task) -> bool {
+    state_of(task).is_some_and(|state| state.state == RolloutPhase::Paused)
+}
+
+/// What a paused task waits for.
+pub fn waits_for(task: &Task) -> Option<String> {
+    let state = state_of(task).filter(|_| is_paused(task))?;
+    Some(match &state.resumes_at {
+        Some(at) => format!("resumes at {}", clock(&sanitize(at))),
+        None => format!("waits for: sidebike resume {}", sanitize(&task.id)),
+    })
+}
+
+/// Whether a task waits for somebody to resume it.
+pub fn waits_for_somebody(task: &Task) -> bool {
+    is_paused(task) && state_of(task).is_some_and(|state| state.resumes_at.is_none())
+}
+
+/// The time of day, if it is soon.
+fn clock(time: &str) -> String {
+    let parsed = humantime::parse_rfc3339(time).ok();
+    let ahead = parsed.and_then(|at| at.duration_since(SystemTime::now()).ok());
+    let is_soon = ahead.is_none_or(|ahead| ahead < DAY);
+    match time.get(11..19).filter(|_| is_soon) {
+        Some(of_day) => format!("{of_day} UTC"),
+        None => time.to_owned(),
+    }
+}
+
+/// Why a task was stopped.
+pub fn stopped(task: &Task) -> Option<String> {
+    let by = task.stopped_by.as_ref()?;
+    Some(match by.kind {
+        StopKind::Failures => sanitize(&by.msg),
+        StopKind::User => format!("{} by a user", sanitize(&by.msg)),
+    })
+}
+
+/// Looks at a task again and again while it has a rollout or is paused.
+pub struct RolloutWatch {
+    client: Client,
+    id: String,
+    seen: Option<Receiver<Task>>,
+}
+
+impl RolloutWatch {
+    /// The watch of a task that was just submitted.
+    pub fn of(client: &Client, task: &Task) -> RolloutWatch {
+        let mut watch = RolloutWatch {
+            client: client.clone(),
+            id: task.id.clone(),
+            seen: None,
+        };
+        if task.rollout.is_some() || task.rollout_state.is_some() {
+            watch.start();
+        }
+        watch
+    }
+
+    /// Starts when an event shows that somebody has paused a task without a rollout.
+    pub fn note(&mut self, event: &TaskEvent) {
+        let is_held = matches!(
+            event.kind,
+            EventKind::State {
+                state: ExecutionState::Held
+            }
+        );
+        if is_held && self.seen.is_none() {
+            self.start();
+        }
+    }
+
+    /// What was seen last, if it is new.
+    pub fn newest(&self) -> Option<Task> {
+        self.seen.as_ref()?.try_iter().last()
+    }
+
+    fn start(&mut self) {
+        let (sender, seen) = sync_channel(1);
+        let (client, id) = (self.client.clone(), self.id.clone());
+        let thread = thread::Builder::new().name("rollout".into());
+        // Without the thread only the progress shows less.
+        let started = thread.spawn(move || look(&client, &id, &sender));
+        self.seen = started.is_ok().then_some(seen);
+    }
+}
+
+/// Looks until the task has ended, or nobody wants to know.
+fn look(client: &Client, id: &str, sender: &SyncSender<Task>) {
+    loop {
+        let began = Instant::now();
+        match client.task(id, TimeSpan::default()) {
+            Ok(task) => {
+                let has_ended = task.state.is_terminal();
+                if sender.send(task).is_err() || has_ended {
+                    return;
+                }
+            }
+            // It was forgotten.
+            Err(why) if why.status() == Some(404) => return,
+            Err(_) => {}
+        }
+        thread::sleep(Duration::from(LOOK_INTERVAL).max(began.elapsed() * REST));
+    }
+}
