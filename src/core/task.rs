@@ -357,7 +357,7 @@ impl Task {
             failure_ttl: spec.failure_ttl,
             rerun_of: self.rerun_of.as_deref().map(Cow::from),
             matched: self.matched,
-            assignees: self.labels().map(Cow::from).collect(),
+            assignees: self.labels().map(|label| Cow::from(&**label)).collect(),
             counts: self.counts,
             detail: wire::AnsweredDetail {
                 detail,
@@ -389,10 +389,10 @@ impl Task {
     }
 
     /// The labels of its targets.
-    pub fn labels(&self) -> impl Iterator<Item = &str> {
+    pub fn labels(&self) -> impl Iterator<Item = &Arc<str>> {
         self.executions
             .iter()
-            .filter_map(|e| Some(&*e.target.as_ref()?.label))
+            .filter_map(|e| Some(&e.target.as_ref()?.label))
     }
 
     /// The names of its machines.

@@ -118,6 +118,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         }
     }
     server.store.close();
+    server.audit.settle();
     Ok(())
 }
 

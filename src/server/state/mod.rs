@@ -11,7 +11,7 @@ mod held;
 mod supervisor;
 mod watchers;
 
-pub use self::held::HeldWait;
+pub use self::held::{HeldWait, OnAnswer};
 #[cfg(feature = "db")]
 pub use self::supervisor::supervise_once;
 pub use self::supervisor::{Health, supervise};
@@ -21,7 +21,7 @@ pub use self::durable::Ticket;
 
 use self::answering::{Job, has_news};
 use self::durable::Durable;
-use self::held::Held;
+use self::held::{Abandoned, Held};
 use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder};
@@ -438,7 +438,7 @@ impl Store {
             let mut state = self.state();
             let State { core, held } = &mut *state;
             let dropped = held.take_of(connection);
-            if let Some((Some(machine), _)) = &dropped {
+            if let Some(Abandoned::Poll(machine, _)) = &dropped {
                 core.release_poll(*machine);
             }
             dropped
@@ -469,9 +469,11 @@ impl Store {
         self.durable.give_up();
     }
 
-    /// Saves the last of it, before the server ends.
+    /// Saves the last of it, before the server ends, and drops the requests that wait for a task.
     pub fn close(&self) {
         self.durable.close();
+        let waits = self.state().held.take_all_waits();
+        drop(waits);
     }
 }
 
