@@ -78,7 +78,7 @@ pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
 pub use self::spec::Spec;
-pub use self::task::{Execution, Task, TaskData, execution_id};
+pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
 use self::follow::ChangeLog;
@@ -88,7 +88,7 @@ use self::lifecycle::Event;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, PatternKey};
 use self::newcomers::Newcomers;
-use self::task::{Place, Target};
+use self::task::Place;
 use self::timers::Timers;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;

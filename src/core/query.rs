@@ -1,10 +1,12 @@
 //! Queries for tasks, machines and statistics. Nothing here changes anything.
 
+use super::follow::EventKind;
 use super::machine::MachineSnapshot;
 use super::match_index::LabelSnapshot;
 use super::pattern::Pattern;
-use super::task::Task;
+use super::task::{OutputEnd, Task};
 use super::{Core, Refusal, TaskKey};
+use crate::wire::agent::Stream;
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Counts, ExecutionState, TaskState};
 use std::ops::Bound;
@@ -141,6 +143,21 @@ impl Core {
             .get(&key)
             .cloned()
             .ok_or_else(|| Refusal::Unknown("the task has just been forgotten".into()))
+    }
+
+    /// The next lines of an attempt's output, see [`Output::next_lines`](super::Output::next_lines). `None` when the
+    /// attempt is no longer the latest of its execution, or is forgotten.
+    pub fn next_lines(
+        &self,
+        key: TaskKey,
+        of: &OutputEnd,
+        only: Option<Stream>,
+        at: &mut [u64; 2],
+        room: usize,
+    ) -> Option<(Vec<EventKind>, bool)> {
+        let execution = self.tasks.get(&key)?.executions.get(of.n as usize)?;
+        let attempt = Some(&execution.current).filter(|attempt| attempt.number == of.attempt)?;
+        Some(attempt.output.as_ref()?.next_lines(only, at, room))
     }
 
     /// All tasks, oldest first.

@@ -20,6 +20,8 @@ pub struct Held {
     by_connection: HashMap<ConnectionId, Deadline>,
     /// The number of followers. They are streams of the HTTP edge, and only counted here.
     pub followers: usize,
+    /// The number of those who read output in parts; streams, too.
+    pub readers: usize,
     max: usize,
 }
 
@@ -121,13 +123,14 @@ impl Held {
             deadlines: BTreeSet::new(),
             by_connection: HashMap::new(),
             followers: 0,
+            readers: 0,
             max,
         }
     }
 
     /// Their number.
     pub fn count(&self) -> usize {
-        self.polls.len() + self.waits.len() + self.followers
+        self.polls.len() + self.waits.len() + self.followers + self.readers
     }
 
     /// Whether another one can be held.

@@ -401,6 +401,19 @@ impl Store {
         state.core.unfollow(task);
     }
 
+    /// Notes that somebody reads output in parts. False when nothing more can be held.
+    pub fn start_reading(&self) -> bool {
+        let mut state = self.state();
+        let has_room = state.held.has_room();
+        state.held.readers += usize::from(has_room);
+        has_room
+    }
+
+    /// Notes that somebody has read it, or reads no more.
+    pub fn stop_reading(&self) {
+        self.state().held.readers -= 1;
+    }
+
     /// Does what is due.
     pub fn tick(&self) {
         loop {
