@@ -1,15 +1,15 @@
 //! Queries for tasks, machines and statistics. Nothing here changes anything.
 
-use super::follow::EventKind;
 use super::machine::MachineSnapshot;
 use super::match_index::LabelSnapshot;
+use super::output::Output;
 use super::pattern::Pattern;
 use super::task::{OutputEnd, Task};
 use super::{Core, Refusal, TaskKey};
-use crate::wire::agent::Stream;
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Counts, ExecutionState, TaskState};
 use std::ops::Bound;
+use std::sync::Arc;
 
 /// The most tasks visited in one call of [`Core::list`]: a query that matches few tasks must not hold the lock
 /// for long.
@@ -145,19 +145,12 @@ impl Core {
             .ok_or_else(|| Refusal::Unknown("the task has just been forgotten".into()))
     }
 
-    /// The next lines of an attempt's output, see [`Output::next_lines`](super::Output::next_lines). `None` when the
-    /// attempt is no longer the latest of its execution, or is forgotten.
-    pub fn next_lines(
-        &self,
-        key: TaskKey,
-        of: &OutputEnd,
-        only: Option<Stream>,
-        at: &mut [u64; 2],
-        room: usize,
-    ) -> Option<(Vec<EventKind>, bool)> {
+    /// The output of an attempt. `None` when the attempt is no longer the latest of its execution, or is forgotten. As
+    /// long as it is held, the core copies it whenever more comes.
+    pub fn output_of(&self, key: TaskKey, of: &OutputEnd) -> Option<Arc<Output>> {
         let execution = self.tasks.get(&key)?.executions.get(of.n as usize)?;
         let attempt = Some(&execution.current).filter(|attempt| attempt.number == of.attempt)?;
-        Some(attempt.output.as_ref()?.next_lines(only, at, room))
+        attempt.output.clone()
     }
 
     /// All tasks, oldest first.

@@ -185,10 +185,10 @@ impl Source for Parts {
                 continue;
             }
             if !self.is_all {
-                let (only, at) = (self.stream, &mut self.at);
-                let lines = self
-                    .store
-                    .ask(|core| core.next_lines(self.task, command, only, at, READ_BYTES));
+                // It is read after the lock is released, and given back at once.
+                let only = self.stream;
+                let output = (self.store).ask(|core| core.output_of(self.task, command));
+                let lines = output.map(|output| output.next_lines(only, &mut self.at, READ_BYTES));
                 let wanted = |stream| only.is_none_or(|only| only == stream);
                 let is_read = [Stream::Stdout, Stream::Stderr].into_iter().all(|stream| {
                     !wanted(stream) || self.at[stream as usize] >= command.ends[stream as usize]
