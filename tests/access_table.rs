@@ -471,6 +471,8 @@ fn the_audit_has_a_line_for_every_change_also_a_refused_one() {
         assert_eq!(reply.status, *status, "{method} {target}: {}", reply.text());
         // Looking is nobody's business.
         call(&server, "read-secret", "GET", "/api/v1/task", "");
+        // What is refused before it is served is written by another thread.
+        wait_for("its line", || folder.lines("audit").len() > n - moved);
         let lines = folder.lines("audit");
         assert_eq!(lines.len(), n + 1 - moved, "{method} {target}");
         let line: Value = serde_json::from_str(lines.last().unwrap()).expect("JSON");
