@@ -83,6 +83,13 @@ fn main() -> ExitCode {
     }
     let program = CommandLine::parse_or_exit().program;
     start_log(&program);
+    let code = run(program);
+    #[cfg(feature = "server")]
+    sidebike::server::log_queue::flush();
+    code
+}
+
+fn run(program: Program) -> ExitCode {
     match program {
         #[cfg(feature = "server")]
         Program::Server(args) => with_settings(args.checked(), sidebike::server::run),
@@ -134,6 +141,9 @@ fn exit_code(result: Result<(), String>) -> ExitCode {
 
 #[cfg(any(feature = "server", feature = "agent"))]
 fn fail(why: &str, code: u8) -> ExitCode {
+    // What the log says comes before it.
+    #[cfg(feature = "server")]
+    sidebike::server::log_queue::flush();
     eprintln!("sidebike: {why}");
     ExitCode::from(code)
 }
@@ -156,6 +166,13 @@ fn start_log(program: &Program) {
     if matches!(program, Program::Agent(_)) {
         let writer = sidebike::agent::log_writer::LogWriter::default();
         log.target(env_logger::Target::Pipe(Box::new(writer)));
+    }
+    #[cfg(feature = "server")]
+    if matches!(program, Program::Server(_)) {
+        // Without a thread for it the server does not start either, and says why.
+        if let Ok(lines) = sidebike::server::log_queue::start() {
+            log.target(env_logger::Target::Pipe(Box::new(lines)));
+        }
     }
     log.format(|out, record| {
         let time = humantime::format_rfc3339_millis(SystemTime::now());

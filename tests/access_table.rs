@@ -3,7 +3,7 @@
 mod common;
 
 use common::http::{Reply, request};
-use common::{Folder, SIDEBIKE, Server, wait_for};
+use common::{Folder, SIDEBIKE, Server, wait_for, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -508,4 +508,89 @@ fn the_audit_has_a_line_for_every_change_also_a_refused_one() {
         .concat()
         .join("\n");
     assert!(!all.contains("-secret"), "{all}");
+}
+
+/// A call that waits changes something when it comes and is answered much later: its line has the status that it was
+/// answered with.
+#[test]
+fn the_audit_has_the_status_that_a_call_that_waits_was_answered_with() {
+    let folder = Folder::new();
+    let file = folder.file("audit");
+    let server = Server::from_command(with_tokens(&["--audit", &file]));
+    let submit = |id: &str, query: &str| {
+        let task =
+            json!({"id": id, "machinePattern": "nobody", "detail": {"command": "echo hello"}});
+        let headers = "Authorization: Bearer people-secret-1\r\n";
+        let target = format!("/api/v1/task?{query}");
+        let mut connection = server.connect();
+        connection.send(&request(
+            "POST",
+            &target,
+            headers,
+            task.to_string().as_bytes(),
+        ));
+        connection
+    };
+    let cancel = |id: &str| {
+        let target = format!("/api/v1/task/{id}/cancel");
+        wait_for("it can be canceled", || {
+            call(&server, "people-secret-1", "POST", &target, "").status == 200
+        });
+    };
+    let audited = |id: &str, call: &str| {
+        wait_until(&format!("{call} of {id} in the audit"), || {
+            let lines = folder.lines("audit");
+            let mut lines = lines
+                .iter()
+                .map(|line| serde_json::from_str(line).expect("JSON"));
+            lines.find(|line: &Value| line["task"] == id && line["call"] == call)
+        })
+    };
+    let figure = |name: &str| {
+        let page = call(&server, "read-secret", "GET", "/metrics", "");
+        let line = page.text().lines().find_map(|line| line.strip_prefix(name));
+        let value = line.and_then(|value| value.trim().parse::<u64>().ok());
+        value.unwrap_or_else(|| panic!("no {name} in {}", page.text()))
+    };
+    let is_held = || figure("sidebike_held_requests ") == 1;
+    let before = figure("sidebike_requests_total{status=\"4xx\"} ");
+
+    let mut strict = submit("canceled", "wait=60s&strict=1");
+    cancel("canceled");
+    assert_eq!(strict.read().status, 422);
+    let line = audited("canceled", "POST /api/v1/task");
+    assert_eq!(line["status"], 422);
+    assert_eq!(line["command"], "echo hello");
+    assert_eq!(line["matched"], 0);
+    assert!(
+        figure("sidebike_requests_total{status=\"4xx\"} ") > before,
+        "it is counted as it was answered"
+    );
+
+    let mut lenient = submit("lenient", "wait=60s");
+    cancel("lenient");
+    assert_eq!(lenient.read().status, 200);
+    assert_eq!(audited("lenient", "POST /api/v1/task")["status"], 200);
+
+    let mut late = submit("late", "wait=0.2&strict=1");
+    assert_eq!(late.read().status, 408);
+    assert_eq!(audited("late", "POST /api/v1/task")["status"], 408);
+
+    let gone = submit("gone", "wait=60s&strict=1");
+    wait_for("it is held", is_held);
+    drop(gone);
+    assert_eq!(audited("gone", "POST /api/v1/task")["status"], 499);
+
+    let mut unfinished = submit("unfinished", "wait=60s&strict=1");
+    wait_for("it is held", is_held);
+    server.process.signal(Signal::TERM);
+    assert!(unfinished.try_read(true).is_none(), "the server ended");
+    assert_eq!(audited("unfinished", "POST /api/v1/task")["status"], 499);
+    let lines = folder.lines("audit");
+    for id in ["canceled", "lenient", "late", "gone", "unfinished"] {
+        let of_it = lines.iter().filter(|line| {
+            line.contains(&format!("{id:?}")) && line.contains("\"POST /api/v1/task\"")
+        });
+        assert_eq!(of_it.count(), 1, "{id}: one line");
+    }
 }

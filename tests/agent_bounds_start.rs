@@ -7,6 +7,7 @@ use fake::shim::Shim;
 use fake::{Agent, Server, alive, eventually};
 use serde_json::json;
 use sidebike::wire::task::ExecutionState;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -147,4 +148,135 @@ fn a_command_that_is_being_started_ends_with_its_agent() {
         assert!(alive(pid), "the agent ended while it was being started");
         eventually("it is dead", || !alive(pid));
     }
+}
+
+/// A program on a file system that does not answer: as long as a file is there, neither does it run nor does the call
+/// return that starts it.
+const HANGING_START: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
+                 const posix_spawnattr_t *attributes, char *const argv[], char *const envp[]) {
+    int (*real)(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
+                char *const[], char *const[]) = dlsym(RTLD_NEXT, "posix_spawnp");
+    const char *variable = "SIDEBIKE_KEY=", *line = "while [ -e $0 ]; do sleep 0.02; done; exec \"$@\"";
+    char *env[4096], *args[64] = {"sh", "-c", (char *)line}, mark[4096], path[4096], begun[4096];
+    int n = 0, m = 5;
+    if (!strstr(file, "/hanging")) return real(pid, file, actions, attributes, argv, envp);
+    for (int i = 0; envp[i] && n < 4095; i++)
+        if (strncmp(envp[i], variable, strlen(variable)) != 0) env[n++] = envp[i];
+    env[n] = NULL;
+    snprintf(mark, sizeof mark, "%s/hangs-now", getenv("SHIM"));
+    args[3] = mark;
+    args[4] = (char *)file;
+    for (int i = 1; argv[i] && m < 63; i++) args[m++] = argv[i];
+    args[m] = NULL;
+    int failed = real(pid, "/bin/sh", actions, attributes, args, env);
+    snprintf(path, sizeof path, "%s/begun", getenv("SHIM"));
+    snprintf(begun, sizeof begun, "%s/begun.new", getenv("SHIM"));
+    FILE *file_of_pid = fopen(begun, "w");
+    fprintf(file_of_pid, "%d", *pid);
+    fclose(file_of_pid);
+    rename(begun, path);
+    while (access(mark, F_OK) == 0) usleep(5000);
+    return failed;
+}
+"#;
+
+#[test]
+fn a_start_that_does_not_return_is_left_alone() {
+    let Some(shim) = Shim::new("hanging-start", HANGING_START) else {
+        return;
+    };
+    let server = Server::new();
+    let mut agent = agent(&server, &shim, &["--grace", "0.1", "--jobs", "2"]);
+    let program = shim.path("hanging");
+    std::fs::write(&program, "#!/bin/sh\ntouch $1\n").unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(shim.path("hangs-now"), "").unwrap();
+    let detail =
+        |name: &str, timeout: f64| json!({"argv": [&program, shim.path(name)], "timeout": timeout});
+    let begun = || {
+        let mark = shim.path("begun");
+        eventually("the start has begun", || Path::new(&mark).exists());
+        let pid: i32 = std::fs::read_to_string(&mark).unwrap().parse().unwrap();
+        std::fs::remove_file(&mark).unwrap();
+        pid
+    };
+    server.start("canceled", detail("canceled", 300.0));
+    let canceled = begun();
+    server.start("timed-out", detail("timed-out", 1.5));
+    let timed_out = begun();
+    server.cancel("canceled");
+    let result = server.result("canceled");
+    assert_eq!(result.state, ExecutionState::Canceled, "{result:?}");
+    let result = server.result("timed-out");
+    assert_eq!(result.state, ExecutionState::TimedOut, "{result:?}");
+    assert!(result.msg.contains("does not answer"), "{result:?}");
+    for process in [canceled, timed_out] {
+        eventually("its process is dead", || !alive(process));
+    }
+    // Both slots are free, though both threads still hang.
+    for n in 0..2 {
+        server.start(&format!("other.{n}"), json!({"command": "sleep 0.2"}));
+    }
+    for n in 0..2 {
+        let result = server.result(&format!("other.{n}"));
+        assert_eq!(result.state, ExecutionState::Succeeded, "{result:?}");
+    }
+    // The file system answers again: what was left alone is not run.
+    std::fs::remove_file(shim.path("hangs-now")).unwrap();
+    server.start("again", detail("again", 300.0));
+    let result = server.result("again");
+    assert_eq!(result.state, ExecutionState::Succeeded, "{result:?}");
+    assert!(Path::new(&shim.path("again")).exists());
+    for name in ["canceled", "timed-out"] {
+        assert!(!Path::new(&shim.path(name)).exists(), "{name} was run");
+    }
+    std::fs::remove_file(shim.path("begun")).unwrap();
+    // Nor does it keep the agent from ending.
+    std::fs::write(shim.path("hangs-now"), "").unwrap();
+    server.start("shut-down", detail("shut-down", 300.0));
+    begun();
+    let since = Instant::now();
+    agent.signal("TERM");
+    assert_eq!(agent.wait(), Some(0));
+    assert!(since.elapsed() < Duration::from_secs(8));
+    assert_eq!(server.result("shut-down").state, ExecutionState::Canceled);
+}
+
+#[test]
+fn so_many_starts_that_hang_are_the_most() {
+    const MOST: usize = 32;
+    let Some(shim) = Shim::new("many-hanging", HANGING_START) else {
+        return;
+    };
+    let server = Server::new();
+    let _agent = agent(&server, &shim, &["--jobs", "50"]);
+    std::fs::write(shim.path("hangs-now"), "").unwrap();
+    for n in 0..MOST {
+        let detail = json!({"argv": [shim.path("hanging")], "timeout": 1});
+        server.start(&format!("hangs.{n}"), detail);
+    }
+    for n in 0..MOST {
+        let result = server.result(&format!("hangs.{n}"));
+        assert_eq!(result.state, ExecutionState::TimedOut, "{result:?}");
+    }
+    server.start("other", json!({"argv": ["true"]}));
+    let result = server.result("other");
+    assert_eq!(result.state, ExecutionState::Failed, "{result:?}");
+    assert!(result.msg.contains("hang on this machine"), "{result:?}");
+    std::fs::remove_file(shim.path("hangs-now")).unwrap();
+    let mut tries = 0;
+    eventually("the threads come back", || {
+        tries += 1;
+        let id = format!("after.{tries}");
+        server.start(&id, json!({"argv": ["true"]}));
+        server.result(&id).state == ExecutionState::Succeeded
+    });
 }

@@ -79,3 +79,38 @@ fn those_who_wait_for_a_task_are_answered_one_after_the_other() {
     let peak = peak.saturating_sub(before) >> 10;
     assert!(peak < 100, "{peak} MiB for {WAITERS} answers of 3 MiB");
 }
+
+#[test]
+fn what_slow_readers_read_is_not_kept_for_them() {
+    const TASKS: usize = 5;
+    // Room for the output of one task: the next one pushes it out.
+    let server = Server::with(&["--max-output", "10"]);
+    let _agents = server.agents(MACHINES, "m1");
+    let mut readers = Vec::new();
+    let mut first = 0;
+    for n in 0..TASKS {
+        let finished = loud(&server);
+        let target = format!("/api/v1/task/{}/output", id(&finished));
+        let mut reader = server.connect();
+        reader.send(&request("GET", &target, "", b""));
+        reader.wait_for_some();
+        readers.push(reader);
+        if n == 0 {
+            first = server.process.figure("RssAnon");
+        }
+    }
+    let grown = server.process.figure("RssAnon").saturating_sub(first) * 1024;
+    let of_a_task = (MACHINES * OUTPUT) as u64;
+    assert!(
+        grown < 2 * of_a_task,
+        "{grown} bytes more for the readers of {TASKS} tasks of {of_a_task}"
+    );
+    let last = readers.pop().unwrap().rest();
+    let head = last.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+    let counted = last[head..].iter().filter(|byte| **byte == b'x').count();
+    assert_eq!(counted, MACHINES * OUTPUT);
+    let rest = readers[0].rest();
+    let text = String::from_utf8_lossy(&rest);
+    assert!(text.starts_with("HTTP/1.1 200 "));
+    assert!(text.contains(" | … the rest is no longer kept …\n"));
+}

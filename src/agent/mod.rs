@@ -63,6 +63,7 @@ use crate::client::Client;
 use crate::config::AgentConfig;
 use command::policy;
 use command::runner::Runner;
+use command::start_watch::StartWatch;
 use log::{info, warn};
 use processes::{inheritance, init};
 use reporter::Reporter;
@@ -114,6 +115,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         state: AgentState::new(instance, config.jobs),
         threads: ThreadPool::new(),
         runner: Runner::new(config.policy.clone(), config.label.clone(), &config.tags),
+        start_watch: StartWatch::default(),
         reporter: Mutex::new(Reporter::new()),
         token_reader: TokenReader::default(),
         ca_reread: RereadLimit::default(),

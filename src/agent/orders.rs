@@ -1,12 +1,13 @@
 //! Obeying orders of the server, and running the commands they start in threads of the pool.
 
 use super::attempt::{Attempt, Outcome, Waker, lock};
-use super::command::supervisor::Supervisor;
+use super::command::runner::NotStarted;
+use super::command::start_watch;
 use super::processes::process_table::ProcessTable;
 use super::reporter;
-use super::shared::{Agent, Task};
+use super::shared::{Agent, Task, restart_on_panic};
 use super::state::{Job, Runnable};
-use crate::wire::agent::Orders;
+use crate::wire::agent::{AttemptId, Orders};
 use crate::wire::task::ExecutionState;
 use log::{info, warn};
 use serde_json::value::RawValue;
@@ -122,31 +123,69 @@ impl Agent {
     }
 
     /// Returns the attempt that gets the slot next.
-    fn run_to_end(&self, attempt: &Attempt, job: Job, waker: Option<&Waker>) -> Option<Runnable> {
+    fn run_to_end(
+        self: &Arc<Self>,
+        attempt: &Arc<Attempt>,
+        job: Job,
+        waker: Option<&Waker>,
+    ) -> Option<Runnable> {
         let id = &attempt.id;
         let run = move || {
-            let started = self.runner.start(&self.state, attempt, &job, waker);
+            let start = match self.start_watch.begin(attempt, || self.watch_starts()) {
+                Ok(start) => start,
+                Err(why) => return Some(Outcome::not_started(ExecutionState::Failed, why)),
+            };
+            let started = self.runner.start(&self.state, attempt, &job, waker, start);
+            if let Err(NotStarted::LeftAlone) = started {
+                return None;
+            }
             // Log after the start: writing the line would delay it.
             info!(
                 "{} (attempt {}): starting, task {:?}",
                 id.execution, id.attempt, job.task_name
             );
             drop(job);
-            started.map_or_else(|not_started| not_started, Supervisor::run)
+            match started {
+                Ok(supervisor) => Some(supervisor.run()),
+                Err(NotStarted::Ended(outcome)) => Some(outcome),
+                Err(NotStarted::LeftAlone) => None,
+            }
         };
         // A bug in there costs one command its result, and not the agent a slot for ever.
         let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
             attempt.kill_now(ProcessTable::read().as_ref());
-            Outcome::not_started(ExecutionState::Failed, "the agent failed to run it (a bug)")
+            let why = "the agent failed to run it (a bug)";
+            Some(Outcome::not_started(ExecutionState::Failed, why))
         });
-        let separator = if outcome.msg.is_empty() { "" } else { ": " };
-        info!(
-            "{} (attempt {}): {}{separator}{}",
-            id.execution,
-            id.attempt,
-            outcome.state.word(),
-            outcome.msg
-        );
-        self.state.ended(attempt, outcome)
+        log_end(id, outcome.as_ref()?);
+        self.state.ended(attempt, outcome?)
     }
+
+    /// Starts the thread that ends attempts whose start does not return.
+    fn watch_starts(self: &Arc<Self>) -> io::Result<()> {
+        let agent = Arc::clone(self);
+        let end = move |attempt: &Arc<Attempt>, outcome: Outcome| {
+            log_end(&attempt.id, &outcome);
+            let next = agent.state.ended(attempt, outcome);
+            agent.state.result_ready();
+            next.into_iter().for_each(|next| agent.start(next));
+        };
+        let agent = Arc::clone(self);
+        let look = move || agent.start_watch.look_forever(&end);
+        let thread = std::thread::Builder::new().name("start watch".into());
+        let thread = thread.stack_size(start_watch::STACK_BYTES);
+        let started = thread.spawn(move || restart_on_panic("watch over starts", look));
+        started.map(drop)
+    }
+}
+
+fn log_end(id: &AttemptId, outcome: &Outcome) {
+    let separator = if outcome.msg.is_empty() { "" } else { ": " };
+    info!(
+        "{} (attempt {}): {}{separator}{}",
+        id.execution,
+        id.attempt,
+        outcome.state.word(),
+        outcome.msg
+    );
 }

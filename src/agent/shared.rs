@@ -1,6 +1,7 @@
 //! What all threads of the agent share, and the tasks of its thread pool.
 
 use super::command::runner::Runner;
+use super::command::start_watch::StartWatch;
 use super::failures::FailureLog;
 use super::poll::PollLoop;
 use super::reporter::Reporter;
@@ -31,6 +32,8 @@ pub struct Agent {
     pub threads: ThreadPool<Task>,
     /// Starts commands.
     pub runner: Runner,
+    /// Ends attempts whose start does not return.
+    pub start_watch: StartWatch,
     /// Sends results and output.
     pub reporter: Mutex<Reporter>,
     /// Reads the token again.

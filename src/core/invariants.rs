@@ -4,9 +4,10 @@
 //! counts and the executions, the timers and the times they were set for.
 
 use super::machine::Machine;
+use super::retention::LATE_JOIN_PART;
 use super::task::Place;
 use super::timers::Timer;
-use super::{Core, ExecutionKey, MachineKey, Task, TaskKey};
+use super::{Core, ExecutionKey, Limits, MachineKey, Task, TaskKey};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Counts, ExecutionState};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -58,6 +59,16 @@ impl Rule {
         Rule::QueuesAreKept,
         Rule::AnyGoesWhereItCanRun,
     ];
+}
+
+/// What a core had when it was restored. Its limits may be lower than those that it was accepted under: it stays, and
+/// is the bound until less is there.
+#[derive(Debug, Default)]
+pub(super) struct RestoredSums {
+    executions: usize,
+    machines: usize,
+    detail_bytes: usize,
+    output_bytes: usize,
 }
 
 /// What the simulation sees of an execution after every step.
@@ -388,9 +399,27 @@ impl Core {
         self.check_limits()
     }
 
+    /// The sums that limits are for.
+    pub(super) fn sums_beyond_limits(&self) -> RestoredSums {
+        RestoredSums {
+            executions: { self.ledger.executions_of_unfinished_tasks() }
+                .max(self.ledger.unfinished_tasks())
+                .saturating_mul(LATE_JOIN_PART),
+            machines: self.machines.len(),
+            detail_bytes: self.ledger.detail_bytes(),
+            output_bytes: self.ledger.output_bytes(),
+        }
+    }
+
     /// The limits hold. The last finished task is always kept.
     fn check_limits(&self) -> Result<(), String> {
-        let Core { limits, .. } = self;
+        let limits = &Limits {
+            executions: self.limits.executions.max(self.restored.executions),
+            machines: self.limits.machines.max(self.restored.machines),
+            detail_bytes: self.limits.detail_bytes.max(self.restored.detail_bytes),
+            output_bytes: self.limits.output_bytes.max(self.restored.output_bytes),
+            ..self.limits.clone()
+        };
         let unfinished = self.ledger.unfinished_executions();
         ensure(unfinished <= limits.executions, || {
             format!(
@@ -405,7 +434,7 @@ impl Core {
         let joined =
             { self.tasks.values() }.filter(|task| task.spec.late_join && task.matched == 0);
         let most = joined.map(|task| task.executions.len()).max().unwrap_or(0);
-        ensure(most <= limits.executions.div_ceil(2), || {
+        ensure(most <= limits.executions.div_ceil(LATE_JOIN_PART), || {
             format!("machines have joined a task {most} times")
         })?;
         let details = self.ledger.unfinished_detail_bytes();

@@ -94,11 +94,12 @@ pub use self::saved::{
 };
 pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;
-pub use self::task::{Execution, Target, Task, TaskData, execution_id};
+pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
 use self::counting::Recount;
 use self::follow::ChangeLog;
+use self::invariants::RestoredSums;
 use self::ledger::Ledger;
 use self::lifecycle::Event;
 use self::machine::Machine;
@@ -237,6 +238,8 @@ pub struct Core {
     /// When the server last continued after a pause (it was stopped, or got no processor time).
     resumed_at: Time,
     ledger: Ledger,
+    /// What a restart has brought, which may be beyond the limits.
+    restored: RestoredSums,
     stats: Stats,
     change_logs: HashMap<TaskKey, ChangeLog>,
     notices: Vec<Notice>,
@@ -274,6 +277,7 @@ impl Core {
             last_tick: now,
             resumed_at: Time(0),
             ledger: Ledger::default(),
+            restored: RestoredSums::default(),
             stats: Stats::default(),
             change_logs: HashMap::new(),
             notices: Vec::new(),

@@ -2,13 +2,15 @@
 
 use super::machine::MachineSnapshot;
 use super::match_index::{SelectorSnapshot, TraitsSnapshot};
+use super::output::Output;
 use super::selector::{Selector, SelectorText, Tags, Traits};
-use super::task::Task;
+use super::task::{OutputEnd, Task};
 use super::{Core, Refusal, TaskKey};
 use crate::wire::agent::Poll;
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Counts, ExecutionState, TaskState};
 use std::ops::Bound;
+use std::sync::Arc;
 
 /// The most tasks visited in one call of [`Core::list`]: a query that matches few tasks must not hold the lock
 /// for long.
@@ -145,6 +147,14 @@ impl Core {
             .get(&key)
             .cloned()
             .ok_or_else(|| Refusal::Unknown("the task has just been forgotten".into()))
+    }
+
+    /// The output of an attempt. `None` when the attempt is no longer the latest of its execution, or is forgotten. As
+    /// long as it is held, the core copies it whenever more comes.
+    pub fn output_of(&self, key: TaskKey, of: &OutputEnd) -> Option<Arc<Output>> {
+        let execution = self.tasks.get(&key)?.executions.get(of.n as usize)?;
+        let attempt = Some(&execution.current).filter(|attempt| attempt.number == of.attempt)?;
+        attempt.output.clone()
     }
 
     /// All tasks, oldest first.

@@ -9,6 +9,7 @@ use super::output::Output;
 use super::saved::{OutputKey, SavedPiece};
 use super::task::Target;
 use super::{Core, ExecutionKey, Notice, Refusal, Time};
+use crate::head_tail_buffer::MAX_OFFSET;
 use crate::wire::agent::{AttemptId, Done, Ended, Orders, Piece, Stream, Taken, Verdict};
 use crate::wire::task::{Detail, ExecutionState};
 use crate::wire::undo::UndoReport;
@@ -79,6 +80,7 @@ impl Core {
         } else {
             // There is nothing left to forget: count the bytes as missing.
             let end = piece.offset.saturating_add(piece.data.len() as u64);
+            let end = end.min(MAX_OFFSET);
             self.change_output(key, |output| output.skip_to(piece.stream, end));
             self.record_output(key, piece.stream, end, &[]);
         }
@@ -214,12 +216,18 @@ impl Core {
             .signal
             .as_deref()
             .map(|signal| truncated(signal).into());
+        // What is saved must have the same effect when it is read: there, too, nothing lies beyond the highest offset.
+        let ends = [
+            (Stream::Stdout, ended.stdout_bytes.min(MAX_OFFSET)),
+            (Stream::Stderr, ended.stderr_bytes.min(MAX_OFFSET)),
+        ];
         self.change_output(key, |output| {
-            output.skip_to(Stream::Stdout, ended.stdout_bytes);
-            output.skip_to(Stream::Stderr, ended.stderr_bytes);
+            ends.iter()
+                .for_each(|(stream, end)| output.skip_to(*stream, *end));
         });
-        self.record_output(key, Stream::Stdout, ended.stdout_bytes, &[]);
-        self.record_output(key, Stream::Stderr, ended.stderr_bytes, &[]);
+        for (stream, end) in ends {
+            self.record_output(key, stream, end, &[]);
+        }
         self.end_attempt(now, key, state, truncated(&ended.msg));
         Ok(())
     }
@@ -263,6 +271,9 @@ impl Core {
                 "attempt {} is over, this is attempt {}",
                 id.attempt, execution.current.number
             ));
+        }
+        if execution.state == ExecutionState::Queued {
+            return Err("it was not handed out, or its hand-out did not arrive".into());
         }
         let settled = execution.state.is_terminal() && !execution.current.reported;
         if settled {

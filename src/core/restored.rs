@@ -90,6 +90,7 @@ impl Core {
         // The limits may be lower than before.
         core.keep_within_limits();
         core.make_room_for_output(0);
+        core.restored = core.sums_beyond_limits();
         Ok(core)
     }
 

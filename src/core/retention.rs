@@ -12,7 +12,7 @@ use super::{Core, Refusal, TaskKey, Time};
 
 /// Of the limit on executions, a task with `lateJoin` may have one part in so many: machines that come and go must not
 /// make it grow until its end pushes out everything else that is kept.
-const LATE_JOIN_PART: usize = 2;
+pub(super) const LATE_JOIN_PART: usize = 2;
 /// The executions of unfinished tasks, as a multiple of the limit: as many may have ended as not.
 const ENDED_TOO: usize = 2;
 

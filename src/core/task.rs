@@ -94,6 +94,19 @@ pub struct Target {
     pub host: Arc<str>,
 }
 
+/// How far the output of an execution went at some moment.
+#[derive(Debug)]
+pub struct OutputEnd {
+    /// The execution within its task.
+    pub n: u32,
+    /// Its attempt.
+    pub attempt: u32,
+    /// Its machine.
+    pub target: Arc<Target>,
+    /// The ends of both streams.
+    pub ends: [u64; 2],
+}
+
 /// An execution.
 #[derive(Debug, Clone)]
 pub struct Execution {
@@ -432,7 +445,7 @@ impl Task {
             rerun_of: self.rerun_of.as_deref().map(Cow::from),
             matched: self.matched,
             spared: self.spared,
-            assignees: self.labels().map(Cow::from).collect(),
+            assignees: self.labels().map(|label| Cow::from(&**label)).collect(),
             counts: self.counts,
             undos: self.has_undo().then_some(self.undos),
             clean: self.has_undo().then(|| self.dirty() == 0),
@@ -466,10 +479,10 @@ impl Task {
     }
 
     /// The labels of its targets.
-    pub fn labels(&self) -> impl Iterator<Item = &str> {
+    pub fn labels(&self) -> impl Iterator<Item = &Arc<str>> {
         self.executions
             .iter()
-            .filter_map(|e| Some(&*e.target.as_ref()?.label))
+            .filter_map(|e| Some(&e.target.as_ref()?.label))
     }
 
     /// The names of its machines.
@@ -489,6 +502,23 @@ impl Task {
         let outputs = self.executions.iter().filter(addressed);
         let outputs = outputs.map(|e| (e.target.as_deref(), e.current.output.as_deref()));
         outputs.collect()
+    }
+
+    /// How far the output of each of its executions goes now: of those that have some, on all machines or on those that
+    /// `machine` names.
+    pub fn output_ends(&self, machine: Option<&str>) -> Vec<OutputEnd> {
+        let executions = (0..).zip(&self.executions).filter_map(|(n, e)| {
+            let (target, output) = (e.target.as_ref()?, e.current.output.as_ref()?);
+            machine
+                .is_none_or(|name| target.is_named(name))
+                .then(|| OutputEnd {
+                    n,
+                    attempt: e.current.number,
+                    target: target.clone(),
+                    ends: [Stream::Stdout, Stream::Stderr].map(|of| output.stream(of).end()),
+                })
+        });
+        executions.collect()
     }
 
     /// Whether it has, or may still get, an execution on a machine with this instance or label.

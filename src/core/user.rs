@@ -578,7 +578,7 @@ impl Core {
 impl Refusal {
     /// The refusal for a task that has no execution on this machine.
     pub fn not_on(task: &Task, machine: &str) -> Refusal {
-        let labels: BTreeSet<&str> = task.labels().collect();
+        let labels: BTreeSet<&str> = task.labels().map(|label| &**label).collect();
         let named: Vec<&str> = labels.iter().copied().take(MAX_NAMED).collect();
         let more = if labels.len() > MAX_NAMED {
             ", …"

@@ -5,11 +5,13 @@
 //! | `http` | bytes ↔ requests and answers; knows no route and no task |
 //! | `api` | the table of routes and the handlers: parse, call the core, answer |
 //! | `state` | the one lock around the core, what is held, what is durable, the database |
+//! | `log_queue` | the log on its way to standard error |
 //! | `answers` | the envelope, and which status goes with which refusal; used by `api` and `state` |
 
 mod answers;
 pub(crate) mod api;
 pub mod http;
+pub mod log_queue;
 mod state;
 
 #[cfg(feature = "db")]
@@ -118,6 +120,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         }
     }
     server.store.close();
+    server.audit.settle();
     Ok(())
 }
 

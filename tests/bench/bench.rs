@@ -35,6 +35,7 @@ mod http;
 mod agents;
 mod allocations;
 mod api;
+mod attacks;
 mod database;
 mod fleet;
 mod growth;
@@ -75,6 +76,8 @@ const ROWS: &[(&str, Measure)] = &[
     ("sizes", sizes::sizes),
     ("db", database::durable),
     ("allocations", allocations::per_request),
+    ("lock", attacks::lock),
+    ("attacks", attacks::memory),
 ];
 
 /// The name of the second table.

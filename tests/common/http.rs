@@ -95,6 +95,13 @@ impl<S: Read + Write> Connection<S> {
         self.try_read(false).expect("an answer")
     }
 
+    /// Waits until an answer begins to come.
+    pub fn wait_for_some(&mut self) {
+        let mut buffer = [0; 1_024];
+        let read = self.0.read(&mut buffer).expect("an answer");
+        self.1.extend_from_slice(&buffer[..read]);
+    }
+
     /// What comes until the server closes.
     pub fn rest(&mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.1);

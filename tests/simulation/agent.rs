@@ -3,6 +3,7 @@
 use crate::laws::RealEnd;
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::core::Link;
+use sidebike::head_tail_buffer::{HEAD_BYTES, TAIL_BYTES};
 use sidebike::wire::agent::{
     AttemptId, Done, Ended, Feature, Goodbye, Hold, HoldState, Orders, Output, Piece, Poll, Stream,
 };
@@ -19,11 +20,22 @@ const WAITS: [Ms; 2] = [25_000, 20_000];
 const SLACK: Ms = 4_000;
 /// Consecutive refusals after which an agent without work takes a new instance.
 const MAX_CONFLICTS: u32 = 3;
+/// More than so many answers in a row that come this soon and without orders are followed by a pause.
+const QUICK: Ms = 500;
+const MAX_QUICK: u32 = 5;
+const QUICK_PAUSE: Ms = 200;
+/// What a command writes at once where it writes more than is kept, at most.
+const LOUD_BYTES: u64 = 600_000;
+/// What an agent sends of a stream at once. It drops the middle of what it could not send.
+const SENT_AT_ONCE: u64 = 700_000;
 /// At a shutdown: how long commands may go on, and how long they may take to end after TERM.
 const GRACE: Ms = 10_000;
 const END_PATIENCE: Ms = 17_000;
 /// How long an agent that ends keeps trying to report its last results.
 const REPORT_PATIENCE: Ms = 22_000;
+
+/// What is kept of a stream.
+pub const KEPT_BYTES: u64 = (HEAD_BYTES + TAIL_BYTES) as u64;
 
 /// The timers of an agent.
 #[derive(Debug, Clone)]
@@ -37,6 +49,7 @@ pub enum Alarm {
     SayGoodbye,
     Resume,
     Ping,
+    Mischief,
 }
 
 /// An attempt that an agent holds.
@@ -48,8 +61,9 @@ pub struct Held {
     grace: Ms,
     cannot_start: bool,
     end: Option<(ExecutionState, Ms)>,
-    written: u64,
-    acked: u64,
+    /// Of each stream.
+    written: [u64; 2],
+    acked: [u64; 2],
 }
 
 #[derive(Debug)]
@@ -57,6 +71,10 @@ pub struct Agent {
     pub instance: String,
     pub label: String,
     pub original: bool,
+    /// It says what it likes.
+    pub hostile: bool,
+    /// Another process has, or had, the same instance.
+    pub twin: bool,
     pub alive: bool,
     pub paused: bool,
     pub cut_until: Ms,
@@ -67,10 +85,14 @@ pub struct Agent {
     jobs: u32,
     /// What it can do beyond the first version.
     features: Vec<Feature>,
-    seq: u64,
+    /// The number of its latest poll.
+    pub latest_seq: u64,
     pending: Option<u64>,
     conflicts: u32,
     failures: u32,
+    /// Answers in a row that came at once and without orders.
+    quick: u32,
+    polled_at: Ms,
     report_failures: u32,
     reporting: bool,
     draining: bool,
@@ -81,15 +103,28 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// Whether it says what is, and nobody else says something in its name.
+    pub fn is_plain(&self) -> bool {
+        !self.hostile && !self.twin
+    }
+
+    /// Whether it was told to end.
+    pub fn has_to_end(&self) -> bool {
+        self.draining
+    }
+
     /// Whether it has something to report.
     pub fn is_busy(&self) -> bool {
         self.alive && !self.holds.is_empty()
     }
 }
 
-/// What a command writes from an offset on.
-pub fn text(key: AttemptKey, from: u64, to: u64) -> Vec<u8> {
-    let shift = u64::from(key.n) * 7 + u64::from(key.attempt) * 3;
+/// The streams, in the order of the pairs of numbers here.
+pub const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+
+/// What a command writes to a stream from an offset on.
+pub fn text(key: AttemptKey, stream: Stream, from: u64, to: u64) -> Vec<u8> {
+    let shift = u64::from(key.n) * 7 + u64::from(key.attempt) * 3 + 11 * (stream as u64);
     (from..to)
         .map(|at| b'a' + ((at + shift) % 26) as u8)
         .collect()
@@ -102,7 +137,7 @@ impl World {
         who
     }
 
-    fn add_agent(&mut self, label: &str) -> usize {
+    pub fn add_agent(&mut self, label: &str) -> usize {
         let who = self.agents.len();
         let instance = self.rng.id();
         let jobs = self.rng.pick(&[1, 2, 4]);
@@ -116,6 +151,8 @@ impl World {
             instance,
             label: label.into(),
             original: false,
+            hostile: false,
+            twin: false,
             alive: true,
             paused: false,
             cut_until: 0,
@@ -124,10 +161,12 @@ impl World {
             gone: HashSet::new(),
             jobs,
             features,
-            seq: 0,
+            latest_seq: 0,
             pending: None,
             conflicts: 0,
             failures: 0,
+            quick: 0,
+            polled_at: 0,
             report_failures: 0,
             reporting: false,
             draining: false,
@@ -185,7 +224,7 @@ impl World {
     /// TERM: it takes no more work, waits for its commands, and says goodbye.
     pub fn term(&mut self, who: usize) {
         let agent = &mut self.agents[who];
-        if !agent.alive || agent.draining || agent.original {
+        if !agent.alive || agent.draining || agent.original || agent.hostile {
             return;
         }
         agent.draining = true;
@@ -219,7 +258,7 @@ impl World {
         match alarm {
             Alarm::Resume => {}
             Alarm::PollAgain(seq) => {
-                if self.agents[who].pending.is_none() && self.agents[who].seq == seq {
+                if self.agents[who].pending.is_none() && self.agents[who].latest_seq == seq {
                     self.poll(who);
                 }
             }
@@ -238,6 +277,7 @@ impl World {
             Alarm::GraceOver => self.end_all(who),
             Alarm::SayGoodbye => self.say_goodbye(who),
             Alarm::Ping => self.ping(who),
+            Alarm::Mischief => self.makes_mischief(who),
         }
         Ok(())
     }
@@ -255,6 +295,10 @@ impl World {
         if self.is_away(who, || Event::ToAgent(who, response.clone())) {
             return Ok(());
         }
+        if self.agents[who].hostile {
+            self.hostile_hears(who, response);
+            return Ok(());
+        }
         match response {
             Response::Orders(seq, orders, keys) => {
                 // The answer to an abandoned poll is not received.
@@ -262,8 +306,14 @@ impl World {
                     let agent = &mut self.agents[who];
                     agent.pending = None;
                     (agent.failures, agent.conflicts) = (0, 0);
+                    let is_quick = orders.is_empty() && self.now < agent.polled_at + QUICK;
+                    agent.quick = if is_quick { agent.quick + 1 } else { 0 };
+                    let pause = agent.quick > MAX_QUICK;
                     self.obey(who, orders, keys)?;
-                    if self.agents[who].alive {
+                    if pause {
+                        self.count("pause after quick answers");
+                        self.after(QUICK_PAUSE, Event::Alarm(who, Alarm::PollAgain(seq)));
+                    } else if self.agents[who].alive {
                         self.poll(who);
                     }
                 }
@@ -288,14 +338,15 @@ impl World {
                         .values_mut()
                         .find(|held| held.id == piece.id);
                     if let Some(held) = held {
-                        held.acked = held.acked.max(end);
+                        let acked = &mut held.acked[piece.stream as usize];
+                        *acked = end.max(*acked);
                     }
                 }
                 self.obey(who, orders, Vec::new())?;
             }
             Response::Taken(taken, latest, keys) => {
                 self.agents[who].report_failures = 0;
-                if latest == Some(self.agents[who].seq) {
+                if latest == Some(self.agents[who].latest_seq) {
                     let start = taken.start;
                     let orders = Orders {
                         start,
@@ -333,15 +384,16 @@ impl World {
         true
     }
 
-    fn poll(&mut self, who: usize) {
+    pub fn poll(&mut self, who: usize) {
         let now = self.now;
         let agent = &mut self.agents[who];
         if agent.original {
             return;
         }
-        agent.seq += 1;
-        agent.pending = Some(agent.seq);
-        let seq = agent.seq;
+        agent.latest_seq += 1;
+        agent.polled_at = now;
+        agent.pending = Some(agent.latest_seq);
+        let seq = agent.latest_seq;
         let wait = WAITS[usize::from(!agent.holds.is_empty())];
         let poll = Poll {
             tags: Default::default(),
@@ -367,7 +419,7 @@ impl World {
         agent.pending = None;
         let ceiling = 200 << agent.failures.min(5);
         agent.failures += 1;
-        let seq = agent.seq;
+        let seq = agent.latest_seq;
         let pause = self.rng.between(10, ceiling);
         self.after(pause, Event::Alarm(who, Alarm::PollAgain(seq)));
     }
@@ -425,6 +477,9 @@ impl World {
         } else {
             who
         };
+        if self.agents[who].twin {
+            self.laws.nobody_knows_what_becomes_of(key);
+        }
         let task = self.users.task(key.task);
         self.laws.started(key, remembered, task)?;
         let cannot_start = self.rng.chance(30);
@@ -436,8 +491,8 @@ impl World {
             grace,
             cannot_start,
             end: None,
-            written: 0,
-            acked: 0,
+            written: [0; 2],
+            acked: [0; 2],
         };
         self.agents[who].holds.insert(key, held);
         let runs = match self.rng.between(0, 9) {
@@ -463,7 +518,7 @@ impl World {
     }
 
     fn command_writes(&mut self, who: usize, key: AttemptKey) {
-        let bytes = self.rng.between(1, 400);
+        let bytes = self.bytes_written(who, 400);
         let Some(held) = self.agents[who]
             .holds
             .get_mut(&key)
@@ -471,36 +526,69 @@ impl World {
         else {
             return;
         };
-        held.written += bytes;
+        held.write(bytes);
+        if held.written.iter().all(|written| *written > KEPT_BYTES) {
+            self.count("both streams are longer than what is kept");
+        }
         if !self.agents[who].original {
             let instance = self.agents[who].instance.clone();
             let pieces = self.pieces(who, key);
             let output = Request::Output(Output { instance, pieces });
             self.send(who, Event::ToServer(who, output));
         }
-        let pause = self.rng.between(500, 15_000);
+        let longest = if self.setting.is_loud { 2_000 } else { 15_000 };
+        let pause = self.rng.between(500, longest);
         self.after(pause, Event::Alarm(who, Alarm::Writes(key)));
     }
 
-    /// The output that the server has not confirmed, sometimes more of it, in one or two pieces.
+    /// How much a command writes to each stream now.
+    fn bytes_written(&mut self, who: usize, most: u64) -> [u64; 2] {
+        if self.agents[who].original {
+            return [self.rng.between(0, most), 0];
+        }
+        let most = match self.setting.is_loud && self.rng.chance(700) {
+            true => LOUD_BYTES,
+            false => most,
+        };
+        [most, most / 2].map(|most| self.rng.between(0, most))
+    }
+
+    /// The output that the server has not confirmed, sometimes more of it, in one or two pieces of each stream.
     fn pieces(&mut self, who: usize, key: AttemptKey) -> Vec<Piece> {
         let again = self.rng.between(0, 10);
         let Some(held) = self.agents[who].holds.get(&key) else {
             return Vec::new();
         };
-        let (from, to) = (held.acked.saturating_sub(again), held.written);
-        let middle = from + (to - from) / 2;
-        let piece = |from, to| Piece {
+        let piece = |stream, from, to| Piece {
             id: held.id.clone(),
-            stream: Stream::Stdout,
+            stream,
             offset: from,
-            data: text(key, from, to),
+            data: text(key, stream, from, to),
         };
-        vec![piece(from, middle), piece(middle, to)]
+        let mut pieces = Vec::new();
+        let mut dropped = false;
+        for stream in STREAMS {
+            let to = held.written[stream as usize];
+            let from = held.acked[stream as usize].saturating_sub(again);
+            if to == from {
+                continue;
+            }
+            let (mut middle, mut rest) = (from + (to - from) / 2, from + (to - from) / 2);
+            if to - from > SENT_AT_ONCE {
+                dropped = true;
+                (middle, rest) = (from + SENT_AT_ONCE / 2, to - SENT_AT_ONCE / 2);
+            }
+            pieces.push(piece(stream, from, middle));
+            pieces.push(piece(stream, rest, to));
+        }
+        if dropped {
+            self.count("agent dropped the middle of a stream");
+        }
+        pieces
     }
 
     fn command_ends(&mut self, who: usize, key: AttemptKey, state: ExecutionState) {
-        let written = self.rng.between(0, 300);
+        let written = self.bytes_written(who, 300);
         let now = self.now;
         let Some(held) = self.agents[who].holds.get_mut(&key) else {
             return;
@@ -511,7 +599,9 @@ impl World {
         }
         held.state = HoldState::Ended;
         held.end = Some((state, now));
-        held.written += if held.cannot_start { 0 } else { written };
+        if !held.cannot_start {
+            held.write(written);
+        }
         let end = RealEnd {
             state,
             written: held.written,
@@ -542,7 +632,7 @@ impl World {
         }
         let mut done = Done {
             instance: agent.instance.clone(),
-            seq: (!agent.draining).then_some(agent.seq),
+            seq: (!agent.draining).then_some(agent.latest_seq),
             pieces: Vec::new(),
             results: Vec::new(),
         };
@@ -605,6 +695,11 @@ impl Agent {
 }
 
 impl Held {
+    fn write(&mut self, bytes: [u64; 2]) {
+        self.written[0] += bytes[0];
+        self.written[1] += bytes[1];
+    }
+
     fn result(&self, now: Ms) -> Option<Ended> {
         let (state, at) = self.end?;
         Some(Ended {
@@ -615,8 +710,8 @@ impl Held {
             msg: String::new(),
             ended_ago_ms: now - at,
             duration_ms: (!self.cannot_start).then_some(at - self.started_at),
-            stdout_bytes: self.written,
-            stderr_bytes: 0,
+            stdout_bytes: self.written[0],
+            stderr_bytes: self.written[1],
         })
     }
 }
@@ -701,6 +796,7 @@ impl World {
                 offset: 0,
                 data: text(
                     key,
+                    Stream::Stdout,
                     0,
                     results.as_ref().map_or(0, |ended| ended.stdout_bytes),
                 ),

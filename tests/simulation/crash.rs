@@ -23,6 +23,8 @@ enum Answer {
 
 /// What had been acknowledged when a commit began.
 struct Memory {
+    /// When that was.
+    at: Ms,
     laws: LawsMemory,
     tasks: BTreeMap<TaskKey, TaskModel>,
     dump: Option<String>,
@@ -131,7 +133,7 @@ impl World {
         self.server.core.record_changes();
         self.server.disk = Some(Disk {
             saved: Saved {
-                last_alive: Time(self.now),
+                last_alive: self.clock.read(self.now),
                 ..Saved::default()
             },
             memory: self.memory(false),
@@ -143,7 +145,7 @@ impl World {
             scheduled: false,
             life: 0,
             hasty: false,
-            dumps: self.rng.chance(250),
+            dumps: self.rng.chance(250) && !self.setting.is_loud,
             said_accepted: BTreeSet::new(),
             said_taken: BTreeSet::new(),
         });
@@ -154,6 +156,7 @@ impl World {
 
     fn memory(&self, dumps: bool) -> Memory {
         Memory {
+            at: self.now,
             laws: self.laws.memory(),
             tasks: self.users.tasks(),
             dump: dumps.then(|| dump(&self.server.core)),
@@ -221,7 +224,7 @@ impl World {
             batch,
             answers: std::mem::take(&mut disk.answers),
             memory,
-            began: Time(self.now),
+            began: self.clock.read(self.now),
         });
         let takes = match self.rng.chance(self.weather.slow_disk) {
             true => self.rng.between(30, 3_000),
@@ -242,6 +245,11 @@ impl World {
         if reached_it {
             apply(&mut disk.saved, &writing.batch, writing.began);
             disk.memory = writing.memory;
+        }
+        let is_replaced =
+            |(_, change): &(OutputKey, OutputChange)| matches!(change, OutputChange::Replaced(_));
+        if reached_it && writing.batch.output.iter().any(is_replaced) {
+            *self.tally.entry("saved output replaced").or_default() += 1;
         }
         if refuse {
             let mut batch = writing.batch;
@@ -323,7 +331,7 @@ impl World {
             Answer::Submitted(key) => {
                 self.count("submit withdrawn");
                 self.note(|| format!("{key:?} is withdrawn"));
-                self.server.core.withdraw(Time(self.now), key);
+                self.server.core.withdraw(self.clock.read(self.now), key);
             }
             Answer::ToAgent(who, Response::Orders(seq, ..)) => {
                 self.send(who, Event::ToAgent(who, Response::Refused(seq, false)));
@@ -354,6 +362,16 @@ impl World {
             "server crashed > 10 s"
         });
         let up = self.now.max(self.stopped_until) + down;
+        self.clock_may_jump(up, disk.saved.last_alive);
+        self.limits_may_change();
+        if self.server.had_other_limits {
+            // What has ended may be forgotten by the start: there may be more than is allowed now.
+            disk.memory.dump = None;
+            let unfinished = |key: &TaskKey| {
+                { disk.saved.tasks.get(key) }.is_some_and(|task| task.finished_at.is_none())
+            };
+            disk.said_accepted.retain(unfinished);
+        }
         self.note(|| format!("server crashes, and is back after {down}"));
         self.stopped_until = up;
         let saved = Saved {
@@ -364,8 +382,8 @@ impl World {
             next_task: disk.saved.next_task,
             last_alive: disk.saved.last_alive,
         };
-        let away = up - disk.saved.last_alive.0;
-        self.server.restore(Time(up), saved)?;
+        let away = up - disk.memory.at;
+        self.server.restore(self.clock.read(up), saved)?;
         let machines = self.server.core.machine_states();
         self.laws.forget_unsaved_goodbyes(machines);
         self.users.roll_back(disk.memory.tasks.clone(), away);

@@ -1,5 +1,5 @@
 //! Runs the real core with a simulated network, clock, agents and users. Thousands of seeds of loss, repetition,
-//! delay, reordering, crashes, pauses and restarts; the laws in `laws.rs` are checked after every step.
+//! delay, reordering, crashes, pauses, restarts with other limits and another time, and agents that lie; the laws in `laws.rs` are checked after every step.
 //!
 //! - `SEED=7 cargo test --test simulation` runs one seed and prints what happened in it.
 //! - `SIM_SEEDS=10000` sets the number of seeds; `SIM_SECONDS=600` runs seeds for that time instead.
@@ -24,7 +24,9 @@
 //! | `HeadTailBuffer::write` ignores the offset | output_is_what_was_written |
 
 mod agent;
+mod clock;
 mod crash;
+mod hostile;
 mod laws;
 mod original;
 mod recovery;
@@ -174,7 +176,7 @@ fn the_laws_hold_whatever_happens() {
     if let Some(seed) = number("SEED") {
         return run_alone(seed, world(seed, None));
     }
-    run_all(|seed| world(seed, None));
+    run_all(|seed| world(seed, None), &SCENARIOS);
 }
 
 #[test]
@@ -182,10 +184,49 @@ fn the_laws_hold_when_a_server_with_a_database_dies() {
     if let Some(seed) = number("SEED") {
         return run_alone(seed, world_with_disk(seed));
     }
-    run_all(world_with_disk);
+    let scenarios = [&SCENARIOS[..], &SCENARIOS_OF_A_DISK].concat();
+    run_all(world_with_disk, &scenarios);
 }
 
-fn run_all(world: impl Fn(u64) -> World + Sync) {
+/// What the seeds are for: each of it must have happened in a run of [`ENOUGH_SEEDS`].
+const SCENARIOS: [&str; 22] = [
+    "agent cut off",
+    "agent dropped the middle of a stream",
+    "agent killed",
+    "agent of the original started again",
+    "agent paused > 45 s",
+    "agent took a new instance",
+    "both streams are longer than what is kept",
+    "clock jumped back",
+    "goodbye said",
+    "handed out with a report",
+    "held poll answered late",
+    "held poll dropped",
+    "held poll ended by HUP",
+    "hostile agent got work",
+    "hostile goodbye",
+    "hostile output",
+    "hostile poll",
+    "hostile results",
+    "message delayed > 3 s",
+    "poll answered at once: too many are held",
+    "tick every 100 ms",
+    "two agents with one instance",
+];
+/// The same of a server with a database.
+const SCENARIOS_OF_A_DISK: [&str; 7] = [
+    "canceled before its hand-out was sent",
+    "clock jumped forwards",
+    "commit refused",
+    "crash after a commit that nobody heard of",
+    "saved output replaced",
+    "server crashed > 10 s",
+    "server started with other limits",
+];
+/// So many seeds reach every scenario.
+const ENOUGH_SEEDS: u64 = 500;
+
+fn run_all(world: impl Fn(u64) -> World + Sync, scenarios: &[&str]) {
     let begin = Instant::now();
     let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
     let sum = match number("SIM_SECONDS") {
@@ -205,7 +246,7 @@ fn run_all(world: impl Fn(u64) -> World + Sync) {
         "{seeds} seeds, {steps} steps, {:.1} s",
         begin.elapsed().as_secs_f64()
     );
-    for (what, n) in tally {
+    for (what, n) in &tally {
         println!("{n:>10} {what}");
     }
     for (seed, law) in &failures {
@@ -213,6 +254,9 @@ fn run_all(world: impl Fn(u64) -> World + Sync) {
         println!("alone: SEED={seed} cargo test --test simulation -- --nocapture");
     }
     assert!(failures.is_empty(), "{} seeds failed", failures.len());
+    for scenario in scenarios.iter().filter(|_| seeds >= ENOUGH_SEEDS) {
+        assert!(tally.contains_key(scenario), "never: {scenario}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! After the faults have stopped: whatever happened before, a new task must run on every machine at once.
 
 use crate::world::{Lawful, Ms, World};
-use sidebike::core::{Selection, TaskKey, Time};
+use sidebike::core::{Selection, TaskKey};
 use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::machine::MachineState;
 use sidebike::wire::task::{ExecutionState, Mode};
@@ -39,7 +39,10 @@ impl World {
             self.ran_well(task, 1, false)?;
         } else {
             let all = Selection::All;
-            let canceled = self.server.core.cancel(Time(self.now), task, &all);
+            let canceled = self
+                .server
+                .core
+                .cancel(self.clock.read(self.now), task, &all);
             canceled.map_err(|refusal| format!("a waiting task can be canceled: {refusal:?}"))?;
         }
         Ok(())

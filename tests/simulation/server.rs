@@ -4,8 +4,12 @@
 use crate::crash::Disk;
 use crate::laws::HandOut;
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
-use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Saved, TextLimits, Time};
-use sidebike::wire::agent::{Assignment, AttemptId, Orders, Poll, Verdict};
+use sidebike::core::{
+    Core, Limits, MachineKey, Notice, Refusal, Saved, TextLimits, Time, check_holds, check_report,
+    is_of_original,
+};
+use sidebike::wire::agent::{Assignment, AttemptId, Done, Goodbye, Orders, Output, Poll, Verdict};
+use sidebike::wire::duration::TimeSpan;
 use sidebike::wire::task::Detail;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +25,9 @@ pub const TEXTS: TextLimits = TextLimits {
 /// How long a poll is still held after its machine was given work in the answer to a report.
 const HELD_ON: Ms = 1_000;
 
+/// The longest that a poll is held.
+const MAX_POLL_WAIT: TimeSpan = TimeSpan::from_secs(25);
+
 /// A held poll.
 struct Held {
     hold: u64,
@@ -32,6 +39,8 @@ struct Held {
 pub struct Server {
     pub core: Core,
     pub limits: Limits,
+    /// It once had others.
+    pub had_other_limits: bool,
     pub epoch: u32,
     /// How many cores there have been.
     pub lives: u64,
@@ -47,6 +56,7 @@ impl Server {
         let mut server = Server {
             core: Core::new(limits.clone(), World::BEGINNING),
             limits,
+            had_other_limits: false,
             epoch: 0,
             lives: 0,
             disk: None,
@@ -102,21 +112,39 @@ impl Server {
 impl World {
     pub fn server_hears(&mut self, who: usize, request: Request) -> Lawful {
         let now = self.time();
+        if let Request::Output(Output { instance, .. })
+        | Request::Done(Done { instance, .. })
+        | Request::Goodbye(Goodbye { instance, .. }) = &request
+            && is_of_original(instance)
+        {
+            self.count("report refused: not an agent's own instance");
+            return Ok(());
+        }
         match request {
             Request::Poll(poll) => self.server_polled(who, poll)?,
             Request::Output(output) => {
+                if check_report(&output.pieces, &[]).is_err() {
+                    self.count("report refused: too long");
+                    return Ok(());
+                }
                 self.laws.heard_of(self.now, &output.instance);
                 let orders = self
                     .server
                     .core
                     .output(now, &output.instance, &output.pieces);
-                self.only_what_nobody_knows_is_forgotten(&orders)?;
+                self.only_what_nobody_knows_is_forgotten(who, &orders)?;
                 self.send(who, Event::ToAgent(who, Response::Kept(output, orders)));
             }
             Request::Done(done) => {
+                if check_report(&done.pieces, &done.results).is_err() {
+                    self.count("report refused: too long");
+                    return Ok(());
+                }
                 self.laws.heard_of(self.now, &done.instance);
                 let taken = self.server.core.done_and_next(now, &done);
-                self.verdicts(&taken.results)?;
+                if self.agents[who].is_plain() {
+                    self.verdicts(&taken.results)?;
+                }
                 if !taken.start.is_empty() {
                     self.count("handed out with a report");
                 }
@@ -124,6 +152,9 @@ impl World {
                 self.answer(who, Response::Taken(taken, done.seq, keys));
             }
             Request::Goodbye(goodbye) => {
+                if check_holds(&goodbye.holds).is_err() {
+                    return Ok(());
+                }
                 // A goodbye that arrives before every poll is from an unknown machine.
                 if self.server.knows(&goodbye.instance) {
                     self.laws.left(&goodbye.instance);
@@ -172,11 +203,25 @@ impl World {
     fn server_polled(&mut self, who: usize, poll: Poll) -> Lawful {
         let now = self.time();
         let seq = poll.seq;
-        match self.server.core.poll(now, &poll, None) {
+        if check_holds(&poll.holds).is_err() {
+            self.count("poll refused: too long");
+            return Ok(());
+        }
+        let origin = if self.agents[who].hostile {
+            "hostile"
+        } else {
+            "plain"
+        };
+        let admitted = self.server.core.admit(now, origin, &poll.instance);
+        if admitted.is_err() {
+            self.count("poll refused: too many new machines from one address");
+        }
+        match admitted.and_then(|()| self.server.core.poll(now, &poll, None)) {
             Err(refusal) => {
                 self.count(match refusal {
                     Refusal::Conflict(_) => "poll refused: conflict",
                     Refusal::Full(_) => "poll refused: full",
+                    _ if self.agents[who].hostile => "poll refused: impossible",
                     _ => return Err(format!("a good poll is refused: {refusal:?}")),
                 });
                 let conflict = matches!(refusal, Refusal::Conflict(_));
@@ -189,7 +234,11 @@ impl World {
                     let nothing = Response::Orders(old.seq, Orders::none(), Vec::new());
                     self.send(old.who, Event::ToAgent(old.who, nothing));
                 }
-                if orders.is_empty() && poll.wait.as_millis() > 0 {
+                let has_room = self.server.held.len() < self.setting.max_held;
+                if orders.is_empty() && !has_room {
+                    self.count("poll answered at once: too many are held");
+                }
+                if orders.is_empty() && poll.wait.as_millis() > 0 && has_room {
                     self.server.core.hold_poll(machine);
                     let hold = self.server.next_hold;
                     self.server.next_hold += 1;
@@ -201,7 +250,10 @@ impl World {
                     };
                     self.server.held.insert(machine, held);
                     let epoch = self.server.epoch;
-                    self.after(poll.wait.as_millis(), Event::HoldOver(epoch, machine, hold));
+                    self.after(
+                        poll.wait.min(MAX_POLL_WAIT).as_millis(),
+                        Event::HoldOver(epoch, machine, hold),
+                    );
                 } else {
                     self.answer_poll(who, seq, poll.draining, orders)?;
                 }
@@ -230,6 +282,36 @@ impl World {
         self.see_to_notices()
     }
 
+    /// HUP: every held poll is answered, as its token may be one no longer.
+    pub fn server_is_sent_hup(&mut self) -> Lawful {
+        self.count("server sent HUP");
+        let mut machines: Vec<MachineKey> = self.server.held.keys().copied().collect();
+        machines.sort();
+        for machine in machines {
+            self.count("held poll ended by HUP");
+            self.collect_for(machine)?;
+        }
+        self.see_to_notices()
+    }
+
+    /// A server that starts may have other limits than the one before.
+    pub fn limits_may_change(&mut self) {
+        if self.rng.chance(self.weather.other_limits) {
+            self.server.had_other_limits = true;
+            self.count("server started with other limits");
+            self.server.limits = Limits {
+                tasks: self.rng.pick(&[1, 3, 50]),
+                executions: self.rng.pick(&[12, 500]),
+                machines: self.rng.pick(&[4, 100]),
+                output_bytes: self.rng.pick(&[100, 1_500, 1 << 20]),
+                patterns: self.rng.pick(&[1, 2, 1_000]),
+                ..self.server.limits.clone()
+            };
+            let limits = format!("{:?}", self.server.limits);
+            self.note(|| format!("new limits: {limits}"));
+        }
+    }
+
     /// The connection of an agent's held poll breaks, and both sides see that.
     pub fn poll_is_dropped(&mut self, who: usize) {
         let held = self.server.held.iter().find(|(_, held)| held.who == who);
@@ -255,7 +337,7 @@ impl World {
         let Some(held) = self.server.held.remove(&machine) else {
             return Ok(());
         };
-        let orders = self.server.core.collect(Time(self.now), machine);
+        let orders = self.server.core.collect(self.clock.read(self.now), machine);
         self.answer_poll(held.who, held.seq, held.draining, orders)
     }
 
@@ -266,14 +348,22 @@ impl World {
         draining: bool,
         orders: Orders<Arc<Detail>>,
     ) -> Lawful {
-        self.only_what_nobody_knows_is_forgotten(&orders)?;
+        self.only_what_nobody_knows_is_forgotten(who, &orders)?;
         let keys = self.handed_out(who, draining, &orders.start)?;
         self.answer(who, Response::Orders(seq, orders, keys));
         Ok(())
     }
 
     /// A command whose attempt has ended here is killed, not forgotten.
-    fn only_what_nobody_knows_is_forgotten(&self, orders: &Orders<Arc<Detail>>) -> Lawful {
+    fn only_what_nobody_knows_is_forgotten(
+        &self,
+        who: usize,
+        orders: &Orders<Arc<Detail>>,
+    ) -> Lawful {
+        // A made-up id may be that of an execution that the same poll has made.
+        if self.agents[who].hostile {
+            return Ok(());
+        }
         let known = |id: &&AttemptId| self.server.core.task_of_execution(&id.execution).is_some();
         match orders.forget.iter().find(known) {
             Some(id) => Err(format!("only_what_nobody_knows_is_forgotten: {id:?}")),
@@ -294,6 +384,9 @@ impl World {
                 .key_of(id)
                 .ok_or_else(|| format!("{id:?} leads nowhere"))?;
             self.note(|| format!("agent {who} is handed {id:?}"));
+            if !self.agents[who].is_plain() {
+                self.laws.nobody_knows_what_becomes_of(key);
+            }
             let task = self.users.task(key.task);
             self.laws.handed_out(HandOut {
                 now: self.now,

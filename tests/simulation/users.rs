@@ -2,7 +2,7 @@
 
 use crate::server::TEXTS;
 use crate::world::{Event, Lawful, Ms, World};
-use sidebike::core::{Refusal, Selection, Spec, TaskKey, TaskQuery, Time, TraitsSnapshot};
+use sidebike::core::{Refusal, Selection, Spec, TaskKey, TaskQuery, TraitsSnapshot};
 use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::task::{ExecutionState, Mode, PostedTask, Retry, RetryOn};
 use std::cell::RefCell;
@@ -203,7 +203,11 @@ impl World {
             .as_ref()
             .and_then(|id| self.server.core.find_task(id).ok());
         let kept = spec.clone();
-        match self.server.core.submit(Time(self.now), &fresh, spec) {
+        match self
+            .server
+            .core
+            .submit(self.clock.read(self.now), &fresh, spec)
+        {
             Ok(key) => {
                 self.accepted(key, &kept);
                 self.answer_submit(key);
@@ -280,7 +284,11 @@ impl World {
         };
         let all = matches!(selection, Selection::All);
         self.note(|| format!("cancel {key:?} {selection:?}"));
-        match self.server.core.cancel(Time(self.now), key, &selection) {
+        match self
+            .server
+            .core
+            .cancel(self.clock.read(self.now), key, &selection)
+        {
             Ok(()) => {
                 self.count("task canceled");
                 let ended = task.state().is_terminal();
@@ -295,7 +303,11 @@ impl World {
         let Some(key) = self.some_task() else { return };
         let all = self.rng.chance(300);
         let fresh = self.fresh_id();
-        match self.server.core.rerun(Time(self.now), &fresh, key, all) {
+        match self
+            .server
+            .core
+            .rerun(self.clock.read(self.now), &fresh, key, all)
+        {
             Ok(new) => {
                 self.count("task rerun");
                 let spec = self.server.core.show(new).map(|task| task.spec.clone());

@@ -2,12 +2,13 @@
 //! the faults of agents and of the server.
 
 use crate::agent::{Agent, Alarm};
+use crate::clock::Clock;
 use crate::laws::Laws;
 use crate::rng::Rng;
 use crate::server::Server;
 use crate::users::Users;
 use sidebike::core::{Link, MachineKey, TaskKey, Time};
-use sidebike::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
+use sidebike::wire::agent::{AttemptId, Done, Goodbye, Orders, Output, Poll, Taken};
 use sidebike::wire::task::Detail;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
@@ -83,6 +84,14 @@ pub struct Weather {
     pub late_wake: u64,
     pub stop: u64,
     pub wipe: u64,
+    /// The server is sent HUP.
+    pub hup: u64,
+    /// Another process has the instance of a running agent: it was started from a copy of its memory.
+    pub twin: u64,
+    /// The wall clock jumps while the server is down.
+    pub jump: u64,
+    /// A server that starts again has other limits.
+    pub other_limits: u64,
     /// With a database only: crashes of the server, failed commits, slow commits.
     pub crash: u64,
     pub refuse: u64,
@@ -106,6 +115,10 @@ impl Weather {
             late_wake: one_of(&[0, 100, 500]),
             stop: one_of(&[0, 0, 100]),
             wipe: one_of(&[0, 0, 0, 0, 0, 30]),
+            hup: one_of(&[0, 0, 200]),
+            twin: one_of(&[0, 0, 0, 0, 100]),
+            jump: one_of(&[0, 300]),
+            other_limits: one_of(&[0, 0, 500]),
             crash: 0,
             refuse: 0,
             slow_disk: 0,
@@ -127,6 +140,10 @@ impl Weather {
             late_wake: 0,
             stop: 0,
             wipe: 0,
+            hup: 0,
+            twin: 0,
+            jump: 0,
+            other_limits: 0,
             crash: 0,
             refuse: 0,
             slow_disk: 0,
@@ -137,15 +154,45 @@ impl Weather {
 /// How often each thing happened.
 pub type Tally = BTreeMap<&'static str, u64>;
 
+/// How one seed differs from others all along.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// The server ticks with this period, as the real one does, and not only when the core asks for it.
+    pub tick_every: Option<Ms>,
+    /// The most polls that the server holds.
+    pub max_held: usize,
+    /// Commands write more to both streams than is kept.
+    pub is_loud: bool,
+    /// The number of hostile agents.
+    pub hostile: u64,
+}
+
+impl Setting {
+    fn of(rng: &mut Rng) -> Self {
+        Setting {
+            tick_every: rng.chance(80).then_some(TICK),
+            max_held: rng.pick(&[usize::MAX, usize::MAX, usize::MAX, usize::MAX, 2, 0]),
+            is_loud: rng.chance(50),
+            hostile: rng.pick(&[0, 0, 0, 0, 1, 3]),
+        }
+    }
+}
+
 pub struct World {
     pub rng: Rng,
+    /// The true time.
     pub now: Ms,
+    /// The server's clock.
+    pub clock: Clock,
+    pub setting: Setting,
     pub weather: Weather,
     pub agents: Vec<Agent>,
     pub server: Server,
     pub laws: Laws,
     pub users: Users,
     pub tally: Tally,
+    /// Ids of attempts that hostile agents were handed.
+    pub overheard: Vec<AttemptId>,
     /// The server is paused until then.
     pub stopped_until: Ms,
     pub next_tick: Ms,
@@ -159,7 +206,11 @@ pub struct World {
 
 /// The number of steps with faults and users; after them everything has to come to its end.
 const STORM_STEPS: u64 = 160;
-const LABELS: [&str; 4] = ["web-0", "web-1", "db-0", "db-0"];
+/// More of them for each hostile agent, which takes as many itself.
+const STEPS_OF_HOSTILE: u64 = 60;
+pub const LABELS: [&str; 4] = ["web-0", "web-1", "db-0", "db-0"];
+/// The period of the server's clock thread.
+const TICK: Ms = 100;
 /// The time at the start: late enough that no computed time is before 1970.
 const BEGINNING: Ms = 1_700_000_000_000;
 
@@ -167,15 +218,19 @@ impl World {
     pub fn new(seed: u64, server: Server) -> Self {
         let mut rng = Rng::new(seed);
         let weather = Weather::of(&mut rng);
+        let setting = Setting::of(&mut rng);
         World {
             weather,
+            setting,
             rng,
             now: BEGINNING,
+            clock: Clock::default(),
             agents: Vec::new(),
             server,
             laws: Laws::default(),
             users: Users::default(),
             tally: Tally::new(),
+            overheard: Vec::new(),
             stopped_until: 0,
             next_tick: u64::MAX,
             steps: 0,
@@ -189,8 +244,9 @@ impl World {
 
     pub const BEGINNING: Time = Time(BEGINNING);
 
+    /// The time on the server's clock.
     pub fn time(&self) -> Time {
-        Time(self.now)
+        self.clock.read(self.now)
     }
 
     pub fn count(&mut self, what: &'static str) {
@@ -224,11 +280,15 @@ impl World {
         if self.rng.chance(250) {
             self.start_original();
         }
+        for _ in 0..self.setting.hostile {
+            self.start_hostile();
+        }
         self.at(self.now, Event::Tick);
         self.next_tick = self.now;
         self.at(self.now + 5, Event::User);
         self.at(self.now + 500, Event::Fault);
-        while self.steps < STORM_STEPS {
+        let storm = STORM_STEPS + STEPS_OF_HOSTILE * self.setting.hostile;
+        while self.steps < storm {
             self.step()?;
         }
         self.calm_down();
@@ -275,6 +335,8 @@ impl World {
         self.note(|| "calm".into());
         self.calm = true;
         self.weather = Weather::fair();
+        self.setting.max_held = usize::MAX;
+        self.end_the_hostile_and_the_twins();
         for who in 0..self.agents.len() {
             self.agents[who].cut_until = 0;
             if self.agents[who].paused {
@@ -289,7 +351,10 @@ impl World {
         };
         let event = self.events.remove(&id).ok_or("an event happens once")?;
         self.now = self.now.max(time);
-        self.steps += 1;
+        // Ten ticks a second are none of the steps that make a seed.
+        if self.setting.tick_every.is_none() || !matches!(event, Event::Tick) {
+            self.steps += 1;
+        }
         let for_server = !matches!(event, Event::ToAgent(..) | Event::Alarm(..) | Event::Fault);
         if for_server && self.now < self.stopped_until {
             let late = self.rng.between(0, 20);
@@ -318,7 +383,14 @@ impl World {
         let next = self.server.core.tick(now);
         self.see_to_notices()?;
         // The server ticks when the core asked for it.
-        let mut next = next.map_or(self.now + 2_000, |next| next.0);
+        let mut next = match (self.setting.tick_every, next) {
+            (Some(period), _) => {
+                self.count("tick every 100 ms");
+                self.now + period
+            }
+            (None, Some(next)) => self.clock.true_time(next),
+            (None, None) => self.now + 2_000,
+        };
         if self.rng.chance(self.weather.stop) {
             self.count("tick late");
             next += self.rng.between(1, 4_000);
@@ -394,6 +466,12 @@ impl World {
                 self.see_to_notices()?;
             }
         }
+        if self.rng.chance(weather.hup) {
+            self.server_is_sent_hup()?;
+        }
+        if let Some(who) = who.filter(|_| self.rng.chance(weather.twin)) {
+            self.start_twin(who);
+        }
         if self.rng.chance(weather.restart / 2) {
             self.replace_original();
         }
@@ -433,7 +511,10 @@ impl World {
         if self.rng.chance(weather.wipe) {
             self.count("server restarted empty");
             self.note(|| "server restarted empty".into());
-            self.server.wipe(Time(self.now));
+            self.clock_may_jump(self.now, Time(0));
+            self.limits_may_change();
+            let now = self.time();
+            self.server.wipe(now);
             self.laws.wipe();
             self.users.wipe();
         }

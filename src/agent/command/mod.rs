@@ -6,6 +6,7 @@
 //! | `lookup` | looking at files where that can be left alone |
 //! | `path_lookup` | finding a program on a PATH |
 //! | `start_failure` | why a program could not be started |
+//! | `start_watch` | starts that do not return |
 //! | `script` | the script that a task brings along |
 //! | `user` | the user that a command runs as |
 //! | `output_pipes` | the pipes of its output |
@@ -22,6 +23,7 @@ pub(super) mod policy;
 pub(super) mod runner;
 pub(super) mod script;
 mod start_failure;
+pub(super) mod start_watch;
 pub(super) mod supervisor;
 mod survivors;
 mod user;

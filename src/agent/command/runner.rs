@@ -13,10 +13,11 @@ use super::path_lookup;
 use super::policy;
 use super::script::{self, Script, TemporaryFile};
 use super::start_failure;
+use super::start_watch::{Start, stopped};
 use super::supervisor::{Limits, Started, Supervisor};
 use super::survivors::Survivors;
 use super::user::User;
-use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
+use crate::agent::attempt::{Attempt, Outcome, Waker};
 use crate::agent::backoff::random_id;
 use crate::agent::processes::guard::Guard;
 use crate::agent::processes::inheritance;
@@ -84,14 +85,46 @@ impl Runner {
         self.guard.flush();
     }
 
-    /// Starts the command of `job`. The error is the outcome of an attempt that could not be started.
+    /// Starts the command of `job`.
     pub fn start<'a>(
         &'a self,
         state: &'a AgentState,
         attempt: &'a Attempt,
         job: &Job,
         waker: Option<&'a Waker>,
-    ) -> Result<Supervisor<'a>, Outcome> {
+        start: Start<'_>,
+    ) -> Result<Supervisor<'a>, NotStarted> {
+        let spawned = self.spawn(state, attempt, job, waker, &start);
+        let is_ours = start.finish();
+        match spawned {
+            Ok((started, waker)) if is_ours => Ok(Supervisor::new(
+                state,
+                attempt,
+                &self.guard,
+                &self.orphaned_pipes,
+                &self.survivors,
+                waker,
+                started,
+            )),
+            Ok((started, _)) => {
+                started.kill();
+                self.survivors.add(started.child, started.key);
+                Err(NotStarted::LeftAlone)
+            }
+            Err(outcome) if is_ours => Err(NotStarted::Ended(outcome)),
+            Err(_) => Err(NotStarted::LeftAlone),
+        }
+    }
+
+    /// Starts the process. The error is the outcome of an attempt that could not be started.
+    fn spawn<'a>(
+        &self,
+        state: &AgentState,
+        attempt: &Attempt,
+        job: &Job,
+        waker: Option<&'a Waker>,
+        start: &Start<'_>,
+    ) -> Result<(Started, &'a Waker), Outcome> {
         let waker = waker.ok_or_else(|| failed("this machine has no file descriptors left"))?;
         // Set the waker before looking for an order to stop: an order after the look wakes.
         attempt.set_waker(waker.clone());
@@ -101,24 +134,21 @@ impl Runner {
         let key = random_id().map_err(failed)?;
         // Before the start: if the agent is killed meanwhile, the guard finds the command by its key.
         self.guard.add(&key);
-        let prepared = self.prepare(job, &state.instance(), key.clone(), attempt, waker);
+        let instance = state.instance();
+        let prepared = self.prepare(job, &instance, key.clone(), attempt, waker, start);
         let started = prepared.and_then(|prepared| {
             // Preparing may have taken a while, and there must be no start after an order to stop.
             match attempt.stop_reason() {
                 Some(reason) => Err(stopped(reason)),
-                None => prepared.spawn().map_err(failed),
+                None if start.is_left_alone() => Err(failed("its time is up")),
+                None => {
+                    start.set_timeout(prepared.limits.timeout);
+                    prepared.spawn().map_err(failed)
+                }
             }
         });
         let started = started.inspect_err(|_| self.guard.remove(&key))?;
-        Ok(Supervisor::new(
-            state,
-            attempt,
-            &self.guard,
-            &self.orphaned_pipes,
-            &self.survivors,
-            waker,
-            started,
-        ))
+        Ok((started, waker))
     }
 
     /// Does all that can be done before the start. The error is the outcome if that fails.
@@ -129,6 +159,7 @@ impl Runner {
         key: String,
         attempt: &Attempt,
         waker: &Waker,
+        start: &Start<'_>,
     ) -> Result<Prepared, Outcome> {
         let mut detail: Detail = serde_json::from_str(job.detail.get()).map_err(|why| {
             let version = env!("CARGO_PKG_VERSION");
@@ -179,7 +210,10 @@ impl Runner {
             }
         };
         let (mut command, script, directory) = match &detail.workspace {
-            None => look().map_err(failed)?,
+            None => {
+                start.set_timeout(limits.timeout);
+                look().map_err(failed)?
+            }
             Some(workspace) => {
                 let timeout = limits.timeout.map(Duration::from);
                 let found = lookup::look(attempt, waker, timeout, look);
@@ -258,6 +292,15 @@ impl Runner {
     }
 }
 
+/// Why there is no command to supervise.
+#[derive(Debug)]
+pub enum NotStarted {
+    /// It could not be started: the outcome of the attempt.
+    Ended(Outcome),
+    /// Its start took too long, and its attempt has ended meanwhile.
+    LeftAlone,
+}
+
 /// A command that only has to be started.
 struct Prepared {
     command: Command,
@@ -310,10 +353,6 @@ impl Prepared {
 
 fn failed(why: impl Into<String>) -> Outcome {
     Outcome::not_started(ExecutionState::Failed, why)
-}
-
-fn stopped(reason: StopReason) -> Outcome {
-    Outcome::not_started(ExecutionState::Canceled, reason.text())
 }
 
 /// The outcome of an attempt whose workspace could not be looked at.

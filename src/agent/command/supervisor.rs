@@ -25,7 +25,7 @@ use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, waitid};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
@@ -75,6 +75,18 @@ pub struct Started {
     pub output: OutputPipes,
     /// How long it may take.
     pub limits: Limits,
+}
+
+impl Started {
+    /// Kills it: nobody waits for it any more.
+    pub fn kill(&self) {
+        let group = Pid::from_child(&self.child);
+        let mut processes = AttemptProcesses::new(self.key.clone(), group);
+        match ProcessTable::read() {
+            Some(table) => processes.sweep_in(&table, Signal::KILL),
+            None => processes.sweep_group(Signal::KILL),
+        };
+    }
 }
 
 /// Text for standard input.

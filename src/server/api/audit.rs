@@ -1,7 +1,8 @@
 //! The audit: one JSON line for each call that changes something, also if it was refused.
 
+use super::access::Caller;
 use crate::config::AuditTarget;
-use crate::core::Task;
+use crate::core::{Spec, Task};
 use crate::server::http::Request;
 use log::{Level, info, log_enabled, warn};
 use serde::Serialize;
@@ -10,8 +11,8 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 /// The longest command in a line, in bytes: enough to recognize it; a script is cut.
 const MAX_COMMAND_BYTES: usize = 4 * 1024;
@@ -23,25 +24,43 @@ const USUAL_BYTES: usize = 2 << 10;
 const LOG_TARGET: &str = "sidebike::audit";
 /// Machines named in a line; `matched` has their number.
 const MAX_MACHINES: usize = 100;
+/// How long the server waits at its end for lines that are being written.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// The task that a handler changed, if it got so far.
-#[derive(Debug, Default)]
-pub struct Change(Option<Task>);
+#[derive(Debug, Clone, Default)]
+pub struct Change(Option<Changed>);
+
+/// What a line says of a task. Not the task itself: a copy that is kept would double its memory with its next change.
+#[derive(Debug, Clone)]
+struct Changed {
+    task: Arc<str>,
+    spec: Arc<Spec>,
+    matched: u32,
+    machines: Vec<Arc<str>>,
+}
 
 impl Change {
     /// A change of this task.
     pub fn of(task: &Task) -> Self {
-        Change(Some(task.clone()))
+        let mut machines: Vec<Arc<str>> = task.labels().take(MAX_MACHINES).cloned().collect();
+        machines.dedup();
+        Change(Some(Changed {
+            task: task.id.clone(),
+            spec: task.spec.clone(),
+            matched: task.matched(),
+            machines,
+        }))
     }
 }
 
 /// The command of a task, cut.
-fn command(task: &Task) -> String {
-    let detail = &task.spec.detail;
+fn command(spec: &Spec) -> String {
+    let detail = &spec.detail;
     let line = detail.command.as_slice();
     let argv = detail.argv.as_deref().unwrap_or_default();
     let (script, args) = (detail.script.iter(), detail.script_args.iter().flatten());
-    let bytes = task.spec.detail_bytes() + argv.len();
+    let bytes = spec.detail_bytes() + argv.len();
     let mut words = String::with_capacity(bytes.min(MAX_COMMAND_BYTES));
     for word in line.iter().chain(argv).chain(script).chain(args) {
         if !words.is_empty() {
@@ -75,11 +94,63 @@ struct Line<'a> {
     user: Option<&'a str>,
 }
 
+/// A call, as its line tells of it once its status is known.
+#[derive(Debug)]
+pub struct Record {
+    time: SystemTime,
+    token: Option<Box<str>>,
+    peer: Option<IpAddr>,
+    call: Box<str>,
+    change: Change,
+}
+
+impl Record {
+    /// The line.
+    pub fn line(&self, status: u16) -> Option<String> {
+        let changed = self.change.0.as_ref();
+        let machines = changed.map_or(&[][..], |changed| &changed.machines);
+        let line = Line {
+            time: humantime::format_rfc3339_millis(self.time).to_string(),
+            token: self.token.as_deref().unwrap_or("none"),
+            peer: self.peer,
+            call: &self.call,
+            status,
+            task: changed.map(|changed| &*changed.task),
+            matched: changed.map(|changed| changed.matched),
+            machines: machines.iter().map(|label| &**label).collect(),
+            command: changed.map(|changed| command(&changed.spec)),
+            user: changed.and_then(|changed| changed.spec.detail.user.as_deref()),
+        };
+        let mut text = Vec::with_capacity(USUAL_BYTES);
+        serde_json::to_writer(&mut text, &line).ok()?;
+        String::from_utf8(text).ok()
+    }
+}
+
 /// Where the lines go.
 #[derive(Debug)]
 pub struct Audit {
     file: Mutex<Option<File>>,
     target: AuditTarget,
+    pending: Arc<PendingLines>,
+}
+
+/// How many lines other threads are about to write.
+#[derive(Debug, Default)]
+struct PendingLines {
+    count: Mutex<usize>,
+    written: Condvar,
+}
+
+/// A line that is about to be written, until it is dropped.
+#[derive(Debug)]
+pub struct PendingLine(Arc<PendingLines>);
+
+impl Drop for PendingLine {
+    fn drop(&mut self) {
+        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.written.notify_all();
+    }
 }
 
 impl Audit {
@@ -92,6 +163,7 @@ impl Audit {
         Ok(Audit {
             file: Mutex::new(file),
             target,
+            pending: Arc::default(),
         })
     }
 
@@ -110,40 +182,34 @@ impl Audit {
         }
     }
 
-    /// The line for a call; `None` if the log does not show it.
-    pub fn line(
-        &self,
-        token: Option<&str>,
-        request: &Request,
-        status: u16,
-        change: &Change,
-    ) -> Option<String> {
+    /// What the line of a call will tell; `None` if the log does not show it.
+    pub fn record(&self, caller: &Caller, request: &Request, change: &Change) -> Option<Record> {
         if !self.has_file() && !log_enabled!(target: LOG_TARGET, Level::Info) {
             return None;
         }
         let mut call = format!("{} /{}", request.method, request.path.join("/"));
         call.truncate(call.floor_char_boundary(MAX_CALL_BYTES));
-        let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        let task = change.0.as_ref();
-        let mut machines: Vec<&str> = { task.into_iter() }
-            .flat_map(|task| task.labels().take(MAX_MACHINES))
-            .collect();
-        machines.dedup();
-        let line = Line {
-            time,
-            token: token.unwrap_or("none"),
+        Some(Record {
+            time: SystemTime::now(),
+            token: caller.name.as_deref().map(Box::from),
             peer: request.peer,
-            call: &call,
-            status,
-            task: task.map(|task| &*task.id),
-            matched: task.map(|task| task.matched()),
-            machines,
-            command: task.map(command),
-            user: task.and_then(|task| task.spec.detail.user.as_deref()),
-        };
-        let mut text = Vec::with_capacity(USUAL_BYTES);
-        serde_json::to_writer(&mut text, &line).ok()?;
-        String::from_utf8(text).ok()
+            call: call.into(),
+            change: change.clone(),
+        })
+    }
+
+    /// Notes that another thread is about to write a line.
+    pub fn pending(&self) -> PendingLine {
+        let mut count = { self.pending.count.lock() }.unwrap_or_else(PoisonError::into_inner);
+        *count += 1;
+        PendingLine(self.pending.clone())
+    }
+
+    /// Waits until the lines are written that other threads are about to write, but no longer than [`SETTLE`].
+    pub fn settle(&self) {
+        let count = { self.pending.count.lock() }.unwrap_or_else(PoisonError::into_inner);
+        let is_pending = |count: &mut usize| *count > 0;
+        drop((self.pending.written).wait_timeout_while(count, SETTLE, is_pending));
     }
 
     /// Writes a line. With a file this may wait for the disk.

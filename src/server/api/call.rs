@@ -18,6 +18,10 @@ pub struct Call<'a> {
     pub responder: &'a mut Option<Responder>,
     /// The changed task, set by handlers that change one, for the audit.
     pub change: &'a mut Change,
+    /// The right that the route requires.
+    pub right: Right,
+    /// The status is noted when the request is answered, set by handlers that hold one that has an `OnAnswer`.
+    pub is_noted_later: &'a mut bool,
     /// Makes the answer, set by handlers whose answer may be large.
     pub later: &'a mut Option<Make>,
 }

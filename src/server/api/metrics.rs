@@ -3,6 +3,7 @@
 use super::call::{Call, Handled};
 use crate::core::Histogram;
 use crate::server::http::Answer;
+use crate::server::log_queue;
 use crate::wire::task::ExecutionState;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -125,6 +126,12 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "counter",
         "Threads that failed (a bug) and were started again.",
         server.store.health.failures(),
+    );
+    page.single(
+        "sidebike_log_lines_dropped_total",
+        "counter",
+        "Lines of the log dropped as standard error was not read.",
+        log_queue::dropped(),
     );
     let holds = &server.store.holds;
     page.single(

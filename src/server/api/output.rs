@@ -3,14 +3,16 @@
 use super::call::{Call, Handled};
 use super::follow;
 use super::parse::{flag, looked_at_task};
-use crate::core::{EventKind, Output, OutputFilter, Refusal, Task, gap_line};
+use crate::core::{EventKind, Output, OutputEnd, OutputFilter, Refusal, Task, TaskKey, gap_line};
 use crate::server::answers;
 use crate::server::answers::text::{plain, with_left_out};
 use crate::server::http::{Answer, Part, Source};
+use crate::server::state::Store;
 use crate::wire::agent::Stream;
 use crate::wire::machine_names::MachineNames;
 use crate::wire::output_line::last_state;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// `GET /api/v1/task/{id}/output`.
 pub fn output(call: Call<'_>) -> Handled {
@@ -93,18 +95,22 @@ pub fn output(call: Call<'_>) -> Handled {
     }
     let machine = machine.map(str::to_owned);
     if offset.is_none() && is_large(&task, machine.as_deref()) {
+        if !call.server.store.start_reading() {
+            let msg = "as many requests are held as allowed (--max-held)";
+            return Err(answers::error(503, msg));
+        }
+        let parts = Parts {
+            store: call.server.store.clone(),
+            names: task.machine_names(),
+            commands: task.output_ends(machine.as_deref()).into(),
+            task: key,
+            stream,
+            at: [0; 2],
+            read: VecDeque::new(),
+            is_all: false,
+            within_line: None,
+        };
         if let Some(responder) = call.responder.take() {
-            let parts = Parts {
-                names: task.machine_names(),
-                task,
-                machine,
-                stream,
-                command: 0,
-                at: [0; 2],
-                read: VecDeque::new(),
-                is_all: false,
-                within_line: None,
-            };
             responder.stream("text/plain; charset=utf-8", Box::new(parts));
         }
         return Ok(None);
@@ -135,14 +141,18 @@ const READ_BYTES: usize = 128 << 10;
 /// The size of a part, in bytes; it ends with the line that exceeds it.
 const PART_BYTES: usize = 64 << 10;
 
-/// The output of several commands as it was at one moment, part by part.
+/// What stands in place of output that was forgotten while it was being read.
+const NO_LONGER_KEPT: &str = "… the rest is no longer kept …";
+
+/// The output of several commands up to where it was at one moment, part by part. It is read from what is kept, and no
+/// copy is held: one for each slow reader would take as much memory as all that is kept, and again.
 struct Parts {
-    task: Task,
-    machine: Option<String>,
+    store: Arc<Store>,
+    task: TaskKey,
     stream: Option<Stream>,
     names: MachineNames,
-    /// The command whose output is being sent, and up to which offsets it was read.
-    command: usize,
+    /// The commands whose output is still to be sent; up to which offsets the first one's was read.
+    commands: VecDeque<OutputEnd>,
     at: [u64; 2],
     /// What was read and not sent yet.
     read: VecDeque<EventKind>,
@@ -152,15 +162,21 @@ struct Parts {
     within_line: Option<Stream>,
 }
 
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.store.stop_reading();
+    }
+}
+
 impl Source for Parts {
     fn next(&mut self) -> Part {
-        let outputs = self.task.outputs(self.machine.as_deref());
         let mut text = Vec::new();
         while text.len() < PART_BYTES {
-            let Some((target, output)) = outputs.get(self.command) else {
+            let Some(command) = self.commands.front() else {
                 break;
             };
-            let name = target.map_or("", |t| self.names.name(&t.label, &t.instance));
+            let target = &command.target;
+            let name = self.names.name(&target.label, &target.instance);
             if let Some(event) = self.read.pop_front() {
                 let rest = add_event(name, event, &mut self.within_line, &mut text);
                 if let Some(rest) = rest {
@@ -168,24 +184,55 @@ impl Source for Parts {
                 }
                 continue;
             }
-            match output.filter(|_| !self.is_all) {
-                Some(output) => {
-                    let (events, is_all) = output.next_lines(self.stream, &mut self.at, READ_BYTES);
-                    (self.read, self.is_all) = (events.into(), is_all);
+            if !self.is_all {
+                // It is read after the lock is released, and given back at once.
+                let only = self.stream;
+                let output = (self.store).ask(|core| core.output_of(self.task, command));
+                let lines = output.map(|output| output.next_lines(only, &mut self.at, READ_BYTES));
+                let wanted = |stream| only.is_none_or(|only| only == stream);
+                let is_read = [Stream::Stdout, Stream::Stderr].into_iter().all(|stream| {
+                    !wanted(stream) || self.at[stream as usize] >= command.ends[stream as usize]
+                });
+                if let Some((events, is_all)) = lines {
+                    let events = events.into_iter();
+                    let events = events.filter_map(|event| before_end(event, &command.ends));
+                    self.read = events.collect();
+                    self.is_all = is_all || is_read;
+                    continue;
                 }
-                None => {
-                    if self.within_line.take().is_some() {
-                        text.push(b'\n');
-                    }
-                    self.command += 1;
-                    (self.at, self.is_all) = ([0; 2], false);
+                self.is_all = true;
+                if self.within_line.take().is_some() {
+                    text.push(b'\n');
                 }
+                text.extend_from_slice(format!("{name} | {NO_LONGER_KEPT}\n").as_bytes());
             }
+            if self.within_line.take().is_some() {
+                text.push(b'\n');
+            }
+            self.commands.pop_front();
+            (self.at, self.is_all) = ([0; 2], false);
         }
         match text.is_empty() {
             true => Part::End,
             false => Part::Bytes(text),
         }
+    }
+}
+
+/// What of an event is before these ends of the streams.
+fn before_end(event: EventKind, ends: &[u64; 2]) -> Option<EventKind> {
+    match event {
+        EventKind::Output(stream, offset, mut bytes) => {
+            let end = ends[stream as usize];
+            let room = end.checked_sub(offset).filter(|room| *room > 0)?;
+            bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+            Some(EventKind::Output(stream, offset, bytes))
+        }
+        EventKind::Gap(stream, from, to) => {
+            let end = ends[stream as usize];
+            (from < end).then(|| EventKind::Gap(stream, from, to.min(end)))
+        }
+        EventKind::State(_) | EventKind::Retried => None,
     }
 }
 

@@ -11,11 +11,15 @@ use crate::server::http::{
     Admitted, Answer, Authorization, BodyLimit, ConnectionId, Refused, Request, Responder, Served,
     Service,
 };
+use crate::server::state::OnAnswer;
 use std::sync::Arc;
 
 /// The longest body of an agent's call, in bytes, if `--max-body` is not lower. An agent sends no longer one, and while it
 /// is read it takes several times its length.
 const MAX_REPORT_BYTES: usize = 1 << 20;
+/// The status in the audit when a request was not answered: its client was gone, or the server ended. No answer has it;
+/// nginx logs the same.
+const NOT_ANSWERED: u16 = 499;
 
 /// The route and the caller of an allowed request.
 pub struct Admission {
@@ -49,12 +53,15 @@ impl Service for Server {
         responder: Responder,
     ) -> Served {
         let (mut responder, mut change, mut later) = (Some(responder), Change::default(), None);
+        let mut is_noted_later = false;
         let call = Call {
             server: self,
             request: &request,
             caller: &admission.caller,
             responder: &mut responder,
             change: &mut change,
+            right: admission.route.right,
+            is_noted_later: &mut is_noted_later,
             later: &mut later,
         };
         let answer = (admission.route.handler)(call).unwrap_or_else(Some);
@@ -70,8 +77,10 @@ impl Service for Server {
             }
             return Served::Answered;
         }
-        let status = answer.as_ref().map_or(200, |answer| answer.status);
-        self.note(&admission, &request, &change, status);
+        if !is_noted_later {
+            let status = answer.as_ref().map_or(200, |answer| answer.status);
+            self.note(&admission, &request, &change, status);
+        }
         match (answer, responder) {
             (Some(answer), Some(responder)) => {
                 responder.answer(answer);
@@ -98,6 +107,24 @@ impl Service for Server {
     }
 }
 
+impl Call<'_> {
+    /// Counts the request and writes the audit when the request, which is being held, is answered. Without an answer the
+    /// audit has it all the same: what it changed is changed.
+    pub fn note_when_answered(&self) -> OnAnswer {
+        let server = self.server.clone();
+        let record = (self.right == Right::Change)
+            .then(|| server.audit.record(self.caller, self.request, self.change))
+            .flatten();
+        OnAnswer::new(move |status| {
+            if let Some(status) = status {
+                server.requests.count(status);
+            }
+            let line = record.and_then(|record| record.line(status.unwrap_or(NOT_ANSWERED)));
+            line.into_iter().for_each(|line| server.write_later(line));
+        })
+    }
+}
+
 impl Server {
     /// Whether a call may wait for the disk.
     fn may_have_to_wait(&self, route: &Route) -> bool {
@@ -110,10 +137,22 @@ impl Server {
     fn note(&self, admission: &Admission, request: &Request, change: &Change, status: u16) {
         self.requests.count(status);
         if admission.route.right == Right::Change {
-            let caller = admission.caller.name.as_deref();
-            let line = self.audit.line(caller, request, status, change);
+            let record = self.audit.record(&admission.caller, request, change);
+            let line = record.and_then(|record| record.line(status));
             line.into_iter().for_each(|line| self.audit.write(line));
         }
+    }
+
+    /// Writes a line to the audit; to a file by another thread, as that may have to wait.
+    fn write_later(self: &Arc<Self>, line: String) {
+        if !self.audit.has_file() {
+            return self.audit.write(line);
+        }
+        let (server, pending) = (self.clone(), self.audit.pending());
+        self.edge.run_in_pool(move || {
+            server.audit.write(line);
+            drop(pending);
+        });
     }
 
     /// Writes to the audit that a call was refused before it was served. Workers call this, and must not wait for a file.
@@ -127,15 +166,10 @@ impl Server {
         if route.right != Right::Change {
             return;
         }
-        let caller = caller.name.as_deref();
-        let Some(line) = (self.audit).line(caller, request, status, &Change::default()) else {
-            return;
-        };
-        if !self.audit.has_file() {
-            return self.audit.write(line);
+        let record = self.audit.record(caller, request, &Change::default());
+        if let Some(line) = record.and_then(|record| record.line(status)) {
+            self.write_later(line);
         }
-        let server = self.clone();
-        self.edge.run_in_pool(move || server.audit.write(line));
     }
 
     /// Checks that a request is allowed, and says who the caller is.

@@ -44,10 +44,17 @@ fn answer_or_wait(
     if wait_ms > 0
         && let Some(responder) = call.responder.take()
     {
-        let wait = HeldWait { responder, form };
+        let wait = HeldWait {
+            responder,
+            form,
+            on_answer: call.note_when_answered(),
+        };
         match call.server.store.wait(key, wait_ms, wait) {
-            Ok(()) => return Ok(None),
-            Err(wait) => *call.responder = Some(wait.responder),
+            Ok(()) => {
+                *call.is_noted_later = true;
+                return Ok(None);
+            }
+            Err(wait) => *call.responder = Some(wait.not_held()),
         }
         // It may have ended meanwhile.
         let shown = call.server.store.show(key);

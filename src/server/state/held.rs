@@ -20,6 +20,8 @@ pub struct Held {
     by_connection: HashMap<ConnectionId, Deadline>,
     /// The number of followers. They are streams of the HTTP edge, and only counted here.
     pub followers: usize,
+    /// The number of those who read output in parts; streams, too.
+    pub readers: usize,
     max: usize,
 }
 
@@ -35,21 +37,79 @@ pub struct HeldWait {
     pub responder: Responder,
     /// The form of the answer.
     pub form: TaskForm,
+    /// Is told the status of the answer.
+    pub on_answer: OnAnswer,
 }
 
 impl HeldWait {
     /// Answers with the task as it is now. An answer that may be large is made when there is memory for it.
     pub fn answer(self, task: Result<Task, Refusal>) {
-        let HeldWait { responder, form } = self;
-        match &task {
-            Ok(found)
-                if found.size() > answers::FEW || found.answer_bytes() > answers::LARGE_BYTES =>
-            {
-                responder.answer_later(move || form.answer(task));
-            }
-            _ => responder.answer(form.answer(task)),
+        let HeldWait {
+            responder,
+            form,
+            on_answer,
+        } = self;
+        let is_large = task.as_ref().is_ok_and(|task| {
+            task.size() > answers::FEW || task.answer_bytes() > answers::LARGE_BYTES
+        });
+        let make = move || {
+            let answer = form.answer(task);
+            on_answer.answered(answer.status);
+            answer
+        };
+        match is_large {
+            true => responder.answer_later(make),
+            false => responder.answer(make()),
         }
     }
+
+    /// Gives the responder back: the request is not held after all.
+    pub fn not_held(self) -> Responder {
+        self.on_answer.dismiss();
+        self.responder
+    }
+}
+
+/// Calls a function once with the status that a held request was answered with, or with `None` when it was dropped
+/// without an answer. The function must not wait: workers drop the requests of clients that are gone.
+pub struct OnAnswer(Option<Box<dyn FnOnce(Option<u16>) + Send>>);
+
+impl OnAnswer {
+    /// For this function.
+    pub fn new(call: impl FnOnce(Option<u16>) + Send + 'static) -> Self {
+        OnAnswer(Some(Box::new(call)))
+    }
+
+    /// The request is being answered.
+    fn answered(mut self, status: u16) {
+        if let Some(call) = self.0.take() {
+            call(Some(status));
+        }
+    }
+
+    /// The request is answered without being held: the function is not called.
+    fn dismiss(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for OnAnswer {
+    fn drop(&mut self) {
+        if let Some(call) = self.0.take() {
+            call(None);
+        }
+    }
+}
+
+/// A held request whose client is gone. To be dropped after the lock is released.
+pub enum Abandoned {
+    /// The poll of a machine.
+    Poll(
+        MachineKey,
+        #[allow(dead_code, reason = "dropped")] Responder,
+    ),
+    /// A request that waits for a task.
+    Wait(#[allow(dead_code, reason = "dropped")] HeldWait),
 }
 
 impl Held {
@@ -63,13 +123,14 @@ impl Held {
             deadlines: BTreeSet::new(),
             by_connection: HashMap::new(),
             followers: 0,
+            readers: 0,
             max,
         }
     }
 
     /// Their number.
     pub fn count(&self) -> usize {
-        self.polls.len() + self.waits.len() + self.followers
+        self.polls.len() + self.waits.len() + self.followers + self.readers
     }
 
     /// Whether another one can be held.
@@ -114,12 +175,21 @@ impl Held {
         Some(responder)
     }
 
-    /// Takes out what is held of a connection; with a poll comes its machine.
-    pub fn take_of(&mut self, connection: ConnectionId) -> Option<(Option<MachineKey>, Responder)> {
+    /// Takes out what is held of a connection.
+    pub fn take_of(&mut self, connection: ConnectionId) -> Option<Abandoned> {
         match *self.by_connection.get(&connection)? {
-            Deadline::Poll(machine) => Some((Some(machine), self.take_poll(machine)?)),
-            Deadline::Wait(id) => Some((None, self.take_wait(id)?.1.responder)),
+            Deadline::Poll(machine) => Some(Abandoned::Poll(machine, self.take_poll(machine)?)),
+            Deadline::Wait(id) => Some(Abandoned::Wait(self.take_wait(id)?.1)),
         }
+    }
+
+    /// Takes out all requests that wait for a task.
+    pub fn take_all_waits(&mut self) -> Vec<HeldWait> {
+        let ids: Vec<u64> = self.waits.keys().copied().collect();
+        ids.into_iter()
+            .filter_map(|id| self.take_wait(id))
+            .map(|(_, wait)| wait)
+            .collect()
     }
 
     /// Holds a request that waits for a task.
@@ -133,7 +203,7 @@ impl Held {
         self.waits.insert(id, (task, wait, until));
     }
 
-    /// Takes out all requests that wait for a task.
+    /// Takes out the requests that wait for this task.
     pub fn take_waits(&mut self, task: TaskKey) -> Vec<HeldWait> {
         let ids = self.waits_by_task.get(&task).cloned().unwrap_or_default();
         ids.into_iter()

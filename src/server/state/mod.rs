@@ -11,7 +11,7 @@ mod held;
 mod supervisor;
 mod watchers;
 
-pub use self::held::HeldWait;
+pub use self::held::{HeldWait, OnAnswer};
 #[cfg(feature = "db")]
 pub use self::supervisor::supervise_once;
 pub use self::supervisor::{Health, supervise};
@@ -21,7 +21,7 @@ pub use self::durable::Ticket;
 
 use self::answering::{Job, has_news};
 use self::durable::Durable;
-use self::held::Held;
+use self::held::{Abandoned, Held};
 use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder};
@@ -411,6 +411,19 @@ impl Store {
         state.core.unfollow(task);
     }
 
+    /// Notes that somebody reads output in parts. False when nothing more can be held.
+    pub fn start_reading(&self) -> bool {
+        let mut state = self.state();
+        let has_room = state.held.has_room();
+        state.held.readers += usize::from(has_room);
+        has_room
+    }
+
+    /// Notes that somebody has read it, or reads no more.
+    pub fn stop_reading(&self) {
+        self.state().held.readers -= 1;
+    }
+
     /// Does what is due.
     pub fn tick(&self) {
         loop {
@@ -448,7 +461,7 @@ impl Store {
             let mut state = self.state();
             let State { core, held } = &mut *state;
             let dropped = held.take_of(connection);
-            if let Some((Some(machine), _)) = &dropped {
+            if let Some(Abandoned::Poll(machine, _)) = &dropped {
                 core.release_poll(*machine);
             }
             dropped
@@ -479,9 +492,11 @@ impl Store {
         self.durable.give_up();
     }
 
-    /// Saves the last of it, before the server ends.
+    /// Saves the last of it, before the server ends, and drops the requests that wait for a task.
     pub fn close(&self) {
         self.durable.close();
+        let waits = self.state().held.take_all_waits();
+        drop(waits);
     }
 }
 
