@@ -139,7 +139,10 @@ impl Core {
             return Ok(choice);
         }
         if let Some(most) = counts.max_targets {
-            let number = most.rounded_down(matched);
+            let number = match self.keeps(Rule::HitsRoundDown) {
+                true => most.rounded_down(matched),
+                false => most.rounded_up(matched),
+            };
             if number == 0 {
                 return Err(Refusal::Conflict(format!(
                     "maxTargets: {most} of {matched} machines is none"
@@ -336,7 +339,10 @@ impl Core {
         }
         self.drop_replaced(&mut pool);
         let (keep, total) = (keep_alive.keep, pool.len());
-        let must_stay = keep.rounded_up(total as u32);
+        let must_stay = match self.keeps(Rule::KeptRoundsUp) {
+            true => keep.rounded_up(total as u32),
+            false => keep.rounded_down(total as u32),
+        };
         if let (0, Some(pool)) = (total, &keep_alive.pool) {
             return Err(Refusal::Conflict(format!(
                 "keepAlive.pool: {:?} matches no machine",

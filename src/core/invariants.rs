@@ -39,11 +39,17 @@ pub enum Rule {
     StoppedIsSkipped,
     /// Machines that are offline are part of the pool of which some have to stay.
     OfflineIsOfThePool,
+    /// The failures of all steps count, not only those of the present one.
+    FailuresAreOfTheTask,
+    /// A share of machines that may be hit rounds down.
+    HitsRoundDown,
+    /// A share of machines that must stay rounds up.
+    KeptRoundsUp,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 8] = [
+    pub const ALL: [Rule; 14] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -52,6 +58,12 @@ impl Rule {
         Rule::OneExecutionPerMachine,
         Rule::LateJoinEnds,
         Rule::QueuesAreKept,
+        Rule::WindowIsKept,
+        Rule::StoppedIsSkipped,
+        Rule::OfflineIsOfThePool,
+        Rule::FailuresAreOfTheTask,
+        Rule::HitsRoundDown,
+        Rule::KeptRoundsUp,
     ];
 }
 

@@ -361,7 +361,12 @@ impl Core {
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
         for n in 0..number {
-            self.guard(ExecutionKey { task: key, n });
+            let execution = ExecutionKey { task: key, n };
+            if let Some(changes) = &mut self.changes {
+                // What is held is in no queue yet, and is saved all the same.
+                changes.execution(execution);
+            }
+            self.guard(execution);
         }
         self.stats.submitted += 1;
         key
@@ -537,6 +542,9 @@ impl Core {
         task.executions.push(Execution::new(state, Some(target)));
         *task.counts.of(state) += 1;
         self.ledger.add_execution(state);
+        if let Some(changes) = &mut self.changes {
+            changes.execution(execution);
+        }
         self.joined.entry(key).or_default().insert(instance);
         if !late_join {
             self.close(key);

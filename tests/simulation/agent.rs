@@ -1,6 +1,7 @@
 //! Model agents: they do what the real agent does on the wire, without a process, socket or thread.
 
 use crate::laws::RealEnd;
+use crate::targets::{HOSTS, ROLES, ZONES};
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::core::Link;
 use sidebike::wire::agent::{
@@ -56,6 +57,8 @@ pub struct Held {
 pub struct Agent {
     pub instance: String,
     pub label: String,
+    host: String,
+    tags: BTreeMap<String, String>,
     pub original: bool,
     pub alive: bool,
     pub paused: bool,
@@ -104,10 +107,22 @@ impl World {
         let who = self.agents.len();
         let instance = self.rng.id();
         let jobs = self.rng.pick(&[1, 2, 4]);
-        self.note(|| format!("agent {who} starts as {label}, {instance}"));
+        let host = self.rng.pick(&HOSTS);
+        let tags = [
+            ("zone", self.rng.pick(&ZONES)),
+            ("role", self.rng.pick(&ROLES)),
+        ];
+        let tags = tags
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)));
+        let tags = tags.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let tags: BTreeMap<String, String> = tags.collect();
+        self.note(|| format!("agent {who} starts as {label}, {instance} {host} {tags:?}"));
         self.agents.push(Agent {
             instance,
             label: label.into(),
+            host: host.into(),
+            tags,
             original: false,
             alive: true,
             paused: false,
@@ -336,11 +351,11 @@ impl World {
         let seq = agent.seq;
         let wait = WAITS[usize::from(!agent.holds.is_empty())];
         let poll = Poll {
-            tags: Default::default(),
+            tags: agent.tags.clone(),
             instance: agent.instance.clone(),
             seq,
             label: agent.label.clone(),
-            host: "host".into(),
+            host: agent.host.clone(),
             version: "simulated".into(),
             jobs: agent.jobs,
             draining: agent.draining || agent.forgotten >= agent.jobs as usize,

@@ -71,6 +71,10 @@ fn dump(core: &Core) -> String {
                 execution.host = "".into();
             }
         }
+        // The time of the restart does not count.
+        if let Some(state) = &mut answer.rollout_state {
+            state.resumes_at = None;
+        }
         all += &serde_json::to_string(&answer).expect("an answer is JSON");
         all.push('\n');
     }
@@ -372,6 +376,7 @@ impl World {
         self.laws
             .roll_back(disk.memory.laws.clone(), &self.server.core);
         self.laws.server_stopped_until(up);
+        self.fleet.restored(up, &self.server.core);
         what_was_said_is_there(&disk, &self.server)?;
         disk.waiting = Batch::default();
         disk.whole.clear();

@@ -27,9 +27,11 @@ mod agent;
 mod crash;
 mod laws;
 mod original;
+mod pace;
 mod recovery;
 mod rng;
 mod server;
+mod targets;
 mod users;
 mod world;
 
@@ -47,6 +49,15 @@ const SEEDS: u64 = 200;
 /// The most seeds until a broken rule has to be found.
 const BROKEN_SEEDS: u64 = 2_000;
 const THREADS: usize = 2;
+/// The rules that only tasks with counts or with a rollout can break.
+const OF_TARGETS: [Rule; 6] = [
+    Rule::WindowIsKept,
+    Rule::StoppedIsSkipped,
+    Rule::OfflineIsOfThePool,
+    Rule::FailuresAreOfTheTask,
+    Rule::HitsRoundDown,
+    Rule::KeptRoundsUp,
+];
 
 /// The sum of the results of several seeds.
 #[derive(Default)]
@@ -93,6 +104,11 @@ fn limits(rng: &mut Rng) -> Limits {
 fn world(seed: u64, broken: Option<Rule>) -> World {
     let limits = limits(&mut Rng::new(!seed));
     let mut world = World::new(seed, Server::new(limits, broken));
+    world.users.targeted = match broken {
+        None => world.rng.pick(&[50, 300, 800]),
+        Some(rule) if OF_TARGETS.contains(&rule) => 800,
+        Some(_) => 50,
+    };
     if broken.is_some() {
         // The rules are for messages that are late, lost or repeated: without such weather nobody misses them.
         (

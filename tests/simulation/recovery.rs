@@ -69,7 +69,7 @@ impl World {
         detail.timeout = Some(Timeout::After(TimeSpan::from_millis(TIMEOUT)));
         detail.env = None;
         spec.detail = Arc::new(detail);
-        let task = self.submit(spec).ok_or("the last task is refused")?;
+        let task = self.submit(spec)?.ok_or("the last task is refused")?;
         self.see_to_notices()?;
         Ok(task)
     }

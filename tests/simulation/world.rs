@@ -5,6 +5,7 @@ use crate::agent::{Agent, Alarm};
 use crate::laws::Laws;
 use crate::rng::Rng;
 use crate::server::Server;
+use crate::targets::Fleet;
 use crate::users::Users;
 use sidebike::core::{Link, MachineKey, TaskKey, Time};
 use sidebike::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
@@ -145,10 +146,12 @@ pub struct World {
     pub server: Server,
     pub laws: Laws,
     pub users: Users,
+    pub fleet: Fleet,
     pub tally: Tally,
     /// The server is paused until then.
     pub stopped_until: Ms,
     pub next_tick: Ms,
+    last_tick: Ms,
     pub steps: u64,
     pub log: Option<Vec<String>>,
     pub calm: bool,
@@ -175,9 +178,11 @@ impl World {
             server,
             laws: Laws::default(),
             users: Users::default(),
+            fleet: Fleet::default(),
             tally: Tally::new(),
             stopped_until: 0,
             next_tick: u64::MAX,
+            last_tick: BEGINNING,
             steps: 0,
             log: None,
             calm: false,
@@ -310,11 +315,17 @@ impl World {
         }
         self.gather_changes();
         self.server.core.check_invariants()?;
-        self.laws.look(self.now, &self.server)
+        self.laws.look(self.now, &self.server)?;
+        self.users.look_at_pace(self.now, &self.server.core)
     }
 
     fn tick(&mut self) -> Lawful {
         let now = self.time();
+        // Such a pause does not count as silence of the machines.
+        if self.now > self.last_tick + 5_000 {
+            self.fleet.shaken(self.now);
+        }
+        self.last_tick = self.now;
         let next = self.server.core.tick(now);
         self.see_to_notices()?;
         // The server ticks when the core asked for it.
@@ -436,6 +447,7 @@ impl World {
             self.server.wipe(Time(self.now));
             self.laws.wipe();
             self.users.wipe();
+            self.fleet.wiped();
         }
         Ok(())
     }
