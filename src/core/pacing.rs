@@ -299,7 +299,11 @@ impl Core {
         self.check_can_go_on(key)?;
         match self.pacing_mut(key).paused.as_mut() {
             // From now on it waits for somebody.
-            Some(paused) => paused.until = None,
+            Some(paused) => {
+                if let Some(until) = paused.until.take() {
+                    self.timers.cancel(until, Timer::PauseOver(key));
+                }
+            }
             None => self.set_paused(now, key, None),
         }
         self.pace(now, key);
@@ -438,7 +442,8 @@ impl Core {
         };
         let allowed = plan.max_failures;
         let is_too_many = failures > allowed && !task.is_stopped() && !task.canceled;
-        if is_too_many && task.counts.unfinished() > 0 {
+        // A machine that joins would be one more start.
+        if is_too_many && (task.counts.unfinished() > 0 || task.open) {
             let msg = format!("stopped after {failures} failures ({allowed} allowed)");
             let cancels = task.spec.stops_running();
             self.stop_by(now, key, StopKind::Failures, &msg, cancels);
@@ -556,17 +561,21 @@ impl Core {
             .and_then(|target| self.instances.get(&target.instance));
         let machine = machine.copied();
         match machine {
-            Some(machine) if self.machine(machine).left => {
-                let msg = "its machine is no longer known";
-                self.end_attempt(now, key, ExecutionState::Lost, msg);
-            }
+            Some(machine) if self.machine(machine).left => self.lose_held(now, key),
             // Without a rollout it waits for its machine in its queue.
             Some(machine) if self.machine(machine).is_live() || !self.is_rolled_out(key.task) => {
                 self.apply(key, Event::Release);
                 self.queue_for(key, machine);
             }
+            // There is no queue to wait in, and its ttl is over in a queue only.
+            None if !self.is_rolled_out(key.task) => self.lose_held(now, key),
             _ => self.wait_for_return(key),
         }
+    }
+
+    fn lose_held(&mut self, now: Time, key: ExecutionKey) {
+        let msg = "its machine is no longer known";
+        self.end_attempt(now, key, ExecutionState::Lost, msg);
     }
 
     fn is_rolled_out(&self, key: TaskKey) -> bool {

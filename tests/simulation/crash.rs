@@ -327,6 +327,9 @@ impl World {
             Answer::Submitted(key) => {
                 self.count("submit withdrawn");
                 self.note(|| format!("{key:?} is withdrawn"));
+                if !self.server.core.is_finished(key) {
+                    self.laws.withdrawn(key);
+                }
                 self.server.core.withdraw(Time(self.now), key);
             }
             Answer::ToAgent(who, Response::Orders(seq, ..)) => {

@@ -124,6 +124,11 @@ impl Laws {
         self.canceled.contains(&key)
     }
 
+    /// A task is withdrawn: what is left of it is canceled.
+    pub fn withdrawn(&mut self, key: TaskKey) {
+        self.canceled.insert(key);
+    }
+
     /// A user's cancel was answered.
     pub fn canceled(
         &mut self,

@@ -31,6 +31,7 @@ mod pace;
 mod recovery;
 mod rng;
 mod server;
+mod shares;
 mod targets;
 mod users;
 mod world;
@@ -105,7 +106,7 @@ fn world(seed: u64, broken: Option<Rule>) -> World {
     let limits = limits(&mut Rng::new(!seed));
     let mut world = World::new(seed, Server::new(limits, broken));
     world.users.targeted = match broken {
-        None => world.rng.pick(&[50, 300, 800]),
+        None => world.rng.pick(&[50, 300, 800, 800]),
         Some(rule) if OF_TARGETS.contains(&rule) => 800,
         Some(_) => 50,
     };

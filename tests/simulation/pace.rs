@@ -127,7 +127,7 @@ impl PaceModel {
             return 0;
         };
         // Agents that joined, too.
-        const JOINED: Ms = 40;
+        const JOINED: Ms = 10;
         let pause = match plan.pause {
             Some(Pause::For(pause)) => pause.as_millis(),
             _ => 0,

@@ -148,8 +148,15 @@ impl World {
         if self.calm {
             return self.users_approve();
         }
-        let pause = self.rng.between(10, 6_000);
+        let watches_rollouts = self.users.targeted > 500;
+        let longest = if watches_rollouts { 2_500 } else { 6_000 };
+        let pause = self.rng.between(10, longest);
         self.after(pause, Event::User);
+        let paces = if watches_rollouts { 350 } else { 0 };
+        if self.rng.chance(paces) {
+            self.user_paces()?;
+            return self.see_to_notices();
+        }
         match self.rng.between(0, 99) {
             0..52 => self.user_submits()?,
             52..66 => self.user_cancels(),
