@@ -7,7 +7,7 @@
 use super::invariants::Rule;
 use super::machine::Machine;
 use super::pacing::Plan;
-use super::selector::Selector;
+use super::selector::{Selector, Traits, no_tags};
 use super::spec::Spec;
 use super::task::Target;
 use super::{Core, MachineKey, Refusal, Time};
@@ -223,10 +223,19 @@ impl Core {
             self.check_keep_alive(keep_alive, &meant, &live)?;
         }
         let plan = spec.rollout.as_ref().map(|rollout| {
-            let canary = rollout.canary.as_ref();
-            let canary = canary.map_or_else(BTreeSet::new, |it| self.match_index.matching(it));
-            let is_canary = |key: &&MachineKey| canary.contains(&self.machine(**key).traits_key);
-            let canaries = live.iter().filter(is_canary).count();
+            // All of them: also those whose machines are offline or no longer known.
+            let canary = rollout.canary.as_ref().map(Selector::to_compiled);
+            let is_canary = |target: &&Arc<Target>| {
+                let traits = Traits {
+                    label: target.label.clone(),
+                    host: target.host.clone(),
+                    tags: no_tags(),
+                };
+                canary
+                    .as_ref()
+                    .is_some_and(|canary| canary.matches(&traits))
+            };
+            let canaries = targets.iter().filter(is_canary).count();
             rollout.plan(canaries as u32, targets.len() as u32)
         });
         Ok(Choice {

@@ -50,6 +50,8 @@ const SEEDS: u64 = 200;
 /// The most seeds until a broken rule has to be found.
 const BROKEN_SEEDS: u64 = 2_000;
 const THREADS: usize = 2;
+/// The rules that only a full server can break.
+const OF_LIMITS: [Rule; 2] = [Rule::LateJoinEnds, Rule::QueuesAreKept];
 /// The rules that only tasks with counts or with a rollout can break.
 const OF_TARGETS: [Rule; 6] = [
     Rule::WindowIsKept,
@@ -77,8 +79,9 @@ fn number(name: &str) -> Option<u64> {
     )
 }
 
-fn limits(rng: &mut Rng) -> Limits {
-    if rng.chance(200) {
+fn limits(rng: &mut Rng, broken: Option<Rule>) -> Limits {
+    let is_small = broken.is_some_and(|rule| OF_LIMITS.contains(&rule));
+    if rng.chance(200) || is_small {
         return Limits {
             tasks: 3,
             executions: 6,
@@ -103,12 +106,12 @@ fn limits(rng: &mut Rng) -> Limits {
 }
 
 fn world(seed: u64, broken: Option<Rule>) -> World {
-    let limits = limits(&mut Rng::new(!seed));
+    let limits = limits(&mut Rng::new(!seed), broken);
     let mut world = World::new(seed, Server::new(limits, broken));
     world.users.targeted = match broken {
         None => world.rng.pick(&[50, 300, 800, 800]),
         Some(rule) if OF_TARGETS.contains(&rule) => 800,
-        Some(_) => 50,
+        Some(_) => 0,
     };
     if broken.is_some() {
         // The rules are for messages that are late, lost or repeated: without such weather nobody misses them.

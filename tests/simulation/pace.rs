@@ -218,6 +218,13 @@ impl PaceModel {
         if is_finished {
             self.is_checked = true;
             let answer = task.answer(0);
+            let shown = answer.rollout_state.as_ref().map(|state| &state.plan);
+            if let (Some(plan), Some(shown)) = (&self.rollout, shown)
+                && plan.steps != *shown
+            {
+                let why = format!("{:?}, shown {shown:?}", plan.steps);
+                return law("the_plan_is_shown", why);
+            }
             let stopped_by = answer.stopped_by.as_ref().map(|by| by.kind);
             if stopped_by == Some(StopKind::Failures) && !self.has_too_many_failures(failures) {
                 return law("only_too_many_failures_stop_it", format!("{failures}"));

@@ -162,7 +162,8 @@ impl World {
             52..66 => self.user_cancels(),
             66..76 => self.user_reruns()?,
             76..82 => self.user_deletes()?,
-            82..93 => self.user_paces()?,
+            82..93 if self.users.targeted > 0 => self.user_paces()?,
+            82..93 => self.user_submits()?,
             _ => self.user_looks()?,
         }
         self.see_to_notices()
