@@ -578,7 +578,7 @@ impl Core {
         self.end_attempt(now, key, ExecutionState::Lost, msg);
     }
 
-    fn is_rolled_out(&self, key: TaskKey) -> bool {
+    pub(super) fn is_rolled_out(&self, key: TaskKey) -> bool {
         let pacing = self.task(key).pacing.as_ref();
         pacing.is_some_and(|pacing| pacing.plan.is_some())
     }

@@ -169,6 +169,21 @@ impl Scene {
         same.count() as u64
     }
 
+    /// Lets a few milliseconds pass, until this is reached.
+    fn pass_all(&mut self, is_reached: impl Fn(&Scene) -> bool) {
+        self.core.check_invariants().unwrap();
+        for _ in 0..20 {
+            if is_reached(self) {
+                return;
+            }
+            self.now.0 += 1;
+            self.core.tick(self.now);
+            self.wake();
+            self.core.check_invariants().unwrap();
+        }
+        panic!("it is not reached");
+    }
+
     /// The task has ended, and each machine had it once.
     fn check_all_ran(&self, key: TaskKey, total: u64) {
         assert!(self.core.is_finished(key));
@@ -333,6 +348,51 @@ fn the_share_rounded_up_stays_however_many_tasks_come() {
         assert_eq!(scene.submit(most).is_ok(), may_be_hit > 0);
         scene.core.check_invariants().unwrap();
     });
+}
+
+#[test]
+fn what_one_call_does_is_bounded_and_the_rest_follows() {
+    const MACHINES: u64 = 1_101;
+    let mut scene = Scene::new(MACHINES);
+    let key = scene.submit(json!({"rollout": {}})).unwrap();
+    let at_once = scene.started.len() as u64;
+    assert!((100..MACHINES).contains(&at_once), "{at_once}");
+    scene.pass_all(|scene| scene.started.len() as u64 == MACHINES);
+    scene.end_all(ExecutionState::Succeeded);
+    scene.check_all_ran(key, MACHINES);
+
+    // Paused and resumed, with everything still in the queues.
+    let running = scene.submit(json!({})).unwrap();
+    let key = scene.submit(json!({"ttl": 60})).unwrap();
+    scene.core.pause(scene.now, key).unwrap();
+    scene.pass_all(|scene| scene.count(key, ExecutionState::Held) == MACHINES);
+    scene.core.resume(scene.now, key).unwrap();
+    scene.pass_all(|scene| scene.count(key, ExecutionState::Queued) == MACHINES);
+    scene.core.stop(scene.now, key, None).unwrap();
+    // What the stop has not reached yet is not handed out either.
+    let before = scene.started.len();
+    scene.core.stop(scene.now, running, None).unwrap();
+    scene.end_all(ExecutionState::Succeeded);
+    assert_eq!(scene.started.len(), before);
+    scene.pass_all(|scene| scene.core.is_finished(key));
+    assert_eq!(scene.count(key, ExecutionState::Skipped), MACHINES);
+    assert_eq!(scene.count(running, ExecutionState::Succeeded), MACHINES);
+}
+
+#[test]
+fn what_a_pause_held_back_expires_with_its_task() {
+    const MACHINES: u64 = 601;
+    let mut scene = Scene::new(MACHINES);
+    scene.submit(json!({})).unwrap();
+    let key = scene.submit(json!({"ttl": 5})).unwrap();
+    scene.now.0 += 4_999;
+    scene.core.tick(scene.now);
+    scene.core.pause(scene.now, key).unwrap();
+    scene.pass_all(|scene| scene.count(key, ExecutionState::Held) == MACHINES);
+    scene.core.resume(scene.now, key).unwrap();
+    // Only a part of them is in the queues when the time is over.
+    scene.pass_all(|scene| scene.core.is_finished(key));
+    assert_eq!(scene.count(key, ExecutionState::Expired), MACHINES);
 }
 
 #[test]
