@@ -53,7 +53,8 @@ pub fn down(share: Share, total: u32) -> u32 {
 pub fn up(share: Share, total: u32) -> u32 {
     match share {
         Share::Count(count) => count,
-        Share::Percent(percent) => (total * u32::from(percent) + 99) / 100,
+        // All but what the other percent may be.
+        Share::Percent(percent) => total - down(Share::Percent(100 - percent), total),
     }
 }
 
