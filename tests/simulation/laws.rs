@@ -121,6 +121,11 @@ impl Laws {
         }
     }
 
+    /// Whether a machine has said goodbye.
+    pub fn has_left(&self, instance: &str) -> bool {
+        self.left.contains(instance)
+    }
+
     pub fn left(&mut self, instance: &str) {
         self.left.insert(instance.into());
     }

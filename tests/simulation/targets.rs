@@ -242,6 +242,7 @@ impl World {
         }
         let keep = spec.counts.keep_alive.as_ref().map(|keep_alive| {
             let mut pool = keep_alive.pool.as_ref().map_or(all, meant);
+            pool.retain(|i| !self.laws.has_left(i));
             is_certain &= self.fleet.drop_replaced(&mut pool, &held);
             let touched = self.touched();
             let number = pool.len() as u32;
