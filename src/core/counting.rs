@@ -267,13 +267,18 @@ impl Core {
         };
         let unused = self.check_unused(id, id);
         match unused.and_then(|()| self.choose(now, id, spec, meant.clone())) {
-            Ok(choice) => Preview {
-                matched: choice.matched,
-                machines: targets(&choice.machines),
-                spared: targets(&choice.spared),
-                plan: choice.plan.map_or_else(Vec::new, |plan| plan.steps),
-                ..preview
-            },
+            Ok(mut choice) => {
+                if spec.rollout.is_none() {
+                    self.sort(id, Order::Label, &mut choice.machines);
+                }
+                Preview {
+                    matched: choice.matched,
+                    machines: targets(&choice.machines),
+                    spared: targets(&choice.spared),
+                    plan: choice.plan.map_or_else(Vec::new, |plan| plan.steps),
+                    ..preview
+                }
+            }
             Err(refusal) => {
                 let mut live = meant;
                 live.retain(|key| self.machine(*key).is_live());
