@@ -8,7 +8,7 @@ use super::invariants::Rule;
 use super::machine::Machine;
 use super::match_index::TraitsKey;
 use super::pacing::Plan;
-use super::selector::Selector;
+use super::selector::{Selector, Traits, no_tags};
 use super::spec::Spec;
 use super::task::Target;
 use super::{Core, MachineKey, Refusal, Time};
@@ -140,7 +140,10 @@ impl Core {
             return Ok(choice);
         }
         if let Some(most) = counts.max_targets {
-            let number = most.rounded_down(matched);
+            let number = match self.keeps(Rule::HitsRoundDown) {
+                true => most.rounded_down(matched),
+                false => most.rounded_up(matched),
+            };
             if number == 0 {
                 return Err(Refusal::Conflict(format!(
                     "maxTargets: {most} of {matched} machines is none"
@@ -220,9 +223,19 @@ impl Core {
             self.check_keep_alive(keep_alive, &meant, &live)?;
         }
         let plan = spec.rollout.as_ref().map(|rollout| {
-            let canary = self.canary(spec);
-            let is_canary = |key: &&MachineKey| canary.contains(&self.machine(**key).traits_key);
-            let canaries = live.iter().filter(is_canary).count();
+            // All of them: also those whose machines are offline or no longer known.
+            let canary = rollout.canary.as_ref().map(Selector::to_compiled);
+            let is_canary = |target: &&Arc<Target>| {
+                let traits = Traits {
+                    label: target.label.clone(),
+                    host: target.host.clone(),
+                    tags: no_tags(),
+                };
+                canary
+                    .as_ref()
+                    .is_some_and(|canary| canary.matches(&traits))
+            };
+            let canaries = targets.iter().filter(is_canary).count();
             rollout.plan(canaries as u32, targets.len() as u32)
         });
         Ok(Choice {
@@ -254,13 +267,18 @@ impl Core {
         };
         let unused = self.check_unused(id, id);
         match unused.and_then(|()| self.choose(now, id, spec, meant.clone())) {
-            Ok(choice) => Preview {
-                matched: choice.matched,
-                machines: targets(&choice.machines),
-                spared: targets(&choice.spared),
-                plan: choice.plan.map_or_else(Vec::new, |plan| plan.steps),
-                ..preview
-            },
+            Ok(mut choice) => {
+                if spec.rollout.is_none() {
+                    self.sort(id, Order::Label, &mut choice.machines);
+                }
+                Preview {
+                    matched: choice.matched,
+                    machines: targets(&choice.machines),
+                    spared: targets(&choice.spared),
+                    plan: choice.plan.map_or_else(Vec::new, |plan| plan.steps),
+                    ..preview
+                }
+            }
             Err(refusal) => {
                 let mut live = meant;
                 live.retain(|key| self.machine(*key).is_live());
@@ -349,7 +367,10 @@ impl Core {
         pool.retain(|key| !self.machine(*key).left);
         self.drop_replaced(&mut pool);
         let (keep, total) = (keep_alive.keep, pool.len());
-        let must_stay = keep.rounded_up(total as u32);
+        let must_stay = match self.keeps(Rule::KeptRoundsUp) {
+            true => keep.rounded_up(total as u32),
+            false => keep.rounded_down(total as u32),
+        };
         if let (0, Some(pool)) = (total, &keep_alive.pool) {
             return Err(Refusal::Conflict(format!(
                 "keepAlive.pool: {:?} matches no machine",

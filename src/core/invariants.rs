@@ -44,11 +44,17 @@ pub enum Rule {
     OfflineIsOfThePool,
     /// What any machine may run goes to one whose agent can run it.
     AnyGoesWhereItCanRun,
+    /// The failures of all steps count, not only those of the present one.
+    FailuresAreOfTheTask,
+    /// A share of machines that may be hit rounds down.
+    HitsRoundDown,
+    /// A share of machines that must stay rounds up.
+    KeptRoundsUp,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 9] = [
+    pub const ALL: [Rule; 15] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -58,6 +64,12 @@ impl Rule {
         Rule::LateJoinEnds,
         Rule::QueuesAreKept,
         Rule::AnyGoesWhereItCanRun,
+        Rule::WindowIsKept,
+        Rule::StoppedIsSkipped,
+        Rule::OfflineIsOfThePool,
+        Rule::FailuresAreOfTheTask,
+        Rule::HitsRoundDown,
+        Rule::KeptRoundsUp,
     ];
 }
 

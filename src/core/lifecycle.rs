@@ -38,7 +38,7 @@ pub fn next(state: ExecutionState, event: Event) -> Option<ExecutionState> {
     use Event::*;
     match (state, event) {
         (Held, Release) => Some(Queued),
-        // The server took the hand-out for lost, and the report shows that it had arrived.
+        // As the attempt before, if this one is not started any more; or because its machine cannot run it.
         (Held, End(end)) => end.is_terminal().then_some(end),
         (Held, Cancel) => Some(Canceled),
         (Held, Expire) => Some(Expired),

@@ -270,6 +270,20 @@ impl TaskData {
         ended.filter(|e| e.current.is_dirty()).count() as u32
     }
 
+    /// How many have failed in the present step; for tests that break the rule.
+    fn failures_of_step(&self) -> u32 {
+        let pacing = self.pacing.as_ref();
+        let begin = pacing.and_then(|pacing| {
+            let before = pacing.step.checked_sub(1)?;
+            pacing.plan.as_ref()?.steps.get(before).copied()
+        });
+        let mut counts = crate::wire::task::Counts::default();
+        for e in self.executions.iter().skip(begin.unwrap_or(0) as usize) {
+            *counts.of(e.state) += 1;
+        }
+        counts.failed + counts.timed_out + counts.lost + counts.expired
+    }
+
     /// Whether it starts nothing now.
     pub(super) fn is_halted(&self) -> bool {
         self.pacing
@@ -295,7 +309,11 @@ impl Core {
         self.check_can_go_on(key)?;
         match self.pacing_mut(key).paused.as_mut() {
             // From now on it waits for somebody.
-            Some(paused) => paused.until = None,
+            Some(paused) => {
+                if let Some(until) = paused.until.take() {
+                    self.timers.cancel(until, Timer::PauseOver(key));
+                }
+            }
             None => self.set_paused(now, key, None),
         }
         self.pace(now, key);
@@ -428,7 +446,11 @@ impl Core {
         let Some(plan) = task.pacing.as_ref().and_then(|pacing| pacing.plan.as_ref()) else {
             return;
         };
-        let (failures, allowed) = (task.failures(), plan.max_failures);
+        let failures = match self.keeps(Rule::FailuresAreOfTheTask) {
+            true => task.failures(),
+            false => task.failures_of_step(),
+        };
+        let allowed = plan.max_failures;
         let is_too_many = failures > allowed && !task.is_stopped() && !task.canceled;
         // Also if nothing is left but machines that may still join.
         if is_too_many && (task.counts.unfinished() > 0 || task.open) {
@@ -550,20 +572,24 @@ impl Core {
             .and_then(|target| self.instances.get(&target.instance));
         let machine = machine.copied();
         match machine {
-            Some(machine) if self.machine(machine).left => {
-                let msg = "its machine is no longer known";
-                self.end_attempt(now, key, ExecutionState::Lost, msg);
-            }
+            Some(machine) if self.machine(machine).left => self.lose_held(now, key),
             // Without a rollout it waits for its machine in its queue.
             Some(machine) if self.machine(machine).is_live() || !self.is_rolled_out(key.task) => {
                 self.apply(key, Event::Release);
                 self.queue_for(key, machine);
             }
+            // There is no queue to wait in, and its ttl is over in a queue only.
+            None if !self.is_rolled_out(key.task) => self.lose_held(now, key),
             _ => self.wait_for_return(key),
         }
     }
 
-    fn is_rolled_out(&self, key: TaskKey) -> bool {
+    fn lose_held(&mut self, now: Time, key: ExecutionKey) {
+        let msg = "its machine is no longer known";
+        self.end_attempt(now, key, ExecutionState::Lost, msg);
+    }
+
+    pub(super) fn is_rolled_out(&self, key: TaskKey) -> bool {
         let pacing = self.task(key).pacing.as_ref();
         pacing.is_some_and(|pacing| pacing.plan.is_some())
     }
@@ -766,7 +792,8 @@ impl Core {
             }
         }
         let window = pacing.plan.as_ref().map_or(u32::MAX, |plan| plan.window);
-        if pacing.paused.is_none() && task.counts.under_way() > window {
+        let is_kept = !self.keeps(Rule::WindowIsKept) || task.counts.under_way() <= window;
+        if pacing.paused.is_none() && !is_kept {
             return Err(format!(
                 "{key:?}: {} are under way, the window is {window}",
                 task.counts.under_way()

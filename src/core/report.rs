@@ -272,7 +272,8 @@ impl Core {
                 id.attempt, execution.current.number
             ));
         }
-        if execution.state == ExecutionState::Queued {
+        let waits = [ExecutionState::Held, ExecutionState::Queued];
+        if waits.contains(&execution.state) {
             return Err("it was not handed out, or its hand-out did not arrive".into());
         }
         let settled = execution.state.is_terminal() && !execution.current.reported;

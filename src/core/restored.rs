@@ -270,7 +270,12 @@ impl Core {
                 target: saved.target,
                 canceling: saved.canceling,
                 current: match (saved.state, current.number) {
-                    (ExecutionState::Queued, 1) if current.msg.is_empty() => LazyBox::unallocated(),
+                    // In a rollout it has its own ttl.
+                    (ExecutionState::Queued, 1)
+                        if current.msg.is_empty() && current.expires_at.is_none() =>
+                    {
+                        LazyBox::unallocated()
+                    }
                     _ => LazyBox::new(current),
                 },
                 past: match saved.past.is_empty() {

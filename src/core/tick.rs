@@ -160,9 +160,13 @@ impl Core {
         let Some(task) = self.tasks.get(&key) else {
             return;
         };
-        let waiting = (0..)
-            .zip(&task.executions)
-            .filter(|(_, e)| e.state == ExecutionState::Queued);
+        // What was held back by a pause may not be in a queue again yet.
+        let is_held_too = !self.is_rolled_out(key) && !task.is_paused();
+        let waiting = (0..).zip(&task.executions).filter(|(_, e)| match e.state {
+            ExecutionState::Queued => true,
+            ExecutionState::Held => is_held_too,
+            _ => false,
+        });
         // In a rollout each has its own time, from its turn on.
         let first_attempts =
             waiting.filter(|(_, e)| e.current.number == 1 && e.current.expires_at.is_none());

@@ -558,6 +558,9 @@ impl Core {
         task.executions.push(Execution::new(state, Some(target)));
         *task.counts.of(state) += 1;
         self.ledger.add_execution(state);
+        if let Some(changes) = &mut self.changes {
+            changes.execution(execution);
+        }
         self.joined.entry(key).or_default().insert(instance);
         if !late_join {
             self.close(key);

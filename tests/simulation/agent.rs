@@ -1,6 +1,7 @@
 //! Model agents: they do what the real agent does on the wire, without a process, socket or thread.
 
 use crate::laws::RealEnd;
+use crate::targets::{HOSTS, ROLES, ZONES};
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::core::Link;
 use sidebike::head_tail_buffer::{HEAD_BYTES, TAIL_BYTES};
@@ -70,6 +71,8 @@ pub struct Held {
 pub struct Agent {
     pub instance: String,
     pub label: String,
+    host: String,
+    tags: BTreeMap<String, String>,
     pub original: bool,
     /// It says what it likes.
     pub hostile: bool,
@@ -146,10 +149,22 @@ impl World {
             .rng
             .pick(&[0, 1, Feature::ALL.len(), Feature::ALL.len()]);
         let features = Feature::ALL[..known].to_vec();
-        self.note(|| format!("agent {who} starts as {label}, {instance}"));
+        let host = self.rng.pick(&HOSTS);
+        let tags = [
+            ("zone", self.rng.pick(&ZONES)),
+            ("role", self.rng.pick(&ROLES)),
+        ];
+        let tags = tags
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)));
+        let tags = tags.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let tags: BTreeMap<String, String> = tags.collect();
+        self.note(|| format!("agent {who} starts as {label}, {instance} {host} {tags:?}"));
         self.agents.push(Agent {
             instance,
             label: label.into(),
+            host: host.into(),
+            tags,
             original: false,
             hostile: false,
             twin: false,
@@ -396,11 +411,11 @@ impl World {
         let seq = agent.latest_seq;
         let wait = WAITS[usize::from(!agent.holds.is_empty())];
         let poll = Poll {
-            tags: Default::default(),
+            tags: agent.tags.clone(),
             instance: agent.instance.clone(),
             seq,
             label: agent.label.clone(),
-            host: "host".into(),
+            host: agent.host.clone(),
             version: "simulated".into(),
             jobs: agent.jobs,
             draining: agent.draining || agent.forgotten >= agent.jobs as usize,

@@ -73,6 +73,10 @@ fn dump(core: &Core) -> String {
                 execution.host = "".into();
             }
         }
+        // The time of the restart does not count.
+        if let Some(state) = &mut answer.rollout_state {
+            state.resumes_at = None;
+        }
         all += &serde_json::to_string(&answer).expect("an answer is JSON");
         all.push('\n');
     }
@@ -331,6 +335,9 @@ impl World {
             Answer::Submitted(key) => {
                 self.count("submit withdrawn");
                 self.note(|| format!("{key:?} is withdrawn"));
+                if !self.server.core.is_finished(key) {
+                    self.laws.withdrawn(key);
+                }
                 self.server.core.withdraw(self.clock.read(self.now), key);
             }
             Answer::ToAgent(who, Response::Orders(seq, ..)) => {
@@ -390,6 +397,7 @@ impl World {
         self.laws
             .roll_back(disk.memory.laws.clone(), &self.server.core);
         self.laws.server_stopped_until(up);
+        self.fleet.restored(up, &self.server.core);
         what_was_said_is_there(&disk, &self.server)?;
         disk.waiting = Batch::default();
         disk.whole.clear();

@@ -121,8 +121,23 @@ impl Laws {
         }
     }
 
+    /// Whether a machine has said goodbye.
+    pub fn has_left(&self, instance: &str) -> bool {
+        self.left.contains(instance)
+    }
+
     pub fn left(&mut self, instance: &str) {
         self.left.insert(instance.into());
+    }
+
+    /// Whether a user's cancel of the whole task was answered.
+    pub fn is_canceled(&self, key: TaskKey) -> bool {
+        self.canceled.contains(&key)
+    }
+
+    /// A task is withdrawn: what is left of it is canceled.
+    pub fn withdrawn(&mut self, key: TaskKey) {
+        self.canceled.insert(key);
     }
 
     /// A user's cancel was answered.
@@ -140,8 +155,10 @@ impl Laws {
             return;
         };
         for execution in task.execution_views() {
-            let queued = before.contains(&(execution.n, ExecutionState::Queued));
-            if queued && execution.state == ExecutionState::Canceled {
+            let waited = [ExecutionState::Queued, ExecutionState::Held]
+                .iter()
+                .any(|state| before.contains(&(execution.n, *state)));
+            if waited && execution.state == ExecutionState::Canceled {
                 self.never_to_start
                     .insert((key, execution.n), execution.attempt);
             }
@@ -238,7 +255,9 @@ impl Laws {
             return Err(format!("nobody_draining_is_handed_anything: {key:?}"));
         }
         // Nothing is handed out after its ttl.
-        if let Some(task) = task.filter(|task| key.attempt == 1 && now >= task.created + task.ttl) {
+        let own_time = |task: &&TaskModel| !task.pace.is_rolled_out() && key.attempt == 1;
+        let late = |task: &&TaskModel| now >= task.created + task.ttl;
+        if let Some(task) = task.filter(own_time).filter(late) {
             return Err(format!(
                 "nothing_is_handed_out_after_its_ttl: {key:?}, {} ms late",
                 now - task.created - task.ttl
@@ -397,7 +416,12 @@ impl Laws {
         let started = self.starts.contains_key(&key);
         let end = self.ends.get(&key).map(|end| end.state);
         // A retry that was not started in time leaves the execution as the attempt before ended.
-        let retry_expired = !started && msg.contains("was not started within its ttl");
+        let unstarted = [
+            "was not started within its ttl",
+            "was stopped; attempt",
+            "was stopped after",
+        ];
+        let retry_expired = !started && unstarted.iter().any(|why| msg.contains(why));
         let before = AttemptKey {
             attempt: key.attempt.saturating_sub(1),
             ..key

@@ -4,8 +4,8 @@
 //! - `SEED=7 cargo test --test simulation` runs one seed and prints what happened in it.
 //! - `SIM_SEEDS=10000` sets the number of seeds; `SIM_SECONDS=600` runs seeds for that time instead.
 //!
-//! To add a scenario: a random action in `users.rs`, or a fault in `world.rs`. To add a law: a function in `laws.rs`,
-//! and a way to break it below.
+//! To add a scenario: a random action in `users.rs`, or a fault in `world.rs`. To add a law: a function in `laws.rs`
+//! (`targets.rs` for who is meant and how many, `pace.rs` for when), and a way to break it below.
 //!
 //! The simulation is itself tested by breaking the core on purpose. `it_finds_a_broken_rule` switches off each
 //! [`Rule`]; the following were broken by hand, and each was found within 500 seeds:
@@ -21,6 +21,10 @@
 //! | `poll` accepts a machine that said goodbye | who_said_goodbye_never_comes_back |
 //! | a lost hand-out is not queued again, a timer is not set or not canceled | `Core::check_invariants` |
 //! | a machine that goes offline keeps its queue | what_could_run_elsewhere_is_not_lost_unstarted |
+//! | what is held of a new task is not saved; a restart drops the ttl of what had its turn | targets_are_fixed, what_was_accepted_ends |
+//! | `pause` leaves the timer of the pause before | `Core::check_invariants` |
+//! | what is held for a machine that is forgotten waits for it | what_was_accepted_ends |
+//! | a task with `lateJoin` is not stopped once its targets have ended | nothing_starts_after_too_many_failures |
 //! | `HeadTailBuffer::write` ignores the offset | output_is_what_was_written |
 
 mod agent;
@@ -29,9 +33,12 @@ mod crash;
 mod hostile;
 mod laws;
 mod original;
+mod pace;
 mod recovery;
 mod rng;
 mod server;
+mod shares;
+mod targets;
 mod users;
 mod world;
 
@@ -49,6 +56,17 @@ const SEEDS: u64 = 200;
 /// The most seeds until a broken rule has to be found.
 const BROKEN_SEEDS: u64 = 2_000;
 const THREADS: usize = 2;
+/// The rules that only a full server can break.
+const OF_LIMITS: [Rule; 2] = [Rule::LateJoinEnds, Rule::QueuesAreKept];
+/// The rules that only tasks with counts or with a rollout can break.
+const OF_TARGETS: [Rule; 6] = [
+    Rule::WindowIsKept,
+    Rule::StoppedIsSkipped,
+    Rule::OfflineIsOfThePool,
+    Rule::FailuresAreOfTheTask,
+    Rule::HitsRoundDown,
+    Rule::KeptRoundsUp,
+];
 
 /// The sum of the results of several seeds.
 #[derive(Default)]
@@ -67,8 +85,9 @@ fn number(name: &str) -> Option<u64> {
     )
 }
 
-fn limits(rng: &mut Rng) -> Limits {
-    if rng.chance(200) {
+fn limits(rng: &mut Rng, broken: Option<Rule>) -> Limits {
+    let is_small = broken.is_some_and(|rule| OF_LIMITS.contains(&rule));
+    if rng.chance(200) || is_small {
         return Limits {
             tasks: 3,
             executions: 6,
@@ -93,8 +112,13 @@ fn limits(rng: &mut Rng) -> Limits {
 }
 
 fn world(seed: u64, broken: Option<Rule>) -> World {
-    let limits = limits(&mut Rng::new(!seed));
+    let limits = limits(&mut Rng::new(!seed), broken);
     let mut world = World::new(seed, Server::new(limits, broken));
+    world.users.targeted = match broken {
+        None => world.rng.pick(&[50, 300, 800, 800]),
+        Some(rule) if OF_TARGETS.contains(&rule) => 800,
+        Some(_) => 50,
+    };
     if broken.is_some() {
         // The rules are for messages that are late, lost or repeated: without such weather nobody misses them.
         (

@@ -73,7 +73,7 @@ impl World {
         // Whatever its version, each agent can run it.
         (detail.env, detail.user, detail.merge_output) = (None, None, None);
         spec.detail = Arc::new(detail);
-        let task = self.submit(spec).ok_or("the last task is refused")?;
+        let task = self.submit(spec)?.ok_or("the last task is refused")?;
         self.see_to_notices()?;
         Ok(task)
     }

@@ -5,13 +5,13 @@ use crate::crash::Disk;
 use crate::laws::HandOut;
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
 use sidebike::core::{
-    Core, Limits, MachineKey, Notice, Refusal, Saved, TextLimits, Time, check_holds, check_report,
-    is_of_original,
+    Core, Limits, MachineKey, MatchingSelectors, Notice, Refusal, Saved, SelectorSnapshot,
+    TextLimits, Time, check_holds, check_report, is_of_original,
 };
 use sidebike::wire::agent::{Assignment, AttemptId, Done, Goodbye, Orders, Output, Poll, Verdict};
 use sidebike::wire::duration::TimeSpan;
 use sidebike::wire::task::Detail;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Limits that the simulated users and agents never reach.
@@ -34,6 +34,7 @@ struct Held {
     who: usize,
     seq: u64,
     draining: bool,
+    instance: String,
 }
 
 pub struct Server {
@@ -49,6 +50,8 @@ pub struct Server {
     held: HashMap<MachineKey, Held>,
     next_hold: u64,
     broken: Option<sidebike::core::Rule>,
+    /// The selectors of an earlier moment, and of which core.
+    selectors: Option<(u64, SelectorSnapshot)>,
 }
 
 impl Server {
@@ -63,6 +66,7 @@ impl Server {
             held: HashMap::new(),
             next_hold: 0,
             broken,
+            selectors: None,
         };
         server.break_rule();
         server
@@ -81,6 +85,14 @@ impl Server {
         self.lives += 1;
         self.held.clear();
         self.break_rule();
+    }
+
+    /// The instances whose polls are held.
+    pub fn held_instances(&self) -> BTreeSet<String> {
+        self.held
+            .values()
+            .map(|held| held.instance.clone())
+            .collect()
     }
 
     fn knows(&self, instance: &str) -> bool {
@@ -127,7 +139,7 @@ impl World {
                     self.count("report refused: too long");
                     return Ok(());
                 }
-                self.laws.heard_of(self.now, &output.instance);
+                self.heard_of(&output.instance);
                 let orders = self
                     .server
                     .core
@@ -140,7 +152,7 @@ impl World {
                     self.count("report refused: too long");
                     return Ok(());
                 }
-                self.laws.heard_of(self.now, &done.instance);
+                self.heard_of(&done.instance);
                 let taken = self.server.core.done_and_next(now, &done);
                 if self.agents[who].is_plain() {
                     self.verdicts(&taken.results)?;
@@ -158,13 +170,19 @@ impl World {
                 // A goodbye that arrives before every poll is from an unknown machine.
                 if self.server.knows(&goodbye.instance) {
                     self.laws.left(&goodbye.instance);
+                    self.fleet.heard(self.now, &goodbye.instance);
                 }
                 self.server.core.leave(now, &goodbye);
             }
             Request::Ping(label, link) => {
+                let instance = format!("original:{label}");
+                let was_known = self.server.knows(&instance);
                 let pinged = self.server.core.ping_of_original(now, &label, Some(link));
                 if let Ok(work) = pinged {
-                    self.laws.heard_of(self.now, &format!("original:{label}"));
+                    self.laws.heard_of(self.now, &instance);
+                    let (now, tags) = (self.now, Default::default());
+                    self.fleet
+                        .polled(now, &instance, (&label, ""), &tags, was_known);
                     self.send(who, Event::ToAgent(who, Response::Pong(work)));
                 }
             }
@@ -177,7 +195,7 @@ impl World {
             }
             Request::OriginalDone(label, link, mut done) => {
                 let instance = format!("original:{label}");
-                self.laws.heard_of(self.now, &instance);
+                self.heard_of(&instance);
                 if let (Some(piece), Some(ended)) = (done.pieces.pop(), done.results.pop()) {
                     let core = &mut self.server.core;
                     core.done_of_original(now, &label, Some(link), piece, &ended);
@@ -185,6 +203,21 @@ impl World {
             }
         }
         self.see_to_notices()
+    }
+
+    fn heard_of(&mut self, instance: &str) {
+        self.laws.heard_of(self.now, instance);
+        self.fleet.heard(self.now, instance);
+    }
+
+    /// Matches a new machine with the selectors of an earlier moment, as the server does outside its lock.
+    fn match_selectors(&mut self, poll: &Poll) -> Option<MatchingSelectors> {
+        let server = &mut self.server;
+        let life = server.lives;
+        let (fresh, traits) = server.core.selectors_to_match(poll)?;
+        let earlier = server.selectors.replace((life, fresh));
+        let (_, earlier) = earlier.filter(|(of, _)| *of == life)?;
+        Some(earlier.match_with(&traits))
     }
 
     fn verdicts(&mut self, verdicts: &[Verdict]) -> Lawful {
@@ -216,7 +249,10 @@ impl World {
         if admitted.is_err() {
             self.count("poll refused: too many new machines from one address");
         }
-        match admitted.and_then(|()| self.server.core.poll(now, &poll, None)) {
+        let was_known = self.server.knows(&poll.instance);
+        let matches = self.match_selectors(&poll);
+        let core = &mut self.server.core;
+        match admitted.and_then(|()| core.poll(now, &poll, matches.as_ref())) {
             Err(refusal) => {
                 self.count(match refusal {
                     Refusal::Conflict(_) => "poll refused: conflict",
@@ -229,6 +265,9 @@ impl World {
             }
             Ok((machine, orders)) => {
                 self.laws.heard_of(self.now, &poll.instance);
+                let who_is_it = (&*poll.label, &*poll.host);
+                self.fleet
+                    .polled(self.now, &poll.instance, who_is_it, &poll.tags, was_known);
                 if let Some(old) = self.server.held.remove(&machine) {
                     self.count("held poll superseded");
                     let nothing = Response::Orders(old.seq, Orders::none(), Vec::new());
@@ -247,6 +286,7 @@ impl World {
                         who,
                         seq,
                         draining: poll.draining,
+                        instance: poll.instance.clone(),
                     };
                     self.server.held.insert(machine, held);
                     let epoch = self.server.epoch;
@@ -388,6 +428,11 @@ impl World {
                 self.laws.nobody_knows_what_becomes_of(key);
             }
             let task = self.users.task(key.task);
+            if let (Some(model), Ok(shown)) = (task, self.server.core.show(key.task)) {
+                let attempt = (key.n, key.attempt);
+                let pace = &model.pace;
+                pace.may_be_handed_out(self.now, &shown, attempt, model.ttl)?;
+            }
             self.laws.handed_out(HandOut {
                 now: self.now,
                 key,

@@ -1,8 +1,12 @@
 //! Users that submit, cancel, rerun, delete and query at random.
 
+use crate::pace::PaceModel;
 use crate::server::TEXTS;
 use crate::world::{Event, Lawful, Ms, World};
-use sidebike::core::{Refusal, Selection, Spec, TaskKey, TaskQuery, TraitsSnapshot};
+use serde_json::{Map, Value, json};
+use sidebike::core::{
+    Refusal, Selection, Selector, SelectorText, Spec, TaskKey, TaskQuery, TraitsSnapshot,
+};
 use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::task::{ExecutionState, Mode, PostedTask, Retry, RetryOn};
 use std::cell::RefCell;
@@ -38,14 +42,26 @@ pub struct TaskModel {
     pub retries: u32,
     longest_interval: Ms,
     longest_run: Ms,
+    pub pace: PaceModel,
 }
 
 impl TaskModel {
     /// Promise 2: when it must have ended, if the faults stop at `calm`.
     fn end(&self, calm: Ms) -> Ms {
         let attempt = self.ttl + self.longest_run + PATIENCE + self.longest_interval;
-        let first = (self.created + self.ttl).max(calm) + self.longest_run + PATIENCE;
-        first + u64::from(self.retries) * attempt
+        let paused = self
+            .pace
+            .paused_since
+            .map_or(0, |since| calm.saturating_sub(since));
+        let waited = (self.created + self.ttl + paused + PATIENCE).max(calm);
+        let first = waited + self.longest_run + PATIENCE;
+        let all_attempts = attempt * (1 + u64::from(self.retries));
+        first + u64::from(self.retries) * attempt + self.pace.longest(all_attempts)
+    }
+
+    /// Whether it says how many machines have to be left alone.
+    pub fn keeps_alive(&self) -> bool {
+        self.pace.keeps_alive
     }
 }
 
@@ -53,11 +69,17 @@ impl TaskModel {
 pub struct Users {
     tasks: BTreeMap<TaskKey, TaskModel>,
     submitted: u64,
+    /// How many of their tasks choose among the machines or go step by step, of a thousand.
+    pub targeted: u64,
     /// The labels of an earlier moment, and of which core.
     snapshot: Option<(u64, TraitsSnapshot)>,
 }
 
 impl Users {
+    pub fn task_mut(&mut self, key: TaskKey) -> Option<&mut TaskModel> {
+        self.tasks.get_mut(&key)
+    }
+
     pub fn task(&self, key: TaskKey) -> Option<&TaskModel> {
         self.tasks.get(&key)
     }
@@ -77,6 +99,7 @@ impl Users {
         self.tasks = tasks;
         for task in self.tasks.values_mut() {
             task.ttl += away;
+            task.pace.later(away);
         }
     }
 
@@ -93,6 +116,22 @@ impl Users {
 thread_local! {
     /// Each pattern is compiled once: that takes longer than a step.
     static SPECS: RefCell<HashMap<&'static str, Spec>> = RefCell::default();
+    static SELECTORS: RefCell<HashMap<SelectorText, Selector>> = RefCell::default();
+}
+
+/// A task with these fields, as the server checks it.
+pub fn base_spec(pattern: &'static str, mut posted: Map<String, Value>) -> Spec {
+    posted.insert("machinePattern".into(), pattern.into());
+    posted.insert("detail".into(), json!({"command": "true"}));
+    let posted: PostedTask = serde_json::from_value(posted.into()).expect("a good task");
+    let known = |text: &SelectorText| SELECTORS.with_borrow(|known| known.get(text).cloned());
+    let spec = Spec::checked(posted, &TEXTS, known).expect("a good task");
+    if spec.selector.text().instances().is_none() {
+        SELECTORS.with_borrow_mut(|known| {
+            known.insert(spec.selector.text().clone(), spec.selector.clone())
+        });
+    }
+    spec
 }
 
 fn spec_with(pattern: &'static str) -> Spec {
@@ -107,15 +146,24 @@ fn spec_with(pattern: &'static str) -> Spec {
 impl World {
     pub fn user_acts(&mut self) -> Lawful {
         if self.calm {
-            return Ok(());
+            return self.users_approve();
         }
-        let pause = self.rng.between(10, 6_000);
+        let watches_rollouts = self.users.targeted > 500;
+        let longest = if watches_rollouts { 2_500 } else { 6_000 };
+        let pause = self.rng.between(10, longest);
         self.after(pause, Event::User);
+        let paces = if watches_rollouts { 350 } else { 0 };
+        if self.rng.chance(paces) {
+            self.user_paces()?;
+            return self.see_to_notices();
+        }
         match self.rng.between(0, 99) {
-            0..55 => self.user_submits(),
-            55..75 => self.user_cancels(),
-            75..85 => self.user_reruns(),
-            85..93 => self.user_deletes()?,
+            0..52 => self.user_submits()?,
+            52..66 => self.user_cancels(),
+            66..76 => self.user_reruns()?,
+            76..82 => self.user_deletes()?,
+            82..93 if self.users.targeted > 0 => self.user_paces()?,
+            82..93 => self.user_submits()?,
             _ => self.user_looks()?,
         }
         self.see_to_notices()
@@ -126,6 +174,13 @@ impl World {
         let mut spec = spec_with(pattern);
         spec.mode = rng.pick(&[Mode::All, Mode::All, Mode::Any, Mode::Any]);
         spec.late_join = spec.mode == Mode::All && rng.chance(300);
+        self.fill_in(&mut spec, FOR_ORIGINALS.contains(&pattern));
+        spec
+    }
+
+    /// Everything but who is meant and at what pace.
+    fn fill_in(&mut self, spec: &mut Spec, for_originals: bool) {
+        let rng = &mut self.rng;
         let ttl = rng.pick(&[100, 3_000, 20_000, 60_000, 120_000]);
         spec.ttl = TimeSpan::from_millis(ttl);
         spec.name = rng.pick(&["a", "b", "ab"]).into();
@@ -156,7 +211,7 @@ impl World {
         let long = Timeout::After(TimeSpan::from_secs(180));
         // An agent of the original does not say that an answer was lost on its way to it. Without a time-out it then
         // takes a day to find that out.
-        let longest = match FOR_ORIGINALS.contains(&pattern) {
+        let longest = match for_originals {
             true => long,
             false => Timeout::Never,
         };
@@ -173,13 +228,25 @@ impl World {
         if rng.chance(150) {
             detail.merge_output = Some(true);
         }
+        if spec.rollout.is_some() {
+            // One after the other takes long enough.
+            detail.timeout = Some(short);
+        }
         spec.detail = Arc::new(detail);
-        spec
     }
 
-    fn user_submits(&mut self) {
-        let pattern = self.rng.pick(&PATTERNS);
-        let mut spec = self.new_spec(pattern);
+    fn user_submits(&mut self) -> Lawful {
+        let mut spec = match self.rng.chance(self.users.targeted) {
+            true => {
+                let mut spec = self.targeted_spec();
+                self.fill_in(&mut spec, true);
+                spec
+            }
+            false => {
+                let pattern = self.rng.pick(&PATTERNS);
+                self.new_spec(pattern)
+            }
+        };
         // Matched with the labels of an earlier moment.
         let life = self.server.lives;
         let snapshot = self.users.snapshot.take();
@@ -190,34 +257,69 @@ impl World {
             .traits_to_match(spec.selector.text())
             .map(|now| (life, now));
         if let Some((_, snapshot)) = &snapshot {
-            snapshot.match_with(&mut spec.selector);
+            spec.selectors_mut()
+                .for_each(|selector| snapshot.match_with(selector));
         }
         self.users.snapshot = fresh;
-        self.submit(spec);
+        self.submit(spec)?;
+        Ok(())
     }
 
-    pub fn submit(&mut self, spec: Spec) -> Option<TaskKey> {
+    pub fn submit(&mut self, spec: Spec) -> Lawful<Option<TaskKey>> {
         let fresh = self.fresh_id();
         let known = spec
             .id
             .as_ref()
             .and_then(|id| self.server.core.find_task(id).ok());
         let kept = spec.clone();
-        match self
-            .server
-            .core
-            .submit(self.clock.read(self.now), &fresh, spec)
-        {
+        let census = self.census(&spec);
+        let id = spec.id.as_deref().unwrap_or(&fresh).to_owned();
+        let preview = match known.is_none() && self.rng.chance(300) {
+            true => Some(self.preview_of(&id, &spec)),
+            false => None,
+        };
+        let tasks = self.server.core.tasks_by_key().count();
+        let now = self.clock.read(self.now);
+        match self.server.core.submit(now, &fresh, spec) {
             Ok(key) => {
+                self.was_right_to_accept(key, &census)?;
                 self.accepted(key, &kept);
                 self.answer_submit(key);
-                return Some(key);
+                if let Some((is_refused, machines)) = preview {
+                    let task = self.server.core.show(key);
+                    let targets = task.map(|task| crate::targets::targets(&task));
+                    let is_same = kept.mode == Mode::Any || targets.as_ref() == Ok(&machines);
+                    if is_refused || !is_same {
+                        return Err(format!(
+                            "a_dry_run_tells_the_truth: {key:?}, {machines:?} for {targets:?}"
+                        ));
+                    }
+                }
+                return Ok(Some(key));
             }
             Err(Refusal::Taken(key)) if known == Some(key) => self.count("submit: id taken"),
-            Err(Refusal::Full(_)) => self.count("submit: full"),
-            Err(other) => panic!("a good task is refused: {other:?}"),
+            Err(refusal) => {
+                let is_counted = match &refusal {
+                    Refusal::Full(why) => why.starts_with("still counting"),
+                    Refusal::Conflict(_) => true,
+                    other => return Err(format!("a good task is refused: {other:?}")),
+                };
+                if is_counted {
+                    self.note(|| format!("refused: {refusal}"));
+                    self.count("submit refused: counts");
+                    self.was_right_to_refuse(&kept, &census, &refusal)?;
+                    if preview.is_some_and(|(is_refused, _)| !is_refused) {
+                        return Err(format!("a_dry_run_tells_the_truth: {refusal}"));
+                    }
+                } else {
+                    self.count("submit: full");
+                }
+                if self.server.core.tasks_by_key().count() != tasks {
+                    return Err("what_is_refused_changes_nothing".into());
+                }
+            }
         }
-        None
+        Ok(None)
     }
 
     fn fresh_id(&mut self) -> String {
@@ -229,13 +331,18 @@ impl World {
         self.count("task accepted");
         self.note(|| {
             format!(
-                "{key:?}: {:?} {:?} ttl {} {:?}",
+                "{key:?}: {:?} {:?} ttl {} {:?} {:?} {:?}",
                 spec.mode,
                 spec.selector.text(),
                 spec.ttl,
-                spec.retry
+                spec.retry,
+                spec.counts,
+                spec.rollout.as_ref().map(|rollout| &rollout.posted)
             )
         });
+        let Ok(task) = self.server.core.show(key) else {
+            return;
+        };
         let retry = spec.retry.as_ref();
         let intervals = retry.iter().flat_map(|retry| &retry.interval);
         let model = TaskModel {
@@ -247,12 +354,16 @@ impl World {
             retries: retry.map_or(0, |retry| retry.max),
             longest_interval: intervals.map(|span| span.as_millis()).max().unwrap_or(0),
             longest_run: spec.longest_run().map_or(LONGEST_RUN, TimeSpan::as_millis),
+            pace: PaceModel::new(self.now, spec, &task),
         };
+        if spec.rollout.is_some() {
+            self.count("rollout accepted");
+        }
         self.users.tasks.insert(key, model);
     }
 
     /// One of the known tasks, most likely a new one.
-    fn some_task(&mut self) -> Option<TaskKey> {
+    pub fn some_task(&mut self) -> Option<TaskKey> {
         let keys: Vec<TaskKey> = self
             .server
             .core
@@ -299,18 +410,22 @@ impl World {
         }
     }
 
-    fn user_reruns(&mut self) {
-        let Some(key) = self.some_task() else { return };
+    fn user_reruns(&mut self) -> Lawful {
+        let Some(key) = self.some_task() else {
+            return Ok(());
+        };
         let all = self.rng.chance(300);
         let fresh = self.fresh_id();
-        match self
-            .server
-            .core
-            .rerun(self.clock.read(self.now), &fresh, key, all)
-        {
+        let Ok(old) = self.server.core.show(key) else {
+            return Ok(());
+        };
+        let census = self.census(&old.spec);
+        let now = self.clock.read(self.now);
+        match self.server.core.rerun(now, &fresh, key, all) {
             Ok(new) => {
                 self.count("task rerun");
                 let spec = self.server.core.show(new).map(|task| task.spec.clone());
+                self.was_right_to_rerun(new, &census)?;
                 if let Ok(spec) = spec {
                     self.accepted(new, &spec);
                     self.answer_submit(new);
@@ -318,6 +433,7 @@ impl World {
             }
             Err(_) => self.count("rerun refused"),
         }
+        Ok(())
     }
 
     fn user_deletes(&mut self) -> Lawful {

@@ -6,6 +6,7 @@ use crate::clock::Clock;
 use crate::laws::Laws;
 use crate::rng::Rng;
 use crate::server::Server;
+use crate::targets::Fleet;
 use crate::users::Users;
 use sidebike::core::{Link, MachineKey, TaskKey, Time};
 use sidebike::wire::agent::{AttemptId, Done, Goodbye, Orders, Output, Poll, Taken};
@@ -190,12 +191,14 @@ pub struct World {
     pub server: Server,
     pub laws: Laws,
     pub users: Users,
+    pub fleet: Fleet,
     pub tally: Tally,
     /// Ids of attempts that hostile agents were handed.
     pub overheard: Vec<AttemptId>,
     /// The server is paused until then.
     pub stopped_until: Ms,
     pub next_tick: Ms,
+    last_tick: Ms,
     pub steps: u64,
     pub log: Option<Vec<String>>,
     pub calm: bool,
@@ -229,10 +232,12 @@ impl World {
             server,
             laws: Laws::default(),
             users: Users::default(),
+            fleet: Fleet::default(),
             tally: Tally::new(),
             overheard: Vec::new(),
             stopped_until: 0,
             next_tick: u64::MAX,
+            last_tick: BEGINNING,
             steps: 0,
             log: None,
             calm: false,
@@ -375,11 +380,17 @@ impl World {
         }
         self.gather_changes();
         self.server.core.check_invariants()?;
-        self.laws.look(self.now, &self.server)
+        self.laws.look(self.now, &self.server)?;
+        self.users.look_at_pace(self.now, &self.server.core)
     }
 
     fn tick(&mut self) -> Lawful {
         let now = self.time();
+        // Such a pause does not count as silence of the machines.
+        if self.now > self.last_tick + 5_000 {
+            self.fleet.shaken(self.now);
+        }
+        self.last_tick = self.now;
         let next = self.server.core.tick(now);
         self.see_to_notices()?;
         // The server ticks when the core asked for it.
@@ -517,6 +528,7 @@ impl World {
             self.server.wipe(now);
             self.laws.wipe();
             self.users.wipe();
+            self.fleet.wiped();
         }
         Ok(())
     }
