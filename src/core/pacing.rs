@@ -46,9 +46,9 @@ pub(super) struct Plan {
     /// How many targets have been started when each step is done. The last step is everything, also what joins later.
     pub steps: Vec<u32>,
     /// The most executions at once.
-    window: u32,
+    pub window: u32,
     /// It stops when more have failed.
-    max_failures: u32,
+    pub max_failures: u32,
 }
 
 impl Rollout {
@@ -233,6 +233,10 @@ impl Task {
                 None => 0,
             },
             plan: steps,
+            concurrency: plan
+                .filter(|plan| plan.window < u32::MAX)
+                .map(|plan| plan.window),
+            max_failures: plan.map(|plan| plan.max_failures),
             resumes_at: resumes_at.map(super::task::timestamp),
         })
     }
@@ -247,9 +251,13 @@ impl Task {
         })
     }
 
-    /// How many executions have had their turn.
+    /// How many executions have been given a place, or were handed out before.
     fn started(&self) -> u32 {
-        self.counts.total() - self.counts.held - self.counts.skipped
+        let is_started = |e: &&super::Execution| {
+            let waits = e.state == ExecutionState::Queued;
+            waits || e.current.delivered_at.is_some() || !e.past.is_empty()
+        };
+        self.executions.iter().filter(is_started).count() as u32
     }
 }
 
@@ -442,8 +450,7 @@ impl Core {
         };
         let allowed = plan.max_failures;
         let is_too_many = failures > allowed && !task.is_stopped() && !task.canceled;
-        // Also if nothing is left but machines that may still join.
-        if is_too_many && (task.counts.unfinished() > 0 || task.open) {
+        if is_too_many {
             let many = if failures == 1 { "failure" } else { "failures" };
             let msg = format!("stopped after {failures} {many} ({allowed} allowed)");
             let cancels = task.spec.stops_running();
@@ -575,7 +582,12 @@ impl Core {
     }
 
     fn lose_held(&mut self, now: Time, key: ExecutionKey) {
-        let msg = "its machine is no longer known";
+        let target = self.execution(key).target.as_ref();
+        let known = target.is_some_and(|target| self.instances.contains_key(&target.instance));
+        let msg = match known {
+            true => "its machine said goodbye before its turn came",
+            false => "its machine is no longer known",
+        };
         self.end_attempt(now, key, ExecutionState::Lost, msg);
     }
 
@@ -814,6 +826,26 @@ pub(super) fn checked(
     if posted.steps.iter().any(|share| share.is_zero()) {
         return Err("rollout.steps: each must be above 0".into());
     }
+    for (n, (before, step)) in posted
+        .steps
+        .iter()
+        .zip(posted.steps.iter().skip(1))
+        .enumerate()
+    {
+        // A number and a percentage can be compared only when the targets are known.
+        let rises = match (before, step) {
+            (Share::Count(before), Share::Count(step)) => step > before,
+            (Share::Percent(before), Share::Percent(step)) => step > before,
+            (Share::Percent(before), Share::Count(_)) => *before < 100,
+            (Share::Count(_), Share::Percent(_)) => true,
+        };
+        if !rises {
+            return Err(format!(
+                "rollout.steps[{}]: each says how many have been started when it is done, so {step} cannot follow {before}",
+                n + 1
+            ));
+        }
+    }
     Ok(Rollout {
         order: posted.order.unwrap_or_default(),
         posted,
@@ -847,7 +879,7 @@ mod tests {
         assert_eq!(steps(&[Percent(10), Percent(50)], 15, 100), [15, 16, 100]);
         assert_eq!(steps(&[Percent(10)], 100, 100), [100]);
         assert_eq!(
-            steps(&[Percent(60), Percent(50), Percent(70)], 0, 100),
+            steps(&[Percent(60), Count(50), Percent(70)], 0, 100),
             [60, 61, 100]
         );
         assert_eq!(steps(&usual, 0, 0), Vec::<u32>::new());

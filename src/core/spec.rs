@@ -5,6 +5,7 @@
 //! [`Spec`].
 
 use super::TextLimits;
+use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
 use super::pacing::{self, Rollout};
 use super::selector::{Narrowing, Selector, SelectorText};
@@ -14,6 +15,7 @@ use crate::wire::strict_object::StrictObject;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The longest id of a task, in bytes.
@@ -256,6 +258,13 @@ fn narrowing(posted: &mut PostedTask) -> Result<Narrowing, String> {
         }
         instances => instances.into_iter().flatten().map(Arc::from).collect(),
     };
+    let instances: BTreeSet<Arc<str>> = instances;
+    if let Some(wrong) = instances.iter().find(|instance| !is_instance(instance)) {
+        return Err(format!(
+            "instances: each must be the whole instance of a machine as in the list of machines, got {}",
+            shown(wrong)
+        ));
+    }
     Ok(Narrowing {
         exclude: posted.exclude.take(),
         tags: posted.machine_tags.take().unwrap_or_default(),

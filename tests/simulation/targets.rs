@@ -400,6 +400,7 @@ impl World {
                 let healthy = keep.healthy.len() as u32;
                 live == 0 || healthy < keep.must_stay + hit.min(most)
             }
+            ("rollout", _) => spec.rollout.is_some() && live == 0,
             ("rollout.canary", _) => {
                 let canary = spec
                     .rollout
