@@ -7,7 +7,7 @@
 use super::invariants::Rule;
 use super::machine::Machine;
 use super::match_index::TraitsKey;
-use super::pacing::Plan;
+use super::rollout::Plan;
 use super::selector::{Selector, Traits, no_tags};
 use super::spec::Spec;
 use super::task::Target;

@@ -7,7 +7,7 @@
 use super::TextLimits;
 use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
-use super::pacing::{self, Rollout};
+use super::rollout::{self, Rollout};
 use super::selector::{Narrowing, Selector, SelectorText};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
@@ -335,7 +335,7 @@ fn checked_rollout(
         let canary = Selector::checked(Some(canary), Narrowing::default(), limits, |_| None);
         canary.map_err(|why| why.replace("machinePattern", "rollout.canary"))
     });
-    let rollout = pacing::checked(rollout, mode, canary.transpose()?)?;
+    let rollout = rollout::checked(rollout, mode, canary.transpose()?)?;
     Ok(Some(Box::new(rollout)))
 }
 

@@ -6,7 +6,7 @@
 use super::lazy_box::{LazyBox, SharedDefault};
 use super::match_index::SelectorKey;
 use super::output::Output;
-use super::pacing::Pacing;
+use super::pace::Pacing;
 use super::spec::Spec;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
