@@ -23,7 +23,9 @@ fn a_dry_run_says_who_and_registers_nothing() {
     let dry = server
         .post("/api/v1/task/status/new/?dryRun=1", &nobody)
         .data();
-    assert_eq!(dry, json!({"ok": true, "matched": 0, "machines": []}));
+    let msg = "no machine matches; it would wait for the first that appears within its ttl";
+    let expected = json!({"ok": true, "msg": msg, "matched": 0, "machines": []});
+    assert_eq!(dry, expected);
     let wrong = server.post("/api/v1/task?dryRun=1", &json!({"machinePattern": "("}));
     assert_eq!(wrong.status, 400);
     assert_eq!(server.get("/api/v1/task").data(), json!([]));

@@ -49,10 +49,10 @@ fn mistakes() -> Vec<Mistake> {
         (format!("{GOOD} x"), "the task", "follows"),
         ("[".repeat(100_000), "the task", "nested"),
         // The machinePattern.
-        (text(r#"{"detail":{"command":"true"}}"#), "the task", "machinePattern"),
+        (text(r#"{"detail":{"command":"true"}}"#), "machinePattern", "is required"),
         (with("machinePattern", json!("")), "machinePattern", "empty"),
         (with("machinePattern", json!(5)), "machinePattern", "a string"),
-        (with("machinePattern", json!(null)), "machinePattern", "a string"),
+        (with("machinePattern", json!(null)), "machinePattern", "is required"),
         (with("machinePattern", json!(["m"])), "machinePattern", "a string"),
         (with("machinePattern", json!("[a")), "machinePattern", "regular expression"),
         (with("machinePattern", json!("*")), "machinePattern", "regular expression"),

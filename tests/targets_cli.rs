@@ -346,7 +346,7 @@ fn counts_that_are_not_met_register_nothing_and_end_with_3() {
         assert_eq!((said.code, &said.json()["ok"]), (3, &json!(false)));
     }
     let said = sidebike(&server, &["run", "-m", "db", "--expect", "1", "--", "true"]);
-    let words = "no machine matches \"db\"; see sidebike machines; --expect: 1 machines were expected, 0 match";
+    let words = "no machine matches \"db\"; see sidebike machines; --expect: 1 machine was expected, 0 match";
     assert!(said.code == 3 && said.err.contains(words), "{said:?}");
     assert_eq!(tasks(&server), 0);
     for words in [
@@ -923,7 +923,7 @@ fn tags_are_listed_searched_and_in_the_environment() {
     let said = sidebike(&server, &["machines", "-m", "m0", "--where", "zone=."]);
     assert!(
         said.err
-            .contains("no machine with such a tag has the label \"m0\""),
+            .contains("no machine with such tags has the label \"m0\""),
         "{said:?}"
     );
     let said = sidebike(

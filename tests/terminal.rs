@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// What clears the line of the progress.
@@ -21,12 +21,16 @@ const CLEAR: &str = "\r\x1b[K";
 
 /// How long a command may take to end when its terminal is closed.
 const CLOSING: Duration = Duration::from_secs(10);
+/// How long the last of its output may take where something else keeps the terminal open.
+const LAST_OUTPUT: Duration = Duration::from_secs(5);
 
 /// A terminal with a command in it. The command is ended when the test is done with it.
 struct Terminal {
     keyboard: File,
     seen: Arc<Mutex<Vec<u8>>>,
     child: Child,
+    /// Ends when no process has the terminal open any more.
+    reader: JoinHandle<()>,
 }
 
 impl Terminal {
@@ -66,7 +70,7 @@ impl Terminal {
         let keyboard = File::from(keyboard);
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (eyes, mut screen) = (seen.clone(), keyboard.try_clone().unwrap());
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(n @ 1..) = screen.read(&mut buffer) {
                 eyes.lock().unwrap().extend_from_slice(&buffer[..n]);
@@ -76,6 +80,7 @@ impl Terminal {
             keyboard,
             seen,
             child,
+            reader,
         }
     }
 
@@ -98,13 +103,12 @@ impl Terminal {
     /// Waits for the end; gives the exit code and all that was on the screen.
     fn ended(&mut self) -> (i32, String) {
         let status = wait_until("the command ends", || self.child.try_wait().unwrap());
-        let mut before = String::new();
-        let seen = wait_until("all of its output", || {
-            let seen = self.seen();
-            let same = seen == before;
-            before = seen.clone();
-            same.then_some(seen)
-        });
+        // What it has left in the background may keep the terminal open; then what came so far is all.
+        let until = Instant::now() + LAST_OUTPUT;
+        while !self.reader.is_finished() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let seen = self.seen();
         (status.code().expect("it was not killed"), seen)
     }
 }

@@ -35,9 +35,9 @@ pub struct Args {
     /// Only those in this state: online, draining, offline
     #[arg(long, value_parser = state)]
     state: Option<MachineState>,
-    /// Only those with this tag, if its value matches the regular expression
+    /// Only those with this tag, if its value matches the regular expression; can be given several times
     #[arg(long = "where", value_name = "NAME=PATTERN")]
-    tag: Option<String>,
+    tags: Vec<String>,
     /// Keep it up to date, until Ctrl-C
     #[arg(short, long, conflicts_with = "json")]
     watch: bool,
@@ -58,7 +58,7 @@ pub fn run(args: Args) -> CommandResult {
     let filter = MachineFilter {
         label: args.machine,
         state: args.state,
-        tag: args.tag,
+        tags: args.tags,
     };
     let found = || {
         let machines = client.machines(&filter)?;
@@ -67,7 +67,7 @@ pub fn run(args: Args) -> CommandResult {
             let state = filter
                 .state
                 .map(|state| format!(" that is {}", state.word()));
-            let tag = { filter.tag.as_ref() }.map(|_| " with such a tag");
+            let tag = (!filter.tags.is_empty()).then_some(" with such tags");
             let (state, tag) = (state.unwrap_or_default(), tag.unwrap_or_default());
             print_message(&no_such_label(label, &format!("machine{tag}{state} has")));
         }

@@ -115,17 +115,18 @@ struct PaceArgs {
     /// Run it only if so many machines match: 3, 2..10, 2.. or ..10
     #[arg(help_heading = PACE, long, value_name = "N", allow_negative_numbers = true)]
     expect: Option<Expect>,
-    /// At most on so many of those that match, chosen at random: 5 or 25%
+    /// At most on so many of those that match, chosen at random: 5, or 25%, which rounds down
     #[arg(help_heading = PACE, long, value_name = "N|%", allow_negative_numbers = true)]
     max_targets: Option<Share>,
     /// Run it only if so many stay untouched and healthy: 2 or 50%, of the machines that are meant; 50%:^web-
     /// is half of those whose label matches
     #[arg(help_heading = PACE, long, value_name = "N|%[:PATTERN]", allow_negative_numbers = true)]
     keep_alive: Option<KeepAlive>,
-    /// On so many at the same time: 10 or 10%
+    /// On so many at the same time: 10, or 10%, which rounds up
     #[arg(help_heading = PACE, long, value_name = "N|%", allow_negative_numbers = true)]
     concurrency: Option<Share>,
-    /// Step by step: so many have been started when each step is done, such as 1,10%,100%
+    /// Step by step: so many have been started when each step is done, such as 1,10%,100%. Percentages round
+    /// down, each step adds at least one, and the last is always everything
     #[arg(
 help_heading = PACE,
         long,

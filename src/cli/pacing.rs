@@ -1,7 +1,7 @@
 //! `sidebike pause`, `resume` and `stop`.
 
 use super::command::{CommandResult, ConnectionArgs, Failure, print_json};
-use super::rollout::{is_paused, standing, state_of};
+use super::rollout::{is_paused, standing, state_of, waits_for};
 use super::task_reference::TaskArg;
 use super::terminal::sanitize;
 use crate::wire::task::Task;
@@ -84,11 +84,12 @@ pub fn resume(args: Resume) -> CommandResult {
     let client = args.call.server.client()?;
     let before = args.call.task.find(&client)?;
     let task = client.resume(&before.id)?;
-    let word = match is_paused(&before) {
-        true => "resumed",
-        false => "was not paused",
+    let word = match (is_paused(&before), waits_for(&task)) {
+        (true, None) => "resumed".to_owned(),
+        (true, Some(next)) => format!("resumed; it is between two steps and {next}"),
+        (false, _) => "was not paused".into(),
     };
-    args.call.done(&task, word)
+    args.call.done(&task, &word)
 }
 
 /// Stops a task.

@@ -99,7 +99,9 @@ pub fn run(args: Args) -> CommandResult {
         let is_refused = matching.matched == 0 || !matching.ok;
         return Ok(if is_refused { NO_MACHINE } else { 0 });
     }
-    if !matching.ok || (matching.matched == 0 && !joins_later) {
+    // An id that is taken is the submit's to refuse: it answers with the task that has it.
+    let is_taken = matching.msg.starts_with("id: ");
+    if (!matching.ok && !is_taken) || (matching.matched == 0 && !joins_later && !is_taken) {
         return Err(nowhere(&Selection::posted(&task), &matching));
     }
     let number = matching.machines.len();
@@ -207,6 +209,9 @@ fn verdict(matching: &DryRun) -> String {
             "when each step is done, so many of {targets} have been started: {}\n",
             plan.join(", ")
         ));
+    }
+    if let Some(most) = matching.concurrency {
+        text.push_str(&format!("at most {most} run it at the same time\n"));
     }
     text
 }

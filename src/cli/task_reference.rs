@@ -19,7 +19,7 @@ const MAX_SHOWN: usize = 10;
 pub struct TaskArg {
     /// The task: its id, the beginning of its id (6 characters or more), or a name. A name means the
     /// newest task of that name, which after a rerun is the rerun
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     id: String,
 }
 

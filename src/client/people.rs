@@ -40,8 +40,8 @@ pub struct MachineFilter {
     pub label: Option<String>,
     /// Only those in this state.
     pub state: Option<MachineState>,
-    /// Only those with a tag, as `NAME=PATTERN`.
-    pub tag: Option<String>,
+    /// Only those with all these tags, each as `NAME=PATTERN`.
+    pub tags: Vec<String>,
 }
 
 impl Client {
@@ -115,14 +115,12 @@ impl Client {
 
     /// Lists machines, all or those that fit.
     pub fn machines(&self, filter: &MachineFilter) -> Result<Vec<Machine>, CallError> {
-        let path = with_query(
-            "machine",
-            &[
-                ("label", filter.label.as_deref()),
-                ("state", filter.state.map(MachineState::word)),
-                ("tag", filter.tag.as_deref()),
-            ],
-        );
+        let mut parameters = vec![
+            ("label", filter.label.as_deref()),
+            ("state", filter.state.map(MachineState::word)),
+        ];
+        parameters.extend(filter.tags.iter().map(|tag| ("tag", Some(tag.as_str()))));
+        let path = with_query("machine", &parameters);
         self.look("list machines", &path, CALL_TIMEOUT)
     }
 

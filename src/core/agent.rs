@@ -12,6 +12,7 @@ use super::invariants::Rule;
 use super::lifecycle::Event;
 use super::machine::{Kind, Machine};
 use super::match_index::MatchingSelectors;
+use super::original::is_of_original;
 use super::selector::{Tags, Traits, no_tags};
 use super::spec::MAX_SENT_BYTES;
 use super::task::{Place, Target};
@@ -606,10 +607,18 @@ impl Core {
     }
 }
 
+fn is_own_instance(instance: &str) -> bool {
+    (8..=MAX_INSTANCE_BYTES).contains(&instance.len())
+        && instance.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Whether a machine can have this instance.
+pub(super) fn is_instance(instance: &str) -> bool {
+    is_own_instance(instance) || is_of_original(instance)
+}
+
 fn check_instance(instance: &str) -> Result<(), Refusal> {
-    let good = (8..=MAX_INSTANCE_BYTES).contains(&instance.len())
-        && instance.bytes().all(|b| b.is_ascii_hexdigit());
-    good.then_some(()).ok_or_else(|| {
+    is_own_instance(instance).then_some(()).ok_or_else(|| {
         Refusal::Impossible(format!(
             "instance: must be 8 to {MAX_INSTANCE_BYTES} hexadecimal digits, new at each start"
         ))

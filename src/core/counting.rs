@@ -7,7 +7,7 @@
 use super::invariants::Rule;
 use super::machine::Machine;
 use super::match_index::TraitsKey;
-use super::pacing::Plan;
+use super::rollout::Plan;
 use super::selector::{Selector, Traits, no_tags};
 use super::spec::Spec;
 use super::task::Target;
@@ -88,6 +88,8 @@ pub struct Preview {
     pub spared: Vec<Arc<Target>>,
     /// How many targets its rollout has started when each step is done.
     pub plan: Vec<u32>,
+    /// The most executions of its rollout at once.
+    pub concurrency: Option<u32>,
     /// How many machines match and are offline.
     pub offline: u32,
     /// How many machines match and are draining.
@@ -155,6 +157,12 @@ impl Core {
             self.check_keep_alive(keep_alive, &meant, &choice.machines)?;
         }
         if let Some(rollout) = &spec.rollout {
+            if choice.machines.is_empty() {
+                return Err(Refusal::Conflict(
+                    "rollout: no machine matches; its steps are shares of the machines that match when it is submitted"
+                        .into(),
+                ));
+            }
             self.sort(id, rollout.order, &mut choice.machines);
             let canary = self.canary(spec);
             let is_canary = |key: &MachineKey| canary.contains(&self.machine(*key).traits_key);
@@ -198,7 +206,11 @@ impl Core {
         match counts.expect.filter(|expect| !expect.allows(matched)) {
             None => Ok(live),
             Some(expect) => Err(Refusal::Conflict(format!(
-                "expect: {expect} machines were expected, {matched} match{}",
+                "expect: {expect} {} expected, {matched} match{}",
+                match expect {
+                    Expect::Exactly(1) => "machine was",
+                    _ => "machines were",
+                },
                 self.named(&live)
             ))),
         }
@@ -275,6 +287,9 @@ impl Core {
                     matched: choice.matched,
                     machines: targets(&choice.machines),
                     spared: targets(&choice.spared),
+                    concurrency: { choice.plan.as_ref() }
+                        .map(|plan| plan.window)
+                        .filter(|window| *window < u32::MAX),
                     plan: choice.plan.map_or_else(Vec::new, |plan| plan.steps),
                     ..preview
                 }
@@ -377,17 +392,25 @@ impl Core {
                 pool.text().pattern
             )));
         }
-        let is_healthy = |key: &MachineKey| {
-            let machine = self.machine(*key);
-            machine.is_live()
-                && !self.guarded.contains_key(&machine.instance)
-                && !self.has_open_undo(*key)
+        if chosen.is_empty() {
+            return Err(Refusal::Conflict("keepAlive: no machine matches".into()));
+        }
+        pool.retain(|key| self.machine(*key).is_live());
+        let online = pool.len();
+        pool.retain(|key| {
+            let instance = &self.machine(*key).instance;
+            !self.guarded.contains_key(instance) && !self.has_open_undo(*key)
+        });
+        let guarded = match online - pool.len() {
+            0 => String::new(),
+            number => format!(
+                " ({number} more are targets of tasks with keepAlive or an undo that have not ended, or not been undone)"
+            ),
         };
-        pool.retain(is_healthy);
         let healthy = pool.len() as u32;
         let pool = HashSet::<MachineKey>::from_iter(pool);
         let hit = chosen.iter().filter(|key| pool.contains(key)).count() as u32;
-        if !chosen.is_empty() && healthy >= must_stay + hit {
+        if healthy >= must_stay + hit {
             return Ok(());
         }
         let may_be_hit = match healthy.saturating_sub(must_stay) {
@@ -399,7 +422,7 @@ impl Core {
             Share::Percent(_) => format!(" ({keep})"),
         };
         Err(Refusal::Conflict(format!(
-            "keepAlive: {must_stay} of {total} machines must stay{share}, {healthy} are healthy, so {may_be_hit} may be hit; {hit} were asked for"
+            "keepAlive: {must_stay} of {total} machines must stay{share}, {healthy} are healthy{guarded}, so {may_be_hit} may be hit; {hit} were asked for"
         )))
     }
 

@@ -30,7 +30,8 @@
 //! | `spec.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `selector.rs` | which machines a task means |
 //! | `counting.rs` | how many of them it may hit, and in which order |
-//! | `pacing.rs` | in which steps they get their turn, and when it stops |
+//! | `rollout.rs` | a checked rollout, and its plan for a number of targets |
+//! | `pacing.rs`, `pace.rs` | in which steps they get their turn, and when it stops; how far it has come |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
 //! | `newcomers.rs` | how many new machines are accepted from where |
@@ -61,11 +62,13 @@ mod match_index;
 mod newcomers;
 mod original;
 mod output;
+mod pace;
 mod pacing;
 mod query;
 mod report;
 mod restored;
 mod retention;
+mod rollout;
 mod saved;
 mod selector;
 mod spec;

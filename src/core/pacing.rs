@@ -10,297 +10,18 @@
 
 use super::invariants::Rule;
 use super::lifecycle::Event;
-use super::selector::Selector;
-use super::task::{Place, Task, TaskData};
+use super::pace::{Pacing, Paused, Stopped};
+use super::task::{Place, Task};
 use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
 use crate::wire::duration::TimeSpan;
-use crate::wire::rollout::{self as wire, Order, Pause, RolloutPhase, Share, StopKind};
-use crate::wire::task::{ExecutionState, Mode};
-use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use crate::wire::rollout::{Pause, StopKind};
+use crate::wire::task::ExecutionState;
 
 /// The most turns given, or executions skipped, in one call: it runs under the lock.
 const MAX_TURNS: usize = 500;
 /// When it goes on with the rest.
 const SOON: TimeSpan = TimeSpan::from_millis(1);
-/// The most steps of a rollout.
-const MAX_STEPS: usize = 100;
-
-/// A checked rollout, with the defaults filled in.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rollout {
-    /// As it was posted.
-    pub posted: wire::Rollout,
-    /// The order of its targets.
-    pub order: Order,
-    /// Those that are the first step.
-    pub canary: Option<Selector>,
-}
-
-/// The numbers of a rollout for a certain number of targets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Plan {
-    /// How many targets have been started when each step is done. The last step is everything, also what joins later.
-    pub steps: Vec<u32>,
-    /// The most executions at once.
-    window: u32,
-    /// It stops when more have failed.
-    max_failures: u32,
-}
-
-impl Rollout {
-    /// The plan for so many targets, of which these are the first step.
-    pub(super) fn plan(&self, canaries: u32, total: u32) -> Plan {
-        let shares = match &*self.posted.steps {
-            [] => &[Share::Percent(100)],
-            steps => steps,
-        };
-        let shares = shares.iter().map(|share| share.rounded_down(total));
-        let mut steps: Vec<u32> = Vec::new();
-        for until in (canaries > 0).then_some(canaries).into_iter().chain(shares) {
-            let started = steps.last().copied().unwrap_or(0);
-            if started < total {
-                steps.push(until.clamp(started + 1, total));
-            }
-        }
-        // The last one is everything, whatever it says.
-        if let Some(last) = steps.last_mut() {
-            *last = total;
-        }
-        let window = self.posted.concurrency.map(|share| share.rounded_up(total));
-        let max_failures = self.posted.max_failures.unwrap_or(Share::Count(0));
-        Plan {
-            steps,
-            window: window.unwrap_or(u32::MAX).max(1),
-            max_failures: max_failures.rounded_down(total),
-        }
-    }
-}
-
-/// Why a task starts nothing for the time being.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Paused {
-    /// Since when.
-    since: Time,
-    /// When the pause between two steps is over; it waits for somebody, if absent.
-    until: Option<Time>,
-}
-
-/// What stopped a task.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Stopped {
-    kind: StopKind,
-    at: Time,
-    msg: Arc<str>,
-}
-
-/// How far a task has come.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Pacing {
-    /// The plan of its rollout, if it has one.
-    plan: Option<Plan>,
-    /// The present step, from 0.
-    step: usize,
-    paused: Option<Paused>,
-    stopped: Option<Stopped>,
-    /// All executions before this one have had their turn; without a rollout all have.
-    #[serde(skip)]
-    next: u32,
-    /// Those that can be given a place again.
-    #[serde(skip)]
-    returned: BTreeSet<u32>,
-    /// How many executions of the steps so far have not ended; not counted in the last step.
-    #[serde(skip)]
-    unfinished: u32,
-    /// What was held back or skipped of it, since it was paused or stopped: everything before this one.
-    #[serde(skip)]
-    swept: u32,
-}
-
-/// That of a task without a rollout.
-impl Default for Pacing {
-    fn default() -> Self {
-        Pacing {
-            plan: None,
-            step: 0,
-            paused: None,
-            stopped: None,
-            next: u32::MAX,
-            returned: BTreeSet::new(),
-            unfinished: 0,
-            swept: 0,
-        }
-    }
-}
-
-impl Pacing {
-    /// That of a task with a rollout.
-    pub fn new(plan: Plan) -> Self {
-        let mut pacing = Pacing {
-            plan: Some(plan),
-            next: 0,
-            ..Pacing::default()
-        };
-        pacing.unfinished = pacing.started_when_done().unwrap_or(0);
-        pacing
-    }
-
-    /// How many targets have been started when the present step is done; `None` in the last step.
-    fn started_when_done(&self) -> Option<u32> {
-        let steps = &self.plan.as_ref()?.steps;
-        (self.step + 1 < steps.len()).then(|| steps[self.step])
-    }
-
-    /// An execution of it has ended.
-    pub fn ended(&mut self, n: u32) {
-        if self.started_when_done().is_some_and(|until| n < until) {
-            self.unfinished -= 1;
-        }
-    }
-
-    /// A machine has joined, with an execution of this number.
-    pub fn joined(&mut self, n: u32) {
-        if self.plan.is_none() {
-            self.returned.insert(n);
-        }
-    }
-
-    /// Whether it starts nothing now.
-    pub fn is_halted(&self) -> bool {
-        self.paused.is_some() || self.stopped.is_some()
-    }
-
-    /// Whether it starts nothing any more.
-    pub fn is_stopped(&self) -> bool {
-        self.stopped.is_some()
-    }
-
-    /// Whether it is paused: its ttl stands still.
-    pub fn is_paused(&self) -> bool {
-        self.paused.is_some() && self.stopped.is_none()
-    }
-
-    /// When its pause between two steps is over.
-    pub fn resumes_at(&self) -> Option<Time> {
-        self.paused
-            .as_ref()
-            .filter(|_| self.stopped.is_none())?
-            .until
-    }
-
-    /// Whether an execution has had its turn.
-    fn has_had_its_turn(&self, n: u32) -> bool {
-        n < self.next
-    }
-
-    /// The same after a time, in milliseconds, that does not count.
-    pub fn later(mut self, by: u64) -> Self {
-        if let Some(paused) = &mut self.paused {
-            for time in [Some(&mut paused.since), paused.until.as_mut()] {
-                time.into_iter()
-                    .for_each(|time| time.0 = time.0.saturating_add(by));
-            }
-        }
-        self
-    }
-}
-
-impl Task {
-    /// The state of its rollout as the API answers it.
-    pub(super) fn rollout_state(&self) -> Option<wire::RolloutState<Cow<'_, str>>> {
-        let pacing = self.pacing.as_ref()?;
-        let plan = pacing.plan.as_ref();
-        let steps = plan.map_or_else(Vec::new, |plan| plan.steps.clone());
-        let targets = steps.last().copied().unwrap_or(0);
-        let state = match () {
-            () if pacing.stopped.is_some() => RolloutPhase::Stopped,
-            () if self.finished_at.is_some() => RolloutPhase::Done,
-            () if pacing.paused.is_some() => RolloutPhase::Paused,
-            () => RolloutPhase::Running,
-        };
-        let resumes_at = pacing.resumes_at().filter(|_| self.finished_at.is_none());
-        Some(wire::RolloutState {
-            state,
-            step: pacing.step as u32 + 1,
-            of: steps.len().max(1) as u32,
-            started: self.started(),
-            failures: self.failures(),
-            late_joined: match plan {
-                Some(_) => (self.executions.len() as u32).saturating_sub(targets),
-                None => 0,
-            },
-            plan: steps,
-            resumes_at: resumes_at.map(super::task::timestamp),
-        })
-    }
-
-    /// What stopped it, as the API answers it.
-    pub(super) fn stopped_by(&self) -> Option<wire::StoppedBy<Cow<'_, str>>> {
-        let stopped = self.pacing.as_ref()?.stopped.as_ref()?;
-        Some(wire::StoppedBy {
-            kind: stopped.kind,
-            at: super::task::timestamp(stopped.at),
-            msg: Cow::from(&*stopped.msg),
-        })
-    }
-
-    /// How many executions have had their turn.
-    fn started(&self) -> u32 {
-        self.counts.total() - self.counts.held - self.counts.skipped
-    }
-}
-
-impl TaskData {
-    /// How many executions have failed. Over the whole task, not in each step.
-    fn failures(&self) -> u32 {
-        let counts = &self.counts;
-        counts.failed + counts.timed_out + counts.lost + counts.expired + self.only_dirty()
-    }
-
-    /// How many executions ended well, or were canceled, and left an undo that is failed or owed.
-    fn only_dirty(&self) -> u32 {
-        if self.dirty() == 0 {
-            return 0;
-        }
-        let ended = [ExecutionState::Succeeded, ExecutionState::Canceled];
-        let ended = self.executions.iter().filter(|e| ended.contains(&e.state));
-        ended.filter(|e| e.current.is_dirty()).count() as u32
-    }
-
-    /// How many have failed in the present step; for tests that break the rule.
-    fn failures_of_step(&self) -> u32 {
-        let pacing = self.pacing.as_ref();
-        let begin = pacing.and_then(|pacing| {
-            let before = pacing.step.checked_sub(1)?;
-            pacing.plan.as_ref()?.steps.get(before).copied()
-        });
-        let mut counts = crate::wire::task::Counts::default();
-        for e in self.executions.iter().skip(begin.unwrap_or(0) as usize) {
-            *counts.of(e.state) += 1;
-        }
-        counts.failed + counts.timed_out + counts.lost + counts.expired
-    }
-
-    /// Whether it starts nothing now.
-    pub(super) fn is_halted(&self) -> bool {
-        self.pacing
-            .as_ref()
-            .is_some_and(|pacing| pacing.is_halted())
-    }
-
-    /// Whether it was stopped.
-    pub(super) fn is_stopped(&self) -> bool {
-        { self.pacing.as_ref() }.is_some_and(|pacing| pacing.is_stopped())
-    }
-
-    /// Whether it is paused: its ttl stands still.
-    pub(super) fn is_paused(&self) -> bool {
-        { self.pacing.as_ref() }.is_some_and(|pacing| pacing.is_paused())
-    }
-}
 
 impl Core {
     /// Starts nothing more of a task until it is resumed. What runs goes on; the `ttl` stands still.
@@ -452,8 +173,7 @@ impl Core {
         };
         let allowed = plan.max_failures;
         let is_too_many = failures > allowed && !task.is_stopped() && !task.canceled;
-        // Also if nothing is left but machines that may still join.
-        if is_too_many && (task.counts.unfinished() > 0 || task.open) {
+        if is_too_many {
             let many = if failures == 1 { "failure" } else { "failures" };
             let msg = format!("stopped after {failures} {many} ({allowed} allowed)");
             let cancels = task.spec.stops_running();
@@ -585,7 +305,12 @@ impl Core {
     }
 
     fn lose_held(&mut self, now: Time, key: ExecutionKey) {
-        let msg = "its machine is no longer known";
+        let target = self.execution(key).target.as_ref();
+        let known = target.is_some_and(|target| self.instances.contains_key(&target.instance));
+        let msg = match known {
+            true => "its machine said goodbye before its turn came",
+            false => "its machine is no longer known",
+        };
         self.end_attempt(now, key, ExecutionState::Lost, msg);
     }
 
@@ -800,66 +525,5 @@ impl Core {
             ));
         }
         Ok(())
-    }
-}
-
-/// Checks a posted rollout. The error names the field.
-pub(super) fn checked(
-    posted: wire::Rollout,
-    mode: Mode,
-    canary: Option<Selector>,
-) -> Result<Rollout, String> {
-    if mode == Mode::Any {
-        return Err("rollout: goes with mode \"all\" only, an \"any\" task runs once".into());
-    }
-    if posted.concurrency.is_some_and(Share::is_zero) {
-        return Err("rollout.concurrency: must be above 0".into());
-    }
-    if posted.steps.len() > MAX_STEPS {
-        return Err(format!(
-            "rollout.steps: must have {MAX_STEPS} entries at most, got {}",
-            posted.steps.len()
-        ));
-    }
-    if posted.steps.iter().any(|share| share.is_zero()) {
-        return Err("rollout.steps: each must be above 0".into());
-    }
-    Ok(Rollout {
-        order: posted.order.unwrap_or_default(),
-        posted,
-        canary,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rollout(steps: &[Share]) -> Rollout {
-        let posted = wire::Rollout {
-            steps: steps.into(),
-            ..wire::Rollout::default()
-        };
-        checked(posted, Mode::All, None).unwrap()
-    }
-
-    #[test]
-    fn each_step_adds_at_least_one_and_the_last_is_everything() {
-        use Share::{Count, Percent};
-        let steps = |shares: &[Share], canaries, total| rollout(shares).plan(canaries, total).steps;
-        let usual = [Count(1), Percent(10), Percent(100)];
-        assert_eq!(steps(&usual, 0, 100), [1, 10, 100]);
-        assert_eq!(steps(&usual, 0, 3), [1, 2, 3]);
-        assert_eq!(steps(&usual, 0, 2), [1, 2]);
-        assert_eq!(steps(&usual, 0, 1), [1]);
-        assert_eq!(steps(&[], 0, 7), [7]);
-        assert_eq!(steps(&[], 2, 7), [2, 7]);
-        assert_eq!(steps(&[Percent(10), Percent(50)], 15, 100), [15, 16, 100]);
-        assert_eq!(steps(&[Percent(10)], 100, 100), [100]);
-        assert_eq!(
-            steps(&[Percent(60), Percent(50), Percent(70)], 0, 100),
-            [60, 61, 100]
-        );
-        assert_eq!(steps(&usual, 0, 0), Vec::<u32>::new());
     }
 }

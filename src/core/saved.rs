@@ -8,7 +8,7 @@ use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
 use super::output::Output;
-use super::pacing::Pacing;
+use super::pace::Pacing;
 use super::selector::Narrowing;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::{Core, ExecutionKey, TaskKey, Time};

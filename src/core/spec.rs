@@ -5,8 +5,9 @@
 //! [`Spec`].
 
 use super::TextLimits;
+use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
-use super::pacing::{self, Rollout};
+use super::rollout::{self, Rollout};
 use super::selector::{Narrowing, Selector, SelectorText};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
@@ -15,6 +16,7 @@ use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, Poste
 use crate::wire::undo::Undo;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The longest id of a task, in bytes.
@@ -272,6 +274,13 @@ fn narrowing(posted: &mut PostedTask) -> Result<Narrowing, String> {
         }
         instances => instances.into_iter().flatten().map(Arc::from).collect(),
     };
+    let instances: BTreeSet<Arc<str>> = instances;
+    if let Some(wrong) = instances.iter().find(|instance| !is_instance(instance)) {
+        return Err(format!(
+            "instances: each must be the whole instance of a machine as in the list of machines, got {}",
+            shown(wrong)
+        ));
+    }
     Ok(Narrowing {
         exclude: posted.exclude.take(),
         tags: posted.machine_tags.take().unwrap_or_default(),
@@ -342,7 +351,7 @@ fn checked_rollout(
         let canary = Selector::checked(Some(canary), Narrowing::default(), limits, |_| None);
         canary.map_err(|why| why.replace("machinePattern", "rollout.canary"))
     });
-    let rollout = pacing::checked(rollout, mode, canary.transpose()?)?;
+    let rollout = rollout::checked(rollout, mode, canary.transpose()?)?;
     Ok(Some(Box::new(rollout)))
 }
 

@@ -7,7 +7,7 @@ use super::counting::mixed;
 use super::lazy_box::{LazyBox, SharedDefault};
 use super::match_index::SelectorKey;
 use super::output::Output;
-use super::pacing::Pacing;
+use super::pace::Pacing;
 use super::spec::Spec;
 use super::undo::AttemptUndo;
 use super::{ExecutionKey, MachineKey, Time};
@@ -24,6 +24,8 @@ use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, UNIX_EPOCH};
 
+/// How many of the instances that a task names are shown in a list.
+const LISTED_INSTANCES: usize = 10;
 /// Earlier attempts kept for each execution; the last ones explain why it fails.
 pub(super) const MAX_PAST_ATTEMPTS: usize = 10;
 
@@ -413,6 +415,11 @@ impl Task {
         let spec = &self.spec;
         let selector = spec.selector.text();
         let narrowing = selector.narrowing.as_deref();
+        let all_instances = narrowing.map_or(0, |n| n.instances.len());
+        let instances = match detail_limit {
+            usize::MAX => usize::MAX,
+            _ => LISTED_INSTANCES,
+        };
         let (detail, truncated_bytes) = spec.shortened_detail(detail_limit);
         wire::Task {
             id: Cow::from(&*self.id),
@@ -429,7 +436,9 @@ impl Task {
             hosts: narrowing.and_then(|n| n.hosts.as_deref()).map(Cow::from),
             instances: { narrowing.into_iter() }
                 .flat_map(|n| n.instances.iter().map(|instance| Cow::from(&**instance)))
+                .take(instances)
                 .collect(),
+            truncated_instances: all_instances.saturating_sub(instances) as u32,
             expect: spec.counts.expect,
             max_targets: spec.counts.max_targets,
             keep_alive: spec.counts.keep_alive.as_ref().map(|it| it.posted()),

@@ -5,7 +5,7 @@ use super::counting::Choice;
 use super::invariants::Rule;
 use super::machine::JoinCursor;
 use super::match_index::SelectorKey;
-use super::pacing::Pacing;
+use super::pace::Pacing;
 use super::selector::Selector;
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};

@@ -92,6 +92,9 @@ impl<'de> Visitor<'de> for MapVisitor {
             if map.len() >= MAX_ENTRIES {
                 return Err(too_many("map", MAX_ENTRIES));
             }
+            if map.contains_key(&name) {
+                return Err(A::Error::custom(format_args!("{name:?} is given twice")));
+            }
             map.insert(name, value);
         }
         Ok(map)

@@ -20,7 +20,7 @@ pub enum Share {
     Percent(u8),
 }
 
-const SHARE: &str = "a whole number or a percentage such as \"25%\"";
+const SHARE: &str = "a whole number or a percentage such as \"25%\", 100% at most";
 
 impl Share {
     /// The share of `total`, rounded down: for what may be hit.
@@ -466,6 +466,12 @@ pub struct RolloutState<S = String> {
     pub failures: u32,
     /// How many targets have been started when each step is done.
     pub plan: Vec<u32>,
+    /// The most executions at once, if that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+    /// It stops when more have failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_failures: Option<u32>,
     /// How many machines have joined the last step.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub late_joined: u32,

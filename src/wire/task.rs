@@ -193,8 +193,10 @@ impl Retry {
 pub struct PostedTask {
     pub machine_pattern: Option<String>,
     pub exclude: Option<String>,
+    #[serde(default, deserialize_with = "bounded::some_map")]
     pub machine_tags: Option<BTreeMap<String, String>>,
     pub hosts: Option<String>,
+    #[serde(default, deserialize_with = "bounded::some_list")]
     pub instances: Option<Vec<String>>,
     pub expect: Option<Expect>,
     pub max_targets: Option<Share>,
@@ -247,7 +249,7 @@ pub struct DryRun {
     /// It would be accepted.
     #[serde(default = "yes")]
     pub ok: bool,
-    /// Why it would not.
+    /// Why it would not, or what it would wait for.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub msg: String,
     /// How many live machines match.
@@ -260,6 +262,9 @@ pub struct DryRun {
     /// How many of its targets its rollout has started when each step is done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plan: Vec<u32>,
+    /// The most executions of its rollout at once, if that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
     /// How many match but are offline.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub offline: u32,
@@ -539,6 +544,9 @@ pub struct Task<S = String> {
     /// The only instances that are meant.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub instances: Vec<S>,
+    /// How many of them a list leaves out. Not accepted when posted: a part of them would be other machines.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub truncated_instances: u32,
     /// How many machines had to match.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect: Option<Expect>,

@@ -71,8 +71,8 @@ pub struct Held {
 pub struct Agent {
     pub instance: String,
     pub label: String,
-    host: String,
-    tags: BTreeMap<String, String>,
+    pub host: String,
+    pub tags: BTreeMap<String, String>,
     pub original: bool,
     /// It says what it likes.
     pub hostile: bool,

@@ -215,6 +215,8 @@ impl World {
         self.count("two agents with one instance");
         let twin = self.add_agent(&label);
         self.note(|| format!("agent {twin} has the instance of {who}"));
+        let (host, tags) = (self.agents[who].host.clone(), self.agents[who].tags.clone());
+        (self.agents[twin].host, self.agents[twin].tags) = (host, tags);
         self.agents[twin].instance = self.agents[who].instance.clone();
         self.agents[twin].latest_seq = self.agents[who].latest_seq + self.rng.between(0, 2);
         for one in [who, twin] {

@@ -400,6 +400,7 @@ impl World {
                 let healthy = keep.healthy.len() as u32;
                 live == 0 || healthy < keep.must_stay + hit.min(most)
             }
+            ("rollout", _) => spec.rollout.is_some() && live == 0,
             ("rollout.canary", _) => {
                 let canary = spec
                     .rollout
@@ -421,6 +422,23 @@ impl World {
         match self.rng.chance(500) {
             true => json!(self.rng.between(1, most)),
             false => json!(format!("{}%", self.rng.pick(&PERCENTS))),
+        }
+    }
+
+    /// Steps as they are posted: numbers and percentages, each of them rising.
+    fn some_steps(&mut self) -> Value {
+        let number = self.rng.between(0, 2);
+        let counts: BTreeSet<u64> = (0..number).map(|_| self.rng.between(1, 3)).collect();
+        let number = self.rng.between(u64::from(counts.is_empty()), 2);
+        let percents: BTreeSet<u64> = (0..number).map(|_| self.rng.pick(&PERCENTS)).collect();
+        let is_whole = percents.contains(&100);
+        let counts = counts.into_iter().map(|count| json!(count));
+        let percents = percents
+            .into_iter()
+            .map(|percent| json!(format!("{percent}%")));
+        match is_whole || self.rng.chance(500) {
+            true => counts.chain(percents).collect(),
+            false => percents.chain(counts).collect(),
         }
     }
 
@@ -502,9 +520,7 @@ impl World {
             rollout.insert("concurrency".into(), concurrency);
         }
         if self.rng.chance(600) {
-            let steps = (0..self.rng.between(1, 3)).map(|_| self.some_share(3));
-            let steps = steps.collect();
-            rollout.insert("steps".into(), Value::Array(steps));
+            rollout.insert("steps".into(), self.some_steps());
         }
         if self.rng.chance(400) {
             let pauses = [json!(0), json!("1s"), json!("20s"), json!("approve")];

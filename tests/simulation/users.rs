@@ -285,9 +285,14 @@ impl World {
                 self.was_right_to_accept(key, &census)?;
                 self.accepted(key, &kept);
                 self.answer_submit(key);
-                if let Some((is_refused, machines)) = preview {
+                if let Some((is_refused, mut machines)) = preview {
                     let task = self.server.core.show(key);
-                    let targets = task.map(|task| crate::targets::targets(&task));
+                    let mut targets = task.map(|task| crate::targets::targets(&task));
+                    if kept.rollout.is_none() {
+                        // Without a rollout there is no order.
+                        machines.sort();
+                        targets.iter_mut().for_each(|targets| targets.sort());
+                    }
                     let is_same = kept.mode == Mode::Any || targets.as_ref() == Ok(&machines);
                     if is_refused || !is_same {
                         return Err(format!(

@@ -5,7 +5,7 @@ use super::parse::parameter;
 use super::server::Server;
 use crate::core::pattern_of;
 use crate::rules::{check_tag_name, one_of};
-use crate::server::answers;
+use crate::server::answers::{self, bad};
 use crate::wire::machine::{Machine, MachineState};
 use regex::Regex;
 
@@ -15,18 +15,22 @@ pub fn list(call: Call<'_>) -> Handled {
     let state = parameter(call.request, "state", |text| {
         one_of(&MachineState::ALL, MachineState::word, text)
     })?;
-    let tag = parameter(call.request, "tag", |text| tag_filter(text, call.server))?;
+    let tags = call.request.query_all("tag").map(|text| {
+        let filter = tag_filter(text, call.server);
+        filter.map_err(|why| bad(format!("tag: {why}, got {text:?}")))
+    });
+    let tags: Vec<(String, Regex)> = tags.collect::<Result<_, _>>()?;
     let mut machines = call
         .server
         .store
         .ask(|core| core.list_machines(label, state));
     call.large(move || {
-        if let Some((name, pattern)) = tag {
-            machines.retain(|machine| {
-                let value = machine.tags.get(&name);
+        machines.retain(|machine| {
+            tags.iter().all(|(name, pattern)| {
+                let value = machine.tags.get(name);
                 value.is_some_and(|value| pattern.is_match(value))
-            });
-        }
+            })
+        });
         // By label, the newest last.
         machines.sort_by(|a, b| a.target.label.cmp(&b.target.label));
         let machines: Vec<Machine> = machines.iter().map(|machine| machine.answer()).collect();

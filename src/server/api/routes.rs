@@ -11,6 +11,8 @@ const OPEN: Right = Right::Open;
 const LOOK: Right = Right::Look;
 const CHANGE: Right = Right::Change;
 const AGENT: Right = Right::Agent;
+/// The only parameter that may be given more than once.
+const REPEATABLE: &str = "tag";
 
 /// Every call but the original's agents'.
 #[rustfmt::skip]
@@ -91,6 +93,14 @@ pub fn find(request: &Request) -> Result<&'static Route, Answer> {
         return Err(answers::bad(format!(
             "{name}: is not a parameter of this call; known: {known}"
         )));
+    }
+    let is_twice = |name: &&str| request.query_all(name).nth(1).is_some();
+    if let Some(name) = request
+        .query_names()
+        .find(is_twice)
+        .filter(|name| *name != REPEATABLE)
+    {
+        return Err(answers::bad(format!("{name}: is given twice")));
     }
     Ok(route)
 }

@@ -153,9 +153,17 @@ fn dry_run(call: Call<'_>, spec: Spec) -> Handled {
             machines: targets(&preview.machines),
             spared: targets(&preview.spared),
             plan: preview.plan,
+            concurrency: preview.concurrency,
             offline: preview.offline,
             draining: preview.draining,
-            msg: preview.refusal.unwrap_or_default(),
+            msg: match preview.refusal {
+                Some(why) => why,
+                None if preview.matched == 0 => {
+                    "no machine matches; it would wait for the first that appears within its ttl"
+                        .into()
+                }
+                None => String::new(),
+            },
         })
     })
 }

@@ -102,6 +102,12 @@ impl Request {
         })
     }
 
+    /// Every value of a parameter of the query.
+    pub fn query_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        let same = self.query.iter().filter(move |(n, _)| n == name);
+        same.map(|(_, value)| value.as_str())
+    }
+
     /// A parameter of the query; the last one when it was given several times.
     pub fn query(&self, name: &str) -> Option<&str> {
         self.query

@@ -1,0 +1,241 @@
+//! How far a task has come: what is kept of its pace, and what the API says of it. What changes it is in `pacing.rs`.
+
+use super::Time;
+use super::rollout::Plan;
+use super::task::{Task, TaskData, timestamp};
+use crate::wire::rollout::{self as wire, RolloutPhase, StopKind};
+use crate::wire::task::ExecutionState;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Why a task starts nothing for the time being.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Paused {
+    /// Since when.
+    pub since: Time,
+    /// When the pause between two steps is over; it waits for somebody, if absent.
+    pub until: Option<Time>,
+}
+
+/// What stopped a task.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Stopped {
+    pub kind: StopKind,
+    pub at: Time,
+    pub msg: Arc<str>,
+}
+
+/// How far a task has come.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Pacing {
+    /// The plan of its rollout, if it has one.
+    pub plan: Option<Plan>,
+    /// The present step, from 0.
+    pub step: usize,
+    pub paused: Option<Paused>,
+    pub stopped: Option<Stopped>,
+    /// All executions before this one have had their turn; without a rollout all have.
+    #[serde(skip)]
+    pub next: u32,
+    /// Those that can be given a place again.
+    #[serde(skip)]
+    pub returned: BTreeSet<u32>,
+    /// How many executions of the steps so far have not ended; not counted in the last step.
+    #[serde(skip)]
+    pub unfinished: u32,
+    /// What was held back or skipped of it, since it was paused or stopped: everything before this one.
+    #[serde(skip)]
+    pub swept: u32,
+}
+
+/// That of a task without a rollout.
+impl Default for Pacing {
+    fn default() -> Self {
+        Pacing {
+            plan: None,
+            step: 0,
+            paused: None,
+            stopped: None,
+            next: u32::MAX,
+            returned: BTreeSet::new(),
+            unfinished: 0,
+            swept: 0,
+        }
+    }
+}
+
+impl Pacing {
+    /// That of a task with a rollout.
+    pub fn new(plan: Plan) -> Self {
+        let mut pacing = Pacing {
+            plan: Some(plan),
+            next: 0,
+            ..Pacing::default()
+        };
+        pacing.unfinished = pacing.started_when_done().unwrap_or(0);
+        pacing
+    }
+
+    /// How many targets have been started when the present step is done; `None` in the last step.
+    pub fn started_when_done(&self) -> Option<u32> {
+        let steps = &self.plan.as_ref()?.steps;
+        (self.step + 1 < steps.len()).then(|| steps[self.step])
+    }
+
+    /// An execution of it has ended.
+    pub fn ended(&mut self, n: u32) {
+        if self.started_when_done().is_some_and(|until| n < until) {
+            self.unfinished -= 1;
+        }
+    }
+
+    /// A machine has joined, with an execution of this number.
+    pub fn joined(&mut self, n: u32) {
+        if self.plan.is_none() {
+            self.returned.insert(n);
+        }
+    }
+
+    /// Whether it starts nothing now.
+    pub fn is_halted(&self) -> bool {
+        self.paused.is_some() || self.stopped.is_some()
+    }
+
+    /// Whether it starts nothing any more.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.is_some()
+    }
+
+    /// Whether it is paused: its ttl stands still.
+    pub fn is_paused(&self) -> bool {
+        self.paused.is_some() && self.stopped.is_none()
+    }
+
+    /// When its pause between two steps is over.
+    pub fn resumes_at(&self) -> Option<Time> {
+        self.paused
+            .as_ref()
+            .filter(|_| self.stopped.is_none())?
+            .until
+    }
+
+    /// Whether an execution has had its turn.
+    pub fn has_had_its_turn(&self, n: u32) -> bool {
+        n < self.next
+    }
+
+    /// The same after a time, in milliseconds, that does not count.
+    pub fn later(mut self, by: u64) -> Self {
+        if let Some(paused) = &mut self.paused {
+            for time in [Some(&mut paused.since), paused.until.as_mut()] {
+                time.into_iter()
+                    .for_each(|time| time.0 = time.0.saturating_add(by));
+            }
+        }
+        self
+    }
+}
+
+impl Task {
+    /// The state of its rollout as the API answers it.
+    pub(super) fn rollout_state(&self) -> Option<wire::RolloutState<Cow<'_, str>>> {
+        let pacing = self.pacing.as_ref()?;
+        let plan = pacing.plan.as_ref();
+        let steps = plan.map_or_else(Vec::new, |plan| plan.steps.clone());
+        let targets = steps.last().copied().unwrap_or(0);
+        let state = match () {
+            () if pacing.stopped.is_some() => RolloutPhase::Stopped,
+            () if self.finished_at.is_some() => RolloutPhase::Done,
+            () if pacing.paused.is_some() => RolloutPhase::Paused,
+            () => RolloutPhase::Running,
+        };
+        let resumes_at = pacing.resumes_at().filter(|_| self.finished_at.is_none());
+        Some(wire::RolloutState {
+            state,
+            step: pacing.step as u32 + 1,
+            of: steps.len().max(1) as u32,
+            started: self.started(),
+            failures: self.failures(),
+            late_joined: match plan {
+                Some(_) => (self.executions.len() as u32).saturating_sub(targets),
+                None => 0,
+            },
+            plan: steps,
+            concurrency: plan
+                .filter(|plan| plan.window < u32::MAX)
+                .map(|plan| plan.window),
+            max_failures: plan.map(|plan| plan.max_failures),
+            resumes_at: resumes_at.map(timestamp),
+        })
+    }
+
+    /// What stopped it, as the API answers it.
+    pub(super) fn stopped_by(&self) -> Option<wire::StoppedBy<Cow<'_, str>>> {
+        let stopped = self.pacing.as_ref()?.stopped.as_ref()?;
+        Some(wire::StoppedBy {
+            kind: stopped.kind,
+            at: timestamp(stopped.at),
+            msg: Cow::from(&*stopped.msg),
+        })
+    }
+
+    /// How many executions have been given a place, or were handed out before.
+    fn started(&self) -> u32 {
+        let is_started = |e: &&super::Execution| {
+            let waits = e.state == ExecutionState::Queued;
+            waits || e.current.delivered_at.is_some() || !e.past.is_empty()
+        };
+        self.executions.iter().filter(is_started).count() as u32
+    }
+}
+
+impl TaskData {
+    /// How many executions have failed. Over the whole task, not in each step.
+    pub(super) fn failures(&self) -> u32 {
+        let counts = &self.counts;
+        counts.failed + counts.timed_out + counts.lost + counts.expired + self.only_dirty()
+    }
+
+    /// How many have failed in the present step; for tests that break the rule.
+    pub(super) fn failures_of_step(&self) -> u32 {
+        let pacing = self.pacing.as_ref();
+        let begin = pacing.and_then(|pacing| {
+            let before = pacing.step.checked_sub(1)?;
+            pacing.plan.as_ref()?.steps.get(before).copied()
+        });
+        let mut counts = crate::wire::task::Counts::default();
+        for e in self.executions.iter().skip(begin.unwrap_or(0) as usize) {
+            *counts.of(e.state) += 1;
+        }
+        counts.failed + counts.timed_out + counts.lost + counts.expired + self.only_dirty()
+    }
+
+    /// How many executions ended well, or were canceled, and left an undo that is failed or owed.
+    fn only_dirty(&self) -> u32 {
+        if self.dirty() == 0 {
+            return 0;
+        }
+        let ended = [ExecutionState::Succeeded, ExecutionState::Canceled];
+        let ended = self.executions.iter().filter(|e| ended.contains(&e.state));
+        ended.filter(|e| e.current.is_dirty()).count() as u32
+    }
+
+    /// Whether it starts nothing now.
+    pub(super) fn is_halted(&self) -> bool {
+        self.pacing
+            .as_ref()
+            .is_some_and(|pacing| pacing.is_halted())
+    }
+
+    /// Whether it was stopped.
+    pub(super) fn is_stopped(&self) -> bool {
+        { self.pacing.as_ref() }.is_some_and(|pacing| pacing.is_stopped())
+    }
+
+    /// Whether it is paused: its ttl stands still.
+    pub(super) fn is_paused(&self) -> bool {
+        { self.pacing.as_ref() }.is_some_and(|pacing| pacing.is_paused())
+    }
+}
