@@ -149,6 +149,7 @@ mod tests {
             },
             task_id: "t".into(),
             task_name: "t".into(),
+            key: None,
             detail: RawValue::NULL.to_owned(),
         };
         state.accept(job, None).unwrap().attempt

@@ -18,6 +18,7 @@
 //! | `token` | the agent's token, read again when it changes |
 //! | `reread` | when a file is read again; the authorities of `--ca` |
 //! | `shutdown` | TERM and INT end the agent, HUP reads the token and `--ca` again |
+//! | `undo/` | taking back what a command did |
 //! | `command/` | one command: whether it is allowed, its start, its end |
 //! | `processes/` | ending process trees, the guard, process 1 |
 //!
@@ -58,6 +59,7 @@ mod shutdown;
 mod state;
 mod thread_pool;
 mod token;
+pub mod undo;
 
 use crate::client::Client;
 use crate::config::AgentConfig;

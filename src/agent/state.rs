@@ -545,6 +545,7 @@ mod tests {
             },
             task_id: "x".into(),
             task_name: "x".into(),
+            key: None,
             detail: RawValue::NULL.to_owned(),
         }
     }

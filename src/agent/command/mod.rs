@@ -3,6 +3,7 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `runner` | starting a command; the only file that names `process::Command` |
+//! | `program` | a program that only has to be started, as data |
 //! | `lookup` | looking at files where that can be left alone |
 //! | `path_lookup` | finding a program on a PATH |
 //! | `start_failure` | why a program could not be started |
@@ -15,10 +16,11 @@
 //! | `survivors` | reaping commands that survived KILL |
 
 mod lookup;
-mod orphaned_pipes;
+pub(super) mod orphaned_pipes;
 mod output_pipes;
 pub(crate) mod path_lookup;
 pub(super) mod policy;
+pub(super) mod program;
 pub(super) mod runner;
 mod script;
 mod start_failure;

@@ -11,11 +11,12 @@ use super::orphaned_pipes::OrphanedPipes;
 use super::output_pipes::OutputPipes;
 use super::path_lookup;
 use super::policy;
+use super::program::{Program, Surroundings};
 use super::script::Script;
 use super::start_failure;
 use super::supervisor::{Limits, Started, Supervisor};
 use super::survivors::Survivors;
-use super::user::User;
+use super::user::{self, User};
 use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::backoff::random_id;
 use crate::agent::processes::guard::Guard;
@@ -24,11 +25,14 @@ use crate::agent::processes::process_table::KEY_VARIABLE;
 use crate::agent::state::{AgentState, Job};
 use crate::config::CommandPolicy;
 use crate::rules::tag_variable;
+use crate::wire::agent::AttemptId;
 use crate::wire::duration::Timeout;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustix::fd::OwnedFd;
 use rustix::fs::{Access, access};
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -96,7 +100,14 @@ impl Runner {
         let key = random_id().map_err(failed)?;
         // Before the start: if the agent is killed meanwhile, the guard finds the command by its key.
         self.guard.add(&key);
-        let prepared = self.prepare(job, &state.instance(), key.clone(), attempt, waker);
+        let order = Order {
+            id: &job.id,
+            task_id: &job.task_id,
+            task_name: &job.task_name,
+            instance: &state.instance(),
+            key: &key,
+        };
+        let prepared = self.prepare(&job.detail, &order, attempt, waker);
         let started = prepared.and_then(|prepared| {
             // Preparing may have taken a while, and there must be no start after an order to stop.
             match attempt.stop_reason() {
@@ -119,13 +130,12 @@ impl Runner {
     /// Does all that can be done before the start. The error is the outcome if that fails.
     fn prepare(
         &self,
-        job: &Job,
-        instance: &str,
-        key: String,
+        detail: &RawValue,
+        order: &Order<'_>,
         attempt: &Attempt,
         waker: &Waker,
     ) -> Result<Prepared, Outcome> {
-        let mut detail: Detail = serde_json::from_str(job.detail.get()).map_err(|why| {
+        let mut detail: Detail = serde_json::from_str(detail.get()).map_err(|why| {
             let version = env!("CARGO_PKG_VERSION");
             failed(format!(
                 "this agent (version {version}) does not understand the detail: {why}"
@@ -161,7 +171,7 @@ impl Runner {
                 let directory = workspace(&detail)?;
                 let command = match script {
                     Some(script) => script_line(&script, &detail, &directory)?,
-                    None => command_line(&detail, wrapper.as_deref(), &directory)?,
+                    None => to_command(&command_line(&detail, wrapper.as_deref(), &directory)?),
                 };
                 Ok((command, directory))
             }
@@ -176,26 +186,22 @@ impl Runner {
                 found?.map_err(failed)?
             }
         };
-        if let Some(user) = &user {
-            user.apply(&mut command);
-        }
-        self.set_environment(&mut command, job, instance, &detail)
-            .map_err(failed)?;
+        let variables = { self.variables(order, &detail, user.as_ref()) }.map_err(failed)?;
+        let surroundings = Surroundings {
+            directory: detail.workspace.as_ref().map(|_| directory.clone()),
+            variables,
+            user: user.map(|user| user.ids),
+            needs_session: self.needs_session,
+        };
+        surround(&mut command, &surroundings);
         // Last, because no task may change it: the processes of the attempt are found by it.
-        command.env(KEY_VARIABLE, &key);
-        if let Some(workspace) = &detail.workspace {
-            command.current_dir(workspace);
-        }
+        command.env(KEY_VARIABLE, order.key);
         // Standard input is a pipe even when there is nothing to read: /dev/null may not exist.
         command.stdin(Stdio::piped());
         let merge = detail.merge_output.unwrap_or(false);
         let output = OutputPipes::open(&mut command, merge)
             .map_err(|why| failed(format!("no pipe for the output: {why}")))?;
-        if self.needs_session {
-            start_session(&mut command);
-        } else {
-            command.process_group(0);
-        }
+        let key = order.key.to_owned();
         Ok(Prepared {
             command,
             directory,
@@ -206,31 +212,26 @@ impl Runner {
         })
     }
 
-    /// The environment is that of the agent without its secrets, then variables that describe the attempt,
+    /// The variables that are added to the environment of the agent: those that describe the user and the attempt,
     /// then the task's own, which win.
-    fn set_environment(
+    fn variables(
         &self,
-        command: &mut Command,
-        job: &Job,
-        instance: &str,
+        order: &Order<'_>,
         detail: &Detail,
-    ) -> Result<(), String> {
-        for name in SECRETS.iter() {
-            command.env_remove(name);
-        }
-        for (name, value) in &self.tags {
-            command.env(name, value);
-        }
-        let attempt = job.id.attempt.to_string();
+        user: Option<&User>,
+    ) -> Result<Vec<(String, String)>, String> {
+        let mut variables = user.map(User::variables).unwrap_or_default();
+        variables.extend(self.tags.iter().cloned());
+        let attempt = order.id.attempt.to_string();
         for (name, value) in [
-            ("SIDEBIKE_TASK_ID", &*job.task_id),
-            ("SIDEBIKE_TASK_NAME", &job.task_name),
+            ("SIDEBIKE_TASK_ID", order.task_id),
+            ("SIDEBIKE_TASK_NAME", order.task_name),
             ("SIDEBIKE_MACHINE_LABEL", &self.label),
-            ("SIDEBIKE_INSTANCE", instance),
+            ("SIDEBIKE_INSTANCE", order.instance),
             ("SIDEBIKE_ATTEMPT", &attempt),
         ] {
             // A name is free text, and a variable cannot hold a NUL.
-            command.env(name, value.replace('\0', ""));
+            variables.push((name.to_owned(), value.replace('\0', "")));
         }
         for (name, value) in detail.env.iter().flatten() {
             if name.is_empty() || name.contains(['=', '\0']) {
@@ -239,10 +240,19 @@ impl Runner {
             if value.contains('\0') {
                 return Err(format!("detail.env: the value of {name:?} contains a NUL"));
             }
-            command.env(name, value);
+            variables.push((name.clone(), value.clone()));
         }
-        Ok(())
+        Ok(variables)
     }
+}
+
+/// What an order says about an attempt, beside its detail.
+struct Order<'a> {
+    id: &'a AttemptId,
+    task_id: &'a str,
+    task_name: &'a str,
+    instance: &'a str,
+    key: &'a str,
 }
 
 /// A command that only has to be started.
@@ -311,6 +321,65 @@ fn standard_input(detail: &mut Detail) -> Result<Vec<u8>, String> {
     }
 }
 
+/// Starts a program in a process group of its own, with these variables beside those of its surroundings; those
+/// without a value are removed. Its standard input is empty, and both streams of its output go into the pipe. The
+/// error says why it could not be started.
+pub fn spawn_program(
+    program: &Program,
+    surroundings: &Surroundings,
+    variables: &[(&str, Option<String>)],
+) -> Result<(Child, OwnedFd), String> {
+    let mut command = to_command(program);
+    surround(&mut command, surroundings);
+    for (name, value) in variables {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::piped());
+    let output = OutputPipes::open(&mut command, true)
+        .map_err(|why| format!("no pipe for the output: {why}"))?;
+    let mut child = command.spawn().map_err(|why| {
+        let directory = surroundings.directory.clone().unwrap_or_default();
+        let reason = start_failure::explain(&why, &program.file, &directory);
+        format!("cannot start {}: {reason}", program.file.display())
+    })?;
+    drop(child.stdin.take());
+    Ok((child, output.stdout))
+}
+
+fn to_command(program: &Program) -> Command {
+    let mut command = Command::new(&program.file);
+    if let Some(name) = &program.name {
+        command.arg0(name);
+    }
+    command.args(&program.args);
+    command
+}
+
+/// Has a command start where it belongs: its environment is that of this process without its secrets, and the
+/// variables of the surroundings.
+fn surround(command: &mut Command, surroundings: &Surroundings) {
+    for name in SECRETS.iter() {
+        command.env_remove(name);
+    }
+    for (name, value) in &surroundings.variables {
+        command.env(name, value);
+    }
+    if let Some(directory) = &surroundings.directory {
+        command.current_dir(directory);
+    }
+    if let Some(user) = &surroundings.user {
+        user::apply(user, command);
+    }
+    if surroundings.needs_session {
+        start_session(command);
+    } else {
+        command.process_group(0);
+    }
+}
+
 /// Has the command start in a session of its own, which has no terminal. Its number is that of the process
 /// group, as without it. Starting takes half as long again: std cannot use posix_spawn then.
 #[allow(unsafe_code, reason = "std has no stable call for it")]
@@ -320,38 +389,47 @@ fn start_session(command: &mut Command) {
 }
 
 /// The program and its arguments. With a wrapper that is the program, and they are its arguments.
-fn command_line(detail: &Detail, wrapper: Option<&Path>, base: &Path) -> Result<Command, String> {
+fn command_line(detail: &Detail, wrapper: Option<&Path>, base: &Path) -> Result<Program, String> {
     match (&detail.command, &detail.argv) {
         (Some(line), None) => {
             let line = without_options(line);
             let path = std::env::var_os("PATH");
             let shell = path_lookup::shell(path.as_deref(), base);
+            let args = ["-c".to_owned(), line.into_owned()];
             if let Some(wrapper) = wrapper {
-                let mut command = Command::new(wrapper);
                 // The wrapper may run the line where there is a shell, for instance in a container.
-                let name = shell.map_or("sh", |(name, _)| name);
-                command.args([name, "-c", &line]);
-                return Ok(command);
+                let name = shell.map_or("sh", |(name, _)| name).to_owned();
+                return Ok(Program {
+                    file: wrapper.into(),
+                    name: None,
+                    args: [name].into_iter().chain(args).collect(),
+                });
             }
             let (name, shell) =
                 shell.ok_or("no shell (bash or sh) on this machine's PATH; use detail.argv")?;
-            let mut command = Command::new(shell);
-            command.arg0(name).arg("-c").arg(&*line);
-            Ok(command)
+            Ok(Program {
+                file: shell,
+                name: Some(name.into()),
+                args: args.into(),
+            })
         }
         (None, Some(argv)) => {
             let (name, args) = argv
                 .split_first()
                 .filter(|(name, _)| !name.is_empty())
                 .ok_or("detail.argv: must name a program")?;
-            if let Some(wrapper) = wrapper {
-                let mut command = Command::new(wrapper);
-                command.args(argv);
-                return Ok(command);
-            }
-            let mut command = Command::new(program(name, detail, base)?);
-            command.arg0(name).args(args);
-            Ok(command)
+            Ok(match wrapper {
+                Some(wrapper) => Program {
+                    file: wrapper.into(),
+                    name: None,
+                    args: argv.clone(),
+                },
+                None => Program {
+                    file: program(name, detail, base)?,
+                    name: Some(name.clone()),
+                    args: args.into(),
+                },
+            })
         }
         _ => Err("detail: must have either command or argv".into()),
     }
