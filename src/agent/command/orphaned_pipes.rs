@@ -47,6 +47,12 @@ struct State {
     is_running: bool,
 }
 
+impl Default for OrphanedPipes {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl OrphanedPipes {
     /// No pipes, and no thread.
     pub fn new() -> Self {

@@ -510,6 +510,25 @@ fn is_secret(name: &OsStr) -> bool {
 /// Starts this program once more with other arguments, in a process group of its own: a signal of the
 /// terminal goes to the agent's group, and the agent decides what it means.
 pub fn spawn_self(args: &[OsString], stdin: Stdio) -> io::Result<Child> {
+    this_program()?.args(args).stdin(stdin).spawn()
+}
+
+/// Starts this program once more as a helper of the agent, with pipes for standard input and output and without the
+/// agent's secrets.
+pub fn spawn_helper(program: &str) -> io::Result<Child> {
+    let mut command = this_program()?;
+    for name in SECRETS.iter() {
+        command.env_remove(name);
+    }
+    command
+        .arg(program)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+}
+
+/// This program, without arguments, in a process group of its own.
+fn this_program() -> io::Result<Command> {
     let unnamed = || io::Error::other("the path of this program is not known");
     // Without /proc only the name by which it was started is known.
     let own = std::env::current_exe().or_else(|_| {
@@ -518,11 +537,9 @@ pub fn spawn_self(args: &[OsString], stdin: Stdio) -> io::Result<Child> {
             .map(PathBuf::from)
             .ok_or_else(unnamed)
     })?;
-    Command::new(own)
-        .args(args)
-        .stdin(stdin)
-        .process_group(0)
-        .spawn()
+    let mut command = Command::new(own);
+    command.process_group(0);
+    Ok(command)
 }
 
 #[cfg(test)]

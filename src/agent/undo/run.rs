@@ -58,6 +58,17 @@ pub fn run(
     pipes: &OrphanedPipes,
     observer: &mut dyn Observer,
 ) -> UndoReport {
+    run_with(plan, by, pipes, observer, None)
+}
+
+/// The same, by a process that keeps others from undoing the attempt already.
+pub fn run_with(
+    plan: &UndoPlan,
+    by: UndoBy,
+    pipes: &OrphanedPipes,
+    observer: &mut dyn Observer,
+    exclusion: Option<Exclusion>,
+) -> UndoReport {
     let now = Instant::now();
     let mut run = Run {
         plan,
@@ -70,7 +81,7 @@ pub fn run(
         began: now,
         ticked: now,
     };
-    run.to_the_end()
+    run.finish(exclusion)
 }
 
 struct Run<'a> {
@@ -88,9 +99,9 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn to_the_end(&mut self) -> UndoReport {
+    fn finish(&mut self, exclusion: Option<Exclusion>) -> UndoReport {
         self.observer.changed(&self.report(UndoState::Running));
-        let _exclusion = self.exclude_others();
+        let _exclusion = exclusion.or_else(|| self.exclude_others());
         let mut step = self.tries.begin();
         loop {
             step = match step {
