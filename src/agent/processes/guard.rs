@@ -13,6 +13,7 @@ use super::process_table::ProcessTable;
 use super::termination::{ProcessTree, Progress, Termination};
 use crate::agent::attempt::lock;
 use crate::agent::command::runner;
+use crate::agent::undo::plan::UndoPlan;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -105,6 +106,31 @@ impl Guard {
     /// Removes an attempt from the list.
     pub fn remove(&self, key: &str) {
         self.send(Line::Remove(key.to_owned()));
+    }
+
+    /// Lists an attempt with an undo: its processes are to end with the agent. The error says why it is not listed.
+    pub fn arm(&self, plan: &UndoPlan) -> Result<(), String> {
+        plan.to_record()?;
+        self.add(&plan.key);
+        match lock(&self.pipe).stdin {
+            Some(_) => Ok(()),
+            None => Err("there is no guard".into()),
+        }
+    }
+
+    /// Removes an attempt with an undo from the list.
+    pub fn disarm(&self, key: &str) {
+        self.remove(key);
+    }
+
+    /// The agent runs the undo of an attempt that is listed: it stays on the list.
+    pub fn undoing(&self, _key: &str) {
+        self.flush();
+    }
+
+    /// The agent lives, and heard of the server so long ago. While it does, the guard has nothing to do.
+    pub fn contact(&self, _age: Duration) {
+        self.flush();
     }
 
     /// Sends the lines that the pipe did not take before.
