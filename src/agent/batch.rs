@@ -4,7 +4,9 @@
 use super::attempt::Attempt;
 use super::output::{Cursor, PIECE_OVERHEAD};
 use super::state::AgentState;
+use super::undo::ledger::DueUndo;
 use crate::wire::agent::{AttemptId, Ended, Piece, Verdict};
+use crate::wire::undo::UndoReport;
 use log::warn;
 use std::sync::Arc;
 
@@ -16,6 +18,8 @@ pub const MAX_OUTPUT_BYTES: usize = 128 * 1024;
 pub const MIN_OUTPUT_BYTES: usize = 2 * 1024;
 /// The size of a result in a request without its message, in bytes.
 const RESULT_OVERHEAD: usize = 512;
+/// The size of what an undo is reported with, without its output and its message, in bytes.
+const UNDO_OVERHEAD: usize = 512;
 
 /// The content of one report.
 #[derive(Debug, Default)]
@@ -24,6 +28,8 @@ pub struct Batch {
     pub pieces: Vec<Piece>,
     /// Results.
     pub results: Vec<Ended>,
+    /// What has become of undos.
+    pub undos: Vec<UndoReport>,
     /// What the request delivers.
     pub delivery: Delivery,
 }
@@ -35,16 +41,27 @@ pub struct Delivery {
     results: Vec<AttemptId>,
     /// The attempts it speaks of, and how far their output is delivered with it.
     cursors: Vec<(Arc<Attempt>, Cursor)>,
+    /// The undos it reports, each with the number of its change.
+    undos: Vec<(AttemptId, u64)>,
+    /// How many of them go without a result.
+    lone_undos: usize,
     has_output: bool,
 }
 
 impl Batch {
     /// The next report, with about `room` bytes of output: attempts that have ended come first, each with
     /// its result if the rest of its output fits. With `single` it is about one attempt only. With less room
-    /// than usual, on a slow link, results that need no output go first and alone.
+    /// than usual, on a slow link, results that need no output go first and alone. States of undos come before all, the
+    /// end of an undo goes with the result of its attempt.
     pub fn collect(state: &AgentState, mut room: usize, single: bool) -> Self {
         let mut batch = Batch::default();
         let is_slow = room < MAX_OUTPUT_BYTES;
+        let whole_room = room;
+        for due in state.due_undos() {
+            if batch.add_undo(due, whole_room, &mut room, false) && single {
+                return batch;
+            }
+        }
         let mut unreported = state.unreported();
         if is_slow {
             unreported.sort_by_key(|attempt| !attempt.has_only_a_result());
@@ -58,7 +75,12 @@ impl Batch {
             }
             // Take the result first: output that exists together with a result is all of the output.
             let result = attempt.result();
-            let next = attempt.next_pieces(room - RESULT_OVERHEAD);
+            let undo = result.as_ref().and_then(|_| state.end_of_undo(&attempt.id));
+            let undo_size = undo.as_ref().map_or(0, |undo| size(undo, whole_room));
+            if room < PIECE_OVERHEAD + RESULT_OVERHEAD + undo_size && !batch.is_empty() {
+                break;
+            }
+            let next = attempt.next_pieces(room.saturating_sub(RESULT_OVERHEAD + undo_size));
             for (stream, offset, data) in next.pieces {
                 room = room.saturating_sub(PIECE_OVERHEAD + data.len());
                 batch.pieces.push(Piece {
@@ -72,6 +94,9 @@ impl Batch {
                 room = room.saturating_sub(RESULT_OVERHEAD + result.msg.len());
                 batch.delivery.results.push(result.id.clone());
                 batch.results.push(result);
+                if let Some(undo) = undo {
+                    batch.add_undo(undo, whole_room, &mut room, true);
+                }
             }
             batch.delivery.cursors.push((attempt, next.cursor));
             if single {
@@ -84,14 +109,68 @@ impl Batch {
 
     /// Whether there is nothing to report.
     pub fn is_empty(&self) -> bool {
-        self.delivery.cursors.is_empty()
+        self.delivery.cursors.is_empty() && self.undos.is_empty()
     }
+
+    /// Adds what has become of an undo, if there is room for it; with a result in any case. Whether it did.
+    fn add_undo(
+        &mut self,
+        due: DueUndo,
+        whole_room: usize,
+        room: &mut usize,
+        with_result: bool,
+    ) -> bool {
+        let size = size(&due, whole_room);
+        if size > *room && !with_result && !self.is_empty() {
+            return false;
+        }
+        *room = room.saturating_sub(size);
+        let mut report = due.report;
+        let excess = (report.output.len()).saturating_sub(most_output(whole_room));
+        let excess = report.output.ceil_char_boundary(excess);
+        report.output.drain(..excess);
+        self.delivery.undos.push((report.id.clone(), due.change));
+        self.delivery.lone_undos += usize::from(!with_result);
+        self.undos.push(report);
+        true
+    }
+}
+
+/// How much of the output of an undo goes into a report with so much room, in bytes: on a slow link the end of it.
+fn most_output(room: usize) -> usize {
+    room.saturating_sub(PIECE_OVERHEAD + RESULT_OVERHEAD + UNDO_OVERHEAD) / 2
+}
+
+/// The size of what is reported of an undo.
+fn size(due: &DueUndo, room: usize) -> usize {
+    UNDO_OVERHEAD + due.report.msg.len() + due.report.output.len().min(most_output(room))
 }
 
 impl Delivery {
     /// How many attempts the report is about.
     pub fn attempts(&self) -> usize {
-        self.cursors.len()
+        self.cursors.len() + self.lone_undos
+    }
+
+    /// Records which undos the server has taken in the state it was told. Whether these are all that were reported:
+    /// the others are reported again.
+    pub fn undos_answered(&self, state: &AgentState, taken: &[AttemptId]) -> bool {
+        let mut is_complete = true;
+        for (id, change) in &self.undos {
+            match taken.contains(id) {
+                true => state.undo_taken(id, *change),
+                false => is_complete = false,
+            }
+        }
+        is_complete
+    }
+
+    /// Gives up what is reported of undos. Which ones.
+    pub fn give_up_undos(&self, state: &AgentState) -> impl Iterator<Item = &AttemptId> {
+        { self.undos.iter() }.map(|(id, change)| {
+            state.undo_taken(id, *change);
+            id
+        })
     }
 
     /// Whether the report carries output.

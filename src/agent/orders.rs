@@ -6,6 +6,7 @@ use super::processes::process_table::ProcessTable;
 use super::reporter;
 use super::shared::{Agent, Task};
 use super::state::{Job, Runnable};
+use super::undo::machine::Event;
 use crate::wire::agent::Orders;
 use crate::wire::task::ExecutionState;
 use log::{info, warn};
@@ -30,13 +31,18 @@ pub struct Obeyed {
 
 impl Agent {
     /// Obeys orders, up to the start of commands.
-    pub fn obey(&self, orders: Orders<Box<RawValue>>) -> Obeyed {
+    pub fn obey(self: &Arc<Self>, orders: Orders<Box<RawValue>>) -> Obeyed {
+        // Before anything else: what is left of an earlier command may be in the way of the next.
+        let mut has_undo = false;
+        for job in orders.undo {
+            has_undo |= self.start_undo(job);
+        }
         let jobs = orders.start.into_iter();
         let runnable: Vec<Runnable> = jobs
             .filter_map(|job| self.state.accept(job, None))
             .collect();
         self.log_refused_orders();
-        let mut changed = !runnable.is_empty();
+        let mut changed = has_undo || !runnable.is_empty();
         for id in orders.cancel {
             if self.state.cancel(&id) {
                 info!("{} (attempt {}): canceled", id.execution, id.attempt);
@@ -101,6 +107,10 @@ impl Agent {
                     self.run(runnable, waker.as_ref())
                 }
                 Task::Poll(polls) => self.poll(polls),
+                Task::Undo(job) => {
+                    self.undo_order(*job);
+                    None
+                }
             };
             next = runnable.map(Task::Run).or_else(|| self.threads.next());
         }
@@ -109,7 +119,15 @@ impl Agent {
     /// Runs one command to its end and has the result reported. Returns what this thread runs next.
     fn run(self: &Arc<Self>, runnable: Runnable, waker: Option<&Waker>) -> Option<Runnable> {
         let Runnable { attempt, job } = runnable;
-        let next = self.run_to_end(&attempt, job, waker);
+        let mut next = self.run_to_end(&attempt, job, waker);
+        if let Err(outcome) = next {
+            // Its slot is free: undos run outside of `--jobs`.
+            let runnable = self.state.command_ended(&attempt);
+            runnable.into_iter().for_each(|it| self.start(it));
+            self.undo_attempt(&attempt, outcome);
+            next = Ok(None);
+        }
+        let next = next.unwrap_or_default();
         drop(attempt);
         if next.is_some() {
             self.state.result_ready();
@@ -121,8 +139,13 @@ impl Agent {
         })
     }
 
-    /// Returns the attempt that gets the slot next.
-    fn run_to_end(&self, attempt: &Attempt, job: Job, waker: Option<&Waker>) -> Option<Runnable> {
+    /// Returns the attempt that gets the slot next. The error is the outcome of a command that is to be undone.
+    fn run_to_end(
+        &self,
+        attempt: &Attempt,
+        job: Job,
+        waker: Option<&Waker>,
+    ) -> Result<Option<Runnable>, Outcome> {
         let id = &attempt.id;
         let run = move || {
             let started = self.runner.start(&self.state, attempt, &job, waker);
@@ -137,6 +160,7 @@ impl Agent {
         // A bug in there costs one command its result, and not the agent a slot for ever.
         let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
             attempt.kill_now(ProcessTable::read().as_ref());
+            attempt.advance(Event::Abandoned);
             Outcome::not_started(ExecutionState::Failed, "the agent failed to run it (a bug)")
         });
         let separator = if outcome.msg.is_empty() { "" } else { ": " };
@@ -147,6 +171,9 @@ impl Agent {
             outcome.state.word(),
             outcome.msg
         );
-        self.state.ended(attempt, outcome)
+        match attempt.is_undoing() {
+            true => Err(outcome),
+            false => Ok(self.state.ended(attempt, outcome)),
+        }
     }
 }

@@ -5,7 +5,7 @@ use super::failures::FailureLog;
 use super::poll::PollLoop;
 use super::reporter::Reporter;
 use super::reread::RereadLimit;
-use super::state::{AgentState, Runnable};
+use super::state::{AgentState, Runnable, UndoJob};
 use super::thread_pool::ThreadPool;
 use super::token::TokenReader;
 use crate::client::Client;
@@ -48,6 +48,8 @@ pub enum Task {
     Run(Runnable),
     /// Polls.
     Poll(PollLoop),
+    /// Runs an undo that the server has ordered.
+    Undo(Box<UndoJob>),
 }
 
 impl Task {
@@ -55,7 +57,7 @@ impl Task {
     pub fn into_runnable(self) -> Option<Runnable> {
         match self {
             Task::Run(runnable) => Some(runnable),
-            Task::Poll(_) => None,
+            Task::Poll(_) | Task::Undo(_) => None,
         }
     }
 }

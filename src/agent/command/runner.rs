@@ -22,12 +22,17 @@ use crate::agent::backoff::random_id;
 use crate::agent::processes::guard::Guard;
 use crate::agent::processes::inheritance;
 use crate::agent::processes::process_table::KEY_VARIABLE;
-use crate::agent::state::{AgentState, Job};
+use crate::agent::state::{AgentState, Job, UndoJob};
+use crate::agent::undo::deadman::{Contact, Deadman};
+use crate::agent::undo::ledger::new_report;
+use crate::agent::undo::machine::{Action, Event};
+use crate::agent::undo::plan::UndoPlan;
 use crate::config::CommandPolicy;
 use crate::rules::tag_variable;
 use crate::wire::agent::AttemptId;
-use crate::wire::duration::Timeout;
+use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
+use crate::wire::undo::UndoState;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::fd::OwnedFd;
@@ -46,6 +51,10 @@ use std::time::Duration;
 
 /// The longest text for standard input, in bytes: as long as the longest request.
 const MAX_STDIN_BYTES: usize = 1 << 20;
+/// The length of the key of an attempt: 128 bits as hexadecimal digits.
+const KEY_DIGITS: usize = 32;
+/// The variable that tells the programs of an attempt with an undo what they are for.
+pub const PHASE_VARIABLE: &str = "SIDEBIKE_PHASE";
 
 /// Starts commands. Holds what all commands of this agent share.
 #[derive(Debug)]
@@ -83,7 +92,32 @@ impl Runner {
         self.guard.flush();
     }
 
-    /// Starts the command of `job`. The error is the outcome of an attempt that could not be started.
+    /// Tells the guard that this agent lives, and when it last heard of the server.
+    pub fn heartbeat(&self, contact: &Contact) {
+        self.guard.contact(contact.age());
+    }
+
+    /// Gives the guard the plan of an undo. The error says why it may not have it.
+    pub fn arm(&self, plan: &UndoPlan) -> Result<(), String> {
+        self.guard.arm(plan)
+    }
+
+    /// Tells the guard that this agent runs an undo.
+    pub fn undoing(&self, key: &str) {
+        self.guard.undoing(key);
+    }
+
+    /// Tells the guard that an undo is over, or not needed.
+    pub fn disarm(&self, key: &str) {
+        self.guard.disarm(key);
+    }
+
+    /// Where the pipes of background processes are drained.
+    pub fn orphaned_pipes(&self) -> &OrphanedPipes {
+        &self.orphaned_pipes
+    }
+
+    /// Starts the command of `job`. One with an undo is armed before. The error is the outcome of an attempt that could not be started.
     pub fn start<'a>(
         &'a self,
         state: &'a AgentState,
@@ -97,9 +131,15 @@ impl Runner {
         if let Some(reason) = attempt.stop_reason() {
             return Err(stopped(reason));
         }
-        let key = random_id().map_err(failed)?;
-        // Before the start: if the agent is killed meanwhile, the guard finds the command by its key.
-        self.guard.add(&key);
+        let key = match &job.key {
+            Some(key) if is_key(key) => key.clone(),
+            _ => random_id().map_err(failed)?,
+        };
+        let has_undo = attempt.has_undo();
+        if !has_undo {
+            // Before the start: if the agent is killed meanwhile, the guard finds the command by its key.
+            self.guard.add(&key);
+        }
         let order = Order {
             id: &job.id,
             task_id: &job.task_id,
@@ -108,14 +148,24 @@ impl Runner {
             key: &key,
         };
         let prepared = self.prepare(&job.detail, &order, attempt, waker);
-        let started = prepared.and_then(|prepared| {
-            // Preparing may have taken a while, and there must be no start after an order to stop.
-            match attempt.stop_reason() {
-                Some(reason) => Err(stopped(reason)),
-                None => prepared.spawn().map_err(failed),
+        let started = prepared.and_then(|mut prepared| {
+            if let Some(plan) = prepared.plan.take() {
+                self.arm_attempt(plan, state, attempt)?;
             }
+            // Preparing may have taken a while, and there must be no start after an order to stop.
+            if let Some(reason) = attempt.stop_reason() {
+                return Err(stopped(reason));
+            }
+            if has_undo {
+                advance(attempt, Event::Start, Action::Start)?;
+            }
+            prepared.spawn().map_err(failed)
         });
-        let started = started.inspect_err(|_| self.guard.remove(&key))?;
+        let started = started.inspect_err(|_| match has_undo {
+            true => self.guard.disarm(&key),
+            false => self.guard.remove(&key),
+        })?;
+        attempt.advance(Event::Started);
         Ok(Supervisor::new(
             state,
             attempt,
@@ -127,6 +177,74 @@ impl Runner {
         ))
     }
 
+    /// Has the guard acknowledge the plan, and the server be told.
+    fn arm_attempt(
+        &self,
+        plan: UndoPlan,
+        state: &AgentState,
+        attempt: &Attempt,
+    ) -> Result<(), Outcome> {
+        advance(attempt, Event::Prepared, Action::Arm)?;
+        self.guard.arm(&plan).map_err(|why| {
+            failed(format!(
+                "not started, because its undo could not be armed: {why}"
+            ))
+        })?;
+        advance(attempt, Event::Acknowledged, Action::ReportArmed)?;
+        attempt.keep_plan(plan);
+        state.note_undo(new_report(attempt.id.clone(), UndoState::Armed));
+        Ok(())
+    }
+
+    /// How to run an undo that the server orders. The error is the reason why it cannot be run.
+    pub fn plan_order(&self, job: &UndoJob, instance: &str) -> Result<UndoPlan, String> {
+        if !is_key(&job.key) {
+            return Err("the key of the attempt must be 32 hexadecimal digits".into());
+        }
+        let detail = parse(&job.detail)?;
+        let user = self.allowed_user(&detail)?;
+        let id = AttemptId {
+            execution: job.execution.clone(),
+            attempt: job.attempt,
+        };
+        let order = Order {
+            id: &id,
+            task_id: &job.task_id,
+            task_name: &job.task_name,
+            instance,
+            key: &job.key,
+        };
+        let own = std::env::current_dir().unwrap_or_default();
+        let directory = own.join(detail.workspace.as_deref().unwrap_or_default());
+        let programs = undo_programs(&detail, self.policy.wrapper.as_deref(), &directory)?;
+        let surroundings = Surroundings {
+            directory: None,
+            variables: self.variables(&order, &detail, user.as_ref())?,
+            user: user.map(|user| user.ids),
+            needs_session: self.needs_session,
+        };
+        let mut plan = plan(&order, &detail, programs, &directory, surroundings)
+            .ok_or("the order has no undo")?;
+        plan.deadman = None;
+        plan.command_timeout = None;
+        plan.because(job.reason);
+        plan.command_ended(job.exit_code, job.stdout.as_bytes());
+        Ok(plan)
+    }
+
+    /// Checks the owner's rules, for the command and for what belongs to it. The user to run it as.
+    fn allowed_user(&self, detail: &Detail) -> Result<Option<User>, String> {
+        policy::check(&self.policy, detail)?;
+        for (what, part) in undo_parts(detail)? {
+            policy::check(&self.policy, &part).map_err(|why| format!("{what}: {why}"))?;
+        }
+        let user = detail.user.as_deref().map(User::find).transpose()?;
+        if let Some(user) = &user {
+            policy::check_user(&self.policy, &user.name)?;
+        }
+        Ok(user)
+    }
+
     /// Does all that can be done before the start. The error is the outcome if that fails.
     fn prepare(
         &self,
@@ -135,18 +253,8 @@ impl Runner {
         attempt: &Attempt,
         waker: &Waker,
     ) -> Result<Prepared, Outcome> {
-        let mut detail: Detail = serde_json::from_str(detail.get()).map_err(|why| {
-            let version = env!("CARGO_PKG_VERSION");
-            failed(format!(
-                "this agent (version {version}) does not understand the detail: {why}"
-            ))
-        })?;
-        policy::check(&self.policy, &detail).map_err(failed)?;
-        let user = detail.user.as_deref().map(User::find).transpose();
-        let user = user.map_err(failed)?;
-        if let Some(user) = &user {
-            policy::check_user(&self.policy, &user.name).map_err(failed)?;
-        }
+        let mut detail = parse(detail).map_err(failed)?;
+        let user = self.allowed_user(&detail).map_err(failed)?;
         let stdin = standard_input(&mut detail).map_err(failed)?;
         if stdin.len() > MAX_STDIN_BYTES {
             return Err(failed(format!(
@@ -155,13 +263,14 @@ impl Runner {
             )));
         }
         let limits = Limits {
-            timeout: match detail.timeout {
-                None => Some(DEFAULT_TIMEOUT),
-                Some(Timeout::After(span)) => Some(span),
-                Some(Timeout::Never) => None,
-            },
+            timeout: command_timeout(&detail),
             kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE).into(),
+            undo: detail.undo.as_ref().map(|undo| Deadman(undo.deadman())),
         };
+        if limits.undo.is_some() && limits.timeout.is_none() {
+            let why = "detail.timeout: must not be -1 with an undo, an experiment has an end";
+            return Err(failed(why));
+        }
         let wrapper = self.policy.wrapper.clone();
         let script = detail.script.take();
         let detail = Arc::new(detail);
@@ -173,10 +282,11 @@ impl Runner {
                     Some(script) => script_line(&script, &detail, &directory)?,
                     None => to_command(&command_line(&detail, wrapper.as_deref(), &directory)?),
                 };
-                Ok((command, directory))
+                let undo = undo_programs(&detail, wrapper.as_deref(), &directory)?;
+                Ok((command, directory, undo))
             }
         };
-        let (mut command, directory) = match &detail.workspace {
+        let (mut command, directory, undo) = match &detail.workspace {
             None => look().map_err(failed)?,
             Some(workspace) => {
                 let timeout = limits.timeout.map(Duration::from);
@@ -196,6 +306,10 @@ impl Runner {
         surround(&mut command, &surroundings);
         // Last, because no task may change it: the processes of the attempt are found by it.
         command.env(KEY_VARIABLE, order.key);
+        let plan = plan(order, &detail, undo, &directory, surroundings);
+        if plan.is_some() {
+            command.env(PHASE_VARIABLE, "command");
+        }
         // Standard input is a pipe even when there is nothing to read: /dev/null may not exist.
         command.stdin(Stdio::piped());
         let merge = detail.merge_output.unwrap_or(false);
@@ -203,6 +317,7 @@ impl Runner {
             .map_err(|why| failed(format!("no pipe for the output: {why}")))?;
         let key = order.key.to_owned();
         Ok(Prepared {
+            plan,
             command,
             directory,
             key,
@@ -257,6 +372,8 @@ struct Order<'a> {
 
 /// A command that only has to be started.
 struct Prepared {
+    /// How it is undone, if it has an undo.
+    plan: Option<UndoPlan>,
     command: Command,
     key: String,
     stdin: Vec<u8>,
@@ -285,6 +402,112 @@ impl Prepared {
             limits: self.limits,
         })
     }
+}
+
+/// The detail of an order.
+fn parse(detail: &RawValue) -> Result<Detail, String> {
+    serde_json::from_str(detail.get()).map_err(|why| {
+        let version = env!("CARGO_PKG_VERSION");
+        format!("this agent (version {version}) does not understand the detail: {why}")
+    })
+}
+
+/// Whether a text can be the key of an attempt: processes are found by it, so it must not be a common word.
+fn is_key(key: &str) -> bool {
+    key.len() == KEY_DIGITS && key.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Tells the machine of an undo what happened. The error is the outcome if something else is to be done next than was
+/// expected: the attempt was stopped meanwhile.
+fn advance(attempt: &Attempt, event: Event, expected: Action) -> Result<(), Outcome> {
+    match attempt.advance(event) == Some(expected) {
+        true => Ok(()),
+        false => Err(stopped(
+            attempt.stop_reason().unwrap_or(StopReason::Canceled),
+        )),
+    }
+}
+
+/// What an undo consists of, each part as the detail of a command; nothing without an undo.
+fn undo_parts(detail: &Detail) -> Result<Vec<(&'static str, Detail)>, String> {
+    let Some(undo) = &detail.undo else {
+        return Ok(Vec::new());
+    };
+    if undo.check.is_some() && undo.check_argv.is_some() {
+        return Err("detail.undo: must have one of check and checkArgv".into());
+    }
+    let part = |command: &Option<String>, argv: &Option<Vec<String>>| Detail {
+        command: command.clone(),
+        argv: argv.clone(),
+        env: detail.env.clone(),
+        ..Detail::default()
+    };
+    let mut parts = vec![("detail.undo", part(&undo.command, &undo.argv))];
+    if undo.check.is_some() || undo.check_argv.is_some() {
+        parts.push(("detail.undo.check", part(&undo.check, &undo.check_argv)));
+    }
+    Ok(parts)
+}
+
+/// The programs of undo and check; none without an undo. A program that is not there yet is looked for at each try: the
+/// command may bring it.
+fn undo_programs(
+    detail: &Detail,
+    wrapper: Option<&Path>,
+    base: &Path,
+) -> Result<Vec<Program>, String> {
+    let program = |(what, part): (&str, Detail)| {
+        let found = command_line(&part, wrapper, base);
+        found.or_else(|why| match part.argv.as_deref() {
+            Some([name, args @ ..]) if part.command.is_none() && !name.is_empty() => Ok(Program {
+                file: name.into(),
+                name: None,
+                args: args.into(),
+            }),
+            _ => Err(format!("{what}: {why}")),
+        })
+    };
+    undo_parts(detail)?.into_iter().map(program).collect()
+}
+
+/// After how long a command is ended; none for never.
+fn command_timeout(detail: &Detail) -> Option<TimeSpan> {
+    match detail.timeout {
+        None => Some(DEFAULT_TIMEOUT),
+        Some(Timeout::After(timeout)) => Some(timeout),
+        Some(Timeout::Never) => None,
+    }
+}
+
+/// How an attempt is undone, by these programs; none without an undo.
+fn plan(
+    order: &Order<'_>,
+    detail: &Detail,
+    programs: Vec<Program>,
+    directory: &Path,
+    mut surroundings: Surroundings,
+) -> Option<UndoPlan> {
+    let undo = detail.undo.as_ref()?;
+    let mut programs = programs.into_iter();
+    // The guard is elsewhere: it is told also where the agent itself is.
+    surroundings.directory = Some(directory.to_owned()).filter(|it| it.is_absolute());
+    Some(UndoPlan {
+        id: order.id.clone(),
+        key: order.key.to_owned(),
+        instance: order.instance.to_owned(),
+        undo: programs.next()?,
+        check: programs.next(),
+        surroundings,
+        timeout: undo.timeout(),
+        patience: undo.patience(),
+        deadman: undo.deadman(),
+        command_timeout: command_timeout(detail),
+        kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE),
+        lock: undo.lock.clone(),
+        reason: None,
+        exit_code: None,
+        stdout: String::new(),
+    })
 }
 
 fn failed(why: impl Into<String>) -> Outcome {
@@ -342,6 +565,9 @@ pub fn spawn_program(
         .map_err(|why| format!("no pipe for the output: {why}"))?;
     let mut child = command.spawn().map_err(|why| {
         let directory = surroundings.directory.clone().unwrap_or_default();
+        if surroundings.directory.is_some() && !directory.is_dir() {
+            return format!("workspace {directory:?} cannot be used: {why}");
+        }
         let reason = start_failure::explain(&why, &program.file, &directory);
         format!("cannot start {}: {reason}", program.file.display())
     })?;

@@ -7,7 +7,7 @@ use super::exclusion::Exclusion;
 use super::plan::{MAX_STDOUT_BYTES, UndoPlan};
 use super::tries::{Phase, RunEnd, Step, Tries};
 use crate::agent::command::orphaned_pipes::OrphanedPipes;
-use crate::agent::command::runner;
+use crate::agent::command::runner::{self, PHASE_VARIABLE};
 use crate::agent::processes::attempt_processes::AttemptProcesses;
 use crate::agent::processes::process_table::{KEY_VARIABLE, ProcessTable};
 use crate::agent::processes::termination::{Progress, Termination};
@@ -266,7 +266,7 @@ fn variables(plan: &UndoPlan, phase: Phase) -> [(&'static str, Option<String>); 
     stdout.truncate(stdout.floor_char_boundary(MAX_STDOUT_BYTES));
     [
         (KEY_VARIABLE, Some(plan.key.clone())),
-        ("SIDEBIKE_PHASE", Some(phase.word().into())),
+        (PHASE_VARIABLE, Some(phase.word().into())),
         ("SIDEBIKE_UNDO_REASON", Some(reason.word().into())),
         (
             "SIDEBIKE_EXIT_CODE",

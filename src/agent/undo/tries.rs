@@ -24,7 +24,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The word of `SIDEBIKE_PHASE`, and of messages.
+    /// The word of the environment, and of messages.
     pub fn word(self) -> &'static str {
         match self {
             Phase::Undo => "undo",
