@@ -38,6 +38,10 @@ pub enum StopReason {
     Shutdown,
     /// The server does not know it any more, so nobody could cancel it. Only with an undo: other commands go on.
     Forgotten,
+    /// No guard would undo it if the agent was killed.
+    Unguarded,
+    /// The guard ends and undoes it, because the agent seemed not to work.
+    TakenOver,
 }
 
 impl StopReason {
@@ -47,6 +51,18 @@ impl StopReason {
             StopReason::Canceled => "canceled",
             StopReason::Shutdown => "the agent was shut down",
             StopReason::Forgotten => "the server does not know it any more",
+            StopReason::Unguarded => "its guard is gone, and no other one took over its undo",
+            StopReason::TakenOver => "its agent did not work for a while, so its guard ended it",
+        }
+    }
+
+    /// The state of the result.
+    pub fn state(self) -> ExecutionState {
+        match self {
+            StopReason::Canceled | StopReason::Shutdown | StopReason::Forgotten => {
+                ExecutionState::Canceled
+            }
+            StopReason::Unguarded | StopReason::TakenOver => ExecutionState::Failed,
         }
     }
 
@@ -55,6 +71,7 @@ impl StopReason {
         match self {
             StopReason::Canceled | StopReason::Forgotten => UndoReason::Canceled,
             StopReason::Shutdown => UndoReason::Shutdown,
+            StopReason::Unguarded | StopReason::TakenOver => UndoReason::AgentLost,
         }
     }
 }
@@ -209,6 +226,13 @@ impl Attempt {
         if let Some(undo) = &mut lock(&self.inner).undo {
             undo.plan = Some(plan);
         }
+    }
+
+    /// Whether it is undone by a plan with this key.
+    pub fn has_plan(&self, key: &str) -> bool {
+        let inner = lock(&self.inner);
+        let plan = inner.undo.as_ref().and_then(|undo| undo.plan.as_ref());
+        plan.is_some_and(|plan| plan.key == key)
     }
 
     /// How it is undone, with what is known of its command; none if it was not armed.

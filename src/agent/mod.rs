@@ -122,6 +122,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         refused_orders: Mutex::default(),
         config,
     });
+    agent.connect_guard();
     let reporting = Arc::clone(&agent);
     std::thread::Builder::new()
         .name("reporter".into())

@@ -701,6 +701,15 @@ impl AgentState {
         }
     }
 
+    /// Orders the end of the command with an undo of this key.
+    pub fn stop_with_key(&self, key: &str, reason: StopReason) {
+        for entry in lock(&self.inner).attempts.values() {
+            if entry.attempt.has_plan(key) {
+                entry.attempt.stop(reason);
+            }
+        }
+    }
+
     /// Sends KILL at once to the processes of every command (see [`Attempt::kill_now`]).
     pub fn kill_all(&self, table: Option<&ProcessTable>) {
         for entry in lock(&self.inner).attempts.values() {

@@ -102,6 +102,11 @@ impl Runner {
         self.guard.arm(plan)
     }
 
+    /// The guard.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
     /// Tells the guard that this agent runs an undo.
     pub fn undoing(&self, key: &str) {
         self.guard.undoing(key);
@@ -185,13 +190,14 @@ impl Runner {
         attempt: &Attempt,
     ) -> Result<(), Outcome> {
         advance(attempt, Event::Prepared, Action::Arm)?;
+        // Before the guard has it: from then on it may say that it does not work any more.
+        attempt.keep_plan(plan.clone());
         self.guard.arm(&plan).map_err(|why| {
             failed(format!(
                 "not started, because its undo could not be armed: {why}"
             ))
         })?;
         advance(attempt, Event::Acknowledged, Action::ReportArmed)?;
-        attempt.keep_plan(plan);
         state.note_undo(new_report(attempt.id.clone(), UndoState::Armed));
         Ok(())
     }
@@ -515,7 +521,7 @@ fn failed(why: impl Into<String>) -> Outcome {
 }
 
 fn stopped(reason: StopReason) -> Outcome {
-    Outcome::not_started(ExecutionState::Canceled, reason.text())
+    Outcome::not_started(reason.state(), reason.text())
 }
 
 /// The outcome of an attempt whose workspace could not be looked at.

@@ -402,13 +402,16 @@ impl<'a> Supervisor<'a> {
         if self.ending.is_none() {
             if let Some(reason) = self.attempt.stop_reason() {
                 let grace = match reason {
-                    StopReason::Canceled | StopReason::Forgotten => self.limits.kill_grace,
+                    StopReason::Canceled
+                    | StopReason::Forgotten
+                    | StopReason::Unguarded
+                    | StopReason::TakenOver => self.limits.kill_grace,
                     StopReason::Shutdown if self.limits.undo.is_some() => {
                         self.limits.kill_grace.min(MAX_SHUTDOWN_GRACE_WITH_UNDO)
                     }
                     StopReason::Shutdown => self.limits.kill_grace.min(MAX_SHUTDOWN_GRACE),
                 };
-                let verdict = (ExecutionState::Canceled, reason.text().into());
+                let verdict = (reason.state(), reason.text().into());
                 self.begin_ending(now, Some(verdict), reason.undo_reason(), grace);
             } else if let Some(timeout) = self.limits.timeout
                 && now >= self.started + Duration::from(timeout)

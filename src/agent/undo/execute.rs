@@ -1,9 +1,12 @@
 //! Running undos in the agent's threads: that of a command that has ended, and those that the server orders.
 
+use super::exclusion::Exclusion;
 use super::machine::Event;
 use super::plan::UndoPlan;
 use super::run::{self, Observer};
-use crate::agent::attempt::{Attempt, Outcome};
+use crate::agent::attempt::{Attempt, Outcome, StopReason};
+use crate::agent::processes::guard::report::Destination;
+use crate::agent::processes::guard::{self, Loss};
 use crate::agent::reporter;
 use crate::agent::shared::{Agent, Task};
 use crate::agent::state::UndoJob;
@@ -15,23 +18,50 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// Tells the server and the guard how an undo goes.
-struct Told<'a>(&'a Agent);
+struct Told<'a> {
+    agent: &'a Agent,
+    key: &'a str,
+}
 
 impl Observer for Told<'_> {
     fn changed(&mut self, report: &UndoReport) {
-        self.0.state.note_undo(report.clone());
+        self.agent.state.note_undo(report.clone());
     }
 
     fn tick(&mut self) {
-        self.0.runner.heartbeat(&self.0.state.contact);
+        self.agent.runner.undoing(self.key);
+        self.agent.runner.heartbeat(&self.agent.state.contact);
     }
 }
 
 impl Agent {
+    /// Has the guard know where to report, and this agent act when the guard cannot.
+    pub fn connect_guard(self: &Arc<Self>) {
+        let guard = self.runner.guard();
+        let (client, registry) = (self.client.clone(), self.config.registry.clone());
+        // The guard has another folder.
+        let ca = { registry.ca }.map(|ca| std::path::absolute(&ca).unwrap_or(ca));
+        guard.report_to(move || Destination {
+            url: registry.url.clone(),
+            ca: ca.clone(),
+            token: client.token().map(|token| token.expose().to_owned()),
+        });
+        let agent = Arc::downgrade(self);
+        guard.on_loss(move |key, loss| {
+            let reason = match loss {
+                Loss::Unguarded => StopReason::Unguarded,
+                Loss::TakenOver => StopReason::TakenOver,
+            };
+            if let Some(agent) = agent.upgrade() {
+                agent.state.stop_with_key(key, reason);
+            }
+        });
+    }
+
     /// Undoes an attempt whose command has ended with this outcome. Both results are reported together.
     pub fn undo_attempt(&self, attempt: &Attempt, outcome: Outcome) {
         let report = match attempt.take_plan(outcome.exit_code) {
-            Some(plan) => self.run_undo(&plan),
+            Some(plan) => self.run_undo(&plan, None),
             // Only a bug leads here: no command starts before its plan is kept.
             None => failed(attempt.id.clone(), "its undo is not known"),
         };
@@ -62,7 +92,13 @@ impl Agent {
                     // It has to be run all the same.
                     warn!("the guard does not know of an undo that runs: {why}");
                 }
-                self.run_undo(&plan)
+                // Agent and guard that began it may both have been killed, and left the command. Whoever has the name is
+                // at work on it.
+                let exclusion = Exclusion::take(&plan.key);
+                if exclusion.is_some() {
+                    guard::end_present(&plan.key);
+                }
+                self.run_undo(&plan, exclusion)
             }
             Err(why) => UndoReport {
                 reason: Some(job.reason),
@@ -80,13 +116,23 @@ impl Agent {
     }
 
     /// Runs an undo to its end, and disarms the guard.
-    fn run_undo(&self, plan: &UndoPlan) -> UndoReport {
+    fn run_undo(&self, plan: &UndoPlan, exclusion: Option<Exclusion>) -> UndoReport {
         let (execution, attempt) = (&plan.id.execution, plan.id.attempt);
         let reason = plan.reason.map_or("", |reason| reason.word());
         info!("{execution} (attempt {attempt}): undoing it ({reason})");
         self.runner.undoing(&plan.key);
         let pipes = self.runner.orphaned_pipes();
-        let run = || run::run(plan, UndoBy::Agent, pipes, &mut Told(self));
+        let mut told = Told {
+            agent: self,
+            key: &plan.key,
+        };
+        let run = || {
+            // If the guard has taken it over meanwhile, it is done or about to be.
+            self.runner
+                .guard()
+                .wait_until_undone(&plan.key)
+                .unwrap_or_else(|| run::run_with(plan, UndoBy::Agent, pipes, &mut told, exclusion))
+        };
         // A bug in there must not cost the agent the report.
         let report = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| UndoReport {
             reason: plan.reason,

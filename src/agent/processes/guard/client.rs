@@ -234,8 +234,7 @@ impl Guard {
         self.forget(&mut lock(&self.shared.state), key);
     }
 
-    /// Says that the agent itself ends and undoes an armed attempt. To be repeated while it does, at any rate: the
-    /// guard is told once a second.
+    /// Says that the agent itself undoes an armed attempt. To be repeated while it does; the guard is told once a second.
     pub fn undoing(&self, key: &str) {
         let mut state = lock(&self.shared.state);
         let Some(armed) = state.armed.get_mut(key) else {

@@ -42,6 +42,7 @@ mod settle;
 mod watch;
 
 pub use client::{Guard, Loss};
+pub use ending::end_present;
 pub use process::run;
 
 /// The hidden program of the command line.
