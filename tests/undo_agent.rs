@@ -9,7 +9,7 @@ mod fake;
 use fake::gate::{Act, Gate, answer};
 use fake::{Agent, Seen, Server, alive, eventually};
 use serde_json::{Value, json};
-use sidebike::wire::agent::HoldState;
+use sidebike::wire::agent::{HoldState, Poll};
 use sidebike::wire::task::ExecutionState;
 use sidebike::wire::undo::{UndoBy, UndoReason, UndoState};
 use std::path::PathBuf;
@@ -79,6 +79,17 @@ fn states(seen: &Seen, execution: &str) -> Vec<UndoState> {
     states
 }
 
+/// Has the agent poll until a poll fits.
+fn until_polled(server: &Server, fits: impl Fn(&Poll) -> bool) {
+    eventually("a poll", || {
+        let polls = server.wait(|_| true).polls.len();
+        // Any order is an answer.
+        server.cancel("none");
+        let seen = server.wait(|seen| seen.polls.len() > polls);
+        seen.polls[polls..].iter().any(&fits)
+    });
+}
+
 #[test]
 fn a_command_is_undone_and_both_results_are_reported_together() {
     let (server, _agent) = pair(&["--machine-label", "m1"]);
@@ -120,9 +131,8 @@ fn a_command_is_undone_and_both_results_are_reported_together() {
     }
     drop(seen);
     // What the server has taken is not listed any more.
-    server.until(|seen| {
-        let last = seen.polls.last().unwrap();
-        last.holds.is_empty() && last.undos.is_empty()
+    until_polled(&server, |poll| {
+        poll.holds.is_empty() && poll.undos.is_empty()
     });
 }
 
@@ -134,29 +144,23 @@ fn polls_list_undos_and_ends_are_repeated_until_they_are_taken() {
     let undo = json!({"command": "echo undo >> log; while [ ! -e go ]; do sleep 0.02; done"});
     server.start("x.1", folder.detail("echo $SIDEBIKE_KEY >> key", undo));
     folder.until("log", 1);
-    // Any order has the agent poll again.
     server.cancel("x.1");
-    server.until(|seen| {
-        let last = seen.polls.last().unwrap();
-        let is_running = |undo: &sidebike::wire::undo::UndoReport| {
-            undo.state == UndoState::Running && undo.id.execution == "x.1"
-        };
-        last.undos.iter().any(is_running)
-            && last
+    until_polled(&server, |poll| {
+        let mut undos = poll.undos.iter();
+        let is_running = undos.any(|undo| undo.state == UndoState::Running);
+        is_running
+            && poll
                 .holds
                 .iter()
                 .any(|hold| hold.state == HoldState::Ending)
     });
     std::fs::write(folder.0.join("go"), "").unwrap();
     server.until(|seen| seen.lose_dones == 0 && seen.ignore_undos == 0);
-    server.until(|seen| {
-        let last = seen.polls.last().unwrap();
-        last.undos.is_empty() && last.holds.is_empty()
+    until_polled(&server, |poll| {
+        poll.holds.is_empty() && poll.undos.is_empty()
     });
     let seen = server.wait(|_| true);
     let undos = seen.undos("x.1");
-    let ends = undos.iter().filter(|it| it.state.is_settled()).count();
-    assert!(ends >= 2, "{ends} reports of the end");
     assert_eq!(seen.results("x.1")[0].state, ExecutionState::Succeeded);
     // It was canceled when its command had ended: that changes nothing.
     assert!({ undos.iter() }.all(|undo| undo.reason != Some(UndoReason::Canceled)));
@@ -361,7 +365,7 @@ fn an_undo_is_run_on_order() {
         (undo.state, undo.reason),
         (UndoState::Done, Some(UndoReason::Owed))
     );
-    server.until(|seen| seen.polls.last().unwrap().undos.is_empty());
+    until_polled(&server, |poll| poll.undos.is_empty());
     let first = format!("owed 9 what it said {key} m1");
     assert_eq!(folder.lines("log"), [first.clone()]);
     // By hand it is repeated.
