@@ -367,7 +367,7 @@ fn an_undo_is_run_on_order() {
     );
     until_polled(&server, |poll| poll.undos.is_empty());
     let first = format!("owed 9 what it said {key} m1");
-    assert_eq!(folder.lines("log"), [first.clone()]);
+    assert_eq!(folder.lines("log"), std::slice::from_ref(&first));
     // By hand it is repeated.
     server.undo("x.0", key, UndoReason::ByHand, detail);
     folder.until("log", 2);
@@ -543,7 +543,7 @@ fn work_from_a_report_shortens_the_poll_that_is_held() {
     let folder = Folder::new("shortened");
     server.start_by_report("x.1", watched(&folder, 3));
     // Its result asks for work while a long poll is held.
-    server.start("x.0", json!({"command": "true"}));
+    server.start("x.0", json!({"command": "sleep 0.5"}));
     folder.until("started", 1);
     let begun = Instant::now();
     server.until(|_| begun.elapsed() > Duration::from_secs(5));

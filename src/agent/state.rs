@@ -267,7 +267,7 @@ impl AgentState {
     /// A state without attempts.
     pub fn new(instance: String, jobs: u32) -> Self {
         AgentState {
-            contact: Contact::new(),
+            contact: Contact::default(),
             inner: Mutex::new(Inner {
                 instance,
                 slots: jobs as usize,
@@ -346,7 +346,7 @@ impl AgentState {
     /// epoch of a loop that polls next.
     pub fn shorten_poll(&self, asking: Option<u64>) -> Option<u64> {
         let mut inner = lock(&self.inner);
-        let deadman = inner.deadman()?;
+        let deadman = inner.deadman().filter(|_| !inner.draining)?;
         if asking == Some(inner.epoch) || inner.polled_for.is_some_and(|known| known <= deadman) {
             return None;
         }

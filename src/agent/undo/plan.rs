@@ -83,7 +83,7 @@ impl UndoPlan {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A plan that runs these shell lines.
