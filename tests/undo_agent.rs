@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use sidebike::wire::agent::{HoldState, Poll};
 use sidebike::wire::task::ExecutionState;
 use sidebike::wire::undo::{UndoBy, UndoReason, UndoState};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -244,6 +245,41 @@ fn one_that_is_refused_by_the_owner_is_refused_whole() {
 }
 
 #[test]
+fn undo_and_check_go_through_the_wrapper() {
+    let folder = Folder::new("wrapper");
+    let wrapper = folder.0.join("wrapper");
+    let script = "#!/bin/sh\necho \"$SIDEBIKE_PHASE: $*\" >> log\nexec \"$@\"\n";
+    std::fs::write(&wrapper, script).unwrap();
+    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (server, _agent) = pair(&["--wrapper", wrapper.to_str().unwrap()]);
+    let undo = json!({"argv": ["echo", "undo"], "checkArgv": ["echo", "check"]});
+    let detail = json!({"argv": ["echo", "command"], "workspace": folder.0, "undo": undo});
+    server.start("x.1", detail);
+    let undo = server.undone("x.1");
+    assert_eq!(
+        (undo.state, &*undo.output),
+        (UndoState::Done, "undo\ncheck\n")
+    );
+    let expected = ["command", "undo", "check"].map(|it| format!("{it}: echo {it}"));
+    assert_eq!(folder.lines("log"), expected);
+}
+
+#[test]
+fn undo_and_check_run_as_the_user_of_the_command() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root can start an agent that may change its user");
+        return;
+    }
+    let (server, _agent) = pair(&[]);
+    let undo = json!({"command": "id -un; echo $USER", "check": "id -un"});
+    let detail = json!({"command": "id -un", "user": "nobody", "workspace": "/", "undo": undo});
+    server.start("x.1", detail);
+    let undo = server.undone("x.1");
+    assert_eq!(undo.output, "nobody\nnobody\nnobody\n", "{}", undo.msg);
+    assert_eq!(undo.state, UndoState::Done);
+}
+
+#[test]
 fn what_cannot_be_started_needs_no_undo() {
     let (server, _agent) = pair(&[]);
     let folder = Folder::new("not-started");
@@ -367,7 +403,7 @@ fn an_undo_is_run_on_order() {
     );
     until_polled(&server, |poll| poll.undos.is_empty());
     let first = format!("owed 9 what it said {key} m1");
-    assert_eq!(folder.lines("log"), [first.clone()]);
+    assert_eq!(folder.lines("log"), std::slice::from_ref(&first));
     // By hand it is repeated.
     server.undo("x.0", key, UndoReason::ByHand, detail);
     folder.until("log", 2);
@@ -543,7 +579,7 @@ fn work_from_a_report_shortens_the_poll_that_is_held() {
     let folder = Folder::new("shortened");
     server.start_by_report("x.1", watched(&folder, 3));
     // Its result asks for work while a long poll is held.
-    server.start("x.0", json!({"command": "true"}));
+    server.start("x.0", json!({"command": "sleep 0.5"}));
     folder.until("started", 1);
     let begun = Instant::now();
     server.until(|_| begun.elapsed() > Duration::from_secs(5));

@@ -5,6 +5,7 @@ use super::attempt::Attempt;
 use super::output::{Cursor, PIECE_OVERHEAD};
 use super::state::AgentState;
 use super::undo::ledger::DueUndo;
+use super::undo::run;
 use crate::wire::agent::{AttemptId, Ended, Piece, Verdict};
 use crate::wire::undo::UndoReport;
 use log::warn;
@@ -136,8 +137,11 @@ impl Batch {
     }
 }
 
-/// How much of the output of an undo goes into a report with so much room, in bytes: on a slow link the end of it.
+/// How much of the output of an undo goes into a report with so much room, in bytes: on a slow link only the end of it.
 fn most_output(room: usize) -> usize {
+    if room >= MAX_OUTPUT_BYTES {
+        return run::MAX_OUTPUT_BYTES;
+    }
     room.saturating_sub(PIECE_OVERHEAD + RESULT_OVERHEAD + UNDO_OVERHEAD) / 2
 }
 
@@ -216,11 +220,17 @@ impl Delivery {
 mod tests {
     use super::*;
     use crate::agent::attempt::Outcome;
+    use crate::agent::undo::ledger::new_report;
     use crate::wire::agent::{Assignment, Stream};
     use crate::wire::task::ExecutionState;
+    use crate::wire::undo::UndoState;
     use serde_json::value::RawValue;
 
     fn started(state: &AgentState, execution: &str) -> Arc<Attempt> {
+        started_with(state, execution, RawValue::NULL)
+    }
+
+    fn started_with(state: &AgentState, execution: &str, detail: &RawValue) -> Arc<Attempt> {
         let job = Assignment {
             id: AttemptId {
                 execution: execution.into(),
@@ -229,7 +239,7 @@ mod tests {
             task_id: "t".into(),
             task_name: "t".into(),
             key: None,
-            detail: RawValue::NULL.to_owned(),
+            detail: detail.to_owned(),
         };
         state.accept(job, None).unwrap().attempt
     }
@@ -287,6 +297,74 @@ mod tests {
         state.delivered(&silent.id);
         let second = Batch::collect(&state, MAX_OUTPUT_BYTES / 2, false);
         assert_eq!((second.pieces.len(), second.results.len()), (1, 1));
+    }
+
+    /// An attempt whose undo has ended, with much output.
+    fn undone(state: &AgentState, execution: &str) -> Arc<Attempt> {
+        let detail = RawValue::from_string(r#"{"undo": {}}"#.into()).unwrap();
+        let attempt = started_with(state, execution, &detail);
+        state.note_undo(new_report(attempt.id.clone(), UndoState::Armed));
+        let mut report = new_report(attempt.id.clone(), UndoState::Done);
+        report.output = "x".repeat(run::MAX_OUTPUT_BYTES - 1);
+        report.output.push('e');
+        let outcome = Outcome::not_started(ExecutionState::Failed, "test");
+        state.undone(&attempt, outcome, report);
+        attempt
+    }
+
+    #[test]
+    fn the_end_of_an_undo_goes_with_the_result() {
+        let state = AgentState::new("i".into(), 4);
+        let detail = RawValue::from_string(r#"{"undo": {}}"#.into()).unwrap();
+        let running = started_with(&state, "running", &detail);
+        state.note_undo(new_report(running.id.clone(), UndoState::Armed));
+        let attempt = undone(&state, "undone");
+        attempt.append(Stream::Stdout, &[b'x'; 100 << 10]);
+
+        let first = Batch::collect(&state, MAX_OUTPUT_BYTES, false);
+        let states = first.undos.iter().map(|undo| undo.state);
+        assert_eq!(states.collect::<Vec<_>>(), [UndoState::Armed]);
+        assert!(first.results.is_empty() && !first.pieces.is_empty());
+        first.delivery.output_taken();
+        assert!(
+            first
+                .delivery
+                .undos_answered(&state, std::slice::from_ref(&running.id))
+        );
+
+        let second = Batch::collect(&state, MAX_OUTPUT_BYTES, false);
+        assert_eq!((second.results.len(), second.undos.len()), (1, 1));
+        assert_eq!(second.undos[0].output.len(), run::MAX_OUTPUT_BYTES);
+        assert!(!second.delivery.undos_answered(&state, &[]));
+        assert!(
+            second
+                .delivery
+                .results_answered(&state, &[verdict(&attempt)])
+        );
+
+        // The server has taken the result, but has not said that it has taken the undo.
+        let third = Batch::collect(&state, MAX_OUTPUT_BYTES, false);
+        assert_eq!((third.results.len(), third.undos.len()), (0, 1));
+        assert!(
+            third
+                .delivery
+                .undos_answered(&state, std::slice::from_ref(&attempt.id))
+        );
+        assert!(Batch::collect(&state, MAX_OUTPUT_BYTES, false).is_empty());
+        assert_eq!(state.next_poll(0).unwrap().undos.len(), 1);
+    }
+
+    #[test]
+    fn on_a_slow_link_the_end_of_the_output_of_an_undo_is_reported() {
+        let state = AgentState::new("i".into(), 4);
+        undone(&state, "undone");
+        let batch = Batch::collect(&state, MIN_OUTPUT_BYTES, false);
+        assert_eq!((batch.results.len(), batch.undos.len()), (1, 1));
+        let output = &batch.undos[0].output;
+        assert!(output.len() < MIN_OUTPUT_BYTES / 2 && output.ends_with("xe"));
+        let given_up: Vec<_> = batch.delivery.give_up_undos(&state).collect();
+        assert_eq!(given_up.len(), 1);
+        assert!(state.next_poll(0).unwrap().undos.is_empty());
     }
 
     #[test]

@@ -267,7 +267,7 @@ impl AgentState {
     /// A state without attempts.
     pub fn new(instance: String, jobs: u32) -> Self {
         AgentState {
-            contact: Contact::new(),
+            contact: Contact::default(),
             inner: Mutex::new(Inner {
                 instance,
                 slots: jobs as usize,
@@ -346,7 +346,7 @@ impl AgentState {
     /// epoch of a loop that polls next.
     pub fn shorten_poll(&self, asking: Option<u64>) -> Option<u64> {
         let mut inner = lock(&self.inner);
-        let deadman = inner.deadman()?;
+        let deadman = inner.deadman().filter(|_| !inner.draining)?;
         if asking == Some(inner.epoch) || inner.polled_for.is_some_and(|known| known <= deadman) {
             return None;
         }
@@ -753,6 +753,28 @@ mod tests {
         }
     }
 
+    fn with_undo(n: u32, deadman: &str) -> Job {
+        let detail = format!(r#"{{"undo": {{"deadman": "{deadman}"}}}}"#);
+        Job {
+            detail: RawValue::from_string(detail).unwrap(),
+            ..job(n)
+        }
+    }
+
+    fn undo_job(n: u32) -> UndoJob {
+        UndoJob {
+            execution: job(n).id.execution,
+            attempt: 1,
+            task_id: "x".into(),
+            task_name: "x".into(),
+            key: "k".into(),
+            reason: crate::wire::undo::UndoReason::Owed,
+            exit_code: None,
+            stdout: String::new(),
+            detail: RawValue::NULL.to_owned(),
+        }
+    }
+
     fn failed() -> Outcome {
         Outcome::not_started(ExecutionState::Failed, "test")
     }
@@ -822,6 +844,106 @@ mod tests {
         assert!(state.forget(&job(2).id));
         assert!(state.ended(&first, failed()).is_none());
         assert!(state.accept(job(2), None).is_none());
+    }
+
+    #[test]
+    fn an_undo_takes_no_slot_and_its_attempt_is_held_until_both_have_ended() {
+        let state = AgentState::new("i".into(), 1);
+        let first = state.accept(with_undo(1, "60s"), None).unwrap().attempt;
+        assert!(state.accept(job(2), None).is_none());
+        state.note_undo(new_report(first.id.clone(), UndoState::Armed));
+        for event in [
+            Event::Prepared,
+            Event::Acknowledged,
+            Event::Start,
+            Event::Started,
+            Event::Ended(crate::wire::undo::UndoReason::Ended),
+            Event::TreeEnded,
+        ] {
+            first.advance(event);
+        }
+        let second = state.command_ended(&first).unwrap().attempt;
+        assert_eq!(second.id, job(2).id);
+        assert!(!state.cancel(&first.id), "an undo cannot be canceled");
+        state.ended(&second, failed());
+        state.delivered(&second.id);
+        assert!(!state.wait_until_undone(Instant::now()));
+        let ids = |poll: PollContent| (poll.holds.len(), poll.undos.len());
+        assert_eq!(ids(state.next_poll(0).unwrap()), (1, 1));
+        let report = new_report(first.id.clone(), UndoState::Done);
+        state.undone(&first, failed(), report);
+        assert!(state.wait_until_undone(Instant::now()));
+        let end = state.end_of_undo(&first.id).unwrap();
+        state.delivered(&first.id);
+        assert!(!state.wait_until_reported(Instant::now()));
+        state.undo_taken(&first.id, end.change);
+        assert!(state.wait_until_reported(Instant::now()));
+        assert_eq!(lock(&state.inner).slots_taken, 0);
+    }
+
+    #[test]
+    fn a_command_with_an_undo_is_ended_when_it_is_forgotten_and_at_shutdown() {
+        let state = AgentState::new("i".into(), 3);
+        let forgotten = state.accept(with_undo(1, "60s"), None).unwrap().attempt;
+        let other = state.accept(job(2), None).unwrap().attempt;
+        let third = state.accept(with_undo(3, "60s"), None).unwrap().attempt;
+        assert!(state.forget(&forgotten.id) && state.forget(&other.id));
+        assert_eq!(forgotten.stop_reason(), Some(StopReason::Forgotten));
+        assert_eq!(other.stop_reason(), None);
+        state.drain();
+        assert_eq!(third.stop_reason(), Some(StopReason::Shutdown));
+        state.ended(&third, failed());
+        let undo = state.end_of_undo(&third.id).unwrap();
+        assert_eq!(undo.report.state, UndoState::NotNeeded);
+    }
+
+    #[test]
+    fn an_undo_is_ordered_once_while_it_runs() {
+        let state = AgentState::new("i".into(), 1);
+        let held = state.accept(job(1), None).unwrap().attempt;
+        assert!(!state.accept_undo(&undo_job(1)));
+        assert!(state.accept_undo(&undo_job(2)));
+        assert!(!state.accept_undo(&undo_job(2)));
+        let id = job(2).id;
+        state.note_undo(new_report(id.clone(), UndoState::Done));
+        assert!(!state.accept_undo(&undo_job(2)), "its end is not taken");
+        let due = state.due_undos();
+        state.undo_taken(&id, due[0].change);
+        assert!(state.accept_undo(&undo_job(2)));
+        state.undo_not_begun(&id);
+        for n in 3.. {
+            if !state.accept_undo(&undo_job(n)) {
+                break;
+            }
+        }
+        assert!(state.take_refusal().unwrap().contains("more undos"));
+        assert!(state.next_poll(0).unwrap().full);
+        state.drain();
+        state.ended(&held, failed());
+        assert!(!state.accept_undo(&undo_job(2)));
+    }
+
+    #[test]
+    fn a_shorter_switch_asks_for_another_poll() {
+        let state = AgentState::new("i".into(), 3);
+        assert_eq!(state.next_poll(0).unwrap().deadman, None);
+        assert_eq!(state.shorten_poll(None), None);
+        state.accept(with_undo(1, "60s"), None);
+        assert_eq!(state.shorten_poll(Some(0)), None, "it polls next");
+        assert_eq!(state.shorten_poll(None), Some(1));
+        assert_eq!(state.shorten_poll(None), None);
+        assert!(state.next_poll(0).is_none());
+        let shortest = TimeSpan::from_secs(60);
+        assert_eq!(state.next_poll(1).unwrap().deadman, Some(shortest));
+        state.accept(with_undo(2, "2m"), None);
+        assert_eq!(state.shorten_poll(None), None);
+        state.accept(with_undo(3, "20s"), None);
+        assert_eq!(state.shorten_poll(None), Some(2));
+        // No thread for it: the one before goes on, and the next call tries again.
+        state.keep_polls(2);
+        assert_eq!(state.shorten_poll(None), Some(2));
+        state.drain();
+        assert_eq!(state.shorten_poll(None), None);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::agent::processes::guard::Guard;
 use crate::agent::processes::inheritance;
 use crate::agent::processes::process_table::KEY_VARIABLE;
 use crate::agent::state::{AgentState, Job, UndoJob};
-use crate::agent::undo::deadman::{Contact, Deadman};
+use crate::agent::undo::deadman::{Contact, Deadman, silence};
 use crate::agent::undo::ledger::new_report;
 use crate::agent::undo::machine::{Action, Event};
 use crate::agent::undo::plan::UndoPlan;
@@ -32,11 +32,12 @@ use crate::rules::tag_variable;
 use crate::wire::agent::AttemptId;
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
-use crate::wire::undo::UndoState;
+use crate::wire::undo::{Undo, UndoState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Access, access};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -189,6 +190,12 @@ impl Runner {
         state: &AgentState,
         attempt: &Attempt,
     ) -> Result<(), Outcome> {
+        // It may have waited for a free job.
+        if let Some(limit) = plan.deadman
+            && state.contact.age() >= Duration::from(limit)
+        {
+            return Err(failed(silence(limit)));
+        }
         advance(attempt, Event::Prepared, Action::Arm)?;
         // Before the guard has it: from then on it may say that it does not work any more.
         attempt.keep_plan(plan.clone());
@@ -412,9 +419,17 @@ impl Prepared {
 
 /// The detail of an order.
 fn parse(detail: &RawValue) -> Result<Detail, String> {
+    #[derive(Deserialize)]
+    struct UndoAlone {
+        #[serde(default, deserialize_with = "Undo::strict")]
+        #[allow(dead_code, reason = "only the error counts")]
+        undo: Option<Box<Undo>>,
+    }
     serde_json::from_str(detail.get()).map_err(|why| {
         let version = env!("CARGO_PKG_VERSION");
-        format!("this agent (version {version}) does not understand the detail: {why}")
+        let undo = serde_json::from_str::<UndoAlone>(detail.get()).err();
+        let part = if undo.is_some() { "`undo`: " } else { "" };
+        format!("this agent (version {version}) does not understand the detail: {part}{why}")
     })
 }
 

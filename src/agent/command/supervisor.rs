@@ -16,7 +16,7 @@ use crate::agent::processes::out_of_memory;
 use crate::agent::processes::process_table::ProcessTable;
 use crate::agent::processes::termination::{Progress, Termination};
 use crate::agent::state::AgentState;
-use crate::agent::undo::deadman::Deadman;
+use crate::agent::undo::deadman::{Deadman, silence};
 use crate::agent::undo::machine::Event;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
@@ -424,10 +424,7 @@ impl<'a> Supervisor<'a> {
                 self.begin_ending(now, Some(verdict), UndoReason::TimedOut, grace);
             } else if self.until_silence() == Some(Duration::ZERO) {
                 let limit = { self.limits.undo }.and_then(|it| it.0).unwrap_or_default();
-                let verdict = (
-                    ExecutionState::Failed,
-                    format!("the server could not be reached for {limit}"),
-                );
+                let verdict = (ExecutionState::Failed, silence(limit));
                 let grace = self.limits.kill_grace;
                 self.begin_ending(now, Some(verdict), UndoReason::Deadman, grace);
             }

@@ -29,14 +29,16 @@ pub struct Contact {
     last: AtomicU64,
 }
 
-impl Contact {
+impl Default for Contact {
     /// The first contact is now.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Contact {
             last: AtomicU64::new(now_ms()),
         }
     }
+}
 
+impl Contact {
     /// The server has answered.
     pub fn made(&self) {
         self.last.store(now_ms(), Ordering::SeqCst);
@@ -86,6 +88,11 @@ impl Deadman {
     }
 }
 
+/// Why a command was ended, or not started, when the server was silent for so long.
+pub fn silence(limit: TimeSpan) -> String {
+    format!("the server could not be reached for {limit}")
+}
+
 /// How long a poll may be held while a command with this limit may run.
 pub fn longest_hold(limit: TimeSpan) -> TimeSpan {
     TimeSpan::from_millis((limit.as_millis() / HOLD_PART).max(MIN_HOLD_MS))
@@ -130,7 +137,7 @@ mod tests {
 
     #[test]
     fn contact_has_an_age() {
-        let contact = Contact::new();
+        let contact = Contact::default();
         std::thread::sleep(Duration::from_millis(20));
         assert!(contact.age() >= Duration::from_millis(15));
         contact.made();

@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 pub const KILL_AFTER: Duration = Duration::from_secs(5);
 /// How much of the output of undo and check is kept, in bytes: the end of it.
 pub const MAX_OUTPUT_BYTES: usize = 64 << 10;
+/// The longest reason of a failure, in bytes. It is in every poll.
+const MAX_MSG_BYTES: usize = 1 << 10;
 /// How often the observer is called at least.
 pub const TICK: Duration = Duration::from_secs(1);
 /// How long another process that undoes the same attempt is waited for, beyond one try and one check of it. It may
@@ -132,7 +134,11 @@ impl Run<'_> {
             tries: self.tries.tries,
             exit_code: self.tries.exit_code(),
             check_exit_code: self.tries.check_exit_code(),
-            msg: self.tries.msg(),
+            msg: {
+                let mut msg = self.tries.msg();
+                msg.truncate(msg.floor_char_boundary(MAX_MSG_BYTES));
+                msg
+            },
             output: text(&self.output),
             began_ago_ms: u64::try_from(self.began.elapsed().as_millis()).ok(),
             ended_ago_ms: None,
