@@ -114,9 +114,14 @@ fn next_agent(server: &Server) -> Agent {
 
 /// Whether the guard has reported that it undid it because the agent was killed.
 fn assert_undone_by_guard(server: &Server, execution: &str) -> UndoReport {
+    assert_undone_because(server, execution, UndoReason::AgentLost)
+}
+
+/// The same for another reason: the first one counts.
+fn assert_undone_because(server: &Server, execution: &str, reason: UndoReason) -> UndoReport {
     let undo = server.undone(execution);
     assert_eq!((undo.state, undo.by), (UndoState::Done, UndoBy::Guard));
-    assert_eq!(undo.reason, Some(UndoReason::AgentLost));
+    assert_eq!(undo.reason, Some(reason));
     let result = server.result(execution);
     assert_eq!(result.state, ExecutionState::Failed);
     assert_eq!(result.msg, "its agent was killed");
@@ -135,8 +140,8 @@ fn a_killed_agent_is_replaced_by_its_guard() {
     let (server, mut agent) = pair(&["--machine-label", "m1"]);
     let folder = Folder::new("killed");
     let mut detail = folder.detail_of(
-        "echo $$ >> ran; echo c >> log; trap '' TERM; while :; do sleep 0.1; done",
-        "echo out $SIDEBIKE_MACHINE_LABEL $SIDEBIKE_PHASE ${#SIDEBIKE_KEY} $MINE; pwd",
+        "echo uid-7; sleep 0.5; echo $$ >> ran; echo c >> log; trap '' TERM; while :; do sleep 0.1; done",
+        "echo $SIDEBIKE_STDOUT $SIDEBIKE_MACHINE_LABEL $SIDEBIKE_PHASE ${#SIDEBIKE_KEY} $MINE; pwd",
     );
     detail["env"] = json!({"MINE": "mine"});
     detail["undo"]["check"] = json!("echo $SIDEBIKE_PHASE; [ -e log ]");
@@ -147,7 +152,7 @@ fn a_killed_agent_is_replaced_by_its_guard() {
     assert!(!alive(pid));
     assert_eq!(folder.lines("log"), ["c", "u agentLost"]);
     let folder = folder.0.canonicalize().unwrap();
-    let expected = format!("out m1 undo 32 mine\n{}\ncheck\n", folder.display());
+    let expected = format!("uid-7 m1 undo 32 mine\n{}\ncheck\n", folder.display());
     assert_eq!(undo.output, expected);
     assert_eq!((undo.exit_code, undo.check_exit_code), (Some(0), Some(0)));
 }
@@ -375,9 +380,9 @@ fn a_second_signal_leaves_the_undo_to_the_guard() {
     std::thread::sleep(Duration::from_millis(150)); // two signals at once are one
     agent.signal("INT");
     assert_eq!(agent.wait(), Some(130));
-    assert_undone_by_guard(&server, "x.1");
+    assert_undone_because(&server, "x.1", UndoReason::Shutdown);
     assert!(!alive(pid) && !alive(undo));
-    assert_eq!(folder.lines("log"), ["u shutdown", "u agentLost"]);
+    assert_eq!(folder.lines("log"), ["u shutdown", "u shutdown"]);
 }
 
 const KEY: &str = "8899aabbccddeeff0011223344556677";

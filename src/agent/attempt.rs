@@ -312,16 +312,19 @@ impl Attempt {
         lock(&self.inner).stop
     }
 
-    /// Keeps output of the command.
-    pub fn append(&self, stream: Stream, data: &[u8]) {
+    /// Keeps output of the command. How many bytes of it are for its undo, too.
+    pub fn append(&self, stream: Stream, data: &[u8]) -> usize {
         let mut inner = lock(&self.inner);
+        let mut for_undo = 0;
         if let Some(undo) = &mut inner.undo
             && stream == Stream::Stdout
         {
             let room = MAX_STDOUT_BYTES.saturating_sub(undo.stdout.len());
-            undo.stdout.extend(&data[..data.len().min(room)]);
+            for_undo = data.len().min(room);
+            undo.stdout.extend(&data[..for_undo]);
         }
         inner.output.append(stream, data);
+        for_undo
     }
 
     /// Frees the output and keeps none from now on.

@@ -163,6 +163,7 @@ impl Runner {
                 return Err(stopped(reason));
             }
             if has_undo {
+                self.guard.may_start(&key).map_err(failed)?;
                 advance(attempt, Event::Start, Action::Start)?;
             }
             prepared.spawn().map_err(failed)

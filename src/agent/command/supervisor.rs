@@ -332,7 +332,10 @@ impl<'a> Supervisor<'a> {
         match rustix::io::read(open, &mut self.buffer[..]) {
             Ok(0) => *pipe = None,
             Ok(read) => {
-                self.attempt.append(stream, &self.buffer[..read]);
+                let for_undo = self.attempt.append(stream, &self.buffer[..read]);
+                if for_undo > 0 {
+                    self.guard.output(&self.key, &self.buffer[..for_undo]);
+                }
                 self.unannounced.get_or_insert_with(Instant::now);
                 if read == self.buffer.len() {
                     self.buffer.resize(READ_BYTES, 0);
@@ -495,8 +498,11 @@ impl<'a> Supervisor<'a> {
         });
         self.read_the_rest();
         self.attempt.release_processes();
-        // The guard has an attempt with an undo on its list until it is undone.
+        // The guard has an attempt with an undo on its list until it is undone. It has to forget the group.
         let has_undo = self.limits.undo.is_some();
+        if has_undo {
+            self.guard.undoing(&self.key);
+        }
         if self.leader_ended {
             if !has_undo {
                 self.guard.remove(&self.key);

@@ -121,6 +121,10 @@ impl Agent {
         let reason = plan.reason.map_or("", |reason| reason.word());
         info!("{execution} (attempt {attempt}): undoing it ({reason})");
         self.runner.undoing(&plan.key);
+        if let (Some(_), Some(reason)) = (plan.command_timeout, plan.reason) {
+            let guard = self.runner.guard();
+            guard.ended(&plan.key, reason, plan.exit_code);
+        }
         let pipes = self.runner.orphaned_pipes();
         let mut told = Told {
             agent: self,

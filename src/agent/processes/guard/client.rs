@@ -15,7 +15,7 @@ use crate::agent::attempt::lock;
 use crate::agent::command::runner;
 use crate::agent::processes::process_table::now_in_ms;
 use crate::agent::undo::plan::UndoPlan;
-use crate::wire::undo::UndoReport;
+use crate::wire::undo::{UndoReason, UndoReport};
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -29,6 +29,9 @@ use std::time::{Duration, Instant};
 
 /// How long a guard may take to acknowledge that it has a plan.
 const ARM_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long after the acknowledgement a command may be started. An agent that was stopped in between may have been
+/// replaced by its guard.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is tried to write more while the pipe is full.
 const FULL_PIPE_PERIOD: Duration = Duration::from_millis(50);
 /// The shortest time between two orders that only say that all is well.
@@ -114,12 +117,17 @@ struct Armed {
     at: u64,
     plan: Arc<[u8]>,
     group: Option<(Pid, u64)>,
+    /// The beginning of the command's standard output.
+    stdout: Vec<u8>,
     /// When the guard was last told that the agent undoes it.
     undoing: Option<Instant>,
+    /// Why it is undone, and the exit code of the command.
+    ended: Option<(UndoReason, Option<i32>)>,
     /// The guard that has acknowledged it.
     acknowledged: Option<u64>,
     refused: Option<String>,
-    is_taken_over: bool,
+    /// The guard has taken it over, and whether it knew then that the command was started.
+    taken_over: Option<bool>,
     report: Option<UndoReport>,
 }
 
@@ -194,10 +202,13 @@ impl Guard {
         let key = &plan.key;
         let deadline = Instant::now() + ARM_TIMEOUT;
         let mut state = lock(&shared.state);
+        // One that takes the place of another has to acknowledge everything again.
+        let mut rearmed_by = None;
         if state.process.is_none() {
             state.start_process();
+            rearmed_by = Some(deadline);
         }
-        Shared::watch(shared, &mut state, None)?;
+        Shared::watch(shared, &mut state, rearmed_by)?;
         state.tell_destination();
         let at = now_in_ms();
         state.contact = state.contact.max(at);
@@ -229,12 +240,47 @@ impl Guard {
         Err(failed)
     }
 
+    /// Whether the command of an armed attempt may be started now. The error is the reason why it must not.
+    pub fn may_start(&self, key: &str) -> Result<(), String> {
+        let state = lock(&self.shared.state);
+        match state.armed.get(key) {
+            None => Err("its undo is not armed".into()),
+            Some(armed) if armed.taken_over.is_some() => Err("its guard has undone it".into()),
+            Some(armed)
+                if now_in_ms().saturating_sub(armed.at)
+                    > (ARM_TIMEOUT + START_TIMEOUT).as_millis() as u64 =>
+            {
+                Err("the agent did not work for a while after its undo was armed".into())
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
     /// Settles an armed attempt: nothing is left to be undone.
     pub fn disarm(&self, key: &str) {
         self.forget(&mut lock(&self.shared.state), key);
     }
 
-    /// Says that the agent itself undoes an armed attempt. To be repeated while it does; the guard is told once a second.
+    /// Adds to the beginning of the standard output of an armed attempt, for its undo.
+    pub fn output(&self, key: &str, bytes: &[u8]) {
+        let mut state = lock(&self.shared.state);
+        if let Some(armed) = state.armed.get_mut(key) {
+            armed.stdout.extend(bytes);
+            self.send(&mut state, Order::Output(key.to_owned(), bytes.to_vec()));
+        }
+    }
+
+    /// Says why an armed attempt is undone, and the exit code of its command.
+    pub fn ended(&self, key: &str, reason: UndoReason, exit_code: Option<i32>) {
+        let mut state = lock(&self.shared.state);
+        if let Some(armed) = state.armed.get_mut(key) {
+            armed.ended = Some((reason, exit_code));
+            self.send(&mut state, Order::Ended(key.to_owned(), reason, exit_code));
+        }
+    }
+
+    /// Says that the processes of an armed attempt have ended and that the agent itself undoes it. To be called before
+    /// the leader of the process group is reaped, and repeated while the undo runs; the guard is told once a second.
     pub fn undoing(&self, key: &str) {
         let mut state = lock(&self.shared.state);
         let Some(armed) = state.armed.get_mut(key) else {
@@ -244,6 +290,7 @@ impl Guard {
             return;
         }
         armed.undoing = Some(Instant::now());
+        armed.group = None;
         self.send(&mut state, Order::Undoing(key.to_owned(), now_in_ms()));
     }
 
@@ -267,21 +314,13 @@ impl Guard {
         self.send(&mut state, Order::Contact(at));
     }
 
-    /// Whether the guard ends and undoes this attempt, because this agent seemed not to work.
-    pub fn has_taken_over(&self, key: &str) -> bool {
-        let state = lock(&self.shared.state);
-        state
-            .armed
-            .get(key)
-            .is_some_and(|armed| armed.is_taken_over)
-    }
-
-    /// Waits until the guard has undone an attempt that it has taken over. None if it has not, or does not any more:
-    /// then the agent has to.
+    /// Waits until the guard has undone an attempt that it has taken over. None if it has not, or does not any more, or
+    /// if the command may have been started after that: then the agent has to.
     pub fn wait_until_undone(&self, key: &str) -> Option<UndoReport> {
         let mut state = lock(&self.shared.state);
         loop {
-            let armed = state.armed.get(key).filter(|armed| armed.is_taken_over)?;
+            let armed = state.armed.get(key);
+            let armed = armed.filter(|armed| armed.taken_over == Some(true))?;
             if let Some(report) = &armed.report {
                 return Some(report.clone());
             }
@@ -326,10 +365,12 @@ impl Armed {
             at,
             plan,
             group: None,
+            stdout: Vec::new(),
             undoing: None,
+            ended: None,
             acknowledged: None,
             refused: None,
-            is_taken_over: false,
+            taken_over: None,
             report: None,
         }
     }
@@ -383,10 +424,15 @@ impl State {
         }
         for (key, armed) in &mut self.armed {
             // Nobody knows how far the guard has come that had taken it over.
-            armed.is_taken_over = false;
+            armed.taken_over = None;
             orders.push(Order::Arm(key.clone(), armed.at, Arc::clone(&armed.plan)));
             let group = armed.group;
             orders.extend(group.map(|(group, at)| Order::SetGroup(key.clone(), group, at)));
+            if !armed.stdout.is_empty() {
+                orders.push(Order::Output(key.clone(), armed.stdout.clone()));
+            }
+            let ended = armed.ended;
+            orders.extend(ended.map(|(reason, code)| Order::Ended(key.clone(), reason, code)));
             if armed.undoing.is_some() {
                 orders.push(Order::Undoing(key.clone(), now_in_ms()));
             }
@@ -425,7 +471,7 @@ impl State {
         warn!("the guard is gone: {why}");
         for armed in self.armed.values_mut() {
             armed.acknowledged = None;
-            armed.is_taken_over = false;
+            armed.taken_over = None;
         }
         let is_watched = process.stdout.is_none();
         process.end();
@@ -497,15 +543,20 @@ impl Unsent {
             }
             Order::Disarm(key) => {
                 let is_arm = |it: &Order| matches!(it, Order::Arm(armed, ..) if armed == key);
-                let is_unknown = self.orders.iter().any(is_arm);
-                self.drop_of(key, |it| matches!(it, Order::Arm(..) | Order::Undoing(..)));
-                if is_unknown {
+                if self.orders.iter().any(is_arm) {
+                    self.drop_of(key, |_| true);
                     return;
                 }
+                self.drop_of(key, |it| matches!(it, Order::Undoing(..)));
             }
             Order::Undoing(key, _) => self.drop_of(key, |it| matches!(it, Order::Undoing(..))),
             Order::Contact(_) => self.orders.retain(|it| !matches!(it, Order::Contact(_))),
-            Order::Add(_) | Order::SetGroup(..) | Order::ReportTo(_) | Order::Arm(..) => {}
+            Order::Add(_)
+            | Order::SetGroup(..)
+            | Order::ReportTo(_)
+            | Order::Arm(..)
+            | Order::Output(..)
+            | Order::Ended(..) => {}
         }
         self.orders.push_back(order);
     }
@@ -604,9 +655,9 @@ impl Shared {
                     armed.refused = Some(why);
                 }
             }
-            Answer::TakenOver(key) => {
+            Answer::TakenOver(key, was_started) => {
                 if let Some(armed) = state.armed.get_mut(&key) {
-                    armed.is_taken_over = true;
+                    armed.taken_over = Some(was_started);
                     taken_over = Some(key);
                 }
             }
@@ -740,6 +791,8 @@ fn wait_for(fd: &impl rustix::fd::AsFd, what: PollFlags, most: Duration) -> bool
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::undo::plan::tests::plan;
+    use crate::wire::undo::{UndoBy, UndoState};
 
     #[test]
     fn a_guard_that_does_not_read_is_told_what_still_runs() {
@@ -768,6 +821,8 @@ mod tests {
         for order in [
             Order::Contact(1),
             Order::Arm(key(), 1, (*b"{}").into()),
+            Order::SetGroup(key(), Pid::INIT, 2),
+            Order::Output(key(), b"out".into()),
             Order::Undoing(key(), 2),
             Order::Undoing(key(), 3),
             Order::Contact(2),
@@ -775,12 +830,62 @@ mod tests {
         ] {
             unsent.push(order);
         }
-        assert_eq!(unsent.orders.len(), 4);
+        assert_eq!(unsent.orders.len(), 6);
         unsent.push(Order::Disarm(key()));
         assert_eq!(
             unsent.orders,
             [Order::Contact(2), Order::Disarm("b".into())]
         );
+    }
+
+    /// What a guard has undone counts only if it was undone after the start.
+    #[test]
+    fn what_the_guard_undid_before_the_start_is_undone_again() {
+        let guard = Guard {
+            shared: Arc::new(Shared {
+                state: Mutex::new(State::new()),
+                answered: Condvar::new(),
+                armed: AtomicUsize::new(0),
+            }),
+        };
+        let plan = plan("undo", None);
+        let report = UndoReport {
+            id: plan.id.clone(),
+            state: UndoState::Done,
+            reason: None,
+            by: UndoBy::Guard,
+            tries: 1,
+            exit_code: Some(0),
+            check_exit_code: None,
+            msg: String::new(),
+            output: String::new(),
+            began_ago_ms: None,
+            ended_ago_ms: None,
+        };
+        assert!(guard.may_start(&plan.key).is_err());
+        for was_started in [true, false] {
+            let armed = Armed::new(now_in_ms(), Arc::new([]));
+            lock(&guard.shared.state)
+                .armed
+                .insert(plan.key.clone(), armed);
+            assert_eq!(guard.may_start(&plan.key), Ok(()));
+            assert_eq!(guard.wait_until_undone(&plan.key), None);
+            let key = || plan.key.clone();
+            let taken_over = Answer::TakenOver(key(), was_started);
+            guard.shared.answered(taken_over, 1);
+            assert!(guard.may_start(&plan.key).is_err());
+            let undone = Answer::Undone(key(), Box::new(report.clone()));
+            guard.shared.answered(undone, 1);
+            let expected = was_started.then(|| report.clone());
+            assert_eq!(guard.wait_until_undone(&plan.key), expected);
+        }
+        // It was stopped after the arming.
+        let at = now_in_ms() - 60_000;
+        let armed = Armed::new(at, Arc::new([]));
+        lock(&guard.shared.state)
+            .armed
+            .insert(plan.key.clone(), armed);
+        assert!(guard.may_start(&plan.key).is_err());
     }
 
     #[test]

@@ -23,7 +23,9 @@
 //! | `Remove` | it is over. What it left in the background is to live on | |
 //! | `ReportTo` | the server, and the token | |
 //! | `Arm` | what this attempt does is to be undone, here is how | `Armed` or `Refused` |
-//! | `Undoing` | the agent itself ends and undoes it; repeated every second | |
+//! | `Output` | the beginning of its command's standard output | |
+//! | `Undoing` | its processes have ended, the agent itself undoes it; repeated every second | |
+//! | `Ended` | why, and the exit code of the command | |
 //! | `Contact` | the server was heard of; while something is armed, once a second at most | |
 //! | `Disarm` | it is settled | |
 //!

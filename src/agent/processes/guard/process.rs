@@ -178,9 +178,19 @@ impl GuardProcess {
                 self.disarm(&key);
                 self.taken_over.remove(&key);
             }
+            Order::Output(key, bytes) => {
+                if let Some(armed) = self.armed.get_mut(&key) {
+                    armed.watched.wrote(&bytes);
+                }
+            }
             Order::Undoing(key, at) => {
                 if let Some(armed) = self.armed.get_mut(&key) {
                     armed.watched.undoing(at);
+                }
+            }
+            Order::Ended(key, reason, exit_code) => {
+                if let Some(armed) = self.armed.get_mut(&key) {
+                    armed.watched.ended(reason, exit_code);
                 }
             }
             Order::Contact(at) => self.contact = self.contact.max(at),
@@ -231,7 +241,7 @@ impl GuardProcess {
             let Some(watched) = self.disarm(&key) else {
                 continue;
             };
-            answer(&Answer::TakenOver(key.clone()));
+            answer(&Answer::TakenOver(key.clone(), watched.was_started()));
             self.listed.remove(&key);
             self.taken_over.insert(key);
             say(&format!(

@@ -5,7 +5,7 @@
 //! of [`Order`] or [`Answer`], with a kind that was never used before.
 
 use crate::agent::undo::plan::MAX_PLAN_BYTES;
-use crate::wire::undo::UndoReport;
+use crate::wire::undo::{UndoReason, UndoReport};
 use rustix::process::Pid;
 use std::sync::Arc;
 
@@ -35,8 +35,12 @@ pub enum Order {
     Arm(String, u64, Arc<[u8]>),
     /// It is settled.
     Disarm(String),
-    /// The agent itself ends it and undoes it, and was at work at this time.
+    /// It has written this to standard output; only the beginning of its output is told.
+    Output(String, Vec<u8>),
+    /// Its processes have ended, the agent itself undoes it, and was at work at this time.
     Undoing(String, u64),
+    /// Why it is undone, and the exit code of its command.
+    Ended(String, UndoReason, Option<i32>),
     /// The server was heard of at this time.
     Contact(u64),
 }
@@ -48,8 +52,8 @@ pub enum Answer {
     Armed(String),
     /// It cannot keep the plan.
     Refused(String, String),
-    /// It ends and undoes the attempt, although the agent lives.
-    TakenOver(String),
+    /// It ends and undoes the attempt, although the agent lives. Whether it knew that the command was started.
+    TakenOver(String, bool),
     /// That is over.
     Undone(String, Box<UndoReport>),
 }
@@ -63,7 +67,9 @@ impl Order {
             | Order::Remove(key)
             | Order::Arm(key, ..)
             | Order::Disarm(key)
-            | Order::Undoing(key, _) => Some(key),
+            | Order::Output(key, _)
+            | Order::Undoing(key, _)
+            | Order::Ended(key, ..) => Some(key),
             Order::ReportTo(_) | Order::Contact(_) => None,
         }
     }
@@ -82,6 +88,12 @@ impl Order {
             Order::Disarm(key) => Record::new(6).key(key),
             Order::Undoing(key, at) => Record::new(7).key(key).number(*at),
             Order::Contact(at) => Record::new(8).number(*at),
+            Order::Output(key, bytes) => Record::new(9).key(key).bytes(bytes),
+            Order::Ended(key, reason, exit_code) => {
+                // It cannot fail: these are a word and a number.
+                let end = serde_json::to_vec(&(reason, exit_code)).unwrap_or_default();
+                Record::new(10).key(key).bytes(&end)
+            }
         }
         .finished()
     }
@@ -104,6 +116,12 @@ impl Order {
             6 => Order::Disarm(content.key()?),
             7 => Order::Undoing(content.key()?, content.number()?),
             8 => Order::Contact(content.number()?),
+            9 => Order::Output(content.key()?, content.0.into()),
+            10 => {
+                let key = content.key()?;
+                let (reason, exit_code) = serde_json::from_slice(content.0).ok()?;
+                Order::Ended(key, reason, exit_code)
+            }
             _ => return None,
         })
     }
@@ -118,7 +136,10 @@ impl Answer {
                 let why = &why[..why.floor_char_boundary(MAX_ANSWER_BYTES / 2)];
                 Record::new(2).key(key).bytes(why.as_bytes()).finished()
             }
-            Answer::TakenOver(key) => Record::new(3).key(key).finished(),
+            Answer::TakenOver(key, was_started) => Record::new(3)
+                .key(key)
+                .bytes(&[u8::from(*was_started)])
+                .finished(),
             Answer::Undone(key, report) => {
                 let mut report = report.clone();
                 loop {
@@ -142,7 +163,10 @@ impl Answer {
         Some(match kind {
             1 => Answer::Armed(key),
             2 => Answer::Refused(key, String::from_utf8_lossy(content.0).into_owned()),
-            3 => Answer::TakenOver(key),
+            3 => {
+                let [was_started] = content.array()?;
+                Answer::TakenOver(key, was_started != 0)
+            }
             4 => Answer::Undone(key, serde_json::from_slice(content.0).ok()?),
             _ => return None,
         })
@@ -284,6 +308,9 @@ mod tests {
             Order::Disarm(key()),
             Order::Undoing(key(), 13),
             Order::Contact(14),
+            Order::Output(key(), b"out".into()),
+            Order::Ended(key(), UndoReason::Ended, Some(-3)),
+            Order::Ended(key(), UndoReason::Deadman, None),
         ]
     }
 
@@ -309,6 +336,7 @@ mod tests {
             let shortest = match order {
                 Order::ReportTo(_) => 1,
                 Order::Arm(..) => record.len() - MAX_PLAN_BYTES,
+                Order::Output(..) => record.len() - 3,
                 _ => record.len(),
             };
             for length in 0..shortest {
@@ -345,7 +373,8 @@ mod tests {
         for answer in [
             Answer::Armed(KEY.into()),
             Answer::Refused(KEY.into(), "é".repeat(10_000)),
-            Answer::TakenOver(KEY.into()),
+            Answer::TakenOver(KEY.into(), true),
+            Answer::TakenOver(KEY.into(), false),
             long,
         ] {
             let record = answer.encode();

@@ -123,12 +123,16 @@ fn deliver(input: &Input) {
                     // A program that has ended meanwhile does not read; that is seen next.
                     let _ = stdin.write_all(&json);
                 }
-                let _ = child.wait();
-                return;
+                // An exit code says that it has tried for long enough; without one it was killed.
+                let has_tried = child.wait().is_ok_and(|status| status.code().is_some());
+                if has_tried || now_in_ms() >= deadline {
+                    return;
+                }
             }
-            Err(_) if now_in_ms() < deadline => std::thread::sleep(START_PAUSE),
+            Err(_) if now_in_ms() < deadline => {}
             Err(why) => return say(&format!("cannot start {PROGRAM}: {why}")),
         }
+        std::thread::sleep(START_PAUSE);
     }
 }
 

@@ -44,14 +44,14 @@ impl Settler {
 
     /// Settles an attempt. Returns when the server knows, or does not want to.
     pub fn settle(&self, watched: &Watched, cause: Cause) {
-        let mut plan = watched.plan.clone();
-        plan.because(cause.reason());
+        let plan = watched.plan_because(cause);
         // Before anything is ended: an undo that the next agent of this machine runs has the same key.
         let exclusion = Exclusion::take(&plan.key);
-        match watched.has_no_command() {
-            true if exclusion.is_none() => {}
-            true => ending::end_present(&plan.key),
-            false => ending::end(Listed::from([(plan.key.clone(), watched.group)])),
+        if !watched.is_ended() {
+            ending::end(Listed::from([(plan.key.clone(), watched.group)]));
+        } else if exclusion.is_some() {
+            // What the agent's own undo has left.
+            ending::end_present(&plan.key);
         }
         let ended_at = now_in_ms();
         let result = (!watched.has_no_command()).then(|| Ended {

@@ -1,7 +1,7 @@
 //! When the guard acts although the agent lives. No process and no clock: times come in, in milliseconds of a clock
 //! that goes on while the machine is suspended and that nobody can set.
 
-use crate::agent::undo::plan::UndoPlan;
+use crate::agent::undo::plan::{MAX_STDOUT_BYTES, UndoPlan};
 use crate::wire::duration::TimeSpan;
 use crate::wire::undo::UndoReason;
 use rustix::process::Pid;
@@ -55,12 +55,15 @@ impl Cause {
 pub struct Watched {
     /// How it is undone.
     pub plan: UndoPlan,
-    /// Its process group, once the command was started.
+    /// Its process group, while the command runs: after that the number may belong to another one.
     pub group: Option<Pid>,
     armed_at: u64,
     started_at: Option<u64>,
     /// When the agent last said that it undoes the attempt itself; none while it does not.
     undoing_at: Option<u64>,
+    exit_code: Option<i32>,
+    /// The beginning of the command's standard output.
+    stdout: Vec<u8>,
 }
 
 impl Watched {
@@ -73,6 +76,8 @@ impl Watched {
             group: None,
             armed_at,
             started_at: None,
+            exit_code: None,
+            stdout: Vec::new(),
         }
     }
 
@@ -92,9 +97,42 @@ impl Watched {
         self.plan.command_timeout.is_none()
     }
 
-    /// The agent undoes it itself.
+    /// Whether the agent has ended its command, or there is none.
+    pub fn is_ended(&self) -> bool {
+        self.undoing_at.is_some()
+    }
+
+    /// Whether its command is known to have been started, or there is none.
+    pub fn was_started(&self) -> bool {
+        self.group.is_some() || self.is_ended()
+    }
+
+    /// The command has written this to standard output.
+    pub fn wrote(&mut self, bytes: &[u8]) {
+        let room = MAX_STDOUT_BYTES.saturating_sub(self.stdout.len());
+        self.stdout.extend(&bytes[..bytes.len().min(room)]);
+    }
+
+    /// The processes of the command have ended, and the agent undoes it itself.
     pub fn undoing(&mut self, at: u64) {
+        self.group = None;
         self.undoing_at = self.undoing_at.max(Some(at));
+    }
+
+    /// Why it is undone, and the exit code of the command.
+    pub fn ended(&mut self, reason: UndoReason, exit_code: Option<i32>) {
+        self.plan.because(reason);
+        self.exit_code = exit_code;
+    }
+
+    /// How it is undone for this cause.
+    pub fn plan_because(&self, cause: Cause) -> UndoPlan {
+        let mut plan = self.plan.clone();
+        plan.because(cause.reason());
+        if !self.has_no_command() {
+            plan.command_ended(self.exit_code, &self.stdout);
+        }
+        plan
     }
 
     /// When the guard has to act, and why, if nothing is heard until then. `contact` is when the server was last
@@ -160,6 +198,31 @@ mod tests {
         watched.undoing(200_000);
         watched.undoing(9_000);
         assert_eq!(watched.due(0), Some((220_000, Cause::UndoStalled)));
+    }
+
+    #[test]
+    fn the_undo_gets_what_is_known_of_the_command() {
+        let mut watched = watched(None);
+        watched.plan.reason = None;
+        assert!(!watched.was_started());
+        watched.started(Pid::INIT, 0);
+        watched.wrote(b"uid ");
+        watched.wrote(&[b'x'; MAX_STDOUT_BYTES]);
+        let plan = watched.plan_because(Cause::AgentGone);
+        assert_eq!(
+            (plan.reason, plan.exit_code),
+            (Some(UndoReason::AgentLost), None)
+        );
+        assert!(plan.stdout.starts_with("uid x") && plan.stdout.len() == MAX_STDOUT_BYTES);
+        // The group may be another one by now.
+        watched.undoing(1);
+        assert_eq!((watched.group, watched.was_started()), (None, true));
+        watched.ended(UndoReason::Canceled, Some(3));
+        let plan = watched.plan_because(Cause::UndoStalled);
+        assert_eq!(
+            (plan.reason, plan.exit_code),
+            (Some(UndoReason::Canceled), Some(3))
+        );
     }
 
     #[test]
