@@ -16,10 +16,14 @@ use crate::wire::undo::{UndoBy, UndoReason, UndoReport, UndoState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
+};
 use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
+use std::sync::mpsc::{RecvTimeoutError, SendError, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The time from TERM to KILL when a try or a check has run for too long.
@@ -41,6 +45,8 @@ const LAST_OUTPUT: Duration = Duration::from_millis(100);
 const EXIT_LOOK: Duration = Duration::from_millis(20);
 /// Bytes read at once: half the capacity of a pipe.
 const READ_BYTES: usize = 32 << 10;
+/// The stack of a thread that starts a process, in bytes: as that of the threads that start commands.
+const STACK_BYTES: usize = 512 << 10;
 /// How long poll(2) is not called again after it failed for lack of memory.
 const POLL_FAILED_PAUSE: Duration = Duration::from_millis(1);
 
@@ -80,6 +86,7 @@ pub fn run_with(
         tries: Tries::new(plan.check.is_some(), plan.patience.into()),
         output: VecDeque::new(),
         unreaped: Vec::new(),
+        starting: None,
         began: now,
         ticked: now,
     };
@@ -96,6 +103,8 @@ struct Run<'a> {
     output: VecDeque<u8>,
     /// Processes that survived KILL.
     unreaped: Vec<Child>,
+    /// The thread that made the latest start.
+    starting: Option<JoinHandle<()>>,
     began: Instant,
     ticked: Instant,
 }
@@ -182,18 +191,58 @@ impl Run<'_> {
     fn run_once(&mut self, phase: Phase) -> RunEnd {
         self.unreaped
             .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-        let program = match (phase, &self.plan.check) {
-            (Phase::Check, Some(check)) => check,
-            _ => &self.plan.undo,
-        };
-        let variables = variables(self.plan, phase);
-        let surroundings = &self.plan.surroundings;
-        match runner::spawn_program(program, surroundings, &variables) {
+        match self.start(phase) {
             Ok((child, pipe)) => self.supervise(Process::new(child, pipe)),
             Err(msg) => RunEnd {
                 exit_code: None,
                 msg,
             },
+        }
+    }
+
+    /// Starts undo or check, from a thread of its own: a folder on a file system that does not answer blocks whoever
+    /// starts something there. The error says why it was not started.
+    fn start(&mut self, phase: Phase) -> Result<(Child, OwnedFd), String> {
+        if { self.starting.as_ref() }.is_some_and(|thread| !thread.is_finished()) {
+            return Err("an earlier start still hangs: its folder does not answer".into());
+        }
+        let program = match (phase, &self.plan.check) {
+            (Phase::Check, Some(check)) => check.clone(),
+            _ => self.plan.undo.clone(),
+        };
+        let surroundings = self.plan.surroundings.clone();
+        let variables = variables(self.plan, phase);
+        // Without room for a value: what nobody waits for any more stays with the thread.
+        let (sender, started) = sync_channel(0);
+        let start = move || {
+            let result = runner::spawn_program(&program, &surroundings, &variables);
+            if let Err(SendError(Ok((mut child, _)))) = sender.send(result) {
+                let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+                let _ = child.wait();
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("undo-start".into())
+            .stack_size(STACK_BYTES)
+            .spawn(start)
+            .map_err(|why| format!("no thread is left to start it: {why}"))?;
+        self.starting = Some(thread);
+        let timeout = self.plan.timeout;
+        let deadline = Instant::now() + Duration::from(timeout);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match started.recv_timeout(left.min(TICK)) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => {
+                    return Err(format!(
+                        "could not be started within {timeout}: its folder does not answer"
+                    ));
+                }
+                Err(RecvTimeoutError::Timeout) => self.tick(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err("could not be started (a bug)".into());
+                }
+            }
         }
     }
 
