@@ -1,7 +1,8 @@
 //! What the guard does with undos when the agent is killed, stopped, or shut down at once, and what the agent does when
 //! the guard is: never "the command ran and no undo ran". The real binary, real signals, and a small server.
 //!
-//! Commands and undos write what happened into a file of the test. `KILLS` is the number of kills at random moments.
+//! Commands and undos write what happened into a file of the test. `KILLS=500 cargo test --test undo_guard a_kill` kills at
+//! more random moments than the default.
 #![cfg(feature = "agent")]
 
 mod fake;

@@ -151,7 +151,8 @@ impl Guard {
         }
     }
 
-    /// Sets where the guard reports to when it has acted in place of the agent. Asked before each arming.
+    /// Sets where the guard reports to when it has acted in place of the agent. Asked at each arming, and now and then
+    /// while something is armed.
     pub fn report_to(&self, destination: impl Fn() -> Destination + Send + Sync + 'static) {
         lock(&self.shared.state).report_to = Some(Arc::new(destination));
     }
@@ -311,6 +312,8 @@ impl Guard {
             return;
         }
         state.contact_sent = Some(Instant::now());
+        // The token may have been replaced.
+        state.tell_destination();
         self.send(&mut state, Order::Contact(at));
     }
 
