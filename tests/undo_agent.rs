@@ -540,6 +540,8 @@ fn outage(name: &str, rule: impl Fn(&str, usize) -> Act + Clone + Send + Sync + 
     let deadman = Duration::from_secs(4);
     server.start("x.1", watched(&folder, 4));
     folder.until("started", 1);
+    // No report is under way that could be answered later.
+    server.until(|seen| !seen.undos("x.1").is_empty());
     gate.change(rule.clone());
     std::thread::sleep(deadman / 2 - Duration::from_millis(100));
     gate.change(|_, _| Act::Pass);

@@ -24,7 +24,8 @@
 //!
 //! Threads: the main one waits for signals, one reports, and a pool polls and runs commands. There is one
 //! thread for each command that runs. The thread that gets a command in an answer runs it and then reports
-//! its result; another one continues the polls.
+//! its result; another one continues the polls. A thread whose command has an undo runs that, too; an undo that the
+//! server orders has a thread of its own.
 //!
 //! The agent listens on no socket and writes no file.
 //!
@@ -39,6 +40,8 @@
 //!   honoured. Add it to `command/policy` if it can change what a command does.
 //! - *a setting*: a field of `AgentArgs` and one of [`AgentConfig`] in `config/agent`, checked there.
 //!   What concerns commands belongs into `CommandPolicy`.
+//! - *something that an undo needs*: a field of `UndoPlan` in `undo/plan`, set in `command/runner`. It has to be known
+//!   before the command starts: the guard asks nobody.
 //! - *a way to end a command*: a variant of `StopReason` in `attempt`, ordered by `Attempt::stop`.
 
 mod attempt;

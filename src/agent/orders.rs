@@ -58,12 +58,12 @@ impl Agent {
         Obeyed { runnable, changed }
     }
 
-    /// Logs that orders were refused, now and then.
+    /// Logs that orders to start a command or an undo were refused, now and then.
     pub fn log_refused_orders(&self) {
         if let Some(why) = self.state.take_refusal()
             && let Some(count) = lock(&self.refused_orders).failed("start", why, Instant::now())
         {
-            warn!("the server ordered a start, and it is refused: {why}{count}");
+            warn!("the server gave an order, and it is refused: {why}{count}");
         }
     }
 

@@ -8,6 +8,7 @@
 //! | `path_lookup` | finding a program on a PATH |
 //! | `start_failure` | why a program could not be started |
 //! | `script` | the script that a task brings along |
+//! | `undo_plan` | what belongs to an undo, as data |
 //! | `user` | the user that a command runs as |
 //! | `output_pipes` | the pipes of its output |
 //! | `policy` | what the owner of this machine allows |
@@ -26,4 +27,5 @@ mod script;
 mod start_failure;
 pub(super) mod supervisor;
 mod survivors;
+mod undo_plan;
 mod user;

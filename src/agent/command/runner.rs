@@ -16,6 +16,7 @@ use super::script::Script;
 use super::start_failure;
 use super::supervisor::{Limits, Started, Supervisor};
 use super::survivors::Survivors;
+use super::undo_plan;
 use super::user::{self, User};
 use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::backoff::random_id;
@@ -30,8 +31,7 @@ use crate::agent::undo::plan::UndoPlan;
 use crate::config::CommandPolicy;
 use crate::rules::tag_variable;
 use crate::wire::agent::AttemptId;
-use crate::wire::duration::{TimeSpan, Timeout};
-use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
+use crate::wire::task::{DEFAULT_KILL_GRACE, Detail, ExecutionState};
 use crate::wire::undo::{Undo, UndoState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -230,14 +230,14 @@ impl Runner {
         };
         let own = std::env::current_dir().unwrap_or_default();
         let directory = own.join(detail.workspace.as_deref().unwrap_or_default());
-        let programs = undo_programs(&detail, self.policy.wrapper.as_deref(), &directory)?;
+        let programs = undo_plan::programs(&detail, self.policy.wrapper.as_deref(), &directory)?;
         let surroundings = Surroundings {
             directory: None,
             variables: self.variables(&order, &detail, user.as_ref())?,
             user: user.map(|user| user.ids),
             needs_session: self.needs_session,
         };
-        let mut plan = plan(&order, &detail, programs, &directory, surroundings)
+        let mut plan = undo_plan::plan(&order, &detail, programs, &directory, surroundings)
             .ok_or("the order has no undo")?;
         plan.deadman = None;
         plan.command_timeout = None;
@@ -249,7 +249,7 @@ impl Runner {
     /// Checks the owner's rules, for the command and for what belongs to it. The user to run it as.
     fn allowed_user(&self, detail: &Detail) -> Result<Option<User>, String> {
         policy::check(&self.policy, detail)?;
-        for (what, part) in undo_parts(detail)? {
+        for (what, part) in undo_plan::parts(detail)? {
             policy::check(&self.policy, &part).map_err(|why| format!("{what}: {why}"))?;
         }
         let user = detail.user.as_deref().map(User::find).transpose()?;
@@ -277,7 +277,7 @@ impl Runner {
             )));
         }
         let limits = Limits {
-            timeout: command_timeout(&detail),
+            timeout: undo_plan::command_timeout(&detail),
             kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE).into(),
             undo: detail.undo.as_ref().map(|undo| Deadman(undo.deadman())),
         };
@@ -296,7 +296,7 @@ impl Runner {
                     Some(script) => script_line(&script, &detail, &directory)?,
                     None => to_command(&command_line(&detail, wrapper.as_deref(), &directory)?),
                 };
-                let undo = undo_programs(&detail, wrapper.as_deref(), &directory)?;
+                let undo = undo_plan::programs(&detail, wrapper.as_deref(), &directory)?;
                 Ok((command, directory, undo))
             }
         };
@@ -320,7 +320,7 @@ impl Runner {
         surround(&mut command, &surroundings);
         // Last, because no task may change it: the processes of the attempt are found by it.
         command.env(KEY_VARIABLE, order.key);
-        let plan = plan(order, &detail, undo, &directory, surroundings);
+        let plan = undo_plan::plan(order, &detail, undo, &directory, surroundings);
         if plan.is_some() {
             command.env(PHASE_VARIABLE, "command");
         }
@@ -376,12 +376,12 @@ impl Runner {
 }
 
 /// What an order says about an attempt, beside its detail.
-struct Order<'a> {
-    id: &'a AttemptId,
-    task_id: &'a str,
-    task_name: &'a str,
-    instance: &'a str,
-    key: &'a str,
+pub(super) struct Order<'a> {
+    pub id: &'a AttemptId,
+    pub task_id: &'a str,
+    pub task_name: &'a str,
+    pub instance: &'a str,
+    pub key: &'a str,
 }
 
 /// A command that only has to be started.
@@ -448,88 +448,6 @@ fn advance(attempt: &Attempt, event: Event, expected: Action) -> Result<(), Outc
             attempt.stop_reason().unwrap_or(StopReason::Canceled),
         )),
     }
-}
-
-/// What an undo consists of, each part as the detail of a command; nothing without an undo.
-fn undo_parts(detail: &Detail) -> Result<Vec<(&'static str, Detail)>, String> {
-    let Some(undo) = &detail.undo else {
-        return Ok(Vec::new());
-    };
-    if undo.check.is_some() && undo.check_argv.is_some() {
-        return Err("detail.undo: must have one of check and checkArgv".into());
-    }
-    let part = |command: &Option<String>, argv: &Option<Vec<String>>| Detail {
-        command: command.clone(),
-        argv: argv.clone(),
-        env: detail.env.clone(),
-        ..Detail::default()
-    };
-    let mut parts = vec![("detail.undo", part(&undo.command, &undo.argv))];
-    if undo.check.is_some() || undo.check_argv.is_some() {
-        parts.push(("detail.undo.check", part(&undo.check, &undo.check_argv)));
-    }
-    Ok(parts)
-}
-
-/// The programs of undo and check; none without an undo. A program that is not there yet is looked for at each try: the
-/// command may bring it.
-fn undo_programs(
-    detail: &Detail,
-    wrapper: Option<&Path>,
-    base: &Path,
-) -> Result<Vec<Program>, String> {
-    let program = |(what, part): (&str, Detail)| {
-        let found = command_line(&part, wrapper, base);
-        found.or_else(|why| match part.argv.as_deref() {
-            Some([name, args @ ..]) if part.command.is_none() && !name.is_empty() => Ok(Program {
-                file: name.into(),
-                name: None,
-                args: args.into(),
-            }),
-            _ => Err(format!("{what}: {why}")),
-        })
-    };
-    undo_parts(detail)?.into_iter().map(program).collect()
-}
-
-/// After how long a command is ended; none for never.
-fn command_timeout(detail: &Detail) -> Option<TimeSpan> {
-    match detail.timeout {
-        None => Some(DEFAULT_TIMEOUT),
-        Some(Timeout::After(timeout)) => Some(timeout),
-        Some(Timeout::Never) => None,
-    }
-}
-
-/// How an attempt is undone, by these programs; none without an undo.
-fn plan(
-    order: &Order<'_>,
-    detail: &Detail,
-    programs: Vec<Program>,
-    directory: &Path,
-    mut surroundings: Surroundings,
-) -> Option<UndoPlan> {
-    let undo = detail.undo.as_ref()?;
-    let mut programs = programs.into_iter();
-    // The guard is elsewhere: it is told also where the agent itself is.
-    surroundings.directory = Some(directory.to_owned()).filter(|it| it.is_absolute());
-    Some(UndoPlan {
-        id: order.id.clone(),
-        key: order.key.to_owned(),
-        instance: order.instance.to_owned(),
-        undo: programs.next()?,
-        check: programs.next(),
-        surroundings,
-        timeout: undo.timeout(),
-        patience: undo.patience(),
-        deadman: undo.deadman(),
-        command_timeout: command_timeout(detail),
-        kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE),
-        lock: undo.lock.clone(),
-        reason: None,
-        exit_code: None,
-        stdout: String::new(),
-    })
 }
 
 fn failed(why: impl Into<String>) -> Outcome {
@@ -637,7 +555,11 @@ fn start_session(command: &mut Command) {
 }
 
 /// The program and its arguments. With a wrapper that is the program, and they are its arguments.
-fn command_line(detail: &Detail, wrapper: Option<&Path>, base: &Path) -> Result<Program, String> {
+pub(super) fn command_line(
+    detail: &Detail,
+    wrapper: Option<&Path>,
+    base: &Path,
+) -> Result<Program, String> {
     match (&detail.command, &detail.argv) {
         (Some(line), None) => {
             let line = without_options(line);
