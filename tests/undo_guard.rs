@@ -7,6 +7,7 @@
 
 mod fake;
 
+use fake::shim::Shim;
 use fake::{Agent, Server, alive, eventually, send};
 use serde_json::{Value, json};
 use sidebike::wire::task::ExecutionState;
@@ -226,6 +227,101 @@ fn kill_at_random(n: usize) -> bool {
         assert_undone_by_guard(&server, "x.1");
     }
     !ran.is_empty()
+}
+
+/// Sends the agent a signal right before or right after it starts a process, once for each file of that name.
+const SIGNAL_AT_START: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+static void at(const char *moment, int signal) {
+    const char *shim = getenv("SHIM");
+    char file[4096];
+    if (!shim) return;
+    snprintf(file, sizeof file, "%s/%s", shim, moment);
+    if (unlink(file) == 0) kill(getpid(), signal);
+}
+int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
+                 const posix_spawnattr_t *attributes, char *const argv[], char *const envp[]) {
+    static int (*real)(pid_t *, const char *, const posix_spawn_file_actions_t *,
+                       const posix_spawnattr_t *, char *const[], char *const[]);
+    int result;
+    at("kill-before", SIGKILL);
+    at("stop-before", SIGSTOP);
+    real = dlsym(RTLD_NEXT, "posix_spawnp");
+    result = real(pid, file, actions, attributes, argv, envp);
+    at("kill-after", SIGKILL);
+    return result;
+}
+"#;
+
+/// An agent that gets a signal at the next start.
+fn signaled_at_start(shim: &Shim, moment: &str) -> (Server, Agent) {
+    let env = shim.env();
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (*name, &**value)).collect();
+    let server = Server::new();
+    let agent = Agent::start(&server, &[], &env);
+    server.until(|seen| !seen.polls.is_empty());
+    std::fs::write(shim.path(moment), "").unwrap();
+    (server, agent)
+}
+
+#[test]
+fn an_agent_that_is_killed_between_arming_and_start_is_replaced() {
+    for moment in ["kill-before", "kill-after"] {
+        let Some(shim) = Shim::new(&format!("undo-{moment}"), SIGNAL_AT_START) else {
+            return;
+        };
+        let folder = Folder::new(moment);
+        let (server, mut agent) = signaled_at_start(&shim, moment);
+        server.start("x.1", folder.detail());
+        assert_eq!(agent.wait(), None);
+        assert_undone_by_guard(&server, "x.1");
+        let log = folder.lines("log");
+        assert_eq!(log.last().unwrap(), "u agentLost", "{moment}");
+        // The guard does not know whether there was a start: it undoes in any case.
+        assert!(log.len() == 1 || moment == "kill-after", "{log:?}");
+        for pid in folder.lines("ran") {
+            assert!(!alive(pid.parse().unwrap()), "{moment}");
+        }
+    }
+}
+
+/// The guard undoes what was not started yet. What an agent that wakes starts after that is ended and undone, too.
+#[test]
+fn an_agent_that_is_stopped_between_arming_and_start_undoes_what_it_starts_too_late() {
+    let Some(shim) = Shim::new("undo-stop-before", SIGNAL_AT_START) else {
+        return;
+    };
+    let folder = Folder::new("stop-before");
+    let (server, agent) = signaled_at_start(&shim, "stop-before");
+    let mut detail = folder.detail();
+    detail["timeout"] = json!(1);
+    server.start("x.1", detail);
+    eventually("the guard acts", || {
+        agent.log().contains("ending and undoing x.1")
+    });
+    agent.signal("CONT");
+    for by in [UndoBy::Guard, UndoBy::Agent] {
+        server.until(|seen| {
+            let done = |undo: &UndoReport| undo.state == UndoState::Done && undo.by == by;
+            seen.undos("x.1").iter().any(done)
+        });
+    }
+    let log = folder.lines("log");
+    let last_start = log.iter().rposition(|line| line == "c");
+    let last_undo = log.iter().rposition(|line| line.starts_with("u "));
+    assert!(last_undo > last_start, "{log:?}");
+    for pid in folder.lines("ran") {
+        assert!(!alive(pid.parse().unwrap()));
+    }
+    let results = server.wait(|_| true).results("x.1");
+    let failed = |ended: &sidebike::wire::agent::Ended| ended.state == ExecutionState::Failed;
+    assert!(results.iter().any(failed), "{results:?}");
 }
 
 #[test]
