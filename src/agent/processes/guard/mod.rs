@@ -7,7 +7,10 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `record` | what agent and guard tell each other, as records with a length |
-//! | `client` | the agent's end: a guard that does not answer must not block it; a guard that is gone is replaced |
+//! | `client` | the agent's end: what it tells the guard. A guard that does not answer must not block it |
+//! | `connection` | what the agent knows of its guard, and what another guard has to be told |
+//! | `unsent` | orders that the pipe did not take |
+//! | `watcher` | the agent's thread that reads answers, and has a guard that is gone replaced |
 //! | `process` | the guard itself: reads orders, answers, watches |
 //! | `watch` | when the guard acts although the agent lives. No process, no clock |
 //! | `ending` | ending the processes of attempts |
@@ -36,12 +39,15 @@
 //! It is as good as asleep while nothing is armed: it reads what has come every 100 ms at most.
 
 mod client;
+mod connection;
 mod ending;
 mod process;
 pub mod record;
 pub mod report;
 mod settle;
+mod unsent;
 mod watch;
+mod watcher;
 
 pub use client::{Guard, Loss};
 pub use ending::end_present;
