@@ -578,6 +578,25 @@ fn an_undo_that_is_longer_than_the_pipe_is_armed() {
     assert_eq!(folder.lines("log"), ["u agentLost"]);
 }
 
+/// The guard reads what plain commands tell it every 100 ms only. One quick round shows that arming does not wait for
+/// that: a loaded machine may make others slow.
+#[test]
+fn arming_does_not_wait_for_the_pause_of_the_guard() {
+    let (server, _agent) = pair(&[]);
+    let folder = Folder::new("pause");
+    let rounds = (0..30).map(|n| {
+        let (plain, undone) = (format!("p.{n}"), format!("x.{n}"));
+        server.start(&plain, json!({"argv": ["true"]}));
+        server.result(&plain);
+        let begun = Instant::now();
+        server.start(&undone, folder.detail_of("true", "true"));
+        server.undone(&undone);
+        begun.elapsed()
+    });
+    let quickest = rounds.min().unwrap();
+    assert!(quickest < Duration::from_millis(60), "{quickest:?}");
+}
+
 #[test]
 fn a_guard_with_nothing_to_guard_sleeps() {
     let (server, agent) = pair(&[]);

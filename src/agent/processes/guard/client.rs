@@ -130,6 +130,9 @@ impl Guard {
             .insert(key.clone(), Armed::new(at, Arc::clone(&record)));
         shared.armed.store(state.armed.len(), Ordering::Relaxed);
         self.send(&mut state, Order::Arm(key.clone(), at, record));
+        if let Some(process) = &state.process {
+            process.wake();
+        }
         let failed = loop {
             let Some(armed) = state.armed.get(key) else {
                 return Err("it was disarmed meanwhile".into());

@@ -1,10 +1,10 @@
 //! What the agent knows of its guard: the process, what it was told, and what another one has to be told.
 
-use super::PROGRAM;
 use super::client::Loss;
 use super::record::Order;
 use super::report::Destination;
 use super::unsent::Unsent;
+use super::{PROGRAM, WAKE_SIGNAL};
 use crate::agent::attempt::lock;
 use crate::agent::command::runner;
 use crate::agent::processes::process_table::now_in_ms;
@@ -12,7 +12,7 @@ use crate::wire::undo::{UndoReason, UndoReport};
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, kill_process};
 use std::collections::{HashMap, VecDeque};
 use std::process::{Child, ChildStdin, ChildStdout};
 use std::sync::atomic::AtomicUsize;
@@ -246,6 +246,12 @@ impl GuardChild {
             generation,
             told: None,
         })
+    }
+
+    /// Has it read at once.
+    pub fn wake(&self) {
+        // It is not reaped yet: the number is its own.
+        let _ = kill_process(Pid::from_child(&self.child), WAKE_SIGNAL);
     }
 
     /// Kills it, so that it does not take a closed pipe for the end of the agent, and reaps it.

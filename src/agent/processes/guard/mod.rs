@@ -36,7 +36,8 @@
 //! is gone, when its deadline is over, when the server was not heard of for too long, or when the agent began to undo
 //! and fell silent (`watch`). If the agent lives it is told by `TakenOver`, and by `Undone` at the end.
 //!
-//! It is as good as asleep while nothing is armed: it reads what has come every 100 ms at most.
+//! While nothing is armed it reads what has come every 100 ms at most, and sleeps if nothing comes. The agent wakes it
+//! with a signal when an undo is to be armed.
 
 mod client;
 mod connection;
@@ -53,5 +54,9 @@ pub use client::{Guard, Loss};
 pub use ending::end_present;
 pub use process::run;
 
+use rustix::process::Signal;
+
 /// The hidden program of the command line.
 pub const PROGRAM: &str = "agent-guard";
+/// Interrupts the guard's pause between two reads. A guard that does not handle it yet ignores it.
+const WAKE_SIGNAL: Signal = Signal::URG;

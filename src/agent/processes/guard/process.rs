@@ -1,5 +1,6 @@
 //! The guard's process: reads orders, answers them, and acts when the agent is gone or does not work.
 
+use super::WAKE_SIGNAL;
 use super::ending::{self, Listed};
 use super::record::{Answer, Order, Records};
 use super::report::say;
@@ -35,11 +36,13 @@ const POLL_FAILED_PAUSE: Duration = Duration::from_millis(10);
 
 /// Runs the guard. Returns when the agent and its commands are gone, and what they did is undone.
 pub fn run() {
-    // A signal to the whole session or container also ends the agent; the guard ends after it.
+    // A signal to the whole session or container also ends the agent; the guard ends after it. The last one only
+    // interrupts a pause.
     for signal in [
         signal_hook::consts::SIGTERM,
         signal_hook::consts::SIGINT,
         signal_hook::consts::SIGHUP,
+        WAKE_SIGNAL.as_raw(),
     ] {
         let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
     }
