@@ -232,7 +232,11 @@ impl Run<'_> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match started.recv_timeout(left.min(TICK)) {
-                Ok(result) => return result,
+                Ok(result) => {
+                    // It has nothing left to do, though it may not be finished yet.
+                    self.starting = None;
+                    return result;
+                }
                 Err(RecvTimeoutError::Timeout) if left.is_zero() => {
                     return Err(format!(
                         "could not be started within {timeout}: its folder does not answer"
