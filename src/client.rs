@@ -278,9 +278,15 @@ impl Client {
         known.clone()
     }
 
-    /// Asks for orders. Returns when there are some, or after `poll.wait`.
-    pub fn poll(&self, poll: &Poll) -> Result<Orders<Box<RawValue>>, CallError> {
-        let timeout = Duration::from(poll.wait) + POLL_SLACK;
+    /// Asks for orders. Returns when there are some, or after `poll.wait`; the time on the network beyond that may be
+    /// limited further by `slack`.
+    pub fn poll(
+        &self,
+        poll: &Poll,
+        slack: Option<Duration>,
+    ) -> Result<Orders<Box<RawValue>>, CallError> {
+        let slack = slack.map_or(POLL_SLACK, |slack| slack.min(POLL_SLACK));
+        let timeout = Duration::from(poll.wait) + slack;
         self.post("poll", poll, timeout, self.max_work_answer)
     }
 

@@ -74,12 +74,18 @@ fn main() -> ExitCode {
     // The guard lives as long as its agent. It does without the command line's parser and the log, which
     // would be a third of its memory.
     #[cfg(feature = "agent")]
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|word| word == sidebike::agent::processes::guard::PROGRAM)
-    {
-        sidebike::agent::processes::guard::run();
-        return ExitCode::SUCCESS;
+    if let Some(word) = std::env::args_os().nth(1) {
+        use sidebike::agent::processes::guard;
+        if word == guard::PROGRAM {
+            guard::run();
+            return ExitCode::SUCCESS;
+        }
+        if word == guard::report::PROGRAM {
+            return match guard::report::run() {
+                true => ExitCode::SUCCESS,
+                false => ExitCode::from(FAILED),
+            };
+        }
     }
     let program = CommandLine::parse_or_exit().program;
     start_log(&program);

@@ -15,6 +15,12 @@ const MAX_FILE_BYTES: u64 = 64 * 1024;
 pub struct Secret(String);
 
 impl Secret {
+    /// A token that another process of this program has read.
+    pub fn new(token: &str) -> Result<Self, String> {
+        let mut found = checked("the token", [token].into_iter())?;
+        found.pop().ok_or_else(|| "the token is empty".into())
+    }
+
     #[cfg(test)]
     pub(crate) fn for_test(token: &str) -> Self {
         Secret(token.to_owned())

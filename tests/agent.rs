@@ -81,6 +81,13 @@ fn how_commands_end() {
             "`undo`",
         ),
         (
+            "x.20",
+            json!({"command": "pwd", "unknown": "x"}),
+            ExecutionState::Failed,
+            None,
+            "`unknown`",
+        ),
+        (
             "x.9",
             json!({"command": "pwd", "argv": ["a"]}),
             ExecutionState::Failed,

@@ -7,6 +7,7 @@ use fake::shim::Shim;
 use fake::{Agent, Server, alive, eventually};
 use serde_json::json;
 use sidebike::wire::task::ExecutionState;
+use sidebike::wire::undo::UndoState;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -84,6 +85,39 @@ fn a_workspace_that_hangs_is_left_alone() {
     assert_eq!(agent.wait(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5));
     assert_eq!(server.result("shut-down").state, ExecutionState::Canceled);
+}
+
+#[test]
+fn an_undo_whose_workspace_hangs_is_tried_again() {
+    let Some(shim) = Shim::new("undo-workspace", HANGING_FOLDER) else {
+        return;
+    };
+    let server = Server::new();
+    let _agent = agent(&server, &shim, &[]);
+    std::fs::create_dir(shim.path("hangs")).unwrap();
+    let (looked, hangs) = (shim.path("looked"), shim.path("hangs-now"));
+    server.start(
+        "x.1",
+        json!({
+            "command": format!("rm {looked}; touch {hangs}"),
+            "workspace": shim.path("hangs"),
+            // It is looked why that cannot be started.
+            "undo": {"argv": ["./undo"], "timeout": 0.3},
+        }),
+    );
+    eventually("it hangs", || Path::new(&looked).exists());
+    server.until(|seen| seen.undos("x.1").len() >= 2);
+    // The agent does not hang: it runs others meanwhile.
+    server.start("x.2", json!({"command": "true"}));
+    assert_eq!(server.result("x.2").state, ExecutionState::Succeeded);
+    std::thread::sleep(Duration::from_millis(400));
+    let undo = shim.path("hangs/undo");
+    std::fs::write(&undo, "#!/bin/sh\necho undone\n").unwrap();
+    std::fs::set_permissions(&undo, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::remove_file(&hangs).unwrap();
+    let undo = server.undone("x.1");
+    assert_eq!((undo.state, &*undo.output), (UndoState::Done, "undone\n"));
+    assert!(undo.tries >= 2, "{undo:?}");
 }
 
 /// Executing a program takes a second: until then its process has not got the key of the attempt. The agent

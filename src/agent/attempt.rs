@@ -7,8 +7,13 @@
 use super::output::{Cursor, OutputLog, Pieces};
 use super::processes::attempt_processes::AttemptProcesses;
 use super::processes::process_table::ProcessTable;
+use super::undo::deadman::Deadman;
+use super::undo::machine::{Action, Event, Experiment, Stage};
+use super::undo::plan::{MAX_STDOUT_BYTES, UndoPlan};
 use crate::wire::agent::{AttemptId, Ended, Hold, HoldState, Stream};
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::ExecutionState;
+use crate::wire::undo::UndoReason;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, Signal};
@@ -31,6 +36,12 @@ pub enum StopReason {
     Canceled,
     /// The agent shuts down.
     Shutdown,
+    /// The server does not know it any more, so nobody could cancel it. Only with an undo: other commands go on.
+    Forgotten,
+    /// No guard would undo it if the agent was killed.
+    Unguarded,
+    /// The guard ends and undoes it, because the agent seemed not to work.
+    TakenOver,
 }
 
 impl StopReason {
@@ -39,6 +50,28 @@ impl StopReason {
         match self {
             StopReason::Canceled => "canceled",
             StopReason::Shutdown => "the agent was shut down",
+            StopReason::Forgotten => "the server does not know it any more",
+            StopReason::Unguarded => "its guard is gone, and no other one took over its undo",
+            StopReason::TakenOver => "its agent did not work for a while, so its guard ended it",
+        }
+    }
+
+    /// The state of the result.
+    pub fn state(self) -> ExecutionState {
+        match self {
+            StopReason::Canceled | StopReason::Shutdown | StopReason::Forgotten => {
+                ExecutionState::Canceled
+            }
+            StopReason::Unguarded | StopReason::TakenOver => ExecutionState::Failed,
+        }
+    }
+
+    /// Why its undo runs.
+    pub fn undo_reason(self) -> UndoReason {
+        match self {
+            StopReason::Canceled | StopReason::Forgotten => UndoReason::Canceled,
+            StopReason::Shutdown => UndoReason::Shutdown,
+            StopReason::Unguarded | StopReason::TakenOver => UndoReason::AgentLost,
         }
     }
 }
@@ -124,15 +157,93 @@ struct Inner {
     ending: bool,
     output: OutputLog,
     outcome: Option<Outcome>,
+    /// What belongs to its undo; none without one.
+    undo: Option<Box<AttemptUndo>>,
+}
+
+/// What belongs to the undo of an attempt.
+#[derive(Debug)]
+struct AttemptUndo {
+    deadman: Deadman,
+    experiment: Experiment,
+    /// How it is undone, from the arming on.
+    plan: Option<UndoPlan>,
+    /// The beginning of standard output.
+    stdout: Vec<u8>,
 }
 
 impl Attempt {
-    /// An attempt that was just accepted.
-    pub fn new(id: AttemptId) -> Self {
+    /// An attempt that was just accepted. It has an undo if it has a dead man's switch.
+    pub fn new(id: AttemptId, deadman: Option<Deadman>) -> Self {
+        let undo = deadman.map(|deadman| {
+            Box::new(AttemptUndo {
+                deadman,
+                experiment: Experiment::new(),
+                plan: None,
+                stdout: Vec::new(),
+            })
+        });
         Attempt {
             id,
-            inner: Mutex::new(Inner::default()),
+            inner: Mutex::new(Inner {
+                undo,
+                ..Inner::default()
+            }),
         }
+    }
+
+    /// Whether it has an undo.
+    pub fn has_undo(&self) -> bool {
+        lock(&self.inner).undo.is_some()
+    }
+
+    /// Whether its command has ended, or may have, and its undo is due or runs.
+    pub fn is_undoing(&self) -> bool {
+        self.stage() == Some(Stage::Undoing)
+    }
+
+    /// Where it is with its undo; none without one.
+    pub fn stage(&self) -> Option<Stage> {
+        let inner = lock(&self.inner);
+        inner.undo.as_ref().map(|undo| undo.experiment.stage())
+    }
+
+    /// Tells the machine of its undo what happened. What is to be done about it.
+    pub fn advance(&self, event: Event) -> Option<Action> {
+        let mut inner = lock(&self.inner);
+        inner.undo.as_mut()?.experiment.on(event)
+    }
+
+    /// The limit of its dead man's switch, while its command may run.
+    pub fn deadman(&self) -> Option<TimeSpan> {
+        let inner = lock(&self.inner);
+        let undo = inner.undo.as_ref()?;
+        undo.deadman.0.filter(|_| undo.experiment.has_command())
+    }
+
+    /// Keeps how it is undone.
+    pub fn keep_plan(&self, plan: UndoPlan) {
+        if let Some(undo) = &mut lock(&self.inner).undo {
+            undo.plan = Some(plan);
+        }
+    }
+
+    /// Whether it is undone by a plan with this key.
+    pub fn has_plan(&self, key: &str) -> bool {
+        let inner = lock(&self.inner);
+        let plan = inner.undo.as_ref().and_then(|undo| undo.plan.as_ref());
+        plan.is_some_and(|plan| plan.key == key)
+    }
+
+    /// How it is undone, with what is known of its command; none if it was not armed.
+    pub fn take_plan(&self, exit_code: Option<i32>) -> Option<UndoPlan> {
+        let mut inner = lock(&self.inner);
+        let undo = inner.undo.as_mut()?;
+        let mut plan = undo.plan.take()?;
+        plan.because(undo.experiment.reason().unwrap_or(UndoReason::Ended));
+        plan.command_ended(exit_code, &undo.stdout);
+        undo.stdout = Vec::new();
+        Some(plan)
     }
 
     /// Sets what [`Attempt::stop`] wakes from now on. A stop before this call is seen by
@@ -179,6 +290,13 @@ impl Attempt {
         if inner.stop.is_some() || inner.outcome.is_some() {
             return false;
         }
+        if let Some(undo) = &mut inner.undo {
+            if !undo.experiment.has_command() {
+                // An undo cannot be canceled.
+                return false;
+            }
+            undo.experiment.on(Event::Stop(reason.undo_reason()));
+        }
         inner.stop = Some(reason);
         inner.ending = true;
         let waker = inner.waker.clone();
@@ -194,9 +312,19 @@ impl Attempt {
         lock(&self.inner).stop
     }
 
-    /// Keeps output of the command.
-    pub fn append(&self, stream: Stream, data: &[u8]) {
-        lock(&self.inner).output.append(stream, data);
+    /// Keeps output of the command. How many bytes of it are for its undo, too.
+    pub fn append(&self, stream: Stream, data: &[u8]) -> usize {
+        let mut inner = lock(&self.inner);
+        let mut for_undo = 0;
+        if let Some(undo) = &mut inner.undo
+            && stream == Stream::Stdout
+        {
+            let room = MAX_STDOUT_BYTES.saturating_sub(undo.stdout.len());
+            for_undo = data.len().min(room);
+            undo.stdout.extend(&data[..for_undo]);
+        }
+        inner.output.append(stream, data);
+        for_undo
     }
 
     /// Frees the output and keeps none from now on.

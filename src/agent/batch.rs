@@ -4,7 +4,10 @@
 use super::attempt::Attempt;
 use super::output::{Cursor, PIECE_OVERHEAD};
 use super::state::AgentState;
+use super::undo::ledger::DueUndo;
+use super::undo::run;
 use crate::wire::agent::{AttemptId, Ended, Piece, Verdict};
+use crate::wire::undo::UndoReport;
 use log::warn;
 use std::sync::Arc;
 
@@ -16,6 +19,8 @@ pub const MAX_OUTPUT_BYTES: usize = 128 * 1024;
 pub const MIN_OUTPUT_BYTES: usize = 2 * 1024;
 /// The size of a result in a request without its message, in bytes.
 const RESULT_OVERHEAD: usize = 512;
+/// The size of what an undo is reported with, without its output and its message, in bytes.
+const UNDO_OVERHEAD: usize = 512;
 
 /// The content of one report.
 #[derive(Debug, Default)]
@@ -24,6 +29,8 @@ pub struct Batch {
     pub pieces: Vec<Piece>,
     /// Results.
     pub results: Vec<Ended>,
+    /// What has become of undos.
+    pub undos: Vec<UndoReport>,
     /// What the request delivers.
     pub delivery: Delivery,
 }
@@ -35,16 +42,27 @@ pub struct Delivery {
     results: Vec<AttemptId>,
     /// The attempts it speaks of, and how far their output is delivered with it.
     cursors: Vec<(Arc<Attempt>, Cursor)>,
+    /// The undos it reports, each with the number of its change.
+    undos: Vec<(AttemptId, u64)>,
+    /// How many of them go without a result.
+    lone_undos: usize,
     has_output: bool,
 }
 
 impl Batch {
     /// The next report, with about `room` bytes of output: attempts that have ended come first, each with
     /// its result if the rest of its output fits. With `single` it is about one attempt only. With less room
-    /// than usual, on a slow link, results that need no output go first and alone.
+    /// than usual, on a slow link, results that need no output go first and alone. States of undos come before all, the
+    /// end of an undo goes with the result of its attempt.
     pub fn collect(state: &AgentState, mut room: usize, single: bool) -> Self {
         let mut batch = Batch::default();
         let is_slow = room < MAX_OUTPUT_BYTES;
+        let whole_room = room;
+        for due in state.due_undos() {
+            if batch.add_undo(due, whole_room, &mut room, false) && single {
+                return batch;
+            }
+        }
         let mut unreported = state.unreported();
         if is_slow {
             unreported.sort_by_key(|attempt| !attempt.has_only_a_result());
@@ -58,7 +76,12 @@ impl Batch {
             }
             // Take the result first: output that exists together with a result is all of the output.
             let result = attempt.result();
-            let next = attempt.next_pieces(room - RESULT_OVERHEAD);
+            let undo = result.as_ref().and_then(|_| state.end_of_undo(&attempt.id));
+            let undo_size = undo.as_ref().map_or(0, |undo| size(undo, whole_room));
+            if room < PIECE_OVERHEAD + RESULT_OVERHEAD + undo_size && !batch.is_empty() {
+                break;
+            }
+            let next = attempt.next_pieces(room.saturating_sub(RESULT_OVERHEAD + undo_size));
             for (stream, offset, data) in next.pieces {
                 room = room.saturating_sub(PIECE_OVERHEAD + data.len());
                 batch.pieces.push(Piece {
@@ -72,6 +95,9 @@ impl Batch {
                 room = room.saturating_sub(RESULT_OVERHEAD + result.msg.len());
                 batch.delivery.results.push(result.id.clone());
                 batch.results.push(result);
+                if let Some(undo) = undo {
+                    batch.add_undo(undo, whole_room, &mut room, true);
+                }
             }
             batch.delivery.cursors.push((attempt, next.cursor));
             if single {
@@ -84,14 +110,71 @@ impl Batch {
 
     /// Whether there is nothing to report.
     pub fn is_empty(&self) -> bool {
-        self.delivery.cursors.is_empty()
+        self.delivery.cursors.is_empty() && self.undos.is_empty()
     }
+
+    /// Adds what has become of an undo, if there is room for it; with a result in any case. Whether it did.
+    fn add_undo(
+        &mut self,
+        due: DueUndo,
+        whole_room: usize,
+        room: &mut usize,
+        with_result: bool,
+    ) -> bool {
+        let size = size(&due, whole_room);
+        if size > *room && !with_result && !self.is_empty() {
+            return false;
+        }
+        *room = room.saturating_sub(size);
+        let mut report = due.report;
+        let excess = (report.output.len()).saturating_sub(most_output(whole_room));
+        let excess = report.output.ceil_char_boundary(excess);
+        report.output.drain(..excess);
+        self.delivery.undos.push((report.id.clone(), due.change));
+        self.delivery.lone_undos += usize::from(!with_result);
+        self.undos.push(report);
+        true
+    }
+}
+
+/// How much of the output of an undo goes into a report with so much room, in bytes: on a slow link only the end of it.
+fn most_output(room: usize) -> usize {
+    if room >= MAX_OUTPUT_BYTES {
+        return run::MAX_OUTPUT_BYTES;
+    }
+    room.saturating_sub(PIECE_OVERHEAD + RESULT_OVERHEAD + UNDO_OVERHEAD) / 2
+}
+
+/// The size of what is reported of an undo.
+fn size(due: &DueUndo, room: usize) -> usize {
+    UNDO_OVERHEAD + due.report.msg.len() + due.report.output.len().min(most_output(room))
 }
 
 impl Delivery {
     /// How many attempts the report is about.
     pub fn attempts(&self) -> usize {
-        self.cursors.len()
+        self.cursors.len() + self.lone_undos
+    }
+
+    /// Records which undos the server has taken in the state it was told. Whether these are all that were reported:
+    /// the others are reported again.
+    pub fn undos_answered(&self, state: &AgentState, taken: &[AttemptId]) -> bool {
+        let mut is_complete = true;
+        for (id, change) in &self.undos {
+            match taken.contains(id) {
+                true => state.undo_taken(id, *change),
+                false => is_complete = false,
+            }
+        }
+        is_complete
+    }
+
+    /// Gives up what is reported of undos. Which ones.
+    pub fn give_up_undos(&self, state: &AgentState) -> impl Iterator<Item = &AttemptId> {
+        { self.undos.iter() }.map(|(id, change)| {
+            state.undo_taken(id, *change);
+            id
+        })
     }
 
     /// Whether the report carries output.
@@ -137,11 +220,17 @@ impl Delivery {
 mod tests {
     use super::*;
     use crate::agent::attempt::Outcome;
+    use crate::agent::undo::ledger::new_report;
     use crate::wire::agent::{Assignment, Stream};
     use crate::wire::task::ExecutionState;
+    use crate::wire::undo::UndoState;
     use serde_json::value::RawValue;
 
     fn started(state: &AgentState, execution: &str) -> Arc<Attempt> {
+        started_with(state, execution, RawValue::NULL)
+    }
+
+    fn started_with(state: &AgentState, execution: &str, detail: &RawValue) -> Arc<Attempt> {
         let job = Assignment {
             id: AttemptId {
                 execution: execution.into(),
@@ -149,7 +238,8 @@ mod tests {
             },
             task_id: "t".into(),
             task_name: "t".into(),
-            detail: RawValue::NULL.to_owned(),
+            key: None,
+            detail: detail.to_owned(),
         };
         state.accept(job, None).unwrap().attempt
     }
@@ -207,6 +297,74 @@ mod tests {
         state.delivered(&silent.id);
         let second = Batch::collect(&state, MAX_OUTPUT_BYTES / 2, false);
         assert_eq!((second.pieces.len(), second.results.len()), (1, 1));
+    }
+
+    /// An attempt whose undo has ended, with much output.
+    fn undone(state: &AgentState, execution: &str) -> Arc<Attempt> {
+        let detail = RawValue::from_string(r#"{"undo": {}}"#.into()).unwrap();
+        let attempt = started_with(state, execution, &detail);
+        state.note_undo(new_report(attempt.id.clone(), UndoState::Armed));
+        let mut report = new_report(attempt.id.clone(), UndoState::Done);
+        report.output = "x".repeat(run::MAX_OUTPUT_BYTES - 1);
+        report.output.push('e');
+        let outcome = Outcome::not_started(ExecutionState::Failed, "test");
+        state.undone(&attempt, outcome, report);
+        attempt
+    }
+
+    #[test]
+    fn the_end_of_an_undo_goes_with_the_result() {
+        let state = AgentState::new("i".into(), 4);
+        let detail = RawValue::from_string(r#"{"undo": {}}"#.into()).unwrap();
+        let running = started_with(&state, "running", &detail);
+        state.note_undo(new_report(running.id.clone(), UndoState::Armed));
+        let attempt = undone(&state, "undone");
+        attempt.append(Stream::Stdout, &[b'x'; 100 << 10]);
+
+        let first = Batch::collect(&state, MAX_OUTPUT_BYTES, false);
+        let states = first.undos.iter().map(|undo| undo.state);
+        assert_eq!(states.collect::<Vec<_>>(), [UndoState::Armed]);
+        assert!(first.results.is_empty() && !first.pieces.is_empty());
+        first.delivery.output_taken();
+        assert!(
+            first
+                .delivery
+                .undos_answered(&state, std::slice::from_ref(&running.id))
+        );
+
+        let second = Batch::collect(&state, MAX_OUTPUT_BYTES, false);
+        assert_eq!((second.results.len(), second.undos.len()), (1, 1));
+        assert_eq!(second.undos[0].output.len(), run::MAX_OUTPUT_BYTES);
+        assert!(!second.delivery.undos_answered(&state, &[]));
+        assert!(
+            second
+                .delivery
+                .results_answered(&state, &[verdict(&attempt)])
+        );
+
+        // The server has taken the result, but has not said that it has taken the undo.
+        let third = Batch::collect(&state, MAX_OUTPUT_BYTES, false);
+        assert_eq!((third.results.len(), third.undos.len()), (0, 1));
+        assert!(
+            third
+                .delivery
+                .undos_answered(&state, std::slice::from_ref(&attempt.id))
+        );
+        assert!(Batch::collect(&state, MAX_OUTPUT_BYTES, false).is_empty());
+        assert_eq!(state.next_poll(0).unwrap().undos.len(), 1);
+    }
+
+    #[test]
+    fn on_a_slow_link_the_end_of_the_output_of_an_undo_is_reported() {
+        let state = AgentState::new("i".into(), 4);
+        undone(&state, "undone");
+        let batch = Batch::collect(&state, MIN_OUTPUT_BYTES, false);
+        assert_eq!((batch.results.len(), batch.undos.len()), (1, 1));
+        let output = &batch.undos[0].output;
+        assert!(output.len() < MIN_OUTPUT_BYTES / 2 && output.ends_with("xe"));
+        let given_up: Vec<_> = batch.delivery.give_up_undos(&state).collect();
+        assert_eq!(given_up.len(), 1);
+        assert!(state.next_poll(0).unwrap().undos.is_empty());
     }
 
     #[test]

@@ -18,12 +18,14 @@
 //! | `token` | the agent's token, read again when it changes |
 //! | `reread` | when a file is read again; the authorities of `--ca` |
 //! | `shutdown` | TERM and INT end the agent, HUP reads the token and `--ca` again |
+//! | `undo/` | taking back what a command did |
 //! | `command/` | one command: whether it is allowed, its start, its end |
 //! | `processes/` | ending process trees, the guard, process 1 |
 //!
 //! Threads: the main one waits for signals, one reports, and a pool polls and runs commands. There is one
 //! thread for each command that runs. The thread that gets a command in an answer runs it and then reports
-//! its result; another one continues the polls.
+//! its result; another one continues the polls. A thread whose command has an undo runs that, too; an undo that the
+//! server orders has a thread of its own.
 //!
 //! The agent listens on no socket and writes no file.
 //!
@@ -38,6 +40,8 @@
 //!   honoured. Add it to `command/policy` if it can change what a command does.
 //! - *a setting*: a field of `AgentArgs` and one of [`AgentConfig`] in `config/agent`, checked there.
 //!   What concerns commands belongs into `CommandPolicy`.
+//! - *something that an undo needs*: a field of `UndoPlan` in `undo/plan`, set in `command/runner`. It has to be known
+//!   before the command starts: the guard asks nobody.
 //! - *a way to end a command*: a variant of `StopReason` in `attempt`, ordered by `Attempt::stop`.
 
 mod attempt;
@@ -58,6 +62,7 @@ mod shutdown;
 mod state;
 mod thread_pool;
 mod token;
+pub mod undo;
 
 use crate::client::Client;
 use crate::config::AgentConfig;
@@ -122,6 +127,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         refused_orders: Mutex::default(),
         config,
     });
+    agent.connect_guard();
     let reporting = Arc::clone(&agent);
     std::thread::Builder::new()
         .name("reporter".into())

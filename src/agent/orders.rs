@@ -7,8 +7,10 @@ use super::processes::process_table::ProcessTable;
 use super::reporter;
 use super::shared::{Agent, Task, restart_on_panic};
 use super::state::{Job, Runnable};
+use super::undo::machine::Event;
 use crate::wire::agent::{AttemptId, Orders};
 use crate::wire::task::ExecutionState;
+use crate::wire::undo::UndoReason;
 use log::{info, warn};
 use serde_json::value::RawValue;
 use std::io;
@@ -31,13 +33,18 @@ pub struct Obeyed {
 
 impl Agent {
     /// Obeys orders, up to the start of commands.
-    pub fn obey(&self, orders: Orders<Box<RawValue>>) -> Obeyed {
+    pub fn obey(self: &Arc<Self>, orders: Orders<Box<RawValue>>) -> Obeyed {
+        // Before anything else: what is left of an earlier command may be in the way of the next.
+        let mut has_undo = false;
+        for job in orders.undo {
+            has_undo |= self.start_undo(job);
+        }
         let jobs = orders.start.into_iter();
         let runnable: Vec<Runnable> = jobs
             .filter_map(|job| self.state.accept(job, None))
             .collect();
         self.log_refused_orders();
-        let mut changed = !runnable.is_empty();
+        let mut changed = has_undo || !runnable.is_empty();
         for id in orders.cancel {
             if self.state.cancel(&id) {
                 info!("{} (attempt {}): canceled", id.execution, id.attempt);
@@ -53,12 +60,12 @@ impl Agent {
         Obeyed { runnable, changed }
     }
 
-    /// Logs that orders were refused, now and then.
+    /// Logs that orders to start a command or an undo were refused, now and then.
     pub fn log_refused_orders(&self) {
         if let Some(why) = self.state.take_refusal()
             && let Some(count) = lock(&self.refused_orders).failed("start", why, Instant::now())
         {
-            warn!("the server ordered a start, and it is refused: {why}{count}");
+            warn!("the server gave an order, and it is refused: {why}{count}");
         }
     }
 
@@ -102,6 +109,15 @@ impl Agent {
                     self.run(runnable, waker.as_ref())
                 }
                 Task::Poll(polls) => self.poll(polls),
+                Task::Undo(job) => {
+                    self.undo_order(*job);
+                    None
+                }
+                Task::UndoLeftAlone(attempt, outcome) => {
+                    self.undo_attempt(&attempt, outcome);
+                    self.state.result_ready();
+                    None
+                }
             };
             next = runnable.map(Task::Run).or_else(|| self.threads.next());
         }
@@ -110,7 +126,15 @@ impl Agent {
     /// Runs one command to its end and has the result reported. Returns what this thread runs next.
     fn run(self: &Arc<Self>, runnable: Runnable, waker: Option<&Waker>) -> Option<Runnable> {
         let Runnable { attempt, job } = runnable;
-        let next = self.run_to_end(&attempt, job, waker);
+        let mut next = self.run_to_end(&attempt, job, waker);
+        if let Err(outcome) = next {
+            // Its slot is free: undos run outside of `--jobs`.
+            let runnable = self.state.command_ended(&attempt);
+            runnable.into_iter().for_each(|it| self.start(it));
+            self.undo_attempt(&attempt, outcome);
+            next = Ok(None);
+        }
+        let next = next.unwrap_or_default();
         drop(attempt);
         if next.is_some() {
             self.state.result_ready();
@@ -122,13 +146,13 @@ impl Agent {
         })
     }
 
-    /// Returns the attempt that gets the slot next.
+    /// Returns the attempt that gets the slot next. The error is the outcome of a command that is to be undone.
     fn run_to_end(
         self: &Arc<Self>,
         attempt: &Arc<Attempt>,
         job: Job,
         waker: Option<&Waker>,
-    ) -> Option<Runnable> {
+    ) -> Result<Option<Runnable>, Outcome> {
         let id = &attempt.id;
         let run = move || {
             let start = match self.start_watch.begin(attempt, || self.watch_starts()) {
@@ -136,7 +160,10 @@ impl Agent {
                 Err(why) => return Some(Outcome::not_started(ExecutionState::Failed, why)),
             };
             let started = self.runner.start(&self.state, attempt, &job, waker, start);
-            if let Err(NotStarted::LeftAlone) = started {
+            if let Err(NotStarted::LeftAlone(plan)) = started {
+                if let Some(plan) = plan {
+                    self.undo_late_start(attempt, *plan);
+                }
                 return None;
             }
             // Log after the start: writing the line would delay it.
@@ -148,34 +175,60 @@ impl Agent {
             match started {
                 Ok(supervisor) => Some(supervisor.run()),
                 Err(NotStarted::Ended(outcome)) => Some(outcome),
-                Err(NotStarted::LeftAlone) => None,
+                Err(NotStarted::LeftAlone(_)) => None,
             }
         };
         // A bug in there costs one command its result, and not the agent a slot for ever.
         let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
             attempt.kill_now(ProcessTable::read().as_ref());
+            attempt.advance(Event::Abandoned);
             let why = "the agent failed to run it (a bug)";
             Some(Outcome::not_started(ExecutionState::Failed, why))
         });
-        log_end(id, outcome.as_ref()?);
-        self.state.ended(attempt, outcome?)
+        let Some(outcome) = outcome else {
+            return Ok(None);
+        };
+        log_end(id, &outcome);
+        match attempt.is_undoing() {
+            true => Err(outcome),
+            false => Ok(self.state.ended(attempt, outcome)),
+        }
     }
 
     /// Starts the thread that ends attempts whose start does not return.
     fn watch_starts(self: &Arc<Self>) -> io::Result<()> {
         let agent = Arc::clone(self);
-        let end = move |attempt: &Arc<Attempt>, outcome: Outcome| {
-            log_end(&attempt.id, &outcome);
-            let next = agent.state.ended(attempt, outcome);
-            agent.state.result_ready();
-            next.into_iter().for_each(|next| agent.start(next));
-        };
+        let end = move |attempt: &Arc<Attempt>, outcome| agent.leave_alone(attempt, outcome);
         let agent = Arc::clone(self);
         let look = move || agent.start_watch.look_forever(&end);
         let thread = std::thread::Builder::new().name("start watch".into());
         let thread = thread.stack_size(start_watch::STACK_BYTES);
         let started = thread.spawn(move || restart_on_panic("watch over starts", look));
         started.map(drop)
+    }
+
+    /// Ends an attempt whose start does not return. Its command may have been started: then it is undone.
+    fn leave_alone(self: &Arc<Self>, attempt: &Arc<Attempt>, outcome: Outcome) {
+        log_end(&attempt.id, &outcome);
+        if outcome.state == ExecutionState::TimedOut {
+            attempt.advance(Event::Ended(UndoReason::TimedOut));
+        }
+        attempt.advance(Event::Abandoned);
+        let next = if attempt.is_undoing() {
+            let next = self.state.command_ended(attempt);
+            let undo = Task::UndoLeftAlone(Arc::clone(attempt), outcome);
+            if let Err(back) = self.submit(undo)
+                && let (Task::UndoLeftAlone(attempt, outcome), why) = *back
+            {
+                warn!("cannot start a thread for an undo: {why}");
+                self.undo_attempt(&attempt, outcome);
+            }
+            next
+        } else {
+            self.state.ended(attempt, outcome)
+        };
+        self.state.result_ready();
+        next.into_iter().for_each(|next| self.start(next));
     }
 }
 

@@ -10,6 +10,7 @@ use super::reread;
 use super::shared::{Agent, Task, pause_after_panic};
 use super::state::Runnable;
 use super::token;
+use super::undo::deadman;
 use crate::client::CallError;
 use crate::wire::agent::{Feature, Orders, Poll};
 use crate::wire::duration::TimeSpan;
@@ -94,11 +95,12 @@ impl Agent {
     /// Polls until there is a command for this thread to run, and has another thread continue the loop.
     /// None when the epoch is over.
     fn poll_until_command(self: &Arc<Self>, mut polls: PollLoop) -> Option<Runnable> {
-        while let Some(poll) = self.next_poll(polls.epoch, polls.health.is_down) {
+        while let Some((poll, slack)) = self.next_poll(polls.epoch, polls.health.is_down) {
             self.runner.flush_guard();
             let asked = Instant::now();
-            match self.client.poll(&poll) {
+            match self.client.poll(&poll, slack) {
                 Ok(orders) => {
+                    self.state.contact.made();
                     let (changed, runnable) = self.poll_answered(orders, &mut polls);
                     if changed || asked.elapsed() > QUICK {
                         polls.health.quick = 0;
@@ -120,26 +122,32 @@ impl Agent {
                 }
                 Err(why) => {
                     self.poll_failed(&why, &mut polls.health);
-                    std::thread::sleep(polls.backoff.next());
+                    let longest = self.state.deadman().map(|_| deadman::MAX_PAUSE);
+                    let pause = polls.backoff.next();
+                    std::thread::sleep(pause.min(longest.unwrap_or(pause)));
                 }
             }
         }
         None
     }
 
-    fn next_poll(&self, epoch: u64, is_down: bool) -> Option<Poll> {
+    /// The next poll, and how long it may be on the network if a dead man's switch limits that.
+    fn next_poll(&self, epoch: u64, is_down: bool) -> Option<(Poll, Option<Duration>)> {
         let content = self.state.next_poll(epoch)?;
-        Some(Poll {
+        let wait = if is_down {
             // A quick answer shows that a server that was down is back.
-            wait: if is_down {
-                TimeSpan::default()
-            } else if content.full && !content.draining {
-                FULL_WAIT
-            } else if content.holds.is_empty() {
-                IDLE_WAIT
-            } else {
-                BUSY_WAIT
-            },
+            TimeSpan::default()
+        } else if content.full && !content.draining {
+            FULL_WAIT
+        } else if content.holds.is_empty() {
+            IDLE_WAIT
+        } else {
+            BUSY_WAIT
+        };
+        let longest = content.deadman.map(deadman::longest_hold);
+        let slack = content.deadman.map(deadman::longest_slack);
+        let poll = Poll {
+            wait: wait.min(longest.unwrap_or(wait)),
             instance: content.instance,
             seq: content.seq,
             label: self.config.label.clone(),
@@ -150,9 +158,22 @@ impl Agent {
             // The server treats both alike: it gives the work to other machines.
             draining: content.draining || content.full,
             holds: content.holds,
-            undos: Vec::new(),
+            undos: content.undos,
             features: Feature::ALL.map(|feature| feature.word().into()).into(),
-        })
+        };
+        Some((poll, slack))
+    }
+
+    /// Has another loop poll at once if the poll that is under way may be held for too long, because a command with a
+    /// dead man's switch was accepted meanwhile. The server answers the older poll then. `asking` is the epoch of the
+    /// calling loop.
+    pub fn shorten_poll(self: &Arc<Self>, asking: Option<u64>) {
+        if let Some(epoch) = self.state.shorten_poll(asking)
+            && let Err(why) = self.start_polls(epoch)
+        {
+            debug!("no thread for another poll: {why}");
+            self.state.keep_polls(epoch);
+        }
     }
 
     /// Handles an answer. Whether it changed anything, and a command for this thread to run.
@@ -169,6 +190,7 @@ impl Agent {
         polls.health.conflicts = 0;
         polls.backoff.reset();
         let obeyed = self.obey(orders);
+        self.shorten_poll(Some(polls.epoch));
         let mut runnable = obeyed.runnable.into_iter();
         let first = runnable.next();
         runnable.for_each(|runnable| self.start(runnable));

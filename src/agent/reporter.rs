@@ -21,6 +21,7 @@ use super::batch::{Batch, Delivery, MAX_OUTPUT_BYTES, MIN_OUTPUT_BYTES};
 use super::failures::FailureLog;
 use super::shared::{Agent, Task};
 use super::state::Runnable;
+use super::undo::deadman;
 use crate::client::{CallError, Kind};
 use crate::wire::agent::{Done, Orders, Output, Taken};
 use log::{debug, info, warn};
@@ -143,7 +144,7 @@ impl Reporter {
         let unreported = agent.state.unreported();
         let kept_bytes: usize = unreported.iter().map(|attempt| attempt.kept_bytes()).sum();
         for _ in 0..=kept_bytes / self.room + 1 + self.singly {
-            if agent.state.unreported().is_empty() {
+            if !agent.state.has_report() {
                 break;
             }
             let (then, orders) = self.send_next(agent);
@@ -155,7 +156,7 @@ impl Reporter {
             }
         }
         self.output_not_before = start + OUTPUT_PERIOD;
-        if !agent.state.unreported().is_empty() {
+        if agent.state.has_report() {
             agent.state.output_ready();
         }
     }
@@ -169,7 +170,9 @@ impl Reporter {
         }
         let (then, orders) = self.send(agent, batch);
         if then == Next::AfterPause {
-            self.not_before = Instant::now() + self.backoff.next();
+            let longest = agent.state.deadman().map(|_| deadman::MAX_PAUSE);
+            let pause = self.backoff.next();
+            self.not_before = Instant::now() + pause.min(longest.unwrap_or(pause));
         }
         (then, orders)
     }
@@ -177,23 +180,25 @@ impl Reporter {
     fn send(&mut self, agent: &Arc<Agent>, batch: Batch) -> (Next, Vec<Runnable>) {
         self.singly = self.singly.saturating_sub(1);
         let instance = agent.state.instance();
-        let call = match batch.results.is_empty() {
-            true => "output",
-            false => "done",
-        };
         let Batch {
             pieces,
             results,
+            undos,
             delivery,
         } = batch;
-        let answer = if !results.is_empty() {
-            let seq = agent.state.work_request();
+        let call = match results.is_empty() && undos.is_empty() {
+            true => "output",
+            false => "done",
+        };
+        let answer = if call == "done" {
+            // What an undo has begun frees no job.
+            let seq = agent.state.work_request().filter(|_| !results.is_empty());
             let done = Done {
                 instance,
                 seq,
                 pieces,
                 results,
-                undos: Vec::new(),
+                undos,
             };
             let answer = agent.client.done(&done);
             answer.map(|taken| Answer::ToResults(taken, seq))
@@ -207,11 +212,12 @@ impl Reporter {
         };
         match answer {
             Ok(answer) => {
+                agent.state.contact.made();
                 delivery.output_taken();
                 self.room = (self.room * 2).min(self.max_room);
                 let answered = self.answered(agent, answer, &delivery);
                 if answered.0 == Next::AfterPause {
-                    self.log_failure(call, "done: the server does not answer for all results");
+                    self.log_failure(call, "done: the server does not answer for everything");
                 } else if let Some(failures) = self.failures.succeeded(call) {
                     info!("{call}: works again after {failures} failures");
                 }
@@ -237,10 +243,12 @@ impl Reporter {
                     orders.extend(agent.state.accept(job, latest));
                 }
                 agent.log_refused_orders();
-                let is_complete = delivery.results_answered(&agent.state, &taken.results);
-                (is_complete, orders)
+                let undos_taken = delivery.undos_answered(&agent.state, &taken.undos);
+                let results_taken = delivery.results_answered(&agent.state, &taken.results);
+                (undos_taken && results_taken, orders)
             }
         };
+        agent.shorten_poll(None);
         if !is_complete {
             return (Next::AfterPause, orders);
         }
@@ -273,6 +281,12 @@ impl Reporter {
                 delivery.output_taken();
                 warn!("{why}; giving up a piece of output");
             } else {
+                for id in delivery.give_up_undos(&agent.state) {
+                    let (execution, attempt) = (&id.execution, id.attempt);
+                    warn!(
+                        "{why}; giving up what is known of the undo of {execution} (attempt {attempt})"
+                    );
+                }
                 for id in delivery.results() {
                     let (execution, attempt) = (&id.execution, id.attempt);
                     agent.state.delivered(id);

@@ -1,19 +1,20 @@
 //! What all threads of the agent share, and the tasks of its thread pool.
 
+use super::attempt::{Attempt, Outcome};
 use super::command::runner::Runner;
 use super::command::start_watch::StartWatch;
 use super::failures::FailureLog;
 use super::poll::PollLoop;
 use super::reporter::Reporter;
 use super::reread::RereadLimit;
-use super::state::{AgentState, Runnable};
+use super::state::{AgentState, Runnable, UndoJob};
 use super::thread_pool::ThreadPool;
 use super::token::TokenReader;
 use crate::client::Client;
 use crate::config::AgentConfig;
 use log::warn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The pause before a loop that panicked is started again.
@@ -51,6 +52,10 @@ pub enum Task {
     Run(Runnable),
     /// Polls.
     Poll(PollLoop),
+    /// Runs an undo that the server has ordered.
+    Undo(Box<UndoJob>),
+    /// Undoes an attempt whose start was left alone, with this outcome.
+    UndoLeftAlone(Arc<Attempt>, Outcome),
 }
 
 impl Task {
@@ -58,7 +63,7 @@ impl Task {
     pub fn into_runnable(self) -> Option<Runnable> {
         match self {
             Task::Run(runnable) => Some(runnable),
-            Task::Poll(_) => None,
+            Task::Poll(_) | Task::Undo(_) | Task::UndoLeftAlone(..) => None,
         }
     }
 }

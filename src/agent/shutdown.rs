@@ -1,7 +1,7 @@
 //! Signals: the first TERM or INT ends the agent in good order, a second one at once. HUP reads the token
 //! and `--ca` again.
 //!
-//! In good order means: the agent takes no more work, commands get `--grace` to end by themselves, those
+//! In good order means: the agent takes no more work, commands with an undo are ended at once and undone, others get `--grace` to end by themselves, those
 //! that still run are ended, every result is reported, and a goodbye is sent. The polls go on meanwhile, so
 //! the server knows that the agent lives and drains.
 
@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 
 /// How long commands that were told to end may take: 5 s from TERM to KILL, and a little.
 const STOP_TIMEOUT: Duration = Duration::from_secs(7);
+/// How long undos are waited for until it is looked whether they have ended. There is no other limit: the patience of
+/// each is one, and the guard does it when there is no more time.
+const UNDO_WAIT: Duration = Duration::from_secs(60);
 /// How long a server may take to accept the last results.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Two signals this close together count as one: some supervisors signal a process and its group.
@@ -85,6 +88,9 @@ fn end(agent: &Arc<Agent>) {
             if !state.wait_until_idle(Instant::now() + STOP_TIMEOUT) {
                 state.kill_all(ProcessTable::read().as_ref());
             }
+        }
+        while !state.wait_until_undone(Instant::now() + UNDO_WAIT) {
+            info!("waiting for undos");
         }
         state.nudge();
         if !state.wait_until_reported(Instant::now() + REPORT_TIMEOUT) {

@@ -8,6 +8,9 @@
 //! | `Active` | runs or has ended | yes | the server has taken the result |
 //! | `Forgotten` | runs, and nobody asks for its result | no | it ends |
 //!
+//! The result of an attempt with an undo exists only when the undo has ended. Its slot is free before: undos run outside
+//! of `--jobs`. What the server is to be told of undos is in the [`UndoLedger`].
+//!
 //! The ids of attempts that left the map are remembered, so that a repeated order cannot start one twice.
 //!
 //! Nothing here starts or looks for a process, or knows a socket or a thread. The lock of the state is taken before that of an
@@ -16,8 +19,13 @@
 use super::attempt::{Attempt, Outcome, StopReason, lock};
 use super::processes::process_table::ProcessTable;
 use super::recent_ids::RecentIds;
-use crate::wire::agent::{Assignment, AttemptId, Hold};
+use super::undo::deadman::{Contact, Deadman};
+use super::undo::ledger::{DueUndo, UndoLedger, new_report};
+use super::undo::machine::Event;
+use crate::wire::agent::{Assignment, AttemptId, Hold, UndoOrder};
+use crate::wire::duration::TimeSpan;
 use crate::wire::task::ExecutionState;
+use crate::wire::undo::{UndoReport, UndoState};
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,6 +51,8 @@ const MAX_WAITING_BYTES: usize = 2 << 20;
 
 /// An order to run a command.
 pub type Job = Assignment<Box<RawValue>>;
+/// An order to run an undo.
+pub type UndoJob = UndoOrder<Box<RawValue>>;
 
 /// An attempt that has a slot: its command is to be started now.
 #[derive(Debug)]
@@ -56,6 +66,8 @@ pub struct Runnable {
 /// The shared state.
 #[derive(Debug)]
 pub struct AgentState {
+    /// When the server was last heard of.
+    pub contact: Contact,
     inner: Mutex<Inner>,
     /// Notified when the reporter has something to send.
     report_due: Condvar,
@@ -76,7 +88,10 @@ struct Inner {
     /// Counts the poll loops that were started; only the latest continues.
     epoch: u64,
     draining: bool,
+    /// The shortest dead man's switch when the latest poll began.
+    polled_for: Option<TimeSpan>,
     attempts: HashMap<AttemptId, Entry>,
+    undos: UndoLedger,
     /// How many attempts were ever accepted: gives each its place in the order of arrival.
     accepted: u64,
     /// The ids of attempts that left the map.
@@ -93,6 +108,8 @@ struct Entry {
     /// Its place in the order of arrival.
     arrival: u64,
     stage: Stage,
+    /// Its command has a slot.
+    has_slot: bool,
 }
 
 #[derive(Debug)]
@@ -108,10 +125,11 @@ impl Entry {
     }
 
     /// Ends an attempt that waits for a slot.
-    fn end_waiting(&mut self, reason: StopReason) {
+    fn end_waiting(&mut self, reason: StopReason, undos: &mut UndoLedger) {
         self.stage = Stage::Active;
         let state = ExecutionState::Canceled;
-        self.attempt.end(Outcome::not_started(state, reason.text()));
+        let outcome = Outcome::not_started(state, reason.text());
+        end_without_undo(&self.attempt, outcome, undos);
     }
 }
 
@@ -130,6 +148,20 @@ pub struct PollContent {
     pub full: bool,
     /// The attempts it holds.
     pub holds: Vec<Hold>,
+    /// The undos it knows of.
+    pub undos: Vec<UndoReport>,
+    /// The shortest dead man's switch of a command that may run.
+    pub deadman: Option<TimeSpan>,
+}
+
+/// Records the end of a command that was not started, or that has no undo.
+fn end_without_undo(attempt: &Attempt, outcome: Outcome, undos: &mut UndoLedger) {
+    if attempt.has_undo() {
+        attempt.advance(Event::NotStarted);
+        let report = new_report(attempt.id.clone(), UndoState::NotNeeded);
+        undos.note(report, Instant::now());
+    }
+    attempt.end(outcome);
 }
 
 impl Inner {
@@ -152,7 +184,17 @@ impl Inner {
 
     fn has_result(&self) -> bool {
         let mut entries = self.attempts.values();
-        entries.any(|entry| entry.is_held() && entry.attempt.has_ended())
+        entries.any(|entry| entry.is_held() && entry.attempt.has_ended()) || self.undos.has_due()
+    }
+
+    fn is_held(&self, id: &AttemptId) -> bool {
+        self.attempts.get(id).is_some_and(Entry::is_held)
+    }
+
+    /// The shortest dead man's switch of a command that may run.
+    fn deadman(&self) -> Option<TimeSpan> {
+        let attempts = self.attempts.values();
+        attempts.filter_map(|entry| entry.attempt.deadman()).min()
     }
 
     fn is_full(&self) -> bool {
@@ -161,18 +203,15 @@ impl Inner {
             unreported += usize::from(entry.attempt.has_ended());
             kept_bytes += entry.attempt.kept_bytes();
         }
-        unreported >= MAX_UNREPORTED || kept_bytes >= MAX_KEPT_BYTES
+        unreported >= MAX_UNREPORTED || kept_bytes >= MAX_KEPT_BYTES || self.undos.is_full()
     }
 
     /// Why an order to start is refused. A server that keeps to what polls say gives no reason.
     fn refusal(&self, job: &Job) -> Option<&'static str> {
         let id = &job.id.execution;
         let names = [id, &job.task_id, &job.task_name];
-        if id.len() > MAX_ID_BYTES || names.iter().any(|name| name.len() > MAX_NAME_BYTES) {
-            return Some("its id or its name is too long");
-        }
-        if id.chars().any(char::is_control) {
-            return Some("its id has control characters");
+        if let Some(why) = refused_names(id, &names) {
+            return Some(why);
         }
         if self.is_full() {
             return Some("results or output that the server does not take fill the memory");
@@ -205,6 +244,7 @@ impl Inner {
             .values_mut()
             .filter(|entry| matches!(entry.stage, Stage::Waiting(_)));
         let entry = waiting.min_by_key(|entry| entry.arrival)?;
+        entry.has_slot = true;
         match std::mem::replace(&mut entry.stage, Stage::Active) {
             Stage::Waiting(job) => Some(Runnable {
                 attempt: Arc::clone(&entry.attempt),
@@ -215,10 +255,19 @@ impl Inner {
     }
 }
 
+/// Why an order is refused because of its id and its names.
+fn refused_names(id: &str, names: &[&String]) -> Option<&'static str> {
+    if id.len() > MAX_ID_BYTES || names.iter().any(|name| name.len() > MAX_NAME_BYTES) {
+        return Some("its id or its name is too long");
+    }
+    (id.chars().any(char::is_control)).then_some("its id has control characters")
+}
+
 impl AgentState {
     /// A state without attempts.
     pub fn new(instance: String, jobs: u32) -> Self {
         AgentState {
+            contact: Contact::default(),
             inner: Mutex::new(Inner {
                 instance,
                 slots: jobs as usize,
@@ -226,7 +275,9 @@ impl AgentState {
                 seq: 0,
                 epoch: 0,
                 draining: false,
+                polled_for: None,
                 attempts: HashMap::new(),
+                undos: UndoLedger::default(),
                 accepted: 0,
                 finished: RecentIds::default(),
                 nudged: false,
@@ -246,7 +297,7 @@ impl AgentState {
     /// Takes a new random id, unless attempts are held under the old one. Whether it did.
     pub fn renew_instance(&self, instance: String) -> bool {
         let mut inner = lock(&self.inner);
-        let holds_nothing = !inner.attempts.values().any(Entry::is_held);
+        let holds_nothing = inner.undos.is_empty() && !inner.attempts.values().any(Entry::is_held);
         if holds_nothing {
             inner.instance = instance;
         }
@@ -269,8 +320,9 @@ impl AgentState {
         let forgotten = inner
             .attempts
             .values()
-            .filter(|entry| !entry.is_held())
+            .filter(|entry| !entry.is_held() && entry.has_slot)
             .count();
+        inner.polled_for = inner.deadman();
         let slots = inner.slots.saturating_sub(forgotten);
         Some(PollContent {
             instance: inner.instance.clone(),
@@ -279,7 +331,38 @@ impl AgentState {
             draining: inner.draining,
             full: slots == 0 || inner.is_full(),
             holds: inner.holds(),
+            undos: inner.undos.states(Instant::now()),
+            deadman: inner.polled_for,
         })
+    }
+
+    /// The shortest dead man's switch of a command that may run; none if there is none.
+    pub fn deadman(&self) -> Option<TimeSpan> {
+        lock(&self.inner).deadman()
+    }
+
+    /// The epoch of a poll loop that is to take the place of the present one, because the poll that is under way may
+    /// be held for longer than a command that was accepted meanwhile allows; none if it need not. `asking` is the
+    /// epoch of a loop that polls next.
+    pub fn shorten_poll(&self, asking: Option<u64>) -> Option<u64> {
+        let mut inner = lock(&self.inner);
+        let deadman = inner.deadman().filter(|_| !inner.draining)?;
+        if asking == Some(inner.epoch) || inner.polled_for.is_some_and(|known| known <= deadman) {
+            return None;
+        }
+        // Until the new loop has polled, it is not asked for once more.
+        inner.polled_for = Some(deadman);
+        inner.epoch += 1;
+        Some(inner.epoch)
+    }
+
+    /// Has the poll loop before `epoch` go on, because the one of `epoch` could not be started.
+    pub fn keep_polls(&self, epoch: u64) {
+        let mut inner = lock(&self.inner);
+        if inner.epoch == epoch {
+            inner.epoch -= 1;
+            inner.polled_for = None;
+        }
     }
 
     /// Takes an order to start. Returns the attempt if it is to be started now, and none when it is
@@ -299,7 +382,8 @@ impl AgentState {
             inner.refusal = Some(why);
             return None;
         }
-        let attempt = Arc::new(Attempt::new(job.id.clone()));
+        let deadman = Deadman::of_detail(&job.detail);
+        let attempt = Arc::new(Attempt::new(job.id.clone(), deadman));
         let has_slot = inner.slots_taken < inner.slots;
         let (stage, runnable) = if has_slot {
             inner.slots_taken += 1;
@@ -312,6 +396,7 @@ impl AgentState {
         let entry = Entry {
             arrival: inner.accepted,
             stage,
+            has_slot,
             attempt,
         };
         inner.attempts.insert(entry.attempt.id.clone(), entry);
@@ -327,19 +412,20 @@ impl AgentState {
     /// Obeys an order to cancel. Whether it changed anything.
     pub fn cancel(&self, id: &AttemptId) -> bool {
         let mut inner = lock(&self.inner);
+        let inner = &mut *inner;
         let Some(entry) = inner.attempts.get_mut(id) else {
             return false;
         };
         if !matches!(entry.stage, Stage::Waiting(_)) {
             return entry.attempt.stop(StopReason::Canceled);
         }
-        entry.end_waiting(StopReason::Canceled);
+        entry.end_waiting(StopReason::Canceled, &mut inner.undos);
         self.report_due.notify_one();
         true
     }
 
-    /// Obeys an order to forget: a command that runs goes on, its result is not reported. Whether it
-    /// changed anything.
+    /// Obeys an order to forget: a command that runs goes on, its result is not reported. One with an undo is ended
+    /// and undone: nobody could cancel it any more. Whether it changed anything.
     pub fn forget(&self, id: &AttemptId) -> bool {
         let mut inner = lock(&self.inner);
         let Some(entry) = inner.attempts.get_mut(id).filter(|entry| entry.is_held()) else {
@@ -349,6 +435,9 @@ impl AgentState {
         let is_running = matches!(entry.stage, Stage::Active) && !entry.attempt.has_ended();
         if is_running {
             entry.stage = Stage::Forgotten;
+            if entry.attempt.has_undo() {
+                entry.attempt.stop(StopReason::Forgotten);
+            }
         } else {
             inner.finish(id);
         }
@@ -356,20 +445,106 @@ impl AgentState {
         true
     }
 
-    /// Records the end of a command and frees its slot. Returns the attempt that gets the slot next.
-    /// The caller either sends the result or calls [`AgentState::result_ready`].
+    /// Records the end of a command that was not started, or that has no undo, and frees its slot. Returns the attempt
+    /// that gets the slot next. The caller either sends the result or calls [`AgentState::result_ready`].
     pub fn ended(&self, attempt: &Attempt, outcome: Outcome) -> Option<Runnable> {
         let mut inner = lock(&self.inner);
-        attempt.end(outcome);
-        let entry = inner.attempts.get(&attempt.id);
-        if entry.is_some_and(|entry| !entry.is_held()) {
+        end_without_undo(attempt, outcome, &mut inner.undos);
+        if let Some(entry) = inner.attempts.get(&attempt.id)
+            && !entry.is_held()
+        {
             inner.finish(&attempt.id);
         }
+        self.next_for_slot(&mut inner)
+    }
+
+    /// Frees the slot of a command that has ended and is undone now. Returns the attempt that gets the slot next.
+    pub fn command_ended(&self, attempt: &Attempt) -> Option<Runnable> {
+        let mut inner = lock(&self.inner);
+        if let Some(entry) = inner.attempts.get_mut(&attempt.id) {
+            entry.has_slot = false;
+        }
+        self.next_for_slot(&mut inner)
+    }
+
+    /// Records the end of an undo, and of its attempt. The caller sends the result, or calls
+    /// [`AgentState::result_ready`].
+    pub fn undone(&self, attempt: &Attempt, outcome: Outcome, report: UndoReport) {
+        let mut inner = lock(&self.inner);
+        inner.undos.note(report, Instant::now());
+        attempt.end(outcome);
+        if !inner.is_held(&attempt.id) {
+            inner.finish(&attempt.id);
+        }
+        self.notify_shutdown(&inner);
+    }
+
+    /// Notes the state of an undo, and has the reporter tell the server if that is new.
+    pub fn note_undo(&self, report: UndoReport) {
+        let mut inner = lock(&self.inner);
+        if inner.undos.note(report, Instant::now()) {
+            self.report_due.notify_one();
+        }
+        self.notify_shutdown(&inner);
+    }
+
+    /// Takes an order to run an undo. Whether it is to be run now: not while it runs, while the agent holds the
+    /// attempt, before the server has taken its last end, or during shutdown.
+    pub fn accept_undo(&self, job: &UndoJob) -> bool {
+        let mut inner = lock(&self.inner);
+        let id = AttemptId {
+            execution: job.execution.clone(),
+            attempt: job.attempt,
+        };
+        if inner.draining || inner.undos.knows(&id) || inner.attempts.contains_key(&id) {
+            return false;
+        }
+        let names = [&job.execution, &job.task_id, &job.task_name];
+        let refusal = refused_names(&job.execution, &names);
+        if refusal.is_some() || inner.undos.is_full() {
+            let full = "there are more undos than this agent runs at once";
+            inner.refusal = Some(refusal.unwrap_or(full));
+            return false;
+        }
+        let mut report = new_report(id, UndoState::Running);
+        report.reason = Some(job.reason);
+        report.began_ago_ms = Some(0);
+        inner.undos.note(report, Instant::now());
+        self.report_due.notify_one();
+        true
+    }
+
+    /// Forgets an undo that could not be begun: the server orders it again.
+    pub fn undo_not_begun(&self, id: &AttemptId) {
+        let mut inner = lock(&self.inner);
+        inner.undos.drop_entry(id);
+        self.notify_shutdown(&inner);
+    }
+
+    /// The reports of undos that go without a result.
+    pub fn due_undos(&self) -> Vec<DueUndo> {
+        let inner = lock(&self.inner);
+        inner.undos.due(|id| inner.is_held(id), Instant::now())
+    }
+
+    /// The end of the undo of an attempt, which goes with its result.
+    pub fn end_of_undo(&self, id: &AttemptId) -> Option<DueUndo> {
+        lock(&self.inner).undos.end_of(id, Instant::now())
+    }
+
+    /// Records that the server has taken a report of an undo, or that it is given up.
+    pub fn undo_taken(&self, id: &AttemptId, change: u64) {
+        let mut inner = lock(&self.inner);
+        inner.undos.taken(id, change);
+        self.notify_shutdown(&inner);
+    }
+
+    fn next_for_slot(&self, inner: &mut Inner) -> Option<Runnable> {
         let next = inner.activate_next();
         if next.is_none() {
             inner.slots_taken = inner.slots_taken.saturating_sub(1);
         }
-        self.notify_shutdown(&inner);
+        self.notify_shutdown(inner);
         next
     }
 
@@ -389,7 +564,12 @@ impl AgentState {
         }
     }
 
-    /// Whether there is a result that the server has not taken.
+    /// Whether there is anything that the server has not taken and that can be reported now.
+    pub fn has_report(&self) -> bool {
+        !self.unreported().is_empty() || !self.due_undos().is_empty()
+    }
+
+    /// Whether there is a result, or the state of an undo, that the server has not taken.
     pub fn has_result(&self) -> bool {
         lock(&self.inner).has_result()
     }
@@ -448,10 +628,20 @@ impl AgentState {
         self.wait_until(deadline, |inner| inner.slots_taken == 0)
     }
 
-    /// Waits until the server has taken every result. Whether that was so before the `deadline`.
+    /// Waits until no undo is armed or runs. Whether that was so before the `deadline`.
+    pub fn wait_until_undone(&self, deadline: Instant) -> bool {
+        self.wait_until(deadline, |inner| {
+            let attempts = inner.attempts.values();
+            let mut open = attempts.filter(|it| it.attempt.has_undo() && !it.attempt.has_ended());
+            open.next().is_none() && !inner.undos.has_open()
+        })
+    }
+
+    /// Waits until the server has taken every result, and the end of every undo. Whether that was so before the
+    /// `deadline`.
     pub fn wait_until_reported(&self, deadline: Instant) -> bool {
         self.wait_until(deadline, |inner| {
-            !inner.attempts.values().any(Entry::is_held)
+            inner.undos.is_empty() && !inner.attempts.values().any(Entry::is_held)
         })
     }
 
@@ -480,15 +670,19 @@ impl AgentState {
         lock(&self.inner).holds()
     }
 
-    /// Accepts no more work. Attempts that wait for a slot end here. Returns the epoch of the poll loop
-    /// that tells the server.
+    /// Accepts no more work. Attempts that wait for a slot end here; commands with an undo are ordered to end. Returns
+    /// the epoch of the poll loop that tells the server.
     pub fn drain(&self) -> u64 {
         let mut inner = lock(&self.inner);
+        let inner = &mut *inner;
         inner.draining = true;
         inner.epoch += 1;
         for entry in inner.attempts.values_mut() {
             if matches!(entry.stage, Stage::Waiting(_)) {
-                entry.end_waiting(StopReason::Shutdown);
+                entry.end_waiting(StopReason::Shutdown, &mut inner.undos);
+            } else if entry.attempt.has_undo() {
+                // There may be little time, and the undo takes its own.
+                entry.attempt.stop(StopReason::Shutdown);
             }
         }
         self.report_due.notify_one();
@@ -504,6 +698,15 @@ impl AgentState {
     pub fn stop_all(&self) {
         for entry in lock(&self.inner).attempts.values() {
             entry.attempt.stop(StopReason::Shutdown);
+        }
+    }
+
+    /// Orders the end of the command with an undo of this key.
+    pub fn stop_with_key(&self, key: &str, reason: StopReason) {
+        for entry in lock(&self.inner).attempts.values() {
+            if entry.attempt.has_plan(key) {
+                entry.attempt.stop(reason);
+            }
         }
     }
 
@@ -545,6 +748,29 @@ mod tests {
             },
             task_id: "x".into(),
             task_name: "x".into(),
+            key: None,
+            detail: RawValue::NULL.to_owned(),
+        }
+    }
+
+    fn with_undo(n: u32, deadman: &str) -> Job {
+        let detail = format!(r#"{{"undo": {{"deadman": "{deadman}"}}}}"#);
+        Job {
+            detail: RawValue::from_string(detail).unwrap(),
+            ..job(n)
+        }
+    }
+
+    fn undo_job(n: u32) -> UndoJob {
+        UndoJob {
+            execution: job(n).id.execution,
+            attempt: 1,
+            task_id: "x".into(),
+            task_name: "x".into(),
+            key: "k".into(),
+            reason: crate::wire::undo::UndoReason::Owed,
+            exit_code: None,
+            stdout: String::new(),
             detail: RawValue::NULL.to_owned(),
         }
     }
@@ -618,6 +844,106 @@ mod tests {
         assert!(state.forget(&job(2).id));
         assert!(state.ended(&first, failed()).is_none());
         assert!(state.accept(job(2), None).is_none());
+    }
+
+    #[test]
+    fn an_undo_takes_no_slot_and_its_attempt_is_held_until_both_have_ended() {
+        let state = AgentState::new("i".into(), 1);
+        let first = state.accept(with_undo(1, "60s"), None).unwrap().attempt;
+        assert!(state.accept(job(2), None).is_none());
+        state.note_undo(new_report(first.id.clone(), UndoState::Armed));
+        for event in [
+            Event::Prepared,
+            Event::Acknowledged,
+            Event::Start,
+            Event::Started,
+            Event::Ended(crate::wire::undo::UndoReason::Ended),
+            Event::TreeEnded,
+        ] {
+            first.advance(event);
+        }
+        let second = state.command_ended(&first).unwrap().attempt;
+        assert_eq!(second.id, job(2).id);
+        assert!(!state.cancel(&first.id), "an undo cannot be canceled");
+        state.ended(&second, failed());
+        state.delivered(&second.id);
+        assert!(!state.wait_until_undone(Instant::now()));
+        let ids = |poll: PollContent| (poll.holds.len(), poll.undos.len());
+        assert_eq!(ids(state.next_poll(0).unwrap()), (1, 1));
+        let report = new_report(first.id.clone(), UndoState::Done);
+        state.undone(&first, failed(), report);
+        assert!(state.wait_until_undone(Instant::now()));
+        let end = state.end_of_undo(&first.id).unwrap();
+        state.delivered(&first.id);
+        assert!(!state.wait_until_reported(Instant::now()));
+        state.undo_taken(&first.id, end.change);
+        assert!(state.wait_until_reported(Instant::now()));
+        assert_eq!(lock(&state.inner).slots_taken, 0);
+    }
+
+    #[test]
+    fn a_command_with_an_undo_is_ended_when_it_is_forgotten_and_at_shutdown() {
+        let state = AgentState::new("i".into(), 3);
+        let forgotten = state.accept(with_undo(1, "60s"), None).unwrap().attempt;
+        let other = state.accept(job(2), None).unwrap().attempt;
+        let third = state.accept(with_undo(3, "60s"), None).unwrap().attempt;
+        assert!(state.forget(&forgotten.id) && state.forget(&other.id));
+        assert_eq!(forgotten.stop_reason(), Some(StopReason::Forgotten));
+        assert_eq!(other.stop_reason(), None);
+        state.drain();
+        assert_eq!(third.stop_reason(), Some(StopReason::Shutdown));
+        state.ended(&third, failed());
+        let undo = state.end_of_undo(&third.id).unwrap();
+        assert_eq!(undo.report.state, UndoState::NotNeeded);
+    }
+
+    #[test]
+    fn an_undo_is_ordered_once_while_it_runs() {
+        let state = AgentState::new("i".into(), 1);
+        let held = state.accept(job(1), None).unwrap().attempt;
+        assert!(!state.accept_undo(&undo_job(1)));
+        assert!(state.accept_undo(&undo_job(2)));
+        assert!(!state.accept_undo(&undo_job(2)));
+        let id = job(2).id;
+        state.note_undo(new_report(id.clone(), UndoState::Done));
+        assert!(!state.accept_undo(&undo_job(2)), "its end is not taken");
+        let due = state.due_undos();
+        state.undo_taken(&id, due[0].change);
+        assert!(state.accept_undo(&undo_job(2)));
+        state.undo_not_begun(&id);
+        for n in 3.. {
+            if !state.accept_undo(&undo_job(n)) {
+                break;
+            }
+        }
+        assert!(state.take_refusal().unwrap().contains("more undos"));
+        assert!(state.next_poll(0).unwrap().full);
+        state.drain();
+        state.ended(&held, failed());
+        assert!(!state.accept_undo(&undo_job(2)));
+    }
+
+    #[test]
+    fn a_shorter_switch_asks_for_another_poll() {
+        let state = AgentState::new("i".into(), 3);
+        assert_eq!(state.next_poll(0).unwrap().deadman, None);
+        assert_eq!(state.shorten_poll(None), None);
+        state.accept(with_undo(1, "60s"), None);
+        assert_eq!(state.shorten_poll(Some(0)), None, "it polls next");
+        assert_eq!(state.shorten_poll(None), Some(1));
+        assert_eq!(state.shorten_poll(None), None);
+        assert!(state.next_poll(0).is_none());
+        let shortest = TimeSpan::from_secs(60);
+        assert_eq!(state.next_poll(1).unwrap().deadman, Some(shortest));
+        state.accept(with_undo(2, "2m"), None);
+        assert_eq!(state.shorten_poll(None), None);
+        state.accept(with_undo(3, "20s"), None);
+        assert_eq!(state.shorten_poll(None), Some(2));
+        // No thread for it: the one before goes on, and the next call tries again.
+        state.keep_polls(2);
+        assert_eq!(state.shorten_poll(None), Some(2));
+        state.drain();
+        assert_eq!(state.shorten_poll(None), None);
     }
 
     #[test]

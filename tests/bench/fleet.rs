@@ -208,6 +208,7 @@ impl Fleet {
             started_ago_ms: 0,
         };
         let poll = Poll {
+            undos: Vec::new(),
             tags: agent.tags.clone(),
             instance: agent.instance.clone(),
             seq: agent.seq,
@@ -237,6 +238,7 @@ impl Fleet {
             stderr_bytes: 0,
         };
         let done = Done {
+            undos: Vec::new(),
             seq: None,
             instance: self.agents[n].instance.clone(),
             pieces: Vec::new(),

@@ -8,8 +8,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sidebike::head_tail_buffer::HeadTailBuffer;
 use sidebike::wire::agent::{
-    Assignment, AttemptId, Done, Ended, Goodbye, Orders, Output, Piece, Poll, Stream,
+    Assignment, AttemptId, Done, Ended, Goodbye, Orders, Output, Piece, Poll, Stream, UndoOrder,
 };
+use sidebike::wire::undo::{UndoReason, UndoReport};
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -29,11 +30,17 @@ pub struct Seen {
     pub dones: Vec<Done>,
     pub goodbyes: Vec<Goodbye>,
     pub buffers: HashMap<(String, Stream), HeadTailBuffer>,
+    /// When each answer to a poll or a report was given.
+    pub answered: Vec<Instant>,
     orders: VecDeque<Orders<Value>>,
+    /// Handed out in the next answer to a report that asks for work.
+    starts: Vec<Assignment<Value>>,
     /// So many reports are read, then the connection is cut.
     pub lose_dones: usize,
     /// So many reports are answered without listing the results.
     pub ignore_dones: usize,
+    /// So many reports are answered without listing the undos.
+    pub ignore_undos: usize,
     /// So many polls are answered with 409.
     pub conflicts: usize,
     /// Requests that name this execution are answered with 400.
@@ -57,6 +64,14 @@ impl Seen {
     pub fn results(&self, execution: &str) -> Vec<Ended> {
         let all = self.dones.iter().flat_map(|done| &done.results);
         all.filter(|ended| ended.id.execution == execution)
+            .cloned()
+            .collect()
+    }
+
+    /// Every report about the undo of an execution.
+    pub fn undos(&self, execution: &str) -> Vec<UndoReport> {
+        let all = self.dones.iter().flat_map(|done| &done.undos);
+        all.filter(|undo| undo.id.execution == execution)
             .cloned()
             .collect()
     }
@@ -141,10 +156,35 @@ impl Server {
     /// Orders a start.
     pub fn start(&self, execution: &str, detail: Value) {
         let mut orders = Orders::none();
-        orders.start.push(Assignment {
-            id: id(execution),
+        orders.start.push(assignment(execution, None, detail));
+        self.change(|seen| seen.orders.push_back(orders));
+    }
+
+    /// The same, with the key of the attempt.
+    pub fn start_with_key(&self, execution: &str, key: &str, detail: Value) {
+        let mut orders = Orders::none();
+        orders.start.push(assignment(execution, Some(key), detail));
+        self.change(|seen| seen.orders.push_back(orders));
+    }
+
+    /// Orders a start in the next answer to a report that asks for work.
+    pub fn start_by_report(&self, execution: &str, detail: Value) {
+        let start = assignment(execution, None, detail);
+        self.change(|seen| seen.starts.push(start));
+    }
+
+    /// Orders an undo.
+    pub fn undo(&self, execution: &str, key: &str, reason: UndoReason, detail: Value) {
+        let mut orders = Orders::none();
+        orders.undo.push(UndoOrder {
+            execution: execution.into(),
+            attempt: 1,
             task_id: "the-task".into(),
             task_name: "the name".into(),
+            key: key.into(),
+            reason,
+            exit_code: Some(9),
+            stdout: "what it said".into(),
             detail,
         });
         self.change(|seen| seen.orders.push_back(orders));
@@ -179,6 +219,15 @@ impl Server {
         seen
     }
 
+    /// Waits for the end of an undo.
+    pub fn undone(&self, execution: &str) -> UndoReport {
+        let end = |seen: &Seen| {
+            let mut undos = seen.undos(execution).into_iter();
+            undos.find(|undo| undo.state.is_settled())
+        };
+        end(&self.wait(|seen| end(seen).is_some())).unwrap()
+    }
+
     /// Waits for a result.
     pub fn result(&self, execution: &str) -> Ended {
         let seen = self.wait(|seen| !seen.results(execution).is_empty());
@@ -204,6 +253,16 @@ impl Server {
 
     pub fn numbers(&self, execution: &str) -> Vec<i32> {
         self.wait(|_| true).numbers(execution)
+    }
+}
+
+fn assignment(execution: &str, key: Option<&str>, detail: Value) -> Assignment<Value> {
+    Assignment {
+        id: id(execution),
+        task_id: "the-task".into(),
+        task_name: "the name".into(),
+        key: key.map(str::to_owned),
+        detail,
     }
 }
 
@@ -234,6 +293,9 @@ fn serve(stream: TcpStream, shared: &Shared, open: &AtomicBool) {
         );
         if !open.load(Ordering::SeqCst) || (&stream).write_all(answer.as_bytes()).is_err() {
             return;
+        }
+        if status == 200 {
+            shared.0.lock().unwrap().answered.push(Instant::now());
         }
         if call == "poll" {
             return;
@@ -343,8 +405,19 @@ fn done(done: Done, shared: &Shared, mut seen: MutexGuard<'_, Seen>) -> Option<(
         .iter()
         .map(|ended| json!({"execution": ended.id.execution, "attempt": ended.id.attempt, "taken": true}))
         .collect();
+    let mut undos: Vec<Value> = { done.undos.iter() }
+        .map(|undo| json!({"execution": undo.id.execution, "attempt": undo.id.attempt}))
+        .collect();
+    let start = match done.seq.is_some() {
+        true => std::mem::take(&mut seen.starts),
+        false => Vec::new(),
+    };
     seen.dones.push(done);
     let mut lost = false;
+    if seen.ignore_undos > 0 && !undos.is_empty() {
+        seen.ignore_undos -= 1;
+        undos.clear();
+    }
     if seen.lose_dones > 0 {
         seen.lose_dones -= 1;
         lost = true;
@@ -354,7 +427,8 @@ fn done(done: Done, shared: &Shared, mut seen: MutexGuard<'_, Seen>) -> Option<(
     }
     drop(seen);
     shared.1.notify_all();
-    (!lost).then(|| (200, json!({"results": verdicts})))
+    let answer = json!({"results": verdicts, "undos": undos, "start": start});
+    (!lost).then_some((200, answer))
 }
 
 /// The agent.

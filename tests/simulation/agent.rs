@@ -411,6 +411,7 @@ impl World {
         let seq = agent.latest_seq;
         let wait = WAITS[usize::from(!agent.holds.is_empty())];
         let poll = Poll {
+            undos: Vec::new(),
             tags: agent.tags.clone(),
             instance: agent.instance.clone(),
             seq,
@@ -646,6 +647,7 @@ impl World {
             return;
         }
         let mut done = Done {
+            undos: Vec::new(),
             instance: agent.instance.clone(),
             seq: (!agent.draining).then_some(agent.latest_seq),
             pieces: Vec::new(),
@@ -797,6 +799,7 @@ impl World {
             .remove(&key)
             .and_then(|held| held.result(self.now));
         let done = Done {
+            undos: Vec::new(),
             instance: String::new(),
             seq: None,
             pieces: vec![Piece {

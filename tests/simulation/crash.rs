@@ -113,6 +113,9 @@ fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
             None => drop(saved.machines.remove(instance)),
         }
     }
+    if let Some(halt) = &batch.halt {
+        saved.halt.clone_from(halt);
+    }
     saved.next_task = saved.next_task.max(batch.next_task);
     saved.last_alive = began;
 }
@@ -388,6 +391,7 @@ impl World {
             output: disk.saved.output.clone(),
             next_task: disk.saved.next_task,
             last_alive: disk.saved.last_alive,
+            halt: disk.saved.halt.clone(),
         };
         let away = up - disk.memory.at;
         self.server.restore(self.clock.read(up), saved)?;

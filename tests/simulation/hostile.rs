@@ -105,6 +105,7 @@ impl World {
             false => self.agents[who].label.clone(),
         };
         Poll {
+            undos: Vec::new(),
             tags: Default::default(),
             instance,
             seq,
@@ -164,6 +165,7 @@ impl World {
         let results = results.collect();
         let seq = self.agents[who].latest_seq;
         Request::Done(Done {
+            undos: Vec::new(),
             instance,
             seq: self
                 .rng

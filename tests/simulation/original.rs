@@ -122,6 +122,7 @@ impl Scene {
     ) -> (MachineKey, Orders<Arc<Detail>>) {
         self.polls += 1;
         let poll = Poll {
+            undos: Vec::new(),
             tags: Default::default(),
             features: { features.iter() }
                 .map(|feature| feature.word().into())

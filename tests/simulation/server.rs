@@ -135,7 +135,7 @@ impl World {
         match request {
             Request::Poll(poll) => self.server_polled(who, poll)?,
             Request::Output(output) => {
-                if check_report(&output.pieces, &[]).is_err() {
+                if check_report(&output.pieces, &[], &[]).is_err() {
                     self.count("report refused: too long");
                     return Ok(());
                 }
@@ -148,7 +148,7 @@ impl World {
                 self.send(who, Event::ToAgent(who, Response::Kept(output, orders)));
             }
             Request::Done(done) => {
-                if check_report(&done.pieces, &done.results).is_err() {
+                if check_report(&done.pieces, &done.results, &done.undos).is_err() {
                     self.count("report refused: too long");
                     return Ok(());
                 }

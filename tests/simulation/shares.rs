@@ -67,6 +67,7 @@ impl Scene {
         self.seq += 1;
         assert!(!self.running.contains_key(instance), "it reports first");
         let poll = Poll {
+            undos: Vec::new(),
             tags: Default::default(),
             features: Vec::new(),
             instance: instance.into(),
@@ -138,6 +139,7 @@ impl Scene {
             stderr_bytes: 0,
         };
         let done = Done {
+            undos: Vec::new(),
             instance: instance.into(),
             seq: None,
             pieces: Vec::new(),

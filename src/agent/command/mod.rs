@@ -3,11 +3,13 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `runner` | starting a command; the only file that names `process::Command` |
+//! | `program` | a program that only has to be started, as data |
 //! | `lookup` | looking at files where that can be left alone |
 //! | `path_lookup` | finding a program on a PATH |
 //! | `start_failure` | why a program could not be started |
 //! | `start_watch` | starts that do not return |
 //! | `script` | the script that a task brings along |
+//! | `undo_plan` | what belongs to an undo, as data |
 //! | `user` | the user that a command runs as |
 //! | `output_pipes` | the pipes of its output |
 //! | `policy` | what the owner of this machine allows |
@@ -16,14 +18,16 @@
 //! | `survivors` | reaping commands that survived KILL |
 
 mod lookup;
-mod orphaned_pipes;
+pub(super) mod orphaned_pipes;
 mod output_pipes;
 pub(crate) mod path_lookup;
 pub(super) mod policy;
+pub(super) mod program;
 pub(super) mod runner;
 pub(super) mod script;
 mod start_failure;
 pub(super) mod start_watch;
 pub(super) mod supervisor;
 mod survivors;
+mod undo_plan;
 mod user;

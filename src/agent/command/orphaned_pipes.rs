@@ -37,7 +37,8 @@ pub struct OrphanedPipes {
 
 #[derive(Debug)]
 struct Shared {
-    guard: Arc<Guard>,
+    /// None in the guard itself.
+    guard: Option<Arc<Guard>>,
     state: Mutex<State>,
     /// Wakes the thread; none when the system has no descriptor left. Made when it is first needed.
     wake: OnceLock<Option<OwnedFd>>,
@@ -48,6 +49,11 @@ impl Shared {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         self.wake.get_or_init(|| eventfd(0, flags).ok()).as_ref()
     }
+
+    /// Hands a pipe to the guard. Whether it has taken it.
+    fn hand_over(&self, pipe: &OwnedFd) -> bool {
+        { self.guard.as_ref() }.is_some_and(|guard| guard.take_pipe(pipe))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -57,9 +63,20 @@ struct State {
     is_running: bool,
 }
 
+impl Default for OrphanedPipes {
+    /// No pipes, and no guard that would take them.
+    fn default() -> Self {
+        Self::with_guard(None)
+    }
+}
+
 impl OrphanedPipes {
     /// No pipes, and no thread.
     pub fn new(guard: Arc<Guard>) -> Self {
+        Self::with_guard(Some(guard))
+    }
+
+    fn with_guard(guard: Option<Arc<Guard>>) -> Self {
         OrphanedPipes {
             shared: Arc::new(Shared {
                 guard,
@@ -71,7 +88,7 @@ impl OrphanedPipes {
 
     /// Adds the read end of a pipe, which must be non-blocking.
     pub fn add(&self, pipe: OwnedFd) {
-        if self.shared.guard.take_pipe(&pipe) {
+        if self.shared.hand_over(&pipe) {
             return;
         }
         let mut state = lock(&self.shared.state);
@@ -108,10 +125,7 @@ fn drain(shared: &Shared) {
         {
             let mut state = lock(&shared.state);
             pipes.append(&mut state.added);
-            while pipes
-                .front()
-                .is_some_and(|pipe| shared.guard.take_pipe(pipe))
-            {
+            while pipes.front().is_some_and(|pipe| shared.hand_over(pipe)) {
                 pipes.pop_front();
             }
             if pipes.is_empty() {

@@ -11,25 +11,36 @@ use super::orphaned_pipes::OrphanedPipes;
 use super::output_pipes::OutputPipes;
 use super::path_lookup;
 use super::policy;
+use super::program::{Program, Surroundings};
 use super::script::{self, Script, TemporaryFile};
 use super::start_failure;
 use super::start_watch::{Start, stopped};
 use super::supervisor::{Limits, Started, Supervisor};
 use super::survivors::Survivors;
-use super::user::User;
-use crate::agent::attempt::{Attempt, Outcome, Waker};
+use super::undo_plan;
+use super::user::{self, User};
+use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::backoff::random_id;
 use crate::agent::processes::guard::Guard;
 use crate::agent::processes::inheritance;
 use crate::agent::processes::process_table::KEY_VARIABLE;
-use crate::agent::state::{AgentState, Job};
+use crate::agent::state::{AgentState, Job, UndoJob};
+use crate::agent::undo::deadman::{Contact, Deadman, silence};
+use crate::agent::undo::ledger::new_report;
+use crate::agent::undo::machine::{Action, Event};
+use crate::agent::undo::plan::UndoPlan;
 use crate::config::CommandPolicy;
 use crate::rules::tag_variable;
-use crate::wire::duration::Timeout;
-use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
+use crate::wire::agent::AttemptId;
+use crate::wire::task::{DEFAULT_KILL_GRACE, Detail, ExecutionState};
+use crate::wire::undo::{Undo, UndoState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustix::fd::OwnedFd;
 use rustix::fs::{Access, access};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -43,6 +54,10 @@ use std::time::Duration;
 
 /// The longest text for standard input, in bytes: as long as the longest request.
 const MAX_STDIN_BYTES: usize = 1 << 20;
+/// The length of the key of an attempt: 128 bits as hexadecimal digits.
+const KEY_DIGITS: usize = 32;
+/// The variable that tells the programs of an attempt with an undo what they are for.
+pub const PHASE_VARIABLE: &str = "SIDEBIKE_PHASE";
 
 /// How often the start of a script is tried while a process that another thread is starting has the file open for
 /// writing, as it was when that process was made; and the pause between two tries. It has been executed by then.
@@ -85,7 +100,37 @@ impl Runner {
         self.guard.flush();
     }
 
-    /// Starts the command of `job`.
+    /// Tells the guard that this agent lives, and when it last heard of the server.
+    pub fn heartbeat(&self, contact: &Contact) {
+        self.guard.contact(contact.age());
+    }
+
+    /// Gives the guard the plan of an undo. The error says why it may not have it.
+    pub fn arm(&self, plan: &UndoPlan) -> Result<(), String> {
+        self.guard.arm(plan)
+    }
+
+    /// The guard.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    /// Tells the guard that this agent runs an undo.
+    pub fn undoing(&self, key: &str) {
+        self.guard.undoing(key);
+    }
+
+    /// Tells the guard that an undo is over, or not needed.
+    pub fn disarm(&self, key: &str) {
+        self.guard.disarm(key);
+    }
+
+    /// Where the pipes of background processes are drained.
+    pub fn orphaned_pipes(&self) -> &OrphanedPipes {
+        &self.orphaned_pipes
+    }
+
+    /// Starts the command of `job`. One with an undo is armed before.
     pub fn start<'a>(
         &'a self,
         state: &'a AgentState,
@@ -97,22 +142,27 @@ impl Runner {
         let spawned = self.spawn(state, attempt, job, waker, &start);
         let is_ours = start.finish();
         match spawned {
-            Ok((started, waker)) if is_ours => Ok(Supervisor::new(
-                state,
-                attempt,
-                &self.guard,
-                &self.orphaned_pipes,
-                &self.survivors,
-                waker,
-                started,
-            )),
-            Ok((started, _)) => {
+            Ok(Spawned { started, waker, .. }) if is_ours => {
+                attempt.advance(Event::Started);
+                Ok(Supervisor::new(
+                    state,
+                    attempt,
+                    &self.guard,
+                    &self.orphaned_pipes,
+                    &self.survivors,
+                    waker,
+                    started,
+                ))
+            }
+            Ok(Spawned { started, plan, .. }) => {
                 started.kill();
-                self.survivors.add(started.child, started.key);
-                Err(NotStarted::LeftAlone)
+                let is_listed = !attempt.has_undo();
+                let key = is_listed.then_some(started.key);
+                self.survivors.add(started.child, key);
+                Err(NotStarted::LeftAlone(plan))
             }
             Err(outcome) if is_ours => Err(NotStarted::Ended(outcome)),
-            Err(_) => Err(NotStarted::LeftAlone),
+            Err(_) => Err(NotStarted::LeftAlone(None)),
         }
     }
 
@@ -124,55 +174,149 @@ impl Runner {
         job: &Job,
         waker: Option<&'a Waker>,
         start: &Start<'_>,
-    ) -> Result<(Started, &'a Waker), Outcome> {
+    ) -> Result<Spawned<'a>, Outcome> {
         let waker = waker.ok_or_else(|| failed("this machine has no file descriptors left"))?;
         // Set the waker before looking for an order to stop: an order after the look wakes.
         attempt.set_waker(waker.clone());
         if let Some(reason) = attempt.stop_reason() {
             return Err(stopped(reason));
         }
-        let key = random_id().map_err(failed)?;
-        // Before the start: if the agent is killed meanwhile, the guard finds the command by its key.
-        self.guard.add(&key);
-        let instance = state.instance();
-        let prepared = self.prepare(job, &instance, key.clone(), attempt, waker, start);
-        let started = prepared.and_then(|prepared| {
-            // Preparing may have taken a while, and there must be no start after an order to stop.
-            match attempt.stop_reason() {
-                Some(reason) => Err(stopped(reason)),
-                None if start.is_left_alone() => Err(failed("its time is up")),
-                None => {
-                    start.set_timeout(prepared.limits.timeout);
-                    prepared.spawn().map_err(failed)
-                }
+        let key = match &job.key {
+            Some(key) if is_key(key) => key.clone(),
+            _ => random_id().map_err(failed)?,
+        };
+        let has_undo = attempt.has_undo();
+        if !has_undo {
+            // Before the start: if the agent is killed meanwhile, the guard finds the command by its key.
+            self.guard.add(&key);
+        }
+        let order = Order {
+            id: &job.id,
+            task_id: &job.task_id,
+            task_name: &job.task_name,
+            instance: &state.instance(),
+            key: &key,
+        };
+        let prepared = self.prepare(&job.detail, &order, attempt, waker, start);
+        let mut armed = None;
+        let started = prepared.and_then(|mut prepared| {
+            if let Some(plan) = prepared.plan.take() {
+                armed = Some(Box::new(plan.clone()));
+                self.arm_attempt(plan, state, attempt)?;
             }
+            // Preparing may have taken a while, and there must be no start after an order to stop.
+            if let Some(reason) = attempt.stop_reason() {
+                return Err(stopped(reason));
+            }
+            if start.is_left_alone() {
+                return Err(failed("its time is up"));
+            }
+            start.set_timeout(prepared.limits.timeout);
+            if has_undo {
+                self.guard.may_start(&key).map_err(failed)?;
+                advance(attempt, Event::Start, Action::Start)?;
+            }
+            prepared.spawn().map_err(failed)
         });
-        let started = started.inspect_err(|_| self.guard.remove(&key))?;
-        Ok((started, waker))
+        let started = started.inspect_err(|_| match has_undo {
+            // The watch over starts has given up on it: whoever undoes it disarms it.
+            true if attempt.is_undoing() => {}
+            true => self.guard.disarm(&key),
+            false => self.guard.remove(&key),
+        })?;
+        Ok(Spawned {
+            started,
+            waker,
+            plan: armed,
+        })
+    }
+
+    /// Has the guard acknowledge the plan, and the server be told.
+    fn arm_attempt(
+        &self,
+        plan: UndoPlan,
+        state: &AgentState,
+        attempt: &Attempt,
+    ) -> Result<(), Outcome> {
+        // It may have waited for a free job.
+        if let Some(limit) = plan.deadman
+            && state.contact.age() >= Duration::from(limit)
+        {
+            return Err(failed(silence(limit)));
+        }
+        advance(attempt, Event::Prepared, Action::Arm)?;
+        // Before the guard has it: from then on it may say that it does not work any more.
+        attempt.keep_plan(plan.clone());
+        self.guard.arm(&plan).map_err(|why| {
+            failed(format!(
+                "not started, because its undo could not be armed: {why}"
+            ))
+        })?;
+        advance(attempt, Event::Acknowledged, Action::ReportArmed)?;
+        state.note_undo(new_report(attempt.id.clone(), UndoState::Armed));
+        Ok(())
+    }
+
+    /// How to run an undo that the server orders. The error is the reason why it cannot be run.
+    pub fn plan_order(&self, job: &UndoJob, instance: &str) -> Result<UndoPlan, String> {
+        if !is_key(&job.key) {
+            return Err("the key of the attempt must be 32 hexadecimal digits".into());
+        }
+        let detail = parse(&job.detail)?;
+        let user = self.allowed_user(&detail)?;
+        let id = AttemptId {
+            execution: job.execution.clone(),
+            attempt: job.attempt,
+        };
+        let order = Order {
+            id: &id,
+            task_id: &job.task_id,
+            task_name: &job.task_name,
+            instance,
+            key: &job.key,
+        };
+        let own = std::env::current_dir().unwrap_or_default();
+        let directory = own.join(detail.workspace.as_deref().unwrap_or_default());
+        let programs = undo_plan::programs(&detail, self.policy.wrapper.as_deref(), &directory)?;
+        let surroundings = Surroundings {
+            directory: None,
+            variables: self.variables(&order, &detail, user.as_ref())?,
+            user: user.map(|user| user.ids),
+            needs_session: self.needs_session,
+        };
+        let mut plan = undo_plan::plan(&order, &detail, programs, &directory, surroundings)
+            .ok_or("the order has no undo")?;
+        plan.deadman = None;
+        plan.command_timeout = None;
+        plan.because(job.reason);
+        plan.command_ended(job.exit_code, job.stdout.as_bytes());
+        Ok(plan)
+    }
+
+    /// Checks the owner's rules, for the command and for what belongs to it. The user to run it as.
+    fn allowed_user(&self, detail: &Detail) -> Result<Option<User>, String> {
+        policy::check(&self.policy, detail)?;
+        for (what, part) in undo_plan::parts(detail)? {
+            policy::check(&self.policy, &part).map_err(|why| format!("{what}: {why}"))?;
+        }
+        let user = detail.user.as_deref().map(User::find).transpose()?;
+        if let Some(user) = &user {
+            policy::check_user(&self.policy, &user.name)?;
+        }
+        Ok(user)
     }
 
     /// Does all that can be done before the start. The error is the outcome if that fails.
     fn prepare(
         &self,
-        job: &Job,
-        instance: &str,
-        key: String,
+        detail: &RawValue,
+        order: &Order<'_>,
         attempt: &Attempt,
         waker: &Waker,
         start: &Start<'_>,
     ) -> Result<Prepared, Outcome> {
-        let mut detail: Detail = serde_json::from_str(job.detail.get()).map_err(|why| {
-            let version = env!("CARGO_PKG_VERSION");
-            failed(format!(
-                "this agent (version {version}) does not understand the detail: {why}"
-            ))
-        })?;
-        policy::check(&self.policy, &detail).map_err(failed)?;
-        let user = detail.user.as_deref().map(User::find).transpose();
-        let user = user.map_err(failed)?;
-        if let Some(user) = &user {
-            policy::check_user(&self.policy, &user.name).map_err(failed)?;
-        }
+        let mut detail = parse(detail).map_err(failed)?;
+        let user = self.allowed_user(&detail).map_err(failed)?;
         let stdin = standard_input(&mut detail).map_err(failed)?;
         if stdin.len() > MAX_STDIN_BYTES {
             return Err(failed(format!(
@@ -181,19 +325,20 @@ impl Runner {
             )));
         }
         let limits = Limits {
-            timeout: match detail.timeout {
-                None => Some(DEFAULT_TIMEOUT),
-                Some(Timeout::After(span)) => Some(span),
-                Some(Timeout::Never) => None,
-            },
+            timeout: undo_plan::command_timeout(&detail),
             kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE).into(),
+            undo: detail.undo.as_ref().map(|undo| Deadman(undo.deadman())),
         };
+        if limits.undo.is_some() && limits.timeout.is_none() {
+            let why = "detail.timeout: must not be -1 with an undo, an experiment has an end";
+            return Err(failed(why));
+        }
         let wrapper = self.policy.wrapper.clone();
         let script = detail.script.take();
         let detail = Arc::new(detail);
-        let owner = user.as_ref().map(User::ids);
+        let owner = user.as_ref().map(User::owner);
         let look = {
-            let (detail, key) = (Arc::clone(&detail), key.clone());
+            let (detail, key) = (Arc::clone(&detail), order.key.to_owned());
             move || {
                 let directory = workspace(&detail)?;
                 let (command, script) = match script {
@@ -202,14 +347,15 @@ impl Runner {
                         script_line(script, &detail, &directory)?
                     }
                     None => {
-                        let command = command_line(&detail, wrapper.as_deref(), &directory)?;
-                        (command, None)
+                        let program = command_line(&detail, wrapper.as_deref(), &directory)?;
+                        (to_command(&program), None)
                     }
                 };
-                Ok((command, script, directory))
+                let undo = undo_plan::programs(&detail, wrapper.as_deref(), &directory)?;
+                Ok((command, script, directory, undo))
             }
         };
-        let (mut command, script, directory) = match &detail.workspace {
+        let (mut command, script, directory, undo) = match &detail.workspace {
             None => {
                 start.set_timeout(limits.timeout);
                 look().map_err(failed)?
@@ -222,27 +368,28 @@ impl Runner {
                 found?.map_err(failed)?
             }
         };
-        if let Some(user) = &user {
-            user.apply(&mut command);
-        }
-        self.set_environment(&mut command, job, instance, &detail)
-            .map_err(failed)?;
+        let variables = { self.variables(order, &detail, user.as_ref()) }.map_err(failed)?;
+        let surroundings = Surroundings {
+            directory: detail.workspace.as_ref().map(|_| directory.clone()),
+            variables,
+            user: user.map(|user| user.ids),
+            needs_session: self.needs_session,
+        };
+        surround(&mut command, &surroundings);
         // Last, because no task may change it: the processes of the attempt are found by it.
-        command.env(KEY_VARIABLE, &key);
-        if let Some(workspace) = &detail.workspace {
-            command.current_dir(workspace);
+        command.env(KEY_VARIABLE, order.key);
+        let plan = undo_plan::plan(order, &detail, undo, &directory, surroundings);
+        if plan.is_some() {
+            command.env(PHASE_VARIABLE, "command");
         }
         // Standard input is a pipe even when there is nothing to read: /dev/null may not exist.
         command.stdin(Stdio::piped());
         let merge = detail.merge_output.unwrap_or(false);
         let output = OutputPipes::open(&mut command, merge)
             .map_err(|why| failed(format!("no pipe for the output: {why}")))?;
-        if self.needs_session {
-            start_session(&mut command);
-        } else {
-            command.process_group(0);
-        }
+        let key = order.key.to_owned();
         Ok(Prepared {
+            plan,
             command,
             script,
             directory,
@@ -253,31 +400,26 @@ impl Runner {
         })
     }
 
-    /// The environment is that of the agent without its secrets, then variables that describe the attempt,
+    /// The variables that are added to the environment of the agent: those that describe the user and the attempt,
     /// then the task's own, which win.
-    fn set_environment(
+    fn variables(
         &self,
-        command: &mut Command,
-        job: &Job,
-        instance: &str,
+        order: &Order<'_>,
         detail: &Detail,
-    ) -> Result<(), String> {
-        for name in SECRETS.iter() {
-            command.env_remove(name);
-        }
-        for (name, value) in &self.tags {
-            command.env(name, value);
-        }
-        let attempt = job.id.attempt.to_string();
+        user: Option<&User>,
+    ) -> Result<Vec<(String, String)>, String> {
+        let mut variables = user.map(User::variables).unwrap_or_default();
+        variables.extend(self.tags.iter().cloned());
+        let attempt = order.id.attempt.to_string();
         for (name, value) in [
-            ("SIDEBIKE_TASK_ID", &*job.task_id),
-            ("SIDEBIKE_TASK_NAME", &job.task_name),
+            ("SIDEBIKE_TASK_ID", order.task_id),
+            ("SIDEBIKE_TASK_NAME", order.task_name),
             ("SIDEBIKE_MACHINE_LABEL", &self.label),
-            ("SIDEBIKE_INSTANCE", instance),
+            ("SIDEBIKE_INSTANCE", order.instance),
             ("SIDEBIKE_ATTEMPT", &attempt),
         ] {
             // A name is free text, and a variable cannot hold a NUL.
-            command.env(name, value.replace('\0', ""));
+            variables.push((name.to_owned(), value.replace('\0', "")));
         }
         for (name, value) in detail.env.iter().flatten() {
             if name.is_empty() || name.contains(['=', '\0']) {
@@ -286,9 +428,9 @@ impl Runner {
             if value.contains('\0') {
                 return Err(format!("detail.env: the value of {name:?} contains a NUL"));
             }
-            command.env(name, value);
+            variables.push((name.clone(), value.clone()));
         }
-        Ok(())
+        Ok(variables)
     }
 }
 
@@ -297,12 +439,32 @@ impl Runner {
 pub enum NotStarted {
     /// It could not be started: the outcome of the attempt.
     Ended(Outcome),
-    /// Its start took too long, and its attempt has ended meanwhile.
-    LeftAlone,
+    /// Its start took too long, and its attempt has ended meanwhile. If the command was started after all, with how it is
+    /// undone.
+    LeftAlone(Option<Box<UndoPlan>>),
+}
+
+/// A command that was started, for whoever supervises it.
+struct Spawned<'a> {
+    started: Started,
+    waker: &'a Waker,
+    /// How it is undone, if it has an undo.
+    plan: Option<Box<UndoPlan>>,
+}
+
+/// What an order says about an attempt, beside its detail.
+pub(super) struct Order<'a> {
+    pub id: &'a AttemptId,
+    pub task_id: &'a str,
+    pub task_name: &'a str,
+    pub instance: &'a str,
+    pub key: &'a str,
 }
 
 /// A command that only has to be started.
 struct Prepared {
+    /// How it is undone, if it has an undo.
+    plan: Option<UndoPlan>,
     command: Command,
     /// The file of its script, if that has one.
     script: Option<TemporaryFile>,
@@ -351,6 +513,38 @@ impl Prepared {
     }
 }
 
+/// The detail of an order.
+fn parse(detail: &RawValue) -> Result<Detail, String> {
+    #[derive(Deserialize)]
+    struct UndoAlone {
+        #[serde(default, deserialize_with = "Undo::strict")]
+        #[allow(dead_code, reason = "only the error counts")]
+        undo: Option<Box<Undo>>,
+    }
+    serde_json::from_str(detail.get()).map_err(|why| {
+        let version = env!("CARGO_PKG_VERSION");
+        let undo = serde_json::from_str::<UndoAlone>(detail.get()).err();
+        let part = if undo.is_some() { "`undo`: " } else { "" };
+        format!("this agent (version {version}) does not understand the detail: {part}{why}")
+    })
+}
+
+/// Whether a text can be the key of an attempt: processes are found by it, so it must not be a common word.
+fn is_key(key: &str) -> bool {
+    key.len() == KEY_DIGITS && key.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Tells the machine of an undo what happened. The error is the outcome if something else is to be done next than was
+/// expected: the attempt was stopped meanwhile.
+fn advance(attempt: &Attempt, event: Event, expected: Action) -> Result<(), Outcome> {
+    match attempt.advance(event) == Some(expected) {
+        true => Ok(()),
+        false => Err(stopped(
+            attempt.stop_reason().unwrap_or(StopReason::Canceled),
+        )),
+    }
+}
+
 fn failed(why: impl Into<String>) -> Outcome {
     Outcome::not_started(ExecutionState::Failed, why)
 }
@@ -381,6 +575,79 @@ fn standard_input(detail: &mut Detail) -> Result<Vec<u8>, String> {
     }
 }
 
+/// Starts a program in a process group of its own, with these variables beside those of its surroundings; those
+/// without a value are removed. Its standard input is empty, and both streams of its output go into the pipe. The
+/// error says why it could not be started.
+pub fn spawn_program(
+    program: &Program,
+    surroundings: &Surroundings,
+    variables: &[(&str, Option<String>)],
+) -> Result<(Child, OwnedFd), String> {
+    let mut command = to_command(program);
+    surround(&mut command, surroundings);
+    for (name, value) in variables {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::piped());
+    let output = OutputPipes::open(&mut command, true)
+        .map_err(|why| format!("no pipe for the output: {why}"))?;
+    let mut child = command.spawn().map_err(|why| {
+        let directory = surroundings.directory.clone().unwrap_or_default();
+        if surroundings.directory.is_some() && !directory.is_dir() {
+            return format!("workspace {directory:?} cannot be used: {why}");
+        }
+        let reason = start_failure::explain(&why, &program.file, &directory);
+        format!("cannot start {}: {reason}", program.file.display())
+    })?;
+    drop(child.stdin.take());
+    Ok((child, output.stdout))
+}
+
+fn to_command(program: &Program) -> Command {
+    let mut command = Command::new(&program.file);
+    if let Some(name) = &program.name {
+        command.arg0(name);
+    }
+    command.args(&program.args);
+    command
+}
+
+/// Has a command start where it belongs: its environment is that of this process without its secrets, and the
+/// variables of the surroundings.
+fn surround(command: &mut Command, surroundings: &Surroundings) {
+    for name in SECRETS.iter() {
+        command.env_remove(name);
+    }
+    for (name, value) in &surroundings.variables {
+        command.env(name, value);
+    }
+    if let Some(directory) = &surroundings.directory {
+        command.current_dir(directory);
+    }
+    if let Some(user) = &surroundings.user {
+        user::apply(user, command);
+    }
+    if surroundings.needs_session {
+        start_session(command);
+    } else {
+        command.process_group(0);
+    }
+    if let Some(limit) = inheritance::own_file_limit() {
+        restore_file_limit(command, limit);
+    }
+}
+
+/// Has the command start with the limit on open files that this process had before it raised its own.
+#[allow(unsafe_code, reason = "std has no stable call for it")]
+fn restore_file_limit(command: &mut Command, limit: Rlimit) {
+    let restore = move || Ok(setrlimit(Resource::Nofile, limit)?);
+    // SAFETY: between fork and exec only this system call is made; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(restore) };
+}
+
 /// Has the command start in a session of its own, which has no terminal. Its number is that of the process
 /// group, as without it. Starting takes half as long again: std cannot use posix_spawn then.
 #[allow(unsafe_code, reason = "std has no stable call for it")]
@@ -390,38 +657,51 @@ fn start_session(command: &mut Command) {
 }
 
 /// The program and its arguments. With a wrapper that is the program, and they are its arguments.
-fn command_line(detail: &Detail, wrapper: Option<&Path>, base: &Path) -> Result<Command, String> {
+pub(super) fn command_line(
+    detail: &Detail,
+    wrapper: Option<&Path>,
+    base: &Path,
+) -> Result<Program, String> {
     match (&detail.command, &detail.argv) {
         (Some(line), None) => {
             let line = without_options(line);
             let path = std::env::var_os("PATH");
             let shell = path_lookup::shell(path.as_deref(), base);
+            let args = ["-c".to_owned(), line.into_owned()];
             if let Some(wrapper) = wrapper {
-                let mut command = Command::new(wrapper);
                 // The wrapper may run the line where there is a shell, for instance in a container.
-                let name = shell.map_or("sh", |(name, _)| name);
-                command.args([name, "-c", &line]);
-                return Ok(command);
+                let name = shell.map_or("sh", |(name, _)| name).to_owned();
+                return Ok(Program {
+                    file: wrapper.into(),
+                    name: None,
+                    args: [name].into_iter().chain(args).collect(),
+                });
             }
             let (name, shell) =
                 shell.ok_or("no shell (bash or sh) on this machine's PATH; use detail.argv")?;
-            let mut command = Command::new(shell);
-            command.arg0(name).arg("-c").arg(&*line);
-            Ok(command)
+            Ok(Program {
+                file: shell,
+                name: Some(name.into()),
+                args: args.into(),
+            })
         }
         (None, Some(argv)) => {
             let (name, args) = argv
                 .split_first()
                 .filter(|(name, _)| !name.is_empty())
                 .ok_or("detail.argv: must name a program")?;
-            if let Some(wrapper) = wrapper {
-                let mut command = Command::new(wrapper);
-                command.args(argv);
-                return Ok(command);
-            }
-            let mut command = Command::new(program(name, detail, base)?);
-            command.arg0(name).args(args);
-            Ok(command)
+            Ok(match wrapper {
+                Some(wrapper) => Program {
+                    file: wrapper.into(),
+                    name: None,
+                    args: argv.clone(),
+                },
+                None => Program {
+                    file: program(name, detail, base)?,
+                    name: Some(name.clone()),
+                    args: args.into(),
+                },
+            })
         }
         _ => Err("detail: must have either command or argv".into()),
     }
@@ -504,7 +784,26 @@ fn is_secret(name: &OsStr) -> bool {
 
 /// Starts this program once more with other arguments, in a process group of its own: a signal of the
 /// terminal goes to the agent's group, and the agent decides what it means.
-pub fn spawn_self(args: &[OsString], stdin: Stdio, stdout: Stdio) -> io::Result<Child> {
+pub fn spawn_self(args: &[OsString], stdin: Stdio) -> io::Result<Child> {
+    this_program()?.args(args).stdin(stdin).spawn()
+}
+
+/// Starts this program once more as a helper of the agent, with a pipe for standard input and without the agent's
+/// secrets.
+pub fn spawn_helper(program: &str, stdout: Stdio) -> io::Result<Child> {
+    let mut command = this_program()?;
+    for name in SECRETS.iter() {
+        command.env_remove(name);
+    }
+    command
+        .arg(program)
+        .stdin(Stdio::piped())
+        .stdout(stdout)
+        .spawn()
+}
+
+/// This program, without arguments, in a process group of its own.
+fn this_program() -> io::Result<Command> {
     let unnamed = || io::Error::other("the path of this program is not known");
     // Without /proc only the name by which it was started is known.
     let own = std::env::current_exe().or_else(|_| {
@@ -513,12 +812,9 @@ pub fn spawn_self(args: &[OsString], stdin: Stdio, stdout: Stdio) -> io::Result<
             .map(PathBuf::from)
             .ok_or_else(unnamed)
     })?;
-    Command::new(own)
-        .args(args)
-        .stdin(stdin)
-        .stdout(stdout)
-        .process_group(0)
-        .spawn()
+    let mut command = Command::new(own);
+    command.process_group(0);
+    Ok(command)
 }
 
 #[cfg(test)]

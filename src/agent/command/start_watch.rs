@@ -25,8 +25,8 @@ const QUIET_LOOKS: u32 = 10;
 const SHORTEST: Duration = Duration::from_secs(1);
 /// Starts that were left alone and still hang, in number. Each has a thread and a process.
 const MAX_HANGING: usize = 32;
-/// The stack of the thread, in bytes.
-pub const STACK_BYTES: usize = 128 * 1024;
+/// The stack of the thread, in bytes: where no other one can be started, it also runs an undo.
+pub const STACK_BYTES: usize = 256 * 1024;
 
 /// The starts that are under way.
 #[derive(Debug, Default)]
@@ -183,7 +183,7 @@ impl Drop for Start<'_> {
 
 /// The outcome of an attempt that was to stop before its command was started.
 pub fn stopped(reason: StopReason) -> Outcome {
-    Outcome::not_started(ExecutionState::Canceled, reason.text())
+    Outcome::not_started(reason.state(), reason.text())
 }
 
 fn timed_out(timeout: TimeSpan) -> Outcome {

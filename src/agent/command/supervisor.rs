@@ -2,8 +2,8 @@
 //!
 //! One thread per command waits for all of them with poll(2). A command has ended when its own process,
 //! the leader of its process group, has ended; what it left in the background lives on. Only a command that
-//! is ended by the agent (its time is up, it was canceled, the agent shuts down) ends with all processes of
-//! its attempt. Its leader is reaped after that: until then the number of the group cannot belong to another
+//! is ended by the agent (its time is up, it was canceled, the agent shuts down) or that has an undo ends with all
+//! processes of its attempt. Its leader is reaped after that: until then the number of the group cannot belong to another
 //! one.
 
 use super::orphaned_pipes::OrphanedPipes;
@@ -17,10 +17,13 @@ use crate::agent::processes::out_of_memory;
 use crate::agent::processes::process_table::ProcessTable;
 use crate::agent::processes::termination::{Progress, Termination};
 use crate::agent::state::AgentState;
+use crate::agent::undo::deadman::{Deadman, silence};
+use crate::agent::undo::machine::Event;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
 use crate::wire::signal;
 use crate::wire::task::ExecutionState;
+use crate::wire::undo::UndoReason;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
@@ -45,6 +48,11 @@ const LAST_OUTPUT: Duration = Duration::from_millis(100);
 const EXIT_LOOK: Duration = Duration::from_millis(20);
 /// The longest time between TERM and KILL when the agent shuts down.
 const MAX_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// The same for a command with an undo: a container has ten seconds in all.
+const MAX_SHUTDOWN_GRACE_WITH_UNDO: Duration = Duration::from_secs(2);
+/// How often the guard is told that the agent lives, while a command with an undo runs. It is also how long after a
+/// suspended machine wakes the silence of the server is noticed.
+const HEARTBEAT_PERIOD: Duration = Duration::from_secs(1);
 /// How long poll(2) is not called again after it failed for lack of memory.
 const POLL_FAILED_PAUSE: Duration = Duration::from_millis(1);
 
@@ -58,6 +66,8 @@ pub struct Limits {
     pub timeout: Option<TimeSpan>,
     /// The time from TERM to KILL.
     pub kill_grace: Duration,
+    /// It has an undo, with this dead man's switch.
+    pub undo: Option<Deadman>,
 }
 
 /// A command that has just been started.
@@ -100,8 +110,9 @@ struct Input {
 /// A command that is being ended.
 #[derive(Debug)]
 struct Ending {
-    state: ExecutionState,
-    msg: String,
+    /// How the attempt ended and why; none if its own process has ended by itself, and what it left is being ended.
+    verdict: Option<(ExecutionState, String)>,
+    begun: Instant,
     processes: AttemptProcesses,
     termination: Termination,
 }
@@ -140,6 +151,8 @@ pub struct Supervisor<'a> {
     exit: Option<ExitStatus>,
     /// How many processes the system had killed for lack of memory when the command started.
     kills_before: Option<u64>,
+    /// When the guard is told next that the agent lives; only of a command with an undo.
+    next_heartbeat: Instant,
     /// When output came of which the reporter has not been told.
     unannounced: Option<Instant>,
     /// Allocated with the first output: many commands write nothing.
@@ -210,6 +223,7 @@ impl<'a> Supervisor<'a> {
             ending: None,
             exit: None,
             kills_before,
+            next_heartbeat: started,
             unannounced: None,
             buffer: Vec::new(),
         }
@@ -299,8 +313,28 @@ impl<'a> Supervisor<'a> {
         };
         let exit_look = (!self.leader_ended && self.pidfd.is_none()).then_some(EXIT_LOOK);
         let announce = self.unannounced.map(|came| until(came + SETTLE));
-        let times = [deadline.map(until), exit_look, announce];
+        let times = [
+            deadline.map(until),
+            exit_look,
+            announce,
+            self.until_silence(),
+            self.limits.undo.map(|_| until(self.next_heartbeat)),
+        ];
         times.into_iter().flatten().min()
+    }
+
+    /// How long the server may still be silent; none if that does not matter, or no more.
+    fn until_silence(&self) -> Option<Duration> {
+        let Deadman(limit) = self.limits.undo.filter(|_| self.ending.is_none())?;
+        Some(Duration::from(limit?).saturating_sub(self.state.contact.age()))
+    }
+
+    /// Tells the guard that the agent lives, if that is due.
+    fn heartbeat(&mut self, now: Instant) {
+        if self.limits.undo.is_some() && now >= self.next_heartbeat {
+            self.next_heartbeat = now + HEARTBEAT_PERIOD;
+            self.guard.contact(self.state.contact.age());
+        }
     }
 
     /// Reads once from a stream: further bytes have to wait until the other descriptors were served.
@@ -317,7 +351,10 @@ impl<'a> Supervisor<'a> {
         match rustix::io::read(open, &mut self.buffer[..]) {
             Ok(0) => *pipe = None,
             Ok(read) => {
-                self.attempt.append(stream, &self.buffer[..read]);
+                let for_undo = self.attempt.append(stream, &self.buffer[..read]);
+                if for_undo > 0 {
+                    self.guard.output(&self.key, &self.buffer[..for_undo]);
+                }
                 self.unannounced.get_or_insert_with(Instant::now);
                 if read == self.buffer.len() {
                     self.buffer.resize(READ_BYTES, 0);
@@ -357,7 +394,13 @@ impl<'a> Supervisor<'a> {
     /// Acts on what has happened. Returns the outcome when the command has ended.
     fn advance(&mut self) -> Option<Outcome> {
         let now = Instant::now();
+        self.heartbeat(now);
         if self.notice_exit() {
+            if self.ending.is_none() && self.limits.undo.is_some() {
+                // The undo must not meet anything of the command.
+                self.stdin = None;
+                self.begin_ending(now, None, UndoReason::Ended, self.limits.kill_grace);
+            }
             let Some(ending) = &mut self.ending else {
                 self.read_what_is_there();
                 if !self.has_open_pipe() {
@@ -381,16 +424,31 @@ impl<'a> Supervisor<'a> {
         if self.ending.is_none() {
             if let Some(reason) = self.attempt.stop_reason() {
                 let grace = match reason {
-                    StopReason::Canceled => self.limits.kill_grace,
+                    StopReason::Canceled
+                    | StopReason::Forgotten
+                    | StopReason::Unguarded
+                    | StopReason::TakenOver => self.limits.kill_grace,
+                    StopReason::Shutdown if self.limits.undo.is_some() => {
+                        self.limits.kill_grace.min(MAX_SHUTDOWN_GRACE_WITH_UNDO)
+                    }
                     StopReason::Shutdown => self.limits.kill_grace.min(MAX_SHUTDOWN_GRACE),
                 };
-                self.begin_ending(now, ExecutionState::Canceled, reason.text().into(), grace);
+                let verdict = (reason.state(), reason.text().into());
+                self.begin_ending(now, Some(verdict), reason.undo_reason(), grace);
             } else if let Some(timeout) = self.limits.timeout
                 && now >= self.started + Duration::from(timeout)
             {
-                let msg = format!("timed out after {timeout}");
+                let verdict = (
+                    ExecutionState::TimedOut,
+                    format!("timed out after {timeout}"),
+                );
                 let grace = self.limits.kill_grace;
-                self.begin_ending(now, ExecutionState::TimedOut, msg, grace);
+                self.begin_ending(now, Some(verdict), UndoReason::TimedOut, grace);
+            } else if self.until_silence() == Some(Duration::ZERO) {
+                let limit = { self.limits.undo }.and_then(|it| it.0).unwrap_or_default();
+                let verdict = (ExecutionState::Failed, silence(limit));
+                let grace = self.limits.kill_grace;
+                self.begin_ending(now, Some(verdict), UndoReason::Deadman, grace);
             }
         }
         self.continue_ending(now)
@@ -426,11 +484,18 @@ impl<'a> Supervisor<'a> {
         }));
     }
 
-    fn begin_ending(&mut self, now: Instant, state: ExecutionState, msg: String, grace: Duration) {
+    fn begin_ending(
+        &mut self,
+        now: Instant,
+        verdict: Option<(ExecutionState, String)>,
+        reason: UndoReason,
+        grace: Duration,
+    ) {
+        self.attempt.advance(Event::Ended(reason));
         self.attempt.ending();
         self.ending = Some(Ending {
-            state,
-            msg,
+            verdict,
+            begun: now,
             processes: AttemptProcesses::new(self.key.clone(), self.group),
             termination: Termination::new(now, grace),
         });
@@ -443,22 +508,40 @@ impl<'a> Supervisor<'a> {
         if progress == Progress::Pending {
             return None;
         }
-        let (state, mut msg) = (ending.state, std::mem::take(&mut ending.msg));
-        if progress == Progress::Survived {
+        let (verdict, begun) = (ending.verdict.take(), ending.begun);
+        let survivors = (progress == Progress::Survived).then(|| {
             let living = ending.processes.describe_living();
             let living = living.unwrap_or_else(|| format!("process group {}", self.group));
             warn!("cannot end {living}");
-            msg.push_str(&format!("; could not be ended: {living}"));
-        }
+            format!("could not be ended: {living}")
+        });
         self.read_the_rest();
         self.attempt.release_processes();
+        // The guard has an attempt with an undo on its list until it is undone. It has to forget the group.
+        let has_undo = self.limits.undo.is_some();
+        if has_undo {
+            self.guard.undoing(&self.key);
+        }
         if self.leader_ended {
-            self.guard.remove(&self.key);
+            if !has_undo {
+                self.guard.remove(&self.key);
+            }
             self.reap();
         } else if let Some(child) = self.child.take() {
-            self.survivors.add(child, self.key.clone());
+            let key = Some(self.key.clone()).filter(|_| !has_undo);
+            self.survivors.add(child, key);
         }
-        Some(self.outcome(state, msg, Instant::now()))
+        self.attempt.advance(Event::TreeEnded);
+        let at = match verdict {
+            Some(_) => Instant::now(),
+            None => begun,
+        };
+        let (state, mut msg) = verdict.unwrap_or_else(|| self.verdict_of_exit());
+        if let Some(survivors) = survivors {
+            let separator = if msg.is_empty() { "" } else { "; " };
+            msg.push_str(&format!("{separator}{survivors}"));
+        }
+        Some(self.outcome(state, msg, at))
     }
 
     /// The outcome of a command that ended `at` that time.
@@ -467,6 +550,12 @@ impl<'a> Supervisor<'a> {
         self.attempt.release_processes();
         self.guard.remove(&self.key);
         self.reap();
+        let (state, msg) = self.verdict_of_exit();
+        self.outcome(state, msg, at)
+    }
+
+    /// How a command ended whose own process has been reaped, and why it did not succeed.
+    fn verdict_of_exit(&self) -> (ExecutionState, String) {
         let (code, signal) = self
             .exit
             .map_or((None, None), |exit| (exit.code(), exit.signal()));
@@ -488,7 +577,7 @@ impl<'a> Supervisor<'a> {
                 "; memory may be the reason: it ran out meanwhile, and the system killed {killed} of the processes here"
             ));
         }
-        self.outcome(state, msg, at)
+        (state, msg)
     }
 
     /// How many processes the system has killed for lack of memory since the command started; none if none.

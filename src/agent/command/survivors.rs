@@ -29,8 +29,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Each with the key of its attempt.
-    commands: Vec<(Child, String)>,
+    /// Each with the key by which the guard has it on its list, if it has.
+    commands: Vec<(Child, Option<String>)>,
     is_running: bool,
 }
 
@@ -45,8 +45,8 @@ impl Survivors {
         }
     }
 
-    /// Adds a command. The guard has it on its list until it has ended.
-    pub fn add(&self, child: Child, key: String) {
+    /// Adds a command. If the guard has it on its list, by this key, it stays there until it has ended.
+    pub fn add(&self, child: Child, key: Option<String>) {
         let mut state = lock(&self.shared.state);
         if state.commands.len() >= MAX_SURVIVORS {
             drop(state);
@@ -87,7 +87,9 @@ fn wait(shared: &Shared) {
         let is_over = !state.is_running;
         drop(state);
         for (process, key) in ended {
-            shared.guard.remove(&key);
+            if let Some(key) = key {
+                shared.guard.remove(&key);
+            }
             info!("process {process}, which could not be ended, has ended");
         }
         if is_over {

@@ -3,6 +3,7 @@
 //! Users and groups are read from /etc/passwd and /etc/group, as a static program can do no more. Only an agent that
 //! runs as root can start commands as another user.
 
+use super::program::UserIds;
 use rustix::process::{Gid, Uid, geteuid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use std::io;
@@ -23,9 +24,8 @@ pub struct User {
     pub name: String,
     /// Its home.
     pub home: String,
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
+    /// Its numbers.
+    pub ids: UserIds,
 }
 
 impl User {
@@ -45,34 +45,41 @@ impl User {
             .ok_or_else(|| format!("detail.user: there is no user {wanted:?} on this machine"))
     }
 
-    /// Its numbers.
-    pub fn ids(&self) -> (Uid, Gid) {
-        (Uid::from_raw(self.uid), Gid::from_raw(self.gid))
+    /// Whom its files belong to.
+    pub fn owner(&self) -> (Uid, Gid) {
+        (Uid::from_raw(self.ids.uid), Gid::from_raw(self.ids.gid))
     }
 
-    /// Has a command start as this user.
-    #[allow(
-        unsafe_code,
-        reason = "std has no stable call for supplementary groups"
-    )]
-    pub fn apply(&self, command: &mut Command) {
-        command
-            .env("HOME", &self.home)
-            .env("USER", &self.name)
-            .env("LOGNAME", &self.name);
-        let groups: Vec<Gid> = self.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-        let (uid, gid) = self.ids();
-        let change = move || -> io::Result<()> {
-            // The user last: after that the others are not permitted.
-            set_thread_groups(&groups)?;
-            set_thread_res_gid(gid, gid, gid)?;
-            set_thread_res_uid(uid, uid, uid)?;
-            Ok(())
-        };
-        // SAFETY: between fork and exec only system calls are made, on values that were made before; nothing is
-        // allocated and no lock is taken. The new process has one thread, so the calls for a thread change all of it.
-        unsafe { command.pre_exec(change) };
+    /// The variables that name it.
+    pub fn variables(&self) -> Vec<(String, String)> {
+        [
+            ("HOME", &self.home),
+            ("USER", &self.name),
+            ("LOGNAME", &self.name),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.clone()))
+        .into()
     }
+}
+
+/// Has a command start as the user with these numbers.
+#[allow(
+    unsafe_code,
+    reason = "std has no stable call for supplementary groups"
+)]
+pub fn apply(ids: &UserIds, command: &mut Command) {
+    let groups: Vec<Gid> = ids.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    let (uid, gid) = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
+    let change = move || -> io::Result<()> {
+        // The user last: after that the others are not permitted.
+        set_thread_groups(&groups)?;
+        set_thread_res_gid(gid, gid, gid)?;
+        set_thread_res_uid(uid, uid, uid)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made, on values that were made before; nothing is
+    // allocated and no lock is taken. The new process has one thread, so the calls for a thread change all of it.
+    unsafe { command.pre_exec(change) };
 }
 
 fn parse(users: &str, groups: &str, wanted: &str) -> Option<User> {
@@ -107,9 +114,11 @@ fn parse(users: &str, groups: &str, wanted: &str) -> Option<User> {
     Some(User {
         name: name.to_owned(),
         home: home.to_owned(),
-        uid: uid.parse().ok()?,
-        gid,
-        groups: all,
+        ids: UserIds {
+            uid: uid.parse().ok()?,
+            gid,
+            groups: all,
+        },
     })
 }
 
@@ -127,9 +136,11 @@ mod tests {
             User {
                 name: "app".into(),
                 home: "/srv/app".into(),
-                uid: 7,
-                gid: 70,
-                groups: vec![70, 80, 90],
+                ids: UserIds {
+                    uid: 7,
+                    gid: 70,
+                    groups: vec![70, 80, 90],
+                },
             }
         );
         assert_eq!(parse(users, groups, "7").unwrap().home, "/seven");

@@ -21,6 +21,7 @@ const MAX_NAMED: usize = 5;
 /// The processes of one attempt.
 #[derive(Debug)]
 pub struct AttemptProcesses {
+    /// Empty when the group alone counts.
     key: String,
     group: Option<Group>,
     /// The processes that the latest look found. All have got a signal.
@@ -51,6 +52,12 @@ impl AttemptProcesses {
     pub fn of_dead_agent(key: String, group: Option<Pid>) -> Self {
         let now = now_in_ticks();
         Self::with_group(key, group.map(|group| Group::Foreign(group, now)))
+    }
+
+    /// The processes of one group and their descendants, whatever key they have. The same holds for the leader as in
+    /// [`AttemptProcesses::new`].
+    pub fn of_group(group: Pid) -> Self {
+        Self::with_group(String::new(), Some(Group::Own(group)))
     }
 
     fn with_group(key: String, group: Option<Group>) -> Self {
@@ -185,6 +192,9 @@ impl AttemptProcesses {
     /// Whether a process has the key. A process that did not have it can only get it from a process that
     /// has it, and then it is a child of that one.
     fn has_key(&self, process: &Process) -> bool {
+        if self.key.is_empty() {
+            return false;
+        }
         let mut strangers = self.strangers.borrow_mut();
         if strangers.contains(&process.id()) {
             return false;

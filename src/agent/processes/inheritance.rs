@@ -4,7 +4,34 @@
 
 use log::warn;
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
+
+/// The limit on open files that this process had before it raised it.
+static FILE_LIMIT: OnceLock<Rlimit> = OnceLock::new();
+
+/// Raises the limit on open files as far as allowed, for this process alone. How many there may be.
+pub fn raise_file_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let limit = FILE_LIMIT.get_or_init(|| limit);
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    current.map_or(usize::MAX, |most| {
+        usize::try_from(most).unwrap_or(usize::MAX)
+    })
+}
+
+/// The limit on open files that commands are to have, if that of this process was raised.
+pub fn own_file_limit() -> Option<Rlimit> {
+    FILE_LIMIT.get().copied()
+}
 
 /// Prepares this process for starting commands.
 pub fn clear() {

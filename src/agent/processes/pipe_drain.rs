@@ -4,14 +4,15 @@
 //! block it. So the agent hands the read ends to its guard, over a socket. There they cost the agent no descriptor,
 //! however many there are, and stay open when the agent ends: what a command left running lives on.
 
+use super::inheritance;
 use rustix::event::epoll;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recvmsg, sendmsg, shutdown,
+    socketpair,
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
@@ -34,9 +35,15 @@ const STACK_BYTES: usize = 64 * 1024;
 /// What an event of the socket carries; those of pipes carry their numbers, from 1.
 const SOCKET: u64 = 0;
 
-/// The agent's end of the socket.
+/// The agent's end of the socket. What the other process writes to its own end is read from here.
 #[derive(Debug)]
 pub struct PipeSender(OwnedFd);
+
+impl AsFd for PipeSender {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl PipeSender {
     /// A sender, and the end for the process that is to drain the pipes.
@@ -85,17 +92,32 @@ struct Drain {
     buffer: Vec<u8>,
 }
 
+impl Drop for Drain {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.socket {
+            refuse(socket);
+        }
+    }
+}
+
+/// Has the agent's sends fail. What is sent to the agent over the same socket goes on.
+fn refuse(socket: &OwnedFd) {
+    let _ = shutdown(socket, Shutdown::Read);
+}
+
 impl Drain {
     fn new(socket: OwnedFd) -> io::Result<Drain> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC);
+        let epoll = epoll.inspect_err(|_| refuse(&socket))?;
         let data = epoll::EventData::new_u64(SOCKET);
-        epoll::add(&epoll, &socket, data, epoll::EventFlags::IN)?;
+        let added = epoll::add(&epoll, &socket, data, epoll::EventFlags::IN);
+        added.inspect_err(|_| refuse(&socket))?;
         Ok(Drain {
             epoll,
             socket: Some(socket),
             pipes: BTreeMap::new(),
             next: SOCKET + 1,
-            max: MAX_PIPES.min(descriptors().saturating_sub(OTHER_FILES)),
+            max: MAX_PIPES.min(inheritance::raise_file_limit().saturating_sub(OTHER_FILES)),
             buffer: Vec::new(),
         })
     }
@@ -154,7 +176,11 @@ impl Drain {
                 }
                 Err(Errno::AGAIN | Errno::INTR) => return,
                 // The agent is gone.
-                Ok(_) | Err(_) => self.socket = None,
+                Ok(_) | Err(_) => {
+                    // This process has it open elsewhere too.
+                    let _ = epoll::delete(&self.epoll, socket);
+                    self.socket = None;
+                }
             }
         }
     }
@@ -196,21 +222,4 @@ impl Drain {
     fn close(&self, pipe: &OwnedFd) {
         let _ = epoll::delete(&self.epoll, pipe);
     }
-}
-
-/// How many files this process may have open; raises the limit as far as allowed. It starts no command, which would
-/// inherit that.
-fn descriptors() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    let current = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum,
-        Err(_) => limit.current,
-    };
-    current.map_or(usize::MAX, |most| {
-        usize::try_from(most).unwrap_or(usize::MAX)
-    })
 }

@@ -39,7 +39,7 @@ pub struct Process {
 }
 
 /// All processes that this one can see.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ProcessTable {
     /// The processes, in no order.
     pub processes: Vec<Process>,
@@ -119,6 +119,14 @@ impl Process {
         found.as_deref() == Some(key.as_bytes())
     }
 
+    /// Whether this is the first argument it was started with.
+    pub fn has_first_argument(&self, argument: &str) -> bool {
+        let mut start = [0; MAX_STAT_BYTES];
+        let read = read_start(&format!("/proc/{}/cmdline", self.pid), &mut start);
+        let mut words = start[..read.unwrap_or(0)].split(|byte| *byte == 0);
+        words.nth(1) == Some(argument.as_bytes())
+    }
+
     /// Sends it a signal, and never to another process that got its number.
     pub fn send(&self, signal: Signal) {
         let Some(pid) = Pid::from_raw(self.pid) else {
@@ -152,6 +160,13 @@ pub fn now_in_ticks() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let ticks = now.tv_sec * TICKS_PER_SECOND + now.tv_nsec * TICKS_PER_SECOND / 1_000_000_000;
     u64::try_from(ticks).unwrap_or(0)
+}
+
+/// The time of the same clock in milliseconds. It goes on while the machine is suspended, and cannot be set.
+pub fn now_in_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let ms = now.tv_sec.saturating_mul(1_000) + now.tv_nsec / 1_000_000;
+    u64::try_from(ms).unwrap_or(0)
 }
 
 /// Reads the start of a small file, in as few system calls as possible. How many bytes there are.
