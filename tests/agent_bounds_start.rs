@@ -7,7 +7,7 @@ use fake::shim::Shim;
 use fake::{Agent, Server, alive, eventually};
 use serde_json::json;
 use sidebike::wire::task::ExecutionState;
-use sidebike::wire::undo::UndoState;
+use sidebike::wire::undo::{UndoReason, UndoState};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -282,6 +282,63 @@ fn a_start_that_does_not_return_is_left_alone() {
     assert_eq!(agent.wait(), Some(0));
     assert!(since.elapsed() < Duration::from_secs(8));
     assert_eq!(server.result("shut-down").state, ExecutionState::Canceled);
+}
+
+/// Nobody knows whether such a command was started, so it is undone; and once more if it was.
+#[test]
+fn a_start_that_does_not_return_is_undone() {
+    let Some(shim) = Shim::new("undo-start", HANGING_START) else {
+        return;
+    };
+    let server = Server::new();
+    let _agent = agent(&server, &shim, &["--jobs", "1"]);
+    let (program, log, hangs) = (
+        shim.path("hanging"),
+        shim.path("log"),
+        shim.path("hangs-now"),
+    );
+    std::fs::write(&program, format!("#!/bin/sh\necho ran >> {log}\n")).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let lines = || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let undo = json!({"command": format!("echo $SIDEBIKE_UNDO_REASON >> {log}")});
+    for (name, reason, state) in [
+        ("timed-out", UndoReason::TimedOut, ExecutionState::TimedOut),
+        ("canceled", UndoReason::Canceled, ExecutionState::Canceled),
+    ] {
+        std::fs::write(&hangs, "").unwrap();
+        let timeout = if name == "timed-out" { 1.5 } else { 300.0 };
+        server.start(
+            name,
+            json!({"argv": [&program], "timeout": timeout, "undo": undo}),
+        );
+        let mark = shim.path("begun");
+        eventually("the start has begun", || Path::new(&mark).exists());
+        let pid: i32 = std::fs::read_to_string(&mark).unwrap().parse().unwrap();
+        std::fs::remove_file(&mark).unwrap();
+        if name == "canceled" {
+            server.cancel(name);
+        }
+        let report = server.undone(name);
+        assert_eq!(
+            (report.state, report.reason),
+            (UndoState::Done, Some(reason))
+        );
+        assert_eq!(server.result(name).state, state);
+        assert!(!alive(pid), "it may still be run");
+        assert_eq!(lines(), [reason.word()]);
+        // Its slot is free, though the thread still hangs.
+        let other = format!("after-{name}");
+        server.start(&other, json!({"command": "true"}));
+        assert_eq!(server.result(&other).state, ExecutionState::Succeeded);
+        std::fs::remove_file(&hangs).unwrap();
+        eventually("it is undone once more", || {
+            lines() == [reason.word(), reason.word()]
+        });
+        std::fs::remove_file(&log).unwrap();
+    }
 }
 
 #[test]

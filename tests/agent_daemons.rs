@@ -3,11 +3,12 @@
 
 mod fake;
 
-use fake::{Agent, Server, alive, eventually};
+use fake::{Agent, Server, alive, eventually, unshare};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use sidebike::wire::agent::Stream;
 use sidebike::wire::task::ExecutionState;
+use std::time::{Duration, Instant};
 
 /// A daemon that counts what it has written, on standard error of the command; a line above the capacity of a pipe in
 /// all. It ends when it cannot write.
@@ -193,5 +194,27 @@ fn without_a_guard_a_daemon_keeps_its_pipe_too() {
         let daemon = Daemon::start(&server, "stopped-guard");
         send("-CONT");
         daemon.assert_writes();
+    }
+}
+
+/// Everything in a container ends with process 1. So it waits for no daemon.
+#[test]
+fn a_container_ends_with_its_agent() {
+    for (signal, code) in [("TERM", 0), ("KILL", 137)] {
+        let namespace = ["--pid", "--fork", "--kill-child", "--mount-proc"];
+        let Some(unshare) = unshare(&namespace, "") else {
+            return;
+        };
+        let server = Server::new();
+        let mut agent = Agent::start_by(unshare, &server);
+        server.start("daemon", json!({"command": "sleep 300 &"}));
+        let result = server.result("daemon");
+        assert_eq!(result.state, ExecutionState::Succeeded, "{result:?}");
+        let begun = Instant::now();
+        // The agent is the parent of its commands.
+        let end = format!("kill -{signal} $PPID; sleep 0.1");
+        server.start("end", json!({"command": end}));
+        assert_eq!(agent.wait(), Some(code), "by {signal}");
+        assert!(begun.elapsed() < Duration::from_secs(60));
     }
 }

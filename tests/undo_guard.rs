@@ -641,3 +641,21 @@ fn process_1_waits_for_the_guard_of_a_killed_agent() {
     assert_eq!(folder.lines("log"), ["c", "u agentLost"]);
     assert_eq!(agent.wait(), Some(137));
 }
+
+/// The guard may have more files open than the agent. That is no matter of what it starts.
+#[test]
+fn an_undo_by_the_guard_has_the_limits_of_the_agent() {
+    let server = Server::new();
+    let folder = Folder::new("limits");
+    let mut starter = Command::new("sh");
+    starter.args(["-c", "ulimit -S -n 300; exec \"$@\"", "sh"]);
+    let mut agent = Agent::start_by(starter, &server);
+    let command = "ulimit -S -n >> ran; exec sleep 300";
+    let detail = folder.detail_of(command, "ulimit -S -n >> undone; ulimit -H -n >> most");
+    server.start("x.1", detail);
+    folder.until("ran", 1);
+    kill(&mut agent);
+    assert_undone_by_guard(&server, "x.1");
+    assert_eq!(folder.lines("undone"), folder.lines("ran"));
+    assert_ne!(folder.lines("undone"), folder.lines("most"));
+}

@@ -5,7 +5,7 @@
 //! from their supervisors, so process 1 does nothing else: it starts the real agent, passes signals on,
 //! reaps, and ends as the agent ended. Everything else in the container ends with process 1, so it waits for the guard
 //! of an agent that was killed: that may have something to undo, and effects on the network of a pod would outlive the
-//! container.
+//! container. A guard that only drains pipes of background processes ends then: they end as well.
 
 use super::guard;
 use super::process_table::ProcessTable;

@@ -17,7 +17,9 @@
 //! | `settle` | ending and undoing one attempt in place of the agent |
 //! | `report` | telling the server: the program that the guard starts for that |
 //!
-//! Orders come on the guard's standard input, answers go to its standard output:
+//! Orders come on the guard's standard input. Its standard output is a socket: answers go there, and the agent hands
+//! over the pipes of background processes by it, see [`super::pipe_drain`]. The guard drains them as long as there are
+//! any, whether the agent lives or not.
 //!
 //! | order | what it means | answer |
 //! | --- | --- | --- |

@@ -43,7 +43,7 @@ impl Shared {
         match started {
             Ok(_) => Ok(()),
             Err(why) => {
-                // The other end of its answers is closed: it cannot be used any more.
+                // Without its answers nothing can be armed with it.
                 state.end_process(&format!("no thread is left for its answers ({why})"));
                 state.start_process();
                 Err(format!("no thread is left for the guard: {why}"))
