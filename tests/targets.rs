@@ -359,6 +359,14 @@ fn of_twenty_submits_at_once_none_takes_the_last_healthy_machine() {
         refused.msg(),
         "keepAlive: 5 of 10 machines must stay (50 %), 10 are healthy, so 5 may be hit; 6 were asked for"
     );
+    let mut all = posted(1);
+    all["keepAlive"] = u32::MAX.into();
+    let refused = server.post("/api/v1/task", &all);
+    assert_eq!(refused.status, 409);
+    assert_eq!(
+        refused.msg(),
+        "keepAlive: 4294967295 of 10 machines must stay, 10 are healthy, so none may be hit; 1 were asked for"
+    );
     server.submit(posted(5));
 }
 

@@ -407,10 +407,12 @@ impl Core {
         let healthy = pool.len() as u32;
         let pool = HashSet::<MachineKey>::from_iter(pool);
         let hit = chosen.iter().filter(|key| pool.contains(key)).count() as u32;
-        if healthy >= must_stay + hit {
+        // Subtracted, not added: the sum of a posted number and of these can be more than the type holds.
+        let spare = healthy.saturating_sub(must_stay);
+        if healthy >= must_stay && hit <= spare {
             return Ok(());
         }
-        let may_be_hit = match healthy.saturating_sub(must_stay) {
+        let may_be_hit = match spare {
             0 => "none".to_owned(),
             number => number.to_string(),
         };
