@@ -930,6 +930,14 @@ fn machines_are_selected_by_tags_hosts_labels_and_instances() {
         assert_eq!(refused.status, 400);
         assert!(refused.msg().starts_with(why), "{}", refused.msg());
     }
+    let filters = |number: usize| vec!["tag=zone=%5Ecn-"; number].join("&");
+    let filtered = |number| server.get(&format!("/api/v1/machine?{}", filters(number)));
+    assert_eq!(filtered(16).data().as_array().unwrap().len(), 2);
+    assert_eq!(filtered(17).status, 400);
+    assert_eq!(
+        filtered(17).msg(),
+        "tag: can be given 16 times at most, got 17"
+    );
     // A command finds the tags of its machine.
     let posted = json!({
         "machinePattern": ".", "machineTags": {"role": "."},
