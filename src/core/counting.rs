@@ -21,9 +21,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// The most labels named in a refusal.
-const MAX_NAMED: usize = 10;
+pub(super) const MAX_NAMED: usize = 10;
 /// How long a restored server waits for the machines that it knew, before it counts.
-const COUNTING: TimeSpan = TimeSpan::from_secs(60);
+const RECOUNT_WAIT: TimeSpan = TimeSpan::from_secs(60);
 
 /// What a task says about how many machines it may hit.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -101,7 +101,7 @@ pub struct Preview {
 pub(super) struct Recount {
     /// When it counts in any case.
     until: Time,
-    /// How many machines there were, and have not come.
+    /// How many of the machines that it knew have not come back.
     missing: usize,
 }
 
@@ -109,12 +109,12 @@ impl Recount {
     /// A wait for so many machines.
     pub fn of(now: Time, machines: usize) -> Self {
         Recount {
-            until: now.plus(COUNTING),
+            until: now.plus(RECOUNT_WAIT),
             missing: machines,
         }
     }
 
-    /// A machine has come that was not heard of since the start.
+    /// A machine has polled for the first time since the start.
     pub fn came(&mut self) {
         self.missing = self.missing.saturating_sub(1);
     }
@@ -329,19 +329,19 @@ impl Core {
     /// Drops each machine that another with its host and label has probably replaced: the other one appeared after
     /// it, and its poll is not held and it was not heard of since.
     fn drop_replaced(&self, machines: &mut Vec<MachineKey>) {
-        let place = |key: &MachineKey| {
+        let host_and_label = |key: &MachineKey| {
             let machine = self.machine(*key);
             (machine.host.clone(), machine.label.clone())
         };
         let mut newest: HashMap<_, Time> = HashMap::new();
         for key in machines.iter() {
-            let since = newest.entry(place(key)).or_default();
+            let since = newest.entry(host_and_label(key)).or_default();
             *since = self.machine(*key).since.max(*since);
         }
         machines.retain(|key| {
             let machine = self.machine(*key);
-            let is_newest = machine.since >= newest[&place(key)];
-            is_newest || machine.poll_held || machine.last_seen >= newest[&place(key)]
+            let newest = newest[&host_and_label(key)];
+            machine.since >= newest || machine.poll_held || machine.last_seen >= newest
         });
     }
 
@@ -351,7 +351,7 @@ impl Core {
         canary.map_or_else(BTreeSet::new, |canary| self.match_index.matching(canary))
     }
 
-    /// Leaves so many machines, chosen by the task's id, in their order. Those of the first step are spared last.
+    /// Chooses so many of the machines by the task's id, and spares the others. Those of the first step are spared last.
     fn spare(&self, id: &str, number: usize, spec: &Spec, choice: &mut Choice) {
         let canary = self.canary(spec);
         let mut chosen = choice.machines.clone();
@@ -378,7 +378,7 @@ impl Core {
         if !self.keeps(Rule::OfflineIsOfThePool) {
             pool.retain(|key| self.machine(*key).state != MachineState::Offline);
         }
-        // Who said goodbye does not come back: a redeploy must not leave a pool of which half is gone.
+        // A machine that said goodbye does not come back. If it counted, each redeploy would double the pool.
         pool.retain(|key| !self.machine(*key).left);
         self.drop_replaced(&mut pool);
         let (keep, total) = (keep_alive.keep, pool.len());
@@ -425,7 +425,7 @@ impl Core {
         )))
     }
 
-    /// Sorts the targets of a rollout.
+    /// Sorts targets in the order of a rollout.
     fn sort(&self, id: &str, order: Order, machines: &mut [MachineKey]) {
         match order {
             Order::Joined => machines.sort(),
@@ -437,22 +437,25 @@ impl Core {
         }
     }
 
-    /// These machines, for a refusal.
+    /// The labels of these machines after a colon, for a refusal. Empty if there are none.
     fn named(&self, machines: &[MachineKey]) -> String {
         let mut labels: Vec<&str> = machines
             .iter()
             .map(|key| &*self.machine(*key).label)
             .collect();
         labels.sort_by(|a, b| natural(a, b));
-        let more = match labels.len() > MAX_NAMED {
-            true => ", …",
-            false => "",
-        };
-        labels.truncate(MAX_NAMED);
         match labels.is_empty() {
             true => String::new(),
-            false => format!(": {}{more}", labels.join(", ")),
+            false => format!(": {}", first_named(&labels)),
         }
+    }
+}
+
+/// The first of these labels, for a refusal.
+pub(super) fn first_named(labels: &[&str]) -> String {
+    match labels.get(..MAX_NAMED) {
+        Some(first) if first.len() < labels.len() => format!("{}, …", first.join(", ")),
+        _ => labels.join(", "),
     }
 }
 
@@ -483,8 +486,8 @@ fn natural(a: &str, b: &str) -> Ordering {
     a.len().cmp(&b.len())
 }
 
-/// A number that an id and an instance decide, without order: for a choice that a repeat makes again. FNV-1a, whose
-/// last step alone would leave the order of instances that differ in their last digit.
+/// A hash of an id and an instance, for a random order that a repeat with the same id makes again. FNV-1a with further
+/// mixing: alone it would leave instances that differ in their last digit in order.
 fn mixed(id: &str, instance: &str) -> u64 {
     const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0100_0000_01b3;

@@ -33,7 +33,7 @@ pub(super) struct TraitsEntry {
     pub machines: BTreeSet<MachineKey>,
     /// Without those that name instances.
     pub selectors: BTreeSet<SelectorKey>,
-    /// Those that name instances; which of the machines they mean is another question.
+    /// Those that name instances: each means only those of the machines that it names.
     naming: BTreeSet<SelectorKey>,
     /// The generation in which they were added.
     added: u64,
@@ -103,6 +103,7 @@ pub(super) struct SelectorEntry {
     pub open: BTreeSet<TaskKey>,
     /// The last spec that was submitted, while a task still uses it.
     pub last_spec: Weak<Spec>,
+    /// The clock of the index when it was last used.
     used: u64,
     /// The generation in which it was added.
     added: u64,
@@ -118,7 +119,7 @@ impl SelectorEntry {
         self.traits.contains(&traits) && self.selector.names(instance)
     }
 
-    /// The only instances that it means; none if all are.
+    /// The only instances that it means; `None` if it names none.
     pub fn instances(&self) -> Option<&BTreeSet<Arc<str>>> {
         self.selector.text().instances()
     }
@@ -134,6 +135,7 @@ pub(super) struct MatchIndex {
     selector_keys: HashMap<SelectorText, SelectorKey>,
     /// The selectors that name an instance.
     naming: HashMap<Arc<str>, BTreeSet<SelectorKey>>,
+    /// How often a selector has been used so far.
     clock: u64,
     /// How many traits and selectors have been added so far.
     generation: u64,
@@ -168,15 +170,14 @@ impl MatchIndex {
         if self.selector_keys.contains_key(selector) {
             return None;
         }
-        let snapshot = self.traits_snapshot.take().unwrap_or_else(|| {
+        let snapshot = self.traits_snapshot.get_or_insert_with(|| {
             let traits = { self.traits.iter() }.map(|(n, t)| (TraitsKey(n), t.traits.clone()));
             TraitsSnapshot {
                 generation: self.generation,
                 traits: Arc::new(traits.collect()),
             }
         });
-        self.traits_snapshot = Some(snapshot.clone());
-        Some(snapshot)
+        Some(snapshot.clone())
     }
 
     /// The selectors of this moment, unless the traits are known.
@@ -184,7 +185,7 @@ impl MatchIndex {
         if self.traits_keys.contains_key(traits) {
             return None;
         }
-        let snapshot = self.selector_snapshot.take().unwrap_or_else(|| {
+        let snapshot = self.selector_snapshot.get_or_insert_with(|| {
             let selectors = self.selectors.iter();
             let selectors = selectors.map(|(n, s)| (SelectorKey(n), s.selector.clone()));
             SelectorSnapshot {
@@ -192,12 +193,11 @@ impl MatchIndex {
                 selectors: Arc::new(selectors.collect()),
             }
         });
-        self.selector_snapshot = Some(snapshot.clone());
-        Some(snapshot)
+        Some(snapshot.clone())
     }
 
-    /// The traits that match a selector: those found in a snapshot that are still there, and those of the ones that
-    /// were added since that match.
+    /// The traits that match a selector: the matches in a snapshot that are still there, and the matches among those
+    /// that were added later.
     fn traits_of(&self, selector: &Selector, matches: Option<&Matches>) -> BTreeSet<TraitsKey> {
         let since = matches.map_or(0, |matches| matches.generation);
         let newer = self.traits_by_generation.range(since + 1..);
@@ -212,7 +212,7 @@ impl MatchIndex {
         known.chain(newer).collect()
     }
 
-    /// The same for new traits.
+    /// The selectors that match new traits, found in the same way.
     fn selectors_of_traits(
         &self,
         traits: &Traits,
@@ -306,7 +306,7 @@ impl MatchIndex {
             .flat_map(|(_, entry)| entry.open.iter().copied())
     }
 
-    /// Adds a machine to its traits. What was found of them outside the lock need not be found again.
+    /// Adds a machine to its traits. If these are new, `matches` are their matches in a snapshot.
     pub fn add_machine(
         &mut self,
         traits: Traits,
@@ -321,7 +321,7 @@ impl MatchIndex {
         key
     }
 
-    /// Removes a machine from its traits; they go with their last machine.
+    /// Removes a machine from its traits, and with their last machine the traits.
     pub fn remove_machine(&mut self, key: TraitsKey, machine: MachineKey) {
         let entry = self.traits.get_mut(key.0);
         entry.machines.remove(&machine);
@@ -484,6 +484,9 @@ impl MatchIndex {
     }
 }
 
+/// What every use of a slot relies on.
+const IN_USE: &str = "no key is used after its slot was freed";
+
 /// Values that each keep their index; free indexes are reused.
 #[derive(Debug)]
 struct Slots<T> {
@@ -516,13 +519,11 @@ impl<T> Slots<T> {
 
     fn remove(&mut self, n: usize) -> T {
         self.free.push(n);
-        self.slots[n].take().expect("a slot is removed once")
+        self.slots[n].take().expect(IN_USE)
     }
 
     fn get(&self, n: usize) -> &T {
-        self.slots[n]
-            .as_ref()
-            .expect("a key outlives its slot only by a mistake in this file")
+        self.slots[n].as_ref().expect(IN_USE)
     }
 
     fn try_get(&self, n: usize) -> Option<&T> {
@@ -530,9 +531,7 @@ impl<T> Slots<T> {
     }
 
     fn get_mut(&mut self, n: usize) -> &mut T {
-        self.slots[n]
-            .as_mut()
-            .expect("a key outlives its slot only by a mistake in this file")
+        self.slots[n].as_mut().expect(IN_USE)
     }
 
     fn iter(&self) -> impl Iterator<Item = (usize, &T)> {

@@ -1,7 +1,7 @@
 //! The operations of users: submit, rerun, cancel, delete. Those that change the pace of a task are in `pacing.rs`.
 
 use super::abilities::Abilities;
-use super::counting::Choice;
+use super::counting::{Choice, MAX_NAMED, first_named};
 use super::invariants::Rule;
 use super::machine::JoinCursor;
 use super::match_index::SelectorKey;
@@ -24,9 +24,6 @@ const CANCEL_CONFIRMED_WITHIN: TimeSpan = TimeSpan::from_secs(60);
 const MAX_JOINS: usize = 500;
 /// The cursor of a machine that has joined nothing.
 pub(super) const JOIN_ALL: JoinCursor = (SelectorKey::FIRST, TaskKey(0));
-
-/// The most labels named in a refusal.
-const MAX_NAMED: usize = 10;
 
 /// Which executions of a task to cancel.
 #[derive(Debug, Clone)]
@@ -571,15 +568,10 @@ impl Refusal {
     /// The refusal for a task that has no execution on this machine.
     pub fn not_on(task: &Task, machine: &str) -> Refusal {
         let labels: BTreeSet<&str> = task.labels().map(|label| &**label).collect();
-        let named: Vec<&str> = labels.iter().copied().take(MAX_NAMED).collect();
-        let more = if labels.len() > MAX_NAMED {
-            ", …"
-        } else {
-            ""
-        };
-        let has = match named.is_empty() {
+        let labels: Vec<&str> = labels.into_iter().collect();
+        let has = match labels.is_empty() {
             true => String::new(),
-            false => format!("; it has on {}{more}", named.join(", ")),
+            false => format!("; it has on {}", first_named(&labels)),
         };
         Refusal::Impossible(format!(
             "machine: task {} has nothing on {machine:?}{has}",
