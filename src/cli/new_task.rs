@@ -31,9 +31,9 @@ const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
 /// The name of a task that has none.
 const DEFAULT_NAME: &str = "run";
 
-/// The objects of a task that a flag changes in part. A flag replaces everything else as a whole.
+/// The objects of a task in which flags replace single fields. Every other value is replaced as a whole.
 const MERGED: [&str; 4] = ["detail", "env", "machineTags", "rollout"];
-/// The fields of a detail of which a flag sets one and removes the others.
+/// Groups of fields of a detail that exclude each other: a flag that sets one of them removes the others.
 const ALTERNATIVES: [&[&str]; 2] = [
     &["command", "argv", "script", "scriptArgs"],
     &["stdin", "stdinBase64"],
@@ -106,7 +106,7 @@ const PACE_FLAGS: [&str; 9] = [
     "stop_running",
 ];
 
-/// What stands above the flags about numbers and pace in the help.
+/// The heading of these flags in the help.
 const PACE: &str = "How many of them, at which pace";
 
 /// The arguments about numbers and pace.
@@ -128,7 +128,7 @@ struct PaceArgs {
     /// Step by step: so many have been started when each step is done, such as 1,10%,100%. Percentages round
     /// down, each step adds at least one, and the last is always everything
     #[arg(
-help_heading = PACE,
+        help_heading = PACE,
         long,
         value_name = "N|%,...",
         value_delimiter = ',',
@@ -172,7 +172,7 @@ impl PaceArgs {
 }
 
 impl NewTaskArgs {
-    /// Reads the task, but for the instances it is for.
+    /// Reads the task, without its instances.
     pub fn read(&self) -> Result<Map<String, Value>, Failure> {
         let files = [
             ("--task", &self.file),
@@ -199,7 +199,7 @@ impl NewTaskArgs {
         Ok(task)
     }
 
-    /// Sets the instances that were given, each in full.
+    /// Completes the instances that were given, and sets them.
     pub fn set_instances(
         &self,
         task: &mut Map<String, Value>,
@@ -212,7 +212,7 @@ impl NewTaskArgs {
         Ok(())
     }
 
-    /// What the flags say.
+    /// The task that the flags describe.
     fn flags(&self) -> Result<NewTask, Failure> {
         let is_alone = self.file.is_none();
         let mut task = NewTask {
@@ -262,7 +262,7 @@ impl NewTaskArgs {
                     length(&bytes)
                 )));
             }
-            // Every agent understands a text.
+            // As text where possible: old agents do not know base64.
             match String::from_utf8(bytes) {
                 Ok(text) if json_bytes(&text) <= MAX_STDIN_JSON_BYTES => detail.stdin = Some(text),
                 Ok(text) => detail.stdin_base64 = Some(STANDARD.encode(text)),
@@ -286,7 +286,7 @@ impl NewTaskArgs {
     }
 }
 
-/// Drops from a task's detail what does not go with that of flags.
+/// Removes from a task's detail the fields that exclude one that flags set.
 fn drop_alternatives(task: &mut Map<String, Value>, flags: &Map<String, Value>) {
     let Some(Value::Object(detail)) = task.get_mut("detail") else {
         return;
@@ -299,7 +299,7 @@ fn drop_alternatives(task: &mut Map<String, Value>, flags: &Map<String, Value>) 
     }
 }
 
-/// Lets what flags say replace what a task says.
+/// Replaces fields of a task with those of flags.
 fn overlay(task: &mut Map<String, Value>, flags: Map<String, Value>) {
     for (name, value) in flags {
         let is_merged = MERGED.contains(&&*name);
@@ -384,7 +384,7 @@ fn script(file: &str) -> Result<String, Failure> {
     text.map_err(|_| Failure::Usage(format!("--script: {file} is not text in UTF-8")))
 }
 
-/// How many bytes a file has, as far as it was read.
+/// The size of a file in words; "or more" if it was not read to its end.
 fn length(bytes: &[u8]) -> String {
     let more = if bytes.len() as u64 == MAX_FILE_BYTES {
         " or more"

@@ -63,7 +63,7 @@ impl Progress {
             return;
         };
         let standing = rollout::standing(task, state);
-        let step = rollout::waits_for_somebody(task).then_some(state.step);
+        let step = rollout::waits_for_user(task).then_some(state.step);
         let waits = rollout::waits_for(task).map(|what| match step {
             Some(_) => what,
             None => format!("paused, {what}"),
