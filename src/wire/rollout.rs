@@ -14,9 +14,9 @@ use std::str::FromStr;
 /// A number of machines, or a percentage of some of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Share {
-    /// So many.
+    /// This number.
     Count(u32),
-    /// So many of a hundred; 100 at most.
+    /// This percentage; 100 at most.
     Percent(u8),
 }
 
@@ -39,7 +39,7 @@ impl Share {
         }
     }
 
-    /// Whether it is none of any number.
+    /// Whether it is 0, whatever the total.
     pub fn is_zero(self) -> bool {
         matches!(self, Share::Count(0) | Share::Percent(0))
     }
@@ -298,7 +298,7 @@ pub enum Order {
     Label,
     /// In an order that the task's id decides.
     Random,
-    /// Those first that came online first.
+    /// Those that came online first are first.
     Joined,
 }
 
@@ -341,7 +341,7 @@ impl<'de> Deserialize<'de> for Order {
 pub enum Pause {
     /// It waits for this long.
     For(TimeSpan),
-    /// It waits until somebody resumes it.
+    /// It waits until a user resumes it.
     Approve,
 }
 
@@ -434,7 +434,7 @@ pub enum RolloutPhase {
     Paused,
     /// It starts nothing any more.
     Stopped,
-    /// Everything has been started and has ended.
+    /// All of its executions have ended.
     Done,
 }
 
@@ -475,7 +475,7 @@ pub struct RolloutState<S = String> {
     /// How many machines have joined the last step.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub late_joined: u32,
-    /// When its pause is over, RFC 3339; absent while it waits for somebody.
+    /// When its pause is over, RFC 3339; absent while it waits for a user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumes_at: Option<S>,
 }
@@ -490,14 +490,14 @@ fn is_zero(number: &u32) -> bool {
 pub enum StopKind {
     /// Too many of its executions failed.
     Failures,
-    /// Somebody stopped it.
+    /// A user stopped it.
     User,
 }
 
 /// What stopped a task, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoppedBy<S = String> {
-    /// What it was.
+    /// What kind of cause.
     pub kind: StopKind,
     /// When it was stopped, RFC 3339.
     pub at: S,
