@@ -13,6 +13,10 @@ use super::{MachineKey, TaskKey};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 
+/// The most instances that all known selectors name together, unless tasks wait under more: the index keeps about
+/// 200 bytes for each.
+const MAX_NAMED_INSTANCES: usize = 100_000;
+
 /// The slot of some traits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TraitsKey(usize);
@@ -135,6 +139,8 @@ pub(super) struct MatchIndex {
     selector_keys: HashMap<SelectorText, SelectorKey>,
     /// The selectors that name an instance.
     naming: HashMap<Arc<str>, BTreeSet<SelectorKey>>,
+    /// How many instances the selectors name together.
+    named: usize,
     /// How often a selector has been used so far.
     clock: u64,
     /// How many traits and selectors have been added so far.
@@ -156,6 +162,7 @@ impl MatchIndex {
             selectors: Slots::default(),
             selector_keys: HashMap::new(),
             naming: HashMap::new(),
+            named: 0,
             clock: 0,
             generation: 0,
             traits_by_generation: BTreeMap::new(),
@@ -390,7 +397,11 @@ impl MatchIndex {
     fn add_entry(&mut self, selector: &Selector) -> SelectorKey {
         self.clock += 1;
         // More than one if the limit is lower than when these selectors were accepted.
-        while self.selector_keys.len() >= self.max_selectors && self.drop_idle_entry() {}
+        while self.selector_keys.len() >= self.max_selectors && self.drop_idle_entry(|_| true) {}
+        let names = |entry: &SelectorEntry| entry.instances().is_some();
+        let added = selector.text().instances().map_or(0, BTreeSet::len);
+        while added > 0 && self.named + added > MAX_NAMED_INSTANCES && self.drop_idle_entry(names) {
+        }
         let matches = selector.matches_of_snapshot();
         let selector = selector.to_compiled();
         let traits = self.traits_of(&selector, matches.as_deref());
@@ -414,6 +425,7 @@ impl MatchIndex {
                 Some(_) => entry.naming.insert(key),
             };
         }
+        self.named += added;
         for instance in instances.into_iter().flatten() {
             self.naming.entry(instance.clone()).or_default().insert(key);
         }
@@ -451,15 +463,15 @@ impl MatchIndex {
         }
         let named: usize = self.naming.values().map(BTreeSet::len).sum();
         let naming = { self.selectors.iter() }.filter_map(|(_, entry)| entry.instances());
-        if named != naming.map(BTreeSet::len).sum::<usize>() {
+        if [named, self.named] != [naming.map(BTreeSet::len).sum::<usize>(); 2] {
             return Err("instances lead to selectors that are not there".into());
         }
         Ok(())
     }
 
-    /// Drops the least recently used selector without tasks; false if every selector has tasks.
-    fn drop_idle_entry(&mut self) -> bool {
-        let idle = self.selectors.iter().filter(|(_, entry)| entry.is_idle());
+    /// Drops the least recently used of these selectors that has no tasks; false if there is none.
+    fn drop_idle_entry(&mut self, of: impl Fn(&SelectorEntry) -> bool) -> bool {
+        let idle = { self.selectors.iter() }.filter(|(_, entry)| entry.is_idle() && of(entry));
         let Some((n, _)) = idle.min_by_key(|(_, entry)| entry.used) else {
             return false;
         };
@@ -473,6 +485,7 @@ impl MatchIndex {
             traits.naming.remove(&key);
         }
         for instance in entry.instances().into_iter().flatten() {
+            self.named -= 1;
             if let Some(naming) = self.naming.get_mut(instance) {
                 naming.remove(&key);
                 if naming.is_empty() {
@@ -539,5 +552,36 @@ impl<T> Slots<T> {
             .iter()
             .enumerate()
             .filter_map(|(n, slot)| Some((n, slot.as_ref()?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::Limits;
+    use crate::core::selector::Narrowing;
+
+    #[test]
+    fn selectors_without_tasks_do_not_name_ever_more_instances() {
+        let mut index = MatchIndex::new(1_000);
+        let mut known = Vec::new();
+        for n in 0..30u32 {
+            let instances = (0..10_000).map(|m| format!("{n:04x}{m:08x}").into());
+            let narrowing = Narrowing {
+                instances: instances.collect(),
+                ..Narrowing::default()
+            };
+            let selector = Selector::checked(None, narrowing, &Limits::NONE.texts, |_| None);
+            let key = index.key_of(&selector.unwrap());
+            if n == 0 {
+                index.entry_mut(key).open.insert(TaskKey(1));
+            }
+            known.push(key);
+        }
+        index.check().unwrap();
+        assert!(index.named <= MAX_NAMED_INSTANCES, "{}", index.named);
+        assert_eq!(index.selectors.iter().count(), 10);
+        // One with a task stays.
+        assert!(!index.entry(known[0]).open.is_empty());
     }
 }
