@@ -1010,6 +1010,34 @@ fn the_originals_agents_take_part_in_a_rollout() {
     );
 }
 
+/// It joined the last step; in the rerun it is a target from the beginning.
+#[test]
+fn a_canary_that_joined_late_is_in_the_first_step_of_a_rerun() {
+    let server = Server::start();
+    let _fleet = Fleet::start(server.address, &labels(3), |_| Some(0));
+    online(&server, 3);
+    let mut posted = rollout("joined", json!({"canary": "^m-[19]$"}));
+    posted["lateJoin"] = true.into();
+    server.submit(posted);
+    let late = Machine {
+        label: "m-9".into(),
+        instance: format!("{:016x}", 9),
+        seq: 0,
+        holds: Vec::new(),
+        results: Vec::new(),
+    };
+    let _late = Fleet::of(server.address, vec![late], |_| Some(0));
+    wait_for("the late machine has run it", || {
+        server.task("joined")["counts"]["succeeded"] == 4
+    });
+    let rerun = call(&server, "joined", "rerun?all=1");
+    assert_eq!(rerun["rolloutState"]["plan"], json!([2, 4]));
+    let executions = rerun["result"].as_array().unwrap().iter();
+    let labels: Vec<&Value> = executions.map(|e| &e["machineLabel"]).collect();
+    assert_eq!(labels, ["m-1", "m-9", "m-2", "m-3"]);
+    assert_eq!(server.finished(id(&rerun))["state"], "succeeded");
+}
+
 /// What a task with `keepAlive` touches stays touched when the server is started again.
 #[test]
 fn what_is_touched_is_still_touched_after_a_restart() {

@@ -216,12 +216,12 @@ impl Core {
         }
     }
 
-    /// The same as [`Core::choose`] for a rerun on these targets, in the order they had.
+    /// The same as [`Core::choose`] for a rerun on these targets. They keep their order, but for canaries that joined late.
     pub(super) fn choose_again(
         &self,
         now: Time,
         spec: &Spec,
-        targets: &[Arc<Target>],
+        targets: &mut [Arc<Target>],
     ) -> Result<Choice, Refusal> {
         let meant = match spec.counts.is_none() {
             true => Vec::new(),
@@ -237,7 +237,7 @@ impl Core {
         let plan = spec.rollout.as_ref().map(|rollout| {
             // All of them: also those whose machines are offline or no longer known.
             let canary = rollout.canary.as_ref().map(Selector::to_compiled);
-            let is_canary = |target: &&Arc<Target>| {
+            let is_canary = |target: &Arc<Target>| {
                 let traits = Traits {
                     label: target.label.clone(),
                     host: target.host.clone(),
@@ -247,7 +247,8 @@ impl Core {
                     .as_ref()
                     .is_some_and(|canary| canary.matches(&traits))
             };
-            let canaries = targets.iter().filter(is_canary).count();
+            targets.sort_by_cached_key(|target| !is_canary(target));
+            let canaries = targets.partition_point(is_canary);
             rollout.plan(canaries as u32, targets.len() as u32)
         });
         Ok(Choice {

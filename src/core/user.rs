@@ -117,7 +117,7 @@ impl Core {
             self.task_mut(key).rerun_of = Some(of);
             return Ok(key);
         }
-        let targets: Vec<Arc<Target>> = old
+        let mut targets: Vec<Arc<Target>> = old
             .executions
             .iter()
             .filter(wanted)
@@ -152,7 +152,7 @@ impl Core {
                 old.id
             )));
         }
-        let choice = self.choose_again(now, &spec, &targets)?;
+        let choice = self.choose_again(now, &spec, &mut targets)?;
         self.check_room(&spec, targets.len())?;
         spec.late_join = false;
         let spec = match spec == *old.spec {
