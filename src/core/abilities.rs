@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The most waiting tasks whose message is set when a machine appears or goes: that is done under the lock.
 const MAX_EXPLAINED: usize = 1_000;
+/// The most selectors for which that is done, for the same reason.
+const MAX_SELECTORS: usize = 20;
 /// The most machines of a selector that are examined for that, for the same reason. If more match, no message is set.
 const MAX_COMPARED: usize = 1_000;
 
@@ -80,7 +82,9 @@ impl Core {
         let machine = self.machine(machine);
         let index = &self.match_index;
         let mut unexplained = Vec::new();
-        for selector in index.selectors_of(machine.traits_key, &machine.instance) {
+        let selectors = index.selectors_of(machine.traits_key, &machine.instance);
+        let with_tasks = selectors.filter(|selector| !index.entry(*selector).by_need.is_empty());
+        for selector in with_tasks.take(MAX_SELECTORS) {
             let waiting = index.entry(selector).by_need.iter();
             let beyond = waiting.filter(|(needed, _)| {
                 **needed != Abilities::ORIGINAL

@@ -46,7 +46,12 @@ impl Share {
 
     fn percent(text: &str) -> Option<Share> {
         let number = text.trim().strip_suffix('%')?.trim_end();
-        let percent = number.parse().ok().filter(|percent| *percent <= 100)?;
+        let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+        let percent = number
+            .parse()
+            .ok()
+            .filter(|_| is_number)
+            .filter(|percent| *percent <= 100)?;
         Some(Share::Percent(percent))
     }
 }
@@ -56,7 +61,14 @@ impl FromStr for Share {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let count = || text.trim().parse().ok().map(Share::Count);
+        let is_number = text.trim().bytes().all(|byte| byte.is_ascii_digit());
+        let count = || {
+            text.trim()
+                .parse()
+                .ok()
+                .filter(|_| is_number)
+                .map(Share::Count)
+        };
         let share = Share::percent(text).or_else(count);
         share.ok_or_else(|| "expected a whole number or a percentage up to 100%".into())
     }
@@ -600,7 +612,7 @@ mod tests {
         for wrong in ["", "..", "a", "2..b", "-1"] {
             assert!(wrong.parse::<Expect>().is_err(), "{wrong:?}");
         }
-        for wrong in ["", "%", "101%", "-1", "1.5"] {
+        for wrong in ["", "%", "101%", "-1", "1.5", "+5", "+5%"] {
             assert!(wrong.parse::<Share>().is_err(), "{wrong:?}");
         }
     }
