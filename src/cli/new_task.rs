@@ -5,6 +5,7 @@ use super::follow::print_message;
 use super::selection::SelectionArgs;
 use super::terminal::sanitize;
 use crate::client::Client;
+use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, KeepAlive, Order, Pause, Rollout, Share};
 use crate::wire::task::{Detail, Mode, NewTask, json_bytes};
@@ -18,14 +19,9 @@ use std::io::{self, Read};
 /// The most that is read of a task, a script or of standard input, in bytes: enough to say how long a file of ordinary
 /// size is.
 const MAX_FILE_BYTES: u64 = 64 << 20;
-/// The longest script and the longest standard input, in bytes. A server accepts less if its --max-body is lower.
-const MAX_SCRIPT_BYTES: usize = 1 << 20;
-const MAX_STDIN_BYTES: usize = 1 << 20;
 /// How long standard input may be as text in JSON, in bytes: as long as the longest in base64. What is full of control
 /// characters grows to six times its size.
 const MAX_STDIN_JSON_BYTES: usize = MAX_STDIN_BYTES.div_ceil(3) * 4;
-/// The longest shell line, in bytes: Linux takes no longer argument.
-const MAX_LINE_BYTES: usize = 131_071;
 /// The shells that a script may name in its first line to be run as a line of the machine's own shell.
 const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
 /// The name of a task that has none.
@@ -362,7 +358,7 @@ fn set_script(detail: &mut Detail, text: String, args: &[String]) {
     }
     let name = program.rsplit('/').next().unwrap_or_default();
     let has_options = words.next().is_some();
-    let is_line = SHELLS.contains(&name) && !has_options && text.len() <= MAX_LINE_BYTES;
+    let is_line = SHELLS.contains(&name) && !has_options && text.len() <= MAX_ARGUMENT_BYTES;
     if is_line && args.is_empty() {
         detail.command = Some(text);
     } else {

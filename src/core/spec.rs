@@ -9,6 +9,7 @@ use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
 use super::rollout::{self, Rollout};
 use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
+use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
 use crate::wire::strict_object::StrictObject;
@@ -20,15 +21,10 @@ use std::sync::Arc;
 
 /// The longest id of a task, in bytes.
 pub const MAX_ID_BYTES: usize = 64;
-/// The longest shell line, argument or variable, in bytes: Linux takes no longer one (`MAX_ARG_STRLEN`).
-pub const MAX_ARGUMENT_BYTES: usize = 131_071;
 /// The most arguments of a command, and the most extra variables.
 pub const MAX_ARGUMENTS: usize = 4_096;
 /// The longest path of a workspace, in bytes: Linux takes no longer one (`PATH_MAX`).
 pub const MAX_WORKSPACE_BYTES: usize = 4_095;
-/// The longest script and the longest standard input, in bytes.
-pub const MAX_SCRIPT_BYTES: usize = 1 << 20;
-pub const MAX_STDIN_BYTES: usize = 1 << 20;
 /// The longest detail in JSON, in bytes: no agent reads a longer answer. See `MAX_HANDED_OUT_BYTES`.
 pub const MAX_SENT_BYTES: usize = 4 << 20;
 /// The longest name of a user, in bytes: no system has longer ones.

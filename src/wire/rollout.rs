@@ -315,8 +315,6 @@ pub enum Order {
 }
 
 impl Order {
-    /// Every order.
-    pub const ALL: [Self; 3] = [Self::Label, Self::Random, Self::Joined];
     const WORDS: Words<Order> = &[
         ("label", Order::Label),
         ("random", Order::Random),
@@ -325,11 +323,8 @@ impl Order {
 
     /// The word of the API.
     pub fn word(self) -> &'static str {
-        match self {
-            Order::Label => "label",
-            Order::Random => "random",
-            Order::Joined => "joined",
-        }
+        let known = Order::WORDS.iter().find(|(_, order)| *order == self);
+        known.map_or("", |(word, _)| word)
     }
 }
 
@@ -338,7 +333,8 @@ impl FromStr for Order {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        one_of(&Order::ALL, Order::word, text)
+        let known = one_of(Order::WORDS, |(word, _)| word, text);
+        known.map(|(_, order)| order)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::agent::processes::inheritance;
 use crate::agent::processes::process_table::KEY_VARIABLE;
 use crate::agent::state::{AgentState, Job};
 use crate::config::CommandPolicy;
-use crate::rules::tag_variable;
+use crate::rules::{MAX_STDIN_BYTES, tag_variable};
 use crate::wire::duration::Timeout;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
 use base64::Engine as _;
@@ -40,9 +40,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
-
-/// The longest text for standard input, in bytes: as long as the longest request.
-const MAX_STDIN_BYTES: usize = 1 << 20;
 
 /// How often the start of a script is tried while a process that another thread is starting has the file open for
 /// writing, as it was when that process was made; and the pause between two tries. It has been executed by then.
