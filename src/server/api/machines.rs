@@ -27,10 +27,7 @@ pub fn list(call: Call<'_>) -> Handled {
         filter.map_err(|why| bad(format!("tag: {why}, got {text:?}")))
     });
     let tags: Vec<(String, Regex)> = tags.collect::<Result<_, _>>()?;
-    let mut machines = call
-        .server
-        .store
-        .ask(|core| core.list_machines(label, state));
+    let mut machines = call.server.store.machines(label, state);
     call.large(move || {
         machines.retain(|machine| {
             tags.iter().all(|(name, pattern)| {
