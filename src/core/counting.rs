@@ -311,20 +311,8 @@ impl Core {
     /// The machines that a selector means, in whatever state they are.
     pub(super) fn meant_by(&self, selector: &Selector) -> Vec<MachineKey> {
         let traits = self.match_index.matching(selector);
-        match selector.text().instances() {
-            Some(instances) => {
-                let keys = instances.iter().filter_map(|i| self.instances.get(i));
-                let has_traits = |key: &MachineKey| traits.contains(&self.machine(*key).traits_key);
-                keys.copied().filter(has_traits).collect()
-            }
-            None => {
-                let machines = traits.iter().map(|key| self.match_index.traits(*key));
-                machines
-                    .flat_map(|entry| &entry.machines)
-                    .copied()
-                    .collect()
-            }
-        }
+        self.machines_with(&traits, selector.text().instances())
+            .collect()
     }
 
     /// Drops each machine that another with its host and label has probably replaced: the other one appeared after
@@ -332,7 +320,7 @@ impl Core {
     fn drop_replaced(&self, machines: &mut Vec<MachineKey>) {
         let host_and_label = |key: &MachineKey| {
             let machine = self.machine(*key);
-            (machine.host.clone(), machine.label.clone())
+            (&*machine.host, &*machine.label)
         };
         let mut newest: HashMap<_, Time> = HashMap::new();
         for key in machines.iter() {
@@ -349,7 +337,9 @@ impl Core {
     /// The traits of the machines that are the first step of a rollout.
     fn canary(&self, spec: &Spec) -> BTreeSet<TraitsKey> {
         let canary = { spec.rollout.as_ref() }.and_then(|rollout| rollout.canary.as_ref());
-        canary.map_or_else(BTreeSet::new, |canary| self.match_index.matching(canary))
+        canary.map_or_else(BTreeSet::new, |it| {
+            self.match_index.matching(it).into_owned()
+        })
     }
 
     /// Chooses so many of the machines by the task's id, and spares the others. Those of the first step are spared last.

@@ -10,6 +10,7 @@ use super::abilities::WaitingByNeed;
 use super::selector::{Selector, SelectorText, Traits};
 use super::spec::Spec;
 use super::{MachineKey, TaskKey};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 
@@ -238,12 +239,12 @@ impl MatchIndex {
     }
 
     /// The traits that match a selector which need not be known.
-    pub fn matching(&self, selector: &Selector) -> BTreeSet<TraitsKey> {
-        match self.selector_keys.get(selector.text()) {
-            Some(key) => self.entry(*key).traits.clone(),
+    pub fn matching(&self, selector: &Selector) -> Cow<'_, BTreeSet<TraitsKey>> {
+        match self.find_entry(selector.text()) {
+            Some(entry) => Cow::Borrowed(&entry.traits),
             None => {
                 let matches = selector.matches_of_snapshot();
-                self.traits_of(&selector.to_compiled(), matches.as_deref())
+                Cow::Owned(self.traits_of(&selector.to_compiled(), matches.as_deref()))
             }
         }
     }

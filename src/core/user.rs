@@ -4,7 +4,7 @@ use super::abilities::Abilities;
 use super::counting::{Choice, MAX_NAMED, first_named};
 use super::invariants::Rule;
 use super::machine::JoinCursor;
-use super::match_index::SelectorKey;
+use super::match_index::{SelectorKey, TraitsKey};
 use super::pace::Pacing;
 use super::selector::Selector;
 use super::spec::Spec;
@@ -48,13 +48,7 @@ impl Core {
         let prefix: Arc<str> = fresh_id.into();
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
         self.check_unused(&id, &prefix)?;
-        let Some(selector) = self.match_index.key_if_room(&spec.selector) else {
-            return Err(Refusal::Full(format!(
-                "{} different selectors of machines have tasks waiting for them, the limit (--max-patterns)",
-                self.limits.patterns
-            )));
-        };
-        let choice = self.choose(now, &id, &spec, self.machines_of(selector).collect())?;
+        let choice = self.choose(now, &id, &spec, self.meant_by(&spec.selector))?;
         let is_any = spec.mode == Mode::Any;
         let number = if is_any {
             1
@@ -62,6 +56,13 @@ impl Core {
             choice.machines.len().max(1)
         };
         self.check_room(&spec, number)?;
+        // Last of the checks: it may drop another selector to make room.
+        let Some(selector) = self.match_index.key_if_room(&spec.selector) else {
+            return Err(Refusal::Full(format!(
+                "{} different selectors of machines have tasks waiting for them, the limit (--max-patterns)",
+                self.limits.patterns
+            )));
+        };
 
         let targets = match is_any {
             true => vec![None],
@@ -384,12 +385,20 @@ impl Core {
     /// The machines that a selector means, in whatever state they are.
     pub(super) fn machines_of(&self, key: SelectorKey) -> impl Iterator<Item = MachineKey> {
         let entry = self.match_index.entry(key);
-        let instances = entry.instances();
+        self.machines_with(&entry.traits, entry.instances())
+    }
+
+    /// The machines with these traits; only those of these instances, if instances are named.
+    pub(super) fn machines_with<'a>(
+        &'a self,
+        traits: &'a BTreeSet<TraitsKey>,
+        instances: Option<&'a BTreeSet<Arc<str>>>,
+    ) -> impl Iterator<Item = MachineKey> + 'a {
         let named = instances.into_iter().flatten();
         let named = named.filter_map(|instance| self.instances.get(instance));
-        let is_meant = |key: &&MachineKey| entry.traits.contains(&self.machine(**key).traits_key);
+        let is_meant = |key: &&MachineKey| traits.contains(&self.machine(**key).traits_key);
         // Without names all of them; one of the two is empty.
-        let traits = { entry.traits.iter() }.filter(move |_| instances.is_none());
+        let traits = traits.iter().filter(move |_| instances.is_none());
         let all = traits.flat_map(|traits| &self.match_index.traits(*traits).machines);
         named.filter(is_meant).chain(all).copied()
     }
