@@ -1,5 +1,5 @@
-//! Checks that both ends share: the server applies them to what agents and users send, the agent to its own
-//! settings. To add one: a function here without I/O, called by both.
+//! Checks and limits that both ends share: the server applies them to what agents and users send, the others to their
+//! own settings and before they send. To add one: a function here without I/O, or a constant, used by both.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,6 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const MAX_LABEL_BYTES: usize = 255;
 /// The most commands an agent may run at the same time. More is a mistake: each has a thread and two pipes.
 pub const MAX_JOBS: u32 = 1_000;
+
+/// The longest shell line, argument or variable, in bytes: Linux takes no longer one (`MAX_ARG_STRLEN`).
+pub const MAX_ARGUMENT_BYTES: usize = 131_071;
+/// The longest script and the longest standard input, in bytes. A server accepts less if its --max-body is lower.
+pub const MAX_SCRIPT_BYTES: usize = 1 << 20;
+/// As above.
+pub const MAX_STDIN_BYTES: usize = 1 << 20;
 
 /// The most tags of a machine.
 pub const MAX_TAGS: usize = 16;

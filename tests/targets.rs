@@ -359,6 +359,14 @@ fn of_twenty_submits_at_once_none_takes_the_last_healthy_machine() {
         refused.msg(),
         "keepAlive: 5 of 10 machines must stay (50 %), 10 are healthy, so 5 may be hit; 6 were asked for"
     );
+    let mut all = posted(1);
+    all["keepAlive"] = u32::MAX.into();
+    let refused = server.post("/api/v1/task", &all);
+    assert_eq!(refused.status, 409);
+    assert_eq!(
+        refused.msg(),
+        "keepAlive: 4294967295 of 10 machines must stay, 10 are healthy, so none may be hit; 1 were asked for"
+    );
     server.submit(posted(5));
 }
 
@@ -922,6 +930,14 @@ fn machines_are_selected_by_tags_hosts_labels_and_instances() {
         assert_eq!(refused.status, 400);
         assert!(refused.msg().starts_with(why), "{}", refused.msg());
     }
+    let filters = |number: usize| vec!["tag=zone=%5Ecn-"; number].join("&");
+    let filtered = |number| server.get(&format!("/api/v1/machine?{}", filters(number)));
+    assert_eq!(filtered(16).data().as_array().unwrap().len(), 2);
+    assert_eq!(filtered(17).status, 400);
+    assert_eq!(
+        filtered(17).msg(),
+        "tag: can be given 16 times at most, got 17"
+    );
     // A command finds the tags of its machine.
     let posted = json!({
         "machinePattern": ".", "machineTags": {"role": "."},
@@ -992,6 +1008,34 @@ fn the_originals_agents_take_part_in_a_rollout() {
         refused.data()["msg"],
         "keepAlive: 2 of 3 machines must stay (50 %), 3 are healthy, so 1 may be hit; 3 were asked for"
     );
+}
+
+/// It joined the last step; in the rerun it is a target from the beginning.
+#[test]
+fn a_canary_that_joined_late_is_in_the_first_step_of_a_rerun() {
+    let server = Server::start();
+    let _fleet = Fleet::start(server.address, &labels(3), |_| Some(0));
+    online(&server, 3);
+    let mut posted = rollout("joined", json!({"canary": "^m-[19]$"}));
+    posted["lateJoin"] = true.into();
+    server.submit(posted);
+    let late = Machine {
+        label: "m-9".into(),
+        instance: format!("{:016x}", 9),
+        seq: 0,
+        holds: Vec::new(),
+        results: Vec::new(),
+    };
+    let _late = Fleet::of(server.address, vec![late], |_| Some(0));
+    wait_for("the late machine has run it", || {
+        server.task("joined")["counts"]["succeeded"] == 4
+    });
+    let rerun = call(&server, "joined", "rerun?all=1");
+    assert_eq!(rerun["rolloutState"]["plan"], json!([2, 4]));
+    let executions = rerun["result"].as_array().unwrap().iter();
+    let labels: Vec<&Value> = executions.map(|e| &e["machineLabel"]).collect();
+    assert_eq!(labels, ["m-1", "m-9", "m-2", "m-3"]);
+    assert_eq!(server.finished(id(&rerun))["state"], "succeeded");
 }
 
 /// What a task with `keepAlive` touches stays touched when the server is started again.

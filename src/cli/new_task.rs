@@ -5,6 +5,7 @@ use super::follow::print_message;
 use super::selection::SelectionArgs;
 use super::terminal::sanitize;
 use crate::client::Client;
+use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, KeepAlive, Order, Pause, Rollout, Share};
 use crate::wire::task::{Detail, Mode, NewTask, json_bytes};
@@ -18,22 +19,17 @@ use std::io::{self, Read};
 /// The most that is read of a task, a script or of standard input, in bytes: enough to say how long a file of ordinary
 /// size is.
 const MAX_FILE_BYTES: u64 = 64 << 20;
-/// The longest script and the longest standard input, in bytes. A server accepts less if its --max-body is lower.
-const MAX_SCRIPT_BYTES: usize = 1 << 20;
-const MAX_STDIN_BYTES: usize = 1 << 20;
 /// How long standard input may be as text in JSON, in bytes: as long as the longest in base64. What is full of control
 /// characters grows to six times its size.
 const MAX_STDIN_JSON_BYTES: usize = MAX_STDIN_BYTES.div_ceil(3) * 4;
-/// The longest shell line, in bytes: Linux takes no longer argument.
-const MAX_LINE_BYTES: usize = 131_071;
 /// The shells that a script may name in its first line to be run as a line of the machine's own shell.
 const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
 /// The name of a task that has none.
 const DEFAULT_NAME: &str = "run";
 
-/// The objects of a task that a flag changes in part. A flag replaces everything else as a whole.
+/// The objects of a task in which flags replace single fields. Every other value is replaced as a whole.
 const MERGED: [&str; 4] = ["detail", "env", "machineTags", "rollout"];
-/// The fields of a detail of which a flag sets one and removes the others.
+/// Groups of fields of a detail that exclude each other: a flag that sets one of them removes the others.
 const ALTERNATIVES: [&[&str]; 2] = [
     &["command", "argv", "script", "scriptArgs"],
     &["stdin", "stdinBase64"],
@@ -106,7 +102,7 @@ const PACE_FLAGS: [&str; 9] = [
     "stop_running",
 ];
 
-/// What stands above the flags about numbers and pace in the help.
+/// The heading of these flags in the help.
 const PACE: &str = "How many of them, at which pace";
 
 /// The arguments about numbers and pace.
@@ -128,7 +124,7 @@ struct PaceArgs {
     /// Step by step: so many have been started when each step is done, such as 1,10%,100%. Percentages round
     /// down, each step adds at least one, and the last is always everything
     #[arg(
-help_heading = PACE,
+        help_heading = PACE,
         long,
         value_name = "N|%,...",
         value_delimiter = ',',
@@ -172,7 +168,7 @@ impl PaceArgs {
 }
 
 impl NewTaskArgs {
-    /// Reads the task, but for the instances it is for.
+    /// Reads the task, without its instances.
     pub fn read(&self) -> Result<Map<String, Value>, Failure> {
         let files = [
             ("--task", &self.file),
@@ -199,7 +195,7 @@ impl NewTaskArgs {
         Ok(task)
     }
 
-    /// Sets the instances that were given, each in full.
+    /// Completes the instances that were given, and sets them.
     pub fn set_instances(
         &self,
         task: &mut Map<String, Value>,
@@ -212,7 +208,7 @@ impl NewTaskArgs {
         Ok(())
     }
 
-    /// What the flags say.
+    /// The task that the flags describe.
     fn flags(&self) -> Result<NewTask, Failure> {
         let is_alone = self.file.is_none();
         let mut task = NewTask {
@@ -262,7 +258,7 @@ impl NewTaskArgs {
                     length(&bytes)
                 )));
             }
-            // Every agent understands a text.
+            // As text where possible: old agents do not know base64.
             match String::from_utf8(bytes) {
                 Ok(text) if json_bytes(&text) <= MAX_STDIN_JSON_BYTES => detail.stdin = Some(text),
                 Ok(text) => detail.stdin_base64 = Some(STANDARD.encode(text)),
@@ -286,7 +282,7 @@ impl NewTaskArgs {
     }
 }
 
-/// Drops from a task's detail what does not go with that of flags.
+/// Removes from a task's detail the fields that exclude one that flags set.
 fn drop_alternatives(task: &mut Map<String, Value>, flags: &Map<String, Value>) {
     let Some(Value::Object(detail)) = task.get_mut("detail") else {
         return;
@@ -299,7 +295,7 @@ fn drop_alternatives(task: &mut Map<String, Value>, flags: &Map<String, Value>) 
     }
 }
 
-/// Lets what flags say replace what a task says.
+/// Replaces fields of a task with those of flags.
 fn overlay(task: &mut Map<String, Value>, flags: Map<String, Value>) {
     for (name, value) in flags {
         let is_merged = MERGED.contains(&&*name);
@@ -362,7 +358,7 @@ fn set_script(detail: &mut Detail, text: String, args: &[String]) {
     }
     let name = program.rsplit('/').next().unwrap_or_default();
     let has_options = words.next().is_some();
-    let is_line = SHELLS.contains(&name) && !has_options && text.len() <= MAX_LINE_BYTES;
+    let is_line = SHELLS.contains(&name) && !has_options && text.len() <= MAX_ARGUMENT_BYTES;
     if is_line && args.is_empty() {
         detail.command = Some(text);
     } else {
@@ -384,7 +380,7 @@ fn script(file: &str) -> Result<String, Failure> {
     text.map_err(|_| Failure::Usage(format!("--script: {file} is not text in UTF-8")))
 }
 
-/// How many bytes a file has, as far as it was read.
+/// The size of a file in words; "or more" if it was not read to its end.
 fn length(bytes: &[u8]) -> String {
     let more = if bytes.len() as u64 == MAX_FILE_BYTES {
         " or more"

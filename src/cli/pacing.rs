@@ -59,7 +59,7 @@ pub struct Stop {
     call: CallArgs,
 }
 
-/// What all of them have.
+/// The arguments that all of them have.
 #[derive(Debug, clap::Args)]
 struct CallArgs {
     #[command(flatten)]
@@ -79,7 +79,7 @@ pub fn pause(args: Pause) -> CommandResult {
     args.call.done(&task, &format!("paused; {go_on}"))
 }
 
-/// Goes on with a task.
+/// Resumes a task.
 pub fn resume(args: Resume) -> CommandResult {
     let client = args.call.server.client()?;
     let before = args.call.task.find(&client)?;

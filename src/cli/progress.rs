@@ -21,7 +21,7 @@ pub struct Progress {
     states: HashMap<String, ExecutionState>,
     /// How far its rollout has come.
     rollout: Option<String>,
-    /// The step after which it was said that the task waits for somebody.
+    /// The step after which it was said that the task waits for a user.
     said_after_step: Option<u32>,
     started_at: Instant,
     is_drawn: bool,
@@ -56,14 +56,14 @@ impl Progress {
     }
 
     /// Takes from an answer how far the rollout has come. Where no line is drawn a message says that the task waits
-    /// for somebody, once in each step.
+    /// for a user, once in each step.
     pub fn look_at_rollout(&mut self, task: &Task) {
         let Some(state) = rollout::state_of(task).filter(|_| !task.state.is_terminal()) else {
             self.rollout = None;
             return;
         };
         let standing = rollout::standing(task, state);
-        let step = rollout::waits_for_somebody(task).then_some(state.step);
+        let step = rollout::waits_for_user(task).then_some(state.step);
         let waits = rollout::waits_for(task).map(|what| match step {
             Some(_) => what,
             None => format!("paused, {what}"),

@@ -1,5 +1,5 @@
-//! How far a rollout has come, what it waits for and what stopped it, in words; and the thread that looks for it while
-//! a task is followed, as the events of a task do not tell.
+//! The progress of a rollout in words: how far it has come, what it waits for, what stopped it. While a task is followed
+//! a thread polls for that, as the events of a task do not contain it.
 
 use super::terminal::sanitize;
 use crate::client::Client;
@@ -11,11 +11,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How often the state of a rollout is looked at.
-pub const LOOK_INTERVAL: TimeSpan = TimeSpan::from_secs(1);
-/// The pause between two looks is so many times as long as a look took: the answer may be large.
-const REST: u32 = 5;
-/// An end of a pause that is further away than this is shown with its date.
+/// How often the state of a rollout is polled.
+pub const POLL_INTERVAL: TimeSpan = TimeSpan::from_secs(1);
+/// The pause between two polls is at least this many times as long as a poll took: the answer may be large.
+const PAUSE_PER_POLL: u32 = 5;
+/// The end of a pause is shown with its date if it is further away than this.
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 /// `step 2 of 3, 11 of 100 started, 1 failed`.
@@ -40,7 +40,7 @@ pub fn state_of(task: &Task) -> Option<&RolloutState> {
     task.rollout_state.as_ref()
 }
 
-/// Whether a task starts nothing until somebody resumes it, or until its pause is over.
+/// Whether a task starts nothing until a user resumes it, or until its pause is over.
 pub fn is_paused(task: &Task) -> bool {
     state_of(task).is_some_and(|state| state.state == RolloutPhase::Paused)
 }
@@ -49,18 +49,18 @@ pub fn is_paused(task: &Task) -> bool {
 pub fn waits_for(task: &Task) -> Option<String> {
     let state = state_of(task).filter(|_| is_paused(task))?;
     Some(match &state.resumes_at {
-        Some(at) => format!("resumes at {}", clock(&sanitize(at))),
+        Some(at) => format!("resumes at {}", short_time(&sanitize(at))),
         None => format!("waits for: sidebike resume {}", sanitize(&task.id)),
     })
 }
 
-/// Whether a task waits for somebody to resume it.
-pub fn waits_for_somebody(task: &Task) -> bool {
+/// Whether a task is paused until a user resumes it.
+pub fn waits_for_user(task: &Task) -> bool {
     is_paused(task) && state_of(task).is_some_and(|state| state.resumes_at.is_none())
 }
 
-/// The time of day, if it is soon.
-fn clock(time: &str) -> String {
+/// A time of the API without its date, if it is within a day.
+fn short_time(time: &str) -> String {
     let parsed = humantime::parse_rfc3339(time).ok();
     let ahead = parsed.and_then(|at| at.duration_since(SystemTime::now()).ok());
     let is_soon = ahead.is_none_or(|ahead| ahead < DAY);
@@ -79,11 +79,11 @@ pub fn stopped(task: &Task) -> Option<String> {
     })
 }
 
-/// Looks at a task again and again while it has a rollout or is paused.
+/// Polls a task in a thread, while it has a rollout or is paused.
 pub struct RolloutWatch {
     client: Client,
     id: String,
-    seen: Option<Receiver<Task>>,
+    polled: Option<Receiver<Task>>,
 }
 
 impl RolloutWatch {
@@ -92,7 +92,7 @@ impl RolloutWatch {
         let mut watch = RolloutWatch {
             client: client.clone(),
             id: task.id.clone(),
-            seen: None,
+            polled: None,
         };
         if task.rollout.is_some() || task.rollout_state.is_some() {
             watch.start();
@@ -100,7 +100,7 @@ impl RolloutWatch {
         watch
     }
 
-    /// Starts when an event shows that somebody has paused a task without a rollout.
+    /// Starts to poll when an event shows that a task without a rollout was paused.
     pub fn note(&mut self, event: &TaskEvent) {
         let is_held = matches!(
             event.kind,
@@ -108,41 +108,44 @@ impl RolloutWatch {
                 state: ExecutionState::Held
             }
         );
-        if is_held && self.seen.is_none() {
+        if is_held && self.polled.is_none() {
             self.start();
         }
     }
 
-    /// What was seen last, if it is new.
+    /// The task as it was polled last, if it was since the call before.
     pub fn newest(&self) -> Option<Task> {
-        self.seen.as_ref()?.try_iter().last()
+        self.polled.as_ref()?.try_iter().last()
     }
 
     fn start(&mut self) {
-        let (sender, seen) = sync_channel(1);
+        let (sender, polled) = sync_channel(1);
         let (client, id) = (self.client.clone(), self.id.clone());
         let thread = thread::Builder::new().name("rollout".into());
-        // Without the thread only the progress shows less.
-        let started = thread.spawn(move || look(&client, &id, &sender));
-        self.seen = started.is_ok().then_some(seen);
+        // Without the thread the progress only shows less.
+        let started = thread.spawn(move || poll(&client, &id, &sender));
+        self.polled = started.is_ok().then_some(polled);
     }
 }
 
-/// Looks until the task has ended, or nobody wants to know.
-fn look(client: &Client, id: &str, sender: &SyncSender<Task>) {
+/// Polls until the task has ended, or its receiver is dropped.
+fn poll(client: &Client, id: &str, sender: &SyncSender<Task>) {
     loop {
         let began = Instant::now();
-        match client.task(id, TimeSpan::default()) {
+        let answered = client.task(id, TimeSpan::default());
+        // Without the time that the task waits in the channel: it is not read while a line of output is incomplete.
+        let took = began.elapsed();
+        match answered {
             Ok(task) => {
                 let has_ended = task.state.is_terminal();
                 if sender.send(task).is_err() || has_ended {
                     return;
                 }
             }
-            // It was forgotten.
+            // The server has forgotten it.
             Err(why) if why.status() == Some(404) => return,
             Err(_) => {}
         }
-        thread::sleep(Duration::from(LOOK_INTERVAL).max(began.elapsed() * REST));
+        thread::sleep(Duration::from(POLL_INTERVAL).max(took * PAUSE_PER_POLL));
     }
 }

@@ -16,7 +16,7 @@ const SHOWN_INSTANCE: usize = 8;
 /// The most candidates that are listed where the beginning of an instance is not unique.
 const MAX_CANDIDATES: usize = 10;
 
-/// What stands above these flags in the help.
+/// The heading of these flags in the help.
 const HEADING: &str = "Which machines";
 
 /// The arguments.
@@ -48,7 +48,7 @@ fn tag_pattern(text: &str) -> Result<(String, String), String> {
 }
 
 impl SelectionArgs {
-    /// Sets what was given; `is_all` if nothing else says which machines are meant.
+    /// Sets what was given. With `is_all` every machine is meant, unless a flag says which.
     pub fn apply(&self, task: &mut NewTask, is_all: bool) -> Result<(), Failure> {
         let is_all = is_all && self.instances.is_empty();
         let all = || is_all.then(|| ".*".to_owned());
@@ -136,13 +136,13 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// That of a task as it is posted.
+    /// The selection of a task that is posted.
     pub fn posted(task: &Map<String, Value>) -> Selection {
-        // The server has refused fields of other types.
+        // Only a task that the server has accepted gets here, so its fields have these types.
         serde_json::from_value(Value::Object(task.clone())).unwrap_or_default()
     }
 
-    /// That of a task as it is answered.
+    /// The selection of a task that was answered.
     pub fn of(task: &Task) -> Selection {
         Selection {
             machine_pattern: Some(task.machine_pattern.clone()),

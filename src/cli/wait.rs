@@ -5,7 +5,7 @@ use super::follow::print_message;
 use super::outcome::{self, TIMED_OUT};
 use super::printer::MissingOutput;
 use super::progress::Progress;
-use super::rollout::LOOK_INTERVAL;
+use super::rollout::POLL_INTERVAL;
 use super::task_reference::TaskArg;
 use super::terminal::OutputStyle;
 use crate::wire::duration::TimeSpan;
@@ -62,7 +62,7 @@ pub fn run(args: Args) -> CommandResult {
             return Ok(TIMED_OUT);
         }
         let longest = match progress.is_wanted() || task.rollout_state.is_some() {
-            true => LOOK_INTERVAL,
+            true => POLL_INTERVAL,
             false => MAX_WAIT,
         };
         let left = left.map_or(longest, |left| {

@@ -11,10 +11,11 @@ use crate::wire::agent::Feature;
 use crate::wire::task::Detail;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The most waiting tasks that are told why they wait when a machine appears or goes, in number: that is done under
-/// the lock.
+/// The most waiting tasks whose message is set when a machine appears or goes: that is done under the lock.
 const MAX_EXPLAINED: usize = 1_000;
-/// The most machines that are looked at for that, in number, for the same reason. Where more match, nothing is said.
+/// The most selectors for which that is done, for the same reason.
+const MAX_SELECTORS: usize = 20;
+/// The most machines of a selector that are examined for that, for the same reason. If more match, no message is set.
 const MAX_COMPARED: usize = 1_000;
 
 /// A set of abilities: a bit for each [`Feature`], and one for what every version of our agent can do and the
@@ -26,12 +27,12 @@ pub(super) struct Abilities(u32);
 pub(super) type WaitingByNeed = BTreeMap<Abilities, BTreeSet<TaskKey>>;
 
 impl Abilities {
-    /// What the original's agents can do, and what a task needs that they can run.
+    /// The abilities of the original's agents, and the need of a task that they can run.
     pub const ORIGINAL: Self = Abilities(0);
-    /// What the first version of our agent could do.
+    /// The abilities of the first version of our agent.
     const OURS: Self = Abilities(1 << 31);
 
-    /// What an agent of this kind with these features can do.
+    /// The abilities of an agent of this kind with these features.
     pub fn of_agent(kind: Kind, features: impl IntoIterator<Item = Feature>) -> Self {
         match kind {
             Kind::Original => Self::ORIGINAL,
@@ -39,7 +40,7 @@ impl Abilities {
         }
     }
 
-    /// What running this needs.
+    /// The abilities that a command needs.
     pub fn needed_by(detail: &Detail) -> Self {
         match unknown_field(detail) {
             None => Self::ORIGINAL,
@@ -56,32 +57,34 @@ impl Abilities {
         self == self.with(feature)
     }
 
-    /// Whether an agent with these abilities can run what needs those.
+    /// Whether these abilities include all that are needed.
     pub fn cover(self, needed: Self) -> bool {
         needed.0 & !self.0 == 0
     }
 }
 
 impl Core {
-    /// What an execution needs.
+    /// The abilities that the executions of a task need.
     pub(super) fn needs_of(&self, task: TaskKey) -> Abilities {
         Abilities::needed_by(&self.task(task).spec.detail)
     }
 
-    /// Says why an execution waits, if no agent on the machines that match can run it.
+    /// Sets the message of a waiting execution, if no agent on the machines that match can run it.
     pub(super) fn explain_waiting(&mut self, key: ExecutionKey, selector: SelectorKey) {
         let needed = self.needs_of(key.task);
         if needed != Abilities::ORIGINAL && self.is_beyond_all(selector, needed, usize::MAX) {
-            self.tell_why_it_waits(key, selector);
+            self.set_waiting_message(key, selector);
         }
     }
 
-    /// The same for everything that waits and that a machine would be asked for, when it appears or goes.
+    /// The same for everything that waits under a selector that means this machine, when it appears or goes.
     pub(super) fn explain_waiting_for(&mut self, machine: MachineKey) {
         let machine = self.machine(machine);
         let index = &self.match_index;
         let mut unexplained = Vec::new();
-        for selector in index.selectors_of(machine.traits_key, &machine.instance) {
+        let selectors = index.selectors_of(machine.traits_key, &machine.instance);
+        let with_tasks = selectors.filter(|selector| !index.entry(*selector).by_need.is_empty());
+        for selector in with_tasks.take(MAX_SELECTORS) {
             let waiting = index.entry(selector).by_need.iter();
             let beyond = waiting.filter(|(needed, _)| {
                 **needed != Abilities::ORIGINAL
@@ -92,12 +95,12 @@ impl Core {
             unexplained.extend(tasks.take(left).map(|task| (selector, *task)));
         }
         for (selector, task) in unexplained {
-            self.tell_why_it_waits(ExecutionKey { task, n: 0 }, selector);
+            self.set_waiting_message(ExecutionKey { task, n: 0 }, selector);
         }
     }
 
-    /// Whether there are machines that match, and none of their agents has these abilities. False if that is not known
-    /// after this many.
+    /// Whether there are machines that match, and none of their agents has these abilities. False if more than `most`
+    /// machines match.
     fn is_beyond_all(&self, selector: SelectorKey, needed: Abilities, most: usize) -> bool {
         let mut all = self.live_machines_of(selector).peekable();
         if all.peek().is_none() {
@@ -107,7 +110,7 @@ impl Core {
         looked_at.all(|machine| !machine.abilities.cover(needed)) && all.next().is_none()
     }
 
-    fn tell_why_it_waits(&mut self, key: ExecutionKey, selector: SelectorKey) {
+    fn set_waiting_message(&mut self, key: ExecutionKey, selector: SelectorKey) {
         let detail = &self.task(key.task).spec.detail;
         let only_originals = self.live_machines_of(selector).all(Machine::is_original);
         let msg = match (unknown_field(detail), detail.needs().next()) {

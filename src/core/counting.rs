@@ -21,9 +21,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// The most labels named in a refusal.
-const MAX_NAMED: usize = 10;
+pub(super) const MAX_NAMED: usize = 10;
 /// How long a restored server waits for the machines that it knew, before it counts.
-const COUNTING: TimeSpan = TimeSpan::from_secs(60);
+const RECOUNT_WAIT: TimeSpan = TimeSpan::from_secs(60);
 
 /// What a task says about how many machines it may hit.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -101,7 +101,7 @@ pub struct Preview {
 pub(super) struct Recount {
     /// When it counts in any case.
     until: Time,
-    /// How many machines there were, and have not come.
+    /// How many of the machines that it knew have not come back.
     missing: usize,
 }
 
@@ -109,12 +109,12 @@ impl Recount {
     /// A wait for so many machines.
     pub fn of(now: Time, machines: usize) -> Self {
         Recount {
-            until: now.plus(COUNTING),
+            until: now.plus(RECOUNT_WAIT),
             missing: machines,
         }
     }
 
-    /// A machine has come that was not heard of since the start.
+    /// A machine has polled for the first time since the start.
     pub fn came(&mut self) {
         self.missing = self.missing.saturating_sub(1);
     }
@@ -216,12 +216,12 @@ impl Core {
         }
     }
 
-    /// The same as [`Core::choose`] for a rerun on these targets, in the order they had.
+    /// The same as [`Core::choose`] for a rerun on these targets. They keep their order, but for canaries that joined late.
     pub(super) fn choose_again(
         &self,
         now: Time,
         spec: &Spec,
-        targets: &[Arc<Target>],
+        targets: &mut [Arc<Target>],
     ) -> Result<Choice, Refusal> {
         let meant = match spec.counts.is_none() {
             true => Vec::new(),
@@ -237,7 +237,7 @@ impl Core {
         let plan = spec.rollout.as_ref().map(|rollout| {
             // All of them: also those whose machines are offline or no longer known.
             let canary = rollout.canary.as_ref().map(Selector::to_compiled);
-            let is_canary = |target: &&Arc<Target>| {
+            let is_canary = |target: &Arc<Target>| {
                 let traits = Traits {
                     label: target.label.clone(),
                     host: target.host.clone(),
@@ -247,7 +247,8 @@ impl Core {
                     .as_ref()
                     .is_some_and(|canary| canary.matches(&traits))
             };
-            let canaries = targets.iter().filter(is_canary).count();
+            targets.sort_by_cached_key(|target| !is_canary(target));
+            let canaries = targets.partition_point(is_canary);
             rollout.plan(canaries as u32, targets.len() as u32)
         });
         Ok(Choice {
@@ -310,48 +311,38 @@ impl Core {
     /// The machines that a selector means, in whatever state they are.
     pub(super) fn meant_by(&self, selector: &Selector) -> Vec<MachineKey> {
         let traits = self.match_index.matching(selector);
-        match selector.text().instances() {
-            Some(instances) => {
-                let keys = instances.iter().filter_map(|i| self.instances.get(i));
-                let has_traits = |key: &MachineKey| traits.contains(&self.machine(*key).traits_key);
-                keys.copied().filter(has_traits).collect()
-            }
-            None => {
-                let machines = traits.iter().map(|key| self.match_index.traits(*key));
-                machines
-                    .flat_map(|entry| &entry.machines)
-                    .copied()
-                    .collect()
-            }
-        }
+        self.machines_with(&traits, selector.text().instances())
+            .collect()
     }
 
     /// Drops each machine that another with its host and label has probably replaced: the other one appeared after
     /// it, and its poll is not held and it was not heard of since.
     fn drop_replaced(&self, machines: &mut Vec<MachineKey>) {
-        let place = |key: &MachineKey| {
+        let host_and_label = |key: &MachineKey| {
             let machine = self.machine(*key);
-            (machine.host.clone(), machine.label.clone())
+            (&*machine.host, &*machine.label)
         };
         let mut newest: HashMap<_, Time> = HashMap::new();
         for key in machines.iter() {
-            let since = newest.entry(place(key)).or_default();
+            let since = newest.entry(host_and_label(key)).or_default();
             *since = self.machine(*key).since.max(*since);
         }
         machines.retain(|key| {
             let machine = self.machine(*key);
-            let is_newest = machine.since >= newest[&place(key)];
-            is_newest || machine.poll_held || machine.last_seen >= newest[&place(key)]
+            let newest = newest[&host_and_label(key)];
+            machine.since >= newest || machine.poll_held || machine.last_seen >= newest
         });
     }
 
     /// The traits of the machines that are the first step of a rollout.
     fn canary(&self, spec: &Spec) -> BTreeSet<TraitsKey> {
         let canary = { spec.rollout.as_ref() }.and_then(|rollout| rollout.canary.as_ref());
-        canary.map_or_else(BTreeSet::new, |canary| self.match_index.matching(canary))
+        canary.map_or_else(BTreeSet::new, |it| {
+            self.match_index.matching(it).into_owned()
+        })
     }
 
-    /// Leaves so many machines, chosen by the task's id, in their order. Those of the first step are spared last.
+    /// Chooses so many of the machines by the task's id, and spares the others. Those of the first step are spared last.
     fn spare(&self, id: &str, number: usize, spec: &Spec, choice: &mut Choice) {
         let canary = self.canary(spec);
         let mut chosen = choice.machines.clone();
@@ -378,7 +369,7 @@ impl Core {
         if !self.keeps(Rule::OfflineIsOfThePool) {
             pool.retain(|key| self.machine(*key).state != MachineState::Offline);
         }
-        // Who said goodbye does not come back: a redeploy must not leave a pool of which half is gone.
+        // A machine that said goodbye does not come back. If it counted, each redeploy would double the pool.
         pool.retain(|key| !self.machine(*key).left);
         self.drop_replaced(&mut pool);
         let (keep, total) = (keep_alive.keep, pool.len());
@@ -410,10 +401,12 @@ impl Core {
         let healthy = pool.len() as u32;
         let pool = HashSet::<MachineKey>::from_iter(pool);
         let hit = chosen.iter().filter(|key| pool.contains(key)).count() as u32;
-        if healthy >= must_stay + hit {
+        // Subtracted, not added: the sum of a posted number and of these can be more than the type holds.
+        let spare = healthy.saturating_sub(must_stay);
+        if healthy >= must_stay && hit <= spare {
             return Ok(());
         }
-        let may_be_hit = match healthy.saturating_sub(must_stay) {
+        let may_be_hit = match spare {
             0 => "none".to_owned(),
             number => number.to_string(),
         };
@@ -426,7 +419,7 @@ impl Core {
         )))
     }
 
-    /// Sorts the targets of a rollout.
+    /// Sorts targets in the order of a rollout.
     fn sort(&self, id: &str, order: Order, machines: &mut [MachineKey]) {
         match order {
             Order::Joined => machines.sort(),
@@ -438,22 +431,25 @@ impl Core {
         }
     }
 
-    /// These machines, for a refusal.
+    /// The labels of these machines after a colon, for a refusal. Empty if there are none.
     fn named(&self, machines: &[MachineKey]) -> String {
         let mut labels: Vec<&str> = machines
             .iter()
             .map(|key| &*self.machine(*key).label)
             .collect();
         labels.sort_by(|a, b| natural(a, b));
-        let more = match labels.len() > MAX_NAMED {
-            true => ", …",
-            false => "",
-        };
-        labels.truncate(MAX_NAMED);
         match labels.is_empty() {
             true => String::new(),
-            false => format!(": {}{more}", labels.join(", ")),
+            false => format!(": {}", first_named(&labels)),
         }
+    }
+}
+
+/// The first of these labels, for a refusal.
+pub(super) fn first_named(labels: &[&str]) -> String {
+    match labels.get(..MAX_NAMED) {
+        Some(first) if first.len() < labels.len() => format!("{}, …", first.join(", ")),
+        _ => labels.join(", "),
     }
 }
 
@@ -484,8 +480,8 @@ fn natural(a: &str, b: &str) -> Ordering {
     a.len().cmp(&b.len())
 }
 
-/// A number that these texts decide, without order: for a choice that a repeat makes again. FNV-1a, whose
-/// last step alone would leave the order of texts that differ in their last digit.
+/// A number that these texts decide: for a random choice that a repeat makes again. FNV-1a with further mixing: alone
+/// it would leave texts that differ in their last digit in order.
 pub(super) fn mixed(texts: &[&str]) -> u64 {
     const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0100_0000_01b3;

@@ -10,8 +10,13 @@ use super::abilities::WaitingByNeed;
 use super::selector::{Selector, SelectorText, Traits};
 use super::spec::Spec;
 use super::{MachineKey, TaskKey};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
+
+/// The most instances that all known selectors name together, unless tasks wait under more: the index keeps about
+/// 200 bytes for each.
+const MAX_NAMED_INSTANCES: usize = 100_000;
 
 /// The slot of some traits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,7 +38,7 @@ pub(super) struct TraitsEntry {
     pub machines: BTreeSet<MachineKey>,
     /// Without those that name instances.
     pub selectors: BTreeSet<SelectorKey>,
-    /// Those that name instances; which of the machines they mean is another question.
+    /// Those that name instances: each means only those of the machines that it names.
     naming: BTreeSet<SelectorKey>,
     /// The generation in which they were added.
     added: u64,
@@ -103,6 +108,7 @@ pub(super) struct SelectorEntry {
     pub open: BTreeSet<TaskKey>,
     /// The last spec that was submitted, while a task still uses it.
     pub last_spec: Weak<Spec>,
+    /// The clock of the index when it was last used.
     used: u64,
     /// The generation in which it was added.
     added: u64,
@@ -118,7 +124,7 @@ impl SelectorEntry {
         self.traits.contains(&traits) && self.selector.names(instance)
     }
 
-    /// The only instances that it means; none if all are.
+    /// The only instances that it means; `None` if it names none.
     pub fn instances(&self) -> Option<&BTreeSet<Arc<str>>> {
         self.selector.text().instances()
     }
@@ -134,6 +140,9 @@ pub(super) struct MatchIndex {
     selector_keys: HashMap<SelectorText, SelectorKey>,
     /// The selectors that name an instance.
     naming: HashMap<Arc<str>, BTreeSet<SelectorKey>>,
+    /// How many instances the selectors name together.
+    named: usize,
+    /// How often a selector has been used so far.
     clock: u64,
     /// How many traits and selectors have been added so far.
     generation: u64,
@@ -154,6 +163,7 @@ impl MatchIndex {
             selectors: Slots::default(),
             selector_keys: HashMap::new(),
             naming: HashMap::new(),
+            named: 0,
             clock: 0,
             generation: 0,
             traits_by_generation: BTreeMap::new(),
@@ -168,15 +178,14 @@ impl MatchIndex {
         if self.selector_keys.contains_key(selector) {
             return None;
         }
-        let snapshot = self.traits_snapshot.take().unwrap_or_else(|| {
+        let snapshot = self.traits_snapshot.get_or_insert_with(|| {
             let traits = { self.traits.iter() }.map(|(n, t)| (TraitsKey(n), t.traits.clone()));
             TraitsSnapshot {
                 generation: self.generation,
                 traits: Arc::new(traits.collect()),
             }
         });
-        self.traits_snapshot = Some(snapshot.clone());
-        Some(snapshot)
+        Some(snapshot.clone())
     }
 
     /// The selectors of this moment, unless the traits are known.
@@ -184,7 +193,7 @@ impl MatchIndex {
         if self.traits_keys.contains_key(traits) {
             return None;
         }
-        let snapshot = self.selector_snapshot.take().unwrap_or_else(|| {
+        let snapshot = self.selector_snapshot.get_or_insert_with(|| {
             let selectors = self.selectors.iter();
             let selectors = selectors.map(|(n, s)| (SelectorKey(n), s.selector.clone()));
             SelectorSnapshot {
@@ -192,12 +201,11 @@ impl MatchIndex {
                 selectors: Arc::new(selectors.collect()),
             }
         });
-        self.selector_snapshot = Some(snapshot.clone());
-        Some(snapshot)
+        Some(snapshot.clone())
     }
 
-    /// The traits that match a selector: those found in a snapshot that are still there, and those of the ones that
-    /// were added since that match.
+    /// The traits that match a selector: the matches in a snapshot that are still there, and the matches among those
+    /// that were added later.
     fn traits_of(&self, selector: &Selector, matches: Option<&Matches>) -> BTreeSet<TraitsKey> {
         let since = matches.map_or(0, |matches| matches.generation);
         let newer = self.traits_by_generation.range(since + 1..);
@@ -212,7 +220,7 @@ impl MatchIndex {
         known.chain(newer).collect()
     }
 
-    /// The same for new traits.
+    /// The selectors that match new traits, found in the same way.
     fn selectors_of_traits(
         &self,
         traits: &Traits,
@@ -231,12 +239,12 @@ impl MatchIndex {
     }
 
     /// The traits that match a selector which need not be known.
-    pub fn matching(&self, selector: &Selector) -> BTreeSet<TraitsKey> {
-        match self.selector_keys.get(selector.text()) {
-            Some(key) => self.entry(*key).traits.clone(),
+    pub fn matching(&self, selector: &Selector) -> Cow<'_, BTreeSet<TraitsKey>> {
+        match self.find_entry(selector.text()) {
+            Some(entry) => Cow::Borrowed(&entry.traits),
             None => {
                 let matches = selector.matches_of_snapshot();
-                self.traits_of(&selector.to_compiled(), matches.as_deref())
+                Cow::Owned(self.traits_of(&selector.to_compiled(), matches.as_deref()))
             }
         }
     }
@@ -306,7 +314,7 @@ impl MatchIndex {
             .flat_map(|(_, entry)| entry.open.iter().copied())
     }
 
-    /// Adds a machine to its traits. What was found of them outside the lock need not be found again.
+    /// Adds a machine to its traits. If these are new, `matches` are their matches in a snapshot.
     pub fn add_machine(
         &mut self,
         traits: Traits,
@@ -321,7 +329,7 @@ impl MatchIndex {
         key
     }
 
-    /// Removes a machine from its traits; they go with their last machine.
+    /// Removes a machine from its traits, and with their last machine the traits.
     pub fn remove_machine(&mut self, key: TraitsKey, machine: MachineKey) {
         let entry = self.traits.get_mut(key.0);
         entry.machines.remove(&machine);
@@ -390,7 +398,11 @@ impl MatchIndex {
     fn add_entry(&mut self, selector: &Selector) -> SelectorKey {
         self.clock += 1;
         // More than one if the limit is lower than when these selectors were accepted.
-        while self.selector_keys.len() >= self.max_selectors && self.drop_idle_entry() {}
+        while self.selector_keys.len() >= self.max_selectors && self.drop_idle_entry(|_| true) {}
+        let names = |entry: &SelectorEntry| entry.instances().is_some();
+        let added = selector.text().instances().map_or(0, BTreeSet::len);
+        while added > 0 && self.named + added > MAX_NAMED_INSTANCES && self.drop_idle_entry(names) {
+        }
         let matches = selector.matches_of_snapshot();
         let selector = selector.to_compiled();
         let traits = self.traits_of(&selector, matches.as_deref());
@@ -414,6 +426,7 @@ impl MatchIndex {
                 Some(_) => entry.naming.insert(key),
             };
         }
+        self.named += added;
         for instance in instances.into_iter().flatten() {
             self.naming.entry(instance.clone()).or_default().insert(key);
         }
@@ -451,15 +464,15 @@ impl MatchIndex {
         }
         let named: usize = self.naming.values().map(BTreeSet::len).sum();
         let naming = { self.selectors.iter() }.filter_map(|(_, entry)| entry.instances());
-        if named != naming.map(BTreeSet::len).sum::<usize>() {
+        if [named, self.named] != [naming.map(BTreeSet::len).sum::<usize>(); 2] {
             return Err("instances lead to selectors that are not there".into());
         }
         Ok(())
     }
 
-    /// Drops the least recently used selector without tasks; false if every selector has tasks.
-    fn drop_idle_entry(&mut self) -> bool {
-        let idle = self.selectors.iter().filter(|(_, entry)| entry.is_idle());
+    /// Drops the least recently used of these selectors that has no tasks; false if there is none.
+    fn drop_idle_entry(&mut self, of: impl Fn(&SelectorEntry) -> bool) -> bool {
+        let idle = { self.selectors.iter() }.filter(|(_, entry)| entry.is_idle() && of(entry));
         let Some((n, _)) = idle.min_by_key(|(_, entry)| entry.used) else {
             return false;
         };
@@ -473,6 +486,7 @@ impl MatchIndex {
             traits.naming.remove(&key);
         }
         for instance in entry.instances().into_iter().flatten() {
+            self.named -= 1;
             if let Some(naming) = self.naming.get_mut(instance) {
                 naming.remove(&key);
                 if naming.is_empty() {
@@ -483,6 +497,9 @@ impl MatchIndex {
         true
     }
 }
+
+/// What every use of a slot relies on.
+const IN_USE: &str = "no key is used after its slot was freed";
 
 /// Values that each keep their index; free indexes are reused.
 #[derive(Debug)]
@@ -516,13 +533,11 @@ impl<T> Slots<T> {
 
     fn remove(&mut self, n: usize) -> T {
         self.free.push(n);
-        self.slots[n].take().expect("a slot is removed once")
+        self.slots[n].take().expect(IN_USE)
     }
 
     fn get(&self, n: usize) -> &T {
-        self.slots[n]
-            .as_ref()
-            .expect("a key outlives its slot only by a mistake in this file")
+        self.slots[n].as_ref().expect(IN_USE)
     }
 
     fn try_get(&self, n: usize) -> Option<&T> {
@@ -530,9 +545,7 @@ impl<T> Slots<T> {
     }
 
     fn get_mut(&mut self, n: usize) -> &mut T {
-        self.slots[n]
-            .as_mut()
-            .expect("a key outlives its slot only by a mistake in this file")
+        self.slots[n].as_mut().expect(IN_USE)
     }
 
     fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
@@ -540,5 +553,36 @@ impl<T> Slots<T> {
             .iter()
             .enumerate()
             .filter_map(|(n, slot)| Some((n, slot.as_ref()?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::Limits;
+    use crate::core::selector::Narrowing;
+
+    #[test]
+    fn selectors_without_tasks_do_not_name_ever_more_instances() {
+        let mut index = MatchIndex::new(1_000);
+        let mut known = Vec::new();
+        for n in 0..30u32 {
+            let instances = (0..10_000).map(|m| format!("{n:04x}{m:08x}").into());
+            let narrowing = Narrowing {
+                instances: instances.collect(),
+                ..Narrowing::default()
+            };
+            let selector = Selector::checked(None, narrowing, &Limits::NONE.texts, |_| None);
+            let key = index.key_of(&selector.unwrap());
+            if n == 0 {
+                index.entry_mut(key).open.insert(TaskKey(1));
+            }
+            known.push(key);
+        }
+        index.check().unwrap();
+        assert!(index.named <= MAX_NAMED_INSTANCES, "{}", index.named);
+        assert_eq!(index.selectors.iter().count(), 10);
+        // One with a task stays.
+        assert!(!index.entry(known[0]).open.is_empty());
     }
 }

@@ -1,21 +1,21 @@
-//! How far a task has come: what is kept of its pace, and what the API says of it. What changes it is in `pacing.rs`.
+//! The pace of a task: the data that is kept of it, and what the API answers of it. What changes it is in `pacing.rs`.
 
 use super::Time;
 use super::rollout::Plan;
-use super::task::{Task, TaskData, timestamp};
+use super::task::{Execution, Task, TaskData, timestamp};
 use crate::wire::rollout::{self as wire, RolloutPhase, StopKind};
-use crate::wire::task::ExecutionState;
+use crate::wire::task::{Counts, ExecutionState};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Why a task starts nothing for the time being.
+/// A pause of a task, during which it starts nothing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Paused {
     /// Since when.
     pub since: Time,
-    /// When the pause between two steps is over; it waits for somebody, if absent.
+    /// When it ends by itself, if it is a pause between two steps; otherwise it ends when a user resumes the task.
     pub until: Option<Time>,
 }
 
@@ -39,18 +39,18 @@ pub(super) struct Pacing {
     /// All executions before this one have had their turn; without a rollout all have.
     #[serde(skip)]
     pub next: u32,
-    /// Those that can be given a place again.
+    /// Held executions that have had their turn and wait for a slot of the window.
     #[serde(skip)]
     pub returned: BTreeSet<u32>,
     /// How many executions of the steps so far have not ended; not counted in the last step.
     #[serde(skip)]
     pub unfinished: u32,
-    /// What was held back or skipped of it, since it was paused or stopped: everything before this one.
+    /// Since it was paused or stopped, all executions before this one have been held back or skipped.
     #[serde(skip)]
     pub swept: u32,
 }
 
-/// That of a task without a rollout.
+/// The pace of a task without a rollout.
 impl Default for Pacing {
     fn default() -> Self {
         Pacing {
@@ -67,7 +67,7 @@ impl Default for Pacing {
 }
 
 impl Pacing {
-    /// That of a task with a rollout.
+    /// The pace of a task with a rollout.
     pub fn new(plan: Plan) -> Self {
         let mut pacing = Pacing {
             plan: Some(plan),
@@ -126,12 +126,12 @@ impl Pacing {
         n < self.next
     }
 
-    /// The same after a time, in milliseconds, that does not count.
+    /// The same, later by these milliseconds: the server did not run then.
     pub fn later(mut self, by: u64) -> Self {
         if let Some(paused) = &mut self.paused {
-            for time in [Some(&mut paused.since), paused.until.as_mut()] {
-                time.into_iter()
-                    .for_each(|time| time.0 = time.0.saturating_add(by));
+            let times = [Some(&mut paused.since), paused.until.as_mut()];
+            for time in times.into_iter().flatten() {
+                time.0 = time.0.saturating_add(by);
             }
         }
         self
@@ -181,11 +181,11 @@ impl Task {
         })
     }
 
-    /// How many executions have been given a place, or were handed out before.
+    /// How many executions are queued, or were handed out.
     fn started(&self) -> u32 {
-        let is_started = |e: &&super::Execution| {
-            let waits = e.state == ExecutionState::Queued;
-            waits || e.current.delivered_at.is_some() || !e.past.is_empty()
+        let is_started = |e: &&Execution| {
+            let is_queued = e.state == ExecutionState::Queued;
+            is_queued || e.current.delivered_at.is_some() || !e.past.is_empty()
         };
         self.executions.iter().filter(is_started).count() as u32
     }
@@ -194,8 +194,13 @@ impl Task {
 impl TaskData {
     /// How many executions have failed. Over the whole task, not in each step.
     pub(super) fn failures(&self) -> u32 {
-        let counts = &self.counts;
-        counts.failed + counts.timed_out + counts.lost + counts.expired + self.only_dirty()
+        failures_in(&self.counts) + self.only_dirty()
+    }
+
+    /// How many executions of the steps that end with this many started have not ended.
+    pub(super) fn unfinished_of_first(&self, until: u32) -> u32 {
+        let executions = self.executions.iter().take(until as usize);
+        executions.filter(|e| !e.state.is_terminal()).count() as u32
     }
 
     /// How many have failed in the present step; for tests that break the rule.
@@ -205,11 +210,11 @@ impl TaskData {
             let before = pacing.step.checked_sub(1)?;
             pacing.plan.as_ref()?.steps.get(before).copied()
         });
-        let mut counts = crate::wire::task::Counts::default();
+        let mut counts = Counts::default();
         for e in self.executions.iter().skip(begin.unwrap_or(0) as usize) {
             *counts.of(e.state) += 1;
         }
-        counts.failed + counts.timed_out + counts.lost + counts.expired + self.only_dirty()
+        failures_in(&counts) + self.only_dirty()
     }
 
     /// How many executions ended well, or were canceled, and left an undo that is failed or owed.
@@ -238,4 +243,9 @@ impl TaskData {
     pub(super) fn is_paused(&self) -> bool {
         { self.pacing.as_ref() }.is_some_and(|pacing| pacing.is_paused())
     }
+}
+
+/// How many of the executions that are counted have failed, for `maxFailures`.
+fn failures_in(counts: &Counts) -> u32 {
+    counts.failed + counts.timed_out + counts.lost + counts.expired
 }

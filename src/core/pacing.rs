@@ -5,8 +5,8 @@
 //! that is back. What it does in one call is bounded; a timer goes on with the rest. A task without a rollout has a
 //! pace only once it was paused or stopped.
 //!
-//! An execution whose turn has come and whose machine is not online stays `held` and takes no place of the window; its
-//! `ttl` has begun. It gets a place when its machine is back.
+//! An execution whose turn has come and whose machine is not online stays `held` and takes no slot of the window; its
+//! `ttl` has begun. When its machine is back, it waits for a slot.
 
 use super::invariants::Rule;
 use super::lifecycle::Event;
@@ -20,7 +20,7 @@ use crate::wire::task::ExecutionState;
 
 /// The most turns given, or executions skipped, in one call: it runs under the lock.
 const MAX_TURNS: usize = 500;
-/// When it goes on with the rest.
+/// After this time a call does the rest.
 const SOON: TimeSpan = TimeSpan::from_millis(1);
 
 impl Core {
@@ -29,7 +29,7 @@ impl Core {
     pub fn pause(&mut self, now: Time, key: TaskKey) -> Result<(), Refusal> {
         self.check_can_go_on(key)?;
         match self.pacing_mut(key).paused.as_mut() {
-            // From now on it waits for somebody.
+            // A pause between two steps becomes one that ends only when a user resumes the task.
             Some(paused) => {
                 if let Some(until) = paused.until.take() {
                     self.timers.cancel(until, Timer::PauseOver(key));
@@ -104,7 +104,7 @@ impl Core {
         if let Some(until) = paused.until {
             self.timers.cancel(until, Timer::PauseOver(key));
         }
-        // Every wait goes on where it was.
+        // No ttl runs during a pause.
         let stood_still = now.millis_since(paused.since);
         let later = |time: Time| Time(time.0.saturating_add(stood_still));
         let expires_at = later(self.task(key).expires_at);
@@ -159,7 +159,7 @@ impl Core {
         self.finish_if_done(now, key);
     }
 
-    /// An execution has ended for good: counts its failure, and gives its place to the next.
+    /// An execution has ended for good: counts its failure, and gives its slot to the next.
     pub(super) fn pace_after_end(&mut self, now: Time, key: TaskKey) {
         let Some(task) = self.tasks.get(&key) else {
             return;
@@ -187,7 +187,7 @@ impl Core {
     /// not been handed out.
     pub(super) fn pace(&mut self, now: Time, key: TaskKey) {
         if self.paced == Some(key) {
-            // Called again by the end of something that was given its turn; the loop below goes on anyway.
+            // A nested call: something that the loop below handles has ended. The loop goes on by itself.
             return;
         }
         let outer = self.paced.replace(key);
@@ -230,7 +230,7 @@ impl Core {
         }
         if let Some(n) = pacing.returned.first().copied() {
             self.unsaved_pacing(key).returned.remove(&n);
-            self.give_place(now, ExecutionKey { task: key, n });
+            self.release(now, ExecutionKey { task: key, n });
             return true;
         }
         let until = pacing.started_when_done();
@@ -244,7 +244,7 @@ impl Core {
         if self.execution(execution).state == ExecutionState::Held {
             let expires = now.plus(self.task(key).spec.ttl);
             self.set_expiry(execution, expires);
-            self.give_place(now, execution);
+            self.release(now, execution);
         }
         true
     }
@@ -261,12 +261,8 @@ impl Core {
         let pacing = self.pacing_mut(key);
         pacing.step += 1;
         let until = pacing.started_when_done();
-        let is_unfinished = |e: &&super::Execution| !e.state.is_terminal();
-        let unfinished = until.map(|until| {
-            let executions = self.task(key).executions.iter().take(until as usize);
-            executions.filter(is_unfinished).count() as u32
-        });
-        self.unsaved_pacing(key).unfinished = unfinished.unwrap_or(0);
+        let unfinished = until.map_or(0, |until| self.task(key).unfinished_of_first(until));
+        self.unsaved_pacing(key).unfinished = unfinished;
         match pause {
             None => {}
             Some(Pause::For(duration)) if duration == TimeSpan::default() => {}
@@ -275,8 +271,8 @@ impl Core {
         }
     }
 
-    /// Gives a held execution whose turn has come a place: queues it for its machine, unless that is not online.
-    fn give_place(&mut self, now: Time, key: ExecutionKey) {
+    /// Gives a held execution whose turn has come a slot: queues it for its machine, unless that is not online.
+    fn release(&mut self, now: Time, key: ExecutionKey) {
         if self.execution(key).state != ExecutionState::Held {
             return;
         }
@@ -298,7 +294,7 @@ impl Core {
                 self.apply(key, Event::Release);
                 self.queue_for(key, machine);
             }
-            // There is no queue to wait in, and its ttl is over in a queue only.
+            // Nothing waits for a machine that is not known, except in a rollout.
             None if !self.is_rolled_out(key.task) => self.lose_held(now, key),
             _ => self.wait_for_return(key),
         }
@@ -326,7 +322,7 @@ impl Core {
         }
     }
 
-    /// Forgets that an execution waits for its machine or for a place, because it has ended.
+    /// Forgets that an execution waits for its machine or for a slot, because it has ended.
     pub(super) fn forget_held(&mut self, key: ExecutionKey) {
         if let Some(target) = self.execution(key).target.clone()
             && let Some(absent) = self.absent.get_mut(&target.instance)
@@ -342,7 +338,7 @@ impl Core {
         }
     }
 
-    /// A machine takes work again: what waited for it can be given a place.
+    /// A machine takes work again: what waited for it waits for a slot now.
     pub(super) fn machine_is_back(&mut self, now: Time, key: MachineKey) {
         let instance = self.machine(key).instance.clone();
         let Some(absent) = self.absent.remove(&instance) else {
@@ -356,7 +352,7 @@ impl Core {
         }
     }
 
-    /// A machine is not online any more: what was queued for it gives its place to another.
+    /// A machine is not online any more: what was queued for it frees its slot.
     pub(super) fn hold_back_queued(&mut self, now: Time, key: MachineKey) {
         for execution in self.machine(key).inbox.clone() {
             if self.is_rolled_out(execution.task) && self.hold(execution) {
@@ -422,7 +418,7 @@ impl Core {
             _ => false,
         };
         let from = pacing.swept;
-        let rest = task.executions.iter().zip(0..).skip(from as usize);
+        let rest = { task.executions.iter().skip(from as usize) }.zip(from..);
         let mut rest = rest.filter(|(e, _)| is_to_sweep(e.state));
         let next = rest.next().map(|(_, n)| n);
         let swept = next.map_or(task.executions.len() as u32, |n| n + 1);
@@ -431,7 +427,7 @@ impl Core {
             return false;
         };
         let execution = ExecutionKey { task: key, n };
-        // What waits for a retry is held when that is due.
+        // Before a retry is due the execution is in no queue; it is held back when it is due.
         let is_between = self.execution(execution).current.due_at.is_some();
         if is_stopped || !is_between {
             self.is_held_back(now, execution);
@@ -460,8 +456,7 @@ impl Core {
         let next = held.iter().find(|(_, had_turn)| !had_turn).map(|(n, _)| *n);
         let until = pacing.started_when_done().unwrap_or(0);
         let resumes_at = pacing.resumes_at();
-        let unfinished = task.executions.iter().take(until as usize);
-        let unfinished = unfinished.filter(|e| !e.state.is_terminal()).count();
+        let unfinished = task.unfinished_of_first(until);
         let returned = held.iter().filter(|(_, had_turn)| *had_turn);
         let returned = returned.map(|(n, _)| *n).collect();
         let pacing = self.unsaved_pacing(key);
@@ -469,8 +464,8 @@ impl Core {
             true => next.unwrap_or(all),
             false => u32::MAX,
         };
-        pacing.unfinished = unfinished as u32;
-        // Those whose machine is not there wait for it when they are given a place.
+        pacing.unfinished = unfinished;
+        // Those whose machine is not online begin to wait for it when they get a slot.
         pacing.returned = returned;
         if let Some(until) = resumes_at {
             self.timers.set(until, Timer::PauseOver(key));
@@ -495,21 +490,16 @@ impl Core {
             let is_absent = absent.is_some_and(|absent| absent.contains(&execution));
             let is_returned = pacing.returned.contains(&execution.n);
             let comes = !pacing.has_had_its_turn(execution.n);
-            if [is_absent, is_returned, comes]
-                .into_iter()
-                .filter(|it| *it)
-                .count()
-                != 1
-            {
+            let waits = [is_absent, is_returned, comes];
+            if waits.into_iter().filter(|waits| *waits).count() != 1 {
                 return Err(format!(
-                    "{execution:?}: held, waits for its machine {is_absent}, for a place {is_returned}, for its turn {comes}"
+                    "{execution:?}: held, waits for its machine {is_absent}, for a slot {is_returned}, for its turn {comes}"
                 ));
             }
         }
         if let Some(until) = pacing.started_when_done() {
-            let executions = task.executions.iter().take(until as usize);
-            let unfinished = executions.filter(|e| !e.state.is_terminal()).count();
-            if unfinished != pacing.unfinished as usize {
+            let unfinished = task.unfinished_of_first(until);
+            if unfinished != pacing.unfinished {
                 return Err(format!(
                     "{key:?}: {} of its steps so far have not ended, recounted {unfinished}",
                     pacing.unfinished

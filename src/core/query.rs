@@ -5,15 +5,15 @@ use super::match_index::{SelectorSnapshot, TraitsSnapshot};
 use super::output::Output;
 use super::selector::{Selector, SelectorText, Tags, Traits};
 use super::task::{OutputEnd, Task};
-use super::{Core, Refusal, TaskKey};
+use super::{Core, MachineKey, Refusal, TaskKey};
 use crate::wire::agent::Poll;
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Counts, ExecutionState, TaskState};
 use std::ops::Bound;
 use std::sync::Arc;
 
-/// The most tasks visited in one call of [`Core::list`]: a query that matches few tasks must not hold the lock
-/// for long.
+/// The most tasks visited in one call of [`Core::list`], and machines in one of [`Core::list_machines`]: a query must
+/// not hold the lock for long, however few it finds.
 const MAX_VISITED: usize = 2_000;
 /// The most executions in one page, so that a page of tasks with thousands of machines stays bounded.
 const MAX_LISTED_EXECUTIONS: usize = 5_000;
@@ -169,20 +169,25 @@ impl Core {
             .is_none_or(|task| task.finished_at.is_some())
     }
 
-    /// The machines with this label and state, in order of registration.
+    /// The machines with this label and state, in order of registration: those after `last`. Visits a bounded number of
+    /// machines, and also says where to continue; `None` if there are no more.
     pub fn list_machines(
         &self,
         label: Option<&str>,
         state: Option<MachineState>,
-    ) -> Vec<MachineSnapshot> {
-        let wanted = self
-            .machines
-            .values()
-            .filter(|m| label.is_none_or(|l| *m.label == *l));
-        wanted
-            .filter(|m| state.is_none_or(|s| m.state == s))
-            .map(|m| m.snapshot())
-            .collect()
+        last: Option<MachineKey>,
+    ) -> (Vec<MachineSnapshot>, Option<MachineKey>) {
+        let begin = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = self.machines.range((begin, Bound::Unbounded));
+        let (mut found, mut last) = (Vec::new(), None);
+        for (key, machine) in rest.by_ref().take(MAX_VISITED) {
+            let has_label = label.is_none_or(|label| *machine.label == *label);
+            if has_label && state.is_none_or(|state| machine.state == state) {
+                found.push(machine.snapshot());
+            }
+            last = Some(*key);
+        }
+        (found, last.filter(|_| rest.next().is_some()))
     }
 
     /// The traits of this moment, to match a selector with before a task is submitted with it; `None` if the selector

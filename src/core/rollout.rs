@@ -16,7 +16,7 @@ pub struct Rollout {
     pub posted: wire::Rollout,
     /// The order of its targets.
     pub order: Order,
-    /// Those that are the first step.
+    /// The targets that are the first step.
     pub canary: Option<Selector>,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Plan {
 }
 
 impl Rollout {
-    /// The plan for so many targets, of which these are the first step.
+    /// The plan for `total` targets, of which the first `canaries` are the first step.
     pub(super) fn plan(&self, canaries: u32, total: u32) -> Plan {
         let shares = match &*self.posted.steps {
             [] => &[Share::Percent(100)],
@@ -46,7 +46,7 @@ impl Rollout {
                 steps.push(until.clamp(started + 1, total));
             }
         }
-        // The last one is everything, whatever it says.
+        // A rollout reaches every target, even if its steps end earlier.
         if let Some(last) = steps.last_mut() {
             *last = total;
         }

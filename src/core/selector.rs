@@ -18,8 +18,8 @@ const MAX_NESTING: u32 = 50;
 const MAX_INSTANCES: usize = 10_000;
 /// The pattern of a task that has none: it names instances.
 const ANY_LABEL: &str = ".*";
-/// What a tag or an instance takes of memory beside its text, in bytes, roughly.
-const ENTRY_BYTES: usize = 64;
+/// What an entry of a list or a map takes of memory beside its text, in bytes, roughly.
+pub(super) const ENTRY_BYTES: usize = 64;
 
 /// The tags of a machine, by name.
 pub type Tags = Arc<BTreeMap<String, String>>;
@@ -30,7 +30,7 @@ pub(super) fn no_tags() -> Tags {
     NONE.clone()
 }
 
-/// What a selector looks at of a machine, beside its instance. None of it changes while the machine runs.
+/// What the conditions of a selector are about, beside the instance. None of it changes while the machine runs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Traits {
     /// Its label.
@@ -41,7 +41,7 @@ pub struct Traits {
     pub tags: Tags,
 }
 
-/// What narrows the pattern of a selector down; all of it has to hold.
+/// The conditions of a selector beside its pattern; all of them have to hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Narrowing {
     /// Labels that are not meant.
@@ -82,7 +82,7 @@ struct Compiled {
 pub struct Selector {
     text: SelectorText,
     compiled: Option<Arc<Compiled>>,
-    /// What was found outside the lock, until the selector is known.
+    /// Its matches in a snapshot, computed outside the lock. Not needed once the index has the selector.
     matches: Option<Arc<Matches>>,
 }
 
@@ -101,7 +101,7 @@ impl SelectorText {
         }
     }
 
-    /// The only instances that are meant; none if all are.
+    /// The only instances that are meant; `None` if it names none.
     pub fn instances(&self) -> Option<&BTreeSet<Arc<str>>> {
         let instances = &self.narrowing.as_ref()?.instances;
         (!instances.is_empty()).then_some(instances)
@@ -130,6 +130,32 @@ impl SelectorText {
         let tags = tags.map(|(name, text)| (format!("machineTags.{name}"), &**text));
         let pattern = [("machinePattern".to_owned(), &*self.pattern)];
         pattern.into_iter().chain(exclude).chain(hosts).chain(tags)
+    }
+
+    /// Checks everything that needs no compilation.
+    fn check(&self, limits: &TextLimits) -> Result<(), String> {
+        for (field, text) in self.patterns() {
+            check_pattern(&field, text, limits)?;
+        }
+        let Some(narrowing) = &self.narrowing else {
+            return Ok(());
+        };
+        if narrowing.tags.len() > MAX_TAGS {
+            return Err(format!(
+                "machineTags: must have {MAX_TAGS} entries at most, got {}",
+                narrowing.tags.len()
+            ));
+        }
+        for name in narrowing.tags.keys() {
+            check_tag_name(name).map_err(|why| format!("machineTags: {why}"))?;
+        }
+        if narrowing.instances.len() > MAX_INSTANCES {
+            return Err(format!(
+                "instances: must have {MAX_INSTANCES} entries at most, got {}",
+                narrowing.instances.len()
+            ));
+        }
+        Ok(())
     }
 
     /// Compiles it; all patterns together may have this many bytes then. The error says what is wrong.
@@ -198,6 +224,25 @@ impl Selector {
         })
     }
 
+    /// Checks and compiles a selector that is a pattern alone. The error names the field and says what is wrong.
+    pub(super) fn checked_pattern(
+        field: &str,
+        pattern: &str,
+        limits: &TextLimits,
+    ) -> Result<Selector, String> {
+        let compiled = Compiled {
+            pattern: pattern_of(field, pattern, limits)?,
+            exclude: None,
+            tags: Vec::new(),
+            hosts: None,
+        };
+        Ok(Selector {
+            text: SelectorText::of_pattern(pattern),
+            compiled: Some(Arc::new(compiled)),
+            matches: None,
+        })
+    }
+
     /// The selector of an accepted pattern alone; it is not compiled.
     pub(super) fn of_pattern(pattern: &str) -> Selector {
         Selector::accepted(SelectorText::of_pattern(pattern))
@@ -221,7 +266,7 @@ impl Selector {
         self.matches = Some(Arc::new(matches));
     }
 
-    /// Which traits of a snapshot match, if that has been found out.
+    /// Which traits of a snapshot match, if they were compared.
     pub(super) fn matches_of_snapshot(&self) -> Option<Arc<Matches>> {
         self.matches.clone()
     }
@@ -231,14 +276,14 @@ impl Selector {
         &self.text
     }
 
-    /// Whether a machine with these traits may be meant: its instance may still be another one. False if the selector
-    /// is not compiled.
+    /// Whether the conditions hold for these traits; the instance is checked by [`Selector::names`]. False if the
+    /// selector is not compiled.
     pub fn matches(&self, traits: &Traits) -> bool {
         let compiled = self.compiled.as_ref();
         compiled.is_some_and(|compiled| compiled.matches(traits))
     }
 
-    /// Whether this instance is meant if its traits match.
+    /// Whether this instance is among those that are named, or none are.
     pub fn names(&self, instance: &str) -> bool {
         let instances = self.text.instances();
         instances.is_none_or(|instances| instances.contains(instance))
@@ -276,33 +321,6 @@ fn check_pattern(field: &str, text: &str, limits: &TextLimits) -> Result<(), Str
         ));
     }
     Ok(())
-}
-
-impl SelectorText {
-    fn check(&self, limits: &TextLimits) -> Result<(), String> {
-        for (field, text) in self.patterns() {
-            check_pattern(&field, text, limits)?;
-        }
-        let Some(narrowing) = &self.narrowing else {
-            return Ok(());
-        };
-        if narrowing.tags.len() > MAX_TAGS {
-            return Err(format!(
-                "machineTags: must have {MAX_TAGS} entries at most, got {}",
-                narrowing.tags.len()
-            ));
-        }
-        for name in narrowing.tags.keys() {
-            check_tag_name(name).map_err(|why| format!("machineTags: {why}"))?;
-        }
-        if narrowing.instances.len() > MAX_INSTANCES {
-            return Err(format!(
-                "instances: must have {MAX_INSTANCES} entries at most, got {}",
-                narrowing.instances.len()
-            ));
-        }
-        Ok(())
-    }
 }
 
 fn build(field: &str, text: &str, max_bytes: usize) -> Result<Regex, String> {

@@ -8,7 +8,8 @@ use super::TextLimits;
 use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
 use super::rollout::{self, Rollout};
-use super::selector::{Narrowing, Selector, SelectorText};
+use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
+use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
 use crate::wire::strict_object::StrictObject;
@@ -21,15 +22,10 @@ use std::sync::Arc;
 
 /// The longest id of a task, in bytes.
 pub const MAX_ID_BYTES: usize = 64;
-/// The longest shell line, argument or variable, in bytes: Linux takes no longer one (`MAX_ARG_STRLEN`).
-pub const MAX_ARGUMENT_BYTES: usize = 131_071;
 /// The most arguments of a command, and the most extra variables.
 pub const MAX_ARGUMENTS: usize = 4_096;
 /// The longest path of a workspace, in bytes: Linux takes no longer one (`PATH_MAX`).
 pub const MAX_WORKSPACE_BYTES: usize = 4_095;
-/// The longest script and the longest standard input, in bytes.
-pub const MAX_SCRIPT_BYTES: usize = 1 << 20;
-pub const MAX_STDIN_BYTES: usize = 1 << 20;
 /// The longest detail in JSON, in bytes: no agent reads a longer answer. See `MAX_HANDED_OUT_BYTES`.
 pub const MAX_SENT_BYTES: usize = 4 << 20;
 /// The longest name of a user, in bytes: no system has longer ones.
@@ -38,8 +34,6 @@ pub const MAX_USER_BYTES: usize = 255;
 pub const MAX_KILL_GRACE: TimeSpan = TimeSpan::from_secs(3_600);
 /// The most retries; anyone who wants more should loop in the script.
 pub const MAX_RETRIES: u32 = 1_000;
-/// What an entry of a list in a task takes of memory beside its text, in bytes, roughly.
-const ENTRY_BYTES: usize = 64;
 /// The most different pauses before retries.
 pub const MAX_INTERVALS: usize = 100;
 
@@ -323,10 +317,8 @@ fn checked_counts(
         return Err("maxTargets: must be above 0".into());
     }
     let keep_alive = posted.keep_alive.take().map(|keep_alive| {
-        let pool = keep_alive.pool.map(|pool| {
-            let pool = Selector::checked(Some(pool), Narrowing::default(), limits, |_| None);
-            pool.map_err(|why| why.replace("machinePattern", "keepAlive.pool"))
-        });
+        let pool = keep_alive.pool.as_deref();
+        let pool = pool.map(|pool| Selector::checked_pattern("keepAlive.pool", pool, limits));
         Ok::<_, String>(KeepAlive {
             keep: keep_alive.keep,
             pool: pool.transpose()?,
@@ -347,10 +339,8 @@ fn checked_rollout(
     let Some(StrictObject(rollout)) = posted.rollout.take() else {
         return Ok(None);
     };
-    let canary = rollout.canary.clone().map(|canary| {
-        let canary = Selector::checked(Some(canary), Narrowing::default(), limits, |_| None);
-        canary.map_err(|why| why.replace("machinePattern", "rollout.canary"))
-    });
+    let canary = rollout.canary.as_deref();
+    let canary = canary.map(|canary| Selector::checked_pattern("rollout.canary", canary, limits));
     let rollout = rollout::checked(rollout, mode, canary.transpose()?)?;
     Ok(Some(Box::new(rollout)))
 }

@@ -1,10 +1,10 @@
 //! The operations of users: submit, rerun, cancel, delete. Those that change the pace of a task are in `pacing.rs`.
 
 use super::abilities::Abilities;
-use super::counting::Choice;
+use super::counting::{Choice, MAX_NAMED, first_named};
 use super::invariants::Rule;
 use super::machine::JoinCursor;
-use super::match_index::SelectorKey;
+use super::match_index::{SelectorKey, TraitsKey};
 use super::pace::Pacing;
 use super::selector::Selector;
 use super::spec::Spec;
@@ -25,9 +25,6 @@ const CANCEL_CONFIRMED_WITHIN: TimeSpan = TimeSpan::from_secs(60);
 const MAX_JOINS: usize = 500;
 /// The cursor of a machine that has joined nothing.
 pub(super) const JOIN_ALL: JoinCursor = (SelectorKey::FIRST, TaskKey(0));
-
-/// The most labels named in a refusal.
-const MAX_NAMED: usize = 10;
 
 /// Which executions of a task to cancel.
 #[derive(Debug, Clone)]
@@ -53,13 +50,7 @@ impl Core {
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
         self.check_unused(&id, &prefix)?;
         self.check_halt(spec.detail.undo.is_some())?;
-        let Some(selector) = self.match_index.key_if_room(&spec.selector) else {
-            return Err(Refusal::Full(format!(
-                "{} different selectors of machines have tasks waiting for them, the limit (--max-patterns)",
-                self.limits.patterns
-            )));
-        };
-        let choice = self.choose(now, &id, &spec, self.machines_of(selector).collect())?;
+        let choice = self.choose(now, &id, &spec, self.meant_by(&spec.selector))?;
         let is_any = spec.mode == Mode::Any;
         let number = if is_any {
             1
@@ -67,6 +58,13 @@ impl Core {
             choice.machines.len().max(1)
         };
         self.check_room(&spec, number)?;
+        // Last of the checks: it may drop another selector to make room.
+        let Some(selector) = self.match_index.key_if_room(&spec.selector) else {
+            return Err(Refusal::Full(format!(
+                "{} different selectors of machines have tasks waiting for them, the limit (--max-patterns)",
+                self.limits.patterns
+            )));
+        };
 
         let targets = match is_any {
             true => vec![None],
@@ -123,7 +121,7 @@ impl Core {
             self.task_mut(key).rerun_of = Some(of);
             return Ok(key);
         }
-        let targets: Vec<Arc<Target>> = old
+        let mut targets: Vec<Arc<Target>> = old
             .executions
             .iter()
             .filter(wanted)
@@ -158,7 +156,7 @@ impl Core {
                 old.id
             )));
         }
-        let choice = self.choose_again(now, &spec, &targets)?;
+        let choice = self.choose_again(now, &spec, &mut targets)?;
         self.check_room(&spec, targets.len())?;
         spec.late_join = false;
         let spec = match spec == *old.spec {
@@ -398,12 +396,20 @@ impl Core {
     /// The machines that a selector means, in whatever state they are.
     pub(super) fn machines_of(&self, key: SelectorKey) -> impl Iterator<Item = MachineKey> {
         let entry = self.match_index.entry(key);
-        let instances = entry.instances();
+        self.machines_with(&entry.traits, entry.instances())
+    }
+
+    /// The machines with these traits; only those of these instances, if instances are named.
+    pub(super) fn machines_with<'a>(
+        &'a self,
+        traits: &'a BTreeSet<TraitsKey>,
+        instances: Option<&'a BTreeSet<Arc<str>>>,
+    ) -> impl Iterator<Item = MachineKey> + 'a {
         let named = instances.into_iter().flatten();
         let named = named.filter_map(|instance| self.instances.get(instance));
-        let is_meant = |key: &&MachineKey| entry.traits.contains(&self.machine(**key).traits_key);
+        let is_meant = |key: &&MachineKey| traits.contains(&self.machine(**key).traits_key);
         // Without names all of them; one of the two is empty.
-        let traits = { entry.traits.iter() }.filter(move |_| instances.is_none());
+        let traits = traits.iter().filter(move |_| instances.is_none());
         let all = traits.flat_map(|traits| &self.match_index.traits(*traits).machines);
         named.filter(is_meant).chain(all).copied()
     }
@@ -582,15 +588,10 @@ impl Refusal {
     /// The refusal for a task that has no execution on this machine.
     pub fn not_on(task: &Task, machine: &str) -> Refusal {
         let labels: BTreeSet<&str> = task.labels().map(|label| &**label).collect();
-        let named: Vec<&str> = labels.iter().copied().take(MAX_NAMED).collect();
-        let more = if labels.len() > MAX_NAMED {
-            ", …"
-        } else {
-            ""
-        };
-        let has = match named.is_empty() {
+        let labels: Vec<&str> = labels.into_iter().collect();
+        let has = match labels.is_empty() {
             true => String::new(),
-            false => format!("; it has on {}{more}", named.join(", ")),
+            false => format!("; it has on {}", first_named(&labels)),
         };
         Refusal::Impossible(format!(
             "machine: task {} has nothing on {machine:?}{has}",

@@ -14,9 +14,9 @@ use std::str::FromStr;
 /// A number of machines, or a percentage of some of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Share {
-    /// So many.
+    /// This number.
     Count(u32),
-    /// So many of a hundred; 100 at most.
+    /// This percentage; 100 at most.
     Percent(u8),
 }
 
@@ -39,14 +39,19 @@ impl Share {
         }
     }
 
-    /// Whether it is none of any number.
+    /// Whether it is 0, whatever the total.
     pub fn is_zero(self) -> bool {
         matches!(self, Share::Count(0) | Share::Percent(0))
     }
 
     fn percent(text: &str) -> Option<Share> {
         let number = text.trim().strip_suffix('%')?.trim_end();
-        let percent = number.parse().ok().filter(|percent| *percent <= 100)?;
+        let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+        let percent = number
+            .parse()
+            .ok()
+            .filter(|_| is_number)
+            .filter(|percent| *percent <= 100)?;
         Some(Share::Percent(percent))
     }
 }
@@ -56,7 +61,14 @@ impl FromStr for Share {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let count = || text.trim().parse().ok().map(Share::Count);
+        let is_number = text.trim().bytes().all(|byte| byte.is_ascii_digit());
+        let count = || {
+            text.trim()
+                .parse()
+                .ok()
+                .filter(|_| is_number)
+                .map(Share::Count)
+        };
         let share = Share::percent(text).or_else(count);
         share.ok_or_else(|| "expected a whole number or a percentage up to 100%".into())
     }
@@ -298,13 +310,11 @@ pub enum Order {
     Label,
     /// In an order that the task's id decides.
     Random,
-    /// Those first that came online first.
+    /// Those that came online first are first.
     Joined,
 }
 
 impl Order {
-    /// Every order.
-    pub const ALL: [Self; 3] = [Self::Label, Self::Random, Self::Joined];
     const WORDS: Words<Order> = &[
         ("label", Order::Label),
         ("random", Order::Random),
@@ -313,11 +323,8 @@ impl Order {
 
     /// The word of the API.
     pub fn word(self) -> &'static str {
-        match self {
-            Order::Label => "label",
-            Order::Random => "random",
-            Order::Joined => "joined",
-        }
+        let known = Order::WORDS.iter().find(|(_, order)| *order == self);
+        known.map_or("", |(word, _)| word)
     }
 }
 
@@ -326,7 +333,8 @@ impl FromStr for Order {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        one_of(&Order::ALL, Order::word, text)
+        let known = one_of(Order::WORDS, |(word, _)| word, text);
+        known.map(|(_, order)| order)
     }
 }
 
@@ -341,7 +349,7 @@ impl<'de> Deserialize<'de> for Order {
 pub enum Pause {
     /// It waits for this long.
     For(TimeSpan),
-    /// It waits until somebody resumes it.
+    /// It waits until a user resumes it.
     Approve,
 }
 
@@ -434,7 +442,7 @@ pub enum RolloutPhase {
     Paused,
     /// It starts nothing any more.
     Stopped,
-    /// Everything has been started and has ended.
+    /// All of its executions have ended.
     Done,
 }
 
@@ -475,7 +483,7 @@ pub struct RolloutState<S = String> {
     /// How many machines have joined the last step.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub late_joined: u32,
-    /// When its pause is over, RFC 3339; absent while it waits for somebody.
+    /// When its pause is over, RFC 3339; absent while it waits for a user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumes_at: Option<S>,
 }
@@ -490,14 +498,14 @@ fn is_zero(number: &u32) -> bool {
 pub enum StopKind {
     /// Too many of its executions failed.
     Failures,
-    /// Somebody stopped it.
+    /// A user stopped it.
     User,
 }
 
 /// What stopped a task, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoppedBy<S = String> {
-    /// What it was.
+    /// What kind of cause.
     pub kind: StopKind,
     /// When it was stopped, RFC 3339.
     pub at: S,
@@ -600,7 +608,7 @@ mod tests {
         for wrong in ["", "..", "a", "2..b", "-1"] {
             assert!(wrong.parse::<Expect>().is_err(), "{wrong:?}");
         }
-        for wrong in ["", "%", "101%", "-1", "1.5"] {
+        for wrong in ["", "%", "101%", "-1", "1.5", "+5", "+5%"] {
             assert!(wrong.parse::<Share>().is_err(), "{wrong:?}");
         }
     }

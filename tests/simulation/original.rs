@@ -171,7 +171,12 @@ fn a_canceled_task_keeps_its_place_until_it_is_reported_or_overdue() {
         let next = scene.task();
         assert!(!scene.ping(0), "its command runs on");
         assert_eq!(scene.fetch(0), None);
-        assert_eq!(scene.core.list_machines(None, None)[0].answer().running, 1);
+        assert_eq!(
+            scene.core.list_machines(None, None, None).0[0]
+                .answer()
+                .running,
+            1
+        );
         if is_reported {
             assert!(!scene.done(0, &id).taken);
         } else {
@@ -307,9 +312,9 @@ fn the_machine_is_gone_when_one_of_ours_takes_its_label() {
     scene.fetch(0).unwrap();
     let waiting = scene.task();
     scene.poll("aaaaaaaa", "other");
-    assert_eq!(scene.core.list_machines(Some(LABEL), None).len(), 1);
+    assert_eq!(scene.core.list_machines(Some(LABEL), None, None).0.len(), 1);
     scene.poll("bbbbbbbb", LABEL);
-    let machines = scene.core.list_machines(Some(LABEL), None);
+    let machines = scene.core.list_machines(Some(LABEL), None, None).0;
     assert_eq!(machines.len(), 1);
     assert_eq!(machines[0].answer().instance, "bbbbbbbb");
     for task in [running, waiting] {
@@ -411,7 +416,7 @@ fn what_waits_is_told_why_when_the_last_machine_that_can_do_it_goes() {
         scene.poll_with("aaaaaaaa", "web-0", &[]);
     }
     assert_eq!(
-        scene.core.list_machines(Some("web-1"), None)[0].state,
+        scene.core.list_machines(Some("web-1"), None, None).0[0].state,
         MachineState::Offline
     );
     assert!(

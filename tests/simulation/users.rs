@@ -494,7 +494,7 @@ impl World {
             }
         }
         self.server.core.check_matches()?;
-        let machines = self.server.core.list_machines(None, None).len();
+        let machines = self.server.core.list_machines(None, None, None).0.len();
         let by_state: usize = self
             .server
             .core

@@ -30,9 +30,10 @@ use crate::agent::undo::ledger::new_report;
 use crate::agent::undo::machine::{Action, Event};
 use crate::agent::undo::plan::UndoPlan;
 use crate::config::CommandPolicy;
-use crate::rules::tag_variable;
+use crate::rules::{MAX_STDIN_BYTES, tag_variable};
 use crate::wire::agent::AttemptId;
-use crate::wire::task::{DEFAULT_KILL_GRACE, Detail, ExecutionState};
+use crate::wire::duration::Timeout;
+use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, ExecutionState};
 use crate::wire::undo::{Undo, UndoState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -52,8 +53,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-/// The longest text for standard input, in bytes: as long as the longest request.
-const MAX_STDIN_BYTES: usize = 1 << 20;
 /// The length of the key of an attempt: 128 bits as hexadecimal digits.
 const KEY_DIGITS: usize = 32;
 /// The variable that tells the programs of an attempt with an undo what they are for.

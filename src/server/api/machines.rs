@@ -4,7 +4,7 @@ use super::call::{Call, Handled};
 use super::parse::parameter;
 use super::server::Server;
 use crate::core::pattern_of;
-use crate::rules::{check_tag_name, one_of};
+use crate::rules::{MAX_TAGS, check_tag_name, one_of};
 use crate::server::answers::{self, bad};
 use crate::wire::machine::{Machine, MachineState};
 use regex::Regex;
@@ -15,15 +15,19 @@ pub fn list(call: Call<'_>) -> Handled {
     let state = parameter(call.request, "state", |text| {
         one_of(&MachineState::ALL, MachineState::word, text)
     })?;
+    // As many as a machine can have; each is compiled.
+    let number = call.request.query_all("tag").count();
+    if number > MAX_TAGS {
+        return Err(bad(format!(
+            "tag: can be given {MAX_TAGS} times at most, got {number}"
+        )));
+    }
     let tags = call.request.query_all("tag").map(|text| {
         let filter = tag_filter(text, call.server);
         filter.map_err(|why| bad(format!("tag: {why}, got {text:?}")))
     });
     let tags: Vec<(String, Regex)> = tags.collect::<Result<_, _>>()?;
-    let mut machines = call
-        .server
-        .store
-        .ask(|core| core.list_machines(label, state));
+    let mut machines = call.server.store.machines(label, state);
     call.large(move || {
         machines.retain(|machine| {
             tags.iter().all(|(name, pattern)| {

@@ -63,10 +63,10 @@ fn answer_or_wait(
     call.large(move || form.answer(Ok(task)))
 }
 
-/// A submit or rerun that was refused, could not be made safe, or went well.
+/// The result of a submit or rerun, and the task that it answers with: the new one, or the one that has the id.
 type Submitted = (Result<TaskKey, Refusal>, Option<Task>);
 
-/// Lets the core accept a task, and answers when that is safe.
+/// Submits or reruns a task, and answers once that is saved.
 fn accept(
     call: Call<'_>,
     operation: impl FnOnce(&mut Core, Time, &str) -> Result<TaskKey, Refusal>,
@@ -121,7 +121,7 @@ pub fn submit(call: Call<'_>) -> Handled {
         selector
     };
     let mut spec = Spec::checked(posted, &call.server.texts, known).map_err(bad)?;
-    // The first one is that of the machines that are meant.
+    // The first one selects the targets. If the core knows it, its matches are known, too.
     for selector in spec.selectors_mut().skip(usize::from(is_known)) {
         store.match_machines(selector);
     }
@@ -131,7 +131,7 @@ pub fn submit(call: Call<'_>) -> Handled {
     accept(call, |core, now, id| core.submit(now, id, spec))
 }
 
-/// What would become of a task if it were submitted now.
+/// Answers what would become of a task if it were submitted now.
 fn dry_run(call: Call<'_>, spec: Spec) -> Handled {
     let id = match &spec.id {
         Some(id) => id.to_string(),

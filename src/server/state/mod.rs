@@ -26,10 +26,11 @@ use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder};
 use crate::core::{
-    Core, EventBatch, Follower, Limits, MatchingSelectors, Notice, Refusal, Saved, Selector, Task,
-    TaskKey, TaskPage, TaskQuery, Time,
+    Core, EventBatch, Follower, Limits, MachineSnapshot, MatchingSelectors, Notice, Refusal, Saved,
+    Selector, Task, TaskKey, TaskPage, TaskQuery, Time,
 };
 use crate::wire::agent::{Assignment, Orders, Poll};
+use crate::wire::machine::MachineState;
 use crate::wire::task::Detail;
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
@@ -346,6 +347,24 @@ impl Store {
     /// Whether everything up to a ticket may be told: it is safe, or the disk takes nothing for now.
     pub fn is_settled(&self, ticket: Ticket) -> bool {
         self.durable.is_settled(ticket)
+    }
+
+    /// The machines with this label and state, in order of registration. The lock is released in between: each is shown
+    /// as it was at some moment of the call.
+    pub fn machines(
+        &self,
+        label: Option<&str>,
+        state: Option<MachineState>,
+    ) -> Vec<MachineSnapshot> {
+        let (mut found, mut last) = (Vec::new(), None);
+        loop {
+            let (machines, next) = self.ask(|core| core.list_machines(label, state, last));
+            found.extend(machines);
+            match next {
+                None => return found,
+                next => last = next,
+            }
+        }
     }
 
     /// A page of a list, see [`Core::list`]. That a task has ended is said when it is safe, or when the disk takes
