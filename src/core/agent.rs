@@ -129,7 +129,7 @@ impl Core {
         } else {
             MachineState::Online
         };
-        if std::mem::replace(&mut machine.state, state) != state {
+        if self.set_machine_state(key, state) {
             self.machine_changed(key);
         }
         self.refresh_ready(key);
@@ -233,7 +233,7 @@ impl Core {
             cancels: Vec::new(),
             original: Default::default(),
         };
-        self.machines.insert(key, machine);
+        self.add_machine(key, machine);
         self.bring_online(now, key);
         Ok(key)
     }
@@ -259,8 +259,8 @@ impl Core {
 
     fn bring_online(&mut self, now: Time, key: MachineKey) {
         self.cancel_machine_timers(key);
+        self.set_machine_state(key, MachineState::Online);
         let machine = self.machine_mut(key);
-        machine.state = MachineState::Online;
         machine.joins_pending = Some(JOIN_ALL);
         let notice = Notice::MachineOnline(machine.label.clone(), machine.instance.clone());
         self.notices.push(notice);

@@ -408,6 +408,12 @@ impl Core {
         ensure(self.instances.len() == self.machines.len(), || {
             "instances lead to machines that are not there".into()
         })?;
+        for (state, counted) in self.machines_by_state() {
+            let there = self.machines.values().filter(|m| m.state == state);
+            ensure(there.count() == counted, || {
+                format!("{} machines are miscounted", state.word())
+            })?;
+        }
         self.check_limits()
     }
 

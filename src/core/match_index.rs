@@ -135,7 +135,8 @@ impl SelectorEntry {
 pub(super) struct MatchIndex {
     max_selectors: usize,
     traits: Slots<TraitsEntry>,
-    traits_keys: HashMap<Arc<Traits>, TraitsKey>,
+    /// A tree, which never has to be rebuilt as a whole.
+    traits_keys: BTreeMap<Arc<Traits>, TraitsKey>,
     selectors: Slots<SelectorEntry>,
     selector_keys: HashMap<SelectorText, SelectorKey>,
     /// The selectors that name an instance.
@@ -159,7 +160,7 @@ impl MatchIndex {
         MatchIndex {
             max_selectors,
             traits: Slots::default(),
-            traits_keys: HashMap::new(),
+            traits_keys: BTreeMap::new(),
             selectors: Slots::default(),
             selector_keys: HashMap::new(),
             naming: HashMap::new(),

@@ -215,7 +215,10 @@ pub struct Core {
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
     next_task: u64,
     machines: BTreeMap<MachineKey, Machine>,
-    instances: HashMap<Arc<str>, MachineKey>,
+    /// How many are in each state, in the order of [`MachineState::ALL`].
+    machine_states: [usize; MachineState::ALL.len()],
+    /// A tree, as `task_ids` is: ten thousand hashes of texts take milliseconds.
+    instances: BTreeMap<Arc<str>, MachineKey>,
     next_machine: u64,
     newcomers: Newcomers,
     /// How many unfinished executions of tasks with `keepAlive` or an undo each instance has.
@@ -262,7 +265,8 @@ impl Core {
             task_names: HashMap::new(),
             next_task: 1,
             machines: BTreeMap::new(),
-            instances: HashMap::new(),
+            machine_states: Default::default(),
+            instances: BTreeMap::new(),
             next_machine: 1,
             newcomers: Newcomers::default(),
             guarded: HashMap::new(),
@@ -348,6 +352,25 @@ impl Core {
         if let (Some(changes), Some(machine)) = (&mut self.changes, self.machines.get(&key)) {
             changes.machine(&machine.instance);
         }
+    }
+
+    /// Changes the state of a machine. False if it is in that state.
+    fn set_machine_state(&mut self, key: MachineKey, state: MachineState) -> bool {
+        let before = std::mem::replace(&mut self.machine_mut(key).state, state);
+        self.machine_states[before as usize] -= 1;
+        self.machine_states[state as usize] += 1;
+        before != state
+    }
+
+    fn add_machine(&mut self, key: MachineKey, machine: Machine) {
+        self.machine_states[machine.state as usize] += 1;
+        self.machines.insert(key, machine);
+    }
+
+    fn remove_machine(&mut self, key: MachineKey) -> Option<Machine> {
+        let machine = self.machines.remove(&key)?;
+        self.machine_states[machine.state as usize] -= 1;
+        Some(machine)
     }
 
     fn machine(&self, key: MachineKey) -> &Machine {

@@ -213,12 +213,7 @@ impl Core {
 
     /// The number of machines in each state.
     pub fn machines_by_state(&self) -> [(MachineState, usize); 3] {
-        MachineState::ALL.map(|state| {
-            (
-                state,
-                self.machines.values().filter(|m| m.state == state).count(),
-            )
-        })
+        MachineState::ALL.map(|state| (state, self.machine_states[state as usize]))
     }
 
     /// The number of executions in each state.

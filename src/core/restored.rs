@@ -158,7 +158,7 @@ impl Core {
             cancels: Vec::new(),
             original: OriginalAgent::with(saved.canceled),
         };
-        self.machines.insert(key, machine);
+        self.add_machine(key, machine);
         self.refresh_ready(key);
         if saved.offline {
             self.forget_later(now, key);

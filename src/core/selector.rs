@@ -31,7 +31,7 @@ pub(super) fn no_tags() -> Tags {
 }
 
 /// What the conditions of a selector are about, beside the instance. None of it changes while the machine runs.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Traits {
     /// Its label.
     pub label: Arc<str>,

@@ -148,7 +148,7 @@ impl Core {
         }
         self.machine_changed(key);
         self.cancel_machine_timers(key);
-        if let Some(machine) = self.machines.remove(&key) {
+        if let Some(machine) = self.remove_machine(key) {
             self.forgettable.remove(&(machine.offline_since, key));
             self.instances.remove(&machine.instance);
             self.match_index.remove_machine(machine.traits_key, key);
@@ -307,8 +307,8 @@ impl Core {
     /// its task allows that.
     pub(super) fn take_offline(&mut self, now: Time, key: MachineKey, why: &'static str) {
         self.cancel_machine_timers(key);
+        self.set_machine_state(key, MachineState::Offline);
         let machine = self.machine_mut(key);
-        machine.state = MachineState::Offline;
         machine.offline_since = now;
         (machine.poll_held, machine.waking) = (false, false);
         machine.cancels.clear();
