@@ -34,6 +34,8 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub enum StopReason {
     /// A user canceled it.
     Canceled,
+    /// Its task was stopped.
+    Stopped,
     /// The agent shuts down.
     Shutdown,
     /// The server does not know it any more, so nobody could cancel it. Only with an undo: other commands go on.
@@ -49,6 +51,7 @@ impl StopReason {
     pub fn text(self) -> &'static str {
         match self {
             StopReason::Canceled => "canceled",
+            StopReason::Stopped => "canceled: its task was stopped",
             StopReason::Shutdown => "the agent was shut down",
             StopReason::Forgotten => "the server does not know it any more",
             StopReason::Unguarded => "its guard is gone, and no other one took over its undo",
@@ -59,9 +62,10 @@ impl StopReason {
     /// The state of the result.
     pub fn state(self) -> ExecutionState {
         match self {
-            StopReason::Canceled | StopReason::Shutdown | StopReason::Forgotten => {
-                ExecutionState::Canceled
-            }
+            StopReason::Canceled
+            | StopReason::Stopped
+            | StopReason::Shutdown
+            | StopReason::Forgotten => ExecutionState::Canceled,
             StopReason::Unguarded | StopReason::TakenOver => ExecutionState::Failed,
         }
     }
@@ -70,6 +74,7 @@ impl StopReason {
     pub fn undo_reason(self) -> UndoReason {
         match self {
             StopReason::Canceled | StopReason::Forgotten => UndoReason::Canceled,
+            StopReason::Stopped => UndoReason::Stopped,
             StopReason::Shutdown => UndoReason::Shutdown,
             StopReason::Unguarded | StopReason::TakenOver => UndoReason::AgentLost,
         }

@@ -1,6 +1,6 @@
 //! Obeying orders of the server, and running the commands they start in threads of the pool.
 
-use super::attempt::{Attempt, Outcome, Waker, lock};
+use super::attempt::{Attempt, Outcome, StopReason, Waker, lock};
 use super::command::runner::NotStarted;
 use super::command::start_watch;
 use super::processes::process_table::ProcessTable;
@@ -46,8 +46,13 @@ impl Agent {
         self.log_refused_orders();
         let mut changed = has_undo || !runnable.is_empty();
         for id in orders.cancel {
-            if self.state.cancel(&id) {
-                info!("{} (attempt {}): canceled", id.execution, id.attempt);
+            let reason = match orders.stopped.contains(&id) {
+                true => StopReason::Stopped,
+                false => StopReason::Canceled,
+            };
+            if self.state.stop(&id, reason) {
+                let (execution, attempt, why) = (&id.execution, id.attempt, reason.text());
+                info!("{execution} (attempt {attempt}): {why}");
                 changed = true;
             }
         }

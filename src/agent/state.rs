@@ -409,17 +409,17 @@ impl AgentState {
         lock(&self.inner).refusal.take()
     }
 
-    /// Obeys an order to cancel. Whether it changed anything.
-    pub fn cancel(&self, id: &AttemptId) -> bool {
+    /// Obeys an order to cancel, for this reason. Whether it changed anything.
+    pub fn stop(&self, id: &AttemptId, reason: StopReason) -> bool {
         let mut inner = lock(&self.inner);
         let inner = &mut *inner;
         let Some(entry) = inner.attempts.get_mut(id) else {
             return false;
         };
         if !matches!(entry.stage, Stage::Waiting(_)) {
-            return entry.attempt.stop(StopReason::Canceled);
+            return entry.attempt.stop(reason);
         }
-        entry.end_waiting(StopReason::Canceled, &mut inner.undos);
+        entry.end_waiting(reason, &mut inner.undos);
         self.report_due.notify_one();
         true
     }
@@ -811,7 +811,7 @@ mod tests {
         for n in 2..=4 {
             assert!(state.accept(job(n), None).is_none());
         }
-        assert!(state.cancel(&job(2).id));
+        assert!(state.stop(&job(2).id, StopReason::Canceled));
         assert_eq!(state.next_poll(0).unwrap().holds.len(), 4);
         let third = state.ended(&first, failed()).unwrap().attempt;
         assert_eq!(third.id, job(3).id);
@@ -864,7 +864,10 @@ mod tests {
         }
         let second = state.command_ended(&first).unwrap().attempt;
         assert_eq!(second.id, job(2).id);
-        assert!(!state.cancel(&first.id), "an undo cannot be canceled");
+        assert!(
+            !state.stop(&first.id, StopReason::Canceled),
+            "an undo cannot be canceled"
+        );
         state.ended(&second, failed());
         state.delivered(&second.id);
         assert!(!state.wait_until_undone(Instant::now()));

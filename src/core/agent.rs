@@ -148,7 +148,17 @@ impl Core {
         if !was_live {
             self.explain_waiting_for(key);
         }
+        self.name_stopped(&mut orders);
         Ok((key, orders))
+    }
+
+    /// Says which of the attempts to kill belong to tasks that were stopped.
+    pub(super) fn name_stopped(&self, orders: &mut Orders<Arc<Detail>>) {
+        let is_stopped = |id: &&AttemptId| {
+            let key = self.find(&id.execution);
+            key.is_some_and(|key| self.task(key.task).is_stopped())
+        };
+        orders.stopped = orders.cancel.iter().filter(is_stopped).cloned().collect();
     }
 
     /// Registers a machine, or updates a known one.
@@ -336,6 +346,7 @@ impl Core {
             self.deliver(now, key, &mut orders);
         }
         self.revoke_offers(key);
+        self.name_stopped(&mut orders);
         orders
     }
 

@@ -68,6 +68,7 @@ impl Core {
                 self.keep_piece(key, piece);
             }
         }
+        self.name_stopped(&mut orders);
         orders
     }
 

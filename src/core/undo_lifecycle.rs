@@ -55,7 +55,9 @@ pub fn next(state: Option<UndoState>, event: UndoEvent) -> Option<UndoState> {
 
         // It is harmless to run it again.
         (Some(Done), Again) => Some(Running),
-        (Some(Done), Arm | NotStarted | Begin | Succeed | Fail | Lose | Forgive) => None,
+        // A start that had been given up came through late, and that could not be taken back.
+        (Some(Done), Fail) => Some(Failed),
+        (Some(Done), Arm | NotStarted | Begin | Succeed | Lose | Forgive) => None,
 
         (Some(Failed), Again) => Some(Running),
         (Some(Failed), Forgive) => Some(Forgiven),

@@ -145,6 +145,10 @@ pub struct Orders<D> {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[serde(deserialize_with = "bounded")]
     pub cancel: Vec<AttemptId>,
+    /// Those of `cancel` whose task was stopped: nobody asked for the end of this very one. Their undos are told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded")]
+    pub stopped: Vec<AttemptId>,
     /// Attempts that the server no longer knows: let them run, but do not report them. One with an undo is ended and
     /// undone, as nobody could cancel it any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -162,6 +166,7 @@ impl<D> Orders<D> {
         Orders {
             start: Vec::new(),
             cancel: Vec::new(),
+            stopped: Vec::new(),
             forget: Vec::new(),
             undo: Vec::new(),
         }

@@ -425,6 +425,7 @@ impl<'a> Supervisor<'a> {
             if let Some(reason) = self.attempt.stop_reason() {
                 let grace = match reason {
                     StopReason::Canceled
+                    | StopReason::Stopped
                     | StopReason::Forgotten
                     | StopReason::Unguarded
                     | StopReason::TakenOver => self.limits.kill_grace,

@@ -75,7 +75,8 @@ impl Agent {
         let reason = attempt.stop_reason().map(StopReason::undo_reason);
         plan.because(reason.unwrap_or(UndoReason::TimedOut));
         guard::end_present(&plan.key);
-        self.run_undo(&plan, None);
+        let report = self.run_undo(&plan, None);
+        self.state.note_undo(report);
         self.state.result_ready();
     }
 
