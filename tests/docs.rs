@@ -7,6 +7,7 @@
 //! - A block that is one call of `./sidebike server`, or one of `./sidebike agent` on each line, is left running (the
 //!   server on a free port, by `SIDEBIKE_LISTEN`). A new server ends everything before it, and so does a block
 //!   that begins with `./sidebike db`, which reads the file of a stopped server.
+//! - A block that is `pkill -KILL -f 'sidebike server'` kills the server that the page has started, and no other.
 //! - A block marked `json` is what the `sh` block before it answers last: at least these members.
 //!   `"..."` fits anything, `["..."]` any list that is not empty. A block that only reads is run
 //!   again until it fits, for ten seconds: a reader is slower than a test.
@@ -29,6 +30,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+/// What a page says to kill its server.
+const KILLS_THE_SERVER: &str = "pkill -KILL -f 'sidebike server'";
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -82,9 +86,15 @@ fn blocks(page: &str) -> Vec<Block> {
 /// A program that ends, politely, with its owner.
 struct Running(Child);
 
+impl Running {
+    fn end(&self) {
+        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        self.end();
         let _ = self.0.wait();
     }
 }
@@ -121,9 +131,16 @@ impl Reader {
         reader
     }
 
-    /// Agents before their server: they have to say goodbye.
+    /// Agents before their server: they have to say goodbye. All at once: without a server each tries for some seconds.
     fn end_all(&mut self) {
+        self.running.iter().skip(1).for_each(Running::end);
         while self.running.pop().is_some() {}
+    }
+
+    /// Kills the server. It is reaped with the others, so that its number stays its own.
+    fn kill_server(&mut self) {
+        let server = self.running.first().expect("a server");
+        kill_process(Pid::from_child(&server.0), Signal::KILL).expect("it lives");
     }
 
     /// A command in the folder, without what the environment of this test may say (proxies, …).
@@ -242,6 +259,10 @@ fn run_examples(name: &str, mut reader: Reader) -> usize {
         }
         if first.starts_with("./sidebike db") {
             reader.end_all();
+        }
+        if block.text.trim() == KILLS_THE_SERVER {
+            reader.kill_server();
+            continue;
         }
         let only_reads = ![" -X", " -d", " --data", "sidebike run"]
             .iter()
