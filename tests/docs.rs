@@ -84,18 +84,25 @@ fn blocks(page: &str) -> Vec<Block> {
 }
 
 /// A program that ends, politely, with its owner.
-struct Running(Child);
+struct Running {
+    child: Child,
+    /// It got a signal already: a second one would end it at once.
+    is_ending: bool,
+}
 
 impl Running {
-    fn end(&self) {
-        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+    fn signal(&mut self, signal: Signal) {
+        if !self.is_ending {
+            self.is_ending = true;
+            let _ = kill_process(Pid::from_child(&self.child), signal);
+        }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.end();
-        let _ = self.0.wait();
+        self.signal(Signal::TERM);
+        let _ = self.child.wait();
     }
 }
 
@@ -133,14 +140,15 @@ impl Reader {
 
     /// Agents before their server: they have to say goodbye. All at once: without a server each tries for some seconds.
     fn end_all(&mut self) {
-        self.running.iter().skip(1).for_each(Running::end);
+        let agents = self.running.iter_mut().skip(1);
+        agents.for_each(|agent| agent.signal(Signal::TERM));
         while self.running.pop().is_some() {}
     }
 
     /// Kills the server. It is reaped with the others, so that its number stays its own.
     fn kill_server(&mut self) {
-        let server = self.running.first().expect("a server");
-        kill_process(Pid::from_child(&server.0), Signal::KILL).expect("it lives");
+        let server = self.running.first_mut().expect("a server");
+        server.signal(Signal::KILL);
     }
 
     /// A command in the folder, without what the environment of this test may say (proxies, …).
@@ -175,7 +183,10 @@ impl Reader {
             .envs(variables.iter().filter_map(|v| v.split_once('=')))
             .env("SIDEBIKE_LISTEN", "127.0.0.1:0")
             .stderr(File::create(&log).unwrap());
-        self.running.push(Running(command.spawn().unwrap()));
+        self.running.push(Running {
+            child: command.spawn().unwrap(),
+            is_ending: false,
+        });
         if self.running.len() == 1 {
             self.address = wait_for("the server's address", || {
                 let log = fs::read_to_string(&log).unwrap();
