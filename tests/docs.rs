@@ -7,6 +7,7 @@
 //! - A block that is one call of `./sidebike server`, or one of `./sidebike agent` on each line, is left running (the
 //!   server on a free port, by `SIDEBIKE_LISTEN`). A new server ends everything before it, and so does a block
 //!   that begins with `./sidebike db`, which reads the file of a stopped server.
+//! - A block that is `pkill -KILL -f 'sidebike server'` kills the server that the page has started, and no other.
 //! - A block marked `json` is what the `sh` block before it answers last: at least these members.
 //!   `"..."` fits anything, `["..."]` any list that is not empty. A block that only reads is run
 //!   again until it fits, for ten seconds: a reader is slower than a test.
@@ -29,6 +30,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+/// What a page says to kill its server.
+const KILLS_THE_SERVER: &str = "pkill -KILL -f 'sidebike server'";
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -80,12 +84,25 @@ fn blocks(page: &str) -> Vec<Block> {
 }
 
 /// A program that ends, politely, with its owner.
-struct Running(Child);
+struct Running {
+    child: Child,
+    /// It got a signal already: a second one would end it at once.
+    is_ending: bool,
+}
+
+impl Running {
+    fn signal(&mut self, signal: Signal) {
+        if !self.is_ending {
+            self.is_ending = true;
+            let _ = kill_process(Pid::from_child(&self.child), signal);
+        }
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
-        let _ = self.0.wait();
+        self.signal(Signal::TERM);
+        let _ = self.child.wait();
     }
 }
 
@@ -121,9 +138,17 @@ impl Reader {
         reader
     }
 
-    /// Agents before their server: they have to say goodbye.
+    /// Agents before their server: they have to say goodbye. All at once: without a server each tries for some seconds.
     fn end_all(&mut self) {
+        let agents = self.running.iter_mut().skip(1);
+        agents.for_each(|agent| agent.signal(Signal::TERM));
         while self.running.pop().is_some() {}
+    }
+
+    /// Kills the server. It is reaped with the others, so that its number stays its own.
+    fn kill_server(&mut self) {
+        let server = self.running.first_mut().expect("a server");
+        server.signal(Signal::KILL);
     }
 
     /// A command in the folder, without what the environment of this test may say (proxies, …).
@@ -158,7 +183,10 @@ impl Reader {
             .envs(variables.iter().filter_map(|v| v.split_once('=')))
             .env("SIDEBIKE_LISTEN", "127.0.0.1:0")
             .stderr(File::create(&log).unwrap());
-        self.running.push(Running(command.spawn().unwrap()));
+        self.running.push(Running {
+            child: command.spawn().unwrap(),
+            is_ending: false,
+        });
         if self.running.len() == 1 {
             self.address = wait_for("the server's address", || {
                 let log = fs::read_to_string(&log).unwrap();
@@ -242,6 +270,10 @@ fn run_examples(name: &str, mut reader: Reader) -> usize {
         }
         if first.starts_with("./sidebike db") {
             reader.end_all();
+        }
+        if block.text.trim() == KILLS_THE_SERVER {
+            reader.kill_server();
+            continue;
         }
         let only_reads = ![" -X", " -d", " --data", "sidebike run"]
             .iter()

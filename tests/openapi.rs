@@ -11,6 +11,7 @@ use common::{Agent, Server, id, task, wait_for};
 use serde_json::{Value, json};
 use sidebike::wire::machine::MachineState;
 use sidebike::wire::task::{ExecutionState, TaskState};
+use sidebike::wire::undo::UndoState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -127,6 +128,7 @@ fn its_references_lead_somewhere_and_its_states_are_those_that_there_are() {
         json!(ExecutionState::ALL)
     );
     assert_eq!(schemas["MachineState"]["enum"], json!(MachineState::ALL));
+    assert_eq!(schemas["UndoState"]["enum"], json!(UndoState::ALL));
 }
 
 #[test]
@@ -157,6 +159,10 @@ fn complete(machine: &Agent) -> Value {
         "detail": {
             "command": "cat; echo oops >&2; exit 3", "workspace": "/tmp", "timeout": "5m",
             "killGrace": 0.5, "env": {"A": "b"}, "mergeOutput": false, "stdin": "in\n",
+            "undo": {
+                "command": "echo undone", "check": "echo checked", "timeout": "20s", "patience": "1m", "deadman": 90,
+                "lock": "eth0",
+            },
         },
     })
 }
@@ -201,13 +207,20 @@ fn every_field_of_a_submit_is_taken() {
     // Others in their place.
     detail.extend(["argv", "script", "scriptArgs", "stdinBase64", "user"]);
     assert_eq!(detail, names(&schemas["Detail"]["properties"]));
-    assert_eq!(server.post("/api/v1/task", &complete).status, 200);
+    let mut undo = names(&complete["detail"]["undo"]);
+    undo.extend(["argv", "checkArgv"]);
+    assert_eq!(undo, names(&schemas["Undo"]["properties"]));
+    let mut tasks = vec![server.submit(complete)];
     for detail in [
         json!({"argv": ["true"]}),
         json!({"script": "true", "scriptArgs": ["a"], "stdinBase64": "AA==", "user": "root"}),
+        json!({"argv": ["true"], "undo": {"argv": ["true"], "checkArgv": ["true"], "deadman": -1}}),
     ] {
-        let task = json!({"machinePattern": "m", "detail": detail});
-        assert_eq!(server.post("/api/v1/task", &task).status, 200);
+        tasks.push(server.submit(json!({"machinePattern": "m", "detail": detail})));
+    }
+    // With an agent that is killed before, its guard would look for the server for minutes.
+    for task in tasks {
+        server.finished(id(&task));
     }
 }
 
@@ -326,6 +339,78 @@ fn rollouts(a: &mut Answers) {
     a.server.finished("plain");
 }
 
+/// An undo that fails, is run again and is forgiven; a halt; reports.
+fn experiments(a: &mut Answers) {
+    let (tasks, one) = ("/api/v1/task", "/api/v1/task/{id}");
+    let (undo, forgive) = ("/api/v1/task/{id}/undo", "/api/v1/task/{id}/forgive");
+    let (report, halt) = ("/api/v1/task/{id}/report", "/api/v1/halt");
+    let experiment = |id: &str, command: &str, undo: &str| {
+        let undo = json!({"command": undo, "patience": 0});
+        json!({"id": id, "machinePattern": "^m$", "detail": {"command": command, "undo": undo}})
+    };
+    let stuck = experiment("stuck", "true", "echo stuck; exit 4");
+    let stuck = a.call("POST", tasks, "/api/v1/task?wait=30s", Some(&stuck), 200);
+    let undone = &stuck["data"]["result"][0]["undo"];
+    assert_eq!(
+        (&undone["state"], &undone["exitCode"]),
+        (&json!("failed"), &json!(4))
+    );
+    let unclean = a.call("GET", tasks, "/api/v1/task?clean=0", None, 200);
+    assert_eq!(common::ids(&unclean["data"]), ["stuck"]);
+    a.call("GET", tasks, "/api/v1/task?clean=maybe", None, 400);
+    let dirty = a.call("GET", report, "/api/v1/task/stuck/report", None, 200);
+    assert_eq!(dirty["data"]["verdict"], "dirty");
+    a.call("DELETE", one, "/api/v1/task/stuck", None, 409);
+    a.call("POST", undo, "/api/v1/task/stuck/undo?machine=m", None, 200);
+    wait_for("another undo", || {
+        let undo = a.server.task("stuck")["result"][0]["undo"].clone();
+        undo["state"] == "failed" && undo["reason"] == "byHand"
+    });
+    a.call("GET", one, "/api/v1/task/stuck", None, 200);
+    let forgiven = a.call("POST", forgive, "/api/v1/task/stuck/forgive", None, 200);
+    assert_eq!(forgiven["data"]["undos"]["forgiven"], 1, "{forgiven}");
+    a.call("POST", forgive, "/api/v1/task/stuck/forgive", None, 409);
+    let report_of = |a: &mut Answers, id: &str| {
+        let target = format!("/api/v1/task/{id}/report");
+        a.call("GET", report, &target, None, 200)["data"]["verdict"].clone()
+    };
+    assert_eq!(report_of(a, "stuck"), "passed");
+    a.call("DELETE", one, "/api/v1/task/stuck", None, 200);
+    // Of tasks that have failed, were stopped, match nobody.
+    assert_eq!(report_of(a, "complete-1"), "failed");
+    assert_eq!(report_of(a, "stepped"), "stopped");
+    a.call("GET", report, "/api/v1/task/none/report", None, 404);
+    a.call(
+        "GET",
+        report,
+        "/api/v1/task/stepped/report?format=pdf",
+        None,
+        400,
+    );
+
+    let running = experiment("running", "sleep 600", "true");
+    a.call("POST", tasks, tasks, Some(&running), 200);
+    wait_for("the undo is armed", || {
+        a.server.task("running")["result"][0]["undo"]["state"] == "armed"
+    });
+    a.server.when("running", "running", 1);
+    a.call("GET", one, "/api/v1/task/running", None, 200);
+    assert_eq!(report_of(a, "running"), "unfinished");
+    a.call("POST", undo, "/api/v1/task/running/undo", None, 409);
+    a.call("GET", halt, halt, None, 200);
+    let halted = a.call("POST", halt, halt, Some(&json!({"reason": "down"})), 200);
+    assert_eq!(halted["data"]["canceled"], 1, "{halted}");
+    a.call("POST", halt, "/api/v1/halt?all=1", Some(&json!({})), 400);
+    a.call("GET", halt, halt, None, 200);
+    let another = experiment("another", "true", "true");
+    a.call("POST", tasks, tasks, Some(&another), 503);
+    a.call("DELETE", halt, halt, None, 200);
+    a.server.finished("running");
+    let ended = a.call("GET", one, "/api/v1/task/running", None, 200);
+    assert_eq!(ended["data"]["undos"]["done"], 1, "{ended}");
+    assert_eq!(report_of(a, "running"), "stopped");
+}
+
 /// Everything a user may see, in as many states as can be had at once.
 fn answers() -> Answers {
     let server = Server::start();
@@ -390,6 +475,7 @@ fn answers() -> Answers {
     a.call("GET", tasks, tasks, None, 200);
     a.call("GET", "/api/v1/machine", "/api/v1/machine", None, 200);
     rollouts(&mut a);
+    experiments(&mut a);
     a.call("GET", "/healthz", "/healthz", None, 200);
     // By HTTP/1.0: without chunks, ended by the connection's end.
     let mut connection = a.server.connect();

@@ -47,7 +47,8 @@ pub const PAGES: &[Page] = &[
         "Tokens, TLS, browsers, audit, rules of a machine's owner"
     ),
     page!("targets", "Who is meant, how many at once, when to stop"),
-    page!("experiments", "Time-outs, cancel, what is left running"),
+    page!("commands", "Time-outs, cancel, what is left running"),
+    page!("experiments", "Faults that are taken back, whatever dies"),
     page!("migrating", "Coming from the original sidebike"),
     page!("performance", "What was measured, and how"),
     page!("dependencies", "Which libraries are used, and why"),

@@ -117,7 +117,8 @@ impl Detail {
         let variables = self.env.iter().flatten();
         let texts = { texts.into_iter().flatten() }
             .chain(lists.flatten())
-            .chain(variables.flat_map(|(name, value)| [name, value]));
+            .chain(variables.flat_map(|(name, value)| [name, value]))
+            .chain(self.undo.iter().flat_map(|undo| undo.texts()));
         texts.map(|text| json_bytes(text) + JSON_MARKS).sum()
     }
 }
@@ -727,6 +728,11 @@ mod tests {
             argv: Some(vec!["a\"b".into(); 100]),
             env: Some((0..100).map(|n| (n.to_string(), "\u{1}".into())).collect()),
             stdin: Some("\n".repeat(1_000)),
+            undo: Some(Box::new(Undo {
+                command: Some("\n".repeat(1_000)),
+                check_argv: Some(vec!["a\"b".into(); 100]),
+                ..Undo::default()
+            })),
             ..Detail::default()
         };
         let written = serde_json::to_string(&detail).unwrap().len();

@@ -60,13 +60,16 @@ impl Undo {
         TimeSpan::from_millis(self.patience().as_millis() + last)
     }
 
+    /// Its texts.
+    pub fn texts(&self) -> impl Iterator<Item = &String> {
+        let lines = [&self.command, &self.check, &self.lock];
+        let argvs = [&self.argv, &self.check_argv];
+        { lines.into_iter().flatten() }.chain(argvs.into_iter().flatten().flatten())
+    }
+
     /// The size of its texts in bytes.
     pub fn text_bytes(&self) -> usize {
-        let lines = [&self.command, &self.check, &self.lock];
-        let lines = lines.into_iter().flatten().map(String::len);
-        let argvs = [&self.argv, &self.check_argv];
-        let words = argvs.into_iter().flatten().flatten().map(String::len);
-        lines.chain(words).sum()
+        self.texts().map(String::len).sum()
     }
 
     /// How long each try, and each check, may run.
