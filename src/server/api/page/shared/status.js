@@ -1,6 +1,6 @@
 // The first line of every view: the undos that are failed or owed, and the halt.
 
-// It is fetched with the polls of the view, at most this often, and by itself once the view polls no more.
+// It is fetched with the view, at most this often, and alone once the view is not polled any more.
 const STATUS_PAUSE_MS = 2 * SECOND;
 const IDLE_STATUS_PAUSE_MS = 15 * SECOND;
 
@@ -18,7 +18,7 @@ function renderStatus({halt, undosOpen}) {
   setText(byId('status-debts'), undosOpen ? formatCount(undosOpen) + ' not undone' : '');
   setText(byId('status-halt'), halt ? haltText(halt) : '');
   setVisible(byId('status-lift'), halt);
-  // A halt of the tasks with an undo can still become one of all tasks.
+  // A halt of some tasks can still become one of all.
   setVisible(byId('halt-button'), !halt?.all);
 }
 

@@ -28,7 +28,7 @@ function notUndoneCount({undos}) {
   return undos ? undos.failed + undos.owed : 0;
 }
 
-// Whether a task does not change any more: a debt may be settled long after its end.
+// Whether a task does not change any more: a debt may be settled after its end.
 function isSettled({finishedAt, undos, clean}) {
   return finishedAt && clean !== false && !(undos?.armed || undos?.running);
 }

@@ -153,10 +153,11 @@ function placeOnTimeline(el, from, until) {
 }
 
 // A mark where the undo was armed, and a bar from its begin to its end; what is owed has no end.
-function placeUndo(armed, bar, {undo, finishedAt}) {
+// It was armed before the command started, though the server may hear of it later.
+function placeUndo(armed, bar, {undo, startedAt, finishedAt}) {
   const began = parseTime(undo?.beganAt);
   const from = undo?.state === 'owed' ? began ?? parseTime(finishedAt) : began;
-  placeOnTimeline(armed, parseTime(undo?.armedAt));
+  placeOnTimeline(armed, Math.min(parseTime(undo?.armedAt), parseTime(startedAt) ?? Infinity));
   const isOpen = ['running', 'owed'].includes(undo?.state);
   placeOnTimeline(bar, from, (!isOpen && parseTime(undo?.endedAt)) || Infinity);
   setClass(bar, 'undo s-' + undo?.state);

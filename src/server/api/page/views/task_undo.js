@@ -9,12 +9,7 @@ const UNDO_WATCHED_MS = 2 * MINUTE;
 let undoWatchedUntil = 0;
 
 // Narrows the machines down, see `renderChips`.
-const undoFilter = {
-  onlyState: '',
-  render() {
-    taskView.render();
-  },
-};
+const undoFilter = {onlyState: '', render: () => taskView.render()};
 
 function isNotUndone({undo}) {
   return ['failed', 'owed'].includes(undo?.state);
@@ -38,14 +33,15 @@ function renderUndo(execution) {
   const {undo} = execution;
   setVisible(byId('execution-undo'), undo);
   if (!undo) return;
-  setClass(byId('undo-state'), 'state s-' + undo.state);
+  setClass(byId('undo-state'), `state s-${undo.state} ${isNotUndone(execution) ? 'error' : ''}`);
   setText(byId('undo-state').lastElementChild, undoName(undo));
   for (const id of ['undo-again', 'undo-forgive']) setVisible(byId(id), isNotUndone(execution));
-  const due = `Should have undone itself by ${formatTime(undo.dueAt)}, not confirmed.`;
-  setText(byId('undo-due'), undo.dueAt ? due : '');
+  setVisible(byId('undo-due'), undo.dueAt);
+  const due = formatTime(undo.dueAt);
+  setText(byId('undo-due'), `Should have undone itself by ${due}, not confirmed.`);
   renderFacts(byId('undo-facts'), [
     ['Because', UNDO_REASONS[undo.reason] ?? stateName(undo.reason)],
-    ['By', undo.by],
+    ['By', undo.by !== 'server' && undo.by],
     ['Tries', undo.tries],
     ['Exit code', undo.exitCode],
     ['Check exit code', undo.checkExitCode],
