@@ -5,6 +5,7 @@ mod common;
 use common::http::{self, Connection};
 use common::{Folder, Server, id, wait_until};
 use serde_json::{Value, json};
+use std::time::SystemTime;
 
 /// An agent that does what the test says.
 struct Puppet<'a> {
@@ -282,6 +283,15 @@ fn an_agent_that_says_goodbye_without_a_word_owes_it() {
     server.post("/api/v1/agent/goodbye", &goodbye).data();
     let task = server.finished(id(&task));
     assert_eq!(undo_of(&task)["state"], "owed", "{task}");
+    // Its switch acts 60 s after the last contact; ending the command takes 5 s at most, a try of the undo 30 s.
+    let due = undo_of(&task)["dueAt"].as_str().unwrap();
+    let due = humantime::parse_rfc3339(due).unwrap();
+    let left = due.duration_since(SystemTime::now()).unwrap().as_secs();
+    assert!((60..=95).contains(&left), "{left} s");
+    assert_eq!(
+        server.get("/api/v1/status").data(),
+        json!({"halt": null, "undosOpen": 1})
+    );
     // Its guard reports later what it has done.
     let mut done = report(&order, "done");
     (done["by"], done["reason"]) = (json!("guard"), json!("agentLost"));
@@ -291,6 +301,8 @@ fn an_agent_that_says_goodbye_without_a_word_owes_it() {
         (&undo_of(&task)["state"], &undo_of(&task)["by"]),
         (&json!("done"), &json!("guard"))
     );
+    assert!(undo_of(&task)["dueAt"].is_null(), "{task}");
+    assert_eq!(server.get("/api/v1/status").data()["undosOpen"], 0);
 }
 
 #[test]
@@ -399,6 +411,8 @@ fn a_halt_ends_every_experiment_and_lets_none_begin() {
         server.get("/api/v1/halt").data()["reason"],
         "the shop is down"
     );
+    let status = server.get("/api/v1/status").data();
+    assert_eq!(status["halt"]["reason"], "the shop is down", "{status}");
     let all = server
         .post("/api/v1/halt?all=1", &json!({"reason": "all of it"}))
         .data();

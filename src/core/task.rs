@@ -605,7 +605,7 @@ impl Attempt {
             started_at: self.started_at.map(timestamp),
             finished_at: self.finished_at.map(timestamp),
             duration_ms: self.duration_ms,
-            undo: self.undo.as_ref().map(|undo| undo.answer(None)),
+            undo: self.undo.as_ref().map(|undo| undo.answer()),
             ..Default::default()
         };
         if let Some(output) = &self.output {

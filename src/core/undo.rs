@@ -46,6 +46,9 @@ pub struct AttemptUndo {
     armed_at: Option<Time>,
     began_at: Option<Time>,
     ended_at: Option<Time>,
+    /// While it is owed because its machine is gone: when that has undone it by itself, if it still can.
+    #[serde(default)]
+    due_at: Option<Time>,
     /// The machine that is to run it again, until it has.
     handed_to: Option<Arc<str>>,
     /// A user wants it to run again.
@@ -64,8 +67,8 @@ impl AttemptUndo {
         self.state == Some(UndoState::Owed) || self.wanted
     }
 
-    /// As the API answers it; `due_at` is when the machine has undone it by itself.
-    pub(super) fn answer(&self, due_at: Option<Time>) -> AnsweredUndo<Cow<'_, str>> {
+    /// As the API answers it.
+    pub(super) fn answer(&self) -> AnsweredUndo<Cow<'_, str>> {
         let time = |time: Option<Time>| time.map(timestamp);
         AnsweredUndo {
             state: self.state.unwrap_or(UndoState::Armed),
@@ -79,7 +82,7 @@ impl AttemptUndo {
             armed_at: time(self.armed_at),
             began_at: time(self.began_at),
             ended_at: time(self.ended_at),
-            due_at: time(due_at),
+            due_at: time(self.due_at),
         }
     }
 }
@@ -157,7 +160,7 @@ impl Core {
         self.unindex_undo(key);
         self.count_undo(key, Some(state));
         if let Some(undo) = self.execution_mut(key).current.undo.as_mut() {
-            undo.state = Some(state);
+            (undo.state, undo.due_at) = (Some(state), None);
             match state {
                 UndoState::Armed => undo.armed_at = undo.armed_at.or(Some(now)),
                 UndoState::Running => {
@@ -368,12 +371,24 @@ impl Core {
     }
 
     fn lose_undo(&mut self, now: Time, key: ExecutionKey) {
+        let due_at = self.undone_by(key);
         if self.apply_undo(now, key, UndoEvent::Lose)
             && let Some(undo) = self.execution_mut(key).current.undo.as_mut()
         {
-            undo.by = Some(UndoBy::Server);
+            (undo.by, undo.due_at) = (Some(UndoBy::Server), due_at);
             undo.msg = "its machine is gone; nobody has said whether it was undone".into();
         }
+    }
+
+    /// When a machine that has lost the server has undone an execution by itself: its dead man's switch acts so long
+    /// after the last contact, then the command is ended, and the undo has one try.
+    fn undone_by(&self, key: ExecutionKey) -> Option<Time> {
+        let spec = &self.task(key.task).spec;
+        let undo = spec.detail.undo.as_ref()?;
+        let target = self.execution(key).target.as_ref()?;
+        let machine = self.machine(*self.instances.get(&target.instance)?);
+        let acts = machine.last_seen.plus(undo.deadman()?);
+        Some(acts.plus(spec.kill_grace()).plus(undo.timeout()))
     }
 
     /// A machine is gone: what it was to undo is owed.

@@ -21,6 +21,16 @@ pub struct Halt {
     pub all: bool,
 }
 
+/// What everybody should know who works with this server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The halt that is in force.
+    pub halt: Option<Halt>,
+    /// How many undos are failed or owed.
+    pub undos_open: usize,
+}
+
 /// What a halt has done.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Halted {

@@ -266,8 +266,8 @@ pub struct AnsweredUndo<S = String> {
     pub began_at: Option<S>,
     /// When it ended, RFC 3339.
     pub ended_at: Option<S>,
-    /// By when the machine has undone it by itself if it cannot reach the server, RFC 3339; while that is not
-    /// confirmed.
+    /// By when the machine has undone it by itself if it cannot reach the server, RFC 3339; only while it is owed,
+    /// which means that this is not confirmed.
     #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
     pub due_at: Option<S>,
 }

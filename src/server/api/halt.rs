@@ -1,10 +1,10 @@
-//! Calls about the halt of all experiments.
+//! Calls about the halt of all experiments, and what has to be known of them at a glance.
 
 use super::call::{Call, Handled};
 use super::parse::{body, flag};
 use crate::core::MAX_REASON_BYTES;
 use crate::server::answers::{bad, not_safe, ok};
-use crate::wire::halt::{Halted, PostedHalt};
+use crate::wire::halt::{Halted, PostedHalt, Status};
 use crate::wire::strict_object::StrictObject;
 
 /// `POST /api/v1/halt`.
@@ -40,4 +40,13 @@ pub fn show(call: Call<'_>) -> Handled {
         .store
         .ask(|core| core.halt().map(|halt| halt.answer()));
     Ok(Some(ok(halt)))
+}
+
+/// `GET /api/v1/status`.
+pub fn status(call: Call<'_>) -> Handled {
+    let status = call.server.store.ask(|core| Status {
+        halt: core.halt().map(|halt| halt.answer()),
+        undos_open: core.debts(),
+    });
+    Ok(Some(ok(status)))
 }

@@ -34,6 +34,7 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "POST", &["api", "v1", "halt"], &["all"], halt::halt),
     route(CHANGE, "DELETE", &["api", "v1", "halt"], &[], halt::lift),
     route(LOOK, "GET", &["api", "v1", "halt"], &[], halt::show),
+    route(LOOK, "GET", &["api", "v1", "status"], &[], halt::status),
     route(LOOK, "GET", &["api", "v1", "machine"], &["label", "state", "tag"], machines::list),
     route(AGENT, "POST", &["api", "v1", "agent", "poll"], &[], agents::poll),
     route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], agents::output),

@@ -23,6 +23,16 @@ function hasEnded(execution) {
   return ENDED_STATES.includes(execution.state);
 }
 
+// How many of a task's undos are failed or owed.
+function notUndoneCount({undos}) {
+  return undos ? undos.failed + undos.owed : 0;
+}
+
+// Whether a task does not change any more: a debt may be settled after its end.
+function isSettled({finishedAt, undos, clean}) {
+  return finishedAt && clean !== false && !(undos?.armed || undos?.running);
+}
+
 // How long a task took, or has taken up to now.
 function taskDuration(task) {
   const end = parseTime(task.finishedAt) ?? serverNow();
@@ -59,11 +69,12 @@ function makeTaskRow() {
   const name = element('b', 'ellipsis');
   const command = element('code', 'ellipsis');
   const count = element('span', 'soft num');
+  const left = element('b', 'error num');
   const bar = element('div', 'bar');
   const took = element('span', 'took right soft num');
   const age = element('span', 'ago right soft num');
   const what = element('span', 'what', name, command);
-  const progress = element('span', 'done', count, bar);
+  const progress = element('span', 'done', count, left, bar);
   const link = element('a', 'row task', state, what, progress, took, age);
   return {
     el: element('li', {}, link),
@@ -78,6 +89,8 @@ function makeTaskRow() {
       setLine(name, task.name);
       setLine(command, commandOf(task));
       setText(count, task.state === 'waiting' ? 'no machine yet' : progressText);
+      const notUndone = notUndoneCount(task);
+      setText(left, notUndone ? ` ${notUndone} not undone` : '');
       renderBar(bar, task.counts);
       setText(took, taskDuration(task));
       setText(age, formatAge(task.createdAt));
@@ -88,7 +101,7 @@ function makeTaskRow() {
 
 // A list of tasks, newest first, that grows by a page with each click on "Show more".
 //
-// The newest page is polled always; an older page only while a task in it has not ended.
+// The newest page is polled always; an older page only while a task in it may change.
 class TaskList {
   // The list, the button for more, and the element that is shown when there are no tasks.
   constructor(box, moreButton, emptyBox) {
@@ -122,7 +135,7 @@ class TaskList {
     if (query !== this.query) return;
     this.replaceNewest(newest);
     for (const page of this.pages.slice(1)) {
-      if (page.tasks.every(task => task.finishedAt)) continue;
+      if (page.tasks.every(isSettled)) continue;
       const {tasks} = await this.fetchPage(page.cursor, signal);
       const fresh = new Map(tasks.map(task => [task.id, task]));
       page.tasks = page.tasks.map(task => fresh.get(task.id) ?? task);

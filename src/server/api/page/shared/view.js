@@ -45,14 +45,16 @@ function startPolling() {
   stopPolling();
   if (document.hidden || tokenMissing || !currentView) return;
   pollAbort = new AbortController();
-  pollOnce(pollRound);
+  pollOnce(pollRound, true);
 }
 
-async function pollOnce(round) {
+// Without `withView` only the first line of the view is fetched.
+async function pollOnce(round, withView) {
   const began = performance.now();
   let pause;
   try {
-    pause = await currentView.poll(pollAbort.signal);
+    const {signal} = pollAbort;
+    [pause] = await Promise.all([withView && currentView.poll(signal), pollStatus(signal)]);
     if (round !== pollRound) return;
     failedPolls = 0;
     showNote('');
@@ -68,9 +70,9 @@ async function pollOnce(round) {
     setText(byId('live'), '');
     pause = Math.min(LONGEST_PAUSE_MS, 1000 * 2 ** failedPolls);
   }
-  if (!pause) return;
   const took = performance.now() - began;
-  pollTimer = setTimeout(pollOnce, Math.max(pause, PAUSE_PER_POLL * took), round);
+  const delay = Math.max(pause || IDLE_STATUS_PAUSE_MS, PAUSE_PER_POLL * took);
+  pollTimer = setTimeout(pollOnce, delay, round, Boolean(pause));
 }
 
 document.onvisibilitychange = () => {

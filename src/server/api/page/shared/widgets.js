@@ -7,7 +7,7 @@ const STATES = [...ENDED_STATES, 'running', 'delivered', 'queued', 'held'];
 const MACHINE_STATES = ['online', 'draining', 'offline'];
 
 function stateName(state) {
-  return state === 'timedOut' ? 'timed out' : state;
+  return {timedOut: 'timed out', notNeeded: 'not needed'}[state] ?? state;
 }
 
 // A coloured dot and the name of a state.
@@ -94,7 +94,11 @@ function confirmFirst(title, text, yes, choice) {
   setVisible(byId('confirm-option'), choice);
   setText(byId('confirm-choice-text'), choice?.text ?? '');
   byId('confirm-choice').checked = choice?.checked;
-  const dialog = byId('confirm-dialog');
+  return isAgreed(byId('confirm-dialog'));
+}
+
+// Opens a dialog; resolves to whether it was left by its button "yes".
+function isAgreed(dialog) {
   dialog.returnValue = '';
   dialog.showModal();
   return new Promise(resolve => {

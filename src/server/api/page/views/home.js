@@ -13,8 +13,14 @@ const homeView = {
   search: 'tasks-search',
   polls: 0,
 
-  open() {
+  // #/?clean=0 shows the tasks that are not undone.
+  open(_, query) {
     this.polls = 0;
+    const select = byId('tasks-state');
+    const notUndone = query.get('clean') === '0';
+    if (notUndone === (select.value === NOT_UNDONE)) return;
+    select.value = notUndone ? NOT_UNDONE : '';
+    filterTasks();
   },
 
   // Machines change less often than tasks: they are fetched every other time.
@@ -127,12 +133,15 @@ for (const state of TASK_STATES) {
   byId('tasks-state').append(element('option', {value: state}, state));
 }
 
+const NOT_UNDONE = 'not undone';
+byId('tasks-state').append(element('option', {}, NOT_UNDONE));
+
 // Searches for the beginning of a name, or with "label:NAME" for the tasks of a label.
 function filterTasks() {
   const text = byId('tasks-search').value;
   const state = byId('tasks-state').value;
   const label = text.startsWith('label:') ? text.slice('label:'.length) : null;
-  let query = state && '&state=' + state;
+  let query = state && (state === NOT_UNDONE ? '&clean=0' : '&state=' + state);
   if (label) query += '&label=' + encodeURIComponent(label);
   else if (text && label === null) query += '&taskPrefix=' + encodeURIComponent(text);
   taskList.reset(query);
@@ -140,4 +149,8 @@ function filterTasks() {
 }
 
 byId('tasks-search').oninput = afterTyping(filterTasks);
-byId('tasks-state').onchange = filterTasks;
+byId('tasks-state').onchange = () => {
+  const query = byId('tasks-state').value === NOT_UNDONE ? '?clean=0' : '';
+  history.replaceState(null, '', '#/' + query);
+  filterTasks();
+};

@@ -1,12 +1,11 @@
 // The form for a new task. Its fields about machines are in submit_targets.js, the preview of them in
-// submit_preview.js.
+// submit_preview.js, its undo in submit_undo.js.
 
 const form = byId('submit-form');
 
 // The form's fields that are sent as they are, by where they belong in a task.
 const TASK_FIELDS = ['name', 'ttl'];
 const DETAIL_FIELDS = ['timeout', 'killGrace', 'workspace', 'stdin'];
-// Durations: a plain number is sent as one, in seconds; the server reads texts such as "5m".
 const DURATION_FIELDS = ['ttl', 'timeout', 'killGrace'];
 
 const submitView = {
@@ -52,6 +51,7 @@ function fillForm(task) {
     ...detail,
     command: detail.command ?? detail.argv?.join('\n'),
     ...targetValues(task),
+    ...undoValues(detail.undo),
     retry: task.retry?.max,
     env: pairsText(detail.env),
   };
@@ -60,6 +60,8 @@ function fillForm(task) {
   }
   field('mode').value = task.mode;
   field('argv').checked = detail.argv;
+  field('undoArgv').checked = detail.undo?.argv;
+  field('checkArgv').checked = detail.undo?.checkArgv;
   field('lateJoin').checked = task.lateJoin;
   field('stopRunning').checked = task.rollout?.stopRunning;
 }
@@ -83,6 +85,7 @@ function readForm() {
   else detail.command = command;
   const attempts = Number(field('retry').value);
   if (attempts) task.retry = {max: attempts};
+  detail.undo = readUndo();
   detail.env = readPairs('env', 'Environment: expected NAME=value');
   return task;
 }
@@ -90,10 +93,14 @@ function readForm() {
 function copyFields(names, target) {
   for (const name of names) {
     const {value} = field(name);
-    if (!value) continue;
-    const isNumber = DURATION_FIELDS.includes(name) && /^-?[\d.]+$/.test(value);
-    target[name] = isNumber ? Number(value) : value;
+    if (value) target[name] = DURATION_FIELDS.includes(name) ? readDuration(name) : value;
   }
+}
+
+// A plain number is sent as one, in seconds; the server reads texts such as "5m".
+function readDuration(name) {
+  const text = readText(name);
+  return /^-?[\d.]+$/.test(text) ? Number(text) : text;
 }
 
 function renderCommandHint() {

@@ -1,11 +1,13 @@
 // One task: its state and facts, its machines as tiles, and one execution in detail.
-// The rollout is in task_rollout.js, the results of all executions in task_results.js, the output of
-// one in task_output.js.
+// The rollout is in task_rollout.js, the undos in task_undo.js, the results of all executions in
+// task_results.js, the output of one in task_output.js.
 
 const FIRST_TILES = 400;
 const MORE_TILES = 600;
 const FIRST_LANES = 150;
 const MORE_LANES = 300;
+// What the server takes if a task does not say it.
+const DEFAULT_DEADMAN_SECONDS = 60;
 
 const taskView = {
   id: 'task',
@@ -29,13 +31,16 @@ const taskView = {
     this.name = name;
     this.task = null;
     this.onlyState = '';
+    undoFilter.onlyState = '';
+    undoWatchedUntil = 0;
+    byId('undo-fold').open = false;
     this.mostTiles = FIRST_TILES;
     this.mostLanes = FIRST_LANES;
     this.resultsTab = 'output';
     byId('task-search').value = '';
     const lists =
       ['facts', 'bar', 'steps', 'chips', 'grid'].map(name => 'task-' + name)
-        .concat('result-groups', 'timeline-lanes');
+        .concat('result-groups', 'timeline-lanes', 'undo-chips', 'undo-facts');
     clear(...lists.map(byId));
     setText(byId('task-announcement'), '');
     setText(byId('task-name'), '…');
@@ -43,16 +48,20 @@ const taskView = {
     setVisible(byId('execution'), false);
   },
 
-  // A task that has ended does not change: then only the rest of the output is fetched.
+  // A task that has ended and is clean does not change: then only the rest of the output is fetched.
   async poll(signal) {
-    if (!this.task?.finishedAt) {
+    if (!this.task || this.mayChange()) {
       this.task = (await get('task/' + encodeURIComponent(this.name), signal)).data;
     }
     this.render();
     const execution = this.current();
     const moreOutput = execution && await outputReader.poll(this.task, execution, signal);
-    if (!this.task.finishedAt) return 1000;
+    if (this.mayChange()) return 1000;
     return moreOutput && 300;
+  },
+
+  mayChange() {
+    return !isSettled(this.task) || serverNow() < undoWatchedUntil;
   },
 
   back() {
@@ -74,6 +83,7 @@ const taskView = {
     const search = byId('task-search').value;
     return this.task.result
       .filter(e => !this.onlyState || e.state === this.onlyState)
+      .filter(e => !undoFilter.onlyState || e.undo?.state === undoFilter.onlyState)
       .filter(e => matches([e.machineLabel, e.instance, e.host, e.msg], search))
       .sort((a, b) => compareNames(a.machineLabel, b.machineLabel));
   },
@@ -87,6 +97,7 @@ const taskView = {
     renderTaskButtons(task);
     renderTaskProgress(task);
     renderRollout(task);
+    renderUndos(task);
     this.renderTiles(several ? found : []);
     setClass(byId('task-split'), several && current ? 'picked' : '');
     setVisible(byId('execution'), current);
@@ -115,6 +126,7 @@ function renderTaskHead(task) {
 
 function taskFacts(task) {
   const {detail, rollout, instances, keepAlive} = task;
+  const {undo} = detail;
   const toAll = task.lateJoin ? 'all, and those that appear later' : 'all';
   return [
     ['Machines', task.machinePattern, 'mono'],
@@ -137,6 +149,10 @@ function taskFacts(task) {
     ['Submitted', formatTime(task.createdAt)],
     [task.finishedAt ? 'Took' : 'For', taskDuration(task)],
     ['Time-out', formatLimit(detail.timeout)],
+    ['Undo', undo && (undo.command ?? undo.argv.join(' ')), 'mono'],
+    ['Check of the undo', undo?.check ?? undo?.checkArgv?.join(' '), 'mono'],
+    ["Dead man's switch", undo && formatLimit(undo.deadman ?? DEFAULT_DEADMAN_SECONDS)],
+    ['Lock', undo?.lock, 'mono'],
     ['ttl', formatLimit(task.ttl)],
     ['Workspace', detail.workspace, 'mono'],
     ['Environment', pairsText(detail.env, '  '), 'mono'],
@@ -206,12 +222,15 @@ function makeTile() {
     update(execution) {
       const {machineLabel, host, msg} = execution;
       link.href = taskAddress(taskView.name, execution);
-      setClass(link, 'tile s-' + execution.state);
+      const notUndone = isNotUndone(execution);
+      setClass(link, `tile s-${execution.state}${notUndone ? ' not-undone' : ''}`);
       setFlag(link, 'aria-current', taskView.isPicked(execution));
       setLine(name, labelOf(execution));
       setText(took, executionDuration(execution));
-      setText(state, outcomeOf(execution));
-      link.title = joinPresent([machineLabel, host, stateName(execution.state), msg].map(safeLine));
+      setText(state, notUndone ? 'NOT UNDONE' : outcomeOf(execution));
+      const undo = execution.undo && undoName(execution.undo);
+      const parts = [machineLabel, host, stateName(execution.state), msg, undo];
+      link.title = joinPresent(parts.map(safeLine));
     },
   };
 }
@@ -231,6 +250,7 @@ function renderExecution(execution, several) {
   setVisible(byId('execution-close'), several);
   byId('execution-close').href = taskAddress(taskView.name);
   renderFacts(byId('execution-facts'), executionFacts(execution));
+  renderUndo(execution);
 }
 
 function executionFacts(execution) {

@@ -51,19 +51,20 @@ function renderGroups(executions) {
   renderList(byId('result-groups'), shown, ([result]) => result, ([, [first]]) => makeGroup(first));
 }
 
-function resultOf({state, exitCode, signal, msg, output}) {
-  return [state, exitCode, signal, msg, ...output].join('\n');
+function resultOf({state, exitCode, signal, msg, output, undo}) {
+  return [state, exitCode, signal, msg, isNotUndone({undo}), ...output].join('\n');
 }
 
 // A group of executions that are like this one.
-function makeGroup({state, exitCode, signal, msg, output}) {
+function makeGroup({state, exitCode, signal, msg, output, undo}) {
   const count = element('b', 'num');
   const firstNames = element('span', 'ellipsis');
   const names = element('div', 'members');
   const outcome = joinPresent([stateName(state), exitCode && `exit ${exitCode}`, safeLine(signal)]);
   const badge = element('span', 'state s-' + state, element('i', 'dot'), count);
   const how = element('span', 'soft', outcome);
-  const summary = element('summary', {}, badge, how, firstNames);
+  const left = element('b', 'error', isNotUndone({undo}) ? 'NOT UNDONE' : '');
+  const summary = element('summary', {}, badge, how, left, firstNames);
   const el = element('details', {class: 'card group', open: ''}, summary, names);
   el.append(...makeGroupOutput(safeText(withoutStyles(output.map(lastState).join('\n'))), safeLine(msg)));
   return {
@@ -103,7 +104,7 @@ let timelineScale = {from: 0, length: 1};
 
 // A lane per execution, those that started first on top.
 function renderTimeline(view, executions) {
-  const {createdAt, finishedAt} = view.task;
+  const {createdAt, finishedAt, stoppedBy, undos} = view.task;
   const from = parseTime(createdAt);
   // A task that took no time at all would have no scale.
   const length = Math.max(50, (parseTime(finishedAt) ?? serverNow()) - from);
@@ -112,6 +113,7 @@ function renderTimeline(view, executions) {
   const started = execution => parseTime(execution.startedAt) ?? Infinity;
   const lanes = executions.slice().sort((a, b) => started(a) - started(b));
   const shown = lanes.slice(0, view.mostLanes);
+  setVisible(byId('timeline-legend'), undos || stoppedBy);
   renderList(byId('timeline-lanes'), shown, execution => execution.execution, makeLane);
   setVisible(byId('timeline-more'), lanes.length > view.mostLanes);
   setText(byId('results-summary'), '');
@@ -140,13 +142,37 @@ function renderAxis(length) {
   }));
 }
 
-// A thin line while an execution waits, a bar while it runs.
+// Places a bar on the timeline, or a mark if it has no end.
+function placeOnTimeline(el, from, until) {
+  setVisible(el, from);
+  if (!from) return;
+  // What is at the very end of the task can still be seen.
+  const left = Math.min(99.5, timelinePosition(from));
+  el.style.left = left + '%';
+  if (until) el.style.width = Math.max(0, timelinePosition(until) - left) + '%';
+}
+
+// A mark where the undo was armed, and a bar from its begin to its end; what is owed has no end.
+// It was armed before the command started, though the server may hear of it later.
+function placeUndo(armed, bar, {undo, startedAt, finishedAt}) {
+  const began = parseTime(undo?.beganAt);
+  const from = undo?.state === 'owed' ? began ?? parseTime(finishedAt) : began;
+  placeOnTimeline(armed, Math.min(parseTime(undo?.armedAt), parseTime(startedAt) ?? Infinity));
+  const isOpen = ['running', 'owed'].includes(undo?.state);
+  placeOnTimeline(bar, from, (!isOpen && parseTime(undo?.endedAt)) || Infinity);
+  setClass(bar, 'undo s-' + undo?.state);
+}
+
+// A thin line while an execution waits, a bar while it runs, another while it is undone.
 function makeLane() {
   const name = element('a', 'ellipsis');
   const wait = element('i', 'wait');
   const run = element('i');
+  const armed = element('i', 'armed');
+  const undo = element('i');
+  const stop = element('i', 'stop');
   const took = element('span', 'right soft num');
-  const track = element('div', 'track', wait, run);
+  const track = element('div', 'track', wait, run, undo, armed, stop);
   return {
     el: element('div', 'lane', name, track, took),
     update(execution) {
@@ -157,18 +183,20 @@ function makeLane() {
       name.href = taskAddress(taskView.name, execution);
       setText(took, executionDuration(execution));
       setClass(run, 's-' + execution.state);
-      setVisible(run, known);
-      // What ended at the very end of the task still has a bar that can be seen.
-      const left = known ? Math.min(99.5, timelinePosition(known)) : 100;
-      const right = end ? timelinePosition(end) : 100;
-      wait.style.width = left + '%';
-      run.style.left = left + '%';
-      run.style.width = Math.max(0, right - left) + '%';
+      wait.style.width = timelinePosition(known ?? Infinity) + '%';
+      placeOnTimeline(run, known, end ?? Infinity);
+      placeUndo(armed, undo, execution);
+      placeOnTimeline(stop, parseTime(taskView.task.stoppedBy?.at));
+      const at = (word, time) => time && `${word} ${new Date(time).toLocaleTimeString()}`;
       this.el.title = joinPresent([
         safeLine(labelOf(execution)),
         stateName(execution.state),
-        start && 'from ' + new Date(start).toLocaleTimeString(),
-        end && 'to ' + new Date(end).toLocaleTimeString(),
+        at('armed', execution.undo?.armedAt),
+        at('from', start),
+        at('to', end),
+        execution.undo && undoName(execution.undo),
+        at('from', execution.undo?.beganAt),
+        at('to', execution.undo?.endedAt),
       ]);
     },
   };
