@@ -404,6 +404,7 @@ fn experiments(a: &mut Answers) {
     a.call("GET", halt, halt, None, 200);
     let another = experiment("another", "true", "true");
     a.call("POST", tasks, tasks, Some(&another), 503);
+    a.call("GET", "/api/v1/status", "/api/v1/status", None, 200);
     a.call("DELETE", halt, halt, None, 200);
     a.server.finished("running");
     let ended = a.call("GET", one, "/api/v1/task/running", None, 200);
