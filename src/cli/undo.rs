@@ -1,0 +1,259 @@
+//! `sidebike undo` and `sidebike forgive`.
+
+use super::command::{CommandResult, ConnectionArgs, Failure, duration, print_json};
+use super::follow::print_message;
+use super::outcome::{NOT_UNDONE, TIMED_OUT, is_on, machine_name, name_list};
+use super::task_reference::TaskArg;
+use super::terminal::{OutputStyle, Prompt, sanitize};
+use super::undos::{self, tries};
+use crate::wire::duration::TimeSpan;
+use crate::wire::task::{Execution, Task};
+use crate::wire::undo::{AnsweredUndo, Undo as PostedUndo, UndoState};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often it is looked whether an undo has ended: at first, and at most. The answer has the task's output.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// After this time it is said what has not begun: its machine is busy with nothing else, so it is gone.
+const UNUSUAL: Duration = Duration::from_secs(3);
+
+const UNDO: &str = "\
+Examples:
+  sidebike undo 018f6a2b             where its undo failed or is owed
+  sidebike undo 018f6a2b -m web-1    on one machine, by its label or its instance, also if it is done there
+  sidebike undo --all 018f6a2b       also where it is done
+  sidebike undo --detach 018f6a2b    do not wait for it
+
+A machine that is not there runs it when it is back; after --timeout this command waits no longer.
+The exit code is 0 if all of it is undone, 123 if not, 124 if it still runs after --timeout, 255 if sidebike
+itself failed.";
+
+const FORGIVE: &str = "\
+Examples:
+  sidebike forgive 018f6a2b             everything that the task has not undone
+  sidebike forgive 018f6a2b -m web-1    on one machine, by its label or its instance
+
+Nothing is run. Look at the machine first: what was forgiven is not shown as a debt any more, and its lock
+is free. The audit says who did it.";
+
+/// The arguments of `undo`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = UNDO)]
+pub struct Undo {
+    #[command(flatten)]
+    task: TaskArg,
+    /// Only on the machines with exactly this label, or the one with this instance; also if it is done there
+    #[arg(short, long, value_name = "LABEL")]
+    machine: Option<String>,
+    /// Also where it is done
+    #[arg(long, conflicts_with = "machine")]
+    all: bool,
+    /// Wait no longer than this, such as 1m [default: as long as it may be tried]
+    #[arg(long, value_name = "DURATION", conflicts_with = "detach")]
+    timeout: Option<String>,
+    /// Do not wait for its end
+    #[arg(long)]
+    detach: bool,
+    /// Print the task as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ConnectionArgs,
+}
+
+/// The arguments of `forgive`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = FORGIVE)]
+pub struct Forgive {
+    #[command(flatten)]
+    task: TaskArg,
+    /// Only on the machines with exactly this label, or the one with this instance
+    #[arg(short, long, value_name = "LABEL")]
+    machine: Option<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Print the task as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ConnectionArgs,
+}
+
+/// Has undos run again.
+pub fn undo(args: Undo) -> CommandResult {
+    let timeout = { args.timeout.as_deref() }
+        .map(|text| duration("--timeout", text))
+        .transpose()?;
+    let client = args.server.client()?;
+    let before = args.task.find(&client)?;
+    let id = &*before.id;
+    let mut task = match (&args.machine, args.all) {
+        (Some(machine), _) => client.undo(id, Some(machine))?,
+        (None, true) => client.undo(id, None)?,
+        (None, false) => {
+            let unclean = before.result.iter().filter(|e| undos::debt(e).is_some());
+            let unclean: BTreeSet<&str> = unclean.map(|e| &*e.instance).collect();
+            let mut last = None;
+            for instance in unclean {
+                last = Some(client.undo(id, Some(instance))?);
+            }
+            last.ok_or_else(|| nothing_to_undo(&before))?
+        }
+    };
+    let is_meant = |e: &Execution| match (&args.machine, args.all) {
+        (Some(machine), _) => is_on(e, machine),
+        (None, true) => true,
+        (None, false) => undos::debt(e).is_some(),
+    };
+    // What has not ended, or never had to run, is not run again.
+    let with_undo = before.result.iter().filter_map(|e| {
+        let undo = e.attempt.undo.as_ref().filter(|_| is_meant(e))?;
+        let runs_again = undo.state.is_settled() && undo.state != UndoState::NotNeeded;
+        runs_again.then_some((&*e.execution, undo))
+    });
+    let mut waiting: BTreeMap<&str, &AnsweredUndo> = with_undo.collect();
+    let asked: BTreeSet<&str> = waiting.keys().copied().collect();
+    if args.detach {
+        let meant = task.result.iter().filter(|e| asked.contains(&*e.execution));
+        let on = name_list(&task, meant);
+        return print(&task, args.json, &format!("being undone on {on}"));
+    }
+    let timeout = timeout.unwrap_or_else(|| {
+        let undo = before.detail.detail.undo.as_deref();
+        undo.map_or_else(TimeSpan::default, PostedUndo::longest)
+    });
+    let (began, mut pause, mut has_told) = (Instant::now(), LOOKS.0, false);
+    loop {
+        tell_ended(&task, &mut waiting, args.json)?;
+        let waited = began.elapsed();
+        if waiting.is_empty() || waited >= Duration::from(timeout) {
+            break;
+        }
+        if waited >= UNUSUAL && !std::mem::replace(&mut has_told, true) {
+            tell_waiting(&task, &waiting);
+        }
+        thread::sleep(pause.min(Duration::from(timeout).saturating_sub(waited)));
+        pause = (pause * 2).min(LOOKS.1);
+        task = client.task(id, TimeSpan::default())?;
+    }
+    if args.json {
+        print_json(&task)?;
+    }
+    let is_asked = |e: &&Execution| asked.contains(&*e.execution);
+    let style = OutputStyle::of(&io::stderr());
+    let mut meant = task.clone();
+    meant.result.retain(|e| asked.contains(&*e.execution));
+    let debts = undos::not_undone(&meant, &style);
+    for (line, _) in &debts {
+        print_message(&format!("{line}\n"));
+    }
+    let runs = { task.result.iter() }
+        .filter(is_asked)
+        .filter(|e| waiting.contains_key(&*e.execution));
+    let on = name_list(&task, runs);
+    if !on.is_empty() {
+        print_message(&format!("sidebike: not ended within {timeout} on {on}\n"));
+    }
+    Ok(match (debts.is_empty(), on.is_empty()) {
+        (false, _) => NOT_UNDONE,
+        (true, false) => TIMED_OUT,
+        (true, true) => 0,
+    })
+}
+
+fn nothing_to_undo(task: &Task) -> Failure {
+    let id = sanitize(&task.id);
+    Failure::Because(match &task.detail.detail.undo {
+        None => format!("task {id} has no undo"),
+        Some(_) => format!(
+            "task {id}: no undo of it is failed or owed; --all runs them again where they are done"
+        ),
+    })
+}
+
+/// Takes those that have ended since they were asked for from those that are waited for, and says how they ended.
+fn tell_ended(
+    task: &Task,
+    waiting: &mut BTreeMap<&str, &AnsweredUndo>,
+    is_quiet: bool,
+) -> Result<(), Failure> {
+    let mut names = task.machine_names();
+    for execution in &task.result {
+        let Some(undo) = execution.attempt.undo.as_ref() else {
+            continue;
+        };
+        let has_ended = |before: &&&AnsweredUndo| {
+            let is_new = undo.began_at != before.began_at || undo.state != before.state;
+            is_new && undo.state.is_settled()
+        };
+        let Some(_) = waiting.get(&*execution.execution).filter(has_ended) else {
+            continue;
+        };
+        waiting.remove(&*execution.execution);
+        // What is not undone is said at the end.
+        if !is_quiet && !undo.state.is_dirty() {
+            let name = machine_name(&mut names, execution);
+            let (word, tries) = (undo.state.word(), tries(undo.tries));
+            writeln!(io::stdout(), "{name}: {word} {tries}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Says which undos have not begun.
+fn tell_waiting(task: &Task, waiting: &BTreeMap<&str, &AnsweredUndo>) {
+    let mut names = task.machine_names();
+    for execution in &task.result {
+        let begun = { execution.attempt.undo.as_ref() }.is_some_and(|u| !u.state.is_settled());
+        if waiting.contains_key(&*execution.execution) && !begun {
+            print_message(&format!(
+                "sidebike: {} waits for an agent with this label on host {}\n",
+                machine_name(&mut names, execution),
+                sanitize(&execution.host)
+            ));
+        }
+    }
+}
+
+/// Settles debts by hand.
+pub fn forgive(args: Forgive) -> CommandResult {
+    let client = args.server.client()?;
+    let before = args.task.find(&client)?;
+    let machine = args.machine.as_deref();
+    let is_meant = |e: &&Execution| {
+        undos::debt(e).is_some() && machine.is_none_or(|machine| is_on(e, machine))
+    };
+    let on = name_list(&before, before.result.iter().filter(is_meant));
+    // Where there is nothing to settle the server says why.
+    if !on.is_empty() && !args.yes {
+        let Some(mut person) = Prompt::open() else {
+            return Err(Failure::Usage(format!(
+                "what is not undone on {on} would not be shown any more: say --yes"
+            )));
+        };
+        for (line, _) in undos::not_undone(&before, &OutputStyle::of(&io::stderr())) {
+            print_message(&format!("{line}\n"));
+        }
+        let answer = person.ask(&format!(
+            "Is its effect gone on {on}, or does it not matter? It is not shown any more. [y/N] "
+        ));
+        if !matches!(&*answer, "y" | "yes") {
+            print_message("sidebike: nothing forgiven\n");
+            return Ok(super::FAILED);
+        }
+    }
+    let task = client.forgive(&before.id, machine)?;
+    print(&task, args.json, &format!("forgiven on {on}"))
+}
+
+/// Prints a task as JSON, or what was done to it.
+fn print(task: &Task, as_json: bool, what: &str) -> CommandResult {
+    match as_json {
+        true => print_json(task)?,
+        false => writeln!(io::stdout(), "task {}: {what}", sanitize(&task.id))?,
+    }
+    Ok(0)
+}
