@@ -291,9 +291,11 @@ fn explain_undos(task: &Task, out: &mut dyn Write, style: &OutputStyle) -> io::R
     for line in late {
         writeln!(out, "{}", style.paint(Colour::Yellow, &line))?;
     }
-    for (n, (line, undo)) in debts.into_iter().enumerate() {
+    for (n, (execution, line)) in debts.into_iter().enumerate() {
         writeln!(out, "{line}")?;
-        let lines: Vec<&str> = undo.output.lines().collect();
+        let undo = undos::debt(execution);
+        let output = undo.map(|undo| &*undo.output).unwrap_or_default();
+        let lines: Vec<&str> = output.lines().collect();
         let from = match n < MAX_EXPLAINED {
             true => lines.len().saturating_sub(LAST_LINES),
             false => lines.len(),

@@ -6,6 +6,7 @@ use super::outcome::{NOT_UNDONE, TIMED_OUT, is_on, machine_name, name_list};
 use super::task_reference::TaskArg;
 use super::terminal::{OutputStyle, Prompt, sanitize};
 use super::undos::{self, tries};
+use crate::client::Client;
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Execution, Task};
 use crate::wire::undo::{AnsweredUndo, Undo as PostedUndo, UndoState};
@@ -89,79 +90,146 @@ pub fn undo(args: Undo) -> CommandResult {
         .transpose()?;
     let client = args.server.client()?;
     let before = args.task.find(&client)?;
-    let id = &*before.id;
-    let mut task = match (&args.machine, args.all) {
-        (Some(machine), _) => client.undo(id, Some(machine))?,
-        (None, true) => client.undo(id, None)?,
-        (None, false) => {
-            let unclean = before.result.iter().filter(|e| undos::debt(e).is_some());
-            let unclean: BTreeSet<&str> = unclean.map(|e| &*e.instance).collect();
-            let mut last = None;
-            for instance in unclean {
-                last = Some(client.undo(id, Some(instance))?);
-            }
-            last.ok_or_else(|| nothing_to_undo(&before))?
-        }
-    };
-    let is_meant = |e: &Execution| match (&args.machine, args.all) {
-        (Some(machine), _) => is_on(e, machine),
+    let task = ask(&client, &before, &args)?;
+    let mut asked = Asked::of(&before, |execution| match (&args.machine, args.all) {
+        (Some(machine), _) => is_on(execution, machine),
         (None, true) => true,
-        (None, false) => undos::debt(e).is_some(),
-    };
-    // What has not ended, or never had to run, is not run again.
-    let with_undo = before.result.iter().filter_map(|e| {
-        let undo = e.attempt.undo.as_ref().filter(|_| is_meant(e))?;
-        let runs_again = undo.state.is_settled() && undo.state != UndoState::NotNeeded;
-        runs_again.then_some((&*e.execution, undo))
+        (None, false) => undos::debt(execution).is_some(),
     });
-    let mut waiting: BTreeMap<&str, &AnsweredUndo> = with_undo.collect();
-    let asked: BTreeSet<&str> = waiting.keys().copied().collect();
     if args.detach {
-        let meant = task.result.iter().filter(|e| asked.contains(&*e.execution));
-        let on = name_list(&task, meant);
+        let on = name_list(&task, task.result.iter().filter(|e| asked.has(e)));
         return print(&task, args.json, &format!("being undone on {on}"));
     }
     let timeout = timeout.unwrap_or_else(|| {
         let undo = before.detail.detail.undo.as_deref();
         undo.map_or_else(TimeSpan::default, PostedUndo::longest)
     });
-    let (began, mut pause, mut has_told) = (Instant::now(), LOOKS.0, false);
-    loop {
-        tell_ended(&task, &mut waiting, args.json)?;
-        let waited = began.elapsed();
-        if waiting.is_empty() || waited >= Duration::from(timeout) {
-            break;
-        }
-        if waited >= UNUSUAL && !std::mem::replace(&mut has_told, true) {
-            tell_waiting(&task, &waiting);
-        }
-        thread::sleep(pause.min(Duration::from(timeout).saturating_sub(waited)));
-        pause = (pause * 2).min(LOOKS.1);
-        task = client.task(id, TimeSpan::default())?;
-    }
+    let task = asked.wait(&client, task, timeout.into(), args.json)?;
     if args.json {
         print_json(&task)?;
     }
-    let is_asked = |e: &&Execution| asked.contains(&*e.execution);
-    let style = OutputStyle::of(&io::stderr());
-    let mut meant = task.clone();
-    meant.result.retain(|e| asked.contains(&*e.execution));
-    let debts = undos::not_undone(&meant, &style);
-    for (line, _) in &debts {
-        print_message(&format!("{line}\n"));
-    }
-    let runs = { task.result.iter() }
-        .filter(is_asked)
-        .filter(|e| waiting.contains_key(&*e.execution));
-    let on = name_list(&task, runs);
+    let mut debts = undos::not_undone(&task, &OutputStyle::of(&io::stderr()));
+    debts.retain(|(execution, _)| asked.has(execution));
+    let on = name_list(
+        &task,
+        task.result.iter().filter(|e| asked.is_waiting_for(e)),
+    );
     if !on.is_empty() {
         print_message(&format!("sidebike: not ended within {timeout} on {on}\n"));
+    }
+    for (_, line) in &debts {
+        print_message(&format!("{line}\n"));
     }
     Ok(match (debts.is_empty(), on.is_empty()) {
         (false, _) => NOT_UNDONE,
         (true, false) => TIMED_OUT,
         (true, true) => 0,
     })
+}
+
+/// Asks the server for what is meant, by default for each debt.
+fn ask(client: &Client, before: &Task, args: &Undo) -> Result<Task, Failure> {
+    if args.all || args.machine.is_some() {
+        return Ok(client.undo(&before.id, args.machine.as_deref())?);
+    }
+    let unclean = before.result.iter().filter(|e| undos::debt(e).is_some());
+    let unclean: BTreeSet<&str> = unclean.map(|e| &*e.instance).collect();
+    let mut task = None;
+    for instance in unclean {
+        task = Some(client.undo(&before.id, Some(instance))?);
+    }
+    task.ok_or_else(|| nothing_to_undo(before))
+}
+
+/// The undos that were asked for, by execution.
+struct Asked<'a> {
+    /// As they were before.
+    before: BTreeMap<&'a str, &'a AnsweredUndo>,
+    /// Those that have ended since.
+    ended: BTreeSet<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    /// Those of a task that run again: what has not ended, or never had to run, does not.
+    fn of(before: &'a Task, is_meant: impl Fn(&Execution) -> bool) -> Asked<'a> {
+        let meant = before.result.iter().filter(|e| is_meant(e));
+        let undos = meant.filter_map(|e| Some((&*e.execution, e.attempt.undo.as_ref()?)));
+        let run_again =
+            undos.filter(|(_, undo)| undo.state.is_settled() && undo.state != UndoState::NotNeeded);
+        Asked {
+            before: run_again.collect(),
+            ended: BTreeSet::new(),
+        }
+    }
+
+    fn has(&self, execution: &Execution) -> bool {
+        self.before.contains_key(&*execution.execution)
+    }
+
+    fn is_waiting_for(&self, execution: &Execution) -> bool {
+        self.has(execution) && !self.ended.contains(&*execution.execution)
+    }
+
+    /// Waits until all of them have ended, and says how. Returns the task as it was then, or after `timeout`.
+    fn wait(
+        &mut self,
+        client: &Client,
+        mut task: Task,
+        timeout: Duration,
+        is_quiet: bool,
+    ) -> Result<Task, Failure> {
+        let (began, mut pause, mut has_told) = (Instant::now(), LOOKS.0, false);
+        loop {
+            self.note_ended(&task, is_quiet)?;
+            let waited = began.elapsed();
+            if self.ended.len() == self.before.len() || waited >= timeout {
+                return Ok(task);
+            }
+            if waited >= UNUSUAL && !std::mem::replace(&mut has_told, true) {
+                self.tell_waiting(&task);
+            }
+            thread::sleep(pause.min(timeout.saturating_sub(waited)));
+            pause = (pause * 2).min(LOOKS.1);
+            task = client.task(&task.id, TimeSpan::default())?;
+        }
+    }
+
+    /// Notes which have ended, and says how; those that failed are told at the end.
+    fn note_ended(&mut self, task: &Task, is_quiet: bool) -> Result<(), Failure> {
+        let mut names = task.machine_names();
+        for execution in &task.result {
+            let before = self.before.get_key_value(&*execution.execution);
+            let undo = execution.attempt.undo.as_ref();
+            let Some(((key, before), undo)) = before.zip(undo) else {
+                continue;
+            };
+            let is_new = undo.began_at != before.began_at || undo.state != before.state;
+            let has_ended = is_new && undo.state.is_settled();
+            if !has_ended || !self.ended.insert(key) || is_quiet || undo.state.is_dirty() {
+                continue;
+            }
+            let name = machine_name(&mut names, execution);
+            let (word, tries) = (undo.state.word(), tries(undo.tries));
+            writeln!(io::stdout(), "{name}: {word} {tries}")?;
+        }
+        Ok(())
+    }
+
+    /// Says which have not begun.
+    fn tell_waiting(&self, task: &Task) {
+        let mut names = task.machine_names();
+        let waiting = task.result.iter().filter(|e| self.is_waiting_for(e));
+        for execution in waiting {
+            let undo = execution.attempt.undo.as_ref();
+            if undo.is_some_and(|undo| undo.state.is_settled()) {
+                print_message(&format!(
+                    "sidebike: {} waits for an agent with this label on host {}\n",
+                    machine_name(&mut names, execution),
+                    sanitize(&execution.host)
+                ));
+            }
+        }
+    }
 }
 
 fn nothing_to_undo(task: &Task) -> Failure {
@@ -172,50 +240,6 @@ fn nothing_to_undo(task: &Task) -> Failure {
             "task {id}: no undo of it is failed or owed; --all runs them again where they are done"
         ),
     })
-}
-
-/// Takes those that have ended since they were asked for from those that are waited for, and says how they ended.
-fn tell_ended(
-    task: &Task,
-    waiting: &mut BTreeMap<&str, &AnsweredUndo>,
-    is_quiet: bool,
-) -> Result<(), Failure> {
-    let mut names = task.machine_names();
-    for execution in &task.result {
-        let Some(undo) = execution.attempt.undo.as_ref() else {
-            continue;
-        };
-        let has_ended = |before: &&&AnsweredUndo| {
-            let is_new = undo.began_at != before.began_at || undo.state != before.state;
-            is_new && undo.state.is_settled()
-        };
-        let Some(_) = waiting.get(&*execution.execution).filter(has_ended) else {
-            continue;
-        };
-        waiting.remove(&*execution.execution);
-        // What is not undone is said at the end.
-        if !is_quiet && !undo.state.is_dirty() {
-            let name = machine_name(&mut names, execution);
-            let (word, tries) = (undo.state.word(), tries(undo.tries));
-            writeln!(io::stdout(), "{name}: {word} {tries}")?;
-        }
-    }
-    Ok(())
-}
-
-/// Says which undos have not begun.
-fn tell_waiting(task: &Task, waiting: &BTreeMap<&str, &AnsweredUndo>) {
-    let mut names = task.machine_names();
-    for execution in &task.result {
-        let begun = { execution.attempt.undo.as_ref() }.is_some_and(|u| !u.state.is_settled());
-        if waiting.contains_key(&*execution.execution) && !begun {
-            print_message(&format!(
-                "sidebike: {} waits for an agent with this label on host {}\n",
-                machine_name(&mut names, execution),
-                sanitize(&execution.host)
-            ));
-        }
-    }
 }
 
 /// Settles debts by hand.
@@ -234,7 +258,9 @@ pub fn forgive(args: Forgive) -> CommandResult {
                 "what is not undone on {on} would not be shown any more: say --yes"
             )));
         };
-        for (line, _) in undos::not_undone(&before, &OutputStyle::of(&io::stderr())) {
+        let style = OutputStyle::of(&io::stderr());
+        let debts = undos::not_undone(&before, &style);
+        for (_, line) in debts.iter().filter(|(e, _)| is_meant(e)) {
             print_message(&format!("{line}\n"));
         }
         let answer = person.ask(&format!(

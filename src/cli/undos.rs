@@ -50,14 +50,14 @@ pub fn tries(count: u32) -> String {
 }
 
 /// A line for each machine on which something may be left: why, and what to do. The server bounds their number.
-pub fn not_undone<'a>(task: &'a Task, style: &OutputStyle) -> Vec<(String, &'a AnsweredUndo)> {
+pub fn not_undone<'a>(task: &'a Task, style: &OutputStyle) -> Vec<(&'a Execution, String)> {
     let mut names = task.machine_names();
     let unclean = { task.result.iter() }.filter_map(|e| Some((e, debt(e)?)));
     let lines = unclean.map(|(execution, undo)| {
         let name = machine_name(&mut names, execution);
         let what = style.paint(Colour::Red, &format!("{name}: NOT UNDONE:"));
         let line = format!("{what} {}; {}", why(undo), to_do(task, execution, undo));
-        (line, undo)
+        (execution, line)
     });
     lines.collect()
 }
@@ -108,7 +108,7 @@ pub fn overdue(task: &Task) -> Vec<String> {
 
 /// Says on standard error what is not undone.
 pub fn report(task: &Task) {
-    for (line, _) in not_undone(task, &OutputStyle::of(&io::stderr())) {
+    for (_, line) in not_undone(task, &OutputStyle::of(&io::stderr())) {
         print_message(&format!("{line}\n"));
     }
 }
