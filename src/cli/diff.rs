@@ -6,6 +6,7 @@ use super::outcome::short_duration;
 use super::table::{Cell, Table};
 use super::task_reference::find;
 use super::terminal::{Colour, OutputStyle, sanitize, sanitize_output};
+use super::unified_diff::unified_diff;
 use crate::client::Client;
 use crate::wire::agent::Stream;
 use crate::wire::event::EventKind;
@@ -14,7 +15,6 @@ use crate::wire::report::{MachineReport, Report};
 use crate::wire::task::ExecutionState;
 use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
-use similar::TextDiff;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
@@ -24,12 +24,6 @@ use std::time::Duration;
 pub const TROUBLE: u8 = 2;
 /// Exit code when they differ.
 const DIFFERENT: u8 = 1;
-/// How long a small difference between two outputs is searched for. After that a larger one is shown: two outputs may have
-/// a million lines each and nothing in common.
-const SEARCH_TIME: Duration = Duration::from_secs(2);
-/// How many lines around a difference are shown.
-const CONTEXT_LINES: usize = 3;
-
 const EXAMPLES: &str = "\
 Examples:
   sidebike diff before after             the newest tasks of these names
@@ -316,12 +310,16 @@ fn print_outputs(
         };
         let header =
             |report: &Report| format!("{}/{}/{word}", sanitize(&report.task), sanitize(label));
-        for line in unified(one, other, &header(a.0), &header(b.0)).lines() {
+        let (name_of_a, name_of_b) = (header(a.0), header(b.0));
+        let diff = unified_diff([&name_of_a, &name_of_b], [one, other]);
+        for line in diff.split_terminator('\n') {
             if !style.is_terminal {
                 writeln!(out, "{line}")?;
                 continue;
             }
-            let line = sanitize_output(line);
+            let mut shown = sanitize_output(line);
+            // A carriage return at the end may be all that differs.
+            shown.push_str(if line.ends_with('\r') { "\u{FFFD}" } else { "" });
             let colour = match line.as_bytes().first() {
                 Some(b'-') => Some(Colour::Red),
                 Some(b'+') => Some(Colour::Green),
@@ -329,24 +327,12 @@ fn print_outputs(
                 _ => None,
             };
             match colour {
-                Some(colour) => writeln!(out, "{}", style.paint(colour, &line))?,
-                None => writeln!(out, "{line}")?,
+                Some(colour) => writeln!(out, "{}", style.paint(colour, &shown))?,
+                None => writeln!(out, "{shown}")?,
             }
         }
     }
     Ok(out.flush()?)
-}
-
-/// The unified diff of two texts; empty if they are the same.
-fn unified(one: &str, other: &str, name_of_one: &str, name_of_other: &str) -> String {
-    let mut config = TextDiff::configure();
-    config.timeout(SEARCH_TIME);
-    let diff = config.diff_lines(one, other);
-    let mut unified = diff.unified_diff();
-    unified
-        .context_radius(CONTEXT_LINES)
-        .header(name_of_one, name_of_other)
-        .to_string()
 }
 
 /// What is kept of the output of a machine's last attempt, by stream. What is missing is marked.

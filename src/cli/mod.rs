@@ -21,6 +21,7 @@
 //! | `progress` | the progress line at the bottom of the terminal |
 //! | `fold` | groups machines with the same output |
 //! | `docs`, `shell` | what needs no server: the documentation; completions and manual pages |
+//! | `unified_diff` | how two texts differ |
 //! | `terminal`, `table`, `watch` | width, colours and tables; showing them again and again |
 //!
 //! To add a command: a file with `Args` and `run`, a variant of [`Command`], and a line in [`run`]. To add a flag:
@@ -58,6 +59,7 @@ mod terminal;
 mod undo;
 mod undo_flags;
 mod undos;
+mod unified_diff;
 mod wait;
 mod watch;
 

@@ -134,11 +134,17 @@ fn ask(client: &Client, before: &Task, args: &Undo) -> Result<Task, Failure> {
     }
     let unclean = before.result.iter().filter(|e| undos::debt(e).is_some());
     let unclean: BTreeSet<&str> = unclean.map(|e| &*e.instance).collect();
-    let mut task = None;
-    for instance in unclean {
-        task = Some(client.undo(&before.id, Some(instance))?);
+    if unclean.is_empty() {
+        return Err(nothing_to_undo(before));
     }
-    task.ok_or_else(|| nothing_to_undo(before))
+    for instance in unclean {
+        match client.undo(&before.id, Some(instance)) {
+            // It runs again already.
+            Err(error) if error.status() == Some(409) => {}
+            asked => drop(asked?),
+        }
+    }
+    Ok(client.task(&before.id, TimeSpan::default())?)
 }
 
 /// The undos that were asked for, by execution.
