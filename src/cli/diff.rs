@@ -30,8 +30,9 @@ Examples:
   sidebike diff 018f6a2b 018f7c11        state, exit code, output, time
   sidebike diff --output before after    also how the output differs
 
-Machines are compared by label; those with the same label by host. Times are shown, but do not count as different.
-The exit code is 0 if the tasks are the same, 1 if they differ, 2 if sidebike could not compare them.";
+Machines are compared by label; those with the same label by host. Times are shown, but do not
+count as different. The exit code is 0 if the tasks are the same, 1 if they differ, 2 if sidebike
+could not compare them.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]

@@ -7,13 +7,13 @@ use std::io::{self, Write};
 
 const EXAMPLES: &str = "\
 Examples:
-  sidebike halt 'the shop is down'   every task with an undo is canceled and undone, new ones are refused
-  sidebike halt --all 'a fire'       every task at all
+  sidebike halt 'the shop is down'   cancel every task with an undo, refuse new ones
+  sidebike halt --all 'a fire'       the same for every task at all
   sidebike halt --status             whether there is a halt, and why
   sidebike halt --lift               tasks are accepted again
 
-It does not ask. sidebike ps --state running shows what has not ended yet, sidebike info counts what is not
-undone. A further halt replaces the reason; after --all it stays one of every task.";
+It does not ask. sidebike ps --state running shows what has not ended yet, sidebike info counts
+what is not undone. A further halt replaces the reason; after --all it stays one of every task.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]

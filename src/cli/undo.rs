@@ -23,21 +23,21 @@ const UNUSUAL: Duration = Duration::from_secs(3);
 const UNDO: &str = "\
 Examples:
   sidebike undo 018f6a2b             where its undo failed or is owed
-  sidebike undo 018f6a2b -m web-1    on one machine, by its label or its instance, also if it is done there
+  sidebike undo 018f6a2b -m web-1    on one machine, also if it is done there
   sidebike undo --all 018f6a2b       also where it is done
   sidebike undo --detach 018f6a2b    do not wait for it
 
 A machine that is not there runs it when it is back; after --timeout this command waits no longer.
-The exit code is 0 if all of it is undone, 123 if not, 124 if it still runs after --timeout, 255 if sidebike
-itself failed.";
+The exit code is 0 if all of it is undone, 123 if not, 124 if it still runs after --timeout,
+255 if sidebike itself failed.";
 
 const FORGIVE: &str = "\
 Examples:
   sidebike forgive 018f6a2b             everything that the task has not undone
   sidebike forgive 018f6a2b -m web-1    on one machine, by its label or its instance
 
-Nothing is run. Look at the machine first: what was forgiven is not shown as a debt any more, and its lock
-is free. The audit says who did it.";
+Nothing is run. Look at the machine first: what was forgiven is not shown as a debt any more, and
+its lock is free. The audit says who did it.";
 
 /// The arguments of `undo`.
 #[derive(Debug, clap::Args)]
