@@ -3,7 +3,7 @@
 mod common;
 
 use common::http::{Connection, request};
-use common::{SIDEBIKE, Server, id, wait_until};
+use common::{Folder, SIDEBIKE, Server, id, wait_until};
 use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -462,4 +462,53 @@ fn the_demo_ends_by_itself_where_there_is_no_terminal() {
     let answer: Value = serde_json::from_str(answer).expect(answer);
     assert_eq!(answer["data"]["counts"]["succeeded"], 3);
     assert_eq!(last, "demo: three machines ran it, all is well");
+}
+
+#[test]
+fn an_undo_is_seen_and_a_debt_is_red_until_it_is_forgiven() {
+    let server = Server::start();
+    let folder = Folder::new();
+    let _agent = server.agent("m1");
+    let undo = "while test ! -e go; do sleep 0.02; done; exit 1";
+    let words = [
+        "run",
+        "--workspace",
+        folder.path(),
+        "--undo",
+        undo,
+        "--undo-patience",
+        "0.1s",
+        "--",
+        "exit 3",
+    ];
+    let mut terminal = Terminal::start(&server, 100, &[], &words);
+    terminal.until("0/1 done, 1 running (1 being undone), 0 failed");
+    std::fs::write(folder.file("go"), "").unwrap();
+    let (code, seen) = terminal.ended();
+    let last = seen.lines().last().unwrap();
+    assert_eq!(code, 123, "{seen:?}");
+    let red = "\x1b[31mm1: NOT UNDONE:\x1b[0m the undo failed after ";
+    assert!(last.starts_with(red), "{seen:?}");
+    for (words, expected) in [
+        (&["ps"][..], "\x1b[31mfailed, 1 NOT UNDONE\x1b[0m"),
+        (&["ps", "--unclean"], "\x1b[31mfailed, 1 NOT UNDONE\x1b[0m"),
+        (&["show", "run"], "\x1b[31m1 failed (NOT UNDONE)\x1b[0m"),
+        (
+            &["info"],
+            "\x1b[31m1 NOT UNDONE; see sidebike ps --unclean\x1b[0m",
+        ),
+    ] {
+        let (_, seen) = Terminal::start(&server, 100, &[], words).ended();
+        assert!(seen.contains(expected), "{words:?}: {seen:?}");
+    }
+    for (answer, expected) in [("\n", 1), ("n\n", 1), ("y\n", 0)] {
+        let mut terminal = Terminal::start(&server, 100, &[], &["forgive", "run"]);
+        terminal.until("Is its effect gone on m1, or does it not matter?");
+        terminal.press(answer);
+        let (code, seen) = terminal.ended();
+        assert_eq!(code, expected, "{seen:?}");
+        assert!(seen.contains(red), "{seen:?}");
+        assert_eq!(seen.contains(": forgiven on m1"), expected == 0, "{seen:?}");
+    }
+    assert_eq!(newest(&server)["clean"], true);
 }

@@ -3,12 +3,12 @@
 
 use super::command::{CommandResult, Failure, print_json};
 use super::event_stream::{EventStream, StreamItem};
-use super::outcome::{self, CANCELED};
+use super::outcome::{self, CANCELED, NOT_UNDONE};
 use super::printer::{MissingOutput, Printer};
 use super::progress::Progress;
-use super::rollout::RolloutWatch;
+use super::rollout::TaskWatch;
 use super::terminal::{OutputStyle, Prompt};
-use super::{cancel, fold};
+use super::{cancel, fold, undos};
 use crate::client::Client;
 use crate::wire::duration::TimeSpan;
 use crate::wire::event::{EventKind, TaskEvent};
@@ -66,8 +66,10 @@ pub fn follow_to_end(
         id: &task.id,
         printer: Printer::new(task, is_several(task)),
         progress: Progress::of(task, " (Ctrl-C to cancel or detach)"),
-        rollout: RolloutWatch::of(client, task),
+        watch: TaskWatch::of(client, task),
         control,
+        has_undo: task.detail.detail.undo.is_some(),
+        is_interrupted: false,
         is_live: !options.fold && !options.json,
         detach_on_exit: options.detach_on_exit,
     };
@@ -103,10 +105,15 @@ pub fn follow_to_end(
     } else if options.fold {
         fold::print(&ended, &mut io::stdout().lock(), &stdout)?;
     }
-    let code = outcome::exit_code(&ended);
+    let code = match outcome::exit_code(&ended) {
+        NOT_UNDONE => NOT_UNDONE,
+        _ if following.is_interrupted => CANCELED,
+        code => code,
+    };
     if code != 0 || ended.result.len() > 1 || stderr.is_terminal {
         print_message(&outcome::summary(&ended, &stderr));
     }
+    undos::report(&ended);
     Ok(code)
 }
 
@@ -155,8 +162,11 @@ struct Following<'a> {
     id: &'a str,
     printer: Printer,
     progress: Progress,
-    rollout: RolloutWatch,
+    watch: TaskWatch,
     control: Controls,
+    has_undo: bool,
+    /// A signal has canceled the task, and its undo is waited for.
+    is_interrupted: bool,
     /// Output is printed as it arrives.
     is_live: bool,
     detach_on_exit: bool,
@@ -201,8 +211,8 @@ impl Following<'_> {
             }
             self.printer.flush()?;
             if !self.printer.is_within_line() {
-                if let Some(task) = self.rollout.newest() {
-                    self.progress.look_at_rollout(&task);
+                if let Some(task) = self.watch.newest() {
+                    self.progress.look_at(&task);
                 }
                 self.progress.draw();
             }
@@ -211,7 +221,7 @@ impl Following<'_> {
 
     fn show(&mut self, event: &TaskEvent) -> Result<(), Failure> {
         self.progress.note(event);
-        self.rollout.note(event);
+        self.watch.note(event);
         if self.is_live {
             if !matches!(event.kind, EventKind::State { .. }) {
                 self.progress.erase();
@@ -230,7 +240,21 @@ impl Following<'_> {
                 self.detached();
                 return Ok(Some(CANCELED));
             }
+            if self.is_interrupted {
+                let id = self.id;
+                print_message(&format!(
+                    "sidebike: its undo goes on; sidebike wait {id} says whether it succeeds\n"
+                ));
+                return Ok(Some(CANCELED));
+            }
             let had_ended = self.cancel()?;
+            if self.has_undo && !had_ended {
+                self.is_interrupted = true;
+                print_message(
+                    "sidebike: waiting for its undo; a further signal ends this command, not the undo\n",
+                );
+                return Ok(None);
+            }
             return Ok((!had_ended).then_some(CANCELED));
         };
         self.printer.flush()?;
@@ -276,7 +300,15 @@ impl Following<'_> {
         print_message("sidebike: the reader of the output is gone\n");
         match self.detach_on_exit {
             true => self.detached(),
-            false => drop(self.cancel()?),
+            false => {
+                self.cancel()?;
+                if self.has_undo {
+                    let id = self.id;
+                    print_message(&format!(
+                        "sidebike: its undo runs; sidebike wait {id} says whether it succeeds\n"
+                    ));
+                }
+            }
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 29] = [
+const FIELDS: [(&str, &str); 36] = [
     ("machinePattern", "-m"),
     ("machine", "-m"),
     ("exclude", "--exclude"),
@@ -36,12 +36,23 @@ const FIELDS: [(&str, &str); 29] = [
     ("detail.mergeOutput", "--merge"),
     ("detail.timeout", "--timeout"),
     ("detail.workspace", "--workspace"),
+    ("detail.undo.command", "--undo"),
+    ("detail.undo.check", "--undo-check"),
+    ("detail.undo.timeout", "--undo-timeout"),
+    ("detail.undo.patience", "--undo-patience"),
+    ("detail.undo.deadman", "--deadman"),
+    ("detail.undo.lock", "--lock"),
+    ("reason", "REASON"),
 ];
 /// The fields with which the server begins a refusal because of the number of machines.
 const COUNTS: [&str; 4] = ["expect", "maxTargets", "keepAlive", "rollout"];
 /// Phrases about the API inside messages, and what replaces them.
-const PHRASES: [(&str, &str); 6] = [
+const PHRASES: [(&str, &str); 7] = [
     ("?all=1", "--all"),
+    (
+        "DELETE /api/v1/halt (sidebike halt --lift)",
+        "sidebike halt --lift",
+    ),
     ("unless instances are given", "unless --instance is given"),
     ("is taken by the task in data", "is taken by another task"),
     (

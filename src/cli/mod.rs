@@ -9,6 +9,8 @@
 //! | `command` | what every command has: its result, its errors, the connection to the server |
 //! | `task_reference` | the task that an id, the beginning of an id, or a name stands for |
 //! | `new_task` | what `run` submits: its flags, on top of the task of a file |
+//! | `undo_flags` | what takes the effect of a command back: the flags of `run` |
+//! | `undos` | the undos of a task in words: what is not undone, and what to do about it |
 //! | `selection` | which machines a task means: flags, instances by their beginning, words |
 //! | `rollout` | how far a rollout has come, and what it waits for, in words |
 //! | `messages` | the server's messages in the words of the command line |
@@ -19,6 +21,7 @@
 //! | `progress` | the progress line at the bottom of the terminal |
 //! | `fold` | groups machines with the same output |
 //! | `docs`, `shell` | what needs no server: the documentation; completions and manual pages |
+//! | `unified_diff` | how two texts differ |
 //! | `terminal`, `table`, `watch` | width, colours and tables; showing them again and again |
 //!
 //! To add a command: a file with `Args` and `run`, a variant of [`Command`], and a line in [`run`]. To add a flag:
@@ -27,10 +30,13 @@
 
 mod cancel;
 mod command;
+mod diff;
 mod docs;
 mod event_stream;
 mod fold;
 mod follow;
+mod halt;
+mod info;
 mod logs;
 mod machines;
 mod messages;
@@ -40,6 +46,7 @@ mod pacing;
 mod printer;
 mod progress;
 mod ps;
+mod report;
 mod rerun;
 mod rollout;
 mod run;
@@ -49,6 +56,10 @@ mod show;
 mod table;
 mod task_reference;
 mod terminal;
+mod undo;
+mod undo_flags;
+mod undos;
+mod unified_diff;
 mod wait;
 mod watch;
 
@@ -90,8 +101,20 @@ pub enum Command {
     Stop(pacing::Stop),
     /// Run a task again on the machines where it did not succeed
     Rerun(rerun::Args),
+    /// Run the undo of a task again, by default where it failed or is owed
+    Undo(undo::Undo),
+    /// Settle by hand what a task has not undone: its effect is gone, or does not matter
+    Forgive(undo::Forgive),
+    /// End every experiment and let none begin until the halt is lifted
+    Halt(halt::Args),
+    /// Print the report of a task: who was hit, what happened when, what is left
+    Report(report::Args),
+    /// Compare two tasks machine by machine
+    Diff(diff::Args),
     /// List machines
     Machines(machines::Args),
+    /// Show the state of the server: machines, tasks, what is not undone, a halt
+    Info(info::Args),
     /// Wait until a task has ended; the exit code says how it went
     Wait(wait::Args),
     /// Print a page of the documentation
@@ -115,7 +138,13 @@ pub fn run(command: Command) -> ExitCode {
         Command::Pause(args) => (pacing::pause(args), FAILED),
         Command::Resume(args) => (pacing::resume(args), FAILED),
         Command::Stop(args) => (pacing::stop(args), FAILED),
+        Command::Undo(args) => (undo::undo(args), CANNOT_FOLLOW),
+        Command::Forgive(args) => (undo::forgive(args), FAILED),
+        Command::Halt(args) => (halt::run(args), FAILED),
+        Command::Report(args) => (report::run(args), FAILED),
+        Command::Diff(args) => (diff::run(args), diff::TROUBLE),
         Command::Machines(args) => (machines::run(args), FAILED),
+        Command::Info(args) => (info::run(args), FAILED),
         Command::Docs(args) => (docs::run(args), FAILED),
         Command::Completions(args) => (shell::completions(args), FAILED),
         Command::Man(args) => (shell::man(args), FAILED),

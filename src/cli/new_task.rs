@@ -4,6 +4,7 @@ use super::command::{Failure, duration};
 use super::follow::print_message;
 use super::selection::SelectionArgs;
 use super::terminal::sanitize;
+use super::undo_flags::UndoArgs;
 use crate::client::Client;
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
@@ -28,12 +29,14 @@ const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
 const DEFAULT_NAME: &str = "run";
 
 /// The objects of a task in which flags replace single fields. Every other value is replaced as a whole.
-const MERGED: [&str; 4] = ["detail", "env", "machineTags", "rollout"];
+const MERGED: [&str; 5] = ["detail", "env", "machineTags", "rollout", "undo"];
 /// Groups of fields of a detail that exclude each other: a flag that sets one of them removes the others.
 const ALTERNATIVES: [&[&str]; 2] = [
     &["command", "argv", "script", "scriptArgs"],
     &["stdin", "stdinBase64"],
 ];
+/// The same for its undo.
+const UNDO_ALTERNATIVES: [&[&str]; 2] = [&["command", "argv"], &["check", "checkArgv"]];
 
 /// The arguments that describe a task.
 #[derive(Debug, clap::Args)]
@@ -46,6 +49,8 @@ pub struct NewTaskArgs {
     selection: SelectionArgs,
     #[command(flatten)]
     pace: PaceArgs,
+    #[command(flatten)]
+    undo: UndoArgs,
     /// On one of them only, whichever is free first
     #[arg(long, conflicts_with_all = PACE_FLAGS)]
     any: bool,
@@ -192,6 +197,7 @@ impl NewTaskArgs {
             drop_alternatives(&mut task, &flags);
             overlay(&mut task, flags);
         }
+        self.undo.complete(&mut task)?;
         Ok(task)
     }
 
@@ -247,7 +253,11 @@ impl NewTaskArgs {
             }
         }
         detail.workspace = self.workspace.clone();
-        detail.timeout = self.timeout.as_deref().map(timeout).transpose()?;
+        let timeout = self.timeout.as_deref();
+        detail.timeout = timeout
+            .map(|text| timeout_of("--timeout", text))
+            .transpose()?;
+        detail.undo = self.undo.undo()?.map(Box::new);
         detail.user = self.user.clone();
         detail.merge_output = self.merge.then_some(true);
         if let Some(file) = &self.stdin {
@@ -284,13 +294,21 @@ impl NewTaskArgs {
 
 /// Removes from a task's detail the fields that exclude one that flags set.
 fn drop_alternatives(task: &mut Map<String, Value>, flags: &Map<String, Value>) {
-    let Some(Value::Object(detail)) = task.get_mut("detail") else {
+    let (Some(Value::Object(detail)), Some(flags)) = (task.get_mut("detail"), flags.get("detail"))
+    else {
         return;
     };
-    let is_set = |name: &&str| flags.get("detail").is_some_and(|d| d.get(*name).is_some());
-    for alternatives in ALTERNATIVES {
-        if alternatives.iter().any(is_set) {
-            detail.retain(|name, _| !alternatives.contains(&&**name));
+    drop_set(detail, flags, &ALTERNATIVES);
+    if let (Some(Value::Object(undo)), Some(flags)) = (detail.get_mut("undo"), flags.get("undo")) {
+        drop_set(undo, flags, &UNDO_ALTERNATIVES);
+    }
+}
+
+/// Removes the fields of each group of which flags set one.
+fn drop_set(fields: &mut Map<String, Value>, flags: &Value, groups: &[&[&str]]) {
+    for group in groups {
+        if group.iter().any(|name| flags.get(*name).is_some()) {
+            fields.retain(|name, _| !group.contains(&&**name));
         }
     }
 }
@@ -338,14 +356,15 @@ fn loses_quotes(words: &[String]) -> bool {
     has_blanks || (SHELLS.contains(&program) && !is_word)
 }
 
-fn timeout(text: &str) -> Result<Timeout, Failure> {
+/// Parses a time-out given with a flag; -1 is none.
+pub fn timeout_of(flag: &str, text: &str) -> Result<Timeout, Failure> {
     if text.trim() == "-1" {
         return Ok(Timeout::Never);
     }
     let duration = text.parse::<TimeSpan>();
     duration
         .map(Timeout::After)
-        .map_err(|why| Failure::Usage(format!("--timeout: {why}, or -1; got {text:?}")))
+        .map_err(|why| Failure::Usage(format!("{flag}: {why}, or -1; got {text:?}")))
 }
 
 /// Sets the script to run. A short one for a shell goes as a command line, which every agent understands.

@@ -1,7 +1,7 @@
 //! How a task ended: its exit code, colours and texts.
 
-use super::rollout;
 use super::terminal::{Colour, OutputStyle, sanitize};
+use super::{rollout, undos};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine_names::MachineNames;
 use crate::wire::signal;
@@ -11,6 +11,8 @@ use std::time::{Duration, SystemTime};
 
 /// Exit code: no machine matched, or not as many as were wanted.
 pub const NO_MACHINE: u8 = 3;
+/// Exit code of a task of which something may be left on a machine, above all others: an undo failed or is owed.
+pub const NOT_UNDONE: u8 = 123;
 /// Exit code of an execution that timed out, the same as that of `timeout`.
 pub const TIMED_OUT: u8 = 124;
 /// Exit code of an execution that was lost, skipped, or not started in time.
@@ -24,8 +26,11 @@ const SIGNALED: u8 = 128;
 /// The most machines named in a summary; the others are only counted.
 const MAX_NAMED: usize = 10;
 
-/// The exit code of a task: the highest of its executions.
+/// The exit code of a task: the highest of its executions, unless something may be left on a machine.
 pub fn exit_code(task: &Task) -> u8 {
+    if undos::is_unclean(task) {
+        return NOT_UNDONE;
+    }
     if task.result.iter().all(matched_no_machine) {
         return match task.state {
             TaskState::Canceled => CANCELED,

@@ -21,6 +21,8 @@ pub struct Progress {
     states: HashMap<String, ExecutionState>,
     /// How far its rollout has come.
     rollout: Option<String>,
+    /// On how many machines its effect is being taken back.
+    undoing: u32,
     /// The step after which it was said that the task waits for a user.
     said_after_step: Option<u32>,
     started_at: Instant,
@@ -35,6 +37,7 @@ impl Progress {
             hint,
             states: HashMap::new(),
             rollout: None,
+            undoing: 0,
             said_after_step: None,
             started_at: Instant::now(),
             is_drawn: false,
@@ -55,9 +58,15 @@ impl Progress {
         self.states.extend(states);
     }
 
+    /// Takes from an answer what the events of a task do not contain: its undos and its rollout.
+    pub fn look_at(&mut self, task: &Task) {
+        self.undoing = task.undos.map_or(0, |undos| undos.running);
+        self.look_at_rollout(task);
+    }
+
     /// Takes from an answer how far the rollout has come. Where no line is drawn a message says that the task waits
     /// for a user, once in each step.
-    pub fn look_at_rollout(&mut self, task: &Task) {
+    fn look_at_rollout(&mut self, task: &Task) {
         let Some(state) = rollout::state_of(task).filter(|_| !task.state.is_terminal()) else {
             self.rollout = None;
             return;
@@ -119,9 +128,15 @@ impl Progress {
         let took = short_duration(self.started_at.elapsed());
         let all = self.states.len();
         let hint = self.hint;
+        let undoing = match self.undoing {
+            0 => String::new(),
+            n => format!(" ({n} being undone)"),
+        };
         match &self.rollout {
-            Some(rollout) => format!("{rollout}, {running} running, {took}{hint}"),
-            None => format!("{done}/{all} done, {running} running, {failed} failed, {took}{hint}"),
+            Some(rollout) => format!("{rollout}, {running} running{undoing}, {took}{hint}"),
+            None => format!(
+                "{done}/{all} done, {running} running{undoing}, {failed} failed, {took}{hint}"
+            ),
         }
     }
 }

@@ -4,9 +4,9 @@ use super::command::{CommandResult, ConnectionArgs, Failure, print_json};
 use super::follow::print_message;
 use super::messages::no_such_label;
 use super::outcome::{age, short_duration, task_state_colour};
-use super::rollout;
 use super::table::{Cell, Table};
-use super::watch;
+use super::terminal::Colour;
+use super::{rollout, undos, watch};
 use crate::client::TaskFilter;
 use crate::rules::one_of;
 use crate::wire::rollout::RolloutPhase;
@@ -21,6 +21,7 @@ Examples:
   sidebike ps                      the newest tasks
   sidebike ps -w                   the same, kept up to date
   sidebike ps --state failed -n 5  the last five that failed
+  sidebike ps --unclean            those of which something may be left on a machine
   sidebike ps --json | jq -r '.[].id'
 
 The ids are shortened; every command accepts them like this.";
@@ -41,6 +42,9 @@ pub struct Args {
     /// Only those on a machine with exactly this label (no pattern)
     #[arg(short, long, value_name = "LABEL")]
     machine: Option<String>,
+    /// Only those of which something may be left on a machine: an undo failed or is owed
+    #[arg(long)]
+    unclean: bool,
     /// Keep it up to date, until Ctrl-C
     #[arg(short, long, conflicts_with = "json")]
     watch: bool,
@@ -62,6 +66,7 @@ pub fn run(args: Args) -> CommandResult {
         prefix: args.name,
         state: args.state,
         label: args.machine,
+        is_unclean: args.unclean,
         limit: args.limit as usize,
     };
     let found = || {
@@ -103,7 +108,7 @@ pub fn table_of(tasks: &[Task]) -> Table {
         };
         table.add(vec![
             Cell::of(short_id(&task.id)),
-            Cell::painted(state_of(task), task_state_colour(task.state)),
+            Cell::painted(state_of(task), colour_of(task)),
             Cell::of(machines_of(task)),
             Cell::of(
                 age(&task.created_at)
@@ -117,14 +122,30 @@ pub fn table_of(tasks: &[Task]) -> Table {
     table
 }
 
-/// `running, paused`.
+/// `running, paused`; `failed, 2 NOT UNDONE`.
 fn state_of(task: &Task) -> String {
-    let word = task.state.word();
-    match rollout::state_of(task).map(|state| state.state) {
-        Some(phase @ (RolloutPhase::Paused | RolloutPhase::Stopped)) => {
-            format!("{word}, {}", phase.word())
+    let mut text = task.state.word().to_owned();
+    if let Some(phase @ (RolloutPhase::Paused | RolloutPhase::Stopped)) =
+        rollout::state_of(task).map(|state| state.state)
+    {
+        text.push_str(&format!(", {}", phase.word()));
+    }
+    let undos = task.undos.unwrap_or_default();
+    for (count, words) in [
+        (undos.running, "being undone"),
+        (undos.failed + undos.owed, "NOT UNDONE"),
+    ] {
+        if count > 0 {
+            text.push_str(&format!(", {count} {words}"));
         }
-        _ => word.to_owned(),
+    }
+    text
+}
+
+fn colour_of(task: &Task) -> Option<Colour> {
+    match undos::is_unclean(task) {
+        true => Some(Colour::Red),
+        false => task_state_colour(task.state),
     }
 }
 

@@ -1,5 +1,5 @@
 //! The progress of a rollout in words: how far it has come, what it waits for, what stopped it. While a task is followed
-//! a thread polls for that, as the events of a task do not contain it.
+//! a thread polls for that and for its undos, as the events of a task do not contain them.
 
 use super::terminal::sanitize;
 use crate::client::Client;
@@ -79,22 +79,23 @@ pub fn stopped(task: &Task) -> Option<String> {
     })
 }
 
-/// Polls a task in a thread, while it has a rollout or is paused.
-pub struct RolloutWatch {
+/// Polls a task in a thread, if it has an undo, or while it has a rollout or is paused.
+pub struct TaskWatch {
     client: Client,
     id: String,
     polled: Option<Receiver<Task>>,
 }
 
-impl RolloutWatch {
+impl TaskWatch {
     /// The watch of a task that was just submitted.
-    pub fn of(client: &Client, task: &Task) -> RolloutWatch {
-        let mut watch = RolloutWatch {
+    pub fn of(client: &Client, task: &Task) -> TaskWatch {
+        let mut watch = TaskWatch {
             client: client.clone(),
             id: task.id.clone(),
             polled: None,
         };
-        if task.rollout.is_some() || task.rollout_state.is_some() {
+        let has_undo = task.detail.detail.undo.is_some();
+        if has_undo || task.rollout.is_some() || task.rollout_state.is_some() {
             watch.start();
         }
         watch

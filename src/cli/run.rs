@@ -33,6 +33,9 @@ Examples:
   sidebike run --max-targets 25% --keep-alive 50% -- ./break.sh
                                                  on a quarter, if half of them stay untouched
   sidebike run --task task.json --expect 3       the task of a file, if exactly 3 machines match
+  sidebike run -m '^web-1$' --hold 5m --undo ./mend.sh --lock eth0 -- ./break.sh
+                                                 a fault for five minutes, which is then taken back, also
+                                                 if its agent or the server is gone
 
 Put the line in single quotes: without them your own shell fills in $ and ends the command at ; & |.
 To name a shell yourself take --exec: sidebike run --exec -- bash -c 'a && b'.
@@ -43,10 +46,13 @@ of sidebike itself; --fold shows both together on standard output.
 
 The exit code is the worst of all machines':
   0 all succeeded, else the command's own; 3 no machine matched, or not as many as were wanted:
-  nothing was submitted; 124 time-out, 125 lost, skipped or not started in time, 126 could not be started, 128+N ended by signal N, 130 canceled or detached,
-  141 the reader of the output went away, 255 sidebike itself failed, 2 wrong usage.
-Ctrl-C asks whether to cancel or to detach; a second one detaches. Without a terminal it cancels. So do
-TERM, HUP and a reader of the output that goes away (| head), unless --detach-on-exit is given.";
+  nothing was submitted; 123 an undo failed or is owed, whatever else happened; 124 time-out,
+  125 lost, skipped or not started in time, 126 could not be started, 128+N ended by signal N,
+  130 canceled or detached, 141 the reader of the output went away, 255 sidebike itself failed,
+  2 wrong usage.
+Ctrl-C asks whether to cancel or to detach; a second one detaches. Without a terminal it cancels, and
+waits for an undo. So do TERM, HUP and, without waiting, a reader of the output that goes away (| head),
+unless --detach-on-exit is given.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]

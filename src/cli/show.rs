@@ -5,11 +5,11 @@ use super::outcome::{
     advice, counts_text, machine_name, run_time, short_duration, state_colour, task_state_colour,
     why,
 };
-use super::rollout;
 use super::selection::{Selection, short_instance};
 use super::table::{Cell, Table};
 use super::task_reference::TaskArg;
-use super::terminal::{OutputStyle, sanitize, sanitize_output};
+use super::terminal::{Colour, OutputStyle, sanitize, sanitize_output};
+use super::{rollout, undos};
 use crate::wire::duration::Timeout;
 use crate::wire::output_line::last_state;
 use crate::wire::rollout::{Order, Pause, Rollout};
@@ -108,6 +108,7 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     if task.counts.total() > 0 {
         fields.push(("counts", counts_text(task.counts)));
     }
+    fields.extend(undos_of(task, &style));
     if let Some(advice) = advice(task) {
         fields.push(("hint", advice.into()));
     }
@@ -119,7 +120,37 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     }
     writeln!(out)?;
     table_of(task).print(out, &stdout)?;
-    explain(task, out, &style)
+    explain(task, out, &style)?;
+    explain_undos(task, out, &style)
+}
+
+/// What takes its effect back, and how that went.
+fn undos_of(task: &Task, style: &OutputStyle) -> Vec<(&'static str, String)> {
+    let Some(undo) = &task.detail.detail.undo else {
+        return Vec::new();
+    };
+    let line = |line: &Option<String>, argv: &Option<Vec<String>>| {
+        let line = line.as_deref().map(sanitize);
+        line.or_else(|| argv.as_ref().map(|argv| sanitize(&format!("{argv:?}"))))
+    };
+    let undos = task.undos.map(undos::counts_text);
+    let undos = undos.filter(|text| !text.is_empty());
+    let fields = [
+        ("undo", line(&undo.command, &undo.argv)),
+        ("check", line(&undo.check, &undo.check_argv)),
+        ("lock", undo.lock.as_deref().map(sanitize)),
+        (
+            "undos",
+            undos.map(|text| match undos::is_unclean(task) {
+                true => style.paint(Colour::Red, &format!("{text} (NOT UNDONE)")),
+                false => text,
+            }),
+        ),
+    ];
+    let given = fields
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)));
+    given.collect()
 }
 
 /// How many machines it was for, how far its rollout has come, and what stopped it.
@@ -184,7 +215,12 @@ fn pace_in_words(rollout: &Rollout) -> String {
 }
 
 fn table_of(task: &Task) -> Table {
-    let mut table = Table::new(&["MACHINE", "STATE", "EXIT", "TIME", "TRY", "INSTANCE", "WHY"]);
+    let has_undo = task.detail.detail.undo.is_some();
+    let mut columns = vec!["MACHINE", "STATE", "EXIT", "TIME", "TRY", "INSTANCE", "WHY"];
+    if has_undo {
+        columns.insert(2, "UNDO");
+    }
+    let mut table = Table::new(&columns);
     let mut names = task.machine_names();
     for execution in &task.result {
         let attempt = &execution.attempt;
@@ -194,7 +230,7 @@ fn table_of(task: &Task) -> Table {
             (None, None) => String::new(),
         };
         let instance = &execution.instance;
-        table.add(vec![
+        let mut row = vec![
             Cell::of(machine_name(&mut names, execution)),
             Cell::painted(execution.state.word(), state_colour(execution.state)),
             Cell::of(exit),
@@ -202,7 +238,13 @@ fn table_of(task: &Task) -> Table {
             Cell::of(attempt.attempt.to_string()),
             Cell::of(short_instance(instance)),
             Cell::of(why(execution)),
-        ]);
+        ];
+        if has_undo {
+            let state = attempt.undo.as_ref().map(|undo| undo.state);
+            let word = state.map(|state| state.word()).unwrap_or_default();
+            row.insert(2, Cell::painted(word, state.and_then(undos::colour)));
+        }
+        table.add(row);
     }
     table
 }
@@ -234,6 +276,32 @@ fn explain(task: &Task, out: &mut dyn Write, style: &OutputStyle) -> io::Result<
                 line
             };
             writeln!(out, "{line}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Says what is not undone and why, with the last lines that undo and check wrote, and what is overdue.
+fn explain_undos(task: &Task, out: &mut dyn Write, style: &OutputStyle) -> io::Result<()> {
+    let late = undos::overdue(task);
+    let debts = undos::not_undone(task, style);
+    if !late.is_empty() || !debts.is_empty() {
+        writeln!(out)?;
+    }
+    for line in late {
+        writeln!(out, "{}", style.paint(Colour::Yellow, &line))?;
+    }
+    for (n, (execution, line)) in debts.into_iter().enumerate() {
+        writeln!(out, "{line}")?;
+        let undo = undos::debt(execution);
+        let output = undo.map(|undo| &*undo.output).unwrap_or_default();
+        let lines: Vec<&str> = output.lines().collect();
+        let from = match n < MAX_EXPLAINED {
+            true => lines.len().saturating_sub(LAST_LINES),
+            false => lines.len(),
+        };
+        for line in &lines[from..] {
+            writeln!(out, "    {}", sanitize_output(last_state(line)))?;
         }
     }
     Ok(())

@@ -24,57 +24,62 @@ pub struct TaskArg {
 }
 
 impl TaskArg {
-    /// Finds the task. Prints which one it is if the name stands for a rerun.
+    /// Finds the task, see [`find`].
     pub fn find(&self, client: &Client) -> Result<Task, Failure> {
-        let found = client.task(&self.id, TimeSpan::default());
-        let task = found.map_err(|error| self.explained(client, error))?;
-        if let Some(of) = &task.rerun_of
-            && !task.id.starts_with(&self.id)
-        {
-            print_message(&format!(
-                "sidebike: the newest task with the name {:?} is {}, a rerun of {of}\n",
-                self.id, task.id
-            ));
-        }
-        Ok(task)
+        find(client, &self.id)
     }
+}
 
-    fn explained(&self, client: &Client, error: CallError) -> Failure {
-        let why = describe(&error);
-        Failure::Because(match error.kind {
-            Kind::Refused {
-                status: 404,
-                ours: true,
-                ..
-            } => format!("{why}; sidebike ps -n {MAX_SEARCHED} lists the known tasks"),
-            Kind::Refused {
-                status: 422,
-                ours: true,
-                ..
-            } => match self.candidates(client) {
-                Some(table) => format!("{why}:\n{table}"),
-                None => why,
-            },
-            _ => return error.into(),
-        })
+/// Finds the task that an argument stands for. Prints which one it is if a name stands for a rerun.
+pub fn find(client: &Client, id: &str) -> Result<Task, Failure> {
+    let found = client.task(id, TimeSpan::default());
+    let task = found.map_err(|error| explained(client, id, error))?;
+    if let Some(of) = &task.rerun_of
+        && !task.id.starts_with(id)
+    {
+        print_message(&format!(
+            "sidebike: the newest task with the name {id:?} is {}, a rerun of {of}\n",
+            task.id
+        ));
     }
+    Ok(task)
+}
 
-    /// A table of the tasks whose ids begin with the argument, newest first.
-    fn candidates(&self, client: &Client) -> Option<String> {
-        let filter = TaskFilter {
-            limit: MAX_SEARCHED,
-            ..TaskFilter::default()
-        };
-        let mut tasks = client.tasks(&filter).ok()?;
-        tasks.retain(|task| task.id.starts_with(&self.id));
-        let more = tasks.len().saturating_sub(MAX_SHOWN);
-        tasks.truncate(MAX_SHOWN);
-        let mut table = Vec::new();
-        ps::table_of(&tasks).print(&mut table, &io::stderr()).ok()?;
-        let mut table = String::from_utf8(table).ok()?;
-        if more > 0 {
-            table.push_str(&format!("… and {more} older ones"));
-        }
-        (!tasks.is_empty()).then(|| table.trim_end().to_owned())
+fn explained(client: &Client, id: &str, error: CallError) -> Failure {
+    let why = describe(&error);
+    Failure::Because(match error.kind {
+        Kind::Refused {
+            status: 404,
+            ours: true,
+            ..
+        } => format!("{why}; sidebike ps -n {MAX_SEARCHED} lists the known tasks"),
+        Kind::Refused {
+            status: 422,
+            ours: true,
+            ..
+        } => match candidates(client, id) {
+            Some(table) => format!("{why}:\n{table}"),
+            None => why,
+        },
+        _ => return error.into(),
+    })
+}
+
+/// A table of the tasks whose ids begin with the argument, newest first.
+fn candidates(client: &Client, id: &str) -> Option<String> {
+    let filter = TaskFilter {
+        limit: MAX_SEARCHED,
+        ..TaskFilter::default()
+    };
+    let mut tasks = client.tasks(&filter).ok()?;
+    tasks.retain(|task| task.id.starts_with(id));
+    let more = tasks.len().saturating_sub(MAX_SHOWN);
+    tasks.truncate(MAX_SHOWN);
+    let mut table = Vec::new();
+    ps::table_of(&tasks).print(&mut table, &io::stderr()).ok()?;
+    let mut table = String::from_utf8(table).ok()?;
+    if more > 0 {
+        table.push_str(&format!("… and {more} older ones"));
     }
+    (!tasks.is_empty()).then(|| table.trim_end().to_owned())
 }

@@ -8,6 +8,7 @@ use super::progress::Progress;
 use super::rollout::POLL_INTERVAL;
 use super::task_reference::TaskArg;
 use super::terminal::OutputStyle;
+use super::undos;
 use crate::wire::duration::TimeSpan;
 use std::io;
 use std::time::{Duration, Instant};
@@ -53,7 +54,7 @@ pub fn run(args: Args) -> CommandResult {
     let mut progress = Progress::of(&task, "");
     while !task.state.is_terminal() {
         progress.count(&task);
-        progress.look_at_rollout(&task);
+        progress.look_at(&task);
         progress.draw();
         let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
         if left == Some(Duration::ZERO) {
@@ -81,5 +82,6 @@ pub fn run(args: Args) -> CommandResult {
         print_message(&outcome::summary(&task, &OutputStyle::of(&io::stderr())));
     }
     MissingOutput::of(&task).report();
+    undos::report(&task);
     Ok(outcome::exit_code(&task))
 }

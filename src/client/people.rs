@@ -5,7 +5,9 @@
 use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK};
 use crate::wire::duration::TimeSpan;
 use crate::wire::event::TaskEvent;
+use crate::wire::halt::{Halt, Halted, PostedHalt};
 use crate::wire::machine::{Machine, MachineState};
+use crate::wire::report::Report;
 use crate::wire::task::{DryRun, Task, TaskState};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
@@ -29,6 +31,8 @@ pub struct TaskFilter {
     pub state: Option<TaskState>,
     /// Only those with a target of this label.
     pub label: Option<String>,
+    /// Only those with an undo that failed or is owed.
+    pub is_unclean: bool,
     /// This many at most.
     pub limit: usize,
 }
@@ -71,6 +75,7 @@ impl Client {
                 ("taskPrefix", filter.prefix.as_deref()),
                 ("state", filter.state.map(TaskState::word)),
                 ("label", filter.label.as_deref()),
+                ("clean", filter.is_unclean.then_some("0")),
             ],
         );
         self.look("list tasks", &path, CALL_TIMEOUT)
@@ -105,6 +110,59 @@ impl Client {
         let running = running.map(|running| if running { "1" } else { "0" });
         let path = with_query(&path, &[("running", running)]);
         self.change("stop the task", &path, &())
+    }
+
+    /// Has the undos of a task run again, or those on one machine.
+    pub fn undo(&self, id: &str, machine: Option<&str>) -> Result<Task, CallError> {
+        let path = format!("task/{}/undo", encoded(id));
+        let path = with_query(&path, &[("machine", machine)]);
+        self.change("undo the task", &path, &())
+    }
+
+    /// Settles what a task owes, or what it owes on one machine.
+    pub fn forgive(&self, id: &str, machine: Option<&str>) -> Result<Task, CallError> {
+        let path = format!("task/{}/forgive", encoded(id));
+        let path = with_query(&path, &[("machine", machine)]);
+        self.change("settle what the task owes", &path, &())
+    }
+
+    /// Cancels every task with an undo, or every task, and has new ones refused.
+    pub fn halt(&self, halt: &PostedHalt, all: bool) -> Result<Halted, CallError> {
+        let path = format!("halt?all={}", u8::from(all));
+        self.change("halt", &path, halt)
+    }
+
+    /// Lifts the halt, if there is one.
+    pub fn lift_halt(&self) -> Result<(), CallError> {
+        let url = self.url("halt");
+        let request = self.with_token(self.agent().delete(&url));
+        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
+        self.read(request)
+            .and_then(|(status, answer)| self.understand(status, answer))
+            .map_err(|kind| failed("lift the halt", url, kind))
+    }
+
+    /// The halt that is in force.
+    pub fn halted(&self) -> Result<Option<Halt>, CallError> {
+        self.look("find out whether there is a halt", "halt", CALL_TIMEOUT)
+    }
+
+    /// The report of a task.
+    pub fn report(&self, id: &str) -> Result<Report, CallError> {
+        let path = format!("task/{}/report", encoded(id));
+        self.look("get the report", &path, CALL_TIMEOUT)
+    }
+
+    /// The same as a text; `format` is a value of the parameter of that name.
+    pub fn report_text(&self, id: &str, format: &str) -> Result<String, CallError> {
+        let path = format!("task/{}/report", encoded(id));
+        let url = self.url(&with_query(&path, &[("format", Some(format))]));
+        self.look_at_text("get the report", url)
+    }
+
+    /// The figures of the server, in the text format of Prometheus.
+    pub fn metrics(&self) -> Result<String, CallError> {
+        self.look_at_text("get the figures", format!("{}/metrics", self.base))
     }
 
     /// Runs a task again where it did not succeed, or everywhere.
@@ -188,20 +246,34 @@ impl Client {
         timeout: Duration,
     ) -> Result<A, CallError> {
         let url = self.url(path);
-        let answered = self
-            .get(&url, Some(timeout))
-            .call()
-            .map_err(|why| self.unreachable(why));
-        answered
-            .and_then(|mut answer| {
-                let status = answer.status().as_u16();
-                let body = answer.body_mut().with_config().limit(MAX_ANSWER);
-                self.understand(
-                    status,
-                    body.read_to_vec().map_err(|why| self.unreachable(why))?,
-                )
-            })
+        self.read(self.get(&url, Some(timeout)))
+            .and_then(|(status, answer)| self.understand(status, answer))
             .map_err(|kind| failed(call, url, kind))
+    }
+
+    /// A call that changes nothing and is answered with a text.
+    fn look_at_text(&self, call: &'static str, url: String) -> Result<String, CallError> {
+        let read = self.read(self.get(&url, Some(CALL_TIMEOUT)));
+        let text = read.and_then(|(status, answer)| match status {
+            200 => String::from_utf8(answer)
+                .map_err(|_| Kind::NotUnderstood("it is not text in UTF-8".into())),
+            _ => self
+                .understand(status, answer)
+                .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}")))),
+        });
+        text.map_err(|kind| failed(call, url, kind))
+    }
+
+    /// Sends a request without a body; the status and the body of the answer.
+    fn read(
+        &self,
+        request: ureq::RequestBuilder<ureq::typestate::WithoutBody>,
+    ) -> Result<(u16, Vec<u8>), Kind> {
+        let mut answer = request.call().map_err(|why| self.unreachable(why))?;
+        let status = answer.status().as_u16();
+        let body = answer.body_mut().with_config().limit(MAX_ANSWER);
+        let bytes = body.read_to_vec().map_err(|why| self.unreachable(why))?;
+        Ok((status, bytes))
     }
 
     fn get(
