@@ -5,6 +5,7 @@ use super::command::runner::Runner;
 use super::command::start_watch::StartWatch;
 use super::failures::FailureLog;
 use super::poll::PollLoop;
+use super::probes::RunningProbes;
 use super::reporter::Reporter;
 use super::reread::RereadLimit;
 use super::state::{AgentState, Runnable, UndoJob};
@@ -12,10 +13,11 @@ use super::thread_pool::ThreadPool;
 use super::token::TokenReader;
 use crate::client::Client;
 use crate::config::AgentConfig;
+use crate::wire::probe::ProbeOrder;
 use log::warn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The pause before a loop that panicked is started again.
 const PANIC_PAUSE: Duration = Duration::from_secs(1);
@@ -43,6 +45,8 @@ pub struct Agent {
     pub ca_reread: RereadLimit,
     /// What was logged of orders that were refused.
     pub refused_orders: Mutex<FailureLog>,
+    /// How many probes run.
+    pub probes: RunningProbes,
 }
 
 /// A task of a thread of the pool.
@@ -56,6 +60,8 @@ pub enum Task {
     Undo(Box<UndoJob>),
     /// Undoes an attempt whose start was left alone, with this outcome.
     UndoLeftAlone(Arc<Attempt>, Outcome),
+    /// Runs a probe that was ordered at this time.
+    Probe(Box<ProbeOrder>, Instant),
 }
 
 impl Task {
@@ -63,7 +69,7 @@ impl Task {
     pub fn into_runnable(self) -> Option<Runnable> {
         match self {
             Task::Run(runnable) => Some(runnable),
-            Task::Poll(_) | Task::Undo(_) | Task::UndoLeftAlone(..) => None,
+            Task::Poll(_) | Task::Undo(_) | Task::UndoLeftAlone(..) | Task::Probe(..) => None,
         }
     }
 }

@@ -189,7 +189,7 @@ impl Core {
         let mut waiting = 0;
         for (key, task) in &self.tasks {
             let mut counts = Counts::default();
-            let mut task_output = 0;
+            let mut task_output = task.kept_by_probes();
             for (n, e) in (0..).zip(&task.executions) {
                 *counts.of(e.state) += 1;
                 *all.of(e.state) += 1;
@@ -482,6 +482,7 @@ impl Core {
         let mut silent: BTreeSet<MachineKey> = BTreeSet::new();
         let mut ending: BTreeSet<TaskKey> = BTreeSet::new();
         let mut overdue: BTreeSet<ExecutionKey> = BTreeSet::new();
+        let mut probes = 0;
         for (time, timer) in self.timers.iter() {
             let execution = |key: &ExecutionKey, number: u32| {
                 let task = self.tasks.get(&key.task)?;
@@ -520,6 +521,11 @@ impl Core {
                 }
                 // It may have become needless since it was set.
                 Timer::Pace(_) => true,
+                Timer::Probe(key) => {
+                    probes += 1;
+                    self.is_timer_of(*key, *time)
+                }
+                Timer::KeepAlive(key) => self.is_next_look(*key, *time),
                 Timer::ForgetTask(key) => {
                     ending.insert(*key);
                     let task = self.tasks.get(key);
@@ -530,6 +536,7 @@ impl Core {
                 format!("{timer:?} at {time:?} belongs to nothing")
             })?;
         }
+        self.check_probes(probes)?;
         for (key, machine) in &self.machines {
             let watched = silent.contains(key) || machine.state == MachineState::Offline;
             ensure(watched, || {
