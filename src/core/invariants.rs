@@ -378,9 +378,11 @@ impl Core {
             })?;
             detail_bytes += task.spec.kept_bytes();
             let Some(finished_at) = task.finished_at else {
-                ensure(task.open || task.counts.unfinished() > 0, || {
-                    format!("{key:?}: nothing is left to do, and it has not ended")
-                })?;
+                let is_undone = task.undos_under_way() == 0;
+                ensure(
+                    task.open || task.counts.unfinished() > 0 || !is_undone,
+                    || format!("{key:?}: nothing is left to do, and it has not ended"),
+                )?;
                 continue;
             };
             finished += 1;

@@ -267,8 +267,11 @@ impl Core {
                 state
                     .into_iter()
                     .for_each(|state| *task.undos.of(state) += 1);
-                task.output_bytes += undo.kept();
             }
+            // Other output is restored later.
+            task.output_bytes += current.kept_output();
+            let past = saved.past.iter().map(|past| past.attempt.kept_output());
+            task.output_bytes += past.sum::<usize>();
             for time in [
                 &mut current.due_at,
                 &mut current.expires_at,
