@@ -69,6 +69,8 @@ mod pace;
 mod pacing;
 mod probe_place;
 mod probes;
+#[cfg(test)]
+mod probes_tests;
 mod query;
 mod report;
 mod restored;

@@ -259,14 +259,13 @@ impl Core {
         let was = (place.next(), waiting_order(place));
         let result = change(place);
         let is = (place.next(), waiting_order(place));
-        if was.0 != is.0 {
-            let timer = Timer::Probe(key);
-            if let Some(time) = was.0 {
-                self.timers.cancel(time, timer);
-            }
-            if let Some(time) = is.0 {
-                self.timers.set(time, timer);
-            }
+        // Also where the time is the same: its timer may just have gone off.
+        let timer = Timer::Probe(key);
+        if let Some(time) = was.0 {
+            self.timers.cancel(time, timer);
+        }
+        if let Some(time) = is.0 {
+            self.timers.set(time, timer);
         }
         if was.1 != is.1 {
             if let Some(machine) = was.1.and_then(|instance| self.instances.get(&instance)) {
@@ -286,6 +285,23 @@ impl Core {
             }
         }
         Some(result)
+    }
+
+    /// A machine is about to be forgotten: what it was to run is counted when its time is over.
+    pub(super) fn drop_orders(&mut self, key: MachineKey) {
+        for probe in std::mem::take(&mut self.machine_mut(key).probes) {
+            self.note_handed_out(probe);
+        }
+    }
+
+    /// The order of a run is in no list any more. Nothing else changes with it, and nothing has to be saved.
+    fn note_handed_out(&mut self, key: ProbeKey) {
+        let probes = data_mut(&mut self.tasks, key.task).probes.iter_mut();
+        let mut probes = probes.flat_map(|probes| probes.iter_mut());
+        let data = probes.nth(key.probe as usize);
+        if let Some(place) = data.and_then(|data| data.places.get_mut(&key.place)) {
+            place.handed_out();
+        }
     }
 
     /// Prepares the probes of a new task, and begins those that have to pass before anything is handed out.
@@ -473,7 +489,7 @@ impl Core {
                 let msg = format!("no online machine matches {pattern:?} that is no target");
                 self.run_failed(now, key, "".into(), &msg);
                 if phase == Phase::Watching {
-                    self.stop_by_probe(now, key, &msg, "");
+                    self.stop_by_probe(now, key, &format!("cannot run: {msg}"), "");
                 }
             }
         }
@@ -657,7 +673,8 @@ impl Core {
         }
         let name = self.probe_of(key).name.clone();
         let msg = format!("probe {name} {why}");
-        let keeps_output = self.make_room_for_output(output.len());
+        let is_news = !self.task(key.task).is_stopped();
+        let keeps_output = is_news && self.make_room_for_output(output.len());
         let stopped = Stopped {
             name: Some(name.into()),
             output: (keeps_output && !output.is_empty()).then(|| output.into()),
@@ -721,13 +738,7 @@ impl Core {
             self.machine_mut(key).probes.remove(&due);
             let order = self.probe_order(now, due);
             orders.probe.extend(order);
-            let probes = data_mut(&mut self.tasks, due.task).probes.iter_mut();
-            let mut probes = probes.flat_map(|probes| probes.iter_mut());
-            let data = probes.nth(due.probe as usize);
-            // It is not in the list any more; nothing else changes, and nothing has to be saved.
-            if let Some(place) = data.and_then(|data| data.places.get_mut(&due.place)) {
-                place.handed_out();
-            }
+            self.note_handed_out(due);
         }
     }
 

@@ -148,6 +148,7 @@ impl Core {
                 "its machine went away before it started",
             );
         }
+        self.drop_orders(key);
         self.machine_changed(key);
         self.cancel_machine_timers(key);
         if let Some(machine) = self.machines.remove(&key) {

@@ -43,7 +43,7 @@ impl RunningProbes {
         let begun = self
             .0
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, begin);
-        begun.is_ok().then_some(Slot(&self.0))
+        begun.is_ok().then(|| Slot(&self.0))
     }
 }
 
