@@ -590,8 +590,6 @@ fn what_does_not_pass_before_is_not_touched() {
     let probe = |name: &str, on: Value| json!({"name": name, "command": line(name), "on": on, "interval": 1, "failures": 2, "before": true, "after": 0});
     let mut posted = experiment(&folder, json!([probe("good", on("^probe-"))]));
     posted["rollout"] = json!({"steps": [1, "100%"]});
-    posted["detail"]["retry"] = Value::Null;
-    posted["detail"].as_object_mut().unwrap().remove("retry");
     let task = server.submit(posted);
     assert_eq!(
         (&task["counts"]["held"], &task["msg"]),
@@ -641,6 +639,39 @@ fn what_does_not_pass_before_is_not_touched() {
     let task = server.finished(id(&task));
     assert_eq!(task["state"], "succeeded", "{task}");
     assert!(task["stoppedBy"].is_null());
+}
+
+#[test]
+fn the_next_step_waits_until_the_probe_passes() {
+    let (server, folder) = (Server::start(), Folder::new());
+    let _agents = [
+        server.agent("t-1"),
+        server.agent("t-2"),
+        server.agent("probe-1"),
+    ];
+    let line = format!("cd {}; [ ! -e bad ]", folder.path());
+    let probe = json!([{"name": "p", "command": line, "on": on("^probe-"), "interval": 1, "failures": 100, "after": 0}]);
+    let mut posted = experiment(&folder, probe);
+    posted["rollout"] = json!({"steps": [1, "100%"]});
+    let task = server.submit(posted);
+    begun(&folder);
+    write(&folder, "bad");
+    let failed = || {
+        probe_of(&server.task(id(&task)))["failed"]
+            .as_u64()
+            .unwrap()
+    };
+    wait_for("it has failed", || failed() > 0);
+    write(&folder, "end");
+    server.when(id(&task), "succeeded", 1);
+    let before = failed();
+    wait_for("it has failed again", || failed() > before);
+    assert_eq!(folder.lines("begun").len(), 1);
+    assert_eq!(server.task(id(&task))["rolloutState"]["step"], 1);
+    std::fs::remove_file(folder.file("bad")).unwrap();
+    let task = server.finished(id(&task));
+    assert_eq!(task["state"], "succeeded");
+    assert_eq!(folder.lines("begun").len(), 2);
 }
 
 #[test]

@@ -62,6 +62,10 @@ impl Core {
         if self.is_recounting(now) {
             return self.look_again(key, now.plus(LOOK_EVERY), None);
         }
+        // From now on it is known which machines match, also of those that appear.
+        for selector in [Some(&spec.selector), keep_alive.pool.as_ref()] {
+            selector.map(|selector| self.match_index.key_of(selector));
+        }
         let pool = self.pool_of(keep_alive, &self.meant_by(&spec.selector));
         let parts = pool.total.div_ceil(SMALL_POOL).max(1) as u64;
         let next = now.plus(TimeSpan::from_millis(LOOK_EVERY.as_millis() * parts));

@@ -219,6 +219,10 @@ impl Core {
             && pacing.unfinished == 0
             && pacing.next >= until
         {
+            if !self.probes_pass(key) {
+                // The next run of the probe goes on with it, or stops it.
+                return false;
+            }
             self.next_step(now, key);
             return true;
         }

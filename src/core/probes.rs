@@ -597,6 +597,7 @@ impl Core {
             return;
         }
         let pace = Pace::of(self.probe_of(key));
+        let had_failed = { self.place_of(key) }.is_some_and(|place| place.in_a_row() > 0);
         let effect = self.change_place(key, |place| place.ended(now, pace, ended.passed));
         let number = self.place_of(key).map_or(0, |place| place.in_a_row());
         let at = match &*machine {
@@ -604,6 +605,8 @@ impl Core {
             label => format!(" on {label}"),
         };
         match effect.unwrap_or(Effect::None) {
+            // The next step of a rollout may have waited for that.
+            Effect::None if had_failed && ended.passed => self.pace(now, key.task),
             Effect::None | Effect::Settled => {}
             Effect::MayBegin => self.open_gate(now, key.task),
             Effect::MustNotBegin => {
@@ -718,6 +721,18 @@ impl Core {
             }
             self.pace(now, key);
         }
+    }
+
+    /// Whether no probe of a task has failed last: the next step of a rollout waits for that.
+    pub(super) fn probes_pass(&self, key: TaskKey) -> bool {
+        let task = self.task(key);
+        let probes = task.probes.iter().flat_map(|probes| &**probes);
+        let mut places = probes.flat_map(|data| &data.places);
+        places.all(|(n, place)| {
+            let is_asked =
+                place.phase == Phase::Watching && (*n == ONE_MACHINE || task.is_under_way(*n));
+            !is_asked || place.in_a_row() == 0
+        })
     }
 
     /// Adds the probes that a machine is to run now.

@@ -379,7 +379,7 @@ impl Scene {
 
 #[test]
 fn whatever_happens_the_invariants_hold_and_everything_ends() {
-    let mut stopped = 0;
+    let mut stopped: u64 = 0;
     let seeds = std::env::var("PROBE_SEEDS").ok();
     let seeds = seeds.map_or(SEEDS, |seeds| seeds.parse().expect("a number"));
     for seed in 0..seeds {
@@ -394,7 +394,7 @@ fn whatever_happens_the_invariants_hold_and_everything_ends() {
                 let by = task.stopped_by();
                 by.is_some_and(|by| by.kind == crate::wire::rollout::StopKind::Probe)
             });
-            by_probe.count()
+            by_probe.count() as u64
         });
         stopped += result.unwrap_or_else(|_| panic!("seed {seed}"));
     }

@@ -475,11 +475,9 @@ fn check_probe(field: &str, probe: &Probe, mode: Mode) -> Result<(), String> {
 }
 
 fn check_http(field: &str, http: &HttpProbe) -> Result<(), String> {
-    let rest = ["http://", "https://"].into_iter();
-    let rest = rest.filter_map(|scheme| http.url.strip_prefix(scheme));
-    let host = rest
-        .last()
-        .and_then(|rest| rest.split(['/', '?', '#']).next());
+    let mut schemes = ["http://", "https://"].into_iter();
+    let rest = schemes.find_map(|scheme| http.url.strip_prefix(scheme));
+    let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next());
     let is_good = host.is_some_and(|host| !host.is_empty())
         && !http.url.contains(|c: char| c.is_control() || c == ' ');
     if !is_good {

@@ -151,10 +151,11 @@ fn verdict(task: &wire::Task<Cow<'_, str>>) -> (Verdict, String) {
         return (Verdict::Unfinished, why);
     }
     if let Some(stopped) = &task.stopped_by {
-        let attempts = || task.result.iter().map(|e| &e.attempt);
-        let is_begun =
-            attempts().any(|it| it.attempt > 1 || it.started_at.is_some() || it.undo.is_some());
-        if stopped.kind == StopKind::Probe && !is_begun {
+        // A probe did not pass before the start: nothing was touched.
+        let mut executions = task.result.iter();
+        let is_untouched =
+            executions.all(|e| e.state == ExecutionState::Failed && e.attempt.msg == stopped.msg);
+        if stopped.kind == StopKind::Probe && task.state == TaskState::Failed && is_untouched {
             return (Verdict::Failed, stopped.msg.to_string());
         }
         return (Verdict::Stopped, stopped.msg.to_string());
