@@ -353,6 +353,8 @@ fn nothing_is_handed_out_after_the_probe_has_failed() {
         "probes": [{"name": "p", "command": "z", "on": on("^probe-"), "failures": 1, "after": 0}],
     }));
     let (is_stopped, handed_out) = (AtomicBool::new(false), AtomicUsize::new(0));
+    // The second half is handed out while the failure is reported.
+    let (goes_on, half) = (AtomicBool::new(false), MACHINES / 2);
     let started = Mutex::new(Vec::new());
     let queue = Mutex::new(targets);
     thread::scope(|scope| {
@@ -362,6 +364,9 @@ fn nothing_is_handed_out_after_the_probe_has_failed() {
                     let Some(mut target) = queue.lock().unwrap().pop() else {
                         return;
                     };
+                    wait_for("the order to probe", || {
+                        goes_on.load(Ordering::SeqCst) || handed_out.load(Ordering::SeqCst) < half
+                    });
                     // Looked at before the poll: what begins after the answer about the failure must get nothing.
                     let was_stopped = is_stopped.load(Ordering::SeqCst);
                     let orders = target.poll(json!([]));
@@ -377,14 +382,13 @@ fn nothing_is_handed_out_after_the_probe_has_failed() {
                 }
             });
         }
-        wait_for("some were handed out", || {
-            handed_out.load(Ordering::SeqCst) >= 20
-        });
         let order = probe.probe();
         assert_eq!(
             (&order["name"], &order["command"]),
             (&json!("p"), &json!("z"))
         );
+        wait_for("half of it", || handed_out.load(Ordering::SeqCst) >= half);
+        goes_on.store(true, Ordering::SeqCst);
         probe.probed(&order, false, "too slow");
         is_stopped.store(true, Ordering::SeqCst);
     });
