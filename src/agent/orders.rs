@@ -117,8 +117,8 @@ impl Agent {
                     self.undo_order(*job);
                     None
                 }
-                Task::Probe(order, received) => {
-                    self.run_probe(&order, received);
+                Task::Probe(job) => {
+                    self.run_probe(&job);
                     None
                 }
                 Task::UndoLeftAlone(attempt, outcome) => {

@@ -5,7 +5,7 @@ use super::command::runner::Runner;
 use super::command::start_watch::StartWatch;
 use super::failures::FailureLog;
 use super::poll::PollLoop;
-use super::probes::RunningProbes;
+use super::probes::{ProbeJob, RunningProbes};
 use super::reporter::Reporter;
 use super::reread::RereadLimit;
 use super::state::{AgentState, Runnable, UndoJob};
@@ -13,11 +13,10 @@ use super::thread_pool::ThreadPool;
 use super::token::TokenReader;
 use crate::client::Client;
 use crate::config::AgentConfig;
-use crate::wire::probe::ProbeOrder;
 use log::warn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The pause before a loop that panicked is started again.
 const PANIC_PAUSE: Duration = Duration::from_secs(1);
@@ -60,8 +59,8 @@ pub enum Task {
     Undo(Box<UndoJob>),
     /// Undoes an attempt whose start was left alone, with this outcome.
     UndoLeftAlone(Arc<Attempt>, Outcome),
-    /// Runs a probe that was ordered at this time.
-    Probe(Box<ProbeOrder>, Instant),
+    /// Runs a probe that the server has ordered.
+    Probe(Box<ProbeJob>),
 }
 
 impl Task {
@@ -69,7 +68,7 @@ impl Task {
     pub fn into_runnable(self) -> Option<Runnable> {
         match self {
             Task::Run(runnable) => Some(runnable),
-            Task::Poll(_) | Task::Undo(_) | Task::UndoLeftAlone(..) | Task::Probe(..) => None,
+            Task::Poll(_) | Task::Undo(_) | Task::UndoLeftAlone(..) | Task::Probe(_) => None,
         }
     }
 }

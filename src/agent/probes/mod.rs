@@ -29,28 +29,41 @@ pub const FILES_PER_PROBE: u64 = 6;
 /// How much of the body of an answer is read, in bytes.
 const MAX_BODY_BYTES: u64 = 64 << 10;
 
+/// The longest time that a run is given, in milliseconds, whatever a server says.
+const MAX_WITHIN_MS: u64 = 60_000;
+
 /// How many probes run.
 #[derive(Debug, Default)]
-pub struct RunningProbes(AtomicUsize);
+pub struct RunningProbes(Arc<AtomicUsize>);
 
-/// A probe that runs, or is about to.
-struct Slot<'a>(&'a AtomicUsize);
+/// The place of a probe that runs, or is about to. It is free again when this is dropped.
+#[derive(Debug)]
+struct Slot(Arc<AtomicUsize>);
 
 impl RunningProbes {
     /// None if as many run as may.
-    fn begin(&self) -> Option<Slot<'_>> {
+    fn begin(&self) -> Option<Slot> {
         let begin = |running: usize| (running < MAX_PROBES).then_some(running + 1);
         let begun = self
             .0
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, begin);
-        begun.is_ok().then(|| Slot(&self.0))
+        begun.is_ok().then(|| Slot(Arc::clone(&self.0)))
     }
 }
 
-impl Drop for Slot<'_> {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// A probe to be run.
+#[derive(Debug)]
+pub struct ProbeJob {
+    order: ProbeOrder,
+    received: Instant,
+    /// Taken before there is a thread for it.
+    _slot: Slot,
 }
 
 /// How a run ended, as far as it knows itself.
@@ -74,49 +87,47 @@ impl Agent {
     /// Has another thread run a probe.
     pub fn start_probe(self: &Arc<Self>, order: ProbeOrder) {
         let received = Instant::now();
-        if let Err(back) = self.submit(Task::Probe(Box::new(order), received)) {
-            warn!("cannot start a thread for a probe: {}", back.1);
+        let Some(slot) = self.probes.begin() else {
+            let why = format!("{MAX_PROBES} probes run on this machine already, the most");
+            return self.probe_ended(&order, received, Ended::failed(why));
+        };
+        let job = ProbeJob {
+            order,
+            received,
+            _slot: slot,
+        };
+        if let Err(back) = self.submit(Task::Probe(Box::new(job))) {
             let (task, why) = *back;
-            if let Task::Probe(order, _) = task {
+            warn!("cannot start a thread for a probe: {why}");
+            if let Task::Probe(job) = task {
                 let why = format!("this machine has no thread left to run it: {why}");
-                self.probe_ended(&order, received, Ended::failed(why));
+                self.probe_ended(&job.order, received, Ended::failed(why));
             }
         }
     }
 
     /// Runs a probe, and has its result reported.
-    pub fn run_probe(&self, order: &ProbeOrder, received: Instant) {
-        let run = || match self.probes.begin() {
-            Some(_slot) => self.probe(order, received),
-            None => {
-                let why = format!("{MAX_PROBES} probes run on this machine already, the most");
-                self.probe_ended(order, received, Ended::failed(why));
-            }
-        };
+    pub fn run_probe(&self, job: &ProbeJob) {
+        let run = || self.probe(&job.order, job.received);
         if catch_unwind(AssertUnwindSafe(run)).is_err() {
             let why = "the agent failed to run it (a bug)";
-            self.probe_ended(order, received, Ended::failed(why));
+            self.probe_ended(&job.order, job.received, Ended::failed(why));
         }
     }
 
     fn probe(&self, order: &ProbeOrder, received: Instant) {
-        let deadline = received + Duration::from_millis(order.within_ms);
+        let within = Duration::from_millis(order.within_ms.min(MAX_WITHIN_MS));
+        let deadline = received + within;
         let report = |ended| self.probe_ended(order, received, ended);
-        match &order.http {
-            Some(http) => report(self.ask(order, http, deadline)),
-            None => {
-                let instance = self.state.instance();
-                match self.runner.start_probe(order, &instance) {
-                    Ok(started) => command::supervise(
-                        started,
-                        self.runner.guard(),
-                        order.timeout,
-                        deadline,
-                        report,
-                    ),
-                    Err(why) => report(Ended::failed(why)),
-                }
+        if let Some(http) = &order.http {
+            return report(self.ask(order, http, deadline));
+        }
+        match self.runner.start_probe(order, &self.state.instance()) {
+            Ok(started) => {
+                let guard = self.runner.guard();
+                command::supervise(started, guard, order.timeout, deadline, report);
             }
+            Err(why) => report(Ended::failed(why)),
         }
     }
 
