@@ -3,7 +3,7 @@
 use super::abilities::Abilities;
 use super::match_index::{SelectorKey, TraitsKey};
 use super::original::OriginalAgent;
-use super::probes::ProbeKey;
+use super::probe_data::ProbeKey;
 use super::selector::Tags;
 use super::task::{Target, rfc3339};
 use super::{ExecutionKey, TaskKey, Time};

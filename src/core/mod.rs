@@ -32,7 +32,8 @@
 //! | `counting.rs` | how many of them it may hit, and in which order |
 //! | `rollout.rs` | a checked rollout, and its plan for a number of targets |
 //! | `pacing.rs`, `pace.rs` | in which steps they get their turn, and when it stops; how far it has come |
-//! | `probes.rs`, `probe_place.rs` | probes, which stop a task; when one is due at one place |
+//! | `probes.rs` | probes: when they begin and end, let a task begin, and stop it |
+//! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
@@ -67,7 +68,9 @@ mod original;
 mod output;
 mod pace;
 mod pacing;
+mod probe_data;
 mod probe_place;
+mod probe_runs;
 mod probes;
 #[cfg(test)]
 mod probes_tests;
@@ -97,7 +100,8 @@ pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
 pub use self::original::{Link, is_of_original, original_instance};
 pub use self::output::{Output, gap_line};
-pub use self::probes::{CheckedProbe, check_probe_results};
+pub use self::probe_data::CheckedProbe;
+pub use self::probe_runs::check_probe_results;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
 pub use self::report::check_report;
 pub use self::saved::{

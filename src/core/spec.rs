@@ -7,7 +7,7 @@
 use super::TextLimits;
 use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
-use super::probes::CheckedProbe;
+use super::probe_data::CheckedProbe;
 use super::rollout::{self, Rollout};
 use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};

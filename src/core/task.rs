@@ -8,7 +8,7 @@ use super::lazy_box::{LazyBox, SharedDefault};
 use super::match_index::SelectorKey;
 use super::output::Output;
 use super::pace::Pacing;
-use super::probes::ProbeData;
+use super::probe_data::ProbeData;
 use super::spec::Spec;
 use super::undo::AttemptUndo;
 use super::{ExecutionKey, MachineKey, Time};

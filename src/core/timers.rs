@@ -3,7 +3,7 @@
 //! To add a timer: a variant of [`Timer`], its handler in `tick.rs`, where it is set and canceled, and its
 //! check in `invariants.rs`. Whoever sets a timer remembers its time, so that it can be canceled.
 
-use super::probes::ProbeKey;
+use super::probe_data::ProbeKey;
 use super::{ExecutionKey, MachineKey, TaskKey, Time};
 use std::collections::BTreeSet;
 
