@@ -291,6 +291,7 @@ fn it_runs_on_a_machine_that_is_no_target_and_the_task_passes() {
     again["id"] = json!("again");
     let again = server.post("/api/v1/task", &again);
     assert_eq!(again.data()["probes"][0]["runs"], 0);
+    server.finished("again");
     // A list leaves output out.
     let listed = server.get("/api/v1/task").data();
     let listed = listed.as_array().unwrap();
