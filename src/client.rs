@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `client` | the agent's calls; sending, the token, errors |
 //! | `people` | the calls of the commands for people |
+//! | `probe` | the requests of probes, which do not go to the server |
 //! | `connections` | connections without a proxy |
 //! | `proxy` | which proxy there is, if any |
 //! | `resolver` | names → addresses |
@@ -18,6 +19,8 @@
 mod connections;
 #[cfg(feature = "cli")]
 mod people;
+#[cfg(feature = "agent")]
+mod probe;
 mod proxy;
 mod resolver;
 mod tls;

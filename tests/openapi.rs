@@ -154,6 +154,7 @@ fn complete(machine: &Agent) -> Value {
             "concurrency": "50%", "steps": [1, "100%"], "pause": "1h", "maxFailures": 1, "stopRunning": true,
             "order": "random", "canary": "^m",
         },
+        "probes": [{"name": "p", "command": "true", "on": "targets", "failures": 3}],
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
         "resultTtl": 3600, "failureTtl": "2h",
         "detail": {

@@ -7,6 +7,7 @@ use super::state::AgentState;
 use super::undo::ledger::DueUndo;
 use super::undo::run;
 use crate::wire::agent::{AttemptId, Ended, Piece, Verdict};
+use crate::wire::probe::{ProbeResult, RunId};
 use crate::wire::undo::UndoReport;
 use log::warn;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub const MIN_OUTPUT_BYTES: usize = 2 * 1024;
 const RESULT_OVERHEAD: usize = 512;
 /// The size of what an undo is reported with, without its output and its message, in bytes.
 const UNDO_OVERHEAD: usize = 512;
+/// Results of probes in one report, in number: each has 5 KiB at most.
+const MAX_PROBES: usize = 16;
 
 /// The content of one report.
 #[derive(Debug, Default)]
@@ -31,6 +34,8 @@ pub struct Batch {
     pub results: Vec<Ended>,
     /// What has become of undos.
     pub undos: Vec<UndoReport>,
+    /// Results of probes.
+    pub probes: Vec<ProbeResult>,
     /// What the request delivers.
     pub delivery: Delivery,
 }
@@ -46,6 +51,8 @@ pub struct Delivery {
     undos: Vec<(AttemptId, u64)>,
     /// How many of them go without a result.
     lone_undos: usize,
+    /// The runs of probes that it reports.
+    probes: Vec<RunId>,
     has_output: bool,
 }
 
@@ -55,7 +62,15 @@ impl Batch {
     /// than usual, on a slow link, results that need no output go first and alone. States of undos come before all, the
     /// end of an undo goes with the result of its attempt.
     pub fn collect(state: &AgentState, mut room: usize, single: bool) -> Self {
-        let mut batch = Batch::default();
+        let mut batch = Batch {
+            probes: state.probe_results(MAX_PROBES),
+            ..Batch::default()
+        };
+        let ids = batch.probes.iter().map(|result| result.id.clone());
+        batch.delivery.probes = ids.collect();
+        if single && !batch.probes.is_empty() {
+            return batch;
+        }
         let is_slow = room < MAX_OUTPUT_BYTES;
         let whole_room = room;
         for due in state.due_undos() {
@@ -110,7 +125,7 @@ impl Batch {
 
     /// Whether there is nothing to report.
     pub fn is_empty(&self) -> bool {
-        self.delivery.cursors.is_empty() && self.undos.is_empty()
+        self.delivery.cursors.is_empty() && self.undos.is_empty() && self.probes.is_empty()
     }
 
     /// Adds what has become of an undo, if there is room for it; with a result in any case. Whether it did.
@@ -153,7 +168,7 @@ fn size(due: &DueUndo, room: usize) -> usize {
 impl Delivery {
     /// How many attempts the report is about.
     pub fn attempts(&self) -> usize {
-        self.cursors.len() + self.lone_undos
+        self.cursors.len() + self.lone_undos + usize::from(!self.probes.is_empty())
     }
 
     /// Records which undos the server has taken in the state it was told. Whether these are all that were reported:
@@ -175,6 +190,11 @@ impl Delivery {
             state.undo_taken(id, *change);
             id
         })
+    }
+
+    /// Records that the server has been told of results of probes, or that they are given up.
+    pub fn probes_taken(&self, state: &AgentState) {
+        state.probes_taken(&self.probes);
     }
 
     /// Whether the report carries output.

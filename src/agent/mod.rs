@@ -19,6 +19,7 @@
 //! | `reread` | when a file is read again; the authorities of `--ca` |
 //! | `shutdown` | TERM and INT end the agent, HUP reads the token and `--ca` again |
 //! | `undo/` | taking back what a command did |
+//! | `probes/` | probes that the server orders |
 //! | `command/` | one command: whether it is allowed, its start, its end |
 //! | `processes/` | ending process trees, the guard, process 1 |
 //!
@@ -53,6 +54,7 @@ pub mod log_writer;
 mod orders;
 mod output;
 mod poll;
+mod probes;
 pub mod processes;
 mod recent_ids;
 mod reporter;
@@ -70,6 +72,7 @@ use command::policy;
 use command::runner::Runner;
 use command::start_watch::StartWatch;
 use log::{info, warn};
+use probes::{FILES_PER_PROBE, MAX_PROBES, RunningProbes};
 use processes::{inheritance, init};
 use reporter::Reporter;
 use reread::RereadLimit;
@@ -125,6 +128,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         token_reader: TokenReader::default(),
         ca_reread: RereadLimit::default(),
         refused_orders: Mutex::default(),
+        probes: RunningProbes::default(),
         config,
     });
     agent.connect_guard();
@@ -141,7 +145,8 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
 /// limit that is high enough stays as it is: commands inherit it.
 fn raise_file_limit(jobs: u32) {
     let limit = getrlimit(Resource::Nofile);
-    let needed = FILES + FILES_PER_JOB * u64::from(jobs);
+    let probes = FILES_PER_PROBE * MAX_PROBES as u64;
+    let needed = FILES + FILES_PER_JOB * u64::from(jobs) + probes;
     if limit.current.is_none_or(|current| current >= needed) {
         return;
     }

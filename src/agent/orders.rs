@@ -39,12 +39,16 @@ impl Agent {
         for job in orders.undo {
             has_undo |= self.start_undo(job);
         }
+        let has_probe = !orders.probe.is_empty();
+        for order in orders.probe {
+            self.start_probe(order);
+        }
         let jobs = orders.start.into_iter();
         let runnable: Vec<Runnable> = jobs
             .filter_map(|job| self.state.accept(job, None))
             .collect();
         self.log_refused_orders();
-        let mut changed = has_undo || !runnable.is_empty();
+        let mut changed = has_undo || has_probe || !runnable.is_empty();
         for id in orders.cancel {
             let reason = match orders.stopped.contains(&id) {
                 true => StopReason::Stopped,
@@ -116,6 +120,10 @@ impl Agent {
                 Task::Poll(polls) => self.poll(polls),
                 Task::Undo(job) => {
                     self.undo_order(*job);
+                    None
+                }
+                Task::Probe(job) => {
+                    self.run_probe(&job);
                     None
                 }
                 Task::UndoLeftAlone(attempt, outcome) => {

@@ -184,9 +184,10 @@ impl Reporter {
             pieces,
             results,
             undos,
+            probes,
             delivery,
         } = batch;
-        let call = match results.is_empty() && undos.is_empty() {
+        let call = match results.is_empty() && undos.is_empty() && probes.is_empty() {
             true => "output",
             false => "done",
         };
@@ -199,6 +200,7 @@ impl Reporter {
                 pieces,
                 results,
                 undos,
+                probes,
             };
             let answer = agent.client.done(&done);
             answer.map(|taken| Answer::ToResults(taken, seq))
@@ -214,6 +216,7 @@ impl Reporter {
             Ok(answer) => {
                 agent.state.contact.made();
                 delivery.output_taken();
+                delivery.probes_taken(&agent.state);
                 self.room = (self.room * 2).min(self.max_room);
                 let answered = self.answered(agent, answer, &delivery);
                 if answered.0 == Next::AfterPause {
@@ -281,6 +284,7 @@ impl Reporter {
                 delivery.output_taken();
                 warn!("{why}; giving up a piece of output");
             } else {
+                delivery.probes_taken(&agent.state);
                 for id in delivery.give_up_undos(&agent.state) {
                     let (execution, attempt) = (&id.execution, id.attempt);
                     warn!(

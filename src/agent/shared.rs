@@ -5,6 +5,7 @@ use super::command::runner::Runner;
 use super::command::start_watch::StartWatch;
 use super::failures::FailureLog;
 use super::poll::PollLoop;
+use super::probes::{ProbeJob, RunningProbes};
 use super::reporter::Reporter;
 use super::reread::RereadLimit;
 use super::state::{AgentState, Runnable, UndoJob};
@@ -43,6 +44,8 @@ pub struct Agent {
     pub ca_reread: RereadLimit,
     /// What was logged of orders that were refused.
     pub refused_orders: Mutex<FailureLog>,
+    /// How many probes run.
+    pub probes: RunningProbes,
 }
 
 /// A task of a thread of the pool.
@@ -56,6 +59,8 @@ pub enum Task {
     Undo(Box<UndoJob>),
     /// Undoes an attempt whose start was left alone, with this outcome.
     UndoLeftAlone(Arc<Attempt>, Outcome),
+    /// Runs a probe that the server has ordered.
+    Probe(Box<ProbeJob>),
 }
 
 impl Task {
@@ -63,7 +68,7 @@ impl Task {
     pub fn into_runnable(self) -> Option<Runnable> {
         match self {
             Task::Run(runnable) => Some(runnable),
-            Task::Poll(_) | Task::Undo(_) | Task::UndoLeftAlone(..) => None,
+            Task::Poll(_) | Task::Undo(_) | Task::UndoLeftAlone(..) | Task::Probe(_) => None,
         }
     }
 }

@@ -24,10 +24,11 @@ use super::undo::ledger::{DueUndo, UndoLedger, new_report};
 use super::undo::machine::Event;
 use crate::wire::agent::{Assignment, AttemptId, Hold, UndoOrder};
 use crate::wire::duration::TimeSpan;
+use crate::wire::probe::{ProbeResult, RunId};
 use crate::wire::task::ExecutionState;
 use crate::wire::undo::{UndoReport, UndoState};
 use serde_json::value::RawValue;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -38,6 +39,9 @@ const MAX_UNREPORTED: usize = 1_000;
 /// Output in memory, in bytes, with the same consequence. Commands that already run may exceed it, each
 /// by the 2 MiB that are kept of its output at most.
 const MAX_KEPT_BYTES: usize = 64 << 20;
+
+/// Results of probes that were not sent, in number. Beyond it the oldest are dropped: they come too late anyway.
+const MAX_PROBE_RESULTS: usize = 128;
 
 /// The longest id of an execution, in bytes: those of a server have 64 and a number. Ids are remembered.
 const MAX_ID_BYTES: usize = 128;
@@ -92,6 +96,8 @@ struct Inner {
     polled_for: Option<TimeSpan>,
     attempts: HashMap<AttemptId, Entry>,
     undos: UndoLedger,
+    /// Results of probes that the server has not been told.
+    probes: VecDeque<ProbeResult>,
     /// How many attempts were ever accepted: gives each its place in the order of arrival.
     accepted: u64,
     /// The ids of attempts that left the map.
@@ -184,7 +190,9 @@ impl Inner {
 
     fn has_result(&self) -> bool {
         let mut entries = self.attempts.values();
-        entries.any(|entry| entry.is_held() && entry.attempt.has_ended()) || self.undos.has_due()
+        entries.any(|entry| entry.is_held() && entry.attempt.has_ended())
+            || self.undos.has_due()
+            || !self.probes.is_empty()
     }
 
     fn is_held(&self, id: &AttemptId) -> bool {
@@ -278,6 +286,7 @@ impl AgentState {
                 polled_for: None,
                 attempts: HashMap::new(),
                 undos: UndoLedger::default(),
+                probes: VecDeque::new(),
                 accepted: 0,
                 finished: RecentIds::default(),
                 nudged: false,
@@ -527,6 +536,30 @@ impl AgentState {
         inner.undos.due(|id| inner.is_held(id), Instant::now())
     }
 
+    /// Notes the result of a probe, and has the reporter send it.
+    pub fn note_probe(&self, result: ProbeResult) {
+        let mut inner = lock(&self.inner);
+        if inner.probes.len() >= MAX_PROBE_RESULTS {
+            inner.probes.pop_front();
+        }
+        inner.probes.push_back(result);
+        self.report_due.notify_one();
+    }
+
+    /// The oldest results of probes, so many at most.
+    pub fn probe_results(&self, most: usize) -> Vec<ProbeResult> {
+        let inner = lock(&self.inner);
+        inner.probes.iter().take(most).cloned().collect()
+    }
+
+    /// Records that the server has been told of these results, or that they are given up.
+    pub fn probes_taken(&self, ids: &[RunId]) {
+        if !ids.is_empty() {
+            let mut inner = lock(&self.inner);
+            inner.probes.retain(|result| !ids.contains(&result.id));
+        }
+    }
+
     /// The end of the undo of an attempt, which goes with its result.
     pub fn end_of_undo(&self, id: &AttemptId) -> Option<DueUndo> {
         lock(&self.inner).undos.end_of(id, Instant::now())
@@ -566,7 +599,9 @@ impl AgentState {
 
     /// Whether there is anything that the server has not taken and that can be reported now.
     pub fn has_report(&self) -> bool {
-        !self.unreported().is_empty() || !self.due_undos().is_empty()
+        !self.unreported().is_empty()
+            || !self.due_undos().is_empty()
+            || !lock(&self.inner).probes.is_empty()
     }
 
     /// Whether there is a result, or the state of an undo, that the server has not taken.

@@ -74,7 +74,7 @@ fn short_time(time: &str) -> String {
 pub fn stopped(task: &Task) -> Option<String> {
     let by = task.stopped_by.as_ref()?;
     Some(match by.kind {
-        StopKind::Failures => sanitize(&by.msg),
+        StopKind::Failures | StopKind::Probe | StopKind::KeepAlive => sanitize(&by.msg),
         StopKind::User => format!("{} by a user", sanitize(&by.msg)),
     })
 }

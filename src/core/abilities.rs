@@ -66,7 +66,12 @@ impl Abilities {
 impl Core {
     /// The abilities that the executions of a task need.
     pub(super) fn needs_of(&self, task: TaskKey) -> Abilities {
-        Abilities::needed_by(&self.task(task).spec.detail)
+        let spec = &self.task(task).spec;
+        let needed = Abilities::needed_by(&spec.detail);
+        match spec.probes_targets() {
+            true => needed.with(Feature::Probes),
+            false => needed,
+        }
     }
 
     /// Sets the message of a waiting execution, if no agent on the machines that match can run it.
@@ -129,6 +134,10 @@ impl Core {
                     env!("CARGO_PKG_VERSION")
                 )
             }
+            _ if self.task(key.task).spec.probes_targets() => format!(
+                "probes: waits for a machine whose agent can run them; an agent of the server's version ({}) can",
+                env!("CARGO_PKG_VERSION")
+            ),
             _ => return,
         };
         if *self.execution(key).current.msg != *msg {

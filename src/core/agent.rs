@@ -139,6 +139,7 @@ impl Core {
             self.replace_hung_up(now, key);
         }
         self.order_undos(now, key, Some(&poll.undos), &mut orders);
+        self.order_probes(now, key, &mut orders);
         if !poll.draining {
             self.machine_is_back(now, key);
             self.join_open_tasks(now, key);
@@ -240,6 +241,7 @@ impl Core {
             inbox: Default::default(),
             offers: Default::default(),
             active: Default::default(),
+            probes: Default::default(),
             cancels: Vec::new(),
             original: Default::default(),
         };
@@ -311,7 +313,9 @@ impl Core {
     pub fn has_work_for(&self, key: MachineKey) -> bool {
         self.machines.get(&key).is_some_and(|m| {
             let has_work = || !m.inbox.is_empty() || self.next_any(m).is_some();
-            m.is_live() && ((m.free() > 0 && has_work()) || self.has_undo_for(key))
+            let is_given_work =
+                m.is_live() && ((m.free() > 0 && has_work()) || self.has_undo_for(key));
+            is_given_work || !m.probes.is_empty()
         })
     }
 
@@ -341,6 +345,7 @@ impl Core {
         orders.cancel = std::mem::take(&mut machine.cancels);
         let live = machine.is_live();
         self.refresh_ready(key);
+        self.order_probes(now, key, &mut orders);
         if live {
             self.order_undos(now, key, None, &mut orders);
             self.deliver(now, key, &mut orders);
@@ -397,6 +402,7 @@ impl Core {
             handed_out.current.msg = "".into();
             self.place(execution, Place::Active(key));
             self.begin_undo(execution);
+            self.begin_probes(now, execution);
             self.machine_changed(key);
             let task = self.task(execution.task);
             let id = task.attempt_id(execution);
@@ -435,11 +441,17 @@ impl Core {
     /// Why a machine's agent cannot run what an execution asks for; none if it can.
     fn cannot_run(&self, key: MachineKey, execution: ExecutionKey) -> Option<String> {
         let machine = self.machine(key);
-        let detail = &self.task(execution.task).spec.detail;
-        let missing = detail.needs().find(|need| !machine.abilities.has(*need))?;
+        let spec = &self.task(execution.task).spec;
+        let missing = { spec.detail.needs() }.find(|need| !machine.abilities.has(*need));
+        let field = match missing {
+            Some(missing) => format!("detail.{}", missing.word()),
+            None if spec.probes_targets() && !machine.abilities.has(Feature::Probes) => {
+                "probes".into()
+            }
+            None => return None,
+        };
         Some(format!(
-            "detail.{}: the agent on this machine (version {}) cannot do it; one of the server's version ({}) can",
-            missing.word(),
+            "{field}: the agent on this machine (version {}) cannot do it; one of the server's version ({}) can",
             machine.version,
             env!("CARGO_PKG_VERSION")
         ))

@@ -201,6 +201,7 @@ impl Core {
         if let Some(forgotten_at) = self.forgotten_at(key) {
             self.timers.set(forgotten_at, Timer::ForgetTask(key));
         }
+        self.probes_after(now, key);
         self.stats.finished(state);
         self.notices.push(Notice::Finished(key));
         self.forget_if_withdrawn(key);

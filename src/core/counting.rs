@@ -96,6 +96,19 @@ pub struct Preview {
     pub draining: u32,
 }
 
+/// The machines of which some have to be left alone.
+#[derive(Debug)]
+pub(super) struct Pool {
+    /// How many there are.
+    pub total: usize,
+    /// How many of them have to be left alone.
+    pub must_stay: u32,
+    /// How many are online.
+    pub online: usize,
+    /// Those of them that nothing is done to.
+    pub healthy: Vec<MachineKey>,
+}
+
 /// The machines that a restored server waits for before it counts.
 #[derive(Debug, Default)]
 pub(super) struct Recount {
@@ -139,6 +152,8 @@ impl Core {
             ..Choice::default()
         };
         if spec.mode == Mode::Any {
+            // Whichever of them runs it, another one is left for the probes, or they stop it.
+            self.check_probe_machines(spec, &[])?;
             return Ok(choice);
         }
         if let Some(most) = counts.max_targets {
@@ -156,6 +171,7 @@ impl Core {
         if let Some(keep_alive) = &counts.keep_alive {
             self.check_keep_alive(keep_alive, &meant, &choice.machines)?;
         }
+        self.check_probe_machines(spec, &choice.machines)?;
         if let Some(rollout) = &spec.rollout {
             if choice.machines.is_empty() {
                 return Err(Refusal::Conflict(
@@ -190,7 +206,7 @@ impl Core {
         meant: &[MachineKey],
     ) -> Result<Vec<MachineKey>, Refusal> {
         let counts = &spec.counts;
-        if !counts.is_none() && now < self.recount.until && self.recount.missing > 0 {
+        if !counts.is_none() && self.is_recounting(now) {
             return Err(Refusal::Full(format!(
                 "still counting: {} of the machines that this server knew before its start have not come back; it counts without them in {} s",
                 self.recount.missing,
@@ -234,6 +250,7 @@ impl Core {
         if let Some(keep_alive) = &spec.counts.keep_alive {
             self.check_keep_alive(keep_alive, &meant, &live)?;
         }
+        self.check_probe_machines(spec, &live)?;
         let plan = spec.rollout.as_ref().map(|rollout| {
             // All of them: also those whose machines are offline or no longer known.
             let canary = rollout.canary.as_ref().map(Selector::to_compiled);
@@ -356,12 +373,13 @@ impl Core {
         choice.machines.retain(|key| !spared.contains(key));
     }
 
-    fn check_keep_alive(
-        &self,
-        keep_alive: &KeepAlive,
-        meant: &[MachineKey],
-        chosen: &[MachineKey],
-    ) -> Result<(), Refusal> {
+    /// Whether machines that were there before a restart are still waited for.
+    pub(super) fn is_recounting(&self, now: Time) -> bool {
+        now < self.recount.until && self.recount.missing > 0
+    }
+
+    /// Counts a pool. `meant` are the machines that the task means.
+    pub(super) fn pool_of(&self, keep_alive: &KeepAlive, meant: &[MachineKey]) -> Pool {
         let mut pool = match &keep_alive.pool {
             Some(pool) => self.meant_by(pool),
             None => meant.to_vec(),
@@ -377,6 +395,33 @@ impl Core {
             true => keep.rounded_up(total as u32),
             false => keep.rounded_down(total as u32),
         };
+        pool.retain(|key| self.machine(*key).is_live());
+        let online = pool.len();
+        pool.retain(|key| {
+            let instance = &self.machine(*key).instance;
+            !self.guarded.contains_key(instance) && !self.has_open_undo(*key)
+        });
+        Pool {
+            total,
+            must_stay,
+            online,
+            healthy: pool,
+        }
+    }
+
+    fn check_keep_alive(
+        &self,
+        keep_alive: &KeepAlive,
+        meant: &[MachineKey],
+        chosen: &[MachineKey],
+    ) -> Result<(), Refusal> {
+        let keep = keep_alive.keep;
+        let Pool {
+            total,
+            must_stay,
+            online,
+            healthy: pool,
+        } = self.pool_of(keep_alive, meant);
         if let (0, Some(pool)) = (total, &keep_alive.pool) {
             return Err(Refusal::Conflict(format!(
                 "keepAlive.pool: {:?} matches no machine",
@@ -386,12 +431,6 @@ impl Core {
         if chosen.is_empty() {
             return Err(Refusal::Conflict("keepAlive: no machine matches".into()));
         }
-        pool.retain(|key| self.machine(*key).is_live());
-        let online = pool.len();
-        pool.retain(|key| {
-            let instance = &self.machine(*key).instance;
-            !self.guarded.contains_key(instance) && !self.has_open_undo(*key)
-        });
         let guarded = match online - pool.len() {
             0 => String::new(),
             number => format!(

@@ -189,7 +189,7 @@ impl Core {
         let mut waiting = 0;
         for (key, task) in &self.tasks {
             let mut counts = Counts::default();
-            let mut task_output = 0;
+            let mut task_output = task.kept_by_probes();
             for (n, e) in (0..).zip(&task.executions) {
                 *counts.of(e.state) += 1;
                 *all.of(e.state) += 1;
@@ -378,9 +378,11 @@ impl Core {
             })?;
             detail_bytes += task.spec.kept_bytes();
             let Some(finished_at) = task.finished_at else {
-                ensure(task.open || task.counts.unfinished() > 0, || {
-                    format!("{key:?}: nothing is left to do, and it has not ended")
-                })?;
+                let is_undone = task.undos_under_way() == 0;
+                ensure(
+                    task.open || task.counts.unfinished() > 0 || !is_undone,
+                    || format!("{key:?}: nothing is left to do, and it has not ended"),
+                )?;
                 continue;
             };
             finished += 1;
@@ -488,6 +490,7 @@ impl Core {
         let mut silent: BTreeSet<MachineKey> = BTreeSet::new();
         let mut ending: BTreeSet<TaskKey> = BTreeSet::new();
         let mut overdue: BTreeSet<ExecutionKey> = BTreeSet::new();
+        let mut probes = 0;
         for (time, timer) in self.timers.iter() {
             let execution = |key: &ExecutionKey, number: u32| {
                 let task = self.tasks.get(&key.task)?;
@@ -526,6 +529,11 @@ impl Core {
                 }
                 // It may have become needless since it was set.
                 Timer::Pace(_) => true,
+                Timer::Probe(key) => {
+                    probes += 1;
+                    self.is_timer_of(*key, *time)
+                }
+                Timer::KeepAlive(key) => self.is_next_look(*key, *time),
                 Timer::ForgetTask(key) => {
                     ending.insert(*key);
                     let task = self.tasks.get(key);
@@ -536,6 +544,7 @@ impl Core {
                 format!("{timer:?} at {time:?} belongs to nothing")
             })?;
         }
+        self.check_probes(probes)?;
         for (key, machine) in &self.machines {
             let watched = silent.contains(key) || machine.state == MachineState::Offline;
             ensure(watched, || {

@@ -3,6 +3,7 @@
 use super::abilities::Abilities;
 use super::match_index::{SelectorKey, TraitsKey};
 use super::original::OriginalAgent;
+use super::probe_data::ProbeKey;
 use super::selector::Tags;
 use super::task::{Target, rfc3339};
 use super::{ExecutionKey, TaskKey, Time};
@@ -75,6 +76,8 @@ pub(super) struct Machine {
     pub offers: BTreeSet<ExecutionKey>,
     /// Executions handed to it.
     pub active: BTreeSet<ExecutionKey>,
+    /// Probes that it has to run, to be sent with the next answer.
+    pub probes: BTreeSet<ProbeKey>,
     /// Attempts that it has to kill, to be sent with the next answer.
     pub cancels: Vec<AttemptId>,
     /// What is known of the original's agent, if it has one.

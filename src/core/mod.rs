@@ -32,6 +32,9 @@
 //! | `counting.rs` | how many of them it may hit, and in which order |
 //! | `rollout.rs` | a checked rollout, and its plan for a number of targets |
 //! | `pacing.rs`, `pace.rs` | in which steps they get their turn, and when it stops; how far it has come |
+//! | `probes.rs` | probes: when they begin and end, let a task begin, and stop it |
+//! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
+//! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
 //! | `newcomers.rs` | how many new machines are accepted from where |
@@ -53,6 +56,7 @@ mod counting;
 mod follow;
 mod halt;
 mod invariants;
+mod keep_alive;
 mod lazy_box;
 mod ledger;
 mod lifecycle;
@@ -64,6 +68,12 @@ mod original;
 mod output;
 mod pace;
 mod pacing;
+mod probe_data;
+mod probe_place;
+mod probe_runs;
+mod probes;
+#[cfg(test)]
+mod probes_tests;
 mod query;
 mod report;
 mod restored;
@@ -90,6 +100,8 @@ pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
 pub use self::original::{Link, is_of_original, original_instance};
 pub use self::output::{Output, gap_line};
+pub use self::probe_data::CheckedProbe;
+pub use self::probe_runs::check_probe_results;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
 pub use self::report::check_report;
 pub use self::saved::{
@@ -103,6 +115,7 @@ pub use self::user::Selection;
 use self::counting::Recount;
 use self::follow::ChangeLog;
 use self::invariants::RestoredSums;
+use self::keep_alive::Watch;
 use self::ledger::Ledger;
 use self::lifecycle::Event;
 use self::machine::Machine;
@@ -227,6 +240,8 @@ pub struct Core {
     absent: HashMap<Arc<str>, BTreeSet<ExecutionKey>>,
     undos: Undos,
     halt: Option<Halt>,
+    /// The watches over the pools of unfinished tasks.
+    pools: BTreeMap<TaskKey, Watch>,
     /// The task that is given turns at this moment.
     paced: Option<TaskKey>,
     /// The machines that are waited for after a restart.
@@ -273,6 +288,7 @@ impl Core {
             absent: HashMap::new(),
             undos: Undos::default(),
             halt: None,
+            pools: BTreeMap::new(),
             paced: None,
             recount: Recount::default(),
             forgettable: BTreeSet::new(),

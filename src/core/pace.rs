@@ -25,6 +25,29 @@ pub(super) struct Stopped {
     pub kind: StopKind,
     pub at: Time,
     pub msg: Arc<str>,
+    /// The name of the probe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Arc<str>>,
+    /// The last of what the probe wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Arc<str>>,
+    /// It kept the task from beginning: what was not handed out has failed.
+    #[serde(default)]
+    pub before_start: bool,
+}
+
+impl Stopped {
+    /// By this kind of cause.
+    pub fn new(kind: StopKind, at: Time, msg: &str) -> Self {
+        Stopped {
+            kind,
+            at,
+            msg: msg.into(),
+            name: None,
+            output: None,
+            before_start: false,
+        }
+    }
 }
 
 /// How far a task has come.
@@ -36,6 +59,9 @@ pub(super) struct Pacing {
     pub step: usize,
     pub paused: Option<Paused>,
     pub stopped: Option<Stopped>,
+    /// Nothing is handed out until probes have passed.
+    #[serde(default)]
+    pub is_gated: bool,
     /// All executions before this one have had their turn; without a rollout all have.
     #[serde(skip)]
     pub next: u32,
@@ -58,6 +84,7 @@ impl Default for Pacing {
             step: 0,
             paused: None,
             stopped: None,
+            is_gated: false,
             next: u32::MAX,
             returned: BTreeSet::new(),
             unfinished: 0,
@@ -76,6 +103,15 @@ impl Pacing {
         };
         pacing.unfinished = pacing.started_when_done().unwrap_or(0);
         pacing
+    }
+
+    /// The pace of a task with so many executions and without a rollout, that waits for probes.
+    pub fn gated(executions: u32) -> Self {
+        Pacing {
+            is_gated: true,
+            returned: (0..executions).collect(),
+            ..Pacing::default()
+        }
     }
 
     /// How many targets have been started when the present step is done; `None` in the last step.
@@ -100,7 +136,7 @@ impl Pacing {
 
     /// Whether it starts nothing now.
     pub fn is_halted(&self) -> bool {
-        self.paused.is_some() || self.stopped.is_some()
+        self.paused.is_some() || self.stopped.is_some() || self.is_gated
     }
 
     /// Whether it starts nothing any more.
@@ -176,8 +212,10 @@ impl Task {
         let stopped = self.pacing.as_ref()?.stopped.as_ref()?;
         Some(wire::StoppedBy {
             kind: stopped.kind,
+            name: stopped.name.as_deref().map(Cow::from),
             at: timestamp(stopped.at),
             msg: Cow::from(&*stopped.msg),
+            output: stopped.output.as_deref().map(Cow::from),
         })
     }
 

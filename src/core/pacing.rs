@@ -55,7 +55,8 @@ impl Core {
             return Ok(());
         }
         let cancels = cancels.unwrap_or(task.spec.stops_running());
-        self.stop_by(now, key, StopKind::User, "stopped", cancels);
+        let stopped = Stopped::new(StopKind::User, now, "stopped");
+        self.stop_by(now, key, stopped, cancels);
         Ok(())
     }
 
@@ -133,18 +134,15 @@ impl Core {
     }
 
     /// Stops a task: what has not been handed out is skipped, and what runs is canceled if that is wanted.
-    fn stop_by(&mut self, now: Time, key: TaskKey, kind: StopKind, msg: &str, cancels: bool) {
+    pub(super) fn stop_by(&mut self, now: Time, key: TaskKey, stopped: Stopped, cancels: bool) {
         let pacing = self.pacing_mut(key);
         if pacing.stopped.is_none() {
             pacing.swept = 0;
-            pacing.stopped = Some(Stopped {
-                kind,
-                at: now,
-                msg: msg.into(),
-            });
+            pacing.stopped = Some(stopped);
             if let Some(until) = pacing.paused.take().and_then(|paused| paused.until) {
                 self.timers.cancel(until, Timer::PauseOver(key));
             }
+            self.count_stop_output(key);
             self.close(key);
         }
         if cancels {
@@ -177,7 +175,8 @@ impl Core {
             let many = if failures == 1 { "failure" } else { "failures" };
             let msg = format!("stopped after {failures} {many} ({allowed} allowed)");
             let cancels = task.spec.stops_running();
-            self.stop_by(now, key, StopKind::Failures, &msg, cancels);
+            let stopped = Stopped::new(StopKind::Failures, now, &msg);
+            self.stop_by(now, key, stopped, cancels);
             return;
         }
         self.pace(now, key);
@@ -220,6 +219,10 @@ impl Core {
             && pacing.unfinished == 0
             && pacing.next >= until
         {
+            if !self.probes_pass(key) {
+                // The next run of the probe goes on with it, or stops it.
+                return false;
+            }
             self.next_step(now, key);
             return true;
         }
@@ -401,7 +404,11 @@ impl Core {
         let stopped = self.task(key.task).pacing.as_ref();
         let stopped = stopped.and_then(|pacing| pacing.stopped.as_ref());
         let msg = stopped.map_or_else(|| "stopped".into(), |stopped| stopped.msg.clone());
-        self.end_attempt(now, key, ExecutionState::Skipped, &msg)
+        let state = match stopped.is_some_and(|stopped| stopped.before_start) {
+            true => ExecutionState::Failed,
+            false => ExecutionState::Skipped,
+        };
+        self.end_attempt(now, key, state, &msg)
     }
 
     /// Holds back or skips the next execution that has not been handed out, of a task that is paused or was stopped.

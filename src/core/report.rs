@@ -139,6 +139,7 @@ impl Core {
     /// list was not started, as with orders in the answer to a poll.
     pub fn done_and_next(&mut self, now: Time, done: &Done) -> Taken<Arc<Detail>> {
         let undos = self.report_undos(now, &done.instance, &done.undos);
+        self.report_probes(now, &done.instance, &done.probes);
         let results = self.take_results(now, &done.instance, &done.pieces, &done.results);
         let machine = self.instances.get(&*done.instance).copied().filter(|key| {
             let machine = self.machine(*key);

@@ -8,9 +8,11 @@ use super::counting::{Counts, KeepAlive, Recount};
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
 use super::original::OriginalAgent;
+use super::probe_data::{CheckedProbe, ONE_MACHINE, ProbeData};
 use super::rollout::Rollout;
 use super::saved::{
-    Changes, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedTask,
+    Changes, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedProbe,
+    SavedTask,
 };
 use super::selector::{Selector, SelectorText, Tags, Traits, no_tags};
 use super::spec::Spec;
@@ -19,6 +21,7 @@ use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time, data_mut};
 use crate::wire::agent::Feature;
 use crate::wire::machine::MachineState;
+use crate::wire::probe::ProbeOn;
 use crate::wire::task::ExecutionState;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -155,6 +158,7 @@ impl Core {
             inbox: BTreeSet::new(),
             offers: BTreeSet::new(),
             active: BTreeSet::new(),
+            probes: BTreeSet::new(),
             cancels: Vec::new(),
             original: OriginalAgent::with(saved.canceled),
         };
@@ -182,7 +186,9 @@ impl Core {
             true => time,
             false => Time(time.0.saturating_add(away)),
         };
+        let (probes, mut data) = restored_probes(now, away, saved.probes);
         let mut task = TaskData {
+            probes: None,
             id: saved.id,
             prefix: saved.prefix,
             created_at: saved.created_at,
@@ -218,6 +224,7 @@ impl Core {
                         pool: keep_alive.pool.map(|pool| Selector::of_pattern(&pool)),
                     }),
                 },
+                probes,
                 rollout: saved.rollout.map(|posted| {
                     Box::new(Rollout {
                         order: posted.order.unwrap_or_default(),
@@ -249,14 +256,22 @@ impl Core {
             *task.counts.of(saved.state) += 1;
             self.ledger.add_execution(saved.state);
             places.push((key, saved.place));
+            for (probe, place) in saved.probes {
+                if let Some(data) = data.get_mut(probe as usize) {
+                    data.places.insert(key.n, place.restored(now, away));
+                }
+            }
             let mut current = saved.current;
             if let Some(undo) = &current.undo {
                 let state = undo.state;
                 state
                     .into_iter()
                     .for_each(|state| *task.undos.of(state) += 1);
-                task.output_bytes += undo.kept();
             }
+            // Other output is restored later.
+            task.output_bytes += current.kept_output();
+            let past = saved.past.iter().map(|past| past.attempt.kept_output());
+            task.output_bytes += past.sum::<usize>();
             for time in [
                 &mut current.due_at,
                 &mut current.expires_at,
@@ -284,12 +299,16 @@ impl Core {
                 },
             });
         }
+        task.probes = (!data.is_empty()).then(|| data.into());
+        task.output_bytes += task.kept_by_probes();
         self.index_restored(key, Task::new(task))?;
         for (execution, place) in places {
             self.restore_place(now, execution, place);
             self.guard(execution);
             self.restore_undo(execution);
         }
+        self.restore_probes(key);
+        self.watch_pool(now, key);
         self.restore_pacing(now, key);
         Ok(())
     }
@@ -399,6 +418,31 @@ impl Core {
             self.ledger.list_finished(at, key.task, &task);
         }
     }
+}
+
+/// The probes of a restored task, and what is known of them but on its targets.
+fn restored_probes(
+    now: Time,
+    away: u64,
+    saved: Vec<SavedProbe>,
+) -> (Box<[CheckedProbe]>, Vec<ProbeData>) {
+    let both = saved.into_iter().map(|saved| {
+        let on = match saved.posted.on() {
+            ProbeOn::Targets => None,
+            ProbeOn::Machine(pattern) => Some(Selector::of_pattern(pattern)),
+        };
+        let place = saved.place.map(|place| place.restored(now, away));
+        let data = ProbeData {
+            summary: saved.summary,
+            places: { place.into_iter() }
+                .map(|place| (ONE_MACHINE, place))
+                .collect(),
+        };
+        let posted = saved.posted;
+        (CheckedProbe { posted, on }, data)
+    });
+    let (probes, data): (Vec<_>, _) = both.unzip();
+    (probes.into(), data)
 }
 
 /// Stores equal texts of different records once, as they were before they were saved.

@@ -133,6 +133,10 @@ impl Core {
 
     /// Removes a finished task and every reference to it.
     pub(super) fn forget_task(&mut self, key: TaskKey) {
+        let task = self.tasks.get(&key);
+        if task.is_some_and(|task| task.finished_at.is_some()) {
+            self.forget_probes(key);
+        }
         let Some(task) = self.tasks.remove(&key) else {
             return;
         };

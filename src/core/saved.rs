@@ -9,12 +9,15 @@ use super::machine::Machine;
 use super::original::CanceledAttempt;
 use super::output::Output;
 use super::pace::Pacing;
+use super::probe_data::{ONE_MACHINE, Summary};
+use super::probe_place::ProbePlace;
 use super::selector::Narrowing;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
+use crate::wire::probe::Probe;
 use crate::wire::rollout::{Expect, KeepAlive, Rollout, Share};
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
 use serde::{Deserialize, Serialize};
@@ -71,6 +74,18 @@ pub struct SavedTask {
     pub spared: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) pacing: Option<Box<Pacing>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) probes: Vec<SavedProbe>,
+}
+
+/// A probe of a task as saved. What is known of it on a target is saved with the execution.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedProbe {
+    pub posted: Probe,
+    pub summary: Summary,
+    /// What is known of it on the machine that it is done on, if that is no target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<ProbePlace>,
 }
 
 /// An execution as saved; its output is saved separately.
@@ -88,6 +103,8 @@ pub struct SavedExecution {
     pub current: Attempt,
     #[serde(default)]
     pub past: Vec<PastAttempt>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) probes: BTreeMap<u8, ProbePlace>,
 }
 
 impl SavedExecution {
@@ -237,7 +254,11 @@ impl Batch {
                 || t.pacing.is_some()
         };
         match () {
-            () if self.halt.is_some() || tasks().any(|t| t.detail.undo.is_some()) => 4,
+            () if self.halt.is_some()
+                || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
+            {
+                4
+            }
             () if tasks().any(is_targeted) => 3,
             () if tasks().any(|t| t.late_join_full) => 2,
             () => 1,
@@ -380,10 +401,9 @@ impl Core {
         }
         for key in executions {
             if let Some(task) = self.tasks.get(&key.task) {
-                batch.executions.insert(
-                    (key.task, key.n),
-                    saved_execution(&task.executions[key.n as usize]),
-                );
+                batch
+                    .executions
+                    .insert((key.task, key.n), saved_execution(task, key.n));
             }
         }
         for instance in machines {
@@ -460,10 +480,24 @@ fn saved_task(task: &Task) -> SavedTask {
         rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
         spared: task.spared,
         pacing: task.pacing.clone(),
+        probes: saved_probes(task),
     }
 }
 
-fn saved_execution(execution: &Execution) -> SavedExecution {
+fn saved_probes(task: &Task) -> Vec<SavedProbe> {
+    let data = task.probes.iter().flat_map(|probes| &**probes);
+    let probes = task.spec.probes.iter().zip(data);
+    let probes = probes.map(|(probe, data)| SavedProbe {
+        posted: probe.posted.clone(),
+        summary: data.summary.clone(),
+        place: data.places.get(&ONE_MACHINE).cloned(),
+    });
+    probes.collect()
+}
+
+fn saved_execution(task: &Task, n: u32) -> SavedExecution {
+    let execution: &Execution = &task.executions[n as usize];
+    let probes = task.probes.iter().flat_map(|probes| &**probes).zip(0..);
     let without_output = |attempt: &Attempt| Attempt {
         output: None,
         ..attempt.clone()
@@ -486,6 +520,9 @@ fn saved_execution(execution: &Execution) -> SavedExecution {
                 attempt: without_output(&past.attempt),
                 ..past.clone()
             })
+            .collect(),
+        probes: { probes }
+            .filter_map(|(data, probe)| Some((probe, data.places.get(&n)?.clone())))
             .collect(),
     }
 }

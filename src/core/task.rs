@@ -8,6 +8,7 @@ use super::lazy_box::{LazyBox, SharedDefault};
 use super::match_index::SelectorKey;
 use super::output::Output;
 use super::pace::Pacing;
+use super::probe_data::ProbeData;
 use super::spec::Spec;
 use super::undo::AttemptUndo;
 use super::{ExecutionKey, MachineKey, Time};
@@ -57,6 +58,8 @@ pub struct TaskData {
     pub(super) spared: u32,
     /// How far it has come, if it has a rollout, was paused or was stopped.
     pub(super) pacing: Option<Box<Pacing>>,
+    /// How its probes go, if it has any.
+    pub(super) probes: Option<Box<[ProbeData]>>,
     /// New machines may still join it.
     pub(super) open: bool,
     /// No further machine may join it although it has `lateJoin`: it has as many executions as it may have.
@@ -305,7 +308,7 @@ impl Task {
             } else {
                 TaskState::Partial
             }
-        } else if unsuccessful > 0 {
+        } else if unsuccessful > 0 || self.failed_before() {
             TaskState::Failed
         } else if counts.canceled > 0 || self.canceled {
             TaskState::Canceled
@@ -370,6 +373,7 @@ impl Task {
             TaskState::Waiting => {
                 "no machine matches yet; it goes to the first that appears within its ttl".into()
             }
+            TaskState::Running if self.is_gated() => "waits until its probes have passed".into(),
             TaskState::Running if self.counts.unfinished() == 0 => {
                 "open to machines that appear within its ttl".into()
             }
@@ -445,6 +449,7 @@ impl Task {
             rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
             rollout_state: self.rollout_state(),
             stopped_by: self.stopped_by(),
+            probes: self.answered_probes(detail_limit == usize::MAX),
             mode: spec.mode,
             ttl: spec.ttl,
             late_join: spec.late_join,

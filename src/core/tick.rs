@@ -64,6 +64,8 @@ impl Core {
             Timer::TaskTtl(task) => self.task_ttl_is_over(now, task),
             Timer::PauseOver(task) => self.pause_may_be_over(now, task),
             Timer::Pace(task) => self.pace(now, task),
+            Timer::Probe(key) => self.probe_is_due(now, key),
+            Timer::KeepAlive(task) => self.look_at_pool(now, task),
             Timer::ForgetTask(task) => self.forget_task(task),
         }
     }
@@ -146,6 +148,7 @@ impl Core {
                 "its machine went away before it started",
             );
         }
+        self.drop_orders(key);
         self.machine_changed(key);
         self.cancel_machine_timers(key);
         if let Some(machine) = self.remove_machine(key) {

@@ -3,6 +3,7 @@
 //! To add a timer: a variant of [`Timer`], its handler in `tick.rs`, where it is set and canceled, and its
 //! check in `invariants.rs`. Whoever sets a timer remembers its time, so that it can be canceled.
 
+use super::probe_data::ProbeKey;
 use super::{ExecutionKey, MachineKey, TaskKey, Time};
 use std::collections::BTreeSet;
 
@@ -25,6 +26,10 @@ pub(super) enum Timer {
     PauseOver(TaskKey),
     /// There was more to do for the pace of a task than one call does.
     Pace(TaskKey),
+    /// A run of a probe begins, or has no result in time.
+    Probe(ProbeKey),
+    /// The pool of a task is counted.
+    KeepAlive(TaskKey),
     /// A finished task is forgotten.
     ForgetTask(TaskKey),
 }

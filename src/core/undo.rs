@@ -222,10 +222,12 @@ impl Core {
 
     /// Counts and lists a restored undo; its task counts it already.
     pub(super) fn restore_undo(&mut self, key: ExecutionKey) {
-        let Some(undo) = self.execution(key).current.undo.as_ref() else {
-            return;
-        };
-        let (is_dirty, kept) = (self.execution(key).current.is_dirty(), undo.kept());
+        let execution = self.execution(key);
+        let past = execution.past.iter().map(|past| &past.attempt);
+        let undos = past.chain([&*execution.current]);
+        let undos = undos.filter_map(|attempt| attempt.undo.as_ref());
+        let kept = undos.map(|undo| undo.kept()).sum();
+        let is_dirty = execution.current.is_dirty();
         self.undos.dirty += usize::from(is_dirty);
         self.ledger.resize_output(0, kept);
         self.index_undo(key);
@@ -324,6 +326,10 @@ impl Core {
             true => output,
             false => "".into(),
         };
+        if !self.tasks.contains_key(&key.task) {
+            // It had ended before, and was the oldest: it had to make room.
+            return;
+        }
         let after = kept.len();
         if let Some(undo) = self.execution_mut(key).current.undo.as_mut() {
             undo.reason = report.reason.or(undo.reason);
@@ -339,6 +345,10 @@ impl Core {
         let task = data_mut(&mut self.tasks, key.task);
         task.output_bytes = task.output_bytes + after - before;
         self.ledger.resize_output(before, after);
+        if let Some(at) = task.finished_at {
+            let task = task.clone();
+            self.ledger.list_finished(at, key.task, &task);
+        }
         self.undo_settled(now, key);
     }
 

@@ -66,6 +66,10 @@ impl Core {
             )));
         };
 
+        let watched = { spec.probes.iter() }.filter_map(|probe| probe.on.clone());
+        let pool = { spec.counts.keep_alive.as_ref() }.and_then(|it| it.pool.clone());
+        let watched: Vec<Selector> = watched.chain(pool).collect();
+        let is_gated = spec.has_probe_before();
         let targets = match is_any {
             true => vec![None],
             false => { choice.machines.iter() }
@@ -79,7 +83,9 @@ impl Core {
             self.task_mut(key).open = true;
             self.open(key, selector);
         }
-        if is_any {
+        if is_gated {
+            // Probes have to pass first.
+        } else if is_any {
             self.queue_for_any(ExecutionKey { task: key, n: 0 }, selector);
         } else if choice.plan.is_none() {
             for (n, machine) in (0..).zip(choice.machines) {
@@ -87,6 +93,10 @@ impl Core {
             }
         }
         self.pace(now, key);
+        for selector in watched {
+            // They are asked for while it runs, and are compiled now.
+            self.match_index.key_of(&selector);
+        }
         Ok(key)
     }
 
@@ -166,7 +176,7 @@ impl Core {
         let targets = targets.into_iter().map(Some).collect();
         let key = self.add_task(now, id.clone(), id, spec, targets, &choice);
         self.task_mut(key).rerun_of = Some(of);
-        if choice.plan.is_some() {
+        if choice.plan.is_some() || self.task(key).is_gated() {
             self.pace(now, key);
             return Ok(key);
         }
@@ -325,7 +335,12 @@ impl Core {
     ) -> TaskKey {
         let key = TaskKey(self.next_task);
         self.next_task += 1;
-        let state = match choice.plan {
+        let mut pacing = choice.plan.clone().map(Pacing::new);
+        if spec.has_probe_before() {
+            let gated = Pacing::gated(targets.len() as u32);
+            pacing.get_or_insert(gated).is_gated = true;
+        }
+        let state = match pacing {
             Some(_) => ExecutionState::Held,
             None => ExecutionState::Queued,
         };
@@ -357,7 +372,8 @@ impl Core {
             rerun_of: None,
             matched: choice.matched,
             spared: choice.spared.len() as u32,
-            pacing: choice.plan.clone().map(|plan| Box::new(Pacing::new(plan))),
+            pacing: pacing.map(Box::new),
+            probes: None,
             open: false,
             late_join_full: false,
             canceled: false,
@@ -378,6 +394,8 @@ impl Core {
             }
             self.guard(execution);
         }
+        self.add_probes(now, key);
+        self.watch_pool(now, key);
         self.stats.submitted += 1;
         key
     }
@@ -577,6 +595,7 @@ impl Core {
                 if let Some(changes) = &mut self.changes {
                     changes.execution(execution);
                 }
+                self.probe_before_start(now, execution);
                 self.pace(now, key);
             }
         }

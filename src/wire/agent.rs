@@ -11,6 +11,7 @@
 //! are sent as "milliseconds ago": the clocks of containers may be wrong.
 
 use super::duration::TimeSpan;
+use super::probe::{ProbeOrder, ProbeResult};
 use super::task::ExecutionState;
 use super::undo::{UndoReason, UndoReport};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -72,19 +73,22 @@ pub enum Feature {
     Script,
     /// `detail.undo`.
     Undo,
+    /// `probes`.
+    Probes,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::User,
         Self::StdinBase64,
         Self::MergeOutput,
         Self::Script,
         Self::Undo,
+        Self::Probes,
     ];
 
-    /// The word in a poll: the field of `detail`.
+    /// The word in a poll: the field of the task or of its `detail`.
     pub fn word(self) -> &'static str {
         match self {
             Self::User => "user",
@@ -92,6 +96,7 @@ impl Feature {
             Self::MergeOutput => "mergeOutput",
             Self::Script => "script",
             Self::Undo => "undo",
+            Self::Probes => "probes",
         }
     }
 }
@@ -158,6 +163,10 @@ pub struct Orders<D> {
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     #[serde(deserialize_with = "bounded")]
     pub undo: Vec<UndoOrder<D>>,
+    /// Probes to run once, at once, beside everything else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded")]
+    pub probe: Vec<ProbeOrder>,
 }
 
 impl<D> Orders<D> {
@@ -169,6 +178,7 @@ impl<D> Orders<D> {
             stopped: Vec::new(),
             forget: Vec::new(),
             undo: Vec::new(),
+            probe: Vec::new(),
         }
     }
 
@@ -178,6 +188,7 @@ impl<D> Orders<D> {
             && self.cancel.is_empty()
             && self.forget.is_empty()
             && self.undo.is_empty()
+            && self.probe.is_empty()
     }
 }
 
@@ -346,6 +357,9 @@ pub struct Done {
     /// What has become of undos; taken before the results.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undos: Vec<UndoReport>,
+    /// How runs of probes ended. They need not be answered for; one that comes too late does not count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<ProbeResult>,
 }
 
 /// The answer to reported results. None of them need be reported again.

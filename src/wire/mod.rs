@@ -10,6 +10,7 @@
 //! | `report` | the report of a task |
 //! | `halt` | the halt of all experiments |
 //! | `undo` | taking back what a command did |
+//! | `probe` | probes, which stop a task by themselves |
 //! | `duration`, `strict_object` | how durations and objects are read |
 //! | `enumeration` | values that are one of a few words |
 //! | `signal` | names of signals |
@@ -29,6 +30,7 @@ pub mod halt;
 pub mod machine;
 pub mod machine_names;
 pub mod output_line;
+pub mod probe;
 pub mod report;
 pub mod rollout;
 pub mod signal;

@@ -1,5 +1,6 @@
 //! The report of a task: what was asked, who was hit, what happened when, what is left.
 
+use super::probe::ProbeState;
 use super::rollout::StoppedBy;
 use super::task::{Detail, ExecutionState, Mode, TaskState};
 use super::undo::UndoState;
@@ -14,6 +15,8 @@ pub enum Verdict {
     Dirty,
     /// It was stopped or canceled.
     Stopped,
+    /// A probe did not pass again in time after everything was undone.
+    NotRecovered,
     /// Not every command succeeded.
     Failed,
     /// It has not ended yet.
@@ -28,6 +31,7 @@ impl Verdict {
         match self {
             Verdict::Dirty => "dirty",
             Verdict::Stopped => "stopped",
+            Verdict::NotRecovered => "notRecovered",
             Verdict::Failed => "failed",
             Verdict::Unfinished => "unfinished",
             Verdict::Passed => "passed",
@@ -80,6 +84,32 @@ pub struct MachineReport {
     pub exposure_ms: Option<u64>,
 }
 
+/// How a probe of a task went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeReport {
+    /// Its name.
+    pub name: String,
+    /// Its state.
+    pub state: ProbeState,
+    /// How often it ran.
+    pub runs: u32,
+    /// How many of the runs failed.
+    pub failed: u32,
+    /// How long the last run took that gave a result, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_ms: Option<u64>,
+    /// How long the longest of them took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ms: Option<u64>,
+    /// The label of the machine of the last run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// Why the last run failed; empty if it did not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub msg: String,
+}
+
 /// The report of a task.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -107,6 +137,9 @@ pub struct Report {
     /// What stopped it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped_by: Option<StoppedBy>,
+    /// Its probes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<ProbeReport>,
     /// Its moments, in order.
     pub phases: Vec<Phase>,
     /// Its machines, in the order of its executions.

@@ -500,6 +500,10 @@ pub enum StopKind {
     Failures,
     /// A user stopped it.
     User,
+    /// A probe of it failed.
+    Probe,
+    /// Too few machines of its pool were left alone and healthy.
+    KeepAlive,
 }
 
 /// What stopped a task, and when.
@@ -507,10 +511,16 @@ pub enum StopKind {
 pub struct StoppedBy<S = String> {
     /// What kind of cause.
     pub kind: StopKind,
+    /// The name of the probe.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub name: Option<S>,
     /// When it was stopped, RFC 3339.
     pub at: S,
     /// Why, in words.
     pub msg: S,
+    /// The last of what the probe wrote.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub output: Option<S>,
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use super::bounded;
 use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
+use super::probe::{AnsweredProbe, Probe};
 use super::rollout::{Expect, KeepAlive, Rollout, RolloutState, Share, StoppedBy};
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
 use super::undo::{AnsweredUndo, Undo, UndoCounts};
@@ -203,6 +204,8 @@ pub struct PostedTask {
     pub max_targets: Option<Share>,
     pub keep_alive: Option<KeepAlive>,
     pub rollout: Option<StrictObject<Rollout>>,
+    #[serde(default, deserialize_with = "bounded::some_list")]
+    pub probes: Option<Vec<Posted<Probe>>>,
     pub detail: Posted<Detail>,
     pub name: Option<String>,
     pub id: Option<String>,
@@ -566,6 +569,9 @@ pub struct Task<S = String> {
     /// What stopped it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped_by: Option<StoppedBy<S>>,
+    /// Its probes, and how their runs went.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<AnsweredProbe<S>>,
     /// Which of the matching machines run it.
     pub mode: Mode,
     /// How long an execution may wait to be started.

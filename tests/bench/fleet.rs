@@ -239,6 +239,7 @@ impl Fleet {
         };
         let done = Done {
             undos: Vec::new(),
+            probes: Vec::new(),
             seq: None,
             instance: self.agents[n].instance.clone(),
             pieces: Vec::new(),

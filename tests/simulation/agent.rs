@@ -648,6 +648,7 @@ impl World {
         }
         let mut done = Done {
             undos: Vec::new(),
+            probes: Vec::new(),
             instance: agent.instance.clone(),
             seq: (!agent.draining).then_some(agent.latest_seq),
             pieces: Vec::new(),
@@ -800,6 +801,7 @@ impl World {
             .and_then(|held| held.result(self.now));
         let done = Done {
             undos: Vec::new(),
+            probes: Vec::new(),
             instance: String::new(),
             seq: None,
             pieces: vec![Piece {

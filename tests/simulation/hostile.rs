@@ -166,6 +166,7 @@ impl World {
         let seq = self.agents[who].latest_seq;
         Request::Done(Done {
             undos: Vec::new(),
+            probes: Vec::new(),
             instance,
             seq: self
                 .rng

@@ -140,6 +140,7 @@ impl Scene {
         };
         let done = Done {
             undos: Vec::new(),
+            probes: Vec::new(),
             instance: instance.into(),
             seq: None,
             pieces: Vec::new(),

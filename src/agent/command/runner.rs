@@ -21,6 +21,7 @@ use super::undo_plan;
 use super::user::{self, User};
 use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::backoff::random_id;
+use crate::agent::probes::StartedProbe;
 use crate::agent::processes::guard::Guard;
 use crate::agent::processes::inheritance;
 use crate::agent::processes::process_table::KEY_VARIABLE;
@@ -29,9 +30,11 @@ use crate::agent::undo::deadman::{Contact, Deadman, silence};
 use crate::agent::undo::ledger::new_report;
 use crate::agent::undo::machine::{Action, Event};
 use crate::agent::undo::plan::UndoPlan;
+use crate::agent::undo::run::Process;
 use crate::config::CommandPolicy;
 use crate::rules::{MAX_STDIN_BYTES, tag_variable};
 use crate::wire::agent::AttemptId;
+use crate::wire::probe::ProbeOrder;
 use crate::wire::task::{DEFAULT_KILL_GRACE, Detail, ExecutionState};
 use crate::wire::undo::{Undo, UndoState};
 use base64::Engine as _;
@@ -289,6 +292,67 @@ impl Runner {
         plan.because(job.reason);
         plan.command_ended(job.exit_code, job.stdout.as_bytes());
         Ok(plan)
+    }
+
+    /// Starts a probe. The error says why it could not be started, or may not.
+    pub fn start_probe(&self, order: &ProbeOrder, instance: &str) -> Result<StartedProbe, String> {
+        let detail = Detail {
+            command: order.command.clone(),
+            argv: order.argv.clone(),
+            ..Detail::default()
+        };
+        policy::check(&self.policy, &detail)?;
+        let directory = std::env::current_dir().unwrap_or_default();
+        let program = command_line(&detail, self.policy.wrapper.as_deref(), &directory)?;
+        let mut variables = self.tags.clone();
+        for (name, value) in [
+            ("SIDEBIKE_TASK_ID", &*order.task_id),
+            ("SIDEBIKE_TASK_NAME", &order.task_name),
+            ("SIDEBIKE_MACHINE_LABEL", &self.label),
+            ("SIDEBIKE_INSTANCE", instance),
+            ("SIDEBIKE_PROBE", &order.name),
+            (PHASE_VARIABLE, "probe"),
+        ] {
+            variables.push((name.to_owned(), value.replace('\0', "")));
+        }
+        let surroundings = Surroundings {
+            directory: None,
+            variables,
+            user: None,
+            needs_session: self.needs_session,
+        };
+        // One of its own: what has the key of an attempt is ended with that.
+        let key = random_id()?;
+        // Before the start: if the agent is killed meanwhile, the guard finds it by its key.
+        self.guard.add(&key);
+        let started = spawn_program(
+            &program,
+            &surroundings,
+            &[(KEY_VARIABLE, Some(key.clone()))],
+        );
+        match started {
+            Ok((child, pipe)) => Ok(StartedProbe {
+                process: Process::new(child, pipe),
+                key,
+            }),
+            Err(why) => {
+                self.guard.remove(&key);
+                Err(why)
+            }
+        }
+    }
+
+    /// Checks the owner's rules for a request of a probe, as for a command with the text `GET URL`. A wrapper cannot
+    /// decide about it, so with one alone it is refused.
+    pub fn check_request(&self, url: &str) -> Result<(), String> {
+        if self.policy.wrapper.is_some() && self.policy.allow.is_empty() {
+            return Err("refused by this machine's owner: with --wrapper an http probe needs an --allow pattern that matches \"GET URL\"".into());
+        }
+        let detail = Detail {
+            command: Some(format!("GET {url}")),
+            ..Detail::default()
+        };
+        policy::check(&self.policy, &detail)
     }
 
     /// Checks the owner's rules, for the command and for what belongs to it. The user to run it as.

@@ -44,7 +44,7 @@ const LAST_OUTPUT: Duration = Duration::from_millis(100);
 /// How often a system without pidfd is asked whether the process has ended.
 const EXIT_LOOK: Duration = Duration::from_millis(20);
 /// Bytes read at once: half the capacity of a pipe.
-const READ_BYTES: usize = 32 << 10;
+pub const READ_BYTES: usize = 32 << 10;
 /// The stack of a thread that starts a process, in bytes: as that of the threads that start commands.
 const STACK_BYTES: usize = 512 << 10;
 /// How long poll(2) is not called again after it failed for lack of memory.
@@ -345,8 +345,8 @@ fn text(output: &VecDeque<u8>) -> String {
     text
 }
 
-/// A process that runs.
-struct Process {
+/// A process that runs, with a group of its own and one pipe for its output.
+pub struct Process {
     child: Child,
     group: Pid,
     /// Readable when it has ended; none on an old kernel, and afterwards.
@@ -359,7 +359,8 @@ struct Process {
 }
 
 impl Process {
-    fn new(child: Child, pipe: OwnedFd) -> Self {
+    /// One that has just been started.
+    pub fn new(child: Child, pipe: OwnedFd) -> Self {
         let group = Pid::from_child(&child);
         Process {
             child,
@@ -371,8 +372,13 @@ impl Process {
         }
     }
 
+    /// Its process group.
+    pub fn group(&self) -> Pid {
+        self.group
+    }
+
     /// Waits for its end, for output, or so long.
-    fn wait(&self, mut timeout: Duration) {
+    pub fn wait(&self, mut timeout: Duration) {
         if self.pidfd.is_none() && !self.has_ended {
             timeout = timeout.min(EXIT_LOOK);
         }
@@ -388,7 +394,7 @@ impl Process {
 
     /// Whether it has ended since the last call. It is not reaped: as long as it is a zombie, the number of its group
     /// cannot belong to another one.
-    fn notice_end(&mut self) -> bool {
+    pub fn notice_end(&mut self) -> bool {
         if self.has_ended {
             return false;
         }
@@ -406,7 +412,7 @@ impl Process {
     }
 
     /// Reads once. How many bytes came.
-    fn read_once(&mut self, buffer: &mut [u8], output: &mut VecDeque<u8>) -> usize {
+    pub fn read_once(&mut self, buffer: &mut [u8], output: &mut VecDeque<u8>) -> usize {
         let Some(pipe) = &self.pipe else { return 0 };
         self.is_held = true;
         match rustix::io::read(pipe, &mut *buffer) {
@@ -428,7 +434,7 @@ impl Process {
     }
 
     /// Reads what is in the pipe now, and nothing that is written later.
-    fn read_rest(&mut self, buffer: &mut [u8], output: &mut VecDeque<u8>) {
+    pub fn read_rest(&mut self, buffer: &mut [u8], output: &mut VecDeque<u8>) {
         let there = { self.pipe.as_ref() }.and_then(|pipe| rustix::io::ioctl_fionread(pipe).ok());
         let mut left = usize::try_from(there.unwrap_or(0)).unwrap_or(0);
         while left > 0 {
@@ -442,12 +448,25 @@ impl Process {
     }
 
     /// Whether a process may still write to the pipe.
-    fn is_writable(&self) -> bool {
+    pub fn is_writable(&self) -> bool {
         self.pipe.is_some()
     }
 
-    fn reap(&mut self) {
+    /// Reaps it; it has ended.
+    pub fn reap(&mut self) {
         let _ = self.child.wait();
+    }
+
+    /// Why it did not succeed, of one that has ended. It is not reaped.
+    pub fn failure(&self) -> Option<String> {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(self.group), look).ok().flatten();
+        match status.map(|status| (status.exit_status(), status.terminating_signal())) {
+            Some((Some(0), _)) => None,
+            Some((Some(code), _)) => Some(format!("exit code {code}")),
+            Some((None, Some(number))) => Some(format!("killed by {}", signal::name(number))),
+            Some((None, None)) | None => Some("its exit code is lost".into()),
+        }
     }
 
     /// How it ended.
@@ -474,7 +493,7 @@ impl Process {
     }
 
     /// Its child, unless it has ended and can be reaped now.
-    fn give_up(mut self) -> Option<Child> {
+    pub fn give_up(mut self) -> Option<Child> {
         matches!(self.child.try_wait(), Ok(None)).then_some(self.child)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::call::{Call, Handled};
 use super::parse::body;
-use crate::core::{check_holds, check_report, is_of_original};
+use crate::core::{check_holds, check_probe_results, check_report, is_of_original};
 use crate::server::answers::{self, not_safe, refused};
 use crate::server::http::Answer;
 use crate::server::state::Polled;
@@ -67,6 +67,7 @@ pub fn done(call: Call<'_>) -> Handled {
     let StrictObject(done): StrictObject<Done> = body(&call, "the results")?;
     check_speaks_for(&done.instance)?;
     check_report(&done.pieces, &done.results, &done.undos).map_err(refused)?;
+    check_probe_results(&done.probes).map_err(refused)?;
     let taken = call
         .server
         .store

@@ -9,8 +9,9 @@ use crate::server::answers::text::plain;
 use crate::server::answers::{ok, refused};
 use crate::server::http::Answer;
 use crate::wire::agent::Stream;
-use crate::wire::report::{MachineReport, Phase, Report, Verdict};
-use crate::wire::rollout::StoppedBy;
+use crate::wire::probe::ProbeState;
+use crate::wire::report::{MachineReport, Phase, ProbeReport, Report, Verdict};
+use crate::wire::rollout::{StopKind, StoppedBy};
 use crate::wire::task::{self as wire, ExecutionState, TaskState};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
@@ -86,9 +87,12 @@ fn report_of(task: &Task) -> Report {
         spared: answered.spared,
         stopped_by: stopped.map(|stopped| StoppedBy {
             kind: stopped.kind,
+            name: stopped.name.as_ref().map(|name| name.to_string()),
             at: stopped.at.to_string(),
             msg: stopped.msg.to_string(),
+            output: stopped.output.as_ref().map(|output| output.to_string()),
         }),
+        probes: probes(&answered),
         phases: phases(&answered),
         machines,
     }
@@ -147,6 +151,13 @@ fn verdict(task: &wire::Task<Cow<'_, str>>) -> (Verdict, String) {
         return (Verdict::Unfinished, why);
     }
     if let Some(stopped) = &task.stopped_by {
+        // A probe did not pass before the start: nothing was touched.
+        let mut executions = task.result.iter();
+        let is_untouched =
+            executions.all(|e| e.state == ExecutionState::Failed && e.attempt.msg == stopped.msg);
+        if stopped.kind == StopKind::Probe && task.state == TaskState::Failed && is_untouched {
+            return (Verdict::Failed, stopped.msg.to_string());
+        }
         return (Verdict::Stopped, stopped.msg.to_string());
     }
     if counts.canceled > 0 || task.state == TaskState::Canceled {
@@ -154,6 +165,18 @@ fn verdict(task: &wire::Task<Cow<'_, str>>) -> (Verdict, String) {
             Verdict::Stopped,
             format!("{} were canceled", counts.canceled),
         );
+    }
+    let probe = |state| task.probes.iter().find(|probe| probe.state == state);
+    if let Some(probe) = probe(ProbeState::NotRecovered) {
+        let why = format!(
+            "probe {} did not pass again in time: {}",
+            probe.posted.name, probe.msg
+        );
+        return (Verdict::NotRecovered, why);
+    }
+    if let Some(probe) = probe(ProbeState::Recovering) {
+        let why = format!("probe {} has not passed again yet", probe.posted.name);
+        return (Verdict::Unfinished, why);
     }
     if task.state == TaskState::Succeeded {
         let why = format!("all of {} succeeded", counts.total());
@@ -164,6 +187,20 @@ fn verdict(task: &wire::Task<Cow<'_, str>>) -> (Verdict, String) {
         Verdict::Failed,
         format!("{} of {of} succeeded", counts.succeeded),
     )
+}
+
+fn probes(task: &wire::Task<Cow<'_, str>>) -> Vec<ProbeReport> {
+    let probes = task.probes.iter().map(|probe| ProbeReport {
+        name: probe.posted.name.clone(),
+        state: probe.state,
+        runs: probe.runs,
+        failed: probe.failed,
+        last_ms: probe.last_ms,
+        max_ms: probe.max_ms,
+        machine: probe.machine.as_ref().map(|machine| machine.to_string()),
+        msg: probe.msg.to_string(),
+    });
+    probes.collect()
 }
 
 /// Which machines were meant, in words.
@@ -256,6 +293,24 @@ fn lines(report: &Report, heading: &str, bar: &str) -> String {
     }
     for phase in &report.phases {
         text.push_str(&row(&[phase.at.clone(), phase.what.clone()]));
+    }
+    if !report.probes.is_empty() {
+        let _ = write!(text, "\n{heading}Probes\n\n");
+        if is_table {
+            text.push_str("| probe | state | runs | failed | longest | machine |\n| --- | --- | --- | --- | --- | --- |\n");
+        }
+        for probe in &report.probes {
+            let longest = probe.max_ms.map(Duration::from_millis);
+            let longest = longest.map(|time| humantime::format_duration(time).to_string());
+            text.push_str(&row(&[
+                clean(&probe.name),
+                probe.state.word().into(),
+                probe.runs.to_string(),
+                probe.failed.to_string(),
+                longest.unwrap_or_else(|| "-".into()),
+                clean(probe.machine.as_deref().unwrap_or("-")),
+            ]));
+        }
     }
     let _ = write!(text, "\n{heading}Machines\n\n");
     if is_table {

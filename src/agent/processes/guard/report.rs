@@ -271,6 +271,7 @@ mod tests {
                 began_ago_ms: Some(2),
                 ended_ago_ms: None,
             }],
+            probes: Vec::new(),
         }
     }
 

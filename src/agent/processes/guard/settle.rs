@@ -78,6 +78,7 @@ impl Settler {
             pieces: Vec::new(),
             results: result.into_iter().collect(),
             undos: vec![report],
+            probes: Vec::new(),
         };
         self.reports.send(Finished { done, at: now });
     }
