@@ -323,7 +323,7 @@ fn of_twenty_submits_at_once_none_takes_the_last_healthy_machine() {
                 assert_eq!(*status, 409, "{answer}");
                 assert_eq!(
                     answer["msg"],
-                    "keepAlive: 5 of 10 machines must stay (50 %), 5 are healthy (5 more are targets of tasks with keepAlive that have not ended), so none may be hit; 1 were asked for"
+                    "keepAlive: 5 of 10 machines must stay (50 %), 5 are healthy (5 more are targets of tasks with keepAlive or an undo that have not ended, or not been undone), so none may be hit; 1 were asked for"
                 );
             }
         }
@@ -1058,7 +1058,7 @@ fn what_is_touched_is_still_touched_after_a_restart() {
         (!msg.starts_with("still counting")).then_some(msg)
     });
     // The choice may fall on what is touched already.
-    let why = "keepAlive: 2 of 4 machines must stay (50 %), 2 are healthy (2 more are targets of tasks with keepAlive that have not ended), so none may be hit";
+    let why = "keepAlive: 2 of 4 machines must stay (50 %), 2 are healthy (2 more are targets of tasks with keepAlive or an undo that have not ended, or not been undone), so none may be hit";
     let first = instances(&server.task("first"));
     let dry = server
         .post("/api/v1/task?dryRun=1", &posted("second"))

@@ -11,8 +11,8 @@ Examples:
   sidebike report --md 018f6a2b > run.md   as Markdown, for a ticket
   sidebike report --json 018f6a2b | jq -r .verdict
 
-The verdict is the worst that holds: dirty (something may be left on a machine), stopped, failed,
-unfinished or passed.";
+The verdict is the worst that holds: dirty (something may be left on a machine), stopped,
+notRecovered (a probe did not pass again), failed, unfinished or passed.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
