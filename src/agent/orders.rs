@@ -32,8 +32,9 @@ pub struct Obeyed {
 }
 
 impl Agent {
-    /// Obeys orders, up to the start of commands.
-    pub fn obey(self: &Arc<Self>, orders: Orders<Box<RawValue>>) -> Obeyed {
+    /// Obeys orders, up to the start of commands. Commands are started only while `latest` is the number of the latest
+    /// poll, if the orders are the answer to one: a later poll has already told the server that they never arrived.
+    pub fn obey(self: &Arc<Self>, orders: Orders<Box<RawValue>>, latest: Option<u64>) -> Obeyed {
         // Before anything else: what is left of an earlier command may be in the way of the next.
         let mut has_undo = false;
         for job in orders.undo {
@@ -45,7 +46,7 @@ impl Agent {
         }
         let jobs = orders.start.into_iter();
         let runnable: Vec<Runnable> = jobs
-            .filter_map(|job| self.state.accept(job, None))
+            .filter_map(|job| self.state.accept(job, latest))
             .collect();
         self.log_refused_orders();
         let mut changed = has_undo || has_probe || !runnable.is_empty();

@@ -101,7 +101,7 @@ impl Agent {
             match self.client.poll(&poll, slack) {
                 Ok(orders) => {
                     self.state.contact.made();
-                    let (changed, runnable) = self.poll_answered(orders, &mut polls);
+                    let (changed, runnable) = self.poll_answered(orders, poll.seq, &mut polls);
                     if changed || asked.elapsed() > QUICK {
                         polls.health.quick = 0;
                     } else {
@@ -180,6 +180,7 @@ impl Agent {
     fn poll_answered(
         self: &Arc<Self>,
         orders: Orders<Box<RawValue>>,
+        seq: u64,
         polls: &mut PollLoop,
     ) -> (bool, Option<Runnable>) {
         if std::mem::take(&mut polls.health.is_down) {
@@ -189,7 +190,7 @@ impl Agent {
         polls.health.failures.succeeded(CALL);
         polls.health.conflicts = 0;
         polls.backoff.reset();
-        let obeyed = self.obey(orders);
+        let obeyed = self.obey(orders, Some(seq));
         self.shorten_poll(Some(polls.epoch));
         let mut runnable = obeyed.runnable.into_iter();
         let first = runnable.next();

@@ -238,7 +238,7 @@ impl Reporter {
         delivery: &Delivery,
     ) -> (Next, Vec<Runnable>) {
         let (is_complete, orders) = match answer {
-            Answer::ToOutput(orders) => (true, agent.obey(*orders).runnable),
+            Answer::ToOutput(orders) => (true, agent.obey(*orders, None).runnable),
             Answer::ToResults(taken, latest) => {
                 let mut orders = Vec::new();
                 // Without a request for work nothing is started: it could be a second start.

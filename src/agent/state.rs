@@ -378,7 +378,7 @@ impl AgentState {
     /// already known, has to wait for a slot, is refused (see [`AgentState::take_refusal`]), or comes during
     /// shutdown (the goodbye does not list it, which tells the server that it was not started).
     ///
-    /// An order in the answer to a report counts only while `latest` is the number of the latest poll: a
+    /// An order in the answer to a report, or to a poll, counts only while `latest` is the number of the latest poll: a
     /// later poll has already told the server that the order never arrived.
     pub fn accept(&self, job: Job, latest: Option<u64>) -> Option<Runnable> {
         let mut inner = lock(&self.inner);

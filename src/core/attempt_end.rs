@@ -3,6 +3,7 @@
 //! Every end goes through [`Core::end_attempt`], whether a machine reported it, a user canceled it, or its time
 //! was up. To add a reason for an attempt to end: call it with a terminal state and a message.
 
+use super::invariants::Rule;
 use super::lazy_box::LazyBox;
 use super::lifecycle::{self, Event};
 use super::saved::OutputKey;
@@ -123,7 +124,7 @@ impl Core {
             || execution.canceling
             || task.canceled
             || task.is_stopped()
-            || execution.current.is_dirty()
+            || (execution.current.is_dirty() && self.keeps(Rule::RetryWaitsForUndo))
         {
             return None;
         }
@@ -181,7 +182,8 @@ impl Core {
         let Some(task) = self.tasks.get(&key) else {
             return;
         };
-        let is_unfinished = task.counts.unfinished() > 0 || task.undos_under_way() > 0;
+        let undos = task.undos_under_way() > 0 && self.keeps(Rule::EndWaitsForUndo);
+        let is_unfinished = task.counts.unfinished() > 0 || undos;
         if task.open || task.finished_at.is_some() || is_unfinished {
             return;
         }

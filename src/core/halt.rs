@@ -1,5 +1,6 @@
 //! The halt: every experiment ends, and none begins until somebody lifts it.
 
+use super::invariants::Rule;
 use super::task::rfc3339;
 use super::user::Selection;
 use super::{Core, Refusal, TaskKey, Time};
@@ -76,11 +77,13 @@ impl Core {
     /// Refuses a new task while a halt is in force.
     pub(super) fn check_halt(&self, has_undo: bool) -> Result<(), Refusal> {
         match &self.halt {
-            Some(halt) if halt.all || has_undo => Err(Refusal::Full(format!(
-                "halted since {}: {}; lift it with DELETE /api/v1/halt (sidebike halt --lift)",
-                rfc3339(halt.since),
-                halt.reason
-            ))),
+            Some(halt) if (halt.all || has_undo) && self.keeps(Rule::HaltRefuses) => {
+                Err(Refusal::Full(format!(
+                    "halted since {}: {}; lift it with DELETE /api/v1/halt (sidebike halt --lift)",
+                    rfc3339(halt.since),
+                    halt.reason
+                )))
+            }
             _ => Ok(()),
         }
     }

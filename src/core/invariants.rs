@@ -3,6 +3,7 @@
 //! Much is stored twice for speed, and both copies must agree: the queues and the place of each execution, the
 //! counts and the executions, the timers and the times they were set for.
 
+use super::ledger::Frees;
 use super::machine::Machine;
 use super::retention::LATE_JOIN_PART;
 use super::task::Place;
@@ -10,7 +11,8 @@ use super::timers::Timer;
 use super::{Core, ExecutionKey, Limits, MachineKey, Task, TaskKey};
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Counts, ExecutionState};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use crate::wire::undo::UndoState;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// A rule that a test can switch off, to see that the simulation finds its violation. No input can do that.
 #[doc(hidden)]
@@ -40,6 +42,16 @@ pub enum Rule {
     StoppedIsSkipped,
     /// What nobody has said of an undo is owed when its machine is gone.
     LostIsOwed,
+    /// A machine runs one execution with a lock at a time, and none before the undo of the one before is settled.
+    LockIsHeld,
+    /// An attempt whose undo is failed or owed is not followed by another.
+    RetryWaitsForUndo,
+    /// A task has not ended while an undo of it runs.
+    EndWaitsForUndo,
+    /// A task with an undo that is failed or owed is not forgotten.
+    DebtsAreKept,
+    /// Nothing with an undo is accepted during a halt.
+    HaltRefuses,
     /// Machines that are offline are part of the pool of which some have to stay.
     OfflineIsOfThePool,
     /// What any machine may run goes to one whose agent can run it.
@@ -54,7 +66,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 15] = [
+    pub const ALL: [Rule; 21] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -66,6 +78,12 @@ impl Rule {
         Rule::AnyGoesWhereItCanRun,
         Rule::WindowIsKept,
         Rule::StoppedIsSkipped,
+        Rule::LostIsOwed,
+        Rule::LockIsHeld,
+        Rule::RetryWaitsForUndo,
+        Rule::EndWaitsForUndo,
+        Rule::DebtsAreKept,
+        Rule::HaltRefuses,
         Rule::OfflineIsOfThePool,
         Rule::FailuresAreOfTheTask,
         Rule::HitsRoundDown,
@@ -93,6 +111,19 @@ pub struct ExecutionView<'a> {
     pub state: ExecutionState,
     pub instance: Option<&'a str>,
     pub msg: &'a str,
+    /// The undo of the latest attempt, once that was handed out with one.
+    pub undo: Option<UndoView<'a>>,
+}
+
+/// What the simulation sees of an undo.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct UndoView<'a> {
+    /// None until it is armed.
+    pub state: Option<UndoState>,
+    /// The machine that is to run it again, until it has.
+    pub handed_to: Option<&'a str>,
 }
 
 impl Task {
@@ -105,6 +136,7 @@ impl Task {
             state: e.state,
             instance: e.target.as_ref().map(|target| &*target.instance),
             msg: &e.current.msg,
+            undo: e.current.undo.as_ref().map(|undo| undo.view()),
         })
     }
 }
@@ -141,6 +173,7 @@ impl Core {
     /// poll is about to take matches no machine that can be given work. The error names both.
     #[doc(hidden)]
     pub fn check_work_conservation(&self) -> Result<(), String> {
+        self.check_debts_are_handed_out()?;
         let idle: Vec<&Machine> = { self.machines.values() }
             .filter(|machine| machine.can_be_given_work() && !machine.waking)
             .collect();
@@ -175,9 +208,26 @@ impl Core {
     pub fn check_invariants(&self) -> Result<(), String> {
         self.check_executions()?;
         self.check_undos()?;
+        self.check_guarded()?;
         self.check_machines()?;
         self.check_indexes()?;
         self.check_timers()
+    }
+
+    /// The machines that count as touched are those of the executions that have not ended.
+    fn check_guarded(&self) -> Result<(), String> {
+        let mut guarded: HashMap<&str, u32> = HashMap::new();
+        for task in self.tasks.values().filter(|task| task.is_guarding()) {
+            let unfinished = task.executions.iter().filter(|e| !e.state.is_terminal());
+            for target in unfinished.filter_map(|e| e.target.as_ref()) {
+                *guarded.entry(&target.instance).or_default() += 1;
+            }
+        }
+        let counted = self.guarded.iter().map(|(instance, n)| (&**instance, *n));
+        let counted: HashMap<&str, u32> = counted.collect();
+        ensure(counted == guarded, || {
+            format!("guarded {counted:?}, recounted {guarded:?}")
+        })
     }
 
     /// Counts, output bytes and queues agree with the executions.
@@ -378,9 +428,9 @@ impl Core {
             })?;
             detail_bytes += task.spec.kept_bytes();
             let Some(finished_at) = task.finished_at else {
-                let is_undone = task.undos_under_way() == 0;
+                let is_left = task.counts.unfinished() + task.undos_under_way() > 0;
                 ensure(
-                    task.open || task.counts.unfinished() > 0 || !is_undone,
+                    task.open || is_left || !self.keeps(Rule::EndWaitsForUndo),
                     || format!("{key:?}: nothing is left to do, and it has not ended"),
                 )?;
                 continue;
@@ -462,18 +512,23 @@ impl Core {
             format!("{details} bytes of details of unfinished tasks are kept")
         })?;
         let (details, finished) = (self.ledger.detail_bytes(), self.ledger.finished_tasks());
-        ensure(details <= limits.detail_bytes || finished <= 1, || {
-            format!("{details} bytes of details are kept")
-        })?;
+        // What is in debt is kept beyond the limits: nothing else may be left to be forgotten.
+        let could_forget = |frees| self.ledger.oldest_that_frees(frees).is_some();
+        let many = details > limits.detail_bytes
+            && finished > 1
+            && (could_forget(Frees::LargeDetail) || could_forget(Frees::Task));
+        ensure(!many, || format!("{details} bytes of details are kept"))?;
         let tasks = self.ledger.unfinished_tasks();
         ensure(tasks <= limits.executions, || {
             format!("{tasks} unfinished tasks")
         })?;
-        ensure(self.ledger.finished_tasks() <= limits.tasks.max(1), || {
+        let many = self.ledger.finished_tasks() > limits.tasks.max(1) && could_forget(Frees::Task);
+        ensure(!many, || {
             format!("{} ended tasks are kept", self.ledger.finished_tasks())
         })?;
         let many = self.ledger.finished_tasks() > 1
-            && self.ledger.finished_executions() > limits.executions;
+            && self.ledger.finished_executions() > limits.executions
+            && could_forget(Frees::Executions);
         ensure(!many, || {
             "too many executions of ended tasks are kept".into()
         })?;

@@ -7,11 +7,12 @@
 //! in the entry of their selector.
 
 use super::abilities::WaitingByNeed;
-use super::selector::{Selector, SelectorText, Traits};
+use super::selector::{Selector, SelectorText, Traits, no_tags};
 use super::spec::Spec;
 use super::{MachineKey, TaskKey};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
 /// The most instances that all known selectors name together, unless tasks wait under more: the index keeps about
@@ -313,6 +314,22 @@ impl MatchIndex {
         self.selectors
             .iter()
             .flat_map(|(_, entry)| entry.open.iter().copied())
+    }
+
+    /// The machines with this label and host, whatever their tags.
+    pub fn machines_at(&self, label: &Arc<str>, host: &Arc<str>) -> Vec<MachineKey> {
+        let first = Traits {
+            label: label.clone(),
+            host: host.clone(),
+            tags: no_tags(),
+        };
+        let from = (Bound::Included(first), Bound::Unbounded);
+        let there = { self.traits_keys.range::<Traits, _>(from) }
+            .take_while(|(traits, _)| traits.label == *label && traits.host == *host);
+        there
+            .flat_map(|(_, key)| &self.traits(*key).machines)
+            .copied()
+            .collect()
     }
 
     /// Adds a machine to its traits. If these are new, `matches` are their matches in a snapshot.

@@ -94,7 +94,7 @@ pub use self::counting::Preview;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 pub use self::halt::{Halt, MAX_REASON_BYTES};
 #[doc(hidden)]
-pub use self::invariants::{ExecutionView, Rule};
+pub use self::invariants::{ExecutionView, Rule, UndoView};
 pub use self::limits::{Limits, TextLimits};
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
@@ -486,11 +486,12 @@ impl Core {
         self.match_index.key_of(&selector)
     }
 
-    /// Counts an unfinished execution of a task with `keepAlive` or an undo at its machine.
+    /// Counts an unfinished execution of a task with `keepAlive` or an undo at its machine. Not one that any machine may
+    /// run: where it is, its undo is open.
     fn guard(&mut self, key: ExecutionKey) {
         let task = self.task(key.task);
         let execution = &task.executions[key.n as usize];
-        if !task.spec.is_guarding() || execution.state.is_terminal() {
+        if !task.is_guarding() || execution.state.is_terminal() {
             return;
         }
         if let Some(target) = execution.target.clone() {
@@ -502,7 +503,7 @@ impl Core {
     fn unguard(&mut self, key: ExecutionKey) {
         let task = self.task(key.task);
         let target = task.executions[key.n as usize].target.as_ref();
-        let target = target.filter(|_| task.spec.is_guarding());
+        let target = target.filter(|_| task.is_guarding());
         let Some(instance) = target.map(|target| target.instance.clone()) else {
             return;
         };

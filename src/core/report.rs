@@ -147,6 +147,8 @@ impl Core {
                 || (done.seq.is_some() && !self.keeps(Rule::MoreOnlyAfterTheLatestPoll));
             machine.is_live() && !machine.is_original() && agrees
         });
+        // Debts come first, in the answer to the next poll.
+        let machine = machine.filter(|key| !self.has_undo_for(*key));
         let mut orders = Orders::none();
         if let Some(machine) = machine {
             self.deliver(now, machine, &mut orders);
@@ -251,7 +253,9 @@ impl Core {
 
     fn note_contact(&mut self, now: Time, instance: &str) {
         if let Some(key) = self.instances.get(instance).copied() {
-            self.machine_mut(key).last_seen = now;
+            let machine = self.machine_mut(key);
+            machine.last_seen = now;
+            machine.has_hung_up = false;
         }
     }
 

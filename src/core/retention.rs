@@ -4,6 +4,7 @@
 //! forgotten, oldest first. To add a limit: a field of [`super::Limits`], a sum in `ledger.rs`, its check here, and
 //! its law in `invariants.rs`.
 
+use super::invariants::Rule;
 use super::ledger::Frees;
 use super::spec::Spec;
 use super::timers::Timer;
@@ -105,7 +106,10 @@ impl Core {
     /// Forgets the oldest finished task that frees something of this kind. The last one is always kept: its user is
     /// about to read it.
     fn forget_oldest(&mut self, frees: Frees) -> bool {
-        let oldest = self.ledger.oldest_that_frees(frees);
+        let oldest = match self.keeps(Rule::DebtsAreKept) {
+            true => self.ledger.oldest_that_frees(frees),
+            false => self.ledger.oldest(),
+        };
         if let Some(key) = oldest {
             self.forget_task(key);
         }
@@ -124,24 +128,30 @@ impl Core {
         };
         self.timers.cancel(before, Timer::ForgetTask(key));
         self.timers.set(after, Timer::ForgetTask(key));
-        let task = self.task(key);
+        self.list_finished_again(key);
+    }
+
+    /// What a finished task keeps has changed, or whether it may be forgotten.
+    pub(super) fn list_finished_again(&mut self, key: TaskKey) {
+        let task = &self.tasks[&key];
         if let Some(finished_at) = task.finished_at {
-            let task = task.clone();
-            self.ledger.list_finished(finished_at, key, &task);
+            self.ledger.list_finished(finished_at, key, task);
         }
     }
 
     /// Removes a finished task and every reference to it.
     pub(super) fn forget_task(&mut self, key: TaskKey) {
         let task = self.tasks.get(&key);
-        if task.is_some_and(|task| task.finished_at.is_some()) {
-            self.forget_probes(key);
-        }
-        let Some(task) = self.tasks.remove(&key) else {
+        let Some(finished_at) = task.and_then(|task| task.finished_at) else {
             return;
         };
-        let Some(finished_at) = task.finished_at else {
-            self.tasks.insert(key, task);
+        self.forget_probes(key);
+        // Those counts are also what its retention is reckoned with: it leaves the lists of the ledger first.
+        let Some(listed) = self.tasks.get(&key).cloned() else {
+            return;
+        };
+        self.forget_undos(key);
+        let Some(task) = self.tasks.remove(&key).map(|_| listed) else {
             return;
         };
         self.ledger.forget_task(finished_at, key, &task);

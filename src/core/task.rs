@@ -343,12 +343,12 @@ impl Task {
         }
     }
 
-    /// When it is forgotten, if it has finished. As long as an undo of it is failed or owed it is kept for longer:
-    /// somebody has to know.
+    /// When it is forgotten, if it has finished. As long as an undo of it is failed or owed, or runs again, it is kept
+    /// for longer: somebody has to know.
     pub(super) fn forgotten_at(&self) -> Option<Time> {
-        let retention = match self.dirty() {
-            0 => self.retention(),
-            _ => self.retention().max(DEBTS_KEPT),
+        let retention = match self.is_in_debt() {
+            false => self.retention(),
+            true => self.retention().max(DEBTS_KEPT),
         };
         Some(self.finished_at?.plus(retention))
     }

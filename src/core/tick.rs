@@ -155,6 +155,7 @@ impl Core {
             self.forgettable.remove(&(machine.offline_since, key));
             self.instances.remove(&machine.instance);
             self.match_index.remove_machine(machine.traits_key, key);
+            self.wake_for_debts(&(machine.label, machine.host));
         }
     }
 
@@ -337,6 +338,8 @@ impl Core {
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
         self.lose_undos_of(now, key);
+        let machine = self.machine(key);
+        self.wake_for_debts(&(machine.label.clone(), machine.host.clone()));
         self.revoke_offers(key);
         if !self.machine(key).left {
             self.hold_back_queued(now, key);

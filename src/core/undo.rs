@@ -8,14 +8,14 @@
 //! Only the latest attempt of an execution can have an undo that is not settled: an attempt whose undo failed or is
 //! owed is not followed by another. To add an event: `undo_lifecycle.rs`, and here where it happens.
 
-use super::invariants::Rule;
+use super::invariants::{Rule, UndoView};
 use super::task::{TaskData, attempt_key, timestamp};
 use super::undo_lifecycle::{self, UndoEvent};
 use super::user::Selection;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time, data_mut};
 use crate::wire::agent::{AttemptId, Feature, Orders, Stream, UndoOrder};
 use crate::wire::machine::MachineState;
-use crate::wire::task::{Detail, ExecutionState};
+use crate::wire::task::{Detail, ExecutionState, Mode};
 use crate::wire::undo::{AnsweredUndo, UndoBy, UndoReason, UndoReport, UndoState};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -60,6 +60,14 @@ impl AttemptUndo {
     /// What is kept of its output, in bytes.
     pub(super) fn kept(&self) -> usize {
         self.output.len()
+    }
+
+    /// As the simulation sees it.
+    pub(super) fn view(&self) -> UndoView<'_> {
+        UndoView {
+            state: self.state,
+            handed_to: self.handed_to.as_deref(),
+        }
     }
 
     /// Whether it belongs to those that a machine with its label and host is to run.
@@ -112,6 +120,16 @@ impl TaskData {
         self.undos.armed + self.undos.running
     }
 
+    /// Whether somebody has to know of it: an undo of it is failed or owed, or runs and may be so next.
+    pub(super) fn is_in_debt(&self) -> bool {
+        self.dirty() + self.undos_under_way() > 0
+    }
+
+    /// Whether its unfinished executions are counted at their machines.
+    pub(super) fn is_guarding(&self) -> bool {
+        self.spec.is_guarding() && self.spec.mode == Mode::All
+    }
+
     /// Whether it has an undo.
     pub(super) fn has_undo(&self) -> bool {
         self.spec.detail.undo.is_some()
@@ -140,10 +158,13 @@ impl Core {
 
     /// A hand-out provably did not arrive.
     pub(super) fn drop_undo(&mut self, key: ExecutionKey) {
-        if self.execution(key).current.undo.is_some() {
+        if let Some(undo) = &self.execution(key).current.undo {
+            let kept = undo.kept();
             self.unindex_undo(key);
             self.count_undo(key, None);
             self.execution_mut(key).current.undo = None;
+            data_mut(&mut self.tasks, key.task).output_bytes -= kept;
+            self.ledger.resize_output(kept, 0);
         }
     }
 
@@ -184,6 +205,17 @@ impl Core {
         if self.execution(key).current.undo.is_some() {
             self.unindex_undo(key);
             self.count_undo(key, None);
+        }
+    }
+
+    /// A task is forgotten, and its undos with it: also those that users wanted again, and debts that were kept for long
+    /// enough.
+    pub(super) fn forget_undos(&mut self, key: TaskKey) {
+        if !self.task(key).has_undo() {
+            return;
+        }
+        for n in 0..self.task(key).executions.len() as u32 {
+            self.leave_undo(ExecutionKey { task: key, n });
         }
     }
 
@@ -255,7 +287,7 @@ impl Core {
     /// Why an execution may not be handed to a machine: another one there holds its lock.
     pub(super) fn locked_by(&self, key: ExecutionKey, machine: MachineKey) -> Option<String> {
         let lock = |task: TaskKey| self.task(task).spec.detail.undo.as_ref()?.lock.as_deref();
-        let word = lock(key.task)?;
+        let word = lock(key.task).filter(|_| self.keeps(Rule::LockIsHeld))?;
         let machine = self.machine(machine);
         let spot = (machine.label.clone(), machine.host.clone());
         let mut others = self.undos.open.get(&spot)?.iter();
@@ -279,12 +311,23 @@ impl Core {
         instance: &str,
         reports: &[UndoReport],
     ) -> Vec<AttemptId> {
+        let machine = self.instances.get(instance).copied();
+        let is_there = machine.is_some_and(|key| self.machine(key).state != MachineState::Offline);
         for report in reports {
+            // A late report of a machine that is gone: it does not work on it any more, whatever it wrote then. What has
+            // ended then has ended.
+            if !is_there && !report.state.is_settled() {
+                continue;
+            }
             if let Some(key) = self.find(&report.id.execution)
                 && self.may_report_undo(key, instance, &report.id)
             {
                 self.undo_reported(now, key, report);
             }
+        }
+        if !reports.is_empty() {
+            // What is settled now may be forgotten.
+            self.keep_within_limits();
         }
         // Whatever is not known here any more is of no use to anybody.
         reports.iter().map(|report| report.id.clone()).collect()
@@ -311,7 +354,9 @@ impl Core {
             // Only the server decides these.
             UndoState::Owed | UndoState::Forgiven => return,
         };
-        if !self.apply_undo(now, key, event) {
+        let before = self.execution(key).current.undo.as_ref();
+        let is_news = before.is_some_and(|undo| undo_lifecycle::next(undo.state, event).is_some());
+        if !is_news {
             return;
         }
         let ago = |ms: Option<u64>| ms.map(|ms| Time(now.0.saturating_sub(ms)));
@@ -320,14 +365,13 @@ impl Core {
             text[text.ceil_char_boundary(from)..].into()
         };
         let output = short(&report.output, MAX_OUTPUT_BYTES);
-        let before = self.execution(key).current.undo.as_ref();
         let before = before.map_or(0, |undo| undo.kept());
         let kept = match self.make_room_for_output(output.len().saturating_sub(before)) {
             true => output,
             false => "".into(),
         };
-        if !self.tasks.contains_key(&key.task) {
-            // It had ended before, and was the oldest: it had to make room.
+        // It may have been forgotten to make that room.
+        if !self.tasks.contains_key(&key.task) || !self.apply_undo(now, key, event) {
             return;
         }
         let after = kept.len();
@@ -345,10 +389,7 @@ impl Core {
         let task = data_mut(&mut self.tasks, key.task);
         task.output_bytes = task.output_bytes + after - before;
         self.ledger.resize_output(before, after);
-        if let Some(at) = task.finished_at {
-            let task = task.clone();
-            self.ledger.list_finished(at, key.task, &task);
-        }
+        self.list_finished_again(key.task);
         self.undo_settled(now, key);
     }
 
@@ -387,6 +428,21 @@ impl Core {
         {
             (undo.by, undo.due_at) = (Some(UndoBy::Server), due_at);
             undo.msg = "its machine is gone; nobody has said whether it was undone".into();
+            if let Some(spot) = self.spot(key) {
+                self.wake_for_debts(&spot);
+            }
+        }
+    }
+
+    /// Something may be due now for a machine at a spot: it gets it with the poll that is held for it.
+    pub(super) fn wake_for_debts(&mut self, spot: &Spot) {
+        if !self.undos.due.contains_key(spot) {
+            return;
+        }
+        for key in self.match_index.machines_at(&spot.0, &spot.1) {
+            if self.machine(key).poll_held && self.has_undo_for(key) {
+                self.wake(key);
+            }
         }
     }
 
@@ -543,7 +599,9 @@ impl Core {
                 undo.wanted = true;
             }
             self.index_undo(execution);
-            self.wake_for_undo(execution);
+            if let Some(spot) = self.spot(execution) {
+                self.wake_for_debts(&spot);
+            }
         }
         Ok(())
     }
@@ -569,6 +627,7 @@ impl Core {
         match any {
             true => {
                 self.finish_if_done(now, key);
+                self.keep_within_limits();
                 Ok(())
             }
             false => Err(Refusal::Conflict(format!(
@@ -602,20 +661,6 @@ impl Core {
         }
     }
 
-    /// Wakes the machines that may run a due undo.
-    fn wake_for_undo(&mut self, execution: ExecutionKey) {
-        let Some((label, host)) = self.spot(execution) else {
-            return;
-        };
-        let there = self.machines.iter();
-        let there = there.filter(|(_, m)| m.label == label && m.host == host && m.poll_held);
-        for key in there.map(|(key, _)| *key).collect::<Vec<_>>() {
-            if self.is_for(execution, key) {
-                self.wake(key);
-            }
-        }
-    }
-
     /// A new machine has appeared. An older one with its label and host that has hung up is gone: what it was to undo
     /// is owed, and the new one gets it at once.
     pub(super) fn replace_hung_up(&mut self, now: Time, key: MachineKey) {
@@ -641,6 +686,24 @@ impl Core {
         let due = self.undos.due.get(&spot);
         machine.abilities.has(Feature::Undo)
             && due.is_some_and(|due| due.iter().any(|execution| self.is_for(*execution, key)))
+    }
+
+    /// No machine whose poll is held waits for an undo that it is to run.
+    pub(super) fn check_debts_are_handed_out(&self) -> Result<(), String> {
+        for ((label, host), due) in &self.undos.due {
+            let held = { self.machines.iter() }
+                .filter(|(_, m)| m.label == *label && m.host == *host)
+                .filter(|(_, m)| m.poll_held && !m.waking && m.is_live());
+            for (key, machine) in held.filter(|(_, m)| m.abilities.has(Feature::Undo)) {
+                if let Some(execution) = due.iter().find(|it| self.is_for(**it, *key)) {
+                    return Err(format!(
+                        "the undo of {execution:?} waits, and the poll of {} is held",
+                        machine.instance
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Checks the counts and indexes of undos.
@@ -673,11 +736,17 @@ impl Core {
                 }
                 due += usize::from(undo.is_due());
                 open += usize::from(is_open);
+                // An agent that was thought to be gone may still have it armed when its execution has ended.
                 let is_unsettled = undo.state.is_none_or(|state| !state.is_settled());
-                if e.state.is_terminal() && is_unsettled && undo.handed_to.is_none() {
+                let own = e.target.as_ref().map(|target| &target.instance);
+                let who = undo.handed_to.as_ref().or(own);
+                let machine = who.and_then(|who| self.instances.get(who));
+                let is_there = machine
+                    .is_some_and(|machine| self.machine(*machine).state != MachineState::Offline);
+                if is_unsettled && (!is_there || (e.state.is_terminal() && undo.state.is_none())) {
                     return Err(format!(
-                        "{execution:?}: has ended, its undo is {:?}",
-                        undo.state
+                        "{execution:?}: {:?}, its undo is {:?}, and nobody works on it",
+                        e.state, undo.state
                     ));
                 }
             }

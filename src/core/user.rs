@@ -277,6 +277,13 @@ impl Core {
                 task.dirty()
             )));
         }
+        if task.is_in_debt() {
+            return Err(Refusal::Conflict(format!(
+                "task {} is not clean yet, {} of its undos run again; delete it when they have ended",
+                task.id,
+                task.undos_under_way()
+            )));
+        }
         self.forget_task(key);
         Ok(())
     }
@@ -585,6 +592,7 @@ impl Core {
         if let Some(changes) = &mut self.changes {
             changes.execution(execution);
         }
+        self.guard(execution);
         self.joined.entry(key).or_default().insert(instance);
         if !late_join {
             self.close(key);

@@ -1,8 +1,11 @@
 //! Model agents: they do what the real agent does on the wire, without a process, socket or thread.
 
+use crate::experiment::{AgentExperiments, AgentRule, Moment, Plan, Stop};
+use crate::guard::Answer;
 use crate::laws::RealEnd;
 use crate::targets::{HOSTS, ROLES, ZONES};
-use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, World};
+use crate::world::{AttemptKey, Event, Lawful, Ms, Request, Response, Told, World};
+use sidebike::agent::undo::deadman::MAX_PAUSE;
 use sidebike::core::Link;
 use sidebike::head_tail_buffer::{HEAD_BYTES, TAIL_BYTES};
 use sidebike::wire::agent::{
@@ -34,6 +37,8 @@ const GRACE: Ms = 10_000;
 const END_PATIENCE: Ms = 17_000;
 /// How long an agent that ends keeps trying to report its last results.
 const REPORT_PATIENCE: Ms = 22_000;
+/// How often it looks whether undos have ended, then.
+const UNDO_LOOK: Ms = 2_000;
 
 /// What is kept of a stream.
 pub const KEPT_BYTES: u64 = (HEAD_BYTES + TAIL_BYTES) as u64;
@@ -51,6 +56,8 @@ pub enum Alarm {
     Resume,
     Ping,
     Mischief,
+    Trial(AttemptKey, Moment),
+    GuardSays(usize, Box<Answer>),
 }
 
 /// An attempt that an agent holds.
@@ -103,6 +110,7 @@ pub struct Agent {
     calls: u64,
     /// Messages that arrived while it was paused.
     missed: Vec<Event>,
+    pub experiments: AgentExperiments,
 }
 
 impl Agent {
@@ -114,6 +122,21 @@ impl Agent {
     /// Whether it was told to end.
     pub fn has_to_end(&self) -> bool {
         self.draining
+    }
+
+    /// Whether it can do this.
+    pub fn can(&self, feature: Feature) -> bool {
+        self.features.contains(&feature)
+    }
+
+    /// Whether its last poll has failed.
+    pub fn is_down(&self) -> bool {
+        self.failures > 0
+    }
+
+    /// The number of the poll that is under way.
+    pub fn pending_poll(&self) -> Option<u64> {
+        self.pending
     }
 
     /// Whether it has something to report.
@@ -148,6 +171,10 @@ impl World {
         let known = self
             .rng
             .pick(&[0, 1, Feature::ALL.len(), Feature::ALL.len()]);
+        let known = match self.experiments.share > 0 && self.rng.chance(700) {
+            true => Feature::ALL.len(),
+            false => known,
+        };
         let features = Feature::ALL[..known].to_vec();
         let host = self.rng.pick(&HOSTS);
         let tags = [
@@ -187,6 +214,7 @@ impl World {
             draining: false,
             calls: 0,
             missed: Vec::new(),
+            experiments: AgentExperiments::new(self.now),
         });
         who
     }
@@ -203,6 +231,7 @@ impl World {
         if std::mem::take(&mut self.agents[who].alive) {
             self.count("agent killed");
             self.note(|| format!("agent {who} is killed"));
+            self.agent_is_gone(who);
         }
     }
 
@@ -216,6 +245,7 @@ impl World {
             "agent paused < 45 s"
         });
         self.agents[who].paused = true;
+        self.agents[who].experiments.worked_until = self.now;
         let pause = if long {
             self.rng.between(45_000, 150_000)
         } else {
@@ -228,6 +258,7 @@ impl World {
     /// It continues with its old state; messages that arrived meanwhile are delivered now, in any order.
     pub fn resume(&mut self, who: usize) {
         self.agents[who].paused = false;
+        self.agents[who].experiments.works_since = self.now;
         self.note(|| format!("agent {who} resumes"));
         let missed = std::mem::take(&mut self.agents[who].missed);
         for event in missed {
@@ -246,7 +277,12 @@ impl World {
         agent.pending = None;
         self.count("agent told to end");
         self.note(|| format!("agent {who} is told to end"));
-        let idle = self.agents[who].holds.is_empty();
+        let trials = self.agents[who].experiments.trials.keys();
+        for key in trials.copied().collect::<Vec<_>>() {
+            self.trial_stops(who, key, Stop::Shutdown);
+        }
+        let agent = &self.agents[who];
+        let idle = agent.holds.is_empty() && agent.experiments.ledger.is_empty();
         if !idle {
             self.poll(who);
         }
@@ -290,15 +326,21 @@ impl World {
                 self.report(who);
             }
             Alarm::GraceOver => self.end_all(who),
+            // Undos are waited for.
+            Alarm::SayGoodbye if self.agents[who].experiments.is_open() => {
+                self.after(UNDO_LOOK, Event::Alarm(who, Alarm::SayGoodbye));
+            }
             Alarm::SayGoodbye => self.say_goodbye(who),
             Alarm::Ping => self.ping(who),
             Alarm::Mischief => self.makes_mischief(who),
+            Alarm::Trial(key, moment) => self.trial_goes_on(who, key, moment)?,
+            Alarm::GuardSays(guard, answer) => self.guard_says(who, guard, *answer),
         }
         Ok(())
     }
 
     /// Whether it can act: not if it has crashed; if it is paused it acts later.
-    fn is_away(&mut self, who: usize, event: impl FnOnce() -> Event) -> bool {
+    pub fn is_away(&mut self, who: usize, event: impl FnOnce() -> Event) -> bool {
         let agent = &mut self.agents[who];
         if agent.alive && agent.paused {
             agent.missed.push(event());
@@ -307,6 +349,10 @@ impl World {
     }
 
     pub fn agent_hears(&mut self, who: usize, response: Response) -> Lawful {
+        if let Response::Settled(number, taken) = &response {
+            self.settled_is_taken(*number, taken);
+            return Ok(());
+        }
         if self.is_away(who, || Event::ToAgent(who, response.clone())) {
             return Ok(());
         }
@@ -315,11 +361,26 @@ impl World {
             return Ok(());
         }
         match response {
+            Response::Orders(seq, mut orders, mut keys)
+                if self.agents[who].experiments.older_polls.contains(&seq) =>
+            {
+                // A later poll does not list what this answer hands out.
+                if self.experiments.keeps(AgentRule::LatestPollOnly) {
+                    orders.start.clear();
+                    keys.clear();
+                }
+                let agent = &mut self.agents[who].experiments;
+                agent.older_polls.retain(|older| *older != seq);
+                agent.contact = self.now;
+                self.count("answer to an older poll");
+                self.obey(who, orders, keys)?;
+            }
             Response::Orders(seq, orders, keys) => {
                 // The answer to an abandoned poll is not received.
                 if self.agents[who].pending == Some(seq) {
                     let agent = &mut self.agents[who];
                     agent.pending = None;
+                    agent.experiments.contact = self.now;
                     (agent.failures, agent.conflicts) = (0, 0);
                     let is_quick = orders.is_empty() && self.now < agent.polled_at + QUICK;
                     agent.quick = if is_quick { agent.quick + 1 } else { 0 };
@@ -337,7 +398,8 @@ impl World {
                 if self.agents[who].pending == Some(seq) {
                     let agent = &mut self.agents[who];
                     agent.conflicts = if conflict { agent.conflicts + 1 } else { 0 };
-                    if agent.conflicts >= MAX_CONFLICTS && agent.holds.is_empty() {
+                    let is_idle = agent.holds.is_empty() && agent.experiments.ledger.is_empty();
+                    if agent.conflicts >= MAX_CONFLICTS && is_idle {
                         agent.conflicts = 0;
                         self.agents[who].instance = self.rng.id();
                         self.count("agent took a new instance");
@@ -346,6 +408,7 @@ impl World {
                 }
             }
             Response::Kept(output, orders) => {
+                self.agents[who].experiments.contact = self.now;
                 for piece in &output.pieces {
                     let end = piece.offset + piece.data.len() as u64;
                     let held = self.agents[who]
@@ -359,8 +422,13 @@ impl World {
                 }
                 self.obey(who, orders, Vec::new())?;
             }
-            Response::Taken(taken, latest, keys) => {
+            Response::Taken(taken, latest, keys, told) => {
                 self.agents[who].report_failures = 0;
+                let agent = &mut self.agents[who].experiments;
+                agent.contact = self.now;
+                for (id, change) in told.iter().filter(|(id, _)| taken.undos.contains(id)) {
+                    agent.ledger.taken(id, *change);
+                }
                 if latest == Some(self.agents[who].latest_seq) {
                     let start = taken.start;
                     let orders = Orders {
@@ -368,6 +436,7 @@ impl World {
                         ..Orders::none()
                     };
                     self.obey(who, orders, keys)?;
+                    self.shorten_poll(who);
                 } else if !taken.start.is_empty() {
                     self.count("handed out with a report, but polled since");
                 }
@@ -378,6 +447,7 @@ impl World {
                     self.let_go(who, &verdict.id);
                 }
             }
+            Response::Settled(..) => {}
             Response::Pong(work) => self.ponged(who, work),
             Response::Fetched(orders, keys) => self.fetched(who, orders, keys)?,
         }
@@ -410,8 +480,15 @@ impl World {
         agent.pending = Some(agent.latest_seq);
         let seq = agent.latest_seq;
         let wait = WAITS[usize::from(!agent.holds.is_empty())];
+        let (wait, slack) = self.poll_for_switch(who, wait, SLACK);
+        let instant = self.instant();
+        let lists = self.experiments.keeps(AgentRule::UndosAreListed);
+        let agent = &self.agents[who];
         let poll = Poll {
-            undos: Vec::new(),
+            undos: match lists {
+                true => agent.experiments.ledger.states(instant),
+                false => Vec::new(),
+            },
             tags: agent.tags.clone(),
             instance: agent.instance.clone(),
             seq,
@@ -427,7 +504,7 @@ impl World {
                 .collect(),
         };
         self.send(who, Event::ToServer(who, Request::Poll(poll)));
-        self.after(wait + SLACK, Event::Alarm(who, Alarm::GiveUp(seq)));
+        self.after(wait + slack, Event::Alarm(who, Alarm::GiveUp(seq)));
     }
 
     fn poll_failed(&mut self, who: usize) {
@@ -436,7 +513,10 @@ impl World {
         let ceiling = 200 << agent.failures.min(5);
         agent.failures += 1;
         let seq = agent.latest_seq;
-        let pause = self.rng.between(10, ceiling);
+        let mut pause = self.rng.between(10, ceiling);
+        if self.agents[who].experiments.deadman().is_some() {
+            pause = pause.min(MAX_PAUSE.as_millis() as Ms);
+        }
         self.after(pause, Event::Alarm(who, Alarm::PollAgain(seq)));
     }
 
@@ -449,6 +529,7 @@ impl World {
     }
 
     fn obey(&mut self, who: usize, orders: Orders<Arc<Detail>>, keys: Vec<AttemptKey>) -> Lawful {
+        self.obey_undos(who, orders.undo);
         for (job, key) in orders.start.into_iter().zip(keys) {
             let agent = &self.agents[who];
             if agent.holds.contains_key(&key) || agent.gone.contains(&job.id) {
@@ -460,6 +541,12 @@ impl World {
             }
         }
         for id in orders.cancel {
+            if let Some(key) = self.trial_with(who, &id) {
+                if self.trial_stops(who, key, Stop::Canceled) {
+                    self.count("experiment canceled");
+                }
+                continue;
+            }
             let agent = &mut self.agents[who];
             let held = agent.holds.iter_mut().find(|(_, held)| held.id == id);
             if let Some((key, held)) = held.filter(|(_, held)| held.state == HoldState::Running) {
@@ -476,6 +563,13 @@ impl World {
         for id in orders.forget {
             let held = self.agents[who].holds.values().find(|held| held.id == id);
             let runs = held.is_some_and(|held| held.end.is_none());
+            if let Some(key) = self.trial_with(who, &id) {
+                if self.let_go(who, &id) && self.experiments.keeps(AgentRule::ForgottenIsUndone) {
+                    self.count("experiment forgotten");
+                    self.trial_stops(who, key, Stop::Forgotten);
+                }
+                continue;
+            }
             if self.let_go(who, &id) {
                 self.count("command forgotten");
                 // A real agent still waits for its pipes; that does not matter here.
@@ -483,6 +577,13 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The attempt with an undo that has this id and has not ended.
+    fn trial_with(&self, who: usize, id: &AttemptId) -> Option<AttemptKey> {
+        let key = self.experiments.ids.get(id).copied()?;
+        let trials = &self.agents[who].experiments.trials;
+        trials.contains_key(&key).then_some(key)
     }
 
     fn start(&mut self, who: usize, key: AttemptKey, id: AttemptId, detail: &Detail) -> Lawful {
@@ -498,7 +599,8 @@ impl World {
         }
         let task = self.users.task(key.task);
         self.laws.started(key, remembered, task)?;
-        let cannot_start = self.rng.chance(30);
+        let plan = Plan::of(detail);
+        let cannot_start = self.rng.chance(30) && plan.is_none();
         let grace = detail.kill_grace.map_or(5_000, TimeSpan::as_millis);
         let held = Held {
             id,
@@ -511,6 +613,10 @@ impl World {
             acked: [0; 2],
         };
         self.agents[who].holds.insert(key, held);
+        if let Some(plan) = plan {
+            self.trial_begins(who, key, plan);
+            return Ok(());
+        }
         let runs = match self.rng.between(0, 9) {
             0..4 => self.rng.between(1, 1_000),
             4..7 => self.rng.between(1_000, 30_000),
@@ -535,6 +641,9 @@ impl World {
 
     fn command_writes(&mut self, who: usize, key: AttemptKey) {
         let bytes = self.bytes_written(who, 400);
+        if !self.agents[who].experiments.may_write(key) {
+            return;
+        }
         let Some(held) = self.agents[who]
             .holds
             .get_mut(&key)
@@ -632,7 +741,7 @@ impl World {
     }
 
     /// Reports every result that the server has not taken, again and again.
-    fn report(&mut self, who: usize) {
+    pub fn report(&mut self, who: usize) {
         let (now, agent) = (self.now, &self.agents[who]);
         if agent.reporting {
             return;
@@ -643,14 +752,28 @@ impl World {
             .filter(|(_, held)| held.end.is_some())
             .map(|(key, _)| *key)
             .collect();
-        if ended.is_empty() {
+        // The end of an undo goes with the result of its attempt.
+        let instant = self.instant();
+        let is_held = |id: &AttemptId| agent.holds.values().any(|held| held.id == *id);
+        let ledger = &agent.experiments.ledger;
+        let mut undos = match ledger.is_empty() {
+            true => Vec::new(),
+            false => ledger.due(is_held, instant),
+        };
+        for key in &ended {
+            undos.extend(ledger.end_of(&agent.holds[key].id, instant));
+        }
+        if ended.is_empty() && undos.is_empty() {
             return;
         }
+        let told = undos.iter().map(|due| (due.report.id.clone(), due.change));
+        let told: Told = told.collect();
+        let asks = !agent.draining && !ended.is_empty();
         let mut done = Done {
-            undos: Vec::new(),
+            undos: undos.into_iter().map(|due| due.report).collect(),
             probes: Vec::new(),
             instance: agent.instance.clone(),
-            seq: (!agent.draining).then_some(agent.latest_seq),
+            seq: asks.then_some(agent.latest_seq),
             pieces: Vec::new(),
             results: Vec::new(),
         };
@@ -659,13 +782,30 @@ impl World {
             done.results
                 .extend(self.agents[who].holds[&key].result(now));
         }
-        self.send(who, Event::ToServer(who, Request::Done(done)));
+        self.send(who, Event::ToServer(who, Request::Done(done, told)));
         let agent = &mut self.agents[who];
         let ceiling = 200 << agent.report_failures.min(5);
         agent.report_failures += 1;
         agent.reporting = true;
         let pause = self.rng.between(100, ceiling);
         self.after(pause, Event::Alarm(who, Alarm::Report));
+    }
+
+    /// The undo of an attempt has ended, or is not needed: both results are reported.
+    pub fn result_of_trial(
+        &mut self,
+        who: usize,
+        key: AttemptKey,
+        state: ExecutionState,
+        was_started: bool,
+    ) {
+        let now = self.now;
+        if let Some(held) = self.agents[who].holds.get_mut(&key) {
+            held.state = HoldState::Ended;
+            held.end = Some((state, now));
+            held.cannot_start = !was_started;
+        }
+        self.report(who);
     }
 
     /// The grace is over: commands that still run are killed, and reported as canceled by no user.
@@ -698,6 +838,7 @@ impl World {
         };
         self.send(who, Event::ToServer(who, Request::Goodbye(goodbye)));
         self.agents[who].alive = false;
+        self.agent_is_gone(who);
     }
 }
 
@@ -713,6 +854,23 @@ impl Agent {
 }
 
 impl Held {
+    /// What it has written to each stream.
+    pub fn written(&self) -> [u64; 2] {
+        self.written
+    }
+
+    /// Its command was started.
+    pub fn has_started(&mut self, now: Ms) {
+        self.started_at = now;
+    }
+
+    /// Its command is being ended.
+    pub fn is_ending(&mut self) {
+        if self.state == HoldState::Running {
+            self.state = HoldState::Ending;
+        }
+    }
+
     fn write(&mut self, bytes: [u64; 2]) {
         self.written[0] += bytes[0];
         self.written[1] += bytes[1];

@@ -3,6 +3,7 @@
 //! acknowledged must be there, and every law must still hold.
 
 use crate::laws::Memory as LawsMemory;
+use crate::undo_laws::Debts;
 use crate::users::TaskModel;
 use crate::world::{AttemptKey, Event, Lawful, Ms, Response, World};
 use serde::Serialize;
@@ -19,6 +20,8 @@ const SIGN_OF_LIFE: Ms = 10_000;
 enum Answer {
     ToAgent(usize, Response),
     Submitted(TaskKey),
+    /// A halt was begun, or lifted.
+    Halt(bool),
 }
 
 /// What had been acknowledged when a commit began.
@@ -28,6 +31,7 @@ struct Memory {
     laws: LawsMemory,
     tasks: BTreeMap<TaskKey, TaskModel>,
     dump: Option<String>,
+    debts: Debts,
 }
 
 /// A commit in progress.
@@ -57,6 +61,7 @@ pub struct Disk {
     dumps: bool,
     said_accepted: BTreeSet<TaskKey>,
     said_taken: BTreeSet<AttemptKey>,
+    said_halted: Option<bool>,
 }
 
 fn dump(core: &Core) -> String {
@@ -155,6 +160,7 @@ impl World {
             dumps: self.rng.chance(250) && !self.setting.is_loud,
             said_accepted: BTreeSet::new(),
             said_taken: BTreeSet::new(),
+            said_halted: None,
         });
         self.weather.crash = self.rng.pick(&[50, 200, 400]);
         self.weather.refuse = self.rng.pick(&[0, 0, 100, 300]);
@@ -167,6 +173,7 @@ impl World {
             laws: self.laws.memory(),
             tasks: self.users.tasks(),
             dump: dumps.then(|| dump(&self.server.core)),
+            debts: self.debts(),
         }
     }
 
@@ -174,9 +181,9 @@ impl World {
     pub fn answer(&mut self, who: usize, response: Response) {
         let is_news = match &response {
             Response::Orders(_, orders, _) | Response::Fetched(orders, _) => {
-                !orders.start.is_empty() || !orders.cancel.is_empty()
+                !orders.start.is_empty() || !orders.cancel.is_empty() || !orders.undo.is_empty()
             }
-            Response::Taken(..) => true,
+            Response::Taken(..) | Response::Settled(..) => true,
             Response::Refused(..) | Response::Kept(..) | Response::Pong(_) => false,
         };
         match &mut self.server.disk {
@@ -191,6 +198,14 @@ impl World {
     pub fn answer_submit(&mut self, key: TaskKey) {
         if let Some(disk) = &mut self.server.disk {
             disk.answers.push(Answer::Submitted(key));
+        }
+    }
+
+    /// Acknowledges a halt, or its end, to its user, after its commit.
+    pub fn answer_halt(&mut self, is_halted: bool) {
+        if let Some(disk) = &mut self.server.disk {
+            disk.said_halted = None;
+            disk.answers.push(Answer::Halt(is_halted));
         }
     }
 
@@ -286,6 +301,11 @@ impl World {
                     disk.said_accepted.insert(key);
                 }
             }
+            Answer::Halt(is_halted) => {
+                let disk = self.server.disk.as_mut().expect("who waits has a disk");
+                let is_latest = !disk.answers.iter().any(|it| matches!(it, Answer::Halt(_)));
+                disk.said_halted = is_latest.then_some(is_halted);
+            }
             Answer::ToAgent(who, mut response) => {
                 self.drop_what_was_canceled(who, &mut response)?;
                 if let Response::Taken(taken, ..) = &response {
@@ -309,8 +329,11 @@ impl World {
             Response::Orders(_, orders, keys) | Response::Fetched(orders, keys) => {
                 (&mut orders.start, keys)
             }
-            Response::Taken(taken, _, keys) => (&mut taken.start, keys),
-            Response::Refused(..) | Response::Kept(..) | Response::Pong(_) => return Ok(()),
+            Response::Taken(taken, _, keys, _) => (&mut taken.start, keys),
+            Response::Refused(..)
+            | Response::Kept(..)
+            | Response::Pong(_)
+            | Response::Settled(..) => return Ok(()),
         };
         let before = start.len();
         let core = &mut self.server.core;
@@ -346,7 +369,7 @@ impl World {
             Answer::ToAgent(who, Response::Orders(seq, ..)) => {
                 self.send(who, Event::ToAgent(who, Response::Refused(seq, false)));
             }
-            Answer::ToAgent(..) => {}
+            Answer::ToAgent(..) | Answer::Halt(_) => {}
         }
     }
 
@@ -403,6 +426,16 @@ impl World {
         self.laws.server_stopped_until(up);
         self.fleet.restored(up, &self.server.core);
         what_was_said_is_there(&disk, &self.server)?;
+        let (debts, before) = (self.debts(), &disk.memory.debts);
+        if debts != *before {
+            return Err(format!(
+                "no_debt_is_lost_or_doubled: {before:?} before, {debts:?} after"
+            ));
+        }
+        let is_halted = self.server.core.halt().is_some();
+        if disk.said_halted.is_some_and(|said| said != is_halted) {
+            return Err(format!("a_halt_is_not_forgotten: {is_halted}"));
+        }
         disk.waiting = Batch::default();
         disk.whole.clear();
         disk.answers.clear();

@@ -4,17 +4,21 @@
 
 use crate::agent::{Alarm, STREAMS};
 use crate::world::{Event, LABELS, Request, Response, World};
+use sidebike::agent::undo::ledger::new_report;
 use sidebike::core::execution_id;
 use sidebike::wire::agent::{
     AttemptId, Done, Ended, Goodbye, Hold, HoldState, Output, Piece, Poll,
 };
 use sidebike::wire::duration::TimeSpan;
 use sidebike::wire::task::ExecutionState;
+use sidebike::wire::undo::{UndoReport, UndoState};
 
 /// The most ids that hostile agents remember.
 const REMEMBERED: usize = 50;
 /// More entries than a request may have.
 const TOO_MANY: u64 = 5_000;
+/// The host of every hostile agent.
+const HOSTILE_HOST: &str = "\u{1b}[31m";
 /// Of a thousand lists, how many are that long.
 const TOO_LONG: u64 = 5;
 /// Numbers at which a sum may overflow, or a check be wrong by one.
@@ -35,6 +39,7 @@ impl World {
         let label = self.rng.pick(&LABELS);
         let who = self.add_agent(label);
         self.agents[who].hostile = true;
+        self.agents[who].host = HOSTILE_HOST.into();
         self.after(10, Event::Alarm(who, Alarm::Mischief));
     }
 
@@ -78,7 +83,7 @@ impl World {
         self.count(match &request {
             Request::Poll(_) => "hostile poll",
             Request::Output(_) => "hostile output",
-            Request::Done(_) => "hostile results",
+            Request::Done(..) => "hostile results",
             _ => "hostile goodbye",
         });
         self.note(|| format!("hostile agent {who}: {request:?}"));
@@ -94,6 +99,12 @@ impl World {
     }
 
     fn hostile_poll(&mut self, who: usize, instance: String) -> Poll {
+        let undos = self.hostile_undos();
+        let has_experiments = self.experiments.share > 0;
+        let feature = match has_experiments && self.rng.chance(500) {
+            true => "undo",
+            false => "teleport",
+        };
         let steps = self.rng.pick(&[0, 1, 1, 1, 5]);
         let agent = &mut self.agents[who];
         agent.latest_seq += steps;
@@ -105,18 +116,18 @@ impl World {
             false => self.agents[who].label.clone(),
         };
         Poll {
-            undos: Vec::new(),
+            undos,
             tags: Default::default(),
             instance,
             seq,
             label,
-            host: "\u{1b}[31m".into(),
+            host: HOSTILE_HOST.into(),
             version: String::new(),
             jobs: self.rng.pick(&[0, 1, 4, 1_000, u32::MAX]),
             draining: self.rng.chance(100),
             wait: TimeSpan::from_millis(self.rng.pick(&[0, 500, 25_000, 1 << 50])),
             holds: self.hostile_holds(),
-            features: vec!["teleport".into()],
+            features: vec![feature.into()],
         }
     }
 
@@ -149,6 +160,24 @@ impl World {
         pieces.collect()
     }
 
+    /// What it says of undos: its own and those of others.
+    fn hostile_undos(&mut self) -> Vec<UndoReport> {
+        if self.experiments.share == 0 {
+            return Vec::new();
+        }
+        let length = self.hostile_length();
+        let undos = (0..length).map(|_| UndoReport {
+            tries: u32::MAX,
+            exit_code: Some(i32::MIN),
+            msg: "undone".into(),
+            output: "!".repeat(self.rng.pick(&[0, 1, 100, 5_000])),
+            began_ago_ms: Some(self.rng.pick(&EDGES)),
+            ended_ago_ms: Some(self.rng.pick(&EDGES)),
+            ..new_report(self.hostile_id(), self.rng.pick(&UndoState::ALL))
+        });
+        undos.collect()
+    }
+
     fn hostile_done(&mut self, who: usize, instance: String) -> Request {
         let length = self.hostile_length();
         let results = (0..length).map(|_| Ended {
@@ -164,8 +193,8 @@ impl World {
         });
         let results = results.collect();
         let seq = self.agents[who].latest_seq;
-        Request::Done(Done {
-            undos: Vec::new(),
+        let done = Done {
+            undos: self.hostile_undos(),
             probes: Vec::new(),
             instance,
             seq: self
@@ -173,7 +202,8 @@ impl World {
                 .pick(&[None, Some(seq), Some(seq + 1), Some(u64::MAX)]),
             pieces: self.hostile_pieces(),
             results,
-        })
+        };
+        Request::Done(done, Vec::new())
     }
 
     /// One that a hostile agent was handed, one of any execution that there is, or a made-up one.
@@ -227,6 +257,9 @@ impl World {
         }
         for key in self.agents[who].holds.keys() {
             self.laws.nobody_knows_what_becomes_of(*key);
+        }
+        for truth in self.experiments.truths.values_mut() {
+            truth.is_untrusted |= truth.who == who;
         }
         self.poll(twin);
     }

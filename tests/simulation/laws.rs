@@ -32,6 +32,8 @@ pub struct Laws {
     starts: HashMap<AttemptKey, usize>,
     starts_of_task: HashMap<(u32, TaskKey), u32>,
     ends: HashMap<AttemptKey, RealEnd>,
+    /// Ended by the guard of an agent, which reports them as failed.
+    guard_ends: HashSet<AttemptKey>,
     /// Canceled before they were handed out.
     never_to_start: HashMap<(TaskKey, u32), u32>,
     canceled: HashSet<TaskKey>,
@@ -40,6 +42,8 @@ pub struct Laws {
     finished: HashSet<TaskKey>,
     heard: HashMap<String, Ms>,
     left: HashSet<String>,
+    /// The connections of their polls broke, and nothing was heard of them since.
+    hung_up: HashSet<String>,
     server_back_at: Ms,
     /// Since when.
     offline: HashMap<String, Ms>,
@@ -96,6 +100,7 @@ impl Laws {
             starts: std::mem::take(&mut self.starts),
             starts_of_task: std::mem::take(&mut self.starts_of_task),
             ends: std::mem::take(&mut self.ends),
+            guard_ends: std::mem::take(&mut self.guard_ends),
             untrusted: std::mem::take(&mut self.untrusted),
             ..Laws::default()
         };
@@ -103,6 +108,12 @@ impl Laws {
 
     pub fn heard_of(&mut self, now: Ms, instance: &str) {
         self.heard.insert(instance.into(), now);
+        self.hung_up.remove(instance);
+    }
+
+    /// The connection of a held poll broke.
+    pub fn hung_up(&mut self, instance: &str) {
+        self.hung_up.insert(instance.into());
     }
 
     pub fn server_stopped_until(&mut self, time: Ms) {
@@ -193,6 +204,11 @@ impl Laws {
     /// A command of a model agent ended.
     pub fn ended(&mut self, key: AttemptKey, end: RealEnd) {
         self.ends.insert(key, end);
+    }
+
+    /// The guard of an agent reports the end of an attempt.
+    pub fn guard_ended(&mut self, key: AttemptKey) {
+        self.guard_ends.insert(key);
     }
 
     /// A result that was taken once is taken again, also after a retry: its agent may not have heard of it.
@@ -427,10 +443,14 @@ impl Laws {
             ..key
         };
         let end_before = self.ends.get(&before).map(|end| end.state);
-        let is_end_before = |state| end_before == Some(state) || self.untrusted.contains(&before);
+        let is_end_before = |state| {
+            let by_guard = state == ExecutionState::Failed && self.guard_ends.contains(&before);
+            end_before == Some(state) || by_guard || self.untrusted.contains(&before)
+        };
         let right = match state {
             // Refused for an agent that cannot do it, which never saw it.
-            ExecutionState::Failed if is_beyond_its_agent(msg) => !started,
+            ExecutionState::Failed if is_beyond_its_agent(msg) || is_locked(msg) => !started,
+            ExecutionState::Failed if self.guard_ends.contains(&key) => started,
             ExecutionState::Failed | ExecutionState::TimedOut if retry_expired => {
                 is_end_before(state)
             }
@@ -471,7 +491,9 @@ impl Laws {
             if !self.offline.contains_key(instance) {
                 self.offline.insert(instance.into(), now);
                 let silent = now - self.heard.get(instance).copied().unwrap_or(0);
-                if silent < 45_000 && !self.left.contains(instance) {
+                // One with its label and host has taken its place.
+                let is_replaced = self.hung_up.contains(instance);
+                if silent < 45_000 && !self.left.contains(instance) && !is_replaced {
                     return Err(format!(
                         "no_machine_goes_offline_too_early: {instance} after {silent} ms"
                     ));
@@ -611,6 +633,11 @@ fn what_any_may_run_does_not_fail_where_it_cannot(
 /// Whether the message says that the agent on a machine cannot do what the task asks for.
 fn is_beyond_its_agent(msg: &str) -> bool {
     msg.starts_with("detail.") && msg.contains("cannot do it")
+}
+
+/// Whether the message says that another execution has the lock.
+fn is_locked(msg: &str) -> bool {
+    msg.starts_with("detail.undo.lock") && msg.contains("is held on this machine")
 }
 
 /// A terminal state of an execution never changes, and the number of its attempt only increases.

@@ -7,8 +7,11 @@
 //! To add a scenario: a random action in `users.rs`, or a fault in `world.rs`. To add a law: a function in `laws.rs`
 //! (`targets.rs` for who is meant and how many, `pace.rs` for when), and a way to break it below.
 //!
+//! Experiments (tasks with an undo) have worlds of their own, with guards that die (`experiment.rs`, `guard.rs`,
+//! `undo_users.rs`, `undo_laws.rs`). They take longer, so there are fewer seeds of them.
+//!
 //! The simulation is itself tested by breaking the core on purpose. `it_finds_a_broken_rule` switches off each
-//! [`Rule`]; the following were broken by hand, and each was found within 500 seeds:
+//! [`Rule`], `it_finds_a_broken_rule_of_the_agent` each [`AgentRule`] of the model; the following were broken by hand, and each was found within 500 seeds:
 //!
 //! | broken in `src/core` | found by |
 //! | --- | --- |
@@ -30,6 +33,8 @@
 mod agent;
 mod clock;
 mod crash;
+mod experiment;
+mod guard;
 mod hostile;
 mod laws;
 mod original;
@@ -39,9 +44,13 @@ mod rng;
 mod server;
 mod shares;
 mod targets;
+mod undo_cases;
+mod undo_laws;
+mod undo_users;
 mod users;
 mod world;
 
+use experiment::AgentRule;
 use rng::Rng;
 use server::Server;
 use sidebike::core::{Limits, Rule};
@@ -55,9 +64,22 @@ use world::{Tally, World};
 const SEEDS: u64 = 200;
 /// The most seeds until a broken rule has to be found.
 const BROKEN_SEEDS: u64 = 2_000;
+/// A seed of experiments takes three times as long as another one: there is one for so many others, and so many at
+/// least.
+const EXPERIMENTS_PART: u64 = 10;
+const EXPERIMENTS_LEAST: u64 = 40;
 const THREADS: usize = 2;
 /// The rules that only a full server can break.
-const OF_LIMITS: [Rule; 2] = [Rule::LateJoinEnds, Rule::QueuesAreKept];
+const OF_LIMITS: [Rule; 3] = [Rule::LateJoinEnds, Rule::QueuesAreKept, Rule::DebtsAreKept];
+/// The rules that only tasks with an undo can break.
+const OF_UNDOS: [Rule; 6] = [
+    Rule::LostIsOwed,
+    Rule::LockIsHeld,
+    Rule::RetryWaitsForUndo,
+    Rule::EndWaitsForUndo,
+    Rule::DebtsAreKept,
+    Rule::HaltRefuses,
+];
 /// The rules that only tasks with counts or with a rollout can break.
 const OF_TARGETS: [Rule; 6] = [
     Rule::WindowIsKept,
@@ -128,6 +150,9 @@ fn world(seed: u64, broken: Option<Rule>) -> World {
         ) = (300, 200, 20);
         world.weather.loss = 100;
     }
+    if broken.is_some_and(|rule| OF_UNDOS.contains(&rule)) {
+        world.have_experiments(None);
+    }
     world
 }
 
@@ -149,6 +174,16 @@ fn run_many(enough: impl Fn(u64) -> bool + Sync, broken: Option<Rule>) -> Sum {
 fn world_with_disk(seed: u64) -> World {
     let mut world = world(seed, None);
     world.give_disk();
+    world
+}
+
+/// A world with experiments, in half of all cases with a database.
+fn world_of_experiments(seed: u64) -> World {
+    let mut world = world(seed, None);
+    world.have_experiments(None);
+    if seed % 2 == 0 {
+        world.give_disk();
+    }
     world
 }
 
@@ -212,6 +247,19 @@ fn the_laws_hold_when_a_server_with_a_database_dies() {
     run_all(world_with_disk, &scenarios);
 }
 
+#[test]
+fn the_laws_of_experiments_hold_whatever_dies() {
+    if let Some(seed) = number("SEED") {
+        return run_alone(seed, world_of_experiments(seed));
+    }
+    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS) / EXPERIMENTS_PART;
+    run_seeds(
+        world_of_experiments,
+        seeds.max(EXPERIMENTS_LEAST),
+        &SCENARIOS_OF_EXPERIMENTS,
+    );
+}
+
 /// What the seeds are for: each of it must have happened in a run of [`ENOUGH_SEEDS`].
 const SCENARIOS: [&str; 22] = [
     "agent cut off",
@@ -247,12 +295,47 @@ const SCENARIOS_OF_A_DISK: [&str; 7] = [
     "server crashed > 10 s",
     "server started with other limits",
 ];
+/// What the seeds of experiments are for.
+const SCENARIOS_OF_EXPERIMENTS: [&str; 29] = [
+    "a poll took the place of a longer one",
+    "agent and guard killed",
+    "agent started where another one was",
+    "agent waits for its guard",
+    "answer to an older poll",
+    "container killed",
+    "dead man's switch",
+    "debt forgiven",
+    "debt handed out while its own agent lives",
+    "debt handed to the next agent",
+    "ended because no guard has its undo",
+    "experiment canceled",
+    "experiment forgotten",
+    "experiment not started",
+    "guard acts: agent gone",
+    "guard acts: agent stalled",
+    "guard acts: deadline",
+    "guard acts: no contact",
+    "guard did not acknowledge in time",
+    "guard killed",
+    "guard replaced",
+    "guard stopped",
+    "halt lifted",
+    "not started after it was armed",
+    "undo failed",
+    "undo tried again",
+    "undo waits for another one",
+    "undo wanted again",
+    "undone by its guard",
+];
 /// So many seeds reach every scenario.
 const ENOUGH_SEEDS: u64 = 500;
 
 fn run_all(world: impl Fn(u64) -> World + Sync, scenarios: &[&str]) {
+    run_seeds(world, number("SIM_SEEDS").unwrap_or(SEEDS), scenarios);
+}
+
+fn run_seeds(world: impl Fn(u64) -> World + Sync, seeds: u64, scenarios: &[&str]) {
     let begin = Instant::now();
-    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
     let sum = match number("SIM_SECONDS") {
         Some(seconds) => {
             let end = begin + Duration::from_secs(seconds);
@@ -287,6 +370,23 @@ fn run_all(world: impl Fn(u64) -> World + Sync, scenarios: &[&str]) {
 fn it_finds_a_broken_rule() {
     for rule in Rule::ALL {
         let sum = run_many(|n| n >= BROKEN_SEEDS, Some(rule));
+        assert!(
+            !sum.failures.is_empty(),
+            "{rule:?} is broken, and nobody noticed"
+        );
+        println!("{rule:?}: after {} seeds: {}", sum.seeds, sum.failures[0].1);
+    }
+}
+
+#[test]
+fn it_finds_a_broken_rule_of_the_agent() {
+    for rule in AgentRule::ALL {
+        let broken = |seed| {
+            let mut world = world_of_experiments(seed);
+            world.experiments.broken = Some(rule);
+            world
+        };
+        let sum = run_worlds(|n| n >= BROKEN_SEEDS, broken);
         assert!(
             !sum.failures.is_empty(),
             "{rule:?} is broken, and nobody noticed"

@@ -7,6 +7,7 @@ use crate::world::{Event, Lawful, Ms, World};
 use sidebike::core::{Refusal, Spec, Task, TaskKey};
 use sidebike::wire::rollout::{Pause, Share, StopKind};
 use sidebike::wire::task::{ExecutionState, Mode};
+use sidebike::wire::undo::UndoState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -30,6 +31,8 @@ pub struct PaceModel {
     resumed_at: Option<Ms>,
     stopped: bool,
     failures: u32,
+    /// Those of them that are not only left with a debt.
+    ended_so: u32,
     is_checked: bool,
 }
 
@@ -99,7 +102,11 @@ fn is_failure(state: ExecutionState) -> bool {
 }
 
 fn failures(task: &Task) -> u32 {
-    let failed = task.execution_views().filter(|e| is_failure(e.state));
+    let failed = task.execution_views().filter(|e| {
+        let is_dirty = { e.undo }.is_some_and(|undo| undo.state.is_some_and(UndoState::is_dirty));
+        let has_ended = [ExecutionState::Succeeded, ExecutionState::Canceled].contains(&e.state);
+        is_failure(e.state) || (has_ended && is_dirty)
+    });
     failed.count() as u32
 }
 
@@ -108,7 +115,7 @@ impl PaceModel {
         let is_fixed = spec.mode == Mode::All && !spec.late_join && task.size() > 0;
         let rollout = Plan::of(spec, task);
         PaceModel {
-            keeps_alive: spec.counts.keep_alive.is_some(),
+            keeps_alive: spec.is_guarding() && spec.mode == Mode::All,
             targets: is_fixed.then(|| crate::targets::targets(task).into_iter().collect()),
             created: now,
             ttl: spec.ttl.as_millis(),
@@ -169,7 +176,7 @@ impl PaceModel {
         if self.stopped {
             return Err(format!("nothing_starts_after_a_stop: {} {n}", task.id));
         }
-        let failures = failures(task);
+        let failures = failures(task).max(self.failures);
         if self.has_too_many_failures(failures) {
             return Err(format!(
                 "nothing_starts_after_too_many_failures: {} {n}, {failures} failures",
@@ -201,11 +208,13 @@ impl PaceModel {
                 return law("targets_are_fixed", format!("were {targets:?}"));
             }
         }
-        let failures = failures(task);
-        if failures < self.failures {
-            return law("failures_are_of_the_whole_task", format!("{failures}"));
+        // A debt counts as a failure until it is settled; what it has stopped stays stopped.
+        let failures = failures(task).max(self.failures);
+        let ended_so = states.iter().filter(|state| is_failure(**state)).count() as u32;
+        if ended_so < self.ended_so {
+            return law("failures_are_of_the_whole_task", format!("{ended_so}"));
         }
-        self.failures = failures;
+        (self.failures, self.ended_so) = (failures, ended_so);
         let is_stopped = self.stopped || self.has_too_many_failures(failures);
         let waits =
             |state: &ExecutionState| matches!(state, ExecutionState::Held | ExecutionState::Queued);

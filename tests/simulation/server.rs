@@ -125,7 +125,7 @@ impl World {
     pub fn server_hears(&mut self, who: usize, request: Request) -> Lawful {
         let now = self.time();
         if let Request::Output(Output { instance, .. })
-        | Request::Done(Done { instance, .. })
+        | Request::Done(Done { instance, .. }, _)
         | Request::Goodbye(Goodbye { instance, .. }) = &request
             && is_of_original(instance)
         {
@@ -147,7 +147,7 @@ impl World {
                 self.only_what_nobody_knows_is_forgotten(who, &orders)?;
                 self.send(who, Event::ToAgent(who, Response::Kept(output, orders)));
             }
-            Request::Done(done) => {
+            Request::Done(done, told) => {
                 if check_report(&done.pieces, &done.results, &done.undos).is_err() {
                     self.count("report refused: too long");
                     return Ok(());
@@ -160,8 +160,14 @@ impl World {
                 if !taken.start.is_empty() {
                     self.count("handed out with a report");
                 }
+                self.hand_out_undos(who, &[], taken.start.len())?;
                 let keys = self.handed_out(who, false, &taken.start)?;
-                self.answer(who, Response::Taken(taken, done.seq, keys));
+                self.answer(who, Response::Taken(taken, done.seq, keys, told));
+            }
+            Request::Settled(number, done) => {
+                self.heard_of(&done.instance);
+                let taken = self.server.core.done_and_next(now, &done);
+                self.answer(who, Response::Settled(number, taken));
             }
             Request::Goodbye(goodbye) => {
                 if check_holds(&goodbye.holds).is_err() {
@@ -236,7 +242,8 @@ impl World {
     fn server_polled(&mut self, who: usize, poll: Poll) -> Lawful {
         let now = self.time();
         let seq = poll.seq;
-        if check_holds(&poll.holds).is_err() {
+        let is_long = check_report(&[], &[], &poll.undos).is_err();
+        if check_holds(&poll.holds).is_err() || is_long {
             self.count("poll refused: too long");
             return Ok(());
         }
@@ -362,6 +369,8 @@ impl World {
         self.note(|| format!("the held poll of agent {who} is dropped"));
         self.server.held.remove(&machine);
         self.server.core.release_poll(machine);
+        let instance = self.agents[who].instance.clone();
+        self.laws.hung_up(&instance);
         self.connection_breaks(who);
     }
 
@@ -389,6 +398,7 @@ impl World {
         orders: Orders<Arc<Detail>>,
     ) -> Lawful {
         self.only_what_nobody_knows_is_forgotten(who, &orders)?;
+        self.hand_out_undos(who, &orders.undo, orders.start.len())?;
         let keys = self.handed_out(who, draining, &orders.start)?;
         self.answer(who, Response::Orders(seq, orders, keys));
         Ok(())
@@ -418,7 +428,8 @@ impl World {
         start: &[Assignment<Arc<Detail>>],
     ) -> Lawful<Vec<AttemptKey>> {
         let mut keys = Vec::new();
-        for Assignment { id, .. } in start {
+        for job in start {
+            let Assignment { id, .. } = job;
             let key = self
                 .server
                 .key_of(id)
@@ -439,6 +450,7 @@ impl World {
                 draining,
                 task,
             })?;
+            self.hand_out_with_undo(who, key, job)?;
             keys.push(key);
         }
         Ok(keys)
@@ -465,7 +477,10 @@ impl World {
                     }
                     Notice::Wake(machine) => self.collect_for(machine)?,
                     Notice::HandedOut(machine) => self.shorten_hold(machine),
-                    Notice::Finished(task) => self.laws.finished(task)?,
+                    Notice::Finished(task) => {
+                        self.laws.finished(task)?;
+                        self.an_end_waits_for_its_undos(task)?;
+                    }
                     Notice::Changed(_) | Notice::NewcomersRefused(_) => {}
                     Notice::MachineOffline(..) => self.count("machine went offline"),
                     Notice::MachineOnline(..) => self.count("machine appeared"),

@@ -115,6 +115,24 @@ impl Fleet {
         }
     }
 
+    /// Where a machine is.
+    pub fn spot(&self, instance: &str) -> Option<(String, String)> {
+        let machine = self.machines.get(instance)?;
+        Some((machine.label.clone(), machine.host.clone()))
+    }
+
+    /// What is known of two machines, for messages.
+    pub fn describe(&self, instance: &str, other: &str) -> String {
+        let (new, old) = (self.machines.get(instance), self.machines.get(other));
+        format!("{new:?} after {old:?}, shaken {}", self.shaken_at)
+    }
+
+    /// Whether a machine appeared certainly after another one was last heard of.
+    pub fn came_after(&self, instance: &str, other: &str) -> bool {
+        let known = self.machines.get(instance).zip(self.machines.get(other));
+        known.is_some_and(|(new, old)| new.since > old.heard && old.heard > self.shaken_at)
+    }
+
     /// Something else was heard of a machine.
     pub fn heard(&mut self, now: Ms, instance: &str) {
         if let Some(machine) = self.machines.get_mut(instance) {
@@ -269,9 +287,15 @@ impl World {
         let unfinished = tasks
             .flat_map(|(_, task)| task.execution_views())
             .filter(|e| !e.state.is_terminal());
-        { unfinished.filter_map(|e| e.instance) }
+        let mut touched: BTreeSet<String> = { unfinished.filter_map(|e| e.instance) }
             .map(str::to_owned)
-            .collect()
+            .collect();
+        // Where an undo is open, too, whichever instance is there.
+        let open = self.open_spots();
+        let there = self.fleet.machines.iter();
+        let there = there.filter(|(_, it)| open.contains(&(it.label.clone(), it.host.clone())));
+        touched.extend(there.map(|(instance, _)| instance.clone()));
+        touched
     }
 
     /// A task is registered: its targets are exactly those that it may have.

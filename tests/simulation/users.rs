@@ -27,6 +27,9 @@ const PATTERNS: [&str; 8] = [
 const FOR_ORIGINALS: [&str; 2] = [".*", "old|web-1"];
 /// The longest run of a simulated command without a time-out.
 const LONGEST_RUN: Ms = 200_000;
+/// How long an attempt with an undo may take beyond its longest run: until an agent that was stopped goes on, until its
+/// guard acts, and until whoever undoes it does not wait for others any more.
+const UNDO_PATIENCE: Ms = 300_000;
 /// How long the server may take beyond time-outs: for overdue reports (again after a pause), to notice a lost
 /// machine, and for a late tick.
 const PATIENCE: Ms = 2 * 60_000 + 50_000 + 10_000;
@@ -157,6 +160,10 @@ impl World {
             self.user_paces()?;
             return self.see_to_notices();
         }
+        if self.experiments.share > 0 && self.rng.chance(200) {
+            self.user_sees_to_undos()?;
+            return self.see_to_notices();
+        }
         match self.rng.between(0, 99) {
             0..52 => self.user_submits()?,
             52..66 => self.user_cancels(),
@@ -233,6 +240,7 @@ impl World {
             detail.timeout = Some(short);
         }
         spec.detail = Arc::new(detail);
+        self.fill_in_undo(spec);
     }
 
     fn user_submits(&mut self) -> Lawful {
@@ -283,6 +291,7 @@ impl World {
         match self.server.core.submit(now, &fresh, spec) {
             Ok(key) => {
                 self.was_right_to_accept(key, &census)?;
+                self.was_right_to_accept_in_a_halt(kept.detail.undo.is_some())?;
                 self.accepted(key, &kept);
                 self.answer_submit(key);
                 if let Some((is_refused, mut machines)) = preview {
@@ -358,7 +367,12 @@ impl World {
             mode: spec.mode,
             retries: retry.map_or(0, |retry| retry.max),
             longest_interval: intervals.map(|span| span.as_millis()).max().unwrap_or(0),
-            longest_run: spec.longest_run().map_or(LONGEST_RUN, TimeSpan::as_millis),
+            longest_run: spec.longest_run().map_or(LONGEST_RUN, TimeSpan::as_millis)
+                + if spec.detail.undo.is_some() {
+                    UNDO_PATIENCE
+                } else {
+                    0
+                },
             pace: PaceModel::new(self.now, spec, &task),
         };
         if spec.rollout.is_some() {
@@ -431,6 +445,9 @@ impl World {
                 self.count("task rerun");
                 let spec = self.server.core.show(new).map(|task| task.spec.clone());
                 self.was_right_to_rerun(new, &census)?;
+                if let Some(spec) = &spec.as_ref().ok() {
+                    self.was_right_to_accept_in_a_halt(spec.detail.undo.is_some())?;
+                }
                 if let Ok(spec) = spec {
                     self.accepted(new, &spec);
                     self.answer_submit(new);
@@ -446,13 +463,14 @@ impl World {
             return Ok(());
         };
         let ended = self.server.core.is_finished(key);
+        let is_dirty = self.is_in_debt(key);
         let deleted = self.server.core.delete(key);
-        if deleted.is_ok() != ended {
+        if deleted.is_ok() != (ended && !is_dirty) {
             return Err(format!(
                 "only_what_has_ended_is_deleted: {key:?} {deleted:?}"
             ));
         }
-        self.count(if ended {
+        self.count(if deleted.is_ok() {
             "task deleted"
         } else {
             "delete refused"

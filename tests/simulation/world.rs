@@ -3,6 +3,7 @@
 
 use crate::agent::{Agent, Alarm};
 use crate::clock::Clock;
+use crate::experiment::{Experiments, Happening};
 use crate::laws::Laws;
 use crate::rng::Rng;
 use crate::server::Server;
@@ -29,12 +30,18 @@ pub struct AttemptKey {
     pub attempt: u32,
 }
 
+/// What a report tells of undos: the number of the change of each.
+pub type Told = Vec<(AttemptId, u64)>;
+
 /// A request of an agent.
 #[derive(Debug, Clone)]
 pub enum Request {
     Poll(Poll),
     Output(Output),
-    Done(Done),
+    /// With what it tells of undos: which change of each.
+    Done(Done, Told),
+    /// What a guard has settled, told by the program that it starts for that.
+    Settled(usize, Done),
     Goodbye(Goodbye),
     Ping(String, Link),
     Fetch(String, Link),
@@ -48,7 +55,8 @@ pub enum Response {
     Refused(u64, bool),
     Kept(Output, Orders<Arc<Detail>>),
     /// With the number of the latest poll when it asked for more work.
-    Taken(Taken<Arc<Detail>>, Option<u64>, Vec<AttemptKey>),
+    Taken(Taken<Arc<Detail>>, Option<u64>, Vec<AttemptKey>, Told),
+    Settled(usize, Taken<Arc<Detail>>),
     Pong(bool),
     Fetched(Orders<Arc<Detail>>, Vec<AttemptKey>),
 }
@@ -58,6 +66,7 @@ pub enum Event {
     ToServer(usize, Request),
     ToAgent(usize, Response),
     Alarm(usize, Alarm),
+    Happening(Happening),
     HoldOver(u32, MachineKey, u64),
     Wake(u32, MachineKey),
     CommitBegins(u32),
@@ -192,6 +201,7 @@ pub struct World {
     pub laws: Laws,
     pub users: Users,
     pub fleet: Fleet,
+    pub experiments: Experiments,
     pub tally: Tally,
     /// Ids of attempts that hostile agents were handed.
     pub overheard: Vec<AttemptId>,
@@ -209,6 +219,8 @@ pub struct World {
 
 /// The number of steps with faults and users; after them everything has to come to its end.
 const STORM_STEPS: u64 = 160;
+/// More of them with experiments: each takes many itself.
+const STEPS_OF_EXPERIMENTS: u64 = 240;
 /// More of them for each hostile agent, which takes as many itself.
 const STEPS_OF_HOSTILE: u64 = 60;
 pub const LABELS: [&str; 4] = ["web-0", "web-1", "db-0", "db-0"];
@@ -233,6 +245,7 @@ impl World {
             laws: Laws::default(),
             users: Users::default(),
             fleet: Fleet::default(),
+            experiments: Experiments::default(),
             tally: Tally::new(),
             overheard: Vec::new(),
             stopped_until: 0,
@@ -292,7 +305,10 @@ impl World {
         self.next_tick = self.now;
         self.at(self.now + 5, Event::User);
         self.at(self.now + 500, Event::Fault);
-        let storm = STORM_STEPS + STEPS_OF_HOSTILE * self.setting.hostile;
+        let mut storm = STORM_STEPS + STEPS_OF_HOSTILE * self.setting.hostile;
+        if self.experiments.share > 0 {
+            storm += STEPS_OF_EXPERIMENTS;
+        }
         while self.steps < storm {
             self.step()?;
         }
@@ -316,6 +332,9 @@ impl World {
                 ));
             }
             self.step()?;
+        }
+        if self.experiments.share > 0 {
+            self.what_was_started_is_settled()?;
         }
         self.laws.after_all(&self.server)?;
         self.a_new_task_runs_at_once_everywhere()?;
@@ -342,6 +361,8 @@ impl World {
         self.weather = Weather::fair();
         self.setting.max_held = usize::MAX;
         self.end_the_hostile_and_the_twins();
+        self.guards_calm_down();
+        self.halt_is_lifted();
         for who in 0..self.agents.len() {
             self.agents[who].cut_until = 0;
             if self.agents[who].paused {
@@ -360,7 +381,10 @@ impl World {
         if self.setting.tick_every.is_none() || !matches!(event, Event::Tick) {
             self.steps += 1;
         }
-        let for_server = !matches!(event, Event::ToAgent(..) | Event::Alarm(..) | Event::Fault);
+        let for_server = !matches!(
+            event,
+            Event::ToAgent(..) | Event::Alarm(..) | Event::Happening(_) | Event::Fault
+        );
         if for_server && self.now < self.stopped_until {
             let late = self.rng.between(0, 20);
             self.at(self.stopped_until + late, event);
@@ -370,6 +394,7 @@ impl World {
             Event::ToServer(who, request) => self.server_hears(who, request)?,
             Event::ToAgent(who, response) => self.agent_hears(who, response)?,
             Event::Alarm(who, alarm) => self.agent_wakes(who, alarm)?,
+            Event::Happening(happening) => self.happens(happening)?,
             Event::HoldOver(epoch, machine, hold) => self.hold_is_over(epoch, machine, hold)?,
             Event::Wake(epoch, machine) => self.machine_wakes(epoch, machine)?,
             Event::CommitBegins(life) => self.commit_begins(life),
@@ -381,6 +406,7 @@ impl World {
         self.gather_changes();
         self.server.core.check_invariants()?;
         self.laws.look(self.now, &self.server)?;
+        self.look_at_undos()?;
         self.users.look_at_pace(self.now, &self.server.core)
     }
 
@@ -476,6 +502,9 @@ impl World {
                 self.poll_is_dropped(who);
                 self.see_to_notices()?;
             }
+        }
+        if self.experiments.share > 0 {
+            self.guard_fault()?;
         }
         if self.rng.chance(weather.hup) {
             self.server_is_sent_hup()?;

@@ -17,7 +17,7 @@
 pub mod deadman;
 pub mod exclusion;
 pub(super) mod execute;
-pub(super) mod ledger;
+pub mod ledger;
 pub mod machine;
 pub mod plan;
 pub mod run;
