@@ -9,7 +9,7 @@
 //! | --- | --- | --- |
 //! | users | submit, rerun, cancel, delete, withdraw | `user.rs` |
 //! | | pause, resume, stop | `pacing.rs` |
-//! | | undo again, forgive | `undo.rs` |
+//! | | undo again, forgive | `debts.rs` |
 //! | | halt, lift | `halt.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
@@ -24,7 +24,7 @@
 //! | file | content |
 //! | --- | --- |
 //! | `lifecycle.rs` | the table of an execution's states: which event leads from which state to which |
-//! | `undo_lifecycle.rs`, `undo.rs` | the same table for undos; debts, and who settles them |
+//! | `undo_lifecycle.rs`, `undo.rs`, `debts.rs` | the same table for undos; what is reported of them; who runs them again, or settles them |
 //! | `attempt_end.rs` | the end of an attempt: end of the execution, or retry |
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
 //! | `spec.rs`, `limits.rs` | from a posted task to a checked one |
@@ -33,6 +33,7 @@
 //! | `rollout.rs` | a checked rollout, and its plan for a number of targets |
 //! | `pacing.rs`, `pace.rs` | in which steps they get their turn, and when it stops; how far it has come |
 //! | `probes.rs` | probes: when they begin and end, let a task begin, and stop it |
+//! | `probe_spec.rs` | the probes of a posted task, checked |
 //! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
@@ -53,6 +54,7 @@ mod abilities;
 mod agent;
 mod attempt_end;
 mod counting;
+mod debts;
 mod follow;
 mod halt;
 mod invariants;
@@ -71,6 +73,7 @@ mod pacing;
 mod probe_data;
 mod probe_place;
 mod probe_runs;
+mod probe_spec;
 mod probes;
 #[cfg(test)]
 mod probes_tests;

@@ -9,13 +9,12 @@
 //! owed is not followed by another. To add an event: `undo_lifecycle.rs`, and here where it happens.
 
 use super::invariants::{Rule, UndoView};
-use super::task::{TaskData, attempt_key, timestamp};
+use super::task::{TaskData, timestamp};
 use super::undo_lifecycle::{self, UndoEvent};
-use super::user::Selection;
-use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time, data_mut};
-use crate::wire::agent::{AttemptId, Feature, Orders, Stream, UndoOrder};
+use super::{Core, ExecutionKey, MachineKey, TaskKey, Time, data_mut};
+use crate::wire::agent::AttemptId;
 use crate::wire::machine::MachineState;
-use crate::wire::task::{Detail, ExecutionState, Mode};
+use crate::wire::task::{ExecutionState, Mode};
 use crate::wire::undo::{AnsweredUndo, UndoBy, UndoReason, UndoReport, UndoState};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -28,32 +27,30 @@ pub(super) const MAX_DEBTS: usize = 10_000;
 const MAX_OUTPUT_BYTES: usize = 64 << 10;
 /// The longest reason that is kept, in bytes.
 const MAX_MSG_BYTES: usize = 4 << 10;
-/// How much of a command's standard output its undo is given, in bytes.
-const STDOUT_BYTES: usize = 4 << 10;
 
 /// The undo of an attempt.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct AttemptUndo {
     /// Its state; none until it is armed.
     pub(super) state: Option<UndoState>,
-    reason: Option<UndoReason>,
-    by: Option<UndoBy>,
-    tries: u32,
-    exit_code: Option<i32>,
-    check_exit_code: Option<i32>,
-    msg: Box<str>,
-    output: Box<str>,
-    armed_at: Option<Time>,
-    began_at: Option<Time>,
-    ended_at: Option<Time>,
+    pub(super) reason: Option<UndoReason>,
+    pub(super) by: Option<UndoBy>,
+    pub(super) tries: u32,
+    pub(super) exit_code: Option<i32>,
+    pub(super) check_exit_code: Option<i32>,
+    pub(super) msg: Box<str>,
+    pub(super) output: Box<str>,
+    pub(super) armed_at: Option<Time>,
+    pub(super) began_at: Option<Time>,
+    pub(super) ended_at: Option<Time>,
     /// While it is owed because its machine is gone: when that has undone it by itself, if it still can.
     #[serde(default)]
-    due_at: Option<Time>,
+    pub(super) due_at: Option<Time>,
     /// The machine that is to run it again, until it has.
-    handed_to: Option<Arc<str>>,
+    pub(super) handed_to: Option<Arc<str>>,
     /// A user wants it to run again.
     #[serde(default)]
-    wanted: bool,
+    pub(super) wanted: bool,
 }
 
 impl AttemptUndo {
@@ -71,7 +68,7 @@ impl AttemptUndo {
     }
 
     /// Whether it belongs to those that a machine with its label and host is to run.
-    fn is_due(&self) -> bool {
+    pub(super) fn is_due(&self) -> bool {
         self.state == Some(UndoState::Owed) || self.wanted
     }
 
@@ -102,11 +99,11 @@ pub(super) type Spot = (Arc<str>, Arc<str>);
 #[derive(Debug, Default)]
 pub(super) struct Undos {
     /// Those that the next machine at a spot is to run.
-    due: BTreeMap<Spot, BTreeSet<ExecutionKey>>,
+    pub(super) due: BTreeMap<Spot, BTreeSet<ExecutionKey>>,
     /// How many are owed or have failed.
-    dirty: usize,
+    pub(super) dirty: usize,
     /// The unsettled and the dirty ones at each spot.
-    open: BTreeMap<Spot, BTreeSet<ExecutionKey>>,
+    pub(super) open: BTreeMap<Spot, BTreeSet<ExecutionKey>>,
 }
 
 impl TaskData {
@@ -142,7 +139,7 @@ impl Core {
         self.undos.dirty
     }
 
-    fn spot(&self, key: ExecutionKey) -> Option<Spot> {
+    pub(super) fn spot(&self, key: ExecutionKey) -> Option<Spot> {
         let target = self.execution(key).target.as_ref()?;
         Some((target.label.clone(), target.host.clone()))
     }
@@ -170,7 +167,7 @@ impl Core {
 
     /// Applies an event to the undo of an execution's latest attempt, if the table allows it. The only place where
     /// its state changes.
-    fn apply_undo(&mut self, now: Time, key: ExecutionKey, event: UndoEvent) -> bool {
+    pub(super) fn apply_undo(&mut self, now: Time, key: ExecutionKey, event: UndoEvent) -> bool {
         let Some(undo) = self.execution(key).current.undo.as_ref() else {
             return false;
         };
@@ -220,7 +217,7 @@ impl Core {
     }
 
     /// Counts an undo in its new state.
-    fn count_undo(&mut self, key: ExecutionKey, state: Option<UndoState>) {
+    pub(super) fn count_undo(&mut self, key: ExecutionKey, state: Option<UndoState>) {
         let was = self.execution(key).current.undo.as_ref();
         let was = was.and_then(|undo| undo.state);
         let is_dirty =
@@ -265,7 +262,7 @@ impl Core {
         self.index_undo(key);
     }
 
-    fn unindex_undo(&mut self, key: ExecutionKey) {
+    pub(super) fn unindex_undo(&mut self, key: ExecutionKey) {
         let Some(spot) = self.spot(key) else { return };
         for index in [&mut self.undos.due, &mut self.undos.open] {
             if let Some(keys) = index.get_mut(&spot) {
@@ -394,7 +391,7 @@ impl Core {
     }
 
     /// What has to follow when an undo may have been settled: the end of its task, or the end of a rollout.
-    fn undo_settled(&mut self, now: Time, key: ExecutionKey) {
+    pub(super) fn undo_settled(&mut self, now: Time, key: ExecutionKey) {
         if self.execution(key).state.is_terminal() {
             self.pace_after_end(now, key.task);
             self.finish_if_done(now, key.task);
@@ -421,7 +418,7 @@ impl Core {
         }
     }
 
-    fn lose_undo(&mut self, now: Time, key: ExecutionKey) {
+    pub(super) fn lose_undo(&mut self, now: Time, key: ExecutionKey) {
         let due_at = self.undone_by(key);
         if self.apply_undo(now, key, UndoEvent::Lose)
             && let Some(undo) = self.execution_mut(key).current.undo.as_mut()
@@ -431,346 +428,6 @@ impl Core {
             if let Some(spot) = self.spot(key) {
                 self.wake_for_debts(&spot);
             }
-        }
-    }
-
-    /// Something may be due now for a machine at a spot: it gets it with the poll that is held for it.
-    pub(super) fn wake_for_debts(&mut self, spot: &Spot) {
-        if !self.undos.due.contains_key(spot) {
-            return;
-        }
-        for key in self.match_index.machines_at(&spot.0, &spot.1) {
-            if self.machine(key).poll_held && self.has_undo_for(key) {
-                self.wake(key);
-            }
-        }
-    }
-
-    /// When a machine that has lost the server has undone an execution by itself: its dead man's switch acts so long
-    /// after the last contact, then the command is ended, and the undo has one try.
-    fn undone_by(&self, key: ExecutionKey) -> Option<Time> {
-        let spec = &self.task(key.task).spec;
-        let undo = spec.detail.undo.as_ref()?;
-        let target = self.execution(key).target.as_ref()?;
-        let machine = self.machine(*self.instances.get(&target.instance)?);
-        let acts = machine.last_seen.plus(undo.deadman()?);
-        Some(acts.plus(spec.kill_grace()).plus(undo.timeout()))
-    }
-
-    /// A machine is gone: what it was to undo is owed.
-    pub(super) fn lose_undos_of(&mut self, now: Time, key: MachineKey) {
-        let machine = self.machine(key);
-        let spot = (machine.label.clone(), machine.host.clone());
-        let instance = machine.instance.clone();
-        let Some(open) = self.undos.open.get(&spot).cloned() else {
-            return;
-        };
-        for execution in open {
-            let e = self.execution(execution);
-            let is_target = { e.target.as_ref() }.is_some_and(|t| t.instance == instance);
-            let undo = e.current.undo.as_ref();
-            let handed_to = undo.and_then(|undo| undo.handed_to.as_ref());
-            let is_its_own = match handed_to {
-                Some(other) => *other == instance,
-                None => is_target,
-            };
-            if is_its_own {
-                self.lose_undo(now, execution);
-                self.undo_settled(now, execution);
-            }
-        }
-    }
-
-    /// Adds the undos that a machine is to run: what is owed where it is, and what users want. `listed` is what its
-    /// poll says, if there is one; what it was handed and does not list has not arrived.
-    pub(super) fn order_undos(
-        &mut self,
-        now: Time,
-        key: MachineKey,
-        listed: Option<&[UndoReport]>,
-        orders: &mut Orders<Arc<Detail>>,
-    ) {
-        let machine = self.machine(key);
-        if !machine.abilities.has(Feature::Undo) {
-            return;
-        }
-        let spot = (machine.label.clone(), machine.host.clone());
-        let instance = machine.instance.clone();
-        let open = self.undos.open.get(&spot).into_iter().flatten().copied();
-        let lost = open.filter(|execution| {
-            let undo = self.execution(*execution).current.undo.as_ref();
-            let is_handed = undo.is_some_and(|undo| undo.handed_to.as_ref() == Some(&instance));
-            let is_listed = |listed: &[UndoReport]| {
-                listed
-                    .iter()
-                    .any(|report| self.is_undo_of(*execution, report))
-            };
-            is_handed && listed.is_some_and(|listed| !is_listed(listed))
-        });
-        let lost: Vec<ExecutionKey> = lost.collect();
-        let due = self.undos.due.get(&spot).into_iter().flatten().copied();
-        let due = due.filter(|execution| self.is_for(*execution, key));
-        for execution in due.chain(lost).collect::<Vec<_>>() {
-            self.order_undo(now, execution, &instance, orders);
-        }
-    }
-
-    fn is_undo_of(&self, key: ExecutionKey, report: &UndoReport) -> bool {
-        self.find(&report.id.execution) == Some(key)
-            && self.execution(key).current.number == report.id.attempt
-    }
-
-    /// Whether a machine is to run a due undo: the machine of the attempt is this one, or is gone and this one came
-    /// after it.
-    fn is_for(&self, execution: ExecutionKey, key: MachineKey) -> bool {
-        let Some(target) = self.execution(execution).target.as_ref() else {
-            return false;
-        };
-        match self.instances.get(&target.instance) {
-            Some(own) if *own == key => true,
-            Some(own) => {
-                let (old, new) = (self.machine(*own), self.machine(key));
-                !old.is_live() && new.since >= old.last_seen
-            }
-            None => true,
-        }
-    }
-
-    fn order_undo(
-        &mut self,
-        now: Time,
-        key: ExecutionKey,
-        instance: &Arc<str>,
-        orders: &mut Orders<Arc<Detail>>,
-    ) {
-        let undo = self.execution(key).current.undo.as_ref();
-        let reason = match undo.is_some_and(|undo| undo.state == Some(UndoState::Owed)) {
-            true => UndoReason::Owed,
-            false => UndoReason::ByHand,
-        };
-        let is_new = self.apply_undo(now, key, UndoEvent::Again);
-        if let Some(undo) = self.execution_mut(key).current.undo.as_mut() {
-            undo.handed_to = Some(instance.clone());
-            if is_new {
-                (undo.reason, undo.by) = (Some(reason), Some(UndoBy::Agent));
-            }
-        }
-        let task = self.task(key.task);
-        let current = &task.executions[key.n as usize].current;
-        let stdout = current.output.as_ref();
-        let stdout = stdout.map(|output| output.text(Stream::Stdout, STDOUT_BYTES).0);
-        let id = task.attempt_id(key);
-        orders.undo.push(UndoOrder {
-            execution: id.execution,
-            attempt: id.attempt,
-            task_id: task.id.to_string(),
-            task_name: task.spec.name.to_string(),
-            key: attempt_key(&task.prefix, key.n, id.attempt),
-            reason: current
-                .undo
-                .as_ref()
-                .and_then(|undo| undo.reason)
-                .unwrap_or(reason),
-            exit_code: current.exit_code,
-            stdout: stdout.unwrap_or_default(),
-            detail: task.spec.detail.clone(),
-        });
-    }
-
-    /// Has the undos of a task run again: of all its executions, or of those on one machine. Refused with
-    /// [`Refusal::Conflict`] if one of them runs or nothing of it was started.
-    pub fn undo_again(&mut self, key: TaskKey, selection: &Selection) -> Result<(), Refusal> {
-        let selected = self.undos_of(key, selection)?;
-        let is_settled = |e: &&ExecutionKey| {
-            let undo = self.execution(**e).current.undo.as_ref();
-            let state = undo.and_then(|undo| undo.state);
-            state.is_some_and(|state| state.is_settled() && state != UndoState::NotNeeded)
-        };
-        let settled: Vec<ExecutionKey> = selected.iter().filter(is_settled).copied().collect();
-        if settled.is_empty() {
-            return Err(Refusal::Conflict(format!(
-                "task {}: no undo of it has ended yet",
-                self.task(key).id
-            )));
-        }
-        for execution in settled {
-            self.unindex_undo(execution);
-            if let Some(undo) = self.execution_mut(execution).current.undo.as_mut() {
-                undo.wanted = true;
-            }
-            self.index_undo(execution);
-            if let Some(spot) = self.spot(execution) {
-                self.wake_for_debts(&spot);
-            }
-        }
-        Ok(())
-    }
-
-    /// Settles debts of a task by hand; `who` says who takes the responsibility.
-    pub fn forgive(
-        &mut self,
-        now: Time,
-        key: TaskKey,
-        selection: &Selection,
-        who: &str,
-    ) -> Result<(), Refusal> {
-        let mut any = false;
-        for execution in self.undos_of(key, selection)? {
-            if self.apply_undo(now, execution, UndoEvent::Forgive) {
-                any = true;
-                if let Some(undo) = self.execution_mut(execution).current.undo.as_mut() {
-                    undo.by = Some(UndoBy::Server);
-                    undo.msg = format!("forgiven by {who}").into();
-                }
-            }
-        }
-        match any {
-            true => {
-                self.finish_if_done(now, key);
-                self.keep_within_limits();
-                Ok(())
-            }
-            false => Err(Refusal::Conflict(format!(
-                "task {}: no undo of it is failed or owed",
-                self.task(key).id
-            ))),
-        }
-    }
-
-    /// The executions with an undo that a user means.
-    fn undos_of(&self, key: TaskKey, selection: &Selection) -> Result<Vec<ExecutionKey>, Refusal> {
-        let task = self.known_task(key)?;
-        let meant = { task.executions.iter().zip(0..) }.filter(|(e, _)| match selection {
-            Selection::All => true,
-            Selection::Machine(name) => {
-                let target = e.target.as_ref();
-                target.is_some_and(|target| target.is_named(name))
-            }
-        });
-        let with_undo = meant.filter(|(e, _)| e.current.undo.is_some());
-        let keys: Vec<ExecutionKey> = with_undo
-            .map(|(_, n)| ExecutionKey { task: key, n })
-            .collect();
-        match (keys.is_empty(), selection) {
-            (false, _) => Ok(keys),
-            (true, Selection::Machine(name)) => Err(Refusal::not_on(task, name)),
-            (true, Selection::All) => Err(Refusal::Conflict(format!(
-                "task {}: nothing of it was handed out with an undo",
-                task.id
-            ))),
-        }
-    }
-
-    /// A new machine has appeared. An older one with its label and host that has hung up is gone: what it was to undo
-    /// is owed, and the new one gets it at once.
-    pub(super) fn replace_hung_up(&mut self, now: Time, key: MachineKey) {
-        let machine = self.machine(key);
-        let spot = (machine.label.clone(), machine.host.clone());
-        let there = self.undos.open.get(&spot).into_iter().flatten();
-        let instances = there.filter_map(|e| Some(&self.execution(*e).target.as_ref()?.instance));
-        let machines = instances.filter_map(|instance| self.instances.get(instance).copied());
-        let gone: BTreeSet<MachineKey> = machines
-            .filter(|other| *other != key && self.machine(*other).has_hung_up)
-            .collect();
-        for other in gone {
-            if self.machine(other).state != MachineState::Offline {
-                self.take_offline(now, other, "another one has taken its place");
-            }
-        }
-    }
-
-    /// Whether there is an undo for a machine to run.
-    pub(super) fn has_undo_for(&self, key: MachineKey) -> bool {
-        let machine = self.machine(key);
-        let spot = (machine.label.clone(), machine.host.clone());
-        let due = self.undos.due.get(&spot);
-        machine.abilities.has(Feature::Undo)
-            && due.is_some_and(|due| due.iter().any(|execution| self.is_for(*execution, key)))
-    }
-
-    /// No machine whose poll is held waits for an undo that it is to run.
-    pub(super) fn check_debts_are_handed_out(&self) -> Result<(), String> {
-        for ((label, host), due) in &self.undos.due {
-            let held = { self.machines.iter() }
-                .filter(|(_, m)| m.label == *label && m.host == *host)
-                .filter(|(_, m)| m.poll_held && !m.waking && m.is_live());
-            for (key, machine) in held.filter(|(_, m)| m.abilities.has(Feature::Undo)) {
-                if let Some(execution) = due.iter().find(|it| self.is_for(**it, *key)) {
-                    return Err(format!(
-                        "the undo of {execution:?} waits, and the poll of {} is held",
-                        machine.instance
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks the counts and indexes of undos.
-    pub(super) fn check_undos(&self) -> Result<(), String> {
-        let mut dirty = 0;
-        let (mut due, mut open) = (0, 0);
-        for (key, task) in &self.tasks {
-            let mut counts = crate::wire::undo::UndoCounts::default();
-            for (e, n) in task.executions.iter().zip(0..) {
-                let Some(undo) = e.current.undo.as_ref() else {
-                    continue;
-                };
-                let execution = ExecutionKey { task: *key, n };
-                if let Some(state) = undo.state {
-                    *counts.of(state) += 1;
-                    dirty += usize::from(state.is_dirty());
-                }
-                let is_open = undo.state.is_none_or(|s| !s.is_settled() || s.is_dirty());
-                let spot = self.spot(execution);
-                let listed = |index: &BTreeMap<Spot, BTreeSet<ExecutionKey>>| {
-                    let keys = spot.as_ref().and_then(|spot| index.get(spot));
-                    keys.is_some_and(|keys| keys.contains(&execution))
-                };
-                let listed = [listed(&self.undos.due), listed(&self.undos.open)];
-                if listed != [undo.is_due(), is_open] {
-                    return Err(format!(
-                        "{execution:?}: undo {:?} listed {listed:?}",
-                        undo.state
-                    ));
-                }
-                due += usize::from(undo.is_due());
-                open += usize::from(is_open);
-                // An agent that was thought to be gone may still have it armed when its execution has ended.
-                let is_unsettled = undo.state.is_none_or(|state| !state.is_settled());
-                let own = e.target.as_ref().map(|target| &target.instance);
-                let who = undo.handed_to.as_ref().or(own);
-                let machine = who.and_then(|who| self.instances.get(who));
-                let is_there = machine
-                    .is_some_and(|machine| self.machine(*machine).state != MachineState::Offline);
-                if is_unsettled && (!is_there || (e.state.is_terminal() && undo.state.is_none())) {
-                    return Err(format!(
-                        "{execution:?}: {:?}, its undo is {:?}, and nobody works on it",
-                        e.state, undo.state
-                    ));
-                }
-            }
-            if counts != task.undos {
-                return Err(format!(
-                    "{key:?}: undos {:?}, recounted {counts:?}",
-                    task.undos
-                ));
-            }
-        }
-        let total = |index: &BTreeMap<Spot, BTreeSet<ExecutionKey>>| -> usize {
-            index.values().map(BTreeSet::len).sum()
-        };
-        let listed = (
-            total(&self.undos.due),
-            total(&self.undos.open),
-            self.undos.dirty,
-        );
-        match listed == (due, open, dirty) {
-            true => Ok(()),
-            false => Err(format!(
-                "undos {listed:?}, recounted {:?}",
-                (due, open, dirty)
-            )),
         }
     }
 }
