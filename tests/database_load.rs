@@ -96,7 +96,8 @@ fn many_clients_share_a_commit() {
         1e3 / one,
         1e3 * disk
     );
-    assert!(many >= 10.0 * one, "{one:.0} and {many:.0}");
+    // A commit for each would be 1. Far below what an idle machine reaches: others may be at work.
+    assert!(many >= 5.0 * one, "{one:.0} and {many:.0}");
     // Nobody waits for a timer besides.
     assert!(1.0 / one < 0.25, "{:.4} s", 1.0 / one);
 }
