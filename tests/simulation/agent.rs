@@ -1,6 +1,6 @@
 //! Model agents: they do what the real agent does on the wire, without a process, socket or thread.
 
-use crate::experiment::{AgentExperiments, AgentRule, Moment, Plan, Stop};
+use crate::experiment::{AgentExperiments, Moment, Plan, Stop};
 use crate::guard::Answer;
 use crate::laws::RealEnd;
 use crate::targets::{HOSTS, ROLES, ZONES};
@@ -365,10 +365,8 @@ impl World {
                 if self.agents[who].experiments.older_polls.contains(&seq) =>
             {
                 // A later poll does not list what this answer hands out.
-                if self.experiments.keeps(AgentRule::LatestPollOnly) {
-                    orders.start.clear();
-                    keys.clear();
-                }
+                orders.start.clear();
+                keys.clear();
                 let agent = &mut self.agents[who].experiments;
                 agent.older_polls.retain(|older| *older != seq);
                 agent.contact = self.now;
@@ -482,13 +480,9 @@ impl World {
         let wait = WAITS[usize::from(!agent.holds.is_empty())];
         let (wait, slack) = self.poll_for_switch(who, wait, SLACK);
         let instant = self.instant();
-        let lists = self.experiments.keeps(AgentRule::UndosAreListed);
         let agent = &self.agents[who];
         let poll = Poll {
-            undos: match lists {
-                true => agent.experiments.ledger.states(instant),
-                false => Vec::new(),
-            },
+            undos: agent.experiments.ledger.states(instant),
             tags: agent.tags.clone(),
             instance: agent.instance.clone(),
             seq,
@@ -564,7 +558,7 @@ impl World {
             let held = self.agents[who].holds.values().find(|held| held.id == id);
             let runs = held.is_some_and(|held| held.end.is_none());
             if let Some(key) = self.trial_with(who, &id) {
-                if self.let_go(who, &id) && self.experiments.keeps(AgentRule::ForgottenIsUndone) {
+                if self.let_go(who, &id) {
                     self.count("experiment forgotten");
                     self.trial_stops(who, key, Stop::Forgotten);
                 }

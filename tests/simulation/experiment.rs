@@ -50,23 +50,14 @@ pub enum AgentRule {
     GuardActs,
     /// A command ends when the server is silent for too long, and its guard acts if the agent does not.
     SilenceEnds,
-    /// Work in the answer to an older poll is not accepted.
-    LatestPollOnly,
-    /// A command with an undo that the server does not know is ended.
-    ForgottenIsUndone,
-    /// The undos that it knows of are in each poll.
-    UndosAreListed,
 }
 
 impl AgentRule {
-    pub const ALL: [AgentRule; 7] = [
+    pub const ALL: [AgentRule; 4] = [
         AgentRule::ArmedFirst,
         AgentRule::EndedFirst,
         AgentRule::GuardActs,
         AgentRule::SilenceEnds,
-        AgentRule::LatestPollOnly,
-        AgentRule::ForgottenIsUndone,
-        AgentRule::UndosAreListed,
     ];
 }
 
@@ -315,6 +306,7 @@ pub struct Experiments {
     pub guard_dies: u64,
     pub both_die: u64,
     pub guard_pauses: u64,
+    pub agent_stops: u64,
     pub broken: Option<AgentRule>,
     /// An instant of the ledgers' clock.
     origin: Instant,
@@ -337,6 +329,7 @@ impl Default for Experiments {
             guard_dies: 0,
             both_die: 0,
             guard_pauses: 0,
+            agent_stops: 0,
             broken: None,
             origin: Instant::now(),
         }
@@ -376,6 +369,7 @@ impl World {
             guard_dies: rng.pick(&[0, 100, 300]),
             both_die: rng.pick(&[0, 100, 200]),
             guard_pauses: rng.pick(&[0, 100, 200]),
+            agent_stops: rng.pick(&[0, 200, 400]),
             broken,
             ..Experiments::default()
         };

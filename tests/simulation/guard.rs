@@ -569,6 +569,10 @@ impl World {
                 self.pause_guard(guard);
             }
         }
+        // Long enough for its guard to act.
+        if self.rng.chance(self.experiments.agent_stops) {
+            self.pause(who, true);
+        }
         let was_alive = self.agents[who].alive;
         if self.rng.chance(self.experiments.both_die) && was_alive {
             self.kill_both(who);

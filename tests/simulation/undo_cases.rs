@@ -129,7 +129,11 @@ impl Case {
         self.poll(OLD, &[], Vec::new());
         let key = self.submit("t");
         let id = self.poll(OLD, &[], Vec::new()).start.remove(0).id;
-        self.poll(OLD, &[id.clone()], vec![report(&id, UndoState::Armed)]);
+        self.poll(
+            OLD,
+            std::slice::from_ref(&id),
+            vec![report(&id, UndoState::Armed)],
+        );
         (key, id)
     }
 
@@ -224,7 +228,11 @@ fn a_report_is_not_answered_with_work_before_a_debt() {
     case.done(OLD, vec![ended(&id)], vec![report(&id, UndoState::Failed)]);
     let next = case.submit("u");
     let id = case.poll(OLD, &[], Vec::new()).start.remove(0).id;
-    case.poll(OLD, &[id.clone()], vec![report(&id, UndoState::Armed)]);
+    case.poll(
+        OLD,
+        std::slice::from_ref(&id),
+        vec![report(&id, UndoState::Armed)],
+    );
     assert_eq!(case.core.undo_again(key, &Selection::All), Ok(()));
     case.submit("v");
     let undone = vec![report(&id, UndoState::Done)];
