@@ -212,7 +212,8 @@ impl Core {
         match any {
             true => {
                 self.finish_if_done(now, key);
-                self.keep_within_limits();
+                // Its user is about to read it.
+                self.undos.are_settled_by_hand = true;
                 Ok(())
             }
             false => Err(Refusal::Conflict(format!(

@@ -513,7 +513,10 @@ impl Core {
         })?;
         let (details, finished) = (self.ledger.detail_bytes(), self.ledger.finished_tasks());
         // What is in debt is kept beyond the limits: nothing else may be left to be forgotten.
-        let could_forget = |frees| self.ledger.oldest_that_frees(frees).is_some();
+        let could_forget = |frees| {
+            let waits = self.undos.are_settled_by_hand;
+            !waits && self.ledger.oldest_that_frees(frees).is_some()
+        };
         let many = details > limits.detail_bytes
             && finished > 1
             && (could_forget(Frees::LargeDetail) || could_forget(Frees::Task));

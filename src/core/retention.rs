@@ -141,19 +141,17 @@ impl Core {
 
     /// Removes a finished task and every reference to it.
     pub(super) fn forget_task(&mut self, key: TaskKey) {
-        let task = self.tasks.get(&key);
-        let Some(finished_at) = task.and_then(|task| task.finished_at) else {
+        let finished_at = self.tasks.get(&key).and_then(|task| task.finished_at);
+        let Some(finished_at) = finished_at else {
             return;
         };
         self.forget_probes(key);
-        // Those counts are also what its retention is reckoned with: it leaves the lists of the ledger first.
-        let Some(listed) = self.tasks.get(&key).cloned() else {
+        // As it is listed; its undos are not counted any more when it is gone.
+        let Some(task) = self.tasks.get(&key).cloned() else {
             return;
         };
         self.forget_undos(key);
-        let Some(task) = self.tasks.remove(&key).map(|_| listed) else {
-            return;
-        };
+        self.tasks.remove(&key);
         self.ledger.forget_task(finished_at, key, &task);
         if let Some(changes) = &mut self.changes {
             changes.task(key);

@@ -37,6 +37,9 @@ impl Core {
                 machine.last_seen = Time(machine.last_seen.0.saturating_add(pause).min(now.0));
             }
         }
+        if std::mem::take(&mut self.undos.are_settled_by_hand) {
+            self.keep_within_limits();
+        }
         for _ in 0..MAX_DUE {
             let Some(timer) = self.timers.pop_due(now) else {
                 break;

@@ -102,6 +102,8 @@ pub(super) struct Undos {
     pub(super) due: BTreeMap<Spot, BTreeSet<ExecutionKey>>,
     /// How many are owed or have failed.
     pub(super) dirty: usize,
+    /// Debts were forgiven: what was kept because of them is forgotten with the next tick, if the limits want that.
+    pub(super) are_settled_by_hand: bool,
     /// The unsettled and the dirty ones at each spot.
     pub(super) open: BTreeMap<Spot, BTreeSet<ExecutionKey>>,
 }
