@@ -136,7 +136,7 @@ fn large_pipelined_answers_arrive_whole() {
 /// A large answer is on its way to a client that reads slowly, and has sent more than was wanted.
 fn large_answers_arrive_whole(times: usize) {
     let server = Server::start();
-    let target = "/";
+    let target = "/docs/operations";
     let whole = server.get(target);
     assert!(whole.body.len() > 20_000, "a large page");
     let close = request("GET", target, "Connection: close\r\n", b"");
