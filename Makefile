@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Where cargo puts what it builds.
 BUILT = $(or $(CARGO_TARGET_DIR),target)
 # Seeds of the simulation in `make test`, and how long `make soak` runs it, in seconds.
-SIM_SEEDS ?= 10000
+SIM_SEEDS ?= 4000
 SIM_SECONDS ?= 600
 # The targets of `make release`; the second is left out where its compiler is missing.
 RELEASES = x86_64-unknown-linux-musl aarch64-unknown-linux-musl
@@ -50,7 +50,7 @@ test: previous
 	$(CARGO) clippy --locked --no-default-features --features agent -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features server -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features cli -- -D warnings
-	SIM_SEEDS=100 SIDEBIKE_PREVIOUS=$(PREVIOUS) $(CARGO) test --locked
+	SIM_SEEDS=50 SIDEBIKE_PREVIOUS=$(PREVIOUS) $(CARGO) test --locked
 	$(CARGO) clippy --locked --all-targets --features tiny_http -- -D warnings
 	$(CARGO) test --locked --features tiny_http --test engines
 	SIDEBIKE_ENGINE=tiny_http $(CARGO) test --locked --features tiny_http $(ENGINE_TESTS:%=--test %)

@@ -66,7 +66,7 @@ const SEEDS: u64 = 200;
 const BROKEN_SEEDS: u64 = 2_000;
 /// A seed of experiments takes three times as long as another one: there is one for so many others, and so many at
 /// least.
-const EXPERIMENTS_PART: u64 = 10;
+const EXPERIMENTS_PART: u64 = 4;
 const EXPERIMENTS_LEAST: u64 = 40;
 const THREADS: usize = 2;
 /// The rules that only a full server can break.
