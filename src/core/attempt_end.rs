@@ -15,12 +15,17 @@ use crate::wire::task::{ExecutionState, RetryOn};
 
 /// The message of an execution whose last attempt was not started: it ends as the one before did.
 fn after_all(last: &PastAttempt, unstarted: u32, why: &str) -> String {
+    // What a probe, or keepAlive, has stopped has a reason of their own.
+    let stopped = match why == super::EXPIRED || why.starts_with("stopped") {
+        true => "",
+        false => "stopped: ",
+    };
     let reason = match &*last.attempt.msg {
         "" => String::new(),
         msg => format!(": {msg}"),
     };
     format!(
-        "attempt {unstarted} was {why}; attempt {} ended {}{reason}",
+        "attempt {unstarted} was {stopped}{why}; attempt {} ended {}{reason}",
         last.attempt.number,
         last.state.word()
     )

@@ -5,6 +5,7 @@
 //! that were there before had the time to come back.
 
 use super::pace::Stopped;
+use super::task::Task;
 use super::timers::Timer;
 use super::{Core, TaskKey, Time};
 use crate::wire::duration::TimeSpan;
@@ -93,5 +94,17 @@ impl Core {
     /// Whether a timer of a watch is the one that was set last.
     pub(super) fn is_next_look(&self, key: TaskKey, time: Time) -> bool {
         self.pools.get(&key).is_some_and(|watch| watch.at == time)
+    }
+}
+
+impl Task {
+    /// Whether its `keepAlive` has stopped it. For tests.
+    #[doc(hidden)]
+    pub fn was_stopped_by_keep_alive(&self) -> bool {
+        let stopped = self
+            .pacing
+            .as_ref()
+            .and_then(|pacing| pacing.stopped.as_ref());
+        stopped.is_some_and(|stopped| stopped.kind == StopKind::KeepAlive)
     }
 }

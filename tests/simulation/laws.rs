@@ -435,6 +435,7 @@ impl Laws {
         let unstarted = [
             "was not started within its ttl",
             "was stopped; attempt",
+            "was stopped: keepAlive",
             "was stopped after",
         ];
         let retry_expired = !started && unstarted.iter().any(|why| msg.contains(why));

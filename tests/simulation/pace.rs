@@ -317,6 +317,7 @@ impl Users {
     pub fn look_at_pace(&mut self, now: Ms, core: &sidebike::core::Core) -> Lawful {
         for (key, task) in core.tasks_by_key() {
             if let Some(model) = self.task_mut(key) {
+                model.pace.stopped |= task.was_stopped_by_keep_alive();
                 model.pace.look(now, task, core.is_finished(key))?;
             }
         }
