@@ -378,19 +378,15 @@ impl Core {
         now < self.recount.until && self.recount.missing > 0
     }
 
-    /// Counts a pool. `meant` are the machines that the task means.
-    pub(super) fn pool_of(&self, keep_alive: &KeepAlive, meant: &[MachineKey]) -> Pool {
-        let mut pool = match &keep_alive.pool {
-            Some(pool) => self.meant_by(pool),
-            None => meant.to_vec(),
-        };
+    /// Counts a pool of these machines, of which so many have to stay.
+    pub(super) fn pool_of(&self, keep: Share, mut pool: Vec<MachineKey>) -> Pool {
         if !self.keeps(Rule::OfflineIsOfThePool) {
             pool.retain(|key| self.machine(*key).state != MachineState::Offline);
         }
         // A machine that said goodbye does not come back. If it counted, each redeploy would double the pool.
         pool.retain(|key| !self.machine(*key).left);
         self.drop_replaced(&mut pool);
-        let (keep, total) = (keep_alive.keep, pool.len());
+        let total = pool.len();
         let must_stay = match self.keeps(Rule::KeptRoundsUp) {
             true => keep.rounded_up(total as u32),
             false => keep.rounded_down(total as u32),
@@ -416,12 +412,16 @@ impl Core {
         chosen: &[MachineKey],
     ) -> Result<(), Refusal> {
         let keep = keep_alive.keep;
+        let all = match &keep_alive.pool {
+            Some(pool) => self.meant_by(pool),
+            None => meant.to_vec(),
+        };
         let Pool {
             total,
             must_stay,
             online,
             healthy: pool,
-        } = self.pool_of(keep_alive, meant);
+        } = self.pool_of(keep, all);
         if let (0, Some(pool)) = (total, &keep_alive.pool) {
             return Err(Refusal::Conflict(format!(
                 "keepAlive.pool: {:?} matches no machine",

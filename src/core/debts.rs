@@ -45,7 +45,7 @@ impl Core {
     /// A machine is gone: what it was to undo is owed.
     pub(super) fn lose_undos_of(&mut self, now: Time, key: MachineKey) {
         let machine = self.machine(key);
-        let spot = (machine.label.clone(), machine.host.clone());
+        let spot = machine.spot();
         let instance = machine.instance.clone();
         let Some(open) = self.undos.open.get(&spot).cloned() else {
             return;
@@ -79,7 +79,7 @@ impl Core {
         if !machine.abilities.has(Feature::Undo) {
             return;
         }
-        let spot = (machine.label.clone(), machine.host.clone());
+        let spot = machine.spot();
         let instance = machine.instance.clone();
         let open = self.undos.open.get(&spot).into_iter().flatten().copied();
         let lost = open.filter(|execution| {
@@ -230,13 +230,11 @@ impl Core {
         selection: &Selection,
     ) -> Result<Vec<ExecutionKey>, Refusal> {
         let task = self.known_task(key)?;
-        let meant = { task.executions.iter().zip(0..) }.filter(|(e, _)| match selection {
-            Selection::All => true,
-            Selection::Machine(name) => {
-                let target = e.target.as_ref();
-                target.is_some_and(|target| target.is_named(name))
-            }
-        });
+        let meant = task
+            .executions
+            .iter()
+            .zip(0..)
+            .filter(|(e, _)| selection.means(e));
         let with_undo = meant.filter(|(e, _)| e.current.undo.is_some());
         let keys: Vec<ExecutionKey> = with_undo
             .map(|(_, n)| ExecutionKey { task: key, n })
@@ -254,8 +252,7 @@ impl Core {
     /// A new machine has appeared. An older one with its label and host that has hung up is gone: what it was to undo
     /// is owed, and the new one gets it at once.
     pub(super) fn replace_hung_up(&mut self, now: Time, key: MachineKey) {
-        let machine = self.machine(key);
-        let spot = (machine.label.clone(), machine.host.clone());
+        let spot = self.machine(key).spot();
         let there = self.undos.open.get(&spot).into_iter().flatten();
         let instances = there.filter_map(|e| Some(&self.execution(*e).target.as_ref()?.instance));
         let machines = instances.filter_map(|instance| self.instances.get(instance).copied());
@@ -272,7 +269,7 @@ impl Core {
     /// Whether there is an undo for a machine to run.
     pub(super) fn has_undo_for(&self, key: MachineKey) -> bool {
         let machine = self.machine(key);
-        let spot = (machine.label.clone(), machine.host.clone());
+        let spot = machine.spot();
         let due = self.undos.due.get(&spot);
         machine.abilities.has(Feature::Undo)
             && due.is_some_and(|due| due.iter().any(|execution| self.is_for(*execution, key)))
@@ -311,7 +308,7 @@ impl Core {
                     *counts.of(state) += 1;
                     dirty += usize::from(state.is_dirty());
                 }
-                let is_open = undo.state.is_none_or(|s| !s.is_settled() || s.is_dirty());
+                let is_open = undo.is_open();
                 let spot = self.spot(execution);
                 let listed = |index: &BTreeMap<Spot, BTreeSet<ExecutionKey>>| {
                     let keys = spot.as_ref().and_then(|spot| index.get(spot));
@@ -327,13 +324,14 @@ impl Core {
                 due += usize::from(undo.is_due());
                 open += usize::from(is_open);
                 // An agent that was thought to be gone may still have it armed when its execution has ended.
-                let is_unsettled = undo.state.is_none_or(|state| !state.is_settled());
                 let own = e.target.as_ref().map(|target| &target.instance);
                 let who = undo.handed_to.as_ref().or(own);
                 let machine = who.and_then(|who| self.instances.get(who));
                 let is_there = machine
                     .is_some_and(|machine| self.machine(*machine).state != MachineState::Offline);
-                if is_unsettled && (!is_there || (e.state.is_terminal() && undo.state.is_none())) {
+                if undo.is_unsettled()
+                    && (!is_there || (e.state.is_terminal() && undo.state.is_none()))
+                {
                     return Err(format!(
                         "{execution:?}: {:?}, its undo is {:?}, and nobody works on it",
                         e.state, undo.state

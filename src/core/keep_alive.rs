@@ -64,10 +64,9 @@ impl Core {
             return self.look_again(key, now.plus(LOOK_EVERY), None);
         }
         // From now on it is known which machines match, also of those that appear.
-        for selector in [Some(&spec.selector), keep_alive.pool.as_ref()] {
-            selector.map(|selector| self.match_index.key_of(selector));
-        }
-        let pool = self.pool_of(keep_alive, &self.meant_by(&spec.selector));
+        let selector = keep_alive.pool.as_ref().unwrap_or(&spec.selector);
+        self.match_index.key_of(selector);
+        let pool = self.pool_of(keep_alive.keep, self.meant_by(selector));
         let parts = pool.total.div_ceil(SMALL_POOL).max(1) as u64;
         let next = now.plus(TimeSpan::from_millis(LOOK_EVERY.as_millis() * parts));
         if pool.healthy.len() >= pool.must_stay as usize {
@@ -101,10 +100,7 @@ impl Task {
     /// Whether its `keepAlive` has stopped it. For tests.
     #[doc(hidden)]
     pub fn was_stopped_by_keep_alive(&self) -> bool {
-        let stopped = self
-            .pacing
-            .as_ref()
-            .and_then(|pacing| pacing.stopped.as_ref());
-        stopped.is_some_and(|stopped| stopped.kind == StopKind::KeepAlive)
+        self.stopped()
+            .is_some_and(|stopped| stopped.kind == StopKind::KeepAlive)
     }
 }

@@ -6,6 +6,7 @@ use super::original::OriginalAgent;
 use super::probe_data::ProbeKey;
 use super::selector::Tags;
 use super::task::{Target, rfc3339};
+use super::undo::Spot;
 use super::{ExecutionKey, TaskKey, Time};
 use crate::wire::agent::AttemptId;
 use crate::wire::duration::TimeSpan;
@@ -85,6 +86,11 @@ pub(super) struct Machine {
 }
 
 impl Machine {
+    /// Where it is, whichever process it is.
+    pub(super) fn spot(&self) -> Spot {
+        (self.label.clone(), self.host.clone())
+    }
+
     /// Whether new work is addressed to it.
     pub fn is_live(&self) -> bool {
         self.state == MachineState::Online

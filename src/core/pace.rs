@@ -209,7 +209,7 @@ impl Task {
 
     /// What stopped it, as the API answers it.
     pub(super) fn stopped_by(&self) -> Option<wire::StoppedBy<Cow<'_, str>>> {
-        let stopped = self.pacing.as_ref()?.stopped.as_ref()?;
+        let stopped = self.stopped()?;
         Some(wire::StoppedBy {
             kind: stopped.kind,
             name: stopped.name.as_deref().map(Cow::from),
@@ -233,6 +233,11 @@ impl TaskData {
     /// How many executions have failed. Over the whole task, not in each step.
     pub(super) fn failures(&self) -> u32 {
         failures_in(&self.counts) + self.only_dirty()
+    }
+
+    /// What stopped it.
+    pub(super) fn stopped(&self) -> Option<&Stopped> {
+        self.pacing.as_ref()?.stopped.as_ref()
     }
 
     /// How many executions of the steps that end with this many started have not ended.

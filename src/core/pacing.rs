@@ -401,8 +401,7 @@ impl Core {
     }
 
     fn skip(&mut self, now: Time, key: ExecutionKey) -> bool {
-        let stopped = self.task(key.task).pacing.as_ref();
-        let stopped = stopped.and_then(|pacing| pacing.stopped.as_ref());
+        let stopped = self.task(key.task).stopped();
         let msg = stopped.map_or_else(|| "stopped".into(), |stopped| stopped.msg.clone());
         let state = match stopped.is_some_and(|stopped| stopped.before_start) {
             true => ExecutionState::Failed,

@@ -84,10 +84,14 @@ impl TaskData {
     /// What is kept of the output of its probes, in bytes.
     pub(super) fn kept_by_probes(&self) -> usize {
         let probes = self.probes.iter().flat_map(|probes| &**probes);
-        let stopped = self.pacing.as_ref().and_then(|it| it.stopped.as_ref());
-        let stopped = stopped.and_then(|stopped| stopped.output.as_ref());
+        let stopped = self.stopped().and_then(|stopped| stopped.output.as_ref());
         probes.map(|probe| probe.summary.kept()).sum::<usize>()
             + stopped.map_or(0, |output| output.len())
+    }
+
+    /// What is known of a probe of it, to be changed.
+    pub(super) fn probe_mut(&mut self, probe: u8) -> Option<&mut ProbeData> {
+        self.probes.as_mut()?.get_mut(probe as usize)
     }
 
     /// Whether it waits for probes before anything of it is handed out.
@@ -97,16 +101,14 @@ impl TaskData {
 
     /// Whether a probe kept it from beginning.
     pub(super) fn failed_before(&self) -> bool {
-        let stopped = self.pacing.as_ref().and_then(|it| it.stopped.as_ref());
-        stopped.is_some_and(|stopped| stopped.before_start)
+        self.stopped().is_some_and(|stopped| stopped.before_start)
     }
 
     /// Whether an execution has not ended, or its undo has not.
     pub(super) fn is_under_way(&self, n: u32) -> bool {
         self.executions.get(n as usize).is_some_and(|e| {
             let undo = e.current.undo.as_ref();
-            let undo = undo.is_some_and(|undo| undo.state.is_none_or(|state| !state.is_settled()));
-            !e.state.is_terminal() || undo
+            !e.state.is_terminal() || undo.is_some_and(|undo| undo.is_unsettled())
         })
     }
 

@@ -3,6 +3,7 @@
 use super::machine::Machine;
 use super::probe_data::{LastRun, ONE_MACHINE, ProbeKey, Summary};
 use super::probe_place::{Effect, Out, Pace, Phase, ProbePlace};
+use super::task::Execution;
 use super::{Core, MachineKey, Refusal, TaskKey, Time, data_mut};
 use crate::wire::agent::{Feature, Orders};
 use crate::wire::probe::{MAX_MSG_BYTES, MAX_OUTPUT_BYTES, ProbeOrder, ProbeResult, RunId};
@@ -67,7 +68,7 @@ impl Core {
         let msg = match machine {
             None => "its machine is gone".into(),
             Some(machine) if !machine.is_live() => {
-                format!("its machine is {}", machine.state_word())
+                format!("its machine is {}", machine.state.word())
             }
             Some(_) if !out.is_handed_out => {
                 format!("its machine did not ask for orders within {timeout}")
@@ -120,7 +121,7 @@ impl Core {
                 let machine = self.machine(machine);
                 let msg = match machine.is_live() {
                     true => "its agent cannot run probes; one of the server's version can".into(),
-                    false => format!("its machine is {}", machine.state_word()),
+                    false => format!("its machine is {}", machine.state.word()),
                 };
                 let label = machine.label.clone();
                 self.run_failed(now, key, label, &msg);
@@ -175,9 +176,26 @@ impl Core {
         // From now on it is known which machines match, also of those that appear.
         let selector = self.match_index.key_of(&selector);
         let task = self.task(key.task);
+        let place = self.place_of(key)?;
+        let last = place.machine.as_ref();
+        let last = last.and_then(|instance| self.instances.get(instance));
+        if let Some(last) = last.filter(|_| !place.is_doubted) {
+            let machine = self.machine(*last);
+            let entry = self.match_index.entry(selector);
+            let is_target = |e: &Execution| {
+                let target = e.target.as_ref();
+                target.is_some_and(|target| target.instance == machine.instance)
+            };
+            let stays = machine.can_probe()
+                && !machine.has_hung_up
+                && entry.means(machine.traits_key, &machine.instance)
+                && !task.executions.iter().any(is_target);
+            if stays {
+                return Some(*last);
+            }
+        }
         let targets = task.executions.iter().filter_map(|e| e.target.as_ref());
         let targets: HashSet<&str> = targets.map(|target| &*target.instance).collect();
-        let place = self.place_of(key)?;
         let candidates = self.machines_of(selector).filter(|key| {
             let machine = self.machine(*key);
             machine.can_probe() && !targets.contains(&*machine.instance)
@@ -291,9 +309,7 @@ impl Core {
         if !self.tasks.contains_key(&key.task) {
             return;
         }
-        let task = self.task_mut(key.task);
-        let probes = task.probes.iter_mut().flat_map(|probes| probes.iter_mut());
-        if let Some(data) = probes.into_iter().nth(key.probe as usize) {
+        if let Some(data) = self.task_mut(key.task).probe_mut(key.probe) {
             change(&mut data.summary, keeps_output);
         }
         self.recount_probes(key.task, before);
@@ -305,10 +321,7 @@ impl Core {
         let after = task.kept_by_probes();
         task.output_bytes = task.output_bytes + after - before;
         self.ledger.resize_output(before, after);
-        if let Some(at) = task.finished_at {
-            let task = task.clone();
-            self.ledger.list_finished(at, key, &task);
-        }
+        self.list_finished_again(key);
     }
 
     /// Adds the probes that a machine is to run now.
@@ -366,9 +379,5 @@ impl Machine {
     /// The same on a target, which may be draining.
     pub(super) fn can_probe_as_target(&self) -> bool {
         self.silent_at().is_some() && self.abilities.has(Feature::Probes)
-    }
-
-    fn state_word(&self) -> &'static str {
-        self.state.word()
     }
 }

@@ -26,6 +26,9 @@ impl Core {
         spec: &Spec,
         targets: &[MachineKey],
     ) -> Result<(), Refusal> {
+        if spec.probes.iter().all(|probe| probe.on.is_none()) {
+            return Ok(());
+        }
         let targets: HashSet<&MachineKey> = targets.iter().collect();
         for (n, probe) in spec.probes.iter().enumerate() {
             let Some(selector) = &probe.on else { continue };
@@ -43,8 +46,12 @@ impl Core {
 
     /// A place of a probe.
     pub(super) fn place_of(&self, key: ProbeKey) -> Option<&ProbePlace> {
+        self.probe_data(key)?.places.get(&key.place)
+    }
+
+    fn probe_data(&self, key: ProbeKey) -> Option<&ProbeData> {
         let probes = self.tasks.get(&key.task)?.probes.as_ref()?;
-        probes.get(key.probe as usize)?.places.get(&key.place)
+        probes.get(key.probe as usize)
     }
 
     /// The probe of a key. The task is known.
@@ -72,8 +79,7 @@ impl Core {
         key: ProbeKey,
         change: impl FnOnce(&mut ProbePlace) -> R,
     ) -> Option<R> {
-        let probes = data_mut(&mut self.tasks, key.task).probes.as_mut()?;
-        let data = probes.get_mut(key.probe as usize)?;
+        let data = data_mut(&mut self.tasks, key.task).probe_mut(key.probe)?;
         let place = data.places.entry(key.place).or_default();
         let was = (place.next(), waiting_order(place));
         let result = change(place);
@@ -115,9 +121,7 @@ impl Core {
 
     /// The order of a run is in no list any more. Nothing else changes with it, and nothing has to be saved.
     pub(super) fn note_handed_out(&mut self, key: ProbeKey) {
-        let probes = data_mut(&mut self.tasks, key.task).probes.iter_mut();
-        let mut probes = probes.flat_map(|probes| probes.iter_mut());
-        let data = probes.nth(key.probe as usize);
+        let data = data_mut(&mut self.tasks, key.task).probe_mut(key.probe);
         if let Some(place) = data.and_then(|data| data.places.get_mut(&key.place)) {
             place.handed_out();
         }
@@ -217,10 +221,15 @@ impl Core {
         if task.finished_at.is_some() || task.canceled {
             return;
         }
+        let has_stopped = self
+            .probe_data(key)
+            .is_some_and(|data| data.summary.has_stopped);
+        if has_stopped {
+            // Everything was canceled then, and nothing is handed out any more.
+            return;
+        }
         let before_start = task.is_gated();
-        let probes = self.task_mut(key.task).probes.iter_mut();
-        let mut probes = probes.flat_map(|probes| probes.iter_mut());
-        if let Some(data) = probes.nth(key.probe as usize) {
+        if let Some(data) = self.task_mut(key.task).probe_mut(key.probe) {
             data.summary.has_stopped = true;
         }
         let name = self.probe_of(key).name.clone();
@@ -238,12 +247,10 @@ impl Core {
 
     /// Counts the output that is kept of the probe that stopped a task.
     pub(super) fn count_stop_output(&mut self, key: TaskKey) {
-        let stopped = self
+        let output = self
             .task(key)
-            .pacing
-            .as_ref()
-            .and_then(|it| it.stopped.as_ref());
-        let output = stopped.and_then(|stopped| stopped.output.as_ref());
+            .stopped()
+            .and_then(|stopped| stopped.output.as_ref());
         if let Some(bytes) = output.map(|output| output.len()) {
             let before = self.task(key).kept_by_probes() - bytes;
             self.recount_probes(key, before);

@@ -414,8 +414,7 @@ impl Core {
         task.output_bytes = task.output_bytes + after - before;
         self.ledger.resize_output(before, after);
         if let (Some(at), true) = (task.finished_at, task.output_bytes > 0) {
-            let task = task.clone();
-            self.ledger.list_finished(at, key.task, &task);
+            self.ledger.list_finished(at, key.task, task);
         }
     }
 }

@@ -146,17 +146,17 @@ impl Core {
             return;
         };
         self.forget_probes(key);
-        // As it is listed; its undos are not counted any more when it is gone.
-        let Some(task) = self.tasks.get(&key).cloned() else {
+        // How long it was to be kept follows from its undos, which are not counted any more when it is gone.
+        let forgotten_at = self.forgotten_at(key);
+        self.forget_undos(key);
+        let Some(task) = self.tasks.remove(&key) else {
             return;
         };
-        self.forget_undos(key);
-        self.tasks.remove(&key);
         self.ledger.forget_task(finished_at, key, &task);
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
-        if let Some(forgotten_at) = task.forgotten_at() {
+        if let Some(forgotten_at) = forgotten_at {
             self.timers.cancel(forgotten_at, Timer::ForgetTask(key));
         }
         self.task_ids.remove(&task.id);

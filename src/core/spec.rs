@@ -156,7 +156,8 @@ impl Spec {
 
     /// Whether its targets count as touched from its registration on, until their executions have ended.
     pub fn is_guarding(&self) -> bool {
-        self.counts.keep_alive.is_some() || self.detail.undo.is_some()
+        let guards = self.counts.keep_alive.is_some() || self.detail.undo.is_some();
+        guards && self.mode == Mode::All
     }
 
     /// The longest time a command of this task can run; `None` without a time-out.

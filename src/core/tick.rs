@@ -341,8 +341,7 @@ impl Core {
             self.end_attempt(now, execution, ExecutionState::Lost, msg);
         }
         self.lose_undos_of(now, key);
-        let machine = self.machine(key);
-        self.wake_for_debts(&(machine.label.clone(), machine.host.clone()));
+        self.wake_for_debts(&self.machine(key).spot());
         self.revoke_offers(key);
         if !self.machine(key).left {
             self.hold_back_queued(now, key);

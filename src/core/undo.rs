@@ -14,7 +14,7 @@ use super::undo_lifecycle::{self, UndoEvent};
 use super::{Core, ExecutionKey, MachineKey, TaskKey, Time, data_mut};
 use crate::wire::agent::AttemptId;
 use crate::wire::machine::MachineState;
-use crate::wire::task::{ExecutionState, Mode};
+use crate::wire::task::ExecutionState;
 use crate::wire::undo::{AnsweredUndo, UndoBy, UndoReason, UndoReport, UndoState};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -65,6 +65,16 @@ impl AttemptUndo {
             state: self.state,
             handed_to: self.handed_to.as_deref(),
         }
+    }
+
+    /// Whether somebody works on it, or is about to.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.state.is_none_or(|state| !state.is_settled())
+    }
+
+    /// Whether something of it is left to do: it is unsettled, or a debt.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_unsettled() || self.state.is_some_and(UndoState::is_dirty)
     }
 
     /// Whether it belongs to those that a machine with its label and host is to run.
@@ -126,7 +136,7 @@ impl TaskData {
 
     /// Whether its unfinished executions are counted at their machines.
     pub(super) fn is_guarding(&self) -> bool {
-        self.spec.is_guarding() && self.spec.mode == Mode::All
+        self.spec.is_guarding()
     }
 
     /// Whether it has an undo.
@@ -240,9 +250,7 @@ impl Core {
         let Some(undo) = self.execution(key).current.undo.as_ref() else {
             return;
         };
-        let is_open = undo
-            .state
-            .is_none_or(|state| !state.is_settled() || state.is_dirty());
+        let is_open = undo.is_open();
         if undo.is_due() {
             self.undos.due.entry(spot.clone()).or_default().insert(key);
         }
@@ -278,17 +286,17 @@ impl Core {
 
     /// Whether an undo is unsettled, failed or owed where a machine is.
     pub(super) fn has_open_undo(&self, machine: MachineKey) -> bool {
-        let machine = self.machine(machine);
-        let spot = (machine.label.clone(), machine.host.clone());
-        self.undos.open.contains_key(&spot)
+        !self.undos.open.is_empty() && {
+            let spot = self.machine(machine).spot();
+            self.undos.open.contains_key(&spot)
+        }
     }
 
     /// Why an execution may not be handed to a machine: another one there holds its lock.
     pub(super) fn locked_by(&self, key: ExecutionKey, machine: MachineKey) -> Option<String> {
         let lock = |task: TaskKey| self.task(task).spec.detail.undo.as_ref()?.lock.as_deref();
         let word = lock(key.task).filter(|_| self.keeps(Rule::LockIsHeld))?;
-        let machine = self.machine(machine);
-        let spot = (machine.label.clone(), machine.host.clone());
+        let spot = self.machine(machine).spot();
         let mut others = self.undos.open.get(&spot)?.iter();
         let holder = others.find(|other| **other != key && lock(other.task) == Some(word))?;
         let state = self.execution(*holder).current.undo.as_ref()?.state;
@@ -407,8 +415,7 @@ impl Core {
         let Some(undo) = current.undo.as_ref() else {
             return;
         };
-        let is_unsettled = undo.state.is_none_or(|state| !state.is_settled());
-        if !is_unsettled || !self.keeps(Rule::LostIsOwed) {
+        if !undo.is_unsettled() || !self.keeps(Rule::LostIsOwed) {
             return;
         }
         let never_started = current.reported && current.duration_ms.is_none();

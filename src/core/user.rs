@@ -35,6 +35,17 @@ pub enum Selection {
     Machine(String),
 }
 
+impl Selection {
+    /// Whether it means an execution.
+    pub(super) fn means(&self, execution: &Execution) -> bool {
+        match (self, &execution.target) {
+            (Selection::All, _) => true,
+            (Selection::Machine(name), Some(target)) => target.is_named(name),
+            (Selection::Machine(_), None) => false,
+        }
+    }
+}
+
 impl Core {
     /// Accepts a task. `fresh_id` was never used before; it becomes the task's id unless the spec has one.
     ///
@@ -206,14 +217,9 @@ impl Core {
         selection: &Selection,
     ) -> Result<(), Refusal> {
         let task = self.known_task(key)?;
-        let meant = |e: &Execution| match (selection, &e.target) {
-            (Selection::All, _) => true,
-            (Selection::Machine(name), Some(t)) => t.is_named(name),
-            (Selection::Machine(_), None) => false,
-        };
         let executions: Vec<ExecutionKey> = (0..)
             .zip(&task.executions)
-            .filter(|(_, e)| meant(e))
+            .filter(|(_, e)| selection.means(e))
             .map(|(n, _)| ExecutionKey { task: key, n })
             .collect();
         match selection {
@@ -344,8 +350,8 @@ impl Core {
         self.next_task += 1;
         let mut pacing = choice.plan.clone().map(Pacing::new);
         if spec.has_probe_before() {
-            let gated = Pacing::gated(targets.len() as u32);
-            pacing.get_or_insert(gated).is_gated = true;
+            let gated = || Pacing::gated(targets.len() as u32);
+            pacing.get_or_insert_with(gated).is_gated = true;
         }
         let state = match pacing {
             Some(_) => ExecutionState::Held,

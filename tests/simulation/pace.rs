@@ -115,7 +115,7 @@ impl PaceModel {
         let is_fixed = spec.mode == Mode::All && !spec.late_join && task.size() > 0;
         let rollout = Plan::of(spec, task);
         PaceModel {
-            keeps_alive: spec.is_guarding() && spec.mode == Mode::All,
+            keeps_alive: spec.is_guarding(),
             targets: is_fixed.then(|| crate::targets::targets(task).into_iter().collect()),
             created: now,
             ttl: spec.ttl.as_millis(),
