@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 /// The size of the details in one answer in JSON, in bytes. An agent reads 1 MiB for each of its jobs, for four of them at
 /// least, and 64 KiB beside that. What does not fit goes with the next answer.
-const MAX_HANDED_OUT_BYTES: usize = MAX_SENT_BYTES;
+pub(super) const MAX_HANDED_OUT_BYTES: usize = MAX_SENT_BYTES;
 /// The longest instance id, in bytes.
 const MAX_INSTANCE_BYTES: usize = 64;
 /// The longest host name and version kept, in bytes.
@@ -138,12 +138,12 @@ impl Core {
         if is_new {
             self.replace_hung_up(now, key);
         }
-        self.order_undos(now, key, Some(&poll.undos), &mut orders);
         self.order_probes(now, key, &mut orders);
         if !poll.draining {
+            let used = self.order_undos(now, key, Some(&poll.undos), &mut orders);
             self.machine_is_back(now, key);
             self.join_open_tasks(now, key);
-            self.deliver(now, key, &mut orders);
+            self.deliver(now, key, used, &mut orders);
         }
         self.revoke_offers(key);
         if !was_live {
@@ -347,8 +347,8 @@ impl Core {
         self.refresh_ready(key);
         self.order_probes(now, key, &mut orders);
         if live {
-            self.order_undos(now, key, None, &mut orders);
-            self.deliver(now, key, &mut orders);
+            let used = self.order_undos(now, key, None, &mut orders);
+            self.deliver(now, key, used, &mut orders);
         }
         self.revoke_offers(key);
         self.name_stopped(&mut orders);
@@ -356,9 +356,15 @@ impl Core {
     }
 
     /// Hands a machine what is queued for it, then what any matching machine may run, up to the number of
-    /// its free jobs.
-    pub(super) fn deliver(&mut self, now: Time, key: MachineKey, orders: &mut Orders<Arc<Detail>>) {
-        let mut bytes = 0;
+    /// its free jobs. So many bytes of the answer are taken.
+    pub(super) fn deliver(
+        &mut self,
+        now: Time,
+        key: MachineKey,
+        taken: usize,
+        orders: &mut Orders<Arc<Detail>>,
+    ) {
+        let mut bytes = taken;
         while self.machine(key).free() > 0 {
             let machine = self.machine(key);
             let Some(execution) = machine

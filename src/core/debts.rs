@@ -3,6 +3,7 @@
 //! A debt belongs to the place where the command ran, label and host, and the next machine with both gets it before any
 //! other work, as soon as it polls. A user can have any undo run again, and forgive what is failed or owed.
 
+use super::agent::MAX_HANDED_OUT_BYTES;
 use super::task::attempt_key;
 use super::undo::Spot;
 use super::undo_lifecycle::UndoEvent;
@@ -15,6 +16,8 @@ use crate::wire::undo::{UndoBy, UndoReason, UndoReport, UndoState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// The most undos that an agent runs at a time because they were ordered: half of what it takes, as it has its own.
+const MAX_ORDERED: usize = 64;
 /// How much of a command's standard output its undo is given, in bytes.
 const STDOUT_BYTES: usize = 4 << 10;
 
@@ -67,17 +70,18 @@ impl Core {
     }
 
     /// Adds the undos that a machine is to run: what is owed where it is, and what users want. `listed` is what its
-    /// poll says, if there is one; what it was handed and does not list has not arrived.
+    /// poll says, if there is one; what it was handed and does not list has not arrived. Returns how many bytes of the
+    /// answer they take: what does not fit, or is too much at a time, goes with a later one.
     pub(super) fn order_undos(
         &mut self,
         now: Time,
         key: MachineKey,
         listed: Option<&[UndoReport]>,
         orders: &mut Orders<Arc<Detail>>,
-    ) {
+    ) -> usize {
         let machine = self.machine(key);
         if !machine.abilities.has(Feature::Undo) {
-            return;
+            return 0;
         }
         let spot = machine.spot();
         let instance = machine.instance.clone();
@@ -93,11 +97,30 @@ impl Core {
             is_handed && listed.is_some_and(|listed| !is_listed(listed))
         });
         let lost: Vec<ExecutionKey> = lost.collect();
+        let room = (MAX_ORDERED + lost.len()).saturating_sub(self.handed_undos(key));
         let due = self.undos.due.get(&spot).into_iter().flatten().copied();
         let due = due.filter(|execution| self.is_for(*execution, key));
-        for execution in due.chain(lost).collect::<Vec<_>>() {
+        let mut bytes = 0;
+        for execution in due.chain(lost).take(room).collect::<Vec<_>>() {
+            let sent = self.task(execution.task).spec.sent_bytes + STDOUT_BYTES;
+            if bytes > 0 && bytes + sent > MAX_HANDED_OUT_BYTES {
+                break;
+            }
+            bytes += sent;
             self.order_undo(now, execution, &instance, orders);
         }
+        bytes
+    }
+
+    /// How many undos a machine was handed that are not settled.
+    fn handed_undos(&self, key: MachineKey) -> usize {
+        let machine = self.machine(key);
+        let open = self.undos.open.get(&machine.spot()).into_iter().flatten();
+        let handed = open.filter(|execution| {
+            let undo = self.execution(**execution).current.undo.as_ref();
+            undo.is_some_and(|undo| undo.handed_to.as_ref() == Some(&machine.instance))
+        });
+        handed.count()
     }
 
     pub(super) fn is_undo_of(&self, key: ExecutionKey, report: &UndoReport) -> bool {
@@ -115,7 +138,7 @@ impl Core {
             Some(own) if *own == key => true,
             Some(own) => {
                 let (old, new) = (self.machine(*own), self.machine(key));
-                !old.is_live() && new.since >= old.last_seen
+                old.state == MachineState::Offline && new.since >= old.last_seen
             }
             None => true,
         }
@@ -138,6 +161,9 @@ impl Core {
             undo.handed_to = Some(instance.clone());
             if is_new {
                 (undo.reason, undo.by) = (Some(reason), Some(UndoBy::Agent));
+                // What was said of it before is not true of this run.
+                (undo.tries, undo.msg) = (0, "".into());
+                (undo.exit_code, undo.check_exit_code) = (None, None);
             }
         }
         let task = self.task(key.task);
@@ -266,13 +292,14 @@ impl Core {
         }
     }
 
-    /// Whether there is an undo for a machine to run.
+    /// Whether there is an undo for a machine to run, and it runs less than it may.
     pub(super) fn has_undo_for(&self, key: MachineKey) -> bool {
         let machine = self.machine(key);
         let spot = machine.spot();
         let due = self.undos.due.get(&spot);
         machine.abilities.has(Feature::Undo)
             && due.is_some_and(|due| due.iter().any(|execution| self.is_for(*execution, key)))
+            && self.handed_undos(key) < MAX_ORDERED
     }
 
     /// No machine whose poll is held waits for an undo that it is to run.
@@ -282,9 +309,9 @@ impl Core {
                 .filter(|(_, m)| m.label == *label && m.host == *host)
                 .filter(|(_, m)| m.poll_held && !m.waking && m.is_live());
             for (key, machine) in held.filter(|(_, m)| m.abilities.has(Feature::Undo)) {
-                if let Some(execution) = due.iter().find(|it| self.is_for(**it, *key)) {
+                if self.has_undo_for(*key) {
                     return Err(format!(
-                        "the undo of {execution:?} waits, and the poll of {} is held",
+                        "an undo of {due:?} waits, and the poll of {} is held",
                         machine.instance
                     ));
                 }

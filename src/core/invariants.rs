@@ -48,7 +48,7 @@ pub enum Rule {
     RetryWaitsForUndo,
     /// A task has not ended while an undo of it runs.
     EndWaitsForUndo,
-    /// A task with an undo that is failed or owed is not forgotten.
+    /// A task with an undo that is failed or owed is not forgotten before its time, nor to make room.
     DebtsAreKept,
     /// Nothing with an undo is accepted during a halt.
     HaltRefuses,

@@ -66,7 +66,7 @@ impl Ledger {
         self.output_bytes = self.output_bytes + after - before;
     }
 
-    /// A task finished. None of what it keeps changes from now on.
+    /// A task finished. What it keeps of undos and probes may still change.
     pub fn finish_task(&mut self, at: Time, key: TaskKey, task: &TaskData) {
         self.finished.insert((at, key));
         self.finished_executions += task.executions.len();

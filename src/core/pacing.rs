@@ -3,7 +3,7 @@
 //! The executions of a task with a rollout are numbered in its order and wait as `held`. [`Core::pace`] gives them
 //! their turns, and is called after everything that may allow a further one: an end, the end of a pause, a machine
 //! that is back. What it does in one call is bounded; a timer goes on with the rest. A task without a rollout has a
-//! pace only once it was paused or stopped.
+//! pace only if probes have to pass before it, or once it was paused or stopped.
 //!
 //! An execution whose turn has come and whose machine is not online stays `held` and takes no slot of the window; its
 //! `ttl` has begun. When its machine is back, it waits for a slot.

@@ -5,8 +5,9 @@
 //! in time has failed, so a machine or a network that is gone stops the task, too. On the last allowed failure the task
 //! is stopped within the same operation: nothing of it is handed out from then on, and what runs is canceled.
 //!
-//! Each place of a probe has one timer at most, and a task without probes has nothing. [`Core::change_place`] is the
-//! only way to change a place: it keeps timers, the lists of machines and the records to be saved in step.
+//! Each place of a probe has one timer at most, and a task without probes has nothing. [`Core::change_place`]
+//! changes a place, and keeps timers, the lists of machines and the records to be saved in step. Only that an order was
+//! handed out is noted without it, as nothing else changes then.
 
 use super::pace::Stopped;
 use super::probe_data::{ONE_MACHINE, ProbeData, ProbeKey};

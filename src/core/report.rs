@@ -151,7 +151,7 @@ impl Core {
         let machine = machine.filter(|key| !self.has_undo_for(*key));
         let mut orders = Orders::none();
         if let Some(machine) = machine {
-            self.deliver(now, machine, &mut orders);
+            self.deliver(now, machine, 0, &mut orders);
             if !orders.start.is_empty() {
                 self.notices.push(Notice::HandedOut(machine));
             }

@@ -201,7 +201,11 @@ impl Spec {
             + pool.map_or(0, |pool| pool.text().kept_bytes())
             + canary.map_or(0, String::len)
             + { self.probes.iter() }
-                .map(|probe| probe.posted.text_bytes() + ENTRY_BYTES)
+                .map(|probe| {
+                    // The pattern stands in what was posted, too.
+                    let on = probe.on.as_ref().map_or(0, |on| 2 * on.text().kept_bytes());
+                    probe.posted.text_bytes() + on + ENTRY_BYTES
+                })
                 .sum::<usize>()
             + (entries + retry + steps) * ENTRY_BYTES
     }

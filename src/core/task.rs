@@ -56,7 +56,7 @@ pub struct TaskData {
     pub(super) matched: u32,
     /// How many of them are no targets.
     pub(super) spared: u32,
-    /// How far it has come, if it has a rollout, was paused or was stopped.
+    /// How far it has come, if it has a rollout, has to wait for probes, was paused or was stopped.
     pub(super) pacing: Option<Box<Pacing>>,
     /// How its probes go, if it has any.
     pub(super) probes: Option<Box<[ProbeData]>>,

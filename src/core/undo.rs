@@ -3,7 +3,7 @@
 //! Each attempt of a task with an undo has one, from the moment in which it is handed out. What agents and guards
 //! report of it goes through the table in `undo_lifecycle.rs`. When nobody can say any more what became of it, it is a
 //! debt of the place where it ran: label and host. The next machine with both gets it before any other work. A task
-//! with a debt is not forgotten, and no further execution with the same lock runs there.
+//! with a debt is kept for seven days at least, and no further execution with the same lock runs there.
 //!
 //! Only the latest attempt of an execution can have an undo that is not settled: an attempt whose undo failed or is
 //! owed is not followed by another. To add an event: `undo_lifecycle.rs`, and here where it happens.
@@ -333,8 +333,11 @@ impl Core {
             }
         }
         if !reports.is_empty() {
-            // What is settled now may be forgotten.
+            // What is settled now may be forgotten, and there is room for another that is due.
             self.keep_within_limits();
+            if let Some(machine) = self.instances.get(instance) {
+                self.wake_for_debts(&self.machine(*machine).spot());
+            }
         }
         // Whatever is not known here any more is of no use to anybody.
         reports.iter().map(|report| report.id.clone()).collect()
@@ -428,12 +431,21 @@ impl Core {
     }
 
     pub(super) fn lose_undo(&mut self, now: Time, key: ExecutionKey) {
-        let due_at = self.undone_by(key);
+        let target = self.execution(key).target.as_ref();
+        let machine = target.and_then(|target| self.instances.get(&target.instance));
+        let is_gone = machine.is_none_or(|key| self.machine(*key).state == MachineState::Offline);
+        let (due_at, why) = match is_gone {
+            true => (
+                self.undone_by(key),
+                "its machine is gone; nobody has said whether it was undone",
+            ),
+            false => (None, "its agent has not said whether it was undone"),
+        };
         if self.apply_undo(now, key, UndoEvent::Lose)
             && let Some(undo) = self.execution_mut(key).current.undo.as_mut()
         {
             (undo.by, undo.due_at) = (Some(UndoBy::Server), due_at);
-            undo.msg = "its machine is gone; nobody has said whether it was undone".into();
+            undo.msg = why.into();
             if let Some(spot) = self.spot(key) {
                 self.wake_for_debts(&spot);
             }

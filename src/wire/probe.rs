@@ -176,7 +176,9 @@ impl Statuses {
 
     fn range(text: &str) -> Option<Statuses> {
         let number = |text: &str| {
-            let number = text.trim().parse().ok();
+            let text = text.trim();
+            let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+            let number = text.parse().ok().filter(|_| is_number);
             number.filter(|status| STATUSES.contains(status))
         };
         match text.split_once('-') {
@@ -393,18 +395,6 @@ pub enum ProbeState {
 }
 
 impl ProbeState {
-    /// Every state, as the API lists them.
-    pub const ALL: [Self; 8] = [
-        Self::Waiting,
-        Self::Before,
-        Self::Running,
-        Self::Failed,
-        Self::Recovering,
-        Self::Recovered,
-        Self::NotRecovered,
-        Self::Ended,
-    ];
-
     /// The word of the API.
     pub fn word(self) -> &'static str {
         match self {
