@@ -168,6 +168,39 @@ fn who_expects_100_continue_gets_it() {
     assert_eq!(reply.data()["id"], "impatient");
 }
 
+/// It is answered before its body has come; a small body is then thrown away, and what is behind it is the
+/// next request. A client that waits for 100 Continue may have left the body out: nothing is behind it.
+#[test]
+fn who_is_turned_away_before_a_small_body_has_come_keeps_the_connection() {
+    let server = Server::start();
+    let head =
+        |lines: &str| format!("POST /nowhere HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n\r\n");
+    let mut client = open(&server);
+    for body in [
+        "AAA",
+        "BBBB\r\n",
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ] {
+        let length = format!("Content-Length: {}", body.len());
+        client.send(head(&length).as_bytes());
+        assert_eq!(client.answer().expect("an answer").status, 404, "{body:?}");
+        let (first, second) = body.split_at(body.len() / 2);
+        client.send(first.as_bytes());
+        client.send(&[second.as_bytes(), &ping("behind")].concat());
+        pong(&mut client, "behind");
+    }
+    client.send(head("Content-Length: 3\r\nExpect: 100-continue").as_bytes());
+    assert_eq!(client.answer().expect("an answer").status, 404);
+    client.send(&ping("no request"));
+    assert!(client.is_ended());
+
+    let mut client = open(&server);
+    client.send(head("Content-Length: 3").as_bytes());
+    client.finish();
+    assert_eq!(client.answer().expect("an answer").status, 404);
+    assert!(client.is_ended(), "a body that never came");
+}
+
 #[test]
 fn http_1_0_is_kept_alive_when_it_asks() {
     let server = Server::start();

@@ -55,6 +55,8 @@ pub struct Connection<S: Service> {
     input: Vec<u8>,
     /// How much of it was searched for the end of a head.
     searched: usize,
+    /// How much is still to come of the body of a request that was not let in.
+    unwanted: u64,
     /// The request whose body is being read.
     incoming: Option<Box<Incoming<S::Admission>>>,
     /// How the present request is to be answered.
@@ -121,6 +123,7 @@ impl<S: Service> Connection<S> {
             life: Lifecycle::new(),
             input: Vec::new(),
             searched: 0,
+            unwanted: 0,
             incoming: None,
             mode: UNKNOWN,
             output: Output::default(),
@@ -383,7 +386,8 @@ impl<S: Service> Connection<S> {
     fn linger(&mut self) {
         self.reservation = None;
         self.stream = None;
-        self.must_linger |= !self.input.is_empty() || self.transport.has_unread();
+        self.must_linger |=
+            !self.input.is_empty() || self.unwanted > 0 || self.transport.has_unread();
         self.input.clear();
         self.transport.close_session();
     }

@@ -53,6 +53,11 @@ impl<A> Incoming<A> {
 impl<S: Service> Connection<S> {
     /// Looks for a head, and serves its request if that is all of it. Whether there is more to do now.
     pub(super) fn read_head(&mut self, io: &mut IoBudget, cx: &mut Context<'_, S>) -> bool {
+        if self.unwanted > 0 {
+            let has_come = self.unwanted.min(self.input.len() as u64);
+            self.input.drain(..has_come as usize);
+            self.unwanted -= has_come;
+        }
         if self.searched == 0 {
             // Some clients send an empty line behind a body.
             let lines = self.input.chunks(2).take_while(|two| *two == b"\r\n");
@@ -94,7 +99,7 @@ impl<S: Service> Connection<S> {
         }
         let admitted = match cx.service.admit(&head.request) {
             Ok(admitted) => admitted,
-            Err(answer) => return self.turn_away(answer, head.framing, cx),
+            Err(answer) => return self.turn_away(answer, &head, cx),
         };
         let limit = admitted.body;
         let decoder = match Decoder::new(head.framing, limit) {
@@ -124,17 +129,24 @@ impl<S: Service> Connection<S> {
         }));
     }
 
-    /// Answers a request that is not let in. Its connection stays if nothing of it is left unread.
-    fn turn_away(&mut self, answer: Answer, framing: Framing, cx: &mut Context<'_, S>) {
-        match framing {
-            Framing::Length(bytes) if bytes <= self.input.len() as u64 => {
-                self.input.drain(..bytes as usize);
-                if let Action::Serve(number) = self.on(Event::Request, cx) {
-                    self.on(Event::Answer(number), cx);
-                    self.write(answer);
-                }
-            }
-            _ => self.refuse_with(answer, cx),
+    /// Answers a request that is not let in, without waiting for its body. Its connection stays if that body is
+    /// small: what of it has not come yet is thrown away when it comes.
+    fn turn_away(&mut self, answer: Answer, head: &Head, cx: &mut Context<'_, S>) {
+        let Framing::Length(bytes) = head.framing else {
+            return self.refuse_with(answer, cx);
+        };
+        let has_come = bytes.min(self.input.len() as u64);
+        let to_come = bytes - has_come;
+        // Who waits for 100 Continue may send the body or leave it out, and nothing tells which.
+        let is_known_to_come = to_come == 0 || !head.expects_continue;
+        if to_come > SMALL as u64 || !is_known_to_come {
+            return self.refuse_with(answer, cx);
+        }
+        self.input.drain(..has_come as usize);
+        self.unwanted = to_come;
+        if let Action::Serve(number) = self.on(Event::Request, cx) {
+            self.on(Event::Answer(number), cx);
+            self.write(answer);
         }
     }
 
