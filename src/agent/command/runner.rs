@@ -64,6 +64,8 @@ pub const PHASE_VARIABLE: &str = "SIDEBIKE_PHASE";
 /// writing, as it was when that process was made; and the pause between two tries. It has been executed by then.
 const SCRIPT_BUSY_TRIES: u32 = 100;
 const SCRIPT_BUSY_PAUSE: Duration = Duration::from_millis(2);
+/// The program of this process, also when an upgrade has replaced its file: then there is no path of it any more.
+const RUNNING_PROGRAM: &str = "/proc/self/exe";
 
 /// Starts commands. Holds what all commands of this agent share.
 #[derive(Debug)]
@@ -866,15 +868,20 @@ pub fn spawn_helper(program: &str, stdout: Stdio) -> io::Result<Child> {
 
 /// This program, without arguments, in a process group of its own.
 fn this_program() -> io::Result<Command> {
-    let unnamed = || io::Error::other("the path of this program is not known");
-    // Without /proc only the name by which it was started is known.
-    let own = std::env::current_exe().or_else(|_| {
-        std::env::args_os()
-            .next()
-            .map(PathBuf::from)
-            .ok_or_else(unnamed)
-    })?;
-    let mut command = Command::new(own);
+    let name = std::env::args_os().next();
+    let mut command = match std::env::current_exe() {
+        Ok(own) if own.exists() => Command::new(own),
+        Ok(_) => {
+            let mut command = Command::new(RUNNING_PROGRAM);
+            // A list of processes shows what it is.
+            command.arg0(name.unwrap_or_default());
+            command
+        }
+        // Without /proc only the name by which it was started is known.
+        Err(_) => Command::new(
+            name.ok_or_else(|| io::Error::other("the path of this program is not known"))?,
+        ),
+    };
     command.process_group(0);
     Ok(command)
 }
