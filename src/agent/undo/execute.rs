@@ -145,7 +145,7 @@ impl Agent {
             // If the guard has taken it over meanwhile, it is done or about to be.
             self.runner
                 .guard()
-                .wait_until_undone(&plan.key)
+                .wait_until_undone(plan)
                 .unwrap_or_else(|| run::run_with(plan, UndoBy::Agent, pipes, &mut told, exclusion))
         };
         // A bug in there must not cost the agent the report.
