@@ -191,7 +191,7 @@ impl Inner {
     fn has_result(&self) -> bool {
         let mut entries = self.attempts.values();
         entries.any(|entry| entry.is_held() && entry.attempt.has_ended())
-            || self.undos.has_due()
+            || self.undos.has_due(|id| self.is_held(id))
             || !self.probes.is_empty()
     }
 
@@ -450,6 +450,8 @@ impl AgentState {
         } else {
             inner.finish(id);
         }
+        // The end of its undo waited for its result.
+        self.report_due.notify_one();
         self.notify_shutdown(&inner);
         true
     }
@@ -599,9 +601,7 @@ impl AgentState {
 
     /// Whether there is anything that the server has not taken and that can be reported now.
     pub fn has_report(&self) -> bool {
-        !self.unreported().is_empty()
-            || !self.due_undos().is_empty()
-            || !lock(&self.inner).probes.is_empty()
+        self.has_result() || !self.unreported().is_empty()
     }
 
     /// Whether there is a result, or the state of an undo, that the server has not taken.
@@ -933,6 +933,19 @@ mod tests {
         state.ended(&third, failed());
         let undo = state.end_of_undo(&third.id).unwrap();
         assert_eq!(undo.report.state, UndoState::NotNeeded);
+    }
+
+    #[test]
+    fn the_end_of_the_undo_of_a_held_attempt_is_no_reason_to_report() {
+        let state = AgentState::new("i".into(), 1);
+        let attempt = state.accept(with_undo(1, "60s"), None).unwrap().attempt;
+        state.note_undo(new_report(attempt.id.clone(), UndoState::Done));
+        assert!(!state.has_result() && !state.has_report());
+        assert!(state.due_undos().is_empty());
+        // Its result never comes.
+        state.forget(&attempt.id);
+        assert!(state.has_result() && state.has_report());
+        assert_eq!(state.due_undos().len(), 1);
     }
 
     #[test]
