@@ -122,9 +122,8 @@ impl Agent {
                 }
                 Err(why) => {
                     self.poll_failed(&why, &mut polls.health);
-                    let longest = self.state.deadman().map(|_| deadman::MAX_PAUSE);
                     let pause = polls.backoff.next();
-                    std::thread::sleep(pause.min(longest.unwrap_or(pause)));
+                    std::thread::sleep(deadman::pause(pause, self.state.deadman()));
                 }
             }
         }

@@ -381,6 +381,8 @@ impl AgentState {
     /// An order in the answer to a report, or to a poll, counts only while `latest` is the number of the latest poll: a
     /// later poll has already told the server that the order never arrived.
     pub fn accept(&self, job: Job, latest: Option<u64>) -> Option<Runnable> {
+        // Without the lock: a detail may be long.
+        let deadman = Deadman::of_detail(&job.detail);
         let mut inner = lock(&self.inner);
         let is_known = inner.attempts.contains_key(&job.id) || inner.finished.contains(&job.id);
         let is_outdated = latest.is_some_and(|latest| latest != inner.seq);
@@ -391,7 +393,6 @@ impl AgentState {
             inner.refusal = Some(why);
             return None;
         }
-        let deadman = Deadman::of_detail(&job.detail);
         let attempt = Arc::new(Attempt::new(job.id.clone(), deadman));
         let has_slot = inner.slots_taken < inner.slots;
         let (stage, runnable) = if has_slot {

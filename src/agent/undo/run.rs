@@ -12,7 +12,7 @@ use crate::agent::processes::attempt_processes::AttemptProcesses;
 use crate::agent::processes::process_table::{KEY_VARIABLE, ProcessTable};
 use crate::agent::processes::termination::{Progress, Termination};
 use crate::wire::signal;
-use crate::wire::undo::{UndoBy, UndoReason, UndoReport, UndoState};
+use crate::wire::undo::{KILL_GRACE, UndoBy, UndoReason, UndoReport, UndoState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -26,8 +26,6 @@ use std::sync::mpsc::{RecvTimeoutError, SendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The time from TERM to KILL when a try or a check has run for too long.
-pub const KILL_AFTER: Duration = Duration::from_secs(5);
 /// How much of the output of undo and check is kept, in bytes: the end of it.
 pub const MAX_OUTPUT_BYTES: usize = 64 << 10;
 /// The longest reason of a failure, in bytes. It is in every poll.
@@ -156,7 +154,7 @@ impl Run<'_> {
 
     /// Waits until no other process undoes this attempt, and keeps others from it.
     fn exclude_others(&mut self) -> Option<Exclusion> {
-        let one_run = Duration::from(self.plan.timeout) + KILL_AFTER;
+        let one_run = Duration::from(self.plan.timeout) + Duration::from(KILL_GRACE);
         let deadline = Instant::now() + one_run * 2 + EXCLUSION_SLACK;
         loop {
             let taken = Exclusion::take(&self.plan.key);
@@ -312,7 +310,7 @@ impl Run<'_> {
             }
             if now >= deadline {
                 let processes = AttemptProcesses::of_group(process.group);
-                ending = Some((processes, Termination::new(now, KILL_AFTER)));
+                ending = Some((processes, Termination::new(now, KILL_GRACE.into())));
             }
         }
     }
