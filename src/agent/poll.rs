@@ -96,7 +96,7 @@ impl Agent {
     /// None when the epoch is over.
     fn poll_until_command(self: &Arc<Self>, mut polls: PollLoop) -> Option<Runnable> {
         while let Some((poll, slack)) = self.next_poll(polls.epoch, polls.health.is_down) {
-            self.runner.flush_guard();
+            self.runner.guard().flush();
             let asked = Instant::now();
             match self.client.poll(&poll, slack) {
                 Ok(orders) => {

@@ -26,7 +26,7 @@ use crate::agent::processes::guard::Guard;
 use crate::agent::processes::inheritance;
 use crate::agent::processes::process_table::KEY_VARIABLE;
 use crate::agent::state::{AgentState, Job, UndoJob};
-use crate::agent::undo::deadman::{Contact, Deadman, silence};
+use crate::agent::undo::deadman::{Deadman, silence};
 use crate::agent::undo::ledger::new_report;
 use crate::agent::undo::machine::{Action, Event};
 use crate::agent::undo::plan::UndoPlan;
@@ -98,34 +98,9 @@ impl Runner {
         }
     }
 
-    /// To be called now and then: the guard is told what its pipe did not take before.
-    pub fn flush_guard(&self) {
-        self.guard.flush();
-    }
-
-    /// Tells the guard that this agent lives, and when it last heard of the server.
-    pub fn heartbeat(&self, contact: &Contact) {
-        self.guard.contact(contact.age());
-    }
-
-    /// Gives the guard the plan of an undo. The error says why it may not have it.
-    pub fn arm(&self, plan: &UndoPlan) -> Result<(), String> {
-        self.guard.arm(plan)
-    }
-
     /// The guard.
     pub fn guard(&self) -> &Guard {
         &self.guard
-    }
-
-    /// Tells the guard that this agent runs an undo.
-    pub fn undoing(&self, key: &str) {
-        self.guard.undoing(key);
-    }
-
-    /// Tells the guard that an undo is over, or not needed.
-    pub fn disarm(&self, key: &str) {
-        self.guard.disarm(key);
     }
 
     /// Where the pipes of background processes are drained.
@@ -848,8 +823,8 @@ fn is_secret(name: &OsStr) -> bool {
 
 /// Starts this program once more with other arguments, in a process group of its own: a signal of the
 /// terminal goes to the agent's group, and the agent decides what it means.
-pub fn spawn_self(args: &[OsString], stdin: Stdio) -> io::Result<Child> {
-    this_program()?.args(args).stdin(stdin).spawn()
+pub fn spawn_self(args: &[OsString]) -> io::Result<Child> {
+    this_program()?.args(args).spawn()
 }
 
 /// Starts this program once more as a helper of the agent, with a pipe for standard input and without the agent's

@@ -57,18 +57,9 @@ pub trait Observer {
 }
 
 /// Runs an undo to its end. The result has the state `done` or `failed`. Pipes that a background process of the undo
-/// holds open are given to `pipes`.
+/// holds open are given to `pipes`. A process that keeps others from undoing the attempt already says so by its
+/// `exclusion`.
 pub fn run(
-    plan: &UndoPlan,
-    by: UndoBy,
-    pipes: &OrphanedPipes,
-    observer: &mut dyn Observer,
-) -> UndoReport {
-    run_with(plan, by, pipes, observer, None)
-}
-
-/// The same, by a process that keeps others from undoing the attempt already.
-pub fn run_with(
     plan: &UndoPlan,
     by: UndoBy,
     pipes: &OrphanedPipes,
@@ -521,7 +512,13 @@ mod tests {
 
     fn undo(plan: &UndoPlan) -> (UndoReport, Told) {
         let mut told = Told::default();
-        let report = run(plan, UndoBy::Agent, &OrphanedPipes::default(), &mut told);
+        let report = run(
+            plan,
+            UndoBy::Agent,
+            &OrphanedPipes::default(),
+            &mut told,
+            None,
+        );
         assert_eq!(report.ended_ago_ms, Some(0));
         (report, told)
     }

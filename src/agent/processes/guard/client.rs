@@ -112,7 +112,7 @@ impl Guard {
         { state.process.as_ref() }.is_some_and(|process| process.socket.send(pipe))
     }
 
-    /// Sends the orders that the pipe did not take before.
+    /// Sends the orders that the pipe did not take before. To be called now and then.
     pub fn flush(&self) {
         self.shared.flush(&mut lock(&self.shared.state));
     }

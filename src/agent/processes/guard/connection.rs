@@ -176,7 +176,8 @@ impl State {
             orders.push(Order::Contact(self.contact));
         }
         for (key, armed) in &mut self.armed {
-            // Nobody knows how far the guard has come that had taken it over.
+            // Nobody knows how far the guard has come that had taken it over. Its answer may have been read after its
+            // end.
             armed.taken_over = None;
             orders.push(Order::Arm(key.clone(), armed.at, Arc::clone(&armed.plan)));
             let group = armed.group;

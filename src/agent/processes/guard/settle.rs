@@ -67,7 +67,7 @@ impl Settler {
             stdout_bytes: 0,
             stderr_bytes: 0,
         });
-        let report = run::run_with(&plan, UndoBy::Guard, &self.pipes, &mut Silent, exclusion);
+        let report = run::run(&plan, UndoBy::Guard, &self.pipes, &mut Silent, exclusion);
         let now = now_in_ms();
         answer(&Answer::Undone(plan.key.clone(), Box::new(report.clone())));
         let result = result.map(|ended| Ended {
