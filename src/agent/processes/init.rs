@@ -9,7 +9,7 @@
 
 use super::guard;
 use super::process_table::ProcessTable;
-use crate::agent::command::runner;
+use crate::agent::command::launch;
 use log::info;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
@@ -29,7 +29,7 @@ pub fn run() -> Result<(), String> {
         .map_err(|why| format!("cannot catch signals: {why}"))?;
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     let child =
-        runner::spawn_self(&args).map_err(|why| format!("cannot start the agent itself: {why}"))?;
+        launch::spawn_self(&args).map_err(|why| format!("cannot start the agent itself: {why}"))?;
     let agent = Pid::from_child(&child);
     info!("this is process 1: it reaps, the agent is process {agent}");
     let mut ended = None;

@@ -6,8 +6,9 @@
 use super::exclusion::Exclusion;
 use super::plan::{MAX_STDOUT_BYTES, UndoPlan};
 use super::tries::{Phase, RunEnd, Step, Tries};
+use crate::agent::command::launch;
 use crate::agent::command::orphaned_pipes::OrphanedPipes;
-use crate::agent::command::runner::{self, PHASE_VARIABLE};
+use crate::agent::command::runner::PHASE_VARIABLE;
 use crate::agent::processes::attempt_processes::AttemptProcesses;
 use crate::agent::processes::process_table::{KEY_VARIABLE, ProcessTable};
 use crate::agent::processes::termination::{Progress, Termination};
@@ -204,7 +205,7 @@ impl Run<'_> {
         // Without room for a value: what nobody waits for any more stays with the thread.
         let (sender, started) = sync_channel(0);
         let start = move || {
-            let result = runner::spawn_program(&program, &surroundings, &variables);
+            let result = launch::spawn_program(&program, &surroundings, &variables);
             if let Err(SendError(Ok((mut child, _)))) = sender.send(result) {
                 let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
                 let _ = child.wait();

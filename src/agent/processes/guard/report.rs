@@ -5,7 +5,7 @@
 
 use crate::agent::attempt::lock;
 use crate::agent::backoff::Backoff;
-use crate::agent::command::runner;
+use crate::agent::command::launch;
 use crate::agent::processes::process_table::now_in_ms;
 use crate::client::Client;
 use crate::config::Registry;
@@ -117,7 +117,7 @@ fn deliver(input: &Input) {
     // It cannot fail: keys of maps are texts.
     let json = serde_json::to_vec(input).unwrap_or_default();
     loop {
-        match runner::spawn_helper(PROGRAM, Stdio::piped()) {
+        match launch::spawn_helper(PROGRAM, Stdio::piped()) {
             Ok(mut child) => {
                 drop(child.stdout.take());
                 if let Some(mut stdin) = child.stdin.take() {
