@@ -186,6 +186,7 @@ impl Inner {
         self.held().iter().map(|attempt| attempt.hold()).collect()
     }
 
+    /// Whether there is a result, the state of an undo, or the result of a probe to send.
     fn has_result(&self) -> bool {
         let mut entries = self.attempts.values();
         entries.any(|entry| entry.is_held() && entry.attempt.has_ended())
@@ -507,7 +508,7 @@ impl AgentState {
         self.has_result() || !self.unreported().is_empty()
     }
 
-    /// Whether there is a result, or the state of an undo, that the server has not taken.
+    /// Whether there is a result, the state of an undo, or the result of a probe that the server has not taken.
     pub fn has_result(&self) -> bool {
         lock(&self.inner).has_result()
     }
@@ -535,8 +536,8 @@ impl AgentState {
         self.report_due.notify_one();
     }
 
-    /// Waits until there is a result and it is `not_before`, or there is output and it is also not
-    /// before `output_not_before`. Whether the wait was ended by [`AgentState::nudge`].
+    /// Waits until there is a result, the state of an undo, or the result of a probe, and it is `not_before`, or there
+    /// is output and it is also not before `output_not_before`. Whether the wait was ended by [`AgentState::nudge`].
     pub fn wait_for_report(&self, not_before: Instant, output_not_before: Instant) -> bool {
         let mut inner = lock(&self.inner);
         loop {

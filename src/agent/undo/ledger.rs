@@ -1,8 +1,9 @@
 //! What the server is to be told about undos, until it has taken it.
 //!
-//! An entry is made when an undo is armed, or ordered, and leaves when the server has taken its end. States are
-//! reported one after the other: a later one replaces an earlier one that the server has not taken. The end of the undo
-//! of an attempt that the agent holds is reported together with its result, never before and never after.
+//! An entry is made when an undo is armed, or ordered, and leaves when the server has taken its end, or when an undo
+//! that was ordered could not be begun. A later state replaces an earlier one, even if the server has not been told of
+//! that. The end of the undo of an attempt that the agent holds is reported together with its result, never before and
+//! never after.
 //!
 //! There is no lock and no clock in here.
 

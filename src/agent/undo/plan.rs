@@ -1,7 +1,7 @@
 //! Everything that is needed to run an undo without looking at the order again.
 //!
 //! It is made, and its programs are allowed by the owner's rules, before the command starts. The guard gets a copy as
-//! one record. To add a field: set it in `Runner::plan`; with a default, if an agent may be replaced under its guard.
+//! one record. To add a field: set it in `undo_plan::plan`; with a default, if an agent may be replaced under its guard.
 
 use crate::agent::command::program::{Program, Surroundings};
 use crate::wire::agent::AttemptId;
