@@ -25,7 +25,7 @@
 //! - The agent uses neither `core` nor `server`; the server uses neither `agent` nor `client`; `cli` uses of these
 //!   only `client`.
 //! - Each library is named in one place: httparse and tiny_http in `server/http`, ureq in `client`, rustls in `tls`,
-//!   redb in `server/state/db`; `process::Command` in `agent/command/runner` (and in `cli/docs`, which starts the pager).
+//!   redb in `server/state/db`; `Command::new` in `agent/command/launch` (and in `cli/docs`, which starts the pager).
 //! - The lock around the core is held for computing only, never during I/O or logging.
 
 #[cfg(feature = "agent")]

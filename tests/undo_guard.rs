@@ -12,6 +12,8 @@ use fake::{Agent, Server, alive, eventually, send};
 use serde_json::{Value, json};
 use sidebike::wire::task::ExecutionState;
 use sidebike::wire::undo::{UndoBy, UndoReason, UndoReport, UndoState};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -99,6 +101,31 @@ fn guard_of(agent: &Agent) -> i32 {
     let guards = helpers("agent-guard", agent.id() as i32);
     assert_eq!(guards.len(), 1, "{guards:?}");
     guards[0]
+}
+
+/// The guard that takes the place of one that was killed.
+fn guard_after(agent: &Agent, killed: i32) -> i32 {
+    eventually("there is another guard", || {
+        let guards = helpers("agent-guard", agent.id() as i32);
+        guards.len() == 1 && guards[0] != killed
+    });
+    guard_of(agent)
+}
+
+/// Whether a guard knows of an undo: it has given an answer.
+fn has_answered(guard: i32) -> bool {
+    let io = std::fs::read_to_string(format!("/proc/{guard}/io")).unwrap_or_default();
+    let wrote = io.lines().find_map(|line| line.strip_prefix("wchar: "));
+    wrote.is_none_or(|bytes| bytes.parse::<u64>().unwrap() > 0)
+}
+
+/// An agent that runs a copy of the program in this folder, and the copy.
+fn agent_of_a_copy(folder: &Folder, server: &Server) -> (Agent, PathBuf) {
+    let binary = folder.0.join("sidebike");
+    std::fs::copy(env!("CARGO_BIN_EXE_sidebike"), &binary).unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "shift; exec \"$0\" \"$@\""]).arg(&binary);
+    (Agent::start_by(shell, server), binary)
 }
 
 fn kill(agent: &mut Agent) {
@@ -387,19 +414,10 @@ fn a_guard_that_was_killed_is_replaced() {
     let mut guard = guard_of(&agent);
     for _ in 0..3 {
         send(guard, "KILL");
-        eventually("there is another guard", || {
-            let guards = helpers("agent-guard", agent.id() as i32);
-            guards.len() == 1 && guards[0] != guard
-        });
-        guard = guard_of(&agent);
+        guard = guard_after(&agent, guard);
     }
-    // The new one knows it from the answers that it gives; nothing was ended.
-    let is_told = || {
-        let io = std::fs::read_to_string(format!("/proc/{guard}/io")).unwrap_or_default();
-        let wrote = io.lines().find_map(|line| line.strip_prefix("wchar: "));
-        wrote.is_none_or(|bytes| bytes.parse::<u64>().unwrap() > 0)
-    };
-    eventually("it has acknowledged the undo", is_told);
+    // Nothing was ended.
+    eventually("it has acknowledged the undo", || has_answered(guard));
     assert!(pids.iter().all(|pid| alive(*pid)));
     kill(&mut agent);
     assert_undone_by_guard(&server, "x.1");
@@ -407,19 +425,36 @@ fn a_guard_that_was_killed_is_replaced() {
     eventually("the other one is dead", || !alive(pids[1]));
 }
 
+/// An upgrade puts another file in the place of the program while it runs.
+#[test]
+fn an_agent_whose_program_was_replaced_has_a_guard_that_reports() {
+    let server = Server::new();
+    let folder = Folder::new("upgraded");
+    let (mut agent, binary) = agent_of_a_copy(&folder, &server);
+    server.start("x.1", folder.detail());
+    let pid = folder.pid("ran");
+    let new = folder.0.join("new");
+    std::fs::write(&new, "another version").unwrap();
+    std::fs::rename(&new, &binary).unwrap();
+    let guard = guard_of(&agent);
+    send(guard, "KILL");
+    let guard = guard_after(&agent, guard);
+    eventually("it has acknowledged the undo", || has_answered(guard));
+    kill(&mut agent);
+    assert_undone_by_guard(&server, "x.1");
+    assert!(!alive(pid));
+    assert_eq!(folder.lines("log"), ["c", "u agentLost"]);
+}
+
 #[test]
 fn without_another_guard_the_agent_undoes_at_once() {
     let server = Server::new();
     let folder = Folder::new("no-guard");
-    let binary = folder.0.join("sidebike");
-    std::fs::copy(env!("CARGO_BIN_EXE_sidebike"), &binary).unwrap();
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "shift; exec \"$0\" \"$@\""]).arg(&binary);
-    let agent = Agent::start_by(shell, &server);
+    let (agent, binary) = agent_of_a_copy(&folder, &server);
     server.start("x.1", folder.detail());
     folder.until("ran", 1);
     // It cannot be started again from here on.
-    std::fs::remove_file(&binary).unwrap();
+    std::fs::set_permissions(&binary, Permissions::from_mode(0o644)).unwrap();
     send(guard_of(&agent), "KILL");
     let result = server.result("x.1");
     assert_eq!(result.state, ExecutionState::Failed);

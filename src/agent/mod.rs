@@ -7,6 +7,7 @@
 //! | `poll` | the poll loop: when to ask, and what a failure means |
 //! | `orders` | obeying orders; the threads that run commands |
 //! | `state` | every attempt the agent knows, and its stage |
+//! | `state/undos` | undos and results of probes that the server is to be told |
 //! | `recent_ids` | the ids of attempts that are over |
 //! | `attempt`, `output` | one attempt and its output, until the server has taken them |
 //! | `batch` | what goes into a report, and what its answer means |
@@ -34,14 +35,14 @@
 //!
 //! - *an order of the server*: a field of [`Orders`](crate::wire::agent::Orders), and a loop in
 //!   [`Agent::obey`] that says whether it changed anything. Orders are repeated: the second one must
-//!   change nothing.
+//!   change nothing. The run of a probe alone is handed out once.
 //! - *a field of a result*: a field of [`Ended`](crate::wire::agent::Ended) with a default for older
 //!   agents, a field of `Outcome` in `attempt`, set in `command/supervisor`, copied in `Attempt::result`.
 //! - *a field of a task's detail*: read it in `command/runner`, and fail with a message where it cannot be
 //!   honoured. Add it to `command/policy` if it can change what a command does.
 //! - *a setting*: a field of `AgentArgs` and one of [`AgentConfig`] in `config/agent`, checked there.
 //!   What concerns commands belongs into `CommandPolicy`.
-//! - *something that an undo needs*: a field of `UndoPlan` in `undo/plan`, set in `command/runner`. It has to be known
+//! - *something that an undo needs*: a field of `UndoPlan` in `undo/plan`, set in `command/undo_plan`. It has to be known
 //!   before the command starts: the guard asks nobody.
 //! - *a way to end a command*: a variant of `StopReason` in `attempt`, ordered by `Attempt::stop`.
 

@@ -140,15 +140,16 @@ impl Agent {
     /// Runs one command to its end and has the result reported. Returns what this thread runs next.
     fn run(self: &Arc<Self>, runnable: Runnable, waker: Option<&Waker>) -> Option<Runnable> {
         let Runnable { attempt, job } = runnable;
-        let mut next = self.run_to_end(&attempt, job, waker);
-        if let Err(outcome) = next {
-            // Its slot is free: undos run outside of `--jobs`.
-            let runnable = self.state.command_ended(&attempt);
-            runnable.into_iter().for_each(|it| self.start(it));
-            self.undo_attempt(&attempt, outcome);
-            next = Ok(None);
-        }
-        let next = next.unwrap_or_default();
+        let next = match self.run_to_end(&attempt, job, waker) {
+            Ok(next) => next,
+            Err(outcome) => {
+                // Its slot is free: undos run outside of `--jobs`.
+                let runnable = self.state.command_ended(&attempt);
+                runnable.into_iter().for_each(|it| self.start(it));
+                self.undo_attempt(&attempt, outcome);
+                None
+            }
+        };
         drop(attempt);
         if next.is_some() {
             self.state.result_ready();
@@ -173,24 +174,26 @@ impl Agent {
                 Ok(start) => start,
                 Err(why) => return Some(Outcome::not_started(ExecutionState::Failed, why)),
             };
-            let started = self.runner.start(&self.state, attempt, &job, waker, start);
-            if let Err(NotStarted::LeftAlone(plan)) = started {
-                if let Some(plan) = plan {
-                    self.undo_late_start(attempt, *plan);
+            let started = match self.runner.start(&self.state, attempt, &job, waker, start) {
+                Ok(supervisor) => Ok(supervisor),
+                Err(NotStarted::Ended(outcome)) => Err(outcome),
+                Err(NotStarted::LeftAlone(plan)) => {
+                    if let Some(plan) = plan {
+                        self.undo_late_start(attempt, *plan);
+                    }
+                    return None;
                 }
-                return None;
-            }
+            };
             // Log after the start: writing the line would delay it.
             info!(
                 "{} (attempt {}): starting, task {:?}",
                 id.execution, id.attempt, job.task_name
             );
             drop(job);
-            match started {
-                Ok(supervisor) => Some(supervisor.run()),
-                Err(NotStarted::Ended(outcome)) => Some(outcome),
-                Err(NotStarted::LeftAlone(_)) => None,
-            }
+            Some(match started {
+                Ok(supervisor) => supervisor.run(),
+                Err(outcome) => outcome,
+            })
         };
         // A bug in there costs one command its result, and not the agent a slot for ever.
         let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {

@@ -96,7 +96,7 @@ impl Agent {
     /// None when the epoch is over.
     fn poll_until_command(self: &Arc<Self>, mut polls: PollLoop) -> Option<Runnable> {
         while let Some((poll, slack)) = self.next_poll(polls.epoch, polls.health.is_down) {
-            self.runner.flush_guard();
+            self.runner.guard().flush();
             let asked = Instant::now();
             match self.client.poll(&poll, slack) {
                 Ok(orders) => {
@@ -122,9 +122,8 @@ impl Agent {
                 }
                 Err(why) => {
                     self.poll_failed(&why, &mut polls.health);
-                    let longest = self.state.deadman().map(|_| deadman::MAX_PAUSE);
                     let pause = polls.backoff.next();
-                    std::thread::sleep(pause.min(longest.unwrap_or(pause)));
+                    std::thread::sleep(deadman::pause(pause, self.state.deadman()));
                 }
             }
         }

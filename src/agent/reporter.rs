@@ -170,9 +170,8 @@ impl Reporter {
         }
         let (then, orders) = self.send(agent, batch);
         if then == Next::AfterPause {
-            let longest = agent.state.deadman().map(|_| deadman::MAX_PAUSE);
-            let pause = self.backoff.next();
-            self.not_before = Instant::now() + pause.min(longest.unwrap_or(pause));
+            let pause = deadman::pause(self.backoff.next(), agent.state.deadman());
+            self.not_before = Instant::now() + pause;
         }
         (then, orders)
     }

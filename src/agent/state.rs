@@ -9,22 +9,24 @@
 //! | `Forgotten` | runs, and nobody asks for its result | no | it ends |
 //!
 //! The result of an attempt with an undo exists only when the undo has ended. Its slot is free before: undos run outside
-//! of `--jobs`. What the server is to be told of undos is in the [`UndoLedger`].
+//! of `--jobs`. What the server is to be told of undos is in the [`UndoLedger`]; how it gets there is in `state/undos`.
 //!
 //! The ids of attempts that left the map are remembered, so that a repeated order cannot start one twice.
 //!
 //! Nothing here starts or looks for a process, or knows a socket or a thread. The lock of the state is taken before that of an
 //! [`Attempt`], never after it.
 
+mod undos;
+
 use super::attempt::{Attempt, Outcome, StopReason, lock};
 use super::processes::process_table::ProcessTable;
 use super::recent_ids::RecentIds;
 use super::undo::deadman::{Contact, Deadman};
-use super::undo::ledger::{DueUndo, UndoLedger, new_report};
+use super::undo::ledger::{UndoLedger, new_report};
 use super::undo::machine::Event;
-use crate::wire::agent::{Assignment, AttemptId, Hold, UndoOrder};
+use crate::wire::agent::{Assignment, AttemptId, Hold};
 use crate::wire::duration::TimeSpan;
-use crate::wire::probe::{ProbeResult, RunId};
+use crate::wire::probe::ProbeResult;
 use crate::wire::task::ExecutionState;
 use crate::wire::undo::{UndoReport, UndoState};
 use serde_json::value::RawValue;
@@ -32,6 +34,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+pub use undos::UndoJob;
 
 /// Results the server has not taken, in number. At this limit the polls say that the agent is draining,
 /// and it gets no more work until the server has taken some.
@@ -39,9 +42,6 @@ const MAX_UNREPORTED: usize = 1_000;
 /// Output in memory, in bytes, with the same consequence. Commands that already run may exceed it, each
 /// by the 2 MiB that are kept of its output at most.
 const MAX_KEPT_BYTES: usize = 64 << 20;
-
-/// Results of probes that were not sent, in number. Beyond it the oldest are dropped: they come too late anyway.
-const MAX_PROBE_RESULTS: usize = 128;
 
 /// The longest id of an execution, in bytes: those of a server have 64 and a number. Ids are remembered.
 const MAX_ID_BYTES: usize = 128;
@@ -55,8 +55,6 @@ const MAX_WAITING_BYTES: usize = 2 << 20;
 
 /// An order to run a command.
 pub type Job = Assignment<Box<RawValue>>;
-/// An order to run an undo.
-pub type UndoJob = UndoOrder<Box<RawValue>>;
 
 /// An attempt that has a slot: its command is to be started now.
 #[derive(Debug)]
@@ -188,10 +186,11 @@ impl Inner {
         self.held().iter().map(|attempt| attempt.hold()).collect()
     }
 
+    /// Whether there is a result, the state of an undo, or the result of a probe to send.
     fn has_result(&self) -> bool {
         let mut entries = self.attempts.values();
         entries.any(|entry| entry.is_held() && entry.attempt.has_ended())
-            || self.undos.has_due()
+            || self.undos.has_due(|id| self.is_held(id))
             || !self.probes.is_empty()
     }
 
@@ -381,6 +380,8 @@ impl AgentState {
     /// An order in the answer to a report, or to a poll, counts only while `latest` is the number of the latest poll: a
     /// later poll has already told the server that the order never arrived.
     pub fn accept(&self, job: Job, latest: Option<u64>) -> Option<Runnable> {
+        // Without the lock: a detail may be long.
+        let deadman = Deadman::of_detail(&job.detail);
         let mut inner = lock(&self.inner);
         let is_known = inner.attempts.contains_key(&job.id) || inner.finished.contains(&job.id);
         let is_outdated = latest.is_some_and(|latest| latest != inner.seq);
@@ -391,7 +392,6 @@ impl AgentState {
             inner.refusal = Some(why);
             return None;
         }
-        let deadman = Deadman::of_detail(&job.detail);
         let attempt = Arc::new(Attempt::new(job.id.clone(), deadman));
         let has_slot = inner.slots_taken < inner.slots;
         let (stage, runnable) = if has_slot {
@@ -450,6 +450,8 @@ impl AgentState {
         } else {
             inner.finish(id);
         }
+        // The end of its undo waited for its result.
+        self.report_due.notify_one();
         self.notify_shutdown(&inner);
         true
     }
@@ -474,102 +476,6 @@ impl AgentState {
             entry.has_slot = false;
         }
         self.next_for_slot(&mut inner)
-    }
-
-    /// Records the end of an undo, and of its attempt. The caller sends the result, or calls
-    /// [`AgentState::result_ready`].
-    pub fn undone(&self, attempt: &Attempt, outcome: Outcome, report: UndoReport) {
-        let mut inner = lock(&self.inner);
-        inner.undos.note(report, Instant::now());
-        attempt.end(outcome);
-        if !inner.is_held(&attempt.id) {
-            inner.finish(&attempt.id);
-        }
-        self.notify_shutdown(&inner);
-    }
-
-    /// Notes the state of an undo, and has the reporter tell the server if that is new.
-    pub fn note_undo(&self, report: UndoReport) {
-        let mut inner = lock(&self.inner);
-        if inner.undos.note(report, Instant::now()) {
-            self.report_due.notify_one();
-        }
-        self.notify_shutdown(&inner);
-    }
-
-    /// Takes an order to run an undo. Whether it is to be run now: not while it runs, while the agent holds the
-    /// attempt, before the server has taken its last end, or during shutdown.
-    pub fn accept_undo(&self, job: &UndoJob) -> bool {
-        let mut inner = lock(&self.inner);
-        let id = AttemptId {
-            execution: job.execution.clone(),
-            attempt: job.attempt,
-        };
-        if inner.draining || inner.undos.knows(&id) || inner.attempts.contains_key(&id) {
-            return false;
-        }
-        let names = [&job.execution, &job.task_id, &job.task_name];
-        let refusal = refused_names(&job.execution, &names);
-        if refusal.is_some() || inner.undos.is_full() {
-            let full = "there are more undos than this agent runs at once";
-            inner.refusal = Some(refusal.unwrap_or(full));
-            return false;
-        }
-        let mut report = new_report(id, UndoState::Running);
-        report.reason = Some(job.reason);
-        report.began_ago_ms = Some(0);
-        inner.undos.note(report, Instant::now());
-        self.report_due.notify_one();
-        true
-    }
-
-    /// Forgets an undo that could not be begun: the server orders it again.
-    pub fn undo_not_begun(&self, id: &AttemptId) {
-        let mut inner = lock(&self.inner);
-        inner.undos.drop_entry(id);
-        self.notify_shutdown(&inner);
-    }
-
-    /// The reports of undos that go without a result.
-    pub fn due_undos(&self) -> Vec<DueUndo> {
-        let inner = lock(&self.inner);
-        inner.undos.due(|id| inner.is_held(id), Instant::now())
-    }
-
-    /// Notes the result of a probe, and has the reporter send it.
-    pub fn note_probe(&self, result: ProbeResult) {
-        let mut inner = lock(&self.inner);
-        if inner.probes.len() >= MAX_PROBE_RESULTS {
-            inner.probes.pop_front();
-        }
-        inner.probes.push_back(result);
-        self.report_due.notify_one();
-    }
-
-    /// The oldest results of probes, so many at most.
-    pub fn probe_results(&self, most: usize) -> Vec<ProbeResult> {
-        let inner = lock(&self.inner);
-        inner.probes.iter().take(most).cloned().collect()
-    }
-
-    /// Records that the server has been told of these results, or that they are given up.
-    pub fn probes_taken(&self, ids: &[RunId]) {
-        if !ids.is_empty() {
-            let mut inner = lock(&self.inner);
-            inner.probes.retain(|result| !ids.contains(&result.id));
-        }
-    }
-
-    /// The end of the undo of an attempt, which goes with its result.
-    pub fn end_of_undo(&self, id: &AttemptId) -> Option<DueUndo> {
-        lock(&self.inner).undos.end_of(id, Instant::now())
-    }
-
-    /// Records that the server has taken a report of an undo, or that it is given up.
-    pub fn undo_taken(&self, id: &AttemptId, change: u64) {
-        let mut inner = lock(&self.inner);
-        inner.undos.taken(id, change);
-        self.notify_shutdown(&inner);
     }
 
     fn next_for_slot(&self, inner: &mut Inner) -> Option<Runnable> {
@@ -599,12 +505,10 @@ impl AgentState {
 
     /// Whether there is anything that the server has not taken and that can be reported now.
     pub fn has_report(&self) -> bool {
-        !self.unreported().is_empty()
-            || !self.due_undos().is_empty()
-            || !lock(&self.inner).probes.is_empty()
+        self.has_result() || !self.unreported().is_empty()
     }
 
-    /// Whether there is a result, or the state of an undo, that the server has not taken.
+    /// Whether there is a result, the state of an undo, or the result of a probe that the server has not taken.
     pub fn has_result(&self) -> bool {
         lock(&self.inner).has_result()
     }
@@ -632,8 +536,8 @@ impl AgentState {
         self.report_due.notify_one();
     }
 
-    /// Waits until there is a result and it is `not_before`, or there is output and it is also not
-    /// before `output_not_before`. Whether the wait was ended by [`AgentState::nudge`].
+    /// Waits until there is a result, the state of an undo, or the result of a probe, and it is `not_before`, or there
+    /// is output and it is also not before `output_not_before`. Whether the wait was ended by [`AgentState::nudge`].
     pub fn wait_for_report(&self, not_before: Instant, output_not_before: Instant) -> bool {
         let mut inner = lock(&self.inner);
         loop {
@@ -775,7 +679,7 @@ fn wait_on<'a>(
 mod tests {
     use super::*;
 
-    fn job(n: u32) -> Job {
+    pub(super) fn job(n: u32) -> Job {
         Job {
             id: AttemptId {
                 execution: format!("x.{n}"),
@@ -788,7 +692,7 @@ mod tests {
         }
     }
 
-    fn with_undo(n: u32, deadman: &str) -> Job {
+    pub(super) fn with_undo(n: u32, deadman: &str) -> Job {
         let detail = format!(r#"{{"undo": {{"deadman": "{deadman}"}}}}"#);
         Job {
             detail: RawValue::from_string(detail).unwrap(),
@@ -796,21 +700,7 @@ mod tests {
         }
     }
 
-    fn undo_job(n: u32) -> UndoJob {
-        UndoJob {
-            execution: job(n).id.execution,
-            attempt: 1,
-            task_id: "x".into(),
-            task_name: "x".into(),
-            key: "k".into(),
-            reason: crate::wire::undo::UndoReason::Owed,
-            exit_code: None,
-            stdout: String::new(),
-            detail: RawValue::NULL.to_owned(),
-        }
-    }
-
-    fn failed() -> Outcome {
+    pub(super) fn failed() -> Outcome {
         Outcome::not_started(ExecutionState::Failed, "test")
     }
 
@@ -882,44 +772,6 @@ mod tests {
     }
 
     #[test]
-    fn an_undo_takes_no_slot_and_its_attempt_is_held_until_both_have_ended() {
-        let state = AgentState::new("i".into(), 1);
-        let first = state.accept(with_undo(1, "60s"), None).unwrap().attempt;
-        assert!(state.accept(job(2), None).is_none());
-        state.note_undo(new_report(first.id.clone(), UndoState::Armed));
-        for event in [
-            Event::Prepared,
-            Event::Acknowledged,
-            Event::Start,
-            Event::Started,
-            Event::Ended(crate::wire::undo::UndoReason::Ended),
-            Event::TreeEnded,
-        ] {
-            first.advance(event);
-        }
-        let second = state.command_ended(&first).unwrap().attempt;
-        assert_eq!(second.id, job(2).id);
-        assert!(
-            !state.stop(&first.id, StopReason::Canceled),
-            "an undo cannot be canceled"
-        );
-        state.ended(&second, failed());
-        state.delivered(&second.id);
-        assert!(!state.wait_until_undone(Instant::now()));
-        let ids = |poll: PollContent| (poll.holds.len(), poll.undos.len());
-        assert_eq!(ids(state.next_poll(0).unwrap()), (1, 1));
-        let report = new_report(first.id.clone(), UndoState::Done);
-        state.undone(&first, failed(), report);
-        assert!(state.wait_until_undone(Instant::now()));
-        let end = state.end_of_undo(&first.id).unwrap();
-        state.delivered(&first.id);
-        assert!(!state.wait_until_reported(Instant::now()));
-        state.undo_taken(&first.id, end.change);
-        assert!(state.wait_until_reported(Instant::now()));
-        assert_eq!(lock(&state.inner).slots_taken, 0);
-    }
-
-    #[test]
     fn a_command_with_an_undo_is_ended_when_it_is_forgotten_and_at_shutdown() {
         let state = AgentState::new("i".into(), 3);
         let forgotten = state.accept(with_undo(1, "60s"), None).unwrap().attempt;
@@ -933,32 +785,6 @@ mod tests {
         state.ended(&third, failed());
         let undo = state.end_of_undo(&third.id).unwrap();
         assert_eq!(undo.report.state, UndoState::NotNeeded);
-    }
-
-    #[test]
-    fn an_undo_is_ordered_once_while_it_runs() {
-        let state = AgentState::new("i".into(), 1);
-        let held = state.accept(job(1), None).unwrap().attempt;
-        assert!(!state.accept_undo(&undo_job(1)));
-        assert!(state.accept_undo(&undo_job(2)));
-        assert!(!state.accept_undo(&undo_job(2)));
-        let id = job(2).id;
-        state.note_undo(new_report(id.clone(), UndoState::Done));
-        assert!(!state.accept_undo(&undo_job(2)), "its end is not taken");
-        let due = state.due_undos();
-        state.undo_taken(&id, due[0].change);
-        assert!(state.accept_undo(&undo_job(2)));
-        state.undo_not_begun(&id);
-        for n in 3.. {
-            if !state.accept_undo(&undo_job(n)) {
-                break;
-            }
-        }
-        assert!(state.take_refusal().unwrap().contains("more undos"));
-        assert!(state.next_poll(0).unwrap().full);
-        state.drain();
-        state.ended(&held, failed());
-        assert!(!state.accept_undo(&undo_job(2)));
     }
 
     #[test]

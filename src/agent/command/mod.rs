@@ -2,7 +2,8 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `runner` | starting a command; the only file that names `process::Command` |
+//! | `runner` | starting a command: which program, where, with which environment |
+//! | `launch` | starting programs; the only file that calls `process::Command::new` |
 //! | `program` | a program that only has to be started, as data |
 //! | `lookup` | looking at files where that can be left alone |
 //! | `path_lookup` | finding a program on a PATH |
@@ -17,6 +18,7 @@
 //! | `orphaned_pipes` | handing the pipes of background processes that outlive their command to the guard |
 //! | `survivors` | reaping commands that survived KILL |
 
+pub(super) mod launch;
 mod lookup;
 pub(super) mod orphaned_pipes;
 mod output_pipes;

@@ -1,11 +1,12 @@
-//! Starting one command; the only file that names `process::Command`.
+//! Starting one command: which program runs, in which directory and with which environment.
 //!
-//! It decides which program runs, in which directory and with which environment. How a command that runs is
-//! watched and ended is in [`super::supervisor`]. To support a new field of `detail`: read it in
+//! How a program is made a process is in [`super::launch`], how a command that runs is watched and ended in
+//! [`super::supervisor`]. To support a new field of `detail`: read it in
 //! [`Runner::prepare`], and fail with a message where it cannot be honoured. It must never be ignored.
 //!
 //! Nothing here needs /dev, /proc or /etc: a container may have none of them.
 
+use super::launch;
 use super::lookup::{self, LookFailed};
 use super::orphaned_pipes::OrphanedPipes;
 use super::output_pipes::OutputPipes;
@@ -18,7 +19,7 @@ use super::start_watch::{Start, stopped};
 use super::supervisor::{Limits, Started, Supervisor};
 use super::survivors::Survivors;
 use super::undo_plan;
-use super::user::{self, User};
+use super::user::User;
 use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::backoff::random_id;
 use crate::agent::probes::StartedProbe;
@@ -26,7 +27,7 @@ use crate::agent::processes::guard::Guard;
 use crate::agent::processes::inheritance;
 use crate::agent::processes::process_table::KEY_VARIABLE;
 use crate::agent::state::{AgentState, Job, UndoJob};
-use crate::agent::undo::deadman::{Contact, Deadman, silence};
+use crate::agent::undo::deadman::{Deadman, silence};
 use crate::agent::undo::ledger::new_report;
 use crate::agent::undo::machine::{Action, Event};
 use crate::agent::undo::plan::UndoPlan;
@@ -39,20 +40,16 @@ use crate::wire::task::{DEFAULT_KILL_GRACE, Detail, ExecutionState};
 use crate::wire::undo::{Undo, UndoState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rustix::fd::OwnedFd;
 use rustix::fs::{Access, access};
-use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::io::{self, ErrorKind};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
+use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, LazyLock};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The length of the key of an attempt: 128 bits as hexadecimal digits.
@@ -64,7 +61,6 @@ pub const PHASE_VARIABLE: &str = "SIDEBIKE_PHASE";
 /// writing, as it was when that process was made; and the pause between two tries. It has been executed by then.
 const SCRIPT_BUSY_TRIES: u32 = 100;
 const SCRIPT_BUSY_PAUSE: Duration = Duration::from_millis(2);
-
 /// Starts commands. Holds what all commands of this agent share.
 #[derive(Debug)]
 pub struct Runner {
@@ -96,34 +92,9 @@ impl Runner {
         }
     }
 
-    /// To be called now and then: the guard is told what its pipe did not take before.
-    pub fn flush_guard(&self) {
-        self.guard.flush();
-    }
-
-    /// Tells the guard that this agent lives, and when it last heard of the server.
-    pub fn heartbeat(&self, contact: &Contact) {
-        self.guard.contact(contact.age());
-    }
-
-    /// Gives the guard the plan of an undo. The error says why it may not have it.
-    pub fn arm(&self, plan: &UndoPlan) -> Result<(), String> {
-        self.guard.arm(plan)
-    }
-
     /// The guard.
     pub fn guard(&self) -> &Guard {
         &self.guard
-    }
-
-    /// Tells the guard that this agent runs an undo.
-    pub fn undoing(&self, key: &str) {
-        self.guard.undoing(key);
-    }
-
-    /// Tells the guard that an undo is over, or not needed.
-    pub fn disarm(&self, key: &str) {
-        self.guard.disarm(key);
     }
 
     /// Where the pipes of background processes are drained.
@@ -325,7 +296,7 @@ impl Runner {
         let key = random_id()?;
         // Before the start: if the agent is killed meanwhile, the guard finds it by its key.
         self.guard.add(&key);
-        let started = spawn_program(
+        let started = launch::spawn_program(
             &program,
             &surroundings,
             &[(KEY_VARIABLE, Some(key.clone()))],
@@ -410,7 +381,7 @@ impl Runner {
                     }
                     None => {
                         let program = command_line(&detail, wrapper.as_deref(), &directory)?;
-                        (to_command(&program), None)
+                        (launch::to_command(&program), None)
                     }
                 };
                 let undo = undo_plan::programs(&detail, wrapper.as_deref(), &directory)?;
@@ -437,7 +408,7 @@ impl Runner {
             user: user.map(|user| user.ids),
             needs_session: self.needs_session,
         };
-        surround(&mut command, &surroundings);
+        launch::surround(&mut command, &surroundings);
         // Last, because no task may change it: the processes of the attempt are found by it.
         command.env(KEY_VARIABLE, order.key);
         let plan = undo_plan::plan(order, &detail, undo, &directory, surroundings);
@@ -637,87 +608,6 @@ fn standard_input(detail: &mut Detail) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Starts a program in a process group of its own, with these variables beside those of its surroundings; those
-/// without a value are removed. Its standard input is empty, and both streams of its output go into the pipe. The
-/// error says why it could not be started.
-pub fn spawn_program(
-    program: &Program,
-    surroundings: &Surroundings,
-    variables: &[(&str, Option<String>)],
-) -> Result<(Child, OwnedFd), String> {
-    let mut command = to_command(program);
-    surround(&mut command, surroundings);
-    for (name, value) in variables {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    command.stdin(Stdio::piped());
-    let output = OutputPipes::open(&mut command, true)
-        .map_err(|why| format!("no pipe for the output: {why}"))?;
-    let mut child = command.spawn().map_err(|why| {
-        let directory = surroundings.directory.clone().unwrap_or_default();
-        if surroundings.directory.is_some() && !directory.is_dir() {
-            return format!("workspace {directory:?} cannot be used: {why}");
-        }
-        let reason = start_failure::explain(&why, &program.file, &directory);
-        format!("cannot start {}: {reason}", program.file.display())
-    })?;
-    drop(child.stdin.take());
-    Ok((child, output.stdout))
-}
-
-fn to_command(program: &Program) -> Command {
-    let mut command = Command::new(&program.file);
-    if let Some(name) = &program.name {
-        command.arg0(name);
-    }
-    command.args(&program.args);
-    command
-}
-
-/// Has a command start where it belongs: its environment is that of this process without its secrets, and the
-/// variables of the surroundings.
-fn surround(command: &mut Command, surroundings: &Surroundings) {
-    for name in SECRETS.iter() {
-        command.env_remove(name);
-    }
-    for (name, value) in &surroundings.variables {
-        command.env(name, value);
-    }
-    if let Some(directory) = &surroundings.directory {
-        command.current_dir(directory);
-    }
-    if let Some(user) = &surroundings.user {
-        user::apply(user, command);
-    }
-    if surroundings.needs_session {
-        start_session(command);
-    } else {
-        command.process_group(0);
-    }
-    if let Some(limit) = inheritance::own_file_limit() {
-        restore_file_limit(command, limit);
-    }
-}
-
-/// Has the command start with the limit on open files that this process had before it raised its own.
-#[allow(unsafe_code, reason = "std has no stable call for it")]
-fn restore_file_limit(command: &mut Command, limit: Rlimit) {
-    let restore = move || Ok(setrlimit(Resource::Nofile, limit)?);
-    // SAFETY: between fork and exec only this system call is made; it allocates nothing and takes no lock.
-    unsafe { command.pre_exec(restore) };
-}
-
-/// Has the command start in a session of its own, which has no terminal. Its number is that of the process
-/// group, as without it. Starting takes half as long again: std cannot use posix_spawn then.
-#[allow(unsafe_code, reason = "std has no stable call for it")]
-fn start_session(command: &mut Command) {
-    // SAFETY: between fork and exec only this system call is made; it allocates nothing and takes no lock.
-    unsafe { command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?)) };
-}
-
 /// The program and its arguments. With a wrapper that is the program, and they are its arguments.
 pub(super) fn command_line(
     detail: &Detail,
@@ -778,16 +668,26 @@ fn script_line(
     if detail.command.is_some() || detail.argv.is_some() {
         return Err("detail: must have one of command, argv and script".into());
     }
-    let mut command = if script.has_interpreter {
-        Command::new(script.path())
+    let program = if script.has_interpreter {
+        Program {
+            file: script.path(),
+            name: None,
+            args: Vec::new(),
+        }
     } else {
         let path = std::env::var_os("PATH");
         let (name, shell) = path_lookup::shell(path.as_deref(), base)
             .ok_or("no shell (bash or sh) on this machine's PATH for a script without #! line")?;
-        let mut command = Command::new(shell);
-        command.arg0(name).arg(script.path());
-        command
+        Program {
+            file: shell,
+            name: Some(name.into()),
+            args: Vec::new(),
+        }
     };
+    let mut command = launch::to_command(&program);
+    if !script.has_interpreter {
+        command.arg(script.path());
+    }
     command.args(detail.script_args.iter().flatten());
     let file = script.hand_over(&mut command);
     Ok((command, file))
@@ -829,71 +729,4 @@ fn program(name: &str, detail: &Detail, base: &Path) -> Result<PathBuf, String> 
     let path = given.map(OsString::from).or_else(own);
     path_lookup::on_path(name, path.as_deref(), base)
         .ok_or_else(|| format!("no program {name:?} on this machine's PATH"))
-}
-
-/// The agent's own variables that commands must not see. The agent never changes its environment, so they
-/// are looked for once.
-static SECRETS: LazyLock<Vec<OsString>> = LazyLock::new(|| {
-    let names = std::env::vars_os().map(|(name, _)| name);
-    names.filter(|name| is_secret(name)).collect()
-});
-
-/// Whether a variable is a secret: `SIDEBIKE_*TOKEN*`.
-fn is_secret(name: &OsStr) -> bool {
-    let rest = name.as_bytes().strip_prefix(b"SIDEBIKE_");
-    rest.is_some_and(|rest| rest.windows(5).any(|word| word == b"TOKEN"))
-}
-
-/// Starts this program once more with other arguments, in a process group of its own: a signal of the
-/// terminal goes to the agent's group, and the agent decides what it means.
-pub fn spawn_self(args: &[OsString], stdin: Stdio) -> io::Result<Child> {
-    this_program()?.args(args).stdin(stdin).spawn()
-}
-
-/// Starts this program once more as a helper of the agent, with a pipe for standard input and without the agent's
-/// secrets.
-pub fn spawn_helper(program: &str, stdout: Stdio) -> io::Result<Child> {
-    let mut command = this_program()?;
-    for name in SECRETS.iter() {
-        command.env_remove(name);
-    }
-    command
-        .arg(program)
-        .stdin(Stdio::piped())
-        .stdout(stdout)
-        .spawn()
-}
-
-/// This program, without arguments, in a process group of its own.
-fn this_program() -> io::Result<Command> {
-    let unnamed = || io::Error::other("the path of this program is not known");
-    // Without /proc only the name by which it was started is known.
-    let own = std::env::current_exe().or_else(|_| {
-        std::env::args_os()
-            .next()
-            .map(PathBuf::from)
-            .ok_or_else(unnamed)
-    })?;
-    let mut command = Command::new(own);
-    command.process_group(0);
-    Ok(command)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn secrets_are_recognized_by_their_name() {
-        for (name, secret) in [
-            ("SIDEBIKE_TOKEN", true),
-            ("SIDEBIKE_AGENT_TOKEN", true),
-            ("SIDEBIKE_TOKEN_FILE", true),
-            ("SIDEBIKE_JOBS", false),
-            ("MY_TOKEN", false),
-            ("SIDEBIKE_", false),
-        ] {
-            assert_eq!(is_secret(OsStr::new(name)), secret, "{name}");
-        }
-    }
 }

@@ -82,7 +82,6 @@ pub fn plan(
         deadman: undo.deadman(),
         command_timeout: command_timeout(detail),
         kill_grace: detail.kill_grace.unwrap_or(DEFAULT_KILL_GRACE),
-        lock: undo.lock.clone(),
         reason: None,
         exit_code: None,
         stdout: String::new(),

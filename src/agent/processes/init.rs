@@ -9,12 +9,11 @@
 
 use super::guard;
 use super::process_table::ProcessTable;
-use crate::agent::command::runner;
+use crate::agent::command::launch;
 use log::info;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::process::Stdio;
 
 /// The exit code is the number of the signal that ended the agent plus this, as in shells.
 const SIGNALED: i32 = 128;
@@ -29,8 +28,8 @@ pub fn run() -> Result<(), String> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD])
         .map_err(|why| format!("cannot catch signals: {why}"))?;
     let args: Vec<_> = std::env::args_os().skip(1).collect();
-    let child = runner::spawn_self(&args, Stdio::inherit())
-        .map_err(|why| format!("cannot start the agent itself: {why}"))?;
+    let child =
+        launch::spawn_self(&args).map_err(|why| format!("cannot start the agent itself: {why}"))?;
     let agent = Pid::from_child(&child);
     info!("this is process 1: it reaps, the agent is process {agent}");
     let mut ended = None;

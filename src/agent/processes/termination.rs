@@ -18,7 +18,7 @@ const MAX_PAUSE: Duration = Duration::from_millis(400);
 const DEAD_LOOKS: u32 = 2;
 /// How long processes may live after KILL. One may hang in the kernel, and in a container zombies stay
 /// when process 1 does not reap.
-const KILL_TIMEOUT: Duration = Duration::from_millis(700);
+pub const KILL_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// The processes to be ended.
 pub trait ProcessTree {

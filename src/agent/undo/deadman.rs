@@ -4,9 +4,9 @@
 //! suspended, and cannot be set: a machine that wakes undoes at once. While a command with such a switch may run, polls
 //! are held for a part of its time only, so that silence means something.
 
+use crate::agent::processes::process_table::now_in_ms;
 use crate::wire::duration::{TimeSpan, Timeout};
-use crate::wire::undo::DEFAULT_DEADMAN;
-use rustix::time::{ClockId, clock_gettime};
+use crate::wire::undo::Undo;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +33,7 @@ impl Default for Contact {
     /// The first contact is now.
     fn default() -> Self {
         Contact {
-            last: AtomicU64::new(now_ms()),
+            last: AtomicU64::new(now_in_ms()),
         }
     }
 }
@@ -41,19 +41,13 @@ impl Default for Contact {
 impl Contact {
     /// The server has answered.
     pub fn made(&self) {
-        self.last.store(now_ms(), Ordering::SeqCst);
+        self.last.store(now_in_ms(), Ordering::SeqCst);
     }
 
     /// How long ago the server was heard of.
     pub fn age(&self) -> Duration {
-        Duration::from_millis(now_ms().saturating_sub(self.last.load(Ordering::SeqCst)))
+        Duration::from_millis(now_in_ms().saturating_sub(self.last.load(Ordering::SeqCst)))
     }
-}
-
-fn now_ms() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    let ms = now.tv_sec.saturating_mul(1_000) + now.tv_nsec / 1_000_000;
-    u64::try_from(ms).unwrap_or(0)
 }
 
 /// The switch of a command with an undo.
@@ -80,11 +74,11 @@ impl Deadman {
         let deadman = serde_json::from_str::<WithDeadman>(undo.get())
             .ok()
             .and_then(|undo| undo.deadman);
-        Some(Deadman(match deadman {
-            None => Some(DEFAULT_DEADMAN),
-            Some(Timeout::After(limit)) => Some(limit),
-            Some(Timeout::Never) => None,
-        }))
+        let undo = Undo {
+            deadman,
+            ..Undo::default()
+        };
+        Some(Deadman(undo.deadman()))
     }
 }
 
@@ -101,6 +95,14 @@ pub fn longest_hold(limit: TimeSpan) -> TimeSpan {
 /// How long a poll may be under way beyond that.
 pub fn longest_slack(limit: TimeSpan) -> Duration {
     Duration::from(limit) / SLACK_PART
+}
+
+/// The pause after a failed call, while a command with a switch of this limit may run, or none.
+pub fn pause(pause: Duration, limit: Option<TimeSpan>) -> Duration {
+    match limit {
+        Some(_) => pause.min(MAX_PAUSE),
+        None => pause,
+    }
 }
 
 #[cfg(test)]

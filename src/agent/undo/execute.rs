@@ -29,8 +29,9 @@ impl Observer for Told<'_> {
     }
 
     fn tick(&mut self) {
-        self.agent.runner.undoing(self.key);
-        self.agent.runner.heartbeat(&self.agent.state.contact);
+        let guard = self.agent.runner.guard();
+        guard.undoing(self.key);
+        guard.contact(self.agent.state.contact.age());
     }
 }
 
@@ -99,7 +100,7 @@ impl Agent {
         let id = id(&job);
         let run = || match self.runner.plan_order(&job, &self.state.instance()) {
             Ok(plan) => {
-                if let Err(why) = self.runner.arm(&plan) {
+                if let Err(why) = self.runner.guard().arm(&plan) {
                     // It has to be run all the same.
                     warn!("the guard does not know of an undo that runs: {why}");
                 }
@@ -131,9 +132,9 @@ impl Agent {
         let (execution, attempt) = (&plan.id.execution, plan.id.attempt);
         let reason = plan.reason.map_or("", |reason| reason.word());
         info!("{execution} (attempt {attempt}): undoing it ({reason})");
-        self.runner.undoing(&plan.key);
+        let guard = self.runner.guard();
+        guard.undoing(&plan.key);
         if let (Some(_), Some(reason)) = (plan.command_timeout, plan.reason) {
-            let guard = self.runner.guard();
             guard.ended(&plan.key, reason, plan.exit_code);
         }
         let pipes = self.runner.orphaned_pipes();
@@ -143,17 +144,16 @@ impl Agent {
         };
         let run = || {
             // If the guard has taken it over meanwhile, it is done or about to be.
-            self.runner
-                .guard()
-                .wait_until_undone(&plan.key)
-                .unwrap_or_else(|| run::run_with(plan, UndoBy::Agent, pipes, &mut told, exclusion))
+            guard
+                .wait_until_undone(plan)
+                .unwrap_or_else(|| run::run(plan, UndoBy::Agent, pipes, &mut told, exclusion))
         };
         // A bug in there must not cost the agent the report.
         let report = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| UndoReport {
             reason: plan.reason,
             ..failed(plan.id.clone(), "the agent failed to run it (a bug)")
         });
-        self.runner.disarm(&plan.key);
+        guard.disarm(&plan.key);
         let tries = report.tries;
         match report.state {
             UndoState::Done => info!("{execution} (attempt {attempt}): undone, tries: {tries}"),

@@ -1,8 +1,9 @@
 //! What the server is to be told about undos, until it has taken it.
 //!
-//! An entry is made when an undo is armed, or ordered, and leaves when the server has taken its end. States are
-//! reported one after the other: a later one replaces an earlier one that the server has not taken. The end of the undo
-//! of an attempt that the agent holds is reported together with its result, never before and never after.
+//! An entry is made when an undo is armed, or ordered, and leaves when the server has taken its end, or when an undo
+//! that was ordered could not be begun. A later state replaces an earlier one, even if the server has not been told of
+//! that. The end of the undo of an attempt that the agent holds is reported together with its result, never before and
+//! never after.
 //!
 //! There is no lock and no clock in here.
 
@@ -103,9 +104,10 @@ impl UndoLedger {
         entries.any(|entry| !entry.report.state.is_settled())
     }
 
-    /// Whether the server is to be told of anything.
-    pub fn has_due(&self) -> bool {
-        self.entries.values().any(|entry| entry.is_due)
+    /// Whether anything is to be reported apart from results, see [`UndoLedger::due`].
+    pub fn has_due(&self, held: impl Fn(&AttemptId) -> bool) -> bool {
+        let mut entries = self.entries.values();
+        entries.any(|entry| entry.goes_alone(&held))
     }
 
     /// Everything for a poll: states, without the output.
@@ -114,10 +116,7 @@ impl UndoLedger {
         entries.sort_unstable_by_key(|entry| entry.change);
         entries
             .into_iter()
-            .map(|entry| UndoReport {
-                output: String::new(),
-                ..entry.aged(now)
-            })
+            .map(|entry| entry.aged(now, false))
             .collect()
     }
 
@@ -125,8 +124,7 @@ impl UndoLedger {
     /// result.
     pub fn due(&self, held: impl Fn(&AttemptId) -> bool, now: Instant) -> Vec<DueUndo> {
         let mut due: Vec<DueUndo> = { self.entries.values() }
-            .filter(|entry| entry.is_due)
-            .filter(|entry| !entry.report.state.is_settled() || !held(&entry.report.id))
+            .filter(|entry| entry.goes_alone(&held))
             .map(|entry| entry.due(now))
             .collect();
         due.sort_unstable_by_key(|due| due.change);
@@ -160,25 +158,36 @@ impl UndoLedger {
 }
 
 impl Entry {
-    fn aged(&self, now: Instant) -> UndoReport {
+    /// Whether it is to be reported apart from a result.
+    fn goes_alone(&self, held: &impl Fn(&AttemptId) -> bool) -> bool {
+        self.is_due && !(self.report.state.is_settled() && held(&self.report.id))
+    }
+
+    /// The report as it is now. The output is copied only if it is wanted: it is long.
+    fn aged(&self, now: Instant, with_output: bool) -> UndoReport {
         let age = now.saturating_duration_since(self.at).as_millis();
         let age = u64::try_from(age).unwrap_or(u64::MAX);
         let aged = |ago: Option<u64>| ago.map(|ago| ago.saturating_add(age));
+        let report = &self.report;
         UndoReport {
-            began_ago_ms: aged(self.report.began_ago_ms),
-            ended_ago_ms: aged(self.report.ended_ago_ms),
-            ..self.report.clone()
+            id: report.id.clone(),
+            state: report.state,
+            reason: report.reason,
+            by: report.by,
+            tries: report.tries,
+            exit_code: report.exit_code,
+            check_exit_code: report.check_exit_code,
+            msg: report.msg.clone(),
+            output: { with_output.then(|| report.output.clone()) }.unwrap_or_default(),
+            began_ago_ms: aged(report.began_ago_ms),
+            ended_ago_ms: aged(report.ended_ago_ms),
         }
     }
 
+    /// Output comes with the end.
     fn due(&self, now: Instant) -> DueUndo {
-        let mut report = self.aged(now);
-        if !report.state.is_settled() {
-            // It comes with the end.
-            report.output = String::new();
-        }
         DueUndo {
-            report,
+            report: self.aged(now, self.report.state.is_settled()),
             change: self.change,
         }
     }
@@ -215,10 +224,10 @@ mod tests {
         assert_eq!(running.report.state, UndoState::Running);
         assert_eq!(running.report.output, "");
         ledger.taken(&id("x"), running.change);
-        assert!(!ledger.has_due() && ledger.has_open());
+        assert!(!ledger.has_due(nobody) && ledger.has_open());
         // Another try changes no state.
         assert!(!ledger.note(report("x", UndoState::Running), now));
-        assert!(!ledger.has_due());
+        assert!(!ledger.has_due(nobody));
         assert_eq!(ledger.states(now).len(), 1);
         assert!(ledger.note(report("x", UndoState::Done), now));
         assert!(!ledger.has_open());
@@ -238,7 +247,9 @@ mod tests {
         ledger.note(report("held", UndoState::Running), now);
         assert_eq!(ledger.due(held, now).len(), 1);
         assert!(ledger.end_of(&id("held"), now).is_none());
+        assert!(ledger.has_due(held));
         ledger.note(report("held", UndoState::Failed), now);
+        assert!(!ledger.has_due(held) && ledger.has_due(|_| false));
         ledger.note(report("other", UndoState::Done), now);
         let due = ledger.due(held, now);
         assert_eq!(due.len(), 1);

@@ -1,7 +1,7 @@
 //! Everything that is needed to run an undo without looking at the order again.
 //!
 //! It is made, and its programs are allowed by the owner's rules, before the command starts. The guard gets a copy as
-//! one record. To add a field: set it in `Runner::plan`; with a default, if an agent may be replaced under its guard.
+//! one record. To add a field: set it in `undo_plan::plan`; with a default, if an agent may be replaced under its guard.
 
 use crate::agent::command::program::{Program, Surroundings};
 use crate::wire::agent::AttemptId;
@@ -40,8 +40,6 @@ pub struct UndoPlan {
     pub command_timeout: Option<TimeSpan>,
     /// The time from TERM to KILL for the command.
     pub kill_grace: TimeSpan,
-    /// A machine runs one execution with this word at a time.
-    pub lock: Option<String>,
     /// Why it runs; none as long as it does not.
     pub reason: Option<UndoReason>,
     /// The exit code of the command, if it is known.
@@ -108,7 +106,6 @@ pub(crate) mod tests {
             deadman: None,
             command_timeout: Some(TimeSpan::from_secs(60)),
             kill_grace: TimeSpan::from_secs(5),
-            lock: None,
             reason: Some(UndoReason::Ended),
             exit_code: None,
             stdout: String::new(),

@@ -6,13 +6,14 @@
 use super::exclusion::Exclusion;
 use super::plan::{MAX_STDOUT_BYTES, UndoPlan};
 use super::tries::{Phase, RunEnd, Step, Tries};
+use crate::agent::command::launch;
 use crate::agent::command::orphaned_pipes::OrphanedPipes;
-use crate::agent::command::runner::{self, PHASE_VARIABLE};
+use crate::agent::command::runner::PHASE_VARIABLE;
 use crate::agent::processes::attempt_processes::AttemptProcesses;
 use crate::agent::processes::process_table::{KEY_VARIABLE, ProcessTable};
 use crate::agent::processes::termination::{Progress, Termination};
 use crate::wire::signal;
-use crate::wire::undo::{UndoBy, UndoReason, UndoReport, UndoState};
+use crate::wire::undo::{KILL_GRACE, UndoBy, UndoReason, UndoReport, UndoState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -26,8 +27,6 @@ use std::sync::mpsc::{RecvTimeoutError, SendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The time from TERM to KILL when a try or a check has run for too long.
-pub const KILL_AFTER: Duration = Duration::from_secs(5);
 /// How much of the output of undo and check is kept, in bytes: the end of it.
 pub const MAX_OUTPUT_BYTES: usize = 64 << 10;
 /// The longest reason of a failure, in bytes. It is in every poll.
@@ -59,18 +58,9 @@ pub trait Observer {
 }
 
 /// Runs an undo to its end. The result has the state `done` or `failed`. Pipes that a background process of the undo
-/// holds open are given to `pipes`.
+/// holds open are given to `pipes`. A process that keeps others from undoing the attempt already says so by its
+/// `exclusion`.
 pub fn run(
-    plan: &UndoPlan,
-    by: UndoBy,
-    pipes: &OrphanedPipes,
-    observer: &mut dyn Observer,
-) -> UndoReport {
-    run_with(plan, by, pipes, observer, None)
-}
-
-/// The same, by a process that keeps others from undoing the attempt already.
-pub fn run_with(
     plan: &UndoPlan,
     by: UndoBy,
     pipes: &OrphanedPipes,
@@ -156,7 +146,7 @@ impl Run<'_> {
 
     /// Waits until no other process undoes this attempt, and keeps others from it.
     fn exclude_others(&mut self) -> Option<Exclusion> {
-        let one_run = Duration::from(self.plan.timeout) + KILL_AFTER;
+        let one_run = Duration::from(self.plan.timeout) + Duration::from(KILL_GRACE);
         let deadline = Instant::now() + one_run * 2 + EXCLUSION_SLACK;
         loop {
             let taken = Exclusion::take(&self.plan.key);
@@ -215,7 +205,7 @@ impl Run<'_> {
         // Without room for a value: what nobody waits for any more stays with the thread.
         let (sender, started) = sync_channel(0);
         let start = move || {
-            let result = runner::spawn_program(&program, &surroundings, &variables);
+            let result = launch::spawn_program(&program, &surroundings, &variables);
             if let Err(SendError(Ok((mut child, _)))) = sender.send(result) {
                 let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
                 let _ = child.wait();
@@ -312,7 +302,7 @@ impl Run<'_> {
             }
             if now >= deadline {
                 let processes = AttemptProcesses::of_group(process.group);
-                ending = Some((processes, Termination::new(now, KILL_AFTER)));
+                ending = Some((processes, Termination::new(now, KILL_GRACE.into())));
             }
         }
     }
@@ -523,7 +513,13 @@ mod tests {
 
     fn undo(plan: &UndoPlan) -> (UndoReport, Told) {
         let mut told = Told::default();
-        let report = run(plan, UndoBy::Agent, &OrphanedPipes::default(), &mut told);
+        let report = run(
+            plan,
+            UndoBy::Agent,
+            &OrphanedPipes::default(),
+            &mut told,
+            None,
+        );
         assert_eq!(report.ended_ago_ms, Some(0));
         (report, told)
     }

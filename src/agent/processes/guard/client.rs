@@ -2,7 +2,7 @@
 //!
 //! Threads that supervise commands tell the guard, so a guard that does not read (because it was stopped, or has no
 //! time) must not block them: orders that the pipe does not take are kept. Only [`Guard::arm`] waits for an answer, and
-//! not for long.
+//! not for long, and [`Guard::wait_until_undone`], for no longer than the guard may take.
 //!
 //! With the first armed attempt a thread begins to read the answers. It notices at once when the guard is gone, and
 //! has another one started that is told everything again. Where that fails, nobody would undo the armed attempts if
@@ -11,10 +11,12 @@
 use super::connection::{Armed, Shared, State};
 use super::record::Order;
 use super::report::Destination;
+use super::settle;
 use crate::agent::attempt::lock;
 use crate::agent::processes::process_table::now_in_ms;
 use crate::agent::undo::plan::UndoPlan;
 use crate::wire::undo::{UndoReason, UndoReport};
+use log::warn;
 use rustix::fd::OwnedFd;
 use rustix::process::Pid;
 use std::fmt;
@@ -110,7 +112,7 @@ impl Guard {
         { state.process.as_ref() }.is_some_and(|process| process.socket.send(pipe))
     }
 
-    /// Sends the orders that the pipe did not take before.
+    /// Sends the orders that the pipe did not take before. To be called now and then.
     pub fn flush(&self) {
         self.shared.flush(&mut lock(&self.shared.state));
     }
@@ -242,7 +244,13 @@ impl Guard {
 
     /// Waits until the guard has undone an attempt that it has taken over. None if it has not, or does not any more, or
     /// if the command may have been started after that: then the agent has to.
-    pub fn wait_until_undone(&self, key: &str) -> Option<UndoReport> {
+    pub fn wait_until_undone(&self, plan: &UndoPlan) -> Option<UndoReport> {
+        self.wait_for_report(&plan.key, settle::longest(plan))
+    }
+
+    /// The same, for so long at most: an answer is lost when the socket is full. To undo once more does no harm.
+    fn wait_for_report(&self, key: &str, most: Duration) -> Option<UndoReport> {
+        let begun = Instant::now();
         let mut state = lock(&self.shared.state);
         loop {
             let armed = state.armed.get(key);
@@ -250,9 +258,16 @@ impl Guard {
             if let Some(report) = &armed.report {
                 return Some(report.clone());
             }
+            let left = most.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                warn!(
+                    "the guard has not said within {most:?} how it undid an attempt: undoing it again"
+                );
+                return None;
+            }
             // The thread that reads answers wakes this one, also when the guard is gone.
-            let waited = self.shared.answered.wait(state);
-            state = waited.unwrap_or_else(PoisonError::into_inner);
+            let waited = self.shared.answered.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -323,15 +338,18 @@ mod tests {
                 .armed
                 .insert(plan.key.clone(), armed);
             assert_eq!(guard.may_start(&plan.key), Ok(()));
-            assert_eq!(guard.wait_until_undone(&plan.key), None);
+            assert_eq!(guard.wait_until_undone(&plan), None);
             let key = || plan.key.clone();
             let taken_over = Answer::TakenOver(key(), was_started);
             guard.shared.answered(taken_over, 1);
             assert!(guard.may_start(&plan.key).is_err());
+            // Its answer may be lost.
+            let soon = Duration::from_millis(20);
+            assert_eq!(guard.wait_for_report(&plan.key, soon), None);
             let undone = Answer::Undone(key(), Box::new(report.clone()));
             guard.shared.answered(undone, 1);
             let expected = was_started.then(|| report.clone());
-            assert_eq!(guard.wait_until_undone(&plan.key), expected);
+            assert_eq!(guard.wait_until_undone(&plan), expected);
         }
         // It was stopped after the arming.
         let at = now_in_ms() - 60_000;

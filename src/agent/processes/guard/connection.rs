@@ -6,7 +6,7 @@ use super::report::Destination;
 use super::unsent::Unsent;
 use super::{PROGRAM, WAKE_SIGNAL};
 use crate::agent::attempt::lock;
-use crate::agent::command::runner;
+use crate::agent::command::launch;
 use crate::agent::processes::pipe_drain::PipeSender;
 use crate::agent::processes::process_table::now_in_ms;
 use crate::wire::undo::{UndoReason, UndoReport};
@@ -176,7 +176,8 @@ impl State {
             orders.push(Order::Contact(self.contact));
         }
         for (key, armed) in &mut self.armed {
-            // Nobody knows how far the guard has come that had taken it over.
+            // Nobody knows how far the guard has come that had taken it over. Its answer may have been read after its
+            // end.
             armed.taken_over = None;
             orders.push(Order::Arm(key.clone(), armed.at, Arc::clone(&armed.plan)));
             let group = armed.group;
@@ -237,7 +238,7 @@ impl GuardChild {
     /// Starts one.
     pub fn start(generation: u64) -> std::io::Result<Self> {
         let (socket, its_end) = PipeSender::new()?;
-        let mut child = runner::spawn_helper(PROGRAM, its_end.into())?;
+        let mut child = launch::spawn_helper(PROGRAM, its_end.into())?;
         // It is always there: it was asked for.
         let stdin = child.stdin.take().ok_or(std::io::ErrorKind::BrokenPipe)?;
         rustix::io::ioctl_fionbio(&stdin, true)?;

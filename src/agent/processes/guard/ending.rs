@@ -3,7 +3,7 @@
 use crate::agent::command::script;
 use crate::agent::processes::attempt_processes::AttemptProcesses;
 use crate::agent::processes::process_table::ProcessTable;
-use crate::agent::processes::termination::{ProcessTree, Progress, Termination};
+use crate::agent::processes::termination::{KILL_TIMEOUT, ProcessTree, Progress, Termination};
 use rustix::process::{Pid, Signal};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -13,6 +13,10 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long a command whose start was announced may take to show its key. When the agent was killed, the new
 /// process may have had the agent's environment still: a program on a slow disk takes a while to be executed.
 const START_TIME: Duration = Duration::from_secs(10);
+/// The longest time in which processes are ended. One that is found at the end of [`START_TIME`] has its whole grace.
+pub const LONGEST: Duration = START_TIME
+    .saturating_add(GRACE)
+    .saturating_add(KILL_TIMEOUT);
 /// The pause between looks for such a command.
 const START_LOOK_PERIOD: Duration = Duration::from_millis(100);
 

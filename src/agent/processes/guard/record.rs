@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 /// The longest record, in bytes: a plan, with its key and its time.
 const MAX_RECORD_BYTES: usize = MAX_PLAN_BYTES + (1 << 10);
-/// The longest answer, in bytes: a pipe takes so much in one piece or not at all (`PIPE_BUF`).
+/// The longest answer, in bytes. It is one message of a socket: what does not fit into the buffer that the agent reads
+/// with is lost.
 pub const MAX_ANSWER_BYTES: usize = 4 << 10;
 /// The longest key, in bytes.
 const MAX_KEY_BYTES: usize = u8::MAX as usize;

@@ -5,7 +5,7 @@
 
 use crate::agent::attempt::lock;
 use crate::agent::backoff::Backoff;
-use crate::agent::command::runner;
+use crate::agent::command::launch;
 use crate::agent::processes::process_table::now_in_ms;
 use crate::client::Client;
 use crate::config::Registry;
@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const MAX_BATCH: usize = 16;
 /// The longest input of the program, in bytes: its reports with all output escaped as six bytes, and as much again.
 const MAX_INPUT_BYTES: u64 = 16 << 20;
+/// The longest line in the log, in bytes: a pipe takes so much in one piece or not at all (`PIPE_BUF`).
+const MAX_LINE_BYTES: usize = 4 << 10;
 /// The pause before it is tried again to start the program: there may be no process left.
 const START_PAUSE: Duration = Duration::from_secs(1);
 
@@ -117,7 +119,7 @@ fn deliver(input: &Input) {
     // It cannot fail: keys of maps are texts.
     let json = serde_json::to_vec(input).unwrap_or_default();
     loop {
-        match runner::spawn_helper(PROGRAM, Stdio::piped()) {
+        match launch::spawn_helper(PROGRAM, Stdio::piped()) {
             Ok(mut child) => {
                 drop(child.stdout.take());
                 if let Some(mut stdin) = child.stdin.take() {
@@ -217,7 +219,7 @@ pub fn say(text: &str) {
     let stderr = std::io::stderr();
     let time = humantime::format_rfc3339_millis(SystemTime::now());
     let mut line = format!("{time} WARN  sidebike::agent::guard: {text}");
-    line.truncate(line.floor_char_boundary(super::record::MAX_ANSWER_BYTES - 1));
+    line.truncate(line.floor_char_boundary(MAX_LINE_BYTES - 1));
     let line = line.replace(char::is_control, " ") + "\n";
     let mut writable = [PollFd::new(&stderr, PollFlags::OUT)];
     if poll(&mut writable, Some(&Timespec::default())).is_ok()

@@ -8,11 +8,13 @@ use crate::agent::attempt::lock;
 use crate::agent::command::orphaned_pipes::OrphanedPipes;
 use crate::agent::processes::process_table::now_in_ms;
 use crate::agent::undo::exclusion::Exclusion;
+use crate::agent::undo::plan::UndoPlan;
 use crate::agent::undo::run::{self, Observer};
 use crate::wire::agent::{Done, Ended};
 use crate::wire::task::ExecutionState;
-use crate::wire::undo::{UndoBy, UndoReport};
+use crate::wire::undo::{Undo, UndoBy, UndoReport};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 /// The stack of a thread that settles an attempt, in bytes.
 const STACK_BYTES: usize = 256 << 10;
@@ -65,7 +67,7 @@ impl Settler {
             stdout_bytes: 0,
             stderr_bytes: 0,
         });
-        let report = run::run_with(&plan, UndoBy::Guard, &self.pipes, &mut Silent, exclusion);
+        let report = run::run(&plan, UndoBy::Guard, &self.pipes, &mut Silent, exclusion);
         let now = now_in_ms();
         answer(&Answer::Undone(plan.key.clone(), Box::new(report.clone())));
         let result = result.map(|ended| Ended {
@@ -109,8 +111,33 @@ impl Observer for Silent {
     fn tick(&mut self) {}
 }
 
+/// The longest time from the beginning to the answer: to end the processes, and to undo what they did.
+pub fn longest(plan: &UndoPlan) -> Duration {
+    let undo = Undo {
+        timeout: Some(plan.timeout),
+        patience: Some(plan.patience),
+        ..Undo::default()
+    };
+    ending::LONGEST + Duration::from(undo.longest())
+}
+
 /// Tells the agent. An agent that is gone, or that does not read, is not told.
 pub fn answer(answer: &Answer) {
     // Standard output is non-blocking, and takes it in one piece or not at all.
     let _ = rustix::io::write(std::io::stdout(), &answer.encode());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::duration::TimeSpan;
+
+    #[test]
+    fn the_longest_time_has_room_for_the_last_try_and_its_check() {
+        let mut plan = crate::agent::undo::plan::tests::plan("undo", Some("check"));
+        plan.patience = TimeSpan::from_secs(60);
+        plan.timeout = TimeSpan::from_secs(10);
+        let undo = Duration::from_secs(60 + 2 * (10 + 5));
+        assert_eq!(longest(&plan), ending::LONGEST + undo);
+    }
 }

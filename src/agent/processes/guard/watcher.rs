@@ -2,7 +2,7 @@
 
 use super::client::{ARM_TIMEOUT, Loss};
 use super::connection::{Armed, FULL_PIPE_PERIOD, Hook, Shared, State, wait_for};
-use super::record::{Answer, Records};
+use super::record::{Answer, MAX_ANSWER_BYTES, Records};
 use crate::agent::attempt::lock;
 use crate::agent::processes::pipe_drain::PipeSender;
 use log::warn;
@@ -13,8 +13,6 @@ use std::time::Instant;
 
 /// The stack of the thread that reads answers, in bytes.
 const STACK_BYTES: usize = 128 << 10;
-/// Answers read at once, in bytes.
-const READ_BYTES: usize = 4 << 10;
 
 impl Shared {
     /// Has a thread read the answers of the guard, if none does. What is armed has to be acknowledged until
@@ -100,7 +98,7 @@ impl Watcher {
     /// Reads until the guard is gone, and has another one started.
     fn run(mut self) {
         let mut records = Records::default();
-        let mut buffer = [0; READ_BYTES];
+        let mut buffer = [0; MAX_ANSWER_BYTES];
         loop {
             self.check_rearmed();
             match self.rearmed_by {
