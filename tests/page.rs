@@ -1293,6 +1293,9 @@ fn the_timeline_has_the_moments_of_an_experiment_and_what_is_owed_has_no_end() {
         poll(1);
         let mut owed = experiment(&Folder::new());
         owed["machinePattern"] = "^gone-1$".into();
+        owed["detail"]["killGrace"] = json!("0.1s");
+        owed["detail"]["undo"]["timeout"] = json!("0.1s");
+        owed["detail"]["undo"]["deadman"] = json!("10s");
         let owed = server.submit(owed);
         let order = poll(2)["start"][0].clone();
         let hold = json!({"execution": order["execution"], "attempt": order["attempt"], "state": "running"});
@@ -1305,6 +1308,9 @@ fn the_timeline_has_the_moments_of_an_experiment_and_what_is_owed_has_no_end() {
         agent_call(server.address, "goodbye", &goodbye).data();
         browser.open(&url(&server, &format!("#/task/{}", id(&owed))));
         browser.sees("#undo-state", "NOT UNDONE: owed");
+        // Late only once its machine had the time to undo it without the server.
+        browser.wait("!document.getElementById('undo-due').checkVisibility()");
+        browser.wait("document.getElementById('undo-due').checkVisibility()");
         browser.sees("#undo-due", "Should have undone itself by ");
         browser.sees("#undo-due", ", not confirmed.");
         browser.sees("#status-debts", "1 not undone");

@@ -282,8 +282,13 @@ fn what_is_owed_is_waited_for_until_somebody_runs_it() {
         server.post("/api/v1/agent/poll", &poll).data()
     };
     poll("a1", 1);
-    let words = ["run", "-m", "web", "--undo", "true", "--", "true"];
-    let mut running = in_background(&server, &words);
+    let quick = ["--deadman", "10s", "--undo-timeout", "0.1s"];
+    let words = [
+        &["run", "-m", "web", "--undo", "true"],
+        &quick[..],
+        &["--", "true"],
+    ];
+    let mut running = in_background(&server, &words.concat());
     wait_for("the task", || {
         server.metric("sidebike_tasks_submitted_total") == 1
     });
@@ -303,6 +308,19 @@ fn what_is_owed_is_waited_for_until_somebody_runs_it() {
         debt.starts_with("nobody knows whether the undo has run") && debt.contains(&words),
         "{debt}"
     );
+    // It is late only once its machine had the time to undo it without the server.
+    let is_late = || {
+        let due = &task["result"][0]["undo"]["dueAt"];
+        let late = format!(
+            "\nweb-1: should have undone itself by {}, not confirmed\n",
+            due.as_str().unwrap()
+        );
+        let said = sidebike(&server, &["show", id(&task)]);
+        assert!(said.out.contains("web-1: NOT UNDONE: "), "{said:?}");
+        said.out.contains(&late)
+    };
+    assert!(!is_late());
+    wait_for("the time by which it had to be undone", is_late);
     let said = sidebike(&server, &["undo", "--timeout", "0.1s", id(&task)]);
     assert_eq!(said.code, 123, "it is still owed: {said:?}");
     assert!(

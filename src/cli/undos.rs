@@ -94,10 +94,7 @@ pub fn overdue(task: &Task) -> Vec<String> {
     let mut names = task.machine_names();
     let late = task.result.iter().filter_map(|execution| {
         let undo = execution.attempt.undo.as_ref()?;
-        let due_at = undo
-            .due_at
-            .as_deref()
-            .filter(|_| !undo.state.is_settled())?;
+        let due_at = undo.due_at.as_deref()?;
         let is_past = age(due_at).is_some_and(|age| age > Duration::ZERO);
         let name = machine_name(&mut names, execution);
         let due_at = sanitize(due_at);

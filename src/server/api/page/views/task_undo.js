@@ -36,7 +36,7 @@ function renderUndo(execution) {
   setClass(byId('undo-state'), `state s-${undo.state} ${isNotUndone(execution) ? 'error' : ''}`);
   setText(byId('undo-state').lastElementChild, undoName(undo));
   for (const id of ['undo-again', 'undo-forgive']) setVisible(byId(id), isNotUndone(execution));
-  setVisible(byId('undo-due'), undo.dueAt);
+  setVisible(byId('undo-due'), undo.dueAt && parseTime(undo.dueAt) < serverNow());
   const due = formatTime(undo.dueAt);
   setText(byId('undo-due'), `Should have undone itself by ${due}, not confirmed.`);
   renderFacts(byId('undo-facts'), [
