@@ -1275,8 +1275,9 @@ fn the_timeline_has_the_moments_of_an_experiment_and_what_is_owed_has_no_end() {
         let endless = server.submit(endless);
         browser.open(&url(&server, &format!("#/task/{}", id(&endless))));
         browser.sees("#undo-chips .s-armed", "1");
+        // With an undo the box is checked though the task does not say so.
         browser.click("#task-stop");
-        browser.click("#confirm-choice");
+        browser.wait("document.getElementById('confirm-choice').checked");
         browser.click("#confirm-yes");
         browser.sees("#task-progress", "2 of 2 ended");
         browser.click("#results-tab-timeline");
@@ -1418,6 +1419,8 @@ fn the_form_has_the_undo_and_edit_as_new_loses_nothing_of_it() {
             browser.type_into(&format!("[name={name}]"), text);
         }
         browser.click("[name=checkArgv]");
+        browser.click("#submit-form details:nth-of-type(2) summary");
+        browser.click("[name=stopRunning] [value=false]");
         browser.sees("#preview-title", "1 machine");
         browser.pictures("submit-undo");
         browser.click("#submit-button");
@@ -1431,6 +1434,9 @@ fn the_form_has_the_undo_and_edit_as_new_loses_nothing_of_it() {
             "timeout": 5, "patience": 60
         });
         assert_eq!(undo(link.as_str().unwrap()), posted);
+        let rollout = |id: &str| server.task(id)["rollout"].clone();
+        let leaves_running = json!({"stopRunning": false});
+        assert_eq!(rollout(link.as_str().unwrap()), leaves_running);
         // The same again, from the task.
         browser.click("#task-edit");
         browser.wait("document.querySelector('[name=checkArgv]').checked");
@@ -1442,6 +1448,7 @@ fn the_form_has_the_undo_and_edit_as_new_loses_nothing_of_it() {
         browser.sees("#undo-state", "Undo done");
         let again = browser.run("return location.hash.split('/')[2]");
         assert_eq!(undo(again.as_str().unwrap()), posted);
+        assert_eq!(rollout(again.as_str().unwrap()), leaves_running);
         // What the server does not take is said in its words.
         browser.open(&url(
             &server,

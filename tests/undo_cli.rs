@@ -104,6 +104,39 @@ fn a_run_takes_its_effect_back_and_ends_with_the_commands_code() {
 }
 
 #[test]
+fn a_stop_cancels_an_experiment_unless_the_task_says_otherwise() {
+    let server = Server::start();
+    let _agents = agents(&server, &["web-1"]);
+    let cancels = "what runs is canceled when it is stopped";
+    for (stop_running, word) in [
+        (Value::Null, "is being canceled"),
+        (json!(false), "ends by itself"),
+    ] {
+        let mut task = common::task("exec sleep 600");
+        task["detail"]["undo"] = json!({"command": "true"});
+        task["detail"]["timeout"] = json!(900);
+        task["rollout"] = json!({"concurrency": 1});
+        if !stop_running.is_null() {
+            task["rollout"]["stopRunning"] = stop_running;
+        }
+        let task = server.submit(task);
+        server.when(id(&task), "running", 1);
+        let said = sidebike(&server, &["show", id(&task)]);
+        assert!(said.out.contains("pace       1 at once"), "{said:?}");
+        let says = said.out.contains(cancels);
+        assert_eq!(says, word == "is being canceled", "{said:?}");
+        let said = sidebike(&server, &["stop", id(&task)]);
+        let words = format!(": stopped; what runs {word} (");
+        assert!(said.out.contains(&words), "{said:?}");
+        if word == "ends by itself" {
+            server.when(id(&task), "running", 1);
+            assert_eq!(sidebike(&server, &["cancel", id(&task)]).code, 0);
+        }
+        assert_eq!(server.finished(id(&task))["counts"]["canceled"], 1);
+    }
+}
+
+#[test]
 fn what_is_held_is_undone_after_that_time() {
     let server = Server::start();
     let folder = Folder::new();

@@ -170,7 +170,9 @@ fn pace_of(task: &Task) -> Vec<(&'static str, String)> {
         let pool = pool.unwrap_or_default();
         fields.push(("untouched", format!("at least {}{pool}", keep_alive.keep)));
     }
-    let pace = task.rollout.as_ref().map(pace_in_words);
+    let detail = &task.detail.detail;
+    let rollout = task.rollout.as_ref();
+    let pace = rollout.map(|rollout| pace_in_words(rollout, detail.stops_running(Some(rollout))));
     if let Some(pace) = pace.filter(|pace| !pace.is_empty()) {
         fields.push(("pace", pace));
     }
@@ -192,15 +194,14 @@ fn pace_of(task: &Task) -> Vec<(&'static str, String)> {
     fields
 }
 
-/// `10 at once; 30s after each step; 5 % may fail`.
-fn pace_in_words(rollout: &Rollout) -> String {
+/// `10 at once; 30s after each step; 5 % may fail`; `cancels` if a stop cancels what runs.
+fn pace_in_words(rollout: &Rollout, cancels: bool) -> String {
     let canary = rollout.canary.as_ref();
     let pause = rollout.pause.map(|pause| match pause {
         Pause::For(duration) => format!("{duration} after each step"),
         Pause::Approve => "an approval after each step".into(),
     });
     let order = rollout.order.filter(|order| *order != Order::default());
-    let cancels = rollout.stop_running == Some(true);
     let words = [
         rollout.concurrency.map(|share| format!("{share} at once")),
         canary.map(|pattern| format!("first {:?}", sanitize(pattern))),

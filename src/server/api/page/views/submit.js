@@ -63,7 +63,6 @@ function fillForm(task) {
   field('undoArgv').checked = detail.undo?.argv;
   field('checkArgv').checked = detail.undo?.checkArgv;
   field('lateJoin').checked = task.lateJoin;
-  field('stopRunning').checked = task.rollout?.stopRunning;
 }
 
 // Nothing that is filled in is hidden.
