@@ -2,8 +2,7 @@
 
 use super::command::{CommandResult, ConnectionArgs, print_json};
 use super::outcome::{
-    advice, counts_text, machine_name, run_time, short_duration, state_colour, task_state_colour,
-    why,
+    advice, machine_name, run_time, short_duration, state_colour, task_state_colour, why,
 };
 use super::selection::{Selection, short_instance};
 use super::table::{Cell, Table};
@@ -14,6 +13,7 @@ use crate::wire::duration::Timeout;
 use crate::wire::output_line::last_state;
 use crate::wire::rollout::{Order, Pause, Rollout};
 use crate::wire::task::{DEFAULT_TIMEOUT, Execution, ExecutionState, Task};
+use crate::wire::undo::UndoCounts;
 use std::io::{self, Write};
 
 /// How many of the last lines of output are shown where a command failed.
@@ -106,7 +106,7 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     }
     fields.extend(pace_of(task));
     if task.counts.total() > 0 {
-        fields.push(("counts", counts_text(task.counts)));
+        fields.push(("counts", task.counts.in_words()));
     }
     fields.extend(undos_of(task, &style));
     if let Some(advice) = advice(task) {
@@ -133,7 +133,7 @@ fn undos_of(task: &Task, style: &OutputStyle) -> Vec<(&'static str, String)> {
         let line = line.as_deref().map(sanitize);
         line.or_else(|| argv.as_ref().map(|argv| sanitize(&format!("{argv:?}"))))
     };
-    let undos = task.undos.map(undos::counts_text);
+    let undos = task.undos.map(UndoCounts::in_words);
     let undos = undos.filter(|text| !text.is_empty());
     let fields = [
         ("undo", line(&undo.command, &undo.argv)),

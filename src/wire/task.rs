@@ -495,6 +495,15 @@ impl Counts {
         }
     }
 
+    /// `2 succeeded, 1 failed`.
+    pub fn in_words(mut self) -> String {
+        super::counted(
+            ExecutionState::ALL
+                .map(|state| (*self.of(state), state.word()))
+                .into_iter(),
+        )
+    }
+
     /// How many have not ended.
     pub fn unfinished(&self) -> u32 {
         self.held + self.under_way()
