@@ -106,7 +106,7 @@ fn a_run_takes_its_effect_back_and_ends_with_the_commands_code() {
 #[test]
 fn a_stop_cancels_an_experiment_unless_the_task_says_otherwise() {
     let server = Server::start();
-    let _agents = agents(&server, &["web-1"]);
+    let _agents = agents(&server, &["m-1"]);
     let cancels = "what runs is canceled when it is stopped";
     for (stop_running, word) in [
         (Value::Null, "is being canceled"),
