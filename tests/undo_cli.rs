@@ -245,6 +245,7 @@ fn what_is_not_undone_is_said_last_and_ends_with_123() {
     let said = sidebike(&server, &["report", first]);
     let verdict = format!("Task {first} (run): dirty");
     assert_eq!(said.out.lines().next(), Some(&*verdict), "{said:?}");
+    assert!(said.out.contains("\n\n1 undos failed\n"), "{said:?}");
 
     // In vain, then not.
     is_told(&sidebike(&server, &["undo", first]));
@@ -293,6 +294,12 @@ fn what_is_not_undone_is_said_last_and_ends_with_123() {
     let said = sidebike(&server, &["forgive", "--yes", second]);
     let words = format!("task {second}: forgiven on web-2\n");
     assert_eq!((said.code, said.out), (0, words));
+    // What was forgiven may still be there.
+    let report = sidebike(&server, &["report", "--json", second]).json();
+    for machine in report["machines"].as_array().unwrap() {
+        let is_done = machine["undo"] == "done";
+        assert_eq!(machine["exposureMs"].is_u64(), is_done, "{report}");
+    }
     let said = sidebike(&server, &["forgive", second]);
     assert!(
         said.code == 1 && said.err.contains("no undo of it is failed or owed"),
@@ -565,6 +572,56 @@ fn a_report_is_text_markdown_or_json() {
             "{words:?}: {said:?}"
         );
     }
+}
+
+#[test]
+fn a_report_tells_machines_of_one_label_apart_and_knows_their_earlier_attempts() {
+    let server = Server::start();
+    let _agents = agents(&server, &["web", "web"]);
+    let folder = Folder::new();
+    let mut task = common::task("exit 3");
+    task["machinePattern"] = json!("^web$");
+    task["retry"] = json!({"max": 1, "interval": ["0.1s"]});
+    let task = server.submit(task);
+    let task = server.finished(id(&task));
+    let attempts = task["result"].as_array().unwrap().iter();
+    let first = attempts.map(|e| e["attempts"][0]["startedAt"].as_str().unwrap());
+    let report = sidebike(&server, &["report", "--json", id(&task)]).json();
+    let phases = report["phases"].as_array().unwrap();
+    let started = phases
+        .iter()
+        .find(|phase| phase["what"] == "first command started");
+    assert_eq!(started.unwrap()["at"], first.min().unwrap(), "{report}");
+    let text = sidebike(&server, &["report", id(&task)]);
+    for execution in task["result"].as_array().unwrap() {
+        let instance = execution["instance"].as_str().unwrap();
+        let line = format!("\nweb/{} failed 3 - ", &instance[..8]);
+        assert!(text.out.contains(&line), "{text:?}");
+    }
+
+    // While an undo runs again.
+    let mended = folder.file("mended");
+    fs::write(&mended, "").unwrap();
+    let undo = format!("until test -e {mended}; do sleep 0.05; done");
+    let words = ["run", "-m", "web", "--any", "--undo", &undo, "--", "true"];
+    let said = sidebike(&server, &words);
+    assert_eq!(said.code, 0, "{said:?}");
+    let task = newest(&server);
+    let report = || {
+        let report = sidebike(&server, &["report", "--json", id(&task)]).json();
+        [&report["verdict"], &report["why"]].map(|it| it.as_str().unwrap().to_owned())
+    };
+    assert_eq!(report(), ["passed", "all of 1 succeeded"]);
+    fs::remove_file(&mended).unwrap();
+    let said = sidebike(&server, &["undo", "--all", "--detach", id(&task)]);
+    assert_eq!(said.code, 0, "{said:?}");
+    wait_for("the undo", || {
+        server.task(id(&task))["undos"]["running"] == 1
+    });
+    assert_eq!(report(), ["unfinished", "1 undos have not ended"]);
+    fs::write(&mended, "").unwrap();
+    wait_for("the undo", || server.task(id(&task))["undos"]["done"] == 1);
+    assert_eq!(report(), ["passed", "all of 1 succeeded"]);
 }
 
 #[test]

@@ -96,7 +96,7 @@ impl TaskData {
     }
 
     /// Whether a probe kept it from beginning.
-    pub(super) fn failed_before(&self) -> bool {
+    pub fn failed_before(&self) -> bool {
         let stopped = self.pacing.as_ref().and_then(|it| it.stopped.as_ref());
         stopped.is_some_and(|stopped| stopped.before_start)
     }
