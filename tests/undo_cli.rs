@@ -137,6 +137,24 @@ fn a_stop_cancels_an_experiment_unless_the_task_says_otherwise() {
 }
 
 #[test]
+fn a_task_is_shown_with_its_probes() {
+    let server = Server::start();
+    let _agents = agents(&server, &["m-1", "probe-1"]);
+    let on = json!({"machinePattern": "^probe-"});
+    let probe = |name: &str, line: &str| json!({"name": name, "command": line, "on": on, "interval": 1, "failures": 1, "after": 0});
+    let mut task = common::task("exec sleep 600");
+    task["detail"]["timeout"] = json!(900);
+    task["detail"]["undo"] = json!({"command": "true"});
+    task["probes"] = json!([probe("fine", "true"), probe("p99", "exit 7")]);
+    let task = server.submit(task);
+    server.finished(id(&task));
+    let said = sidebike(&server, &["show", id(&task)]);
+    let line = "\nprobe      p99: failed, 1 failed in a row: exit code 7\n";
+    assert!(said.out.contains(line), "{said:?}");
+    assert_eq!(lines_with(&said.out, "probe      ").len(), 2, "{said:?}");
+}
+
+#[test]
 fn what_is_held_is_undone_after_that_time() {
     let server = Server::start();
     let folder = Folder::new();

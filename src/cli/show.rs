@@ -11,6 +11,7 @@ use super::terminal::{Colour, OutputStyle, sanitize, sanitize_output};
 use super::{rollout, undos};
 use crate::wire::duration::Timeout;
 use crate::wire::output_line::last_state;
+use crate::wire::probe::{AnsweredProbe, ProbeState};
 use crate::wire::rollout::{Order, Pause, Rollout};
 use crate::wire::task::{DEFAULT_TIMEOUT, Execution, ExecutionState, Task};
 use crate::wire::undo::UndoCounts;
@@ -105,6 +106,11 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
         fields.push(("finished", finished.clone()));
     }
     fields.extend(pace_of(task));
+    fields.extend(
+        task.probes
+            .iter()
+            .map(|probe| ("probe", in_words(probe, &style))),
+    );
     if task.counts.total() > 0 {
         fields.push(("counts", task.counts.in_words()));
     }
@@ -122,6 +128,24 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     table_of(task).print(out, &stdout)?;
     explain(task, out, &style)?;
     explain_undos(task, out, &style)
+}
+
+/// `p99: failed, 3 failed in a row: exit code 1`.
+fn in_words(probe: &AnsweredProbe, style: &OutputStyle) -> String {
+    let state = match probe.state {
+        state @ (ProbeState::Failed | ProbeState::NotRecovered) => {
+            style.paint(Colour::Red, state.word())
+        }
+        state => state.word().into(),
+    };
+    let mut words = format!("{}: {state}", sanitize(&probe.posted.name));
+    if probe.in_a_row > 0 {
+        words.push_str(&format!(", {} failed in a row", probe.in_a_row));
+    }
+    if !probe.msg.is_empty() {
+        words.push_str(&format!(": {}", sanitize(&probe.msg)));
+    }
+    words
 }
 
 /// What takes its effect back, and how that went.

@@ -40,8 +40,13 @@ function pauseText(resumesAt) {
 }
 
 function stopText({kind, msg, at}) {
-  const why = kind === 'user' ? 'stopped by a user' : safeLine(msg);
-  return `${why}, ${formatTime(at)}`;
+  const why = safeLine(msg);
+  const causes = {
+    user: 'stopped by a user',
+    probe: 'stopped by a probe: ' + why,
+    keepAlive: 'stopped, too few machines are left alone: ' + why,
+  };
+  return `${causes[kind] ?? why}, ${formatTime(at)}`;
 }
 
 // What is in each step. Executions are numbered in the order of the rollout; what joined later is part
