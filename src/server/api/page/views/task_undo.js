@@ -56,7 +56,7 @@ function renderUndo(execution) {
 
 async function undoAgain(where) {
   const machines = where ? 'this machine' : 'all machines of the task, also where it is done';
-  const consequence = `It runs again on ${machines}, at the next poll.`;
+  const consequence = `It runs again on ${machines}, at once where its agent is online.`;
   if (!await confirmFirst('Run the undo again?', consequence, 'Undo again')) return;
   undoWatchedUntil = serverNow() + UNDO_WATCHED_MS;
   await changeShownTask('undo' + where);
