@@ -104,6 +104,57 @@ fn a_run_takes_its_effect_back_and_ends_with_the_commands_code() {
 }
 
 #[test]
+fn a_stop_cancels_an_experiment_unless_the_task_says_otherwise() {
+    let server = Server::start();
+    let _agents = agents(&server, &["m-1"]);
+    let cancels = "what runs is canceled when it is stopped";
+    for (stop_running, word) in [
+        (Value::Null, "is being canceled"),
+        (json!(false), "ends by itself"),
+    ] {
+        let mut task = common::task("exec sleep 600");
+        task["detail"]["undo"] = json!({"command": "true"});
+        task["detail"]["timeout"] = json!(900);
+        task["rollout"] = json!({"concurrency": 1});
+        if !stop_running.is_null() {
+            task["rollout"]["stopRunning"] = stop_running;
+        }
+        let task = server.submit(task);
+        server.when(id(&task), "running", 1);
+        let said = sidebike(&server, &["show", id(&task)]);
+        assert!(said.out.contains("pace       1 at once"), "{said:?}");
+        let says = said.out.contains(cancels);
+        assert_eq!(says, word == "is being canceled", "{said:?}");
+        let said = sidebike(&server, &["stop", id(&task)]);
+        let words = format!(": stopped; what runs {word} (");
+        assert!(said.out.contains(&words), "{said:?}");
+        if word == "ends by itself" {
+            server.when(id(&task), "running", 1);
+            assert_eq!(sidebike(&server, &["cancel", id(&task)]).code, 0);
+        }
+        assert_eq!(server.finished(id(&task))["counts"]["canceled"], 1);
+    }
+}
+
+#[test]
+fn a_task_is_shown_with_its_probes() {
+    let server = Server::start();
+    let _agents = agents(&server, &["m-1", "probe-1"]);
+    let on = json!({"machinePattern": "^probe-"});
+    let probe = |name: &str, line: &str| json!({"name": name, "command": line, "on": on, "interval": 1, "failures": 1, "after": 0});
+    let mut task = common::task("exec sleep 600");
+    task["detail"]["timeout"] = json!(900);
+    task["detail"]["undo"] = json!({"command": "true"});
+    task["probes"] = json!([probe("fine", "true"), probe("p99", "exit 7")]);
+    let task = server.submit(task);
+    server.finished(id(&task));
+    let said = sidebike(&server, &["show", id(&task)]);
+    let line = "\nprobe      p99: failed, 1 failed in a row: exit code 7\n";
+    assert!(said.out.contains(line), "{said:?}");
+    assert_eq!(lines_with(&said.out, "probe      ").len(), 2, "{said:?}");
+}
+
+#[test]
 fn what_is_held_is_undone_after_that_time() {
     let server = Server::start();
     let folder = Folder::new();
@@ -212,6 +263,7 @@ fn what_is_not_undone_is_said_last_and_ends_with_123() {
     let said = sidebike(&server, &["report", first]);
     let verdict = format!("Task {first} (run): dirty");
     assert_eq!(said.out.lines().next(), Some(&*verdict), "{said:?}");
+    assert!(said.out.contains("\n\n1 undos failed\n"), "{said:?}");
 
     // In vain, then not.
     is_told(&sidebike(&server, &["undo", first]));
@@ -260,6 +312,12 @@ fn what_is_not_undone_is_said_last_and_ends_with_123() {
     let said = sidebike(&server, &["forgive", "--yes", second]);
     let words = format!("task {second}: forgiven on web-2\n");
     assert_eq!((said.code, said.out), (0, words));
+    // What was forgiven may still be there.
+    let report = sidebike(&server, &["report", "--json", second]).json();
+    for machine in report["machines"].as_array().unwrap() {
+        let is_done = machine["undo"] == "done";
+        assert_eq!(machine["exposureMs"].is_u64(), is_done, "{report}");
+    }
     let said = sidebike(&server, &["forgive", second]);
     assert!(
         said.code == 1 && said.err.contains("no undo of it is failed or owed"),
@@ -282,8 +340,13 @@ fn what_is_owed_is_waited_for_until_somebody_runs_it() {
         server.post("/api/v1/agent/poll", &poll).data()
     };
     poll("a1", 1);
-    let words = ["run", "-m", "web", "--undo", "true", "--", "true"];
-    let mut running = in_background(&server, &words);
+    let quick = ["--deadman", "10s", "--undo-timeout", "0.1s"];
+    let words = [
+        &["run", "-m", "web", "--undo", "true"],
+        &quick[..],
+        &["--", "true"],
+    ];
+    let mut running = in_background(&server, &words.concat());
     wait_for("the task", || {
         server.metric("sidebike_tasks_submitted_total") == 1
     });
@@ -303,6 +366,19 @@ fn what_is_owed_is_waited_for_until_somebody_runs_it() {
         debt.starts_with("nobody knows whether the undo has run") && debt.contains(&words),
         "{debt}"
     );
+    // It is late only once its machine had the time to undo it without the server.
+    let is_late = || {
+        let due = &task["result"][0]["undo"]["dueAt"];
+        let late = format!(
+            "\nweb-1: should have undone itself by {}, not confirmed\n",
+            due.as_str().unwrap()
+        );
+        let said = sidebike(&server, &["show", id(&task)]);
+        assert!(said.out.contains("web-1: NOT UNDONE: "), "{said:?}");
+        said.out.contains(&late)
+    };
+    assert!(!is_late());
+    wait_for("the time by which it had to be undone", is_late);
     let said = sidebike(&server, &["undo", "--timeout", "0.1s", id(&task)]);
     assert_eq!(said.code, 123, "it is still owed: {said:?}");
     assert!(
@@ -514,6 +590,56 @@ fn a_report_is_text_markdown_or_json() {
             "{words:?}: {said:?}"
         );
     }
+}
+
+#[test]
+fn a_report_tells_machines_of_one_label_apart_and_knows_their_earlier_attempts() {
+    let server = Server::start();
+    let _agents = agents(&server, &["web", "web"]);
+    let folder = Folder::new();
+    let mut task = common::task("exit 3");
+    task["machinePattern"] = json!("^web$");
+    task["retry"] = json!({"max": 1, "interval": ["0.1s"]});
+    let task = server.submit(task);
+    let task = server.finished(id(&task));
+    let attempts = task["result"].as_array().unwrap().iter();
+    let first = attempts.map(|e| e["attempts"][0]["startedAt"].as_str().unwrap());
+    let report = sidebike(&server, &["report", "--json", id(&task)]).json();
+    let phases = report["phases"].as_array().unwrap();
+    let started = phases
+        .iter()
+        .find(|phase| phase["what"] == "first command started");
+    assert_eq!(started.unwrap()["at"], first.min().unwrap(), "{report}");
+    let text = sidebike(&server, &["report", id(&task)]);
+    for execution in task["result"].as_array().unwrap() {
+        let instance = execution["instance"].as_str().unwrap();
+        let line = format!("\nweb/{} failed 3 - ", &instance[..8]);
+        assert!(text.out.contains(&line), "{text:?}");
+    }
+
+    // While an undo runs again.
+    let mended = folder.file("mended");
+    fs::write(&mended, "").unwrap();
+    let undo = format!("until test -e {mended}; do sleep 0.05; done");
+    let words = ["run", "-m", "web", "--any", "--undo", &undo, "--", "true"];
+    let said = sidebike(&server, &words);
+    assert_eq!(said.code, 0, "{said:?}");
+    let task = newest(&server);
+    let report = || {
+        let report = sidebike(&server, &["report", "--json", id(&task)]).json();
+        [&report["verdict"], &report["why"]].map(|it| it.as_str().unwrap().to_owned())
+    };
+    assert_eq!(report(), ["passed", "all of 1 succeeded"]);
+    fs::remove_file(&mended).unwrap();
+    let said = sidebike(&server, &["undo", "--all", "--detach", id(&task)]);
+    assert_eq!(said.code, 0, "{said:?}");
+    wait_for("the undo", || {
+        server.task(id(&task))["undos"]["running"] == 1
+    });
+    assert_eq!(report(), ["unfinished", "1 undos have not ended"]);
+    fs::write(&mended, "").unwrap();
+    wait_for("the undo", || server.task(id(&task))["undos"]["done"] == 1);
+    assert_eq!(report(), ["passed", "all of 1 succeeded"]);
 }
 
 #[test]

@@ -266,7 +266,7 @@ fn milliseconds(ms: u64) -> String {
     short_duration(Duration::from_millis(ms))
 }
 
-/// `2 of 10 machines differ; where both succeeded it took 0.98 to 1.40 times as long`.
+/// `2 of 10 machines differ; the second took 0.98 to 1.40 times as long where both succeeded`.
 fn summary(pairs: &[Pair<'_>], different: usize) -> String {
     let of = match pairs.len() {
         1 => "1 machine".into(),
@@ -280,9 +280,9 @@ fn summary(pairs: &[Pair<'_>], different: usize) -> String {
     ratios.sort_by(|a, b| a.partial_cmp(b).unwrap_or(Ordering::Equal));
     let took = match ratios[..] {
         [] => String::new(),
-        [only] => format!("; the second took {only:.2} times as long"),
+        [only] => format!("; the second took {only:.2} times as long where both succeeded"),
         [least, .., most] => {
-            format!("; the second took {least:.2} to {most:.2} times as long")
+            format!("; the second took {least:.2} to {most:.2} times as long where both succeeded")
         }
     };
     match different {

@@ -9,8 +9,6 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-/// The figure of the server with what is not undone.
-const DEBTS: &str = "sidebike_undos_open";
 /// The figures with a count for each state of machines and of tasks.
 const BY_STATE: [&str; 2] = ["sidebike_machines", "sidebike_tasks"];
 
@@ -41,7 +39,7 @@ struct Info {
     /// How many tasks are in which state.
     tasks: BTreeMap<String, u64>,
     /// How many undos failed or are owed; none if the server does not know undos.
-    undos_open: Option<u64>,
+    undos_open: Option<usize>,
     /// The halt that is in force.
     halt: Option<Halt>,
 }
@@ -61,16 +59,15 @@ pub fn run(args: Args) -> CommandResult {
 impl Info {
     fn of(client: &Client) -> Result<Info, Failure> {
         let page = client.metrics()?;
-        let halt = match client.halted() {
-            // A server that does not know it.
-            Err(error) if error.status() == Some(404) => None,
-            halt => halt?,
+        let (halt, undos_open) = match client.status()? {
+            Some(status) => (status.halt, Some(status.undos_open)),
+            None => (None, None),
         };
         let [machines, tasks] = BY_STATE.map(|name| by_state(&page, name));
         Ok(Info {
             machines,
             tasks,
-            undos_open: figure(&page, DEBTS),
+            undos_open,
             halt,
         })
     }
@@ -107,14 +104,6 @@ fn in_words(counts: &BTreeMap<String, u64>) -> String {
     }
 }
 
-/// A figure without labels.
-fn figure(page: &str, name: &str) -> Option<u64> {
-    page.lines().find_map(|line| {
-        let value = line.strip_prefix(name)?.strip_prefix(' ')?;
-        value.parse().ok()
-    })
-}
-
 /// A figure whose label is a state. States are words; whatever else is there is left out.
 fn by_state(page: &str, name: &str) -> BTreeMap<String, u64> {
     let samples = page.lines().filter_map(|line| {
@@ -133,9 +122,7 @@ mod tests {
     #[test]
     fn figures_are_found_among_others() {
         let page = "# TYPE sidebike_tasks gauge\nsidebike_tasks{state=\"failed\"} 2\nsidebike_tasks{state=\"\u{1b}[2J\"} 3\n\
-            sidebike_tasks_submitted_total 9\nsidebike_undos_open_more 7\nsidebike_undos_open 4\n";
-        assert_eq!(figure(page, DEBTS), Some(4));
-        assert_eq!(figure(page, "sidebike_tasks"), None);
+            sidebike_tasks_submitted_total 9\n";
         let tasks = by_state(page, "sidebike_tasks");
         assert_eq!(in_words(&tasks), "2 failed");
         assert_eq!(in_words(&by_state(page, "sidebike_machines")), "none");

@@ -5,7 +5,7 @@ use super::{rollout, undos};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine_names::MachineNames;
 use crate::wire::signal;
-use crate::wire::task::{Counts, Execution, ExecutionState, Task, TaskState};
+use crate::wire::task::{Execution, ExecutionState, Task, TaskState};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
@@ -90,17 +90,6 @@ pub fn task_state_colour(state: TaskState) -> Option<Colour> {
     }
 }
 
-/// `2 succeeded, 1 failed`.
-pub fn counts_text(mut counts: Counts) -> String {
-    let counted: Vec<String> = ExecutionState::ALL
-        .iter()
-        .map(|state| (*counts.of(*state), state.word()))
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, word)| format!("{count} {word}"))
-        .collect();
-    counted.join(", ")
-}
-
 /// The state of an execution, and the reason if it did not succeed.
 pub fn reason(execution: &Execution) -> String {
     match (execution.state, why(execution)) {
@@ -134,7 +123,7 @@ pub fn summary(task: &Task, style: &OutputStyle) -> String {
         (Some(created), Some(finished)) => finished.duration_since(created).unwrap_or_default(),
         _ => Duration::ZERO,
     };
-    let counts = match counts_text(task.counts) {
+    let counts = match task.counts.in_words() {
         counts if counts.is_empty() => sanitize(&task.msg),
         counts => counts,
     };

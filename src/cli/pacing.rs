@@ -107,10 +107,8 @@ pub fn stop(args: Stop) -> CommandResult {
             .call
             .done(&task, &format!("had ended: {}", task.state.word()));
     }
-    let is_canceled = running.unwrap_or_else(|| {
-        let rollout = task.rollout.as_ref();
-        rollout.is_some_and(|rollout| rollout.stop_running == Some(true))
-    });
+    let detail = &task.detail.detail;
+    let is_canceled = running.unwrap_or_else(|| detail.stops_running(task.rollout.as_ref()));
     let word = match (task.counts.under_way(), is_canceled) {
         (0, _) => "stopped",
         (_, true) => "stopped; what runs is being canceled",

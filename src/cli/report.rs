@@ -11,8 +11,9 @@ Examples:
   sidebike report --md 018f6a2b > run.md   as Markdown, for a ticket
   sidebike report --json 018f6a2b | jq -r .verdict
 
-The verdict is the worst that holds: dirty (something may be left on a machine), stopped,
-notRecovered (a probe did not pass again), failed, unfinished or passed.";
+The verdict is the first that holds: dirty (something may be left on a machine), unfinished,
+stopped (failed, if a probe kept it from beginning), notRecovered (a probe did not pass again),
+passed or failed. It is unfinished, too, while a probe has yet to pass again.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]

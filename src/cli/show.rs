@@ -2,8 +2,7 @@
 
 use super::command::{CommandResult, ConnectionArgs, print_json};
 use super::outcome::{
-    advice, counts_text, machine_name, run_time, short_duration, state_colour, task_state_colour,
-    why,
+    advice, machine_name, run_time, short_duration, state_colour, task_state_colour, why,
 };
 use super::selection::{Selection, short_instance};
 use super::table::{Cell, Table};
@@ -12,8 +11,10 @@ use super::terminal::{Colour, OutputStyle, sanitize, sanitize_output};
 use super::{rollout, undos};
 use crate::wire::duration::Timeout;
 use crate::wire::output_line::last_state;
+use crate::wire::probe::{AnsweredProbe, ProbeState};
 use crate::wire::rollout::{Order, Pause, Rollout};
 use crate::wire::task::{DEFAULT_TIMEOUT, Execution, ExecutionState, Task};
+use crate::wire::undo::UndoCounts;
 use std::io::{self, Write};
 
 /// How many of the last lines of output are shown where a command failed.
@@ -105,8 +106,13 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
         fields.push(("finished", finished.clone()));
     }
     fields.extend(pace_of(task));
+    fields.extend(
+        task.probes
+            .iter()
+            .map(|probe| ("probe", in_words(probe, &style))),
+    );
     if task.counts.total() > 0 {
-        fields.push(("counts", counts_text(task.counts)));
+        fields.push(("counts", task.counts.in_words()));
     }
     fields.extend(undos_of(task, &style));
     if let Some(advice) = advice(task) {
@@ -124,6 +130,24 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     explain_undos(task, out, &style)
 }
 
+/// `p99: failed, 3 failed in a row: exit code 1`.
+fn in_words(probe: &AnsweredProbe, style: &OutputStyle) -> String {
+    let state = match probe.state {
+        state @ (ProbeState::Failed | ProbeState::NotRecovered) => {
+            style.paint(Colour::Red, state.word())
+        }
+        state => state.word().into(),
+    };
+    let mut words = format!("{}: {state}", sanitize(&probe.posted.name));
+    if probe.in_a_row > 0 {
+        words.push_str(&format!(", {} failed in a row", probe.in_a_row));
+    }
+    if !probe.msg.is_empty() {
+        words.push_str(&format!(": {}", sanitize(&probe.msg)));
+    }
+    words
+}
+
 /// What takes its effect back, and how that went.
 fn undos_of(task: &Task, style: &OutputStyle) -> Vec<(&'static str, String)> {
     let Some(undo) = &task.detail.detail.undo else {
@@ -133,7 +157,7 @@ fn undos_of(task: &Task, style: &OutputStyle) -> Vec<(&'static str, String)> {
         let line = line.as_deref().map(sanitize);
         line.or_else(|| argv.as_ref().map(|argv| sanitize(&format!("{argv:?}"))))
     };
-    let undos = task.undos.map(undos::counts_text);
+    let undos = task.undos.map(UndoCounts::in_words);
     let undos = undos.filter(|text| !text.is_empty());
     let fields = [
         ("undo", line(&undo.command, &undo.argv)),
@@ -170,7 +194,9 @@ fn pace_of(task: &Task) -> Vec<(&'static str, String)> {
         let pool = pool.unwrap_or_default();
         fields.push(("untouched", format!("at least {}{pool}", keep_alive.keep)));
     }
-    let pace = task.rollout.as_ref().map(pace_in_words);
+    let detail = &task.detail.detail;
+    let rollout = task.rollout.as_ref();
+    let pace = rollout.map(|rollout| pace_in_words(rollout, detail.stops_running(Some(rollout))));
     if let Some(pace) = pace.filter(|pace| !pace.is_empty()) {
         fields.push(("pace", pace));
     }
@@ -192,15 +218,14 @@ fn pace_of(task: &Task) -> Vec<(&'static str, String)> {
     fields
 }
 
-/// `10 at once; 30s after each step; 5 % may fail`.
-fn pace_in_words(rollout: &Rollout) -> String {
+/// `10 at once; 30s after each step; 5 % may fail`; `cancels` if a stop cancels what runs.
+fn pace_in_words(rollout: &Rollout, cancels: bool) -> String {
     let canary = rollout.canary.as_ref();
     let pause = rollout.pause.map(|pause| match pause {
         Pause::For(duration) => format!("{duration} after each step"),
         Pause::Approve => "an approval after each step".into(),
     });
     let order = rollout.order.filter(|order| *order != Order::default());
-    let cancels = rollout.stop_running == Some(true);
     let words = [
         rollout.concurrency.map(|share| format!("{share} at once")),
         canary.map(|pattern| format!("first {:?}", sanitize(pattern))),

@@ -1,10 +1,10 @@
-//! The undos of a task in words: how many are in which state, what is not undone, and what to do about it.
+//! The undos of a task in words: what is not undone, and what to do about it.
 
 use super::follow::print_message;
 use super::outcome::{age, machine_name};
 use super::terminal::{Colour, OutputStyle, sanitize};
 use crate::wire::task::{Execution, Task};
-use crate::wire::undo::{AnsweredUndo, UndoCounts, UndoState};
+use crate::wire::undo::{AnsweredUndo, UndoState};
 use std::io;
 use std::time::Duration;
 
@@ -28,17 +28,6 @@ pub fn colour(state: UndoState) -> Option<Colour> {
         UndoState::Failed | UndoState::Owed => Some(Colour::Red),
         UndoState::Forgiven => Some(Colour::Yellow),
     }
-}
-
-/// `2 done, 1 failed`.
-pub fn counts_text(mut counts: UndoCounts) -> String {
-    let counted: Vec<String> = UndoState::ALL
-        .iter()
-        .map(|state| (*counts.of(*state), state.word()))
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, word)| format!("{count} {word}"))
-        .collect();
-    counted.join(", ")
 }
 
 /// `after 3 tries`.
@@ -94,10 +83,7 @@ pub fn overdue(task: &Task) -> Vec<String> {
     let mut names = task.machine_names();
     let late = task.result.iter().filter_map(|execution| {
         let undo = execution.attempt.undo.as_ref()?;
-        let due_at = undo
-            .due_at
-            .as_deref()
-            .filter(|_| !undo.state.is_settled())?;
+        let due_at = undo.due_at.as_deref()?;
         let is_past = age(due_at).is_some_and(|age| age > Duration::ZERO);
         let name = machine_name(&mut names, execution);
         let due_at = sanitize(due_at);

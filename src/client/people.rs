@@ -5,7 +5,7 @@
 use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK};
 use crate::wire::duration::TimeSpan;
 use crate::wire::event::TaskEvent;
-use crate::wire::halt::{Halt, Halted, PostedHalt};
+use crate::wire::halt::{Halt, Halted, PostedHalt, Status};
 use crate::wire::machine::{Machine, MachineState};
 use crate::wire::report::Report;
 use crate::wire::task::{DryRun, Task, TaskState};
@@ -145,6 +145,14 @@ impl Client {
     /// The halt that is in force.
     pub fn halted(&self) -> Result<Option<Halt>, CallError> {
         self.look("find out whether there is a halt", "halt", CALL_TIMEOUT)
+    }
+
+    /// What everybody should know who works with this server; none if it is older than that.
+    pub fn status(&self) -> Result<Option<Status>, CallError> {
+        match self.look("look at the server", "status", CALL_TIMEOUT) {
+            Err(error) if error.status() == Some(404) => Ok(None),
+            status => status.map(Some),
+        }
     }
 
     /// The report of a task.

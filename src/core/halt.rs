@@ -39,16 +39,18 @@ impl Core {
     }
 
     /// Cancels every unfinished task with an undo, or every task at all, and refuses new ones until the halt is lifted.
-    /// A further halt replaces the reason, and never means less than the one before. Returns how many tasks it canceled.
-    pub fn begin_halt(&mut self, now: Time, reason: &str, all: bool) -> usize {
+    /// A further halt replaces the reason, and never means less than the one before. Returns the halt that is in force
+    /// now, and how many tasks it canceled.
+    pub fn begin_halt(&mut self, now: Time, reason: &str, all: bool) -> (Halt, usize) {
         let before = self.halt.take();
         let (since, was_all) = before.map_or((now, false), |halt| (halt.since, halt.all));
         let all = all || was_all;
-        self.set_halt(Some(Halt {
+        let halt = Halt {
             reason: reason.to_owned(),
             since,
             all,
-        }));
+        };
+        self.set_halt(Some(halt.clone()));
         let meant = self.tasks.iter().filter(|(_, task)| {
             task.finished_at.is_none() && !task.canceled && (all || task.has_undo())
         });
@@ -57,13 +59,15 @@ impl Core {
             // It is known and has not finished, so nothing refuses that.
             let _ = self.cancel(now, *key, &Selection::All);
         }
-        meant.len()
+        (halt, meant.len())
     }
 
     /// Lifts the halt. False if there is none.
     pub fn lift_halt(&mut self) -> bool {
         let was = self.halt.is_some();
-        self.set_halt(None);
+        if was {
+            self.set_halt(None);
+        }
         was
     }
 
@@ -86,5 +90,23 @@ impl Core {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Limits;
+    use super::*;
+
+    #[test]
+    fn only_a_halt_that_was_there_is_lifted_and_saved() {
+        let mut core = Core::new(Limits::NONE, Time(1_000));
+        core.record_changes();
+        assert!(!core.lift_halt());
+        assert!(core.take_batch().is_empty(), "an older program reads it");
+        core.begin_halt(Time(1_000), "why", false);
+        assert_eq!(core.take_batch().reader_version(), 4);
+        assert!(core.lift_halt());
+        assert_eq!(core.take_batch().halt, Some(None));
     }
 }

@@ -100,7 +100,7 @@ impl TaskData {
     }
 
     /// Whether a probe kept it from beginning.
-    pub(super) fn failed_before(&self) -> bool {
+    pub fn failed_before(&self) -> bool {
         self.stopped().is_some_and(|stopped| stopped.before_start)
     }
 

@@ -150,8 +150,8 @@ impl Spec {
     /// Whether what runs is canceled when it is stopped.
     pub fn stops_running(&self) -> bool {
         let rollout = self.rollout.as_ref();
-        let asked = rollout.and_then(|rollout| rollout.posted.stop_running);
-        asked.unwrap_or(self.detail.undo.is_some())
+        self.detail
+            .stops_running(rollout.map(|rollout| &rollout.posted))
     }
 
     /// Whether its targets count as touched from its registration on, until their executions have ended.

@@ -40,6 +40,15 @@ pub mod undo;
 
 use serde::{Deserialize, Serialize};
 
+/// `2 succeeded, 1 failed`: counts above zero, each with its word.
+fn counted(counts: impl Iterator<Item = (u32, &'static str)>) -> String {
+    let some = counts.filter(|(count, _)| *count > 0);
+    let words: Vec<String> = some
+        .map(|(count, word)| format!("{count} {word}"))
+        .collect();
+    words.join(", ")
+}
+
 /// `signal` of a successful answer.
 pub const OK: i32 = 0;
 /// `signal` of an answer to an agent: there is work.

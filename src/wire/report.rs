@@ -7,22 +7,23 @@ use super::undo::UndoState;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// How a task is to be judged, the worst first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// How a task is to be judged: the first that holds. One that a probe kept from beginning has failed, though it was
+/// stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Verdict {
     /// Something may be left on a machine: an undo failed or is owed.
     Dirty,
+    /// It, or an undo of it, has not ended yet; after that, if none of the next two holds, a probe has not passed again yet.
+    Unfinished,
     /// It was stopped or canceled.
     Stopped,
     /// A probe did not pass again in time after everything was undone.
     NotRecovered,
-    /// Not every command succeeded.
-    Failed,
-    /// It has not ended yet.
-    Unfinished,
     /// Every command succeeded, and everything is undone.
     Passed,
+    /// Not every command succeeded.
+    Failed,
 }
 
 impl Verdict {
@@ -30,11 +31,11 @@ impl Verdict {
     pub fn word(self) -> &'static str {
         match self {
             Verdict::Dirty => "dirty",
+            Verdict::Unfinished => "unfinished",
             Verdict::Stopped => "stopped",
             Verdict::NotRecovered => "notRecovered",
-            Verdict::Failed => "failed",
-            Verdict::Unfinished => "unfinished",
             Verdict::Passed => "passed",
+            Verdict::Failed => "failed",
         }
     }
 }
@@ -79,7 +80,7 @@ pub struct MachineReport {
     /// What became of the undo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<UndoState>,
-    /// From the start of the command until the effect was gone, in milliseconds; absent while it is not.
+    /// From the start of the command until the effect was gone, in milliseconds; absent unless the undo is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exposure_ms: Option<u64>,
 }

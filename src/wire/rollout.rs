@@ -421,7 +421,7 @@ pub struct Rollout {
     /// It stops when more than these have failed; 0, if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_failures: Option<Share>,
-    /// What runs when it stops is canceled; false, if absent.
+    /// What runs when it stops is canceled; if absent, only that of a task with an undo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_running: Option<bool>,
     /// The order of its targets.

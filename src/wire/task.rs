@@ -103,6 +103,13 @@ impl Detail {
         needed.map(|(_, feature)| feature)
     }
 
+    /// Whether what runs is canceled when a task with this detail and rollout is stopped: an effect that can be taken back
+    /// does not outlast the stop unless the task says so.
+    pub fn stops_running(&self, rollout: Option<&Rollout>) -> bool {
+        let asked = rollout.and_then(|rollout| rollout.stop_running);
+        asked.unwrap_or(self.undo.is_some())
+    }
+
     /// How long its texts are in JSON, in bytes: that is what is sent and read. The names of its fields and its numbers
     /// are not counted.
     pub fn json_bytes(&self) -> usize {
@@ -486,6 +493,15 @@ impl Counts {
             ExecutionState::Lost => &mut self.lost,
             ExecutionState::Skipped => &mut self.skipped,
         }
+    }
+
+    /// `2 succeeded, 1 failed`.
+    pub fn in_words(mut self) -> String {
+        super::counted(
+            ExecutionState::ALL
+                .map(|state| (*self.of(state), state.word()))
+                .into_iter(),
+        )
     }
 
     /// How many have not ended.

@@ -299,4 +299,13 @@ impl UndoCounts {
             UndoState::Forgiven => &mut self.forgiven,
         }
     }
+
+    /// `2 done, 1 failed`.
+    pub fn in_words(mut self) -> String {
+        super::counted(
+            UndoState::ALL
+                .map(|state| (*self.of(state), state.word()))
+                .into_iter(),
+        )
+    }
 }

@@ -125,7 +125,7 @@ impl World {
         }
         let was_all = core.halt().is_some_and(|halt| halt.all);
         let now = self.time();
-        let canceled = self.server.core.begin_halt(now, "test", all);
+        let (_, canceled) = self.server.core.begin_halt(now, "test", all);
         if canceled > meant.len() && !was_all {
             return Err(format!(
                 "a_halt_cancels_what_it_means: {canceled}, {} are meant",

@@ -63,7 +63,7 @@ pub fn of_task(status: u16, task: &Answered<'_>) -> Answer {
 }
 
 /// Adds a text in which nothing begins a line or commands a terminal: such characters are shown escaped, as `\u{1b}`.
-fn push_visible(to: &mut String, text: &str) {
+pub fn push_visible(to: &mut String, text: &str) {
     let obeyed = |c: char| (c.is_control() && c != '\t') || matches!(c, '\u{2028}' | '\u{2029}');
     let mut rest = text;
     while let Some(at) = rest.find(obeyed) {
@@ -83,17 +83,11 @@ fn push_label(to: &mut String, label: &str) {
 
 /// How a task stands, in a line.
 pub fn in_words(task: &Answered<'_>) -> String {
-    let mut counts = task.counts;
-    let counts: Vec<String> = ExecutionState::ALL
-        .iter()
-        .map(|state| (*counts.of(*state), state.word()))
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, word)| format!("{count} {word}"))
-        .collect();
+    let counts = task.counts.in_words();
     let reason = match (&*task.msg, counts.is_empty()) {
-        ("", _) => counts.join(", "),
+        ("", _) => counts,
         (msg, true) => msg.to_owned(),
-        (msg, false) => format!("{}; {msg}", counts.join(", ")),
+        (msg, false) => format!("{counts}; {msg}"),
     };
     format!("task {} is {}: {reason}", task.id, task.state.word())
 }

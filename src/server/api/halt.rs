@@ -17,11 +17,11 @@ pub fn halt(call: Call<'_>) -> Handled {
         )));
     }
     let halted = call.server.store.change_safely(|core, now| {
-        let canceled = core.begin_halt(now, &reason, all);
-        core.halt().map(|halt| Halted {
+        let (halt, canceled) = core.begin_halt(now, &reason, all);
+        Halted {
             halt: halt.answer(),
             canceled,
-        })
+        }
     });
     Ok(Some(ok(halted.map_err(not_safe)?)))
 }

@@ -5,14 +5,16 @@ use super::call::{Call, Handled};
 use super::parse::{looked_at_task, parameter};
 use crate::core::Task;
 use crate::rules::one_of;
-use crate::server::answers::text::plain;
+use crate::server::answers::text::{plain, push_visible};
 use crate::server::answers::{ok, refused};
 use crate::server::http::Answer;
 use crate::wire::agent::Stream;
+use crate::wire::machine_names::MachineNames;
 use crate::wire::probe::ProbeState;
 use crate::wire::report::{MachineReport, Phase, ProbeReport, Report, Verdict};
-use crate::wire::rollout::{StopKind, StoppedBy};
+use crate::wire::rollout::StoppedBy;
 use crate::wire::task::{self as wire, ExecutionState, TaskState};
+use crate::wire::undo::UndoState;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -52,8 +54,7 @@ fn answer(task: &Task, form: Form) -> Answer {
     let report = report_of(task);
     match form {
         Form::Json => ok(report),
-        Form::Text => plain(200, lines(&report, "", " ")),
-        Form::Markdown => plain(200, lines(&report, "## ", " | ")),
+        Form::Text | Form::Markdown => plain(200, lines(&report, form)),
     }
 }
 
@@ -72,7 +73,7 @@ fn report_of(task: &Task) -> Report {
         machine(e, &hash.finalize())
     });
     let machines: Vec<MachineReport> = machines.collect();
-    let (verdict, why) = verdict(&answered);
+    let (verdict, why) = verdict(&answered, task.failed_before());
     let stopped = answered.stopped_by.as_ref();
     Report {
         task: answered.id.to_string(),
@@ -101,12 +102,9 @@ fn report_of(task: &Task) -> Report {
 fn machine(e: &wire::Execution<Cow<'_, str>>, hash: &[u8]) -> MachineReport {
     let attempt = &e.attempt;
     let undo = attempt.undo.as_ref();
-    let undone = undo.and_then(
-        |undo| match undo.state.is_dirty() || !undo.state.is_settled() {
-            true => None,
-            false => undo.ended_at.as_deref(),
-        },
-    );
+    // What was forgiven may still be there.
+    let done = undo.filter(|undo| undo.state == UndoState::Done);
+    let undone = done.and_then(|undo| undo.ended_at.as_deref());
     let text = |text: &Option<Cow<'_, str>>| text.as_ref().map(|text| text.to_string());
     let hash = hash.iter().fold(String::new(), |mut digits, byte| {
         let _ = write!(digits, "{byte:02x}");
@@ -139,26 +137,37 @@ fn between(from: &str, until: &str) -> Option<u64> {
     u64::try_from(span.as_millis()).ok()
 }
 
-fn verdict(task: &wire::Task<Cow<'_, str>>) -> (Verdict, String) {
+/// The first verdict that holds, and why. `failed_before` says that a probe kept it from beginning.
+fn verdict(task: &wire::Task<Cow<'_, str>>, failed_before: bool) -> (Verdict, String) {
     let counts = &task.counts;
     let undos = task.undos.unwrap_or_default();
-    if undos.failed + undos.owed > 0 {
-        let why = format!("{} undos failed, {} are owed", undos.failed, undos.owed);
+    let left = [
+        (undos.failed, "undos failed"),
+        (undos.owed, "undos are owed"),
+    ];
+    if let Some(why) = above_zero(left) {
         return (Verdict::Dirty, why);
     }
-    if !task.state.is_terminal() {
-        let why = format!("{} executions have not ended", counts.unfinished());
+    // An undo that was asked for runs after the end of its task.
+    let undoing = undos.armed + undos.running;
+    if !task.state.is_terminal() || undoing > 0 {
+        let why = above_zero([
+            (counts.unfinished(), "executions have not ended"),
+            (undoing, "undos have not ended"),
+        ]);
+        let nothing_yet = match task.state {
+            TaskState::Waiting => "no machine has matched yet",
+            _ => "machines may still join",
+        };
+        let why = why.unwrap_or_else(|| nothing_yet.into());
         return (Verdict::Unfinished, why);
     }
     if let Some(stopped) = &task.stopped_by {
-        // A probe did not pass before the start: nothing was touched.
-        let mut executions = task.result.iter();
-        let is_untouched =
-            executions.all(|e| e.state == ExecutionState::Failed && e.attempt.msg == stopped.msg);
-        if stopped.kind == StopKind::Probe && task.state == TaskState::Failed && is_untouched {
-            return (Verdict::Failed, stopped.msg.to_string());
-        }
-        return (Verdict::Stopped, stopped.msg.to_string());
+        let verdict = match failed_before {
+            true => Verdict::Failed,
+            false => Verdict::Stopped,
+        };
+        return (verdict, stopped.msg.to_string());
     }
     if counts.canceled > 0 || task.state == TaskState::Canceled {
         return (
@@ -187,6 +196,15 @@ fn verdict(task: &wire::Task<Cow<'_, str>>) -> (Verdict, String) {
         Verdict::Failed,
         format!("{} of {of} succeeded", counts.succeeded),
     )
+}
+
+/// `1 undos failed, 2 undos are owed`: those counts that are above zero.
+fn above_zero(counts: [(u32, &str); 2]) -> Option<String> {
+    let some = counts.iter().filter(|(count, _)| *count > 0);
+    let words: Vec<String> = some
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 fn probes(task: &wire::Task<Cow<'_, str>>) -> Vec<ProbeReport> {
@@ -222,7 +240,15 @@ fn meant(task: &wire::Task<Cow<'_, str>>) -> String {
 }
 
 fn phases(task: &wire::Task<Cow<'_, str>>) -> Vec<Phase> {
-    let attempts = || task.result.iter().map(|e| &e.attempt);
+    let attempts = || {
+        let executions = task.result.iter();
+        executions.flat_map(|e| {
+            e.attempts
+                .iter()
+                .map(|past| &past.attempt)
+                .chain([&e.attempt])
+        })
+    };
     let started = || attempts().filter_map(|attempt| attempt.started_at.as_deref());
     let ended = attempts().filter_map(|attempt| attempt.finished_at.as_deref());
     let undone = attempts().filter_map(|attempt| attempt.undo.as_ref()?.ended_at.as_deref());
@@ -250,24 +276,21 @@ fn phases(task: &wire::Task<Cow<'_, str>>) -> Vec<Phase> {
     phases
 }
 
-/// A report as text: headings begin with `heading`, columns are separated by `bar`.
-fn lines(report: &Report, heading: &str, bar: &str) -> String {
-    let is_table = bar.contains('|');
+/// A report as text or Markdown.
+fn lines(report: &Report, form: Form) -> String {
+    let is_table = form == Form::Markdown;
+    let heading = if is_table { "## " } else { "" };
     let clean = |text: &str| -> String {
-        let visible = text.chars().flat_map(|c| match c.is_control() {
-            true => c.escape_default().collect::<Vec<_>>(),
-            false => vec![c],
-        });
-        let text: String = visible.collect();
-        if is_table {
-            text.replace('|', "\\|")
-        } else {
-            text
+        let mut visible = String::new();
+        push_visible(&mut visible, text);
+        match is_table {
+            true => visible.replace('|', "\\|"),
+            false => visible,
         }
     };
     let row = |cells: &[String]| match is_table {
-        true => format!("| {} |\n", cells.join(bar)),
-        false => format!("{}\n", cells.join(bar)),
+        true => format!("| {} |\n", cells.join(" | ")),
+        false => format!("{}\n", cells.join(" ")),
     };
     let mut text = format!(
         "{heading}Task {} ({}): {}\n\n{}\n",
@@ -318,13 +341,15 @@ fn lines(report: &Report, heading: &str, bar: &str) -> String {
             "| machine | state | exit code | undo | exposure | output |\n| --- | --- | --- | --- | --- | --- |\n",
         );
     }
+    let machines = report.machines.iter();
+    let mut names = MachineNames::of(machines.map(|it| (&*it.label, &*it.instance, &*it.host)));
     for machine in &report.machines {
         let exit = machine.exit_code.map(|code| code.to_string());
         let exit = exit.or(machine.signal.clone());
         let exposure = machine.exposure_ms.map(Duration::from_millis);
         let exposure = exposure.map(|time| humantime::format_duration(time).to_string());
         text.push_str(&row(&[
-            clean(&machine.label),
+            clean(names.name(&machine.label, &machine.instance)),
             machine.state.word().into(),
             exit.unwrap_or_else(|| "-".into()),
             machine.undo.map_or("-", |state| state.word()).into(),

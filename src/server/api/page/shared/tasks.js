@@ -28,9 +28,10 @@ function notUndoneCount({undos}) {
   return undos ? undos.failed + undos.owed : 0;
 }
 
-// Whether a task does not change any more: a debt may be settled after its end.
-function isSettled({finishedAt, undos, clean}) {
-  return finishedAt && clean !== false && !(undos?.armed || undos?.running);
+// Whether a task does not change any more: a debt may be settled, a probe pass again after its end.
+function isSettled({finishedAt, undos, clean, probes}) {
+  const isRecovering = probes?.some(probe => probe.state === 'recovering');
+  return finishedAt && clean !== false && !(undos?.armed || undos?.running || isRecovering);
 }
 
 // How long a task took, or has taken up to now.

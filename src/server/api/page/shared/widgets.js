@@ -7,7 +7,9 @@ const STATES = [...ENDED_STATES, 'running', 'delivered', 'queued', 'held'];
 const MACHINE_STATES = ['online', 'draining', 'offline'];
 
 function stateName(state) {
-  return {timedOut: 'timed out', notNeeded: 'not needed'}[state] ?? state;
+  const names =
+    {timedOut: 'timed out', notNeeded: 'not needed', notRecovered: 'not recovered'};
+  return names[state] ?? state;
 }
 
 // A coloured dot and the name of a state.

@@ -8,6 +8,9 @@ const TASK_FIELDS = ['name', 'ttl'];
 const DETAIL_FIELDS = ['timeout', 'killGrace', 'workspace', 'stdin'];
 const DURATION_FIELDS = ['ttl', 'timeout', 'killGrace'];
 
+// The probes of the task that the form was filled in from: it has no fields of theirs.
+let copiedProbes;
+
 const submitView = {
   id: 'submit',
   title: 'New task',
@@ -63,7 +66,11 @@ function fillForm(task) {
   field('undoArgv').checked = detail.undo?.argv;
   field('checkArgv').checked = detail.undo?.checkArgv;
   field('lateJoin').checked = task.lateJoin;
-  field('stopRunning').checked = task.rollout?.stopRunning;
+  copiedProbes = task.probes;
+  field('probes').checked = copiedProbes;
+  setVisible(byId('submit-probes'), copiedProbes);
+  const names = copiedProbes?.map(probe => probe.name).join(', ');
+  setText(byId('submit-probes').lastElementChild, 'With its probes: ' + names);
 }
 
 // Nothing that is filled in is hidden.
@@ -86,6 +93,7 @@ function readForm() {
   const attempts = Number(field('retry').value);
   if (attempts) task.retry = {max: attempts};
   detail.undo = readUndo();
+  if (field('probes').checked) task.probes = copiedProbes;
   detail.env = readPairs('env', 'Environment: expected NAME=value');
   return task;
 }

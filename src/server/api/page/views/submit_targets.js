@@ -1,7 +1,8 @@
 // The form for a new task: which machines are meant, how many of them, and the rollout. Numbers are
 // written as on the command line: 5, 25%, 2..10.
 
-const ROLLOUT_FIELDS = ['concurrency', 'pause', 'maxFailures', 'canary', 'order'];
+const ROLLOUT_FIELDS =
+  ['concurrency', 'pause', 'maxFailures', 'canary', 'order', 'stopRunning'];
 
 // What the form says about the machines, as the API wants it; what is empty is undefined. Throws if a
 // field cannot be read.
@@ -68,7 +69,7 @@ function readRollout() {
     steps: readList('steps')?.map(shareOf),
     pause: readText('pause'),
     maxFailures: readShare('maxFailures'),
-    stopRunning: field('stopRunning').checked || undefined,
+    stopRunning: readText('stopRunning') && field('stopRunning').value === 'true',
     canary: readText('canary'),
     order: readText('order'),
   };

@@ -158,7 +158,13 @@ function taskFacts(task) {
     ['Environment', pairsText(detail.env, '  '), 'mono'],
     ['Standard input', detail.stdin && plural(detail.stdin.length, 'character')],
     ['Further attempts', task.retry?.max],
+    ...(task.probes ?? []).map(probeFact),
   ];
+}
+
+function probeFact({name, state, inARow, msg}) {
+  const failures = inARow > 0 && `${inARow} failed in a row`;
+  return ['Probe ' + name, joinPresent([stateName(state), failures, msg])];
 }
 
 function pauseSetting(rollout) {

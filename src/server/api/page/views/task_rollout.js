@@ -40,8 +40,13 @@ function pauseText(resumesAt) {
 }
 
 function stopText({kind, msg, at}) {
-  const why = kind === 'user' ? 'stopped by a user' : safeLine(msg);
-  return `${why}, ${formatTime(at)}`;
+  const why = safeLine(msg);
+  const causes = {
+    user: 'stopped by a user',
+    probe: 'stopped by a probe: ' + why,
+    keepAlive: 'stopped, too few machines are left alone: ' + why,
+  };
+  return `${causes[kind] ?? why}, ${formatTime(at)}`;
 }
 
 // What is in each step. Executions are numbered in the order of the rollout; what joined later is part
@@ -106,11 +111,11 @@ async function pauseOrResume(what, opposite) {
 onClick(byId('task-pause'), () => pauseOrResume('pause', 'task-resume'));
 onClick(byId('task-resume'), () => pauseOrResume('resume', 'task-pause'));
 onClick(byId('task-stop'), async () => {
-  const {counts, rollout} = taskView.task;
+  const {counts, rollout, detail} = taskView.task;
   const left = plural(counts.held + counts.queued, 'execution');
   const choice = {
     text: `Cancel what runs now, too (${counts.running + counts.delivered})`,
-    checked: rollout?.stopRunning,
+    checked: rollout?.stopRunning ?? Boolean(detail.undo),
   };
   const consequence = `Nothing more will be started, ${left} will be skipped. It cannot be resumed.`;
   const isSure = await confirmFirst('Stop this task?', consequence, 'Stop it', choice);

@@ -36,7 +36,7 @@ function renderUndo(execution) {
   setClass(byId('undo-state'), `state s-${undo.state} ${isNotUndone(execution) ? 'error' : ''}`);
   setText(byId('undo-state').lastElementChild, undoName(undo));
   for (const id of ['undo-again', 'undo-forgive']) setVisible(byId(id), isNotUndone(execution));
-  setVisible(byId('undo-due'), undo.dueAt);
+  setVisible(byId('undo-due'), undo.dueAt && parseTime(undo.dueAt) < serverNow());
   const due = formatTime(undo.dueAt);
   setText(byId('undo-due'), `Should have undone itself by ${due}, not confirmed.`);
   renderFacts(byId('undo-facts'), [
@@ -56,7 +56,7 @@ function renderUndo(execution) {
 
 async function undoAgain(where) {
   const machines = where ? 'this machine' : 'all machines of the task, also where it is done';
-  const consequence = `It runs again on ${machines}, at the next poll.`;
+  const consequence = `It runs again on ${machines}, at once where its agent is online.`;
   if (!await confirmFirst('Run the undo again?', consequence, 'Undo again')) return;
   undoWatchedUntil = serverNow() + UNDO_WATCHED_MS;
   await changeShownTask('undo' + where);
