@@ -403,7 +403,7 @@ impl World {
         Ok(())
     }
 
-    fn soon(&mut self, ms: Ms, happening: Happening) {
+    pub fn soon(&mut self, ms: Ms, happening: Happening) {
         self.after(ms, Event::Happening(happening));
     }
 
