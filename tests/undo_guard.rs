@@ -1,8 +1,8 @@
 //! What the guard does with undos when the agent is killed, stopped, or shut down at once, and what the agent does when
 //! the guard is: never "the command ran and no undo ran". The real binary, real signals, and a small server.
 //!
-//! Commands and undos write what happened into a file of the test. `KILLS=500 cargo test --test undo_guard a_kill` kills at
-//! more random moments than the default.
+//! Commands and undos write what happened into a file of the test. `make soak-undo` kills at more random moments than the
+//! default.
 #![cfg(feature = "agent")]
 
 mod fake;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Kills at random moments, in number. The soak does 500.
+/// Kills at random moments, in number. `make soak-undo` does 500.
 const KILLS: usize = 50;
 /// How many of them are under way at the same time.
 const AT_ONCE: usize = 10;
