@@ -9,6 +9,7 @@
 pub mod http;
 pub mod original;
 pub mod proxy;
+pub mod puppet;
 pub mod said;
 
 use http::{Connection, Reply};
