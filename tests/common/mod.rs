@@ -16,7 +16,7 @@ use http::{Connection, Reply};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -271,6 +271,11 @@ impl Server {
         });
     }
 
+    /// The newest task.
+    pub fn newest(&self) -> Value {
+        self.get("/api/v1/task?limit=1").data()[0].take()
+    }
+
     /// A figure of /metrics.
     pub fn metric(&self, name: &str) -> u64 {
         let page = self.get("/metrics");
@@ -280,6 +285,12 @@ impl Server {
         });
         line.unwrap_or_else(|| panic!("no {name} in {}", page.text()))
     }
+}
+
+/// An address at which nobody listens.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address")
 }
 
 /// An agent process.
