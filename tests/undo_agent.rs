@@ -544,6 +544,11 @@ fn a_server_that_does_not_answer_is_no_contact() {
 }
 
 #[test]
+fn a_server_that_accepts_and_says_nothing_is_no_contact() {
+    outage(|_, _| Act::Silent);
+}
+
+#[test]
 fn work_from_a_report_shortens_the_poll_that_is_held() {
     let (server, _agent) = pair(&[]);
     let folder = Folder::new();
