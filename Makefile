@@ -3,9 +3,11 @@
 CARGO ?= cargo
 # Where cargo puts what it builds.
 BUILT = $(or $(CARGO_TARGET_DIR),target)
-# Seeds of the simulation in `make test`, and how long `make soak` runs it, in seconds.
+# Seeds of the simulation in `make test`, and how long `make soak-simulation` runs it, in seconds.
 SIM_SEEDS ?= 4000
 SIM_SECONDS ?= 600
+# How many agents `make soak-undo` kills.
+KILLS ?= 500
 # The targets of `make release`; the second is left out where its compiler is missing.
 RELEASES = x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 # What `make small` builds: the agent alone, without https, is the smallest program that can run a command.
@@ -24,7 +26,7 @@ SOAK_SECONDS ?= 3600
 # Where the binaries are that they measure.
 BENCHED = $(BUILT)/benched
 
-.PHONY: help demo test bench bench-peers benched previous soak soak-simulation release small clean
+.PHONY: help demo test bench bench-peers benched previous soak soak-simulation soak-undo release small clean
 
 help:
 	@echo 'make demo             a server and three agents on this machine, to look at and to try'
@@ -33,6 +35,7 @@ help:
 	@echo 'make bench-peers      the same, then Redis and rq to compare with'
 	@echo 'make soak             mixed load on a release build for SOAK_SECONDS=$(SOAK_SECONDS): nothing may grow'
 	@echo 'make soak-simulation  the simulation for SIM_SECONDS=$(SIM_SECONDS)'
+	@echo 'make soak-undo        kills KILLS=$(KILLS) agents, each at a random moment: all that ran is undone'
 	@echo 'make release          static binaries in dist/'
 	@echo 'make small            the smallest static binary, SMALL_FEATURES=$(SMALL_FEATURES) of agent,server,cli,db,tls'
 	@echo 'make clean            removes what was built'
@@ -105,6 +108,10 @@ small:
 # More seeds than `make test` has time for.
 soak-simulation:
 	SIM_SECONDS=$(SIM_SECONDS) $(CARGO) test --locked --profile simulation --test simulation -- --nocapture
+
+# More kills than `make test` has time for.
+soak-undo:
+	KILLS=$(KILLS) $(CARGO) test --locked --test undo_guard a_kill
 
 # One static binary for each target. The targets are added here, so that a fresh clone is enough; the C
 # compilers they need are named in .cargo/config.toml.

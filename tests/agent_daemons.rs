@@ -3,7 +3,7 @@
 
 mod fake;
 
-use fake::{Agent, Server, alive, eventually, unshare};
+use fake::{Agent, Server, alive, eventually, guard_of, unshare};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use sidebike::wire::agent::Stream;
@@ -87,27 +87,8 @@ fn end(pid: i32) {
     }
 }
 
-fn open_files(pid: u32) -> usize {
+fn open_files(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
-}
-
-/// The agent's guard, once its program has been started.
-fn guard_of(agent: &Agent) -> u32 {
-    let children = format!("/proc/{0}/task/{0}/children", agent.id());
-    let find = || {
-        let numbers = std::fs::read_to_string(&children).ok()?;
-        { numbers.split_whitespace() }.find_map(|number| {
-            let pid: u32 = number.parse().ok()?;
-            let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-            line.contains("agent-guard").then_some(pid)
-        })
-    };
-    let mut guard = None;
-    eventually("it has a guard", || {
-        guard = find();
-        guard.is_some()
-    });
-    guard.unwrap()
 }
 
 /// Issue 16, number 6.
@@ -133,7 +114,11 @@ fn a_daemon_keeps_its_pipe_however_many_there_are() {
     let guard = guard_of(&agent);
     // Two pipes of each.
     eventually("the guard has the pipes", || open_files(guard) > 2 * OTHERS);
-    assert!(open_files(agent.id()) < 40, "{}", open_files(agent.id()));
+    assert!(
+        open_files(agent.id() as i32) < 40,
+        "{}",
+        open_files(agent.id() as i32)
+    );
     drop(left);
     eventually("they are closed", || open_files(guard) < 20);
     daemon.assert_writes();
@@ -145,7 +130,7 @@ fn a_daemon_lives_on_when_its_agent_is_gone() {
         let server = Server::new();
         let mut agent = Agent::start(&server, &[], &[]);
         let daemon = Daemon::start(&server, &format!("by-{signal}"));
-        let guard = guard_of(&agent) as i32;
+        let guard = guard_of(&agent);
         agent.signal(signal);
         agent.wait();
         daemon.assert_writes();
@@ -160,7 +145,7 @@ fn a_guard_that_has_nothing_left_to_end_obeys_a_signal() {
     let server = Server::new();
     let mut agent = Agent::start(&server, &[], &[]);
     let daemon = Daemon::start(&server, "signal");
-    let guard = guard_of(&agent) as i32;
+    let guard = guard_of(&agent);
     agent.signal("TERM");
     agent.wait();
     daemon.assert_writes();

@@ -7,7 +7,7 @@
 
 mod fake;
 
-use fake::{Agent, Server, alive, eventually};
+use fake::{Agent, Server, alive, eventually, guard_of};
 use serde_json::{Value, json};
 use sidebike::wire::agent::Stream;
 use sidebike::wire::task::ExecutionState;
@@ -296,20 +296,6 @@ fn without_proc_the_process_group_is_ended() {
     agent.signal("KILL");
     agent.wait();
     eventually("it is dead", || left.iter().all(|pid| !alive(*pid)));
-}
-
-/// The guard's process number.
-fn guard_of(agent: &Agent) -> i32 {
-    let children = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<u32>();
-        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-        (parent == Ok(agent.id()) && line.contains("agent-guard")).then_some(pid)
-    });
-    let guards: Vec<i32> = children.collect();
-    assert_eq!(guards.len(), 1, "{guards:?}");
-    guards[0]
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::said::{Said, command, sidebike};
+use common::said::{Said, command, sidebike, with_input};
 use common::{Folder, SIDEBIKE, Server, wait_until};
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -11,22 +11,6 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
 use std::thread;
-
-fn with_input(server: &Server, words: &[&str], input: &str) -> Said {
-    let mut command = command(server, words);
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(input.as_bytes())
-        .unwrap();
-    Said::of(child.wait_with_output().unwrap())
-}
 
 #[test]
 fn one_machine_is_like_ssh() {

@@ -3,14 +3,10 @@
 
 mod common;
 
-use common::said::{Said, command, sidebike};
+use common::said::{Said, command, lines_with, sidebike};
 use common::{Folder, SIDEBIKE, Server, task, wait_for};
 use rustix::process::Signal;
 use std::process::Command;
-
-fn lines_with<'a>(text: &'a str, word: &str) -> Vec<&'a str> {
-    text.lines().filter(|line| line.contains(word)).collect()
-}
 
 #[test]
 fn a_rerun_says_of_what_and_that_the_name_is_its_own_now() {

@@ -7,10 +7,10 @@
 mod common;
 
 use common::http::{Connection, Reply, request};
-use common::{Agent, Folder, Server, strace, wait_until};
+use common::{Agent, Folder, Server, free_address, strace, wait_until};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -236,11 +236,6 @@ impl World<'_> {
         let few = if self.run == "kill" { 50 } else { 5 };
         assert!(told.tasks.len() > few && told.cancels > 0, "hardly used");
     }
-}
-
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address")
 }
 
 /// Lets users use a server that dies so often; `live` is one life, and begins when it answers.

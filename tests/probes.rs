@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::puppet::{Puppet, hold};
 use common::{Agent, Folder, Server, id, wait_for, wait_until, wait_within};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
@@ -16,53 +17,21 @@ use std::time::{Duration, Instant};
 /// What a loaded machine may take for what takes no time, in tests that measure.
 const SLACK: Duration = Duration::from_secs(3);
 
-/// An agent that does what the test says.
-struct Puppet<'a> {
-    server: &'a Server,
-    instance: String,
-    label: String,
-    seq: u64,
-    features: Value,
+/// Polls as this agent until there is a probe to run.
+fn ordered_probe(agent: &mut Puppet) -> Value {
+    wait_until("an order to probe", || {
+        let orders = agent.poll(json!([]), json!([]));
+        orders["probe"].get(0).cloned()
+    })
 }
 
-impl<'a> Puppet<'a> {
-    /// One that has polled once.
-    fn new(server: &'a Server, n: usize, label: &str) -> Puppet<'a> {
-        let mut puppet = Puppet {
-            server,
-            instance: format!("{n:016x}"),
-            label: label.into(),
-            seq: 0,
-            features: json!(["undo", "probes"]),
-        };
-        puppet.poll(json!([]));
-        puppet
-    }
-
-    fn poll(&mut self, holds: Value) -> Value {
-        self.seq += 1;
-        let body = json!({
-            "instance": self.instance, "seq": self.seq, "label": self.label, "host": self.label,
-            "jobs": 4, "wait": 0, "holds": holds, "features": self.features,
-        });
-        self.server.post("/api/v1/agent/poll", &body).data()
-    }
-
-    /// Polls until there is a probe to run.
-    fn probe(&mut self) -> Value {
-        wait_until("an order to probe", || {
-            let orders = self.poll(json!([]));
-            orders["probe"].get(0).cloned()
-        })
-    }
-
-    fn probed(&self, order: &Value, ok: bool, msg: &str) {
-        let result = json!({
-            "id": order["id"], "ok": ok, "msg": msg, "output": "said\n", "durationMs": 7
-        });
-        let body = json!({"instance": self.instance, "results": [], "probes": [result]});
-        self.server.post("/api/v1/agent/done", &body).data();
-    }
+/// Reports the result of a probe as this agent.
+fn probed(server: &Server, agent: &Puppet, order: &Value, ok: bool, msg: &str) {
+    let result = json!({
+        "id": order["id"], "ok": ok, "msg": msg, "output": "said\n", "durationMs": 7
+    });
+    let body = json!({"instance": agent.instance, "results": [], "probes": [result]});
+    server.post("/api/v1/agent/done", &body).data();
 }
 
 /// A task on `^t` whose command waits for a file of the test, with an undo that writes into it, and these probes.
@@ -366,7 +335,7 @@ fn nothing_is_handed_out_after_the_probe_has_failed() {
                     });
                     // Looked at before the poll: what begins after the answer about the failure must get nothing.
                     let was_stopped = is_stopped.load(Ordering::SeqCst);
-                    let orders = target.poll(json!([]));
+                    let orders = target.poll(json!([]), json!([]));
                     let starts = orders["start"].as_array().map_or(0, Vec::len);
                     assert!(!was_stopped || starts == 0, "{orders}");
                     if starts > 0 {
@@ -379,14 +348,14 @@ fn nothing_is_handed_out_after_the_probe_has_failed() {
                 }
             });
         }
-        let order = probe.probe();
+        let order = ordered_probe(&mut probe);
         assert_eq!(
             (&order["name"], &order["command"]),
             (&json!("p"), &json!("z"))
         );
         wait_for("half of it", || handed_out.load(Ordering::SeqCst) >= half);
         goes_on.store(true, Ordering::SeqCst);
-        probe.probed(&order, false, "too slow");
+        probed(&server, &probe, &order, false, "too slow");
         is_stopped.store(true, Ordering::SeqCst);
     });
     let shown = server.task(id(&task));
@@ -409,8 +378,7 @@ fn nothing_is_handed_out_after_the_probe_has_failed() {
     // Those that run are told to end.
     let mut started = started.into_inner().unwrap();
     let (target, order) = &mut started[0];
-    let hold = json!({"execution": order["execution"], "attempt": 1, "state": "running"});
-    let orders = target.poll(json!([hold]));
+    let orders = target.poll(json!([hold(order)]), json!([]));
     assert_eq!(
         orders["cancel"][0]["execution"], order["execution"],
         "{orders}"
@@ -568,7 +536,7 @@ fn an_agent_that_cannot_probe_is_not_handed_what_is_probed_there() {
     let server = Server::start();
     let mut old = Puppet::new(&server, 1, "t-1");
     old.features = json!(["undo"]);
-    old.poll(json!([]));
+    old.poll(json!([]), json!([]));
     let probed = |mode: &str| {
         json!({
             "machinePattern": "^t", "mode": mode, "detail": {"command": "x"},
@@ -576,7 +544,7 @@ fn an_agent_that_cannot_probe_is_not_handed_what_is_probed_there() {
         })
     };
     let task = server.submit(probed("all"));
-    old.poll(json!([]));
+    old.poll(json!([]), json!([]));
     let task = server.finished(id(&task));
     let msg = task["result"][0]["msg"].as_str().unwrap();
     assert!(
@@ -584,7 +552,7 @@ fn an_agent_that_cannot_probe_is_not_handed_what_is_probed_there() {
         "{msg}"
     );
     let waits = server.submit(probed("any"));
-    let orders = old.poll(json!([]));
+    let orders = old.poll(json!([]), json!([]));
     assert!(orders["start"].is_null(), "{orders}");
     let msg = server.task(id(&waits))["result"][0]["msg"].clone();
     assert!(
@@ -934,16 +902,16 @@ fn a_result_counts_once_and_only_from_whom_it_is_awaited() {
         "machinePattern": "^t", "detail": {"command": "x"},
         "probes": [{"name": "p", "command": "z", "on": on("^probe-"), "failures": 2, "interval": "1h"}],
     }));
-    target.poll(json!([]));
-    let order = probe.probe();
+    target.poll(json!([]), json!([]));
+    let order = ordered_probe(&mut probe);
     assert!(
         order["withinMs"].as_u64().unwrap() < 5_000 && order["timeout"] == 5,
         "{order}"
     );
-    other.probed(&order, false, "from another");
+    probed(&server, &other, &order, false, "from another");
     let mut wrong = order.clone();
     wrong["id"]["run"] = json!(7);
-    probe.probed(&wrong, false, "another run");
+    probed(&server, &probe, &wrong, false, "another run");
     for (part, value) in [
         ("probe", json!(9)),
         ("place", json!(0)),
@@ -951,11 +919,11 @@ fn a_result_counts_once_and_only_from_whom_it_is_awaited() {
     ] {
         let mut wrong = order.clone();
         wrong["id"][part] = value;
-        probe.probed(&wrong, false, "another place");
+        probed(&server, &probe, &wrong, false, "another place");
     }
     assert_eq!(probe_of(&server.task(id(&task)))["runs"], 0);
     for _ in 0..3 {
-        probe.probed(&order, false, "once");
+        probed(&server, &probe, &order, false, "once");
     }
     let shown = server.task(id(&task));
     let probe_now = probe_of(&shown);

@@ -7,7 +7,7 @@ mod common;
 use common::said::{Said, command, sidebike};
 use common::{Agent, Process, SIDEBIKE, Server, id, task, wait_for, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
@@ -200,11 +200,6 @@ fn running(server: &Server, words: &[&str]) -> (Child, String) {
     (child, first)
 }
 
-fn newest(server: &Server) -> Value {
-    let tasks = server.get("/api/v1/task?limit=1").data();
-    tasks[0].clone()
-}
-
 const LOOP: &str = "while echo tick; do sleep 0.1; done";
 
 /// Issue 16, number 12.
@@ -222,14 +217,14 @@ fn a_reader_that_goes_away_cancels() {
         said.err
     );
     assert!(said.err.contains("canceled"), "{}", said.err);
-    let task = newest(&server);
+    let task = server.newest();
     assert_eq!(server.finished(id(&task))["state"], "canceled");
 
     let (child, _) = running(&server, &["run", "--detach-on-exit", "--", LOOP]);
     let said = Said::of(child.wait_with_output().unwrap());
     assert_eq!(said.code, 141);
     assert!(said.err.contains("detached; it runs on"), "{}", said.err);
-    let task = newest(&server);
+    let task = server.newest();
     assert_eq!(server.task(id(&task))["state"], "running");
     server.post(&format!("/api/v1/task/{}/cancel", id(&task)), &json!({}));
 }
@@ -266,14 +261,14 @@ fn hup_cancels_unless_it_is_ignored() {
     hup(&child);
     let said = Said::of(child.wait_with_output().unwrap());
     assert_eq!(said.code, 130, "{}", said.err);
-    assert_eq!(server.finished(id(&newest(&server)))["state"], "canceled");
+    assert_eq!(server.finished(id(&server.newest()))["state"], "canceled");
 
     let child = start(&["env"], &["--detach-on-exit"]);
     hup(&child);
     let said = Said::of(child.wait_with_output().unwrap());
     assert_eq!(said.code, 130, "{}", said.err);
     assert!(said.err.contains("detached"), "{}", said.err);
-    let task = newest(&server);
+    let task = server.newest();
     assert_eq!(server.task(id(&task))["state"], "running");
     server.post(&format!("/api/v1/task/{}/cancel", id(&task)), &json!({}));
 

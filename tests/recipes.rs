@@ -152,11 +152,6 @@ impl Place {
         self.server.submit(task);
     }
 
-    /// The newest task.
-    fn newest(&self) -> Value {
-        self.server.get("/api/v1/task?limit=1").data()[0].clone()
-    }
-
     /// The id of the fault that the stand-ins were asked for.
     fn uid(&self) -> String {
         let calls = self.folder.lines("calls");
@@ -272,7 +267,7 @@ fn each_ends_by_itself_and_leaves_nothing() {
         let output = place.follow(name, &place.short_recipe(name));
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{name}: {stderr}");
-        let task = place.newest();
+        let task = place.server.newest();
         assert_undone(&task, "succeeded", "ended");
         assert!(!place.is_there(name), "{name}");
         let calls = place.folder.lines("calls");
@@ -351,7 +346,7 @@ fn an_injection_that_fails_is_no_success() {
         assert_eq!(output.status.code(), Some(1), "{name}, {fault}: {output:?}");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(stderr.contains(says), "{name}, {fault}: {stderr}");
-        assert_undone(&place.newest(), "failed", "ended");
+        assert_undone(&place.server.newest(), "failed", "ended");
         assert!(!place.is_there(name), "{name}, {fault}");
     }
 }
@@ -492,7 +487,7 @@ fn a_real_rule_of_the_kernel_is_taken_away() {
 
     let output = place.follow("delay", &here(&place.short_recipe("delay")));
     assert!(output.status.success(), "{output:?}");
-    assert_undone(&place.newest(), "succeeded", "ended");
+    assert_undone(&place.server.newest(), "succeeded", "ended");
     assert!(!namespace.is_limited());
 
     place.submit("killed", &here(&place.recipe("delay")));

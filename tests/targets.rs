@@ -8,10 +8,10 @@ mod common;
 
 use common::http::{Connection, request};
 use common::original::Original;
-use common::{Agent, Folder, SIDEBIKE, Server, id, wait_for, wait_until};
+use common::{Agent, Folder, SIDEBIKE, Server, free_address, id, wait_for, wait_until};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -253,11 +253,6 @@ fn online(server: &Server, count: usize) {
     wait_for("the machines are online", || {
         server.machines().len() == count
     });
-}
-
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address")
 }
 
 /// A task for all of a fleet.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::said::{Said, command, sidebike};
+use common::said::{Said, command, sidebike, with_input};
 use common::{Agent, Folder, SIDEBIKE, Server, id, task, wait_until};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -22,14 +22,6 @@ fn agents(server: &Server, machines: &[(&str, &str)]) -> Vec<Agent> {
 fn labeled(server: &Server, labels: &[&str]) -> Vec<Agent> {
     let machines: Vec<(&str, &str)> = labels.iter().map(|label| (*label, "")).collect();
     agents(server, &machines)
-}
-
-fn with_input(server: &Server, words: &[&str], input: &str) -> Said {
-    let mut child = spawned(command(server, words).stdin(Stdio::piped()));
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(input.as_bytes()).unwrap();
-    drop(stdin);
-    Said::of(child.wait_with_output().unwrap())
 }
 
 fn spawned(command: &mut Command) -> Child {

@@ -138,10 +138,6 @@ fn two_machines() -> (Server, [common::Agent; 2]) {
     (server, agents)
 }
 
-fn newest(server: &Server) -> Value {
-    server.get("/api/v1/task?limit=1").data()[0].take()
-}
-
 #[test]
 fn progress_is_shown_and_ctrl_c_can_cancel() {
     let (server, _agents) = two_machines();
@@ -164,7 +160,7 @@ fn progress_is_shown_and_ctrl_c_can_cancel() {
     assert!(seen.contains(done), "{seen:?}");
     assert!(seen.contains("1 succeeded, 1 canceled"), "{seen:?}");
     assert!(seen.contains("m1\x1b[0m | begun"), "{seen:?}");
-    assert_eq!(newest(&server)["state"], "partial");
+    assert_eq!(server.newest()["state"], "partial");
 }
 
 #[test]
@@ -178,7 +174,7 @@ fn the_progress_shows_the_step_of_a_rollout_and_what_it_waits_for() {
     };
     let mut terminal = run("approve");
     let seen = terminal.until("waits for: sidebike resume ");
-    let task = newest(&server);
+    let task = server.newest();
     let id = id(&task);
     let standing = "(step 2 of 2, 1 of 2 started, 1 failed), 0 running, ";
     let waits = format!("{CLEAR}waits for: sidebike resume {id} {standing}");
@@ -207,7 +203,7 @@ fn the_progress_shows_the_step_of_a_rollout_and_what_it_waits_for() {
         seen.contains(&format!("{CLEAR}paused, resumes at ")),
         "{seen:?}"
     );
-    let task = newest(&server);
+    let task = server.newest();
     let stop = format!("/api/v1/task/{}/stop", common::id(&task));
     assert_eq!(server.post(&stop, &Value::Null).status, 200);
     let mut terminal = terminal;
@@ -239,7 +235,7 @@ fn ctrl_c_can_detach_go_on_or_be_pressed_again() {
         code == 130 && seen.contains("detached; it runs on"),
         "{seen:?}"
     );
-    let first = newest(&server);
+    let first = server.newest();
     assert_eq!(first["state"], "running");
 
     let mut terminal = Terminal::start(&server, 100, &[], &words);
@@ -252,8 +248,8 @@ fn ctrl_c_can_detach_go_on_or_be_pressed_again() {
         code == 130 && seen.contains("detached; it runs on"),
         "{seen:?}"
     );
-    assert_eq!(newest(&server)["state"], "running");
-    for task in [first, newest(&server)] {
+    assert_eq!(server.newest()["state"], "running");
+    for task in [first, server.newest()] {
         let cancel = format!("/api/v1/task/{}/cancel", id(&task));
         assert_eq!(server.post(&cancel, &Value::Null).status, 200);
     }
@@ -270,7 +266,7 @@ fn what_ended_while_it_was_asked_is_not_said_to_be_canceled() {
     terminal.press("\x03");
     terminal.until("and Enter: ");
     std::fs::write(folder.file("gate"), "").unwrap();
-    let task = newest(&server);
+    let task = server.newest();
     server.finished(id(&task));
     terminal.press("c\n");
     let (code, seen) = terminal.ended();
@@ -510,5 +506,5 @@ fn an_undo_is_seen_and_a_debt_is_red_until_it_is_forgiven() {
         assert!(seen.contains(red), "{seen:?}");
         assert_eq!(seen.contains(": forgiven on m1"), expected == 0, "{seen:?}");
     }
-    assert_eq!(newest(&server)["clean"], true);
+    assert_eq!(server.newest()["clean"], true);
 }

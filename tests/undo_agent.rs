@@ -4,16 +4,17 @@
 //! with [`Server::result`] or [`Server::undone`].
 #![cfg(feature = "agent")]
 
+mod common;
 mod fake;
 
+use common::Folder;
 use fake::gate::{Act, Gate, answer};
-use fake::{Agent, Seen, Server, alive, eventually};
+use fake::{Agent, Seen, Server, alive, eventually, pair};
 use serde_json::{Value, json};
 use sidebike::wire::agent::{HoldState, Poll};
 use sidebike::wire::task::ExecutionState;
 use sidebike::wire::undo::{UndoBy, UndoReason, UndoState};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Keys of attempts. Processes are found by them, so each test has its own.
@@ -23,53 +24,12 @@ const KEYS: [&str; 2] = [
 ];
 /// What a loaded machine may take for what takes no time, in tests that measure.
 const SLACK: Duration = Duration::from_secs(3);
+/// How much later than promised a dead man's switch may have its command undone.
+const DEADMAN_SLACK: Duration = Duration::from_secs(1);
 
-/// A pair that has met.
-fn pair(args: &[&str]) -> (Server, Agent) {
-    let server = Server::new();
-    let agent = Agent::start(&server, args, &[]);
-    server.until(|seen| !seen.polls.is_empty());
-    (server, agent)
-}
-
-/// A folder of one test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let name = format!("undo-agent-{}-{name}", std::process::id());
-        let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    /// A command that works in it.
-    fn detail(&self, command: &str, undo: Value) -> Value {
-        json!({"command": command, "workspace": self.0, "undo": undo})
-    }
-
-    /// The lines of a file in it.
-    fn lines(&self, name: &str) -> Vec<String> {
-        let text = std::fs::read_to_string(self.0.join(name)).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
-    }
-
-    /// Waits until a file has as many lines.
-    fn until(&self, name: &str, lines: usize) {
-        eventually(name, || self.lines(name).len() >= lines);
-    }
-
-    /// Waits until a file has the number of a process.
-    fn pid(&self, name: &str) -> i32 {
-        self.until(name, 1);
-        self.lines(name)[0].parse().unwrap()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// A command with an undo that works in a folder.
+fn with_undo(folder: &Folder, command: &str, undo: Value) -> Value {
+    json!({"command": command, "workspace": folder.path(), "undo": undo})
 }
 
 /// The states that were reported of an undo, each once.
@@ -94,13 +54,14 @@ fn until_polled(server: &Server, fits: impl Fn(&Poll) -> bool) {
 #[test]
 fn a_command_is_undone_and_both_results_are_reported_together() {
     let (server, _agent) = pair(&["--machine-label", "m1"]);
-    let folder = Folder::new("together");
+    let folder = Folder::new();
     let line = |word: &str| {
         format!(
             "echo \"{word} $SIDEBIKE_PHASE $SIDEBIKE_KEY $SIDEBIKE_MACHINE_LABEL $SIDEBIKE_ATTEMPT $MINE\" >> log"
         )
     };
-    let mut detail = folder.detail(
+    let mut detail = with_undo(
+        &folder,
         &format!("{}; echo out; echo err >&2; exit 3", line("c")),
         json!({
             "command": format!("{}; echo \"$SIDEBIKE_UNDO_REASON $SIDEBIKE_EXIT_CODE $SIDEBIKE_STDOUT\"; exit 5", line("u")),
@@ -140,10 +101,10 @@ fn a_command_is_undone_and_both_results_are_reported_together() {
 #[test]
 fn polls_list_undos_and_ends_are_repeated_until_they_are_taken() {
     let (server, _agent) = pair(&[]);
-    let folder = Folder::new("repeated");
+    let folder = Folder::new();
     server.change(|seen| (seen.lose_dones, seen.ignore_undos) = (3, 3));
     let undo = json!({"command": "echo undo >> log; while [ ! -e go ]; do sleep 0.02; done"});
-    server.start("x.1", folder.detail("echo $SIDEBIKE_KEY >> key", undo));
+    server.start("x.1", with_undo(&folder, "echo $SIDEBIKE_KEY >> key", undo));
     folder.until("log", 1);
     server.cancel("x.1");
     until_polled(&server, |poll| {
@@ -155,7 +116,7 @@ fn polls_list_undos_and_ends_are_repeated_until_they_are_taken() {
                 .iter()
                 .any(|hold| hold.state == HoldState::Ending)
     });
-    std::fs::write(folder.0.join("go"), "").unwrap();
+    folder.write("go");
     server.until(|seen| seen.lose_dones == 0 && seen.ignore_undos == 0);
     until_polled(&server, |poll| {
         poll.holds.is_empty() && poll.undos.is_empty()
@@ -173,14 +134,17 @@ fn polls_list_undos_and_ends_are_repeated_until_they_are_taken() {
 #[test]
 fn the_reason_is_that_of_the_end() {
     let (server, _agent) = pair(&[]);
-    let folder = Folder::new("reasons");
+    let folder = Folder::new();
     let undo = json!({"command": "echo $SIDEBIKE_UNDO_REASON ${SIDEBIKE_EXIT_CODE-none} >> log"});
-    let mut detail = folder.detail("sleep 1000", undo.clone());
+    let mut detail = with_undo(&folder, "sleep 1000", undo.clone());
     detail["timeout"] = json!(1);
     server.start("x.1", detail);
     assert_eq!(server.result("x.1").state, ExecutionState::TimedOut);
     assert_eq!(server.undone("x.1").reason, Some(UndoReason::TimedOut));
-    server.start("x.2", folder.detail("echo > x.2; exec sleep 1000", undo));
+    server.start(
+        "x.2",
+        with_undo(&folder, "echo > x.2; exec sleep 1000", undo),
+    );
     folder.until("x.2", 1);
     server.cancel("x.2");
     assert_eq!(server.result("x.2").state, ExecutionState::Canceled);
@@ -191,7 +155,7 @@ fn the_reason_is_that_of_the_end() {
 #[test]
 fn what_a_command_left_is_ended_before_it_is_undone() {
     let (server, _agent) = pair(&[]);
-    let folder = Folder::new("left");
+    let folder = Folder::new();
     let command =
         "(trap '' TERM; exec setsid sleep 1000) & echo $! > pid; sleep 1000 & echo $! >> pid";
     let undo = json!({
@@ -199,7 +163,7 @@ fn what_a_command_left_is_ended_before_it_is_undone() {
         "check": "[ ! -e alive ]",
         "patience": 1,
     });
-    let mut detail = folder.detail(command, undo);
+    let mut detail = with_undo(&folder, command, undo);
     detail["killGrace"] = json!(0.5);
     server.start("x.1", detail);
     let result = server.result("x.1");
@@ -219,14 +183,14 @@ fn what_a_command_left_is_ended_before_it_is_undone() {
 #[test]
 fn one_that_is_refused_by_the_owner_is_refused_whole() {
     let (server, _agent) = pair(&["--allow", "true", "--allow", "touch .*"]);
-    let folder = Folder::new("refused");
+    let folder = Folder::new();
     for (name, undo) in [
         ("x.1", json!({"command": "rm file"})),
         ("x.2", json!({"argv": ["rm", "file"]})),
         ("x.3", json!({"command": "true", "check": "false"})),
         ("x.4", json!({"command": "true", "checkArgv": ["false"]})),
     ] {
-        server.start(name, folder.detail("touch file", undo));
+        server.start(name, with_undo(&folder, "touch file", undo));
         let result = server.result(name);
         assert_eq!(result.state, ExecutionState::Failed);
         assert!(result.msg.contains("owner"), "{}", result.msg);
@@ -235,10 +199,10 @@ fn one_that_is_refused_by_the_owner_is_refused_whole() {
         let seen = server.wait(|_| true);
         assert_eq!(states(&seen, name), [UndoState::NotNeeded]);
     }
-    assert!(!folder.0.join("file").exists());
+    assert!(!std::fs::exists(folder.file("file")).unwrap());
     server.start(
         "x.5",
-        folder.detail("touch file", json!({"command": "true"})),
+        with_undo(&folder, "touch file", json!({"command": "true"})),
     );
     assert_eq!(server.result("x.5").state, ExecutionState::Succeeded);
     assert_eq!(server.undone("x.5").state, UndoState::Done);
@@ -246,14 +210,14 @@ fn one_that_is_refused_by_the_owner_is_refused_whole() {
 
 #[test]
 fn undo_and_check_go_through_the_wrapper() {
-    let folder = Folder::new("wrapper");
-    let wrapper = folder.0.join("wrapper");
+    let folder = Folder::new();
+    let wrapper = folder.file("wrapper");
     let script = "#!/bin/sh\necho \"$SIDEBIKE_PHASE: $*\" >> log\nexec \"$@\"\n";
     std::fs::write(&wrapper, script).unwrap();
     std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let (server, _agent) = pair(&["--wrapper", wrapper.to_str().unwrap()]);
+    let (server, _agent) = pair(&["--wrapper", &wrapper]);
     let undo = json!({"argv": ["echo", "undo"], "checkArgv": ["echo", "check"]});
-    let detail = json!({"argv": ["echo", "command"], "workspace": folder.0, "undo": undo});
+    let detail = json!({"argv": ["echo", "command"], "workspace": folder.path(), "undo": undo});
     server.start("x.1", detail);
     let undo = server.undone("x.1");
     assert_eq!(
@@ -282,7 +246,7 @@ fn undo_and_check_run_as_the_user_of_the_command() {
 #[test]
 fn what_cannot_be_started_needs_no_undo() {
     let (server, _agent) = pair(&[]);
-    let folder = Folder::new("not-started");
+    let folder = Folder::new();
     let undo = json!({"command": "echo undo >> log"});
     let broken = json!({"command": "echo undo >> log", "unknown": 1});
     for (name, detail, msg) in [
@@ -311,7 +275,7 @@ fn what_cannot_be_started_needs_no_undo() {
     ] {
         let mut detail = detail;
         if detail.get("workspace").is_none() {
-            detail["workspace"] = json!(folder.0);
+            detail["workspace"] = json!(folder.path());
         }
         server.start(name, detail);
         let result = server.result(name);
@@ -321,7 +285,7 @@ fn what_cannot_be_started_needs_no_undo() {
     }
     assert!(folder.lines("log").is_empty());
     // A shell that does not find its command was started.
-    server.start("x.7", folder.detail("no-such-program", undo));
+    server.start("x.7", with_undo(&folder, "no-such-program", undo));
     assert_eq!(server.result("x.7").exit_code, Some(127));
     assert_eq!(server.undone("x.7").state, UndoState::Done);
     assert_eq!(folder.lines("log"), ["undo"]);
@@ -330,15 +294,15 @@ fn what_cannot_be_started_needs_no_undo() {
 #[test]
 fn an_undo_is_tried_until_it_works_or_its_patience_is_over() {
     let (server, _agent) = pair(&[]);
-    let folder = Folder::new("tries");
+    let folder = Folder::new();
     let twice = json!({"command": "echo >> tries; [ $(wc -l < tries) -ge 3 ]"});
-    server.start("x.1", folder.detail("true", twice));
+    server.start("x.1", with_undo(&folder, "true", twice));
     let undo = server.undone("x.1");
     assert_eq!((undo.state, undo.tries), (UndoState::Done, 3));
     let hangs = json!({"command": "trap '' TERM; sleep 1000", "timeout": 0.5, "patience": 0});
-    server.start("x.2", folder.detail("true", hangs));
+    server.start("x.2", with_undo(&folder, "true", hangs));
     let missing = json!({"argv": ["./blade"], "check": "echo not clean; false", "patience": 1});
-    server.start("x.3", folder.detail("true", missing));
+    server.start("x.3", with_undo(&folder, "true", missing));
     let undo = server.undone("x.3");
     assert_eq!((undo.state, undo.tries), (UndoState::Failed, 2));
     assert_eq!((undo.exit_code, undo.check_exit_code), (None, Some(1)));
@@ -351,7 +315,10 @@ fn an_undo_is_tried_until_it_works_or_its_patience_is_over() {
     assert_eq!(server.result("x.2").state, ExecutionState::Succeeded);
     // The program of an undo may be brought by the command.
     let command = "printf '#!/bin/sh\\necho destroyed' > blade; chmod +x blade";
-    server.start("x.4", folder.detail(command, json!({"argv": ["./blade"]})));
+    server.start(
+        "x.4",
+        with_undo(&folder, command, json!({"argv": ["./blade"]})),
+    );
     let undo = server.undone("x.4");
     assert_eq!(
         (undo.state, &*undo.output),
@@ -362,15 +329,15 @@ fn an_undo_is_tried_until_it_works_or_its_patience_is_over() {
 #[test]
 fn an_undo_takes_no_job_and_cannot_be_canceled() {
     let (server, _agent) = pair(&["--jobs", "1"]);
-    let folder = Folder::new("jobs");
+    let folder = Folder::new();
     let undo = json!({"command": "echo undo >> log; while [ ! -e go ]; do sleep 0.02; done"});
-    server.start("x.1", folder.detail("true", undo));
+    server.start("x.1", with_undo(&folder, "true", undo));
     folder.until("log", 1);
     server.cancel("x.1");
     server.start("x.2", json!({"command": "true"}));
     assert_eq!(server.result("x.2").state, ExecutionState::Succeeded);
     assert!(server.wait(|_| true).results("x.1").is_empty());
-    std::fs::write(folder.0.join("go"), "").unwrap();
+    folder.write("go");
     assert_eq!(server.result("x.1").state, ExecutionState::Succeeded);
     let undo = server.undone("x.1");
     assert_eq!((undo.state, undo.tries), (UndoState::Done, 1));
@@ -379,13 +346,13 @@ fn an_undo_takes_no_job_and_cannot_be_canceled() {
 #[test]
 fn an_undo_is_run_on_order() {
     let (server, _agent) = pair(&["--jobs", "1", "--machine-label", "m1"]);
-    let (folder, key) = (Folder::new("order"), KEYS[1]);
+    let (folder, key) = (Folder::new(), KEYS[1]);
     server.start("x.1", json!({"command": "sleep 1000"}));
     server.until(|seen| !seen.polls.last().unwrap().holds.is_empty());
     let undo = json!({
         "command": "echo $SIDEBIKE_UNDO_REASON $SIDEBIKE_EXIT_CODE $SIDEBIKE_STDOUT $SIDEBIKE_KEY $SIDEBIKE_MACHINE_LABEL >> log; while [ ! -e go ]; do sleep 0.02; done",
     });
-    let detail = folder.detail("touch started", undo);
+    let detail = with_undo(&folder, "touch started", undo);
     // The order is repeated as long as the server does not know that it is obeyed.
     for _ in 0..3 {
         server.undo("x.0", key, UndoReason::Owed, detail.clone());
@@ -395,7 +362,7 @@ fn an_undo_is_run_on_order() {
         let polls = seen.polls.iter().rev();
         polls.filter(|poll| !poll.undos.is_empty()).count() >= 2
     });
-    std::fs::write(folder.0.join("go"), "").unwrap();
+    folder.write("go");
     let undo = server.undone("x.0");
     assert_eq!(
         (undo.state, undo.reason),
@@ -413,7 +380,7 @@ fn an_undo_is_run_on_order() {
         let mut undos = seen.undos("x.0").into_iter();
         undos.any(|it| it.state == UndoState::Done && it.reason == Some(UndoReason::ByHand))
     });
-    assert!(!folder.0.join("started").exists());
+    assert!(!std::fs::exists(folder.file("started")).unwrap());
     // What cannot be run is reported, too.
     server.undo(
         "x.9",
@@ -429,9 +396,12 @@ fn an_undo_is_run_on_order() {
 #[test]
 fn what_the_server_does_not_know_any_more_is_undone() {
     let (server, _agent) = pair(&[]);
-    let folder = Folder::new("forgotten");
+    let folder = Folder::new();
     let undo = json!({"command": "echo $SIDEBIKE_UNDO_REASON >> log"});
-    server.start("x.1", folder.detail("echo $$ > pid; exec sleep 1000", undo));
+    server.start(
+        "x.1",
+        with_undo(&folder, "echo $$ > pid; exec sleep 1000", undo),
+    );
     let pid = folder.pid("pid");
     server.forget("x.1");
     let undo = server.undone("x.1");
@@ -449,10 +419,10 @@ fn what_the_server_does_not_know_any_more_is_undone() {
 #[test]
 fn at_shutdown_a_command_is_ended_at_once_and_undone() {
     let (server, mut agent) = pair(&["--grace", "600"]);
-    let folder = Folder::new("shutdown");
+    let folder = Folder::new();
     let undo = json!({"command": "echo $SIDEBIKE_UNDO_REASON >> log"});
     let stubborn = "trap '' TERM; echo > x.1; while :; do sleep 0.1; done";
-    let mut detail = folder.detail(stubborn, undo.clone());
+    let mut detail = with_undo(&folder, stubborn, undo.clone());
     detail["killGrace"] = json!(100);
     server.start("x.1", detail);
     folder.until("x.1", 1);
@@ -477,9 +447,9 @@ fn at_shutdown_a_command_is_ended_at_once_and_undone() {
 #[test]
 fn shutdown_waits_for_an_undo() {
     let (server, mut agent) = pair(&[]);
-    let folder = Folder::new("shutdown-waits");
+    let folder = Folder::new();
     let undo = json!({"command": "echo >> tries; [ $(wc -l < tries) -ge 3 ]"});
-    server.start("x.1", folder.detail("true", undo));
+    server.start("x.1", with_undo(&folder, "true", undo));
     folder.until("tries", 1);
     agent.signal("TERM");
     assert_eq!(agent.wait(), Some(0));
@@ -491,16 +461,23 @@ fn shutdown_waits_for_an_undo() {
     server.until(|seen| !seen.goodbyes.is_empty());
 }
 
-/// A command with a dead man's switch that writes the time when it was undone.
+/// A command with a dead man's switch, whose undo writes why it runs into `log`.
 fn watched(folder: &Folder, deadman: u64) -> Value {
     let undo = json!({"command": "echo $SIDEBIKE_UNDO_REASON >> log", "deadman": deadman});
-    folder.detail("echo > started; exec sleep 1000", undo)
+    with_undo(folder, "echo > started; exec sleep 1000", undo)
+}
+
+/// The last answer of the server was so long ago, when the undo has just begun.
+fn assert_in_time(server: &Server, deadman: Duration) {
+    let took = server.wait(|_| true).answered.last().unwrap().elapsed();
+    assert!(took >= deadman - Duration::from_millis(100), "{took:?}");
+    assert!(took < deadman + DEADMAN_SLACK, "{took:?}");
 }
 
 #[test]
 fn without_contact_a_command_is_undone() {
     let (mut server, _agent) = pair(&[]);
-    let folder = Folder::new("deadman");
+    let folder = Folder::new();
     let deadman = Duration::from_secs(3);
     server.start("x.1", watched(&folder, 3));
     folder.until("started", 1);
@@ -511,11 +488,8 @@ fn without_contact_a_command_is_undone() {
         assert!(Duration::from(poll.wait) <= deadman / 6);
     }
     server.close();
-    let last = *server.wait(|_| true).answered.last().unwrap();
     folder.until("log", 1);
-    let took = last.elapsed();
-    assert!(took >= deadman - Duration::from_millis(100), "{took:?}");
-    assert!(took < deadman + SLACK, "{took:?}");
+    assert_in_time(&server, deadman);
     server.open();
     let result = server.result("x.1");
     assert_eq!(result.state, ExecutionState::Failed);
@@ -531,12 +505,12 @@ fn without_contact_a_command_is_undone() {
 }
 
 /// An outage of less than half of the time does no harm, a longer one has the command undone.
-fn outage(name: &str, rule: impl Fn(&str, usize) -> Act + Clone + Send + Sync + 'static) {
+fn outage(rule: impl Fn(&str, usize) -> Act + Clone + Send + Sync + 'static) {
     let server = Server::new();
     let gate = Gate::new(server.port, |_, _| Act::Pass);
     let _agent = Agent::start_behind(&gate, &[], &[]);
     server.until(|seen| !seen.polls.is_empty());
-    let folder = Folder::new(name);
+    let folder = Folder::new();
     let deadman = Duration::from_secs(4);
     server.start("x.1", watched(&folder, 4));
     folder.until("started", 1);
@@ -549,36 +523,39 @@ fn outage(name: &str, rule: impl Fn(&str, usize) -> Act + Clone + Send + Sync + 
     server.until(|seen| seen.polls.len() > polls + 4);
     assert!(folder.lines("log").is_empty(), "undone too early");
     gate.change(rule);
-    let begun = Instant::now();
     folder.until("log", 1);
-    let took = begun.elapsed();
-    assert!(took < deadman + SLACK, "{took:?}");
+    assert_in_time(&server, deadman);
     gate.change(|_, _| Act::Pass);
     assert_eq!(server.undone("x.1").reason, Some(UndoReason::Deadman));
 }
 
 #[test]
 fn a_proxy_that_refuses_is_no_contact() {
-    outage("502", |_, _| answer(502, "<html>Bad gateway</html>"));
+    outage(|_, _| answer(502, "<html>Bad gateway</html>"));
 }
 
 #[test]
 fn a_page_of_another_is_no_contact() {
-    outage("page", |_, _| answer(200, "<html>Welcome</html>"));
+    outage(|_, _| answer(200, "<html>Welcome</html>"));
 }
 
 #[test]
 fn a_server_that_does_not_answer_is_no_contact() {
-    outage("silent", |_, _| Act::Slow {
+    outage(|_, _| Act::Slow {
         rate: 20,
         cut: Duration::from_secs(2),
     });
 }
 
 #[test]
+fn a_server_that_accepts_and_says_nothing_is_no_contact() {
+    outage(|_, _| Act::Silent);
+}
+
+#[test]
 fn work_from_a_report_shortens_the_poll_that_is_held() {
     let (server, _agent) = pair(&[]);
-    let folder = Folder::new("shortened");
+    let folder = Folder::new();
     server.start_by_report("x.1", watched(&folder, 3));
     // Its result asks for work while a long poll is held.
     server.start("x.0", json!({"command": "sleep 0.5"}));
@@ -596,11 +573,11 @@ fn work_from_a_report_shortens_the_poll_that_is_held() {
 #[test]
 fn the_switch_can_be_off() {
     let (mut server, _agent) = pair(&[]);
-    let folder = Folder::new("off");
+    let folder = Folder::new();
     let undo = json!({"command": "echo $SIDEBIKE_UNDO_REASON >> log", "deadman": -1});
     server.start(
         "x.1",
-        folder.detail("echo > started; exec sleep 1000", undo),
+        with_undo(&folder, "echo > started; exec sleep 1000", undo),
     );
     folder.until("started", 1);
     server.until(|seen| seen.undos("x.1").len() == 1);

@@ -5,13 +5,12 @@
 
 mod common;
 
-use common::said::{Said, command, sidebike};
+use common::puppet::{Puppet, hold, report};
+use common::said::{Said, command, lines_with, sidebike, with_input};
 use common::{Agent, Folder, Process, Server, id, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
-use std::io::Write;
-use std::process::Stdio;
 
 fn agents(server: &Server, labels: &[&str]) -> Vec<Agent> {
     let start = |label: &&str| Agent::start(server.address, label, &[]);
@@ -26,21 +25,6 @@ fn run(server: &Server, flags: &[&str], line: &str) -> Said {
     sidebike(server, &words)
 }
 
-fn with_input(server: &Server, words: &[&str], input: &str) -> Said {
-    let mut command = command(server, words);
-    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = piped.stderr(Stdio::piped()).spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(input.as_bytes()).unwrap();
-    drop(stdin);
-    Said::of(child.wait_with_output().unwrap())
-}
-
-/// The newest task.
-fn newest(server: &Server) -> Value {
-    server.get("/api/v1/task?limit=1").data()[0].take()
-}
-
 /// A command that runs in the background; what it says on stderr is its log.
 fn in_background(server: &Server, words: &[&str]) -> Process {
     Process::start(command(server, words))
@@ -48,11 +32,6 @@ fn in_background(server: &Server, words: &[&str]) -> Process {
 
 fn code(process: &mut Process) -> i32 {
     process.ended().code().expect("it was not killed")
-}
-
-/// The lines of a text with this word.
-fn lines_with<'a>(text: &'a str, word: &str) -> Vec<&'a str> {
-    text.lines().filter(|line| line.contains(word)).collect()
 }
 
 #[test]
@@ -81,7 +60,7 @@ fn a_run_takes_its_effect_back_and_ends_with_the_commands_code() {
     assert!(!said.err.contains("NOT UNDONE"), "{said:?}");
     assert_eq!(folder.lines("effect").len(), 0);
     assert!(!fs::exists(folder.file("effect")).unwrap());
-    let task = newest(&server);
+    let task = server.newest();
     let posted = json!({"command": "rm -f effect; echo undone", "check": "test ! -e effect",
         "timeout": 20, "patience": 60, "deadman": 30, "lock": "disk"});
     assert_eq!(task["detail"]["undo"], posted);
@@ -170,7 +149,7 @@ fn what_is_held_is_undone_after_that_time() {
     let said = run(&server, &flags, "echo begun >> log; exit 0 # as asked");
     assert_eq!((said.code, &*said.err), (0, ""), "{said:?}");
     assert_eq!(folder.lines("log"), ["begun", "ended 0"]);
-    let task = newest(&server);
+    let task = server.newest();
     assert_eq!(task["detail"]["timeout"], 180.9);
     let ran = task["result"][0]["durationMs"].as_u64().unwrap();
     assert!(ran >= 1_000, "{task}");
@@ -209,7 +188,7 @@ fn what_is_not_undone_is_said_last_and_ends_with_123() {
     ];
     let said = run(&server, &flags, "exit 200");
     assert_eq!(said.code, 123, "{said:?}");
-    let task = newest(&server);
+    let task = server.newest();
     let first = id(&task);
     let is_told = |said: &Said| {
         assert_eq!(said.code, 123, "{said:?}");
@@ -235,7 +214,7 @@ fn what_is_not_undone_is_said_last_and_ends_with_123() {
     }
     let said = sidebike(&server, &["rerun", first]);
     assert_eq!(said.code, 123, "{said:?}");
-    let second = newest(&server);
+    let second = server.newest();
     let second = id(&second);
     assert_eq!(run(&server, &[], "true").code, 0);
     let unclean = || {
@@ -334,12 +313,7 @@ fn what_is_not_undone_is_said_last_and_ends_with_123() {
 #[test]
 fn what_is_owed_is_waited_for_until_somebody_runs_it() {
     let server = Server::start();
-    let poll = |instance: &str, seq: u64| {
-        let poll = json!({"instance": instance.repeat(8), "seq": seq, "label": "web-1", "host": "host-1",
-            "jobs": 4, "wait": 0, "holds": [], "undos": [], "features": ["undo"]});
-        server.post("/api/v1/agent/poll", &poll).data()
-    };
-    poll("a1", 1);
+    let mut first = Puppet::new(&server, 1, "web-1");
     let quick = ["--deadman", "10s", "--undo-timeout", "0.1s"];
     let words = [
         &["run", "-m", "web", "--undo", "true"],
@@ -350,13 +324,11 @@ fn what_is_owed_is_waited_for_until_somebody_runs_it() {
     wait_for("the task", || {
         server.metric("sidebike_tasks_submitted_total") == 1
     });
-    let order = poll("a1", 2)["start"][0].take();
-    let hold =
-        json!({"execution": order["execution"], "attempt": order["attempt"], "state": "running"});
-    let goodbye = json!({"instance": "a1".repeat(8), "holds": [hold]});
+    let order = first.ordered();
+    let goodbye = json!({"instance": first.instance, "holds": [hold(&order)]});
     server.post("/api/v1/agent/goodbye", &goodbye).data();
     assert_eq!(code(&mut running), 123);
-    let task = newest(&server);
+    let task = server.newest();
     let debt = running.logged("web-1: NOT UNDONE: ");
     let words = format!(
         "on host host-1 again: sidebike undo {} waits for that",
@@ -389,15 +361,12 @@ fn what_is_owed_is_waited_for_until_somebody_runs_it() {
 
     let mut undoing = in_background(&server, &["undo", id(&task)]);
     undoing.logged("web-1 waits for an agent with this label on host host-1");
-    let order = poll("b2", 1)["undo"][0].take();
+    let mut next = Puppet::unseen(&server, 2, "web-1");
+    let order = next.poll(json!([]), json!([]))["undo"][0].take();
     assert_eq!(order["reason"], "owed");
-    let mut done = json!({"execution": order["execution"], "attempt": order["attempt"],
-        "state": "running", "by": "agent", "reason": "owed", "tries": 1});
-    let report = |undo: &Value| {
-        let done = json!({"instance": "b2".repeat(8), "results": [], "undos": [undo]});
-        server.post("/api/v1/agent/done", &done).data()
-    };
-    report(&done);
+    let mut undo = report(&order, "running");
+    undo["reason"] = json!("owed");
+    next.done(json!([]), json!([undo]));
     let said = sidebike(
         &server,
         &["undo", "--timeout", "0.1s", "-m", "web-1", id(&task)],
@@ -406,8 +375,8 @@ fn what_is_owed_is_waited_for_until_somebody_runs_it() {
         said.code == 255 && said.err.contains("no undo of it has ended yet"),
         "{said:?}"
     );
-    done["state"] = json!("done");
-    report(&done);
+    undo["state"] = json!("done");
+    next.done(json!([]), json!([undo]));
     assert_eq!(code(&mut undoing), 0);
     assert_eq!(
         sidebike(&server, &["wait", id(&task)]).code,
@@ -449,7 +418,7 @@ fn a_signal_cancels_and_waits_for_the_undo_and_a_second_one_does_not() {
         fs::write(folder.file("go"), "").unwrap();
         assert_eq!(code(&mut running), 130);
         running.logged(expected);
-        let task = newest(&server);
+        let task = server.newest();
         let task = server.finished(id(&task));
         assert_eq!(
             (&task["state"], &task["clean"]),
@@ -557,7 +526,7 @@ fn a_report_is_text_markdown_or_json() {
         "echo | tee; exit 3",
     );
     assert_eq!(said.code, 3, "{said:?}");
-    let task = newest(&server);
+    let task = server.newest();
     let text = sidebike(&server, &["report", "try"]);
     assert_eq!(text.code, 0, "{text:?}");
     let head = format!("Task {} (try): failed", id(&task));
@@ -624,7 +593,7 @@ fn a_report_tells_machines_of_one_label_apart_and_knows_their_earlier_attempts()
     let words = ["run", "-m", "web", "--any", "--undo", &undo, "--", "true"];
     let said = sidebike(&server, &words);
     assert_eq!(said.code, 0, "{said:?}");
-    let task = newest(&server);
+    let task = server.newest();
     let report = || {
         let report = sidebike(&server, &["report", "--json", id(&task)]).json();
         [&report["verdict"], &report["why"]].map(|it| it.as_str().unwrap().to_owned())
@@ -656,7 +625,7 @@ fn tasks_are_compared_machine_by_machine() {
         );
         (
             said.code,
-            newest(&server)["id"].as_str().unwrap().to_owned(),
+            server.newest()["id"].as_str().unwrap().to_owned(),
         )
     };
     let (code, before) = submit("before", "^web|^db", "seq 9 | sed s/4/four/; echo oops >&2");

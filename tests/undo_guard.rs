@@ -1,24 +1,26 @@
 //! What the guard does with undos when the agent is killed, stopped, or shut down at once, and what the agent does when
 //! the guard is: never "the command ran and no undo ran". The real binary, real signals, and a small server.
 //!
-//! Commands and undos write what happened into a file of the test. `KILLS=500 cargo test --test undo_guard a_kill` kills at
-//! more random moments than the default.
+//! Commands and undos write what happened into a file of the test. `make soak-undo` kills at more random moments than the
+//! default.
 #![cfg(feature = "agent")]
 
+mod common;
 mod fake;
 
+use common::Folder;
 use fake::shim::Shim;
-use fake::{Agent, Server, alive, eventually, send};
+use fake::{Agent, Server, alive, eventually, guard_of, helpers, pair, send};
 use serde_json::{Value, json};
 use sidebike::wire::task::ExecutionState;
 use sidebike::wire::undo::{UndoBy, UndoReason, UndoReport, UndoState};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Kills at random moments, in number. The soak does 500.
+/// Kills at random moments, in number. `make soak-undo` does 500.
 const KILLS: usize = 50;
 /// How many of them are under way at the same time.
 const AT_ONCE: usize = 10;
@@ -27,80 +29,21 @@ const KILL_WINDOW_MS: u64 = 300;
 /// What a loaded machine may take for what takes no time, in tests that measure.
 const SLACK: Duration = Duration::from_secs(4);
 
-/// A folder of one test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let name = format!("undo-guard-{}-{name}", std::process::id());
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    /// A command that writes its process number and waits, and an undo that writes why it runs.
-    fn detail(&self) -> Value {
-        self.detail_of("echo $$ >> ran; echo c >> log; exec sleep 300", "true")
-    }
-
-    /// The same with a command and an undo that do something else, too.
-    fn detail_of(&self, command: &str, undo: &str) -> Value {
-        json!({
-            "command": command, "workspace": self.0, "killGrace": 0.1, "timeout": "5m",
-            "undo": {"command": format!("echo u $SIDEBIKE_UNDO_REASON >> log; {undo}"), "patience": "5s"},
-        })
-    }
-
-    fn lines(&self, name: &str) -> Vec<String> {
-        let text = std::fs::read_to_string(self.0.join(name)).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
-    }
-
-    fn until(&self, name: &str, lines: usize) {
-        eventually(name, || self.lines(name).len() >= lines);
-    }
-
-    /// The number of the process that has written it, once it has.
-    fn pid(&self, name: &str) -> i32 {
-        self.until(name, 1);
-        self.lines(name)[0].parse().unwrap()
-    }
-
-    fn write(&self, name: &str) {
-        std::fs::write(self.0.join(name), "").unwrap();
-    }
+/// A command that writes its process number and waits, and an undo that writes why it runs.
+fn sleeper(folder: &Folder) -> Value {
+    with_undo(
+        folder,
+        "echo $$ >> ran; echo c >> log; exec sleep 300",
+        "true",
+    )
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn pair(args: &[&str]) -> (Server, Agent) {
-    let server = Server::new();
-    let agent = Agent::start(&server, args, &[]);
-    server.until(|seen| !seen.polls.is_empty());
-    (server, agent)
-}
-
-/// Processes of this program with this first argument and this parent.
-fn helpers(program: &str, parent: i32) -> Vec<i32> {
-    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let found = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<i32>();
-        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-        let is_it = line.split('\0').nth(1) == Some(program);
-        (found == Ok(parent) && is_it && alive(pid)).then_some(pid)
-    });
-    all.collect()
-}
-
-fn guard_of(agent: &Agent) -> i32 {
-    let guards = helpers("agent-guard", agent.id() as i32);
-    assert_eq!(guards.len(), 1, "{guards:?}");
-    guards[0]
+/// The same with a command and an undo that do something else, too.
+fn with_undo(folder: &Folder, command: &str, undo: &str) -> Value {
+    json!({
+        "command": command, "workspace": folder.path(), "killGrace": 0.1, "timeout": "5m",
+        "undo": {"command": format!("echo u $SIDEBIKE_UNDO_REASON >> log; {undo}"), "patience": "5s"},
+    })
 }
 
 /// The guard that takes the place of one that was killed.
@@ -120,8 +63,8 @@ fn has_answered(guard: i32) -> bool {
 }
 
 /// An agent that runs a copy of the program in this folder, and the copy.
-fn agent_of_a_copy(folder: &Folder, server: &Server) -> (Agent, PathBuf) {
-    let binary = folder.0.join("sidebike");
+fn agent_of_a_copy(folder: &Folder, server: &Server) -> (Agent, String) {
+    let binary = folder.file("sidebike");
     std::fs::copy(env!("CARGO_BIN_EXE_sidebike"), &binary).unwrap();
     let mut shell = Command::new("sh");
     shell.args(["-c", "shift; exec \"$0\" \"$@\""]).arg(&binary);
@@ -167,8 +110,9 @@ fn random(below: u64) -> u64 {
 #[test]
 fn a_killed_agent_is_replaced_by_its_guard() {
     let (server, mut agent) = pair(&["--machine-label", "m1"]);
-    let folder = Folder::new("killed");
-    let mut detail = folder.detail_of(
+    let folder = Folder::new();
+    let mut detail = with_undo(
+        &folder,
         "echo uid-7; sleep 0.5; echo $$ >> ran; echo c >> log; trap '' TERM; while :; do sleep 0.1; done",
         "echo $SIDEBIKE_STDOUT $SIDEBIKE_MACHINE_LABEL $SIDEBIKE_PHASE ${#SIDEBIKE_KEY} $MINE; pwd",
     );
@@ -180,7 +124,7 @@ fn a_killed_agent_is_replaced_by_its_guard() {
     let undo = assert_undone_by_guard(&server, "x.1");
     assert!(!alive(pid));
     assert_eq!(folder.lines("log"), ["c", "u agentLost"]);
-    let folder = folder.0.canonicalize().unwrap();
+    let folder = Path::new(folder.path()).canonicalize().unwrap();
     let expected = format!("uid-7 m1 undo 32 mine\n{}\ncheck\n", folder.display());
     assert_eq!(undo.output, expected);
     assert_eq!((undo.exit_code, undo.check_exit_code), (Some(0), Some(0)));
@@ -190,13 +134,13 @@ fn a_killed_agent_is_replaced_by_its_guard() {
 #[test]
 fn an_undo_by_the_guard_runs_where_the_command_ran() {
     let server = Server::new();
-    let folder = Folder::new("where");
+    let folder = Folder::new();
     let mut shell = Command::new("sh");
     shell
         .args(["-c", "cd \"$0\" && exec \"$@\""])
-        .arg(&folder.0);
+        .arg(folder.path());
     let mut agent = Agent::start_by(shell, &server);
-    let mut detail = folder.detail();
+    let mut detail = sleeper(&folder);
     detail.as_object_mut().unwrap().remove("workspace");
     server.start("x.1", detail);
     folder.until("ran", 1);
@@ -227,7 +171,7 @@ fn a_kill_at_any_moment_leaves_nothing_that_is_not_undone() {
 /// Kills an agent at a random moment around the start of a command. Whether the command ran.
 fn kill_at_random(n: usize) -> bool {
     let (server, mut agent) = pair(&[]);
-    let folder = Folder::new(&format!("random-{n}"));
+    let folder = Folder::new();
     let guard = guard_of(&agent);
     // Most of what matters happens soon after the order.
     let window = if n.is_multiple_of(2) {
@@ -236,7 +180,7 @@ fn kill_at_random(n: usize) -> bool {
         60
     };
     let moment = Duration::from_micros(random(window * 1_000));
-    server.start("x.1", folder.detail());
+    server.start("x.1", sleeper(&folder));
     std::thread::sleep(moment);
     kill(&mut agent);
     // It may take ten seconds to be sure that nothing is started any more.
@@ -303,9 +247,9 @@ fn an_agent_that_is_killed_between_arming_and_start_is_replaced() {
         let Some(shim) = Shim::new(&format!("undo-{moment}"), SIGNAL_AT_START) else {
             return;
         };
-        let folder = Folder::new(moment);
+        let folder = Folder::new();
         let (server, mut agent) = signaled_at_start(&shim, moment);
-        server.start("x.1", folder.detail());
+        server.start("x.1", sleeper(&folder));
         assert_eq!(agent.wait(), None);
         assert_undone_by_guard(&server, "x.1");
         let log = folder.lines("log");
@@ -324,9 +268,9 @@ fn an_agent_that_is_stopped_between_arming_and_start_undoes_what_it_starts_too_l
     let Some(shim) = Shim::new("undo-stop-before", SIGNAL_AT_START) else {
         return;
     };
-    let folder = Folder::new("stop-before");
+    let folder = Folder::new();
     let (server, agent) = signaled_at_start(&shim, "stop-before");
-    let mut detail = folder.detail();
+    let mut detail = sleeper(&folder);
     detail["timeout"] = json!(1);
     server.start("x.1", detail);
     eventually("the guard acts", || {
@@ -354,13 +298,13 @@ fn an_agent_that_is_stopped_between_arming_and_start_undoes_what_it_starts_too_l
 #[test]
 fn a_stopped_agent_is_replaced_and_finds_it_done() {
     let (server, agent) = pair(&[]);
-    let by_deadline = Folder::new("stopped-deadline");
-    let by_contact = Folder::new("stopped-contact");
-    let mut detail = by_deadline.detail();
+    let by_deadline = Folder::new();
+    let by_contact = Folder::new();
+    let mut detail = sleeper(&by_deadline);
     detail["timeout"] = json!(2);
     detail["undo"]["deadman"] = json!(-1);
     server.start("x.1", detail);
-    let mut detail = by_contact.detail();
+    let mut detail = sleeper(&by_contact);
     detail["undo"]["deadman"] = json!(10);
     server.start("x.2", detail);
     let pids = [by_deadline.pid("ran"), by_contact.pid("ran")];
@@ -405,11 +349,11 @@ fn a_stopped_agent_is_replaced_and_finds_it_done() {
 #[test]
 fn a_guard_that_was_killed_is_replaced() {
     let (server, mut agent) = pair(&[]);
-    let folder = Folder::new("guard-killed");
-    let plain = Folder::new("guard-killed-plain");
-    server.start("x.1", folder.detail());
+    let folder = Folder::new();
+    let plain = Folder::new();
+    server.start("x.1", sleeper(&folder));
     let line = "echo $$ >> ran; exec sleep 300";
-    server.start("x.2", json!({"command": line, "workspace": plain.0}));
+    server.start("x.2", json!({"command": line, "workspace": plain.path()}));
     let pids = [folder.pid("ran"), plain.pid("ran")];
     let mut guard = guard_of(&agent);
     for _ in 0..3 {
@@ -429,11 +373,11 @@ fn a_guard_that_was_killed_is_replaced() {
 #[test]
 fn an_agent_whose_program_was_replaced_has_a_guard_that_reports() {
     let server = Server::new();
-    let folder = Folder::new("upgraded");
+    let folder = Folder::new();
     let (mut agent, binary) = agent_of_a_copy(&folder, &server);
-    server.start("x.1", folder.detail());
+    server.start("x.1", sleeper(&folder));
     let pid = folder.pid("ran");
-    let new = folder.0.join("new");
+    let new = folder.file("new");
     std::fs::write(&new, "another version").unwrap();
     std::fs::rename(&new, &binary).unwrap();
     let guard = guard_of(&agent);
@@ -449,9 +393,9 @@ fn an_agent_whose_program_was_replaced_has_a_guard_that_reports() {
 #[test]
 fn without_another_guard_the_agent_undoes_at_once() {
     let server = Server::new();
-    let folder = Folder::new("no-guard");
+    let folder = Folder::new();
     let (agent, binary) = agent_of_a_copy(&folder, &server);
-    server.start("x.1", folder.detail());
+    server.start("x.1", sleeper(&folder));
     folder.until("ran", 1);
     // It cannot be started again from here on.
     std::fs::set_permissions(&binary, Permissions::from_mode(0o644)).unwrap();
@@ -465,7 +409,7 @@ fn without_another_guard_the_agent_undoes_at_once() {
     // Other commands run; one with an undo does not.
     server.start("x.2", json!({"command": "true"}));
     assert_eq!(server.result("x.2").state, ExecutionState::Succeeded);
-    server.start("x.3", folder.detail());
+    server.start("x.3", sleeper(&folder));
     let result = server.result("x.3");
     assert_eq!(result.state, ExecutionState::Failed);
     assert!(result.msg.contains("no guard"), "{}", result.msg);
@@ -475,11 +419,11 @@ fn without_another_guard_the_agent_undoes_at_once() {
 #[test]
 fn a_guard_that_does_not_answer_blocks_nothing() {
     let (server, agent) = pair(&[]);
-    let folder = Folder::new("guard-stopped");
+    let folder = Folder::new();
     let guard = guard_of(&agent);
     send(guard, "STOP");
     let begun = Instant::now();
-    server.start("x.1", folder.detail());
+    server.start("x.1", sleeper(&folder));
     server.start("x.2", json!({"command": "true"}));
     assert_eq!(server.result("x.2").state, ExecutionState::Succeeded);
     let result = server.result("x.1");
@@ -488,7 +432,7 @@ fn a_guard_that_does_not_answer_blocks_nothing() {
     assert!(result.msg.contains("does not answer"), "{}", result.msg);
     assert_eq!(server.undone("x.1").state, UndoState::NotNeeded);
     send(guard, "CONT");
-    server.start("x.3", folder.detail_of("echo c >> log", "true"));
+    server.start("x.3", with_undo(&folder, "echo c >> log", "true"));
     assert_eq!(server.result("x.3").state, ExecutionState::Succeeded);
     assert_eq!(folder.lines("log"), ["c", "u ended"]);
 }
@@ -496,10 +440,11 @@ fn a_guard_that_does_not_answer_blocks_nothing() {
 #[test]
 fn a_second_signal_leaves_the_undo_to_the_guard() {
     let (server, mut agent) = pair(&[]);
-    let folder = Folder::new("twice");
+    let folder = Folder::new();
     // The agent is still busy with the first undo when the second signal comes.
     server.start("x.1", {
-        let mut detail = folder.detail_of(
+        let mut detail = with_undo(
+            &folder,
             "echo $$ >> ran; exec sleep 300",
             "[ $(wc -l < log) -gt 1 ] || { echo $$ >> undo; sleep 300; }",
         );
@@ -522,8 +467,8 @@ const KEY: &str = "8899aabbccddeeff0011223344556677";
 #[test]
 fn when_both_are_killed_the_next_agent_ends_and_undoes_it() {
     let (server, mut agent) = pair(&[]);
-    let folder = Folder::new("both");
-    let detail = folder.detail();
+    let folder = Folder::new();
+    let detail = sleeper(&folder);
     server.start_with_key("x.1", KEY, detail.clone());
     let pid = folder.pid("ran");
     // Stopped, it cannot start another guard.
@@ -545,9 +490,9 @@ fn when_both_are_killed_the_next_agent_ends_and_undoes_it() {
 fn the_next_agent_waits_for_a_guard_that_is_at_work() {
     const KEY: &str = "99aabbccddeeff001122334455667788";
     let (server, mut agent) = pair(&[]);
-    let folder = Folder::new("next");
+    let folder = Folder::new();
     let undo = "while [ ! -e go ]; do sleep 0.02; done; echo end >> log";
-    let detail = folder.detail_of("echo $$ >> ran; exec sleep 300", undo);
+    let detail = with_undo(&folder, "echo $$ >> ran; exec sleep 300", undo);
     server.start_with_key("x.1", KEY, detail.clone());
     folder.until("ran", 1);
     kill(&mut agent);
@@ -575,8 +520,8 @@ fn the_report_waits_for_the_server_and_its_token_is_not_to_be_seen() {
     const TOKEN: &str = "a-token-that-nobody-sees";
     let mut server = Server::new();
     let mut agent = Agent::start(&server, &[], &[("SIDEBIKE_AGENT_TOKEN", TOKEN)]);
-    let folder = Folder::new("token");
-    server.start("x.1", folder.detail());
+    let folder = Folder::new();
+    server.start("x.1", sleeper(&folder));
     folder.until("ran", 1);
     let guard = guard_of(&agent);
     server.close();
@@ -601,11 +546,11 @@ fn the_report_waits_for_the_server_and_its_token_is_not_to_be_seen() {
 #[test]
 fn an_undo_that_is_longer_than_the_pipe_is_armed() {
     let (server, mut agent) = pair(&[]);
-    let folder = Folder::new("long");
+    let folder = Folder::new();
     let comment = format!("true # {}", "x".repeat(100_000));
     server.start(
         "x.1",
-        folder.detail_of("echo $$ >> ran; exec sleep 300", &comment),
+        with_undo(&folder, "echo $$ >> ran; exec sleep 300", &comment),
     );
     folder.until("ran", 1);
     kill(&mut agent);
@@ -618,13 +563,13 @@ fn an_undo_that_is_longer_than_the_pipe_is_armed() {
 #[test]
 fn arming_does_not_wait_for_the_pause_of_the_guard() {
     let (server, _agent) = pair(&[]);
-    let folder = Folder::new("pause");
+    let folder = Folder::new();
     let rounds = (0..30).map(|n| {
         let (plain, undone) = (format!("p.{n}"), format!("x.{n}"));
         server.start(&plain, json!({"argv": ["true"]}));
         server.result(&plain);
         let begun = Instant::now();
-        server.start(&undone, folder.detail_of("true", "true"));
+        server.start(&undone, with_undo(&folder, "true", "true"));
         server.undone(&undone);
         begun.elapsed()
     });
@@ -635,8 +580,8 @@ fn arming_does_not_wait_for_the_pause_of_the_guard() {
 #[test]
 fn a_guard_with_nothing_to_guard_sleeps() {
     let (server, agent) = pair(&[]);
-    let folder = Folder::new("sleeps");
-    server.start("x.1", folder.detail_of("true", "true"));
+    let folder = Folder::new();
+    server.start("x.1", with_undo(&folder, "true", "true"));
     assert_eq!(server.undone("x.1").state, UndoState::Done);
     let guard = guard_of(&agent);
     let switches = || -> u64 {
@@ -667,11 +612,11 @@ fn process_1_waits_for_the_guard_of_a_killed_agent() {
         return;
     };
     let server = Server::new();
-    let folder = Folder::new("process-1");
+    let folder = Folder::new();
     let mut agent = Agent::start_by(unshare, &server);
     // The agent is the parent of its commands.
     let command = "echo $$ >> ran; echo c >> log; kill -KILL $PPID; exec sleep 300";
-    server.start("x.1", folder.detail_of(command, "sleep 1"));
+    server.start("x.1", with_undo(&folder, command, "sleep 1"));
     assert_undone_by_guard(&server, "x.1");
     assert_eq!(folder.lines("log"), ["c", "u agentLost"]);
     assert_eq!(agent.wait(), Some(137));
@@ -681,12 +626,16 @@ fn process_1_waits_for_the_guard_of_a_killed_agent() {
 #[test]
 fn an_undo_by_the_guard_has_the_limits_of_the_agent() {
     let server = Server::new();
-    let folder = Folder::new("limits");
+    let folder = Folder::new();
     let mut starter = Command::new("sh");
     starter.args(["-c", "ulimit -S -n 300; exec \"$@\"", "sh"]);
     let mut agent = Agent::start_by(starter, &server);
     let command = "ulimit -S -n >> ran; exec sleep 300";
-    let detail = folder.detail_of(command, "ulimit -S -n >> undone; ulimit -H -n >> most");
+    let detail = with_undo(
+        &folder,
+        command,
+        "ulimit -S -n >> undone; ulimit -H -n >> most",
+    );
     server.start("x.1", detail);
     folder.until("ran", 1);
     kill(&mut agent);

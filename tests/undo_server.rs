@@ -2,93 +2,10 @@
 
 mod common;
 
-use common::http::{self, Connection};
-use common::{Folder, Server, id, wait_until};
+use common::puppet::{Puppet, ended, hold, instance, report};
+use common::{Folder, Server, id, wait_for};
 use serde_json::{Value, json};
 use std::time::SystemTime;
-
-/// An agent that does what the test says.
-struct Puppet<'a> {
-    server: &'a Server,
-    instance: String,
-    label: String,
-    seq: u64,
-    features: Value,
-}
-
-impl<'a> Puppet<'a> {
-    /// One that has polled once.
-    fn new(server: &'a Server, instance: &str, label: &str) -> Puppet<'a> {
-        let mut puppet = Puppet {
-            server,
-            instance: instance.repeat(8),
-            label: label.into(),
-            seq: 0,
-            features: json!(["undo"]),
-        };
-        puppet.poll(json!([]), json!([]));
-        puppet
-    }
-
-    fn body(&mut self, holds: Value, undos: Value, wait: u64) -> Value {
-        self.seq += 1;
-        json!({
-            "instance": self.instance, "seq": self.seq, "label": self.label, "host": "host-1",
-            "jobs": 4, "wait": wait, "holds": holds, "undos": undos, "features": self.features,
-        })
-    }
-
-    fn poll(&mut self, holds: Value, undos: Value) -> Value {
-        let body = self.body(holds, undos, 0);
-        self.server.post("/api/v1/agent/poll", &body).data()
-    }
-
-    /// A poll that is held; it is given up when the connection is dropped.
-    fn held_poll(&mut self, holds: Value, undos: Value) -> Connection {
-        let body = self.body(holds, undos, 25);
-        let mut connection = self.server.connect();
-        let body = body.to_string();
-        let request = http::request("POST", "/api/v1/agent/poll", "", body.as_bytes());
-        connection.send(&request);
-        let held = || self.server.metric("sidebike_held_requests");
-        wait_until("a held poll", || (held() > 0).then_some(()));
-        connection
-    }
-
-    /// The only order to start something.
-    fn ordered(&mut self) -> Value {
-        let orders = self.poll(json!([]), json!([]));
-        assert_eq!(
-            orders["start"].as_array().map(Vec::len),
-            Some(1),
-            "{orders}"
-        );
-        orders["start"][0].clone()
-    }
-
-    fn done(&self, results: Value, undos: Value) -> Value {
-        let body = json!({"instance": self.instance, "results": results, "undos": undos});
-        self.server.post("/api/v1/agent/done", &body).data()
-    }
-}
-
-fn report(order: &Value, state: &str) -> Value {
-    json!({
-        "execution": order["execution"], "attempt": order["attempt"], "state": state, "by": "agent",
-        "reason": "ended", "tries": 1, "output": "undone\n"
-    })
-}
-
-fn ended(order: &Value, state: &str) -> Value {
-    json!({
-        "execution": order["execution"], "attempt": order["attempt"], "state": state,
-        "exitCode": 0, "durationMs": 5
-    })
-}
-
-fn hold(order: &Value) -> Value {
-    json!({"execution": order["execution"], "attempt": order["attempt"], "state": "running"})
-}
 
 fn experiment(pattern: &str) -> Value {
     json!({
@@ -104,7 +21,7 @@ fn undo_of(task: &Value) -> &Value {
 #[test]
 fn a_task_ends_with_its_undo_and_shows_it() {
     let server = Server::start();
-    let mut agent = Puppet::new(&server, "a1", "web-1");
+    let mut agent = Puppet::new(&server, 1, "web-1");
     let task = server.submit(experiment("^web-1$"));
     let order = agent.ordered();
     let key = order["key"].as_str().unwrap();
@@ -155,7 +72,7 @@ fn a_task_ends_with_its_undo_and_shows_it() {
 #[test]
 fn what_failed_is_kept_until_it_is_forgiven_or_done() {
     let server = Server::with(&["--max-tasks", "1"]);
-    let mut agent = Puppet::new(&server, "a1", "web-1");
+    let mut agent = Puppet::new(&server, 1, "web-1");
     let mut posted = experiment("^web-1$");
     (posted["resultTtl"], posted["id"]) = (json!("1s"), json!("dirty"));
     server.submit(posted);
@@ -217,28 +134,24 @@ fn what_failed_is_kept_until_it_is_forgiven_or_done() {
     let again = server.post("/api/v1/task/dirty/forgive", &json!({}));
     assert_eq!(again.status, 409, "{}", again.text());
     // Now it is forgotten as any other.
-    wait_until("it is forgotten", || {
-        (server.get("/api/v1/task/dirty").status == 404).then_some(())
+    wait_for("it is forgotten", || {
+        server.get("/api/v1/task/dirty").status == 404
     });
 }
 
 #[test]
 fn what_nobody_can_say_is_owed_by_the_next_at_that_place() {
     let server = Server::start();
-    let mut agent = Puppet::new(&server, "a1", "web-1");
+    let mut agent = Puppet::new(&server, 1, "web-1");
     let task = server.submit(experiment("^web-1$"));
     let order = agent.ordered();
     agent.done(json!([]), json!([report(&order, "armed")]));
     drop(agent.held_poll(json!([hold(&order)]), json!([report(&order, "armed")])));
-    wait_until("it has hung up", || {
-        (server.metric("sidebike_held_requests") == 0).then_some(())
+    wait_for("it has hung up", || {
+        server.metric("sidebike_held_requests") == 0
     });
     // A new process with the same label and host: the old one is gone, and the debt comes before all other work.
-    let mut next = Puppet {
-        seq: 0,
-        ..Puppet::new(&server, "c3", "other")
-    };
-    (next.instance, next.label) = ("b2".repeat(8), "web-1".into());
+    let mut next = Puppet::unseen(&server, 2, "web-1");
     let work = server.submit(
         json!({"machinePattern": "^web-1$", "lateJoin": true, "detail": {"command": "true"}}),
     );
@@ -276,7 +189,7 @@ fn what_nobody_can_say_is_owed_by_the_next_at_that_place() {
 #[test]
 fn an_agent_that_says_goodbye_without_a_word_owes_it() {
     let server = Server::start();
-    let mut agent = Puppet::new(&server, "a1", "web-1");
+    let mut agent = Puppet::new(&server, 1, "web-1");
     let task = server.submit(experiment("^web-1$"));
     let order = agent.ordered();
     let goodbye = json!({"instance": agent.instance, "holds": [hold(&order)]});
@@ -308,7 +221,7 @@ fn an_agent_that_says_goodbye_without_a_word_owes_it() {
 #[test]
 fn an_older_agent_is_not_handed_it_and_bad_values_are_refused() {
     let server = Server::start();
-    let mut old = Puppet::new(&server, "a1", "web-1");
+    let mut old = Puppet::new(&server, 1, "web-1");
     old.features = json!([]);
     old.poll(json!([]), json!([]));
     let task = server.submit(experiment("^web-1$"));
@@ -376,7 +289,7 @@ fn a_halt_ends_every_experiment_and_lets_none_begin() {
     let db = folder.file("db");
     let mut server = Server::with(&["--db", &db]);
     {
-        let mut agent = Puppet::new(&server, "a1", "web-1");
+        let mut agent = Puppet::new(&server, 1, "web-1");
         let task = server.submit(experiment("^web-1$"));
         let plain =
             server.submit(json!({"machinePattern": "^web-1$", "detail": {"command": "true"}}));
@@ -444,7 +357,7 @@ fn no_debt_is_lost_or_doubled_by_a_restart() {
     let db = folder.file("db");
     let mut server = Server::with(&["--db", &db]);
     let order = {
-        let mut agent = Puppet::new(&server, "a1", "web-1");
+        let mut agent = Puppet::new(&server, 1, "web-1");
         let mut posted = experiment("^web-1$");
         posted["id"] = json!("kept");
         server.submit(posted);
@@ -457,7 +370,7 @@ fn no_debt_is_lost_or_doubled_by_a_restart() {
     server = Server::with(&["--db", &db]);
     assert_eq!(undo_of(&server.task("kept"))["state"], "armed");
     {
-        let goodbye = json!({"instance": "a1".repeat(8), "holds": [hold(&order)]});
+        let goodbye = json!({"instance": instance(1), "holds": [hold(&order)]});
         server.post("/api/v1/agent/goodbye", &goodbye).data();
         assert_eq!(undo_of(&server.task("kept"))["state"], "owed");
     }
@@ -466,10 +379,7 @@ fn no_debt_is_lost_or_doubled_by_a_restart() {
     server = Server::with(&["--db", &db]);
     assert_eq!(server.metric("sidebike_undos_open"), 1);
     {
-        let mut next = Puppet::new(&server, "b2", "web-9");
-        next.label = "web-1".into();
-        next.instance = "b3".repeat(8);
-        next.seq = 0;
+        let mut next = Puppet::unseen(&server, 2, "web-1");
         let orders = next.poll(json!([]), json!([]));
         assert_eq!(orders["undo"][0]["key"], order["key"], "{orders}");
     }
@@ -479,7 +389,7 @@ fn no_debt_is_lost_or_doubled_by_a_restart() {
     assert_eq!(undo_of(&server.task("kept"))["state"], "running");
     let mut done = report(&order, "done");
     done["reason"] = json!("owed");
-    let body = json!({"instance": "b3".repeat(8), "results": [], "undos": [done]});
+    let body = json!({"instance": instance(2), "results": [], "undos": [done]});
     server.post("/api/v1/agent/done", &body).data();
     let task = server.task("kept");
     assert_eq!(

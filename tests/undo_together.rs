@@ -3,9 +3,8 @@
 
 mod common;
 
-use common::{Agent, Folder, Server, id, wait_until};
+use common::{Agent, Folder, Server, free_address, id, wait_for};
 use serde_json::{Value, json};
-use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
 /// A detail whose command and undo write a line each into `log` in the folder: `run LABEL`, then what `then` does, and
@@ -23,34 +22,18 @@ fn logged(folder: &Folder, then: &str, undo: &str) -> Value {
 /// Waits until a file is in the folder.
 fn appears(folder: &Folder, name: &str) {
     let path = folder.file(name);
-    wait_until(name, || Path::new(&path).exists().then_some(()));
-}
-
-fn create(folder: &Folder, name: &str) {
-    std::fs::write(folder.file(name), "").unwrap();
+    wait_for(name, || Path::new(&path).exists());
 }
 
 fn logs(folder: &Folder, line: &str) {
-    wait_until(line, || {
-        folder.lines("log").iter().any(|l| l == line).then_some(())
-    });
-}
-
-fn undos(task: &Value) -> &Value {
-    &task["undos"]
-}
-
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
+    wait_for(line, || folder.lines("log").iter().any(|l| l == line));
 }
 
 #[test]
 fn a_retry_begins_after_the_undo_of_the_attempt_before() {
     let folder = Folder::new();
     let server = Server::start();
-    let agent = server.agent("m-1");
-    server.expect(&[&agent]);
+    let _agent = server.agent("m-1");
     let detail = logged(&folder, "exit 7", "sleep 0.3");
     let task = server.submit(json!({
         "machinePattern": "^m-1$", "detail": detail, "retry": {"max": 2, "interval": [0]},
@@ -59,7 +42,7 @@ fn a_retry_begins_after_the_undo_of_the_attempt_before() {
     let expected = ["run m-1", "undo m-1 ended"].repeat(3);
     assert_eq!(folder.lines("log"), expected);
     assert_eq!(
-        (&undos(&task)["done"], &task["clean"]),
+        (&task["undos"]["done"], &task["clean"]),
         (&json!(1), &json!(true))
     );
     assert_eq!(task["result"][0]["attempt"], 3);
@@ -69,8 +52,7 @@ fn a_retry_begins_after_the_undo_of_the_attempt_before() {
 fn an_undo_that_fails_is_not_followed_by_a_retry() {
     let folder = Folder::new();
     let server = Server::start();
-    let agent = server.agent("m-1");
-    server.expect(&[&agent]);
+    let _agent = server.agent("m-1");
     let mut detail = logged(&folder, "exit 7", "false");
     detail["undo"]["command"] = json!("exit 1");
     detail["undo"]["patience"] = json!(0);
@@ -80,7 +62,7 @@ fn an_undo_that_fails_is_not_followed_by_a_retry() {
     let task = server.finished(id(&task));
     assert_eq!(folder.lines("log"), ["run m-1"]);
     assert_eq!(
-        (&undos(&task)["failed"], &task["clean"]),
+        (&task["undos"]["failed"], &task["clean"]),
         (&json!(1), &json!(false))
     );
 }
@@ -89,8 +71,7 @@ fn an_undo_that_fails_is_not_followed_by_a_retry() {
 fn the_next_step_of_a_rollout_waits_for_undos() {
     let folder = Folder::new();
     let server = Server::start();
-    let agents = server.agents(3, "m");
-    server.expect(&agents.iter().collect::<Vec<_>>());
+    let _agents = server.agents(3, "m");
     let detail = logged(&folder, "true", "sleep 0.3");
     let task = server.submit(json!({
         "machinePattern": "^m", "detail": detail, "rollout": {"concurrency": 1},
@@ -109,8 +90,7 @@ fn the_next_step_of_a_rollout_waits_for_undos() {
 fn what_a_stop_ends_is_undone_and_says_so() {
     let folder = Folder::new();
     let server = Server::start();
-    let agents = server.agents(3, "m");
-    server.expect(&agents.iter().collect::<Vec<_>>());
+    let _agents = server.agents(3, "m");
     let then = "if mkdir first 2>/dev/null; then while [ ! -e fail ]; do sleep 0.02; done; exit 1; fi; touch second; sleep 60";
     let task = server.submit(json!({
         "machinePattern": "^m", "detail": logged(&folder, then, "true"),
@@ -118,7 +98,7 @@ fn what_a_stop_ends_is_undone_and_says_so() {
     }));
     appears(&folder, "first");
     appears(&folder, "second");
-    create(&folder, "fail");
+    folder.write("fail");
     let task = server.finished(id(&task));
     assert_eq!(
         (
@@ -142,8 +122,7 @@ fn what_a_stop_ends_is_undone_and_says_so() {
 fn a_lock_keeps_a_second_experiment_away_until_the_first_is_undone() {
     let folder = Folder::new();
     let server = Server::start();
-    let agent = server.agent("m-1");
-    server.expect(&[&agent]);
+    let _agent = server.agent("m-1");
     let locked = |id: &str, then: &str, undo: &str| {
         let mut detail = logged(&folder, then, undo);
         detail["undo"]["lock"] = json!("eth0");
@@ -164,7 +143,7 @@ fn a_lock_keeps_a_second_experiment_away_until_the_first_is_undone() {
         msg.contains("\"eth0\"") && msg.contains("task first"),
         "{msg}"
     );
-    create(&folder, "undo");
+    folder.write("undo");
     server.finished("first");
     locked("third", "true", "true");
     assert_eq!(server.finished("third")["state"], "succeeded");
@@ -175,8 +154,7 @@ fn a_lock_keeps_a_second_experiment_away_until_the_first_is_undone() {
 fn a_machine_with_an_undo_is_not_one_of_those_that_stay() {
     let folder = Folder::new();
     let server = Server::start();
-    let agents = server.agents(2, "m");
-    server.expect(&agents.iter().collect::<Vec<_>>());
+    let _agents = server.agents(2, "m");
     let kept = |id: &str, pattern: &str| {
         let wait = "touch undoing; while [ ! -e undo ]; do sleep 0.02; done";
         json!({
@@ -188,7 +166,7 @@ fn a_machine_with_an_undo_is_not_one_of_those_that_stay() {
     appears(&folder, "undoing");
     let refused = server.post("/api/v1/task", &kept("second", "^m"));
     assert_eq!(refused.status, 409, "{}", refused.text());
-    create(&folder, "undo");
+    folder.write("undo");
     server.finished("first");
     server.submit(kept("third", "^m"));
     assert_eq!(server.finished("third")["state"], "succeeded");
@@ -210,14 +188,14 @@ fn a_server_that_lost_its_memory_has_experiments_ended() {
     logs(&folder, "undo m-1 canceled");
 }
 
-/// The server is killed while an undo is armed, while it runs, and while it is owed.
+/// The server is killed while an undo is armed, and while it runs. (While it is owed: `undo_server.rs`.)
 #[test]
 fn with_a_database_a_killed_server_loses_no_undo_and_doubles_none() {
     let folder = Folder::new();
     let (db, address) = (folder.file("db"), free_address());
     let start = || Server::listening_on(&address.to_string(), &["--db", &db]);
     let mut server = start();
-    let mut agent = Agent::start(address, "m-1", &[]);
+    let agent = Agent::start(address, "m-1", &[]);
     server.expect(&[&agent]);
     let then = "touch running; while [ ! -e end ]; do sleep 0.02; done";
     let undo = "touch undoing; while [ ! -e undo ]; do sleep 0.02; done";
@@ -225,26 +203,24 @@ fn with_a_database_a_killed_server_loses_no_undo_and_doubles_none() {
     server.submit(json!({"id": "x", "machinePattern": "^m", "detail": detail}));
     appears(&folder, "running");
     let state = |server: &Server, state: &str| {
-        wait_until(state, || {
-            let task = server.task("x");
-            (task["result"][0]["undo"]["state"] == state).then_some(())
+        wait_for(state, || {
+            server.task("x")["result"][0]["undo"]["state"] == state
         });
     };
     state(&server, "armed");
     server.process.kill_9();
     server = start();
     state(&server, "armed");
-    create(&folder, "end");
+    folder.write("end");
     state(&server, "running");
     server.process.kill_9();
     server = start();
     state(&server, "running");
-    create(&folder, "undo");
+    folder.write("undo");
     let task = server.finished("x");
     assert_eq!(
-        (&undos(&task)["done"], &task["clean"]),
+        (&task["undos"]["done"], &task["clean"]),
         (&json!(1), &json!(true))
     );
     assert_eq!(folder.lines("log"), ["run m-1", "undo m-1 ended"]);
-    agent.0.kill_9();
 }

@@ -9,13 +9,14 @@
 pub mod http;
 pub mod original;
 pub mod proxy;
+pub mod puppet;
 pub mod said;
 
 use http::{Connection, Reply};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -28,6 +29,8 @@ use std::time::{Duration, Instant};
 pub const SIDEBIKE: &str = env!("CARGO_BIN_EXE_sidebike");
 /// How long an event may take on a busy machine before the test gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for a file that a command writes.
+const FILE_PATIENCE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(15);
 
 /// Looks again and again until `look` sees it; the words say what was awaited.
@@ -270,6 +273,11 @@ impl Server {
         });
     }
 
+    /// The newest task.
+    pub fn newest(&self) -> Value {
+        self.get("/api/v1/task?limit=1").data()[0].take()
+    }
+
     /// A figure of /metrics.
     pub fn metric(&self, name: &str) -> u64 {
         let page = self.get("/metrics");
@@ -279,6 +287,12 @@ impl Server {
         });
         line.unwrap_or_else(|| panic!("no {name} in {}", page.text()))
     }
+}
+
+/// An address at which nobody listens.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address")
 }
 
 /// An agent process.
@@ -394,6 +408,26 @@ impl Folder {
     pub fn lines(&self, name: &str) -> Vec<String> {
         let text = std::fs::read_to_string(self.file(name)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until a file in it has so many lines.
+    pub fn until(&self, name: &str, lines: usize) {
+        wait_within(FILE_PATIENCE, name, || {
+            (self.lines(name).len() >= lines).then_some(())
+        });
+    }
+
+    /// Waits until a process has written its number into a file in it.
+    pub fn pid(&self, name: &str) -> i32 {
+        self.until(name, 1);
+        self.lines(name)[0]
+            .parse()
+            .expect("the number of a process")
+    }
+
+    /// Creates an empty file in it.
+    pub fn write(&self, name: &str) {
+        std::fs::write(self.file(name), "").expect("a file in the folder");
     }
 }
 

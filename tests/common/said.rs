@@ -2,6 +2,7 @@
 
 use super::{SIDEBIKE, Server};
 use serde_json::Value;
+use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 /// What a command said and how it ended.
@@ -43,4 +44,20 @@ pub fn command(server: &Server, words: &[&str]) -> Command {
 
 pub fn sidebike(server: &Server, words: &[&str]) -> Said {
     Said::of(command(server, words).output().unwrap())
+}
+
+/// The same for a command that reads `input`.
+pub fn with_input(server: &Server, words: &[&str], input: &str) -> Said {
+    let mut command = command(server, words);
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = piped.stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).unwrap();
+    drop(stdin);
+    Said::of(child.wait_with_output().unwrap())
+}
+
+/// The lines of a text with this word.
+pub fn lines_with<'a>(text: &'a str, word: &str) -> Vec<&'a str> {
+    text.lines().filter(|line| line.contains(word)).collect()
 }

@@ -19,6 +19,8 @@ pub enum Act {
     Answer(String),
     /// Reads the request and answers so.
     Reply(String),
+    /// Reads the request and says nothing; cuts the connection once there is another rule.
+    Silent,
     /// Reads this many bytes a second, then passes the request on; cuts the connection after so long.
     Slow {
         rate: usize,
@@ -104,7 +106,7 @@ impl Gate {
 fn carry(
     mut client: TcpStream,
     port: u16,
-    rule: &Mutex<Arc<Rule>>,
+    current: &Mutex<Arc<Rule>>,
     requests: &Mutex<Vec<Request>>,
     bodies: &Mutex<HashMap<String, Vec<u8>>>,
 ) -> Option<()> {
@@ -118,7 +120,7 @@ fn carry(
             length,
             at: Instant::now(),
         });
-        let rule = Arc::clone(&rule.lock().unwrap());
+        let rule = Arc::clone(&current.lock().unwrap());
         let mut body = vec![0; length];
         match rule(&call, length) {
             Act::Pass => client.read_exact(&mut body).ok()?,
@@ -132,6 +134,13 @@ fn carry(
                 bodies.lock().unwrap().insert(call, body);
                 client.write_all(answer.as_bytes()).ok()?;
                 return client.shutdown(Shutdown::Both).ok();
+            }
+            Act::Silent => {
+                client.read_exact(&mut body).ok()?;
+                while Arc::ptr_eq(&rule, &current.lock().unwrap()) {
+                    std::thread::sleep(TICK);
+                }
+                return None;
             }
             Act::Slow { rate, cut } => {
                 let begun = Instant::now();

@@ -30,7 +30,7 @@ pub struct Seen {
     pub dones: Vec<Done>,
     pub goodbyes: Vec<Goodbye>,
     pub buffers: HashMap<(String, Stream), HeadTailBuffer>,
-    /// When each answer to a poll or a report was given.
+    /// When each request was answered with 200.
     pub answered: Vec<Instant>,
     orders: VecDeque<Orders<Value>>,
     /// Handed out in the next answer to a report that asks for work.
@@ -549,6 +549,38 @@ impl Drop for Agent {
             eprintln!("the agent's log:\n{}", self.log());
         }
     }
+}
+
+/// A server, and an agent that has polled.
+pub fn pair(args: &[&str]) -> (Server, Agent) {
+    let server = Server::new();
+    let agent = Agent::start(&server, args, &[]);
+    server.until(|seen| !seen.polls.is_empty());
+    (server, agent)
+}
+
+/// The living processes of this program with this first argument and this parent.
+pub fn helpers(program: &str, parent: i32) -> Vec<i32> {
+    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let found = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<i32>();
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        let is_it = line.split('\0').nth(1) == Some(program);
+        (found == Ok(parent) && is_it && alive(pid)).then_some(pid)
+    });
+    all.collect()
+}
+
+/// The process number of the agent's guard, once its program has been started.
+pub fn guard_of(agent: &Agent) -> i32 {
+    let mut guards = Vec::new();
+    eventually("it has a guard", || {
+        guards = helpers("agent-guard", agent.id() as i32);
+        !guards.is_empty()
+    });
+    assert_eq!(guards.len(), 1, "{guards:?}");
+    guards[0]
 }
 
 /// Looks again and again until it is so.

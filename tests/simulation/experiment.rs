@@ -50,14 +50,17 @@ pub enum AgentRule {
     GuardActs,
     /// A command ends when the server is silent for too long, and its guard acts if the agent does not.
     SilenceEnds,
+    /// An order to stop reaches an attempt that is armed and not started yet.
+    StopIsTold,
 }
 
 impl AgentRule {
-    pub const ALL: [AgentRule; 4] = [
+    pub const ALL: [AgentRule; 5] = [
         AgentRule::ArmedFirst,
         AgentRule::EndedFirst,
         AgentRule::GuardActs,
         AgentRule::SilenceEnds,
+        AgentRule::StopIsTold,
     ];
 }
 
@@ -403,7 +406,7 @@ impl World {
         Ok(())
     }
 
-    fn soon(&mut self, ms: Ms, happening: Happening) {
+    pub fn soon(&mut self, ms: Ms, happening: Happening) {
         self.after(ms, Event::Happening(happening));
     }
 
@@ -578,17 +581,13 @@ impl World {
         if trial.machine.stage() != Stage::Armed {
             return Ok(());
         }
-        let (stop, plan) = (trial.stop, trial.plan);
-        if stop.is_some() || !may_start {
+        let (was_acknowledged, stop, plan) = (trial.was_acknowledged, trial.stop, trial.plan);
+        if !may_start || trial.machine.on(machine::Event::Start) != Some(Action::Start) {
             self.count("not started after it was armed");
             let state = stop.map_or(ExecutionState::Failed, Stop::state);
             self.trial_not_started(who, key, state);
             return Ok(());
         }
-        if trial.machine.on(machine::Event::Start) != Some(Action::Start) {
-            return Ok(());
-        }
-        let was_acknowledged = trial.was_acknowledged;
         self.a_start_is_armed(key, was_acknowledged, stop)?;
         if self.rng.chance(30) {
             self.trial_not_started(who, key, ExecutionState::Failed);
@@ -703,6 +702,7 @@ impl World {
 
     /// An order to end a command. Whether it changed anything.
     pub fn trial_stops(&mut self, who: usize, key: AttemptKey, stop: Stop) -> bool {
+        let is_told = self.experiments.keeps(AgentRule::StopIsTold);
         let Some(trial) = self.trial(who, key) else {
             return false;
         };
@@ -710,6 +710,9 @@ impl World {
             return false;
         }
         trial.stop = Some(stop);
+        if !is_told && trial.machine.stage() == Stage::Armed {
+            return true;
+        }
         let action = trial.machine.on(machine::Event::Stop(stop.reason()));
         if action == Some(Action::EndTree) {
             trial.outcome = stop.state();

@@ -122,10 +122,6 @@ pub struct Settled {
 }
 
 impl World {
-    fn soon_for_guard(&mut self, ms: Ms, happening: Happening) {
-        self.after(ms, Event::Happening(happening));
-    }
-
     /// Gives the guard the plan of an undo.
     pub fn arm(&mut self, who: usize, key: AttemptKey, plan: Plan) {
         if self.agents[who].experiments.guard.is_none() {
@@ -162,7 +158,7 @@ impl World {
         let Some(guard) = agent.guard else { return };
         self.experiments.guards[guard].inbox.push_back(order);
         let soon = self.rng.between(0, 4);
-        self.soon_for_guard(soon, Happening::GuardReads(guard));
+        self.soon(soon, Happening::GuardReads(guard));
     }
 
     /// Starts a guard, and tells it what the one before it knew.
@@ -201,7 +197,7 @@ impl World {
             missed: Vec::new(),
         });
         let soon = self.rng.between(0, 20);
-        self.soon_for_guard(soon, Happening::GuardReads(guard));
+        self.soon(soon, Happening::GuardReads(guard));
     }
 
     fn answer_agent(&mut self, guard: usize, ms: Ms, answer: Answer) {
@@ -393,7 +389,7 @@ impl World {
             && process.next_look.is_none_or(|known| known > at)
         {
             process.next_look = Some(at);
-            self.soon_for_guard(at - now, Happening::GuardLooks(guard));
+            self.soon(at - now, Happening::GuardLooks(guard));
         }
     }
 
@@ -445,7 +441,7 @@ impl World {
             is_over: false,
             tries: 0,
         });
-        self.soon_for_guard(5, Happening::Reports(number));
+        self.soon(5, Happening::Reports(number));
     }
 
     /// The program that a guard has started for that tells the server, again and again.
@@ -470,7 +466,7 @@ impl World {
         settled.tries += 1;
         let pause = 200 << settled.tries.min(5);
         self.send(who, Event::ToServer(who, Request::Settled(number, done)));
-        self.soon_for_guard(pause, Happening::Reports(number));
+        self.soon(pause, Happening::Reports(number));
     }
 
     /// The server has answered that program.
@@ -520,7 +516,7 @@ impl World {
             true => self.rng.between(100, 3_000),
             false => self.rng.between(3_000, 90_000),
         };
-        self.soon_for_guard(pause, Happening::GuardResumes(guard));
+        self.soon(pause, Happening::GuardResumes(guard));
     }
 
     /// Agent and guard die together: both were killed, or their container was, and all that ran in it.
@@ -591,7 +587,7 @@ impl World {
                     true => self.rng.between(10, 2_000),
                     false => self.rng.between(2_000, 60_000),
                 };
-                self.soon_for_guard(soon, Happening::Restart(spot));
+                self.soon(soon, Happening::Restart(spot));
             }
         }
         Ok(())

@@ -26,14 +26,8 @@ struct Case {
 impl Case {
     fn new() -> Self {
         let limits = Limits {
-            tasks: 50,
-            executions: 500,
-            machines: 100,
-            new_machines: 1_000,
-            output_bytes: 1 << 20,
-            detail_bytes: 1 << 20,
-            patterns: 1_000,
             texts: TEXTS,
+            ..Limits::NONE
         };
         let now = 1_700_000_000_000;
         Case {
@@ -127,13 +121,15 @@ impl Case {
     /// A task whose command runs at the old agent, armed.
     fn started(&mut self) -> (TaskKey, AttemptId) {
         self.poll(OLD, &[], Vec::new());
-        let key = self.submit("t");
+        self.starts("t")
+    }
+
+    /// Another task that the old agent starts, once it is known.
+    fn starts(&mut self, id: &str) -> (TaskKey, AttemptId) {
+        let key = self.submit(id);
         let id = self.poll(OLD, &[], Vec::new()).start.remove(0).id;
-        self.poll(
-            OLD,
-            std::slice::from_ref(&id),
-            vec![report(&id, UndoState::Armed)],
-        );
+        let armed = vec![report(&id, UndoState::Armed)];
+        self.poll(OLD, std::slice::from_ref(&id), armed);
         (key, id)
     }
 
@@ -226,13 +222,7 @@ fn a_report_is_not_answered_with_work_before_a_debt() {
     let mut case = Case::new();
     let (key, id) = case.started();
     case.done(OLD, vec![ended(&id)], vec![report(&id, UndoState::Failed)]);
-    let next = case.submit("u");
-    let id = case.poll(OLD, &[], Vec::new()).start.remove(0).id;
-    case.poll(
-        OLD,
-        std::slice::from_ref(&id),
-        vec![report(&id, UndoState::Armed)],
-    );
+    let (next, id) = case.starts("u");
     assert_eq!(case.core.undo_again(key, &Selection::All), Ok(()));
     case.submit("v");
     let undone = vec![report(&id, UndoState::Done)];

@@ -97,7 +97,9 @@ impl World {
         for other in &self.experiments.present {
             let truth = &self.experiments.truths[other];
             let is_same = truth.lock == own.lock && truth.spot == own.spot && *other != key;
-            if is_same && self.is_certain(*other, truth) && !truth.is_forgiven {
+            // Whether it may be forgotten is for `a_debt_is_not_forgotten`.
+            let is_known = self.word(*other) != Word::Unknown;
+            if is_same && is_known && self.is_certain(*other, truth) && !truth.is_forgiven {
                 return Err(format!(
                     "one_has_the_lock: {key:?} and {other:?}, {:?}",
                     own.spot

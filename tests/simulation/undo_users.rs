@@ -1,5 +1,5 @@
-//! Users of experiments: tasks with an undo, undos again, debts forgiven, halts. And the acknowledgements of the
-//! server that a crash must not take back.
+//! What users do with experiments: they submit tasks with an undo, order undos again, forgive debts, and halt everything.
+//! And the law that nothing is accepted in a halt. What a crash must not take back is in `crash.rs`.
 
 use crate::world::{AttemptKey, Lawful, World};
 use sidebike::core::{Refusal, Selection, Spec, TaskKey};
@@ -50,7 +50,7 @@ impl World {
         if self.rng.chance(60) {
             return self.user_halts();
         }
-        let dirty: Vec<_> = { self.server.core.tasks_by_key() }
+        let with_undo: Vec<_> = { self.server.core.tasks_by_key() }
             .filter(|(_, task)| task.execution_views().any(|view| view.undo.is_some()))
             .map(|(key, task)| {
                 (
@@ -60,11 +60,11 @@ impl World {
                 )
             })
             .collect();
-        let Some(last) = dirty.len().checked_sub(1) else {
+        let Some(last) = with_undo.len().checked_sub(1) else {
             return Ok(());
         };
         let at = self.rng.between(0, last as u64) as usize;
-        let (key, instance) = dirty[at].clone();
+        let (key, instance) = with_undo[at].clone();
         let selection = match instance {
             Some(instance) if self.rng.chance(300) => Selection::Machine(instance),
             _ => Selection::All,
