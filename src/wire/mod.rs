@@ -41,8 +41,8 @@ pub mod undo;
 use serde::{Deserialize, Serialize};
 
 /// `2 succeeded, 1 failed`: counts above zero, each with its word.
-fn counted(counts: impl Iterator<Item = (u32, &'static str)>) -> String {
-    let some = counts.filter(|(count, _)| *count > 0);
+pub fn counted(counts: impl IntoIterator<Item = (u32, &'static str)>) -> String {
+    let some = counts.into_iter().filter(|(count, _)| *count > 0);
     let words: Vec<String> = some
         .map(|(count, word)| format!("{count} {word}"))
         .collect();

@@ -497,11 +497,7 @@ impl Counts {
 
     /// `2 succeeded, 1 failed`.
     pub fn in_words(mut self) -> String {
-        super::counted(
-            ExecutionState::ALL
-                .map(|state| (*self.of(state), state.word()))
-                .into_iter(),
-        )
+        super::counted(ExecutionState::ALL.map(|state| (*self.of(state), state.word())))
     }
 
     /// How many have not ended.

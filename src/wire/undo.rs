@@ -302,10 +302,6 @@ impl UndoCounts {
 
     /// `2 done, 1 failed`.
     pub fn in_words(mut self) -> String {
-        super::counted(
-            UndoState::ALL
-                .map(|state| (*self.of(state), state.word()))
-                .into_iter(),
-        )
+        super::counted(UndoState::ALL.map(|state| (*self.of(state), state.word())))
     }
 }

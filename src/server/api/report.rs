@@ -9,6 +9,7 @@ use crate::server::answers::text::{plain, push_visible};
 use crate::server::answers::{ok, refused};
 use crate::server::http::Answer;
 use crate::wire::agent::Stream;
+use crate::wire::counted;
 use crate::wire::machine_names::MachineNames;
 use crate::wire::probe::ProbeState;
 use crate::wire::report::{MachineReport, Phase, ProbeReport, Report, Verdict};
@@ -141,25 +142,25 @@ fn between(from: &str, until: &str) -> Option<u64> {
 fn verdict(task: &wire::Task<Cow<'_, str>>, failed_before: bool) -> (Verdict, String) {
     let counts = &task.counts;
     let undos = task.undos.unwrap_or_default();
-    let left = [
+    let left = counted([
         (undos.failed, "undos failed"),
         (undos.owed, "undos are owed"),
-    ];
-    if let Some(why) = above_zero(left) {
-        return (Verdict::Dirty, why);
+    ]);
+    if !left.is_empty() {
+        return (Verdict::Dirty, left);
     }
     // An undo that was asked for runs after the end of its task.
     let undoing = undos.armed + undos.running;
     if !task.state.is_terminal() || undoing > 0 {
-        let why = above_zero([
+        let unfinished = counted([
             (counts.unfinished(), "executions have not ended"),
             (undoing, "undos have not ended"),
         ]);
-        let nothing_yet = match task.state {
-            TaskState::Waiting => "no machine has matched yet",
-            _ => "machines may still join",
+        let why = match (unfinished.is_empty(), task.state) {
+            (false, _) => unfinished,
+            (true, TaskState::Waiting) => "no machine has matched yet".into(),
+            (true, _) => "machines may still join".into(),
         };
-        let why = why.unwrap_or_else(|| nothing_yet.into());
         return (Verdict::Unfinished, why);
     }
     if let Some(stopped) = &task.stopped_by {
@@ -196,15 +197,6 @@ fn verdict(task: &wire::Task<Cow<'_, str>>, failed_before: bool) -> (Verdict, St
         Verdict::Failed,
         format!("{} of {of} succeeded", counts.succeeded),
     )
-}
-
-/// `1 undos failed, 2 undos are owed`: those counts that are above zero.
-fn above_zero(counts: [(u32, &str); 2]) -> Option<String> {
-    let some = counts.iter().filter(|(count, _)| *count > 0);
-    let words: Vec<String> = some
-        .map(|(count, what)| format!("{count} {what}"))
-        .collect();
-    (!words.is_empty()).then(|| words.join(", "))
 }
 
 fn probes(task: &wire::Task<Cow<'_, str>>) -> Vec<ProbeReport> {
