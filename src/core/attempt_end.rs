@@ -12,20 +12,16 @@ use super::timers::Timer;
 use super::{Core, ExecutionKey, Notice, TaskKey, Time, data_mut};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::{ExecutionState, RetryOn};
+use std::borrow::Cow;
 
 /// The message of an execution whose last attempt was not started: it ends as the one before did.
 fn after_all(last: &PastAttempt, unstarted: u32, why: &str) -> String {
-    // What a probe, or keepAlive, has stopped has a reason of their own.
-    let stopped = match why == super::EXPIRED || why.starts_with("stopped") {
-        true => "",
-        false => "stopped: ",
-    };
     let reason = match &*last.attempt.msg {
         "" => String::new(),
         msg => format!(": {msg}"),
     };
     format!(
-        "attempt {unstarted} was {stopped}{why}; attempt {} ended {}{reason}",
+        "attempt {unstarted} was {why}; attempt {} ended {}{reason}",
         last.attempt.number,
         last.state.word()
     )
@@ -60,7 +56,11 @@ impl Core {
         if let (ExecutionState::Expired | ExecutionState::Skipped, Some(last)) =
             (state, execution.past.last())
         {
-            let (state, msg) = (last.state, after_all(last, execution.current.number, msg));
+            let why = match (state, self.task(key.task).stopped()) {
+                (ExecutionState::Skipped, Some(stopped)) => stopped.in_words(),
+                _ => Cow::from(msg),
+            };
+            let (state, msg) = (last.state, after_all(last, execution.current.number, &why));
             let (exit_code, signal) = (last.attempt.exit_code, last.attempt.signal.clone());
             let current = &mut self.execution_mut(key).current;
             (current.exit_code, current.signal) = (exit_code, signal);

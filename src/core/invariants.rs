@@ -217,7 +217,7 @@ impl Core {
     /// The machines that count as touched are those of the executions that have not ended.
     fn check_guarded(&self) -> Result<(), String> {
         let mut guarded: HashMap<&str, u32> = HashMap::new();
-        for task in self.tasks.values().filter(|task| task.is_guarding()) {
+        for task in self.tasks.values().filter(|task| task.spec.is_guarding()) {
             let unfinished = task.executions.iter().filter(|e| !e.state.is_terminal());
             for target in unfinished.filter_map(|e| e.target.as_ref()) {
                 *guarded.entry(&target.instance).or_default() += 1;

@@ -494,7 +494,7 @@ impl Core {
     fn guard(&mut self, key: ExecutionKey) {
         let task = self.task(key.task);
         let execution = &task.executions[key.n as usize];
-        if !task.is_guarding() || execution.state.is_terminal() {
+        if !task.spec.is_guarding() || execution.state.is_terminal() {
             return;
         }
         if let Some(target) = execution.target.clone() {
@@ -506,7 +506,7 @@ impl Core {
     fn unguard(&mut self, key: ExecutionKey) {
         let task = self.task(key.task);
         let target = task.executions[key.n as usize].target.as_ref();
-        let target = target.filter(|_| task.is_guarding());
+        let target = target.filter(|_| task.spec.is_guarding());
         let Some(instance) = target.map(|target| target.instance.clone()) else {
             return;
         };

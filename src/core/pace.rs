@@ -48,6 +48,14 @@ impl Stopped {
             before_start: false,
         }
     }
+
+    /// That it was stopped, and why.
+    pub fn in_words(&self) -> Cow<'_, str> {
+        match self.kind {
+            StopKind::User | StopKind::Failures => Cow::from(&*self.msg),
+            StopKind::Probe | StopKind::KeepAlive => Cow::from(format!("stopped: {}", self.msg)),
+        }
+    }
 }
 
 /// How far a task has come.

@@ -413,9 +413,7 @@ impl Core {
         let after = output.kept();
         task.output_bytes = task.output_bytes + after - before;
         self.ledger.resize_output(before, after);
-        if let (Some(at), true) = (task.finished_at, task.output_bytes > 0) {
-            self.ledger.list_finished(at, key.task, task);
-        }
+        self.list_finished_again(key.task);
     }
 }
 

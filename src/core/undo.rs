@@ -134,11 +134,6 @@ impl TaskData {
         self.dirty() + self.undos_under_way() > 0
     }
 
-    /// Whether its unfinished executions are counted at their machines.
-    pub(super) fn is_guarding(&self) -> bool {
-        self.spec.is_guarding()
-    }
-
     /// Whether it has an undo.
     pub(super) fn has_undo(&self) -> bool {
         self.spec.detail.undo.is_some()
