@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::puppet::{Puppet, hold, report};
 use common::{Server, id};
 use serde_json::{Value, json};
 
@@ -11,54 +12,35 @@ const DEBTS: usize = 6;
 /// What an agent reads of an answer for its jobs, in bytes, and beside that.
 const READ_BYTES: usize = (4 << 20) + (64 << 10);
 
-struct Agent<'a> {
-    server: &'a Server,
-    instance: &'static str,
-    seq: u64,
+/// One that can take all of them at once.
+fn agent<'a>(server: &'a Server, n: usize) -> Puppet<'a> {
+    let mut agent = Puppet::unseen(server, n, "m");
+    agent.features = json!(["undo", "script"]);
+    agent
 }
 
-impl Agent<'_> {
-    /// Polls, and answers with the orders and the size of the answer.
-    fn poll(&mut self, more: Value) -> (Value, usize) {
-        self.seq += 1;
-        let mut poll = json!({
-            "instance": self.instance, "seq": self.seq, "label": "m", "host": "h", "jobs": 8, "wait": 0,
-            "features": ["undo", "script"], "holds": [], "undos": [],
-        });
-        for (name, value) in more.as_object().unwrap() {
-            poll[name] = value.clone();
-        }
-        let reply = self.server.post("/api/v1/agent/poll", &poll);
-        (reply.data(), reply.body.len())
-    }
-}
-
-fn ids(orders: &Value, state: &str) -> Vec<Value> {
-    let orders = orders.as_array().into_iter().flatten();
-    let listed = orders.map(|order| {
-        json!({"execution": order["execution"], "attempt": order["attempt"], "state": state, "by": "agent"})
-    });
-    listed.collect()
+/// Polls, and answers with the orders of a kind.
+fn orders(agent: &mut Puppet<'_>, kind: &str, mut members: Value) -> Vec<Value> {
+    members["jobs"] = json!(DEBTS);
+    let reply = agent.reply(members);
+    assert!(reply.body.len() <= READ_BYTES, "{}", reply.body.len());
+    let orders = reply.data()[kind].take();
+    orders.as_array().cloned().unwrap_or_default()
 }
 
 /// A server to which an agent owes undos with a long script each.
 fn in_debt() -> Server {
     let server = Server::start();
-    let mut agent = Agent {
-        server: &server,
-        instance: "a1a1a1a1a1a1a1a1",
-        seq: 0,
-    };
-    agent.poll(json!({}));
+    let mut agent = agent(&server, 1);
+    agent.reply(json!({})).data();
     let script = format!("true # {}", "x".repeat(SCRIPT_BYTES));
     let task =
         json!({"machinePattern": "^m$", "detail": {"script": script, "undo": {"command": "true"}}});
     let tasks: Vec<Value> = (0..DEBTS).map(|_| server.submit(task.clone())).collect();
     let mut holds = Vec::new();
     while holds.len() < DEBTS {
-        let (orders, bytes) = agent.poll(json!({"holds": holds}));
-        assert!(bytes <= READ_BYTES, "{bytes}");
-        holds.extend(ids(&orders["start"], "running"));
+        let started = orders(&mut agent, "start", json!({"holds": holds}));
+        holds.extend(started.iter().map(hold));
     }
     let goodbye = json!({"instance": agent.instance, "holds": holds});
     server.post("/api/v1/agent/goodbye", &goodbye).data();
@@ -71,38 +53,28 @@ fn in_debt() -> Server {
 #[test]
 fn debts_come_in_answers_that_an_agent_reads() {
     let server = in_debt();
-    let mut next = Agent {
-        server: &server,
-        instance: "b2b2b2b2b2b2b2b2",
-        seq: 0,
-    };
+    let mut next = agent(&server, 2);
     let mut running = Vec::new();
     // One that is lost on its way is sent again, within the same bounds.
-    next.poll(json!({}));
+    orders(&mut next, "undo", json!({}));
     for _ in 0..DEBTS {
-        let (orders, bytes) = next.poll(json!({"undos": running}));
-        assert!(bytes <= READ_BYTES, "{bytes}");
-        running.extend(ids(&orders["undo"], "running"));
+        let ordered = orders(&mut next, "undo", json!({"undos": running}));
+        running.extend(ordered.iter().map(|order| report(order, "running")));
         if running.len() == DEBTS {
             break;
         }
-        assert!(!orders["undo"].is_null(), "{}", running.len());
+        assert!(!ordered.is_empty(), "{}", running.len());
     }
     assert_eq!(running.len(), DEBTS);
-    let (orders, _) = next.poll(json!({"undos": running}));
-    assert_eq!(orders["undo"], Value::Null);
+    let ordered = orders(&mut next, "undo", json!({"undos": running}));
+    assert_eq!(ordered, [Value::Null; 0]);
 }
 
 #[test]
 fn an_agent_that_is_about_to_end_is_ordered_none() {
     let server = in_debt();
-    let mut next = Agent {
-        server: &server,
-        instance: "b2b2b2b2b2b2b2b2",
-        seq: 0,
-    };
-    let (orders, _) = next.poll(json!({"draining": true}));
-    assert_eq!(orders["undo"], Value::Null);
-    let (orders, _) = next.poll(json!({}));
-    assert!(!ids(&orders["undo"], "running").is_empty());
+    let mut next = agent(&server, 2);
+    let ordered = orders(&mut next, "undo", json!({"draining": true}));
+    assert_eq!(ordered, [Value::Null; 0]);
+    assert!(!orders(&mut next, "undo", json!({})).is_empty());
 }

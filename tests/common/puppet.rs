@@ -1,6 +1,6 @@
 //! A program of the test's own that speaks as an agent: it does what the test says, when the test says it.
 
-use super::http::{self, Connection};
+use super::http::{self, Connection, Reply};
 use super::{Server, wait_for};
 use serde_json::{Value, json};
 
@@ -42,8 +42,16 @@ impl<'a> Puppet<'a> {
 
     /// A poll that is answered at once.
     pub fn poll(&mut self, holds: Value, undos: Value) -> Value {
-        let body = self.body(holds, undos, 0);
-        self.server.post("/api/v1/agent/poll", &body).data()
+        self.reply(json!({"holds": holds, "undos": undos})).data()
+    }
+
+    /// The whole answer to a poll of which some members are given.
+    pub fn reply(&mut self, members: Value) -> Reply {
+        let mut body = self.body(json!([]), json!([]), 0);
+        for (name, value) in members.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        self.server.post("/api/v1/agent/poll", &body)
     }
 
     /// A poll that is held; it is given up when the connection is dropped.
