@@ -61,6 +61,7 @@ pub const PHASE_VARIABLE: &str = "SIDEBIKE_PHASE";
 /// writing, as it was when that process was made; and the pause between two tries. It has been executed by then.
 const SCRIPT_BUSY_TRIES: u32 = 100;
 const SCRIPT_BUSY_PAUSE: Duration = Duration::from_millis(2);
+
 /// Starts commands. Holds what all commands of this agent share.
 #[derive(Debug)]
 pub struct Runner {
