@@ -5,12 +5,17 @@
 //! | `http` | bytes ↔ requests and answers; knows no route and no task |
 //! | `api` | the table of routes and the handlers: parse, call the core, answer |
 //! | `state` | the one lock around the core, what is held, what is durable, the database |
+//! | `blobs` | files on their way from people to machines, and back |
+//! | `images` | the binaries that the server hands out |
 //! | `log_queue` | the log on its way to standard error |
 //! | `answers` | the envelope, and which status goes with which refusal; used by `api` and `state` |
 
 mod answers;
 pub(crate) mod api;
+#[doc(hidden)]
+pub mod blobs;
 pub mod http;
+mod images;
 pub mod log_queue;
 mod state;
 
@@ -20,10 +25,11 @@ pub use self::state::db;
 use self::api::access::{Access, Right};
 use self::api::audit::Audit;
 use self::api::browser::{self, OwnNames};
-use self::api::counters::Requests;
+use self::api::counters::{Requests, Transfers};
 use self::api::routes;
 use self::api::server::Server;
 use self::http::{Edge, EdgeLimits, Engine, Request};
+use self::images::Images;
 #[cfg(feature = "db")]
 use self::state::supervise_once;
 use self::state::{Store, supervise};
@@ -72,7 +78,8 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     };
     let edge = Edge::new(edge_limits, tls)?;
     let max_held = config.max_held.min(edge.most_held());
-    let access = Access::from_environment(config.allow_legacy)?;
+    let access = Access::from_environment(config.allow_legacy, config.hands_out_openly)?;
+    let images = Images::open(config.binaries)?;
     let audit = Audit::open(config.audit)?;
     let (store, tasks) = open_store(config.db.as_deref(), limits, max_held)?;
     // All is well: said first, and what there is to say about it after it.
@@ -94,6 +101,8 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         store: store.clone(),
         edge: edge.clone(),
         requests: Requests::default(),
+        transfers: Transfers::default(),
+        images,
         texts: config.texts,
         max_json_depth: config.max_json_depth,
         access,

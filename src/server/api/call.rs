@@ -52,6 +52,16 @@ pub struct Route {
     pub query: &'static [&'static str],
     /// The handler.
     pub handler: fn(Call<'_>) -> Handled,
+    /// The handler reads files, so a thread that may wait calls it.
+    pub reads_files: bool,
+}
+
+impl Route {
+    /// Says that the handler reads files.
+    pub const fn reading_files(mut self) -> Self {
+        self.reads_files = true;
+        self
+    }
 }
 
 /// A line of the table of routes.
@@ -68,5 +78,6 @@ pub const fn route(
         path,
         query,
         handler,
+        reads_files: false,
     }
 }
