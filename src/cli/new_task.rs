@@ -83,7 +83,7 @@ pub struct NewTaskArgs {
     group: Option<String>,
     /// A tag of the task, to find it by; can be given several times. --where is for the tags of machines
     #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = task_tag)]
-    tags: Vec<(String, String)>,
+    task_tags: Vec<(String, String)>,
     /// What it is for, shown with the task
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
@@ -240,7 +240,7 @@ impl NewTaskArgs {
             detail: self.detail()?,
             ..NewTask::default()
         };
-        for (name, value) in &self.tags {
+        for (name, value) in &self.task_tags {
             if task.tags.insert(name.clone(), value.clone()).is_some() {
                 return Err(Failure::Usage(format!("--tag: {name} is given twice")));
             }
