@@ -14,6 +14,7 @@ use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
 use super::selector::Narrowing;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
+use super::waiting::Waiting;
 use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
@@ -79,6 +80,8 @@ pub struct SavedTask {
     pub(super) probes: Vec<SavedProbe>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) about: Option<Box<About>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) waiting: Option<Box<Waiting>>,
 }
 
 /// A probe of a task as saved. What is known of it on a target is saved with the execution.
@@ -257,7 +260,7 @@ impl Batch {
                 || t.pacing.is_some()
         };
         match () {
-            () if tasks().any(|t| t.about.is_some()) => 5,
+            () if tasks().any(|t| t.about.is_some() || t.waiting.is_some()) => 5,
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -486,6 +489,7 @@ fn saved_task(task: &Task) -> SavedTask {
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
         about: spec.about.clone(),
+        waiting: task.waiting.clone(),
     }
 }
 
