@@ -7,6 +7,7 @@
 use super::TextLimits;
 use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
+use super::notify::{self, CheckedNotify};
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
@@ -69,6 +70,7 @@ pub struct Spec {
     pub retry: Option<Box<Retry>>,
     pub result_ttl: TimeSpan,
     pub failure_ttl: TimeSpan,
+    pub notify: Box<[CheckedNotify]>,
     pub detail: Arc<Detail>,
     /// The size of the detail in an answer that hands it out, in bytes, roughly.
     pub sent_bytes: usize,
@@ -101,6 +103,7 @@ impl Spec {
         let counts = checked_counts(&mut posted, mode, limits)?;
         let rollout = checked_rollout(&mut posted, mode, limits)?;
         let probes = checked_probes(&mut posted, mode, limits)?;
+        let notify = notify::checked(posted.notify.take())?;
         let narrowing = narrowing(&mut posted)?;
         let pattern = posted.machine_pattern.take();
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
@@ -130,6 +133,7 @@ impl Spec {
                 "failureTtl",
                 posted.failure_ttl.unwrap_or(DEFAULT_FAILURE_TTL),
             )?,
+            notify,
             sent_bytes: detail.json_bytes(),
             detail: Arc::new(detail),
         })
@@ -206,6 +210,9 @@ impl Spec {
                     let on = probe.on.as_ref().map_or(0, |on| 2 * on.text().kept_bytes());
                     probe.posted.text_bytes() + on + ENTRY_BYTES
                 })
+                .sum::<usize>()
+            + { self.notify.iter() }
+                .map(|it| it.url.len() + it.place.len() + (1 + it.entries()) * ENTRY_BYTES)
                 .sum::<usize>()
             + (entries + retry + steps) * ENTRY_BYTES
     }

@@ -61,6 +61,7 @@ impl Core {
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
         self.check_unused(&id, &prefix)?;
         self.check_halt(spec.detail.undo.is_some())?;
+        self.check_notify(&spec)?;
         let choice = self.choose(now, &id, &spec, self.meant_by(&spec.selector))?;
         let is_any = spec.mode == Mode::Any;
         let number = if is_any {
@@ -123,6 +124,7 @@ impl Core {
         self.check_unused(&id, &id)?;
         let old = self.known_task(of)?;
         self.check_halt(old.has_undo())?;
+        self.check_notify(&old.spec)?;
         let of = old.id.clone();
         let mut spec = Spec::clone(&old.spec);
         spec.id = None;
@@ -393,6 +395,7 @@ impl Core {
             withdrawn: false,
             counts,
             undos: UndoCounts::default(),
+            notifications: Vec::new(),
             output_bytes: 0,
             executions,
         };

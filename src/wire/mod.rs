@@ -8,6 +8,7 @@
 //! | `event` | the events of a task's output |
 //! | `agent` | the calls of agents |
 //! | `report` | the report of a task |
+//! | `notify` | notifications |
 //! | `halt` | the halt of all experiments |
 //! | `undo` | taking back what a command did |
 //! | `probe` | probes, which stop a task by themselves |
@@ -29,6 +30,7 @@ pub mod event;
 pub mod halt;
 pub mod machine;
 pub mod machine_names;
+pub mod notify;
 pub mod output_line;
 pub mod probe;
 pub mod report;

@@ -118,6 +118,12 @@ fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
             None => drop(saved.machines.remove(instance)),
         }
     }
+    for (number, entry) in &batch.notifications {
+        match entry {
+            Some(entry) => drop(saved.notifications.insert(*number, entry.clone())),
+            None => drop(saved.notifications.remove(number)),
+        }
+    }
     if let Some(halt) = &batch.halt {
         saved.halt.clone_from(halt);
     }
@@ -411,6 +417,7 @@ impl World {
             tasks: read_back(&disk.saved.tasks),
             executions: read_back(&disk.saved.executions),
             machines: read_back(&disk.saved.machines),
+            notifications: read_back(&disk.saved.notifications),
             output: disk.saved.output.clone(),
             next_task: disk.saved.next_task,
             last_alive: disk.saved.last_alive,
