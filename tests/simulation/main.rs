@@ -2,6 +2,7 @@
 //! delay, reordering, crashes, pauses, restarts with other limits and another time, and agents that lie; the laws in `laws.rs` are checked after every step.
 //!
 //! - `SEED=7 cargo test --test simulation` runs one seed and prints what happened in it.
+//! - `RULE=LockIsHeld cargo test --test simulation it_finds_a_broken_rule` breaks one rule only.
 //! - `SIM_SEEDS=10000` sets the number of seeds; `SIM_SECONDS=600` runs seeds for that time instead.
 //!
 //! To add a scenario: a random action in `users.rs`, or a fault in `world.rs`. To add a law: a function in `laws.rs`
@@ -376,7 +377,9 @@ fn run_seeds(world: impl Fn(u64) -> World + Sync, seeds: u64, scenarios: &[&str]
 
 #[test]
 fn it_finds_a_broken_rule() {
-    for rule in Rule::ALL {
+    let only = std::env::var("RULE").ok();
+    let is_wanted = |rule: &Rule| only.as_ref().is_none_or(|only| format!("{rule:?}") == *only);
+    for rule in Rule::ALL.into_iter().filter(is_wanted) {
         let sum = run_many(|n| n >= BROKEN_SEEDS, Some(rule));
         assert!(
             !sum.failures.is_empty(),
