@@ -14,6 +14,7 @@ use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
 use super::selector::Narrowing;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
+use super::waiting::Waiting;
 use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
@@ -80,6 +81,8 @@ pub struct SavedTask {
     pub(super) probes: Vec<SavedProbe>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notify: Vec<Notify>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) waiting: Option<Box<Waiting>>,
 }
 
 /// A probe of a task as saved. What is known of it on a target is saved with the execution.
@@ -261,6 +264,7 @@ impl Batch {
         };
         match () {
             () if !self.notifications.is_empty() || tasks().any(|t| !t.notify.is_empty()) => 5,
+            () if tasks().any(|t| t.waiting.is_some()) => 5,
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -501,6 +505,7 @@ fn saved_task(task: &Task) -> SavedTask {
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
         notify: spec.notify.iter().map(|it| it.posted()).collect(),
+        waiting: task.waiting.clone(),
     }
 }
 

@@ -51,6 +51,10 @@ pub const PAGES: &[Page] = &[
         "notifications",
         "Who is told when a task starts, ends, fails or is stopped"
     ),
+    page!(
+        "workflow",
+        "Later, and in which order: what a task waits for"
+    ),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),
     page!("migrating", "Coming from the original sidebike"),

@@ -378,7 +378,10 @@ fn run_seeds(world: impl Fn(u64) -> World + Sync, seeds: u64, scenarios: &[&str]
 #[test]
 fn it_finds_a_broken_rule() {
     let only = std::env::var("RULE").ok();
-    let is_wanted = |rule: &Rule| only.as_ref().is_none_or(|only| format!("{rule:?}") == *only);
+    let is_wanted = |rule: &Rule| {
+        only.as_ref()
+            .is_none_or(|only| format!("{rule:?}") == *only)
+    };
     for rule in Rule::ALL.into_iter().filter(is_wanted) {
         let sum = run_many(|n| n >= BROKEN_SEEDS, Some(rule));
         assert!(

@@ -252,7 +252,10 @@ impl World {
 fn every_event_is_told(told: &BTreeSet<(NotifyEvent, u8)>, task: &sidebike::core::Task) -> Lawful {
     let answer = task.answer(0);
     let starts = answer.result.iter().flat_map(|e| {
-        let past = e.attempts.iter().map(|past| past.attempt.started_at.is_some());
+        let past = e
+            .attempts
+            .iter()
+            .map(|past| past.attempt.started_at.is_some());
         past.chain([e.attempt.started_at.is_some()])
     });
     let has_started = starts.into_iter().any(|it| it);
