@@ -86,6 +86,8 @@ fn the_end_of_a_task_is_told_signed_and_without_its_output() {
     let _agent = server.agent("m1");
     let mut task = task("echo s3cret-output");
     task["name"] = "backup".into();
+    task["group"] = "nightly".into();
+    task["tags"] = json!({"team": "pay"});
     task["notify"] = json!([{"url": receiver.url() + "?key=1"}]);
     let task = server.run(task);
     assert_eq!(task["notify"][0]["on"], json!(["ended"]));
@@ -107,6 +109,8 @@ fn the_end_of_a_task_is_told_signed_and_without_its_output() {
     for field in [
         "id",
         "name",
+        "group",
+        "tags",
         "state",
         "machinePattern",
         "mode",

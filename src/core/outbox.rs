@@ -203,6 +203,7 @@ fn notified(task: &Task) -> NotifiedTask {
         // Output is not sent.
         output: None,
     });
+    let about = task.spec.about.as_deref().cloned().unwrap_or_default();
     NotifiedTask {
         id: task.id.to_string(),
         name: task.spec.name.to_string(),
@@ -214,6 +215,9 @@ fn notified(task: &Task) -> NotifiedTask {
         clean: task.has_undo().then(|| task.dirty() == 0),
         stopped_by,
         rerun_of: task.rerun_of.as_ref().map(|id| id.to_string()),
+        group: about.group.as_ref().map(|group| group.to_string()),
+        tags: about.tags,
+        description: about.description,
         created_at: rfc3339(task.created_at),
         started_at: starts.flatten().min().map(rfc3339),
         finished_at: task.finished_at.map(rfc3339),

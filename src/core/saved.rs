@@ -4,6 +4,7 @@
 //! batch can be applied on top of an earlier one. `restored.rs` rebuilds a core from the records. To save a
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
+use super::about::About;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
@@ -81,6 +82,8 @@ pub struct SavedTask {
     pub(super) probes: Vec<SavedProbe>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notify: Vec<Notify>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) about: Option<Box<About>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waiting: Option<Box<Waiting>>,
 }
@@ -265,6 +268,7 @@ impl Batch {
         match () {
             () if !self.notifications.is_empty() || tasks().any(|t| !t.notify.is_empty()) => 5,
             () if tasks().any(|t| t.waiting.is_some()) => 5,
+            () if tasks().any(|t| t.about.is_some() || t.waiting.is_some()) => 5,
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -505,6 +509,7 @@ fn saved_task(task: &Task) -> SavedTask {
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
         notify: spec.notify.iter().map(|it| it.posted()).collect(),
+        about: spec.about.clone(),
         waiting: task.waiting.clone(),
     }
 }

@@ -53,7 +53,7 @@ pub const PAGES: &[Page] = &[
     ),
     page!(
         "workflow",
-        "Later, and in which order: what a task waits for"
+        "Later, in which order, several at once: what a task waits for"
     ),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),

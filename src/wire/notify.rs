@@ -5,6 +5,7 @@ use super::enumeration::{self, Words};
 use super::rollout::StoppedBy;
 use super::task::{Counts, Mode, TaskState};
 use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeMap;
 
 /// Something that happened to a task, or to a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -170,6 +171,12 @@ pub struct NotifiedTask {
     pub stopped_by: Option<StoppedBy>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun_of: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
     pub created_at: String,
     /// When the first of its commands started, RFC 3339.
     pub started_at: Option<String>,

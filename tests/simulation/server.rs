@@ -482,6 +482,7 @@ impl World {
                         self.laws.finished(task)?;
                         self.an_end_waits_for_its_undos(task)?;
                     }
+                    Notice::GroupFinished(group) => self.group_finished(&group),
                     Notice::NotificationDead(_) => self.count("notification given up"),
                     Notice::Changed(_)
                     | Notice::NewcomersRefused(_)

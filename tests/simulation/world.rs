@@ -8,6 +8,7 @@ use crate::laws::Laws;
 use crate::notify::Receivers;
 use crate::rng::Rng;
 use crate::server::Server;
+use crate::several::Several;
 use crate::targets::Fleet;
 use crate::users::Users;
 use sidebike::core::{Link, MachineKey, TaskKey, Time};
@@ -207,6 +208,7 @@ pub struct World {
     pub fleet: Fleet,
     pub receivers: Receivers,
     pub experiments: Experiments,
+    pub several: Several,
     pub tally: Tally,
     /// Ids of attempts that hostile agents were handed.
     pub overheard: Vec<AttemptId>,
@@ -252,6 +254,7 @@ impl World {
             fleet: Fleet::default(),
             receivers: Receivers::new(seed),
             experiments: Experiments::default(),
+            several: Several::default(),
             tally: Tally::new(),
             overheard: Vec::new(),
             stopped_until: 0,
@@ -427,6 +430,7 @@ impl World {
         self.laws.look(self.now, &self.server)?;
         self.look_at_undos()?;
         self.look_at_notifications()?;
+        self.look_at_groups()?;
         self.users.look_at_pace(self.now, &self.server.core)
     }
 
