@@ -19,6 +19,7 @@
 //! | `token` | the agent's token, read again when it changes |
 //! | `reread` | when a file is read again; the authorities of `--ca` |
 //! | `shutdown` | TERM and INT end the agent, HUP reads the token and `--ca` again |
+//! | `files/` | laying files down before a command, handing files back after it |
 //! | `undo/` | taking back what a command did |
 //! | `probes/` | probes that the server orders |
 //! | `command/` | one command: whether it is allowed, its start, its end |
@@ -29,7 +30,7 @@
 //! its result; another one continues the polls. A thread whose command has an undo runs that, too; an undo that the
 //! server orders has a thread of its own.
 //!
-//! The agent listens on no socket and writes no file.
+//! The agent listens on no socket, and writes no file of its own accord: only those that a task brings.
 //!
 //! How to add
 //!
@@ -51,6 +52,7 @@ mod backoff;
 mod batch;
 pub(crate) mod command;
 mod failures;
+pub mod files;
 pub mod log_writer;
 mod orders;
 mod output;

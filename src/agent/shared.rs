@@ -57,8 +57,8 @@ pub enum Task {
     Poll(PollLoop),
     /// Runs an undo that the server has ordered.
     Undo(Box<UndoJob>),
-    /// Undoes an attempt whose start was left alone, with this outcome.
-    UndoLeftAlone(Arc<Attempt>, Outcome),
+    /// Undoes an attempt whose start was left alone, with this outcome, or removes its files.
+    SettleLeftAlone(Arc<Attempt>, Outcome),
     /// Runs a probe that the server has ordered.
     Probe(Box<ProbeJob>),
 }
@@ -68,7 +68,7 @@ impl Task {
     pub fn into_runnable(self) -> Option<Runnable> {
         match self {
             Task::Run(runnable) => Some(runnable),
-            Task::Poll(_) | Task::Undo(_) | Task::UndoLeftAlone(..) | Task::Probe(_) => None,
+            Task::Poll(_) | Task::Undo(_) | Task::SettleLeftAlone(..) | Task::Probe(_) => None,
         }
     }
 }

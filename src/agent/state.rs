@@ -19,6 +19,7 @@
 mod undos;
 
 use super::attempt::{Attempt, Outcome, StopReason, lock};
+use super::files::AttemptFiles;
 use super::processes::process_table::ProcessTable;
 use super::recent_ids::RecentIds;
 use super::undo::deadman::{Contact, Deadman};
@@ -364,6 +365,17 @@ impl AgentState {
         Some(inner.epoch)
     }
 
+    /// The epoch of a poll loop that takes the place of the present one, because the server is to be told something that
+    /// polls say; none during shutdown.
+    pub fn poll_anew(&self) -> Option<u64> {
+        let mut inner = lock(&self.inner);
+        if inner.draining {
+            return None;
+        }
+        inner.epoch += 1;
+        Some(inner.epoch)
+    }
+
     /// Has the poll loop before `epoch` go on, because the one of `epoch` could not be started.
     pub fn keep_polls(&self, epoch: u64) {
         let mut inner = lock(&self.inner);
@@ -392,7 +404,8 @@ impl AgentState {
             inner.refusal = Some(why);
             return None;
         }
-        let attempt = Arc::new(Attempt::new(job.id.clone(), deadman));
+        let attempt = Attempt::new(job.id.clone(), deadman);
+        let attempt = Arc::new(attempt.with_order_for_files(AttemptFiles::of(&job)));
         let has_slot = inner.slots_taken < inner.slots;
         let (stage, runnable) = if has_slot {
             inner.slots_taken += 1;

@@ -14,7 +14,7 @@ mod registry;
 mod server;
 
 #[cfg(feature = "agent")]
-pub use agent::{AgentArgs, AgentConfig, CommandPolicy};
+pub use agent::{AgentArgs, AgentConfig, CommandPolicy, FilePolicy};
 #[cfg(any(feature = "agent", feature = "cli"))]
 pub use registry::{Registry, RegistryArgs};
 #[cfg(feature = "server")]

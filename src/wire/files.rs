@@ -57,6 +57,16 @@ pub enum Unpack {
     TarGz,
 }
 
+impl Unpack {
+    /// The word of the API.
+    pub fn word(self) -> &'static str {
+        match self {
+            Unpack::Tar => "tar",
+            Unpack::TarGz => "tar.gz",
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Unpack {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         const WORDS: Words<Unpack> = &[("tar", Unpack::Tar), ("tar.gz", Unpack::TarGz)];
