@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 36] = [
+const FIELDS: [(&str, &str); 39] = [
     ("machinePattern", "-m"),
     ("machine", "-m"),
     ("exclude", "--exclude"),
@@ -42,6 +42,9 @@ const FIELDS: [(&str, &str); 36] = [
     ("detail.undo.patience", "--undo-patience"),
     ("detail.undo.deadman", "--deadman"),
     ("detail.undo.lock", "--lock"),
+    ("files", "--file"),
+    ("filesTimeout", "--files-timeout"),
+    ("fetch", "--fetch"),
     ("reason", "REASON"),
 ];
 /// The fields with which the server begins a refusal because of the number of machines.

@@ -33,6 +33,7 @@ mod command;
 mod diff;
 mod docs;
 mod event_stream;
+mod file_flags;
 mod fold;
 mod follow;
 mod halt;
@@ -46,6 +47,7 @@ mod pacing;
 mod printer;
 mod progress;
 mod ps;
+mod push;
 mod report;
 mod rerun;
 mod rollout;
@@ -56,6 +58,7 @@ mod show;
 mod table;
 mod task_reference;
 mod terminal;
+mod transfer;
 mod undo;
 mod undo_flags;
 mod undos;
@@ -85,6 +88,8 @@ const NO_READER: u8 = 128 + 13;
 pub enum Command {
     /// Run a command on machines and show its output
     Run(run::Args),
+    /// Lay files of this machine down on machines
+    Push(push::Args),
     /// List tasks, newest first
     Ps(ps::Args),
     /// Show one task: what it runs and how it went on each machine
@@ -129,6 +134,7 @@ pub enum Command {
 pub fn run(command: Command) -> ExitCode {
     let (ended, failed) = match command {
         Command::Run(args) => (run::run(args), CANNOT_FOLLOW),
+        Command::Push(args) => (push::run(args), CANNOT_FOLLOW),
         Command::Rerun(args) => (rerun::run(args), CANNOT_FOLLOW),
         Command::Wait(args) => (wait::run(args), CANNOT_FOLLOW),
         Command::Ps(args) => (ps::run(args), FAILED),

@@ -1,6 +1,7 @@
 //! What `run` submits: the task that its flags describe, on top of the task of a file.
 
 use super::command::{Failure, duration};
+use super::file_flags::FileArgs;
 use super::follow::print_message;
 use super::selection::SelectionArgs;
 use super::terminal::sanitize;
@@ -51,6 +52,8 @@ pub struct NewTaskArgs {
     pace: PaceArgs,
     #[command(flatten)]
     undo: UndoArgs,
+    #[command(flatten)]
+    files: FileArgs,
     /// On one of them only, whichever is free first
     #[arg(long, conflicts_with_all = PACE_FLAGS)]
     any: bool,
@@ -112,7 +115,7 @@ const PACE: &str = "How many of them, at which pace";
 
 /// The arguments about numbers and pace.
 #[derive(Debug, clap::Args)]
-struct PaceArgs {
+pub struct PaceArgs {
     /// Run it only if so many machines match: 3, 2..10, 2.. or ..10
     #[arg(help_heading = PACE, long, value_name = "N", allow_negative_numbers = true)]
     expect: Option<Expect>,
@@ -155,7 +158,8 @@ struct PaceArgs {
 }
 
 impl PaceArgs {
-    fn apply(&self, task: &mut NewTask) {
+    /// Sets what was given.
+    pub fn apply(&self, task: &mut NewTask) {
         task.expect = self.expect;
         task.max_targets = self.max_targets;
         task.keep_alive = self.keep_alive.clone();
@@ -214,6 +218,12 @@ impl NewTaskArgs {
         Ok(())
     }
 
+    /// Sends the files of the task, if the server does not have them.
+    pub fn send_files(&self, task: &Map<String, Value>, client: &Client) -> Result<(), Failure> {
+        let is_told = super::terminal::width(&io::stderr()).is_some();
+        self.files.send(task, client, is_told)
+    }
+
     /// The task that the flags describe.
     fn flags(&self) -> Result<NewTask, Failure> {
         let is_alone = self.file.is_none();
@@ -231,6 +241,7 @@ impl NewTaskArgs {
         };
         self.selection.apply(&mut task, is_alone)?;
         self.pace.apply(&mut task);
+        self.files.apply(&mut task)?;
         Ok(task)
     }
 

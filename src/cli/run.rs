@@ -32,6 +32,10 @@ Examples:
                                                  step by step; stops when more than 5 % have failed
   sidebike run --max-targets 25% --keep-alive 50% -- ./break.sh
                                                  on a quarter, if half of them stay untouched
+  sidebike run --file ./blade.tgz:/tmp/blade --unpack --workspace /tmp/blade -- ./blade version
+                                                 a package of this machine, unpacked before the command
+  sidebike run --fetch /tmp/heap.hprof -- ./dump.sh
+                                                 hand a file back; sidebike pull gets it
   sidebike run --task task.json --expect 3       the task of a file, if exactly 3 machines match
   sidebike run -m '^web-1$' --hold 5m --undo ./mend.sh --lock eth0 -- ./break.sh
                                                  a fault for five minutes, which is then taken back, also
@@ -91,7 +95,7 @@ pub struct Args {
 /// Runs a command on machines.
 pub fn run(args: Args) -> CommandResult {
     let mut task = args.task.read()?;
-    let client = args.server.client()?;
+    let client = args.server.client_for_files()?;
     args.task.set_instances(&mut task, &client)?;
     let matching = client.dry_run(&task)?;
     let is_any = task.get("mode").is_some_and(|mode| mode == "any");
@@ -118,6 +122,7 @@ pub fn run(args: Args) -> CommandResult {
             return Ok(CANCELED);
         }
     }
+    args.task.send_files(&task, &client)?;
     if args.detach {
         let task = client.submit(&task)?;
         if args.json {
@@ -145,7 +150,7 @@ pub fn run(args: Args) -> CommandResult {
 }
 
 /// Why it would run nowhere.
-fn nowhere(selection: &Selection, matching: &DryRun) -> Failure {
+pub fn nowhere(selection: &Selection, matching: &DryRun) -> Failure {
     let others = not_online(matching);
     let refusal = match matching.ok {
         true => String::new(),
@@ -160,7 +165,8 @@ fn nowhere(selection: &Selection, matching: &DryRun) -> Failure {
     })
 }
 
-fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
+/// Shows which machines would run it.
+pub fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
     if as_json {
         return print_json(matching);
     }
@@ -248,7 +254,7 @@ fn matches_more_than_named(pattern: &str, matching: &DryRun) -> Option<String> {
 }
 
 /// Asks whether to run on that many machines.
-fn confirm(matching: &DryRun) -> Result<bool, Failure> {
+pub fn confirm(matching: &DryRun) -> Result<bool, Failure> {
     let number = matching.machines.len();
     let words = match matching.spared.is_empty() {
         true => {
@@ -296,7 +302,7 @@ fn any_in_words(matching: &DryRun) -> String {
 }
 
 /// `3 machines: web-1, web-2, web-3 (2 spared)`.
-fn targets_in_words(task: &Task) -> String {
+pub fn targets_in_words(task: &Task) -> String {
     let names = label_list(task.result.iter().map(|e| &*e.machine_label));
     let spared = match task.spared {
         0 => String::new(),

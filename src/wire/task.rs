@@ -4,6 +4,7 @@ use super::agent::Feature;
 use super::bounded;
 use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
+use super::files::{Fetch, File};
 use super::machine_names::MachineNames;
 use super::probe::{AnsweredProbe, Probe};
 use super::rollout::{Expect, KeepAlive, Rollout, RolloutState, Share, StoppedBy};
@@ -330,6 +331,12 @@ pub struct NewTask {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<TimeSpan>,
     pub detail: Detail,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<File>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files_timeout: Option<TimeSpan>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fetch: Vec<Fetch>,
 }
 
 /// The state of an execution, in the order of its lifecycle.

@@ -56,6 +56,8 @@ use supervise::{NotDone, supervise};
 
 /// How long all files of a task may take, before and again after the command, unless it says otherwise.
 const DEFAULT_TIMEOUT: TimeSpan = TimeSpan::from_secs(600);
+/// How long handing back may take after a cancel.
+const CANCELED_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long removing may take. It is local.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -138,7 +140,7 @@ impl Agent {
         let timeout = attempt
             .with_files(|files| files.timeout)
             .unwrap_or_default();
-        let laid = self.help(attempt, waker, work, workspace, timeout);
+        let laid = self.help(attempt, Some(attempt), waker, work, workspace, timeout);
         // The server is told at once that the command runs now.
         attempt.with_files(|files| files.phase = None);
         let laid = laid?;
@@ -187,8 +189,17 @@ impl Agent {
                 None => return with_failure(outcome, "this machine has no file descriptors left"),
             },
         };
+        let stop = attempt.stop_reason();
+        // The agent is about to end: what it does now must not take long.
+        let is_ending = !matches!(
+            stop,
+            None | Some(StopReason::Canceled | StopReason::Stopped)
+        );
+        if is_ending && !fetch.is_empty() {
+            outcome = with_failure(outcome, "its files were not handed back");
+        }
         // What was never started has left nothing to hand back.
-        if !fetch.is_empty() && outcome.duration.is_some() && self.config.policy.files.pull {
+        else if !fetch.is_empty() && outcome.duration.is_some() {
             attempt.with_files(|files| files.phase = Some(Phase::Fetch));
             attempt.set_waker(waker.clone());
             self.tell_phase();
@@ -202,7 +213,13 @@ impl Agent {
                 attempt: attempt.id.attempt,
                 files: fetch.collect(),
             };
-            if let Err(why) = self.help(attempt, waker, work, workspace.clone(), timeout) {
+            // What was canceled hands back what it can soon: a second cancel cannot be told from the first.
+            let (watched, timeout) = match stop {
+                None => (Some(attempt), timeout),
+                Some(_) => (None, timeout.min(CANCELED_TIMEOUT)),
+            };
+            let workspace = workspace.clone();
+            if let Err(why) = self.help(attempt, watched, waker, work, workspace, timeout) {
                 outcome = match why.state {
                     ExecutionState::Canceled => Outcome {
                         state: why.state,
@@ -224,10 +241,11 @@ impl Agent {
         outcome
     }
 
-    /// Has a helper do a part of the work. The error is the outcome of the attempt if it fails.
+    /// Has a helper do a part of the work, until `watched` is to stop. The error is the outcome of the attempt if it fails.
     fn help(
         &self,
         attempt: &Attempt,
+        watched: Option<&Attempt>,
         waker: &Waker,
         work: Work,
         workspace: PathBuf,
@@ -237,7 +255,7 @@ impl Agent {
         let deadline = Instant::now().checked_add(timeout);
         let mut laid = Vec::new();
         let mut latest = None;
-        let done = supervise(&job, Some(attempt), waker, deadline, |said| match said {
+        let done = supervise(&job, watched, waker, deadline, |said| match said {
             Said::Folder(folder) => {
                 folder::remember(&folder);
                 attempt.with_files(|files| files.folder = Some(folder));
