@@ -9,6 +9,8 @@
 //! | `command` | what every command has: its result, its errors, the connection to the server |
 //! | `task_reference` | the task that an id, the beginning of an id, or a name stands for |
 //! | `new_task` | what `run` submits: its flags, on top of the task of a file |
+//! | `file_flags` | the files of a task: the flags of `run` and `push` |
+//! | `transfer` | sending files and getting them, with progress |
 //! | `undo_flags` | what takes the effect of a command back: the flags of `run` |
 //! | `undos` | the undos of a task in words: what is not undone, and what to do about it |
 //! | `selection` | which machines a task means: flags, instances by their beginning, words |
@@ -47,6 +49,7 @@ mod pacing;
 mod printer;
 mod progress;
 mod ps;
+mod pull;
 mod push;
 mod report;
 mod rerun;
@@ -90,6 +93,8 @@ pub enum Command {
     Run(run::Args),
     /// Lay files of this machine down on machines
     Push(push::Args),
+    /// Get the files that a task has handed back
+    Pull(pull::Args),
     /// List tasks, newest first
     Ps(ps::Args),
     /// Show one task: what it runs and how it went on each machine
@@ -134,6 +139,7 @@ pub enum Command {
 pub fn run(command: Command) -> ExitCode {
     let (ended, failed) = match command {
         Command::Run(args) => (run::run(args), CANNOT_FOLLOW),
+        Command::Pull(args) => (pull::run(args), FAILED),
         Command::Push(args) => (push::run(args), CANNOT_FOLLOW),
         Command::Rerun(args) => (rerun::run(args), CANNOT_FOLLOW),
         Command::Wait(args) => (wait::run(args), CANNOT_FOLLOW),
