@@ -390,6 +390,7 @@ impl Attempt {
                 HoldState::Running
             },
             started_ago_ms: inner.started.map_or(0, |at| ms(at.elapsed())),
+            phase: None,
         }
     }
 
@@ -408,6 +409,7 @@ impl Attempt {
             duration_ms: outcome.duration.map(ms),
             stdout_bytes,
             stderr_bytes,
+            files: Vec::new(),
         })
     }
 }

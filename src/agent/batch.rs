@@ -260,6 +260,9 @@ mod tests {
             task_name: "t".into(),
             key: None,
             detail: detail.to_owned(),
+            files: Vec::new(),
+            files_timeout: None,
+            fetch: Vec::new(),
         };
         state.accept(job, None).unwrap().attempt
     }

@@ -423,6 +423,9 @@ impl Core {
                 task_name: task.spec.name.to_string(),
                 key: Some(task.attempt_key(execution)),
                 detail: task.spec.detail.clone(),
+                files: Vec::new(),
+                files_timeout: None,
+                fetch: Vec::new(),
             });
             let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
             if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {

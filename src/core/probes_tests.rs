@@ -146,6 +146,7 @@ impl Scene {
             id: id.clone(),
             state: HoldState::Running,
             started_ago_ms: 0,
+            phase: None,
         };
         let poll = Poll {
             instance: agent.instance.clone(),
@@ -238,6 +239,7 @@ impl Scene {
                 duration_ms: Some(1),
                 stdout_bytes: 0,
                 stderr_bytes: 0,
+                files: Vec::new(),
             }],
             undos: vec![undo],
             probes: Vec::new(),

@@ -11,6 +11,7 @@
 //! are sent as "milliseconds ago": the clocks of containers may be wrong.
 
 use super::duration::TimeSpan;
+use super::files::{Fetch, FetchedFile, File, Phase};
 use super::probe::{ProbeOrder, ProbeResult};
 use super::task::ExecutionState;
 use super::undo::{UndoReason, UndoReport};
@@ -78,17 +79,26 @@ pub enum Feature {
     Undo,
     /// `probes`.
     Probes,
+    /// `files`.
+    Files,
+    /// `files` with `unpack`.
+    Unpack,
+    /// `fetch`.
+    Fetch,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::User,
         Self::StdinBase64,
         Self::MergeOutput,
         Self::Script,
         Self::Undo,
         Self::Probes,
+        Self::Files,
+        Self::Unpack,
+        Self::Fetch,
     ];
 
     /// The word in a poll: the field of the task or of its `detail`.
@@ -100,6 +110,9 @@ impl Feature {
             Self::Script => "script",
             Self::Undo => "undo",
             Self::Probes => "probes",
+            Self::Files => "files",
+            Self::Unpack => "unpack",
+            Self::Fetch => "fetch",
         }
     }
 }
@@ -138,6 +151,9 @@ pub struct Hold {
     /// How long ago its command was started, in milliseconds.
     #[serde(default)]
     pub started_ago_ms: u64,
+    /// What it does with files now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
 }
 
 /// The server's orders to an agent. `D` is the detail: a [`super::task::Detail`] where it is written, a plain JSON
@@ -213,8 +229,17 @@ pub struct Assignment<D> {
     /// The key of the attempt, 32 hexadecimal digits; servers before 0.2 leave it to the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// What to run.
+    /// What to run; without a command if the task only lays files down.
     pub detail: D,
+    /// The files that are laid down before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<File>,
+    /// How long that may take, and as long again what is handed back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files_timeout: Option<TimeSpan>,
+    /// The files that are handed back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fetch: Vec<Fetch>,
 }
 
 /// An undo that an agent is to run although it does not hold the attempt, or has reported its end: it is owed by an
@@ -256,6 +281,12 @@ struct FlatAssignment<D> {
     #[serde(default)]
     key: Option<String>,
     detail: D,
+    #[serde(default = "Vec::new", deserialize_with = "bounded")]
+    files: Vec<File>,
+    #[serde(default)]
+    files_timeout: Option<TimeSpan>,
+    #[serde(default = "Vec::new", deserialize_with = "bounded")]
+    fetch: Vec<Fetch>,
 }
 
 impl<D> From<FlatAssignment<D>> for Assignment<D> {
@@ -269,6 +300,9 @@ impl<D> From<FlatAssignment<D>> for Assignment<D> {
             task_name: flat.task_name,
             key: flat.key,
             detail: flat.detail,
+            files: flat.files,
+            files_timeout: flat.files_timeout,
+            fetch: flat.fetch,
         }
     }
 }
@@ -339,6 +373,10 @@ pub struct Ended {
     /// How many bytes the command wrote to standard error.
     #[serde(default)]
     pub stderr_bytes: u64,
+    /// The files that it handed back.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded")]
+    pub files: Vec<FetchedFile>,
 }
 
 /// Results, with the last of their output.

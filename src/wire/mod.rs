@@ -26,6 +26,7 @@ mod bounded;
 pub mod duration;
 pub mod enumeration;
 pub mod event;
+pub mod files;
 pub mod halt;
 pub mod machine;
 pub mod machine_names;

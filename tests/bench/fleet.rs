@@ -206,6 +206,7 @@ impl Fleet {
             id: id.clone(),
             state: HoldState::Running,
             started_ago_ms: 0,
+            phase: None,
         };
         let poll = Poll {
             undos: Vec::new(),
@@ -237,6 +238,7 @@ impl Fleet {
             duration_ms: Some(1),
             stdout_bytes: 0,
             stderr_bytes: 0,
+            files: Vec::new(),
         };
         let done = Done {
             undos: Vec::new(),

@@ -263,6 +263,9 @@ fn assignment(execution: &str, key: Option<&str>, detail: Value) -> Assignment<V
         task_name: "the name".into(),
         key: key.map(str::to_owned),
         detail,
+        files: Vec::new(),
+        files_timeout: None,
+        fetch: Vec::new(),
     }
 }
 

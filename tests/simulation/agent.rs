@@ -843,6 +843,7 @@ impl Agent {
             id: held.id.clone(),
             state: held.state,
             started_ago_ms: now - held.started_at,
+            phase: None,
         });
         holds.collect()
     }
@@ -883,6 +884,7 @@ impl Held {
             duration_ms: (!self.cannot_start).then_some(at - self.started_at),
             stdout_bytes: self.written[0],
             stderr_bytes: self.written[1],
+            files: Vec::new(),
         })
     }
 }

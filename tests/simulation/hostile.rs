@@ -146,6 +146,7 @@ impl World {
             id: self.hostile_id(),
             state: self.rng.pick(&states),
             started_ago_ms: self.rng.pick(&EDGES),
+            phase: None,
         });
         holds.collect()
     }
@@ -191,6 +192,7 @@ impl World {
             duration_ms: Some(self.rng.pick(&EDGES)),
             stdout_bytes: self.rng.pick(&EDGES),
             stderr_bytes: self.rng.pick(&EDGES),
+            files: Vec::new(),
         });
         let results = results.collect();
         let seq = self.agents[who].latest_seq;

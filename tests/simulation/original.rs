@@ -89,6 +89,7 @@ impl Scene {
             duration_ms: None,
             stdout_bytes: 0,
             stderr_bytes: 0,
+            files: Vec::new(),
         };
         let now = self.now;
         let verdict = self

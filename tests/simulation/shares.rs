@@ -138,6 +138,7 @@ impl Scene {
             duration_ms: Some(0),
             stdout_bytes: 0,
             stderr_bytes: 0,
+            files: Vec::new(),
         };
         let done = Done {
             undos: Vec::new(),

@@ -63,6 +63,7 @@ impl Case {
             id: id.clone(),
             state: HoldState::Running,
             started_ago_ms: 0,
+            phase: None,
         });
         let poll = Poll {
             instance: instance.into(),

@@ -266,6 +266,7 @@ fn ended(id: AttemptId, state: ExecutionState, msg: String) -> Ended {
         duration_ms: None,
         stdout_bytes: 0,
         stderr_bytes: 0,
+        files: Vec::new(),
     }
 }
 
