@@ -21,6 +21,7 @@ use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::rules::{MAX_JOBS, check_label, check_tags};
 use crate::wire::agent::{Assignment, AttemptId, Feature, Goodbye, Hold, HoldState, Orders, Poll};
+use crate::wire::files::Phase;
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Detail, ExecutionState};
 use std::collections::HashSet;
@@ -417,15 +418,16 @@ impl Core {
             let task = self.task(execution.task);
             let id = task.attempt_id(execution);
             bytes += sent;
+            let files = task.spec.files.as_deref();
             orders.start.push(Assignment {
                 id,
                 task_id: task.id.to_string(),
                 task_name: task.spec.name.to_string(),
                 key: Some(task.attempt_key(execution)),
                 detail: task.spec.detail.clone(),
-                files: Vec::new(),
-                files_timeout: None,
-                fetch: Vec::new(),
+                files: files.map_or_else(Vec::new, |files| files.files.clone()),
+                files_timeout: files.map(|files| files.timeout),
+                fetch: files.map_or_else(Vec::new, |files| files.fetch.clone()),
             });
             let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
             if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {
@@ -508,7 +510,12 @@ impl Core {
             if e.canceling && hold.state == HoldState::Running {
                 orders.cancel.push(hold.id.clone());
             }
-            self.record_start(now, execution, hold.started_ago_ms);
+            match hold.phase {
+                // Its command is still to be started.
+                Some(Phase::Files) => drop(self.apply(execution, Event::Start)),
+                _ => self.record_start(now, execution, hold.started_ago_ms),
+            }
+            self.record_phase(execution, hold.phase);
         }
         let missing: Vec<ExecutionKey> = self.machine(key).active.difference_of(&held);
         for execution in missing {
@@ -532,8 +539,19 @@ impl Core {
         orders
     }
 
+    fn record_phase(&mut self, key: ExecutionKey, phase: Option<Phase>) {
+        if self.execution(key).current.phase != phase {
+            self.execution_mut(key).current.phase = phase;
+            self.record_change(key);
+        }
+    }
+
     pub(super) fn record_start(&mut self, now: Time, key: ExecutionKey, ago_ms: u64) {
-        if !self.apply(key, Event::Start) {
+        // It is `running` already if it laid files down first.
+        let has_begun = self.apply(key, Event::Start);
+        let e = self.execution(key);
+        let starts = e.state == ExecutionState::Running && e.current.started_at.is_none();
+        if !has_begun && !starts {
             return;
         }
         let submitted = self.task(key.task).created_at;

@@ -240,7 +240,9 @@ impl Core {
                 retry: saved.retry.map(Box::new),
                 result_ttl: saved.result_ttl,
                 failure_ttl: saved.failure_ttl,
-                sent_bytes: saved.detail.json_bytes(),
+                sent_bytes: saved.detail.json_bytes()
+                    + saved.files.as_ref().map_or(0, |files| files.text_bytes()),
+                files: saved.files,
                 detail: saved.detail,
             }),
         };
@@ -339,6 +341,7 @@ impl Core {
         }
         self.ledger.add_task(task.spec.kept_bytes());
         self.tasks.insert(key, task);
+        self.add_blobs(key);
         if open {
             let selector = self.selector_key_of(key);
             self.open(key, selector);

@@ -4,6 +4,7 @@
 //! batch can be applied on top of an earlier one. `restored.rs` rebuilds a core from the records. To save a
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
+use super::files::Files;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
@@ -76,6 +77,8 @@ pub struct SavedTask {
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) probes: Vec<SavedProbe>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<Box<Files>>,
 }
 
 /// A probe of a task as saved. What is known of it on a target is saved with the execution.
@@ -256,6 +259,7 @@ impl Batch {
                 || t.pacing.is_some()
         };
         match () {
+            () if tasks().any(|t| t.files.is_some()) => 5,
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -483,6 +487,7 @@ fn saved_task(task: &Task) -> SavedTask {
         spared: task.spared,
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
+        files: spec.files.clone(),
     }
 }
 

@@ -14,6 +14,7 @@ use super::undo::AttemptUndo;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
 use crate::wire::duration::TimeSpan;
+use crate::wire::files::{FetchedFile, Phase};
 use crate::wire::machine_names::MachineNames;
 use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
 use crate::wire::undo::UndoCounts;
@@ -148,6 +149,12 @@ pub struct Attempt {
     pub reported: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<Box<AttemptUndo>>,
+    /// What it has handed back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<Box<[FetchedFile]>>,
+    /// What it does with files now; not saved, the next poll says it.
+    #[serde(skip)]
+    pub phase: Option<Phase>,
     /// Saved separately.
     #[serde(skip)]
     pub output: Option<Arc<Output>>,
@@ -197,6 +204,8 @@ impl Attempt {
             msg: "".into(),
             reported: false,
             undo: None,
+            files: None,
+            phase: None,
             output: None,
         }
     }
@@ -417,6 +426,7 @@ impl Task {
             .flat_map(|n| result[*n].attempt.output.iter().cloned())
             .collect();
         let spec = &self.spec;
+        let files = spec.files.as_deref();
         let selector = spec.selector.text();
         let narrowing = selector.narrowing.as_deref();
         let all_instances = narrowing.map_or(0, |n| n.instances.len());
@@ -463,6 +473,9 @@ impl Task {
             counts: self.counts,
             undos: self.has_undo().then_some(self.undos),
             clean: self.has_undo().then(|| self.dirty() == 0),
+            files: files.map_or_else(Vec::new, |files| files.files.clone()),
+            files_timeout: files.map(|files| files.timeout),
+            fetch: files.map_or_else(Vec::new, |files| files.fetch.clone()),
             detail: wire::AnsweredDetail {
                 detail,
                 truncated_bytes,
@@ -578,6 +591,10 @@ impl Execution {
             host,
             status,
             state: self.state,
+            phase: self
+                .current
+                .phase
+                .filter(|_| self.state == ExecutionState::Running),
             attempt: self.current.answer(output_limit),
             attempts: self
                 .past
@@ -611,6 +628,12 @@ impl Attempt {
             finished_at: self.finished_at.map(timestamp),
             duration_ms: self.duration_ms,
             undo: self.undo.as_ref().map(|undo| undo.answer()),
+            files: self
+                .files
+                .iter()
+                .flat_map(|files| &**files)
+                .cloned()
+                .collect(),
             ..Default::default()
         };
         if let Some(output) = &self.output {

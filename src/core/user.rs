@@ -399,6 +399,7 @@ impl Core {
         let number = task.executions.len() as u32;
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
+        self.add_blobs(key);
         for n in 0..number {
             let execution = ExecutionKey { task: key, n };
             // Also those that wait for their turn: nothing else changes them for a long time.

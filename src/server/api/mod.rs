@@ -7,6 +7,7 @@
 //! | `call`, `server` | what handlers get: a call, and the server that it is made to |
 //! | `parse` | bodies and parameters, read and checked |
 //! | `tasks`, `machines`, `output`, `follow`, `metrics`, `page`, `docs` | the calls of people |
+//! | `blobs` | files: brought, taken, listed |
 //! | `hand_out`, `transfer` | the program itself; answers that are read from files |
 //! | `agents`, `original` | the calls of agents, and of the original's |
 //! | `access`, `browser` | who may: tokens, and pages of other sites |
@@ -18,6 +19,7 @@
 pub mod access;
 mod agents;
 pub mod audit;
+mod blobs;
 pub mod browser;
 mod call;
 pub mod counters;

@@ -37,6 +37,7 @@ pub const ROUTES: &[Route] = &[
         query: &["path"],
         handler: ping,
         reads_files: false,
+        intake: None,
     },
     Route {
         right: Right::Original,
@@ -45,6 +46,7 @@ pub const ROUTES: &[Route] = &[
         query: &[],
         handler: assigned,
         reads_files: false,
+        intake: None,
     },
     Route {
         right: Right::Original,
@@ -53,6 +55,7 @@ pub const ROUTES: &[Route] = &[
         query: &[],
         handler: done,
         reads_files: false,
+        intake: None,
     },
 ];
 
