@@ -277,6 +277,24 @@ impl Core {
         }
     }
 
+    /// Checks the index against the tasks.
+    pub(super) fn check_blobs(&self) -> Result<(), String> {
+        let mut counted = BlobIndex::new();
+        for (key, task) in &self.tasks {
+            for id in blobs_of(task) {
+                *counted.entry((id, *key)).or_default() += 1;
+            }
+        }
+        match counted == self.blobs {
+            true => Ok(()),
+            false => Err(format!(
+                "the index of blobs has {} entries, the tasks name {}",
+                self.blobs.len(),
+                counted.len()
+            )),
+        }
+    }
+
     /// When the last task that names a blob ended: `None` if none names it, `Some(None)` if one has not ended.
     pub fn blob_needed_until(&self, id: BlobId) -> Option<Option<Time>> {
         let ends = self.tasks_naming(id).map(|(_, task)| task.finished_at);

@@ -206,6 +206,7 @@ impl Core {
             late_join_full: saved.late_join_full,
             canceled: saved.canceled,
             withdrawn: saved.withdrawn,
+            waiting: saved.waiting,
             rerun_of: saved.rerun_of,
             counts: Default::default(),
             undos: Default::default(),
@@ -244,6 +245,7 @@ impl Core {
                     + saved.files.as_ref().map_or(0, |files| files.text_bytes()),
                 files: saved.files,
                 detail: saved.detail,
+                wait: None,
             }),
         };
         let mut places = Vec::new();
@@ -337,6 +339,7 @@ impl Core {
                 self.stats.finished(task.state());
                 self.set_forget_task(key, &task);
             }
+            None if task.is_unbegun() => {}
             None => self.set_task_ttl(key, &task),
         }
         self.ledger.add_task(task.spec.kept_bytes());
@@ -346,6 +349,7 @@ impl Core {
             let selector = self.selector_key_of(key);
             self.open(key, selector);
         }
+        self.list_waiting(key);
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
 use super::selector::Narrowing;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
+use super::waiting::Waiting;
 use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
@@ -77,6 +78,8 @@ pub struct SavedTask {
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) probes: Vec<SavedProbe>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) waiting: Option<Box<Waiting>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<Box<Files>>,
 }
@@ -259,7 +262,7 @@ impl Batch {
                 || t.pacing.is_some()
         };
         match () {
-            () if tasks().any(|t| t.files.is_some()) => 5,
+            () if tasks().any(|t| t.waiting.is_some() || t.files.is_some()) => 5,
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -488,6 +491,7 @@ fn saved_task(task: &Task) -> SavedTask {
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
         files: spec.files.clone(),
+        waiting: task.waiting.clone(),
     }
 }
 
