@@ -3,6 +3,7 @@
 use crate::core::TextLimits;
 use crate::rules::{MAX_LABEL_BYTES, wrong_regex};
 use crate::server::api::browser::Authority;
+use crate::server::blobs::BlobLimits;
 use crate::server::http::{Engine, RequestLimits};
 use crate::tls::CertificateFiles;
 use crate::wire::duration::TimeSpan;
@@ -212,6 +213,36 @@ pub struct ServerArgs {
         default_value = "60s"
     )]
     max_request_time: String,
+    /// Folder for the files of tasks [default: none, a file without a name in the temporary folder]
+    #[arg(long, env = "SIDEBIKE_BLOBS", value_name = "DIR")]
+    blobs: Option<PathBuf>,
+    /// MiB of a file that is brought
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_BLOB",
+        value_name = "MIB",
+        default_value_t = 512
+    )]
+    max_blob: usize,
+    /// MiB of all files; beyond it those that no task needs are removed, then more refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_BLOBS",
+        value_name = "MIB",
+        default_value_t = 4_096
+    )]
+    max_blobs: usize,
+    /// Folder of binaries to hand out for other machines, named as sidebike-aarch64-linux
+    #[arg(long, env = "SIDEBIKE_BINARIES", value_name = "DIR")]
+    binaries: Option<PathBuf>,
+    /// Who gets the program from /sidebike: token (whoever has one), or open (everybody)
+    #[arg(
+        long,
+        env = "SIDEBIKE_HAND_OUT",
+        value_name = "WHO",
+        default_value = "token"
+    )]
+    hand_out: String,
     /// Accept the original's agents without a token if their label matches
     #[arg(long, env = "SIDEBIKE_ALLOW_LEGACY", value_name = "REGEX")]
     allow_legacy: Option<String>,
@@ -263,6 +294,10 @@ pub struct ServerConfig {
     pub request: RequestLimits,
     pub max_json_depth: usize,
     pub max_request_time: TimeSpan,
+    pub blobs: Option<PathBuf>,
+    pub blob_limits: BlobLimits,
+    pub binaries: Option<PathBuf>,
+    pub hands_out_openly: bool,
     pub allow_legacy: Option<regex::Regex>,
     pub public_url: Option<Authority>,
     pub audit: AuditTarget,
@@ -306,6 +341,8 @@ impl ServerArgs {
             ("--max-target", self.max_target),
             ("--max-body", self.max_body),
             ("--max-json-depth", self.max_json_depth),
+            ("--max-blob", self.max_blob),
+            ("--max-blobs", self.max_blobs),
         ] {
             if value == 0 || value > MAX_NUMBER {
                 return Err(format!(
@@ -374,6 +411,17 @@ impl ServerArgs {
                     self.max_request_time
                 )
             })?,
+            blobs: self.blobs,
+            blob_limits: BlobLimits {
+                one: (self.max_blob as u64) << 20,
+                all: (self.max_blobs as u64) << 20,
+            },
+            binaries: self.binaries,
+            hands_out_openly: match self.hand_out.as_str() {
+                "token" => false,
+                "open" => true,
+                other => return Err(format!("--hand-out: expected token or open, got {other:?}")),
+            },
             allow_legacy: allow_legacy.transpose()?,
             public_url: public_url.transpose()?,
             audit: self.audit.map_or(AuditTarget::Log, AuditTarget::File),

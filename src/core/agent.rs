@@ -21,6 +21,7 @@ use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::rules::{MAX_JOBS, check_label, check_tags};
 use crate::wire::agent::{Assignment, AttemptId, Feature, Goodbye, Hold, HoldState, Orders, Poll};
+use crate::wire::files::Phase;
 use crate::wire::machine::MachineState;
 use crate::wire::task::{Detail, ExecutionState};
 use std::collections::HashSet;
@@ -53,6 +54,7 @@ struct Caller<'a> {
     label: &'a str,
     host: &'a str,
     version: &'a str,
+    arch: &'a str,
     jobs: u32,
     kind: Kind,
     tags: Tags,
@@ -76,6 +78,7 @@ impl Core {
             label: &poll.label,
             host: &poll.host,
             version: &poll.version,
+            arch: &poll.arch,
             jobs: poll.jobs.clamp(1, MAX_JOBS),
             kind: Kind::Agent,
             tags: match poll.tags.is_empty() {
@@ -220,6 +223,7 @@ impl Core {
             label,
             host,
             version: truncated(caller.version).into(),
+            arch: truncated(caller.arch).into(),
             tags: caller.tags.clone(),
             traits_key,
             kind: caller.kind,
@@ -293,6 +297,7 @@ impl Core {
             label,
             host: "",
             version: "original",
+            arch: "",
             jobs: 1,
             kind: Kind::Original,
             tags: no_tags(),
@@ -413,15 +418,16 @@ impl Core {
             let task = self.task(execution.task);
             let id = task.attempt_id(execution);
             bytes += sent;
+            let files = task.spec.files.as_deref();
             orders.start.push(Assignment {
                 id,
                 task_id: task.id.to_string(),
                 task_name: task.spec.name.to_string(),
                 key: Some(task.attempt_key(execution)),
                 detail: task.spec.detail.clone(),
-                files: Vec::new(),
-                files_timeout: None,
-                fetch: Vec::new(),
+                files: files.map_or_else(Vec::new, |files| files.files.clone()),
+                files_timeout: files.map(|files| files.timeout),
+                fetch: files.map_or_else(Vec::new, |files| files.fetch.clone()),
             });
             let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
             if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {
@@ -451,6 +457,15 @@ impl Core {
     fn cannot_run(&self, key: MachineKey, execution: ExecutionKey) -> Option<String> {
         let machine = self.machine(key);
         let spec = &self.task(execution.task).spec;
+        let mut needs = spec.files.iter().flat_map(|files| files.needs());
+        if let Some(missing) = needs.find(|need| !machine.abilities.has(*need)) {
+            let what = match missing {
+                Feature::Unpack => "unpack files",
+                Feature::Fetch => "hand files back",
+                _ => "take files",
+            };
+            return Some(format!("agent {} cannot {what}", machine.version));
+        }
         let missing = { spec.detail.needs() }.find(|need| !machine.abilities.has(*need));
         let field = match missing {
             Some(missing) => format!("detail.{}", missing.word()),
@@ -504,7 +519,12 @@ impl Core {
             if e.canceling && hold.state == HoldState::Running {
                 orders.cancel.push(hold.id.clone());
             }
-            self.record_start(now, execution, hold.started_ago_ms);
+            match hold.phase {
+                // Its command is still to be started.
+                Some(Phase::Files) => drop(self.apply(execution, Event::Start)),
+                _ => self.record_start(now, execution, hold.started_ago_ms),
+            }
+            self.record_phase(execution, hold.phase);
         }
         let missing: Vec<ExecutionKey> = self.machine(key).active.difference_of(&held);
         for execution in missing {
@@ -528,8 +548,19 @@ impl Core {
         orders
     }
 
+    fn record_phase(&mut self, key: ExecutionKey, phase: Option<Phase>) {
+        if self.execution(key).current.phase != phase {
+            self.execution_mut(key).current.phase = phase;
+            self.record_change(key);
+        }
+    }
+
     pub(super) fn record_start(&mut self, now: Time, key: ExecutionKey, ago_ms: u64) {
-        if !self.apply(key, Event::Start) {
+        // It is `running` already if it laid files down first.
+        let has_begun = self.apply(key, Event::Start);
+        let e = self.execution(key);
+        let starts = e.state == ExecutionState::Running && e.current.started_at.is_none();
+        if !has_begun && !starts {
             return;
         }
         let submitted = self.task(key.task).created_at;

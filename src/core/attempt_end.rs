@@ -153,6 +153,7 @@ impl Core {
         self.place(key, Place::Nowhere);
         self.record_end(now, key, msg);
         self.leave_undo(key);
+        self.drop_brought(key);
         let is_any = self.task(key.task).is_any();
         let execution = self.execution_mut(key);
         let number = execution.current.number + 1;

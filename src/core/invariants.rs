@@ -210,6 +210,7 @@ impl Core {
         self.check_undos()?;
         self.check_guarded()?;
         self.check_waiting()?;
+        self.check_blobs()?;
         self.check_machines()?;
         self.check_indexes()?;
         self.check_timers()

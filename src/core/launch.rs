@@ -199,6 +199,7 @@ impl Core {
         };
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
+        self.add_blobs(key);
         self.stats.submitted += 1;
         key
     }

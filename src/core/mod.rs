@@ -38,6 +38,7 @@
 //! | `probes.rs` | probes: when they begin and end, let a task begin, and stop it |
 //! | `probe_spec.rs` | the probes of a posted task, checked |
 //! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
+//! | `files.rs` | files of tasks: their checks, which tasks need which blob, who may take and bring what |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
@@ -58,6 +59,7 @@ mod agent;
 mod attempt_end;
 mod counting;
 mod debts;
+mod files;
 mod follow;
 mod halt;
 mod invariants;
@@ -99,6 +101,7 @@ mod waiting;
 
 pub use self::agent::check_holds;
 pub use self::counting::Preview;
+pub use self::files::{Files, HandBack};
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 pub use self::halt::{Halt, MAX_REASON_BYTES};
 #[doc(hidden)]
@@ -236,6 +239,8 @@ pub struct Core {
     task_prefixes: BTreeMap<Arc<str>, TaskKey>,
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
     next_task: u64,
+    /// Which tasks name which blob, and how often.
+    blobs: files::BlobIndex,
     machines: BTreeMap<MachineKey, Machine>,
     /// How many are in each state, in the order of [`MachineState::ALL`].
     machine_states: [usize; MachineState::ALL.len()],
@@ -290,6 +295,7 @@ impl Core {
             task_prefixes: BTreeMap::new(),
             task_names: HashMap::new(),
             next_task: 1,
+            blobs: Default::default(),
             machines: BTreeMap::new(),
             machine_states: Default::default(),
             instances: BTreeMap::new(),

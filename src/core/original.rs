@@ -258,11 +258,14 @@ impl Core {
         if !self.machine(machine).is_original() {
             return false;
         }
-        let Some(field) = unknown_field(&self.task(key.task).spec.detail) else {
+        let spec = &self.task(key.task).spec;
+        let field = unknown_field(&spec.detail).map(|field| format!("detail.{field}"));
+        let files = spec.files.as_ref().map(|_| "files".to_owned());
+        let Some(field) = field.or(files) else {
             return false;
         };
         let msg = format!(
-            "detail.{field}: the original's agent on this machine cannot do it; it needs a sidebike agent"
+            "{field}: the original's agent on this machine cannot do it; it needs a sidebike agent"
         );
         self.execution_mut(key).target = Some(self.target(machine));
         self.end_attempt(now, key, ExecutionState::Failed, &msg)

@@ -41,6 +41,7 @@ impl Core {
             interner.share(&mut machine.label);
             interner.share(&mut machine.host);
             interner.share(&mut machine.version);
+            interner.share(&mut machine.arch);
             let canceled = std::mem::take(&mut machine.canceled).into_iter();
             machine.canceled = canceled.map(|attempt| attempt.later(away)).collect();
             let instance = interner.shared(instance);
@@ -131,6 +132,7 @@ impl Core {
             label: saved.label,
             host: saved.host,
             version: saved.version,
+            arch: saved.arch,
             tags,
             traits_key,
             kind,
@@ -239,7 +241,9 @@ impl Core {
                 retry: saved.retry.map(Box::new),
                 result_ttl: saved.result_ttl,
                 failure_ttl: saved.failure_ttl,
-                sent_bytes: saved.detail.json_bytes(),
+                sent_bytes: saved.detail.json_bytes()
+                    + saved.files.as_ref().map_or(0, |files| files.text_bytes()),
+                files: saved.files,
                 detail: saved.detail,
                 wait: None,
             }),
@@ -340,6 +344,7 @@ impl Core {
         }
         self.ledger.add_task(task.spec.kept_bytes());
         self.tasks.insert(key, task);
+        self.add_blobs(key);
         if open {
             let selector = self.selector_key_of(key);
             self.open(key, selector);
@@ -365,6 +370,7 @@ impl Core {
                     label: target.label.clone(),
                     host: target.host.clone(),
                     version: "".into(),
+                    arch: "".into(),
                     original: false,
                     jobs: 1,
                     since: now,

@@ -180,6 +180,7 @@ impl Core {
             return;
         };
         self.ledger.forget_task(finished_at, key, &task);
+        self.forget_blobs(key, &task);
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }

@@ -4,6 +4,7 @@
 //! batch can be applied on top of an earlier one. `restored.rs` rebuilds a core from the records. To save a
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
+use super::files::Files;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
@@ -79,6 +80,8 @@ pub struct SavedTask {
     pub(super) probes: Vec<SavedProbe>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waiting: Option<Box<Waiting>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<Box<Files>>,
 }
 
 /// A probe of a task as saved. What is known of it on a target is saved with the execution.
@@ -153,6 +156,8 @@ pub struct SavedMachine {
     pub label: Arc<str>,
     pub host: Arc<str>,
     pub version: Arc<str>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub arch: Arc<str>,
     pub original: bool,
     pub jobs: u32,
     pub since: Time,
@@ -257,7 +262,7 @@ impl Batch {
                 || t.pacing.is_some()
         };
         match () {
-            () if tasks().any(|t| t.waiting.is_some()) => 5,
+            () if tasks().any(|t| t.waiting.is_some() || t.files.is_some()) => 5,
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -485,6 +490,7 @@ fn saved_task(task: &Task) -> SavedTask {
         spared: task.spared,
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
+        files: spec.files.clone(),
         waiting: task.waiting.clone(),
     }
 }
@@ -537,6 +543,7 @@ fn saved_machine(machine: &Machine) -> SavedMachine {
         label: machine.label.clone(),
         host: machine.host.clone(),
         version: machine.version.clone(),
+        arch: machine.arch.clone(),
         original: machine.is_original(),
         jobs: machine.jobs,
         since: machine.since,

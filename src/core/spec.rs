@@ -6,6 +6,7 @@
 
 use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
+use super::files::Files;
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
@@ -14,7 +15,7 @@ use super::{TextLimits, Time};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
-use crate::wire::strict_object::StrictObject;
+use crate::wire::strict_object::{Posted, StrictObject};
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
 use crate::wire::undo::Undo;
 use base64::Engine as _;
@@ -70,6 +71,8 @@ pub struct Spec {
     pub result_ttl: TimeSpan,
     pub failure_ttl: TimeSpan,
     pub detail: Arc<Detail>,
+    /// What it does with files, if anything.
+    pub files: Option<Box<Files>>,
     /// The size of the detail in an answer that hands it out, in bytes, roughly.
     pub sent_bytes: usize,
     /// What it has to wait for; none in a stored task.
@@ -124,8 +127,15 @@ impl Spec {
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
         let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
         check_text("name", name, limits.name, " (--max-name)")?;
+        let files = posted.files.take().unwrap_or_default().into_iter();
+        let fetch = posted.fetch.take().unwrap_or_default().into_iter();
+        let files = Files::checked(
+            files.map(|file| file.0).collect(),
+            posted.files_timeout,
+            fetch.map(|fetch| fetch.0).collect(),
+        )?;
         let wait = checked_wait(&posted)?;
-        let detail = checked_detail(posted.detail.0)?;
+        let detail = checked_detail(posted.detail.take(), files.as_deref())?;
         Ok(Spec {
             id: posted.id.map(Arc::from),
             name: name.into(),
@@ -149,7 +159,8 @@ impl Spec {
                 "failureTtl",
                 posted.failure_ttl.unwrap_or(DEFAULT_FAILURE_TTL),
             )?,
-            sent_bytes: detail.json_bytes(),
+            sent_bytes: detail.json_bytes() + files.as_ref().map_or(0, |files| files.text_bytes()),
+            files,
             detail: Arc::new(detail),
             wait: (wait != Wait::default()).then(|| Box::new(wait)),
         })
@@ -190,7 +201,9 @@ impl Spec {
             Timeout::After(duration) => {
                 let undo = self.detail.undo.as_ref();
                 let undo = undo.map_or(0, |undo| undo.longest().as_millis());
-                let command = duration.as_millis() + self.kill_grace().as_millis();
+                let files = self.files.as_ref();
+                let files = files.map_or(0, |files| files.longest().as_millis());
+                let command = duration.as_millis() + self.kill_grace().as_millis() + files;
                 Some(TimeSpan::from_millis(command + undo))
             }
             Timeout::Never => None,
@@ -215,6 +228,7 @@ impl Spec {
         let canary = rollout.and_then(|rollout| rollout.canary.as_ref());
         let steps = rollout.map_or(0, |rollout| rollout.steps.len());
         self.detail_bytes()
+            + self.files.as_ref().map_or(0, |files| files.text_bytes())
             + detail.workspace.as_ref().map_or(0, String::len)
             + self.name.len()
             + self.selector.text().kept_bytes()
@@ -393,7 +407,16 @@ fn checked_rollout(
     Ok(Some(Box::new(rollout)))
 }
 
-fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
+fn checked_detail(posted: Option<Posted<Detail>>, files: Option<&Files>) -> Result<Detail, String> {
+    // It may only lay files down, or only hand some back.
+    let mut detail = match posted {
+        Some(posted) => posted.0,
+        None if files.is_some() => return Ok(Detail::default()),
+        None => return Err("detail: is missing".into()),
+    };
+    if files.is_some() && detail == Detail::default() {
+        return Ok(detail);
+    }
     if let Some(argv) = &mut detail.argv {
         // It was read with spare capacity, and is stored as long as the task.
         argv.shrink_to_fit();

@@ -15,6 +15,7 @@ use super::waiting::{Phase, Waiting};
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
 use crate::wire::duration::TimeSpan;
+use crate::wire::files::{FetchedFile, Phase};
 use crate::wire::machine_names::MachineNames;
 use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
 use crate::wire::undo::UndoCounts;
@@ -151,6 +152,12 @@ pub struct Attempt {
     pub reported: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<Box<AttemptUndo>>,
+    /// What it has handed back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<Box<[FetchedFile]>>,
+    /// What it does with files now; not saved, the next poll says it.
+    #[serde(skip)]
+    pub phase: Option<Phase>,
     /// Saved separately.
     #[serde(skip)]
     pub output: Option<Arc<Output>>,
@@ -200,6 +207,8 @@ impl Attempt {
             msg: "".into(),
             reported: false,
             undo: None,
+            files: None,
+            phase: None,
             output: None,
         }
     }
@@ -427,6 +436,7 @@ impl Task {
             .flat_map(|n| result[*n].attempt.output.iter().cloned())
             .collect();
         let spec = &self.spec;
+        let files = spec.files.as_deref();
         let selector = spec.selector.text();
         let narrowing = selector.narrowing.as_deref();
         let all_instances = narrowing.map_or(0, |n| n.instances.len());
@@ -476,6 +486,9 @@ impl Task {
             counts: self.counts,
             undos: self.has_undo().then_some(self.undos),
             clean: self.has_undo().then(|| self.dirty() == 0),
+            files: files.map_or_else(Vec::new, |files| files.files.clone()),
+            files_timeout: files.map(|files| files.timeout),
+            fetch: files.map_or_else(Vec::new, |files| files.fetch.clone()),
             detail: wire::AnsweredDetail {
                 detail,
                 truncated_bytes,
@@ -594,6 +607,10 @@ impl Execution {
             host,
             status,
             state: self.state,
+            phase: self
+                .current
+                .phase
+                .filter(|_| self.state == ExecutionState::Running),
             attempt: self.current.answer(output_limit),
             attempts: self
                 .past
@@ -627,6 +644,12 @@ impl Attempt {
             finished_at: self.finished_at.map(timestamp),
             duration_ms: self.duration_ms,
             undo: self.undo.as_ref().map(|undo| undo.answer()),
+            files: self
+                .files
+                .iter()
+                .flat_map(|files| &**files)
+                .cloned()
+                .collect(),
             ..Default::default()
         };
         if let Some(output) = &self.output {

@@ -5,12 +5,17 @@
 //! | `http` | bytes ↔ requests and answers; knows no route and no task |
 //! | `api` | the table of routes and the handlers: parse, call the core, answer |
 //! | `state` | the one lock around the core, what is held, what is durable, the database |
+//! | `blobs` | files on their way from people to machines, and back |
+//! | `images` | the binaries that the server hands out |
 //! | `log_queue` | the log on its way to standard error |
 //! | `answers` | the envelope, and which status goes with which refusal; used by `api` and `state` |
 
 mod answers;
 pub(crate) mod api;
+#[doc(hidden)]
+pub mod blobs;
 pub mod http;
+mod images;
 pub mod log_queue;
 mod state;
 
@@ -20,16 +25,19 @@ pub use self::state::db;
 use self::api::access::{Access, Right};
 use self::api::audit::Audit;
 use self::api::browser::{self, OwnNames};
-use self::api::counters::Requests;
+use self::api::counters::{Requests, Transfers};
 use self::api::routes;
 use self::api::server::Server;
+use self::blobs::{BlobLimits, Blobs, Need};
 use self::http::{Edge, EdgeLimits, Engine, Request};
+use self::images::Images;
 #[cfg(feature = "db")]
 use self::state::supervise_once;
 use self::state::{Store, supervise};
 use crate::config::ServerConfig;
-use crate::core::Limits;
+use crate::core::{Core, Limits};
 use crate::tls::CertificateFiles;
+use crate::wire::files::BlobId;
 use log::{info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -72,9 +80,11 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     };
     let edge = Edge::new(edge_limits, tls)?;
     let max_held = config.max_held.min(edge.most_held());
-    let access = Access::from_environment(config.allow_legacy)?;
+    let access = Access::from_environment(config.allow_legacy, config.hands_out_openly)?;
+    let images = Images::open(config.binaries)?;
     let audit = Audit::open(config.audit)?;
     let (store, tasks) = open_store(config.db.as_deref(), limits, max_held)?;
+    let blobs = open_blobs(config.blobs.as_deref(), config.blob_limits, &store)?;
     // All is well: said first, and what there is to say about it after it.
     info!(
         "sidebike {} listens on {address}{}",
@@ -90,10 +100,16 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         ),
     }
     access.explain();
+    if let Some(why) = blobs.trouble() {
+        warn!("files cannot be kept: {why}");
+    }
     let server = Arc::new(Server {
         store: store.clone(),
         edge: edge.clone(),
         requests: Requests::default(),
+        transfers: Transfers::default(),
+        blobs,
+        images,
         texts: config.texts,
         max_json_depth: config.max_json_depth,
         access,
@@ -148,6 +164,24 @@ fn open_store(
     }
     let words = "without a database: tasks are kept in memory only, this server starts empty";
     Ok((Store::start(limits, max_held, None)?, words.into()))
+}
+
+/// The files of tasks. Which of them are needed the tasks say.
+fn open_blobs(
+    folder: Option<&Path>,
+    limits: BlobLimits,
+    store: &Arc<Store>,
+) -> Result<Arc<Blobs>, String> {
+    let store = store.clone();
+    let needs = move |ids: &[BlobId]| {
+        let need = |core: &Core, id: &BlobId| match core.blob_needed_until(*id) {
+            None => Need::Nobody,
+            Some(Some(end)) => Need::Ended(end.0),
+            Some(None) => Need::Now,
+        };
+        store.ask(|core| ids.iter().map(|id| need(core, id)).collect())
+    };
+    Blobs::open(folder, limits, Box::new(needs))
 }
 
 /// Reads the certificate and its key again; those in use stay when that fails.

@@ -46,6 +46,37 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+/// Which blob: the SHA-256 of its bytes, written as 64 lower-case hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlobId(pub [u8; 32]);
+
+impl fmt::Display for BlobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::str::FromStr for BlobId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "expected a SHA-256 as 64 lower-case hexadecimal digits".to_owned();
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Ok(byte - b'0'),
+            b'a'..=b'f' => Ok(byte - b'a' + 10),
+            _ => Err(wrong()),
+        };
+        let mut id = [0; 32];
+        if text.len() != 2 * id.len() {
+            return Err(wrong());
+        }
+        for (byte, two) in id.iter_mut().zip(text.as_bytes().chunks(2)) {
+            *byte = digit(two[0])? << 4 | digit(two[1])?;
+        }
+        Ok(BlobId(id))
+    }
+}
+
 /// A kind of archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Unpack {
@@ -225,6 +256,22 @@ impl<'de> Deserialize<'de> for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hash_is_read_as_it_is_written() {
+        let id = BlobId(std::array::from_fn(|n| n as u8 * 7));
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for wrong in [
+            "",
+            "ab",
+            &"AB".repeat(32),
+            &"0g".repeat(32),
+            &"é".repeat(32),
+            &"a".repeat(65),
+        ] {
+            assert!(wrong.parse::<BlobId>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn numbers_of_bytes_are_read_as_they_are_written() {

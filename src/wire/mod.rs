@@ -22,6 +22,7 @@
 //! servers of different versions work together.
 
 pub mod agent;
+pub mod blobs;
 mod bounded;
 pub mod duration;
 pub mod enumeration;

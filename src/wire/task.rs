@@ -4,7 +4,7 @@ use super::agent::Feature;
 use super::bounded;
 use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
-use super::files::{Fetch, File};
+use super::files::{Fetch, FetchedFile, File, Phase};
 use super::machine_names::MachineNames;
 use super::moment::Moment;
 use super::probe::{AnsweredProbe, Probe};
@@ -215,7 +215,12 @@ pub struct PostedTask {
     pub rollout: Option<StrictObject<Rollout>>,
     #[serde(default, deserialize_with = "bounded::some_list")]
     pub probes: Option<Vec<Posted<Probe>>>,
-    pub detail: Posted<Detail>,
+    pub detail: Option<Posted<Detail>>,
+    #[serde(default, deserialize_with = "bounded::some_list")]
+    pub files: Option<Vec<StrictObject<File>>>,
+    pub files_timeout: Option<TimeSpan>,
+    #[serde(default, deserialize_with = "bounded::some_list")]
+    pub fetch: Option<Vec<StrictObject<Fetch>>>,
     pub name: Option<String>,
     pub id: Option<String>,
     pub mode: Option<Mode>,
@@ -636,6 +641,15 @@ pub struct Task<S = String> {
     /// Nothing of it may be left on a machine; only of a task with an undo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clean: Option<bool>,
+    /// The files that it lays down before its command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<File>,
+    /// How long that may take, and handing back again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files_timeout: Option<TimeSpan>,
+    /// The files that it hands back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fetch: Vec<Fetch>,
     /// What it runs, and the original's flat list of output lines.
     pub detail: AnsweredDetail,
     /// One entry per execution.
@@ -686,6 +700,9 @@ pub struct Execution<S = String> {
     pub status: u8,
     /// Its state.
     pub state: ExecutionState,
+    /// What it does with files, while it is `running`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
     /// The attempt and its outcome.
     #[serde(flatten)]
     pub attempt: Attempt<S>,
@@ -726,6 +743,9 @@ pub struct Attempt<S = String> {
     /// Its undo, once it was handed out with one.
     #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
     pub undo: Option<AnsweredUndo<S>>,
+    /// The files that it handed back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FetchedFile>,
 }
 
 /// An earlier attempt.

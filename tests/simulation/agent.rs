@@ -489,6 +489,7 @@ impl World {
             label: agent.label.clone(),
             host: agent.host.clone(),
             version: "simulated".into(),
+            arch: String::new(),
             jobs: agent.jobs,
             draining: agent.draining || agent.forgotten >= agent.jobs as usize,
             wait: TimeSpan::from_millis(wait),

@@ -133,6 +133,7 @@ impl Scene {
             label: label.into(),
             host: String::new(),
             version: String::new(),
+            arch: String::new(),
             jobs: 4,
             draining: false,
             wait: TimeSpan::from_secs(0),

@@ -72,6 +72,7 @@ impl Case {
             host: "host".into(),
             tags: Default::default(),
             version: "test".into(),
+            arch: String::new(),
             jobs: 4,
             draining: false,
             wait: TimeSpan::from_secs(20),

@@ -124,8 +124,19 @@ impl Agent {
         if !job.fetch.is_empty() && !policy.pull {
             return Err(failed(refused(policy, "hand files back")));
         }
-        if job.files.is_empty() {
+        if job.files.is_empty() && has_command(&detail) {
             return Ok(Laid::Start);
+        }
+        let over = || {
+            Laid::Over(Outcome {
+                duration: Some(begun.elapsed()),
+                exit_code: Some(0),
+                ..Outcome::not_started(ExecutionState::Succeeded, "")
+            })
+        };
+        if job.files.is_empty() {
+            // It only hands files back.
+            return Ok(over());
         }
         if !policy.push {
             return Err(failed(refused(policy, "lay files down")));
@@ -152,11 +163,7 @@ impl Agent {
             let line = format!("{}: {}\n", file.path.display(), file.how.text());
             attempt.append(Stream::Stdout, line.as_bytes());
         }
-        Ok(Laid::Over(Outcome {
-            duration: Some(begun.elapsed()),
-            exit_code: Some(0),
-            ..Outcome::not_started(ExecutionState::Succeeded, "")
-        }))
+        Ok(over())
     }
 
     /// Hands back what an attempt is to hand back, and removes what it made, after command and undo. The outcome that it

@@ -29,7 +29,14 @@ const SETTLE: Duration = Duration::from_secs(5);
 
 /// The task that a handler changed, if it got so far.
 #[derive(Debug, Clone, Default)]
-pub struct Change(Option<Changed>);
+pub struct Change(Option<Changed>, Option<Arc<ChangedBlob>>);
+
+/// What a line says of a file.
+#[derive(Debug)]
+struct ChangedBlob {
+    sha256: String,
+    bytes: u64,
+}
 
 /// What a line says of a task. Not the task itself: a copy that is kept would double its memory with its next change.
 #[derive(Debug, Clone)]
@@ -41,16 +48,23 @@ struct Changed {
 }
 
 impl Change {
+    /// A change of this file, which has so many bytes; 0 where that says nothing.
+    pub fn of_blob(sha256: &str, bytes: u64) -> Self {
+        let sha256 = sha256.to_owned();
+        Change(None, Some(Arc::new(ChangedBlob { sha256, bytes })))
+    }
+
     /// A change of this task.
     pub fn of(task: &Task) -> Self {
         let mut machines: Vec<Arc<str>> = task.labels().take(MAX_MACHINES).cloned().collect();
         machines.dedup();
-        Change(Some(Changed {
+        let changed = Changed {
             task: task.id.clone(),
             spec: task.spec.clone(),
             matched: task.matched(),
             machines,
-        }))
+        };
+        Change(Some(changed), None)
     }
 }
 
@@ -92,6 +106,12 @@ struct Line<'a> {
     command: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    files: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sha256: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
 }
 
 /// A call, as its line tells of it once its status is known.
@@ -108,6 +128,7 @@ impl Record {
     /// The line.
     pub fn line(&self, status: u16) -> Option<String> {
         let changed = self.change.0.as_ref();
+        let blob = self.change.1.as_deref();
         let machines = changed.map_or(&[][..], |changed| &changed.machines);
         let line = Line {
             time: humantime::format_rfc3339_millis(self.time).to_string(),
@@ -120,6 +141,12 @@ impl Record {
             machines: machines.iter().map(|label| &**label).collect(),
             command: changed.map(|changed| command(&changed.spec)),
             user: changed.and_then(|changed| changed.spec.detail.user.as_deref()),
+            files: { changed.iter() }
+                .flat_map(|changed| changed.spec.files.as_deref())
+                .flat_map(|files| files.files.iter().map(|file| file.sha256.as_str()))
+                .collect(),
+            sha256: blob.map(|blob| blob.sha256.as_str()),
+            bytes: blob.map(|blob| blob.bytes).filter(|bytes| *bytes > 0),
         };
         let mut text = Vec::with_capacity(USUAL_BYTES);
         serde_json::to_writer(&mut text, &line).ok()?;

@@ -2,7 +2,9 @@
 
 use super::access::{Caller, Right};
 use super::audit::Change;
+use super::blobs::Intake;
 use super::server::Server;
+use crate::server::blobs::Upload;
 use crate::server::http::{Answer, Request, Responder};
 use std::sync::Arc;
 
@@ -20,6 +22,8 @@ pub struct Call<'a> {
     pub change: &'a mut Change,
     /// The right that the route requires.
     pub right: Right,
+    /// What took the body in, of a call that streams it.
+    pub upload: Option<&'a Arc<Upload>>,
     /// The status is noted when the request is answered, set by handlers that hold one that has an `OnAnswer`.
     pub is_noted_later: &'a mut bool,
     /// Makes the answer, set by handlers whose answer may be large.
@@ -52,6 +56,24 @@ pub struct Route {
     pub query: &'static [&'static str],
     /// The handler.
     pub handler: fn(Call<'_>) -> Handled,
+    /// The handler reads files, so a thread that may wait calls it.
+    pub reads_files: bool,
+    /// Begins to take the body in, of a call that streams it.
+    pub intake: Option<Intake>,
+}
+
+impl Route {
+    /// Says that the body is streamed, and what begins to take it in.
+    pub const fn taking_in(mut self, intake: Intake) -> Self {
+        self.intake = Some(intake);
+        self
+    }
+
+    /// Says that the handler reads files.
+    pub const fn reading_files(mut self) -> Self {
+        self.reads_files = true;
+        self
+    }
 }
 
 /// A line of the table of routes.
@@ -68,5 +90,7 @@ pub const fn route(
         path,
         query,
         handler,
+        reads_files: false,
+        intake: None,
     }
 }

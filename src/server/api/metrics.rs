@@ -162,6 +162,52 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "How long commands ran.",
         &figures.run_time,
     );
+    let transfers = &server.transfers;
+    page.single(
+        "sidebike_file_bytes_sent_total",
+        "counter",
+        "Bytes of files and of the program sent.",
+        transfers.bytes_sent.load(Ordering::Relaxed),
+    );
+    page.single(
+        "sidebike_handed_out_total",
+        "counter",
+        "How often the program was asked for.",
+        transfers.handed_out.load(Ordering::Relaxed),
+    );
+    let (blobs, blob_bytes) = server.blobs.usage();
+    page.single("sidebike_files", "gauge", "Files kept.", blobs as u64);
+    page.single(
+        "sidebike_file_bytes",
+        "gauge",
+        "Bytes of files kept, half ones included.",
+        blob_bytes,
+    );
+    let counters = &server.blobs.counters;
+    for (name, help, count) in [
+        (
+            "sidebike_file_bytes_received_total",
+            "Bytes of files that came.",
+            &counters.received,
+        ),
+        (
+            "sidebike_files_received_total",
+            "Files that came and were kept.",
+            &counters.uploads,
+        ),
+        (
+            "sidebike_file_transfers_refused_total",
+            "Transfers of files that were told to come back.",
+            &counters.refused,
+        ),
+        (
+            "sidebike_files_removed_total",
+            "Files that were removed to make room.",
+            &counters.evicted,
+        ),
+    ] {
+        page.single(name, "counter", help, count.load(Ordering::Relaxed));
+    }
     let body = page.0.into_bytes();
     Ok(Some(Answer::new(200, "text/plain; version=0.0.4", body)))
 }

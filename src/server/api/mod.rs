@@ -7,6 +7,8 @@
 //! | `call`, `server` | what handlers get: a call, and the server that it is made to |
 //! | `parse` | bodies and parameters, read and checked |
 //! | `tasks`, `machines`, `output`, `follow`, `metrics`, `page`, `docs` | the calls of people |
+//! | `blobs` | files: brought, taken, listed |
+//! | `hand_out`, `transfer` | the program itself; answers that are read from files |
 //! | `agents`, `original` | the calls of agents, and of the original's |
 //! | `access`, `browser` | who may: tokens, and pages of other sites |
 //! | `audit`, `counters` | who changed what; how many requests there were |
@@ -17,6 +19,7 @@
 pub mod access;
 mod agents;
 pub mod audit;
+mod blobs;
 pub mod browser;
 mod call;
 pub mod counters;
@@ -24,6 +27,7 @@ mod docs;
 mod encoding;
 mod follow;
 mod halt;
+mod hand_out;
 mod machines;
 mod metrics;
 mod original;
@@ -35,3 +39,4 @@ pub mod routes;
 pub mod server;
 mod service;
 mod tasks;
+mod transfer;

@@ -36,6 +36,8 @@ pub const ROUTES: &[Route] = &[
         path: &["api", "v1", "lifecycle", "ping"],
         query: &["path"],
         handler: ping,
+        reads_files: false,
+        intake: None,
     },
     Route {
         right: Right::Original,
@@ -43,6 +45,8 @@ pub const ROUTES: &[Route] = &[
         path: &["api", "v1", "task", "status", "assigned"],
         query: &[],
         handler: assigned,
+        reads_files: false,
+        intake: None,
     },
     Route {
         right: Right::Original,
@@ -50,6 +54,8 @@ pub const ROUTES: &[Route] = &[
         path: &["api", "v1", "task", "status", "done"],
         query: &[],
         handler: done,
+        reads_files: false,
+        intake: None,
     },
 ];
 

@@ -3,7 +3,9 @@
 
 use super::access::Right;
 use super::call::{Call, Handled, Route, route};
-use super::{agents, docs, halt, machines, metrics, original, output, page, report, tasks};
+use super::{
+    agents, blobs, docs, halt, hand_out, machines, metrics, original, output, page, report, tasks,
+};
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
 
@@ -11,6 +13,8 @@ const OPEN: Right = Right::Open;
 const LOOK: Right = Right::Look;
 const CHANGE: Right = Right::Change;
 const AGENT: Right = Right::Agent;
+const HAND_OUT: Right = Right::HandOut;
+const READ: Right = Right::Read;
 /// The only parameter that may be given more than once.
 const REPEATABLE: &str = "tag";
 
@@ -40,10 +44,19 @@ const ROUTES: &[Route] = &[
     route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], agents::output),
     route(AGENT, "POST", &["api", "v1", "agent", "done"], &[], agents::done),
     route(AGENT, "POST", &["api", "v1", "agent", "goodbye"], &[], agents::goodbye),
+    route(AGENT, "GET", &["api", "v1", "agent", "file", "*"], &[], blobs::read_for_agent).reading_files(),
+    route(AGENT, "PUT", &["api", "v1", "agent", "file"], &["execution", "attempt", "path"], blobs::finish).taking_in(blobs::begin_hand_back),
+    route(CHANGE, "PUT", &["api", "v1", "file", "*"], &[], blobs::finish).taking_in(blobs::begin_file),
+    route(LOOK, "GET", &["api", "v1", "blob"], &[], blobs::list),
+    route(READ, "GET", &["api", "v1", "blob", "*"], &[], blobs::read).reading_files(),
+    route(CHANGE, "PATCH", &["api", "v1", "blob", "*"], &["offset"], blobs::finish).taking_in(blobs::begin_piece),
+    route(CHANGE, "DELETE", &["api", "v1", "blob", "*"], &[], blobs::delete).reading_files(),
     route(OPEN, "GET", &[], &[], page::page),
     route(OPEN, "GET", &["docs"], &[], docs::index),
     route(OPEN, "GET", &["docs", "*"], &[], docs::page),
     route(OPEN, "GET", &["api", "v1", "openapi.json"], &[], docs::openapi),
+    route(HAND_OUT, "GET", &["sidebike"], &["arch"], hand_out::binary).reading_files(),
+    route(HAND_OUT, "GET", &["sidebike.sha256"], &["arch"], hand_out::hash).reading_files(),
     route(OPEN, "GET", &["healthz"], &[], healthz),
     route(LOOK, "GET", &["metrics"], &[], metrics::metrics),
 ];

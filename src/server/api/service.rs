@@ -7,9 +7,10 @@ use super::call::{Call, Route};
 use super::server::Server;
 use super::{browser, original, routes};
 use crate::server::answers;
+use crate::server::blobs::Upload;
 use crate::server::http::{
     Admitted, Answer, Authorization, BodyLimit, ConnectionId, Refused, Request, Responder, Served,
-    Service,
+    Service, Sink,
 };
 use crate::server::state::OnAnswer;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ const NOT_ANSWERED: u16 = 499;
 pub struct Admission {
     route: &'static Route,
     caller: Caller,
+    /// What takes the body in, if it is streamed.
+    upload: Option<Arc<Upload>>,
 }
 
 impl Service for Server {
@@ -33,14 +36,26 @@ impl Service for Server {
     fn admit(self: &Arc<Self>, request: &Request) -> Result<Admitted<Admission>, Answer> {
         let admitted = routes::find(request).and_then(|route| {
             let caller = self.authorize(request, route)?;
+            let upload = match route.intake {
+                Some(begin) => Some(begin(self, request, &caller).inspect_err(|answer| {
+                    self.note_refused(route, &caller, request, answer.status);
+                })?),
+                None => None,
+            };
             Ok(Admitted {
                 may_wait: self.may_have_to_wait(route),
                 body: match route.right {
+                    _ if upload.is_some() => BodyLimit::Streamed,
                     Right::Original => original::body_limit(self.edge.max_body()),
                     Right::Agent => BodyLimit::Refuse(self.edge.max_body().min(MAX_REPORT_BYTES)),
                     _ => BodyLimit::Refuse(self.edge.max_body()),
                 },
-                admission: Admission { route, caller },
+                sink: upload.clone().map(|upload| upload as Arc<dyn Sink>),
+                admission: Admission {
+                    route,
+                    caller,
+                    upload,
+                },
             })
         });
         admitted.inspect_err(|answer| self.requests.count(answer.status))
@@ -61,6 +76,7 @@ impl Service for Server {
             responder: &mut responder,
             change: &mut change,
             right: admission.route.right,
+            upload: admission.upload.as_ref(),
             is_noted_later: &mut is_noted_later,
             later: &mut later,
         };
@@ -130,7 +146,7 @@ impl Server {
     fn may_have_to_wait(&self, route: &Route) -> bool {
         let saves = self.store.may_wait() && route.right != Right::Open;
         let notes = self.audit.has_file() && route.right == Right::Change;
-        saves || notes
+        saves || notes || route.reads_files
     }
 
     /// Counts a request, and writes the audit.
@@ -174,7 +190,10 @@ impl Server {
 
     /// Checks that a request is allowed, and says who the caller is.
     fn authorize(self: &Arc<Self>, request: &Request, route: &Route) -> Result<Caller, Answer> {
-        let looks_only = matches!(route.right, Right::Open | Right::Look);
+        let looks_only = matches!(
+            route.right,
+            Right::Open | Right::Look | Right::Read | Right::HandOut
+        );
         let checked = match browser::refusal(request, looks_only, &self.own_names) {
             Some(msg) => Err(Denied {
                 status: 403,
@@ -192,7 +211,7 @@ impl Server {
                 Right::Change => self.note_refused(route, &denied.caller, request, denied.status),
                 Right::Agent => self.access.note_refused(request.peer, denied.msg),
                 Right::Original => original::note_refused(&self.access, request, denied.msg),
-                Right::Open | Right::Look => {}
+                Right::Open | Right::Look | Right::Read | Right::HandOut => {}
             }
             answers::error(denied.status, denied.msg)
         })

@@ -4,11 +4,12 @@ use super::audit::Change;
 use super::call::{Call, Handled};
 use super::parse::{body, flag, looked_at_task, named_task, optional_flag, parameter, wait_ms};
 use crate::core::{
-    Core, Refusal, Selection, SelectorText, Spec, Target as CoreTarget, Task, TaskKey, TaskPage,
-    TaskQuery, Time,
+    Core, Files, Refusal, Selection, SelectorText, Spec, Target as CoreTarget, Task, TaskKey,
+    TaskPage, TaskQuery, Time,
 };
 use crate::rules::one_of;
 use crate::server::answers::{self, TaskForm, bad, not_safe, refused};
+use crate::server::blobs::Pins;
 use crate::server::http::{Answer, Request};
 use crate::server::state::HeldWait;
 use crate::wire::Envelope;
@@ -128,7 +129,33 @@ pub fn submit(call: Call<'_>) -> Handled {
     if is_dry {
         return dry_run(call, spec);
     }
+    let _pins = pinned(&call, spec.files.as_deref())?;
     accept(call, |core, now, id| core.submit(now, id, spec))
+}
+
+/// Keeps the blobs of a task that is being registered.
+fn pinned(call: &Call<'_>, files: Option<&Files>) -> Result<Option<Pins>, Answer> {
+    let Some(files) = files else {
+        return Ok(None);
+    };
+    let blobs = &call.server.blobs;
+    let pinned = blobs.pin(files.blobs()).map_err(|missing| {
+        let n = { files.files.iter() }.position(|file| file.sha256 == missing.to_string());
+        let msg = format!(
+            "files[{}].sha256: the server does not have this file; bring it first, with PUT /api/v1/file/NAME",
+            n.unwrap_or(0)
+        );
+        answers::error(422, &msg)
+    })?;
+    for (n, file) in files.files.iter().enumerate() {
+        let size = file.sha256.parse().ok().and_then(|id| blobs.size(id));
+        if let Some(size) = size.filter(|size| *size != file.size) {
+            return Err(bad(format!(
+                "files[{n}].size: must be {size}, the size of this file"
+            )));
+        }
+    }
+    Ok(Some(pinned))
 }
 
 /// Answers what would become of a task if it were submitted now.
@@ -181,6 +208,9 @@ pub fn show(call: Call<'_>) -> Handled {
 pub fn rerun(call: Call<'_>) -> Handled {
     let all = flag(call.request, "all")?;
     let old = named_task(&call)?;
+    let shown = call.server.store.show(old).map_err(refused)?;
+    let _pins = pinned(&call, shown.spec.files.as_deref())?;
+    drop(shown);
     accept(call, |core, now, id| core.rerun(now, id, old, all))
 }
 
