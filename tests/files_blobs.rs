@@ -42,7 +42,12 @@ fn ask(server: &Server, method: &str, target: &str, headers: &str, body: &[u8]) 
     let mut connection = server.connect();
     let mut bytes = request(method, target, &headers, body);
     if method == "PUT" && body.is_empty() {
-        bytes = request(method, target, &format!("{headers}Content-Length: 0\r\n"), body);
+        bytes = request(
+            method,
+            target,
+            &format!("{headers}Content-Length: 0\r\n"),
+            body,
+        );
     }
     connection.send(&bytes);
     match method {
@@ -62,11 +67,22 @@ fn piece(server: &Server, sha256: &str, whole: &[u8], from: usize, to: usize) ->
 }
 
 fn get(server: &Server, sha256: &str, headers: &str) -> Reply {
-    ask(server, "GET", &format!("/api/v1/blob/{sha256}"), headers, b"")
+    ask(
+        server,
+        "GET",
+        &format!("/api/v1/blob/{sha256}"),
+        headers,
+        b"",
+    )
 }
 
 fn blobs(server: &Server) -> Vec<Value> {
-    server.get("/api/v1/blob").data().as_array().unwrap().clone()
+    server
+        .get("/api/v1/blob")
+        .data()
+        .as_array()
+        .unwrap()
+        .clone()
 }
 
 /// A task for a label that no machine has.
@@ -84,14 +100,25 @@ fn a_file_is_brought_whole_listed_read_and_removed() {
     let file = bytes(3 * MIB + 7, 1);
     let hash = sha256(&file);
     let done = put(&server, "blade%20runner.tgz", &file).data();
-    assert_eq!(done, json!({"sha256": hash, "size": file.len(), "have": file.len()}));
+    assert_eq!(
+        done,
+        json!({"sha256": hash, "size": file.len(), "have": file.len()})
+    );
     let head = ask(&server, "HEAD", &format!("/api/v1/blob/{hash}"), "", b"");
     assert_eq!(head.status, 200);
-    assert_eq!(head.header("Content-Length"), Some(&*file.len().to_string()));
+    assert_eq!(
+        head.header("Content-Length"),
+        Some(&*file.len().to_string())
+    );
     assert_eq!(head.header("ETag"), Some(&*format!("\"{hash}\"")));
     let whole = get(&server, &hash, "");
     assert!(whole.status == 200 && whole.body == file);
-    assert!(whole.header("Content-Disposition").unwrap().contains("blade runner.tgz"));
+    assert!(
+        whole
+            .header("Content-Disposition")
+            .unwrap()
+            .contains("blade runner.tgz")
+    );
     let part = get(&server, &hash, "Range: bytes=1000000-2999999\r\n");
     assert!(part.status == 206 && part.body == file[1_000_000..3_000_000]);
     let listed = blobs(&server);
@@ -120,7 +147,9 @@ fn a_body_in_chunks_and_one_of_many_small_ones_come_whole() {
     let server = Server::start();
     let file = bytes(600_000, 2);
     let mut connection = server.connect();
-    connection.send(b"PUT /api/v1/file/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n");
+    connection.send(
+        b"PUT /api/v1/file/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
+    );
     let mut chunked = Vec::new();
     // Their lines take more than those of any other body may.
     for chunk in file.chunks(13) {
@@ -154,7 +183,9 @@ fn an_upload_goes_on_over_twenty_connections_that_break() {
             let head = format!(
                 "PATCH /api/v1/blob/{hash}?offset={have} HTTP/1.1\r\nHost: localhost\r\n\
                  Content-Range: bytes {have}-{}/{}\r\nContent-Length: {}\r\n\r\n",
-                to - 1, file.len(), to - have
+                to - 1,
+                file.len(),
+                to - have
             );
             stream.write_all(head.as_bytes()).unwrap();
             let sent = (to - have) * (1 + broken % 3) / 4;
@@ -189,12 +220,18 @@ fn pieces_that_do_not_fit_are_refused_and_a_wrong_byte_is_noticed() {
     let first = piece(&server, &hash, &file, 0, 40_000).data();
     assert_eq!(first["have"], 40_000);
     let head = ask(&server, "HEAD", &format!("/api/v1/blob/{hash}"), "", b"");
-    assert_eq!((head.status, head.header("Upload-Offset")), (404, Some("40000")));
+    assert_eq!(
+        (head.status, head.header("Upload-Offset")),
+        (404, Some("40000"))
+    );
     assert_eq!(blobs(&server)[0]["have"], 40_000);
     assert_eq!(get(&server, &hash, "").status, 404);
     for (from, to) in [(0, 10), (39_999, 50_000), (40_001, 50_000)] {
         let reply = piece(&server, &hash, &file, from, to);
-        assert_eq!((reply.status, &reply.json()["data"]["have"]), (409, &json!(40_000)));
+        assert_eq!(
+            (reply.status, &reply.json()["data"]["have"]),
+            (409, &json!(40_000))
+        );
     }
     let target = format!("/api/v1/blob/{hash}?offset=40000");
     for (headers, body, status) in [
@@ -206,10 +243,26 @@ fn pieces_that_do_not_fit_are_refused_and_a_wrong_byte_is_noticed() {
         ("Content-Range: bytes 40000-40005/100000\r\n", b"x", 400),
         ("Content-Range: bytes 40000-+40000/100000\r\n", b"x", 400),
         ("Content-Range: lines 40000-40000/100000\r\n", b"x", 400),
-        ("Content-Range: bytes 40000-40000/99999999999999999999999\r\n", b"x", 400),
-        ("Content-Range: bytes 40000-40000/18446744073709551615\r\n", b"x", 413),
-        ("Content-Range: bytes 40000-18000000/20000000\r\n", b"x", 413),
-        ("Content-Range: bytes 0-0/100000\r\nContent-Range: bytes 0-0/100000\r\n", b"x", 400),
+        (
+            "Content-Range: bytes 40000-40000/99999999999999999999999\r\n",
+            b"x",
+            400,
+        ),
+        (
+            "Content-Range: bytes 40000-40000/18446744073709551615\r\n",
+            b"x",
+            413,
+        ),
+        (
+            "Content-Range: bytes 40000-18000000/20000000\r\n",
+            b"x",
+            413,
+        ),
+        (
+            "Content-Range: bytes 0-0/100000\r\nContent-Range: bytes 0-0/100000\r\n",
+            b"x",
+            400,
+        ),
     ] {
         let reply = ask(&server, "PATCH", &target, headers, body);
         assert_eq!(reply.status, status, "{headers}: {}", reply.text());
@@ -217,13 +270,23 @@ fn pieces_that_do_not_fit_are_refused_and_a_wrong_byte_is_noticed() {
     for offset in ["x", "-1", "", "1e3", "99999999999999999999999"] {
         let target = format!("/api/v1/blob/{hash}?offset={offset}");
         let range = "Content-Range: bytes 40000-40000/100000\r\n";
-        assert_eq!(ask(&server, "PATCH", &target, range, b"x").status, 400, "{offset}");
+        assert_eq!(
+            ask(&server, "PATCH", &target, range, b"x").status,
+            400,
+            "{offset}"
+        );
     }
     for name in ["x", &hash.to_uppercase(), &hash[1..]] {
         assert_eq!(get(&server, name, "").status, 400, "{name}");
     }
-    assert_eq!(ask(&server, "PUT", "/api/v1/file/a%00b", "", b"x").status, 400);
-    assert_eq!(ask(&server, "PUT", "/api/v1/file/a%2fb", "", b"x").status, 400);
+    assert_eq!(
+        ask(&server, "PUT", "/api/v1/file/a%00b", "", b"x").status,
+        400
+    );
+    assert_eq!(
+        ask(&server, "PUT", "/api/v1/file/a%2fb", "", b"x").status,
+        400
+    );
 
     // Another byte on the way.
     let mut wrong = file.clone();
@@ -232,14 +295,20 @@ fn pieces_that_do_not_fit_are_refused_and_a_wrong_byte_is_noticed() {
     assert_eq!(reply.status, 422, "{}", reply.text());
     assert!(reply.msg().contains(&sha256(&wrong)), "{}", reply.msg());
     assert!(blobs(&server).is_empty(), "it was thrown away");
-    assert_eq!(piece(&server, &hash, &file, 0, 100_000).data()["have"], 100_000);
+    assert_eq!(
+        piece(&server, &hash, &file, 0, 100_000).data()["have"],
+        100_000
+    );
     assert!(get(&server, &hash, "").body == file);
 }
 
 #[test]
 fn ranges_that_cannot_be_meant_are_refused() {
     let server = Server::start();
-    let hash = put(&server, "x", &bytes(1_000, 5)).data()["sha256"].as_str().unwrap().to_owned();
+    let hash = put(&server, "x", &bytes(1_000, 5)).data()["sha256"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     for (range, status) in [
         ("bytes=0-0", 206),
         ("bytes=999-", 206),
@@ -274,7 +343,10 @@ fn what_breaks_off_leaves_nothing_and_a_later_upload_takes_over() {
     };
     let file = bytes(2 * MIB, 6);
     let mut stream = TcpStream::connect(server.address).unwrap();
-    let head = format!("PUT /api/v1/file/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", file.len());
+    let head = format!(
+        "PUT /api/v1/file/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+        file.len()
+    );
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&file[..MIB]).unwrap();
     wait_for("it is being written", || names().len() == 1);
@@ -286,11 +358,17 @@ fn what_breaks_off_leaves_nothing_and_a_later_upload_takes_over() {
     let mut dead = TcpStream::connect(server.address).unwrap();
     let head = format!(
         "PATCH /api/v1/blob/{hash}?offset=0 HTTP/1.1\r\nHost: localhost\r\nContent-Range: bytes 0-{}/{}\r\nContent-Length: {}\r\n\r\n",
-        file.len() - 1, file.len(), file.len()
+        file.len() - 1,
+        file.len(),
+        file.len()
     );
     dead.write_all(head.as_bytes()).unwrap();
     dead.write_all(&file[..MIB]).unwrap();
-    wait_for("half of it has come", || blobs(&server).first().is_some_and(|blob| blob["have"] == MIB));
+    wait_for("half of it has come", || {
+        blobs(&server)
+            .first()
+            .is_some_and(|blob| blob["have"] == MIB)
+    });
     let done = piece(&server, &hash, &file, MIB, file.len()).data();
     assert_eq!(done["have"], file.len());
     // What the dead one still brings is refused.
@@ -303,10 +381,19 @@ fn what_breaks_off_leaves_nothing_and_a_later_upload_takes_over() {
     // The next server finds it, and removes what is half; two do not share a folder.
     fs::write(Path::new(folder.path()).join(".part-9"), "half").unwrap();
     let mut second = Command::new(SIDEBIKE);
-    second.args(["server", "--listen", "127.0.0.1:0", "--blobs", folder.path()]);
+    second.args([
+        "server",
+        "--listen",
+        "127.0.0.1:0",
+        "--blobs",
+        folder.path(),
+    ]);
     let refused = second.output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains("another server uses it"), "{said}");
+    assert!(
+        !refused.status.success() && said.contains("another server uses it"),
+        "{said}"
+    );
     drop(server);
     let server = Server::with(&["--blobs", folder.path()]);
     assert_eq!(names(), [hash.clone()]);
@@ -322,8 +409,15 @@ fn what_tasks_need_stays_and_what_is_too_large_is_refused() {
     assert_eq!(too_large.status, 413, "{}", too_large.text());
     assert!(too_large.msg().contains("--max-blob"));
     let mut chunked = server.connect();
-    chunked.send(b"PUT /api/v1/file/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n");
-    let chunk = [format!("{:x}\r\n", MIB / 2).into_bytes(), vec![0; MIB / 2], b"\r\n".to_vec()].concat();
+    chunked.send(
+        b"PUT /api/v1/file/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
+    );
+    let chunk = [
+        format!("{:x}\r\n", MIB / 2).into_bytes(),
+        vec![0; MIB / 2],
+        b"\r\n".to_vec(),
+    ]
+    .concat();
     (0..3).for_each(|_| chunked.send(&chunk));
     assert_eq!(chunked.read().status, 413);
     for file in &files[..3] {
@@ -338,10 +432,20 @@ fn what_tasks_need_stays_and_what_is_too_large_is_refused() {
     let hash = sha256(&files[0]);
     let unknown = server.post("/api/v1/task", &waiting_task(&sha256(&files[3]), MIB));
     assert_eq!(unknown.status, 422, "{}", unknown.text());
-    assert!(unknown.msg().contains("files[0].sha256"), "{}", unknown.msg());
-    let dry = server.post("/api/v1/task?dryRun=1", &waiting_task(&sha256(&files[3]), MIB));
+    assert!(
+        unknown.msg().contains("files[0].sha256"),
+        "{}",
+        unknown.msg()
+    );
+    let dry = server.post(
+        "/api/v1/task?dryRun=1",
+        &waiting_task(&sha256(&files[3]), MIB),
+    );
     assert_eq!(dry.status, 200, "{}", dry.text());
-    assert_eq!(server.post("/api/v1/task", &waiting_task(&hash, 5)).status, 400);
+    assert_eq!(
+        server.post("/api/v1/task", &waiting_task(&hash, 5)).status,
+        400
+    );
     let task = server.submit(waiting_task(&hash, MIB));
     assert_eq!(task["files"][0]["path"], "/tmp/x");
     let target = format!("/api/v1/blob/{hash}");
@@ -350,7 +454,10 @@ fn what_tasks_need_stays_and_what_is_too_large_is_refused() {
     assert!(needed.msg().contains(id(&task)), "{}", needed.msg());
     let listed = blobs(&server);
     let own = listed.iter().find(|blob| blob["sha256"] == *hash).unwrap();
-    assert_eq!((&own["needed"], &own["tasks"][0]), (&json!(true), &task["id"]));
+    assert_eq!(
+        (&own["needed"], &own["tasks"][0]),
+        (&json!(true), &task["id"])
+    );
     server.post(&format!("/api/v1/task/{}/cancel", id(&task)), &json!({}));
     assert_eq!(ask(&server, "DELETE", &target, "", b"").status, 200);
     put(&server, "x", &files[3]).data();
@@ -367,7 +474,14 @@ fn files_older_than_an_hour_make_room_the_oldest_first() {
         let path = Path::new(folder.path()).join(sha256(&file));
         fs::write(&path, &file).unwrap();
         let age = format!("{hours} hours ago");
-        assert!(Command::new("touch").args(["-d", &age]).arg(&path).status().unwrap().success());
+        assert!(
+            Command::new("touch")
+                .args(["-d", &age])
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
         sha256(&file)
     };
     let (old, older, oldest) = (put_there(1, 3), put_there(2, 5), put_there(3, 9));
@@ -378,7 +492,10 @@ fn files_older_than_an_hour_make_room_the_oldest_first() {
     assert!(left(&oldest) && left(&old) && !left(&older));
     server.post(&format!("/api/v1/task/{}/cancel", id(&task)), &json!({}));
     put(&server, "x", &bytes(MIB / 2, 5)).data();
-    assert!(left(&oldest) && !left(&old), "what no task names goes first");
+    assert!(
+        left(&oldest) && !left(&old),
+        "what no task names goes first"
+    );
     put(&server, "x", &bytes(MIB, 6)).data();
     assert!(!left(&oldest), "then that of a task that has ended");
     assert_eq!(server.metric("sidebike_files_removed_total"), 3);
@@ -441,7 +558,9 @@ fn ask_until_it_fits(server: &Server, file: &[u8]) -> Reply {
 #[test]
 fn without_a_place_the_server_starts_and_says_why_it_keeps_nothing() {
     let mut command = Command::new(SIDEBIKE);
-    command.args(["server", "--listen", "127.0.0.1:0"]).env("TMPDIR", "/nowhere");
+    command
+        .args(["server", "--listen", "127.0.0.1:0"])
+        .env("TMPDIR", "/nowhere");
     let server = Server::from_command(command);
     server.process.logged("files cannot be kept");
     let refused = put(&server, "x", b"hello");
@@ -455,7 +574,10 @@ fn without_a_place_the_server_starts_and_says_why_it_keeps_nothing() {
 fn many_at_once_take_little_memory_and_those_too_many_are_told_to_come_back() {
     let server = Server::start();
     let file = bytes(16 * MIB, 30);
-    let hash = put(&server, "x", &file).data()["sha256"].as_str().unwrap().to_owned();
+    let hash = put(&server, "x", &file).data()["sha256"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let before = server.process.figure("VmRSS");
     // Sixteen hold their transfers: they read the beginning and stop.
     let target = format!("/api/v1/blob/{hash}");
@@ -488,7 +610,9 @@ fn many_at_once_take_little_memory_and_those_too_many_are_told_to_come_back() {
                     most.fetch_max(server.process.figure("VmRSS"), Ordering::Relaxed);
                     match reply.status {
                         503 => thread::sleep(Duration::from_millis(20 + n)),
-                        200 if n % 4 == 0 => break assert_eq!(reply.data()["sha256"], *sha256(&own)),
+                        200 if n % 4 == 0 => {
+                            break assert_eq!(reply.data()["sha256"], *sha256(&own));
+                        }
                         200 => break assert!(reply.body == *file),
                         other => panic!("{other}: {}", reply.text()),
                     }
@@ -526,7 +650,13 @@ impl Agent {
             "instance": self.0, "seq": seq, "label": "m", "jobs": 4, "holds": holds, "wait": 0,
             "features": ["files", "fetch"],
         });
-        let reply = ask(server, "POST", "/api/v1/agent/poll", &as_who("agent", ""), poll.to_string().as_bytes());
+        let reply = ask(
+            server,
+            "POST",
+            "/api/v1/agent/poll",
+            &as_who("agent", ""),
+            poll.to_string().as_bytes(),
+        );
         reply.data()
     }
 
@@ -535,7 +665,13 @@ impl Agent {
     }
 
     fn get(&self, server: &Server, sha256: &str) -> Reply {
-        ask(server, "GET", &format!("/api/v1/agent/file/{sha256}"), &self.headers(), b"")
+        ask(
+            server,
+            "GET",
+            &format!("/api/v1/agent/file/{sha256}"),
+            &self.headers(),
+            b"",
+        )
     }
 }
 
@@ -551,10 +687,23 @@ fn people_bring_and_read_readers_see_the_list_and_agents_what_their_tasks_name()
         assert_eq!(reply.status, status, "{token}");
     }
     let target = format!("/api/v1/blob/{hash}");
-    for (token, list, bytes) in [("agent", 403, 403), ("read", 200, 403), ("people", 200, 200)] {
-        assert_eq!(ask(&server, "GET", "/api/v1/blob", &as_who(token, ""), b"").status, list);
-        assert_eq!(ask(&server, "GET", &target, &as_who(token, ""), b"").status, bytes);
-        assert_eq!(ask(&server, "HEAD", &target, &as_who(token, ""), b"").status, bytes);
+    for (token, list, bytes) in [
+        ("agent", 403, 403),
+        ("read", 200, 403),
+        ("people", 200, 200),
+    ] {
+        assert_eq!(
+            ask(&server, "GET", "/api/v1/blob", &as_who(token, ""), b"").status,
+            list
+        );
+        assert_eq!(
+            ask(&server, "GET", &target, &as_who(token, ""), b"").status,
+            bytes
+        );
+        assert_eq!(
+            ask(&server, "HEAD", &target, &as_who(token, ""), b"").status,
+            bytes
+        );
     }
     let (one, other) = (Agent("00000001aaaa"), Agent("00000002bbbb"));
     one.poll(&server, 1, json!([]));
@@ -566,7 +715,14 @@ fn people_bring_and_read_readers_see_the_list_and_agents_what_their_tasks_name()
         "fetch": [{"path": "/tmp/heap", "max": "1KiB"}],
         "detail": {"command": "true"},
     });
-    let task = ask(&server, "POST", "/api/v1/task", &as_who("people", ""), task.to_string().as_bytes()).data();
+    let task = ask(
+        &server,
+        "POST",
+        "/api/v1/task",
+        &as_who("people", ""),
+        task.to_string().as_bytes(),
+    )
+    .data();
     assert_eq!(one.get(&server, &hash).status, 403, "it was not handed out");
     let orders = one.poll(&server, 2, json!([]));
     let start = &orders["start"][0];
@@ -574,13 +730,20 @@ fn people_bring_and_read_readers_see_the_list_and_agents_what_their_tasks_name()
     assert_eq!(start["filesTimeout"], 600, "{orders}");
     assert!(one.get(&server, &hash).body == file);
     assert_eq!(other.get(&server, &hash).status, 403);
-    let nobody = ask(&server, "GET", &format!("/api/v1/agent/file/{hash}"), &as_who("agent", ""), b"");
+    let nobody = ask(
+        &server,
+        "GET",
+        &format!("/api/v1/agent/file/{hash}"),
+        &as_who("agent", ""),
+        b"",
+    );
     assert_eq!(nobody.status, 400, "it does not say who it is");
 
     // What it brings: what is asked for, of an attempt that it has, and no more of it.
     let execution = start["execution"].as_str().unwrap();
     let back = |agent: &Agent, attempt: u32, path: &str, body: &[u8]| {
-        let target = format!("/api/v1/agent/file?execution={execution}&attempt={attempt}&path={path}");
+        let target =
+            format!("/api/v1/agent/file?execution={execution}&attempt={attempt}&path={path}");
         ask(&server, "PUT", &target, &agent.headers(), body)
     };
     let hold = |phase: Option<&str>| json!([{"execution": execution, "attempt": 1, "state": "running", "phase": phase, "startedAgoMs": 5}]);
@@ -590,9 +753,15 @@ fn people_bring_and_read_readers_see_the_list_and_agents_what_their_tasks_name()
         let task = ask(&server, "GET", &target, &as_who("read", ""), b"").data();
         task["result"][0][what].clone()
     };
-    assert_eq!((shown("state"), shown("phase"), shown("startedAt")), (json!("running"), json!("files"), Value::Null));
+    assert_eq!(
+        (shown("state"), shown("phase"), shown("startedAt")),
+        (json!("running"), json!("files"), Value::Null)
+    );
     one.poll(&server, 4, hold(None));
-    assert_eq!((shown("state"), shown("phase")), (json!("running"), Value::Null));
+    assert_eq!(
+        (shown("state"), shown("phase")),
+        (json!("running"), Value::Null)
+    );
     assert!(shown("startedAt").is_string());
     assert_eq!(back(&one, 1, "/tmp/other", b"x").status, 403);
     assert_eq!(back(&one, 2, "/tmp/heap", b"x").status, 403);
@@ -606,20 +775,40 @@ fn people_bring_and_read_readers_see_the_list_and_agents_what_their_tasks_name()
     let done = json!({"instance": one.0, "pieces": [], "results": [{
         "execution": execution, "attempt": 1, "state": "succeeded", "exitCode": 0, "durationMs": 5, "endedAgoMs": 0, "files": files,
     }]});
-    let verdict = ask(&server, "POST", "/api/v1/agent/done", &as_who("agent", ""), done.to_string().as_bytes()).data();
+    let verdict = ask(
+        &server,
+        "POST",
+        "/api/v1/agent/done",
+        &as_who("agent", ""),
+        done.to_string().as_bytes(),
+    )
+    .data();
     assert_eq!(verdict["results"][0]["taken"], true, "{verdict}");
     assert_eq!(shown("files"), json!([files[0]]));
     assert_eq!(one.get(&server, &hash).status, 403, "it has ended");
     assert_eq!(back(&one, 1, "/tmp/heap", b"x").status, 403);
-    let result = ask(&server, "GET", &format!("/api/v1/blob/{}", brought["sha256"].as_str().unwrap()), &as_who("people", ""), b"");
+    let result = ask(
+        &server,
+        "GET",
+        &format!("/api/v1/blob/{}", brought["sha256"].as_str().unwrap()),
+        &as_who("people", ""),
+        b"",
+    );
     assert_eq!(result.body, b"result");
 
     let delete = ask(&server, "DELETE", &target, &as_who("people", ""), b"");
     assert_eq!(delete.status, 200, "{}", delete.text());
-    let lines: Vec<Value> = folder.lines("audit").iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<Value> = folder
+        .lines("audit")
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     let of = |call: &str, status: u16| {
-        let line = lines.iter().find(|line| line["call"].as_str().unwrap().starts_with(call) && line["status"] == status);
-        line.unwrap_or_else(|| panic!("no {call} {status} in {lines:?}")).clone()
+        let line = lines.iter().find(|line| {
+            line["call"].as_str().unwrap().starts_with(call) && line["status"] == status
+        });
+        line.unwrap_or_else(|| panic!("no {call} {status} in {lines:?}"))
+            .clone()
     };
     assert_eq!(of("PUT /api/v1/file/x", 200)["sha256"], *hash);
     assert_eq!(of("PUT /api/v1/file/x", 200)["bytes"], file.len());
@@ -634,9 +823,13 @@ fn files_and_results_of_tasks_survive_a_restart() {
     let (db, blobs_folder) = (folder.file("db"), folder.file("blobs"));
     let flags = ["--db", &*db, "--blobs", &*blobs_folder];
     let server = Server::with(&flags);
-    let hash = put(&server, "x", b"hello").data()["sha256"].as_str().unwrap().to_owned();
+    let hash = put(&server, "x", b"hello").data()["sha256"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let task = server.submit(waiting_task(&hash, 5));
-    let only_files = json!({"machinePattern": "^nobody$", "files": [{"sha256": hash, "size": 5, "name": "y"}]});
+    let only_files =
+        json!({"machinePattern": "^nobody$", "files": [{"sha256": hash, "size": 5, "name": "y"}]});
     let second = server.submit(only_files);
     drop(server);
     let server = Server::with(&flags);
@@ -657,11 +850,17 @@ fn a_silent_upload_is_cut_and_a_slow_one_is_not() {
     let file = bytes(400_000, 50);
     // Slower than the time that any other request may take.
     let mut stream = TcpStream::connect(server.address).unwrap();
-    let head = format!("PUT /api/v1/file/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", file.len());
+    let head = format!(
+        "PUT /api/v1/file/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+        file.len()
+    );
     stream.write_all(head.as_bytes()).unwrap();
     for part in file.chunks(100_000) {
         thread::sleep(Duration::from_millis(700));
         stream.write_all(part).unwrap();
     }
-    assert_eq!(Connection::over(stream).read().data()["sha256"], *sha256(&file));
+    assert_eq!(
+        Connection::over(stream).read().data()["sha256"],
+        *sha256(&file)
+    );
 }
