@@ -143,6 +143,15 @@ fn the_server_gives_it() {
 /// The tags of the agents of these tests.
 const TAGS: (&str, &str) = ("SIDEBIKE_TAGS", "zone=cn-1,role=web");
 
+/// The SHA-256 of `hello`.
+const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+
+/// Brings the file that [`complete`] names.
+fn bring_hello(server: &Server) {
+    let brought = server.request("PUT", "/api/v1/file/x", b"hello").data();
+    assert_eq!(brought["sha256"], HELLO);
+}
+
 /// A task with every field that the description has, in one of the forms that `detail` may have, for this machine.
 fn complete(machine: &Agent) -> Value {
     json!({
@@ -155,6 +164,8 @@ fn complete(machine: &Agent) -> Value {
             "order": "random", "canary": "^m",
         },
         "probes": [{"name": "p", "command": "true", "on": "targets", "failures": 3}],
+        "files": [{"sha256": HELLO, "size": 5, "name": "x", "mode": "0755", "ifExists": "keep", "remove": true}],
+        "filesTimeout": "1m", "fetch": [{"path": "/nowhere/at/all", "max": "1KiB", "missingOk": true}],
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
         "resultTtl": 3600, "failureTtl": "2h", "delay": 0.01,
         "detail": {
@@ -428,6 +439,10 @@ fn answers() -> Answers {
     };
     let (tasks, one) = ("/api/v1/task", "/api/v1/task/{id}");
     a.call("GET", tasks, tasks, None, 200);
+    bring_hello(&a.server);
+    a.call("GET", "/api/v1/blob", "/api/v1/blob", None, 200);
+    let unknown = format!("/api/v1/blob/{}", "0".repeat(64));
+    a.call("DELETE", "/api/v1/blob/{sha256}", &unknown, None, 404);
     let failed = complete(&machine);
     a.call("POST", tasks, "/api/v1/task?dryRun=1", Some(&failed), 200);
     a.call("POST", tasks, "/api/v1/task?wait=30s", Some(&failed), 200);

@@ -15,7 +15,7 @@ use super::waiting::{Phase, Waiting};
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
 use crate::wire::duration::TimeSpan;
-use crate::wire::files::{FetchedFile, Phase};
+use crate::wire::files::{self, FetchedFile};
 use crate::wire::machine_names::MachineNames;
 use crate::wire::task::{self as wire, Counts, ExecutionState, Mode, TaskState};
 use crate::wire::undo::UndoCounts;
@@ -157,7 +157,7 @@ pub struct Attempt {
     pub files: Option<Box<[FetchedFile]>>,
     /// What it does with files now; not saved, the next poll says it.
     #[serde(skip)]
-    pub phase: Option<Phase>,
+    pub phase: Option<files::Phase>,
     /// Saved separately.
     #[serde(skip)]
     pub output: Option<Arc<Output>>,
