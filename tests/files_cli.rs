@@ -127,10 +127,10 @@ fn a_command_has_its_files_and_hands_others_back() {
     assert_eq!((&*said.out, said.code), ("too runs\n", 0), "{said:?}");
     assert!(!fs::exists(folder.file("here")).unwrap());
 
-    let result = folder.file("result-$SIDEBIKE_INSTANCE");
     let common = folder.file("result");
-    let line = format!("echo mine > {result}; seq 100000 > {common}; exit 3");
-    let said = sidebike(&server, &["run", "--json", "--fetch", &common, "--", &line]);
+    fs::write(&common, bytes(100_000)).unwrap();
+    let line = "exit 3";
+    let said = sidebike(&server, &["run", "--json", "--fetch", &common, "--", line]);
     assert_eq!(said.code, 3, "{said:?}");
     let task = said.json();
     let id = task["id"].as_str().unwrap();
@@ -201,32 +201,38 @@ fn a_task_is_checked_and_an_agent_is_never_asked_for_more_than_it_can() {
     );
 
     // An agent of an earlier version.
-    let poll = json!({"instance": "00112233445566778899aabbccddeeff", "seq": 1, "label": "old", "version": "0.1.0", "jobs": 1, "features": ["undo"]});
-    assert_eq!(server.post("/api/v1/agent/poll", &poll).status, 200);
-    let folder = Folder::new();
-    fs::write(folder.file("x"), "x").unwrap();
-    let said = sidebike(
-        &server,
-        &[
-            "run",
-            "-m",
-            "old",
-            "--file",
-            &folder.file("x"),
-            "--",
-            "true",
-        ],
-    );
-    assert!(
-        said.err.contains("agent 0.1.0 cannot take files"),
-        "{said:?}"
-    );
-    let said = sidebike(
-        &server,
-        &["run", "-m", "old", "--fetch", "/tmp/x", "--", "true"],
-    );
-    assert!(
-        said.err.contains("agent 0.1.0 cannot hand files back"),
-        "{said:?}"
-    );
+    let poll = |seq: u64| {
+        let poll = json!({
+            "instance": "00112233445566778899aabbccddeeff", "seq": seq, "label": "old",
+            "version": "0.1.0", "jobs": 4, "features": ["undo"]
+        });
+        server.post("/api/v1/agent/poll", &poll).data()
+    };
+    poll(1);
+    let sent = server.request("PUT", "/api/v1/file/x", b"x").data();
+    let file = json!({"sha256": sent["sha256"], "size": 1, "path": "/tmp/x"});
+    let detail = json!({"command": "true"});
+    let tasks = [
+        (
+            json!({"machinePattern": "old", "detail": detail, "files": [file]}),
+            "take files",
+        ),
+        (
+            json!({"machinePattern": "old", "files": [file]}),
+            "take files",
+        ),
+        (
+            json!({"machinePattern": "old", "detail": detail, "fetch": [{"path": "/x"}]}),
+            "hand files back",
+        ),
+    ];
+    let tasks = tasks.map(|(task, what)| (server.submit(task), what));
+    assert!(poll(2)["start"].is_null());
+    for (task, what) in tasks {
+        let task = server.finished(task["id"].as_str().unwrap());
+        assert_eq!(
+            task["result"][0]["msg"],
+            format!("agent 0.1.0 cannot {what}")
+        );
+    }
 }
