@@ -213,14 +213,18 @@ impl Client {
         total: u64,
         piece: &[u8],
     ) -> Result<PieceAnswer, CallError> {
-        let url = format!("{}/api/v1/blob/{sha256}?offset={offset}", self.base);
         let size = piece.len() as u64;
-        let range = match size {
-            0 => format!("bytes */{total}"),
-            size => format!("bytes {offset}-{}/{total}", offset + size - 1),
+        let (url, request) = if total == 0 {
+            // There is no range of nothing.
+            let url = format!("{}/api/v1/file/empty", self.base);
+            let request = self.with_token(self.agent().put(&url));
+            (url, request)
+        } else {
+            let url = format!("{}/api/v1/blob/{sha256}?offset={offset}", self.base);
+            let range = format!("bytes {offset}-{}/{total}", offset + size.saturating_sub(1));
+            let request = self.with_token(self.agent().patch(&url));
+            (url, request.header("content-range", range))
         };
-        let request = self.with_token(self.agent().patch(&url));
-        let request = request.header("content-range", range);
         let sent = streaming(request, size).send(piece);
         let answered = sent
             .map_err(|why| self.unreachable(why))
