@@ -62,11 +62,13 @@ pub enum Rule {
     HitsRoundDown,
     /// A share of machines that must stay rounds up.
     KeptRoundsUp,
+    /// Who waits for a group is told when its last member has ended.
+    EndOfGroupIsTold,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 21] = [
+    pub const ALL: [Rule; 22] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -88,6 +90,7 @@ impl Rule {
         Rule::FailuresAreOfTheTask,
         Rule::HitsRoundDown,
         Rule::KeptRoundsUp,
+        Rule::EndOfGroupIsTold,
     ];
 }
 
@@ -213,6 +216,7 @@ impl Core {
         self.check_blobs()?;
         self.check_machines()?;
         self.check_indexes()?;
+        self.check_groups()?;
         self.check_timers()
     }
 

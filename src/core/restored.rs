@@ -245,6 +245,7 @@ impl Core {
                     + saved.files.as_ref().map_or(0, |files| files.text_bytes()),
                 files: saved.files,
                 detail: saved.detail,
+                about: saved.about,
                 wait: None,
             }),
         };
@@ -332,6 +333,9 @@ impl Core {
             .entry(task.spec.name.clone())
             .or_default()
             .insert(key);
+        if let Some(group) = task.group() {
+            self.groups.add(group, key, task.finished_at.is_some());
+        }
         let open = task.open;
         match task.finished_at {
             Some(at) => {

@@ -4,6 +4,7 @@
 //! batch can be applied on top of an earlier one. `restored.rs` rebuilds a core from the records. To save a
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
+use super::about::About;
 use super::files::Files;
 use super::halt::Halt;
 use super::machine::Machine;
@@ -78,6 +79,8 @@ pub struct SavedTask {
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) probes: Vec<SavedProbe>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) about: Option<Box<About>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waiting: Option<Box<Waiting>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -262,7 +265,11 @@ impl Batch {
                 || t.pacing.is_some()
         };
         match () {
-            () if tasks().any(|t| t.waiting.is_some() || t.files.is_some()) => 5,
+            () if tasks()
+                .any(|t| t.about.is_some() || t.waiting.is_some() || t.files.is_some()) =>
+            {
+                5
+            }
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -491,6 +498,7 @@ fn saved_task(task: &Task) -> SavedTask {
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
         files: spec.files.clone(),
+        about: spec.about.clone(),
         waiting: task.waiting.clone(),
     }
 }

@@ -26,6 +26,7 @@ pub mod counters;
 mod docs;
 mod encoding;
 mod follow;
+mod groups;
 mod halt;
 mod hand_out;
 mod machines;
