@@ -188,7 +188,7 @@ fn an_upload_goes_on_over_twenty_connections_that_break() {
                 to - have
             );
             stream.write_all(head.as_bytes()).unwrap();
-            let sent = (to - have) * (1 + broken % 3) / 4;
+            let sent = (to - have) * (1 + broken % 3) / 16;
             stream.write_all(&file[have..have + sent]).unwrap();
             match broken % 2 {
                 0 => stream.shutdown(Shutdown::Both).unwrap(),

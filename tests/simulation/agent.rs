@@ -1,6 +1,7 @@
 //! Model agents: they do what the real agent does on the wire, without a process, socket or thread.
 
 use crate::experiment::{AgentExperiments, Moment, Plan, Stop};
+use crate::files;
 use crate::guard::Answer;
 use crate::laws::RealEnd;
 use crate::targets::{HOSTS, ROLES, ZONES};
@@ -884,7 +885,7 @@ impl Held {
             duration_ms: (!self.cannot_start).then_some(at - self.started_at),
             stdout_bytes: self.written[0],
             stderr_bytes: self.written[1],
-            files: Vec::new(),
+            files: files::handed_back(at),
         })
     }
 }

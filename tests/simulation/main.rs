@@ -35,6 +35,7 @@ mod agent;
 mod clock;
 mod crash;
 mod experiment;
+mod files;
 mod guard;
 mod hostile;
 mod laws;

@@ -1,5 +1,6 @@
 //! Users that submit, cancel, rerun, delete and query at random.
 
+use crate::files;
 use crate::pace::PaceModel;
 use crate::server::TEXTS;
 use crate::world::{Event, Lawful, Ms, World};
@@ -227,6 +228,8 @@ impl World {
         if rng.chance(200) {
             // The original's agents cannot do that.
             detail.env = Some([("A".to_owned(), "b".to_owned())].into());
+            // The same draw, as others would change what every seed does.
+            spec.files = Some(files::files(ttl + spec.result_ttl.as_millis()));
         }
         // Older agents cannot do that.
         if rng.chance(150) {
