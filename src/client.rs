@@ -9,6 +9,7 @@
 //! | `people` | the calls of the commands for people |
 //! | `blobs` | the bytes of files, in both directions |
 //! | `probe` | the requests of probes, which do not go to the server |
+//! | `webhook` | the requests of notifications, which do not go to a server of sidebike |
 //! | `connections` | connections without a proxy |
 //! | `proxy` | which proxy there is, if any |
 //! | `resolver` | names → addresses |
@@ -17,6 +18,7 @@
 //! To add a call of the agent: a method next to [`Client::poll`]. To add something that every request
 //! carries: [`Client::with_token`] is where the token is set.
 
+#[cfg(any(feature = "agent", feature = "cli"))]
 mod blobs;
 mod connections;
 #[cfg(feature = "cli")]
@@ -26,7 +28,10 @@ mod probe;
 mod proxy;
 mod resolver;
 mod tls;
+#[cfg(feature = "server")]
+pub mod webhook;
 
+#[cfg(any(feature = "agent", feature = "cli"))]
 pub use blobs::FetchedPiece;
 #[cfg(feature = "agent")]
 pub use blobs::SentFile;

@@ -140,6 +140,8 @@ fn the_server_gives_it() {
     assert_eq!(reply.json(), description());
 }
 
+/// Tasks may tell receivers.
+const TOLD: [&str; 2] = ["--webhook-allow", "^http://127.0.0.1:9$"];
 /// The tags of the agents of these tests.
 const TAGS: (&str, &str) = ("SIDEBIKE_TAGS", "zone=cn-1,role=web");
 
@@ -167,7 +169,7 @@ fn complete(machine: &Agent) -> Value {
         "files": [{"sha256": HELLO, "size": 5, "name": "x", "mode": "0755", "ifExists": "keep", "remove": true}],
         "filesTimeout": "1m", "fetch": [{"path": "/nowhere/at/all", "max": "1KiB", "missingOk": true}],
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
-        "resultTtl": 3600, "failureTtl": "2h", "delay": 0.01,
+        "resultTtl": 3600, "failureTtl": "2h", "notify": [{"url": "http://127.0.0.1:9/x", "on": ["started", "ended"]}], "delay": 0.01,
         "group": "g", "tags": {"team": "pay"}, "description": "what it is for",
         "detail": {
             "command": "cat; echo oops >&2; exit 3", "workspace": "/tmp", "timeout": "5m",
@@ -200,7 +202,7 @@ fn names(object: &Value) -> BTreeSet<&str> {
 fn every_field_of_a_submit_is_taken() {
     let description = description();
     let schemas = &description["components"]["schemas"];
-    let server = Server::start();
+    let server = Server::with(&TOLD);
     let machine = tagged(&server, "m");
     let complete = complete(&machine);
     let mut fields = names(&complete);
@@ -443,7 +445,7 @@ fn experiments(a: &mut Answers) {
 
 /// Everything a user may see, in as many states as can be had at once.
 fn answers() -> Answers {
-    let server = Server::start();
+    let server = Server::with(&TOLD);
     let machine = tagged(&server, "m");
     let description = description();
     let mut a = Answers {

@@ -46,6 +46,7 @@ pub struct Connections {
 }
 
 impl Connections {
+    #[cfg(any(feature = "agent", feature = "cli"))]
     /// Connections that send and receive files: the system decides how much of them is under way.
     pub fn for_files() -> Self {
         Connections {

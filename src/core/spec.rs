@@ -8,6 +8,7 @@ use super::about::{self, About};
 use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
 use super::files::Files;
+use super::notify::{self, CheckedNotify};
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
@@ -71,6 +72,7 @@ pub struct Spec {
     pub retry: Option<Box<Retry>>,
     pub result_ttl: TimeSpan,
     pub failure_ttl: TimeSpan,
+    pub notify: Box<[CheckedNotify]>,
     pub detail: Arc<Detail>,
     /// What it does with files, if anything.
     pub files: Option<Box<Files>>,
@@ -125,6 +127,7 @@ impl Spec {
         let counts = checked_counts(&mut posted, mode, limits)?;
         let rollout = checked_rollout(&mut posted, mode, limits)?;
         let probes = checked_probes(&mut posted, mode, limits)?;
+        let notify = notify::checked(posted.notify.take())?;
         let about = about::checked(&mut posted)?;
         let narrowing = narrowing(&mut posted)?;
         let pattern = posted.machine_pattern.take();
@@ -165,6 +168,7 @@ impl Spec {
             )?,
             sent_bytes: detail.json_bytes() + files.as_ref().map_or(0, |files| files.text_bytes()),
             files,
+            notify,
             detail: Arc::new(detail),
             about,
             wait: (wait != Wait::default()).then(|| Box::new(wait)),
@@ -246,6 +250,9 @@ impl Spec {
                     let on = probe.on.as_ref().map_or(0, |on| 2 * on.text().kept_bytes());
                     probe.posted.text_bytes() + on + ENTRY_BYTES
                 })
+                .sum::<usize>()
+            + { self.notify.iter() }
+                .map(|it| it.url.len() + it.place.len() + (1 + it.entries()) * ENTRY_BYTES)
                 .sum::<usize>()
             + (entries + retry + steps) * ENTRY_BYTES
     }

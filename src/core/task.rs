@@ -6,6 +6,7 @@
 use super::counting::mixed;
 use super::lazy_box::{LazyBox, SharedDefault};
 use super::match_index::SelectorKey;
+use super::outbox::Entry;
 use super::output::Output;
 use super::pace::Pacing;
 use super::probe_data::ProbeData;
@@ -76,6 +77,8 @@ pub struct TaskData {
     pub(super) counts: Counts,
     /// The undos of the latest attempts.
     pub(super) undos: UndoCounts,
+    /// What was told of it, or waits to be told.
+    pub(super) notifications: Vec<Arc<Entry>>,
     /// Bytes of output kept, of all its executions.
     pub(super) output_bytes: usize,
     pub(super) executions: Vec<Execution>,
@@ -495,6 +498,11 @@ impl Task {
             files: files.map_or_else(Vec::new, |files| files.files.clone()),
             files_timeout: files.map(|files| files.timeout),
             fetch: files.map_or_else(Vec::new, |files| files.fetch.clone()),
+            notify: spec.notify.iter().map(|it| it.posted()).collect(),
+            notifications: match detail_limit {
+                usize::MAX => self.notifications.iter().map(|it| it.answer()).collect(),
+                _ => Vec::new(),
+            },
             detail: wire::AnsweredDetail {
                 detail,
                 truncated_bytes,

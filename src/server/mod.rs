@@ -7,6 +7,7 @@
 //! | `state` | the one lock around the core, what is held, what is durable, the database |
 //! | `blobs` | files on their way from people to machines, and back |
 //! | `images` | the binaries that the server hands out |
+//! | `notify` | sends notifications; alone in the server it uses `client` |
 //! | `log_queue` | the log on its way to standard error |
 //! | `answers` | the envelope, and which status goes with which refusal; used by `api` and `state` |
 
@@ -17,6 +18,7 @@ pub mod blobs;
 pub mod http;
 mod images;
 pub mod log_queue;
+mod notify;
 mod state;
 
 #[cfg(feature = "db")]
@@ -31,6 +33,7 @@ use self::api::server::Server;
 use self::blobs::{BlobLimits, Blobs, Need};
 use self::http::{Edge, EdgeLimits, Engine, Request};
 use self::images::Images;
+use self::notify::Notifier;
 #[cfg(feature = "db")]
 use self::state::supervise_once;
 use self::state::{Store, supervise};
@@ -85,6 +88,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     let audit = Audit::open(config.audit)?;
     let (store, tasks) = open_store(config.db.as_deref(), limits, max_held)?;
     let blobs = open_blobs(config.blobs.as_deref(), config.blob_limits, &store)?;
+    let secrets = notify::Secrets::from_environment(&config.notify)?;
     // All is well: said first, and what there is to say about it after it.
     info!(
         "sidebike {} listens on {address}{}",
@@ -103,6 +107,14 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     if let Some(why) = blobs.trouble() {
         warn!("files cannot be kept: {why}");
     }
+    let notifier = Notifier::new(
+        store.clone(),
+        config.notify,
+        secrets,
+        config.public_address,
+        config.webhook_ca,
+    )?;
+    notifier.explain();
     let server = Arc::new(Server {
         store: store.clone(),
         edge: edge.clone(),
@@ -121,6 +133,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     });
     let health = store.health.clone();
     supervise(&health, "clock", move || keep_time(&store))?;
+    notifier.start(&health)?;
     edge.serve(config.engine, listener, &server)?;
     for signal in signals.forever() {
         if signal != SIGHUP {
@@ -131,6 +144,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         // A poll that is held has the right it came with.
         server.store.end_polls();
         server.audit.reopen();
+        notifier.reload();
         if let Some(files) = &config.tls {
             renew_certificate(&edge, files);
         }
