@@ -156,6 +156,7 @@ fn ended(id: &AttemptId) -> Ended {
         duration_ms: Some(1),
         stdout_bytes: 0,
         stderr_bytes: 0,
+        files: Vec::new(),
     }
 }
 
