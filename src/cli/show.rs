@@ -99,6 +99,9 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     if let Some(of) = &task.rerun_of {
         fields.insert(2, ("rerun of", sanitize(of)));
     }
+    if let Some(at) = &task.start_at {
+        fields.push(("start at", at.clone()));
+    }
     if !task.msg.is_empty() {
         fields.push(("note", sanitize(&task.msg)));
     }

@@ -462,6 +462,11 @@ impl TaskState {
         }
     }
 
+    /// Whether it has not begun, and may still do so.
+    pub fn is_unbegun(self) -> bool {
+        matches!(self, Self::Scheduled)
+    }
+
     /// Whether it can never change again.
     pub fn is_terminal(self) -> bool {
         !matches!(self, Self::Scheduled | Self::Waiting | Self::Running)
