@@ -295,7 +295,9 @@ impl Core {
         let preview = Preview {
             offline,
             draining,
-            waits: spec.wait.as_ref().is_some_and(|wait| Core::waiting_of(now, wait).is_some()),
+            waits: spec.wait.as_ref().is_some_and(|wait| {
+                !wait.after.is_empty() || Core::waiting_of(now, wait, Vec::new()).is_some()
+            }),
             ..Preview::default()
         };
         let unused = self.check_unused(id, id);
