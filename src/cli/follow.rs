@@ -320,7 +320,7 @@ impl Following<'_> {
     /// Cancels the task and prints the result. Returns whether the task had ended before.
     fn cancel(&self) -> Result<bool, Failure> {
         let before = self.client.task(self.id, TimeSpan::default())?;
-        let after = self.client.cancel(self.id, None)?;
+        let after = self.client.cancel(self.id, None, false)?;
         print_message(&format!(
             "sidebike: {}\n",
             cancel::done(&before, &after, None)

@@ -1,6 +1,7 @@
 //! The flags of `run` that say what a task waits for before it begins.
 
 use super::command::{Failure, duration};
+use crate::wire::after::{After, Outcome};
 use crate::wire::moment::Moment;
 use crate::wire::task::NewTask;
 use serde_json::{Map, Value};
@@ -8,7 +9,7 @@ use serde_json::{Map, Value};
 /// The heading of these flags in the help.
 const LATER: &str = "When it begins";
 /// The fields by which a task waits. A task of a file may have them, too.
-const FIELDS: [&str; 2] = ["startAt", "delay"];
+const FIELDS: [&str; 3] = ["startAt", "delay", "after"];
 
 /// The arguments about the beginning of a task.
 #[derive(Debug, clap::Args)]
@@ -19,6 +20,13 @@ pub struct LaterArgs {
     /// Begin after this time, such as 90s or 1h30m
     #[arg(help_heading = LATER, long, value_name = "DURATION", allow_hyphen_values = true)]
     delay: Option<String>,
+    /// Begin when this task has succeeded; with :failed or :ended behind its id or name when it has failed, or
+    /// ended in any way. Can be given several times: all of them
+    #[arg(help_heading = LATER, long, value_name = "TASK[:ended]")]
+    after: Vec<String>,
+    /// How long the others may take to end, such as 2d [default: 7d]
+    #[arg(help_heading = LATER, long, value_name = "DURATION", requires = "after", allow_hyphen_values = true)]
+    blocked_ttl: Option<String>,
 }
 
 impl LaterArgs {
@@ -31,6 +39,9 @@ impl LaterArgs {
         }
         let delay = self.delay.as_deref();
         task.delay = { delay.map(|text| duration("--delay", text)) }.transpose()?;
+        task.after = self.after.iter().map(|text| parent(text)).collect();
+        let blocked = self.blocked_ttl.as_deref();
+        task.blocked_ttl = { blocked.map(|text| duration("--blocked-ttl", text)) }.transpose()?;
         Ok(())
     }
 
@@ -40,6 +51,21 @@ impl LaterArgs {
             task.remove("startAt");
             task.remove("delay");
         }
+    }
+}
+
+/// The task of `build-1` or `build-1:ended`.
+fn parent(text: &str) -> After {
+    let parts = text.rsplit_once(':');
+    let parts = parts.and_then(|(name, word)| Some((name, Outcome::of_word(word)?)));
+    let (name, on) = parts.unwrap_or((text, Outcome::default()));
+    After {
+        task: Some(name.to_owned()),
+        group: None,
+        members: None,
+        on,
+        min_succeeded: None,
+        met: None,
     }
 }
 

@@ -33,6 +33,7 @@ Examples:
                                                  step by step; stops when more than 5 % have failed
   sidebike run --at 2026-12-24T23:30:00+01:00 -- ./backup.sh
                                                  at that time; --delay 10m: after that time
+  sidebike run --after build-1 -- ./deploy.sh    when task build-1 has succeeded; build-1:ended: however it ends
   sidebike run --max-targets 25% --keep-alive 50% -- ./break.sh
                                                  on a quarter, if half of them stay untouched
   sidebike run --task task.json --expect 3       the task of a file, if exactly 3 machines match
@@ -43,7 +44,7 @@ Examples:
 Put the line in single quotes: without them your own shell fills in $ and ends the command at ; & |.
 To name a shell yourself take --exec: sidebike run --exec -- bash -c 'a && b'.
 The command has SIDEBIKE_MACHINE_LABEL, SIDEBIKE_INSTANCE, SIDEBIKE_TASK_ID, SIDEBIKE_TASK_NAME and
-SIDEBIKE_ATTEMPT in its environment, and each tag of its machine, zone as SIDEBIKE_TAG_ZONE.
+SIDEBIKE_ATTEMPT in its environment, the ids of --after in SIDEBIKE_AFTER, and each tag of its machine, zone as SIDEBIKE_TAG_ZONE.
 Its standard output goes to standard output, its standard error to standard error, as do the messages
 of sidebike itself; --fold shows both together on standard output.
 

@@ -156,10 +156,7 @@ impl Task {
     /// What it begins after, as the API answers it.
     pub(super) fn answered_after(&self) -> Vec<wire::After<Cow<'_, str>>> {
         let waiting = self.waiting.iter();
-        waiting
-            .flat_map(|it| &it.after)
-            .map(Edge::answer)
-            .collect()
+        waiting.flat_map(|it| &it.after).map(Edge::answer).collect()
     }
 
     /// How long it may wait for that.
@@ -345,11 +342,7 @@ impl Core {
             };
             let why = match edge.on {
                 Outcome::Ended => format!("was to begin after task {}, {ended}", edge.id),
-                on => format!(
-                    "was to begin after task {} {}, {ended}",
-                    edge.id,
-                    on.word()
-                ),
+                on => format!("was to begin after task {} {}, {ended}", edge.id, on.word()),
             };
             return self.end_unbegun(now, key, TaskState::Skipped, &why);
         }
@@ -376,7 +369,7 @@ impl Core {
     }
 
     /// Cancels those who wait for a task, too, and those who wait for them.
-    pub(super) fn cancel_dependents(&mut self, key: TaskKey) {
+    pub fn cancel_dependents(&mut self, key: TaskKey) {
         if self.after.open.contains_key(&key) {
             self.task_mut(key).cancels_dependents = true;
             self.after.ended.push_back(key);
@@ -385,7 +378,11 @@ impl Core {
 
     /// All who waited for a task are canceled. Who comes later is not meant.
     fn clear_cancel(&mut self, key: TaskKey) {
-        if self.tasks.get(&key).is_some_and(|task| task.cancels_dependents) {
+        if self
+            .tasks
+            .get(&key)
+            .is_some_and(|task| task.cancels_dependents)
+        {
             self.task_mut(key).cancels_dependents = false;
         }
     }

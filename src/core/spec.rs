@@ -336,12 +336,16 @@ fn checked_after(posted: &[Posted<PostedAfter>]) -> Result<Vec<Parent>, String> 
     check_count("after", posted.len(), MAX_PARENTS)?;
     let checked = posted.iter().enumerate().map(|(n, Posted(entry))| {
         let Some(task) = entry.task.as_deref().filter(|name| !name.is_empty()) else {
-            return Err(format!("after[{n}].task: must be the id or the name of a task"));
+            return Err(format!(
+                "after[{n}].task: must be the id or the name of a task"
+            ));
         };
         let on = entry.on.unwrap_or_default();
         if let Some(min) = entry.min_succeeded {
             if on != Outcome::Succeeded {
-                return Err(format!("after[{n}].minSucceeded: goes with \"on\": \"succeeded\" only"));
+                return Err(format!(
+                    "after[{n}].minSucceeded: goes with \"on\": \"succeeded\" only"
+                ));
             }
             if min.is_zero() {
                 return Err(format!("after[{n}].minSucceeded: must be above 0"));

@@ -261,7 +261,16 @@ pub fn forgive(call: Call<'_>) -> Handled {
 /// `POST /api/v1/task/{id}/cancel`.
 pub fn cancel(call: Call<'_>) -> Handled {
     let selection = selection(call.request)?;
-    change_task(call, |core, now, key| core.cancel(now, key, &selection))
+    let dependents = flag(call.request, "dependents")?;
+    if dependents && !matches!(selection, Selection::All) {
+        return Err(bad("dependents: goes with a cancel on all machines only"));
+    }
+    change_task(call, |core, now, key| {
+        if dependents {
+            core.cancel_dependents(key);
+        }
+        core.cancel(now, key, &selection)
+    })
 }
 
 /// `POST /api/v1/task/{id}/pause`.
