@@ -37,6 +37,7 @@ mod fold;
 mod follow;
 mod halt;
 mod info;
+mod later_flags;
 mod logs;
 mod machines;
 mod messages;

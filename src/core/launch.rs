@@ -44,13 +44,17 @@ impl Core {
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
         self.check_unused(&id, &prefix)?;
         let wait = spec.take_wait();
-        if let Some(waiting) = Core::waiting_of(now, &wait) {
+        let edges = self.edges_of(&wait)?;
+        if let Some(waiting) = Core::waiting_of(now, &wait, edges) {
             self.check_halt(spec.detail.undo.is_some())?;
             self.check_room(&spec, 0)?;
             let selector = self.selector_if_room(&spec)?;
             let spec = self.shared_spec(selector, spec);
+            // First: to add it may forget others to make room.
+            self.keep_parents(TaskKey(self.next_task), &waiting);
             let key = self.add_task(now, id, prefix, spec, Some(waiting));
             self.list_waiting(key);
+            self.go_on_after(now, key);
             return Ok(key);
         }
         let launch = self.prepare(now, &id, &spec, None)?;
@@ -192,6 +196,8 @@ impl Core {
             canceled: false,
             withdrawn: false,
             waiting: waiting.map(Box::new),
+            needed: false,
+            cancels_dependents: false,
             counts: Counts::default(),
             undos: UndoCounts::default(),
             output_bytes: 0,

@@ -16,6 +16,7 @@
 //! | | output, done | `report.rs` |
 //! | agents of the original | ping, fetch, done | `original.rs` |
 //! | the clock | tick | `tick.rs`, `timers.rs` |
+//! | every change | settle_dependents | `after.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
 //! | the database | record_changes, take_batch; restored | `saved.rs`, `restored.rs` |
@@ -30,7 +31,7 @@
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
 //! | `spec.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `launch.rs` | from a checked task to its executions |
-//! | `waiting.rs` | tasks that begin later |
+//! | `waiting.rs`, `after.rs` | tasks that begin later: at a time, after others |
 //! | `selector.rs` | which machines a task means |
 //! | `counting.rs` | how many of them it may hit, and in which order |
 //! | `rollout.rs` | a checked rollout, and its plan for a number of targets |
@@ -54,6 +55,7 @@
 //! - a timer: `timers.rs` says how. A limit: `retention.rs` says how. A kind of event: `follow.rs` says how.
 
 mod abilities;
+mod after;
 mod agent;
 mod attempt_end;
 mod counting;
@@ -120,6 +122,7 @@ pub use self::spec::Spec;
 pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
+use self::after::Dependents;
 use self::counting::Recount;
 use self::follow::ChangeLog;
 use self::invariants::RestoredSums;
@@ -250,6 +253,8 @@ pub struct Core {
     undos: Undos,
     /// The tasks that have not begun.
     waiting: WaitingTasks,
+    /// Which tasks wait for which.
+    after: Dependents,
     halt: Option<Halt>,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
@@ -299,6 +304,7 @@ impl Core {
             absent: HashMap::new(),
             undos: Undos::default(),
             waiting: WaitingTasks::default(),
+            after: Dependents::default(),
             halt: None,
             pools: BTreeMap::new(),
             paced: None,
@@ -427,6 +433,7 @@ impl Core {
         *task.counts.of(state) += 1;
         self.ledger.change_state(execution.state, state);
         execution.state = state;
+        let waited = task.waiting.is_some();
         if state.is_terminal() {
             if let Some(pacing) = &mut task.pacing {
                 pacing.ended(key.n);
@@ -435,6 +442,9 @@ impl Core {
             self.unguard(key);
         }
         self.record_change(key);
+        if waited {
+            self.release_parents(key.task);
+        }
         true
     }
 

@@ -88,6 +88,7 @@ impl Core {
         for (key, piece) in saved.output {
             core.restore_output(key, &piece, &mut changes);
         }
+        core.restore_dependents(now);
         core.notices.clear();
         core.changes = Some(changes);
         // The limits may be lower than before.
@@ -204,7 +205,12 @@ impl Core {
             late_join_full: saved.late_join_full,
             canceled: saved.canceled,
             withdrawn: saved.withdrawn,
-            waiting: saved.waiting,
+            waiting: saved.waiting.map(|mut waiting| {
+                waiting.blocked_until = waiting.blocked_until.map(later);
+                waiting
+            }),
+            needed: false,
+            cancels_dependents: saved.cancels_dependents,
             rerun_of: saved.rerun_of,
             counts: Default::default(),
             undos: Default::default(),
@@ -343,6 +349,10 @@ impl Core {
         if open {
             let selector = self.selector_key_of(key);
             self.open(key, selector);
+        }
+        let waiting = self.task(key).waiting.clone();
+        if let Some(waiting) = waiting.filter(|waiting| waiting.holds) {
+            self.keep_parents(key, &waiting);
         }
         self.list_waiting(key);
         Ok(())

@@ -168,8 +168,8 @@ impl Core {
 
     /// Removes a finished task and every reference to it.
     pub(super) fn forget_task(&mut self, key: TaskKey) {
-        let finished_at = self.tasks.get(&key).and_then(|task| task.finished_at);
-        let Some(finished_at) = finished_at else {
+        let task = self.tasks.get(&key).filter(|task| !task.needed);
+        let Some(finished_at) = task.and_then(|task| task.finished_at) else {
             return;
         };
         self.forget_probes(key);

@@ -79,6 +79,8 @@ pub struct SavedTask {
     pub(super) probes: Vec<SavedProbe>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waiting: Option<Box<Waiting>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) cancels_dependents: bool,
 }
 
 /// A probe of a task as saved. What is known of it on a target is saved with the execution.
@@ -486,6 +488,7 @@ fn saved_task(task: &Task) -> SavedTask {
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
         waiting: task.waiting.clone(),
+        cancels_dependents: task.cancels_dependents,
     }
 }
 

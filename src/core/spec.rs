@@ -4,6 +4,7 @@
 //! what is wrong and what would be right. To add a field: take it from the posted task, check it here, add it to
 //! [`Spec`].
 
+use super::after::Parent;
 use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
 use super::probe_data::CheckedProbe;
@@ -12,9 +13,10 @@ use super::rollout::{self, Rollout};
 use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
 use super::{TextLimits, Time};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
+use crate::wire::after::{Outcome, PostedAfter};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
-use crate::wire::strict_object::StrictObject;
+use crate::wire::strict_object::{Posted, StrictObject};
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
 use crate::wire::undo::Undo;
 use base64::Engine as _;
@@ -44,9 +46,13 @@ pub const MIN_DEADMAN: TimeSpan = TimeSpan::from_secs(10);
 /// The longest word of a lock, in bytes.
 pub const MAX_LOCK_BYTES: usize = 64;
 
+/// The most tasks that one begins after; each is kept for it.
+pub const MAX_PARENTS: usize = 100;
+
 const DEFAULT_NAME: &str = "task";
 const DEFAULT_TTL_ALL: TimeSpan = TimeSpan::from_secs(600);
 const DEFAULT_TTL_ANY: TimeSpan = TimeSpan::from_secs(24 * 3_600);
+const DEFAULT_BLOCKED_TTL: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 const DEFAULT_RESULT_TTL: TimeSpan = TimeSpan::from_secs(24 * 3_600);
 const DEFAULT_FAILURE_TTL: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 
@@ -81,6 +87,10 @@ pub struct Spec {
 pub struct Wait {
     /// A time.
     pub start: Option<Start>,
+    /// The end of others.
+    pub after: Vec<Parent>,
+    /// How long that may take.
+    pub blocked_ttl: TimeSpan,
 }
 
 /// A time before which a task does not begin.
@@ -304,7 +314,50 @@ fn checked_wait(posted: &PostedTask) -> Result<Wait, String> {
         (None, Some(delay)) => Some(Start::After(delay)),
         (None, None) => None,
     };
-    Ok(Wait { start })
+    let after = checked_after(posted.after.as_deref().unwrap_or_default())?;
+    if after.is_empty() && posted.blocked_ttl.is_some() {
+        return Err("blockedTtl: goes with after only".into());
+    }
+    let blocked_ttl = match after.is_empty() {
+        true => TimeSpan::default(),
+        false => check_above_zero(
+            "blockedTtl",
+            posted.blocked_ttl.unwrap_or(DEFAULT_BLOCKED_TTL),
+        )?,
+    };
+    Ok(Wait {
+        start,
+        after,
+        blocked_ttl,
+    })
+}
+
+fn checked_after(posted: &[Posted<PostedAfter>]) -> Result<Vec<Parent>, String> {
+    check_count("after", posted.len(), MAX_PARENTS)?;
+    let checked = posted.iter().enumerate().map(|(n, Posted(entry))| {
+        let Some(task) = entry.task.as_deref().filter(|name| !name.is_empty()) else {
+            return Err(format!(
+                "after[{n}].task: must be the id or the name of a task"
+            ));
+        };
+        let on = entry.on.unwrap_or_default();
+        if let Some(min) = entry.min_succeeded {
+            if on != Outcome::Succeeded {
+                return Err(format!(
+                    "after[{n}].minSucceeded: goes with \"on\": \"succeeded\" only"
+                ));
+            }
+            if min.is_zero() {
+                return Err(format!("after[{n}].minSucceeded: must be above 0"));
+            }
+        }
+        Ok(Parent {
+            task: task.into(),
+            on,
+            min_succeeded: entry.min_succeeded,
+        })
+    });
+    checked.collect()
 }
 
 fn narrowing(posted: &mut PostedTask) -> Result<Narrowing, String> {

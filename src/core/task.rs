@@ -72,6 +72,10 @@ pub struct TaskData {
     pub(super) withdrawn: bool,
     /// What it waits for before it begins, or has waited for.
     pub(super) waiting: Option<Box<Waiting>>,
+    /// Others begin after it and have not started: it is kept for them. Follows from them, and is not saved.
+    pub(super) needed: bool,
+    /// Those who wait for it are to be canceled, too.
+    pub(super) cancels_dependents: bool,
     pub(super) counts: Counts,
     /// The undos of the latest attempts.
     pub(super) undos: UndoCounts,
@@ -304,6 +308,8 @@ impl Task {
         } else if self.finished_at.is_none() {
             if self.phase() == Phase::Scheduled {
                 TaskState::Scheduled
+            } else if self.phase() == Phase::Blocked {
+                TaskState::Blocked
             } else if self.waits_for_a_machine() {
                 TaskState::Waiting
             } else {
@@ -350,9 +356,12 @@ impl Task {
         }
     }
 
-    /// When it is forgotten, if it has finished. As long as an undo of it is failed or owed, or runs again, it is kept
+    /// When it is forgotten, if it has finished and is not kept for others. As long as an undo of it is failed or owed, or runs again, it is kept
     /// for longer: somebody has to know.
     pub(super) fn forgotten_at(&self) -> Option<Time> {
+        if self.needed {
+            return None;
+        }
         let retention = match self.is_in_debt() {
             false => self.retention(),
             true => self.retention().max(DEBTS_KEPT),
@@ -362,7 +371,7 @@ impl Task {
 
     fn status(&self) -> u8 {
         match self.state() {
-            TaskState::Scheduled | TaskState::Waiting => 0,
+            TaskState::Scheduled | TaskState::Blocked | TaskState::Waiting => 0,
             TaskState::Running if self.counts.held == self.counts.total() => 0,
             TaskState::Running if self.executions.iter().all(|e| e.target.is_none()) => 0,
             TaskState::Running => 1,
@@ -470,6 +479,8 @@ impl Task {
             start_at: { self.waiting.as_ref() }
                 .and_then(|waiting| waiting.start_at)
                 .map(timestamp),
+            after: self.answered_after(),
+            blocked_ttl: self.answered_blocked_ttl(),
             matched: self.matched,
             spared: self.spared,
             assignees: self.labels().map(|label| Cow::from(&**label)).collect(),

@@ -226,6 +226,12 @@ impl Core {
                 task.undos_under_way()
             )));
         }
+        if let Some(children) = self.kept_for(key) {
+            return Err(Refusal::Conflict(format!(
+                "task {} is kept for those that begin after it and have not started: {children}; cancel them first",
+                task.id
+            )));
+        }
         self.forget_task(key);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! A task as it is posted, and as it is answered.
 
+use super::after::{After, PostedAfter};
 use super::agent::Feature;
 use super::bounded;
 use super::duration::{TimeSpan, Timeout};
@@ -225,6 +226,9 @@ pub struct PostedTask {
     pub failure_ttl: Option<TimeSpan>,
     pub start_at: Option<Moment>,
     pub delay: Option<TimeSpan>,
+    #[serde(default, deserialize_with = "bounded::some_list")]
+    pub after: Option<Vec<Posted<PostedAfter>>>,
+    pub blocked_ttl: Option<TimeSpan>,
 }
 
 impl ReadOnlyFields for PostedTask {
@@ -336,6 +340,10 @@ pub struct NewTask {
     pub start_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delay: Option<TimeSpan>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<After>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocked_ttl: Option<TimeSpan>,
     pub detail: Detail,
 }
 
@@ -415,6 +423,8 @@ impl ExecutionState {
 pub enum TaskState {
     /// Its time has not come.
     Scheduled,
+    /// Others have to end first.
+    Blocked,
     /// No machine matches yet.
     Waiting,
     /// Some executions have not ended.
@@ -435,8 +445,9 @@ pub enum TaskState {
 
 impl TaskState {
     /// Every state, as the API lists them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Scheduled,
+        Self::Blocked,
         Self::Waiting,
         Self::Running,
         Self::Succeeded,
@@ -451,6 +462,7 @@ impl TaskState {
     pub fn word(self) -> &'static str {
         match self {
             Self::Scheduled => "scheduled",
+            Self::Blocked => "blocked",
             Self::Waiting => "waiting",
             Self::Running => "running",
             Self::Succeeded => "succeeded",
@@ -462,9 +474,14 @@ impl TaskState {
         }
     }
 
+    /// Whether it has not begun, and may still do so.
+    pub fn is_unbegun(self) -> bool {
+        matches!(self, Self::Scheduled | Self::Blocked)
+    }
+
     /// Whether it can never change again.
     pub fn is_terminal(self) -> bool {
-        !matches!(self, Self::Scheduled | Self::Waiting | Self::Running)
+        !self.is_unbegun() && !matches!(self, Self::Waiting | Self::Running)
     }
 }
 
@@ -614,6 +631,12 @@ pub struct Task<S = String> {
     /// When it begins, or was to begin at the earliest, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at: Option<S>,
+    /// What has to end first.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<After<S>>,
+    /// How long it may wait for that, from when its time has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked_ttl: Option<TimeSpan>,
     /// How many live machines matched when it began.
     pub matched: u32,
     /// How many of them are no targets.
