@@ -160,6 +160,8 @@ fn complete(server: &Server, machine: &Agent) -> Value {
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
         "resultTtl": 3600, "failureTtl": "2h", "delay": 0.01,
         "after": [{"task": "first-1", "on": "succeeded", "minSucceeded": "50%"}], "blockedTtl": "1h",
+        "onSuccess": {"detail": {"command": "true"}}, "onFailure": {"detail": {"command": "true"}},
+        "onEnd": {"detail": {"command": "true"}},
         "detail": {
             "command": "cat; echo oops >&2; exit 3", "workspace": "/tmp", "timeout": "5m",
             "killGrace": 0.5, "env": {"A": "b"}, "mergeOutput": false, "stdin": "in\n",

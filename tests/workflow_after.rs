@@ -392,3 +392,159 @@ fn the_command_line_runs_after_others() {
         unknown.err
     );
 }
+
+/// The child of a task that begins with this end of it.
+fn child(server: &Server, parent: &Value, on: &str) -> String {
+    let parent = server.task(id(parent));
+    let children = parent["children"]
+        .as_array()
+        .unwrap_or_else(|| panic!("{parent}"));
+    let child = children.iter().find(|child| child["on"] == on);
+    child.unwrap()["task"].as_str().unwrap().to_owned()
+}
+
+fn with_children(command: &str) -> Value {
+    let mut parent = task(command);
+    let line = |word: &str| json!({"detail": {"command": format!("echo {word} $SIDEBIKE_AFTER")}});
+    parent["onSuccess"] = line("well");
+    parent["onFailure"] = line("bad");
+    parent["onEnd"] = line("over");
+    parent
+}
+
+#[test]
+fn children_begin_with_the_end_of_their_parent() {
+    let server = Server::start();
+    let _agents = server.agents(2, "m");
+    let parent = server.submit(with_children("exit 4"));
+    let [well, bad, over] = ["succeeded", "failed", "ended"].map(|on| child(&server, &parent, on));
+    assert_eq!(server.finished(&well)["state"], "skipped");
+    for (id_of, word) in [(&bad, "bad"), (&over, "over")] {
+        let child = server.finished(id_of);
+        assert_eq!(child["state"], "succeeded", "{child}");
+        assert_eq!(
+            (&child["mode"], &child["ttl"]),
+            (&json!("any"), &json!(600))
+        );
+        assert_eq!(child["machinePattern"], parent["machinePattern"]);
+        assert_eq!(child["parent"], parent["id"]);
+        let line = format!("{word} {}\n", id(&parent));
+        assert_eq!(child["result"][0]["stdout"], line);
+    }
+    let ended = server.finished(id(&parent));
+    assert_eq!(ended["state"], "failed", "they change nothing about it");
+    assert_eq!(
+        ended["onFailure"]["detail"]["command"],
+        "echo bad $SIDEBIKE_AFTER"
+    );
+    // A rerun has them again, and what was answered can be posted again.
+    let again = format!("/api/v1/task/{}/rerun", id(&parent));
+    let again = server.post(&again, &Value::Null).data();
+    let new = child(&server, &again, "failed");
+    assert_ne!(new, bad);
+    assert_eq!(server.finished(&new)["parent"], again["id"]);
+    let mut posted = ended.clone();
+    for field in ["id", "truncatedInstances"] {
+        posted.as_object_mut().unwrap().remove(field);
+    }
+    let posted = server.submit(posted);
+    assert_eq!(
+        server.finished(&child(&server, &posted, "failed"))["state"],
+        "succeeded"
+    );
+}
+
+#[test]
+fn a_family_is_accepted_as_a_whole_or_not_at_all() {
+    let server = Server::start();
+    let _agent = server.agent("m");
+    for (field, value, why) in [
+        (
+            "onEnd",
+            json!({"detail": {"command": ""}}),
+            "onEnd.detail.command: must not be empty",
+        ),
+        (
+            "onEnd",
+            json!({"detail": {"command": "true"}, "delay": 1}),
+            "onEnd.delay: is not for",
+        ),
+        (
+            "onEnd",
+            json!({"detail": {"command": "true"}, "after": []}),
+            "onEnd.after: is not for",
+        ),
+        (
+            "onEnd",
+            with_children("true"),
+            "onEnd.onSuccess: is not for",
+        ),
+        (
+            "onEnd",
+            json!({"detail": {"command": "true"}, "nonsense": 1}),
+            "nonsense",
+        ),
+    ] {
+        let mut parent = task("true");
+        parent[field] = value;
+        let (status, msg) = refused(&server, &parent);
+        assert!(
+            status == 400 && msg.contains(why),
+            "{status} {msg}, not {why}"
+        );
+    }
+    let mut known = task("true");
+    known["id"] = "known".into();
+    server.submit(known);
+    let mut parent = with_children("true");
+    parent["id"] = "parent".into();
+    parent["onEnd"]["id"] = "known".into();
+    assert_eq!(refused(&server, &parent).0, 409);
+    parent["onEnd"]["id"] = "parent".into();
+    assert_eq!(refused(&server, &parent).0, 409);
+    assert_eq!(server.get("/api/v1/task/parent").status, 404);
+    assert_eq!(server.metric("sidebike_tasks_submitted_total"), 1);
+}
+
+#[test]
+fn a_child_runs_although_the_machine_of_its_parent_died_and_after_a_kill_of_the_server() {
+    let folder = Folder::new();
+    let file = folder.file("db");
+    let flags = ["--db", &*file];
+    let mut server = Server::with(&flags);
+    let mut parent = with_children("true");
+    parent["machinePattern"] = "^nobody$".into();
+    parent["ttl"] = 1.into();
+    parent["onEnd"]["machinePattern"] = "^m$".into();
+    let parent = server.submit(parent);
+    server.process.kill_9();
+    drop(server);
+    let server = Server::with(&flags);
+    let _agent = server.agent("m");
+    assert_eq!(server.finished(id(&parent))["state"], "expired");
+    let over = server.finished(&child(&server, &parent, "ended"));
+    assert_eq!(over["state"], "succeeded", "{over}");
+    let again = format!("/api/v1/task/{}/rerun", id(&parent));
+    let again = server.post(&again, &Value::Null).data();
+    assert_eq!(
+        again["onEnd"]["machinePattern"], "^m$",
+        "kept in the database: {again}"
+    );
+}
+
+#[test]
+fn the_command_line_has_children() {
+    let server = Server::start();
+    let _agent = server.agent("m");
+    let ran = sidebike(
+        &server,
+        &["run", "--json", "--on-failure", "echo bad", "--", "false"],
+    );
+    let parent: Value = serde_json::from_str(&ran.out).unwrap();
+    let bad = server.finished(&child(&server, &parent, "failed"));
+    assert_eq!(bad["result"][0]["stdout"], "bad\n");
+    let shown = sidebike(&server, &["show", id(&parent)]).out;
+    assert_eq!(lines_with(&shown, "when it has failed").len(), 1, "{shown}");
+    let shown = sidebike(&server, &["show", id(&bad)]).out;
+    assert_eq!(lines_with(&shown, "parent ").len(), 1, "{shown}");
+}

@@ -3,7 +3,7 @@
 use super::command::{Failure, duration};
 use crate::wire::after::{After, Outcome};
 use crate::wire::moment::Moment;
-use crate::wire::task::NewTask;
+use crate::wire::task::{Detail, NewChild, NewTask};
 use serde_json::{Map, Value};
 
 /// The heading of these flags in the help.
@@ -27,6 +27,15 @@ pub struct LaterArgs {
     /// How long the others may take to end, such as 2d [default: 7d]
     #[arg(help_heading = LATER, long, value_name = "DURATION", requires = "after", allow_hyphen_values = true)]
     blocked_ttl: Option<String>,
+    /// Run this shell line on one of the machines when the task has succeeded
+    #[arg(help_heading = LATER, long, value_name = "LINE")]
+    on_success: Option<String>,
+    /// The same when it has failed, in part or altogether, or was not started in time
+    #[arg(help_heading = LATER, long, value_name = "LINE")]
+    on_failure: Option<String>,
+    /// The same when it has ended in any way
+    #[arg(help_heading = LATER, long, value_name = "LINE")]
+    on_end: Option<String>,
 }
 
 impl LaterArgs {
@@ -42,6 +51,9 @@ impl LaterArgs {
         task.after = self.after.iter().map(|text| parent(text)).collect();
         let blocked = self.blocked_ttl.as_deref();
         task.blocked_ttl = { blocked.map(|text| duration("--blocked-ttl", text)) }.transpose()?;
+        task.on_success = child(&self.on_success);
+        task.on_failure = child(&self.on_failure);
+        task.on_end = child(&self.on_end);
         Ok(())
     }
 
@@ -52,6 +64,14 @@ impl LaterArgs {
             task.remove("delay");
         }
     }
+}
+
+fn child(line: &Option<String>) -> Option<NewChild> {
+    let detail = Detail {
+        command: Some(line.clone()?),
+        ..Detail::default()
+    };
+    Some(NewChild { detail })
 }
 
 /// The task of `build-1` or `build-1:ended`.

@@ -102,6 +102,13 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     if let Some(at) = &task.start_at {
         fields.push(("start at", at.clone()));
     }
+    for child in &task.children {
+        let text = format!("{} when it has {}", sanitize(&child.task), child.on.word());
+        fields.push(("child", text));
+    }
+    if let Some(parent) = &task.parent {
+        fields.push(("parent", sanitize(parent)));
+    }
     for after in &task.after {
         let name = after.task.as_deref().or(after.group.as_deref());
         let met = match after.met {

@@ -16,7 +16,7 @@
 
 use super::counting::first_named;
 use super::invariants::Rule;
-use super::spec::Wait;
+use super::later_spec::Wait;
 use super::task::{Task, TaskData};
 use super::timers::Timer;
 use super::waiting::{Phase, Waiting};
@@ -161,7 +161,10 @@ impl Task {
 
     /// How long it may wait for that.
     pub(super) fn answered_blocked_ttl(&self) -> Option<TimeSpan> {
-        let waiting = self.waiting.as_ref().filter(|it| !it.after.is_empty())?;
+        let waiting = self.waiting.as_ref()?;
+        if waiting.after.is_empty() || waiting.is_child {
+            return None;
+        }
         Some(TimeSpan::from_millis(waiting.blocked_ms))
     }
 

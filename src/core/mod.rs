@@ -29,9 +29,10 @@
 //! | `undo_lifecycle.rs`, `undo.rs`, `debts.rs` | the same table for undos; what is reported of them; who runs them again, or settles them |
 //! | `attempt_end.rs` | the end of an attempt: end of the execution, or retry |
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
-//! | `spec.rs`, `limits.rs` | from a posted task to a checked one |
+//! | `spec.rs`, `later_spec.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `launch.rs` | from a checked task to its executions |
 //! | `waiting.rs`, `after.rs` | tasks that begin later: at a time, after others |
+//! | `children.rs` | tasks that are submitted with another one and begin with its end |
 //! | `selector.rs` | which machines a task means |
 //! | `counting.rs` | how many of them it may hit, and in which order |
 //! | `rollout.rs` | a checked rollout, and its plan for a number of targets |
@@ -58,12 +59,14 @@ mod abilities;
 mod after;
 mod agent;
 mod attempt_end;
+mod children;
 mod counting;
 mod debts;
 mod follow;
 mod halt;
 mod invariants;
 mod keep_alive;
+mod later_spec;
 mod launch;
 mod lazy_box;
 mod ledger;

@@ -4,19 +4,19 @@
 //! what is wrong and what would be right. To add a field: take it from the posted task, check it here, add it to
 //! [`Spec`].
 
-use super::after::Parent;
+use super::TextLimits;
 use super::agent::is_instance;
+use super::children::Child;
 use super::counting::{Counts, KeepAlive};
+use super::later_spec::{Wait, checked_children, checked_wait};
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
 use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
-use super::{TextLimits, Time};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
-use crate::wire::after::{Outcome, PostedAfter};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
-use crate::wire::strict_object::{Posted, StrictObject};
+use crate::wire::strict_object::StrictObject;
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
 use crate::wire::undo::Undo;
 use base64::Engine as _;
@@ -46,13 +46,9 @@ pub const MIN_DEADMAN: TimeSpan = TimeSpan::from_secs(10);
 /// The longest word of a lock, in bytes.
 pub const MAX_LOCK_BYTES: usize = 64;
 
-/// The most tasks that one begins after; each is kept for it.
-pub const MAX_PARENTS: usize = 100;
-
 const DEFAULT_NAME: &str = "task";
 const DEFAULT_TTL_ALL: TimeSpan = TimeSpan::from_secs(600);
 const DEFAULT_TTL_ANY: TimeSpan = TimeSpan::from_secs(24 * 3_600);
-const DEFAULT_BLOCKED_TTL: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 const DEFAULT_RESULT_TTL: TimeSpan = TimeSpan::from_secs(24 * 3_600);
 const DEFAULT_FAILURE_TTL: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 
@@ -78,28 +74,10 @@ pub struct Spec {
     pub detail: Arc<Detail>,
     /// The size of the detail in an answer that hands it out, in bytes, roughly.
     pub sent_bytes: usize,
+    /// Tasks that begin with its end.
+    pub children: Vec<Child>,
     /// What it has to wait for; none in a stored task.
     pub wait: Option<Box<Wait>>,
-}
-
-/// What a posted task has to wait for before it begins.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Wait {
-    /// A time.
-    pub start: Option<Start>,
-    /// The end of others.
-    pub after: Vec<Parent>,
-    /// How long that may take.
-    pub blocked_ttl: TimeSpan,
-}
-
-/// A time before which a task does not begin.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Start {
-    /// This one.
-    At(Time),
-    /// So long after the submit.
-    After(TimeSpan),
 }
 
 impl Spec {
@@ -132,6 +110,7 @@ impl Spec {
         let narrowing = narrowing(&mut posted)?;
         let pattern = posted.machine_pattern.take();
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
+        let children = checked_children(&mut posted, &selector, limits)?;
         let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
         check_text("name", name, limits.name, " (--max-name)")?;
         let wait = checked_wait(&posted)?;
@@ -161,6 +140,7 @@ impl Spec {
             )?,
             sent_bytes: detail.json_bytes(),
             detail: Arc::new(detail),
+            children,
             wait: (wait != Wait::default()).then(|| Box::new(wait)),
         })
     }
@@ -175,6 +155,12 @@ impl Spec {
         let probes = probes.filter_map(|probe| probe.on.as_mut());
         let first = [&mut self.selector].into_iter();
         first.chain(pool).chain(canary).chain(probes)
+    }
+
+    /// The selectors of its children.
+    pub fn selectors_of_children_mut(&mut self) -> impl Iterator<Item = &mut Selector> {
+        let children = self.children.iter_mut();
+        children.map(|child| &mut Arc::make_mut(&mut child.spec).selector)
     }
 
     /// Whether what runs is canceled when it is stopped.
@@ -238,6 +224,10 @@ impl Spec {
                 })
                 .sum::<usize>()
             + (entries + retry + steps) * ENTRY_BYTES
+            // A child may be forgotten before its parent.
+            + { self.children.iter() }
+                .map(|child| child.spec.kept_bytes() + ENTRY_BYTES)
+                .sum::<usize>()
     }
 
     /// The beginning of the detail, and how many bytes of it are left out.
@@ -303,61 +293,6 @@ impl Spec {
                 .map(|(name, value)| name.len() + value.len())
                 .sum::<usize>()
     }
-}
-
-fn checked_wait(posted: &PostedTask) -> Result<Wait, String> {
-    let start = match (posted.start_at, posted.delay) {
-        (Some(_), Some(_)) => {
-            return Err("startAt: has both startAt and delay, give one of them".into());
-        }
-        (Some(at), None) => Some(Start::At(Time(at.0))),
-        (None, Some(delay)) => Some(Start::After(delay)),
-        (None, None) => None,
-    };
-    let after = checked_after(posted.after.as_deref().unwrap_or_default())?;
-    if after.is_empty() && posted.blocked_ttl.is_some() {
-        return Err("blockedTtl: goes with after only".into());
-    }
-    let blocked_ttl = match after.is_empty() {
-        true => TimeSpan::default(),
-        false => check_above_zero(
-            "blockedTtl",
-            posted.blocked_ttl.unwrap_or(DEFAULT_BLOCKED_TTL),
-        )?,
-    };
-    Ok(Wait {
-        start,
-        after,
-        blocked_ttl,
-    })
-}
-
-fn checked_after(posted: &[Posted<PostedAfter>]) -> Result<Vec<Parent>, String> {
-    check_count("after", posted.len(), MAX_PARENTS)?;
-    let checked = posted.iter().enumerate().map(|(n, Posted(entry))| {
-        let Some(task) = entry.task.as_deref().filter(|name| !name.is_empty()) else {
-            return Err(format!(
-                "after[{n}].task: must be the id or the name of a task"
-            ));
-        };
-        let on = entry.on.unwrap_or_default();
-        if let Some(min) = entry.min_succeeded {
-            if on != Outcome::Succeeded {
-                return Err(format!(
-                    "after[{n}].minSucceeded: goes with \"on\": \"succeeded\" only"
-                ));
-            }
-            if min.is_zero() {
-                return Err(format!("after[{n}].minSucceeded: must be above 0"));
-            }
-        }
-        Ok(Parent {
-            task: task.into(),
-            on,
-            min_succeeded: entry.min_succeeded,
-        })
-    });
-    checked.collect()
 }
 
 fn narrowing(posted: &mut PostedTask) -> Result<Narrowing, String> {
@@ -668,7 +603,7 @@ fn check_retry(retry: &Retry) -> Result<(), String> {
     Ok(())
 }
 
-fn check_above_zero(field: &str, duration: TimeSpan) -> Result<TimeSpan, String> {
+pub(super) fn check_above_zero(field: &str, duration: TimeSpan) -> Result<TimeSpan, String> {
     if duration == TimeSpan::default() {
         return Err(format!(
             "{field}: must be above 0 (seconds, or a string such as \"10m\")"

@@ -13,6 +13,7 @@ use super::spec::Spec;
 use super::undo::AttemptUndo;
 use super::waiting::{Phase, Waiting};
 use super::{ExecutionKey, MachineKey, Time};
+use crate::wire::after::Outcome;
 use crate::wire::agent::{AttemptId, Stream};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine_names::MachineNames;
@@ -444,6 +445,7 @@ impl Task {
             _ => LISTED_INSTANCES,
         };
         let (detail, truncated_bytes) = spec.shortened_detail(detail_limit);
+        let is_whole = detail_limit == usize::MAX;
         wire::Task {
             id: Cow::from(&*self.id),
             name: Cow::from(&*spec.name),
@@ -468,7 +470,7 @@ impl Task {
             rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
             rollout_state: self.rollout_state(),
             stopped_by: self.stopped_by(),
-            probes: self.answered_probes(detail_limit == usize::MAX),
+            probes: self.answered_probes(is_whole),
             mode: spec.mode,
             ttl: spec.ttl,
             late_join: spec.late_join,
@@ -481,6 +483,11 @@ impl Task {
                 .map(timestamp),
             after: self.answered_after(),
             blocked_ttl: self.answered_blocked_ttl(),
+            parent: self.parent_id().map(Cow::from),
+            on_success: self.answered_child(Outcome::Succeeded, is_whole),
+            on_failure: self.answered_child(Outcome::Failed, is_whole),
+            on_end: self.answered_child(Outcome::Ended, is_whole),
+            children: self.answered_children(),
             matched: self.matched,
             spared: self.spared,
             assignees: self.labels().map(|label| Cow::from(&**label)).collect(),

@@ -9,7 +9,8 @@
 //! [`Core::check_waiting`].
 
 use super::after::Edge;
-use super::spec::{Spec, Start, Wait};
+use super::later_spec::{Start, Wait};
+use super::spec::Spec;
 use super::task::{Task, TaskData, rfc3339};
 use super::timers::Timer;
 use super::{Core, TaskKey, Time};
@@ -42,6 +43,9 @@ pub(super) struct Waiting {
     /// While it is blocked: how long it is at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_until: Option<Time>,
+    /// It is the child by outcome of what it begins after.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_child: bool,
     /// Its parents are kept for it.
     #[serde(default)]
     pub holds: bool,
@@ -102,6 +106,24 @@ impl WaitingTasks {
     }
 }
 
+impl Waiting {
+    /// What a child by outcome waits for.
+    pub(super) fn child(now: Time, blocked_ms: u64, parent: Edge) -> Waiting {
+        Waiting {
+            start_at: None,
+            phase: Phase::Blocked,
+            due: now,
+            after: vec![parent],
+            blocked_ms,
+            blocked_until: Some(later(now, blocked_ms)),
+            is_child: true,
+            holds: true,
+            detail: None,
+            unbegun: None,
+        }
+    }
+}
+
 impl TaskData {
     /// What it waits for, if it has not begun.
     pub(super) fn phase(&self) -> Phase {
@@ -157,6 +179,7 @@ impl Core {
             blocked_until: due.is_none().then(|| later(now, blocked_ms)),
             blocked_ms,
             after,
+            is_child: false,
             detail: None,
             unbegun: None,
         })

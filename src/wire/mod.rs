@@ -24,6 +24,7 @@
 pub mod after;
 pub mod agent;
 mod bounded;
+pub mod child;
 pub mod duration;
 pub mod enumeration;
 pub mod event;

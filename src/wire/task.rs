@@ -3,6 +3,7 @@
 use super::after::{After, PostedAfter};
 use super::agent::Feature;
 use super::bounded;
+use super::child::{ChildId, ChildTask};
 use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
@@ -229,6 +230,9 @@ pub struct PostedTask {
     #[serde(default, deserialize_with = "bounded::some_list")]
     pub after: Option<Vec<Posted<PostedAfter>>>,
     pub blocked_ttl: Option<TimeSpan>,
+    pub on_success: Option<Box<Posted<PostedTask>>>,
+    pub on_failure: Option<Box<Posted<PostedTask>>>,
+    pub on_end: Option<Box<Posted<PostedTask>>>,
 }
 
 impl ReadOnlyFields for PostedTask {
@@ -240,6 +244,8 @@ impl ReadOnlyFields for PostedTask {
         "createdAt",
         "finishedAt",
         "rerunOf",
+        "parent",
+        "children",
         "matched",
         "spared",
         "rolloutState",
@@ -344,6 +350,19 @@ pub struct NewTask {
     pub after: Vec<After>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked_ttl: Option<TimeSpan>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_success: Option<NewChild>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<NewChild>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_end: Option<NewChild>,
+    pub detail: Detail,
+}
+
+/// A child of it as the command line posts it.
+#[derive(Debug, Clone, Serialize)]
+pub struct NewChild {
+    /// What it runs.
     pub detail: Detail,
 }
 
@@ -637,6 +656,21 @@ pub struct Task<S = String> {
     /// How long it may wait for that, from when its time has come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_ttl: Option<TimeSpan>,
+    /// The id of the task with whose end it begins, if it was submitted with that one.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub parent: Option<S>,
+    /// A task that begins when it has succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_success: Option<ChildTask>,
+    /// A task that begins when it has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<ChildTask>,
+    /// A task that begins when it has ended in any way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_end: Option<ChildTask>,
+    /// The ids of these.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<ChildId<S>>,
     /// How many live machines matched when it began.
     pub matched: u32,
     /// How many of them are no targets.

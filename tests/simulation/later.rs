@@ -42,7 +42,7 @@ struct Model {
     start_at: Time,
     after: Vec<Parent>,
     blocked_ms: u64,
-    /// When it was seen that nothing of it has to wait for its time any more.
+    /// It was canceled, or may have been: nobody expects anything of it.
     is_withdrawn: bool,
 }
 
@@ -372,6 +372,17 @@ impl Scene {
             task["after"] = entries.collect::<Vec<Value>>().into();
             task["blockedTtl"] = (blocked_ms as f64 / 1_000.0).into();
         }
+        let children = [
+            ("onSuccess", "on-success", "succeeded"),
+            ("onFailure", "on-failure", "failed"),
+            ("onEnd", "on-end", "ended"),
+        ];
+        let children: Vec<_> = { children.into_iter() }
+            .filter(|_| self.rng.chance(80))
+            .collect();
+        for (field, ..) in &children {
+            task[*field] = json!({"detail": {"command": "x", "timeout": 60}});
+        }
         let spec = Spec::checked(serde_json::from_value(task).unwrap(), &TEXTS, |_| None)?;
         self.fresh += 1;
         let id = format!("task-{:06}", self.fresh);
@@ -384,6 +395,19 @@ impl Scene {
                     is_withdrawn: false,
                 };
                 self.models.insert(key, model);
+                for (_, prefix, on) in children {
+                    let child = self.core.find_task(&format!("{prefix}-{id}"));
+                    let child = child.map_err(|why| format!("its child is missing: {why}"))?;
+                    let parent = Parent { key, on, min: None };
+                    let model = Model {
+                        start_at: self.now,
+                        after: vec![parent],
+                        blocked_ms: 10 * 365 * 24 * 3_600_000,
+                        is_withdrawn: false,
+                    };
+                    self.models.insert(child, model);
+                    self.seen.insert("a child by outcome");
+                }
                 Ok(())
             }
             Err(Refusal::Conflict(_) | Refusal::Full(_)) => Ok(()),
@@ -414,8 +438,13 @@ impl Scene {
                 if let Some(key) = self.some_task() {
                     let needed = self.is_needed(key);
                     let finished = self.core.is_finished(key);
+                    let is_named = self.is_named(key);
                     let deleted = self.core.delete(key);
-                    if deleted.is_ok() != (finished && !needed) {
+                    let wrong = match deleted {
+                        Ok(()) => needed || !finished,
+                        Err(_) => finished && !is_named,
+                    };
+                    if wrong {
                         return Err(format!(
                             "a_parent_is_kept: delete of {key:?} {deleted:?}, needed {needed}"
                         ));
@@ -486,6 +515,15 @@ impl Scene {
         })
     }
 
+    /// Whether one that has not ended begins after it.
+    fn is_named(&self, key: TaskKey) -> bool {
+        self.models.iter().any(|(child, model)| {
+            let names_it = model.after.iter().any(|parent| parent.key == key);
+            names_it && !self.core.is_finished(*child)
+        })
+    }
+
+    /// Whether something of a task has not started for the first time.
     fn may_start(&self, key: TaskKey) -> bool {
         let Ok(task) = self.core.show(key) else {
             return false;
@@ -624,6 +662,7 @@ fn what_begins_later_begins_when_it_should_and_not_before() {
     for scenario in [
         "a child began",
         "a child was skipped",
+        "a child by outcome",
         "a delete was refused",
         "restart",
         "restart before what follows",

@@ -128,6 +128,9 @@ pub fn submit(call: Call<'_>) -> Handled {
     for selector in spec.selectors_mut().skip(usize::from(is_known)) {
         store.match_machines(selector);
     }
+    for selector in spec.selectors_of_children_mut() {
+        store.match_machines(selector);
+    }
     if is_dry {
         return dry_run(call, spec);
     }
