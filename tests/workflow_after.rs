@@ -81,7 +81,7 @@ fn a_task_is_blocked_until_the_other_has_succeeded() {
 #[test]
 fn each_row_of_the_table_once() {
     let server = Server::start();
-    let _agents = [server.agent("a"), server.agent("b")];
+    let _agents = [server.agent("m-a"), server.agent("m-b")];
     let parent = |line: &str, more: Value| {
         let mut parent = task(line);
         for (field, value) in more.as_object().unwrap() {
@@ -91,7 +91,7 @@ fn each_row_of_the_table_once() {
         id(&parent).to_owned()
     };
     let succeeded = parent("true", json!({}));
-    let partial = parent("test $SIDEBIKE_MACHINE_LABEL = a", json!({}));
+    let partial = parent("test $SIDEBIKE_MACHINE_LABEL = m-a", json!({}));
     let failed = parent("false", json!({}));
     let expired = parent("true", json!({"machinePattern": "^nobody$", "ttl": "50ms"}));
     let canceled = parent("true", json!({"delay": "1h"}));

@@ -12,10 +12,9 @@ use crate::rng::Rng;
 use crate::server::TEXTS;
 use serde_json::{Value, json};
 use sidebike::core::{
-    Batch, Core, Limits, MachineKey, Notice, OutputChange, Refusal, Rule, Saved, Selection, Spec,
-    TaskKey, Time,
+    Batch, Core, Limits, MachineKey, Notice, Refusal, Rule, Saved, Selection, Spec, TaskKey, Time,
 };
-use sidebike::wire::agent::{Assignment, AttemptId, Done, Ended, Hold, HoldState, Poll};
+use sidebike::wire::agent::{Assignment, AttemptId, Ended, Hold, HoldState, Poll};
 use sidebike::wire::duration::TimeSpan;
 use sidebike::wire::task::{Detail, ExecutionState, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
@@ -187,8 +186,6 @@ impl Scene {
                 None => drop(self.saved.machines.remove(&instance)),
             }
         }
-        let is_output = |change: &OutputChange| matches!(change, OutputChange::Appended(_));
-        assert!(!batch.output.iter().any(|(_, change)| is_output(change)));
         self.saved.next_task = self.saved.next_task.max(batch.next_task);
         self.saved.last_alive = self.now;
     }
