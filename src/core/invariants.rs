@@ -64,11 +64,13 @@ pub enum Rule {
     KeptRoundsUp,
     /// A task begins only if what it is to begin after has ended so.
     EdgesAreKept,
+    /// Who waits for a group is told when its last member has ended.
+    EndOfGroupIsTold,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 22] = [
+    pub const ALL: [Rule; 23] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -91,6 +93,7 @@ impl Rule {
         Rule::HitsRoundDown,
         Rule::KeptRoundsUp,
         Rule::EdgesAreKept,
+        Rule::EndOfGroupIsTold,
     ];
 }
 
@@ -215,6 +218,7 @@ impl Core {
         self.check_waiting()?;
         self.check_machines()?;
         self.check_indexes()?;
+        self.check_groups()?;
         self.check_timers()
     }
 

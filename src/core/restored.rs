@@ -307,6 +307,9 @@ impl Core {
             .entry(task.spec.name.clone())
             .or_default()
             .insert(key);
+        if let Some(group) = task.group() {
+            self.groups.add(group, key, task.finished_at.is_some());
+        }
         let open = task.open;
         match task.finished_at {
             Some(at) => {
@@ -439,6 +442,7 @@ fn restored_spec(saved: &mut SavedTask) -> Spec {
         failure_ttl: saved.failure_ttl,
         sent_bytes: saved.detail.json_bytes(),
         detail: saved.detail.clone(),
+        about: saved.about.take(),
         children: children
             .map(|mut child| {
                 let probes = std::mem::take(&mut child.task.probes);

@@ -4,6 +4,7 @@
 //! batch can be applied on top of an earlier one. `restored.rs` rebuilds a core from the records. To save a
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
+use super::about::About;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
@@ -79,6 +80,8 @@ pub struct SavedTask {
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) probes: Vec<SavedProbe>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) about: Option<Box<About>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waiting: Option<Box<Waiting>>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -273,7 +276,11 @@ impl Batch {
                 || t.pacing.is_some()
         };
         match () {
-            () if tasks().any(|t| t.waiting.is_some() || !t.children.is_empty()) => 5,
+            () if tasks()
+                .any(|t| t.about.is_some() || t.waiting.is_some() || !t.children.is_empty()) =>
+            {
+                5
+            }
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -530,6 +537,7 @@ fn saved_spec(spec: &Spec) -> SavedTask {
                 place: None,
             })
             .collect(),
+        about: spec.about.clone(),
         waiting: None,
         cancels_dependents: false,
         children: { spec.children.iter() }
