@@ -64,11 +64,15 @@ pub enum Rule {
     KeptRoundsUp,
     /// Who waits for a group is told when its last member has ended.
     EndOfGroupIsTold,
+    /// A list of tasks is taken back when one of them is refused.
+    ListIsTakenBack,
+    /// Of many tasks that are canceled, what has not started is canceled first.
+    UnstartedIsCanceledFirst,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 22] = [
+    pub const ALL: [Rule; 24] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -91,6 +95,8 @@ impl Rule {
         Rule::HitsRoundDown,
         Rule::KeptRoundsUp,
         Rule::EndOfGroupIsTold,
+        Rule::ListIsTakenBack,
+        Rule::UnstartedIsCanceledFirst,
     ];
 }
 

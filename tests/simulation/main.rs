@@ -263,7 +263,7 @@ fn the_laws_of_experiments_hold_whatever_dies() {
 }
 
 /// What the seeds are for: each of it must have happened in a run of [`ENOUGH_SEEDS`].
-const SCENARIOS: [&str; 23] = [
+const SCENARIOS: [&str; 26] = [
     "agent cut off",
     "agent dropped the middle of a stream",
     "agent killed",
@@ -273,6 +273,7 @@ const SCENARIOS: [&str; 23] = [
     "both streams are longer than what is kept",
     "clock jumped back",
     "goodbye said",
+    "group canceled",
     "group ended",
     "handed out with a report",
     "held poll answered late",
@@ -283,6 +284,8 @@ const SCENARIOS: [&str; 23] = [
     "hostile output",
     "hostile poll",
     "hostile results",
+    "list accepted",
+    "list refused",
     "message delayed > 3 s",
     "poll answered at once: too many are held",
     "tick every 100 ms",

@@ -74,6 +74,8 @@ pub enum Event {
     CommitEnds(u32),
     Tick,
     User,
+    /// The cancel of a group goes on, of this start of the server.
+    Sweep(u64),
     Fault,
 }
 
@@ -404,6 +406,7 @@ impl World {
             Event::CommitEnds(life) => self.commit_ends(life)?,
             Event::Tick => self.tick()?,
             Event::User => self.user_acts()?,
+            Event::Sweep(life) => self.sweep_goes_on(life)?,
             Event::Fault => self.fault()?,
         }
         self.gather_changes();
