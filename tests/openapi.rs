@@ -367,6 +367,29 @@ fn groups(a: &mut Answers) {
     let shown = a.call("GET", group, "/api/v1/group/g?wait=30s&limit=1", None, 200);
     assert!(shown["next"].is_string(), "{shown}");
     a.call("GET", group, "/api/v1/group/none?wait=30s", None, 404);
+    let (list, cancel, rerun) = ("/api/v1/tasks", "/api/v1/cancel", "/api/v1/rerun");
+    let item = |id: &str| json!({"id": id, "group": "l", "machinePattern": "^m$", "detail": {"command": "sleep 600"}});
+    let both = json!([item("item-1"), item("item-2")]);
+    a.call("POST", list, list, Some(&both), 200);
+    a.call("POST", list, list, Some(&both), 409);
+    a.call("POST", list, list, Some(&json!([])), 400);
+    a.call("POST", cancel, cancel, None, 400);
+    a.call("POST", cancel, "/api/v1/cancel?group=g&dryRun=1", None, 200);
+    let call = "/api/v1/group/{name}/cancel";
+    let canceled = a.call("POST", call, "/api/v1/group/l/cancel", None, 200);
+    assert_eq!(canceled["data"]["tasks"], 2, "{canceled}");
+    a.call("POST", call, "/api/v1/group/none/cancel", None, 404);
+    a.call("GET", group, "/api/v1/group/l?wait=30s", None, 200);
+    a.call("POST", rerun, "/api/v1/rerun?group=l&dryRun=1", None, 200);
+    let again = a.call("POST", rerun, "/api/v1/rerun?group=l", None, 200);
+    assert!(again["data"]["shown"][0]["rerun"].is_string(), "{again}");
+    a.call(
+        "POST",
+        call,
+        "/api/v1/group/l/cancel?notStarted=0",
+        None,
+        200,
+    );
 }
 
 /// An undo that fails, is run again and is forgiven; a halt; reports.

@@ -21,6 +21,7 @@
 //! | `progress` | the progress line at the bottom of the terminal |
 //! | `fold` | groups machines with the same output |
 //! | `docs`, `shell` | what needs no server: the documentation; completions and manual pages |
+//! | `sweep` | cancel and rerun of many tasks: which, the question, what was done |
 //! | `unified_diff` | how two texts differ |
 //! | `terminal`, `table`, `watch` | width, colours and tables; showing them again and again |
 //!
@@ -55,6 +56,8 @@ mod run;
 mod selection;
 mod shell;
 mod show;
+mod submit;
+mod sweep;
 mod table;
 mod task_reference;
 mod terminal;
@@ -93,7 +96,9 @@ pub enum Command {
     Show(show::Args),
     /// Print the output of a task
     Logs(logs::Args),
-    /// Cancel a task: waiting commands never start, running ones are killed
+    /// Submit the tasks of a file, all or none
+    Submit(submit::Args),
+    /// Cancel a task, or many: waiting commands never start, running ones are killed
     Cancel(cancel::Args),
     /// Start nothing more of a task until it is resumed; what runs goes on
     Pause(pacing::Pause),
@@ -101,7 +106,7 @@ pub enum Command {
     Resume(pacing::Resume),
     /// Stop a task: start nothing more of it; what runs ends by itself, or is canceled
     Stop(pacing::Stop),
-    /// Run a task again on the machines where it did not succeed
+    /// Run a task, or many, again on the machines where it did not succeed
     Rerun(rerun::Args),
     /// Show how a group of tasks goes, or wait for its end
     Group(group::Args),
@@ -138,6 +143,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Ps(args) => (ps::run(args), FAILED),
         Command::Show(args) => (show::run(args), FAILED),
         Command::Logs(args) => (logs::run(args), FAILED),
+        Command::Submit(args) => (submit::run(args), FAILED),
         Command::Cancel(args) => (cancel::run(args), FAILED),
         Command::Group(args) => (group::run(args), CANNOT_FOLLOW),
         Command::Pause(args) => (pacing::pause(args), FAILED),

@@ -9,6 +9,7 @@ use crate::wire::group::Group;
 use crate::wire::halt::{Halt, Halted, PostedHalt, Status};
 use crate::wire::machine::{Machine, MachineState};
 use crate::wire::report::Report;
+use crate::wire::sweep::Swept;
 use crate::wire::task::{DryRun, Task, TaskState};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
@@ -101,6 +102,30 @@ impl Client {
             &path,
             Duration::from(wait) + POLL_SLACK,
         )
+    }
+
+    /// Submits all tasks of a list, or none.
+    pub fn submit_all(&self, list: &Value) -> Result<Vec<Task>, CallError> {
+        self.change("submit the tasks", "tasks", list)
+    }
+
+    /// The path of a call about a group.
+    pub fn group_path(&self, name: &str, call: &str) -> String {
+        format!("group/{}/{call}", encoded(name))
+    }
+
+    /// Cancels or reruns all tasks that are meant, or only finds them.
+    pub fn sweep(
+        &self,
+        path: &str,
+        parameters: &[(&'static str, String)],
+        is_dry: bool,
+    ) -> Result<Swept, CallError> {
+        let given = parameters.iter();
+        let given = given.map(|(name, value)| (*name, Some(value.as_str())));
+        let dry = ("dryRun", is_dry.then_some("1"));
+        let parameters: Vec<(&str, Option<&str>)> = given.chain([dry]).collect();
+        self.change("change the tasks", &with_query(path, &parameters), &())
     }
 
     /// Cancels a task, or its executions on one machine. With `dependents` those who wait for it, too.

@@ -70,11 +70,15 @@ pub enum Rule {
     EdgesAreKept,
     /// Who waits for a group is told when its last member has ended.
     EndOfGroupIsTold,
+    /// A list of tasks is taken back when one of them is refused.
+    ListIsTakenBack,
+    /// Of many tasks that are canceled, what has not started is canceled first.
+    UnstartedIsCanceledFirst,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 25] = [
+    pub const ALL: [Rule; 27] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -100,6 +104,8 @@ impl Rule {
         Rule::KeptRoundsUp,
         Rule::EdgesAreKept,
         Rule::EndOfGroupIsTold,
+        Rule::ListIsTakenBack,
+        Rule::UnstartedIsCanceledFirst,
     ];
 }
 

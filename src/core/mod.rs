@@ -11,6 +11,7 @@
 //! | | rerun, cancel, delete, withdraw | `user.rs` |
 //! | | pause, resume, stop | `pacing.rs` |
 //! | | undo again, forgive | `debts.rs` |
+//! | | submit of a list; cancel and rerun of many tasks | `lists.rs`, `sweep.rs` |
 //! | | halt, lift | `halt.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
@@ -77,6 +78,7 @@ mod lazy_box;
 mod ledger;
 mod lifecycle;
 mod limits;
+mod lists;
 mod machine;
 mod match_index;
 mod newcomers;
@@ -101,6 +103,7 @@ mod rollout;
 mod saved;
 mod selector;
 mod spec;
+mod sweep;
 mod task;
 mod tick;
 mod timers;
@@ -118,6 +121,7 @@ pub use self::halt::{Halt, MAX_REASON_BYTES};
 #[doc(hidden)]
 pub use self::invariants::{ExecutionView, Rule, UndoView};
 pub use self::limits::{Limits, TextLimits};
+pub use self::lists::ListRefusal;
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
 pub use self::notify::{CheckedNotify, MAX_NOTIFY, NotifyPolicy, place_of, without_query};
@@ -133,6 +137,7 @@ pub use self::saved::{
 };
 pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;
+pub use self::sweep::{MAX_RERUNS, MAX_SWEPT, Meant, Sweep};
 pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
@@ -304,6 +309,8 @@ pub struct Core {
     stats: Stats,
     change_logs: HashMap<TaskKey, ChangeLog>,
     notices: Vec<Notice>,
+    /// A list of tasks is being accepted: what it makes too many is forgotten when it is through.
+    forgets_later: bool,
     /// What has changed since the last batch, if changes are recorded.
     changes: Option<saved::Changes>,
     /// The rule that a test has switched off.
@@ -348,6 +355,7 @@ impl Core {
             stats: Stats::default(),
             change_logs: HashMap::new(),
             notices: Vec::new(),
+            forgets_later: false,
             changes: None,
             broken: None,
             limits,

@@ -113,6 +113,9 @@ impl Core {
 
     /// Forgets finished tasks until a new detail is within the limit.
     pub(super) fn make_room_for_detail(&mut self, bytes: usize) {
+        if self.forgets_later {
+            return;
+        }
         while self.ledger.detail_bytes().saturating_add(bytes) > self.limits.detail_bytes {
             if !self.forget_oldest(Frees::LargeDetail) && !self.forget_oldest(Frees::Task) {
                 return;
@@ -131,6 +134,9 @@ impl Core {
 
     /// Forgets the oldest finished tasks until the limits on tasks and executions hold.
     pub(super) fn keep_within_limits(&mut self) {
+        if self.forgets_later {
+            return;
+        }
         while self.ledger.finished_executions() > self.limits.executions
             && self.forget_oldest(Frees::Executions)
         {}

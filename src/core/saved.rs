@@ -382,6 +382,15 @@ impl Changes {
         self.executions.insert(key);
     }
 
+    /// Everything from this task on was taken back before anybody saw it.
+    pub fn forget_from(&mut self, first: TaskKey) {
+        drop(self.tasks.split_off(&first));
+        drop(
+            self.executions
+                .split_off(&ExecutionKey { task: first, n: 0 }),
+        );
+    }
+
     pub fn machine(&mut self, instance: &Arc<str>) {
         self.machines.insert(instance.clone());
     }

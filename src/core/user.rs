@@ -164,10 +164,7 @@ impl Core {
                 return Err(Refusal::not_on(task, name));
             }
             Selection::All if task.finished_at.is_none() => {
-                self.task_mut(key).canceled = true;
-                self.close(key);
-                let state = TaskState::Canceled;
-                self.end_unbegun(now, key, state, "canceled before it began");
+                self.mark_canceled(now, key);
             }
             _ => {}
         }
@@ -176,6 +173,14 @@ impl Core {
         }
         self.finish_if_done(now, key);
         Ok(())
+    }
+
+    /// A user cancels all of an unfinished task: nothing more of it starts than what is queued.
+    pub(super) fn mark_canceled(&mut self, now: Time, key: TaskKey) {
+        self.task_mut(key).canceled = true;
+        self.close(key);
+        let state = TaskState::Canceled;
+        self.end_unbegun(now, key, state, "canceled before it began");
     }
 
     pub(super) fn cancel_execution(&mut self, now: Time, key: ExecutionKey) {

@@ -7,6 +7,7 @@
 //! | `rollout` | how many machines a task may hit, in which order, when it stops |
 //! | `event` | the events of a task's output |
 //! | `group` | groups of tasks |
+//! | `sweep` | cancel and rerun of many tasks |
 //! | `agent` | the calls of agents |
 //! | `report` | the report of a task |
 //! | `notify` | notifications |
@@ -42,6 +43,7 @@ pub mod report;
 pub mod rollout;
 pub mod signal;
 pub mod strict_object;
+pub mod sweep;
 pub mod task;
 pub mod undo;
 

@@ -242,6 +242,19 @@ pub struct PostedTask {
     pub on_end: Option<Box<Posted<PostedTask>>>,
 }
 
+/// The most tasks of a list: they are accepted in one change, with the lock held for some 10 µs each.
+pub const MAX_LIST: usize = 1_000;
+
+/// A list of tasks as posted.
+#[derive(Debug)]
+pub struct PostedTasks(pub Vec<Posted<PostedTask>>);
+
+impl<'de> Deserialize<'de> for PostedTasks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bounded::list_of(deserializer, MAX_LIST).map(PostedTasks)
+    }
+}
+
 impl ReadOnlyFields for PostedTask {
     const READ_ONLY: &[&str] = &[
         "type",

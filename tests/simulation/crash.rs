@@ -441,6 +441,7 @@ impl World {
         };
         let away = up - disk.memory.at;
         self.server.restore(self.clock.read(up), saved)?;
+        self.lists_are_restored_as_a_whole()?;
         let machines = self.server.core.machine_states();
         self.laws.forget_unsaved_goodbyes(machines);
         self.users.roll_back(disk.memory.tasks.clone(), away);

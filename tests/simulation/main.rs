@@ -273,7 +273,7 @@ fn the_laws_of_experiments_hold_whatever_dies() {
 }
 
 /// What the seeds are for: each of it must have happened in a run of [`ENOUGH_SEEDS`].
-const SCENARIOS: [&str; 25] = [
+const SCENARIOS: [&str; 28] = [
     "agent cut off",
     "agent dropped the middle of a stream",
     "agent killed",
@@ -283,6 +283,7 @@ const SCENARIOS: [&str; 25] = [
     "both streams are longer than what is kept",
     "clock jumped back",
     "goodbye said",
+    "group canceled",
     "group ended",
     "handed out with a report",
     "held poll answered late",
@@ -293,6 +294,8 @@ const SCENARIOS: [&str; 25] = [
     "hostile output",
     "hostile poll",
     "hostile results",
+    "list accepted",
+    "list refused",
     "message delayed > 3 s",
     "notification taken, and not heard",
     "poll answered at once: too many are held",

@@ -165,8 +165,10 @@ impl World {
             return self.see_to_notices();
         }
         match self.rng.between(0, 99) {
-            0..52 => self.user_submits()?,
-            52..66 => self.user_cancels(),
+            0..47 => self.user_submits()?,
+            47..52 => self.user_submits_list()?,
+            52..63 => self.user_cancels(),
+            63..66 => self.user_cancels_group(),
             66..76 => self.user_reruns()?,
             76..82 => self.user_deletes()?,
             82..93 if self.users.targeted > 0 => self.user_paces()?,
@@ -341,12 +343,12 @@ impl World {
         Ok(None)
     }
 
-    fn fresh_id(&mut self) -> String {
+    pub fn fresh_id(&mut self) -> String {
         self.users.submitted += 1;
         format!("t{}-{}", self.server.epoch, self.users.submitted)
     }
 
-    fn accepted(&mut self, key: TaskKey, spec: &Spec) {
+    pub fn accepted(&mut self, key: TaskKey, spec: &Spec) {
         self.count("task accepted");
         self.note(|| {
             format!(

@@ -78,6 +78,8 @@ pub enum Event {
     NotificationTried(u64, u64, String, bool),
     Tick,
     User,
+    /// The cancel of a group goes on, of this start of the server.
+    Sweep(u64),
     Fault,
 }
 
@@ -423,6 +425,7 @@ impl World {
             }
             Event::Tick => self.tick()?,
             Event::User => self.user_acts()?,
+            Event::Sweep(life) => self.sweep_goes_on(life)?,
             Event::Fault => self.fault()?,
         }
         self.gather_changes();

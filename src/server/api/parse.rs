@@ -35,6 +35,11 @@ pub fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answe
             "" => what,
             field => field,
         };
+        // Of an entry of a list: `tasks[3].detail`.
+        let field = match field.starts_with('[') {
+            true => format!("{what}{field}"),
+            false => field.to_owned(),
+        };
         let mut why = error.inner().to_string();
         if why.starts_with("invalid unicode code point") {
             why = "is not UTF-8; send the body as UTF-8".into();

@@ -2,8 +2,11 @@
 //! describe it in `src/docs/api.md` and `src/docs/openapi.json`.
 
 use super::access::Right;
-use super::call::{Call, Handled, Route, route};
-use super::{agents, docs, groups, halt, machines, metrics, original, output, page, report, tasks};
+use super::call::{Call, Handled, Route, route, with_bodies};
+use super::{
+    agents, docs, groups, halt, lists, machines, metrics, original, output, page, report, sweeps,
+    tasks,
+};
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
 
@@ -13,6 +16,9 @@ const CHANGE: Right = Right::Change;
 const AGENT: Right = Right::Agent;
 /// The only parameter that may be given more than once.
 const REPEATABLE: &str = "tag";
+
+/// A list of tasks may be so many times as large as one task.
+const LIST_BODIES: usize = 16;
 
 /// Every call but the original's agents'.
 #[rustfmt::skip]
@@ -31,6 +37,10 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait", "format", "strict"], tasks::rerun),
     route(LOOK, "GET", &["api", "v1", "task", "*", "report"], &["format"], report::report),
     route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], output::output),
+    with_bodies(LIST_BODIES, route(CHANGE, "POST", &["api", "v1", "tasks"], &[], lists::submit)),
+    route(CHANGE, "POST", &["api", "v1", "cancel"], &["state", "taskPrefix", "label", "tag", "group", "notStarted", "dryRun"], sweeps::cancel),
+    route(CHANGE, "POST", &["api", "v1", "rerun"], &["state", "taskPrefix", "label", "tag", "group", "all", "dryRun"], sweeps::rerun),
+    route(CHANGE, "POST", &["api", "v1", "group", "*", "cancel"], &["notStarted", "dryRun"], sweeps::cancel_group),
     route(LOOK, "GET", &["api", "v1", "group", "*"], &["wait", "limit", "cursor"], groups::show),
     route(CHANGE, "POST", &["api", "v1", "halt"], &["all"], halt::halt),
     route(CHANGE, "DELETE", &["api", "v1", "halt"], &[], halt::lift),
