@@ -26,7 +26,7 @@ mod resolver;
 mod tls;
 
 #[cfg(feature = "cli")]
-pub use people::{EventReader, MachineFilter, TaskFilter};
+pub use people::{Errand, EventReader, MachineFilter, TaskFilter};
 
 use crate::config::Registry;
 use crate::secret::Secret;

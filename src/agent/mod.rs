@@ -18,7 +18,7 @@
 //! | `log_writer` | the log does not wait for its reader |
 //! | `token` | the agent's token, read again when it changes |
 //! | `reread` | when a file is read again; the authorities of `--ca` |
-//! | `shutdown` | TERM and INT end the agent, HUP reads the token and `--ca` again |
+//! | `shutdown` | TERM, INT and the server end the agent, HUP reads the token and `--ca` again |
 //! | `undo/` | taking back what a command did |
 //! | `probes/` | probes that the server orders |
 //! | `command/` | one command: whether it is allowed, its start, its end |
@@ -79,6 +79,7 @@ use reporter::Reporter;
 use reread::RereadLimit;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shared::Agent;
+use shutdown::Ending;
 use state::AgentState;
 use std::sync::{Arc, Mutex};
 use thread_pool::ThreadPool;
@@ -130,6 +131,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         ca_reread: RereadLimit::default(),
         refused_orders: Mutex::default(),
         probes: RunningProbes::default(),
+        ending: Ending::new(signals.handle()),
         config,
     });
     agent.connect_guard();

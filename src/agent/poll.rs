@@ -136,7 +136,7 @@ impl Agent {
         let wait = if is_down {
             // A quick answer shows that a server that was down is back.
             TimeSpan::default()
-        } else if content.full && !content.draining {
+        } else if content.full && !content.draining && !content.drained {
             FULL_WAIT
         } else if content.holds.is_empty() {
             IDLE_WAIT
@@ -155,7 +155,9 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").into(),
             jobs: content.jobs,
             // The server treats both alike: it gives the work to other machines.
-            draining: content.draining || content.full,
+            draining: content.draining || content.drained || content.full,
+            drained: content.drained,
+            ending: content.draining,
             holds: content.holds,
             undos: content.undos,
             features: Feature::ALL.map(|feature| feature.word().into()).into(),

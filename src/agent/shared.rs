@@ -8,6 +8,7 @@ use super::poll::PollLoop;
 use super::probes::{ProbeJob, RunningProbes};
 use super::reporter::Reporter;
 use super::reread::RereadLimit;
+use super::shutdown::Ending;
 use super::state::{AgentState, Runnable, UndoJob};
 use super::thread_pool::ThreadPool;
 use super::token::TokenReader;
@@ -44,6 +45,8 @@ pub struct Agent {
     pub ca_reread: RereadLimit,
     /// What was logged of orders that were refused.
     pub refused_orders: Mutex<FailureLog>,
+    /// Ends the agent.
+    pub ending: Ending,
     /// How many probes run.
     pub probes: RunningProbes,
 }

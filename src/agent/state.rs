@@ -90,6 +90,8 @@ struct Inner {
     /// Counts the poll loops that were started; only the latest continues.
     epoch: u64,
     draining: bool,
+    /// The server wants it to take no more work, until it says otherwise.
+    drained: bool,
     /// The shortest dead man's switch when the latest poll began.
     polled_for: Option<TimeSpan>,
     attempts: HashMap<AttemptId, Entry>,
@@ -148,6 +150,8 @@ pub struct PollContent {
     pub jobs: u32,
     /// The agent takes no more work because it shuts down.
     pub draining: bool,
+    /// The agent takes no more work because the server wants it so.
+    pub drained: bool,
     /// The agent takes no more work for now because a limit is reached.
     pub full: bool,
     /// The attempts it holds.
@@ -282,6 +286,7 @@ impl AgentState {
                 seq: 0,
                 epoch: 0,
                 draining: false,
+                drained: false,
                 polled_for: None,
                 attempts: HashMap::new(),
                 undos: UndoLedger::default(),
@@ -315,7 +320,7 @@ impl AgentState {
     /// The number of the latest poll, with which a report asks for more work; none at a limit.
     pub fn work_request(&self) -> Option<u64> {
         let inner = lock(&self.inner);
-        (!inner.draining && !inner.is_full()).then_some(inner.seq)
+        (!inner.draining && !inner.drained && !inner.is_full()).then_some(inner.seq)
     }
 
     /// What the next poll says; none when the poll loop of this `epoch` is to end.
@@ -337,6 +342,7 @@ impl AgentState {
             seq: inner.seq,
             jobs: u32::try_from(slots.max(1)).unwrap_or(u32::MAX),
             draining: inner.draining,
+            drained: inner.drained,
             full: slots == 0 || inner.is_full(),
             holds: inner.holds(),
             undos: inner.undos.states(Instant::now()),
@@ -410,6 +416,11 @@ impl AgentState {
         };
         inner.attempts.insert(entry.attempt.id.clone(), entry);
         runnable
+    }
+
+    /// Takes no more work, or takes work again. Whether that changed anything.
+    pub fn set_drained(&self, drained: bool) -> bool {
+        std::mem::replace(&mut lock(&self.inner).drained, drained) != drained
     }
 
     /// Why an order was refused since the last call; none if none was. The next poll does not list its

@@ -62,11 +62,17 @@ pub enum Rule {
     HitsRoundDown,
     /// A share of machines that must stay rounds up.
     KeptRoundsUp,
+    /// A machine that is suspended is handed nothing.
+    SuspendedGetsNothing,
+    /// The `ttl` of what waits for suspended machines stands still.
+    SuspendedHasTime,
+    /// A machine that is to drain is handed nothing.
+    DrainedGetsNothing,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 21] = [
+    pub const ALL: [Rule; 24] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -88,6 +94,9 @@ impl Rule {
         Rule::FailuresAreOfTheTask,
         Rule::HitsRoundDown,
         Rule::KeptRoundsUp,
+        Rule::SuspendedGetsNothing,
+        Rule::SuspendedHasTime,
+        Rule::DrainedGetsNothing,
     ];
 }
 
@@ -174,8 +183,11 @@ impl Core {
     #[doc(hidden)]
     pub fn check_work_conservation(&self) -> Result<(), String> {
         self.check_debts_are_handed_out()?;
-        let idle: Vec<&Machine> = { self.machines.values() }
-            .filter(|machine| machine.can_be_given_work() && !machine.waking)
+        let idle: Vec<&Machine> = { self.machines.iter() }
+            .filter(|(key, machine)| {
+                machine.can_be_given_work() && !machine.waking && !self.is_suspended(**key)
+            })
+            .map(|(_, machine)| machine)
             .collect();
         for (key, task) in self.tasks.iter().filter(|(_, task)| task.is_any()) {
             let execution = ExecutionKey { task: *key, n: 0 };
@@ -211,6 +223,7 @@ impl Core {
         self.check_guarded()?;
         self.check_machines()?;
         self.check_indexes()?;
+        self.check_suspensions()?;
         self.check_timers()
     }
 
@@ -592,6 +605,9 @@ impl Core {
                     self.is_timer_of(*key, *time)
                 }
                 Timer::KeepAlive(key) => self.is_next_look(*key, *time),
+                Timer::SuspensionEnds | Timer::SuspensionSweep | Timer::SuspendedQueues => {
+                    self.is_timer_of_suspensions(*time, *timer)
+                }
                 Timer::ForgetTask(key) => {
                     ending.insert(*key);
                     let task = self.tasks.get(key);
@@ -617,10 +633,11 @@ impl Core {
         }
         for (key, task) in &self.tasks {
             let e = &task.executions;
-            let first = e.iter().any(|e| {
+            let first = (0..).zip(e).any(|(n, e)| {
                 e.state == ExecutionState::Queued
                     && e.current.expires_at.is_none()
                     && e.current.number == 1
+                    && !self.stands_still(ExecutionKey { task: *key, n })
             });
             let needed = task.open || first || task.finished_at.is_some();
             ensure(!needed || task.is_paused() || ending.contains(key), || {

@@ -11,6 +11,8 @@
 //! | | pause, resume, stop | `pacing.rs` |
 //! | | undo again, forgive | `debts.rs` |
 //! | | halt, lift | `halt.rs` |
+//! | | suspend, lift_suspensions | `suspension.rs` |
+//! | | drain, undrain, shut_down | `crew.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
 //! | agents of the original | ping, fetch, done | `original.rs` |
@@ -54,6 +56,7 @@ mod abilities;
 mod agent;
 mod attempt_end;
 mod counting;
+mod crew;
 mod debts;
 mod follow;
 mod halt;
@@ -85,6 +88,7 @@ mod rollout;
 mod saved;
 mod selector;
 mod spec;
+mod suspension;
 mod task;
 mod tick;
 mod timers;
@@ -94,6 +98,7 @@ mod user;
 
 pub use self::agent::check_holds;
 pub use self::counting::Preview;
+pub use self::crew::Wish;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 pub use self::halt::{Halt, MAX_REASON_BYTES};
 #[doc(hidden)]
@@ -112,6 +117,7 @@ pub use self::saved::{
 };
 pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;
+pub use self::suspension::{SavedSuspensions, Suspension};
 pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
@@ -124,6 +130,7 @@ use self::lifecycle::Event;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, SelectorKey};
 use self::newcomers::Newcomers;
+use self::suspension::Suspensions;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
@@ -243,6 +250,7 @@ pub struct Core {
     absent: HashMap<Arc<str>, BTreeSet<ExecutionKey>>,
     undos: Undos,
     halt: Option<Halt>,
+    suspensions: Suspensions,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
     /// The task that is given turns at this moment.
@@ -291,6 +299,7 @@ impl Core {
             absent: HashMap::new(),
             undos: Undos::default(),
             halt: None,
+            suspensions: Suspensions::default(),
             pools: BTreeMap::new(),
             paced: None,
             recount: Recount::default(),

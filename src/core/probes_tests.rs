@@ -156,6 +156,8 @@ impl Scene {
             version: String::new(),
             jobs: 2,
             draining: false,
+            drained: false,
+            ending: false,
             wait: TimeSpan::default(),
             holds: agent.held.iter().map(hold).collect(),
             undos: Vec::new(),

@@ -43,6 +43,8 @@ impl Core {
             interner.share(&mut machine.version);
             let canceled = std::mem::take(&mut machine.canceled).into_iter();
             machine.canceled = canceled.map(|attempt| attempt.later(away)).collect();
+            let later = |time: Time| Time(time.0.saturating_add(away));
+            machine.suspended_since = machine.suspended_since.map(later);
             let instance = interner.shared(instance);
             core.restore_machine(now, instance, machine);
         }
@@ -85,6 +87,7 @@ impl Core {
                 task.0
             ));
         }
+        core.restore_suspensions(now, away, saved.suspensions);
         for (key, piece) in saved.output {
             core.restore_output(key, &piece, &mut changes);
         }
@@ -147,6 +150,11 @@ impl Core {
             is_restored: !saved.offline,
             offline_since: now,
             left: saved.left,
+            suspended_since: saved.suspended_since,
+            wish: saved.wish,
+            is_drained: false,
+            is_ending: false,
+            says_draining: saved.draining,
             watched_at: None,
             // It does not join a task twice.
             joins_pending: Some(JOIN_ALL),
@@ -367,6 +375,8 @@ impl Core {
                     left: false,
                     offline: false,
                     draining: false,
+                    suspended_since: None,
+                    wish: None,
                     tags: BTreeMap::new(),
                     seq: 0,
                     canceled: Vec::new(),

@@ -4,6 +4,8 @@
 //! batch can be applied on top of an earlier one. `restored.rs` rebuilds a core from the records. To save a
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
+use super::suspension::SavedSuspensions;
+use super::crew::Wish;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
@@ -157,6 +159,10 @@ pub struct SavedMachine {
     pub offline: bool,
     #[serde(default)]
     pub draining: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_since: Option<Time>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wish: Option<Wish>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
     pub seq: u64,
@@ -236,6 +242,8 @@ pub struct Batch {
     pub output: Vec<(OutputKey, OutputChange)>,
     /// The halt, if it has changed.
     pub halt: Option<Option<Halt>>,
+    /// The suspensions, if they have changed.
+    pub suspensions: Option<SavedSuspensions>,
     /// The number of the next task. No number is used twice, even after a restart.
     pub next_task: u64,
 }
@@ -253,7 +261,13 @@ impl Batch {
                 || t.keep_alive.is_some()
                 || t.pacing.is_some()
         };
+        let machines = || self.machines.values().flatten();
         match () {
+            () if self.suspensions.is_some()
+                || machines().any(|m| m.suspended_since.is_some() || m.wish.is_some()) =>
+            {
+                5
+            }
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -272,6 +286,7 @@ impl Batch {
             && self.machines.is_empty()
             && self.output.is_empty()
             && self.halt.is_none()
+            && self.suspensions.is_none()
     }
 
     /// Applies a later batch on top of this one.
@@ -293,6 +308,7 @@ impl Batch {
         self.machines.extend(later.machines);
         self.output.extend(later.output);
         self.halt = later.halt.or(self.halt.take());
+        self.suspensions = later.suspensions.or(self.suspensions.take());
         self.next_task = self.next_task.max(later.next_task);
     }
 }
@@ -310,6 +326,8 @@ pub struct Saved {
     pub machines: BTreeMap<Arc<str>, SavedMachine>,
     /// The halt that is in force.
     pub halt: Option<Halt>,
+    /// The suspensions.
+    pub suspensions: SavedSuspensions,
     /// The number of the next task; 0 if it was not saved.
     pub next_task: u64,
     /// When the process that saved them was last known to run.
@@ -325,6 +343,8 @@ pub(super) struct Changes {
     output: Vec<(OutputKey, OutputChange)>,
     /// The halt, if it has changed.
     pub(super) halt: Option<Option<Halt>>,
+    /// The suspensions have changed.
+    pub(super) suspensions: bool,
     /// The size of the pieces saved of each unfinished attempt since they were last replaced.
     pub(super) saved_bytes: BTreeMap<OutputKey, usize>,
 }
@@ -391,9 +411,11 @@ impl Core {
         let machines = std::mem::take(&mut changes.machines);
         batch.output = std::mem::take(&mut changes.output);
         batch.halt = changes.halt.take();
+        let suspensions = std::mem::take(&mut changes.suspensions);
         batch
             .output
             .retain(|(key, _)| self.tasks.contains_key(&key.task));
+        batch.suspensions = suspensions.then(|| self.saved_suspensions());
         for key in tasks {
             batch
                 .tasks
@@ -538,6 +560,8 @@ fn saved_machine(machine: &Machine) -> SavedMachine {
         left: machine.left,
         offline: machine.state == MachineState::Offline,
         draining: machine.state == MachineState::Draining,
+        suspended_since: machine.suspended_since,
+        wish: machine.wish,
         tags: machine.tags.as_ref().clone(),
         seq: machine.seq,
         canceled: machine.original.canceled.clone(),

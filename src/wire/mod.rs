@@ -5,6 +5,7 @@
 //! | `task` | tasks: as posted, as answered |
 //! | `machine` | machines |
 //! | `rollout` | how many machines a task may hit, in which order, when it stops |
+//! | `crew` | suspensions, what is wanted of an agent |
 //! | `event` | the events of a task's output |
 //! | `agent` | the calls of agents |
 //! | `report` | the report of a task |
@@ -23,6 +24,7 @@
 
 pub mod agent;
 mod bounded;
+pub mod crew;
 pub mod duration;
 pub mod enumeration;
 pub mod event;

@@ -217,6 +217,8 @@ impl Fleet {
             version: env!("CARGO_PKG_VERSION").into(),
             jobs: JOBS,
             draining: false,
+            drained: false,
+            ending: false,
             wait,
             holds: agent.holds.iter().map(hold).collect(),
             features: Vec::new(),

@@ -125,6 +125,8 @@ impl World {
             version: String::new(),
             jobs: self.rng.pick(&[0, 1, 4, 1_000, u32::MAX]),
             draining: self.rng.chance(100),
+            drained: false,
+            ending: false,
             wait: TimeSpan::from_millis(self.rng.pick(&[0, 500, 25_000, 1 << 50])),
             holds: self.hostile_holds(),
             features: vec![feature.into()],

@@ -73,6 +73,8 @@ impl Case {
             version: "test".into(),
             jobs: 4,
             draining: false,
+            drained: false,
+            ending: false,
             wait: TimeSpan::from_secs(20),
             holds: holds.collect(),
             undos,

@@ -3,6 +3,7 @@
 
 use crate::agent::{Agent, Alarm};
 use crate::clock::Clock;
+use crate::crew::Crew;
 use crate::experiment::{Experiments, Happening};
 use crate::laws::Laws;
 use crate::rng::Rng;
@@ -201,6 +202,7 @@ pub struct World {
     pub laws: Laws,
     pub users: Users,
     pub fleet: Fleet,
+    pub crew: Crew,
     pub experiments: Experiments,
     pub tally: Tally,
     /// Ids of attempts that hostile agents were handed.
@@ -245,6 +247,7 @@ impl World {
             laws: Laws::default(),
             users: Users::default(),
             fleet: Fleet::default(),
+            crew: Crew::default(),
             experiments: Experiments::default(),
             tally: Tally::new(),
             overheard: Vec::new(),
@@ -363,6 +366,7 @@ impl World {
         self.end_the_hostile_and_the_twins();
         self.guards_calm_down();
         self.halt_is_lifted();
+        self.crew_is_let_go();
         for who in 0..self.agents.len() {
             self.agents[who].cut_until = 0;
             if self.agents[who].paused {
@@ -407,6 +411,8 @@ impl World {
         self.server.core.check_invariants()?;
         self.laws.look(self.now, &self.server)?;
         self.look_at_undos()?;
+        self.look_at_crew()?;
+        self.wishes_go_with_their_machines()?;
         self.users.look_at_pace(self.now, &self.server.core)
     }
 

@@ -27,13 +27,23 @@ const MAX_MACHINES: usize = 100;
 /// How long the server waits at its end for lines that are being written.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The task that a handler changed, if it got so far.
+/// What a handler changed, if it got so far.
 #[derive(Debug, Clone, Default)]
-pub struct Change(Option<Changed>);
+pub enum Change {
+    /// Nothing that has a name.
+    #[default]
+    None,
+    /// A task.
+    Task(Changed),
+    /// So many machines, of which these are the first.
+    Machines(u32, Vec<Arc<str>>),
+    /// The suspension of these machines, for this reason.
+    Suspension(Box<str>, Box<str>),
+}
 
 /// What a line says of a task. Not the task itself: a copy that is kept would double its memory with its next change.
 #[derive(Debug, Clone)]
-struct Changed {
+pub struct Changed {
     task: Arc<str>,
     spec: Arc<Spec>,
     matched: u32,
@@ -45,12 +55,24 @@ impl Change {
     pub fn of(task: &Task) -> Self {
         let mut machines: Vec<Arc<str>> = task.labels().take(MAX_MACHINES).cloned().collect();
         machines.dedup();
-        Change(Some(Changed {
+        Change::Task(Changed {
             task: task.id.clone(),
             spec: task.spec.clone(),
             matched: task.matched(),
             machines,
-        }))
+        })
+    }
+
+    /// A change of machines with these labels.
+    pub fn of_machines<'a>(labels: impl ExactSizeIterator<Item = &'a str>) -> Self {
+        let number = labels.len() as u32;
+        Change::Machines(number, labels.take(MAX_MACHINES).map(Arc::from).collect())
+    }
+
+    /// A change of the suspension with this pattern.
+    pub fn of_suspension(pattern: &str, reason: &str) -> Self {
+        let cut = |text: &str| text[..text.floor_char_boundary(MAX_COMMAND_BYTES)].into();
+        Change::Suspension(cut(pattern), cut(reason))
     }
 }
 
@@ -92,6 +114,10 @@ struct Line<'a> {
     command: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<&'a str>,
+    #[serde(rename = "machinePattern", skip_serializing_if = "Option::is_none")]
+    machine_pattern: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
 }
 
 /// A call, as its line tells of it once its status is known.
@@ -107,8 +133,17 @@ pub struct Record {
 impl Record {
     /// The line.
     pub fn line(&self, status: u16) -> Option<String> {
-        let changed = self.change.0.as_ref();
-        let machines = changed.map_or(&[][..], |changed| &changed.machines);
+        let (mut changed, mut suspension) = (None, None);
+        let (mut machines, mut matched) = (&[][..], None);
+        match &self.change {
+            Change::None => {}
+            Change::Task(task) => {
+                (machines, matched) = (&task.machines, Some(task.matched));
+                changed = Some(task);
+            }
+            Change::Machines(number, labels) => (machines, matched) = (labels, Some(*number)),
+            Change::Suspension(pattern, reason) => suspension = Some((&**pattern, &**reason)),
+        }
         let line = Line {
             time: humantime::format_rfc3339_millis(self.time).to_string(),
             token: self.token.as_deref().unwrap_or("none"),
@@ -116,10 +151,12 @@ impl Record {
             call: &self.call,
             status,
             task: changed.map(|changed| &*changed.task),
-            matched: changed.map(|changed| changed.matched),
+            matched,
             machines: machines.iter().map(|label| &**label).collect(),
             command: changed.map(|changed| command(&changed.spec)),
             user: changed.and_then(|changed| changed.spec.detail.user.as_deref()),
+            machine_pattern: suspension.map(|(pattern, _)| pattern),
+            reason: suspension.map(|(_, reason)| reason).filter(|it| !it.is_empty()),
         };
         let mut text = Vec::with_capacity(USUAL_BYTES);
         serde_json::to_writer(&mut text, &line).ok()?;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// `GET /metrics`.
 pub fn metrics(call: Call<'_>) -> Handled {
     let server = call.server;
-    let (machines, tasks, mut executions, figures, output_bytes, detail_bytes, debts) =
+    let (machines, tasks, mut executions, figures, output_bytes, detail_bytes, debts, suspensions) =
         server.store.ask(|core| {
             let figures = core.stats().clone();
             (
@@ -22,6 +22,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
                 core.output_bytes(),
                 core.detail_bytes(),
                 core.debts(),
+                core.suspensions().len(),
             )
         });
     let mut page = Page(String::new());
@@ -108,6 +109,12 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "gauge",
         "Undos that are failed or owed.",
         debts as u64,
+    );
+    page.single(
+        "sidebike_suspensions",
+        "gauge",
+        "Suspensions of machines in force.",
+        suspensions as u64,
     );
     page.single(
         "sidebike_held_requests",
