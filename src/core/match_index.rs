@@ -112,6 +112,8 @@ pub(super) struct SelectorEntry {
     pub by_need: WaitingByNeed,
     /// Tasks that new machines may still join.
     pub open: BTreeSet<TaskKey>,
+    /// Tasks that will begin with it later.
+    pub unbegun: BTreeSet<TaskKey>,
     /// The last spec that was submitted, while a task still uses it.
     pub last_spec: Weak<Spec>,
     /// A suspension uses it.
@@ -128,7 +130,10 @@ pub(super) struct SelectorEntry {
 
 impl SelectorEntry {
     fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.open.is_empty() && !self.suspends
+        self.queue.is_empty()
+            && self.open.is_empty()
+            && self.unbegun.is_empty()
+            && !self.suspends
     }
 
     /// Whether it means a machine.
@@ -479,6 +484,7 @@ impl MatchIndex {
             queue: BTreeSet::new(),
             by_need: WaitingByNeed::new(),
             open: BTreeSet::new(),
+            unbegun: BTreeSet::new(),
             last_spec: Weak::new(),
             suspends: false,
             frozen_since: None,

@@ -15,6 +15,7 @@ use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
 use super::selector::Narrowing;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
+use super::waiting::Waiting;
 use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
@@ -78,6 +79,8 @@ pub struct SavedTask {
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) probes: Vec<SavedProbe>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) waiting: Option<Box<Waiting>>,
 }
 
 /// A probe of a task as saved. What is known of it on a target is saved with the execution.
@@ -264,7 +267,8 @@ impl Batch {
         let machines = || self.machines.values().flatten();
         match () {
             () if self.suspensions.is_some()
-                || machines().any(|m| m.suspended_since.is_some() || m.wish.is_some()) =>
+                || machines().any(|m| m.suspended_since.is_some() || m.wish.is_some())
+                || tasks().any(|t| t.waiting.is_some()) =>
             {
                 5
             }
@@ -503,6 +507,7 @@ fn saved_task(task: &Task) -> SavedTask {
         spared: task.spared,
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
+        waiting: task.waiting.clone(),
     }
 }
 
