@@ -139,15 +139,19 @@ impl World {
         }
     }
 
-    /// Nothing expires while all that could run it is suspended. The time of all suspensions is no part of any `ttl`.
+    /// The time of all suspensions is no part of any `ttl`.
+    pub fn time_passes_for_the_crew(&mut self) {
+        let passed = self.now - std::mem::replace(&mut self.crew.looked_at, self.now);
+        if self.crew.share > 0 && self.server.core.has_suspended() {
+            self.users.extend(passed);
+        }
+    }
+
+    /// Nothing expires while all that could run it is suspended.
     pub fn look_at_crew(&mut self) -> Lawful {
         let core = &self.server.core;
-        let passed = self.now - std::mem::replace(&mut self.crew.looked_at, self.now);
         if self.crew.share == 0 {
             return Ok(());
-        }
-        if core.has_suspended() {
-            self.users.extend(passed);
         }
         let mut waiting = HashMap::new();
         for (key, task) in core.tasks_by_key() {

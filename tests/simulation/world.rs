@@ -394,6 +394,7 @@ impl World {
             self.at(self.stopped_until + late, event);
             return Ok(());
         }
+        self.time_passes_for_the_crew();
         match event {
             Event::ToServer(who, request) => self.server_hears(who, request)?,
             Event::ToAgent(who, response) => self.agent_hears(who, response)?,
