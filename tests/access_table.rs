@@ -69,6 +69,7 @@ const TABLE: &[Line] = &[
     line("GET /api/v1/status", "/api/v1/status", "", 200, Lookers),
     line("POST /api/v1/task/*/rerun", "/api/v1/task/none/rerun", "", 404, People),
     line("GET /api/v1/task/*/output", "/api/v1/task/none/output", "", 404, Lookers),
+    line("GET /api/v1/summary", "/api/v1/summary", "", 200, Lookers),
     line("POST /api/v1/suspend", "/api/v1/suspend", "{}", 400, People),
     line("GET /api/v1/suspend", "/api/v1/suspend", "", 200, Lookers),
     line("DELETE /api/v1/suspend", "/api/v1/suspend", "", 200, People),

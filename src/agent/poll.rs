@@ -101,7 +101,9 @@ impl Agent {
             match self.client.poll(&poll, slack) {
                 Ok(orders) => {
                     self.state.contact.made();
+                    let standing = orders.standing;
                     let (changed, runnable) = self.poll_answered(orders, poll.seq, &mut polls);
+                    self.end_if_idle(asked.elapsed(), standing);
                     if changed || asked.elapsed() > QUICK {
                         polls.health.quick = 0;
                     } else {
@@ -146,7 +148,8 @@ impl Agent {
         let longest = content.deadman.map(deadman::longest_hold);
         let slack = content.deadman.map(deadman::longest_slack);
         let poll = Poll {
-            wait: wait.min(longest.unwrap_or(wait)),
+            wait: self.longest_wait(wait.min(longest.unwrap_or(wait))),
+            standing: self.config.idle.asks(),
             instance: content.instance,
             seq: content.seq,
             label: self.config.label.clone(),

@@ -4,6 +4,7 @@ use super::attempt::{Attempt, Outcome};
 use super::command::runner::Runner;
 use super::command::start_watch::StartWatch;
 use super::failures::FailureLog;
+use super::idle::Idle;
 use super::poll::PollLoop;
 use super::probes::{ProbeJob, RunningProbes};
 use super::reporter::Reporter;
@@ -45,6 +46,8 @@ pub struct Agent {
     pub ca_reread: RereadLimit,
     /// What was logged of orders that were refused.
     pub refused_orders: Mutex<FailureLog>,
+    /// For how long it has been idle.
+    pub idle: Idle,
     /// Ends the agent.
     pub ending: Ending,
     /// How many probes run.

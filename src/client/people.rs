@@ -3,7 +3,7 @@
 //! To add one: a method here, which ends in `look` (reads something) or `change` (changes something).
 
 use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK};
-use crate::wire::crew::{PostedSuspension, Suspension};
+use crate::wire::crew::{PostedSuspension, Summary, Suspension};
 use crate::wire::duration::TimeSpan;
 use crate::wire::event::TaskEvent;
 use crate::wire::halt::{Halt, Halted, PostedHalt, Status};
@@ -189,6 +189,14 @@ impl Client {
         };
         let path = format!("machine/{}/{word}", encoded(name));
         self.change(call, &path, &())
+    }
+
+    /// How the server is, at a glance; none if it is older than that.
+    pub fn summary(&self) -> Result<Option<Summary>, CallError> {
+        match self.look("look at the server", "summary", CALL_TIMEOUT) {
+            Err(error) if error.status() == Some(404) => Ok(None),
+            summary => summary.map(Some),
+        }
     }
 
     /// What everybody should know who works with this server; none if it is older than that.

@@ -155,6 +155,7 @@ impl Core {
         }
         self.name_stopped(&mut orders);
         orders.crew = self.machine(key).wish_to_tell();
+        orders.standing = self.standing(key);
         Ok((key, orders))
     }
 
@@ -241,6 +242,7 @@ impl Core {
             wish: None,
             is_drained: false,
             is_ending: false,
+            asks_standing: false,
             says_draining: false,
             joins_pending: Some(JOIN_ALL),
             seq: 0,
@@ -376,6 +378,7 @@ impl Core {
         }
         self.revoke_offers(key);
         self.name_stopped(&mut orders);
+        orders.standing = self.standing(key);
         orders
     }
 

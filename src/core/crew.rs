@@ -8,11 +8,29 @@ use super::agent::is_instance;
 use super::invariants::Rule;
 use super::machine::Machine;
 use super::user::JOIN_ALL;
-use super::{Core, MachineKey, MachineSnapshot, Refusal, Time};
+use super::{Core, ExecutionKey, MachineKey, MachineSnapshot, Refusal, TaskKey, Time};
 use crate::wire::agent::{Feature, Poll};
-use crate::wire::crew::Wanted;
+use crate::wire::crew::{Standing, Wanted};
+use crate::wire::task::ExecutionState;
 use crate::wire::machine::MachineState;
+use super::match_index::SelectorKey;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// The most tasks that have not begun of one selector that are examined for an agent that asks what is pending: it runs
+/// under the lock. If there are more, something is taken to be pending.
+const MAX_UNBEGUN: usize = 1_000;
+
+/// What is in no queue and will be in one again: held until its turn, or between two attempts.
+#[derive(Debug, Default)]
+pub(super) struct OffQueue {
+    /// For the machine with this instance.
+    own: BTreeSet<(Arc<str>, ExecutionKey)>,
+    /// For any machine that this selector means. Such a selector is not dropped.
+    any: BTreeMap<TaskKey, SelectorKey>,
+}
 
 /// What is wanted of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,11 +185,115 @@ impl Core {
         machine.is_drained = poll.drained;
         machine.is_ending = poll.ending;
         machine.says_draining = poll.draining;
+        machine.asks_standing = poll.standing;
         if machine.wish.is_some_and(|wish| wish.is_true_of(poll)) {
             machine.wish = None;
             self.machine_changed(key);
         }
         poll.draining || self.is_to_drain(self.machine(key))
+    }
+
+    /// How things stand for a machine whose agent asks for it.
+    pub(super) fn standing(&self, key: MachineKey) -> Option<Standing> {
+        let machine = self.machine(key);
+        machine.asks_standing.then(|| Standing {
+            pending: self.could_be_handed_something(key),
+            suspended: self.is_suspended(key),
+        })
+    }
+
+    /// Whether something is queued, held, blocked or between two attempts that could come to a machine.
+    fn could_be_handed_something(&self, key: MachineKey) -> bool {
+        let machine = self.machine(key);
+        if !machine.inbox.is_empty() || !machine.active.is_empty() || self.has_undo_for(key) {
+            return true;
+        }
+        let first = ExecutionKey {
+            task: TaskKey(0),
+            n: 0,
+        };
+        let from = Bound::Included((machine.instance.clone(), first));
+        let mut own = self.off_queue.own.range((from, Bound::Unbounded));
+        if { own.next() }.is_some_and(|(instance, _)| *instance == machine.instance) {
+            return true;
+        }
+        let index = &self.match_index;
+        let mut selectors = index.selectors_of(machine.traits_key, &machine.instance);
+        selectors.any(|selector| {
+            let entry = index.entry(selector);
+            let mut needs = entry.by_need.keys();
+            needs.any(|needed| self.may_run(machine, *needed))
+                || !entry.off_queue.is_empty()
+                || entry.unbegun.len() > MAX_UNBEGUN
+                || { entry.unbegun.iter() }.any(|task| self.task(*task).is_blocked())
+        })
+    }
+
+    fn is_off_queue(&self, key: ExecutionKey) -> bool {
+        let e = self.execution(key);
+        match e.state {
+            ExecutionState::Held => true,
+            ExecutionState::Queued => e.current.due_at.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Lists an execution as in no queue, or not: after its state or its pause before a retry has changed.
+    pub(super) fn list_off_queue(&mut self, key: ExecutionKey) {
+        let is_off = self.is_off_queue(key);
+        if self.task(key.task).is_any() {
+            let known = self.off_queue.any.get(&key.task).copied();
+            match (known, is_off) {
+                (None, true) => {
+                    let selector = self.selector_key_of(key.task);
+                    self.match_index.entry_mut(selector).off_queue.insert(key.task);
+                    self.off_queue.any.insert(key.task, selector);
+                }
+                (Some(selector), false) => {
+                    self.match_index.entry_mut(selector).off_queue.remove(&key.task);
+                    self.off_queue.any.remove(&key.task);
+                }
+                _ => {}
+            }
+            return;
+        }
+        if !is_off && self.off_queue.own.is_empty() {
+            return;
+        }
+        let Some(target) = self.execution(key).target.as_ref() else {
+            return;
+        };
+        let listed = (target.instance.clone(), key);
+        match is_off {
+            true => drop(self.off_queue.own.insert(listed)),
+            false => drop(self.off_queue.own.remove(&listed)),
+        }
+    }
+
+    /// What is listed as in no queue is exactly what is in none.
+    pub(super) fn check_off_queue(&self) -> Result<(), String> {
+        let (mut own, mut any) = (BTreeSet::new(), BTreeSet::new());
+        for (task, data) in &self.tasks {
+            for (n, e) in (0..).zip(&data.executions) {
+                let key = ExecutionKey { task: *task, n };
+                match (self.is_off_queue(key), data.is_any(), &e.target) {
+                    (true, true, _) => drop(any.insert(*task)),
+                    (true, false, Some(target)) => drop(own.insert((target.instance.clone(), key))),
+                    _ => {}
+                }
+            }
+        }
+        if own != self.off_queue.own {
+            return Err(format!("off queue {:?}, recounted {own:?}", self.off_queue.own));
+        }
+        let listed: BTreeSet<TaskKey> = self.off_queue.any.keys().copied().collect();
+        let is_kept = |(task, selector): (&TaskKey, &SelectorKey)| {
+            self.match_index.entry(*selector).off_queue.contains(task)
+        };
+        match any == listed && self.off_queue.any.iter().all(is_kept) {
+            true => Ok(()),
+            false => Err(format!("off queue for any {listed:?}, recounted {any:?}")),
+        }
     }
 
     /// What is wanted of an instance, for tests.

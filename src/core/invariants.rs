@@ -225,6 +225,7 @@ impl Core {
         self.check_machines()?;
         self.check_indexes()?;
         self.check_suspensions()?;
+        self.check_off_queue()?;
         self.check_timers()
     }
 

@@ -70,6 +70,8 @@ pub(super) struct Machine {
     pub is_ending: bool,
     /// Its latest poll says that it takes no work, for whatever reason.
     pub says_draining: bool,
+    /// Its latest poll wants to know how things stand.
+    pub asks_standing: bool,
     /// It came online and has not yet joined every open task that it matches: those behind this one are left.
     pub joins_pending: Option<JoinCursor>,
     /// The highest `seq` of its polls.

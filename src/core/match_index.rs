@@ -114,6 +114,8 @@ pub(super) struct SelectorEntry {
     pub open: BTreeSet<TaskKey>,
     /// Tasks that will begin with it later.
     pub unbegun: BTreeSet<TaskKey>,
+    /// `any` tasks that are held, or between two attempts.
+    pub off_queue: BTreeSet<TaskKey>,
     /// The last spec that was submitted, while a task still uses it.
     pub last_spec: Weak<Spec>,
     /// A suspension uses it.
@@ -133,6 +135,7 @@ impl SelectorEntry {
         self.queue.is_empty()
             && self.open.is_empty()
             && self.unbegun.is_empty()
+            && self.off_queue.is_empty()
             && !self.suspends
     }
 
@@ -318,6 +321,13 @@ impl MatchIndex {
             .sum()
     }
 
+    /// The oldest `any` task that waits for a free machine.
+    pub fn first_queued(&self) -> Option<TaskKey> {
+        let selectors = self.selectors.iter();
+        let first = selectors.filter_map(|(_, entry)| entry.queue.first());
+        first.min().copied()
+    }
+
     /// Every `any` task that waits for a free machine.
     pub fn queued_tasks(&self) -> impl Iterator<Item = TaskKey> {
         self.selectors
@@ -485,6 +495,7 @@ impl MatchIndex {
             by_need: WaitingByNeed::new(),
             open: BTreeSet::new(),
             unbegun: BTreeSet::new(),
+            off_queue: BTreeSet::new(),
             last_spec: Weak::new(),
             suspends: false,
             frozen_since: None,

@@ -92,6 +92,7 @@ mod rollout;
 mod saved;
 mod selector;
 mod spec;
+mod summary;
 mod suspension;
 mod task;
 mod tick;
@@ -122,11 +123,13 @@ pub use self::saved::{
 };
 pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;
+pub use self::summary::{MAX_LABELS, MachineSummary};
 pub use self::suspension::{SavedSuspensions, Suspension};
 pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
 use self::counting::Recount;
+use self::crew::OffQueue;
 use self::follow::ChangeLog;
 use self::invariants::RestoredSums;
 use self::keep_alive::Watch;
@@ -259,6 +262,7 @@ pub struct Core {
     waiting: WaitingTasks,
     halt: Option<Halt>,
     suspensions: Suspensions,
+    off_queue: OffQueue,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
     /// The task that is given turns at this moment.
@@ -309,6 +313,7 @@ impl Core {
             waiting: WaitingTasks::default(),
             halt: None,
             suspensions: Suspensions::default(),
+            off_queue: OffQueue::default(),
             pools: BTreeMap::new(),
             paced: None,
             recount: Recount::default(),
@@ -443,6 +448,7 @@ impl Core {
             self.stats.ended(state);
             self.unguard(key);
         }
+        self.list_off_queue(key);
         self.record_change(key);
         true
     }

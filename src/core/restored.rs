@@ -154,6 +154,7 @@ impl Core {
             wish: saved.wish,
             is_drained: false,
             is_ending: false,
+            asks_standing: false,
             says_draining: saved.draining,
             watched_at: None,
             // It does not join a task twice.
@@ -315,6 +316,7 @@ impl Core {
         for (execution, place) in places {
             self.restore_place(now, execution, place);
             self.guard(execution);
+            self.list_off_queue(execution);
             self.restore_undo(execution);
         }
         self.restore_probes(key);

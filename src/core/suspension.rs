@@ -565,7 +565,7 @@ impl Core {
     }
 
     /// What a waiting execution waits for, if that is a suspension.
-    fn waits_for_suspension(&self, key: ExecutionKey) -> Option<String> {
+    pub(super) fn waits_for_suspension(&self, key: ExecutionKey) -> Option<String> {
         let suspension = match self.execution(key).place {
             Place::Inbox(machine) => self.suspension_of(machine)?,
             Place::Selector(selector) => {

@@ -222,6 +222,7 @@ impl Core {
         }
         let expires = now.plus(self.task(key.task).spec.ttl);
         self.execution_mut(key).current.due_at = None;
+        self.list_off_queue(key);
         self.set_expiry(key, expires);
         if self.is_held_back(now, key) {
             return;

@@ -446,6 +446,7 @@ impl Core {
             changes.execution(execution);
         }
         self.guard(execution);
+        self.list_off_queue(execution);
         self.joined.entry(key).or_default().insert(instance);
         if !late_join {
             self.close(key);

@@ -10,7 +10,7 @@
 //! Unknown fields are ignored here, so that agents and servers of different versions work together. Points in time
 //! are sent as "milliseconds ago": the clocks of containers may be wrong.
 
-use super::crew::Wanted;
+use super::crew::{Standing, Wanted};
 use super::duration::TimeSpan;
 use super::probe::{ProbeOrder, ProbeResult};
 use super::task::ExecutionState;
@@ -52,6 +52,9 @@ pub struct Poll {
     /// It is about to end, and cannot be kept from it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub ending: bool,
+    /// It wants to know how things stand for it, see [`Orders::standing`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub standing: bool,
     /// How long the server may hold the poll; it may answer sooner.
     #[serde(default)]
     pub wait: TimeSpan,
@@ -185,6 +188,9 @@ pub struct Orders<D> {
     /// What is wanted of the agent itself. Repeated until a poll shows that it is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crew: Option<Wanted>,
+    /// How things stand for the agent, if its poll asks for that. It alone is no reason to answer a poll that is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Standing>,
 }
 
 impl<D> Orders<D> {
@@ -198,6 +204,7 @@ impl<D> Orders<D> {
             undo: Vec::new(),
             probe: Vec::new(),
             crew: None,
+            standing: None,
         }
     }
 

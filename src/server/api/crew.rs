@@ -3,13 +3,14 @@
 use super::audit::Change;
 use super::call::{Call, Handled};
 use super::parse::body;
-use crate::core::{MAX_REASON_BYTES, Narrowing, Refusal, Selector, SelectorText, Wish};
+use crate::core::{MAX_LABELS, MAX_REASON_BYTES, Narrowing, Refusal, Selector, SelectorText, Wish};
 use crate::server::answers::{self, bad, not_safe, ok, refused};
 use crate::server::http::Answer;
-use crate::wire::crew::{PostedSuspension, Suspension};
+use crate::wire::crew::{PostedSuspension, Summary, Suspension};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::Machine;
 use crate::wire::strict_object::StrictObject;
+use crate::wire::task::ExecutionState;
 
 /// The shortest and the longest time of a suspension that ends by itself: what is longer has to be lifted.
 const MIN_FOR: TimeSpan = TimeSpan::from_secs(1);
@@ -83,6 +84,35 @@ pub fn lift(call: Call<'_>) -> Handled {
     let patterns: Vec<&str> = lifted.iter().map(|it| &*it.machine_pattern).collect();
     *call.change = Change::of_suspension(&patterns.join(" "), "");
     Ok(Some(ok(lifted)))
+}
+
+/// `GET /api/v1/summary`.
+pub fn summary(call: Call<'_>) -> Handled {
+    let store = &call.server.store;
+    let (mut labels, oldest) = store.summary();
+    let more_labels = labels.len().saturating_sub(MAX_LABELS) as u64;
+    labels.truncate(MAX_LABELS);
+    let summary = store.ask(|core| {
+        let tasks = core.tasks_by_state().into_iter();
+        let machines = core.machines_by_state().into_iter();
+        let mut executions = core.executions_by_state();
+        let executions = ExecutionState::ALL.into_iter().map(|state| {
+            let count = *executions.of(state);
+            (state.word().to_owned(), u64::from(count))
+        });
+        Summary {
+            tasks: tasks.map(|(state, n)| (state.word().to_owned(), n as u64)).collect(),
+            executions: executions.collect(),
+            machines: machines.map(|(state, n)| (state.word().to_owned(), n as u64)).collect(),
+            labels,
+            more_labels,
+            oldest,
+            suspensions: core.suspensions().map(|it| it.answer()).collect(),
+            halt: core.halt().map(|halt| halt.answer()),
+            undos_open: core.debts() as u64,
+        }
+    });
+    call.large(move || ok(summary))
 }
 
 /// `POST /api/v1/machine/{instance or label}/drain`.

@@ -36,6 +36,7 @@ const ROUTES: &[Route] = &[
     route(LOOK, "GET", &["api", "v1", "halt"], &[], halt::show),
     route(LOOK, "GET", &["api", "v1", "status"], &[], halt::status),
     route(CHANGE, "POST", &["api", "v1", "suspend"], &[], crew::suspend),
+    route(LOOK, "GET", &["api", "v1", "summary"], &[], crew::summary),
     route(LOOK, "GET", &["api", "v1", "suspend"], &[], crew::suspensions),
     route(CHANGE, "DELETE", &["api", "v1", "suspend"], &["machinePattern"], crew::lift),
     route(CHANGE, "POST", &["api", "v1", "machine", "*", "drain"], &[], crew::drain),
