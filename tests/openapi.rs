@@ -286,9 +286,20 @@ fn crew(a: &mut Answers) {
     a.call("POST", suspend, suspend, Some(&body), 200);
     a.call("POST", suspend, suspend, Some(&json!({})), 400);
     let _agent = a.server.agent("w");
-    let machines = a.call("GET", "/api/v1/machine", "/api/v1/machine?label=w", None, 200);
+    let machines = a.call(
+        "GET",
+        "/api/v1/machine",
+        "/api/v1/machine?label=w",
+        None,
+        200,
+    );
     assert_eq!(machines["data"][0]["suspended"], "why", "{machines}");
     a.call("GET", suspend, suspend, None, 200);
+    let waits = json!({"id": "waits", "machinePattern": "^w$", "detail": {"command": "true"}});
+    a.call("POST", "/api/v1/task", "/api/v1/task", Some(&waits), 200);
+    let summary = "/api/v1/summary";
+    let seen = a.call("GET", summary, summary, None, 200);
+    assert_eq!(seen["data"]["oldest"]["id"], "waits", "{seen}");
     a.call("DELETE", suspend, suspend, None, 200);
     for word in ["drain", "undrain", "shutdown"] {
         let (path, target) = (
@@ -296,7 +307,13 @@ fn crew(a: &mut Answers) {
             format!("/api/v1/machine/w/{word}"),
         );
         a.call("POST", &path, &target, None, 200);
-        a.call("POST", &path, &format!("/api/v1/machine/none/{word}"), None, 404);
+        a.call(
+            "POST",
+            &path,
+            &format!("/api/v1/machine/none/{word}"),
+            None,
+            404,
+        );
     }
 }
 

@@ -128,7 +128,6 @@ impl Agent {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

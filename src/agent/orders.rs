@@ -80,7 +80,9 @@ impl Agent {
             Wanted::Shutdown => return self.end("the server"),
         };
         match wanted {
-            Wanted::Drain if changed => info!("the server: taking no more work until it says otherwise"),
+            Wanted::Drain if changed => {
+                info!("the server: taking no more work until it says otherwise")
+            }
             Wanted::Undrain if changed => info!("the server: taking work again"),
             _ => {}
         }

@@ -354,7 +354,11 @@ impl AgentState {
         inner.polled_for = inner.deadman();
         let mut slots = inner.slots.saturating_sub(forgotten);
         if let Some(left) = inner.commands_left() {
-            let held = inner.attempts.values().filter(|entry| entry.is_held()).count();
+            let held = inner
+                .attempts
+                .values()
+                .filter(|entry| entry.is_held())
+                .count();
             slots = slots.min(held.saturating_add(usize::try_from(left).unwrap_or(usize::MAX)));
         }
         Some(PollContent {

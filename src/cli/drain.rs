@@ -40,7 +40,11 @@ pub struct Args {
 pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
     let (errand, done, asked) = match (args.lift, args.shutdown) {
-        (true, _) => (Errand::Undrain, "takes commands", "is told to take commands"),
+        (true, _) => (
+            Errand::Undrain,
+            "takes commands",
+            "is told to take commands",
+        ),
         (_, true) => (Errand::Shutdown, "ends", "is told to end"),
         _ => (Errand::Drain, "drains", "is told to drain"),
     };

@@ -143,7 +143,11 @@ impl Info {
             let id = sanitize(&oldest.id);
             let waited = age(&oldest.created_at).map(short_duration);
             let msg = sanitize(&oldest.msg);
-            writeln!(out, "oldest     {id}, {}: {msg}", waited.unwrap_or_default())?;
+            writeln!(
+                out,
+                "oldest     {id}, {}: {msg}",
+                waited.unwrap_or_default()
+            )?;
         }
         let undos = match self.undos_open {
             None => "not known by this server".into(),
@@ -159,7 +163,13 @@ impl Info {
 
 fn table_of(labels: &[LabelSummary]) -> Table {
     let mut table = Table::new(&[
-        "LABEL", "ONLINE", "DRAINING", "OFFLINE", "SUSPENDED", "RUNNING", "QUEUED",
+        "LABEL",
+        "ONLINE",
+        "DRAINING",
+        "OFFLINE",
+        "SUSPENDED",
+        "RUNNING",
+        "QUEUED",
     ]);
     for label in labels {
         let counts = [

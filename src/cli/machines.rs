@@ -109,7 +109,10 @@ fn table_of(machines: &[Machine]) -> Table {
         let mut row = vec![
             Cell::of(&machine.label),
             match &machine.suspended {
-                Some(_) => Cell::painted(format!("{}, suspended", machine.state.word()), Some(Colour::Yellow)),
+                Some(_) => Cell::painted(
+                    format!("{}, suspended", machine.state.word()),
+                    Some(Colour::Yellow),
+                ),
                 None => Cell::painted(machine.state.word(), Some(colour)),
             },
             Cell::of(format!("{}/{}", machine.running, machine.jobs)),

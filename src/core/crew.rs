@@ -7,13 +7,13 @@
 use super::agent::is_instance;
 use super::invariants::Rule;
 use super::machine::Machine;
+use super::match_index::SelectorKey;
 use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, MachineSnapshot, Refusal, TaskKey, Time};
 use crate::wire::agent::{Feature, Poll};
 use crate::wire::crew::{Standing, Wanted};
-use crate::wire::task::ExecutionState;
 use crate::wire::machine::MachineState;
-use super::match_index::SelectorKey;
+use crate::wire::task::ExecutionState;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -246,11 +246,17 @@ impl Core {
             match (known, is_off) {
                 (None, true) => {
                     let selector = self.selector_key_of(key.task);
-                    self.match_index.entry_mut(selector).off_queue.insert(key.task);
+                    self.match_index
+                        .entry_mut(selector)
+                        .off_queue
+                        .insert(key.task);
                     self.off_queue.any.insert(key.task, selector);
                 }
                 (Some(selector), false) => {
-                    self.match_index.entry_mut(selector).off_queue.remove(&key.task);
+                    self.match_index
+                        .entry_mut(selector)
+                        .off_queue
+                        .remove(&key.task);
                     self.off_queue.any.remove(&key.task);
                 }
                 _ => {}
@@ -284,7 +290,10 @@ impl Core {
             }
         }
         if own != self.off_queue.own {
-            return Err(format!("off queue {:?}, recounted {own:?}", self.off_queue.own));
+            return Err(format!(
+                "off queue {:?}, recounted {own:?}",
+                self.off_queue.own
+            ));
         }
         let listed: BTreeSet<TaskKey> = self.off_queue.any.keys().copied().collect();
         let is_kept = |(task, selector): (&TaskKey, &SelectorKey)| {

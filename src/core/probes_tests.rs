@@ -158,6 +158,7 @@ impl Scene {
             draining: false,
             drained: false,
             ending: false,
+            standing: false,
             wait: TimeSpan::default(),
             holds: agent.held.iter().map(hold).collect(),
             undos: Vec::new(),

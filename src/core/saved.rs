@@ -4,7 +4,6 @@
 //! batch can be applied on top of an earlier one. `restored.rs` rebuilds a core from the records. To save a
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
-use super::suspension::SavedSuspensions;
 use super::crew::Wish;
 use super::halt::Halt;
 use super::machine::Machine;
@@ -14,6 +13,7 @@ use super::pace::Pacing;
 use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
 use super::selector::Narrowing;
+use super::suspension::SavedSuspensions;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::waiting::Waiting;
 use super::{Core, ExecutionKey, TaskKey, Time};

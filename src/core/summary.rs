@@ -39,7 +39,7 @@ impl Core {
             if let Some(first) = machine.inbox.first() {
                 summary.waits(*first);
             }
-            let label = { summary.labels }.entry(machine.label.clone());
+            let label = summary.labels.entry(machine.label.clone());
             let label = label.or_insert_with(|| LabelSummary {
                 label: machine.label.to_string(),
                 ..LabelSummary::default()

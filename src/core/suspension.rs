@@ -211,8 +211,7 @@ impl Core {
             let entry = self.match_index.entry(selector);
             entry.means(machine.traits_key, &machine.instance)
         };
-        all.find(|(_, selector)| means(*selector))
-            .map(|(it, _)| it)
+        all.find(|(_, selector)| means(*selector)).map(|(it, _)| it)
     }
 
     /// Whether a machine takes no work because it is suspended, or what was queued for it has not got its time back yet.
@@ -289,13 +288,7 @@ impl Core {
         self.revoke_offers(key);
     }
 
-    fn thaw_machine(
-        &mut self,
-        now: Time,
-        key: MachineKey,
-        since: Time,
-        left: &mut usize,
-    ) -> bool {
+    fn thaw_machine(&mut self, now: Time, key: MachineKey, since: Time, left: &mut usize) -> bool {
         let thawed = self.suspensions.thawed.filter(|(of, _)| *of == key);
         let after = thawed.map_or(Bound::Unbounded, |(_, last)| Bound::Excluded(last));
         let queued = self.machine(key).inbox.range((after, Bound::Unbounded));

@@ -51,10 +51,7 @@ pub const PAGES: &[Page] = &[
         "workflow",
         "Later, and in which order: what a task waits for"
     ),
-    page!(
-        "crew",
-        "Suspend machines, drain agents, how things stand"
-    ),
+    page!("crew", "Suspend machines, drain agents, how things stand"),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),
     page!("migrating", "Coming from the original sidebike"),

@@ -219,6 +219,7 @@ impl Fleet {
             draining: false,
             drained: false,
             ending: false,
+            standing: false,
             wait,
             holds: agent.holds.iter().map(hold).collect(),
             features: Vec::new(),

@@ -493,11 +493,10 @@ impl World {
             host: agent.host.clone(),
             version: "simulated".into(),
             jobs: agent.jobs,
-            draining: agent.draining
-                || agent.drained
-                || agent.forgotten >= agent.jobs as usize,
+            draining: agent.draining || agent.drained || agent.forgotten >= agent.jobs as usize,
             drained: agent.drained,
             ending: agent.draining,
+            standing: true,
             wait: TimeSpan::from_millis(wait),
             holds: agent.list_holds(now),
             features: { agent.features.iter() }

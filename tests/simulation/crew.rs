@@ -30,9 +30,13 @@ impl World {
         match self.rng.between(0, 9) {
             0..4 => {
                 let pattern = self.rng.pick(&PATTERNS);
-                let duration = self.rng.pick(&[None, Some(500), Some(5_000), Some(200_000)]);
+                let duration = self
+                    .rng
+                    .pick(&[None, Some(500), Some(5_000), Some(200_000)]);
                 let duration = duration.map(TimeSpan::from_millis);
-                let selector = self.server.core
+                let selector = self
+                    .server
+                    .core
                     .selector(&sidebike::core::SelectorText::of_pattern(pattern));
                 let selector = selector.unwrap_or_else(|| selector_of(pattern));
                 self.note(|| format!("{pattern} is suspended for {duration:?}"));
@@ -162,9 +166,7 @@ impl World {
                     ExecutionState::Queued => {
                         waiting.insert(at, is_suspended(core, key, &seen));
                     }
-                    ExecutionState::Expired
-                        if was_suspended && is_suspended(core, key, &seen) =>
-                    {
+                    ExecutionState::Expired if was_suspended && is_suspended(core, key, &seen) => {
                         return Err(format!(
                             "nothing_expires_while_all_that_could_run_it_is_suspended: {at:?}"
                         ));

@@ -127,6 +127,7 @@ impl World {
             draining: self.rng.chance(100),
             drained: false,
             ending: false,
+            standing: true,
             wait: TimeSpan::from_millis(self.rng.pick(&[0, 500, 25_000, 1 << 50])),
             holds: self.hostile_holds(),
             features: vec![feature.into()],

@@ -136,6 +136,7 @@ impl Scene {
             draining: false,
             drained: false,
             ending: false,
+            standing: true,
             wait: TimeSpan::from_secs(0),
             holds: Vec::new(),
         };

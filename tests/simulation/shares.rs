@@ -79,6 +79,7 @@ impl Scene {
             draining: false,
             drained: false,
             ending: false,
+            standing: true,
             wait: TimeSpan::from_secs(20),
             holds: Vec::new(),
         };

@@ -75,6 +75,7 @@ impl Case {
             draining: false,
             drained: false,
             ending: false,
+            standing: true,
             wait: TimeSpan::from_secs(20),
             holds: holds.collect(),
             undos,

@@ -156,7 +156,9 @@ impl Record {
             command: changed.map(|changed| command(&changed.spec)),
             user: changed.and_then(|changed| changed.spec.detail.user.as_deref()),
             machine_pattern: suspension.map(|(pattern, _)| pattern),
-            reason: suspension.map(|(_, reason)| reason).filter(|it| !it.is_empty()),
+            reason: suspension
+                .map(|(_, reason)| reason)
+                .filter(|it| !it.is_empty()),
         };
         let mut text = Vec::with_capacity(USUAL_BYTES);
         serde_json::to_writer(&mut text, &line).ok()?;

@@ -62,8 +62,7 @@ pub fn suspend(call: Call<'_>) -> Handled {
 /// `GET /api/v1/suspend`.
 pub fn suspensions(call: Call<'_>) -> Handled {
     let store = &call.server.store;
-    let all: Vec<Suspension> = store
-        .ask(|core| core.suspensions().map(|it| it.answer()).collect());
+    let all: Vec<Suspension> = store.ask(|core| core.suspensions().map(|it| it.answer()).collect());
     Ok(Some(ok(all)))
 }
 
@@ -101,9 +100,13 @@ pub fn summary(call: Call<'_>) -> Handled {
             (state.word().to_owned(), u64::from(count))
         });
         Summary {
-            tasks: tasks.map(|(state, n)| (state.word().to_owned(), n as u64)).collect(),
+            tasks: tasks
+                .map(|(state, n)| (state.word().to_owned(), n as u64))
+                .collect(),
             executions: executions.collect(),
-            machines: machines.map(|(state, n)| (state.word().to_owned(), n as u64)).collect(),
+            machines: machines
+                .map(|(state, n)| (state.word().to_owned(), n as u64))
+                .collect(),
             labels,
             more_labels,
             oldest,

@@ -316,7 +316,11 @@ fn write_batch(
         if let Some(suspensions) = &batch.suspensions {
             let mut switches = write.open_table(SWITCHES).map_err(text)?;
             let suspensions = json(suspensions)?;
-            drop(switches.insert(SWITCH_SUSPENSIONS, &*suspensions).map_err(text)?);
+            drop(
+                switches
+                    .insert(SWITCH_SUSPENSIONS, &*suspensions)
+                    .map_err(text)?,
+            );
         }
         let mut tasks = write.open_table(TASKS).map_err(text)?;
         let mut executions = write.open_table(EXECUTIONS).map_err(text)?;
