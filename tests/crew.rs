@@ -210,7 +210,7 @@ fn a_restart_forgets_neither_suspensions_nor_wishes() {
     let agent = server.agent("m");
     tell(&server, "m", "drain");
     wait_for("it is drained", || state(&server, "m")["wanted"].is_null());
-    let mut old = Puppet::new(&server, 2, "old");
+    let old = Puppet::new(&server, 2, "old");
     tell(&server, "old", "drain");
     suspend(
         &server,
@@ -237,7 +237,6 @@ fn a_restart_forgets_neither_suspensions_nor_wishes() {
     });
     tell(&server, "m", "undrain");
     assert_eq!(server.finished(id(&waiting))["state"], "succeeded");
-    drop(old);
 }
 
 #[test]
@@ -440,7 +439,6 @@ fn what_is_queued_for_a_suspended_machine_is_pending_and_max_idle_waits_for_it()
     assert!(idle.0.ended().success());
     // Either of the two ran it; the other one has nothing to wait for any more.
     assert!(until.0.ended().success());
-    drop(waiting);
 }
 
 #[test]

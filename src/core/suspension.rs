@@ -332,15 +332,15 @@ impl Core {
                 if self.match_index.entry(selector).frozen_since.is_some() {
                     return true;
                 }
-                let is_frozen = !self.suspensions.list.is_empty()
-                    && !self.was_found_free(now, selector)
-                    && self.are_all_suspended(selector).0;
-                if is_frozen {
-                    self.freeze_queue(now, selector);
-                } else {
-                    self.match_index.entry_mut(selector).found_free = Some(now);
+                if self.suspensions.list.is_empty() || self.was_found_free(now, selector) {
+                    return false;
                 }
-                is_frozen
+                let since = self.all_suspended_since(now, selector).0;
+                match since {
+                    Some(since) => self.freeze_queue(since, selector),
+                    None => self.match_index.entry_mut(selector).found_free = Some(now),
+                }
+                since.is_some()
             }
             Place::Nowhere | Place::Active(_) => false,
         }
@@ -392,9 +392,10 @@ impl Core {
         }
     }
 
-    /// Whether every machine that a selector means and that is there is suspended, and how many were looked at.
-    fn are_all_suspended(&self, selector: SelectorKey) -> (bool, usize) {
-        let (mut is_any, mut examined) = (false, 0);
+    /// Since when every machine that a selector means and that is there is suspended; `None` if one is not, or there is
+    /// none. And how many were looked at.
+    fn all_suspended_since(&self, now: Time, selector: SelectorKey) -> (Option<Time>, usize) {
+        let (mut since, mut examined) = (None, 0);
         for key in self.machines_of(selector) {
             examined += 1;
             let machine = self.machine(key);
@@ -402,16 +403,17 @@ impl Core {
                 continue;
             }
             if self.is_suspended(key) {
-                is_any = true;
+                // The last one of them counts.
+                since = since.max(Some(machine.suspended_since.unwrap_or(now)));
             } else if machine.state != MachineState::Offline {
-                return (false, examined);
+                return (None, examined);
             }
         }
-        (is_any, examined)
+        (since, examined)
     }
 
-    fn freeze_queue(&mut self, now: Time, selector: SelectorKey) {
-        self.match_index.entry_mut(selector).frozen_since = Some(now);
+    fn freeze_queue(&mut self, since: Time, selector: SelectorKey) {
+        self.match_index.entry_mut(selector).frozen_since = Some(since);
         self.save_suspensions();
     }
 
@@ -448,14 +450,14 @@ impl Core {
             let entry = self.match_index.entry(selector);
             let frozen_since = entry.frozen_since;
             let is_waited = !entry.queue.is_empty();
-            let (is_frozen, examined) = match is_waited {
-                true => self.are_all_suspended(selector),
-                false => (false, 0),
+            let (all_since, examined) = match is_waited {
+                true => self.all_suspended_since(now, selector),
+                false => (None, 0),
             };
             steps = steps.saturating_sub(examined);
-            match frozen_since {
-                None if is_frozen => self.freeze_queue(now, selector),
-                Some(since) if !is_frozen && !self.thaw_queue(now, selector, since) => {
+            match (frozen_since, all_since) {
+                (None, Some(since)) => self.freeze_queue(since, selector),
+                (Some(since), None) if !self.thaw_queue(now, selector, since) => {
                     steps = 0;
                     continue;
                 }
