@@ -292,6 +292,44 @@ impl Answers {
     }
 }
 
+/// Suspensions, and agents that drain and end.
+fn crew(a: &mut Answers) {
+    let suspend = "/api/v1/suspend";
+    let body = json!({"machinePattern": "^w$", "for": "1h", "reason": "why"});
+    a.call("POST", suspend, suspend, Some(&body), 200);
+    a.call("POST", suspend, suspend, Some(&json!({})), 400);
+    let _agent = a.server.agent("w");
+    let machines = a.call(
+        "GET",
+        "/api/v1/machine",
+        "/api/v1/machine?label=w",
+        None,
+        200,
+    );
+    assert_eq!(machines["data"][0]["suspended"], "why", "{machines}");
+    a.call("GET", suspend, suspend, None, 200);
+    let waits = json!({"id": "waits", "machinePattern": "^w$", "detail": {"command": "true"}});
+    a.call("POST", "/api/v1/task", "/api/v1/task", Some(&waits), 200);
+    let summary = "/api/v1/summary";
+    let seen = a.call("GET", summary, summary, None, 200);
+    assert_eq!(seen["data"]["oldest"]["id"], "waits", "{seen}");
+    a.call("DELETE", suspend, suspend, None, 200);
+    for word in ["drain", "undrain", "shutdown"] {
+        let (path, target) = (
+            format!("/api/v1/machine/{{name}}/{word}"),
+            format!("/api/v1/machine/w/{word}"),
+        );
+        a.call("POST", &path, &target, None, 200);
+        a.call(
+            "POST",
+            &path,
+            &format!("/api/v1/machine/none/{word}"),
+            None,
+            404,
+        );
+    }
+}
+
 /// Rollouts that pause, go on and stop; counts that are not met; machines with tags.
 fn rollouts(a: &mut Answers) {
     let _second = tagged(&a.server, "n");
@@ -529,6 +567,7 @@ fn answers() -> Answers {
     a.call("GET", tasks, tasks, None, 200);
     a.call("GET", "/api/v1/machine", "/api/v1/machine", None, 200);
     groups(&mut a);
+    crew(&mut a);
     rollouts(&mut a);
     experiments(&mut a);
     a.call("GET", "/healthz", "/healthz", None, 200);

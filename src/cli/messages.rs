@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 40] = [
+const FIELDS: [(&str, &str); 41] = [
     ("machinePattern", "-m"),
     ("machine", "-m"),
     ("exclude", "--exclude"),
@@ -47,15 +47,20 @@ const FIELDS: [(&str, &str); 40] = [
     ("detail.undo.deadman", "--deadman"),
     ("detail.undo.lock", "--lock"),
     ("reason", "REASON"),
+    ("for", "--for"),
 ];
 /// The fields with which the server begins a refusal because of the number of machines.
 const COUNTS: [&str; 4] = ["expect", "maxTargets", "keepAlive", "rollout"];
 /// Phrases about the API inside messages, and what replaces them.
-const PHRASES: [(&str, &str); 7] = [
+const PHRASES: [(&str, &str); 8] = [
     ("?all=1", "--all"),
     (
         "DELETE /api/v1/halt (sidebike halt --lift)",
         "sidebike halt --lift",
+    ),
+    (
+        "DELETE /api/v1/suspend (sidebike suspend --lift)",
+        "sidebike suspend --lift",
     ),
     ("unless instances are given", "unless --instance is given"),
     ("is taken by the task in data", "is taken by another task"),

@@ -33,6 +33,7 @@ mod cancel;
 mod command;
 mod diff;
 mod docs;
+mod drain;
 mod event_stream;
 mod fold;
 mod follow;
@@ -57,6 +58,7 @@ mod selection;
 mod shell;
 mod show;
 mod submit;
+mod suspend;
 mod sweep;
 mod table;
 mod task_reference;
@@ -122,6 +124,10 @@ pub enum Command {
     Diff(diff::Args),
     /// List machines
     Machines(machines::Args),
+    /// Hand out nothing new on some machines until that is lifted; what runs goes on
+    Suspend(suspend::Args),
+    /// Have agents take no more commands, take commands again, or end
+    Drain(drain::Args),
     /// Show the state of the server: machines, tasks, what is not undone, a halt
     Info(info::Args),
     /// Wait until a task has ended; the exit code says how it went
@@ -155,6 +161,8 @@ pub fn run(command: Command) -> ExitCode {
         Command::Report(args) => (report::run(args), FAILED),
         Command::Diff(args) => (diff::run(args), diff::TROUBLE),
         Command::Machines(args) => (machines::run(args), FAILED),
+        Command::Suspend(args) => (suspend::run(args), FAILED),
+        Command::Drain(args) => (drain::run(args), FAILED),
         Command::Info(args) => (info::run(args), FAILED),
         Command::Docs(args) => (docs::run(args), FAILED),
         Command::Completions(args) => (shell::completions(args), FAILED),

@@ -3,6 +3,7 @@
 //! To add one: a method here, which ends in `look` (reads something) or `change` (changes something).
 
 use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK};
+use crate::wire::crew::{PostedSuspension, Summary, Suspension};
 use crate::wire::duration::TimeSpan;
 use crate::wire::event::TaskEvent;
 use crate::wire::group::Group;
@@ -41,6 +42,17 @@ pub struct TaskFilter {
     pub tags: Vec<(String, String)>,
     /// This many at most.
     pub limit: usize,
+}
+
+/// What agents are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Errand {
+    /// To take no more commands.
+    Drain,
+    /// To take commands again.
+    Undrain,
+    /// To end.
+    Shutdown,
 }
 
 /// Which machines to list.
@@ -197,6 +209,46 @@ impl Client {
     /// The halt that is in force.
     pub fn halted(&self) -> Result<Option<Halt>, CallError> {
         self.look("find out whether there is a halt", "halt", CALL_TIMEOUT)
+    }
+
+    /// Suspends machines.
+    pub fn suspend(&self, suspension: &PostedSuspension) -> Result<Suspension, CallError> {
+        self.change("suspend the machines", "suspend", suspension)
+    }
+
+    /// The suspensions in force.
+    pub fn suspensions(&self) -> Result<Vec<Suspension>, CallError> {
+        self.look("list the suspensions", "suspend", CALL_TIMEOUT)
+    }
+
+    /// Lifts the suspension of a pattern, or all; gives those that were in force.
+    pub fn lift_suspensions(&self, pattern: Option<&str>) -> Result<Vec<Suspension>, CallError> {
+        let path = with_query("suspend", &[("machinePattern", pattern)]);
+        let url = self.url(&path);
+        let request = self.with_token(self.agent().delete(&url));
+        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
+        self.read(request)
+            .and_then(|(status, answer)| self.understand(status, answer))
+            .map_err(|kind| failed("lift the suspension", url, kind))
+    }
+
+    /// Drains the agents that a name means, or has them do something else.
+    pub fn errand(&self, name: &str, errand: Errand) -> Result<Vec<Machine>, CallError> {
+        let (word, call) = match errand {
+            Errand::Drain => ("drain", "drain the agents"),
+            Errand::Undrain => ("undrain", "have the agents take commands again"),
+            Errand::Shutdown => ("shutdown", "shut the agents down"),
+        };
+        let path = format!("machine/{}/{word}", encoded(name));
+        self.change(call, &path, &())
+    }
+
+    /// How the server is, at a glance; none if it is older than that.
+    pub fn summary(&self) -> Result<Option<Summary>, CallError> {
+        match self.look("look at the server", "summary", CALL_TIMEOUT) {
+            Err(error) if error.status() == Some(404) => Ok(None),
+            summary => summary.map(Some),
+        }
     }
 
     /// What everybody should know who works with this server; none if it is older than that.

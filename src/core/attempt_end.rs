@@ -178,6 +178,7 @@ impl Core {
             data_mut(&mut self.tasks, key.task).output_bytes -= bytes;
             self.ledger.resize_output(bytes, 0);
         }
+        self.list_off_queue(key);
         self.stats.retries += 1;
         self.timers.set(due, Timer::AttemptDue(key, number));
     }

@@ -74,11 +74,17 @@ pub enum Rule {
     ListIsTakenBack,
     /// Of many tasks that are canceled, what has not started is canceled first.
     UnstartedIsCanceledFirst,
+    /// A machine that is suspended is handed nothing.
+    SuspendedGetsNothing,
+    /// The `ttl` of what waits for suspended machines stands still.
+    SuspendedHasTime,
+    /// A machine that is to drain is handed nothing.
+    DrainedGetsNothing,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 27] = [
+    pub const ALL: [Rule; 30] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -106,6 +112,9 @@ impl Rule {
         Rule::EndOfGroupIsTold,
         Rule::ListIsTakenBack,
         Rule::UnstartedIsCanceledFirst,
+        Rule::SuspendedGetsNothing,
+        Rule::SuspendedHasTime,
+        Rule::DrainedGetsNothing,
     ];
 }
 
@@ -192,8 +201,11 @@ impl Core {
     #[doc(hidden)]
     pub fn check_work_conservation(&self) -> Result<(), String> {
         self.check_debts_are_handed_out()?;
-        let idle: Vec<&Machine> = { self.machines.values() }
-            .filter(|machine| machine.can_be_given_work() && !machine.waking)
+        let idle: Vec<&Machine> = { self.machines.iter() }
+            .filter(|(key, machine)| {
+                machine.can_be_given_work() && !machine.waking && !self.is_suspended(**key)
+            })
+            .map(|(_, machine)| machine)
             .collect();
         for (key, task) in self.tasks.iter().filter(|(_, task)| task.is_any()) {
             let execution = ExecutionKey { task: *key, n: 0 };
@@ -232,6 +244,8 @@ impl Core {
         self.check_indexes()?;
         self.check_notifications()?;
         self.check_groups()?;
+        self.check_suspensions()?;
+        self.check_off_queue()?;
         self.check_timers()
     }
 
@@ -618,6 +632,9 @@ impl Core {
                     self.is_timer_of(*key, *time)
                 }
                 Timer::KeepAlive(key) => self.is_next_look(*key, *time),
+                Timer::SuspensionEnds | Timer::SuspensionSweep | Timer::SuspendedQueues => {
+                    self.is_timer_of_suspensions(*time, *timer)
+                }
                 Timer::ForgetTask(key) => {
                     ending.insert(*key);
                     let task = self.tasks.get(key);
@@ -643,10 +660,11 @@ impl Core {
         }
         for (key, task) in &self.tasks {
             let e = &task.executions;
-            let first = e.iter().any(|e| {
+            let first = (0..).zip(e).any(|(n, e)| {
                 e.state == ExecutionState::Queued
                     && e.current.expires_at.is_none()
                     && e.current.number == 1
+                    && !self.stands_still(ExecutionKey { task: *key, n })
             });
             let is_over = task.finished_at.is_some() && !task.needed;
             let needed = task.open || first || is_over;

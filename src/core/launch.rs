@@ -255,6 +255,7 @@ impl Core {
                 changes.execution(execution);
             }
             self.guard(execution);
+            self.list_off_queue(execution);
             self.record_change(execution);
         }
         self.add_probes(now, key);

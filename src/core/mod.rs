@@ -13,6 +13,8 @@
 //! | | undo again, forgive | `debts.rs` |
 //! | | submit of a list; cancel and rerun of many tasks | `lists.rs`, `sweep.rs` |
 //! | | halt, lift | `halt.rs` |
+//! | | suspend, lift_suspensions | `suspension.rs` |
+//! | | drain, undrain, shut_down | `crew.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
 //! | agents of the original | ping, fetch, done | `original.rs` |
@@ -66,6 +68,7 @@ mod agent;
 mod attempt_end;
 mod children;
 mod counting;
+mod crew;
 mod debts;
 mod follow;
 mod groups;
@@ -103,6 +106,8 @@ mod rollout;
 mod saved;
 mod selector;
 mod spec;
+mod summary;
+mod suspension;
 mod sweep;
 mod task;
 mod tick;
@@ -115,6 +120,7 @@ mod waiting;
 pub use self::about::{About, check_group, check_tag};
 pub use self::agent::check_holds;
 pub use self::counting::Preview;
+pub use self::crew::Wish;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 pub use self::groups::{GroupSummary, state_of};
 pub use self::halt::{Halt, MAX_REASON_BYTES};
@@ -137,12 +143,15 @@ pub use self::saved::{
 };
 pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;
+pub use self::summary::{MAX_LABELS, MachineSummary};
+pub use self::suspension::{SavedSuspensions, Suspension};
 pub use self::sweep::{MAX_RERUNS, MAX_SWEPT, Meant, Sweep};
 pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
 use self::after::Dependents;
 use self::counting::Recount;
+use self::crew::OffQueue;
 use self::follow::ChangeLog;
 use self::groups::Groups;
 use self::invariants::RestoredSums;
@@ -153,6 +162,7 @@ use self::machine::Machine;
 use self::match_index::{MatchIndex, SelectorKey};
 use self::newcomers::Newcomers;
 use self::outbox::Outbox;
+use self::suspension::Suspensions;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
@@ -285,6 +295,8 @@ pub struct Core {
     after: Dependents,
     halt: Option<Halt>,
     outbox: Outbox,
+    suspensions: Suspensions,
+    off_queue: OffQueue,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
     /// The task that is given turns at this moment.
@@ -339,6 +351,8 @@ impl Core {
             after: Dependents::default(),
             halt: None,
             outbox: Outbox::default(),
+            suspensions: Suspensions::default(),
+            off_queue: OffQueue::default(),
             pools: BTreeMap::new(),
             paced: None,
             recount: Recount::default(),
@@ -475,6 +489,7 @@ impl Core {
             self.stats.ended(state);
             self.unguard(key);
         }
+        self.list_off_queue(key);
         self.record_change(key);
         if waited {
             self.release_parents(key.task);

@@ -91,7 +91,7 @@ impl Core {
             }
             if query.wants(task) {
                 executions += task.executions.len();
-                tasks.push(task.clone());
+                tasks.push(task.clone().with_waits(self.waits_of(*key)));
             }
             last = Some(*key);
         }
@@ -167,9 +167,8 @@ impl Core {
 
     /// A copy of a task. Cheap: the data is shared.
     pub fn show(&self, key: TaskKey) -> Result<Task, Refusal> {
-        self.tasks
-            .get(&key)
-            .cloned()
+        let task = self.tasks.get(&key).cloned();
+        task.map(|task| task.with_waits(self.waits_of(key)))
             .ok_or_else(|| Refusal::Unknown("the task has just been forgotten".into()))
     }
 
@@ -207,7 +206,10 @@ impl Core {
         for (key, machine) in rest.by_ref().take(MAX_VISITED) {
             let has_label = label.is_none_or(|label| *machine.label == *label);
             if has_label && state.is_none_or(|state| machine.state == state) {
-                found.push(machine.snapshot());
+                let mut snapshot = machine.snapshot();
+                let suspension = self.suspension_of(*key);
+                snapshot.suspended = suspension.map(|it| it.reason.clone());
+                found.push(snapshot);
             }
             last = Some(*key);
         }

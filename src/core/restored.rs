@@ -45,6 +45,8 @@ impl Core {
             interner.share(&mut machine.version);
             let canceled = std::mem::take(&mut machine.canceled).into_iter();
             machine.canceled = canceled.map(|attempt| attempt.later(away)).collect();
+            let later = |time: Time| Time(time.0.saturating_add(away));
+            machine.suspended_since = machine.suspended_since.map(later);
             let instance = interner.shared(instance);
             core.restore_machine(now, instance, machine);
         }
@@ -87,6 +89,7 @@ impl Core {
                 task.0
             ));
         }
+        core.restore_suspensions(now, away, saved.suspensions);
         for (key, piece) in saved.output {
             core.restore_output(key, &piece, &mut changes);
         }
@@ -151,6 +154,12 @@ impl Core {
             is_restored: !saved.offline,
             offline_since: now,
             left: saved.left,
+            suspended_since: saved.suspended_since,
+            wish: saved.wish,
+            is_drained: false,
+            is_ending: false,
+            asks_standing: false,
+            says_draining: saved.draining,
             watched_at: None,
             // It does not join a task twice.
             joins_pending: Some(JOIN_ALL),
@@ -289,6 +298,7 @@ impl Core {
         for (execution, place) in places {
             self.restore_place(now, execution, place);
             self.guard(execution);
+            self.list_off_queue(execution);
             self.restore_undo(execution);
         }
         self.restore_probes(key);
@@ -360,6 +370,8 @@ impl Core {
                     left: false,
                     offline: false,
                     draining: false,
+                    suspended_since: None,
+                    wish: None,
                     tags: BTreeMap::new(),
                     seq: 0,
                     canceled: Vec::new(),

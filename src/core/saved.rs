@@ -5,6 +5,7 @@
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
 use super::about::About;
+use super::crew::Wish;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
@@ -15,6 +16,7 @@ use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
 use super::selector::Narrowing;
 use super::spec::Spec;
+use super::suspension::SavedSuspensions;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::waiting::Waiting;
 use super::{Core, ExecutionKey, TaskKey, Time};
@@ -183,6 +185,10 @@ pub struct SavedMachine {
     pub offline: bool,
     #[serde(default)]
     pub draining: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_since: Option<Time>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wish: Option<Wish>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
     pub seq: u64,
@@ -264,6 +270,8 @@ pub struct Batch {
     pub notifications: BTreeMap<u64, Option<SavedNotification>>,
     /// The halt, if it has changed.
     pub halt: Option<Option<Halt>>,
+    /// The suspensions, if they have changed.
+    pub suspensions: Option<SavedSuspensions>,
     /// The number of the next task. No number is used twice, even after a restart.
     pub next_task: u64,
 }
@@ -281,8 +289,10 @@ impl Batch {
                 || t.keep_alive.is_some()
                 || t.pacing.is_some()
         };
+        let machines = || self.machines.values().flatten();
         match () {
-            () if !self.notifications.is_empty() => 5,
+            () if self.suspensions.is_some() || !self.notifications.is_empty() => 5,
+            () if machines().any(|m| m.suspended_since.is_some() || m.wish.is_some()) => 5,
             () if tasks().any(|t| {
                 t.about.is_some()
                     || t.waiting.is_some()
@@ -311,6 +321,7 @@ impl Batch {
             && self.output.is_empty()
             && self.notifications.is_empty()
             && self.halt.is_none()
+            && self.suspensions.is_none()
     }
 
     /// Applies a later batch on top of this one.
@@ -333,6 +344,7 @@ impl Batch {
         self.output.extend(later.output);
         self.notifications.extend(later.notifications);
         self.halt = later.halt.or(self.halt.take());
+        self.suspensions = later.suspensions.or(self.suspensions.take());
         self.next_task = self.next_task.max(later.next_task);
     }
 }
@@ -352,6 +364,8 @@ pub struct Saved {
     pub notifications: BTreeMap<u64, SavedNotification>,
     /// The halt that is in force.
     pub halt: Option<Halt>,
+    /// The suspensions.
+    pub suspensions: SavedSuspensions,
     /// The number of the next task; 0 if it was not saved.
     pub next_task: u64,
     /// When the process that saved them was last known to run.
@@ -369,6 +383,8 @@ pub(super) struct Changes {
     pub(super) notifications: BTreeSet<u64>,
     /// The halt, if it has changed.
     pub(super) halt: Option<Option<Halt>>,
+    /// The suspensions have changed.
+    pub(super) suspensions: bool,
     /// The size of the pieces saved of each unfinished attempt since they were last replaced.
     pub(super) saved_bytes: BTreeMap<OutputKey, usize>,
 }
@@ -445,9 +461,11 @@ impl Core {
         batch.output = std::mem::take(&mut changes.output);
         batch.halt = changes.halt.take();
         let notifications = std::mem::take(&mut changes.notifications);
+        let suspensions = std::mem::take(&mut changes.suspensions);
         batch
             .output
             .retain(|(key, _)| self.tasks.contains_key(&key.task));
+        batch.suspensions = suspensions.then(|| self.saved_suspensions());
         for key in tasks {
             batch
                 .tasks
@@ -637,6 +655,8 @@ fn saved_machine(machine: &Machine) -> SavedMachine {
         left: machine.left,
         offline: machine.state == MachineState::Offline,
         draining: machine.state == MachineState::Draining,
+        suspended_since: machine.suspended_since,
+        wish: machine.wish,
         tags: machine.tags.as_ref().clone(),
         seq: machine.seq,
         canceled: machine.original.canceled.clone(),

@@ -38,7 +38,11 @@ const DEBTS_KEPT: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 
 /// A task. A copy is cheap and shows the task as it is now: the data is shared until it changes.
 #[derive(Debug, Clone)]
-pub struct Task(Arc<TaskData>);
+pub struct Task(Arc<TaskData>, Waits);
+
+/// What waiting executions wait for, by their number, where that does not follow from the task itself. Only a task that is
+/// to be shown has it.
+pub(super) type Waits = Option<Arc<BTreeMap<u32, String>>>;
 
 /// The data of a task.
 #[derive(Debug, Clone)]
@@ -276,12 +280,18 @@ impl Deref for Task {
 
 impl Task {
     pub(super) fn new(data: TaskData) -> Task {
-        Task(Arc::new(data))
+        Task(Arc::new(data), None)
     }
 
     /// The data, to be changed. Copies of the task do not change.
     pub(super) fn data_mut(&mut self) -> &mut TaskData {
         Arc::make_mut(&mut self.0)
+    }
+
+    /// The task with what its executions wait for, to be shown.
+    pub(super) fn with_waits(mut self, waits: Waits) -> Task {
+        self.1 = waits;
+        self
     }
 
     pub(super) fn attempt_id(&self, key: ExecutionKey) -> AttemptId {
@@ -429,7 +439,14 @@ impl Task {
             .executions
             .iter()
             .zip(0..)
-            .map(|(e, n)| e.answer(&self.prefix, n, share))
+            .map(|(e, n)| {
+                let mut answer = e.answer(&self.prefix, n, share);
+                let wait = self.1.as_ref().and_then(|waits| waits.get(&n));
+                if let Some(wait) = wait.filter(|_| answer.attempt.msg.is_empty()) {
+                    answer.attempt.msg = wait.clone().into();
+                }
+                answer
+            })
             .collect();
         let mut finished: Vec<usize> = (0..result.len())
             .filter(|n| self.executions[*n].state.is_terminal())

@@ -81,6 +81,9 @@ impl Core {
             Timer::Probe(key) => self.probe_is_due(now, key),
             Timer::KeepAlive(task) => self.look_at_pool(now, task),
             Timer::ForgetTask(task) => self.forget_task(task),
+            Timer::SuspensionEnds => self.suspension_may_be_over(now),
+            Timer::SuspensionSweep => self.sweep_machines(now),
+            Timer::SuspendedQueues => self.look_at_queues(now),
         }
     }
 
@@ -201,6 +204,8 @@ impl Core {
     /// Whether the current attempt has waited longer than it may.
     pub(super) fn has_expired(&self, now: Time, key: ExecutionKey) -> bool {
         let task = self.task(key.task);
+        // What has not got its time back yet was in time when its time began to stand still.
+        let now = self.frozen_since(key).map_or(now, |since| since.min(now));
         now >= self
             .execution(key)
             .current
@@ -209,6 +214,10 @@ impl Core {
     }
 
     fn expire(&mut self, now: Time, key: ExecutionKey) {
+        if self.is_frozen(now, key) {
+            // It is given its time back, and its timer set, when its machine takes work again.
+            return;
+        }
         self.end_attempt(now, key, ExecutionState::Expired, super::EXPIRED);
     }
 
@@ -218,6 +227,7 @@ impl Core {
         }
         let expires = now.plus(self.task(key.task).spec.ttl);
         self.execution_mut(key).current.due_at = None;
+        self.list_off_queue(key);
         self.set_expiry(key, expires);
         if self.is_held_back(now, key) {
             return;

@@ -355,12 +355,15 @@ impl Core {
         if named.min(entry.traits.len()) < self.ready.len() {
             let machines = self.machines_of(selector);
             let able = machines.filter(|key| self.may_run(self.machine(*key), needed));
-            let waiting = able.filter_map(|key| Some((self.machine(key).ready?, key)));
+            let waiting = able.filter(|key| !self.is_suspended(*key));
+            let waiting = waiting.filter_map(|key| Some((self.machine(key).ready?, key)));
             return waiting.min().map(|(_, key)| key);
         }
         self.ready.values().copied().find(|key| {
             let machine = self.machine(*key);
-            entry.means(machine.traits_key, &machine.instance) && self.may_run(machine, needed)
+            entry.means(machine.traits_key, &machine.instance)
+                && self.may_run(machine, needed)
+                && !self.is_suspended(*key)
         })
     }
 
@@ -457,6 +460,7 @@ impl Core {
             changes.execution(execution);
         }
         self.guard(execution);
+        self.list_off_queue(execution);
         self.joined.entry(key).or_default().insert(instance);
         if !late_join {
             self.close(key);

@@ -55,6 +55,7 @@ pub const PAGES: &[Page] = &[
         "workflow",
         "Later, in which order, several at once: what a task waits for"
     ),
+    page!("crew", "Suspend machines, drain agents, how things stand"),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),
     page!("migrating", "Coming from the original sidebike"),

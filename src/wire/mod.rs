@@ -5,6 +5,7 @@
 //! | `task` | tasks: as posted, as answered |
 //! | `machine` | machines |
 //! | `rollout` | how many machines a task may hit, in which order, when it stops |
+//! | `crew` | suspensions, what is wanted of an agent |
 //! | `event` | the events of a task's output |
 //! | `group` | groups of tasks |
 //! | `sweep` | cancel and rerun of many tasks |
@@ -28,6 +29,7 @@ pub mod after;
 pub mod agent;
 mod bounded;
 pub mod child;
+pub mod crew;
 pub mod duration;
 pub mod enumeration;
 pub mod event;

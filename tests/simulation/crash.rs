@@ -126,6 +126,9 @@ fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
             None => drop(saved.notifications.remove(number)),
         }
     }
+    if let Some(suspensions) = &batch.suspensions {
+        saved.suspensions.clone_from(suspensions);
+    }
     if let Some(halt) = &batch.halt {
         saved.halt.clone_from(halt);
     }
@@ -438,6 +441,7 @@ impl World {
             next_task: disk.saved.next_task,
             last_alive: disk.saved.last_alive,
             halt: disk.saved.halt.clone(),
+            suspensions: disk.saved.suspensions.clone(),
         };
         let away = up - disk.memory.at;
         self.server.restore(self.clock.read(up), saved)?;

@@ -37,6 +37,7 @@
 mod agent;
 mod clock;
 mod crash;
+mod crew;
 mod experiment;
 mod guard;
 mod hostile;
@@ -99,6 +100,13 @@ const OF_TARGETS: [Rule; 6] = [
     Rule::KeptRoundsUp,
 ];
 
+/// The rules that only suspensions and drains can break.
+const OF_THE_CREW: [Rule; 3] = [
+    Rule::SuspendedGetsNothing,
+    Rule::SuspendedHasTime,
+    Rule::DrainedGetsNothing,
+];
+
 /// The sum of the results of several seeds.
 #[derive(Default)]
 struct Sum {
@@ -149,6 +157,11 @@ fn world(seed: u64, broken: Option<Rule>) -> World {
         None => world.rng.pick(&[50, 300, 800, 800]),
         Some(rule) if OF_TARGETS.contains(&rule) => 800,
         Some(_) => 50,
+    };
+    world.crew.share = match broken {
+        None => world.rng.pick(&[0, 0, 50, 200]),
+        Some(rule) if OF_THE_CREW.contains(&rule) => 200,
+        Some(_) => 0,
     };
     if broken.is_some() {
         // The rules are for messages that are late, lost or repeated: without such weather nobody misses them.
@@ -273,12 +286,16 @@ fn the_laws_of_experiments_hold_whatever_dies() {
 }
 
 /// What the seeds are for: each of it must have happened in a run of [`ENOUGH_SEEDS`].
-const SCENARIOS: [&str; 28] = [
+const SCENARIOS: [&str; 35] = [
     "agent cut off",
     "agent dropped the middle of a stream",
     "agent killed",
     "agent of the original started again",
     "agent paused > 45 s",
+    "agent to drain",
+    "agent to shut down",
+    "agent to undrain",
+    "agent told to drain or not to",
     "agent took a new instance",
     "both streams are longer than what is kept",
     "clock jumped back",
@@ -296,12 +313,15 @@ const SCENARIOS: [&str; 28] = [
     "hostile results",
     "list accepted",
     "list refused",
+    "machines suspended",
     "message delayed > 3 s",
     "notification taken, and not heard",
     "poll answered at once: too many are held",
+    "suspension lifted",
     "tick every 100 ms",
     "told twice",
     "two agents with one instance",
+    "wish refused",
 ];
 /// The same of a server with a database.
 const SCENARIOS_OF_A_DISK: [&str; 8] = [

@@ -436,6 +436,7 @@ impl World {
                 .key_of(id)
                 .ok_or_else(|| format!("{id:?} leads nowhere"))?;
             self.note(|| format!("agent {who} is handed {id:?}"));
+            self.nothing_is_handed_out_there(who, key)?;
             if !self.agents[who].is_plain() {
                 self.laws.nobody_knows_what_becomes_of(key);
             }

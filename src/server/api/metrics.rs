@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// `GET /metrics`.
 pub fn metrics(call: Call<'_>) -> Handled {
     let server = call.server;
-    let (machines, tasks, mut executions, figures, output_bytes, detail_bytes, debts, told) =
+    let (machines, tasks, mut executions, figures, output_bytes, detail_bytes, debts, more) =
         server.store.ask(|core| {
             let figures = core.stats().clone();
             (
@@ -22,7 +22,11 @@ pub fn metrics(call: Call<'_>) -> Handled {
                 core.output_bytes(),
                 core.detail_bytes(),
                 core.debts(),
-                (core.pending_notifications(), core.notify_stats()),
+                (
+                    core.pending_notifications(),
+                    core.notify_stats(),
+                    core.suspensions().len(),
+                ),
             )
         });
     let mut page = Page(String::new());
@@ -110,7 +114,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "Undos that are failed or owed.",
         debts as u64,
     );
-    let (pending, told) = told;
+    let (pending, told, suspensions) = more;
     page.single(
         "sidebike_notifications_pending",
         "gauge",
@@ -134,6 +138,12 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "counter",
         "Tries of notifications that failed.",
         told.failed_tries,
+    );
+    page.single(
+        "sidebike_suspensions",
+        "gauge",
+        "Suspensions of machines in force.",
+        suspensions as u64,
     );
     page.single(
         "sidebike_held_requests",

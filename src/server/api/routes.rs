@@ -4,8 +4,8 @@
 use super::access::Right;
 use super::call::{Call, Handled, Route, route, with_bodies};
 use super::{
-    agents, docs, groups, halt, lists, machines, metrics, original, output, page, report, sweeps,
-    tasks,
+    agents, crew, docs, groups, halt, lists, machines, metrics, original, output, page, report,
+    sweeps, tasks,
 };
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
@@ -46,6 +46,13 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "DELETE", &["api", "v1", "halt"], &[], halt::lift),
     route(LOOK, "GET", &["api", "v1", "halt"], &[], halt::show),
     route(LOOK, "GET", &["api", "v1", "status"], &[], halt::status),
+    route(CHANGE, "POST", &["api", "v1", "suspend"], &[], crew::suspend),
+    route(LOOK, "GET", &["api", "v1", "summary"], &[], crew::summary),
+    route(LOOK, "GET", &["api", "v1", "suspend"], &[], crew::suspensions),
+    route(CHANGE, "DELETE", &["api", "v1", "suspend"], &["machinePattern"], crew::lift),
+    route(CHANGE, "POST", &["api", "v1", "machine", "*", "drain"], &[], crew::drain),
+    route(CHANGE, "POST", &["api", "v1", "machine", "*", "undrain"], &[], crew::undrain),
+    route(CHANGE, "POST", &["api", "v1", "machine", "*", "shutdown"], &[], crew::shutdown),
     route(LOOK, "GET", &["api", "v1", "machine"], &["label", "state", "tag"], machines::list),
     route(AGENT, "POST", &["api", "v1", "agent", "poll"], &[], agents::poll),
     route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], agents::output),

@@ -51,6 +51,7 @@ const MACHINES: TableDefinition<&str, &[u8]> = TableDefinition::new("machines");
 /// What holds for the whole server, by its name. Files of earlier versions do not have it.
 const SWITCHES: TableDefinition<&str, &[u8]> = TableDefinition::new("switches");
 const SWITCH_HALT: &str = "halt";
+const SWITCH_SUSPENSIONS: &str = "suspensions";
 
 /// Notifications by number. Files of earlier versions do not have it.
 const NOTIFICATIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("notifications");
@@ -326,6 +327,15 @@ fn write_batch(
                 }
             }
         }
+        if let Some(suspensions) = &batch.suspensions {
+            let mut switches = write.open_table(SWITCHES).map_err(text)?;
+            let suspensions = json(suspensions)?;
+            drop(
+                switches
+                    .insert(SWITCH_SUSPENSIONS, &*suspensions)
+                    .map_err(text)?,
+            );
+        }
         let mut tasks = write.open_table(TASKS).map_err(text)?;
         let mut executions = write.open_table(EXECUTIONS).map_err(text)?;
         let mut output = write.open_table(OUTPUT).map_err(text)?;
@@ -467,7 +477,14 @@ impl Read {
         match read.open_table(SWITCHES) {
             Err(TableError::TableDoesNotExist(_)) => {}
             switches => {
-                let halt = switches.map_err(text)?.get(SWITCH_HALT).map_err(text)?;
+                let switches = switches.map_err(text)?;
+                let suspensions = switches.get(SWITCH_SUSPENSIONS).map_err(text)?;
+                if let Some(suspensions) = suspensions {
+                    let saved = record("switch", SWITCH_SUSPENSIONS, suspensions.value());
+                    let saved = self.or_left_out(saved, strictness)?;
+                    self.saved.suspensions = saved.unwrap_or_default();
+                }
+                let halt = switches.get(SWITCH_HALT).map_err(text)?;
                 if let Some(halt) = halt {
                     let halt = record("switch", SWITCH_HALT, halt.value());
                     self.saved.halt = self.or_left_out(halt, strictness)?;

@@ -30,10 +30,11 @@ use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder};
 use crate::core::{
-    Core, EventBatch, Follower, GroupSummary, Limits, MachineSnapshot, MatchingSelectors, Notice,
-    Refusal, Saved, Selector, Task, TaskKey, TaskPage, TaskQuery, Time,
+    Core, EventBatch, Follower, GroupSummary, Limits, MachineSnapshot, MachineSummary,
+    MatchingSelectors, Notice, Refusal, Saved, Selector, Task, TaskKey, TaskPage, TaskQuery, Time,
 };
 use crate::wire::agent::{Assignment, Orders, Poll};
+use crate::wire::crew::{LabelSummary, OldestWaiting};
 use crate::wire::machine::MachineState;
 use crate::wire::task::Detail;
 use std::collections::VecDeque;
@@ -373,6 +374,15 @@ impl Store {
                 next => last = next,
             }
         }
+    }
+
+    /// The machines by label, and what has waited for longest. The lock is released in between.
+    pub fn summary(&self) -> (Vec<LabelSummary>, Option<OldestWaiting>) {
+        let mut summary = MachineSummary::default();
+        while self.ask(|core| core.summarize_machines(&mut summary)) {}
+        let labels = std::mem::take(&mut summary.labels);
+        let oldest = self.ask(|core| core.oldest_waiting(summary));
+        (labels.into_values().collect(), oldest)
     }
 
     /// A page of a list, see [`Core::list`]. That a task has ended is said when it is safe, or when the disk takes
