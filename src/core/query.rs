@@ -112,7 +112,9 @@ impl Core {
         let group = query.group.as_deref();
         // The members of a group are found by its index, however many other tasks there are.
         let members = group.and_then(|group| self.group_members(group));
-        let members = members.into_iter().flat_map(|members| members.range(older));
+        let members = members
+            .into_iter()
+            .flat_map(move |members| members.range(older));
         let members = members.rev().map(|key| (key, self.task(*key)));
         let others = match group {
             Some(_) => ..TaskKey(0),
