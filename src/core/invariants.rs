@@ -60,6 +60,12 @@ pub enum Rule {
     FailuresAreOfTheTask,
     /// A share of machines that may be hit rounds down.
     HitsRoundDown,
+    /// A time that became a task is settled.
+    FiringSettlesItsTime,
+    /// A machine that has not ended a firing is left out of the next, if the schedule says so.
+    FiringsDoNotOverlap,
+    /// The last firing of a schedule is not forgotten.
+    LastFiringIsKept,
     /// A share of machines that must stay rounds up.
     KeptRoundsUp,
 }
@@ -211,6 +217,7 @@ impl Core {
         self.check_guarded()?;
         self.check_machines()?;
         self.check_indexes()?;
+        self.check_schedules()?;
         self.check_timers()
     }
 
@@ -623,6 +630,7 @@ impl Core {
                     && e.current.number == 1
             });
             let needed = task.open || first || task.finished_at.is_some();
+            let needed = needed && !(task.is_last_firing && task.finished_at.is_some());
             ensure(!needed || task.is_paused() || ending.contains(key), || {
                 format!("{key:?}: could stay for ever")
             })?;

@@ -14,7 +14,9 @@
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
 //! | agents of the original | ping, fetch, done | `original.rs` |
+//! | | put, delete, pause, resume, run a schedule | `schedules.rs` |
 //! | the clock | tick | `tick.rs`, `timers.rs` |
+//! | | fires schedules | `schedules.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
 //! | the database | record_changes, take_batch; restored | `saved.rs`, `restored.rs` |
@@ -35,6 +37,7 @@
 //! | `probes.rs` | probes: when they begin and end, let a task begin, and stop it |
 //! | `probe_spec.rs` | the probes of a posted task, checked |
 //! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
+//! | `schedule.rs` | one schedule: its plan, how far it has come, what is to be done at a given time |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
@@ -83,6 +86,8 @@ mod restored;
 mod retention;
 mod rollout;
 mod saved;
+mod schedule;
+mod schedules;
 mod selector;
 mod spec;
 mod task;
@@ -110,6 +115,8 @@ pub use self::report::check_report;
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
+pub use self::schedule::{FiringOf, MAX_SCHEDULE_ID_BYTES, Plan, Progress, check_schedule_id};
+pub use self::schedules::{FiredTask, NewSchedule};
 pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;
 pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
@@ -124,6 +131,7 @@ use self::lifecycle::Event;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, SelectorKey};
 use self::newcomers::Newcomers;
+use self::schedules::Schedules;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
@@ -163,6 +171,10 @@ pub struct TaskKey(pub(crate) u64);
 /// Identifies a machine; in order of registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MachineKey(u64);
+
+/// Identifies a schedule; in order of creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ScheduleKey(pub(crate) u64);
 
 /// Identifies an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -208,6 +220,8 @@ pub enum Notice {
     HandedOut(MachineKey),
     /// A task has ended.
     Finished(TaskKey),
+    /// A schedule has fired.
+    Fired(FiredTask),
     /// A task that has followers has changed.
     Changed(TaskKey),
     /// The machine with this label went offline, for this reason.
@@ -243,6 +257,7 @@ pub struct Core {
     absent: HashMap<Arc<str>, BTreeSet<ExecutionKey>>,
     undos: Undos,
     halt: Option<Halt>,
+    schedules: Schedules,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
     /// The task that is given turns at this moment.
@@ -291,6 +306,7 @@ impl Core {
             absent: HashMap::new(),
             undos: Undos::default(),
             halt: None,
+            schedules: Schedules::new(now),
             pools: BTreeMap::new(),
             paced: None,
             recount: Recount::default(),
@@ -492,6 +508,9 @@ impl Core {
     /// Counts an unfinished execution of a task with `keepAlive` or an undo at its machine. Not one that any machine may
     /// run: where it is, its undo is open.
     fn guard(&mut self, key: ExecutionKey) {
+        if !self.execution(key).state.is_terminal() {
+            self.add_busy(key);
+        }
         let task = self.task(key.task);
         let execution = &task.executions[key.n as usize];
         if !task.spec.is_guarding() || execution.state.is_terminal() {
@@ -504,6 +523,7 @@ impl Core {
 
     /// An execution that was counted has ended.
     fn unguard(&mut self, key: ExecutionKey) {
+        self.remove_busy(key);
         let task = self.task(key.task);
         let target = task.executions[key.n as usize].target.as_ref();
         let target = target.filter(|_| task.spec.is_guarding());

@@ -10,6 +10,7 @@ use super::machine::{Kind, Machine};
 use super::original::OriginalAgent;
 use super::probe_data::{CheckedProbe, ONE_MACHINE, ProbeData};
 use super::rollout::Rollout;
+use super::schedule::{Plan, Progress};
 use super::saved::{
     Changes, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedProbe,
     SavedTask,
@@ -18,9 +19,11 @@ use super::selector::{Selector, SelectorText, Tags, Traits, no_tags};
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
 use super::user::JOIN_ALL;
-use super::{Core, ExecutionKey, MachineKey, TaskKey, Time, data_mut};
+use super::{Core, ExecutionKey, MachineKey, ScheduleKey, TaskKey, Time, data_mut};
 use crate::wire::agent::Feature;
+use crate::recurrence::Zone;
 use crate::wire::machine::MachineState;
+use crate::wire::schedule::PostedSchedule;
 use crate::wire::probe::ProbeOn;
 use crate::wire::task::ExecutionState;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -88,6 +91,8 @@ impl Core {
         for (key, piece) in saved.output {
             core.restore_output(key, &piece, &mut changes);
         }
+        core.schedules.next_key = core.schedules.next_key.max(saved.next_schedule);
+        core.restore_schedules(now, saved.schedules, saved.progress, &saved.zones)?;
         core.notices.clear();
         core.changes = Some(changes);
         // The limits may be lower than before.
@@ -95,6 +100,41 @@ impl Core {
         core.make_room_for_output(0);
         core.restored = core.sums_beyond_limits();
         Ok(core)
+    }
+
+    /// The zones are read before: what is not among them is unknown.
+    fn restore_schedules(
+        &mut self,
+        now: Time,
+        schedules: BTreeMap<ScheduleKey, Arc<PostedSchedule>>,
+        mut progress: BTreeMap<ScheduleKey, Progress>,
+        zones: &BTreeMap<String, Zone>,
+    ) -> Result<(), String> {
+        for (key, posted) in schedules {
+            let Some(mut progress) = progress.remove(&key) else {
+                return Err(format!("schedule number {} has no progress", key.0));
+            };
+            let wrong = |why: String| format!("schedule {}: {why}", progress.id);
+            let zone = match zones.get(Plan::zone_name(&posted)) {
+                Some(zone) => zone.clone(),
+                None => {
+                    let why = "there are no data for its time zone any more; give it another";
+                    progress.stopped = Some(why.into());
+                    Zone::utc()
+                }
+            };
+            let task = posted.task.read().map_err(wrong)?;
+            let known = |text: &SelectorText| Some(Selector::accepted(text.clone()));
+            let mut spec = Spec::checked(task, &super::Limits::NONE.texts, known).map_err(wrong)?;
+            spec.selectors_mut().for_each(Selector::drop_compiled);
+            let posted = Arc::unwrap_or_clone(posted);
+            let plan = Plan::checked(posted, spec, zone, progress.first).map_err(wrong)?;
+            self.restore_schedule(now, key, plan, progress)?;
+        }
+        match progress.first_key_value() {
+            None => Ok(()),
+            Some((key, _)) => Err(format!("schedule number {} is not there", key.0)),
+        }
     }
 
     fn restore_machine(
@@ -208,6 +248,7 @@ impl Core {
             counts: Default::default(),
             undos: Default::default(),
             output_bytes: 0,
+            is_last_firing: false,
             executions: Vec::new(),
             spec: Arc::new(Spec {
                 id: None,
@@ -240,6 +281,7 @@ impl Core {
                 failure_ttl: saved.failure_ttl,
                 sent_bytes: saved.detail.json_bytes(),
                 detail: saved.detail,
+                scheduled: saved.scheduled,
             }),
         };
         let mut places = Vec::new();
@@ -337,6 +379,7 @@ impl Core {
         }
         self.ledger.add_task(task.spec.kept_bytes());
         self.tasks.insert(key, task);
+        self.index_firing(key);
         if open {
             let selector = self.selector_key_of(key);
             self.open(key, selector);

@@ -11,13 +11,16 @@ use super::output::Output;
 use super::pace::Pacing;
 use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
+use super::schedule::{FiringOf, Progress};
 use super::selector::Narrowing;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
-use super::{Core, ExecutionKey, TaskKey, Time};
+use super::{Core, ExecutionKey, ScheduleKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use crate::wire::probe::Probe;
+use crate::recurrence::Zone;
+use crate::wire::schedule::PostedSchedule;
 use crate::wire::rollout::{Expect, KeepAlive, Rollout, Share};
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
 use serde::{Deserialize, Serialize};
@@ -76,6 +79,8 @@ pub struct SavedTask {
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) probes: Vec<SavedProbe>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Arc<FiringOf>>,
 }
 
 /// A probe of a task as saved. What is known of it on a target is saved with the execution.
@@ -236,6 +241,12 @@ pub struct Batch {
     pub output: Vec<(OutputKey, OutputChange)>,
     /// The halt, if it has changed.
     pub halt: Option<Option<Halt>>,
+    /// Schedules as they were posted; `None` for what was deleted.
+    pub schedules: BTreeMap<ScheduleKey, Option<Arc<PostedSchedule>>>,
+    /// How far schedules have come.
+    pub progress: BTreeMap<ScheduleKey, Progress>,
+    /// The number of the next schedule.
+    pub next_schedule: u64,
     /// The number of the next task. No number is used twice, even after a restart.
     pub next_task: u64,
 }
@@ -254,6 +265,12 @@ impl Batch {
                 || t.pacing.is_some()
         };
         match () {
+            () if !self.schedules.is_empty()
+                || !self.progress.is_empty()
+                || tasks().any(|t| t.scheduled.is_some()) =>
+            {
+                5
+            }
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -272,6 +289,8 @@ impl Batch {
             && self.machines.is_empty()
             && self.output.is_empty()
             && self.halt.is_none()
+            && self.schedules.is_empty()
+            && self.progress.is_empty()
     }
 
     /// Applies a later batch on top of this one.
@@ -292,6 +311,13 @@ impl Batch {
         self.executions.extend(later.executions);
         self.machines.extend(later.machines);
         self.output.extend(later.output);
+        let deleted = later.schedules.iter().filter(|(_, posted)| posted.is_none());
+        for (key, _) in deleted {
+            self.progress.remove(key);
+        }
+        self.schedules.extend(later.schedules);
+        self.progress.extend(later.progress);
+        self.next_schedule = self.next_schedule.max(later.next_schedule);
         self.halt = later.halt.or(self.halt.take());
         self.next_task = self.next_task.max(later.next_task);
     }
@@ -310,6 +336,14 @@ pub struct Saved {
     pub machines: BTreeMap<Arc<str>, SavedMachine>,
     /// The halt that is in force.
     pub halt: Option<Halt>,
+    /// Schedules as they were posted.
+    pub schedules: BTreeMap<ScheduleKey, Arc<PostedSchedule>>,
+    /// How far they have come.
+    pub progress: BTreeMap<ScheduleKey, Progress>,
+    /// The zones that they name; reading them is not for the core.
+    pub zones: BTreeMap<String, Zone>,
+    /// The number of the next schedule; 0 if it was not saved.
+    pub next_schedule: u64,
     /// The number of the next task; 0 if it was not saved.
     pub next_task: u64,
     /// When the process that saved them was last known to run.
@@ -325,6 +359,10 @@ pub(super) struct Changes {
     output: Vec<(OutputKey, OutputChange)>,
     /// The halt, if it has changed.
     pub(super) halt: Option<Option<Halt>>,
+    /// Schedules that have come further.
+    schedules: BTreeSet<ScheduleKey>,
+    /// Schedules that were posted or deleted.
+    schedule_texts: BTreeSet<ScheduleKey>,
     /// The size of the pieces saved of each unfinished attempt since they were last replaced.
     pub(super) saved_bytes: BTreeMap<OutputKey, usize>,
 }
@@ -336,6 +374,17 @@ impl Changes {
 
     pub fn execution(&mut self, key: ExecutionKey) {
         self.executions.insert(key);
+    }
+
+    /// A schedule has come further.
+    pub fn schedule(&mut self, key: ScheduleKey) {
+        self.schedules.insert(key);
+    }
+
+    /// A schedule was posted or deleted.
+    pub fn schedule_text(&mut self, key: ScheduleKey) {
+        self.schedule_texts.insert(key);
+        self.schedules.insert(key);
     }
 
     pub fn machine(&mut self, instance: &Arc<str>) {
@@ -391,6 +440,21 @@ impl Core {
         let machines = std::mem::take(&mut changes.machines);
         batch.output = std::mem::take(&mut changes.output);
         batch.halt = changes.halt.take();
+        let schedules = std::mem::take(&mut changes.schedules);
+        let texts = std::mem::take(&mut changes.schedule_texts);
+        if !texts.is_empty() {
+            batch.next_schedule = self.schedules.next_key;
+        }
+        for key in texts {
+            let saved = self.saved_schedule(key);
+            let posted = saved.map(|(posted, _)| posted.clone());
+            batch.schedules.insert(key, posted);
+        }
+        for key in schedules {
+            if let Some((_, progress)) = self.saved_schedule(key) {
+                batch.progress.insert(key, progress.clone());
+            }
+        }
         batch
             .output
             .retain(|(key, _)| self.tasks.contains_key(&key.task));
@@ -481,6 +545,7 @@ fn saved_task(task: &Task) -> SavedTask {
         spared: task.spared,
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
+        scheduled: spec.scheduled.clone(),
     }
 }
 

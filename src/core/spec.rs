@@ -10,6 +10,7 @@ use super::counting::{Counts, KeepAlive};
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
+use super::schedule::FiringOf;
 use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
@@ -72,6 +73,8 @@ pub struct Spec {
     pub detail: Arc<Detail>,
     /// The size of the detail in an answer that hands it out, in bytes, roughly.
     pub sent_bytes: usize,
+    /// The schedule that fired it.
+    pub scheduled: Option<Arc<FiringOf>>,
 }
 
 impl Spec {
@@ -132,7 +135,16 @@ impl Spec {
             )?,
             sent_bytes: detail.json_bytes(),
             detail: Arc::new(detail),
+            scheduled: None,
         })
+    }
+
+    /// Adds a variable to the environment of its command.
+    pub(super) fn add_variable(&mut self, name: &str, value: String) {
+        // Both texts with their quotes, a colon and a comma.
+        self.sent_bytes += name.len() + value.len() + 6;
+        let env = &mut Arc::make_mut(&mut self.detail).env;
+        env.get_or_insert_default().insert(name.to_owned(), value);
     }
 
     /// Every selector that it has.
@@ -553,7 +565,7 @@ fn check_script(detail: &Detail) -> Result<(), String> {
 }
 
 /// Checks an id.
-fn check_id(id: &str) -> Result<(), String> {
+pub(super) fn check_id(id: &str) -> Result<(), String> {
     let good = !id.is_empty()
         && id.len() <= MAX_ID_BYTES
         && id

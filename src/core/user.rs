@@ -104,6 +104,7 @@ impl Core {
             }
         }
         self.pace(now, key);
+        self.skip_busy_machines(now, key);
         for selector in watched {
             // They are asked for while it runs, and are compiled now.
             self.match_index.key_of(&selector);
@@ -126,6 +127,8 @@ impl Core {
         let of = old.id.clone();
         let mut spec = Spec::clone(&old.spec);
         spec.id = None;
+        // It is no firing.
+        spec.scheduled = None;
         let wanted =
             |e: &&Execution| e.state.is_terminal() && (all || e.state != ExecutionState::Succeeded);
         if old.executions.is_empty() || old.is_any() {
@@ -276,6 +279,12 @@ impl Core {
                 task.id
             )));
         }
+        if let (Some(of), true) = (&task.spec.scheduled, task.is_last_firing) {
+            return Err(Refusal::Conflict(format!(
+                "task {} is the last firing of schedule {}, which still needs it; delete the schedule first",
+                task.id, of.schedule
+            )));
+        }
         if task.dirty() > 0 {
             return Err(Refusal::Conflict(format!(
                 "task {} is not clean, {} of its undos are failed or owed; run them again (undo), or settle them by hand (forgive)",
@@ -394,6 +403,7 @@ impl Core {
             counts,
             undos: UndoCounts::default(),
             output_bytes: 0,
+            is_last_firing: false,
             executions,
         };
         let number = task.executions.len() as u32;
@@ -407,6 +417,7 @@ impl Core {
             }
             self.guard(execution);
         }
+        self.index_firing(key);
         self.add_probes(now, key);
         self.watch_pool(now, key);
         self.stats.submitted += 1;
@@ -602,6 +613,10 @@ impl Core {
         self.joined.entry(key).or_default().insert(instance);
         if !late_join {
             self.close(key);
+        }
+        if self.skip_if_busy(now, execution) {
+            self.record_change(execution);
+            return;
         }
         match state {
             ExecutionState::Queued => self.queue_for(execution, machine),

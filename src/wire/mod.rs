@@ -8,6 +8,7 @@
 //! | `event` | the events of a task's output |
 //! | `agent` | the calls of agents |
 //! | `report` | the report of a task |
+//! | `schedule` | schedules, and what became of their firings |
 //! | `halt` | the halt of all experiments |
 //! | `undo` | taking back what a command did |
 //! | `probe` | probes, which stop a task by themselves |
@@ -33,6 +34,7 @@ pub mod output_line;
 pub mod probe;
 pub mod report;
 pub mod rollout;
+pub mod schedule;
 pub mod signal;
 pub mod strict_object;
 pub mod task;

@@ -233,6 +233,8 @@ impl ReadOnlyFields for PostedTask {
         "createdAt",
         "finishedAt",
         "rerunOf",
+        "schedule",
+        "scheduledFor",
         "matched",
         "spared",
         "rolloutState",
@@ -600,6 +602,12 @@ pub struct Task<S = String> {
     /// The id of the task that it reruns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun_of: Option<S>,
+    /// The id of the schedule that fired it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<S>,
+    /// When that firing was due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled_for: Option<S>,
     /// How many live machines matched when it was submitted.
     pub matched: u32,
     /// How many of them are no targets.

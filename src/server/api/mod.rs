@@ -32,6 +32,7 @@ mod page;
 mod parse;
 mod report;
 pub mod routes;
+mod schedules;
 pub mod server;
 mod service;
 mod tasks;

@@ -3,7 +3,9 @@
 
 use super::access::Right;
 use super::call::{Call, Handled, Route, route};
-use super::{agents, docs, halt, machines, metrics, original, output, page, report, tasks};
+use super::{
+    agents, docs, halt, machines, metrics, original, output, page, report, schedules, tasks,
+};
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
 
@@ -31,6 +33,13 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait", "format", "strict"], tasks::rerun),
     route(LOOK, "GET", &["api", "v1", "task", "*", "report"], &["format"], report::report),
     route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], output::output),
+    route(LOOK, "GET", &["api", "v1", "schedule"], &[], schedules::list),
+    route(LOOK, "GET", &["api", "v1", "schedule", "*"], &[], schedules::show),
+    route(CHANGE, "PUT", &["api", "v1", "schedule", "*"], &["dryRun"], schedules::put),
+    route(CHANGE, "DELETE", &["api", "v1", "schedule", "*"], &[], schedules::delete),
+    route(CHANGE, "POST", &["api", "v1", "schedule", "*", "pause"], &[], schedules::pause),
+    route(CHANGE, "POST", &["api", "v1", "schedule", "*", "resume"], &[], schedules::resume),
+    route(CHANGE, "POST", &["api", "v1", "schedule", "*", "run"], &[], schedules::run),
     route(CHANGE, "POST", &["api", "v1", "halt"], &["all"], halt::halt),
     route(CHANGE, "DELETE", &["api", "v1", "halt"], &[], halt::lift),
     route(LOOK, "GET", &["api", "v1", "halt"], &[], halt::show),

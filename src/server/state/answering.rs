@@ -78,6 +78,9 @@ impl Store {
                     jobs.push(Job::Finished(task));
                     self.watchers.wake(task);
                 }
+                Notice::Fired(fired) => { self.fired.lock() }
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(fired),
                 Notice::Changed(task) => self.watchers.wake(task),
                 Notice::HandedOut(machine) => {
                     let soon = self.clock.now().plus(SAYS_WHAT_IT_HOLDS);

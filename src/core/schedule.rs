@@ -1,0 +1,658 @@
+//! One schedule: its checked plan, how far it has come, and what is to be done about it at a given time.
+//!
+//! Nothing here knows a task or another schedule: `schedules.rs` carries out what [`Schedule::step`] says. All times are
+//! those of the wall clock, which may be set back. The position never goes back: every time up to it is settled, so a
+//! time becomes a task once at most. What a long absence has left behind is settled in one step, however long it was.
+//!
+//! To add a field: `wire::schedule`, its check in [`Plan::checked`], its meaning here or in `schedules.rs`.
+
+use super::selector::Selector;
+use super::spec::{Spec, check_id};
+use super::task::rfc3339;
+use super::{ScheduleKey, TaskKey, Time};
+use crate::recurrence::{MAX_PAUSE_MS, Recurrence, UTC, Zone, parsed_time};
+use crate::wire::duration::TimeSpan;
+use crate::wire::schedule::{
+    BothTimes, CatchUp, Firing, Outcome, Overlap, PostedSchedule, Schedule as Answer,
+    ScheduleState, WaitingFiring,
+};
+use crate::wire::task::TaskState;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// The longest id of a schedule, in bytes: with a number and a time it is the id of a task, which has 64 at most.
+pub const MAX_SCHEDULE_ID_BYTES: usize = 32;
+/// The firings that a schedule remembers.
+pub const MAX_HISTORY: usize = 100;
+/// The next firings that are shown.
+const SHOWN_NEXT: usize = 5;
+/// The most firings that are made up for with `catchUp: all`.
+const MAX_CAUGHT_UP: usize = 100;
+/// How late a firing may be, if its schedule does not say.
+const DEFAULT_DEADLINE: TimeSpan = TimeSpan::from_secs(24 * 3_600);
+/// The shortest time between two firings.
+const MIN_EVERY: TimeSpan = TimeSpan::from_secs(1);
+/// How many ended firings are kept, if the schedule does not say.
+const DEFAULT_KEEP: u32 = 20;
+/// The most that may be kept: they are tasks like others, of which 10,000 are kept by default.
+const MAX_KEEP: u32 = 1_000;
+/// The most failures that may be counted: the history has no more.
+const MAX_FAILURES: u32 = MAX_HISTORY as u32;
+/// How long the server waits before it tries a refused firing again.
+pub(super) const RETRY_PAUSE: TimeSpan = TimeSpan::from_secs(5);
+
+/// What a task knows of the schedule that fired it. It stays with the task: the schedule may be deleted or changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FiringOf {
+    /// The id of the schedule.
+    pub schedule: Arc<str>,
+    /// Its number.
+    pub incarnation: u64,
+    /// When the firing was due.
+    pub at: Time,
+    /// Somebody fired it by hand.
+    #[serde(default)]
+    pub by_hand: bool,
+    /// What happens on machines that still run the firing before.
+    pub overlap: Overlap,
+}
+
+/// A checked schedule.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// As it was posted.
+    pub posted: Arc<PostedSchedule>,
+    recurrence: Recurrence,
+    /// When slots are counted from, unless the schedule says.
+    first: Time,
+    from: Option<Time>,
+    until: Option<Time>,
+    /// Its task.
+    pub spec: Spec,
+}
+
+impl Plan {
+    /// Checks a posted schedule. `first` is when its slots are counted from if it does not say. The error names the
+    /// field and what would be right.
+    pub fn checked(
+        posted: PostedSchedule,
+        mut spec: Spec,
+        zone: Zone,
+        first: Time,
+    ) -> Result<Plan, String> {
+        spec.selectors_mut().for_each(Selector::drop_compiled);
+        let time = |field: &str, text: &Option<String>| {
+            let parsed = text.as_deref().map(parsed_time).transpose();
+            parsed
+                .map(|ms| ms.map(Time))
+                .map_err(|why| format!("{field}: {why}"))
+        };
+        let (from, until) = (time("from", &posted.from)?, time("until", &posted.until)?);
+        if from.zip(until).is_some_and(|(from, until)| until <= from) {
+            return Err("until: must be later than from".into());
+        }
+        let above_zero = [
+            ("times", posted.times == Some(0)),
+            (
+                "pauseAfterFailures",
+                posted.pause_after_failures == Some(0),
+            ),
+            ("keep", posted.keep == Some(0)),
+            (
+                "startDeadline",
+                posted.start_deadline == Some(TimeSpan::default()),
+            ),
+        ];
+        if let Some((field, _)) = above_zero.into_iter().find(|(_, is_zero)| *is_zero) {
+            return Err(format!("{field}: must be above 0"));
+        }
+        let most = [
+            (
+                "pauseAfterFailures",
+                posted.pause_after_failures,
+                MAX_FAILURES,
+            ),
+            ("keep", posted.keep, MAX_KEEP),
+        ];
+        for (field, value, max) in most {
+            if value.is_some_and(|value| value > max) {
+                return Err(format!("{field}: must be {max} at most"));
+            }
+        }
+        let first = from.unwrap_or(first);
+        let recurrence = match (&posted.cron, posted.every) {
+            (Some(_), Some(_)) => {
+                return Err("cron: does not go with every, give one of them".into());
+            }
+            (None, None) => {
+                return Err(
+                    "cron: is required, or every; such as \"30 2 * * *\", or \"15m\" as every"
+                        .into(),
+                );
+            }
+            (Some(cron), None) => Recurrence::cron(cron, zone)?,
+            (None, Some(every)) if every < MIN_EVERY => {
+                return Err(format!("every: must be {MIN_EVERY} or more"));
+            }
+            (None, Some(every)) => Recurrence::every(first.0, every.as_millis(), zone),
+        };
+        Ok(Plan {
+            posted: Arc::new(posted),
+            recurrence,
+            first,
+            from,
+            until,
+            spec,
+        })
+    }
+
+    /// Refuses a schedule that would never fire, or not for nine years.
+    pub fn check_fires(&self, wall: Time) -> Result<(), String> {
+        let begin = self.from.map_or(wall, |from| from.max(wall));
+        let next = self.next(begin.before());
+        match next {
+            None if self.until.is_some() && self.recurrence.next(begin.before().0).is_some() => {
+                Err("until: nothing is due before that time".into())
+            }
+            Some(next) if next.millis_since(begin) <= MAX_PAUSE_MS => Ok(()),
+            _ => Err("cron: would not fire within nine years; does that day exist?".into()),
+        }
+    }
+
+    /// When its slots are counted from.
+    pub(super) fn first(&self) -> Time {
+        self.first
+    }
+
+    /// The next time after a position, within the bounds.
+    fn next(&self, position: Time) -> Option<Time> {
+        let after = match self.from {
+            Some(from) => position.max(from.before()),
+            None => position,
+        };
+        let next = Time(self.recurrence.next(after.0)?);
+        let is_within = self.until.is_none_or(|until| next <= until);
+        is_within.then_some(next)
+    }
+
+    /// The last time before another one.
+    fn last_before(&self, time: Time) -> Option<Time> {
+        self.recurrence.last_before(time.0).map(Time)
+    }
+
+    /// A time as it is shown.
+    pub fn both(&self, time: Time) -> BothTimes {
+        BothTimes {
+            utc: rfc3339(time),
+            local: self.recurrence.zone().local(time.0),
+        }
+    }
+
+    /// The next firings after a time.
+    pub fn preview(&self, wall: Time) -> Vec<BothTimes> {
+        let begin = self.from.map_or(wall, |from| from.before().max(wall));
+        self.following(Some(begin), u64::MAX)
+    }
+
+    fn following(&self, position: Option<Time>, left: u64) -> Vec<BothTimes> {
+        let mut at = position;
+        let times = std::iter::from_fn(|| {
+            at = self.next(at?);
+            at
+        });
+        let shown = SHOWN_NEXT.min(usize::try_from(left).unwrap_or(SHOWN_NEXT));
+        times.take(shown).map(|time| self.both(time)).collect()
+    }
+
+    /// Where the data of its zone come from.
+    pub fn zone_data(&self) -> &str {
+        self.recurrence.zone().data()
+    }
+
+    /// The name of its zone.
+    pub fn zone_name(posted: &PostedSchedule) -> &str {
+        posted.time_zone.as_deref().unwrap_or(UTC)
+    }
+
+    /// What happens when the firing before has not ended.
+    pub fn overlap(&self) -> Overlap {
+        self.posted.overlap.unwrap_or_default()
+    }
+
+    fn catch_up(&self) -> CatchUp {
+        self.posted.catch_up.unwrap_or_default()
+    }
+
+    /// How many ended firings are kept.
+    pub fn keep(&self) -> usize {
+        self.posted.keep.unwrap_or(DEFAULT_KEEP) as usize
+    }
+
+    /// What it takes of memory, in bytes, roughly.
+    pub fn kept_bytes(&self) -> usize {
+        self.posted.task.text().len() + self.spec.kept_bytes()
+    }
+
+    /// Until when a firing may start.
+    fn deadline(&self, time: Time) -> Time {
+        let at_most = time.plus(DEFAULT_DEADLINE);
+        match (self.posted.start_deadline, self.catch_up()) {
+            (Some(deadline), _) => time.plus(deadline),
+            (None, CatchUp::All) => at_most,
+            (None, _) => { self.recurrence.next(time.0) }
+                .map_or(at_most, |next| at_most.min(Time(next).before())),
+        }
+    }
+
+    /// The earliest time that may still start.
+    fn earliest(&self, wall: Time) -> Time {
+        let ago = |span: TimeSpan| Time(wall.0.saturating_sub(span.as_millis()));
+        match (self.posted.start_deadline, self.catch_up()) {
+            (Some(deadline), _) => ago(deadline),
+            (None, CatchUp::All) => ago(DEFAULT_DEADLINE),
+            (None, _) => {
+                let latest = self.last_before(Time(wall.0.saturating_add(1)));
+                latest.map_or(wall, |latest| latest.max(ago(DEFAULT_DEADLINE)))
+            }
+        }
+    }
+}
+
+impl Time {
+    /// The millisecond before.
+    fn before(self) -> Time {
+        Time(self.0.saturating_sub(1))
+    }
+}
+
+/// Checks the id of a schedule.
+pub fn check_schedule_id(id: &str) -> Result<(), String> {
+    if id.len() > MAX_SCHEDULE_ID_BYTES {
+        return Err(format!(
+            "id: must have {MAX_SCHEDULE_ID_BYTES} bytes at most, got {}",
+            id.len()
+        ));
+    }
+    check_id(id)
+}
+
+/// A firing of the past as it is saved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct PastFiring {
+    pub at: Time,
+    pub outcome: Outcome,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Arc<str>>,
+    /// How its task ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<TaskState>,
+    /// Its task ended badly.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failed: bool,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub reason: Arc<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub through: Option<Time>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_hand: bool,
+}
+
+impl PastFiring {
+    pub fn new(at: Time, outcome: Outcome, reason: &str) -> Self {
+        PastFiring {
+            at,
+            outcome,
+            task: None,
+            state: None,
+            failed: false,
+            reason: reason.into(),
+            through: None,
+            by_hand: false,
+        }
+    }
+}
+
+/// A firing that is due and has not become a task yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Waiting {
+    pub at: Time,
+    /// Later it is missed.
+    pub deadline: Time,
+    /// When it is tried again; without, when the firing before has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Time>,
+    pub reason: Arc<str>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_hand: bool,
+}
+
+/// How far a schedule has come, as it is saved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields of the answer are documented")]
+pub struct Progress {
+    pub id: Arc<str>,
+    /// What the ids of its firings' executions are made of, so that they are new.
+    pub seed: Arc<str>,
+    pub first: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_by: Option<Arc<str>>,
+    pub created_at: Time,
+    /// Every time up to this one is settled.
+    pub position: Time,
+    #[serde(default)]
+    pub fired: u64,
+    /// Why it does not fire until it is resumed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Arc<str>>,
+    /// Failures of firings before do not count.
+    #[serde(default)]
+    pub counted_from: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) waiting: Option<Waiting>,
+    #[serde(default)]
+    pub(super) history: Vec<PastFiring>,
+}
+
+/// A schedule.
+#[derive(Debug, Clone)]
+pub(super) struct Schedule {
+    pub key: ScheduleKey,
+    pub plan: Plan,
+    pub progress: Progress,
+    /// The next time that is not settled.
+    pub next: Option<Time>,
+    /// When it is looked at next, as it is listed.
+    pub due: Option<Time>,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing before that time; `None`: nothing any more, until something changes.
+    Wait(Option<Time>),
+    /// The firing that waits is tried again.
+    Retry,
+    /// The firing that waits is too late.
+    GiveUp,
+    /// Everything from the first of these times through the second is missed.
+    Miss(Time, Time, &'static str),
+    /// This time is due.
+    Fire(Time),
+}
+
+impl Schedule {
+    pub fn new(key: ScheduleKey, plan: Plan, progress: Progress) -> Schedule {
+        let mut schedule = Schedule {
+            key,
+            plan,
+            progress,
+            next: None,
+            due: None,
+        };
+        schedule.find_next();
+        schedule
+    }
+
+    /// Finds the next time after the position. It is always later: a schedule whose calendar says otherwise stops.
+    pub fn find_next(&mut self) {
+        let waiting = self.progress.waiting.as_ref();
+        let waiting = u64::from(waiting.is_some_and(|waiting| !waiting.by_hand));
+        let fired = self.progress.fired + waiting;
+        let is_over = { self.plan.posted.times }.is_some_and(|times| fired >= times);
+        self.next = match is_over || self.progress.stopped.is_some() {
+            true => None,
+            false => self.plan.next(self.progress.position),
+        };
+        if self.next.is_some_and(|next| next <= self.progress.position) {
+            self.next = None;
+            let why = "its calendar gives no time later than the last; replace it";
+            self.progress.stopped = Some(why.into());
+        }
+    }
+
+    /// Settles everything up to a time. The position never goes back.
+    pub fn settle(&mut self, through: Time) {
+        self.progress.position = self.progress.position.max(through);
+        self.find_next();
+    }
+
+    /// What is to be done now. `awake_since` is since when the server has run without a pause: what was due before that
+    /// is made up for, or not, as the schedule says.
+    pub fn step(&self, wall: Time, awake_since: Time, is_busy: bool) -> Step {
+        if self.progress.paused.is_some() || self.progress.stopped.is_some() {
+            return Step::Wait(None);
+        }
+        let next = self.next;
+        if let Some(waiting) = &self.progress.waiting {
+            if wall > waiting.deadline {
+                return Step::GiveUp;
+            }
+            let after_deadline = Time(waiting.deadline.0.saturating_add(1));
+            return match waiting.retry_at {
+                Some(at) if at <= wall => Step::Retry,
+                Some(at) => Step::Wait(Some(at.min(after_deadline))),
+                None if !is_busy => Step::Retry,
+                // A later firing does not wait too.
+                None => match next.filter(|next| *next <= wall) {
+                    Some(next) => Step::Fire(next),
+                    None => Step::Wait(Some(next.map_or(after_deadline, |at| at.min(after_deadline)))),
+                },
+            };
+        }
+        let Some(next) = next else {
+            return Step::Wait(None);
+        };
+        if next > wall {
+            return Step::Wait(Some(next));
+        }
+        let away = "it was due while the server was away";
+        let late = "it could not start before its startDeadline";
+        let (made_up, why) = match self.plan.catch_up() {
+            _ if next >= awake_since => (next, late),
+            CatchUp::None => (awake_since, away),
+            CatchUp::Latest => {
+                let latest = self.plan.last_before(awake_since);
+                (latest.unwrap_or(next), away)
+            }
+            CatchUp::All => {
+                let mut times = 0..MAX_CAUGHT_UP;
+                let first = times.try_fold(awake_since, |time, _| {
+                    self.plan.last_before(time).filter(|last| *last > next)
+                });
+                (first.unwrap_or(next), away)
+            }
+        };
+        let earliest = self.plan.earliest(wall);
+        let (begin, why) = match earliest > made_up {
+            true => (earliest, late),
+            false => (made_up, why),
+        };
+        if begin <= next {
+            return Step::Fire(next);
+        }
+        let last = self.plan.last_before(begin);
+        Step::Miss(next, last.map_or(next, |last| last.max(next)), why)
+    }
+
+    /// Until when a firing may start.
+    pub fn deadline(&self, at: Time, by_hand: bool) -> Time {
+        match by_hand {
+            true => at.plus(self.plan.posted.start_deadline.unwrap_or(DEFAULT_DEADLINE)),
+            false => self.plan.deadline(at),
+        }
+    }
+
+    /// Writes down what became of a firing, in place of what was written of it before.
+    pub fn record(&mut self, firing: PastFiring) {
+        let history = &mut self.progress.history;
+        let place = |past: &PastFiring| (past.at, past.by_hand);
+        match history.binary_search_by_key(&place(&firing), place) {
+            Ok(n) => history[n] = firing,
+            Err(n) => history.insert(n, firing),
+        }
+        if history.len() > MAX_HISTORY {
+            history.remove(0);
+        }
+    }
+
+    /// How many firings in a row have failed.
+    pub fn failures(&self) -> u32 {
+        let ended = { self.progress.history.iter().rev() }
+            .take_while(|past| past.at >= self.progress.counted_from)
+            .filter(|past| {
+                let state = past.state;
+                past.failed || matches!(state, Some(TaskState::Succeeded | TaskState::Partial))
+            });
+        ended.take_while(|past| past.failed).count() as u32
+    }
+
+    /// Notes that the task of a firing has ended; whether the schedule pauses because of it.
+    pub fn note_end(&mut self, wall: Time, task: &str, state: TaskState, failed: bool) -> bool {
+        let mut past = self.progress.history.iter_mut().rev();
+        let Some(past) = past.find(|past| past.task.as_deref() == Some(task)) else {
+            return false;
+        };
+        (past.state, past.failed) = (Some(state), failed);
+        let failures = self.failures();
+        let limit = self.plan.posted.pause_after_failures;
+        let pauses = failed && limit.is_some_and(|limit| failures >= limit);
+        if pauses && self.progress.paused.is_none() {
+            let why = format!("{failures} firings in a row have failed (pauseAfterFailures)");
+            self.pause(wall, &why);
+        }
+        pauses
+    }
+
+    /// Stops firing until it is resumed. A firing that waits is left out.
+    pub fn pause(&mut self, _wall: Time, why: &str) {
+        if let Some(waiting) = self.progress.waiting.take() {
+            let mut past = PastFiring::new(
+                waiting.at,
+                Outcome::Skipped,
+                "the schedule was paused before it could start",
+            );
+            past.by_hand = waiting.by_hand;
+            self.record(past);
+        }
+        self.progress.paused = Some(why.into());
+    }
+
+    /// Fires again. What was due in the pause is not made up for, and is not missed.
+    pub fn resume(&mut self, wall: Time) {
+        if self.progress.paused.take().is_some() {
+            self.progress.counted_from = wall;
+            self.settle(wall);
+        }
+    }
+
+    /// Its state.
+    pub fn state(&self) -> ScheduleState {
+        match &self.progress {
+            Progress { stopped: Some(_), .. } => ScheduleState::Stopped,
+            Progress { paused: Some(_), .. } => ScheduleState::Paused,
+            Progress { waiting: None, .. } if self.next.is_none() => ScheduleState::Ended,
+            _ => ScheduleState::Active,
+        }
+    }
+
+    fn msg(&self, wall: Time, note: &str) -> String {
+        let progress = &self.progress;
+        let why = [&progress.stopped, &progress.paused].into_iter().flatten();
+        let mut parts: Vec<&str> = why.take(1).map(|why| &**why).collect();
+        if progress.position > wall {
+            parts.push(
+                "the clock was set back: it fires when the clock has passed its last firing",
+            );
+        }
+        parts.extend(Some(note).filter(|note| !note.is_empty()));
+        parts.join("; ")
+    }
+
+    /// As the API answers it, with so many firings of the past.
+    pub fn answer(&self, wall: Time, history: usize, note: &str) -> Answer {
+        let (plan, progress) = (&self.plan, &self.progress);
+        let posted = &plan.posted;
+        let skipped = progress.history.len().saturating_sub(history);
+        let times_left = { posted.times }.map(|times| times.saturating_sub(progress.fired));
+        let is_on = matches!(self.state(), ScheduleState::Active | ScheduleState::Paused);
+        // In a pause nothing is settled; it goes on from now when it is resumed.
+        let position = match progress.paused {
+            Some(_) => progress.position.max(wall),
+            None => progress.position,
+        };
+        Answer {
+            id: progress.id.to_string(),
+            incarnation: self.key.0,
+            cron: posted.cron.clone(),
+            every: posted.every,
+            time_zone: Plan::zone_name(posted).to_owned(),
+            time_zone_data: plan.zone_data().to_owned(),
+            task: posted.task.clone(),
+            overlap: plan.overlap(),
+            catch_up: plan.catch_up(),
+            start_deadline: posted.start_deadline,
+            from: posted.from.clone(),
+            until: posted.until.clone(),
+            times: posted.times,
+            paused: progress.paused.is_some(),
+            pause_after_failures: posted.pause_after_failures,
+            keep: plan.keep() as u32,
+            state: self.state(),
+            msg: self.msg(wall, note),
+            made_by: progress.made_by.as_deref().map(str::to_owned),
+            created_at: rfc3339(progress.created_at),
+            fired: progress.fired,
+            failures: self.failures(),
+            waits: progress.waiting.as_ref().map(|waiting| WaitingFiring {
+                at: plan.both(waiting.at),
+                reason: waiting.reason.to_string(),
+            }),
+            next: plan.following(
+                Some(position).filter(|_| is_on),
+                times_left.unwrap_or(u64::MAX),
+            ),
+            history: { progress.history.iter().skip(skipped) }
+                .map(|past| Firing {
+                    at: plan.both(past.at),
+                    outcome: past.outcome,
+                    task: past.task.as_deref().map(str::to_owned),
+                    state: past.state,
+                    reason: past.reason.to_string(),
+                    through: past.through.map(rfc3339),
+                    by_hand: past.by_hand,
+                })
+                .collect(),
+        }
+    }
+
+    /// The id of the task of a firing: readable, and of this firing alone.
+    pub fn task_id(&self, at: Time, by_hand: bool) -> String {
+        // 2026-12-01T08:00:00.000Z → 20261201T080000Z
+        let time = rfc3339(at);
+        let time: String = { time.chars() }
+            .filter(|c| !matches!(c, '-' | ':'))
+            .collect();
+        let time = match (by_hand, time.split_once('.')) {
+            (false, Some((seconds, "000Z"))) => format!("{seconds}Z"),
+            _ => time.replace('.', "_"),
+        };
+        let by_hand = if by_hand { "-run" } else { "" };
+        format!("{}-{}-{time}{by_hand}", self.progress.id, self.key.0)
+    }
+}
+
+/// The tasks of a schedule that are kept, by whether they have ended. Those of a deleted schedule, too.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Firings {
+    pub unfinished: std::collections::BTreeSet<TaskKey>,
+    pub ended: std::collections::BTreeSet<TaskKey>,
+}
+
+impl Firings {
+    /// The last one.
+    pub fn last(&self) -> Option<TaskKey> {
+        self.unfinished.last().max(self.ended.last()).copied()
+    }
+}
