@@ -279,20 +279,14 @@ fn check_fields(fields: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A time as people write it: RFC 3339 with an offset or `Z`. The error says what would be right.
-pub fn parsed_time(text: &str) -> Result<u64, String> {
-    let time: Result<Timestamp, _> = text.parse();
-    let ms = time.ok().and_then(|time| u64::try_from(time.as_millisecond()).ok());
-    ms.filter(|ms| *ms < MAX_TIME_MS).ok_or_else(|| {
-        format!(
-            "expected a time with an offset or Z, of the years 1970 to 2999, such as 2026-12-01T08:00:00+01:00, got {text:?}"
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parsed_time(text: &str) -> Option<u64> {
+        let time: Timestamp = text.parse().ok()?;
+        u64::try_from(time.as_millisecond()).ok()
+    }
 
     fn next(expression: &str, zone: &str, after: &str, n: usize) -> Vec<String> {
         let zone = Zone::named(zone).unwrap();
@@ -378,9 +372,6 @@ mod tests {
         }
         for name in ["localtime", "Mars/Base", "../../etc/passwd", "", "right/UTC"] {
             assert!(Zone::named(name).is_err(), "{name}");
-        }
-        for text in ["2026-12-01T08:00:00", "2026-12-01", "10000-01-01T00:00:00Z", "soon"] {
-            assert!(parsed_time(text).is_err(), "{text}");
         }
     }
 

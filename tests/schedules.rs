@@ -106,7 +106,7 @@ fn what_cannot_be_scheduled_is_refused_with_the_field() {
         (json!({"every": "0.5s", "task": task}), 400, "every: must be 1s"),
         (with("timeZone", json!("Mars/Base")), 422, "timeZone"),
         (with("timeZone", json!("localtime")), 422, "timeZone"),
-        (with("from", json!("2026-12-01T08:00:00")), 400, "from: expected a time with an offset"),
+        (with("from", json!("2026-12-01T08:00:00")), 400, "from"),
         (with("from", json!("12026-12-01T08:00:00Z")), 400, "from"),
         (with("until", json!("2020-01-01T00:00:00Z")), 400, "until: nothing is due"),
         (with("overlap", json!("both")), 400, "overlap"),
@@ -120,6 +120,7 @@ fn what_cannot_be_scheduled_is_refused_with_the_field() {
         (with("task", json!({"detail": {"command": "true"}})), 400, "task.machinePattern"),
         (with("task", json!({"machinePattern": "m", "detail": {"comand": "x"}})), 400, "task.detail.comand"),
         (with("task", json!({"machinePattern": "m", "id": "a", "detail": {"command": "x"}})), 400, "task.id"),
+        (with("task", json!({"machinePattern": "m", "delay": "1s", "detail": {"command": "x"}})), 400, "delay"),
         (with("task", json!({"machinePattern": "(", "detail": {"command": "x"}})), 400, "task.machinePattern"),
     ] {
         let refused = put(&server, "x", &schedule);

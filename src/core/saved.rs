@@ -14,6 +14,7 @@ use super::probe_place::ProbePlace;
 use super::schedule::{FiringOf, Progress};
 use super::selector::Narrowing;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
+use super::waiting::Waiting;
 use super::{Core, ExecutionKey, ScheduleKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
@@ -81,6 +82,8 @@ pub struct SavedTask {
     pub(super) probes: Vec<SavedProbe>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduled: Option<Arc<FiringOf>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) waiting: Option<Box<Waiting>>,
 }
 
 /// A probe of a task as saved. What is known of it on a target is saved with the execution.
@@ -267,7 +270,7 @@ impl Batch {
         match () {
             () if !self.schedules.is_empty()
                 || !self.progress.is_empty()
-                || tasks().any(|t| t.scheduled.is_some()) =>
+                || tasks().any(|t| t.waiting.is_some() || t.scheduled.is_some()) =>
             {
                 5
             }
@@ -546,6 +549,7 @@ fn saved_task(task: &Task) -> SavedTask {
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
         scheduled: spec.scheduled.clone(),
+        waiting: task.waiting.clone(),
     }
 }
 

@@ -10,8 +10,9 @@ use super::selector::Selector;
 use super::spec::{Spec, check_id};
 use super::task::rfc3339;
 use super::{ScheduleKey, TaskKey, Time};
-use crate::recurrence::{MAX_PAUSE_MS, Recurrence, UTC, Zone, parsed_time};
+use crate::recurrence::{MAX_PAUSE_MS, Recurrence, UTC, Zone};
 use crate::wire::duration::TimeSpan;
+use crate::wire::moment::Moment;
 use crate::wire::schedule::{
     BothTimes, CatchUp, Firing, Outcome, Overlap, PostedSchedule, Schedule as Answer,
     ScheduleState, WaitingFiring,
@@ -82,9 +83,9 @@ impl Plan {
     ) -> Result<Plan, String> {
         spec.selectors_mut().for_each(Selector::drop_compiled);
         let time = |field: &str, text: &Option<String>| {
-            let parsed = text.as_deref().map(parsed_time).transpose();
+            let parsed = text.as_deref().map(str::parse::<Moment>).transpose();
             parsed
-                .map(|ms| ms.map(Time))
+                .map(|moment| moment.map(|moment| Time(moment.0)))
                 .map_err(|why| format!("{field}: {why}"))
         };
         let (from, until) = (time("from", &posted.from)?, time("until", &posted.until)?);

@@ -47,6 +47,10 @@ pub const PAGES: &[Page] = &[
         "Tokens, TLS, browsers, audit, rules of a machine's owner"
     ),
     page!("targets", "Who is meant, how many at once, when to stop"),
+    page!(
+        "workflow",
+        "Later, and in which order: what a task waits for"
+    ),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),
     page!("migrating", "Coming from the original sidebike"),

@@ -44,6 +44,11 @@ impl Server {
                 "task.id: each firing has an id of its own; leave it out, give a name instead",
             ));
         }
+        if task.start_at.is_some() || task.delay.is_some() {
+            return Err(bad(
+                "task.startAt: the schedule says when; leave out startAt and delay",
+            ));
+        }
         if task.name.is_none() {
             task.name = Some(id.to_owned());
         }
