@@ -51,6 +51,7 @@ pub const PAGES: &[Page] = &[
         "workflow",
         "Later, and in which order: what a task waits for"
     ),
+    page!("schedules", "Tasks again and again: calendars, zones, what is missed"),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),
     page!("migrating", "Coming from the original sidebike"),
