@@ -238,6 +238,8 @@ impl Recurrence {
                 Some(first + slot * length)
             }
             Kind::Cron(cron) => {
+                // The library leaves out the second that it is given, with what has passed of it.
+                let before = before.next_multiple_of(1_000);
                 let last = cron.find_previous_occurrence(&self.zone.zoned(before)?, false);
                 let last = u64::try_from(last.ok()?.timestamp().as_millisecond()).ok()?;
                 (last < before).then_some(last)

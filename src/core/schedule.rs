@@ -510,7 +510,7 @@ impl Schedule {
     }
 
     /// Notes that the task of a firing has ended; whether the schedule pauses because of it.
-    pub fn note_end(&mut self, wall: Time, task: &str, state: TaskState, failed: bool) -> bool {
+    pub fn note_end(&mut self, task: &str, state: TaskState, failed: bool) -> bool {
         let mut past = self.progress.history.iter_mut().rev();
         let Some(past) = past.find(|past| past.task.as_deref() == Some(task)) else {
             return false;
@@ -521,23 +521,36 @@ impl Schedule {
         let pauses = failed && limit.is_some_and(|limit| failures >= limit);
         if pauses && self.progress.paused.is_none() {
             let why = format!("{failures} firings in a row have failed (pauseAfterFailures)");
-            self.pause(wall, &why);
+            self.pause(&why);
         }
         pauses
     }
 
-    /// Stops firing until it is resumed. A firing that waits is left out.
-    pub fn pause(&mut self, _wall: Time, why: &str) {
+    /// Leaves out the firing that waits, if there is one.
+    pub fn drop_waiting(&mut self, why: &str) {
         if let Some(waiting) = self.progress.waiting.take() {
-            let mut past = PastFiring::new(
-                waiting.at,
-                Outcome::Skipped,
-                "the schedule was paused before it could start",
-            );
+            let mut past = PastFiring::new(waiting.at, Outcome::Skipped, why);
             past.by_hand = waiting.by_hand;
             self.record(past);
         }
+    }
+
+    /// Stops firing until it is resumed. A firing that waits is left out.
+    pub fn pause(&mut self, why: &str) {
+        self.drop_waiting("the schedule was paused before it could start");
         self.progress.paused = Some(why.into());
+        self.find_next();
+    }
+
+    /// The clock was set back: what is tried again is not tried again hours later.
+    pub fn retry_by(&mut self, wall: Time) -> bool {
+        let latest = wall.plus(RETRY_PAUSE);
+        let waiting = self.progress.waiting.as_mut();
+        let retry_at = waiting.and_then(|waiting| waiting.retry_at.as_mut());
+        let late = retry_at.filter(|retry_at| **retry_at > latest);
+        let is_late = late.is_some();
+        late.into_iter().for_each(|retry_at| *retry_at = latest);
+        is_late
     }
 
     /// Fires again. What was due in the pause is not made up for, and is not missed.

@@ -162,12 +162,8 @@ impl Core {
         let key = match known {
             Some(key) => {
                 let schedule = self.schedules.of_mut(key);
-                if schedule.progress.waiting.is_some() {
-                    // What waits would run another task than the one that was due.
-                    let was_paused = schedule.progress.paused.take();
-                    schedule.pause(wall, "");
-                    schedule.progress.paused = was_paused;
-                }
+                // It would run another task than the one that was due.
+                schedule.drop_waiting("the schedule was changed before it could start");
                 schedule.plan = plan;
                 schedule.progress.first = schedule.plan.first();
                 schedule.progress.stopped = None;
@@ -209,7 +205,7 @@ impl Core {
         };
         let schedule = self.schedules.of_mut(key);
         match (paused, schedule.progress.paused.is_some()) {
-            (Some(true), false) => schedule.pause(wall, "made so"),
+            (Some(true), false) => schedule.pause("made so"),
             (Some(false), true) => schedule.resume(wall),
             _ => {}
         }
@@ -290,7 +286,7 @@ impl Core {
         let (key, wall) = (self.known_schedule(id)?, self.wall(now));
         let schedule = self.schedules.of_mut(key);
         if schedule.progress.paused.is_none() {
-            schedule.pause(wall, why);
+            schedule.pause(why);
             self.list_due(key, wall);
         }
         self.schedule(now, id)
@@ -362,6 +358,12 @@ impl Core {
             schedules.awake_since = wall;
         }
         schedules.looked_at = wall;
+        if wall < last {
+            let all = self.schedules.all.iter_mut();
+            let late = all.filter_map(|(key, schedule)| schedule.retry_by(wall).then_some(*key));
+            let late: Vec<ScheduleKey> = late.collect();
+            late.into_iter().for_each(|key| self.list_due(key, wall));
+        }
         let mut cost = 0;
         while cost < MAX_COST
             && let Some((_, key)) = { self.schedules.due.first() }
@@ -590,6 +592,8 @@ impl Core {
         match self.submit(now, &fresh_id, spec) {
             Ok(task) => {
                 self.note_fired(now, key, at, by_hand, task);
+                // The firing before may be forgotten now.
+                self.keep_within_limits();
                 Fire::Fired(task)
             }
             Err(refusal) => Fire::Refused(refusal),
@@ -728,7 +732,7 @@ impl Core {
             return;
         };
         let wall = self.wall(now);
-        self.schedules.of_mut(schedule).note_end(wall, &id, state, failed);
+        { self.schedules.of_mut(schedule) }.note_end(&id, state, failed);
         self.list_due(schedule, wall);
     }
 

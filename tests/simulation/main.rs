@@ -42,6 +42,7 @@ mod original;
 mod pace;
 mod recovery;
 mod rng;
+mod schedules;
 mod server;
 mod shares;
 mod targets;
