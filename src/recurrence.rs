@@ -162,7 +162,10 @@ pub struct Recurrence {
 enum Kind {
     Cron(Box<Cron>),
     /// Slots of this length, in milliseconds, counted from the first.
-    Every { first: u64, length: u64 },
+    Every {
+        first: u64,
+        length: u64,
+    },
 }
 
 impl Recurrence {
@@ -344,11 +347,28 @@ mod tests {
 
     #[test]
     fn half_an_hour_is_left_out_or_repeated_too() {
-        let spring = next("15 2 * * *", "Australia/Lord_Howe", "2027-10-02T12:00:00Z", 1);
+        let spring = next(
+            "15 2 * * *",
+            "Australia/Lord_Howe",
+            "2027-10-02T12:00:00Z",
+            1,
+        );
         assert_eq!(spring, ["2027-10-03T02:30:00+11:00"]);
-        let autumn = next("*/15 1 * * *", "Australia/Lord_Howe", "2027-04-03T12:00:00Z", 6);
-        let twice = ["01:30:00+11:00", "01:45:00+11:00", "01:30:00+10:30", "01:45:00+10:30"];
-        let times = autumn[2..].iter().map(|time| time.split_once('T').unwrap().1);
+        let autumn = next(
+            "*/15 1 * * *",
+            "Australia/Lord_Howe",
+            "2027-04-03T12:00:00Z",
+            6,
+        );
+        let twice = [
+            "01:30:00+11:00",
+            "01:45:00+11:00",
+            "01:30:00+10:30",
+            "01:45:00+10:30",
+        ];
+        let times = autumn[2..]
+            .iter()
+            .map(|time| time.split_once('T').unwrap().1);
         assert_eq!(times.collect::<Vec<_>>(), twice, "{autumn:?}");
     }
 
@@ -372,15 +392,30 @@ mod tests {
             let why = refused.map(|_| ()).unwrap_err();
             assert!(why.contains(words), "{expression}: {why}");
         }
-        for name in ["localtime", "Mars/Base", "../../etc/passwd", "", "right/UTC"] {
+        for name in [
+            "localtime",
+            "Mars/Base",
+            "../../etc/passwd",
+            "",
+            "right/UTC",
+        ] {
             assert!(Zone::named(name).is_err(), "{name}");
         }
     }
 
     #[test]
     fn names_lists_and_short_forms_mean_what_they_say() {
-        let days = next("0 9 * jan,MAR mon-wed,FRI", "UTC", "2027-01-01T10:00:00Z", 3);
-        let expected = ["2027-01-04T09:00:00+00:00", "2027-01-05T09:00:00+00:00", "2027-01-06T09:00:00+00:00"];
+        let days = next(
+            "0 9 * jan,MAR mon-wed,FRI",
+            "UTC",
+            "2027-01-01T10:00:00Z",
+            3,
+        );
+        let expected = [
+            "2027-01-04T09:00:00+00:00",
+            "2027-01-05T09:00:00+00:00",
+            "2027-01-06T09:00:00+00:00",
+        ];
         assert_eq!(days, expected);
         for (short, fields) in SHORT_FORMS {
             let after = "2027-01-01T10:00:00Z";

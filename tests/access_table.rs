@@ -70,6 +70,7 @@ const TABLE: &[Line] = &[
     line("POST /api/v1/schedule/*/pause", "/api/v1/schedule/none/pause", "", 404, People),
     line("POST /api/v1/schedule/*/resume", "/api/v1/schedule/none/resume", "", 404, People),
     line("POST /api/v1/schedule/*/run", "/api/v1/schedule/none/run", "", 404, People),
+    line("GET /api/v1/group/*", "/api/v1/group/none", "", 404, Lookers),
     line("POST /api/v1/halt", "/api/v1/halt", "{}", 400, People),
     line("DELETE /api/v1/halt", "/api/v1/halt", "", 200, People),
     line("GET /api/v1/halt", "/api/v1/halt", "", 200, Lookers),

@@ -92,7 +92,10 @@ impl Fields {
             &[],
             &[],
             &[],
-            &["", "JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"],
+            &[
+                "", "JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV",
+                "DEC",
+            ],
             &["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"],
         ];
         const BOUNDS: [(usize, usize); 5] = [(0, 59), (0, 23), (1, 31), (1, 12), (0, 6)];
@@ -111,7 +114,9 @@ impl Fields {
                     None => (number(range), number(range)),
                 };
                 let step: usize = step.parse().unwrap();
-                (low..=high).step_by(step).for_each(|at| fields[n][at] = true);
+                (low..=high)
+                    .step_by(step)
+                    .for_each(|at| fields[n][at] = true);
             }
         }
         Fields(fields, [words[2] == "*", words[4] == "*"])
@@ -173,9 +178,14 @@ fn fired(recurrence: &Recurrence, from: u64, to: u64) -> Vec<u64> {
 fn changes(zone: &TimeZone, years: u64) -> Vec<u64> {
     let offset = |day: u64| {
         let seconds = ((BEGIN + day * DAY) / 1_000) as i64;
-        zone.as_ref().find_local_time_type(seconds).unwrap().ut_offset()
+        zone.as_ref()
+            .find_local_time_type(seconds)
+            .unwrap()
+            .ut_offset()
     };
-    (1..years * 366).filter(|day| offset(*day) != offset(day + 1)).collect()
+    (1..years * 366)
+        .filter(|day| offset(*day) != offset(day + 1))
+        .collect()
 }
 
 #[test]
@@ -208,7 +218,11 @@ fn every_minute_of_the_days_around_a_change_is_as_another_library_has_it() {
                 };
                 assert_eq!(shown(&is), shown(&should), "{expression} in {name}");
                 for pair in is.windows(2) {
-                    assert_eq!(recurrence.last_before(pair[1]), Some(pair[0]), "{expression}");
+                    assert_eq!(
+                        recurrence.last_before(pair[1]),
+                        Some(pair[0]),
+                        "{expression}"
+                    );
                     assert_eq!(recurrence.last_before(pair[0] + 1), Some(pair[0]));
                 }
                 compared += is.len();

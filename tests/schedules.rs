@@ -50,7 +50,11 @@ fn a_schedule_fires_and_its_command_knows_for_when() {
     let audit = folder.file("audit");
     let server = Server::with(&["--audit", &audit]);
     let _agent = server.agent("m");
-    let made = put(&server, "tick", &every_second("echo $SIDEBIKE_SCHEDULED_FOR"));
+    let made = put(
+        &server,
+        "tick",
+        &every_second("echo $SIDEBIKE_SCHEDULED_FOR"),
+    );
     assert_eq!(made.status, 200, "{}", made.text());
     assert!(made.msg().contains("--db"), "{}", made.msg());
     let made = made.data();
@@ -77,15 +81,26 @@ fn a_schedule_fires_and_its_command_knows_for_when() {
 
     let list = server.get("/api/v1/schedule").data();
     assert_eq!(list[0]["id"], "tick", "{list}");
-    let again = put(&server, "tick", &every_second("echo $SIDEBIKE_SCHEDULED_FOR")).data();
-    assert_eq!(again["createdAt"], made["createdAt"], "the same changes nothing");
+    let again = put(
+        &server,
+        "tick",
+        &every_second("echo $SIDEBIKE_SCHEDULED_FOR"),
+    )
+    .data();
+    assert_eq!(
+        again["createdAt"], made["createdAt"],
+        "the same changes nothing"
+    );
     assert!(again["fired"].as_u64().unwrap() >= 3);
 
     let deleted = server.request("DELETE", "/api/v1/schedule/tick", b"");
     assert_eq!(deleted.status, 200);
     assert_eq!(server.get("/api/v1/schedule/tick").status, 404);
     let next = put(&server, "tick", &every_second("true")).data();
-    assert!(next["incarnation"].as_u64() > made["incarnation"].as_u64(), "{next}");
+    assert!(
+        next["incarnation"].as_u64() > made["incarnation"].as_u64(),
+        "{next}"
+    );
 }
 
 #[test]
@@ -103,37 +118,93 @@ fn what_cannot_be_scheduled_is_refused_with_the_field() {
         (with("every", json!("1h")), 400, "one of them"),
         (with("cron", json!("61 * * * *")), 400, "cron"),
         (with("cron", json!("0 0 30 2 *")), 400, "nine years"),
-        (json!({"every": "0.5s", "task": task}), 400, "every: must be 1s"),
+        (
+            json!({"every": "0.5s", "task": task}),
+            400,
+            "every: must be 1s",
+        ),
         (with("timeZone", json!("Mars/Base")), 422, "timeZone"),
         (with("timeZone", json!("localtime")), 422, "timeZone"),
         (with("from", json!("2026-12-01T08:00:00")), 400, "from"),
         (with("from", json!("12026-12-01T08:00:00Z")), 400, "from"),
-        (with("until", json!("2020-01-01T00:00:00Z")), 400, "until: nothing is due"),
+        (
+            with("until", json!("2020-01-01T00:00:00Z")),
+            400,
+            "until: nothing is due",
+        ),
         (with("overlap", json!("both")), 400, "overlap"),
         (with("catchUp", json!(3)), 400, "catchUp"),
         (with("times", json!(0)), 400, "times"),
         (with("keep", json!(100_000)), 400, "keep: must be"),
-        (with("pauseAfterFailures", json!(0)), 400, "pauseAfterFailures"),
+        (
+            with("pauseAfterFailures", json!(0)),
+            400,
+            "pauseAfterFailures",
+        ),
         (with("startDeadline", json!(0)), 400, "startDeadline"),
         (with("crn", json!(1)), 400, "crn"),
         (with("task", json!([])), 400, "task"),
-        (with("task", json!({"detail": {"command": "true"}})), 400, "task.machinePattern"),
-        (with("task", json!({"machinePattern": "m", "detail": {"comand": "x"}})), 400, "task.detail.comand"),
-        (with("task", json!({"machinePattern": "m", "id": "a", "detail": {"command": "x"}})), 400, "task.id"),
-        (with("task", json!({"machinePattern": "m", "delay": "1s", "detail": {"command": "x"}})), 400, "delay"),
-        (with("task", json!({"machinePattern": "(", "detail": {"command": "x"}})), 400, "task.machinePattern"),
+        (
+            with("task", json!({"detail": {"command": "true"}})),
+            400,
+            "task.machinePattern",
+        ),
+        (
+            with(
+                "task",
+                json!({"machinePattern": "m", "detail": {"comand": "x"}}),
+            ),
+            400,
+            "task.detail.comand",
+        ),
+        (
+            with(
+                "task",
+                json!({"machinePattern": "m", "id": "a", "detail": {"command": "x"}}),
+            ),
+            400,
+            "task.id",
+        ),
+        (
+            with(
+                "task",
+                json!({"machinePattern": "m", "delay": "1s", "detail": {"command": "x"}}),
+            ),
+            400,
+            "delay",
+        ),
+        (
+            with(
+                "task",
+                json!({"machinePattern": "(", "detail": {"command": "x"}}),
+            ),
+            400,
+            "task.machinePattern",
+        ),
     ] {
         let refused = put(&server, "x", &schedule);
         assert_eq!(refused.status, status, "{schedule}: {}", refused.text());
-        assert!(refused.msg().contains(words), "{schedule}: {}", refused.msg());
+        assert!(
+            refused.msg().contains(words),
+            "{schedule}: {}",
+            refused.msg()
+        );
     }
     for id in ["a.b", "a b", "", &"x".repeat(33)] {
         let path = format!("/api/v1/schedule/{}", id.replace(' ', "%20"));
         let schedule = with("times", json!(1)).to_string();
         let refused = server.request("PUT", &path, schedule.as_bytes());
-        assert!([400, 404, 405].contains(&refused.status), "{id}: {}", refused.text());
+        assert!(
+            [400, 404, 405].contains(&refused.status),
+            "{id}: {}",
+            refused.text()
+        );
     }
-    assert_eq!(server.get("/api/v1/schedule").data(), json!([]), "nothing was made");
+    assert_eq!(
+        server.get("/api/v1/schedule").data(),
+        json!([]),
+        "nothing was made"
+    );
 
     let put_dry = |zone: &str, cron: &str| {
         let schedule = json!({"cron": cron, "timeZone": zone, "task": task}).to_string();
@@ -141,13 +212,27 @@ fn what_cannot_be_scheduled_is_refused_with_the_field() {
         server.request("PUT", path, schedule.as_bytes()).data()
     };
     let dry = put_dry("Europe/Berlin", "30 2 28 3 *");
-    assert!(dry["next"][0]["local"].as_str().unwrap().contains("-03-28T"), "{dry}");
+    assert!(
+        dry["next"][0]["local"]
+            .as_str()
+            .unwrap()
+            .contains("-03-28T"),
+        "{dry}"
+    );
     assert!(!dry["timeZoneData"].as_str().unwrap().is_empty());
-    assert_eq!(server.get("/api/v1/schedule").data(), json!([]), "nothing was made");
+    assert_eq!(
+        server.get("/api/v1/schedule").data(),
+        json!([]),
+        "nothing was made"
+    );
     assert_eq!(put(&server, "one", &with("times", json!(1))).status, 200);
     let refused = put(&server, "two", &with("times", json!(1)));
     assert_eq!(refused.status, 503);
-    assert!(refused.msg().contains("--max-schedules"), "{}", refused.msg());
+    assert!(
+        refused.msg().contains("--max-schedules"),
+        "{}",
+        refused.msg()
+    );
     for what in ["pause", "resume", "run"] {
         assert_eq!(call(&server, "three", what).status, 404);
     }
@@ -221,7 +306,12 @@ fn of_a_task_for_all_only_those_machines_are_left_out_that_are_busy_also_without
     let skipped = task["result"].as_array().unwrap();
     let skipped = skipped.iter().find(|e| e["state"] == "skipped").unwrap();
     assert_eq!(skipped["machineLabel"], "m1");
-    assert!(skipped["msg"].as_str().unwrap().contains("the firing before"));
+    assert!(
+        skipped["msg"]
+            .as_str()
+            .unwrap()
+            .contains("the firing before")
+    );
 
     let deleted = server.request("DELETE", "/api/v1/schedule/fleet", b"");
     assert_eq!(deleted.status, 200);
@@ -243,12 +333,17 @@ fn it_pauses_by_hand_and_after_failures() {
         let schedule = shown(&server, "bad");
         (schedule["state"] == "paused").then_some(schedule)
     });
-    assert!(paused["msg"].as_str().unwrap().contains("2 firings"), "{paused}");
+    assert!(
+        paused["msg"].as_str().unwrap().contains("2 firings"),
+        "{paused}"
+    );
     assert_eq!(paused["failures"], 2);
     let fired = paused["fired"].as_u64().unwrap();
     let resumed = call(&server, "bad", "resume").data();
     assert_eq!(resumed["failures"], 0, "{resumed}");
-    wait_for("it fires again", || shown(&server, "bad")["fired"].as_u64().unwrap() > fired);
+    wait_for("it fires again", || {
+        shown(&server, "bad")["fired"].as_u64().unwrap() > fired
+    });
 
     put(&server, "good", &every_second("true"));
     firings(&server, "good", "fired", 1);
@@ -256,15 +351,29 @@ fn it_pauses_by_hand_and_after_failures() {
     assert_eq!(paused["paused"], true);
     let fired = paused["fired"].clone();
     wait_for("two more would have been due", || {
-        let next = shown(&server, "good")["next"][0]["utc"].as_str().unwrap().to_owned();
+        let next = shown(&server, "good")["next"][0]["utc"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         let before = paused["next"][2]["utc"].as_str().unwrap();
         next.as_str() > before
     });
     assert_eq!(shown(&server, "good")["fired"], fired);
     call(&server, "good", "resume");
-    firings(&server, "good", "fired", fired.as_u64().unwrap() as usize + 1);
-    let history = shown(&server, "good")["history"].as_array().unwrap().clone();
-    assert!(history.iter().all(|firing| firing["outcome"] != "missed"), "{history:?}");
+    firings(
+        &server,
+        "good",
+        "fired",
+        fired.as_u64().unwrap() as usize + 1,
+    );
+    let history = shown(&server, "good")["history"]
+        .as_array()
+        .unwrap()
+        .clone();
+    assert!(
+        history.iter().all(|firing| firing["outcome"] != "missed"),
+        "{history:?}"
+    );
 }
 
 #[test]
@@ -278,7 +387,11 @@ fn it_ends_after_so_many_times_and_its_last_firing_is_kept() {
     put(&server, "three", &schedule);
     let ended = wait_until("it ends", || {
         let schedule = shown(&server, "three");
-        let all_ended = schedule["history"].as_array().unwrap().iter().all(|f| f["state"].is_string());
+        let all_ended = schedule["history"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|f| f["state"].is_string());
         (schedule["state"] == "ended" && all_ended).then_some(schedule)
     });
     assert_eq!(ended["fired"], 3);
@@ -288,7 +401,9 @@ fn it_ends_after_so_many_times_and_its_last_firing_is_kept() {
         server.run(any("true"));
     }
     let first = ended["history"][0]["task"].as_str().unwrap();
-    wait_for("the first is forgotten", || server.get(&format!("/api/v1/task/{first}")).status == 404);
+    wait_for("the first is forgotten", || {
+        server.get(&format!("/api/v1/task/{first}")).status == 404
+    });
     let kept = server.request("DELETE", &format!("/api/v1/task/{last}"), b"");
     assert_eq!(kept.status, 409, "{}", kept.text());
     assert!(kept.msg().contains("three"), "{}", kept.msg());
@@ -317,7 +432,10 @@ fn a_refused_firing_is_told_and_tried_again_and_missed_in_the_end() {
     assert!(shown(&server, "patient")["waits"]["reason"].is_string());
     let missed = firings(&server, "hasty", "missed", 1);
     let reason = missed[0]["reason"].as_str().unwrap();
-    assert!(reason.contains("startDeadline") && reason.contains("--max-executions"), "{reason}");
+    assert!(
+        reason.contains("startDeadline") && reason.contains("--max-executions"),
+        "{reason}"
+    );
     let ticks = server.metric("sidebike_lock_holds_total");
     server.request("DELETE", "/api/v1/schedule/hasty", b"");
     server.post(&format!("/api/v1/task/{blocker}/cancel"), &json!(null));
@@ -359,10 +477,16 @@ fn a_restart_keeps_schedules_and_makes_up_for_what_was_due() {
     assert!(missed[0]["through"].is_string(), "{missed:?}");
     firings(&server, "latest", "skipped", 1);
     let caught_up = shown(&server, "all")["history"].as_array().unwrap().clone();
-    assert!(caught_up.iter().all(|firing| firing["outcome"] == "fired"), "{caught_up:?}");
+    assert!(
+        caught_up.iter().all(|firing| firing["outcome"] == "fired"),
+        "{caught_up:?}"
+    );
     firings(&server, "all", "fired", 6);
     let after = put(&server, "gone", &every_second("true")).data();
-    assert!(after["incarnation"].as_u64() > made["incarnation"].as_u64(), "{after}");
+    assert!(
+        after["incarnation"].as_u64() > made["incarnation"].as_u64(),
+        "{after}"
+    );
     let tasks = server.get("/api/v1/task?limit=1000").data();
     let mut times: Vec<String> = { tasks.as_array().unwrap().iter() }
         .map(|task| format!("{} {}", task["schedule"], task["scheduledFor"]))
@@ -394,8 +518,13 @@ fn schedules_of_a_file_are_read_and_a_file_with_an_error_changes_nothing() {
     let wrong = json!({"cron": "never", "task": any("true")});
     write(&json!({"three": one, "bad": wrong}));
     server.process.signal(Signal::HUP);
-    let why = server.process.logged("WARN  sidebike::server::api::schedules: ");
-    assert!(why.contains("bad: cron") && why.contains("schedules.json"), "{why}");
+    let why = server
+        .process
+        .logged("WARN  sidebike::server::api::schedules: ");
+    assert!(
+        why.contains("bad: cron") && why.contains("schedules.json"),
+        "{why}"
+    );
     assert_eq!(ids(&server), ["one", "own", "two"], "nothing has changed");
 
     write(&json!({"three": one, "two": one}));
@@ -408,5 +537,8 @@ fn schedules_of_a_file_are_read_and_a_file_with_an_error_changes_nothing() {
     command.args(["server", "--listen", "127.0.0.1:0", "--schedules", &path]);
     let refused = command.output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success() && said.contains("bad: cron"), "{said}");
+    assert!(
+        !refused.status.success() && said.contains("bad: cron"),
+        "{said}"
+    );
 }

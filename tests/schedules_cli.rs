@@ -10,18 +10,56 @@ use common::{Server, wait_for};
 fn a_schedule_is_made_shown_fired_paused_and_deleted() {
     let server = Server::start();
     let _agent = server.agent("m");
-    let dry = ["schedule", "add", "x", "--cron", "30 2 28 3 *", "--zone", "Asia/Shanghai", "--dry-run", "--", "true"];
+    let dry = [
+        "schedule",
+        "add",
+        "x",
+        "--cron",
+        "30 2 28 3 *",
+        "--zone",
+        "Asia/Shanghai",
+        "--dry-run",
+        "--",
+        "true",
+    ];
     let dry = sidebike(&server, &dry);
     assert_eq!(dry.code, 0, "{dry:?}");
-    assert_eq!(lines_with(&dry.out, "-03-28T02:30:00+08:00").len(), 5, "{dry:?}");
-    assert_eq!(lines_with(&sidebike(&server, &["schedule", "ls"]).out, "x ").len(), 0);
+    assert_eq!(
+        lines_with(&dry.out, "-03-28T02:30:00+08:00").len(),
+        5,
+        "{dry:?}"
+    );
+    assert_eq!(
+        lines_with(&sidebike(&server, &["schedule", "ls"]).out, "x ").len(),
+        0
+    );
 
-    let add = ["schedule", "add", "job", "--every", "2d", "--any", "-m", "^m$", "--overlap", "queueOne", "--", "echo hello"];
+    let add = [
+        "schedule",
+        "add",
+        "job",
+        "--every",
+        "2d",
+        "--any",
+        "-m",
+        "^m$",
+        "--overlap",
+        "queueOne",
+        "--",
+        "echo hello",
+    ];
     let made = sidebike(&server, &add);
-    assert!(made.code == 0 && made.out.starts_with("schedule job: next at "), "{made:?}");
+    assert!(
+        made.code == 0 && made.out.starts_with("schedule job: next at "),
+        "{made:?}"
+    );
     assert!(made.err.contains("--db"), "{made:?}");
     let ran = sidebike(&server, &["schedule", "run", "job"]);
-    let task = ran.out.trim().strip_prefix("schedule job: task ").expect(&ran.out);
+    let task = ran
+        .out
+        .trim()
+        .strip_prefix("schedule job: task ")
+        .expect(&ran.out);
     assert_eq!(server.finished(task)["state"], "succeeded");
     let shown = sidebike(&server, &["schedule", "show", "job"]);
     assert_eq!(lines_with(&shown.out, task).len(), 1, "{shown:?}");
@@ -33,16 +71,36 @@ fn a_schedule_is_made_shown_fired_paused_and_deleted() {
 
     let list = sidebike(&server, &["schedule", "ls"]);
     let line = lines_with(&list.out, "job")[0].to_owned();
-    assert!(line.contains("active") && line.contains("every 2days") && line.contains("succeeded"), "{line}");
-    assert_eq!(sidebike(&server, &["schedule", "pause", "job"]).out, "schedule job: paused\n");
+    assert!(
+        line.contains("active") && line.contains("every 2days") && line.contains("succeeded"),
+        "{line}"
+    );
+    assert_eq!(
+        sidebike(&server, &["schedule", "pause", "job"]).out,
+        "schedule job: paused\n"
+    );
     let list = sidebike(&server, &["schedule", "ls"]);
-    assert!(lines_with(&list.out, "job")[0].contains("paused"), "{list:?}");
+    assert!(
+        lines_with(&list.out, "job")[0].contains("paused"),
+        "{list:?}"
+    );
     let resumed = sidebike(&server, &["schedule", "resume", "job"]);
-    assert!(resumed.out.starts_with("schedule job: next at "), "{resumed:?}");
-    assert_eq!(sidebike(&server, &["schedule", "rm", "job"]).out, "schedule job: deleted\n");
+    assert!(
+        resumed.out.starts_with("schedule job: next at "),
+        "{resumed:?}"
+    );
+    assert_eq!(
+        sidebike(&server, &["schedule", "rm", "job"]).out,
+        "schedule job: deleted\n"
+    );
     let gone = sidebike(&server, &["schedule", "show", "job"]);
-    assert!(gone.code == 1 && gone.err.contains("no schedule \"job\""), "{gone:?}");
-    wait_for("its task is a task like others", || server.get(&format!("/api/v1/task/{task}")).status == 200);
+    assert!(
+        gone.code == 1 && gone.err.contains("no schedule \"job\""),
+        "{gone:?}"
+    );
+    wait_for("its task is a task like others", || {
+        server.get(&format!("/api/v1/task/{task}")).status == 200
+    });
 }
 
 #[test]
@@ -58,12 +116,18 @@ fn what_is_wrong_is_said_with_the_flag() {
         (&["--cron", "@daily", "--zone", "Mars/Base"], "--zone: "),
         (&["--cron", "@daily", "--from", "2026-12-01"], "--from: "),
         (&["--cron", "@daily", "--overlap", "both"], "--overlap: "),
-        (&["--cron", "@daily", "--timeout", "0"], "--timeout: must be above 0"),
+        (
+            &["--cron", "@daily", "--timeout", "0"],
+            "--timeout: must be above 0",
+        ),
         (&["--cron", "@daily", "-m", "("], "-m: "),
         (&[], "--cron"),
         (&["--cron", "@daily", "--every", "1h"], "--every"),
     ] {
         let said = add(flags);
-        assert!(said.code != 0 && said.err.contains(words), "{flags:?}: {said:?}");
+        assert!(
+            said.code != 0 && said.err.contains(words),
+            "{flags:?}: {said:?}"
+        );
     }
 }

@@ -48,7 +48,9 @@ fn fired(server: &Server) -> BTreeMap<(String, String), String> {
 
 #[test]
 fn a_server_that_is_killed_around_firings_makes_one_task_for_each_time() {
-    let kills = std::env::var("KILLS").ok().and_then(|kills| kills.parse().ok());
+    let kills = std::env::var("KILLS")
+        .ok()
+        .and_then(|kills| kills.parse().ok());
     let folder = Folder::new();
     let db = folder.file("db");
     let flags = ["--db", &db, "--max-tasks", "100000"];
@@ -77,12 +79,18 @@ fn a_server_that_is_killed_around_firings_makes_one_task_for_each_time() {
             for firing in history.iter().filter(|firing| firing["outcome"] == "fired") {
                 let id = schedule["id"].as_str().unwrap().to_owned();
                 let time = (id, firing["utc"].as_str().unwrap().to_owned());
-                assert_eq!(now.get(&time).map(|id| json!(id)), Some(firing["task"].clone()));
+                assert_eq!(
+                    now.get(&time).map(|id| json!(id)),
+                    Some(firing["task"].clone())
+                );
             }
         }
     }
     server.process.kill_9();
-    let check = Command::new(SIDEBIKE).args(["db", "check", &db]).output().unwrap();
+    let check = Command::new(SIDEBIKE)
+        .args(["db", "check", &db])
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&check.stderr);
     assert!(check.status.success(), "{said}");
 }

@@ -35,6 +35,7 @@ mod docs;
 mod event_stream;
 mod fold;
 mod follow;
+mod group;
 mod halt;
 mod info;
 mod logs;
@@ -50,6 +51,7 @@ mod report;
 mod rerun;
 mod rollout;
 mod run;
+mod schedule;
 mod selection;
 mod shell;
 mod show;
@@ -101,10 +103,14 @@ pub enum Command {
     Stop(pacing::Stop),
     /// Run a task again on the machines where it did not succeed
     Rerun(rerun::Args),
+    /// Show how a group of tasks goes, or wait for its end
+    Group(group::Args),
     /// Run the undo of a task again, by default where it failed or is owed
     Undo(undo::Undo),
     /// Settle by hand what a task has not undone: its effect is gone, or does not matter
     Forgive(undo::Forgive),
+    /// Run tasks again and again: at times of a calendar, or every so often
+    Schedule(schedule::Args),
     /// End every experiment and let none begin until the halt is lifted
     Halt(halt::Args),
     /// Print the report of a task: who was hit, what happened when, what is left
@@ -135,11 +141,13 @@ pub fn run(command: Command) -> ExitCode {
         Command::Show(args) => (show::run(args), FAILED),
         Command::Logs(args) => (logs::run(args), FAILED),
         Command::Cancel(args) => (cancel::run(args), FAILED),
+        Command::Group(args) => (group::run(args), CANNOT_FOLLOW),
         Command::Pause(args) => (pacing::pause(args), FAILED),
         Command::Resume(args) => (pacing::resume(args), FAILED),
         Command::Stop(args) => (pacing::stop(args), FAILED),
         Command::Undo(args) => (undo::undo(args), CANNOT_FOLLOW),
         Command::Forgive(args) => (undo::forgive(args), FAILED),
+        Command::Schedule(args) => (schedule::run(args), FAILED),
         Command::Halt(args) => (halt::run(args), FAILED),
         Command::Report(args) => (report::run(args), FAILED),
         Command::Diff(args) => (diff::run(args), diff::TROUBLE),

@@ -68,11 +68,13 @@ pub enum Rule {
     LastFiringIsKept,
     /// A share of machines that must stay rounds up.
     KeptRoundsUp,
+    /// Who waits for a group is told when its last member has ended.
+    EndOfGroupIsTold,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 21] = [
+    pub const ALL: [Rule; 22] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -94,6 +96,7 @@ impl Rule {
         Rule::FailuresAreOfTheTask,
         Rule::HitsRoundDown,
         Rule::KeptRoundsUp,
+        Rule::EndOfGroupIsTold,
     ];
 }
 
@@ -219,6 +222,7 @@ impl Core {
         self.check_machines()?;
         self.check_indexes()?;
         self.check_schedules()?;
+        self.check_groups()?;
         self.check_timers()
     }
 

@@ -10,21 +10,21 @@ use super::machine::{Kind, Machine};
 use super::original::OriginalAgent;
 use super::probe_data::{CheckedProbe, ONE_MACHINE, ProbeData};
 use super::rollout::Rollout;
-use super::schedule::{Plan, Progress};
 use super::saved::{
     Changes, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedProbe,
     SavedTask,
 };
+use super::schedule::{Plan, Progress};
 use super::selector::{Selector, SelectorText, Tags, Traits, no_tags};
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
 use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, ScheduleKey, TaskKey, Time, data_mut};
-use crate::wire::agent::Feature;
 use crate::recurrence::Zone;
+use crate::wire::agent::Feature;
 use crate::wire::machine::MachineState;
-use crate::wire::schedule::PostedSchedule;
 use crate::wire::probe::ProbeOn;
+use crate::wire::schedule::PostedSchedule;
 use crate::wire::task::ExecutionState;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -283,6 +283,7 @@ impl Core {
                 sent_bytes: saved.detail.json_bytes(),
                 detail: saved.detail,
                 scheduled: saved.scheduled,
+                about: saved.about,
                 wait: None,
             }),
         };
@@ -370,6 +371,9 @@ impl Core {
             .entry(task.spec.name.clone())
             .or_default()
             .insert(key);
+        if let Some(group) = task.group() {
+            self.groups.add(group, key, task.finished_at.is_some());
+        }
         let open = task.open;
         match task.finished_at {
             Some(at) => {

@@ -202,6 +202,9 @@ impl Core {
                 self.task_names.remove(&task.spec.name);
             }
         }
+        if let Some(group) = task.group() {
+            self.groups.forget(group, key);
+        }
         self.stats.forgotten(task.state());
         if let Some(of) = &task.spec.scheduled {
             self.forget_firing(key, of);

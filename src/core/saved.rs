@@ -4,6 +4,7 @@
 //! batch can be applied on top of an earlier one. `restored.rs` rebuilds a core from the records. To save a
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
+use super::about::About;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
@@ -16,13 +17,13 @@ use super::selector::Narrowing;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::waiting::Waiting;
 use super::{Core, ExecutionKey, ScheduleKey, TaskKey, Time};
+use crate::recurrence::Zone;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use crate::wire::probe::Probe;
-use crate::recurrence::Zone;
-use crate::wire::schedule::PostedSchedule;
 use crate::wire::rollout::{Expect, KeepAlive, Rollout, Share};
+use crate::wire::schedule::PostedSchedule;
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,6 +83,8 @@ pub struct SavedTask {
     pub(super) probes: Vec<SavedProbe>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduled: Option<Arc<FiringOf>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) about: Option<Box<About>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waiting: Option<Box<Waiting>>,
 }
@@ -270,7 +273,8 @@ impl Batch {
         match () {
             () if !self.schedules.is_empty()
                 || !self.progress.is_empty()
-                || tasks().any(|t| t.waiting.is_some() || t.scheduled.is_some()) =>
+                || tasks()
+                    .any(|t| t.about.is_some() || t.waiting.is_some() || t.scheduled.is_some()) =>
             {
                 5
             }
@@ -314,7 +318,10 @@ impl Batch {
         self.executions.extend(later.executions);
         self.machines.extend(later.machines);
         self.output.extend(later.output);
-        let deleted = later.schedules.iter().filter(|(_, posted)| posted.is_none());
+        let deleted = later
+            .schedules
+            .iter()
+            .filter(|(_, posted)| posted.is_none());
         for (key, _) in deleted {
             self.progress.remove(key);
         }
@@ -549,6 +556,7 @@ fn saved_task(task: &Task) -> SavedTask {
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
         scheduled: spec.scheduled.clone(),
+        about: spec.about.clone(),
         waiting: task.waiting.clone(),
     }
 }

@@ -94,10 +94,7 @@ impl Plan {
         }
         let above_zero = [
             ("times", posted.times == Some(0)),
-            (
-                "pauseAfterFailures",
-                posted.pause_after_failures == Some(0),
-            ),
+            ("pauseAfterFailures", posted.pause_after_failures == Some(0)),
             ("keep", posted.keep == Some(0)),
             (
                 "startDeadline",
@@ -438,7 +435,9 @@ impl Schedule {
                 // A later firing does not wait too.
                 None => match next.filter(|next| *next <= wall) {
                     Some(next) => Step::Fire(next),
-                    None => Step::Wait(Some(next.map_or(after_deadline, |at| at.min(after_deadline)))),
+                    None => Step::Wait(Some(
+                        next.map_or(after_deadline, |at| at.min(after_deadline)),
+                    )),
                 },
             };
         }
@@ -564,8 +563,12 @@ impl Schedule {
     /// Its state.
     pub fn state(&self) -> ScheduleState {
         match &self.progress {
-            Progress { stopped: Some(_), .. } => ScheduleState::Stopped,
-            Progress { paused: Some(_), .. } => ScheduleState::Paused,
+            Progress {
+                stopped: Some(_), ..
+            } => ScheduleState::Stopped,
+            Progress {
+                paused: Some(_), ..
+            } => ScheduleState::Paused,
             Progress { waiting: None, .. } if self.next.is_none() => ScheduleState::Ended,
             _ => ScheduleState::Active,
         }
@@ -576,9 +579,8 @@ impl Schedule {
         let why = [&progress.stopped, &progress.paused].into_iter().flatten();
         let mut parts: Vec<&str> = why.take(1).map(|why| &**why).collect();
         if progress.position > wall {
-            parts.push(
-                "the clock was set back: it fires when the clock has passed its last firing",
-            );
+            parts
+                .push("the clock was set back: it fires when the clock has passed its last firing");
         }
         parts.extend(Some(note).filter(|note| !note.is_empty()));
         parts.join("; ")

@@ -100,12 +100,20 @@ impl Core {
 
     /// The wall clock.
     pub(super) fn wall(&self, now: Time) -> Time {
-        Time((now.0 as i64).saturating_add(self.schedules.wall_ahead).max(0) as u64)
+        Time(
+            (now.0 as i64)
+                .saturating_add(self.schedules.wall_ahead)
+                .max(0) as u64,
+        )
     }
 
     /// The time at which the core's clock has come when the wall clock shows this.
     fn when_wall_shows(&self, wall: Time) -> Time {
-        Time((wall.0 as i64).saturating_sub(self.schedules.wall_ahead).max(0) as u64)
+        Time(
+            (wall.0 as i64)
+                .saturating_sub(self.schedules.wall_ahead)
+                .max(0) as u64,
+        )
     }
 
     /// How many schedules there are in each state.
@@ -249,7 +257,11 @@ impl Core {
     /// long, and is not for a call that holds the lock.
     pub fn selectors_of_due(&self, now: Time) -> Vec<(ScheduleKey, Selector)> {
         let soon = Time(self.wall(now).0.saturating_add(SOON_MS));
-        let due = self.schedules.due.iter().take_while(|(due, _)| *due <= soon);
+        let due = self
+            .schedules
+            .due
+            .iter()
+            .take_while(|(due, _)| *due <= soon);
         let due = due.take(MAX_COST).filter_map(|(_, key)| {
             let selector = &self.schedules.of(*key).plan.spec.selector;
             let is_known = selector.is_matched() || self.match_index.knows(selector.text());
@@ -381,7 +393,10 @@ impl Core {
         let is_busy = self.has_unfinished_firing(&self.schedules.of(key).progress.id);
         let awake_since = self.schedules.awake_since;
         let schedule = self.schedules.of(key);
-        let before = (schedule.progress.position, schedule.progress.waiting.clone());
+        let before = (
+            schedule.progress.position,
+            schedule.progress.waiting.clone(),
+        );
         let mut cost = 1;
         match schedule.step(wall, awake_since, is_busy) {
             Step::Wait(_) => {
@@ -420,7 +435,10 @@ impl Core {
         }
         self.list_due(key, wall);
         let schedule = self.schedules.of_mut(key);
-        let after = (schedule.progress.position, schedule.progress.waiting.clone());
+        let after = (
+            schedule.progress.position,
+            schedule.progress.waiting.clone(),
+        );
         if before == after && schedule.due.is_some_and(|due| due <= wall) {
             // It would be looked at for ever.
             schedule.progress.stopped = Some("its next firing cannot be told; replace it".into());
@@ -616,7 +634,11 @@ impl Core {
         };
         self.notices.push(Notice::Fired(notice));
         // All of its machines may be busy.
-        if self.tasks.get(&task).is_some_and(|task| task.finished_at.is_some()) {
+        if self
+            .tasks
+            .get(&task)
+            .is_some_and(|task| task.finished_at.is_some())
+        {
             self.note_end_of_firing(now, task);
         }
     }
@@ -651,7 +673,11 @@ impl Core {
             return;
         };
         let is_unfinished = task.finished_at.is_none();
-        let firings = self.schedules.firings.entry(of.schedule.clone()).or_default();
+        let firings = self
+            .schedules
+            .firings
+            .entry(of.schedule.clone())
+            .or_default();
         let before = firings.last();
         match is_unfinished {
             true => firings.unfinished.insert(key),
@@ -818,7 +844,13 @@ impl Core {
     }
 
     /// Adds a schedule as it was saved.
-    pub(super) fn restore_schedule(&mut self, now: Time, key: ScheduleKey, plan: Plan, progress: Progress) -> Result<(), String> {
+    pub(super) fn restore_schedule(
+        &mut self,
+        now: Time,
+        key: ScheduleKey,
+        plan: Plan,
+        progress: Progress,
+    ) -> Result<(), String> {
         let id = progress.id.clone();
         self.schedules.next_key = self.schedules.next_key.max(key.0 + 1);
         if self.schedules.ids.insert(id.clone(), key).is_some() {
@@ -832,7 +864,10 @@ impl Core {
     }
 
     /// What is saved of a schedule.
-    pub(super) fn saved_schedule(&self, key: ScheduleKey) -> Option<(&Arc<PostedSchedule>, &Progress)> {
+    pub(super) fn saved_schedule(
+        &self,
+        key: ScheduleKey,
+    ) -> Option<(&Arc<PostedSchedule>, &Progress)> {
         let schedule = self.schedules.all.get(&key)?;
         Some((&schedule.plan.posted, &schedule.progress))
     }
@@ -858,13 +893,19 @@ impl Core {
                 Some(_) => entry.ended.insert(*key),
             };
             let unfinished = task.executions.iter().filter(|e| !e.state.is_terminal());
-            for target in unfinished.filter_map(|e| e.target.as_ref()).filter(|_| !task.is_any()) {
+            for target in unfinished
+                .filter_map(|e| e.target.as_ref())
+                .filter(|_| !task.is_any())
+            {
                 let place = (of.schedule.clone(), target.instance.clone());
                 *busy.entry(place).or_default() += 1;
             }
         }
         if firings != schedules.firings {
-            return Err(format!("firings {:?}, recounted {firings:?}", schedules.firings));
+            return Err(format!(
+                "firings {:?}, recounted {firings:?}",
+                schedules.firings
+            ));
         }
         if busy != schedules.busy {
             return Err(format!("busy {:?}, recounted {busy:?}", schedules.busy));
@@ -876,7 +917,9 @@ impl Core {
                 last == Some(*key) && schedules.ids.contains_key(&of.schedule)
             });
             if is_last != task.is_last_firing && self.keeps(Rule::LastFiringIsKept) {
-                return Err(format!("{key:?}: is the last firing of its schedule {is_last}"));
+                return Err(format!(
+                    "{key:?}: is the last firing of its schedule {is_last}"
+                ));
             }
         }
         let mut listed = 0;
@@ -885,7 +928,9 @@ impl Core {
             if schedules.ids.get(&progress.id) != Some(key) || schedules.next_key <= key.0 {
                 return Err(format!("{key:?}: its id does not lead to it"));
             }
-            let is_listed = schedule.due.is_some_and(|due| schedules.due.contains(&(due, *key)));
+            let is_listed = schedule
+                .due
+                .is_some_and(|due| schedules.due.contains(&(due, *key)));
             if is_listed != schedule.due.is_some() {
                 return Err(format!("{key:?}: would not be looked at"));
             }
@@ -934,7 +979,10 @@ impl Schedules {
     }
 
     fn unlist(&mut self, key: ScheduleKey) {
-        let due = self.all.get_mut(&key).and_then(|schedule| schedule.due.take());
+        let due = self
+            .all
+            .get_mut(&key)
+            .and_then(|schedule| schedule.due.take());
         if let Some(due) = due {
             self.due.remove(&(due, key));
         }

@@ -49,9 +49,12 @@ pub const PAGES: &[Page] = &[
     page!("targets", "Who is meant, how many at once, when to stop"),
     page!(
         "workflow",
-        "Later, and in which order: what a task waits for"
+        "Later, in which order, several at once: what a task waits for"
     ),
-    page!("schedules", "Tasks again and again: calendars, zones, what is missed"),
+    page!(
+        "schedules",
+        "Tasks again and again: calendars, zones, what is missed"
+    ),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),
     page!("migrating", "Coming from the original sidebike"),

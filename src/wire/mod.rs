@@ -6,6 +6,7 @@
 //! | `machine` | machines |
 //! | `rollout` | how many machines a task may hit, in which order, when it stops |
 //! | `event` | the events of a task's output |
+//! | `group` | groups of tasks |
 //! | `agent` | the calls of agents |
 //! | `report` | the report of a task |
 //! | `schedule` | schedules, and what became of their firings |
@@ -27,6 +28,7 @@ mod bounded;
 pub mod duration;
 pub mod enumeration;
 pub mod event;
+pub mod group;
 pub mod halt;
 pub mod machine;
 pub mod machine_names;

@@ -44,6 +44,7 @@ mod recovery;
 mod rng;
 mod schedules;
 mod server;
+mod several;
 mod shares;
 mod targets;
 mod undo_cases;
@@ -265,7 +266,7 @@ fn the_laws_of_experiments_hold_whatever_dies() {
 }
 
 /// What the seeds are for: each of it must have happened in a run of [`ENOUGH_SEEDS`].
-const SCENARIOS: [&str; 22] = [
+const SCENARIOS: [&str; 23] = [
     "agent cut off",
     "agent dropped the middle of a stream",
     "agent killed",
@@ -275,6 +276,7 @@ const SCENARIOS: [&str; 22] = [
     "both streams are longer than what is kept",
     "clock jumped back",
     "goodbye said",
+    "group ended",
     "handed out with a report",
     "held poll answered late",
     "held poll dropped",

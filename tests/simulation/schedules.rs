@@ -15,7 +15,8 @@
 use crate::rng::Rng;
 use crate::server::TEXTS;
 use sidebike::core::{
-    Core, Limits, NewSchedule, Notice, Plan, Rule, Saved, ScheduleKey, Selection, Spec, TaskKey, Time,
+    Core, Limits, NewSchedule, Notice, Plan, Rule, Saved, ScheduleKey, Selection, Spec, TaskKey,
+    Time,
 };
 use sidebike::recurrence::Zone;
 use sidebike::wire::agent::{AttemptId, Ended, Hold, HoldState, Poll};
@@ -273,7 +274,9 @@ impl Scene {
             return;
         };
         let agent = &mut self.agents[n];
-        agent.holds.extend(orders.start.into_iter().map(|job| job.id));
+        agent
+            .holds
+            .extend(orders.start.into_iter().map(|job| job.id));
         agent.holds.retain(|id| !orders.forget.contains(id));
         for id in orders.cancel {
             self.end(n, &id, ExecutionState::Canceled);
@@ -513,7 +516,8 @@ fn it_finds_a_broken_rule_of_schedules() {
         Rule::LastFiringIsKept,
     ] {
         let found = first_failure(500, Some(rule));
-        let (seed, law, _) = found.unwrap_or_else(|| panic!("{rule:?} is broken, and nobody noticed"));
+        let (seed, law, _) =
+            found.unwrap_or_else(|| panic!("{rule:?} is broken, and nobody noticed"));
         println!("{rule:?}: after {seed} seeds: {law}");
     }
 }
@@ -523,7 +527,13 @@ fn what_is_due_in_the_same_second_is_fired_in_slices() {
     const SCHEDULES: usize = 1_000;
     const AT_ONCE: usize = 50;
     let now = Time(1_806_000_000_500);
-    let mut core = Core::new(Limits { texts: TEXTS, ..Limits::NONE }, now);
+    let mut core = Core::new(
+        Limits {
+            texts: TEXTS,
+            ..Limits::NONE
+        },
+        now,
+    );
     let text = r#"{"cron":"* * * * *","task":{"machinePattern":"^m","mode":"any","detail":{"command":"x"}}}"#;
     let posted: PostedSchedule = serde_json::from_str(text).unwrap();
     let spec = Spec::checked(posted.task.read().unwrap(), &TEXTS, |_| None).unwrap();

@@ -7,6 +7,7 @@ use crate::experiment::{Experiments, Happening};
 use crate::laws::Laws;
 use crate::rng::Rng;
 use crate::server::Server;
+use crate::several::Several;
 use crate::targets::Fleet;
 use crate::users::Users;
 use sidebike::core::{Link, MachineKey, TaskKey, Time};
@@ -202,6 +203,7 @@ pub struct World {
     pub users: Users,
     pub fleet: Fleet,
     pub experiments: Experiments,
+    pub several: Several,
     pub tally: Tally,
     /// Ids of attempts that hostile agents were handed.
     pub overheard: Vec<AttemptId>,
@@ -246,6 +248,7 @@ impl World {
             users: Users::default(),
             fleet: Fleet::default(),
             experiments: Experiments::default(),
+            several: Several::default(),
             tally: Tally::new(),
             overheard: Vec::new(),
             stopped_until: 0,
@@ -407,6 +410,7 @@ impl World {
         self.server.core.check_invariants()?;
         self.laws.look(self.now, &self.server)?;
         self.look_at_undos()?;
+        self.look_at_groups()?;
         self.users.look_at_pace(self.now, &self.server.core)
     }
 

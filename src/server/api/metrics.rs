@@ -26,7 +26,11 @@ pub fn metrics(call: Call<'_>) -> Handled {
         });
     let schedules = server.store.look(|core, now| {
         let by_outcome: Vec<_> = core.firings_by_outcome().collect();
-        (core.schedules_by_state(), by_outcome, core.schedules_due(now))
+        (
+            core.schedules_by_state(),
+            by_outcome,
+            core.schedules_due(now),
+        )
     });
     let mut page = Page(String::new());
     let classes = (1..=5).zip(server.requests.by_class());

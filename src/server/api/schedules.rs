@@ -113,8 +113,11 @@ impl Server {
                 self.max_json_depth
             )));
         }
-        let Entries(entries) = serde_json::from_slice(&text)
-            .map_err(|why| named(format!("expected an object with a schedule for each id: {why}")))?;
+        let Entries(entries) = serde_json::from_slice(&text).map_err(|why| {
+            named(format!(
+                "expected an object with a schedule for each id: {why}"
+            ))
+        })?;
         let mut plans = Vec::new();
         for (id, text) in &entries {
             let read = read_strictly(text.get().as_bytes(), "the schedule");
@@ -142,10 +145,11 @@ impl Server {
                 plans.len()
             )));
         }
-        self.store.ask(|core| {
-            core.check_room_for_plans(plans.iter().map(|(id, plan)| (*id, plan)), &gone)
-        })
-        .map_err(named)?;
+        self.store
+            .ask(|core| {
+                core.check_room_for_plans(plans.iter().map(|(id, plan)| (*id, plan)), &gone)
+            })
+            .map_err(named)?;
         for gone in gone.chunks(AT_A_TIME) {
             self.store.change(|core, _| {
                 for id in gone {
@@ -201,8 +205,8 @@ impl Server {
         let mut all: Vec<Schedule> = Vec::new();
         loop {
             let last = all.last().map(|schedule| schedule.id.clone());
-            let some = (self.store)
-                .look(|core, now| core.list_schedules(now, last.as_deref(), AT_A_TIME));
+            let some =
+                (self.store).look(|core, now| core.list_schedules(now, last.as_deref(), AT_A_TIME));
             let is_last = some.len() < AT_A_TIME;
             all.extend(some);
             if is_last {
@@ -291,7 +295,10 @@ pub fn show(call: Call<'_>) -> Handled {
 /// `DELETE /api/v1/schedule/{id}`.
 pub fn delete(call: Call<'_>) -> Handled {
     let id = id_of(&call);
-    let deleted = call.server.store.change_safely(|core, _| core.delete_schedule(id));
+    let deleted = call
+        .server
+        .store
+        .change_safely(|core, _| core.delete_schedule(id));
     deleted.map_err(not_safe)?.map_err(refused)?;
     Ok(Some(answers::ok(())))
 }

@@ -566,7 +566,9 @@ impl Read {
             self.bytes += value.value().len() as u64;
             let progress = record("the progress of schedule", key.value(), value.value());
             if let Some(progress) = self.or_left_out(progress, strictness)? {
-                self.saved.progress.insert(ScheduleKey(key.value()), progress);
+                self.saved
+                    .progress
+                    .insert(ScheduleKey(key.value()), progress);
             }
         }
         Ok(())
