@@ -17,7 +17,7 @@
 //! | agents of the original | ping, fetch, done | `original.rs` |
 //! | | put, delete, pause, resume, run a schedule | `schedules.rs` |
 //! | the clock | tick | `tick.rs`, `timers.rs` |
-//! | | fires schedules | `schedules.rs` |
+//! | | fires schedules | `firing.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
 //! | the database | record_changes, take_batch; restored | `saved.rs`, `restored.rs` |
@@ -40,7 +40,8 @@
 //! | `probes.rs` | probes: when they begin and end, let a task begin, and stop it |
 //! | `probe_spec.rs` | the probes of a posted task, checked |
 //! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
-//! | `schedule.rs` | one schedule: its plan, how far it has come, what is to be done at a given time |
+//! | `plan.rs`, `schedule.rs` | one schedule: what was posted, and its calendar; how far it has come, what is to be done at a given time |
+//! | `firing.rs`, `firings.rs` | fires what is due; the tasks that were fired, and what their end means |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
@@ -63,6 +64,8 @@ mod agent;
 mod attempt_end;
 mod counting;
 mod debts;
+mod firing;
+mod firings;
 mod follow;
 mod groups;
 mod halt;
@@ -80,6 +83,7 @@ mod original;
 mod output;
 mod pace;
 mod pacing;
+mod plan;
 mod probe_data;
 mod probe_place;
 mod probe_runs;
@@ -118,6 +122,7 @@ pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
 pub use self::original::{Link, is_of_original, original_instance};
 pub use self::output::{Output, gap_line};
+pub use self::plan::{MAX_SCHEDULE_ID_BYTES, Plan, check_schedule_id};
 pub use self::probe_data::CheckedProbe;
 pub use self::probe_runs::check_probe_results;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
@@ -125,7 +130,7 @@ pub use self::report::check_report;
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
-pub use self::schedule::{FiringOf, MAX_SCHEDULE_ID_BYTES, Plan, Progress, check_schedule_id};
+pub use self::schedule::{FiringOf, Progress};
 pub use self::schedules::{FiredTask, NewSchedule};
 pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;

@@ -11,8 +11,8 @@
 //! handed before is `lost` only once a later task has been reported. (The agent runs one after the other.) A call over
 //! the earlier connection shows that its process still runs.
 
+use super::firing::SCHEDULED_FOR;
 use super::machine::Machine;
-use super::schedules::SCHEDULED_FOR;
 use super::tick::ORIGINAL_AT_MOST;
 use super::{Core, ExecutionKey, MachineKey, Refusal, Time};
 use crate::wire::agent::{AttemptId, Ended, Orders, Piece, Verdict};
