@@ -5,6 +5,8 @@
 //! and passes.
 #![cfg(all(feature = "server", feature = "agent"))]
 
+#![recursion_limit = "256"]
+
 mod common;
 
 use common::{Agent, Server, id, task, wait_for};
@@ -503,6 +505,51 @@ fn experiments(a: &mut Answers) {
     assert_eq!(report_of(a, "running"), "stopped");
 }
 
+/// A schedule with every field that the description has.
+fn schedules(a: &mut Answers) {
+    let (all, one) = ("/api/v1/schedule", "/api/v1/schedule/{id}");
+    let target = "/api/v1/schedule/complete";
+    let mut complete = json!({
+        "cron": "@daily", "timeZone": "Europe/Berlin", "overlap": "queueOne", "catchUp": "all", "startDeadline": "1h",
+        "from": "2020-01-01T00:00:00+01:00", "until": "2190-01-01T00:00:00Z", "times": 3, "paused": false,
+        "pauseAfterFailures": 3, "keep": 5, "task": {"machinePattern": "^m$", "detail": {"command": "exit 3"}},
+    });
+    let dry = format!("{target}?dryRun=1");
+    a.call("PUT", one, &dry, Some(&complete), 200);
+    a.call("PUT", one, target, Some(&complete), 200);
+    let run = "/api/v1/schedule/{id}/run";
+    let fired = format!("{target}/run");
+    let fired = a.call("POST", run, &fired, None, 200);
+    let task = fired["data"]["history"][0]["task"].as_str().unwrap();
+    a.server.finished(task);
+    let shown = a.call("GET", one, target, None, 200);
+    assert_eq!(shown["data"]["history"][0]["state"], "failed", "{shown}");
+    let path = format!("/api/v1/task/{task}");
+    a.call("GET", "/api/v1/task/{id}", &path, None, 200);
+    a.call("GET", all, all, None, 200);
+    for what in ["pause", "resume"] {
+        let path = format!("/api/v1/schedule/{{id}}/{what}");
+        a.call("POST", &path, &format!("{target}/{what}"), None, 200);
+    }
+    complete["every"] = json!("1h");
+    a.call("PUT", one, target, Some(&complete), 400);
+    let fields = names(&a.description["components"]["schemas"]["NewSchedule"]["properties"]);
+    assert_eq!(names(&complete), fields);
+    complete["task"]["detail"]["command"] = json!("sleep 300");
+    complete.as_object_mut().unwrap().remove("cron");
+    a.call("PUT", one, target, Some(&complete), 200);
+    let again = format!("{target}/run");
+    let fired = a.call("POST", run, &again, None, 200);
+    let waits = a.call("POST", run, &again, None, 200);
+    assert!(waits["data"]["waits"]["reason"].is_string(), "{waits}");
+    a.call("POST", run, &again, None, 409);
+    a.call("DELETE", one, target, None, 200);
+    a.call("GET", one, target, None, 404);
+    let task = fired["data"]["history"][1]["task"].as_str().unwrap();
+    let cancel = format!("/api/v1/task/{task}/cancel");
+    a.call("POST", "/api/v1/task/{id}/cancel", &cancel, None, 200);
+}
+
 /// Everything a user may see, in as many states as can be had at once.
 fn answers() -> Answers {
     let server = Server::with(&TOLD);
@@ -570,6 +617,7 @@ fn answers() -> Answers {
     crew(&mut a);
     rollouts(&mut a);
     experiments(&mut a);
+    schedules(&mut a);
     a.call("GET", "/healthz", "/healthz", None, 200);
     // By HTTP/1.0: without chunks, ended by the connection's end.
     let mut connection = a.server.connect();

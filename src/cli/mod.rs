@@ -54,6 +54,7 @@ mod report;
 mod rerun;
 mod rollout;
 mod run;
+mod schedule;
 mod selection;
 mod shell;
 mod show;
@@ -116,6 +117,8 @@ pub enum Command {
     Undo(undo::Undo),
     /// Settle by hand what a task has not undone: its effect is gone, or does not matter
     Forgive(undo::Forgive),
+    /// Run tasks again and again: at times of a calendar, or every so often
+    Schedule(schedule::Args),
     /// End every experiment and let none begin until the halt is lifted
     Halt(halt::Args),
     /// Print the report of a task: who was hit, what happened when, what is left
@@ -157,6 +160,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Stop(args) => (pacing::stop(args), FAILED),
         Command::Undo(args) => (undo::undo(args), CANNOT_FOLLOW),
         Command::Forgive(args) => (undo::forgive(args), FAILED),
+        Command::Schedule(args) => (schedule::run(args), FAILED),
         Command::Halt(args) => (halt::run(args), FAILED),
         Command::Report(args) => (report::run(args), FAILED),
         Command::Diff(args) => (diff::run(args), diff::TROUBLE),

@@ -64,6 +64,12 @@ pub enum Rule {
     FailuresAreOfTheTask,
     /// A share of machines that may be hit rounds down.
     HitsRoundDown,
+    /// A time that became a task is settled.
+    FiringSettlesItsTime,
+    /// A machine that has not ended a firing is left out of the next, if the schedule says so.
+    FiringsDoNotOverlap,
+    /// The last firing of a schedule is not forgotten.
+    LastFiringIsKept,
     /// A share of machines that must stay rounds up.
     KeptRoundsUp,
     /// A task begins only if what it is to begin after has ended so.
@@ -243,6 +249,7 @@ impl Core {
         self.check_machines()?;
         self.check_indexes()?;
         self.check_notifications()?;
+        self.check_schedules()?;
         self.check_groups()?;
         self.check_suspensions()?;
         self.check_off_queue()?;
@@ -666,7 +673,7 @@ impl Core {
                     && e.current.number == 1
                     && !self.stands_still(ExecutionKey { task: *key, n })
             });
-            let is_over = task.finished_at.is_some() && !task.needed;
+            let is_over = task.finished_at.is_some() && !task.needed && !task.is_last_firing;
             let needed = task.open || first || is_over;
             ensure(!needed || task.is_paused() || ending.contains(key), || {
                 format!("{key:?}: could stay for ever")

@@ -130,6 +130,7 @@ impl Core {
             }
         }
         self.pace(now, key);
+        self.skip_busy_machines(now, key);
         let watched = { spec.probes.iter() }.filter_map(|probe| probe.on.as_ref());
         let pool = { spec.counts.keep_alive.as_ref() }.and_then(|it| it.pool.as_ref());
         for selector in watched.chain(pool) {
@@ -210,10 +211,12 @@ impl Core {
             undos: UndoCounts::default(),
             notifications: Vec::new(),
             output_bytes: 0,
+            is_last_firing: false,
             executions: Vec::new(),
         };
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
+        self.index_firing(key);
         self.stats.submitted += 1;
         key
     }

@@ -288,6 +288,11 @@ impl MatchIndex {
         key.map(|key| self.entry(*key))
     }
 
+    /// Whether it has this selector.
+    pub fn knows(&self, text: &SelectorText) -> bool {
+        self.selector_keys.contains_key(text)
+    }
+
     /// A known selector, compiled.
     pub fn selector(&self, text: &SelectorText) -> Option<Selector> {
         Some(self.find_entry(text)?.selector.clone())

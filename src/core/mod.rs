@@ -18,8 +18,10 @@
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
 //! | agents of the original | ping, fetch, done | `original.rs` |
+//! | | put, delete, pause, resume, run a schedule | `schedules.rs` |
 //! | the clock | tick | `tick.rs`, `timers.rs` |
 //! | every change | settle_dependents | `after.rs` |
+//! | | fires schedules | `firing.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
 //! | the database | record_changes, take_batch; restored | `saved.rs`, `restored.rs` |
@@ -43,6 +45,8 @@
 //! | `probes.rs` | probes: when they begin and end, let a task begin, and stop it |
 //! | `probe_spec.rs` | the probes of a posted task, checked |
 //! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
+//! | `plan.rs`, `schedule.rs` | one schedule: what was posted, and its calendar; how far it has come, what is to be done at a given time |
+//! | `firing.rs`, `firings.rs` | fires what is due; the tasks that were fired, and what their end means |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
@@ -70,6 +74,8 @@ mod children;
 mod counting;
 mod crew;
 mod debts;
+mod firing;
+mod firings;
 mod follow;
 mod groups;
 mod halt;
@@ -91,6 +97,7 @@ mod outbox;
 mod output;
 mod pace;
 mod pacing;
+mod plan;
 mod probe_data;
 mod probe_place;
 mod probe_runs;
@@ -104,6 +111,8 @@ mod restored;
 mod retention;
 mod rollout;
 mod saved;
+mod schedule;
+mod schedules;
 mod selector;
 mod spec;
 mod summary;
@@ -134,6 +143,7 @@ pub use self::notify::{CheckedNotify, MAX_NOTIFY, NotifyPolicy, place_of, withou
 pub use self::original::{Link, is_of_original, original_instance};
 pub use self::outbox::{Delivery, Entry as SavedNotification, Missed, NotifyStats};
 pub use self::output::{Output, gap_line};
+pub use self::plan::{MAX_SCHEDULE_ID_BYTES, Plan, check_schedule_id};
 pub use self::probe_data::CheckedProbe;
 pub use self::probe_runs::check_probe_results;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
@@ -141,6 +151,8 @@ pub use self::report::check_report;
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
+pub use self::schedule::{FiringOf, Progress};
+pub use self::schedules::{FiredTask, NewSchedule};
 pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;
 pub use self::summary::{MAX_LABELS, MachineSummary};
@@ -162,6 +174,7 @@ use self::machine::Machine;
 use self::match_index::{MatchIndex, SelectorKey};
 use self::newcomers::Newcomers;
 use self::outbox::Outbox;
+use self::schedules::Schedules;
 use self::suspension::Suspensions;
 use self::task::Place;
 use self::timers::Timers;
@@ -203,6 +216,10 @@ pub struct TaskKey(pub(crate) u64);
 /// Identifies a machine; in order of registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MachineKey(u64);
+
+/// Identifies a schedule; in order of creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ScheduleKey(pub(crate) u64);
 
 /// Identifies an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -248,6 +265,8 @@ pub enum Notice {
     HandedOut(MachineKey),
     /// A task has ended.
     Finished(TaskKey),
+    /// A schedule has fired.
+    Fired(FiredTask),
     /// The last task of this group that had not ended has ended.
     GroupFinished(Arc<str>),
     /// A task that has followers has changed.
@@ -297,6 +316,7 @@ pub struct Core {
     outbox: Outbox,
     suspensions: Suspensions,
     off_queue: OffQueue,
+    schedules: Schedules,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
     /// The task that is given turns at this moment.
@@ -353,6 +373,7 @@ impl Core {
             outbox: Outbox::default(),
             suspensions: Suspensions::default(),
             off_queue: OffQueue::default(),
+            schedules: Schedules::new(now),
             pools: BTreeMap::new(),
             paced: None,
             recount: Recount::default(),
@@ -560,6 +581,9 @@ impl Core {
     /// Counts an unfinished execution of a task with `keepAlive` or an undo at its machine. Not one that any machine may
     /// run: where it is, its undo is open.
     fn guard(&mut self, key: ExecutionKey) {
+        if !self.execution(key).state.is_terminal() {
+            self.add_busy(key);
+        }
         let task = self.task(key.task);
         let execution = &task.executions[key.n as usize];
         if !task.spec.is_guarding() || execution.state.is_terminal() {
@@ -572,6 +596,7 @@ impl Core {
 
     /// An execution that was counted has ended.
     fn unguard(&mut self, key: ExecutionKey) {
+        self.remove_busy(key);
         let task = self.task(key.task);
         let target = task.executions[key.n as usize].target.as_ref();
         let target = target.filter(|_| task.spec.is_guarding());

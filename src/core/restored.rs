@@ -10,20 +10,24 @@ use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
 use super::notify::CheckedNotify;
 use super::original::OriginalAgent;
+use super::plan::Plan;
 use super::probe_data::{CheckedProbe, ONE_MACHINE, ProbeData};
 use super::rollout::Rollout;
 use super::saved::{
     Changes, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedProbe,
     SavedTask,
 };
+use super::schedule::Progress;
 use super::selector::{Selector, SelectorText, Tags, Traits, no_tags};
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
 use super::user::JOIN_ALL;
-use super::{Core, ExecutionKey, MachineKey, TaskKey, Time, data_mut};
+use super::{Core, ExecutionKey, MachineKey, ScheduleKey, TaskKey, Time, data_mut};
+use crate::recurrence::Zone;
 use crate::wire::agent::Feature;
 use crate::wire::machine::MachineState;
 use crate::wire::probe::ProbeOn;
+use crate::wire::schedule::PostedSchedule;
 use crate::wire::task::ExecutionState;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -95,6 +99,8 @@ impl Core {
         }
         core.restore_notifications(saved.notifications, &mut changes);
         core.restore_dependents(now);
+        core.schedules.next_key = core.schedules.next_key.max(saved.next_schedule);
+        core.restore_schedules(now, saved.schedules, saved.progress, &saved.zones)?;
         core.notices.clear();
         core.changes = Some(changes);
         // The limits may be lower than before.
@@ -102,6 +108,41 @@ impl Core {
         core.make_room_for_output(0);
         core.restored = core.sums_beyond_limits();
         Ok(core)
+    }
+
+    /// The zones are read before: what is not among them is unknown.
+    fn restore_schedules(
+        &mut self,
+        now: Time,
+        schedules: BTreeMap<ScheduleKey, Arc<PostedSchedule>>,
+        mut progress: BTreeMap<ScheduleKey, Progress>,
+        zones: &BTreeMap<String, Zone>,
+    ) -> Result<(), String> {
+        for (key, posted) in schedules {
+            let Some(mut progress) = progress.remove(&key) else {
+                return Err(format!("schedule number {} has no progress", key.0));
+            };
+            let wrong = |why: String| format!("schedule {}: {why}", progress.id);
+            let zone = match zones.get(Plan::zone_name(&posted)) {
+                Some(zone) => zone.clone(),
+                None => {
+                    let why = "there are no data for its time zone any more; give it another";
+                    progress.stopped = Some(why.into());
+                    Zone::utc()
+                }
+            };
+            let task = posted.task.read().map_err(wrong)?;
+            let known = |text: &SelectorText| Some(Selector::accepted(text.clone()));
+            let mut spec = Spec::checked(task, &super::Limits::NONE.texts, known).map_err(wrong)?;
+            spec.selectors_mut().for_each(Selector::drop_compiled);
+            let posted = Arc::unwrap_or_clone(posted);
+            let plan = Plan::checked(posted, spec, zone, progress.first).map_err(wrong)?;
+            self.restore_schedule(now, key, plan, progress)?;
+        }
+        match progress.first_key_value() {
+            None => Ok(()),
+            Some((key, _)) => Err(format!("schedule number {} is not there", key.0)),
+        }
     }
 
     fn restore_machine(
@@ -232,6 +273,7 @@ impl Core {
             undos: Default::default(),
             notifications: Vec::new(),
             output_bytes: 0,
+            is_last_firing: false,
             executions: Vec::new(),
             spec,
         };
@@ -335,6 +377,7 @@ impl Core {
         }
         self.ledger.add_task(task.spec.kept_bytes());
         self.tasks.insert(key, task);
+        self.index_firing(key);
         if open {
             let selector = self.selector_key_of(key);
             self.open(key, selector);
@@ -458,6 +501,7 @@ fn restored_spec(saved: &mut SavedTask) -> Spec {
         sent_bytes: saved.detail.json_bytes(),
         detail: saved.detail.clone(),
         notify: saved.notify.iter().map(CheckedNotify::accepted).collect(),
+        scheduled: saved.scheduled.clone(),
         about: saved.about.take(),
         children: children
             .map(|mut child| {

@@ -14,12 +14,14 @@ use super::output::Output;
 use super::pace::Pacing;
 use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
+use super::schedule::{FiringOf, Progress};
 use super::selector::Narrowing;
 use super::spec::Spec;
 use super::suspension::SavedSuspensions;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::waiting::Waiting;
-use super::{Core, ExecutionKey, TaskKey, Time};
+use super::{Core, ExecutionKey, ScheduleKey, TaskKey, Time};
+use crate::recurrence::Zone;
 use crate::wire::after::Outcome;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
@@ -27,6 +29,7 @@ use crate::wire::machine::MachineState;
 use crate::wire::notify::Notify;
 use crate::wire::probe::Probe;
 use crate::wire::rollout::{Expect, KeepAlive, Rollout, Share};
+use crate::wire::schedule::PostedSchedule;
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,6 +89,8 @@ pub struct SavedTask {
     pub(super) probes: Vec<SavedProbe>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notify: Vec<Notify>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Arc<FiringOf>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) about: Option<Box<About>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -272,6 +277,12 @@ pub struct Batch {
     pub halt: Option<Option<Halt>>,
     /// The suspensions, if they have changed.
     pub suspensions: Option<SavedSuspensions>,
+    /// Schedules as they were posted; `None` for what was deleted.
+    pub schedules: BTreeMap<ScheduleKey, Option<Arc<PostedSchedule>>>,
+    /// How far schedules have come.
+    pub progress: BTreeMap<ScheduleKey, Progress>,
+    /// The number of the next schedule.
+    pub next_schedule: u64,
     /// The number of the next task. No number is used twice, even after a restart.
     pub next_task: u64,
 }
@@ -292,10 +303,12 @@ impl Batch {
         let machines = || self.machines.values().flatten();
         match () {
             () if self.suspensions.is_some() || !self.notifications.is_empty() => 5,
+            () if !self.schedules.is_empty() || !self.progress.is_empty() => 5,
             () if machines().any(|m| m.suspended_since.is_some() || m.wish.is_some()) => 5,
             () if tasks().any(|t| {
                 t.about.is_some()
                     || t.waiting.is_some()
+                    || t.scheduled.is_some()
                     || !t.children.is_empty()
                     || !t.notify.is_empty()
             }) =>
@@ -322,6 +335,8 @@ impl Batch {
             && self.notifications.is_empty()
             && self.halt.is_none()
             && self.suspensions.is_none()
+            && self.schedules.is_empty()
+            && self.progress.is_empty()
     }
 
     /// Applies a later batch on top of this one.
@@ -343,6 +358,16 @@ impl Batch {
         self.machines.extend(later.machines);
         self.output.extend(later.output);
         self.notifications.extend(later.notifications);
+        let deleted = later
+            .schedules
+            .iter()
+            .filter(|(_, posted)| posted.is_none());
+        for (key, _) in deleted {
+            self.progress.remove(key);
+        }
+        self.schedules.extend(later.schedules);
+        self.progress.extend(later.progress);
+        self.next_schedule = self.next_schedule.max(later.next_schedule);
         self.halt = later.halt.or(self.halt.take());
         self.suspensions = later.suspensions.or(self.suspensions.take());
         self.next_task = self.next_task.max(later.next_task);
@@ -366,6 +391,14 @@ pub struct Saved {
     pub halt: Option<Halt>,
     /// The suspensions.
     pub suspensions: SavedSuspensions,
+    /// Schedules as they were posted.
+    pub schedules: BTreeMap<ScheduleKey, Arc<PostedSchedule>>,
+    /// How far they have come.
+    pub progress: BTreeMap<ScheduleKey, Progress>,
+    /// The zones that they name; reading them is not for the core.
+    pub zones: BTreeMap<String, Zone>,
+    /// The number of the next schedule; 0 if it was not saved.
+    pub next_schedule: u64,
     /// The number of the next task; 0 if it was not saved.
     pub next_task: u64,
     /// When the process that saved them was last known to run.
@@ -385,6 +418,10 @@ pub(super) struct Changes {
     pub(super) halt: Option<Option<Halt>>,
     /// The suspensions have changed.
     pub(super) suspensions: bool,
+    /// Schedules that have come further.
+    schedules: BTreeSet<ScheduleKey>,
+    /// Schedules that were posted or deleted.
+    schedule_texts: BTreeSet<ScheduleKey>,
     /// The size of the pieces saved of each unfinished attempt since they were last replaced.
     pub(super) saved_bytes: BTreeMap<OutputKey, usize>,
 }
@@ -405,6 +442,17 @@ impl Changes {
             self.executions
                 .split_off(&ExecutionKey { task: first, n: 0 }),
         );
+    }
+
+    /// A schedule has come further.
+    pub fn schedule(&mut self, key: ScheduleKey) {
+        self.schedules.insert(key);
+    }
+
+    /// A schedule was posted or deleted.
+    pub fn schedule_text(&mut self, key: ScheduleKey) {
+        self.schedule_texts.insert(key);
+        self.schedules.insert(key);
     }
 
     pub fn machine(&mut self, instance: &Arc<str>) {
@@ -462,6 +510,21 @@ impl Core {
         batch.halt = changes.halt.take();
         let notifications = std::mem::take(&mut changes.notifications);
         let suspensions = std::mem::take(&mut changes.suspensions);
+        let schedules = std::mem::take(&mut changes.schedules);
+        let texts = std::mem::take(&mut changes.schedule_texts);
+        if !texts.is_empty() {
+            batch.next_schedule = self.schedules.next_key;
+        }
+        for key in texts {
+            let saved = self.saved_schedule(key);
+            let posted = saved.map(|(posted, _)| posted.clone());
+            batch.schedules.insert(key, posted);
+        }
+        for key in schedules {
+            if let Some((_, progress)) = self.saved_schedule(key) {
+                batch.progress.insert(key, progress.clone());
+            }
+        }
         batch
             .output
             .retain(|(key, _)| self.tasks.contains_key(&key.task));
@@ -588,6 +651,7 @@ fn saved_spec(spec: &Spec) -> SavedTask {
             })
             .collect(),
         notify: spec.notify.iter().map(|it| it.posted()).collect(),
+        scheduled: spec.scheduled.clone(),
         about: spec.about.clone(),
         waiting: None,
         cancels_dependents: false,

@@ -89,6 +89,8 @@ pub struct TaskData {
     pub(super) notifications: Vec<Arc<Entry>>,
     /// Bytes of output kept, of all its executions.
     pub(super) output_bytes: usize,
+    /// It is the last one that its schedule has fired: it is kept for as long as there is the schedule.
+    pub(super) is_last_firing: bool,
     pub(super) executions: Vec<Execution>,
 }
 
@@ -270,6 +272,13 @@ pub(super) fn attempt_key(prefix: &str, n: u32, attempt: u32) -> String {
     format!("{:016x}{:016x}", halves[0], halves[1])
 }
 
+impl TaskData {
+    /// Whether it is kept whatever the limits are: somebody has to know of it, or still needs it.
+    pub(super) fn is_kept(&self) -> bool {
+        self.is_in_debt() || self.is_last_firing || self.needed
+    }
+}
+
 impl Deref for Task {
     type Target = TaskData;
 
@@ -373,7 +382,7 @@ impl Task {
     /// When it is forgotten, if it has finished and is not kept for others. As long as an undo of it is failed or owed, or runs again, it is kept
     /// for longer: somebody has to know.
     pub(super) fn forgotten_at(&self) -> Option<Time> {
-        if self.needed {
+        if self.needed || self.is_last_firing {
             return None;
         }
         let retention = match self.is_in_debt() {
@@ -504,6 +513,8 @@ impl Task {
             result_ttl: spec.result_ttl,
             failure_ttl: spec.failure_ttl,
             rerun_of: self.rerun_of.as_deref().map(Cow::from),
+            schedule: { spec.scheduled.as_ref() }.map(|of| Cow::from(&*of.schedule)),
+            scheduled_for: { spec.scheduled.as_ref() }.map(|of| timestamp(of.at)),
             start_at: { self.waiting.as_ref() }
                 .and_then(|waiting| waiting.start_at)
                 .map(timestamp),

@@ -13,7 +13,7 @@ use crate::wire::task::ExecutionState;
 
 /// If two ticks are this far apart the server itself was paused (stopped, or without processor time). The
 /// silence of machines during that time does not count.
-const PAUSED: TimeSpan = TimeSpan::from_secs(5);
+pub(super) const PAUSED: TimeSpan = TimeSpan::from_secs(5);
 /// The longest time to the next tick that is asked for; well below [`PAUSED`].
 const AT_LEAST_EVERY: TimeSpan = TimeSpan::from_secs(2);
 /// The most timers handled in one call: it runs under the lock.
@@ -52,8 +52,9 @@ impl Core {
             };
             self.fire(now, timer);
         }
+        let firing = self.fire_schedules(now);
         self.settle_dependents(now);
-        let next = self.timers.next()?;
+        let next = self.timers.next().into_iter().chain(firing).min()?;
         Some(next.min(now.plus(AT_LEAST_EVERY)))
     }
 

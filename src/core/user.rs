@@ -220,6 +220,12 @@ impl Core {
                 task.id
             )));
         }
+        if let (Some(of), true) = (&task.spec.scheduled, task.is_last_firing) {
+            return Err(Refusal::Conflict(format!(
+                "task {} is the last firing of schedule {}, which still needs it; delete the schedule first",
+                task.id, of.schedule
+            )));
+        }
         if task.dirty() > 0 {
             return Err(Refusal::Conflict(format!(
                 "task {} is not clean, {} of its undos are failed or owed; run them again (undo), or settle them by hand (forgive)",
@@ -464,6 +470,10 @@ impl Core {
         self.joined.entry(key).or_default().insert(instance);
         if !late_join {
             self.close(key);
+        }
+        if self.skip_if_busy(now, execution) {
+            self.record_change(execution);
+            return;
         }
         match state {
             ExecutionState::Queued => self.queue_for(execution, machine),

@@ -56,6 +56,10 @@ pub const PAGES: &[Page] = &[
         "Later, in which order, several at once: what a task waits for"
     ),
     page!("crew", "Suspend machines, drain agents, how things stand"),
+    page!(
+        "schedules",
+        "Tasks again and again: calendars, zones, what is missed"
+    ),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),
     page!("migrating", "Coming from the original sidebike"),

@@ -12,6 +12,7 @@
 //! | `agent` | the calls of agents |
 //! | `report` | the report of a task |
 //! | `notify` | notifications |
+//! | `schedule` | schedules, and what became of their firings |
 //! | `halt` | the halt of all experiments |
 //! | `undo` | taking back what a command did |
 //! | `probe` | probes, which stop a task by themselves |
@@ -43,6 +44,7 @@ pub mod output_line;
 pub mod probe;
 pub mod report;
 pub mod rollout;
+pub mod schedule;
 pub mod signal;
 pub mod strict_object;
 pub mod sweep;

@@ -266,6 +266,8 @@ impl ReadOnlyFields for PostedTask {
         "rerunOf",
         "parent",
         "children",
+        "schedule",
+        "scheduledFor",
         "matched",
         "spared",
         "rolloutState",
@@ -693,6 +695,13 @@ pub struct Task<S = String> {
     /// The id of the task that it reruns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun_of: Option<S>,
+    /// The id of the schedule that fired it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<S>,
+    /// When that firing was due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled_for: Option<S>,
+    /// How many live machines matched when it was submitted.
     /// When it begins, or was to begin at the earliest, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at: Option<S>,

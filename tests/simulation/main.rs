@@ -48,6 +48,7 @@ mod original;
 mod pace;
 mod recovery;
 mod rng;
+mod schedules;
 mod server;
 mod several;
 mod shares;
@@ -134,6 +135,7 @@ fn limits(rng: &mut Rng, broken: Option<Rule>) -> Limits {
             new_machines: 1_000,
             output_bytes: 1_500,
             detail_bytes: 100,
+            schedules: 1_000,
             patterns: 2,
             texts: server::TEXTS,
         };
@@ -145,6 +147,7 @@ fn limits(rng: &mut Rng, broken: Option<Rule>) -> Limits {
         new_machines: 1_000,
         output_bytes: 1 << 20,
         detail_bytes: 1 << 20,
+        schedules: 1_000,
         patterns: 1_000,
         texts: server::TEXTS,
     }

@@ -352,6 +352,7 @@ impl World {
                 executions: self.rng.pick(&[12, 500]),
                 machines: self.rng.pick(&[4, 100]),
                 output_bytes: self.rng.pick(&[100, 1_500, 1 << 20]),
+                schedules: 1_000,
                 patterns: self.rng.pick(&[1, 2, 1_000]),
                 ..self.server.limits.clone()
             };

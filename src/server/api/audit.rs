@@ -308,6 +308,20 @@ impl Audit {
         })
     }
 
+    /// What the line of a firing tells: in the name of the token that made the schedule.
+    pub fn firing(&self, token: Option<&str>, call: &str, change: &Change) -> Option<Record> {
+        if !self.has_file() && !log_enabled!(target: LOG_TARGET, Level::Info) {
+            return None;
+        }
+        Some(Record {
+            time: SystemTime::now(),
+            token: token.map(Box::from),
+            peer: None,
+            call: call.into(),
+            change: change.clone(),
+        })
+    }
+
     /// Notes that another thread is about to write a line.
     pub fn pending(&self) -> PendingLine {
         let mut count = { self.pending.count.lock() }.unwrap_or_else(PoisonError::into_inner);

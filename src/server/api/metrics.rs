@@ -29,6 +29,14 @@ pub fn metrics(call: Call<'_>) -> Handled {
                 ),
             )
         });
+    let schedules = server.store.look(|core, now| {
+        let by_outcome: Vec<_> = core.firings_by_outcome().collect();
+        (
+            core.schedules_by_state(),
+            by_outcome,
+            core.schedules_due(now),
+        )
+    });
     let mut page = Page(String::new());
     let classes = (1..=5).zip(server.requests.by_class());
     page.family(
@@ -83,6 +91,27 @@ pub fn metrics(call: Call<'_>) -> Handled {
             &format!("state=\"{}\"", state.word()),
             count,
         );
+    }
+    let (by_state, by_outcome, due) = schedules;
+    page.family("sidebike_schedules", "gauge", "Schedules, by state.");
+    for (state, count) in by_state {
+        let label = format!("state=\"{}\"", state.word());
+        page.sample("sidebike_schedules", &label, count as u64);
+    }
+    page.single(
+        "sidebike_schedules_due",
+        "gauge",
+        "Schedules with a firing that is due and has not become a task yet.",
+        due as u64,
+    );
+    page.family(
+        "sidebike_firings_total",
+        "counter",
+        "Firings of schedules, by outcome; several missed at once count as one.",
+    );
+    for (outcome, count) in by_outcome {
+        let label = format!("outcome=\"{}\"", outcome.word());
+        page.sample("sidebike_firings_total", &label, count);
     }
     page.single(
         "sidebike_tasks_submitted_total",

@@ -35,6 +35,7 @@ mod page;
 mod parse;
 mod report;
 pub mod routes;
+mod schedules;
 pub mod server;
 mod service;
 mod sweeps;

@@ -5,7 +5,7 @@ use super::access::Right;
 use super::call::{Call, Handled, Route, route, with_bodies};
 use super::{
     agents, crew, docs, groups, halt, lists, machines, metrics, original, output, page, report,
-    sweeps, tasks,
+    schedules, sweeps, tasks,
 };
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
@@ -41,6 +41,13 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "POST", &["api", "v1", "cancel"], &["state", "taskPrefix", "label", "tag", "group", "notStarted", "dryRun"], sweeps::cancel),
     route(CHANGE, "POST", &["api", "v1", "rerun"], &["state", "taskPrefix", "label", "tag", "group", "all", "dryRun"], sweeps::rerun),
     route(CHANGE, "POST", &["api", "v1", "group", "*", "cancel"], &["notStarted", "dryRun"], sweeps::cancel_group),
+    route(LOOK, "GET", &["api", "v1", "schedule"], &[], schedules::list),
+    route(LOOK, "GET", &["api", "v1", "schedule", "*"], &[], schedules::show),
+    route(CHANGE, "PUT", &["api", "v1", "schedule", "*"], &["dryRun"], schedules::put),
+    route(CHANGE, "DELETE", &["api", "v1", "schedule", "*"], &[], schedules::delete),
+    route(CHANGE, "POST", &["api", "v1", "schedule", "*", "pause"], &[], schedules::pause),
+    route(CHANGE, "POST", &["api", "v1", "schedule", "*", "resume"], &[], schedules::resume),
+    route(CHANGE, "POST", &["api", "v1", "schedule", "*", "run"], &[], schedules::run),
     route(LOOK, "GET", &["api", "v1", "group", "*"], &["wait", "limit", "cursor"], groups::show),
     route(CHANGE, "POST", &["api", "v1", "halt"], &["all"], halt::halt),
     route(CHANGE, "DELETE", &["api", "v1", "halt"], &[], halt::lift),

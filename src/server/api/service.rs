@@ -145,7 +145,7 @@ impl Server {
     }
 
     /// Writes a line to the audit; to a file by another thread, as that may have to wait.
-    fn write_later(self: &Arc<Self>, line: String) {
+    pub(super) fn write_later(self: &Arc<Self>, line: String) {
         if !self.audit.has_file() {
             return self.audit.write(line);
         }
