@@ -4,7 +4,6 @@
 //! The schemas are checked by Python's jsonschema (Debian: `python3-jsonschema`); without it that test says so
 //! and passes.
 #![cfg(all(feature = "server", feature = "agent"))]
-
 #![recursion_limit = "256"]
 
 mod common;
