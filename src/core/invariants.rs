@@ -76,7 +76,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 24] = [
+    pub const ALL: [Rule; 26] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
