@@ -3,7 +3,6 @@
 //!
 //! The schemas are checked by Python's jsonschema (Debian: `python3-jsonschema`); without it that test says so
 //! and passes.
-#![recursion_limit = "256"]
 #![cfg(all(feature = "server", feature = "agent"))]
 #![recursion_limit = "256"]
 

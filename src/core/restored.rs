@@ -503,7 +503,6 @@ fn restored_spec(saved: &mut SavedTask) -> Spec {
         notify: saved.notify.iter().map(CheckedNotify::accepted).collect(),
         scheduled: saved.scheduled.clone(),
         about: saved.about.take(),
-        notify: saved.notify.iter().map(CheckedNotify::accepted).collect(),
         children: children
             .map(|mut child| {
                 let probes = std::mem::take(&mut child.task.probes);
