@@ -29,7 +29,7 @@ const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
 const DEFAULT_NAME: &str = "run";
 
 /// The objects of a task in which flags replace single fields. Every other value is replaced as a whole.
-const MERGED: [&str; 5] = ["detail", "env", "machineTags", "rollout", "undo"];
+const MERGED: [&str; 6] = ["detail", "env", "machineTags", "rollout", "tags", "undo"];
 /// Groups of fields of a detail that exclude each other: a flag that sets one of them removes the others.
 const ALTERNATIVES: [&[&str]; 2] = [
     &["command", "argv", "script", "scriptArgs"],
@@ -78,6 +78,15 @@ pub struct NewTaskArgs {
     /// The name of the task in lists [default: run]
     #[arg(long)]
     name: Option<String>,
+    /// The group it belongs to, see sidebike group
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// A tag of the task, to find it by; can be given several times. --where is for the tags of machines
+    #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = task_tag)]
+    task_tags: Vec<(String, String)>,
+    /// What it is for, shown with the task
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
     /// Run the words as a program and its arguments, without a shell
     #[arg(long, conflicts_with = "script", requires = "command")]
     exec: bool,
@@ -226,9 +235,16 @@ impl NewTaskArgs {
             ttl: { self.ttl.as_deref() }
                 .map(|text| duration("--ttl", text))
                 .transpose()?,
+            group: self.group.clone(),
+            description: self.description.clone(),
             detail: self.detail()?,
             ..NewTask::default()
         };
+        for (name, value) in &self.task_tags {
+            if task.tags.insert(name.clone(), value.clone()).is_some() {
+                return Err(Failure::Usage(format!("--tag: {name} is given twice")));
+            }
+        }
         self.selection.apply(&mut task, is_alone)?;
         self.pace.apply(&mut task);
         Ok(task)
@@ -290,6 +306,13 @@ impl NewTaskArgs {
         }
         Ok(detail)
     }
+}
+
+/// Reads the tag of a task, `NAME=VALUE`.
+pub fn task_tag(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = pair.ok_or("expected NAME=VALUE such as team=pay")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Removes from a task's detail the fields that exclude one that flags set.

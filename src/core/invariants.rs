@@ -68,11 +68,13 @@ pub enum Rule {
     SuspendedHasTime,
     /// A machine that is to drain is handed nothing.
     DrainedGetsNothing,
+    /// Who waits for a group is told when its last member has ended.
+    EndOfGroupIsTold,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 24] = [
+    pub const ALL: [Rule; 25] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -97,6 +99,7 @@ impl Rule {
         Rule::SuspendedGetsNothing,
         Rule::SuspendedHasTime,
         Rule::DrainedGetsNothing,
+        Rule::EndOfGroupIsTold,
     ];
 }
 
@@ -226,6 +229,7 @@ impl Core {
         self.check_indexes()?;
         self.check_suspensions()?;
         self.check_off_queue()?;
+        self.check_groups()?;
         self.check_timers()
     }
 

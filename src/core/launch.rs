@@ -175,6 +175,9 @@ impl Core {
             Some(keys) => drop(keys.insert(key)),
             None => drop(self.task_names.insert(spec.name.clone(), [key].into())),
         }
+        if let Some(group) = { spec.about.as_ref() }.and_then(|about| about.group.as_ref()) {
+            self.groups.add(group, key, false);
+        }
         let task = TaskData {
             id,
             prefix,

@@ -44,6 +44,7 @@
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
 //! | `newcomers.rs` | how many new machines are accepted from where |
+//! | `about.rs`, `groups.rs` | what people say of a task; the members of a group, and how it goes as a whole |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
 //! | `invariants.rs` | what must be true after every operation; for tests |
 //!
@@ -56,12 +57,14 @@
 //! - a timer: `timers.rs` says how. A limit: `retention.rs` says how. A kind of event: `follow.rs` says how.
 
 mod abilities;
+mod about;
 mod agent;
 mod attempt_end;
 mod counting;
 mod crew;
 mod debts;
 mod follow;
+mod groups;
 mod halt;
 mod invariants;
 mod keep_alive;
@@ -102,10 +105,12 @@ mod undo_lifecycle;
 mod user;
 mod waiting;
 
+pub use self::about::{About, check_group, check_tag};
 pub use self::agent::check_holds;
 pub use self::counting::Preview;
 pub use self::crew::Wish;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
+pub use self::groups::{GroupSummary, state_of};
 pub use self::halt::{Halt, MAX_REASON_BYTES};
 #[doc(hidden)]
 pub use self::invariants::{ExecutionView, Rule, UndoView};
@@ -131,6 +136,7 @@ pub use self::user::Selection;
 use self::counting::Recount;
 use self::crew::OffQueue;
 use self::follow::ChangeLog;
+use self::groups::Groups;
 use self::invariants::RestoredSums;
 use self::keep_alive::Watch;
 use self::ledger::Ledger;
@@ -224,6 +230,8 @@ pub enum Notice {
     HandedOut(MachineKey),
     /// A task has ended.
     Finished(TaskKey),
+    /// The last task of this group that had not ended has ended.
+    GroupFinished(Arc<str>),
     /// A task that has followers has changed.
     Changed(TaskKey),
     /// The machine with this label went offline, for this reason.
@@ -245,6 +253,7 @@ pub struct Core {
     /// By prefix; only tasks whose prefix is not their id.
     task_prefixes: BTreeMap<Arc<str>, TaskKey>,
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
+    groups: Groups,
     next_task: u64,
     machines: BTreeMap<MachineKey, Machine>,
     /// How many are in each state, in the order of [`MachineState::ALL`].
@@ -301,6 +310,7 @@ impl Core {
             task_ids: BTreeMap::new(),
             task_prefixes: BTreeMap::new(),
             task_names: HashMap::new(),
+            groups: Groups::default(),
             next_task: 1,
             machines: BTreeMap::new(),
             machine_states: Default::default(),

@@ -250,6 +250,7 @@ impl Core {
                 failure_ttl: saved.failure_ttl,
                 sent_bytes: saved.detail.json_bytes(),
                 detail: saved.detail,
+                about: saved.about,
                 wait: None,
             }),
         };
@@ -338,6 +339,9 @@ impl Core {
             .entry(task.spec.name.clone())
             .or_default()
             .insert(key);
+        if let Some(group) = task.group() {
+            self.groups.add(group, key, task.finished_at.is_some());
+        }
         let open = task.open;
         match task.finished_at {
             Some(at) => {

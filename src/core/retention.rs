@@ -196,6 +196,9 @@ impl Core {
                 self.task_names.remove(&task.spec.name);
             }
         }
+        if let Some(group) = task.group() {
+            self.groups.forget(group, key);
+        }
         self.stats.forgotten(task.state());
     }
 }

@@ -5,6 +5,7 @@
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
 use super::crew::Wish;
+use super::about::About;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
@@ -79,6 +80,8 @@ pub struct SavedTask {
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) probes: Vec<SavedProbe>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) about: Option<Box<About>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waiting: Option<Box<Waiting>>,
 }
@@ -268,7 +271,7 @@ impl Batch {
         match () {
             () if self.suspensions.is_some()
                 || machines().any(|m| m.suspended_since.is_some() || m.wish.is_some())
-                || tasks().any(|t| t.waiting.is_some()) =>
+                || tasks().any(|t| t.about.is_some() || t.waiting.is_some()) =>
             {
                 5
             }
@@ -507,6 +510,7 @@ fn saved_task(task: &Task) -> SavedTask {
         spared: task.spared,
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
+        about: spec.about.clone(),
         waiting: task.waiting.clone(),
     }
 }

@@ -4,6 +4,7 @@
 //! what is wrong and what would be right. To add a field: take it from the posted task, check it here, add it to
 //! [`Spec`].
 
+use super::about::{self, About};
 use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
 use super::probe_data::CheckedProbe;
@@ -70,6 +71,8 @@ pub struct Spec {
     pub result_ttl: TimeSpan,
     pub failure_ttl: TimeSpan,
     pub detail: Arc<Detail>,
+    /// What people say of it.
+    pub about: Option<Box<About>>,
     /// The size of the detail in an answer that hands it out, in bytes, roughly.
     pub sent_bytes: usize,
     /// What it has to wait for; none in a stored task.
@@ -119,6 +122,7 @@ impl Spec {
         let counts = checked_counts(&mut posted, mode, limits)?;
         let rollout = checked_rollout(&mut posted, mode, limits)?;
         let probes = checked_probes(&mut posted, mode, limits)?;
+        let about = about::checked(&mut posted)?;
         let narrowing = narrowing(&mut posted)?;
         let pattern = posted.machine_pattern.take();
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
@@ -151,6 +155,7 @@ impl Spec {
             )?,
             sent_bytes: detail.json_bytes(),
             detail: Arc::new(detail),
+            about,
             wait: (wait != Wait::default()).then(|| Box::new(wait)),
         })
     }
@@ -217,6 +222,7 @@ impl Spec {
         self.detail_bytes()
             + detail.workspace.as_ref().map_or(0, String::len)
             + self.name.len()
+            + self.about.as_ref().map_or(0, |about| about.kept_bytes())
             + self.selector.text().kept_bytes()
             + pool.map_or(0, |pool| pool.text().kept_bytes())
             + canary.map_or(0, String::len)

@@ -446,6 +446,7 @@ impl Task {
         let spec = &self.spec;
         let selector = spec.selector.text();
         let narrowing = selector.narrowing.as_deref();
+        let about = spec.about.as_deref();
         let all_instances = narrowing.map_or(0, |n| n.instances.len());
         let instances = match detail_limit {
             usize::MAX => usize::MAX,
@@ -481,6 +482,11 @@ impl Task {
             ttl: spec.ttl,
             late_join: spec.late_join,
             retry: spec.retry.as_deref().cloned(),
+            group: about
+                .and_then(|about| about.group.as_deref())
+                .map(Cow::from),
+            tags: about.map_or_else(BTreeMap::new, |about| about.tags.clone()),
+            description: { about.and_then(|about| about.description.as_deref()) }.map(Cow::from),
             result_ttl: spec.result_ttl,
             failure_ttl: spec.failure_ttl,
             rerun_of: self.rerun_of.as_deref().map(Cow::from),

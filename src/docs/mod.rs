@@ -49,7 +49,7 @@ pub const PAGES: &[Page] = &[
     page!("targets", "Who is meant, how many at once, when to stop"),
     page!(
         "workflow",
-        "Later, and in which order: what a task waits for"
+        "Later, in which order, several at once: what a task waits for"
     ),
     page!("crew", "Suspend machines, drain agents, how things stand"),
     page!("commands", "Time-outs, cancel, what is left running"),

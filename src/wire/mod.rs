@@ -7,6 +7,7 @@
 //! | `rollout` | how many machines a task may hit, in which order, when it stops |
 //! | `crew` | suspensions, what is wanted of an agent |
 //! | `event` | the events of a task's output |
+//! | `group` | groups of tasks |
 //! | `agent` | the calls of agents |
 //! | `report` | the report of a task |
 //! | `halt` | the halt of all experiments |
@@ -28,6 +29,7 @@ pub mod crew;
 pub mod duration;
 pub mod enumeration;
 pub mod event;
+pub mod group;
 pub mod halt;
 pub mod machine;
 pub mod machine_names;

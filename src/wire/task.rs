@@ -223,6 +223,10 @@ pub struct PostedTask {
     pub retry: Option<StrictObject<Retry>>,
     pub result_ttl: Option<TimeSpan>,
     pub failure_ttl: Option<TimeSpan>,
+    pub group: Option<String>,
+    #[serde(default, deserialize_with = "bounded::some_map")]
+    pub tags: Option<BTreeMap<String, String>>,
+    pub description: Option<String>,
     pub start_at: Option<Moment>,
     pub delay: Option<TimeSpan>,
 }
@@ -332,6 +336,12 @@ pub struct NewTask {
     pub mode: Option<Mode>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<TimeSpan>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -511,6 +521,14 @@ impl Counts {
         super::counted(ExecutionState::ALL.map(|state| (*self.of(state), state.word())))
     }
 
+    /// Adds the counts of another task.
+    pub fn add(&mut self, other: &Counts) {
+        let mut other = *other;
+        for state in ExecutionState::ALL {
+            *self.of(state) += *other.of(state);
+        }
+    }
+
     /// How many have not ended.
     pub fn unfinished(&self) -> u32 {
         self.held + self.under_way()
@@ -604,6 +622,15 @@ pub struct Task<S = String> {
     /// Retries, if it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// The group that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<S>,
+    /// What people sort it by.
+    #[serde(default = "BTreeMap::new", skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<S>,
     /// How long it is kept after it succeeded.
     pub result_ttl: TimeSpan,
     /// How long it is kept after it ended otherwise.

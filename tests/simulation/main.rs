@@ -44,6 +44,7 @@ mod pace;
 mod recovery;
 mod rng;
 mod server;
+mod several;
 mod shares;
 mod targets;
 mod undo_cases;
@@ -275,7 +276,7 @@ fn the_laws_of_experiments_hold_whatever_dies() {
 }
 
 /// What the seeds are for: each of it must have happened in a run of [`ENOUGH_SEEDS`].
-const SCENARIOS: [&str; 29] = [
+const SCENARIOS: [&str; 30] = [
     "agent cut off",
     "agent dropped the middle of a stream",
     "agent killed",
@@ -289,6 +290,7 @@ const SCENARIOS: [&str; 29] = [
     "both streams are longer than what is kept",
     "clock jumped back",
     "goodbye said",
+    "group ended",
     "handed out with a report",
     "held poll answered late",
     "held poll dropped",

@@ -482,6 +482,7 @@ impl World {
                         self.laws.finished(task)?;
                         self.an_end_waits_for_its_undos(task)?;
                     }
+                    Notice::GroupFinished(group) => self.group_finished(&group),
                     Notice::Changed(_) | Notice::NewcomersRefused(_) => {}
                     Notice::MachineOffline(..) => self.count("machine went offline"),
                     Notice::MachineOnline(..) => self.count("machine appeared"),

@@ -251,6 +251,7 @@ impl World {
             detail.timeout = Some(short);
         }
         spec.detail = Arc::new(detail);
+        self.fill_in_group(spec);
         self.fill_in_undo(spec);
     }
 

@@ -8,6 +8,7 @@ use crate::experiment::{Experiments, Happening};
 use crate::laws::Laws;
 use crate::rng::Rng;
 use crate::server::Server;
+use crate::several::Several;
 use crate::targets::Fleet;
 use crate::users::Users;
 use sidebike::core::{Link, MachineKey, TaskKey, Time};
@@ -204,6 +205,7 @@ pub struct World {
     pub fleet: Fleet,
     pub crew: Crew,
     pub experiments: Experiments,
+    pub several: Several,
     pub tally: Tally,
     /// Ids of attempts that hostile agents were handed.
     pub overheard: Vec<AttemptId>,
@@ -249,6 +251,7 @@ impl World {
             fleet: Fleet::default(),
             crew: Crew::default(),
             experiments: Experiments::default(),
+            several: Several::default(),
             tally: Tally::new(),
             overheard: Vec::new(),
             stopped_until: 0,
@@ -414,6 +417,7 @@ impl World {
         self.look_at_undos()?;
         self.look_at_crew()?;
         self.wishes_go_with_their_machines()?;
+        self.look_at_groups()?;
         self.users.look_at_pace(self.now, &self.server.core)
     }
 
