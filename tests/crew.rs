@@ -322,7 +322,8 @@ fn the_audit_names_machines_and_suspensions() {
     tell(&server, "m", "drain");
     lift(&server);
     folder.until("audit", 3);
-    let lines: Vec<Value> = { folder.lines("audit").iter() }
+    let lines = folder.lines("audit");
+    let lines: Vec<Value> = { lines.iter() }
         .map(|line| serde_json::from_str(line).expect("JSON"))
         .collect();
     assert_eq!(lines[0]["machinePattern"], "^m$");
@@ -419,12 +420,12 @@ fn an_agent_ends_soon_after_its_last_command_although_its_poll_is_held() {
 fn what_is_queued_for_a_suspended_machine_is_pending_and_max_idle_waits_for_it() {
     let server = Server::start();
     suspend(&server, json!({"machinePattern": "^m$"}));
+    server.submit(json!({
+        "machinePattern": "^m$", "mode": "any", "ttl": "1h", "detail": {"command": "true"},
+    }));
     let mut until = agent_with(&server, &["--until-idle", "300ms"]);
     let mut idle = agent_with(&server, &["--max-idle", "300ms"]);
     server.expect(&[&until, &idle]);
-    let waiting =
-        json!({"machinePattern": "^m$", "mode": "any", "ttl": "1h", "detail": {"command": "true"}});
-    let waiting = server.submit(waiting);
     // One with the same idle time and nothing to wait for ends meanwhile.
     let mut other = Command::new(SIDEBIKE);
     other

@@ -109,6 +109,10 @@ impl World {
             return;
         }
         let now = self.time();
+        // One that takes no work because of these takes no undo that was ordered while it was drained, either.
+        for agent in &mut self.agents {
+            agent.forgotten = 0;
+        }
         self.server.core.lift_suspensions(now, None);
         let machines = self.server.core.machine_states();
         let draining = machines.filter(|(_, state)| *state == MachineState::Draining);
