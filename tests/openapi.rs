@@ -140,6 +140,8 @@ fn the_server_gives_it() {
     assert_eq!(reply.json(), description());
 }
 
+/// Tasks may tell receivers.
+const TOLD: [&str; 2] = ["--webhook-allow", "^http://127.0.0.1:9$"];
 /// The tags of the agents of these tests.
 const TAGS: (&str, &str) = ("SIDEBIKE_TAGS", "zone=cn-1,role=web");
 
@@ -156,7 +158,7 @@ fn complete(machine: &Agent) -> Value {
         },
         "probes": [{"name": "p", "command": "true", "on": "targets", "failures": 3}],
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
-        "resultTtl": 3600, "failureTtl": "2h", "delay": 0.01,
+        "resultTtl": 3600, "failureTtl": "2h", "notify": [{"url": "http://127.0.0.1:9/x", "on": ["started", "ended"]}], "delay": 0.01,
         "group": "g", "tags": {"team": "pay"}, "description": "what it is for",
         "detail": {
             "command": "cat; echo oops >&2; exit 3", "workspace": "/tmp", "timeout": "5m",
@@ -189,7 +191,7 @@ fn names(object: &Value) -> BTreeSet<&str> {
 fn every_field_of_a_submit_is_taken() {
     let description = description();
     let schemas = &description["components"]["schemas"];
-    let server = Server::start();
+    let server = Server::with(&TOLD);
     let machine = tagged(&server, "m");
     let complete = complete(&machine);
     let mut fields = names(&complete);
@@ -470,7 +472,7 @@ fn experiments(a: &mut Answers) {
 
 /// Everything a user may see, in as many states as can be had at once.
 fn answers() -> Answers {
-    let server = Server::start();
+    let server = Server::with(&TOLD);
     let machine = tagged(&server, "m");
     let description = description();
     let mut a = Answers {

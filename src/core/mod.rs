@@ -43,6 +43,8 @@
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
+//! | `notify.rs` | where notifications may go, when they are tried again |
+//! | `outbox.rs` | the notifications that wait, when each is made |
 //! | `newcomers.rs` | how many new machines are accepted from where |
 //! | `about.rs`, `groups.rs` | what people say of a task; the members of a group, and how it goes as a whole |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
@@ -76,7 +78,9 @@ mod limits;
 mod machine;
 mod match_index;
 mod newcomers;
+mod notify;
 mod original;
+mod outbox;
 mod output;
 mod pace;
 mod pacing;
@@ -117,7 +121,9 @@ pub use self::invariants::{ExecutionView, Rule, UndoView};
 pub use self::limits::{Limits, TextLimits};
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
+pub use self::notify::{CheckedNotify, MAX_NOTIFY, NotifyPolicy, place_of, without_query};
 pub use self::original::{Link, is_of_original, original_instance};
+pub use self::outbox::{Delivery, Entry as SavedNotification, Missed, NotifyStats};
 pub use self::output::{Output, gap_line};
 pub use self::probe_data::CheckedProbe;
 pub use self::probe_runs::check_probe_results;
@@ -145,6 +151,7 @@ use self::machine::Machine;
 use self::match_index::{MatchIndex, SelectorKey};
 use self::newcomers::Newcomers;
 use self::suspension::Suspensions;
+use self::outbox::Outbox;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
@@ -179,7 +186,7 @@ impl Time {
 }
 
 /// Identifies a task; in order of submission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TaskKey(pub(crate) u64);
 
 /// Identifies a machine; in order of registration.
@@ -236,6 +243,10 @@ pub enum Notice {
     Changed(TaskKey),
     /// The machine with this label went offline, for this reason.
     MachineOffline(Arc<str>, &'static str),
+    /// There are notifications to be sent.
+    NotificationsWait,
+    /// This notification was given up, in words.
+    NotificationDead(String),
     /// Too many new machines have come from this origin: more are refused for a while.
     NewcomersRefused(Arc<str>),
     /// The machine with this label and instance came online.
@@ -272,6 +283,7 @@ pub struct Core {
     halt: Option<Halt>,
     suspensions: Suspensions,
     off_queue: OffQueue,
+    outbox: Outbox,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
     /// The task that is given turns at this moment.
@@ -324,6 +336,7 @@ impl Core {
             halt: None,
             suspensions: Suspensions::default(),
             off_queue: OffQueue::default(),
+            outbox: Outbox::default(),
             pools: BTreeMap::new(),
             paced: None,
             recount: Recount::default(),
