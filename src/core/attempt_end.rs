@@ -211,7 +211,9 @@ impl Core {
         }
         self.probes_after(now, key);
         self.stats.finished(state);
+        self.notify_end(now, key);
         self.notices.push(Notice::Finished(key));
+        self.group_may_have_ended(key);
         self.forget_if_withdrawn(key);
         self.keep_within_limits();
     }

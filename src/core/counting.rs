@@ -295,7 +295,7 @@ impl Core {
             draining,
             ..Preview::default()
         };
-        let unused = self.check_unused(id, id);
+        let unused = { self.check_unused(id, id) }.and_then(|()| self.check_notify(spec));
         match unused.and_then(|()| self.choose(now, id, spec, meant.clone())) {
             Ok(mut choice) => {
                 if spec.rollout.is_none() {

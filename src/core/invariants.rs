@@ -52,6 +52,10 @@ pub enum Rule {
     DebtsAreKept,
     /// Nothing with an undo is accepted during a halt.
     HaltRefuses,
+    /// An event is told once.
+    EventIsToldOnce,
+    /// What waits to be told of a task is told also when the task is forgotten.
+    PendingOutlastsItsTask,
     /// Machines that are offline are part of the pool of which some have to stay.
     OfflineIsOfThePool,
     /// What any machine may run goes to one whose agent can run it.
@@ -68,11 +72,13 @@ pub enum Rule {
     SuspendedHasTime,
     /// A machine that is to drain is handed nothing.
     DrainedGetsNothing,
+    /// Who waits for a group is told when its last member has ended.
+    EndOfGroupIsTold,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 24] = [
+    pub const ALL: [Rule; 27] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -90,6 +96,8 @@ impl Rule {
         Rule::EndWaitsForUndo,
         Rule::DebtsAreKept,
         Rule::HaltRefuses,
+        Rule::EventIsToldOnce,
+        Rule::PendingOutlastsItsTask,
         Rule::OfflineIsOfThePool,
         Rule::FailuresAreOfTheTask,
         Rule::HitsRoundDown,
@@ -97,6 +105,7 @@ impl Rule {
         Rule::SuspendedGetsNothing,
         Rule::SuspendedHasTime,
         Rule::DrainedGetsNothing,
+        Rule::EndOfGroupIsTold,
     ];
 }
 
@@ -226,6 +235,8 @@ impl Core {
         self.check_indexes()?;
         self.check_suspensions()?;
         self.check_off_queue()?;
+        self.check_notifications()?;
+        self.check_groups()?;
         self.check_timers()
     }
 

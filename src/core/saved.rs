@@ -5,9 +5,11 @@
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
 use super::crew::Wish;
+use super::about::About;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
+use super::outbox::Entry as SavedNotification;
 use super::output::Output;
 use super::pace::Pacing;
 use super::probe_data::{ONE_MACHINE, Summary};
@@ -20,6 +22,7 @@ use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
+use crate::wire::notify::Notify;
 use crate::wire::probe::Probe;
 use crate::wire::rollout::{Expect, KeepAlive, Rollout, Share};
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
@@ -79,6 +82,10 @@ pub struct SavedTask {
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) probes: Vec<SavedProbe>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<Notify>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) about: Option<Box<About>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waiting: Option<Box<Waiting>>,
 }
@@ -243,6 +250,8 @@ pub struct Batch {
     pub machines: BTreeMap<Arc<str>, Option<SavedMachine>>,
     /// Output, in order of arrival.
     pub output: Vec<(OutputKey, OutputChange)>,
+    /// Notifications by number.
+    pub notifications: BTreeMap<u64, Option<SavedNotification>>,
     /// The halt, if it has changed.
     pub halt: Option<Option<Halt>>,
     /// The suspensions, if they have changed.
@@ -267,8 +276,9 @@ impl Batch {
         let machines = || self.machines.values().flatten();
         match () {
             () if self.suspensions.is_some()
+                || !self.notifications.is_empty()
                 || machines().any(|m| m.suspended_since.is_some() || m.wish.is_some())
-                || tasks().any(|t| t.waiting.is_some()) =>
+                || tasks().any(|t| t.about.is_some() || t.waiting.is_some() || !t.notify.is_empty()) =>
             {
                 5
             }
@@ -289,6 +299,7 @@ impl Batch {
             && self.executions.is_empty()
             && self.machines.is_empty()
             && self.output.is_empty()
+            && self.notifications.is_empty()
             && self.halt.is_none()
             && self.suspensions.is_none()
     }
@@ -311,6 +322,7 @@ impl Batch {
         self.executions.extend(later.executions);
         self.machines.extend(later.machines);
         self.output.extend(later.output);
+        self.notifications.extend(later.notifications);
         self.halt = later.halt.or(self.halt.take());
         self.suspensions = later.suspensions.or(self.suspensions.take());
         self.next_task = self.next_task.max(later.next_task);
@@ -328,6 +340,8 @@ pub struct Saved {
     pub output: Vec<(OutputKey, SavedPiece)>,
     /// Machines by instance.
     pub machines: BTreeMap<Arc<str>, SavedMachine>,
+    /// Notifications by number.
+    pub notifications: BTreeMap<u64, SavedNotification>,
     /// The halt that is in force.
     pub halt: Option<Halt>,
     /// The suspensions.
@@ -345,6 +359,8 @@ pub(super) struct Changes {
     pub(super) executions: BTreeSet<ExecutionKey>,
     machines: BTreeSet<Arc<str>>,
     output: Vec<(OutputKey, OutputChange)>,
+    /// Notifications by number.
+    pub(super) notifications: BTreeSet<u64>,
     /// The halt, if it has changed.
     pub(super) halt: Option<Option<Halt>>,
     /// The suspensions have changed.
@@ -416,6 +432,7 @@ impl Core {
         batch.output = std::mem::take(&mut changes.output);
         batch.halt = changes.halt.take();
         let suspensions = std::mem::take(&mut changes.suspensions);
+        let notifications = std::mem::take(&mut changes.notifications);
         batch
             .output
             .retain(|(key, _)| self.tasks.contains_key(&key.task));
@@ -438,6 +455,11 @@ impl Core {
                 .get(&instance)
                 .map(|key| saved_machine(self.machine(*key)));
             batch.machines.insert(instance, machine);
+        }
+        for number in notifications {
+            batch
+                .notifications
+                .insert(number, self.saved_notification(number));
         }
         batch
     }
@@ -507,6 +529,8 @@ fn saved_task(task: &Task) -> SavedTask {
         spared: task.spared,
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
+        notify: spec.notify.iter().map(|it| it.posted()).collect(),
+        about: spec.about.clone(),
         waiting: task.waiting.clone(),
     }
 }

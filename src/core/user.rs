@@ -56,6 +56,7 @@ impl Core {
         self.check_unused(&id, &id)?;
         let old = self.known_task(of)?;
         self.check_halt(old.has_undo())?;
+        self.check_notify(&old.spec)?;
         let of = old.id.clone();
         let mut spec = Spec::clone(&old.spec);
         spec.id = None;

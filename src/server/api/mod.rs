@@ -24,6 +24,7 @@ mod crew;
 mod docs;
 mod encoding;
 mod follow;
+mod groups;
 mod halt;
 mod machines;
 mod metrics;
