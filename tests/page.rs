@@ -1352,7 +1352,9 @@ fn a_suspension_is_seen_everywhere_with_its_reason_and_a_task_begins_later() {
         browser.sees("#task-state", "scheduled");
         browser.sees("#task-progress", "Not begun: its time has not come");
         browser.click("#task-edit");
-        browser.wait("document.querySelector('[name=startAt]').value.startsWith('2199-01-31T08:00:00')");
+        browser.wait(
+            "document.querySelector('[name=startAt]').value.startsWith('2199-01-31T08:00:00')",
+        );
         assert_quiet(browser, &[]);
     });
 }

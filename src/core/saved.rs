@@ -4,8 +4,8 @@
 //! batch can be applied on top of an earlier one. `restored.rs` rebuilds a core from the records. To save a
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
-use super::crew::Wish;
 use super::about::About;
+use super::crew::Wish;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
@@ -278,7 +278,8 @@ impl Batch {
             () if self.suspensions.is_some()
                 || !self.notifications.is_empty()
                 || machines().any(|m| m.suspended_since.is_some() || m.wish.is_some())
-                || tasks().any(|t| t.about.is_some() || t.waiting.is_some() || !t.notify.is_empty()) =>
+                || tasks()
+                    .any(|t| t.about.is_some() || t.waiting.is_some() || !t.notify.is_empty()) =>
             {
                 5
             }

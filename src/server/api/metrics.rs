@@ -22,7 +22,11 @@ pub fn metrics(call: Call<'_>) -> Handled {
                 core.output_bytes(),
                 core.detail_bytes(),
                 core.debts(),
-                (core.pending_notifications(), core.notify_stats(), core.suspensions().len()),
+                (
+                    core.pending_notifications(),
+                    core.notify_stats(),
+                    core.suspensions().len(),
+                ),
             )
         });
     let mut page = Page(String::new());

@@ -3,7 +3,9 @@
 
 use super::access::Right;
 use super::call::{Call, Handled, Route, route};
-use super::{agents, crew, docs, groups, halt, machines, metrics, original, output, page, report, tasks};
+use super::{
+    agents, crew, docs, groups, halt, machines, metrics, original, output, page, report, tasks,
+};
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
 

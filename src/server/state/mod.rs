@@ -30,8 +30,8 @@ use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder};
 use crate::core::{
-    Core, EventBatch, Follower, GroupSummary, Limits, MachineSnapshot, MachineSummary, MatchingSelectors, Notice,
-    Refusal, Saved, Selector, Task, TaskKey, TaskPage, TaskQuery, Time,
+    Core, EventBatch, Follower, GroupSummary, Limits, MachineSnapshot, MachineSummary,
+    MatchingSelectors, Notice, Refusal, Saved, Selector, Task, TaskKey, TaskPage, TaskQuery, Time,
 };
 use crate::wire::agent::{Assignment, Orders, Poll};
 use crate::wire::crew::{LabelSummary, OldestWaiting};
