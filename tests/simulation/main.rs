@@ -432,6 +432,7 @@ fn it_finds_a_broken_rule_of_the_agent() {
         let broken = |seed| {
             let mut world = world_of_experiments(seed);
             world.experiments.broken = Some(rule);
+            world.crew.share = 0;
             // Agents that live on without their server: that is what the switch is for.
             world.weather.cut = 300;
             world.experiments.share = 900;
