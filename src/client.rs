@@ -38,7 +38,7 @@ pub use blobs::SentFile;
 #[cfg(feature = "cli")]
 pub use blobs::{BlobState, PieceAnswer};
 #[cfg(feature = "cli")]
-pub use people::{EventReader, MachineFilter, TaskFilter};
+pub use people::{Errand, EventReader, MachineFilter, TaskFilter};
 
 use crate::config::Registry;
 use crate::secret::Secret;

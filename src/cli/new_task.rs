@@ -3,6 +3,7 @@
 use super::command::{Failure, duration};
 use super::file_flags::FileArgs;
 use super::follow::print_message;
+use super::later_flags::LaterArgs;
 use super::selection::SelectionArgs;
 use super::terminal::sanitize;
 use super::undo_flags::UndoArgs;
@@ -51,6 +52,8 @@ pub struct NewTaskArgs {
     selection: SelectionArgs,
     #[command(flatten)]
     pace: PaceArgs,
+    #[command(flatten)]
+    later: LaterArgs,
     #[command(flatten)]
     undo: UndoArgs,
     #[command(flatten)]
@@ -213,6 +216,7 @@ impl NewTaskArgs {
         let flags = serde_json::to_value(self.flags()?);
         if let Ok(Value::Object(flags)) = flags {
             drop_alternatives(&mut task, &flags);
+            self.later.replace(&mut task);
             overlay(&mut task, flags);
         }
         self.undo.complete(&mut task)?;
@@ -264,6 +268,7 @@ impl NewTaskArgs {
         self.selection.apply(&mut task, is_alone)?;
         self.pace.apply(&mut task);
         self.files.apply(&mut task)?;
+        self.later.apply(&mut task)?;
         Ok(task)
     }
 
@@ -463,7 +468,8 @@ fn length(bytes: &[u8]) -> String {
     format!("{} bytes{more}", bytes.len())
 }
 
-fn bytes_of(flag: &str, file: &str) -> Result<Vec<u8>, Failure> {
+/// Reads a file, or standard input.
+pub fn bytes_of(flag: &str, file: &str) -> Result<Vec<u8>, Failure> {
     let cannot = |why: io::Error| Failure::Usage(format!("{flag}: cannot read {file}: {why}"));
     let mut bytes = Vec::new();
     let read = if file == "-" {

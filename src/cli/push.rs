@@ -107,7 +107,7 @@ pub fn run(args: Args) -> CommandResult {
     }
     let matching = client.dry_run(&task)?;
     if args.dry_run {
-        show_matching(&matching, args.json)?;
+        show_matching(&matching, false, args.json)?;
         let is_refused = matching.matched == 0 || !matching.ok;
         return Ok(if is_refused {
             super::outcome::NO_MACHINE

@@ -79,6 +79,17 @@ pub struct ServerArgs {
         default_value_t = 10_000
     )]
     max_new_machines: usize,
+    /// Schedules; more are refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_SCHEDULES",
+        value_name = "N",
+        default_value_t = 1_000
+    )]
+    max_schedules: usize,
+    /// File of schedules, a JSON object with one for each id; read at the start and on HUP [default: none]
+    #[arg(long, env = "SIDEBIKE_SCHEDULES", value_name = "FILE")]
+    schedules: Option<PathBuf>,
     /// Different patterns with waiting tasks; submits with another one are refused
     #[arg(
         long,
@@ -292,6 +303,8 @@ pub struct ServerConfig {
     pub max_executions: usize,
     pub max_machines: usize,
     pub max_new_machines: usize,
+    pub max_schedules: usize,
+    pub schedules: Option<PathBuf>,
     pub max_patterns: usize,
     pub texts: TextLimits,
     pub max_output_bytes: usize,
@@ -338,6 +351,7 @@ impl ServerArgs {
             ("--max-executions", self.max_executions),
             ("--max-machines", self.max_machines),
             ("--max-new-machines", self.max_new_machines),
+            ("--max-schedules", self.max_schedules),
             ("--max-patterns", self.max_patterns),
             ("--max-pattern", self.max_pattern),
             ("--max-compiled-pattern", self.max_compiled_pattern),
@@ -412,6 +426,8 @@ impl ServerArgs {
             max_executions: self.max_executions,
             max_machines: self.max_machines,
             max_new_machines: self.max_new_machines,
+            max_schedules: self.max_schedules,
+            schedules: self.schedules,
             max_patterns: self.max_patterns,
             texts: TextLimits {
                 pattern: self.max_pattern,

@@ -64,6 +64,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         new_machines: config.max_new_machines,
         output_bytes: config.max_output_bytes,
         detail_bytes: config.max_detail_bytes,
+        schedules: config.max_schedules,
         patterns: config.max_patterns,
         texts: config.texts.clone(),
     };
@@ -131,8 +132,13 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         },
         audit,
     });
+    if let Some(path) = &config.schedules {
+        let read = server.read_schedules(path);
+        info!("{}", read.map_err(|why| format!("--schedules: {why}"))?);
+    }
     let health = store.health.clone();
-    supervise(&health, "clock", move || keep_time(&store))?;
+    let clock = server.clone();
+    supervise(&health, "clock", move || keep_time(&clock))?;
     notifier.start(&health)?;
     edge.serve(config.engine, listener, &server)?;
     for signal in signals.forever() {
@@ -145,6 +151,9 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         server.store.end_polls();
         server.audit.reopen();
         notifier.reload();
+        if let Some(path) = &config.schedules {
+            server.reread_schedules(path);
+        }
         if let Some(files) = &config.tls {
             renew_certificate(&edge, files);
         }
@@ -246,9 +255,10 @@ pub fn routed(method: &str, target: &str) -> u16 {
     routes::find(&request).map_or_else(|answer| answer.status, |_| 200)
 }
 
-fn keep_time(store: &Store) {
+fn keep_time(server: &Arc<Server>) {
     loop {
         thread::sleep(state::TICK);
-        store.tick();
+        server.store.tick();
+        server.note_firings();
     }
 }

@@ -10,6 +10,7 @@
 //! Unknown fields are ignored here, so that agents and servers of different versions work together. Points in time
 //! are sent as "milliseconds ago": the clocks of containers may be wrong.
 
+use super::crew::{Standing, Wanted};
 use super::duration::TimeSpan;
 use super::files::{Fetch, FetchedFile, File, Phase};
 use super::probe::{ProbeOrder, ProbeResult};
@@ -49,6 +50,15 @@ pub struct Poll {
     /// It takes no more work because it is about to end.
     #[serde(default)]
     pub draining: bool,
+    /// That is so because it was told to drain, and until it is told otherwise.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub drained: bool,
+    /// It is about to end, and cannot be kept from it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ending: bool,
+    /// It wants to know how things stand for it, see [`Orders::standing`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub standing: bool,
     /// How long the server may hold the poll; it may answer sooner.
     #[serde(default)]
     pub wait: TimeSpan,
@@ -63,7 +73,11 @@ pub struct Poll {
     pub features: Vec<String>,
 }
 
-/// Something that a task can ask for and that the first version of the agent cannot do. To add one: a variant, its word,
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// Something that a task, or a user, can ask for and that the first version of the agent cannot do. To add one: a variant, its word,
 /// and the field of `detail` that needs it in [`super::task::Detail::needs`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feature {
@@ -85,11 +99,13 @@ pub enum Feature {
     Unpack,
     /// `fetch`.
     Fetch,
+    /// It obeys [`Orders::crew`].
+    Crew,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::User,
         Self::StdinBase64,
         Self::MergeOutput,
@@ -99,6 +115,7 @@ impl Feature {
         Self::Files,
         Self::Unpack,
         Self::Fetch,
+        Self::Crew,
     ];
 
     /// The word in a poll: the field of the task or of its `detail`.
@@ -113,6 +130,7 @@ impl Feature {
             Self::Files => "files",
             Self::Unpack => "unpack",
             Self::Fetch => "fetch",
+            Self::Crew => "crew",
         }
     }
 }
@@ -186,6 +204,12 @@ pub struct Orders<D> {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[serde(deserialize_with = "bounded")]
     pub probe: Vec<ProbeOrder>,
+    /// What is wanted of the agent itself. Repeated until a poll shows that it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crew: Option<Wanted>,
+    /// How things stand for the agent, if its poll asks for that. It alone is no reason to answer a poll that is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Standing>,
 }
 
 impl<D> Orders<D> {
@@ -198,6 +222,8 @@ impl<D> Orders<D> {
             forget: Vec::new(),
             undo: Vec::new(),
             probe: Vec::new(),
+            crew: None,
+            standing: None,
         }
     }
 
@@ -208,6 +234,7 @@ impl<D> Orders<D> {
             && self.forget.is_empty()
             && self.undo.is_empty()
             && self.probe.is_empty()
+            && self.crew.is_none()
     }
 }
 

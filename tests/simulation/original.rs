@@ -136,6 +136,9 @@ impl Scene {
             arch: String::new(),
             jobs: 4,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: true,
             wait: TimeSpan::from_secs(0),
             holds: Vec::new(),
         };

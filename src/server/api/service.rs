@@ -48,7 +48,7 @@ impl Service for Server {
                     _ if upload.is_some() => BodyLimit::Streamed,
                     Right::Original => original::body_limit(self.edge.max_body()),
                     Right::Agent => BodyLimit::Refuse(self.edge.max_body().min(MAX_REPORT_BYTES)),
-                    _ => BodyLimit::Refuse(self.edge.max_body()),
+                    _ => BodyLimit::Refuse(self.edge.max_body().saturating_mul(route.bodies)),
                 },
                 sink: upload.clone().map(|upload| upload as Arc<dyn Sink>),
                 admission: Admission {
@@ -135,8 +135,9 @@ impl Call<'_> {
             if let Some(status) = status {
                 server.requests.count(status);
             }
-            let line = record.and_then(|record| record.line(status.unwrap_or(NOT_ANSWERED)));
-            line.into_iter().for_each(|line| server.write_later(line));
+            let status = status.unwrap_or(NOT_ANSWERED);
+            let lines = record.iter().flat_map(|record| record.lines(status));
+            lines.for_each(|line| server.write_later(line));
         })
     }
 }
@@ -154,13 +155,13 @@ impl Server {
         self.requests.count(status);
         if admission.route.right == Right::Change {
             let record = self.audit.record(&admission.caller, request, change);
-            let line = record.and_then(|record| record.line(status));
-            line.into_iter().for_each(|line| self.audit.write(line));
+            let lines = record.iter().flat_map(|record| record.lines(status));
+            lines.for_each(|line| self.audit.write(line));
         }
     }
 
     /// Writes a line to the audit; to a file by another thread, as that may have to wait.
-    fn write_later(self: &Arc<Self>, line: String) {
+    pub(super) fn write_later(self: &Arc<Self>, line: String) {
         if !self.audit.has_file() {
             return self.audit.write(line);
         }
@@ -183,9 +184,8 @@ impl Server {
             return;
         }
         let record = self.audit.record(caller, request, &Change::default());
-        if let Some(line) = record.and_then(|record| record.line(status)) {
-            self.write_later(line);
-        }
+        let lines = record.iter().flat_map(|record| record.lines(status));
+        lines.for_each(|line| self.write_later(line));
     }
 
     /// Checks that a request is allowed, and says who the caller is.
