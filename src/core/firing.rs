@@ -137,12 +137,13 @@ impl Core {
             }
         }
         self.list_due(key, wall);
+        let settles = self.keeps(Rule::FiringSettlesItsTime);
         let schedule = self.schedules.of_mut(key);
         let after = (
             schedule.progress.position,
             schedule.progress.waiting.clone(),
         );
-        if before == after && schedule.due.is_some_and(|due| due <= wall) {
+        if settles && before == after && schedule.due.is_some_and(|due| due <= wall) {
             // It would be looked at for ever.
             schedule.progress.stopped = Some("its next firing cannot be told; replace it".into());
             schedule.find_next();
@@ -182,14 +183,14 @@ impl Core {
                             past.by_hand = older.by_hand;
                             self.record_firing(key, past);
                         }
-                        self.wait_for(now, key, at, false, None, &why);
+                        self.wait_for(key, at, false, None, &why);
                     }
                 }
             }
             Fire::Refused(refusal) => {
                 let (why, retry_at) = (refusal.to_string(), self.wall(now).plus(RETRY_PAUSE));
                 self.record_firing(key, PastFiring::new(at, Outcome::Refused, &why));
-                self.wait_for(now, key, at, false, Some(retry_at), &why);
+                self.wait_for(key, at, false, Some(retry_at), &why);
             }
         }
         if self.keeps(Rule::FiringSettlesItsTime) {
@@ -232,7 +233,6 @@ impl Core {
     /// Lets a firing wait: for another try, or for the end of the one before.
     pub(super) fn wait_for(
         &mut self,
-        _now: Time,
         key: ScheduleKey,
         at: Time,
         by_hand: bool,
