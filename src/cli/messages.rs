@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 50] = [
+const FIELDS: [(&str, &str); 52] = [
     ("cron", "--cron"),
     ("every", "--every"),
     ("timeZone", "--zone"),
@@ -35,6 +35,7 @@ const FIELDS: [(&str, &str); 50] = [
     ("rollout.stopRunning", "--stop-running"),
     ("rollout.order", "--order"),
     ("rollout.canary", "--canary"),
+    ("notify", "--notify"),
     ("name", "--name"),
     ("group", "--group"),
     ("tags", "--tag"),
@@ -57,15 +58,20 @@ const FIELDS: [(&str, &str); 50] = [
     ("detail.undo.deadman", "--deadman"),
     ("detail.undo.lock", "--lock"),
     ("reason", "REASON"),
+    ("for", "--for"),
 ];
 /// The fields with which the server begins a refusal because of the number of machines.
 const COUNTS: [&str; 4] = ["expect", "maxTargets", "keepAlive", "rollout"];
 /// Phrases about the API inside messages, and what replaces them.
-const PHRASES: [(&str, &str); 7] = [
+const PHRASES: [(&str, &str); 8] = [
     ("?all=1", "--all"),
     (
         "DELETE /api/v1/halt (sidebike halt --lift)",
         "sidebike halt --lift",
+    ),
+    (
+        "DELETE /api/v1/suspend (sidebike suspend --lift)",
+        "sidebike suspend --lift",
     ),
     ("unless instances are given", "unless --instance is given"),
     ("is taken by the task in data", "is taken by another task"),

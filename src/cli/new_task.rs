@@ -2,12 +2,14 @@
 
 use super::command::{Failure, duration};
 use super::follow::print_message;
+use super::later_flags::LaterArgs;
 use super::selection::SelectionArgs;
 use super::terminal::sanitize;
 use super::undo_flags::UndoArgs;
 use crate::client::Client;
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
+use crate::wire::notify::{Notify, NotifyEvent};
 use crate::wire::rollout::{Expect, KeepAlive, Order, Pause, Rollout, Share};
 use crate::wire::task::{Detail, Mode, NewTask, json_bytes};
 use base64::Engine as _;
@@ -50,6 +52,8 @@ pub struct NewTaskArgs {
     #[command(flatten)]
     pace: PaceArgs,
     #[command(flatten)]
+    later: LaterArgs,
+    #[command(flatten)]
     undo: UndoArgs,
     /// On one of them only, whichever is free first
     #[arg(long, conflicts_with_all = PACE_FLAGS)]
@@ -78,6 +82,10 @@ pub struct NewTaskArgs {
     /// The name of the task in lists [default: run]
     #[arg(long)]
     name: Option<String>,
+    /// Tell this URL when it has ended, or of these events: started, ended, failed (ended otherwise than well),
+    /// stopped; can be given several times
+    #[arg(long, value_name = "URL[=EVENT,...]")]
+    notify: Vec<String>,
     /// The group it belongs to, see sidebike group
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
@@ -204,6 +212,7 @@ impl NewTaskArgs {
         let flags = serde_json::to_value(self.flags()?);
         if let Ok(Value::Object(flags)) = flags {
             drop_alternatives(&mut task, &flags);
+            self.later.replace(&mut task);
             overlay(&mut task, flags);
         }
         self.undo.complete(&mut task)?;
@@ -235,6 +244,7 @@ impl NewTaskArgs {
             ttl: { self.ttl.as_deref() }
                 .map(|text| duration("--ttl", text))
                 .transpose()?,
+            notify: self.notify.iter().map(|text| notify_of(text)).collect(),
             group: self.group.clone(),
             description: self.description.clone(),
             detail: self.detail()?,
@@ -247,6 +257,7 @@ impl NewTaskArgs {
         }
         self.selection.apply(&mut task, is_alone)?;
         self.pace.apply(&mut task);
+        self.later.apply(&mut task)?;
         Ok(task)
     }
 
@@ -305,6 +316,20 @@ impl NewTaskArgs {
             detail.env = Some(variables);
         }
         Ok(detail)
+    }
+}
+
+/// `URL` or `URL=EVENT,EVENT`. A URL may have a `=` itself: what follows the last one counts only if it names events.
+fn notify_of(text: &str) -> Notify {
+    let event = |word: &str| NotifyEvent::ALL.into_iter().find(|it| it.word() == word);
+    let parts = text.rsplit_once('=').and_then(|(url, words)| {
+        let on: Option<Vec<NotifyEvent>> = words.split(',').map(event).collect();
+        Some((url, on?))
+    });
+    let (url, on) = parts.unwrap_or_else(|| (text, Notify::default_on()));
+    Notify {
+        url: url.to_owned(),
+        on,
     }
 }
 
@@ -432,7 +457,8 @@ fn length(bytes: &[u8]) -> String {
     format!("{} bytes{more}", bytes.len())
 }
 
-fn bytes_of(flag: &str, file: &str) -> Result<Vec<u8>, Failure> {
+/// Reads a file, or standard input.
+pub fn bytes_of(flag: &str, file: &str) -> Result<Vec<u8>, Failure> {
     let cannot = |why: io::Error| Failure::Usage(format!("{flag}: cannot read {file}: {why}"));
     let mut bytes = Vec::new();
     let read = if file == "-" {

@@ -11,12 +11,16 @@
 //! | | rerun, cancel, delete, withdraw | `user.rs` |
 //! | | pause, resume, stop | `pacing.rs` |
 //! | | undo again, forgive | `debts.rs` |
+//! | | submit of a list; cancel and rerun of many tasks | `lists.rs`, `sweep.rs` |
 //! | | halt, lift | `halt.rs` |
+//! | | suspend, lift_suspensions | `suspension.rs` |
+//! | | drain, undrain, shut_down | `crew.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
 //! | agents of the original | ping, fetch, done | `original.rs` |
 //! | | put, delete, pause, resume, run a schedule | `schedules.rs` |
 //! | the clock | tick | `tick.rs`, `timers.rs` |
+//! | every change | settle_dependents | `after.rs` |
 //! | | fires schedules | `firing.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
@@ -30,9 +34,10 @@
 //! | `undo_lifecycle.rs`, `undo.rs`, `debts.rs` | the same table for undos; what is reported of them; who runs them again, or settles them |
 //! | `attempt_end.rs` | the end of an attempt: end of the execution, or retry |
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
-//! | `spec.rs`, `limits.rs` | from a posted task to a checked one |
+//! | `spec.rs`, `later_spec.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `launch.rs` | from a checked task to its executions |
-//! | `waiting.rs` | tasks that begin later |
+//! | `waiting.rs`, `after.rs` | tasks that begin later: at a time, after others |
+//! | `children.rs` | tasks that are submitted with another one and begin with its end |
 //! | `selector.rs` | which machines a task means |
 //! | `counting.rs` | how many of them it may hit, and in which order |
 //! | `rollout.rs` | a checked rollout, and its plan for a number of targets |
@@ -45,6 +50,8 @@
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
+//! | `notify.rs` | where notifications may go, when they are tried again |
+//! | `outbox.rs` | the notifications that wait, when each is made |
 //! | `newcomers.rs` | how many new machines are accepted from where |
 //! | `about.rs`, `groups.rs` | what people say of a task; the members of a group, and how it goes as a whole |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
@@ -60,9 +67,12 @@
 
 mod abilities;
 mod about;
+mod after;
 mod agent;
 mod attempt_end;
+mod children;
 mod counting;
+mod crew;
 mod debts;
 mod firing;
 mod firings;
@@ -71,15 +81,19 @@ mod groups;
 mod halt;
 mod invariants;
 mod keep_alive;
+mod later_spec;
 mod launch;
 mod lazy_box;
 mod ledger;
 mod lifecycle;
 mod limits;
+mod lists;
 mod machine;
 mod match_index;
 mod newcomers;
+mod notify;
 mod original;
+mod outbox;
 mod output;
 mod pace;
 mod pacing;
@@ -101,6 +115,9 @@ mod schedule;
 mod schedules;
 mod selector;
 mod spec;
+mod summary;
+mod suspension;
+mod sweep;
 mod task;
 mod tick;
 mod timers;
@@ -112,15 +129,19 @@ mod waiting;
 pub use self::about::{About, check_group, check_tag};
 pub use self::agent::check_holds;
 pub use self::counting::Preview;
+pub use self::crew::Wish;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 pub use self::groups::{GroupSummary, state_of};
 pub use self::halt::{Halt, MAX_REASON_BYTES};
 #[doc(hidden)]
 pub use self::invariants::{ExecutionView, Rule, UndoView};
 pub use self::limits::{Limits, TextLimits};
+pub use self::lists::ListRefusal;
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
+pub use self::notify::{CheckedNotify, MAX_NOTIFY, NotifyPolicy, place_of, without_query};
 pub use self::original::{Link, is_of_original, original_instance};
+pub use self::outbox::{Delivery, Entry as SavedNotification, Missed, NotifyStats};
 pub use self::output::{Output, gap_line};
 pub use self::plan::{MAX_SCHEDULE_ID_BYTES, Plan, check_schedule_id};
 pub use self::probe_data::CheckedProbe;
@@ -134,10 +155,15 @@ pub use self::schedule::{FiringOf, Progress};
 pub use self::schedules::{FiredTask, NewSchedule};
 pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;
+pub use self::summary::{MAX_LABELS, MachineSummary};
+pub use self::suspension::{SavedSuspensions, Suspension};
+pub use self::sweep::{MAX_RERUNS, MAX_SWEPT, Meant, Sweep};
 pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
+use self::after::Dependents;
 use self::counting::Recount;
+use self::crew::OffQueue;
 use self::follow::ChangeLog;
 use self::groups::Groups;
 use self::invariants::RestoredSums;
@@ -147,7 +173,9 @@ use self::lifecycle::Event;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, SelectorKey};
 use self::newcomers::Newcomers;
+use self::outbox::Outbox;
 use self::schedules::Schedules;
+use self::suspension::Suspensions;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
@@ -182,7 +210,7 @@ impl Time {
 }
 
 /// Identifies a task; in order of submission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TaskKey(pub(crate) u64);
 
 /// Identifies a machine; in order of registration.
@@ -245,6 +273,10 @@ pub enum Notice {
     Changed(TaskKey),
     /// The machine with this label went offline, for this reason.
     MachineOffline(Arc<str>, &'static str),
+    /// There are notifications to be sent.
+    NotificationsWait,
+    /// This notification was given up, in words.
+    NotificationDead(String),
     /// Too many new machines have come from this origin: more are refused for a while.
     NewcomersRefused(Arc<str>),
     /// The machine with this label and instance came online.
@@ -278,7 +310,12 @@ pub struct Core {
     undos: Undos,
     /// The tasks that have not begun.
     waiting: WaitingTasks,
+    /// Which tasks wait for which.
+    after: Dependents,
     halt: Option<Halt>,
+    outbox: Outbox,
+    suspensions: Suspensions,
+    off_queue: OffQueue,
     schedules: Schedules,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
@@ -304,6 +341,8 @@ pub struct Core {
     stats: Stats,
     change_logs: HashMap<TaskKey, ChangeLog>,
     notices: Vec<Notice>,
+    /// A list of tasks is being accepted: what it makes too many is forgotten when it is through.
+    forgets_later: bool,
     /// What has changed since the last batch, if changes are recorded.
     changes: Option<saved::Changes>,
     /// The rule that a test has switched off.
@@ -329,7 +368,11 @@ impl Core {
             absent: HashMap::new(),
             undos: Undos::default(),
             waiting: WaitingTasks::default(),
+            after: Dependents::default(),
             halt: None,
+            outbox: Outbox::default(),
+            suspensions: Suspensions::default(),
+            off_queue: OffQueue::default(),
             schedules: Schedules::new(now),
             pools: BTreeMap::new(),
             paced: None,
@@ -347,6 +390,7 @@ impl Core {
             stats: Stats::default(),
             change_logs: HashMap::new(),
             notices: Vec::new(),
+            forgets_later: false,
             changes: None,
             broken: None,
             limits,
@@ -458,6 +502,7 @@ impl Core {
         *task.counts.of(state) += 1;
         self.ledger.change_state(execution.state, state);
         execution.state = state;
+        let waited = task.waiting.is_some();
         if state.is_terminal() {
             if let Some(pacing) = &mut task.pacing {
                 pacing.ended(key.n);
@@ -465,7 +510,11 @@ impl Core {
             self.stats.ended(state);
             self.unguard(key);
         }
+        self.list_off_queue(key);
         self.record_change(key);
+        if waited {
+            self.release_parents(key.task);
+        }
         true
     }
 

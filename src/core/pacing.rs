@@ -15,6 +15,7 @@ use super::task::{Place, Task};
 use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
 use crate::wire::duration::TimeSpan;
+use crate::wire::notify::NotifyEvent;
 use crate::wire::rollout::{Pause, StopKind};
 use crate::wire::task::{ExecutionState, TaskState};
 
@@ -148,6 +149,7 @@ impl Core {
                 self.timers.cancel(until, Timer::PauseOver(key));
             }
             self.count_stop_output(key);
+            self.notify(now, key, NotifyEvent::Stopped);
             self.close(key);
         }
         if cancels {
@@ -363,7 +365,7 @@ impl Core {
     /// A machine is not online any more: what was queued for it frees its slot.
     pub(super) fn hold_back_queued(&mut self, now: Time, key: MachineKey) {
         for execution in self.machine(key).inbox.clone() {
-            if self.is_rolled_out(execution.task) && self.hold(execution) {
+            if self.is_rolled_out(execution.task) && self.hold(now, execution) {
                 self.wait_for_return(execution);
                 self.pace(now, execution.task);
             }
@@ -383,7 +385,7 @@ impl Core {
             }
             return self.skip(now, key);
         }
-        if !self.hold(key) {
+        if !self.hold(now, key) {
             return false;
         }
         self.unsaved_pacing(key.task).returned.insert(key.n);
@@ -391,7 +393,8 @@ impl Core {
     }
 
     /// Takes an execution out of its queue. False if it is in none.
-    fn hold(&mut self, key: ExecutionKey) -> bool {
+    fn hold(&mut self, now: Time, key: ExecutionKey) -> bool {
+        self.thaw(now, key);
         let holds = self.apply(key, Event::Hold);
         if holds {
             let due = self.execution(key).current.due_at;

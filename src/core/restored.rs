@@ -4,9 +4,11 @@
 //! restore a new field, set it where the other fields of its record are set.
 
 use super::abilities::Abilities;
+use super::children::Child;
 use super::counting::{Counts, KeepAlive, Recount};
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
+use super::notify::CheckedNotify;
 use super::original::OriginalAgent;
 use super::plan::Plan;
 use super::probe_data::{CheckedProbe, ONE_MACHINE, ProbeData};
@@ -47,6 +49,8 @@ impl Core {
             interner.share(&mut machine.version);
             let canceled = std::mem::take(&mut machine.canceled).into_iter();
             machine.canceled = canceled.map(|attempt| attempt.later(away)).collect();
+            let later = |time: Time| Time(time.0.saturating_add(away));
+            machine.suspended_since = machine.suspended_since.map(later);
             let instance = interner.shared(instance);
             core.restore_machine(now, instance, machine);
         }
@@ -89,9 +93,12 @@ impl Core {
                 task.0
             ));
         }
+        core.restore_suspensions(now, away, saved.suspensions);
         for (key, piece) in saved.output {
             core.restore_output(key, &piece, &mut changes);
         }
+        core.restore_notifications(saved.notifications, &mut changes);
+        core.restore_dependents(now);
         core.schedules.next_key = core.schedules.next_key.max(saved.next_schedule);
         core.restore_schedules(now, saved.schedules, saved.progress, &saved.zones)?;
         core.notices.clear();
@@ -188,6 +195,12 @@ impl Core {
             is_restored: !saved.offline,
             offline_since: now,
             left: saved.left,
+            suspended_since: saved.suspended_since,
+            wish: saved.wish,
+            is_drained: false,
+            is_ending: false,
+            asks_standing: false,
+            says_draining: saved.draining,
             watched_at: None,
             // It does not join a task twice.
             joins_pending: Some(JOIN_ALL),
@@ -218,7 +231,7 @@ impl Core {
         now: Time,
         away: u64,
         key: TaskKey,
-        saved: SavedTask,
+        mut saved: SavedTask,
         executions: Vec<SavedExecution>,
     ) -> Result<(), String> {
         let finished = saved.finished_at.is_some();
@@ -227,7 +240,11 @@ impl Core {
             true => time,
             false => Time(time.0.saturating_add(away)),
         };
-        let (probes, mut data) = restored_probes(now, away, saved.probes);
+        let (probes, mut data) = restored_probes(now, away, std::mem::take(&mut saved.probes));
+        let spec = Arc::new(Spec {
+            probes,
+            ..restored_spec(&mut saved)
+        });
         let mut task = TaskData {
             probes: None,
             id: saved.id,
@@ -245,48 +262,20 @@ impl Core {
             late_join_full: saved.late_join_full,
             canceled: saved.canceled,
             withdrawn: saved.withdrawn,
-            waiting: saved.waiting,
+            waiting: saved.waiting.map(|mut waiting| {
+                waiting.blocked_until = waiting.blocked_until.map(later);
+                waiting
+            }),
+            needed: false,
+            cancels_dependents: saved.cancels_dependents,
             rerun_of: saved.rerun_of,
             counts: Default::default(),
             undos: Default::default(),
+            notifications: Vec::new(),
             output_bytes: 0,
             is_last_firing: false,
             executions: Vec::new(),
-            spec: Arc::new(Spec {
-                id: None,
-                name: saved.name,
-                selector: Selector::accepted(SelectorText {
-                    pattern: saved.pattern,
-                    narrowing: saved.narrowing,
-                }),
-                counts: Counts {
-                    expect: saved.expect,
-                    max_targets: saved.max_targets,
-                    keep_alive: saved.keep_alive.map(|keep_alive| KeepAlive {
-                        keep: keep_alive.keep,
-                        pool: keep_alive.pool.map(|pool| Selector::of_pattern(&pool)),
-                    }),
-                },
-                probes,
-                rollout: saved.rollout.map(|posted| {
-                    Box::new(Rollout {
-                        order: posted.order.unwrap_or_default(),
-                        canary: posted.canary.as_deref().map(Selector::of_pattern),
-                        posted,
-                    })
-                }),
-                mode: saved.mode,
-                ttl: saved.ttl,
-                late_join: saved.late_join,
-                retry: saved.retry.map(Box::new),
-                result_ttl: saved.result_ttl,
-                failure_ttl: saved.failure_ttl,
-                sent_bytes: saved.detail.json_bytes(),
-                detail: saved.detail,
-                scheduled: saved.scheduled,
-                about: saved.about,
-                wait: None,
-            }),
+            spec,
         };
         let mut places = Vec::new();
         for (n, saved) in (0..).zip(executions) {
@@ -351,6 +340,7 @@ impl Core {
         for (execution, place) in places {
             self.restore_place(now, execution, place);
             self.guard(execution);
+            self.list_off_queue(execution);
             self.restore_undo(execution);
         }
         self.restore_probes(key);
@@ -392,6 +382,10 @@ impl Core {
             let selector = self.selector_key_of(key);
             self.open(key, selector);
         }
+        let waiting = self.task(key).waiting.clone();
+        if let Some(waiting) = waiting.filter(|waiting| waiting.holds) {
+            self.keep_parents(key, &waiting);
+        }
         self.list_waiting(key);
         Ok(())
     }
@@ -419,6 +413,8 @@ impl Core {
                     left: false,
                     offline: false,
                     draining: false,
+                    suspended_since: None,
+                    wish: None,
                     tags: BTreeMap::new(),
                     seq: 0,
                     canceled: Vec::new(),
@@ -466,6 +462,62 @@ impl Core {
         task.output_bytes = task.output_bytes + after - before;
         self.ledger.resize_output(before, after);
         self.list_finished_again(key.task);
+    }
+}
+
+/// What was posted of a restored task, but for its probes.
+fn restored_spec(saved: &mut SavedTask) -> Spec {
+    let children = std::mem::take(&mut saved.children).into_iter();
+    let keep_alive = saved.keep_alive.take();
+    Spec {
+        id: None,
+        name: saved.name.clone(),
+        selector: Selector::accepted(SelectorText {
+            pattern: saved.pattern.clone(),
+            narrowing: saved.narrowing.clone(),
+        }),
+        counts: Counts {
+            expect: saved.expect,
+            max_targets: saved.max_targets,
+            keep_alive: keep_alive.map(|keep_alive| KeepAlive {
+                keep: keep_alive.keep,
+                pool: keep_alive.pool.map(|pool| Selector::of_pattern(&pool)),
+            }),
+        },
+        probes: Box::default(),
+        rollout: saved.rollout.take().map(|posted| {
+            Box::new(Rollout {
+                order: posted.order.unwrap_or_default(),
+                canary: posted.canary.as_deref().map(Selector::of_pattern),
+                posted,
+            })
+        }),
+        mode: saved.mode,
+        ttl: saved.ttl,
+        late_join: saved.late_join,
+        retry: saved.retry.take().map(Box::new),
+        result_ttl: saved.result_ttl,
+        failure_ttl: saved.failure_ttl,
+        sent_bytes: saved.detail.json_bytes(),
+        detail: saved.detail.clone(),
+        notify: saved.notify.iter().map(CheckedNotify::accepted).collect(),
+        scheduled: saved.scheduled.clone(),
+        about: saved.about.take(),
+        children: children
+            .map(|mut child| {
+                let probes = std::mem::take(&mut child.task.probes);
+                let spec = Spec {
+                    id: child.id,
+                    probes: restored_probes(Time::default(), 0, probes).0,
+                    ..restored_spec(&mut child.task)
+                };
+                Child {
+                    on: child.on,
+                    spec: Arc::new(spec),
+                }
+            })
+            .collect(),
+        wait: None,
     }
 }
 

@@ -134,6 +134,9 @@ impl Scene {
             version: String::new(),
             jobs: 4,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: true,
             wait: TimeSpan::from_secs(0),
             holds: Vec::new(),
         };

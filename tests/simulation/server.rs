@@ -73,6 +73,7 @@ impl Server {
     }
 
     fn break_rule(&mut self) {
+        self.core.set_notify_policy(crate::notify::policy());
         if let Some(rule) = self.broken {
             self.core.break_rule_for_tests(rule);
         }
@@ -436,6 +437,7 @@ impl World {
                 .key_of(id)
                 .ok_or_else(|| format!("{id:?} leads nowhere"))?;
             self.note(|| format!("agent {who} is handed {id:?}"));
+            self.nothing_is_handed_out_there(who, key)?;
             if !self.agents[who].is_plain() {
                 self.laws.nobody_knows_what_becomes_of(key);
             }
@@ -459,7 +461,9 @@ impl World {
 
     /// Processes the notices of the core.
     pub fn see_to_notices(&mut self) -> Lawful {
+        let now = self.time();
         loop {
+            self.server.core.settle_dependents(now);
             let notices = self.server.core.take_notices();
             if notices.is_empty() {
                 return Ok(());
@@ -483,7 +487,10 @@ impl World {
                         self.an_end_waits_for_its_undos(task)?;
                     }
                     Notice::GroupFinished(group) => self.group_finished(&group),
-                    Notice::Changed(_) | Notice::NewcomersRefused(_) => {}
+                    Notice::NotificationDead(_) => self.count("notification given up"),
+                    Notice::Changed(_)
+                    | Notice::NewcomersRefused(_)
+                    | Notice::NotificationsWait => {}
                     Notice::MachineOffline(..) => self.count("machine went offline"),
                     Notice::MachineOnline(..) => self.count("machine appeared"),
                 }

@@ -77,6 +77,9 @@ impl Scene {
             version: String::new(),
             jobs: 1,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: true,
             wait: TimeSpan::from_secs(20),
             holds: Vec::new(),
         };

@@ -50,6 +50,8 @@ pub struct Route {
     pub path: &'static [&'static str],
     /// The parameters of the query. Others are an error: a typo must not silently change what is done.
     pub query: &'static [&'static str],
+    /// How many times `--max-body` its body may have.
+    pub bodies: usize,
     /// The handler.
     pub handler: fn(Call<'_>) -> Handled,
 }
@@ -67,6 +69,12 @@ pub const fn route(
         method,
         path,
         query,
+        bodies: 1,
         handler,
     }
+}
+
+/// The same for a call whose body may be so many times as large as that of others.
+pub const fn with_bodies(bodies: usize, route: Route) -> Route {
+    Route { bodies, ..route }
 }

@@ -27,6 +27,8 @@ pub fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answe
     }
     let read = read_with_path(bytes, |path| match path {
         "" => what.to_owned(),
+        // Of an entry of a list: `tasks[3].detail`.
+        path if path.starts_with('[') => format!("{what}{path}"),
         path => path.to_owned(),
     });
     let (value, end) = read.map_err(|why| other(bad(why)))?;

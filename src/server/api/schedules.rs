@@ -93,8 +93,8 @@ impl Server {
             let call = format!("schedule {schedule}");
             let change = Change::of(&task);
             let record = self.audit.firing(made_by.as_deref(), &call, &change);
-            let line = record.and_then(|record| record.line(200));
-            line.into_iter().for_each(|line| self.write_later(line));
+            let lines = record.map_or_else(Vec::new, |record| record.lines(200));
+            lines.into_iter().for_each(|line| self.write_later(line));
         }
     }
 

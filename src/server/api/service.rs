@@ -38,7 +38,7 @@ impl Service for Server {
                 body: match route.right {
                     Right::Original => original::body_limit(self.edge.max_body()),
                     Right::Agent => BodyLimit::Refuse(self.edge.max_body().min(MAX_REPORT_BYTES)),
-                    _ => BodyLimit::Refuse(self.edge.max_body()),
+                    _ => BodyLimit::Refuse(self.edge.max_body().saturating_mul(route.bodies)),
                 },
                 admission: Admission { route, caller },
             })
@@ -119,8 +119,9 @@ impl Call<'_> {
             if let Some(status) = status {
                 server.requests.count(status);
             }
-            let line = record.and_then(|record| record.line(status.unwrap_or(NOT_ANSWERED)));
-            line.into_iter().for_each(|line| server.write_later(line));
+            let status = status.unwrap_or(NOT_ANSWERED);
+            let lines = record.iter().flat_map(|record| record.lines(status));
+            lines.for_each(|line| server.write_later(line));
         })
     }
 }
@@ -138,8 +139,8 @@ impl Server {
         self.requests.count(status);
         if admission.route.right == Right::Change {
             let record = self.audit.record(&admission.caller, request, change);
-            let line = record.and_then(|record| record.line(status));
-            line.into_iter().for_each(|line| self.audit.write(line));
+            let lines = record.iter().flat_map(|record| record.lines(status));
+            lines.for_each(|line| self.audit.write(line));
         }
     }
 
@@ -167,9 +168,8 @@ impl Server {
             return;
         }
         let record = self.audit.record(caller, request, &Change::default());
-        if let Some(line) = record.and_then(|record| record.line(status)) {
-            self.write_later(line);
-        }
+        let lines = record.iter().flat_map(|record| record.lines(status));
+        lines.for_each(|line| self.write_later(line));
     }
 
     /// Checks that a request is allowed, and says who the caller is.

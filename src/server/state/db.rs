@@ -57,6 +57,10 @@ const SCHEDULES: TableDefinition<u64, &[u8]> = TableDefinition::new("schedules")
 /// How far they have come: that changes with each firing, and may be much shorter.
 const PROGRESS: TableDefinition<u64, &[u8]> = TableDefinition::new("progress");
 const SWITCH_HALT: &str = "halt";
+const SWITCH_SUSPENSIONS: &str = "suspensions";
+
+/// Notifications by number. Files of earlier versions do not have it.
+const NOTIFICATIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("notifications");
 
 const META_VERSION: &str = "version";
 const META_LAST_ALIVE: &str = "lastAlive";
@@ -319,6 +323,26 @@ fn write_batch(
                 None => drop(switches.remove(SWITCH_HALT).map_err(text)?),
             }
         }
+        if !batch.notifications.is_empty() {
+            let mut notifications = write.open_table(NOTIFICATIONS).map_err(text)?;
+            for (number, entry) in &batch.notifications {
+                match entry {
+                    Some(entry) => {
+                        drop(notifications.insert(number, &*json(entry)?).map_err(text)?)
+                    }
+                    None => drop(notifications.remove(number).map_err(text)?),
+                }
+            }
+        }
+        if let Some(suspensions) = &batch.suspensions {
+            let mut switches = write.open_table(SWITCHES).map_err(text)?;
+            let suspensions = json(suspensions)?;
+            drop(
+                switches
+                    .insert(SWITCH_SUSPENSIONS, &*suspensions)
+                    .map_err(text)?,
+            );
+        }
         if !batch.schedules.is_empty() || !batch.progress.is_empty() {
             write_schedules(&write, batch)?;
             if batch.next_schedule > 0 {
@@ -485,10 +509,31 @@ impl Read {
         match read.open_table(SWITCHES) {
             Err(TableError::TableDoesNotExist(_)) => {}
             switches => {
-                let halt = switches.map_err(text)?.get(SWITCH_HALT).map_err(text)?;
+                let switches = switches.map_err(text)?;
+                let suspensions = switches.get(SWITCH_SUSPENSIONS).map_err(text)?;
+                if let Some(suspensions) = suspensions {
+                    let saved = record("switch", SWITCH_SUSPENSIONS, suspensions.value());
+                    let saved = self.or_left_out(saved, strictness)?;
+                    self.saved.suspensions = saved.unwrap_or_default();
+                }
+                let halt = switches.get(SWITCH_HALT).map_err(text)?;
                 if let Some(halt) = halt {
                     let halt = record("switch", SWITCH_HALT, halt.value());
                     self.saved.halt = self.or_left_out(halt, strictness)?;
+                }
+            }
+        }
+        match read.open_table(NOTIFICATIONS) {
+            Err(TableError::TableDoesNotExist(_)) => {}
+            notifications => {
+                let notifications = notifications.map_err(text)?;
+                for entry in notifications.iter().map_err(text)? {
+                    let (key, value) = entry.map_err(text)?;
+                    self.bytes += value.value().len() as u64;
+                    let entry = record("notification", key.value(), value.value());
+                    if let Some(entry) = self.or_left_out(entry, strictness)? {
+                        self.saved.notifications.insert(key.value(), entry);
+                    }
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! done after the lock is released.
 
 mod answering;
+mod bell;
 #[cfg(feature = "db")]
 pub mod db;
 mod durable;
@@ -22,18 +23,20 @@ pub use self::watchers::Watcher;
 pub use self::durable::Ticket;
 
 use self::answering::{Job, has_news};
+use self::bell::Bell;
 use self::durable::Durable;
 use self::held::{Abandoned, Held};
 use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder};
 use crate::core::{
-    Core, EventBatch, FiredTask, Follower, GroupSummary, Limits, MachineSnapshot,
+    Core, EventBatch, FiredTask, Follower, GroupSummary, Limits, MachineSnapshot, MachineSummary,
     MatchingSelectors, Notice, Plan, Refusal, Saved, Selector, Task, TaskKey, TaskPage, TaskQuery,
     Time,
 };
 use crate::recurrence::Zone;
 use crate::wire::agent::{Assignment, Orders, Poll};
+use crate::wire::crew::{LabelSummary, OldestWaiting};
 use crate::wire::machine::MachineState;
 use crate::wire::task::Detail;
 use std::collections::VecDeque;
@@ -60,6 +63,8 @@ pub struct Store {
     job_waits: Condvar,
     /// The followers of each task.
     pub watchers: Watchers,
+    /// Rings when there are notifications to be sent.
+    pub outbox_bell: Bell,
     /// What schedules have fired, for the audit.
     fired: Mutex<Vec<FiredTask>>,
 }
@@ -175,6 +180,7 @@ impl Store {
             jobs: Mutex::default(),
             job_waits: Condvar::new(),
             watchers: Watchers::default(),
+            outbox_bell: Bell::default(),
             fired: Mutex::default(),
         });
         for _ in 0..ANSWERING_THREADS {
@@ -259,6 +265,7 @@ impl Store {
 
     /// What is to be done after a change, once the lock is released.
     fn after(&self, core: &mut Core, now: Time) -> After {
+        core.settle_dependents(now);
         After {
             notices: core.take_notices(),
             ticket: self
@@ -387,6 +394,15 @@ impl Store {
                 next => last = next,
             }
         }
+    }
+
+    /// The machines by label, and what has waited for longest. The lock is released in between.
+    pub fn summary(&self) -> (Vec<LabelSummary>, Option<OldestWaiting>) {
+        let mut summary = MachineSummary::default();
+        while self.ask(|core| core.summarize_machines(&mut summary)) {}
+        let labels = std::mem::take(&mut summary.labels);
+        let oldest = self.ask(|core| core.oldest_waiting(summary));
+        (labels.into_values().collect(), oldest)
     }
 
     /// A page of a list, see [`Core::list`]. That a task has ended is said when it is safe, or when the disk takes
