@@ -226,6 +226,9 @@ impl Scene {
             version: String::new(),
             jobs: 2,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: false,
             wait: TimeSpan::from_secs(20),
             holds: holds
                 .map(|id| Hold {
