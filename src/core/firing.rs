@@ -6,6 +6,7 @@
 
 use super::counting::mixed;
 use super::invariants::Rule;
+use super::outbox::Missed;
 use super::schedule::{FiringOf, PastFiring, RETRY_PAUSE, Step, Waiting};
 use super::schedules::FiredTask;
 use super::selector::Selector;
@@ -109,7 +110,7 @@ impl Core {
             Step::Miss(first, last, why) => {
                 let mut missed = PastFiring::new(first, Outcome::Missed, why);
                 missed.through = Some(last).filter(|last| *last > first);
-                self.record_firing(key, missed);
+                self.record_firing(now, key, missed);
                 self.schedules.of_mut(key).settle(last);
             }
             Step::GiveUp => {
@@ -118,7 +119,7 @@ impl Core {
                     let why = format!("not started before its startDeadline: {}", waiting.reason);
                     let mut missed = PastFiring::new(waiting.at, Outcome::Missed, &why);
                     missed.by_hand = waiting.by_hand;
-                    self.record_firing(key, missed);
+                    self.record_firing(now, key, missed);
                 }
                 self.schedules.of_mut(key).find_next();
             }
@@ -137,12 +138,13 @@ impl Core {
             }
         }
         self.list_due(key, wall);
+        let settles = self.keeps(Rule::FiringSettlesItsTime);
         let schedule = self.schedules.of_mut(key);
         let after = (
             schedule.progress.position,
             schedule.progress.waiting.clone(),
         );
-        if before == after && schedule.due.is_some_and(|due| due <= wall) {
+        if settles && before == after && schedule.due.is_some_and(|due| due <= wall) {
             // It would be looked at for ever.
             schedule.progress.stopped = Some("its next firing cannot be told; replace it".into());
             schedule.find_next();
@@ -164,7 +166,7 @@ impl Core {
         match fired {
             Fire::Fired(_) => {}
             Fire::Skipped(why) => {
-                self.record_firing(key, PastFiring::new(at, Outcome::Skipped, &why));
+                self.record_firing(now, key, PastFiring::new(at, Outcome::Skipped, &why));
             }
             Fire::Busy(why) => {
                 let schedule = self.schedules.of_mut(key);
@@ -173,23 +175,23 @@ impl Core {
                     Some(waiting) if !replaces => {
                         schedule.progress.waiting = Some(waiting);
                         let why = "another firing waits already";
-                        self.record_firing(key, PastFiring::new(at, Outcome::Skipped, why));
+                        self.record_firing(now, key, PastFiring::new(at, Outcome::Skipped, why));
                     }
                     older => {
                         if let Some(older) = older {
                             let why = "a later firing took its place";
                             let mut past = PastFiring::new(older.at, Outcome::Skipped, why);
                             past.by_hand = older.by_hand;
-                            self.record_firing(key, past);
+                            self.record_firing(now, key, past);
                         }
-                        self.wait_for(now, key, at, false, None, &why);
+                        self.wait_for(key, at, false, None, &why);
                     }
                 }
             }
             Fire::Refused(refusal) => {
                 let (why, retry_at) = (refusal.to_string(), self.wall(now).plus(RETRY_PAUSE));
-                self.record_firing(key, PastFiring::new(at, Outcome::Refused, &why));
-                self.wait_for(now, key, at, false, Some(retry_at), &why);
+                self.record_firing(now, key, PastFiring::new(at, Outcome::Refused, &why));
+                self.wait_for(key, at, false, Some(retry_at), &why);
             }
         }
         if self.keeps(Rule::FiringSettlesItsTime) {
@@ -210,7 +212,7 @@ impl Core {
             Fire::Skipped(why) => {
                 let mut past = PastFiring::new(waiting.at, Outcome::Skipped, &why);
                 past.by_hand = waiting.by_hand;
-                self.record_firing(key, past);
+                self.record_firing(now, key, past);
                 None
             }
             Fire::Busy(why) => Some(again(None, &why)),
@@ -219,7 +221,7 @@ impl Core {
                 if waiting.retry_at.is_none() {
                     let mut past = PastFiring::new(waiting.at, Outcome::Refused, &why);
                     past.by_hand = waiting.by_hand;
-                    self.record_firing(key, past);
+                    self.record_firing(now, key, past);
                 }
                 Some(again(Some(wall.plus(RETRY_PAUSE)), &why))
             }
@@ -232,7 +234,6 @@ impl Core {
     /// Lets a firing wait: for another try, or for the end of the one before.
     pub(super) fn wait_for(
         &mut self,
-        _now: Time,
         key: ScheduleKey,
         at: Time,
         by_hand: bool,
@@ -250,8 +251,19 @@ impl Core {
     }
 
     /// Writes down and counts what became of a firing.
-    fn record_firing(&mut self, key: ScheduleKey, past: PastFiring) {
+    fn record_firing(&mut self, now: Time, key: ScheduleKey, past: PastFiring) {
         self.schedules.outcomes[past.outcome as usize] += 1;
+        if past.outcome == Outcome::Missed {
+            let schedule = self.schedules.of(key);
+            let (id, spec) = (schedule.progress.id.clone(), schedule.plan.spec.clone());
+            let missed = Missed {
+                schedule: &id,
+                incarnation: key.0,
+                nominal: past.at,
+                reason: &past.reason,
+            };
+            self.notify_missed(now, &spec, &missed);
+        }
         self.schedules.of_mut(key).record(past);
         self.schedule_changed(key);
     }
@@ -325,7 +337,7 @@ impl Core {
         let mut past = PastFiring::new(at, Outcome::Fired, "");
         past.by_hand = by_hand;
         past.task = self.tasks.get(&task).map(|task| task.id.clone());
-        self.record_firing(key, past);
+        self.record_firing(now, key, past);
         let schedule = self.schedules.of_mut(key);
         schedule.progress.fired += u64::from(!by_hand);
         // Compiled for this firing; it is known now, or will be compiled again.

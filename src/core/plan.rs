@@ -52,6 +52,7 @@ impl Plan {
         first: Time,
     ) -> Result<Plan, String> {
         spec.selectors_mut().for_each(Selector::drop_compiled);
+        { spec.selectors_of_children_mut() }.for_each(Selector::drop_compiled);
         let time = |field: &str, text: &Option<String>| {
             let parsed = text.as_deref().map(str::parse::<Moment>).transpose();
             parsed

@@ -132,7 +132,8 @@ impl Core {
                     Zone::utc()
                 }
             };
-            let task = posted.task.read().map_err(wrong)?;
+            let mut task = posted.task.read().map_err(wrong)?;
+            task.name.get_or_insert_with(|| progress.id.to_string());
             let known = |text: &SelectorText| Some(Selector::accepted(text.clone()));
             let mut spec = Spec::checked(task, &super::Limits::NONE.texts, known).map_err(wrong)?;
             spec.selectors_mut().for_each(Selector::drop_compiled);

@@ -271,7 +271,7 @@ impl Core {
         let at = last.map_or(wall, |last| wall.max(Time(last.at.0 + 1)));
         match self.fire_task(now, key, at, true) {
             Fire::Fired(_) => {}
-            Fire::Busy(why) => self.wait_for(now, key, at, true, None, &why),
+            Fire::Busy(why) => self.wait_for(key, at, true, None, &why),
             Fire::Skipped(why) => return Err(Refusal::Conflict(why)),
             Fire::Refused(refusal) => return Err(refusal),
         }

@@ -453,6 +453,7 @@ impl World {
             last_alive: disk.saved.last_alive,
             halt: disk.saved.halt.clone(),
             suspensions: disk.saved.suspensions.clone(),
+            ..Saved::default()
         };
         let away = up - disk.memory.at;
         self.server.restore(self.clock.read(up), saved)?;

@@ -268,6 +268,9 @@ impl Scene {
             version: String::new(),
             jobs: 4,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: false,
             wait: TimeSpan::from_secs(0),
             holds: holds.collect(),
         };

@@ -489,6 +489,7 @@ impl World {
                     Notice::GroupFinished(group) => self.group_finished(&group),
                     Notice::NotificationDead(_) => self.count("notification given up"),
                     Notice::Changed(_)
+                    | Notice::Fired(_)
                     | Notice::NewcomersRefused(_)
                     | Notice::NotificationsWait => {}
                     Notice::MachineOffline(..) => self.count("machine went offline"),

@@ -55,6 +55,7 @@ impl Server {
         let known = |text: &SelectorText| self.store.ask(|core| core.selector(text));
         let spec = Spec::checked(task, &self.texts, known);
         let spec = spec.map_err(|why| bad(format!("task.{why}")))?;
+        { self.store.ask(|core| core.check_notify(&spec)) }.map_err(refused)?;
         let zone = Zone::named(Plan::zone_name(&posted));
         let zone = zone.map_err(|why| answers::error(422, &why))?;
         let wall = self.store.wall();
