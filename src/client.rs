@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `client` | the agent's calls; sending, the token, errors |
 //! | `people` | the calls of the commands for people |
+//! | `blobs` | the bytes of files, in both directions |
 //! | `probe` | the requests of probes, which do not go to the server |
 //! | `webhook` | the requests of notifications, which do not go to a server of sidebike |
 //! | `connections` | connections without a proxy |
@@ -17,6 +18,8 @@
 //! To add a call of the agent: a method next to [`Client::poll`]. To add something that every request
 //! carries: [`Client::with_token`] is where the token is set.
 
+#[cfg(any(feature = "agent", feature = "cli"))]
+mod blobs;
 mod connections;
 #[cfg(feature = "cli")]
 mod people;
@@ -28,8 +31,14 @@ mod tls;
 #[cfg(feature = "server")]
 pub mod webhook;
 
+#[cfg(any(feature = "agent", feature = "cli"))]
+pub use blobs::FetchedPiece;
+#[cfg(feature = "agent")]
+pub use blobs::SentFile;
 #[cfg(feature = "cli")]
-pub use people::{EventReader, MachineFilter, TaskFilter};
+pub use blobs::{BlobState, PieceAnswer};
+#[cfg(feature = "cli")]
+pub use people::{Errand, EventReader, MachineFilter, TaskFilter};
 
 use crate::config::Registry;
 use crate::secret::Secret;
@@ -155,6 +164,17 @@ impl CallError {
         matches!(&self.kind, Kind::Unreachable(why) if why.contains(UNTRUSTED))
     }
 
+    /// Whether the same request may succeed in a moment: nobody answered, or nobody who knows better.
+    pub fn is_temporary(&self) -> bool {
+        match self.kind {
+            Kind::Refused { status, ours, .. } => {
+                !ours || matches!(status, 408 | 425 | 429 | 500 | 502..=504)
+            }
+            Kind::Unreachable(_) | Kind::Interrupted(_) => !self.is_untrusted(),
+            Kind::NotUnderstood(_) => true,
+        }
+    }
+
     /// Whether the same request can never succeed. A 404 that does not come from a sidebike server (but
     /// from a proxy, or while a server is being replaced) may be temporary.
     pub fn is_final(&self) -> bool {
@@ -186,10 +206,14 @@ impl Client {
     /// A client of a server. Honours the proxy settings of the environment (`HTTP_PROXY`, `NO_PROXY`, …).
     /// The error is one line for people.
     pub fn new(registry: &Registry) -> Result<Self, String> {
+        Client::with_connections(registry, Connections::default())
+    }
+
+    fn with_connections(registry: &Registry, connections: Connections) -> Result<Self, String> {
         let proxy = proxy::from_environment(&registry.url)?;
         let needs_tls = registry.is_https() || proxy.as_ref().is_some_and(NamedProxy::is_https);
         let roots = tls::load(registry, needs_tls)?;
-        let http = Client::http(proxy.as_ref(), roots.as_ref());
+        let http = Client::http(proxy.as_ref(), roots.as_ref(), connections);
         Ok(Client {
             http: Arc::new(RwLock::new(http)),
             proxy,
@@ -203,7 +227,11 @@ impl Client {
     }
 
     /// Connections by this proxy, to servers that these authorities vouch for.
-    fn http(proxy: Option<&NamedProxy>, roots: Option<&Roots>) -> ureq::Agent {
+    fn http(
+        proxy: Option<&NamedProxy>,
+        roots: Option<&Roots>,
+        connections: Connections,
+    ) -> ureq::Agent {
         let config = tls::settings(Config::builder(), roots)
             .proxy(proxy.map(|proxy| proxy.proxy.clone()))
             .http_status_as_error(false)
@@ -220,7 +248,7 @@ impl Client {
             .max_idle_connections_per_host(IDLE_CONNECTIONS)
             .max_idle_age(IDLE_AGE)
             .build();
-        ureq::Agent::with_parts(config, Connections::default(), TimedResolver)
+        ureq::Agent::with_parts(config, connections, TimedResolver)
     }
 
     /// Reads the authorities of `--ca` again. Whether they differ from those before; `None` if they do not matter.
@@ -237,7 +265,8 @@ impl Client {
         if roots == *known {
             return Ok(Some(false));
         }
-        let http = Client::http(self.proxy.as_ref(), roots.as_ref());
+        let connections = Connections::default();
+        let http = Client::http(self.proxy.as_ref(), roots.as_ref(), connections);
         *self.http.write().unwrap_or_else(PoisonError::into_inner) = http;
         *known = roots;
         Ok(Some(true))

@@ -80,6 +80,12 @@ fn main() -> ExitCode {
             guard::run();
             return ExitCode::SUCCESS;
         }
+        if word == sidebike::agent::files::helper::PROGRAM {
+            return match sidebike::agent::files::helper::run() {
+                true => ExitCode::SUCCESS,
+                false => ExitCode::from(FAILED),
+            };
+        }
         if word == guard::report::PROGRAM {
             return match guard::report::run() {
                 true => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@
 //! The schemas are checked by Python's jsonschema (Debian: `python3-jsonschema`); without it that test says so
 //! and passes.
 #![cfg(all(feature = "server", feature = "agent"))]
+#![recursion_limit = "256"]
 
 mod common;
 
@@ -145,8 +146,19 @@ const TOLD: [&str; 2] = ["--webhook-allow", "^http://127.0.0.1:9$"];
 /// The tags of the agents of these tests.
 const TAGS: (&str, &str) = ("SIDEBIKE_TAGS", "zone=cn-1,role=web");
 
+/// The SHA-256 of `hello`.
+const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+
+/// Brings the file that [`complete`] names.
+fn bring_hello(server: &Server) {
+    let brought = server.request("PUT", "/api/v1/file/x", b"hello").data();
+    assert_eq!(brought["sha256"], HELLO);
+}
+
 /// A task with every field that the description has, in one of the forms that `detail` may have, for this machine.
-fn complete(machine: &Agent) -> Value {
+fn complete(server: &Server, machine: &Agent) -> Value {
+    // What it begins after.
+    server.submit(json!({"id": "first-1", "machinePattern": "^m$", "detail": {"command": "true"}}));
     json!({
         "id": "complete-1", "name": "complete", "machinePattern": "^m$", "mode": "all", "ttl": "90s",
         "exclude": "^n", "machineTags": {"zone": "^cn-", "role": "web"}, "hosts": ".",
@@ -157,8 +169,14 @@ fn complete(machine: &Agent) -> Value {
             "order": "random", "canary": "^m",
         },
         "probes": [{"name": "p", "command": "true", "on": "targets", "failures": 3}],
+        "files": [{"sha256": HELLO, "size": 5, "name": "x", "mode": "0755", "ifExists": "keep", "remove": true}],
+        "filesTimeout": "1m", "fetch": [{"path": "/nowhere/at/all", "max": "1KiB", "missingOk": true}],
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
-        "resultTtl": 3600, "failureTtl": "2h", "notify": [{"url": "http://127.0.0.1:9/x", "on": ["started", "ended"]}], "delay": 0.01,
+        "resultTtl": 3600, "failureTtl": "2h", "notify": [{"url": "http://127.0.0.1:9/x", "on": ["started", "ended"]}],
+        "delay": 0.01,
+        "after": [{"task": "first-1", "on": "succeeded", "minSucceeded": "50%"}], "blockedTtl": "1h",
+        "onSuccess": {"detail": {"command": "true"}}, "onFailure": {"detail": {"command": "true"}},
+        "onEnd": {"detail": {"command": "true"}},
         "group": "g", "tags": {"team": "pay"}, "description": "what it is for",
         "detail": {
             "command": "cat; echo oops >&2; exit 3", "workspace": "/tmp", "timeout": "5m",
@@ -193,7 +211,11 @@ fn every_field_of_a_submit_is_taken() {
     let schemas = &description["components"]["schemas"];
     let server = Server::with(&TOLD);
     let machine = tagged(&server, "m");
-    let complete = complete(&machine);
+    let complete = complete(&server, &machine);
+    assert_eq!(
+        names(&complete["after"][0]),
+        names(&schemas["After"]["properties"])
+    );
     let mut fields = names(&complete);
     // In place of the delay.
     fields.insert("startAt");
@@ -282,6 +304,44 @@ impl Answers {
     }
 }
 
+/// Suspensions, and agents that drain and end.
+fn crew(a: &mut Answers) {
+    let suspend = "/api/v1/suspend";
+    let body = json!({"machinePattern": "^w$", "for": "1h", "reason": "why"});
+    a.call("POST", suspend, suspend, Some(&body), 200);
+    a.call("POST", suspend, suspend, Some(&json!({})), 400);
+    let _agent = a.server.agent("w");
+    let machines = a.call(
+        "GET",
+        "/api/v1/machine",
+        "/api/v1/machine?label=w",
+        None,
+        200,
+    );
+    assert_eq!(machines["data"][0]["suspended"], "why", "{machines}");
+    a.call("GET", suspend, suspend, None, 200);
+    let waits = json!({"id": "waits", "machinePattern": "^w$", "detail": {"command": "true"}});
+    a.call("POST", "/api/v1/task", "/api/v1/task", Some(&waits), 200);
+    let summary = "/api/v1/summary";
+    let seen = a.call("GET", summary, summary, None, 200);
+    assert_eq!(seen["data"]["oldest"]["id"], "waits", "{seen}");
+    a.call("DELETE", suspend, suspend, None, 200);
+    for word in ["drain", "undrain", "shutdown"] {
+        let (path, target) = (
+            format!("/api/v1/machine/{{name}}/{word}"),
+            format!("/api/v1/machine/w/{word}"),
+        );
+        a.call("POST", &path, &target, None, 200);
+        a.call(
+            "POST",
+            &path,
+            &format!("/api/v1/machine/none/{word}"),
+            None,
+            404,
+        );
+    }
+}
+
 /// Rollouts that pause, go on and stop; counts that are not met; machines with tags.
 fn rollouts(a: &mut Answers) {
     let _second = tagged(&a.server, "n");
@@ -357,6 +417,29 @@ fn groups(a: &mut Answers) {
     let shown = a.call("GET", group, "/api/v1/group/g?wait=30s&limit=1", None, 200);
     assert!(shown["next"].is_string(), "{shown}");
     a.call("GET", group, "/api/v1/group/none?wait=30s", None, 404);
+    let (list, cancel, rerun) = ("/api/v1/tasks", "/api/v1/cancel", "/api/v1/rerun");
+    let item = |id: &str| json!({"id": id, "group": "l", "machinePattern": "^m$", "detail": {"command": "sleep 600"}});
+    let both = json!([item("item-1"), item("item-2")]);
+    a.call("POST", list, list, Some(&both), 200);
+    a.call("POST", list, list, Some(&both), 409);
+    a.call("POST", list, list, Some(&json!([])), 400);
+    a.call("POST", cancel, cancel, None, 400);
+    a.call("POST", cancel, "/api/v1/cancel?group=g&dryRun=1", None, 200);
+    let call = "/api/v1/group/{name}/cancel";
+    let canceled = a.call("POST", call, "/api/v1/group/l/cancel", None, 200);
+    assert_eq!(canceled["data"]["tasks"], 2, "{canceled}");
+    a.call("POST", call, "/api/v1/group/none/cancel", None, 404);
+    a.call("GET", group, "/api/v1/group/l?wait=30s", None, 200);
+    a.call("POST", rerun, "/api/v1/rerun?group=l&dryRun=1", None, 200);
+    let again = a.call("POST", rerun, "/api/v1/rerun?group=l", None, 200);
+    assert!(again["data"]["shown"][0]["rerun"].is_string(), "{again}");
+    a.call(
+        "POST",
+        call,
+        "/api/v1/group/l/cancel?notStarted=0",
+        None,
+        200,
+    );
 }
 
 /// An undo that fails, is run again and is forgiven; a halt; reports.
@@ -432,6 +515,51 @@ fn experiments(a: &mut Answers) {
     assert_eq!(report_of(a, "running"), "stopped");
 }
 
+/// A schedule with every field that the description has.
+fn schedules(a: &mut Answers) {
+    let (all, one) = ("/api/v1/schedule", "/api/v1/schedule/{id}");
+    let target = "/api/v1/schedule/complete";
+    let mut complete = json!({
+        "cron": "@daily", "timeZone": "Europe/Berlin", "overlap": "queueOne", "catchUp": "all", "startDeadline": "1h",
+        "from": "2020-01-01T00:00:00+01:00", "until": "2190-01-01T00:00:00Z", "times": 3, "paused": false,
+        "pauseAfterFailures": 3, "keep": 5, "task": {"machinePattern": "^m$", "detail": {"command": "exit 3"}},
+    });
+    let dry = format!("{target}?dryRun=1");
+    a.call("PUT", one, &dry, Some(&complete), 200);
+    a.call("PUT", one, target, Some(&complete), 200);
+    let run = "/api/v1/schedule/{id}/run";
+    let fired = format!("{target}/run");
+    let fired = a.call("POST", run, &fired, None, 200);
+    let task = fired["data"]["history"][0]["task"].as_str().unwrap();
+    a.server.finished(task);
+    let shown = a.call("GET", one, target, None, 200);
+    assert_eq!(shown["data"]["history"][0]["state"], "failed", "{shown}");
+    let path = format!("/api/v1/task/{task}");
+    a.call("GET", "/api/v1/task/{id}", &path, None, 200);
+    a.call("GET", all, all, None, 200);
+    for what in ["pause", "resume"] {
+        let path = format!("/api/v1/schedule/{{id}}/{what}");
+        a.call("POST", &path, &format!("{target}/{what}"), None, 200);
+    }
+    complete["every"] = json!("1h");
+    a.call("PUT", one, target, Some(&complete), 400);
+    let fields = names(&a.description["components"]["schemas"]["NewSchedule"]["properties"]);
+    assert_eq!(names(&complete), fields);
+    complete["task"]["detail"]["command"] = json!("sleep 300");
+    complete.as_object_mut().unwrap().remove("cron");
+    a.call("PUT", one, target, Some(&complete), 200);
+    let again = format!("{target}/run");
+    let fired = a.call("POST", run, &again, None, 200);
+    let waits = a.call("POST", run, &again, None, 200);
+    assert!(waits["data"]["waits"]["reason"].is_string(), "{waits}");
+    a.call("POST", run, &again, None, 409);
+    a.call("DELETE", one, target, None, 200);
+    a.call("GET", one, target, None, 404);
+    let task = fired["data"]["history"][1]["task"].as_str().unwrap();
+    let cancel = format!("/api/v1/task/{task}/cancel");
+    a.call("POST", "/api/v1/task/{id}/cancel", &cancel, None, 200);
+}
+
 /// Everything a user may see, in as many states as can be had at once.
 fn answers() -> Answers {
     let server = Server::with(&TOLD);
@@ -444,7 +572,11 @@ fn answers() -> Answers {
     };
     let (tasks, one) = ("/api/v1/task", "/api/v1/task/{id}");
     a.call("GET", tasks, tasks, None, 200);
-    let failed = complete(&machine);
+    bring_hello(&a.server);
+    a.call("GET", "/api/v1/blob", "/api/v1/blob", None, 200);
+    let unknown = format!("/api/v1/blob/{}", "0".repeat(64));
+    a.call("DELETE", "/api/v1/blob/{sha256}", &unknown, None, 404);
+    let failed = complete(&a.server, &machine);
     a.call("POST", tasks, "/api/v1/task?dryRun=1", Some(&failed), 200);
     a.call("POST", tasks, "/api/v1/task?wait=30s", Some(&failed), 200);
     a.call("POST", tasks, tasks, Some(&failed), 409);
@@ -496,8 +628,10 @@ fn answers() -> Answers {
     a.call("GET", tasks, tasks, None, 200);
     a.call("GET", "/api/v1/machine", "/api/v1/machine", None, 200);
     groups(&mut a);
+    crew(&mut a);
     rollouts(&mut a);
     experiments(&mut a);
+    schedules(&mut a);
     a.call("GET", "/healthz", "/healthz", None, 200);
     // By HTTP/1.0: without chunks, ended by the connection's end.
     let mut connection = a.server.connect();

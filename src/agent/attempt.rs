@@ -4,6 +4,7 @@
 //! orders. Its lock is held for memory operations only. Where the lock of the agent's state is needed too,
 //! that one is taken first.
 
+use super::files::AttemptFiles;
 use super::output::{Cursor, OutputLog, Pieces};
 use super::processes::attempt_processes::AttemptProcesses;
 use super::processes::process_table::ProcessTable;
@@ -164,6 +165,8 @@ struct Inner {
     outcome: Option<Outcome>,
     /// What belongs to its undo; none without one.
     undo: Option<Box<AttemptUndo>>,
+    /// What it has to do with files; none without any.
+    files: Option<Box<AttemptFiles>>,
 }
 
 /// What belongs to the undo of an attempt.
@@ -195,6 +198,18 @@ impl Attempt {
                 ..Inner::default()
             }),
         }
+    }
+
+    /// The same with files.
+    pub fn with_order_for_files(self, files: Option<Box<AttemptFiles>>) -> Self {
+        lock(&self.inner).files = files;
+        self
+    }
+
+    /// Reads or changes what it has to do with files; none without any.
+    pub fn with_files<T>(&self, change: impl FnOnce(&mut AttemptFiles) -> T) -> Option<T> {
+        let mut inner = lock(&self.inner);
+        inner.files.as_deref_mut().map(change)
     }
 
     /// Whether it has an undo.
@@ -390,6 +405,7 @@ impl Attempt {
                 HoldState::Running
             },
             started_ago_ms: inner.started.map_or(0, |at| ms(at.elapsed())),
+            phase: inner.files.as_ref().and_then(|files| files.phase),
         }
     }
 
@@ -408,6 +424,7 @@ impl Attempt {
             duration_ms: outcome.duration.map(ms),
             stdout_bytes,
             stderr_bytes,
+            files: { inner.files.as_ref() }.map_or_else(Vec::new, |files| files.fetched.clone()),
         })
     }
 }

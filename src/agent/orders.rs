@@ -3,12 +3,14 @@
 use super::attempt::{Attempt, Outcome, StopReason, Waker, lock};
 use super::command::runner::NotStarted;
 use super::command::start_watch;
+use super::files::Laid;
 use super::processes::process_table::ProcessTable;
 use super::reporter;
 use super::shared::{Agent, Task, restart_on_panic};
 use super::state::{Job, Runnable};
 use super::undo::machine::Event;
 use crate::wire::agent::{AttemptId, Orders};
+use crate::wire::crew::Wanted;
 use crate::wire::task::ExecutionState;
 use crate::wire::undo::UndoReason;
 use log::{info, warn};
@@ -50,6 +52,7 @@ impl Agent {
             .collect();
         self.log_refused_orders();
         let mut changed = has_undo || has_probe || !runnable.is_empty();
+        changed |= orders.crew.is_some_and(|wanted| self.obey_wish(wanted));
         for id in orders.cancel {
             let reason = match orders.stopped.contains(&id) {
                 true => StopReason::Stopped,
@@ -68,6 +71,23 @@ impl Agent {
             }
         }
         Obeyed { runnable, changed }
+    }
+
+    /// Obeys an order about the agent itself. Whether that changed anything.
+    fn obey_wish(self: &Arc<Self>, wanted: Wanted) -> bool {
+        let changed = match wanted {
+            Wanted::Drain => self.state.set_drained(true),
+            Wanted::Undrain => self.state.set_drained(false),
+            Wanted::Shutdown => return self.end("the server"),
+        };
+        match wanted {
+            Wanted::Drain if changed => {
+                info!("the server: taking no more work until it says otherwise")
+            }
+            Wanted::Undrain if changed => info!("the server: taking work again"),
+            _ => {}
+        }
+        changed
     }
 
     /// Logs that orders to start a command or an undo were refused, now and then.
@@ -127,10 +147,10 @@ impl Agent {
                     self.run_probe(&job);
                     None
                 }
-                Task::UndoLeftAlone(attempt, outcome) => {
-                    self.undo_attempt(&attempt, outcome);
+                Task::SettleLeftAlone(attempt, outcome) => {
+                    let next = self.settle_left_alone(&attempt, outcome);
                     self.state.result_ready();
-                    None
+                    next
                 }
             };
             next = runnable.map(Task::Run).or_else(|| self.threads.next());
@@ -170,6 +190,10 @@ impl Agent {
     ) -> Result<Option<Runnable>, Outcome> {
         let id = &attempt.id;
         let run = move || {
+            match self.lay_files(attempt, &job, waker) {
+                Ok(Laid::Start) => {}
+                Ok(Laid::Over(outcome)) | Err(outcome) => return Some(outcome),
+            }
             let start = match self.start_watch.begin(attempt, || self.watch_starts()) {
                 Ok(start) => start,
                 Err(why) => return Some(Outcome::not_started(ExecutionState::Failed, why)),
@@ -206,10 +230,11 @@ impl Agent {
             return Ok(None);
         };
         log_end(id, &outcome);
-        match attempt.is_undoing() {
-            true => Err(outcome),
-            false => Ok(self.state.ended(attempt, outcome)),
+        if attempt.is_undoing() {
+            return Err(outcome);
         }
+        let outcome = self.settle_files(attempt, waker, outcome);
+        Ok(self.state.ended(attempt, outcome))
     }
 
     /// Starts the thread that ends attempts whose start does not return.
@@ -231,21 +256,41 @@ impl Agent {
             attempt.advance(Event::Ended(UndoReason::TimedOut));
         }
         attempt.advance(Event::Abandoned);
-        let next = if attempt.is_undoing() {
-            let next = self.state.command_ended(attempt);
-            let undo = Task::UndoLeftAlone(Arc::clone(attempt), outcome);
-            if let Err(back) = self.submit(undo)
-                && let (Task::UndoLeftAlone(attempt, outcome), why) = *back
-            {
-                warn!("cannot start a thread for an undo: {why}");
-                self.undo_attempt(&attempt, outcome);
-            }
-            next
+        let next = if attempt.is_undoing() || attempt.has_files() {
+            let next = match attempt.is_undoing() {
+                true => self.state.command_ended(attempt),
+                false => None,
+            };
+            let settle = Task::SettleLeftAlone(Arc::clone(attempt), outcome);
+            let more = match self.submit(settle).map_err(|back| *back) {
+                Err((Task::SettleLeftAlone(attempt, outcome), why)) => {
+                    warn!("cannot start a thread for what follows a command: {why}");
+                    self.settle_left_alone(&attempt, outcome)
+                }
+                _ => None,
+            };
+            next.or(more)
         } else {
             self.state.ended(attempt, outcome)
         };
         self.state.result_ready();
         next.into_iter().for_each(|next| self.start(next));
+    }
+}
+
+impl Agent {
+    /// Undoes an attempt whose start was left alone, or removes its files. The attempt that gets its slot, if it had one.
+    fn settle_left_alone(
+        self: &Arc<Self>,
+        attempt: &Attempt,
+        outcome: Outcome,
+    ) -> Option<Runnable> {
+        if attempt.is_undoing() {
+            self.undo_attempt(attempt, outcome);
+            return None;
+        }
+        let outcome = self.settle_files(attempt, None, outcome);
+        self.state.ended(attempt, outcome)
     }
 }
 

@@ -4,10 +4,12 @@ use super::attempt::{Attempt, Outcome};
 use super::command::runner::Runner;
 use super::command::start_watch::StartWatch;
 use super::failures::FailureLog;
+use super::idle::Idle;
 use super::poll::PollLoop;
 use super::probes::{ProbeJob, RunningProbes};
 use super::reporter::Reporter;
 use super::reread::RereadLimit;
+use super::shutdown::Ending;
 use super::state::{AgentState, Runnable, UndoJob};
 use super::thread_pool::ThreadPool;
 use super::token::TokenReader;
@@ -44,6 +46,10 @@ pub struct Agent {
     pub ca_reread: RereadLimit,
     /// What was logged of orders that were refused.
     pub refused_orders: Mutex<FailureLog>,
+    /// For how long it has been idle.
+    pub idle: Idle,
+    /// Ends the agent.
+    pub ending: Ending,
     /// How many probes run.
     pub probes: RunningProbes,
 }
@@ -57,8 +63,8 @@ pub enum Task {
     Poll(PollLoop),
     /// Runs an undo that the server has ordered.
     Undo(Box<UndoJob>),
-    /// Undoes an attempt whose start was left alone, with this outcome.
-    UndoLeftAlone(Arc<Attempt>, Outcome),
+    /// Undoes an attempt whose start was left alone, with this outcome, or removes its files.
+    SettleLeftAlone(Arc<Attempt>, Outcome),
     /// Runs a probe that the server has ordered.
     Probe(Box<ProbeJob>),
 }
@@ -68,7 +74,7 @@ impl Task {
     pub fn into_runnable(self) -> Option<Runnable> {
         match self {
             Task::Run(runnable) => Some(runnable),
-            Task::Poll(_) | Task::Undo(_) | Task::UndoLeftAlone(..) | Task::Probe(_) => None,
+            Task::Poll(_) | Task::Undo(_) | Task::SettleLeftAlone(..) | Task::Probe(_) => None,
         }
     }
 }

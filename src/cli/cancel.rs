@@ -2,7 +2,8 @@
 
 use super::command::{CommandResult, ConnectionArgs, print_json};
 use super::outcome::{is_on, label_list};
-use super::task_reference::TaskArg;
+use super::sweep::{self, FILTERS, FilterArgs};
+use super::task_reference::find;
 use super::terminal::sanitize;
 use crate::wire::task::{Execution, ExecutionState, Task};
 use std::collections::HashSet;
@@ -12,6 +13,8 @@ const EXAMPLES: &str = "\
 Examples:
   sidebike cancel 018f6a2b             on all machines
   sidebike cancel 018f6a2b -m web-1    on one, by its label or its instance
+  sidebike cancel --tag team=pay       all with this tag; shows them, and asks above 20
+  sidebike cancel --state waiting --not-started
 
 Waiting commands never start; running ones get TERM, and KILL after their grace.";
 
@@ -19,12 +22,27 @@ Waiting commands never start; running ones get TERM, and KILL after their grace.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    #[command(flatten)]
-    task: TaskArg,
+    /// The task: its id, the beginning of its id (6 characters or more), or a name, which means the newest
+    /// task of that name
+    #[arg(
+        value_name = "ID",
+        value_parser = clap::builder::NonEmptyStringValueParser::new(),
+        required_unless_present_any = [&FILTERS[..], &["machine"]].concat(),
+        conflicts_with_all = FILTERS
+    )]
+    id: Option<String>,
     /// Only on the machines with exactly this label, or the one with this instance
     #[arg(short, long, value_name = "LABEL")]
     machine: Option<String>,
-    /// Print the task as JSON
+    /// Also those who wait for its end, and those who wait for theirs
+    #[arg(long, conflicts_with = "machine", requires = "id")]
+    dependents: bool,
+    /// Only what has not started: this empties a queue
+    #[arg(long, conflicts_with = "id")]
+    not_started: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Print the task as JSON; of many tasks what was done
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -34,9 +52,17 @@ pub struct Args {
 /// Cancels a task.
 pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
-    let before = args.task.find(&client)?;
     let machine = args.machine.as_deref();
-    let task = client.cancel(&before.id, machine)?;
+    let Some(id) = &args.id else {
+        let mut parameters = args.filter.parameters(machine);
+        if args.not_started {
+            parameters.push(("notStarted", "1".into()));
+        }
+        let question = args.filter.question();
+        return sweep::run(&client, "cancel", &parameters, question, args.json);
+    };
+    let before = find(&client, id)?;
+    let task = client.cancel(&before.id, machine, args.dependents)?;
     if args.json {
         print_json(&task)?;
         return Ok(0);

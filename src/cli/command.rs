@@ -2,7 +2,7 @@
 
 use super::messages;
 use crate::client::{CallError, Client, Kind};
-use crate::config::RegistryArgs;
+use crate::config::{Registry, RegistryArgs};
 use crate::secret;
 use crate::wire::duration::TimeSpan;
 use rustix::io::Errno;
@@ -67,9 +67,18 @@ pub struct ConnectionArgs {
 impl ConnectionArgs {
     /// A client with the token of people.
     pub fn client(&self) -> Result<Client, Failure> {
+        self.client_of(Client::new)
+    }
+
+    /// The same with connections that are made for files.
+    pub fn client_for_files(&self) -> Result<Client, Failure> {
+        self.client_of(Client::for_files)
+    }
+
+    fn client_of(&self, make: fn(&Registry) -> Result<Client, String>) -> Result<Client, Failure> {
         let registry = self.registry.checked().map_err(Failure::Usage)?;
         let tokens = secret::load(TOKEN).map_err(Failure::Usage)?;
-        let client = Client::new(&registry).map_err(Failure::Usage)?;
+        let client = make(&registry).map_err(Failure::Usage)?;
         if !tokens.is_empty() && registry.is_insecure() {
             log::warn!(
                 "the token is sent to {} unencrypted and can be read on the way; use https",

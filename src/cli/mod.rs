@@ -9,6 +9,8 @@
 //! | `command` | what every command has: its result, its errors, the connection to the server |
 //! | `task_reference` | the task that an id, the beginning of an id, or a name stands for |
 //! | `new_task` | what `run` submits: its flags, on top of the task of a file |
+//! | `file_flags` | the files of a task: the flags of `run` and `push` |
+//! | `transfer` | sending files and getting them, with progress |
 //! | `undo_flags` | what takes the effect of a command back: the flags of `run` |
 //! | `undos` | the undos of a task in words: what is not undone, and what to do about it |
 //! | `selection` | which machines a task means: flags, instances by their beginning, words |
@@ -21,6 +23,7 @@
 //! | `progress` | the progress line at the bottom of the terminal |
 //! | `fold` | groups machines with the same output |
 //! | `docs`, `shell` | what needs no server: the documentation; completions and manual pages |
+//! | `sweep` | cancel and rerun of many tasks: which, the question, what was done |
 //! | `unified_diff` | how two texts differ |
 //! | `terminal`, `table`, `watch` | width, colours and tables; showing them again and again |
 //!
@@ -32,12 +35,15 @@ mod cancel;
 mod command;
 mod diff;
 mod docs;
+mod drain;
 mod event_stream;
+mod file_flags;
 mod fold;
 mod follow;
 mod group;
 mod halt;
 mod info;
+mod later_flags;
 mod logs;
 mod machines;
 mod messages;
@@ -47,16 +53,23 @@ mod pacing;
 mod printer;
 mod progress;
 mod ps;
+mod pull;
+mod push;
 mod report;
 mod rerun;
 mod rollout;
 mod run;
+mod schedule;
 mod selection;
 mod shell;
 mod show;
+mod submit;
+mod suspend;
+mod sweep;
 mod table;
 mod task_reference;
 mod terminal;
+mod transfer;
 mod undo;
 mod undo_flags;
 mod undos;
@@ -86,13 +99,19 @@ const NO_READER: u8 = 128 + 13;
 pub enum Command {
     /// Run a command on machines and show its output
     Run(run::Args),
+    /// Lay files of this machine down on machines
+    Push(push::Args),
+    /// Get the files that a task has handed back
+    Pull(pull::Args),
     /// List tasks, newest first
     Ps(ps::Args),
     /// Show one task: what it runs and how it went on each machine
     Show(show::Args),
     /// Print the output of a task
     Logs(logs::Args),
-    /// Cancel a task: waiting commands never start, running ones are killed
+    /// Submit the tasks of a file, all or none
+    Submit(submit::Args),
+    /// Cancel a task, or many: waiting commands never start, running ones are killed
     Cancel(cancel::Args),
     /// Start nothing more of a task until it is resumed; what runs goes on
     Pause(pacing::Pause),
@@ -100,7 +119,7 @@ pub enum Command {
     Resume(pacing::Resume),
     /// Stop a task: start nothing more of it; what runs ends by itself, or is canceled
     Stop(pacing::Stop),
-    /// Run a task again on the machines where it did not succeed
+    /// Run a task, or many, again on the machines where it did not succeed
     Rerun(rerun::Args),
     /// Show how a group of tasks goes, or wait for its end
     Group(group::Args),
@@ -108,6 +127,8 @@ pub enum Command {
     Undo(undo::Undo),
     /// Settle by hand what a task has not undone: its effect is gone, or does not matter
     Forgive(undo::Forgive),
+    /// Run tasks again and again: at times of a calendar, or every so often
+    Schedule(schedule::Args),
     /// End every experiment and let none begin until the halt is lifted
     Halt(halt::Args),
     /// Print the report of a task: who was hit, what happened when, what is left
@@ -116,6 +137,10 @@ pub enum Command {
     Diff(diff::Args),
     /// List machines
     Machines(machines::Args),
+    /// Hand out nothing new on some machines until that is lifted; what runs goes on
+    Suspend(suspend::Args),
+    /// Have agents take no more commands, take commands again, or end
+    Drain(drain::Args),
     /// Show the state of the server: machines, tasks, what is not undone, a halt
     Info(info::Args),
     /// Wait until a task has ended; the exit code says how it went
@@ -132,11 +157,14 @@ pub enum Command {
 pub fn run(command: Command) -> ExitCode {
     let (ended, failed) = match command {
         Command::Run(args) => (run::run(args), CANNOT_FOLLOW),
+        Command::Pull(args) => (pull::run(args), FAILED),
+        Command::Push(args) => (push::run(args), CANNOT_FOLLOW),
         Command::Rerun(args) => (rerun::run(args), CANNOT_FOLLOW),
         Command::Wait(args) => (wait::run(args), CANNOT_FOLLOW),
         Command::Ps(args) => (ps::run(args), FAILED),
         Command::Show(args) => (show::run(args), FAILED),
         Command::Logs(args) => (logs::run(args), FAILED),
+        Command::Submit(args) => (submit::run(args), FAILED),
         Command::Cancel(args) => (cancel::run(args), FAILED),
         Command::Group(args) => (group::run(args), CANNOT_FOLLOW),
         Command::Pause(args) => (pacing::pause(args), FAILED),
@@ -144,10 +172,13 @@ pub fn run(command: Command) -> ExitCode {
         Command::Stop(args) => (pacing::stop(args), FAILED),
         Command::Undo(args) => (undo::undo(args), CANNOT_FOLLOW),
         Command::Forgive(args) => (undo::forgive(args), FAILED),
+        Command::Schedule(args) => (schedule::run(args), FAILED),
         Command::Halt(args) => (halt::run(args), FAILED),
         Command::Report(args) => (report::run(args), FAILED),
         Command::Diff(args) => (diff::run(args), diff::TROUBLE),
         Command::Machines(args) => (machines::run(args), FAILED),
+        Command::Suspend(args) => (suspend::run(args), FAILED),
+        Command::Drain(args) => (drain::run(args), FAILED),
         Command::Info(args) => (info::run(args), FAILED),
         Command::Docs(args) => (docs::run(args), FAILED),
         Command::Completions(args) => (shell::completions(args), FAILED),

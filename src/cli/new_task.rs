@@ -1,7 +1,9 @@
 //! What `run` submits: the task that its flags describe, on top of the task of a file.
 
 use super::command::{Failure, duration};
+use super::file_flags::FileArgs;
 use super::follow::print_message;
+use super::later_flags::LaterArgs;
 use super::selection::SelectionArgs;
 use super::terminal::sanitize;
 use super::undo_flags::UndoArgs;
@@ -51,7 +53,11 @@ pub struct NewTaskArgs {
     #[command(flatten)]
     pace: PaceArgs,
     #[command(flatten)]
+    later: LaterArgs,
+    #[command(flatten)]
     undo: UndoArgs,
+    #[command(flatten)]
+    files: FileArgs,
     /// On one of them only, whichever is free first
     #[arg(long, conflicts_with_all = PACE_FLAGS)]
     any: bool,
@@ -126,7 +132,7 @@ const PACE: &str = "How many of them, at which pace";
 
 /// The arguments about numbers and pace.
 #[derive(Debug, clap::Args)]
-struct PaceArgs {
+pub struct PaceArgs {
     /// Run it only if so many machines match: 3, 2..10, 2.. or ..10
     #[arg(help_heading = PACE, long, value_name = "N", allow_negative_numbers = true)]
     expect: Option<Expect>,
@@ -169,7 +175,8 @@ struct PaceArgs {
 }
 
 impl PaceArgs {
-    fn apply(&self, task: &mut NewTask) {
+    /// Sets what was given.
+    pub fn apply(&self, task: &mut NewTask) {
         task.expect = self.expect;
         task.max_targets = self.max_targets;
         task.keep_alive = self.keep_alive.clone();
@@ -209,6 +216,7 @@ impl NewTaskArgs {
         let flags = serde_json::to_value(self.flags()?);
         if let Ok(Value::Object(flags)) = flags {
             drop_alternatives(&mut task, &flags);
+            self.later.replace(&mut task);
             overlay(&mut task, flags);
         }
         self.undo.complete(&mut task)?;
@@ -226,6 +234,12 @@ impl NewTaskArgs {
             task.insert("instances".into(), instances.into());
         }
         Ok(())
+    }
+
+    /// Sends the files of the task, if the server does not have them.
+    pub fn send_files(&self, task: &Map<String, Value>, client: &Client) -> Result<(), Failure> {
+        let is_told = super::terminal::width(&io::stderr()).is_some();
+        self.files.send(task, client, is_told)
     }
 
     /// The task that the flags describe.
@@ -253,6 +267,8 @@ impl NewTaskArgs {
         }
         self.selection.apply(&mut task, is_alone)?;
         self.pace.apply(&mut task);
+        self.files.apply(&mut task)?;
+        self.later.apply(&mut task)?;
         Ok(task)
     }
 
@@ -452,7 +468,8 @@ fn length(bytes: &[u8]) -> String {
     format!("{} bytes{more}", bytes.len())
 }
 
-fn bytes_of(flag: &str, file: &str) -> Result<Vec<u8>, Failure> {
+/// Reads a file, or standard input.
+pub fn bytes_of(flag: &str, file: &str) -> Result<Vec<u8>, Failure> {
     let cannot = |why: io::Error| Failure::Usage(format!("{flag}: cannot read {file}: {why}"));
     let mut bytes = Vec::new();
     let read = if file == "-" {

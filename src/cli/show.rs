@@ -8,6 +8,7 @@ use super::selection::{Selection, short_instance};
 use super::table::{Cell, Table};
 use super::task_reference::TaskArg;
 use super::terminal::{Colour, OutputStyle, sanitize, sanitize_output};
+use super::transfer::in_units;
 use super::{rollout, undos};
 use crate::wire::duration::Timeout;
 use crate::wire::notify::{AnsweredNotification, NotificationState};
@@ -84,6 +85,9 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
                 .join("\n           "),
         ),
     ];
+    // One that only lays files down has none.
+    fields.retain(|(name, value)| *name != "command" || !value.is_empty());
+    fields.extend(files_of(task));
     if let Some(workspace) = &detail.workspace {
         fields.push(("workspace", sanitize(workspace)));
     }
@@ -99,6 +103,27 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     fields.push(("created", task.created_at.clone()));
     if let Some(of) = &task.rerun_of {
         fields.insert(2, ("rerun of", sanitize(of)));
+    }
+    if let Some(at) = &task.start_at {
+        fields.push(("start at", at.clone()));
+    }
+    for child in &task.children {
+        let text = format!("{} when it has {}", sanitize(&child.task), child.on.word());
+        fields.push(("child", text));
+    }
+    if let Some(parent) = &task.parent {
+        fields.push(("parent", sanitize(parent)));
+    }
+    for after in &task.after {
+        let name = after.task.as_deref().or(after.group.as_deref());
+        let met = match after.met {
+            None => "",
+            Some(true) => " (it has)",
+            Some(false) => " (it has not)",
+        };
+        let on = after.on.word();
+        let text = format!("{} {on}{met}", sanitize(name.unwrap_or_default()));
+        fields.push(("after", text));
     }
     if !task.msg.is_empty() {
         fields.push(("note", sanitize(&task.msg)));
@@ -149,6 +174,41 @@ fn in_words(probe: &AnsweredProbe, style: &OutputStyle) -> String {
         words.push_str(&format!(": {}", sanitize(&probe.msg)));
     }
     words
+}
+
+/// The files that it lays down, and those that were handed back.
+fn files_of(task: &Task) -> Vec<(&'static str, String)> {
+    let mut fields = Vec::new();
+    for file in &task.files {
+        let name = file.name.as_deref().unwrap_or_default();
+        let place = match &file.path {
+            Some(path) => sanitize(path),
+            None => format!("$SIDEBIKE_FILES/{}", sanitize(name)),
+        };
+        let unpacked = if file.unpack.is_some() {
+            ", unpacked"
+        } else {
+            ""
+        };
+        fields.push((
+            "file",
+            format!("{place} ({}{unpacked})", in_units(file.size)),
+        ));
+    }
+    let fetch = task.fetch.iter();
+    fields.extend(fetch.map(|fetch| ("fetch", sanitize(&fetch.path))));
+    let back = task.result.iter().flat_map(|e| &e.attempt.files);
+    let (count, bytes) = back.fold((0, 0), |(count, bytes), file| {
+        (count + 1, bytes + file.size)
+    });
+    if count > 0 {
+        let id = sanitize(&task.id);
+        fields.push((
+            "back",
+            format!("{count} files, {}: sidebike pull {id}", in_units(bytes)),
+        ));
+    }
+    fields
 }
 
 /// `ended, https://hooks.example/x: pending, 2 tries, next 2026-01-01T00:00:00Z: it answers 503`.

@@ -42,6 +42,18 @@ pub struct Connections {
     fallback: DefaultConnector,
     #[cfg(feature = "tls")]
     tls: RustlsConnector,
+    is_for_files: bool,
+}
+
+impl Connections {
+    #[cfg(any(feature = "agent", feature = "cli"))]
+    /// Connections that send and receive files: the system decides how much of them is under way.
+    pub fn for_files() -> Self {
+        Connections {
+            is_for_files: true,
+            ..Connections::default()
+        }
+    }
 }
 
 impl Connector for Connections {
@@ -59,12 +71,18 @@ impl Connector for Connections {
         }
         let stream = connect(details)?;
         stream.set_nodelay(true)?;
-        // Without it the connection works as well; only a slow link is given up too soon.
-        let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES);
+        let bytes = match self.is_for_files {
+            true => MAX_INPUT_BYTES,
+            false => {
+                // Without it the connection works as well; only a slow link is given up too soon.
+                let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES);
+                BUFFER_BYTES
+            }
+        };
         let connection = Connection {
             stream,
-            buffers: LazyBuffers::new(BUFFER_BYTES, BUFFER_BYTES),
-            input_bytes: BUFFER_BYTES,
+            buffers: LazyBuffers::new(bytes, bytes),
+            input_bytes: bytes,
             unsent: Vec::new(),
             is_encrypted: details.needs_tls(),
             is_cut: false,

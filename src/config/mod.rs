@@ -13,7 +13,7 @@ mod registry;
 mod server;
 
 #[cfg(feature = "agent")]
-pub use agent::{AgentArgs, AgentConfig, CommandPolicy};
+pub use agent::{AgentArgs, AgentConfig, CommandPolicy, FilePolicy};
 pub use registry::{Registry, RegistryArgs};
 #[cfg(feature = "server")]
 pub use server::{AuditTarget, ServerArgs, ServerConfig};

@@ -3,6 +3,7 @@
 use crate::core::{NotifyPolicy, TextLimits};
 use crate::rules::{MAX_LABEL_BYTES, wrong_regex};
 use crate::server::api::browser::Authority;
+use crate::server::blobs::BlobLimits;
 use crate::server::http::{Engine, RequestLimits};
 use crate::tls::CertificateFiles;
 use crate::wire::duration::TimeSpan;
@@ -78,6 +79,17 @@ pub struct ServerArgs {
         default_value_t = 10_000
     )]
     max_new_machines: usize,
+    /// Schedules; more are refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_SCHEDULES",
+        value_name = "N",
+        default_value_t = 1_000
+    )]
+    max_schedules: usize,
+    /// File of schedules, a JSON object with one for each id; read at the start and on HUP [default: none]
+    #[arg(long, env = "SIDEBIKE_SCHEDULES", value_name = "FILE")]
+    schedules: Option<PathBuf>,
     /// Different patterns with waiting tasks; submits with another one are refused
     #[arg(
         long,
@@ -221,6 +233,25 @@ pub struct ServerArgs {
         default_value = "60s"
     )]
     max_request_time: String,
+    /// Folder for the files of tasks [default: none, a file without a name in the temporary folder]
+    #[arg(long, env = "SIDEBIKE_BLOBS", value_name = "DIR")]
+    blobs: Option<PathBuf>,
+    /// MiB of a file that is brought
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_BLOB",
+        value_name = "MIB",
+        default_value_t = 512
+    )]
+    max_blob: usize,
+    /// MiB of all files; beyond it those that no task needs are removed, then more refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_BLOBS",
+        value_name = "MIB",
+        default_value_t = 4_096
+    )]
+    max_blobs: usize,
     /// Folder of binaries to hand out for other machines, named as sidebike-aarch64-linux
     #[arg(long, env = "SIDEBIKE_BINARIES", value_name = "DIR")]
     binaries: Option<PathBuf>,
@@ -272,6 +303,8 @@ pub struct ServerConfig {
     pub max_executions: usize,
     pub max_machines: usize,
     pub max_new_machines: usize,
+    pub max_schedules: usize,
+    pub schedules: Option<PathBuf>,
     pub max_patterns: usize,
     pub texts: TextLimits,
     pub max_output_bytes: usize,
@@ -283,6 +316,8 @@ pub struct ServerConfig {
     pub request: RequestLimits,
     pub max_json_depth: usize,
     pub max_request_time: TimeSpan,
+    pub blobs: Option<PathBuf>,
+    pub blob_limits: BlobLimits,
     pub binaries: Option<PathBuf>,
     pub hands_out_openly: bool,
     pub allow_legacy: Option<regex::Regex>,
@@ -316,6 +351,7 @@ impl ServerArgs {
             ("--max-executions", self.max_executions),
             ("--max-machines", self.max_machines),
             ("--max-new-machines", self.max_new_machines),
+            ("--max-schedules", self.max_schedules),
             ("--max-patterns", self.max_patterns),
             ("--max-pattern", self.max_pattern),
             ("--max-compiled-pattern", self.max_compiled_pattern),
@@ -332,6 +368,8 @@ impl ServerArgs {
             ("--max-target", self.max_target),
             ("--max-body", self.max_body),
             ("--max-json-depth", self.max_json_depth),
+            ("--max-blob", self.max_blob),
+            ("--max-blobs", self.max_blobs),
         ] {
             if value == 0 || value > MAX_NUMBER {
                 return Err(format!(
@@ -388,6 +426,8 @@ impl ServerArgs {
             max_executions: self.max_executions,
             max_machines: self.max_machines,
             max_new_machines: self.max_new_machines,
+            max_schedules: self.max_schedules,
+            schedules: self.schedules,
             max_patterns: self.max_patterns,
             texts: TextLimits {
                 pattern: self.max_pattern,
@@ -414,6 +454,11 @@ impl ServerArgs {
                     self.max_request_time
                 )
             })?,
+            blobs: self.blobs,
+            blob_limits: BlobLimits {
+                one: (self.max_blob as u64) << 20,
+                all: (self.max_blobs as u64) << 20,
+            },
             binaries: self.binaries,
             hands_out_openly: match self.hand_out.as_str() {
                 "token" => false,

@@ -49,7 +49,8 @@ impl Abilities {
     }
 
     fn with(self, feature: Feature) -> Self {
-        Abilities(self.0 | 1 << feature as u32)
+        // Only our agents have features.
+        Abilities(self.0 | Self::OURS.0 | 1 << feature as u32)
     }
 
     /// Whether it includes a feature.
@@ -68,10 +69,12 @@ impl Core {
     pub(super) fn needs_of(&self, task: TaskKey) -> Abilities {
         let spec = &self.task(task).spec;
         let needed = Abilities::needed_by(&spec.detail);
-        match spec.probes_targets() {
+        let needed = match spec.probes_targets() {
             true => needed.with(Feature::Probes),
             false => needed,
-        }
+        };
+        let files = spec.files.iter().flat_map(|files| files.needs());
+        files.fold(needed, Abilities::with)
     }
 
     /// Sets the message of a waiting execution, if no agent on the machines that match can run it.
@@ -134,6 +137,10 @@ impl Core {
                     env!("CARGO_PKG_VERSION")
                 )
             }
+            _ if self.task(key.task).spec.files.is_some() => format!(
+                "files: waits for a machine whose agent can do what it wants with files; an agent of the server's version ({}) can",
+                env!("CARGO_PKG_VERSION")
+            ),
             _ if self.task(key.task).spec.probes_targets() => format!(
                 "probes: waits for a machine whose agent can run them; an agent of the server's version ({}) can",
                 env!("CARGO_PKG_VERSION")

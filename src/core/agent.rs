@@ -8,6 +8,7 @@
 //! - An attempt that may have started on a machine that went offline is `lost`, and never handed to another.
 
 use super::abilities::Abilities;
+use super::crew::Wish;
 use super::invariants::Rule;
 use super::lifecycle::Event;
 use super::machine::{Kind, Machine};
@@ -21,6 +22,7 @@ use super::user::JOIN_ALL;
 use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::rules::{MAX_JOBS, check_label, check_tags};
 use crate::wire::agent::{Assignment, AttemptId, Feature, Goodbye, Hold, HoldState, Orders, Poll};
+use crate::wire::files::Phase;
 use crate::wire::machine::MachineState;
 use crate::wire::notify::NotifyEvent;
 use crate::wire::task::{Detail, ExecutionState};
@@ -127,10 +129,10 @@ impl Core {
         if machine.state == MachineState::Draining {
             machine.joins_pending = Some(JOIN_ALL);
         }
-        let state = if poll.draining {
-            MachineState::Draining
-        } else {
-            MachineState::Online
+        let draining = self.take_crew(key, poll);
+        let state = match draining {
+            true => MachineState::Draining,
+            false => MachineState::Online,
         };
         if self.set_machine_state(key, state) {
             self.machine_changed(key);
@@ -142,8 +144,11 @@ impl Core {
             self.replace_hung_up(now, key);
         }
         self.order_probes(now, key, &mut orders);
-        if !poll.draining {
-            let used = self.order_undos(now, key, Some(&poll.undos), &mut orders);
+        let mut used = 0;
+        if self.machine(key).takes_undos() {
+            used = self.order_undos(now, key, Some(&poll.undos), &mut orders);
+        }
+        if !draining {
             self.machine_is_back(now, key);
             self.join_open_tasks(now, key);
             self.deliver(now, key, used, &mut orders);
@@ -153,6 +158,8 @@ impl Core {
             self.explain_waiting_for(key);
         }
         self.name_stopped(&mut orders);
+        orders.crew = self.machine(key).wish_to_tell();
+        orders.standing = self.standing(key);
         Ok((key, orders))
     }
 
@@ -178,7 +185,7 @@ impl Core {
             machine.jobs = caller.jobs;
             if std::mem::take(&mut machine.is_restored) {
                 self.recount.came();
-                self.take_tags(key, &caller.tags);
+                self.take_tags(now, key, &caller.tags);
             }
             let machine = self.machine(key);
             if machine.state == MachineState::Offline {
@@ -236,6 +243,12 @@ impl Core {
             offline_since: now,
             watched_at: None,
             left: false,
+            suspended_since: None,
+            wish: None,
+            is_drained: false,
+            is_ending: false,
+            asks_standing: false,
+            says_draining: false,
             joins_pending: Some(JOIN_ALL),
             seq: 0,
             poll_held: false,
@@ -250,12 +263,13 @@ impl Core {
             original: Default::default(),
         };
         self.add_machine(key, machine);
+        self.suspend_newcomer(now, key);
         self.bring_online(now, key);
         Ok(key)
     }
 
     /// Takes the tags of a machine that was restored: a server that does not know tags may have saved it without them.
-    fn take_tags(&mut self, key: MachineKey, tags: &Tags) {
+    fn take_tags(&mut self, now: Time, key: MachineKey, tags: &Tags) {
         let machine = self.machine(key);
         if machine.tags == *tags || check_tags(tags).is_err() {
             return;
@@ -271,11 +285,16 @@ impl Core {
         (machine.tags, machine.traits_key) = (tags.clone(), traits_key);
         machine.joins_pending = Some(JOIN_ALL);
         self.machine_changed(key);
+        self.sweep_again(now);
     }
 
     fn bring_online(&mut self, now: Time, key: MachineKey) {
         self.cancel_machine_timers(key);
-        self.set_machine_state(key, MachineState::Online);
+        let state = match self.machine(key).wish.is_some_and(Wish::is_drain) {
+            true => MachineState::Draining,
+            false => MachineState::Online,
+        };
+        self.set_machine_state(key, state);
         let machine = self.machine_mut(key);
         machine.joins_pending = Some(JOIN_ALL);
         let notice = Notice::MachineOnline(machine.label.clone(), machine.instance.clone());
@@ -309,8 +328,10 @@ impl Core {
         if !was_live {
             self.explain_waiting_for(key);
         }
-        self.machine_is_back(now, key);
-        self.join_open_tasks(now, key);
+        if self.machine(key).is_live() {
+            self.machine_is_back(now, key);
+            self.join_open_tasks(now, key);
+        }
         Ok(key)
     }
 
@@ -318,9 +339,11 @@ impl Core {
     pub fn has_work_for(&self, key: MachineKey) -> bool {
         self.machines.get(&key).is_some_and(|m| {
             let has_work = || !m.inbox.is_empty() || self.next_any(m).is_some();
-            let is_given_work =
-                m.is_live() && ((m.free() > 0 && has_work()) || self.has_undo_for(key));
-            is_given_work || !m.probes.is_empty()
+            let takes_work = m.is_live() && m.free() > 0 && !self.is_handed_nothing(key);
+            (takes_work && has_work())
+                || (m.takes_undos() && self.has_undo_for(key))
+                || !m.probes.is_empty()
+                || m.wish_to_tell().is_some()
         })
     }
 
@@ -348,15 +371,20 @@ impl Core {
         };
         (machine.poll_held, machine.waking) = (false, false);
         orders.cancel = std::mem::take(&mut machine.cancels);
-        let live = machine.is_live();
+        let (live, takes_undos) = (machine.is_live(), machine.takes_undos());
+        orders.crew = machine.wish_to_tell();
         self.refresh_ready(key);
         self.order_probes(now, key, &mut orders);
+        let mut used = 0;
+        if takes_undos {
+            used = self.order_undos(now, key, None, &mut orders);
+        }
         if live {
-            let used = self.order_undos(now, key, None, &mut orders);
             self.deliver(now, key, used, &mut orders);
         }
         self.revoke_offers(key);
         self.name_stopped(&mut orders);
+        orders.standing = self.standing(key);
         orders
     }
 
@@ -370,6 +398,9 @@ impl Core {
         orders: &mut Orders<Arc<Detail>>,
     ) {
         let mut bytes = taken;
+        if self.is_handed_nothing(key) {
+            return;
+        }
         while self.machine(key).free() > 0 {
             let machine = self.machine(key);
             let Some(execution) = machine
@@ -405,6 +436,7 @@ impl Core {
                 self.place(execution, Place::Nowhere);
                 continue;
             }
+            self.thaw(now, execution);
             let target = self.target(key);
             let begins_by = self.begins_by(now, self.machine(key));
             let handed_out = self.execution_mut(execution);
@@ -415,15 +447,21 @@ impl Core {
             self.begin_undo(execution);
             self.begin_probes(now, execution);
             self.machine_changed(key);
+            let is_original = self.machine(key).is_original();
+            let detail = self.detail_with_ids(execution.task, is_original);
             let task = self.task(execution.task);
             let id = task.attempt_id(execution);
             bytes += sent;
+            let files = task.spec.files.as_deref();
             orders.start.push(Assignment {
                 id,
                 task_id: task.id.to_string(),
                 task_name: task.spec.name.to_string(),
                 key: Some(task.attempt_key(execution)),
-                detail: task.spec.detail.clone(),
+                detail,
+                files: files.map_or_else(Vec::new, |files| files.files.clone()),
+                files_timeout: files.map(|files| files.timeout),
+                fetch: files.map_or_else(Vec::new, |files| files.fetch.clone()),
             });
             let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
             if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {
@@ -453,6 +491,15 @@ impl Core {
     fn cannot_run(&self, key: MachineKey, execution: ExecutionKey) -> Option<String> {
         let machine = self.machine(key);
         let spec = &self.task(execution.task).spec;
+        let mut needs = spec.files.iter().flat_map(|files| files.needs());
+        if let Some(missing) = needs.find(|need| !machine.abilities.has(*need)) {
+            let what = match missing {
+                Feature::Unpack => "unpack files",
+                Feature::Fetch => "hand files back",
+                _ => "take files",
+            };
+            return Some(format!("agent {} cannot {what}", machine.version));
+        }
         let missing = { spec.detail.needs() }.find(|need| !machine.abilities.has(*need));
         let field = match missing {
             Some(missing) => format!("detail.{}", missing.word()),
@@ -506,7 +553,12 @@ impl Core {
             if e.canceling && hold.state == HoldState::Running {
                 orders.cancel.push(hold.id.clone());
             }
-            self.record_start(now, execution, hold.started_ago_ms);
+            match hold.phase {
+                // Its command is still to be started.
+                Some(Phase::Files) => drop(self.apply(execution, Event::Start)),
+                _ => self.record_start(now, execution, hold.started_ago_ms),
+            }
+            self.record_phase(execution, hold.phase);
         }
         let missing: Vec<ExecutionKey> = self.machine(key).active.difference_of(&held);
         for execution in missing {
@@ -530,8 +582,19 @@ impl Core {
         orders
     }
 
+    fn record_phase(&mut self, key: ExecutionKey, phase: Option<Phase>) {
+        if self.execution(key).current.phase != phase {
+            self.execution_mut(key).current.phase = phase;
+            self.record_change(key);
+        }
+    }
+
     pub(super) fn record_start(&mut self, now: Time, key: ExecutionKey, ago_ms: u64) {
-        if !self.apply(key, Event::Start) {
+        // It is `running` already if it laid files down first.
+        let has_begun = self.apply(key, Event::Start);
+        let e = self.execution(key);
+        let starts = e.state == ExecutionState::Running && e.current.started_at.is_none();
+        if !has_begun && !starts {
             return;
         }
         let submitted = self.task(key.task).created_at;
@@ -591,6 +654,7 @@ impl Core {
         let machine = self.machine_mut(key);
         machine.last_seen = now;
         machine.left = true;
+        machine.wish = None;
         self.machine_changed(key);
         let machine = self.machine(key);
         // An offline machine has no active executions.

@@ -146,6 +146,7 @@ impl Scene {
             id: id.clone(),
             state: HoldState::Running,
             started_ago_ms: 0,
+            phase: None,
         };
         let poll = Poll {
             instance: agent.instance.clone(),
@@ -157,6 +158,9 @@ impl Scene {
             arch: String::new(),
             jobs: 2,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: false,
             wait: TimeSpan::default(),
             holds: agent.held.iter().map(hold).collect(),
             undos: Vec::new(),
@@ -238,6 +242,7 @@ impl Scene {
                 duration_ms: Some(1),
                 stdout_bytes: 0,
                 stderr_bytes: 0,
+                files: Vec::new(),
             }],
             undos: vec![undo],
             probes: Vec::new(),

@@ -220,6 +220,7 @@ impl Core {
             .signal
             .as_deref()
             .map(|signal| truncated(signal).into());
+        self.keep_brought(key, &ended.files);
         // What is saved must have the same effect when it is read: there, too, nothing lies beyond the highest offset.
         let ends = [
             (Stream::Stdout, ended.stdout_bytes.min(MAX_OFFSET)),

@@ -4,19 +4,23 @@
 //! what is wrong and what would be right. To add a field: take it from the posted task, check it here, add it to
 //! [`Spec`].
 
+use super::TextLimits;
 use super::about::{self, About};
 use super::agent::is_instance;
+use super::children::Child;
 use super::counting::{Counts, KeepAlive};
+use super::files::Files;
+use super::later_spec::{Wait, checked_children, checked_wait};
 use super::notify::{self, CheckedNotify};
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
+use super::schedule::FiringOf;
 use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
-use super::{TextLimits, Time};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
-use crate::wire::strict_object::StrictObject;
+use crate::wire::strict_object::{Posted, StrictObject};
 use crate::wire::task::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, Mode, PostedTask, Retry};
 use crate::wire::undo::Undo;
 use base64::Engine as _;
@@ -73,28 +77,18 @@ pub struct Spec {
     pub failure_ttl: TimeSpan,
     pub notify: Box<[CheckedNotify]>,
     pub detail: Arc<Detail>,
+    /// What it does with files, if anything.
+    pub files: Option<Box<Files>>,
     /// What people say of it.
     pub about: Option<Box<About>>,
     /// The size of the detail in an answer that hands it out, in bytes, roughly.
     pub sent_bytes: usize,
+    /// Tasks that begin with its end.
+    pub children: Vec<Child>,
+    /// The schedule that fired it.
+    pub scheduled: Option<Arc<FiringOf>>,
     /// What it has to wait for; none in a stored task.
     pub wait: Option<Box<Wait>>,
-}
-
-/// What a posted task has to wait for before it begins.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Wait {
-    /// A time.
-    pub start: Option<Start>,
-}
-
-/// A time before which a task does not begin.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Start {
-    /// This one.
-    At(Time),
-    /// So long after the submit.
-    After(TimeSpan),
 }
 
 impl Spec {
@@ -129,10 +123,18 @@ impl Spec {
         let narrowing = narrowing(&mut posted)?;
         let pattern = posted.machine_pattern.take();
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
+        let children = checked_children(&mut posted, &selector, limits)?;
         let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
         check_text("name", name, limits.name, " (--max-name)")?;
+        let files = posted.files.take().unwrap_or_default().into_iter();
+        let fetch = posted.fetch.take().unwrap_or_default().into_iter();
+        let files = Files::checked(
+            files.map(|file| file.0).collect(),
+            posted.files_timeout,
+            fetch.map(|fetch| fetch.0).collect(),
+        )?;
         let wait = checked_wait(&posted)?;
-        let detail = checked_detail(posted.detail.0)?;
+        let detail = checked_detail(posted.detail.take(), files.as_deref())?;
         Ok(Spec {
             id: posted.id.map(Arc::from),
             name: name.into(),
@@ -156,12 +158,23 @@ impl Spec {
                 "failureTtl",
                 posted.failure_ttl.unwrap_or(DEFAULT_FAILURE_TTL),
             )?,
+            sent_bytes: detail.json_bytes() + files.as_ref().map_or(0, |files| files.text_bytes()),
+            files,
             notify,
-            sent_bytes: detail.json_bytes(),
             detail: Arc::new(detail),
+            scheduled: None,
             about,
+            children,
             wait: (wait != Wait::default()).then(|| Box::new(wait)),
         })
+    }
+
+    /// Adds a variable to the environment of its command.
+    pub(super) fn add_variable(&mut self, name: &str, value: String) {
+        // Both texts with their quotes, a colon and a comma.
+        self.sent_bytes += name.len() + value.len() + 6;
+        let env = &mut Arc::make_mut(&mut self.detail).env;
+        env.get_or_insert_default().insert(name.to_owned(), value);
     }
 
     /// Every selector that it has.
@@ -174,6 +187,12 @@ impl Spec {
         let probes = probes.filter_map(|probe| probe.on.as_mut());
         let first = [&mut self.selector].into_iter();
         first.chain(pool).chain(canary).chain(probes)
+    }
+
+    /// The selectors of its children.
+    pub fn selectors_of_children_mut(&mut self) -> impl Iterator<Item = &mut Selector> {
+        let children = self.children.iter_mut();
+        children.map(|child| &mut Arc::make_mut(&mut child.spec).selector)
     }
 
     /// Whether what runs is canceled when it is stopped.
@@ -199,7 +218,9 @@ impl Spec {
             Timeout::After(duration) => {
                 let undo = self.detail.undo.as_ref();
                 let undo = undo.map_or(0, |undo| undo.longest().as_millis());
-                let command = duration.as_millis() + self.kill_grace().as_millis();
+                let files = self.files.as_ref();
+                let files = files.map_or(0, |files| files.longest().as_millis());
+                let command = duration.as_millis() + self.kill_grace().as_millis() + files;
                 Some(TimeSpan::from_millis(command + undo))
             }
             Timeout::Never => None,
@@ -224,6 +245,7 @@ impl Spec {
         let canary = rollout.and_then(|rollout| rollout.canary.as_ref());
         let steps = rollout.map_or(0, |rollout| rollout.steps.len());
         self.detail_bytes()
+            + self.files.as_ref().map_or(0, |files| files.text_bytes())
             + detail.workspace.as_ref().map_or(0, String::len)
             + self.name.len()
             + self.about.as_ref().map_or(0, |about| about.kept_bytes())
@@ -241,6 +263,10 @@ impl Spec {
                 .map(|it| it.url.len() + it.place.len() + (1 + it.entries()) * ENTRY_BYTES)
                 .sum::<usize>()
             + (entries + retry + steps) * ENTRY_BYTES
+            // A child may be forgotten before its parent.
+            + { self.children.iter() }
+                .map(|child| child.spec.kept_bytes() + ENTRY_BYTES)
+                .sum::<usize>()
     }
 
     /// The beginning of the detail, and how many bytes of it are left out.
@@ -306,18 +332,6 @@ impl Spec {
                 .map(|(name, value)| name.len() + value.len())
                 .sum::<usize>()
     }
-}
-
-fn checked_wait(posted: &PostedTask) -> Result<Wait, String> {
-    let start = match (posted.start_at, posted.delay) {
-        (Some(_), Some(_)) => {
-            return Err("startAt: has both startAt and delay, give one of them".into());
-        }
-        (Some(at), None) => Some(Start::At(Time(at.0))),
-        (None, Some(delay)) => Some(Start::After(delay)),
-        (None, None) => None,
-    };
-    Ok(Wait { start })
 }
 
 fn narrowing(posted: &mut PostedTask) -> Result<Narrowing, String> {
@@ -406,7 +420,16 @@ fn checked_rollout(
     Ok(Some(Box::new(rollout)))
 }
 
-fn checked_detail(mut detail: Detail) -> Result<Detail, String> {
+fn checked_detail(posted: Option<Posted<Detail>>, files: Option<&Files>) -> Result<Detail, String> {
+    // It may only lay files down, or only hand some back.
+    let mut detail = match posted {
+        Some(posted) => posted.0,
+        None if files.is_some() => return Ok(Detail::default()),
+        None => return Err("detail: is missing".into()),
+    };
+    if files.is_some() && detail == Detail::default() {
+        return Ok(detail);
+    }
     if let Some(argv) = &mut detail.argv {
         // It was read with spare capacity, and is stored as long as the task.
         argv.shrink_to_fit();
@@ -598,7 +621,7 @@ fn check_script(detail: &Detail) -> Result<(), String> {
 }
 
 /// Checks an id.
-fn check_id(id: &str) -> Result<(), String> {
+pub(super) fn check_id(id: &str) -> Result<(), String> {
     let good = !id.is_empty()
         && id.len() <= MAX_ID_BYTES
         && id
@@ -628,7 +651,7 @@ fn check_retry(retry: &Retry) -> Result<(), String> {
     Ok(())
 }
 
-fn check_above_zero(field: &str, duration: TimeSpan) -> Result<TimeSpan, String> {
+pub(super) fn check_above_zero(field: &str, duration: TimeSpan) -> Result<TimeSpan, String> {
     if duration == TimeSpan::default() {
         return Err(format!(
             "{field}: must be above 0 (seconds, or a string such as \"10m\")"

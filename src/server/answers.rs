@@ -62,6 +62,17 @@ pub fn error(status: u16, msg: &str) -> Answer {
     )
 }
 
+/// An answer that did not go well, and says more than why.
+pub fn with_data<T: Serialize>(status: u16, msg: String, data: T) -> Answer {
+    let envelope = Envelope {
+        signal: wire::ERROR,
+        msg,
+        data,
+        next: None,
+    };
+    json(status, &envelope)
+}
+
 /// The answer to a poll or to output.
 pub fn orders(orders: &Orders<Arc<Detail>>) -> Answer {
     let signal = if orders.is_empty() {

@@ -30,6 +30,7 @@ use self::api::browser::{self, OwnNames};
 use self::api::counters::{Requests, Transfers};
 use self::api::routes;
 use self::api::server::Server;
+use self::blobs::{BlobLimits, Blobs, Need};
 use self::http::{Edge, EdgeLimits, Engine, Request};
 use self::images::Images;
 use self::notify::Notifier;
@@ -37,8 +38,9 @@ use self::notify::Notifier;
 use self::state::supervise_once;
 use self::state::{Store, supervise};
 use crate::config::ServerConfig;
-use crate::core::Limits;
+use crate::core::{Core, Limits};
 use crate::tls::CertificateFiles;
+use crate::wire::files::BlobId;
 use log::{info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -62,6 +64,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         new_machines: config.max_new_machines,
         output_bytes: config.max_output_bytes,
         detail_bytes: config.max_detail_bytes,
+        schedules: config.max_schedules,
         patterns: config.max_patterns,
         texts: config.texts.clone(),
     };
@@ -85,6 +88,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     let images = Images::open(config.binaries)?;
     let audit = Audit::open(config.audit)?;
     let (store, tasks) = open_store(config.db.as_deref(), limits, max_held)?;
+    let blobs = open_blobs(config.blobs.as_deref(), config.blob_limits, &store)?;
     let secrets = notify::Secrets::from_environment(&config.notify)?;
     // All is well: said first, and what there is to say about it after it.
     info!(
@@ -101,6 +105,9 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         ),
     }
     access.explain();
+    if let Some(why) = blobs.trouble() {
+        warn!("files cannot be kept: {why}");
+    }
     let notifier = Notifier::new(
         store.clone(),
         config.notify,
@@ -114,6 +121,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         edge: edge.clone(),
         requests: Requests::default(),
         transfers: Transfers::default(),
+        blobs,
         images,
         texts: config.texts,
         max_json_depth: config.max_json_depth,
@@ -124,8 +132,13 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         },
         audit,
     });
+    if let Some(path) = &config.schedules {
+        let read = server.read_schedules(path);
+        info!("{}", read.map_err(|why| format!("--schedules: {why}"))?);
+    }
     let health = store.health.clone();
-    supervise(&health, "clock", move || keep_time(&store))?;
+    let clock = server.clone();
+    supervise(&health, "clock", move || keep_time(&clock))?;
     notifier.start(&health)?;
     edge.serve(config.engine, listener, &server)?;
     for signal in signals.forever() {
@@ -138,6 +151,9 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         server.store.end_polls();
         server.audit.reopen();
         notifier.reload();
+        if let Some(path) = &config.schedules {
+            server.reread_schedules(path);
+        }
         if let Some(files) = &config.tls {
             renew_certificate(&edge, files);
         }
@@ -171,6 +187,24 @@ fn open_store(
     }
     let words = "without a database: tasks are kept in memory only, this server starts empty";
     Ok((Store::start(limits, max_held, None)?, words.into()))
+}
+
+/// The files of tasks. Which of them are needed the tasks say.
+fn open_blobs(
+    folder: Option<&Path>,
+    limits: BlobLimits,
+    store: &Arc<Store>,
+) -> Result<Arc<Blobs>, String> {
+    let store = store.clone();
+    let needs = move |ids: &[BlobId]| {
+        let need = |core: &Core, id: &BlobId| match core.blob_needed_until(*id) {
+            None => Need::Nobody,
+            Some(Some(end)) => Need::Ended(end.0),
+            Some(None) => Need::Now,
+        };
+        store.ask(|core| ids.iter().map(|id| need(core, id)).collect())
+    };
+    Blobs::open(folder, limits, Box::new(needs))
 }
 
 /// Reads the certificate and its key again; those in use stay when that fails.
@@ -221,9 +255,10 @@ pub fn routed(method: &str, target: &str) -> u16 {
     routes::find(&request).map_or_else(|answer| answer.status, |_| 200)
 }
 
-fn keep_time(store: &Store) {
+fn keep_time(server: &Arc<Server>) {
     loop {
         thread::sleep(state::TICK);
-        store.tick();
+        server.store.tick();
+        server.note_firings();
     }
 }

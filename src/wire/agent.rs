@@ -10,7 +10,9 @@
 //! Unknown fields are ignored here, so that agents and servers of different versions work together. Points in time
 //! are sent as "milliseconds ago": the clocks of containers may be wrong.
 
+use super::crew::{Standing, Wanted};
 use super::duration::TimeSpan;
+use super::files::{Fetch, FetchedFile, File, Phase};
 use super::probe::{ProbeOrder, ProbeResult};
 use super::task::ExecutionState;
 use super::undo::{UndoReason, UndoReport};
@@ -48,6 +50,15 @@ pub struct Poll {
     /// It takes no more work because it is about to end.
     #[serde(default)]
     pub draining: bool,
+    /// That is so because it was told to drain, and until it is told otherwise.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub drained: bool,
+    /// It is about to end, and cannot be kept from it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ending: bool,
+    /// It wants to know how things stand for it, see [`Orders::standing`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub standing: bool,
     /// How long the server may hold the poll; it may answer sooner.
     #[serde(default)]
     pub wait: TimeSpan,
@@ -62,7 +73,11 @@ pub struct Poll {
     pub features: Vec<String>,
 }
 
-/// Something that a task can ask for and that the first version of the agent cannot do. To add one: a variant, its word,
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// Something that a task, or a user, can ask for and that the first version of the agent cannot do. To add one: a variant, its word,
 /// and the field of `detail` that needs it in [`super::task::Detail::needs`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feature {
@@ -78,17 +93,29 @@ pub enum Feature {
     Undo,
     /// `probes`.
     Probes,
+    /// `files`.
+    Files,
+    /// `files` with `unpack`.
+    Unpack,
+    /// `fetch`.
+    Fetch,
+    /// It obeys [`Orders::crew`].
+    Crew,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 10] = [
         Self::User,
         Self::StdinBase64,
         Self::MergeOutput,
         Self::Script,
         Self::Undo,
         Self::Probes,
+        Self::Files,
+        Self::Unpack,
+        Self::Fetch,
+        Self::Crew,
     ];
 
     /// The word in a poll: the field of the task or of its `detail`.
@@ -100,6 +127,10 @@ impl Feature {
             Self::Script => "script",
             Self::Undo => "undo",
             Self::Probes => "probes",
+            Self::Files => "files",
+            Self::Unpack => "unpack",
+            Self::Fetch => "fetch",
+            Self::Crew => "crew",
         }
     }
 }
@@ -138,6 +169,9 @@ pub struct Hold {
     /// How long ago its command was started, in milliseconds.
     #[serde(default)]
     pub started_ago_ms: u64,
+    /// What it does with files now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
 }
 
 /// The server's orders to an agent. `D` is the detail: a [`super::task::Detail`] where it is written, a plain JSON
@@ -170,6 +204,12 @@ pub struct Orders<D> {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[serde(deserialize_with = "bounded")]
     pub probe: Vec<ProbeOrder>,
+    /// What is wanted of the agent itself. Repeated until a poll shows that it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crew: Option<Wanted>,
+    /// How things stand for the agent, if its poll asks for that. It alone is no reason to answer a poll that is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Standing>,
 }
 
 impl<D> Orders<D> {
@@ -182,6 +222,8 @@ impl<D> Orders<D> {
             forget: Vec::new(),
             undo: Vec::new(),
             probe: Vec::new(),
+            crew: None,
+            standing: None,
         }
     }
 
@@ -192,6 +234,7 @@ impl<D> Orders<D> {
             && self.forget.is_empty()
             && self.undo.is_empty()
             && self.probe.is_empty()
+            && self.crew.is_none()
     }
 }
 
@@ -213,8 +256,17 @@ pub struct Assignment<D> {
     /// The key of the attempt, 32 hexadecimal digits; servers before 0.2 leave it to the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// What to run.
+    /// What to run; without a command if the task only lays files down.
     pub detail: D,
+    /// The files that are laid down before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<File>,
+    /// How long that may take, and as long again what is handed back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files_timeout: Option<TimeSpan>,
+    /// The files that are handed back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fetch: Vec<Fetch>,
 }
 
 /// An undo that an agent is to run although it does not hold the attempt, or has reported its end: it is owed by an
@@ -256,6 +308,12 @@ struct FlatAssignment<D> {
     #[serde(default)]
     key: Option<String>,
     detail: D,
+    #[serde(default = "Vec::new", deserialize_with = "bounded")]
+    files: Vec<File>,
+    #[serde(default)]
+    files_timeout: Option<TimeSpan>,
+    #[serde(default = "Vec::new", deserialize_with = "bounded")]
+    fetch: Vec<Fetch>,
 }
 
 impl<D> From<FlatAssignment<D>> for Assignment<D> {
@@ -269,6 +327,9 @@ impl<D> From<FlatAssignment<D>> for Assignment<D> {
             task_name: flat.task_name,
             key: flat.key,
             detail: flat.detail,
+            files: flat.files,
+            files_timeout: flat.files_timeout,
+            fetch: flat.fetch,
         }
     }
 }
@@ -339,6 +400,10 @@ pub struct Ended {
     /// How many bytes the command wrote to standard error.
     #[serde(default)]
     pub stderr_bytes: u64,
+    /// The files that it handed back.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded")]
+    pub files: Vec<FetchedFile>,
 }
 
 /// Results, with the last of their output.

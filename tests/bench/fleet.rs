@@ -206,6 +206,7 @@ impl Fleet {
             id: id.clone(),
             state: HoldState::Running,
             started_ago_ms: 0,
+            phase: None,
         };
         let poll = Poll {
             undos: Vec::new(),
@@ -218,6 +219,9 @@ impl Fleet {
             arch: String::new(),
             jobs: JOBS,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: false,
             wait,
             holds: agent.holds.iter().map(hold).collect(),
             features: Vec::new(),
@@ -237,6 +241,7 @@ impl Fleet {
             duration_ms: Some(1),
             stdout_bytes: 0,
             stderr_bytes: 0,
+            files: Vec::new(),
         };
         let done = Done {
             undos: Vec::new(),

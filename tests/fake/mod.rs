@@ -1,6 +1,7 @@
 //! A server for one test, and the agent that talks to it.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod blobs;
 pub mod gate;
 pub mod shim;
 
@@ -48,6 +49,14 @@ pub struct Seen {
     /// Reads, and never answers a report.
     pub mute: bool,
     newest_poll: usize,
+    /// What agents may fetch, by its hash.
+    pub blobs: HashMap<String, Vec<u8>>,
+    /// What goes wrong with the next requests for it.
+    pub troubles: VecDeque<blobs::Trouble>,
+    /// So many requests for it came.
+    pub gets: usize,
+    /// What agents have handed back, with its path.
+    pub uploads: Vec<(String, Vec<u8>)>,
 }
 
 impl Seen {
@@ -160,6 +169,20 @@ impl Server {
         self.change(|seen| seen.orders.push_back(orders));
     }
 
+    /// The same with files: a change of the order.
+    pub fn start_with(
+        &self,
+        execution: &str,
+        detail: Value,
+        change: impl FnOnce(&mut Assignment<Value>),
+    ) {
+        let mut orders = Orders::none();
+        let mut start = assignment(execution, None, detail);
+        change(&mut start);
+        orders.start.push(start);
+        self.change(|seen| seen.orders.push_back(orders));
+    }
+
     /// The same, with the key of the attempt.
     pub fn start_with_key(&self, execution: &str, key: &str, detail: Value) {
         let mut orders = Orders::none();
@@ -263,6 +286,9 @@ fn assignment(execution: &str, key: Option<&str>, detail: Value) -> Assignment<V
         task_name: "the name".into(),
         key: key.map(str::to_owned),
         detail,
+        files: Vec::new(),
+        files_timeout: None,
+        fetch: Vec::new(),
     }
 }
 
@@ -276,7 +302,13 @@ fn id(execution: &str) -> AttemptId {
 /// One connection.
 fn serve(stream: TcpStream, shared: &Shared, open: &AtomicBool) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
-    while let Some((call, body)) = request(&mut reader) {
+    while let Some((call, range, body)) = request(&mut reader) {
+        if call.starts_with("file") {
+            match blobs::answer(&stream, &call, range.as_deref(), body, shared) {
+                Some(()) => continue,
+                None => return,
+            }
+        }
         let Some((status, data)) = answer(&call, &body, shared, open) else {
             return;
         };
@@ -303,7 +335,8 @@ fn serve(stream: TcpStream, shared: &Shared, open: &AtomicBool) {
     }
 }
 
-fn request(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
+/// The call, the range that is asked for, and the body.
+fn request(reader: &mut impl BufRead) -> Option<(String, Option<String>, Vec<u8>)> {
     let mut first = String::new();
     reader.read_line(&mut first).ok()?;
     let call = first
@@ -312,11 +345,15 @@ fn request(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
         .strip_prefix("/api/v1/agent/")?
         .to_owned();
     let mut length = 0;
+    let mut range = None;
     loop {
         let mut line = String::new();
         reader.read_line(&mut line).ok()?;
         if line.trim().is_empty() {
             break;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("range:") {
+            range = Some(value.trim().to_owned());
         }
         if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
             length = value.trim().parse().unwrap();
@@ -324,8 +361,12 @@ fn request(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    assert!(length < 1 << 20, "a server does not read {length} bytes");
-    Some((call, body))
+    let is_file = call.starts_with("file");
+    assert!(
+        is_file || length < 1 << 20,
+        "a server does not read {length} bytes"
+    );
+    Some((call, range, body))
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> T {

@@ -1,6 +1,7 @@
 //! Model agents: they do what the real agent does on the wire, without a process, socket or thread.
 
 use crate::experiment::{AgentExperiments, Moment, Plan, Stop};
+use crate::files;
 use crate::guard::Answer;
 use crate::laws::RealEnd;
 use crate::targets::{HOSTS, ROLES, ZONES};
@@ -106,6 +107,8 @@ pub struct Agent {
     report_failures: u32,
     reporting: bool,
     draining: bool,
+    /// The server wants it to take no more work.
+    pub drained: bool,
     /// The calls it has made, if it is of the original.
     calls: u64,
     /// Messages that arrived while it was paused.
@@ -212,6 +215,7 @@ impl World {
             report_failures: 0,
             reporting: false,
             draining: false,
+            drained: false,
             calls: 0,
             missed: Vec::new(),
             experiments: AgentExperiments::new(self.now),
@@ -491,7 +495,10 @@ impl World {
             version: "simulated".into(),
             arch: String::new(),
             jobs: agent.jobs,
-            draining: agent.draining || agent.forgotten >= agent.jobs as usize,
+            draining: agent.draining || agent.drained || agent.forgotten >= agent.jobs as usize,
+            drained: agent.drained,
+            ending: agent.draining,
+            standing: true,
             wait: TimeSpan::from_millis(wait),
             holds: agent.list_holds(now),
             features: { agent.features.iter() }
@@ -524,6 +531,7 @@ impl World {
     }
 
     fn obey(&mut self, who: usize, orders: Orders<Arc<Detail>>, keys: Vec<AttemptKey>) -> Lawful {
+        self.obey_wish(who, orders.crew);
         self.obey_undos(who, orders.undo);
         for (job, key) in orders.start.into_iter().zip(keys) {
             let agent = &self.agents[who];
@@ -763,7 +771,7 @@ impl World {
         }
         let told = undos.iter().map(|due| (due.report.id.clone(), due.change));
         let told: Told = told.collect();
-        let asks = !agent.draining && !ended.is_empty();
+        let asks = !agent.draining && !agent.drained && !ended.is_empty();
         let mut done = Done {
             undos: undos.into_iter().map(|due| due.report).collect(),
             probes: Vec::new(),
@@ -843,6 +851,7 @@ impl Agent {
             id: held.id.clone(),
             state: held.state,
             started_ago_ms: now - held.started_at,
+            phase: None,
         });
         holds.collect()
     }
@@ -883,6 +892,7 @@ impl Held {
             duration_ms: (!self.cannot_start).then_some(at - self.started_at),
             stdout_bytes: self.written[0],
             stderr_bytes: self.written[1],
+            files: files::handed_back(at),
         })
     }
 }

@@ -421,6 +421,7 @@ impl World {
             duration_ms: watched.started_at.map(|at| self.now - at),
             stdout_bytes: 0,
             stderr_bytes: 0,
+            files: Vec::new(),
         });
         if result.is_some() {
             self.laws.guard_ended(key);

@@ -126,6 +126,9 @@ impl World {
             arch: String::new(),
             jobs: self.rng.pick(&[0, 1, 4, 1_000, u32::MAX]),
             draining: self.rng.chance(100),
+            drained: false,
+            ending: false,
+            standing: true,
             wait: TimeSpan::from_millis(self.rng.pick(&[0, 500, 25_000, 1 << 50])),
             holds: self.hostile_holds(),
             features: vec![feature.into()],
@@ -146,6 +149,7 @@ impl World {
             id: self.hostile_id(),
             state: self.rng.pick(&states),
             started_ago_ms: self.rng.pick(&EDGES),
+            phase: None,
         });
         holds.collect()
     }
@@ -191,6 +195,7 @@ impl World {
             duration_ms: Some(self.rng.pick(&EDGES)),
             stdout_bytes: self.rng.pick(&EDGES),
             stderr_bytes: self.rng.pick(&EDGES),
+            files: Vec::new(),
         });
         let results = results.collect();
         let seq = self.agents[who].latest_seq;

@@ -89,6 +89,7 @@ impl Scene {
             duration_ms: None,
             stdout_bytes: 0,
             stderr_bytes: 0,
+            files: Vec::new(),
         };
         let now = self.now;
         let verdict = self
@@ -135,6 +136,9 @@ impl Scene {
             arch: String::new(),
             jobs: 4,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: true,
             wait: TimeSpan::from_secs(0),
             holds: Vec::new(),
         };

@@ -78,6 +78,9 @@ impl Scene {
             arch: String::new(),
             jobs: 1,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: true,
             wait: TimeSpan::from_secs(20),
             holds: Vec::new(),
         };
@@ -138,6 +141,7 @@ impl Scene {
             duration_ms: Some(0),
             stdout_bytes: 0,
             stderr_bytes: 0,
+            files: Vec::new(),
         };
         let done = Done {
             undos: Vec::new(),

@@ -63,6 +63,7 @@ impl Case {
             id: id.clone(),
             state: HoldState::Running,
             started_ago_ms: 0,
+            phase: None,
         });
         let poll = Poll {
             instance: instance.into(),
@@ -74,6 +75,9 @@ impl Case {
             arch: String::new(),
             jobs: 4,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: true,
             wait: TimeSpan::from_secs(20),
             holds: holds.collect(),
             undos,
@@ -155,6 +159,7 @@ fn ended(id: &AttemptId) -> Ended {
         duration_ms: Some(1),
         stdout_bytes: 0,
         stderr_bytes: 0,
+        files: Vec::new(),
     }
 }
 

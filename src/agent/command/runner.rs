@@ -22,6 +22,7 @@ use super::undo_plan;
 use super::user::User;
 use crate::agent::attempt::{Attempt, Outcome, StopReason, Waker};
 use crate::agent::backoff::random_id;
+use crate::agent::files::folder;
 use crate::agent::probes::StartedProbe;
 use crate::agent::processes::guard::Guard;
 use crate::agent::processes::inheritance;
@@ -56,6 +57,9 @@ use std::time::Duration;
 const KEY_DIGITS: usize = 32;
 /// The variable that tells the programs of an attempt with an undo what they are for.
 pub const PHASE_VARIABLE: &str = "SIDEBIKE_PHASE";
+
+/// The variable that names the folder of files that a task brings without a path.
+const FILES_VARIABLE: &str = "SIDEBIKE_FILES";
 
 /// How often the start of a script is tried while a process that another thread is starting has the file open for
 /// writing, as it was when that process was made; and the pause between two tries. It has been executed by then.
@@ -169,6 +173,7 @@ impl Runner {
             task_name: &job.task_name,
             instance: &state.instance(),
             key: &key,
+            files: attempt.with_files(|files| files.folder.clone()).flatten(),
         };
         let prepared = self.prepare(&job.detail, &order, attempt, waker, start);
         let mut armed = None;
@@ -241,12 +246,14 @@ impl Runner {
             execution: job.execution.clone(),
             attempt: job.attempt,
         };
+        let files = &self.policy.files;
         let order = Order {
             id: &id,
             task_id: &job.task_id,
             task_name: &job.task_name,
             instance,
             key: &job.key,
+            files: folder::known(files.folder.as_deref(), files.root.as_deref()),
         };
         let own = std::env::current_dir().unwrap_or_default();
         let directory = own.join(detail.workspace.as_deref().unwrap_or_default());
@@ -325,6 +332,15 @@ impl Runner {
             ..Detail::default()
         };
         policy::check(&self.policy, &detail)
+    }
+
+    /// The detail of an order, if the owner's rules allow what it runs. One without a command runs nothing.
+    pub fn check(&self, detail: &RawValue) -> Result<Detail, String> {
+        let detail = parse(detail)?;
+        if detail.command.is_some() || detail.argv.is_some() || detail.script.is_some() {
+            self.allowed_user(&detail)?;
+        }
+        Ok(detail)
     }
 
     /// Checks the owner's rules, for the command and for what belongs to it. The user to run it as.
@@ -455,6 +471,10 @@ impl Runner {
             // A name is free text, and a variable cannot hold a NUL.
             variables.push((name.to_owned(), value.replace('\0', "")));
         }
+        if let Some(folder) = &order.files {
+            let folder = folder.to_string_lossy().into_owned();
+            variables.push((FILES_VARIABLE.to_owned(), folder));
+        }
         for (name, value) in detail.env.iter().flatten() {
             if name.is_empty() || name.contains(['=', '\0']) {
                 return Err(format!("detail.env: {name:?} cannot be a variable's name"));
@@ -493,6 +513,8 @@ pub(super) struct Order<'a> {
     pub task_name: &'a str,
     pub instance: &'a str,
     pub key: &'a str,
+    /// The folder of files without a path, if it may need that.
+    pub files: Option<PathBuf>,
 }
 
 /// A command that only has to be started.

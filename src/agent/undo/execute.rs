@@ -60,13 +60,14 @@ impl Agent {
     }
 
     /// Undoes an attempt whose command has ended with this outcome. Both results are reported together.
-    pub fn undo_attempt(&self, attempt: &Attempt, outcome: Outcome) {
+    pub fn undo_attempt(self: &Arc<Self>, attempt: &Attempt, outcome: Outcome) {
         let report = match attempt.take_plan(outcome.exit_code) {
             Some(plan) => self.run_undo(&plan, None),
             // Only a bug leads here: no command starts before its plan is kept.
             None => failed(attempt.id.clone(), "its undo is not known"),
         };
         attempt.advance(Event::Undone(report.state));
+        let outcome = self.settle_files(attempt, None, outcome);
         self.state.undone(attempt, outcome, report);
     }
 

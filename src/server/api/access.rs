@@ -19,6 +19,8 @@ pub enum Right {
     Open,
     /// To read.
     Look,
+    /// To read the bytes of files.
+    Read,
     /// To change tasks or machines.
     Change,
     /// To get the program: with any token, or without one where `--hand-out open` says so.
@@ -51,9 +53,9 @@ impl Kind {
         match (self, right) {
             (_, Right::Open | Right::Original | Right::HandOut) | (Kind::People, _) => true,
             (Kind::Agent, Right::Agent) => true,
-            (Kind::Agent, Right::Look | Right::Change) => false,
+            (Kind::Agent, Right::Look | Right::Read | Right::Change) => false,
             (Kind::Read, Right::Look) => true,
-            (Kind::Read, Right::Change | Right::Agent) => false,
+            (Kind::Read, Right::Read | Right::Change | Right::Agent) => false,
         }
     }
 }
@@ -188,7 +190,7 @@ impl Access {
         let is_open = match right {
             Right::Open | Right::Original => true,
             Right::HandOut => self.hands_out_openly,
-            Right::Look | Right::Change | Right::Agent => false,
+            Right::Look | Right::Read | Right::Change | Right::Agent => false,
         };
         if tokens.is_empty() || is_open {
             return Ok(Caller::default());
@@ -225,7 +227,12 @@ impl Access {
             }),
             Some(_) => Err(Denied {
                 status: 403,
-                msg: "a read token is for looking only",
+                msg: match right {
+                    Right::Read => {
+                        "a read token is for looking only; the bytes of files are for people"
+                    }
+                    _ => "a read token is for looking only",
+                },
                 caller: Caller::named(short(&hash)),
             }),
         }
@@ -350,6 +357,7 @@ mod tests {
         };
         for (right, people, agent, read) in [
             (Right::Look, 200, 403, 200),
+            (Right::Read, 200, 403, 403),
             (Right::Change, 200, 403, 403),
             (Right::Agent, 200, 200, 403),
             (Right::HandOut, 200, 200, 200),

@@ -2,7 +2,9 @@
 
 use super::access::{Caller, Right};
 use super::audit::Change;
+use super::blobs::Intake;
 use super::server::Server;
+use crate::server::blobs::Upload;
 use crate::server::http::{Answer, Request, Responder};
 use std::sync::Arc;
 
@@ -20,6 +22,8 @@ pub struct Call<'a> {
     pub change: &'a mut Change,
     /// The right that the route requires.
     pub right: Right,
+    /// What took the body in, of a call that streams it.
+    pub upload: Option<&'a Arc<Upload>>,
     /// The status is noted when the request is answered, set by handlers that hold one that has an `OnAnswer`.
     pub is_noted_later: &'a mut bool,
     /// Makes the answer, set by handlers whose answer may be large.
@@ -50,13 +54,23 @@ pub struct Route {
     pub path: &'static [&'static str],
     /// The parameters of the query. Others are an error: a typo must not silently change what is done.
     pub query: &'static [&'static str],
+    /// How many times `--max-body` its body may have.
+    pub bodies: usize,
     /// The handler.
     pub handler: fn(Call<'_>) -> Handled,
     /// The handler reads files, so a thread that may wait calls it.
     pub reads_files: bool,
+    /// Begins to take the body in, of a call that streams it.
+    pub intake: Option<Intake>,
 }
 
 impl Route {
+    /// Says that the body is streamed, and what begins to take it in.
+    pub const fn taking_in(mut self, intake: Intake) -> Self {
+        self.intake = Some(intake);
+        self
+    }
+
     /// Says that the handler reads files.
     pub const fn reading_files(mut self) -> Self {
         self.reads_files = true;
@@ -77,7 +91,14 @@ pub const fn route(
         method,
         path,
         query,
+        bodies: 1,
         handler,
         reads_files: false,
+        intake: None,
     }
+}
+
+/// The same for a call whose body may be so many times as large as that of others.
+pub const fn with_bodies(bodies: usize, route: Route) -> Route {
+    Route { bodies, ..route }
 }

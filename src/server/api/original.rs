@@ -5,7 +5,7 @@
 //! Their agent looks at `signal` and `data` only, never at the HTTP status.
 
 use super::access::{Access, Right};
-use super::call::{Call, Handled, Route};
+use super::call::{Call, Handled, Route, route};
 use super::encoding;
 use super::parse::check_depth;
 use crate::core::{Link, Refusal, original_instance};
@@ -30,30 +30,27 @@ const MAX_NAMED_BYTES: usize = 255;
 
 /// The calls of the original's agents.
 pub const ROUTES: &[Route] = &[
-    Route {
-        right: Right::Original,
-        method: "GET",
-        path: &["api", "v1", "lifecycle", "ping"],
-        query: &["path"],
-        handler: ping,
-        reads_files: false,
-    },
-    Route {
-        right: Right::Original,
-        method: "POST",
-        path: &["api", "v1", "task", "status", "assigned"],
-        query: &[],
-        handler: assigned,
-        reads_files: false,
-    },
-    Route {
-        right: Right::Original,
-        method: "POST",
-        path: &["api", "v1", "task", "status", "done"],
-        query: &[],
-        handler: done,
-        reads_files: false,
-    },
+    route(
+        Right::Original,
+        "GET",
+        &["api", "v1", "lifecycle", "ping"],
+        &["path"],
+        ping,
+    ),
+    route(
+        Right::Original,
+        "POST",
+        &["api", "v1", "task", "status", "assigned"],
+        &[],
+        assigned,
+    ),
+    route(
+        Right::Original,
+        "POST",
+        &["api", "v1", "task", "status", "done"],
+        &[],
+        done,
+    ),
 ];
 
 /// What "no time-out" is to an agent that knows none, in seconds: a year.
@@ -266,6 +263,7 @@ fn ended(id: AttemptId, state: ExecutionState, msg: String) -> Ended {
         duration_ms: None,
         stdout_bytes: 0,
         stderr_bytes: 0,
+        files: Vec::new(),
     }
 }
 

@@ -2,9 +2,10 @@
 //! describe it in `src/docs/api.md` and `src/docs/openapi.json`.
 
 use super::access::Right;
-use super::call::{Call, Handled, Route, route};
+use super::call::{Call, Handled, Route, route, with_bodies};
 use super::{
-    agents, docs, groups, halt, hand_out, machines, metrics, original, output, page, report, tasks,
+    agents, blobs, crew, docs, groups, halt, hand_out, lists, machines, metrics, original, output,
+    page, report, schedules, sweeps, tasks,
 };
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
@@ -14,8 +15,12 @@ const LOOK: Right = Right::Look;
 const CHANGE: Right = Right::Change;
 const AGENT: Right = Right::Agent;
 const HAND_OUT: Right = Right::HandOut;
+const READ: Right = Right::Read;
 /// The only parameter that may be given more than once.
 const REPEATABLE: &str = "tag";
+
+/// A list of tasks may be so many times as large as one task.
+const LIST_BODIES: usize = 16;
 
 /// Every call but the original's agents'.
 #[rustfmt::skip]
@@ -25,7 +30,7 @@ const ROUTES: &[Route] = &[
     route(LOOK, "GET", &["api", "v1", "task"], &["taskPrefix", "state", "label", "clean", "group", "tag", "limit", "cursor"], tasks::list),
     route(LOOK, "GET", &["api", "v1", "task", "*"], &["wait", "format", "strict"], tasks::show),
     route(CHANGE, "DELETE", &["api", "v1", "task", "*"], &[], tasks::delete),
-    route(CHANGE, "POST", &["api", "v1", "task", "*", "cancel"], &["machine"], tasks::cancel),
+    route(CHANGE, "POST", &["api", "v1", "task", "*", "cancel"], &["machine", "dependents"], tasks::cancel),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "pause"], &[], tasks::pause),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "resume"], &[], tasks::resume),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "stop"], &["running"], tasks::stop),
@@ -34,16 +39,41 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait", "format", "strict"], tasks::rerun),
     route(LOOK, "GET", &["api", "v1", "task", "*", "report"], &["format"], report::report),
     route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], output::output),
+    with_bodies(LIST_BODIES, route(CHANGE, "POST", &["api", "v1", "tasks"], &[], lists::submit)),
+    route(CHANGE, "POST", &["api", "v1", "cancel"], &["state", "taskPrefix", "label", "tag", "group", "notStarted", "dryRun"], sweeps::cancel),
+    route(CHANGE, "POST", &["api", "v1", "rerun"], &["state", "taskPrefix", "label", "tag", "group", "all", "dryRun"], sweeps::rerun),
+    route(CHANGE, "POST", &["api", "v1", "group", "*", "cancel"], &["notStarted", "dryRun"], sweeps::cancel_group),
+    route(LOOK, "GET", &["api", "v1", "schedule"], &[], schedules::list),
+    route(LOOK, "GET", &["api", "v1", "schedule", "*"], &[], schedules::show),
+    route(CHANGE, "PUT", &["api", "v1", "schedule", "*"], &["dryRun"], schedules::put),
+    route(CHANGE, "DELETE", &["api", "v1", "schedule", "*"], &[], schedules::delete),
+    route(CHANGE, "POST", &["api", "v1", "schedule", "*", "pause"], &[], schedules::pause),
+    route(CHANGE, "POST", &["api", "v1", "schedule", "*", "resume"], &[], schedules::resume),
+    route(CHANGE, "POST", &["api", "v1", "schedule", "*", "run"], &[], schedules::run),
     route(LOOK, "GET", &["api", "v1", "group", "*"], &["wait", "limit", "cursor"], groups::show),
     route(CHANGE, "POST", &["api", "v1", "halt"], &["all"], halt::halt),
     route(CHANGE, "DELETE", &["api", "v1", "halt"], &[], halt::lift),
     route(LOOK, "GET", &["api", "v1", "halt"], &[], halt::show),
     route(LOOK, "GET", &["api", "v1", "status"], &[], halt::status),
+    route(CHANGE, "POST", &["api", "v1", "suspend"], &[], crew::suspend),
+    route(LOOK, "GET", &["api", "v1", "summary"], &[], crew::summary),
+    route(LOOK, "GET", &["api", "v1", "suspend"], &[], crew::suspensions),
+    route(CHANGE, "DELETE", &["api", "v1", "suspend"], &["machinePattern"], crew::lift),
+    route(CHANGE, "POST", &["api", "v1", "machine", "*", "drain"], &[], crew::drain),
+    route(CHANGE, "POST", &["api", "v1", "machine", "*", "undrain"], &[], crew::undrain),
+    route(CHANGE, "POST", &["api", "v1", "machine", "*", "shutdown"], &[], crew::shutdown),
     route(LOOK, "GET", &["api", "v1", "machine"], &["label", "state", "tag"], machines::list),
     route(AGENT, "POST", &["api", "v1", "agent", "poll"], &[], agents::poll),
     route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], agents::output),
     route(AGENT, "POST", &["api", "v1", "agent", "done"], &[], agents::done),
     route(AGENT, "POST", &["api", "v1", "agent", "goodbye"], &[], agents::goodbye),
+    route(AGENT, "GET", &["api", "v1", "agent", "file", "*"], &[], blobs::read_for_agent).reading_files(),
+    route(AGENT, "PUT", &["api", "v1", "agent", "file"], &["execution", "attempt", "path"], blobs::finish).taking_in(blobs::begin_hand_back),
+    route(CHANGE, "PUT", &["api", "v1", "file", "*"], &[], blobs::finish).taking_in(blobs::begin_file),
+    route(LOOK, "GET", &["api", "v1", "blob"], &[], blobs::list),
+    route(READ, "GET", &["api", "v1", "blob", "*"], &[], blobs::read).reading_files(),
+    route(CHANGE, "PATCH", &["api", "v1", "blob", "*"], &["offset"], blobs::finish).taking_in(blobs::begin_piece),
+    route(CHANGE, "DELETE", &["api", "v1", "blob", "*"], &[], blobs::delete).reading_files(),
     route(OPEN, "GET", &[], &[], page::page),
     route(OPEN, "GET", &["docs"], &[], docs::index),
     route(OPEN, "GET", &["docs", "*"], &[], docs::page),

@@ -5,6 +5,7 @@ use super::audit::Audit;
 use super::browser::OwnNames;
 use super::counters::{Requests, Transfers};
 use crate::core::TextLimits;
+use crate::server::blobs::Blobs;
 use crate::server::http::Edge;
 use crate::server::images::Images;
 use crate::server::state::Store;
@@ -22,6 +23,8 @@ pub struct Server {
     pub requests: Requests,
     /// What was transferred.
     pub transfers: Transfers,
+    /// The files of tasks.
+    pub blobs: Arc<Blobs>,
     /// The binaries that it hands out.
     pub images: Images,
     /// Limits of texts in tasks.

@@ -7,9 +7,10 @@ use super::call::{Call, Route};
 use super::server::Server;
 use super::{browser, original, routes};
 use crate::server::answers;
+use crate::server::blobs::Upload;
 use crate::server::http::{
     Admitted, Answer, Authorization, BodyLimit, ConnectionId, Refused, Request, Responder, Served,
-    Service,
+    Service, Sink,
 };
 use crate::server::state::OnAnswer;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ const NOT_ANSWERED: u16 = 499;
 pub struct Admission {
     route: &'static Route,
     caller: Caller,
+    /// What takes the body in, if it is streamed.
+    upload: Option<Arc<Upload>>,
 }
 
 impl Service for Server {
@@ -33,15 +36,26 @@ impl Service for Server {
     fn admit(self: &Arc<Self>, request: &Request) -> Result<Admitted<Admission>, Answer> {
         let admitted = routes::find(request).and_then(|route| {
             let caller = self.authorize(request, route)?;
+            let upload = match route.intake {
+                Some(begin) => Some(begin(self, request, &caller).inspect_err(|answer| {
+                    self.note_refused(route, &caller, request, answer.status);
+                })?),
+                None => None,
+            };
             Ok(Admitted {
                 may_wait: self.may_have_to_wait(route),
                 body: match route.right {
+                    _ if upload.is_some() => BodyLimit::Streamed,
                     Right::Original => original::body_limit(self.edge.max_body()),
                     Right::Agent => BodyLimit::Refuse(self.edge.max_body().min(MAX_REPORT_BYTES)),
-                    _ => BodyLimit::Refuse(self.edge.max_body()),
+                    _ => BodyLimit::Refuse(self.edge.max_body().saturating_mul(route.bodies)),
                 },
-                sink: None,
-                admission: Admission { route, caller },
+                sink: upload.clone().map(|upload| upload as Arc<dyn Sink>),
+                admission: Admission {
+                    route,
+                    caller,
+                    upload,
+                },
             })
         });
         admitted.inspect_err(|answer| self.requests.count(answer.status))
@@ -62,6 +76,7 @@ impl Service for Server {
             responder: &mut responder,
             change: &mut change,
             right: admission.route.right,
+            upload: admission.upload.as_ref(),
             is_noted_later: &mut is_noted_later,
             later: &mut later,
         };
@@ -120,8 +135,9 @@ impl Call<'_> {
             if let Some(status) = status {
                 server.requests.count(status);
             }
-            let line = record.and_then(|record| record.line(status.unwrap_or(NOT_ANSWERED)));
-            line.into_iter().for_each(|line| server.write_later(line));
+            let status = status.unwrap_or(NOT_ANSWERED);
+            let lines = record.iter().flat_map(|record| record.lines(status));
+            lines.for_each(|line| server.write_later(line));
         })
     }
 }
@@ -139,13 +155,13 @@ impl Server {
         self.requests.count(status);
         if admission.route.right == Right::Change {
             let record = self.audit.record(&admission.caller, request, change);
-            let line = record.and_then(|record| record.line(status));
-            line.into_iter().for_each(|line| self.audit.write(line));
+            let lines = record.iter().flat_map(|record| record.lines(status));
+            lines.for_each(|line| self.audit.write(line));
         }
     }
 
     /// Writes a line to the audit; to a file by another thread, as that may have to wait.
-    fn write_later(self: &Arc<Self>, line: String) {
+    pub(super) fn write_later(self: &Arc<Self>, line: String) {
         if !self.audit.has_file() {
             return self.audit.write(line);
         }
@@ -168,14 +184,16 @@ impl Server {
             return;
         }
         let record = self.audit.record(caller, request, &Change::default());
-        if let Some(line) = record.and_then(|record| record.line(status)) {
-            self.write_later(line);
-        }
+        let lines = record.iter().flat_map(|record| record.lines(status));
+        lines.for_each(|line| self.write_later(line));
     }
 
     /// Checks that a request is allowed, and says who the caller is.
     fn authorize(self: &Arc<Self>, request: &Request, route: &Route) -> Result<Caller, Answer> {
-        let looks_only = matches!(route.right, Right::Open | Right::Look | Right::HandOut);
+        let looks_only = matches!(
+            route.right,
+            Right::Open | Right::Look | Right::Read | Right::HandOut
+        );
         let checked = match browser::refusal(request, looks_only, &self.own_names) {
             Some(msg) => Err(Denied {
                 status: 403,
@@ -193,7 +211,7 @@ impl Server {
                 Right::Change => self.note_refused(route, &denied.caller, request, denied.status),
                 Right::Agent => self.access.note_refused(request.peer, denied.msg),
                 Right::Original => original::note_refused(&self.access, request, denied.msg),
-                Right::Open | Right::Look | Right::HandOut => {}
+                Right::Open | Right::Look | Right::Read | Right::HandOut => {}
             }
             answers::error(denied.status, denied.msg)
         })

@@ -4,11 +4,12 @@ use super::audit::Change;
 use super::call::{Call, Handled};
 use super::parse::{body, flag, looked_at_task, named_task, optional_flag, parameter, wait_ms};
 use crate::core::{
-    Core, Refusal, Selection, SelectorText, Spec, Target as CoreTarget, Task, TaskKey, TaskPage,
-    TaskQuery, Time,
+    Core, Files, Refusal, Selection, SelectorText, Spec, Target as CoreTarget, Task, TaskKey,
+    TaskPage, TaskQuery, Time,
 };
 use crate::rules::one_of;
 use crate::server::answers::{self, TaskForm, bad, not_safe, refused};
+use crate::server::blobs::Pins;
 use crate::server::http::{Answer, Request};
 use crate::server::state::HeldWait;
 use crate::wire::Envelope;
@@ -19,6 +20,9 @@ use std::sync::Arc;
 /// The default and the largest `limit` of a list.
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1_000;
+
+/// What a dry run says of a task that waits for something.
+const LATER: &str = "it would begin later, and who matches is settled then";
 
 /// Reads how the caller wants a task to be answered.
 fn task_form(request: &Request) -> Result<TaskForm, Answer> {
@@ -125,10 +129,39 @@ pub fn submit(call: Call<'_>) -> Handled {
     for selector in spec.selectors_mut().skip(usize::from(is_known)) {
         store.match_machines(selector);
     }
+    for selector in spec.selectors_of_children_mut() {
+        store.match_machines(selector);
+    }
     if is_dry {
         return dry_run(call, spec);
     }
+    let _pins = pinned(&call, spec.files.as_deref())?;
     accept(call, |core, now, id| core.submit(now, id, spec))
+}
+
+/// Keeps the blobs of a task that is being registered.
+fn pinned(call: &Call<'_>, files: Option<&Files>) -> Result<Option<Pins>, Answer> {
+    let Some(files) = files else {
+        return Ok(None);
+    };
+    let blobs = &call.server.blobs;
+    let pinned = blobs.pin(files.blobs()).map_err(|missing| {
+        let n = { files.files.iter() }.position(|file| file.sha256 == missing.to_string());
+        let msg = format!(
+            "files[{}].sha256: the server does not have this file; bring it first, with PUT /api/v1/file/NAME",
+            n.unwrap_or(0)
+        );
+        answers::error(422, &msg)
+    })?;
+    for (n, file) in files.files.iter().enumerate() {
+        let size = file.sha256.parse().ok().and_then(|id| blobs.size(id));
+        if let Some(size) = size.filter(|size| *size != file.size) {
+            return Err(bad(format!(
+                "files[{n}].size: must be {size}, the size of this file"
+            )));
+        }
+    }
+    Ok(Some(pinned))
 }
 
 /// Answers what would become of a task if it were submitted now.
@@ -148,7 +181,7 @@ fn dry_run(call: Call<'_>, spec: Spec) -> Handled {
             targets.collect()
         };
         answers::ok(DryRun {
-            ok: preview.refusal.is_none(),
+            ok: preview.refusal.is_none() || preview.waits,
             matched: preview.matched,
             machines: targets(&preview.machines),
             spared: targets(&preview.spared),
@@ -157,6 +190,8 @@ fn dry_run(call: Call<'_>, spec: Spec) -> Handled {
             offline: preview.offline,
             draining: preview.draining,
             msg: match preview.refusal {
+                Some(why) if preview.waits => format!("{LATER}; if it began now: {why}"),
+                None if preview.waits => LATER.into(),
                 Some(why) => why,
                 None if preview.matched == 0 => {
                     "no machine matches; it would wait for the first that appears within its ttl"
@@ -181,6 +216,9 @@ pub fn show(call: Call<'_>) -> Handled {
 pub fn rerun(call: Call<'_>) -> Handled {
     let all = flag(call.request, "all")?;
     let old = named_task(&call)?;
+    let shown = call.server.store.show(old).map_err(refused)?;
+    let _pins = pinned(&call, shown.spec.files.as_deref())?;
+    drop(shown);
     accept(call, |core, now, id| core.rerun(now, id, old, all))
 }
 
@@ -280,7 +318,16 @@ pub fn forgive(call: Call<'_>) -> Handled {
 /// `POST /api/v1/task/{id}/cancel`.
 pub fn cancel(call: Call<'_>) -> Handled {
     let selection = selection(call.request)?;
-    change_task(call, |core, now, key| core.cancel(now, key, &selection))
+    let dependents = flag(call.request, "dependents")?;
+    if dependents && !matches!(selection, Selection::All) {
+        return Err(bad("dependents: goes with a cancel on all machines only"));
+    }
+    change_task(call, |core, now, key| {
+        if dependents {
+            core.cancel_dependents(key);
+        }
+        core.cancel(now, key, &selection)
+    })
 }
 
 /// `POST /api/v1/task/{id}/pause`.

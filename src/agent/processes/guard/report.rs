@@ -259,6 +259,7 @@ mod tests {
                 duration_ms: None,
                 stdout_bytes: 0,
                 stderr_bytes: 0,
+                files: Vec::new(),
             }],
             undos: vec![UndoReport {
                 id: id(),

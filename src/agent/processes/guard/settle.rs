@@ -66,6 +66,7 @@ impl Settler {
             duration_ms: { watched.started_at() }.map(|started| ended_at.saturating_sub(started)),
             stdout_bytes: 0,
             stderr_bytes: 0,
+            files: Vec::new(),
         });
         let report = run::run(&plan, UndoBy::Guard, &self.pipes, &mut Silent, exclusion);
         let now = now_in_ms();

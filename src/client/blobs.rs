@@ -1,0 +1,309 @@
+//! The bytes of files, in both directions. Nothing here is in memory as a whole, and a transfer takes as long as it goes
+//! on; whether it is tried again is for the caller to decide.
+
+use super::connections::Connections;
+use super::{CALL_TIMEOUT, CallError, Client, Kind, refused};
+use crate::config::Registry;
+use std::io::Read;
+use std::ops::Range;
+use std::time::Duration;
+use ureq::Body;
+use ureq::http::Response;
+
+/// How long a transfer may make no progress.
+const STALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How many bytes are read of an answer that is no file.
+const MAX_ANSWER: u64 = 64 << 10;
+/// The pause that a server asks for is believed up to this.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// The header in which an agent names its instance: addresses are written to the logs of proxies.
+#[cfg(feature = "agent")]
+const INSTANCE_HEADER: &str = "sidebike-instance";
+/// The header that says how much of a blob is there.
+#[cfg(feature = "cli")]
+const OFFSET_HEADER: &str = "upload-offset";
+
+/// A part of a blob.
+pub enum FetchedPiece {
+    /// The server has all the transfers that it takes at once.
+    Busy {
+        /// It may be asked again after this time.
+        retry_after: Duration,
+    },
+    /// The bytes.
+    Bytes {
+        /// So many of them come before those that were asked for: something has ignored the range.
+        skip: u64,
+        /// Where they come from.
+        body: Box<dyn Read + Send>,
+    },
+}
+
+/// What the server says to a file that is handed back.
+#[cfg(feature = "agent")]
+pub enum SentFile {
+    /// See [`FetchedPiece::Busy`].
+    Busy {
+        /// It may be asked again after this time.
+        retry_after: Duration,
+    },
+    /// It has it.
+    Taken {
+        /// The hash of what has come.
+        sha256: String,
+    },
+}
+
+/// How much of a blob a server has.
+#[cfg(feature = "cli")]
+#[derive(Debug, PartialEq, Eq)]
+pub enum BlobState {
+    /// All of it.
+    Whole,
+    /// So many bytes from its beginning.
+    Part(u64),
+}
+
+/// What the server says to a piece of a blob.
+#[cfg(feature = "cli")]
+#[derive(Debug, PartialEq, Eq)]
+pub enum PieceAnswer {
+    /// It goes on at this offset; all is there when that is the size.
+    At(u64),
+    /// See [`FetchedPiece::Busy`].
+    Busy {
+        /// It may be asked again after this time.
+        retry_after: Duration,
+    },
+}
+
+/// The answer to an upload.
+#[derive(serde::Deserialize)]
+struct Uploaded {
+    #[cfg(feature = "agent")]
+    #[serde(default)]
+    sha256: String,
+    #[cfg(feature = "cli")]
+    #[serde(default)]
+    have: u64,
+}
+
+impl Client {
+    /// A client with connections that are made for files.
+    pub fn for_files(registry: &Registry) -> Result<Self, String> {
+        Client::with_connections(registry, Connections::for_files())
+    }
+
+    /// A part of a blob that a task has an agent lay down.
+    #[cfg(feature = "agent")]
+    pub fn blob_for_agent(
+        &self,
+        sha256: &str,
+        instance: &str,
+        range: Range<u64>,
+    ) -> Result<FetchedPiece, CallError> {
+        let url = format!("{}/api/v1/agent/file/{sha256}", self.base);
+        let request = self.with_token(self.agent().get(&url));
+        let request = request.header(INSTANCE_HEADER, instance);
+        self.fetch("fetching a file", url, request, range)
+    }
+
+    /// A part of a blob.
+    #[cfg(feature = "cli")]
+    pub fn blob(&self, sha256: &str, range: Range<u64>) -> Result<FetchedPiece, CallError> {
+        let url = format!("{}/api/v1/blob/{sha256}", self.base);
+        let request = self.with_token(self.agent().get(&url));
+        self.fetch("fetch the file", url, request, range)
+    }
+
+    fn fetch(
+        &self,
+        call: &'static str,
+        url: String,
+        request: ureq::RequestBuilder<ureq::typestate::WithoutBody>,
+        range: Range<u64>,
+    ) -> Result<FetchedPiece, CallError> {
+        let last = range.end.saturating_sub(1);
+        let request = request
+            .header("range", format!("bytes={}-{last}", range.start))
+            .header("accept-encoding", "identity")
+            .config()
+            .timeout_global(None)
+            .timeout_recv_response(Some(CALL_TIMEOUT))
+            .timeout_per_read(Some(STALL_TIMEOUT))
+            .build();
+        let fetched = { request.call().map_err(|why| self.unreachable(why)) }
+            .and_then(|answer| piece_of(answer, range.start));
+        fetched.map_err(|kind| CallError { call, url, kind })
+    }
+
+    /// Hands a file of an attempt back: its first `size` bytes.
+    #[cfg(feature = "agent")]
+    pub fn send_file(
+        &self,
+        instance: &str,
+        execution: &str,
+        attempt: u32,
+        path: &str,
+        size: u64,
+        body: &mut (dyn Read + Send),
+    ) -> Result<SentFile, CallError> {
+        let encoded =
+            |text| percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC);
+        let url = format!(
+            "{}/api/v1/agent/file?execution={}&attempt={attempt}&path={}",
+            self.base,
+            encoded(execution),
+            encoded(path)
+        );
+        let request = self.with_token(self.agent().put(&url));
+        let request = request.header(INSTANCE_HEADER, instance);
+        let sent = streaming(request, size).send(ureq::SendBody::from_reader(body));
+        let taken = sent
+            .map_err(|why| self.unreachable(why))
+            .and_then(|mut answer| {
+                if let Some(retry_after) = busy(&answer) {
+                    return Ok(SentFile::Busy { retry_after });
+                }
+                let status = answer.status().as_u16();
+                let answer: Uploaded = self.understand(status, read(&mut answer)?)?;
+                Ok(SentFile::Taken {
+                    sha256: answer.sha256,
+                })
+            });
+        taken.map_err(|kind| CallError {
+            call: "handing a file back",
+            url,
+            kind,
+        })
+    }
+
+    /// How much of a blob the server has.
+    #[cfg(feature = "cli")]
+    pub fn blob_state(&self, sha256: &str) -> Result<BlobState, CallError> {
+        let url = format!("{}/api/v1/blob/{sha256}", self.base);
+        let request = self.with_token(self.agent().head(&url));
+        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
+        let state =
+            { request.call().map_err(|why| self.unreachable(why)) }.and_then(|answer| match answer
+                .status()
+                .as_u16()
+            {
+                200 => Ok(BlobState::Whole),
+                404 => {
+                    let offset = answer.headers().get(OFFSET_HEADER);
+                    let offset = offset.and_then(|offset| offset.to_str().ok()?.parse().ok());
+                    Ok(BlobState::Part(offset.unwrap_or(0)))
+                }
+                status => Err(refused(status, &[], None)),
+            });
+        state.map_err(|kind| CallError {
+            call: "find out whether the server has the file",
+            url,
+            kind,
+        })
+    }
+
+    /// Sends a piece of a blob.
+    #[cfg(feature = "cli")]
+    pub fn send_piece(
+        &self,
+        sha256: &str,
+        offset: u64,
+        total: u64,
+        piece: &[u8],
+    ) -> Result<PieceAnswer, CallError> {
+        let size = piece.len() as u64;
+        let (url, request) = if total == 0 {
+            // There is no range of nothing.
+            let url = format!("{}/api/v1/file/empty", self.base);
+            let request = self.with_token(self.agent().put(&url));
+            (url, request)
+        } else {
+            let url = format!("{}/api/v1/blob/{sha256}?offset={offset}", self.base);
+            let range = format!("bytes {offset}-{}/{total}", offset + size.saturating_sub(1));
+            let request = self.with_token(self.agent().patch(&url));
+            (url, request.header("content-range", range))
+        };
+        let sent = streaming(request, size).send(piece);
+        let answered = sent
+            .map_err(|why| self.unreachable(why))
+            .and_then(|mut answer| {
+                if let Some(retry_after) = busy(&answer) {
+                    return Ok(PieceAnswer::Busy { retry_after });
+                }
+                let status = answer.status().as_u16();
+                let bytes = read(&mut answer)?;
+                if status == 409
+                    && let Ok(envelope) =
+                        serde_json::from_slice::<crate::wire::Envelope<Uploaded>>(&bytes)
+                {
+                    return Ok(PieceAnswer::At(envelope.data.have));
+                }
+                let answer: Uploaded = self.understand(status, bytes)?;
+                Ok(PieceAnswer::At(answer.have))
+            });
+        answered.map_err(|kind| CallError {
+            call: "send the file",
+            url,
+            kind,
+        })
+    }
+}
+
+/// A request whose body is a file: it takes as long as it goes on.
+fn streaming(
+    request: ureq::RequestBuilder<ureq::typestate::WithBody>,
+    size: u64,
+) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
+    request
+        .header("content-type", "application/octet-stream")
+        .header("content-length", size)
+        .config()
+        .timeout_global(None)
+        .timeout_recv_response(Some(CALL_TIMEOUT))
+        .timeout_per_read(Some(CALL_TIMEOUT))
+        .timeout_per_write(Some(STALL_TIMEOUT))
+        .build()
+}
+
+/// After which time a server that takes no more transfers may be asked again; none if the answer does not say that.
+fn busy(answer: &Response<Body>) -> Option<Duration> {
+    let seconds = answer.headers().get("retry-after")?.to_str().ok()?;
+    let pause = Duration::from_secs(seconds.trim().parse().ok()?);
+    (answer.status().as_u16() == 503).then_some(pause.min(MAX_RETRY_AFTER))
+}
+
+fn read(answer: &mut Response<Body>) -> Result<Vec<u8>, Kind> {
+    let mut bytes = Vec::new();
+    let mut body = answer.body_mut().as_reader().take(MAX_ANSWER);
+    match body.read_to_end(&mut bytes) {
+        Ok(_) => Ok(bytes),
+        Err(why) => Err(Kind::Interrupted(format!("the answer broke off: {why}"))),
+    }
+}
+
+/// The bytes in an answer.
+fn piece_of(mut answer: Response<Body>, start: u64) -> Result<FetchedPiece, Kind> {
+    if let Some(retry_after) = busy(&answer) {
+        return Ok(FetchedPiece::Busy { retry_after });
+    }
+    let skip = match answer.status().as_u16() {
+        200 => start,
+        206 => {
+            let begins = answer.headers().get("content-range").and_then(|range| {
+                let range = range.to_str().ok()?.strip_prefix("bytes ")?;
+                range.split_once('-')?.0.parse::<u64>().ok()
+            });
+            match begins {
+                Some(begins) if begins <= start => start - begins,
+                _ => return Err(Kind::NotUnderstood("it is another part of the file".into())),
+            }
+        }
+        status => return Err(refused(status, &read(&mut answer)?, None)),
+    };
+    Ok(FetchedPiece::Bytes {
+        skip,
+        body: Box::new(answer.into_body().into_reader()),
+    })
+}
