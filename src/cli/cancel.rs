@@ -20,7 +20,10 @@ Waiting commands never start; running ones get TERM, and KILL after their grace.
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    override_usage = "sidebike cancel [OPTIONS] ID\n       sidebike cancel [OPTIONS] --state STATE | --name PREFIX | --group NAME | --tag NAME=VALUE | -m LABEL"
+)]
 pub struct Args {
     /// The task: its id, the beginning of its id (6 characters or more), or a name, which means the newest
     /// task of that name
