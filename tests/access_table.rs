@@ -27,10 +27,12 @@ enum Who {
     People,
     /// Agents, and people.
     Agents,
+    /// Who has any token.
+    Holders,
     /// Whose label `--allow-legacy` matches.
     Labels,
 }
-use Who::{Agents, Anybody, Labels, Lookers, People};
+use Who::{Agents, Anybody, Holders, Labels, Lookers, People};
 
 const fn line(
     call: &'static str,
@@ -98,6 +100,8 @@ const TABLE: &[Line] = &[
     line("GET /docs/*", "/docs/api", "", 200, Anybody),
     line("GET /api/v1/openapi.json", "/api/v1/openapi.json", "", 200, Anybody),
     line("GET /healthz", "/healthz", "", 200, Anybody),
+    line("GET /sidebike", "/sidebike?arch=none", "", 404, Holders),
+    line("GET /sidebike.sha256", "/sidebike.sha256", "", 200, Holders),
     line("GET /metrics", "/metrics", "", 200, Lookers),
     line("GET /api/v1/lifecycle/ping", "/api/v1/lifecycle/ping?path=new", "", 200, Labels),
     line("POST /api/v1/task/status/assigned", "/api/v1/task/status/assigned", r#"{"MachineLabel":"new"}"#, 200, Labels),
@@ -150,6 +154,7 @@ fn expected(line: &Line, kind: &str) -> u16 {
         People => kind.starts_with("people"),
         Lookers => kind.starts_with("people") || kind == "read",
         Agents => kind.starts_with("people") || kind == "agent",
+        Holders => !["none", "wrong"].contains(&kind),
     };
     if may { allowed } else { denied }
 }

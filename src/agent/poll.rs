@@ -156,6 +156,7 @@ impl Agent {
             host: self.config.host.clone(),
             tags: self.config.tags.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
+            arch: std::env::consts::ARCH.into(),
             jobs: content.jobs,
             // The server treats both alike: it gives the work to other machines.
             draining: content.draining || content.drained || content.full,

@@ -232,6 +232,17 @@ pub struct ServerArgs {
         default_value = "60s"
     )]
     max_request_time: String,
+    /// Folder of binaries to hand out for other machines, named as sidebike-aarch64-linux
+    #[arg(long, env = "SIDEBIKE_BINARIES", value_name = "DIR")]
+    binaries: Option<PathBuf>,
+    /// Who gets the program from /sidebike: token (whoever has one), or open (everybody)
+    #[arg(
+        long,
+        env = "SIDEBIKE_HAND_OUT",
+        value_name = "WHO",
+        default_value = "token"
+    )]
+    hand_out: String,
     /// Accept the original's agents without a token if their label matches
     #[arg(long, env = "SIDEBIKE_ALLOW_LEGACY", value_name = "REGEX")]
     allow_legacy: Option<String>,
@@ -285,6 +296,8 @@ pub struct ServerConfig {
     pub request: RequestLimits,
     pub max_json_depth: usize,
     pub max_request_time: TimeSpan,
+    pub binaries: Option<PathBuf>,
+    pub hands_out_openly: bool,
     pub allow_legacy: Option<regex::Regex>,
     pub public_url: Option<Authority>,
     /// The URL itself, without a slash at its end.
@@ -417,6 +430,12 @@ impl ServerArgs {
                     self.max_request_time
                 )
             })?,
+            binaries: self.binaries,
+            hands_out_openly: match self.hand_out.as_str() {
+                "token" => false,
+                "open" => true,
+                other => return Err(format!("--hand-out: expected token or open, got {other:?}")),
+            },
             allow_legacy: allow_legacy.transpose()?,
             public_url: public_url.transpose()?,
             public_address,

@@ -41,6 +41,8 @@ pub(super) struct Machine {
     pub label: Arc<str>,
     pub host: Arc<str>,
     pub version: Arc<str>,
+    /// Empty if its agent does not say it.
+    pub arch: Arc<str>,
     /// Label, instance and host, shared with the executions that are addressed to it.
     pub target: Arc<Target>,
     pub tags: Tags,
@@ -166,6 +168,7 @@ impl Machine {
             target: self.target.clone(),
             tags: self.tags.clone(),
             version: self.version.clone(),
+            arch: self.arch.clone(),
             state: self.state,
             jobs: self.jobs,
             running: self.running() as u32,
@@ -188,6 +191,7 @@ pub struct MachineSnapshot {
     /// Its tags.
     pub tags: Tags,
     version: Arc<str>,
+    arch: Arc<str>,
     jobs: u32,
     running: u32,
     queued: u32,
@@ -207,6 +211,7 @@ impl MachineSnapshot {
             host: self.target.host.to_string(),
             tags: self.tags.as_ref().clone(),
             version: self.version.to_string(),
+            arch: self.arch.to_string(),
             state: self.state,
             jobs: self.jobs,
             running: self.running,

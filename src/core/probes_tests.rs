@@ -154,6 +154,7 @@ impl Scene {
             host: agent.label.clone(),
             tags: Default::default(),
             version: String::new(),
+            arch: String::new(),
             jobs: 2,
             draining: false,
             drained: false,

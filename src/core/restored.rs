@@ -47,6 +47,7 @@ impl Core {
             interner.share(&mut machine.label);
             interner.share(&mut machine.host);
             interner.share(&mut machine.version);
+            interner.share(&mut machine.arch);
             let canceled = std::mem::take(&mut machine.canceled).into_iter();
             machine.canceled = canceled.map(|attempt| attempt.later(away)).collect();
             let later = |time: Time| Time(time.0.saturating_add(away));
@@ -180,6 +181,7 @@ impl Core {
             label: saved.label,
             host: saved.host,
             version: saved.version,
+            arch: saved.arch,
             tags,
             traits_key,
             kind,
@@ -408,6 +410,7 @@ impl Core {
                     label: target.label.clone(),
                     host: target.host.clone(),
                     version: "".into(),
+                    arch: "".into(),
                     original: false,
                     jobs: 1,
                     since: now,

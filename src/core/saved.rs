@@ -183,6 +183,8 @@ pub struct SavedMachine {
     pub label: Arc<str>,
     pub host: Arc<str>,
     pub version: Arc<str>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub arch: Arc<str>,
     pub original: bool,
     pub jobs: u32,
     pub since: Time,
@@ -713,6 +715,7 @@ fn saved_machine(machine: &Machine) -> SavedMachine {
         label: machine.label.clone(),
         host: machine.host.clone(),
         version: machine.version.clone(),
+        arch: machine.arch.clone(),
         original: machine.is_original(),
         jobs: machine.jobs,
         since: machine.since,

@@ -62,6 +62,7 @@ pub const PAGES: &[Page] = &[
     ),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),
+    page!("files", "Files onto machines and back, the program itself"),
     page!("coming-from", "Coming from rq, celery or cron"),
     page!("migrating", "Coming from the original sidebike"),
     page!("performance", "What was measured, and how"),

@@ -5,13 +5,18 @@
 //! | `http` | bytes ↔ requests and answers; knows no route and no task |
 //! | `api` | the table of routes and the handlers: parse, call the core, answer |
 //! | `state` | the one lock around the core, what is held, what is durable, the database |
+//! | `blobs` | files on their way from people to machines, and back |
+//! | `images` | the binaries that the server hands out |
 //! | `notify` | sends notifications; alone in the server it uses `client` |
 //! | `log_queue` | the log on its way to standard error |
 //! | `answers` | the envelope, and which status goes with which refusal; used by `api` and `state` |
 
 mod answers;
 pub(crate) mod api;
+#[doc(hidden)]
+pub mod blobs;
 pub mod http;
+mod images;
 pub mod log_queue;
 mod notify;
 mod state;
@@ -22,10 +27,11 @@ pub use self::state::db;
 use self::api::access::{Access, Right};
 use self::api::audit::Audit;
 use self::api::browser::{self, OwnNames};
-use self::api::counters::Requests;
+use self::api::counters::{Requests, Transfers};
 use self::api::routes;
 use self::api::server::Server;
 use self::http::{Edge, EdgeLimits, Engine, Request};
+use self::images::Images;
 use self::notify::Notifier;
 #[cfg(feature = "db")]
 use self::state::supervise_once;
@@ -76,7 +82,8 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     };
     let edge = Edge::new(edge_limits, tls)?;
     let max_held = config.max_held.min(edge.most_held());
-    let access = Access::from_environment(config.allow_legacy)?;
+    let access = Access::from_environment(config.allow_legacy, config.hands_out_openly)?;
+    let images = Images::open(config.binaries)?;
     let audit = Audit::open(config.audit)?;
     let (store, tasks) = open_store(config.db.as_deref(), limits, max_held)?;
     let secrets = notify::Secrets::from_environment(&config.notify)?;
@@ -107,6 +114,8 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         store: store.clone(),
         edge: edge.clone(),
         requests: Requests::default(),
+        transfers: Transfers::default(),
+        images,
         texts: config.texts,
         max_json_depth: config.max_json_depth,
         access,

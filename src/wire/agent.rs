@@ -41,6 +41,9 @@ pub struct Poll {
     /// The version of the agent.
     #[serde(default)]
     pub version: String,
+    /// The architecture of its machine, as `uname -m` has it; agents before 0.2 do not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub arch: String,
     /// How many commands it runs at the same time.
     pub jobs: u32,
     /// It takes no more work because it is about to end.

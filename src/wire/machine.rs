@@ -45,6 +45,9 @@ pub struct Machine {
     pub tags: BTreeMap<String, String>,
     /// The version of the agent.
     pub version: String,
+    /// The architecture of the machine, if its agent says it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub arch: String,
     /// Its state.
     pub state: MachineState,
     /// How many commands it runs at the same time.

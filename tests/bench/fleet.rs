@@ -215,6 +215,7 @@ impl Fleet {
             label: agent.label.clone(),
             host: "bench".into(),
             version: env!("CARGO_PKG_VERSION").into(),
+            arch: String::new(),
             jobs: JOBS,
             draining: false,
             drained: false,

@@ -492,6 +492,7 @@ impl World {
             label: agent.label.clone(),
             host: agent.host.clone(),
             version: "simulated".into(),
+            arch: String::new(),
             jobs: agent.jobs,
             draining: agent.draining || agent.drained || agent.forgotten >= agent.jobs as usize,
             drained: agent.drained,

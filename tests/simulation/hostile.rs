@@ -123,6 +123,7 @@ impl World {
             label,
             host: HOSTILE_HOST.into(),
             version: String::new(),
+            arch: String::new(),
             jobs: self.rng.pick(&[0, 1, 4, 1_000, u32::MAX]),
             draining: self.rng.chance(100),
             drained: false,

@@ -132,6 +132,7 @@ impl Scene {
             label: label.into(),
             host: String::new(),
             version: String::new(),
+            arch: String::new(),
             jobs: 4,
             draining: false,
             drained: false,

@@ -75,6 +75,7 @@ impl Scene {
             label: format!("m-{instance}"),
             host: "host".into(),
             version: String::new(),
+            arch: String::new(),
             jobs: 1,
             draining: false,
             drained: false,

@@ -71,6 +71,7 @@ impl Case {
             host: "host".into(),
             tags: Default::default(),
             version: "test".into(),
+            arch: String::new(),
             jobs: 4,
             draining: false,
             drained: false,

@@ -227,6 +227,19 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "How long commands ran.",
         &figures.run_time,
     );
+    let transfers = &server.transfers;
+    page.single(
+        "sidebike_file_bytes_sent_total",
+        "counter",
+        "Bytes of files and of the program sent.",
+        transfers.bytes_sent.load(Ordering::Relaxed),
+    );
+    page.single(
+        "sidebike_handed_out_total",
+        "counter",
+        "How often the program was asked for.",
+        transfers.handed_out.load(Ordering::Relaxed),
+    );
     let body = page.0.into_bytes();
     Ok(Some(Answer::new(200, "text/plain; version=0.0.4", body)))
 }

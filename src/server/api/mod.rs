@@ -7,6 +7,7 @@
 //! | `call`, `server` | what handlers get: a call, and the server that it is made to |
 //! | `parse` | bodies and parameters, read and checked |
 //! | `tasks`, `machines`, `crew`, `output`, `follow`, `metrics`, `page`, `docs` | the calls of people |
+//! | `hand_out`, `transfer` | the program itself; answers that are read from files |
 //! | `agents`, `original` | the calls of agents, and of the original's |
 //! | `access`, `browser` | who may: tokens, and pages of other sites |
 //! | `audit`, `counters` | who changed what; how many requests there were |
@@ -26,6 +27,7 @@ mod encoding;
 mod follow;
 mod groups;
 mod halt;
+mod hand_out;
 mod lists;
 mod machines;
 mod metrics;
@@ -40,3 +42,4 @@ pub mod server;
 mod service;
 mod sweeps;
 mod tasks;
+mod transfer;

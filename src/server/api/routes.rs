@@ -4,8 +4,8 @@
 use super::access::Right;
 use super::call::{Call, Handled, Route, route, with_bodies};
 use super::{
-    agents, crew, docs, groups, halt, lists, machines, metrics, original, output, page, report,
-    schedules, sweeps, tasks,
+    agents, crew, docs, groups, halt, hand_out, lists, machines, metrics, original, output, page,
+    report, schedules, sweeps, tasks,
 };
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
@@ -14,6 +14,7 @@ const OPEN: Right = Right::Open;
 const LOOK: Right = Right::Look;
 const CHANGE: Right = Right::Change;
 const AGENT: Right = Right::Agent;
+const HAND_OUT: Right = Right::HandOut;
 /// The only parameter that may be given more than once.
 const REPEATABLE: &str = "tag";
 
@@ -69,6 +70,8 @@ const ROUTES: &[Route] = &[
     route(OPEN, "GET", &["docs"], &[], docs::index),
     route(OPEN, "GET", &["docs", "*"], &[], docs::page),
     route(OPEN, "GET", &["api", "v1", "openapi.json"], &[], docs::openapi),
+    route(HAND_OUT, "GET", &["sidebike"], &["arch"], hand_out::binary).reading_files(),
+    route(HAND_OUT, "GET", &["sidebike.sha256"], &["arch"], hand_out::hash).reading_files(),
     route(OPEN, "GET", &["healthz"], &[], healthz),
     route(LOOK, "GET", &["metrics"], &[], metrics::metrics),
 ];
