@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The number of seeds of a plain `cargo test`.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 60;
 const STEPS: u64 = 400;
 const MACHINES: u64 = 3;
 const START: Time = Time(1_700_000_000_000);
