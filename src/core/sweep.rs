@@ -246,6 +246,8 @@ impl Core {
                     // Machines that come later are among what has not started.
                     self.close(key);
                 }
+                // All that it waited for may be machines that do not join it any more.
+                self.finish_if_done(now, key);
                 return Some(executions);
             }
         }
