@@ -39,6 +39,7 @@ mod follow;
 mod group;
 mod halt;
 mod info;
+mod later_flags;
 mod logs;
 mod machines;
 mod messages;
