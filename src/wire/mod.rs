@@ -27,8 +27,8 @@
 pub mod after;
 pub mod agent;
 mod bounded;
-pub mod crew;
 pub mod child;
+pub mod crew;
 pub mod duration;
 pub mod enumeration;
 pub mod event;
