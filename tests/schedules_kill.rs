@@ -16,8 +16,9 @@ const KILLS: u64 = 4;
 
 fn schedule(n: usize, server: &Server) {
     let overlap = ["allow", "skip", "queueOne", "replace"][n % 4];
+    let catch_up = ["all", "latest", "none"][n % 3];
     let schedule = json!({
-        "every": "1s", "overlap": overlap, "catchUp": ["all", "latest", "none"][n % 3], "keep": 1_000,
+        "every": "1s", "overlap": overlap, "catchUp": catch_up, "keep": 1_000,
         "startDeadline": "1h",
         "task": {"machinePattern": "^m$", "mode": "any", "detail": {"command": "true"}},
     });

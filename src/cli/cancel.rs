@@ -20,10 +20,13 @@ Waiting commands never start; running ones get TERM, and KILL after their grace.
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    override_usage = "sidebike cancel [OPTIONS] ID\n       sidebike cancel [OPTIONS] --state STATE | --name PREFIX | --group NAME | --tag NAME=VALUE | -m LABEL"
+)]
 pub struct Args {
-    /// The task: its id, the beginning of its id (6 characters or more), or a name, which means the newest
-    /// task of that name
+    /// Id or name of the task: a name means the newest task of that name; the first 6 characters of an id
+    /// are enough
     #[arg(
         value_name = "ID",
         value_parser = clap::builder::NonEmptyStringValueParser::new(),

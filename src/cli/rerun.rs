@@ -17,10 +17,13 @@ The new task is followed as by run, with the same exit codes. Several are not fo
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    override_usage = "sidebike rerun [OPTIONS] ID\n       sidebike rerun [OPTIONS] --state STATE | --name PREFIX | --group NAME | --tag NAME=VALUE | -m LABEL"
+)]
 pub struct Args {
-    /// The task: its id, the beginning of its id (6 characters or more), or a name, which means the newest
-    /// task of that name
+    /// Id or name of the task: a name means the newest task of that name; the first 6 characters of an id
+    /// are enough
     #[arg(
         value_name = "ID",
         value_parser = clap::builder::NonEmptyStringValueParser::new(),

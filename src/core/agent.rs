@@ -615,7 +615,9 @@ impl Core {
     /// ttl is over: then it has ended.
     pub(super) fn take_back(&mut self, now: Time, key: ExecutionKey) -> bool {
         self.drop_undo(key);
-        if self.execution(key).canceling && self.keeps(Rule::CanceledIsNotRepeated) {
+        // Of many tasks that are canceled, what runs is canceled last, and may come back before that.
+        let is_canceled = self.execution(key).canceling || self.task(key.task).canceled;
+        if is_canceled && self.keeps(Rule::CanceledIsNotRepeated) {
             if self.apply(key, Event::Cancel) {
                 self.place(key, Place::Nowhere);
                 self.record_end(now, key, "canceled before it started");

@@ -1,7 +1,6 @@
 //! Lists of tasks: all of them are accepted, or none.
 
 use super::task::Task;
-use super::user::Selection;
 use super::{Core, Notice, Refusal, Rule, Spec, TaskKey, Time};
 
 /// Why a list was refused.
@@ -61,12 +60,7 @@ impl Core {
     fn take_back_from(&mut self, now: Time, first: TaskKey) {
         let keys: Vec<TaskKey> = self.tasks.range(first..).map(|(key, _)| *key).collect();
         for key in keys.into_iter().rev() {
-            self.task_mut(key).withdrawn = true;
-            let _ = self.cancel(now, key, &Selection::All);
-            if self.tasks.contains_key(&key) {
-                // It had ended at once.
-                self.forget_if_withdrawn(key);
-            }
+            self.withdraw(now, key);
         }
         self.notices.retain(|notice| match notice {
             Notice::Finished(key) | Notice::Changed(key) => *key < first,

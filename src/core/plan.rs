@@ -103,7 +103,12 @@ impl Plan {
             (None, Some(every)) if every < MIN_EVERY => {
                 return Err(format!("every: must be {MIN_EVERY} or more"));
             }
-            (None, Some(every)) => Recurrence::every(first.0, every.as_millis(), zone),
+            (None, Some(every)) => {
+                // Without `from` the first slot is one from now. The clock that said what is now may be a little ahead of
+                // the one that fires.
+                let begin = from.unwrap_or(first.plus(every));
+                Recurrence::every(begin.0, every.as_millis(), zone)
+            }
         };
         Ok(Plan {
             posted: Arc::new(posted),

@@ -29,6 +29,7 @@ const MAX_REASONS: usize = 20;
 
 const HAS_ENDED: &str = "has ended";
 const NOTHING_LEFT: &str = "all of it that is meant has ended, or is being canceled";
+const HAS_STARTED: &str = "all of it has started";
 const HAS_NOT_ENDED: &str = "has not ended";
 const WAS_RERUN: &str = "was run again already";
 const ALL_SUCCEEDED: &str = "every execution succeeded";
@@ -223,7 +224,13 @@ impl Core {
         let is_open = is_whole && (task.open || task.executions.is_empty());
         match () {
             () if task.finished_at.is_some() => sweep.skip(&task, HAS_ENDED),
-            () if meant == 0 && !is_open => sweep.skip(&task, NOTHING_LEFT),
+            () if meant == 0 && !is_open => sweep.skip(
+                &task,
+                match sweep.only_unstarted {
+                    true => HAS_STARTED,
+                    false => NOTHING_LEFT,
+                },
+            ),
             () => {
                 sweep.show(&task, meant, None);
                 if sweep.is_dry {
@@ -239,6 +246,8 @@ impl Core {
                     // Machines that come later are among what has not started.
                     self.close(key);
                 }
+                // All that it waited for may be machines that do not join it any more.
+                self.finish_if_done(now, key);
                 return Some(executions);
             }
         }

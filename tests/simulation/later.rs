@@ -224,6 +224,7 @@ impl Scene {
             label: format!("m-{instance}"),
             host: "host".into(),
             version: String::new(),
+            arch: String::new(),
             jobs: 2,
             draining: false,
             drained: false,

@@ -266,6 +266,7 @@ impl Scene {
             label: agent.label.clone(),
             host: String::new(),
             version: String::new(),
+            arch: String::new(),
             jobs: 4,
             draining: false,
             drained: false,

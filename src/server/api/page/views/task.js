@@ -195,12 +195,13 @@ function renderTaskProgress(task) {
   const count = executionCount(task);
   const ended = `${endedCount(task)} of ${count} ended`;
   const progress = joinPresent([ended, counts.running > 0 && `${counts.running} running`]);
+  const why = firstMessage(task);
   const waiting = {
-    waiting: firstMessage(task) || 'Waiting for a machine that matches',
+    waiting: why || 'Waiting for a machine that matches',
     scheduled: 'Not begun: its time has not come',
     blocked: 'Not begun: it waits for others',
   };
-  setText(byId('task-progress'), waiting[task.state] ?? progress);
+  setText(byId('task-progress'), waiting[task.state] ?? joinPresent([progress, why]));
   // Read out by screen readers, so it changes with the state only and not with each execution.
   const succeeded = task.finishedAt ? `, ${counts.succeeded} of ${count} succeeded` : '';
   const {rolloutState} = task;
