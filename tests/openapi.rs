@@ -211,6 +211,7 @@ fn every_field_of_a_submit_is_taken() {
     let schemas = &description["components"]["schemas"];
     let server = Server::with(&TOLD);
     let machine = tagged(&server, "m");
+    bring_hello(&server);
     let complete = complete(&server, &machine);
     assert_eq!(
         names(&complete["after"][0]),

@@ -749,6 +749,9 @@ mod tests {
             task_name: "x".into(),
             key: None,
             detail: RawValue::NULL.to_owned(),
+            files: Vec::new(),
+            files_timeout: None,
+            fetch: Vec::new(),
         }
     }
 

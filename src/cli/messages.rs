@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 52] = [
+const FIELDS: [(&str, &str); 55] = [
     ("cron", "--cron"),
     ("every", "--every"),
     ("timeZone", "--zone"),

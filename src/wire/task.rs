@@ -394,6 +394,12 @@ pub struct NewTask {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_end: Option<NewChild>,
     pub detail: Detail,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<File>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files_timeout: Option<TimeSpan>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fetch: Vec<Fetch>,
 }
 
 /// A child of it as the command line posts it.
@@ -401,12 +407,6 @@ pub struct NewTask {
 pub struct NewChild {
     /// What it runs.
     pub detail: Detail,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub files: Vec<File>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub files_timeout: Option<TimeSpan>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub fetch: Vec<Fetch>,
 }
 
 /// The state of an execution, in the order of its lifecycle.
