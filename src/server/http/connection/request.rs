@@ -4,7 +4,7 @@ use super::super::answer::{self, Answer, SMALL};
 use super::super::body::{Decoder, Framing};
 use super::super::deadlines::Millis;
 use super::super::head::{self, Head};
-use super::super::lifecycle::{Action, Event};
+use super::super::lifecycle::{Action, Event, State};
 use super::super::mailbox::Mail;
 use super::super::memory_budget::{self, Full};
 use super::super::request::{Refused, Request};
@@ -209,7 +209,11 @@ impl<S: Service> Connection<S> {
                 self.input.drain(..taken);
                 if incoming.admitted.sink.is_some() {
                     self.pass_on(cx);
-                    return true;
+                    // What is left of the input is the beginning of a line between chunks.
+                    return match self.state() == State::ReadingBody && !self.waits_for_sink() {
+                        true => self.fill(io, cx),
+                        false => false,
+                    };
                 }
                 if is_done && let Some(mut incoming) = self.incoming.take() {
                     incoming.request.body_left_out = incoming.decoder.left_out();
