@@ -321,6 +321,12 @@ impl Execution {
 }
 
 impl Task {
+    /// Whether a user canceled all of it.
+    #[doc(hidden)]
+    pub fn is_canceled(&self) -> bool {
+        self.canceled
+    }
+
     /// How many executions a rerun of it has.
     fn to_rerun(&self, all: bool) -> u32 {
         match all {
