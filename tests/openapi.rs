@@ -4,6 +4,7 @@
 //! The schemas are checked by Python's jsonschema (Debian: `python3-jsonschema`); without it that test says so
 //! and passes.
 #![cfg(all(feature = "server", feature = "agent"))]
+#![recursion_limit = "256"]
 
 mod common;
 
@@ -146,7 +147,9 @@ const TOLD: [&str; 2] = ["--webhook-allow", "^http://127.0.0.1:9$"];
 const TAGS: (&str, &str) = ("SIDEBIKE_TAGS", "zone=cn-1,role=web");
 
 /// A task with every field that the description has, in one of the forms that `detail` may have, for this machine.
-fn complete(machine: &Agent) -> Value {
+fn complete(server: &Server, machine: &Agent) -> Value {
+    // What it begins after.
+    server.submit(json!({"id": "first-1", "machinePattern": "^m$", "detail": {"command": "true"}}));
     json!({
         "id": "complete-1", "name": "complete", "machinePattern": "^m$", "mode": "all", "ttl": "90s",
         "exclude": "^n", "machineTags": {"zone": "^cn-", "role": "web"}, "hosts": ".",
@@ -158,7 +161,11 @@ fn complete(machine: &Agent) -> Value {
         },
         "probes": [{"name": "p", "command": "true", "on": "targets", "failures": 3}],
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
-        "resultTtl": 3600, "failureTtl": "2h", "notify": [{"url": "http://127.0.0.1:9/x", "on": ["started", "ended"]}], "delay": 0.01,
+        "resultTtl": 3600, "failureTtl": "2h", "notify": [{"url": "http://127.0.0.1:9/x", "on": ["started", "ended"]}],
+        "delay": 0.01,
+        "after": [{"task": "first-1", "on": "succeeded", "minSucceeded": "50%"}], "blockedTtl": "1h",
+        "onSuccess": {"detail": {"command": "true"}}, "onFailure": {"detail": {"command": "true"}},
+        "onEnd": {"detail": {"command": "true"}},
         "group": "g", "tags": {"team": "pay"}, "description": "what it is for",
         "detail": {
             "command": "cat; echo oops >&2; exit 3", "workspace": "/tmp", "timeout": "5m",
@@ -193,7 +200,11 @@ fn every_field_of_a_submit_is_taken() {
     let schemas = &description["components"]["schemas"];
     let server = Server::with(&TOLD);
     let machine = tagged(&server, "m");
-    let complete = complete(&machine);
+    let complete = complete(&server, &machine);
+    assert_eq!(
+        names(&complete["after"][0]),
+        names(&schemas["After"]["properties"])
+    );
     let mut fields = names(&complete);
     // In place of the delay.
     fields.insert("startAt");
@@ -279,6 +290,44 @@ impl Answers {
         let answer = reply.json();
         self.note(&what, schema, answer.clone());
         answer
+    }
+}
+
+/// Suspensions, and agents that drain and end.
+fn crew(a: &mut Answers) {
+    let suspend = "/api/v1/suspend";
+    let body = json!({"machinePattern": "^w$", "for": "1h", "reason": "why"});
+    a.call("POST", suspend, suspend, Some(&body), 200);
+    a.call("POST", suspend, suspend, Some(&json!({})), 400);
+    let _agent = a.server.agent("w");
+    let machines = a.call(
+        "GET",
+        "/api/v1/machine",
+        "/api/v1/machine?label=w",
+        None,
+        200,
+    );
+    assert_eq!(machines["data"][0]["suspended"], "why", "{machines}");
+    a.call("GET", suspend, suspend, None, 200);
+    let waits = json!({"id": "waits", "machinePattern": "^w$", "detail": {"command": "true"}});
+    a.call("POST", "/api/v1/task", "/api/v1/task", Some(&waits), 200);
+    let summary = "/api/v1/summary";
+    let seen = a.call("GET", summary, summary, None, 200);
+    assert_eq!(seen["data"]["oldest"]["id"], "waits", "{seen}");
+    a.call("DELETE", suspend, suspend, None, 200);
+    for word in ["drain", "undrain", "shutdown"] {
+        let (path, target) = (
+            format!("/api/v1/machine/{{name}}/{word}"),
+            format!("/api/v1/machine/w/{word}"),
+        );
+        a.call("POST", &path, &target, None, 200);
+        a.call(
+            "POST",
+            &path,
+            &format!("/api/v1/machine/none/{word}"),
+            None,
+            404,
+        );
     }
 }
 
@@ -455,6 +504,51 @@ fn experiments(a: &mut Answers) {
     assert_eq!(report_of(a, "running"), "stopped");
 }
 
+/// A schedule with every field that the description has.
+fn schedules(a: &mut Answers) {
+    let (all, one) = ("/api/v1/schedule", "/api/v1/schedule/{id}");
+    let target = "/api/v1/schedule/complete";
+    let mut complete = json!({
+        "cron": "@daily", "timeZone": "Europe/Berlin", "overlap": "queueOne", "catchUp": "all", "startDeadline": "1h",
+        "from": "2020-01-01T00:00:00+01:00", "until": "2190-01-01T00:00:00Z", "times": 3, "paused": false,
+        "pauseAfterFailures": 3, "keep": 5, "task": {"machinePattern": "^m$", "detail": {"command": "exit 3"}},
+    });
+    let dry = format!("{target}?dryRun=1");
+    a.call("PUT", one, &dry, Some(&complete), 200);
+    a.call("PUT", one, target, Some(&complete), 200);
+    let run = "/api/v1/schedule/{id}/run";
+    let fired = format!("{target}/run");
+    let fired = a.call("POST", run, &fired, None, 200);
+    let task = fired["data"]["history"][0]["task"].as_str().unwrap();
+    a.server.finished(task);
+    let shown = a.call("GET", one, target, None, 200);
+    assert_eq!(shown["data"]["history"][0]["state"], "failed", "{shown}");
+    let path = format!("/api/v1/task/{task}");
+    a.call("GET", "/api/v1/task/{id}", &path, None, 200);
+    a.call("GET", all, all, None, 200);
+    for what in ["pause", "resume"] {
+        let path = format!("/api/v1/schedule/{{id}}/{what}");
+        a.call("POST", &path, &format!("{target}/{what}"), None, 200);
+    }
+    complete["every"] = json!("1h");
+    a.call("PUT", one, target, Some(&complete), 400);
+    let fields = names(&a.description["components"]["schemas"]["NewSchedule"]["properties"]);
+    assert_eq!(names(&complete), fields);
+    complete["task"]["detail"]["command"] = json!("sleep 300");
+    complete.as_object_mut().unwrap().remove("cron");
+    a.call("PUT", one, target, Some(&complete), 200);
+    let again = format!("{target}/run");
+    let fired = a.call("POST", run, &again, None, 200);
+    let waits = a.call("POST", run, &again, None, 200);
+    assert!(waits["data"]["waits"]["reason"].is_string(), "{waits}");
+    a.call("POST", run, &again, None, 409);
+    a.call("DELETE", one, target, None, 200);
+    a.call("GET", one, target, None, 404);
+    let task = fired["data"]["history"][1]["task"].as_str().unwrap();
+    let cancel = format!("/api/v1/task/{task}/cancel");
+    a.call("POST", "/api/v1/task/{id}/cancel", &cancel, None, 200);
+}
+
 /// Everything a user may see, in as many states as can be had at once.
 fn answers() -> Answers {
     let server = Server::with(&TOLD);
@@ -467,7 +561,7 @@ fn answers() -> Answers {
     };
     let (tasks, one) = ("/api/v1/task", "/api/v1/task/{id}");
     a.call("GET", tasks, tasks, None, 200);
-    let failed = complete(&machine);
+    let failed = complete(&a.server, &machine);
     a.call("POST", tasks, "/api/v1/task?dryRun=1", Some(&failed), 200);
     a.call("POST", tasks, "/api/v1/task?wait=30s", Some(&failed), 200);
     a.call("POST", tasks, tasks, Some(&failed), 409);
@@ -519,8 +613,10 @@ fn answers() -> Answers {
     a.call("GET", tasks, tasks, None, 200);
     a.call("GET", "/api/v1/machine", "/api/v1/machine", None, 200);
     groups(&mut a);
+    crew(&mut a);
     rollouts(&mut a);
     experiments(&mut a);
+    schedules(&mut a);
     a.call("GET", "/healthz", "/healthz", None, 200);
     // By HTTP/1.0: without chunks, ended by the connection's end.
     let mut connection = a.server.connect();

@@ -37,6 +37,9 @@ pub struct Args {
     /// Only on the machines with exactly this label, or the one with this instance
     #[arg(short, long, value_name = "LABEL")]
     machine: Option<String>,
+    /// Also those who wait for its end, and those who wait for theirs
+    #[arg(long, conflicts_with = "machine", requires = "id")]
+    dependents: bool,
     /// Only what has not started: this empties a queue
     #[arg(long, conflicts_with = "id")]
     not_started: bool,
@@ -62,7 +65,7 @@ pub fn run(args: Args) -> CommandResult {
         return sweep::run(&client, "cancel", &parameters, question, args.json);
     };
     let before = find(&client, id)?;
-    let task = client.cancel(&before.id, machine)?;
+    let task = client.cancel(&before.id, machine, args.dependents)?;
     if args.json {
         print_json(&task)?;
         return Ok(0);

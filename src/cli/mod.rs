@@ -33,12 +33,14 @@ mod cancel;
 mod command;
 mod diff;
 mod docs;
+mod drain;
 mod event_stream;
 mod fold;
 mod follow;
 mod group;
 mod halt;
 mod info;
+mod later_flags;
 mod logs;
 mod machines;
 mod messages;
@@ -52,10 +54,12 @@ mod report;
 mod rerun;
 mod rollout;
 mod run;
+mod schedule;
 mod selection;
 mod shell;
 mod show;
 mod submit;
+mod suspend;
 mod sweep;
 mod table;
 mod task_reference;
@@ -113,6 +117,8 @@ pub enum Command {
     Undo(undo::Undo),
     /// Settle by hand what a task has not undone: its effect is gone, or does not matter
     Forgive(undo::Forgive),
+    /// Run tasks again and again: at times of a calendar, or every so often
+    Schedule(schedule::Args),
     /// End every experiment and let none begin until the halt is lifted
     Halt(halt::Args),
     /// Print the report of a task: who was hit, what happened when, what is left
@@ -121,6 +127,10 @@ pub enum Command {
     Diff(diff::Args),
     /// List machines
     Machines(machines::Args),
+    /// Hand out nothing new on some machines until that is lifted; what runs goes on
+    Suspend(suspend::Args),
+    /// Have agents take no more commands, take commands again, or end
+    Drain(drain::Args),
     /// Show the state of the server: machines, tasks, what is not undone, a halt
     Info(info::Args),
     /// Wait until a task has ended; the exit code says how it went
@@ -150,10 +160,13 @@ pub fn run(command: Command) -> ExitCode {
         Command::Stop(args) => (pacing::stop(args), FAILED),
         Command::Undo(args) => (undo::undo(args), CANNOT_FOLLOW),
         Command::Forgive(args) => (undo::forgive(args), FAILED),
+        Command::Schedule(args) => (schedule::run(args), FAILED),
         Command::Halt(args) => (halt::run(args), FAILED),
         Command::Report(args) => (report::run(args), FAILED),
         Command::Diff(args) => (diff::run(args), diff::TROUBLE),
         Command::Machines(args) => (machines::run(args), FAILED),
+        Command::Suspend(args) => (suspend::run(args), FAILED),
+        Command::Drain(args) => (drain::run(args), FAILED),
         Command::Info(args) => (info::run(args), FAILED),
         Command::Docs(args) => (docs::run(args), FAILED),
         Command::Completions(args) => (shell::completions(args), FAILED),

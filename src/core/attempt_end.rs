@@ -178,6 +178,7 @@ impl Core {
             data_mut(&mut self.tasks, key.task).output_bytes -= bytes;
             self.ledger.resize_output(bytes, 0);
         }
+        self.list_off_queue(key);
         self.stats.retries += 1;
         self.timers.set(due, Timer::AttemptDue(key, number));
     }
@@ -209,9 +210,15 @@ impl Core {
             self.timers.set(forgotten_at, Timer::ForgetTask(key));
         }
         self.probes_after(now, key);
+        self.release_parents(key);
+        self.parent_ended(key);
+        if let Some(waiting) = data_mut(&mut self.tasks, key).waiting.as_mut() {
+            waiting.detail = None;
+        }
         self.stats.finished(state);
         self.notify_end(now, key);
         self.notices.push(Notice::Finished(key));
+        self.firing_ended(now, key);
         self.group_may_have_ended(key);
         self.forget_if_withdrawn(key);
         self.keep_within_limits();

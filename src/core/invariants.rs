@@ -64,19 +64,33 @@ pub enum Rule {
     FailuresAreOfTheTask,
     /// A share of machines that may be hit rounds down.
     HitsRoundDown,
+    /// A time that became a task is settled.
+    FiringSettlesItsTime,
+    /// A machine that has not ended a firing is left out of the next, if the schedule says so.
+    FiringsDoNotOverlap,
+    /// The last firing of a schedule is not forgotten.
+    LastFiringIsKept,
     /// A share of machines that must stay rounds up.
     KeptRoundsUp,
+    /// A task begins only if what it is to begin after has ended so.
+    EdgesAreKept,
     /// Who waits for a group is told when its last member has ended.
     EndOfGroupIsTold,
     /// A list of tasks is taken back when one of them is refused.
     ListIsTakenBack,
     /// Of many tasks that are canceled, what has not started is canceled first.
     UnstartedIsCanceledFirst,
+    /// A machine that is suspended is handed nothing.
+    SuspendedGetsNothing,
+    /// The `ttl` of what waits for suspended machines stands still.
+    SuspendedHasTime,
+    /// A machine that is to drain is handed nothing.
+    DrainedGetsNothing,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 26] = [
+    pub const ALL: [Rule; 30] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -100,9 +114,13 @@ impl Rule {
         Rule::FailuresAreOfTheTask,
         Rule::HitsRoundDown,
         Rule::KeptRoundsUp,
+        Rule::EdgesAreKept,
         Rule::EndOfGroupIsTold,
         Rule::ListIsTakenBack,
         Rule::UnstartedIsCanceledFirst,
+        Rule::SuspendedGetsNothing,
+        Rule::SuspendedHasTime,
+        Rule::DrainedGetsNothing,
     ];
 }
 
@@ -189,8 +207,11 @@ impl Core {
     #[doc(hidden)]
     pub fn check_work_conservation(&self) -> Result<(), String> {
         self.check_debts_are_handed_out()?;
-        let idle: Vec<&Machine> = { self.machines.values() }
-            .filter(|machine| machine.can_be_given_work() && !machine.waking)
+        let idle: Vec<&Machine> = { self.machines.iter() }
+            .filter(|(key, machine)| {
+                machine.can_be_given_work() && !machine.waking && !self.is_suspended(**key)
+            })
+            .map(|(_, machine)| machine)
             .collect();
         for (key, task) in self.tasks.iter().filter(|(_, task)| task.is_any()) {
             let execution = ExecutionKey { task: *key, n: 0 };
@@ -228,7 +249,10 @@ impl Core {
         self.check_machines()?;
         self.check_indexes()?;
         self.check_notifications()?;
+        self.check_schedules()?;
         self.check_groups()?;
+        self.check_suspensions()?;
+        self.check_off_queue()?;
         self.check_timers()
     }
 
@@ -533,7 +557,7 @@ impl Core {
         let (details, finished) = (self.ledger.detail_bytes(), self.ledger.finished_tasks());
         // What is in debt is kept beyond the limits: nothing else may be left to be forgotten.
         let could_forget = |frees| {
-            let waits = self.undos.are_settled_by_hand;
+            let waits = self.undos.are_settled_by_hand || self.after.has_freed;
             !waits && self.ledger.oldest_that_frees(frees).is_some()
         };
         let many = details > limits.detail_bytes
@@ -600,6 +624,9 @@ impl Core {
                         .get(key)
                         .is_some_and(|task| task.finished_at.is_none() && task.expires_at == *time)
                 }
+                Timer::BlockedTtl(key) => self.is_blocked_until(*key, *time),
+                // It may have become needless since it was set.
+                Timer::Settle => true,
                 Timer::Begin(key) => self.is_time_of(*key, *time),
                 Timer::PauseOver(key) => {
                     let pacing = { self.tasks.get(key) }.and_then(|task| task.pacing.as_ref());
@@ -612,6 +639,9 @@ impl Core {
                     self.is_timer_of(*key, *time)
                 }
                 Timer::KeepAlive(key) => self.is_next_look(*key, *time),
+                Timer::SuspensionEnds | Timer::SuspensionSweep | Timer::SuspendedQueues => {
+                    self.is_timer_of_suspensions(*time, *timer)
+                }
                 Timer::ForgetTask(key) => {
                     ending.insert(*key);
                     let task = self.tasks.get(key);
@@ -637,12 +667,14 @@ impl Core {
         }
         for (key, task) in &self.tasks {
             let e = &task.executions;
-            let first = e.iter().any(|e| {
+            let first = (0..).zip(e).any(|(n, e)| {
                 e.state == ExecutionState::Queued
                     && e.current.expires_at.is_none()
                     && e.current.number == 1
+                    && !self.stands_still(ExecutionKey { task: *key, n })
             });
-            let needed = task.open || first || task.finished_at.is_some();
+            let is_over = task.finished_at.is_some() && !task.needed && !task.is_last_firing;
+            let needed = task.open || first || is_over;
             ensure(!needed || task.is_paused() || ending.contains(key), || {
                 format!("{key:?}: could stay for ever")
             })?;

@@ -45,18 +45,26 @@ impl Core {
         self.check_unused(&id, &prefix)?;
         self.check_notify(&spec)?;
         let wait = spec.take_wait();
-        if let Some(waiting) = Core::waiting_of(now, &wait) {
+        let edges = self.edges_of(&wait)?;
+        if let Some(waiting) = Core::waiting_of(now, &wait, edges) {
             self.check_halt(spec.detail.undo.is_some())?;
             self.check_room(&spec, 0)?;
+            self.check_children(&id, &prefix, &spec)?;
             let selector = self.selector_if_room(&spec)?;
             let spec = self.shared_spec(selector, spec);
+            // First: to add it may forget others to make room.
+            self.keep_parents(TaskKey(self.next_task), &waiting);
             let key = self.add_task(now, id, prefix, spec, Some(waiting));
             self.list_waiting(key);
+            self.add_children(now, key);
+            self.go_on_after(now, key);
             return Ok(key);
         }
+        self.check_children(&id, &prefix, &spec)?;
         let launch = self.prepare(now, &id, &spec, None)?;
         let spec = self.shared_spec(launch.selector, spec);
         let key = self.add_task(now, id, prefix, spec, None);
+        self.add_children(now, key);
         self.launch(now, key, launch);
         Ok(key)
     }
@@ -122,6 +130,7 @@ impl Core {
             }
         }
         self.pace(now, key);
+        self.skip_busy_machines(now, key);
         let watched = { spec.probes.iter() }.filter_map(|probe| probe.on.as_ref());
         let pool = { spec.counts.keep_alive.as_ref() }.and_then(|it| it.pool.as_ref());
         for selector in watched.chain(pool) {
@@ -130,7 +139,7 @@ impl Core {
         }
     }
 
-    fn selector_if_room(&mut self, spec: &Spec) -> Result<SelectorKey, Refusal> {
+    pub(super) fn selector_if_room(&mut self, spec: &Spec) -> Result<SelectorKey, Refusal> {
         self.match_index.key_if_room(&spec.selector).ok_or_else(|| {
             Refusal::Full(format!(
                 "{} different selectors of machines have tasks waiting for them, the limit (--max-patterns)",
@@ -141,7 +150,7 @@ impl Core {
 
     /// The spec as it is stored. Many tasks differ in nothing but their id, and many more have the same name:
     /// equal specs and names are stored once.
-    fn shared_spec(&mut self, selector: SelectorKey, mut spec: Spec) -> Arc<Spec> {
+    pub(super) fn shared_spec(&mut self, selector: SelectorKey, mut spec: Spec) -> Arc<Spec> {
         spec.selectors_mut().for_each(Selector::drop_compiled);
         let last = &mut self.match_index.entry_mut(selector).last_spec;
         if let Some(same) = last.upgrade().filter(|last| **last == spec) {
@@ -196,14 +205,18 @@ impl Core {
             canceled: false,
             withdrawn: false,
             waiting: waiting.map(Box::new),
+            needed: false,
+            cancels_dependents: false,
             counts: Counts::default(),
             undos: UndoCounts::default(),
             notifications: Vec::new(),
             output_bytes: 0,
+            is_last_firing: false,
             executions: Vec::new(),
         };
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
+        self.index_firing(key);
         self.stats.submitted += 1;
         key
     }
@@ -245,6 +258,7 @@ impl Core {
                 changes.execution(execution);
             }
             self.guard(execution);
+            self.list_off_queue(execution);
             self.record_change(execution);
         }
         self.add_probes(now, key);

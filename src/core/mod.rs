@@ -13,10 +13,15 @@
 //! | | undo again, forgive | `debts.rs` |
 //! | | submit of a list; cancel and rerun of many tasks | `lists.rs`, `sweep.rs` |
 //! | | halt, lift | `halt.rs` |
+//! | | suspend, lift_suspensions | `suspension.rs` |
+//! | | drain, undrain, shut_down | `crew.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
 //! | agents of the original | ping, fetch, done | `original.rs` |
+//! | | put, delete, pause, resume, run a schedule | `schedules.rs` |
 //! | the clock | tick | `tick.rs`, `timers.rs` |
+//! | every change | settle_dependents | `after.rs` |
+//! | | fires schedules | `firing.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
 //! | the database | record_changes, take_batch; restored | `saved.rs`, `restored.rs` |
@@ -29,9 +34,10 @@
 //! | `undo_lifecycle.rs`, `undo.rs`, `debts.rs` | the same table for undos; what is reported of them; who runs them again, or settles them |
 //! | `attempt_end.rs` | the end of an attempt: end of the execution, or retry |
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
-//! | `spec.rs`, `limits.rs` | from a posted task to a checked one |
+//! | `spec.rs`, `later_spec.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `launch.rs` | from a checked task to its executions |
-//! | `waiting.rs` | tasks that begin later |
+//! | `waiting.rs`, `after.rs` | tasks that begin later: at a time, after others |
+//! | `children.rs` | tasks that are submitted with another one and begin with its end |
 //! | `selector.rs` | which machines a task means |
 //! | `counting.rs` | how many of them it may hit, and in which order |
 //! | `rollout.rs` | a checked rollout, and its plan for a number of targets |
@@ -39,6 +45,8 @@
 //! | `probes.rs` | probes: when they begin and end, let a task begin, and stop it |
 //! | `probe_spec.rs` | the probes of a posted task, checked |
 //! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
+//! | `plan.rs`, `schedule.rs` | one schedule: what was posted, and its calendar; how far it has come, what is to be done at a given time |
+//! | `firing.rs`, `firings.rs` | fires what is due; the tasks that were fired, and what their end means |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
@@ -59,15 +67,21 @@
 
 mod abilities;
 mod about;
+mod after;
 mod agent;
 mod attempt_end;
+mod children;
 mod counting;
+mod crew;
 mod debts;
+mod firing;
+mod firings;
 mod follow;
 mod groups;
 mod halt;
 mod invariants;
 mod keep_alive;
+mod later_spec;
 mod launch;
 mod lazy_box;
 mod ledger;
@@ -83,6 +97,7 @@ mod outbox;
 mod output;
 mod pace;
 mod pacing;
+mod plan;
 mod probe_data;
 mod probe_place;
 mod probe_runs;
@@ -96,8 +111,12 @@ mod restored;
 mod retention;
 mod rollout;
 mod saved;
+mod schedule;
+mod schedules;
 mod selector;
 mod spec;
+mod summary;
+mod suspension;
 mod sweep;
 mod task;
 mod tick;
@@ -110,6 +129,7 @@ mod waiting;
 pub use self::about::{About, check_group, check_tag};
 pub use self::agent::check_holds;
 pub use self::counting::Preview;
+pub use self::crew::Wish;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 pub use self::groups::{GroupSummary, state_of};
 pub use self::halt::{Halt, MAX_REASON_BYTES};
@@ -123,6 +143,7 @@ pub use self::notify::{CheckedNotify, MAX_NOTIFY, NotifyPolicy, place_of, withou
 pub use self::original::{Link, is_of_original, original_instance};
 pub use self::outbox::{Delivery, Entry as SavedNotification, Missed, NotifyStats};
 pub use self::output::{Output, gap_line};
+pub use self::plan::{MAX_SCHEDULE_ID_BYTES, Plan, check_schedule_id};
 pub use self::probe_data::CheckedProbe;
 pub use self::probe_runs::check_probe_results;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
@@ -130,13 +151,19 @@ pub use self::report::check_report;
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
+pub use self::schedule::{FiringOf, Progress};
+pub use self::schedules::{FiredTask, NewSchedule};
 pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;
+pub use self::summary::{MAX_LABELS, MachineSummary};
+pub use self::suspension::{SavedSuspensions, Suspension};
 pub use self::sweep::{MAX_RERUNS, MAX_SWEPT, Meant, Sweep};
 pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
 pub use self::user::Selection;
 
+use self::after::Dependents;
 use self::counting::Recount;
+use self::crew::OffQueue;
 use self::follow::ChangeLog;
 use self::groups::Groups;
 use self::invariants::RestoredSums;
@@ -147,6 +174,8 @@ use self::machine::Machine;
 use self::match_index::{MatchIndex, SelectorKey};
 use self::newcomers::Newcomers;
 use self::outbox::Outbox;
+use self::schedules::Schedules;
+use self::suspension::Suspensions;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
@@ -187,6 +216,10 @@ pub struct TaskKey(pub(crate) u64);
 /// Identifies a machine; in order of registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MachineKey(u64);
+
+/// Identifies a schedule; in order of creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ScheduleKey(pub(crate) u64);
 
 /// Identifies an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -232,6 +265,8 @@ pub enum Notice {
     HandedOut(MachineKey),
     /// A task has ended.
     Finished(TaskKey),
+    /// A schedule has fired.
+    Fired(FiredTask),
     /// The last task of this group that had not ended has ended.
     GroupFinished(Arc<str>),
     /// A task that has followers has changed.
@@ -275,8 +310,13 @@ pub struct Core {
     undos: Undos,
     /// The tasks that have not begun.
     waiting: WaitingTasks,
+    /// Which tasks wait for which.
+    after: Dependents,
     halt: Option<Halt>,
     outbox: Outbox,
+    suspensions: Suspensions,
+    off_queue: OffQueue,
+    schedules: Schedules,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
     /// The task that is given turns at this moment.
@@ -328,8 +368,12 @@ impl Core {
             absent: HashMap::new(),
             undos: Undos::default(),
             waiting: WaitingTasks::default(),
+            after: Dependents::default(),
             halt: None,
             outbox: Outbox::default(),
+            suspensions: Suspensions::default(),
+            off_queue: OffQueue::default(),
+            schedules: Schedules::new(now),
             pools: BTreeMap::new(),
             paced: None,
             recount: Recount::default(),
@@ -458,6 +502,7 @@ impl Core {
         *task.counts.of(state) += 1;
         self.ledger.change_state(execution.state, state);
         execution.state = state;
+        let waited = task.waiting.is_some();
         if state.is_terminal() {
             if let Some(pacing) = &mut task.pacing {
                 pacing.ended(key.n);
@@ -465,7 +510,11 @@ impl Core {
             self.stats.ended(state);
             self.unguard(key);
         }
+        self.list_off_queue(key);
         self.record_change(key);
+        if waited {
+            self.release_parents(key.task);
+        }
         true
     }
 
@@ -532,6 +581,9 @@ impl Core {
     /// Counts an unfinished execution of a task with `keepAlive` or an undo at its machine. Not one that any machine may
     /// run: where it is, its undo is open.
     fn guard(&mut self, key: ExecutionKey) {
+        if !self.execution(key).state.is_terminal() {
+            self.add_busy(key);
+        }
         let task = self.task(key.task);
         let execution = &task.executions[key.n as usize];
         if !task.spec.is_guarding() || execution.state.is_terminal() {
@@ -544,6 +596,7 @@ impl Core {
 
     /// An execution that was counted has ended.
     fn unguard(&mut self, key: ExecutionKey) {
+        self.remove_busy(key);
         let task = self.task(key.task);
         let target = task.executions[key.n as usize].target.as_ref();
         let target = target.filter(|_| task.spec.is_guarding());

@@ -91,7 +91,7 @@ impl Core {
             }
             if query.wants(task) {
                 executions += task.executions.len();
-                tasks.push(task.clone());
+                tasks.push(task.clone().with_waits(self.waits_of(*key)));
             }
             last = Some(*key);
         }
@@ -112,7 +112,9 @@ impl Core {
         let group = query.group.as_deref();
         // The members of a group are found by its index, however many other tasks there are.
         let members = group.and_then(|group| self.group_members(group));
-        let members = members.into_iter().flat_map(|members| members.range(older));
+        let members = members
+            .into_iter()
+            .flat_map(move |members| members.range(older));
         let members = members.rev().map(|key| (key, self.task(*key)));
         let others = match group {
             Some(_) => ..TaskKey(0),
@@ -167,9 +169,8 @@ impl Core {
 
     /// A copy of a task. Cheap: the data is shared.
     pub fn show(&self, key: TaskKey) -> Result<Task, Refusal> {
-        self.tasks
-            .get(&key)
-            .cloned()
+        let task = self.tasks.get(&key).cloned();
+        task.map(|task| task.with_waits(self.waits_of(key)))
             .ok_or_else(|| Refusal::Unknown("the task has just been forgotten".into()))
     }
 
@@ -207,7 +208,10 @@ impl Core {
         for (key, machine) in rest.by_ref().take(MAX_VISITED) {
             let has_label = label.is_none_or(|label| *machine.label == *label);
             if has_label && state.is_none_or(|state| machine.state == state) {
-                found.push(machine.snapshot());
+                let mut snapshot = machine.snapshot();
+                let suspension = self.suspension_of(*key);
+                snapshot.suspended = suspension.map(|it| it.reason.clone());
+                found.push(snapshot);
             }
             last = Some(*key);
         }
@@ -254,10 +258,12 @@ impl Core {
             .chain(queued)
             .filter(|key| self.task(*key).state() == TaskState::Waiting)
             .count();
+        let (scheduled, blocked) = (self.waiting.scheduled(), self.waiting.blocked());
         TaskState::ALL.map(|state| match state {
-            TaskState::Scheduled => (state, self.waiting.scheduled()),
+            TaskState::Scheduled => (state, scheduled),
+            TaskState::Blocked => (state, blocked),
             TaskState::Waiting => (state, waiting),
-            TaskState::Running => (state, unfinished - waiting - self.waiting.scheduled()),
+            TaskState::Running => (state, unfinished - waiting - scheduled - blocked),
             ended => (state, self.stats.kept[ended as usize]),
         })
     }

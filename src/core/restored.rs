@@ -4,25 +4,30 @@
 //! restore a new field, set it where the other fields of its record are set.
 
 use super::abilities::Abilities;
+use super::children::Child;
 use super::counting::{Counts, KeepAlive, Recount};
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
 use super::notify::CheckedNotify;
 use super::original::OriginalAgent;
+use super::plan::Plan;
 use super::probe_data::{CheckedProbe, ONE_MACHINE, ProbeData};
 use super::rollout::Rollout;
 use super::saved::{
     Changes, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedProbe,
     SavedTask,
 };
+use super::schedule::Progress;
 use super::selector::{Selector, SelectorText, Tags, Traits, no_tags};
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
 use super::user::JOIN_ALL;
-use super::{Core, ExecutionKey, MachineKey, TaskKey, Time, data_mut};
+use super::{Core, ExecutionKey, MachineKey, ScheduleKey, TaskKey, Time, data_mut};
+use crate::recurrence::Zone;
 use crate::wire::agent::Feature;
 use crate::wire::machine::MachineState;
 use crate::wire::probe::ProbeOn;
+use crate::wire::schedule::PostedSchedule;
 use crate::wire::task::ExecutionState;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -42,8 +47,11 @@ impl Core {
             interner.share(&mut machine.label);
             interner.share(&mut machine.host);
             interner.share(&mut machine.version);
+            interner.share(&mut machine.arch);
             let canceled = std::mem::take(&mut machine.canceled).into_iter();
             machine.canceled = canceled.map(|attempt| attempt.later(away)).collect();
+            let later = |time: Time| Time(time.0.saturating_add(away));
+            machine.suspended_since = machine.suspended_since.map(later);
             let instance = interner.shared(instance);
             core.restore_machine(now, instance, machine);
         }
@@ -86,10 +94,14 @@ impl Core {
                 task.0
             ));
         }
+        core.restore_suspensions(now, away, saved.suspensions);
         for (key, piece) in saved.output {
             core.restore_output(key, &piece, &mut changes);
         }
         core.restore_notifications(saved.notifications, &mut changes);
+        core.restore_dependents(now);
+        core.schedules.next_key = core.schedules.next_key.max(saved.next_schedule);
+        core.restore_schedules(now, saved.schedules, saved.progress, &saved.zones)?;
         core.notices.clear();
         core.changes = Some(changes);
         // The limits may be lower than before.
@@ -97,6 +109,42 @@ impl Core {
         core.make_room_for_output(0);
         core.restored = core.sums_beyond_limits();
         Ok(core)
+    }
+
+    /// The zones are read before: what is not among them is unknown.
+    fn restore_schedules(
+        &mut self,
+        now: Time,
+        schedules: BTreeMap<ScheduleKey, Arc<PostedSchedule>>,
+        mut progress: BTreeMap<ScheduleKey, Progress>,
+        zones: &BTreeMap<String, Zone>,
+    ) -> Result<(), String> {
+        for (key, posted) in schedules {
+            let Some(mut progress) = progress.remove(&key) else {
+                return Err(format!("schedule number {} has no progress", key.0));
+            };
+            let wrong = |why: String| format!("schedule {}: {why}", progress.id);
+            let zone = match zones.get(Plan::zone_name(&posted)) {
+                Some(zone) => zone.clone(),
+                None => {
+                    let why = "there are no data for its time zone any more; give it another";
+                    progress.stopped = Some(why.into());
+                    Zone::utc()
+                }
+            };
+            let mut task = posted.task.read().map_err(wrong)?;
+            task.name.get_or_insert_with(|| progress.id.to_string());
+            let known = |text: &SelectorText| Some(Selector::accepted(text.clone()));
+            let mut spec = Spec::checked(task, &super::Limits::NONE.texts, known).map_err(wrong)?;
+            spec.selectors_mut().for_each(Selector::drop_compiled);
+            let posted = Arc::unwrap_or_clone(posted);
+            let plan = Plan::checked(posted, spec, zone, progress.first).map_err(wrong)?;
+            self.restore_schedule(now, key, plan, progress)?;
+        }
+        match progress.first_key_value() {
+            None => Ok(()),
+            Some((key, _)) => Err(format!("schedule number {} is not there", key.0)),
+        }
     }
 
     fn restore_machine(
@@ -133,6 +181,7 @@ impl Core {
             label: saved.label,
             host: saved.host,
             version: saved.version,
+            arch: saved.arch,
             tags,
             traits_key,
             kind,
@@ -149,6 +198,12 @@ impl Core {
             is_restored: !saved.offline,
             offline_since: now,
             left: saved.left,
+            suspended_since: saved.suspended_since,
+            wish: saved.wish,
+            is_drained: false,
+            is_ending: false,
+            asks_standing: false,
+            says_draining: saved.draining,
             watched_at: None,
             // It does not join a task twice.
             joins_pending: Some(JOIN_ALL),
@@ -179,7 +234,7 @@ impl Core {
         now: Time,
         away: u64,
         key: TaskKey,
-        saved: SavedTask,
+        mut saved: SavedTask,
         executions: Vec<SavedExecution>,
     ) -> Result<(), String> {
         let finished = saved.finished_at.is_some();
@@ -188,7 +243,11 @@ impl Core {
             true => time,
             false => Time(time.0.saturating_add(away)),
         };
-        let (probes, mut data) = restored_probes(now, away, saved.probes);
+        let (probes, mut data) = restored_probes(now, away, std::mem::take(&mut saved.probes));
+        let spec = Arc::new(Spec {
+            probes,
+            ..restored_spec(&mut saved)
+        });
         let mut task = TaskData {
             probes: None,
             id: saved.id,
@@ -206,48 +265,20 @@ impl Core {
             late_join_full: saved.late_join_full,
             canceled: saved.canceled,
             withdrawn: saved.withdrawn,
-            waiting: saved.waiting,
+            waiting: saved.waiting.map(|mut waiting| {
+                waiting.blocked_until = waiting.blocked_until.map(later);
+                waiting
+            }),
+            needed: false,
+            cancels_dependents: saved.cancels_dependents,
             rerun_of: saved.rerun_of,
             counts: Default::default(),
             undos: Default::default(),
             notifications: Vec::new(),
             output_bytes: 0,
+            is_last_firing: false,
             executions: Vec::new(),
-            spec: Arc::new(Spec {
-                id: None,
-                name: saved.name,
-                selector: Selector::accepted(SelectorText {
-                    pattern: saved.pattern,
-                    narrowing: saved.narrowing,
-                }),
-                counts: Counts {
-                    expect: saved.expect,
-                    max_targets: saved.max_targets,
-                    keep_alive: saved.keep_alive.map(|keep_alive| KeepAlive {
-                        keep: keep_alive.keep,
-                        pool: keep_alive.pool.map(|pool| Selector::of_pattern(&pool)),
-                    }),
-                },
-                probes,
-                rollout: saved.rollout.map(|posted| {
-                    Box::new(Rollout {
-                        order: posted.order.unwrap_or_default(),
-                        canary: posted.canary.as_deref().map(Selector::of_pattern),
-                        posted,
-                    })
-                }),
-                mode: saved.mode,
-                ttl: saved.ttl,
-                late_join: saved.late_join,
-                retry: saved.retry.map(Box::new),
-                result_ttl: saved.result_ttl,
-                failure_ttl: saved.failure_ttl,
-                notify: saved.notify.iter().map(CheckedNotify::accepted).collect(),
-                sent_bytes: saved.detail.json_bytes(),
-                detail: saved.detail,
-                about: saved.about,
-                wait: None,
-            }),
+            spec,
         };
         let mut places = Vec::new();
         for (n, saved) in (0..).zip(executions) {
@@ -312,6 +343,7 @@ impl Core {
         for (execution, place) in places {
             self.restore_place(now, execution, place);
             self.guard(execution);
+            self.list_off_queue(execution);
             self.restore_undo(execution);
         }
         self.restore_probes(key);
@@ -348,9 +380,14 @@ impl Core {
         }
         self.ledger.add_task(task.spec.kept_bytes());
         self.tasks.insert(key, task);
+        self.index_firing(key);
         if open {
             let selector = self.selector_key_of(key);
             self.open(key, selector);
+        }
+        let waiting = self.task(key).waiting.clone();
+        if let Some(waiting) = waiting.filter(|waiting| waiting.holds) {
+            self.keep_parents(key, &waiting);
         }
         self.list_waiting(key);
         Ok(())
@@ -373,12 +410,15 @@ impl Core {
                     label: target.label.clone(),
                     host: target.host.clone(),
                     version: "".into(),
+                    arch: "".into(),
                     original: false,
                     jobs: 1,
                     since: now,
                     left: false,
                     offline: false,
                     draining: false,
+                    suspended_since: None,
+                    wish: None,
                     tags: BTreeMap::new(),
                     seq: 0,
                     canceled: Vec::new(),
@@ -426,6 +466,62 @@ impl Core {
         task.output_bytes = task.output_bytes + after - before;
         self.ledger.resize_output(before, after);
         self.list_finished_again(key.task);
+    }
+}
+
+/// What was posted of a restored task, but for its probes.
+fn restored_spec(saved: &mut SavedTask) -> Spec {
+    let children = std::mem::take(&mut saved.children).into_iter();
+    let keep_alive = saved.keep_alive.take();
+    Spec {
+        id: None,
+        name: saved.name.clone(),
+        selector: Selector::accepted(SelectorText {
+            pattern: saved.pattern.clone(),
+            narrowing: saved.narrowing.clone(),
+        }),
+        counts: Counts {
+            expect: saved.expect,
+            max_targets: saved.max_targets,
+            keep_alive: keep_alive.map(|keep_alive| KeepAlive {
+                keep: keep_alive.keep,
+                pool: keep_alive.pool.map(|pool| Selector::of_pattern(&pool)),
+            }),
+        },
+        probes: Box::default(),
+        rollout: saved.rollout.take().map(|posted| {
+            Box::new(Rollout {
+                order: posted.order.unwrap_or_default(),
+                canary: posted.canary.as_deref().map(Selector::of_pattern),
+                posted,
+            })
+        }),
+        mode: saved.mode,
+        ttl: saved.ttl,
+        late_join: saved.late_join,
+        retry: saved.retry.take().map(Box::new),
+        result_ttl: saved.result_ttl,
+        failure_ttl: saved.failure_ttl,
+        sent_bytes: saved.detail.json_bytes(),
+        detail: saved.detail.clone(),
+        notify: saved.notify.iter().map(CheckedNotify::accepted).collect(),
+        scheduled: saved.scheduled.clone(),
+        about: saved.about.take(),
+        children: children
+            .map(|mut child| {
+                let probes = std::mem::take(&mut child.task.probes);
+                let spec = Spec {
+                    id: child.id,
+                    probes: restored_probes(Time::default(), 0, probes).0,
+                    ..restored_spec(&mut child.task)
+                };
+                Child {
+                    on: child.on,
+                    spec: Arc::new(spec),
+                }
+            })
+            .collect(),
+        wait: None,
     }
 }
 

@@ -42,6 +42,24 @@ impl Core {
         Ok(())
     }
 
+    /// Refuses so many tasks that are accepted at once, with details of so many bytes in all, beyond the limits.
+    pub(super) fn check_room_for_tasks(&self, tasks: usize, bytes: usize) -> Result<(), Refusal> {
+        let (unfinished, limit) = (self.ledger.unfinished_tasks(), self.limits.executions);
+        if unfinished.saturating_add(tasks) > limit {
+            return Err(Refusal::Full(format!(
+                "{unfinished} tasks have not ended, {tasks} more would pass the limit of {limit} (--max-executions)"
+            )));
+        }
+        let details = self.ledger.unfinished_detail_bytes();
+        let limit = self.limits.detail_bytes;
+        if details.saturating_add(bytes) > limit {
+            return Err(Refusal::Full(format!(
+                "the details of the tasks that have not ended take {details} bytes, {bytes} more would pass the limit of {limit} (--max-details)"
+            )));
+        }
+        Ok(())
+    }
+
     fn check_room_for_debts(&self, spec: &Spec) -> Result<(), Refusal> {
         if spec.detail.undo.is_some() && self.debts() >= MAX_DEBTS {
             return Err(Refusal::Full(format!(
@@ -157,11 +175,17 @@ impl Core {
 
     /// The undos of a finished task have changed: while one is failed or owed it is kept, whatever its limits are.
     pub(super) fn change_forgetting(&mut self, key: TaskKey, before: Option<Time>) {
-        let (Some(before), Some(after)) = (before, self.forgotten_at(key)) else {
-            return;
-        };
-        self.timers.cancel(before, Timer::ForgetTask(key));
-        self.timers.set(after, Timer::ForgetTask(key));
+        self.move_forgetting(key, before);
+    }
+
+    /// When a task is forgotten may have changed, from this time.
+    pub(super) fn move_forgetting(&mut self, key: TaskKey, before: Option<Time>) {
+        if let Some(before) = before {
+            self.timers.cancel(before, Timer::ForgetTask(key));
+        }
+        if let Some(after) = self.forgotten_at(key) {
+            self.timers.set(after, Timer::ForgetTask(key));
+        }
         self.list_finished_again(key);
     }
 
@@ -175,8 +199,8 @@ impl Core {
 
     /// Removes a finished task and every reference to it.
     pub(super) fn forget_task(&mut self, key: TaskKey) {
-        let finished_at = self.tasks.get(&key).and_then(|task| task.finished_at);
-        let Some(finished_at) = finished_at else {
+        let task = self.tasks.get(&key).filter(|task| !task.needed);
+        let Some(finished_at) = task.and_then(|task| task.finished_at) else {
             return;
         };
         self.forget_probes(key);
@@ -208,5 +232,8 @@ impl Core {
             self.groups.forget(group, key);
         }
         self.stats.forgotten(task.state());
+        if let Some(of) = &task.spec.scheduled {
+            self.forget_firing(key, of);
+        }
     }
 }

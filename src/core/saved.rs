@@ -5,6 +5,7 @@
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
 use super::about::About;
+use super::crew::Wish;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
@@ -13,16 +14,22 @@ use super::output::Output;
 use super::pace::Pacing;
 use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
+use super::schedule::{FiringOf, Progress};
 use super::selector::Narrowing;
+use super::spec::Spec;
+use super::suspension::SavedSuspensions;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::waiting::Waiting;
-use super::{Core, ExecutionKey, TaskKey, Time};
+use super::{Core, ExecutionKey, ScheduleKey, TaskKey, Time};
+use crate::recurrence::Zone;
+use crate::wire::after::Outcome;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use crate::wire::notify::Notify;
 use crate::wire::probe::Probe;
 use crate::wire::rollout::{Expect, KeepAlive, Rollout, Share};
+use crate::wire::schedule::PostedSchedule;
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,9 +90,25 @@ pub struct SavedTask {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notify: Vec<Notify>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Arc<FiringOf>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) about: Option<Box<About>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waiting: Option<Box<Waiting>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) cancels_dependents: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) children: Vec<SavedChild>,
+}
+
+/// A task that begins with the end of another one, as saved with that one: of its record only what was posted counts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedChild {
+    pub on: Outcome,
+    /// The id that it was posted with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Arc<str>>,
+    pub task: Box<SavedTask>,
 }
 
 /// A probe of a task as saved. What is known of it on a target is saved with the execution.
@@ -160,6 +183,8 @@ pub struct SavedMachine {
     pub label: Arc<str>,
     pub host: Arc<str>,
     pub version: Arc<str>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub arch: Arc<str>,
     pub original: bool,
     pub jobs: u32,
     pub since: Time,
@@ -167,6 +192,10 @@ pub struct SavedMachine {
     pub offline: bool,
     #[serde(default)]
     pub draining: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_since: Option<Time>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wish: Option<Wish>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
     pub seq: u64,
@@ -248,6 +277,14 @@ pub struct Batch {
     pub notifications: BTreeMap<u64, Option<SavedNotification>>,
     /// The halt, if it has changed.
     pub halt: Option<Option<Halt>>,
+    /// The suspensions, if they have changed.
+    pub suspensions: Option<SavedSuspensions>,
+    /// Schedules as they were posted; `None` for what was deleted.
+    pub schedules: BTreeMap<ScheduleKey, Option<Arc<PostedSchedule>>>,
+    /// How far schedules have come.
+    pub progress: BTreeMap<ScheduleKey, Progress>,
+    /// The number of the next schedule.
+    pub next_schedule: u64,
     /// The number of the next task. No number is used twice, even after a restart.
     pub next_task: u64,
 }
@@ -265,10 +302,21 @@ impl Batch {
                 || t.keep_alive.is_some()
                 || t.pacing.is_some()
         };
+        let machines = || self.machines.values().flatten();
         match () {
-            () if !self.notifications.is_empty() || tasks().any(|t| !t.notify.is_empty()) => 5,
-            () if tasks().any(|t| t.waiting.is_some()) => 5,
-            () if tasks().any(|t| t.about.is_some() || t.waiting.is_some()) => 5,
+            () if self.suspensions.is_some() || !self.notifications.is_empty() => 5,
+            () if !self.schedules.is_empty() || !self.progress.is_empty() => 5,
+            () if machines().any(|m| m.suspended_since.is_some() || m.wish.is_some()) => 5,
+            () if tasks().any(|t| {
+                t.about.is_some()
+                    || t.waiting.is_some()
+                    || t.scheduled.is_some()
+                    || !t.children.is_empty()
+                    || !t.notify.is_empty()
+            }) =>
+            {
+                5
+            }
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -288,6 +336,9 @@ impl Batch {
             && self.output.is_empty()
             && self.notifications.is_empty()
             && self.halt.is_none()
+            && self.suspensions.is_none()
+            && self.schedules.is_empty()
+            && self.progress.is_empty()
     }
 
     /// Applies a later batch on top of this one.
@@ -309,7 +360,18 @@ impl Batch {
         self.machines.extend(later.machines);
         self.output.extend(later.output);
         self.notifications.extend(later.notifications);
+        let deleted = later
+            .schedules
+            .iter()
+            .filter(|(_, posted)| posted.is_none());
+        for (key, _) in deleted {
+            self.progress.remove(key);
+        }
+        self.schedules.extend(later.schedules);
+        self.progress.extend(later.progress);
+        self.next_schedule = self.next_schedule.max(later.next_schedule);
         self.halt = later.halt.or(self.halt.take());
+        self.suspensions = later.suspensions.or(self.suspensions.take());
         self.next_task = self.next_task.max(later.next_task);
     }
 }
@@ -329,6 +391,16 @@ pub struct Saved {
     pub notifications: BTreeMap<u64, SavedNotification>,
     /// The halt that is in force.
     pub halt: Option<Halt>,
+    /// The suspensions.
+    pub suspensions: SavedSuspensions,
+    /// Schedules as they were posted.
+    pub schedules: BTreeMap<ScheduleKey, Arc<PostedSchedule>>,
+    /// How far they have come.
+    pub progress: BTreeMap<ScheduleKey, Progress>,
+    /// The zones that they name; reading them is not for the core.
+    pub zones: BTreeMap<String, Zone>,
+    /// The number of the next schedule; 0 if it was not saved.
+    pub next_schedule: u64,
     /// The number of the next task; 0 if it was not saved.
     pub next_task: u64,
     /// When the process that saved them was last known to run.
@@ -346,6 +418,12 @@ pub(super) struct Changes {
     pub(super) notifications: BTreeSet<u64>,
     /// The halt, if it has changed.
     pub(super) halt: Option<Option<Halt>>,
+    /// The suspensions have changed.
+    pub(super) suspensions: bool,
+    /// Schedules that have come further.
+    schedules: BTreeSet<ScheduleKey>,
+    /// Schedules that were posted or deleted.
+    schedule_texts: BTreeSet<ScheduleKey>,
     /// The size of the pieces saved of each unfinished attempt since they were last replaced.
     pub(super) saved_bytes: BTreeMap<OutputKey, usize>,
 }
@@ -366,6 +444,17 @@ impl Changes {
             self.executions
                 .split_off(&ExecutionKey { task: first, n: 0 }),
         );
+    }
+
+    /// A schedule has come further.
+    pub fn schedule(&mut self, key: ScheduleKey) {
+        self.schedules.insert(key);
+    }
+
+    /// A schedule was posted or deleted.
+    pub fn schedule_text(&mut self, key: ScheduleKey) {
+        self.schedule_texts.insert(key);
+        self.schedules.insert(key);
     }
 
     pub fn machine(&mut self, instance: &Arc<str>) {
@@ -422,9 +511,26 @@ impl Core {
         batch.output = std::mem::take(&mut changes.output);
         batch.halt = changes.halt.take();
         let notifications = std::mem::take(&mut changes.notifications);
+        let suspensions = std::mem::take(&mut changes.suspensions);
+        let schedules = std::mem::take(&mut changes.schedules);
+        let texts = std::mem::take(&mut changes.schedule_texts);
+        if !texts.is_empty() {
+            batch.next_schedule = self.schedules.next_key;
+        }
+        for key in texts {
+            let saved = self.saved_schedule(key);
+            let posted = saved.map(|(posted, _)| posted.clone());
+            batch.schedules.insert(key, posted);
+        }
+        for key in schedules {
+            if let Some((_, progress)) = self.saved_schedule(key) {
+                batch.progress.insert(key, progress.clone());
+            }
+        }
         batch
             .output
             .retain(|(key, _)| self.tasks.contains_key(&key.task));
+        batch.suspensions = suspensions.then(|| self.saved_suspensions());
         for key in tasks {
             batch
                 .tasks
@@ -487,19 +593,9 @@ impl Task {
 }
 
 fn saved_task(task: &Task) -> SavedTask {
-    let spec = &task.spec;
     SavedTask {
         id: task.id.clone(),
         prefix: task.prefix.clone(),
-        name: spec.name.clone(),
-        pattern: spec.selector.text().pattern.clone(),
-        mode: spec.mode,
-        ttl: spec.ttl,
-        late_join: spec.late_join,
-        retry: spec.retry.as_deref().cloned(),
-        result_ttl: spec.result_ttl,
-        failure_ttl: spec.failure_ttl,
-        detail: spec.detail.clone(),
         created_at: task.created_at,
         expires_at: task.expires_at,
         finished_at: task.finished_at,
@@ -509,17 +605,65 @@ fn saved_task(task: &Task) -> SavedTask {
         withdrawn: task.withdrawn,
         late_join_full: task.late_join_full,
         rerun_of: task.rerun_of.clone(),
+        spared: task.spared,
+        pacing: task.pacing.clone(),
+        probes: saved_probes(task),
+        waiting: task.waiting.clone(),
+        cancels_dependents: task.cancels_dependents,
+        ..saved_spec(&task.spec)
+    }
+}
+
+/// The record of a task that was only posted.
+fn saved_spec(spec: &Spec) -> SavedTask {
+    let nameless: Arc<str> = "".into();
+    SavedTask {
+        id: nameless.clone(),
+        prefix: nameless,
+        name: spec.name.clone(),
+        pattern: spec.selector.text().pattern.clone(),
+        mode: spec.mode,
+        ttl: spec.ttl,
+        late_join: spec.late_join,
+        retry: spec.retry.as_deref().cloned(),
+        result_ttl: spec.result_ttl,
+        failure_ttl: spec.failure_ttl,
+        detail: spec.detail.clone(),
+        created_at: Time::default(),
+        expires_at: Time::default(),
+        finished_at: None,
+        matched: 0,
+        open: false,
+        canceled: false,
+        withdrawn: false,
+        late_join_full: false,
+        rerun_of: None,
         narrowing: spec.selector.text().narrowing.clone(),
         expect: spec.counts.expect,
         max_targets: spec.counts.max_targets,
         keep_alive: spec.counts.keep_alive.as_ref().map(|it| it.posted()),
         rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
-        spared: task.spared,
-        pacing: task.pacing.clone(),
-        probes: saved_probes(task),
+        spared: 0,
+        pacing: None,
+        probes: { spec.probes.iter() }
+            .map(|probe| SavedProbe {
+                posted: probe.posted.clone(),
+                summary: Summary::default(),
+                place: None,
+            })
+            .collect(),
         notify: spec.notify.iter().map(|it| it.posted()).collect(),
+        scheduled: spec.scheduled.clone(),
         about: spec.about.clone(),
-        waiting: task.waiting.clone(),
+        waiting: None,
+        cancels_dependents: false,
+        children: { spec.children.iter() }
+            .map(|child| SavedChild {
+                on: child.on,
+                id: child.spec.id.clone(),
+                task: Box::new(saved_spec(&child.spec)),
+            })
+            .collect(),
     }
 }
 
@@ -571,12 +715,15 @@ fn saved_machine(machine: &Machine) -> SavedMachine {
         label: machine.label.clone(),
         host: machine.host.clone(),
         version: machine.version.clone(),
+        arch: machine.arch.clone(),
         original: machine.is_original(),
         jobs: machine.jobs,
         since: machine.since,
         left: machine.left,
         offline: machine.state == MachineState::Offline,
         draining: machine.state == MachineState::Draining,
+        suspended_since: machine.suspended_since,
+        wish: machine.wish,
         tags: machine.tags.as_ref().clone(),
         seq: machine.seq,
         canceled: machine.original.canceled.clone(),

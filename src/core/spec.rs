@@ -4,15 +4,18 @@
 //! what is wrong and what would be right. To add a field: take it from the posted task, check it here, add it to
 //! [`Spec`].
 
+use super::TextLimits;
 use super::about::{self, About};
 use super::agent::is_instance;
+use super::children::Child;
 use super::counting::{Counts, KeepAlive};
+use super::later_spec::{Wait, checked_children, checked_wait};
 use super::notify::{self, CheckedNotify};
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
+use super::schedule::FiringOf;
 use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
-use super::{TextLimits, Time};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
@@ -77,24 +80,12 @@ pub struct Spec {
     pub about: Option<Box<About>>,
     /// The size of the detail in an answer that hands it out, in bytes, roughly.
     pub sent_bytes: usize,
+    /// Tasks that begin with its end.
+    pub children: Vec<Child>,
+    /// The schedule that fired it.
+    pub scheduled: Option<Arc<FiringOf>>,
     /// What it has to wait for; none in a stored task.
     pub wait: Option<Box<Wait>>,
-}
-
-/// What a posted task has to wait for before it begins.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Wait {
-    /// A time.
-    pub start: Option<Start>,
-}
-
-/// A time before which a task does not begin.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Start {
-    /// This one.
-    At(Time),
-    /// So long after the submit.
-    After(TimeSpan),
 }
 
 impl Spec {
@@ -129,6 +120,7 @@ impl Spec {
         let narrowing = narrowing(&mut posted)?;
         let pattern = posted.machine_pattern.take();
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
+        let children = checked_children(&mut posted, &selector, limits)?;
         let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
         check_text("name", name, limits.name, " (--max-name)")?;
         let wait = checked_wait(&posted)?;
@@ -159,9 +151,19 @@ impl Spec {
             notify,
             sent_bytes: detail.json_bytes(),
             detail: Arc::new(detail),
+            scheduled: None,
             about,
+            children,
             wait: (wait != Wait::default()).then(|| Box::new(wait)),
         })
+    }
+
+    /// Adds a variable to the environment of its command.
+    pub(super) fn add_variable(&mut self, name: &str, value: String) {
+        // Both texts with their quotes, a colon and a comma.
+        self.sent_bytes += name.len() + value.len() + 6;
+        let env = &mut Arc::make_mut(&mut self.detail).env;
+        env.get_or_insert_default().insert(name.to_owned(), value);
     }
 
     /// Every selector that it has.
@@ -174,6 +176,12 @@ impl Spec {
         let probes = probes.filter_map(|probe| probe.on.as_mut());
         let first = [&mut self.selector].into_iter();
         first.chain(pool).chain(canary).chain(probes)
+    }
+
+    /// The selectors of its children.
+    pub fn selectors_of_children_mut(&mut self) -> impl Iterator<Item = &mut Selector> {
+        let children = self.children.iter_mut();
+        children.map(|child| &mut Arc::make_mut(&mut child.spec).selector)
     }
 
     /// Whether what runs is canceled when it is stopped.
@@ -241,6 +249,10 @@ impl Spec {
                 .map(|it| it.url.len() + it.place.len() + (1 + it.entries()) * ENTRY_BYTES)
                 .sum::<usize>()
             + (entries + retry + steps) * ENTRY_BYTES
+            // A child may be forgotten before its parent.
+            + { self.children.iter() }
+                .map(|child| child.spec.kept_bytes() + ENTRY_BYTES)
+                .sum::<usize>()
     }
 
     /// The beginning of the detail, and how many bytes of it are left out.
@@ -306,18 +318,6 @@ impl Spec {
                 .map(|(name, value)| name.len() + value.len())
                 .sum::<usize>()
     }
-}
-
-fn checked_wait(posted: &PostedTask) -> Result<Wait, String> {
-    let start = match (posted.start_at, posted.delay) {
-        (Some(_), Some(_)) => {
-            return Err("startAt: has both startAt and delay, give one of them".into());
-        }
-        (Some(at), None) => Some(Start::At(Time(at.0))),
-        (None, Some(delay)) => Some(Start::After(delay)),
-        (None, None) => None,
-    };
-    Ok(Wait { start })
 }
 
 fn narrowing(posted: &mut PostedTask) -> Result<Narrowing, String> {
@@ -598,7 +598,7 @@ fn check_script(detail: &Detail) -> Result<(), String> {
 }
 
 /// Checks an id.
-fn check_id(id: &str) -> Result<(), String> {
+pub(super) fn check_id(id: &str) -> Result<(), String> {
     let good = !id.is_empty()
         && id.len() <= MAX_ID_BYTES
         && id
@@ -628,7 +628,7 @@ fn check_retry(retry: &Retry) -> Result<(), String> {
     Ok(())
 }
 
-fn check_above_zero(field: &str, duration: TimeSpan) -> Result<TimeSpan, String> {
+pub(super) fn check_above_zero(field: &str, duration: TimeSpan) -> Result<TimeSpan, String> {
     if duration == TimeSpan::default() {
         return Err(format!(
             "{field}: must be above 0 (seconds, or a string such as \"10m\")"

@@ -14,6 +14,7 @@ use super::spec::Spec;
 use super::undo::AttemptUndo;
 use super::waiting::{Phase, Waiting};
 use super::{ExecutionKey, MachineKey, Time};
+use crate::wire::after::Outcome;
 use crate::wire::agent::{AttemptId, Stream};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine_names::MachineNames;
@@ -37,7 +38,11 @@ const DEBTS_KEPT: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 
 /// A task. A copy is cheap and shows the task as it is now: the data is shared until it changes.
 #[derive(Debug, Clone)]
-pub struct Task(Arc<TaskData>);
+pub struct Task(Arc<TaskData>, Waits);
+
+/// What waiting executions wait for, by their number, where that does not follow from the task itself. Only a task that is
+/// to be shown has it.
+pub(super) type Waits = Option<Arc<BTreeMap<u32, String>>>;
 
 /// The data of a task.
 #[derive(Debug, Clone)]
@@ -73,6 +78,10 @@ pub struct TaskData {
     pub(super) withdrawn: bool,
     /// What it waits for before it begins, or has waited for.
     pub(super) waiting: Option<Box<Waiting>>,
+    /// Others begin after it and have not started: it is kept for them. Follows from them, and is not saved.
+    pub(super) needed: bool,
+    /// Those who wait for it are to be canceled, too.
+    pub(super) cancels_dependents: bool,
     pub(super) counts: Counts,
     /// The undos of the latest attempts.
     pub(super) undos: UndoCounts,
@@ -80,6 +89,8 @@ pub struct TaskData {
     pub(super) notifications: Vec<Arc<Entry>>,
     /// Bytes of output kept, of all its executions.
     pub(super) output_bytes: usize,
+    /// It is the last one that its schedule has fired: it is kept for as long as there is the schedule.
+    pub(super) is_last_firing: bool,
     pub(super) executions: Vec<Execution>,
 }
 
@@ -261,6 +272,13 @@ pub(super) fn attempt_key(prefix: &str, n: u32, attempt: u32) -> String {
     format!("{:016x}{:016x}", halves[0], halves[1])
 }
 
+impl TaskData {
+    /// Whether it is kept whatever the limits are: somebody has to know of it, or still needs it.
+    pub(super) fn is_kept(&self) -> bool {
+        self.is_in_debt() || self.is_last_firing || self.needed
+    }
+}
+
 impl Deref for Task {
     type Target = TaskData;
 
@@ -271,12 +289,18 @@ impl Deref for Task {
 
 impl Task {
     pub(super) fn new(data: TaskData) -> Task {
-        Task(Arc::new(data))
+        Task(Arc::new(data), None)
     }
 
     /// The data, to be changed. Copies of the task do not change.
     pub(super) fn data_mut(&mut self) -> &mut TaskData {
         Arc::make_mut(&mut self.0)
+    }
+
+    /// The task with what its executions wait for, to be shown.
+    pub(super) fn with_waits(mut self, waits: Waits) -> Task {
+        self.1 = waits;
+        self
     }
 
     pub(super) fn attempt_id(&self, key: ExecutionKey) -> AttemptId {
@@ -307,6 +331,8 @@ impl Task {
         } else if self.finished_at.is_none() {
             if self.phase() == Phase::Scheduled {
                 TaskState::Scheduled
+            } else if self.phase() == Phase::Blocked {
+                TaskState::Blocked
             } else if self.waits_for_a_machine() {
                 TaskState::Waiting
             } else {
@@ -353,9 +379,12 @@ impl Task {
         }
     }
 
-    /// When it is forgotten, if it has finished. As long as an undo of it is failed or owed, or runs again, it is kept
+    /// When it is forgotten, if it has finished and is not kept for others. As long as an undo of it is failed or owed, or runs again, it is kept
     /// for longer: somebody has to know.
     pub(super) fn forgotten_at(&self) -> Option<Time> {
+        if self.needed || self.is_last_firing {
+            return None;
+        }
         let retention = match self.is_in_debt() {
             false => self.retention(),
             true => self.retention().max(DEBTS_KEPT),
@@ -365,7 +394,7 @@ impl Task {
 
     fn status(&self) -> u8 {
         match self.state() {
-            TaskState::Scheduled | TaskState::Waiting => 0,
+            TaskState::Scheduled | TaskState::Blocked | TaskState::Waiting => 0,
             TaskState::Running if self.counts.held == self.counts.total() => 0,
             TaskState::Running if self.executions.iter().all(|e| e.target.is_none()) => 0,
             TaskState::Running => 1,
@@ -419,7 +448,14 @@ impl Task {
             .executions
             .iter()
             .zip(0..)
-            .map(|(e, n)| e.answer(&self.prefix, n, share))
+            .map(|(e, n)| {
+                let mut answer = e.answer(&self.prefix, n, share);
+                let wait = self.1.as_ref().and_then(|waits| waits.get(&n));
+                if let Some(wait) = wait.filter(|_| answer.attempt.msg.is_empty()) {
+                    answer.attempt.msg = wait.clone().into();
+                }
+                answer
+            })
             .collect();
         let mut finished: Vec<usize> = (0..result.len())
             .filter(|n| self.executions[*n].state.is_terminal())
@@ -439,6 +475,7 @@ impl Task {
             _ => LISTED_INSTANCES,
         };
         let (detail, truncated_bytes) = spec.shortened_detail(detail_limit);
+        let is_whole = detail_limit == usize::MAX;
         wire::Task {
             id: Cow::from(&*self.id),
             name: Cow::from(&*spec.name),
@@ -463,7 +500,7 @@ impl Task {
             rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
             rollout_state: self.rollout_state(),
             stopped_by: self.stopped_by(),
-            probes: self.answered_probes(detail_limit == usize::MAX),
+            probes: self.answered_probes(is_whole),
             mode: spec.mode,
             ttl: spec.ttl,
             late_join: spec.late_join,
@@ -476,9 +513,18 @@ impl Task {
             result_ttl: spec.result_ttl,
             failure_ttl: spec.failure_ttl,
             rerun_of: self.rerun_of.as_deref().map(Cow::from),
+            schedule: { spec.scheduled.as_ref() }.map(|of| Cow::from(&*of.schedule)),
+            scheduled_for: { spec.scheduled.as_ref() }.map(|of| timestamp(of.at)),
             start_at: { self.waiting.as_ref() }
                 .and_then(|waiting| waiting.start_at)
                 .map(timestamp),
+            after: self.answered_after(),
+            blocked_ttl: self.answered_blocked_ttl(),
+            parent: self.parent_id().map(Cow::from),
+            on_success: self.answered_child(Outcome::Succeeded, is_whole),
+            on_failure: self.answered_child(Outcome::Failed, is_whole),
+            on_end: self.answered_child(Outcome::Ended, is_whole),
+            children: self.answered_children(),
             matched: self.matched,
             spared: self.spared,
             assignees: self.labels().map(|label| Cow::from(&**label)).collect(),

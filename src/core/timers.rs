@@ -24,6 +24,10 @@ pub(super) enum Timer {
     TaskTtl(TaskKey),
     /// A task that waits for its time begins.
     Begin(TaskKey),
+    /// A task has waited too long for the end of others.
+    BlockedTtl(TaskKey),
+    /// There was more to settle than one call does.
+    Settle,
     /// The pause between two steps of a task is over.
     PauseOver(TaskKey),
     /// There was more to do for the pace of a task than one call does.
@@ -34,6 +38,12 @@ pub(super) enum Timer {
     KeepAlive(TaskKey),
     /// A finished task is forgotten.
     ForgetTask(TaskKey),
+    /// A suspension ends by itself.
+    SuspensionEnds,
+    /// There are more machines to apply suspensions to than one call does.
+    SuspensionSweep,
+    /// It is looked which queues have only suspended machines.
+    SuspendedQueues,
 }
 
 /// The timers that are set, in order of time.

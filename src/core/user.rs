@@ -6,7 +6,6 @@ use super::counting::{MAX_NAMED, first_named};
 use super::invariants::Rule;
 use super::machine::JoinCursor;
 use super::match_index::{SelectorKey, TraitsKey};
-use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task};
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time, data_mut};
 use crate::wire::duration::TimeSpan;
@@ -54,12 +53,12 @@ impl Core {
     ) -> Result<TaskKey, Refusal> {
         let id: Arc<str> = fresh_id.into();
         self.check_unused(&id, &id)?;
+        let old_key = of;
         let old = self.known_task(of)?;
         self.check_halt(old.has_undo())?;
         self.check_notify(&old.spec)?;
         let of = old.id.clone();
-        let mut spec = Spec::clone(&old.spec);
-        spec.id = None;
+        let mut spec = old.spec_again();
         let wanted =
             |e: &&Execution| e.state.is_terminal() && (all || e.state != ExecutionState::Succeeded);
         if old.executions.is_empty() || old.is_any() {
@@ -113,13 +112,16 @@ impl Core {
         }
         let choice = self.choose_again(now, &spec, &mut targets)?;
         self.check_room(&spec, targets.len())?;
+        self.check_children(&id, &id, &spec)?;
         spec.late_join = false;
-        let spec = match spec == *old.spec {
-            true => old.spec.clone(),
+        let same = self.known_task(old_key)?.spec.clone();
+        let spec = match spec == *same {
+            true => same,
             false => Arc::new(spec),
         };
         let targets = targets.into_iter().map(Some).collect();
         let key = self.add_task(now, id.clone(), id, spec, None);
+        self.add_children(now, key);
         self.add_executions(now, key, targets, &choice);
         self.task_mut(key).rerun_of = Some(of);
         if choice.plan.is_some() || self.task(key).is_gated() {
@@ -218,6 +220,12 @@ impl Core {
                 task.id
             )));
         }
+        if let (Some(of), true) = (&task.spec.scheduled, task.is_last_firing) {
+            return Err(Refusal::Conflict(format!(
+                "task {} is the last firing of schedule {}, which still needs it; delete the schedule first",
+                task.id, of.schedule
+            )));
+        }
         if task.dirty() > 0 {
             return Err(Refusal::Conflict(format!(
                 "task {} is not clean, {} of its undos are failed or owed; run them again (undo), or settle them by hand (forgive)",
@@ -230,6 +238,12 @@ impl Core {
                 "task {} is not clean yet, {} of its undos run again; delete it when they have ended",
                 task.id,
                 task.undos_under_way()
+            )));
+        }
+        if let Some(children) = self.kept_for(key) {
+            return Err(Refusal::Conflict(format!(
+                "task {} is kept for those that begin after it and have not started: {children}; cancel them first",
+                task.id
             )));
         }
         self.forget_task(key);
@@ -347,12 +361,15 @@ impl Core {
         if named.min(entry.traits.len()) < self.ready.len() {
             let machines = self.machines_of(selector);
             let able = machines.filter(|key| self.may_run(self.machine(*key), needed));
-            let waiting = able.filter_map(|key| Some((self.machine(key).ready?, key)));
+            let waiting = able.filter(|key| !self.is_suspended(*key));
+            let waiting = waiting.filter_map(|key| Some((self.machine(key).ready?, key)));
             return waiting.min().map(|(_, key)| key);
         }
         self.ready.values().copied().find(|key| {
             let machine = self.machine(*key);
-            entry.means(machine.traits_key, &machine.instance) && self.may_run(machine, needed)
+            entry.means(machine.traits_key, &machine.instance)
+                && self.may_run(machine, needed)
+                && !self.is_suspended(*key)
         })
     }
 
@@ -449,9 +466,14 @@ impl Core {
             changes.execution(execution);
         }
         self.guard(execution);
+        self.list_off_queue(execution);
         self.joined.entry(key).or_default().insert(instance);
         if !late_join {
             self.close(key);
+        }
+        if self.skip_if_busy(now, execution) {
+            self.record_change(execution);
+            return;
         }
         match state {
             ExecutionState::Queued => self.queue_for(execution, machine),

@@ -91,7 +91,7 @@ fn dump(core: &Core) -> String {
 }
 
 /// What the database does with a batch, in memory.
-fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
+pub fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
     for (key, task) in &batch.tasks {
         match task {
             Some(task) => drop(saved.tasks.insert(*key, task.clone())),
@@ -126,15 +126,29 @@ fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
             None => drop(saved.notifications.remove(number)),
         }
     }
+    if let Some(suspensions) = &batch.suspensions {
+        saved.suspensions.clone_from(suspensions);
+    }
     if let Some(halt) = &batch.halt {
         saved.halt.clone_from(halt);
     }
+    for (key, posted) in &batch.schedules {
+        match posted {
+            Some(posted) => drop(saved.schedules.insert(*key, posted.clone())),
+            None => {
+                saved.schedules.remove(key);
+                saved.progress.remove(key);
+            }
+        }
+    }
+    saved.progress.extend(batch.progress.clone());
+    saved.next_schedule = saved.next_schedule.max(batch.next_schedule);
     saved.next_task = saved.next_task.max(batch.next_task);
     saved.last_alive = began;
 }
 
 /// A value after it was written to a file and read back.
-fn read_back<K: Ord + Clone, T: Serialize + DeserializeOwned>(
+pub fn read_back<K: Ord + Clone, T: Serialize + DeserializeOwned>(
     records: &BTreeMap<K, T>,
 ) -> BTreeMap<K, T> {
     let read = |record: &T| {
@@ -438,6 +452,8 @@ impl World {
             next_task: disk.saved.next_task,
             last_alive: disk.saved.last_alive,
             halt: disk.saved.halt.clone(),
+            suspensions: disk.saved.suspensions.clone(),
+            ..Saved::default()
         };
         let away = up - disk.memory.at;
         self.server.restore(self.clock.read(up), saved)?;

@@ -8,6 +8,8 @@
 //! To add a scenario: a random action in `users.rs`, or a fault in `world.rs`. To add a law: a function in `laws.rs`
 //! (`targets.rs` for who is meant and how many, `pace.rs` for when, `notify.rs` for who is told), and a way to break it below.
 //!
+//! Tasks that begin later have a simulation of their own, on the core alone: `later.rs`.
+//!
 //! Experiments (tasks with an undo) have worlds of their own. `experiment.rs` models what the agent does with them,
 //! `guard.rs` its guard and the deaths of both, `undo_users.rs` what users do, `undo_laws.rs` has the laws, `undo_cases.rs`
 //! single cases. A seed of them takes longer, so there are fewer of them (`EXPERIMENTS_PART`).
@@ -35,15 +37,18 @@
 mod agent;
 mod clock;
 mod crash;
+mod crew;
 mod experiment;
 mod guard;
 mod hostile;
+mod later;
 mod laws;
 mod notify;
 mod original;
 mod pace;
 mod recovery;
 mod rng;
+mod schedules;
 mod server;
 mod several;
 mod shares;
@@ -96,6 +101,13 @@ const OF_TARGETS: [Rule; 6] = [
     Rule::KeptRoundsUp,
 ];
 
+/// The rules that only suspensions and drains can break.
+const OF_THE_CREW: [Rule; 3] = [
+    Rule::SuspendedGetsNothing,
+    Rule::SuspendedHasTime,
+    Rule::DrainedGetsNothing,
+];
+
 /// The sum of the results of several seeds.
 #[derive(Default)]
 struct Sum {
@@ -123,6 +135,7 @@ fn limits(rng: &mut Rng, broken: Option<Rule>) -> Limits {
             new_machines: 1_000,
             output_bytes: 1_500,
             detail_bytes: 100,
+            schedules: 1_000,
             patterns: 2,
             texts: server::TEXTS,
         };
@@ -134,6 +147,7 @@ fn limits(rng: &mut Rng, broken: Option<Rule>) -> Limits {
         new_machines: 1_000,
         output_bytes: 1 << 20,
         detail_bytes: 1 << 20,
+        schedules: 1_000,
         patterns: 1_000,
         texts: server::TEXTS,
     }
@@ -146,6 +160,11 @@ fn world(seed: u64, broken: Option<Rule>) -> World {
         None => world.rng.pick(&[50, 300, 800, 800]),
         Some(rule) if OF_TARGETS.contains(&rule) => 800,
         Some(_) => 50,
+    };
+    world.crew.share = match broken {
+        None => world.rng.pick(&[0, 0, 50, 200]),
+        Some(rule) if OF_THE_CREW.contains(&rule) => 200,
+        Some(_) => 0,
     };
     if broken.is_some() {
         // The rules are for messages that are late, lost or repeated: without such weather nobody misses them.
@@ -270,12 +289,16 @@ fn the_laws_of_experiments_hold_whatever_dies() {
 }
 
 /// What the seeds are for: each of it must have happened in a run of [`ENOUGH_SEEDS`].
-const SCENARIOS: [&str; 28] = [
+const SCENARIOS: [&str; 35] = [
     "agent cut off",
     "agent dropped the middle of a stream",
     "agent killed",
     "agent of the original started again",
     "agent paused > 45 s",
+    "agent to drain",
+    "agent to shut down",
+    "agent to undrain",
+    "agent told to drain or not to",
     "agent took a new instance",
     "both streams are longer than what is kept",
     "clock jumped back",
@@ -293,12 +316,15 @@ const SCENARIOS: [&str; 28] = [
     "hostile results",
     "list accepted",
     "list refused",
+    "machines suspended",
     "message delayed > 3 s",
     "notification taken, and not heard",
     "poll answered at once: too many are held",
+    "suspension lifted",
     "tick every 100 ms",
     "told twice",
     "two agents with one instance",
+    "wish refused",
 ];
 /// The same of a server with a database.
 const SCENARIOS_OF_A_DISK: [&str; 8] = [
@@ -383,9 +409,12 @@ fn run_seeds(world: impl Fn(u64) -> World + Sync, seeds: u64, scenarios: &[&str]
 #[test]
 fn it_finds_a_broken_rule() {
     let only = std::env::var("RULE").ok();
+    // Those of `later.rs` have a simulation of their own.
     let is_wanted = |rule: &Rule| {
-        only.as_ref()
-            .is_none_or(|only| format!("{rule:?}") == *only)
+        let is_chosen = only
+            .as_ref()
+            .is_none_or(|only| format!("{rule:?}") == *only);
+        is_chosen && !later::RULES.contains(rule)
     };
     for rule in Rule::ALL.into_iter().filter(is_wanted) {
         let sum = run_many(|n| n >= BROKEN_SEEDS, Some(rule));
@@ -403,6 +432,7 @@ fn it_finds_a_broken_rule_of_the_agent() {
         let broken = |seed| {
             let mut world = world_of_experiments(seed);
             world.experiments.broken = Some(rule);
+            world.crew.share = 0;
             // Agents that live on without their server: that is what the switch is for.
             world.weather.cut = 300;
             world.experiments.share = 900;

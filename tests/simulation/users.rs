@@ -106,6 +106,13 @@ impl Users {
         }
     }
 
+    /// Time passed that is no part of any `ttl`.
+    pub fn extend(&mut self, by: Ms) {
+        for task in self.tasks.values_mut() {
+            task.ttl += by;
+        }
+    }
+
     /// When everything must have ended, if the faults stop now.
     pub fn latest_end(&self, calm: Ms) -> Ms {
         self.tasks
@@ -162,6 +169,10 @@ impl World {
         }
         if self.experiments.share > 0 && self.rng.chance(200) {
             self.user_sees_to_undos()?;
+            return self.see_to_notices();
+        }
+        if self.crew.share > 0 && self.rng.chance(self.crew.share) {
+            self.user_sees_to_the_crew()?;
             return self.see_to_notices();
         }
         match self.rng.between(0, 99) {

@@ -40,6 +40,10 @@ enum What {
     Tasks(Vec<Changed>),
     /// The tasks that a filter meant.
     Filtered(Arc<Filtered>),
+    /// So many machines, of which these are the first.
+    Machines(u32, Vec<Arc<str>>),
+    /// The suspension of these machines, for this reason.
+    Suspension(Box<str>, Box<str>),
 }
 
 /// What a call with a filter has done, once it has.
@@ -66,7 +70,7 @@ impl FilteredChange {
 
 /// What a line says of a task. Not the task itself: a copy that is kept would double its memory with its next change.
 #[derive(Debug, Clone)]
-struct Changed {
+pub struct Changed {
     task: Arc<str>,
     spec: Arc<Spec>,
     matched: u32,
@@ -103,6 +107,19 @@ impl Change {
         });
         let change = Change(What::Filtered(filtered.clone()));
         (change, FilteredChange(filtered))
+    }
+
+    /// A change of machines with these labels.
+    pub fn of_machines<'a>(labels: impl ExactSizeIterator<Item = &'a str>) -> Self {
+        let number = labels.len() as u32;
+        let labels = labels.take(MAX_MACHINES).map(Arc::from).collect();
+        Change(What::Machines(number, labels))
+    }
+
+    /// A change of the suspension with this pattern.
+    pub fn of_suspension(pattern: &str, reason: &str) -> Self {
+        let cut = |text: &str| text[..text.floor_char_boundary(MAX_COMMAND_BYTES)].into();
+        Change(What::Suspension(cut(pattern), cut(reason)))
     }
 }
 
@@ -151,6 +168,10 @@ struct Line<'a> {
     changed: Option<u32>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tasks: Vec<&'a str>,
+    #[serde(rename = "machinePattern", skip_serializing_if = "Option::is_none")]
+    machine_pattern: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
 }
 
 /// A call, as its line tells of it once its status is known.
@@ -171,18 +192,22 @@ impl Record {
                 .iter()
                 .map(|task| self.line(status, Some(task)))
                 .collect(),
-            What::Nothing | What::Filtered(_) => vec![self.line(status, None)],
+            _ => vec![self.line(status, None)],
         };
         lines.into_iter().flatten().collect()
     }
 
     fn line(&self, status: u16, changed: Option<&Changed>) -> Option<String> {
-        let filtered = match &self.change.0 {
-            What::Filtered(filtered) => Some(filtered),
-            _ => None,
-        };
+        let (mut filtered, mut suspension) = (None, None);
+        let mut machines = changed.map_or(&[][..], |changed| &changed.machines);
+        let mut matched = changed.map(|changed| changed.matched);
+        match &self.change.0 {
+            What::Nothing | What::Tasks(_) => {}
+            What::Filtered(change) => filtered = Some(change),
+            What::Machines(number, labels) => (machines, matched) = (labels, Some(*number)),
+            What::Suspension(pattern, reason) => suspension = Some((&**pattern, &**reason)),
+        }
         let done = filtered.and_then(|filtered| filtered.done.get());
-        let machines = changed.map_or(&[][..], |changed| &changed.machines);
         let line = Line {
             time: humantime::format_rfc3339_millis(self.time).to_string(),
             token: self.token.as_deref().unwrap_or("none"),
@@ -190,7 +215,7 @@ impl Record {
             call: &self.call,
             status,
             task: changed.map(|changed| &*changed.task),
-            matched: changed.map(|changed| changed.matched),
+            matched,
             machines: machines.iter().map(|label| &**label).collect(),
             command: changed.map(|changed| command(&changed.spec)),
             user: changed.and_then(|changed| changed.spec.detail.user.as_deref()),
@@ -201,6 +226,10 @@ impl Record {
             tasks: done.map_or_else(Vec::new, |(_, ids)| {
                 ids.iter().map(String::as_str).collect()
             }),
+            machine_pattern: suspension.map(|(pattern, _)| pattern),
+            reason: suspension
+                .map(|(_, reason)| reason)
+                .filter(|it| !it.is_empty()),
         };
         let mut text = Vec::with_capacity(USUAL_BYTES);
         serde_json::to_writer(&mut text, &line).ok()?;
@@ -274,6 +303,20 @@ impl Audit {
             time: SystemTime::now(),
             token: caller.name.as_deref().map(Box::from),
             peer: request.peer,
+            call: call.into(),
+            change: change.clone(),
+        })
+    }
+
+    /// What the line of a firing tells: in the name of the token that made the schedule.
+    pub fn firing(&self, token: Option<&str>, call: &str, change: &Change) -> Option<Record> {
+        if !self.has_file() && !log_enabled!(target: LOG_TARGET, Level::Info) {
+            return None;
+        }
+        Some(Record {
+            time: SystemTime::now(),
+            token: token.map(Box::from),
+            peer: None,
             call: call.into(),
             change: change.clone(),
         })

@@ -54,6 +54,16 @@ pub struct Route {
     pub bodies: usize,
     /// The handler.
     pub handler: fn(Call<'_>) -> Handled,
+    /// The handler reads files, so a thread that may wait calls it.
+    pub reads_files: bool,
+}
+
+impl Route {
+    /// Says that the handler reads files.
+    pub const fn reading_files(mut self) -> Self {
+        self.reads_files = true;
+        self
+    }
 }
 
 /// A line of the table of routes.
@@ -71,6 +81,7 @@ pub const fn route(
         query,
         bodies: 1,
         handler,
+        reads_files: false,
     }
 }
 

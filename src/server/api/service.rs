@@ -40,6 +40,7 @@ impl Service for Server {
                     Right::Agent => BodyLimit::Refuse(self.edge.max_body().min(MAX_REPORT_BYTES)),
                     _ => BodyLimit::Refuse(self.edge.max_body().saturating_mul(route.bodies)),
                 },
+                sink: None,
                 admission: Admission { route, caller },
             })
         });
@@ -131,7 +132,7 @@ impl Server {
     fn may_have_to_wait(&self, route: &Route) -> bool {
         let saves = self.store.may_wait() && route.right != Right::Open;
         let notes = self.audit.has_file() && route.right == Right::Change;
-        saves || notes
+        saves || notes || route.reads_files
     }
 
     /// Counts a request, and writes the audit.
@@ -145,7 +146,7 @@ impl Server {
     }
 
     /// Writes a line to the audit; to a file by another thread, as that may have to wait.
-    fn write_later(self: &Arc<Self>, line: String) {
+    pub(super) fn write_later(self: &Arc<Self>, line: String) {
         if !self.audit.has_file() {
             return self.audit.write(line);
         }
@@ -174,7 +175,7 @@ impl Server {
 
     /// Checks that a request is allowed, and says who the caller is.
     fn authorize(self: &Arc<Self>, request: &Request, route: &Route) -> Result<Caller, Answer> {
-        let looks_only = matches!(route.right, Right::Open | Right::Look);
+        let looks_only = matches!(route.right, Right::Open | Right::Look | Right::HandOut);
         let checked = match browser::refusal(request, looks_only, &self.own_names) {
             Some(msg) => Err(Denied {
                 status: 403,
@@ -192,7 +193,7 @@ impl Server {
                 Right::Change => self.note_refused(route, &denied.caller, request, denied.status),
                 Right::Agent => self.access.note_refused(request.peer, denied.msg),
                 Right::Original => original::note_refused(&self.access, request, denied.msg),
-                Right::Open | Right::Look => {}
+                Right::Open | Right::Look | Right::HandOut => {}
             }
             answers::error(denied.status, denied.msg)
         })
