@@ -3,6 +3,7 @@
 //!
 //! The schemas are checked by Python's jsonschema (Debian: `python3-jsonschema`); without it that test says so
 //! and passes.
+#![recursion_limit = "256"]
 #![cfg(all(feature = "server", feature = "agent"))]
 
 mod common;
@@ -140,6 +141,8 @@ fn the_server_gives_it() {
     assert_eq!(reply.json(), description());
 }
 
+/// Tasks may tell receivers.
+const TOLD: [&str; 2] = ["--webhook-allow", "^http://127.0.0.1:9$"];
 /// The tags of the agents of these tests.
 const TAGS: (&str, &str) = ("SIDEBIKE_TAGS", "zone=cn-1,role=web");
 
@@ -158,7 +161,7 @@ fn complete(server: &Server, machine: &Agent) -> Value {
         },
         "probes": [{"name": "p", "command": "true", "on": "targets", "failures": 3}],
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
-        "resultTtl": 3600, "failureTtl": "2h", "delay": 0.01,
+        "resultTtl": 3600, "failureTtl": "2h", "notify": [{"url": "http://127.0.0.1:9/x", "on": ["started", "ended"]}], "delay": 0.01,
         "after": [{"task": "first-1", "on": "succeeded", "minSucceeded": "50%"}], "blockedTtl": "1h",
         "onSuccess": {"detail": {"command": "true"}}, "onFailure": {"detail": {"command": "true"}},
         "onEnd": {"detail": {"command": "true"}},
@@ -194,7 +197,7 @@ fn names(object: &Value) -> BTreeSet<&str> {
 fn every_field_of_a_submit_is_taken() {
     let description = description();
     let schemas = &description["components"]["schemas"];
-    let server = Server::start();
+    let server = Server::with(&TOLD);
     let machine = tagged(&server, "m");
     let complete = complete(&server, &machine);
     let mut entry = names(&complete["after"][0]);
@@ -440,7 +443,7 @@ fn experiments(a: &mut Answers) {
 
 /// Everything a user may see, in as many states as can be had at once.
 fn answers() -> Answers {
-    let server = Server::start();
+    let server = Server::with(&TOLD);
     let machine = tagged(&server, "m");
     let description = description();
     let mut a = Answers {

@@ -9,6 +9,7 @@ use super::undo_flags::UndoArgs;
 use crate::client::Client;
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
+use crate::wire::notify::{Notify, NotifyEvent};
 use crate::wire::rollout::{Expect, KeepAlive, Order, Pause, Rollout, Share};
 use crate::wire::task::{Detail, Mode, NewTask, json_bytes};
 use base64::Engine as _;
@@ -81,6 +82,10 @@ pub struct NewTaskArgs {
     /// The name of the task in lists [default: run]
     #[arg(long)]
     name: Option<String>,
+    /// Tell this URL when it has ended, or of these events: started, ended, failed (ended otherwise than well),
+    /// stopped; can be given several times
+    #[arg(long, value_name = "URL[=EVENT,...]")]
+    notify: Vec<String>,
     /// The group it belongs to, see sidebike group
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
@@ -239,6 +244,7 @@ impl NewTaskArgs {
             ttl: { self.ttl.as_deref() }
                 .map(|text| duration("--ttl", text))
                 .transpose()?,
+            notify: self.notify.iter().map(|text| notify_of(text)).collect(),
             group: self.group.clone(),
             description: self.description.clone(),
             detail: self.detail()?,
@@ -310,6 +316,20 @@ impl NewTaskArgs {
             detail.env = Some(variables);
         }
         Ok(detail)
+    }
+}
+
+/// `URL` or `URL=EVENT,EVENT`. A URL may have a `=` itself: what follows the last one counts only if it names events.
+fn notify_of(text: &str) -> Notify {
+    let event = |word: &str| NotifyEvent::ALL.into_iter().find(|it| it.word() == word);
+    let parts = text.rsplit_once('=').and_then(|(url, words)| {
+        let on: Option<Vec<NotifyEvent>> = words.split(',').map(event).collect();
+        Some((url, on?))
+    });
+    let (url, on) = parts.unwrap_or_else(|| (text, Notify::default_on()));
+    Notify {
+        url: url.to_owned(),
+        on,
     }
 }
 

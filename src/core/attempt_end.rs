@@ -215,6 +215,7 @@ impl Core {
             waiting.detail = None;
         }
         self.stats.finished(state);
+        self.notify_end(now, key);
         self.notices.push(Notice::Finished(key));
         self.group_may_have_ended(key);
         self.forget_if_withdrawn(key);

@@ -140,6 +140,7 @@ impl Core {
             }
             ids.push(child_id);
             self.check_halt(child.spec.detail.undo.is_some())?;
+            self.check_notify(&child.spec)?;
             bytes += child.spec.kept_bytes();
             self.selector_if_room(&child.spec)?;
         }

@@ -300,7 +300,7 @@ impl Core {
             }),
             ..Preview::default()
         };
-        let unused = self.check_unused(id, id);
+        let unused = { self.check_unused(id, id) }.and_then(|()| self.check_notify(spec));
         match unused.and_then(|()| self.choose(now, id, spec, meant.clone())) {
             Ok(mut choice) => {
                 if spec.rollout.is_none() {

@@ -52,6 +52,10 @@ pub enum Rule {
     DebtsAreKept,
     /// Nothing with an undo is accepted during a halt.
     HaltRefuses,
+    /// An event is told once.
+    EventIsToldOnce,
+    /// What waits to be told of a task is told also when the task is forgotten.
+    PendingOutlastsItsTask,
     /// Machines that are offline are part of the pool of which some have to stay.
     OfflineIsOfThePool,
     /// What any machine may run goes to one whose agent can run it.
@@ -70,7 +74,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 23] = [
+    pub const ALL: [Rule; 25] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -88,6 +92,8 @@ impl Rule {
         Rule::EndWaitsForUndo,
         Rule::DebtsAreKept,
         Rule::HaltRefuses,
+        Rule::EventIsToldOnce,
+        Rule::PendingOutlastsItsTask,
         Rule::OfflineIsOfThePool,
         Rule::FailuresAreOfTheTask,
         Rule::HitsRoundDown,
@@ -218,6 +224,7 @@ impl Core {
         self.check_waiting()?;
         self.check_machines()?;
         self.check_indexes()?;
+        self.check_notifications()?;
         self.check_groups()?;
         self.check_timers()
     }

@@ -43,6 +43,7 @@ impl Core {
         let prefix: Arc<str> = fresh_id.into();
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
         self.check_unused(&id, &prefix)?;
+        self.check_notify(&spec)?;
         let wait = spec.take_wait();
         let edges = self.edges_of(&wait)?;
         if let Some(waiting) = Core::waiting_of(now, &wait, edges) {
@@ -207,6 +208,7 @@ impl Core {
             cancels_dependents: false,
             counts: Counts::default(),
             undos: UndoCounts::default(),
+            notifications: Vec::new(),
             output_bytes: 0,
             executions: Vec::new(),
         };

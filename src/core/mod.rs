@@ -43,6 +43,8 @@
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
+//! | `notify.rs` | where notifications may go, when they are tried again |
+//! | `outbox.rs` | the notifications that wait, when each is made |
 //! | `newcomers.rs` | how many new machines are accepted from where |
 //! | `about.rs`, `groups.rs` | what people say of a task; the members of a group, and how it goes as a whole |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
@@ -78,7 +80,9 @@ mod limits;
 mod machine;
 mod match_index;
 mod newcomers;
+mod notify;
 mod original;
+mod outbox;
 mod output;
 mod pace;
 mod pacing;
@@ -116,7 +120,9 @@ pub use self::invariants::{ExecutionView, Rule, UndoView};
 pub use self::limits::{Limits, TextLimits};
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
+pub use self::notify::{CheckedNotify, MAX_NOTIFY, NotifyPolicy, place_of, without_query};
 pub use self::original::{Link, is_of_original, original_instance};
+pub use self::outbox::{Delivery, Entry as SavedNotification, Missed, NotifyStats};
 pub use self::output::{Output, gap_line};
 pub use self::probe_data::CheckedProbe;
 pub use self::probe_runs::check_probe_results;
@@ -141,6 +147,7 @@ use self::lifecycle::Event;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, SelectorKey};
 use self::newcomers::Newcomers;
+use self::outbox::Outbox;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
@@ -175,7 +182,7 @@ impl Time {
 }
 
 /// Identifies a task; in order of submission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TaskKey(pub(crate) u64);
 
 /// Identifies a machine; in order of registration.
@@ -232,6 +239,10 @@ pub enum Notice {
     Changed(TaskKey),
     /// The machine with this label went offline, for this reason.
     MachineOffline(Arc<str>, &'static str),
+    /// There are notifications to be sent.
+    NotificationsWait,
+    /// This notification was given up, in words.
+    NotificationDead(String),
     /// Too many new machines have come from this origin: more are refused for a while.
     NewcomersRefused(Arc<str>),
     /// The machine with this label and instance came online.
@@ -268,6 +279,7 @@ pub struct Core {
     /// Which tasks wait for which.
     after: Dependents,
     halt: Option<Halt>,
+    outbox: Outbox,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
     /// The task that is given turns at this moment.
@@ -319,6 +331,7 @@ impl Core {
             waiting: WaitingTasks::default(),
             after: Dependents::default(),
             halt: None,
+            outbox: Outbox::default(),
             pools: BTreeMap::new(),
             paced: None,
             recount: Recount::default(),

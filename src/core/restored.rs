@@ -9,6 +9,7 @@ use super::children::Child;
 use super::counting::{Counts, KeepAlive, Recount};
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
+use super::notify::CheckedNotify;
 use super::original::OriginalAgent;
 use super::probe_data::{CheckedProbe, ONE_MACHINE, ProbeData};
 use super::rollout::Rollout;
@@ -91,6 +92,7 @@ impl Core {
             core.restore_output(key, &piece, &mut changes);
         }
         core.restore_dependents(now);
+        core.restore_notifications(saved.notifications, &mut changes);
         core.notices.clear();
         core.changes = Some(changes);
         // The limits may be lower than before.
@@ -222,6 +224,7 @@ impl Core {
             rerun_of: saved.rerun_of,
             counts: Default::default(),
             undos: Default::default(),
+            notifications: Vec::new(),
             output_bytes: 0,
             executions: Vec::new(),
             spec,
@@ -446,6 +449,7 @@ fn restored_spec(saved: &mut SavedTask) -> Spec {
         sent_bytes: saved.detail.json_bytes(),
         detail: saved.detail.clone(),
         about: saved.about.take(),
+        notify: saved.notify.iter().map(CheckedNotify::accepted).collect(),
         children: children
             .map(|mut child| {
                 let probes = std::mem::take(&mut child.task.probes);

@@ -124,6 +124,7 @@ impl Core {
     pub(super) fn forget_if_withdrawn(&mut self, key: TaskKey) {
         let task = self.task(key);
         if task.withdrawn && task.finished_at.is_some() && !task.has_started() {
+            self.drop_notifications(key);
             self.forget_task(key);
         }
     }
@@ -198,6 +199,7 @@ impl Core {
             return;
         };
         self.ledger.forget_task(finished_at, key, &task);
+        self.forget_notifications(&task);
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }

@@ -8,6 +8,7 @@ use super::about::About;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::original::CanceledAttempt;
+use super::outbox::Entry as SavedNotification;
 use super::output::Output;
 use super::pace::Pacing;
 use super::probe_data::{ONE_MACHINE, Summary};
@@ -21,6 +22,7 @@ use crate::wire::after::Outcome;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
+use crate::wire::notify::Notify;
 use crate::wire::probe::Probe;
 use crate::wire::rollout::{Expect, KeepAlive, Rollout, Share};
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
@@ -80,6 +82,8 @@ pub struct SavedTask {
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) probes: Vec<SavedProbe>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<Notify>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) about: Option<Box<About>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -256,6 +260,8 @@ pub struct Batch {
     pub machines: BTreeMap<Arc<str>, Option<SavedMachine>>,
     /// Output, in order of arrival.
     pub output: Vec<(OutputKey, OutputChange)>,
+    /// Notifications by number.
+    pub notifications: BTreeMap<u64, Option<SavedNotification>>,
     /// The halt, if it has changed.
     pub halt: Option<Option<Halt>>,
     /// The number of the next task. No number is used twice, even after a restart.
@@ -276,6 +282,7 @@ impl Batch {
                 || t.pacing.is_some()
         };
         match () {
+            () if !self.notifications.is_empty() || tasks().any(|t| !t.notify.is_empty()) => 5,
             () if tasks()
                 .any(|t| t.about.is_some() || t.waiting.is_some() || !t.children.is_empty()) =>
             {
@@ -298,6 +305,7 @@ impl Batch {
             && self.executions.is_empty()
             && self.machines.is_empty()
             && self.output.is_empty()
+            && self.notifications.is_empty()
             && self.halt.is_none()
     }
 
@@ -319,6 +327,7 @@ impl Batch {
         self.executions.extend(later.executions);
         self.machines.extend(later.machines);
         self.output.extend(later.output);
+        self.notifications.extend(later.notifications);
         self.halt = later.halt.or(self.halt.take());
         self.next_task = self.next_task.max(later.next_task);
     }
@@ -335,6 +344,8 @@ pub struct Saved {
     pub output: Vec<(OutputKey, SavedPiece)>,
     /// Machines by instance.
     pub machines: BTreeMap<Arc<str>, SavedMachine>,
+    /// Notifications by number.
+    pub notifications: BTreeMap<u64, SavedNotification>,
     /// The halt that is in force.
     pub halt: Option<Halt>,
     /// The number of the next task; 0 if it was not saved.
@@ -350,6 +361,8 @@ pub(super) struct Changes {
     pub(super) executions: BTreeSet<ExecutionKey>,
     machines: BTreeSet<Arc<str>>,
     output: Vec<(OutputKey, OutputChange)>,
+    /// Notifications by number.
+    pub(super) notifications: BTreeSet<u64>,
     /// The halt, if it has changed.
     pub(super) halt: Option<Option<Halt>>,
     /// The size of the pieces saved of each unfinished attempt since they were last replaced.
@@ -418,6 +431,7 @@ impl Core {
         let machines = std::mem::take(&mut changes.machines);
         batch.output = std::mem::take(&mut changes.output);
         batch.halt = changes.halt.take();
+        let notifications = std::mem::take(&mut changes.notifications);
         batch
             .output
             .retain(|(key, _)| self.tasks.contains_key(&key.task));
@@ -439,6 +453,11 @@ impl Core {
                 .get(&instance)
                 .map(|key| saved_machine(self.machine(*key)));
             batch.machines.insert(instance, machine);
+        }
+        for number in notifications {
+            batch
+                .notifications
+                .insert(number, self.saved_notification(number));
         }
         batch
     }
@@ -537,6 +556,7 @@ fn saved_spec(spec: &Spec) -> SavedTask {
                 place: None,
             })
             .collect(),
+        notify: spec.notify.iter().map(|it| it.posted()).collect(),
         about: spec.about.clone(),
         waiting: None,
         cancels_dependents: false,

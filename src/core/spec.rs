@@ -10,6 +10,7 @@ use super::agent::is_instance;
 use super::children::Child;
 use super::counting::{Counts, KeepAlive};
 use super::later_spec::{Wait, checked_children, checked_wait};
+use super::notify::{self, CheckedNotify};
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
@@ -72,6 +73,7 @@ pub struct Spec {
     pub retry: Option<Box<Retry>>,
     pub result_ttl: TimeSpan,
     pub failure_ttl: TimeSpan,
+    pub notify: Box<[CheckedNotify]>,
     pub detail: Arc<Detail>,
     /// What people say of it.
     pub about: Option<Box<About>>,
@@ -110,6 +112,7 @@ impl Spec {
         let counts = checked_counts(&mut posted, mode, limits)?;
         let rollout = checked_rollout(&mut posted, mode, limits)?;
         let probes = checked_probes(&mut posted, mode, limits)?;
+        let notify = notify::checked(posted.notify.take())?;
         let about = about::checked(&mut posted)?;
         let narrowing = narrowing(&mut posted)?;
         let pattern = posted.machine_pattern.take();
@@ -142,6 +145,7 @@ impl Spec {
                 "failureTtl",
                 posted.failure_ttl.unwrap_or(DEFAULT_FAILURE_TTL),
             )?,
+            notify,
             sent_bytes: detail.json_bytes(),
             detail: Arc::new(detail),
             about,
@@ -228,6 +232,9 @@ impl Spec {
                     let on = probe.on.as_ref().map_or(0, |on| 2 * on.text().kept_bytes());
                     probe.posted.text_bytes() + on + ENTRY_BYTES
                 })
+                .sum::<usize>()
+            + { self.notify.iter() }
+                .map(|it| it.url.len() + it.place.len() + (1 + it.entries()) * ENTRY_BYTES)
                 .sum::<usize>()
             + (entries + retry + steps) * ENTRY_BYTES
             // A child may be forgotten before its parent.

@@ -6,6 +6,7 @@
 use super::counting::mixed;
 use super::lazy_box::{LazyBox, SharedDefault};
 use super::match_index::SelectorKey;
+use super::outbox::Entry;
 use super::output::Output;
 use super::pace::Pacing;
 use super::probe_data::ProbeData;
@@ -80,6 +81,8 @@ pub struct TaskData {
     pub(super) counts: Counts,
     /// The undos of the latest attempts.
     pub(super) undos: UndoCounts,
+    /// What was told of it, or waits to be told.
+    pub(super) notifications: Vec<Arc<Entry>>,
     /// Bytes of output kept, of all its executions.
     pub(super) output_bytes: usize,
     pub(super) executions: Vec<Execution>,
@@ -500,6 +503,11 @@ impl Task {
             counts: self.counts,
             undos: self.has_undo().then_some(self.undos),
             clean: self.has_undo().then(|| self.dirty() == 0),
+            notify: spec.notify.iter().map(|it| it.posted()).collect(),
+            notifications: match detail_limit {
+                usize::MAX => self.notifications.iter().map(|it| it.answer()).collect(),
+                _ => Vec::new(),
+            },
             detail: wire::AnsweredDetail {
                 detail,
                 truncated_bytes,

@@ -56,6 +56,7 @@ impl Core {
         let old_key = of;
         let old = self.known_task(of)?;
         self.check_halt(old.has_undo())?;
+        self.check_notify(&old.spec)?;
         let of = old.id.clone();
         let mut spec = old.spec_again();
         let wanted =

@@ -48,6 +48,10 @@ pub const PAGES: &[Page] = &[
     ),
     page!("targets", "Who is meant, how many at once, when to stop"),
     page!(
+        "notifications",
+        "Who is told when a task starts, ends, fails or is stopped"
+    ),
+    page!(
         "workflow",
         "Later, in which order, several at once: what a task waits for"
     ),

@@ -9,6 +9,7 @@
 //! | `group` | groups of tasks |
 //! | `agent` | the calls of agents |
 //! | `report` | the report of a task |
+//! | `notify` | notifications |
 //! | `halt` | the halt of all experiments |
 //! | `undo` | taking back what a command did |
 //! | `probe` | probes, which stop a task by themselves |
@@ -34,6 +35,7 @@ pub mod halt;
 pub mod machine;
 pub mod machine_names;
 pub mod moment;
+pub mod notify;
 pub mod output_line;
 pub mod probe;
 pub mod report;

@@ -8,6 +8,7 @@ use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
 use super::moment::Moment;
+use super::notify::{AnsweredNotification, Notify};
 use super::probe::{AnsweredProbe, Probe};
 use super::rollout::{Expect, KeepAlive, Rollout, RolloutState, Share, StoppedBy};
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
@@ -225,6 +226,8 @@ pub struct PostedTask {
     pub retry: Option<StrictObject<Retry>>,
     pub result_ttl: Option<TimeSpan>,
     pub failure_ttl: Option<TimeSpan>,
+    #[serde(default, deserialize_with = "bounded::some_list")]
+    pub notify: Option<Vec<StrictObject<Notify>>>,
     pub group: Option<String>,
     #[serde(default, deserialize_with = "bounded::some_map")]
     pub tags: Option<BTreeMap<String, String>>,
@@ -258,6 +261,7 @@ impl ReadOnlyFields for PostedTask {
         "counts",
         "undos",
         "clean",
+        "notifications",
         "result",
     ];
 }
@@ -346,6 +350,8 @@ pub struct NewTask {
     pub mode: Option<Mode>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<TimeSpan>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<Notify>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -713,6 +719,12 @@ pub struct Task<S = String> {
     /// Nothing of it may be left on a machine; only of a task with an undo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clean: Option<bool>,
+    /// Whom it tells of which events.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<Notify>,
+    /// What became of that; a list leaves it out.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub notifications: Vec<AnsweredNotification<S>>,
     /// What it runs, and the original's flat list of output lines.
     pub detail: AnsweredDetail,
     /// One entry per execution.

@@ -560,6 +560,13 @@ impl Scene {
                     (end.is_some_and(|end| goes(parent, end)), end)
                 })
                 .collect();
+            let is_lost = |parent: &Parent| {
+                // Forgotten to make room in the very operation in which it ended.
+                self.core.show(parent.key).is_err() && !self.ends.contains_key(&parent.key)
+            };
+            if model.after.iter().any(is_lost) {
+                continue;
+            }
             let cannot = ends.iter().any(|(goes, end)| end.is_some() && !goes);
             let can = ends.iter().all(|(goes, _)| *goes) && self.now >= model.start_at;
             let skipped = state == TaskState::Skipped && task.size() == 0;

@@ -88,6 +88,8 @@ impl Store {
                     let soon = self.clock.now().plus(SAYS_WHAT_IT_HOLDS);
                     self.state().held.shorten_poll(machine, soon);
                 }
+                Notice::NotificationsWait => self.outbox_bell.ring(),
+                Notice::NotificationDead(what) => warn!("{what}"),
                 Notice::MachineOffline(label, why) => info!("machine {label} is offline: {why}"),
                 Notice::NewcomersRefused(origin) => warn!(
                     "too many new machines from {origin}: more are refused for a while (--max-new-machines)"

@@ -4,6 +4,7 @@
 //! done after the lock is released.
 
 mod answering;
+mod bell;
 #[cfg(feature = "db")]
 pub mod db;
 mod durable;
@@ -22,6 +23,7 @@ pub use self::watchers::Watcher;
 pub use self::durable::Ticket;
 
 use self::answering::{Job, has_news};
+use self::bell::Bell;
 use self::durable::Durable;
 use self::held::{Abandoned, Held};
 use self::watchers::Watchers;
@@ -58,6 +60,8 @@ pub struct Store {
     job_waits: Condvar,
     /// The followers of each task.
     pub watchers: Watchers,
+    /// Rings when there are notifications to be sent.
+    pub outbox_bell: Bell,
 }
 
 /// What is to be done after a change, once the lock is released.
@@ -172,6 +176,7 @@ impl Store {
             jobs: Mutex::default(),
             job_waits: Condvar::new(),
             watchers: Watchers::default(),
+            outbox_bell: Bell::default(),
         });
         for _ in 0..ANSWERING_THREADS {
             let answering = store.clone();
