@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The number of seeds of a plain `cargo test`.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 60;
 const STEPS: u64 = 400;
 const MACHINES: u64 = 3;
 const START: Time = Time(1_700_000_000_000);
@@ -480,19 +480,18 @@ impl Scene {
 
     /// What is canceled need not begin, nor be skipped.
     fn mark_canceled(&mut self, key: TaskKey, dependents: bool) {
-        let mut meant = vec![key];
+        let (mut meant, mut seen) = (vec![key], BTreeSet::new());
         while let Some(key) = meant.pop() {
-            let Some(model) = self.models.get_mut(&key) else {
-                continue;
-            };
-            if model.is_withdrawn && key != meant.first().copied().unwrap_or(key) {
+            if !seen.insert(key) {
                 continue;
             }
-            model.is_withdrawn = true;
+            if let Some(model) = self.models.get_mut(&key) {
+                model.is_withdrawn = true;
+            }
             if dependents {
                 let waits = |(child, model): (&TaskKey, &Model)| {
                     let named = model.after.iter().any(|parent| parent.key == key);
-                    (named && !model.is_withdrawn).then_some(*child)
+                    named.then_some(*child)
                 };
                 meant.extend(self.models.iter().filter_map(waits));
             }
