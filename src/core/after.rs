@@ -18,7 +18,7 @@ use super::counting::first_named;
 use super::groups::state_of;
 use super::invariants::Rule;
 use super::later_spec::Wait;
-use super::task::{Task, TaskData};
+use super::task::Task;
 use super::timers::Timer;
 use super::waiting::{Phase, Waiting};
 use super::{Core, Refusal, TaskKey, Time, data_mut};
