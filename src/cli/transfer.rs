@@ -390,7 +390,7 @@ mod tests {
         }
         assert_eq!(
             with_rate(10 << 20, Duration::from_secs(2)),
-            "10.0 MiB in 2s, 5.0 MiB/s"
+            "10.0 MiB in 2.0s, 5.0 MiB/s"
         );
         assert_eq!(name_of("a/b\n.tgz"), name_of("b\n.tgz"));
     }

@@ -633,7 +633,8 @@ fn what_any_may_run_does_not_fail_where_it_cannot(
 
 /// Whether the message says that the agent on a machine cannot do what the task asks for.
 fn is_beyond_its_agent(msg: &str) -> bool {
-    msg.starts_with("detail.") && msg.contains("cannot do it")
+    let lacks_files = msg.starts_with("agent ") && msg.contains(" cannot ");
+    lacks_files || (msg.starts_with("detail.") && msg.contains("cannot do it"))
 }
 
 /// Whether the message says that another execution has the lock.
