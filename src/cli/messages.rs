@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 36] = [
+const FIELDS: [(&str, &str); 37] = [
     ("machinePattern", "-m"),
     ("machine", "-m"),
     ("exclude", "--exclude"),
@@ -43,6 +43,7 @@ const FIELDS: [(&str, &str); 36] = [
     ("detail.undo.deadman", "--deadman"),
     ("detail.undo.lock", "--lock"),
     ("reason", "REASON"),
+    ("priority", "--priority"),
 ];
 /// The fields with which the server begins a refusal because of the number of machines.
 const COUNTS: [&str; 4] = ["expect", "maxTargets", "keepAlive", "rollout"];

@@ -9,6 +9,7 @@
 //! | `command` | what every command has: its result, its errors, the connection to the server |
 //! | `task_reference` | the task that an id, the beginning of an id, or a name stands for |
 //! | `new_task` | what `run` submits: its flags, on top of the task of a file |
+//! | `order_flags` | in which order a task gets its turn: flags of `run` |
 //! | `undo_flags` | what takes the effect of a command back: the flags of `run` |
 //! | `undos` | the undos of a task in words: what is not undone, and what to do about it |
 //! | `selection` | which machines a task means: flags, instances by their beginning, words |
@@ -41,6 +42,7 @@ mod logs;
 mod machines;
 mod messages;
 mod new_task;
+mod order_flags;
 mod outcome;
 mod pacing;
 mod printer;

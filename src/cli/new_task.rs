@@ -2,6 +2,7 @@
 
 use super::command::{Failure, duration};
 use super::follow::print_message;
+use super::order_flags::OrderArgs;
 use super::selection::SelectionArgs;
 use super::terminal::sanitize;
 use super::undo_flags::UndoArgs;
@@ -49,6 +50,8 @@ pub struct NewTaskArgs {
     selection: SelectionArgs,
     #[command(flatten)]
     pace: PaceArgs,
+    #[command(flatten)]
+    order: OrderArgs,
     #[command(flatten)]
     undo: UndoArgs,
     /// On one of them only, whichever is free first
@@ -231,6 +234,7 @@ impl NewTaskArgs {
         };
         self.selection.apply(&mut task, is_alone)?;
         self.pace.apply(&mut task);
+        self.order.apply(&mut task);
         Ok(task)
     }
 

@@ -5,6 +5,7 @@
 
 use super::machine::{Kind, Machine};
 use super::match_index::SelectorKey;
+use super::order::Turn;
 use super::original::unknown_field;
 use super::{Core, ExecutionKey, MachineKey, TaskKey};
 use crate::wire::agent::Feature;
@@ -24,7 +25,7 @@ const MAX_COMPARED: usize = 1_000;
 pub(super) struct Abilities(u32);
 
 /// Tasks that wait for a machine, by the abilities that they need.
-pub(super) type WaitingByNeed = BTreeMap<Abilities, BTreeSet<TaskKey>>;
+pub(super) type WaitingByNeed = BTreeMap<Abilities, BTreeSet<Turn>>;
 
 impl Abilities {
     /// The abilities of the original's agents, and the need of a task that they can run.
@@ -95,12 +96,12 @@ impl Core {
                 **needed != Abilities::ORIGINAL
                     && self.is_beyond_all(selector, **needed, MAX_COMPARED)
             });
-            let tasks = beyond.flat_map(|(_, tasks)| tasks);
+            let turns = beyond.flat_map(|(_, turns)| turns);
             let left = MAX_EXPLAINED - unexplained.len();
-            unexplained.extend(tasks.take(left).map(|task| (selector, *task)));
+            unexplained.extend(turns.take(left).map(|turn| (selector, turn.key)));
         }
-        for (selector, task) in unexplained {
-            self.set_waiting_message(ExecutionKey { task, n: 0 }, selector);
+        for (selector, execution) in unexplained {
+            self.set_waiting_message(execution, selector);
         }
     }
 

@@ -5,6 +5,7 @@
 
 use super::ledger::Frees;
 use super::machine::Machine;
+use super::order::Inbox;
 use super::retention::LATE_JOIN_PART;
 use super::task::Place;
 use super::timers::Timer;
@@ -58,6 +59,8 @@ pub enum Rule {
     AnyGoesWhereItCanRun,
     /// The failures of all steps count, not only those of the present one.
     FailuresAreOfTheTask,
+    /// Of what two queues have for a machine, the one with the higher priority is handed out first.
+    HigherPriorityFirst,
     /// A share of machines that may be hit rounds down.
     HitsRoundDown,
     /// A share of machines that must stay rounds up.
@@ -65,7 +68,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// Every rule.
+    /// Every rule but those about the order of what waits.
     pub const ALL: [Rule; 21] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
@@ -89,6 +92,8 @@ impl Rule {
         Rule::HitsRoundDown,
         Rule::KeptRoundsUp,
     ];
+    /// The rules about the order of what waits: they have a simulation of their own.
+    pub const OF_ORDER: [Rule; 1] = [Rule::HigherPriorityFirst];
 }
 
 /// What a core had when it was restored. Its limits may be lower than those that it was accepted under: it stays, and
@@ -111,6 +116,8 @@ pub struct ExecutionView<'a> {
     pub state: ExecutionState,
     pub instance: Option<&'a str>,
     pub msg: &'a str,
+    /// Its next attempt is not due yet.
+    pub is_between: bool,
     /// The undo of the latest attempt, once that was handed out with one.
     pub undo: Option<UndoView<'a>>,
 }
@@ -136,6 +143,7 @@ impl Task {
             state: e.state,
             instance: e.target.as_ref().map(|target| &*target.instance),
             msg: &e.current.msg,
+            is_between: e.current.due_at.is_some(),
             undo: e.current.undo.as_ref().map(|undo| undo.view()),
         })
     }
@@ -183,7 +191,7 @@ impl Core {
                 Some(Place::Selector(_)) => true,
                 Some(Place::Inbox(machine)) => {
                     let machine = self.machine(machine);
-                    machine.inbox.range(..execution).count() >= machine.takes()
+                    machine.inbox.before(&self.turn_of(execution)) >= machine.takes()
                 }
                 _ => false,
             };
@@ -211,6 +219,7 @@ impl Core {
         self.check_guarded()?;
         self.check_machines()?;
         self.check_indexes()?;
+        self.check_queued_tasks()?;
         self.check_timers()
     }
 
@@ -234,7 +243,7 @@ impl Core {
     fn check_executions(&self) -> Result<(), String> {
         let mut all = Counts::default();
         let mut output = 0;
-        let mut inboxes: BTreeMap<MachineKey, BTreeSet<ExecutionKey>> = BTreeMap::new();
+        let mut inboxes: BTreeMap<MachineKey, Inbox> = BTreeMap::new();
         let mut actives: BTreeMap<MachineKey, BTreeSet<ExecutionKey>> = BTreeMap::new();
         let mut waiting = 0;
         for (key, task) in &self.tasks {
@@ -250,7 +259,10 @@ impl Core {
                 match e.place {
                     Place::Nowhere => {}
                     Place::Selector(_) => waiting += 1,
-                    Place::Inbox(m) => drop(inboxes.entry(m).or_default().insert(execution)),
+                    Place::Inbox(m) => {
+                        let turn = self.turn_of(execution);
+                        inboxes.entry(m).or_default().insert(turn);
+                    }
                     Place::Active(m) => drop(actives.entry(m).or_default().insert(execution)),
                 }
             }
@@ -287,8 +299,9 @@ impl Core {
             ensure(same, || {
                 format!("{key:?}: its queues and the places differ")
             })?;
-            let any = { machine.inbox.iter() }.filter(|e| self.task(e.task).is_any());
-            ensure(any.eq(&machine.offers), || {
+            let inbox = machine.inbox.executions().into_iter();
+            let any = inbox.filter(|e| self.task(e.task).is_any());
+            ensure(any.eq(machine.offers.iter().map(|turn| turn.key)), || {
                 format!("{key:?}: what is offered to it is not what any machine may run")
             })?;
         }
@@ -310,7 +323,7 @@ impl Core {
                     std::ptr::eq(entry, same)
                         && same.queue.contains(&key.task)
                         && same.queue.len() == listed
-                        && by_need.is_some_and(|waiting| waiting.contains(&key.task))
+                        && by_need.is_some_and(|waiting| waiting.contains(&self.turn_of(key)))
                 };
                 task.is_any() && key.n == 0 && entry.is_some_and(queued)
             }

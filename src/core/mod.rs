@@ -35,6 +35,7 @@
 //! | `probes.rs` | probes: when they begin and end, let a task begin, and stop it |
 //! | `probe_spec.rs` | the probes of a posted task, checked |
 //! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
+//! | `order.rs` | in which order what waits is handed out |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
@@ -66,6 +67,7 @@ mod limits;
 mod machine;
 mod match_index;
 mod newcomers;
+mod order;
 mod original;
 mod output;
 mod pace;
@@ -101,6 +103,7 @@ pub use self::invariants::{ExecutionView, Rule, UndoView};
 pub use self::limits::{Limits, TextLimits};
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
+pub use self::order::PRIORITIES;
 pub use self::original::{Link, is_of_original, original_instance};
 pub use self::output::{Output, gap_line};
 pub use self::probe_data::CheckedProbe;
@@ -124,6 +127,7 @@ use self::lifecycle::Event;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, SelectorKey};
 use self::newcomers::Newcomers;
+use self::order::Rank;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
@@ -254,6 +258,8 @@ pub struct Core {
     /// The instances that have an execution of an open task, by task.
     joined: BTreeMap<TaskKey, HashSet<Arc<str>>>,
     match_index: MatchIndex,
+    /// The tasks of which something is queued, in the order in which they are handed out.
+    queued_tasks: BTreeSet<(Rank, u64, TaskKey)>,
     /// Machines whose held poll can be given work, longest-waiting first.
     ready: BTreeMap<u64, MachineKey>,
     next_ready: u64,
@@ -297,6 +303,7 @@ impl Core {
             forgettable: BTreeSet::new(),
             joined: BTreeMap::new(),
             match_index: MatchIndex::new(limits.patterns),
+            queued_tasks: BTreeSet::new(),
             ready: BTreeMap::new(),
             next_ready: 1,
             timers: Timers::default(),
@@ -414,10 +421,12 @@ impl Core {
         if let Some(changes) = &mut self.changes {
             changes.execution(key);
         }
+        let queued = task.counts.queued;
         *task.counts.of(execution.state) -= 1;
         *task.counts.of(state) += 1;
         self.ledger.change_state(execution.state, state);
         execution.state = state;
+        let changes_queued = (queued == 0) != (task.counts.queued == 0);
         if state.is_terminal() {
             if let Some(pacing) = &mut task.pacing {
                 pacing.ended(key.n);
@@ -425,12 +434,16 @@ impl Core {
             self.stats.ended(state);
             self.unguard(key);
         }
+        if changes_queued {
+            self.list_queued(key.task);
+        }
         self.record_change(key);
         true
     }
 
     /// Moves an execution to another place and updates the queues.
     fn place(&mut self, key: ExecutionKey, place: Place) {
+        let turn = self.turn_of(key);
         let was = std::mem::replace(&mut self.execution_mut(key).place, place);
         match was {
             Place::Nowhere => {}
@@ -439,7 +452,7 @@ impl Core {
                 let entry = self.match_index.entry_mut(selector);
                 entry.queue.remove(&key.task);
                 if let Entry::Occupied(mut same_need) = entry.by_need.entry(needed) {
-                    same_need.get_mut().remove(&key.task);
+                    same_need.get_mut().remove(&turn);
                     if same_need.get().is_empty() {
                         same_need.remove();
                     }
@@ -447,8 +460,8 @@ impl Core {
             }
             Place::Inbox(machine) => {
                 let left = self.machine_mut(machine);
-                left.inbox.remove(&key);
-                left.offers.remove(&key);
+                left.inbox.remove(&turn);
+                left.offers.remove(&turn);
                 self.refresh_ready(machine);
             }
             Place::Active(machine) => {
@@ -466,14 +479,14 @@ impl Core {
                 let needed = self.needs_of(key.task);
                 let entry = self.match_index.entry_mut(selector);
                 entry.queue.insert(key.task);
-                entry.by_need.entry(needed).or_default().insert(key.task);
+                entry.by_need.entry(needed).or_default().insert(turn);
             }
             Place::Inbox(machine) => {
                 let is_any = self.task(key.task).is_any();
                 let entered = self.machine_mut(machine);
-                entered.inbox.insert(key);
+                entered.inbox.insert(turn);
                 if is_any {
-                    entered.offers.insert(key);
+                    entered.offers.insert(turn);
                 }
                 self.refresh_ready(machine);
             }

@@ -357,7 +357,7 @@ impl Core {
 
     /// A machine is not online any more: what was queued for it frees its slot.
     pub(super) fn hold_back_queued(&mut self, now: Time, key: MachineKey) {
-        for execution in self.machine(key).inbox.clone() {
+        for execution in self.machine(key).inbox.executions() {
             if self.is_rolled_out(execution.task) && self.hold(execution) {
                 self.wait_for_return(execution);
                 self.pace(now, execution.task);

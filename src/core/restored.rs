@@ -155,7 +155,7 @@ impl Core {
             has_hung_up: false,
             waking: false,
             ready: None,
-            inbox: BTreeSet::new(),
+            inbox: Default::default(),
             offers: BTreeSet::new(),
             active: BTreeSet::new(),
             probes: BTreeSet::new(),
@@ -192,6 +192,7 @@ impl Core {
             id: saved.id,
             prefix: saved.prefix,
             created_at: saved.created_at,
+            order: saved.order,
             expires_at: later(saved.expires_at),
             finished_at: saved.finished_at,
             matched: saved.matched,
@@ -212,6 +213,7 @@ impl Core {
             spec: Arc::new(Spec {
                 id: None,
                 name: saved.name,
+                priority: saved.priority,
                 selector: Selector::accepted(SelectorText {
                     pattern: saved.pattern,
                     narrowing: saved.narrowing,
@@ -337,6 +339,7 @@ impl Core {
         }
         self.ledger.add_task(task.spec.kept_bytes());
         self.tasks.insert(key, task);
+        self.list_queued(key);
         if open {
             let selector = self.selector_key_of(key);
             self.open(key, selector);

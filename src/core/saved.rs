@@ -72,10 +72,18 @@ pub struct SavedTask {
     pub rollout: Option<Rollout>,
     #[serde(default)]
     pub spared: u32,
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub priority: i8,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) probes: Vec<SavedProbe>,
+}
+
+fn is_usual(priority: &i8) -> bool {
+    *priority == 0
 }
 
 /// A probe of a task as saved. What is known of it on a target is saved with the execution.
@@ -253,7 +261,9 @@ impl Batch {
                 || t.keep_alive.is_some()
                 || t.pacing.is_some()
         };
+        let is_ordered = |t: &SavedTask| t.priority != 0 || t.order.is_some();
         match () {
+            () if tasks().any(is_ordered) => 5,
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -479,6 +489,8 @@ fn saved_task(task: &Task) -> SavedTask {
         keep_alive: spec.counts.keep_alive.as_ref().map(|it| it.posted()),
         rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
         spared: task.spared,
+        priority: spec.priority,
+        order: task.order,
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
     }

@@ -7,6 +7,7 @@
 use super::TextLimits;
 use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
+use super::order::PRIORITIES;
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
@@ -59,6 +60,7 @@ const DEFAULT_FAILURE_TTL: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 pub struct Spec {
     pub id: Option<Arc<str>>,
     pub name: Arc<str>,
+    pub priority: i8,
     pub selector: Selector,
     pub counts: Counts,
     pub rollout: Option<Box<Rollout>>,
@@ -110,6 +112,7 @@ impl Spec {
         Ok(Spec {
             id: posted.id.map(Arc::from),
             name: name.into(),
+            priority: checked_priority(posted.priority)?,
             selector,
             counts,
             rollout,
@@ -565,6 +568,20 @@ fn check_id(id: &str) -> Result<(), String> {
             shown(id)
         )
     })
+}
+
+fn checked_priority(priority: Option<i64>) -> Result<i8, String> {
+    let priority = priority.unwrap_or(0);
+    let known = i8::try_from(priority).ok();
+    known
+        .filter(|known| PRIORITIES.contains(known))
+        .ok_or_else(|| {
+            format!(
+                "priority: must be {} to {}, got {priority}; the higher ones are handed out first",
+                PRIORITIES.start(),
+                PRIORITIES.end()
+            )
+        })
 }
 
 fn check_retry(retry: &Retry) -> Result<(), String> {

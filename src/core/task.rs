@@ -48,6 +48,8 @@ pub struct TaskData {
     /// What the user asked for.
     pub spec: Arc<Spec>,
     pub(super) created_at: Time,
+    /// Its place among what waits, if it was let go later than it was submitted. Else its number is.
+    pub(super) order: Option<u64>,
     /// Until when first attempts may be started, and machines may join.
     pub(super) expires_at: Time,
     pub(super) finished_at: Option<Time>,
@@ -450,6 +452,7 @@ impl Task {
             rollout_state: self.rollout_state(),
             stopped_by: self.stopped_by(),
             probes: self.answered_probes(detail_limit == usize::MAX),
+            priority: spec.priority,
             mode: spec.mode,
             ttl: spec.ttl,
             late_join: spec.late_join,

@@ -143,7 +143,7 @@ impl Core {
     }
 
     pub(super) fn drop_machine(&mut self, now: Time, key: MachineKey) {
-        for execution in self.machine(key).inbox.clone() {
+        for execution in self.machine(key).inbox.executions() {
             self.end_attempt(
                 now,
                 execution,

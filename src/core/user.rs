@@ -379,6 +379,7 @@ impl Core {
             id,
             prefix,
             created_at: now,
+            order: None,
             expires_at: now.plus(spec.ttl),
             spec,
             finished_at: None,
@@ -399,6 +400,7 @@ impl Core {
         let number = task.executions.len() as u32;
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
+        self.list_queued(key);
         for n in 0..number {
             let execution = ExecutionKey { task: key, n };
             // Also those that wait for their turn: nothing else changes them for a long time.
@@ -463,10 +465,11 @@ impl Core {
         if machine.offers.is_empty() || (machine.is_live() && !self.keeps(Rule::OffersAreRevoked)) {
             return;
         }
-        let Some(first) = machine.inbox.iter().nth(machine.takes()).copied() else {
+        let Some(first) = machine.inbox.nth(machine.takes()) else {
             return;
         };
-        let revoked: Vec<ExecutionKey> = machine.offers.range(first..).copied().collect();
+        let revoked = machine.offers.range(first..).map(|turn| turn.key);
+        let revoked: Vec<ExecutionKey> = revoked.collect();
         for execution in revoked {
             let selector = self.selector_key_of(execution.task);
             self.queue_for_any(execution, selector);
@@ -595,6 +598,7 @@ impl Core {
         task.executions.push(Execution::new(state, Some(target)));
         *task.counts.of(state) += 1;
         self.ledger.add_execution(state);
+        self.list_queued(key);
         if let Some(changes) = &mut self.changes {
             changes.execution(execution);
         }

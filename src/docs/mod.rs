@@ -47,6 +47,10 @@ pub const PAGES: &[Page] = &[
         "Tokens, TLS, browsers, audit, rules of a machine's owner"
     ),
     page!("targets", "Who is meant, how many at once, when to stop"),
+    page!(
+        "workflow",
+        "In which order tasks get their turn, and how many"
+    ),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),
     page!("migrating", "Coming from the original sidebike"),

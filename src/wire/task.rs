@@ -216,6 +216,7 @@ pub struct PostedTask {
     pub detail: Posted<Detail>,
     pub name: Option<String>,
     pub id: Option<String>,
+    pub priority: Option<i64>,
     pub mode: Option<Mode>,
     pub ttl: Option<TimeSpan>,
     pub late_join: Option<bool>,
@@ -247,6 +248,10 @@ impl ReadOnlyFields for PostedTask {
 
 fn is_zero(count: &u32) -> bool {
     *count == 0
+}
+
+fn is_usual(priority: &i8) -> bool {
+    *priority == 0
 }
 
 fn is_nothing(bytes: &u64) -> bool {
@@ -325,6 +330,8 @@ pub struct NewTask {
     pub keep_alive: Option<KeepAlive>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -584,6 +591,9 @@ pub struct Task<S = String> {
     /// Its probes, and how their runs went.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<AnsweredProbe<S>>,
+    /// The higher ones are handed out first.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub priority: i8,
     /// Which of the matching machines run it.
     pub mode: Mode,
     /// How long an execution may wait to be started.

@@ -89,7 +89,7 @@ fn dump(core: &Core) -> String {
 }
 
 /// What the database does with a batch, in memory.
-fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
+pub fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
     for (key, task) in &batch.tasks {
         match task {
             Some(task) => drop(saved.tasks.insert(*key, task.clone())),
@@ -126,7 +126,7 @@ fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
 }
 
 /// A value after it was written to a file and read back.
-fn read_back<K: Ord + Clone, T: Serialize + DeserializeOwned>(
+pub fn read_back<K: Ord + Clone, T: Serialize + DeserializeOwned>(
     records: &BTreeMap<K, T>,
 ) -> BTreeMap<K, T> {
     let read = |record: &T| {

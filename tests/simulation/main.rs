@@ -7,6 +7,8 @@
 //! To add a scenario: a random action in `users.rs`, or a fault in `world.rs`. To add a law: a function in `laws.rs`
 //! (`targets.rs` for who is meant and how many, `pace.rs` for when), and a way to break it below.
 //!
+//! In which order tasks get their turn has small worlds of its own, on the core alone: `order.rs`.
+//!
 //! Experiments (tasks with an undo) have worlds of their own. `experiment.rs` models what the agent does with them,
 //! `guard.rs` its guard and the deaths of both, `undo_users.rs` what users do, `undo_laws.rs` has the laws, `undo_cases.rs`
 //! single cases. A seed of them takes longer, so there are fewer of them (`EXPERIMENTS_PART`).
@@ -38,6 +40,7 @@ mod experiment;
 mod guard;
 mod hostile;
 mod laws;
+mod order;
 mod original;
 mod pace;
 mod recovery;

@@ -24,6 +24,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
                 core.debts(),
             )
         });
+    let oldest = server.store.change(|core, now| core.oldest_queued(now));
     let mut page = Page(String::new());
     let classes = (1..=5).zip(server.requests.by_class());
     page.family(
@@ -91,6 +92,15 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "Further attempts.",
         figures.retries,
     );
+    page.family(
+        "sidebike_oldest_queued_seconds",
+        "gauge",
+        "How long the oldest task waits of which something is queued, by priority: below, at and above 0.",
+    );
+    for (priority, ms) in oldest {
+        let labels = format!("priority=\"{priority}\"");
+        page.sample("sidebike_oldest_queued_seconds", &labels, ms / 1_000);
+    }
     page.single(
         "sidebike_output_bytes",
         "gauge",
