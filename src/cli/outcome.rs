@@ -32,6 +32,7 @@ pub fn exit_code(task: &Task) -> u8 {
         return NOT_UNDONE;
     }
     if task.result.iter().all(matched_no_machine) {
+        // Also where a later begin was refused: nothing was run.
         return match task.state {
             TaskState::Canceled => CANCELED,
             TaskState::Skipped => UNKNOWN,
@@ -82,7 +83,7 @@ pub fn state_colour(state: ExecutionState) -> Option<Colour> {
 /// The colour of a state of a task.
 pub fn task_state_colour(state: TaskState) -> Option<Colour> {
     match state {
-        TaskState::Waiting => None,
+        TaskState::Scheduled | TaskState::Waiting => None,
         TaskState::Running => Some(Colour::Blue),
         TaskState::Succeeded => Some(Colour::Green),
         TaskState::Partial | TaskState::Failed => Some(Colour::Red),

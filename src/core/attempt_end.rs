@@ -189,7 +189,7 @@ impl Core {
         };
         let undos = task.undos_under_way() > 0 && self.keeps(Rule::EndWaitsForUndo);
         let is_unfinished = task.counts.unfinished() > 0 || undos;
-        if task.open || task.finished_at.is_some() || is_unfinished {
+        if task.open || task.is_unbegun() || task.finished_at.is_some() || is_unfinished {
             return;
         }
         let task = data_mut(&mut self.tasks, key);

@@ -37,7 +37,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn is_none(&self) -> bool {
+    pub(super) fn is_none(&self) -> bool {
         *self == Counts::default()
     }
 }

@@ -217,6 +217,7 @@ impl Core {
         self.check_executions()?;
         self.check_undos()?;
         self.check_guarded()?;
+        self.check_waiting()?;
         self.check_machines()?;
         self.check_indexes()?;
         self.check_queued_tasks()?;
@@ -441,7 +442,8 @@ impl Core {
             })?;
             detail_bytes += task.spec.kept_bytes();
             let Some(finished_at) = task.finished_at else {
-                let is_left = task.counts.unfinished() + task.undos_under_way() > 0;
+                let is_left =
+                    task.counts.unfinished() + task.undos_under_way() > 0 || task.is_unbegun();
                 ensure(
                     task.open || is_left || !self.keeps(Rule::EndWaitsForUndo),
                     || format!("{key:?}: nothing is left to do, and it has not ended"),
@@ -594,6 +596,7 @@ impl Core {
                         .get(key)
                         .is_some_and(|task| task.finished_at.is_none() && task.expires_at == *time)
                 }
+                Timer::Begin(key) => self.is_time_of(*key, *time),
                 Timer::PauseOver(key) => {
                     let pacing = { self.tasks.get(key) }.and_then(|task| task.pacing.as_ref());
                     pacing.is_some_and(|pacing| pacing.resumes_at() == Some(*time))

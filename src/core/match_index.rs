@@ -107,6 +107,8 @@ pub(super) struct SelectorEntry {
     pub by_need: WaitingByNeed,
     /// Tasks that new machines may still join.
     pub open: BTreeSet<TaskKey>,
+    /// Tasks that will begin with it later.
+    pub unbegun: BTreeSet<TaskKey>,
     /// The last spec that was submitted, while a task still uses it.
     pub last_spec: Weak<Spec>,
     /// The clock of the index when it was last used.
@@ -117,7 +119,7 @@ pub(super) struct SelectorEntry {
 
 impl SelectorEntry {
     fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.open.is_empty()
+        self.queue.is_empty() && self.open.is_empty() && self.unbegun.is_empty()
     }
 
     /// Whether it means a machine.
@@ -432,6 +434,7 @@ impl MatchIndex {
             queue: BTreeSet::new(),
             by_need: WaitingByNeed::new(),
             open: BTreeSet::new(),
+            unbegun: BTreeSet::new(),
             last_spec: Weak::new(),
             used: self.clock,
             added: self.generation,

@@ -7,7 +7,8 @@
 //!
 //! | for | operations | file |
 //! | --- | --- | --- |
-//! | users | submit, rerun, cancel, delete, withdraw | `user.rs` |
+//! | users | submit | `launch.rs` |
+//! | | rerun, cancel, delete, withdraw | `user.rs` |
 //! | | pause, resume, stop | `pacing.rs` |
 //! | | undo again, forgive | `debts.rs` |
 //! | | halt, lift | `halt.rs` |
@@ -28,6 +29,8 @@
 //! | `attempt_end.rs` | the end of an attempt: end of the execution, or retry |
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
 //! | `spec.rs`, `limits.rs` | from a posted task to a checked one |
+//! | `launch.rs` | from a checked task to its executions |
+//! | `waiting.rs` | tasks that begin later |
 //! | `selector.rs` | which machines a task means |
 //! | `counting.rs` | how many of them it may hit, and in which order |
 //! | `rollout.rs` | a checked rollout, and its plan for a number of targets |
@@ -60,6 +63,7 @@ mod follow;
 mod halt;
 mod invariants;
 mod keep_alive;
+mod launch;
 mod lazy_box;
 mod ledger;
 mod lifecycle;
@@ -93,6 +97,7 @@ mod timers;
 mod undo;
 mod undo_lifecycle;
 mod user;
+mod waiting;
 
 pub use self::agent::check_holds;
 pub use self::counting::Preview;
@@ -131,6 +136,7 @@ use self::order::Rank;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
+use self::waiting::WaitingTasks;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
 use serde::{Deserialize, Serialize};
@@ -246,6 +252,8 @@ pub struct Core {
     /// Executions that have had their turn and wait for their machine, by its instance.
     absent: HashMap<Arc<str>, BTreeSet<ExecutionKey>>,
     undos: Undos,
+    /// The tasks that have not begun.
+    waiting: WaitingTasks,
     halt: Option<Halt>,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
@@ -296,6 +304,7 @@ impl Core {
             guarded: HashMap::new(),
             absent: HashMap::new(),
             undos: Undos::default(),
+            waiting: WaitingTasks::default(),
             halt: None,
             pools: BTreeMap::new(),
             paced: None,

@@ -88,7 +88,6 @@ impl Core {
 
     /// Has a task that is let go now, later than it was submitted, wait behind those that are there, within its
     /// priority. To be called before anything of it is queued.
-    #[allow(dead_code, reason = "for tasks that begin later")]
     pub(super) fn join_the_end(&mut self, key: TaskKey) {
         let next = self.next_task;
         self.task_mut(key).order = Some(next);
@@ -139,8 +138,10 @@ impl Core {
             let oldest = priorities.filter_map(|priority| {
                 let rank = Rank::of(priority);
                 let first = self.queued_tasks.range((rank, 0, TaskKey(0))..).next()?;
-                let created_at = self.task(first.2).created_at;
-                (first.0 == rank).then(|| now.millis_since(created_at))
+                let task = self.task(first.2);
+                // Its ttl runs from its launch.
+                let launched_at = task.expires_at.0.saturating_sub(task.spec.ttl.as_millis());
+                (first.0 == rank).then(|| now.millis_since(Time(launched_at)))
             });
             oldest.max().unwrap_or(0)
         };

@@ -16,7 +16,7 @@ use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
 use crate::wire::duration::TimeSpan;
 use crate::wire::rollout::{Pause, StopKind};
-use crate::wire::task::ExecutionState;
+use crate::wire::task::{ExecutionState, TaskState};
 
 /// The most turns given, or executions skipped, in one call: it runs under the lock.
 const MAX_TURNS: usize = 500;
@@ -54,6 +54,10 @@ impl Core {
         if task.finished_at.is_some() {
             return Ok(());
         }
+        if task.is_unbegun() {
+            self.end_unbegun(now, key, TaskState::Skipped, "stopped before it began");
+            return Ok(());
+        }
         let cancels = cancels.unwrap_or(task.spec.stops_running());
         let stopped = Stopped::new(StopKind::User, now, "stopped");
         self.stop_by(now, key, stopped, cancels);
@@ -64,6 +68,7 @@ impl Core {
         let task = self.known_task(key)?;
         let why = match () {
             () if task.finished_at.is_some() => "has ended",
+            () if task.is_unbegun() => "has not begun; cancel it to keep it from that",
             () if task.canceled => "was canceled",
             () if task.is_stopped() => "was stopped",
             () => return Ok(()),

@@ -231,8 +231,9 @@ impl Core {
             .filter(|key| self.task(*key).state() == TaskState::Waiting)
             .count();
         TaskState::ALL.map(|state| match state {
+            TaskState::Scheduled => (state, self.waiting.scheduled()),
             TaskState::Waiting => (state, waiting),
-            TaskState::Running => (state, unfinished - waiting),
+            TaskState::Running => (state, unfinished - waiting - self.waiting.scheduled()),
             ended => (state, self.stats.kept[ended as usize]),
         })
     }

@@ -205,6 +205,7 @@ impl Core {
             late_join_full: saved.late_join_full,
             canceled: saved.canceled,
             withdrawn: saved.withdrawn,
+            waiting: saved.waiting,
             rerun_of: saved.rerun_of,
             counts: Default::default(),
             undos: Default::default(),
@@ -242,6 +243,7 @@ impl Core {
                 failure_ttl: saved.failure_ttl,
                 sent_bytes: saved.detail.json_bytes(),
                 detail: saved.detail,
+                wait: None,
             }),
         };
         let mut places = Vec::new();
@@ -335,6 +337,7 @@ impl Core {
                 self.stats.finished(task.state());
                 self.set_forget_task(key, &task);
             }
+            None if task.is_unbegun() => {}
             None => self.set_task_ttl(key, &task),
         }
         self.ledger.add_task(task.spec.kept_bytes());
@@ -344,6 +347,7 @@ impl Core {
             let selector = self.selector_key_of(key);
             self.open(key, selector);
         }
+        self.list_waiting(key);
         Ok(())
     }
 

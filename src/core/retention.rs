@@ -20,16 +20,53 @@ const ENDED_TOO: usize = 2;
 impl Core {
     /// Refuses a new task beyond the limits, with so many executions.
     pub(super) fn check_room(&self, spec: &Spec, executions: usize) -> Result<(), Refusal> {
+        self.check_room_for_debts(spec)?;
+        let limit = self.limits.executions;
+        let tasks = self.ledger.unfinished_tasks();
+        if tasks >= limit {
+            return Err(Refusal::Full(format!(
+                "{tasks} tasks have not ended, the limit (--max-executions)"
+            )));
+        }
+        self.check_room_for_executions(executions)?;
+        let (details, limit) = (
+            self.ledger.unfinished_detail_bytes(),
+            self.limits.detail_bytes,
+        );
+        let more = spec.kept_bytes();
+        if details.saturating_add(more) > limit {
+            return Err(Refusal::Full(format!(
+                "the details of the tasks that have not ended take {details} bytes, {more} more would pass the limit of {limit} (--max-details)"
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_room_for_debts(&self, spec: &Spec) -> Result<(), Refusal> {
         if spec.detail.undo.is_some() && self.debts() >= MAX_DEBTS {
             return Err(Refusal::Full(format!(
                 "{} undos are failed or owed, {MAX_DEBTS} are the most; settle some first (undo, forgive)",
                 self.debts()
             )));
         }
+        Ok(())
+    }
+
+    /// Refuses to begin an accepted task, which counts already, with so many executions.
+    pub(super) fn check_room_to_begin(
+        &self,
+        spec: &Spec,
+        executions: usize,
+    ) -> Result<(), Refusal> {
+        self.check_room_for_debts(spec)?;
+        self.check_room_for_executions(executions)
+    }
+
+    /// Refuses so many more executions beyond the limits.
+    pub(super) fn check_room_for_executions(&self, executions: usize) -> Result<(), Refusal> {
         let limit = self.limits.executions;
         let unfinished = self.ledger.unfinished_executions();
-        let unfinished_tasks = self.ledger.unfinished_tasks();
-        if unfinished + executions > limit || unfinished_tasks >= limit {
+        if unfinished + executions > limit {
             return Err(Refusal::Full(format!(
                 "{unfinished} executions have not ended, {executions} more would pass the limit of {limit} (--max-executions)"
             )));
@@ -39,16 +76,6 @@ impl Core {
         if kept + executions > most {
             return Err(Refusal::Full(format!(
                 "the tasks that have not ended have {kept} executions, {executions} more would pass the limit of {most} (twice --max-executions)"
-            )));
-        }
-        let (details, limit) = (
-            self.ledger.unfinished_detail_bytes(),
-            self.limits.detail_bytes,
-        );
-        let more = spec.kept_bytes();
-        if details.saturating_add(more) > limit {
-            return Err(Refusal::Full(format!(
-                "the details of the tasks that have not ended take {details} bytes, {more} more would pass the limit of {limit} (--max-details)"
             )));
         }
         Ok(())

@@ -13,6 +13,7 @@ use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
 use super::selector::Narrowing;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
+use super::waiting::Waiting;
 use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
@@ -80,6 +81,8 @@ pub struct SavedTask {
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) probes: Vec<SavedProbe>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) waiting: Option<Box<Waiting>>,
 }
 
 fn is_usual(priority: &i8) -> bool {
@@ -263,7 +266,7 @@ impl Batch {
         };
         let is_ordered = |t: &SavedTask| t.priority != 0 || t.order.is_some();
         match () {
-            () if tasks().any(is_ordered) => 5,
+            () if tasks().any(|t| is_ordered(t) || t.waiting.is_some()) => 5,
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -493,6 +496,7 @@ fn saved_task(task: &Task) -> SavedTask {
         order: task.order,
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
+        waiting: task.waiting.clone(),
     }
 }
 

@@ -4,7 +4,6 @@
 //! what is wrong and what would be right. To add a field: take it from the posted task, check it here, add it to
 //! [`Spec`].
 
-use super::TextLimits;
 use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
 use super::order::PRIORITIES;
@@ -12,6 +11,7 @@ use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
 use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
+use super::{TextLimits, Time};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
@@ -74,6 +74,24 @@ pub struct Spec {
     pub detail: Arc<Detail>,
     /// The size of the detail in an answer that hands it out, in bytes, roughly.
     pub sent_bytes: usize,
+    /// What it has to wait for; none in a stored task.
+    pub wait: Option<Box<Wait>>,
+}
+
+/// What a posted task has to wait for before it begins.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Wait {
+    /// A time.
+    pub start: Option<Start>,
+}
+
+/// A time before which a task does not begin.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Start {
+    /// This one.
+    At(Time),
+    /// So long after the submit.
+    After(TimeSpan),
 }
 
 impl Spec {
@@ -108,6 +126,7 @@ impl Spec {
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
         let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
         check_text("name", name, limits.name, " (--max-name)")?;
+        let wait = checked_wait(&posted)?;
         let detail = checked_detail(posted.detail.0)?;
         Ok(Spec {
             id: posted.id.map(Arc::from),
@@ -135,6 +154,7 @@ impl Spec {
             )?,
             sent_bytes: detail.json_bytes(),
             detail: Arc::new(detail),
+            wait: (wait != Wait::default()).then(|| Box::new(wait)),
         })
     }
 
@@ -276,6 +296,18 @@ impl Spec {
                 .map(|(name, value)| name.len() + value.len())
                 .sum::<usize>()
     }
+}
+
+fn checked_wait(posted: &PostedTask) -> Result<Wait, String> {
+    let start = match (posted.start_at, posted.delay) {
+        (Some(_), Some(_)) => {
+            return Err("startAt: has both startAt and delay, give one of them".into());
+        }
+        (Some(at), None) => Some(Start::At(Time(at.0))),
+        (None, Some(delay)) => Some(Start::After(delay)),
+        (None, None) => None,
+    };
+    Ok(Wait { start })
 }
 
 fn narrowing(posted: &mut PostedTask) -> Result<Narrowing, String> {

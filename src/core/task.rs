@@ -11,6 +11,7 @@ use super::pace::Pacing;
 use super::probe_data::ProbeData;
 use super::spec::Spec;
 use super::undo::AttemptUndo;
+use super::waiting::{Phase, Waiting};
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
 use crate::wire::duration::TimeSpan;
@@ -71,6 +72,8 @@ pub struct TaskData {
     /// The submit was refused after all, as it could not be saved: the task is forgotten once it ends, unless
     /// something of it was started.
     pub(super) withdrawn: bool,
+    /// What it waits for before it begins, or has waited for.
+    pub(super) waiting: Option<Box<Waiting>>,
     pub(super) counts: Counts,
     /// The undos of the latest attempts.
     pub(super) undos: UndoCounts,
@@ -298,8 +301,12 @@ impl Task {
     pub fn state(&self) -> TaskState {
         let counts = &self.counts;
         let unsuccessful = counts.failed + counts.timed_out + counts.lost;
-        if self.finished_at.is_none() {
-            if self.waits_for_a_machine() {
+        if let Some(unbegun) = self.unbegun() {
+            unbegun.state
+        } else if self.finished_at.is_none() {
+            if self.phase() == Phase::Scheduled {
+                TaskState::Scheduled
+            } else if self.waits_for_a_machine() {
                 TaskState::Waiting
             } else {
                 TaskState::Running
@@ -357,7 +364,7 @@ impl Task {
 
     fn status(&self) -> u8 {
         match self.state() {
-            TaskState::Waiting => 0,
+            TaskState::Scheduled | TaskState::Waiting => 0,
             TaskState::Running if self.counts.held == self.counts.total() => 0,
             TaskState::Running if self.executions.iter().all(|e| e.target.is_none()) => 0,
             TaskState::Running => 1,
@@ -371,6 +378,9 @@ impl Task {
     }
 
     fn msg(&self) -> String {
+        if let Some(msg) = self.waiting_msg() {
+            return msg;
+        }
         match self.state() {
             TaskState::Waiting => {
                 "no machine matches yet; it goes to the first that appears within its ttl".into()
@@ -460,6 +470,9 @@ impl Task {
             result_ttl: spec.result_ttl,
             failure_ttl: spec.failure_ttl,
             rerun_of: self.rerun_of.as_deref().map(Cow::from),
+            start_at: { self.waiting.as_ref() }
+                .and_then(|waiting| waiting.start_at)
+                .map(timestamp),
             matched: self.matched,
             spared: self.spared,
             assignees: self.labels().map(|label| Cow::from(&**label)).collect(),
@@ -541,13 +554,16 @@ impl Task {
     /// Whether it has, or may still get, an execution on a machine with this instance or label.
     pub fn may_be_on(&self, machine: &str) -> bool {
         let is_free = |e: &Execution| e.target.is_none() && !e.state.is_terminal();
-        let may_get = self.open || self.executions.iter().any(is_free);
+        let may_get = self.open || self.is_unbegun() || self.executions.iter().any(is_free);
         may_get || !self.outputs(Some(machine)).is_empty()
     }
 
     /// Whether its output comes from several machines, or may do so later.
     pub fn has_several_machines(&self, machine: Option<&str>) -> bool {
-        let may_grow = self.open && self.spec.late_join;
+        let may_grow = match self.is_unbegun() {
+            true => !self.is_any(),
+            false => self.open && self.spec.late_join,
+        };
         let is_one = |name: &str| {
             let mut targets = self.executions.iter().filter_map(|e| e.target.as_ref());
             targets.any(|target| *target.instance == *name)

@@ -40,7 +40,12 @@ impl Core {
         if std::mem::take(&mut self.undos.are_settled_by_hand) {
             self.keep_within_limits();
         }
+        self.waiting.tick_begins();
         for _ in 0..MAX_DUE {
+            if self.waiting.has_begun_enough() {
+                // The next call goes on; it is due at once.
+                break;
+            }
             let Some(timer) = self.timers.pop_due(now) else {
                 break;
             };
@@ -65,6 +70,7 @@ impl Core {
             Timer::AttemptDue(key, attempt) => self.attempt_is_due(now, key, attempt),
             Timer::AttemptOverdue(key, attempt) => self.check_overdue(now, key, attempt),
             Timer::TaskTtl(task) => self.task_ttl_is_over(now, task),
+            Timer::Begin(task) => self.time_has_come(now, task),
             Timer::PauseOver(task) => self.pause_may_be_over(now, task),
             Timer::Pace(task) => self.pace(now, task),
             Timer::Probe(key) => self.probe_is_due(now, key),

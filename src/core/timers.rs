@@ -22,6 +22,8 @@ pub(super) enum Timer {
     AttemptOverdue(ExecutionKey, u32),
     /// A task has waited too long to be started, and machines may no longer join it.
     TaskTtl(TaskKey),
+    /// A task that waits for its time begins.
+    Begin(TaskKey),
     /// The pause between two steps of a task is over.
     PauseOver(TaskKey),
     /// There was more to do for the pace of a task than one call does.

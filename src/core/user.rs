@@ -1,19 +1,16 @@
-//! The operations of users: submit, rerun, cancel, delete. Those that change the pace of a task are in `pacing.rs`.
+//! The operations of users: rerun, cancel, delete. Submits are in `launch.rs`, and those that change the pace of a task in
+//! `pacing.rs`.
 
 use super::abilities::Abilities;
-use super::counting::{Choice, MAX_NAMED, first_named};
+use super::counting::{MAX_NAMED, first_named};
 use super::invariants::Rule;
 use super::machine::JoinCursor;
 use super::match_index::{SelectorKey, TraitsKey};
-use super::pace::Pacing;
-use super::selector::Selector;
 use super::spec::Spec;
-use super::task::{Execution, Place, Target, Task, TaskData};
-use super::timers::Timer;
+use super::task::{Execution, Place, Target, Task};
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time, data_mut};
 use crate::wire::duration::TimeSpan;
-use crate::wire::task::{Counts, ExecutionState, Mode};
-use crate::wire::undo::UndoCounts;
+use crate::wire::task::{ExecutionState, TaskState};
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -47,70 +44,6 @@ impl Selection {
 }
 
 impl Core {
-    /// Accepts a task. `fresh_id` was never used before; it becomes the task's id unless the spec has one.
-    ///
-    /// Refused with [`Refusal::Taken`] if the id is in use, with [`Refusal::Full`] at a limit, with
-    /// [`Refusal::Conflict`] if it would hit more machines than it may.
-    pub fn submit(
-        &mut self,
-        now: Time,
-        fresh_id: &str,
-        mut spec: Spec,
-    ) -> Result<TaskKey, Refusal> {
-        let prefix: Arc<str> = fresh_id.into();
-        let id = spec.id.take().unwrap_or_else(|| prefix.clone());
-        self.check_unused(&id, &prefix)?;
-        self.check_halt(spec.detail.undo.is_some())?;
-        let choice = self.choose(now, &id, &spec, self.meant_by(&spec.selector))?;
-        let is_any = spec.mode == Mode::Any;
-        let number = if is_any {
-            1
-        } else {
-            choice.machines.len().max(1)
-        };
-        self.check_room(&spec, number)?;
-        // Last of the checks: it may drop another selector to make room.
-        let Some(selector) = self.match_index.key_if_room(&spec.selector) else {
-            return Err(Refusal::Full(format!(
-                "{} different selectors of machines have tasks waiting for them, the limit (--max-patterns)",
-                self.limits.patterns
-            )));
-        };
-
-        let watched = { spec.probes.iter() }.filter_map(|probe| probe.on.clone());
-        let pool = { spec.counts.keep_alive.as_ref() }.and_then(|it| it.pool.clone());
-        let watched: Vec<Selector> = watched.chain(pool).collect();
-        let is_gated = spec.has_probe_before();
-        let targets = match is_any {
-            true => vec![None],
-            false => { choice.machines.iter() }
-                .map(|machine| Some(self.target(*machine)))
-                .collect(),
-        };
-        let open = !is_any && (spec.late_join || targets.is_empty());
-        let spec = self.shared_spec(selector, spec);
-        let key = self.add_task(now, id, prefix, spec, targets, &choice);
-        if open {
-            self.task_mut(key).open = true;
-            self.open(key, selector);
-        }
-        if is_gated {
-            // Probes have to pass first.
-        } else if is_any {
-            self.queue_for_any(ExecutionKey { task: key, n: 0 }, selector);
-        } else if choice.plan.is_none() {
-            for (n, machine) in (0..).zip(choice.machines) {
-                self.queue_for(ExecutionKey { task: key, n }, machine);
-            }
-        }
-        self.pace(now, key);
-        for selector in watched {
-            // They are asked for while it runs, and are compiled now.
-            self.match_index.key_of(&selector);
-        }
-        Ok(key)
-    }
-
     /// Submits a task again as a new task: on the machines where it did not succeed, or on all of them.
     pub fn rerun(
         &mut self,
@@ -185,7 +118,8 @@ impl Core {
             false => Arc::new(spec),
         };
         let targets = targets.into_iter().map(Some).collect();
-        let key = self.add_task(now, id.clone(), id, spec, targets, &choice);
+        let key = self.add_task(now, id.clone(), id, spec, None);
+        self.add_executions(now, key, targets, &choice);
         self.task_mut(key).rerun_of = Some(of);
         if choice.plan.is_some() || self.task(key).is_gated() {
             self.pace(now, key);
@@ -229,6 +163,8 @@ impl Core {
             Selection::All if task.finished_at.is_none() => {
                 self.task_mut(key).canceled = true;
                 self.close(key);
+                let state = TaskState::Canceled;
+                self.end_unbegun(now, key, state, "canceled before it began");
             }
             _ => {}
         }
@@ -319,100 +255,6 @@ impl Core {
             Some(key) => Err(Refusal::Taken(key)),
             None => Ok(()),
         }
-    }
-
-    /// The spec as it is stored. Many tasks differ in nothing but their id, and many more have the same name:
-    /// equal specs and names are stored once.
-    fn shared_spec(&mut self, selector: SelectorKey, mut spec: Spec) -> Arc<Spec> {
-        spec.selectors_mut().for_each(Selector::drop_compiled);
-        let last = &mut self.match_index.entry_mut(selector).last_spec;
-        if let Some(same) = last.upgrade().filter(|last| **last == spec) {
-            return same;
-        }
-        if let Some((name, _)) = self.task_names.get_key_value(&spec.name) {
-            spec.name = name.clone();
-        }
-        let spec = Arc::new(spec);
-        *last = Arc::downgrade(&spec);
-        spec
-    }
-
-    fn add_task(
-        &mut self,
-        now: Time,
-        id: Arc<str>,
-        prefix: Arc<str>,
-        spec: Arc<Spec>,
-        targets: Vec<Option<Arc<Target>>>,
-        choice: &Choice,
-    ) -> TaskKey {
-        let key = TaskKey(self.next_task);
-        self.next_task += 1;
-        let mut pacing = choice.plan.clone().map(Pacing::new);
-        if spec.has_probe_before() {
-            let gated = || Pacing::gated(targets.len() as u32);
-            pacing.get_or_insert_with(gated).is_gated = true;
-        }
-        let state = match pacing {
-            Some(_) => ExecutionState::Held,
-            None => ExecutionState::Queued,
-        };
-        let mut counts = Counts::default();
-        *counts.of(state) = targets.len() as u32;
-        let executions = targets.into_iter();
-        let executions: Vec<Execution> = executions.map(|t| Execution::new(state, t)).collect();
-        self.make_room_for_detail(spec.kept_bytes());
-        self.ledger.add_task(spec.kept_bytes());
-        for execution in &executions {
-            self.ledger.add_execution(execution.state);
-        }
-        self.timers.set(now.plus(spec.ttl), Timer::TaskTtl(key));
-        self.task_ids.insert(id.clone(), key);
-        if prefix != id {
-            self.task_prefixes.insert(prefix.clone(), key);
-        }
-        match self.task_names.get_mut(&spec.name) {
-            Some(keys) => drop(keys.insert(key)),
-            None => drop(self.task_names.insert(spec.name.clone(), [key].into())),
-        }
-        let task = TaskData {
-            id,
-            prefix,
-            created_at: now,
-            order: None,
-            expires_at: now.plus(spec.ttl),
-            spec,
-            finished_at: None,
-            rerun_of: None,
-            matched: choice.matched,
-            spared: choice.spared.len() as u32,
-            pacing: pacing.map(Box::new),
-            probes: None,
-            open: false,
-            late_join_full: false,
-            canceled: false,
-            withdrawn: false,
-            counts,
-            undos: UndoCounts::default(),
-            output_bytes: 0,
-            executions,
-        };
-        let number = task.executions.len() as u32;
-        self.tasks.insert(key, Task::new(task));
-        self.task_mut(key);
-        self.list_queued(key);
-        for n in 0..number {
-            let execution = ExecutionKey { task: key, n };
-            // Also those that wait for their turn: nothing else changes them for a long time.
-            if let Some(changes) = &mut self.changes {
-                changes.execution(execution);
-            }
-            self.guard(execution);
-        }
-        self.add_probes(now, key);
-        self.watch_pool(now, key);
-        self.stats.submitted += 1;
-        key
     }
 
     /// The labels of these machines that live machines carry now.

@@ -49,7 +49,7 @@ pub const PAGES: &[Page] = &[
     page!("targets", "Who is meant, how many at once, when to stop"),
     page!(
         "workflow",
-        "In which order tasks get their turn, and how many"
+        "Later, and in which order: what a task waits for"
     ),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),

@@ -29,6 +29,7 @@ pub mod event;
 pub mod halt;
 pub mod machine;
 pub mod machine_names;
+pub mod moment;
 pub mod output_line;
 pub mod probe;
 pub mod report;

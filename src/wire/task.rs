@@ -5,6 +5,7 @@ use super::bounded;
 use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
+use super::moment::Moment;
 use super::probe::{AnsweredProbe, Probe};
 use super::rollout::{Expect, KeepAlive, Rollout, RolloutState, Share, StoppedBy};
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
@@ -223,6 +224,8 @@ pub struct PostedTask {
     pub retry: Option<StrictObject<Retry>>,
     pub result_ttl: Option<TimeSpan>,
     pub failure_ttl: Option<TimeSpan>,
+    pub start_at: Option<Moment>,
+    pub delay: Option<TimeSpan>,
 }
 
 impl ReadOnlyFields for PostedTask {
@@ -336,6 +339,10 @@ pub struct NewTask {
     pub mode: Option<Mode>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<TimeSpan>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay: Option<TimeSpan>,
     pub detail: Detail,
 }
 
@@ -413,6 +420,8 @@ impl ExecutionState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum TaskState {
+    /// Its time has not come.
+    Scheduled,
     /// No machine matches yet.
     Waiting,
     /// Some executions have not ended.
@@ -433,7 +442,8 @@ pub enum TaskState {
 
 impl TaskState {
     /// Every state, as the API lists them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
+        Self::Scheduled,
         Self::Waiting,
         Self::Running,
         Self::Succeeded,
@@ -447,6 +457,7 @@ impl TaskState {
     /// The word of the API.
     pub fn word(self) -> &'static str {
         match self {
+            Self::Scheduled => "scheduled",
             Self::Waiting => "waiting",
             Self::Running => "running",
             Self::Succeeded => "succeeded",
@@ -460,7 +471,7 @@ impl TaskState {
 
     /// Whether it can never change again.
     pub fn is_terminal(self) -> bool {
-        !matches!(self, Self::Waiting | Self::Running)
+        !matches!(self, Self::Scheduled | Self::Waiting | Self::Running)
     }
 }
 
@@ -610,7 +621,10 @@ pub struct Task<S = String> {
     /// The id of the task that it reruns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun_of: Option<S>,
-    /// How many live machines matched when it was submitted.
+    /// When it begins, or was to begin at the earliest, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_at: Option<S>,
+    /// How many live machines matched when it began.
     pub matched: u32,
     /// How many of them are no targets.
     #[serde(default, skip_serializing_if = "is_zero")]

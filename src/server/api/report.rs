@@ -158,6 +158,7 @@ fn verdict(task: &wire::Task<Cow<'_, str>>, failed_before: bool) -> (Verdict, St
         ]);
         let why = match (unfinished.is_empty(), task.state) {
             (false, _) => unfinished,
+            (true, TaskState::Scheduled) => task.msg.to_string(),
             (true, TaskState::Waiting) => "no machine has matched yet".into(),
             (true, _) => "machines may still join".into(),
         };
@@ -169,6 +170,13 @@ fn verdict(task: &wire::Task<Cow<'_, str>>, failed_before: bool) -> (Verdict, St
             false => Verdict::Stopped,
         };
         return (verdict, stopped.msg.to_string());
+    }
+    if counts.total() == 0 && !task.msg.is_empty() {
+        let verdict = match task.state {
+            TaskState::Canceled | TaskState::Skipped => Verdict::Stopped,
+            _ => Verdict::Failed,
+        };
+        return (verdict, task.msg.to_string());
     }
     if counts.canceled > 0 || task.state == TaskState::Canceled {
         return (

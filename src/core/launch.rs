@@ -1,0 +1,250 @@
+//! From a checked task to its executions, in two steps: it is accepted (its record, id and name), and it is launched
+//! (who matches, its targets, the queues). Most tasks take both at once. One that waits for something is accepted now,
+//! and launched when it begins, see `waiting.rs`.
+//!
+//! Nothing is changed before everything that could refuse it was checked: [`Core::prepare`] has all checks of a launch.
+
+use super::counting::Choice;
+use super::match_index::SelectorKey;
+use super::pace::Pacing;
+use super::selector::Selector;
+use super::spec::Spec;
+use super::task::{Execution, Target, Task, TaskData};
+use super::timers::Timer;
+use super::waiting::Waiting;
+use super::{Core, ExecutionKey, Refusal, TaskKey, Time, data_mut};
+use crate::wire::task::{Counts, ExecutionState, Mode};
+use crate::wire::undo::UndoCounts;
+use std::sync::Arc;
+
+/// A launch that nothing refuses: what becomes of a task at this moment.
+#[derive(Debug)]
+pub(super) struct Launch {
+    selector: SelectorKey,
+    choice: Choice,
+    /// A machine for each execution.
+    pub targets: Vec<Option<Arc<Target>>>,
+    /// New machines may join it.
+    open: bool,
+}
+
+impl Core {
+    /// Accepts a task, and launches it unless it has to wait. `fresh_id` was never used before; it becomes the task's id
+    /// unless the spec has one.
+    ///
+    /// Refused with [`Refusal::Taken`] if the id is in use, with [`Refusal::Full`] at a limit, with
+    /// [`Refusal::Conflict`] if it would hit more machines than it may.
+    pub fn submit(
+        &mut self,
+        now: Time,
+        fresh_id: &str,
+        mut spec: Spec,
+    ) -> Result<TaskKey, Refusal> {
+        let prefix: Arc<str> = fresh_id.into();
+        let id = spec.id.take().unwrap_or_else(|| prefix.clone());
+        self.check_unused(&id, &prefix)?;
+        let wait = spec.take_wait();
+        if let Some(waiting) = Core::waiting_of(now, &wait) {
+            self.check_halt(spec.detail.undo.is_some())?;
+            self.check_room(&spec, 0)?;
+            let selector = self.selector_if_room(&spec)?;
+            let spec = self.shared_spec(selector, spec);
+            let key = self.add_task(now, id, prefix, spec, Some(waiting));
+            self.list_waiting(key);
+            return Ok(key);
+        }
+        let launch = self.prepare(now, &id, &spec, None)?;
+        let spec = self.shared_spec(launch.selector, spec);
+        let key = self.add_task(now, id, prefix, spec, None);
+        self.launch(now, key, launch);
+        Ok(key)
+    }
+
+    /// Checks everything that could refuse the launch of a task at this moment, and finds out who it is for. `accepted` is
+    /// the task if it has been accepted already, and counts.
+    pub(super) fn prepare(
+        &mut self,
+        now: Time,
+        id: &str,
+        spec: &Spec,
+        accepted: Option<TaskKey>,
+    ) -> Result<Launch, Refusal> {
+        self.check_halt(spec.detail.undo.is_some())?;
+        let choice = self.choose(now, id, spec, self.meant_by(&spec.selector))?;
+        let is_any = spec.mode == Mode::Any;
+        let number = if is_any {
+            1
+        } else {
+            choice.machines.len().max(1)
+        };
+        match accepted {
+            None => self.check_room(spec, number)?,
+            Some(_) => self.check_room_to_begin(spec, number)?,
+        }
+        // Last of the checks: it may drop another selector to make room.
+        let selector = self.selector_if_room(spec)?;
+        let targets = match is_any {
+            true => vec![None],
+            false => { choice.machines.iter() }
+                .map(|machine| Some(self.target(*machine)))
+                .collect(),
+        };
+        Ok(Launch {
+            open: !is_any && (spec.late_join || targets.is_empty()),
+            selector,
+            choice,
+            targets,
+        })
+    }
+
+    /// Launches an accepted task: gives it its executions, and queues them.
+    pub(super) fn launch(&mut self, now: Time, key: TaskKey, launch: Launch) {
+        let Launch {
+            selector,
+            choice,
+            targets,
+            open,
+        } = launch;
+        self.add_executions(now, key, targets, &choice);
+        let spec = self.task(key).spec.clone();
+        if open {
+            self.task_mut(key).open = true;
+            self.open(key, selector);
+        }
+        if spec.has_probe_before() {
+            // Probes have to pass first.
+        } else if spec.mode == Mode::Any {
+            self.queue_for_any(ExecutionKey { task: key, n: 0 }, selector);
+        } else if choice.plan.is_none() {
+            for (n, machine) in (0..).zip(choice.machines) {
+                self.queue_for(ExecutionKey { task: key, n }, machine);
+            }
+        }
+        self.pace(now, key);
+        let watched = { spec.probes.iter() }.filter_map(|probe| probe.on.as_ref());
+        let pool = { spec.counts.keep_alive.as_ref() }.and_then(|it| it.pool.as_ref());
+        for selector in watched.chain(pool) {
+            // They are asked for while it runs, and are compiled now.
+            self.match_index.key_of(selector);
+        }
+    }
+
+    fn selector_if_room(&mut self, spec: &Spec) -> Result<SelectorKey, Refusal> {
+        self.match_index.key_if_room(&spec.selector).ok_or_else(|| {
+            Refusal::Full(format!(
+                "{} different selectors of machines have tasks waiting for them, the limit (--max-patterns)",
+                self.limits.patterns
+            ))
+        })
+    }
+
+    /// The spec as it is stored. Many tasks differ in nothing but their id, and many more have the same name:
+    /// equal specs and names are stored once.
+    fn shared_spec(&mut self, selector: SelectorKey, mut spec: Spec) -> Arc<Spec> {
+        spec.selectors_mut().for_each(Selector::drop_compiled);
+        let last = &mut self.match_index.entry_mut(selector).last_spec;
+        if let Some(same) = last.upgrade().filter(|last| **last == spec) {
+            return same;
+        }
+        if let Some((name, _)) = self.task_names.get_key_value(&spec.name) {
+            spec.name = name.clone();
+        }
+        let spec = Arc::new(spec);
+        *last = Arc::downgrade(&spec);
+        spec
+    }
+
+    /// Adds a task without executions: its record, its id and its name.
+    pub(super) fn add_task(
+        &mut self,
+        now: Time,
+        id: Arc<str>,
+        prefix: Arc<str>,
+        spec: Arc<Spec>,
+        waiting: Option<Waiting>,
+    ) -> TaskKey {
+        let key = TaskKey(self.next_task);
+        self.next_task += 1;
+        self.make_room_for_detail(spec.kept_bytes());
+        self.ledger.add_task(spec.kept_bytes());
+        self.task_ids.insert(id.clone(), key);
+        if prefix != id {
+            self.task_prefixes.insert(prefix.clone(), key);
+        }
+        match self.task_names.get_mut(&spec.name) {
+            Some(keys) => drop(keys.insert(key)),
+            None => drop(self.task_names.insert(spec.name.clone(), [key].into())),
+        }
+        let task = TaskData {
+            id,
+            prefix,
+            created_at: now,
+            order: None,
+            expires_at: now.plus(spec.ttl),
+            spec,
+            finished_at: None,
+            rerun_of: None,
+            matched: 0,
+            spared: 0,
+            pacing: None,
+            probes: None,
+            open: false,
+            late_join_full: false,
+            canceled: false,
+            withdrawn: false,
+            waiting: waiting.map(Box::new),
+            counts: Counts::default(),
+            undos: UndoCounts::default(),
+            output_bytes: 0,
+            executions: Vec::new(),
+        };
+        self.tasks.insert(key, Task::new(task));
+        self.task_mut(key);
+        self.stats.submitted += 1;
+        key
+    }
+
+    /// Gives a task its executions. Its `ttl` begins.
+    pub(super) fn add_executions(
+        &mut self,
+        now: Time,
+        key: TaskKey,
+        targets: Vec<Option<Arc<Target>>>,
+        choice: &Choice,
+    ) {
+        let spec = &self.task(key).spec;
+        let expires_at = now.plus(spec.ttl);
+        let mut pacing = choice.plan.clone().map(Pacing::new);
+        if spec.has_probe_before() {
+            let gated = || Pacing::gated(targets.len() as u32);
+            pacing.get_or_insert_with(gated).is_gated = true;
+        }
+        let state = match pacing {
+            Some(_) => ExecutionState::Held,
+            None => ExecutionState::Queued,
+        };
+        let number = targets.len() as u32;
+        let task = data_mut(&mut self.tasks, key);
+        (task.matched, task.spared) = (choice.matched, choice.spared.len() as u32);
+        task.pacing = pacing.map(Box::new);
+        task.expires_at = expires_at;
+        *task.counts.of(state) += number;
+        let executions = targets.into_iter();
+        task.executions = executions.map(|t| Execution::new(state, t)).collect();
+        self.timers.set(expires_at, Timer::TaskTtl(key));
+        self.task_mut(key);
+        self.list_queued(key);
+        for n in 0..number {
+            let execution = ExecutionKey { task: key, n };
+            self.ledger.add_execution(state);
+            // Also those that wait for their turn: nothing else changes them for a long time.
+            if let Some(changes) = &mut self.changes {
+                changes.execution(execution);
+            }
+            self.guard(execution);
+            self.record_change(execution);
+        }
+        self.add_probes(now, key);
+        self.watch_pool(now, key);
+    }
+}
