@@ -13,7 +13,7 @@ use sidebike::wire::agent::{
 };
 use sidebike::wire::duration::TimeSpan;
 use sidebike::wire::task::{Detail, ExecutionState, Mode};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 const SEEDS: u64 = 60;
@@ -57,6 +57,8 @@ struct Scene {
     submitted: u64,
     /// What a machine was handed in this step: in order, with its label.
     handed_out: Vec<(String, AttemptId)>,
+    /// What waited to be handed out before this step.
+    waited: BTreeSet<(TaskKey, u32)>,
     log: Vec<String>,
 }
 
@@ -90,6 +92,7 @@ impl Scene {
             agents,
             submitted: 0,
             handed_out: Vec::new(),
+            waited: BTreeSet::new(),
             log: Vec::new(),
         }
     }
@@ -102,10 +105,22 @@ impl Scene {
     fn run(&mut self) -> Lawful {
         for _ in 0..STEPS {
             self.handed_out.clear();
+            self.waited = self.waiting();
             self.step()?;
             self.after()?;
         }
         Ok(())
+    }
+
+    /// Every execution that waits to be handed out.
+    fn waiting(&self) -> BTreeSet<(TaskKey, u32)> {
+        let tasks = self.core.tasks_by_key();
+        let all = tasks.flat_map(|(key, task)| {
+            let waits = { task.execution_views() }
+                .filter(|e| e.state == ExecutionState::Queued && !e.is_between);
+            waits.map(move |e| (key, e.n))
+        });
+        all.collect()
     }
 
     fn step(&mut self) -> Lawful {
@@ -349,7 +364,8 @@ impl Scene {
                                 .any(|a| a.label == *label && a.instance == instance)
                         }),
                     };
-                    e.state == ExecutionState::Queued && !e.is_between && is_there
+                    let waited = self.waited.contains(&(*other, e.n));
+                    e.state == ExecutionState::Queued && !e.is_between && waited && is_there
                 });
                 if waits && task.spec.priority > handed_out {
                     return Err(format!(
