@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::puppet::{Puppet, ended};
+use common::puppet::{Puppet, ended, hold};
 use common::{Folder, SIDEBIKE, Server, id, wait_for};
 use serde_json::{Value, json};
 use std::process::Command;
@@ -134,4 +134,115 @@ fn the_command_line_sets_a_priority() {
     let wrong = run(&["--priority", "99"]);
     let stderr = String::from_utf8_lossy(&wrong.stderr).into_owned();
     assert!(stderr.contains("--priority: must be -10 to 10"), "{stderr}");
+}
+
+/// The state of a task.
+fn state(server: &Server, id: &str) -> String {
+    server.task(id)["state"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_key_is_held_until_its_task_has_ended() {
+    let server = Server::start();
+    let mut agent = Puppet::new(&server, 1, "web-1");
+    let keyed = json!({"uniqueKey": "k"});
+    let first = server.submit(task("first", "any", keyed.clone()));
+    let second = server.post("/api/v1/task", &task("second", "any", keyed.clone()));
+    assert_eq!(second.status, 409);
+    assert_eq!(second.json()["data"]["id"], first["id"]);
+    let msg = "uniqueKey: \"k\" is held by the task in data";
+    assert_eq!(second.msg(), msg);
+    let dry = server.post(
+        "/api/v1/task?dryRun=1",
+        &task("second", "any", keyed.clone()),
+    );
+    assert_eq!(dry.data()["ok"], false);
+    let join = json!({"uniqueKey": "k", "onDuplicate": "join"});
+    let joined = server.submit(task("second", "all", join));
+    assert_eq!(joined["id"], first["id"]);
+    server.submit(task("other", "any", json!({"uniqueKey": "another"})));
+    let order = next(&mut agent).expect("the first");
+    agent.done(json!([ended(&order, "succeeded")]), json!([]));
+    server.finished(id(&first));
+    let again = server.submit(task("second", "any", keyed));
+    assert_ne!(again["id"], first["id"]);
+}
+
+#[test]
+fn a_key_survives_a_restart_and_is_held_by_what_waits_for_its_time() {
+    let folder = Folder::new();
+    let flags = ["--db", &folder.file("db")];
+    let server = Server::with(&flags);
+    let later = json!({"uniqueKey": "k", "delay": "1h"});
+    let later = server.submit(task("later", "any", later));
+    let mut process = server.process;
+    process.kill_9();
+    let server = Server::with(&flags);
+    let keyed = json!({"uniqueKey": "k"});
+    let refused = server.post("/api/v1/task", &task("now", "any", keyed));
+    assert_eq!(
+        (refused.status, &refused.json()["data"]["id"]),
+        (409, &later["id"])
+    );
+    let replace = json!({"uniqueKey": "k", "onDuplicate": "replace"});
+    server.submit(task("now", "any", replace));
+    assert_eq!(state(&server, id(&later)), "canceled");
+}
+
+#[test]
+fn what_has_not_started_is_replaced_and_what_runs_only_when_that_is_asked_for() {
+    let server = Server::start();
+    let mut agent = Puppet::new(&server, 1, "web-1");
+    let replace = json!({"uniqueKey": "k", "onDuplicate": "replace"});
+    let running = json!({"uniqueKey": "k", "onDuplicate": "replace", "replaceRunning": true});
+    let first = server.submit(task("first", "any", replace.clone()));
+    let second = server.submit(task("second", "all", replace.clone()));
+    assert_eq!(state(&server, id(&first)), "canceled");
+    let order = agent.ordered();
+    assert_eq!(order["taskName"], "second");
+    let refused = server.post("/api/v1/task", &task("third", "any", replace.clone()));
+    assert_eq!(
+        (refused.status, &refused.json()["data"]["id"]),
+        (409, &second["id"])
+    );
+    // It is accepted, and nothing of it begins before the other one has ended.
+    let third = server.submit(task("third", "all", running.clone()));
+    assert_eq!(third["counts"]["held"], 1, "{third}");
+    let orders = agent.poll(json!([hold(&order)]), json!([]));
+    assert_eq!(orders["cancel"][0]["execution"], order["execution"]);
+    assert!(handed_out(&orders).is_empty(), "{orders}");
+    // A further one takes its place, not that of the one that runs.
+    let fourth = server.submit(task("fourth", "any", replace));
+    assert_eq!(state(&server, id(&third)), "canceled");
+    assert_eq!(state(&server, id(&second)), "running");
+    let orders = agent.poll(json!([hold(&order)]), json!([]));
+    assert!(handed_out(&orders).is_empty(), "{orders}");
+    agent.done(json!([ended(&order, "canceled")]), json!([]));
+    assert_eq!(state(&server, id(&second)), "canceled");
+    assert_eq!(agent.ordered()["taskName"], "fourth");
+    assert_eq!(state(&server, id(&fourth)), "running");
+}
+
+#[test]
+fn what_a_key_must_be_is_said() {
+    let server = Server::start();
+    for (fields, msg) in [
+        (json!({"uniqueKey": ""}), "uniqueKey: must not be empty"),
+        (
+            json!({"onDuplicate": "join"}),
+            "onDuplicate: goes with uniqueKey only",
+        ),
+        (
+            json!({"uniqueKey": "k", "replaceRunning": true}),
+            "replaceRunning: goes with onDuplicate",
+        ),
+        (
+            json!({"uniqueKey": "k", "onDuplicate": "x"}),
+            "onDuplicate: invalid value",
+        ),
+    ] {
+        let refused = server.post("/api/v1/task", &task("x", "any", fields));
+        assert_eq!(refused.status, 400);
+        assert!(refused.msg().starts_with(msg), "{}", refused.msg());
+    }
 }

@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 37] = [
+const FIELDS: [(&str, &str); 40] = [
     ("machinePattern", "-m"),
     ("machine", "-m"),
     ("exclude", "--exclude"),
@@ -44,11 +44,14 @@ const FIELDS: [(&str, &str); 37] = [
     ("detail.undo.lock", "--lock"),
     ("reason", "REASON"),
     ("priority", "--priority"),
+    ("uniqueKey", "--unique"),
+    ("onDuplicate", "--on-duplicate"),
+    ("replaceRunning", "--replace-running"),
 ];
 /// The fields with which the server begins a refusal because of the number of machines.
 const COUNTS: [&str; 4] = ["expect", "maxTargets", "keepAlive", "rollout"];
 /// Phrases about the API inside messages, and what replaces them.
-const PHRASES: [(&str, &str); 7] = [
+const PHRASES: [(&str, &str); 8] = [
     ("?all=1", "--all"),
     (
         "DELETE /api/v1/halt (sidebike halt --lift)",
@@ -56,6 +59,7 @@ const PHRASES: [(&str, &str); 7] = [
     ),
     ("unless instances are given", "unless --instance is given"),
     ("is taken by the task in data", "is taken by another task"),
+    ("is held by the task in data", "is held by another task"),
     (
         "send a longer script as detail.script",
         "pass a longer script as --script FILE",

@@ -295,7 +295,10 @@ impl Core {
             draining,
             ..Preview::default()
         };
-        let unused = self.check_unused(id, id);
+        let unused = { self.check_unused(id, id) }.and_then(|()| match self.check_unique(spec) {
+            Ok(_) | Err(Refusal::Joins(_)) => Ok(()),
+            Err(why) => Err(why),
+        });
         match unused.and_then(|()| self.choose(now, id, spec, meant.clone())) {
             Ok(mut choice) => {
                 if spec.rollout.is_none() {

@@ -61,6 +61,8 @@ pub enum Rule {
     FailuresAreOfTheTask,
     /// Of what two queues have for a machine, the one with the higher priority is handed out first.
     HigherPriorityFirst,
+    /// A task that replaces another one begins when that has ended.
+    KeyWaitsForItsHolder,
     /// A share of machines that may be hit rounds down.
     HitsRoundDown,
     /// A share of machines that must stay rounds up.
@@ -93,7 +95,7 @@ impl Rule {
         Rule::KeptRoundsUp,
     ];
     /// The rules about the order of what waits: they have a simulation of their own.
-    pub const OF_ORDER: [Rule; 1] = [Rule::HigherPriorityFirst];
+    pub const OF_ORDER: [Rule; 2] = [Rule::HigherPriorityFirst, Rule::KeyWaitsForItsHolder];
 }
 
 /// What a core had when it was restored. Its limits may be lower than those that it was accepted under: it stays, and
@@ -134,6 +136,12 @@ pub struct UndoView<'a> {
 }
 
 impl Task {
+    /// Whether a user, or the task that replaces it, canceled all of it.
+    #[doc(hidden)]
+    pub fn is_canceled_for_tests(&self) -> bool {
+        self.canceled
+    }
+
     /// Its executions.
     #[doc(hidden)]
     pub fn execution_views(&self) -> impl Iterator<Item = ExecutionView<'_>> {
@@ -221,6 +229,7 @@ impl Core {
         self.check_machines()?;
         self.check_indexes()?;
         self.check_queued_tasks()?;
+        self.check_keys()?;
         self.check_timers()
     }
 

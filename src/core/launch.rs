@@ -33,7 +33,7 @@ impl Core {
     /// unless the spec has one.
     ///
     /// Refused with [`Refusal::Taken`] if the id is in use, with [`Refusal::Full`] at a limit, with
-    /// [`Refusal::Conflict`] if it would hit more machines than it may.
+    /// [`Refusal::Conflict`] if it would hit more machines than it may, as [`Core::check_unique`] if its key is held.
     pub fn submit(
         &mut self,
         now: Time,
@@ -43,6 +43,7 @@ impl Core {
         let prefix: Arc<str> = fresh_id.into();
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
         self.check_unused(&id, &prefix)?;
+        let replaced = self.check_unique(&spec)?;
         let wait = spec.take_wait();
         if let Some(waiting) = Core::waiting_of(now, &wait) {
             self.check_halt(spec.detail.undo.is_some())?;
@@ -51,12 +52,14 @@ impl Core {
             let spec = self.shared_spec(selector, spec);
             let key = self.add_task(now, id, prefix, spec, Some(waiting));
             self.list_waiting(key);
+            self.replace(now, replaced);
             return Ok(key);
         }
         let launch = self.prepare(now, &id, &spec, None)?;
         let spec = self.shared_spec(launch.selector, spec);
         let key = self.add_task(now, id, prefix, spec, None);
         self.launch(now, key, launch);
+        self.replace(now, replaced);
         Ok(key)
     }
 
@@ -111,11 +114,11 @@ impl Core {
             self.task_mut(key).open = true;
             self.open(key, selector);
         }
-        if spec.has_probe_before() {
-            // Probes have to pass first.
+        if self.task(key).pacing.is_some() {
+            // Its probes have to pass first, it has a rollout, or the task that it replaces has not ended.
         } else if spec.mode == Mode::Any {
             self.queue_for_any(ExecutionKey { task: key, n: 0 }, selector);
-        } else if choice.plan.is_none() {
+        } else {
             for (n, machine) in (0..).zip(choice.machines) {
                 self.queue_for(ExecutionKey { task: key, n }, machine);
             }
@@ -200,6 +203,7 @@ impl Core {
         };
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
+        self.take_key(key);
         self.stats.submitted += 1;
         key
     }
@@ -218,6 +222,9 @@ impl Core {
         if spec.has_probe_before() {
             let gated = || Pacing::gated(targets.len() as u32);
             pacing.get_or_insert_with(gated).is_gated = true;
+        }
+        if self.waits_for_key(key) {
+            pacing.get_or_insert_with(|| Pacing::held(targets.len() as u32));
         }
         let state = match pacing {
             Some(_) => ExecutionState::Held,

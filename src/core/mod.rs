@@ -39,6 +39,7 @@
 //! | `probe_spec.rs` | the probes of a posted task, checked |
 //! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
 //! | `order.rs` | in which order what waits is handed out |
+//! | `unique.rs` | of the tasks with the same key one runs at a time |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
@@ -96,6 +97,7 @@ mod tick;
 mod timers;
 mod undo;
 mod undo_lifecycle;
+mod unique;
 mod user;
 mod waiting;
 
@@ -121,6 +123,7 @@ pub use self::saved::{
 pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;
 pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
+pub use self::unique::Unique;
 pub use self::user::Selection;
 
 use self::counting::Recount;
@@ -136,6 +139,7 @@ use self::order::Rank;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
+use self::unique::Keys;
 use self::waiting::WaitingTasks;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
@@ -188,6 +192,10 @@ pub enum Refusal {
     Unknown(String),
     /// The id is used by this task.
     Taken(TaskKey),
+    /// The unique key is held by this task.
+    Duplicate(TaskKey),
+    /// The unique key is held by this task, which takes the place of the new one.
+    Joins(TaskKey),
     /// Not possible in the present state.
     Conflict(String),
     /// The request is well-formed, but cannot be carried out.
@@ -200,6 +208,9 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refusal::Taken(_) => f.write_str("id: is taken"),
+            Refusal::Duplicate(_) | Refusal::Joins(_) => {
+                f.write_str("uniqueKey: is held by another task")
+            }
             Refusal::Unknown(msg)
             | Refusal::Conflict(msg)
             | Refusal::Impossible(msg)
@@ -268,6 +279,7 @@ pub struct Core {
     match_index: MatchIndex,
     /// The tasks of which something is queued, in the order in which they are handed out.
     queued_tasks: BTreeSet<(Rank, u64, TaskKey)>,
+    keys: Keys,
     /// Machines whose held poll can be given work, longest-waiting first.
     ready: BTreeMap<u64, MachineKey>,
     next_ready: u64,
@@ -313,6 +325,7 @@ impl Core {
             joined: BTreeMap::new(),
             match_index: MatchIndex::new(limits.patterns),
             queued_tasks: BTreeSet::new(),
+            keys: Keys::new(),
             ready: BTreeMap::new(),
             next_ready: 1,
             timers: Timers::default(),

@@ -220,6 +220,9 @@ impl Core {
         if pacing.is_halted() {
             return self.sweep(now, key);
         }
+        if self.waits_for_key(key) {
+            return false;
+        }
         if let Some(until) = pacing.started_when_done()
             && pacing.unfinished == 0
             && pacing.next >= until

@@ -215,6 +215,7 @@ impl Core {
                 id: None,
                 name: saved.name,
                 priority: saved.priority,
+                unique: saved.unique,
                 selector: Selector::accepted(SelectorText {
                     pattern: saved.pattern,
                     narrowing: saved.narrowing,
@@ -340,9 +341,13 @@ impl Core {
             None if task.is_unbegun() => {}
             None => self.set_task_ttl(key, &task),
         }
+        let is_finished = task.finished_at.is_some();
         self.ledger.add_task(task.spec.kept_bytes());
         self.tasks.insert(key, task);
         self.list_queued(key);
+        if !is_finished {
+            self.take_key(key);
+        }
         if open {
             let selector = self.selector_key_of(key);
             self.open(key, selector);

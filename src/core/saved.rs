@@ -13,6 +13,7 @@ use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
 use super::selector::Narrowing;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
+use super::unique::Unique;
 use super::waiting::Waiting;
 use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
@@ -75,6 +76,8 @@ pub struct SavedTask {
     pub spared: u32,
     #[serde(default, skip_serializing_if = "is_usual")]
     pub priority: i8,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique: Option<Box<Unique>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -264,7 +267,7 @@ impl Batch {
                 || t.keep_alive.is_some()
                 || t.pacing.is_some()
         };
-        let is_ordered = |t: &SavedTask| t.priority != 0 || t.order.is_some();
+        let is_ordered = |t: &SavedTask| t.priority != 0 || t.order.is_some() || t.unique.is_some();
         match () {
             () if tasks().any(|t| is_ordered(t) || t.waiting.is_some()) => 5,
             () if self.halt.is_some()
@@ -493,6 +496,7 @@ fn saved_task(task: &Task) -> SavedTask {
         rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
         spared: task.spared,
         priority: spec.priority,
+        unique: spec.unique.clone(),
         order: task.order,
         pacing: task.pacing.clone(),
         probes: saved_probes(task),

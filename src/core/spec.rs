@@ -11,6 +11,7 @@ use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
 use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
+use super::unique::{self, Unique};
 use super::{TextLimits, Time};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
@@ -61,6 +62,7 @@ pub struct Spec {
     pub id: Option<Arc<str>>,
     pub name: Arc<str>,
     pub priority: i8,
+    pub unique: Option<Box<Unique>>,
     pub selector: Selector,
     pub counts: Counts,
     pub rollout: Option<Box<Rollout>>,
@@ -124,6 +126,7 @@ impl Spec {
         let narrowing = narrowing(&mut posted)?;
         let pattern = posted.machine_pattern.take();
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
+        let unique = unique::checked(&mut posted)?;
         let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
         check_text("name", name, limits.name, " (--max-name)")?;
         let wait = checked_wait(&posted)?;
@@ -132,6 +135,7 @@ impl Spec {
             id: posted.id.map(Arc::from),
             name: name.into(),
             priority: checked_priority(posted.priority)?,
+            unique,
             selector,
             counts,
             rollout,
@@ -220,6 +224,7 @@ impl Spec {
         self.detail_bytes()
             + detail.workspace.as_ref().map_or(0, String::len)
             + self.name.len()
+            + self.unique.as_ref().map_or(0, |unique| unique.key.len())
             + self.selector.text().kept_bytes()
             + pool.map_or(0, |pool| pool.text().kept_bytes())
             + canary.map_or(0, String::len)

@@ -111,6 +111,7 @@ impl Core {
             )));
         }
         let choice = self.choose_again(now, &spec, &mut targets)?;
+        let replaced = self.check_unique(&spec)?;
         self.check_room(&spec, targets.len())?;
         spec.late_join = false;
         let spec = match spec == *old.spec {
@@ -121,8 +122,9 @@ impl Core {
         let key = self.add_task(now, id.clone(), id, spec, None);
         self.add_executions(now, key, targets, &choice);
         self.task_mut(key).rerun_of = Some(of);
-        if choice.plan.is_some() || self.task(key).is_gated() {
+        if self.task(key).pacing.is_some() {
             self.pace(now, key);
+            self.replace(now, replaced);
             return Ok(key);
         }
         for (n, machine) in (0..).zip(machines) {

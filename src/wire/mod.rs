@@ -30,6 +30,7 @@ pub mod halt;
 pub mod machine;
 pub mod machine_names;
 pub mod moment;
+pub mod order;
 pub mod output_line;
 pub mod probe;
 pub mod report;

@@ -6,6 +6,7 @@ use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
 use super::moment::Moment;
+use super::order::OnDuplicate;
 use super::probe::{AnsweredProbe, Probe};
 use super::rollout::{Expect, KeepAlive, Rollout, RolloutState, Share, StoppedBy};
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
@@ -218,6 +219,9 @@ pub struct PostedTask {
     pub name: Option<String>,
     pub id: Option<String>,
     pub priority: Option<i64>,
+    pub unique_key: Option<String>,
+    pub on_duplicate: Option<OnDuplicate>,
+    pub replace_running: Option<bool>,
     pub mode: Option<Mode>,
     pub ttl: Option<TimeSpan>,
     pub late_join: Option<bool>,
@@ -335,6 +339,12 @@ pub struct NewTask {
     pub rollout: Option<Rollout>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unique_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_duplicate: Option<OnDuplicate>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replace_running: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -605,6 +615,15 @@ pub struct Task<S = String> {
     /// The higher ones are handed out first.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub priority: i8,
+    /// Of the tasks with the same one, one runs at a time.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub unique_key: Option<S>,
+    /// What becomes of it when another task has its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_duplicate: Option<OnDuplicate>,
+    /// The other task is replaced even if something of it has started.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replace_running: bool,
     /// Which of the matching machines run it.
     pub mode: Mode,
     /// How long an execution may wait to be started.

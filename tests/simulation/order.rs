@@ -160,7 +160,35 @@ impl Scene {
         apply(&mut self.saved, &batch, self.now);
         self.core.check_invariants()?;
         self.core.check_work_conservation()?;
+        self.a_key_has_one_holder()?;
         self.priority_never_turns_round()
+    }
+
+    /// Of the tasks with the same key one at most runs, and one at most was not canceled.
+    fn a_key_has_one_holder(&self) -> Lawful {
+        let mut holders: BTreeMap<&str, [u32; 2]> = BTreeMap::new();
+        for (key, task) in self.core.tasks_by_key() {
+            let Some(unique) = task
+                .spec
+                .unique
+                .as_ref()
+                .filter(|_| !self.core.is_finished(key))
+            else {
+                continue;
+            };
+            let active = [ExecutionState::Delivered, ExecutionState::Running];
+            let runs = task.execution_views().any(|e| active.contains(&e.state));
+            let [running, wanted] = holders.entry(&unique.key).or_default();
+            *running += u32::from(runs);
+            *wanted += u32::from(!task.is_canceled_for_tests());
+        }
+        match holders
+            .iter()
+            .find(|(_, [running, wanted])| *running > 1 || *wanted > 1)
+        {
+            None => Ok(()),
+            Some((key, counts)) => Err(format!("a_key_has_one_holder: {key} {counts:?}")),
+        }
     }
 
     fn submit(&mut self) {
@@ -175,6 +203,16 @@ impl Scene {
         if self.rng.chance(300) {
             let pause = self.rng.pick(&[0, 1, 30]);
             task["retry"] = json!({"max": 2, "interval": [pause], "on": ["failed", "lost"]});
+        }
+        if self.rng.chance(300) {
+            task["uniqueKey"] = self.rng.pick(&["a", "b"]).into();
+            task["onDuplicate"] = self
+                .rng
+                .pick(&["reject", "join", "replace", "replace"])
+                .into();
+            if task["onDuplicate"] == "replace" {
+                task["replaceRunning"] = self.rng.chance(500).into();
+            }
         }
         self.post(task);
     }
