@@ -246,3 +246,139 @@ fn what_a_key_must_be_is_said() {
         assert!(refused.msg().starts_with(msg), "{}", refused.msg());
     }
 }
+
+fn set_limit(server: &Server, name: &str, limit: Value) {
+    let path = format!("/api/v1/limit/{name}");
+    server.request("PUT", &path, limit.to_string().as_bytes()).data();
+}
+
+#[test]
+fn a_limit_counts_over_all_machines_and_does_not_hold_up_others() {
+    let server = Server::start();
+    set_limit(&server, "db", json!({"running": 1}));
+    let mut one = Puppet::new(&server, 1, "web-1");
+    let mut two = Puppet::new(&server, 2, "web-2");
+    let limited = json!({"limits": ["db"]});
+    server.submit(task("first", "all", limited.clone()));
+    let second = server.submit(task("second", "any", limited.clone()));
+    server.submit(task("free", "all", json!({})));
+    assert_eq!(handed_out(&one.poll(json!([]), json!([]))), ["first", "free"]);
+    let orders = two.poll(json!([]), json!([]));
+    assert_eq!(handed_out(&orders), ["free"], "{orders}");
+    let waiting = server.task(id(&second));
+    assert_eq!(waiting["msg"], "waits for the limit \"db\": 1 of 1 run");
+    let limit = server.get("/api/v1/limit/db").data();
+    assert_eq!((&limit["runningNow"], &limit["waiting"]), (&json!(1), &json!(2)));
+    let used = server.request("DELETE", "/api/v1/limit/db", b"");
+    assert_eq!(used.status, 409, "{}", used.msg());
+    // A raised limit wakes what waits.
+    let orders = server.task(id(&second));
+    assert_eq!(orders["counts"]["queued"], 1);
+    set_limit(&server, "db", json!({"running": 3}));
+    let mut names = handed_out(&two.poll(json!([]), json!([])));
+    names.sort();
+    assert_eq!(names, ["first", "second"]);
+}
+
+#[test]
+fn an_end_frees_a_place_for_the_one_that_waits_for_longest_on_whichever_machine() {
+    let server = Server::start();
+    set_limit(&server, "db", json!({"running": 1}));
+    let mut one = Puppet::new(&server, 1, "web-1");
+    let mut two = Puppet::new(&server, 2, "web-2");
+    let on = |name: &str, pattern: &str| {
+        let fields = json!({"limits": ["db"], "machinePattern": pattern});
+        server.submit(task(name, "all", fields))
+    };
+    on("a", "^web-1$");
+    let order = one.ordered();
+    on("b", "^web-2$");
+    on("c", "^web-1$");
+    let mut held = two.held_poll(json!([]), json!([]));
+    let body = json!({
+        "instance": one.instance, "results": [ended(&order, "succeeded")], "seq": 2
+    });
+    let taken = server.post("/api/v1/agent/done", &body).data();
+    assert!(handed_out(&taken).is_empty(), "c came before b: {taken}");
+    assert_eq!(handed_out(&held.read().data()), ["b"]);
+}
+
+#[test]
+fn limits_survive_a_restart_and_a_rate_is_kept() {
+    let folder = Folder::new();
+    let flags = ["--db", &folder.file("db")];
+    let server = Server::with(&flags);
+    set_limit(&server, "mail", json!({"perMinute": 6}));
+    for _ in 0..3 {
+        server.submit(task("mail", "any", json!({"limits": ["mail"]})));
+    }
+    let mut agent = Puppet::new(&server, 1, "web-1");
+    let orders = agent.poll(json!([]), json!([]));
+    let first = handed_out(&orders).len();
+    assert!(first <= 1, "one token at least is one token: {orders}");
+    let mut process = server.process;
+    process.kill_9();
+    let server = Server::with(&flags);
+    let limit = server.get("/api/v1/limit/mail").data();
+    assert_eq!(limit["perMinute"], 6);
+    let mut agent = Puppet::new(&server, 2, "web-1");
+    let orders = agent.poll(json!([]), json!([]));
+    assert!(handed_out(&orders).is_empty(), "the restart gave a token: {orders}");
+}
+
+#[test]
+fn what_a_limit_must_be_is_said() {
+    let server = Server::start();
+    let put = |name: &str, limit: Value| {
+        let path = format!("/api/v1/limit/{name}");
+        server.request("PUT", &path, limit.to_string().as_bytes())
+    };
+    for (name, limit, status, msg) in [
+        ("x", json!({}), 400, "the limit: needs running"),
+        ("x", json!({"perMinute": 0}), 400, "perMinute: must be 1 to"),
+        ("x", json!({"running": -1}), 400, "running: invalid value"),
+        ("x", json!({"runing": 1}), 400, "runing: unknown field"),
+        ("x%20y", json!({"running": 1}), 400, "name: must be letters"),
+    ] {
+        let refused = put(name, limit);
+        assert_eq!(refused.status, status, "{}", refused.msg());
+        assert!(refused.msg().starts_with(msg), "{}", refused.msg());
+    }
+    let unknown = server.post("/api/v1/task", &task("x", "any", json!({"limits": ["none"]})));
+    assert_eq!(unknown.status, 422);
+    assert!(unknown.msg().starts_with("limits: there is no limit \"none\""), "{}", unknown.msg());
+    assert_eq!(server.get("/api/v1/limit/none").status, 404);
+}
+
+#[test]
+fn a_spread_is_the_same_each_time_and_the_ttl_runs_from_the_release() {
+    let server = Server::start();
+    let mut agent = Puppet::new(&server, 1, "web-1");
+    let spread = json!({"spread": "2s", "ttl": 30});
+    let spread = server.submit(task("spread", "all", spread));
+    assert_eq!((&spread["spread"], &spread["counts"]["queued"]), (&json!(2), &json!(1)));
+    wait_for("its release", || !handed_out(&agent.poll(json!([]), json!([]))).is_empty());
+    let refused = server.post("/api/v1/task", &task("x", "any", json!({"spread": "2s"})));
+    assert!(refused.msg().starts_with("spread: goes with mode \"all\" only"));
+}
+
+#[test]
+fn what_waits_says_where_it_stands_and_for_what() {
+    let server = Server::start();
+    let show = |id: &str| {
+        let task = server.task(id);
+        (task["position"].clone(), task["msg"].as_str().unwrap().to_owned())
+    };
+    let nowhere = server.submit(task("x", "any", json!({})));
+    assert_eq!(show(id(&nowhere)).0, json!(1));
+    assert!(show(id(&nowhere)).1.starts_with("no machine matches yet"));
+    let mut agent = Puppet::unseen(&server, 1, "web-1");
+    let first = next(&mut agent).expect("the first");
+    let behind: Vec<Value> = (0..3).map(|n| server.submit(task(&format!("b{n}"), "any", json!({})))).collect();
+    let high = server.submit(task("high", "any", json!({"priority": 1})));
+    assert_eq!(show(id(&high)), (json!(1), "waits for a free machine, of 1 that match".into()));
+    assert_eq!(show(id(&behind[2])).0, json!(4));
+    agent.done(json!([ended(&first, "succeeded")]), json!([]));
+    let listed = server.get("/api/v1/task").data();
+    assert!(listed[0].get("position").is_none());
+}

@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 40] = [
+const FIELDS: [(&str, &str); 44] = [
     ("machinePattern", "-m"),
     ("machine", "-m"),
     ("exclude", "--exclude"),
@@ -44,6 +44,10 @@ const FIELDS: [(&str, &str); 40] = [
     ("detail.undo.lock", "--lock"),
     ("reason", "REASON"),
     ("priority", "--priority"),
+    ("limits", "--limit"),
+    ("spread", "--spread"),
+    ("perMinute", "--per-minute"),
+    ("running", "--running"),
     ("uniqueKey", "--unique"),
     ("onDuplicate", "--on-duplicate"),
     ("replaceRunning", "--replace-running"),

@@ -38,6 +38,7 @@ mod fold;
 mod follow;
 mod halt;
 mod info;
+mod limit;
 mod logs;
 mod machines;
 mod messages;
@@ -109,6 +110,8 @@ pub enum Command {
     Forgive(undo::Forgive),
     /// End every experiment and let none begin until the halt is lifted
     Halt(halt::Args),
+    /// Limits with a name: how many of the tasks that name one run at once, or a minute
+    Limit(limit::Args),
     /// Print the report of a task: who was hit, what happened when, what is left
     Report(report::Args),
     /// Compare two tasks machine by machine
@@ -143,6 +146,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Undo(args) => (undo::undo(args), CANNOT_FOLLOW),
         Command::Forgive(args) => (undo::forgive(args), FAILED),
         Command::Halt(args) => (halt::run(args), FAILED),
+        Command::Limit(args) => (limit::run(args), FAILED),
         Command::Report(args) => (report::run(args), FAILED),
         Command::Diff(args) => (diff::run(args), diff::TROUBLE),
         Command::Machines(args) => (machines::run(args), FAILED),

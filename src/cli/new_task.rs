@@ -234,7 +234,7 @@ impl NewTaskArgs {
         };
         self.selection.apply(&mut task, is_alone)?;
         self.pace.apply(&mut task);
-        self.order.apply(&mut task);
+        self.order.apply(&mut task)?;
         Ok(task)
     }
 

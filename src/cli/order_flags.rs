@@ -1,5 +1,6 @@
 //! The flags of `run` that say in which order a task gets its turn.
 
+use super::command::{Failure, duration};
 use crate::wire::order::OnDuplicate;
 use crate::wire::task::NewTask;
 
@@ -22,14 +23,24 @@ pub struct OrderArgs {
     /// With --on-duplicate replace: cancel it whatever it does, and begin when it has ended
     #[arg(help_heading = ORDER, long)]
     replace_running: bool,
+    /// It counts for this limit, see sidebike limit; can be given several times
+    #[arg(help_heading = ORDER, long, value_name = "NAME")]
+    limit: Vec<String>,
+    /// On each machine it begins some time within this, such as 10m: always the same for a name and a machine
+    #[arg(help_heading = ORDER, long, value_name = "DURATION", allow_hyphen_values = true)]
+    spread: Option<String>,
 }
 
 impl OrderArgs {
     /// Sets what the flags say.
-    pub fn apply(&self, task: &mut NewTask) {
+    pub fn apply(&self, task: &mut NewTask) -> Result<(), Failure> {
         task.priority = self.priority;
         task.unique_key = self.unique.clone();
         task.on_duplicate = self.on_duplicate;
         task.replace_running = self.replace_running.then_some(true);
+        task.limits = self.limit.clone();
+        let spread = self.spread.as_deref();
+        task.spread = spread.map(|text| duration("--spread", text)).transpose()?;
+        Ok(())
     }
 }

@@ -401,6 +401,7 @@ impl Core {
             handed_out.current.delivered_at = Some(now);
             handed_out.current.msg = "".into();
             self.place(execution, Place::Active(key));
+            self.take_tokens(now, execution.task);
             self.begin_undo(execution);
             self.begin_probes(now, execution);
             self.machine_changed(key);

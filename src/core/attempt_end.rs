@@ -211,6 +211,7 @@ impl Core {
         self.probes_after(now, key);
         self.stats.finished(state);
         self.notices.push(Notice::Finished(key));
+        self.free_limits(key);
         self.free_key(now, key);
         self.forget_if_withdrawn(key);
         self.keep_within_limits();

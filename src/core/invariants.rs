@@ -5,6 +5,7 @@
 
 use super::ledger::Frees;
 use super::machine::Machine;
+use super::named_limits::SetKey;
 use super::order::Inbox;
 use super::retention::LATE_JOIN_PART;
 use super::task::Place;
@@ -61,6 +62,8 @@ pub enum Rule {
     FailuresAreOfTheTask,
     /// Of what two queues have for a machine, the one with the higher priority is handed out first.
     HigherPriorityFirst,
+    /// No more executions run than their limits allow.
+    LimitIsKept,
     /// A task that replaces another one begins when that has ended.
     KeyWaitsForItsHolder,
     /// A share of machines that may be hit rounds down.
@@ -95,7 +98,11 @@ impl Rule {
         Rule::KeptRoundsUp,
     ];
     /// The rules about the order of what waits: they have a simulation of their own.
-    pub const OF_ORDER: [Rule; 2] = [Rule::HigherPriorityFirst, Rule::KeyWaitsForItsHolder];
+    pub const OF_ORDER: [Rule; 3] = [
+        Rule::HigherPriorityFirst,
+        Rule::KeyWaitsForItsHolder,
+        Rule::LimitIsKept,
+    ];
 }
 
 /// What a core had when it was restored. Its limits may be lower than those that it was accepted under: it stays, and
@@ -193,7 +200,14 @@ impl Core {
         let idle: Vec<&Machine> = { self.machines.values() }
             .filter(|machine| machine.can_be_given_work() && !machine.waking)
             .collect();
-        for (key, task) in self.tasks.iter().filter(|(_, task)| task.is_any()) {
+        for machine in &idle {
+            if let Some(next) = self.next_for(machine) {
+                return Err(format!("{} is free, and would be handed {next:?}", machine.instance));
+            }
+        }
+        let offered = { self.tasks.iter() }
+            .filter(|(_, task)| task.is_any() && task.limit_set == SetKey::NONE);
+        for (key, task) in offered {
             let execution = ExecutionKey { task: *key, n: 0 };
             let waits = match task.executions.first().map(|e| e.place) {
                 Some(Place::Selector(_)) => true,
@@ -230,6 +244,8 @@ impl Core {
         self.check_indexes()?;
         self.check_queued_tasks()?;
         self.check_keys()?;
+        self.check_limit_sets()?;
+        self.check_heads()?;
         self.check_timers()
     }
 
@@ -271,7 +287,7 @@ impl Core {
                     Place::Selector(_) => waiting += 1,
                     Place::Inbox(m) => {
                         let turn = self.turn_of(execution);
-                        inboxes.entry(m).or_default().insert(turn);
+                        inboxes.entry(m).or_default().insert(task.limit_set, turn);
                     }
                     Place::Active(m) => drop(actives.entry(m).or_default().insert(execution)),
                 }
@@ -304,7 +320,7 @@ impl Core {
             )
         })?;
         for (key, machine) in &self.machines {
-            let same = machine.inbox == inboxes.remove(key).unwrap_or_default()
+            let same = machine.inbox.turns() == inboxes.remove(key).unwrap_or_default().turns()
                 && machine.active == actives.remove(key).unwrap_or_default();
             ensure(same, || {
                 format!("{key:?}: its queues and the places differ")
@@ -327,7 +343,8 @@ impl Core {
             Place::Selector(selector) => {
                 let entry = self.match_index.find_entry(task.spec.selector.text());
                 let same = self.match_index.entry(selector);
-                let by_need = same.by_need.get(&self.needs_of(key.task));
+                let need = (self.needs_of(key.task), task.limit_set);
+                let by_need = same.by_need.get(&need);
                 let listed: usize = same.by_need.values().map(BTreeSet::len).sum();
                 let queued = |entry: &_| {
                     std::ptr::eq(entry, same)
@@ -616,6 +633,7 @@ impl Core {
                     probes += 1;
                     self.is_timer_of(*key, *time)
                 }
+                Timer::Limit(key) => self.is_timer_of_limit(*key, *time),
                 Timer::KeepAlive(key) => self.is_next_look(*key, *time),
                 Timer::ForgetTask(key) => {
                     ending.insert(*key);
@@ -645,6 +663,7 @@ impl Core {
             let first = e.iter().any(|e| {
                 e.state == ExecutionState::Queued
                     && e.current.expires_at.is_none()
+                    && e.current.due_at.is_none()
                     && e.current.number == 1
             });
             let needed = task.open || first || task.finished_at.is_some();

@@ -6,6 +6,7 @@
 
 use super::counting::Choice;
 use super::match_index::SelectorKey;
+use super::named_limits::SetKey;
 use super::pace::Pacing;
 use super::selector::Selector;
 use super::spec::Spec;
@@ -44,6 +45,7 @@ impl Core {
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
         self.check_unused(&id, &prefix)?;
         let replaced = self.check_unique(&spec)?;
+        self.check_named_limits(&spec.limits)?;
         let wait = spec.take_wait();
         if let Some(waiting) = Core::waiting_of(now, &wait) {
             self.check_halt(spec.detail.undo.is_some())?;
@@ -120,7 +122,7 @@ impl Core {
             self.queue_for_any(ExecutionKey { task: key, n: 0 }, selector);
         } else {
             for (n, machine) in (0..).zip(choice.machines) {
-                self.queue_for(ExecutionKey { task: key, n }, machine);
+                self.queue_first(now, ExecutionKey { task: key, n }, machine);
             }
         }
         self.pace(now, key);
@@ -183,6 +185,7 @@ impl Core {
             prefix,
             created_at: now,
             order: None,
+            limit_set: SetKey::NONE,
             expires_at: now.plus(spec.ttl),
             spec,
             finished_at: None,
@@ -204,6 +207,7 @@ impl Core {
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
         self.take_key(key);
+        self.take_limits(now, key);
         self.stats.submitted += 1;
         key
     }

@@ -114,7 +114,7 @@ impl Machine {
 
     /// Whether it can be given an execution now that any machine may run.
     pub fn can_be_given_work(&self) -> bool {
-        self.poll_held && self.is_live() && self.free() > self.inbox.len()
+        self.poll_held && self.is_live() && self.free() > self.inbox.unlimited()
     }
 
     /// How many of the executions queued for it, counted from the first, it takes with its held poll.

@@ -40,6 +40,8 @@
 //! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
 //! | `order.rs` | in which order what waits is handed out |
 //! | `unique.rs` | of the tasks with the same key one runs at a time |
+//! | `named_limits.rs`, `limit_queues.rs` | how many run at once of the tasks that name a limit; who is woken when a place is free |
+//! | `waits_for.rs` | what a task waits for, in words |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
@@ -68,9 +70,11 @@ mod launch;
 mod lazy_box;
 mod ledger;
 mod lifecycle;
+mod limit_queues;
 mod limits;
 mod machine;
 mod match_index;
+mod named_limits;
 mod newcomers;
 mod order;
 mod original;
@@ -100,6 +104,7 @@ mod undo_lifecycle;
 mod unique;
 mod user;
 mod waiting;
+mod waits_for;
 
 pub use self::agent::check_holds;
 pub use self::counting::Preview;
@@ -110,6 +115,7 @@ pub use self::invariants::{ExecutionView, Rule, UndoView};
 pub use self::limits::{Limits, TextLimits};
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
+pub use self::named_limits::{SavedLimit, checked_limit};
 pub use self::order::PRIORITIES;
 pub use self::original::{Link, is_of_original, original_instance};
 pub use self::output::{Output, gap_line};
@@ -134,6 +140,7 @@ use self::ledger::Ledger;
 use self::lifecycle::Event;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, SelectorKey};
+use self::named_limits::NamedLimits;
 use self::newcomers::Newcomers;
 use self::order::Rank;
 use self::task::Place;
@@ -280,6 +287,7 @@ pub struct Core {
     /// The tasks of which something is queued, in the order in which they are handed out.
     queued_tasks: BTreeSet<(Rank, u64, TaskKey)>,
     keys: Keys,
+    named_limits: NamedLimits,
     /// Machines whose held poll can be given work, longest-waiting first.
     ready: BTreeMap<u64, MachineKey>,
     next_ready: u64,
@@ -326,6 +334,7 @@ impl Core {
             match_index: MatchIndex::new(limits.patterns),
             queued_tasks: BTreeSet::new(),
             keys: Keys::new(),
+            named_limits: NamedLimits::default(),
             ready: BTreeMap::new(),
             next_ready: 1,
             timers: Timers::default(),
@@ -344,6 +353,7 @@ impl Core {
 
     /// The notices of the changes since the last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
+        self.wake_for_limits();
         let mut notices = std::mem::take(&mut self.notices);
         notices.retain(|notice| match notice {
             // What it was to be woken for may have been handed out with the answer to a report.
@@ -443,7 +453,7 @@ impl Core {
         if let Some(changes) = &mut self.changes {
             changes.execution(key);
         }
-        let queued = task.counts.queued;
+        let (queued, was, limits) = (task.counts.queued, execution.state, task.limit_set);
         *task.counts.of(execution.state) -= 1;
         *task.counts.of(state) += 1;
         self.ledger.change_state(execution.state, state);
@@ -456,6 +466,7 @@ impl Core {
             self.stats.ended(state);
             self.unguard(key);
         }
+        self.count_for_limits(limits, was, state);
         if changes_queued {
             self.list_queued(key.task);
         }
@@ -466,6 +477,7 @@ impl Core {
     /// Moves an execution to another place and updates the queues.
     fn place(&mut self, key: ExecutionKey, place: Place) {
         let turn = self.turn_of(key);
+        let set = self.task(key.task).limit_set;
         let was = std::mem::replace(&mut self.execution_mut(key).place, place);
         match was {
             Place::Nowhere => {}
@@ -473,17 +485,24 @@ impl Core {
                 let needed = self.needs_of(key.task);
                 let entry = self.match_index.entry_mut(selector);
                 entry.queue.remove(&key.task);
-                if let Entry::Occupied(mut same_need) = entry.by_need.entry(needed) {
-                    same_need.get_mut().remove(&turn);
-                    if same_need.get().is_empty() {
+                if let Entry::Occupied(mut same_need) = entry.by_need.entry((needed, set)) {
+                    let turns = same_need.get_mut();
+                    let before = turns.first().copied();
+                    turns.remove(&turn);
+                    let after = turns.first().copied();
+                    if turns.is_empty() {
                         same_need.remove();
                     }
+                    let queue = (selector, needed);
+                    self.head_of_selector_changed(set, queue, before, after);
                 }
+                self.named_limits.count_queued(set, false);
             }
             Place::Inbox(machine) => {
                 let left = self.machine_mut(machine);
-                left.inbox.remove(&turn);
+                left.inbox.remove(set, &turn);
                 left.offers.remove(&turn);
+                self.named_limits.count_queued(set, false);
                 self.refresh_ready(machine);
             }
             Place::Active(machine) => {
@@ -501,15 +520,21 @@ impl Core {
                 let needed = self.needs_of(key.task);
                 let entry = self.match_index.entry_mut(selector);
                 entry.queue.insert(key.task);
-                entry.by_need.entry(needed).or_default().insert(turn);
+                let turns = entry.by_need.entry((needed, set)).or_default();
+                let before = turns.first().copied();
+                turns.insert(turn);
+                let after = turns.first().copied();
+                self.head_of_selector_changed(set, (selector, needed), before, after);
+                self.named_limits.count_queued(set, true);
             }
             Place::Inbox(machine) => {
                 let is_any = self.task(key.task).is_any();
                 let entered = self.machine_mut(machine);
-                entered.inbox.insert(turn);
+                entered.inbox.insert(set, turn);
                 if is_any {
                     entered.offers.insert(turn);
                 }
+                self.named_limits.count_queued(set, true);
                 self.refresh_ready(machine);
             }
             Place::Active(machine) => {
@@ -559,6 +584,7 @@ impl Core {
             .machines
             .get_mut(&key)
             .expect("a machine is removed together with every reference to it");
+        let was_ready = machine.ready.is_some();
         let forgettable = (machine.offline_since, key);
         if machine.state == MachineState::Offline && machine.inbox.is_empty() {
             self.forgettable.insert(forgettable);
@@ -577,6 +603,7 @@ impl Core {
             }
             (Some(_), true) | (None, false) => {}
         }
+        self.list_heads_of(key, was_ready);
     }
 
     /// Has a machine's held poll answered, if there is something for it when this change is complete.

@@ -4,10 +4,13 @@
 //! nothing else does. A task keeps its priority and its place through retries and reassignment; one that was let go
 //! later than it was submitted has its place behind those that were there, see [`Core::join_the_end`].
 
+use super::counting::mixed;
 use super::invariants::Rule;
 use super::machine::Machine;
-use super::{Core, ExecutionKey, TaskKey, Time};
-use std::collections::BTreeSet;
+use super::named_limits::SetKey;
+use super::timers::Timer;
+use super::{Core, ExecutionKey, MachineKey, TaskKey, Time};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The lowest and the highest priority.
 pub const PRIORITIES: std::ops::RangeInclusive<i8> = -10..=10;
@@ -32,46 +35,107 @@ pub(super) struct Turn {
     pub key: ExecutionKey,
 }
 
-/// What is queued for a machine, in the order in which it is handed out.
-#[derive(Debug, Default, PartialEq)]
+/// What is queued for a machine: in the order in which it is handed out, apart by the limits that it counts for.
+#[derive(Debug, Default)]
 pub(super) struct Inbox {
+    /// What counts for no limit.
+    unlimited: BTreeSet<Turn>,
+    limited: BTreeMap<SetKey, Limited>,
+    /// How many of `limited` there are in all.
+    number_limited: usize,
+}
+
+/// What counts for the same limits.
+#[derive(Debug, Default)]
+struct Limited {
     turns: BTreeSet<Turn>,
+    /// The first of them, as the list of all queues has it.
+    listed: Option<Turn>,
 }
 
 impl Inbox {
-    pub fn insert(&mut self, turn: Turn) {
-        self.turns.insert(turn);
+    pub fn insert(&mut self, set: SetKey, turn: Turn) {
+        match set {
+            SetKey::NONE => drop(self.unlimited.insert(turn)),
+            set => {
+                let is_new = self.limited.entry(set).or_default().turns.insert(turn);
+                self.number_limited += usize::from(is_new);
+            }
+        }
     }
 
-    pub fn remove(&mut self, turn: &Turn) {
-        self.turns.remove(turn);
+    pub fn remove(&mut self, set: SetKey, turn: &Turn) {
+        match self.limited.get_mut(&set) {
+            None => drop(self.unlimited.remove(turn)),
+            Some(limited) => {
+                let was_there = limited.turns.remove(turn);
+                self.number_limited -= usize::from(was_there);
+                // It may still be in the list of all queues: `changed_heads` drops it.
+            }
+        }
     }
 
     pub fn len(&self) -> usize {
-        self.turns.len()
+        self.unlimited.len() + self.number_limited
     }
 
     pub fn is_empty(&self) -> bool {
-        self.turns.is_empty()
+        self.len() == 0
     }
 
-    pub fn first(&self) -> Option<Turn> {
-        self.turns.first().copied()
+    /// How many count for no limit.
+    pub fn unlimited(&self) -> usize {
+        self.unlimited.len()
     }
 
-    /// The one that so many are handed out before.
+    /// The first of those that count for no limit.
+    fn first_unlimited(&self) -> Option<Turn> {
+        self.unlimited.first().copied()
+    }
+
+    /// Of those that count for no limit, the one that so many are handed out before.
     pub fn nth(&self, n: usize) -> Option<Turn> {
-        self.turns.iter().nth(n).copied()
+        self.unlimited.iter().nth(n).copied()
     }
 
-    /// How many are handed out before this one.
+    /// Of those that count for no limit, how many are handed out before this one.
     pub fn before(&self, turn: &Turn) -> usize {
-        self.turns.range(..turn).count()
+        self.unlimited.range(..turn).count()
     }
 
-    /// A copy, so that the queue can be changed meanwhile.
+    /// The first of each set of limits.
+    pub fn firsts(&self) -> impl Iterator<Item = (SetKey, Turn)> {
+        let limited = self.limited.iter();
+        limited.filter_map(|(set, limited)| Some((*set, *limited.turns.first()?)))
+    }
+
+    /// The firsts that have changed since the last call, before and after: none is one while the machine takes nothing.
+    pub fn changed_heads(&mut self, is_ready: bool) -> Vec<(SetKey, Option<Turn>, Option<Turn>)> {
+        let mut changed = Vec::new();
+        self.limited.retain(|set, limited| {
+            let first = limited.turns.first().copied().filter(|_| is_ready);
+            let before = std::mem::replace(&mut limited.listed, first);
+            if before != first {
+                changed.push((*set, before, first));
+            }
+            !limited.turns.is_empty()
+        });
+        changed
+    }
+
+    /// All of it, in order.
+    pub fn turns(&self) -> Vec<(SetKey, Turn)> {
+        let unlimited = self.unlimited.iter().map(|turn| (SetKey::NONE, *turn));
+        let limited = { self.limited.iter() }
+            .flat_map(|(set, limited)| limited.turns.iter().map(|turn| (*set, *turn)));
+        let mut turns: Vec<(SetKey, Turn)> = unlimited.chain(limited).collect();
+        turns.sort_unstable_by_key(|(_, turn)| *turn);
+        turns
+    }
+
+    /// The same, as a copy, so that the queue can be changed meanwhile.
     pub fn executions(&self) -> Vec<ExecutionKey> {
-        self.turns.iter().map(|turn| turn.key).collect()
+        self.turns().into_iter().map(|(_, turn)| turn.key).collect()
     }
 }
 
@@ -94,30 +158,56 @@ impl Core {
     }
 
     /// What a machine is handed next: the first of what is queued for it and of what any machine may run. Of two with the
-    /// same priority the one that is queued for it.
+    /// same priority the one that is queued for it. What counts for a limit without a free place is passed over.
     pub(super) fn next_for(&self, machine: &Machine) -> Option<ExecutionKey> {
-        let (own, any) = (machine.inbox.first(), self.next_any(machine));
-        let next = match (own, any) {
-            (Some(own), Some(any))
-                if any.rank < own.rank && self.keeps(Rule::HigherPriorityFirst) =>
-            {
-                any
-            }
-            (Some(own), _) => own,
-            (None, any) => any?,
+        let by_rank = self.keeps(Rule::HigherPriorityFirst);
+        let order = |is_any: bool, turn: Turn| {
+            let rank = if by_rank { turn.rank } else { Rank::of(0) };
+            (rank, is_any, turn)
         };
-        Some(next.key)
-    }
-
-    /// What any machine may run, matches this one, can be run by its agent, and is handed out first.
-    fn next_any(&self, machine: &Machine) -> Option<Turn> {
+        let mut best = machine.inbox.first_unlimited().map(|turn| order(false, turn));
+        let own = machine.inbox.firsts();
+        let mut limited: Vec<_> = own.map(|(set, turn)| (order(false, turn), set)).collect();
         let index = &self.match_index;
         let selectors = index.selectors_of(machine.traits_key, &machine.instance);
-        selectors
-            .flat_map(|selector| &index.entry(selector).by_need)
-            .filter(|(needed, _)| self.may_run(machine, **needed))
-            .filter_map(|(_, waiting)| waiting.first().copied())
-            .min()
+        let queues = selectors.flat_map(|selector| &index.entry(selector).by_need);
+        for ((needed, set), waiting) in queues {
+            let Some(first) = waiting.first().filter(|_| self.may_run(machine, *needed)) else {
+                continue;
+            };
+            let first = order(true, *first);
+            match *set {
+                SetKey::NONE => best = Some(best.map_or(first, |best| best.min(first))),
+                set => limited.push((first, set)),
+            }
+        }
+        limited.retain(|(place, _)| best.is_none_or(|best| *place < best));
+        limited.sort_unstable_by_key(|(place, _)| *place);
+        let open = limited.into_iter().find(|((_, _, turn), set)| {
+            let is_exhausted = self.named_limits.is_exhausted(*set) && self.keeps_limits();
+            !is_exhausted && self.is_first_in_limits(*set, *turn, machine)
+        });
+        open.map(|(place, _)| place).or(best).map(|(_, _, turn)| turn.key)
+    }
+
+    /// Queues the first attempt of an execution for its machine: at once, or within the spread of its task.
+    pub(super) fn queue_first(&mut self, now: Time, key: ExecutionKey, machine: MachineKey) {
+        let spread = self.task(key.task).spec.spread;
+        let attempt = &self.execution(key).current;
+        // It has been released before if it has a time of its own.
+        let spread = spread.filter(|_| attempt.number == 1 && attempt.expires_at.is_none());
+        let Some(spread) = spread else {
+            return self.queue_for(key, machine);
+        };
+        let target = &self.machine(machine).target;
+        let name = &self.task(key.task).spec.name;
+        let hash = mixed(&["spread", name, &target.label, &target.host]);
+        let due = Time(now.0.saturating_add(hash % spread.as_millis().max(1)));
+        let target = target.clone();
+        let execution = self.execution_mut(key);
+        execution.target = Some(target);
+        execution.current.due_at = Some(due);
+        self.timers.set(due, Timer::AttemptDue(key, 1));
     }
 
     /// Lists a task as one of which something is queued, or no longer. It follows from its counts, and is looked at

@@ -303,7 +303,7 @@ impl Core {
             // Without a rollout it waits for its machine in its queue.
             Some(machine) if self.machine(machine).is_live() || !self.is_rolled_out(key.task) => {
                 self.apply(key, Event::Release);
-                self.queue_for(key, machine);
+                self.queue_first(now, key, machine);
             }
             // Nothing waits for a machine that is not known, except in a rollout.
             None if !self.is_rolled_out(key.task) => self.lose_held(now, key),

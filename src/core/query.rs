@@ -143,10 +143,8 @@ impl Core {
 
     /// A copy of a task. Cheap: the data is shared.
     pub fn show(&self, key: TaskKey) -> Result<Task, Refusal> {
-        self.tasks
-            .get(&key)
-            .cloned()
-            .ok_or_else(|| Refusal::Unknown("the task has just been forgotten".into()))
+        let task = self.known_task(key)?;
+        Ok(task.shown(self.waits_for(key)))
     }
 
     /// The output of an attempt. `None` when the attempt is no longer the latest of its execution, or is forgotten. As

@@ -7,6 +7,7 @@ use super::abilities::Abilities;
 use super::counting::{Counts, KeepAlive, Recount};
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
+use super::named_limits::SetKey;
 use super::original::OriginalAgent;
 use super::probe_data::{CheckedProbe, ONE_MACHINE, ProbeData};
 use super::rollout::Rollout;
@@ -36,6 +37,7 @@ impl Core {
         core.resumed_at = now;
         core.next_task = core.next_task.max(saved.next_task);
         core.halt = saved.halt;
+        core.restore_limits(now, saved.limits);
         let mut interner = Interner::default();
         for (instance, mut machine) in saved.machines {
             interner.share(&mut machine.label);
@@ -193,6 +195,7 @@ impl Core {
             prefix: saved.prefix,
             created_at: saved.created_at,
             order: saved.order,
+            limit_set: SetKey::NONE,
             expires_at: later(saved.expires_at),
             finished_at: saved.finished_at,
             matched: saved.matched,
@@ -215,6 +218,8 @@ impl Core {
                 id: None,
                 name: saved.name,
                 priority: saved.priority,
+                limits: saved.limits,
+                spread: saved.spread,
                 unique: saved.unique,
                 selector: Selector::accepted(SelectorText {
                     pattern: saved.pattern,
@@ -292,7 +297,9 @@ impl Core {
                 current: match (saved.state, current.number) {
                     // In a rollout it has its own ttl.
                     (ExecutionState::Queued, 1)
-                        if current.msg.is_empty() && current.expires_at.is_none() =>
+                        if current.msg.is_empty()
+                            && current.expires_at.is_none()
+                            && current.due_at.is_none() =>
                     {
                         LazyBox::unallocated()
                     }
@@ -306,7 +313,7 @@ impl Core {
         }
         task.probes = (!data.is_empty()).then(|| data.into());
         task.output_bytes += task.kept_by_probes();
-        self.index_restored(key, Task::new(task))?;
+        self.index_restored(now, key, Task::new(task))?;
         for (execution, place) in places {
             self.restore_place(now, execution, place);
             self.guard(execution);
@@ -319,7 +326,7 @@ impl Core {
     }
 
     /// Adds a restored task to the indexes and sets its timers.
-    fn index_restored(&mut self, key: TaskKey, task: Task) -> Result<(), String> {
+    fn index_restored(&mut self, now: Time, key: TaskKey, task: Task) -> Result<(), String> {
         self.next_task = self.next_task.max(key.0 + 1);
         if self.task_ids.insert(task.id.clone(), key).is_some() {
             return Err(format!("two tasks have the id {}", task.id));
@@ -347,6 +354,8 @@ impl Core {
         self.list_queued(key);
         if !is_finished {
             self.take_key(key);
+            self.take_limits(now, key);
+            self.count_restored(key);
         }
         if open {
             let selector = self.selector_key_of(key);

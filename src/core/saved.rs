@@ -6,6 +6,7 @@
 
 use super::halt::Halt;
 use super::machine::Machine;
+use super::named_limits::SavedLimit;
 use super::original::CanceledAttempt;
 use super::output::Output;
 use super::pace::Pacing;
@@ -76,6 +77,10 @@ pub struct SavedTask {
     pub spared: u32,
     #[serde(default, skip_serializing_if = "is_usual")]
     pub priority: i8,
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub limits: Box<[Arc<str>]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<TimeSpan>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unique: Option<Box<Unique>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -250,6 +255,8 @@ pub struct Batch {
     pub output: Vec<(OutputKey, OutputChange)>,
     /// The halt, if it has changed.
     pub halt: Option<Option<Halt>>,
+    /// Limits by name.
+    pub limits: BTreeMap<Arc<str>, Option<SavedLimit>>,
     /// The number of the next task. No number is used twice, even after a restart.
     pub next_task: u64,
 }
@@ -267,8 +274,9 @@ impl Batch {
                 || t.keep_alive.is_some()
                 || t.pacing.is_some()
         };
-        let is_ordered = |t: &SavedTask| t.priority != 0 || t.order.is_some() || t.unique.is_some();
+        let is_ordered = |t: &SavedTask| t.priority != 0 || t.order.is_some() || t.unique.is_some() || !t.limits.is_empty() || t.spread.is_some();
         match () {
+            () if !self.limits.is_empty() => 5,
             () if tasks().any(|t| is_ordered(t) || t.waiting.is_some()) => 5,
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
@@ -288,6 +296,7 @@ impl Batch {
             && self.machines.is_empty()
             && self.output.is_empty()
             && self.halt.is_none()
+            && self.limits.is_empty()
     }
 
     /// Applies a later batch on top of this one.
@@ -308,6 +317,7 @@ impl Batch {
         self.executions.extend(later.executions);
         self.machines.extend(later.machines);
         self.output.extend(later.output);
+        self.limits.extend(later.limits);
         self.halt = later.halt.or(self.halt.take());
         self.next_task = self.next_task.max(later.next_task);
     }
@@ -326,6 +336,8 @@ pub struct Saved {
     pub machines: BTreeMap<Arc<str>, SavedMachine>,
     /// The halt that is in force.
     pub halt: Option<Halt>,
+    /// Limits by name.
+    pub limits: BTreeMap<Arc<str>, SavedLimit>,
     /// The number of the next task; 0 if it was not saved.
     pub next_task: u64,
     /// When the process that saved them was last known to run.
@@ -341,6 +353,8 @@ pub(super) struct Changes {
     output: Vec<(OutputKey, OutputChange)>,
     /// The halt, if it has changed.
     pub(super) halt: Option<Option<Halt>>,
+    /// Limits that have changed, by name.
+    pub(super) limits: BTreeSet<Arc<str>>,
     /// The size of the pieces saved of each unfinished attempt since they were last replaced.
     pub(super) saved_bytes: BTreeMap<OutputKey, usize>,
 }
@@ -407,9 +421,14 @@ impl Core {
         let machines = std::mem::take(&mut changes.machines);
         batch.output = std::mem::take(&mut changes.output);
         batch.halt = changes.halt.take();
+        let limits = std::mem::take(&mut changes.limits);
         batch
             .output
             .retain(|(key, _)| self.tasks.contains_key(&key.task));
+        for name in limits {
+            let saved = self.saved_limit(&name);
+            batch.limits.insert(name, saved);
+        }
         for key in tasks {
             batch
                 .tasks
@@ -496,6 +515,8 @@ fn saved_task(task: &Task) -> SavedTask {
         rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
         spared: task.spared,
         priority: spec.priority,
+        limits: spec.limits.clone(),
+        spread: spec.spread,
         unique: spec.unique.clone(),
         order: task.order,
         pacing: task.pacing.clone(),

@@ -6,6 +6,7 @@
 
 use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
+use super::named_limits;
 use super::order::PRIORITIES;
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
@@ -63,6 +64,8 @@ pub struct Spec {
     pub name: Arc<str>,
     pub priority: i8,
     pub unique: Option<Box<Unique>>,
+    pub limits: Box<[Arc<str>]>,
+    pub spread: Option<TimeSpan>,
     pub selector: Selector,
     pub counts: Counts,
     pub rollout: Option<Box<Rollout>>,
@@ -127,6 +130,7 @@ impl Spec {
         let pattern = posted.machine_pattern.take();
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
         let unique = unique::checked(&mut posted)?;
+        let spread = checked_spread(posted.spread, mode, rollout.is_some())?;
         let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
         check_text("name", name, limits.name, " (--max-name)")?;
         let wait = checked_wait(&posted)?;
@@ -136,6 +140,8 @@ impl Spec {
             name: name.into(),
             priority: checked_priority(posted.priority)?,
             unique,
+            limits: named_limits::checked_names(posted.limits)?,
+            spread,
             selector,
             counts,
             rollout,
@@ -224,6 +230,7 @@ impl Spec {
         self.detail_bytes()
             + detail.workspace.as_ref().map_or(0, String::len)
             + self.name.len()
+            + self.limits.iter().map(|name| name.len() + ENTRY_BYTES).sum::<usize>()
             + self.unique.as_ref().map_or(0, |unique| unique.key.len())
             + self.selector.text().kept_bytes()
             + pool.map_or(0, |pool| pool.text().kept_bytes())
@@ -605,6 +612,23 @@ fn check_id(id: &str) -> Result<(), String> {
             shown(id)
         )
     })
+}
+
+fn checked_spread(
+    spread: Option<TimeSpan>,
+    mode: Mode,
+    is_rolled_out: bool,
+) -> Result<Option<TimeSpan>, String> {
+    let Some(spread) = spread else {
+        return Ok(None);
+    };
+    if mode == Mode::Any {
+        return Err("spread: goes with mode \"all\" only, an \"any\" task runs once".into());
+    }
+    if is_rolled_out {
+        return Err("spread: does not go with rollout, which says when each machine has its turn".into());
+    }
+    check_above_zero("spread", spread).map(Some)
 }
 
 fn checked_priority(priority: Option<i64>) -> Result<i8, String> {

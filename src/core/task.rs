@@ -6,11 +6,13 @@
 use super::counting::mixed;
 use super::lazy_box::{LazyBox, SharedDefault};
 use super::match_index::SelectorKey;
+use super::named_limits::SetKey;
 use super::output::Output;
 use super::pace::Pacing;
 use super::probe_data::ProbeData;
 use super::spec::Spec;
 use super::undo::AttemptUndo;
+use super::waits_for::WaitsFor;
 use super::waiting::{Phase, Waiting};
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
@@ -36,7 +38,11 @@ const DEBTS_KEPT: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 
 /// A task. A copy is cheap and shows the task as it is now: the data is shared until it changes.
 #[derive(Debug, Clone)]
-pub struct Task(Arc<TaskData>);
+pub struct Task {
+    data: Arc<TaskData>,
+    /// What it waits for, on a copy that is shown.
+    waits: Option<Box<WaitsFor>>,
+}
 
 /// The data of a task.
 #[derive(Debug, Clone)]
@@ -51,6 +57,8 @@ pub struct TaskData {
     pub(super) created_at: Time,
     /// Its place among what waits, if it was let go later than it was submitted. Else its number is.
     pub(super) order: Option<u64>,
+    /// The set of its limits, until it has ended.
+    pub(super) limit_set: SetKey,
     /// Until when first attempts may be started, and machines may join.
     pub(super) expires_at: Time,
     pub(super) finished_at: Option<Time>,
@@ -264,18 +272,33 @@ impl Deref for Task {
     type Target = TaskData;
 
     fn deref(&self) -> &TaskData {
-        &self.0
+        &self.data
     }
 }
 
 impl Task {
     pub(super) fn new(data: TaskData) -> Task {
-        Task(Arc::new(data))
+        Task {
+            data: Arc::new(data),
+            waits: None,
+        }
+    }
+
+    /// A copy that says what the task waits for.
+    pub(super) fn shown(&self, waits: Option<WaitsFor>) -> Task {
+        Task {
+            data: self.data.clone(),
+            waits: waits.map(Box::new),
+        }
+    }
+
+    fn waits(&self) -> Option<&WaitsFor> {
+        self.waits.as_deref()
     }
 
     /// The data, to be changed. Copies of the task do not change.
     pub(super) fn data_mut(&mut self) -> &mut TaskData {
-        Arc::make_mut(&mut self.0)
+        Arc::make_mut(&mut self.data)
     }
 
     pub(super) fn attempt_id(&self, key: ExecutionKey) -> AttemptId {
@@ -443,7 +466,10 @@ impl Task {
             kind: 0,
             status: self.status(),
             state: self.state(),
-            msg: self.msg(),
+            msg: match self.waits() {
+                Some(waits) => waits.msg.to_string(),
+                None => self.msg(),
+            },
             created_at: timestamp(self.created_at),
             finished_at: self.finished_at.map(timestamp),
             machine_pattern: Cow::from(&*selector.pattern),
@@ -465,6 +491,9 @@ impl Task {
             priority: spec.priority,
             unique_key: { spec.unique.as_ref() }.map(|unique| Cow::from(&*unique.key)),
             on_duplicate: spec.unique.as_ref().map(|unique| unique.on_duplicate),
+            limits: spec.limits.iter().map(|name| Cow::from(&**name)).collect(),
+            spread: spec.spread,
+            position: self.waits().and_then(|waits| waits.position),
             replace_running: spec.unique.as_ref().is_some_and(|it| it.replace_running),
             mode: spec.mode,
             ttl: spec.ttl,
@@ -581,6 +610,11 @@ impl Task {
 }
 
 impl Execution {
+    /// Whether it is in a queue.
+    pub(super) fn is_in_queue(&self) -> bool {
+        matches!(self.place, Place::Selector(_) | Place::Inbox(_))
+    }
+
     /// Whether any attempt of it may have been started, however the last one ended.
     fn has_started(&self) -> bool {
         self.current.started_at.is_some() || !self.past.is_empty()

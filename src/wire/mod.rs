@@ -27,6 +27,7 @@ pub mod duration;
 pub mod enumeration;
 pub mod event;
 pub mod halt;
+pub mod limit;
 pub mod machine;
 pub mod machine_names;
 pub mod moment;

@@ -6,7 +6,7 @@ use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
 use super::moment::Moment;
-use super::order::OnDuplicate;
+use super::order::{OnDuplicate, Position};
 use super::probe::{AnsweredProbe, Probe};
 use super::rollout::{Expect, KeepAlive, Rollout, RolloutState, Share, StoppedBy};
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
@@ -222,6 +222,9 @@ pub struct PostedTask {
     pub unique_key: Option<String>,
     pub on_duplicate: Option<OnDuplicate>,
     pub replace_running: Option<bool>,
+    #[serde(default, deserialize_with = "bounded::some_list")]
+    pub limits: Option<Vec<String>>,
+    pub spread: Option<TimeSpan>,
     pub mode: Option<Mode>,
     pub ttl: Option<TimeSpan>,
     pub late_join: Option<bool>,
@@ -243,6 +246,7 @@ impl ReadOnlyFields for PostedTask {
         "rerunOf",
         "matched",
         "spared",
+        "position",
         "rolloutState",
         "stoppedBy",
         "assignees",
@@ -345,6 +349,10 @@ pub struct NewTask {
     pub on_duplicate: Option<OnDuplicate>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replace_running: Option<bool>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<TimeSpan>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -624,6 +632,15 @@ pub struct Task<S = String> {
     /// The other task is replaced even if something of it has started.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub replace_running: bool,
+    /// The limits that it counts for.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<S>,
+    /// The release of each execution is delayed by a part of this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<TimeSpan>,
+    /// Its place among what is handed out next, from 1: a number, or `"1000+"`.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub position: Option<Position>,
     /// Which of the matching machines run it.
     pub mode: Mode,
     /// How long an execution may wait to be started.

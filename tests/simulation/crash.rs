@@ -118,6 +118,12 @@ pub fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
             None => drop(saved.machines.remove(instance)),
         }
     }
+    for (name, limit) in &batch.limits {
+        match limit {
+            Some(limit) => drop(saved.limits.insert(name.clone(), limit.clone())),
+            None => drop(saved.limits.remove(name)),
+        }
+    }
     if let Some(halt) = &batch.halt {
         saved.halt.clone_from(halt);
     }
@@ -415,6 +421,7 @@ impl World {
             next_task: disk.saved.next_task,
             last_alive: disk.saved.last_alive,
             halt: disk.saved.halt.clone(),
+            limits: read_back(&disk.saved.limits),
         };
         let away = up - disk.memory.at;
         self.server.restore(self.clock.read(up), saved)?;

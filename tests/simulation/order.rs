@@ -8,10 +8,12 @@ use serde_json::{Value, json};
 use sidebike::core::{
     Core, Limits, MachineKey, Notice, Rule, Saved, Selection, Spec, Task, TaskKey, Time,
 };
+use sidebike::core::checked_limit;
 use sidebike::wire::agent::{
     Assignment, AttemptId, Done, Ended, Goodbye, Hold, HoldState, Orders, Poll,
 };
 use sidebike::wire::duration::TimeSpan;
+use sidebike::wire::limit::PostedLimit;
 use sidebike::wire::task::{Detail, ExecutionState, Mode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -59,6 +61,8 @@ struct Scene {
     handed_out: Vec<(String, AttemptId)>,
     /// What waited to be handed out before this step.
     waited: BTreeSet<(TaskKey, u32)>,
+    /// How many ran of each limit when it was changed, as long as so many do.
+    over: BTreeMap<&'static str, u32>,
     log: Vec<String>,
 }
 
@@ -93,6 +97,7 @@ impl Scene {
             submitted: 0,
             handed_out: Vec::new(),
             waited: BTreeSet::new(),
+            over: BTreeMap::new(),
             log: Vec::new(),
         }
     }
@@ -103,6 +108,9 @@ impl Scene {
     }
 
     fn run(&mut self) -> Lawful {
+        for _ in 0..20 {
+            self.change_limit();
+        }
         for _ in 0..STEPS {
             self.handed_out.clear();
             self.waited = self.waiting();
@@ -132,6 +140,7 @@ impl Scene {
             75..=79 => self.cancel(),
             80..=82 => self.go_away(who),
             83..=84 => self.restart()?,
+            85..=86 => self.change_limit(),
             _ => self.wait(),
         }
         Ok(())
@@ -160,6 +169,7 @@ impl Scene {
         apply(&mut self.saved, &batch, self.now);
         self.core.check_invariants()?;
         self.core.check_work_conservation()?;
+        self.a_limit_is_never_exceeded()?;
         self.a_key_has_one_holder()?;
         self.priority_never_turns_round()
     }
@@ -203,6 +213,14 @@ impl Scene {
         if self.rng.chance(300) {
             let pause = self.rng.pick(&[0, 1, 30]);
             task["retry"] = json!({"max": 2, "interval": [pause], "on": ["failed", "lost"]});
+        }
+        if self.rng.chance(500) {
+            let sets: [&[&str]; 4] = [&["few"], &["rate"], &["few", "rate"], &["some"]];
+            task["limits"] = json!(self.rng.pick(&sets));
+        }
+        if self.rng.chance(100) {
+            task["spread"] = 20.into();
+            task["mode"] = "all".into();
         }
         if self.rng.chance(300) {
             task["uniqueKey"] = self.rng.pick(&["a", "b"]).into();
@@ -330,6 +348,51 @@ impl Scene {
         (!keys.is_empty()).then(|| self.rng.pick(&keys))
     }
 
+    fn change_limit(&mut self) {
+        let (name, running, rate) = self.rng.pick(&[
+            ("few", Some(1), None),
+            ("few", Some(2), None),
+            ("few", Some(0), None),
+            ("some", Some(3), Some(600)),
+            ("rate", None, Some(1)),
+            ("rate", None, Some(30)),
+        ]);
+        let posted = PostedLimit {
+            running,
+            per_minute: rate,
+        };
+        let allowed = checked_limit(name, &posted).expect("a good limit");
+        self.note(|| format!("limit {name} {posted:?}"));
+        let before = self.core.limit(name).map_or(0, |limit| limit.running_now);
+        self.core.set_limit(self.now, name, allowed).expect("there are few");
+        // What runs already goes on.
+        self.over.insert(name, before);
+    }
+
+    /// No more executions are delivered or running than a limit allows, or than there were when it was lowered; and in
+    /// any stretch of time no more are handed out than its rate and its bucket allow.
+    fn a_limit_is_never_exceeded(&mut self) -> Lawful {
+        for limit in self.core.limits() {
+            let counted = self.core.tasks_by_key().filter(|(_, task)| {
+                task.spec.limits.iter().any(|name| **name == *limit.name)
+            });
+            let active = [ExecutionState::Delivered, ExecutionState::Running];
+            let views = counted.flat_map(|(_, task)| task.execution_views());
+            let running = views.filter(|e| active.contains(&e.state)).count() as u32;
+            let over = self.over.entry(match &*limit.name {
+                "few" => "few",
+                "some" => "some",
+                _ => "rate",
+            });
+            let over = over.or_default();
+            *over = running.min(*over);
+            if running != limit.running_now || limit.running.is_some_and(|most| running > most.max(*over)) {
+                return Err(format!("a_limit_is_never_exceeded: {running} run, {limit:?}"));
+            }
+        }
+        Ok(())
+    }
+
     fn cancel(&mut self) {
         if let Some(key) = self.some_task() {
             self.note(|| format!("cancel {key:?}"));
@@ -365,6 +428,7 @@ impl Scene {
             tasks: read_back(&self.saved.tasks),
             executions: read_back(&self.saved.executions),
             machines: read_back(&self.saved.machines),
+            limits: read_back(&self.saved.limits),
             ..self.saved.clone()
         };
         self.now.0 += self.rng.pick(&[1, 5_000, 3_600_000]);
@@ -405,7 +469,7 @@ impl Scene {
                     let waited = self.waited.contains(&(*other, e.n));
                     e.state == ExecutionState::Queued && !e.is_between && waited && is_there
                 });
-                if waits && task.spec.priority > handed_out {
+                if waits && task.spec.limits.is_empty() && task.spec.priority > handed_out {
                     return Err(format!(
                         "priority_never_turns_round: {label} was handed {} with {handed_out}, and {other:?} waits with {}",
                         id.execution, task.spec.priority

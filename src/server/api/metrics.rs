@@ -25,6 +25,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
             )
         });
     let oldest = server.store.change(|core, now| core.oldest_queued(now));
+    let limits = server.store.ask(|core| core.limits());
     let mut page = Page(String::new());
     let classes = (1..=5).zip(server.requests.by_class());
     page.family(
@@ -100,6 +101,20 @@ pub fn metrics(call: Call<'_>) -> Handled {
     for (priority, ms) in oldest {
         let labels = format!("priority=\"{priority}\"");
         page.sample("sidebike_oldest_queued_seconds", &labels, ms / 1_000);
+    }
+    let used = [
+        ("sidebike_limit_running", "Executions that are delivered or running, by limit."),
+        ("sidebike_limit_waiting", "Executions that are queued, by limit."),
+    ];
+    for (family, help) in used {
+        page.family(family, "gauge", help);
+        for limit in &limits {
+            let number = match family {
+                "sidebike_limit_running" => limit.running_now.into(),
+                _ => limit.waiting,
+            };
+            page.sample(family, &format!("limit=\"{}\"", limit.name), number);
+        }
     }
     page.single(
         "sidebike_output_bytes",

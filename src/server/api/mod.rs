@@ -24,6 +24,7 @@ mod docs;
 mod encoding;
 mod follow;
 mod halt;
+mod limits;
 mod machines;
 mod metrics;
 mod original;

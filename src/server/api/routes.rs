@@ -3,7 +3,7 @@
 
 use super::access::Right;
 use super::call::{Call, Handled, Route, route};
-use super::{agents, docs, halt, machines, metrics, original, output, page, report, tasks};
+use super::{agents, docs, halt, limits, machines, metrics, original, output, page, report, tasks};
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
 
@@ -34,6 +34,10 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "POST", &["api", "v1", "halt"], &["all"], halt::halt),
     route(CHANGE, "DELETE", &["api", "v1", "halt"], &[], halt::lift),
     route(LOOK, "GET", &["api", "v1", "halt"], &[], halt::show),
+    route(CHANGE, "PUT", &["api", "v1", "limit", "*"], &[], limits::set),
+    route(LOOK, "GET", &["api", "v1", "limit", "*"], &[], limits::show),
+    route(CHANGE, "DELETE", &["api", "v1", "limit", "*"], &[], limits::remove),
+    route(LOOK, "GET", &["api", "v1", "limit"], &[], limits::list),
     route(LOOK, "GET", &["api", "v1", "status"], &[], halt::status),
     route(LOOK, "GET", &["api", "v1", "machine"], &["label", "state", "tag"], machines::list),
     route(AGENT, "POST", &["api", "v1", "agent", "poll"], &[], agents::poll),

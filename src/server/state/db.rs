@@ -50,6 +50,8 @@ const OUTPUT: TableDefinition<(u64, u32, u32, u64), &[u8]> = TableDefinition::ne
 const MACHINES: TableDefinition<&str, &[u8]> = TableDefinition::new("machines");
 /// What holds for the whole server, by its name. Files of earlier versions do not have it.
 const SWITCHES: TableDefinition<&str, &[u8]> = TableDefinition::new("switches");
+/// Limits by name. Files of earlier versions do not have it.
+const LIMITS: TableDefinition<&str, &[u8]> = TableDefinition::new("limits");
 const SWITCH_HALT: &str = "halt";
 
 const META_VERSION: &str = "version";
@@ -312,6 +314,15 @@ fn write_batch(
                 None => drop(switches.remove(SWITCH_HALT).map_err(text)?),
             }
         }
+        if !batch.limits.is_empty() {
+            let mut limits = write.open_table(LIMITS).map_err(text)?;
+            for (name, limit) in &batch.limits {
+                match limit {
+                    Some(limit) => limits.insert(&**name, &*json(limit)?).map_err(text)?,
+                    None => limits.remove(&**name).map_err(text)?,
+                };
+            }
+        }
         let mut tasks = write.open_table(TASKS).map_err(text)?;
         let mut executions = write.open_table(EXECUTIONS).map_err(text)?;
         let mut output = write.open_table(OUTPUT).map_err(text)?;
@@ -457,6 +468,18 @@ impl Read {
                 if let Some(halt) = halt {
                     let halt = record("switch", SWITCH_HALT, halt.value());
                     self.saved.halt = self.or_left_out(halt, strictness)?;
+                }
+            }
+        }
+        match read.open_table(LIMITS) {
+            Err(TableError::TableDoesNotExist(_)) => {}
+            limits => {
+                for entry in limits.map_err(text)?.iter().map_err(text)? {
+                    let (key, value) = entry.map_err(text)?;
+                    let limit = record("limit", key.value(), value.value());
+                    if let Some(limit) = self.or_left_out(limit, strictness)? {
+                        self.saved.limits.insert(key.value().into(), limit);
+                    }
                 }
             }
         }
