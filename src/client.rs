@@ -8,6 +8,7 @@
 //! | `client` | the agent's calls; sending, the token, errors |
 //! | `people` | the calls of the commands for people |
 //! | `probe` | the requests of probes, which do not go to the server |
+//! | `webhook` | the requests of notifications, which do not go to a server of sidebike |
 //! | `connections` | connections without a proxy |
 //! | `proxy` | which proxy there is, if any |
 //! | `resolver` | names → addresses |
@@ -24,6 +25,8 @@ mod probe;
 mod proxy;
 mod resolver;
 mod tls;
+#[cfg(feature = "server")]
+pub mod webhook;
 
 #[cfg(feature = "cli")]
 pub use people::{EventReader, MachineFilter, TaskFilter};

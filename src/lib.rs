@@ -11,7 +11,7 @@
 //! | `server` | the HTTP edge, the API, the lock around the core, the database |
 //! | `agent` | the poll loop, the commands that run, the reports |
 //! | `cli` | the commands for people |
-//! | `client` | every HTTP call of the agent and of the commands for people |
+//! | `client` | every HTTP call of the agent and of the commands for people, and the server's notifications |
 //! | [`rules`] | checks that both ends share |
 //! | `docs` | the pages of the documentation, as `sidebike docs` and the server show them |
 //! | [`secret`] | tokens: where they are read from; never printed |
@@ -22,8 +22,8 @@
 //!
 //! - `core` has no clock, no lock, no socket and no log: times and ids are arguments. It uses only `wire`, `rules`
 //!   and `head_tail_buffer`.
-//! - The agent uses neither `core` nor `server`; the server uses neither `agent` nor `client`; `cli` uses of these
-//!   only `client`.
+//! - The agent uses neither `core` nor `server`; the server does not use `agent`, and only `server/notify` uses
+//!   `client`; `cli` uses of these only `client`.
 //! - Each library is named in one place: httparse and tiny_http in `server/http`, ureq in `client`, rustls in `tls`,
 //!   redb in `server/state/db`; `Command::new` in `agent/command/launch` (and in `cli/docs`, which starts the pager).
 //! - The lock around the core is held for computing only, never during I/O or logging.
@@ -34,7 +34,7 @@ pub mod agent;
 mod allocator;
 #[cfg(feature = "cli")]
 pub mod cli;
-#[cfg(any(feature = "agent", feature = "cli"))]
+#[cfg(any(feature = "agent", feature = "cli", feature = "server"))]
 pub mod client;
 pub mod command_line;
 pub mod config;

@@ -63,6 +63,7 @@ const TABLE: &[Line] = &[
     line("POST /api/v1/task/*/undo", "/api/v1/task/none/undo", "", 404, People),
     line("POST /api/v1/task/*/forgive", "/api/v1/task/none/forgive", "", 404, People),
     line("GET /api/v1/task/*/report", "/api/v1/task/none/report", "", 404, Lookers),
+    line("GET /api/v1/group/*", "/api/v1/group/none", "", 404, Lookers),
     line("POST /api/v1/halt", "/api/v1/halt", "{}", 400, People),
     line("DELETE /api/v1/halt", "/api/v1/halt", "", 200, People),
     line("GET /api/v1/halt", "/api/v1/halt", "", 200, Lookers),

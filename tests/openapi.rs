@@ -140,6 +140,8 @@ fn the_server_gives_it() {
     assert_eq!(reply.json(), description());
 }
 
+/// Tasks may tell receivers.
+const TOLD: [&str; 2] = ["--webhook-allow", "^http://127.0.0.1:9$"];
 /// The tags of the agents of these tests.
 const TAGS: (&str, &str) = ("SIDEBIKE_TAGS", "zone=cn-1,role=web");
 
@@ -156,7 +158,8 @@ fn complete(machine: &Agent) -> Value {
         },
         "probes": [{"name": "p", "command": "true", "on": "targets", "failures": 3}],
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
-        "resultTtl": 3600, "failureTtl": "2h", "delay": 0.01,
+        "resultTtl": 3600, "failureTtl": "2h", "notify": [{"url": "http://127.0.0.1:9/x", "on": ["started", "ended"]}], "delay": 0.01,
+        "group": "g", "tags": {"team": "pay"}, "description": "what it is for",
         "detail": {
             "command": "cat; echo oops >&2; exit 3", "workspace": "/tmp", "timeout": "5m",
             "killGrace": 0.5, "env": {"A": "b"}, "mergeOutput": false, "stdin": "in\n",
@@ -188,7 +191,7 @@ fn names(object: &Value) -> BTreeSet<&str> {
 fn every_field_of_a_submit_is_taken() {
     let description = description();
     let schemas = &description["components"]["schemas"];
-    let server = Server::start();
+    let server = Server::with(&TOLD);
     let machine = tagged(&server, "m");
     let complete = complete(&machine);
     let mut fields = names(&complete);
@@ -343,6 +346,19 @@ fn rollouts(a: &mut Answers) {
     a.server.finished("plain");
 }
 
+/// A group, and lists by group and tag.
+fn groups(a: &mut Answers) {
+    let (tasks, group) = ("/api/v1/task", "/api/v1/group/{name}");
+    for query in ["group=g", "tag=team=pay", "group=g&tag=team=pay"] {
+        let listed = a.call("GET", tasks, &format!("/api/v1/task?{query}"), None, 200);
+        assert_eq!(listed["data"].as_array().map(Vec::len), Some(2), "{listed}");
+    }
+    a.call("GET", tasks, "/api/v1/task?tag=team", None, 400);
+    let shown = a.call("GET", group, "/api/v1/group/g?wait=30s&limit=1", None, 200);
+    assert!(shown["next"].is_string(), "{shown}");
+    a.call("GET", group, "/api/v1/group/none?wait=30s", None, 404);
+}
+
 /// An undo that fails, is run again and is forgiven; a halt; reports.
 fn experiments(a: &mut Answers) {
     let (tasks, one) = ("/api/v1/task", "/api/v1/task/{id}");
@@ -418,7 +434,7 @@ fn experiments(a: &mut Answers) {
 
 /// Everything a user may see, in as many states as can be had at once.
 fn answers() -> Answers {
-    let server = Server::start();
+    let server = Server::with(&TOLD);
     let machine = tagged(&server, "m");
     let description = description();
     let mut a = Answers {
@@ -479,6 +495,7 @@ fn answers() -> Answers {
     assert!(listed["next"].is_string(), "{listed}");
     a.call("GET", tasks, tasks, None, 200);
     a.call("GET", "/api/v1/machine", "/api/v1/machine", None, 200);
+    groups(&mut a);
     rollouts(&mut a);
     experiments(&mut a);
     a.call("GET", "/healthz", "/healthz", None, 200);

@@ -249,7 +249,9 @@ fn what_a_key_must_be_is_said() {
 
 fn set_limit(server: &Server, name: &str, limit: Value) {
     let path = format!("/api/v1/limit/{name}");
-    server.request("PUT", &path, limit.to_string().as_bytes()).data();
+    server
+        .request("PUT", &path, limit.to_string().as_bytes())
+        .data();
 }
 
 #[test]
@@ -262,13 +264,19 @@ fn a_limit_counts_over_all_machines_and_does_not_hold_up_others() {
     server.submit(task("first", "all", limited.clone()));
     let second = server.submit(task("second", "any", limited.clone()));
     server.submit(task("free", "all", json!({})));
-    assert_eq!(handed_out(&one.poll(json!([]), json!([]))), ["first", "free"]);
+    assert_eq!(
+        handed_out(&one.poll(json!([]), json!([]))),
+        ["first", "free"]
+    );
     let orders = two.poll(json!([]), json!([]));
     assert_eq!(handed_out(&orders), ["free"], "{orders}");
     let waiting = server.task(id(&second));
     assert_eq!(waiting["msg"], "waits for the limit \"db\": 1 of 1 run");
     let limit = server.get("/api/v1/limit/db").data();
-    assert_eq!((&limit["runningNow"], &limit["waiting"]), (&json!(1), &json!(2)));
+    assert_eq!(
+        (&limit["runningNow"], &limit["waiting"]),
+        (&json!(1), &json!(2))
+    );
     let used = server.request("DELETE", "/api/v1/limit/db", b"");
     assert_eq!(used.status, 409, "{}", used.msg());
     // A raised limit wakes what waits.
@@ -323,7 +331,10 @@ fn limits_survive_a_restart_and_a_rate_is_kept() {
     assert_eq!(limit["perMinute"], 6);
     let mut agent = Puppet::new(&server, 2, "web-1");
     let orders = agent.poll(json!([]), json!([]));
-    assert!(handed_out(&orders).is_empty(), "the restart gave a token: {orders}");
+    assert!(
+        handed_out(&orders).is_empty(),
+        "the restart gave a token: {orders}"
+    );
 }
 
 #[test]
@@ -344,9 +355,18 @@ fn what_a_limit_must_be_is_said() {
         assert_eq!(refused.status, status, "{}", refused.msg());
         assert!(refused.msg().starts_with(msg), "{}", refused.msg());
     }
-    let unknown = server.post("/api/v1/task", &task("x", "any", json!({"limits": ["none"]})));
+    let unknown = server.post(
+        "/api/v1/task",
+        &task("x", "any", json!({"limits": ["none"]})),
+    );
     assert_eq!(unknown.status, 422);
-    assert!(unknown.msg().starts_with("limits: there is no limit \"none\""), "{}", unknown.msg());
+    assert!(
+        unknown
+            .msg()
+            .starts_with("limits: there is no limit \"none\""),
+        "{}",
+        unknown.msg()
+    );
     assert_eq!(server.get("/api/v1/limit/none").status, 404);
 }
 
@@ -356,10 +376,19 @@ fn a_spread_is_the_same_each_time_and_the_ttl_runs_from_the_release() {
     let mut agent = Puppet::new(&server, 1, "web-1");
     let spread = json!({"spread": "2s", "ttl": 30});
     let spread = server.submit(task("spread", "all", spread));
-    assert_eq!((&spread["spread"], &spread["counts"]["queued"]), (&json!(2), &json!(1)));
-    wait_for("its release", || !handed_out(&agent.poll(json!([]), json!([]))).is_empty());
+    assert_eq!(
+        (&spread["spread"], &spread["counts"]["queued"]),
+        (&json!(2), &json!(1))
+    );
+    wait_for("its release", || {
+        !handed_out(&agent.poll(json!([]), json!([]))).is_empty()
+    });
     let refused = server.post("/api/v1/task", &task("x", "any", json!({"spread": "2s"})));
-    assert!(refused.msg().starts_with("spread: goes with mode \"all\" only"));
+    assert!(
+        refused
+            .msg()
+            .starts_with("spread: goes with mode \"all\" only")
+    );
 }
 
 #[test]
@@ -367,16 +396,24 @@ fn what_waits_says_where_it_stands_and_for_what() {
     let server = Server::start();
     let show = |id: &str| {
         let task = server.task(id);
-        (task["position"].clone(), task["msg"].as_str().unwrap().to_owned())
+        (
+            task["position"].clone(),
+            task["msg"].as_str().unwrap().to_owned(),
+        )
     };
     let nowhere = server.submit(task("x", "any", json!({})));
     assert_eq!(show(id(&nowhere)).0, json!(1));
     assert!(show(id(&nowhere)).1.starts_with("no machine matches yet"));
     let mut agent = Puppet::unseen(&server, 1, "web-1");
     let first = next(&mut agent).expect("the first");
-    let behind: Vec<Value> = (0..3).map(|n| server.submit(task(&format!("b{n}"), "any", json!({})))).collect();
+    let behind: Vec<Value> = (0..3)
+        .map(|n| server.submit(task(&format!("b{n}"), "any", json!({}))))
+        .collect();
     let high = server.submit(task("high", "any", json!({"priority": 1})));
-    assert_eq!(show(id(&high)), (json!(1), "waits for a free machine, of 1 that match".into()));
+    assert_eq!(
+        show(id(&high)),
+        (json!(1), "waits for a free machine, of 1 that match".into())
+    );
     assert_eq!(show(id(&behind[2])).0, json!(4));
     agent.done(json!([ended(&first, "succeeded")]), json!([]));
     let listed = server.get("/api/v1/task").data();

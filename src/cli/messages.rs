@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 44] = [
+const FIELDS: [(&str, &str); 48] = [
     ("machinePattern", "-m"),
     ("machine", "-m"),
     ("exclude", "--exclude"),
@@ -24,7 +24,11 @@ const FIELDS: [(&str, &str); 44] = [
     ("rollout.stopRunning", "--stop-running"),
     ("rollout.order", "--order"),
     ("rollout.canary", "--canary"),
+    ("notify", "--notify"),
     ("name", "--name"),
+    ("group", "--group"),
+    ("tags", "--tag"),
+    ("description", "--description"),
     ("detail.command", "COMMAND"),
     ("detail.argv", "COMMAND"),
     ("detail.env", "--env"),

@@ -36,6 +36,7 @@ mod docs;
 mod event_stream;
 mod fold;
 mod follow;
+mod group;
 mod halt;
 mod info;
 mod limit;
@@ -104,6 +105,8 @@ pub enum Command {
     Stop(pacing::Stop),
     /// Run a task again on the machines where it did not succeed
     Rerun(rerun::Args),
+    /// Show how a group of tasks goes, or wait for its end
+    Group(group::Args),
     /// Run the undo of a task again, by default where it failed or is owed
     Undo(undo::Undo),
     /// Settle by hand what a task has not undone: its effect is gone, or does not matter
@@ -140,6 +143,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Show(args) => (show::run(args), FAILED),
         Command::Logs(args) => (logs::run(args), FAILED),
         Command::Cancel(args) => (cancel::run(args), FAILED),
+        Command::Group(args) => (group::run(args), CANNOT_FOLLOW),
         Command::Pause(args) => (pacing::pause(args), FAILED),
         Command::Resume(args) => (pacing::resume(args), FAILED),
         Command::Stop(args) => (pacing::stop(args), FAILED),

@@ -9,6 +9,7 @@ use super::undo_flags::UndoArgs;
 use crate::client::Client;
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
+use crate::wire::notify::{Notify, NotifyEvent};
 use crate::wire::rollout::{Expect, KeepAlive, Order, Pause, Rollout, Share};
 use crate::wire::task::{Detail, Mode, NewTask, json_bytes};
 use base64::Engine as _;
@@ -30,7 +31,7 @@ const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "ksh"];
 const DEFAULT_NAME: &str = "run";
 
 /// The objects of a task in which flags replace single fields. Every other value is replaced as a whole.
-const MERGED: [&str; 5] = ["detail", "env", "machineTags", "rollout", "undo"];
+const MERGED: [&str; 6] = ["detail", "env", "machineTags", "rollout", "tags", "undo"];
 /// Groups of fields of a detail that exclude each other: a flag that sets one of them removes the others.
 const ALTERNATIVES: [&[&str]; 2] = [
     &["command", "argv", "script", "scriptArgs"],
@@ -81,6 +82,19 @@ pub struct NewTaskArgs {
     /// The name of the task in lists [default: run]
     #[arg(long)]
     name: Option<String>,
+    /// Tell this URL when it has ended, or of these events: started, ended, failed (ended otherwise than well),
+    /// stopped; can be given several times
+    #[arg(long, value_name = "URL[=EVENT,...]")]
+    notify: Vec<String>,
+    /// The group it belongs to, see sidebike group
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// A tag of the task, to find it by; can be given several times. --where is for the tags of machines
+    #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = task_tag)]
+    task_tags: Vec<(String, String)>,
+    /// What it is for, shown with the task
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
     /// Run the words as a program and its arguments, without a shell
     #[arg(long, conflicts_with = "script", requires = "command")]
     exec: bool,
@@ -229,9 +243,17 @@ impl NewTaskArgs {
             ttl: { self.ttl.as_deref() }
                 .map(|text| duration("--ttl", text))
                 .transpose()?,
+            notify: self.notify.iter().map(|text| notify_of(text)).collect(),
+            group: self.group.clone(),
+            description: self.description.clone(),
             detail: self.detail()?,
             ..NewTask::default()
         };
+        for (name, value) in &self.task_tags {
+            if task.tags.insert(name.clone(), value.clone()).is_some() {
+                return Err(Failure::Usage(format!("--tag: {name} is given twice")));
+            }
+        }
         self.selection.apply(&mut task, is_alone)?;
         self.pace.apply(&mut task);
         self.order.apply(&mut task)?;
@@ -294,6 +316,27 @@ impl NewTaskArgs {
         }
         Ok(detail)
     }
+}
+
+/// `URL` or `URL=EVENT,EVENT`. A URL may have a `=` itself: what follows the last one counts only if it names events.
+fn notify_of(text: &str) -> Notify {
+    let event = |word: &str| NotifyEvent::ALL.into_iter().find(|it| it.word() == word);
+    let parts = text.rsplit_once('=').and_then(|(url, words)| {
+        let on: Option<Vec<NotifyEvent>> = words.split(',').map(event).collect();
+        Some((url, on?))
+    });
+    let (url, on) = parts.unwrap_or_else(|| (text, Notify::default_on()));
+    Notify {
+        url: url.to_owned(),
+        on,
+    }
+}
+
+/// Reads the tag of a task, `NAME=VALUE`.
+pub fn task_tag(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = pair.ok_or("expected NAME=VALUE such as team=pay")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Removes from a task's detail the fields that exclude one that flags set.

@@ -16,7 +16,7 @@ pub const NOT_UNDONE: u8 = 123;
 /// Exit code of an execution that timed out, the same as that of `timeout`.
 pub const TIMED_OUT: u8 = 124;
 /// Exit code of an execution that was lost, skipped, or not started in time.
-const UNKNOWN: u8 = 125;
+pub const UNKNOWN: u8 = 125;
 /// Exit code of an execution that could not be started, the same as that of a shell.
 const NOT_STARTED: u8 = 126;
 /// Exit code of an execution that was canceled, and of `run` when it was interrupted.

@@ -3,6 +3,7 @@
 use super::command::{CommandResult, ConnectionArgs, Failure, print_json};
 use super::follow::print_message;
 use super::messages::no_such_label;
+use super::new_task::task_tag;
 use super::outcome::{age, short_duration, task_state_colour};
 use super::table::{Cell, Table};
 use super::terminal::Colour;
@@ -21,6 +22,7 @@ Examples:
   sidebike ps                      the newest tasks
   sidebike ps -w                   the same, kept up to date
   sidebike ps --state failed -n 5  the last five that failed
+  sidebike ps --tag team=pay       those with this tag
   sidebike ps --unclean            those of which something may be left on a machine
   sidebike ps --json | jq -r '.[].id'
 
@@ -45,6 +47,12 @@ pub struct Args {
     /// Only those of which something may be left on a machine: an undo failed or is owed
     #[arg(long)]
     unclean: bool,
+    /// Only those of this group
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// Only those with this tag; can be given several times
+    #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = task_tag)]
+    tags: Vec<(String, String)>,
     /// Keep it up to date, until Ctrl-C
     #[arg(short, long, conflicts_with = "json")]
     watch: bool,
@@ -67,6 +75,8 @@ pub fn run(args: Args) -> CommandResult {
         state: args.state,
         label: args.machine,
         is_unclean: args.unclean,
+        group: args.group,
+        tags: args.tags,
         limit: args.limit as usize,
     };
     let found = || {

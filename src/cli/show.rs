@@ -10,6 +10,7 @@ use super::task_reference::TaskArg;
 use super::terminal::{Colour, OutputStyle, sanitize, sanitize_output};
 use super::{rollout, undos};
 use crate::wire::duration::Timeout;
+use crate::wire::notify::{AnsweredNotification, NotificationState};
 use crate::wire::output_line::last_state;
 use crate::wire::probe::{AnsweredProbe, ProbeState};
 use crate::wire::rollout::{Order, Pause, Rollout};
@@ -115,6 +116,8 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
         fields.push(("counts", task.counts.in_words()));
     }
     fields.extend(undos_of(task, &style));
+    let told = task.notifications.iter();
+    fields.extend(told.map(|it| ("notified", told_in_words(it, &style))));
     if let Some(advice) = advice(task) {
         fields.push(("hint", advice.into()));
     }
@@ -144,6 +147,27 @@ fn in_words(probe: &AnsweredProbe, style: &OutputStyle) -> String {
     }
     if !probe.msg.is_empty() {
         words.push_str(&format!(": {}", sanitize(&probe.msg)));
+    }
+    words
+}
+
+/// `ended, https://hooks.example/x: pending, 2 tries, next 2026-01-01T00:00:00Z: it answers 503`.
+fn told_in_words(told: &AnsweredNotification, style: &OutputStyle) -> String {
+    let (event, url) = (told.event.word(), sanitize(&told.url));
+    let state = match told.state {
+        NotificationState::Dead => style.paint(Colour::Red, "given up"),
+        state => state.word().to_owned(),
+    };
+    let mut words = format!("{event}, {url}: {state}");
+    if told.tries > 1 || told.last_error.is_some() {
+        let many = if told.tries == 1 { "try" } else { "tries" };
+        words.push_str(&format!(", {} {many}", told.tries));
+    }
+    if let Some(next) = told.next_try.as_ref().filter(|_| told.tries > 0) {
+        words.push_str(&format!(", next {}", sanitize(next)));
+    }
+    if let Some(why) = &told.last_error {
+        words.push_str(&format!(": {}", sanitize(why)));
     }
     words
 }

@@ -5,8 +5,9 @@
 use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK};
 use crate::wire::duration::TimeSpan;
 use crate::wire::event::TaskEvent;
-use crate::wire::limit::{Limit, PostedLimit};
+use crate::wire::group::Group;
 use crate::wire::halt::{Halt, Halted, PostedHalt, Status};
+use crate::wire::limit::{Limit, PostedLimit};
 use crate::wire::machine::{Machine, MachineState};
 use crate::wire::report::Report;
 use crate::wire::task::{DryRun, Task, TaskState};
@@ -34,6 +35,10 @@ pub struct TaskFilter {
     pub label: Option<String>,
     /// Only those with an undo that failed or is owed.
     pub is_unclean: bool,
+    /// Only the members of this group.
+    pub group: Option<String>,
+    /// Only those with all of these tags.
+    pub tags: Vec<(String, String)>,
     /// This many at most.
     pub limit: usize,
 }
@@ -69,17 +74,34 @@ impl Client {
     /// Lists the newest tasks.
     pub fn tasks(&self, filter: &TaskFilter) -> Result<Vec<Task>, CallError> {
         let limit = filter.limit.to_string();
-        let path = with_query(
-            "task",
-            &[
-                ("limit", Some(&limit)),
-                ("taskPrefix", filter.prefix.as_deref()),
-                ("state", filter.state.map(TaskState::word)),
-                ("label", filter.label.as_deref()),
-                ("clean", filter.is_unclean.then_some("0")),
-            ],
+        let tags = filter.tags.iter();
+        let tags: Vec<String> = tags
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let mut parameters: Vec<(&str, Option<&str>)> = vec![
+            ("limit", Some(&limit)),
+            ("taskPrefix", filter.prefix.as_deref()),
+            ("state", filter.state.map(TaskState::word)),
+            ("label", filter.label.as_deref()),
+            ("clean", filter.is_unclean.then_some("0")),
+            ("group", filter.group.as_deref()),
+        ];
+        parameters.extend(tags.iter().map(|tag| ("tag", Some(tag.as_str()))));
+        self.look("list tasks", &with_query("task", &parameters), CALL_TIMEOUT)
+    }
+
+    /// How a group goes, with its first members. Waits up to `wait` for its end.
+    pub fn group(&self, name: &str, members: u32, wait: TimeSpan) -> Result<Group, CallError> {
+        let path = format!(
+            "group/{}?limit={members}&wait={}ms",
+            encoded(name),
+            wait.as_millis()
         );
-        self.look("list tasks", &path, CALL_TIMEOUT)
+        self.look(
+            "look at the group",
+            &path,
+            Duration::from(wait) + POLL_SLACK,
+        )
     }
 
     /// Cancels a task, or its executions on one machine.
@@ -150,7 +172,9 @@ impl Client {
         let request = request.header("content-type", "application/json");
         let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
         let send = |body: Vec<u8>| {
-            let mut answer = request.send(&body[..]).map_err(|why| self.unreachable(why))?;
+            let mut answer = request
+                .send(&body[..])
+                .map_err(|why| self.unreachable(why))?;
             let status = answer.status().as_u16();
             let body = answer.body_mut().with_config().limit(MAX_ANSWER);
             let bytes = body.read_to_vec().map_err(|why| self.unreachable(why))?;

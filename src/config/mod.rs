@@ -8,14 +8,12 @@
 
 #[cfg(feature = "agent")]
 mod agent;
-#[cfg(any(feature = "agent", feature = "cli"))]
 mod registry;
 #[cfg(feature = "server")]
 mod server;
 
 #[cfg(feature = "agent")]
 pub use agent::{AgentArgs, AgentConfig, CommandPolicy};
-#[cfg(any(feature = "agent", feature = "cli"))]
 pub use registry::{Registry, RegistryArgs};
 #[cfg(feature = "server")]
 pub use server::{AuditTarget, ServerArgs, ServerConfig};

@@ -1,6 +1,6 @@
 //! Settings of a server.
 
-use crate::core::TextLimits;
+use crate::core::{NotifyPolicy, TextLimits};
 use crate::rules::{MAX_LABEL_BYTES, wrong_regex};
 use crate::server::api::browser::Authority;
 use crate::server::http::{Engine, RequestLimits};
@@ -204,6 +204,15 @@ pub struct ServerArgs {
         default_value_t = 32
     )]
     max_json_depth: usize,
+    /// Send notifications where this regular expression matches, of scheme://host:port [default: nowhere]
+    #[arg(long, env = "SIDEBIKE_WEBHOOK_ALLOW", value_name = "REGEX")]
+    webhook_allow: Option<String>,
+    /// File of the authorities that may vouch for who gets notifications, as PEM [default: those of the system]
+    #[arg(long, env = "SIDEBIKE_WEBHOOK_CA", value_name = "FILE")]
+    webhook_ca: Option<PathBuf>,
+    /// The pause between two tries of a notification, for tests
+    #[arg(long, value_name = "DURATION", hide = true)]
+    webhook_pause: Option<String>,
     /// Longest time for a request to arrive, for a connection to be idle, for an answer to be read
     #[arg(
         long,
@@ -265,6 +274,10 @@ pub struct ServerConfig {
     pub max_request_time: TimeSpan,
     pub allow_legacy: Option<regex::Regex>,
     pub public_url: Option<Authority>,
+    /// The URL itself, without a slash at its end.
+    pub public_address: Option<String>,
+    pub notify: NotifyPolicy,
+    pub webhook_ca: Option<PathBuf>,
     pub audit: AuditTarget,
     pub tls: Option<CertificateFiles>,
 }
@@ -323,6 +336,20 @@ impl ServerArgs {
                 format!("--allow-legacy: expected a regular expression: {why}")
             })
         });
+        let pause = self.webhook_pause.as_deref().map(|pause| {
+            pause.parse::<TimeSpan>().map_err(|_| {
+                format!("--webhook-pause: expected a duration such as 10ms, got {pause:?}")
+            })
+        });
+        let allow = self.webhook_allow.as_deref().map(|pattern| {
+            NotifyPolicy::allowing(pattern).map_err(|why| format!("--webhook-allow: {why}"))
+        });
+        let notify = NotifyPolicy {
+            allow: allow.transpose()?,
+            pause: pause.transpose()?,
+        };
+        let public_address = self.public_url.as_deref();
+        let public_address = public_address.map(|url| url.trim_end_matches('/').to_owned());
         let public_url = self.public_url.map(|url| {
             Authority::of_url(&url).ok_or_else(|| {
                 format!(
@@ -376,6 +403,9 @@ impl ServerArgs {
             })?,
             allow_legacy: allow_legacy.transpose()?,
             public_url: public_url.transpose()?,
+            public_address,
+            notify,
+            webhook_ca: self.webhook_ca.filter(|file| !file.as_os_str().is_empty()),
             audit: self.audit.map_or(AuditTarget::Log, AuditTarget::File),
             tls,
         })

@@ -22,6 +22,7 @@ use super::{Core, ExecutionKey, MachineKey, Notice, Refusal, TaskKey, Time};
 use crate::rules::{MAX_JOBS, check_label, check_tags};
 use crate::wire::agent::{Assignment, AttemptId, Feature, Goodbye, Hold, HoldState, Orders, Poll};
 use crate::wire::machine::MachineState;
+use crate::wire::notify::NotifyEvent;
 use crate::wire::task::{Detail, ExecutionState};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -523,6 +524,7 @@ impl Core {
                 .submit_to_start
                 .add(started.millis_since(submitted));
         }
+        self.notify(now, key.task, NotifyEvent::Started);
     }
 
     /// Takes back a hand-out that provably did not arrive. False if a user had canceled the execution or its

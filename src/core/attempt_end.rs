@@ -210,9 +210,11 @@ impl Core {
         }
         self.probes_after(now, key);
         self.stats.finished(state);
+        self.notify_end(now, key);
         self.notices.push(Notice::Finished(key));
         self.free_limits(key);
         self.free_key(now, key);
+        self.group_may_have_ended(key);
         self.forget_if_withdrawn(key);
         self.keep_within_limits();
     }

@@ -54,6 +54,10 @@ pub enum Rule {
     DebtsAreKept,
     /// Nothing with an undo is accepted during a halt.
     HaltRefuses,
+    /// An event is told once.
+    EventIsToldOnce,
+    /// What waits to be told of a task is told also when the task is forgotten.
+    PendingOutlastsItsTask,
     /// Machines that are offline are part of the pool of which some have to stay.
     OfflineIsOfThePool,
     /// What any machine may run goes to one whose agent can run it.
@@ -70,11 +74,13 @@ pub enum Rule {
     HitsRoundDown,
     /// A share of machines that must stay rounds up.
     KeptRoundsUp,
+    /// Who waits for a group is told when its last member has ended.
+    EndOfGroupIsTold,
 }
 
 impl Rule {
     /// Every rule but those about the order of what waits.
-    pub const ALL: [Rule; 21] = [
+    pub const ALL: [Rule; 24] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -92,10 +98,13 @@ impl Rule {
         Rule::EndWaitsForUndo,
         Rule::DebtsAreKept,
         Rule::HaltRefuses,
+        Rule::EventIsToldOnce,
+        Rule::PendingOutlastsItsTask,
         Rule::OfflineIsOfThePool,
         Rule::FailuresAreOfTheTask,
         Rule::HitsRoundDown,
         Rule::KeptRoundsUp,
+        Rule::EndOfGroupIsTold,
     ];
     /// The rules about the order of what waits: they have a simulation of their own.
     pub const OF_ORDER: [Rule; 3] = [
@@ -202,7 +211,10 @@ impl Core {
             .collect();
         for machine in &idle {
             if let Some(next) = self.next_for(machine) {
-                return Err(format!("{} is free, and would be handed {next:?}", machine.instance));
+                return Err(format!(
+                    "{} is free, and would be handed {next:?}",
+                    machine.instance
+                ));
             }
         }
         let offered = { self.tasks.iter() }
@@ -246,6 +258,8 @@ impl Core {
         self.check_keys()?;
         self.check_limit_sets()?;
         self.check_heads()?;
+        self.check_notifications()?;
+        self.check_groups()?;
         self.check_timers()
     }
 

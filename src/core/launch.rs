@@ -46,6 +46,7 @@ impl Core {
         self.check_unused(&id, &prefix)?;
         let replaced = self.check_unique(&spec)?;
         self.check_named_limits(&spec.limits)?;
+        self.check_notify(&spec)?;
         let wait = spec.take_wait();
         if let Some(waiting) = Core::waiting_of(now, &wait) {
             self.check_halt(spec.detail.undo.is_some())?;
@@ -180,6 +181,9 @@ impl Core {
             Some(keys) => drop(keys.insert(key)),
             None => drop(self.task_names.insert(spec.name.clone(), [key].into())),
         }
+        if let Some(group) = { spec.about.as_ref() }.and_then(|about| about.group.as_ref()) {
+            self.groups.add(group, key, false);
+        }
         let task = TaskData {
             id,
             prefix,
@@ -201,6 +205,7 @@ impl Core {
             waiting: waiting.map(Box::new),
             counts: Counts::default(),
             undos: UndoCounts::default(),
+            notifications: Vec::new(),
             output_bytes: 0,
             executions: Vec::new(),
         };

@@ -84,7 +84,8 @@ impl Core {
         if was_ready && !is_ready {
             // It may have been the one that was to take the first of a selector.
             let sets: Vec<SetKey> = self.named_limits.heads.selectors.keys().copied().collect();
-            sets.into_iter().for_each(|set| self.named_limits.touch(set));
+            sets.into_iter()
+                .for_each(|set| self.named_limits.touch(set));
         }
     }
 
@@ -109,11 +110,15 @@ impl Core {
     ) -> u32 {
         let mut before = 0;
         for set in self.open_sets(limit) {
-            let heads = { self.named_limits.heads.machines.get(&set) }.into_iter().flatten();
+            let heads = { self.named_limits.heads.machines.get(&set) }
+                .into_iter()
+                .flatten();
             let earlier = heads.take_while(|(first, _)| *first < turn);
             let others = earlier.filter(|(_, machine)| Some(*machine) != own);
             before += others.take((most - before) as usize).count() as u32;
-            let heads = { self.named_limits.heads.selectors.get(&set) }.into_iter().flatten();
+            let heads = { self.named_limits.heads.selectors.get(&set) }
+                .into_iter()
+                .flatten();
             for (_, (selector, needed)) in heads.take_while(|(first, _)| *first < turn) {
                 if before >= most {
                     break;
@@ -149,9 +154,17 @@ impl Core {
         }
         let mut first: Vec<(Turn, Result<MachineKey, SelectorQueue>)> = Vec::new();
         for set in self.open_sets(limit) {
-            let heads = { self.named_limits.heads.machines.get(&set) }.into_iter().flatten();
-            first.extend(heads.take(free).map(|(turn, machine)| (*turn, Ok(*machine))));
-            let heads = { self.named_limits.heads.selectors.get(&set) }.into_iter().flatten();
+            let heads = { self.named_limits.heads.machines.get(&set) }
+                .into_iter()
+                .flatten();
+            first.extend(
+                heads
+                    .take(free)
+                    .map(|(turn, machine)| (*turn, Ok(*machine))),
+            );
+            let heads = { self.named_limits.heads.selectors.get(&set) }
+                .into_iter()
+                .flatten();
             for (_, queue) in heads.take(MAX_SELECTORS) {
                 let entry = self.match_index.entry(queue.0);
                 let turns = { entry.by_need.get(&(queue.1, set)) }.into_iter().flatten();

@@ -45,7 +45,10 @@
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
+//! | `notify.rs` | where notifications may go, when they are tried again |
+//! | `outbox.rs` | the notifications that wait, when each is made |
 //! | `newcomers.rs` | how many new machines are accepted from where |
+//! | `about.rs`, `groups.rs` | what people say of a task; the members of a group, and how it goes as a whole |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
 //! | `invariants.rs` | what must be true after every operation; for tests |
 //!
@@ -58,11 +61,13 @@
 //! - a timer: `timers.rs` says how. A limit: `retention.rs` says how. A kind of event: `follow.rs` says how.
 
 mod abilities;
+mod about;
 mod agent;
 mod attempt_end;
 mod counting;
 mod debts;
 mod follow;
+mod groups;
 mod halt;
 mod invariants;
 mod keep_alive;
@@ -76,8 +81,10 @@ mod machine;
 mod match_index;
 mod named_limits;
 mod newcomers;
+mod notify;
 mod order;
 mod original;
+mod outbox;
 mod output;
 mod pace;
 mod pacing;
@@ -106,9 +113,11 @@ mod user;
 mod waiting;
 mod waits_for;
 
+pub use self::about::{About, check_group, check_tag};
 pub use self::agent::check_holds;
 pub use self::counting::Preview;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
+pub use self::groups::{GroupSummary, state_of};
 pub use self::halt::{Halt, MAX_REASON_BYTES};
 #[doc(hidden)]
 pub use self::invariants::{ExecutionView, Rule, UndoView};
@@ -116,8 +125,10 @@ pub use self::limits::{Limits, TextLimits};
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
 pub use self::named_limits::{SavedLimit, checked_limit};
+pub use self::notify::{CheckedNotify, MAX_NOTIFY, NotifyPolicy, place_of, without_query};
 pub use self::order::PRIORITIES;
 pub use self::original::{Link, is_of_original, original_instance};
+pub use self::outbox::{Delivery, Entry as SavedNotification, Missed, NotifyStats};
 pub use self::output::{Output, gap_line};
 pub use self::probe_data::CheckedProbe;
 pub use self::probe_runs::check_probe_results;
@@ -134,6 +145,7 @@ pub use self::user::Selection;
 
 use self::counting::Recount;
 use self::follow::ChangeLog;
+use self::groups::Groups;
 use self::invariants::RestoredSums;
 use self::keep_alive::Watch;
 use self::ledger::Ledger;
@@ -143,6 +155,7 @@ use self::match_index::{MatchIndex, SelectorKey};
 use self::named_limits::NamedLimits;
 use self::newcomers::Newcomers;
 use self::order::Rank;
+use self::outbox::Outbox;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
@@ -178,7 +191,7 @@ impl Time {
 }
 
 /// Identifies a task; in order of submission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TaskKey(pub(crate) u64);
 
 /// Identifies a machine; in order of registration.
@@ -236,10 +249,16 @@ pub enum Notice {
     HandedOut(MachineKey),
     /// A task has ended.
     Finished(TaskKey),
+    /// The last task of this group that had not ended has ended.
+    GroupFinished(Arc<str>),
     /// A task that has followers has changed.
     Changed(TaskKey),
     /// The machine with this label went offline, for this reason.
     MachineOffline(Arc<str>, &'static str),
+    /// There are notifications to be sent.
+    NotificationsWait,
+    /// This notification was given up, in words.
+    NotificationDead(String),
     /// Too many new machines have come from this origin: more are refused for a while.
     NewcomersRefused(Arc<str>),
     /// The machine with this label and instance came online.
@@ -257,6 +276,7 @@ pub struct Core {
     /// By prefix; only tasks whose prefix is not their id.
     task_prefixes: BTreeMap<Arc<str>, TaskKey>,
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
+    groups: Groups,
     next_task: u64,
     machines: BTreeMap<MachineKey, Machine>,
     /// How many are in each state, in the order of [`MachineState::ALL`].
@@ -273,6 +293,7 @@ pub struct Core {
     /// The tasks that have not begun.
     waiting: WaitingTasks,
     halt: Option<Halt>,
+    outbox: Outbox,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
     /// The task that is given turns at this moment.
@@ -315,6 +336,7 @@ impl Core {
             task_ids: BTreeMap::new(),
             task_prefixes: BTreeMap::new(),
             task_names: HashMap::new(),
+            groups: Groups::default(),
             next_task: 1,
             machines: BTreeMap::new(),
             machine_states: Default::default(),
@@ -326,6 +348,7 @@ impl Core {
             undos: Undos::default(),
             waiting: WaitingTasks::default(),
             halt: None,
+            outbox: Outbox::default(),
             pools: BTreeMap::new(),
             paced: None,
             recount: Recount::default(),

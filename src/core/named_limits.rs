@@ -81,7 +81,11 @@ impl Bucket {
     /// When it has a token.
     fn next(&self, per_minute: u32) -> Time {
         let missing = TOKEN.saturating_sub(self.level);
-        Time(self.at.0.saturating_add(missing.div_ceil(per_minute.into())))
+        Time(
+            self.at
+                .0
+                .saturating_add(missing.div_ceil(per_minute.into())),
+        )
     }
 }
 
@@ -98,11 +102,17 @@ struct Limit {
 impl Limit {
     /// How many more could be handed out now.
     fn free(&self) -> u32 {
-        let places = { self.allowed.running }.map_or(u32::MAX, |most| most.saturating_sub(self.running));
-        let tokens = self.bucket.as_ref().map_or(u32::MAX, |bucket| match bucket.dry_until {
-            Some(_) => 0,
-            None => u32::try_from(bucket.level / TOKEN).unwrap_or(u32::MAX).max(1),
-        });
+        let places =
+            { self.allowed.running }.map_or(u32::MAX, |most| most.saturating_sub(self.running));
+        let tokens = self
+            .bucket
+            .as_ref()
+            .map_or(u32::MAX, |bucket| match bucket.dry_until {
+                Some(_) => 0,
+                None => u32::try_from(bucket.level / TOKEN)
+                    .unwrap_or(u32::MAX)
+                    .max(1),
+            });
         places.min(tokens)
     }
 }
@@ -140,7 +150,9 @@ impl NamedLimits {
     /// The sets that have a limit.
     pub fn sets_with(&self, limit: LimitKey) -> impl Iterator<Item = SetKey> {
         let limit = self.limits.get(&limit);
-        limit.into_iter().flat_map(|limit| limit.sets.iter().copied())
+        limit
+            .into_iter()
+            .flat_map(|limit| limit.sets.iter().copied())
     }
 
     /// How many executions could be handed out for a limit now.
@@ -150,7 +162,9 @@ impl NamedLimits {
 
     /// Whether a limit of this set is exhausted.
     pub fn is_exhausted(&self, set: SetKey) -> bool {
-        self.limits_of(set).iter().any(|limit| self.free(*limit) == 0)
+        self.limits_of(set)
+            .iter()
+            .any(|limit| self.free(*limit) == 0)
     }
 
     /// What is known of a limit that is exhausted, in words.
@@ -192,7 +206,11 @@ impl NamedLimits {
     /// An execution with this set is queued, or no longer.
     pub fn count_queued(&mut self, set: SetKey, more: bool) {
         if let Some(set) = self.sets.get_mut(&set) {
-            set.queued = if more { set.queued + 1 } else { set.queued.saturating_sub(1) };
+            set.queued = if more {
+                set.queued + 1
+            } else {
+                set.queued.saturating_sub(1)
+            };
         }
     }
 
@@ -259,7 +277,9 @@ fn check_name(field: &str, name: &str) -> Result<(), String> {
 pub fn checked_limit(name: &str, posted: &PostedLimit) -> Result<SavedLimit, String> {
     check_name("name", name)?;
     if posted.running.is_none() && posted.per_minute.is_none() {
-        return Err("the limit: needs running (at once), perMinute (handed out a minute), or both".into());
+        return Err(
+            "the limit: needs running (at once), perMinute (handed out a minute), or both".into(),
+        );
     }
     let per_minute = posted.per_minute;
     if per_minute.is_some_and(|rate| !(1..=MAX_PER_MINUTE).contains(&rate)) {
@@ -288,7 +308,9 @@ impl Core {
     ) -> Result<Answer, Refusal> {
         let Some(key) = self.named_limits.names.get(name).copied() else {
             if self.named_limits.names.len() >= MAX_LIMITS {
-                return Err(Refusal::Full(format!("there are {MAX_LIMITS} limits, the most")));
+                return Err(Refusal::Full(format!(
+                    "there are {MAX_LIMITS} limits, the most"
+                )));
             }
             self.named_limits.make(now, name.into(), allowed, true);
             self.limit_changed(name);
@@ -305,7 +327,10 @@ impl Core {
                 }
             }
             limit.bucket = allowed.per_minute.map(|rate| {
-                let level = limit.bucket.as_ref().map_or(Bucket::size(rate), |it| it.level);
+                let level = limit
+                    .bucket
+                    .as_ref()
+                    .map_or(Bucket::size(rate), |it| it.level);
                 Bucket {
                     level: level.min(Bucket::size(rate)),
                     at: now,
@@ -352,7 +377,9 @@ impl Core {
     pub fn limits(&self) -> Vec<Answer> {
         let keys = self.named_limits.names.values();
         let limits = keys.filter_map(|key| self.named_limits.limits.get(key));
-        limits.map(|limit| self.named_limits.answer(limit)).collect()
+        limits
+            .map(|limit| self.named_limits.answer(limit))
+            .collect()
     }
 
     fn limit_key(&self, name: &str) -> Result<LimitKey, Refusal> {
@@ -498,7 +525,10 @@ impl Core {
 
     /// An execution of a task was handed out: it takes a token of each rate.
     pub(super) fn take_tokens(&mut self, now: Time, task: TaskKey) {
-        let limits = self.named_limits.limits_of(self.task(task).limit_set).to_vec();
+        let limits = self
+            .named_limits
+            .limits_of(self.task(task).limit_set)
+            .to_vec();
         for key in limits {
             let limit = self.named_limits.limits.get_mut(&key);
             if let Some((bucket, rate)) =
@@ -547,7 +577,11 @@ impl Core {
     pub(super) fn check_limit_sets(&self) -> Result<(), String> {
         let mut running: BTreeMap<LimitKey, u32> = BTreeMap::new();
         let mut sets: BTreeMap<SetKey, (usize, usize)> = BTreeMap::new();
-        for task in self.tasks.values().filter(|task| task.limit_set != SetKey::NONE) {
+        for task in self
+            .tasks
+            .values()
+            .filter(|task| task.limit_set != SetKey::NONE)
+        {
             let (tasks, queued) = sets.entry(task.limit_set).or_default();
             *tasks += 1;
             *queued += task.executions.iter().filter(|e| e.is_in_queue()).count();
@@ -564,14 +598,23 @@ impl Core {
             }
         }
         let known = self.named_limits.sets.iter();
-        let known: BTreeMap<_, _> = known.map(|(key, set)| (*key, (set.tasks, set.queued))).collect();
+        let known: BTreeMap<_, _> = known
+            .map(|(key, set)| (*key, (set.tasks, set.queued)))
+            .collect();
         if known != sets {
             return Err(format!("sets of limits {known:?}, recounted {sets:?}"));
         }
-        for task in self.tasks.values().filter(|task| !task.spec.limits.is_empty()) {
+        for task in self
+            .tasks
+            .values()
+            .filter(|task| !task.spec.limits.is_empty())
+        {
             let has_set = task.limit_set != SetKey::NONE;
             if has_set != task.finished_at.is_none() {
-                return Err(format!("task {}: its set of limits is {:?}", task.id, task.limit_set));
+                return Err(format!(
+                    "task {}: its set of limits is {:?}",
+                    task.id, task.limit_set
+                ));
             }
         }
         Ok(())

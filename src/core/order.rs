@@ -165,7 +165,10 @@ impl Core {
             let rank = if by_rank { turn.rank } else { Rank::of(0) };
             (rank, is_any, turn)
         };
-        let mut best = machine.inbox.first_unlimited().map(|turn| order(false, turn));
+        let mut best = machine
+            .inbox
+            .first_unlimited()
+            .map(|turn| order(false, turn));
         let own = machine.inbox.firsts();
         let mut limited: Vec<_> = own.map(|(set, turn)| (order(false, turn), set)).collect();
         let index = &self.match_index;
@@ -187,7 +190,9 @@ impl Core {
             let is_exhausted = self.named_limits.is_exhausted(*set) && self.keeps_limits();
             !is_exhausted && self.is_first_in_limits(*set, *turn, machine)
         });
-        open.map(|(place, _)| place).or(best).map(|(_, _, turn)| turn.key)
+        open.map(|(place, _)| place)
+            .or(best)
+            .map(|(_, _, turn)| turn.key)
     }
 
     /// Queues the first attempt of an execution for its machine: at once, or within the spread of its task.

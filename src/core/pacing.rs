@@ -15,6 +15,7 @@ use super::task::{Place, Task};
 use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
 use crate::wire::duration::TimeSpan;
+use crate::wire::notify::NotifyEvent;
 use crate::wire::rollout::{Pause, StopKind};
 use crate::wire::task::{ExecutionState, TaskState};
 
@@ -148,6 +149,7 @@ impl Core {
                 self.timers.cancel(until, Timer::PauseOver(key));
             }
             self.count_stop_output(key);
+            self.notify(now, key, NotifyEvent::Stopped);
             self.close(key);
         }
         if cancels {

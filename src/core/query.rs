@@ -31,6 +31,10 @@ pub struct TaskQuery {
     pub label: Option<String>,
     /// Only those with an undo that is failed or owed, or only those without.
     pub clean: Option<bool>,
+    /// Only the members of this group.
+    pub group: Option<String>,
+    /// Only those with all of these tags.
+    pub tags: Vec<(String, String)>,
 }
 
 impl TaskQuery {
@@ -41,12 +45,16 @@ impl TaskQuery {
                 .filter_map(|e| e.target.as_ref())
                 .any(|target| *target.label == **label)
         };
+        let tag_of = |name: &String| task.spec.about.as_ref()?.tags.get(name);
         self.prefix
             .as_ref()
             .is_none_or(|prefix| task.spec.name.starts_with(prefix.as_str()))
             && self.state.is_none_or(|state| task.state() == state)
             && self.label.as_ref().is_none_or(has_target)
             && self.clean.is_none_or(|clean| (task.dirty() == 0) == clean)
+            && { self.group.as_ref() }
+                .is_none_or(|group| task.group().is_some_and(|is| **is == **group))
+            && { self.tags.iter() }.all(|(name, value)| tag_of(name) == Some(value))
     }
 }
 
@@ -70,10 +78,17 @@ impl Core {
     /// The newest tasks that match and are older than `before`, `limit` at most. Visits a bounded number of
     /// tasks; the page says where to continue.
     pub fn list(&self, query: &TaskQuery, before: Option<TaskKey>, limit: usize) -> TaskPage {
-        let all = self
-            .tasks
-            .range(..before.unwrap_or(TaskKey(u64::MAX)))
-            .rev();
+        let older = ..before.unwrap_or(TaskKey(u64::MAX));
+        let group = query.group.as_deref();
+        // The members of a group are found by its index, however many other tasks there are.
+        let members = group.and_then(|group| self.group_members(group));
+        let members = members.into_iter().flat_map(|members| members.range(older));
+        let members = members.rev().map(|key| (key, self.task(*key)));
+        let others = match group {
+            Some(_) => ..TaskKey(0),
+            None => older,
+        };
+        let all = self.tasks.range(others).rev().chain(members);
         let (mut tasks, mut executions, mut last) = (Vec::new(), 0, None);
         for (visited, (key, task)) in all.enumerate() {
             let full = tasks.len() >= limit || executions > MAX_LISTED_EXECUTIONS;

@@ -8,6 +8,7 @@ use super::counting::{Counts, KeepAlive, Recount};
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
 use super::named_limits::SetKey;
+use super::notify::CheckedNotify;
 use super::original::OriginalAgent;
 use super::probe_data::{CheckedProbe, ONE_MACHINE, ProbeData};
 use super::rollout::Rollout;
@@ -90,6 +91,7 @@ impl Core {
         for (key, piece) in saved.output {
             core.restore_output(key, &piece, &mut changes);
         }
+        core.restore_notifications(saved.notifications, &mut changes);
         core.notices.clear();
         core.changes = Some(changes);
         // The limits may be lower than before.
@@ -212,6 +214,7 @@ impl Core {
             rerun_of: saved.rerun_of,
             counts: Default::default(),
             undos: Default::default(),
+            notifications: Vec::new(),
             output_bytes: 0,
             executions: Vec::new(),
             spec: Arc::new(Spec {
@@ -247,8 +250,10 @@ impl Core {
                 retry: saved.retry.map(Box::new),
                 result_ttl: saved.result_ttl,
                 failure_ttl: saved.failure_ttl,
+                notify: saved.notify.iter().map(CheckedNotify::accepted).collect(),
                 sent_bytes: saved.detail.json_bytes(),
                 detail: saved.detail,
+                about: saved.about,
                 wait: None,
             }),
         };
@@ -338,6 +343,9 @@ impl Core {
             .entry(task.spec.name.clone())
             .or_default()
             .insert(key);
+        if let Some(group) = task.group() {
+            self.groups.add(group, key, task.finished_at.is_some());
+        }
         let open = task.open;
         match task.finished_at {
             Some(at) => {

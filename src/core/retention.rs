@@ -106,6 +106,7 @@ impl Core {
     pub(super) fn forget_if_withdrawn(&mut self, key: TaskKey) {
         let task = self.task(key);
         if task.withdrawn && task.finished_at.is_some() && !task.has_started() {
+            self.drop_notifications(key);
             self.forget_task(key);
         }
     }
@@ -180,6 +181,7 @@ impl Core {
             return;
         };
         self.ledger.forget_task(finished_at, key, &task);
+        self.forget_notifications(&task);
         if let Some(changes) = &mut self.changes {
             changes.task(key);
         }
@@ -195,6 +197,9 @@ impl Core {
             if keys.is_empty() {
                 self.task_names.remove(&task.spec.name);
             }
+        }
+        if let Some(group) = task.group() {
+            self.groups.forget(group, key);
         }
         self.stats.forgotten(task.state());
     }

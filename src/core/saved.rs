@@ -4,10 +4,12 @@
 //! batch can be applied on top of an earlier one. `restored.rs` rebuilds a core from the records. To save a
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
+use super::about::About;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::named_limits::SavedLimit;
 use super::original::CanceledAttempt;
+use super::outbox::Entry as SavedNotification;
 use super::output::Output;
 use super::pace::Pacing;
 use super::probe_data::{ONE_MACHINE, Summary};
@@ -20,6 +22,7 @@ use super::{Core, ExecutionKey, TaskKey, Time};
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
+use crate::wire::notify::Notify;
 use crate::wire::probe::Probe;
 use crate::wire::rollout::{Expect, KeepAlive, Rollout, Share};
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
@@ -89,6 +92,10 @@ pub struct SavedTask {
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) probes: Vec<SavedProbe>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<Notify>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) about: Option<Box<About>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waiting: Option<Box<Waiting>>,
 }
@@ -253,6 +260,8 @@ pub struct Batch {
     pub machines: BTreeMap<Arc<str>, Option<SavedMachine>>,
     /// Output, in order of arrival.
     pub output: Vec<(OutputKey, OutputChange)>,
+    /// Notifications by number.
+    pub notifications: BTreeMap<u64, Option<SavedNotification>>,
     /// The halt, if it has changed.
     pub halt: Option<Option<Halt>>,
     /// Limits by name.
@@ -274,10 +283,19 @@ impl Batch {
                 || t.keep_alive.is_some()
                 || t.pacing.is_some()
         };
-        let is_ordered = |t: &SavedTask| t.priority != 0 || t.order.is_some() || t.unique.is_some() || !t.limits.is_empty() || t.spread.is_some();
+        let is_ordered = |t: &SavedTask| {
+            t.priority != 0
+                || t.order.is_some()
+                || t.unique.is_some()
+                || !t.limits.is_empty()
+                || t.spread.is_some()
+        };
         match () {
             () if !self.limits.is_empty() => 5,
             () if tasks().any(|t| is_ordered(t) || t.waiting.is_some()) => 5,
+            () if !self.notifications.is_empty() || tasks().any(|t| !t.notify.is_empty()) => 5,
+            () if tasks().any(|t| t.waiting.is_some()) => 5,
+            () if tasks().any(|t| t.about.is_some() || t.waiting.is_some()) => 5,
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -295,6 +313,7 @@ impl Batch {
             && self.executions.is_empty()
             && self.machines.is_empty()
             && self.output.is_empty()
+            && self.notifications.is_empty()
             && self.halt.is_none()
             && self.limits.is_empty()
     }
@@ -318,6 +337,7 @@ impl Batch {
         self.machines.extend(later.machines);
         self.output.extend(later.output);
         self.limits.extend(later.limits);
+        self.notifications.extend(later.notifications);
         self.halt = later.halt.or(self.halt.take());
         self.next_task = self.next_task.max(later.next_task);
     }
@@ -334,6 +354,8 @@ pub struct Saved {
     pub output: Vec<(OutputKey, SavedPiece)>,
     /// Machines by instance.
     pub machines: BTreeMap<Arc<str>, SavedMachine>,
+    /// Notifications by number.
+    pub notifications: BTreeMap<u64, SavedNotification>,
     /// The halt that is in force.
     pub halt: Option<Halt>,
     /// Limits by name.
@@ -351,6 +373,8 @@ pub(super) struct Changes {
     pub(super) executions: BTreeSet<ExecutionKey>,
     machines: BTreeSet<Arc<str>>,
     output: Vec<(OutputKey, OutputChange)>,
+    /// Notifications by number.
+    pub(super) notifications: BTreeSet<u64>,
     /// The halt, if it has changed.
     pub(super) halt: Option<Option<Halt>>,
     /// Limits that have changed, by name.
@@ -422,6 +446,7 @@ impl Core {
         batch.output = std::mem::take(&mut changes.output);
         batch.halt = changes.halt.take();
         let limits = std::mem::take(&mut changes.limits);
+        let notifications = std::mem::take(&mut changes.notifications);
         batch
             .output
             .retain(|(key, _)| self.tasks.contains_key(&key.task));
@@ -447,6 +472,11 @@ impl Core {
                 .get(&instance)
                 .map(|key| saved_machine(self.machine(*key)));
             batch.machines.insert(instance, machine);
+        }
+        for number in notifications {
+            batch
+                .notifications
+                .insert(number, self.saved_notification(number));
         }
         batch
     }
@@ -521,6 +551,8 @@ fn saved_task(task: &Task) -> SavedTask {
         order: task.order,
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
+        notify: spec.notify.iter().map(|it| it.posted()).collect(),
+        about: spec.about.clone(),
         waiting: task.waiting.clone(),
     }
 }

@@ -4,9 +4,11 @@
 //! what is wrong and what would be right. To add a field: take it from the posted task, check it here, add it to
 //! [`Spec`].
 
+use super::about::{self, About};
 use super::agent::is_instance;
 use super::counting::{Counts, KeepAlive};
 use super::named_limits;
+use super::notify::{self, CheckedNotify};
 use super::order::PRIORITIES;
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
@@ -76,7 +78,10 @@ pub struct Spec {
     pub retry: Option<Box<Retry>>,
     pub result_ttl: TimeSpan,
     pub failure_ttl: TimeSpan,
+    pub notify: Box<[CheckedNotify]>,
     pub detail: Arc<Detail>,
+    /// What people say of it.
+    pub about: Option<Box<About>>,
     /// The size of the detail in an answer that hands it out, in bytes, roughly.
     pub sent_bytes: usize,
     /// What it has to wait for; none in a stored task.
@@ -126,6 +131,8 @@ impl Spec {
         let counts = checked_counts(&mut posted, mode, limits)?;
         let rollout = checked_rollout(&mut posted, mode, limits)?;
         let probes = checked_probes(&mut posted, mode, limits)?;
+        let notify = notify::checked(posted.notify.take())?;
+        let about = about::checked(&mut posted)?;
         let narrowing = narrowing(&mut posted)?;
         let pattern = posted.machine_pattern.take();
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
@@ -162,8 +169,10 @@ impl Spec {
                 "failureTtl",
                 posted.failure_ttl.unwrap_or(DEFAULT_FAILURE_TTL),
             )?,
+            notify,
             sent_bytes: detail.json_bytes(),
             detail: Arc::new(detail),
+            about,
             wait: (wait != Wait::default()).then(|| Box::new(wait)),
         })
     }
@@ -230,8 +239,13 @@ impl Spec {
         self.detail_bytes()
             + detail.workspace.as_ref().map_or(0, String::len)
             + self.name.len()
-            + self.limits.iter().map(|name| name.len() + ENTRY_BYTES).sum::<usize>()
+            + self
+                .limits
+                .iter()
+                .map(|name| name.len() + ENTRY_BYTES)
+                .sum::<usize>()
             + self.unique.as_ref().map_or(0, |unique| unique.key.len())
+            + self.about.as_ref().map_or(0, |about| about.kept_bytes())
             + self.selector.text().kept_bytes()
             + pool.map_or(0, |pool| pool.text().kept_bytes())
             + canary.map_or(0, String::len)
@@ -241,6 +255,9 @@ impl Spec {
                     let on = probe.on.as_ref().map_or(0, |on| 2 * on.text().kept_bytes());
                     probe.posted.text_bytes() + on + ENTRY_BYTES
                 })
+                .sum::<usize>()
+            + { self.notify.iter() }
+                .map(|it| it.url.len() + it.place.len() + (1 + it.entries()) * ENTRY_BYTES)
                 .sum::<usize>()
             + (entries + retry + steps) * ENTRY_BYTES
     }
@@ -626,7 +643,9 @@ fn checked_spread(
         return Err("spread: goes with mode \"all\" only, an \"any\" task runs once".into());
     }
     if is_rolled_out {
-        return Err("spread: does not go with rollout, which says when each machine has its turn".into());
+        return Err(
+            "spread: does not go with rollout, which says when each machine has its turn".into(),
+        );
     }
     check_above_zero("spread", spread).map(Some)
 }

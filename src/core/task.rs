@@ -7,13 +7,14 @@ use super::counting::mixed;
 use super::lazy_box::{LazyBox, SharedDefault};
 use super::match_index::SelectorKey;
 use super::named_limits::SetKey;
+use super::outbox::Entry;
 use super::output::Output;
 use super::pace::Pacing;
 use super::probe_data::ProbeData;
 use super::spec::Spec;
 use super::undo::AttemptUndo;
-use super::waits_for::WaitsFor;
 use super::waiting::{Phase, Waiting};
+use super::waits_for::WaitsFor;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::agent::{AttemptId, Stream};
 use crate::wire::duration::TimeSpan;
@@ -85,6 +86,8 @@ pub struct TaskData {
     pub(super) counts: Counts,
     /// The undos of the latest attempts.
     pub(super) undos: UndoCounts,
+    /// What was told of it, or waits to be told.
+    pub(super) notifications: Vec<Arc<Entry>>,
     /// Bytes of output kept, of all its executions.
     pub(super) output_bytes: usize,
     pub(super) executions: Vec<Execution>,
@@ -454,6 +457,7 @@ impl Task {
         let spec = &self.spec;
         let selector = spec.selector.text();
         let narrowing = selector.narrowing.as_deref();
+        let about = spec.about.as_deref();
         let all_instances = narrowing.map_or(0, |n| n.instances.len());
         let instances = match detail_limit {
             usize::MAX => usize::MAX,
@@ -499,6 +503,11 @@ impl Task {
             ttl: spec.ttl,
             late_join: spec.late_join,
             retry: spec.retry.as_deref().cloned(),
+            group: about
+                .and_then(|about| about.group.as_deref())
+                .map(Cow::from),
+            tags: about.map_or_else(BTreeMap::new, |about| about.tags.clone()),
+            description: { about.and_then(|about| about.description.as_deref()) }.map(Cow::from),
             result_ttl: spec.result_ttl,
             failure_ttl: spec.failure_ttl,
             rerun_of: self.rerun_of.as_deref().map(Cow::from),
@@ -511,6 +520,11 @@ impl Task {
             counts: self.counts,
             undos: self.has_undo().then_some(self.undos),
             clean: self.has_undo().then(|| self.dirty() == 0),
+            notify: spec.notify.iter().map(|it| it.posted()).collect(),
+            notifications: match detail_limit {
+                usize::MAX => self.notifications.iter().map(|it| it.answer()).collect(),
+                _ => Vec::new(),
+            },
             detail: wire::AnsweredDetail {
                 detail,
                 truncated_bytes,

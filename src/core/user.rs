@@ -6,8 +6,8 @@ use super::counting::{MAX_NAMED, first_named};
 use super::invariants::Rule;
 use super::machine::JoinCursor;
 use super::match_index::{SelectorKey, TraitsKey};
-use super::spec::Spec;
 use super::named_limits::SetKey;
+use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task};
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time, data_mut};
 use crate::wire::duration::TimeSpan;
@@ -57,6 +57,7 @@ impl Core {
         self.check_unused(&id, &id)?;
         let old = self.known_task(of)?;
         self.check_halt(old.has_undo())?;
+        self.check_notify(&old.spec)?;
         let of = old.id.clone();
         let mut spec = Spec::clone(&old.spec);
         spec.id = None;
@@ -355,8 +356,8 @@ impl Core {
         let named = entry.instances().map_or(usize::MAX, BTreeSet::len);
         if named.min(entry.traits.len()) < self.ready.len() {
             let machines = self.machines_of(selector);
-            let able = machines
-                .filter(|key| wanted(*key) && self.may_run(self.machine(*key), needed));
+            let able =
+                machines.filter(|key| wanted(*key) && self.may_run(self.machine(*key), needed));
             let waiting = able.filter_map(|key| Some((self.machine(key).ready?, key)));
             return waiting.min().map(|(_, key)| key);
         }

@@ -35,7 +35,10 @@ impl Core {
         let waits_for_key = self.waits_for_key(key) && task.counts.held > 0;
         if waits_for_key {
             let msg = "waits until the task that it replaces has ended".into();
-            return Some(WaitsFor { position: None, msg });
+            return Some(WaitsFor {
+                position: None,
+                msg,
+            });
         }
         let execution = ExecutionKey { task: key, n: 0 };
         let first = task.executions.first().filter(|_| task.is_any())?;
@@ -47,7 +50,10 @@ impl Core {
         };
         let msg = self.why_it_waits(key, selector)?;
         let position = Some(self.position_of(self.turn_of(execution), selector, task.limit_set));
-        Some(WaitsFor { position, msg: msg.into() })
+        Some(WaitsFor {
+            position,
+            msg: msg.into(),
+        })
     }
 
     /// Why what any machine may run is not handed out now.
@@ -59,7 +65,11 @@ impl Core {
             known += 1;
             live += usize::from(self.machine(machine).is_live());
         }
-        let many = if known == MAX_MACHINES { " or more" } else { "" };
+        let many = if known == MAX_MACHINES {
+            " or more"
+        } else {
+            ""
+        };
         if known == 0 {
             return Some(match task.matched() {
                 0 => "no machine matches yet; it goes to the first that appears within its ttl".into(),
@@ -67,12 +77,16 @@ impl Core {
             });
         }
         if live == 0 {
-            return Some(format!("none of the {known}{many} machines that match is online"));
+            return Some(format!(
+                "none of the {known}{many} machines that match is online"
+            ));
         }
         if let Some(why) = self.named_limits.why_exhausted(task.limit_set) {
             return Some(why);
         }
-        Some(format!("waits for a free machine, of {live}{many} that match"))
+        Some(format!(
+            "waits for a free machine, of {live}{many} that match"
+        ))
     }
 
     /// Where something stands among what is handed out before it: all that waits for any machine, under a selector that

@@ -48,8 +48,12 @@ pub const PAGES: &[Page] = &[
     ),
     page!("targets", "Who is meant, how many at once, when to stop"),
     page!(
+        "notifications",
+        "Who is told when a task starts, ends, fails or is stopped"
+    ),
+    page!(
         "workflow",
-        "Later, and in which order: what a task waits for"
+        "Later, in which order, several at once: what a task waits for"
     ),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),

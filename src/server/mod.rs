@@ -5,6 +5,7 @@
 //! | `http` | bytes ↔ requests and answers; knows no route and no task |
 //! | `api` | the table of routes and the handlers: parse, call the core, answer |
 //! | `state` | the one lock around the core, what is held, what is durable, the database |
+//! | `notify` | sends notifications; alone in the server it uses `client` |
 //! | `log_queue` | the log on its way to standard error |
 //! | `answers` | the envelope, and which status goes with which refusal; used by `api` and `state` |
 
@@ -12,6 +13,7 @@ mod answers;
 pub(crate) mod api;
 pub mod http;
 pub mod log_queue;
+mod notify;
 mod state;
 
 #[cfg(feature = "db")]
@@ -24,6 +26,7 @@ use self::api::counters::Requests;
 use self::api::routes;
 use self::api::server::Server;
 use self::http::{Edge, EdgeLimits, Engine, Request};
+use self::notify::Notifier;
 #[cfg(feature = "db")]
 use self::state::supervise_once;
 use self::state::{Store, supervise};
@@ -75,6 +78,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     let access = Access::from_environment(config.allow_legacy)?;
     let audit = Audit::open(config.audit)?;
     let (store, tasks) = open_store(config.db.as_deref(), limits, max_held)?;
+    let secrets = notify::Secrets::from_environment(&config.notify)?;
     // All is well: said first, and what there is to say about it after it.
     info!(
         "sidebike {} listens on {address}{}",
@@ -90,6 +94,14 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         ),
     }
     access.explain();
+    let notifier = Notifier::new(
+        store.clone(),
+        config.notify,
+        secrets,
+        config.public_address,
+        config.webhook_ca,
+    )?;
+    notifier.explain();
     let server = Arc::new(Server {
         store: store.clone(),
         edge: edge.clone(),
@@ -105,6 +117,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     });
     let health = store.health.clone();
     supervise(&health, "clock", move || keep_time(&store))?;
+    notifier.start(&health)?;
     edge.serve(config.engine, listener, &server)?;
     for signal in signals.forever() {
         if signal != SIGHUP {
@@ -115,6 +128,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         // A poll that is held has the right it came with.
         server.store.end_polls();
         server.audit.reopen();
+        notifier.reload();
         if let Some(files) = &config.tls {
             renew_certificate(&edge, files);
         }

@@ -6,8 +6,10 @@
 //! | `machine` | machines |
 //! | `rollout` | how many machines a task may hit, in which order, when it stops |
 //! | `event` | the events of a task's output |
+//! | `group` | groups of tasks |
 //! | `agent` | the calls of agents |
 //! | `report` | the report of a task |
+//! | `notify` | notifications |
 //! | `halt` | the halt of all experiments |
 //! | `undo` | taking back what a command did |
 //! | `probe` | probes, which stop a task by themselves |
@@ -26,11 +28,13 @@ mod bounded;
 pub mod duration;
 pub mod enumeration;
 pub mod event;
+pub mod group;
 pub mod halt;
 pub mod limit;
 pub mod machine;
 pub mod machine_names;
 pub mod moment;
+pub mod notify;
 pub mod order;
 pub mod output_line;
 pub mod probe;

@@ -6,6 +6,7 @@ use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
 use super::moment::Moment;
+use super::notify::{AnsweredNotification, Notify};
 use super::order::{OnDuplicate, Position};
 use super::probe::{AnsweredProbe, Probe};
 use super::rollout::{Expect, KeepAlive, Rollout, RolloutState, Share, StoppedBy};
@@ -231,6 +232,12 @@ pub struct PostedTask {
     pub retry: Option<StrictObject<Retry>>,
     pub result_ttl: Option<TimeSpan>,
     pub failure_ttl: Option<TimeSpan>,
+    #[serde(default, deserialize_with = "bounded::some_list")]
+    pub notify: Option<Vec<StrictObject<Notify>>>,
+    pub group: Option<String>,
+    #[serde(default, deserialize_with = "bounded::some_map")]
+    pub tags: Option<BTreeMap<String, String>>,
+    pub description: Option<String>,
     pub start_at: Option<Moment>,
     pub delay: Option<TimeSpan>,
 }
@@ -253,6 +260,7 @@ impl ReadOnlyFields for PostedTask {
         "counts",
         "undos",
         "clean",
+        "notifications",
         "result",
     ];
 }
@@ -357,6 +365,14 @@ pub struct NewTask {
     pub mode: Option<Mode>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<TimeSpan>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<Notify>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -536,6 +552,14 @@ impl Counts {
         super::counted(ExecutionState::ALL.map(|state| (*self.of(state), state.word())))
     }
 
+    /// Adds the counts of another task.
+    pub fn add(&mut self, other: &Counts) {
+        let mut other = *other;
+        for state in ExecutionState::ALL {
+            *self.of(state) += *other.of(state);
+        }
+    }
+
     /// How many have not ended.
     pub fn unfinished(&self) -> u32 {
         self.held + self.under_way()
@@ -650,6 +674,15 @@ pub struct Task<S = String> {
     /// Retries, if it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// The group that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<S>,
+    /// What people sort it by.
+    #[serde(default = "BTreeMap::new", skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<S>,
     /// How long it is kept after it succeeded.
     pub result_ttl: TimeSpan,
     /// How long it is kept after it ended otherwise.
@@ -675,6 +708,12 @@ pub struct Task<S = String> {
     /// Nothing of it may be left on a machine; only of a task with an undo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clean: Option<bool>,
+    /// Whom it tells of which events.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<Notify>,
+    /// What became of that; a list leaves it out.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub notifications: Vec<AnsweredNotification<S>>,
     /// What it runs, and the original's flat list of output lines.
     pub detail: AnsweredDetail,
     /// One entry per execution.

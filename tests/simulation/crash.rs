@@ -8,7 +8,7 @@ use crate::users::TaskModel;
 use crate::world::{AttemptKey, Event, Lawful, Ms, Response, World};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sidebike::core::{Batch, Core, OutputChange, OutputKey, Saved, TaskKey, Time};
+use sidebike::core::{Batch, Core, Delivery, OutputChange, OutputKey, Saved, TaskKey, Time};
 use sidebike::wire::task::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +22,8 @@ enum Answer {
     Submitted(TaskKey),
     /// A halt was begun, or lifted.
     Halt(bool),
+    /// Somebody is to be told.
+    Deliveries(Vec<Delivery>),
 }
 
 /// What had been acknowledged when a commit began.
@@ -124,6 +126,12 @@ pub fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
             None => drop(saved.limits.remove(name)),
         }
     }
+    for (number, entry) in &batch.notifications {
+        match entry {
+            Some(entry) => drop(saved.notifications.insert(*number, entry.clone())),
+            None => drop(saved.notifications.remove(number)),
+        }
+    }
     if let Some(halt) = &batch.halt {
         saved.halt.clone_from(halt);
     }
@@ -204,6 +212,14 @@ impl World {
     pub fn answer_submit(&mut self, key: TaskKey) {
         if let Some(disk) = &mut self.server.disk {
             disk.answers.push(Answer::Submitted(key));
+        }
+    }
+
+    /// Sends notifications, after the commit of what they tell of.
+    pub fn answer_deliveries(&mut self, deliveries: Vec<Delivery>) {
+        match &mut self.server.disk {
+            Some(disk) if !disk.hasty => disk.answers.push(Answer::Deliveries(deliveries)),
+            _ => self.deliver_notifications(deliveries),
         }
     }
 
@@ -300,6 +316,7 @@ impl World {
 
     fn say(&mut self, answer: Answer) -> Lawful {
         match answer {
+            Answer::Deliveries(deliveries) => self.deliver_notifications(deliveries),
             Answer::Submitted(key) => {
                 // It may have finished and been forgotten during the commit.
                 if self.server.core.show(key).is_ok() {
@@ -364,7 +381,12 @@ impl World {
     /// The submit was answered 503: the task could not be saved.
     fn refuse(&mut self, answer: Answer) {
         match answer {
+            Answer::Deliveries(deliveries) => {
+                let numbers: Vec<u64> = deliveries.iter().map(|it| it.number).collect();
+                self.server.core.give_back_notifications(&numbers);
+            }
             Answer::Submitted(key) => {
+                self.receivers.withdrawn(key);
                 self.count("submit withdrawn");
                 self.note(|| format!("{key:?} is withdrawn"));
                 if !self.server.core.is_finished(key) {
@@ -417,6 +439,7 @@ impl World {
             tasks: read_back(&disk.saved.tasks),
             executions: read_back(&disk.saved.executions),
             machines: read_back(&disk.saved.machines),
+            notifications: read_back(&disk.saved.notifications),
             output: disk.saved.output.clone(),
             next_task: disk.saved.next_task,
             last_alive: disk.saved.last_alive,
@@ -433,6 +456,7 @@ impl World {
         self.laws.server_stopped_until(up);
         self.fleet.restored(up, &self.server.core);
         what_was_said_is_there(&disk, &self.server)?;
+        self.what_was_told_is_true()?;
         let (debts, before) = (self.debts(), &disk.memory.debts);
         if debts != *before {
             return Err(format!(

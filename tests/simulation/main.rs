@@ -2,10 +2,11 @@
 //! delay, reordering, crashes, pauses, restarts with other limits and another time, and agents that lie; the laws in `laws.rs` are checked after every step.
 //!
 //! - `SEED=7 cargo test --test simulation` runs one seed and prints what happened in it.
+//! - `RULE=LockIsHeld cargo test --test simulation it_finds_a_broken_rule` breaks one rule only.
 //! - `SIM_SEEDS=10000` sets the number of seeds; `SIM_SECONDS=600` runs seeds for that time instead.
 //!
 //! To add a scenario: a random action in `users.rs`, or a fault in `world.rs`. To add a law: a function in `laws.rs`
-//! (`targets.rs` for who is meant and how many, `pace.rs` for when), and a way to break it below.
+//! (`targets.rs` for who is meant and how many, `pace.rs` for when, `notify.rs` for who is told), and a way to break it below.
 //!
 //! In which order tasks get their turn has small worlds of its own, on the core alone: `order.rs`.
 //!
@@ -40,12 +41,14 @@ mod experiment;
 mod guard;
 mod hostile;
 mod laws;
+mod notify;
 mod order;
 mod original;
 mod pace;
 mod recovery;
 mod rng;
 mod server;
+mod several;
 mod shares;
 mod targets;
 mod undo_cases;
@@ -84,6 +87,8 @@ const OF_UNDOS: [Rule; 6] = [
     Rule::DebtsAreKept,
     Rule::HaltRefuses,
 ];
+/// The rules that only tasks can break that tell somebody.
+const OF_NOTIFICATIONS: [Rule; 2] = [Rule::EventIsToldOnce, Rule::PendingOutlastsItsTask];
 /// The rules that only tasks with counts or with a rollout can break.
 const OF_TARGETS: [Rule; 6] = [
     Rule::WindowIsKept,
@@ -153,6 +158,9 @@ fn world(seed: u64, broken: Option<Rule>) -> World {
             world.weather.very_slow,
         ) = (300, 200, 20);
         world.weather.loss = 100;
+    }
+    if broken.is_some_and(|rule| OF_NOTIFICATIONS.contains(&rule)) {
+        world.receivers.share = 900;
     }
     if broken.is_some_and(|rule| OF_UNDOS.contains(&rule)) {
         world.have_experiments(None);
@@ -265,7 +273,7 @@ fn the_laws_of_experiments_hold_whatever_dies() {
 }
 
 /// What the seeds are for: each of it must have happened in a run of [`ENOUGH_SEEDS`].
-const SCENARIOS: [&str; 22] = [
+const SCENARIOS: [&str; 25] = [
     "agent cut off",
     "agent dropped the middle of a stream",
     "agent killed",
@@ -275,6 +283,7 @@ const SCENARIOS: [&str; 22] = [
     "both streams are longer than what is kept",
     "clock jumped back",
     "goodbye said",
+    "group ended",
     "handed out with a report",
     "held poll answered late",
     "held poll dropped",
@@ -285,17 +294,20 @@ const SCENARIOS: [&str; 22] = [
     "hostile poll",
     "hostile results",
     "message delayed > 3 s",
+    "notification taken, and not heard",
     "poll answered at once: too many are held",
     "tick every 100 ms",
+    "told twice",
     "two agents with one instance",
 ];
 /// The same of a server with a database.
-const SCENARIOS_OF_A_DISK: [&str; 7] = [
+const SCENARIOS_OF_A_DISK: [&str; 8] = [
     "canceled before its hand-out was sent",
     "clock jumped forwards",
     "commit refused",
     "crash after a commit that nobody heard of",
     "saved output replaced",
+    "sender died with the server",
     "server crashed > 10 s",
     "server started with other limits",
 ];
@@ -370,7 +382,12 @@ fn run_seeds(world: impl Fn(u64) -> World + Sync, seeds: u64, scenarios: &[&str]
 
 #[test]
 fn it_finds_a_broken_rule() {
-    for rule in Rule::ALL {
+    let only = std::env::var("RULE").ok();
+    let is_wanted = |rule: &Rule| {
+        only.as_ref()
+            .is_none_or(|only| format!("{rule:?}") == *only)
+    };
+    for rule in Rule::ALL.into_iter().filter(is_wanted) {
         let sum = run_many(|n| n >= BROKEN_SEEDS, Some(rule));
         assert!(
             !sum.failures.is_empty(),

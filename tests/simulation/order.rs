@@ -5,10 +5,10 @@ use crate::crash::{apply, read_back};
 use crate::rng::Rng;
 use crate::server::TEXTS;
 use serde_json::{Value, json};
+use sidebike::core::checked_limit;
 use sidebike::core::{
     Core, Limits, MachineKey, Notice, Rule, Saved, Selection, Spec, Task, TaskKey, Time,
 };
-use sidebike::core::checked_limit;
 use sidebike::wire::agent::{
     Assignment, AttemptId, Done, Ended, Goodbye, Hold, HoldState, Orders, Poll,
 };
@@ -364,7 +364,9 @@ impl Scene {
         let allowed = checked_limit(name, &posted).expect("a good limit");
         self.note(|| format!("limit {name} {posted:?}"));
         let before = self.core.limit(name).map_or(0, |limit| limit.running_now);
-        self.core.set_limit(self.now, name, allowed).expect("there are few");
+        self.core
+            .set_limit(self.now, name, allowed)
+            .expect("there are few");
         // What runs already goes on.
         self.over.insert(name, before);
     }
@@ -373,9 +375,10 @@ impl Scene {
     /// any stretch of time no more are handed out than its rate and its bucket allow.
     fn a_limit_is_never_exceeded(&mut self) -> Lawful {
         for limit in self.core.limits() {
-            let counted = self.core.tasks_by_key().filter(|(_, task)| {
-                task.spec.limits.iter().any(|name| **name == *limit.name)
-            });
+            let counted = self
+                .core
+                .tasks_by_key()
+                .filter(|(_, task)| task.spec.limits.iter().any(|name| **name == *limit.name));
             let active = [ExecutionState::Delivered, ExecutionState::Running];
             let views = counted.flat_map(|(_, task)| task.execution_views());
             let running = views.filter(|e| active.contains(&e.state)).count() as u32;
@@ -386,8 +389,12 @@ impl Scene {
             });
             let over = over.or_default();
             *over = running.min(*over);
-            if running != limit.running_now || limit.running.is_some_and(|most| running > most.max(*over)) {
-                return Err(format!("a_limit_is_never_exceeded: {running} run, {limit:?}"));
+            if running != limit.running_now
+                || limit.running.is_some_and(|most| running > most.max(*over))
+            {
+                return Err(format!(
+                    "a_limit_is_never_exceeded: {running} run, {limit:?}"
+                ));
             }
         }
         Ok(())

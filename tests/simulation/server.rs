@@ -73,6 +73,7 @@ impl Server {
     }
 
     fn break_rule(&mut self) {
+        self.core.set_notify_policy(crate::notify::policy());
         if let Some(rule) = self.broken {
             self.core.break_rule_for_tests(rule);
         }
@@ -481,7 +482,11 @@ impl World {
                         self.laws.finished(task)?;
                         self.an_end_waits_for_its_undos(task)?;
                     }
-                    Notice::Changed(_) | Notice::NewcomersRefused(_) => {}
+                    Notice::GroupFinished(group) => self.group_finished(&group),
+                    Notice::NotificationDead(_) => self.count("notification given up"),
+                    Notice::Changed(_)
+                    | Notice::NewcomersRefused(_)
+                    | Notice::NotificationsWait => {}
                     Notice::MachineOffline(..) => self.count("machine went offline"),
                     Notice::MachineOnline(..) => self.count("machine appeared"),
                 }

@@ -240,6 +240,7 @@ impl World {
             detail.timeout = Some(short);
         }
         spec.detail = Arc::new(detail);
+        self.fill_in_group(spec);
         self.fill_in_undo(spec);
     }
 
@@ -273,7 +274,11 @@ impl World {
         Ok(())
     }
 
-    pub fn submit(&mut self, spec: Spec) -> Lawful<Option<TaskKey>> {
+    pub fn submit(&mut self, mut spec: Spec) -> Lawful<Option<TaskKey>> {
+        // With small limits such a task would never be accepted.
+        if !self.calm && self.server.limits.detail_bytes > 10_000 {
+            self.receivers.are_told_by(&mut spec);
+        }
         let fresh = self.fresh_id();
         let known = spec
             .id

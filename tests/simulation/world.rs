@@ -5,8 +5,10 @@ use crate::agent::{Agent, Alarm};
 use crate::clock::Clock;
 use crate::experiment::{Experiments, Happening};
 use crate::laws::Laws;
+use crate::notify::Receivers;
 use crate::rng::Rng;
 use crate::server::Server;
+use crate::several::Several;
 use crate::targets::Fleet;
 use crate::users::Users;
 use sidebike::core::{Link, MachineKey, TaskKey, Time};
@@ -71,6 +73,9 @@ pub enum Event {
     Wake(u32, MachineKey),
     CommitBegins(u32),
     CommitEnds(u32),
+    SenderLooks,
+    /// Of which life of the server, which one, whether it was taken.
+    NotificationTried(u64, u64, String, bool),
     Tick,
     User,
     Fault,
@@ -201,7 +206,9 @@ pub struct World {
     pub laws: Laws,
     pub users: Users,
     pub fleet: Fleet,
+    pub receivers: Receivers,
     pub experiments: Experiments,
+    pub several: Several,
     pub tally: Tally,
     /// Ids of attempts that hostile agents were handed.
     pub overheard: Vec<AttemptId>,
@@ -245,7 +252,9 @@ impl World {
             laws: Laws::default(),
             users: Users::default(),
             fleet: Fleet::default(),
+            receivers: Receivers::new(seed),
             experiments: Experiments::default(),
+            several: Several::default(),
             tally: Tally::new(),
             overheard: Vec::new(),
             stopped_until: 0,
@@ -305,6 +314,9 @@ impl World {
         self.next_tick = self.now;
         self.at(self.now + 5, Event::User);
         self.at(self.now + 500, Event::Fault);
+        if self.receivers.share > 0 {
+            self.at(self.now + 50, Event::SenderLooks);
+        }
         let mut storm = STORM_STEPS + STEPS_OF_HOSTILE * self.setting.hostile;
         if self.experiments.share > 0 {
             storm += STEPS_OF_EXPERIMENTS;
@@ -336,6 +348,7 @@ impl World {
         if self.experiments.share > 0 {
             self.what_was_started_is_settled()?;
         }
+        self.everything_is_told()?;
         self.laws.after_all(&self.server)?;
         self.a_new_task_runs_at_once_everywhere()?;
         self.laws.after_all(&self.server)
@@ -377,8 +390,13 @@ impl World {
         };
         let event = self.events.remove(&id).ok_or("an event happens once")?;
         self.now = self.now.max(time);
-        // Ten ticks a second are none of the steps that make a seed.
-        if self.setting.tick_every.is_none() || !matches!(event, Event::Tick) {
+        // Ten ticks a second, and what a sender does, are none of the steps that make a seed.
+        let is_routine = match event {
+            Event::Tick => self.setting.tick_every.is_some(),
+            Event::SenderLooks | Event::NotificationTried(..) => true,
+            _ => false,
+        };
+        if !is_routine {
             self.steps += 1;
         }
         let for_server = !matches!(
@@ -399,6 +417,10 @@ impl World {
             Event::Wake(epoch, machine) => self.machine_wakes(epoch, machine)?,
             Event::CommitBegins(life) => self.commit_begins(life),
             Event::CommitEnds(life) => self.commit_ends(life)?,
+            Event::SenderLooks => self.sender_looks()?,
+            Event::NotificationTried(lives, number, id, is_ok) => {
+                self.notification_tried(lives, number, id, is_ok)
+            }
             Event::Tick => self.tick()?,
             Event::User => self.user_acts()?,
             Event::Fault => self.fault()?,
@@ -407,6 +429,8 @@ impl World {
         self.server.core.check_invariants()?;
         self.laws.look(self.now, &self.server)?;
         self.look_at_undos()?;
+        self.look_at_notifications()?;
+        self.look_at_groups()?;
         self.users.look_at_pace(self.now, &self.server.core)
     }
 
@@ -557,6 +581,7 @@ impl World {
             self.server.wipe(now);
             self.laws.wipe();
             self.users.wipe();
+            self.receivers.wipe();
             self.fleet.wiped();
         }
         Ok(())

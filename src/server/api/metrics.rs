@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// `GET /metrics`.
 pub fn metrics(call: Call<'_>) -> Handled {
     let server = call.server;
-    let (machines, tasks, mut executions, figures, output_bytes, detail_bytes, debts) =
+    let (machines, tasks, mut executions, figures, output_bytes, detail_bytes, debts, told) =
         server.store.ask(|core| {
             let figures = core.stats().clone();
             (
@@ -22,6 +22,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
                 core.output_bytes(),
                 core.detail_bytes(),
                 core.debts(),
+                (core.pending_notifications(), core.notify_stats()),
             )
         });
     let oldest = server.store.change(|core, now| core.oldest_queued(now));
@@ -103,8 +104,14 @@ pub fn metrics(call: Call<'_>) -> Handled {
         page.sample("sidebike_oldest_queued_seconds", &labels, ms / 1_000);
     }
     let used = [
-        ("sidebike_limit_running", "Executions that are delivered or running, by limit."),
-        ("sidebike_limit_waiting", "Executions that are queued, by limit."),
+        (
+            "sidebike_limit_running",
+            "Executions that are delivered or running, by limit.",
+        ),
+        (
+            "sidebike_limit_waiting",
+            "Executions that are queued, by limit.",
+        ),
     ];
     for (family, help) in used {
         page.family(family, "gauge", help);
@@ -133,6 +140,31 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "gauge",
         "Undos that are failed or owed.",
         debts as u64,
+    );
+    let (pending, told) = told;
+    page.single(
+        "sidebike_notifications_pending",
+        "gauge",
+        "Notifications that are still to be delivered.",
+        pending as u64,
+    );
+    page.family(
+        "sidebike_notifications_total",
+        "counter",
+        "Notifications that were delivered, or given up (dead).",
+    );
+    for (state, count) in [("delivered", told.delivered), ("dead", told.dead)] {
+        page.sample(
+            "sidebike_notifications_total",
+            &format!("state=\"{state}\""),
+            count,
+        );
+    }
+    page.single(
+        "sidebike_notification_failures_total",
+        "counter",
+        "Tries of notifications that failed.",
+        told.failed_tries,
     );
     page.single(
         "sidebike_held_requests",

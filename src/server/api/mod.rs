@@ -23,6 +23,7 @@ pub mod counters;
 mod docs;
 mod encoding;
 mod follow;
+mod groups;
 mod halt;
 mod limits;
 mod machines;

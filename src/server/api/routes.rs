@@ -3,7 +3,9 @@
 
 use super::access::Right;
 use super::call::{Call, Handled, Route, route};
-use super::{agents, docs, halt, limits, machines, metrics, original, output, page, report, tasks};
+use super::{
+    agents, docs, groups, halt, limits, machines, metrics, original, output, page, report, tasks,
+};
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
 
@@ -19,7 +21,7 @@ const REPEATABLE: &str = "tag";
 const ROUTES: &[Route] = &[
     route(CHANGE, "POST", &["api", "v1", "task"], &["wait", "format", "strict", "dryRun"], tasks::submit),
     route(CHANGE, "POST", &["api", "v1", "task", "status", "new"], &["wait", "format", "strict", "dryRun"], tasks::submit),
-    route(LOOK, "GET", &["api", "v1", "task"], &["taskPrefix", "state", "label", "clean", "limit", "cursor"], tasks::list),
+    route(LOOK, "GET", &["api", "v1", "task"], &["taskPrefix", "state", "label", "clean", "group", "tag", "limit", "cursor"], tasks::list),
     route(LOOK, "GET", &["api", "v1", "task", "*"], &["wait", "format", "strict"], tasks::show),
     route(CHANGE, "DELETE", &["api", "v1", "task", "*"], &[], tasks::delete),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "cancel"], &["machine"], tasks::cancel),
@@ -31,6 +33,7 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait", "format", "strict"], tasks::rerun),
     route(LOOK, "GET", &["api", "v1", "task", "*", "report"], &["format"], report::report),
     route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], output::output),
+    route(LOOK, "GET", &["api", "v1", "group", "*"], &["wait", "limit", "cursor"], groups::show),
     route(CHANGE, "POST", &["api", "v1", "halt"], &["all"], halt::halt),
     route(CHANGE, "DELETE", &["api", "v1", "halt"], &[], halt::lift),
     route(LOOK, "GET", &["api", "v1", "halt"], &[], halt::show),

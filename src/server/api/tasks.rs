@@ -191,27 +191,51 @@ pub fn rerun(call: Call<'_>) -> Handled {
     accept(call, |core, now, id| core.rerun(now, id, old, all))
 }
 
-/// `GET /api/v1/task`.
-pub fn list(call: Call<'_>) -> Handled {
-    let request = call.request;
-    let query = TaskQuery {
+/// Which tasks a call means.
+pub fn filter(request: &Request) -> Result<TaskQuery, Answer> {
+    let tags = request.query_all("tag").map(|text| {
+        let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+        let (name, value) = pair.ok_or_else(|| {
+            bad(format!(
+                "tag: expected NAME=VALUE such as team=pay, got {text:?}"
+            ))
+        })?;
+        Ok((name.to_owned(), value.to_owned()))
+    });
+    Ok(TaskQuery {
         prefix: request.query("taskPrefix").map(str::to_owned),
         state: parameter(request, "state", |text| {
             one_of(&TaskState::ALL, TaskState::word, text)
         })?,
         label: request.query("label").map(str::to_owned),
-        clean: optional_flag(request, "clean")?,
-    };
+        clean: None,
+        group: request.query("group").map(str::to_owned),
+        tags: tags.collect::<Result<_, Answer>>()?,
+    })
+}
+
+/// Which page of a list a call means: how many entries at most, and after which task it begins.
+pub fn page(request: &Request) -> Result<(usize, Option<TaskKey>), Answer> {
     let limit = parameter(request, "limit", |text| {
         let number = text.parse().ok().filter(|n| (1..=MAX_LIMIT).contains(n));
         number.ok_or_else(|| format!("expected a number from 1 to {MAX_LIMIT}"))
     })?;
-    let limit = limit.unwrap_or(DEFAULT_LIMIT);
     let cursor = |text: &str| {
         let number = text.parse().ok().map(TaskKey);
         number.ok_or_else(|| "expected what an earlier answer gave as \"next\"".into())
     };
-    let mut before = parameter(request, "cursor", cursor)?;
+    let after = parameter(request, "cursor", cursor)?;
+    Ok((limit.unwrap_or(DEFAULT_LIMIT), after))
+}
+
+/// `GET /api/v1/task`.
+pub fn list(call: Call<'_>) -> Handled {
+    let request = call.request;
+    let query = TaskQuery {
+        clean: optional_flag(request, "clean")?,
+        ..filter(request)?
+    };
+    let (limit, mut before) = page(request)?;
     let mut tasks = Vec::new();
     let next = loop {
         let store = &call.server.store;

@@ -3,6 +3,7 @@
 //! An answer that tells of a change waits until that is on the disk; several wait together.
 
 use super::durable::Ticket;
+use super::group_waits::GroupWait;
 use super::held::HeldWait;
 use super::{ANSWERING_THREADS, After, State, Store};
 use crate::core::{MachineKey, Notice, Refusal, Task, TaskKey};
@@ -26,6 +27,8 @@ pub(super) enum Job {
     Wake(MachineKey),
     /// A task has ended: answer the requests that wait for it.
     Finished(TaskKey),
+    /// The last member of a group has ended: answer the requests that wait for it.
+    GroupFinished(Arc<str>),
     /// The time of a held poll is up.
     EndPoll(Responder, Orders<Arc<Detail>>),
     /// The time of a request that waits for a task is up.
@@ -43,6 +46,7 @@ enum Answer {
     Orders(Responder, Orders<Arc<Detail>>),
     Task(HeldWait, Result<Task, Refusal>),
     EndedTask(HeldWait, Result<Task, Refusal>),
+    EndedGroup(GroupWait),
 }
 
 impl Reply {
@@ -50,7 +54,7 @@ impl Reply {
     fn is_news(&self) -> bool {
         match &self.answer {
             Answer::Orders(_, orders) => has_news(orders),
-            Answer::EndedTask(..) => true,
+            Answer::EndedTask(..) | Answer::EndedGroup(_) => true,
             Answer::Task(..) => false,
         }
     }
@@ -78,11 +82,14 @@ impl Store {
                     jobs.push(Job::Finished(task));
                     self.watchers.wake(task);
                 }
+                Notice::GroupFinished(group) => jobs.push(Job::GroupFinished(group)),
                 Notice::Changed(task) => self.watchers.wake(task),
                 Notice::HandedOut(machine) => {
                     let soon = self.clock.now().plus(SAYS_WHAT_IT_HOLDS);
                     self.state().held.shorten_poll(machine, soon);
                 }
+                Notice::NotificationsWait => self.outbox_bell.ring(),
+                Notice::NotificationDead(what) => warn!("{what}"),
                 Notice::MachineOffline(label, why) => info!("machine {label} is offline: {why}"),
                 Notice::NewcomersRefused(origin) => warn!(
                     "too many new machines from {origin}: more are refused for a while (--max-new-machines)"
@@ -156,6 +163,7 @@ impl Store {
                     Err(why) => answers::error(503, &why),
                 });
             }
+            Answer::EndedGroup(wait) => wait.answer(),
             Answer::Task(wait, task) | Answer::EndedTask(wait, task) => wait.answer(task),
         }
     }
@@ -187,6 +195,19 @@ impl Store {
                 drop(state);
                 for wait in waits {
                     reply(ticket, Answer::EndedTask(wait, shown.clone()));
+                }
+            }
+            Job::GroupFinished(group) => {
+                let mut state = self.state();
+                let State { core, held } = &mut *state;
+                // A further member may have come.
+                if !core.is_group_finished(&group) {
+                    return;
+                }
+                let waits = held.take_group_waits(&group);
+                drop(state);
+                for wait in waits {
+                    reply(ticket, Answer::EndedGroup(wait));
                 }
             }
             Job::EndPoll(responder, orders) => reply(ticket, Answer::Orders(responder, orders)),

@@ -54,6 +54,9 @@ const SWITCHES: TableDefinition<&str, &[u8]> = TableDefinition::new("switches");
 const LIMITS: TableDefinition<&str, &[u8]> = TableDefinition::new("limits");
 const SWITCH_HALT: &str = "halt";
 
+/// Notifications by number. Files of earlier versions do not have it.
+const NOTIFICATIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("notifications");
+
 const META_VERSION: &str = "version";
 const META_LAST_ALIVE: &str = "lastAlive";
 const META_NEXT_TASK: &str = "nextTask";
@@ -323,6 +326,17 @@ fn write_batch(
                 };
             }
         }
+        if !batch.notifications.is_empty() {
+            let mut notifications = write.open_table(NOTIFICATIONS).map_err(text)?;
+            for (number, entry) in &batch.notifications {
+                match entry {
+                    Some(entry) => {
+                        drop(notifications.insert(number, &*json(entry)?).map_err(text)?)
+                    }
+                    None => drop(notifications.remove(number).map_err(text)?),
+                }
+            }
+        }
         let mut tasks = write.open_table(TASKS).map_err(text)?;
         let mut executions = write.open_table(EXECUTIONS).map_err(text)?;
         let mut output = write.open_table(OUTPUT).map_err(text)?;
@@ -479,6 +493,20 @@ impl Read {
                     let limit = record("limit", key.value(), value.value());
                     if let Some(limit) = self.or_left_out(limit, strictness)? {
                         self.saved.limits.insert(key.value().into(), limit);
+                    }
+                }
+            }
+        }
+        match read.open_table(NOTIFICATIONS) {
+            Err(TableError::TableDoesNotExist(_)) => {}
+            notifications => {
+                let notifications = notifications.map_err(text)?;
+                for entry in notifications.iter().map_err(text)? {
+                    let (key, value) = entry.map_err(text)?;
+                    self.bytes += value.value().len() as u64;
+                    let entry = record("notification", key.value(), value.value());
+                    if let Some(entry) = self.or_left_out(entry, strictness)? {
+                        self.saved.notifications.insert(key.value(), entry);
                     }
                 }
             }

@@ -4,16 +4,21 @@
 //! wake-up is lost in between. They are answered after the lock is released. To hold another kind: a map for it, its
 //! entry in `deadlines`, and a job in `state` that answers it.
 
+use super::group_waits::{GroupWait, GroupWaits};
 use crate::core::{MachineKey, Refusal, Task, TaskKey, Time};
 use crate::server::answers::{self, TaskForm};
 use crate::server::http::{ConnectionId, Responder};
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// All held requests.
 pub struct Held {
     polls: HashMap<MachineKey, (Responder, Time)>,
     waits: HashMap<u64, (TaskKey, HeldWait, Time)>,
     waits_by_task: HashMap<TaskKey, BTreeSet<u64>>,
+    /// Those that wait for the end of a group, and until when.
+    group_waits: GroupWaits,
+    group_deadlines: HashMap<u64, Time>,
     next_wait: u64,
     deadlines: BTreeSet<(Time, Deadline)>,
     /// The held request of each connection.
@@ -29,6 +34,7 @@ pub struct Held {
 enum Deadline {
     Poll(MachineKey),
     Wait(u64),
+    Group(u64),
 }
 
 /// A request that waits for the end of a task.
@@ -81,14 +87,14 @@ impl OnAnswer {
     }
 
     /// The request is being answered.
-    fn answered(mut self, status: u16) {
+    pub(super) fn answered(mut self, status: u16) {
         if let Some(call) = self.0.take() {
             call(Some(status));
         }
     }
 
     /// The request is answered without being held: the function is not called.
-    fn dismiss(mut self) {
+    pub(super) fn dismiss(mut self) {
         self.0 = None;
     }
 }
@@ -110,6 +116,8 @@ pub enum Abandoned {
     ),
     /// A request that waits for a task.
     Wait(#[allow(dead_code, reason = "dropped")] HeldWait),
+    /// A request that waits for a group.
+    Group(#[allow(dead_code, reason = "dropped")] GroupWait),
 }
 
 impl Held {
@@ -119,6 +127,8 @@ impl Held {
             polls: HashMap::new(),
             waits: HashMap::new(),
             waits_by_task: HashMap::new(),
+            group_waits: GroupWaits::default(),
+            group_deadlines: HashMap::new(),
             next_wait: 0,
             deadlines: BTreeSet::new(),
             by_connection: HashMap::new(),
@@ -130,7 +140,7 @@ impl Held {
 
     /// Their number.
     pub fn count(&self) -> usize {
-        self.polls.len() + self.waits.len() + self.followers + self.readers
+        self.polls.len() + self.waits.len() + self.group_waits.len() + self.followers + self.readers
     }
 
     /// Whether another one can be held.
@@ -180,6 +190,7 @@ impl Held {
         match *self.by_connection.get(&connection)? {
             Deadline::Poll(machine) => Some(Abandoned::Poll(machine, self.take_poll(machine)?)),
             Deadline::Wait(id) => Some(Abandoned::Wait(self.take_wait(id)?.1)),
+            Deadline::Group(id) => Some(Abandoned::Group(self.take_group_wait(id)?)),
         }
     }
 
@@ -226,12 +237,54 @@ impl Held {
         Some((task, wait))
     }
 
+    /// Holds a request that waits for a group.
+    pub fn add_group_wait(&mut self, group: Arc<str>, wait: GroupWait, until: Time) {
+        let id = self.next_wait;
+        self.next_wait += 1;
+        self.deadlines.insert((until, Deadline::Group(id)));
+        let connection = wait.responder.connection();
+        self.by_connection.insert(connection, Deadline::Group(id));
+        self.group_deadlines.insert(id, until);
+        self.group_waits.add(id, group, wait);
+    }
+
+    /// Takes out the requests that wait for this group.
+    pub fn take_group_waits(&mut self, group: &str) -> Vec<GroupWait> {
+        let ids = self.group_waits.of(group).into_iter();
+        ids.filter_map(|id| self.take_group_wait(id)).collect()
+    }
+
+    /// Takes out all requests that wait for a group.
+    pub fn take_all_group_waits(&mut self) -> Vec<GroupWait> {
+        let ids = self.group_waits.all().into_iter();
+        ids.filter_map(|id| self.take_group_wait(id)).collect()
+    }
+
+    fn take_group_wait(&mut self, id: u64) -> Option<GroupWait> {
+        let wait = self.group_waits.take(id)?;
+        if let Some(until) = self.group_deadlines.remove(&id) {
+            self.deadlines.remove(&(until, Deadline::Group(id)));
+        }
+        self.by_connection.remove(&wait.responder.connection());
+        Some(wait)
+    }
+
+    /// Takes out the requests that wait for a group and whose time is up.
+    pub fn due_group_waits(&mut self, now: Time) -> Vec<GroupWait> {
+        let due = self.due(now);
+        let waits = due.into_iter().filter_map(|deadline| match deadline {
+            Deadline::Group(id) => self.take_group_wait(id),
+            Deadline::Poll(_) | Deadline::Wait(_) => None,
+        });
+        waits.collect()
+    }
+
     /// Takes out the polls whose time is up.
     pub fn due_polls(&mut self, now: Time) -> Vec<(MachineKey, Responder)> {
         let due = self.due(now);
         let polls = due.into_iter().filter_map(|deadline| match deadline {
             Deadline::Poll(machine) => Some((machine, self.take_poll(machine)?)),
-            Deadline::Wait(_) => None,
+            Deadline::Wait(_) | Deadline::Group(_) => None,
         });
         polls.collect()
     }
@@ -241,7 +294,7 @@ impl Held {
         let due = self.due(now);
         let waits = due.into_iter().filter_map(|deadline| match deadline {
             Deadline::Wait(id) => self.take_wait(id),
-            Deadline::Poll(_) => None,
+            Deadline::Poll(_) | Deadline::Group(_) => None,
         });
         waits.collect()
     }

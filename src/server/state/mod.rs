@@ -4,13 +4,16 @@
 //! done after the lock is released.
 
 mod answering;
+mod bell;
 #[cfg(feature = "db")]
 pub mod db;
 mod durable;
+mod group_waits;
 mod held;
 mod supervisor;
 mod watchers;
 
+pub use self::group_waits::GroupWait;
 pub use self::held::{HeldWait, OnAnswer};
 #[cfg(feature = "db")]
 pub use self::supervisor::supervise_once;
@@ -20,14 +23,15 @@ pub use self::watchers::Watcher;
 pub use self::durable::Ticket;
 
 use self::answering::{Job, has_news};
+use self::bell::Bell;
 use self::durable::Durable;
 use self::held::{Abandoned, Held};
 use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder};
 use crate::core::{
-    Core, EventBatch, Follower, Limits, MachineSnapshot, MatchingSelectors, Notice, Refusal, Saved,
-    Selector, Task, TaskKey, TaskPage, TaskQuery, Time,
+    Core, EventBatch, Follower, GroupSummary, Limits, MachineSnapshot, MatchingSelectors, Notice,
+    Refusal, Saved, Selector, Task, TaskKey, TaskPage, TaskQuery, Time,
 };
 use crate::wire::agent::{Assignment, Orders, Poll};
 use crate::wire::machine::MachineState;
@@ -56,6 +60,8 @@ pub struct Store {
     job_waits: Condvar,
     /// The followers of each task.
     pub watchers: Watchers,
+    /// Rings when there are notifications to be sent.
+    pub outbox_bell: Bell,
 }
 
 /// What is to be done after a change, once the lock is released.
@@ -170,6 +176,7 @@ impl Store {
             jobs: Mutex::default(),
             job_waits: Condvar::new(),
             watchers: Watchers::default(),
+            outbox_bell: Bell::default(),
         });
         for _ in 0..ANSWERING_THREADS {
             let answering = store.clone();
@@ -412,6 +419,65 @@ impl Store {
         Ok(())
     }
 
+    /// Holds a request until the last member of a group has ended or its time is up. Gives it back when all have ended
+    /// already, or nothing more can be held.
+    pub fn wait_for_group(
+        &self,
+        group: &str,
+        wait_ms: u64,
+        wait: GroupWait,
+    ) -> Result<(), GroupWait> {
+        let mut state = self.state();
+        let State { core, held } = &mut *state;
+        if wait_ms == 0 || core.is_group_finished(group) || !held.has_room() {
+            return Err(wait);
+        }
+        let until = Time(self.clock.now().0 + wait_ms);
+        held.add_group_wait(group.into(), wait, until);
+        Ok(())
+    }
+
+    /// How a group goes, and some of its members: those after `last`, in order of submission, `limit` at most. The lock
+    /// is released in between: each member is counted as it was at some moment of the call. Also says where the members
+    /// continue. That a member has ended is said when it is safe, or when the disk takes nothing for now.
+    pub fn group(
+        &self,
+        group: &str,
+        last: Option<TaskKey>,
+        limit: usize,
+    ) -> Result<(GroupSummary, Vec<Task>, Option<TaskKey>), Refusal> {
+        let (mut summary, mut members, mut shown_last) =
+            (GroupSummary::default(), Vec::new(), None);
+        let (mut at, mut is_more) = (None, false);
+        loop {
+            let (tasks, next) = match self.ask(|core| core.members_after(group, at)) {
+                Ok(found) => found,
+                // The last of them was forgotten meanwhile: the rest is all there was.
+                Err(_) if at.is_some() => break,
+                Err(refusal) => return Err(refusal),
+            };
+            for (key, task) in tasks {
+                summary.add(&task);
+                if last.is_some_and(|last| key <= last) {
+                    continue;
+                }
+                match members.len() < limit {
+                    true => {
+                        shown_last = Some(key);
+                        members.push(task);
+                    }
+                    false => is_more = true,
+                }
+            }
+            match next {
+                None => break,
+                next => at = next,
+            }
+        }
+        let _ = self.durable.wait(self.durable.so_far());
+        Ok((summary, members, shown_last.filter(|_| is_more)))
+    }
+
     /// Notes that somebody follows a task. False when nothing more can be held.
     pub fn follow(&self, task: TaskKey) -> bool {
         let mut state = self.state();
@@ -446,7 +512,7 @@ impl Store {
     /// Does what is due.
     pub fn tick(&self) {
         loop {
-            let (after, jobs, again) = {
+            let (after, jobs, again, groups) = {
                 let mut state = self.state();
                 let now = self.clock.now();
                 let State { core, held } = &mut *state;
@@ -458,10 +524,12 @@ impl Store {
                 let waits = held.due_waits(now).into_iter();
                 jobs.extend(waits.map(|(task, wait)| Job::EndWait(wait, core.show(task))));
                 let again = next.is_some_and(|next| next <= now);
-                (self.after(core, now), jobs, again)
+                let groups = held.due_group_waits(now);
+                (self.after(core, now), jobs, again, groups)
             };
             self.enqueue(after.ticket, jobs);
             self.finish(after);
+            groups.into_iter().for_each(GroupWait::answer);
             if !again {
                 return;
             }
@@ -514,8 +582,11 @@ impl Store {
     /// Saves the last of it, before the server ends, and drops the requests that wait for a task.
     pub fn close(&self) {
         self.durable.close();
-        let waits = self.state().held.take_all_waits();
-        drop(waits);
+        let (waits, groups) = {
+            let held = &mut self.state().held;
+            (held.take_all_waits(), held.take_all_group_waits())
+        };
+        drop((waits, groups));
     }
 }
 
