@@ -187,8 +187,8 @@ impl Core {
         limited.retain(|(place, _)| best.is_none_or(|best| *place < best));
         limited.sort_unstable_by_key(|(place, _)| *place);
         let open = limited.into_iter().find(|((_, _, turn), set)| {
-            let is_exhausted = self.named_limits.is_exhausted(*set) && self.keeps_limits();
-            !is_exhausted && self.is_first_in_limits(*set, *turn, machine)
+            let is_free = !self.named_limits.is_exhausted(*set);
+            !self.keeps_limits() || (is_free && self.is_first_in_limits(*set, *turn, machine))
         });
         open.map(|(place, _)| place)
             .or(best)
