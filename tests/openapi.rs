@@ -3,6 +3,7 @@
 //!
 //! The schemas are checked by Python's jsonschema (Debian: `python3-jsonschema`); without it that test says so
 //! and passes.
+#![recursion_limit = "256"]
 #![cfg(all(feature = "server", feature = "agent"))]
 
 mod common;
@@ -146,7 +147,9 @@ const TOLD: [&str; 2] = ["--webhook-allow", "^http://127.0.0.1:9$"];
 const TAGS: (&str, &str) = ("SIDEBIKE_TAGS", "zone=cn-1,role=web");
 
 /// A task with every field that the description has, in one of the forms that `detail` may have, for this machine.
-fn complete(machine: &Agent) -> Value {
+fn complete(server: &Server, machine: &Agent) -> Value {
+    // What it begins after.
+    server.submit(json!({"id": "first-1", "machinePattern": "^m$", "detail": {"command": "true"}}));
     json!({
         "id": "complete-1", "name": "complete", "machinePattern": "^m$", "mode": "all", "ttl": "90s",
         "exclude": "^n", "machineTags": {"zone": "^cn-", "role": "web"}, "hosts": ".",
@@ -159,6 +162,9 @@ fn complete(machine: &Agent) -> Value {
         "probes": [{"name": "p", "command": "true", "on": "targets", "failures": 3}],
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
         "resultTtl": 3600, "failureTtl": "2h", "notify": [{"url": "http://127.0.0.1:9/x", "on": ["started", "ended"]}], "delay": 0.01,
+        "after": [{"task": "first-1", "on": "succeeded", "minSucceeded": "50%"}], "blockedTtl": "1h",
+        "onSuccess": {"detail": {"command": "true"}}, "onFailure": {"detail": {"command": "true"}},
+        "onEnd": {"detail": {"command": "true"}},
         "group": "g", "tags": {"team": "pay"}, "description": "what it is for",
         "detail": {
             "command": "cat; echo oops >&2; exit 3", "workspace": "/tmp", "timeout": "5m",
@@ -193,7 +199,11 @@ fn every_field_of_a_submit_is_taken() {
     let schemas = &description["components"]["schemas"];
     let server = Server::with(&TOLD);
     let machine = tagged(&server, "m");
-    let complete = complete(&machine);
+    let complete = complete(&server, &machine);
+    assert_eq!(
+        names(&complete["after"][0]),
+        names(&schemas["After"]["properties"])
+    );
     let mut fields = names(&complete);
     // In place of the delay.
     fields.insert("startAt");
@@ -444,7 +454,7 @@ fn answers() -> Answers {
     };
     let (tasks, one) = ("/api/v1/task", "/api/v1/task/{id}");
     a.call("GET", tasks, tasks, None, 200);
-    let failed = complete(&machine);
+    let failed = complete(&a.server, &machine);
     a.call("POST", tasks, "/api/v1/task?dryRun=1", Some(&failed), 200);
     a.call("POST", tasks, "/api/v1/task?wait=30s", Some(&failed), 200);
     a.call("POST", tasks, tasks, Some(&failed), 409);

@@ -420,3 +420,20 @@ fn what_waits_says_where_it_stands_and_for_what() {
     let listed = server.get("/api/v1/task").data();
     assert!(listed[0].get("position").is_none());
 }
+
+#[test]
+fn what_begins_with_the_end_of_others_replaces_nothing() {
+    let server = Server::start();
+    let child = json!({"detail": {"command": "true"}});
+    let refused = json!({"uniqueKey": "k", "onDuplicate": "replace", "onFailure": child});
+    let refused = server.post("/api/v1/task", &task("x", "any", refused));
+    assert_eq!(refused.status, 422);
+    let msg = "onDuplicate: \"replace\" does not go with after";
+    assert!(refused.msg().starts_with(msg), "{}", refused.msg());
+    let child = json!({"detail": {"command": "true"}, "limits": ["none"]});
+    let refused = server.post(
+        "/api/v1/task",
+        &task("x", "any", json!({"onFailure": child})),
+    );
+    assert_eq!(refused.status, 422, "{}", refused.msg());
+}

@@ -24,6 +24,9 @@ pub struct Args {
     /// Only on the machines with exactly this label, or the one with this instance
     #[arg(short, long, value_name = "LABEL")]
     machine: Option<String>,
+    /// Also those who wait for its end, and those who wait for theirs
+    #[arg(long, conflicts_with = "machine")]
+    dependents: bool,
     /// Print the task as JSON
     #[arg(long)]
     json: bool,
@@ -36,7 +39,7 @@ pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
     let before = args.task.find(&client)?;
     let machine = args.machine.as_deref();
-    let task = client.cancel(&before.id, machine)?;
+    let task = client.cancel(&before.id, machine, args.dependents)?;
     if args.json {
         print_json(&task)?;
         return Ok(0);

@@ -12,7 +12,7 @@ use super::{cancel, fold, undos};
 use crate::client::Client;
 use crate::wire::duration::TimeSpan;
 use crate::wire::event::{EventKind, TaskEvent};
-use crate::wire::task::Task;
+use crate::wire::task::{Mode, Task};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::{self, Write};
@@ -119,7 +119,11 @@ pub fn follow_to_end(
 
 /// Whether lines need labels. The server decides in the same way.
 pub fn is_several(task: &Task) -> bool {
-    task.result.len() > 1 || (task.late_join && !task.state.is_terminal())
+    let may_grow = match task.state.is_unbegun() {
+        true => task.mode == Mode::All,
+        false => task.late_join && !task.state.is_terminal(),
+    };
+    task.result.len() > 1 || may_grow
 }
 
 /// Prints a message to stderr.
@@ -316,7 +320,7 @@ impl Following<'_> {
     /// Cancels the task and prints the result. Returns whether the task had ended before.
     fn cancel(&self) -> Result<bool, Failure> {
         let before = self.client.task(self.id, TimeSpan::default())?;
-        let after = self.client.cancel(self.id, None)?;
+        let after = self.client.cancel(self.id, None, false)?;
         print_message(&format!(
             "sidebike: {}\n",
             cancel::done(&before, &after, None)

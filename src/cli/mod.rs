@@ -39,6 +39,7 @@ mod follow;
 mod group;
 mod halt;
 mod info;
+mod later_flags;
 mod limit;
 mod logs;
 mod machines;

@@ -2,6 +2,7 @@
 
 use super::command::{Failure, duration};
 use super::follow::print_message;
+use super::later_flags::LaterArgs;
 use super::order_flags::OrderArgs;
 use super::selection::SelectionArgs;
 use super::terminal::sanitize;
@@ -53,6 +54,8 @@ pub struct NewTaskArgs {
     pace: PaceArgs,
     #[command(flatten)]
     order: OrderArgs,
+    #[command(flatten)]
+    later: LaterArgs,
     #[command(flatten)]
     undo: UndoArgs,
     /// On one of them only, whichever is free first
@@ -212,6 +215,7 @@ impl NewTaskArgs {
         let flags = serde_json::to_value(self.flags()?);
         if let Ok(Value::Object(flags)) = flags {
             drop_alternatives(&mut task, &flags);
+            self.later.replace(&mut task);
             overlay(&mut task, flags);
         }
         self.undo.complete(&mut task)?;
@@ -257,6 +261,7 @@ impl NewTaskArgs {
         self.selection.apply(&mut task, is_alone)?;
         self.pace.apply(&mut task);
         self.order.apply(&mut task)?;
+        self.later.apply(&mut task)?;
         Ok(task)
     }
 

@@ -83,7 +83,7 @@ pub fn state_colour(state: ExecutionState) -> Option<Colour> {
 /// The colour of a state of a task.
 pub fn task_state_colour(state: TaskState) -> Option<Colour> {
     match state {
-        TaskState::Scheduled | TaskState::Waiting => None,
+        TaskState::Scheduled | TaskState::Blocked | TaskState::Waiting => None,
         TaskState::Running => Some(Colour::Blue),
         TaskState::Succeeded => Some(Colour::Green),
         TaskState::Partial | TaskState::Failed => Some(Colour::Red),

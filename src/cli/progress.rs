@@ -3,7 +3,7 @@
 use super::follow::print_message;
 use super::outcome::short_duration;
 use super::rollout;
-use super::terminal::{self, truncate};
+use super::terminal::{self, sanitize, truncate};
 use crate::wire::event::{EventKind, TaskEvent};
 use crate::wire::task::{ExecutionState, Task};
 use std::collections::HashMap;
@@ -19,6 +19,8 @@ pub struct Progress {
     /// What the user can do, at the end of the line.
     hint: &'static str,
     states: HashMap<String, ExecutionState>,
+    /// What it waits for before it begins.
+    waits: Option<String>,
     /// How far its rollout has come.
     rollout: Option<String>,
     /// On how many machines its effect is being taken back.
@@ -36,6 +38,7 @@ impl Progress {
             is_wanted: terminal::width(&io::stderr()).is_some() && !terminal::is_dumb(),
             hint,
             states: HashMap::new(),
+            waits: None,
             rollout: None,
             undoing: 0,
             said_after_step: None,
@@ -56,6 +59,7 @@ impl Progress {
         let executions = task.result.iter();
         let states = executions.map(|e| (e.execution.clone(), e.state));
         self.states.extend(states);
+        self.waits = { task.state.is_unbegun() }.then(|| sanitize(&task.msg));
     }
 
     /// Takes from an answer what the events of a task do not contain: its undos and its rollout.
@@ -97,6 +101,7 @@ impl Progress {
     pub fn note(&mut self, event: &TaskEvent) {
         if let EventKind::State { state } = event.kind {
             self.states.insert(event.execution.clone(), state);
+            self.waits = None;
         }
     }
 
@@ -132,6 +137,9 @@ impl Progress {
             0 => String::new(),
             n => format!(" ({n} being undone)"),
         };
+        if let Some(waits) = &self.waits {
+            return format!("{waits}{hint}");
+        }
         match &self.rollout {
             Some(rollout) => format!("{rollout}, {running} running{undoing}, {took}{hint}"),
             None => format!(

@@ -2,6 +2,7 @@
 
 use super::command::{CommandResult, ConnectionArgs, Failure, print_json};
 use super::follow::{self, FollowOptions, print_message};
+use super::later_flags::waits;
 use super::messages::with_flags;
 use super::new_task::NewTaskArgs;
 use super::outcome::{CANCELED, NO_MACHINE, label_list};
@@ -30,6 +31,9 @@ Examples:
   sidebike run --where zone=^cn- -- uptime       on those whose tag zone begins with cn-
   sidebike run --steps 1,10%,100% --pause 30s --max-failures 5% -- ./deploy.sh
                                                  step by step; stops when more than 5 % have failed
+  sidebike run --at 2026-12-24T23:30:00+01:00 -- ./backup.sh
+                                                 at that time; --delay 10m: after that time
+  sidebike run --after build-1 -- ./deploy.sh    when task build-1 has succeeded; build-1:ended: however it ends
   sidebike run --max-targets 25% --keep-alive 50% -- ./break.sh
                                                  on a quarter, if half of them stay untouched
   sidebike run --task task.json --expect 3       the task of a file, if exactly 3 machines match
@@ -40,7 +44,7 @@ Examples:
 Put the line in single quotes: without them your own shell fills in $ and ends the command at ; & |.
 To name a shell yourself take --exec: sidebike run --exec -- bash -c 'a && b'.
 The command has SIDEBIKE_MACHINE_LABEL, SIDEBIKE_INSTANCE, SIDEBIKE_TASK_ID, SIDEBIKE_TASK_NAME and
-SIDEBIKE_ATTEMPT in its environment, and each tag of its machine, zone as SIDEBIKE_TAG_ZONE.
+SIDEBIKE_ATTEMPT in its environment, the ids of --after in SIDEBIKE_AFTER, and each tag of its machine, zone as SIDEBIKE_TAG_ZONE.
 Its standard output goes to standard output, its standard error to standard error, as do the messages
 of sidebike itself; --fold shows both together on standard output.
 
@@ -95,14 +99,15 @@ pub fn run(args: Args) -> CommandResult {
     args.task.set_instances(&mut task, &client)?;
     let matching = client.dry_run(&task)?;
     let is_any = task.get("mode").is_some_and(|mode| mode == "any");
-    let joins_later = task.get("lateJoin") == Some(&Value::Bool(true));
+    let waits = waits(&task);
+    let joins_later = waits || task.get("lateJoin") == Some(&Value::Bool(true));
     let pattern = task.get("machinePattern").and_then(Value::as_str);
     if let Some(hint) = pattern.and_then(|pattern| matches_more_than_named(pattern, &matching)) {
         print_message(&hint);
     }
     if args.dry_run {
-        show_matching(&matching, args.json)?;
-        let is_refused = matching.matched == 0 || !matching.ok;
+        show_matching(&matching, waits, args.json)?;
+        let is_refused = (matching.matched == 0 && !waits) || !matching.ok;
         return Ok(if is_refused { NO_MACHINE } else { 0 });
     }
     // An id that is taken is the submit's to refuse: it answers with the task that has it.
@@ -131,12 +136,13 @@ pub fn run(args: Args) -> CommandResult {
     }
     let control = follow::controls()?;
     let task = client.submit(&task)?;
-    if terminal::width(&io::stderr()).is_some() || task.result.len() > 1 {
+    if terminal::width(&io::stderr()).is_some() || task.result.len() > 1 || waits {
         let on = match is_any {
-            true => any_in_words(&matching),
-            false => targets_in_words(&task),
+            _ if task.state.is_unbegun() => format!(" {}", sanitize(&task.msg)),
+            true => format!(" on {}", any_in_words(&matching)),
+            false => format!(" on {}", targets_in_words(&task)),
         };
-        print_message(&format!("task {} on {on}\n", task.id));
+        print_message(&format!("task {}{on}\n", task.id));
     }
     let options = FollowOptions {
         fold: args.fold,
@@ -162,7 +168,7 @@ fn nowhere(selection: &Selection, matching: &DryRun) -> Failure {
     })
 }
 
-fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
+fn show_matching(matching: &DryRun, waits: bool, as_json: bool) -> Result<(), Failure> {
     if as_json {
         return print_json(matching);
     }
@@ -189,12 +195,12 @@ fn show_matching(matching: &DryRun, as_json: bool) -> Result<(), Failure> {
     }
     let stdout = io::stdout();
     table.print(&mut stdout.lock(), &stdout)?;
-    print_message(&verdict(matching));
+    print_message(&verdict(matching, waits));
     Ok(())
 }
 
 /// What a dry run has shown: the numbers, the steps, and why it would be refused.
-fn verdict(matching: &DryRun) -> String {
+fn verdict(matching: &DryRun, waits: bool) -> String {
     let others = not_online(matching);
     let mut text = match matching.matched {
         1 => format!("1 machine matches{others}\n"),
@@ -204,6 +210,9 @@ fn verdict(matching: &DryRun) -> String {
     if !matching.ok {
         let why = sanitize(&with_flags(&matching.msg));
         return text + &format!("it would be refused: {why}\n");
+    }
+    if waits {
+        text.push_str(&format!("{}\n", sanitize(&with_flags(&matching.msg))));
     }
     if !matching.spared.is_empty() {
         let spared = matching.spared.len();

@@ -100,6 +100,27 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     if let Some(of) = &task.rerun_of {
         fields.insert(2, ("rerun of", sanitize(of)));
     }
+    if let Some(at) = &task.start_at {
+        fields.push(("start at", at.clone()));
+    }
+    for child in &task.children {
+        let text = format!("{} when it has {}", sanitize(&child.task), child.on.word());
+        fields.push(("child", text));
+    }
+    if let Some(parent) = &task.parent {
+        fields.push(("parent", sanitize(parent)));
+    }
+    for after in &task.after {
+        let name = after.task.as_deref().or(after.group.as_deref());
+        let met = match after.met {
+            None => "",
+            Some(true) => " (it has)",
+            Some(false) => " (it has not)",
+        };
+        let on = after.on.word();
+        let text = format!("{} {on}{met}", sanitize(name.unwrap_or_default()));
+        fields.push(("after", text));
+    }
     if !task.msg.is_empty() {
         fields.push(("note", sanitize(&task.msg)));
     }

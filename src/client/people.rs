@@ -104,14 +104,19 @@ impl Client {
         )
     }
 
-    /// Cancels a task, or its executions on one machine.
-    pub fn cancel(&self, id: &str, machine: Option<&str>) -> Result<Task, CallError> {
+    /// Cancels a task, or its executions on one machine. With `dependents` those who wait for it, too.
+    pub fn cancel(
+        &self,
+        id: &str,
+        machine: Option<&str>,
+        dependents: bool,
+    ) -> Result<Task, CallError> {
         let path = format!("task/{}/cancel", encoded(id));
-        self.change(
-            "cancel the task",
-            &with_query(&path, &[("machine", machine)]),
-            &(),
-        )
+        let query = [
+            ("machine", machine),
+            ("dependents", dependents.then_some("1")),
+        ];
+        self.change("cancel the task", &with_query(&path, &query), &())
     }
 
     /// Starts nothing more of a task until it is resumed.

@@ -406,6 +406,8 @@ impl Core {
             self.begin_undo(execution);
             self.begin_probes(now, execution);
             self.machine_changed(key);
+            let is_original = self.machine(key).is_original();
+            let detail = self.detail_with_ids(execution.task, is_original);
             let task = self.task(execution.task);
             let id = task.attempt_id(execution);
             bytes += sent;
@@ -414,7 +416,7 @@ impl Core {
                 task_id: task.id.to_string(),
                 task_name: task.spec.name.to_string(),
                 key: Some(task.attempt_key(execution)),
-                detail: task.spec.detail.clone(),
+                detail,
             });
             let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
             if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {

@@ -209,6 +209,11 @@ impl Core {
             self.timers.set(forgotten_at, Timer::ForgetTask(key));
         }
         self.probes_after(now, key);
+        self.release_parents(key);
+        self.parent_ended(key);
+        if let Some(waiting) = data_mut(&mut self.tasks, key).waiting.as_mut() {
+            waiting.detail = None;
+        }
         self.stats.finished(state);
         self.notify_end(now, key);
         self.notices.push(Notice::Finished(key));

@@ -78,8 +78,10 @@ pub(super) struct Choice {
 /// What would become of a task if it were submitted now.
 #[derive(Debug, Clone, Default)]
 pub struct Preview {
-    /// Why it would be refused.
+    /// Why it would be refused. Of a task that begins later: why it would be if it began now.
     pub refusal: Option<String>,
+    /// It would begin later: who matches is settled then.
+    pub waits: bool,
     /// How many live machines match.
     pub matched: u32,
     /// The machines that would run it.
@@ -293,6 +295,9 @@ impl Core {
         let preview = Preview {
             offline,
             draining,
+            waits: spec.wait.as_ref().is_some_and(|wait| {
+                !wait.after.is_empty() || Core::waiting_of(now, wait, Vec::new()).is_some()
+            }),
             ..Preview::default()
         };
         let unused = { self.check_unused(id, id) }.and_then(|()| self.check_notify(spec));

@@ -74,13 +74,15 @@ pub enum Rule {
     HitsRoundDown,
     /// A share of machines that must stay rounds up.
     KeptRoundsUp,
+    /// A task begins only if what it is to begin after has ended so.
+    EdgesAreKept,
     /// Who waits for a group is told when its last member has ended.
     EndOfGroupIsTold,
 }
 
 impl Rule {
     /// Every rule but those about the order of what waits.
-    pub const ALL: [Rule; 24] = [
+    pub const ALL: [Rule; 25] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -104,6 +106,7 @@ impl Rule {
         Rule::FailuresAreOfTheTask,
         Rule::HitsRoundDown,
         Rule::KeptRoundsUp,
+        Rule::EdgesAreKept,
         Rule::EndOfGroupIsTold,
     ];
     /// The rules about the order of what waits: they have a simulation of their own.
@@ -569,7 +572,7 @@ impl Core {
         let (details, finished) = (self.ledger.detail_bytes(), self.ledger.finished_tasks());
         // What is in debt is kept beyond the limits: nothing else may be left to be forgotten.
         let could_forget = |frees| {
-            let waits = self.undos.are_settled_by_hand;
+            let waits = self.undos.are_settled_by_hand || self.after.has_freed;
             !waits && self.ledger.oldest_that_frees(frees).is_some()
         };
         let many = details > limits.detail_bytes
@@ -636,6 +639,9 @@ impl Core {
                         .get(key)
                         .is_some_and(|task| task.finished_at.is_none() && task.expires_at == *time)
                 }
+                Timer::BlockedTtl(key) => self.is_blocked_until(*key, *time),
+                // It may have become needless since it was set.
+                Timer::Settle => true,
                 Timer::Begin(key) => self.is_time_of(*key, *time),
                 Timer::PauseOver(key) => {
                     let pacing = { self.tasks.get(key) }.and_then(|task| task.pacing.as_ref());
@@ -680,7 +686,8 @@ impl Core {
                     && e.current.due_at.is_none()
                     && e.current.number == 1
             });
-            let needed = task.open || first || task.finished_at.is_some();
+            let is_over = task.finished_at.is_some() && !task.needed;
+            let needed = task.open || first || is_over;
             ensure(!needed || task.is_paused() || ending.contains(key), || {
                 format!("{key:?}: could stay for ever")
             })?;

@@ -12,8 +12,10 @@ use super::selector::Selector;
 use super::spec::Spec;
 use super::task::{Execution, Target, Task, TaskData};
 use super::timers::Timer;
+use super::unique::Unique;
 use super::waiting::Waiting;
 use super::{Core, ExecutionKey, Refusal, TaskKey, Time, data_mut};
+use crate::wire::order::OnDuplicate;
 use crate::wire::task::{Counts, ExecutionState, Mode};
 use crate::wire::undo::UndoCounts;
 use std::sync::Arc;
@@ -48,19 +50,35 @@ impl Core {
         self.check_named_limits(&spec.limits)?;
         self.check_notify(&spec)?;
         let wait = spec.take_wait();
-        if let Some(waiting) = Core::waiting_of(now, &wait) {
+        let replaces = |unique: &Unique| unique.on_duplicate == OnDuplicate::Replace;
+        let replaces = spec.unique.as_deref().is_some_and(replaces);
+        if replaces && !(wait.after.is_empty() && spec.children.is_empty()) {
+            return Err(Refusal::Impossible(
+                "onDuplicate: \"replace\" does not go with after, onSuccess, onFailure and onEnd"
+                    .into(),
+            ));
+        }
+        let edges = self.edges_of(&wait)?;
+        if let Some(waiting) = Core::waiting_of(now, &wait, edges) {
             self.check_halt(spec.detail.undo.is_some())?;
             self.check_room(&spec, 0)?;
+            self.check_children(&id, &prefix, &spec)?;
             let selector = self.selector_if_room(&spec)?;
             let spec = self.shared_spec(selector, spec);
+            // First: to add it may forget others to make room.
+            self.keep_parents(TaskKey(self.next_task), &waiting);
             let key = self.add_task(now, id, prefix, spec, Some(waiting));
             self.list_waiting(key);
             self.replace(now, replaced);
+            self.add_children(now, key);
+            self.go_on_after(now, key);
             return Ok(key);
         }
+        self.check_children(&id, &prefix, &spec)?;
         let launch = self.prepare(now, &id, &spec, None)?;
         let spec = self.shared_spec(launch.selector, spec);
         let key = self.add_task(now, id, prefix, spec, None);
+        self.add_children(now, key);
         self.launch(now, key, launch);
         self.replace(now, replaced);
         Ok(key)
@@ -135,7 +153,7 @@ impl Core {
         }
     }
 
-    fn selector_if_room(&mut self, spec: &Spec) -> Result<SelectorKey, Refusal> {
+    pub(super) fn selector_if_room(&mut self, spec: &Spec) -> Result<SelectorKey, Refusal> {
         self.match_index.key_if_room(&spec.selector).ok_or_else(|| {
             Refusal::Full(format!(
                 "{} different selectors of machines have tasks waiting for them, the limit (--max-patterns)",
@@ -146,7 +164,7 @@ impl Core {
 
     /// The spec as it is stored. Many tasks differ in nothing but their id, and many more have the same name:
     /// equal specs and names are stored once.
-    fn shared_spec(&mut self, selector: SelectorKey, mut spec: Spec) -> Arc<Spec> {
+    pub(super) fn shared_spec(&mut self, selector: SelectorKey, mut spec: Spec) -> Arc<Spec> {
         spec.selectors_mut().for_each(Selector::drop_compiled);
         let last = &mut self.match_index.entry_mut(selector).last_spec;
         if let Some(same) = last.upgrade().filter(|last| **last == spec) {
@@ -203,6 +221,8 @@ impl Core {
             canceled: false,
             withdrawn: false,
             waiting: waiting.map(Box::new),
+            needed: false,
+            cancels_dependents: false,
             counts: Counts::default(),
             undos: UndoCounts::default(),
             notifications: Vec::new(),

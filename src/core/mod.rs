@@ -16,6 +16,7 @@
 //! | | output, done | `report.rs` |
 //! | agents of the original | ping, fetch, done | `original.rs` |
 //! | the clock | tick | `tick.rs`, `timers.rs` |
+//! | every change | settle_dependents | `after.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
 //! | the database | record_changes, take_batch; restored | `saved.rs`, `restored.rs` |
@@ -28,9 +29,10 @@
 //! | `undo_lifecycle.rs`, `undo.rs`, `debts.rs` | the same table for undos; what is reported of them; who runs them again, or settles them |
 //! | `attempt_end.rs` | the end of an attempt: end of the execution, or retry |
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
-//! | `spec.rs`, `limits.rs` | from a posted task to a checked one |
+//! | `spec.rs`, `later_spec.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `launch.rs` | from a checked task to its executions |
-//! | `waiting.rs` | tasks that begin later |
+//! | `waiting.rs`, `after.rs` | tasks that begin later: at a time, after others |
+//! | `children.rs` | tasks that are submitted with another one and begin with its end |
 //! | `selector.rs` | which machines a task means |
 //! | `counting.rs` | how many of them it may hit, and in which order |
 //! | `rollout.rs` | a checked rollout, and its plan for a number of targets |
@@ -62,8 +64,10 @@
 
 mod abilities;
 mod about;
+mod after;
 mod agent;
 mod attempt_end;
+mod children;
 mod counting;
 mod debts;
 mod follow;
@@ -71,6 +75,7 @@ mod groups;
 mod halt;
 mod invariants;
 mod keep_alive;
+mod later_spec;
 mod launch;
 mod lazy_box;
 mod ledger;
@@ -143,6 +148,7 @@ pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id}
 pub use self::unique::Unique;
 pub use self::user::Selection;
 
+use self::after::Dependents;
 use self::counting::Recount;
 use self::follow::ChangeLog;
 use self::groups::Groups;
@@ -292,6 +298,8 @@ pub struct Core {
     undos: Undos,
     /// The tasks that have not begun.
     waiting: WaitingTasks,
+    /// Which tasks wait for which.
+    after: Dependents,
     halt: Option<Halt>,
     outbox: Outbox,
     /// The watches over the pools of unfinished tasks.
@@ -347,6 +355,7 @@ impl Core {
             absent: HashMap::new(),
             undos: Undos::default(),
             waiting: WaitingTasks::default(),
+            after: Dependents::default(),
             halt: None,
             outbox: Outbox::default(),
             pools: BTreeMap::new(),
@@ -482,6 +491,7 @@ impl Core {
         self.ledger.change_state(execution.state, state);
         execution.state = state;
         let changes_queued = (queued == 0) != (task.counts.queued == 0);
+        let waited = task.waiting.is_some();
         if state.is_terminal() {
             if let Some(pacing) = &mut task.pacing {
                 pacing.ended(key.n);
@@ -494,6 +504,9 @@ impl Core {
             self.list_queued(key.task);
         }
         self.record_change(key);
+        if waited {
+            self.release_parents(key.task);
+        }
         true
     }
 

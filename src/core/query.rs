@@ -243,10 +243,12 @@ impl Core {
             .chain(queued)
             .filter(|key| self.task(*key).state() == TaskState::Waiting)
             .count();
+        let (scheduled, blocked) = (self.waiting.scheduled(), self.waiting.blocked());
         TaskState::ALL.map(|state| match state {
-            TaskState::Scheduled => (state, self.waiting.scheduled()),
+            TaskState::Scheduled => (state, scheduled),
+            TaskState::Blocked => (state, blocked),
             TaskState::Waiting => (state, waiting),
-            TaskState::Running => (state, unfinished - waiting - self.waiting.scheduled()),
+            TaskState::Running => (state, unfinished - waiting - scheduled - blocked),
             ended => (state, self.stats.kept[ended as usize]),
         })
     }

@@ -4,6 +4,7 @@
 //! restore a new field, set it where the other fields of its record are set.
 
 use super::abilities::Abilities;
+use super::children::Child;
 use super::counting::{Counts, KeepAlive, Recount};
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
@@ -91,6 +92,7 @@ impl Core {
         for (key, piece) in saved.output {
             core.restore_output(key, &piece, &mut changes);
         }
+        core.restore_dependents(now);
         core.restore_notifications(saved.notifications, &mut changes);
         core.notices.clear();
         core.changes = Some(changes);
@@ -181,7 +183,7 @@ impl Core {
         now: Time,
         away: u64,
         key: TaskKey,
-        saved: SavedTask,
+        mut saved: SavedTask,
         executions: Vec<SavedExecution>,
     ) -> Result<(), String> {
         let finished = saved.finished_at.is_some();
@@ -190,7 +192,11 @@ impl Core {
             true => time,
             false => Time(time.0.saturating_add(away)),
         };
-        let (probes, mut data) = restored_probes(now, away, saved.probes);
+        let (probes, mut data) = restored_probes(now, away, std::mem::take(&mut saved.probes));
+        let spec = Arc::new(Spec {
+            probes,
+            ..restored_spec(&mut saved)
+        });
         let mut task = TaskData {
             probes: None,
             id: saved.id,
@@ -210,52 +216,19 @@ impl Core {
             late_join_full: saved.late_join_full,
             canceled: saved.canceled,
             withdrawn: saved.withdrawn,
-            waiting: saved.waiting,
+            waiting: saved.waiting.map(|mut waiting| {
+                waiting.blocked_until = waiting.blocked_until.map(later);
+                waiting
+            }),
+            needed: false,
+            cancels_dependents: saved.cancels_dependents,
             rerun_of: saved.rerun_of,
             counts: Default::default(),
             undos: Default::default(),
             notifications: Vec::new(),
             output_bytes: 0,
             executions: Vec::new(),
-            spec: Arc::new(Spec {
-                id: None,
-                name: saved.name,
-                priority: saved.priority,
-                limits: saved.limits,
-                spread: saved.spread,
-                unique: saved.unique,
-                selector: Selector::accepted(SelectorText {
-                    pattern: saved.pattern,
-                    narrowing: saved.narrowing,
-                }),
-                counts: Counts {
-                    expect: saved.expect,
-                    max_targets: saved.max_targets,
-                    keep_alive: saved.keep_alive.map(|keep_alive| KeepAlive {
-                        keep: keep_alive.keep,
-                        pool: keep_alive.pool.map(|pool| Selector::of_pattern(&pool)),
-                    }),
-                },
-                probes,
-                rollout: saved.rollout.map(|posted| {
-                    Box::new(Rollout {
-                        order: posted.order.unwrap_or_default(),
-                        canary: posted.canary.as_deref().map(Selector::of_pattern),
-                        posted,
-                    })
-                }),
-                mode: saved.mode,
-                ttl: saved.ttl,
-                late_join: saved.late_join,
-                retry: saved.retry.map(Box::new),
-                result_ttl: saved.result_ttl,
-                failure_ttl: saved.failure_ttl,
-                notify: saved.notify.iter().map(CheckedNotify::accepted).collect(),
-                sent_bytes: saved.detail.json_bytes(),
-                detail: saved.detail,
-                about: saved.about,
-                wait: None,
-            }),
+            spec,
         };
         let mut places = Vec::new();
         for (n, saved) in (0..).zip(executions) {
@@ -369,6 +342,10 @@ impl Core {
             let selector = self.selector_key_of(key);
             self.open(key, selector);
         }
+        let waiting = self.task(key).waiting.clone();
+        if let Some(waiting) = waiting.filter(|waiting| waiting.holds) {
+            self.keep_parents(key, &waiting);
+        }
         self.list_waiting(key);
         Ok(())
     }
@@ -443,6 +420,65 @@ impl Core {
         task.output_bytes = task.output_bytes + after - before;
         self.ledger.resize_output(before, after);
         self.list_finished_again(key.task);
+    }
+}
+
+/// What was posted of a restored task, but for its probes.
+fn restored_spec(saved: &mut SavedTask) -> Spec {
+    let children = std::mem::take(&mut saved.children).into_iter();
+    let keep_alive = saved.keep_alive.take();
+    Spec {
+        id: None,
+        name: saved.name.clone(),
+        priority: saved.priority,
+        limits: saved.limits.clone(),
+        spread: saved.spread,
+        unique: saved.unique.clone(),
+        selector: Selector::accepted(SelectorText {
+            pattern: saved.pattern.clone(),
+            narrowing: saved.narrowing.clone(),
+        }),
+        counts: Counts {
+            expect: saved.expect,
+            max_targets: saved.max_targets,
+            keep_alive: keep_alive.map(|keep_alive| KeepAlive {
+                keep: keep_alive.keep,
+                pool: keep_alive.pool.map(|pool| Selector::of_pattern(&pool)),
+            }),
+        },
+        probes: Box::default(),
+        rollout: saved.rollout.take().map(|posted| {
+            Box::new(Rollout {
+                order: posted.order.unwrap_or_default(),
+                canary: posted.canary.as_deref().map(Selector::of_pattern),
+                posted,
+            })
+        }),
+        mode: saved.mode,
+        ttl: saved.ttl,
+        late_join: saved.late_join,
+        retry: saved.retry.take().map(Box::new),
+        result_ttl: saved.result_ttl,
+        failure_ttl: saved.failure_ttl,
+        sent_bytes: saved.detail.json_bytes(),
+        detail: saved.detail.clone(),
+        about: saved.about.take(),
+        notify: saved.notify.iter().map(CheckedNotify::accepted).collect(),
+        children: children
+            .map(|mut child| {
+                let probes = std::mem::take(&mut child.task.probes);
+                let spec = Spec {
+                    id: child.id,
+                    probes: restored_probes(Time::default(), 0, probes).0,
+                    ..restored_spec(&mut child.task)
+                };
+                Child {
+                    on: child.on,
+                    spec: Arc::new(spec),
+                }
+            })
+            .collect(),
+        wait: None,
     }
 }
 

@@ -42,6 +42,24 @@ impl Core {
         Ok(())
     }
 
+    /// Refuses so many tasks that are accepted at once, with details of so many bytes in all, beyond the limits.
+    pub(super) fn check_room_for_tasks(&self, tasks: usize, bytes: usize) -> Result<(), Refusal> {
+        let (unfinished, limit) = (self.ledger.unfinished_tasks(), self.limits.executions);
+        if unfinished.saturating_add(tasks) > limit {
+            return Err(Refusal::Full(format!(
+                "{unfinished} tasks have not ended, {tasks} more would pass the limit of {limit} (--max-executions)"
+            )));
+        }
+        let details = self.ledger.unfinished_detail_bytes();
+        let limit = self.limits.detail_bytes;
+        if details.saturating_add(bytes) > limit {
+            return Err(Refusal::Full(format!(
+                "the details of the tasks that have not ended take {details} bytes, {bytes} more would pass the limit of {limit} (--max-details)"
+            )));
+        }
+        Ok(())
+    }
+
     fn check_room_for_debts(&self, spec: &Spec) -> Result<(), Refusal> {
         if spec.detail.undo.is_some() && self.debts() >= MAX_DEBTS {
             return Err(Refusal::Full(format!(
@@ -169,8 +187,8 @@ impl Core {
 
     /// Removes a finished task and every reference to it.
     pub(super) fn forget_task(&mut self, key: TaskKey) {
-        let finished_at = self.tasks.get(&key).and_then(|task| task.finished_at);
-        let Some(finished_at) = finished_at else {
+        let task = self.tasks.get(&key).filter(|task| !task.needed);
+        let Some(finished_at) = task.and_then(|task| task.finished_at) else {
             return;
         };
         self.forget_probes(key);

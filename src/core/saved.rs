@@ -15,10 +15,12 @@ use super::pace::Pacing;
 use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
 use super::selector::Narrowing;
+use super::spec::Spec;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::unique::Unique;
 use super::waiting::Waiting;
 use super::{Core, ExecutionKey, TaskKey, Time};
+use crate::wire::after::Outcome;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
@@ -98,6 +100,20 @@ pub struct SavedTask {
     pub(super) about: Option<Box<About>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waiting: Option<Box<Waiting>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) cancels_dependents: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) children: Vec<SavedChild>,
+}
+
+/// A task that begins with the end of another one, as saved with that one: of its record only what was posted counts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedChild {
+    pub on: Outcome,
+    /// The id that it was posted with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Arc<str>>,
+    pub task: Box<SavedTask>,
 }
 
 fn is_usual(priority: &i8) -> bool {
@@ -294,8 +310,11 @@ impl Batch {
             () if !self.limits.is_empty() => 5,
             () if tasks().any(|t| is_ordered(t) || t.waiting.is_some()) => 5,
             () if !self.notifications.is_empty() || tasks().any(|t| !t.notify.is_empty()) => 5,
-            () if tasks().any(|t| t.waiting.is_some()) => 5,
-            () if tasks().any(|t| t.about.is_some() || t.waiting.is_some()) => 5,
+            () if tasks()
+                .any(|t| t.about.is_some() || t.waiting.is_some() || !t.children.is_empty()) =>
+            {
+                5
+            }
             () if self.halt.is_some()
                 || tasks().any(|t| t.detail.undo.is_some() || !t.probes.is_empty()) =>
             {
@@ -516,19 +535,9 @@ impl Task {
 }
 
 fn saved_task(task: &Task) -> SavedTask {
-    let spec = &task.spec;
     SavedTask {
         id: task.id.clone(),
         prefix: task.prefix.clone(),
-        name: spec.name.clone(),
-        pattern: spec.selector.text().pattern.clone(),
-        mode: spec.mode,
-        ttl: spec.ttl,
-        late_join: spec.late_join,
-        retry: spec.retry.as_deref().cloned(),
-        result_ttl: spec.result_ttl,
-        failure_ttl: spec.failure_ttl,
-        detail: spec.detail.clone(),
         created_at: task.created_at,
         expires_at: task.expires_at,
         finished_at: task.finished_at,
@@ -538,22 +547,70 @@ fn saved_task(task: &Task) -> SavedTask {
         withdrawn: task.withdrawn,
         late_join_full: task.late_join_full,
         rerun_of: task.rerun_of.clone(),
+        spared: task.spared,
+        order: task.order,
+        pacing: task.pacing.clone(),
+        probes: saved_probes(task),
+        waiting: task.waiting.clone(),
+        cancels_dependents: task.cancels_dependents,
+        ..saved_spec(&task.spec)
+    }
+}
+
+/// The record of a task that was only posted.
+fn saved_spec(spec: &Spec) -> SavedTask {
+    let nameless: Arc<str> = "".into();
+    SavedTask {
+        id: nameless.clone(),
+        prefix: nameless,
+        name: spec.name.clone(),
+        pattern: spec.selector.text().pattern.clone(),
+        mode: spec.mode,
+        ttl: spec.ttl,
+        late_join: spec.late_join,
+        retry: spec.retry.as_deref().cloned(),
+        result_ttl: spec.result_ttl,
+        failure_ttl: spec.failure_ttl,
+        detail: spec.detail.clone(),
+        created_at: Time::default(),
+        expires_at: Time::default(),
+        finished_at: None,
+        matched: 0,
+        open: false,
+        canceled: false,
+        withdrawn: false,
+        late_join_full: false,
+        rerun_of: None,
         narrowing: spec.selector.text().narrowing.clone(),
         expect: spec.counts.expect,
         max_targets: spec.counts.max_targets,
         keep_alive: spec.counts.keep_alive.as_ref().map(|it| it.posted()),
         rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
-        spared: task.spared,
+        spared: 0,
+        pacing: None,
+        probes: { spec.probes.iter() }
+            .map(|probe| SavedProbe {
+                posted: probe.posted.clone(),
+                summary: Summary::default(),
+                place: None,
+            })
+            .collect(),
         priority: spec.priority,
         limits: spec.limits.clone(),
         spread: spec.spread,
         unique: spec.unique.clone(),
-        order: task.order,
-        pacing: task.pacing.clone(),
-        probes: saved_probes(task),
+        order: None,
         notify: spec.notify.iter().map(|it| it.posted()).collect(),
         about: spec.about.clone(),
-        waiting: task.waiting.clone(),
+        waiting: None,
+        cancels_dependents: false,
+        children: { spec.children.iter() }
+            .map(|child| SavedChild {
+                on: child.on,
+                id: child.spec.id.clone(),
+                task: Box::new(saved_spec(&child.spec)),
+            })
+            .collect(),
     }
 }
 

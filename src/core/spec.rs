@@ -4,9 +4,12 @@
 //! what is wrong and what would be right. To add a field: take it from the posted task, check it here, add it to
 //! [`Spec`].
 
+use super::TextLimits;
 use super::about::{self, About};
 use super::agent::is_instance;
+use super::children::Child;
 use super::counting::{Counts, KeepAlive};
+use super::later_spec::{Wait, checked_children, checked_wait};
 use super::named_limits;
 use super::notify::{self, CheckedNotify};
 use super::order::PRIORITIES;
@@ -15,7 +18,6 @@ use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
 use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
 use super::unique::{self, Unique};
-use super::{TextLimits, Time};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
@@ -84,24 +86,10 @@ pub struct Spec {
     pub about: Option<Box<About>>,
     /// The size of the detail in an answer that hands it out, in bytes, roughly.
     pub sent_bytes: usize,
+    /// Tasks that begin with its end.
+    pub children: Vec<Child>,
     /// What it has to wait for; none in a stored task.
     pub wait: Option<Box<Wait>>,
-}
-
-/// What a posted task has to wait for before it begins.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Wait {
-    /// A time.
-    pub start: Option<Start>,
-}
-
-/// A time before which a task does not begin.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Start {
-    /// This one.
-    At(Time),
-    /// So long after the submit.
-    After(TimeSpan),
 }
 
 impl Spec {
@@ -138,6 +126,7 @@ impl Spec {
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
         let unique = unique::checked(&mut posted)?;
         let spread = checked_spread(posted.spread, mode, rollout.is_some())?;
+        let children = checked_children(&mut posted, &selector, limits)?;
         let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
         check_text("name", name, limits.name, " (--max-name)")?;
         let wait = checked_wait(&posted)?;
@@ -173,6 +162,7 @@ impl Spec {
             sent_bytes: detail.json_bytes(),
             detail: Arc::new(detail),
             about,
+            children,
             wait: (wait != Wait::default()).then(|| Box::new(wait)),
         })
     }
@@ -187,6 +177,12 @@ impl Spec {
         let probes = probes.filter_map(|probe| probe.on.as_mut());
         let first = [&mut self.selector].into_iter();
         first.chain(pool).chain(canary).chain(probes)
+    }
+
+    /// The selectors of its children.
+    pub fn selectors_of_children_mut(&mut self) -> impl Iterator<Item = &mut Selector> {
+        let children = self.children.iter_mut();
+        children.map(|child| &mut Arc::make_mut(&mut child.spec).selector)
     }
 
     /// Whether what runs is canceled when it is stopped.
@@ -260,6 +256,10 @@ impl Spec {
                 .map(|it| it.url.len() + it.place.len() + (1 + it.entries()) * ENTRY_BYTES)
                 .sum::<usize>()
             + (entries + retry + steps) * ENTRY_BYTES
+            // A child may be forgotten before its parent.
+            + { self.children.iter() }
+                .map(|child| child.spec.kept_bytes() + ENTRY_BYTES)
+                .sum::<usize>()
     }
 
     /// The beginning of the detail, and how many bytes of it are left out.
@@ -325,18 +325,6 @@ impl Spec {
                 .map(|(name, value)| name.len() + value.len())
                 .sum::<usize>()
     }
-}
-
-fn checked_wait(posted: &PostedTask) -> Result<Wait, String> {
-    let start = match (posted.start_at, posted.delay) {
-        (Some(_), Some(_)) => {
-            return Err("startAt: has both startAt and delay, give one of them".into());
-        }
-        (Some(at), None) => Some(Start::At(Time(at.0))),
-        (None, Some(delay)) => Some(Start::After(delay)),
-        (None, None) => None,
-    };
-    Ok(Wait { start })
 }
 
 fn narrowing(posted: &mut PostedTask) -> Result<Narrowing, String> {
@@ -680,7 +668,7 @@ fn check_retry(retry: &Retry) -> Result<(), String> {
     Ok(())
 }
 
-fn check_above_zero(field: &str, duration: TimeSpan) -> Result<TimeSpan, String> {
+pub(super) fn check_above_zero(field: &str, duration: TimeSpan) -> Result<TimeSpan, String> {
     if duration == TimeSpan::default() {
         return Err(format!(
             "{field}: must be above 0 (seconds, or a string such as \"10m\")"

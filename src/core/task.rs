@@ -16,6 +16,7 @@ use super::undo::AttemptUndo;
 use super::waiting::{Phase, Waiting};
 use super::waits_for::WaitsFor;
 use super::{ExecutionKey, MachineKey, Time};
+use crate::wire::after::Outcome;
 use crate::wire::agent::{AttemptId, Stream};
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine_names::MachineNames;
@@ -83,6 +84,10 @@ pub struct TaskData {
     pub(super) withdrawn: bool,
     /// What it waits for before it begins, or has waited for.
     pub(super) waiting: Option<Box<Waiting>>,
+    /// Others begin after it and have not started: it is kept for them. Follows from them, and is not saved.
+    pub(super) needed: bool,
+    /// Those who wait for it are to be canceled, too.
+    pub(super) cancels_dependents: bool,
     pub(super) counts: Counts,
     /// The undos of the latest attempts.
     pub(super) undos: UndoCounts,
@@ -332,6 +337,8 @@ impl Task {
         } else if self.finished_at.is_none() {
             if self.phase() == Phase::Scheduled {
                 TaskState::Scheduled
+            } else if self.phase() == Phase::Blocked {
+                TaskState::Blocked
             } else if self.waits_for_a_machine() {
                 TaskState::Waiting
             } else {
@@ -378,9 +385,12 @@ impl Task {
         }
     }
 
-    /// When it is forgotten, if it has finished. As long as an undo of it is failed or owed, or runs again, it is kept
+    /// When it is forgotten, if it has finished and is not kept for others. As long as an undo of it is failed or owed, or runs again, it is kept
     /// for longer: somebody has to know.
     pub(super) fn forgotten_at(&self) -> Option<Time> {
+        if self.needed {
+            return None;
+        }
         let retention = match self.is_in_debt() {
             false => self.retention(),
             true => self.retention().max(DEBTS_KEPT),
@@ -390,7 +400,7 @@ impl Task {
 
     fn status(&self) -> u8 {
         match self.state() {
-            TaskState::Scheduled | TaskState::Waiting => 0,
+            TaskState::Scheduled | TaskState::Blocked | TaskState::Waiting => 0,
             TaskState::Running if self.counts.held == self.counts.total() => 0,
             TaskState::Running if self.executions.iter().all(|e| e.target.is_none()) => 0,
             TaskState::Running => 1,
@@ -464,6 +474,7 @@ impl Task {
             _ => LISTED_INSTANCES,
         };
         let (detail, truncated_bytes) = spec.shortened_detail(detail_limit);
+        let is_whole = detail_limit == usize::MAX;
         wire::Task {
             id: Cow::from(&*self.id),
             name: Cow::from(&*spec.name),
@@ -491,7 +502,6 @@ impl Task {
             rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
             rollout_state: self.rollout_state(),
             stopped_by: self.stopped_by(),
-            probes: self.answered_probes(detail_limit == usize::MAX),
             priority: spec.priority,
             unique_key: { spec.unique.as_ref() }.map(|unique| Cow::from(&*unique.key)),
             on_duplicate: spec.unique.as_ref().map(|unique| unique.on_duplicate),
@@ -499,6 +509,7 @@ impl Task {
             spread: spec.spread,
             position: self.waits().and_then(|waits| waits.position),
             replace_running: spec.unique.as_ref().is_some_and(|it| it.replace_running),
+            probes: self.answered_probes(is_whole),
             mode: spec.mode,
             ttl: spec.ttl,
             late_join: spec.late_join,
@@ -514,6 +525,13 @@ impl Task {
             start_at: { self.waiting.as_ref() }
                 .and_then(|waiting| waiting.start_at)
                 .map(timestamp),
+            after: self.answered_after(),
+            blocked_ttl: self.answered_blocked_ttl(),
+            parent: self.parent_id().map(Cow::from),
+            on_success: self.answered_child(Outcome::Succeeded, is_whole),
+            on_failure: self.answered_child(Outcome::Failed, is_whole),
+            on_end: self.answered_child(Outcome::Ended, is_whole),
+            children: self.answered_children(),
             matched: self.matched,
             spared: self.spared,
             assignees: self.labels().map(|label| Cow::from(&**label)).collect(),

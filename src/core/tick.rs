@@ -37,7 +37,8 @@ impl Core {
                 machine.last_seen = Time(machine.last_seen.0.saturating_add(pause).min(now.0));
             }
         }
-        if std::mem::take(&mut self.undos.are_settled_by_hand) {
+        let frees = std::mem::take(&mut self.after.has_freed);
+        if std::mem::take(&mut self.undos.are_settled_by_hand) || frees {
             self.keep_within_limits();
         }
         self.waiting.tick_begins();
@@ -51,6 +52,7 @@ impl Core {
             };
             self.fire(now, timer);
         }
+        self.settle_dependents(now);
         let next = self.timers.next()?;
         Some(next.min(now.plus(AT_LEAST_EVERY)))
     }
@@ -71,6 +73,9 @@ impl Core {
             Timer::AttemptOverdue(key, attempt) => self.check_overdue(now, key, attempt),
             Timer::TaskTtl(task) => self.task_ttl_is_over(now, task),
             Timer::Begin(task) => self.time_has_come(now, task),
+            Timer::BlockedTtl(task) => self.blocked_ttl_is_over(now, task),
+            // What is to be settled is settled at the end of each tick.
+            Timer::Settle => {}
             Timer::PauseOver(task) => self.pause_may_be_over(now, task),
             Timer::Pace(task) => self.pace(now, task),
             Timer::Probe(key) => self.probe_is_due(now, key),

@@ -25,6 +25,10 @@ pub(super) enum Timer {
     TaskTtl(TaskKey),
     /// A task that waits for its time begins.
     Begin(TaskKey),
+    /// A task has waited too long for the end of others.
+    BlockedTtl(TaskKey),
+    /// There was more to settle than one call does.
+    Settle,
     /// The pause between two steps of a task is over.
     PauseOver(TaskKey),
     /// There was more to do for the pace of a task than one call does.

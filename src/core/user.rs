@@ -7,7 +7,6 @@ use super::invariants::Rule;
 use super::machine::JoinCursor;
 use super::match_index::{SelectorKey, TraitsKey};
 use super::named_limits::SetKey;
-use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task};
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time, data_mut};
 use crate::wire::duration::TimeSpan;
@@ -55,12 +54,12 @@ impl Core {
     ) -> Result<TaskKey, Refusal> {
         let id: Arc<str> = fresh_id.into();
         self.check_unused(&id, &id)?;
+        let old_key = of;
         let old = self.known_task(of)?;
         self.check_halt(old.has_undo())?;
         self.check_notify(&old.spec)?;
         let of = old.id.clone();
-        let mut spec = Spec::clone(&old.spec);
-        spec.id = None;
+        let mut spec = old.spec_again();
         let wanted =
             |e: &&Execution| e.state.is_terminal() && (all || e.state != ExecutionState::Succeeded);
         if old.executions.is_empty() || old.is_any() {
@@ -116,13 +115,16 @@ impl Core {
         let replaced = self.check_unique(&spec)?;
         self.check_named_limits(&spec.limits)?;
         self.check_room(&spec, targets.len())?;
+        self.check_children(&id, &id, &spec)?;
         spec.late_join = false;
-        let spec = match spec == *old.spec {
-            true => old.spec.clone(),
+        let same = self.known_task(old_key)?.spec.clone();
+        let spec = match spec == *same {
+            true => same,
             false => Arc::new(spec),
         };
         let targets = targets.into_iter().map(Some).collect();
         let key = self.add_task(now, id.clone(), id, spec, None);
+        self.add_children(now, key);
         self.add_executions(now, key, targets, &choice);
         self.task_mut(key).rerun_of = Some(of);
         if self.task(key).pacing.is_some() {
@@ -229,6 +231,12 @@ impl Core {
                 "task {} is not clean yet, {} of its undos run again; delete it when they have ended",
                 task.id,
                 task.undos_under_way()
+            )));
+        }
+        if let Some(children) = self.kept_for(key) {
+            return Err(Refusal::Conflict(format!(
+                "task {} is kept for those that begin after it and have not started: {children}; cancel them first",
+                task.id
             )));
         }
         self.forget_task(key);

@@ -1,4 +1,5 @@
-//! Tasks that are accepted and have not begun: those that wait for a time of their own.
+//! Tasks that are accepted and have not begun: they wait for a time of their own, or for the end of others (`after.rs`).
+//! Time comes first: a task is `scheduled`, then `blocked`.
 //!
 //! Such a task has no executions. Who matches is settled when it begins: it is then treated as if it were submitted at
 //! that moment, and its `ttl` runs from there. What would be a refusal of a submit ends it, with the reason. Each change
@@ -7,14 +8,17 @@
 //! To add something to wait for: a field of [`Waiting`], a phase, what ends the wait, and its check in
 //! [`Core::check_waiting`].
 
-use super::spec::{Spec, Start, Wait};
+use super::after::Edge;
+use super::later_spec::{Start, Wait};
+use super::spec::Spec;
 use super::task::{Task, TaskData, rfc3339};
 use super::timers::Timer;
 use super::{Core, TaskKey, Time};
 use crate::wire::duration::TimeSpan;
-use crate::wire::task::TaskState;
+use crate::wire::task::{Detail, TaskState};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// The most executions that tasks begin with in one call: it runs under the lock. One task alone may have more.
 const MAX_BEGUN: usize = 500;
@@ -30,6 +34,24 @@ pub(super) struct Waiting {
     pub phase: Phase,
     /// While it is scheduled: when it is looked at next.
     pub due: Time,
+    /// What has to end first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Edge>,
+    /// How long it may be blocked by that, in milliseconds; a child by outcome may for longer than a `TimeSpan` lasts.
+    #[serde(default)]
+    pub blocked_ms: u64,
+    /// While it is blocked: how long it is at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked_until: Option<Time>,
+    /// It is the child by outcome of what it begins after.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_child: bool,
+    /// Its parents are kept for it.
+    #[serde(default)]
+    pub holds: bool,
+    /// The detail with the ids of its parents, once something of it was handed out.
+    #[serde(skip)]
+    pub detail: Option<Arc<Detail>>,
     /// How it ended without having begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unbegun: Option<Unbegun>,
@@ -40,6 +62,8 @@ pub(super) struct Waiting {
 pub(super) enum Phase {
     /// For its time.
     Scheduled,
+    /// For the end of others.
+    Blocked,
     /// For nothing any more: it has begun, or has ended.
     Over,
 }
@@ -55,6 +79,7 @@ pub(super) struct Unbegun {
 #[derive(Debug, Default)]
 pub(super) struct WaitingTasks {
     scheduled: BTreeSet<TaskKey>,
+    blocked: BTreeSet<TaskKey>,
     /// With how many executions tasks have begun since the last call of [`Core::tick`] began.
     begun: usize,
 }
@@ -65,6 +90,11 @@ impl WaitingTasks {
         self.scheduled.len()
     }
 
+    /// How many wait for the end of others.
+    pub fn blocked(&self) -> usize {
+        self.blocked.len()
+    }
+
     /// A tick begins.
     pub fn tick_begins(&mut self) {
         self.begun = 0;
@@ -73,6 +103,24 @@ impl WaitingTasks {
     /// Whether no further task is to begin in this call.
     pub fn has_begun_enough(&self) -> bool {
         self.begun >= MAX_BEGUN
+    }
+}
+
+impl Waiting {
+    /// What a child by outcome waits for.
+    pub(super) fn child(now: Time, blocked_ms: u64, parent: Edge) -> Waiting {
+        Waiting {
+            start_at: None,
+            phase: Phase::Blocked,
+            due: now,
+            after: vec![parent],
+            blocked_ms,
+            blocked_until: Some(later(now, blocked_ms)),
+            is_child: true,
+            holds: true,
+            detail: None,
+            unbegun: None,
+        }
     }
 }
 
@@ -102,6 +150,7 @@ impl TaskData {
                 "begins at {}; who matches is settled then",
                 rfc3339(waiting.start_at.unwrap_or(waiting.due))
             )),
+            Phase::Blocked => Some(format!("waits for the end of {}", waiting.waits_for())),
             Phase::Over => { waiting.unbegun.as_ref() }.map(|unbegun| unbegun.msg.to_string()),
         }
     }
@@ -109,16 +158,29 @@ impl TaskData {
 
 impl Core {
     /// What a posted task waits for; none if it begins at once.
-    pub(super) fn waiting_of(now: Time, wait: &Wait) -> Option<Waiting> {
+    pub(super) fn waiting_of(now: Time, wait: &Wait, after: Vec<Edge>) -> Option<Waiting> {
         let start_at = wait.start.map(|start| match start {
             Start::At(time) => time,
             Start::After(delay) => now.plus(delay),
         });
-        let due = start_at.filter(|time| *time > now)?;
+        let due = start_at.filter(|time| *time > now);
+        if due.is_none() && after.is_empty() {
+            return None;
+        }
+        let blocked_ms = wait.blocked_ttl.as_millis();
         Some(Waiting {
             start_at,
-            phase: Phase::Scheduled,
-            due,
+            phase: match due {
+                Some(_) => Phase::Scheduled,
+                None => Phase::Blocked,
+            },
+            due: due.unwrap_or(now),
+            holds: !after.is_empty(),
+            blocked_until: due.is_none().then(|| later(now, blocked_ms)),
+            blocked_ms,
+            after,
+            is_child: false,
+            detail: None,
             unbegun: None,
         })
     }
@@ -128,14 +190,20 @@ impl Core {
         let Some(waiting) = self.task(key).waiting.as_ref() else {
             return;
         };
-        let due = waiting.due;
+        let (due, until) = (waiting.due, waiting.blocked_until);
         match waiting.phase {
             Phase::Over => return,
             Phase::Scheduled => {
                 self.waiting.scheduled.insert(key);
                 self.timers.set(due, Timer::Begin(key));
             }
+            Phase::Blocked => {
+                self.waiting.blocked.insert(key);
+                self.timers
+                    .set(until.unwrap_or(due), Timer::BlockedTtl(key));
+            }
         }
+        self.list_edges(key);
         // Its selector stays compiled: when it begins there is no time for that.
         let selector = self.selector_key_of(key);
         self.match_index.entry_mut(selector).unbegun.insert(key);
@@ -146,14 +214,20 @@ impl Core {
         let Some(waiting) = self.task_mut(key).waiting.as_mut() else {
             return;
         };
-        let due = waiting.due;
+        let (due, until) = (waiting.due, waiting.blocked_until);
         match std::mem::replace(&mut waiting.phase, phase) {
             Phase::Over => return,
             Phase::Scheduled => {
                 self.waiting.scheduled.remove(&key);
                 self.timers.cancel(due, Timer::Begin(key));
             }
+            Phase::Blocked => {
+                self.waiting.blocked.remove(&key);
+                self.timers
+                    .cancel(until.unwrap_or(due), Timer::BlockedTtl(key));
+            }
         }
+        self.unlist_edges(key);
         let selector = self.selector_key_of(key);
         self.match_index.entry_mut(selector).unbegun.remove(&key);
         self.list_waiting(key);
@@ -164,9 +238,20 @@ impl Core {
         let Some(task) = self.tasks.get(&key) else {
             return;
         };
-        if task.phase() == Phase::Scheduled {
-            self.begin(now, key);
+        if task.phase() != Phase::Scheduled {
+            return;
         }
+        if !self.is_blocked(key) {
+            return self.begin(now, key);
+        }
+        self.set_phase_blocked(now, key);
+    }
+
+    fn set_phase_blocked(&mut self, now: Time, key: TaskKey) {
+        if let Some(waiting) = self.task_mut(key).waiting.as_mut() {
+            waiting.blocked_until = Some(later(now, waiting.blocked_ms));
+        }
+        self.set_phase(key, Phase::Blocked);
     }
 
     /// Has a task begin, as if it were submitted at this moment. What would refuse it ends it.
@@ -175,10 +260,12 @@ impl Core {
         let (id, spec) = (task.id.clone(), task.spec.clone());
         if !spec.counts.is_none() && self.is_recounting(now) {
             // The machines that it counts are still coming back.
+            self.set_phase(key, Phase::Over);
             if let Some(waiting) = self.task_mut(key).waiting.as_mut() {
                 waiting.due = now.plus(COUNT_AGAIN);
+                waiting.phase = Phase::Scheduled;
             }
-            return self.set_phase(key, Phase::Scheduled);
+            return self.list_waiting(key);
         }
         match self.prepare(now, &id, &spec, Some(key)) {
             Ok(launch) => {
@@ -212,11 +299,13 @@ impl Core {
 
     /// Checks the lists of tasks that wait against the tasks.
     pub(super) fn check_waiting(&self) -> Result<(), String> {
-        let mut scheduled = BTreeSet::new();
+        let (mut scheduled, mut blocked) = (BTreeSet::new(), BTreeSet::new());
         for (key, task) in &self.tasks {
             check_waiting_task(*key, task)?;
-            if task.phase() == Phase::Scheduled {
-                scheduled.insert(*key);
+            match task.phase() {
+                Phase::Scheduled => drop(scheduled.insert(*key)),
+                Phase::Blocked => drop(blocked.insert(*key)),
+                Phase::Over => {}
             }
             let entry = self.match_index.find_entry(task.spec.selector.text());
             let listed = entry.is_some_and(|entry| entry.unbegun.contains(key));
@@ -230,11 +319,17 @@ impl Core {
                 self.waiting.scheduled
             ));
         }
+        if blocked != self.waiting.blocked {
+            return Err(format!(
+                "blocked {:?}, recounted {blocked:?}",
+                self.waiting.blocked
+            ));
+        }
         let timers = self.timers.iter();
-        let begins = timers.filter(|(_, timer)| matches!(timer, Timer::Begin(_)));
-        match begins.count() == scheduled.len() {
-            true => Ok(()),
-            false => Err("something that is scheduled has no timer, or two".into()),
+        let own = timers.filter(|(_, it)| matches!(it, Timer::Begin(_) | Timer::BlockedTtl(_)));
+        match own.count() == scheduled.len() + blocked.len() {
+            true => self.check_dependents(),
+            false => Err("something that waits has no timer, or two".into()),
         }
     }
 
@@ -243,6 +338,17 @@ impl Core {
         let waiting = self.tasks.get(&key).and_then(|task| task.waiting.as_ref());
         waiting.is_some_and(|it| it.phase == Phase::Scheduled && it.due == time)
     }
+
+    /// Whether a timer is that of a task which waits for the end of others.
+    pub(super) fn is_blocked_until(&self, key: TaskKey, time: Time) -> bool {
+        let waiting = self.tasks.get(&key).and_then(|task| task.waiting.as_ref());
+        waiting.is_some_and(|it| it.phase == Phase::Blocked && it.blocked_until == Some(time))
+    }
+}
+
+/// So many milliseconds later.
+fn later(time: Time, ms: u64) -> Time {
+    Time(time.0.saturating_add(ms))
 }
 
 fn check_waiting_task(key: TaskKey, task: &Task) -> Result<(), String> {

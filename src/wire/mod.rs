@@ -23,8 +23,10 @@
 //! that uses it, and to `src/docs/api.md` and `openapi.json`. A new field of an agent's call needs `#[serde(default)]`, as agents and
 //! servers of different versions work together.
 
+pub mod after;
 pub mod agent;
 mod bounded;
+pub mod child;
 pub mod duration;
 pub mod enumeration;
 pub mod event;

@@ -1,7 +1,9 @@
 //! A task as it is posted, and as it is answered.
 
+use super::after::{After, PostedAfter};
 use super::agent::Feature;
 use super::bounded;
+use super::child::{ChildId, ChildTask};
 use super::duration::{TimeSpan, Timeout};
 use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
@@ -240,6 +242,12 @@ pub struct PostedTask {
     pub description: Option<String>,
     pub start_at: Option<Moment>,
     pub delay: Option<TimeSpan>,
+    #[serde(default, deserialize_with = "bounded::some_list")]
+    pub after: Option<Vec<Posted<PostedAfter>>>,
+    pub blocked_ttl: Option<TimeSpan>,
+    pub on_success: Option<Box<Posted<PostedTask>>>,
+    pub on_failure: Option<Box<Posted<PostedTask>>>,
+    pub on_end: Option<Box<Posted<PostedTask>>>,
 }
 
 impl ReadOnlyFields for PostedTask {
@@ -251,6 +259,8 @@ impl ReadOnlyFields for PostedTask {
         "createdAt",
         "finishedAt",
         "rerunOf",
+        "parent",
+        "children",
         "matched",
         "spared",
         "position",
@@ -377,6 +387,23 @@ pub struct NewTask {
     pub start_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delay: Option<TimeSpan>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<After>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocked_ttl: Option<TimeSpan>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_success: Option<NewChild>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<NewChild>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_end: Option<NewChild>,
+    pub detail: Detail,
+}
+
+/// A child of it as the command line posts it.
+#[derive(Debug, Clone, Serialize)]
+pub struct NewChild {
+    /// What it runs.
     pub detail: Detail,
 }
 
@@ -456,6 +483,8 @@ impl ExecutionState {
 pub enum TaskState {
     /// Its time has not come.
     Scheduled,
+    /// Others have to end first.
+    Blocked,
     /// No machine matches yet.
     Waiting,
     /// Some executions have not ended.
@@ -476,8 +505,9 @@ pub enum TaskState {
 
 impl TaskState {
     /// Every state, as the API lists them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Scheduled,
+        Self::Blocked,
         Self::Waiting,
         Self::Running,
         Self::Succeeded,
@@ -492,6 +522,7 @@ impl TaskState {
     pub fn word(self) -> &'static str {
         match self {
             Self::Scheduled => "scheduled",
+            Self::Blocked => "blocked",
             Self::Waiting => "waiting",
             Self::Running => "running",
             Self::Succeeded => "succeeded",
@@ -503,9 +534,14 @@ impl TaskState {
         }
     }
 
+    /// Whether it has not begun, and may still do so.
+    pub fn is_unbegun(self) -> bool {
+        matches!(self, Self::Scheduled | Self::Blocked)
+    }
+
     /// Whether it can never change again.
     pub fn is_terminal(self) -> bool {
-        !matches!(self, Self::Scheduled | Self::Waiting | Self::Running)
+        !self.is_unbegun() && !matches!(self, Self::Waiting | Self::Running)
     }
 }
 
@@ -693,6 +729,27 @@ pub struct Task<S = String> {
     /// When it begins, or was to begin at the earliest, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at: Option<S>,
+    /// What has to end first.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<After<S>>,
+    /// How long it may wait for that, from when its time has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked_ttl: Option<TimeSpan>,
+    /// The id of the task with whose end it begins, if it was submitted with that one.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub parent: Option<S>,
+    /// A task that begins when it has succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_success: Option<ChildTask>,
+    /// A task that begins when it has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<ChildTask>,
+    /// A task that begins when it has ended in any way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_end: Option<ChildTask>,
+    /// The ids of these.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<ChildId<S>>,
     /// How many live machines matched when it began.
     pub matched: u32,
     /// How many of them are no targets.

@@ -459,7 +459,9 @@ impl World {
 
     /// Processes the notices of the core.
     pub fn see_to_notices(&mut self) -> Lawful {
+        let now = self.time();
         loop {
+            self.server.core.settle_dependents(now);
             let notices = self.server.core.take_notices();
             if notices.is_empty() {
                 return Ok(());

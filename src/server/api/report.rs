@@ -158,7 +158,7 @@ fn verdict(task: &wire::Task<Cow<'_, str>>, failed_before: bool) -> (Verdict, St
         ]);
         let why = match (unfinished.is_empty(), task.state) {
             (false, _) => unfinished,
-            (true, TaskState::Scheduled) => task.msg.to_string(),
+            (true, TaskState::Scheduled | TaskState::Blocked) => task.msg.to_string(),
             (true, TaskState::Waiting) => "no machine has matched yet".into(),
             (true, _) => "machines may still join".into(),
         };

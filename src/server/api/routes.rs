@@ -24,7 +24,7 @@ const ROUTES: &[Route] = &[
     route(LOOK, "GET", &["api", "v1", "task"], &["taskPrefix", "state", "label", "clean", "group", "tag", "limit", "cursor"], tasks::list),
     route(LOOK, "GET", &["api", "v1", "task", "*"], &["wait", "format", "strict"], tasks::show),
     route(CHANGE, "DELETE", &["api", "v1", "task", "*"], &[], tasks::delete),
-    route(CHANGE, "POST", &["api", "v1", "task", "*", "cancel"], &["machine"], tasks::cancel),
+    route(CHANGE, "POST", &["api", "v1", "task", "*", "cancel"], &["machine", "dependents"], tasks::cancel),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "pause"], &[], tasks::pause),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "resume"], &[], tasks::resume),
     route(CHANGE, "POST", &["api", "v1", "task", "*", "stop"], &["running"], tasks::stop),

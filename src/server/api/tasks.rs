@@ -20,6 +20,9 @@ use std::sync::Arc;
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1_000;
 
+/// What a dry run says of a task that waits for something.
+const LATER: &str = "it would begin later, and who matches is settled then";
+
 /// Reads how the caller wants a task to be answered.
 fn task_form(request: &Request) -> Result<TaskForm, Answer> {
     let text = parameter(request, "format", |text| match text {
@@ -132,6 +135,9 @@ pub fn submit(call: Call<'_>) -> Handled {
     for selector in spec.selectors_mut().skip(usize::from(is_known)) {
         store.match_machines(selector);
     }
+    for selector in spec.selectors_of_children_mut() {
+        store.match_machines(selector);
+    }
     if is_dry {
         return dry_run(call, spec);
     }
@@ -155,7 +161,7 @@ fn dry_run(call: Call<'_>, spec: Spec) -> Handled {
             targets.collect()
         };
         answers::ok(DryRun {
-            ok: preview.refusal.is_none(),
+            ok: preview.refusal.is_none() || preview.waits,
             matched: preview.matched,
             machines: targets(&preview.machines),
             spared: targets(&preview.spared),
@@ -164,6 +170,8 @@ fn dry_run(call: Call<'_>, spec: Spec) -> Handled {
             offline: preview.offline,
             draining: preview.draining,
             msg: match preview.refusal {
+                Some(why) if preview.waits => format!("{LATER}; if it began now: {why}"),
+                None if preview.waits => LATER.into(),
                 Some(why) => why,
                 None if preview.matched == 0 => {
                     "no machine matches; it would wait for the first that appears within its ttl"
@@ -287,7 +295,16 @@ pub fn forgive(call: Call<'_>) -> Handled {
 /// `POST /api/v1/task/{id}/cancel`.
 pub fn cancel(call: Call<'_>) -> Handled {
     let selection = selection(call.request)?;
-    change_task(call, |core, now, key| core.cancel(now, key, &selection))
+    let dependents = flag(call.request, "dependents")?;
+    if dependents && !matches!(selection, Selection::All) {
+        return Err(bad("dependents: goes with a cancel on all machines only"));
+    }
+    change_task(call, |core, now, key| {
+        if dependents {
+            core.cancel_dependents(key);
+        }
+        core.cancel(now, key, &selection)
+    })
 }
 
 /// `POST /api/v1/task/{id}/pause`.

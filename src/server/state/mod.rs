@@ -244,6 +244,7 @@ impl Store {
 
     /// What is to be done after a change, once the lock is released.
     fn after(&self, core: &mut Core, now: Time) -> After {
+        core.settle_dependents(now);
         After {
             notices: core.take_notices(),
             ticket: self

@@ -1,0 +1,518 @@
+//! Tasks that begin after others.
+//!
+//! Each entry of `after` is an edge, and is kept in the child with its verdict. It is settled when the parent ends:
+//! [`Core::settle_dependents`] follows each operation, in the same commit, and works off a bounded number of children. A
+//! timer goes on with the rest, also after a restart: which edges are open follows from the tasks alone. A child that is
+//! skipped is a parent itself; it joins the same queue, so a long chain is no recursion.
+//!
+//! | the parent ended | `succeeded` | `failed` | `ended` |
+//! | --- | --- | --- | --- |
+//! | succeeded | goes | skipped | goes |
+//! | partial | goes where `minSucceeded` is reached, else skipped | goes | goes |
+//! | failed, expired | skipped | goes | goes |
+//! | canceled, skipped | skipped | skipped | goes |
+//!
+//! A parent is kept until its children have started: neither its time nor a limit takes it.
+
+use super::counting::first_named;
+use super::invariants::Rule;
+use super::later_spec::Wait;
+use super::task::{Task, TaskData};
+use super::timers::Timer;
+use super::waiting::{Phase, Waiting};
+use super::{Core, Refusal, TaskKey, Time, data_mut};
+use crate::wire::after::{self as wire, Outcome};
+use crate::wire::duration::TimeSpan;
+use crate::wire::rollout::Share;
+use crate::wire::task::{Detail, TaskState};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// The most children settled in one call: it runs under the lock.
+const MAX_SETTLED: usize = 500;
+/// After this time a call does the rest.
+const SOON: TimeSpan = TimeSpan::from_millis(1);
+/// The variable in which a command finds the ids of the tasks that it began after.
+const VARIABLE: &str = "SIDEBIKE_AFTER";
+/// The most of them, in bytes: they are handed out beside the detail.
+const MAX_VARIABLE_BYTES: usize = 16 << 10;
+
+/// Another task that has to end first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Edge {
+    /// The task, by its number and its id.
+    pub task: u64,
+    pub id: Arc<str>,
+    pub on: Outcome,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_succeeded: Option<Share>,
+    /// Whether it was met, once the parent has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub met: Option<bool>,
+}
+
+/// An entry of `after`, checked.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(
+    missing_docs,
+    reason = "the fields of wire::after::After of the same names are documented"
+)]
+pub struct Parent {
+    pub task: Arc<str>,
+    pub on: Outcome,
+    pub min_succeeded: Option<Share>,
+}
+
+/// Which tasks wait for which.
+#[derive(Debug, Default)]
+pub(super) struct Dependents {
+    /// The children with an open edge, by parent.
+    open: BTreeMap<TaskKey, BTreeSet<TaskKey>>,
+    /// The children for which a parent is kept.
+    kept_for: BTreeMap<TaskKey, BTreeSet<TaskKey>>,
+    /// The parents whose open edges have to be settled.
+    ended: VecDeque<TaskKey>,
+    /// Parents are not kept any more since the limits were looked at.
+    pub has_freed: bool,
+}
+
+impl Edge {
+    fn key(&self) -> TaskKey {
+        TaskKey(self.task)
+    }
+
+    fn answer(&self) -> wire::After<Cow<'_, str>> {
+        wire::After {
+            task: Some(Cow::from(&*self.id)),
+            group: None,
+            members: None,
+            on: self.on,
+            min_succeeded: self.min_succeeded,
+            met: self.met,
+        }
+    }
+
+    /// Whether it is met by a parent that has ended like this.
+    fn verdict(&self, parent: &TaskData, state: TaskState) -> bool {
+        let (succeeded, all) = (parent.counts.succeeded, parent.counts.total());
+        is_met(self.on, self.min_succeeded, state, (succeeded, all))
+    }
+}
+
+/// Whether an edge is met by a parent that ended in this state, of which so many of so many have succeeded.
+fn is_met(
+    on: Outcome,
+    min_succeeded: Option<Share>,
+    state: TaskState,
+    (succeeded, all): (u32, u32),
+) -> bool {
+    use TaskState::*;
+    match (on, state) {
+        (_, Scheduled | Blocked | Waiting | Running) => false,
+        (Outcome::Ended, _) => true,
+        (_, Canceled | Skipped) => false,
+        (Outcome::Succeeded, Succeeded) => true,
+        (Outcome::Succeeded, Partial) => {
+            min_succeeded.is_some_and(|min| succeeded >= min.rounded_up(all))
+        }
+        (Outcome::Succeeded, Failed | Expired) => false,
+        (Outcome::Failed, Succeeded) => false,
+        (Outcome::Failed, Partial | Failed | Expired) => true,
+    }
+}
+
+impl Waiting {
+    /// Whether nothing is left that has to end first.
+    fn is_free(&self) -> bool {
+        self.after.iter().all(|edge| edge.met == Some(true))
+    }
+
+    /// The first edge that is not met.
+    fn unmet(&self) -> Option<&Edge> {
+        self.after.iter().find(|edge| edge.met == Some(false))
+    }
+
+    /// Its parents whose end is open.
+    fn open_parents(&self) -> BTreeSet<TaskKey> {
+        let open = self.after.iter().filter(|edge| edge.met.is_none());
+        open.map(Edge::key).collect()
+    }
+
+    fn parents(&self) -> BTreeSet<TaskKey> {
+        self.after.iter().map(Edge::key).collect()
+    }
+
+    /// Whom it waits for, in words.
+    pub(super) fn waits_for(&self) -> String {
+        let open = self.after.iter().filter(|edge| edge.met.is_none());
+        let ids: Vec<&str> = open.map(|edge| &*edge.id).collect();
+        first_named(&ids)
+    }
+}
+
+impl Task {
+    /// What it begins after, as the API answers it.
+    pub(super) fn answered_after(&self) -> Vec<wire::After<Cow<'_, str>>> {
+        let waiting = self.waiting.iter();
+        waiting.flat_map(|it| &it.after).map(Edge::answer).collect()
+    }
+
+    /// How long it may wait for that.
+    pub(super) fn answered_blocked_ttl(&self) -> Option<TimeSpan> {
+        let waiting = self.waiting.as_ref()?;
+        if waiting.after.is_empty() || waiting.is_child {
+            return None;
+        }
+        Some(TimeSpan::from_millis(waiting.blocked_ms))
+    }
+
+    /// Whether its parents are kept for it: it may still start something for the first time.
+    fn needs_parents(&self) -> bool {
+        let counts = &self.counts;
+        let may_start = self.open || counts.held + counts.queued + counts.delivered > 0;
+        self.finished_at.is_none() && (self.is_unbegun() || may_start)
+    }
+}
+
+impl Core {
+    /// The edges of a posted task. Refused with [`Refusal::Impossible`] if it names an unknown one.
+    pub(super) fn edges_of(&self, wait: &Wait) -> Result<Vec<Edge>, Refusal> {
+        let edges = wait.after.iter().enumerate().map(|(n, parent)| {
+            let unknown = |why: Refusal| Refusal::Impossible(format!("after[{n}].task: {why}"));
+            let key = self.find_task(&parent.task).map_err(unknown)?;
+            let mut edge = Edge {
+                task: key.0,
+                id: self.task(key).id.clone(),
+                on: parent.on,
+                min_succeeded: parent.min_succeeded,
+                met: None,
+            };
+            // What has ended is settled at once, in the commit of the submit.
+            let task = self.task(key);
+            if task.finished_at.is_some() {
+                edge.met = Some(edge.verdict(task, task.state()));
+            }
+            Ok(edge)
+        });
+        edges.collect()
+    }
+
+    /// Has the parents of a task kept for it, which is about to be added, or was restored.
+    pub(super) fn keep_parents(&mut self, key: TaskKey, waiting: &Waiting) {
+        for parent in waiting.parents() {
+            let children = self.after.kept_for.entry(parent).or_default();
+            children.insert(key);
+            self.set_needed(parent, true);
+        }
+    }
+
+    /// The parents of a task are not kept for it any more, once everything of it has started or ended.
+    pub(super) fn release_parents(&mut self, key: TaskKey) {
+        let Some(task) = self.tasks.get(&key) else {
+            return;
+        };
+        let holds = task.waiting.as_ref().is_some_and(|it| it.holds);
+        if !holds || task.needs_parents() {
+            return;
+        }
+        let Some(waiting) = self.task_mut(key).waiting.as_mut() else {
+            return;
+        };
+        waiting.holds = false;
+        for parent in waiting.parents() {
+            let Some(children) = self.after.kept_for.get_mut(&parent) else {
+                continue;
+            };
+            children.remove(&key);
+            if children.is_empty() {
+                self.after.kept_for.remove(&parent);
+                self.set_needed(parent, false);
+                self.after.has_freed = true;
+            }
+        }
+    }
+
+    fn set_needed(&mut self, key: TaskKey, needed: bool) {
+        let Some(task) = self.tasks.get(&key).filter(|task| task.needed != needed) else {
+            return;
+        };
+        if let Some(time) = task.forgotten_at() {
+            self.timers.cancel(time, Timer::ForgetTask(key));
+        }
+        data_mut(&mut self.tasks, key).needed = needed;
+        if let Some(time) = self.forgotten_at(key) {
+            self.timers.set(time, Timer::ForgetTask(key));
+        }
+        self.list_finished_again(key);
+    }
+
+    /// The ids of the children for which a task is kept, for a refusal; none if it is not.
+    pub(super) fn kept_for(&self, key: TaskKey) -> Option<String> {
+        let children = self.after.kept_for.get(&key)?;
+        let ids: Vec<&str> = children.iter().map(|key| &*self.task(*key).id).collect();
+        Some(first_named(&ids))
+    }
+
+    /// Lists the open edges of a task that has not begun.
+    pub(super) fn list_edges(&mut self, key: TaskKey) {
+        let waiting = self.task(key).waiting.as_ref();
+        let open = waiting.map_or_else(BTreeSet::new, |waiting| waiting.open_parents());
+        for parent in open {
+            self.after.open.entry(parent).or_default().insert(key);
+        }
+    }
+
+    /// The same the other way round: it has begun, or has ended.
+    pub(super) fn unlist_edges(&mut self, key: TaskKey) {
+        let waiting = self.task(key).waiting.as_ref();
+        let open = waiting.map_or_else(BTreeSet::new, |waiting| waiting.open_parents());
+        for parent in open {
+            if let Some(children) = self.after.open.get_mut(&parent) {
+                children.remove(&key);
+                if children.is_empty() {
+                    self.after.open.remove(&parent);
+                }
+            }
+        }
+    }
+
+    /// A task has ended, or those that wait for it are to be canceled.
+    pub(super) fn parent_ended(&mut self, key: TaskKey) {
+        if self.after.open.contains_key(&key) {
+            self.after.ended.push_back(key);
+        }
+    }
+
+    /// Settles what waits for tasks that have ended, up to a bounded number: what of it can begin does, what cannot any
+    /// more is skipped. To be called after each operation, before its changes are taken.
+    pub fn settle_dependents(&mut self, now: Time) {
+        let mut left = MAX_SETTLED;
+        while let Some(parent) = self.after.ended.front().copied() {
+            let children = self.after.open.get(&parent);
+            let Some(child) = children.and_then(|children| children.first().copied()) else {
+                self.after.ended.pop_front();
+                self.clear_cancel(parent);
+                continue;
+            };
+            if left == 0 || self.waiting.has_begun_enough() {
+                self.timers.set(now.plus(SOON), Timer::Settle);
+                return;
+            }
+            left -= 1;
+            self.settle(now, parent, child);
+        }
+    }
+
+    /// Settles the edges from one parent to one child.
+    fn settle(&mut self, now: Time, parent: TaskKey, child: TaskKey) {
+        self.unlist_edges(child);
+        let parent_task = self.tasks.get(&parent).cloned();
+        let cancels = { parent_task.as_ref() }.is_some_and(|task| task.cancels_dependents);
+        if cancels {
+            let id = parent_task.map_or_else(|| "?".into(), |task| task.id.clone());
+            let child_task = self.task_mut(child);
+            child_task.canceled = true;
+            child_task.cancels_dependents = true;
+            let why = format!("canceled with task {id}, which it waited for");
+            return self.end_unbegun(now, child, TaskState::Canceled, &why);
+        }
+        let broken = !self.keeps(Rule::EdgesAreKept);
+        if let Some(waiting) = self.task_mut(child).waiting.as_mut() {
+            let open = waiting.after.iter_mut().filter(|edge| edge.met.is_none());
+            for edge in open.filter(|edge| edge.key() == parent) {
+                let verdict = { parent_task.as_ref() }
+                    // A restored file may not have it any more: then nobody knows how it ended.
+                    .is_some_and(|task| edge.verdict(task, task.state()));
+                edge.met = Some(verdict || broken);
+            }
+        }
+        self.list_edges(child);
+        self.go_on_after(now, child);
+    }
+
+    /// An edge of a task that has not begun was settled, or all of them at its submit: skips the task or has it begin, if
+    /// that is decided.
+    pub(super) fn go_on_after(&mut self, now: Time, key: TaskKey) {
+        let Some(waiting) = self.task(key).waiting.as_ref() else {
+            return;
+        };
+        if let Some(edge) = waiting.unmet() {
+            let ended = match self.tasks.get(&edge.key()) {
+                Some(parent) => format!("which ended {}", parent.state().word()),
+                None => "which is no longer known".into(),
+            };
+            let why = match edge.on {
+                Outcome::Ended => format!("was to begin after task {}, {ended}", edge.id),
+                on => format!("was to begin after task {} {}, {ended}", edge.id, on.word()),
+            };
+            return self.end_unbegun(now, key, TaskState::Skipped, &why);
+        }
+        if waiting.phase == Phase::Blocked && waiting.is_free() {
+            self.begin(now, key);
+        }
+    }
+
+    /// Whether a task has to wait for the end of others.
+    pub(super) fn is_blocked(&self, key: TaskKey) -> bool {
+        let waiting = self.task(key).waiting.as_ref();
+        waiting.is_some_and(|waiting| !waiting.is_free())
+    }
+
+    /// Its time is over in which what a task waits for may end.
+    pub(super) fn blocked_ttl_is_over(&mut self, now: Time, key: TaskKey) {
+        let Some(waiting) = self.tasks.get(&key).and_then(|task| task.waiting.as_ref()) else {
+            return;
+        };
+        if waiting.phase == Phase::Blocked {
+            let why = format!("{} did not end within its blockedTtl", waiting.waits_for());
+            self.end_unbegun(now, key, TaskState::Expired, &why);
+        }
+    }
+
+    /// Cancels those who wait for a task, too, and those who wait for them.
+    pub fn cancel_dependents(&mut self, key: TaskKey) {
+        if self.after.open.contains_key(&key) {
+            self.task_mut(key).cancels_dependents = true;
+            self.after.ended.push_back(key);
+        }
+    }
+
+    /// All who waited for a task are canceled. Who comes later is not meant.
+    fn clear_cancel(&mut self, key: TaskKey) {
+        if self
+            .tasks
+            .get(&key)
+            .is_some_and(|task| task.cancels_dependents)
+        {
+            self.task_mut(key).cancels_dependents = false;
+        }
+    }
+
+    /// Goes on with what a crash has interrupted: settles edges whose parents have ended, at the next tick.
+    pub(super) fn restore_dependents(&mut self, now: Time) {
+        let is_over = |key: &TaskKey| {
+            let parent = self.tasks.get(key);
+            parent.is_none_or(|it| it.finished_at.is_some() || it.cancels_dependents)
+        };
+        let ended: Vec<TaskKey> = self.after.open.keys().copied().filter(is_over).collect();
+        self.after.ended.extend(ended);
+        if !self.after.ended.is_empty() {
+            self.timers.set(now, Timer::Settle);
+        }
+    }
+
+    /// The detail that is handed out, and how much longer it is in bytes: with the ids of the tasks that a task began
+    /// after, unless the agent is the original's.
+    pub(super) fn detail_with_ids(&mut self, key: TaskKey, is_original: bool) -> Arc<Detail> {
+        let task = self.task(key);
+        let detail = task.spec.detail.clone();
+        let Some(waiting) = task.waiting.as_ref().filter(|_| !is_original) else {
+            return detail;
+        };
+        if waiting.after.is_empty() {
+            return detail;
+        }
+        if let Some(made) = &waiting.detail {
+            return made.clone();
+        }
+        let mut ids = String::new();
+        for edge in &waiting.after {
+            if ids.len() + edge.id.len() < MAX_VARIABLE_BYTES {
+                let blank = if ids.is_empty() { "" } else { " " };
+                ids.push_str(blank);
+                ids.push_str(&edge.id);
+            }
+        }
+        let mut detail = Detail::clone(&detail);
+        let env = detail.env.get_or_insert_default();
+        // What the task says itself wins.
+        env.entry(VARIABLE.to_owned()).or_insert(ids);
+        let made = Arc::new(detail);
+        if let Some(waiting) = data_mut(&mut self.tasks, key).waiting.as_mut() {
+            waiting.detail = Some(made.clone());
+        }
+        made
+    }
+
+    /// Checks the lists against the edges of all tasks.
+    pub(super) fn check_dependents(&self) -> Result<(), String> {
+        let (mut open, mut kept) = (BTreeMap::new(), BTreeMap::new());
+        for (key, task) in &self.tasks {
+            let Some(waiting) = task.waiting.as_ref() else {
+                continue;
+            };
+            if task.is_unbegun() {
+                for parent in waiting.open_parents() {
+                    let children: &mut BTreeSet<TaskKey> = open.entry(parent).or_default();
+                    children.insert(*key);
+                }
+            }
+            if waiting.holds && !task.needs_parents() {
+                return Err(format!("{key:?}: its parents are kept for nothing"));
+            }
+            for parent in waiting.parents().into_iter().filter(|_| waiting.holds) {
+                let children: &mut BTreeSet<TaskKey> = kept.entry(parent).or_default();
+                children.insert(*key);
+                if !self.tasks.contains_key(&parent) {
+                    return Err(format!("{key:?}: its parent {parent:?} is forgotten"));
+                }
+            }
+        }
+        if open != self.after.open {
+            let listed = &self.after.open;
+            return Err(format!("open edges {listed:?}, recounted {open:?}"));
+        }
+        if kept != self.after.kept_for {
+            let listed = &self.after.kept_for;
+            return Err(format!("parents kept {listed:?}, recounted {kept:?}"));
+        }
+        for (key, task) in &self.tasks {
+            if task.needed != kept.contains_key(key) {
+                return Err(format!("{key:?}: needed {}", task.needed));
+            }
+            let is_left = open.contains_key(key) && !self.after.ended.contains(key);
+            if task.finished_at.is_some() && is_left {
+                return Err(format!("{key:?}: has ended, and some wait for it for ever"));
+            }
+        }
+        let is_set = self.timers.iter().any(|(_, timer)| *timer == Timer::Settle);
+        match self.after.ended.is_empty() || is_set {
+            true => Ok(()),
+            false => Err("edges are to be settled, and nobody does".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_verdicts() {
+        use TaskState::*;
+        let row = |state, min: Option<Share>| {
+            [Outcome::Succeeded, Outcome::Failed, Outcome::Ended]
+                .map(|on| is_met(on, min, state, (9, 10)))
+        };
+        let enough = Some(Share::Percent(90));
+        let more = Some(Share::Percent(91));
+        for (state, min, expected) in [
+            (Succeeded, None, [true, false, true]),
+            (Succeeded, more, [true, false, true]),
+            (Partial, None, [false, true, true]),
+            (Partial, enough, [true, true, true]),
+            (Partial, Some(Share::Count(9)), [true, true, true]),
+            (Partial, more, [false, true, true]),
+            (Partial, Some(Share::Count(10)), [false, true, true]),
+            (Failed, enough, [false, true, true]),
+            (Expired, enough, [false, true, true]),
+            (Canceled, enough, [false, false, true]),
+            (Skipped, enough, [false, false, true]),
+            (Running, enough, [false, false, false]),
+        ] {
+            assert_eq!(row(state, min), expected, "{state:?} {min:?}");
+        }
+    }
+}
