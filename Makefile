@@ -26,7 +26,7 @@ SOAK_SECONDS ?= 3600
 # Where the binaries are that they measure.
 BENCHED = $(BUILT)/benched
 
-.PHONY: help demo test bench bench-peers benched previous soak soak-simulation soak-undo release small clean
+.PHONY: help demo test bench bench-peers benched previous soak soak-simulation soak-undo soak-schedules release small clean
 
 help:
 	@echo 'make demo             a server and three agents on this machine, to look at and to try'
@@ -36,6 +36,7 @@ help:
 	@echo 'make soak             mixed load on a release build for SOAK_SECONDS=$(SOAK_SECONDS): nothing may grow'
 	@echo 'make soak-simulation  the simulation for SIM_SECONDS=$(SIM_SECONDS)'
 	@echo 'make soak-undo        kills KILLS=$(KILLS) agents, each at a random moment: all that ran is undone'
+	@echo 'make soak-schedules   kills a server 50 times around the firings of its schedules'
 	@echo 'make release          static binaries in dist/'
 	@echo 'make small            the smallest static binary, SMALL_FEATURES=$(SMALL_FEATURES) of agent,server,cli,db,tls'
 	@echo 'make clean            removes what was built'
@@ -112,6 +113,10 @@ soak-simulation:
 # More kills than `make test` has time for.
 soak-undo:
 	KILLS=$(KILLS) $(CARGO) test --locked --test undo_guard a_kill
+
+# Kills a server around the firings of its schedules.
+soak-schedules:
+	KILLS=50 $(CARGO) test --locked --test schedules_kill
 
 # One static binary for each target. The targets are added here, so that a fresh clone is enough; the C
 # compilers they need are named in .cargo/config.toml.

@@ -29,7 +29,7 @@ mod tls;
 pub mod webhook;
 
 #[cfg(feature = "cli")]
-pub use people::{EventReader, MachineFilter, TaskFilter};
+pub use people::{Errand, EventReader, MachineFilter, TaskFilter};
 
 use crate::config::Registry;
 use crate::secret::Secret;

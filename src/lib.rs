@@ -12,6 +12,7 @@
 //! | `agent` | the poll loop, the commands that run, the reports |
 //! | `cli` | the commands for people |
 //! | `client` | every HTTP call of the agent and of the commands for people, and the server's notifications |
+//! | `recurrence` | when a schedule fires: cron expressions and time zones |
 //! | [`rules`] | checks that both ends share |
 //! | `docs` | the pages of the documentation, as `sidebike docs` and the server show them |
 //! | [`secret`] | tokens: where they are read from; never printed |
@@ -20,12 +21,12 @@
 //!
 //! Invariants:
 //!
-//! - `core` has no clock, no lock, no socket and no log: times and ids are arguments. It uses only `wire`, `rules`
-//!   and `head_tail_buffer`.
+//! - `core` has no clock, no lock, no socket and no log: times and ids are arguments. It uses only `wire`, `rules`,
+//!   `recurrence` and `head_tail_buffer`.
 //! - The agent uses neither `core` nor `server`; the server does not use `agent`, and only `server/notify` uses
 //!   `client`; `cli` uses of these only `client`.
 //! - Each library is named in one place: httparse and tiny_http in `server/http`, ureq in `client`, rustls in `tls`,
-//!   redb in `server/state/db`; `Command::new` in `agent/command/launch` (and in `cli/docs`, which starts the pager).
+//!   redb in `server/state/db`, croner and jiff in `recurrence`; `Command::new` in `agent/command/launch` (and in `cli/docs`, which starts the pager).
 //! - The lock around the core is held for computing only, never during I/O or logging.
 
 #[cfg(feature = "agent")]
@@ -43,6 +44,8 @@ pub mod core;
 #[cfg(any(feature = "server", feature = "cli"))]
 pub mod docs;
 pub mod head_tail_buffer;
+#[cfg(feature = "server")]
+pub mod recurrence;
 pub mod rules;
 pub mod secret;
 #[cfg(feature = "server")]

@@ -27,10 +27,12 @@ enum Who {
     People,
     /// Agents, and people.
     Agents,
+    /// Who has any token.
+    Holders,
     /// Whose label `--allow-legacy` matches.
     Labels,
 }
-use Who::{Agents, Anybody, Labels, Lookers, People};
+use Who::{Agents, Anybody, Holders, Labels, Lookers, People};
 
 const fn line(
     call: &'static str,
@@ -63,6 +65,17 @@ const TABLE: &[Line] = &[
     line("POST /api/v1/task/*/undo", "/api/v1/task/none/undo", "", 404, People),
     line("POST /api/v1/task/*/forgive", "/api/v1/task/none/forgive", "", 404, People),
     line("GET /api/v1/task/*/report", "/api/v1/task/none/report", "", 404, Lookers),
+    line("POST /api/v1/tasks", "/api/v1/tasks", "[]", 400, People),
+    line("POST /api/v1/cancel", "/api/v1/cancel", "", 400, People),
+    line("POST /api/v1/rerun", "/api/v1/rerun", "", 400, People),
+    line("POST /api/v1/group/*/cancel", "/api/v1/group/none/cancel", "", 404, People),
+    line("GET /api/v1/schedule", "/api/v1/schedule", "", 200, Lookers),
+    line("GET /api/v1/schedule/*", "/api/v1/schedule/none", "", 404, Lookers),
+    line("PUT /api/v1/schedule/*", "/api/v1/schedule/none", "{}", 400, People),
+    line("DELETE /api/v1/schedule/*", "/api/v1/schedule/none", "", 404, People),
+    line("POST /api/v1/schedule/*/pause", "/api/v1/schedule/none/pause", "", 404, People),
+    line("POST /api/v1/schedule/*/resume", "/api/v1/schedule/none/resume", "", 404, People),
+    line("POST /api/v1/schedule/*/run", "/api/v1/schedule/none/run", "", 404, People),
     line("GET /api/v1/group/*", "/api/v1/group/none", "", 404, Lookers),
     line("POST /api/v1/halt", "/api/v1/halt", "{}", 400, People),
     line("DELETE /api/v1/halt", "/api/v1/halt", "", 200, People),
@@ -74,6 +87,13 @@ const TABLE: &[Line] = &[
     line("GET /api/v1/status", "/api/v1/status", "", 200, Lookers),
     line("POST /api/v1/task/*/rerun", "/api/v1/task/none/rerun", "", 404, People),
     line("GET /api/v1/task/*/output", "/api/v1/task/none/output", "", 404, Lookers),
+    line("GET /api/v1/summary", "/api/v1/summary", "", 200, Lookers),
+    line("POST /api/v1/suspend", "/api/v1/suspend", "{}", 400, People),
+    line("GET /api/v1/suspend", "/api/v1/suspend", "", 200, Lookers),
+    line("DELETE /api/v1/suspend", "/api/v1/suspend", "", 200, People),
+    line("POST /api/v1/machine/*/drain", "/api/v1/machine/none/drain", "", 404, People),
+    line("POST /api/v1/machine/*/undrain", "/api/v1/machine/none/undrain", "", 404, People),
+    line("POST /api/v1/machine/*/shutdown", "/api/v1/machine/none/shutdown", "", 404, People),
     line("GET /api/v1/machine", "/api/v1/machine", "", 200, Lookers),
     line("POST /api/v1/agent/poll", "/api/v1/agent/poll", "{}", 400, Agents),
     line("POST /api/v1/agent/output", "/api/v1/agent/output", "{}", 400, Agents),
@@ -84,6 +104,8 @@ const TABLE: &[Line] = &[
     line("GET /docs/*", "/docs/api", "", 200, Anybody),
     line("GET /api/v1/openapi.json", "/api/v1/openapi.json", "", 200, Anybody),
     line("GET /healthz", "/healthz", "", 200, Anybody),
+    line("GET /sidebike", "/sidebike?arch=none", "", 404, Holders),
+    line("GET /sidebike.sha256", "/sidebike.sha256", "", 200, Holders),
     line("GET /metrics", "/metrics", "", 200, Lookers),
     line("GET /api/v1/lifecycle/ping", "/api/v1/lifecycle/ping?path=new", "", 200, Labels),
     line("POST /api/v1/task/status/assigned", "/api/v1/task/status/assigned", r#"{"MachineLabel":"new"}"#, 200, Labels),
@@ -136,6 +158,7 @@ fn expected(line: &Line, kind: &str) -> u16 {
         People => kind.starts_with("people"),
         Lookers => kind.starts_with("people") || kind == "read",
         Agents => kind.starts_with("people") || kind == "agent",
+        Holders => !["none", "wrong"].contains(&kind),
     };
     if may { allowed } else { denied }
 }

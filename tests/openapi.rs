@@ -3,8 +3,8 @@
 //!
 //! The schemas are checked by Python's jsonschema (Debian: `python3-jsonschema`); without it that test says so
 //! and passes.
-#![recursion_limit = "256"]
 #![cfg(all(feature = "server", feature = "agent"))]
+#![recursion_limit = "256"]
 
 mod common;
 
@@ -161,7 +161,8 @@ fn complete(server: &Server, machine: &Agent) -> Value {
         },
         "probes": [{"name": "p", "command": "true", "on": "targets", "failures": 3}],
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
-        "resultTtl": 3600, "failureTtl": "2h", "notify": [{"url": "http://127.0.0.1:9/x", "on": ["started", "ended"]}], "delay": 0.01,
+        "resultTtl": 3600, "failureTtl": "2h", "notify": [{"url": "http://127.0.0.1:9/x", "on": ["started", "ended"]}],
+        "delay": 0.01,
         "after": [{"task": "first-1", "on": "succeeded", "minSucceeded": "50%"}], "blockedTtl": "1h",
         "onSuccess": {"detail": {"command": "true"}}, "onFailure": {"detail": {"command": "true"}},
         "onEnd": {"detail": {"command": "true"}},
@@ -292,6 +293,44 @@ impl Answers {
     }
 }
 
+/// Suspensions, and agents that drain and end.
+fn crew(a: &mut Answers) {
+    let suspend = "/api/v1/suspend";
+    let body = json!({"machinePattern": "^w$", "for": "1h", "reason": "why"});
+    a.call("POST", suspend, suspend, Some(&body), 200);
+    a.call("POST", suspend, suspend, Some(&json!({})), 400);
+    let _agent = a.server.agent("w");
+    let machines = a.call(
+        "GET",
+        "/api/v1/machine",
+        "/api/v1/machine?label=w",
+        None,
+        200,
+    );
+    assert_eq!(machines["data"][0]["suspended"], "why", "{machines}");
+    a.call("GET", suspend, suspend, None, 200);
+    let waits = json!({"id": "waits", "machinePattern": "^w$", "detail": {"command": "true"}});
+    a.call("POST", "/api/v1/task", "/api/v1/task", Some(&waits), 200);
+    let summary = "/api/v1/summary";
+    let seen = a.call("GET", summary, summary, None, 200);
+    assert_eq!(seen["data"]["oldest"]["id"], "waits", "{seen}");
+    a.call("DELETE", suspend, suspend, None, 200);
+    for word in ["drain", "undrain", "shutdown"] {
+        let (path, target) = (
+            format!("/api/v1/machine/{{name}}/{word}"),
+            format!("/api/v1/machine/w/{word}"),
+        );
+        a.call("POST", &path, &target, None, 200);
+        a.call(
+            "POST",
+            &path,
+            &format!("/api/v1/machine/none/{word}"),
+            None,
+            404,
+        );
+    }
+}
+
 /// Rollouts that pause, go on and stop; counts that are not met; machines with tags.
 fn rollouts(a: &mut Answers) {
     let _second = tagged(&a.server, "n");
@@ -367,6 +406,29 @@ fn groups(a: &mut Answers) {
     let shown = a.call("GET", group, "/api/v1/group/g?wait=30s&limit=1", None, 200);
     assert!(shown["next"].is_string(), "{shown}");
     a.call("GET", group, "/api/v1/group/none?wait=30s", None, 404);
+    let (list, cancel, rerun) = ("/api/v1/tasks", "/api/v1/cancel", "/api/v1/rerun");
+    let item = |id: &str| json!({"id": id, "group": "l", "machinePattern": "^m$", "detail": {"command": "sleep 600"}});
+    let both = json!([item("item-1"), item("item-2")]);
+    a.call("POST", list, list, Some(&both), 200);
+    a.call("POST", list, list, Some(&both), 409);
+    a.call("POST", list, list, Some(&json!([])), 400);
+    a.call("POST", cancel, cancel, None, 400);
+    a.call("POST", cancel, "/api/v1/cancel?group=g&dryRun=1", None, 200);
+    let call = "/api/v1/group/{name}/cancel";
+    let canceled = a.call("POST", call, "/api/v1/group/l/cancel", None, 200);
+    assert_eq!(canceled["data"]["tasks"], 2, "{canceled}");
+    a.call("POST", call, "/api/v1/group/none/cancel", None, 404);
+    a.call("GET", group, "/api/v1/group/l?wait=30s", None, 200);
+    a.call("POST", rerun, "/api/v1/rerun?group=l&dryRun=1", None, 200);
+    let again = a.call("POST", rerun, "/api/v1/rerun?group=l", None, 200);
+    assert!(again["data"]["shown"][0]["rerun"].is_string(), "{again}");
+    a.call(
+        "POST",
+        call,
+        "/api/v1/group/l/cancel?notStarted=0",
+        None,
+        200,
+    );
 }
 
 /// An undo that fails, is run again and is forgiven; a halt; reports.
@@ -442,6 +504,51 @@ fn experiments(a: &mut Answers) {
     assert_eq!(report_of(a, "running"), "stopped");
 }
 
+/// A schedule with every field that the description has.
+fn schedules(a: &mut Answers) {
+    let (all, one) = ("/api/v1/schedule", "/api/v1/schedule/{id}");
+    let target = "/api/v1/schedule/complete";
+    let mut complete = json!({
+        "cron": "@daily", "timeZone": "Europe/Berlin", "overlap": "queueOne", "catchUp": "all", "startDeadline": "1h",
+        "from": "2020-01-01T00:00:00+01:00", "until": "2190-01-01T00:00:00Z", "times": 3, "paused": false,
+        "pauseAfterFailures": 3, "keep": 5, "task": {"machinePattern": "^m$", "detail": {"command": "exit 3"}},
+    });
+    let dry = format!("{target}?dryRun=1");
+    a.call("PUT", one, &dry, Some(&complete), 200);
+    a.call("PUT", one, target, Some(&complete), 200);
+    let run = "/api/v1/schedule/{id}/run";
+    let fired = format!("{target}/run");
+    let fired = a.call("POST", run, &fired, None, 200);
+    let task = fired["data"]["history"][0]["task"].as_str().unwrap();
+    a.server.finished(task);
+    let shown = a.call("GET", one, target, None, 200);
+    assert_eq!(shown["data"]["history"][0]["state"], "failed", "{shown}");
+    let path = format!("/api/v1/task/{task}");
+    a.call("GET", "/api/v1/task/{id}", &path, None, 200);
+    a.call("GET", all, all, None, 200);
+    for what in ["pause", "resume"] {
+        let path = format!("/api/v1/schedule/{{id}}/{what}");
+        a.call("POST", &path, &format!("{target}/{what}"), None, 200);
+    }
+    complete["every"] = json!("1h");
+    a.call("PUT", one, target, Some(&complete), 400);
+    let fields = names(&a.description["components"]["schemas"]["NewSchedule"]["properties"]);
+    assert_eq!(names(&complete), fields);
+    complete["task"]["detail"]["command"] = json!("sleep 300");
+    complete.as_object_mut().unwrap().remove("cron");
+    a.call("PUT", one, target, Some(&complete), 200);
+    let again = format!("{target}/run");
+    let fired = a.call("POST", run, &again, None, 200);
+    let waits = a.call("POST", run, &again, None, 200);
+    assert!(waits["data"]["waits"]["reason"].is_string(), "{waits}");
+    a.call("POST", run, &again, None, 409);
+    a.call("DELETE", one, target, None, 200);
+    a.call("GET", one, target, None, 404);
+    let task = fired["data"]["history"][1]["task"].as_str().unwrap();
+    let cancel = format!("/api/v1/task/{task}/cancel");
+    a.call("POST", "/api/v1/task/{id}/cancel", &cancel, None, 200);
+}
+
 /// Everything a user may see, in as many states as can be had at once.
 fn answers() -> Answers {
     let server = Server::with(&TOLD);
@@ -506,8 +613,10 @@ fn answers() -> Answers {
     a.call("GET", tasks, tasks, None, 200);
     a.call("GET", "/api/v1/machine", "/api/v1/machine", None, 200);
     groups(&mut a);
+    crew(&mut a);
     rollouts(&mut a);
     experiments(&mut a);
+    schedules(&mut a);
     a.call("GET", "/healthz", "/healthz", None, 200);
     // By HTTP/1.0: without chunks, ended by the connection's end.
     let mut connection = a.server.connect();

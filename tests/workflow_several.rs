@@ -323,3 +323,386 @@ fn the_command_line_knows_groups() {
         "{none:?}"
     );
 }
+
+/// A task of a group for machines that are not there.
+fn waiting(group: &str, name: &str) -> Value {
+    json!({"name": name, "group": group, "machinePattern": "^nobody$", "detail": {"command": "true"}})
+}
+
+fn post(server: &Server, target: &str) -> Value {
+    server.post(target, &Value::Null).data()
+}
+
+#[test]
+fn nothing_of_a_group_starts_by_its_cancel() {
+    let folder = Folder::new();
+    let server = Server::start();
+    // One job: what is queued starts as soon as the command before it ends.
+    let agent = common::Agent::start(server.address, "m", &[("SIDEBIKE_JOBS", "1")]);
+    server.expect(&[&agent]);
+    let line = format!("echo started >> {}; sleep 600", folder.file("starts"));
+    let first = server.submit(of_group("g", &line));
+    server.when(id(&first), "running", 1);
+    let others = json!((0..30).map(|_| of_group("g", &line)).collect::<Vec<_>>());
+    let others = server.post("/api/v1/tasks", &others).data();
+    let canceled = post(&server, "/api/v1/group/g/cancel");
+    assert_eq!(
+        (&canceled["tasks"], &canceled["executions"]),
+        (&json!(31), &json!(31))
+    );
+    assert_eq!(canceled["skipped"], json!([]));
+    let g = server.get("/api/v1/group/g?wait=60s").data();
+    assert_eq!(
+        (&g["state"], &g["tasks"]["canceled"]),
+        (&json!("canceled"), &json!(31))
+    );
+    assert_eq!(folder.lines("starts").len(), 1);
+    assert_eq!(
+        server.task(ids(&others)[0])["result"][0]["msg"],
+        "canceled before it started"
+    );
+    // A second one has nothing to do, and says why.
+    let again = post(&server, "/api/v1/group/g/cancel");
+    assert_eq!(
+        (&again["tasks"], &again["skipped"][0]["count"]),
+        (&json!(0), &json!(31))
+    );
+    assert_eq!(again["skipped"][0]["reason"], "has ended");
+    assert_eq!(
+        again["skipped"][0]["tasks"].as_array().map(Vec::len),
+        Some(10)
+    );
+}
+
+#[test]
+fn a_queue_is_emptied_and_what_runs_goes_on() {
+    let server = Server::start();
+    let agent = common::Agent::start(server.address, "m", &[("SIDEBIKE_JOBS", "1")]);
+    server.expect(&[&agent]);
+    let runs = server.submit(of_group("g", "sleep 600"));
+    server.when(id(&runs), "running", 1);
+    let queued = server.submit(of_group("g", "true"));
+    let waits = server.submit(waiting("g", "waits"));
+    let other = server.submit(waiting("other", "waits"));
+    let meant = post(&server, "/api/v1/cancel?group=g&notStarted=1&dryRun=1");
+    assert_eq!(
+        (&meant["dryRun"], &meant["tasks"], &meant["executions"]),
+        (&json!(true), &json!(2), &json!(1))
+    );
+    assert_eq!(ids(&meant["shown"]), [id(&waits), id(&queued)]);
+    assert_eq!(
+        server.task(id(&queued))["state"],
+        "running",
+        "a dry run does nothing"
+    );
+    let done = post(&server, "/api/v1/cancel?group=g&notStarted=1");
+    assert_eq!(
+        (&done["dryRun"], &done["tasks"]),
+        (&json!(false), &json!(2))
+    );
+    assert_eq!(done["skipped"][0]["count"], 1, "{done}");
+    for (task, state) in [
+        (&runs, "running"),
+        (&queued, "canceled"),
+        (&waits, "canceled"),
+        (&other, "waiting"),
+    ] {
+        assert_eq!(server.task(id(task))["state"], state);
+    }
+}
+
+#[test]
+fn a_filter_says_which_tasks_and_the_label_which_executions() {
+    let server = Server::start();
+    let _agents = (server.agent("m1"), server.agent("m2"));
+    for wrong in [
+        "",
+        "taskPrefix=",
+        "group=",
+        "label=",
+        "state=none",
+        "tag=a",
+        "all=1&state=failed",
+        "notStarted=2&group=g",
+    ] {
+        let reply = server.post(&format!("/api/v1/cancel?{wrong}"), &Value::Null);
+        assert_eq!(reply.status, 400, "{wrong}: {}", reply.text());
+    }
+    let both = server.submit(task("sleep 600"));
+    server.when(id(&both), "running", 2);
+    let other = server.submit(
+        json!({"machinePattern": "^m1$", "tags": {"a": "b"}, "detail": {"command": "sleep 600"}}),
+    );
+    server.when(id(&other), "running", 1);
+    let done = post(&server, "/api/v1/cancel?label=m2");
+    assert_eq!(
+        (&done["tasks"], &done["executions"]),
+        (&json!(1), &json!(1))
+    );
+    let half = server.when(id(&both), "canceled", 1);
+    assert_eq!(half["counts"]["running"], 1);
+    let done = post(&server, "/api/v1/cancel?tag=a=b&state=running");
+    assert_eq!(ids(&done["shown"]), [id(&other)]);
+    assert_eq!(server.finished(id(&other))["state"], "canceled");
+    let done = post(&server, "/api/v1/cancel?taskPrefix=ta&state=running");
+    assert_eq!(ids(&done["shown"]), [id(&both)]);
+    assert_eq!(server.finished(id(&both))["state"], "canceled");
+}
+
+#[test]
+fn a_rerun_by_filter_runs_once_what_did_not_succeed() {
+    let folder = Folder::new();
+    let server = Server::with(&["--audit", &folder.file("audit")]);
+    let _agent = server.agent("m");
+    let good = server.run(of_group("g", "true"));
+    let bad = server.run(of_group("g", &format!("test -e {}", folder.file("mended"))));
+    let runs = server.submit(of_group("g", "sleep 600"));
+    let meant = post(&server, "/api/v1/rerun?group=g&dryRun=1");
+    assert_eq!(ids(&meant["shown"]), [id(&bad)]);
+    folder.write("mended");
+    let done = post(&server, "/api/v1/rerun?group=g");
+    assert_eq!(
+        (&done["tasks"], &done["shown"][0]["id"]),
+        (&json!(1), &bad["id"])
+    );
+    let new = done["shown"][0]["rerun"].as_str().unwrap();
+    let rerun = server.finished(new);
+    assert_eq!(
+        (&rerun["state"], &rerun["rerunOf"], &rerun["group"]),
+        (&json!("succeeded"), &bad["id"], &json!("g"))
+    );
+    let reasons = |swept: &Value| {
+        let skipped = swept["skipped"].as_array().unwrap().iter();
+        skipped
+            .map(|s| (s["reason"].as_str().unwrap().to_owned(), ids_of(s)))
+            .collect::<Vec<_>>()
+    };
+    let expected = |reason: &str, task: &str| (reason.to_owned(), vec![task.to_owned()]);
+    assert_eq!(
+        reasons(&done),
+        [
+            expected("every execution succeeded", id(&good)),
+            expected("has not ended", id(&runs))
+        ]
+    );
+    // Again: nothing is run twice.
+    let again = post(&server, "/api/v1/rerun?group=g");
+    assert_eq!(again["tasks"], 0, "{again}");
+    assert!(
+        reasons(&again).contains(&expected("was run again already", id(&bad))),
+        "{again}"
+    );
+    let lines = folder.lines("audit");
+    let lines: Vec<Value> = { lines.iter() }
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let line = lines
+        .iter()
+        .rfind(|line| line["changed"] == 1)
+        .expect("a line");
+    assert_eq!(
+        (&line["call"], &line["filter"], &line["tasks"]),
+        (
+            &json!("POST /api/v1/rerun"),
+            &json!("group=g"),
+            &json!([new])
+        )
+    );
+}
+
+fn ids_of(skipped: &Value) -> Vec<String> {
+    let tasks = skipped["tasks"].as_array().unwrap().iter();
+    tasks.map(|id| id.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_list_is_accepted_as_a_whole_or_not_at_all() {
+    let folder = Folder::new();
+    let db = folder.file("db");
+    let mut server = Server::with(&["--db", &db, "--audit", &folder.file("audit")]);
+    let _agent = server.agent("m");
+    let item = |id: &str| json!({"id": id, "machinePattern": "^m$", "detail": {"command": "true"}});
+    let list =
+        json!([item("a"), item("b"), {"machinePattern": "^m$", "detail": {"argv": ["true"]}}]);
+    let reply = server.post("/api/v1/tasks", &list);
+    let tasks = reply.data();
+    assert_eq!(ids(&tasks)[..2], ["a", "b"]);
+    for task in ids(&tasks) {
+        assert_eq!(server.finished(task)["state"], "succeeded");
+    }
+    assert_eq!(
+        folder
+            .lines("audit")
+            .iter()
+            .filter(|line| line.contains("POST /api/v1/tasks"))
+            .count(),
+        3
+    );
+
+    // Again: the tasks that are there.
+    let again = server.post("/api/v1/tasks", &json!([item("new"), item("b"), item("a")]));
+    assert_eq!(again.status, 409);
+    let again = again.json();
+    assert_eq!(ids(&again["data"]), ["b", "a"]);
+    assert!(
+        again["msg"]
+            .as_str()
+            .unwrap()
+            .starts_with("tasks[1].id: is taken"),
+        "{again}"
+    );
+
+    // Refused: nothing of it is there, also after a restart, and nothing was started.
+    let known = server.get("/api/v1/task").data().as_array().unwrap().len();
+    let touched = folder.file("touched");
+    let touches = json!({"id": "c", "machinePattern": "^m$", "group": "g", "detail": {"command": format!("touch {touched}")}});
+    let many = json!({"machinePattern": "^m$", "expect": 2, "detail": {"command": "true"}});
+    for (list, status, words) in [
+        (json!([touches, many]), 409, "tasks[1].expect: "),
+        (
+            json!([touches, {"machinePattern": "^m$", "detail": {"command": ""}}]),
+            400,
+            "tasks[1].detail.command: must not be empty",
+        ),
+        (
+            json!([touches, {"machinePattern": "(", "detail": {"command": "true"}}]),
+            400,
+            "tasks[1].machinePattern: ",
+        ),
+        (
+            json!([touches, {"machinePattern": "m", "detail": {"comand": "true"}}]),
+            400,
+            "tasks[1].detail.comand: unknown field",
+        ),
+        (json!([touches, 3]), 400, "tasks[1]: "),
+        (
+            json!([touches, touches]),
+            400,
+            "tasks[1].id: is given twice, tasks[0] has it",
+        ),
+        (json!([]), 400, "tasks: the list is empty"),
+        (json!({"detail": {"command": "true"}}), 400, "tasks: "),
+        (json!(vec![item("x"); 1_001]), 400, "tasks"),
+    ] {
+        let reply = server.post("/api/v1/tasks", &list);
+        let msg = reply.json()["msg"].as_str().unwrap().to_owned();
+        assert!(
+            reply.status == status && msg.starts_with(words),
+            "{status} {words}: {} {msg}",
+            reply.status
+        );
+    }
+    for restarted in [false, true] {
+        if restarted {
+            server.process.kill_9();
+            server = Server::with(&["--db", &db]);
+        }
+        assert_eq!(server.get("/api/v1/task/c").status, 404);
+        assert_eq!(server.get("/api/v1/group/g").status, 404);
+        assert_eq!(
+            server.get("/api/v1/task").data().as_array().unwrap().len(),
+            known
+        );
+    }
+    assert!(!std::path::Path::new(&touched).exists());
+}
+
+#[test]
+fn a_list_of_a_thousand_is_one_change() {
+    let server = Server::with(&["--max-body", "1"]);
+    let agent = server.agent("m");
+    // Three times as long as one task may be.
+    let pad = "x".repeat(3 << 10);
+    let item = |n: usize| {
+        json!({"id": format!("t{n}"), "mode": "any", "machinePattern": "^m$", "group": "g",
+                                 "detail": {"command": "true", "env": {"PAD": pad}}})
+    };
+    let list: Vec<Value> = (0..1_000).map(item).collect();
+    let before = server.metric("sidebike_tasks_submitted_total");
+    let tasks = server.post("/api/v1/tasks", &json!(list)).data();
+    assert_eq!(ids(&tasks)[999], "t999");
+    assert_eq!(
+        server.metric("sidebike_tasks_submitted_total"),
+        before + 1_000
+    );
+    let page = server.get("/metrics");
+    let held = page
+        .text()
+        .lines()
+        .filter(|line| line.starts_with("sidebike_lock_held_seconds"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    println!("{held}");
+    let g = server.get("/api/v1/group/g?limit=1").json();
+    assert_eq!(sum(&g["data"]["tasks"]), 1_000, "{g}");
+    let canceled = post(&server, "/api/v1/cancel?group=g");
+    assert!(
+        canceled["tasks"].as_u64() > Some(0)
+            && canceled["shown"].as_array().map(Vec::len) == Some(100),
+        "{}",
+        canceled["tasks"]
+    );
+    let g = server.get("/api/v1/group/g?wait=60s&limit=1").data();
+    assert!(g["tasks"]["canceled"].as_u64() > Some(0), "{g}");
+    drop(agent);
+}
+
+#[test]
+fn the_command_line_cancels_and_reruns_many_after_a_question() {
+    let server = Server::start();
+    let list: Vec<Value> = (0..25).map(|n| waiting("g", &format!("n{n}"))).collect();
+    let said = common::said::with_input(&server, &["submit", "-"], &json!(list).to_string());
+    assert!(said.code == 0 && said.out.lines().count() == 25, "{said:?}");
+    let wrong = common::said::with_input(&server, &["submit", "-"], r#"[{"machinePattern": "m"}]"#);
+    assert!(
+        wrong.code == 2 && wrong.err.contains("tasks[0]"),
+        "{wrong:?}"
+    );
+    let count = |state: &str| group(&server, "g")["tasks"][state].clone();
+    for words in [&["cancel", "--group", "g"][..], &["group", "g", "--cancel"]] {
+        let said = sidebike(&server, words);
+        assert!(
+            said.code == 130
+                && said
+                    .err
+                    .contains("nothing was changed; without a terminal say --yes"),
+            "{said:?}"
+        );
+        assert!(said.out.contains("… and 5 more"), "{said:?}");
+    }
+    assert_eq!(count("waiting"), 25);
+    let dry = sidebike(
+        &server,
+        &["cancel", "--state", "waiting", "--dry-run", "--json"],
+    )
+    .json();
+    assert_eq!(dry["tasks"], 25);
+    let few = sidebike(
+        &server,
+        &["cancel", "--group", "g", "--name", "n1", "--not-started"],
+    );
+    assert!(
+        few.code == 0 && few.out.contains("\n11 tasks canceled, 0 executions\n"),
+        "{few:?}"
+    );
+    let rest = sidebike(&server, &["group", "g", "--cancel", "--yes"]);
+    assert!(
+        rest.out.ends_with("14 tasks canceled, 0 executions\n")
+            && rest.err.contains("skipped 11: has ended"),
+        "{rest:?}"
+    );
+    assert_eq!(count("canceled"), 25);
+    let again = sidebike(&server, &["rerun", "--group", "g", "--name", "n24"]);
+    assert!(
+        again.code == 0 && again.out.contains(" reruns "),
+        "{again:?}"
+    );
+    for wrong in [
+        &["cancel"][..],
+        &["rerun"],
+        &["cancel", "x", "--group", "g"],
+        &["cancel", "x", "--not-started"],
+    ] {
+        assert_eq!(sidebike(&server, wrong).code, 2, "{wrong:?}");
+    }
+}

@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_result_goes_with_the_last_of_its_output() {
-        let state = AgentState::new("i".into(), 4);
+        let state = AgentState::new("i".into(), 4, None);
         let (chatty, silent) = (started(&state, "chatty"), started(&state, "silent"));
         chatty.append(Stream::Stdout, &[b'x'; MAX_OUTPUT_BYTES + 1]);
         assert!(
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn on_a_slow_link_results_without_output_go_first() {
-        let state = AgentState::new("i".into(), 4);
+        let state = AgentState::new("i".into(), 4, None);
         let (chatty, silent) = (started(&state, "chatty"), started(&state, "silent"));
         chatty.append(Stream::Stdout, b"x");
         end(&state, &chatty);
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn the_end_of_an_undo_goes_with_the_result() {
-        let state = AgentState::new("i".into(), 4);
+        let state = AgentState::new("i".into(), 4, None);
         let detail = RawValue::from_string(r#"{"undo": {}}"#.into()).unwrap();
         let running = started_with(&state, "running", &detail);
         state.note_undo(new_report(running.id.clone(), UndoState::Armed));
@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn on_a_slow_link_the_end_of_the_output_of_an_undo_is_reported() {
-        let state = AgentState::new("i".into(), 4);
+        let state = AgentState::new("i".into(), 4, None);
         undone(&state, "undone");
         let batch = Batch::collect(&state, MIN_OUTPUT_BYTES, false);
         assert_eq!((batch.results.len(), batch.undos.len()), (1, 1));
@@ -389,7 +389,7 @@ mod tests {
 
     #[test]
     fn an_unanswered_result_stays_and_a_foreign_one_is_ignored() {
-        let state = AgentState::new("i".into(), 4);
+        let state = AgentState::new("i".into(), 4, None);
         let (ended, running) = (started(&state, "ended"), started(&state, "running"));
         end(&state, &ended);
         let batch = Batch::collect(&state, MAX_OUTPUT_BYTES, false);

@@ -18,7 +18,8 @@
 //! | `log_writer` | the log does not wait for its reader |
 //! | `token` | the agent's token, read again when it changes |
 //! | `reread` | when a file is read again; the authorities of `--ca` |
-//! | `shutdown` | TERM and INT end the agent, HUP reads the token and `--ca` again |
+//! | `idle` | when the agent ends by itself |
+//! | `shutdown` | TERM, INT and the server end the agent, HUP reads the token and `--ca` again |
 //! | `undo/` | taking back what a command did |
 //! | `probes/` | probes that the server orders |
 //! | `command/` | one command: whether it is allowed, its start, its end |
@@ -51,6 +52,7 @@ mod backoff;
 mod batch;
 pub(crate) mod command;
 mod failures;
+pub mod idle;
 pub mod log_writer;
 mod orders;
 mod output;
@@ -72,6 +74,7 @@ use crate::config::AgentConfig;
 use command::policy;
 use command::runner::Runner;
 use command::start_watch::StartWatch;
+use idle::Idle;
 use log::{info, warn};
 use probes::{FILES_PER_PROBE, MAX_PROBES, RunningProbes};
 use processes::{inheritance, init};
@@ -79,6 +82,7 @@ use reporter::Reporter;
 use reread::RereadLimit;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shared::Agent;
+use shutdown::Ending;
 use state::AgentState;
 use std::sync::{Arc, Mutex};
 use thread_pool::ThreadPool;
@@ -121,7 +125,7 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
     client.set_token(token);
     let agent = Arc::new(Agent {
         client,
-        state: AgentState::new(instance, config.jobs),
+        state: AgentState::new(instance, config.jobs, config.idle.max_commands),
         threads: ThreadPool::new(),
         runner: Runner::new(config.policy.clone(), config.label.clone(), &config.tags),
         start_watch: StartWatch::default(),
@@ -130,6 +134,8 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         ca_reread: RereadLimit::default(),
         refused_orders: Mutex::default(),
         probes: RunningProbes::default(),
+        idle: Idle::default(),
+        ending: Ending::new(signals.handle()),
         config,
     });
     agent.connect_guard();

@@ -9,6 +9,7 @@ use super::shared::{Agent, Task, restart_on_panic};
 use super::state::{Job, Runnable};
 use super::undo::machine::Event;
 use crate::wire::agent::{AttemptId, Orders};
+use crate::wire::crew::Wanted;
 use crate::wire::task::ExecutionState;
 use crate::wire::undo::UndoReason;
 use log::{info, warn};
@@ -50,6 +51,7 @@ impl Agent {
             .collect();
         self.log_refused_orders();
         let mut changed = has_undo || has_probe || !runnable.is_empty();
+        changed |= orders.crew.is_some_and(|wanted| self.obey_wish(wanted));
         for id in orders.cancel {
             let reason = match orders.stopped.contains(&id) {
                 true => StopReason::Stopped,
@@ -68,6 +70,23 @@ impl Agent {
             }
         }
         Obeyed { runnable, changed }
+    }
+
+    /// Obeys an order about the agent itself. Whether that changed anything.
+    fn obey_wish(self: &Arc<Self>, wanted: Wanted) -> bool {
+        let changed = match wanted {
+            Wanted::Drain => self.state.set_drained(true),
+            Wanted::Undrain => self.state.set_drained(false),
+            Wanted::Shutdown => return self.end("the server"),
+        };
+        match wanted {
+            Wanted::Drain if changed => {
+                info!("the server: taking no more work until it says otherwise")
+            }
+            Wanted::Undrain if changed => info!("the server: taking work again"),
+            _ => {}
+        }
+        changed
     }
 
     /// Logs that orders to start a command or an undo were refused, now and then.

@@ -101,7 +101,9 @@ impl Agent {
             match self.client.poll(&poll, slack) {
                 Ok(orders) => {
                     self.state.contact.made();
+                    let standing = orders.standing;
                     let (changed, runnable) = self.poll_answered(orders, poll.seq, &mut polls);
+                    self.end_if_idle(asked.elapsed(), standing);
                     if changed || asked.elapsed() > QUICK {
                         polls.health.quick = 0;
                     } else {
@@ -136,7 +138,7 @@ impl Agent {
         let wait = if is_down {
             // A quick answer shows that a server that was down is back.
             TimeSpan::default()
-        } else if content.full && !content.draining {
+        } else if content.full && !content.draining && !content.drained {
             FULL_WAIT
         } else if content.holds.is_empty() {
             IDLE_WAIT
@@ -146,16 +148,20 @@ impl Agent {
         let longest = content.deadman.map(deadman::longest_hold);
         let slack = content.deadman.map(deadman::longest_slack);
         let poll = Poll {
-            wait: wait.min(longest.unwrap_or(wait)),
+            wait: self.longest_wait(wait.min(longest.unwrap_or(wait))),
+            standing: self.config.idle.asks(),
             instance: content.instance,
             seq: content.seq,
             label: self.config.label.clone(),
             host: self.config.host.clone(),
             tags: self.config.tags.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
+            arch: std::env::consts::ARCH.into(),
             jobs: content.jobs,
             // The server treats both alike: it gives the work to other machines.
-            draining: content.draining || content.full,
+            draining: content.draining || content.drained || content.full,
+            drained: content.drained,
+            ending: content.draining,
             holds: content.holds,
             undos: content.undos,
             features: Feature::ALL.map(|feature| feature.word().into()).into(),

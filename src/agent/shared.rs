@@ -4,10 +4,12 @@ use super::attempt::{Attempt, Outcome};
 use super::command::runner::Runner;
 use super::command::start_watch::StartWatch;
 use super::failures::FailureLog;
+use super::idle::Idle;
 use super::poll::PollLoop;
 use super::probes::{ProbeJob, RunningProbes};
 use super::reporter::Reporter;
 use super::reread::RereadLimit;
+use super::shutdown::Ending;
 use super::state::{AgentState, Runnable, UndoJob};
 use super::thread_pool::ThreadPool;
 use super::token::TokenReader;
@@ -44,6 +46,10 @@ pub struct Agent {
     pub ca_reread: RereadLimit,
     /// What was logged of orders that were refused.
     pub refused_orders: Mutex<FailureLog>,
+    /// For how long it has been idle.
+    pub idle: Idle,
+    /// Ends the agent.
+    pub ending: Ending,
     /// How many probes run.
     pub probes: RunningProbes,
 }

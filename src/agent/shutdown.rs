@@ -1,5 +1,5 @@
 //! Signals: the first TERM or INT ends the agent in good order, a second one at once. HUP reads the token
-//! and `--ca` again.
+//! and `--ca` again. The server can have the agent end in good order, too.
 //!
 //! In good order means: the agent takes no more work, commands with an undo are ended at once and undone, others get `--grace` to end by themselves, those
 //! that still run are ended, every result is reported, and a goodbye is sent. The polls go on meanwhile, so
@@ -14,6 +14,7 @@ use log::{info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long commands that were told to end may take: 5 s from TERM to KILL, and a little.
@@ -28,6 +29,24 @@ const SAME_SIGNAL: Duration = Duration::from_millis(100);
 /// The exit code after a second signal is its number plus this, as in shells.
 const SIGNALED: i32 = 128;
 
+/// Ends the agent in good order, once.
+#[derive(Debug)]
+pub struct Ending {
+    /// Closed when the agent has ended: nobody waits for signals any more.
+    signals: Handle,
+    has_begun: AtomicBool,
+}
+
+impl Ending {
+    /// Of an agent that waits for these signals.
+    pub fn new(signals: Handle) -> Self {
+        Ending {
+            signals,
+            has_begun: AtomicBool::new(false),
+        }
+    }
+}
+
 /// Catches the signals from now on.
 pub fn catch_signals() -> Result<Signals, String> {
     Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|why| format!("cannot catch signals: {why}"))
@@ -36,7 +55,6 @@ pub fn catch_signals() -> Result<Signals, String> {
 /// Obeys the signals. Returns when the agent has ended in good order.
 pub fn wait(agent: &Arc<Agent>, mut signals: Signals) -> Result<(), String> {
     let mut first: Option<Instant> = None;
-    let handle = signals.handle();
     for signal in signals.forever() {
         match first {
             _ if signal == SIGHUP => {
@@ -47,7 +65,7 @@ pub fn wait(agent: &Arc<Agent>, mut signals: Signals) -> Result<(), String> {
                 first = Some(Instant::now());
                 let name = if signal == SIGINT { "INT" } else { "TERM" };
                 // Act before logging: standard error may block.
-                begin(agent, handle.clone())?;
+                begin(agent)?;
                 info!("{name}: taking no more work");
             }
             Some(at) if at.elapsed() < SAME_SIGNAL => {}
@@ -61,17 +79,36 @@ pub fn wait(agent: &Arc<Agent>, mut signals: Signals) -> Result<(), String> {
     Ok(())
 }
 
-/// Ends the agent in another thread: this one waits for the second signal.
-fn begin(agent: &Arc<Agent>, signals: Handle) -> Result<(), String> {
-    let agent = Arc::clone(agent);
-    std::thread::Builder::new()
-        .name("shutdown".into())
-        .spawn(move || {
-            end(&agent);
-            signals.close();
-        })
-        .map(|_| ())
-        .map_err(|why| format!("cannot end in good order (no thread: {why})"))
+impl Agent {
+    /// Ends the agent as after TERM, because of `who`. Whether it had not begun to end.
+    pub fn end(self: &Arc<Self>, who: &str) -> bool {
+        match begin(self) {
+            Ok(true) => info!("{who}: taking no more work, and ending"),
+            Ok(false) => return false,
+            Err(why) => warn!("{who}: {why}"),
+        }
+        true
+    }
+}
+
+/// Ends the agent in another thread: this one waits for the second signal. False if it ends already.
+fn begin(agent: &Arc<Agent>) -> Result<bool, String> {
+    if agent.ending.has_begun.swap(true, Ordering::AcqRel) {
+        return Ok(false);
+    }
+    let ending = Arc::clone(agent);
+    let thread = std::thread::Builder::new().name("shutdown".into());
+    let started = thread.spawn(move || {
+        end(&ending);
+        ending.ending.signals.close();
+    });
+    match started {
+        Ok(_) => Ok(true),
+        Err(why) => {
+            agent.ending.has_begun.store(false, Ordering::Release);
+            Err(format!("cannot end in good order (no thread: {why})"))
+        }
+    }
 }
 
 fn end(agent: &Arc<Agent>) {

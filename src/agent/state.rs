@@ -90,6 +90,8 @@ struct Inner {
     /// Counts the poll loops that were started; only the latest continues.
     epoch: u64,
     draining: bool,
+    /// The server wants it to take no more work, until it says otherwise.
+    drained: bool,
     /// The shortest dead man's switch when the latest poll began.
     polled_for: Option<TimeSpan>,
     attempts: HashMap<AttemptId, Entry>,
@@ -98,6 +100,10 @@ struct Inner {
     probes: VecDeque<ProbeResult>,
     /// How many attempts were ever accepted: gives each its place in the order of arrival.
     accepted: u64,
+    /// How many it accepts at most.
+    max_commands: Option<u64>,
+    /// When it last had something to do.
+    last_active: Instant,
     /// The ids of attempts that left the map.
     finished: RecentIds,
     /// The reporter is to skip its pause.
@@ -148,6 +154,8 @@ pub struct PollContent {
     pub jobs: u32,
     /// The agent takes no more work because it shuts down.
     pub draining: bool,
+    /// The agent takes no more work because the server wants it so.
+    pub drained: bool,
     /// The agent takes no more work for now because a limit is reached.
     pub full: bool,
     /// The attempts it holds.
@@ -215,6 +223,9 @@ impl Inner {
 
     /// Why an order to start is refused. A server that keeps to what polls say gives no reason.
     fn refusal(&self, job: &Job) -> Option<&'static str> {
+        if self.commands_left() == Some(0) {
+            return Some("it has run as many commands as it may (--max-commands)");
+        }
         let id = &job.id.execution;
         let names = [id, &job.task_id, &job.task_name];
         if let Some(why) = refused_names(id, &names) {
@@ -237,8 +248,14 @@ impl Inner {
             .then_some("there are more than this agent takes at once")
     }
 
+    /// How many more commands it accepts; none if there is no bound.
+    fn commands_left(&self) -> Option<u64> {
+        Some(self.max_commands?.saturating_sub(self.accepted))
+    }
+
     /// Removes an attempt that is over.
     fn finish(&mut self, id: &AttemptId) {
+        self.last_active = Instant::now();
         if self.attempts.remove(id).is_some() {
             self.finished.remember(id);
         }
@@ -272,7 +289,7 @@ fn refused_names(id: &str, names: &[&String]) -> Option<&'static str> {
 
 impl AgentState {
     /// A state without attempts.
-    pub fn new(instance: String, jobs: u32) -> Self {
+    pub fn new(instance: String, jobs: u32, max_commands: Option<u64>) -> Self {
         AgentState {
             contact: Contact::default(),
             inner: Mutex::new(Inner {
@@ -282,11 +299,14 @@ impl AgentState {
                 seq: 0,
                 epoch: 0,
                 draining: false,
+                drained: false,
                 polled_for: None,
                 attempts: HashMap::new(),
                 undos: UndoLedger::default(),
                 probes: VecDeque::new(),
                 accepted: 0,
+                max_commands,
+                last_active: Instant::now(),
                 finished: RecentIds::default(),
                 nudged: false,
                 refusal: None,
@@ -315,7 +335,8 @@ impl AgentState {
     /// The number of the latest poll, with which a report asks for more work; none at a limit.
     pub fn work_request(&self) -> Option<u64> {
         let inner = lock(&self.inner);
-        (!inner.draining && !inner.is_full()).then_some(inner.seq)
+        let has_left = { inner.commands_left() }.is_none_or(|left| left >= inner.slots as u64);
+        (!inner.draining && !inner.drained && !inner.is_full() && has_left).then_some(inner.seq)
     }
 
     /// What the next poll says; none when the poll loop of this `epoch` is to end.
@@ -331,13 +352,22 @@ impl AgentState {
             .filter(|entry| !entry.is_held() && entry.has_slot)
             .count();
         inner.polled_for = inner.deadman();
-        let slots = inner.slots.saturating_sub(forgotten);
+        let mut slots = inner.slots.saturating_sub(forgotten);
+        if let Some(left) = inner.commands_left() {
+            let held = inner
+                .attempts
+                .values()
+                .filter(|entry| entry.is_held())
+                .count();
+            slots = slots.min(held.saturating_add(usize::try_from(left).unwrap_or(usize::MAX)));
+        }
         Some(PollContent {
             instance: inner.instance.clone(),
             seq: inner.seq,
             jobs: u32::try_from(slots.max(1)).unwrap_or(u32::MAX),
             draining: inner.draining,
-            full: slots == 0 || inner.is_full(),
+            drained: inner.drained,
+            full: slots == 0 || inner.is_full() || inner.commands_left() == Some(0),
             holds: inner.holds(),
             undos: inner.undos.states(Instant::now()),
             deadman: inner.polled_for,
@@ -410,6 +440,23 @@ impl AgentState {
         };
         inner.attempts.insert(entry.attempt.id.clone(), entry);
         runnable
+    }
+
+    /// For how long it has had nothing to do; none if it has something to do.
+    pub fn idle_for(&self) -> Option<std::time::Duration> {
+        let inner = lock(&self.inner);
+        let is_idle = inner.attempts.is_empty() && inner.undos.is_empty();
+        is_idle.then(|| inner.last_active.elapsed())
+    }
+
+    /// Whether it has accepted as many commands as it may.
+    pub fn is_spent(&self) -> bool {
+        lock(&self.inner).commands_left() == Some(0)
+    }
+
+    /// Takes no more work, or takes work again. Whether that changed anything.
+    pub fn set_drained(&self, drained: bool) -> bool {
+        std::mem::replace(&mut lock(&self.inner).drained, drained) != drained
     }
 
     /// Why an order was refused since the last call; none if none was. The next poll does not list its
@@ -706,7 +753,7 @@ mod tests {
 
     #[test]
     fn an_attempt_is_started_once() {
-        let state = AgentState::new("i".into(), 2);
+        let state = AgentState::new("i".into(), 2, None);
         let started = state.accept(job(1), None).unwrap().attempt;
         assert!(state.accept(job(1), None).is_none());
         state.ended(&started, failed());
@@ -718,7 +765,7 @@ mod tests {
 
     #[test]
     fn an_order_in_a_report_counts_until_the_next_poll() {
-        let state = AgentState::new("i".into(), 2);
+        let state = AgentState::new("i".into(), 2, None);
         state.next_poll(0);
         let latest = state.work_request();
         assert!(state.accept(job(1), latest).is_some());
@@ -731,7 +778,7 @@ mod tests {
 
     #[test]
     fn an_attempt_without_a_free_slot_waits_and_is_not_lost() {
-        let state = AgentState::new("i".into(), 1);
+        let state = AgentState::new("i".into(), 1, None);
         let first = state.accept(job(1), None).unwrap().attempt;
         for n in 2..=4 {
             assert!(state.accept(job(n), None).is_none());
@@ -748,7 +795,7 @@ mod tests {
 
     #[test]
     fn a_forgotten_attempt_keeps_its_slot_until_it_ends() {
-        let state = AgentState::new("i".into(), 1);
+        let state = AgentState::new("i".into(), 1, None);
         let started = state.accept(job(1), None).unwrap().attempt;
         assert!(state.forget(&started.id));
         assert!(!state.forget(&started.id));
@@ -763,7 +810,7 @@ mod tests {
 
     #[test]
     fn a_forgotten_attempt_that_waits_never_starts() {
-        let state = AgentState::new("i".into(), 1);
+        let state = AgentState::new("i".into(), 1, None);
         let first = state.accept(job(1), None).unwrap().attempt;
         assert!(state.accept(job(2), None).is_none());
         assert!(state.forget(&job(2).id));
@@ -773,7 +820,7 @@ mod tests {
 
     #[test]
     fn a_command_with_an_undo_is_ended_when_it_is_forgotten_and_at_shutdown() {
-        let state = AgentState::new("i".into(), 3);
+        let state = AgentState::new("i".into(), 3, None);
         let forgotten = state.accept(with_undo(1, "60s"), None).unwrap().attempt;
         let other = state.accept(job(2), None).unwrap().attempt;
         let third = state.accept(with_undo(3, "60s"), None).unwrap().attempt;
@@ -789,7 +836,7 @@ mod tests {
 
     #[test]
     fn a_shorter_switch_asks_for_another_poll() {
-        let state = AgentState::new("i".into(), 3);
+        let state = AgentState::new("i".into(), 3, None);
         assert_eq!(state.next_poll(0).unwrap().deadman, None);
         assert_eq!(state.shorten_poll(None), None);
         state.accept(with_undo(1, "60s"), None);
@@ -812,7 +859,7 @@ mod tests {
 
     #[test]
     fn too_many_results_stop_the_intake() {
-        let state = AgentState::new("i".into(), 1);
+        let state = AgentState::new("i".into(), 1, None);
         for n in 0..MAX_UNREPORTED as u32 {
             let started = state.accept(job(n), None).unwrap().attempt;
             state.ended(&started, failed());
@@ -824,7 +871,7 @@ mod tests {
 
     #[test]
     fn a_draining_agent_starts_nothing_and_older_poll_loops_end() {
-        let state = AgentState::new("i".into(), 1);
+        let state = AgentState::new("i".into(), 1, None);
         let started = state.accept(job(1), None).unwrap().attempt;
         state.accept(job(2), None);
         let epoch = state.drain();

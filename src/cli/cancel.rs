@@ -2,7 +2,8 @@
 
 use super::command::{CommandResult, ConnectionArgs, print_json};
 use super::outcome::{is_on, label_list};
-use super::task_reference::TaskArg;
+use super::sweep::{self, FILTERS, FilterArgs};
+use super::task_reference::find;
 use super::terminal::sanitize;
 use crate::wire::task::{Execution, ExecutionState, Task};
 use std::collections::HashSet;
@@ -12,22 +13,39 @@ const EXAMPLES: &str = "\
 Examples:
   sidebike cancel 018f6a2b             on all machines
   sidebike cancel 018f6a2b -m web-1    on one, by its label or its instance
+  sidebike cancel --tag team=pay       all with this tag; shows them, and asks above 20
+  sidebike cancel --state waiting --not-started
 
 Waiting commands never start; running ones get TERM, and KILL after their grace.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    override_usage = "sidebike cancel [OPTIONS] ID\n       sidebike cancel [OPTIONS] --state STATE | --name PREFIX | --group NAME | --tag NAME=VALUE | -m LABEL"
+)]
 pub struct Args {
-    #[command(flatten)]
-    task: TaskArg,
+    /// Id or name of the task: a name means the newest task of that name; the first 6 characters of an id
+    /// are enough
+    #[arg(
+        value_name = "ID",
+        value_parser = clap::builder::NonEmptyStringValueParser::new(),
+        required_unless_present_any = [&FILTERS[..], &["machine"]].concat(),
+        conflicts_with_all = FILTERS
+    )]
+    id: Option<String>,
     /// Only on the machines with exactly this label, or the one with this instance
     #[arg(short, long, value_name = "LABEL")]
     machine: Option<String>,
     /// Also those who wait for its end, and those who wait for theirs
-    #[arg(long, conflicts_with = "machine")]
+    #[arg(long, conflicts_with = "machine", requires = "id")]
     dependents: bool,
-    /// Print the task as JSON
+    /// Only what has not started: this empties a queue
+    #[arg(long, conflicts_with = "id")]
+    not_started: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Print the task as JSON; of many tasks what was done
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -37,8 +55,16 @@ pub struct Args {
 /// Cancels a task.
 pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
-    let before = args.task.find(&client)?;
     let machine = args.machine.as_deref();
+    let Some(id) = &args.id else {
+        let mut parameters = args.filter.parameters(machine);
+        if args.not_started {
+            parameters.push(("notStarted", "1".into()));
+        }
+        let question = args.filter.question();
+        return sweep::run(&client, "cancel", &parameters, question, args.json);
+    };
+    let before = find(&client, id)?;
     let task = client.cancel(&before.id, machine, args.dependents)?;
     if args.json {
         print_json(&task)?;

@@ -3,6 +3,7 @@
 use super::command::{CommandResult, ConnectionArgs, Failure, duration, print_json};
 use super::follow::print_message;
 use super::outcome::{self, TIMED_OUT, age, short_duration, task_state_colour};
+use super::sweep::{self, QuestionArgs};
 use super::table::{Cell, Table};
 use super::terminal::sanitize;
 use crate::client::Client;
@@ -21,6 +22,7 @@ Examples:
   sidebike run --detach --group nightly -m '^db-' -- ./backup.sh
   sidebike group nightly                  how its tasks go
   sidebike group nightly --wait           until all have ended
+  sidebike group nightly --cancel         all of them
   sidebike ps --group nightly             its tasks as a list, newest first
 
 A group is there as long as a task that names it is kept.
@@ -41,6 +43,11 @@ pub struct Args {
     /// Wait no longer than this, such as 10m [default: as long as it takes]
     #[arg(long, value_name = "DURATION", requires = "wait")]
     timeout: Option<String>,
+    /// Cancel all of its tasks: first what has not started, so that nothing of it starts by the cancel
+    #[arg(long, conflicts_with_all = ["wait", "limit"])]
+    cancel: bool,
+    #[command(flatten)]
+    question: QuestionArgs,
     /// Show at most this many of its tasks
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
@@ -57,6 +64,10 @@ pub fn run(args: Args) -> CommandResult {
         .map(|text| duration("--timeout", text))
         .transpose()?;
     let client = args.server.client()?;
+    if args.cancel {
+        let path = client.group_path(&args.name, "cancel");
+        return sweep::run(&client, &path, &[], &args.question, args.json);
+    }
     let group = match args.wait {
         true => wait(&client, &args, timeout.map(Duration::from))?,
         false => client.group(&args.name, args.limit, TimeSpan::default())?,

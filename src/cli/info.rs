@@ -1,9 +1,12 @@
 //! `sidebike info`.
 
 use super::command::{CommandResult, ConnectionArgs, Failure, print_json};
-use super::halt;
-use super::terminal::{Colour, OutputStyle};
+use super::outcome::{age, short_duration};
+use super::table::{Cell, Table};
+use super::terminal::{Colour, OutputStyle, sanitize};
+use super::{halt, suspend, watch};
 use crate::client::Client;
+use crate::wire::crew::{LabelSummary, OldestWaiting, Suspension};
 use crate::wire::halt::Halt;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -15,6 +18,8 @@ const BY_STATE: [&str; 2] = ["sidebike_machines", "sidebike_tasks"];
 const EXAMPLES: &str = "\
 Examples:
   sidebike info
+  sidebike info -w                       the same, kept up to date
+  sidebike info --labels                 also the machines of each label
   sidebike info --json | jq .undosOpen   how much is not undone
 
 sidebike ps --unclean lists the tasks of what is not undone.";
@@ -23,6 +28,12 @@ sidebike ps --unclean lists the tasks of what is not undone.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
+    /// Keep it up to date, until Ctrl-C
+    #[arg(short, long, conflicts_with = "json")]
+    watch: bool,
+    /// Also list the machines of each label
+    #[arg(long)]
+    labels: bool,
     /// Print it as JSON
     #[arg(long)]
     json: bool,
@@ -30,34 +41,77 @@ pub struct Args {
     server: ConnectionArgs,
 }
 
-/// The state of a server.
-#[derive(Debug, Serialize)]
+/// The state of a server. What an old one does not know is absent, or empty.
+#[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Info {
     /// How many machines are in which state.
     machines: BTreeMap<String, u64>,
     /// How many tasks are in which state.
     tasks: BTreeMap<String, u64>,
+    /// How many executions are.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    executions: BTreeMap<String, u64>,
+    /// The machines by label.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    labels: Vec<LabelSummary>,
+    /// How many labels are not listed.
+    #[serde(skip_serializing_if = "is_zero")]
+    more_labels: u64,
+    /// What has waited for longest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oldest: Option<OldestWaiting>,
+    /// The suspensions in force.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    suspensions: Vec<Suspension>,
     /// How many undos failed or are owed; none if the server does not know undos.
     undos_open: Option<usize>,
     /// The halt that is in force.
     halt: Option<Halt>,
 }
 
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 /// Shows the state of the server.
 pub fn run(args: Args) -> CommandResult {
     let client = args.server.client()?;
-    let info = Info::of(&client)?;
     if args.json {
-        print_json(&info)?;
-    } else {
-        info.print(&mut io::stdout().lock(), &OutputStyle::of(&io::stdout()))?;
+        print_json(&Info::of(&client)?)?;
+        return Ok(0);
     }
+    let style = OutputStyle::of(&io::stdout());
+    watch::show(args.watch, |out| {
+        let info = Info::of(&client)?;
+        info.print(out, &style)?;
+        if args.labels && !info.labels.is_empty() {
+            writeln!(out)?;
+            table_of(&info.labels).print(out, &io::stdout())?;
+            if info.more_labels > 0 {
+                writeln!(out, "and {} more labels", info.more_labels)?;
+            }
+        }
+        Ok(())
+    })?;
     Ok(0)
 }
 
 impl Info {
     fn of(client: &Client) -> Result<Info, Failure> {
+        if let Some(summary) = client.summary()? {
+            return Ok(Info {
+                machines: summary.machines,
+                tasks: summary.tasks,
+                executions: summary.executions,
+                labels: summary.labels,
+                more_labels: summary.more_labels,
+                oldest: summary.oldest,
+                suspensions: summary.suspensions,
+                undos_open: Some(usize::try_from(summary.undos_open).unwrap_or(usize::MAX)),
+                halt: summary.halt,
+            });
+        }
         let page = client.metrics()?;
         let (halt, undos_open) = match client.status()? {
             Some(status) => (status.halt, Some(status.undos_open)),
@@ -69,6 +123,7 @@ impl Info {
             tasks,
             undos_open,
             halt,
+            ..Info::default()
         })
     }
 
@@ -77,8 +132,22 @@ impl Info {
             let text = format!("{}; lift it: sidebike halt --lift", halt::in_words(halt));
             writeln!(out, "{}", style.paint(Colour::Red, &text))?;
         }
+        for suspension in &self.suspensions {
+            let text = format!("suspended: {}", suspend::in_words(suspension));
+            writeln!(out, "{}", style.paint(Colour::Yellow, &text))?;
+        }
         for (name, counts) in [("machines", &self.machines), ("tasks", &self.tasks)] {
             writeln!(out, "{name:9}  {}", in_words(counts))?;
+        }
+        if let Some(oldest) = &self.oldest {
+            let id = sanitize(&oldest.id);
+            let waited = age(&oldest.created_at).map(short_duration);
+            let msg = sanitize(&oldest.msg);
+            writeln!(
+                out,
+                "oldest     {id}, {}: {msg}",
+                waited.unwrap_or_default()
+            )?;
         }
         let undos = match self.undos_open {
             None => "not known by this server".into(),
@@ -92,6 +161,30 @@ impl Info {
     }
 }
 
+fn table_of(labels: &[LabelSummary]) -> Table {
+    let mut table = Table::new(&[
+        "LABEL",
+        "ONLINE",
+        "DRAINING",
+        "OFFLINE",
+        "SUSPENDED",
+        "RUNNING",
+        "QUEUED",
+    ]);
+    for label in labels {
+        let counts = [
+            label.online,
+            label.draining,
+            label.offline,
+            label.suspended,
+            label.running,
+            label.queued,
+        ];
+        let counts = counts.into_iter().map(|count| Cell::of(count.to_string()));
+        table.add([Cell::of(&label.label)].into_iter().chain(counts).collect());
+    }
+    table
+}
 /// `3 online, 1 offline`.
 fn in_words(counts: &BTreeMap<String, u64>) -> String {
     let some = counts.iter().filter(|(_, count)| **count > 0);

@@ -108,7 +108,13 @@ fn table_of(machines: &[Machine]) -> Table {
         };
         let mut row = vec![
             Cell::of(&machine.label),
-            Cell::painted(machine.state.word(), Some(colour)),
+            match &machine.suspended {
+                Some(_) => Cell::painted(
+                    format!("{}, suspended", machine.state.word()),
+                    Some(Colour::Yellow),
+                ),
+                None => Cell::painted(machine.state.word(), Some(colour)),
+            },
             Cell::of(format!("{}/{}", machine.running, machine.jobs)),
             Cell::of(machine.queued.to_string()),
             Cell::of(

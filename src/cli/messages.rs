@@ -6,7 +6,18 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 48] = [
+const FIELDS: [(&str, &str); 60] = [
+    ("cron", "--cron"),
+    ("every", "--every"),
+    ("timeZone", "--zone"),
+    ("overlap", "--overlap"),
+    ("catchUp", "--catch-up"),
+    ("startDeadline", "--start-deadline"),
+    ("from", "--from"),
+    ("until", "--until"),
+    ("times", "--times"),
+    ("pauseAfterFailures", "--pause-after-failures"),
+    ("keep", "--keep"),
     ("machinePattern", "-m"),
     ("machine", "-m"),
     ("exclude", "--exclude"),
@@ -55,15 +66,20 @@ const FIELDS: [(&str, &str); 48] = [
     ("uniqueKey", "--unique"),
     ("onDuplicate", "--on-duplicate"),
     ("replaceRunning", "--replace-running"),
+    ("for", "--for"),
 ];
 /// The fields with which the server begins a refusal because of the number of machines.
 const COUNTS: [&str; 4] = ["expect", "maxTargets", "keepAlive", "rollout"];
 /// Phrases about the API inside messages, and what replaces them.
-const PHRASES: [(&str, &str); 8] = [
+const PHRASES: [(&str, &str); 9] = [
     ("?all=1", "--all"),
     (
         "DELETE /api/v1/halt (sidebike halt --lift)",
         "sidebike halt --lift",
+    ),
+    (
+        "DELETE /api/v1/suspend (sidebike suspend --lift)",
+        "sidebike suspend --lift",
     ),
     ("unless instances are given", "unless --instance is given"),
     ("is taken by the task in data", "is taken by another task"),
@@ -154,6 +170,8 @@ fn begins_with_field<'a>(msg: &'a str, field: &str) -> Option<&'a str> {
 
 /// A message of the server with flags in place of the API's fields.
 pub fn with_flags(msg: &str) -> String {
+    // The task of a schedule has the flags of a task.
+    let msg = msg.strip_prefix("task.").unwrap_or(msg);
     let flag = FIELDS.iter().find_map(|(field, flag)| {
         let rest = begins_with_field(msg, field)?;
         Some(format!("{flag}{rest}"))

@@ -22,6 +22,7 @@
 //! | `progress` | the progress line at the bottom of the terminal |
 //! | `fold` | groups machines with the same output |
 //! | `docs`, `shell` | what needs no server: the documentation; completions and manual pages |
+//! | `sweep` | cancel and rerun of many tasks: which, the question, what was done |
 //! | `unified_diff` | how two texts differ |
 //! | `terminal`, `table`, `watch` | width, colours and tables; showing them again and again |
 //!
@@ -33,6 +34,7 @@ mod cancel;
 mod command;
 mod diff;
 mod docs;
+mod drain;
 mod event_stream;
 mod fold;
 mod follow;
@@ -55,9 +57,13 @@ mod report;
 mod rerun;
 mod rollout;
 mod run;
+mod schedule;
 mod selection;
 mod shell;
 mod show;
+mod submit;
+mod suspend;
+mod sweep;
 mod table;
 mod task_reference;
 mod terminal;
@@ -96,7 +102,9 @@ pub enum Command {
     Show(show::Args),
     /// Print the output of a task
     Logs(logs::Args),
-    /// Cancel a task: waiting commands never start, running ones are killed
+    /// Submit the tasks of a file, all or none
+    Submit(submit::Args),
+    /// Cancel a task, or many: waiting commands never start, running ones are killed
     Cancel(cancel::Args),
     /// Start nothing more of a task until it is resumed; what runs goes on
     Pause(pacing::Pause),
@@ -104,7 +112,7 @@ pub enum Command {
     Resume(pacing::Resume),
     /// Stop a task: start nothing more of it; what runs ends by itself, or is canceled
     Stop(pacing::Stop),
-    /// Run a task again on the machines where it did not succeed
+    /// Run a task, or many, again on the machines where it did not succeed
     Rerun(rerun::Args),
     /// Show how a group of tasks goes, or wait for its end
     Group(group::Args),
@@ -112,6 +120,8 @@ pub enum Command {
     Undo(undo::Undo),
     /// Settle by hand what a task has not undone: its effect is gone, or does not matter
     Forgive(undo::Forgive),
+    /// Run tasks again and again: at times of a calendar, or every so often
+    Schedule(schedule::Args),
     /// End every experiment and let none begin until the halt is lifted
     Halt(halt::Args),
     /// Limits with a name: how many of the tasks that name one run at once, or a minute
@@ -122,6 +132,10 @@ pub enum Command {
     Diff(diff::Args),
     /// List machines
     Machines(machines::Args),
+    /// Hand out nothing new on some machines until that is lifted; what runs goes on
+    Suspend(suspend::Args),
+    /// Have agents take no more commands, take commands again, or end
+    Drain(drain::Args),
     /// Show the state of the server: machines, tasks, what is not undone, a halt
     Info(info::Args),
     /// Wait until a task has ended; the exit code says how it went
@@ -143,6 +157,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Ps(args) => (ps::run(args), FAILED),
         Command::Show(args) => (show::run(args), FAILED),
         Command::Logs(args) => (logs::run(args), FAILED),
+        Command::Submit(args) => (submit::run(args), FAILED),
         Command::Cancel(args) => (cancel::run(args), FAILED),
         Command::Group(args) => (group::run(args), CANNOT_FOLLOW),
         Command::Pause(args) => (pacing::pause(args), FAILED),
@@ -150,11 +165,14 @@ pub fn run(command: Command) -> ExitCode {
         Command::Stop(args) => (pacing::stop(args), FAILED),
         Command::Undo(args) => (undo::undo(args), CANNOT_FOLLOW),
         Command::Forgive(args) => (undo::forgive(args), FAILED),
+        Command::Schedule(args) => (schedule::run(args), FAILED),
         Command::Halt(args) => (halt::run(args), FAILED),
         Command::Limit(args) => (limit::run(args), FAILED),
         Command::Report(args) => (report::run(args), FAILED),
         Command::Diff(args) => (diff::run(args), diff::TROUBLE),
         Command::Machines(args) => (machines::run(args), FAILED),
+        Command::Suspend(args) => (suspend::run(args), FAILED),
+        Command::Drain(args) => (drain::run(args), FAILED),
         Command::Info(args) => (info::run(args), FAILED),
         Command::Docs(args) => (docs::run(args), FAILED),
         Command::Completions(args) => (shell::completions(args), FAILED),

@@ -461,7 +461,8 @@ fn length(bytes: &[u8]) -> String {
     format!("{} bytes{more}", bytes.len())
 }
 
-fn bytes_of(flag: &str, file: &str) -> Result<Vec<u8>, Failure> {
+/// Reads a file, or standard input.
+pub fn bytes_of(flag: &str, file: &str) -> Result<Vec<u8>, Failure> {
     let cannot = |why: io::Error| Failure::Usage(format!("{flag}: cannot read {file}: {why}"));
     let mut bytes = Vec::new();
     let read = if file == "-" {

@@ -63,7 +63,8 @@ pub struct Args {
     server: ConnectionArgs,
 }
 
-fn state(text: &str) -> Result<TaskState, String> {
+/// Reads the state of a task.
+pub fn state(text: &str) -> Result<TaskState, String> {
     one_of(&TaskState::ALL, TaskState::word, text)
 }
 

@@ -3,6 +3,7 @@
 //! To add one: a method here, which ends in `look` (reads something) or `change` (changes something).
 
 use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK};
+use crate::wire::crew::{PostedSuspension, Summary, Suspension};
 use crate::wire::duration::TimeSpan;
 use crate::wire::event::TaskEvent;
 use crate::wire::group::Group;
@@ -10,6 +11,8 @@ use crate::wire::halt::{Halt, Halted, PostedHalt, Status};
 use crate::wire::limit::{Limit, PostedLimit};
 use crate::wire::machine::{Machine, MachineState};
 use crate::wire::report::Report;
+use crate::wire::schedule::{Schedule, SchedulePreview};
+use crate::wire::sweep::Swept;
 use crate::wire::task::{DryRun, Task, TaskState};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
@@ -41,6 +44,17 @@ pub struct TaskFilter {
     pub tags: Vec<(String, String)>,
     /// This many at most.
     pub limit: usize,
+}
+
+/// What agents are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Errand {
+    /// To take no more commands.
+    Drain,
+    /// To take commands again.
+    Undrain,
+    /// To end.
+    Shutdown,
 }
 
 /// Which machines to list.
@@ -104,6 +118,30 @@ impl Client {
         )
     }
 
+    /// Submits all tasks of a list, or none.
+    pub fn submit_all(&self, list: &Value) -> Result<Vec<Task>, CallError> {
+        self.change("submit the tasks", "tasks", list)
+    }
+
+    /// The path of a call about a group.
+    pub fn group_path(&self, name: &str, call: &str) -> String {
+        format!("group/{}/{call}", encoded(name))
+    }
+
+    /// Cancels or reruns all tasks that are meant, or only finds them.
+    pub fn sweep(
+        &self,
+        path: &str,
+        parameters: &[(&'static str, String)],
+        is_dry: bool,
+    ) -> Result<Swept, CallError> {
+        let given = parameters.iter();
+        let given = given.map(|(name, value)| (*name, Some(value.as_str())));
+        let dry = ("dryRun", is_dry.then_some("1"));
+        let parameters: Vec<(&str, Option<&str>)> = given.chain([dry]).collect();
+        self.change("change the tasks", &with_query(path, &parameters), &())
+    }
+
     /// Cancels a task, or its executions on one machine. With `dependents` those who wait for it, too.
     pub fn cancel(
         &self,
@@ -162,12 +200,7 @@ impl Client {
 
     /// Lifts the halt, if there is one.
     pub fn lift_halt(&self) -> Result<(), CallError> {
-        let url = self.url("halt");
-        let request = self.with_token(self.agent().delete(&url));
-        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
-        self.read(request)
-            .and_then(|(status, answer)| self.understand(status, answer))
-            .map_err(|kind| failed("lift the halt", url, kind))
+        self.delete("lift the halt", "halt")
     }
 
     /// Makes a limit, or changes it.
@@ -211,12 +244,94 @@ impl Client {
         self.look("find out whether there is a halt", "halt", CALL_TIMEOUT)
     }
 
+    /// Suspends machines.
+    pub fn suspend(&self, suspension: &PostedSuspension) -> Result<Suspension, CallError> {
+        self.change("suspend the machines", "suspend", suspension)
+    }
+
+    /// The suspensions in force.
+    pub fn suspensions(&self) -> Result<Vec<Suspension>, CallError> {
+        self.look("list the suspensions", "suspend", CALL_TIMEOUT)
+    }
+
+    /// Lifts the suspension of a pattern, or all; gives those that were in force.
+    pub fn lift_suspensions(&self, pattern: Option<&str>) -> Result<Vec<Suspension>, CallError> {
+        let path = with_query("suspend", &[("machinePattern", pattern)]);
+        let url = self.url(&path);
+        let request = self.with_token(self.agent().delete(&url));
+        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
+        self.read(request)
+            .and_then(|(status, answer)| self.understand(status, answer))
+            .map_err(|kind| failed("lift the suspension", url, kind))
+    }
+
+    /// Drains the agents that a name means, or has them do something else.
+    pub fn errand(&self, name: &str, errand: Errand) -> Result<Vec<Machine>, CallError> {
+        let (word, call) = match errand {
+            Errand::Drain => ("drain", "drain the agents"),
+            Errand::Undrain => ("undrain", "have the agents take commands again"),
+            Errand::Shutdown => ("shutdown", "shut the agents down"),
+        };
+        let path = format!("machine/{}/{word}", encoded(name));
+        self.change(call, &path, &())
+    }
+
+    /// How the server is, at a glance; none if it is older than that.
+    pub fn summary(&self) -> Result<Option<Summary>, CallError> {
+        match self.look("look at the server", "summary", CALL_TIMEOUT) {
+            Err(error) if error.status() == Some(404) => Ok(None),
+            summary => summary.map(Some),
+        }
+    }
+
     /// What everybody should know who works with this server; none if it is older than that.
     pub fn status(&self) -> Result<Option<Status>, CallError> {
         match self.look("look at the server", "status", CALL_TIMEOUT) {
             Err(error) if error.status() == Some(404) => Ok(None),
             status => status.map(Some),
         }
+    }
+
+    /// Makes a schedule, or changes it.
+    pub fn put_schedule(
+        &self,
+        id: &str,
+        schedule: &Map<String, Value>,
+    ) -> Result<Schedule, CallError> {
+        let path = format!("schedule/{}", encoded(id));
+        self.put("make the schedule", &path, schedule)
+    }
+
+    /// When a schedule would fire if it were made.
+    pub fn preview_schedule(
+        &self,
+        id: &str,
+        schedule: &Map<String, Value>,
+    ) -> Result<SchedulePreview, CallError> {
+        let path = format!("schedule/{}?dryRun=1", encoded(id));
+        self.put("find out when it would fire", &path, schedule)
+    }
+
+    /// Pauses, resumes or fires a schedule; `what` is the last part of the path.
+    pub fn change_schedule(&self, id: &str, what: &str) -> Result<Schedule, CallError> {
+        let path = format!("schedule/{}/{what}", encoded(id));
+        self.change("change the schedule", &path, &())
+    }
+
+    /// Deletes a schedule.
+    pub fn delete_schedule(&self, id: &str) -> Result<(), CallError> {
+        self.delete("delete the schedule", &format!("schedule/{}", encoded(id)))
+    }
+
+    /// A schedule.
+    pub fn schedule(&self, id: &str) -> Result<Schedule, CallError> {
+        let path = format!("schedule/{}", encoded(id));
+        self.look("look at the schedule", &path, CALL_TIMEOUT)
+    }
+
+    /// All schedules.
+    pub fn schedules(&self) -> Result<Vec<Schedule>, CallError> {
+        self.look("list schedules", "schedule", CALL_TIMEOUT)
     }
 
     /// The report of a task.
@@ -310,6 +425,37 @@ impl Client {
             .map_err(|kind| failed(call, url, kind))
     }
 
+    /// A call that puts something in its place.
+    fn put<Q: serde::Serialize, A: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        path: &str,
+        question: &Q,
+    ) -> Result<A, CallError> {
+        let url = self.url(path);
+        let request = self.with_token(self.agent().put(&url));
+        let request = request.header("content-type", "application/json");
+        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
+        serde_json::to_vec(question)
+            .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
+            .and_then(|body| {
+                let answered = request.send(&body[..]);
+                self.answer_of(answered.map_err(|why| self.unreachable(why))?)
+            })
+            .and_then(|(status, answer)| self.understand(status, answer))
+            .map_err(|kind| failed(call, url, kind))
+    }
+
+    /// A call that deletes something.
+    fn delete(&self, call: &'static str, path: &str) -> Result<(), CallError> {
+        let url = self.url(path);
+        let request = self.with_token(self.agent().delete(&url));
+        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
+        self.read(request)
+            .and_then(|(status, answer)| self.understand(status, answer))
+            .map_err(|kind| failed(call, url, kind))
+    }
+
     /// A call that changes nothing.
     fn look<A: DeserializeOwned>(
         &self,
@@ -341,7 +487,14 @@ impl Client {
         &self,
         request: ureq::RequestBuilder<ureq::typestate::WithoutBody>,
     ) -> Result<(u16, Vec<u8>), Kind> {
-        let mut answer = request.call().map_err(|why| self.unreachable(why))?;
+        self.answer_of(request.call().map_err(|why| self.unreachable(why))?)
+    }
+
+    /// The status and the body of an answer.
+    fn answer_of(
+        &self,
+        mut answer: ureq::http::Response<ureq::Body>,
+    ) -> Result<(u16, Vec<u8>), Kind> {
         let status = answer.status().as_u16();
         let body = answer.body_mut().with_config().limit(MAX_ANSWER);
         let bytes = body.read_to_vec().map_err(|why| self.unreachable(why))?;

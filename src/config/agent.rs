@@ -4,6 +4,7 @@
 
 use super::{Registry, RegistryArgs};
 use crate::agent::command::path_lookup;
+use crate::agent::idle::IdleConfig;
 use crate::rules::{MAX_JOBS, MAX_LABEL_BYTES, check_label, check_tags, wrong_regex};
 use crate::wire::duration::TimeSpan;
 use clap::Args;
@@ -11,6 +12,10 @@ use clap::builder::FalseyValueParser;
 use regex::Regex;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+/// The bounds of an idle time: below, an agent would end before its first command can come; above, it is a mistake.
+const MIN_IDLE: TimeSpan = TimeSpan::from_millis(100);
+const MAX_IDLE: TimeSpan = TimeSpan::from_secs(366 * 24 * 3_600);
 
 /// The arguments of `sidebike agent`.
 #[derive(Debug, Clone, Args)]
@@ -41,6 +46,18 @@ pub struct AgentArgs {
         default_value = "10s"
     )]
     grace: String,
+    /// End when nothing is left to do: nothing ran for this long, and nothing waits that could come here
+    ///
+    /// What is queued, held, blocked or between two attempts waits; a schedule or a command that begins at a
+    /// later time does not. For jobs of CI and workers that come and go.
+    #[arg(long, env = "SIDEBIKE_UNTIL_IDLE", value_name = "DURATION")]
+    until_idle: Option<String>,
+    /// End when nothing ran for this long, whatever waits; time suspended or without a server does not count
+    #[arg(long, env = "SIDEBIKE_MAX_IDLE", value_name = "DURATION")]
+    max_idle: Option<String>,
+    /// End after this many commands
+    #[arg(long, env = "SIDEBIKE_MAX_COMMANDS", value_name = "N")]
+    max_commands: Option<u64>,
     /// Run only commands that match this from their first to their last character
     ///
     /// Repeat it to allow more; the variable holds one pattern. The command is the shell line, or
@@ -80,6 +97,8 @@ pub struct AgentConfig {
     pub jobs: u32,
     /// How long running commands may go on at shutdown.
     pub grace: TimeSpan,
+    /// When it ends by itself.
+    pub idle: IdleConfig,
     /// Which commands may be run.
     pub policy: CommandPolicy,
     /// Do not start as root.
@@ -116,6 +135,14 @@ impl AgentArgs {
                 self.jobs
             ));
         }
+        let idle = IdleConfig {
+            until_idle: idle_time("--until-idle", self.until_idle.as_deref())?,
+            max_idle: idle_time("--max-idle", self.max_idle.as_deref())?,
+            max_commands: self.max_commands,
+        };
+        if idle.max_commands == Some(0) {
+            return Err("--max-commands: expected a number from 1, got 0".into());
+        }
         let grace = self
             .grace
             .parse()
@@ -127,6 +154,7 @@ impl AgentArgs {
             registry: self.registry.checked()?,
             jobs: self.jobs,
             grace,
+            idle,
             policy: CommandPolicy {
                 allow: self
                     .allow
@@ -141,6 +169,20 @@ impl AgentArgs {
             },
             refuse_root: self.refuse_root,
         })
+    }
+}
+
+/// How long an agent may be idle.
+fn idle_time(flag: &str, text: Option<&str>) -> Result<Option<TimeSpan>, String> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let span: TimeSpan = { text.parse() }.map_err(|why| format!("{flag}: {why}, got {text:?}"))?;
+    match (MIN_IDLE..=MAX_IDLE).contains(&span) {
+        true => Ok(Some(span)),
+        false => Err(format!(
+            "{flag}: must be from {MIN_IDLE} to {MAX_IDLE}, got {text:?}"
+        )),
     }
 }
 

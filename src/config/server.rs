@@ -78,6 +78,17 @@ pub struct ServerArgs {
         default_value_t = 10_000
     )]
     max_new_machines: usize,
+    /// Schedules; more are refused
+    #[arg(
+        long,
+        env = "SIDEBIKE_MAX_SCHEDULES",
+        value_name = "N",
+        default_value_t = 1_000
+    )]
+    max_schedules: usize,
+    /// File of schedules, a JSON object with one for each id; read at the start and on HUP [default: none]
+    #[arg(long, env = "SIDEBIKE_SCHEDULES", value_name = "FILE")]
+    schedules: Option<PathBuf>,
     /// Different patterns with waiting tasks; submits with another one are refused
     #[arg(
         long,
@@ -221,6 +232,17 @@ pub struct ServerArgs {
         default_value = "60s"
     )]
     max_request_time: String,
+    /// Folder of binaries to hand out for other machines, named as sidebike-aarch64-linux
+    #[arg(long, env = "SIDEBIKE_BINARIES", value_name = "DIR")]
+    binaries: Option<PathBuf>,
+    /// Who gets the program from /sidebike: token (whoever has one), or open (everybody)
+    #[arg(
+        long,
+        env = "SIDEBIKE_HAND_OUT",
+        value_name = "WHO",
+        default_value = "token"
+    )]
+    hand_out: String,
     /// Accept the original's agents without a token if their label matches
     #[arg(long, env = "SIDEBIKE_ALLOW_LEGACY", value_name = "REGEX")]
     allow_legacy: Option<String>,
@@ -261,6 +283,8 @@ pub struct ServerConfig {
     pub max_executions: usize,
     pub max_machines: usize,
     pub max_new_machines: usize,
+    pub max_schedules: usize,
+    pub schedules: Option<PathBuf>,
     pub max_patterns: usize,
     pub texts: TextLimits,
     pub max_output_bytes: usize,
@@ -272,6 +296,8 @@ pub struct ServerConfig {
     pub request: RequestLimits,
     pub max_json_depth: usize,
     pub max_request_time: TimeSpan,
+    pub binaries: Option<PathBuf>,
+    pub hands_out_openly: bool,
     pub allow_legacy: Option<regex::Regex>,
     pub public_url: Option<Authority>,
     /// The URL itself, without a slash at its end.
@@ -303,6 +329,7 @@ impl ServerArgs {
             ("--max-executions", self.max_executions),
             ("--max-machines", self.max_machines),
             ("--max-new-machines", self.max_new_machines),
+            ("--max-schedules", self.max_schedules),
             ("--max-patterns", self.max_patterns),
             ("--max-pattern", self.max_pattern),
             ("--max-compiled-pattern", self.max_compiled_pattern),
@@ -375,6 +402,8 @@ impl ServerArgs {
             max_executions: self.max_executions,
             max_machines: self.max_machines,
             max_new_machines: self.max_new_machines,
+            max_schedules: self.max_schedules,
+            schedules: self.schedules,
             max_patterns: self.max_patterns,
             texts: TextLimits {
                 pattern: self.max_pattern,
@@ -401,6 +430,12 @@ impl ServerArgs {
                     self.max_request_time
                 )
             })?,
+            binaries: self.binaries,
+            hands_out_openly: match self.hand_out.as_str() {
+                "token" => false,
+                "open" => true,
+                other => return Err(format!("--hand-out: expected token or open, got {other:?}")),
+            },
             allow_legacy: allow_legacy.transpose()?,
             public_url: public_url.transpose()?,
             public_address,

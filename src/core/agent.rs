@@ -8,6 +8,7 @@
 //! - An attempt that may have started on a machine that went offline is `lost`, and never handed to another.
 
 use super::abilities::Abilities;
+use super::crew::Wish;
 use super::invariants::Rule;
 use super::lifecycle::Event;
 use super::machine::{Kind, Machine};
@@ -54,6 +55,7 @@ struct Caller<'a> {
     label: &'a str,
     host: &'a str,
     version: &'a str,
+    arch: &'a str,
     jobs: u32,
     kind: Kind,
     tags: Tags,
@@ -77,6 +79,7 @@ impl Core {
             label: &poll.label,
             host: &poll.host,
             version: &poll.version,
+            arch: &poll.arch,
             jobs: poll.jobs.clamp(1, MAX_JOBS),
             kind: Kind::Agent,
             tags: match poll.tags.is_empty() {
@@ -125,10 +128,10 @@ impl Core {
         if machine.state == MachineState::Draining {
             machine.joins_pending = Some(JOIN_ALL);
         }
-        let state = if poll.draining {
-            MachineState::Draining
-        } else {
-            MachineState::Online
+        let draining = self.take_crew(key, poll);
+        let state = match draining {
+            true => MachineState::Draining,
+            false => MachineState::Online,
         };
         if self.set_machine_state(key, state) {
             self.machine_changed(key);
@@ -140,8 +143,11 @@ impl Core {
             self.replace_hung_up(now, key);
         }
         self.order_probes(now, key, &mut orders);
-        if !poll.draining {
-            let used = self.order_undos(now, key, Some(&poll.undos), &mut orders);
+        let mut used = 0;
+        if self.machine(key).takes_undos() {
+            used = self.order_undos(now, key, Some(&poll.undos), &mut orders);
+        }
+        if !draining {
             self.machine_is_back(now, key);
             self.join_open_tasks(now, key);
             self.deliver(now, key, used, &mut orders);
@@ -151,6 +157,8 @@ impl Core {
             self.explain_waiting_for(key);
         }
         self.name_stopped(&mut orders);
+        orders.crew = self.machine(key).wish_to_tell();
+        orders.standing = self.standing(key);
         Ok((key, orders))
     }
 
@@ -176,7 +184,7 @@ impl Core {
             machine.jobs = caller.jobs;
             if std::mem::take(&mut machine.is_restored) {
                 self.recount.came();
-                self.take_tags(key, &caller.tags);
+                self.take_tags(now, key, &caller.tags);
             }
             let machine = self.machine(key);
             if machine.state == MachineState::Offline {
@@ -221,6 +229,7 @@ impl Core {
             label,
             host,
             version: truncated(caller.version).into(),
+            arch: truncated(caller.arch).into(),
             tags: caller.tags.clone(),
             traits_key,
             kind: caller.kind,
@@ -233,6 +242,12 @@ impl Core {
             offline_since: now,
             watched_at: None,
             left: false,
+            suspended_since: None,
+            wish: None,
+            is_drained: false,
+            is_ending: false,
+            asks_standing: false,
+            says_draining: false,
             joins_pending: Some(JOIN_ALL),
             seq: 0,
             poll_held: false,
@@ -247,12 +262,13 @@ impl Core {
             original: Default::default(),
         };
         self.add_machine(key, machine);
+        self.suspend_newcomer(now, key);
         self.bring_online(now, key);
         Ok(key)
     }
 
     /// Takes the tags of a machine that was restored: a server that does not know tags may have saved it without them.
-    fn take_tags(&mut self, key: MachineKey, tags: &Tags) {
+    fn take_tags(&mut self, now: Time, key: MachineKey, tags: &Tags) {
         let machine = self.machine(key);
         if machine.tags == *tags || check_tags(tags).is_err() {
             return;
@@ -268,11 +284,16 @@ impl Core {
         (machine.tags, machine.traits_key) = (tags.clone(), traits_key);
         machine.joins_pending = Some(JOIN_ALL);
         self.machine_changed(key);
+        self.sweep_again(now);
     }
 
     fn bring_online(&mut self, now: Time, key: MachineKey) {
         self.cancel_machine_timers(key);
-        self.set_machine_state(key, MachineState::Online);
+        let state = match self.machine(key).wish.is_some_and(Wish::is_drain) {
+            true => MachineState::Draining,
+            false => MachineState::Online,
+        };
+        self.set_machine_state(key, state);
         let machine = self.machine_mut(key);
         machine.joins_pending = Some(JOIN_ALL);
         let notice = Notice::MachineOnline(machine.label.clone(), machine.instance.clone());
@@ -294,6 +315,7 @@ impl Core {
             label,
             host: "",
             version: "original",
+            arch: "",
             jobs: 1,
             kind: Kind::Original,
             tags: no_tags(),
@@ -305,8 +327,10 @@ impl Core {
         if !was_live {
             self.explain_waiting_for(key);
         }
-        self.machine_is_back(now, key);
-        self.join_open_tasks(now, key);
+        if self.machine(key).is_live() {
+            self.machine_is_back(now, key);
+            self.join_open_tasks(now, key);
+        }
         Ok(key)
     }
 
@@ -314,9 +338,11 @@ impl Core {
     pub fn has_work_for(&self, key: MachineKey) -> bool {
         self.machines.get(&key).is_some_and(|m| {
             let has_work = || self.next_for(m).is_some();
-            let is_given_work =
-                m.is_live() && ((m.free() > 0 && has_work()) || self.has_undo_for(key));
-            is_given_work || !m.probes.is_empty()
+            let takes_work = m.is_live() && m.free() > 0 && !self.is_handed_nothing(key);
+            (takes_work && has_work())
+                || (m.takes_undos() && self.has_undo_for(key))
+                || !m.probes.is_empty()
+                || m.wish_to_tell().is_some()
         })
     }
 
@@ -344,15 +370,20 @@ impl Core {
         };
         (machine.poll_held, machine.waking) = (false, false);
         orders.cancel = std::mem::take(&mut machine.cancels);
-        let live = machine.is_live();
+        let (live, takes_undos) = (machine.is_live(), machine.takes_undos());
+        orders.crew = machine.wish_to_tell();
         self.refresh_ready(key);
         self.order_probes(now, key, &mut orders);
+        let mut used = 0;
+        if takes_undos {
+            used = self.order_undos(now, key, None, &mut orders);
+        }
         if live {
-            let used = self.order_undos(now, key, None, &mut orders);
             self.deliver(now, key, used, &mut orders);
         }
         self.revoke_offers(key);
         self.name_stopped(&mut orders);
+        orders.standing = self.standing(key);
         orders
     }
 
@@ -366,6 +397,9 @@ impl Core {
         orders: &mut Orders<Arc<Detail>>,
     ) {
         let mut bytes = taken;
+        if self.is_handed_nothing(key) {
+            return;
+        }
         while self.machine(key).free() > 0 {
             let Some(execution) = self.next_for(self.machine(key)) else {
                 return;
@@ -395,6 +429,7 @@ impl Core {
                 self.place(execution, Place::Nowhere);
                 continue;
             }
+            self.thaw(now, execution);
             let target = self.target(key);
             let begins_by = self.begins_by(now, self.machine(key));
             let handed_out = self.execution_mut(execution);
@@ -533,7 +568,9 @@ impl Core {
     /// ttl is over: then it has ended.
     pub(super) fn take_back(&mut self, now: Time, key: ExecutionKey) -> bool {
         self.drop_undo(key);
-        if self.execution(key).canceling && self.keeps(Rule::CanceledIsNotRepeated) {
+        // Of many tasks that are canceled, what runs is canceled last, and may come back before that.
+        let is_canceled = self.execution(key).canceling || self.task(key.task).canceled;
+        if is_canceled && self.keeps(Rule::CanceledIsNotRepeated) {
             if self.apply(key, Event::Cancel) {
                 self.place(key, Place::Nowhere);
                 self.record_end(now, key, "canceled before it started");
@@ -572,6 +609,7 @@ impl Core {
         let machine = self.machine_mut(key);
         machine.last_seen = now;
         machine.left = true;
+        machine.wish = None;
         self.machine_changed(key);
         let machine = self.machine(key);
         // An offline machine has no active executions.

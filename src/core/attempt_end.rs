@@ -178,6 +178,7 @@ impl Core {
             data_mut(&mut self.tasks, key.task).output_bytes -= bytes;
             self.ledger.resize_output(bytes, 0);
         }
+        self.list_off_queue(key);
         self.stats.retries += 1;
         self.timers.set(due, Timer::AttemptDue(key, number));
     }
@@ -219,6 +220,7 @@ impl Core {
         self.notices.push(Notice::Finished(key));
         self.free_limits(key);
         self.free_key(now, key);
+        self.firing_ended(now, key);
         self.group_may_have_ended(key);
         self.forget_if_withdrawn(key);
         self.keep_within_limits();

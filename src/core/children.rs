@@ -184,6 +184,8 @@ impl TaskData {
     pub(super) fn spec_again(&self) -> Spec {
         let mut spec = Spec::clone(&self.spec);
         spec.id = None;
+        // It is no firing.
+        spec.scheduled = None;
         for child in &mut spec.children {
             if child.spec.id.is_some() {
                 Arc::make_mut(&mut child.spec).id = None;

@@ -307,7 +307,7 @@ impl Core {
         for ((label, host), due) in &self.undos.due {
             let held = { self.machines.iter() }
                 .filter(|(_, m)| m.label == *label && m.host == *host)
-                .filter(|(_, m)| m.poll_held && !m.waking && m.is_live());
+                .filter(|(_, m)| m.poll_held && !m.waking && m.takes_undos());
             for (key, machine) in held.filter(|(_, m)| m.abilities.has(Feature::Undo)) {
                 if self.has_undo_for(*key) {
                     return Err(format!(

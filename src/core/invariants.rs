@@ -72,17 +72,33 @@ pub enum Rule {
     KeyWaitsForItsHolder,
     /// A share of machines that may be hit rounds down.
     HitsRoundDown,
+    /// A time that became a task is settled.
+    FiringSettlesItsTime,
+    /// A machine that has not ended a firing is left out of the next, if the schedule says so.
+    FiringsDoNotOverlap,
+    /// The last firing of a schedule is not forgotten.
+    LastFiringIsKept,
     /// A share of machines that must stay rounds up.
     KeptRoundsUp,
     /// A task begins only if what it is to begin after has ended so.
     EdgesAreKept,
     /// Who waits for a group is told when its last member has ended.
     EndOfGroupIsTold,
+    /// A list of tasks is taken back when one of them is refused.
+    ListIsTakenBack,
+    /// Of many tasks that are canceled, what has not started is canceled first.
+    UnstartedIsCanceledFirst,
+    /// A machine that is suspended is handed nothing.
+    SuspendedGetsNothing,
+    /// The `ttl` of what waits for suspended machines stands still.
+    SuspendedHasTime,
+    /// A machine that is to drain is handed nothing.
+    DrainedGetsNothing,
 }
 
 impl Rule {
     /// Every rule but those about the order of what waits.
-    pub const ALL: [Rule; 25] = [
+    pub const ALL: [Rule; 30] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -108,6 +124,11 @@ impl Rule {
         Rule::KeptRoundsUp,
         Rule::EdgesAreKept,
         Rule::EndOfGroupIsTold,
+        Rule::ListIsTakenBack,
+        Rule::UnstartedIsCanceledFirst,
+        Rule::SuspendedGetsNothing,
+        Rule::SuspendedHasTime,
+        Rule::DrainedGetsNothing,
     ];
     /// The rules about the order of what waits: they have a simulation of their own.
     pub const OF_ORDER: [Rule; 3] = [
@@ -209,8 +230,11 @@ impl Core {
     #[doc(hidden)]
     pub fn check_work_conservation(&self) -> Result<(), String> {
         self.check_debts_are_handed_out()?;
-        let idle: Vec<&Machine> = { self.machines.values() }
-            .filter(|machine| machine.can_be_given_work() && !machine.waking)
+        let idle: Vec<&Machine> = { self.machines.iter() }
+            .filter(|(key, machine)| {
+                machine.can_be_given_work() && !machine.waking && !self.is_suspended(**key)
+            })
+            .map(|(_, machine)| machine)
             .collect();
         for machine in &idle {
             if let Some(next) = self.next_for(machine) {
@@ -262,7 +286,10 @@ impl Core {
         self.check_limit_sets()?;
         self.check_heads()?;
         self.check_notifications()?;
+        self.check_schedules()?;
         self.check_groups()?;
+        self.check_suspensions()?;
+        self.check_off_queue()?;
         self.check_timers()
     }
 
@@ -655,6 +682,9 @@ impl Core {
                 }
                 Timer::Limit(key) => self.is_timer_of_limit(*key, *time),
                 Timer::KeepAlive(key) => self.is_next_look(*key, *time),
+                Timer::SuspensionEnds | Timer::SuspensionSweep | Timer::SuspendedQueues => {
+                    self.is_timer_of_suspensions(*time, *timer)
+                }
                 Timer::ForgetTask(key) => {
                     ending.insert(*key);
                     let task = self.tasks.get(key);
@@ -680,13 +710,14 @@ impl Core {
         }
         for (key, task) in &self.tasks {
             let e = &task.executions;
-            let first = e.iter().any(|e| {
+            let first = (0..).zip(e).any(|(n, e)| {
                 e.state == ExecutionState::Queued
                     && e.current.expires_at.is_none()
                     && e.current.due_at.is_none()
                     && e.current.number == 1
+                    && !self.stands_still(ExecutionKey { task: *key, n })
             });
-            let is_over = task.finished_at.is_some() && !task.needed;
+            let is_over = task.finished_at.is_some() && !task.needed && !task.is_last_firing;
             let needed = task.open || first || is_over;
             ensure(!needed || task.is_paused() || ending.contains(key), || {
                 format!("{key:?}: could stay for ever")

@@ -145,6 +145,7 @@ impl Core {
             }
         }
         self.pace(now, key);
+        self.skip_busy_machines(now, key);
         let watched = { spec.probes.iter() }.filter_map(|probe| probe.on.as_ref());
         let pool = { spec.counts.keep_alive.as_ref() }.and_then(|it| it.pool.as_ref());
         for selector in watched.chain(pool) {
@@ -227,12 +228,14 @@ impl Core {
             undos: UndoCounts::default(),
             notifications: Vec::new(),
             output_bytes: 0,
+            is_last_firing: false,
             executions: Vec::new(),
         };
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
         self.take_key(key);
         self.take_limits(now, key);
+        self.index_firing(key);
         self.stats.submitted += 1;
         key
     }
@@ -278,6 +281,7 @@ impl Core {
                 changes.execution(execution);
             }
             self.guard(execution);
+            self.list_off_queue(execution);
             self.record_change(execution);
         }
         self.add_probes(now, key);

@@ -31,7 +31,7 @@ pub(super) struct Ledger {
     executions: Counts,
     /// The finished tasks, oldest first.
     finished: BTreeSet<(Time, TaskKey)>,
-    /// Those that may be forgotten: none of their undos is failed, owed, or runs, and nobody has to begin after them.
+    /// Those that may be forgotten: none of their undos is failed, owed, or runs, and nothing else needs them.
     clean: BTreeSet<(Time, TaskKey)>,
     /// Those of them with executions, with output, with a large detail.
     with_executions: BTreeSet<(Time, TaskKey)>,
@@ -77,7 +77,7 @@ impl Ledger {
     /// Lists a finished task by what it frees: after its output was restored, or its undos have changed. One that is
     /// not clean is not forgotten to make room.
     pub fn list_finished(&mut self, at: Time, key: TaskKey, task: &TaskData) {
-        let is_clean = !task.is_in_debt() && !task.needed;
+        let is_clean = !task.is_kept();
         let lists = [
             (&mut self.clean, true),
             (&mut self.with_executions, !task.executions.is_empty()),
@@ -158,7 +158,7 @@ impl Ledger {
     /// Whether the oldest of each kind is found by what a finished task keeps.
     pub fn lists(&self, at: Time, key: TaskKey, task: &TaskData) -> bool {
         let entry = &(at, key);
-        let clean = !task.is_in_debt() && !task.needed;
+        let clean = !task.is_kept();
         let large = task.spec.kept_bytes() > LARGE_DETAIL_BYTES;
         self.clean.contains(entry) == clean
             && self.with_executions.contains(entry) == (clean && !task.executions.is_empty())

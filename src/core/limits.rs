@@ -18,6 +18,8 @@ pub struct Limits {
     pub output_bytes: usize,
     /// Bytes of details, all tasks together.
     pub detail_bytes: usize,
+    /// Schedules.
+    pub schedules: usize,
     /// Known patterns. One without waiting tasks makes room for a new one.
     pub patterns: usize,
     /// Limits on texts.
@@ -46,6 +48,7 @@ impl Limits {
         new_machines: usize::MAX,
         output_bytes: usize::MAX,
         detail_bytes: usize::MAX,
+        schedules: usize::MAX,
         patterns: usize::MAX,
         texts: TextLimits {
             pattern: usize::MAX,

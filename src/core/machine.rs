@@ -1,6 +1,7 @@
 //! The data of a machine, and the rules for when it is online and can be given work.
 
 use super::abilities::Abilities;
+use super::crew::Wish;
 use super::match_index::{SelectorKey, TraitsKey};
 use super::order::{Inbox, Turn};
 use super::original::OriginalAgent;
@@ -10,6 +11,7 @@ use super::task::{Target, rfc3339};
 use super::undo::Spot;
 use super::{ExecutionKey, TaskKey, Time};
 use crate::wire::agent::AttemptId;
+use crate::wire::crew::Wanted;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::{Machine as Answer, MachineState};
 use std::collections::BTreeSet;
@@ -40,6 +42,8 @@ pub(super) struct Machine {
     pub label: Arc<str>,
     pub host: Arc<str>,
     pub version: Arc<str>,
+    /// Empty if its agent does not say it.
+    pub arch: Arc<str>,
     /// Label, instance and host, shared with the executions that are addressed to it.
     pub target: Arc<Target>,
     pub tags: Tags,
@@ -59,6 +63,18 @@ pub(super) struct Machine {
     pub watched_at: Option<Time>,
     /// It said goodbye; this instance will not come back.
     pub left: bool,
+    /// Since when it takes no work because it is suspended, see [`super::suspension`].
+    pub suspended_since: Option<Time>,
+    /// What its agent was not told yet, or has not confirmed.
+    pub wish: Option<Wish>,
+    /// Its latest poll says that it was drained.
+    pub is_drained: bool,
+    /// Its latest poll says that it is about to end.
+    pub is_ending: bool,
+    /// Its latest poll says that it takes no work, for whatever reason.
+    pub says_draining: bool,
+    /// Its latest poll wants to know how things stand.
+    pub asks_standing: bool,
     /// It came online and has not yet joined every open task that it matches: those behind this one are left.
     pub joins_pending: Option<JoinCursor>,
     /// The highest `seq` of its polls.
@@ -97,6 +113,21 @@ impl Machine {
         self.state == MachineState::Online
     }
 
+    /// Whether it takes no work because of a suspension.
+    pub fn is_frozen(&self) -> bool {
+        self.suspended_since.is_some()
+    }
+
+    /// Whether it runs undos that are ordered: also when it was drained.
+    pub fn takes_undos(&self) -> bool {
+        let is_drained = self.is_drained || self.wish.is_some_and(Wish::is_drain);
+        match self.state {
+            MachineState::Online => true,
+            MachineState::Draining => is_drained && !self.is_ending,
+            MachineState::Offline => false,
+        }
+    }
+
     /// Whether its agent is the original's.
     pub fn is_original(&self) -> bool {
         self.kind == Kind::Original
@@ -114,12 +145,15 @@ impl Machine {
 
     /// Whether it can be given an execution now that any machine may run.
     pub fn can_be_given_work(&self) -> bool {
-        self.poll_held && self.is_live() && self.free() > self.inbox.unlimited()
+        self.poll_held
+            && self.is_live()
+            && !self.is_frozen()
+            && self.free() > self.inbox.unlimited()
     }
 
     /// How many of the executions queued for it, counted from the first, it takes with its held poll.
     pub fn takes(&self) -> usize {
-        if self.poll_held && self.is_live() {
+        if self.poll_held && self.is_live() && !self.is_frozen() {
             self.free()
         } else {
             0
@@ -138,10 +172,13 @@ impl Machine {
             target: self.target.clone(),
             tags: self.tags.clone(),
             version: self.version.clone(),
+            arch: self.arch.clone(),
             state: self.state,
             jobs: self.jobs,
             running: self.running() as u32,
             queued: self.inbox.len() as u32,
+            suspended: None,
+            wanted: self.wish.map(Wish::answer),
             since: self.since,
             last_seen: self.last_seen,
         }
@@ -158,9 +195,13 @@ pub struct MachineSnapshot {
     /// Its tags.
     pub tags: Tags,
     version: Arc<str>,
+    arch: Arc<str>,
     jobs: u32,
     running: u32,
     queued: u32,
+    /// Why it is suspended.
+    pub(super) suspended: Option<Arc<str>>,
+    wanted: Option<Wanted>,
     since: Time,
     last_seen: Time,
 }
@@ -174,10 +215,13 @@ impl MachineSnapshot {
             host: self.target.host.to_string(),
             tags: self.tags.as_ref().clone(),
             version: self.version.to_string(),
+            arch: self.arch.to_string(),
             state: self.state,
             jobs: self.jobs,
             running: self.running,
             queued: self.queued,
+            suspended: self.suspended.as_deref().map(str::to_owned),
+            wanted: self.wanted,
             since: rfc3339(self.since),
             last_seen: rfc3339(self.last_seen),
         }

@@ -30,6 +30,11 @@ pub struct SelectorKey(usize);
 impl SelectorKey {
     /// The first slot.
     pub(super) const FIRST: SelectorKey = SelectorKey(0);
+
+    /// The slot after it.
+    pub(super) fn next(self) -> SelectorKey {
+        SelectorKey(self.0 + 1)
+    }
 }
 
 /// Traits, the machines that have them and the selectors that match them.
@@ -109,8 +114,16 @@ pub(super) struct SelectorEntry {
     pub open: BTreeSet<TaskKey>,
     /// Tasks that will begin with it later.
     pub unbegun: BTreeSet<TaskKey>,
+    /// `any` tasks that are held, or between two attempts.
+    pub off_queue: BTreeSet<TaskKey>,
     /// The last spec that was submitted, while a task still uses it.
     pub last_spec: Weak<Spec>,
+    /// A suspension uses it.
+    pub suspends: bool,
+    /// Since when the time of what waits in its queue stands still, see [`super::suspension`].
+    pub frozen_since: Option<super::Time>,
+    /// When a machine was last found that is there and not suspended.
+    pub found_free: Option<super::Time>,
     /// The clock of the index when it was last used.
     used: u64,
     /// The generation in which it was added.
@@ -119,7 +132,11 @@ pub(super) struct SelectorEntry {
 
 impl SelectorEntry {
     fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.open.is_empty() && self.unbegun.is_empty()
+        self.queue.is_empty()
+            && self.open.is_empty()
+            && self.unbegun.is_empty()
+            && self.off_queue.is_empty()
+            && !self.suspends
     }
 
     /// Whether it means a machine.
@@ -271,6 +288,11 @@ impl MatchIndex {
         key.map(|key| self.entry(*key))
     }
 
+    /// Whether it has this selector.
+    pub fn knows(&self, text: &SelectorText) -> bool {
+        self.selector_keys.contains_key(text)
+    }
+
     /// A known selector, compiled.
     pub fn selector(&self, text: &SelectorText) -> Option<Selector> {
         Some(self.find_entry(text)?.selector.clone())
@@ -309,6 +331,13 @@ impl MatchIndex {
             .sum()
     }
 
+    /// The oldest `any` task that waits for a free machine.
+    pub fn first_queued(&self) -> Option<TaskKey> {
+        let selectors = self.selectors.iter();
+        let first = selectors.filter_map(|(_, entry)| entry.queue.first());
+        first.min().copied()
+    }
+
     /// Every `any` task that waits for a free machine.
     pub fn queued_tasks(&self) -> impl Iterator<Item = TaskKey> {
         self.selectors
@@ -337,6 +366,42 @@ impl MatchIndex {
             .flat_map(|(_, key)| &self.traits(*key).machines)
             .copied()
             .collect()
+    }
+
+    /// The machines with this label, whatever their hosts and tags.
+    pub fn machines_labelled(&self, label: &str) -> Vec<MachineKey> {
+        let first = Traits {
+            label: label.into(),
+            host: "".into(),
+            tags: no_tags(),
+        };
+        let from = (Bound::Included(first), Bound::Unbounded);
+        let there = { self.traits_keys.range::<Traits, _>(from) }
+            .take_while(|(traits, _)| *traits.label == *label);
+        there
+            .flat_map(|(_, key)| &self.traits(*key).machines)
+            .copied()
+            .collect()
+    }
+
+    /// The first slot from this one on that is in use.
+    pub fn next_entry(&self, from: SelectorKey) -> Option<SelectorKey> {
+        let slots = self.selectors.slots.iter().enumerate().skip(from.0);
+        let mut used = slots.filter(|(_, slot)| slot.is_some());
+        used.next().map(|(n, _)| SelectorKey(n))
+    }
+
+    /// The selectors of queues whose time stands still, and since when.
+    pub fn frozen(&self) -> impl Iterator<Item = (&SelectorText, super::Time)> {
+        { self.selectors.iter() }
+            .filter_map(|(_, entry)| Some((entry.selector.text(), entry.frozen_since?)))
+    }
+
+    /// Has the time of a queue stand still, as it did before a restart; unless nothing waits there any more.
+    pub fn restore_frozen(&mut self, text: &SelectorText, since: super::Time) {
+        if let Some(key) = self.selector_keys.get(text).copied() {
+            self.entry_mut(key).frozen_since = Some(since);
+        }
     }
 
     /// Adds a machine to its traits. If these are new, `matches` are their matches in a snapshot.
@@ -440,7 +505,11 @@ impl MatchIndex {
             by_need: WaitingByNeed::new(),
             open: BTreeSet::new(),
             unbegun: BTreeSet::new(),
+            off_queue: BTreeSet::new(),
             last_spec: Weak::new(),
+            suspends: false,
+            frozen_since: None,
+            found_free: None,
             used: self.clock,
             added: self.generation,
         }));

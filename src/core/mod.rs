@@ -11,12 +11,17 @@
 //! | | rerun, cancel, delete, withdraw | `user.rs` |
 //! | | pause, resume, stop | `pacing.rs` |
 //! | | undo again, forgive | `debts.rs` |
+//! | | submit of a list; cancel and rerun of many tasks | `lists.rs`, `sweep.rs` |
 //! | | halt, lift | `halt.rs` |
+//! | | suspend, lift_suspensions | `suspension.rs` |
+//! | | drain, undrain, shut_down | `crew.rs` |
 //! | agents | poll, collect, leave | `agent.rs` |
 //! | | output, done | `report.rs` |
 //! | agents of the original | ping, fetch, done | `original.rs` |
+//! | | put, delete, pause, resume, run a schedule | `schedules.rs` |
 //! | the clock | tick | `tick.rs`, `timers.rs` |
 //! | every change | settle_dependents | `after.rs` |
+//! | | fires schedules | `firing.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
 //! | the database | record_changes, take_batch; restored | `saved.rs`, `restored.rs` |
@@ -44,6 +49,8 @@
 //! | `unique.rs` | of the tasks with the same key one runs at a time |
 //! | `named_limits.rs`, `limit_queues.rs` | how many run at once of the tasks that name a limit; who is woken when a place is free |
 //! | `waits_for.rs` | what a task waits for, in words |
+//! | `plan.rs`, `schedule.rs` | one schedule: what was posted, and its calendar; how far it has come, what is to be done at a given time |
+//! | `firing.rs`, `firings.rs` | fires what is due; the tasks that were fired, and what their end means |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
@@ -69,7 +76,10 @@ mod agent;
 mod attempt_end;
 mod children;
 mod counting;
+mod crew;
 mod debts;
+mod firing;
+mod firings;
 mod follow;
 mod groups;
 mod halt;
@@ -82,6 +92,7 @@ mod ledger;
 mod lifecycle;
 mod limit_queues;
 mod limits;
+mod lists;
 mod machine;
 mod match_index;
 mod named_limits;
@@ -93,6 +104,7 @@ mod outbox;
 mod output;
 mod pace;
 mod pacing;
+mod plan;
 mod probe_data;
 mod probe_place;
 mod probe_runs;
@@ -106,8 +118,13 @@ mod restored;
 mod retention;
 mod rollout;
 mod saved;
+mod schedule;
+mod schedules;
 mod selector;
 mod spec;
+mod summary;
+mod suspension;
+mod sweep;
 mod task;
 mod tick;
 mod timers;
@@ -121,12 +138,14 @@ mod waits_for;
 pub use self::about::{About, check_group, check_tag};
 pub use self::agent::check_holds;
 pub use self::counting::Preview;
+pub use self::crew::Wish;
 pub use self::follow::{EventBatch, EventKind, Follower, OutputFilter, TaskEvent};
 pub use self::groups::{GroupSummary, state_of};
 pub use self::halt::{Halt, MAX_REASON_BYTES};
 #[doc(hidden)]
 pub use self::invariants::{ExecutionView, Rule, UndoView};
 pub use self::limits::{Limits, TextLimits};
+pub use self::lists::ListRefusal;
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
 pub use self::named_limits::{SavedLimit, checked_limit};
@@ -135,6 +154,7 @@ pub use self::order::PRIORITIES;
 pub use self::original::{Link, is_of_original, original_instance};
 pub use self::outbox::{Delivery, Entry as SavedNotification, Missed, NotifyStats};
 pub use self::output::{Output, gap_line};
+pub use self::plan::{MAX_SCHEDULE_ID_BYTES, Plan, check_schedule_id};
 pub use self::probe_data::CheckedProbe;
 pub use self::probe_runs::check_probe_results;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
@@ -142,14 +162,20 @@ pub use self::report::check_report;
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,
 };
+pub use self::schedule::{FiringOf, Progress};
+pub use self::schedules::{FiredTask, NewSchedule};
 pub use self::selector::{Narrowing, Selector, SelectorText, Tags, Traits, pattern_of};
 pub use self::spec::Spec;
+pub use self::summary::{MAX_LABELS, MachineSummary};
+pub use self::suspension::{SavedSuspensions, Suspension};
+pub use self::sweep::{MAX_RERUNS, MAX_SWEPT, Meant, Sweep};
 pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
 pub use self::unique::Unique;
 pub use self::user::Selection;
 
 use self::after::Dependents;
 use self::counting::Recount;
+use self::crew::OffQueue;
 use self::follow::ChangeLog;
 use self::groups::Groups;
 use self::invariants::RestoredSums;
@@ -162,6 +188,8 @@ use self::named_limits::NamedLimits;
 use self::newcomers::Newcomers;
 use self::order::Rank;
 use self::outbox::Outbox;
+use self::schedules::Schedules;
+use self::suspension::Suspensions;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
@@ -203,6 +231,10 @@ pub struct TaskKey(pub(crate) u64);
 /// Identifies a machine; in order of registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MachineKey(u64);
+
+/// Identifies a schedule; in order of creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ScheduleKey(pub(crate) u64);
 
 /// Identifies an execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -255,6 +287,8 @@ pub enum Notice {
     HandedOut(MachineKey),
     /// A task has ended.
     Finished(TaskKey),
+    /// A schedule has fired.
+    Fired(FiredTask),
     /// The last task of this group that had not ended has ended.
     GroupFinished(Arc<str>),
     /// A task that has followers has changed.
@@ -302,6 +336,9 @@ pub struct Core {
     after: Dependents,
     halt: Option<Halt>,
     outbox: Outbox,
+    suspensions: Suspensions,
+    off_queue: OffQueue,
+    schedules: Schedules,
     /// The watches over the pools of unfinished tasks.
     pools: BTreeMap<TaskKey, Watch>,
     /// The task that is given turns at this moment.
@@ -330,6 +367,8 @@ pub struct Core {
     stats: Stats,
     change_logs: HashMap<TaskKey, ChangeLog>,
     notices: Vec<Notice>,
+    /// A list of tasks is being accepted: what it makes too many is forgotten when it is through.
+    forgets_later: bool,
     /// What has changed since the last batch, if changes are recorded.
     changes: Option<saved::Changes>,
     /// The rule that a test has switched off.
@@ -358,6 +397,9 @@ impl Core {
             after: Dependents::default(),
             halt: None,
             outbox: Outbox::default(),
+            suspensions: Suspensions::default(),
+            off_queue: OffQueue::default(),
+            schedules: Schedules::new(now),
             pools: BTreeMap::new(),
             paced: None,
             recount: Recount::default(),
@@ -377,6 +419,7 @@ impl Core {
             stats: Stats::default(),
             change_logs: HashMap::new(),
             notices: Vec::new(),
+            forgets_later: false,
             changes: None,
             broken: None,
             limits,
@@ -503,6 +546,7 @@ impl Core {
         if changes_queued {
             self.list_queued(key.task);
         }
+        self.list_off_queue(key);
         self.record_change(key);
         if waited {
             self.release_parents(key.task);
@@ -588,6 +632,9 @@ impl Core {
     /// Counts an unfinished execution of a task with `keepAlive` or an undo at its machine. Not one that any machine may
     /// run: where it is, its undo is open.
     fn guard(&mut self, key: ExecutionKey) {
+        if !self.execution(key).state.is_terminal() {
+            self.add_busy(key);
+        }
         let task = self.task(key.task);
         let execution = &task.executions[key.n as usize];
         if !task.spec.is_guarding() || execution.state.is_terminal() {
@@ -600,6 +647,7 @@ impl Core {
 
     /// An execution that was counted has ended.
     fn unguard(&mut self, key: ExecutionKey) {
+        self.remove_busy(key);
         let task = self.task(key.task);
         let target = task.executions[key.n as usize].target.as_ref();
         let target = target.filter(|_| task.spec.is_guarding());

@@ -88,6 +88,13 @@ impl Inbox {
         self.unlimited.len()
     }
 
+    /// What is handed out first, if no limit holds it up.
+    pub fn first(&self) -> Option<ExecutionKey> {
+        let limited = self.firsts().map(|(_, turn)| turn);
+        let first = self.first_unlimited().into_iter().chain(limited).min();
+        first.map(|turn| turn.key)
+    }
+
     /// The first of those that count for no limit.
     fn first_unlimited(&self) -> Option<Turn> {
         self.unlimited.first().copied()

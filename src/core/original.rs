@@ -11,6 +11,7 @@
 //! handed before is `lost` only once a later task has been reported. (The agent runs one after the other.) A call over
 //! the earlier connection shows that its process still runs.
 
+use super::firing::SCHEDULED_FOR;
 use super::machine::Machine;
 use super::tick::ORIGINAL_AT_MOST;
 use super::{Core, ExecutionKey, MachineKey, Refusal, Time};
@@ -78,7 +79,8 @@ impl CanceledAttempt {
 /// The field of a task that the original's agent does not know, if it has one. A new field of a detail belongs here, or
 /// is a `Feature`, unless a command may run without it.
 pub(super) fn unknown_field(detail: &Detail) -> Option<&'static str> {
-    let has_env = detail.env.as_ref().is_some_and(|env| !env.is_empty());
+    // A command may run without the variables that the server adds.
+    let has_env = { detail.env.iter().flatten() }.any(|(name, _)| name != SCHEDULED_FOR);
     let has_stdin = detail.stdin.as_ref().is_some_and(|text| !text.is_empty());
     match detail {
         Detail { argv: Some(_), .. } => Some("argv"),

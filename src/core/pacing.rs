@@ -368,7 +368,7 @@ impl Core {
     /// A machine is not online any more: what was queued for it frees its slot.
     pub(super) fn hold_back_queued(&mut self, now: Time, key: MachineKey) {
         for execution in self.machine(key).inbox.executions() {
-            if self.is_rolled_out(execution.task) && self.hold(execution) {
+            if self.is_rolled_out(execution.task) && self.hold(now, execution) {
                 self.wait_for_return(execution);
                 self.pace(now, execution.task);
             }
@@ -388,7 +388,7 @@ impl Core {
             }
             return self.skip(now, key);
         }
-        if !self.hold(key) {
+        if !self.hold(now, key) {
             return false;
         }
         self.unsaved_pacing(key.task).returned.insert(key.n);
@@ -396,7 +396,8 @@ impl Core {
     }
 
     /// Takes an execution out of its queue. False if it is in none.
-    fn hold(&mut self, key: ExecutionKey) -> bool {
+    fn hold(&mut self, now: Time, key: ExecutionKey) -> bool {
+        self.thaw(now, key);
         let holds = self.apply(key, Event::Hold);
         if holds {
             let due = self.execution(key).current.due_at;

@@ -38,7 +38,7 @@ pub struct TaskQuery {
 }
 
 impl TaskQuery {
-    fn wants(&self, task: &Task) -> bool {
+    pub(super) fn wants(&self, task: &Task) -> bool {
         let has_target = |label: &String| {
             task.executions
                 .iter()
@@ -78,17 +78,7 @@ impl Core {
     /// The newest tasks that match and are older than `before`, `limit` at most. Visits a bounded number of
     /// tasks; the page says where to continue.
     pub fn list(&self, query: &TaskQuery, before: Option<TaskKey>, limit: usize) -> TaskPage {
-        let older = ..before.unwrap_or(TaskKey(u64::MAX));
-        let group = query.group.as_deref();
-        // The members of a group are found by its index, however many other tasks there are.
-        let members = group.and_then(|group| self.group_members(group));
-        let members = members.into_iter().flat_map(|members| members.range(older));
-        let members = members.rev().map(|key| (key, self.task(*key)));
-        let others = match group {
-            Some(_) => ..TaskKey(0),
-            None => older,
-        };
-        let all = self.tasks.range(others).rev().chain(members);
+        let all = self.matching_from(query, before);
         let (mut tasks, mut executions, mut last) = (Vec::new(), 0, None);
         for (visited, (key, task)) in all.enumerate() {
             let full = tasks.len() >= limit || executions > MAX_LISTED_EXECUTIONS;
@@ -101,7 +91,7 @@ impl Core {
             }
             if query.wants(task) {
                 executions += task.executions.len();
-                tasks.push(task.clone());
+                tasks.push(task.clone().with_waits(self.waits_of(*key)));
             }
             last = Some(*key);
         }
@@ -110,6 +100,27 @@ impl Core {
             next: None,
             interrupted: false,
         }
+    }
+
+    /// The tasks among which a query finds those that it means: older than `before`, newest first.
+    pub(super) fn matching_from(
+        &self,
+        query: &TaskQuery,
+        before: Option<TaskKey>,
+    ) -> impl Iterator<Item = (&TaskKey, &Task)> {
+        let older = ..before.unwrap_or(TaskKey(u64::MAX));
+        let group = query.group.as_deref();
+        // The members of a group are found by its index, however many other tasks there are.
+        let members = group.and_then(|group| self.group_members(group));
+        let members = members
+            .into_iter()
+            .flat_map(move |members| members.range(older));
+        let members = members.rev().map(|key| (key, self.task(*key)));
+        let others = match group {
+            Some(_) => ..TaskKey(0),
+            None => older,
+        };
+        self.tasks.range(others).rev().chain(members)
     }
 
     /// The task with this id, or else the newest with this name.
@@ -158,8 +169,8 @@ impl Core {
 
     /// A copy of a task. Cheap: the data is shared.
     pub fn show(&self, key: TaskKey) -> Result<Task, Refusal> {
-        let task = self.known_task(key)?;
-        Ok(task.shown(self.waits_for(key)))
+        let task = self.known_task(key)?.shown(self.waits_for(key));
+        Ok(task.with_waits(self.waits_of(key)))
     }
 
     /// The output of an attempt. `None` when the attempt is no longer the latest of its execution, or is forgotten. As
@@ -196,7 +207,10 @@ impl Core {
         for (key, machine) in rest.by_ref().take(MAX_VISITED) {
             let has_label = label.is_none_or(|label| *machine.label == *label);
             if has_label && state.is_none_or(|state| machine.state == state) {
-                found.push(machine.snapshot());
+                let mut snapshot = machine.snapshot();
+                let suspension = self.suspension_of(*key);
+                snapshot.suspended = suspension.map(|it| it.reason.clone());
+                found.push(snapshot);
             }
             last = Some(*key);
         }

@@ -11,20 +11,24 @@ use super::machine::{Kind, Machine};
 use super::named_limits::SetKey;
 use super::notify::CheckedNotify;
 use super::original::OriginalAgent;
+use super::plan::Plan;
 use super::probe_data::{CheckedProbe, ONE_MACHINE, ProbeData};
 use super::rollout::Rollout;
 use super::saved::{
     Changes, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedProbe,
     SavedTask,
 };
+use super::schedule::Progress;
 use super::selector::{Selector, SelectorText, Tags, Traits, no_tags};
 use super::spec::Spec;
 use super::task::{Execution, Place, Target, Task, TaskData};
 use super::user::JOIN_ALL;
-use super::{Core, ExecutionKey, MachineKey, TaskKey, Time, data_mut};
+use super::{Core, ExecutionKey, MachineKey, ScheduleKey, TaskKey, Time, data_mut};
+use crate::recurrence::Zone;
 use crate::wire::agent::Feature;
 use crate::wire::machine::MachineState;
 use crate::wire::probe::ProbeOn;
+use crate::wire::schedule::PostedSchedule;
 use crate::wire::task::ExecutionState;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -45,8 +49,11 @@ impl Core {
             interner.share(&mut machine.label);
             interner.share(&mut machine.host);
             interner.share(&mut machine.version);
+            interner.share(&mut machine.arch);
             let canceled = std::mem::take(&mut machine.canceled).into_iter();
             machine.canceled = canceled.map(|attempt| attempt.later(away)).collect();
+            let later = |time: Time| Time(time.0.saturating_add(away));
+            machine.suspended_since = machine.suspended_since.map(later);
             let instance = interner.shared(instance);
             core.restore_machine(now, instance, machine);
         }
@@ -89,11 +96,14 @@ impl Core {
                 task.0
             ));
         }
+        core.restore_suspensions(now, away, saved.suspensions);
         for (key, piece) in saved.output {
             core.restore_output(key, &piece, &mut changes);
         }
-        core.restore_dependents(now);
         core.restore_notifications(saved.notifications, &mut changes);
+        core.restore_dependents(now);
+        core.schedules.next_key = core.schedules.next_key.max(saved.next_schedule);
+        core.restore_schedules(now, saved.schedules, saved.progress, &saved.zones)?;
         core.notices.clear();
         core.changes = Some(changes);
         // The limits may be lower than before.
@@ -101,6 +111,42 @@ impl Core {
         core.make_room_for_output(0);
         core.restored = core.sums_beyond_limits();
         Ok(core)
+    }
+
+    /// The zones are read before: what is not among them is unknown.
+    fn restore_schedules(
+        &mut self,
+        now: Time,
+        schedules: BTreeMap<ScheduleKey, Arc<PostedSchedule>>,
+        mut progress: BTreeMap<ScheduleKey, Progress>,
+        zones: &BTreeMap<String, Zone>,
+    ) -> Result<(), String> {
+        for (key, posted) in schedules {
+            let Some(mut progress) = progress.remove(&key) else {
+                return Err(format!("schedule number {} has no progress", key.0));
+            };
+            let wrong = |why: String| format!("schedule {}: {why}", progress.id);
+            let zone = match zones.get(Plan::zone_name(&posted)) {
+                Some(zone) => zone.clone(),
+                None => {
+                    let why = "there are no data for its time zone any more; give it another";
+                    progress.stopped = Some(why.into());
+                    Zone::utc()
+                }
+            };
+            let mut task = posted.task.read().map_err(wrong)?;
+            task.name.get_or_insert_with(|| progress.id.to_string());
+            let known = |text: &SelectorText| Some(Selector::accepted(text.clone()));
+            let mut spec = Spec::checked(task, &super::Limits::NONE.texts, known).map_err(wrong)?;
+            spec.selectors_mut().for_each(Selector::drop_compiled);
+            let posted = Arc::unwrap_or_clone(posted);
+            let plan = Plan::checked(posted, spec, zone, progress.first).map_err(wrong)?;
+            self.restore_schedule(now, key, plan, progress)?;
+        }
+        match progress.first_key_value() {
+            None => Ok(()),
+            Some((key, _)) => Err(format!("schedule number {} is not there", key.0)),
+        }
     }
 
     fn restore_machine(
@@ -137,6 +183,7 @@ impl Core {
             label: saved.label,
             host: saved.host,
             version: saved.version,
+            arch: saved.arch,
             tags,
             traits_key,
             kind,
@@ -153,6 +200,12 @@ impl Core {
             is_restored: !saved.offline,
             offline_since: now,
             left: saved.left,
+            suspended_since: saved.suspended_since,
+            wish: saved.wish,
+            is_drained: false,
+            is_ending: false,
+            asks_standing: false,
+            says_draining: saved.draining,
             watched_at: None,
             // It does not join a task twice.
             joins_pending: Some(JOIN_ALL),
@@ -227,6 +280,7 @@ impl Core {
             undos: Default::default(),
             notifications: Vec::new(),
             output_bytes: 0,
+            is_last_firing: false,
             executions: Vec::new(),
             spec,
         };
@@ -295,6 +349,7 @@ impl Core {
         for (execution, place) in places {
             self.restore_place(now, execution, place);
             self.guard(execution);
+            self.list_off_queue(execution);
             self.restore_undo(execution);
         }
         self.restore_probes(key);
@@ -338,6 +393,7 @@ impl Core {
             self.take_limits(now, key);
             self.count_restored(key);
         }
+        self.index_firing(key);
         if open {
             let selector = self.selector_key_of(key);
             self.open(key, selector);
@@ -367,12 +423,15 @@ impl Core {
                     label: target.label.clone(),
                     host: target.host.clone(),
                     version: "".into(),
+                    arch: "".into(),
                     original: false,
                     jobs: 1,
                     since: now,
                     left: false,
                     offline: false,
                     draining: false,
+                    suspended_since: None,
+                    wish: None,
                     tags: BTreeMap::new(),
                     seq: 0,
                     canceled: Vec::new(),
@@ -462,8 +521,9 @@ fn restored_spec(saved: &mut SavedTask) -> Spec {
         failure_ttl: saved.failure_ttl,
         sent_bytes: saved.detail.json_bytes(),
         detail: saved.detail.clone(),
-        about: saved.about.take(),
         notify: saved.notify.iter().map(CheckedNotify::accepted).collect(),
+        scheduled: saved.scheduled.clone(),
+        about: saved.about.take(),
         children: children
             .map(|mut child| {
                 let probes = std::mem::take(&mut child.task.probes);

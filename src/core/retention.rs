@@ -113,6 +113,9 @@ impl Core {
 
     /// Forgets finished tasks until a new detail is within the limit.
     pub(super) fn make_room_for_detail(&mut self, bytes: usize) {
+        if self.forgets_later {
+            return;
+        }
         while self.ledger.detail_bytes().saturating_add(bytes) > self.limits.detail_bytes {
             if !self.forget_oldest(Frees::LargeDetail) && !self.forget_oldest(Frees::Task) {
                 return;
@@ -131,6 +134,9 @@ impl Core {
 
     /// Forgets the oldest finished tasks until the limits on tasks and executions hold.
     pub(super) fn keep_within_limits(&mut self) {
+        if self.forgets_later {
+            return;
+        }
         while self.ledger.finished_executions() > self.limits.executions
             && self.forget_oldest(Frees::Executions)
         {}
@@ -169,11 +175,17 @@ impl Core {
 
     /// The undos of a finished task have changed: while one is failed or owed it is kept, whatever its limits are.
     pub(super) fn change_forgetting(&mut self, key: TaskKey, before: Option<Time>) {
-        let (Some(before), Some(after)) = (before, self.forgotten_at(key)) else {
-            return;
-        };
-        self.timers.cancel(before, Timer::ForgetTask(key));
-        self.timers.set(after, Timer::ForgetTask(key));
+        self.move_forgetting(key, before);
+    }
+
+    /// When a task is forgotten may have changed, from this time.
+    pub(super) fn move_forgetting(&mut self, key: TaskKey, before: Option<Time>) {
+        if let Some(before) = before {
+            self.timers.cancel(before, Timer::ForgetTask(key));
+        }
+        if let Some(after) = self.forgotten_at(key) {
+            self.timers.set(after, Timer::ForgetTask(key));
+        }
         self.list_finished_again(key);
     }
 
@@ -220,5 +232,8 @@ impl Core {
             self.groups.forget(group, key);
         }
         self.stats.forgotten(task.state());
+        if let Some(of) = &task.spec.scheduled {
+            self.forget_firing(key, of);
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! new field: add it to its record with `#[serde(default)]`, so that files of earlier versions still open.
 
 use super::about::About;
+use super::crew::Wish;
 use super::halt::Halt;
 use super::machine::Machine;
 use super::named_limits::SavedLimit;
@@ -14,12 +15,15 @@ use super::output::Output;
 use super::pace::Pacing;
 use super::probe_data::{ONE_MACHINE, Summary};
 use super::probe_place::ProbePlace;
+use super::schedule::{FiringOf, Progress};
 use super::selector::Narrowing;
 use super::spec::Spec;
+use super::suspension::SavedSuspensions;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::unique::Unique;
 use super::waiting::Waiting;
-use super::{Core, ExecutionKey, TaskKey, Time};
+use super::{Core, ExecutionKey, ScheduleKey, TaskKey, Time};
+use crate::recurrence::Zone;
 use crate::wire::after::Outcome;
 use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
@@ -27,6 +31,7 @@ use crate::wire::machine::MachineState;
 use crate::wire::notify::Notify;
 use crate::wire::probe::Probe;
 use crate::wire::rollout::{Expect, KeepAlive, Rollout, Share};
+use crate::wire::schedule::PostedSchedule;
 use crate::wire::task::{Detail, ExecutionState, Mode, Retry};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -96,6 +101,8 @@ pub struct SavedTask {
     pub(super) probes: Vec<SavedProbe>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notify: Vec<Notify>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Arc<FiringOf>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) about: Option<Box<About>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -192,6 +199,8 @@ pub struct SavedMachine {
     pub label: Arc<str>,
     pub host: Arc<str>,
     pub version: Arc<str>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub arch: Arc<str>,
     pub original: bool,
     pub jobs: u32,
     pub since: Time,
@@ -199,6 +208,10 @@ pub struct SavedMachine {
     pub offline: bool,
     #[serde(default)]
     pub draining: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_since: Option<Time>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wish: Option<Wish>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
     pub seq: u64,
@@ -282,6 +295,14 @@ pub struct Batch {
     pub halt: Option<Option<Halt>>,
     /// Limits by name.
     pub limits: BTreeMap<Arc<str>, Option<SavedLimit>>,
+    /// The suspensions, if they have changed.
+    pub suspensions: Option<SavedSuspensions>,
+    /// Schedules as they were posted; `None` for what was deleted.
+    pub schedules: BTreeMap<ScheduleKey, Option<Arc<PostedSchedule>>>,
+    /// How far schedules have come.
+    pub progress: BTreeMap<ScheduleKey, Progress>,
+    /// The number of the next schedule.
+    pub next_schedule: u64,
     /// The number of the next task. No number is used twice, even after a restart.
     pub next_task: u64,
 }
@@ -306,12 +327,19 @@ impl Batch {
                 || !t.limits.is_empty()
                 || t.spread.is_some()
         };
+        let machines = || self.machines.values().flatten();
         match () {
-            () if !self.limits.is_empty() => 5,
-            () if tasks().any(|t| is_ordered(t) || t.waiting.is_some()) => 5,
-            () if !self.notifications.is_empty() || tasks().any(|t| !t.notify.is_empty()) => 5,
-            () if tasks()
-                .any(|t| t.about.is_some() || t.waiting.is_some() || !t.children.is_empty()) =>
+            () if !self.limits.is_empty() || tasks().any(is_ordered) => 5,
+            () if self.suspensions.is_some() || !self.notifications.is_empty() => 5,
+            () if !self.schedules.is_empty() || !self.progress.is_empty() => 5,
+            () if machines().any(|m| m.suspended_since.is_some() || m.wish.is_some()) => 5,
+            () if tasks().any(|t| {
+                t.about.is_some()
+                    || t.waiting.is_some()
+                    || t.scheduled.is_some()
+                    || !t.children.is_empty()
+                    || !t.notify.is_empty()
+            }) =>
             {
                 5
             }
@@ -335,6 +363,9 @@ impl Batch {
             && self.notifications.is_empty()
             && self.halt.is_none()
             && self.limits.is_empty()
+            && self.suspensions.is_none()
+            && self.schedules.is_empty()
+            && self.progress.is_empty()
     }
 
     /// Applies a later batch on top of this one.
@@ -357,7 +388,18 @@ impl Batch {
         self.output.extend(later.output);
         self.limits.extend(later.limits);
         self.notifications.extend(later.notifications);
+        let deleted = later
+            .schedules
+            .iter()
+            .filter(|(_, posted)| posted.is_none());
+        for (key, _) in deleted {
+            self.progress.remove(key);
+        }
+        self.schedules.extend(later.schedules);
+        self.progress.extend(later.progress);
+        self.next_schedule = self.next_schedule.max(later.next_schedule);
         self.halt = later.halt.or(self.halt.take());
+        self.suspensions = later.suspensions.or(self.suspensions.take());
         self.next_task = self.next_task.max(later.next_task);
     }
 }
@@ -379,6 +421,16 @@ pub struct Saved {
     pub halt: Option<Halt>,
     /// Limits by name.
     pub limits: BTreeMap<Arc<str>, SavedLimit>,
+    /// The suspensions.
+    pub suspensions: SavedSuspensions,
+    /// Schedules as they were posted.
+    pub schedules: BTreeMap<ScheduleKey, Arc<PostedSchedule>>,
+    /// How far they have come.
+    pub progress: BTreeMap<ScheduleKey, Progress>,
+    /// The zones that they name; reading them is not for the core.
+    pub zones: BTreeMap<String, Zone>,
+    /// The number of the next schedule; 0 if it was not saved.
+    pub next_schedule: u64,
     /// The number of the next task; 0 if it was not saved.
     pub next_task: u64,
     /// When the process that saved them was last known to run.
@@ -398,6 +450,12 @@ pub(super) struct Changes {
     pub(super) halt: Option<Option<Halt>>,
     /// Limits that have changed, by name.
     pub(super) limits: BTreeSet<Arc<str>>,
+    /// The suspensions have changed.
+    pub(super) suspensions: bool,
+    /// Schedules that have come further.
+    schedules: BTreeSet<ScheduleKey>,
+    /// Schedules that were posted or deleted.
+    schedule_texts: BTreeSet<ScheduleKey>,
     /// The size of the pieces saved of each unfinished attempt since they were last replaced.
     pub(super) saved_bytes: BTreeMap<OutputKey, usize>,
 }
@@ -409,6 +467,26 @@ impl Changes {
 
     pub fn execution(&mut self, key: ExecutionKey) {
         self.executions.insert(key);
+    }
+
+    /// Everything from this task on was taken back before anybody saw it.
+    pub fn forget_from(&mut self, first: TaskKey) {
+        drop(self.tasks.split_off(&first));
+        drop(
+            self.executions
+                .split_off(&ExecutionKey { task: first, n: 0 }),
+        );
+    }
+
+    /// A schedule has come further.
+    pub fn schedule(&mut self, key: ScheduleKey) {
+        self.schedules.insert(key);
+    }
+
+    /// A schedule was posted or deleted.
+    pub fn schedule_text(&mut self, key: ScheduleKey) {
+        self.schedule_texts.insert(key);
+        self.schedules.insert(key);
     }
 
     pub fn machine(&mut self, instance: &Arc<str>) {
@@ -466,6 +544,22 @@ impl Core {
         batch.halt = changes.halt.take();
         let limits = std::mem::take(&mut changes.limits);
         let notifications = std::mem::take(&mut changes.notifications);
+        let suspensions = std::mem::take(&mut changes.suspensions);
+        let schedules = std::mem::take(&mut changes.schedules);
+        let texts = std::mem::take(&mut changes.schedule_texts);
+        if !texts.is_empty() {
+            batch.next_schedule = self.schedules.next_key;
+        }
+        for key in texts {
+            let saved = self.saved_schedule(key);
+            let posted = saved.map(|(posted, _)| posted.clone());
+            batch.schedules.insert(key, posted);
+        }
+        for key in schedules {
+            if let Some((_, progress)) = self.saved_schedule(key) {
+                batch.progress.insert(key, progress.clone());
+            }
+        }
         batch
             .output
             .retain(|(key, _)| self.tasks.contains_key(&key.task));
@@ -473,6 +567,7 @@ impl Core {
             let saved = self.saved_limit(&name);
             batch.limits.insert(name, saved);
         }
+        batch.suspensions = suspensions.then(|| self.saved_suspensions());
         for key in tasks {
             batch
                 .tasks
@@ -601,6 +696,7 @@ fn saved_spec(spec: &Spec) -> SavedTask {
         unique: spec.unique.clone(),
         order: None,
         notify: spec.notify.iter().map(|it| it.posted()).collect(),
+        scheduled: spec.scheduled.clone(),
         about: spec.about.clone(),
         waiting: None,
         cancels_dependents: false,
@@ -662,12 +758,15 @@ fn saved_machine(machine: &Machine) -> SavedMachine {
         label: machine.label.clone(),
         host: machine.host.clone(),
         version: machine.version.clone(),
+        arch: machine.arch.clone(),
         original: machine.is_original(),
         jobs: machine.jobs,
         since: machine.since,
         left: machine.left,
         offline: machine.state == MachineState::Offline,
         draining: machine.state == MachineState::Draining,
+        suspended_since: machine.suspended_since,
+        wish: machine.wish,
         tags: machine.tags.as_ref().clone(),
         seq: machine.seq,
         canceled: machine.original.canceled.clone(),

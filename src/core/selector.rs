@@ -257,6 +257,11 @@ impl Selector {
         }
     }
 
+    /// Compiles it, unless it is compiled.
+    pub fn compile(&mut self) {
+        *self = self.to_compiled();
+    }
+
     /// Drops the compiled form; it can be compiled again.
     pub(super) fn drop_compiled(&mut self) {
         (self.compiled, self.matches) = (None, None);
@@ -269,6 +274,11 @@ impl Selector {
     /// Which traits of a snapshot match, if they were compared.
     pub(super) fn matches_of_snapshot(&self) -> Option<Arc<Matches>> {
         self.matches.clone()
+    }
+
+    /// Whether it was matched with a snapshot.
+    pub(super) fn is_matched(&self) -> bool {
+        self.matches.is_some()
     }
 
     /// The selector as it was written.

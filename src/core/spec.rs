@@ -16,6 +16,7 @@ use super::order::PRIORITIES;
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
+use super::schedule::FiringOf;
 use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
 use super::unique::{self, Unique};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
@@ -88,6 +89,8 @@ pub struct Spec {
     pub sent_bytes: usize,
     /// Tasks that begin with its end.
     pub children: Vec<Child>,
+    /// The schedule that fired it.
+    pub scheduled: Option<Arc<FiringOf>>,
     /// What it has to wait for; none in a stored task.
     pub wait: Option<Box<Wait>>,
 }
@@ -161,10 +164,19 @@ impl Spec {
             notify,
             sent_bytes: detail.json_bytes(),
             detail: Arc::new(detail),
+            scheduled: None,
             about,
             children,
             wait: (wait != Wait::default()).then(|| Box::new(wait)),
         })
+    }
+
+    /// Adds a variable to the environment of its command.
+    pub(super) fn add_variable(&mut self, name: &str, value: String) {
+        // Both texts with their quotes, a colon and a comma.
+        self.sent_bytes += name.len() + value.len() + 6;
+        let env = &mut Arc::make_mut(&mut self.detail).env;
+        env.get_or_insert_default().insert(name.to_owned(), value);
     }
 
     /// Every selector that it has.
@@ -605,7 +617,7 @@ fn check_script(detail: &Detail) -> Result<(), String> {
 }
 
 /// Checks an id.
-fn check_id(id: &str) -> Result<(), String> {
+pub(super) fn check_id(id: &str) -> Result<(), String> {
     let good = !id.is_empty()
         && id.len() <= MAX_ID_BYTES
         && id

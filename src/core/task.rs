@@ -44,7 +44,12 @@ pub struct Task {
     data: Arc<TaskData>,
     /// What it waits for, on a copy that is shown.
     waits: Option<Box<WaitsFor>>,
+    execution_waits: Waits,
 }
+
+/// What waiting executions wait for, by their number, where that does not follow from the task itself. Only a task that is
+/// to be shown has it.
+pub(super) type Waits = Option<Arc<BTreeMap<u32, String>>>;
 
 /// The data of a task.
 #[derive(Debug, Clone)]
@@ -95,6 +100,8 @@ pub struct TaskData {
     pub(super) notifications: Vec<Arc<Entry>>,
     /// Bytes of output kept, of all its executions.
     pub(super) output_bytes: usize,
+    /// It is the last one that its schedule has fired: it is kept for as long as there is the schedule.
+    pub(super) is_last_firing: bool,
     pub(super) executions: Vec<Execution>,
 }
 
@@ -276,6 +283,13 @@ pub(super) fn attempt_key(prefix: &str, n: u32, attempt: u32) -> String {
     format!("{:016x}{:016x}", halves[0], halves[1])
 }
 
+impl TaskData {
+    /// Whether it is kept whatever the limits are: somebody has to know of it, or still needs it.
+    pub(super) fn is_kept(&self) -> bool {
+        self.is_in_debt() || self.is_last_firing || self.needed
+    }
+}
+
 impl Deref for Task {
     type Target = TaskData;
 
@@ -289,6 +303,7 @@ impl Task {
         Task {
             data: Arc::new(data),
             waits: None,
+            execution_waits: None,
         }
     }
 
@@ -297,6 +312,7 @@ impl Task {
         Task {
             data: self.data.clone(),
             waits: waits.map(Box::new),
+            execution_waits: None,
         }
     }
 
@@ -307,6 +323,12 @@ impl Task {
     /// The data, to be changed. Copies of the task do not change.
     pub(super) fn data_mut(&mut self) -> &mut TaskData {
         Arc::make_mut(&mut self.data)
+    }
+
+    /// The task with what its executions wait for, to be shown.
+    pub(super) fn with_waits(mut self, waits: Waits) -> Task {
+        self.execution_waits = waits;
+        self
     }
 
     pub(super) fn attempt_id(&self, key: ExecutionKey) -> AttemptId {
@@ -388,7 +410,7 @@ impl Task {
     /// When it is forgotten, if it has finished and is not kept for others. As long as an undo of it is failed or owed, or runs again, it is kept
     /// for longer: somebody has to know.
     pub(super) fn forgotten_at(&self) -> Option<Time> {
-        if self.needed {
+        if self.needed || self.is_last_firing {
             return None;
         }
         let retention = match self.is_in_debt() {
@@ -454,7 +476,17 @@ impl Task {
             .executions
             .iter()
             .zip(0..)
-            .map(|(e, n)| e.answer(&self.prefix, n, share))
+            .map(|(e, n)| {
+                let mut answer = e.answer(&self.prefix, n, share);
+                let wait = self
+                    .execution_waits
+                    .as_ref()
+                    .and_then(|waits| waits.get(&n));
+                if let Some(wait) = wait.filter(|_| answer.attempt.msg.is_empty()) {
+                    answer.attempt.msg = wait.clone().into();
+                }
+                answer
+            })
             .collect();
         let mut finished: Vec<usize> = (0..result.len())
             .filter(|n| self.executions[*n].state.is_terminal())
@@ -522,6 +554,8 @@ impl Task {
             result_ttl: spec.result_ttl,
             failure_ttl: spec.failure_ttl,
             rerun_of: self.rerun_of.as_deref().map(Cow::from),
+            schedule: { spec.scheduled.as_ref() }.map(|of| Cow::from(&*of.schedule)),
+            scheduled_for: { spec.scheduled.as_ref() }.map(|of| timestamp(of.at)),
             start_at: { self.waiting.as_ref() }
                 .and_then(|waiting| waiting.start_at)
                 .map(timestamp),

@@ -13,7 +13,7 @@ use crate::wire::task::ExecutionState;
 
 /// If two ticks are this far apart the server itself was paused (stopped, or without processor time). The
 /// silence of machines during that time does not count.
-const PAUSED: TimeSpan = TimeSpan::from_secs(5);
+pub(super) const PAUSED: TimeSpan = TimeSpan::from_secs(5);
 /// The longest time to the next tick that is asked for; well below [`PAUSED`].
 const AT_LEAST_EVERY: TimeSpan = TimeSpan::from_secs(2);
 /// The most timers handled in one call: it runs under the lock.
@@ -52,8 +52,9 @@ impl Core {
             };
             self.fire(now, timer);
         }
+        let firing = self.fire_schedules(now);
         self.settle_dependents(now);
-        let next = self.timers.next()?;
+        let next = self.timers.next().into_iter().chain(firing).min()?;
         Some(next.min(now.plus(AT_LEAST_EVERY)))
     }
 
@@ -82,6 +83,9 @@ impl Core {
             Timer::KeepAlive(task) => self.look_at_pool(now, task),
             Timer::Limit(limit) => self.token_is_due(now, limit),
             Timer::ForgetTask(task) => self.forget_task(task),
+            Timer::SuspensionEnds => self.suspension_may_be_over(now),
+            Timer::SuspensionSweep => self.sweep_machines(now),
+            Timer::SuspendedQueues => self.look_at_queues(now),
         }
     }
 
@@ -204,6 +208,8 @@ impl Core {
     /// Whether the current attempt has waited longer than it may.
     pub(super) fn has_expired(&self, now: Time, key: ExecutionKey) -> bool {
         let task = self.task(key.task);
+        // What has not got its time back yet was in time when its time began to stand still.
+        let now = self.frozen_since(key).map_or(now, |since| since.min(now));
         now >= self
             .execution(key)
             .current
@@ -212,6 +218,10 @@ impl Core {
     }
 
     fn expire(&mut self, now: Time, key: ExecutionKey) {
+        if self.is_frozen(now, key) {
+            // It is given its time back, and its timer set, when its machine takes work again.
+            return;
+        }
         self.end_attempt(now, key, ExecutionState::Expired, super::EXPIRED);
     }
 
@@ -221,6 +231,7 @@ impl Core {
         }
         let expires = now.plus(self.task(key.task).spec.ttl);
         self.execution_mut(key).current.due_at = None;
+        self.list_off_queue(key);
         self.set_expiry(key, expires);
         if self.is_held_back(now, key) {
             return;

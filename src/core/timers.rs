@@ -41,6 +41,12 @@ pub(super) enum Timer {
     Limit(LimitKey),
     /// A finished task is forgotten.
     ForgetTask(TaskKey),
+    /// A suspension ends by itself.
+    SuspensionEnds,
+    /// There are more machines to apply suspensions to than one call does.
+    SuspensionSweep,
+    /// It is looked which queues have only suspended machines.
+    SuspendedQueues,
 }
 
 /// The timers that are set, in order of time.

@@ -168,10 +168,7 @@ impl Core {
                 return Err(Refusal::not_on(task, name));
             }
             Selection::All if task.finished_at.is_none() => {
-                self.task_mut(key).canceled = true;
-                self.close(key);
-                let state = TaskState::Canceled;
-                self.end_unbegun(now, key, state, "canceled before it began");
+                self.mark_canceled(now, key);
             }
             _ => {}
         }
@@ -180,6 +177,14 @@ impl Core {
         }
         self.finish_if_done(now, key);
         Ok(())
+    }
+
+    /// A user cancels all of an unfinished task: nothing more of it starts than what is queued.
+    pub(super) fn mark_canceled(&mut self, now: Time, key: TaskKey) {
+        self.task_mut(key).canceled = true;
+        self.close(key);
+        let state = TaskState::Canceled;
+        self.end_unbegun(now, key, state, "canceled before it began");
     }
 
     pub(super) fn cancel_execution(&mut self, now: Time, key: ExecutionKey) {
@@ -217,6 +222,12 @@ impl Core {
             return Err(Refusal::Conflict(format!(
                 "task {} has not ended yet; cancel it first",
                 task.id
+            )));
+        }
+        if let (Some(of), true) = (&task.spec.scheduled, task.is_last_firing) {
+            return Err(Refusal::Conflict(format!(
+                "task {} is the last firing of schedule {}, which still needs it; delete the schedule first",
+                task.id, of.schedule
             )));
         }
         if task.dirty() > 0 {
@@ -364,8 +375,9 @@ impl Core {
         let named = entry.instances().map_or(usize::MAX, BTreeSet::len);
         if named.min(entry.traits.len()) < self.ready.len() {
             let machines = self.machines_of(selector);
-            let able =
-                machines.filter(|key| wanted(*key) && self.may_run(self.machine(*key), needed));
+            let able = machines.filter(|key| {
+                wanted(*key) && !self.is_suspended(*key) && self.may_run(self.machine(*key), needed)
+            });
             let waiting = able.filter_map(|key| Some((self.machine(key).ready?, key)));
             return waiting.min().map(|(_, key)| key);
         }
@@ -374,6 +386,7 @@ impl Core {
             wanted(*key)
                 && entry.means(machine.traits_key, &machine.instance)
                 && self.may_run(machine, needed)
+                && !self.is_suspended(*key)
         })
     }
 
@@ -471,9 +484,14 @@ impl Core {
             changes.execution(execution);
         }
         self.guard(execution);
+        self.list_off_queue(execution);
         self.joined.entry(key).or_default().insert(instance);
         if !late_join {
             self.close(key);
+        }
+        if self.skip_if_busy(now, execution) {
+            self.record_change(execution);
+            return;
         }
         match state {
             ExecutionState::Queued => self.queue_first(now, execution, machine),

@@ -137,6 +137,11 @@ impl TaskData {
         self.phase() != Phase::Over
     }
 
+    /// Whether it waits for something else than its time, and may come any moment.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.is_unbegun() && self.phase() != Phase::Scheduled
+    }
+
     /// How it ended, if it never began.
     pub(super) fn unbegun(&self) -> Option<&Unbegun> {
         self.waiting.as_ref()?.unbegun.as_ref()

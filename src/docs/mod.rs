@@ -55,8 +55,15 @@ pub const PAGES: &[Page] = &[
         "workflow",
         "Later, in which order, several at once: what a task waits for"
     ),
+    page!("crew", "Suspend machines, drain agents, how things stand"),
+    page!(
+        "schedules",
+        "Tasks again and again: calendars, zones, what is missed"
+    ),
     page!("commands", "Time-outs, cancel, what is left running"),
     page!("experiments", "Faults that are taken back, whatever dies"),
+    page!("files", "Files onto machines and back, the program itself"),
+    page!("coming-from", "Coming from rq, celery or cron"),
     page!("migrating", "Coming from the original sidebike"),
     page!("performance", "What was measured, and how"),
     page!("dependencies", "Which libraries are used, and why"),

@@ -5,13 +5,18 @@
 //! | `http` | bytes ↔ requests and answers; knows no route and no task |
 //! | `api` | the table of routes and the handlers: parse, call the core, answer |
 //! | `state` | the one lock around the core, what is held, what is durable, the database |
+//! | `blobs` | files on their way from people to machines, and back |
+//! | `images` | the binaries that the server hands out |
 //! | `notify` | sends notifications; alone in the server it uses `client` |
 //! | `log_queue` | the log on its way to standard error |
 //! | `answers` | the envelope, and which status goes with which refusal; used by `api` and `state` |
 
 mod answers;
 pub(crate) mod api;
+#[doc(hidden)]
+pub mod blobs;
 pub mod http;
+mod images;
 pub mod log_queue;
 mod notify;
 mod state;
@@ -22,10 +27,11 @@ pub use self::state::db;
 use self::api::access::{Access, Right};
 use self::api::audit::Audit;
 use self::api::browser::{self, OwnNames};
-use self::api::counters::Requests;
+use self::api::counters::{Requests, Transfers};
 use self::api::routes;
 use self::api::server::Server;
 use self::http::{Edge, EdgeLimits, Engine, Request};
+use self::images::Images;
 use self::notify::Notifier;
 #[cfg(feature = "db")]
 use self::state::supervise_once;
@@ -56,6 +62,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         new_machines: config.max_new_machines,
         output_bytes: config.max_output_bytes,
         detail_bytes: config.max_detail_bytes,
+        schedules: config.max_schedules,
         patterns: config.max_patterns,
         texts: config.texts.clone(),
     };
@@ -75,7 +82,8 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     };
     let edge = Edge::new(edge_limits, tls)?;
     let max_held = config.max_held.min(edge.most_held());
-    let access = Access::from_environment(config.allow_legacy)?;
+    let access = Access::from_environment(config.allow_legacy, config.hands_out_openly)?;
+    let images = Images::open(config.binaries)?;
     let audit = Audit::open(config.audit)?;
     let (store, tasks) = open_store(config.db.as_deref(), limits, max_held)?;
     let secrets = notify::Secrets::from_environment(&config.notify)?;
@@ -106,6 +114,8 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         store: store.clone(),
         edge: edge.clone(),
         requests: Requests::default(),
+        transfers: Transfers::default(),
+        images,
         texts: config.texts,
         max_json_depth: config.max_json_depth,
         access,
@@ -115,8 +125,13 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         },
         audit,
     });
+    if let Some(path) = &config.schedules {
+        let read = server.read_schedules(path);
+        info!("{}", read.map_err(|why| format!("--schedules: {why}"))?);
+    }
     let health = store.health.clone();
-    supervise(&health, "clock", move || keep_time(&store))?;
+    let clock = server.clone();
+    supervise(&health, "clock", move || keep_time(&clock))?;
     notifier.start(&health)?;
     edge.serve(config.engine, listener, &server)?;
     for signal in signals.forever() {
@@ -129,6 +144,9 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         server.store.end_polls();
         server.audit.reopen();
         notifier.reload();
+        if let Some(path) = &config.schedules {
+            server.reread_schedules(path);
+        }
         if let Some(files) = &config.tls {
             renew_certificate(&edge, files);
         }
@@ -212,9 +230,10 @@ pub fn routed(method: &str, target: &str) -> u16 {
     routes::find(&request).map_or_else(|answer| answer.status, |_| 200)
 }
 
-fn keep_time(store: &Store) {
+fn keep_time(server: &Arc<Server>) {
     loop {
         thread::sleep(state::TICK);
-        store.tick();
+        server.store.tick();
+        server.note_firings();
     }
 }

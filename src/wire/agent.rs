@@ -10,6 +10,7 @@
 //! Unknown fields are ignored here, so that agents and servers of different versions work together. Points in time
 //! are sent as "milliseconds ago": the clocks of containers may be wrong.
 
+use super::crew::{Standing, Wanted};
 use super::duration::TimeSpan;
 use super::probe::{ProbeOrder, ProbeResult};
 use super::task::ExecutionState;
@@ -40,11 +41,23 @@ pub struct Poll {
     /// The version of the agent.
     #[serde(default)]
     pub version: String,
+    /// The architecture of its machine, as `uname -m` has it; agents before 0.2 do not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub arch: String,
     /// How many commands it runs at the same time.
     pub jobs: u32,
     /// It takes no more work because it is about to end.
     #[serde(default)]
     pub draining: bool,
+    /// That is so because it was told to drain, and until it is told otherwise.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub drained: bool,
+    /// It is about to end, and cannot be kept from it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ending: bool,
+    /// It wants to know how things stand for it, see [`Orders::standing`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub standing: bool,
     /// How long the server may hold the poll; it may answer sooner.
     #[serde(default)]
     pub wait: TimeSpan,
@@ -59,7 +72,11 @@ pub struct Poll {
     pub features: Vec<String>,
 }
 
-/// Something that a task can ask for and that the first version of the agent cannot do. To add one: a variant, its word,
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// Something that a task, or a user, can ask for and that the first version of the agent cannot do. To add one: a variant, its word,
 /// and the field of `detail` that needs it in [`super::task::Detail::needs`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feature {
@@ -75,17 +92,20 @@ pub enum Feature {
     Undo,
     /// `probes`.
     Probes,
+    /// It obeys [`Orders::crew`].
+    Crew,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::User,
         Self::StdinBase64,
         Self::MergeOutput,
         Self::Script,
         Self::Undo,
         Self::Probes,
+        Self::Crew,
     ];
 
     /// The word in a poll: the field of the task or of its `detail`.
@@ -97,6 +117,7 @@ impl Feature {
             Self::Script => "script",
             Self::Undo => "undo",
             Self::Probes => "probes",
+            Self::Crew => "crew",
         }
     }
 }
@@ -167,6 +188,12 @@ pub struct Orders<D> {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[serde(deserialize_with = "bounded")]
     pub probe: Vec<ProbeOrder>,
+    /// What is wanted of the agent itself. Repeated until a poll shows that it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crew: Option<Wanted>,
+    /// How things stand for the agent, if its poll asks for that. It alone is no reason to answer a poll that is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Standing>,
 }
 
 impl<D> Orders<D> {
@@ -179,6 +206,8 @@ impl<D> Orders<D> {
             forget: Vec::new(),
             undo: Vec::new(),
             probe: Vec::new(),
+            crew: None,
+            standing: None,
         }
     }
 
@@ -189,6 +218,7 @@ impl<D> Orders<D> {
             && self.forget.is_empty()
             && self.undo.is_empty()
             && self.probe.is_empty()
+            && self.crew.is_none()
     }
 }
 

@@ -1,5 +1,6 @@
 //! A machine as answered.
 
+use super::crew::Wanted;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -44,6 +45,9 @@ pub struct Machine {
     pub tags: BTreeMap<String, String>,
     /// The version of the agent.
     pub version: String,
+    /// The architecture of the machine, if its agent says it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub arch: String,
     /// Its state.
     pub state: MachineState,
     /// How many commands it runs at the same time.
@@ -52,6 +56,12 @@ pub struct Machine {
     pub running: u32,
     /// Executions queued for it.
     pub queued: u32,
+    /// Why it is suspended; absent if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<String>,
+    /// What somebody wants of its agent and the agent has not confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<Wanted>,
     /// When it first came online, RFC 3339.
     pub since: String,
     /// When its last request arrived, RFC 3339.

@@ -5,11 +5,14 @@
 //! | `task` | tasks: as posted, as answered |
 //! | `machine` | machines |
 //! | `rollout` | how many machines a task may hit, in which order, when it stops |
+//! | `crew` | suspensions, what is wanted of an agent |
 //! | `event` | the events of a task's output |
 //! | `group` | groups of tasks |
+//! | `sweep` | cancel and rerun of many tasks |
 //! | `agent` | the calls of agents |
 //! | `report` | the report of a task |
 //! | `notify` | notifications |
+//! | `schedule` | schedules, and what became of their firings |
 //! | `halt` | the halt of all experiments |
 //! | `undo` | taking back what a command did |
 //! | `probe` | probes, which stop a task by themselves |
@@ -27,6 +30,7 @@ pub mod after;
 pub mod agent;
 mod bounded;
 pub mod child;
+pub mod crew;
 pub mod duration;
 pub mod enumeration;
 pub mod event;
@@ -42,8 +46,10 @@ pub mod output_line;
 pub mod probe;
 pub mod report;
 pub mod rollout;
+pub mod schedule;
 pub mod signal;
 pub mod strict_object;
+pub mod sweep;
 pub mod task;
 pub mod undo;
 

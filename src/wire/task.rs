@@ -250,6 +250,19 @@ pub struct PostedTask {
     pub on_end: Option<Box<Posted<PostedTask>>>,
 }
 
+/// The most tasks of a list: they are accepted in one change, with the lock held for some 10 µs each.
+pub const MAX_LIST: usize = 1_000;
+
+/// A list of tasks as posted.
+#[derive(Debug)]
+pub struct PostedTasks(pub Vec<Posted<PostedTask>>);
+
+impl<'de> Deserialize<'de> for PostedTasks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bounded::list_of(deserializer, MAX_LIST).map(PostedTasks)
+    }
+}
+
 impl ReadOnlyFields for PostedTask {
     const READ_ONLY: &[&str] = &[
         "type",
@@ -261,6 +274,8 @@ impl ReadOnlyFields for PostedTask {
         "rerunOf",
         "parent",
         "children",
+        "schedule",
+        "scheduledFor",
         "matched",
         "spared",
         "position",
@@ -726,6 +741,13 @@ pub struct Task<S = String> {
     /// The id of the task that it reruns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun_of: Option<S>,
+    /// The id of the schedule that fired it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<S>,
+    /// When that firing was due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled_for: Option<S>,
+    /// How many live machines matched when it was submitted.
     /// When it begins, or was to begin at the earliest, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at: Option<S>,

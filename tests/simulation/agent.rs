@@ -106,6 +106,8 @@ pub struct Agent {
     report_failures: u32,
     reporting: bool,
     draining: bool,
+    /// The server wants it to take no more work.
+    pub drained: bool,
     /// The calls it has made, if it is of the original.
     calls: u64,
     /// Messages that arrived while it was paused.
@@ -212,6 +214,7 @@ impl World {
             report_failures: 0,
             reporting: false,
             draining: false,
+            drained: false,
             calls: 0,
             missed: Vec::new(),
             experiments: AgentExperiments::new(self.now),
@@ -489,8 +492,12 @@ impl World {
             label: agent.label.clone(),
             host: agent.host.clone(),
             version: "simulated".into(),
+            arch: String::new(),
             jobs: agent.jobs,
-            draining: agent.draining || agent.forgotten >= agent.jobs as usize,
+            draining: agent.draining || agent.drained || agent.forgotten >= agent.jobs as usize,
+            drained: agent.drained,
+            ending: agent.draining,
+            standing: true,
             wait: TimeSpan::from_millis(wait),
             holds: agent.list_holds(now),
             features: { agent.features.iter() }
@@ -523,6 +530,7 @@ impl World {
     }
 
     fn obey(&mut self, who: usize, orders: Orders<Arc<Detail>>, keys: Vec<AttemptKey>) -> Lawful {
+        self.obey_wish(who, orders.crew);
         self.obey_undos(who, orders.undo);
         for (job, key) in orders.start.into_iter().zip(keys) {
             let agent = &self.agents[who];
@@ -762,7 +770,7 @@ impl World {
         }
         let told = undos.iter().map(|due| (due.report.id.clone(), due.change));
         let told: Told = told.collect();
-        let asks = !agent.draining && !ended.is_empty();
+        let asks = !agent.draining && !agent.drained && !ended.is_empty();
         let mut done = Done {
             undos: undos.into_iter().map(|due| due.report).collect(),
             probes: Vec::new(),

@@ -132,9 +132,23 @@ pub fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
             None => drop(saved.notifications.remove(number)),
         }
     }
+    if let Some(suspensions) = &batch.suspensions {
+        saved.suspensions.clone_from(suspensions);
+    }
     if let Some(halt) = &batch.halt {
         saved.halt.clone_from(halt);
     }
+    for (key, posted) in &batch.schedules {
+        match posted {
+            Some(posted) => drop(saved.schedules.insert(*key, posted.clone())),
+            None => {
+                saved.schedules.remove(key);
+                saved.progress.remove(key);
+            }
+        }
+    }
+    saved.progress.extend(batch.progress.clone());
+    saved.next_schedule = saved.next_schedule.max(batch.next_schedule);
     saved.next_task = saved.next_task.max(batch.next_task);
     saved.last_alive = began;
 }
@@ -445,9 +459,12 @@ impl World {
             last_alive: disk.saved.last_alive,
             halt: disk.saved.halt.clone(),
             limits: read_back(&disk.saved.limits),
+            suspensions: disk.saved.suspensions.clone(),
+            ..Saved::default()
         };
         let away = up - disk.memory.at;
         self.server.restore(self.clock.read(up), saved)?;
+        self.lists_are_restored_as_a_whole()?;
         let machines = self.server.core.machine_states();
         self.laws.forget_unsaved_goodbyes(machines);
         self.users.roll_back(disk.memory.tasks.clone(), away);

@@ -224,8 +224,12 @@ impl Scene {
             label: format!("m-{instance}"),
             host: "host".into(),
             version: String::new(),
+            arch: String::new(),
             jobs: 2,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: false,
             wait: TimeSpan::from_secs(20),
             holds: holds
                 .map(|id| Hold {

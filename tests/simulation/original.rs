@@ -132,8 +132,12 @@ impl Scene {
             label: label.into(),
             host: String::new(),
             version: String::new(),
+            arch: String::new(),
             jobs: 4,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: true,
             wait: TimeSpan::from_secs(0),
             holds: Vec::new(),
         };

@@ -400,6 +400,7 @@ impl World {
 
     /// After the faults have stopped: users let everything go on that waits for them.
     pub fn users_approve(&mut self) -> Lawful {
+        self.crew_is_let_go();
         let unfinished: Vec<TaskKey> = { self.server.core.tasks_by_key() }
             .map(|(key, _)| key)
             .filter(|key| !self.server.core.is_finished(*key))

@@ -352,6 +352,7 @@ impl World {
                 executions: self.rng.pick(&[12, 500]),
                 machines: self.rng.pick(&[4, 100]),
                 output_bytes: self.rng.pick(&[100, 1_500, 1 << 20]),
+                schedules: 1_000,
                 patterns: self.rng.pick(&[1, 2, 1_000]),
                 ..self.server.limits.clone()
             };
@@ -436,6 +437,7 @@ impl World {
                 .key_of(id)
                 .ok_or_else(|| format!("{id:?} leads nowhere"))?;
             self.note(|| format!("agent {who} is handed {id:?}"));
+            self.nothing_is_handed_out_there(who, key)?;
             if !self.agents[who].is_plain() {
                 self.laws.nobody_knows_what_becomes_of(key);
             }
@@ -487,6 +489,7 @@ impl World {
                     Notice::GroupFinished(group) => self.group_finished(&group),
                     Notice::NotificationDead(_) => self.count("notification given up"),
                     Notice::Changed(_)
+                    | Notice::Fired(_)
                     | Notice::NewcomersRefused(_)
                     | Notice::NotificationsWait => {}
                     Notice::MachineOffline(..) => self.count("machine went offline"),

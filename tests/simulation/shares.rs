@@ -75,8 +75,12 @@ impl Scene {
             label: format!("m-{instance}"),
             host: "host".into(),
             version: String::new(),
+            arch: String::new(),
             jobs: 1,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: true,
             wait: TimeSpan::from_secs(20),
             holds: Vec::new(),
         };

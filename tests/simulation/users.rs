@@ -106,6 +106,13 @@ impl Users {
         }
     }
 
+    /// Time passed that is no part of any `ttl`.
+    pub fn extend(&mut self, by: Ms) {
+        for task in self.tasks.values_mut() {
+            task.ttl += by;
+        }
+    }
+
     /// When everything must have ended, if the faults stop now.
     pub fn latest_end(&self, calm: Ms) -> Ms {
         self.tasks
@@ -164,9 +171,15 @@ impl World {
             self.user_sees_to_undos()?;
             return self.see_to_notices();
         }
+        if self.crew.share > 0 && self.rng.chance(self.crew.share) {
+            self.user_sees_to_the_crew()?;
+            return self.see_to_notices();
+        }
         match self.rng.between(0, 99) {
-            0..52 => self.user_submits()?,
-            52..66 => self.user_cancels(),
+            0..47 => self.user_submits()?,
+            47..52 => self.user_submits_list()?,
+            52..63 => self.user_cancels(),
+            63..66 => self.user_cancels_group(),
             66..76 => self.user_reruns()?,
             76..82 => self.user_deletes()?,
             82..93 if self.users.targeted > 0 => self.user_paces()?,
@@ -341,12 +354,12 @@ impl World {
         Ok(None)
     }
 
-    fn fresh_id(&mut self) -> String {
+    pub fn fresh_id(&mut self) -> String {
         self.users.submitted += 1;
         format!("t{}-{}", self.server.epoch, self.users.submitted)
     }
 
-    fn accepted(&mut self, key: TaskKey, spec: &Spec) {
+    pub fn accepted(&mut self, key: TaskKey, spec: &Spec) {
         self.count("task accepted");
         self.note(|| {
             format!(

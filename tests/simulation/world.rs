@@ -3,6 +3,7 @@
 
 use crate::agent::{Agent, Alarm};
 use crate::clock::Clock;
+use crate::crew::Crew;
 use crate::experiment::{Experiments, Happening};
 use crate::laws::Laws;
 use crate::notify::Receivers;
@@ -78,6 +79,8 @@ pub enum Event {
     NotificationTried(u64, u64, String, bool),
     Tick,
     User,
+    /// The cancel of a group goes on, of this start of the server.
+    Sweep(u64),
     Fault,
 }
 
@@ -207,6 +210,7 @@ pub struct World {
     pub users: Users,
     pub fleet: Fleet,
     pub receivers: Receivers,
+    pub crew: Crew,
     pub experiments: Experiments,
     pub several: Several,
     pub tally: Tally,
@@ -253,6 +257,7 @@ impl World {
             users: Users::default(),
             fleet: Fleet::default(),
             receivers: Receivers::new(seed),
+            crew: Crew::default(),
             experiments: Experiments::default(),
             several: Several::default(),
             tally: Tally::new(),
@@ -376,6 +381,7 @@ impl World {
         self.end_the_hostile_and_the_twins();
         self.guards_calm_down();
         self.halt_is_lifted();
+        self.crew_is_let_go();
         for who in 0..self.agents.len() {
             self.agents[who].cut_until = 0;
             if self.agents[who].paused {
@@ -408,6 +414,7 @@ impl World {
             self.at(self.stopped_until + late, event);
             return Ok(());
         }
+        self.time_passes_for_the_crew();
         match event {
             Event::ToServer(who, request) => self.server_hears(who, request)?,
             Event::ToAgent(who, response) => self.agent_hears(who, response)?,
@@ -423,6 +430,7 @@ impl World {
             }
             Event::Tick => self.tick()?,
             Event::User => self.user_acts()?,
+            Event::Sweep(life) => self.sweep_goes_on(life)?,
             Event::Fault => self.fault()?,
         }
         self.gather_changes();
@@ -431,6 +439,8 @@ impl World {
         self.look_at_undos()?;
         self.look_at_notifications()?;
         self.look_at_groups()?;
+        self.look_at_crew()?;
+        self.wishes_go_with_their_machines()?;
         self.users.look_at_pace(self.now, &self.server.core)
     }
 

@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn an_undo_takes_no_slot_and_its_attempt_is_held_until_both_have_ended() {
-        let state = AgentState::new("i".into(), 1);
+        let state = AgentState::new("i".into(), 1, None);
         let first = state.accept(with_undo(1, "60s"), None).unwrap().attempt;
         assert!(state.accept(job(2), None).is_none());
         state.note_undo(new_report(first.id.clone(), UndoState::Armed));
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_end_of_the_undo_of_a_held_attempt_is_no_reason_to_report() {
-        let state = AgentState::new("i".into(), 1);
+        let state = AgentState::new("i".into(), 1, None);
         let attempt = state.accept(with_undo(1, "60s"), None).unwrap().attempt;
         state.note_undo(new_report(attempt.id.clone(), UndoState::Done));
         assert!(!state.has_result() && !state.has_report());
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn an_undo_is_ordered_once_while_it_runs() {
-        let state = AgentState::new("i".into(), 1);
+        let state = AgentState::new("i".into(), 1, None);
         let held = state.accept(job(1), None).unwrap().attempt;
         assert!(!state.accept_undo(&undo_job(1)));
         assert!(state.accept_undo(&undo_job(2)));

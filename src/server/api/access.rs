@@ -21,6 +21,8 @@ pub enum Right {
     Look,
     /// To change tasks or machines.
     Change,
+    /// To get the program: with any token, or without one where `--hand-out open` says so.
+    HandOut,
     /// To make an agent's calls.
     Agent,
     /// To make the calls of the original's agents, which cannot send a token: the handler decides by the label.
@@ -47,7 +49,7 @@ const KINDS: [(Kind, &str); 3] = [
 impl Kind {
     fn allows(self, right: Right) -> bool {
         match (self, right) {
-            (_, Right::Open | Right::Original) | (Kind::People, _) => true,
+            (_, Right::Open | Right::Original | Right::HandOut) | (Kind::People, _) => true,
             (Kind::Agent, Right::Agent) => true,
             (Kind::Agent, Right::Look | Right::Change) => false,
             (Kind::Read, Right::Look) => true,
@@ -63,6 +65,7 @@ type Hash = [u8; 32];
 pub struct Access {
     tokens: RwLock<Vec<(Kind, Hash)>>,
     allow_legacy: Option<Regex>,
+    hands_out_openly: bool,
     /// Labels of agents that used a token of people and were warned about.
     warned_of: Mutex<BTreeSet<String>>,
     /// Addresses of agents that were refused and warned about, since the tokens were read.
@@ -123,10 +126,14 @@ impl Caller {
 
 impl Access {
     /// Reads the tokens. The error is one line for the user.
-    pub fn from_environment(allow_legacy: Option<Regex>) -> Result<Self, String> {
+    pub fn from_environment(
+        allow_legacy: Option<Regex>,
+        hands_out_openly: bool,
+    ) -> Result<Self, String> {
         Ok(Access {
             tokens: RwLock::new(read_tokens()?),
             allow_legacy,
+            hands_out_openly,
             warned_of: Mutex::default(),
             refused: Mutex::default(),
             refused_originals: Mutex::default(),
@@ -178,7 +185,12 @@ impl Access {
     /// Whether a request with this `Authorization` header has a right.
     pub fn check(&self, authorization: Option<&str>, right: Right) -> Result<Caller, Denied> {
         let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
-        if tokens.is_empty() || matches!(right, Right::Open | Right::Original) {
+        let is_open = match right {
+            Right::Open | Right::Original => true,
+            Right::HandOut => self.hands_out_openly,
+            Right::Look | Right::Change | Right::Agent => false,
+        };
+        if tokens.is_empty() || is_open {
             return Ok(Caller::default());
         }
         let presented = authorization.and_then(bearer);
@@ -310,6 +322,7 @@ mod tests {
         Access {
             tokens: RwLock::new(tokens),
             allow_legacy: Some(Regex::new("^old").unwrap()),
+            hands_out_openly: false,
             warned_of: Mutex::default(),
             refused: Mutex::default(),
             refused_originals: Mutex::default(),
@@ -339,6 +352,7 @@ mod tests {
             (Right::Look, 200, 403, 200),
             (Right::Change, 200, 403, 403),
             (Right::Agent, 200, 200, 403),
+            (Right::HandOut, 200, 200, 200),
         ] {
             assert_eq!([status("p", right), status("p2", right)], [people, people]);
             assert_eq!([status("a", right), status("r", right)], [agent, read]);

@@ -4,6 +4,7 @@ use super::access::Caller;
 use crate::config::AuditTarget;
 use crate::core::{Spec, Task};
 use crate::server::http::Request;
+use crate::wire::sweep::Swept;
 use log::{Level, info, log_enabled, warn};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
@@ -11,7 +12,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// The longest command in a line, in bytes: enough to recognize it; a script is cut.
@@ -27,13 +28,49 @@ const MAX_MACHINES: usize = 100;
 /// How long the server waits at its end for lines that are being written.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The task that a handler changed, if it got so far.
+/// What a handler changed, if it got so far.
 #[derive(Debug, Clone, Default)]
-pub struct Change(Option<Changed>);
+pub struct Change(What);
+
+#[derive(Debug, Clone, Default)]
+enum What {
+    #[default]
+    Nothing,
+    /// These tasks; a line for each.
+    Tasks(Vec<Changed>),
+    /// The tasks that a filter meant.
+    Filtered(Arc<Filtered>),
+    /// So many machines, of which these are the first.
+    Machines(u32, Vec<Arc<str>>),
+    /// The suspension of these machines, for this reason.
+    Suspension(Box<str>, Box<str>),
+}
+
+/// What a call with a filter has done, once it has.
+#[derive(Debug)]
+struct Filtered {
+    filter: String,
+    done: OnceLock<(u32, Vec<String>)>,
+}
+
+/// Notes what a call with a filter has done.
+pub struct FilteredChange(Arc<Filtered>);
+
+impl FilteredChange {
+    /// It has done this.
+    pub fn is(&self, swept: &Swept) {
+        let ids = swept
+            .shown
+            .iter()
+            .map(|task| task.rerun.as_ref().unwrap_or(&task.id));
+        // It is noted once.
+        let _ = self.0.done.set((swept.tasks, ids.cloned().collect()));
+    }
+}
 
 /// What a line says of a task. Not the task itself: a copy that is kept would double its memory with its next change.
 #[derive(Debug, Clone)]
-struct Changed {
+pub struct Changed {
     task: Arc<str>,
     spec: Arc<Spec>,
     matched: u32,
@@ -45,12 +82,44 @@ impl Change {
     pub fn of(task: &Task) -> Self {
         let mut machines: Vec<Arc<str>> = task.labels().take(MAX_MACHINES).cloned().collect();
         machines.dedup();
-        Change(Some(Changed {
+        Change(What::Tasks(vec![Changed {
             task: task.id.clone(),
             spec: task.spec.clone(),
             matched: task.matched(),
             machines,
-        }))
+        }]))
+    }
+
+    /// A change of these tasks.
+    pub fn of_all(tasks: &[Task]) -> Self {
+        let changed = tasks.iter().flat_map(|task| match Change::of(task).0 {
+            What::Tasks(tasks) => tasks,
+            _ => Vec::new(),
+        });
+        Change(What::Tasks(changed.collect()))
+    }
+
+    /// A change of what a filter means, which is about to be made.
+    pub fn later(filter: String) -> (Self, FilteredChange) {
+        let filtered = Arc::new(Filtered {
+            filter,
+            done: OnceLock::new(),
+        });
+        let change = Change(What::Filtered(filtered.clone()));
+        (change, FilteredChange(filtered))
+    }
+
+    /// A change of machines with these labels.
+    pub fn of_machines<'a>(labels: impl ExactSizeIterator<Item = &'a str>) -> Self {
+        let number = labels.len() as u32;
+        let labels = labels.take(MAX_MACHINES).map(Arc::from).collect();
+        Change(What::Machines(number, labels))
+    }
+
+    /// A change of the suspension with this pattern.
+    pub fn of_suspension(pattern: &str, reason: &str) -> Self {
+        let cut = |text: &str| text[..text.floor_char_boundary(MAX_COMMAND_BYTES)].into();
+        Change(What::Suspension(cut(pattern), cut(reason)))
     }
 }
 
@@ -92,6 +161,17 @@ struct Line<'a> {
     command: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<&'a str>,
+    /// What a call with a filter meant, how many tasks it has changed, and the first of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filter: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changed: Option<u32>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tasks: Vec<&'a str>,
+    #[serde(rename = "machinePattern", skip_serializing_if = "Option::is_none")]
+    machine_pattern: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
 }
 
 /// A call, as its line tells of it once its status is known.
@@ -105,10 +185,29 @@ pub struct Record {
 }
 
 impl Record {
-    /// The line.
-    pub fn line(&self, status: u16) -> Option<String> {
-        let changed = self.change.0.as_ref();
-        let machines = changed.map_or(&[][..], |changed| &changed.machines);
+    /// Its lines: one, or one for each task of a list.
+    pub fn lines(&self, status: u16) -> Vec<String> {
+        let lines = match &self.change.0 {
+            What::Tasks(tasks) => tasks
+                .iter()
+                .map(|task| self.line(status, Some(task)))
+                .collect(),
+            _ => vec![self.line(status, None)],
+        };
+        lines.into_iter().flatten().collect()
+    }
+
+    fn line(&self, status: u16, changed: Option<&Changed>) -> Option<String> {
+        let (mut filtered, mut suspension) = (None, None);
+        let mut machines = changed.map_or(&[][..], |changed| &changed.machines);
+        let mut matched = changed.map(|changed| changed.matched);
+        match &self.change.0 {
+            What::Nothing | What::Tasks(_) => {}
+            What::Filtered(change) => filtered = Some(change),
+            What::Machines(number, labels) => (machines, matched) = (labels, Some(*number)),
+            What::Suspension(pattern, reason) => suspension = Some((&**pattern, &**reason)),
+        }
+        let done = filtered.and_then(|filtered| filtered.done.get());
         let line = Line {
             time: humantime::format_rfc3339_millis(self.time).to_string(),
             token: self.token.as_deref().unwrap_or("none"),
@@ -116,10 +215,21 @@ impl Record {
             call: &self.call,
             status,
             task: changed.map(|changed| &*changed.task),
-            matched: changed.map(|changed| changed.matched),
+            matched,
             machines: machines.iter().map(|label| &**label).collect(),
             command: changed.map(|changed| command(&changed.spec)),
             user: changed.and_then(|changed| changed.spec.detail.user.as_deref()),
+            filter: filtered
+                .map(|filtered| &*filtered.filter)
+                .filter(|filter| !filter.is_empty()),
+            changed: done.map(|(count, _)| *count),
+            tasks: done.map_or_else(Vec::new, |(_, ids)| {
+                ids.iter().map(String::as_str).collect()
+            }),
+            machine_pattern: suspension.map(|(pattern, _)| pattern),
+            reason: suspension
+                .map(|(_, reason)| reason)
+                .filter(|it| !it.is_empty()),
         };
         let mut text = Vec::with_capacity(USUAL_BYTES);
         serde_json::to_writer(&mut text, &line).ok()?;
@@ -193,6 +303,20 @@ impl Audit {
             time: SystemTime::now(),
             token: caller.name.as_deref().map(Box::from),
             peer: request.peer,
+            call: call.into(),
+            change: change.clone(),
+        })
+    }
+
+    /// What the line of a firing tells: in the name of the token that made the schedule.
+    pub fn firing(&self, token: Option<&str>, call: &str, change: &Change) -> Option<Record> {
+        if !self.has_file() && !log_enabled!(target: LOG_TARGET, Level::Info) {
+            return None;
+        }
+        Some(Record {
+            time: SystemTime::now(),
+            token: token.map(Box::from),
+            peer: None,
             call: call.into(),
             change: change.clone(),
         })

@@ -50,8 +50,20 @@ pub struct Route {
     pub path: &'static [&'static str],
     /// The parameters of the query. Others are an error: a typo must not silently change what is done.
     pub query: &'static [&'static str],
+    /// How many times `--max-body` its body may have.
+    pub bodies: usize,
     /// The handler.
     pub handler: fn(Call<'_>) -> Handled,
+    /// The handler reads files, so a thread that may wait calls it.
+    pub reads_files: bool,
+}
+
+impl Route {
+    /// Says that the handler reads files.
+    pub const fn reading_files(mut self) -> Self {
+        self.reads_files = true;
+        self
+    }
 }
 
 /// A line of the table of routes.
@@ -67,6 +79,13 @@ pub const fn route(
         method,
         path,
         query,
+        bodies: 1,
         handler,
+        reads_files: false,
     }
+}
+
+/// The same for a call whose body may be so many times as large as that of others.
+pub const fn with_bodies(bodies: usize, route: Route) -> Route {
+    Route { bodies, ..route }
 }

@@ -1,6 +1,16 @@
 //! Counters of answered requests.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What was transferred.
+#[derive(Debug, Default)]
+pub struct Transfers {
+    /// Bytes of files and of the program sent.
+    pub bytes_sent: Arc<AtomicU64>,
+    /// How often the program was asked for.
+    pub handed_out: AtomicU64,
+}
 
 /// Requests by class of HTTP status, 1xx to 5xx.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// `GET /metrics`.
 pub fn metrics(call: Call<'_>) -> Handled {
     let server = call.server;
-    let (machines, tasks, mut executions, figures, output_bytes, detail_bytes, debts, told) =
+    let (machines, tasks, mut executions, figures, output_bytes, detail_bytes, debts, more) =
         server.store.ask(|core| {
             let figures = core.stats().clone();
             (
@@ -22,11 +22,23 @@ pub fn metrics(call: Call<'_>) -> Handled {
                 core.output_bytes(),
                 core.detail_bytes(),
                 core.debts(),
-                (core.pending_notifications(), core.notify_stats()),
+                (
+                    core.pending_notifications(),
+                    core.notify_stats(),
+                    core.suspensions().len(),
+                ),
             )
         });
     let oldest = server.store.change(|core, now| core.oldest_queued(now));
     let limits = server.store.ask(|core| core.limits());
+    let schedules = server.store.look(|core, now| {
+        let by_outcome: Vec<_> = core.firings_by_outcome().collect();
+        (
+            core.schedules_by_state(),
+            by_outcome,
+            core.schedules_due(now),
+        )
+    });
     let mut page = Page(String::new());
     let classes = (1..=5).zip(server.requests.by_class());
     page.family(
@@ -81,6 +93,27 @@ pub fn metrics(call: Call<'_>) -> Handled {
             &format!("state=\"{}\"", state.word()),
             count,
         );
+    }
+    let (by_state, by_outcome, due) = schedules;
+    page.family("sidebike_schedules", "gauge", "Schedules, by state.");
+    for (state, count) in by_state {
+        let label = format!("state=\"{}\"", state.word());
+        page.sample("sidebike_schedules", &label, count as u64);
+    }
+    page.single(
+        "sidebike_schedules_due",
+        "gauge",
+        "Schedules with a firing that is due and has not become a task yet.",
+        due as u64,
+    );
+    page.family(
+        "sidebike_firings_total",
+        "counter",
+        "Firings of schedules, by outcome; several missed at once count as one.",
+    );
+    for (outcome, count) in by_outcome {
+        let label = format!("outcome=\"{}\"", outcome.word());
+        page.sample("sidebike_firings_total", &label, count);
     }
     page.single(
         "sidebike_tasks_submitted_total",
@@ -141,7 +174,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "Undos that are failed or owed.",
         debts as u64,
     );
-    let (pending, told) = told;
+    let (pending, told, suspensions) = more;
     page.single(
         "sidebike_notifications_pending",
         "gauge",
@@ -165,6 +198,12 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "counter",
         "Tries of notifications that failed.",
         told.failed_tries,
+    );
+    page.single(
+        "sidebike_suspensions",
+        "gauge",
+        "Suspensions of machines in force.",
+        suspensions as u64,
     );
     page.single(
         "sidebike_held_requests",
@@ -218,6 +257,19 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "sidebike_run_time_seconds",
         "How long commands ran.",
         &figures.run_time,
+    );
+    let transfers = &server.transfers;
+    page.single(
+        "sidebike_file_bytes_sent_total",
+        "counter",
+        "Bytes of files and of the program sent.",
+        transfers.bytes_sent.load(Ordering::Relaxed),
+    );
+    page.single(
+        "sidebike_handed_out_total",
+        "counter",
+        "How often the program was asked for.",
+        transfers.handed_out.load(Ordering::Relaxed),
     );
     let body = page.0.into_bytes();
     Ok(Some(Answer::new(200, "text/plain; version=0.0.4", body)))

@@ -6,7 +6,8 @@
 //! | `service` | what the edge calls: who is let in, by which route a request is served, what is written down |
 //! | `call`, `server` | what handlers get: a call, and the server that it is made to |
 //! | `parse` | bodies and parameters, read and checked |
-//! | `tasks`, `machines`, `output`, `follow`, `metrics`, `page`, `docs` | the calls of people |
+//! | `tasks`, `machines`, `crew`, `output`, `follow`, `metrics`, `page`, `docs` | the calls of people |
+//! | `hand_out`, `transfer` | the program itself; answers that are read from files |
 //! | `agents`, `original` | the calls of agents, and of the original's |
 //! | `access`, `browser` | who may: tokens, and pages of other sites |
 //! | `audit`, `counters` | who changed what; how many requests there were |
@@ -20,12 +21,15 @@ pub mod audit;
 pub mod browser;
 mod call;
 pub mod counters;
+mod crew;
 mod docs;
 mod encoding;
 mod follow;
 mod groups;
 mod halt;
+mod hand_out;
 mod limits;
+mod lists;
 mod machines;
 mod metrics;
 mod original;
@@ -34,6 +38,9 @@ mod page;
 mod parse;
 mod report;
 pub mod routes;
+mod schedules;
 pub mod server;
 mod service;
+mod sweeps;
 mod tasks;
+mod transfer;

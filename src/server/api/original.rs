@@ -5,7 +5,7 @@
 //! Their agent looks at `signal` and `data` only, never at the HTTP status.
 
 use super::access::{Access, Right};
-use super::call::{Call, Handled, Route};
+use super::call::{Call, Handled, Route, route};
 use super::encoding;
 use super::parse::check_depth;
 use crate::core::{Link, Refusal, original_instance};
@@ -30,27 +30,27 @@ const MAX_NAMED_BYTES: usize = 255;
 
 /// The calls of the original's agents.
 pub const ROUTES: &[Route] = &[
-    Route {
-        right: Right::Original,
-        method: "GET",
-        path: &["api", "v1", "lifecycle", "ping"],
-        query: &["path"],
-        handler: ping,
-    },
-    Route {
-        right: Right::Original,
-        method: "POST",
-        path: &["api", "v1", "task", "status", "assigned"],
-        query: &[],
-        handler: assigned,
-    },
-    Route {
-        right: Right::Original,
-        method: "POST",
-        path: &["api", "v1", "task", "status", "done"],
-        query: &[],
-        handler: done,
-    },
+    route(
+        Right::Original,
+        "GET",
+        &["api", "v1", "lifecycle", "ping"],
+        &["path"],
+        ping,
+    ),
+    route(
+        Right::Original,
+        "POST",
+        &["api", "v1", "task", "status", "assigned"],
+        &[],
+        assigned,
+    ),
+    route(
+        Right::Original,
+        "POST",
+        &["api", "v1", "task", "status", "done"],
+        &[],
+        done,
+    ),
 ];
 
 /// What "no time-out" is to an agent that knows none, in seconds: a year.

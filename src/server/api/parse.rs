@@ -25,25 +25,50 @@ pub fn body<T: DeserializeOwned>(call: &Call<'_>, what: &str) -> Result<T, Answe
     if let Ok(value) = serde_json::from_slice(bytes) {
         return Ok(value);
     }
-    // To keep in mind where one is costs as much as to read; only for the words of an error.
+    let read = read_with_path(bytes, |path| match path {
+        "" => what.to_owned(),
+        // Of an entry of a list: `tasks[3].detail`.
+        path if path.starts_with('[') => format!("{what}{path}"),
+        path => path.to_owned(),
+    });
+    let (value, end) = read.map_err(|why| other(bad(why)))?;
+    end.map_err(|why| bad(format!("{what}: something follows the JSON: {why}")))?;
+    Ok(value)
+}
+
+/// Reads the JSON of a field of a body, which is a text of its own. The error names the field.
+pub fn read_strictly<T: DeserializeOwned>(bytes: &[u8], field: &str) -> Result<T, String> {
+    if let Ok(value) = serde_json::from_slice(bytes) {
+        return Ok(value);
+    }
+    let read = read_with_path(bytes, |path| match path {
+        "" => field.to_owned(),
+        path if field.contains(' ') => path.to_owned(),
+        path => format!("{field}.{path}"),
+    });
+    Ok(read?.0)
+}
+
+/// Reads JSON; the error says where it is, as `named` names the path. Also whether nothing follows. To keep in mind where
+/// one is costs as much as to read: only for the words of an error.
+fn read_with_path<T: DeserializeOwned>(
+    bytes: &[u8],
+    named: impl FnOnce(&str) -> String,
+) -> Result<(T, serde_json::Result<()>), String> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let read = serde_path_to_error::deserialize(&mut json);
     let value: T = read.map_err(|error| {
         let path = error.path().to_string();
         // "?" stands where the JSON broke off before a name was complete.
-        let field = match path.trim_end_matches('?').trim_end_matches('.') {
-            "" => what,
-            field => field,
-        };
+        let field = named(path.trim_end_matches('?').trim_end_matches('.'));
         let mut why = error.inner().to_string();
         if why.starts_with("invalid unicode code point") {
             why = "is not UTF-8; send the body as UTF-8".into();
         }
-        other(bad(format!("{field}: {why}")))
+        format!("{field}: {why}")
     })?;
-    json.end()
-        .map_err(|error| bad(format!("{what}: something follows the JSON: {error}")))?;
-    Ok(value)
+    let end = json.end();
+    Ok((value, end))
 }
 
 /// Refuses a body whose JSON is nested too deeply, before anything is made of it.
@@ -58,7 +83,7 @@ pub fn check_depth(call: &Call<'_>, what: &str) -> Result<(), Answer> {
 }
 
 /// Whether arrays and objects are nested no deeper than `max`.
-fn nests_within(body: &[u8], max: usize) -> bool {
+pub fn nests_within(body: &[u8], max: usize) -> bool {
     let (mut depth, mut at) = (0usize, 0);
     while let Some(byte) = body.get(at) {
         at += 1;

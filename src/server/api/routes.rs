@@ -2,9 +2,10 @@
 //! describe it in `src/docs/api.md` and `src/docs/openapi.json`.
 
 use super::access::Right;
-use super::call::{Call, Handled, Route, route};
+use super::call::{Call, Handled, Route, route, with_bodies};
 use super::{
-    agents, docs, groups, halt, limits, machines, metrics, original, output, page, report, tasks,
+    agents, crew, docs, groups, halt, hand_out, limits, lists, machines, metrics, original, output,
+    page, report, schedules, sweeps, tasks,
 };
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
@@ -13,8 +14,12 @@ const OPEN: Right = Right::Open;
 const LOOK: Right = Right::Look;
 const CHANGE: Right = Right::Change;
 const AGENT: Right = Right::Agent;
+const HAND_OUT: Right = Right::HandOut;
 /// The only parameter that may be given more than once.
 const REPEATABLE: &str = "tag";
+
+/// A list of tasks may be so many times as large as one task.
+const LIST_BODIES: usize = 16;
 
 /// Every call but the original's agents'.
 #[rustfmt::skip]
@@ -33,6 +38,17 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "POST", &["api", "v1", "task", "*", "rerun"], &["all", "wait", "format", "strict"], tasks::rerun),
     route(LOOK, "GET", &["api", "v1", "task", "*", "report"], &["format"], report::report),
     route(LOOK, "GET", &["api", "v1", "task", "*", "output"], &["machine", "stream", "offset", "follow", "format"], output::output),
+    with_bodies(LIST_BODIES, route(CHANGE, "POST", &["api", "v1", "tasks"], &[], lists::submit)),
+    route(CHANGE, "POST", &["api", "v1", "cancel"], &["state", "taskPrefix", "label", "tag", "group", "notStarted", "dryRun"], sweeps::cancel),
+    route(CHANGE, "POST", &["api", "v1", "rerun"], &["state", "taskPrefix", "label", "tag", "group", "all", "dryRun"], sweeps::rerun),
+    route(CHANGE, "POST", &["api", "v1", "group", "*", "cancel"], &["notStarted", "dryRun"], sweeps::cancel_group),
+    route(LOOK, "GET", &["api", "v1", "schedule"], &[], schedules::list),
+    route(LOOK, "GET", &["api", "v1", "schedule", "*"], &[], schedules::show),
+    route(CHANGE, "PUT", &["api", "v1", "schedule", "*"], &["dryRun"], schedules::put),
+    route(CHANGE, "DELETE", &["api", "v1", "schedule", "*"], &[], schedules::delete),
+    route(CHANGE, "POST", &["api", "v1", "schedule", "*", "pause"], &[], schedules::pause),
+    route(CHANGE, "POST", &["api", "v1", "schedule", "*", "resume"], &[], schedules::resume),
+    route(CHANGE, "POST", &["api", "v1", "schedule", "*", "run"], &[], schedules::run),
     route(LOOK, "GET", &["api", "v1", "group", "*"], &["wait", "limit", "cursor"], groups::show),
     route(CHANGE, "POST", &["api", "v1", "halt"], &["all"], halt::halt),
     route(CHANGE, "DELETE", &["api", "v1", "halt"], &[], halt::lift),
@@ -42,6 +58,13 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "DELETE", &["api", "v1", "limit", "*"], &[], limits::remove),
     route(LOOK, "GET", &["api", "v1", "limit"], &[], limits::list),
     route(LOOK, "GET", &["api", "v1", "status"], &[], halt::status),
+    route(CHANGE, "POST", &["api", "v1", "suspend"], &[], crew::suspend),
+    route(LOOK, "GET", &["api", "v1", "summary"], &[], crew::summary),
+    route(LOOK, "GET", &["api", "v1", "suspend"], &[], crew::suspensions),
+    route(CHANGE, "DELETE", &["api", "v1", "suspend"], &["machinePattern"], crew::lift),
+    route(CHANGE, "POST", &["api", "v1", "machine", "*", "drain"], &[], crew::drain),
+    route(CHANGE, "POST", &["api", "v1", "machine", "*", "undrain"], &[], crew::undrain),
+    route(CHANGE, "POST", &["api", "v1", "machine", "*", "shutdown"], &[], crew::shutdown),
     route(LOOK, "GET", &["api", "v1", "machine"], &["label", "state", "tag"], machines::list),
     route(AGENT, "POST", &["api", "v1", "agent", "poll"], &[], agents::poll),
     route(AGENT, "POST", &["api", "v1", "agent", "output"], &[], agents::output),
@@ -51,6 +74,8 @@ const ROUTES: &[Route] = &[
     route(OPEN, "GET", &["docs"], &[], docs::index),
     route(OPEN, "GET", &["docs", "*"], &[], docs::page),
     route(OPEN, "GET", &["api", "v1", "openapi.json"], &[], docs::openapi),
+    route(HAND_OUT, "GET", &["sidebike"], &["arch"], hand_out::binary).reading_files(),
+    route(HAND_OUT, "GET", &["sidebike.sha256"], &["arch"], hand_out::hash).reading_files(),
     route(OPEN, "GET", &["healthz"], &[], healthz),
     route(LOOK, "GET", &["metrics"], &[], metrics::metrics),
 ];

@@ -3,9 +3,10 @@
 use super::access::Access;
 use super::audit::Audit;
 use super::browser::OwnNames;
-use super::counters::Requests;
+use super::counters::{Requests, Transfers};
 use crate::core::TextLimits;
 use crate::server::http::Edge;
+use crate::server::images::Images;
 use crate::server::state::Store;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -19,6 +20,10 @@ pub struct Server {
     pub edge: Arc<Edge>,
     /// How many requests were answered.
     pub requests: Requests,
+    /// What was transferred.
+    pub transfers: Transfers,
+    /// The binaries that it hands out.
+    pub images: Images,
     /// Limits of texts in tasks.
     pub texts: TextLimits,
     /// How deep a body's JSON may be nested.

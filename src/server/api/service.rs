@@ -38,8 +38,9 @@ impl Service for Server {
                 body: match route.right {
                     Right::Original => original::body_limit(self.edge.max_body()),
                     Right::Agent => BodyLimit::Refuse(self.edge.max_body().min(MAX_REPORT_BYTES)),
-                    _ => BodyLimit::Refuse(self.edge.max_body()),
+                    _ => BodyLimit::Refuse(self.edge.max_body().saturating_mul(route.bodies)),
                 },
+                sink: None,
                 admission: Admission { route, caller },
             })
         });
@@ -119,8 +120,9 @@ impl Call<'_> {
             if let Some(status) = status {
                 server.requests.count(status);
             }
-            let line = record.and_then(|record| record.line(status.unwrap_or(NOT_ANSWERED)));
-            line.into_iter().for_each(|line| server.write_later(line));
+            let status = status.unwrap_or(NOT_ANSWERED);
+            let lines = record.iter().flat_map(|record| record.lines(status));
+            lines.for_each(|line| server.write_later(line));
         })
     }
 }
@@ -130,7 +132,7 @@ impl Server {
     fn may_have_to_wait(&self, route: &Route) -> bool {
         let saves = self.store.may_wait() && route.right != Right::Open;
         let notes = self.audit.has_file() && route.right == Right::Change;
-        saves || notes
+        saves || notes || route.reads_files
     }
 
     /// Counts a request, and writes the audit.
@@ -138,13 +140,13 @@ impl Server {
         self.requests.count(status);
         if admission.route.right == Right::Change {
             let record = self.audit.record(&admission.caller, request, change);
-            let line = record.and_then(|record| record.line(status));
-            line.into_iter().for_each(|line| self.audit.write(line));
+            let lines = record.iter().flat_map(|record| record.lines(status));
+            lines.for_each(|line| self.audit.write(line));
         }
     }
 
     /// Writes a line to the audit; to a file by another thread, as that may have to wait.
-    fn write_later(self: &Arc<Self>, line: String) {
+    pub(super) fn write_later(self: &Arc<Self>, line: String) {
         if !self.audit.has_file() {
             return self.audit.write(line);
         }
@@ -167,14 +169,13 @@ impl Server {
             return;
         }
         let record = self.audit.record(caller, request, &Change::default());
-        if let Some(line) = record.and_then(|record| record.line(status)) {
-            self.write_later(line);
-        }
+        let lines = record.iter().flat_map(|record| record.lines(status));
+        lines.for_each(|line| self.write_later(line));
     }
 
     /// Checks that a request is allowed, and says who the caller is.
     fn authorize(self: &Arc<Self>, request: &Request, route: &Route) -> Result<Caller, Answer> {
-        let looks_only = matches!(route.right, Right::Open | Right::Look);
+        let looks_only = matches!(route.right, Right::Open | Right::Look | Right::HandOut);
         let checked = match browser::refusal(request, looks_only, &self.own_names) {
             Some(msg) => Err(Denied {
                 status: 403,
@@ -192,7 +193,7 @@ impl Server {
                 Right::Change => self.note_refused(route, &denied.caller, request, denied.status),
                 Right::Agent => self.access.note_refused(request.peer, denied.msg),
                 Right::Original => original::note_refused(&self.access, request, denied.msg),
-                Right::Open | Right::Look => {}
+                Right::Open | Right::Look | Right::HandOut => {}
             }
             answers::error(denied.status, denied.msg)
         })

@@ -68,10 +68,18 @@ impl Answer {
     }
 
     fn head(&self, mode: ResponseMode) -> Vec<u8> {
+        self.head_for(mode, self.body.len() as u64)
+    }
+
+    /// The head, for a body of so many bytes that comes from elsewhere.
+    pub fn head_for(&self, mode: ResponseMode, length: u64) -> Vec<u8> {
         let mut head = Vec::with_capacity(HEAD_BYTES + self.body.len().min(SMALL));
         begin(&mut head, self.status, self.content_type);
         // Writing to a vector cannot fail.
-        let _ = write!(head, "Content-Length: {}\r\n", self.body.len());
+        // A 304 has no body, and its length would be that of the body which the client has.
+        if self.status != 304 {
+            let _ = write!(head, "Content-Length: {length}\r\n");
+        }
         head.extend_from_slice(self.headers.as_bytes());
         if !mode.keep_alive {
             head.extend_from_slice(b"Connection: close\r\n");
@@ -131,6 +139,8 @@ fn begin(head: &mut Vec<u8>, status: u16, content_type: &str) {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        206 => "Partial Content",
+        304 => "Not Modified",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
@@ -140,10 +150,12 @@ fn reason(status: u16) -> &'static str {
         409 => "Conflict",
         413 => "Content Too Large",
         414 => "URI Too Long",
+        416 => "Range Not Satisfiable",
         417 => "Expectation Failed",
         422 => "Unprocessable Content",
         431 => "Request Header Fields Too Large",
         503 => "Service Unavailable",
+        507 => "Insufficient Storage",
         505 => "HTTP Version Not Supported",
         // The words mean nothing to programs.
         _ => "Other",

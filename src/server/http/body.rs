@@ -9,6 +9,8 @@ use super::request::Refused;
 const MAX_CHUNK_LINE: usize = 1_024;
 /// What chunk lines may take in all, in bytes, so that a body in one-byte chunks is bounded as well.
 const MAX_FRAMING_BYTES: usize = 256 * 1024;
+/// Of a streamed body, which has no limit, chunk lines may take one part in so many besides.
+const STREAMED_SHARE: u64 = 4;
 /// Bytes of all trailers.
 const MAX_TRAILER_BYTES: usize = 8 * 1024;
 
@@ -31,13 +33,17 @@ pub enum BodyLimit {
     Refuse(usize),
     /// So many bytes are kept, and the rest is read and dropped: for clients that send once and never again.
     Cut(usize),
+    /// There is none: a [`Sink`](super::Sink) takes the body piece by piece.
+    Streamed,
 }
 
 impl BodyLimit {
     /// How many bytes are kept at most.
     pub fn kept(self) -> usize {
-        let (BodyLimit::Refuse(bytes) | BodyLimit::Cut(bytes)) = self;
-        bytes
+        match self {
+            BodyLimit::Refuse(bytes) | BodyLimit::Cut(bytes) => bytes,
+            BodyLimit::Streamed => usize::MAX,
+        }
     }
 
     /// How many bytes there may be.
@@ -45,6 +51,7 @@ impl BodyLimit {
         match self {
             BodyLimit::Refuse(bytes) => bytes as u64,
             BodyLimit::Cut(_) => MAX_CUT_BYTES,
+            BodyLimit::Streamed => u64::MAX,
         }
     }
 }
@@ -58,6 +65,8 @@ pub struct Decoder {
     limit: BodyLimit,
     /// Bytes that were not kept.
     left_out: u64,
+    /// Bytes of the body so far.
+    has_come: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +96,7 @@ impl Decoder {
             framing_bytes: 0,
             limit,
             left_out: 0,
+            has_come: 0,
         };
         match framing {
             Framing::Length(bytes) if bytes > limit.max() => Err(decoder.too_large()),
@@ -113,6 +123,7 @@ impl Decoder {
         let kept = taken.min(self.limit.kept().saturating_sub(body.len()));
         body.extend_from_slice(&from[..kept]);
         self.left_out += (taken - kept) as u64;
+        self.has_come += taken as u64;
         taken
     }
 
@@ -139,8 +150,7 @@ impl Decoder {
                     };
                 }
                 State::Chunk(left) => {
-                    let has_come = body.len() as u64 + self.left_out;
-                    if has_come.saturating_add(left) > self.limit.max() {
+                    if self.has_come.saturating_add(left) > self.limit.max() {
                         return Err(self.too_large());
                     }
                     let taken = self.keep(rest, left, body);
@@ -163,7 +173,11 @@ impl Decoder {
                         return Ok(at);
                     };
                     at += line.len() + 2;
-                    self.count(line.len() + 2, MAX_FRAMING_BYTES)?;
+                    let share = match self.limit {
+                        BodyLimit::Streamed => (self.has_come / STREAMED_SHARE) as usize,
+                        BodyLimit::Refuse(_) | BodyLimit::Cut(_) => 0,
+                    };
+                    self.count(line.len() + 2, MAX_FRAMING_BYTES + share)?;
                     self.state = match chunk_size(line)? {
                         0 => {
                             self.framing_bytes = 0;

@@ -49,13 +49,16 @@ pub struct ResponseMode {
 }
 
 /// Headers that must be given once.
-const ONCE: [&str; 6] = [
+const ONCE: [&str; 9] = [
     "Content-Length",
     "Transfer-Encoding",
     "Host",
     "Origin",
     "Sec-Fetch-Site",
     "Authorization",
+    "Range",
+    "Content-Range",
+    "Sidebike-Instance",
 ];
 /// Headers that are parsed without allocating; a request with more is refused, or parsed again with more room.
 const USUAL_HEADERS: usize = 32;
@@ -255,6 +258,16 @@ fn checked(
             headers.fetch_site = Some(text.to_owned());
         } else if is("Accept") {
             headers.accept = Some(text.to_owned());
+        } else if is("Range") {
+            headers.range = Some(text.to_owned());
+        } else if is("If-Range") {
+            headers.if_range = Some(text.to_owned());
+        } else if is("If-None-Match") {
+            headers.if_none_match = Some(text.to_owned());
+        } else if is("Content-Range") {
+            headers.content_range = Some(text.to_owned());
+        } else if is("Sidebike-Instance") {
+            headers.instance = Some(Authorization(text.to_owned()));
         } else if is("Authorization") {
             headers.authorization = Some(Authorization(text.to_owned()));
         }

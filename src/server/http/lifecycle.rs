@@ -53,6 +53,8 @@ pub enum Event {
     Sent,
     /// The stream has given its last part.
     StreamEnd,
+    /// The same for a stream of known length, all of which was given: another request may follow.
+    StreamWhole,
     /// The peer has closed its sending side, and nothing of what it sent is left to be parsed.
     End,
     /// The connection is broken.
@@ -165,9 +167,10 @@ impl Lifecycle {
                 S::Idle | S::ReadingHead | S::ReadingBody,
                 E::Hold(_) | E::Answer(_) | E::Stream(_) | E::Dropped(_),
             ) => (self.state, A::Wait),
-            (S::Idle | S::ReadingHead | S::ReadingBody, E::Sent | E::StreamEnd) => {
-                (self.state, A::Wait)
-            }
+            (
+                S::Idle | S::ReadingHead | S::ReadingBody,
+                E::Sent | E::StreamEnd | E::StreamWhole,
+            ) => (self.state, A::Wait),
             (S::Idle | S::ReadingHead | S::ReadingBody, E::Lost | E::Late | E::Shed) => {
                 (S::Closed, A::Close)
             }
@@ -184,7 +187,7 @@ impl Lifecycle {
             (S::Serving | S::Held, E::Part | E::HeadWithBody | E::Request | E::Refused) => {
                 (self.state, A::Wait)
             }
-            (S::Serving | S::Held, E::Sent | E::StreamEnd | E::Late | E::Shed) => {
+            (S::Serving | S::Held, E::Sent | E::StreamEnd | E::StreamWhole | E::Late | E::Shed) => {
                 (self.state, A::Wait)
             }
 
@@ -196,7 +199,8 @@ impl Lifecycle {
                 self.is_last = true;
                 (S::Writing, A::Write)
             }
-            (S::Writing, E::StreamEnd) => (S::Writing, A::Wait),
+            (S::Streaming, E::StreamWhole) => (S::Writing, A::Write),
+            (S::Writing, E::StreamEnd | E::StreamWhole) => (S::Writing, A::Wait),
             (S::Writing | S::Streaming, E::End) => (self.state, A::Wait),
             (S::Writing | S::Streaming, E::Lost | E::Late | E::Shed) => (S::Closed, A::Close),
             (S::Writing | S::Streaming, E::Part | E::HeadWithBody | E::Request | E::Refused) => {
@@ -215,7 +219,7 @@ impl Lifecycle {
             (S::Lingering, E::Hold(_) | E::Answer(_) | E::Stream(_) | E::Dropped(_)) => {
                 (S::Lingering, A::Wait)
             }
-            (S::Lingering, E::Sent | E::StreamEnd) => (S::Lingering, A::Wait),
+            (S::Lingering, E::Sent | E::StreamEnd | E::StreamWhole) => (S::Lingering, A::Wait),
         };
         self.state = state;
         action

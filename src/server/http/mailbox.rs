@@ -6,7 +6,8 @@
 use super::ConnectionId;
 use super::answer::Answer;
 use super::memory_budget::Reservation;
-use super::responder::Source;
+use super::request::Refused;
+use super::responder::{Source, StreamHead};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use std::io;
@@ -22,8 +23,10 @@ pub enum Mail {
     Hold(ConnectionId, u32),
     /// The answer to a request, and its part of the memory budget.
     Answer(ConnectionId, u32, Answer, Option<Reservation>),
-    /// The answer to a request comes about bit by bit; the type of its body.
-    Stream(ConnectionId, u32, &'static str, Box<dyn Source>),
+    /// The answer to a request comes about bit by bit.
+    Stream(ConnectionId, u32, StreamHead, Box<dyn Source>),
+    /// A piece of a body was taken, or not; `None` when that failed by a bug.
+    Taken(ConnectionId, u32, Result<(), Option<Refused>>),
     /// A stream may have something new.
     Wake(ConnectionId, u32),
     /// A request was dropped without an answer.

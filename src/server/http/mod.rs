@@ -50,7 +50,7 @@ pub use self::body::BodyLimit;
 pub use self::head::RequestLimits;
 pub use self::pool::start_thread;
 pub use self::request::{Authorization, Headers, Refused, Request};
-pub use self::responder::{Part, Responder, Source, Waker};
+pub use self::responder::{Part, Responder, Source, StreamHead, Waker};
 
 use self::deadlines::Millis;
 use self::mailbox::{Mail, Mailbox};
@@ -63,7 +63,7 @@ use log::info;
 use std::collections::HashMap;
 use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread;
 use std::time::Instant;
 
@@ -79,6 +79,8 @@ const CONNECTION_BYTES: usize = 64 * 1024;
 const TLS_CONNECTION_BYTES: usize = 256 * 1024;
 /// Large answers that are made or wait for memory at once.
 const LARGE_ANSWERS: usize = 8;
+/// Threads that read and write what is transferred, at once: as many as there are transfers.
+const TRANSFERS: usize = 16;
 /// One connection in NEVER_HELD, at least NEVER_HELD_AT_LEAST of them (or a third, where there are few in all), is kept
 /// for requests that are answered at once.
 const NEVER_HELD: usize = 12;
@@ -145,6 +147,15 @@ pub struct Admitted<A> {
     pub may_wait: bool,
     /// How large its body may be.
     pub body: BodyLimit,
+    /// Takes the body piece by piece, which then has [`BodyLimit::Streamed`]; the request is served, by a thread for
+    /// transfers, when all of it is taken.
+    pub sink: Option<Arc<dyn Sink>>,
+}
+
+/// Takes a body piece by piece, on a thread that may wait. It is dropped when the body breaks off.
+pub trait Sink: Send + Sync {
+    /// Takes the next piece. An error is the request's answer, and the rest of the body is not read.
+    fn take(&self, piece: &[u8]) -> Result<(), Refused>;
 }
 
 /// The number of a connection; no other one of this process ever has it (but for one 2^32 connections later).
@@ -229,6 +240,8 @@ pub struct Edge {
     pool: Arc<Pool>,
     /// For large answers: making them is work, and they wait for memory.
     large_answers: Arc<Pool>,
+    /// For what is transferred, so that a slow disk delays nothing else; made when it is first needed.
+    transfers: OnceLock<Arc<Pool>>,
     tls: RwLock<Option<ServerTls>>,
     started: Instant,
     open: AtomicUsize,
@@ -267,6 +280,7 @@ impl Edge {
             budget: MemoryBudget::new(limits.max_in_flight_bytes),
             pool: Pool::start(limits.max_threads)?,
             large_answers: Pool::start(LARGE_ANSWERS)?,
+            transfers: OnceLock::new(),
             tls: RwLock::new(tls),
             started: Instant::now(),
             open: AtomicUsize::new(0),
@@ -309,6 +323,12 @@ impl Edge {
     /// Has something done by a thread that may wait for the disk.
     pub fn run_in_pool(&self, job: impl FnOnce() + Send + 'static) {
         self.pool.give(Box::new(job));
+    }
+
+    /// Has a piece of a transfer read or written.
+    pub fn run_transfer(&self, job: impl FnOnce() + Send + 'static) {
+        let start = || Pool::start(TRANSFERS).unwrap_or_else(|_| self.pool.clone());
+        self.transfers.get_or_init(start).give(Box::new(job));
     }
 
     /// Says for how many there is room.

@@ -21,15 +21,17 @@ pub struct Request {
     pub connection: Option<ConnectionId>,
     /// It is the first one of its connection.
     pub is_first: bool,
-    /// The body; empty until it has been read.
+    /// The body; empty until it has been read, and of one that a sink takes.
     pub body: Vec<u8>,
+    /// The length of the body that its head names; `None` for one in chunks.
+    pub body_bytes: Option<u64>,
     /// How many bytes of the body were left out at its end, see [`BodyLimit::Cut`](super::BodyLimit::Cut).
     pub body_left_out: u64,
     /// What a large body takes of the memory budget, given back with the request.
     pub(super) reservation: Option<Reservation>,
 }
 
-/// The headers that say who is asking.
+/// The headers that say who is asking, and for what.
 #[derive(Debug, Default)]
 pub struct Headers {
     /// `Host`.
@@ -40,11 +42,21 @@ pub struct Headers {
     pub fetch_site: Option<String>,
     /// `Accept`.
     pub accept: Option<String>,
+    /// `Range`.
+    pub range: Option<String>,
+    /// `If-Range`.
+    pub if_range: Option<String>,
+    /// `If-None-Match`.
+    pub if_none_match: Option<String>,
+    /// `Content-Range`.
+    pub content_range: Option<String>,
+    /// `Sidebike-Instance`: which agent asks. A secret as well.
+    pub instance: Option<Authorization>,
     /// `Authorization`: a secret, see the `Debug` of its type.
     pub authorization: Option<Authorization>,
 }
 
-/// The value of an `Authorization` header, which must never show.
+/// The value of a header that must never show.
 pub struct Authorization(pub(super) String);
 
 impl Authorization {
@@ -97,6 +109,7 @@ impl Request {
             connection: None,
             is_first: false,
             body: Vec::new(),
+            body_bytes: Some(0),
             body_left_out: 0,
             reservation: None,
         })

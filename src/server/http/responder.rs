@@ -50,6 +50,14 @@ pub enum Part {
     End,
 }
 
+/// How an answer begins whose body comes from a [`Source`].
+pub enum StreamHead {
+    /// With this type, of unknown length: the last answer of its connection.
+    Endless(&'static str),
+    /// With this head, and so many bytes. A source that ends before them breaks its connection off.
+    Sized(Answer, u64),
+}
+
 /// Makes the connection ask its stream for the next part.
 pub struct Waker(Wakes);
 
@@ -73,6 +81,10 @@ impl Waker {
 impl EdgeReply {
     fn put(&self, mail: Mail) {
         self.edge.mailbox(self.connection).put(mail);
+    }
+
+    fn stream(self, head: StreamHead, source: Box<dyn Source>) {
+        self.put(Mail::Stream(self.connection, self.number, head, source));
     }
 
     fn send(self, answer: Answer, reservation: Option<Reservation>) {
@@ -159,14 +171,19 @@ impl Responder {
     /// Answers with a stream, the last answer of its connection.
     pub fn stream(mut self, content_type: &'static str, source: Box<dyn Source>) {
         match self.path.take() {
-            Some(ReplyPath::Edge(path)) => path.put(Mail::Stream(
-                path.connection,
-                path.number,
-                content_type,
-                source,
-            )),
+            Some(ReplyPath::Edge(path)) => path.stream(StreamHead::Endless(content_type), source),
             #[cfg(feature = "tiny_http")]
             Some(ReplyPath::Tiny(path)) => path.stream(content_type, source),
+            None => {}
+        }
+    }
+
+    /// Answers with a body of so many bytes that a source gives; the body of `answer` does not count.
+    pub fn stream_sized(mut self, answer: Answer, bytes: u64, source: Box<dyn Source>) {
+        match self.path.take() {
+            Some(ReplyPath::Edge(path)) => path.stream(StreamHead::Sized(answer, bytes), source),
+            #[cfg(feature = "tiny_http")]
+            Some(ReplyPath::Tiny(path)) => path.stream_sized(answer, bytes, source),
             None => {}
         }
     }

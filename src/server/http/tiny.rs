@@ -8,7 +8,7 @@ use super::answer::Answer;
 use super::body::BodyLimit;
 use super::request::{Authorization, Headers, Refused, Request};
 use super::responder::{Part, ReplyPath, Responder, Source};
-use super::{ConnectionId, RequestLimits, Service, start_thread};
+use super::{ConnectionId, RequestLimits, Service, Sink, start_thread};
 use log::{debug, warn};
 use std::io::{self, Cursor, Read};
 use std::net::TcpListener;
@@ -20,6 +20,8 @@ use std::time::Duration;
 
 /// Threads that take requests and serve them.
 const THREADS: usize = 16;
+/// What is read of a body at once for its sink, in bytes.
+const PIECE_BYTES: usize = 256 * 1024;
 /// The pause after an error of the library.
 const ERROR_PAUSE: Duration = Duration::from_millis(20);
 
@@ -96,7 +98,11 @@ fn serve<S: Service>(mut raw: tiny_http::Request, limits: &RequestLimits, servic
         Ok(admitted) => admitted,
         Err(answer) => return respond(raw, answer),
     };
-    match body(&mut raw, admitted.body) {
+    let taken = match &admitted.sink {
+        Some(sink) => pass_on(&mut raw, &**sink).map(|()| (Vec::new(), 0)),
+        None => body(&mut raw, admitted.body),
+    };
+    match taken {
         Ok((body, left_out)) => (request.body, request.body_left_out) = (body, left_out),
         Err(refused) => {
             let answer = service.refuse(&refused, Some((&request, &admitted.admission)));
@@ -133,10 +139,17 @@ fn parsed(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<Request, R
         origin: header("Origin"),
         fetch_site: header("Sec-Fetch-Site"),
         accept: header("Accept"),
+        range: header("Range"),
+        if_range: header("If-Range"),
+        if_none_match: header("If-None-Match"),
+        content_range: header("Content-Range"),
+        instance: header("Sidebike-Instance").map(Authorization),
         authorization: header("Authorization").map(Authorization),
     };
     let peer = raw.remote_addr().map(|address| address.ip());
-    Request::parsed(raw.method().as_str(), raw.url(), headers, peer)
+    let mut request = Request::parsed(raw.method().as_str(), raw.url(), headers, peer)?;
+    request.body_bytes = raw.body_length().map(|bytes| bytes as u64);
+    Ok(request)
 }
 
 /// The body as far as it is kept, and how many bytes were left out.
@@ -165,12 +178,32 @@ fn body(raw: &mut tiny_http::Request, limit: BodyLimit) -> Result<(Vec<u8>, u64)
     }
 }
 
-fn respond(request: tiny_http::Request, answer: Answer) {
-    let length = answer.body.len();
+/// Gives a body to its sink.
+fn pass_on(raw: &mut tiny_http::Request, sink: &dyn Sink) -> Result<(), Refused> {
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match raw.as_reader().read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(bytes) => sink.take(&piece[..bytes])?,
+            Err(error) => {
+                let msg = format!("the body could not be read: {error}");
+                return Err(Refused::new(400, msg));
+            }
+        }
+    }
+}
+
+fn respond(request: tiny_http::Request, mut answer: Answer) {
+    let body = std::mem::take(&mut answer.body);
+    let length = body.len();
+    respond_with(request, answer, Cursor::new(body), length);
+}
+
+fn respond_with(request: tiny_http::Request, answer: Answer, body: impl Read, length: usize) {
     let mut response = tiny_http::Response::new(
         tiny_http::StatusCode(answer.status),
         Vec::new().into(),
-        Cursor::new(answer.body),
+        body,
         Some(length),
         None,
     )
@@ -206,6 +239,20 @@ impl TinyReply {
     /// Answers, as far as the peer takes it now.
     pub fn answer(self, answer: Answer) {
         respond(self.request, answer);
+    }
+
+    /// Answers with a body of so many bytes, on a thread of its own.
+    pub fn stream_sized(self, answer: Answer, bytes: u64, source: Box<dyn Source>) {
+        let reader = Reader {
+            source,
+            signal: self.signal,
+            part: Cursor::default(),
+        };
+        let request = self.request;
+        let send = move || respond_with(request, answer, reader.take(bytes), bytes as usize);
+        if let Err(why) = start_thread("stream", send) {
+            warn!("{why}; a stream was not answered");
+        }
     }
 
     /// Answers with a stream, on a thread of its own.

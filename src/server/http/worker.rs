@@ -157,10 +157,11 @@ impl<S: Service> Worker<S> {
                     c.answered(number, answer, reservation, cx)
                 });
             }
-            Mail::Stream(of, number, content_type, source) => {
-                self.with(of.key(), |c, cx| {
-                    c.streamed(number, content_type, source, cx)
-                });
+            Mail::Stream(of, number, head, source) => {
+                self.with(of.key(), |c, cx| c.streamed(number, head, source, cx));
+            }
+            Mail::Taken(of, number, taken) => {
+                self.with(of.key(), |c, cx| c.piece_taken(number, taken, cx));
             }
             Mail::Wake(of, number) => self.with(of.key(), |c, cx| c.woken(number, cx)),
             Mail::Dropped(of, number) => self.with(of.key(), |c, cx| c.dropped(number, cx)),

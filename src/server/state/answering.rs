@@ -82,6 +82,9 @@ impl Store {
                     jobs.push(Job::Finished(task));
                     self.watchers.wake(task);
                 }
+                Notice::Fired(fired) => { self.fired.lock() }
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(fired),
                 Notice::GroupFinished(group) => jobs.push(Job::GroupFinished(group)),
                 Notice::Changed(task) => self.watchers.wake(task),
                 Notice::HandedOut(machine) => {

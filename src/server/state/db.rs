@@ -9,12 +9,14 @@ mod inspect;
 
 pub use self::inspect::{check, export};
 
-use crate::core::{Batch, Core, Limits, OutputChange, OutputKey, Saved, SavedPiece, TaskKey, Time};
+use crate::core::{
+    Batch, Core, Limits, OutputChange, OutputKey, Saved, SavedPiece, ScheduleKey, TaskKey, Time,
+};
 use crate::wire::agent::Stream;
 use log::{info, warn};
 use redb::{
     Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable,
-    StorageError, Table, TableDefinition, TableError,
+    StorageError, Table, TableDefinition, TableError, WriteTransaction,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,7 +54,12 @@ const MACHINES: TableDefinition<&str, &[u8]> = TableDefinition::new("machines");
 const SWITCHES: TableDefinition<&str, &[u8]> = TableDefinition::new("switches");
 /// Limits by name. Files of earlier versions do not have it.
 const LIMITS: TableDefinition<&str, &[u8]> = TableDefinition::new("limits");
+/// Schedules as they were posted, by number. Only files of version 5 have these two.
+const SCHEDULES: TableDefinition<u64, &[u8]> = TableDefinition::new("schedules");
+/// How far they have come: that changes with each firing, and may be much shorter.
+const PROGRESS: TableDefinition<u64, &[u8]> = TableDefinition::new("progress");
 const SWITCH_HALT: &str = "halt";
+const SWITCH_SUSPENSIONS: &str = "suspensions";
 
 /// Notifications by number. Files of earlier versions do not have it.
 const NOTIFICATIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("notifications");
@@ -60,6 +67,7 @@ const NOTIFICATIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("notific
 const META_VERSION: &str = "version";
 const META_LAST_ALIVE: &str = "lastAlive";
 const META_NEXT_TASK: &str = "nextTask";
+const META_NEXT_SCHEDULE: &str = "nextSchedule";
 
 /// The open file.
 pub struct Db {
@@ -337,6 +345,22 @@ fn write_batch(
                 }
             }
         }
+        if let Some(suspensions) = &batch.suspensions {
+            let mut switches = write.open_table(SWITCHES).map_err(text)?;
+            let suspensions = json(suspensions)?;
+            drop(
+                switches
+                    .insert(SWITCH_SUSPENSIONS, &*suspensions)
+                    .map_err(text)?,
+            );
+        }
+        if !batch.schedules.is_empty() || !batch.progress.is_empty() {
+            write_schedules(&write, batch)?;
+            if batch.next_schedule > 0 {
+                meta.insert(META_NEXT_SCHEDULE, batch.next_schedule)
+                    .map_err(text)?;
+            }
+        }
         let mut tasks = write.open_table(TASKS).map_err(text)?;
         let mut executions = write.open_table(EXECUTIONS).map_err(text)?;
         let mut output = write.open_table(OUTPUT).map_err(text)?;
@@ -373,6 +397,24 @@ fn write_batch(
         }
     }
     write.commit().map_err(text)
+}
+
+fn write_schedules(write: &WriteTransaction, batch: &Batch) -> Result<(), String> {
+    let mut schedules = write.open_table(SCHEDULES).map_err(text)?;
+    let mut progress = write.open_table(PROGRESS).map_err(text)?;
+    for (key, saved) in &batch.progress {
+        progress.insert(key.0, &*json(saved)?).map_err(text)?;
+    }
+    for (key, posted) in &batch.schedules {
+        match posted {
+            Some(posted) => drop(schedules.insert(key.0, &*json(posted)?).map_err(text)?),
+            None => {
+                schedules.remove(key.0).map_err(text)?;
+                progress.remove(key.0).map_err(text)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 type OutputTable<'a> = Table<'a, (u64, u32, u32, u64), &'static [u8]>;
@@ -478,7 +520,14 @@ impl Read {
         match read.open_table(SWITCHES) {
             Err(TableError::TableDoesNotExist(_)) => {}
             switches => {
-                let halt = switches.map_err(text)?.get(SWITCH_HALT).map_err(text)?;
+                let switches = switches.map_err(text)?;
+                let suspensions = switches.get(SWITCH_SUSPENSIONS).map_err(text)?;
+                if let Some(suspensions) = suspensions {
+                    let saved = record("switch", SWITCH_SUSPENSIONS, suspensions.value());
+                    let saved = self.or_left_out(saved, strictness)?;
+                    self.saved.suspensions = saved.unwrap_or_default();
+                }
+                let halt = switches.get(SWITCH_HALT).map_err(text)?;
                 if let Some(halt) = halt {
                     let halt = record("switch", SWITCH_HALT, halt.value());
                     self.saved.halt = self.or_left_out(halt, strictness)?;
@@ -511,6 +560,7 @@ impl Read {
                 }
             }
         }
+        self.read_schedules(read, strictness)?;
         let tasks = read.open_table(TASKS).map_err(text)?;
         for entry in tasks.iter().map_err(text)? {
             let (key, value) = entry.map_err(text)?;
@@ -557,6 +607,41 @@ impl Read {
         Ok(())
     }
 
+    fn read_schedules(
+        &mut self,
+        read: &ReadTransaction,
+        strictness: Strictness,
+    ) -> Result<(), String> {
+        let meta = read.open_table(META).map_err(text)?;
+        let next = meta.get(META_NEXT_SCHEDULE).map_err(text)?;
+        self.saved.next_schedule = next.map_or(0, |next| next.value());
+        let schedules = match read.open_table(SCHEDULES) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+            schedules => schedules.map_err(text)?,
+        };
+        for entry in schedules.iter().map_err(text)? {
+            let (key, value) = entry.map_err(text)?;
+            self.bytes += value.value().len() as u64;
+            let posted = record("schedule", key.value(), value.value());
+            if let Some(posted) = self.or_left_out(posted, strictness)? {
+                let key = ScheduleKey(key.value());
+                self.saved.schedules.insert(key, Arc::new(posted));
+            }
+        }
+        let progress = read.open_table(PROGRESS).map_err(text)?;
+        for entry in progress.iter().map_err(text)? {
+            let (key, value) = entry.map_err(text)?;
+            self.bytes += value.value().len() as u64;
+            let progress = record("the progress of schedule", key.value(), value.value());
+            if let Some(progress) = self.or_left_out(progress, strictness)? {
+                self.saved
+                    .progress
+                    .insert(ScheduleKey(key.value()), progress);
+            }
+        }
+        Ok(())
+    }
+
     /// A record; `None` if it cannot be read and is left out.
     fn or_left_out<T>(
         &mut self,
@@ -588,6 +673,13 @@ impl Read {
         });
         self.left_out += before - tasks.len();
         executions.retain(|(task, _), _| tasks.contains_key(task));
+        let Saved {
+            schedules,
+            progress,
+            ..
+        } = &mut self.saved;
+        schedules.retain(|key, _| progress.contains_key(key));
+        progress.retain(|key, _| schedules.contains_key(key));
     }
 }
 

@@ -30,10 +30,13 @@ use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder};
 use crate::core::{
-    Core, EventBatch, Follower, GroupSummary, Limits, MachineSnapshot, MatchingSelectors, Notice,
-    Refusal, Saved, Selector, Task, TaskKey, TaskPage, TaskQuery, Time,
+    Core, EventBatch, FiredTask, Follower, GroupSummary, Limits, MachineSnapshot, MachineSummary,
+    MatchingSelectors, Notice, Plan, Refusal, Saved, Selector, Task, TaskKey, TaskPage, TaskQuery,
+    Time,
 };
+use crate::recurrence::Zone;
 use crate::wire::agent::{Assignment, Orders, Poll};
+use crate::wire::crew::{LabelSummary, OldestWaiting};
 use crate::wire::machine::MachineState;
 use crate::wire::task::Detail;
 use std::collections::VecDeque;
@@ -62,6 +65,8 @@ pub struct Store {
     pub watchers: Watchers,
     /// Rings when there are notifications to be sent.
     pub outbox_bell: Bell,
+    /// What schedules have fired, for the audit.
+    fired: Mutex<Vec<FiredTask>>,
 }
 
 /// What is to be done after a change, once the lock is released.
@@ -147,23 +152,22 @@ impl Store {
         max_held: usize,
         saved: Option<Saved>,
     ) -> Result<Arc<Store>, String> {
-        let since_1970 = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
         let last_alive = saved.as_ref().map_or(0, |saved| saved.last_alive.0);
         let clock = Clock {
-            started_ms: (since_1970.as_millis() as u64).max(last_alive),
+            started_ms: wall().0.max(last_alive),
             started: Instant::now(),
         };
         let durable = Durable::new(saved.is_some());
-        let core = match saved {
+        let mut core = match saved {
             None => Core::new(limits, clock.now()),
-            Some(saved) => {
+            Some(mut saved) => {
+                read_zones(&mut saved);
                 let mut core = Core::restored(limits, clock.now(), saved)?;
                 durable.take_in(clock.now(), core.take_batch(), core.has_unfinished());
                 core
             }
         };
+        core.set_wall_clock(clock.now(), wall());
         let store = Arc::new(Store {
             state: Mutex::new(State {
                 core,
@@ -177,6 +181,7 @@ impl Store {
             job_waits: Condvar::new(),
             watchers: Watchers::default(),
             outbox_bell: Bell::default(),
+            fired: Mutex::default(),
         });
         for _ in 0..ANSWERING_THREADS {
             let answering = store.clone();
@@ -192,6 +197,22 @@ impl Store {
             since: Instant::now(),
             holds: &self.holds,
         }
+    }
+
+    /// What the wall clock shows.
+    pub fn wall(&self) -> Time {
+        wall()
+    }
+
+    /// What schedules have fired since the last call.
+    pub fn take_fired(&self) -> Vec<FiredTask> {
+        std::mem::take(&mut *self.fired.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Asks the core something about this moment.
+    pub fn look<R>(&self, question: impl FnOnce(&Core, Time) -> R) -> R {
+        let state = self.state();
+        question(&state.core, self.clock.now())
     }
 
     /// Asks the core something.
@@ -375,6 +396,15 @@ impl Store {
         }
     }
 
+    /// The machines by label, and what has waited for longest. The lock is released in between.
+    pub fn summary(&self) -> (Vec<LabelSummary>, Option<OldestWaiting>) {
+        let mut summary = MachineSummary::default();
+        while self.ask(|core| core.summarize_machines(&mut summary)) {}
+        let labels = std::mem::take(&mut summary.labels);
+        let oldest = self.ask(|core| core.oldest_waiting(summary));
+        (labels.into_values().collect(), oldest)
+    }
+
     /// A page of a list, see [`Core::list`]. That a task has ended is said when it is safe, or when the disk takes
     /// nothing for now.
     pub fn list(&self, query: &TaskQuery, before: Option<TaskKey>, limit: usize) -> TaskPage {
@@ -510,13 +540,25 @@ impl Store {
         self.state().held.readers -= 1;
     }
 
+    /// Matches the selectors of schedules that are about to fire with the machines there are, unless the core knows them.
+    fn match_due_selectors(&self) {
+        let due = self.look(|core, now| core.selectors_of_due(now));
+        for (key, mut selector) in due {
+            selector.compile();
+            self.match_machines(&mut selector);
+            self.change(|core, _| core.set_selector_of_schedule(key, selector));
+        }
+    }
+
     /// Does what is due.
     pub fn tick(&self) {
+        self.match_due_selectors();
         loop {
             let (after, jobs, again, groups) = {
                 let mut state = self.state();
                 let now = self.clock.now();
                 let State { core, held } = &mut *state;
+                core.set_wall_clock(now, self.wall());
                 let next = core.tick(now);
                 let polls = held.due_polls(now).into_iter();
                 let mut jobs: Vec<Job> = polls
@@ -588,6 +630,22 @@ impl Store {
             (held.take_all_waits(), held.take_all_group_waits())
         };
         drop((waits, groups));
+    }
+}
+
+/// What the wall clock shows.
+fn wall() -> Time {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    Time(since_1970.unwrap_or_default().as_millis() as u64)
+}
+
+/// Reads the time zones that saved schedules name. One that is not there any more is left out.
+pub(super) fn read_zones(saved: &mut Saved) {
+    for posted in saved.schedules.values() {
+        let name = Plan::zone_name(posted);
+        if let Ok(zone) = Zone::named(name) {
+            saved.zones.insert(name.to_owned(), zone);
+        }
     }
 }
 

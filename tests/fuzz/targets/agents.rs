@@ -16,6 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
         output_bytes: 1 << 16,
         detail_bytes: 1 << 20,
         new_machines: 1_000,
+        schedules: 1_000,
         patterns: 2,
         texts: TextLimits {
             pattern: 100,

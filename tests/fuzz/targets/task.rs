@@ -18,6 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
         output_bytes: 1 << 20,
         detail_bytes: 1 << 20,
         new_machines: 1_000,
+        schedules: 1_000,
         patterns: 10,
         texts: TextLimits {
             pattern: 1_024,

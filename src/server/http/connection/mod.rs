@@ -16,7 +16,7 @@ use super::lifecycle::{Action, Event, Lifecycle, State};
 use super::memory_budget::{self, Reservation};
 use super::poller::Interest;
 use super::request::Refused;
-use super::responder::{Part, Source};
+use super::responder::{Part, Source, StreamHead};
 use super::transport::{Output, Transport};
 use super::{ConnectionId, Edge, Service};
 use crate::tls::Got;
@@ -96,6 +96,8 @@ struct Stream {
     source: Box<dyn Source>,
     /// When to ask it again.
     next: Millis,
+    /// How many bytes are to come, where that is known.
+    left: Option<u64>,
 }
 
 /// What was read and written in one pass.
@@ -230,20 +232,28 @@ impl<S: Service> Connection<S> {
     pub fn streamed(
         &mut self,
         number: u32,
-        content_type: &str,
+        head: StreamHead,
         source: Box<dyn Source>,
         cx: &mut Context<'_, S>,
     ) {
         if self.on(Event::Stream(number), cx) != Action::Pull {
             return;
         }
-        let head = answer::stream_head(content_type, self.mode);
+        let (head, left) = match head {
+            StreamHead::Endless(content_type) => {
+                (answer::stream_head(content_type, self.mode), None)
+            }
+            StreamHead::Sized(answer, bytes) => (answer.head_for(self.mode, bytes), Some(bytes)),
+        };
         self.write_head(head);
-        if self.mode.without_body {
-            self.on(Event::StreamEnd, cx);
-        } else {
-            let next = cx.now;
-            self.stream = Some(Stream { source, next });
+        let is_empty = self.mode.without_body || left == Some(0);
+        match left {
+            Some(_) if is_empty => drop(self.on(Event::StreamWhole, cx)),
+            None if is_empty => drop(self.on(Event::StreamEnd, cx)),
+            left => {
+                let next = cx.now;
+                self.stream = Some(Stream { source, next, left });
+            }
         }
         self.advance(cx);
     }
@@ -290,6 +300,12 @@ impl<S: Service> Connection<S> {
         }
     }
 
+    /// Whether its stream says how long it is.
+    fn is_sized(&self) -> bool {
+        let stream = self.stream.as_ref();
+        stream.is_some_and(|stream| stream.left.is_some())
+    }
+
     /// Whether something is on its way that the socket did not take yet.
     fn has_unsent(&self) -> bool {
         !self.output.is_empty() || self.transport.wants_write()
@@ -326,7 +342,7 @@ impl<S: Service> Connection<S> {
     pub fn wanted(&self) -> Interest {
         let read = match self.state() {
             State::Idle | State::ReadingHead | State::Lingering => true,
-            State::ReadingBody => self.starved.is_none(),
+            State::ReadingBody => self.starved.is_none() && !self.waits_for_sink(),
             State::Serving | State::Held | State::Streaming => self.input.len() < LOOK_AHEAD_BYTES,
             State::Writing | State::Closed => false,
         };
@@ -513,14 +529,34 @@ impl<S: Service> Connection<S> {
         match stream.source.next() {
             Part::Bytes(bytes) => {
                 self.since = cx.now;
-                if !bytes.is_empty() {
-                    self.output.push(answer::chunk(bytes, self.mode));
+                self.pace = (cx.now, self.moved);
+                match &mut stream.left {
+                    Some(left) if *left > bytes.len() as u64 => {
+                        *left -= bytes.len() as u64;
+                        self.output.push(bytes);
+                    }
+                    Some(left) => {
+                        // No more than was said, or it would pass for the next answer.
+                        let rest = *left as usize;
+                        let mut bytes = bytes;
+                        bytes.truncate(rest);
+                        self.stream = None;
+                        self.output.push(bytes);
+                        self.on(Event::StreamWhole, cx);
+                    }
+                    None if !bytes.is_empty() => self.output.push(answer::chunk(bytes, self.mode)),
+                    None => {}
                 }
                 true
             }
             Part::Wait(time) => {
                 self.reservation = None;
                 stream.next = cx.now + (time.as_millis() as Millis).max(1);
+                false
+            }
+            Part::End if stream.left.is_some() => {
+                debug!("a body ended before all of it was sent; the connection is closed");
+                self.on(Event::Lost, cx);
                 false
             }
             Part::End => {

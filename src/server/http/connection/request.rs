@@ -14,6 +14,9 @@ use super::{Connection, Context, IoBudget, UNKNOWN};
 use log::warn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// What is given to a sink at once, in bytes, and a read more: as much again is read while it takes that.
+const PIECE_BYTES: usize = 256 * 1024;
+
 /// A request whose body is being read.
 pub(super) struct Incoming<A> {
     pub(super) request: Request,
@@ -21,6 +24,8 @@ pub(super) struct Incoming<A> {
     decoder: Decoder,
     /// How much of its body is kept; `None` when it comes in chunks.
     length: Option<usize>,
+    /// Its sink takes a piece at the moment.
+    is_taking: bool,
 }
 
 impl<A> Incoming<A> {
@@ -30,6 +35,9 @@ impl<A> Incoming<A> {
         let body = &mut self.request.body;
         let has_come = body.len() + more;
         let needed = match self.length {
+            length if self.admitted.sink.is_some() => {
+                length.unwrap_or(usize::MAX).min(2 * PIECE_BYTES)
+            }
             Some(length) => length,
             None => (2 * has_come).min(self.admitted.body.kept()),
         };
@@ -45,8 +53,16 @@ impl<A> Incoming<A> {
             Some(reservation) => reservation.grow(needed)?,
             none => *none = Some(edge.budget.reserve(connection, needed)?),
         }
-        body.reserve_exact(needed.saturating_sub(body.len()));
+        if self.admitted.sink.is_none() {
+            body.reserve_exact(needed.saturating_sub(body.len()));
+        }
         Ok(())
+    }
+
+    /// There is nothing to do but to wait until the sink has taken a piece.
+    fn waits_for_sink(&self) -> bool {
+        let has_enough = self.decoder.is_done() || self.request.body.len() >= PIECE_BYTES;
+        self.is_taking && has_enough
     }
 }
 
@@ -92,6 +108,10 @@ impl<S: Service> Connection<S> {
     fn begin(&mut self, mut head: Head, cx: &mut Context<'_, S>) {
         head.request.connection = Some(self.id);
         head.request.is_first = !self.life.had_requests();
+        head.request.body_bytes = match head.framing {
+            Framing::Length(bytes) => Some(bytes),
+            Framing::Chunked => None,
+        };
         self.mode = head.mode;
         self.was_held = false;
         if !head.mode.keep_alive {
@@ -126,6 +146,7 @@ impl<S: Service> Connection<S> {
                 Framing::Length(bytes) => Some((bytes as usize).min(limit.kept())),
                 Framing::Chunked => None,
             },
+            is_taking: false,
         }));
     }
 
@@ -152,6 +173,9 @@ impl<S: Service> Connection<S> {
 
     /// Reads a body, and serves the request when it is whole. Whether there is more to do now.
     pub(super) fn read_body(&mut self, io: &mut IoBudget, cx: &mut Context<'_, S>) -> bool {
+        if self.waits_for_sink() {
+            return false;
+        }
         if self.input.is_empty() {
             return self.fill(io, cx);
         }
@@ -183,6 +207,10 @@ impl<S: Service> Connection<S> {
             Ok(taken) => {
                 let is_done = incoming.decoder.is_done();
                 self.input.drain(..taken);
+                if incoming.admitted.sink.is_some() {
+                    self.pass_on(cx);
+                    return true;
+                }
                 if is_done && let Some(mut incoming) = self.incoming.take() {
                     incoming.request.body_left_out = incoming.decoder.left_out();
                     self.serve(incoming.request, incoming.admitted, cx);
@@ -197,6 +225,81 @@ impl<S: Service> Connection<S> {
         }
     }
 
+    /// Whether the body goes to a sink.
+    pub(super) fn has_sink(&self) -> bool {
+        let incoming = self.incoming.as_ref();
+        incoming.is_some_and(|incoming| incoming.admitted.sink.is_some())
+    }
+
+    /// Whether nothing more of the body is read until its sink has taken what was read.
+    pub(super) fn waits_for_sink(&self) -> bool {
+        let incoming = self.incoming.as_ref();
+        incoming.is_some_and(|incoming| incoming.waits_for_sink())
+    }
+
+    /// Gives the sink what was decoded, if it takes nothing at the moment; serves the request when all of its body is
+    /// taken.
+    fn pass_on(&mut self, cx: &mut Context<'_, S>) {
+        let number = self.life.number();
+        let Some(incoming) = &mut self.incoming else {
+            return;
+        };
+        let Some(sink) = incoming.admitted.sink.clone() else {
+            return;
+        };
+        if incoming.is_taking {
+            return;
+        }
+        if !incoming.request.body.is_empty() {
+            incoming.is_taking = true;
+            let piece = std::mem::take(&mut incoming.request.body);
+            let (edge, id) = (cx.edge.clone(), self.id);
+            return cx.edge.run_transfer(move || {
+                let taken = catch_unwind(AssertUnwindSafe(|| sink.take(&piece)));
+                let taken = taken
+                    .map_err(|_| None)
+                    .and_then(|taken| taken.map_err(Some));
+                drop(sink);
+                edge.mailbox(id).put(Mail::Taken(id, number, taken));
+            });
+        }
+        if incoming.decoder.is_done()
+            && let Some(incoming) = self.incoming.take()
+        {
+            self.serve(incoming.request, incoming.admitted, cx);
+        }
+    }
+
+    /// The sink has taken a piece, or refuses it.
+    pub fn piece_taken(
+        &mut self,
+        number: u32,
+        taken: Result<(), Option<Refused>>,
+        cx: &mut Context<'_, S>,
+    ) {
+        let Some(incoming) = &mut self.incoming else {
+            return;
+        };
+        if number != self.life.number() || !incoming.is_taking {
+            return;
+        }
+        incoming.is_taking = false;
+        match taken {
+            Ok(()) => {
+                // Only the peer's time counts.
+                self.since = cx.now;
+                self.pace = (cx.now, self.moved);
+                self.pass_on(cx);
+            }
+            Err(Some(refused)) => self.refuse(refused, cx),
+            Err(None) => {
+                warn!("a request failed (a bug); its connection was closed");
+                self.on(Event::Lost, cx);
+            }
+        }
+        self.advance(cx);
+    }
+
     /// Gives a request to the service: here, or where it may wait.
     fn serve(
         &mut self,
@@ -209,6 +312,13 @@ impl<S: Service> Connection<S> {
         };
         let responder = Responder::new(cx.edge.clone(), self.id, number);
         let admission = admitted.admission;
+        if admitted.sink.is_some() {
+            drop(admitted.sink);
+            let service = cx.service.clone();
+            return cx.edge.run_transfer(move || {
+                service.serve(request, admission, responder);
+            });
+        }
         if admitted.may_wait {
             let service = cx.service.clone();
             let (edge, id) = (cx.edge.clone(), self.id);

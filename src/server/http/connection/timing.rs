@@ -11,6 +11,9 @@ const LINGER_MS: Millis = 2_000;
 /// is of any use (4 KB/s), leaving room for pauses.
 const PACE_BYTES: u64 = 16 * 1024;
 const PACE_MS: Millis = 20_000;
+/// What is transferred without a limit in all moves [`PACE_BYTES`] in so many milliseconds: a link may be away for half a
+/// minute while a container moves.
+const TRANSFER_MS: Millis = 30_000;
 /// A reader of a stream that has closed its sending side may have gone altogether; nothing tells while nothing is
 /// sent. So it is closed when there was nothing to send for so long, in milliseconds.
 const HALF_CLOSED_MS: Millis = 10_000;
@@ -25,7 +28,13 @@ impl<S: Service> Connection<S> {
             State::ReadingBody if self.starved.is_some() => {
                 Some(now + memory_budget::RETRY.as_millis() as Millis)
             }
+            // The sink says when it is ready.
+            State::ReadingBody if self.waits_for_sink() => None,
+            State::ReadingBody if self.has_sink() => Some(self.pace.0 + TRANSFER_MS),
             State::ReadingBody | State::Writing => Some(paced),
+            State::Streaming if self.has_unsent() && self.is_sized() => {
+                Some(self.pace.0 + TRANSFER_MS)
+            }
             State::Streaming if self.has_unsent() => Some(whole),
             State::Streaming => {
                 let next = self.stream.as_ref().map(|stream| stream.next);
@@ -42,6 +51,9 @@ impl<S: Service> Connection<S> {
         match self.state() {
             State::Idle | State::ReadingHead => whole,
             State::ReadingBody if self.starved.is_some() => false,
+            State::ReadingBody if self.waits_for_sink() => false,
+            State::ReadingBody if self.has_sink() => self.is_too_slow(cx.now),
+            State::Streaming if self.has_unsent() && self.is_sized() => self.is_too_slow(cx.now),
             State::ReadingBody | State::Writing => {
                 let (since, before) = self.pace;
                 if cx.now >= since + PACE_MS {
@@ -57,6 +69,16 @@ impl<S: Service> Connection<S> {
         }
     }
 
+    /// Whether a transfer has moved less than it must.
+    fn is_too_slow(&mut self, now: Millis) -> bool {
+        let (since, before) = self.pace;
+        if now < since + TRANSFER_MS {
+            return false;
+        }
+        self.pace = (now, self.moved);
+        self.moved - before < PACE_BYTES
+    }
+
     /// For how many milliseconds its request has been unfinished, if it may be shed.
     pub fn sheddable_for(&self, limits: &ShedLimits, now: Millis) -> Option<Millis> {
         let ms = now.saturating_sub(self.since);
@@ -69,7 +91,7 @@ impl<S: Service> Connection<S> {
             // Between two requests: its next one finds another connection.
             State::Idle if self.life.had_requests() => true,
             State::Idle => ms > limits.silent_ms,
-            State::ReadingBody if self.starved.is_some() => false,
+            State::ReadingBody if self.starved.is_some() || self.waits_for_sink() => false,
             State::Streaming if !self.has_unsent() => false,
             State::ReadingHead
             | State::ReadingBody

@@ -40,6 +40,7 @@ pub fn run(name: &str, mut choose: impl FnMut(u32) -> Option<u32>) {
             8 => Event::Shed,
             9..=14 => Event::Sent,
             15 => Event::StreamEnd,
+            17 => Event::StreamWhole,
             16 => {
                 life.note_last();
                 Event::Sent
@@ -90,7 +91,7 @@ pub fn run(name: &str, mut choose: impl FnMut(u32) -> Option<u32>) {
                         assert_eq!(model.served, model.answered, "{at}");
                         assert!(life.is_last, "{at}");
                     }
-                    Event::Sent | Event::StreamEnd => {}
+                    Event::Sent | Event::StreamEnd | Event::StreamWhole => {}
                     _ => panic!("writes on {event:?}: {at}"),
                 }
                 if let Event::Answer(n) | Event::Stream(n) = event {

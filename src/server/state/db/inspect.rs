@@ -72,7 +72,8 @@ fn exported(path: &Path, out: &mut dyn Write) -> Result<(), String> {
 }
 
 /// The core as it was when the file was last written, without limits.
-fn restored(saved: Saved) -> Result<Core, String> {
+fn restored(mut saved: Saved) -> Result<Core, String> {
+    crate::server::state::read_zones(&mut saved);
     let then = saved.last_alive;
     Core::restored(Limits::NONE, then, saved)
 }

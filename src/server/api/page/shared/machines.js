@@ -89,12 +89,20 @@ function makeMachineRow() {
 }
 
 // What a machine does: the tasks by name as far as they are known, else how many.
-function workOf({running, queued}, tasks) {
+function workOf({running, queued, suspended, wanted}, tasks) {
   const count = running > 0 && `${running} running`;
   return joinPresent([
     tasks.length ? joinFirst(tasks, 3) : count,
     queued > 0 && `${queued} queued`,
+    suspended !== undefined && suspendedText(suspended),
+    wanted && 'told to ' + WANTED[wanted],
   ]);
+}
+
+const WANTED = {drain: 'drain', undrain: 'take work again', shutdown: 'end'};
+
+function suspendedText(reason) {
+  return reason ? 'suspended: ' + reason : 'suspended';
 }
 
 function agentCommand() {

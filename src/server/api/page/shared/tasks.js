@@ -89,7 +89,8 @@ function makeTaskRow() {
       setBadge(state, task.state);
       setLine(name, task.name);
       setLine(command, commandOf(task));
-      setText(count, task.state === 'waiting' ? 'no machine yet' : progressText);
+      const notBegun = {waiting: 'no machine yet', scheduled: 'begins later', blocked: 'waits for others'};
+      setText(count, notBegun[task.state] ?? progressText);
       const notUndone = notUndoneCount(task);
       setText(left, notUndone ? ` ${notUndone} not undone` : '');
       renderBar(bar, task.counts);

@@ -64,6 +64,7 @@ function machineFacts(machine) {
     ['Commands at once', machine.jobs],
     ['Running', machine.running],
     ['Queued', machine.queued],
+    ['Suspended', machine.suspended === undefined ? '' : machine.suspended || 'yes'],
     ['Up', formatDuration(serverNow() - parseTime(machine.since))],
   ];
 }

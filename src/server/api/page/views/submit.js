@@ -4,9 +4,9 @@
 const form = byId('submit-form');
 
 // The form's fields that are sent as they are, by where they belong in a task.
-const TASK_FIELDS = ['name', 'ttl'];
+const TASK_FIELDS = ['name', 'ttl', 'startAt', 'delay'];
 const DETAIL_FIELDS = ['timeout', 'killGrace', 'workspace', 'stdin'];
-const DURATION_FIELDS = ['ttl', 'timeout', 'killGrace'];
+const DURATION_FIELDS = ['ttl', 'delay', 'timeout', 'killGrace'];
 
 // The probes of the task that the form was filled in from: it has no fields of theirs.
 let copiedProbes;

@@ -147,6 +147,7 @@ function taskFacts(task) {
     ['First step', rollout?.canary, 'mono'],
     ['Order', rollout?.order],
     ['Submitted', formatTime(task.createdAt)],
+    ['Begins', task.startAt && formatTime(task.startAt)],
     [task.finishedAt ? 'Took' : 'For', taskDuration(task)],
     ['Time-out', formatLimit(detail.timeout)],
     ['Undo', undo && (undo.command ?? undo.argv.join(' ')), 'mono'],
@@ -171,6 +172,11 @@ function pauseSetting(rollout) {
   return rollout?.pause === 'approve' ? 'until approved' : formatLimit(rollout?.pause);
 }
 
+// Why the first execution waits that says it.
+function firstMessage({result}) {
+  return safeLine(result.find(({state, msg}) => state === 'queued' && msg)?.msg);
+}
+
 function renderTaskButtons(task) {
   const count = executionCount(task);
   const unsuccessful = endedCount(task) - task.counts.succeeded;
@@ -189,8 +195,13 @@ function renderTaskProgress(task) {
   const count = executionCount(task);
   const ended = `${endedCount(task)} of ${count} ended`;
   const progress = joinPresent([ended, counts.running > 0 && `${counts.running} running`]);
-  const waiting = 'Waiting for a machine that matches';
-  setText(byId('task-progress'), task.state === 'waiting' ? waiting : progress);
+  const why = firstMessage(task);
+  const waiting = {
+    waiting: why || 'Waiting for a machine that matches',
+    scheduled: 'Not begun: its time has not come',
+    blocked: 'Not begun: it waits for others',
+  };
+  setText(byId('task-progress'), waiting[task.state] ?? joinPresent([progress, why]));
   // Read out by screen readers, so it changes with the state only and not with each execution.
   const succeeded = task.finishedAt ? `, ${counts.succeeded} of ${count} succeeded` : '';
   const {rolloutState} = task;
