@@ -263,8 +263,12 @@ impl Scene {
             label: agent.label.clone(),
             host: "host".into(),
             version: String::new(),
+            arch: String::new(),
             jobs: agent.jobs,
             draining: false,
+            drained: false,
+            ending: false,
+            standing: true,
             wait: TimeSpan::from_secs(20),
             holds: agent.holds.iter().map(hold).collect(),
         };
