@@ -220,6 +220,7 @@ impl Core {
         execution.target = Some(target);
         execution.current.due_at = Some(due);
         self.timers.set(due, Timer::AttemptDue(key, 1));
+        self.list_off_queue(key);
     }
 
     /// Lists a task as one of which something is queued, or no longer. It follows from its counts, and is looked at
