@@ -141,6 +141,13 @@ impl Core {
             ids.push(child_id);
             self.check_halt(child.spec.detail.undo.is_some())?;
             self.check_notify(&child.spec)?;
+            self.check_named_limits(&child.spec.limits)?;
+            if child.spec.unique.is_some() {
+                let field = Child::field(child.on);
+                return Err(Refusal::Impossible(format!(
+                    "{field}.uniqueKey: does not go with a task that begins with the end of another one"
+                )));
+            }
             bytes += child.spec.kept_bytes();
             self.selector_if_room(&child.spec)?;
         }

@@ -30,6 +30,7 @@ mod follow;
 mod groups;
 mod halt;
 mod hand_out;
+mod limits;
 mod lists;
 mod machines;
 mod metrics;
