@@ -637,10 +637,10 @@ impl Core {
     /// Whether an attempt that was handed out is still to be started. It may have been canceled while the hand-out was
     /// being saved.
     pub fn is_to_start(&self, id: &AttemptId) -> bool {
-        let execution = self.find(&id.execution).map(|key| self.execution(key));
-        let wanted = execution.is_some_and(|e| {
+        let wanted = self.find(&id.execution).is_some_and(|key| {
+            let e = self.execution(key);
             let same = e.current.number == id.attempt && matches!(e.place, Place::Active(_));
-            same && !e.canceling
+            same && !e.canceling && !self.task(key.task).canceled
         });
         wanted || !self.keeps(Rule::CanceledIsNotSent)
     }

@@ -4,6 +4,7 @@
 //! restore a new field, set it where the other fields of its record are set.
 
 use super::abilities::Abilities;
+use super::after::Edge;
 use super::children::Child;
 use super::counting::{Counts, KeepAlive, Recount};
 use super::lazy_box::LazyBox;
@@ -271,6 +272,8 @@ impl Core {
             withdrawn: saved.withdrawn,
             waiting: saved.waiting.map(|mut waiting| {
                 waiting.blocked_until = waiting.blocked_until.map(later);
+                let edges = std::mem::take(&mut waiting.after).into_iter();
+                waiting.after = edges.map(Edge::restored).collect();
                 waiting
             }),
             needed: false,
