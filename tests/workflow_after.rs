@@ -184,10 +184,10 @@ fn what_is_named_must_be_there_and_makes_sense() {
         "{msg}"
     );
     for (entries, why) in [
-        (json!([{}]), "after[0].task: must be the id or the name"),
+        (json!([{}]), "after[0]: needs task"),
         (
             json!([{"task": ""}]),
-            "after[0].task: must be the id or the name",
+            "after[0]: needs task (the id or the name of a task) or group",
         ),
         (json!([{"task": "a", "on": "done"}]), "on: "),
         (
@@ -547,4 +547,70 @@ fn the_command_line_has_children() {
     assert_eq!(lines_with(&shown, "when it has failed").len(), 1, "{shown}");
     let shown = sidebike(&server, &["show", id(&bad)]).out;
     assert_eq!(lines_with(&shown, "parent ").len(), 1, "{shown}");
+}
+
+#[test]
+fn a_group_is_one_parent_with_the_members_that_it_has_then() {
+    let (server, folder) = (Server::start(), Folder::new());
+    let _agents = server.agents(2, "m");
+    let member = |then: &str| {
+        let mut member = gate(&folder, then);
+        member["group"] = "tests".into();
+        id(&server.submit(member)).to_owned()
+    };
+    let (good, bad) = (member("true"), member("false"));
+    let group = |more: Value| {
+        let mut entry = json!({"group": "tests"});
+        for (field, value) in more.as_object().unwrap() {
+            entry[field] = value.clone();
+        }
+        server.submit(after("echo [$SIDEBIKE_AFTER]", json!([entry])))
+    };
+    let ended = group(json!({"on": "ended"}));
+    assert_eq!(ended["state"], "blocked", "{ended}");
+    assert_eq!(
+        ended["after"],
+        json!([{"group": "tests", "members": 2, "on": "ended"}])
+    );
+    assert_eq!(ended["msg"], "waits for the end of group tests");
+    let all = group(json!({}));
+    let half = group(json!({"minSucceeded": "50%"}));
+    let failed = group(json!({"on": "failed"}));
+    // One that comes later is not meant.
+    let mut late = task("sleep 300");
+    late["group"] = "tests".into();
+    let late = server.submit(late);
+    let kept = server.request("DELETE", &format!("/api/v1/task/{good}"), b"");
+    assert_eq!(kept.status, 409);
+    open(&folder);
+    for (child, state) in [
+        (&ended, "succeeded"),
+        (&half, "succeeded"),
+        (&failed, "succeeded"),
+        (&all, "skipped"),
+    ] {
+        assert_eq!(server.finished(id(child))["state"], state, "{child}");
+    }
+    let ended = server.task(id(&ended));
+    assert_eq!(ended["result"][0]["stdout"], format!("[{good} {bad}]\n"));
+    let msg = server.task(id(&all))["msg"].as_str().unwrap().to_owned();
+    assert_eq!(
+        msg,
+        "was to begin after group tests succeeded, which ended partial"
+    );
+    server
+        .post(&format!("/api/v1/task/{}/cancel", id(&late)), &Value::Null)
+        .data();
+    let (status, msg) = refused(&server, &after("true", json!([{"group": "none"}])));
+    assert!(
+        status == 422 && msg == "after[0].group: no task has the group \"none\"",
+        "{status} {msg}"
+    );
+    let both = json!([{"group": "tests", "task": good}]);
+    assert_eq!(refused(&server, &after("true", both)).0, 400);
+    let ran = sidebike(
+        &server,
+        &["run", "--after-group", "tests:ended", "--", "true"],
+    );
+    assert_eq!(ran.code, 0, "{}", ran.err);
 }

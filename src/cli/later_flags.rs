@@ -24,8 +24,11 @@ pub struct LaterArgs {
     /// ended in any way. Can be given several times: all of them
     #[arg(help_heading = LATER, long, value_name = "TASK[:ended]")]
     after: Vec<String>,
+    /// The same for all tasks that this group has now, as one task
+    #[arg(help_heading = LATER, long, value_name = "GROUP[:ended]")]
+    after_group: Vec<String>,
     /// How long the others may take to end, such as 2d [default: 7d]
-    #[arg(help_heading = LATER, long, value_name = "DURATION", requires = "after", allow_hyphen_values = true)]
+    #[arg(help_heading = LATER, long, value_name = "DURATION", allow_hyphen_values = true)]
     blocked_ttl: Option<String>,
     /// Run this shell line on one of the machines when the task has succeeded
     #[arg(help_heading = LATER, long, value_name = "LINE")]
@@ -48,7 +51,9 @@ impl LaterArgs {
         }
         let delay = self.delay.as_deref();
         task.delay = { delay.map(|text| duration("--delay", text)) }.transpose()?;
-        task.after = self.after.iter().map(|text| parent(text)).collect();
+        let tasks = self.after.iter().map(|text| parent(text, false));
+        let groups = self.after_group.iter().map(|text| parent(text, true));
+        task.after = tasks.chain(groups).collect();
         let blocked = self.blocked_ttl.as_deref();
         task.blocked_ttl = { blocked.map(|text| duration("--blocked-ttl", text)) }.transpose()?;
         task.on_success = child(&self.on_success);
@@ -75,13 +80,18 @@ fn child(line: &Option<String>) -> Option<NewChild> {
 }
 
 /// The task of `build-1` or `build-1:ended`.
-fn parent(text: &str) -> After {
+fn parent(text: &str, is_group: bool) -> After {
     let parts = text.rsplit_once(':');
     let parts = parts.and_then(|(name, word)| Some((name, Outcome::of_word(word)?)));
     let (name, on) = parts.unwrap_or((text, Outcome::default()));
+    let name = Some(name.to_owned());
+    let (task, group) = match is_group {
+        true => (None, name),
+        false => (name, None),
+    };
     After {
-        task: Some(name.to_owned()),
-        group: None,
+        task,
+        group,
         members: None,
         on,
         min_succeeded: None,

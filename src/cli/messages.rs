@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 52] = [
+const FIELDS: [(&str, &str); 60] = [
     ("cron", "--cron"),
     ("every", "--every"),
     ("timeZone", "--zone"),
@@ -58,12 +58,20 @@ const FIELDS: [(&str, &str); 52] = [
     ("detail.undo.deadman", "--deadman"),
     ("detail.undo.lock", "--lock"),
     ("reason", "REASON"),
+    ("priority", "--priority"),
+    ("limits", "--limit"),
+    ("spread", "--spread"),
+    ("perMinute", "--per-minute"),
+    ("running", "--running"),
+    ("uniqueKey", "--unique"),
+    ("onDuplicate", "--on-duplicate"),
+    ("replaceRunning", "--replace-running"),
     ("for", "--for"),
 ];
 /// The fields with which the server begins a refusal because of the number of machines.
 const COUNTS: [&str; 4] = ["expect", "maxTargets", "keepAlive", "rollout"];
 /// Phrases about the API inside messages, and what replaces them.
-const PHRASES: [(&str, &str); 8] = [
+const PHRASES: [(&str, &str); 9] = [
     ("?all=1", "--all"),
     (
         "DELETE /api/v1/halt (sidebike halt --lift)",
@@ -75,6 +83,7 @@ const PHRASES: [(&str, &str); 8] = [
     ),
     ("unless instances are given", "unless --instance is given"),
     ("is taken by the task in data", "is taken by another task"),
+    ("is held by the task in data", "is held by another task"),
     (
         "send a longer script as detail.script",
         "pass a longer script as --script FILE",

@@ -9,6 +9,7 @@
 //! | `command` | what every command has: its result, its errors, the connection to the server |
 //! | `task_reference` | the task that an id, the beginning of an id, or a name stands for |
 //! | `new_task` | what `run` submits: its flags, on top of the task of a file |
+//! | `order_flags` | in which order a task gets its turn: flags of `run` |
 //! | `undo_flags` | what takes the effect of a command back: the flags of `run` |
 //! | `undos` | the undos of a task in words: what is not undone, and what to do about it |
 //! | `selection` | which machines a task means: flags, instances by their beginning, words |
@@ -41,10 +42,12 @@ mod group;
 mod halt;
 mod info;
 mod later_flags;
+mod limit;
 mod logs;
 mod machines;
 mod messages;
 mod new_task;
+mod order_flags;
 mod outcome;
 mod pacing;
 mod printer;
@@ -121,6 +124,8 @@ pub enum Command {
     Schedule(schedule::Args),
     /// End every experiment and let none begin until the halt is lifted
     Halt(halt::Args),
+    /// Limits with a name: how many of the tasks that name one run at once, or a minute
+    Limit(limit::Args),
     /// Print the report of a task: who was hit, what happened when, what is left
     Report(report::Args),
     /// Compare two tasks machine by machine
@@ -162,6 +167,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Forgive(args) => (undo::forgive(args), FAILED),
         Command::Schedule(args) => (schedule::run(args), FAILED),
         Command::Halt(args) => (halt::run(args), FAILED),
+        Command::Limit(args) => (limit::run(args), FAILED),
         Command::Report(args) => (report::run(args), FAILED),
         Command::Diff(args) => (diff::run(args), diff::TROUBLE),
         Command::Machines(args) => (machines::run(args), FAILED),

@@ -3,6 +3,7 @@
 use super::command::{Failure, duration};
 use super::follow::print_message;
 use super::later_flags::LaterArgs;
+use super::order_flags::OrderArgs;
 use super::selection::SelectionArgs;
 use super::terminal::sanitize;
 use super::undo_flags::UndoArgs;
@@ -51,6 +52,8 @@ pub struct NewTaskArgs {
     selection: SelectionArgs,
     #[command(flatten)]
     pace: PaceArgs,
+    #[command(flatten)]
+    order: OrderArgs,
     #[command(flatten)]
     later: LaterArgs,
     #[command(flatten)]
@@ -257,6 +260,7 @@ impl NewTaskArgs {
         }
         self.selection.apply(&mut task, is_alone)?;
         self.pace.apply(&mut task);
+        self.order.apply(&mut task)?;
         self.later.apply(&mut task)?;
         Ok(task)
     }

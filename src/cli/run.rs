@@ -111,7 +111,9 @@ pub fn run(args: Args) -> CommandResult {
         return Ok(if is_refused { NO_MACHINE } else { 0 });
     }
     // An id that is taken is the submit's to refuse: it answers with the task that has it.
-    let is_taken = matching.msg.starts_with("id: ");
+    let is_taken = ["id: ", "uniqueKey: "]
+        .iter()
+        .any(|field| matching.msg.starts_with(field));
     if (!matching.ok && !is_taken) || (matching.matched == 0 && !joins_later && !is_taken) {
         return Err(nowhere(&Selection::posted(&task), &matching));
     }

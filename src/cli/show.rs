@@ -111,14 +111,15 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
         fields.push(("parent", sanitize(parent)));
     }
     for after in &task.after {
-        let name = after.task.as_deref().or(after.group.as_deref());
+        let group = after.group.as_ref().map(|group| format!("group {group}"));
+        let name = after.task.clone().or(group);
         let met = match after.met {
             None => "",
             Some(true) => " (it has)",
             Some(false) => " (it has not)",
         };
         let on = after.on.word();
-        let text = format!("{} {on}{met}", sanitize(name.unwrap_or_default()));
+        let text = format!("{} {on}{met}", sanitize(&name.unwrap_or_default()));
         fields.push(("after", text));
     }
     if !task.msg.is_empty() {

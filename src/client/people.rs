@@ -8,6 +8,7 @@ use crate::wire::duration::TimeSpan;
 use crate::wire::event::TaskEvent;
 use crate::wire::group::Group;
 use crate::wire::halt::{Halt, Halted, PostedHalt, Status};
+use crate::wire::limit::{Limit, PostedLimit};
 use crate::wire::machine::{Machine, MachineState};
 use crate::wire::report::Report;
 use crate::wire::schedule::{Schedule, SchedulePreview};
@@ -200,6 +201,42 @@ impl Client {
     /// Lifts the halt, if there is one.
     pub fn lift_halt(&self) -> Result<(), CallError> {
         self.delete("lift the halt", "halt")
+    }
+
+    /// Makes a limit, or changes it.
+    pub fn set_limit(&self, name: &str, limit: &PostedLimit) -> Result<Limit, CallError> {
+        let url = self.url(&format!("limit/{}", encoded(name)));
+        let request = self.with_token(self.agent().put(&url));
+        let request = request.header("content-type", "application/json");
+        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
+        let send = |body: Vec<u8>| {
+            let mut answer = request
+                .send(&body[..])
+                .map_err(|why| self.unreachable(why))?;
+            let status = answer.status().as_u16();
+            let body = answer.body_mut().with_config().limit(MAX_ANSWER);
+            let bytes = body.read_to_vec().map_err(|why| self.unreachable(why))?;
+            self.understand(status, bytes)
+        };
+        serde_json::to_vec(limit)
+            .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
+            .and_then(send)
+            .map_err(|kind| failed("set the limit", url, kind))
+    }
+
+    /// All limits.
+    pub fn limits(&self) -> Result<Vec<Limit>, CallError> {
+        self.look("list the limits", "limit", CALL_TIMEOUT)
+    }
+
+    /// Removes a limit.
+    pub fn remove_limit(&self, name: &str) -> Result<(), CallError> {
+        let url = self.url(&format!("limit/{}", encoded(name)));
+        let request = self.with_token(self.agent().delete(&url));
+        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
+        self.read(request)
+            .and_then(|(status, answer)| self.understand(status, answer))
+            .map_err(|kind| failed("remove the limit", url, kind))
     }
 
     /// The halt that is in force.

@@ -5,6 +5,8 @@
 
 use super::machine::{Kind, Machine};
 use super::match_index::SelectorKey;
+use super::named_limits::SetKey;
+use super::order::Turn;
 use super::original::unknown_field;
 use super::{Core, ExecutionKey, MachineKey, TaskKey};
 use crate::wire::agent::Feature;
@@ -23,8 +25,8 @@ const MAX_COMPARED: usize = 1_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Abilities(u32);
 
-/// Tasks that wait for a machine, by the abilities that they need.
-pub(super) type WaitingByNeed = BTreeMap<Abilities, BTreeSet<TaskKey>>;
+/// Tasks that wait for a machine, by the abilities that they need and their limits.
+pub(super) type WaitingByNeed = BTreeMap<(Abilities, SetKey), BTreeSet<Turn>>;
 
 impl Abilities {
     /// The abilities of the original's agents, and the need of a task that they can run.
@@ -91,16 +93,16 @@ impl Core {
         let with_tasks = selectors.filter(|selector| !index.entry(*selector).by_need.is_empty());
         for selector in with_tasks.take(MAX_SELECTORS) {
             let waiting = index.entry(selector).by_need.iter();
-            let beyond = waiting.filter(|(needed, _)| {
-                **needed != Abilities::ORIGINAL
-                    && self.is_beyond_all(selector, **needed, MAX_COMPARED)
+            let beyond = waiting.filter(|((needed, _), _)| {
+                *needed != Abilities::ORIGINAL
+                    && self.is_beyond_all(selector, *needed, MAX_COMPARED)
             });
-            let tasks = beyond.flat_map(|(_, tasks)| tasks);
+            let turns = beyond.flat_map(|(_, turns)| turns);
             let left = MAX_EXPLAINED - unexplained.len();
-            unexplained.extend(tasks.take(left).map(|task| (selector, *task)));
+            unexplained.extend(turns.take(left).map(|turn| (selector, turn.key)));
         }
-        for (selector, task) in unexplained {
-            self.set_waiting_message(ExecutionKey { task, n: 0 }, selector);
+        for (selector, execution) in unexplained {
+            self.set_waiting_message(execution, selector);
         }
     }
 

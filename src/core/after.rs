@@ -15,9 +15,10 @@
 //! A parent is kept until its children have started: neither its time nor a limit takes it.
 
 use super::counting::first_named;
+use super::groups::state_of;
 use super::invariants::Rule;
 use super::later_spec::Wait;
-use super::task::{Task, TaskData};
+use super::task::Task;
 use super::timers::Timer;
 use super::waiting::{Phase, Waiting};
 use super::{Core, Refusal, TaskKey, Time, data_mut};
@@ -34,23 +35,31 @@ use std::sync::Arc;
 const MAX_SETTLED: usize = 500;
 /// After this time a call does the rest.
 const SOON: TimeSpan = TimeSpan::from_millis(1);
+/// The most tasks that one begins after, with the members of groups: they are listed and kept one by one, under the lock.
+const MAX_ALL_PARENTS: usize = 10_000;
 /// The variable in which a command finds the ids of the tasks that it began after.
 const VARIABLE: &str = "SIDEBIKE_AFTER";
 /// The most of them, in bytes: they are handed out beside the detail.
 const MAX_VARIABLE_BYTES: usize = 16 << 10;
 
-/// Another task that has to end first.
+/// Another task, or a group of tasks, that has to end first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Edge {
-    /// The task, by its number and its id.
-    pub task: u64,
-    pub id: Arc<str>,
+    /// The number of the task, or of each member that the group had at the submit.
+    pub tasks: Vec<u64>,
+    /// The id of the task, or the name of the group.
+    pub name: Arc<str>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_group: bool,
     pub on: Outcome,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_succeeded: Option<Share>,
     /// Whether it was met, once the parent has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub met: Option<bool>,
+    /// Those of the tasks whose end is open. Follows from them, and is not saved.
+    #[serde(skip)]
+    pub left: BTreeSet<u64>,
 }
 
 /// An entry of `after`, checked.
@@ -60,7 +69,8 @@ pub(super) struct Edge {
     reason = "the fields of wire::after::After of the same names are documented"
 )]
 pub struct Parent {
-    pub task: Arc<str>,
+    pub name: Arc<str>,
+    pub is_group: bool,
     pub on: Outcome,
     pub min_succeeded: Option<Share>,
 }
@@ -79,25 +89,49 @@ pub(super) struct Dependents {
 }
 
 impl Edge {
-    fn key(&self) -> TaskKey {
-        TaskKey(self.task)
+    /// To one task that has not ended.
+    pub fn to(task: TaskKey, id: Arc<str>, on: Outcome) -> Edge {
+        Edge {
+            tasks: vec![task.0],
+            name: id,
+            is_group: false,
+            on,
+            min_succeeded: None,
+            met: None,
+            left: [task.0].into(),
+        }
+    }
+
+    /// After a restart: it is not known who has ended since.
+    pub fn restored(mut self) -> Edge {
+        if self.met.is_none() {
+            self.left = self.tasks.iter().copied().collect();
+        }
+        self
     }
 
     fn answer(&self) -> wire::After<Cow<'_, str>> {
+        let name = Some(Cow::from(&*self.name));
+        let (task, group) = match self.is_group {
+            true => (None, name),
+            false => (name, None),
+        };
         wire::After {
-            task: Some(Cow::from(&*self.id)),
-            group: None,
-            members: None,
+            task,
+            group,
+            members: self.is_group.then_some(self.tasks.len() as u32),
             on: self.on,
             min_succeeded: self.min_succeeded,
             met: self.met,
         }
     }
 
-    /// Whether it is met by a parent that has ended like this.
-    fn verdict(&self, parent: &TaskData, state: TaskState) -> bool {
-        let (succeeded, all) = (parent.counts.succeeded, parent.counts.total());
-        is_met(self.on, self.min_succeeded, state, (succeeded, all))
+    /// What it names, in words.
+    fn in_words(&self) -> String {
+        match self.is_group {
+            true => format!("group {}", self.name),
+            false => format!("task {}", self.name),
+        }
     }
 }
 
@@ -136,19 +170,26 @@ impl Waiting {
 
     /// Its parents whose end is open.
     fn open_parents(&self) -> BTreeSet<TaskKey> {
-        let open = self.after.iter().filter(|edge| edge.met.is_none());
-        open.map(Edge::key).collect()
+        let left = self.after.iter().flat_map(|edge| &edge.left);
+        left.copied().map(TaskKey).collect()
     }
 
     fn parents(&self) -> BTreeSet<TaskKey> {
-        self.after.iter().map(Edge::key).collect()
+        let tasks = self.after.iter().flat_map(|edge| &edge.tasks);
+        tasks.copied().map(TaskKey).collect()
     }
 
     /// Whom it waits for, in words.
     pub(super) fn waits_for(&self) -> String {
         let open = self.after.iter().filter(|edge| edge.met.is_none());
-        let ids: Vec<&str> = open.map(|edge| &*edge.id).collect();
-        first_named(&ids)
+        let names: Vec<String> = open
+            .map(|edge| match edge.is_group {
+                true => edge.in_words(),
+                false => edge.name.to_string(),
+            })
+            .collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        first_named(&names)
     }
 }
 
@@ -177,26 +218,83 @@ impl Task {
 }
 
 impl Core {
-    /// The edges of a posted task. Refused with [`Refusal::Impossible`] if it names an unknown one.
+    /// The edges of a posted task. Refused with [`Refusal::Impossible`] if it names what is not there.
     pub(super) fn edges_of(&self, wait: &Wait) -> Result<Vec<Edge>, Refusal> {
+        let mut all = 0;
         let edges = wait.after.iter().enumerate().map(|(n, parent)| {
-            let unknown = |why: Refusal| Refusal::Impossible(format!("after[{n}].task: {why}"));
-            let key = self.find_task(&parent.task).map_err(unknown)?;
+            let tasks = match parent.is_group {
+                false => {
+                    let unknown = |why| Refusal::Impossible(format!("after[{n}].task: {why}"));
+                    vec![self.find_task(&parent.name).map_err(unknown)?]
+                }
+                true => { self.group_members(&parent.name).into_iter() }
+                    .flatten()
+                    .copied()
+                    .collect(),
+            };
+            let Some(first) = tasks.first() else {
+                return Err(Refusal::Impossible(format!(
+                    "after[{n}].group: no task has the group {:?}",
+                    parent.name
+                )));
+            };
+            all += tasks.len();
+            if all > MAX_ALL_PARENTS {
+                return Err(Refusal::Impossible(format!(
+                    "after[{n}]: names {all} tasks together with the entries before, {MAX_ALL_PARENTS} at most"
+                )));
+            }
+            let open = tasks.iter().filter(|key| !self.is_finished(**key));
             let mut edge = Edge {
-                task: key.0,
-                id: self.task(key).id.clone(),
+                name: match parent.is_group {
+                    true => parent.name.clone(),
+                    false => self.task(*first).id.clone(),
+                },
+                is_group: parent.is_group,
                 on: parent.on,
                 min_succeeded: parent.min_succeeded,
                 met: None,
+                left: open.map(|key| key.0).collect(),
+                tasks: tasks.iter().map(|key| key.0).collect(),
             };
             // What has ended is settled at once, in the commit of the submit.
-            let task = self.task(key);
-            if task.finished_at.is_some() {
-                edge.met = Some(edge.verdict(task, task.state()));
+            if edge.left.is_empty() {
+                edge.met = Some(self.verdict(&edge));
             }
             Ok(edge)
         });
         edges.collect()
+    }
+
+    /// Whether an edge is met by those that it names, which have all ended.
+    fn verdict(&self, edge: &Edge) -> bool {
+        let tasks = || edge.tasks.iter().map(|key| self.tasks.get(&TaskKey(*key)));
+        // A restored file may not have one any more: then nobody knows how it ended.
+        if tasks().any(|task| task.is_none()) {
+            return false;
+        }
+        let (state, counts) = match (edge.is_group, tasks().flatten().next()) {
+            (false, Some(task)) => (task.state(), (task.counts.succeeded, task.counts.total())),
+            _ => {
+                let states: Vec<TaskState> = tasks().flatten().map(|task| task.state()).collect();
+                let succeeded = states.iter().filter(|it| **it == TaskState::Succeeded);
+                let counts = (succeeded.count() as u32, states.len() as u32);
+                (state_of(states), counts)
+            }
+        };
+        is_met(edge.on, edge.min_succeeded, state, counts)
+    }
+
+    /// How those that an edge names have ended, in words.
+    fn ended_in_words(&self, edge: &Edge) -> String {
+        let tasks = edge.tasks.iter();
+        let states: Option<Vec<TaskState>> = tasks
+            .map(|key| Some(self.tasks.get(&TaskKey(*key))?.state()))
+            .collect();
+        match states {
+            Some(states) => format!("which ended {}", state_of(states).word()),
+            None => "which is no longer known".into(),
+        }
     }
 
     /// Has the parents of a task kept for it, which is about to be added, or was restored.
@@ -307,28 +405,36 @@ impl Core {
 
     /// Settles the edges from one parent to one child.
     fn settle(&mut self, now: Time, parent: TaskKey, child: TaskKey) {
-        self.unlist_edges(child);
-        let parent_task = self.tasks.get(&parent).cloned();
-        let cancels = { parent_task.as_ref() }.is_some_and(|task| task.cancels_dependents);
-        if cancels {
-            let id = parent_task.map_or_else(|| "?".into(), |task| task.id.clone());
+        let parent_task = self.tasks.get(&parent);
+        if let Some(task) = parent_task.filter(|task| task.cancels_dependents) {
+            let id = task.id.clone();
             let child_task = self.task_mut(child);
             child_task.canceled = true;
             child_task.cancels_dependents = true;
             let why = format!("canceled with task {id}, which it waited for");
             return self.end_unbegun(now, child, TaskState::Canceled, &why);
         }
-        let broken = !self.keeps(Rule::EdgesAreKept);
-        if let Some(waiting) = self.task_mut(child).waiting.as_mut() {
-            let open = waiting.after.iter_mut().filter(|edge| edge.met.is_none());
-            for edge in open.filter(|edge| edge.key() == parent) {
-                let verdict = { parent_task.as_ref() }
-                    // A restored file may not have it any more: then nobody knows how it ended.
-                    .is_some_and(|task| edge.verdict(task, task.state()));
-                edge.met = Some(verdict || broken);
+        if let Some(children) = self.after.open.get_mut(&parent) {
+            children.remove(&child);
+            if children.is_empty() {
+                self.after.open.remove(&parent);
             }
         }
-        self.list_edges(child);
+        let waiting = data_mut(&mut self.tasks, child).waiting.as_mut();
+        let mut ended = Vec::new();
+        for (edge, n) in waiting.into_iter().flat_map(|it| &mut it.after).zip(0..) {
+            if edge.left.remove(&parent.0) && edge.left.is_empty() {
+                ended.push((n, edge.clone()));
+            }
+        }
+        // With a large group most ends decide nothing, and there is nothing to save.
+        for (n, edge) in ended {
+            let met = self.verdict(&edge) || !self.keeps(Rule::EdgesAreKept);
+            let waiting = self.task_mut(child).waiting.as_mut();
+            if let Some(edge) = waiting.and_then(|waiting| waiting.after.get_mut::<usize>(n)) {
+                edge.met = Some(met);
+            }
+        }
         self.go_on_after(now, child);
     }
 
@@ -339,14 +445,12 @@ impl Core {
             return;
         };
         if let Some(edge) = waiting.unmet() {
-            let ended = match self.tasks.get(&edge.key()) {
-                Some(parent) => format!("which ended {}", parent.state().word()),
-                None => "which is no longer known".into(),
+            let (name, ended) = (edge.in_words(), self.ended_in_words(edge));
+            let on = match edge.on {
+                Outcome::Ended => String::new(),
+                on => format!(" {}", on.word()),
             };
-            let why = match edge.on {
-                Outcome::Ended => format!("was to begin after task {}, {ended}", edge.id),
-                on => format!("was to begin after task {} {}, {ended}", edge.id, on.word()),
-            };
+            let why = format!("was to begin after {name}{on}, {ended}");
             return self.end_unbegun(now, key, TaskState::Skipped, &why);
         }
         if waiting.phase == Phase::Blocked && waiting.is_free() {
@@ -418,12 +522,14 @@ impl Core {
             return made.clone();
         }
         let mut ids = String::new();
-        for edge in &waiting.after {
-            if ids.len() + edge.id.len() < MAX_VARIABLE_BYTES {
-                let blank = if ids.is_empty() { "" } else { " " };
-                ids.push_str(blank);
-                ids.push_str(&edge.id);
+        let tasks = waiting.after.iter().flat_map(|edge| &edge.tasks);
+        for task in tasks.filter_map(|key| self.tasks.get(&TaskKey(*key))) {
+            if ids.len() + task.id.len() >= MAX_VARIABLE_BYTES {
+                break;
             }
+            let blank = if ids.is_empty() { "" } else { " " };
+            ids.push_str(blank);
+            ids.push_str(&task.id);
         }
         let mut detail = Detail::clone(&detail);
         let env = detail.env.get_or_insert_default();

@@ -337,7 +337,7 @@ impl Core {
     /// Whether a machine would be given work now.
     pub fn has_work_for(&self, key: MachineKey) -> bool {
         self.machines.get(&key).is_some_and(|m| {
-            let has_work = || !m.inbox.is_empty() || self.next_any(m).is_some();
+            let has_work = || self.next_for(m).is_some();
             let takes_work = m.is_live() && m.free() > 0 && !self.is_handed_nothing(key);
             (takes_work && has_work())
                 || (m.takes_undos() && self.has_undo_for(key))
@@ -401,13 +401,7 @@ impl Core {
             return;
         }
         while self.machine(key).free() > 0 {
-            let machine = self.machine(key);
-            let Some(execution) = machine
-                .inbox
-                .first()
-                .copied()
-                .or_else(|| self.next_any(machine))
-            else {
+            let Some(execution) = self.next_for(self.machine(key)) else {
                 return;
             };
             if self.is_held_back(now, execution) {
@@ -443,6 +437,7 @@ impl Core {
             handed_out.current.delivered_at = Some(now);
             handed_out.current.msg = "".into();
             self.place(execution, Place::Active(key));
+            self.take_tokens(now, execution.task);
             self.begin_undo(execution);
             self.begin_probes(now, execution);
             self.machine_changed(key);
@@ -499,18 +494,6 @@ impl Core {
             machine.version,
             env!("CARGO_PKG_VERSION")
         ))
-    }
-
-    /// The oldest execution that waits for any machine, matches this one, and can be run by its agent.
-    fn next_any(&self, machine: &Machine) -> Option<ExecutionKey> {
-        let index = &self.match_index;
-        let selectors = index.selectors_of(machine.traits_key, &machine.instance);
-        selectors
-            .flat_map(|selector| &index.entry(selector).by_need)
-            .filter(|(needed, _)| self.may_run(machine, **needed))
-            .filter_map(|(_, waiting)| waiting.first().copied())
-            .min()
-            .map(|task| ExecutionKey { task, n: 0 })
     }
 
     /// Compares the attempts that a machine holds with those it was handed.
@@ -640,7 +623,7 @@ impl Core {
         if self.machine(key).state != MachineState::Offline {
             self.take_offline(now, key, "said goodbye");
         }
-        for execution in self.machine(key).inbox.clone() {
+        for execution in self.machine(key).inbox.executions() {
             self.end_attempt(
                 now,
                 execution,
@@ -654,10 +637,10 @@ impl Core {
     /// Whether an attempt that was handed out is still to be started. It may have been canceled while the hand-out was
     /// being saved.
     pub fn is_to_start(&self, id: &AttemptId) -> bool {
-        let execution = self.find(&id.execution).map(|key| self.execution(key));
-        let wanted = execution.is_some_and(|e| {
+        let wanted = self.find(&id.execution).is_some_and(|key| {
+            let e = self.execution(key);
             let same = e.current.number == id.attempt && matches!(e.place, Place::Active(_));
-            same && !e.canceling
+            same && !e.canceling && !self.task(key.task).canceled
         });
         wanted || !self.keeps(Rule::CanceledIsNotSent)
     }

@@ -218,6 +218,8 @@ impl Core {
         self.stats.finished(state);
         self.notify_end(now, key);
         self.notices.push(Notice::Finished(key));
+        self.free_limits(key);
+        self.free_key(now, key);
         self.firing_ended(now, key);
         self.group_may_have_ended(key);
         self.forget_if_withdrawn(key);

@@ -112,7 +112,7 @@ impl Task {
     /// The id of the task that it is a child by outcome of.
     pub(super) fn parent_id(&self) -> Option<&str> {
         let waiting = self.waiting.as_ref().filter(|it| it.is_child)?;
-        Some(&waiting.after.first()?.id)
+        Some(&waiting.after.first()?.name)
     }
 }
 
@@ -141,6 +141,13 @@ impl Core {
             ids.push(child_id);
             self.check_halt(child.spec.detail.undo.is_some())?;
             self.check_notify(&child.spec)?;
+            self.check_named_limits(&child.spec.limits)?;
+            if child.spec.unique.is_some() {
+                let field = Child::field(child.on);
+                return Err(Refusal::Impossible(format!(
+                    "{field}.uniqueKey: does not go with a task that begins with the end of another one"
+                )));
+            }
             bytes += child.spec.kept_bytes();
             self.selector_if_room(&child.spec)?;
         }
@@ -152,13 +159,7 @@ impl Core {
         let task = self.task(parent);
         let (spec, id, prefix) = (task.spec.clone(), task.id.clone(), task.prefix.clone());
         for child in &spec.children {
-            let edge = Edge {
-                task: parent.0,
-                id: id.clone(),
-                on: child.on,
-                min_succeeded: None,
-                met: None,
-            };
+            let edge = Edge::to(parent, id.clone(), child.on);
             let waiting = Waiting::child(now, WAITS_MS, edge);
             let mut stored = Spec::clone(&child.spec);
             stored.id = None;

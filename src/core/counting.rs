@@ -301,6 +301,11 @@ impl Core {
             ..Preview::default()
         };
         let unused = { self.check_unused(id, id) }.and_then(|()| self.check_notify(spec));
+        let unused = unused.and_then(|()| self.check_named_limits(&spec.limits));
+        let unused = unused.and_then(|()| match self.check_unique(spec) {
+            Ok(_) | Err(Refusal::Joins(_)) => Ok(()),
+            Err(why) => Err(why),
+        });
         match unused.and_then(|()| self.choose(now, id, spec, meant.clone())) {
             Ok(mut choice) => {
                 if spec.rollout.is_none() {

@@ -222,7 +222,7 @@ impl Core {
         selectors.any(|selector| {
             let entry = index.entry(selector);
             let mut needs = entry.by_need.keys();
-            needs.any(|needed| self.may_run(machine, *needed))
+            needs.any(|(needed, _)| self.may_run(machine, *needed))
                 || !entry.off_queue.is_empty()
                 || entry.unbegun.len() > MAX_UNBEGUN
                 || { entry.unbegun.iter() }.any(|task| self.task(*task).is_blocked())

@@ -22,6 +22,9 @@ const TIMED_OUT: i32 = 124;
 /// Added to the number of the signal that ended a command, as in a shell.
 const SIGNALED: i32 = 128;
 
+/// Some members of a group, and the last of them if there are more.
+pub type MembersPage = (Vec<(TaskKey, Task)>, Option<TaskKey>);
+
 /// The members of all groups.
 #[derive(Debug, Default)]
 pub(super) struct Groups(BTreeMap<Arc<str>, Members>);
@@ -92,7 +95,7 @@ impl Core {
         &self,
         group: &str,
         last: Option<TaskKey>,
-    ) -> Result<(Vec<(TaskKey, Task)>, Option<TaskKey>), Refusal> {
+    ) -> Result<MembersPage, Refusal> {
         let Some(members) = self.groups.of(group) else {
             return Err(unknown_group(group));
         };

@@ -5,6 +5,8 @@
 
 use super::ledger::Frees;
 use super::machine::Machine;
+use super::named_limits::SetKey;
+use super::order::Inbox;
 use super::retention::LATE_JOIN_PART;
 use super::task::Place;
 use super::timers::Timer;
@@ -62,6 +64,12 @@ pub enum Rule {
     AnyGoesWhereItCanRun,
     /// The failures of all steps count, not only those of the present one.
     FailuresAreOfTheTask,
+    /// Of what two queues have for a machine, the one with the higher priority is handed out first.
+    HigherPriorityFirst,
+    /// No more executions run than their limits allow.
+    LimitIsKept,
+    /// A task that replaces another one begins when that has ended.
+    KeyWaitsForItsHolder,
     /// A share of machines that may be hit rounds down.
     HitsRoundDown,
     /// A time that became a task is settled.
@@ -89,7 +97,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// Every rule.
+    /// Every rule but those about the order of what waits.
     pub const ALL: [Rule; 30] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
@@ -122,6 +130,12 @@ impl Rule {
         Rule::SuspendedHasTime,
         Rule::DrainedGetsNothing,
     ];
+    /// The rules about the order of what waits: they have a simulation of their own.
+    pub const OF_ORDER: [Rule; 3] = [
+        Rule::HigherPriorityFirst,
+        Rule::KeyWaitsForItsHolder,
+        Rule::LimitIsKept,
+    ];
 }
 
 /// What a core had when it was restored. Its limits may be lower than those that it was accepted under: it stays, and
@@ -144,6 +158,8 @@ pub struct ExecutionView<'a> {
     pub state: ExecutionState,
     pub instance: Option<&'a str>,
     pub msg: &'a str,
+    /// Its next attempt is not due yet.
+    pub is_between: bool,
     /// The undo of the latest attempt, once that was handed out with one.
     pub undo: Option<UndoView<'a>>,
 }
@@ -160,6 +176,12 @@ pub struct UndoView<'a> {
 }
 
 impl Task {
+    /// Whether a user, or the task that replaces it, canceled all of it.
+    #[doc(hidden)]
+    pub fn is_canceled_for_tests(&self) -> bool {
+        self.canceled
+    }
+
     /// Its executions.
     #[doc(hidden)]
     pub fn execution_views(&self) -> impl Iterator<Item = ExecutionView<'_>> {
@@ -169,6 +191,7 @@ impl Task {
             state: e.state,
             instance: e.target.as_ref().map(|target| &*target.instance),
             msg: &e.current.msg,
+            is_between: e.current.due_at.is_some(),
             undo: e.current.undo.as_ref().map(|undo| undo.view()),
         })
     }
@@ -213,13 +236,23 @@ impl Core {
             })
             .map(|(_, machine)| machine)
             .collect();
-        for (key, task) in self.tasks.iter().filter(|(_, task)| task.is_any()) {
+        for machine in &idle {
+            if let Some(next) = self.next_for(machine) {
+                return Err(format!(
+                    "{} is free, and would be handed {next:?}",
+                    machine.instance
+                ));
+            }
+        }
+        let offered = { self.tasks.iter() }
+            .filter(|(_, task)| task.is_any() && task.limit_set == SetKey::NONE);
+        for (key, task) in offered {
             let execution = ExecutionKey { task: *key, n: 0 };
             let waits = match task.executions.first().map(|e| e.place) {
                 Some(Place::Selector(_)) => true,
                 Some(Place::Inbox(machine)) => {
                     let machine = self.machine(machine);
-                    machine.inbox.range(..execution).count() >= machine.takes()
+                    machine.inbox.before(&self.turn_of(execution)) >= machine.takes()
                 }
                 _ => false,
             };
@@ -248,6 +281,10 @@ impl Core {
         self.check_waiting()?;
         self.check_machines()?;
         self.check_indexes()?;
+        self.check_queued_tasks()?;
+        self.check_keys()?;
+        self.check_limit_sets()?;
+        self.check_heads()?;
         self.check_notifications()?;
         self.check_schedules()?;
         self.check_groups()?;
@@ -276,7 +313,7 @@ impl Core {
     fn check_executions(&self) -> Result<(), String> {
         let mut all = Counts::default();
         let mut output = 0;
-        let mut inboxes: BTreeMap<MachineKey, BTreeSet<ExecutionKey>> = BTreeMap::new();
+        let mut inboxes: BTreeMap<MachineKey, Inbox> = BTreeMap::new();
         let mut actives: BTreeMap<MachineKey, BTreeSet<ExecutionKey>> = BTreeMap::new();
         let mut waiting = 0;
         for (key, task) in &self.tasks {
@@ -292,7 +329,10 @@ impl Core {
                 match e.place {
                     Place::Nowhere => {}
                     Place::Selector(_) => waiting += 1,
-                    Place::Inbox(m) => drop(inboxes.entry(m).or_default().insert(execution)),
+                    Place::Inbox(m) => {
+                        let turn = self.turn_of(execution);
+                        inboxes.entry(m).or_default().insert(task.limit_set, turn);
+                    }
                     Place::Active(m) => drop(actives.entry(m).or_default().insert(execution)),
                 }
             }
@@ -324,13 +364,14 @@ impl Core {
             )
         })?;
         for (key, machine) in &self.machines {
-            let same = machine.inbox == inboxes.remove(key).unwrap_or_default()
+            let same = machine.inbox.turns() == inboxes.remove(key).unwrap_or_default().turns()
                 && machine.active == actives.remove(key).unwrap_or_default();
             ensure(same, || {
                 format!("{key:?}: its queues and the places differ")
             })?;
-            let any = { machine.inbox.iter() }.filter(|e| self.task(e.task).is_any());
-            ensure(any.eq(&machine.offers), || {
+            let inbox = machine.inbox.executions().into_iter();
+            let any = inbox.filter(|e| self.task(e.task).is_any());
+            ensure(any.eq(machine.offers.iter().map(|turn| turn.key)), || {
                 format!("{key:?}: what is offered to it is not what any machine may run")
             })?;
         }
@@ -346,13 +387,14 @@ impl Core {
             Place::Selector(selector) => {
                 let entry = self.match_index.find_entry(task.spec.selector.text());
                 let same = self.match_index.entry(selector);
-                let by_need = same.by_need.get(&self.needs_of(key.task));
+                let need = (self.needs_of(key.task), task.limit_set);
+                let by_need = same.by_need.get(&need);
                 let listed: usize = same.by_need.values().map(BTreeSet::len).sum();
                 let queued = |entry: &_| {
                     std::ptr::eq(entry, same)
                         && same.queue.contains(&key.task)
                         && same.queue.len() == listed
-                        && by_need.is_some_and(|waiting| waiting.contains(&key.task))
+                        && by_need.is_some_and(|waiting| waiting.contains(&self.turn_of(key)))
                 };
                 task.is_any() && key.n == 0 && entry.is_some_and(queued)
             }
@@ -638,6 +680,7 @@ impl Core {
                     probes += 1;
                     self.is_timer_of(*key, *time)
                 }
+                Timer::Limit(key) => self.is_timer_of_limit(*key, *time),
                 Timer::KeepAlive(key) => self.is_next_look(*key, *time),
                 Timer::SuspensionEnds | Timer::SuspensionSweep | Timer::SuspendedQueues => {
                     self.is_timer_of_suspensions(*time, *timer)
@@ -670,6 +713,7 @@ impl Core {
             let first = (0..).zip(e).any(|(n, e)| {
                 e.state == ExecutionState::Queued
                     && e.current.expires_at.is_none()
+                    && e.current.due_at.is_none()
                     && e.current.number == 1
                     && !self.stands_still(ExecutionKey { task: *key, n })
             });

@@ -131,11 +131,16 @@ fn checked_child(
 fn checked_after(posted: &[Posted<PostedAfter>]) -> Result<Vec<Parent>, String> {
     check_count("after", posted.len(), MAX_PARENTS)?;
     let checked = posted.iter().enumerate().map(|(n, Posted(entry))| {
-        let Some(task) = entry.task.as_deref().filter(|name| !name.is_empty()) else {
-            return Err(format!(
-                "after[{n}].task: must be the id or the name of a task"
-            ));
+        let (name, is_group) = match (entry.task.as_deref(), entry.group.as_deref()) {
+            (Some(task), None) => (task, false),
+            (None, Some(group)) => (group, true),
+            _ => ("", false),
         };
+        if name.is_empty() {
+            return Err(format!(
+                "after[{n}]: needs task (the id or the name of a task) or group (the name of a group), one of them"
+            ));
+        }
         let on = entry.on.unwrap_or_default();
         if let Some(min) = entry.min_succeeded {
             if on != Outcome::Succeeded {
@@ -148,7 +153,8 @@ fn checked_after(posted: &[Posted<PostedAfter>]) -> Result<Vec<Parent>, String> 
             }
         }
         Ok(Parent {
-            task: task.into(),
+            name: name.into(),
+            is_group,
             on,
             min_succeeded: entry.min_succeeded,
         })

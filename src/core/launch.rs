@@ -6,13 +6,16 @@
 
 use super::counting::Choice;
 use super::match_index::SelectorKey;
+use super::named_limits::SetKey;
 use super::pace::Pacing;
 use super::selector::Selector;
 use super::spec::Spec;
 use super::task::{Execution, Target, Task, TaskData};
 use super::timers::Timer;
+use super::unique::Unique;
 use super::waiting::Waiting;
 use super::{Core, ExecutionKey, Refusal, TaskKey, Time, data_mut};
+use crate::wire::order::OnDuplicate;
 use crate::wire::task::{Counts, ExecutionState, Mode};
 use crate::wire::undo::UndoCounts;
 use std::sync::Arc;
@@ -33,7 +36,7 @@ impl Core {
     /// unless the spec has one.
     ///
     /// Refused with [`Refusal::Taken`] if the id is in use, with [`Refusal::Full`] at a limit, with
-    /// [`Refusal::Conflict`] if it would hit more machines than it may.
+    /// [`Refusal::Conflict`] if it would hit more machines than it may, as [`Core::check_unique`] if its key is held.
     pub fn submit(
         &mut self,
         now: Time,
@@ -43,8 +46,18 @@ impl Core {
         let prefix: Arc<str> = fresh_id.into();
         let id = spec.id.take().unwrap_or_else(|| prefix.clone());
         self.check_unused(&id, &prefix)?;
+        let replaced = self.check_unique(&spec)?;
+        self.check_named_limits(&spec.limits)?;
         self.check_notify(&spec)?;
         let wait = spec.take_wait();
+        let replaces = |unique: &Unique| unique.on_duplicate == OnDuplicate::Replace;
+        let replaces = spec.unique.as_deref().is_some_and(replaces);
+        if replaces && !(wait.after.is_empty() && spec.children.is_empty()) {
+            return Err(Refusal::Impossible(
+                "onDuplicate: \"replace\" does not go with after, onSuccess, onFailure and onEnd"
+                    .into(),
+            ));
+        }
         let edges = self.edges_of(&wait)?;
         if let Some(waiting) = Core::waiting_of(now, &wait, edges) {
             self.check_halt(spec.detail.undo.is_some())?;
@@ -56,6 +69,7 @@ impl Core {
             self.keep_parents(TaskKey(self.next_task), &waiting);
             let key = self.add_task(now, id, prefix, spec, Some(waiting));
             self.list_waiting(key);
+            self.replace(now, replaced);
             self.add_children(now, key);
             self.go_on_after(now, key);
             return Ok(key);
@@ -66,6 +80,7 @@ impl Core {
         let key = self.add_task(now, id, prefix, spec, None);
         self.add_children(now, key);
         self.launch(now, key, launch);
+        self.replace(now, replaced);
         Ok(key)
     }
 
@@ -120,13 +135,13 @@ impl Core {
             self.task_mut(key).open = true;
             self.open(key, selector);
         }
-        if spec.has_probe_before() {
-            // Probes have to pass first.
+        if self.task(key).pacing.is_some() {
+            // Its probes have to pass first, it has a rollout, or the task that it replaces has not ended.
         } else if spec.mode == Mode::Any {
             self.queue_for_any(ExecutionKey { task: key, n: 0 }, selector);
-        } else if choice.plan.is_none() {
+        } else {
             for (n, machine) in (0..).zip(choice.machines) {
-                self.queue_for(ExecutionKey { task: key, n }, machine);
+                self.queue_first(now, ExecutionKey { task: key, n }, machine);
             }
         }
         self.pace(now, key);
@@ -192,6 +207,8 @@ impl Core {
             id,
             prefix,
             created_at: now,
+            order: None,
+            limit_set: SetKey::NONE,
             expires_at: now.plus(spec.ttl),
             spec,
             finished_at: None,
@@ -216,6 +233,8 @@ impl Core {
         };
         self.tasks.insert(key, Task::new(task));
         self.task_mut(key);
+        self.take_key(key);
+        self.take_limits(now, key);
         self.index_firing(key);
         self.stats.submitted += 1;
         key
@@ -236,6 +255,9 @@ impl Core {
             let gated = || Pacing::gated(targets.len() as u32);
             pacing.get_or_insert_with(gated).is_gated = true;
         }
+        if self.waits_for_key(key) {
+            pacing.get_or_insert_with(|| Pacing::held(targets.len() as u32));
+        }
         let state = match pacing {
             Some(_) => ExecutionState::Held,
             None => ExecutionState::Queued,
@@ -250,6 +272,7 @@ impl Core {
         task.executions = executions.map(|t| Execution::new(state, t)).collect();
         self.timers.set(expires_at, Timer::TaskTtl(key));
         self.task_mut(key);
+        self.list_queued(key);
         for n in 0..number {
             let execution = ExecutionKey { task: key, n };
             self.ledger.add_execution(state);

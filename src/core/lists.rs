@@ -2,6 +2,7 @@
 
 use super::task::Task;
 use super::{Core, Notice, Refusal, Rule, Spec, TaskKey, Time};
+use crate::wire::order::OnDuplicate;
 
 /// Why a list was refused.
 #[derive(Debug)]
@@ -30,6 +31,15 @@ impl Core {
         let taken: Vec<_> = taken.collect();
         if !taken.is_empty() {
             return Err(ListRefusal::Taken(taken));
+        }
+        // What a refused list has canceled could not be taken back.
+        let replaces = |(_, spec): &(String, Spec)| {
+            let unique = spec.unique.as_ref();
+            unique.is_some_and(|unique| unique.on_duplicate == OnDuplicate::Replace)
+        };
+        if let Some(n) = list.iter().position(replaces) {
+            let why = "onDuplicate: \"replace\" does not go with a list of tasks";
+            return Err(ListRefusal::Item(n, Refusal::Impossible(why.into())));
         }
         let first = TaskKey(self.next_task);
         let stats = self.stats.clone();

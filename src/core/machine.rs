@@ -3,6 +3,7 @@
 use super::abilities::Abilities;
 use super::crew::Wish;
 use super::match_index::{SelectorKey, TraitsKey};
+use super::order::{Inbox, Turn};
 use super::original::OriginalAgent;
 use super::probe_data::ProbeKey;
 use super::selector::Tags;
@@ -87,10 +88,10 @@ pub(super) struct Machine {
     /// Its position in the list of ready machines, if it can be given work.
     pub ready: Option<u64>,
     /// Executions queued for it.
-    pub inbox: BTreeSet<ExecutionKey>,
+    pub inbox: Inbox,
     /// Those of them that any matching machine may run. They are only offered: what this machine cannot take with
     /// its held poll goes back, see [`super::Core::revoke_offers`].
-    pub offers: BTreeSet<ExecutionKey>,
+    pub offers: BTreeSet<Turn>,
     /// Executions handed to it.
     pub active: BTreeSet<ExecutionKey>,
     /// Probes that it has to run, to be sent with the next answer.
@@ -144,7 +145,10 @@ impl Machine {
 
     /// Whether it can be given an execution now that any machine may run.
     pub fn can_be_given_work(&self) -> bool {
-        self.poll_held && self.is_live() && !self.is_frozen() && self.free() > self.inbox.len()
+        self.poll_held
+            && self.is_live()
+            && !self.is_frozen()
+            && self.free() > self.inbox.unlimited()
     }
 
     /// How many of the executions queued for it, counted from the first, it takes with its held poll.

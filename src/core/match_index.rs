@@ -318,6 +318,11 @@ impl MatchIndex {
         })
     }
 
+    /// Every selector.
+    pub fn entries(&self) -> impl Iterator<Item = (SelectorKey, &SelectorEntry)> {
+        { self.selectors.iter() }.map(|(n, entry)| (SelectorKey(n), entry))
+    }
+
     /// How many executions wait for any free machine.
     pub fn queued(&self) -> usize {
         self.selectors

@@ -45,6 +45,10 @@
 //! | `probes.rs` | probes: when they begin and end, let a task begin, and stop it |
 //! | `probe_spec.rs` | the probes of a posted task, checked |
 //! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
+//! | `order.rs` | in which order what waits is handed out |
+//! | `unique.rs` | of the tasks with the same key one runs at a time |
+//! | `named_limits.rs`, `limit_queues.rs` | how many run at once of the tasks that name a limit; who is woken when a place is free |
+//! | `waits_for.rs` | what a task waits for, in words |
 //! | `plan.rs`, `schedule.rs` | one schedule: what was posted, and its calendar; how far it has come, what is to be done at a given time |
 //! | `firing.rs`, `firings.rs` | fires what is due; the tasks that were fired, and what their end means |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
@@ -86,12 +90,15 @@ mod launch;
 mod lazy_box;
 mod ledger;
 mod lifecycle;
+mod limit_queues;
 mod limits;
 mod lists;
 mod machine;
 mod match_index;
+mod named_limits;
 mod newcomers;
 mod notify;
+mod order;
 mod original;
 mod outbox;
 mod output;
@@ -123,8 +130,10 @@ mod tick;
 mod timers;
 mod undo;
 mod undo_lifecycle;
+mod unique;
 mod user;
 mod waiting;
+mod waits_for;
 
 pub use self::about::{About, check_group, check_tag};
 pub use self::agent::check_holds;
@@ -139,7 +148,9 @@ pub use self::limits::{Limits, TextLimits};
 pub use self::lists::ListRefusal;
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
+pub use self::named_limits::{SavedLimit, checked_limit};
 pub use self::notify::{CheckedNotify, MAX_NOTIFY, NotifyPolicy, place_of, without_query};
+pub use self::order::PRIORITIES;
 pub use self::original::{Link, is_of_original, original_instance};
 pub use self::outbox::{Delivery, Entry as SavedNotification, Missed, NotifyStats};
 pub use self::output::{Output, gap_line};
@@ -159,6 +170,7 @@ pub use self::summary::{MAX_LABELS, MachineSummary};
 pub use self::suspension::{SavedSuspensions, Suspension};
 pub use self::sweep::{MAX_RERUNS, MAX_SWEPT, Meant, Sweep};
 pub use self::task::{Execution, OutputEnd, Target, Task, TaskData, execution_id};
+pub use self::unique::Unique;
 pub use self::user::Selection;
 
 use self::after::Dependents;
@@ -172,13 +184,16 @@ use self::ledger::Ledger;
 use self::lifecycle::Event;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, SelectorKey};
+use self::named_limits::NamedLimits;
 use self::newcomers::Newcomers;
+use self::order::Rank;
 use self::outbox::Outbox;
 use self::schedules::Schedules;
 use self::suspension::Suspensions;
 use self::task::Place;
 use self::timers::Timers;
 use self::undo::Undos;
+use self::unique::Keys;
 use self::waiting::WaitingTasks;
 use crate::wire::duration::TimeSpan;
 use crate::wire::machine::MachineState;
@@ -235,6 +250,10 @@ pub enum Refusal {
     Unknown(String),
     /// The id is used by this task.
     Taken(TaskKey),
+    /// The unique key is held by this task.
+    Duplicate(TaskKey),
+    /// The unique key is held by this task, which takes the place of the new one.
+    Joins(TaskKey),
     /// Not possible in the present state.
     Conflict(String),
     /// The request is well-formed, but cannot be carried out.
@@ -247,6 +266,9 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refusal::Taken(_) => f.write_str("id: is taken"),
+            Refusal::Duplicate(_) | Refusal::Joins(_) => {
+                f.write_str("uniqueKey: is held by another task")
+            }
             Refusal::Unknown(msg)
             | Refusal::Conflict(msg)
             | Refusal::Impossible(msg)
@@ -328,6 +350,10 @@ pub struct Core {
     /// The instances that have an execution of an open task, by task.
     joined: BTreeMap<TaskKey, HashSet<Arc<str>>>,
     match_index: MatchIndex,
+    /// The tasks of which something is queued, in the order in which they are handed out.
+    queued_tasks: BTreeSet<(Rank, u64, TaskKey)>,
+    keys: Keys,
+    named_limits: NamedLimits,
     /// Machines whose held poll can be given work, longest-waiting first.
     ready: BTreeMap<u64, MachineKey>,
     next_ready: u64,
@@ -380,6 +406,9 @@ impl Core {
             forgettable: BTreeSet::new(),
             joined: BTreeMap::new(),
             match_index: MatchIndex::new(limits.patterns),
+            queued_tasks: BTreeSet::new(),
+            keys: Keys::new(),
+            named_limits: NamedLimits::default(),
             ready: BTreeMap::new(),
             next_ready: 1,
             timers: Timers::default(),
@@ -399,6 +428,7 @@ impl Core {
 
     /// The notices of the changes since the last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
+        self.wake_for_limits();
         let mut notices = std::mem::take(&mut self.notices);
         notices.retain(|notice| match notice {
             // What it was to be woken for may have been handed out with the answer to a report.
@@ -498,10 +528,12 @@ impl Core {
         if let Some(changes) = &mut self.changes {
             changes.execution(key);
         }
+        let (queued, was, limits) = (task.counts.queued, execution.state, task.limit_set);
         *task.counts.of(execution.state) -= 1;
         *task.counts.of(state) += 1;
         self.ledger.change_state(execution.state, state);
         execution.state = state;
+        let changes_queued = (queued == 0) != (task.counts.queued == 0);
         let waited = task.waiting.is_some();
         if state.is_terminal() {
             if let Some(pacing) = &mut task.pacing {
@@ -509,6 +541,10 @@ impl Core {
             }
             self.stats.ended(state);
             self.unguard(key);
+        }
+        self.count_for_limits(limits, was, state);
+        if changes_queued {
+            self.list_queued(key.task);
         }
         self.list_off_queue(key);
         self.record_change(key);
@@ -520,6 +556,8 @@ impl Core {
 
     /// Moves an execution to another place and updates the queues.
     fn place(&mut self, key: ExecutionKey, place: Place) {
+        let turn = self.turn_of(key);
+        let set = self.task(key.task).limit_set;
         let was = std::mem::replace(&mut self.execution_mut(key).place, place);
         match was {
             Place::Nowhere => {}
@@ -527,17 +565,24 @@ impl Core {
                 let needed = self.needs_of(key.task);
                 let entry = self.match_index.entry_mut(selector);
                 entry.queue.remove(&key.task);
-                if let Entry::Occupied(mut same_need) = entry.by_need.entry(needed) {
-                    same_need.get_mut().remove(&key.task);
-                    if same_need.get().is_empty() {
+                if let Entry::Occupied(mut same_need) = entry.by_need.entry((needed, set)) {
+                    let turns = same_need.get_mut();
+                    let before = turns.first().copied();
+                    turns.remove(&turn);
+                    let after = turns.first().copied();
+                    if turns.is_empty() {
                         same_need.remove();
                     }
+                    let queue = (selector, needed);
+                    self.head_of_selector_changed(set, queue, before, after);
                 }
+                self.named_limits.count_queued(set, false);
             }
             Place::Inbox(machine) => {
                 let left = self.machine_mut(machine);
-                left.inbox.remove(&key);
-                left.offers.remove(&key);
+                left.inbox.remove(set, &turn);
+                left.offers.remove(&turn);
+                self.named_limits.count_queued(set, false);
                 self.refresh_ready(machine);
             }
             Place::Active(machine) => {
@@ -555,15 +600,21 @@ impl Core {
                 let needed = self.needs_of(key.task);
                 let entry = self.match_index.entry_mut(selector);
                 entry.queue.insert(key.task);
-                entry.by_need.entry(needed).or_default().insert(key.task);
+                let turns = entry.by_need.entry((needed, set)).or_default();
+                let before = turns.first().copied();
+                turns.insert(turn);
+                let after = turns.first().copied();
+                self.head_of_selector_changed(set, (selector, needed), before, after);
+                self.named_limits.count_queued(set, true);
             }
             Place::Inbox(machine) => {
                 let is_any = self.task(key.task).is_any();
                 let entered = self.machine_mut(machine);
-                entered.inbox.insert(key);
+                entered.inbox.insert(set, turn);
                 if is_any {
-                    entered.offers.insert(key);
+                    entered.offers.insert(turn);
                 }
+                self.named_limits.count_queued(set, true);
                 self.refresh_ready(machine);
             }
             Place::Active(machine) => {
@@ -617,6 +668,7 @@ impl Core {
             .machines
             .get_mut(&key)
             .expect("a machine is removed together with every reference to it");
+        let was_ready = machine.ready.is_some();
         let forgettable = (machine.offline_since, key);
         if machine.state == MachineState::Offline && machine.inbox.is_empty() {
             self.forgettable.insert(forgettable);
@@ -635,6 +687,7 @@ impl Core {
             }
             (Some(_), true) | (None, false) => {}
         }
+        self.list_heads_of(key, was_ready);
     }
 
     /// Has a machine's held poll answered, if there is something for it when this change is complete.

@@ -122,6 +122,14 @@ impl Pacing {
         }
     }
 
+    /// The pace of a task with so many executions and without a rollout, that is held back for now.
+    pub fn held(executions: u32) -> Self {
+        Pacing {
+            returned: (0..executions).collect(),
+            ..Pacing::default()
+        }
+    }
+
     /// How many targets have been started when the present step is done; `None` in the last step.
     pub fn started_when_done(&self) -> Option<u32> {
         let steps = &self.plan.as_ref()?.steps;

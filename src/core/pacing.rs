@@ -222,6 +222,9 @@ impl Core {
         if pacing.is_halted() {
             return self.sweep(now, key);
         }
+        if self.waits_for_key(key) {
+            return false;
+        }
         if let Some(until) = pacing.started_when_done()
             && pacing.unfinished == 0
             && pacing.next >= until
@@ -302,7 +305,7 @@ impl Core {
             // Without a rollout it waits for its machine in its queue.
             Some(machine) if self.machine(machine).is_live() || !self.is_rolled_out(key.task) => {
                 self.apply(key, Event::Release);
-                self.queue_for(key, machine);
+                self.queue_first(now, key, machine);
             }
             // Nothing waits for a machine that is not known, except in a rollout.
             None if !self.is_rolled_out(key.task) => self.lose_held(now, key),
@@ -364,7 +367,7 @@ impl Core {
 
     /// A machine is not online any more: what was queued for it frees its slot.
     pub(super) fn hold_back_queued(&mut self, now: Time, key: MachineKey) {
-        for execution in self.machine(key).inbox.clone() {
+        for execution in self.machine(key).inbox.executions() {
             if self.is_rolled_out(execution.task) && self.hold(now, execution) {
                 self.wait_for_return(execution);
                 self.pace(now, execution.task);

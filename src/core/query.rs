@@ -169,9 +169,8 @@ impl Core {
 
     /// A copy of a task. Cheap: the data is shared.
     pub fn show(&self, key: TaskKey) -> Result<Task, Refusal> {
-        let task = self.tasks.get(&key).cloned();
-        task.map(|task| task.with_waits(self.waits_of(key)))
-            .ok_or_else(|| Refusal::Unknown("the task has just been forgotten".into()))
+        let task = self.known_task(key)?.shown(self.waits_for(key));
+        Ok(task.with_waits(self.waits_of(key)))
     }
 
     /// The output of an attempt. `None` when the attempt is no longer the latest of its execution, or is forgotten. As

@@ -4,10 +4,12 @@
 //! restore a new field, set it where the other fields of its record are set.
 
 use super::abilities::Abilities;
+use super::after::Edge;
 use super::children::Child;
 use super::counting::{Counts, KeepAlive, Recount};
 use super::lazy_box::LazyBox;
 use super::machine::{Kind, Machine};
+use super::named_limits::SetKey;
 use super::notify::CheckedNotify;
 use super::original::OriginalAgent;
 use super::plan::Plan;
@@ -42,6 +44,7 @@ impl Core {
         core.resumed_at = now;
         core.next_task = core.next_task.max(saved.next_task);
         core.halt = saved.halt;
+        core.restore_limits(now, saved.limits);
         let mut interner = Interner::default();
         for (instance, mut machine) in saved.machines {
             interner.share(&mut machine.label);
@@ -212,7 +215,7 @@ impl Core {
             has_hung_up: false,
             waking: false,
             ready: None,
-            inbox: BTreeSet::new(),
+            inbox: Default::default(),
             offers: BTreeSet::new(),
             active: BTreeSet::new(),
             probes: BTreeSet::new(),
@@ -253,6 +256,8 @@ impl Core {
             id: saved.id,
             prefix: saved.prefix,
             created_at: saved.created_at,
+            order: saved.order,
+            limit_set: SetKey::NONE,
             expires_at: later(saved.expires_at),
             finished_at: saved.finished_at,
             matched: saved.matched,
@@ -267,6 +272,8 @@ impl Core {
             withdrawn: saved.withdrawn,
             waiting: saved.waiting.map(|mut waiting| {
                 waiting.blocked_until = waiting.blocked_until.map(later);
+                let edges = std::mem::take(&mut waiting.after).into_iter();
+                waiting.after = edges.map(Edge::restored).collect();
                 waiting
             }),
             needed: false,
@@ -325,7 +332,9 @@ impl Core {
                 current: match (saved.state, current.number) {
                     // In a rollout it has its own ttl.
                     (ExecutionState::Queued, 1)
-                        if current.msg.is_empty() && current.expires_at.is_none() =>
+                        if current.msg.is_empty()
+                            && current.expires_at.is_none()
+                            && current.due_at.is_none() =>
                     {
                         LazyBox::unallocated()
                     }
@@ -339,7 +348,7 @@ impl Core {
         }
         task.probes = (!data.is_empty()).then(|| data.into());
         task.output_bytes += task.kept_by_probes();
-        self.index_restored(key, Task::new(task))?;
+        self.index_restored(now, key, Task::new(task))?;
         for (execution, place) in places {
             self.restore_place(now, execution, place);
             self.guard(execution);
@@ -353,7 +362,7 @@ impl Core {
     }
 
     /// Adds a restored task to the indexes and sets its timers.
-    fn index_restored(&mut self, key: TaskKey, task: Task) -> Result<(), String> {
+    fn index_restored(&mut self, now: Time, key: TaskKey, task: Task) -> Result<(), String> {
         self.next_task = self.next_task.max(key.0 + 1);
         if self.task_ids.insert(task.id.clone(), key).is_some() {
             return Err(format!("two tasks have the id {}", task.id));
@@ -378,8 +387,15 @@ impl Core {
             None if task.is_unbegun() => {}
             None => self.set_task_ttl(key, &task),
         }
+        let is_finished = task.finished_at.is_some();
         self.ledger.add_task(task.spec.kept_bytes());
         self.tasks.insert(key, task);
+        self.list_queued(key);
+        if !is_finished {
+            self.take_key(key);
+            self.take_limits(now, key);
+            self.count_restored(key);
+        }
         self.index_firing(key);
         if open {
             let selector = self.selector_key_of(key);
@@ -476,6 +492,10 @@ fn restored_spec(saved: &mut SavedTask) -> Spec {
     Spec {
         id: None,
         name: saved.name.clone(),
+        priority: saved.priority,
+        limits: saved.limits.clone(),
+        spread: saved.spread,
+        unique: saved.unique.clone(),
         selector: Selector::accepted(SelectorText {
             pattern: saved.pattern.clone(),
             narrowing: saved.narrowing.clone(),

@@ -8,6 +8,7 @@ use super::about::About;
 use super::crew::Wish;
 use super::halt::Halt;
 use super::machine::Machine;
+use super::named_limits::SavedLimit;
 use super::original::CanceledAttempt;
 use super::outbox::Entry as SavedNotification;
 use super::output::Output;
@@ -19,6 +20,7 @@ use super::selector::Narrowing;
 use super::spec::Spec;
 use super::suspension::SavedSuspensions;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
+use super::unique::Unique;
 use super::waiting::Waiting;
 use super::{Core, ExecutionKey, ScheduleKey, TaskKey, Time};
 use crate::recurrence::Zone;
@@ -83,6 +85,16 @@ pub struct SavedTask {
     pub rollout: Option<Rollout>,
     #[serde(default)]
     pub spared: u32,
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub priority: i8,
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub limits: Box<[Arc<str>]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<TimeSpan>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique: Option<Box<Unique>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) pacing: Option<Box<Pacing>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -109,6 +121,10 @@ pub(super) struct SavedChild {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<Arc<str>>,
     pub task: Box<SavedTask>,
+}
+
+fn is_usual(priority: &i8) -> bool {
+    *priority == 0
 }
 
 /// A probe of a task as saved. What is known of it on a target is saved with the execution.
@@ -277,6 +293,8 @@ pub struct Batch {
     pub notifications: BTreeMap<u64, Option<SavedNotification>>,
     /// The halt, if it has changed.
     pub halt: Option<Option<Halt>>,
+    /// Limits by name.
+    pub limits: BTreeMap<Arc<str>, Option<SavedLimit>>,
     /// The suspensions, if they have changed.
     pub suspensions: Option<SavedSuspensions>,
     /// Schedules as they were posted; `None` for what was deleted.
@@ -302,8 +320,16 @@ impl Batch {
                 || t.keep_alive.is_some()
                 || t.pacing.is_some()
         };
+        let is_ordered = |t: &SavedTask| {
+            t.priority != 0
+                || t.order.is_some()
+                || t.unique.is_some()
+                || !t.limits.is_empty()
+                || t.spread.is_some()
+        };
         let machines = || self.machines.values().flatten();
         match () {
+            () if !self.limits.is_empty() || tasks().any(is_ordered) => 5,
             () if self.suspensions.is_some() || !self.notifications.is_empty() => 5,
             () if !self.schedules.is_empty() || !self.progress.is_empty() => 5,
             () if machines().any(|m| m.suspended_since.is_some() || m.wish.is_some()) => 5,
@@ -336,6 +362,7 @@ impl Batch {
             && self.output.is_empty()
             && self.notifications.is_empty()
             && self.halt.is_none()
+            && self.limits.is_empty()
             && self.suspensions.is_none()
             && self.schedules.is_empty()
             && self.progress.is_empty()
@@ -359,6 +386,7 @@ impl Batch {
         self.executions.extend(later.executions);
         self.machines.extend(later.machines);
         self.output.extend(later.output);
+        self.limits.extend(later.limits);
         self.notifications.extend(later.notifications);
         let deleted = later
             .schedules
@@ -391,6 +419,8 @@ pub struct Saved {
     pub notifications: BTreeMap<u64, SavedNotification>,
     /// The halt that is in force.
     pub halt: Option<Halt>,
+    /// Limits by name.
+    pub limits: BTreeMap<Arc<str>, SavedLimit>,
     /// The suspensions.
     pub suspensions: SavedSuspensions,
     /// Schedules as they were posted.
@@ -418,6 +448,8 @@ pub(super) struct Changes {
     pub(super) notifications: BTreeSet<u64>,
     /// The halt, if it has changed.
     pub(super) halt: Option<Option<Halt>>,
+    /// Limits that have changed, by name.
+    pub(super) limits: BTreeSet<Arc<str>>,
     /// The suspensions have changed.
     pub(super) suspensions: bool,
     /// Schedules that have come further.
@@ -510,6 +542,7 @@ impl Core {
         let machines = std::mem::take(&mut changes.machines);
         batch.output = std::mem::take(&mut changes.output);
         batch.halt = changes.halt.take();
+        let limits = std::mem::take(&mut changes.limits);
         let notifications = std::mem::take(&mut changes.notifications);
         let suspensions = std::mem::take(&mut changes.suspensions);
         let schedules = std::mem::take(&mut changes.schedules);
@@ -530,6 +563,10 @@ impl Core {
         batch
             .output
             .retain(|(key, _)| self.tasks.contains_key(&key.task));
+        for name in limits {
+            let saved = self.saved_limit(&name);
+            batch.limits.insert(name, saved);
+        }
         batch.suspensions = suspensions.then(|| self.saved_suspensions());
         for key in tasks {
             batch
@@ -606,6 +643,7 @@ fn saved_task(task: &Task) -> SavedTask {
         late_join_full: task.late_join_full,
         rerun_of: task.rerun_of.clone(),
         spared: task.spared,
+        order: task.order,
         pacing: task.pacing.clone(),
         probes: saved_probes(task),
         waiting: task.waiting.clone(),
@@ -652,6 +690,11 @@ fn saved_spec(spec: &Spec) -> SavedTask {
                 place: None,
             })
             .collect(),
+        priority: spec.priority,
+        limits: spec.limits.clone(),
+        spread: spec.spread,
+        unique: spec.unique.clone(),
+        order: None,
         notify: spec.notify.iter().map(|it| it.posted()).collect(),
         scheduled: spec.scheduled.clone(),
         about: spec.about.clone(),

@@ -10,12 +10,15 @@ use super::agent::is_instance;
 use super::children::Child;
 use super::counting::{Counts, KeepAlive};
 use super::later_spec::{Wait, checked_children, checked_wait};
+use super::named_limits;
 use super::notify::{self, CheckedNotify};
+use super::order::PRIORITIES;
 use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
 use super::schedule::FiringOf;
 use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
+use super::unique::{self, Unique};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
@@ -64,6 +67,10 @@ const DEFAULT_FAILURE_TTL: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 pub struct Spec {
     pub id: Option<Arc<str>>,
     pub name: Arc<str>,
+    pub priority: i8,
+    pub unique: Option<Box<Unique>>,
+    pub limits: Box<[Arc<str>]>,
+    pub spread: Option<TimeSpan>,
     pub selector: Selector,
     pub counts: Counts,
     pub rollout: Option<Box<Rollout>>,
@@ -120,6 +127,8 @@ impl Spec {
         let narrowing = narrowing(&mut posted)?;
         let pattern = posted.machine_pattern.take();
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
+        let unique = unique::checked(&mut posted)?;
+        let spread = checked_spread(posted.spread, mode, rollout.is_some())?;
         let children = checked_children(&mut posted, &selector, limits)?;
         let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
         check_text("name", name, limits.name, " (--max-name)")?;
@@ -128,6 +137,10 @@ impl Spec {
         Ok(Spec {
             id: posted.id.map(Arc::from),
             name: name.into(),
+            priority: checked_priority(posted.priority)?,
+            unique,
+            limits: named_limits::checked_names(posted.limits)?,
+            spread,
             selector,
             counts,
             rollout,
@@ -234,6 +247,12 @@ impl Spec {
         self.detail_bytes()
             + detail.workspace.as_ref().map_or(0, String::len)
             + self.name.len()
+            + self
+                .limits
+                .iter()
+                .map(|name| name.len() + ENTRY_BYTES)
+                .sum::<usize>()
+            + self.unique.as_ref().map_or(0, |unique| unique.key.len())
             + self.about.as_ref().map_or(0, |about| about.kept_bytes())
             + self.selector.text().kept_bytes()
             + pool.map_or(0, |pool| pool.text().kept_bytes())
@@ -610,6 +629,39 @@ pub(super) fn check_id(id: &str) -> Result<(), String> {
             shown(id)
         )
     })
+}
+
+fn checked_spread(
+    spread: Option<TimeSpan>,
+    mode: Mode,
+    is_rolled_out: bool,
+) -> Result<Option<TimeSpan>, String> {
+    let Some(spread) = spread else {
+        return Ok(None);
+    };
+    if mode == Mode::Any {
+        return Err("spread: goes with mode \"all\" only, an \"any\" task runs once".into());
+    }
+    if is_rolled_out {
+        return Err(
+            "spread: does not go with rollout, which says when each machine has its turn".into(),
+        );
+    }
+    check_above_zero("spread", spread).map(Some)
+}
+
+fn checked_priority(priority: Option<i64>) -> Result<i8, String> {
+    let priority = priority.unwrap_or(0);
+    let known = i8::try_from(priority).ok();
+    known
+        .filter(|known| PRIORITIES.contains(known))
+        .ok_or_else(|| {
+            format!(
+                "priority: must be {} to {}, got {priority}; the higher ones are handed out first",
+                PRIORITIES.start(),
+                PRIORITIES.end()
+            )
+        })
 }
 
 fn check_retry(retry: &Retry) -> Result<(), String> {

@@ -37,7 +37,7 @@ impl Core {
         for (key, machine) in rest.by_ref().take(MAX_VISITED) {
             summary.last = Some(*key);
             if let Some(first) = machine.inbox.first() {
-                summary.waits(*first);
+                summary.waits(first);
             }
             let label = summary.labels.entry(machine.label.clone());
             let label = label.or_insert_with(|| LabelSummary {
@@ -70,18 +70,22 @@ impl Core {
             id: task.id.to_string(),
             name: task.spec.name.to_string(),
             created_at: rfc3339(task.created_at),
-            msg: self.waits_for(key),
+            msg: self.waits_in_words(key),
         })
     }
 
     /// What a queued execution waits for, in words.
-    fn waits_for(&self, key: ExecutionKey) -> String {
+    fn waits_in_words(&self, key: ExecutionKey) -> String {
         if let Some(suspension) = self.waits_for_suspension(key) {
             return suspension;
         }
         let e = self.execution(key);
         if !e.current.msg.is_empty() {
             return e.current.msg.to_string();
+        }
+        let set = self.task(key.task).limit_set;
+        if let Some(limit) = self.named_limits.why_exhausted(set) {
+            return limit;
         }
         match e.place {
             Place::Inbox(machine) => {

@@ -290,9 +290,11 @@ impl Core {
 
     fn thaw_machine(&mut self, now: Time, key: MachineKey, since: Time, left: &mut usize) -> bool {
         let thawed = self.suspensions.thawed.filter(|(of, _)| *of == key);
-        let after = thawed.map_or(Bound::Unbounded, |(_, last)| Bound::Excluded(last));
-        let queued = self.machine(key).inbox.range((after, Bound::Unbounded));
-        let queued: Vec<ExecutionKey> = queued.take(*left + 1).copied().collect();
+        // In the order of their keys, which they keep while it goes on in slices.
+        let mut queued = self.machine(key).inbox.executions();
+        queued.retain(|execution| thawed.is_none_or(|(_, last)| last < *execution));
+        queued.sort_unstable();
+        queued.truncate(*left + 1);
         *left = left.saturating_sub(queued.len());
         for execution in &queued {
             self.give_time_back(now, *execution, since);

@@ -146,12 +146,11 @@ impl Sweep {
 impl Core {
     /// Finds some more of the tasks that a filter means, newest first.
     pub fn find_meant(&self, query: &TaskQuery, meant: &mut Meant) {
-        let mut visited = 0;
-        for (key, task) in self.matching_from(query, meant.before) {
+        let all = self.matching_from(query, meant.before);
+        for (visited, (key, task)) in all.enumerate() {
             if visited == MAX_VISITED {
                 return;
             }
-            visited += 1;
             meant.before = Some(*key);
             if let Some(of) = &task.rerun_of {
                 meant.rerun.insert(of.clone());
@@ -321,6 +320,12 @@ impl Execution {
 }
 
 impl Task {
+    /// Whether a user canceled all of it.
+    #[doc(hidden)]
+    pub fn is_canceled(&self) -> bool {
+        self.canceled
+    }
+
     /// How many executions a rerun of it has.
     fn to_rerun(&self, all: bool) -> u32 {
         match all {

@@ -6,6 +6,7 @@
 use super::counting::mixed;
 use super::lazy_box::{LazyBox, SharedDefault};
 use super::match_index::SelectorKey;
+use super::named_limits::SetKey;
 use super::outbox::Entry;
 use super::output::Output;
 use super::pace::Pacing;
@@ -13,6 +14,7 @@ use super::probe_data::ProbeData;
 use super::spec::Spec;
 use super::undo::AttemptUndo;
 use super::waiting::{Phase, Waiting};
+use super::waits_for::WaitsFor;
 use super::{ExecutionKey, MachineKey, Time};
 use crate::wire::after::Outcome;
 use crate::wire::agent::{AttemptId, Stream};
@@ -38,7 +40,12 @@ const DEBTS_KEPT: TimeSpan = TimeSpan::from_secs(7 * 24 * 3_600);
 
 /// A task. A copy is cheap and shows the task as it is now: the data is shared until it changes.
 #[derive(Debug, Clone)]
-pub struct Task(Arc<TaskData>, Waits);
+pub struct Task {
+    data: Arc<TaskData>,
+    /// What it waits for, on a copy that is shown.
+    waits: Option<Box<WaitsFor>>,
+    execution_waits: Waits,
+}
 
 /// What waiting executions wait for, by their number, where that does not follow from the task itself. Only a task that is
 /// to be shown has it.
@@ -55,6 +62,10 @@ pub struct TaskData {
     /// What the user asked for.
     pub spec: Arc<Spec>,
     pub(super) created_at: Time,
+    /// Its place among what waits, if it was let go later than it was submitted. Else its number is.
+    pub(super) order: Option<u64>,
+    /// The set of its limits, until it has ended.
+    pub(super) limit_set: SetKey,
     /// Until when first attempts may be started, and machines may join.
     pub(super) expires_at: Time,
     pub(super) finished_at: Option<Time>,
@@ -283,23 +294,40 @@ impl Deref for Task {
     type Target = TaskData;
 
     fn deref(&self) -> &TaskData {
-        &self.0
+        &self.data
     }
 }
 
 impl Task {
     pub(super) fn new(data: TaskData) -> Task {
-        Task(Arc::new(data), None)
+        Task {
+            data: Arc::new(data),
+            waits: None,
+            execution_waits: None,
+        }
+    }
+
+    /// A copy that says what the task waits for.
+    pub(super) fn shown(&self, waits: Option<WaitsFor>) -> Task {
+        Task {
+            data: self.data.clone(),
+            waits: waits.map(Box::new),
+            execution_waits: None,
+        }
+    }
+
+    fn waits(&self) -> Option<&WaitsFor> {
+        self.waits.as_deref()
     }
 
     /// The data, to be changed. Copies of the task do not change.
     pub(super) fn data_mut(&mut self) -> &mut TaskData {
-        Arc::make_mut(&mut self.0)
+        Arc::make_mut(&mut self.data)
     }
 
     /// The task with what its executions wait for, to be shown.
     pub(super) fn with_waits(mut self, waits: Waits) -> Task {
-        self.1 = waits;
+        self.execution_waits = waits;
         self
     }
 
@@ -450,7 +478,10 @@ impl Task {
             .zip(0..)
             .map(|(e, n)| {
                 let mut answer = e.answer(&self.prefix, n, share);
-                let wait = self.1.as_ref().and_then(|waits| waits.get(&n));
+                let wait = self
+                    .execution_waits
+                    .as_ref()
+                    .and_then(|waits| waits.get(&n));
                 if let Some(wait) = wait.filter(|_| answer.attempt.msg.is_empty()) {
                     answer.attempt.msg = wait.clone().into();
                 }
@@ -482,7 +513,10 @@ impl Task {
             kind: 0,
             status: self.status(),
             state: self.state(),
-            msg: self.msg(),
+            msg: match self.waits() {
+                Some(waits) => waits.msg.to_string(),
+                None => self.msg(),
+            },
             created_at: timestamp(self.created_at),
             finished_at: self.finished_at.map(timestamp),
             machine_pattern: Cow::from(&*selector.pattern),
@@ -500,6 +534,13 @@ impl Task {
             rollout: spec.rollout.as_ref().map(|rollout| rollout.posted.clone()),
             rollout_state: self.rollout_state(),
             stopped_by: self.stopped_by(),
+            priority: spec.priority,
+            unique_key: { spec.unique.as_ref() }.map(|unique| Cow::from(&*unique.key)),
+            on_duplicate: spec.unique.as_ref().map(|unique| unique.on_duplicate),
+            limits: spec.limits.iter().map(|name| Cow::from(&**name)).collect(),
+            spread: spec.spread,
+            position: self.waits().and_then(|waits| waits.position),
+            replace_running: spec.unique.as_ref().is_some_and(|it| it.replace_running),
             probes: self.answered_probes(is_whole),
             mode: spec.mode,
             ttl: spec.ttl,
@@ -635,6 +676,11 @@ impl Task {
 }
 
 impl Execution {
+    /// Whether it is in a queue.
+    pub(super) fn is_in_queue(&self) -> bool {
+        matches!(self.place, Place::Selector(_) | Place::Inbox(_))
+    }
+
     /// Whether any attempt of it may have been started, however the last one ended.
     fn has_started(&self) -> bool {
         self.current.started_at.is_some() || !self.past.is_empty()

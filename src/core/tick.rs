@@ -81,6 +81,7 @@ impl Core {
             Timer::Pace(task) => self.pace(now, task),
             Timer::Probe(key) => self.probe_is_due(now, key),
             Timer::KeepAlive(task) => self.look_at_pool(now, task),
+            Timer::Limit(limit) => self.token_is_due(now, limit),
             Timer::ForgetTask(task) => self.forget_task(task),
             Timer::SuspensionEnds => self.suspension_may_be_over(now),
             Timer::SuspensionSweep => self.sweep_machines(now),
@@ -158,7 +159,7 @@ impl Core {
     }
 
     pub(super) fn drop_machine(&mut self, now: Time, key: MachineKey) {
-        for execution in self.machine(key).inbox.clone() {
+        for execution in self.machine(key).inbox.executions() {
             self.end_attempt(
                 now,
                 execution,
@@ -190,8 +191,10 @@ impl Core {
             _ => false,
         });
         // In a rollout each has its own time, from its turn on.
-        let first_attempts =
-            waiting.filter(|(_, e)| e.current.number == 1 && e.current.expires_at.is_none());
+        // What is released later, within its spread, has its own time from then on.
+        let first_attempts = waiting.filter(|(_, e)| {
+            e.current.number == 1 && e.current.expires_at.is_none() && e.current.due_at.is_none()
+        });
         let expired: Vec<ExecutionKey> = first_attempts
             .map(|(n, _)| ExecutionKey { task: key, n })
             .collect();

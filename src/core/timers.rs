@@ -3,6 +3,7 @@
 //! To add a timer: a variant of [`Timer`], its handler in `tick.rs`, where it is set and canceled, and its
 //! check in `invariants.rs`. Whoever sets a timer remembers its time, so that it can be canceled.
 
+use super::named_limits::LimitKey;
 use super::probe_data::ProbeKey;
 use super::{ExecutionKey, MachineKey, TaskKey, Time};
 use std::collections::BTreeSet;
@@ -36,6 +37,8 @@ pub(super) enum Timer {
     Probe(ProbeKey),
     /// The pool of a task is counted.
     KeepAlive(TaskKey),
+    /// A rate has a token again.
+    Limit(LimitKey),
     /// A finished task is forgotten.
     ForgetTask(TaskKey),
     /// A suspension ends by itself.

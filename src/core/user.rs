@@ -6,6 +6,7 @@ use super::counting::{MAX_NAMED, first_named};
 use super::invariants::Rule;
 use super::machine::JoinCursor;
 use super::match_index::{SelectorKey, TraitsKey};
+use super::named_limits::SetKey;
 use super::task::{Execution, Place, Target, Task};
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time, data_mut};
 use crate::wire::duration::TimeSpan;
@@ -111,6 +112,8 @@ impl Core {
             )));
         }
         let choice = self.choose_again(now, &spec, &mut targets)?;
+        let replaced = self.check_unique(&spec)?;
+        self.check_named_limits(&spec.limits)?;
         self.check_room(&spec, targets.len())?;
         self.check_children(&id, &id, &spec)?;
         spec.late_join = false;
@@ -124,14 +127,15 @@ impl Core {
         self.add_children(now, key);
         self.add_executions(now, key, targets, &choice);
         self.task_mut(key).rerun_of = Some(of);
-        if choice.plan.is_some() || self.task(key).is_gated() {
+        if self.task(key).pacing.is_some() {
             self.pace(now, key);
+            self.replace(now, replaced);
             return Ok(key);
         }
         for (n, machine) in (0..).zip(machines) {
             let execution = ExecutionKey { task: key, n };
             match machine {
-                Some(machine) => self.queue_for(execution, machine),
+                Some(machine) => self.queue_first(now, execution, machine),
                 None => {
                     self.end_attempt(
                         now,
@@ -313,7 +317,9 @@ impl Core {
     pub(super) fn queue_for(&mut self, key: ExecutionKey, machine: MachineKey) {
         self.execution_mut(key).target = Some(self.target(machine));
         self.place(key, Place::Inbox(machine));
-        if self.machine(machine).free() > 0 {
+        let has_limits = self.task(key.task).limit_set != SetKey::NONE;
+        // What has limits is woken for when one of their places is free.
+        if self.machine(machine).free() > 0 && !has_limits {
             self.wake(machine);
         }
         self.revoke_offers(machine);
@@ -327,10 +333,11 @@ impl Core {
         if machine.offers.is_empty() || (machine.is_live() && !self.keeps(Rule::OffersAreRevoked)) {
             return;
         }
-        let Some(first) = machine.inbox.iter().nth(machine.takes()).copied() else {
+        let Some(first) = machine.inbox.nth(machine.takes()) else {
             return;
         };
-        let revoked: Vec<ExecutionKey> = machine.offers.range(first..).copied().collect();
+        let revoked = machine.offers.range(first..).map(|turn| turn.key);
+        let revoked: Vec<ExecutionKey> = revoked.collect();
         for execution in revoked {
             let selector = self.selector_key_of(execution.task);
             self.queue_for_any(execution, selector);
@@ -339,7 +346,14 @@ impl Core {
 
     /// Queues an execution for any matching machine: for one that is ready, or else for the first to be free.
     pub(super) fn queue_for_any(&mut self, key: ExecutionKey, selector: SelectorKey) {
-        match self.longest_waiting_machine(selector, self.needs_of(key.task)) {
+        let has_limits = self.task(key.task).limit_set != SetKey::NONE;
+        let needed = self.needs_of(key.task);
+        // What has limits is not offered to a machine: another one may have a place for it first.
+        let machine = match has_limits {
+            true => None,
+            false => self.ready_machine(selector, needed, |_| true),
+        };
+        match machine {
             Some(machine) => self.queue_for(key, machine),
             None => {
                 self.execution_mut(key).target = None;
@@ -349,25 +363,28 @@ impl Core {
         }
     }
 
-    /// The matching machine that has been ready for longest and whose agent has the abilities. Searches the shorter of
+    /// The matching machine that has been ready for longest, whose agent has the abilities, and that is wanted. Searches the shorter of
     /// two lists: the ready machines, or those that the selector means.
-    fn longest_waiting_machine(
+    pub(super) fn ready_machine(
         &self,
         selector: SelectorKey,
         needed: Abilities,
+        wanted: impl Fn(MachineKey) -> bool,
     ) -> Option<MachineKey> {
         let entry = self.match_index.entry(selector);
         let named = entry.instances().map_or(usize::MAX, BTreeSet::len);
         if named.min(entry.traits.len()) < self.ready.len() {
             let machines = self.machines_of(selector);
-            let able = machines.filter(|key| self.may_run(self.machine(*key), needed));
-            let waiting = able.filter(|key| !self.is_suspended(*key));
-            let waiting = waiting.filter_map(|key| Some((self.machine(key).ready?, key)));
+            let able = machines.filter(|key| {
+                wanted(*key) && !self.is_suspended(*key) && self.may_run(self.machine(*key), needed)
+            });
+            let waiting = able.filter_map(|key| Some((self.machine(key).ready?, key)));
             return waiting.min().map(|(_, key)| key);
         }
         self.ready.values().copied().find(|key| {
             let machine = self.machine(*key);
-            entry.means(machine.traits_key, &machine.instance)
+            wanted(*key)
+                && entry.means(machine.traits_key, &machine.instance)
                 && self.may_run(machine, needed)
                 && !self.is_suspended(*key)
         })
@@ -462,6 +479,7 @@ impl Core {
         task.executions.push(Execution::new(state, Some(target)));
         *task.counts.of(state) += 1;
         self.ledger.add_execution(state);
+        self.list_queued(key);
         if let Some(changes) = &mut self.changes {
             changes.execution(execution);
         }
@@ -476,7 +494,7 @@ impl Core {
             return;
         }
         match state {
-            ExecutionState::Queued => self.queue_for(execution, machine),
+            ExecutionState::Queued => self.queue_first(now, execution, machine),
             _ => {
                 if let Some(changes) = &mut self.changes {
                     changes.execution(execution);

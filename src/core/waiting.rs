@@ -276,6 +276,7 @@ impl Core {
             Ok(launch) => {
                 self.waiting.begun += launch.targets.len().max(1);
                 self.set_phase(key, Phase::Over);
+                self.join_the_end(key);
                 self.launch(now, key, launch);
             }
             Err(refusal) => {

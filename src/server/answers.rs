@@ -143,7 +143,23 @@ impl TaskForm {
 
 /// The answer to a submit whose id is taken: the task that has it.
 pub fn taken(task: &Task) -> Answer {
-    let msg = format!("id: {:?} is taken by the task in data", task.id);
+    of_another(
+        task,
+        format!("id: {:?} is taken by the task in data", task.id),
+    )
+}
+
+/// The answer to a submit whose unique key is held: the task that has it.
+pub fn held(task: &Task) -> Answer {
+    let unique = task.spec.unique.as_ref();
+    let key = unique.map_or("", |unique| &*unique.key);
+    of_another(
+        task,
+        format!("uniqueKey: {key:?} is held by the task in data"),
+    )
+}
+
+fn of_another(task: &Task, msg: String) -> Answer {
     json(
         409,
         &Envelope {
@@ -159,7 +175,7 @@ pub fn taken(task: &Task) -> Answer {
 pub fn refused(refusal: Refusal) -> Answer {
     let status = match &refusal {
         Refusal::Unknown(_) => 404,
-        Refusal::Taken(_) | Refusal::Conflict(_) => 409,
+        Refusal::Taken(_) | Refusal::Duplicate(_) | Refusal::Joins(_) | Refusal::Conflict(_) => 409,
         Refusal::Impossible(_) => 422,
         Refusal::Full(_) => 503,
     };

@@ -9,6 +9,7 @@ use super::enumeration::{self, Words};
 use super::machine_names::MachineNames;
 use super::moment::Moment;
 use super::notify::{AnsweredNotification, Notify};
+use super::order::{OnDuplicate, Position};
 use super::probe::{AnsweredProbe, Probe};
 use super::rollout::{Expect, KeepAlive, Rollout, RolloutState, Share, StoppedBy};
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
@@ -220,6 +221,13 @@ pub struct PostedTask {
     pub detail: Posted<Detail>,
     pub name: Option<String>,
     pub id: Option<String>,
+    pub priority: Option<i64>,
+    pub unique_key: Option<String>,
+    pub on_duplicate: Option<OnDuplicate>,
+    pub replace_running: Option<bool>,
+    #[serde(default, deserialize_with = "bounded::some_list")]
+    pub limits: Option<Vec<String>>,
+    pub spread: Option<TimeSpan>,
     pub mode: Option<Mode>,
     pub ttl: Option<TimeSpan>,
     pub late_join: Option<bool>,
@@ -270,6 +278,7 @@ impl ReadOnlyFields for PostedTask {
         "scheduledFor",
         "matched",
         "spared",
+        "position",
         "rolloutState",
         "stoppedBy",
         "assignees",
@@ -283,6 +292,10 @@ impl ReadOnlyFields for PostedTask {
 
 fn is_zero(count: &u32) -> bool {
     *count == 0
+}
+
+fn is_usual(priority: &i8) -> bool {
+    *priority == 0
 }
 
 fn is_nothing(bytes: &u64) -> bool {
@@ -361,6 +374,18 @@ pub struct NewTask {
     pub keep_alive: Option<KeepAlive>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unique_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_duplicate: Option<OnDuplicate>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replace_running: Option<bool>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<TimeSpan>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -670,6 +695,27 @@ pub struct Task<S = String> {
     /// Its probes, and how their runs went.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<AnsweredProbe<S>>,
+    /// The higher ones are handed out first.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub priority: i8,
+    /// Of the tasks with the same one, one runs at a time.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub unique_key: Option<S>,
+    /// What becomes of it when another task has its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_duplicate: Option<OnDuplicate>,
+    /// The other task is replaced even if something of it has started.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replace_running: bool,
+    /// The limits that it counts for.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<S>,
+    /// The release of each execution is delayed by a part of this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<TimeSpan>,
+    /// Its place among what is handed out next, from 1: a number, or `"1000+"`.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    pub position: Option<Position>,
     /// Which of the matching machines run it.
     pub mode: Mode,
     /// How long an execution may wait to be started.

@@ -120,6 +120,12 @@ pub fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
             None => drop(saved.machines.remove(instance)),
         }
     }
+    for (name, limit) in &batch.limits {
+        match limit {
+            Some(limit) => drop(saved.limits.insert(name.clone(), limit.clone())),
+            None => drop(saved.limits.remove(name)),
+        }
+    }
     for (number, entry) in &batch.notifications {
         match entry {
             Some(entry) => drop(saved.notifications.insert(*number, entry.clone())),
@@ -452,6 +458,7 @@ impl World {
             next_task: disk.saved.next_task,
             last_alive: disk.saved.last_alive,
             halt: disk.saved.halt.clone(),
+            limits: read_back(&disk.saved.limits),
             suspensions: disk.saved.suspensions.clone(),
             ..Saved::default()
         };

@@ -30,7 +30,9 @@ const CALM_MS: u64 = 4_000_000;
 
 #[derive(Debug, Clone)]
 struct Parent {
-    key: TaskKey,
+    /// One task, or the members that a group had at the submit.
+    keys: Vec<TaskKey>,
+    is_group: bool,
     on: &'static str,
     min: Option<u64>,
 }
@@ -289,7 +291,7 @@ impl Scene {
             return Err(format!("a_child_waits: {key:?} before its time"));
         }
         for parent in &model.after {
-            let end = self.end_of(parent.key);
+            let end = self.end_of_parent(parent);
             if !end.is_some_and(|end| goes(parent, end)) {
                 return Err(format!("a_child_waits: {key:?} {parent:?} {end:?}"));
             }
@@ -304,6 +306,28 @@ impl Scene {
             self.note_end(key);
         }
         self.ends.get(&key).copied()
+    }
+
+    /// The same of a parent: a group is one task with the executions of all members.
+    fn end_of_parent(&mut self, parent: &Parent) -> Option<End> {
+        if !parent.is_group {
+            return self.end_of(parent.keys[0]);
+        }
+        let ends = parent.keys.iter().map(|key| self.end_of(*key));
+        let ends: Option<Vec<End>> = ends.collect();
+        let ends = ends?;
+        let has = |state| ends.iter().any(|(is, ..)| *is == state);
+        let succeeded = ends.iter().filter(|(is, ..)| *is == TaskState::Succeeded);
+        let succeeded = succeeded.count();
+        let state = match () {
+            () if succeeded == ends.len() => TaskState::Succeeded,
+            () if succeeded > 0 || has(TaskState::Partial) => TaskState::Partial,
+            () if has(TaskState::Failed) => TaskState::Failed,
+            () if has(TaskState::Canceled) => TaskState::Canceled,
+            () if has(TaskState::Expired) => TaskState::Expired,
+            () => TaskState::Skipped,
+        };
+        Some((state, succeeded as u64, ends.len() as u64))
     }
 
     fn end(&mut self, instance: &str, id: AttemptId, state: ExecutionState) {
@@ -339,6 +363,9 @@ impl Scene {
         if rng.chance(150) {
             task["retry"] = json!({"max": 1, "interval": [0.5]});
         }
+        if rng.chance(300) {
+            task["group"] = rng.pick(&["one", "two"]).into();
+        }
         if rng.chance(100) {
             task["expect"] = rng.between(1, 4).into();
         }
@@ -350,8 +377,12 @@ impl Scene {
         let mut parents = Vec::new();
         if rng.chance(600) && !known.is_empty() {
             for _ in 0..rng.between(1, 3) {
+                let group = rng.chance(250).then(|| rng.pick(&["one", "two"]));
+                let members = group.and_then(|group| self.core.group_members(group));
+                let members = members.map(|keys| keys.iter().copied().collect());
                 parents.push(Parent {
-                    key: rng.pick(&known),
+                    is_group: members.is_some(),
+                    keys: members.unwrap_or_else(|| vec![rng.pick(&known)]),
                     on: rng.pick(&["succeeded", "succeeded", "failed", "ended"]),
                     min: None,
                 });
@@ -363,8 +394,11 @@ impl Scene {
         let blocked_ms = rng.pick(&[2_000, 60_000, 600_000]);
         if !parents.is_empty() {
             let entries = parents.iter().map(|parent| {
-                let id = self.core.show(parent.key).unwrap().id.to_string();
-                let mut entry = json!({"task": id, "on": parent.on});
+                let task = self.core.show(parent.keys[0]).unwrap();
+                let mut entry = match (parent.is_group, task.group()) {
+                    (true, Some(group)) => json!({"group": group.to_string(), "on": parent.on}),
+                    _ => json!({"task": task.id.to_string(), "on": parent.on}),
+                };
                 if let Some(min) = parent.min {
                     entry["minSucceeded"] = format!("{min}%").into();
                 }
@@ -399,7 +433,12 @@ impl Scene {
                 for (_, prefix, on) in children {
                     let child = self.core.find_task(&format!("{prefix}-{id}"));
                     let child = child.map_err(|why| format!("its child is missing: {why}"))?;
-                    let parent = Parent { key, on, min: None };
+                    let parent = Parent {
+                        keys: vec![key],
+                        is_group: false,
+                        on,
+                        min: None,
+                    };
                     let model = Model {
                         start_at: self.now,
                         after: vec![parent],
@@ -494,7 +533,7 @@ impl Scene {
             }
             if dependents {
                 let waits = |(child, model): (&TaskKey, &Model)| {
-                    let named = model.after.iter().any(|parent| parent.key == key);
+                    let named = model.after.iter().any(|parent| parent.keys.contains(&key));
                     named.then_some(*child)
                 };
                 meant.extend(self.models.iter().filter_map(waits));
@@ -510,7 +549,7 @@ impl Scene {
     /// Whether a task has to be there for one that has not started.
     fn is_needed(&self, key: TaskKey) -> bool {
         self.models.iter().any(|(child, model)| {
-            let names_it = model.after.iter().any(|parent| parent.key == key);
+            let names_it = model.after.iter().any(|parent| parent.keys.contains(&key));
             names_it && !self.core.is_finished(*child) && self.may_start(*child)
         })
     }
@@ -518,7 +557,7 @@ impl Scene {
     /// Whether one that has not ended begins after it.
     fn is_named(&self, key: TaskKey) -> bool {
         self.models.iter().any(|(child, model)| {
-            let names_it = model.after.iter().any(|parent| parent.key == key);
+            let names_it = model.after.iter().any(|parent| parent.keys.contains(&key));
             names_it && !self.core.is_finished(*child)
         })
     }
@@ -548,8 +587,8 @@ impl Scene {
             };
             let state = task.state();
             if state.is_unbegun() {
-                for parent in &model.after {
-                    if self.core.show(parent.key).is_err() {
+                for parent in model.after.iter().flat_map(|parent| &parent.keys) {
+                    if self.core.show(*parent).is_err() {
                         return Err(format!("a_parent_is_kept: {parent:?} of {key:?}"));
                     }
                 }
@@ -559,13 +598,14 @@ impl Scene {
             }
             let ends: Vec<(bool, Option<End>)> = { model.after.iter() }
                 .map(|parent| {
-                    let end = self.end_of(parent.key);
+                    let end = self.end_of_parent(parent);
                     (end.is_some_and(|end| goes(parent, end)), end)
                 })
                 .collect();
             let is_lost = |parent: &Parent| {
                 // Forgotten to make room in the very operation in which it ended.
-                self.core.show(parent.key).is_err() && !self.ends.contains_key(&parent.key)
+                let mut keys = parent.keys.iter();
+                keys.any(|key| self.core.show(*key).is_err() && !self.ends.contains_key(key))
             };
             if model.after.iter().any(is_lost) {
                 continue;

@@ -8,6 +8,7 @@
 //! To add a scenario: a random action in `users.rs`, or a fault in `world.rs`. To add a law: a function in `laws.rs`
 //! (`targets.rs` for who is meant and how many, `pace.rs` for when, `notify.rs` for who is told), and a way to break it below.
 //!
+//! In which order tasks get their turn has small worlds of its own, on the core alone: `order.rs`.
 //! Tasks that begin later have a simulation of their own, on the core alone: `later.rs`.
 //!
 //! Experiments (tasks with an undo) have worlds of their own. `experiment.rs` models what the agent does with them,
@@ -44,6 +45,7 @@ mod hostile;
 mod later;
 mod laws;
 mod notify;
+mod order;
 mod original;
 mod pace;
 mod recovery;

@@ -390,7 +390,8 @@ impl World {
         let is_over = is_finished
             || pace.stopped
             || pace.has_too_many_failures(pace.failures)
-            || self.laws.is_canceled(key);
+            || self.laws.is_canceled(key)
+            || self.is_marked_canceled(key);
         match answer {
             Ok(()) if is_over => Err(format!("what_is_over_does_not_go_on: {key:?}")),
             Err(why) if !is_over => Err(format!("what_goes_on_can_be_paused: {key:?} {why}")),

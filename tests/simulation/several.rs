@@ -178,7 +178,11 @@ impl World {
             ));
         }
         for (key, before) in views {
-            self.laws.canceled(&self.server.core, key, &before, false);
+            // Until then the cancel has not come to all of it.
+            let is_swept = waiting.range((key, 0)..=(key, u32::MAX)).next().is_none();
+            let is_whole = self.is_marked_canceled(key) && is_swept;
+            self.laws
+                .canceled(&self.server.core, key, &before, is_whole);
         }
         if !is_done {
             self.several.sweep = Some(sweep);
@@ -186,6 +190,12 @@ impl World {
             self.after(pause, Event::Sweep(life));
         }
         self.see_to_notices()
+    }
+
+    /// Whether the server says that all of a task was canceled.
+    pub fn is_marked_canceled(&self, key: TaskKey) -> bool {
+        let task = self.server.core.show(key);
+        task.is_ok_and(|task| task.is_canceled())
     }
 
     /// Puts some tasks into a group.

@@ -113,6 +113,9 @@ fn at_item(item: usize, refusal: Refusal) -> Refusal {
     match refusal {
         // Only of an id that the server made, which is never used.
         Refusal::Taken(key) => Refusal::Taken(key),
+        Refusal::Duplicate(_) | Refusal::Joins(_) => {
+            Refusal::Conflict(with_item(item, &refusal.to_string()))
+        }
         Refusal::Unknown(why) => Refusal::Unknown(with_item(item, &why)),
         Refusal::Conflict(why) => Refusal::Conflict(with_item(item, &why)),
         Refusal::Impossible(why) => Refusal::Impossible(with_item(item, &why)),

@@ -29,6 +29,8 @@ pub fn metrics(call: Call<'_>) -> Handled {
                 ),
             )
         });
+    let oldest = server.store.change(|core, now| core.oldest_queued(now));
+    let limits = server.store.ask(|core| core.limits());
     let schedules = server.store.look(|core, now| {
         let by_outcome: Vec<_> = core.firings_by_outcome().collect();
         (
@@ -125,6 +127,35 @@ pub fn metrics(call: Call<'_>) -> Handled {
         "Further attempts.",
         figures.retries,
     );
+    page.family(
+        "sidebike_oldest_queued_seconds",
+        "gauge",
+        "How long the oldest task waits of which something is queued, by priority: below, at and above 0.",
+    );
+    for (priority, ms) in oldest {
+        let labels = format!("priority=\"{priority}\"");
+        page.sample("sidebike_oldest_queued_seconds", &labels, ms / 1_000);
+    }
+    let used = [
+        (
+            "sidebike_limit_running",
+            "Executions that are delivered or running, by limit.",
+        ),
+        (
+            "sidebike_limit_waiting",
+            "Executions that are queued, by limit.",
+        ),
+    ];
+    for (family, help) in used {
+        page.family(family, "gauge", help);
+        for limit in &limits {
+            let number = match family {
+                "sidebike_limit_running" => limit.running_now.into(),
+                _ => limit.waiting,
+            };
+            page.sample(family, &format!("limit=\"{}\"", limit.name), number);
+        }
+    }
     page.single(
         "sidebike_output_bytes",
         "gauge",

@@ -28,6 +28,7 @@ mod follow;
 mod groups;
 mod halt;
 mod hand_out;
+mod limits;
 mod lists;
 mod machines;
 mod metrics;

@@ -4,8 +4,8 @@
 use super::access::Right;
 use super::call::{Call, Handled, Route, route, with_bodies};
 use super::{
-    agents, crew, docs, groups, halt, hand_out, lists, machines, metrics, original, output, page,
-    report, schedules, sweeps, tasks,
+    agents, crew, docs, groups, halt, hand_out, limits, lists, machines, metrics, original, output,
+    page, report, schedules, sweeps, tasks,
 };
 use crate::server::answers;
 use crate::server::http::{Answer, Request};
@@ -53,6 +53,10 @@ const ROUTES: &[Route] = &[
     route(CHANGE, "POST", &["api", "v1", "halt"], &["all"], halt::halt),
     route(CHANGE, "DELETE", &["api", "v1", "halt"], &[], halt::lift),
     route(LOOK, "GET", &["api", "v1", "halt"], &[], halt::show),
+    route(CHANGE, "PUT", &["api", "v1", "limit", "*"], &[], limits::set),
+    route(LOOK, "GET", &["api", "v1", "limit", "*"], &[], limits::show),
+    route(CHANGE, "DELETE", &["api", "v1", "limit", "*"], &[], limits::remove),
+    route(LOOK, "GET", &["api", "v1", "limit"], &[], limits::list),
     route(LOOK, "GET", &["api", "v1", "status"], &[], halt::status),
     route(CHANGE, "POST", &["api", "v1", "suspend"], &[], crew::suspend),
     route(LOOK, "GET", &["api", "v1", "summary"], &[], crew::summary),

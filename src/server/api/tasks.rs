@@ -84,7 +84,9 @@ fn accept(
     let accepted = store.change_safely(|core, now| -> Submitted {
         let submitted = operation(core, now, &id);
         let task = match &submitted {
-            Ok(key) | Err(Refusal::Taken(key)) => core.show(*key).ok(),
+            Ok(key) | Err(Refusal::Taken(key) | Refusal::Duplicate(key) | Refusal::Joins(key)) => {
+                core.show(*key).ok()
+            }
             Err(_) => None,
         };
         (submitted, task)
@@ -98,6 +100,11 @@ fn accept(
             answer_or_wait(call, key, task, wait_ms, form)
         }
         Ok((Err(Refusal::Taken(_)), Some(task))) => call.large(move || answers::taken(&task)),
+        Ok((Err(Refusal::Duplicate(_)), Some(task))) => call.large(move || answers::held(&task)),
+        Ok((Err(Refusal::Joins(key)), Some(task))) => {
+            *call.change = Change::of(&task);
+            answer_or_wait(call, key, task, wait_ms, form)
+        }
         Ok((Err(refusal), _)) => Err(refused(refusal)),
         Ok((Ok(_), None)) => Err(answers::error(
             503,

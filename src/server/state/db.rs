@@ -52,6 +52,8 @@ const OUTPUT: TableDefinition<(u64, u32, u32, u64), &[u8]> = TableDefinition::ne
 const MACHINES: TableDefinition<&str, &[u8]> = TableDefinition::new("machines");
 /// What holds for the whole server, by its name. Files of earlier versions do not have it.
 const SWITCHES: TableDefinition<&str, &[u8]> = TableDefinition::new("switches");
+/// Limits by name. Files of earlier versions do not have it.
+const LIMITS: TableDefinition<&str, &[u8]> = TableDefinition::new("limits");
 /// Schedules as they were posted, by number. Only files of version 5 have these two.
 const SCHEDULES: TableDefinition<u64, &[u8]> = TableDefinition::new("schedules");
 /// How far they have come: that changes with each firing, and may be much shorter.
@@ -323,6 +325,15 @@ fn write_batch(
                 None => drop(switches.remove(SWITCH_HALT).map_err(text)?),
             }
         }
+        if !batch.limits.is_empty() {
+            let mut limits = write.open_table(LIMITS).map_err(text)?;
+            for (name, limit) in &batch.limits {
+                match limit {
+                    Some(limit) => limits.insert(&**name, &*json(limit)?).map_err(text)?,
+                    None => limits.remove(&**name).map_err(text)?,
+                };
+            }
+        }
         if !batch.notifications.is_empty() {
             let mut notifications = write.open_table(NOTIFICATIONS).map_err(text)?;
             for (number, entry) in &batch.notifications {
@@ -520,6 +531,18 @@ impl Read {
                 if let Some(halt) = halt {
                     let halt = record("switch", SWITCH_HALT, halt.value());
                     self.saved.halt = self.or_left_out(halt, strictness)?;
+                }
+            }
+        }
+        match read.open_table(LIMITS) {
+            Err(TableError::TableDoesNotExist(_)) => {}
+            limits => {
+                for entry in limits.map_err(text)?.iter().map_err(text)? {
+                    let (key, value) = entry.map_err(text)?;
+                    let limit = record("limit", key.value(), value.value());
+                    if let Some(limit) = self.or_left_out(limit, strictness)? {
+                        self.saved.limits.insert(key.value().into(), limit);
+                    }
                 }
             }
         }
