@@ -253,6 +253,7 @@ impl Scene {
             id: id.clone(),
             state: HoldState::Running,
             started_ago_ms: 0,
+            phase: None,
         };
         let poll = Poll {
             undos: Vec::new(),
@@ -331,6 +332,7 @@ impl Scene {
             duration_ms: Some(0),
             stdout_bytes: 0,
             stderr_bytes: 0,
+            files: Vec::new(),
         };
         let done = Done {
             instance: agent.instance.clone(),
