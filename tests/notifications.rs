@@ -437,7 +437,7 @@ fn what_was_not_told_when_the_server_was_killed_is_told_afterwards() {
     server.process.kill_9();
     drop(agent);
     let receiver = Receiver::at(&address.to_string(), |_| Reaction::Answer(200));
-    let server = self::server(&flags);
+    let mut server = self::server(&flags);
     let received = receiver.until(2);
     let mut ids: Vec<&str> = received
         .iter()
@@ -456,7 +456,9 @@ fn what_was_not_told_when_the_server_was_killed_is_told_afterwards() {
             |n: usize| told[n]["state"] == "delivered" && told[n]["tries"].as_u64() >= Some(2);
         is_done(0) && is_done(1)
     });
-    // What was delivered stays so, and is not told again.
+    // What was delivered stays so, and is not told again: a server that ends by itself has saved it.
+    server.process.signal(Signal::TERM);
+    server.process.ended();
     drop(server);
     let server = self::server(&flags);
     let told = server.task(id(&task))["notifications"].take();

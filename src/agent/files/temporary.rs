@@ -146,7 +146,7 @@ fn is_stale(folder: &impl AsFd, name: &std::ffi::CStr) -> bool {
         return false;
     }
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
-    if now.saturating_sub(found.st_ctime as i64) < MIN_STALE_AGE {
+    if now.saturating_sub(found.st_ctime) < MIN_STALE_AGE {
         return false;
     }
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;

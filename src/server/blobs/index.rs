@@ -173,7 +173,7 @@ impl Index {
             return Ok(Vec::new());
         }
         let ids: Vec<BlobId> = self.blobs.keys().copied().collect();
-        let asked = ids.chunks(ASKED_AT_ONCE).flat_map(|ids| needs(ids));
+        let asked = ids.chunks(ASKED_AT_ONCE).flat_map(needs);
         let mut spare: Vec<(Need, SystemTime, BlobId)> = { ids.iter().zip(asked) }
             .filter(|(id, need)| *need != Need::Now && !self.is_pinned(**id) && Some(**id) != but)
             .map(|(id, need)| (need, self.blobs[id].since, *id))
