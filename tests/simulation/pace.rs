@@ -218,7 +218,8 @@ impl PaceModel {
         let is_stopped = self.stopped || self.has_too_many_failures(failures);
         let waits =
             |state: &ExecutionState| matches!(state, ExecutionState::Held | ExecutionState::Queued);
-        if is_stopped && states.iter().any(waits) {
+        // What the cancel of many has marked is canceled in its next slices.
+        if is_stopped && !task.is_canceled() && states.iter().any(waits) {
             return law("what_is_stopped_skips_the_rest", format!("{states:?}"));
         }
         if !is_stopped && states.contains(&ExecutionState::Skipped) {

@@ -77,7 +77,7 @@ impl World {
         detail.timeout = Some(Timeout::After(TimeSpan::from_millis(TIMEOUT)));
         // Whatever its version, each agent can run it.
         (detail.env, detail.user, detail.merge_output) = (None, None, None);
-        detail.undo = None;
+        (detail.undo, spec.files) = (None, None);
         spec.detail = Arc::new(detail);
         let task = self.submit(spec)?.ok_or("the last task is refused")?;
         self.see_to_notices()?;

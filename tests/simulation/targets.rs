@@ -500,6 +500,9 @@ impl World {
                 .collect();
             posted.insert("instances".into(), instances.into());
         }
+        if self.rng.chance(300) {
+            posted.insert("priority".into(), self.rng.pick(&[-10, -1, 1, 10]).into());
+        }
         let rolls_out = self.rng.chance(750);
         if rolls_out {
             let rollout = self.some_rollout();
