@@ -281,7 +281,7 @@ fn the_command_line_knows_groups() {
     assert!(
         shown
             .out
-            .starts_with("group g: succeeded, worst exit code 0\n1 tasks: 1 succeeded\n"),
+            .starts_with("group g: succeeded, worst exit code 0\ntasks       1: 1 succeeded\n"),
         "{shown:?}"
     );
     assert_eq!(sidebike(&server, &["group", "g", "--wait"]).code, 0);

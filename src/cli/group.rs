@@ -125,7 +125,7 @@ fn show(group: &Group) -> Result<(), Failure> {
     };
     writeln!(
         out,
-        "group {}: {}{code}\n{number} tasks: {}\n{} executions: {}\n",
+        "group {}: {}{code}\ntasks       {number}: {}\nexecutions  {}: {}\n",
         sanitize(&group.name),
         group.state.word(),
         counted(states),

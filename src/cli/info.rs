@@ -8,6 +8,7 @@ use super::{halt, suspend, watch};
 use crate::client::Client;
 use crate::wire::crew::{LabelSummary, OldestWaiting, Suspension};
 use crate::wire::halt::Halt;
+use crate::wire::limit::Limit;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -64,6 +65,15 @@ struct Info {
     /// The suspensions in force.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     suspensions: Vec<Suspension>,
+    /// The limits with a name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    limits: Vec<Limit>,
+    /// How many schedules are in which state.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    schedules: BTreeMap<String, u64>,
+    /// How many of them are due.
+    #[serde(skip_serializing_if = "is_zero")]
+    schedules_due: u64,
     /// How many undos failed or are owed; none if the server does not know undos.
     undos_open: Option<usize>,
     /// The halt that is in force.
@@ -108,6 +118,9 @@ impl Info {
                 more_labels: summary.more_labels,
                 oldest: summary.oldest,
                 suspensions: summary.suspensions,
+                limits: summary.limits,
+                schedules: summary.schedules,
+                schedules_due: summary.schedules_due,
                 undos_open: Some(usize::try_from(summary.undos_open).unwrap_or(usize::MAX)),
                 halt: summary.halt,
             });
@@ -147,6 +160,25 @@ impl Info {
                 out,
                 "oldest     {id}, {}: {msg}",
                 waited.unwrap_or_default()
+            )?;
+        }
+        if !self.schedules.values().all(is_zero) {
+            let due = match self.schedules_due {
+                0 => String::new(),
+                due => format!("; {due} due"),
+            };
+            writeln!(out, "schedules  {}{due}", in_words(&self.schedules))?;
+        }
+        for limit in &self.limits {
+            let most = limit
+                .running
+                .map_or(String::new(), |most| format!(" of {most}"));
+            writeln!(
+                out,
+                "limit      {}: {}{most} running, {} waiting",
+                sanitize(&limit.name),
+                limit.running_now,
+                limit.waiting
             )?;
         }
         let undos = match self.undos_open {

@@ -2,6 +2,7 @@
 
 use super::duration::TimeSpan;
 use super::halt::Halt;
+use super::limit::Limit;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -74,6 +75,15 @@ pub struct Summary {
     pub oldest: Option<OldestWaiting>,
     /// The suspensions in force.
     pub suspensions: Vec<Suspension>,
+    /// The limits with a name, and how they are used.
+    #[serde(default)]
+    pub limits: Vec<Limit>,
+    /// How many schedules are in which state.
+    #[serde(default)]
+    pub schedules: BTreeMap<String, u64>,
+    /// How many of them are due, and have not fired yet.
+    #[serde(default)]
+    pub schedules_due: u64,
     /// The halt that is in force.
     pub halt: Option<Halt>,
     /// How many undos are failed or owed.

@@ -91,7 +91,7 @@ pub fn summary(call: Call<'_>) -> Handled {
     let (mut labels, oldest) = store.summary();
     let more_labels = labels.len().saturating_sub(MAX_LABELS) as u64;
     labels.truncate(MAX_LABELS);
-    let summary = store.ask(|core| {
+    let summary = store.look(|core, now| {
         let tasks = core.tasks_by_state().into_iter();
         let machines = core.machines_by_state().into_iter();
         let mut executions = core.executions_by_state();
@@ -111,6 +111,11 @@ pub fn summary(call: Call<'_>) -> Handled {
             more_labels,
             oldest,
             suspensions: core.suspensions().map(|it| it.answer()).collect(),
+            limits: core.limits(),
+            schedules: { core.schedules_by_state().into_iter() }
+                .map(|(state, n)| (state.word().to_owned(), n as u64))
+                .collect(),
+            schedules_due: core.schedules_due(now) as u64,
             halt: core.halt().map(|halt| halt.answer()),
             undos_open: core.debts() as u64,
         }

@@ -29,7 +29,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
                 ),
             )
         });
-    let oldest = server.store.change(|core, now| core.oldest_queued(now));
+    let oldest = server.store.look(|core, now| core.oldest_queued(now));
     let limits = server.store.ask(|core| core.limits());
     let schedules = server.store.look(|core, now| {
         let by_outcome: Vec<_> = core.firings_by_outcome().collect();
