@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Where cargo puts what it builds.
 BUILT = $(or $(CARGO_TARGET_DIR),target)
 # Seeds of the simulation in `make test`, and how long `make soak-simulation` runs it, in seconds.
-SIM_SEEDS ?= 4000
+SIM_SEEDS ?= 2000
 SIM_SECONDS ?= 600
 # How many agents `make soak-undo` kills.
 KILLS ?= 500
@@ -54,7 +54,7 @@ test: previous
 	$(CARGO) clippy --locked --no-default-features --features agent -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features server -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features cli -- -D warnings
-	SIM_SEEDS=50 SIDEBIKE_PREVIOUS=$(PREVIOUS) $(CARGO) test --locked
+	SIM_SEEDS=20 SIDEBIKE_PREVIOUS=$(PREVIOUS) $(CARGO) test --locked
 	$(CARGO) clippy --locked --all-targets --features tiny_http -- -D warnings
 	$(CARGO) test --locked --features tiny_http --test engines
 	SIDEBIKE_ENGINE=tiny_http $(CARGO) test --locked --features tiny_http $(ENGINE_TESTS:%=--test %)
