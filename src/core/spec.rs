@@ -444,7 +444,7 @@ fn checked_detail(posted: Option<Posted<Detail>>, files: Option<&Files>) -> Resu
     let mut detail = match posted {
         Some(posted) => posted.0,
         None if files.is_some() => return Ok(Detail::default()),
-        None => return Err("detail: is missing".into()),
+        None => return Err("the task: missing field `detail`".into()),
     };
     if files.is_some() && detail == Detail::default() {
         return Ok(detail);

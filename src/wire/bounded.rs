@@ -16,6 +16,13 @@ pub fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<V
     from.deserialize_seq(ListVisitor(MAX_ENTRIES, PhantomData))
 }
 
+/// A value that may be left out, but is not null.
+pub fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
 /// A list that is there.
 pub fn some_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     from: D,

@@ -219,6 +219,7 @@ pub struct PostedTask {
     pub rollout: Option<StrictObject<Rollout>>,
     #[serde(default, deserialize_with = "bounded::some_list")]
     pub probes: Option<Vec<Posted<Probe>>>,
+    #[serde(default, deserialize_with = "bounded::some")]
     pub detail: Option<Posted<Detail>>,
     #[serde(default, deserialize_with = "bounded::some_list")]
     pub files: Option<Vec<StrictObject<File>>>,
