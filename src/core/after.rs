@@ -408,9 +408,11 @@ impl Core {
         let parent_task = self.tasks.get(&parent);
         if let Some(task) = parent_task.filter(|task| task.cancels_dependents) {
             let id = task.id.clone();
+            // Of one that nobody waits for nothing would clear it: whoever comes later is not meant.
+            let is_waited_for = self.after.open.contains_key(&child);
             let child_task = self.task_mut(child);
             child_task.canceled = true;
-            child_task.cancels_dependents = true;
+            child_task.cancels_dependents = is_waited_for;
             let why = format!("canceled with task {id}, which it waited for");
             return self.end_unbegun(now, child, TaskState::Canceled, &why);
         }

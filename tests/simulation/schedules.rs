@@ -478,7 +478,7 @@ impl Scene {
             );
             let is_late = next.is_some_and(|next| next <= now.to_string());
             if is_active && is_late && schedule.waits.is_none() {
-                return Err(format!("nothing_due_is_left: {schedule:?}"));
+                return Err(format!("nothing_due_is_left: at {now}: {schedule:?}"));
             }
         }
         Ok(())
