@@ -376,7 +376,7 @@ fn what_breaks_off_leaves_nothing_and_a_later_upload_takes_over() {
     let mut said = String::new();
     let _ = dead.read_to_string(&mut said);
     assert!(said.starts_with("HTTP/1.1 409 "), "{said}");
-    assert_eq!(names(), [hash.clone()]);
+    assert_eq!(names(), [hash.as_str()]);
 
     // The next server finds it, and removes what is half; two do not share a folder.
     fs::write(Path::new(folder.path()).join(".part-9"), "half").unwrap();
@@ -396,7 +396,7 @@ fn what_breaks_off_leaves_nothing_and_a_later_upload_takes_over() {
     );
     drop(server);
     let server = Server::with(&["--blobs", folder.path()]);
-    assert_eq!(names(), [hash.clone()]);
+    assert_eq!(names(), [hash.as_str()]);
     assert!(get(&server, &hash, "").body == file);
     assert_eq!(blobs(&server)[0]["size"], file.len());
 }

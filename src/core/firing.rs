@@ -75,10 +75,11 @@ impl Core {
         }
         schedules.looked_at = wall;
         if wall < last {
-            let all = self.schedules.all.iter_mut();
-            let late = all.filter_map(|(key, schedule)| schedule.retry_by(wall).then_some(*key));
-            let late: Vec<ScheduleKey> = late.collect();
-            late.into_iter().for_each(|key| self.list_due(key, wall));
+            // What was listed by the clock as it was would be looked at hours later.
+            let all = self.schedules.all.values_mut();
+            all.for_each(|schedule| schedule.retry_by(wall));
+            let all: Vec<ScheduleKey> = self.schedules.all.keys().copied().collect();
+            all.into_iter().for_each(|key| self.list_due(key, wall));
         }
         let mut cost = 0;
         while cost < MAX_COST

@@ -309,14 +309,11 @@ impl Schedule {
     }
 
     /// The clock was set back: what is tried again is not tried again hours later.
-    pub fn retry_by(&mut self, wall: Time) -> bool {
-        let latest = wall.plus(RETRY_PAUSE);
+    pub fn retry_by(&mut self, wall: Time) {
         let waiting = self.progress.waiting.as_mut();
-        let retry_at = waiting.and_then(|waiting| waiting.retry_at.as_mut());
-        let late = retry_at.filter(|retry_at| **retry_at > latest);
-        let is_late = late.is_some();
-        late.into_iter().for_each(|retry_at| *retry_at = latest);
-        is_late
+        if let Some(retry_at) = waiting.and_then(|waiting| waiting.retry_at.as_mut()) {
+            *retry_at = wall.plus(RETRY_PAUSE).min(*retry_at);
+        }
     }
 
     /// Fires again. What was due in the pause is not made up for, and is not missed.
