@@ -155,7 +155,10 @@ impl Core {
         if cancels {
             for n in 0..self.task(key).executions.len() as u32 {
                 let execution = ExecutionKey { task: key, n };
-                if matches!(self.execution(execution).place, Place::Active(_)) {
+                let is_active =
+                    |task: &Task| matches!(task.executions[n as usize].place, Place::Active(_));
+                // With its last end a task may be forgotten, to make room.
+                if self.tasks.get(&key).is_some_and(is_active) {
                     self.cancel_execution(now, execution);
                 }
             }

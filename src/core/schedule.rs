@@ -195,18 +195,17 @@ impl Schedule {
                 return Step::GiveUp;
             }
             let after_deadline = Time(waiting.deadline.0.saturating_add(1));
-            return match waiting.retry_at {
-                Some(at) if at <= wall => Step::Retry,
-                Some(at) => Step::Wait(Some(at.min(after_deadline))),
-                None if !is_busy => Step::Retry,
-                // A later firing does not wait too.
-                None => match next.filter(|next| *next <= wall) {
-                    Some(next) => Step::Fire(next),
-                    None => Step::Wait(Some(
-                        next.map_or(after_deadline, |at| at.min(after_deadline)),
-                    )),
-                },
-            };
+            match waiting.retry_at {
+                Some(at) if at <= wall => return Step::Retry,
+                Some(at) => return Step::Wait(Some(at.min(after_deadline))),
+                None if !is_busy => return Step::Retry,
+                // A later firing does not wait too. There may be many of them, as below.
+                None if next.is_some_and(|next| next <= wall) => {}
+                None => {
+                    let until = next.map_or(after_deadline, |at| at.min(after_deadline));
+                    return Step::Wait(Some(until));
+                }
+            }
         }
         let Some(next) = next else {
             return Step::Wait(None);

@@ -173,7 +173,10 @@ impl Core {
             _ => {}
         }
         for execution in executions {
-            self.cancel_execution(now, execution);
+            // With its last end a task may be forgotten, to make room.
+            if self.tasks.contains_key(&key) {
+                self.cancel_execution(now, execution);
+            }
         }
         self.finish_if_done(now, key);
         Ok(())
