@@ -37,7 +37,7 @@ help:
 	@echo 'make soak-simulation  the simulation for SIM_SECONDS=$(SIM_SECONDS)'
 	@echo 'make soak-undo        kills KILLS=$(KILLS) agents, each at a random moment: all that ran is undone'
 	@echo 'make soak-schedules   kills a server 50 times around the firings of its schedules'
-	@echo 'make release          static binaries in dist/'
+	@echo 'make release          static binaries in dist/, each also packed with manual pages, completions and recipes'
 	@echo 'make small            the smallest static binary, SMALL_FEATURES=$(SMALL_FEATURES) of agent,server,cli,db,tls'
 	@echo 'make clean            removes what was built'
 
@@ -118,7 +118,7 @@ soak-undo:
 soak-schedules:
 	KILLS=50 $(CARGO) test --locked --test schedules_kill
 
-# One static binary for each target. The targets are added here, so that a fresh clone is enough; the C
+# One static binary for each target, and an archive with what goes with it. The targets are added here, so that a fresh clone is enough; the C
 # compilers they need are named in .cargo/config.toml.
 release:
 	@rm -rf dist && mkdir dist
@@ -136,6 +136,8 @@ release:
 			echo "left out $$target: it cannot be built here"; continue; \
 		fi; \
 		cp $(BUILT)/$$target/release/sidebike dist/sidebike-$${target%%-*}-linux; \
+		sh src/docs/recipes/package.sh dist/sidebike-$${target%%-*}-linux $${target%%-*} \
+			dist/sidebike-$(firstword $(subst -, ,$(RELEASES)))-linux dist; \
 	done
 	@cd dist && sha256sum sidebike-* > SHA256SUMS && cat SHA256SUMS && wc -c sidebike-*
 
