@@ -1,8 +1,10 @@
 //! A headless Chromium, driven over ChromeDriver's WebDriver protocol: just what the tests of the
 //! page need. To add a call: the protocol is JSON over HTTP, see <https://www.w3.org/TR/webdriver2>.
 
+#![allow(dead_code, reason = "each file of tests uses its part")]
+
 use crate::common::http::{Connection, request};
-use crate::common::{Folder, wait_until};
+use crate::common::{Folder, Server, wait_until};
 use base64::Engine as _;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
@@ -42,6 +44,21 @@ pub fn with_browser(test: impl FnOnce(&Browser)) {
     }
     let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     test(&Browser::start());
+}
+
+/// That nothing is wider than a phone. Not compared with the window's width: that grows with what is too wide.
+pub const NARROW: &str = "document.documentElement.scrollWidth <= 390";
+
+/// The address of a view.
+pub fn url(server: &Server, hash: &str) -> String {
+    format!("http://{}/{hash}", server.address)
+}
+
+/// Nothing but the answers that a test expects may have been complained of.
+pub fn assert_quiet(browser: &Browser, expected: &[&str]) {
+    let mut complaints = browser.complaints();
+    complaints.retain(|text| !expected.iter().any(|part| text.contains(part)));
+    assert!(complaints.is_empty(), "{complaints:#?}");
 }
 
 /// A browser with one window.

@@ -5,6 +5,7 @@ const KEYS = {
   n: () => goTo('#/submit'),
   t: () => goTo('#/'),
   m: () => goTo('#/machines'),
+  s: () => goTo('#/schedules'),
   j: () => moveFocus(1),
   k: () => moveFocus(-1),
   '?': showHelp,
@@ -21,7 +22,7 @@ function showHelp() {
 
 // To the next or previous row, tile or group of the open view.
 function moveFocus(step) {
-  const all = document.querySelectorAll('main > section:not([hidden]) :is(a.row, a.tile, summary)');
+  const all = document.querySelectorAll('main > section:not([hidden]) :is(a.row, a.tile, a.open, summary)');
   const rows = [...all].filter(el => el.offsetParent);
   const here = rows.indexOf(document.activeElement);
   const start = step > 0 ? 0 : -1;

@@ -4,6 +4,8 @@ const VIEWS = {
   '': homeView,
   machines: machinesView,
   machine: machineView,
+  schedules: schedulesView,
+  schedule: scheduleView,
   task: taskView,
   submit: submitView,
 };
@@ -20,7 +22,7 @@ function openView() {
   currentView = view;
   currentView.part = part;
   showSection('view-' + view.id);
-  for (const tab of ['home', 'machines']) {
+  for (const tab of ['home', 'machines', 'schedules']) {
     setFlag(byId('nav-' + tab), 'aria-current', view.tab === tab);
   }
   if (isNew) {

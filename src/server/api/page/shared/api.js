@@ -1,6 +1,6 @@
 // Calls of the API, and the token they carry.
 //
-// `get` and `post` return the answer's envelope {data, next, …}. They throw a `Failure`: its message
+// `get`, `post`, `put` and `remove` return the answer's envelope {data, next, …}. They throw a `Failure`: its message
 // can be shown as it is, its `status` is 0 if there was no answer at all.
 
 // A server behind a proxy may have a path of its own in front.
@@ -27,6 +27,14 @@ async function get(path, signal) {
 
 async function post(path, body) {
   return parseEnvelope(await send('POST', path, {body}));
+}
+
+async function put(path, body) {
+  return parseEnvelope(await send('PUT', path, {body}));
+}
+
+async function remove(path) {
+  return parseEnvelope(await send('DELETE', path, {}));
 }
 
 // For calls that answer with text, such as a command's output.

@@ -56,6 +56,6 @@ byId('halt-no').onclick = () => byId('halt-dialog').close();
 onClick(byId('status-lift'), async () => {
   const consequence = 'New tasks are accepted again. What was canceled does not start again.';
   if (!await confirmFirst('Lift the halt?', consequence, 'Lift it')) return;
-  await send('DELETE', 'halt', {});
+  await remove('halt');
   refreshStatus();
 });

@@ -7,8 +7,9 @@ function taskAddress(id, execution) {
   return '#/task/' + encodeURIComponent(id) + part;
 }
 
-function commandOf(task) {
-  return task.detail.command ?? task.detail.script ?? (task.detail.argv ?? []).join(' ');
+// What it runs; '' if it only lays down files.
+function commandOf({detail = {}}) {
+  return detail.command ?? detail.script ?? (detail.argv ?? []).join(' ');
 }
 
 function executionCount(task) {

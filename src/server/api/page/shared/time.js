@@ -53,8 +53,17 @@ function formatAge(text) {
   return formatDuration(age - age % unit) + ' ago';
 }
 
-// A setting in seconds; -1 is no limit.
+// How long until then, in whole units of the largest kind: "in 2 min".
+function formatUntil(text) {
+  const left = parseTime(text) - serverNow();
+  if (left < SECOND) return 'now';
+  const unit = [DAY, HOUR, MINUTE].find(unit => left >= unit) ?? SECOND;
+  return 'in ' + formatDuration(left - left % unit);
+}
+
+// A setting in seconds, as a number or a text such as "5m"; -1 is no limit.
 function formatLimit(seconds) {
   if (seconds === -1) return 'none';
+  if (typeof seconds === 'string') return seconds;
   return seconds == null ? '' : formatDuration(seconds * SECOND);
 }

@@ -11,7 +11,7 @@
 // A view has:
 //   id           the id of its section, without `view-`
 //   title        the title of the window
-//   tab          the link of the header that it belongs to, 'home' or 'machines'; optional
+//   tab          the link of the header that it belongs to, such as 'home' or 'machines'; optional
 //   search       the id of its search field, for the key `/`; optional
 //   needsName    true if its address is #/VIEW/NAME; optional
 //   missing      the message when the server answers 404; optional, the error is shown otherwise

@@ -1,5 +1,6 @@
 // The form for a new task. Its fields about machines are in submit_targets.js, the preview of them in
-// submit_preview.js, its undo in submit_undo.js.
+// submit_preview.js, its undo in submit_undo.js, what makes
+// a schedule of it in submit_schedule.js.
 
 const form = byId('submit-form');
 
@@ -16,24 +17,30 @@ const submitView = {
   title: 'New task',
 
   // #/submit?pattern=PATTERN and #/submit?instances=LIST fill in the machines, #/submit?from=TASK
-  // everything.
+  // everything, #/submit?schedule=NAME a schedule to be changed; without NAME a new one.
   async open(_, query) {
     setText(byId('submit-error'), '');
-    field('command').focus();
+    const schedule = query.get('schedule');
+    field(schedule === '' ? 'scheduleId' : 'command').focus();
+    if (editedSchedule) forgetSchedule();
     if (query.has('pattern') || query.has('instances')) {
       for (const name of ['pattern', 'instances']) field(name).value = query.get(name) ?? '';
     }
-    const from = query.get('from');
-    if (from) {
-      try {
-        fillForm((await get('task/' + encodeURIComponent(from))).data);
-      } catch (error) {
-        setText(byId('submit-error'), safeLine(error.message));
-      }
+    try {
+      if (query.get('from')) await fillFromTask(query.get('from'));
+      if (schedule) await fillFromSchedule(schedule);
+    } catch (error) {
+      setText(byId('submit-error'), safeLine(error.message));
     }
     openFolds();
+    if (schedule === '') {
+      byId('submit-schedule').open = true;
+      field('scheduleId').focus();
+    }
     renderCommandHint();
+    renderSubmitButton();
     renderPreview();
+    previewFirings();
   },
 
   async poll(signal) {
@@ -47,8 +54,18 @@ function field(name) {
   return form.elements[name];
 }
 
-function fillForm(task) {
-  const {detail} = task;
+async function fillFromTask(id) {
+  fillForm((await get('task/' + encodeURIComponent(id))).data);
+}
+
+async function fillFromSchedule(id) {
+  const schedule = (await get('schedule/' + encodeURIComponent(id))).data;
+  fillForm(schedule.task, schedule);
+  editedSchedule = id;
+}
+
+function fillForm(task, schedule) {
+  const {detail = {}} = task;
   const values = {
     ...task,
     ...detail,
@@ -57,11 +74,12 @@ function fillForm(task) {
     ...undoValues(detail.undo),
     retry: task.retry?.max,
     env: pairsText(detail.env),
+    ...scheduleValues(schedule),
   };
   for (const el of form.elements) {
     if (el.name && !/radio|checkbox/.test(el.type)) el.value = values[el.name] ?? '';
   }
-  field('mode').value = task.mode;
+  field('mode').value = task.mode ?? 'all';
   field('argv').checked = detail.argv;
   field('undoArgv').checked = detail.undo?.argv;
   field('checkArgv').checked = detail.undo?.checkArgv;
@@ -124,6 +142,10 @@ let draft = {id: newTaskId(), sent: ''};
 
 async function submitForm() {
   const task = readForm();
+  if (isSchedule()) {
+    await saveSchedule(task);
+    return;
+  }
   const text = JSON.stringify(task);
   if (draft.sent && draft.sent !== text) draft = {id: newTaskId()};
   draft.sent = text;
@@ -164,7 +186,10 @@ form.onkeydown = event => {
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();
 };
 const previewAfterTyping = afterTyping(renderPreview);
+const previewFiringsAfterTyping = afterTyping(previewFirings);
 form.oninput = () => {
   renderCommandHint();
+  renderSubmitButton();
   previewAfterTyping();
+  previewFiringsAfterTyping();
 };

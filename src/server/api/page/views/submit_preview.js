@@ -7,6 +7,8 @@ let serverPreviews = true;
 // What the last preview was for, and how many there have been: a late answer is dropped.
 let previewedFor = '';
 let previewCount = 0;
+// What the button says if it is not for a schedule.
+let runButtonText = 'Run';
 
 // `again`: even if nothing in the form has changed, because the machines may have.
 async function renderPreview({again = false} = {}) {
@@ -94,7 +96,8 @@ function showPreview(preview, anyOne) {
   setClass(byId('preview-title'), ok ? '' : 'error');
   setText(byId('preview-hint'), hint);
   setText(byId('preview-numbers'), byServer ? previewNumbers(preview) : '');
-  setText(byId('submit-button'), button);
+  runButtonText = button;
+  renderSubmitButton();
   const ordered = plan.length ? chosen : byLabel(chosen);
   const parts = plan.length > 1 ? plan : [count];
   const steps = parts.map((until, index) => ordered.slice(parts[index - 1] ?? 0, until));
@@ -105,6 +108,10 @@ function showPreview(preview, anyOne) {
   renderPreviewRows(byId('preview-list'), rows);
   setVisible(byId('preview-spared-title'), spared.length);
   renderPreviewRows(byId('preview-spared'), previewRows(byLabel(spared), 'spared'));
+}
+
+function renderSubmitButton() {
+  setText(byId('submit-button'), scheduleButtonText() || runButtonText);
 }
 
 function byLabel(targets) {
