@@ -202,6 +202,9 @@ fn a_schedule_is_made_and_changed_by_the_form() {
         let changed = schedule(&server, "night");
         is(&changed, "every", json!(300));
         is(&changed, "cron", Value::Null);
+        browser.click("#schedule-edit");
+        browser.wait("document.querySelector('[name=every]').value === '300'");
+        browser.wait("document.querySelector('[name=overlap]').selectedIndex === 1");
         is(&changed, "startDeadline", json!(5_400));
         is(&changed, "incarnation", made["incarnation"].clone());
         is(&changed, "task", made["task"].clone());

@@ -1,5 +1,7 @@
 //! A receiver of notifications that does to each request what the test wants.
 
+#![allow(dead_code, reason = "each file of tests uses its part")]
+
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -7,6 +7,7 @@ const VIEWS = {
   schedules: schedulesView,
   schedule: scheduleView,
   task: taskView,
+  group: groupView,
   submit: submitView,
 };
 

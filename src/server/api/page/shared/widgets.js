@@ -1,9 +1,12 @@
 // What several views show: states, filters, facts, messages, commands to copy.
 
-// The states of executions, in the order in which they are shown.
+// The states of executions, tasks and machines, in the order in which they are shown.
 const ENDED_STATES =
   ['succeeded', 'failed', 'timedOut', 'lost', 'expired', 'canceled', 'skipped'];
 const STATES = [...ENDED_STATES, 'running', 'delivered', 'queued', 'held'];
+const UNENDED_STATES = ['scheduled', 'blocked', 'waiting', 'running'];
+const TASK_STATES =
+  [...UNENDED_STATES, 'succeeded', 'partial', 'failed', 'canceled', 'expired', 'skipped'];
 const MACHINE_STATES = ['online', 'draining', 'offline'];
 
 function stateName(state) {

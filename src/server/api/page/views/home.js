@@ -13,14 +13,20 @@ const homeView = {
   search: 'tasks-search',
   polls: 0,
 
-  // #/?clean=0 shows the tasks that are not undone.
+  // #/?clean=0 shows the tasks that are not undone, #/?tag=NAME=VALUE and #/?group=NAME those of a tag or group.
   open(_, query) {
     this.polls = 0;
     const select = byId('tasks-state');
+    const search = byId('tasks-search');
+    const filter = ['tag', 'group'].find(name => query.has(name));
+    const text = filter ? `${filter}:${query.get(filter)}` : '';
     const notUndone = query.get('clean') === '0';
-    if (notUndone === (select.value === NOT_UNDONE)) return;
-    select.value = notUndone ? NOT_UNDONE : '';
-    filterTasks();
+    const before = select.value + search.value;
+    // What was typed stays; what an address has filled in goes with it.
+    if (text || search.value === searchOfAddress) search.value = text;
+    searchOfAddress = text;
+    if (notUndone || select.value === NOT_UNDONE) select.value = notUndone ? NOT_UNDONE : '';
+    if (select.value + search.value !== before) filterTasks();
   },
 
   // Machines change less often than tasks: they are fetched every other time.
@@ -127,8 +133,6 @@ function makeFleetCell() {
   };
 }
 
-const TASK_STATES =
-  ['waiting', 'running', 'succeeded', 'partial', 'failed', 'canceled', 'expired', 'skipped'];
 for (const state of TASK_STATES) {
   byId('tasks-state').append(element('option', {value: state}, state));
 }
@@ -136,21 +140,32 @@ for (const state of TASK_STATES) {
 const NOT_UNDONE = 'not undone';
 byId('tasks-state').append(element('option', {}, NOT_UNDONE));
 
-// Searches for the beginning of a name, or with "label:NAME" for the tasks of a label.
+// What the address has written into the search.
+let searchOfAddress = '';
+
+// Searches for the beginning of a name, or with "label:NAME", "tag:NAME=VALUE", "group:NAME" for the tasks of one.
 function filterTasks() {
   const text = byId('tasks-search').value;
   const state = byId('tasks-state').value;
-  const label = text.startsWith('label:') ? text.slice('label:'.length) : null;
+  const [, filter = 'taskPrefix', value] = /^(?:(label|tag|group):)?(.*)$/.exec(text);
+  // Half a tag is not one yet.
+  const isComplete = value && (filter !== 'tag' || value.includes('='));
   let query = state && (state === NOT_UNDONE ? '&clean=0' : '&state=' + state);
-  if (label) query += '&label=' + encodeURIComponent(label);
-  else if (text && label === null) query += '&taskPrefix=' + encodeURIComponent(text);
+  if (isComplete) query += `&${filter}=${encodeURIComponent(value)}`;
   taskList.reset(query);
   startPolling();
 }
 
-byId('tasks-search').oninput = afterTyping(filterTasks);
-byId('tasks-state').onchange = () => {
-  const query = byId('tasks-state').value === NOT_UNDONE ? '?clean=0' : '';
-  history.replaceState(null, '', '#/' + query);
+// Makes the address say what is shown, as far as it can.
+function changeFilters() {
+  const query = new URLSearchParams();
+  const [, filter, value] = /^(tag|group):(.+)$/.exec(byId('tasks-search').value) ?? [];
+  if (byId('tasks-state').value === NOT_UNDONE) query.set('clean', 0);
+  if (filter) query.set(filter, value);
+  searchOfAddress = filter ? byId('tasks-search').value : '';
+  history.replaceState(null, '', '#/' + (query.size ? '?' + query : ''));
   filterTasks();
-};
+}
+
+byId('tasks-search').oninput = afterTyping(changeFilters);
+byId('tasks-state').onchange = changeFilters;

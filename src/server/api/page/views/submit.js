@@ -1,6 +1,6 @@
 // The form for a new task. Its fields about machines are in submit_targets.js, the preview of them in
-// submit_preview.js, its undo in submit_undo.js, what makes
-// a schedule of it in submit_schedule.js.
+// submit_preview.js, its undo in submit_undo.js, what it waits for in submit_workflow.js, what makes a schedule
+// of it in submit_schedule.js, what is taken over from another task in submit_rest.js.
 
 const form = byId('submit-form');
 
@@ -8,9 +8,6 @@ const form = byId('submit-form');
 const TASK_FIELDS = ['name', 'ttl', 'startAt', 'delay'];
 const DETAIL_FIELDS = ['timeout', 'killGrace', 'workspace', 'stdin'];
 const DURATION_FIELDS = ['ttl', 'delay', 'timeout', 'killGrace'];
-
-// The probes of the task that the form was filled in from: it has no fields of theirs.
-let copiedProbes;
 
 const submitView = {
   id: 'submit',
@@ -69,8 +66,9 @@ function fillForm(task, schedule) {
   const values = {
     ...task,
     ...detail,
-    command: detail.command ?? detail.argv?.join('\n'),
+    command: detail.command ?? detail.script ?? detail.argv?.join('\n'),
     ...targetValues(task),
+    ...workflowValues(task),
     ...undoValues(detail.undo),
     retry: task.retry?.max,
     env: pairsText(detail.env),
@@ -78,17 +76,17 @@ function fillForm(task, schedule) {
   };
   for (const el of form.elements) {
     if (el.name && !/radio|checkbox/.test(el.type)) el.value = values[el.name] ?? '';
+    // The first choice stands for the default, also where that is written out.
+    if (el.selectedIndex < 0) el.selectedIndex = 0;
   }
   field('mode').value = task.mode ?? 'all';
   field('argv').checked = detail.argv;
   field('undoArgv').checked = detail.undo?.argv;
   field('checkArgv').checked = detail.undo?.checkArgv;
   field('lateJoin').checked = task.lateJoin;
-  copiedProbes = task.probes;
-  field('probes').checked = copiedProbes;
-  setVisible(byId('submit-probes'), copiedProbes);
-  const names = copiedProbes?.map(probe => probe.name).join(', ');
-  setText(byId('submit-probes').lastElementChild, 'With its probes: ' + names);
+  field('script').checked = detail.script !== undefined;
+  field('replaceRunning').checked = task.replaceRunning;
+  copyRest(task);
 }
 
 // Nothing that is filled in is hidden.
@@ -102,16 +100,15 @@ function openFolds() {
 // The task that the form describes, as the API wants it. Throws if a field cannot be read.
 function readForm() {
   const detail = {};
-  const task = {...readTargets(), detail};
+  const task = {...readTargets(), ...readWorkflow(), detail};
   copyFields(TASK_FIELDS, task);
   copyFields(DETAIL_FIELDS, detail);
   const command = field('command').value;
   if (field('argv').checked) detail.argv = command.trimEnd().split('\n');
+  else if (field('script').checked) detail.script = command;
   else detail.command = command;
-  const attempts = Number(field('retry').value);
-  if (attempts) task.retry = {max: attempts};
   detail.undo = readUndo();
-  if (field('probes').checked) task.probes = copiedProbes;
+  addRest(task);
   detail.env = readPairs('env', 'Environment: expected NAME=value');
   return task;
 }
@@ -149,9 +146,10 @@ async function submitForm() {
   const text = JSON.stringify(task);
   if (draft.sent && draft.sent !== text) draft = {id: newTaskId()};
   draft.sent = text;
-  const {id} = draft;
+  let {id} = draft;
   try {
-    await post('task', {...task, id});
+    // Another one's if it has the same unique key and this one joins it.
+    id = (await post('task', {...task, id})).data.id;
   } catch (error) {
     const alreadyThere = error.status === 409 && error.data?.id === id;
     // The server refused it, so the id is still free: the preview was made with it.

@@ -1,5 +1,5 @@
 // One task: its state and facts, its machines as tiles, and one execution in detail.
-// The rollout is in task_rollout.js, the undos in task_undo.js, the results of all executions in
+// What it has to do with is in task_related.js, the rollout in task_rollout.js, the undos in task_undo.js, the results of all executions in
 // task_results.js, the output of one in task_output.js.
 
 const FIRST_TILES = 400;
@@ -33,6 +33,7 @@ const taskView = {
     this.onlyState = '';
     undoFilter.onlyState = '';
     undoWatchedUntil = 0;
+    resetRelated();
     byId('undo-fold').open = false;
     this.mostTiles = FIRST_TILES;
     this.mostLanes = FIRST_LANES;
@@ -50,14 +51,17 @@ const taskView = {
 
   // A task that has ended and is clean does not change: then only the rest of the output is fetched.
   async poll(signal) {
-    if (!this.task || this.mayChange()) {
+    if (!this.task || this.mayChange() || isTelling(this.task)) {
       this.task = (await get('task/' + encodeURIComponent(this.name), signal)).data;
     }
     this.render();
+    const relatedMayChange = await pollRelated(this.task, signal) || isTelling(this.task);
+    renderRelated(this.task);
     const execution = this.current();
     const moreOutput = execution && await outputReader.poll(this.task, execution, signal);
     if (this.mayChange()) return 1000;
-    return moreOutput && 300;
+    if (moreOutput) return 300;
+    return relatedMayChange && RELATED_PAUSE_MS;
   },
 
   mayChange() {
@@ -94,6 +98,7 @@ const taskView = {
     const found = this.found();
     const current = this.current();
     renderTaskHead(task);
+    renderRelated(task);
     renderTaskButtons(task);
     renderTaskProgress(task);
     renderRollout(task);
@@ -149,6 +154,12 @@ function taskFacts(task) {
     ['Submitted', formatTime(task.createdAt)],
     ['Begins', task.startAt && formatTime(task.startAt)],
     [task.finishedAt ? 'Took' : 'For', taskDuration(task)],
+    ['Priority', task.priority],
+    ['Place in the queue', task.position],
+    ['Unique key', task.uniqueKey, 'mono'],
+    ['If another has the key', duplicateText(task)],
+    ['Spread over', formatLimit(task.spread)],
+    ['Waits for others at most', formatLimit(task.blockedTtl)],
     ['Time-out', formatLimit(detail.timeout)],
     ['Undo', undo && (undo.command ?? undo.argv.join(' ')), 'mono'],
     ['Check of the undo', undo?.check ?? undo?.checkArgv?.join(' '), 'mono'],
@@ -161,6 +172,10 @@ function taskFacts(task) {
     ['Further attempts', task.retry?.max],
     ...(task.probes ?? []).map(probeFact),
   ];
+}
+
+function duplicateText({onDuplicate, replaceRunning}) {
+  return joinPresent([onDuplicate, replaceRunning && 'also if it runs']);
 }
 
 function probeFact({name, state, inARow, msg}) {
