@@ -6,6 +6,7 @@ const KEYS = {
   t: () => goTo('#/'),
   m: () => goTo('#/machines'),
   s: () => goTo('#/schedules'),
+  o: () => goTo('#/overview'),
   j: () => moveFocus(1),
   k: () => moveFocus(-1),
   '?': showHelp,

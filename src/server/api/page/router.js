@@ -8,6 +8,7 @@ const VIEWS = {
   schedule: scheduleView,
   task: taskView,
   group: groupView,
+  overview: overviewView,
   submit: submitView,
 };
 
@@ -23,7 +24,7 @@ function openView() {
   currentView = view;
   currentView.part = part;
   showSection('view-' + view.id);
-  for (const tab of ['home', 'machines', 'schedules']) {
+  for (const tab of ['home', 'machines', 'schedules', 'overview']) {
     setFlag(byId('nav-' + tab), 'aria-current', view.tab === tab);
   }
   if (isNew) {

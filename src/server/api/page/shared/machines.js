@@ -9,6 +9,13 @@ async function fetchMachines(signal) {
   machines = (await get('machine', signal)).data;
 }
 
+// Shown like a state: agents that are older than the server.
+const BEHIND = 'behind';
+
+function isInState(machine, state) {
+  return state === BEHIND ? isBehind(machine) : machine.state === state;
+}
+
 // The tags of a machine, each as NAME=VALUE.
 function tagsOf({tags}) {
   return Object.entries(tags ?? {}).map(tag => tag.join('='));
@@ -79,8 +86,9 @@ function makeMachineRow() {
       setClass(link, isFirst ? 'row machine' : 'row machine same-label');
       setLine(name, machine.label + (isFirst && sameLabel > 1 ? ` ×${sameLabel}` : ''));
       setBadge(state, machine.state);
-      setLine(host, machine.host);
-      setLine(version, machine.version);
+      setLine(host, joinPresent([machine.host, machine.arch]));
+      setLine(version, isBehind(machine) ? `${machine.version} behind` : machine.version);
+      setClass(version, `version num ellipsis ${isBehind(machine) ? 'behind' : 'soft'}`);
       setLine(work, workOf(machine, tasks));
       setText(seen, formatAge(machine.lastSeen));
       seen.title = formatTime(machine.lastSeen);

@@ -91,7 +91,7 @@ function renderNoMachines(box) {
 // "3 machines · 2 online · 1 offline · 1 running · version 0.1.0"
 function fleetSummary() {
   if (!machines.length) return '';
-  const states = MACHINE_STATES.map(state => [countMachines(state), state]);
+  const states = [...MACHINE_STATES, BEHIND].map(state => [countMachines(state), state]);
   const running = sum(machines.map(machine => machine.running));
   const queued = sum(machines.map(machine => machine.queued));
   const counts = [...states, [running, 'running'], [queued, 'queued']]
@@ -103,7 +103,7 @@ function fleetSummary() {
 }
 
 function countMachines(state) {
-  return machines.filter(machine => machine.state === state).length;
+  return machines.filter(machine => isInState(machine, state)).length;
 }
 
 // A label and a square for each of its machines.

@@ -12,8 +12,12 @@ const machineView = {
   tab: 'machines',
   needsName: true,
 
+  // The machines that are shown, as last fetched.
+  own: [],
+
   open([name]) {
     this.name = name;
+    this.own = [];
     machineTaskList.reset('');
     clear(machineTaskList.box, byId('machine-list'), byId('machine-facts'));
     for (const id of ['machine-tasks-empty', 'machine-tasks-more', 'machine-empty']) {
@@ -36,6 +40,7 @@ const machineView = {
     const shares = data.filter(machine => machine.label === label).length > 1;
     // One among several of its label is meant by its instance.
     this.where = byInstance && shares ? {instances: name} : {pattern: `^${escapePattern(label)}$`};
+    this.own = own;
     this.render(own, label);
     return 2000;
   },
@@ -46,6 +51,7 @@ const machineView = {
     renderMachineRows(byId('machine-list'), machineRows(own, tasksByInstance));
     setVisible(byId('machine-empty'), !own.length);
     setVisible(byId('machine-run'), own.length);
+    renderCrewButtons('machine', own);
     byId('machine-run').href = '#/submit?' + new URLSearchParams(this.where);
     renderFacts(byId('machine-facts'), own.length === 1 ? machineFacts(own[0]) : []);
   },
@@ -60,7 +66,8 @@ function machineFacts(machine) {
     ['Instance', machine.instance, 'mono'],
     ['Host', machine.host],
     ['Tags', tagsOf(machine).join('  '), 'mono'],
-    ['Version', machine.version],
+    ['Version', versionText(machine)],
+    ['Architecture', machine.arch],
     ['Commands at once', machine.jobs],
     ['Running', machine.running],
     ['Queued', machine.queued],
@@ -68,6 +75,13 @@ function machineFacts(machine) {
     ['Up', formatDuration(serverNow() - parseTime(machine.since))],
   ];
 }
+
+function versionText(machine) {
+  const {version} = machine;
+  return isBehind(machine) ? `${version}, behind the server's ${SERVER_VERSION}` : version;
+}
+
+makeCrewButtons('machine', () => machineView.own);
 
 // A regular expression that matches this text.
 function escapePattern(text) {

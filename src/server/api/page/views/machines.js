@@ -27,7 +27,8 @@ const machinesView = {
   },
 
   render() {
-    const states = MACHINE_STATES.filter(s => s === this.onlyState || countMachines(s) > 0);
+    const states = [...MACHINE_STATES, BEHIND]
+      .filter(s => s === this.onlyState || countMachines(s) > 0);
     renderChips(byId('machines-chips'), states, this, countMachines);
     const shown = machines.filter(machine => this.isShown(machine));
     const rows = machineRows(shown, this.tasksByInstance);
@@ -41,12 +42,12 @@ const machinesView = {
   },
 
   isShown(machine) {
-    const {label, host, version, instance, state} = machine;
+    const {label, host, version, arch = '', instance} = machine;
     const onlyTag = byId('machines-tag').value;
     const tags = tagsOf(machine);
-    if (this.onlyState && state !== this.onlyState) return false;
+    if (this.onlyState && !isInState(machine, this.onlyState)) return false;
     if (onlyTag && !tags.includes(onlyTag)) return false;
-    return matches([label, host, version, instance, ...tags], byId('machines-search').value);
+    return matches([label, host, version, arch, instance, ...tags], byId('machines-search').value);
   },
 };
 
@@ -76,8 +77,15 @@ function renderChosen() {
   const instances = [...chosenInstances].join(',');
   setVisible(byId('machines-chosen'), instances);
   setText(byId('machines-chosen-count'), plural(chosenInstances.size, 'machine') + ' chosen');
+  renderCrewButtons('chosen', chosenMachines());
   byId('machines-run').href = '#/submit?' + new URLSearchParams({instances});
 }
+
+function chosenMachines() {
+  return machines.filter(machine => chosenInstances.has(machine.instance));
+}
+
+makeCrewButtons('chosen', chosenMachines);
 
 function showFromStart() {
   machinesView.most = FIRST_MACHINES;

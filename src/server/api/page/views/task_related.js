@@ -96,7 +96,7 @@ function marksOf({tags, limits = []}) {
       href: '#/?' + new URLSearchParams({tag}),
       title: 'Tasks with this tag',
     })),
-    ...limits.map(name => ({text: 'limit ' + name, href: '#/limits', title: 'How the limits are used'})),
+    ...limits.map(name => ({text: 'limit ' + name, href: '#/overview', title: 'How the limits are used'})),
   ];
 }
 
