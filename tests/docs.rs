@@ -328,7 +328,7 @@ fn every_example_of_the_other_pages_does_what_it_says() {
 fn every_command_line_that_is_only_shown_is_understood() {
     let mut count = 0;
     for page in PAGES {
-        for block in blocks(page.markdown) {
+        for block in blocks(&page.markdown.text()) {
             if block.kind != "console" {
                 continue;
             }
@@ -389,7 +389,7 @@ fn every_page_is_listed_linked_and_short_enough() {
     let mut pages: Vec<String> = PAGES.iter().map(|p| format!("{}.md", p.name)).collect();
     pages.sort();
     assert_eq!(files, pages);
-    let readme = links(PAGES[0].markdown);
+    let readme = links(&PAGES[0].markdown.text());
     for page in &pages {
         assert!(
             page == "readme.md" || readme.contains(page),
@@ -420,13 +420,13 @@ fn links_lead_somewhere_in_the_tree_and_in_the_binary() {
                 || headings(&fs::read_to_string(target).unwrap()).contains(&heading.to_owned());
             assert!(there, "{}: {link} has no such heading", file.display());
         }
-        for link in links(page.markdown) {
+        for link in links(&page.markdown.text()) {
             let (name, _) = link.split_once('#').unwrap_or((&link, ""));
             let there = ["", OPENAPI_FROM_A_PAGE].contains(&name)
                 || PAGES.iter().any(|page| name == format!("{}.md", page.name));
             assert!(there, "{} in the binary: {link} leads nowhere", page.name);
         }
-        for href in page.html.split("href=\"").skip(1) {
+        for href in page.html.text().split("href=\"").skip(1) {
             let href = href.split('"').next().unwrap();
             let href = &*percent_decode_str(href).decode_utf8().unwrap();
             let (name, heading) = href.split_once('#').unwrap_or((href, ""));
@@ -439,7 +439,7 @@ fn links_lead_somewhere_in_the_tree_and_in_the_binary() {
             }
             let target = target.unwrap_or_else(|| panic!("{}: {href}", page.name));
             let id = format!(" id=\"{heading}\"");
-            let there = heading.is_empty() || target.html.contains(&id);
+            let there = heading.is_empty() || target.html.text().contains(&id);
             assert!(there, "{} as HTML: {href} has no such heading", page.name);
         }
     }
@@ -448,7 +448,7 @@ fn links_lead_somewhere_in_the_tree_and_in_the_binary() {
 #[test]
 fn what_the_map_of_the_code_names_is_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = PAGES[0].markdown;
+    let readme = PAGES[0].markdown.text();
     let named: Vec<&str> = { readme.split('`') }
         .filter(|part| part.starts_with("src/") || part.starts_with("tests/"))
         .collect();
@@ -460,7 +460,14 @@ fn what_the_map_of_the_code_names_is_there() {
 
 #[test]
 fn every_flag_and_variable_is_documented() {
-    let page = |name: &str| PAGES.iter().find(|p| p.name == name).unwrap().markdown;
+    let page = |name: &str| {
+        PAGES
+            .iter()
+            .find(|p| p.name == name)
+            .unwrap()
+            .markdown
+            .text()
+    };
     let commands = [
         ("server", "operations"),
         ("agent", "operations"),
@@ -517,7 +524,7 @@ fn the_command_prints_pages() {
         let listed = list.lines().any(|line| line.starts_with(page.name));
         assert!(listed, "{list}");
         let (code, text, _) = say(&[page.name]);
-        assert_eq!((code, text.as_str()), (Some(0), page.markdown));
+        assert_eq!((code, text), (Some(0), page.markdown.text()));
     }
     let (code, out, why) = say(&["nothing"]);
     assert_eq!((code, out.as_str()), (Some(2), ""));
@@ -569,7 +576,7 @@ fn the_server_shows_pages_as_html_to_a_browser_and_as_text_to_others() {
                 text.header("Content-Type"),
                 Some("text/plain; charset=utf-8")
             );
-            assert_eq!(text.text(), page.markdown);
+            assert_eq!(text.text(), page.markdown.text());
         }
         let html = get(&target, browser);
         assert_eq!(
@@ -577,7 +584,7 @@ fn the_server_shows_pages_as_html_to_a_browser_and_as_text_to_others() {
             Some("text/html; charset=utf-8")
         );
         assert_eq!(html.header("Vary"), Some("Accept"));
-        assert!(html.text().contains(page.html), "{target}");
+        assert!(html.text().contains(&page.html.text()), "{target}");
     }
     let none = get("/docs/nothing", curl);
     assert_eq!(none.status, 404);

@@ -21,7 +21,7 @@ const ALLOW: [&str; 2] = ["--webhook-allow", r"^https://hooks\.example:443$"];
 
 /// The rows of all tables under headings that `wanted` says, without their heads: the cells of each.
 fn rows(wanted: impl Fn(&str) -> bool) -> Vec<Vec<String>> {
-    let page = docs::find("coming-from").expect("the page").markdown;
+    let page = docs::find("coming-from").expect("the page").markdown.text();
     let (mut heading, mut rows) = ("", Vec::new());
     for line in page.lines() {
         if let Some(title) = line.strip_prefix("## ") {

@@ -29,7 +29,7 @@ for what, schema, instance in given['cases']:
 ";
 
 fn description() -> Value {
-    serde_json::from_str(sidebike::docs::OPENAPI).expect("JSON")
+    serde_json::from_str(&sidebike::docs::OPENAPI.text()).expect("JSON")
 }
 
 /// The value itself, or what its `$ref` points to.

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
 
 /// The files that the page says to write.
 const RECIPES: [&str; 3] = ["cpu", "delay", "memory"];
@@ -195,8 +196,11 @@ fn write_program(folder: &Folder, name: &str, text: &str) {
 
 /// The page as it is in the binary.
 fn page() -> &'static str {
-    let page = sidebike::docs::find("experiments");
-    page.expect("the page of experiments").markdown
+    static PAGE: LazyLock<String> = LazyLock::new(|| {
+        let page = sidebike::docs::find("experiments");
+        page.expect("the page of experiments").markdown.text()
+    });
+    &PAGE
 }
 
 /// What the page writes into `NAME.json`.

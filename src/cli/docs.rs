@@ -38,17 +38,18 @@ pub fn run(args: Args) -> CommandResult {
         let names = names.join(", ");
         Failure::Usage(format!("there is no page {name:?}; the pages are {names}"))
     })?;
+    let text = page.markdown.text();
     let mut pager = match io::stdout().is_terminal() {
         true => pager()?,
         false => None,
     };
     match pager.as_mut().and_then(|pager| pager.stdin.take()) {
         // Whoever leaves the pager early has read enough: no reason to complain.
-        Some(mut stdin) => match stdin.write_all(page.markdown.as_bytes()) {
+        Some(mut stdin) => match stdin.write_all(text.as_bytes()) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error.into()),
             _ => {}
         },
-        None => io::stdout().write_all(page.markdown.as_bytes())?,
+        None => io::stdout().write_all(text.as_bytes())?,
     }
     if let Some(mut pager) = pager {
         // Its standard input is closed by now. How it ends is its own affair.

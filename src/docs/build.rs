@@ -1,8 +1,11 @@
 //! Prepares the pages of the documentation while the crate is built: each page as text, with links that fit
-//! where the binary shows it, and for the server as HTML.
+//! where the binary shows it, and for the server as HTML; all of it compressed, as the binary holds it.
 //!
 //! A page needs no line here: every `.md` file of this folder is prepared, and the README.
 
+use flate2::Compression;
+use flate2::write::DeflateEncoder;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
@@ -13,6 +16,11 @@ fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=src/docs");
     println!("cargo::rerun-if-changed=README.md");
     prepare(&root.join("README.md"), &out.join("readme"))?;
+    #[cfg(feature = "server")]
+    compress(
+        &out.join("openapi.json"),
+        &fs::read(folder.join("openapi.json"))?,
+    )?;
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "md") {
@@ -34,8 +42,17 @@ fn prepare(page: &Path, out: &Path) -> io::Result<()> {
     let lines = text.lines().filter(|line| !line.starts_with("!["));
     let text: String = lines.flat_map(|line| [line, "\n"]).collect();
     #[cfg(feature = "server")]
-    fs::write(out.with_extension("html"), html::rendered(&text))?;
-    fs::write(out.with_extension("md"), text)
+    compress(
+        &out.with_extension("html"),
+        html::rendered(&text).as_bytes(),
+    )?;
+    compress(&out.with_extension("md"), text.as_bytes())
+}
+
+fn compress(out: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut encoder = DeflateEncoder::new(fs::File::create(out)?, Compression::best());
+    encoder.write_all(bytes)?;
+    encoder.finish().map(drop)
 }
 
 #[cfg(feature = "server")]

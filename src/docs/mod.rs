@@ -2,7 +2,10 @@
 //!
 //! To add a page: write `NAME.md` in this folder, add its line to [`PAGES`], and link it from the README.
 //! Its examples are run by `tests/docs.rs`, which says what the marks of its blocks mean; `build.rs` in this
-//! folder renders it. A call of the API is described in `api.md` and, for programs, in `openapi.json`.
+//! folder renders and compresses it. A call of the API is described in `api.md` and, for programs, in `openapi.json`.
+
+use flate2::read::DeflateDecoder;
+use std::io::Read;
 
 /// One page.
 #[derive(Debug, Clone, Copy)]
@@ -12,10 +15,30 @@ pub struct Page {
     /// What it answers, in a few words.
     pub title: &'static str,
     /// The page as Markdown. Links to other pages are `NAME.md`.
-    pub markdown: &'static str,
+    pub markdown: Compressed,
     /// The page as HTML, without what stands around it. Links to other pages are `NAME`.
     #[cfg(feature = "server")]
-    pub html: &'static str,
+    pub html: Compressed,
+}
+
+/// A text that the build has compressed: a tenth of the binary would be documentation otherwise.
+#[derive(Debug, Clone, Copy)]
+pub struct Compressed(&'static [u8]);
+
+impl Compressed {
+    /// The text. Expanded at each call, which takes less than a millisecond.
+    pub fn text(self) -> String {
+        let mut text = String::new();
+        // Written by the build from a text: it cannot be broken. A reader of it would see where it ends.
+        let _ = DeflateDecoder::new(self.0).read_to_string(&mut text);
+        text
+    }
+}
+
+macro_rules! compressed {
+    ($name:expr) => {
+        Compressed(include_bytes!(concat!(env!("OUT_DIR"), "/", $name)))
+    };
 }
 
 macro_rules! page {
@@ -23,9 +46,9 @@ macro_rules! page {
         Page {
             name: $name,
             title: $title,
-            markdown: include_str!(concat!(env!("OUT_DIR"), "/", $name, ".md")),
+            markdown: compressed!(concat!($name, ".md")),
             #[cfg(feature = "server")]
-            html: include_str!(concat!(env!("OUT_DIR"), "/", $name, ".html")),
+            html: compressed!(concat!($name, ".html")),
         }
     };
 }
@@ -71,7 +94,7 @@ pub const PAGES: &[Page] = &[
 
 /// The API as an OpenAPI 3.1 description.
 #[cfg(feature = "server")]
-pub const OPENAPI: &str = include_str!("openapi.json");
+pub const OPENAPI: Compressed = compressed!("openapi.json");
 
 /// The page of that name.
 pub fn find(name: &str) -> Option<&'static Page> {

@@ -60,27 +60,17 @@ pub fn page(call: Call<'_>) -> Handled {
     };
     let text = "text/plain; charset=utf-8";
     match as_text {
-        true => Ok(Some(answered(text, page.markdown))),
+        true => Ok(Some(answered(text, page.markdown.text()))),
         false => {
-            let html = rendered(page);
+            let html = html(page.name, "./", &page.html.text());
             Ok(Some(answered("text/html; charset=utf-8", html)))
         }
     }
 }
 
-/// A page as HTML, put together when it is first asked for.
-fn rendered(page: &'static Page) -> &'static str {
-    static RENDERED: LazyLock<Vec<(&str, String)>> = LazyLock::new(|| {
-        let html = |page: &'static Page| (page.name, html(page.name, "./", page.html));
-        PAGES.iter().map(html).collect()
-    });
-    let found = RENDERED.iter().find(|(name, _)| *name == page.name);
-    found.map_or("", |(_, html)| html)
-}
-
 /// `GET /api/v1/openapi.json`.
 pub fn openapi(_: Call<'_>) -> Handled {
-    Ok(Some(answered("application/json", OPENAPI)))
+    Ok(Some(answered("application/json", OPENAPI.text())))
 }
 
 /// Whether a browser asks. curl takes anything and names no type.
