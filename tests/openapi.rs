@@ -174,7 +174,7 @@ fn complete(server: &Server, machine: &Agent) -> Value {
         "lateJoin": false, "retry": {"max": 2, "interval": [0.01], "on": ["failed"]},
         "resultTtl": 3600, "failureTtl": "2h", "notify": [{"url": "http://127.0.0.1:9/x", "on": ["started", "ended"]}],
         "delay": 0.01,
-        "after": [{"task": "first-1", "on": "succeeded", "minSucceeded": "50%"}], "blockedTtl": "1h",
+        "after": [{"task": "first-1", "on": "succeeded", "minSucceeded": "50%", "perMachine": false}], "blockedTtl": "1h",
         "onSuccess": {"detail": {"command": "true"}}, "onFailure": {"detail": {"command": "true"}},
         "onEnd": {"detail": {"command": "true"}},
         "group": "g", "tags": {"team": "pay"}, "description": "what it is for",

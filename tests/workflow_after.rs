@@ -198,7 +198,6 @@ fn what_is_named_must_be_there_and_makes_sense() {
             json!([{"task": "a", "on": "ended", "minSucceeded": 1}]),
             "goes with \"on\": \"succeeded\" only",
         ),
-        (json!([{"task": "a", "perMachine": true}]), "perMachine"),
         (
             Value::from(vec![json!({"task": "a"}); 101]),
             "after: must have 100 entries at most",

@@ -27,6 +27,9 @@ pub struct LaterArgs {
     /// The same for all tasks that this group has now, as one task
     #[arg(help_heading = LATER, long, value_name = "GROUP[:ended]")]
     after_group: Vec<String>,
+    /// Machine by machine: on each machine as soon as the task of --after has ended there. Without -m on its machines
+    #[arg(help_heading = LATER, long, requires = "after")]
+    per_machine: bool,
     /// How long the others may take to end, such as 2d [default: 7d]
     #[arg(help_heading = LATER, long, value_name = "DURATION", allow_hyphen_values = true)]
     blocked_ttl: Option<String>,
@@ -54,12 +57,26 @@ impl LaterArgs {
         let tasks = self.after.iter().map(|text| parent(text, false));
         let groups = self.after_group.iter().map(|text| parent(text, true));
         task.after = tasks.chain(groups).collect();
+        if self.per_machine {
+            if self.after.len() > 1 {
+                return Err(Failure::Usage(
+                    "--per-machine: goes with one --after; with several give --task FILE, which says which one is meant"
+                        .into(),
+                ));
+            }
+            task.after[0].per_machine = true;
+        }
         let blocked = self.blocked_ttl.as_deref();
         task.blocked_ttl = { blocked.map(|text| duration("--blocked-ttl", text)) }.transpose()?;
         task.on_success = child(&self.on_success);
         task.on_failure = child(&self.on_failure);
         task.on_end = child(&self.on_end);
         Ok(())
+    }
+
+    /// Whether the task is for the machines of another one, unless it says itself which it means.
+    pub fn has_machines_of_parent(&self) -> bool {
+        self.per_machine
     }
 
     /// Removes from the task of a file what the flags replace.
@@ -95,6 +112,7 @@ fn parent(text: &str, is_group: bool) -> After {
         members: None,
         on,
         min_succeeded: None,
+        per_machine: false,
         met: None,
     }
 }

@@ -268,7 +268,8 @@ impl NewTaskArgs {
                 return Err(Failure::Usage(format!("--tag: {name} is given twice")));
             }
         }
-        self.selection.apply(&mut task, is_alone)?;
+        let means_all = is_alone && !self.later.has_machines_of_parent();
+        self.selection.apply(&mut task, means_all)?;
         self.pace.apply(&mut task);
         self.files.apply(&mut task)?;
         self.order.apply(&mut task)?;

@@ -123,6 +123,10 @@ fn print(task: &Task, out: &mut dyn Write) -> io::Result<()> {
             Some(false) => " (it has not)",
         };
         let on = after.on.word();
+        let on = match after.per_machine {
+            true => format!("{on} on each machine"),
+            false => on.to_owned(),
+        };
         let text = format!("{} {on}{met}", sanitize(&name.unwrap_or_default()));
         fields.push(("after", text));
     }

@@ -12,6 +12,9 @@
 //! | failed, expired | skipped | goes | goes |
 //! | canceled, skipped | skipped | skipped | goes |
 //!
+//! An edge that is meant machine by machine is met as soon as the machines of its parent are known; `per_machine.rs` has the
+//! rest.
+//!
 //! A parent is kept until its children have started: neither its time nor a limit takes it.
 
 use super::counting::first_named;
@@ -21,7 +24,7 @@ use super::later_spec::Wait;
 use super::task::Task;
 use super::timers::Timer;
 use super::waiting::{Phase, Waiting};
-use super::{Core, Refusal, TaskKey, Time, data_mut};
+use super::{Core, ExecutionKey, Refusal, TaskKey, Time, data_mut};
 use crate::wire::after::{self as wire, Outcome};
 use crate::wire::duration::TimeSpan;
 use crate::wire::rollout::Share;
@@ -54,7 +57,13 @@ pub(super) struct Edge {
     pub on: Outcome,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_succeeded: Option<Share>,
-    /// Whether it was met, once the parent has ended.
+    /// Each execution waits for the one of the parent on the same machine.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub per_machine: bool,
+    /// Of those of the parent, the task says itself which machines it means.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_own_machines: bool,
+    /// Whether it was met, once the parent has ended; machine by machine, once the machines of the parent are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub met: Option<bool>,
     /// Those of the tasks whose end is open. Follows from them, and is not saved.
@@ -73,6 +82,20 @@ pub struct Parent {
     pub is_group: bool,
     pub on: Outcome,
     pub min_succeeded: Option<Share>,
+    pub per_machine: bool,
+}
+
+/// Something that has to be settled.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Unsettled {
+    /// The edges from this parent, which has ended, to this child.
+    Edge(TaskKey, TaskKey),
+    /// Of this parent the dependents are canceled, and an execution of this child waits for one of it.
+    Canceled(TaskKey, TaskKey),
+    /// The machines of this parent are known, and this child waited for that.
+    Machines(TaskKey, TaskKey),
+    /// This execution has ended, and this one of another task waited for it.
+    Counterpart(ExecutionKey, ExecutionKey),
 }
 
 /// Which tasks wait for which.
@@ -97,6 +120,8 @@ impl Edge {
             is_group: false,
             on,
             min_succeeded: None,
+            per_machine: false,
+            has_own_machines: false,
             met: None,
             left: [task.0].into(),
         }
@@ -122,12 +147,22 @@ impl Edge {
             members: self.is_group.then_some(self.tasks.len() as u32),
             on: self.on,
             min_succeeded: self.min_succeeded,
-            met: self.met,
+            per_machine: self.per_machine,
+            // Machine by machine each execution says it itself.
+            met: self.met.filter(|met| !(self.per_machine && *met)),
+        }
+    }
+
+    /// With which end of it, in words.
+    pub(super) fn on_in_words(&self) -> String {
+        match self.on {
+            Outcome::Ended => String::new(),
+            on => format!(" {}", on.word()),
         }
     }
 
     /// What it names, in words.
-    fn in_words(&self) -> String {
+    pub(super) fn in_words(&self) -> String {
         match self.is_group {
             true => format!("group {}", self.name),
             false => format!("task {}", self.name),
@@ -179,17 +214,21 @@ impl Waiting {
         tasks.copied().map(TaskKey).collect()
     }
 
-    /// Whom it waits for, in words.
-    pub(super) fn waits_for(&self) -> String {
-        let open = self.after.iter().filter(|edge| edge.met.is_none());
-        let names: Vec<String> = open
+    /// What it waits for, in words: the end of whom, or their beginning.
+    pub(super) fn waits_for(&self) -> (&'static str, String) {
+        let open = || self.after.iter().filter(|edge| edge.met.is_none());
+        let event = match open().all(|edge| edge.per_machine) {
+            true => "begin",
+            false => "end",
+        };
+        let names: Vec<String> = open()
             .map(|edge| match edge.is_group {
                 true => edge.in_words(),
                 false => edge.name.to_string(),
             })
             .collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        first_named(&names)
+        (event, first_named(&names))
     }
 }
 
@@ -244,7 +283,14 @@ impl Core {
                     "after[{n}]: names {all} tasks together with the entries before, {MAX_ALL_PARENTS} at most"
                 )));
             }
-            let open = tasks.iter().filter(|key| !self.is_finished(**key));
+            if parent.per_machine {
+                self.check_parent_per_machine(n, *first)?;
+            }
+            let is_open = |key: &&TaskKey| match parent.per_machine {
+                true => !self.has_fixed_machines(**key),
+                false => !self.is_finished(**key),
+            };
+            let open = tasks.iter().filter(is_open);
             let mut edge = Edge {
                 name: match parent.is_group {
                     true => parent.name.clone(),
@@ -253,6 +299,8 @@ impl Core {
                 is_group: parent.is_group,
                 on: parent.on,
                 min_succeeded: parent.min_succeeded,
+                per_machine: parent.per_machine,
+                has_own_machines: parent.per_machine && !wait.has_machines_of_parent,
                 met: None,
                 left: open.map(|key| key.0).collect(),
                 tasks: tasks.iter().map(|key| key.0).collect(),
@@ -266,12 +314,16 @@ impl Core {
         edges.collect()
     }
 
-    /// Whether an edge is met by those that it names, which have all ended.
-    fn verdict(&self, edge: &Edge) -> bool {
+    /// Whether an edge is met by those that it names, which have all ended, or have machines if it is meant machine by
+    /// machine.
+    pub(super) fn verdict(&self, edge: &Edge) -> bool {
         let tasks = || edge.tasks.iter().map(|key| self.tasks.get(&TaskKey(*key)));
         // A restored file may not have one any more: then nobody knows how it ended.
         if tasks().any(|task| task.is_none()) {
             return false;
+        }
+        if edge.per_machine {
+            return tasks().flatten().any(|task| task.size() > 0);
         }
         let (state, counts) = match (edge.is_group, tasks().flatten().next()) {
             (false, Some(task)) => (task.state(), (task.counts.succeeded, task.counts.total())),
@@ -387,20 +439,40 @@ impl Core {
     /// more is skipped. To be called after each operation, before its changes are taken.
     pub fn settle_dependents(&mut self, now: Time) {
         let mut left = MAX_SETTLED;
-        while let Some(parent) = self.after.ended.front().copied() {
-            let children = self.after.open.get(&parent);
-            let Some(child) = children.and_then(|children| children.first().copied()) else {
-                self.after.ended.pop_front();
-                self.clear_cancel(parent);
-                continue;
-            };
+        while let Some(next) = self.next_to_settle() {
             if left == 0 || self.waiting.has_begun_enough() {
                 self.timers.set(now.plus(SOON), Timer::Settle);
                 return;
             }
             left -= 1;
-            self.settle(now, parent, child);
+            match next {
+                Unsettled::Edge(parent, child) => self.settle(now, parent, child),
+                Unsettled::Canceled(parent, child) => self.cancel_waiting(now, parent, child),
+                Unsettled::Machines(parent, child) => self.settle_machines(now, parent, child),
+                Unsettled::Counterpart(counterpart, waiting) => {
+                    self.settle_counterpart(now, counterpart, waiting);
+                }
+            }
         }
+    }
+
+    /// What is to be settled next. Tasks come first: what is canceled with its parent must not go with an end of it.
+    fn next_to_settle(&mut self) -> Option<Unsettled> {
+        while let Some(parent) = self.after.ended.front().copied() {
+            let children = self.after.open.get(&parent);
+            if let Some(child) = children.and_then(|children| children.first()) {
+                return Some(Unsettled::Edge(parent, *child));
+            }
+            let task = self.tasks.get(&parent);
+            if task.is_some_and(|task| task.cancels_dependents)
+                && let Some(child) = self.counterparts.first_child_of(parent)
+            {
+                return Some(Unsettled::Canceled(parent, child));
+            }
+            self.after.ended.pop_front();
+            self.clear_cancel(parent);
+        }
+        self.next_counterpart()
     }
 
     /// Settles the edges from one parent to one child.
@@ -409,7 +481,7 @@ impl Core {
         if let Some(task) = parent_task.filter(|task| task.cancels_dependents) {
             let id = task.id.clone();
             // Of one that nobody waits for nothing would clear it: whoever comes later is not meant.
-            let is_waited_for = self.after.open.contains_key(&child);
+            let is_waited_for = self.is_waited_for(child);
             let child_task = self.task_mut(child);
             child_task.canceled = true;
             child_task.cancels_dependents = is_waited_for;
@@ -448,11 +520,10 @@ impl Core {
         };
         if let Some(edge) = waiting.unmet() {
             let (name, ended) = (edge.in_words(), self.ended_in_words(edge));
-            let on = match edge.on {
-                Outcome::Ended => String::new(),
-                on => format!(" {}", on.word()),
+            let why = match edge.per_machine {
+                false => format!("was to begin after {name}{}, {ended}", edge.on_in_words()),
+                true => format!("was to begin after {name} on its machines, {ended} without any"),
             };
-            let why = format!("was to begin after {name}{on}, {ended}");
             return self.end_unbegun(now, key, TaskState::Skipped, &why);
         }
         if waiting.phase == Phase::Blocked && waiting.is_free() {
@@ -472,17 +543,44 @@ impl Core {
             return;
         };
         if waiting.phase == Phase::Blocked {
-            let why = format!("{} did not end within its blockedTtl", waiting.waits_for());
+            let (event, names) = waiting.waits_for();
+            let why = format!("{names} did not {event} within its blockedTtl");
             self.end_unbegun(now, key, TaskState::Expired, &why);
         }
     }
 
     /// Cancels those who wait for a task, too, and those who wait for them.
     pub fn cancel_dependents(&mut self, key: TaskKey) {
-        if self.after.open.contains_key(&key) {
+        if self.is_waited_for(key) {
             self.task_mut(key).cancels_dependents = true;
             self.after.ended.push_back(key);
         }
+    }
+
+    fn is_waited_for(&self, key: TaskKey) -> bool {
+        self.after.open.contains_key(&key) || self.counterparts.first_child_of(key).is_some()
+    }
+
+    /// An edge is settled: unlists it, unless another one of the child has the same parent and is open.
+    pub(super) fn edge_is_settled(&mut self, parent: TaskKey, child: TaskKey) {
+        let waiting = self.task(child).waiting.as_ref();
+        if waiting.is_some_and(|waiting| waiting.open_parents().contains(&parent)) {
+            return;
+        }
+        if let Some(children) = self.after.open.get_mut(&parent) {
+            children.remove(&child);
+            if children.is_empty() {
+                self.after.open.remove(&parent);
+            }
+        }
+    }
+
+    /// The children with an open edge to a task.
+    pub(super) fn open_children(&self, parent: TaskKey) -> impl Iterator<Item = TaskKey> {
+        { self.after.open.get(&parent) }
+            .into_iter()
+            .flatten()
+            .copied()
     }
 
     /// All who waited for a task are canceled. Who comes later is not meant.
@@ -504,7 +602,13 @@ impl Core {
         };
         let ended: Vec<TaskKey> = self.after.open.keys().copied().filter(is_over).collect();
         self.after.ended.extend(ended);
-        if !self.after.ended.is_empty() {
+        self.restore_counterparts(now);
+        let cancels = self.counterparts.parents().into_iter().filter(|key| {
+            let parent = self.tasks.get(key);
+            parent.is_some_and(|it| it.cancels_dependents)
+        });
+        self.after.ended.extend(cancels);
+        if !self.after.ended.is_empty() || self.counterparts.is_something_to_settle() {
             self.timers.set(now, Timer::Settle);
         }
     }
@@ -586,7 +690,8 @@ impl Core {
             }
         }
         let is_set = self.timers.iter().any(|(_, timer)| *timer == Timer::Settle);
-        match self.after.ended.is_empty() || is_set {
+        let is_settled = self.after.ended.is_empty() && !self.counterparts.is_something_to_settle();
+        match is_settled || is_set {
             true => Ok(()),
             false => Err("edges are to be settled, and nobody does".into()),
         }

@@ -280,7 +280,7 @@ impl Core {
 
     /// What would become of a task. Changes nothing.
     pub fn preview(&self, now: Time, id: &str, spec: &Spec) -> Preview {
-        let meant = self.meant_by(&spec.selector);
+        let meant = self.meant_by(&self.previewed_selector(spec));
         let count = |state| {
             let machines = meant
                 .iter()
@@ -415,7 +415,7 @@ impl Core {
         }
     }
 
-    fn check_keep_alive(
+    pub(super) fn check_keep_alive(
         &self,
         keep_alive: &KeepAlive,
         meant: &[MachineKey],

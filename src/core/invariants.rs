@@ -82,6 +82,8 @@ pub enum Rule {
     KeptRoundsUp,
     /// A task begins only if what it is to begin after has ended so.
     EdgesAreKept,
+    /// What follows another task machine by machine begins on a machine only when that has ended there.
+    CounterpartIsAwaited,
     /// Who waits for a group is told when its last member has ended.
     EndOfGroupIsTold,
     /// A list of tasks is taken back when one of them is refused.
@@ -98,7 +100,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule but those about the order of what waits.
-    pub const ALL: [Rule; 30] = [
+    pub const ALL: [Rule; 31] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,
@@ -123,6 +125,7 @@ impl Rule {
         Rule::HitsRoundDown,
         Rule::KeptRoundsUp,
         Rule::EdgesAreKept,
+        Rule::CounterpartIsAwaited,
         Rule::EndOfGroupIsTold,
         Rule::ListIsTakenBack,
         Rule::UnstartedIsCanceledFirst,
@@ -279,6 +282,7 @@ impl Core {
         self.check_undos()?;
         self.check_guarded()?;
         self.check_waiting()?;
+        self.check_counterparts()?;
         self.check_blobs()?;
         self.check_machines()?;
         self.check_indexes()?;
@@ -668,6 +672,7 @@ impl Core {
                         .is_some_and(|task| task.finished_at.is_none() && task.expires_at == *time)
                 }
                 Timer::BlockedTtl(key) => self.is_blocked_until(*key, *time),
+                Timer::CounterpartTtl(key) => self.is_counterpart_ttl(*key, *time),
                 // It may have become needless since it was set.
                 Timer::Settle => true,
                 Timer::Begin(key) => self.is_time_of(*key, *time),

@@ -8,6 +8,7 @@ use super::spec::{Spec, check_above_zero, check_count};
 use super::{TextLimits, Time};
 use crate::wire::after::{Outcome, PostedAfter};
 use crate::wire::duration::TimeSpan;
+use crate::wire::schedule::TaskJson;
 use crate::wire::strict_object::Posted;
 use crate::wire::task::{Mode, PostedTask};
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub struct Wait {
     pub after: Vec<Parent>,
     /// How long that may take.
     pub blocked_ttl: TimeSpan,
+    /// It says nothing about machines itself: it is for those of the task that it goes with machine by machine.
+    pub has_machines_of_parent: bool,
 }
 
 /// A time before which a task does not begin.
@@ -38,7 +41,10 @@ pub enum Start {
 }
 
 /// Checks what a posted task has to wait for.
-pub(super) fn checked_wait(posted: &PostedTask) -> Result<Wait, String> {
+pub(super) fn checked_wait(
+    posted: &PostedTask,
+    has_machines_of_parent: bool,
+) -> Result<Wait, String> {
     let start = match (posted.start_at, posted.delay) {
         (Some(_), Some(_)) => {
             return Err("startAt: has both startAt and delay, give one of them".into());
@@ -62,6 +68,7 @@ pub(super) fn checked_wait(posted: &PostedTask) -> Result<Wait, String> {
         start,
         after,
         blocked_ttl,
+        has_machines_of_parent,
     })
 }
 
@@ -69,6 +76,7 @@ pub(super) fn checked_wait(posted: &PostedTask) -> Result<Wait, String> {
 pub(super) fn checked_children(
     posted: &mut PostedTask,
     parent: &Selector,
+    has_machines_of_parent: bool,
     limits: &TextLimits,
 ) -> Result<Vec<Child>, String> {
     let given = [
@@ -81,6 +89,12 @@ pub(super) fn checked_children(
         .filter_map(|(on, child)| Some((on, child?)));
     let checked = given.map(|(on, child)| {
         let field = Child::field(on);
+        let has_own = child.0.machine_pattern.is_some() || child.0.instances.is_some();
+        if has_machines_of_parent && !has_own {
+            return Err(format!(
+                "{field}.machinePattern: is required where the task has none itself (perMachine)"
+            ));
+        }
         let spec =
             checked_child(child.0, parent, limits).map_err(|why| format!("{field}.{why}"))?;
         Ok(Child {
@@ -128,8 +142,76 @@ fn checked_child(
     Ok(spec)
 }
 
+/// Whether a posted task begins after another one machine by machine.
+pub(super) fn is_per_machine(posted: &PostedTask) -> bool {
+    let entries = posted.after.iter().flatten();
+    entries
+        .into_iter()
+        .any(|Posted(entry)| entry.per_machine == Some(true))
+}
+
+/// The same of the task of a schedule.
+pub(super) fn has_per_machine(task: &TaskJson) -> bool {
+    task.read().is_ok_and(|task| is_per_machine(&task))
+}
+
+/// Checks which entries are meant machine by machine.
+fn check_per_machine(posted: &[Posted<PostedAfter>]) -> Result<(), String> {
+    let meant = posted.iter().enumerate();
+    let meant = meant.filter(|(_, Posted(entry))| entry.per_machine == Some(true));
+    let mut first = None;
+    for (n, Posted(entry)) in meant {
+        if let Some(first) = first {
+            return Err(format!(
+                "after[{n}].perMachine: stands in one entry at most, after[{first}] has it, too"
+            ));
+        }
+        first = Some(n);
+        if entry.group.is_some() {
+            return Err(format!(
+                "after[{n}].perMachine: goes with task only, not with group"
+            ));
+        }
+        if entry.min_succeeded.is_some() {
+            return Err(format!(
+                "after[{n}].minSucceeded: does not go with perMachine, by which each machine counts for itself"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a task which begins after another one machine by machine has nothing that settles otherwise where and when
+/// it runs.
+pub(super) fn check_goes_per_machine(spec: &Spec) -> Result<(), String> {
+    let entries = { spec.wait.iter() }.flat_map(|wait| &wait.after).zip(0..);
+    let mut entries = entries.filter(|(parent, _)| parent.per_machine);
+    let Some((_, n)) = entries.next() else {
+        return Ok(());
+    };
+    if spec.mode == Mode::Any {
+        return Err(format!(
+            "after[{n}].perMachine: goes with mode \"all\" only, an \"any\" task runs once"
+        ));
+    }
+    let others = [
+        ("lateJoin", spec.late_join),
+        ("rollout", spec.rollout.is_some()),
+        ("spread", spec.spread.is_some()),
+        ("expect", spec.counts.expect.is_some()),
+        ("maxTargets", spec.counts.max_targets.is_some()),
+    ];
+    match others.into_iter().find(|(_, is_given)| *is_given) {
+        None => Ok(()),
+        Some((field, _)) => Err(format!(
+            "{field}: does not go with perMachine (after[{n}]), by which the machines are those of the other task and each has its own time"
+        )),
+    }
+}
+
 fn checked_after(posted: &[Posted<PostedAfter>]) -> Result<Vec<Parent>, String> {
     check_count("after", posted.len(), MAX_PARENTS)?;
+    check_per_machine(posted)?;
     let checked = posted.iter().enumerate().map(|(n, Posted(entry))| {
         let (name, is_group) = match (entry.task.as_deref(), entry.group.as_deref()) {
             (Some(task), None) => (task, false),
@@ -157,6 +239,7 @@ fn checked_after(posted: &[Posted<PostedAfter>]) -> Result<Vec<Parent>, String> 
             is_group,
             on,
             min_succeeded: entry.min_succeeded,
+            per_machine: entry.per_machine == Some(true),
         })
     });
     checked.collect()

@@ -31,6 +31,13 @@ pub(super) struct Launch {
     open: bool,
 }
 
+impl Launch {
+    /// Whether it follows another task machine by machine, and means none of its machines.
+    pub(super) fn is_of_no_machine(&self) -> bool {
+        self.targets.is_empty() && !self.open
+    }
+}
+
 impl Core {
     /// Accepts a task, and launches it unless it has to wait. `fresh_id` was never used before; it becomes the task's id
     /// unless the spec has one.
@@ -59,6 +66,9 @@ impl Core {
             ));
         }
         let edges = self.edges_of(&wait)?;
+        if wait.has_machines_of_parent {
+            spec.selector = self.selector_of_parent(&edges, spec.selector);
+        }
         if let Some(waiting) = Core::waiting_of(now, &wait, edges) {
             self.check_halt(spec.detail.undo.is_some())?;
             self.check_room(&spec, 0)?;
@@ -94,12 +104,20 @@ impl Core {
         accepted: Option<TaskKey>,
     ) -> Result<Launch, Refusal> {
         self.check_halt(spec.detail.undo.is_some())?;
-        let choice = self.choose(now, id, spec, self.meant_by(&spec.selector))?;
+        let per_machine = self.choose_counterparts(accepted, spec)?;
+        let is_per_machine = per_machine.is_some();
+        let (choice, counterparts) = match per_machine {
+            Some((choice, targets)) => (choice, targets),
+            None => {
+                let meant = self.meant_by(&spec.selector);
+                (self.choose(now, id, spec, meant)?, Vec::new())
+            }
+        };
         let is_any = spec.mode == Mode::Any;
         let number = if is_any {
             1
         } else {
-            choice.machines.len().max(1)
+            choice.machines.len().max(counterparts.len()).max(1)
         };
         match accepted {
             None => self.check_room(spec, number)?,
@@ -109,12 +127,13 @@ impl Core {
         let selector = self.selector_if_room(spec)?;
         let targets = match is_any {
             true => vec![None],
+            false if is_per_machine => counterparts.into_iter().map(Some).collect(),
             false => { choice.machines.iter() }
                 .map(|machine| Some(self.target(*machine)))
                 .collect(),
         };
         Ok(Launch {
-            open: !is_any && (spec.late_join || targets.is_empty()),
+            open: !is_any && !is_per_machine && (spec.late_join || targets.is_empty()),
             selector,
             choice,
             targets,
@@ -136,7 +155,8 @@ impl Core {
             self.open(key, selector);
         }
         if self.task(key).pacing.is_some() {
-            // Its probes have to pass first, it has a rollout, or the task that it replaces has not ended.
+            // Its probes have to pass first, it has a rollout, the task that it replaces has not ended, or it follows
+            // another one machine by machine.
         } else if spec.mode == Mode::Any {
             self.queue_for_any(ExecutionKey { task: key, n: 0 }, selector);
         } else {
@@ -144,8 +164,10 @@ impl Core {
                 self.queue_first(now, ExecutionKey { task: key, n }, machine);
             }
         }
+        self.await_counterparts(now, key);
         self.pace(now, key);
         self.skip_busy_machines(now, key);
+        self.machines_are_fixed(key);
         let watched = { spec.probes.iter() }.filter_map(|probe| probe.on.as_ref());
         let pool = { spec.counts.keep_alive.as_ref() }.and_then(|it| it.pool.as_ref());
         for selector in watched.chain(pool) {
@@ -258,6 +280,9 @@ impl Core {
         }
         if self.waits_for_key(key) {
             pacing.get_or_insert_with(|| Pacing::held(targets.len() as u32));
+        }
+        if self.task(key).per_machine().is_some() {
+            pacing = Some(pacing.unwrap_or_default().per_machine());
         }
         let state = match pacing {
             Some(_) => ExecutionState::Held,

@@ -37,6 +37,7 @@
 //! | `spec.rs`, `later_spec.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `launch.rs` | from a checked task to its executions |
 //! | `waiting.rs`, `after.rs` | tasks that begin later: at a time, after others |
+//! | `per_machine.rs` | tasks that begin after another one machine by machine |
 //! | `children.rs` | tasks that are submitted with another one and begin with its end |
 //! | `selector.rs` | which machines a task means |
 //! | `counting.rs` | how many of them it may hit, and in which order |
@@ -106,6 +107,7 @@ mod outbox;
 mod output;
 mod pace;
 mod pacing;
+mod per_machine;
 mod plan;
 mod probe_data;
 mod probe_place;
@@ -191,6 +193,7 @@ use self::named_limits::NamedLimits;
 use self::newcomers::Newcomers;
 use self::order::Rank;
 use self::outbox::Outbox;
+use self::per_machine::Counterparts;
 use self::schedules::Schedules;
 use self::suspension::Suspensions;
 use self::task::Place;
@@ -259,6 +262,8 @@ pub enum Refusal {
     Joins(TaskKey),
     /// Not possible in the present state.
     Conflict(String),
+    /// The request contradicts itself, or what it names.
+    Wrong(String),
     /// The request is well-formed, but cannot be carried out.
     Impossible(String),
     /// A limit is reached.
@@ -274,6 +279,7 @@ impl fmt::Display for Refusal {
             }
             Refusal::Unknown(msg)
             | Refusal::Conflict(msg)
+            | Refusal::Wrong(msg)
             | Refusal::Impossible(msg)
             | Refusal::Full(msg) => f.write_str(msg),
         }
@@ -339,6 +345,8 @@ pub struct Core {
     waiting: WaitingTasks,
     /// Which tasks wait for which.
     after: Dependents,
+    /// Which executions wait for which.
+    counterparts: Counterparts,
     halt: Option<Halt>,
     outbox: Outbox,
     suspensions: Suspensions,
@@ -401,6 +409,7 @@ impl Core {
             undos: Undos::default(),
             waiting: WaitingTasks::default(),
             after: Dependents::default(),
+            counterparts: Counterparts::default(),
             halt: None,
             outbox: Outbox::default(),
             suspensions: Suspensions::default(),
@@ -547,6 +556,7 @@ impl Core {
             }
             self.stats.ended(state);
             self.unguard(key);
+            self.counterpart_ended(key);
         }
         self.count_for_limits(limits, was, state);
         if changes_queued {

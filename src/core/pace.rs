@@ -122,6 +122,12 @@ impl Pacing {
         }
     }
 
+    /// The pace of a task of which each execution waits for its counterpart, and perhaps for probes.
+    pub fn per_machine(mut self) -> Self {
+        self.returned.clear();
+        self
+    }
+
     /// The pace of a task with so many executions and without a rollout, that is held back for now.
     pub fn held(executions: u32) -> Self {
         Pacing {

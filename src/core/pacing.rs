@@ -338,8 +338,9 @@ impl Core {
         }
     }
 
-    /// Forgets that an execution waits for its machine or for a slot, because it has ended.
+    /// Forgets that an execution waits for its machine, for a slot or for its counterpart, because it has ended.
     pub(super) fn forget_held(&mut self, key: ExecutionKey) {
+        self.awaits_no_longer(key);
         if let Some(target) = self.execution(key).target.clone()
             && let Some(absent) = self.absent.get_mut(&target.instance)
         {
@@ -469,7 +470,7 @@ impl Core {
             !is_rolled_out || e.current.expires_at.is_some() || e.current.number > 1
         };
         let held = { task.executions.iter().zip(0..) }
-            .filter(|(e, _)| e.state == ExecutionState::Held)
+            .filter(|(e, _)| e.state == ExecutionState::Held && !task.awaits_counterpart(e))
             .map(|(e, n)| (n, had_turn(e)));
         let held: Vec<(u32, bool)> = held.collect();
         let all = task.executions.len() as u32;
@@ -510,10 +511,11 @@ impl Core {
             let is_absent = absent.is_some_and(|absent| absent.contains(&execution));
             let is_returned = pacing.returned.contains(&execution.n);
             let comes = !pacing.has_had_its_turn(execution.n);
-            let waits = [is_absent, is_returned, comes];
+            let has_counterpart = self.counterparts.is_waiting(execution);
+            let waits = [is_absent, is_returned, comes, has_counterpart];
             if waits.into_iter().filter(|waits| *waits).count() != 1 {
                 return Err(format!(
-                    "{execution:?}: held, waits for its machine {is_absent}, for a slot {is_returned}, for its turn {comes}"
+                    "{execution:?}: held, waits for its machine {is_absent}, for a slot {is_returned}, for its turn {comes}, for its counterpart {has_counterpart}"
                 ));
             }
         }

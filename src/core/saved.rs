@@ -8,6 +8,7 @@ use super::about::About;
 use super::crew::Wish;
 use super::files::Files;
 use super::halt::Halt;
+use super::later_spec;
 use super::machine::Machine;
 use super::named_limits::SavedLimit;
 use super::original::CanceledAttempt;
@@ -331,7 +332,14 @@ impl Batch {
                 || t.spread.is_some()
         };
         let machines = || self.machines.values().flatten();
+        let is_per_machine = |t: &SavedTask| {
+            let waiting = t.waiting.iter();
+            { waiting.flat_map(|waiting| &waiting.after) }.any(|edge| edge.per_machine)
+        };
+        let posted = || self.schedules.values().flatten();
         match () {
+            () if tasks().any(is_per_machine) => 6,
+            () if posted().any(|schedule| later_spec::has_per_machine(&schedule.task)) => 6,
             () if !self.limits.is_empty() || tasks().any(is_ordered) => 5,
             () if self.suspensions.is_some() || !self.notifications.is_empty() => 5,
             () if !self.schedules.is_empty() || !self.progress.is_empty() => 5,

@@ -16,8 +16,8 @@ use std::sync::{Arc, LazyLock};
 const MAX_NESTING: u32 = 50;
 /// The most instances that a task can name: as many machines as a server knows by default.
 const MAX_INSTANCES: usize = 10_000;
-/// The pattern of a task that has none: it names instances.
-const ANY_LABEL: &str = ".*";
+/// The pattern of a task that has none: it names instances, or goes with another task machine by machine.
+pub(super) const ANY_LABEL: &str = ".*";
 /// What an entry of a list or a map takes of memory beside its text, in bytes, roughly.
 pub(super) const ENTRY_BYTES: usize = 64;
 

@@ -10,7 +10,9 @@ use super::agent::is_instance;
 use super::children::Child;
 use super::counting::{Counts, KeepAlive};
 use super::files::Files;
-use super::later_spec::{Wait, checked_children, checked_wait};
+use super::later_spec::{
+    Wait, check_goes_per_machine, checked_children, checked_wait, is_per_machine,
+};
 use super::named_limits;
 use super::notify::{self, CheckedNotify};
 use super::order::PRIORITIES;
@@ -18,7 +20,7 @@ use super::probe_data::CheckedProbe;
 use super::probe_spec::checked_probes;
 use super::rollout::{self, Rollout};
 use super::schedule::FiringOf;
-use super::selector::{ENTRY_BYTES, Narrowing, Selector, SelectorText};
+use super::selector::{ANY_LABEL, ENTRY_BYTES, Narrowing, Selector, SelectorText};
 use super::unique::{self, Unique};
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
@@ -128,11 +130,16 @@ impl Spec {
         let notify = notify::checked(posted.notify.take())?;
         let about = about::checked(&mut posted)?;
         let narrowing = narrowing(&mut posted)?;
-        let pattern = posted.machine_pattern.take();
+        let mut pattern = posted.machine_pattern.take();
+        let is_per_machine = is_per_machine(&posted) && pattern.is_none();
+        let has_machines_of_parent = is_per_machine && narrowing == Narrowing::default();
+        if is_per_machine {
+            pattern = Some(ANY_LABEL.to_owned());
+        }
         let selector = Selector::checked(pattern, narrowing, limits, known)?;
         let unique = unique::checked(&mut posted)?;
         let spread = checked_spread(posted.spread, mode, rollout.is_some())?;
-        let children = checked_children(&mut posted, &selector, limits)?;
+        let children = checked_children(&mut posted, &selector, has_machines_of_parent, limits)?;
         let name = posted.name.as_deref().unwrap_or(DEFAULT_NAME);
         check_text("name", name, limits.name, " (--max-name)")?;
         let files = posted.files.take().unwrap_or_default().into_iter();
@@ -142,9 +149,9 @@ impl Spec {
             posted.files_timeout,
             fetch.map(|fetch| fetch.0).collect(),
         )?;
-        let wait = checked_wait(&posted)?;
+        let wait = checked_wait(&posted, has_machines_of_parent)?;
         let detail = checked_detail(posted.detail.take(), files.as_deref())?;
-        Ok(Spec {
+        let spec = Spec {
             id: posted.id.map(Arc::from),
             name: name.into(),
             priority: checked_priority(posted.priority)?,
@@ -179,7 +186,9 @@ impl Spec {
             about,
             children,
             wait: (wait != Wait::default()).then(|| Box::new(wait)),
-        })
+        };
+        check_goes_per_machine(&spec)?;
+        Ok(spec)
     }
 
     /// Adds a variable to the environment of its command.

@@ -18,7 +18,7 @@
 use super::invariants::Rule;
 use super::match_index::SelectorKey;
 use super::selector::{Selector, SelectorText};
-use super::task::{Place, Waits, rfc3339};
+use super::task::{Place, rfc3339};
 use super::timers::Timer;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time};
 use crate::wire::crew as wire;
@@ -545,11 +545,13 @@ impl Core {
         self.look_at_queues_again(now, now);
     }
 
-    /// What the first waiting executions of a task wait for, where that is a suspension.
-    pub(super) fn waits_of(&self, key: TaskKey) -> Waits {
-        let task = self.tasks.get(&key)?;
+    /// What the first waiting executions of a task wait for, where that is a suspension, by number.
+    pub(super) fn suspensions_in_words(&self, key: TaskKey) -> BTreeMap<u32, String> {
+        let Some(task) = self.tasks.get(&key) else {
+            return BTreeMap::new();
+        };
         if self.suspensions.list.is_empty() || task.counts.queued == 0 {
-            return None;
+            return BTreeMap::new();
         }
         let executions = (0..).zip(&task.executions).take(MAX_EXAMINED);
         let queued = executions.filter(|(_, e)| e.state == ExecutionState::Queued);
@@ -557,8 +559,7 @@ impl Core {
             let wait = self.waits_for_suspension(ExecutionKey { task: key, n })?;
             Some((n, wait))
         });
-        let waits: BTreeMap<u32, String> = waits.collect();
-        (!waits.is_empty()).then(|| Arc::new(waits))
+        waits.collect()
     }
 
     /// What a waiting execution waits for, if that is a suspension.

@@ -75,6 +75,7 @@ impl Core {
             Timer::TaskTtl(task) => self.task_ttl_is_over(now, task),
             Timer::Begin(task) => self.time_has_come(now, task),
             Timer::BlockedTtl(task) => self.blocked_ttl_is_over(now, task),
+            Timer::CounterpartTtl(task) => self.counterpart_ttl_is_over(now, task),
             // What is to be settled is settled at the end of each tick.
             Timer::Settle => {}
             Timer::PauseOver(task) => self.pause_may_be_over(now, task),
@@ -187,6 +188,8 @@ impl Core {
         let is_held_too = !self.is_rolled_out(key) && !task.is_paused();
         let waiting = (0..).zip(&task.executions).filter(|(_, e)| match e.state {
             ExecutionState::Queued => true,
+            // Its own time begins when it goes.
+            ExecutionState::Held if task.awaits_counterpart(e) => false,
             ExecutionState::Held => is_held_too,
             _ => false,
         });

@@ -27,6 +27,8 @@ pub(super) enum Timer {
     Begin(TaskKey),
     /// A task has waited too long for the end of others.
     BlockedTtl(TaskKey),
+    /// Executions of a task have waited too long for those of another one.
+    CounterpartTtl(TaskKey),
     /// There was more to settle than one call does.
     Settle,
     /// The pause between two steps of a task is over.

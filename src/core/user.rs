@@ -409,6 +409,7 @@ impl Core {
             self.joined.remove(&key);
             let selector = self.selector_key_of(key);
             self.match_index.entry_mut(selector).open.remove(&key);
+            self.machines_are_fixed(key);
         }
     }
 

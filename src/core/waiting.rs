@@ -155,7 +155,12 @@ impl TaskData {
                 "begins at {}; who matches is settled then",
                 rfc3339(waiting.start_at.unwrap_or(waiting.due))
             )),
-            Phase::Blocked => Some(format!("waits for the end of {}", waiting.waits_for())),
+            Phase::Blocked => Some(match waiting.waits_for() {
+                ("end", names) => format!("waits for the end of {names}"),
+                (_, names) => {
+                    format!("waits until {names} has begun; then it follows machine by machine")
+                }
+            }),
             Phase::Over => { waiting.unbegun.as_ref() }.map(|unbegun| unbegun.msg.to_string()),
         }
     }
@@ -273,6 +278,11 @@ impl Core {
             return self.list_waiting(key);
         }
         match self.prepare(now, &id, &spec, Some(key)) {
+            Ok(launch) if launch.is_of_no_machine() => {
+                self.waiting.begun += 1;
+                let why = "none of the machines of the task that it follows is meant";
+                self.end_unbegun(now, key, TaskState::Skipped, why);
+            }
             Ok(launch) => {
                 self.waiting.begun += launch.targets.len().max(1);
                 self.set_phase(key, Phase::Over);

@@ -5,11 +5,12 @@
 
 use super::named_limits::SetKey;
 use super::order::Turn;
-use super::task::Place;
+use super::task::{Place, Waits};
 use super::{Core, ExecutionKey, TaskKey};
 use crate::wire::order::Position;
 use crate::wire::task::ExecutionState;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// The most machines that are looked at to say how many match.
 const MAX_MACHINES: usize = 1_000;
@@ -40,6 +41,14 @@ impl Core {
                 msg,
             });
         }
+        if !task.is_halted()
+            && let Some(msg) = self.waits_machine_by_machine(key)
+        {
+            return Some(WaitsFor {
+                position: None,
+                msg: msg.into(),
+            });
+        }
         let execution = ExecutionKey { task: key, n: 0 };
         let first = task.executions.first().filter(|_| task.is_any())?;
         if first.state != ExecutionState::Queued {
@@ -54,6 +63,13 @@ impl Core {
             position,
             msg: msg.into(),
         })
+    }
+
+    /// What the first waiting executions of a task wait for, where that does not follow from the task itself.
+    pub(super) fn waits_of(&self, key: TaskKey) -> Waits {
+        let mut waits = self.suspensions_in_words(key);
+        waits.extend(self.counterparts_in_words(key));
+        (!waits.is_empty()).then(|| Arc::new(waits))
     }
 
     /// Why what any machine may run is not handed out now.

@@ -187,6 +187,7 @@ pub fn refused(refusal: Refusal) -> Answer {
     let status = match &refusal {
         Refusal::Unknown(_) => 404,
         Refusal::Taken(_) | Refusal::Duplicate(_) | Refusal::Joins(_) | Refusal::Conflict(_) => 409,
+        Refusal::Wrong(_) => 400,
         Refusal::Impossible(_) => 422,
         Refusal::Full(_) => 503,
     };

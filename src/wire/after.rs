@@ -59,6 +59,7 @@ pub struct PostedAfter {
     pub group: Option<String>,
     pub on: Option<Outcome>,
     pub min_succeeded: Option<Share>,
+    pub per_machine: Option<bool>,
 }
 
 impl ReadOnlyFields for PostedAfter {
@@ -83,7 +84,10 @@ pub struct After<S = String> {
     /// A part is enough: so many of its executions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_succeeded: Option<Share>,
-    /// Whether it ended so; absent until it has ended.
+    /// Machine by machine: each execution waits for that task's execution on the same instance.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub per_machine: bool,
+    /// Whether it ended so; absent until it has ended, and with `per_machine` unless it never began anywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub met: Option<bool>,
 }

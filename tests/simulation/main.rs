@@ -9,7 +9,8 @@
 //! (`targets.rs` for who is meant and how many, `pace.rs` for when, `notify.rs` for who is told), and a way to break it below.
 //!
 //! In which order tasks get their turn has small worlds of its own, on the core alone: `order.rs`.
-//! Tasks that begin later have a simulation of their own, on the core alone: `later.rs`.
+//! Tasks that begin later have a simulation of their own, on the core alone: `later.rs`; so have those that follow others
+//! machine by machine: `per_machine.rs`.
 //!
 //! Experiments (tasks with an undo) have worlds of their own. `experiment.rs` models what the agent does with them,
 //! `guard.rs` its guard and the deaths of both, `undo_users.rs` what users do, `undo_laws.rs` has the laws, `undo_cases.rs`
@@ -49,6 +50,7 @@ mod notify;
 mod order;
 mod original;
 mod pace;
+mod per_machine;
 mod recovery;
 mod rng;
 mod schedules;
@@ -412,12 +414,13 @@ fn run_seeds(world: impl Fn(u64) -> World + Sync, seeds: u64, scenarios: &[&str]
 #[test]
 fn it_finds_a_broken_rule() {
     let only = std::env::var("RULE").ok();
-    // Those of `later.rs` have a simulation of their own.
+    // Those of `later.rs` and `per_machine.rs` have simulations of their own.
     let is_wanted = |rule: &Rule| {
         let is_chosen = only
             .as_ref()
             .is_none_or(|only| format!("{rule:?}") == *only);
-        is_chosen && !later::RULES.contains(rule)
+        let has_own = later::RULES.contains(rule) || per_machine::RULES.contains(rule);
+        is_chosen && !has_own
     };
     for rule in Rule::ALL.into_iter().filter(is_wanted) {
         let sum = run_many(|n| n >= BROKEN_SEEDS, Some(rule));

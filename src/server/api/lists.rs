@@ -118,6 +118,7 @@ fn at_item(item: usize, refusal: Refusal) -> Refusal {
         }
         Refusal::Unknown(why) => Refusal::Unknown(with_item(item, &why)),
         Refusal::Conflict(why) => Refusal::Conflict(with_item(item, &why)),
+        Refusal::Wrong(why) => Refusal::Wrong(with_item(item, &why)),
         Refusal::Impossible(why) => Refusal::Impossible(with_item(item, &why)),
         Refusal::Full(why) => Refusal::Full(with_item(item, &why)),
     }

@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The version of a new file.
 const FIRST_VERSION: u64 = 1;
 /// The highest version that this program reads.
-const VERSION: u64 = 5;
+const VERSION: u64 = 6;
 /// Memory for caching pages of the file, in bytes. Little is enough: the core holds all data anyway.
 const CACHE_BYTES: usize = 16 << 20;
 /// A file is compacted at the start if it is more than this many times as large as its records. Just after a

@@ -1,0 +1,649 @@
+//! Tasks that begin after another one machine by machine: `"perMachine": true` in an entry of `after`.
+//!
+//! Such a task is launched as soon as its other edges are met and the machines of its parent are known; its targets are
+//! those of the parent. Each execution is `held` until its counterpart, the execution of the parent on the same instance,
+//! has ended for good. An agent reports an end together with its undo, so that is settled, too. Then it goes or is skipped:
+//!
+//! | the counterpart ended | `succeeded` | `failed` | `ended` |
+//! | --- | --- | --- | --- |
+//! | succeeded | goes | skipped | goes |
+//! | failed, timed out, lost, expired | skipped | goes | goes |
+//! | canceled, skipped | skipped | skipped | goes |
+//! | there is none | skipped | skipped | skipped |
+//!
+//! Which execution waits for which follows from the two tasks and is not saved: what is held, has no `ttl` of its own yet and
+//! has never been tried still waits. What has ended is worked off by [`Core::settle_dependents`], in the commit of the end,
+//! with the same bound; a child is a parent itself, so a chain is no recursion.
+
+use super::after::{Edge, Unsettled};
+use super::counting::Choice;
+use super::invariants::Rule;
+use super::selector::{Selector, Traits, no_tags};
+use super::spec::Spec;
+use super::task::{Execution, Target, Task, TaskData};
+use super::timers::Timer;
+use super::user::Selection;
+use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time, data_mut};
+use crate::wire::after::Outcome;
+use crate::wire::task::{ExecutionState, Mode};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+/// The number of a counterpart that is not there.
+const NOWHERE: u32 = u32::MAX;
+/// The most executions of which it is said what they wait for: it is found out under the lock.
+const MAX_EXPLAINED: usize = 2_000;
+
+/// Which executions wait for which.
+#[derive(Debug, Default)]
+pub(super) struct Counterparts {
+    /// The counterpart of each that waits.
+    waiting: BTreeMap<ExecutionKey, ExecutionKey>,
+    /// The same the other way round: the counterpart first.
+    by_counterpart: BTreeSet<(ExecutionKey, ExecutionKey)>,
+    /// Counterparts that have ended, for which something may wait.
+    ended: VecDeque<ExecutionKey>,
+    /// Parents whose machines are known now, and the children that waited for that.
+    machines: VecDeque<(TaskKey, TaskKey)>,
+}
+
+fn executions_of(task: TaskKey) -> RangeInclusive<ExecutionKey> {
+    let key = |n| ExecutionKey { task, n };
+    key(0)..=key(u32::MAX)
+}
+
+impl Counterparts {
+    fn insert(&mut self, waiting: ExecutionKey, counterpart: ExecutionKey) {
+        self.waiting.insert(waiting, counterpart);
+        self.by_counterpart.insert((counterpart, waiting));
+    }
+
+    fn remove(&mut self, waiting: ExecutionKey) -> bool {
+        let counterpart = self.waiting.remove(&waiting);
+        if let Some(counterpart) = counterpart {
+            self.by_counterpart.remove(&(counterpart, waiting));
+        }
+        counterpart.is_some()
+    }
+
+    fn first_for(&self, counterpart: ExecutionKey) -> Option<ExecutionKey> {
+        let first = ExecutionKey {
+            task: TaskKey(0),
+            n: 0,
+        };
+        let next = self.by_counterpart.range((counterpart, first)..).next();
+        next.filter(|(of, _)| *of == counterpart)
+            .map(|(_, waiting)| *waiting)
+    }
+
+    /// What waits of a task.
+    fn of_task(&self, task: TaskKey) -> impl Iterator<Item = (ExecutionKey, ExecutionKey)> {
+        let waiting = self.waiting.range(executions_of(task));
+        waiting.map(|(waiting, counterpart)| (*waiting, *counterpart))
+    }
+
+    /// Whether an execution waits for its counterpart.
+    pub fn is_waiting(&self, key: ExecutionKey) -> bool {
+        self.waiting.contains_key(&key)
+    }
+
+    /// The first task of which an execution waits for one of this task.
+    pub fn first_child_of(&self, parent: TaskKey) -> Option<TaskKey> {
+        let (first, last) = executions_of(parent).into_inner();
+        let none = ExecutionKey {
+            task: TaskKey(0),
+            n: 0,
+        };
+        let next = self.by_counterpart.range((first, none)..).next();
+        next.filter(|(counterpart, _)| *counterpart <= last)
+            .map(|(_, waiting)| waiting.task)
+    }
+
+    /// The tasks that have counterparts of what waits.
+    pub fn parents(&self) -> BTreeSet<TaskKey> {
+        let counterparts = self.waiting.values();
+        counterparts.map(|counterpart| counterpart.task).collect()
+    }
+
+    /// Whether [`Core::settle_dependents`] has something to do because of them.
+    pub fn is_something_to_settle(&self) -> bool {
+        !self.ended.is_empty() || !self.machines.is_empty()
+    }
+}
+
+/// Whether what waits goes after a counterpart that ended in this state.
+fn goes(on: Outcome, state: ExecutionState) -> bool {
+    use ExecutionState::*;
+    match (on, state) {
+        (_, Held | Queued | Delivered | Running) => false,
+        (Outcome::Ended, _) => true,
+        (_, Canceled | Skipped) => false,
+        (Outcome::Succeeded, end) => end == Succeeded,
+        (Outcome::Failed, end) => end != Succeeded,
+    }
+}
+
+impl TaskData {
+    /// The edge of a task that follows another one machine by machine.
+    pub(super) fn per_machine(&self) -> Option<&Edge> {
+        let waiting = self.waiting.as_ref()?;
+        waiting.after.iter().find(|edge| edge.per_machine)
+    }
+
+    /// Whether an execution of it still waits for its counterpart, as far as it is saved.
+    pub(super) fn awaits_counterpart(&self, e: &Execution) -> bool {
+        let is_new = e.current.number == 1 && e.current.expires_at.is_none();
+        is_new && e.state == ExecutionState::Held && self.per_machine().is_some()
+    }
+}
+
+impl Core {
+    /// Refuses a parent that has not the same machines for all of its time.
+    pub(super) fn check_parent_per_machine(
+        &self,
+        entry: usize,
+        parent: TaskKey,
+    ) -> Result<(), Refusal> {
+        let task = self.task(parent);
+        let why = match (task.spec.mode, task.spec.late_join) {
+            (Mode::Any, _) => "runs on any one machine; it has to have mode \"all\"",
+            (Mode::All, true) => "has lateJoin, so it may get further machines at any time",
+            (Mode::All, false) => return Ok(()),
+        };
+        Err(Refusal::Wrong(format!(
+            "after[{entry}].perMachine: task {} {why}",
+            task.id
+        )))
+    }
+
+    /// The selector of a task that says nothing about machines itself: that of its parent.
+    pub(super) fn selector_of_parent(&self, edges: &[Edge], own: Selector) -> Selector {
+        let edge = edges.iter().find(|edge| edge.per_machine);
+        let parent = edge.and_then(|edge| self.tasks.get(&TaskKey(*edge.tasks.first()?)));
+        let Some(parent) = parent else {
+            return own;
+        };
+        let selector = &parent.spec.selector;
+        let known = self.match_index.selector(selector.text());
+        known.unwrap_or_else(|| selector.clone())
+    }
+
+    /// The selector of a task that has not been accepted.
+    pub(super) fn previewed_selector(&self, spec: &Spec) -> Selector {
+        let parents = { spec.wait.iter() }
+            .filter(|wait| wait.has_machines_of_parent)
+            .flat_map(|wait| &wait.after);
+        let parent = { parents }
+            .filter(|parent| parent.per_machine)
+            .find_map(|parent| self.find_task(&parent.name).ok());
+        match parent {
+            Some(parent) => self.task(parent).spec.selector.clone(),
+            None => spec.selector.clone(),
+        }
+    }
+
+    /// Whether it is known which machines a task has, or that it never has any.
+    pub(super) fn has_fixed_machines(&self, key: TaskKey) -> bool {
+        let task = self.tasks.get(&key);
+        task.is_none_or(|task| !task.open && !task.is_unbegun())
+    }
+
+    /// The machines of a task may be known now: those that follow it machine by machine may begin.
+    pub(super) fn machines_are_fixed(&mut self, parent: TaskKey) {
+        if !self.has_fixed_machines(parent) {
+            return;
+        }
+        let waits = |child: &TaskKey| {
+            let edge = self.task(*child).per_machine();
+            edge.is_some_and(|edge| edge.left.contains(&parent.0))
+        };
+        let children: Vec<TaskKey> = self.open_children(parent).filter(waits).collect();
+        let children = children.into_iter().map(|child| (parent, child));
+        self.counterparts.machines.extend(children);
+    }
+
+    /// What is to be settled next.
+    pub(super) fn next_counterpart(&mut self) -> Option<Unsettled> {
+        if let Some((parent, child)) = self.counterparts.machines.front().copied() {
+            return Some(Unsettled::Machines(parent, child));
+        }
+        while let Some(counterpart) = self.counterparts.ended.front().copied() {
+            if let Some(waiting) = self.counterparts.first_for(counterpart) {
+                return Some(Unsettled::Counterpart(counterpart, waiting));
+            }
+            self.counterparts.ended.pop_front();
+        }
+        None
+    }
+
+    /// The machines of the parent are known: its child waits for nothing else of it.
+    pub(super) fn settle_machines(&mut self, now: Time, parent: TaskKey, child: TaskKey) {
+        self.counterparts.machines.pop_front();
+        let Some(task) = self.tasks.get(&child).filter(|task| task.is_unbegun()) else {
+            return;
+        };
+        let edge = task.per_machine();
+        let Some(edge) = edge.filter(|edge| edge.left.contains(&parent.0)) else {
+            return;
+        };
+        let met = self.verdict(edge);
+        let waiting = self.task_mut(child).waiting.as_mut();
+        let edges = waiting.into_iter().flat_map(|waiting| &mut waiting.after);
+        for edge in edges.filter(|edge| edge.per_machine) {
+            edge.left.clear();
+            edge.met = Some(met);
+        }
+        self.edge_is_settled(parent, child);
+        self.go_on_after(now, child);
+    }
+
+    /// The targets of a task that is about to begin, if it follows another one machine by machine: those of its parent
+    /// that it means, and the machines that it means besides, on which it will be skipped.
+    pub(super) fn choose_counterparts(
+        &self,
+        accepted: Option<TaskKey>,
+        spec: &Spec,
+    ) -> Result<Option<(Choice, Vec<Arc<Target>>)>, Refusal> {
+        let edge = accepted.and_then(|key| self.task(key).per_machine());
+        let Some(edge) = edge else {
+            return Ok(None);
+        };
+        let parents = edge.tasks.iter().map(|key| self.tasks.get(&TaskKey(*key)));
+        let executions = parents.flatten().flat_map(|parent| &parent.executions);
+        let targets = executions.filter_map(|e| e.target.clone());
+        let mut targets: Vec<Arc<Target>> = targets.collect();
+        let needs_meant = edge.has_own_machines || spec.counts.keep_alive.is_some();
+        let meant = match needs_meant {
+            true => self.meant_by(&spec.selector),
+            false => Vec::new(),
+        };
+        if edge.has_own_machines {
+            self.keep_meant(spec, &meant, &mut targets);
+        }
+        let known = |target: &Arc<Target>| self.instances.get(&target.instance).copied();
+        let mut machines: Vec<MachineKey> = targets.iter().filter_map(known).collect();
+        machines.retain(|key| self.machine(*key).is_live());
+        if let Some(keep_alive) = &spec.counts.keep_alive {
+            self.check_keep_alive(keep_alive, &meant, &machines)?;
+        }
+        self.check_probe_machines(spec, &machines)?;
+        let choice = Choice {
+            matched: machines.len() as u32,
+            machines,
+            ..Choice::default()
+        };
+        Ok(Some((choice, targets)))
+    }
+
+    /// Keeps of the targets of a parent those that a task means itself, and adds the live machines that it means besides.
+    fn keep_meant(&self, spec: &Spec, meant: &[MachineKey], targets: &mut Vec<Arc<Target>>) {
+        let is_known: HashSet<&MachineKey> = meant.iter().collect();
+        let compiled = spec.selector.to_compiled();
+        targets.retain(|target| match self.instances.get(&target.instance) {
+            Some(key) => is_known.contains(key),
+            // Of a machine that is forgotten the tags are no longer known.
+            None => {
+                let traits = Traits {
+                    label: target.label.clone(),
+                    host: target.host.clone(),
+                    tags: no_tags(),
+                };
+                compiled.matches(&traits) && compiled.names(&target.instance)
+            }
+        });
+        let there = targets.iter().map(|target| target.instance.clone());
+        let there: HashSet<Arc<str>> = there.collect();
+        let others = meant.iter().filter(|key| self.machine(**key).is_live());
+        let others = others.filter(|key| !there.contains(&self.machine(**key).instance));
+        targets.extend(others.map(|key| self.target(*key)));
+    }
+
+    /// The executions of a task that was just launched, or restored, begin to wait for their counterparts.
+    pub(super) fn await_counterparts(&mut self, now: Time, key: TaskKey) {
+        let task = self.task(key);
+        let Some(edge) = task.per_machine() else {
+            return;
+        };
+        let parent = TaskKey(edge.tasks.first().copied().unwrap_or_default());
+        let executions = self.tasks.get(&parent).into_iter();
+        let executions = executions.flat_map(|parent| (0..).zip(&parent.executions));
+        let by_instance = executions.filter_map(|(n, e)| Some((&*e.target.as_ref()?.instance, n)));
+        let by_instance: HashMap<&str, u32> = by_instance.collect();
+        let waiting = (0..).zip(&task.executions);
+        let waiting = waiting.filter(|(_, e)| task.awaits_counterpart(e));
+        let pairs = waiting.map(|(n, e)| {
+            let instance = e.target.as_ref().map(|target| &*target.instance);
+            let counterpart = instance.and_then(|instance| by_instance.get(instance));
+            let counterpart = ExecutionKey {
+                task: parent,
+                n: counterpart.copied().unwrap_or(NOWHERE),
+            };
+            (ExecutionKey { task: key, n }, counterpart)
+        });
+        let pairs: Vec<(ExecutionKey, ExecutionKey)> = pairs.collect();
+        if pairs.is_empty() {
+            return;
+        }
+        let mut ended = BTreeSet::new();
+        for (waiting, counterpart) in pairs {
+            self.counterparts.insert(waiting, counterpart);
+            if self.is_over(counterpart) {
+                ended.insert(counterpart);
+            }
+        }
+        self.counterparts.ended.extend(ended);
+        let Some(waiting) = self.task_mut(key).waiting.as_mut() else {
+            return;
+        };
+        let later = Time(now.0.saturating_add(waiting.blocked_ms));
+        let until = *waiting.blocked_until.get_or_insert(later);
+        self.timers.set(until, Timer::CounterpartTtl(key));
+    }
+
+    /// An execution waits no longer: it goes, or has ended.
+    pub(super) fn awaits_no_longer(&mut self, key: ExecutionKey) {
+        if !self.counterparts.remove(key) || self.awaits_something(key.task) {
+            return;
+        }
+        let waiting = self.task(key.task).waiting.as_ref();
+        if let Some(until) = waiting.and_then(|waiting| waiting.blocked_until) {
+            self.timers.cancel(until, Timer::CounterpartTtl(key.task));
+        }
+    }
+
+    fn awaits_something(&self, key: TaskKey) -> bool {
+        self.counterparts.of_task(key).next().is_some()
+    }
+
+    /// Whether a counterpart has ended for good. One that is not there has.
+    fn is_over(&self, key: ExecutionKey) -> bool {
+        let task = self.tasks.get(&key.task);
+        let execution = task.and_then(|task| task.executions.get(key.n as usize));
+        execution.is_none_or(|e| e.state.is_terminal() || !self.keeps(Rule::CounterpartIsAwaited))
+    }
+
+    /// An execution has ended.
+    pub(super) fn counterpart_ended(&mut self, key: ExecutionKey) {
+        if self.counterparts.first_for(key).is_some() {
+            self.counterparts.ended.push_back(key);
+        }
+    }
+
+    /// An execution has ended for which another one has waited: that goes, or is skipped.
+    pub(super) fn settle_counterpart(
+        &mut self,
+        now: Time,
+        counterpart: ExecutionKey,
+        waiting: ExecutionKey,
+    ) {
+        self.awaits_no_longer(waiting);
+        let Some(edge) = self.task(waiting.task).per_machine() else {
+            return;
+        };
+        let parent = self.tasks.get(&counterpart.task);
+        let execution = parent.and_then(|task| task.executions.get(counterpart.n as usize));
+        let state = execution.map(|e| e.state);
+        let name = edge.in_words();
+        let is_kept = self.keeps(Rule::CounterpartIsAwaited);
+        let goes = state.is_some_and(|state| goes(edge.on, state) || !is_kept);
+        if goes {
+            return self.let_go(now, waiting);
+        }
+        let why = match (parent, state) {
+            (None, _) => format!("{name} is no longer known"),
+            (Some(_), None) => format!("{name} has nothing on this machine"),
+            (Some(_), Some(state)) => format!(
+                "was to begin after {name}{} on this machine, where it ended {}",
+                edge.on_in_words(),
+                state.word()
+            ),
+        };
+        self.end_attempt(now, waiting, ExecutionState::Skipped, &why);
+    }
+
+    /// An execution has its turn: its `ttl` begins.
+    fn let_go(&mut self, now: Time, key: ExecutionKey) {
+        let task = self.task(key.task);
+        let paused = task.pacing.as_ref().and_then(|it| it.paused.as_ref());
+        // The end of a pause adds all of it, as no ttl runs meanwhile.
+        let begin = paused.map_or(now, |paused| paused.since.min(now));
+        let expires = begin.plus(task.spec.ttl);
+        self.set_expiry(key, expires);
+        let pacing = data_mut(&mut self.tasks, key.task).pacing.as_mut();
+        if let Some(pacing) = pacing {
+            pacing.returned.insert(key.n);
+        }
+        self.pace(now, key.task);
+    }
+
+    /// Cancels a task of which executions wait for those of a parent that was canceled together with its dependents.
+    pub(super) fn cancel_waiting(&mut self, now: Time, parent: TaskKey, child: TaskKey) {
+        let why = match self.tasks.get(&parent) {
+            Some(parent) => format!("canceled with task {}, which it waited for", parent.id),
+            None => "canceled before it started".into(),
+        };
+        self.cancel_dependents(child);
+        self.mark_canceled(now, child);
+        let waiting: Vec<ExecutionKey> = { self.counterparts.of_task(child) }
+            .map(|(it, _)| it)
+            .collect();
+        for execution in waiting {
+            // With its last end a task may be forgotten, to make room.
+            if self.tasks.contains_key(&child) {
+                self.end_attempt(now, execution, ExecutionState::Canceled, &why);
+            }
+        }
+        if self.tasks.contains_key(&child) {
+            // What has started already is canceled, too. It cannot be refused: the task is known.
+            let _ = self.cancel(now, child, &Selection::All);
+        }
+    }
+
+    /// Its time is over in which what executions of a task wait for may end.
+    pub(super) fn counterpart_ttl_is_over(&mut self, now: Time, key: TaskKey) {
+        let waiting: Vec<ExecutionKey> = { self.counterparts.of_task(key) }
+            .map(|(it, _)| it)
+            .collect();
+        let edge = self.tasks.get(&key).and_then(|task| task.per_machine());
+        let Some(name) = edge.map(Edge::in_words) else {
+            return;
+        };
+        let why = format!("{name} did not end on this machine within the blockedTtl");
+        for execution in waiting {
+            if self.counterparts.is_waiting(execution) {
+                self.end_attempt(now, execution, ExecutionState::Expired, &why);
+            }
+        }
+    }
+
+    /// Finds again who waits for whom, and what of it a crash has interrupted.
+    pub(super) fn restore_counterparts(&mut self, now: Time) {
+        let tasks = self.tasks.iter();
+        let tasks = tasks.filter(|(_, task)| task.finished_at.is_none());
+        let tasks = tasks.filter_map(|(key, task)| Some((*key, task.per_machine()?)));
+        let tasks: Vec<(TaskKey, Vec<u64>)> = tasks
+            .map(|(key, edge)| (key, edge.left.iter().copied().collect()))
+            .collect();
+        for (key, left) in tasks {
+            if !self.task(key).is_unbegun() {
+                self.await_counterparts(now, key);
+                continue;
+            }
+            for parent in left.into_iter().map(TaskKey) {
+                if self.has_fixed_machines(parent) {
+                    self.counterparts.machines.push_back((parent, key));
+                }
+            }
+        }
+    }
+
+    /// What the first executions of a task wait for, where that is their counterpart; by number.
+    pub(super) fn counterparts_in_words(&self, key: TaskKey) -> BTreeMap<u32, String> {
+        let Some(edge) = self.tasks.get(&key).and_then(|task| task.per_machine()) else {
+            return BTreeMap::new();
+        };
+        let name = edge.in_words();
+        let waiting = self.counterparts.of_task(key).take(MAX_EXPLAINED);
+        let waits = waiting.map(|(waiting, counterpart)| {
+            let parent = self.tasks.get(&counterpart.task);
+            let e = parent.and_then(|task| task.executions.get(counterpart.n as usize));
+            let state = match e.map(|e| e.state) {
+                Some(state) if !state.is_terminal() => format!(", where it is {}", state.word()),
+                _ => String::new(),
+            };
+            (
+                waiting.n,
+                format!("waits for the end of {name} on this machine{state}"),
+            )
+        });
+        waits.collect()
+    }
+
+    /// The same of a task as a whole.
+    pub(super) fn waits_machine_by_machine(&self, key: TaskKey) -> Option<String> {
+        let name = self.tasks.get(&key)?.per_machine()?.in_words();
+        let waiting = self.counterparts.of_task(key).count();
+        (waiting > 0).then(|| match waiting {
+            1 => format!("waits on 1 machine for the end of {name} there"),
+            waiting => format!("waits on {waiting} machines for the end of {name} there"),
+        })
+    }
+
+    /// Whether a timer is the one at which what waits for counterparts expires.
+    pub(super) fn is_counterpart_ttl(&self, key: TaskKey, time: Time) -> bool {
+        let waiting = self.tasks.get(&key).and_then(|task| task.waiting.as_ref());
+        self.awaits_something(key)
+            && waiting.is_some_and(|waiting| waiting.blocked_until == Some(time))
+    }
+
+    /// Checks what is known of counterparts against the executions.
+    pub(super) fn check_counterparts(&self) -> Result<(), String> {
+        let listed: BTreeSet<(ExecutionKey, ExecutionKey)> = { self.counterparts.waiting.iter() }
+            .map(|(waiting, counterpart)| (*counterpart, *waiting))
+            .collect();
+        if listed != self.counterparts.by_counterpart {
+            return Err("what waits for counterparts is listed in two ways".into());
+        }
+        let ended: HashSet<&ExecutionKey> = self.counterparts.ended.iter().collect();
+        let timers = self.timers.iter();
+        let timers: HashSet<TaskKey> = timers
+            .filter_map(|(_, timer)| match timer {
+                Timer::CounterpartTtl(key) => Some(*key),
+                _ => None,
+            })
+            .collect();
+        let mut waiting = 0;
+        for (key, task) in &self.tasks {
+            self.check_machines_are_awaited(*key, task)?;
+            for (n, e) in (0..).zip(&task.executions) {
+                let execution = ExecutionKey { task: *key, n };
+                let counterpart = self.counterparts.waiting.get(&execution);
+                if task.awaits_counterpart(e) != counterpart.is_some() {
+                    return Err(format!("{execution:?}: waits for {counterpart:?}"));
+                }
+                let Some(counterpart) = counterpart else {
+                    continue;
+                };
+                waiting += 1;
+                if self.is_over(*counterpart) && !ended.contains(counterpart) {
+                    return Err(format!(
+                        "{execution:?}: waits for ever, {counterpart:?} has ended"
+                    ));
+                }
+                if !timers.contains(key) {
+                    return Err(format!("{execution:?}: its wait has no end"));
+                }
+            }
+        }
+        match waiting == self.counterparts.waiting.len() {
+            true => Ok(()),
+            false => Err("what is not there waits for a counterpart".into()),
+        }
+    }
+
+    /// A task that waits for the machines of another one does so only as long as they are not known.
+    fn check_machines_are_awaited(&self, key: TaskKey, task: &Task) -> Result<(), String> {
+        let edge = task.per_machine().filter(|_| task.is_unbegun());
+        let left = edge.into_iter().flat_map(|edge| &edge.left);
+        for parent in left.copied().map(TaskKey) {
+            let is_next = self.counterparts.machines.contains(&(parent, key));
+            let has_ended = self.is_finished(parent);
+            if self.has_fixed_machines(parent) && !is_next && !has_ended {
+                return Err(format!("{key:?}: the machines of {parent:?} are known"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::Limits;
+    use crate::wire::task::PostedTask;
+
+    fn spec(json: &str) -> Spec {
+        let posted: PostedTask = serde_json::from_str(json).unwrap();
+        Spec::checked(posted, &Limits::NONE.texts, |_| None).unwrap()
+    }
+
+    #[test]
+    fn an_older_program_does_not_open_a_file_with_such_a_task() {
+        let mut core = Core::new(Limits::NONE, Time(1_000));
+        core.record_changes();
+        let parent = r#"{"id": "p", "machinePattern": "m", "detail": {"command": "true"}}"#;
+        core.submit(Time(1_000), "one", spec(parent)).unwrap();
+        let plain =
+            r#"{"machinePattern": "m", "after": [{"task": "p"}], "detail": {"command": "true"}}"#;
+        core.submit(Time(1_000), "two", spec(plain)).unwrap();
+        assert_eq!(core.take_batch().reader_version(), 5);
+        let child =
+            r#"{"after": [{"task": "p", "perMachine": true}], "detail": {"command": "true"}}"#;
+        core.submit(Time(1_000), "three", spec(child)).unwrap();
+        assert_eq!(core.take_batch().reader_version(), 6);
+    }
+
+    #[test]
+    fn they_are_found_in_both_directions() {
+        let mut core = Core::new(Limits::NONE, Time(1_000));
+        let mut counterparts = Counterparts::default();
+        let key = |task, n| ExecutionKey {
+            task: TaskKey(task),
+            n,
+        };
+        for n in 0..3 {
+            counterparts.insert(key(2, n), key(1, n));
+            counterparts.ended.push_back(key(1, n));
+        }
+        assert_eq!(counterparts.first_child_of(TaskKey(1)), Some(TaskKey(2)));
+        assert_eq!(counterparts.first_child_of(TaskKey(2)), None);
+        assert!(counterparts.remove(key(2, 0)) && !counterparts.remove(key(2, 0)));
+        core.counterparts = counterparts;
+        let next = core.next_counterpart();
+        assert!(
+            matches!(next, Some(Unsettled::Counterpart(of, it)) if (of, it) == (key(1, 1), key(2, 1)))
+        );
+    }
+
+    #[test]
+    fn the_table_of_ends() {
+        use ExecutionState::*;
+        for (state, expected) in [
+            (Succeeded, [true, false, true]),
+            (Failed, [false, true, true]),
+            (TimedOut, [false, true, true]),
+            (Lost, [false, true, true]),
+            (Expired, [false, true, true]),
+            (Canceled, [false, false, true]),
+            (Skipped, [false, false, true]),
+            (Held, [false; 3]),
+            (Queued, [false; 3]),
+            (Delivered, [false; 3]),
+            (Running, [false; 3]),
+        ] {
+            let row = [Outcome::Succeeded, Outcome::Failed, Outcome::Ended];
+            assert_eq!(row.map(|on| goes(on, state)), expected, "{state:?}");
+        }
+    }
+}
