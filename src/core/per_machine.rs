@@ -48,6 +48,9 @@ pub(super) struct Counterparts {
     machines: VecDeque<(TaskKey, TaskKey)>,
 }
 
+/// The targets of a task, and the live machines among them.
+pub(super) type ChosenTargets = (Choice, Vec<Arc<Target>>);
+
 fn executions_of(task: TaskKey) -> RangeInclusive<ExecutionKey> {
     let key = |n| ExecutionKey { task, n };
     key(0)..=key(u32::MAX)
@@ -244,7 +247,7 @@ impl Core {
         &self,
         accepted: Option<TaskKey>,
         spec: &Spec,
-    ) -> Result<Option<(Choice, Vec<Arc<Target>>)>, Refusal> {
+    ) -> Result<Option<ChosenTargets>, Refusal> {
         let edge = accepted.and_then(|key| self.task(key).per_machine());
         let Some(edge) = edge else {
             return Ok(None);
