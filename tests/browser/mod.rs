@@ -162,6 +162,20 @@ impl Browser {
         )
     }
 
+    /// Lets the browser save files into a folder.
+    pub fn saves_to(&self, folder: &str) {
+        let params = json!({"behavior": "allow", "downloadPath": folder});
+        self.devtools("Browser.setDownloadBehavior", params);
+    }
+
+    /// Lets the page send so many bytes a second, or as many as it can.
+    pub fn throttle_uploads(&self, bytes_per_second: Option<u32>) {
+        let params = json!({"offline": false, "latency": 0, "downloadThroughput": -1,
+            "uploadThroughput": bytes_per_second.map_or(-1, i64::from)});
+        self.devtools("Network.enable", json!({}));
+        self.devtools("Network.emulateNetworkConditions", params);
+    }
+
     /// Runs a script before any of the page's own, from the next page on.
     pub fn before_each_page(&self, script: &str) {
         self.devtools(

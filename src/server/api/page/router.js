@@ -9,6 +9,7 @@ const VIEWS = {
   task: taskView,
   group: groupView,
   overview: overviewView,
+  files: filesView,
   submit: submitView,
 };
 

@@ -1,6 +1,7 @@
 // The form for a new task. Its fields about machines are in submit_targets.js, the preview of them in
-// submit_preview.js, its undo in submit_undo.js, what it waits for in submit_workflow.js, what makes a schedule
-// of it in submit_schedule.js, what is taken over from another task in submit_rest.js.
+// submit_preview.js, its undo in submit_undo.js, its files in submit_files.js, what it waits for in
+// submit_workflow.js, what makes a schedule of it in submit_schedule.js, what is taken over from another task
+// in submit_rest.js.
 
 const form = byId('submit-form');
 
@@ -69,6 +70,7 @@ function fillForm(task, schedule) {
     command: detail.command ?? detail.script ?? detail.argv?.join('\n'),
     ...targetValues(task),
     ...workflowValues(task),
+    ...fileValues(task),
     ...undoValues(detail.undo),
     retry: task.retry?.max,
     env: pairsText(detail.env),
@@ -87,10 +89,12 @@ function fillForm(task, schedule) {
   field('script').checked = detail.script !== undefined;
   field('replaceRunning').checked = task.replaceRunning;
   copyRest(task);
+  copyFiles(task);
 }
 
 // Nothing that is filled in is hidden.
 function openFolds() {
+  if (formFiles.length) byId('submit-files').open = true;
   for (const fold of form.querySelectorAll('details')) {
     const fields = [...fold.querySelectorAll('input, select, textarea')];
     fold.open ||= fields.some(el => el.type === 'checkbox' ? el.checked : el.value);
@@ -100,7 +104,7 @@ function openFolds() {
 // The task that the form describes, as the API wants it. Throws if a field cannot be read.
 function readForm() {
   const detail = {};
-  const task = {...readTargets(), ...readWorkflow(), detail};
+  const task = {...readTargets(), ...readWorkflow(), ...readFiles(), detail};
   copyFields(TASK_FIELDS, task);
   copyFields(DETAIL_FIELDS, detail);
   const command = field('command').value;
@@ -110,6 +114,9 @@ function readForm() {
   detail.undo = readUndo();
   addRest(task);
   detail.env = readPairs('env', 'Environment: expected NAME=value');
+  // It only lays down files.
+  const isPush = task.files && !command.trim() && Object.values(detail).filter(Boolean).length === 0;
+  if (isPush) delete task.detail;
   return task;
 }
 

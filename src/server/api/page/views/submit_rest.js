@@ -1,6 +1,6 @@
 // The form for a new task: what it has no fields for and takes over from the task that it was filled in from.
 
-const REST_OF_TASK = ['onSuccess', 'onFailure', 'onEnd', 'files', 'filesTimeout', 'fetch'];
+const REST_OF_TASK = ['onSuccess', 'onFailure', 'onEnd'];
 const REST_OF_DETAIL = ['scriptArgs', 'user', 'mergeOutput', 'stdinBase64'];
 
 // The probes of that task, its retry, and the rest of it and of its detail.

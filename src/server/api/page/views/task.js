@@ -1,5 +1,5 @@
 // One task: its state and facts, its machines as tiles, and one execution in detail.
-// What it has to do with is in task_related.js, the rollout in task_rollout.js, the undos in task_undo.js, the results of all executions in
+// What it has to do with is in task_related.js, its files in task_files.js, the rollout in task_rollout.js, the undos in task_undo.js, the results of all executions in
 // task_results.js, the output of one in task_output.js.
 
 const FIRST_TILES = 400;
@@ -40,7 +40,7 @@ const taskView = {
     this.resultsTab = 'output';
     byId('task-search').value = '';
     const lists =
-      ['facts', 'bar', 'steps', 'chips', 'grid'].map(name => 'task-' + name)
+      ['facts', 'bar', 'steps', 'chips', 'grid', 'files-list'].map(name => 'task-' + name)
         .concat('result-groups', 'timeline-lanes', 'undo-chips', 'undo-facts');
     clear(...lists.map(byId));
     setText(byId('task-announcement'), '');
@@ -103,6 +103,7 @@ const taskView = {
     renderTaskProgress(task);
     renderRollout(task);
     renderUndos(task);
+    renderTaskFiles(task);
     this.renderTiles(several ? found : []);
     setClass(byId('task-split'), several && current ? 'picked' : '');
     setVisible(byId('execution'), current);
@@ -285,11 +286,14 @@ function renderExecution(execution, several) {
   renderUndo(execution);
 }
 
+const PHASES = {files: 'lays down its files', fetch: 'hands back files'};
+
 function executionFacts(execution) {
   const {attempt, attempts, truncatedBytes} = execution;
   return [
     ['Host', execution.host],
     ['Instance', execution.instance, 'mono'],
+    ['Now', PHASES[execution.phase]],
     ['Exit code', execution.exitCode],
     ['Signal', execution.signal],
     ['Why', execution.msg],
