@@ -3,7 +3,8 @@
 const CREW_ORDERS = {
   drain: {
     verb: 'Drain',
-    consequence: 'They finish what they have and take no more commands, until they are told to take work again.',
+    consequence:
+      'They finish what they have and take no more commands, until they are told to take work again.',
     suits: ({state, wanted}) => state === 'online' && wanted !== 'drain',
   },
   undrain: {
@@ -13,7 +14,9 @@ const CREW_ORDERS = {
   },
   shutdown: {
     verb: 'Shut down',
-    consequence: 'The agents end, as after TERM: what still runs after their grace is killed. Nothing starts them again from here.',
+    consequence:
+      'The agents end, as after TERM: what still runs after their grace is killed. ' +
+      'Nothing starts them again from here.',
     suits: ({state, wanted}) => state !== 'offline' && wanted !== 'shutdown',
   },
 };

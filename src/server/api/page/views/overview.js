@@ -108,7 +108,8 @@ function fillLimitForm({name: limit, running, perMinute}) {
 }
 
 async function removeLimit({name}) {
-  const consequence = 'Its name is unknown from then on. That is refused while a task that has not ended counts for it.';
+  const consequence =
+    'Its name is unknown from then on. That is refused while a task that has not ended counts for it.';
   if (!await confirmFirst(`Remove the limit ${safeLine(name)}?`, consequence, 'Remove it')) return;
   await remove('limit/' + encodeURIComponent(name));
   startPolling();

@@ -33,7 +33,7 @@ function makeFormFileRow(file) {
     el.value = value ?? '';
     return el;
   };
-  const path = input('Path', entry.path, `where to: $SIDEBIKE_FILES/${file.name}`);
+  const path = input('Path', entry.path, `where to: $SIDEBIKE_FILES/${safeLine(file.name)}`);
   const mode = input('Mode', entry.mode, 'mode: 0644');
   const unpack = element('select', {'aria-label': 'Unpack'});
   for (const [value, text] of [['', 'as it is'], ['tar', 'unpack tar'], ['tar.gz', 'unpack tar.gz']]) {

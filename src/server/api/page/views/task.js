@@ -1,6 +1,6 @@
 // One task: its state and facts, its machines as tiles, and one execution in detail.
-// What it has to do with is in task_related.js, its files in task_files.js, the rollout in task_rollout.js, the undos in task_undo.js, the results of all executions in
-// task_results.js, the output of one in task_output.js.
+// What it has to do with is in task_related.js, its files in task_files.js, the rollout in task_rollout.js, the
+// undos in task_undo.js, the results of all executions in task_results.js, the output of one in task_output.js.
 
 const FIRST_TILES = 400;
 const MORE_TILES = 600;

@@ -116,7 +116,8 @@ function notificationsOf({notify = [], notifications = []}) {
     colour: NOTIFICATION_COLOURS[state],
     note: joinPresent([tries > 1 && `${tries} tries`, lastError, nextTry && 'again at ' + formatTime(nextTry)]),
   }));
-  const planned = notify.flatMap(({url, on}) => on.map(event => ({what: 'Tells of ' + event, name: url, note: 'not yet'})));
+  const planned = notify.flatMap(({url, on}) =>
+    on.map(event => ({what: 'Tells of ' + event, name: url, note: 'not yet'})));
   const isTold = ({what, name}) => told.some(row => row.what === what && row.name === name);
   return [...told, ...planned.filter(row => !isTold(row))];
 }
