@@ -20,7 +20,7 @@
 //! | agents of the original | ping, fetch, done | `original.rs` |
 //! | | put, delete, pause, resume, run a schedule | `schedules.rs` |
 //! | the clock | tick | `tick.rs`, `timers.rs` |
-//! | every change | settle_dependents | `after.rs` |
+//! | every change | settle_dependents | `settle.rs` |
 //! | | fires schedules | `firing.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
@@ -37,7 +37,8 @@
 //! | `spec.rs`, `later_spec.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `launch.rs` | from a checked task to its executions |
 //! | `waiting.rs`, `after.rs` | tasks that begin later: at a time, after others |
-//! | `per_machine.rs` | tasks that begin after another one machine by machine |
+//! | `settle.rs` | settles what waits for others that have ended |
+//! | `per_machine.rs`, `counterparts.rs` | tasks that begin after another one machine by machine; which executions wait for which |
 //! | `children.rs` | tasks that are submitted with another one and begin with its end |
 //! | `selector.rs` | which machines a task means |
 //! | `counting.rs` | how many of them it may hit, and in which order |
@@ -77,6 +78,7 @@ mod after;
 mod agent;
 mod attempt_end;
 mod children;
+mod counterparts;
 mod counting;
 mod crew;
 mod debts;
@@ -125,6 +127,7 @@ mod saved;
 mod schedule;
 mod schedules;
 mod selector;
+mod settle;
 mod spec;
 mod summary;
 mod suspension;
@@ -179,6 +182,7 @@ pub use self::unique::Unique;
 pub use self::user::Selection;
 
 use self::after::Dependents;
+use self::counterparts::Counterparts;
 use self::counting::Recount;
 use self::crew::OffQueue;
 use self::follow::ChangeLog;
@@ -193,7 +197,6 @@ use self::named_limits::NamedLimits;
 use self::newcomers::Newcomers;
 use self::order::Rank;
 use self::outbox::Outbox;
-use self::per_machine::Counterparts;
 use self::schedules::Schedules;
 use self::suspension::Suspensions;
 use self::task::Place;
