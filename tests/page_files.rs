@@ -91,12 +91,13 @@ fn a_task_shows_its_files_and_what_was_handed_back_with_links_to_the_bytes() {
         browser.sees("#files-empty", "No file matches.");
         assert_eq!(server.get(&blob).status, 404);
         // What runs with it is needed.
-        let mut needed = upload(&server, "needed", b"needed");
+        let mut needed = upload(&server, "needed%E2%80%AE%3Cb%3E", b"needed");
         needed["path"] = json!(folder.file("needed"));
         let mut running = task("sleep 600");
         running["files"] = json!([needed]);
         let running = server.submit(running);
         browser.type_into("#files-search", "needed");
+        browser.sees("#files", "needed\\u{202e}<b>");
         browser.sees("#files", id(&running));
         browser.click("#files .danger");
         browser.click("#confirm-yes");

@@ -30,7 +30,7 @@ fn a_group_has_its_counts_its_worst_exit_code_and_its_members_and_is_canceled_af
         let member = |command: &str| {
             let mut member = task(command);
             member["group"] = json!("nightly.b");
-            member["tags"] = json!({"team": "pay & more"});
+            member["tags"] = json!({"team": "pay & \u{202e}more"});
             member
         };
         server.run(member("true"));
@@ -38,7 +38,7 @@ fn a_group_has_its_counts_its_worst_exit_code_and_its_members_and_is_canceled_af
         let endless = server.submit(member("sleep 600"));
         let other = server.submit(task("sleep 601"));
         browser.open(&url(&server, &format!("#/task/{}", id(&endless))));
-        browser.sees("#task-marks", "team=pay & more");
+        browser.sees("#task-marks", "team=pay & \\u{202e}more");
         related(browser, "Group\nnightly.b\nrunning");
         browser.click("#task-related a");
         browser.sees("#group-name", "nightly.b");
@@ -77,7 +77,7 @@ fn a_group_has_its_counts_its_worst_exit_code_and_its_members_and_is_canceled_af
         browser.press("t");
         browser.wait("document.querySelectorAll('#tasks li').length === 4");
         browser.open(&url(&server, &format!("#/task/{}", id(&endless))));
-        browser.sees("#task-marks", "team=pay & more");
+        browser.sees("#task-marks", "team=pay & \\u{202e}more");
         browser.click("#task-marks a");
         browser.wait("document.querySelectorAll('#tasks li').length === 3");
         browser.reload();
@@ -109,7 +109,10 @@ fn a_task_shows_whom_it_waits_for_its_children_and_whom_it_tells() {
         let mut deploy = task("exit 3");
         for (name, value) in [
             ("name", json!("deploy")),
-            ("description", json!("Brings the shop\nto the world <b>")),
+            (
+                "description",
+                json!("Brings the shop\nto the \u{202e}world <b>"),
+            ),
             ("after", json!([{"task": id(&build)}])),
             ("priority", json!(5)),
             ("uniqueKey", json!("shop")),
@@ -129,7 +132,10 @@ fn a_task_shows_whom_it_waits_for_its_children_and_whom_it_tells() {
         let deploy = server.submit(deploy);
         browser.open(&url(&server, &format!("#/task/{}", id(&deploy))));
         browser.sees("#task-state", "blocked");
-        browser.sees("#task-description", "Brings the shop\nto the world <b>");
+        browser.sees(
+            "#task-description",
+            "Brings the shop\nto the \\u{202e}world <b>",
+        );
         related(browser, "After\nbuild <b>\nrunning\nif it succeeds");
         related(browser, "On failure\nclean up\nblocked");
         related(
