@@ -164,6 +164,16 @@ impl CallError {
         matches!(&self.kind, Kind::Unreachable(why) if why.contains(UNTRUSTED))
     }
 
+    /// Whether no server has answered at all, but perhaps a proxy that has found none.
+    #[cfg(feature = "agent")]
+    pub fn is_silence(&self) -> bool {
+        match self.kind {
+            Kind::Refused { status, ours, .. } => !ours && matches!(status, 502..=504),
+            Kind::Unreachable(_) | Kind::Interrupted(_) => !self.is_untrusted(),
+            Kind::NotUnderstood(_) => false,
+        }
+    }
+
     /// Whether the same request may succeed in a moment: nobody answered, or nobody who knows better.
     pub fn is_temporary(&self) -> bool {
         match self.kind {

@@ -1,5 +1,6 @@
 //! Parses the command line, runs one program and reports its result as an exit code.
 
+use clap::Parser;
 #[cfg(feature = "db")]
 use sidebike::command_line::DbCommand;
 use sidebike::command_line::{CommandLine, Program};
@@ -86,6 +87,12 @@ fn main() -> ExitCode {
                 false => ExitCode::from(FAILED),
             };
         }
+        if word == sidebike::agent::update::image::TRIAL {
+            return try_start();
+        }
+        if word == "agent" {
+            sidebike::agent::update::begin::begin();
+        }
         if word == guard::report::PROGRAM {
             return match guard::report::run() {
                 true => ExitCode::SUCCESS,
@@ -99,6 +106,22 @@ fn main() -> ExitCode {
     #[cfg(feature = "server")]
     sidebike::server::log_queue::flush();
     code
+}
+
+/// Tries whether the agent would start with these arguments.
+#[cfg(feature = "agent")]
+fn try_start() -> ExitCode {
+    let own = std::env::args_os().take(1);
+    let args = own
+        .chain(["agent".into()])
+        .chain(std::env::args_os().skip(2));
+    match CommandLine::try_parse_from(args).map(|line| line.program) {
+        Ok(Program::Agent(args)) => with_settings(args.checked(), |config| {
+            sidebike::agent::update::image::try_start(&config)
+        }),
+        Ok(_) => ExitCode::from(USAGE),
+        Err(wrong) => wrong.exit(),
+    }
 }
 
 fn run(program: Program) -> ExitCode {

@@ -262,6 +262,7 @@ mod tests {
             detail: detail.to_owned(),
             files: Vec::new(),
             files_timeout: None,
+            update: None,
             fetch: Vec::new(),
         };
         state.accept(job, None).unwrap().attempt

@@ -22,6 +22,7 @@
 //! | `shutdown` | TERM, INT and the server end the agent, HUP reads the token and `--ca` again |
 //! | `files/` | laying files down before a command, handing files back after it |
 //! | `undo/` | taking back what a command did |
+//! | `update/` | replacing the agent's own program |
 //! | `probes/` | probes that the server orders |
 //! | `command/` | one command: whether it is allowed, its start, its end |
 //! | `processes/` | ending process trees, the guard, process 1 |
@@ -70,6 +71,7 @@ mod state;
 mod thread_pool;
 mod token;
 pub mod undo;
+pub mod update;
 
 use crate::client::Client;
 use crate::config::AgentConfig;
@@ -89,6 +91,8 @@ use state::AgentState;
 use std::sync::{Arc, Mutex};
 use thread_pool::ThreadPool;
 use token::TokenReader;
+use update::probation::Probation;
+use update::{Updating, begin};
 
 /// Files the agent needs open beside those of its commands, in number.
 const FILES: u64 = 320;
@@ -97,6 +101,14 @@ const FILES_PER_JOB: u64 = 8;
 
 /// Runs an agent until it is told to end.
 pub fn run(config: AgentConfig) -> Result<(), String> {
+    let ended = start(config);
+    if let Err(why) = &ended {
+        begin::start_failed(why);
+    }
+    ended
+}
+
+fn start(config: AgentConfig) -> Result<(), String> {
     let is_root = rustix::process::geteuid().is_root();
     if is_root && config.refuse_root {
         return Err("this is root, and --refuse-root says not to start as root".into());
@@ -107,7 +119,10 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
     }
     let token = token::load()?;
     let signals = shutdown::catch_signals()?;
-    let instance = backoff::random_id()?;
+    let instance = match begin::resumed() {
+        Some(resumed) => resumed.pending.instance.clone(),
+        None => backoff::random_id()?,
+    };
     info!(
         "sidebike {} agent: label {:?}, instance {instance}, registry {}, {} jobs",
         env!("CARGO_PKG_VERSION"),
@@ -138,9 +153,14 @@ pub fn run(config: AgentConfig) -> Result<(), String> {
         probes: RunningProbes::default(),
         idle: Idle::default(),
         ending: Ending::new(signals.handle()),
+        updating: Updating::default(),
+        probation: Probation::default(),
         config,
     });
     agent.connect_guard();
+    if let Some(resumed) = begin::resumed() {
+        { agent.resume_update(resumed) }.map_err(|why| format!("cannot start a thread: {why}"))?;
+    }
     let reporting = Arc::clone(&agent);
     std::thread::Builder::new()
         .name("reporter".into())

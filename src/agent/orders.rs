@@ -13,6 +13,7 @@ use crate::wire::agent::{AttemptId, Orders};
 use crate::wire::crew::Wanted;
 use crate::wire::task::ExecutionState;
 use crate::wire::undo::UndoReason;
+use crate::wire::update::Update;
 use log::{info, warn};
 use serde_json::value::RawValue;
 use std::io;
@@ -160,6 +161,10 @@ impl Agent {
     /// Runs one command to its end and has the result reported. Returns what this thread runs next.
     fn run(self: &Arc<Self>, runnable: Runnable, waker: Option<&Waker>) -> Option<Runnable> {
         let Runnable { attempt, job } = runnable;
+        if let Some(update) = &job.update {
+            self.run_update(&attempt, &job, update, waker);
+            return None;
+        }
         let next = match self.run_to_end(&attempt, job, waker) {
             Ok(next) => next,
             Err(outcome) => {
@@ -179,6 +184,27 @@ impl Agent {
             self.state.result_ready();
             None
         })
+    }
+
+    /// Replaces the program of this agent. Returns if that is not done, and has the reason reported.
+    fn run_update(
+        self: &Arc<Self>,
+        attempt: &Attempt,
+        job: &Job,
+        update: &Update,
+        waker: Option<&Waker>,
+    ) {
+        // It waits for what runs, so it must not take its slot.
+        let next = self.state.command_ended(attempt);
+        next.into_iter().for_each(|next| self.start(next));
+        let run = AssertUnwindSafe(|| self.update(attempt, job, update, waker));
+        let outcome = catch_unwind(run).unwrap_or_else(|_| {
+            let why = "update: the agent failed to do it (a bug)";
+            Outcome::not_started(ExecutionState::Failed, why)
+        });
+        log_end(&attempt.id, &outcome);
+        self.state.settled(attempt, outcome);
+        self.state.result_ready();
     }
 
     /// Returns the attempt that gets the slot next. The error is the outcome of a command that is to be undone.

@@ -98,9 +98,11 @@ impl Agent {
         while let Some((poll, slack)) = self.next_poll(polls.epoch, polls.health.is_down) {
             self.runner.guard().flush();
             let asked = Instant::now();
+            self.probation.asking();
             match self.client.poll(&poll, slack) {
                 Ok(orders) => {
                     self.state.contact.made();
+                    self.probation.polled();
                     let standing = orders.standing;
                     let (changed, runnable) = self.poll_answered(orders, poll.seq, &mut polls);
                     self.end_if_idle(asked.elapsed(), standing);
@@ -123,6 +125,7 @@ impl Agent {
                     self.start(runnable);
                 }
                 Err(why) => {
+                    self.probation.failed(why.is_silence(), &why);
                     self.poll_failed(&why, &mut polls.health);
                     let pause = polls.backoff.next();
                     std::thread::sleep(deadman::pause(pause, self.state.deadman()));
@@ -135,8 +138,8 @@ impl Agent {
     /// The next poll, and how long it may be on the network if a dead man's switch limits that.
     fn next_poll(&self, epoch: u64, is_down: bool) -> Option<(Poll, Option<Duration>)> {
         let content = self.state.next_poll(epoch)?;
-        let wait = if is_down {
-            // A quick answer shows that a server that was down is back.
+        let wait = if is_down || self.probation.lasts() {
+            // A quick answer shows that a server that was down is back, or that a new program works.
             TimeSpan::default()
         } else if content.full && !content.draining && !content.drained {
             FULL_WAIT
@@ -164,7 +167,10 @@ impl Agent {
             ending: content.draining,
             holds: content.holds,
             undos: content.undos,
-            features: Feature::ALL.map(|feature| feature.word().into()).into(),
+            features: { Feature::ALL.into_iter() }
+                .filter(|feature| *feature != Feature::Update || self.config.self_update)
+                .map(|feature| feature.word().into())
+                .collect(),
         };
         Some((poll, slack))
     }

@@ -13,6 +13,8 @@ use super::shutdown::Ending;
 use super::state::{AgentState, Runnable, UndoJob};
 use super::thread_pool::ThreadPool;
 use super::token::TokenReader;
+use super::update::Updating;
+use super::update::probation::Probation;
 use crate::client::Client;
 use crate::config::AgentConfig;
 use log::warn;
@@ -52,6 +54,10 @@ pub struct Agent {
     pub ending: Ending,
     /// How many probes run.
     pub probes: RunningProbes,
+    /// Whether its program is being replaced.
+    pub updating: Updating,
+    /// How a program that was put in place of another one does.
+    pub probation: Probation,
 }
 
 /// A task of a thread of the pool.

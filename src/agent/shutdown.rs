@@ -47,6 +47,13 @@ impl Ending {
     }
 }
 
+impl Ending {
+    /// Whether the agent ends.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun.load(Ordering::Acquire)
+    }
+}
+
 /// Catches the signals from now on.
 pub fn catch_signals() -> Result<Signals, String> {
     Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|why| format!("cannot catch signals: {why}"))

@@ -13,10 +13,13 @@
 //!
 //! The ids of attempts that left the map are remembered, so that a repeated order cannot start one twice.
 //!
+//! What an update of the program needs is in `state/updates`.
+//!
 //! Nothing here starts or looks for a process, or knows a socket or a thread. The lock of the state is taken before that of an
 //! [`Attempt`], never after it.
 
 mod undos;
+mod updates;
 
 use super::attempt::{Attempt, Outcome, StopReason, lock};
 use super::files::AttemptFiles;
@@ -93,6 +96,10 @@ struct Inner {
     draining: bool,
     /// The server wants it to take no more work, until it says otherwise.
     drained: bool,
+    /// It takes no more work because its program is to be replaced.
+    updating: bool,
+    /// It takes nothing more at all: its program is replaced now.
+    closed: bool,
     /// The shortest dead man's switch when the latest poll began.
     polled_for: Option<TimeSpan>,
     attempts: HashMap<AttemptId, Entry>,
@@ -301,6 +308,8 @@ impl AgentState {
                 epoch: 0,
                 draining: false,
                 drained: false,
+                updating: false,
+                closed: false,
                 polled_for: None,
                 attempts: HashMap::new(),
                 undos: UndoLedger::default(),
@@ -337,7 +346,8 @@ impl AgentState {
     pub fn work_request(&self) -> Option<u64> {
         let inner = lock(&self.inner);
         let has_left = { inner.commands_left() }.is_none_or(|left| left >= inner.slots as u64);
-        (!inner.draining && !inner.drained && !inner.is_full() && has_left).then_some(inner.seq)
+        let is_open = !inner.draining && !inner.drained && !inner.updating;
+        (is_open && !inner.is_full() && has_left).then_some(inner.seq)
     }
 
     /// What the next poll says; none when the poll loop of this `epoch` is to end.
@@ -368,7 +378,10 @@ impl AgentState {
             jobs: u32::try_from(slots.max(1)).unwrap_or(u32::MAX),
             draining: inner.draining,
             drained: inner.drained,
-            full: slots == 0 || inner.is_full() || inner.commands_left() == Some(0),
+            full: slots == 0
+                || inner.updating
+                || inner.is_full()
+                || inner.commands_left() == Some(0),
             holds: inner.holds(),
             undos: inner.undos.states(Instant::now()),
             deadman: inner.polled_for,
@@ -427,7 +440,7 @@ impl AgentState {
         let mut inner = lock(&self.inner);
         let is_known = inner.attempts.contains_key(&job.id) || inner.finished.contains(&job.id);
         let is_outdated = latest.is_some_and(|latest| latest != inner.seq);
-        if inner.draining || is_known || is_outdated {
+        if inner.draining || inner.closed || is_known || is_outdated {
             return None;
         }
         if let Some(why) = inner.refusal(&job) {
@@ -558,7 +571,7 @@ impl AgentState {
 
     /// Only shutdown waits for this; at other times the system call is saved.
     fn notify_shutdown(&self, inner: &Inner) {
-        if inner.draining {
+        if inner.draining || inner.updating {
             self.fewer.notify_all();
         }
     }
@@ -751,6 +764,7 @@ mod tests {
             detail: RawValue::NULL.to_owned(),
             files: Vec::new(),
             files_timeout: None,
+            update: None,
             fetch: Vec::new(),
         }
     }

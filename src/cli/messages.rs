@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 63] = [
+const FIELDS: [(&str, &str); 64] = [
     ("cron", "--cron"),
     ("every", "--every"),
     ("timeZone", "--zone"),
@@ -60,6 +60,7 @@ const FIELDS: [(&str, &str); 63] = [
     ("files", "--file"),
     ("filesTimeout", "--files-timeout"),
     ("fetch", "--fetch"),
+    ("update.probation", "--probation"),
     ("reason", "REASON"),
     ("priority", "--priority"),
     ("limits", "--limit"),

@@ -77,6 +77,7 @@ mod undo;
 mod undo_flags;
 mod undos;
 mod unified_diff;
+mod update;
 mod wait;
 mod watch;
 
@@ -146,6 +147,8 @@ pub enum Command {
     Suspend(suspend::Args),
     /// Have agents take no more commands, take commands again, or end
     Drain(drain::Args),
+    /// Replace the program of agents by the server's, if their owners allow it
+    Update(update::Args),
     /// Show the state of the server: machines, tasks, what is not undone, a halt
     Info(info::Args),
     /// Wait until a task has ended; the exit code says how it went
@@ -164,6 +167,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Run(args) => (run::run(args), CANNOT_FOLLOW),
         Command::Pull(args) => (pull::run(args), FAILED),
         Command::Push(args) => (push::run(args), CANNOT_FOLLOW),
+        Command::Update(args) => (update::run(args), CANNOT_FOLLOW),
         Command::Rerun(args) => (rerun::run(args), CANNOT_FOLLOW),
         Command::Wait(args) => (wait::run(args), CANNOT_FOLLOW),
         Command::Ps(args) => (ps::run(args), FAILED),

@@ -108,6 +108,29 @@ impl Client {
         self.fetch("fetching a file", url, request, range)
     }
 
+    /// How many bytes an image has that an update names.
+    #[cfg(feature = "agent")]
+    pub fn blob_size_for_agent(&self, sha256: &str, instance: &str) -> Result<u64, CallError> {
+        let url = format!("{}/api/v1/agent/file/{sha256}", self.base);
+        let request = self.with_token(self.agent().head(&url));
+        let request = request.header(INSTANCE_HEADER, instance);
+        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
+        let size = { request.call().map_err(|why| self.unreachable(why)) }.and_then(|answer| {
+            let size = answer.headers().get("content-length");
+            let size = size.and_then(|size| size.to_str().ok()?.parse().ok());
+            match (answer.status().as_u16(), size) {
+                (200, Some(size)) => Ok(size),
+                (200, None) => Err(Kind::NotUnderstood("it does not say its length".into())),
+                (status, _) => Err(refused(status, &[], None)),
+            }
+        });
+        size.map_err(|kind| CallError {
+            call: "asking for the size of a file",
+            url,
+            kind,
+        })
+    }
+
     /// A part of a blob.
     #[cfg(feature = "cli")]
     pub fn blob(&self, sha256: &str, range: Range<u64>) -> Result<FetchedPiece, CallError> {

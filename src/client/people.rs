@@ -68,6 +68,15 @@ pub struct MachineFilter {
     pub tags: Vec<String>,
 }
 
+/// A program that the server hands out.
+#[derive(Debug)]
+pub struct HandedOut {
+    /// The hash of its bytes.
+    pub sha256: String,
+    /// The version of the server, which is that of its programs. Servers before 0.2 do not say it.
+    pub version: Option<String>,
+}
+
 impl Client {
     /// Submits a task.
     pub fn submit(&self, task: &Map<String, Value>) -> Result<Task, CallError> {
@@ -350,6 +359,31 @@ impl Client {
     /// The figures of the server, in the text format of Prometheus.
     pub fn metrics(&self) -> Result<String, CallError> {
         self.look_at_text("get the figures", format!("{}/metrics", self.base))
+    }
+
+    /// The program that the server hands out for an architecture; none if it has none.
+    pub fn image(&self, arch: &str) -> Result<Option<HandedOut>, CallError> {
+        let url = with_query(
+            &format!("{}/sidebike.sha256", self.base),
+            &[("arch", Some(arch))],
+        );
+        let answer = self.get(&url, Some(CALL_TIMEOUT)).call();
+        let image = { answer.map_err(|why| self.unreachable(why)) }.and_then(|answer| {
+            let version = answer.headers().get("sidebike-version");
+            let version = version.and_then(|version| Some(version.to_str().ok()?.to_owned()));
+            let (status, body) = self.answer_of(answer)?;
+            let text = String::from_utf8_lossy(&body);
+            match (status, text.split_whitespace().next()) {
+                (404, _) => Ok(None),
+                (200, Some(sha256)) => Ok(Some(HandedOut {
+                    sha256: sha256.to_owned(),
+                    version,
+                })),
+                _ => (self.understand(status, body))
+                    .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}")))),
+            }
+        });
+        image.map_err(|kind| failed("find out which program the server hands out", url, kind))
     }
 
     /// Runs a task again where it did not succeed, or everywhere.

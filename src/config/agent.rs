@@ -92,6 +92,9 @@ pub struct AgentArgs {
     /// /dev/shm or /run, the first where a file can be executed]
     #[arg(long, env = "SIDEBIKE_FILES_DIR", value_name = "DIR")]
     files_dir: Option<PathBuf>,
+    /// Let tasks replace this program by another version (update)
+    #[arg(long, env = "SIDEBIKE_SELF_UPDATE", value_parser = FalseyValueParser::new())]
+    self_update: bool,
     /// Refuse to start as root
     #[arg(long, env = "SIDEBIKE_REFUSE_ROOT", value_parser = FalseyValueParser::new())]
     refuse_root: bool,
@@ -154,6 +157,8 @@ pub struct AgentConfig {
     pub idle: IdleConfig,
     /// Which commands may be run.
     pub policy: CommandPolicy,
+    /// Tasks may replace its program.
+    pub self_update: bool,
     /// Do not start as root.
     pub refuse_root: bool,
 }
@@ -228,6 +233,7 @@ impl AgentArgs {
                     .map(|pattern| whole(&pattern).map_err(|why| format!("--allow-user: {why}")))
                     .transpose()?,
             },
+            self_update: self.self_update,
             refuse_root: self.refuse_root,
         })
     }

@@ -183,6 +183,12 @@ impl Core {
             let machine = self.machine_mut(key);
             machine.last_seen = now;
             machine.jobs = caller.jobs;
+            // An agent that was updated keeps its instance.
+            if *machine.version != *truncated(caller.version) {
+                machine.version = truncated(caller.version).into();
+                self.machine_changed(key);
+            }
+            let machine = self.machine_mut(key);
             if std::mem::take(&mut machine.is_restored) {
                 self.recount.came();
                 self.take_tags(now, key, &caller.tags);
@@ -457,6 +463,7 @@ impl Core {
                 files: files.map_or_else(Vec::new, |files| files.files.clone()),
                 files_timeout: files.map(|files| files.timeout),
                 fetch: files.map_or_else(Vec::new, |files| files.fetch.clone()),
+                update: files.and_then(|files| files.update.clone()),
             });
             let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
             if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {
@@ -489,6 +496,12 @@ impl Core {
         let mut needs = spec.files.iter().flat_map(|files| files.needs());
         if let Some(missing) = needs.find(|need| !machine.abilities.has(*need)) {
             let what = match missing {
+                Feature::Update => {
+                    return Some(format!(
+                        "update: the agent on this machine (version {}) was not started with --self-update",
+                        machine.version
+                    ));
+                }
                 Feature::Unpack => "unpack files",
                 Feature::Fetch => "hand files back",
                 _ => "take files",

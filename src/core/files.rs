@@ -9,6 +9,7 @@ use super::{Core, ExecutionKey, Place, TaskKey, Time};
 use crate::wire::agent::{AttemptId, Feature};
 use crate::wire::duration::TimeSpan;
 use crate::wire::files::{BlobId, Fetch, FetchedFile, File};
+use crate::wire::update::Update;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,6 +38,9 @@ pub struct Files {
     /// What it hands back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fetch: Vec<Fetch>,
+    /// The program that agents are to run from now on; then it has nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<Update>,
 }
 
 /// A file that an agent wants to hand back.
@@ -58,10 +62,11 @@ impl Files {
         files: Vec<File>,
         timeout: Option<TimeSpan>,
         fetch: Vec<Fetch>,
+        update: Option<Update>,
     ) -> Result<Option<Box<Self>>, String> {
-        if files.is_empty() && fetch.is_empty() {
+        if files.is_empty() && fetch.is_empty() && update.is_none() {
             return match timeout {
-                Some(_) => Err("filesTimeout: goes with files or fetch only".into()),
+                Some(_) => Err("filesTimeout: goes with files, fetch or update only".into()),
                 None => Ok(None),
             };
         }
@@ -89,19 +94,24 @@ impl Files {
             files,
             timeout,
             fetch,
+            update,
         })))
     }
 
     /// The blobs that it needs, each once.
     pub fn blobs(&self) -> Vec<BlobId> {
-        let ids = self
-            .files
-            .iter()
-            .filter_map(|file| file.sha256.parse().ok());
-        let mut ids: Vec<BlobId> = ids.collect();
+        let mut ids: Vec<BlobId> = { self.named() }
+            .filter_map(|sha256| sha256.parse().ok())
+            .collect();
         ids.sort();
         ids.dedup();
         ids
+    }
+
+    /// The hashes of what agents may fetch, as often as they stand there.
+    pub fn named(&self) -> impl Iterator<Item = &String> {
+        let files = self.files.iter().map(|file| &file.sha256);
+        files.chain(self.images().map(|(_, sha256)| sha256))
     }
 
     /// What an agent must be able to do.
@@ -111,6 +121,7 @@ impl Files {
             (!self.files.is_empty(), Feature::Files),
             (unpacks, Feature::Unpack),
             (!self.fetch.is_empty(), Feature::Fetch),
+            (self.update.is_some(), Feature::Update),
         ];
         let needed = needed.into_iter().filter(|(is_needed, _)| *is_needed);
         needed.map(|(_, feature)| feature)
@@ -118,9 +129,13 @@ impl Files {
 
     /// How long all of it may take besides the command.
     pub fn longest(&self) -> TimeSpan {
-        let phases = [!self.files.is_empty(), !self.fetch.is_empty()];
+        let phases = [
+            !self.files.is_empty() || self.update.is_some(),
+            !self.fetch.is_empty(),
+        ];
         let phases = phases.into_iter().filter(|has| *has).count() as u64;
-        TimeSpan::from_millis(self.timeout.as_millis().saturating_mul(phases))
+        let phases = self.timeout.as_millis().saturating_mul(phases);
+        TimeSpan::from_millis(phases.saturating_add(self.longest_probation().as_millis()))
     }
 
     /// The size of its texts, in bytes, and of what stands around them.
@@ -133,7 +148,9 @@ impl Files {
             ENTRY_BYTES + file.sha256.len() + texts.sum::<usize>()
         });
         let fetch = self.fetch.iter().map(|one| ENTRY_BYTES + one.path.len());
-        files.chain(fetch).sum()
+        let images = self.images();
+        let images = images.map(|(arch, sha256)| ENTRY_BYTES + arch.len() + sha256.len());
+        files.chain(fetch).chain(images).sum()
     }
 }
 
@@ -194,13 +211,12 @@ fn check_path(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// How often each task names a blob: its spec once for each file, each latest attempt once for each file it brought.
+/// How often each task names a blob: its spec once for each file and image, each latest attempt once for each file it brought.
 pub(super) type BlobIndex = BTreeMap<(BlobId, TaskKey), u32>;
 
 /// The blobs that a task names, as often as it does.
 pub(super) fn blobs_of(task: &TaskData) -> impl Iterator<Item = BlobId> {
-    let files = task.spec.files.iter().flat_map(|files| &files.files);
-    let files = files.map(|file| &file.sha256);
+    let files = task.spec.files.iter().flat_map(|files| files.named());
     let brought = task.executions.iter().flat_map(brought_by);
     files
         .chain(brought)
@@ -328,8 +344,8 @@ impl Core {
         let text = id.to_string();
         let names = |key: &ExecutionKey| {
             let files = self.task(key.task).spec.files.iter();
-            let mut files = files.flat_map(|files| &files.files);
-            files.any(|file| file.sha256 == text)
+            let mut named = files.flat_map(|files| files.named());
+            named.any(|sha256| *sha256 == text)
         };
         self.machine(*machine).active.iter().any(names)
     }
@@ -361,7 +377,7 @@ mod tests {
         file["sha256"] = json!("ab".repeat(32));
         file["size"] = json!(1);
         let file = serde_json::from_value(file).map_err(|why| why.to_string())?;
-        Files::checked(vec![file], None, Vec::new())
+        Files::checked(vec![file], None, Vec::new(), None)
     }
 
     #[test]

@@ -138,6 +138,7 @@ mod timers;
 mod undo;
 mod undo_lifecycle;
 mod unique;
+mod update;
 mod user;
 mod waiting;
 mod waits_for;

@@ -262,7 +262,10 @@ impl Core {
         }
         let spec = &self.task(key.task).spec;
         let field = unknown_field(&spec.detail).map(|field| format!("detail.{field}"));
-        let files = spec.files.as_ref().map(|_| "files".to_owned());
+        let files = { spec.files.as_ref() }.map(|files| match files.update {
+            Some(_) => "update".to_owned(),
+            None => "files".to_owned(),
+        });
         let Some(field) = field.or(files) else {
             return false;
         };

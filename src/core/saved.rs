@@ -117,6 +117,14 @@ pub struct SavedTask {
     pub(super) children: Vec<SavedChild>,
 }
 
+impl SavedTask {
+    /// Whether it replaces the program of agents, or a task that begins with its end does.
+    fn is_update(&self) -> bool {
+        let own = { self.files.as_ref() }.is_some_and(|files| files.update.is_some());
+        own || self.children.iter().any(|child| child.task.is_update())
+    }
+}
+
 /// A task that begins with the end of another one, as saved with that one: of its record only what was posted counts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct SavedChild {
@@ -340,6 +348,7 @@ impl Batch {
         match () {
             () if tasks().any(is_per_machine) => 6,
             () if posted().any(|schedule| later_spec::has_per_machine(&schedule.task)) => 6,
+            () if tasks().any(SavedTask::is_update) => 6,
             () if !self.limits.is_empty() || tasks().any(is_ordered) => 5,
             () if self.suspensions.is_some() || !self.notifications.is_empty() => 5,
             () if !self.schedules.is_empty() || !self.progress.is_empty() => 5,

@@ -22,6 +22,7 @@ use super::rollout::{self, Rollout};
 use super::schedule::FiringOf;
 use super::selector::{ANY_LABEL, ENTRY_BYTES, Narrowing, Selector, SelectorText};
 use super::unique::{self, Unique};
+use super::update;
 use crate::rules::{MAX_ARGUMENT_BYTES, MAX_SCRIPT_BYTES, MAX_STDIN_BYTES};
 use crate::wire::duration::{TimeSpan, Timeout};
 use crate::wire::rollout::{Expect, Share};
@@ -124,6 +125,7 @@ impl Spec {
         if let Some(retry) = &posted.retry {
             check_retry(&retry.0)?;
         }
+        let update = update::checked(&mut posted)?;
         let counts = checked_counts(&mut posted, mode, limits)?;
         let rollout = checked_rollout(&mut posted, mode, limits)?;
         let probes = checked_probes(&mut posted, mode, limits)?;
@@ -148,6 +150,7 @@ impl Spec {
             files.map(|file| file.0).collect(),
             posted.files_timeout,
             fetch.map(|fetch| fetch.0).collect(),
+            update,
         )?;
         let wait = checked_wait(&posted, has_machines_of_parent)?;
         let detail = checked_detail(posted.detail.take(), files.as_deref())?;
@@ -449,7 +452,7 @@ fn checked_rollout(
 }
 
 fn checked_detail(posted: Option<Posted<Detail>>, files: Option<&Files>) -> Result<Detail, String> {
-    // It may only lay files down, or only hand some back.
+    // It may only lay files down, only hand some back, or only replace the program of agents.
     let mut detail = match posted {
         Some(posted) => posted.0,
         None if files.is_some() => return Ok(Detail::default()),

@@ -585,6 +585,7 @@ impl Task {
             files: files.map_or_else(Vec::new, |files| files.files.clone()),
             files_timeout: files.map(|files| files.timeout),
             fetch: files.map_or_else(Vec::new, |files| files.fetch.clone()),
+            update: files.and_then(|files| files.update.clone()),
             notify: spec.notify.iter().map(|it| it.posted()).collect(),
             notifications: match detail_limit {
                 usize::MAX => self.notifications.iter().map(|it| it.answer()).collect(),

@@ -83,6 +83,18 @@ impl Images {
                 "arch: expected what `uname -m` prints, such as x86_64 or aarch64, got {arch:?}"
             )));
         }
+        self.of_arch(arch)
+    }
+
+    /// The image with these bytes, if it hands that out.
+    pub fn with_hash(&self, sha256: &str) -> Option<Image> {
+        let mut archs: Vec<String> = self.archs_in_folder().collect();
+        archs.insert(0, ARCH.to_owned());
+        let images = archs.iter().filter_map(|arch| self.of_arch(arch).ok());
+        { images }.find(|image| image.sha256 == sha256)
+    }
+
+    fn of_arch(&self, arch: &str) -> Result<Image, NoImage> {
         let file = match &self.folder {
             _ if arch == ARCH => self.own.clone().map_err(NoImage::Broken)?,
             None => return Err(self.unknown(arch)),
@@ -103,21 +115,23 @@ impl Images {
 
     fn unknown(&self, arch: &str) -> NoImage {
         let mut have = vec![format!("{ARCH} (the server's own)")];
-        if let Some(Ok(entries)) = self.folder.as_ref().map(fs::read_dir) {
-            let names = entries
-                .flatten()
-                .filter_map(|entry| entry.file_name().into_string().ok());
-            let archs = names.filter_map(|name| {
-                let arch = name.strip_prefix("sidebike-")?.strip_suffix("-linux")?;
-                (arch != ARCH).then(|| arch.to_owned())
-            });
-            have.extend(archs);
-        }
+        have.extend(self.archs_in_folder());
         have[1..].sort();
         NoImage::Unknown(format!(
             "arch: there is no image for {arch:?} here, there is {}; the server takes more as sidebike-{arch}-linux in the folder of its --binaries",
             have.join(", ")
         ))
+    }
+
+    /// The architectures of the folder, but this server's own.
+    fn archs_in_folder(&self) -> impl Iterator<Item = String> {
+        let entries = self.folder.as_ref().map(fs::read_dir);
+        let entries = entries.into_iter().flatten().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter_map(|name| {
+            let arch = name.strip_prefix("sidebike-")?.strip_suffix("-linux")?;
+            (arch != ARCH).then(|| arch.to_owned())
+        })
     }
 
     fn image(&self, file: Arc<File>) -> io::Result<Image> {

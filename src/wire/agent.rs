@@ -16,6 +16,7 @@ use super::files::{Fetch, FetchedFile, File, Phase};
 use super::probe::{ProbeOrder, ProbeResult};
 use super::task::ExecutionState;
 use super::undo::{UndoReason, UndoReport};
+use super::update::Update;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
@@ -101,11 +102,13 @@ pub enum Feature {
     Fetch,
     /// It obeys [`Orders::crew`].
     Crew,
+    /// `update`: its owner lets it replace its own program.
+    Update,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::User,
         Self::StdinBase64,
         Self::MergeOutput,
@@ -116,6 +119,7 @@ impl Feature {
         Self::Unpack,
         Self::Fetch,
         Self::Crew,
+        Self::Update,
     ];
 
     /// The word in a poll: the field of the task or of its `detail`.
@@ -131,6 +135,7 @@ impl Feature {
             Self::Unpack => "unpack",
             Self::Fetch => "fetch",
             Self::Crew => "crew",
+            Self::Update => "update",
         }
     }
 }
@@ -267,6 +272,9 @@ pub struct Assignment<D> {
     /// The files that are handed back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fetch: Vec<Fetch>,
+    /// The program that the agent is to run from now on. It waits for `files_timeout` at most until nothing else runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<Update>,
 }
 
 /// An undo that an agent is to run although it does not hold the attempt, or has reported its end: it is owed by an
@@ -314,6 +322,8 @@ struct FlatAssignment<D> {
     files_timeout: Option<TimeSpan>,
     #[serde(default = "Vec::new", deserialize_with = "bounded")]
     fetch: Vec<Fetch>,
+    #[serde(default)]
+    update: Option<Update>,
 }
 
 impl<D> From<FlatAssignment<D>> for Assignment<D> {
@@ -330,6 +340,7 @@ impl<D> From<FlatAssignment<D>> for Assignment<D> {
             files: flat.files,
             files_timeout: flat.files_timeout,
             fetch: flat.fetch,
+            update: flat.update,
         }
     }
 }

@@ -31,6 +31,11 @@ pub fn some_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     Ok(list.map(|list| list.0))
 }
 
+/// A map of texts.
+pub fn map<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    Map::deserialize(from).map(|map| map.0)
+}
+
 /// A map that is there.
 pub fn some_map<'de, D: Deserializer<'de>>(
     from: D,

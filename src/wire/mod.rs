@@ -54,6 +54,7 @@ pub mod strict_object;
 pub mod sweep;
 pub mod task;
 pub mod undo;
+pub mod update;
 
 use serde::{Deserialize, Serialize};
 

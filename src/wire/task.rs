@@ -15,6 +15,7 @@ use super::probe::{AnsweredProbe, Probe};
 use super::rollout::{Expect, KeepAlive, Rollout, RolloutState, Share, StoppedBy};
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
 use super::undo::{AnsweredUndo, Undo, UndoCounts};
+use super::update::Update;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -226,6 +227,7 @@ pub struct PostedTask {
     pub files_timeout: Option<TimeSpan>,
     #[serde(default, deserialize_with = "bounded::some_list")]
     pub fetch: Option<Vec<StrictObject<Fetch>>>,
+    pub update: Option<StrictObject<Update>>,
     pub name: Option<String>,
     pub id: Option<String>,
     pub priority: Option<i64>,
@@ -426,6 +428,8 @@ pub struct NewTask {
     pub files_timeout: Option<TimeSpan>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fetch: Vec<Fetch>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update: Option<Update>,
 }
 
 /// A child of it as the command line posts it.
@@ -809,6 +813,9 @@ pub struct Task<S = String> {
     /// The files that it hands back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fetch: Vec<Fetch>,
+    /// The program that agents are to run from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<Update>,
     /// Whom it tells of which events.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notify: Vec<Notify>,

@@ -11,17 +11,23 @@ use super::program::{Program, Surroundings};
 use super::start_failure;
 use super::user;
 use crate::agent::processes::inheritance;
+use rustix::fd::AsFd;
 use rustix::fd::OwnedFd;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, setrlimit};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 /// The program of this process, also when an upgrade has replaced its file: then there is no path of it any more.
 const RUNNING_PROGRAM: &str = "/proc/self/exe";
+
+/// How often it is looked whether a program that was asked has ended.
+const ASK_PERIOD: Duration = Duration::from_millis(20);
 
 /// The agent's own variables that commands must not see. The agent never changes its environment, so they
 /// are looked for once.
@@ -136,6 +142,67 @@ pub fn spawn_helper(program: &str, stdout: Stdio) -> io::Result<Child> {
         .stdin(Stdio::piped())
         .stdout(stdout)
         .spawn()
+}
+
+/// Executes another program in this process, with the arguments and the environment of this one. Returns only if that
+/// fails.
+pub fn execute(program: &Path) -> io::Error {
+    let mut args = std::env::args_os();
+    let mut command = Command::new(program);
+    command.arg0(args.next().unwrap_or_default()).args(args);
+    if let Some(limit) = inheritance::own_file_limit() {
+        // The next program raises its own.
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
+    command.exec()
+}
+
+/// How a program has answered.
+#[derive(Debug)]
+pub enum Asked {
+    /// It ended well, and said this.
+    Answered(String),
+    /// It ended otherwise, and said this.
+    Failed(ExitStatus, String),
+    /// It did not end in time.
+    TimedOut,
+}
+
+/// Runs a program that is to take the place of this one, with this one's environment, and gives the beginning of what it
+/// says: of standard output if it ends well, else of standard error.
+pub fn ask(program: &Path, args: &[OsString], timeout: Duration) -> io::Result<Asked> {
+    let mut command = Command::new(program);
+    command.args(args).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::piped()).spawn()?;
+    let until = Instant::now() + timeout;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break Some(status),
+            Ok(None) if Instant::now() < until => std::thread::sleep(ASK_PERIOD),
+            Ok(None) | Err(_) => break None,
+        }
+    };
+    // What it has started ends as well.
+    let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+    let Some(status) = status else {
+        let _ = child.wait();
+        return Ok(Asked::TimedOut);
+    };
+    Ok(match status.success() {
+        true => Asked::Answered(beginning(child.stdout.take())),
+        false => Asked::Failed(status, beginning(child.stderr.take())),
+    })
+}
+
+/// What is in a pipe. Nothing is waited for.
+fn beginning(pipe: Option<impl AsFd>) -> String {
+    let mut bytes = [0; 4096];
+    let read = pipe.and_then(|pipe| {
+        rustix::io::ioctl_fionbio(&pipe, true).ok()?;
+        rustix::io::read(&pipe, &mut bytes[..]).ok()
+    });
+    String::from_utf8_lossy(&bytes[..read.unwrap_or(0)]).into_owned()
 }
 
 /// This program, without arguments, in a process group of its own.

@@ -4,6 +4,7 @@
 
 use super::job::{HelperJob, Said, Work};
 use super::{lay, removal, temporary, upload};
+use crate::agent::update::image;
 use crate::client::Client;
 use crate::config::Registry;
 use crate::secret::Secret;
@@ -66,6 +67,7 @@ fn work(job: HelperJob) -> Result<(), String> {
             files,
         } => upload::hand_back(&job, execution, *attempt, files, &client()?, &say),
         Work::Remove(made) => removal::remove(&job, made),
+        Work::Image(wanted) => image::lay(&job, wanted, &client()?, &say),
     }
 }
 

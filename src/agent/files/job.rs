@@ -39,6 +39,19 @@ pub enum Work {
     },
     /// Removing what was made.
     Remove(Vec<Made>),
+    /// Fetching a program that is to take the place of the agent's own.
+    Image(ImageJob),
+}
+
+/// A program to fetch.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ImageJob {
+    /// The hash of its bytes.
+    pub sha256: String,
+    /// Where it goes: beside the agent's own.
+    pub new: PathBuf,
+    /// Where a copy of the agent's own goes.
+    pub old: PathBuf,
 }
 
 /// A file to lay down.

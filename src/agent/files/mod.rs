@@ -27,15 +27,15 @@
 pub mod archive;
 #[cfg(not(any(test, fuzzing)))]
 mod archive;
-mod download;
+pub mod download;
 pub mod folder;
 pub mod helper;
-mod job;
-mod lay;
+pub mod job;
+pub mod lay;
 mod place;
 mod removal;
-mod supervise;
-mod temporary;
+pub mod supervise;
+pub mod temporary;
 mod upload;
 
 use super::attempt::{Attempt, Outcome, StopReason, Waker};
@@ -82,12 +82,12 @@ pub struct AttemptFiles {
 impl AttemptFiles {
     /// What an order asks for; none if it has nothing to do with files.
     pub fn of(job: &Job) -> Option<Box<Self>> {
-        if job.files.is_empty() && job.fetch.is_empty() {
+        if job.files.is_empty() && job.fetch.is_empty() && job.update.is_none() {
             return None;
         }
         let timeout = job.files_timeout.unwrap_or(DEFAULT_TIMEOUT);
         Some(Box::new(AttemptFiles {
-            phase: (!job.files.is_empty()).then_some(Phase::Files),
+            phase: (!job.files.is_empty() || job.update.is_some()).then_some(Phase::Files),
             fetch: job.fetch.clone(),
             timeout: timeout.into(),
             ..AttemptFiles::default()
@@ -156,7 +156,7 @@ impl Agent {
         attempt.with_files(|files| files.phase = None);
         let laid = laid?;
         if has_command(&detail) {
-            self.tell_phase();
+            self.poll_soon();
             return Ok(Laid::Start);
         }
         for file in laid {
@@ -209,7 +209,7 @@ impl Agent {
         else if !fetch.is_empty() && outcome.duration.is_some() {
             attempt.with_files(|files| files.phase = Some(Phase::Fetch));
             attempt.set_waker(waker.clone());
-            self.tell_phase();
+            self.poll_soon();
             let fetch = fetch.iter().map(|fetch| FetchJob {
                 path: fetch.path.clone(),
                 max: fetch.max(),
@@ -307,7 +307,8 @@ impl Agent {
         }
     }
 
-    fn helper_job(&self, work: Work, workspace: PathBuf) -> HelperJob {
+    /// A job for a helper.
+    pub fn helper_job(&self, work: Work, workspace: PathBuf) -> HelperJob {
         let registry = &self.config.registry;
         let policy = &self.config.policy.files;
         HelperJob {
@@ -324,8 +325,8 @@ impl Agent {
         }
     }
 
-    /// Has the server be told of a change of phase: the poll that is under way may be held for long.
-    fn tell_phase(self: &std::sync::Arc<Self>) {
+    /// Has the server be told of what polls say: the one that is under way may be held for long.
+    pub fn poll_soon(self: &std::sync::Arc<Self>) {
         if let Some(epoch) = self.state.poll_anew()
             && self.start_polls(epoch).is_err()
         {

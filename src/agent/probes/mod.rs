@@ -41,6 +41,11 @@ pub struct RunningProbes(Arc<AtomicUsize>);
 struct Slot(Arc<AtomicUsize>);
 
 impl RunningProbes {
+    /// Whether none runs.
+    pub fn is_idle(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == 0
+    }
+
     /// None if as many run as may.
     fn begin(&self) -> Option<Slot> {
         let begin = |running: usize| (running < MAX_PROBES).then_some(running + 1);

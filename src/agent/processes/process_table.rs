@@ -69,7 +69,8 @@ impl ProcessTable {
 }
 
 impl Process {
-    fn read(pid: i32) -> Option<Self> {
+    /// Reads one.
+    pub fn read(pid: i32) -> Option<Self> {
         let mut line = [0; MAX_STAT_BYTES];
         let read = read_start(&format!("/proc/{pid}/stat"), &mut line)?;
         Self::parse(pid, &String::from_utf8_lossy(&line[..read]))

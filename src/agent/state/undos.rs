@@ -48,7 +48,11 @@ impl AgentState {
             execution: job.execution.clone(),
             attempt: job.attempt,
         };
-        if inner.draining || inner.undos.knows(&id) || inner.attempts.contains_key(&id) {
+        if inner.draining
+            || inner.closed
+            || inner.undos.knows(&id)
+            || inner.attempts.contains_key(&id)
+        {
             return false;
         }
         let names = [&job.execution, &job.task_id, &job.task_name];

@@ -243,7 +243,7 @@ impl Record {
             user: changed.and_then(|changed| changed.spec.detail.user.as_deref()),
             files: { changed.iter() }
                 .flat_map(|changed| changed.spec.files.as_deref())
-                .flat_map(|files| files.files.iter().map(|file| file.sha256.as_str()))
+                .flat_map(|files| files.named().map(String::as_str))
                 .collect(),
             sha256: blob.map(|blob: &ChangedBlob| blob.sha256.as_str()),
             bytes: blob.map(|blob| blob.bytes).filter(|bytes| *bytes > 0),

@@ -3,6 +3,7 @@
 use super::access::Caller;
 use super::audit::Change;
 use super::call::{Call, Handled};
+use super::hand_out;
 use super::parse;
 use super::server::Server;
 use super::transfer::{self, Content};
@@ -11,6 +12,7 @@ use crate::server::answers::{self, bad};
 use crate::server::blobs::range;
 use crate::server::blobs::{Begun, Done, Listed, MAX_PIECE_BYTES, Needed, Refusal, Upload};
 use crate::server::http::{Answer, Request};
+use crate::server::images::Image;
 use crate::wire::blobs::{Blob, Uploaded};
 use crate::wire::files::BlobId;
 use std::sync::Arc;
@@ -128,15 +130,18 @@ pub fn finish(call: Call<'_>) -> Handled {
 /// `GET /api/v1/blob/{sha256}`.
 pub fn read(call: Call<'_>) -> Handled {
     let id = named_blob(call.request)?;
-    send(call, id)
+    send(call, id, None)
 }
 
-fn send(call: Call<'_>, id: BlobId) -> Handled {
+fn send(call: Call<'_>, id: BlobId, image: Option<Image>) -> Handled {
     let blobs = &call.server.blobs;
     let reading = blobs
         .read(id)
         .map_err(|why| answers::error(why.status, &why.msg))?;
     let Some(reading) = reading else {
+        if let Some(image) = image {
+            return hand_out::send(call, image);
+        }
         let half = blobs.half(id);
         let headers = half.map(|have| format!("Upload-Offset: {have}\r\n"));
         let msg = match half {
@@ -249,7 +254,12 @@ pub fn read_for_agent(call: Call<'_>) -> Handled {
             "sha256: no task that was handed to this instance names this file",
         ));
     }
-    send(call, id)
+    // A task may name it because it is what the server hands out.
+    let image = match call.server.blobs.size(id) {
+        Some(_) => None,
+        None => call.server.images.with_hash(&id.to_string()),
+    };
+    send(call, id, image)
 }
 
 /// `PUT /api/v1/agent/file`: the beginning.

@@ -7,11 +7,20 @@ use crate::server::http::Answer;
 use crate::server::images::{Image, NoImage};
 use std::sync::atomic::Ordering;
 
+/// The header that says the version of this server, which is that of what it hands out.
+const VERSION: &str = concat!("Sidebike-Version: ", env!("CARGO_PKG_VERSION"), "\r\n");
+
 /// `GET /sidebike`.
 pub fn binary(call: Call<'_>) -> Handled {
     let image = wanted(&call)?;
     let counters = &call.server.transfers;
     counters.handed_out.fetch_add(1, Ordering::Relaxed);
+    send(call, image)
+}
+
+/// Sends an image.
+pub fn send(call: Call<'_>, image: Image) -> Handled {
+    let counters = &call.server.transfers;
     let content = Content {
         base: 0,
         bytes: image.bytes,
@@ -28,7 +37,10 @@ pub fn binary(call: Call<'_>) -> Handled {
 pub fn hash(call: Call<'_>) -> Handled {
     let image = wanted(&call)?;
     let line = format!("{}  sidebike\n", image.sha256).into_bytes();
-    Ok(Some(Answer::new(200, "text/plain; charset=utf-8", line)))
+    Ok(Some(Answer {
+        headers: VERSION.into(),
+        ..Answer::new(200, "text/plain; charset=utf-8", line)
+    }))
 }
 
 fn wanted(call: &Call<'_>) -> Result<Image, Answer> {

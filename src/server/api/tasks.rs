@@ -152,7 +152,20 @@ fn pinned(call: &Call<'_>, files: Option<&Files>) -> Result<Option<Pins>, Answer
         return Ok(None);
     };
     let blobs = &call.server.blobs;
-    let pinned = blobs.pin(files.blobs()).map_err(|missing| {
+    let mut needed = files.blobs();
+    if files.update.is_some() {
+        // What the server hands out itself need not be brought.
+        let images = &call.server.images;
+        needed
+            .retain(|id| blobs.size(*id).is_some() || images.with_hash(&id.to_string()).is_none());
+    }
+    let pinned = blobs.pin(needed).map_err(|missing| {
+        if let Some(arch) = files.arch_of(missing) {
+            return answers::error(
+                422,
+                &format!("update.images.{arch}: the server neither has this file nor hands it out; bring it first, with PUT /api/v1/file/NAME, or put it into the folder of its --binaries"),
+            );
+        }
         let n = { files.files.iter() }.position(|file| file.sha256 == missing.to_string());
         let msg = format!(
             "files[{}].sha256: the server does not have this file; bring it first, with PUT /api/v1/file/NAME",
