@@ -219,6 +219,12 @@ fn every_field_of_a_submit_is_taken() {
     let mut fields = names(&complete);
     // In place of the delay.
     fields.insert("startAt");
+    // Goes without a detail.
+    fields.insert("update");
+    let update = json!({"version": "99.0.0", "images": {"x86_64": HELLO}, "probation": 9});
+    assert_eq!(names(&update), names(&schemas["Update"]["properties"]));
+    let task = server.submit(json!({"machinePattern": "^none$", "update": update}));
+    assert_eq!(task["update"], update);
     assert_eq!(fields, names(&schemas["NewTask"]["properties"]));
     assert_eq!(
         names(&complete["rollout"]),

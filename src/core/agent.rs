@@ -494,7 +494,9 @@ impl Core {
         let machine = self.machine(key);
         let spec = &self.task(execution.task).spec;
         let mut needs = spec.files.iter().flat_map(|files| files.needs());
-        if let Some(missing) = needs.find(|need| !machine.abilities.has(*need)) {
+        let is_open = |need| need == Feature::Update && !self.keeps(Rule::UpdateNeedsConsent);
+        let missing = needs.find(|need| !machine.abilities.has(*need) && !is_open(*need));
+        if let Some(missing) = missing {
             let what = match missing {
                 Feature::Update => {
                     return Some(format!(

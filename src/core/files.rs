@@ -421,12 +421,14 @@ mod tests {
             max: None,
             missing_ok: false,
         };
-        let twice = Files::checked(Vec::new(), None, vec![fetch("a"), fetch("a")]);
+        let twice = Files::checked(Vec::new(), None, vec![fetch("a"), fetch("a")], None);
         assert!(twice.unwrap_err().contains("fetch[1].path"));
-        let many = Files::checked(Vec::new(), None, vec![fetch("a"); MAX_FILES + 1]);
+        let many = Files::checked(Vec::new(), None, vec![fetch("a"); MAX_FILES + 1], None);
         assert!(many.unwrap_err().contains("fetch"));
-        assert!(Files::checked(Vec::new(), Some(TimeSpan::from_secs(1)), Vec::new()).is_err());
-        let one = Files::checked(Vec::new(), None, vec![fetch("a")])
+        assert!(
+            Files::checked(Vec::new(), Some(TimeSpan::from_secs(1)), Vec::new(), None).is_err()
+        );
+        let one = Files::checked(Vec::new(), None, vec![fetch("a")], None)
             .unwrap()
             .unwrap();
         assert_eq!(one.longest(), DEFAULT_TIMEOUT);

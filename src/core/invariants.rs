@@ -96,6 +96,8 @@ pub enum Rule {
     SuspendedHasTime,
     /// A machine that is to drain is handed nothing.
     DrainedGetsNothing,
+    /// An agent whose owner does not let it replace its program is handed no update.
+    UpdateNeedsConsent,
 }
 
 impl Rule {
@@ -132,6 +134,7 @@ impl Rule {
         Rule::SuspendedGetsNothing,
         Rule::SuspendedHasTime,
         Rule::DrainedGetsNothing,
+        Rule::UpdateNeedsConsent,
     ];
     /// The rules about the order of what waits: they have a simulation of their own.
     pub const OF_ORDER: [Rule; 3] = [

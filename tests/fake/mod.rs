@@ -288,6 +288,7 @@ fn assignment(execution: &str, key: Option<&str>, detail: Value) -> Assignment<V
         detail,
         files: Vec::new(),
         files_timeout: None,
+        update: None,
         fetch: Vec::new(),
     }
 }

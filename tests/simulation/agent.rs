@@ -539,7 +539,7 @@ impl World {
                 self.count("start order repeated");
             } else if !agent.draining {
                 self.laws
-                    .an_agent_can_do_what_it_is_handed(&job.detail, &agent.features)?;
+                    .an_agent_can_do_what_it_is_handed(&job, &agent.features)?;
                 self.start(who, key, job.id, &job.detail)?;
             }
         }

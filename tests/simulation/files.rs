@@ -1,4 +1,5 @@
-//! Files of tasks: some tasks lay files down and ask for one back, and every agent reports more than was asked for.
+//! Files of tasks: some tasks lay files down and ask for one back, and every agent reports more than was asked for. Some
+//! replace the program of agents.
 //!
 //! That the index of blobs fits the tasks is one of the core's invariants, which are checked after every step; here is
 //! what keeps it busy.
@@ -6,6 +7,7 @@
 use sidebike::core::Files;
 use sidebike::wire::duration::TimeSpan;
 use sidebike::wire::files::{BlobId, Fetch, FetchedFile, File};
+use sidebike::wire::update::Update;
 
 /// The path that some tasks ask for.
 const ASKED: &str = "/tmp/asked";
@@ -39,6 +41,21 @@ pub fn files(n: u64) -> Box<Files> {
         files: (0..n % 4).map(|i| file(n / 4 * i)).collect(),
         timeout: TimeSpan::from_secs(1),
         fetch: vec![fetch],
+        update: None,
+    })
+}
+
+/// A task that replaces the program of agents.
+pub fn update(n: u64) -> Box<Files> {
+    Box::new(Files {
+        files: Vec::new(),
+        timeout: TimeSpan::from_secs(1),
+        fetch: Vec::new(),
+        update: Some(Update {
+            version: "0.2.0".into(),
+            images: [("x86_64".to_owned(), blob(n))].into(),
+            probation: None,
+        }),
     })
 }
 

@@ -5,10 +5,11 @@ use crate::server::Server;
 use crate::users::TaskModel;
 use crate::world::{AttemptKey, Lawful, Ms};
 use sidebike::core::{Core, ExecutionView, Output, Task, TaskKey};
-use sidebike::wire::agent::Feature;
+use sidebike::wire::agent::{Assignment, Feature};
 use sidebike::wire::machine::MachineState;
 use sidebike::wire::task::{Detail, ExecutionState, Mode, TaskState};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// What the simulation knows of the hand-out of an attempt.
 pub struct HandOut<'a> {
@@ -410,10 +411,16 @@ impl Laws {
     /// An agent is handed nothing that it cannot do.
     pub fn an_agent_can_do_what_it_is_handed(
         &self,
-        detail: &Detail,
+        job: &Assignment<Arc<Detail>>,
         features: &[Feature],
     ) -> Lawful {
-        match detail.needs().find(|need| !features.contains(need)) {
+        let update = job.update.as_ref().map(|_| Feature::Update);
+        match job
+            .detail
+            .needs()
+            .chain(update)
+            .find(|need| !features.contains(need))
+        {
             Some(need) => Err(format!("an_agent_can_do_what_it_is_handed: {need:?}")),
             None => Ok(()),
         }
@@ -634,7 +641,8 @@ fn what_any_may_run_does_not_fail_where_it_cannot(
 /// Whether the message says that the agent on a machine cannot do what the task asks for.
 fn is_beyond_its_agent(msg: &str) -> bool {
     let lacks_files = msg.starts_with("agent ") && msg.contains(" cannot ");
-    lacks_files || (msg.starts_with("detail.") && msg.contains("cannot do it"))
+    let lacks_consent = msg.starts_with("update: the agent on this machine");
+    lacks_files || lacks_consent || (msg.starts_with("detail.") && msg.contains("cannot do it"))
 }
 
 /// Whether the message says that another execution has the lock.

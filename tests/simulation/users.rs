@@ -242,7 +242,11 @@ impl World {
             // The original's agents cannot do that.
             detail.env = Some([("A".to_owned(), "b".to_owned())].into());
             // The same draw, as others would change what every seed does.
-            spec.files = Some(files::files(ttl + spec.result_ttl.as_millis()));
+            let n = ttl + spec.result_ttl.as_millis();
+            spec.files = Some(match spec.mode == Mode::All && n % 3 == 0 {
+                true => files::update(n),
+                false => files::files(n),
+            });
         }
         // Older agents cannot do that.
         if rng.chance(150) {
