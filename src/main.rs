@@ -1,6 +1,5 @@
 //! Parses the command line, runs one program and reports its result as an exit code.
 
-use clap::Parser;
 #[cfg(feature = "db")]
 use sidebike::command_line::DbCommand;
 use sidebike::command_line::{CommandLine, Program};
@@ -111,6 +110,7 @@ fn main() -> ExitCode {
 /// Tries whether the agent would start with these arguments.
 #[cfg(feature = "agent")]
 fn try_start() -> ExitCode {
+    use clap::Parser;
     let own = std::env::args_os().take(1);
     let args = own
         .chain(["agent".into()])

@@ -463,7 +463,7 @@ impl Core {
                 files: files.map_or_else(Vec::new, |files| files.files.clone()),
                 files_timeout: files.map(|files| files.timeout),
                 fetch: files.map_or_else(Vec::new, |files| files.fetch.clone()),
-                update: files.and_then(|files| files.update.clone()),
+                update: { files.and_then(|files| files.update.clone()) }.map(Box::new),
             });
             let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
             if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {

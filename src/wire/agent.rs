@@ -274,7 +274,7 @@ pub struct Assignment<D> {
     pub fetch: Vec<Fetch>,
     /// The program that the agent is to run from now on. It waits for `files_timeout` at most until nothing else runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub update: Option<Update>,
+    pub update: Option<Box<Update>>,
 }
 
 /// An undo that an agent is to run although it does not hold the attempt, or has reported its end: it is owed by an
@@ -323,7 +323,7 @@ struct FlatAssignment<D> {
     #[serde(default = "Vec::new", deserialize_with = "bounded")]
     fetch: Vec<Fetch>,
     #[serde(default)]
-    update: Option<Update>,
+    update: Option<Box<Update>>,
 }
 
 impl<D> From<FlatAssignment<D>> for Assignment<D> {

@@ -243,7 +243,7 @@ impl World {
             detail.env = Some([("A".to_owned(), "b".to_owned())].into());
             // The same draw, as others would change what every seed does.
             let n = ttl + spec.result_ttl.as_millis();
-            spec.files = Some(match spec.mode == Mode::All && n % 3 == 0 {
+            spec.files = Some(match spec.mode == Mode::All && n.is_multiple_of(3) {
                 true => files::update(n),
                 false => files::files(n),
             });
