@@ -102,7 +102,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule but those about the order of what waits.
-    pub const ALL: [Rule; 31] = [
+    pub const ALL: [Rule; 32] = [
         Rule::LatePollRefused,
         Rule::MoreOnlyAfterTheLatestPoll,
         Rule::UncertainIsLost,

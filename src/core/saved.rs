@@ -23,6 +23,7 @@ use super::spec::Spec;
 use super::suspension::SavedSuspensions;
 use super::task::{Attempt, Execution, PastAttempt, Place, Target, Task};
 use super::unique::Unique;
+use super::update;
 use super::waiting::Waiting;
 use super::{Core, ExecutionKey, ScheduleKey, TaskKey, Time};
 use crate::recurrence::Zone;
@@ -349,6 +350,7 @@ impl Batch {
             () if tasks().any(is_per_machine) => 6,
             () if posted().any(|schedule| later_spec::has_per_machine(&schedule.task)) => 6,
             () if tasks().any(SavedTask::is_update) => 6,
+            () if posted().any(|schedule| update::is_update(&schedule.task)) => 6,
             () if !self.limits.is_empty() || tasks().any(is_ordered) => 5,
             () if self.suspensions.is_some() || !self.notifications.is_empty() => 5,
             () if !self.schedules.is_empty() || !self.progress.is_empty() => 5,

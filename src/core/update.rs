@@ -6,6 +6,7 @@
 use super::files::Files;
 use crate::wire::duration::TimeSpan;
 use crate::wire::files::BlobId;
+use crate::wire::schedule::TaskJson;
 use crate::wire::task::{Detail, Mode, PostedTask};
 use crate::wire::update::{MAX_PROBATION, Update, Version};
 
@@ -45,6 +46,11 @@ pub(super) fn checked(posted: &mut PostedTask) -> Result<Option<Update>, String>
     let update = update.0;
     check(&update).map_err(|why| format!("update.{why}"))?;
     Ok(Some(update))
+}
+
+/// Whether the task of a schedule replaces the program of agents.
+pub(super) fn is_update(task: &TaskJson) -> bool {
+    task.read().is_ok_and(|task| task.update.is_some())
 }
 
 fn has_any<T>(list: &Option<Vec<T>>) -> bool {
