@@ -11,6 +11,7 @@ use croner::parser::{CronParser, Seconds, Year};
 use jiff::tz::{TimeZone, TimeZoneDatabase};
 use jiff::{Timestamp, Zoned};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -46,13 +47,13 @@ const MONTHS: &[&str] = &[
     "JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC",
 ];
 const DAYS: &[&str] = &["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
-/// The five fields, the names that each may have, and an example.
-const FIELDS: [(&str, &[&str], &str); 5] = [
-    ("minute", &[], "0-59, such as */15"),
-    ("hour", &[], "0-23, such as 8-18"),
-    ("day of the month", &[], "1-31"),
-    ("month", MONTHS, "1-12 or JAN-DEC"),
-    ("day of the week", DAYS, "0-7 or SUN-SAT"),
+/// The five fields, the numbers and names that each may have, and an example.
+const FIELDS: [(&str, RangeInclusive<u32>, &[&str], &str); 5] = [
+    ("minute", 0..=59, &[], "0-59, such as */15"),
+    ("hour", 0..=23, &[], "0-23, such as 8-18"),
+    ("day of the month", 1..=31, &[], "1-31"),
+    ("month", 1..=12, MONTHS, "1-12 or JAN-DEC"),
+    ("day of the week", 0..=7, DAYS, "0-7 or SUN-SAT"),
 ];
 
 /// A time zone, and where its data come from.
@@ -192,7 +193,9 @@ impl Recurrence {
             .seconds(Seconds::Disallowed)
             .year(Year::Disallowed)
             .build();
-        let cron = { parser.parse(fields) }.map_err(|why| format!("cron: {fields:?}: {why}"))?;
+        let cron = { parser.parse(fields) }.map_err(|_| {
+            format!("cron: {fields:?} has a range that ends before it begins; write it as two, such as FRI-SAT,SUN-MON")
+        })?;
         Ok(Recurrence {
             kind: Kind::Cron(Box::new(cron)),
             zone,
@@ -260,20 +263,25 @@ fn check_fields(fields: &str) -> Result<(), String> {
             given.len()
         ));
     }
-    for (field, (what, names, example)) in given.iter().zip(FIELDS) {
+    for (field, (what, numbers, names, example)) in given.iter().zip(FIELDS) {
+        let digits = |word: &str| {
+            let is_number = !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
+            is_number.then(|| word.parse().unwrap_or(u32::MAX))
+        };
         let is_known = |word: &str| {
-            let is_number = word.bytes().all(|b| b.is_ascii_digit());
             let is_name = names.iter().any(|name| name.eq_ignore_ascii_case(word));
-            !word.is_empty() && (is_number || is_name)
+            digits(word).is_some_and(|number| numbers.contains(&number)) || is_name
         };
         let is_item = |item: &str| {
             let (range, step) = match item.split_once('/') {
                 Some((range, step)) => (range, Some(step)),
                 None => (item, None),
             };
-            let is_step = step.is_none_or(|step| step.bytes().all(|b| b.is_ascii_digit()));
+            let is_step = step.is_none_or(|step| digits(step).is_some_and(|step| step > 0));
             let is_range = range == "*" || range.splitn(2, '-').all(is_known);
-            is_range && is_step && step != Some("")
+            // A step of one number would mean nothing, or until the end: each program has it otherwise.
+            let has_range = step.is_none() || range == "*" || range.contains('-');
+            is_range && is_step && has_range
         };
         if !field.split(',').all(is_item) {
             return Err(format!(

@@ -22,6 +22,9 @@ pub struct Args {
     /// The file with the tasks; - reads standard input
     #[arg(value_name = "FILE")]
     file: String,
+    /// Only show what would become of each; nothing is submitted
+    #[arg(long)]
+    dry_run: bool,
     /// Print the tasks as JSON
     #[arg(long)]
     json: bool,
@@ -46,12 +49,25 @@ pub fn run(args: Args) -> CommandResult {
             )));
         }
     };
-    let tasks = args.server.client()?.submit_all(&list)?;
+    let tasks = args.server.client()?.submit_all(&list, args.dry_run)?;
     if args.json {
         print_json(&tasks)?;
         return Ok(0);
     }
     let mut out = io::stdout().lock();
+    if args.dry_run {
+        for (n, task) in tasks.iter().enumerate() {
+            let machines = task.assignees.join(", ");
+            let name = sanitize(&task.name);
+            let words = format!(
+                "tasks[{n}] {name}: {} {}",
+                task.state.word(),
+                sanitize(&machines)
+            );
+            writeln!(out, "{}", words.trim_end())?;
+        }
+        return Ok(0);
+    }
     for task in &tasks {
         writeln!(out, "{}", sanitize(&task.id))?;
     }

@@ -127,9 +127,10 @@ impl Client {
         )
     }
 
-    /// Submits all tasks of a list, or none.
-    pub fn submit_all(&self, list: &Value) -> Result<Vec<Task>, CallError> {
-        self.change("submit the tasks", "tasks", list)
+    /// Submits all tasks of a list, or none; or only finds out what would become of them.
+    pub fn submit_all(&self, list: &Value, is_dry: bool) -> Result<Vec<Task>, CallError> {
+        let path = if is_dry { "tasks?dryRun=1" } else { "tasks" };
+        self.change("submit the tasks", path, list)
     }
 
     /// The path of a call about a group.

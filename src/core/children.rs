@@ -131,19 +131,22 @@ impl Core {
         let mut bytes = spec.kept_bytes();
         for child in &spec.children {
             let child_id = child.id(prefix);
-            self.check_unused(&child_id, &own_prefix(child.on, prefix))?;
+            let field = Child::field(child.on);
+            let unused = self.check_unused(&child_id, &own_prefix(child.on, prefix));
+            unused.map_err(|_| {
+                Refusal::Conflict(format!("{field}.id: {child_id:?} is taken by another task"))
+            })?;
             if ids.contains(&child_id) {
-                let field = Child::field(child.on);
                 return Err(Refusal::Conflict(format!(
                     "{field}.id: {child_id:?} is given twice"
                 )));
             }
             ids.push(child_id);
-            self.check_halt(child.spec.detail.undo.is_some())?;
-            self.check_notify(&child.spec)?;
-            self.check_named_limits(&child.spec.limits)?;
+            let allowed = { self.check_halt(child.spec.detail.undo.is_some()) }
+                .and_then(|()| self.check_notify(&child.spec))
+                .and_then(|()| self.check_named_limits(&child.spec.limits));
+            allowed.map_err(|why| why.within(field))?;
             if child.spec.unique.is_some() {
-                let field = Child::field(child.on);
                 return Err(Refusal::Impossible(format!(
                     "{field}.uniqueKey: does not go with a task that begins with the end of another one"
                 )));

@@ -326,7 +326,10 @@ impl Core {
                 let mut live = meant;
                 live.retain(|key| self.machine(*key).is_live());
                 Preview {
-                    refusal: Some(refusal.to_string()),
+                    refusal: Some(
+                        self.naming(spec.id.as_deref(), spec.unique.as_deref(), refusal)
+                            .to_string(),
+                    ),
                     matched: live.len() as u32,
                     spared: targets(&live),
                     ..preview

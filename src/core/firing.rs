@@ -330,7 +330,14 @@ impl Core {
                 self.keep_within_limits();
                 Fire::Fired(task)
             }
-            Err(refusal) => Fire::Refused(refusal),
+            Err(Refusal::Joins(holder)) => {
+                let id = self.tasks.get(&holder).map_or("", |task| &*task.id);
+                Fire::Skipped(format!("it joins task {id}, which has its uniqueKey"))
+            }
+            Err(refusal) => {
+                let unique = { self.schedules.of(key).plan.spec.unique.as_deref() };
+                Fire::Refused(self.naming(None, unique, refusal))
+            }
         }
     }
 

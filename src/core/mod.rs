@@ -119,12 +119,15 @@ mod probes;
 #[cfg(test)]
 mod probes_tests;
 mod query;
+mod refusals;
 mod report;
 mod restored;
 mod retention;
 mod rollout;
 mod saved;
 mod schedule;
+#[cfg(test)]
+mod schedule_tests;
 mod schedules;
 mod selector;
 mod settle;
@@ -167,6 +170,7 @@ pub use self::plan::{MAX_SCHEDULE_ID_BYTES, Plan, check_schedule_id};
 pub use self::probe_data::CheckedProbe;
 pub use self::probe_runs::check_probe_results;
 pub use self::query::{Histogram, Stats, TaskPage, TaskQuery};
+pub use self::refusals::within;
 pub use self::report::check_report;
 pub use self::saved::{
     Batch, OutputChange, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedTask,

@@ -8,6 +8,7 @@
 //! set, and passes over those that are exhausted, however many wait. Who is woken when a place becomes free is in
 //! `limit_queues.rs`.
 
+use super::counting::{MAX_NAMED, first_named};
 use super::invariants::Rule;
 use super::limit_queues::Heads;
 use super::spec::{check_text, shown};
@@ -345,7 +346,7 @@ impl Core {
         self.limit(name)
     }
 
-    /// Removes a limit. Refused with [`Refusal::Conflict`] while tasks that have not ended name it.
+    /// Removes a limit. Refused with [`Refusal::Conflict`] while tasks that have not ended, or schedules, name it.
     pub fn remove_limit(&mut self, name: &str) -> Result<(), Refusal> {
         let key = self.limit_key(name)?;
         let limit = &self.named_limits.limits[&key];
@@ -354,6 +355,16 @@ impl Core {
         if tasks > 0 {
             return Err(Refusal::Conflict(format!(
                 "limit {name:?} is named by {tasks} tasks that have not ended; cancel them first, or set it higher"
+            )));
+        }
+        let schedules: Vec<&str> = self
+            .schedules_with_limit(name)
+            .take(MAX_NAMED + 1)
+            .collect();
+        if !schedules.is_empty() {
+            return Err(Refusal::Conflict(format!(
+                "limit {name:?} is named by the task of a schedule: {}; change or delete that first, or set it higher",
+                first_named(&schedules)
             )));
         }
         let dry = { limit.bucket.as_ref() }.and_then(|bucket| bucket.dry_until);

@@ -149,9 +149,10 @@ impl Plan {
         is_within.then_some(next)
     }
 
-    /// The last time before another one.
+    /// The last time before another one, within the bounds.
     pub(super) fn last_before(&self, time: Time) -> Option<Time> {
-        self.recurrence.last_before(time.0).map(Time)
+        let end = { self.until }.map_or(time, |until| time.min(Time(until.0.saturating_add(1))));
+        self.recurrence.last_before(end.0).map(Time)
     }
 
     /// A time as it is shown.
@@ -165,7 +166,7 @@ impl Plan {
     /// The next firings after a time.
     pub fn preview(&self, wall: Time) -> Vec<BothTimes> {
         let begin = self.from.map_or(wall, |from| from.before().max(wall));
-        self.following(Some(begin), u64::MAX)
+        self.following(Some(begin), self.posted.times.unwrap_or(u64::MAX))
     }
 
     pub(super) fn following(&self, position: Option<Time>, left: u64) -> Vec<BothTimes> {
@@ -202,6 +203,14 @@ impl Plan {
         self.posted.keep.unwrap_or(DEFAULT_KEEP) as usize
     }
 
+    /// When it fires, for the audit.
+    pub fn times_in_words(&self) -> String {
+        match (&self.posted.cron, self.posted.every) {
+            (Some(cron), _) => format!("cron {cron}, {}", Plan::zone_name(&self.posted)),
+            (None, every) => format!("every {}", every.unwrap_or_default()),
+        }
+    }
+
     /// What it takes of memory, in bytes, roughly.
     pub fn kept_bytes(&self) -> usize {
         self.posted.task.text().len() + self.spec.kept_bytes()
@@ -213,8 +222,7 @@ impl Plan {
         match (self.posted.start_deadline, self.catch_up()) {
             (Some(deadline), _) => time.plus(deadline),
             (None, CatchUp::All) => at_most,
-            (None, _) => { self.recurrence.next(time.0) }
-                .map_or(at_most, |next| at_most.min(Time(next).before())),
+            (None, _) => { self.next(time) }.map_or(at_most, |next| at_most.min(next.before())),
         }
     }
 

@@ -186,10 +186,11 @@ impl Schedule {
     /// What is to be done now. `awake_since` is since when the server has run without a pause: what was due before that
     /// is made up for, or not, as the schedule says.
     pub fn step(&self, wall: Time, awake_since: Time, is_busy: bool) -> Step {
-        if self.progress.paused.is_some() || self.progress.stopped.is_some() {
+        if self.progress.stopped.is_some() {
             return Step::Wait(None);
         }
-        let next = self.next;
+        // In a pause only what somebody has fired by hand goes on.
+        let next = self.next.filter(|_| self.progress.paused.is_none());
         if let Some(waiting) = &self.progress.waiting {
             if wall > waiting.deadline {
                 return Step::GiveUp;
@@ -300,7 +301,7 @@ impl Schedule {
         }
     }
 
-    /// Stops firing until it is resumed. A firing that waits is left out.
+    /// Stops firing until it is resumed. A firing that waits is left out; one that is fired by hand later is not.
     pub fn pause(&mut self, why: &str) {
         self.drop_waiting("the schedule was paused before it could start");
         self.progress.paused = Some(why.into());

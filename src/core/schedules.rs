@@ -4,6 +4,7 @@
 //! Schedules go by the wall clock, which may be set; everything else in the core goes by a clock that never goes back.
 //! To add an operation: here; to add a field: `schedule.rs` says how.
 
+use super::children::Child;
 use super::firing::Fire;
 use super::plan::Plan;
 use super::schedule::{Firings, Progress, Schedule, Step};
@@ -219,6 +220,29 @@ impl Core {
             ));
         }
         Ok(())
+    }
+
+    /// Refuses a schedule whose task, or a child of it, names a limit that is not there.
+    pub fn check_limits_of(&self, plan: &Plan) -> Result<(), Refusal> {
+        let checked = self.check_named_limits(&plan.spec.limits);
+        checked.map_err(|why| why.within("task"))?;
+        plan.spec.children.iter().try_for_each(|child| {
+            let checked = self.check_named_limits(&child.spec.limits);
+            checked.map_err(|why| why.within(&format!("task.{}", Child::field(child.on))))
+        })
+    }
+
+    /// The schedules whose tasks name a limit.
+    pub(super) fn schedules_with_limit(&self, name: &str) -> impl Iterator<Item = &str> {
+        let all = self.schedules.all.values();
+        let named = all.filter(move |schedule| {
+            let spec = &schedule.plan.spec;
+            let children = spec.children.iter().flat_map(|child| &*child.spec.limits);
+            { spec.limits.iter() }
+                .chain(children)
+                .any(|limit| **limit == *name)
+        });
+        named.map(|schedule| &*schedule.progress.id)
     }
 
     /// Deletes a schedule. What it has fired goes on.

@@ -26,6 +26,7 @@ impl FromStr for Moment {
 
     fn from_str(text: &str) -> Result<Self, String> {
         const EXPECTED: &str = "expected a time such as \"2026-12-24T18:00:00+01:00\" or \"2026-12-24T17:00:00Z\" (RFC 3339)";
+        const OUTSIDE: &str = "must lie between the years 1970 and 2200";
         let upper = text.to_ascii_uppercase();
         let parse = |local: &str| humantime::parse_rfc3339(&format!("{local}Z"));
         let (local, offset) = match upper.strip_suffix('Z') {
@@ -39,8 +40,21 @@ impl FromStr for Moment {
                 _ => (&*upper, None),
             },
         };
-        let Ok(time) = parse(local) else {
-            return Err(EXPECTED.into());
+        let time = match parse(local) {
+            Ok(time) => time,
+            // The same time of the day in a year that can be read: then only the year is wrong.
+            Err(_)
+                if offset.is_some()
+                    && local.get(..4).is_some_and(|it| {
+                        *it < *"1970" && it.bytes().all(|b| b.is_ascii_digit())
+                    })
+                    && local
+                        .get(4..)
+                        .is_some_and(|rest| parse(&format!("2000{rest}")).is_ok()) =>
+            {
+                return Err(OUTSIDE.into());
+            }
+            Err(_) => return Err(EXPECTED.into()),
         };
         let Some(offset) = offset else {
             return Err(format!(
@@ -52,7 +66,7 @@ impl FromStr for Moment {
         let ms = u64::try_from(ms.saturating_sub(offset * MINUTE_MS)).ok();
         ms.filter(|ms| *ms < END_MS)
             .map(Moment)
-            .ok_or_else(|| "must lie between the years 1970 and 2200".into())
+            .ok_or_else(|| OUTSIDE.into())
     }
 }
 

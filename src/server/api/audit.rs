@@ -2,7 +2,7 @@
 
 use super::access::Caller;
 use crate::config::AuditTarget;
-use crate::core::{Spec, Task};
+use crate::core::{Plan, Spec, Task};
 use crate::server::http::Request;
 use crate::wire::sweep::Swept;
 use log::{Level, info, log_enabled, warn};
@@ -44,6 +44,8 @@ enum What {
     Machines(u32, Vec<Arc<str>>),
     /// The suspension of these machines, for this reason.
     Suspension(Box<str>, Box<str>),
+    /// What the path names is this from now on, and the command of a schedule.
+    Set(Box<str>, Option<Box<str>>),
     /// A file.
     Blob(Arc<ChangedBlob>),
 }
@@ -131,6 +133,19 @@ impl Change {
         Change(What::Machines(number, labels))
     }
 
+    /// The limit that the path names is this from now on, in words.
+    pub fn of_limit(set: &str) -> Self {
+        Change(What::Set(set.into(), None))
+    }
+
+    /// The schedule that the path names is this from now on.
+    pub fn of_schedule(plan: &Plan) -> Self {
+        Change(What::Set(
+            plan.times_in_words().into(),
+            Some(command(&plan.spec).into()),
+        ))
+    }
+
     /// A change of the suspension with this pattern.
     pub fn of_suspension(pattern: &str, reason: &str) -> Self {
         let cut = |text: &str| text[..text.floor_char_boundary(MAX_COMMAND_BYTES)].into();
@@ -189,6 +204,9 @@ struct Line<'a> {
     changed: Option<u32>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tasks: Vec<&'a str>,
+    /// What the limit or schedule that the call names is now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    set: Option<&'a str>,
     #[serde(rename = "machinePattern", skip_serializing_if = "Option::is_none")]
     machine_pattern: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -220,6 +238,7 @@ impl Record {
 
     fn line(&self, status: u16, changed: Option<&Changed>) -> Option<String> {
         let (mut filtered, mut suspension, mut blob) = (None, None, None);
+        let mut set = None;
         let mut machines = changed.map_or(&[][..], |changed| &changed.machines);
         let mut matched = changed.map(|changed| changed.matched);
         match &self.change.0 {
@@ -227,6 +246,7 @@ impl Record {
             What::Blob(changed) => blob = Some(&**changed),
             What::Filtered(change) => filtered = Some(change),
             What::Machines(number, labels) => (machines, matched) = (labels, Some(*number)),
+            What::Set(words, command) => set = Some((&**words, command.as_deref())),
             What::Suspension(pattern, reason) => suspension = Some((&**pattern, &**reason)),
         }
         let done = filtered.and_then(|filtered| filtered.done.get());
@@ -239,7 +259,8 @@ impl Record {
             task: changed.map(|changed| &*changed.task),
             matched,
             machines: machines.iter().map(|label| &**label).collect(),
-            command: changed.map(|changed| command(&changed.spec)),
+            command: { changed.map(|changed| command(&changed.spec)) }
+                .or_else(|| set.and_then(|(_, command)| command.map(str::to_owned))),
             user: changed.and_then(|changed| changed.spec.detail.user.as_deref()),
             files: { changed.iter() }
                 .flat_map(|changed| changed.spec.files.as_deref())
@@ -254,6 +275,7 @@ impl Record {
             tasks: done.map_or_else(Vec::new, |(_, ids)| {
                 ids.iter().map(String::as_str).collect()
             }),
+            set: set.map(|(words, _)| words),
             machine_pattern: suspension.map(|(pattern, _)| pattern),
             reason: suspension
                 .map(|(_, reason)| reason)

@@ -1,15 +1,24 @@
 //! Calls about limits with a name.
 
+use super::audit::Change;
 use super::call::{Call, Handled};
 use super::parse::body;
-use crate::core::checked_limit;
+use crate::core::{Refusal, checked_limit};
 use crate::server::answers::{bad, not_safe, ok, refused};
-use crate::wire::limit::PostedLimit;
+use crate::wire::limit::{Limit, PostedLimit};
 use crate::wire::strict_object::StrictObject;
 
 /// The limit that the path names.
 fn name<'a>(call: &'a Call<'_>) -> &'a str {
     call.request.path.last().map_or("", |part| &**part)
+}
+
+/// What a limit allows, for the audit.
+fn in_words(limit: &Limit) -> String {
+    let parts = [("running", limit.running), ("perMinute", limit.per_minute)];
+    let parts = parts.map(|(field, most)| most.map(|most| format!("{field} {most}")));
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    parts.join(", ")
 }
 
 /// `PUT /api/v1/limit/{name}`.
@@ -18,8 +27,17 @@ pub fn set(call: Call<'_>) -> Handled {
     let name = name(&call);
     let allowed = checked_limit(name, &posted).map_err(bad)?;
     let store = &call.server.store;
-    let set = store.change_safely(|core, now| core.set_limit(now, name, allowed));
-    Ok(Some(ok(set.map_err(not_safe)?.map_err(refused)?)))
+    let set = store.change_safely(|core, now| {
+        let before = core.limit(name).ok();
+        Ok::<_, Refusal>((before, core.set_limit(now, name, allowed)?))
+    });
+    let (before, set) = set.map_err(not_safe)?.map_err(refused)?;
+    let was = before.map_or_else(
+        || "new".into(),
+        |before| format!("was {}", in_words(&before)),
+    );
+    *call.change = Change::of_limit(&format!("{} ({was})", in_words(&set)));
+    Ok(Some(ok(set)))
 }
 
 /// `GET /api/v1/limit/{name}`.
@@ -38,7 +56,12 @@ pub fn list(call: Call<'_>) -> Handled {
 pub fn remove(call: Call<'_>) -> Handled {
     let name = name(&call);
     let store = &call.server.store;
-    let removed = store.change_safely(|core, _| core.remove_limit(name));
-    removed.map_err(not_safe)?.map_err(refused)?;
+    let removed = store.change_safely(|core, _| {
+        let before = core.limit(name)?;
+        core.remove_limit(name)?;
+        Ok::<_, Refusal>(before)
+    });
+    let before = removed.map_err(not_safe)?.map_err(refused)?;
+    *call.change = Change::of_limit(&format!("gone (was {})", in_words(&before)));
     Ok(Some(ok(())))
 }

@@ -55,7 +55,8 @@ impl Server {
         let known = |text: &SelectorText| self.store.ask(|core| core.selector(text));
         let spec = Spec::checked(task, &self.texts, known);
         let spec = spec.map_err(|why| bad(format!("task.{why}")))?;
-        { self.store.ask(|core| core.check_notify(&spec)) }.map_err(refused)?;
+        { self.store.ask(|core| core.check_notify(&spec)) }
+            .map_err(|why| refused(why.within("task")))?;
         let zone = Zone::named(Plan::zone_name(&posted));
         let zone = zone.map_err(|why| answers::error(422, &why))?;
         let wall = self.store.wall();
@@ -264,6 +265,9 @@ pub fn put(call: Call<'_>) -> Handled {
     let Posted(posted): Posted<PostedSchedule> = body(&call, "the schedule")?;
     let (server, id) = (call.server, id_of(&call));
     let plan = server.planned(id, posted)?;
+    // Not for those of the file: a server that starts anew has no limit yet.
+    let checked = server.store.ask(|core| core.check_limits_of(&plan));
+    checked.map_err(refused)?;
     if is_dry {
         return Ok(Some(answers::ok(SchedulePreview {
             time_zone_data: plan.zone_data().to_owned(),
@@ -276,6 +280,7 @@ pub fn put(call: Call<'_>) -> Handled {
         made_by: made_by.as_deref(),
         seed: &seed,
     };
+    *call.change = Change::of_schedule(&plan);
     change(call, |core, now| core.put_schedule(now, &new, plan))
 }
 
