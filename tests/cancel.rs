@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::http::request;
 use common::{Agent, Folder, Server, id, is_gone, task, wait_for, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -272,4 +273,45 @@ fn where_there_is_nothing_to_rerun_it_says_so() {
     assert_eq!(refused.status, 422);
     assert!(refused.msg().contains("machines"), "{}", refused.msg());
     assert_eq!(server.metric("sidebike_tasks_submitted_total"), 3);
+}
+
+#[test]
+fn a_task_of_many_executions_is_canceled_in_slices_with_those_that_wait_for_it() {
+    let folder = Folder::new();
+    let mut server = Server::with(&["--db", &folder.file("db")]);
+    let running = server.agent("m");
+    let mut connection = server.connect();
+    for n in 0..450 {
+        let poll = json!({"instance": format!("{n:08x}"), "seq": 1, "label": "m-queued",
+            "host": "h", "version": "1", "jobs": 1, "wait": 0, "holds": []});
+        let poll = request(
+            "POST",
+            "/api/v1/agent/poll",
+            "",
+            poll.to_string().as_bytes(),
+        );
+        connection.send(&poll);
+        connection.read().data();
+    }
+    server.expect(&[&running]);
+    let task = |id: &str, after: Value| {
+        json!({
+            "id": id, "machinePattern": "^m", "after": after,
+            "detail": {"command": "exec sleep 600"}
+        })
+    };
+    server.submit(task("many", json!([])));
+    server.submit(task("next", json!([{"task": "many", "on": "ended"}])));
+    server.when("many", "running", 1);
+    let canceled = server.post("/api/v1/task/many/cancel?dependents=1", &json!(null));
+    assert_eq!(canceled.status, 200, "{}", canceled.text());
+    assert_eq!(canceled.data()["counts"]["queued"], 0);
+    assert_eq!(canceled.data()["counts"]["delivered"], 0);
+    let many = server.finished("many");
+    assert_eq!(many["counts"]["canceled"], 451, "{}", many["counts"]);
+    assert_eq!(many["state"], "canceled");
+    assert_eq!(server.finished("next")["state"], "canceled");
+    server.process.kill_9();
+    server = Server::with(&["--db", &folder.file("db")]);
+    assert_eq!(server.task("many")["counts"]["canceled"], 451);
 }

@@ -486,3 +486,25 @@ fn the_summary_says_what_waits_and_for_what() {
     let (_, text) = sidebike(&server, &["info"]);
     assert!(text.starts_with("suspended: ^m$: why"), "{text}");
 }
+
+#[test]
+fn a_task_says_that_the_machines_which_match_take_no_work() {
+    let server = Server::start();
+    let mut agent = Puppet::new(&server, 1, "m");
+    suspend(
+        &server,
+        json!({"machinePattern": "^m$", "reason": "disk swap"}),
+    );
+    let any = json!({"machinePattern": "^m$", "mode": "any", "detail": {"command": "true"}});
+    let any = server.submit(any);
+    assert_eq!(
+        server.task(id(&any))["msg"],
+        "waits: ^m$ is suspended: disk swap"
+    );
+    lift(&server);
+    tell(&server, "m", "drain");
+    agent.poll(json!([]), json!([]));
+    let all = server.submit(json!({"machinePattern": "^m$", "detail": {"command": "true"}}));
+    let msg = "no machine that matches takes work now, 1 draining and 0 offline; it goes to the first that does within its ttl";
+    assert_eq!(server.task(id(&all))["msg"], msg);
+}

@@ -706,3 +706,122 @@ fn the_command_line_cancels_and_reruns_many_after_a_question() {
         assert_eq!(sidebike(&server, wrong).code, 2, "{wrong:?}");
     }
 }
+
+#[test]
+fn a_refusal_of_a_list_says_what_is_in_the_way() {
+    let server = Server::start();
+    let task = |fields: Value| {
+        let mut task = json!({"machinePattern": "nobody", "detail": {"command": "true"}});
+        for (field, value) in fields.as_object().unwrap() {
+            task[field] = value.clone();
+        }
+        task
+    };
+    server.submit(task(json!({"id": "old", "uniqueKey": "held"})));
+    let child = json!({"id": "child", "detail": {"command": "true"}});
+    for (list, msg) in [
+        (
+            json!([task(json!({})), task(json!({"uniqueKey": "held"}))]),
+            "tasks[1].uniqueKey: \"held\" is held by task old",
+        ),
+        (
+            json!([
+                task(json!({"uniqueKey": "k"})),
+                task(json!({"uniqueKey": "k"}))
+            ]),
+            "tasks[1].uniqueKey: is given twice, tasks[0] has it, too",
+        ),
+        (
+            json!([
+                task(json!({})),
+                task(json!({"onEnd": child})),
+                task(json!({"id": "child"}))
+            ]),
+            "tasks[2].id: is given twice, tasks[1] has it, too",
+        ),
+        (
+            json!([task(
+                json!({"onEnd": {"id": "old", "detail": {"command": "true"}}})
+            )]),
+            "tasks[0].onEnd.id: \"old\" is taken by another task",
+        ),
+        (
+            json!([task(
+                json!({"onEnd": {"limits": ["no"], "detail": {"command": "true"}}})
+            )]),
+            "tasks[0].onEnd.limits: there is no limit",
+        ),
+    ] {
+        let reply = server.post("/api/v1/tasks", &list);
+        assert!(reply.msg().starts_with(msg), "{}", reply.msg());
+        assert!(matches!(reply.status, 409 | 422), "{}", reply.status);
+    }
+    assert_eq!(
+        server.get("/api/v1/task").data().as_array().unwrap().len(),
+        1
+    );
+}
+
+#[test]
+fn a_list_is_tried_without_being_submitted() {
+    let folder = Folder::new();
+    let server = Server::with(&["--db", &folder.file("db")]);
+    let _agent = server.agent("m");
+    let list = json!([
+        {"id": "a", "machinePattern": "^m$", "detail": {"command": "true"}},
+        {"id": "b", "machinePattern": "^m$", "after": [{"task": "a"}], "detail": {"command": "true"}},
+    ]);
+    let tried = server.post("/api/v1/tasks?dryRun=1", &list);
+    assert_eq!(
+        (tried.status, &*tried.msg()),
+        (200, "dry run: nothing was submitted")
+    );
+    let tried = tried.data();
+    assert_eq!(tried[0]["assignees"], json!(["m"]), "{tried}");
+    assert_eq!(tried[1]["state"], "blocked", "{tried}");
+    assert_eq!(server.get("/api/v1/task").data(), json!([]));
+    assert_eq!(server.metric("sidebike_tasks_submitted_total"), 0);
+    let mut wrong = list.clone();
+    wrong[1]["expect"] = json!(7);
+    wrong[1].as_object_mut().unwrap().remove("after");
+    let refused = server.post("/api/v1/tasks?dryRun=1", &wrong);
+    assert_eq!(refused.status, 409);
+    assert!(
+        refused.msg().starts_with("tasks[1].expect"),
+        "{}",
+        refused.msg()
+    );
+    assert_eq!(server.post("/api/v1/tasks", &list).status, 200);
+    assert_eq!(server.finished("b")["state"], "succeeded");
+
+    let file = folder.file("tasks.json");
+    std::fs::write(
+        &file,
+        r#"[{"machinePattern": "^m$", "name": "c", "detail": {"command": "true"}}]"#,
+    )
+    .unwrap();
+    let said = sidebike(&server, &["submit", "--dry-run", &file]);
+    assert_eq!(said.out, "tasks[0] c: running m\n");
+    assert_eq!(
+        server.get("/api/v1/task").data().as_array().unwrap().len(),
+        2
+    );
+}
+
+#[test]
+fn what_is_run_again_is_queued_in_the_order_in_which_it_was() {
+    let server = Server::start();
+    for n in 0..5 {
+        let task = json!({
+            "name": format!("t{n}"), "group": "g", "mode": "any", "machinePattern": "^later$",
+            "detail": {"command": "true"}
+        });
+        server.submit(task);
+    }
+    server.post("/api/v1/group/g/cancel", &json!(null));
+    let rerun = server.post("/api/v1/rerun?group=g", &json!(null)).data();
+    let names: Vec<&str> = { rerun["shown"].as_array().unwrap().iter() }
+        .map(|task| task["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["t0", "t1", "t2", "t3", "t4"]);
+}

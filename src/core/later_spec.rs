@@ -3,6 +3,7 @@
 
 use super::after::Parent;
 use super::children::Child;
+use super::refusals::within;
 use super::selector::Selector;
 use super::spec::{Spec, check_above_zero, check_count};
 use super::{TextLimits, Time};
@@ -96,7 +97,7 @@ pub(super) fn checked_children(
             ));
         }
         let spec =
-            checked_child(child.0, parent, limits).map_err(|why| format!("{field}.{why}"))?;
+            checked_child(child.0, parent, limits).map_err(|why| within(field, &why))?;
         Ok(Child {
             on,
             spec: Arc::new(spec),

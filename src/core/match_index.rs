@@ -478,6 +478,11 @@ impl MatchIndex {
         known.unwrap_or_else(|| self.add_entry(selector))
     }
 
+    /// The key of a selector, if it is known. It is not used by that.
+    pub fn key_if_known(&self, selector: &Selector) -> Option<SelectorKey> {
+        self.selector_keys.get(selector.text()).copied()
+    }
+
     fn known_key(&mut self, selector: &Selector) -> Option<SelectorKey> {
         let key = self.selector_keys.get(selector.text()).copied()?;
         self.clock += 1;

@@ -56,6 +56,14 @@ pub struct Suspension {
 }
 
 impl Suspension {
+    /// What waits because of it says so.
+    fn in_words(&self) -> String {
+        match &*self.reason {
+            "" => format!("waits: {} is suspended", self.pattern),
+            reason => format!("waits: {} is suspended: {reason}", self.pattern),
+        }
+    }
+
     /// As the API answers it.
     pub fn answer(&self) -> wire::Suspension {
         wire::Suspension {
@@ -564,19 +572,21 @@ impl Core {
 
     /// What a waiting execution waits for, if that is a suspension.
     pub(super) fn waits_for_suspension(&self, key: ExecutionKey) -> Option<String> {
-        let suspension = match self.execution(key).place {
-            Place::Inbox(machine) => self.suspension_of(machine)?,
+        match self.execution(key).place {
+            Place::Inbox(machine) => Some(self.suspension_of(machine)?.in_words()),
             Place::Selector(selector) => {
                 self.match_index.entry(selector).frozen_since?;
-                let mut machines = self.machines_of(selector).take(MAX_EXAMINED);
-                machines.find_map(|machine| self.suspension_of(machine))?
+                self.suspension_among(selector)
             }
-            Place::Nowhere | Place::Active(_) => return None,
-        };
-        Some(match &*suspension.reason {
-            "" => format!("waits: {} is suspended", suspension.pattern),
-            reason => format!("waits: {} is suspended: {reason}", suspension.pattern),
-        })
+            Place::Nowhere | Place::Active(_) => None,
+        }
+    }
+
+    /// A suspension that means one of the machines that a selector means.
+    pub(super) fn suspension_among(&self, selector: SelectorKey) -> Option<String> {
+        let mut machines = self.machines_of(selector).take(MAX_EXAMINED);
+        let suspension = machines.find_map(|machine| self.suspension_of(machine))?;
+        Some(suspension.in_words())
     }
 
     /// A machine that no suspension means is not suspended for ever, and each timer is set that is needed.

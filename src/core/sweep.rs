@@ -46,6 +46,15 @@ pub struct Meant {
 }
 
 impl Meant {
+    /// One task.
+    pub fn one(key: TaskKey) -> Meant {
+        Meant {
+            tasks: vec![key],
+            is_complete: true,
+            ..Meant::default()
+        }
+    }
+
     /// Whether all are found.
     pub fn is_complete(&self) -> bool {
         self.is_complete
@@ -89,6 +98,12 @@ impl Sweep {
             skipped: BTreeMap::new(),
             changed: Vec::new(),
         }
+    }
+
+    /// Begins with the oldest: what is run again is queued in the order in which it was.
+    pub fn oldest_first(mut self) -> Sweep {
+        self.tasks.reverse();
+        self
     }
 
     /// What it has done.
@@ -291,7 +306,8 @@ impl Core {
                     sweep.changed.push(new);
                 }
                 Err(refusal) => {
-                    let why = refusal
+                    let unique = task.spec.unique.as_deref();
+                    let why = { self.naming(None, unique, refusal) }
                         .to_string()
                         .replace(&format!("task {}", task.id), "it");
                     sweep.skip(&task, &why);

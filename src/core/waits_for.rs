@@ -3,12 +3,14 @@
 //! It is found out when somebody looks at one task, under the lock, so all of it is bounded. To add a reason: a line in
 //! `why_it_waits`, in the order in which the reasons have to go away.
 
+use super::match_index::SelectorKey;
 use super::named_limits::SetKey;
 use super::order::Turn;
 use super::task::{Place, Waits};
 use super::{Core, ExecutionKey, TaskKey};
+use crate::wire::machine::MachineState;
 use crate::wire::order::Position;
-use crate::wire::task::ExecutionState;
+use crate::wire::task::{ExecutionState, TaskState};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -49,6 +51,15 @@ impl Core {
                 msg: msg.into(),
             });
         }
+        if task.state() == TaskState::Waiting && !task.is_any() {
+            let msg = self
+                .why_none_is_meant(self.match_index.key_if_known(&task.spec.selector)?)?
+                .into();
+            return Some(WaitsFor {
+                position: None,
+                msg,
+            });
+        }
         let execution = ExecutionKey { task: key, n: 0 };
         let first = task.executions.first().filter(|_| task.is_any())?;
         if first.state != ExecutionState::Queued {
@@ -73,13 +84,15 @@ impl Core {
     }
 
     /// Why what any machine may run is not handed out now.
-    fn why_it_waits(&self, key: TaskKey, selector: super::SelectorKey) -> Option<String> {
+    fn why_it_waits(&self, key: TaskKey, selector: SelectorKey) -> Option<String> {
         let task = self.task(key);
         let machines = self.machines_of(selector).take(MAX_MACHINES);
-        let (mut known, mut live) = (0, 0);
-        for machine in machines {
+        let (mut known, mut live, mut suspended) = (0, 0, 0);
+        for key in machines {
             known += 1;
-            live += usize::from(self.machine(machine).is_live());
+            let is_live = self.machine(key).is_live();
+            live += usize::from(is_live);
+            suspended += usize::from(is_live && self.is_suspended(key));
         }
         let many = if known == MAX_MACHINES {
             " or more"
@@ -97,6 +110,11 @@ impl Core {
                 "none of the {known}{many} machines that match is online"
             ));
         }
+        if suspended == live
+            && let Some(why) = self.suspension_among(selector)
+        {
+            return Some(why);
+        }
         if let Some(why) = self.named_limits.why_exhausted(task.limit_set) {
             return Some(why);
         }
@@ -105,9 +123,27 @@ impl Core {
         ))
     }
 
+    /// Why a task for all machines that match has none: those that there are take no work. None if there is none.
+    fn why_none_is_meant(&self, selector: SelectorKey) -> Option<String> {
+        let machines = self.machines_of(selector).take(MAX_MACHINES);
+        let (mut draining, mut offline) = (0, 0);
+        for key in machines {
+            match self.machine(key).state {
+                MachineState::Draining => draining += 1,
+                MachineState::Offline => offline += 1,
+                MachineState::Online => {}
+            }
+        }
+        (draining + offline > 0).then(|| {
+            format!(
+                "no machine that matches takes work now, {draining} draining and {offline} offline; it goes to the first that does within its ttl"
+            )
+        })
+    }
+
     /// Where something stands among what is handed out before it: all that waits for any machine, under a selector that
     /// shares machines with its own. Of what counts for exhausted limits, only that which counts for the same.
-    fn position_of(&self, turn: Turn, selector: super::SelectorKey, set: SetKey) -> Position {
+    fn position_of(&self, turn: Turn, selector: SelectorKey, set: SetKey) -> Position {
         let index = &self.match_index;
         let traits = index.entry(selector).traits.iter().take(MAX_TRAITS);
         let others = traits.flat_map(|traits| &index.traits(*traits).selectors);

@@ -5,7 +5,7 @@ use super::call::{Call, Handled};
 use super::parse::{body, flag, nests_within, read_strictly};
 use super::server::Server;
 use crate::core::{
-    FiredTask, NewSchedule, Plan, Refusal, SelectorText, Spec, Time, check_schedule_id,
+    FiredTask, NewSchedule, Plan, Refusal, SelectorText, Spec, Time, check_schedule_id, within,
 };
 use crate::recurrence::Zone;
 use crate::server::answers::{self, bad, not_safe, refused};
@@ -54,7 +54,7 @@ impl Server {
         }
         let known = |text: &SelectorText| self.store.ask(|core| core.selector(text));
         let spec = Spec::checked(task, &self.texts, known);
-        let spec = spec.map_err(|why| bad(format!("task.{why}")))?;
+        let spec = spec.map_err(|why| bad(within("task", &why)))?;
         { self.store.ask(|core| core.check_notify(&spec)) }
             .map_err(|why| refused(why.within("task")))?;
         let zone = Zone::named(Plan::zone_name(&posted));

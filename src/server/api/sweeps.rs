@@ -92,7 +92,7 @@ fn sweep(call: Call<'_>, query: TaskQuery, what: What) -> Handled {
                 cancel_all(&server, sweep)
             }
             What::Rerun { all } => {
-                let sweep = Sweep::new(meant, Selection::All, false, is_dry);
+                let sweep = Sweep::new(meant, Selection::All, false, is_dry).oldest_first();
                 rerun_all(&server, sweep, all)
             }
         };
@@ -128,9 +128,21 @@ fn meant(server: &Server, query: &TaskQuery) -> Meant {
     meant
 }
 
+/// Cancels all of one task, in slices.
+pub fn cancel_one(server: &Server, key: TaskKey) {
+    cancel_in_slices(
+        server,
+        &mut Sweep::new(Meant::one(key), Selection::All, false, false),
+    );
+}
+
+fn cancel_in_slices(server: &Server, sweep: &mut Sweep) {
+    while !{ &server.store }.change(|core, now| core.cancel_slice(now, sweep, MAX_SWEPT)) {}
+}
+
 fn cancel_all(server: &Server, mut sweep: Sweep) -> (Answer, Sweep) {
     let store = &server.store;
-    while !store.change(|core, now| core.cancel_slice(now, &mut sweep, MAX_SWEPT)) {}
+    cancel_in_slices(server, &mut sweep);
     let answer = match store.change_safely(|_, _| ()) {
         Ok(()) => answers::ok(sweep.swept()),
         Err(not_safe) => answers::not_safe(not_safe),

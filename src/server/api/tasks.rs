@@ -3,9 +3,10 @@
 use super::audit::Change;
 use super::call::{Call, Handled};
 use super::parse::{body, flag, looked_at_task, named_task, optional_flag, parameter, wait_ms};
+use super::sweeps::cancel_one;
 use crate::core::{
-    Core, Files, Refusal, Selection, SelectorText, Spec, Target as CoreTarget, Task, TaskKey,
-    TaskPage, TaskQuery, Time,
+    Core, Files, MAX_SWEPT, Refusal, Selection, SelectorText, Spec, Target as CoreTarget, Task,
+    TaskKey, TaskPage, TaskQuery, Time,
 };
 use crate::rules::one_of;
 use crate::server::answers::{self, TaskForm, bad, not_safe, refused};
@@ -342,11 +343,38 @@ pub fn cancel(call: Call<'_>) -> Handled {
     if dependents && !matches!(selection, Selection::All) {
         return Err(bad("dependents: goes with a cancel on all machines only"));
     }
+    let key = named_task(&call)?;
+    // No copy of the task is kept: the first change would copy all of it.
+    let looked = |task: Task| (task.size(), Change::of(&task));
+    let looked = call.server.store.ask(|core| core.show(key).map(looked));
+    let (size, change) = looked.map_err(refused)?;
+    if matches!(selection, Selection::All) && size > MAX_SWEPT {
+        *call.change = change;
+        return cancel_large(call, key, dependents);
+    }
     change_task(call, |core, now, key| {
         if dependents {
             core.cancel_dependents(key);
         }
         core.cancel(now, key, &selection)
+    })
+}
+
+/// Cancels a task of many executions in slices: others do not wait for the lock as long as that takes.
+fn cancel_large(call: Call<'_>, key: TaskKey, dependents: bool) -> Handled {
+    if let Some(why) = call.server.store.trouble() {
+        return Err(answers::error(503, &why));
+    }
+    let server = call.server.clone();
+    call.large(move || {
+        if dependents {
+            server.store.change(|core, _| core.cancel_dependents(key));
+        }
+        cancel_one(&server, key);
+        match server.store.change_safely(|core, _| core.show(key)) {
+            Ok(task) => answers::task(task),
+            Err(not_safe) => answers::not_safe(not_safe),
+        }
     })
 }
 
