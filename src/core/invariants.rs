@@ -68,6 +68,8 @@ pub enum Rule {
     HigherPriorityFirst,
     /// No more executions run than their limits allow.
     LimitIsKept,
+    /// No more executions are handed out a minute than their limits allow.
+    RateIsKept,
     /// A task that replaces another one begins when that has ended.
     KeyWaitsForItsHolder,
     /// A share of machines that may be hit rounds down.
@@ -137,10 +139,11 @@ impl Rule {
         Rule::UpdateNeedsConsent,
     ];
     /// The rules about the order of what waits: they have a simulation of their own.
-    pub const OF_ORDER: [Rule; 3] = [
+    pub const OF_ORDER: [Rule; 4] = [
         Rule::HigherPriorityFirst,
         Rule::KeyWaitsForItsHolder,
         Rule::LimitIsKept,
+        Rule::RateIsKept,
     ];
 }
 

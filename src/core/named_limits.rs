@@ -536,6 +536,9 @@ impl Core {
 
     /// An execution of a task was handed out: it takes a token of each rate.
     pub(super) fn take_tokens(&mut self, now: Time, task: TaskKey) {
+        if !self.keeps(Rule::RateIsKept) {
+            return;
+        }
         let limits = self
             .named_limits
             .limits_of(self.task(task).limit_set)

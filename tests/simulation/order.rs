@@ -22,6 +22,7 @@ const SEEDS: u64 = 60;
 const BROKEN_SEEDS: u64 = 500;
 const STEPS: u64 = 400;
 const MACHINES: u64 = 4;
+const MINUTE_MS: u64 = 60_000;
 /// Patterns, and the machines that they mean.
 const PATTERNS: [(&str, &[&str]); 5] = [
     ("^m", &["m-0", "m-1", "m-2", "m-3"]),
@@ -63,7 +64,30 @@ struct Scene {
     waited: BTreeSet<(TaskKey, u32)>,
     /// How many ran of each limit when it was changed, as long as so many do.
     over: BTreeMap<&'static str, u32>,
+    rates: BTreeMap<&'static str, Rate>,
+    /// The attempts that were handed out, each once however often its order was lost.
+    counted: BTreeSet<(String, u32)>,
     log: Vec<String>,
+}
+
+/// What may still be handed out for the rate of a limit: a token has `MINUTE_MS` parts, and each millisecond adds one
+/// part for each token of a minute.
+struct Rate {
+    per_minute: u64,
+    parts: u64,
+    since: Time,
+}
+
+impl Rate {
+    /// Ten seconds' worth, one token at least.
+    fn most(&self) -> u64 {
+        (self.per_minute * MINUTE_MS / 6).max(MINUTE_MS)
+    }
+
+    fn fill(&mut self, now: Time) {
+        self.parts += self.per_minute * (now.0 - self.since.0);
+        (self.parts, self.since) = (self.parts.min(self.most()), now);
+    }
 }
 
 type Lawful = Result<(), String>;
@@ -98,6 +122,8 @@ impl Scene {
             handed_out: Vec::new(),
             waited: BTreeSet::new(),
             over: BTreeMap::new(),
+            rates: BTreeMap::new(),
+            counted: BTreeSet::new(),
             log: Vec::new(),
         }
     }
@@ -170,6 +196,7 @@ impl Scene {
         self.core.check_invariants()?;
         self.core.check_work_conservation()?;
         self.a_limit_is_never_exceeded()?;
+        self.a_rate_is_never_exceeded()?;
         self.a_key_has_one_holder()?;
         self.priority_never_turns_round()
     }
@@ -375,10 +402,54 @@ impl Scene {
             .expect("there are few");
         // What runs already goes on.
         self.over.insert(name, before);
+        let now = self.now;
+        let Some(per_minute) = rate.map(u64::from) else {
+            self.rates.remove(name);
+            return;
+        };
+        let rate = self.rates.entry(name).or_insert(Rate {
+            per_minute,
+            parts: u64::MAX,
+            since: now,
+        });
+        if rate.parts != u64::MAX {
+            rate.fill(now);
+        }
+        rate.per_minute = per_minute;
+        rate.parts = rate.parts.min(rate.most());
     }
 
-    /// No more executions are delivered or running than a limit allows, or than there were when it was lowered; and in
-    /// any stretch of time no more are handed out than its rate and its bucket allow.
+    /// What was handed out in this step took a token of each of its rates, and there was one.
+    fn a_rate_is_never_exceeded(&mut self) -> Lawful {
+        for (_, id) in &self.handed_out {
+            let Some(key) = self.core.task_of_execution(&id.execution) else {
+                continue;
+            };
+            if !self.counted.insert((id.execution.to_string(), id.attempt)) {
+                continue;
+            }
+            let Ok(task) = self.core.show(key) else {
+                continue;
+            };
+            for name in &task.spec.limits {
+                let Some(rate) = self.rates.get_mut(&**name) else {
+                    continue;
+                };
+                rate.fill(self.now);
+                let left = rate.parts.checked_sub(MINUTE_MS);
+                rate.parts = left.ok_or_else(|| {
+                    let allowed = rate.per_minute;
+                    format!(
+                        "a_rate_is_never_exceeded: {} of {name}, {allowed} a minute",
+                        id.execution
+                    )
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// No more executions are delivered or running than a limit allows, or than there were when it was lowered.
     fn a_limit_is_never_exceeded(&mut self) -> Lawful {
         for limit in self.core.limits() {
             let counted = self
@@ -451,6 +522,9 @@ impl Scene {
         }
         for agent in &mut self.agents {
             (agent.key, agent.is_held) = (None, false);
+        }
+        for rate in self.rates.values_mut() {
+            (rate.parts, rate.since) = (0, self.now);
         }
         Ok(())
     }
