@@ -96,8 +96,7 @@ pub(super) fn checked_children(
                 "{field}.machinePattern: is required where the task has none itself (perMachine)"
             ));
         }
-        let spec =
-            checked_child(child.0, parent, limits).map_err(|why| within(field, &why))?;
+        let spec = checked_child(child.0, parent, limits).map_err(|why| within(field, &why))?;
         Ok(Child {
             on,
             spec: Arc::new(spec),
