@@ -284,3 +284,45 @@ fn a_bomb_is_refused() {
     );
     assert!(!fs::exists(folder.file("into/0")).unwrap());
 }
+
+#[test]
+fn a_broken_archive_is_refused_before_anything_is_there() {
+    let (server, _agent) = pair(&[]);
+    let folder = Folder::new();
+    // The sum at the end is another one than that of what is in it.
+    let mut wrong_sum = zipped(&archive(&tool()));
+    let at = wrong_sum.len() - 8;
+    wrong_sum[at] ^= 1;
+    let tried = json!({"unpack": "tar.gz"});
+    let ended = unpack(&server, "x.1", &folder, &wrong_sum, tried.clone());
+    assert!(
+        ended.msg.contains("cannot be read as tar.gz"),
+        "{}",
+        ended.msg
+    );
+    // What the archive says is not repeated as it is: it may have control characters.
+    let garbage: Vec<u8> = (0..5_000u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let ended = unpack(&server, "x.2", &folder, &garbage, json!({}));
+    let msg = &ended.msg;
+    assert!(msg.contains("cannot be read as tar: "), "{msg}");
+    assert!(
+        msg.len() < 1_500 && !msg.contains(char::is_control),
+        "{msg:?}"
+    );
+    // So deep that it could not be removed again.
+    let mut builder = Builder::new(Vec::new());
+    let mut header = Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(0);
+    header.set_cksum();
+    let deep = format!("{}x", "d/".repeat(101));
+    builder.append_data(&mut header, &deep, &b""[..]).unwrap();
+    let deep = builder.into_inner().unwrap();
+    let ended = unpack(&server, "x.3", &folder, &deep, json!({"remove": true}));
+    assert!(ended.msg.contains("more than 100 folders"), "{}", ended.msg);
+    assert!(!fs::exists(folder.file("into/bin")).unwrap());
+    assert!(!fs::exists(folder.file("into/d")).unwrap());
+    assert!(!fs::exists(folder.file("started")).unwrap());
+}

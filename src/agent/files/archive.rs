@@ -36,6 +36,10 @@ const MAX_ENTRIES: u64 = 100_000;
 const MAX_NAMES_BYTES: usize = 16 << 20;
 /// The longest name, in bytes: Linux takes no longer one.
 const MAX_NAME_BYTES: usize = 4_095;
+/// The most folders that an entry may be in: each is open while what was unpacked is removed.
+const MAX_DEPTH: usize = 100;
+/// How much of a reason of the library is shown, in characters: it may quote the archive.
+const SHOWN_REASON_CHARS: usize = 100;
 /// The longest header with long names, in bytes.
 const MAX_HEADER_BYTES: u64 = 64 << 10;
 /// The most bytes of the archive itself without compression: what is in it, and its headers.
@@ -158,7 +162,12 @@ fn walk(
     };
     // What is longer ends too early, which is an error.
     let mut archive = Archive::new(stream.take(MAX_STREAM_BYTES));
-    let unreadable = |why: std::io::Error| format!("cannot be read as {}: {why}", kind.word());
+    let unreadable = |why: std::io::Error| {
+        let why = why.to_string();
+        let shown: String = why.chars().take(SHOWN_REASON_CHARS).collect();
+        let shown = shown.escape_debug();
+        format!("cannot be read as {}: {shown}", kind.word())
+    };
     let entries = archive.entries().map_err(unreadable)?.raw(true);
     let mut checker = Checker::new(strip);
     for entry in entries {
@@ -195,6 +204,9 @@ fn walk(
             each(&item, &mut entry)?;
         }
     }
+    // The sum of what was compressed is at its end, and a broken archive is not unpacked.
+    let mut stream = archive.into_inner();
+    std::io::copy(&mut stream, &mut std::io::sink()).map_err(unreadable)?;
     match checker.plan.entries {
         0 => Err(format!(
             "there is nothing in it; is it a {} archive?",
@@ -308,6 +320,9 @@ impl Checker {
                 .ok_or("the link has no target")
         };
         let depth = name.components().count().saturating_sub(1);
+        if depth > MAX_DEPTH {
+            return Err(format!("it is in more than {MAX_DEPTH} folders"));
+        }
         let kind = match entry_type {
             EntryType::Regular | EntryType::Continuous => ItemKind::File { size },
             EntryType::Directory => ItemKind::Folder,
