@@ -236,3 +236,87 @@ fn a_task_is_checked_and_an_agent_is_never_asked_for_more_than_it_can() {
         );
     }
 }
+
+#[test]
+fn names_of_files_are_as_the_machine_has_them() {
+    let server = Server::start();
+    let _agent = server.agent("db-1");
+    let folder = Folder::new();
+    // One is called as a file that is not whole yet once was, and one has the longest name that there is.
+    let names = ["x.sidebike-part", "x", &"n".repeat(255)];
+    let mut flags = vec!["run".to_owned(), "--json".into()];
+    for name in names {
+        fs::write(folder.file(name), name).unwrap();
+        flags.extend(["--fetch".into(), folder.file(name)]);
+    }
+    flags.extend(["--".into(), "true".into()]);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let said = sidebike(&server, &flags);
+    assert_eq!(said.code, 0, "{said:?}");
+    let task = said.json();
+    let into = folder.file("got");
+    let said = sidebike(&server, &["pull", task["id"].as_str().unwrap(), &into]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let there = format!("{into}/db-1{}", folder.path());
+    for name in names {
+        assert_eq!(fs::read_to_string(format!("{there}/{name}")).unwrap(), name);
+    }
+    assert_eq!(fs::read_dir(&there).unwrap().count(), names.len());
+}
+
+#[test]
+fn what_cannot_be_sent_is_said_at_once() {
+    let server = Server::start();
+    let _agent = server.agent("db-1");
+    let folder = Folder::new();
+    let fifo = folder.file("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    let said = sidebike(&server, &["push", &fifo]);
+    assert!(
+        said.code == 2 && said.err.contains("no ordinary file"),
+        "{said:?}"
+    );
+    let said = sidebike(&server, &["run", "--unpack", "--", "true"]);
+    assert!(
+        said.code == 2 && said.err.contains("--unpack: goes with --file only"),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn files_of_the_kernel_are_handed_back_as_they_read() {
+    let server = Server::start();
+    let _agent = server.agent("db-1");
+    let folder = Folder::new();
+    // They say that they have 0 bytes, or a page.
+    let version = "/proc/version";
+    let small = "/sys/kernel/mm/transparent_hugepage/enabled";
+    let mut flags = vec!["run", "--json", "--fetch", version];
+    if fs::exists(small).unwrap() {
+        flags.extend(["--fetch", small]);
+    }
+    flags.extend(["--", "true"]);
+    let said = sidebike(&server, &flags);
+    assert_eq!(said.code, 0, "{said:?}");
+    let task = said.json();
+    let into = folder.file("got");
+    let said = sidebike(&server, &["pull", task["id"].as_str().unwrap(), &into]);
+    assert_eq!(said.code, 0, "{said:?}");
+    for path in flags.iter().filter(|flag| flag.starts_with('/')) {
+        let got = fs::read(format!("{into}/db-1{path}")).unwrap();
+        assert_eq!(got, fs::read(path).unwrap(), "{path}");
+        assert!(!got.is_empty(), "{path}");
+    }
+    // What has more than is wanted says so.
+    let task = serde_json::json!({
+        "machinePattern": "db-1",
+        "detail": {"command": "true"},
+        "fetch": [{"path": version, "max": 5}],
+    });
+    let file = folder.file("task.json");
+    fs::write(&file, task.to_string()).unwrap();
+    let task = sidebike(&server, &["run", "--json", "--task", &file]).json();
+    let got = &task["result"][0]["files"][0];
+    assert_eq!((&got["size"], &got["truncated"]), (&5.into(), &true.into()));
+}

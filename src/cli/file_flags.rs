@@ -95,6 +95,18 @@ impl HowArgs {
         })
     }
 
+    /// A flag that says how a file is laid down, if there is one.
+    fn given(&self) -> Option<&'static str> {
+        let flags = [
+            (self.unpack, "--unpack"),
+            (self.mode.is_some(), "--mode"),
+            (self.if_exists.is_some(), "--if-exists"),
+            (self.in_place, "--in-place"),
+        ];
+        let given = flags.iter().find(|(is_given, _)| *is_given);
+        given.map(|(_, flag)| *flag)
+    }
+
     /// Sets what concerns all files of a task.
     pub fn apply(&self, task: &mut NewTask) -> Result<(), Failure> {
         let timeout = self.files_timeout.as_deref();
@@ -108,6 +120,11 @@ impl HowArgs {
 impl FileArgs {
     /// Sets what was given. Reads the files once.
     pub fn apply(&self, task: &mut NewTask) -> Result<(), Failure> {
+        if self.files.is_empty()
+            && let Some(flag) = self.how.given()
+        {
+            return Err(Failure::Usage(format!("{flag}: goes with --file only")));
+        }
         for text in &self.files {
             let (source, path) = split(text);
             let file = self.how.file(&LocalFile::read(source)?, path)?;

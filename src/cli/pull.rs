@@ -8,13 +8,16 @@ use super::terminal::sanitize;
 use super::transfer::{get, in_units};
 use crate::wire::files::FetchedFile;
 use crate::wire::task::{Execution, Task};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-/// What is added to the name of a file until all of it is there.
-const PART: &str = ".sidebike-part";
+/// How the name of a file begins and ends until all of it is there. Between them is the number of this process.
+const PART_PREFIX: &str = ".sidebike-pull-";
+const PART_SUFFIX: &str = ".part";
+/// The longest name, in bytes: no file system has longer ones.
+const MAX_NAME_BYTES: usize = 255;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -68,14 +71,7 @@ pub fn run(args: Args) -> CommandResult {
             writeln!(out, "{shown}: unchanged, {}{note}", in_units(file.size))?;
             continue;
         }
-        let name = target.file_name().unwrap_or_default();
-        let part = parent.join(format!("{}{PART}", name.to_string_lossy()));
-        let _ = fs::remove_file(&part);
-        let mut written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&part)
-            .map_err(cannot)?;
+        let (part, mut written) = part_in(&parent).map_err(cannot)?;
         let got = get(&client, &shown, &file.sha256, file.size, &mut written);
         let named = got.and_then(|()| {
             written
@@ -112,6 +108,7 @@ fn files_of<'a>(task: &'a Task, machine: Option<&'a str>) -> Vec<(PathBuf, &'a F
         *labels.entry(&execution.machine_label).or_default() += 1;
     }
     let mut files: Vec<(PathBuf, &FetchedFile)> = Vec::new();
+    let mut taken: BTreeSet<PathBuf> = BTreeSet::new();
     for execution in executions(task, machine) {
         let label = &execution.machine_label;
         let folder = match labels.get(&**label) {
@@ -126,7 +123,7 @@ fn files_of<'a>(task: &'a Task, machine: Option<&'a str>) -> Vec<(PathBuf, &'a F
                 .filter(|name| !matches!(*name, "" | "."));
             let mut place = PathBuf::from(&folder);
             place.extend(names.map(safe_name));
-            while files.iter().any(|(other, _)| *other == place) {
+            while !taken.insert(place.clone()) {
                 // Two names became the same.
                 place.as_mut_os_string().push("_");
             }
@@ -136,8 +133,23 @@ fn files_of<'a>(task: &'a Task, machine: Option<&'a str>) -> Vec<(PathBuf, &'a F
     files
 }
 
-/// A name that is one here: no folder, and not the one above.
+/// A new file with a name that no other file has: what the machine has handed back may be called as it likes.
+fn part_in(folder: &Path) -> io::Result<(PathBuf, File)> {
+    let process = std::process::id();
+    for number in 0.. {
+        let part = folder.join(format!("{PART_PREFIX}{process}-{number}{PART_SUFFIX}"));
+        match OpenOptions::new().write(true).create_new(true).open(&part) {
+            Ok(file) => return Ok((part, file)),
+            Err(why) if why.kind() == ErrorKind::AlreadyExists => {}
+            Err(why) => return Err(why),
+        }
+    }
+    Err(ErrorKind::AlreadyExists.into())
+}
+
+/// A name that is one here: no folder, not the one above, and not too long.
 fn safe_name(name: &str) -> String {
+    let name = &name[..name.floor_char_boundary(MAX_NAME_BYTES)];
     let safe: String = name
         .chars()
         .map(|c| if c == '/' || c.is_control() { '_' } else { c })
@@ -191,6 +203,7 @@ mod tests {
             ("a\nb", "a_b"),
             ("web-1", "web-1"),
             ("...", "..."),
+            (&"é".repeat(200), &"é".repeat(127)),
         ] {
             assert_eq!(safe_name(name), safe, "{name:?}");
         }

@@ -50,8 +50,8 @@ impl LocalFile {
     pub fn read(path: &str) -> Result<Self, Failure> {
         let cannot =
             |why: io::Error| Failure::Usage(format!("cannot read {}: {why}", sanitize(path)));
-        let mut file = File::open(path).map_err(cannot)?;
-        let found = file.metadata().map_err(cannot)?;
+        // To open a fifo would wait for somebody who writes to it.
+        let found = std::fs::metadata(path).map_err(cannot)?;
         if !found.is_file() {
             let what = if found.is_dir() {
                 "a folder; pack it first: tar -czf x.tgz FOLDER"
@@ -60,6 +60,7 @@ impl LocalFile {
             };
             return Err(Failure::Usage(format!("{} is {what}", sanitize(path))));
         }
+        let mut file = File::open(path).map_err(cannot)?;
         let mut meter = Meter::new(&format!("reading {}", name_of(path)), found.len());
         let (mut hash, mut size) = (Sha256::new(), 0);
         let mut first = Vec::new();
