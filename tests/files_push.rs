@@ -361,6 +361,22 @@ fn what_was_made_is_removed_in_the_end() {
 }
 
 #[test]
+fn what_lies_where_a_folder_was_is_not_removed() {
+    let (server, _agent) = pair(&[]);
+    let folder = Folder::new();
+    let file = |path: &str| blob(&server, b"new", json!({"path": path, "remove": true}));
+    // The command puts a link to somebody else's folder in the place of the one that its file was made in.
+    let line = "mkdir other; echo mine > other/new; rm -r made; ln -s other made; mv kept moved; mkdir kept; echo mine > kept/new";
+    let detail = json!({"command": line, "workspace": folder.path()});
+    let files = vec![file("made/new"), file("kept/new"), file("here/new")];
+    let ended = push(&server, "x.1", detail, files);
+    assert_eq!(ended.state, ExecutionState::Succeeded, "{}", ended.msg);
+    assert_eq!(folder.lines("other/new"), ["mine"]);
+    assert_eq!(folder.lines("kept/new"), ["mine"]);
+    assert!(!fs::exists(folder.file("here")).unwrap());
+}
+
+#[test]
 fn a_program_that_runs_is_replaced_and_two_pushers_get_along() {
     let (server, _agent) = pair(&["--jobs", "8"]);
     let folder = Folder::new();

@@ -38,7 +38,7 @@ pub enum Work {
         files: Vec<FetchJob>,
     },
     /// Removing what was made.
-    Remove(Vec<Made>),
+    Remove(Vec<ToRemove>),
     /// Fetching a program that is to take the place of the agent's own.
     Image(ImageJob),
 }
@@ -101,6 +101,19 @@ pub enum Made {
     Tree(PathBuf),
 }
 
+/// What is removed in the end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ToRemove {
+    /// What was made.
+    pub made: Made,
+    /// The folder that it was made in: where another one has its path by then, nothing is removed.
+    pub folder: FolderId,
+}
+
+/// Which folder: the numbers of its device and its inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FolderId(pub u64, pub u64);
+
 /// How a file was laid down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum How {
@@ -139,8 +152,6 @@ pub struct LaidDown {
     pub path: PathBuf,
     /// How.
     pub how: How,
-    /// What is to be removed in the end.
-    pub made: Vec<Made>,
 }
 
 /// What a helper says.
@@ -150,8 +161,8 @@ pub enum Said {
     Folder(PathBuf),
     /// A file is there.
     Laid(LaidDown),
-    /// Something was made for a file that is not there yet, or for an archive.
-    Made(Made),
+    /// Something was made that is to be removed in the end.
+    Made(ToRemove),
     /// A file was handed back.
     Fetched(FetchedFile),
     /// How far it is.

@@ -3,8 +3,9 @@
 use super::archive;
 use super::download::{download, hash_of, unwritten};
 use super::folder;
-use super::job::{FileJob, HelperJob, How, LaidDown, Made, Said};
+use super::job::{FileJob, HelperJob, How, LaidDown, Made, Said, ToRemove};
 use super::place::{Found, Place, Root, explain};
+use super::removal;
 use super::temporary::{self, Temporary};
 use crate::client::Client;
 use crate::wire::files::IfExists;
@@ -72,9 +73,14 @@ impl Layer<'_> {
 
     /// Says at once what is to be removed in the end: the next step may fail.
     fn note(&self, made: impl IntoIterator<Item = Made>) {
-        if self.file.remove {
-            made.into_iter()
-                .for_each(|made| (self.say)(&Said::Made(made)));
+        if !self.file.remove {
+            return;
+        }
+        for made in made {
+            // Where its folder is gone by now, there is nothing to remove.
+            if let Some(folder) = removal::folder_of(self.root, &made) {
+                (self.say)(&Said::Made(ToRemove { made, folder }));
+            }
         }
     }
 
@@ -85,7 +91,6 @@ impl Layer<'_> {
         let laid = |how| LaidDown {
             path: place.path.clone(),
             how,
-            made: Vec::new(),
         };
         let found = place.look()?;
         if let Some(found) = found {
@@ -240,7 +245,6 @@ impl Layer<'_> {
         Ok(LaidDown {
             path: place.path.clone(),
             how: How::Unpacked { entries },
-            made: Vec::new(),
         })
     }
 }

@@ -48,7 +48,7 @@ use crate::wire::agent::Stream;
 use crate::wire::duration::TimeSpan;
 use crate::wire::files::{Fetch, FetchedFile, File, Phase};
 use crate::wire::task::{Detail, ExecutionState};
-use job::{FetchJob, FileJob, HelperJob, LaidDown, Made, Said, Work};
+use job::{FetchJob, FileJob, HelperJob, LaidDown, Said, ToRemove, Work};
 use log::{info, warn};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -69,7 +69,7 @@ pub struct AttemptFiles {
     /// The folder of files without a path.
     pub folder: Option<PathBuf>,
     /// What was made and is to be removed in the end.
-    made: Vec<Made>,
+    made: Vec<ToRemove>,
     /// What is to be handed back in the end.
     fetch: Vec<Fetch>,
     /// Where relative paths begin.
@@ -267,11 +267,7 @@ impl Agent {
                 folder::remember(&folder);
                 attempt.with_files(|files| files.folder = Some(folder));
             }
-            Said::Laid(mut down) => {
-                let made = std::mem::take(&mut down.made);
-                attempt.with_files(|files| files.made.extend(made));
-                laid.push(down);
-            }
+            Said::Laid(down) => laid.push(down),
             Said::Made(made) => {
                 attempt.with_files(|files| files.made.push(made));
             }

@@ -1,9 +1,12 @@
 //! Removing what an execution made, when it is over.
+//!
+//! Its command may have put a link, or another folder, in the place of the folder that something was made in. What lies
+//! there then is not its own: the agent, which may be root, does not remove it.
 
-use super::job::{HelperJob, Made};
+use super::job::{FolderId, HelperJob, Made, ToRemove};
 use super::place::{Root, explain};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat, unlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use std::ffi::{CStr, CString, OsStr};
 use std::path::Path;
@@ -12,7 +15,7 @@ use std::path::Path;
 const MAX_DEPTH: u32 = 128;
 
 /// Removes it, the last one first. The error is the first that occurred; the others are removed all the same.
-pub fn remove(job: &HelperJob, made: &[Made]) -> Result<(), String> {
+pub fn remove(job: &HelperJob, made: &[ToRemove]) -> Result<(), String> {
     let root = Root::open(job.root.as_deref())?;
     let mut first = Ok(());
     for made in made.iter().rev() {
@@ -22,12 +25,34 @@ pub fn remove(job: &HelperJob, made: &[Made]) -> Result<(), String> {
     first
 }
 
-fn remove_one(root: &Root, made: &Made) -> Result<(), String> {
+/// The folder that something is in.
+pub fn folder_of(root: &Root, made: &Made) -> Option<FolderId> {
+    let place = root.find(path_of(made), Path::new("/")).ok().flatten()?;
+    id_of(&place.folder).ok()
+}
+
+fn path_of(made: &Made) -> &Path {
     let (Made::File(path) | Made::Folder(path) | Made::Tree(path)) = made;
+    path
+}
+
+fn id_of(folder: &OwnedFd) -> Result<FolderId, Errno> {
+    let found = fstat(folder)?;
+    Ok(FolderId(found.st_dev as u64, found.st_ino as u64))
+}
+
+fn remove_one(root: &Root, it: &ToRemove) -> Result<(), String> {
+    let made = &it.made;
+    let path = path_of(made);
     let failed = |why: String| format!("{}: {why}", path.display());
     let Some(place) = root.find(path, Path::new("/")).map_err(failed)? else {
         return Ok(());
     };
+    if id_of(&place.folder) != Ok(it.folder) {
+        return Err(failed(
+            "its folder is another one by now, in which nothing is removed".into(),
+        ));
+    }
     let removed = match made {
         Made::File(_) => unlinkat(&place.folder, &*place.name, AtFlags::empty()),
         Made::Folder(_) => match unlinkat(&place.folder, &*place.name, AtFlags::REMOVEDIR) {
