@@ -118,11 +118,11 @@ soak-undo:
 soak-schedules:
 	KILLS=50 $(CARGO) test --locked --test schedules_kill
 
-# One static binary for each target, and an archive with what goes with it. The targets are added here, so that a fresh clone is enough; the C
-# compilers they need are named in .cargo/config.toml.
+# One static binary for each target, built side by side, and an archive with what goes with it. The targets are
+# added here, so that a fresh clone is enough; the C compilers they need are named in .cargo/config.toml.
 release:
 	@rm -rf dist && mkdir dist
-	@set -e; for target in $(RELEASES); do \
+	@set -e; targets=; flags=; for target in $(RELEASES); do \
 		case $$target in x86_64*) cc=musl-gcc;; *) cc=aarch64-linux-gnu-gcc;; esac; \
 		if ! command -v $$cc >/dev/null; then \
 			echo "left out $$target: there is no $$cc"; \
@@ -131,10 +131,14 @@ release:
 		if ! rustup target add $$target && [ $$target != $(firstword $(RELEASES)) ]; then \
 			echo "left out: this toolchain has no $$target"; continue; \
 		fi; \
-		if ! ( set -x; $(CARGO) build --locked --release --target $$target ); then \
-			[ $$target != $(firstword $(RELEASES)) ] || exit 1; \
-			echo "left out $$target: it cannot be built here"; continue; \
-		fi; \
+		targets="$$targets $$target"; flags="$$flags --target $$target"; \
+	done; \
+	if ! ( set -x; $(CARGO) build --locked --release $$flags ); then \
+		targets=$(firstword $(RELEASES)); \
+		echo "left out all but $$targets"; \
+		( set -x; $(CARGO) build --locked --release --target $$targets ); \
+	fi; \
+	for target in $$targets; do \
 		cp $(BUILT)/$$target/release/sidebike dist/sidebike-$${target%%-*}-linux; \
 		sh src/docs/recipes/package.sh dist/sidebike-$${target%%-*}-linux $${target%%-*} \
 			dist/sidebike-$(firstword $(subst -, ,$(RELEASES)))-linux dist; \
