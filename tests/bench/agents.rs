@@ -51,7 +51,7 @@ const FLOOD: u64 = 4_000_000_000;
 const WAIT: &str = "/api/v1/task?wait=60s";
 
 /// Starts an agent and waits until its poll is held.
-fn idle_agent(setting: &Setting, server: &Server, flags: &[&str]) -> Result<Process, String> {
+pub fn idle_agent(setting: &Setting, server: &Server, flags: &[&str]) -> Result<Process, String> {
     let mut api = server.api();
     let before: u64 = api.metric("sidebike_held_requests")?;
     let agent = agent(setting, server.address, "worker", flags)?;

@@ -49,6 +49,7 @@ mod soak;
 mod start;
 mod table;
 mod web;
+mod workflow;
 mod wrk;
 
 use setting::Setting;
@@ -78,6 +79,7 @@ const ROWS: &[(&str, Measure)] = &[
     ("allocations", allocations::per_request),
     ("lock", attacks::lock),
     ("attacks", attacks::memory),
+    ("schedules", workflow::schedules_due),
 ];
 
 /// The name of the second table.

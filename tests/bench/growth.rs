@@ -65,7 +65,52 @@ pub fn print(setting: &Setting) -> Result<(), String> {
         let times = TASKS[TASKS.len() - 1] / TASKS[0];
         println!("| {times} times as many | {submit} | {list} | {poll} |\n");
     }
+    println!(
+        "| {WAITING} tasks wait | submit | poll of an agent that could run them |\n| --- | --- | --- |"
+    );
+    for (what, task) in WAITS {
+        let server = Server::start(setting, &["--max-executions", MANY])?;
+        let mut api = server.api();
+        // One machine that could run them, a limit that lets nothing go, and a task that does not end.
+        poll(server.address, WAITING)?;
+        let shut = request("PUT", "/api/v1/limit/shut", "", br#"{"running": 0}"#);
+        api.call(&shut)?;
+        api.post("/api/v1/task", &json!({"id": "first", "machinePattern": "^idle$", "mode": "any", "detail": {"argv": ["true"]}}))?;
+        fill(server.address, 0..WAITING, &|_| task())?;
+        let submit = typical(CALLS, |n| api.post("/api/v1/task", &small(n)))?;
+        let poll = poll(server.address, WAITING + 1)?;
+        println!("| {what} | {} | {} |", time(submit), time(poll));
+    }
+    println!();
     Ok(())
+}
+
+/// Tasks that wait, of each kind.
+const WAITING: usize = 100_000;
+
+/// A task that waits for something.
+type Waits = fn() -> Value;
+
+/// What a task can wait for.
+const WAITS: [(&str, Waits); 4] = [
+    ("for a machine that is not there", || {
+        waits(json!({"machinePattern": "^idle$"}))
+    }),
+    ("for their time", || waits(json!({"delay": "1h"}))),
+    ("for another task", || {
+        waits(json!({"after": [{"task": "first"}]}))
+    }),
+    ("for a limit", || waits(json!({"limits": ["shut"]}))),
+];
+
+/// A task for the agent that polls, with this more.
+fn waits(own: Value) -> Value {
+    let mut task =
+        json!({"machinePattern": "^probe$", "mode": "any", "detail": {"argv": ["true"]}});
+    if let (Some(task), Value::Object(own)) = (task.as_object_mut(), own) {
+        task.extend(own);
+    }
+    task
 }
 
 fn with_agents(setting: &Setting, agents: usize) -> Result<[f64; 5], String> {

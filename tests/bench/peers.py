@@ -3,6 +3,7 @@
 Arguments: the URL of a Redis, the rq program, the seconds that enqueues are measured.
 """
 
+import datetime
 import subprocess
 import sys
 import time
@@ -13,6 +14,11 @@ from rq import Queue
 # Jobs whose start is timed, and jobs that one worker runs.
 STARTS = 100
 JOBS = 300
+# Jobs in one call, a chain, a parent with its children, jobs that are due at a time: as in workflow.rs.
+LIST = 1000
+LISTS = 20
+CHAIN = 100
+FIRINGS = 10
 # The longest a job may take to be there.
 PATIENCE = 60
 
@@ -23,6 +29,10 @@ def wait_for(there):
         if time.time() - begin > PATIENCE:
             sys.exit("in vain: the worker's result")
         time.sleep(0.002)
+
+
+def median(times):
+    return sorted(times)[len(times) // 2]
 
 
 def memory(pid):
@@ -44,7 +54,16 @@ def main():
     print("enqueues", count / (time.time() - begin))
     queue.empty()
 
-    command = [rq, "worker", "--quiet", "--url", url, "bench"]
+    times = []
+    for _ in range(LISTS):
+        jobs = [Queue.prepare_data(run[0], args=run[1:]) for _ in range(LIST)]
+        begin = time.time()
+        queue.enqueue_many(jobs)
+        times.append(time.time() - begin)
+        queue.empty()
+    print("list", median(times))
+
+    command = [rq, "worker", "--quiet", "--with-scheduler", "--url", url, "bench"]
     worker = subprocess.Popen(command)
     try:
         times = []
@@ -55,8 +74,7 @@ def main():
             wait_for(lambda: job.return_value() is not None)
             times.append(job.return_value() - begin)
         # The first ones wait for the worker.
-        times = sorted(times[10:])
-        print("start", times[len(times) // 2])
+        print("start", median(times[10:]))
         print("memory", memory(worker.pid))
 
         jobs = [queue.enqueue(*run) for _ in range(JOBS)]
@@ -64,6 +82,26 @@ def main():
         begin = time.time()
         wait_for(lambda: jobs[-1].return_value() is not None)
         print("jobs", (JOBS - JOBS // 10) / (time.time() - begin))
+
+        begin = time.time()
+        job = queue.enqueue(*run)
+        for _ in range(CHAIN - 1):
+            job = queue.enqueue(*run, depends_on=job)
+        wait_for(lambda: job.return_value() is not None)
+        print("chain", time.time() - begin)
+
+        begin = time.time()
+        parent = queue.enqueue(*run)
+        for _ in range(LIST - 1):
+            job = queue.enqueue(*run, depends_on=parent)
+        wait_for(lambda: job.return_value() is not None)
+        print("children", time.time() - begin)
+
+        first = int(time.time()) + 2
+        dues = [datetime.datetime.fromtimestamp(first + n, datetime.timezone.utc) for n in range(FIRINGS)]
+        jobs = [queue.enqueue_at(due, "time.time") for due in dues]
+        wait_for(lambda: all(job.return_value() is not None for job in jobs))
+        print("firing", median([job.return_value() - due.timestamp() for job, due in zip(jobs, dues)]))
     finally:
         worker.terminate()
         worker.wait()

@@ -7,6 +7,7 @@ use crate::agents;
 use crate::process::{Process, Server, agent, free_address, wait_until};
 use crate::setting::Setting;
 use crate::table::{mb, rate, time};
+use crate::workflow;
 use crate::wrk;
 use std::collections::HashMap;
 use std::net::TcpStream;
@@ -42,6 +43,32 @@ pub fn print(setting: &Setting) -> Result<(), String> {
         time(rq("start")?)
     );
     println!("| `sh -c true` | {} | {} |", rate(jobs), rate(rq("jobs")?));
+    type Seconds = fn(&Setting) -> Result<f64, String>;
+    let rows: [(&str, &str, Seconds); 4] = [
+        ("1,000 tasks in one call", "list", workflow::list_time),
+        (
+            "a chain of 100, each after the one before",
+            "chain",
+            workflow::chain_time,
+        ),
+        (
+            "a parent and 999 children",
+            "children",
+            workflow::children_time,
+        ),
+        (
+            "due → started, a schedule each second, median",
+            "firing",
+            workflow::firing_time,
+        ),
+    ];
+    for (what, name, seconds) in rows {
+        println!(
+            "| {what} | {} | {} |",
+            time(seconds(setting)?),
+            time(rq(name)?)
+        );
+    }
     println!(
         "| the worker's memory | {memory} | {:.1} MB |\n",
         rq("memory")?
