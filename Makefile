@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Where cargo puts what it builds.
 BUILT = $(or $(CARGO_TARGET_DIR),target)
 # Seeds of the simulation in `make test`, and how long `make soak-simulation` runs it, in seconds.
-SIM_SEEDS ?= 2000
+SIM_SEEDS ?= 1000
 SIM_SECONDS ?= 600
 # How many agents `make soak-undo` kills.
 KILLS ?= 500
