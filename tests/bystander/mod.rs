@@ -15,8 +15,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// 99 of 100 answers come within this.
-const SOON: Duration = Duration::from_millis(100);
+/// 99 of 100 answers come within this, from a build that is not optimized on a machine that the attack keeps busy: whoever
+/// is held up by a slow client waits for seconds.
+const SOON: Duration = Duration::from_millis(200);
 /// A percentile of fewer answers says little.
 const ENOUGH: usize = 300;
 const TRIES: usize = 3;
