@@ -37,6 +37,7 @@ mod allocations;
 mod api;
 mod attacks;
 mod database;
+mod files;
 mod fleet;
 mod growth;
 mod listing;
@@ -80,6 +81,8 @@ const ROWS: &[(&str, Measure)] = &[
     ("lock", attacks::lock),
     ("attacks", attacks::memory),
     ("schedules", workflow::schedules_due),
+    ("file-rate", files::throughput),
+    ("file-agents", files::many_agents),
 ];
 
 /// The name of the second table.

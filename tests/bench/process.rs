@@ -217,6 +217,15 @@ pub fn free_address() -> Result<SocketAddr, String> {
 /// Looks again and again until it is there; the words say what was awaited.
 pub fn wait_until<T>(
     what: &str,
+    look: impl FnMut() -> Result<Option<T>, String>,
+) -> Result<T, String> {
+    wait_for(PATIENCE, what, look)
+}
+
+/// The same for so long.
+pub fn wait_for<T>(
+    patience: Duration,
+    what: &str,
     mut look: impl FnMut() -> Result<Option<T>, String>,
 ) -> Result<T, String> {
     let begin = Instant::now();
@@ -224,7 +233,7 @@ pub fn wait_until<T>(
         if let Some(seen) = look()? {
             return Ok(seen);
         }
-        if begin.elapsed() > PATIENCE {
+        if begin.elapsed() > patience {
             return Err(format!("in vain: {what}"));
         }
         std::thread::sleep(LOOK);

@@ -46,17 +46,25 @@ pub fn rate(
 /// nginx's "hello world": as many workers as there are processors, nothing logged, nothing closed.
 pub struct Nginx {
     _process: Process,
-    address: SocketAddr,
+    /// Where it listens.
+    pub address: SocketAddr,
 }
 
 impl Nginx {
     /// Starts it.
     pub fn start(setting: &Setting) -> Result<Nginx, String> {
+        Nginx::serving(setting, b"")
+    }
+
+    /// Starts it; these bytes are at `/file`.
+    pub fn serving(setting: &Setting, bytes: &[u8]) -> Result<Nginx, String> {
         let address = free_address()?;
         let folder = setting.fresh("nginx");
         let file = folder.join("nginx.conf");
         let text = configuration(&folder, address);
-        let written = std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(&file, text));
+        let written = std::fs::create_dir_all(&folder)
+            .and_then(|()| std::fs::write(&file, text))
+            .and_then(|()| std::fs::write(folder.join("file"), bytes));
         written.map_err(|why| format!("{}: {why}", file.display()))?;
         // Debian has it where only root's PATH leads.
         let path = std::env::var("PATH").unwrap_or_default();
@@ -92,7 +100,8 @@ fn configuration(folder: &Path, address: SocketAddr) -> String {
     format!(
         "daemon off;\nworker_processes auto;\npid {folder}/pid;\nerror_log stderr;\n\
          events {{ worker_connections 4096; }}\n\
-         http {{\n{temporary}access_log off;\nkeepalive_requests 1000000000;\n\
-         server {{ listen {address}; location / {{ default_type text/plain; return 200 \"hello world\"; }} }}\n}}\n"
+         http {{\n{temporary}access_log off;\nsendfile on;\nkeepalive_requests 1000000000;\n\
+         server {{ listen {address}; location / {{ default_type text/plain; return 200 \"hello world\"; }}\n\
+         location = /file {{ root {folder}; }} }}\n}}\n"
     )
 }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// What is read at once, in bytes: one part is sent while the next one is read.
-const PART_BYTES: usize = 64 * 1024;
+const PART_BYTES: usize = 256 * 1024;
 /// A stream that waits for its file is woken; this is for nothing else.
 const UNTIL_WOKEN: Duration = Duration::from_secs(3_600);
 
