@@ -523,9 +523,19 @@ impl Scene {
         for agent in &mut self.agents {
             (agent.key, agent.is_held) = (None, false);
         }
-        for rate in self.rates.values_mut() {
-            (rate.parts, rate.since) = (0, self.now);
-        }
+        // What was said of a limit last may not have been saved.
+        let saved = self.core.limits();
+        let rate_of = |name: &str| {
+            let limit = saved.iter().find(|limit| &*limit.name == name)?;
+            limit.per_minute.map(u64::from)
+        };
+        self.rates.retain(|name, rate| match rate_of(name) {
+            Some(per_minute) => {
+                (rate.per_minute, rate.parts, rate.since) = (per_minute, 0, self.now);
+                true
+            }
+            None => false,
+        });
         Ok(())
     }
 
