@@ -1,23 +1,22 @@
 //! Answers whose body is read from a file while it is sent.
 //!
-//! A thread for transfers reads the next part while the connection sends the one before, so a slow disk delays nobody
-//! else, and two parts are all the memory that it takes.
+//! What the kernel has in memory is read where it is sent; for the rest a thread for transfers waits, so a slow disk
+//! delays nobody else. One part is all the memory that it takes.
 
 use super::call::{Call, Handled};
 use crate::server::answers;
 use crate::server::blobs::range::{self, Wanted};
-use crate::server::http::{Answer, Edge, Part, Responder, Source, Waker};
+use crate::server::http::{Answer, Edge, PART_BYTES, Part, Responder, Source, Waker};
+use rustix::io::{ReadWriteFlags, preadv2};
 use std::any::Any;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// What is read at once, in bytes: one part is sent while the next one is read.
-const PART_BYTES: usize = 256 * 1024;
 /// A stream that waits for its file is woken; this is for nothing else.
 const UNTIL_WOKEN: Duration = Duration::from_secs(3_600);
 
@@ -145,22 +144,40 @@ impl FileSource {
         }
     }
 
-    /// Has the next part read, if there is one.
-    fn read_ahead(&mut self, next: &mut Next) {
+    /// Where the next part is and how many bytes it has at most.
+    fn next_part(&self) -> (u64, usize) {
         let left = self.rest.end - self.rest.start;
-        if left == 0 {
-            return;
-        }
-        let (at, bytes) = (self.rest.start, left.min(PART_BYTES as u64));
-        self.rest.start += bytes;
-        *next = Next::Reading;
+        (self.rest.start, left.min(PART_BYTES as u64) as usize)
+    }
+
+    /// Has a thread read the next part.
+    fn read(&self) {
+        let (at, bytes) = self.next_part();
         let reading = self.reading.clone();
         self.edge.run_transfer(move || {
-            let mut part = vec![0; bytes as usize];
+            let mut part = vec![0; bytes];
             let read = reading.file.read_exact_at(&mut part, at).map(|()| part);
             *reading.next.lock().unwrap_or_else(PoisonError::into_inner) = Next::Read(read);
             reading.waker.wake();
         });
+    }
+
+    /// Reads of the next part what needs no disk. Nothing where that cannot be told.
+    fn read_cached(&self) -> Option<Vec<u8>> {
+        let (at, bytes) = self.next_part();
+        let mut part = vec![0; bytes];
+        let to = &mut [IoSliceMut::new(&mut part)];
+        let read = preadv2(&*self.reading.file, to, at, ReadWriteFlags::NOWAIT).ok()?;
+        part.truncate(read);
+        (read > 0).then_some(part)
+    }
+
+    /// Gives what was read.
+    fn give(&mut self, part: Vec<u8>) -> Part {
+        let bytes = part.len() as u64;
+        self.rest.start += bytes;
+        self.reading.sent.fetch_add(bytes, Ordering::Relaxed);
+        Part::Bytes(part)
     }
 }
 
@@ -171,20 +188,18 @@ impl Source for FileSource {
         match std::mem::replace(&mut *next, Next::None) {
             Next::None if self.rest.is_empty() => Part::End,
             Next::None => {
-                self.read_ahead(&mut next);
+                if let Some(part) = self.read_cached() {
+                    return self.give(part);
+                }
+                *next = Next::Reading;
+                self.read();
                 Part::Wait(UNTIL_WOKEN)
             }
             Next::Reading => {
                 *next = Next::Reading;
                 Part::Wait(UNTIL_WOKEN)
             }
-            Next::Read(Ok(part)) => {
-                self.read_ahead(&mut next);
-                self.reading
-                    .sent
-                    .fetch_add(part.len() as u64, Ordering::Relaxed);
-                Part::Bytes(part)
-            }
+            Next::Read(Ok(part)) => self.give(part),
             Next::Read(Err(why)) => {
                 log::warn!(
                     "a file that is being sent cannot be read: {why}; its connection is closed"

@@ -47,6 +47,7 @@ mod worker;
 pub use self::acceptor::bind;
 pub use self::answer::Answer;
 pub use self::body::BodyLimit;
+pub use self::connection::PART_BYTES;
 pub use self::head::RequestLimits;
 pub use self::pool::start_thread;
 pub use self::request::{Authorization, Headers, Refused, Request};

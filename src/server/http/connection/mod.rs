@@ -30,7 +30,7 @@ const TURN_BYTES: usize = 256 * 1024;
 /// More stays in the kernel.
 const LOOK_AHEAD_BYTES: usize = 16 * 1024;
 /// What is set aside for the next part of a stream, in bytes; a part is no larger than about this.
-const PART_BYTES: usize = 128 * 1024;
+pub const PART_BYTES: usize = 128 * 1024;
 /// What may come behind the last answer, in bytes: reading it is work, and a client that sends so much is not reading.
 const LINGER_BYTES: u64 = 64 << 20;
 /// What a worker has for its connections.
