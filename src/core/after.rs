@@ -91,6 +91,18 @@ pub(super) struct Dependents {
     pub has_freed: bool,
 }
 
+impl Dependents {
+    /// A child has no open edge to a parent any more.
+    pub fn unlist(&mut self, parent: TaskKey, child: TaskKey) {
+        if let Some(children) = self.open.get_mut(&parent) {
+            children.remove(&child);
+            if children.is_empty() {
+                self.open.remove(&parent);
+            }
+        }
+    }
+}
+
 impl Edge {
     /// To one task that has not ended.
     pub fn to(task: TaskKey, id: Arc<str>, on: Outcome) -> Edge {
@@ -399,12 +411,7 @@ impl Core {
         let waiting = self.task(key).waiting.as_ref();
         let open = waiting.map_or_else(BTreeSet::new, |waiting| waiting.open_parents());
         for parent in open {
-            if let Some(children) = self.after.open.get_mut(&parent) {
-                children.remove(&key);
-                if children.is_empty() {
-                    self.after.open.remove(&parent);
-                }
-            }
+            self.after.unlist(parent, key);
         }
     }
 
@@ -424,14 +431,8 @@ impl Core {
     /// An edge is settled: unlists it, unless another one of the child has the same parent and is open.
     pub(super) fn edge_is_settled(&mut self, parent: TaskKey, child: TaskKey) {
         let waiting = self.task(child).waiting.as_ref();
-        if waiting.is_some_and(|waiting| waiting.open_parents().contains(&parent)) {
-            return;
-        }
-        if let Some(children) = self.after.open.get_mut(&parent) {
-            children.remove(&child);
-            if children.is_empty() {
-                self.after.open.remove(&parent);
-            }
+        if waiting.is_none_or(|waiting| !waiting.open_parents().contains(&parent)) {
+            self.after.unlist(parent, child);
         }
     }
 

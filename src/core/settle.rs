@@ -86,12 +86,7 @@ impl Core {
             let why = format!("canceled with task {id}, which it waited for");
             return self.end_unbegun(now, child, TaskState::Canceled, &why);
         }
-        if let Some(children) = self.after.open.get_mut(&parent) {
-            children.remove(&child);
-            if children.is_empty() {
-                self.after.open.remove(&parent);
-            }
-        }
+        self.after.unlist(parent, child);
         let waiting = data_mut(&mut self.tasks, child).waiting.as_mut();
         let mut ended = Vec::new();
         for (edge, n) in waiting.into_iter().flat_map(|it| &mut it.after).zip(0..) {
