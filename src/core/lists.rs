@@ -63,7 +63,10 @@ impl Core {
                 }
             }
         }
-        let tasks = self.show_all(keys.iter().copied());
+        let tasks = match &refused {
+            None => self.show_all(keys.iter().copied()),
+            Some(_) => Vec::new(),
+        };
         if (is_dry || refused.is_some()) && self.keeps(Rule::ListIsTakenBack) {
             self.take_back_from(now, first);
             self.stats = stats;
