@@ -9,7 +9,6 @@ use super::spec::{Spec, check_above_zero, check_count};
 use super::{TextLimits, Time};
 use crate::wire::after::{Outcome, PostedAfter};
 use crate::wire::duration::TimeSpan;
-use crate::wire::schedule::TaskJson;
 use crate::wire::strict_object::Posted;
 use crate::wire::task::{Mode, PostedTask};
 use std::sync::Arc;
@@ -144,15 +143,8 @@ fn checked_child(
 
 /// Whether a posted task begins after another one machine by machine.
 pub(super) fn is_per_machine(posted: &PostedTask) -> bool {
-    let entries = posted.after.iter().flatten();
-    entries
-        .into_iter()
-        .any(|Posted(entry)| entry.per_machine == Some(true))
-}
-
-/// The same of the task of a schedule.
-pub(super) fn has_per_machine(task: &TaskJson) -> bool {
-    task.read().is_ok_and(|task| is_per_machine(&task))
+    let mut entries = posted.after.iter().flatten();
+    entries.any(|Posted(entry)| entry.per_machine == Some(true))
 }
 
 /// Checks which entries are meant machine by machine.

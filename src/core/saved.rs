@@ -8,7 +8,7 @@ use super::about::About;
 use super::crew::Wish;
 use super::files::Files;
 use super::halt::Halt;
-use super::later_spec;
+use super::later_spec::is_per_machine;
 use super::machine::Machine;
 use super::named_limits::SavedLimit;
 use super::original::CanceledAttempt;
@@ -119,6 +119,12 @@ pub struct SavedTask {
 }
 
 impl SavedTask {
+    /// Whether it begins after another one machine by machine.
+    fn is_per_machine(&self) -> bool {
+        let mut edges = self.waiting.iter().flat_map(|waiting| &waiting.after);
+        edges.any(|edge| edge.per_machine)
+    }
+
     /// Whether it replaces the program of agents, or a task that begins with its end does.
     fn is_update(&self) -> bool {
         let own = { self.files.as_ref() }.is_some_and(|files| files.update.is_some());
@@ -341,16 +347,13 @@ impl Batch {
                 || t.spread.is_some()
         };
         let machines = || self.machines.values().flatten();
-        let is_per_machine = |t: &SavedTask| {
-            let waiting = t.waiting.iter();
-            { waiting.flat_map(|waiting| &waiting.after) }.any(|edge| edge.per_machine)
+        let is_new_schedule = |posted: &Arc<PostedSchedule>| {
+            let task = posted.task.read();
+            task.is_ok_and(|task| is_per_machine(&task) || update::is_given(&task))
         };
-        let posted = || self.schedules.values().flatten();
         match () {
-            () if tasks().any(is_per_machine) => 6,
-            () if posted().any(|schedule| later_spec::has_per_machine(&schedule.task)) => 6,
-            () if tasks().any(SavedTask::is_update) => 6,
-            () if posted().any(|schedule| update::is_update(&schedule.task)) => 6,
+            () if tasks().any(|t| t.is_per_machine() || t.is_update()) => 6,
+            () if self.schedules.values().flatten().any(is_new_schedule) => 6,
             () if !self.limits.is_empty() || tasks().any(is_ordered) => 5,
             () if self.suspensions.is_some() || !self.notifications.is_empty() => 5,
             () if !self.schedules.is_empty() || !self.progress.is_empty() => 5,

@@ -6,7 +6,6 @@
 use super::files::Files;
 use crate::wire::duration::TimeSpan;
 use crate::wire::files::BlobId;
-use crate::wire::schedule::TaskJson;
 use crate::wire::task::{Detail, Mode, PostedTask};
 use crate::wire::update::{MAX_PROBATION, Update, Version};
 
@@ -48,9 +47,11 @@ pub(super) fn checked(posted: &mut PostedTask) -> Result<Option<Update>, String>
     Ok(Some(update))
 }
 
-/// Whether the task of a schedule replaces the program of agents.
-pub(super) fn is_update(task: &TaskJson) -> bool {
-    task.read().is_ok_and(|task| task.update.is_some())
+/// Whether a posted task replaces the program of agents, or one that begins with its end does.
+pub(super) fn is_given(posted: &PostedTask) -> bool {
+    let children = [&posted.on_success, &posted.on_failure, &posted.on_end];
+    let mut children = children.into_iter().flatten();
+    posted.update.is_some() || children.any(|child| is_given(&child.0))
 }
 
 fn has_any<T>(list: &Option<Vec<T>>) -> bool {
@@ -109,6 +110,7 @@ impl Files {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::{Batch, ScheduleKey};
     use serde_json::json;
 
     fn checked_with(change: serde_json::Value) -> Result<Option<Update>, String> {
@@ -153,5 +155,25 @@ mod tests {
             let why = checked_with(change.clone()).unwrap_err();
             assert!(why.contains(word), "{change}: {why}");
         }
+    }
+
+    #[test]
+    fn an_older_program_does_not_open_a_file_with_a_schedule_of_updates() {
+        let version = |task: serde_json::Value| {
+            let posted = json!({"cron": "@daily", "task": task}).to_string();
+            let posted = serde_json::from_str(&posted).unwrap();
+            let mut batch = Batch::default();
+            batch.schedules.insert(ScheduleKey(1), Some(posted));
+            batch.reader_version()
+        };
+        let update = json!({"update": {"version": "0.2.0", "images": {"x86_64": "ab".repeat(32)}}});
+        let command = json!({"detail": {"command": "true"}});
+        assert_eq!((version(update.clone()), version(command.clone())), (6, 5));
+        for field in ["onSuccess", "onFailure", "onEnd"] {
+            let with = |child: &serde_json::Value| version(json!({field: child}));
+            assert_eq!((with(&update), with(&command)), (6, 5), "{field}");
+        }
+        let per_machine = |is: bool| version(json!({"after": [{"task": "p", "perMachine": is}]}));
+        assert_eq!((per_machine(true), per_machine(false)), (6, 5));
     }
 }
