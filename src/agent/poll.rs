@@ -187,6 +187,15 @@ impl Agent {
         }
     }
 
+    /// Has the server be told of what polls say: the one that is under way may be held for long.
+    pub fn poll_soon(self: &Arc<Self>) {
+        if let Some(epoch) = self.state.poll_anew()
+            && self.start_polls(epoch).is_err()
+        {
+            self.state.keep_polls(epoch);
+        }
+    }
+
     /// Handles an answer. Whether it changed anything, and a command for this thread to run.
     fn poll_answered(
         self: &Arc<Self>,

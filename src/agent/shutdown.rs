@@ -45,9 +45,7 @@ impl Ending {
             has_begun: AtomicBool::new(false),
         }
     }
-}
 
-impl Ending {
     /// Whether the agent ends.
     pub fn has_begun(&self) -> bool {
         self.has_begun.load(Ordering::Acquire)

@@ -210,6 +210,11 @@ impl Inner {
             || !self.probes.is_empty()
     }
 
+    fn has_open_undo(&self) -> bool {
+        let mut attempts = self.attempts.values();
+        self.undos.has_open() || attempts.any(|it| it.attempt.has_undo() && !it.attempt.has_ended())
+    }
+
     fn is_held(&self, id: &AttemptId) -> bool {
         self.attempts.get(id).is_some_and(Entry::is_held)
     }
@@ -642,11 +647,7 @@ impl AgentState {
 
     /// Waits until no undo is armed or runs. Whether that was so before the `deadline`.
     pub fn wait_until_undone(&self, deadline: Instant) -> bool {
-        self.wait_until(deadline, |inner| {
-            let attempts = inner.attempts.values();
-            let mut open = attempts.filter(|it| it.attempt.has_undo() && !it.attempt.has_ended());
-            open.next().is_none() && !inner.undos.has_open()
-        })
+        self.wait_until(deadline, |inner| !inner.has_open_undo())
     }
 
     /// Waits until the server has taken every result, and the end of every undo. Whether that was so before the
@@ -658,14 +659,23 @@ impl AgentState {
     }
 
     fn wait_until(&self, deadline: Instant, reached: impl Fn(&Inner) -> bool) -> bool {
+        self.locked_when(deadline, reached).is_some()
+    }
+
+    /// Waits for a condition, and returns with the lock held; none if the `deadline` came first.
+    fn locked_when(
+        &self,
+        deadline: Instant,
+        reached: impl Fn(&Inner) -> bool,
+    ) -> Option<MutexGuard<'_, Inner>> {
         let mut inner = lock(&self.inner);
         while !reached(&inner) {
             if Instant::now() >= deadline {
-                return false;
+                return None;
             }
             inner = wait_on(&self.fewer, inner, Some(deadline));
         }
-        true
+        Some(inner)
     }
 
     /// The attempts with something to report, those that have ended first.

@@ -320,15 +320,6 @@ impl Agent {
             work,
         }
     }
-
-    /// Has the server be told of what polls say: the one that is under way may be held for long.
-    pub fn poll_soon(self: &std::sync::Arc<Self>) {
-        if let Some(epoch) = self.state.poll_anew()
-            && self.start_polls(epoch).is_err()
-        {
-            self.state.keep_polls(epoch);
-        }
-    }
 }
 
 impl Attempt {

@@ -27,24 +27,19 @@ impl AgentState {
 
     /// Whether an undo is armed, runs, or has failed and the server has not been told.
     pub fn has_open_undo(&self) -> bool {
-        let inner = lock(&self.inner);
-        let mut attempts = inner.attempts.values();
-        inner.undos.has_open()
-            || attempts.any(|it| it.attempt.has_undo() && !it.attempt.has_ended())
+        lock(&self.inner).has_open_undo()
     }
 
     /// Waits until this attempt is all there is and the server has taken everything else, and takes nothing more from
     /// then on; the poll loop ends. Whether that was so before the `deadline`.
     pub fn close_if_alone(&self, id: &AttemptId, deadline: Instant) -> bool {
-        let is_alone = self.wait_until(deadline, |inner| {
-            let others = inner.attempts.keys().filter(|other| *other != id);
-            others.count() == 0 && inner.undos.is_empty() && inner.probes.is_empty()
+        let alone = self.locked_when(deadline, |inner| {
+            let mut others = inner.attempts.keys().filter(|other| *other != id);
+            others.next().is_none() && inner.undos.is_empty() && inner.probes.is_empty()
         });
-        let mut inner = lock(&self.inner);
-        // An order may have come in between.
-        if !is_alone || inner.attempts.len() > 1 || !inner.undos.is_empty() || inner.draining {
+        let Some(mut inner) = alone.filter(|inner| !inner.draining) else {
             return false;
-        }
+        };
         inner.closed = true;
         inner.epoch += 1;
         true

@@ -80,10 +80,9 @@ fn look(files: &Files, marker: &mut Marker) -> Found {
         Whose::Other => Found::Nothing,
         Whose::Own if pending.step != Step::Probation => {
             pending.starts += 1;
-            pending.step = match is_returning {
-                true => Step::Returning,
-                false => Step::Probation,
-            };
+            if !is_returning {
+                pending.step = Step::Probation;
+            }
             let mut resumed = pending.clone();
             resumed.seq += u64::from(resumed.starts) * SEQ_STEP;
             Found::Resumed(Box::new(resumed))
