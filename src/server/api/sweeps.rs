@@ -137,7 +137,8 @@ pub fn cancel_one(server: &Server, key: TaskKey) {
 }
 
 fn cancel_in_slices(server: &Server, sweep: &mut Sweep) {
-    while !{ &server.store }.change(|core, now| core.cancel_slice(now, sweep, MAX_SWEPT)) {}
+    let store = &server.store;
+    while !store.change(|core, now| core.cancel_slice(now, sweep, MAX_SWEPT)) {}
 }
 
 fn cancel_all(server: &Server, mut sweep: Sweep) -> (Answer, Sweep) {

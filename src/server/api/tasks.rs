@@ -344,13 +344,14 @@ pub fn cancel(call: Call<'_>) -> Handled {
         return Err(bad("dependents: goes with a cancel on all machines only"));
     }
     let key = named_task(&call)?;
-    // No copy of the task is kept: the first change would copy all of it.
-    let looked = |task: Task| (task.size(), Change::of(&task));
-    let looked = call.server.store.ask(|core| core.show(key).map(looked));
-    let (size, change) = looked.map_err(refused)?;
-    if matches!(selection, Selection::All) && size > MAX_SWEPT {
-        *call.change = change;
-        return cancel_large(call, key, dependents);
+    if matches!(selection, Selection::All) {
+        // No copy of the task is kept: the first change would copy all of it.
+        let large = |task: Task| (task.size() > MAX_SWEPT).then(|| Change::of(&task));
+        let large = call.server.store.ask(|core| core.show(key).map(large));
+        if let Some(change) = large.map_err(refused)? {
+            *call.change = change;
+            return cancel_large(call, key, dependents);
+        }
     }
     change_task(call, |core, now, key| {
         if dependents {
