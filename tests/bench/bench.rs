@@ -41,6 +41,8 @@ mod files;
 mod fleet;
 mod growth;
 mod listing;
+#[path = "../simulation/messages.rs"]
+mod messages;
 mod peers;
 mod process;
 mod scale;

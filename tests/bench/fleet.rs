@@ -7,13 +7,14 @@
 //! for a while. What it was ordered it does not run. Thousands of machines would read their orders at
 //! the same time; here one thread does, so what has come is read before anything is done about it.
 
+use crate::messages;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use serde::de::IgnoredAny;
 use sidebike::wire::Envelope;
-use sidebike::wire::agent::{AttemptId, Done, Ended, Hold, HoldState, Orders, Poll, Taken};
+use sidebike::wire::agent::{AttemptId, Ended, Orders, Poll, Taken};
 use sidebike::wire::duration::TimeSpan;
 use sidebike::wire::task::ExecutionState;
 use std::collections::{BTreeMap, VecDeque};
@@ -202,29 +203,13 @@ impl Fleet {
     fn poll(&mut self, n: usize, wait: TimeSpan) -> Result<(), String> {
         let agent = &mut self.agents[n];
         agent.seq += 1;
-        let hold = |id: &AttemptId| Hold {
-            id: id.clone(),
-            state: HoldState::Running,
-            started_ago_ms: 0,
-            phase: None,
-        };
         let poll = Poll {
-            undos: Vec::new(),
             tags: agent.tags.clone(),
-            instance: agent.instance.clone(),
-            seq: agent.seq,
-            label: agent.label.clone(),
             host: "bench".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            arch: String::new(),
             jobs: JOBS,
-            draining: false,
-            drained: false,
-            ending: false,
-            standing: false,
             wait,
-            holds: agent.holds.iter().map(hold).collect(),
-            features: Vec::new(),
+            ..messages::poll(&agent.instance, agent.seq, &agent.label, &agent.holds)
         };
         let body = serde_json::to_vec(&poll).map_err(|why| why.to_string())?;
         self.open(n, Call::Poll, &body)
@@ -232,25 +217,12 @@ impl Fleet {
 
     fn report(&mut self, n: usize, ids: &[AttemptId]) -> Result<(), String> {
         let ended = |id: &AttemptId| Ended {
-            id: id.clone(),
-            state: ExecutionState::Succeeded,
             exit_code: Some(0),
-            signal: None,
-            msg: String::new(),
-            ended_ago_ms: 0,
             duration_ms: Some(1),
-            stdout_bytes: 0,
-            stderr_bytes: 0,
-            files: Vec::new(),
+            ..messages::ended(id, ExecutionState::Succeeded)
         };
-        let done = Done {
-            undos: Vec::new(),
-            probes: Vec::new(),
-            seq: None,
-            instance: self.agents[n].instance.clone(),
-            pieces: Vec::new(),
-            results: ids.iter().map(ended).collect(),
-        };
+        let results = ids.iter().map(ended).collect();
+        let done = messages::done(&self.agents[n].instance, results);
         let body = serde_json::to_vec(&done).map_err(|why| why.to_string())?;
         self.open(n, Call::Done, &body)
     }

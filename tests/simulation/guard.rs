@@ -3,6 +3,7 @@
 
 use crate::experiment::{AgentRule, Doer, Happening, Plan, Spot, Stop, UndoStep};
 use crate::laws::RealEnd;
+use crate::messages;
 use crate::world::{AttemptKey, Event, Lawful, Ms, Request, World};
 use sidebike::wire::agent::{Done, Ended, Taken};
 use sidebike::wire::task::{Detail, ExecutionState};
@@ -412,27 +413,16 @@ impl World {
         };
         self.answer_agent(guard, 1, Answer::Undone(key, report.clone()));
         let result = watched.plan.has_command.then(|| Ended {
-            id: report.id.clone(),
-            state: ExecutionState::Failed,
-            exit_code: None,
-            signal: None,
             msg: "its guard ended it".into(),
-            ended_ago_ms: 0,
             duration_ms: watched.started_at.map(|at| self.now - at),
-            stdout_bytes: 0,
-            stderr_bytes: 0,
-            files: Vec::new(),
+            ..messages::ended(&report.id, ExecutionState::Failed)
         });
         if result.is_some() {
             self.laws.guard_ended(key);
         }
         let done = Done {
-            probes: Vec::new(),
-            instance: watched.instance,
-            seq: None,
-            pieces: Vec::new(),
-            results: result.into_iter().collect(),
             undos: vec![report],
+            ..messages::done(&watched.instance, result.into_iter().collect())
         };
         let number = self.experiments.settled.len();
         self.experiments.settled.push(Settled {

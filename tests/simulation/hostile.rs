@@ -3,6 +3,7 @@
 //! the name of the other as well. The laws hold for everybody else.
 
 use crate::agent::{Alarm, STREAMS};
+use crate::messages;
 use crate::world::{Event, LABELS, Request, Response, World};
 use sidebike::agent::undo::ledger::new_report;
 use sidebike::core::execution_id;
@@ -117,21 +118,14 @@ impl World {
         };
         Poll {
             undos,
-            tags: Default::default(),
-            instance,
-            seq,
-            label,
             host: HOSTILE_HOST.into(),
-            version: String::new(),
-            arch: String::new(),
             jobs: self.rng.pick(&[0, 1, 4, 1_000, u32::MAX]),
             draining: self.rng.chance(100),
-            drained: false,
-            ending: false,
             standing: true,
             wait: TimeSpan::from_millis(self.rng.pick(&[0, 500, 25_000, 1 << 50])),
             holds: self.hostile_holds(),
             features: vec![feature.into()],
+            ..messages::poll(&instance, seq, &label, &[])
         }
     }
 
@@ -201,13 +195,11 @@ impl World {
         let seq = self.agents[who].latest_seq;
         let done = Done {
             undos: self.hostile_undos(),
-            probes: Vec::new(),
-            instance,
             seq: self
                 .rng
                 .pick(&[None, Some(seq), Some(seq + 1), Some(u64::MAX)]),
             pieces: self.hostile_pieces(),
-            results,
+            ..messages::done(&instance, results)
         };
         Request::Done(done, Vec::new())
     }

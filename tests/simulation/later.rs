@@ -8,14 +8,14 @@
 //! - what can begin does (`nothing_waits_for_nothing`), and everything ends (`nothing_waits_for_ever`);
 //! - a parent is there until its children have started (`a_parent_is_kept`).
 
+use crate::messages;
 use crate::rng::Rng;
 use crate::server::TEXTS;
 use serde_json::{Value, json};
 use sidebike::core::{
     Batch, Core, Limits, MachineKey, Notice, Refusal, Rule, Saved, Selection, Spec, TaskKey, Time,
 };
-use sidebike::wire::agent::{Assignment, AttemptId, Ended, Hold, HoldState, Poll};
-use sidebike::wire::duration::TimeSpan;
+use sidebike::wire::agent::{Assignment, AttemptId};
 use sidebike::wire::task::{Detail, ExecutionState, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -216,32 +216,8 @@ impl Scene {
 
     fn poll(&mut self, instance: &str) -> Result<(), String> {
         self.seq += 1;
-        let holds = self.running.get(instance).into_iter().flatten();
-        let poll = Poll {
-            undos: Vec::new(),
-            tags: Default::default(),
-            features: Vec::new(),
-            instance: instance.into(),
-            seq: self.seq,
-            label: format!("m-{instance}"),
-            host: "host".into(),
-            version: String::new(),
-            arch: String::new(),
-            jobs: 2,
-            draining: false,
-            drained: false,
-            ending: false,
-            standing: false,
-            wait: TimeSpan::from_secs(20),
-            holds: holds
-                .map(|id| Hold {
-                    id: id.clone(),
-                    state: HoldState::Running,
-                    started_ago_ms: 0,
-                    phase: None,
-                })
-                .collect(),
-        };
+        let runs = self.running.get(instance).map_or(&[][..], Vec::as_slice);
+        let poll = messages::poll(instance, self.seq, &format!("m-{instance}"), runs);
         let polled = self.core.poll(self.now, &poll, None);
         let (key, orders) = polled.map_err(|why| format!("a good poll is refused: {why}"))?;
         self.names.insert(key, instance.into());
@@ -336,18 +312,7 @@ impl Scene {
             .entry(instance.into())
             .or_default()
             .retain(|it| *it != id);
-        let ended = Ended {
-            id,
-            state,
-            exit_code: None,
-            signal: None,
-            msg: String::new(),
-            ended_ago_ms: 0,
-            duration_ms: Some(0),
-            stdout_bytes: 0,
-            stderr_bytes: 0,
-            files: Vec::new(),
-        };
+        let ended = messages::ended(&id, state);
         self.core.done(self.now, instance, &[], &[ended]);
     }
 

@@ -46,6 +46,7 @@ mod guard;
 mod hostile;
 mod later;
 mod laws;
+mod messages;
 mod notify;
 mod order;
 mod original;

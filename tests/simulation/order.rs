@@ -2,6 +2,7 @@
 //! and whose server dies. The laws are checked after every step, on what was handed out in it and on what is left.
 
 use crate::crash::{apply, read_back};
+use crate::messages;
 use crate::rng::Rng;
 use crate::server::TEXTS;
 use serde_json::{Value, json};
@@ -9,10 +10,7 @@ use sidebike::core::checked_limit;
 use sidebike::core::{
     Core, Limits, MachineKey, Notice, Rule, Saved, Selection, Spec, Task, TaskKey, Time,
 };
-use sidebike::wire::agent::{
-    Assignment, AttemptId, Done, Ended, Goodbye, Hold, HoldState, Orders, Poll,
-};
-use sidebike::wire::duration::TimeSpan;
+use sidebike::wire::agent::{Assignment, AttemptId, Done, Goodbye, Orders, Poll};
 use sidebike::wire::limit::PostedLimit;
 use sidebike::wire::task::{Detail, ExecutionState, Mode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -276,29 +274,10 @@ impl Scene {
     fn poll(&mut self, who: usize) {
         let agent = &mut self.agents[who];
         agent.seq += 1;
-        let hold = |id: &AttemptId| Hold {
-            id: id.clone(),
-            state: HoldState::Running,
-            started_ago_ms: 0,
-            phase: None,
-        };
         let poll = Poll {
-            undos: Vec::new(),
-            tags: Default::default(),
-            features: Vec::new(),
-            instance: agent.instance.clone(),
-            seq: agent.seq,
-            label: agent.label.clone(),
-            host: "host".into(),
-            version: String::new(),
-            arch: String::new(),
             jobs: agent.jobs,
-            draining: false,
-            drained: false,
-            ending: false,
             standing: true,
-            wait: TimeSpan::from_secs(20),
-            holds: agent.holds.iter().map(hold).collect(),
+            ..messages::poll(&agent.instance, agent.seq, &agent.label, &agent.holds)
         };
         let Ok((key, orders)) = self.core.poll(self.now, &poll, None) else {
             return;
@@ -349,25 +328,9 @@ impl Scene {
             true => ExecutionState::Succeeded,
             false => ExecutionState::Failed,
         };
-        let ended = Ended {
-            id: id.clone(),
-            state,
-            exit_code: Some(0),
-            signal: None,
-            msg: String::new(),
-            ended_ago_ms: 0,
-            duration_ms: Some(0),
-            stdout_bytes: 0,
-            stderr_bytes: 0,
-            files: Vec::new(),
-        };
         let done = Done {
-            instance: agent.instance.clone(),
             seq: asks.then_some(agent.seq),
-            pieces: Vec::new(),
-            results: vec![ended],
-            undos: Vec::new(),
-            probes: Vec::new(),
+            ..messages::done(&agent.instance, vec![messages::ended(&id, state)])
         };
         self.note(|| format!("machine {who} reports {}", id.execution));
         let taken = self.core.done_and_next(self.now, &done);

@@ -1,6 +1,7 @@
 //! Agents that can do less than ours, step by step. The original's: what their machine is handed after a cancel, after a
 //! restart, and when one of ours takes its label. Older ones of ours: what goes to another machine instead.
 
+use crate::messages;
 use crate::server::TEXTS;
 use sidebike::core::{Core, Limits, Link, MachineKey, Selection, Spec, TaskKey, Time};
 use sidebike::wire::agent::{AttemptId, Ended, Feature, Orders, Piece, Poll, Stream, Verdict};
@@ -80,16 +81,8 @@ impl Scene {
             data: Vec::new(),
         };
         let ended = Ended {
-            id: id.clone(),
-            state: ExecutionState::Succeeded,
-            exit_code: None,
-            signal: None,
-            msg: String::new(),
-            ended_ago_ms: 0,
             duration_ms: None,
-            stdout_bytes: 0,
-            stderr_bytes: 0,
-            files: Vec::new(),
+            ..messages::ended(id, ExecutionState::Succeeded)
         };
         let now = self.now;
         let verdict = self
@@ -123,24 +116,12 @@ impl Scene {
     ) -> (MachineKey, Orders<Arc<Detail>>) {
         self.polls += 1;
         let poll = Poll {
-            undos: Vec::new(),
-            tags: Default::default(),
+            jobs: 4,
+            standing: true,
             features: { features.iter() }
                 .map(|feature| feature.word().into())
                 .collect(),
-            instance: instance.into(),
-            seq: self.polls,
-            label: label.into(),
-            host: String::new(),
-            version: String::new(),
-            arch: String::new(),
-            jobs: 4,
-            draining: false,
-            drained: false,
-            ending: false,
-            standing: true,
-            wait: TimeSpan::from_secs(0),
-            holds: Vec::new(),
+            ..messages::poll(instance, self.polls, label, &[])
         };
         let answer = self.core.poll(self.now, &poll, None).unwrap();
         self.check();

@@ -11,14 +11,14 @@
 //! - a parent is there as long as something waits (`a_parent_is_kept`).
 
 use crate::crash::{apply, read_back};
+use crate::messages;
 use crate::rng::Rng;
 use crate::server::TEXTS;
 use serde_json::json;
 use sidebike::core::{
     Core, Limits, MachineKey, Notice, Refusal, Rule, Saved, Selection, Spec, TaskKey, Time,
 };
-use sidebike::wire::agent::{Assignment, AttemptId, Ended, Goodbye, Hold, HoldState, Poll};
-use sidebike::wire::duration::TimeSpan;
+use sidebike::wire::agent::{Assignment, AttemptId, Goodbye};
 use sidebike::wire::rollout::RolloutPhase;
 use sidebike::wire::task::{Detail, ExecutionState, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
@@ -209,30 +209,8 @@ impl Scene {
             return Ok(());
         }
         self.seq += 1;
-        let hold = |id: &AttemptId| Hold {
-            id: id.clone(),
-            state: HoldState::Running,
-            started_ago_ms: 0,
-            phase: None,
-        };
-        let poll = Poll {
-            undos: Vec::new(),
-            tags: Default::default(),
-            features: Vec::new(),
-            instance: agent.instance.clone(),
-            seq: self.seq,
-            label: format!("m-{who}"),
-            host: "host".into(),
-            version: String::new(),
-            arch: String::new(),
-            jobs: 2,
-            draining: false,
-            drained: false,
-            ending: false,
-            standing: false,
-            wait: TimeSpan::from_secs(20),
-            holds: agent.running.iter().map(hold).collect(),
-        };
+        let label = format!("m-{who}");
+        let poll = messages::poll(&agent.instance, self.seq, &label, &agent.running);
         let polled = self.core.poll(self.now, &poll, None);
         let (key, orders) = polled.map_err(|why| format!("a good poll is refused: {why}"))?;
         self.names.insert(key, poll.instance.clone());
@@ -297,18 +275,7 @@ impl Scene {
     fn end(&mut self, who: usize, id: AttemptId, state: ExecutionState) {
         let agent = &mut self.agents[who];
         agent.running.retain(|it| *it != id);
-        let ended = Ended {
-            id,
-            state,
-            exit_code: None,
-            signal: None,
-            msg: String::new(),
-            ended_ago_ms: 0,
-            duration_ms: Some(0),
-            stdout_bytes: 0,
-            stderr_bytes: 0,
-            files: Vec::new(),
-        };
+        let ended = messages::ended(&id, state);
         self.core.done(self.now, &agent.instance, &[], &[ended]);
     }
 

@@ -12,6 +12,7 @@
 //!
 //! To add one: a function called by [`Scene::check`], and a way to break it in [`it_finds_a_broken_rule_of_schedules`].
 
+use crate::messages;
 use crate::rng::Rng;
 use crate::server::TEXTS;
 use sidebike::core::{
@@ -19,8 +20,7 @@ use sidebike::core::{
     Time,
 };
 use sidebike::recurrence::Zone;
-use sidebike::wire::agent::{AttemptId, Ended, Hold, HoldState, Poll};
-use sidebike::wire::duration::TimeSpan;
+use sidebike::wire::agent::{AttemptId, Ended, Poll};
 use sidebike::wire::schedule::{Overlap, PostedSchedule, ScheduleState};
 use sidebike::wire::task::{ExecutionState, Mode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -251,29 +251,9 @@ impl Scene {
         let n = self.rng.between(0, MACHINES - 1) as usize;
         let agent = &mut self.agents[n];
         agent.seq += 1;
-        let holds = agent.holds.iter().map(|id| Hold {
-            id: id.clone(),
-            state: HoldState::Running,
-            started_ago_ms: 0,
-            phase: None,
-        });
         let poll = Poll {
-            undos: Vec::new(),
-            tags: Default::default(),
-            features: Vec::new(),
-            instance: agent.instance.clone(),
-            seq: agent.seq,
-            label: agent.label.clone(),
-            host: String::new(),
-            version: String::new(),
-            arch: String::new(),
             jobs: 4,
-            draining: false,
-            drained: false,
-            ending: false,
-            standing: false,
-            wait: TimeSpan::from_secs(0),
-            holds: holds.collect(),
+            ..messages::poll(&agent.instance, agent.seq, &agent.label, &agent.holds)
         };
         let Ok((_, orders)) = self.core.poll(self.now, &poll, None) else {
             return;
@@ -304,16 +284,9 @@ impl Scene {
 
     fn end(&mut self, n: usize, id: &AttemptId, state: ExecutionState) {
         let ended = Ended {
-            id: id.clone(),
-            state,
             exit_code: Some(i32::from(state != ExecutionState::Succeeded)),
-            signal: None,
-            msg: String::new(),
-            ended_ago_ms: 0,
             duration_ms: None,
-            stdout_bytes: 0,
-            stderr_bytes: 0,
-            files: Vec::new(),
+            ..messages::ended(id, state)
         };
         let agent = &mut self.agents[n];
         agent.holds.retain(|held| held != id);

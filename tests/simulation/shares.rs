@@ -1,11 +1,12 @@
 //! Shares of 1, 2, 3, 99, 100 and 101 machines, step by step on the core alone: every percentage of everything that
 //! takes one. Each run is compared with a calculation that knows nothing of the core.
 
+use crate::messages;
 use crate::server::TEXTS;
 use crate::targets::PERCENTS;
 use serde_json::{Value, json};
 use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Spec, TaskKey, Time};
-use sidebike::wire::agent::{Assignment, AttemptId, Done, Ended, Poll};
+use sidebike::wire::agent::{Assignment, AttemptId, Poll};
 use sidebike::wire::duration::TimeSpan;
 use sidebike::wire::task::{Detail, ExecutionState};
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,22 +68,9 @@ impl Scene {
         self.seq += 1;
         assert!(!self.running.contains_key(instance), "it reports first");
         let poll = Poll {
-            undos: Vec::new(),
-            tags: Default::default(),
-            features: Vec::new(),
-            instance: instance.into(),
-            seq: self.seq,
-            label: format!("m-{instance}"),
-            host: "host".into(),
-            version: String::new(),
-            arch: String::new(),
             jobs: 1,
-            draining: false,
-            drained: false,
-            ending: false,
             standing: true,
-            wait: TimeSpan::from_secs(20),
-            holds: Vec::new(),
+            ..messages::poll(instance, self.seq, &format!("m-{instance}"), &[])
         };
         let (key, orders) = self.core.poll(self.now, &poll, None).unwrap();
         self.names.insert(key, instance.into());
@@ -131,26 +119,7 @@ impl Scene {
     /// One of those that run ends; its machine polls again.
     fn end(&mut self, instance: &str, state: ExecutionState) {
         let id = self.running.remove(instance).unwrap();
-        let ended = Ended {
-            id,
-            state,
-            exit_code: None,
-            signal: None,
-            msg: String::new(),
-            ended_ago_ms: 0,
-            duration_ms: Some(0),
-            stdout_bytes: 0,
-            stderr_bytes: 0,
-            files: Vec::new(),
-        };
-        let done = Done {
-            undos: Vec::new(),
-            probes: Vec::new(),
-            instance: instance.into(),
-            seq: None,
-            pieces: Vec::new(),
-            results: vec![ended],
-        };
+        let done = messages::done(instance, vec![messages::ended(&id, state)]);
         let taken = self.core.done_and_next(self.now, &done);
         assert!(taken.results[0].taken);
         self.wake();

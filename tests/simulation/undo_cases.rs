@@ -1,11 +1,12 @@
 //! Single cases of undos that the simulation has found, without the weather.
 
+use crate::messages;
 use crate::server::TEXTS;
 use crate::users::base_spec;
 use serde_json::Map;
 use sidebike::agent::undo::ledger::new_report;
 use sidebike::core::{Core, Limits, MachineKey, Notice, Selection, TaskKey, Time};
-use sidebike::wire::agent::{AttemptId, Done, Ended, Feature, Hold, HoldState, Orders, Poll};
+use sidebike::wire::agent::{AttemptId, Done, Ended, Feature, Orders, Poll};
 use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::task::{Detail, ExecutionState, Mode};
 use sidebike::wire::undo::{Undo, UndoReport, UndoState};
@@ -59,29 +60,12 @@ impl Case {
         undos: Vec<UndoReport>,
     ) -> Orders<Arc<Detail>> {
         self.seq += 1;
-        let holds = holds.iter().map(|id| Hold {
-            id: id.clone(),
-            state: HoldState::Running,
-            started_ago_ms: 0,
-            phase: None,
-        });
         let poll = Poll {
-            instance: instance.into(),
-            seq: self.seq,
-            label: "web".into(),
-            host: "host".into(),
-            tags: Default::default(),
-            version: "test".into(),
-            arch: String::new(),
             jobs: 4,
-            draining: false,
-            drained: false,
-            ending: false,
             standing: true,
-            wait: TimeSpan::from_secs(20),
-            holds: holds.collect(),
             undos,
             features: vec![Feature::Undo.word().into()],
+            ..messages::poll(instance, self.seq, "web", holds)
         };
         let (machine, orders) =
             { self.core.poll(Time(self.now), &poll, None) }.expect("a good poll");
@@ -96,12 +80,9 @@ impl Case {
 
     fn done(&mut self, instance: &str, results: Vec<Ended>, undos: Vec<UndoReport>) -> usize {
         let done = Done {
-            probes: Vec::new(),
-            instance: instance.into(),
             seq: Some(self.seq),
-            pieces: Vec::new(),
-            results,
             undos,
+            ..messages::done(instance, results)
         };
         let taken = self.core.done_and_next(Time(self.now), &done);
         self.check();
@@ -149,18 +130,7 @@ fn report(id: &AttemptId, state: UndoState) -> UndoReport {
 }
 
 fn ended(id: &AttemptId) -> Ended {
-    Ended {
-        id: id.clone(),
-        state: ExecutionState::Succeeded,
-        exit_code: Some(0),
-        signal: None,
-        msg: String::new(),
-        ended_ago_ms: 0,
-        duration_ms: Some(1),
-        stdout_bytes: 0,
-        stderr_bytes: 0,
-        files: Vec::new(),
-    }
+    messages::ended(id, ExecutionState::Succeeded)
 }
 
 #[test]
