@@ -10,7 +10,7 @@
 
 use crate::messages;
 use crate::rng::Rng;
-use crate::server::TEXTS;
+use crate::server::{LIMITS, TEXTS};
 use serde_json::{Value, json};
 use sidebike::core::{
     Batch, Core, Limits, MachineKey, Notice, Refusal, Rule, Saved, Selection, Spec, TaskKey, Time,
@@ -79,17 +79,14 @@ struct Scene {
     seen: BTreeSet<&'static str>,
 }
 
-fn limits() -> Limits {
-    Limits {
-        texts: TEXTS,
-        tasks: 15,
-        ..Limits::NONE
-    }
-}
+const FEW_TASKS: Limits = Limits {
+    tasks: 15,
+    ..LIMITS
+};
 
 impl Scene {
     fn new(seed: u64, broken: Option<Rule>) -> Scene {
-        let mut core = Core::new(limits(), START);
+        let mut core = Core::new(FEW_TASKS, START);
         core.record_changes();
         let mut scene = Scene {
             core,
@@ -195,7 +192,7 @@ impl Scene {
     fn restart(&mut self) -> Result<(), String> {
         let away = self.rng.pick(&[0, 0, 1_000, 30_000]);
         self.now.0 += away;
-        self.core = Core::restored(limits(), self.now, self.saved.clone())?;
+        self.core = Core::restored(FEW_TASKS, self.now, self.saved.clone())?;
         self.break_rule();
         for model in self.models.values_mut() {
             // The time of its absence does not count.
@@ -654,18 +651,10 @@ impl Scene {
     }
 }
 
-fn seeds() -> u64 {
-    let given = std::env::var("SIM_SEEDS").ok();
-    given.and_then(|text| text.parse().ok()).unwrap_or(SEEDS)
-}
-
 #[test]
 fn what_begins_later_begins_when_it_should_and_not_before() {
     let mut seen = BTreeSet::new();
-    let first = std::env::var("SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let seeds = first.map_or(0..seeds(), |seed| seed..seed + 1);
+    let seeds = crate::seeds(SEEDS);
     for seed in seeds.clone() {
         let mut scene = Scene::new(seed, None);
         if let Err(law) = scene.run() {

@@ -69,6 +69,7 @@ use experiment::AgentRule;
 use rng::Rng;
 use server::Server;
 use sidebike::core::{Limits, Rule};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -129,6 +130,14 @@ fn number(name: &str) -> Option<u64> {
         text.parse()
             .unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")),
     )
+}
+
+/// The seeds of a simulation that has so many of them in a plain `cargo test`.
+fn seeds(usual: u64) -> Range<u64> {
+    match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SIM_SEEDS").unwrap_or(usual),
+    }
 }
 
 fn limits(rng: &mut Rng, broken: Option<Rule>) -> Limits {
@@ -192,7 +201,12 @@ fn world(seed: u64, broken: Option<Rule>) -> World {
 
 /// Runs one seed. The error says what went wrong.
 fn run(world: &mut World) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
+    caught(|| world.run())
+}
+
+/// Makes a panic an error.
+fn caught(run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
         Err(format!("panic: {}", text.unwrap_or_default()))

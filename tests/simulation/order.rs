@@ -4,12 +4,10 @@
 use crate::crash::{apply, read_back};
 use crate::messages;
 use crate::rng::Rng;
-use crate::server::TEXTS;
+use crate::server::{LIMITS, TEXTS};
 use serde_json::{Value, json};
 use sidebike::core::checked_limit;
-use sidebike::core::{
-    Core, Limits, MachineKey, Notice, Rule, Saved, Selection, Spec, Task, TaskKey, Time,
-};
+use sidebike::core::{Core, MachineKey, Notice, Rule, Saved, Selection, Spec, Task, TaskKey, Time};
 use sidebike::wire::agent::{Assignment, AttemptId, Done, Goodbye, Orders, Poll};
 use sidebike::wire::limit::PostedLimit;
 use sidebike::wire::task::{Detail, ExecutionState, Mode};
@@ -94,7 +92,7 @@ impl Scene {
     fn new(seed: u64, broken: Option<Rule>) -> Scene {
         let mut rng = Rng::new(seed);
         let now = Time(1_700_000_000_000);
-        let mut core = Core::new(limits(), now);
+        let mut core = Core::new(LIMITS, now);
         core.record_changes();
         if let Some(rule) = broken {
             core.break_rule_for_tests(rule);
@@ -479,7 +477,7 @@ impl Scene {
             ..self.saved.clone()
         };
         self.now.0 += self.rng.pick(&[1, 5_000, 3_600_000]);
-        self.core = Core::restored(limits(), self.now, saved)?;
+        self.core = Core::restored(LIMITS, self.now, saved)?;
         if let Some(rule) = self.broken {
             self.core.break_rule_for_tests(rule);
         }
@@ -541,25 +539,9 @@ impl Scene {
     }
 }
 
-fn limits() -> Limits {
-    Limits {
-        texts: TEXTS,
-        ..Limits::NONE
-    }
-}
-
-fn seeds() -> u64 {
-    let text = std::env::var("SIM_SEEDS").ok();
-    text.and_then(|text| text.parse().ok()).unwrap_or(SEEDS)
-}
-
 #[test]
 fn the_laws_of_order_hold() {
-    let one = std::env::var("SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok());
-    let seeds = one.map_or(0..seeds(), |seed: u64| seed..seed + 1);
-    for seed in seeds {
+    for seed in crate::seeds(SEEDS) {
         let mut scene = Scene::new(seed, None);
         if let Err(law) = scene.run() {
             let last = scene.log.len().saturating_sub(60);

@@ -2,8 +2,8 @@
 //! restart, and when one of ours takes its label. Older ones of ours: what goes to another machine instead.
 
 use crate::messages;
-use crate::server::TEXTS;
-use sidebike::core::{Core, Limits, Link, MachineKey, Selection, Spec, TaskKey, Time};
+use crate::server::{LIMITS, TEXTS};
+use sidebike::core::{Core, Link, MachineKey, Selection, Spec, TaskKey, Time};
 use sidebike::wire::agent::{AttemptId, Ended, Feature, Orders, Piece, Poll, Stream, Verdict};
 use sidebike::wire::duration::TimeSpan;
 use sidebike::wire::machine::MachineState;
@@ -25,12 +25,8 @@ struct Scene {
 impl Scene {
     fn new() -> Scene {
         let now = Time(1_700_000_000_000);
-        let limits = Limits {
-            texts: TEXTS,
-            ..Limits::NONE
-        };
         Scene {
-            core: Core::new(limits, now),
+            core: Core::new(LIMITS, now),
             now,
             tasks: 0,
             polls: 0,

@@ -13,7 +13,7 @@
 use crate::crash::{apply, read_back};
 use crate::messages;
 use crate::rng::Rng;
-use crate::server::TEXTS;
+use crate::server::{LIMITS, TEXTS};
 use serde_json::json;
 use sidebike::core::{
     Core, Limits, MachineKey, Notice, Refusal, Rule, Saved, Selection, Spec, TaskKey, Time,
@@ -82,17 +82,14 @@ struct Scene {
 
 type Lawful = Result<(), String>;
 
-fn limits() -> Limits {
-    Limits {
-        texts: TEXTS,
-        tasks: 15,
-        ..Limits::NONE
-    }
-}
+const FEW_TASKS: Limits = Limits {
+    tasks: 15,
+    ..LIMITS
+};
 
 impl Scene {
     fn new(seed: u64, broken: Option<Rule>) -> Scene {
-        let mut core = Core::new(limits(), START);
+        let mut core = Core::new(FEW_TASKS, START);
         core.record_changes();
         let mut scene = Scene {
             core,
@@ -186,7 +183,7 @@ impl Scene {
         };
         let away = self.rng.pick(&[0, 0, 1_000, 30_000]);
         self.now.0 += away;
-        self.core = Core::restored(limits(), self.now, saved)?;
+        self.core = Core::restored(FEW_TASKS, self.now, saved)?;
         self.break_rule();
         for model in self.models.values_mut() {
             // The time of its absence does not count.
@@ -655,18 +652,10 @@ impl Scene {
     }
 }
 
-fn seeds() -> u64 {
-    let given = std::env::var("SIM_SEEDS").ok();
-    given.and_then(|text| text.parse().ok()).unwrap_or(SEEDS)
-}
-
 #[test]
 fn what_follows_machine_by_machine_goes_when_it_should_and_not_before() {
     let mut seen = BTreeSet::new();
-    let first = std::env::var("SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let seeds = first.map_or(0..seeds(), |seed| seed..seed + 1);
+    let seeds = crate::seeds(SEEDS);
     for seed in seeds.clone() {
         let mut scene = Scene::new(seed, None);
         if let Err(law) = scene.run() {

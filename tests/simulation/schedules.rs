@@ -14,7 +14,7 @@
 
 use crate::messages;
 use crate::rng::Rng;
-use crate::server::TEXTS;
+use crate::server::{LIMITS, TEXTS};
 use sidebike::core::{
     Core, Limits, NewSchedule, Notice, Plan, Rule, Saved, ScheduleKey, Selection, Spec, TaskKey,
     Time,
@@ -24,6 +24,7 @@ use sidebike::wire::agent::{AttemptId, Ended, Poll};
 use sidebike::wire::schedule::{Overlap, PostedSchedule, ScheduleState};
 use sidebike::wire::task::{ExecutionState, Mode};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 const SEEDS: u64 = 60;
 const STEPS: u64 = 250;
@@ -101,8 +102,7 @@ impl Scene {
         let limits = Limits {
             executions: rng.pick(&[4, 1_000]),
             tasks: rng.pick(&[2, 1_000]),
-            texts: TEXTS,
-            ..Limits::NONE
+            ..LIMITS
         };
         // Some days before clocks are changed in Berlin.
         let now = Time(1_806_000_000_000 + rng.between(0, 3 * 24 * 3_600_000));
@@ -466,23 +466,20 @@ impl Scene {
 }
 
 /// The first seed that fails, and how.
-fn first_failure(seeds: u64, broken: Option<Rule>) -> Option<(u64, String, Vec<String>)> {
-    (0..seeds).find_map(|seed| {
+fn first_failure(
+    mut seeds: Range<u64>,
+    broken: Option<Rule>,
+) -> Option<(u64, String, Vec<String>)> {
+    seeds.find_map(|seed| {
         let mut scene = Scene::new(seed, broken);
-        let run = std::panic::AssertUnwindSafe(|| scene.run());
-        let result = std::panic::catch_unwind(run).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            Err(text.unwrap_or_else(|| "panic".into()))
-        });
-        let law = result.err()?;
+        let law = crate::caught(|| scene.run()).err()?;
         Some((seed, law, std::mem::take(&mut scene.log)))
     })
 }
 
 #[test]
 fn the_laws_of_schedules_hold_whatever_dies_and_whichever_way_the_clock_is_set() {
-    let seeds = crate::number("SIM_SEEDS").unwrap_or(SEEDS);
-    if let Some((seed, law, log)) = first_failure(seeds, None) {
+    if let Some((seed, law, log)) = first_failure(crate::seeds(SEEDS), None) {
         panic!("seed {seed}: {law}\n{}", log.join("\n"));
     }
 }
@@ -494,7 +491,7 @@ fn it_finds_a_broken_rule_of_schedules() {
         Rule::FiringsDoNotOverlap,
         Rule::LastFiringIsKept,
     ] {
-        let found = first_failure(500, Some(rule));
+        let found = first_failure(0..500, Some(rule));
         let (seed, law, _) =
             found.unwrap_or_else(|| panic!("{rule:?} is broken, and nobody noticed"));
         println!("{rule:?}: after {seed} seeds: {law}");
@@ -506,13 +503,7 @@ fn what_is_due_in_the_same_second_is_fired_in_slices() {
     const SCHEDULES: usize = 1_000;
     const AT_ONCE: usize = 50;
     let now = Time(1_806_000_000_500);
-    let mut core = Core::new(
-        Limits {
-            texts: TEXTS,
-            ..Limits::NONE
-        },
-        now,
-    );
+    let mut core = Core::new(LIMITS, now);
     let text = r#"{"cron":"* * * * *","task":{"machinePattern":"^m","mode":"any","detail":{"command":"x"}}}"#;
     let posted: PostedSchedule = serde_json::from_str(text).unwrap();
     let spec = Spec::checked(posted.task.read().unwrap(), &TEXTS, |_| None).unwrap();

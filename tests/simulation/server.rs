@@ -21,6 +21,11 @@ pub const TEXTS: TextLimits = TextLimits {
     label: 20,
     name: 20,
 };
+/// Those of a scene that has no others.
+pub const LIMITS: Limits = Limits {
+    texts: TEXTS,
+    ..Limits::NONE
+};
 
 /// How long a poll is still held after its machine was given work in the answer to a report.
 const HELD_ON: Ms = 1_000;

@@ -2,10 +2,10 @@
 //! takes one. Each run is compared with a calculation that knows nothing of the core.
 
 use crate::messages;
-use crate::server::TEXTS;
+use crate::server::{LIMITS, TEXTS};
 use crate::targets::PERCENTS;
 use serde_json::{Value, json};
-use sidebike::core::{Core, Limits, MachineKey, Notice, Refusal, Spec, TaskKey, Time};
+use sidebike::core::{Core, MachineKey, Notice, Refusal, Spec, TaskKey, Time};
 use sidebike::wire::agent::{Assignment, AttemptId, Poll};
 use sidebike::wire::duration::TimeSpan;
 use sidebike::wire::task::{Detail, ExecutionState};
@@ -44,12 +44,8 @@ struct Scene {
 impl Scene {
     fn new(machines: u64) -> Scene {
         let now = Time(1_700_000_000_000);
-        let limits = Limits {
-            texts: TEXTS,
-            ..Limits::NONE
-        };
         let mut scene = Scene {
-            core: Core::new(limits, now),
+            core: Core::new(LIMITS, now),
             now,
             tasks: 0,
             running: BTreeMap::new(),

@@ -1,11 +1,11 @@
 //! Single cases of undos that the simulation has found, without the weather.
 
 use crate::messages;
-use crate::server::TEXTS;
+use crate::server::LIMITS;
 use crate::users::base_spec;
 use serde_json::Map;
 use sidebike::agent::undo::ledger::new_report;
-use sidebike::core::{Core, Limits, MachineKey, Notice, Selection, TaskKey, Time};
+use sidebike::core::{Core, MachineKey, Notice, Selection, TaskKey, Time};
 use sidebike::wire::agent::{AttemptId, Done, Ended, Feature, Orders, Poll};
 use sidebike::wire::duration::{TimeSpan, Timeout};
 use sidebike::wire::task::{Detail, ExecutionState, Mode};
@@ -26,13 +26,9 @@ struct Case {
 
 impl Case {
     fn new() -> Self {
-        let limits = Limits {
-            texts: TEXTS,
-            ..Limits::NONE
-        };
         let now = 1_700_000_000_000;
         Case {
-            core: Core::new(limits, Time(now)),
+            core: Core::new(LIMITS, Time(now)),
             now,
             seq: 0,
             machine: None,
