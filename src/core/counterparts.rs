@@ -21,6 +21,8 @@ pub(super) struct Counterparts {
     by_counterpart: BTreeSet<(ExecutionKey, ExecutionKey)>,
     /// Counterparts that have ended, for which something may wait.
     pub ended: VecDeque<ExecutionKey>,
+    /// Tasks whose executions have waited too long.
+    pub expired: VecDeque<TaskKey>,
     /// Parents whose machines are known now, and the children that waited for that.
     pub machines: VecDeque<(TaskKey, TaskKey)>,
 }
@@ -88,7 +90,7 @@ impl Counterparts {
 
     /// Whether [`Core::settle_dependents`] has something to do because of them.
     pub fn is_something_to_settle(&self) -> bool {
-        !self.ended.is_empty() || !self.machines.is_empty()
+        !self.ended.is_empty() || !self.expired.is_empty() || !self.machines.is_empty()
     }
 }
 
@@ -166,7 +168,7 @@ impl Core {
                         "{execution:?}: waits for ever, {counterpart:?} has ended"
                     ));
                 }
-                if !timers.contains(key) {
+                if !timers.contains(key) && !self.counterparts.expired.contains(key) {
                     return Err(format!("{execution:?}: its wait has no end"));
                 }
             }

@@ -23,7 +23,6 @@ use super::settle::Unsettled;
 use super::spec::Spec;
 use super::task::{Execution, Target, TaskData};
 use super::timers::Timer;
-use super::user::Selection;
 use super::{Core, ExecutionKey, MachineKey, Refusal, TaskKey, Time, data_mut};
 use crate::wire::after::Outcome;
 use crate::wire::task::{ExecutionState, Mode};
@@ -130,6 +129,12 @@ impl Core {
     pub(super) fn next_counterpart(&mut self) -> Option<Unsettled> {
         if let Some((parent, child)) = self.counterparts.machines.front().copied() {
             return Some(Unsettled::Machines(parent, child));
+        }
+        while let Some(task) = self.counterparts.expired.front().copied() {
+            if let Some((waiting, _)) = self.counterparts.of_task(task).next() {
+                return Some(Unsettled::Expired(waiting));
+            }
+            self.counterparts.expired.pop_front();
         }
         while let Some(counterpart) = self.counterparts.ended.front().copied() {
             if let Some(waiting) = self.counterparts.first_for(counterpart) {
@@ -340,43 +345,46 @@ impl Core {
         self.pace(now, key.task);
     }
 
-    /// Cancels a task of which executions wait for those of a parent that was canceled together with its dependents.
-    pub(super) fn cancel_waiting(&mut self, now: Time, parent: TaskKey, child: TaskKey) {
+    /// Cancels so many more executions of a task of which some wait for those of a parent that was canceled together with
+    /// its dependents. Returns how many. What waits comes last: as long as something does, the rest is found again, also
+    /// after a restart.
+    pub(super) fn cancel_waiting(
+        &mut self,
+        now: Time,
+        parent: TaskKey,
+        child: TaskKey,
+        most: usize,
+    ) -> usize {
         let why = match self.tasks.get(&parent) {
             Some(parent) => format!("canceled with task {}, which it waited for", parent.id),
             None => "canceled before it started".into(),
         };
         self.cancel_dependents(child);
         self.mark_canceled(now, child);
-        let waiting: Vec<ExecutionKey> = { self.counterparts.of_task(child) }
-            .map(|(it, _)| it)
-            .collect();
-        for execution in waiting {
-            // With its last end a task may be forgotten, to make room.
-            if self.tasks.contains_key(&child) {
-                self.end_attempt(now, execution, ExecutionState::Canceled, &why);
+        let meant = (0..).zip(&self.task(child).executions);
+        let meant = meant.filter(|(_, e)| e.is_meant(false));
+        let (waiting, others): (Vec<_>, Vec<_>) = meant
+            .map(|(n, _)| ExecutionKey { task: child, n })
+            .partition(|key| self.counterparts.is_waiting(*key));
+        let slice = others.into_iter().rev().chain(waiting).take(most);
+        let slice: Vec<ExecutionKey> = slice.collect();
+        for execution in &slice {
+            if self.counterparts.is_waiting(*execution) {
+                self.end_attempt(now, *execution, ExecutionState::Canceled, &why);
+            } else if self.tasks.contains_key(&child) {
+                // With its last end a task may be forgotten, to make room.
+                self.cancel_execution(now, *execution);
             }
         }
-        if self.tasks.contains_key(&child) {
-            // What has started already is canceled, too. It cannot be refused: the task is known.
-            let _ = self.cancel(now, child, &Selection::All);
-        }
+        slice.len()
     }
 
-    /// Its time is over in which what executions of a task wait for may end.
-    pub(super) fn counterpart_ttl_is_over(&mut self, now: Time, key: TaskKey) {
-        let waiting: Vec<ExecutionKey> = { self.counterparts.of_task(key) }
-            .map(|(it, _)| it)
-            .collect();
-        let edge = self.tasks.get(&key).and_then(|task| task.per_machine());
-        let Some(name) = edge.map(Edge::in_words) else {
-            return;
-        };
-        let why = format!("{name} did not end on this machine within the blockedTtl");
-        for execution in waiting {
-            if self.counterparts.is_waiting(execution) {
-                self.end_attempt(now, execution, ExecutionState::Expired, &why);
-            }
+    /// Its time is over in which what an execution waits for may end.
+    pub(super) fn counterpart_ttl_is_over(&mut self, now: Time, waiting: ExecutionKey) {
+        if let Some(edge) = self.task(waiting.task).per_machine() {
+            let name = edge.in_words();
+            let why = format!("{name} did not end on this machine within the blockedTtl");
+            self.end_attempt(now, waiting, ExecutionState::Expired, &why);
         }
     }
 
@@ -405,8 +413,9 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::Limits;
+    use crate::core::{Limits, Saved, Selection};
     use crate::wire::task::PostedTask;
+    use serde_json::json;
 
     fn spec(json: &str) -> Spec {
         let posted: PostedTask = serde_json::from_str(json).unwrap();
@@ -448,5 +457,102 @@ mod tests {
             let row = [Outcome::Succeeded, Outcome::Failed, Outcome::Ended];
             assert_eq!(row.map(|on| goes(on, state)), expected, "{state:?}");
         }
+    }
+
+    const MACHINES: u32 = 1_200;
+    const NOW: Time = Time(1_000_000);
+
+    /// A task on many machines, and one that follows it. That has gone on the first `gone` of them, and half of these have
+    /// been handed it.
+    fn on_many_machines(gone: u32) -> (Core, TaskKey, TaskKey) {
+        let mut core = Core::new(Limits::NONE, NOW);
+        core.record_changes();
+        let poll = |core: &mut Core, n: u32, seq: u64| {
+            let poll = json!({"instance": format!("{n:08x}"), "seq": seq, "label": "m", "jobs": 1});
+            let poll = serde_json::from_value(poll).unwrap();
+            core.poll(NOW, &poll, None).unwrap();
+        };
+        (0..MACHINES).for_each(|n| poll(&mut core, n, 1));
+        let parent = r#"{"id": "p", "machinePattern": "m", "detail": {"command": "x"}}"#;
+        let parent = core.submit(NOW, "one", spec(parent)).unwrap();
+        let child = r#"{"after": [{"task": "p", "on": "ended", "perMachine": true}],
+            "blockedTtl": 10, "detail": {"command": "x"}}"#;
+        let child = core.submit(NOW, "two", spec(child)).unwrap();
+        core.tick(NOW);
+        for n in 0..gone {
+            core.cancel_execution(NOW, ExecutionKey { task: parent, n });
+        }
+        while core.next_counterpart().is_some() {
+            core.tick(NOW);
+        }
+        (0..gone / 2).for_each(|n| poll(&mut core, n, 2));
+        core.check_invariants().unwrap();
+        let counts = core.task(child).counts;
+        assert_eq!(
+            (counts.held, counts.queued, counts.delivered),
+            (MACHINES - gone, gone - gone / 2, gone / 2)
+        );
+        (core, parent, child)
+    }
+
+    fn restarted(core: &mut Core, now: Time) -> Core {
+        let batch = core.take_batch();
+        let tasks = batch.tasks.into_iter();
+        let machines = batch.machines.into_iter();
+        let saved = Saved {
+            tasks: tasks.filter_map(|(key, it)| Some((key, it?))).collect(),
+            executions: batch.executions,
+            machines: machines.filter_map(|(key, it)| Some((key, it?))).collect(),
+            next_task: batch.next_task,
+            last_alive: now,
+            ..Saved::default()
+        };
+        Core::restored(Limits::NONE, now, saved).unwrap()
+    }
+
+    #[test]
+    fn many_are_canceled_with_their_parent_in_slices() {
+        let (mut core, parent, child) = on_many_machines(600);
+        core.cancel_dependents(parent);
+        core.cancel(NOW, parent, &Selection::All).unwrap();
+        let open = |core: &Core| {
+            let executions = core.task(child).executions.iter();
+            executions.filter(|e| e.is_meant(false)).count()
+        };
+        let mut left = vec![open(&core)];
+        while left.last() != Some(&0) && left.len() < 5 {
+            core.settle_dependents(NOW);
+            core.check_invariants().unwrap();
+            left.push(open(&core));
+            if left.len() == 2 {
+                core = restarted(&mut core, NOW);
+            }
+        }
+        assert_eq!(left, [1_200, 701, 202, 0]);
+        let counts = core.task(child).counts;
+        assert_eq!((counts.canceled, counts.delivered), (900, 300));
+        let last = core.task(child).executions.last().unwrap();
+        assert_eq!(
+            &*last.current.msg,
+            "canceled with task p, which it waited for"
+        );
+    }
+
+    #[test]
+    fn many_that_have_waited_too_long_expire_in_slices() {
+        let (mut core, _, child) = on_many_machines(0);
+        let now = Time(NOW.0 + 10_000);
+        let mut expired = Vec::new();
+        while expired.last() != Some(&MACHINES) && expired.len() < 5 {
+            let next = core.tick(now).unwrap();
+            core.check_invariants().unwrap();
+            expired.push(core.task(child).counts.expired);
+            match expired.len() {
+                1 => core = restarted(&mut core, now),
+                2 => assert_eq!(next.millis_since(now), 1),
+                _ => {}
+            }
+        }
+        assert_eq!(expired, [500, 1_000, 1_200]);
     }
 }

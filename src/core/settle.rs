@@ -14,7 +14,7 @@ use super::{Core, ExecutionKey, TaskKey, Time, data_mut};
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::TaskState;
 
-/// The most children settled in one call: it runs under the lock.
+/// The most children and executions settled in one call: it runs under the lock.
 const MAX_SETTLED: usize = 500;
 /// After this time a call does the rest.
 const SOON: TimeSpan = TimeSpan::from_millis(1);
@@ -26,6 +26,8 @@ pub(super) enum Unsettled {
     Edge(TaskKey, TaskKey),
     /// Of this parent the dependents are canceled, and an execution of this child waits for one of it.
     Canceled(TaskKey, TaskKey),
+    /// This execution has waited too long for one of another task.
+    Expired(ExecutionKey),
     /// The machines of this parent are known, and this child waited for that.
     Machines(TaskKey, TaskKey),
     /// This execution has ended, and this one of another task waited for it.
@@ -45,7 +47,10 @@ impl Core {
             left -= 1;
             match next {
                 Unsettled::Edge(parent, child) => self.settle(now, parent, child),
-                Unsettled::Canceled(parent, child) => self.cancel_waiting(now, parent, child),
+                Unsettled::Canceled(parent, child) => {
+                    left -= self.cancel_waiting(now, parent, child, left);
+                }
+                Unsettled::Expired(waiting) => self.counterpart_ttl_is_over(now, waiting),
                 Unsettled::Machines(parent, child) => self.settle_machines(now, parent, child),
                 Unsettled::Counterpart(counterpart, waiting) => {
                     self.settle_counterpart(now, counterpart, waiting);
@@ -138,7 +143,7 @@ impl Core {
 
     /// Cancels those who wait for a task, too, and those who wait for them.
     pub fn cancel_dependents(&mut self, key: TaskKey) {
-        if self.is_waited_for(key) {
+        if self.is_waited_for(key) && !self.task(key).cancels_dependents {
             self.task_mut(key).cancels_dependents = true;
             self.after.ended.push_back(key);
         }

@@ -320,7 +320,7 @@ impl Core {
 
 impl Execution {
     /// Whether a cancel of this kind means it.
-    fn is_meant(&self, only_unstarted: bool) -> bool {
+    pub(super) fn is_meant(&self, only_unstarted: bool) -> bool {
         let is_unstarted = matches!(self.state, ExecutionState::Held | ExecutionState::Queued);
         match only_unstarted {
             true => is_unstarted && self.past.is_empty(),

@@ -75,7 +75,7 @@ impl Core {
             Timer::TaskTtl(task) => self.task_ttl_is_over(now, task),
             Timer::Begin(task) => self.time_has_come(now, task),
             Timer::BlockedTtl(task) => self.blocked_ttl_is_over(now, task),
-            Timer::CounterpartTtl(task) => self.counterpart_ttl_is_over(now, task),
+            Timer::CounterpartTtl(task) => self.counterparts.expired.push_back(task),
             // What is to be settled is settled at the end of each tick.
             Timer::Settle => {}
             Timer::PauseOver(task) => self.pause_may_be_over(now, task),
