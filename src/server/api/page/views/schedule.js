@@ -43,8 +43,7 @@ const scheduleView = {
     setVisible(byId('schedule-next-empty'), !next.length);
     renderFirings(byId('schedule-cells'), schedule);
     const last = history.slice(-MOST_LISTED_FIRINGS).reverse();
-    const keyOf = ({utc, task, outcome}) => [utc, task, outcome].join(' ');
-    renderList(byId('schedule-history'), last, keyOf, makeFiringRow);
+    renderList(byId('schedule-history'), last, firingKey, makeFiringRow);
     setVisible(byId('schedule-history-empty'), !history.length);
   },
 

@@ -83,8 +83,7 @@ function messageOf({msg, waits}) {
 
 // A cell for each of the last firings, the newest last: a link where a task came of it.
 function renderFirings(box, schedule) {
-  const keyOf = ({utc, task, outcome}) => [utc, task, outcome].join(' ');
-  renderList(box, schedule.history, keyOf, ({task}) => ({
+  renderList(box, schedule.history, firingKey, ({task}) => ({
     el: task ? element('a', {href: taskAddress(task)}) : element('span', {role: 'img'}),
     update(firing) {
       setClass(this.el, `cell ${firing.outcome} s-${firingState(firing)}`);
@@ -92,6 +91,10 @@ function renderFirings(box, schedule) {
       this.el.setAttribute('aria-label', this.el.title);
     },
   }));
+}
+
+function firingKey({utc, task, outcome}) {
+  return [utc, task, outcome].join(' ');
 }
 
 // What gives a firing its colour: the state of its task, else what became of it.
