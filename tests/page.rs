@@ -9,7 +9,7 @@ mod common;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use browser::{Browser, NARROW, assert_quiet, url, with_browser};
+use browser::{Browser, assert_quiet, url, with_browser};
 use common::http::{Connection, Reply, request};
 use common::{Agent, Folder, SIDEBIKE, Server, id, task, wait_for, wait_until};
 use serde_json::{Value, json};
@@ -445,7 +445,7 @@ fn hostile_labels_and_output_are_shown_as_text() {
             browser.open("about:blank");
             browser.open(&url(&server, &hash));
             browser.sees(element, text);
-            browser.wait(NARROW);
+            browser.fits_a_phone();
             browser.pictures(&format!("hostile-{}", element.trim_start_matches('#')));
             assert_eq!(
                 browser.count("main script, main img, main [onclick], main [onerror]"),
@@ -600,8 +600,7 @@ fn a_rollout_that_fails_says_so_in_the_list_and_in_its_steps() {
         browser.open(&url(&server, &format!("#/task/{}", id(&careful))));
         browser.sees("#rollout-text", "before step 2 of 50 · 1 of 50 started");
         browser.wait("document.querySelector('#task-steps li').className === 's-paused'");
-        browser.size(390, 844);
-        browser.wait(NARROW);
+        browser.fits_a_phone();
         browser.pictures("careful-rollout");
         assert_quiet(browser, &[]);
     });
@@ -819,8 +818,7 @@ fn the_preview_follows_the_form_and_the_task_hits_what_it_showed() {
         browser.click("#submit-button");
         browser.sees("#rollout-text", "2 of 2 started");
         browser.sees("#task-facts", "Spared");
-        let link = browser.run("return location.hash.split('/')[2]");
-        let done = server.finished(link.as_str().unwrap());
+        let done = server.finished(&browser.made_task(""));
         assert_eq!(done["assignees"], json!(chosen));
         assert_eq!(done["spared"], 2);
         assert_eq!(done["expect"], json!({"min": 2, "max": 10}));
@@ -999,9 +997,7 @@ fn machines_are_found_by_tag_and_chosen_for_a_task_and_tags_are_text() {
         browser.sees("#machines", shown);
         browser.sees("#machines", "zone=cn-10");
         browser.pictures("tags");
-        browser.size(390, 844);
-        browser.wait(NARROW);
-        browser.size(1280, 900);
+        browser.fits_a_phone();
         // The search finds a part of a tag, the choice exactly one.
         browser.type_into("#machines-search", "zone=cn-1");
         browser.wait("document.querySelectorAll('#machines li').length === 3");
@@ -1031,8 +1027,7 @@ fn machines_are_found_by_tag_and_chosen_for_a_task_and_tags_are_text() {
         browser.type_into("[name=command]", "echo here");
         browser.click("#submit-button");
         browser.sees("#task-progress", "2 of 2 ended");
-        let link = browser.run("return location.hash.split('/')[2]");
-        let done = server.finished(link.as_str().unwrap());
+        let done = server.finished(&browser.made_task(""));
         let mut hit: Vec<&str> = { done["result"].as_array().unwrap().iter() }
             .filter_map(|execution| execution["instance"].as_str())
             .collect();
@@ -1140,9 +1135,7 @@ fn what_is_not_undone_is_red_in_every_view_and_can_be_settled() {
             assert_eq!(browser.run(color), "rgb(204, 58, 58)", "{hash}");
         }
         browser.pictures("not-undone");
-        browser.size(390, 844);
-        browser.wait(NARROW);
-        browser.size(1280, 900);
+        browser.fits_a_phone();
         // The link leads to those tasks, and the choice of the list to the others and back.
         browser.click("#status-debts");
         browser.sees("#tasks", "1 not undone");
@@ -1380,9 +1373,7 @@ fn a_halt_asks_for_the_reason_and_is_seen_until_it_is_lifted() {
             (&json!(false), &json!("the shop is down <b>"))
         );
         browser.pictures("halted");
-        browser.size(390, 844);
-        browser.wait(NARROW);
-        browser.size(1280, 900);
+        browser.fits_a_phone();
         // A new experiment is refused, with the reason.
         browser.open(&url(&server, &format!("#/submit?from={}", id(&endless))));
         browser.sees("#preview-title", "1 machine");
@@ -1447,33 +1438,27 @@ fn the_form_has_the_undo_and_edit_as_new_loses_nothing_of_it() {
         browser.sees("#undo-state", "Undo done");
         browser.sees("#undo-facts", "Check exit code\n0");
         browser.sees("#task-facts", "test -d /");
-        let link = browser.run("return location.hash.split('/')[2]");
+        let made = browser.made_task("");
         let undo = |id: &str| server.finished(id)["detail"]["undo"].clone();
         let posted = json!({
             "command": "echo undone", "checkArgv": ["test", "-d", "/"], "deadman": 20, "lock": "eth0",
             "timeout": 5, "patience": 60
         });
-        assert_eq!(undo(link.as_str().unwrap()), posted);
+        assert_eq!(undo(&made), posted);
         let rollout = |id: &str| server.task(id)["rollout"].clone();
         let leaves_running = json!({"stopRunning": false});
-        assert_eq!(rollout(link.as_str().unwrap()), leaves_running);
+        assert_eq!(rollout(&made), leaves_running);
         // The same again, from the task.
         browser.click("#task-edit");
         browser.wait("document.querySelector('[name=checkArgv]').checked");
         browser.wait("document.querySelector('[name=undo]').checkVisibility()");
         browser.click("#submit-button");
-        browser.wait(&format!(
-            "location.hash.startsWith('#/task/') && !location.hash.includes({link})"
-        ));
+        let again = browser.made_task(&made);
         browser.sees("#undo-state", "Undo done");
-        let again = browser.run("return location.hash.split('/')[2]");
-        assert_eq!(undo(again.as_str().unwrap()), posted);
-        assert_eq!(rollout(again.as_str().unwrap()), leaves_running);
+        assert_eq!(undo(&again), posted);
+        assert_eq!(rollout(&again), leaves_running);
         // What the server does not take is said in its words.
-        browser.open(&url(
-            &server,
-            &format!("#/submit?from={}", again.as_str().unwrap()),
-        ));
+        browser.open(&url(&server, &format!("#/submit?from={again}")));
         browser.wait("document.querySelector('[name=checkArgv]').checked");
         browser.type_into("[name=undo]", "");
         browser.click("#submit-button");
@@ -1511,9 +1496,7 @@ fn a_probe_that_stops_a_task_is_shown_and_copied_with_it() {
             browser.sees("#preview-title", "1 machine");
             tells();
             browser.click("#submit-button");
-            browser.wait("location.hash.startsWith('#/task/')");
-            let link = browser.run("return location.hash.split('/')[2]");
-            server.task(link.as_str().unwrap())
+            server.task(&browser.made_task(""))
         };
         let copied = copy(&|| ());
         for (member, value) in probe.as_object().unwrap() {

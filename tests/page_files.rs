@@ -3,7 +3,7 @@
 mod browser;
 mod common;
 
-use browser::{Browser, NARROW, assert_quiet, url, with_browser};
+use browser::{assert_quiet, url, with_browser};
 use common::{Agent, Folder, SIDEBIKE, Server, id, task, wait_until};
 use serde_json::{Value, json};
 use std::process::Command;
@@ -18,15 +18,6 @@ fn upload(server: &Server, name: &str, bytes: &[u8]) -> Value {
 /// Waits until the browser has saved this file, and reads it.
 fn saved(folder: &Folder, name: &str) -> Vec<u8> {
     wait_until(name, || std::fs::read(folder.file(name)).ok())
-}
-
-/// The task that the form has made, as its view says.
-fn made(browser: &Browser, server: &Server, before: &str) -> Value {
-    browser.wait(&format!(
-        "location.hash.startsWith('#/task/') && !location.hash.includes({before:?})"
-    ));
-    let id = browser.run("return location.hash.split('/')[2]");
-    server.finished(id.as_str().unwrap())
 }
 
 #[test]
@@ -60,9 +51,7 @@ fn a_task_shows_its_files_and_what_was_handed_back_with_links_to_the_bytes() {
         browser.sees("#task-files", "m-1\nm-1.out\n4 bytes\n");
         browser.sees("#task-files", "m-2\nm-2.out\n2 bytes · only the beginning");
         browser.pictures("task-files");
-        browser.size(390, 844);
-        browser.wait(NARROW);
-        browser.size(1280, 900);
+        browser.fits_a_phone();
         let before = browser.run("return location.href");
         browser.click("#task-files li:nth-child(2) a");
         assert_eq!(saved(&downloads, "m-1.out"), b"m-1\n");
@@ -76,9 +65,7 @@ fn a_task_shows_its_files_and_what_was_handed_back_with_links_to_the_bytes() {
         browser.sees("#files", "tool.sh");
         browser.sees("#files", id(&done));
         browser.pictures("files");
-        browser.size(390, 844);
-        browser.wait(NARROW);
-        browser.size(1280, 900);
+        browser.fits_a_phone();
         browser.type_into("#files-search", "tool");
         browser.wait("document.querySelectorAll('#files li').length === 1");
         browser.click("#files .danger");
@@ -144,7 +131,7 @@ fn the_form_takes_files_shows_how_far_they_are_and_hands_files_back() {
         browser.run("for (const fold of document.querySelectorAll('#submit-form details')) fold.open = true");
         browser.type_into("[name=workspace]", folder.path());
         browser.click("#submit-button");
-        let done = made(browser, &server, "none");
+        let done = server.finished(&browser.made_task(""));
         assert_eq!(
             done["result"][0]["stdout"],
             format!("{size}\ntool\n"),
@@ -172,7 +159,7 @@ fn the_form_takes_files_shows_how_far_they_are_and_hands_files_back() {
         browser.run("for (const name of ['timeout', 'workspace']) document.querySelector(`[name=${name}]`).value = ''");
         std::fs::remove_file(folder.file("big")).unwrap();
         browser.click("#submit-button");
-        let again = made(browser, &server, id(&done));
+        let again = server.finished(&browser.made_task(id(&done)));
         assert_eq!(again["files"], json!([done["files"][0]]), "{again}");
         assert_eq!(again["state"], "succeeded", "{again}");
         assert_eq!(std::fs::read(folder.file("big")).unwrap().len(), size);

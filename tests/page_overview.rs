@@ -3,7 +3,7 @@
 mod browser;
 mod common;
 
-use browser::{NARROW, assert_quiet, url, with_browser};
+use browser::{assert_quiet, url, with_browser};
 use common::{Server, id, task};
 use serde_json::{Value, json};
 
@@ -42,9 +42,7 @@ fn limits_are_shown_with_their_use_and_who_waits_and_are_set_and_removed() {
         browser.sees("#overview-oldest", "second <b>");
         browser.sees("#overview-oldest", "waits for the limit \"db\": 1 of 1 run");
         browser.pictures("overview");
-        browser.size(390, 844);
-        browser.wait(NARROW);
-        browser.size(1280, 900);
+        browser.fits_a_phone();
         // What is used cannot be removed; the server says why.
         browser.click("#limits .danger");
         browser.sees("#confirm-dialog", "Remove the limit db?");

@@ -3,7 +3,7 @@
 mod browser;
 mod common;
 
-use browser::{Browser, NARROW, assert_quiet, url, with_browser};
+use browser::{Browser, assert_quiet, url, with_browser};
 use common::{Server, task, wait_for};
 use serde_json::{Value, json};
 
@@ -70,9 +70,7 @@ fn schedules_are_listed_with_their_next_firings_here_and_there_and_their_past_in
         assert!(title.as_str().unwrap().contains("7"), "{title}");
         browser.sees("#schedules li:nth-child(3)", "due at ");
         browser.pictures("schedules");
-        browser.size(390, 844);
-        browser.wait(NARROW);
-        browser.size(1280, 900);
+        browser.fits_a_phone();
         // A search, and a cell as a link to its task.
         browser.type_into("#schedules-search", "shanghai");
         browser.wait("document.querySelectorAll('#schedules li').length === 1");
@@ -124,9 +122,7 @@ fn a_schedule_is_paused_resumed_run_and_deleted_after_a_question() {
         browser.sees("#schedule-history", "by hand");
         browser.wait("document.querySelector('#schedule-cells .fired.s-succeeded')");
         browser.pictures("schedule");
-        browser.size(390, 844);
-        browser.wait(NARROW);
-        browser.size(1280, 900);
+        browser.fits_a_phone();
         browser.click("#schedule-history a");
         browser.sees("#execution-output", "fired");
         browser.run("history.back()");

@@ -4,7 +4,7 @@ mod browser;
 mod common;
 mod receiver;
 
-use browser::{Browser, NARROW, assert_quiet, url, with_browser};
+use browser::{Browser, assert_quiet, url, with_browser};
 use common::{Folder, Server, id, task};
 use receiver::{Reaction, Receiver};
 use serde_json::{Value, json};
@@ -54,9 +54,7 @@ fn a_group_has_its_counts_its_worst_exit_code_and_its_members_and_is_canceled_af
         browser.sees("#group-facts", "Worst exit code\n7");
         browser.wait("document.querySelectorAll('#group-tasks li').length === 3");
         browser.pictures("group");
-        browser.size(390, 844);
-        browser.wait(NARROW);
-        browser.size(1280, 900);
+        browser.fits_a_phone();
         browser.click("#group-cancel");
         browser.sees(
             "#confirm-dialog",
@@ -165,24 +163,13 @@ fn a_task_shows_whom_it_waits_for_its_children_and_whom_it_tells() {
             browser,
             &format!("Tells of failed\n{}\ndelivered", receiver.url()),
         );
-        browser.size(390, 844);
-        browser.wait(NARROW);
-        browser.size(1280, 900);
+        browser.fits_a_phone();
         browser.click("#task-related li:nth-child(2) a");
         browser.sees("#task-name", "clean up");
         related(browser, "Child of\ndeploy\nfailed");
         browser.sees("#execution-output", "cleaned");
         assert_quiet(browser, &[]);
     });
-}
-
-/// The task that the form has made, as its view says.
-fn made(browser: &Browser, server: &Server, before: &str) -> Value {
-    browser.wait(&format!(
-        "location.hash.startsWith('#/task/') && !location.hash.includes({before:?})"
-    ));
-    let id = browser.run("return location.hash.split('/')[2]");
-    server.task(id.as_str().unwrap())
 }
 
 #[test]
@@ -223,7 +210,7 @@ fn the_form_says_what_a_task_waits_for_and_edit_as_new_loses_nothing() {
         browser.click("[name=onDuplicate] [value=join]");
         browser.pictures("submit-workflow");
         browser.click("#submit-button");
-        let first = made(browser, &server, "none");
+        let first = server.task(&browser.made_task(""));
         let expected = json!({
             "description": "what it is for", "group": "nightly", "tags": {"team": "pay", "kind": "a=b"},
             "limits": ["db"], "priority": -3, "spread": 1, "uniqueKey": "key", "onDuplicate": "join",
@@ -248,7 +235,7 @@ fn the_form_says_what_a_task_waits_for_and_edit_as_new_loses_nothing() {
         browser.click("#task-edit");
         browser.wait("document.querySelector('[name=uniqueKey]').value === 'key'");
         browser.click("#submit-button");
-        let again = made(browser, &server, id(&first));
+        let again = server.task(&browser.made_task(id(&first)));
         has_all(&again);
         // A task that joins another one shows that one.
         let mut other = task("sleep 600");
@@ -277,8 +264,7 @@ fn the_form_says_what_a_task_waits_for_and_edit_as_new_loses_nothing() {
             browser.sees("#preview-title", "1 machine");
             tells();
             browser.click("#submit-button");
-            let copied = made(browser, &server, id(&rest));
-            server.finished(id(&copied))
+            server.finished(&browser.made_task(id(&rest)))
         };
         let copied = copy(&|| ());
         assert_eq!(

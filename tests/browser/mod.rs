@@ -46,9 +46,6 @@ pub fn with_browser(test: impl FnOnce(&Browser)) {
     test(&Browser::start());
 }
 
-/// That nothing is wider than a phone. Not compared with the window's width: that grows with what is too wide.
-pub const NARROW: &str = "document.documentElement.scrollWidth <= 390";
-
 /// The address of a view.
 pub fn url(server: &Server, hash: &str) -> String {
     format!("http://{}/{hash}", server.address)
@@ -267,6 +264,23 @@ impl Browser {
     pub fn size(&self, width: u32, height: u32) {
         let params = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500});
         self.devtools("Emulation.setDeviceMetricsOverride", params);
+    }
+
+    /// Waits until nothing is wider than a phone. Not compared with the window's width: that grows with what is too wide.
+    pub fn fits_a_phone(&self) {
+        self.size(390, 844);
+        self.wait("document.documentElement.scrollWidth <= 390");
+        self.size(1280, 900);
+    }
+
+    /// The id of the task that the form has made, once its view is shown instead of that of the task before, if any.
+    pub fn made_task(&self, before: &str) -> String {
+        let id = "location.hash.split('/')[2]";
+        self.wait(&format!(
+            "location.hash.startsWith('#/task/') && {id} !== {before:?}"
+        ));
+        let id = self.run(&format!("return {id}"));
+        id.as_str().expect("an id").to_owned()
     }
 
     /// Pictures of the page as it is, wide and narrow, light and dark: into the folder that
