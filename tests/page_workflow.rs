@@ -168,6 +168,14 @@ fn a_task_shows_whom_it_waits_for_its_children_and_whom_it_tells() {
         browser.sees("#task-name", "clean up");
         related(browser, "Child of\ndeploy\nfailed");
         browser.sees("#execution-output", "cleaned");
+        let check = server.run(json!({
+            "after": [{"task": id(&build), "on": "ended", "perMachine": true}], "detail": {"command": "true"},
+        }));
+        browser.open(&url(&server, &format!("#/task/{}", id(&check))));
+        related(
+            browser,
+            "After\nbuild <b>\nsucceeded\nhowever it ends · on each machine",
+        );
         assert_quiet(browser, &[]);
     });
 }

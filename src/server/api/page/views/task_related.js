@@ -38,13 +38,13 @@ function relatedTo(task) {
   ].filter(Boolean);
 }
 
-// "if 90% succeed · met"
-function edgeText({on, minSucceeded, members, met}) {
+// "if 90% succeed · met", "if it succeeds · on each machine"
+function edgeText({on, minSucceeded, members, perMachine, met}) {
   const condition = minSucceeded === undefined
     ? {succeeded: 'if it succeeds', failed: 'if it fails', ended: 'however it ends'}[on]
     : `if ${minSucceeded} succeed`;
   const verdict = {true: 'met', false: 'cannot be met any more'}[met];
-  return joinPresent([members && plural(members, 'member'), condition, verdict]);
+  return joinPresent([members && plural(members, 'member'), condition, perMachine && 'on each machine', verdict]);
 }
 
 // Asks for the states of others that may have changed; true if any still may.
