@@ -176,6 +176,15 @@ fn a_task_shows_whom_it_waits_for_its_children_and_whom_it_tells() {
             browser,
             "After\nbuild <b>\nsucceeded\nhowever it ends · on each machine",
         );
+        browser.click("#task-edit");
+        let line = format!("{}:ended:perMachine", id(&build));
+        browser.wait(&format!(
+            "document.querySelector('[name=after]').value === {line:?}"
+        ));
+        browser.sees("#preview-title", "1 machine");
+        browser.click("#submit-button");
+        let again = server.task(&browser.made_task(id(&check)));
+        assert_eq!(again["after"], check["after"], "{again}");
         assert_quiet(browser, &[]);
     });
 }

@@ -35,13 +35,15 @@ function numberOf(text) {
 }
 
 function readEdge(kind, text) {
-  const [, name, on, min] = /^(.*?)(?::(succeeded|failed|ended)|:min=(\d+%?))?$/.exec(text);
-  return {[kind]: name, on, minSucceeded: min && shareOf(min)};
+  const parts = /^(.*?)(?::(succeeded|failed|ended)|:min=(\d+%?))?(:perMachine)?$/.exec(text);
+  const [, name, on, min, perMachine] = parts;
+  return {[kind]: name, on, minSucceeded: min && shareOf(min), perMachine: perMachine && true};
 }
 
-function edgeLine({task, group, on = 'succeeded', minSucceeded}) {
+function edgeLine({task, group, on = 'succeeded', minSucceeded, perMachine}) {
   const condition = on === 'succeeded' ? '' : ':' + on;
-  return (task ?? group) + (minSucceeded === undefined ? condition : ':min=' + minSucceeded);
+  const share = minSucceeded === undefined ? condition : ':min=' + minSucceeded;
+  return (task ?? group) + share + (perMachine ? ':perMachine' : '');
 }
 
 function readNotify(text) {
