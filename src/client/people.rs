@@ -73,7 +73,7 @@ pub struct MachineFilter {
 pub struct HandedOut {
     /// The hash of its bytes.
     pub sha256: String,
-    /// The version of the server, which is that of its programs. Servers before 0.2 do not say it.
+    /// The version of the server, which is that of its programs. Older servers do not say it.
     pub version: Option<String>,
 }
 

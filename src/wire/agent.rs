@@ -43,7 +43,7 @@ pub struct Poll {
     /// The version of the agent.
     #[serde(default)]
     pub version: String,
-    /// The architecture of its machine, as `uname -m` has it; agents before 0.2 do not say.
+    /// The architecture of its machine, as `uname -m` has it; older agents do not say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub arch: String,
     /// How many commands it runs at the same time.
@@ -258,7 +258,7 @@ pub struct Assignment<D> {
     pub task_id: String,
     /// The name of its task.
     pub task_name: String,
-    /// The key of the attempt, 32 hexadecimal digits; servers before 0.2 leave it to the agent.
+    /// The key of the attempt, 32 hexadecimal digits; older servers leave it to the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// What to run; without a command if the task only lays files down.

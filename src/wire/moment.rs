@@ -7,7 +7,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use std::borrow::Cow;
 use std::str::FromStr;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The end of the times that are accepted, in milliseconds since 1970: the year 2200. Later ones are mistakes, and sums
 /// of a time and durations must stay below the year 10000, which RFC 3339 cannot write.
@@ -28,32 +28,16 @@ impl FromStr for Moment {
         const EXPECTED: &str = "expected a time such as \"2026-12-24T18:00:00+01:00\" or \"2026-12-24T17:00:00Z\" (RFC 3339)";
         const OUTSIDE: &str = "must lie between the years 1970 and 2200";
         let upper = text.to_ascii_uppercase();
-        let parse = |local: &str| humantime::parse_rfc3339(&format!("{local}Z"));
         let (local, offset) = match upper.strip_suffix('Z') {
             Some(local) => (local, Some(0)),
-            None => match upper.len().checked_sub(OFFSET_BYTES) {
-                Some(at)
-                    if upper.is_char_boundary(at) && offset_minutes(&upper[at..]).is_some() =>
-                {
-                    (&upper[..at], offset_minutes(&upper[at..]))
-                }
-                _ => (&*upper, None),
-            },
+            None => { upper.len().checked_sub(OFFSET_BYTES) }
+                .and_then(|at| upper.split_at_checked(at))
+                .and_then(|(local, offset)| Some((local, Some(offset_minutes(offset)?))))
+                .unwrap_or((&upper, None)),
         };
-        let time = match parse(local) {
+        let time = match parse_utc(local) {
             Ok(time) => time,
-            // The same time of the day in a year that can be read: then only the year is wrong.
-            Err(_)
-                if offset.is_some()
-                    && local.get(..4).is_some_and(|it| {
-                        *it < *"1970" && it.bytes().all(|b| b.is_ascii_digit())
-                    })
-                    && local
-                        .get(4..)
-                        .is_some_and(|rest| parse(&format!("2000{rest}")).is_ok()) =>
-            {
-                return Err(OUTSIDE.into());
-            }
+            Err(_) if offset.is_some() && has_early_year(local) => return Err(OUTSIDE.into()),
             Err(_) => return Err(EXPECTED.into()),
         };
         let Some(offset) = offset else {
@@ -68,6 +52,19 @@ impl FromStr for Moment {
             .map(Moment)
             .ok_or_else(|| OUTSIDE.into())
     }
+}
+
+fn parse_utc(local: &str) -> Result<SystemTime, humantime::TimestampError> {
+    humantime::parse_rfc3339(&format!("{local}Z"))
+}
+
+/// Whether all that is wrong with a time is a year before 1970: the same in the year 2000 can be read.
+fn has_early_year(local: &str) -> bool {
+    let Some((year, rest)) = local.split_at_checked(4) else {
+        return false;
+    };
+    let is_early = *year < *"1970" && year.bytes().all(|byte| byte.is_ascii_digit());
+    is_early && parse_utc(&format!("2000{rest}")).is_ok()
 }
 
 /// The minutes of `+01:00` or `-05:30`.

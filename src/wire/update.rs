@@ -10,6 +10,8 @@ pub const MAX_PROBATION: TimeSpan = TimeSpan::from_secs(60);
 /// That time unless the task says otherwise. It is below the 45 s after which a silent machine counts as offline: an old
 /// program that is back after them could not report why.
 pub const DEFAULT_PROBATION: TimeSpan = TimeSpan::from_secs(30);
+/// The longest version, in bytes.
+const MAX_VERSION_BYTES: usize = 64;
 
 /// The program that agents are to run from now on, as posted, as answered, and as handed to an agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,9 +71,6 @@ impl std::str::FromStr for Version {
         })
     }
 }
-
-/// The longest version, in bytes.
-const MAX_VERSION_BYTES: usize = 64;
 
 /// The beginning of a text, for a message.
 fn short(text: &str) -> &str {
