@@ -9,6 +9,7 @@
 //! | `command` | what every command has: its result, its errors, the connection to the server |
 //! | `task_reference` | the task that an id, the beginning of an id, or a name stands for |
 //! | `new_task` | what `run` submits: its flags, on top of the task of a file |
+//! | `delivery` | a task that runs no command: the flags of `push` and `update`, and its way to the end |
 //! | `file_flags` | the files of a task: the flags of `run` and `push` |
 //! | `transfer` | sending files and getting them, with progress |
 //! | `order_flags` | in which order a task gets its turn: flags of `run` |
@@ -34,6 +35,7 @@
 
 mod cancel;
 mod command;
+mod delivery;
 mod diff;
 mod docs;
 mod drain;

@@ -1,20 +1,15 @@
 //! `sidebike push`.
 
-use super::command::{CommandResult, ConnectionArgs, Failure, print_json};
+use super::command::CommandResult;
+use super::delivery::{DeliveryArgs, Kind};
 use super::file_flags::HowArgs;
-use super::follow::{self, FollowOptions, print_message};
-use super::new_task::PaceArgs;
-use super::outcome::CANCELED;
-use super::run::{confirm, nowhere, show_matching, targets_in_words};
-use super::selection::{Selection, SelectionArgs};
-use super::terminal;
 use super::transfer::LocalFile;
-use crate::wire::task::NewTask;
-use serde_json::Value;
-use std::io::{self, Write};
 
-/// The name of a task that has none.
-const DEFAULT_NAME: &str = "push";
+const KIND: Kind = Kind {
+    name: "push",
+    done: "pushed",
+    is_announced: false,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,46 +35,13 @@ pub struct Args {
     #[command(flatten)]
     how: HowArgs,
     #[command(flatten)]
-    selection: SelectionArgs,
-    #[command(flatten)]
-    pace: PaceArgs,
-    /// The name of the task in lists [default: push]
-    #[arg(long)]
-    name: Option<String>,
-    /// How long it may wait to be started, such as 30s [default: 10m]
-    #[arg(long, value_name = "DURATION")]
-    ttl: Option<String>,
-    /// Do not wait for the end; print the task's id
-    #[arg(long)]
-    detach: bool,
-    /// Only show which machines would get it
-    #[arg(long)]
-    dry_run: bool,
-    /// Ask before pushing to more machines than this
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    yes_above: u32,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
-    /// At the end, print the task as JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    server: ConnectionArgs,
+    delivery: DeliveryArgs,
 }
 
 /// Lays files down on machines.
 pub fn run(args: Args) -> CommandResult {
-    let client = args.server.client_for_files()?;
-    let mut task = NewTask {
-        name: Some(args.name.clone().unwrap_or_else(|| DEFAULT_NAME.into())),
-        ..NewTask::default()
-    };
-    if let Some(ttl) = &args.ttl {
-        task.ttl = Some(super::command::duration("--ttl", ttl)?);
-    }
-    args.selection.apply(&mut task, true)?;
-    args.pace.apply(&mut task);
+    let client = args.delivery.server.client_for_files()?;
+    let mut task = args.delivery.new_task(&KIND)?;
     args.how.apply(&mut task)?;
     let mut local = Vec::new();
     for path in &args.files {
@@ -94,54 +56,7 @@ pub fn run(args: Args) -> CommandResult {
         task.files.push(args.how.file(&file, to.as_deref())?);
         local.push(file);
     }
-    let Ok(Value::Object(mut task)) = serde_json::to_value(task) else {
-        return Err(Failure::Because(
-            "the task cannot be written as JSON".into(),
-        ));
-    };
-    // Nothing is run.
-    task.remove("detail");
-    let instances = args.selection.instances(&client)?;
-    if !instances.is_empty() {
-        task.insert("instances".into(), instances.into());
-    }
-    let matching = client.dry_run(&task)?;
-    if args.dry_run {
-        show_matching(&matching, false, args.json)?;
-        let is_refused = matching.matched == 0 || !matching.ok;
-        return Ok(if is_refused {
-            super::outcome::NO_MACHINE
-        } else {
-            0
-        });
-    }
-    if !matching.ok || matching.matched == 0 {
-        return Err(nowhere(&Selection::posted(&task), &matching));
-    }
-    if !args.yes && matching.machines.len() > args.yes_above as usize && !confirm(&matching)? {
-        print_message("sidebike: not pushed\n");
-        return Ok(CANCELED);
-    }
-    for file in &local {
-        file.send(&client, true)?;
-    }
-    if args.detach {
-        let task = client.submit(&task)?;
-        match args.json {
-            true => print_json(&task)?,
-            false => writeln!(io::stdout(), "{}", task.id)?,
-        }
-        return Ok(0);
-    }
-    let control = follow::controls()?;
-    let task = client.submit(&task)?;
-    if terminal::width(&io::stderr()).is_some() || task.result.len() > 1 {
-        let on = targets_in_words(&task);
-        print_message(&format!("task {} on {on}\n", task.id));
-    }
-    let options = FollowOptions {
-        json: args.json,
-        ..FollowOptions::default()
-    };
-    follow::follow_to_end(&client, &task, options, control)
+    args.delivery.deliver(&client, task, &KIND, || {
+        local.iter().try_for_each(|file| file.send(&client, true))
+    })
 }

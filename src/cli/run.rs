@@ -9,9 +9,10 @@ use super::outcome::{CANCELED, NO_MACHINE, label_list};
 use super::selection::Selection;
 use super::table::{Cell, Table};
 use super::terminal::{self, Prompt, sanitize, truncate};
+use crate::client::Client;
 use crate::wire::machine::MachineState;
 use crate::wire::task::{DryRun, Target, Task};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::io::{self, Write};
 
 /// How much of a list of other machines is shown in a hint, in columns.
@@ -131,13 +132,7 @@ pub fn run(args: Args) -> CommandResult {
     }
     args.task.send_files(&task, &client)?;
     if args.detach {
-        let task = client.submit(&task)?;
-        if args.json {
-            print_json(&task)?;
-        } else {
-            writeln!(io::stdout(), "{}", task.id)?;
-        }
-        return Ok(0);
+        return submit_detached(&client, &task, args.json);
     }
     let control = follow::controls()?;
     let task = client.submit(&task)?;
@@ -155,6 +150,16 @@ pub fn run(args: Args) -> CommandResult {
         detach_on_exit: args.detach_on_exit,
     };
     follow::follow_to_end(&client, &task, options, control)
+}
+
+/// Submits a task, prints its id or all of it, and leaves it alone.
+pub fn submit_detached(client: &Client, task: &Map<String, Value>, as_json: bool) -> CommandResult {
+    let task = client.submit(task)?;
+    match as_json {
+        true => print_json(&task)?,
+        false => writeln!(io::stdout(), "{}", task.id)?,
+    }
+    Ok(0)
 }
 
 /// Why it would run nowhere.
