@@ -90,10 +90,13 @@ impl ConnectionArgs {
     }
 }
 
-/// Parses the duration given with a flag.
-pub fn duration(flag: &str, text: &str) -> Result<TimeSpan, Failure> {
-    let duration = text.parse();
-    duration.map_err(|why| Failure::Usage(format!("{flag}: {why}, got {text:?}")))
+/// Parses the duration given with a flag, if it is given.
+pub fn duration(flag: &str, text: &Option<String>) -> Result<Option<TimeSpan>, Failure> {
+    let parse = |text: &String| {
+        let duration = text.parse();
+        duration.map_err(|why| Failure::Usage(format!("{flag}: {why}, got {text:?}")))
+    };
+    text.as_ref().map(parse).transpose()
 }
 
 /// Prints a value as JSON, for programs.

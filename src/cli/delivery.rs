@@ -57,10 +57,9 @@ pub struct Kind {
 impl DeliveryArgs {
     /// The task that the flags describe.
     pub fn new_task(&self, kind: &Kind) -> Result<NewTask, Failure> {
-        let ttl = self.ttl.as_deref();
         let mut task = NewTask {
             name: Some(self.name.clone().unwrap_or_else(|| kind.name.into())),
-            ttl: ttl.map(|text| duration("--ttl", text)).transpose()?,
+            ttl: duration("--ttl", &self.ttl)?,
             ..NewTask::default()
         };
         self.selection.apply(&mut task, true)?;

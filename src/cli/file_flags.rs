@@ -109,10 +109,7 @@ impl HowArgs {
 
     /// Sets what concerns all files of a task.
     pub fn apply(&self, task: &mut NewTask) -> Result<(), Failure> {
-        let timeout = self.files_timeout.as_deref();
-        task.files_timeout = timeout
-            .map(|text| duration("--files-timeout", text))
-            .transpose()?;
+        task.files_timeout = duration("--files-timeout", &self.files_timeout)?;
         Ok(())
     }
 }

@@ -60,9 +60,7 @@ pub struct Args {
 
 /// Shows a group.
 pub fn run(args: Args) -> CommandResult {
-    let timeout = { args.timeout.as_deref() }
-        .map(|text| duration("--timeout", text))
-        .transpose()?;
+    let timeout = duration("--timeout", &args.timeout)?;
     let client = args.server.client()?;
     if args.cancel {
         let path = client.group_path(&args.name, "cancel");

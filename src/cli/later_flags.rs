@@ -52,8 +52,7 @@ impl LaterArgs {
             at.parse::<Moment>().map_err(wrong)?;
             task.start_at = Some(at.clone());
         }
-        let delay = self.delay.as_deref();
-        task.delay = { delay.map(|text| duration("--delay", text)) }.transpose()?;
+        task.delay = duration("--delay", &self.delay)?;
         let tasks = self.after.iter().map(|text| parent(text, false));
         let groups = self.after_group.iter().map(|text| parent(text, true));
         task.after = tasks.chain(groups).collect();
@@ -66,8 +65,7 @@ impl LaterArgs {
             }
             task.after[0].per_machine = true;
         }
-        let blocked = self.blocked_ttl.as_deref();
-        task.blocked_ttl = { blocked.map(|text| duration("--blocked-ttl", text)) }.transpose()?;
+        task.blocked_ttl = duration("--blocked-ttl", &self.blocked_ttl)?;
         task.on_success = child(&self.on_success);
         task.on_failure = child(&self.on_failure);
         task.on_end = child(&self.on_end);

@@ -254,9 +254,7 @@ impl NewTaskArgs {
                 .clone()
                 .or_else(|| is_alone.then(|| DEFAULT_NAME.into())),
             mode: self.any.then_some(Mode::Any),
-            ttl: { self.ttl.as_deref() }
-                .map(|text| duration("--ttl", text))
-                .transpose()?,
+            ttl: duration("--ttl", &self.ttl)?,
             notify: self.notify.iter().map(|text| notify_of(text)).collect(),
             group: self.group.clone(),
             description: self.description.clone(),

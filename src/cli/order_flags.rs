@@ -39,8 +39,7 @@ impl OrderArgs {
         task.on_duplicate = self.on_duplicate;
         task.replace_running = self.replace_running.then_some(true);
         task.limits = self.limit.clone();
-        let spread = self.spread.as_deref();
-        task.spread = spread.map(|text| duration("--spread", text)).transpose()?;
+        task.spread = duration("--spread", &self.spread)?;
         Ok(())
     }
 }

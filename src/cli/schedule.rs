@@ -185,10 +185,7 @@ fn add(args: Add) -> CommandResult {
     args.task.set_instances(&mut task, &client)?;
     let mut schedule = Map::new();
     let span = |flag: &str, text: &Option<String>| -> Result<Option<Value>, Failure> {
-        let span = text
-            .as_deref()
-            .map(|text| duration(flag, text))
-            .transpose()?;
+        let span = duration(flag, text)?;
         Ok(span.and_then(|span| serde_json::to_value(span).ok()))
     };
     let text = |text: &Option<String>| text.clone().map(Value::from);

@@ -44,10 +44,9 @@ pub fn run(args: Args) -> CommandResult {
     let (all, word) = match (args.pattern, args.lift) {
         (pattern, true) => (client.lift_suspensions(pattern.as_deref())?, "lifted"),
         (Some(machine_pattern), false) => {
-            let duration = args.duration.map(|text| duration("--for", &text));
             let posted = PostedSuspension {
                 machine_pattern,
-                duration: duration.transpose()?,
+                duration: duration("--for", &args.duration)?,
                 reason: args.reason.unwrap_or_default(),
             };
             (vec![client.suspend(&posted)?], "suspended")

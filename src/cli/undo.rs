@@ -85,9 +85,7 @@ pub struct Forgive {
 
 /// Has undos run again.
 pub fn undo(args: Undo) -> CommandResult {
-    let timeout = { args.timeout.as_deref() }
-        .map(|text| duration("--timeout", text))
-        .transpose()?;
+    let timeout = duration("--timeout", &args.timeout)?;
     let client = args.server.client()?;
     let before = args.task.find(&client)?;
     let task = ask(&client, &before, &args)?;

@@ -46,16 +46,12 @@ pub struct UndoArgs {
 impl UndoArgs {
     /// The undo that the flags describe; without its command if that is to come from a file.
     pub fn undo(&self) -> Result<Option<Undo>, Failure> {
-        let span = |flag: &str, text: &Option<String>| {
-            let text = text.as_deref();
-            text.map(|text| duration(flag, text)).transpose()
-        };
         let deadman = self.deadman.as_deref();
         let undo = Undo {
             command: self.undo.clone(),
             check: self.undo_check.clone(),
-            timeout: span("--undo-timeout", &self.undo_timeout)?,
-            patience: span("--undo-patience", &self.undo_patience)?,
+            timeout: duration("--undo-timeout", &self.undo_timeout)?,
+            patience: duration("--undo-patience", &self.undo_patience)?,
             deadman: deadman
                 .map(|text| timeout_of("--deadman", text))
                 .transpose()?,
@@ -86,8 +82,8 @@ impl UndoArgs {
             )));
         }
         let detail = task.get_mut("detail").and_then(Value::as_object_mut);
-        match (&self.hold, detail) {
-            (Some(hold), Some(detail)) => hold_command(detail, duration("--hold", hold)?),
+        match (duration("--hold", &self.hold)?, detail) {
+            (Some(hold), Some(detail)) => hold_command(detail, hold),
             _ => Ok(()),
         }
     }

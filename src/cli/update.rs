@@ -39,14 +39,10 @@ pub struct Args {
 /// Replaces the program of agents by the server's.
 pub fn run(args: Args) -> CommandResult {
     let client = args.delivery.server.client()?;
-    let span = |flag: &str, text: &Option<String>| {
-        let text = text.as_deref();
-        text.map(|text| duration(flag, text)).transpose()
-    };
     let mut task = args.delivery.new_task(&KIND)?;
-    task.files_timeout = span("--files-timeout", &args.files_timeout)?;
+    task.files_timeout = duration("--files-timeout", &args.files_timeout)?;
     task.update = Some(Update {
-        probation: span("--probation", &args.probation)?,
+        probation: duration("--probation", &args.probation)?,
         ..servers_own(&client)?
     });
     args.delivery.deliver(&client, task, &KIND, || Ok(()))

@@ -42,11 +42,7 @@ pub struct Args {
 
 /// Waits for the end of a task.
 pub fn run(args: Args) -> CommandResult {
-    let timeout = args
-        .timeout
-        .as_deref()
-        .map(|text| duration("--timeout", text));
-    let timeout = timeout.transpose()?.map(Duration::from);
+    let timeout = duration("--timeout", &args.timeout)?.map(Duration::from);
     let client = args.server.client()?;
     let started = Instant::now();
     // Use the id from now on: the name may come to mean a newer task.
