@@ -85,6 +85,23 @@ fn an_agent_works_over_https() {
 }
 
 #[test]
+fn a_file_comes_as_it_went() {
+    let (folder, authority) = (Folder::new(), Authority::new());
+    authority.vouch(&folder, &OWN_NAMES);
+    let server = server(&folder, &[]);
+    let mut client = secure(server.address, &authority);
+    // No two of its parts are the same.
+    let file: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
+    client.send(&request("PUT", "/api/v1/file/numbers", "", &file));
+    let hash = client.read().data()["sha256"].clone();
+    let blob = format!("/api/v1/blob/{}", hash.as_str().unwrap());
+    client.send(&request("GET", &blob, "", b""));
+    assert!(client.read().body == file);
+    client.send(&request("GET", &blob, "Range: bytes=1-1900000\r\n", b""));
+    assert!(client.read().body == file[1..=1_900_000]);
+}
+
+#[test]
 fn a_held_request_keeps_nobody_waiting() {
     let (folder, authority) = (Folder::new(), Authority::new());
     authority.vouch(&folder, &OWN_NAMES);

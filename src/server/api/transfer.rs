@@ -1,18 +1,19 @@
 //! Answers whose body is read from a file while it is sent.
 //!
-//! What the kernel has in memory is read where it is sent; for the rest a thread for transfers waits, so a slow disk
-//! delays nobody else. One part is all the memory that it takes.
+//! What the kernel has in memory it copies to the connection itself. For the rest a thread for transfers waits, so a
+//! slow disk delays nobody else; one part is all the memory that this takes.
 
 use super::call::{Call, Handled};
 use crate::server::answers;
 use crate::server::blobs::range::{self, Wanted};
-use crate::server::http::{Answer, Edge, PART_BYTES, Part, Responder, Source, Waker};
+use crate::server::http::{
+    Answer, Edge, FilePart, PART_BYTES, Part, Responder, Source, TURN_BYTES, Waker,
+};
 use rustix::io::{ReadWriteFlags, preadv2};
 use std::any::Any;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -144,41 +145,43 @@ impl FileSource {
         }
     }
 
-    /// Where the next part is and how many bytes it has at most.
-    fn next_part(&self) -> (u64, usize) {
+    /// The next part, of `most` bytes at most.
+    fn next_part(&self, most: usize) -> FilePart {
         let left = self.rest.end - self.rest.start;
-        (self.rest.start, left.min(PART_BYTES as u64) as usize)
+        FilePart {
+            file: self.reading.file.clone(),
+            at: self.rest.start,
+            bytes: left.min(most as u64) as usize,
+        }
     }
 
     /// Has a thread read the next part.
     fn read(&self) {
-        let (at, bytes) = self.next_part();
+        let part = self.next_part(PART_BYTES);
         let reading = self.reading.clone();
         self.edge.run_transfer(move || {
-            let mut part = vec![0; bytes];
-            let read = reading.file.read_exact_at(&mut part, at).map(|()| part);
+            let read = part.read(part.bytes);
             *reading.next.lock().unwrap_or_else(PoisonError::into_inner) = Next::Read(read);
             reading.waker.wake();
         });
     }
 
-    /// Reads of the next part what needs no disk. Nothing where that cannot be told.
-    fn read_cached(&self) -> Option<Vec<u8>> {
-        let (at, bytes) = self.next_part();
-        let mut part = vec![0; bytes];
-        let to = &mut [IoSliceMut::new(&mut part)];
-        let read = preadv2(&*self.reading.file, to, at, ReadWriteFlags::NOWAIT).ok()?;
-        part.truncate(read);
-        (read > 0).then_some(part)
+    /// The next part is given.
+    fn give(&mut self, bytes: usize) {
+        self.rest.start += bytes as u64;
+        let sent = &self.reading.sent;
+        sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
+}
 
-    /// Gives what was read.
-    fn give(&mut self, part: Vec<u8>) -> Part {
-        let bytes = part.len() as u64;
-        self.rest.start += bytes;
-        self.reading.sent.fetch_add(bytes, Ordering::Relaxed);
-        Part::Bytes(part)
-    }
+/// Whether the kernel has a part of a file in memory, as far as its ends tell: it reads files ahead, in order.
+fn is_cached(part: &FilePart) -> bool {
+    let has = |at: u64| {
+        let mut byte = [0];
+        let to = &mut [IoSliceMut::new(&mut byte)];
+        preadv2(&*part.file, to, at, ReadWriteFlags::NOWAIT) == Ok(1)
+    };
+    has(part.at) && has(part.at + part.bytes as u64 - 1)
 }
 
 impl Source for FileSource {
@@ -188,8 +191,10 @@ impl Source for FileSource {
         match std::mem::replace(&mut *next, Next::None) {
             Next::None if self.rest.is_empty() => Part::End,
             Next::None => {
-                if let Some(part) = self.read_cached() {
-                    return self.give(part);
+                let part = self.next_part(TURN_BYTES);
+                if is_cached(&part) {
+                    self.give(part.bytes);
+                    return Part::File(part);
                 }
                 *next = Next::Reading;
                 self.read();
@@ -199,7 +204,10 @@ impl Source for FileSource {
                 *next = Next::Reading;
                 Part::Wait(UNTIL_WOKEN)
             }
-            Next::Read(Ok(part)) => self.give(part),
+            Next::Read(Ok(part)) => {
+                self.give(part.len());
+                Part::Bytes(part)
+            }
             Next::Read(Err(why)) => {
                 log::warn!(
                     "a file that is being sent cannot be read: {why}; its connection is closed"

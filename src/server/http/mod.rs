@@ -15,6 +15,7 @@
 //! | `responder` | how a request is answered: now, later, or by a stream |
 //! | `mailbox` | messages for a worker |
 //! | `poller`, `deadlines`, `slab` | readiness, time-outs, numbers of connections |
+//! | `output` | what is still to be written: bytes, and parts of files |
 //! | `transport` | the socket, and TLS over it |
 //! | `memory_budget` | the memory of large bodies and answers |
 //! | `pool` | threads for what may wait |
@@ -34,6 +35,7 @@ mod lifecycle;
 mod mailbox;
 mod memory_budget;
 mod os_limits;
+mod output;
 mod poller;
 mod pool;
 mod request;
@@ -47,8 +49,9 @@ mod worker;
 pub use self::acceptor::bind;
 pub use self::answer::Answer;
 pub use self::body::BodyLimit;
-pub use self::connection::PART_BYTES;
+pub use self::connection::{PART_BYTES, TURN_BYTES};
 pub use self::head::RequestLimits;
+pub use self::output::FilePart;
 pub use self::pool::start_thread;
 pub use self::request::{Authorization, Headers, Refused, Request};
 pub use self::responder::{Part, Responder, Source, StreamHead, Waker};

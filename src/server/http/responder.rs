@@ -3,6 +3,7 @@
 use super::answer::Answer;
 use super::mailbox::Mail;
 use super::memory_budget::Reservation;
+use super::output::FilePart;
 #[cfg(feature = "tiny_http")]
 use super::tiny::{StreamSignal, TinyReply};
 use super::{ConnectionId, Edge};
@@ -44,6 +45,8 @@ pub trait Source: Send {
 pub enum Part {
     /// Something to be sent.
     Bytes(Vec<u8>),
+    /// A part of a file, in an answer of known length.
+    File(FilePart),
     /// Nothing now: ask again when woken, or after this time.
     Wait(Duration),
     /// That was all.

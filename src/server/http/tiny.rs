@@ -301,6 +301,7 @@ impl Read for Reader {
             }
             match self.source.next() {
                 Part::Bytes(bytes) => self.part = Cursor::new(bytes),
+                Part::File(part) => self.part = Cursor::new(part.read(part.bytes)?),
                 Part::Wait(patience) => self.signal.wait(patience),
                 Part::End => return Ok(0),
             }

@@ -1,54 +1,16 @@
 //! The bytes of a connection: from and to its socket, through TLS where that is spoken. Nothing here waits.
 
+use super::output::Output;
 use crate::tls::{Got, ServerTls, Session};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
-use rustix::net::{SendFlags, send, sockopt};
-use std::borrow::Cow;
-use std::collections::VecDeque;
+use rustix::net::sockopt;
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 /// The most that is read at once, in bytes.
 const READ_BYTES: usize = 16 * 1024;
-
-/// What is to be written, in order.
-#[derive(Debug, Default)]
-pub struct Output {
-    parts: VecDeque<Cow<'static, [u8]>>,
-    /// How much of the first part is written.
-    written: usize,
-}
-
-impl Output {
-    /// Adds a part.
-    pub fn push(&mut self, part: impl Into<Cow<'static, [u8]>>) {
-        let part = part.into();
-        if !part.is_empty() {
-            self.parts.push_back(part);
-        }
-    }
-
-    /// Whether everything is written.
-    pub fn is_empty(&self) -> bool {
-        self.parts.is_empty()
-    }
-
-    fn first(&self) -> Option<&[u8]> {
-        self.parts.front().map(|part| &part[self.written..])
-    }
-
-    fn advance(&mut self, bytes: usize) {
-        self.written += bytes;
-        while let Some(part) = self.parts.front()
-            && self.written >= part.len()
-        {
-            self.written -= part.len();
-            self.parts.pop_front();
-        }
-    }
-}
 
 /// A socket, and the TLS session over it.
 #[derive(Debug)]
@@ -96,23 +58,19 @@ impl Transport {
     /// Writes as much as the socket takes, `most` bytes or a little more. Returns how many bytes of `output` went.
     pub fn write(&mut self, output: &mut Output, most: usize) -> io::Result<usize> {
         let mut written = 0;
-        while let Some(bytes) = output.first()
-            && written < most
-        {
-            let now = match &mut self.session {
-                Some(session) => match session.write(bytes)? {
+        while !output.is_empty() && written < most {
+            written += match &mut self.session {
+                Some(session) => match output.give(|bytes| session.write(bytes))? {
                     0 if !session.flush(&mut self.socket)? => break,
                     now => now,
                 },
-                None => match send(&self.socket, bytes, SendFlags::NOSIGNAL) {
+                None => match output.send(&self.socket, most - written) {
                     Ok(now) => now,
                     Err(Errno::INTR) => continue,
                     Err(Errno::AGAIN) => break,
                     Err(error) => return Err(error.into()),
                 },
             };
-            written += now;
-            output.advance(now);
         }
         if let Some(session) = &mut self.session {
             session.flush(&mut self.socket)?;

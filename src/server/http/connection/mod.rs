@@ -14,10 +14,11 @@ use super::deadlines::{Deadline, Millis};
 use super::head::ResponseMode;
 use super::lifecycle::{Action, Event, Lifecycle, State};
 use super::memory_budget::{self, Reservation};
+use super::output::{Output, Piece};
 use super::poller::Interest;
 use super::request::Refused;
 use super::responder::{Part, Source, StreamHead};
-use super::transport::{Output, Transport};
+use super::transport::Transport;
 use super::{ConnectionId, Edge, Service};
 use crate::tls::Got;
 use log::debug;
@@ -25,7 +26,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Bytes read from or written to one connection in one pass of the worker, so that other connections are not delayed.
-const TURN_BYTES: usize = 256 * 1024;
+pub const TURN_BYTES: usize = 256 * 1024;
 /// Bytes read while a request is with the service: enough to see the client's end behind a usual pipelined request.
 /// More stays in the kernel.
 const LOOK_AHEAD_BYTES: usize = 16 * 1024;
@@ -526,46 +527,45 @@ impl<S: Service> Connection<S> {
                 return false;
             }
         }
-        match stream.source.next() {
-            Part::Bytes(bytes) => {
-                self.since = cx.now;
-                self.pace = (cx.now, self.moved);
-                match &mut stream.left {
-                    Some(left) if *left > bytes.len() as u64 => {
-                        *left -= bytes.len() as u64;
-                        self.output.push(bytes);
-                    }
-                    Some(left) => {
-                        // No more than was said, or it would pass for the next answer.
-                        let rest = *left as usize;
-                        let mut bytes = bytes;
-                        bytes.truncate(rest);
-                        self.stream = None;
-                        self.output.push(bytes);
-                        self.on(Event::StreamWhole, cx);
-                    }
-                    None if !bytes.is_empty() => self.output.push(answer::chunk(bytes, self.mode)),
-                    None => {}
-                }
-                true
+        let mut piece: Piece = match stream.source.next() {
+            Part::Bytes(bytes) if bytes.is_empty() => return true,
+            Part::Bytes(bytes) if stream.left.is_none() => answer::chunk(bytes, self.mode).into(),
+            Part::Bytes(bytes) => bytes.into(),
+            Part::File(part) => {
+                self.reservation = None;
+                Piece::File(part)
             }
             Part::Wait(time) => {
                 self.reservation = None;
                 stream.next = cx.now + (time.as_millis() as Millis).max(1);
-                false
+                return false;
             }
             Part::End if stream.left.is_some() => {
                 debug!("a body ended before all of it was sent; the connection is closed");
                 self.on(Event::Lost, cx);
-                false
+                return false;
             }
             Part::End => {
                 self.stream = None;
                 self.output.push(answer::last_chunk(self.mode));
                 self.on(Event::StreamEnd, cx);
-                true
+                return true;
             }
+        };
+        self.since = cx.now;
+        self.pace = (cx.now, self.moved);
+        let mut is_whole = false;
+        if let Some(left) = &mut stream.left {
+            // No more than was said, or it would pass for the next answer.
+            *left -= piece.truncate(*left);
+            is_whole = *left == 0;
         }
+        self.output.push(piece);
+        if is_whole {
+            self.stream = None;
+            self.on(Event::StreamWhole, cx);
+        }
+        true
     }
 
     /// Throws away what the peer still sends. Whether there is more to do now.
