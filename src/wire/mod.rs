@@ -3,6 +3,8 @@
 //! | file | content |
 //! | --- | --- |
 //! | `task` | tasks: as posted, as answered |
+//! | `detail` | what a task runs |
+//! | `state` | the states of tasks and executions |
 //! | `machine` | machines |
 //! | `rollout` | how many machines a task may hit, in which order, when it stops |
 //! | `crew` | suspensions, what is wanted of an agent |
@@ -16,7 +18,12 @@
 //! | `halt` | the halt of all experiments |
 //! | `undo` | taking back what a command did |
 //! | `probe` | probes, which stop a task by themselves |
-//! | `duration`, `strict_object` | how durations and objects are read |
+//! | `after`, `child` | what a task begins after; the tasks that begin with its end |
+//! | `order`, `limit` | in which order tasks get their turn; limits with a name |
+//! | `files`, `blobs` | the files of a task; the bytes that the server keeps |
+//! | `update` | replacing the program of agents |
+//! | `duration`, `moment`, `strict_object` | how durations, points in time and objects are read |
+//! | `bounded` | lists and maps that are read up to a number of entries |
 //! | `enumeration` | values that are one of a few words |
 //! | `signal` | names of signals |
 //! | `output_line` | lines of output with a label in front |
@@ -32,6 +39,7 @@ pub mod blobs;
 mod bounded;
 pub mod child;
 pub mod crew;
+mod detail;
 pub mod duration;
 pub mod enumeration;
 pub mod event;
@@ -50,6 +58,7 @@ pub mod report;
 pub mod rollout;
 pub mod schedule;
 pub mod signal;
+mod state;
 pub mod strict_object;
 pub mod sweep;
 pub mod task;

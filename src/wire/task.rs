@@ -1,10 +1,9 @@
 //! A task as it is posted, and as it is answered.
 
 use super::after::{After, PostedAfter};
-use super::agent::Feature;
 use super::bounded;
 use super::child::{ChildId, ChildTask};
-use super::duration::{TimeSpan, Timeout};
+use super::duration::TimeSpan;
 use super::enumeration::{self, Words};
 use super::files::{Fetch, FetchedFile, File, Phase};
 use super::machine_names::MachineNames;
@@ -14,16 +13,14 @@ use super::order::{OnDuplicate, Position};
 use super::probe::{AnsweredProbe, Probe};
 use super::rollout::{Expect, KeepAlive, Rollout, RolloutState, Share, StoppedBy};
 use super::strict_object::{Posted, ReadOnlyFields, StrictObject};
-use super::undo::{AnsweredUndo, Undo, UndoCounts};
+use super::undo::{AnsweredUndo, UndoCounts};
 use super::update::Update;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The default time-out of a command.
-pub const DEFAULT_TIMEOUT: TimeSpan = TimeSpan::from_secs(180);
-/// The default time between TERM and KILL.
-pub const DEFAULT_KILL_GRACE: TimeSpan = TimeSpan::from_secs(5);
+pub use super::detail::{DEFAULT_KILL_GRACE, DEFAULT_TIMEOUT, Detail, json_bytes};
+pub use super::state::{Counts, ExecutionState, TaskState};
 
 /// Which machines run a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -41,118 +38,6 @@ impl<'de> Deserialize<'de> for Mode {
         const WORDS: Words<Mode> = &[("all", Mode::All), ("any", Mode::Any)];
         enumeration::deserialize(WORDS, deserializer)
     }
-}
-
-/// What to run, as posted, as answered, and as handed to an agent. It has exactly one of `command`, `argv` and `script`. An
-/// unknown field is an error wherever this is read; otherwise a request would silently be ignored.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Detail {
-    /// A shell line.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<String>,
-    /// A program and its arguments, run without a shell.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[serde(deserialize_with = "bounded::some_list")]
-    pub argv: Option<Vec<String>>,
-    /// A script, run by the interpreter that its first line names, else by the shell.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub script: Option<String>,
-    /// The arguments of the script.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[serde(deserialize_with = "bounded::some_list")]
-    pub script_args: Option<Vec<String>>,
-    /// The folder it runs in; the agent's own when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workspace: Option<String>,
-    /// How long it may run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<Timeout>,
-    /// The time between TERM and KILL.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kill_grace: Option<TimeSpan>,
-    /// Extra variables of its environment.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[serde(deserialize_with = "bounded::some_map")]
-    pub env: Option<BTreeMap<String, String>>,
-    /// The text of its standard input.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stdin: Option<String>,
-    /// Its standard input as base64, in place of `stdin`: any bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stdin_base64: Option<String>,
-    /// The user it runs as, by name or number; the agent's own when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    /// What takes back its effect, whatever happens.
-    #[serde(
-        default,
-        deserialize_with = "Undo::strict",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub undo: Option<Box<Undo>>,
-    /// Both streams go through one pipe, as standard output, so that their order is that of the writes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub merge_output: Option<bool>,
-}
-
-impl Detail {
-    /// What an agent must be able to do to run it, beyond what the first version could.
-    pub fn needs(&self) -> impl Iterator<Item = Feature> {
-        let needed = [
-            (self.user.is_some(), Feature::User),
-            (self.stdin_base64.is_some(), Feature::StdinBase64),
-            (self.merge_output == Some(true), Feature::MergeOutput),
-            (self.script.is_some(), Feature::Script),
-            (self.undo.is_some(), Feature::Undo),
-        ];
-        let needed = needed.into_iter().filter(|(is_needed, _)| *is_needed);
-        needed.map(|(_, feature)| feature)
-    }
-
-    /// Whether what runs is canceled when a task with this detail and rollout is stopped: an effect that can be taken back
-    /// does not outlast the stop unless the task says so.
-    pub fn stops_running(&self, rollout: Option<&Rollout>) -> bool {
-        let asked = rollout.and_then(|rollout| rollout.stop_running);
-        asked.unwrap_or(self.undo.is_some())
-    }
-
-    /// How long its texts are in JSON, in bytes: that is what is sent and read. The names of its fields and its numbers
-    /// are not counted.
-    pub fn json_bytes(&self) -> usize {
-        let texts = [
-            &self.command,
-            &self.script,
-            &self.workspace,
-            &self.stdin,
-            &self.stdin_base64,
-            &self.user,
-        ];
-        let lists = [&self.argv, &self.script_args].into_iter().flatten();
-        let variables = self.env.iter().flatten();
-        let texts = { texts.into_iter().flatten() }
-            .chain(lists.flatten())
-            .chain(variables.flat_map(|(name, value)| [name, value]))
-            .chain(self.undo.iter().flat_map(|undo| undo.texts()));
-        texts.map(|text| json_bytes(text) + JSON_MARKS).sum()
-    }
-}
-
-/// What stands around a text in JSON, in bytes: quotes, and a comma or colon.
-const JSON_MARKS: usize = 3;
-
-/// How long a text is in JSON, in bytes: quotes and control characters are escaped.
-pub fn json_bytes(text: &str) -> usize {
-    let escaped = text.bytes().map(|byte| match byte {
-        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
-        0..0x20 => 6,
-        _ => 1,
-    });
-    escaped.sum()
-}
-
-impl ReadOnlyFields for Detail {
-    const READ_ONLY: &[&str] = &["result"];
 }
 
 /// After which results an attempt is retried.
@@ -439,218 +324,6 @@ pub struct NewChild {
     pub detail: Detail,
 }
 
-/// The state of an execution, in the order of its lifecycle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum ExecutionState {
-    /// Waits for its turn.
-    Held,
-    /// Waits for a machine.
-    Queued,
-    /// Handed to a machine, not known to have started.
-    Delivered,
-    /// Its command runs.
-    Running,
-    /// The command ended with exit code 0.
-    Succeeded,
-    /// The command ended otherwise, or could not be started.
-    Failed,
-    /// The command was killed at its time-out.
-    TimedOut,
-    /// A user canceled it.
-    Canceled,
-    /// It was not started within its `ttl`.
-    Expired,
-    /// Its machine went offline, or was shut down while it ran.
-    Lost,
-    /// Its task was stopped before its turn came.
-    Skipped,
-}
-
-impl ExecutionState {
-    /// Every state, as the API lists them.
-    pub const ALL: [Self; 11] = [
-        Self::Held,
-        Self::Queued,
-        Self::Delivered,
-        Self::Running,
-        Self::Succeeded,
-        Self::Failed,
-        Self::TimedOut,
-        Self::Canceled,
-        Self::Expired,
-        Self::Lost,
-        Self::Skipped,
-    ];
-
-    /// The word of the API.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Held => "held",
-            Self::Queued => "queued",
-            Self::Delivered => "delivered",
-            Self::Running => "running",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::TimedOut => "timedOut",
-            Self::Canceled => "canceled",
-            Self::Expired => "expired",
-            Self::Lost => "lost",
-            Self::Skipped => "skipped",
-        }
-    }
-
-    /// Whether it can never change again.
-    pub fn is_terminal(self) -> bool {
-        !matches!(
-            self,
-            Self::Held | Self::Queued | Self::Delivered | Self::Running
-        )
-    }
-}
-
-/// The state of a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum TaskState {
-    /// Its time has not come.
-    Scheduled,
-    /// Others have to end first.
-    Blocked,
-    /// No machine matches yet.
-    Waiting,
-    /// Some executions have not ended.
-    Running,
-    /// Every execution succeeded.
-    Succeeded,
-    /// Some executions succeeded.
-    Partial,
-    /// None succeeded.
-    Failed,
-    /// None succeeded, and it was canceled.
-    Canceled,
-    /// None was started in time.
-    Expired,
-    /// It was stopped before anything was started.
-    Skipped,
-}
-
-impl TaskState {
-    /// Every state, as the API lists them.
-    pub const ALL: [Self; 10] = [
-        Self::Scheduled,
-        Self::Blocked,
-        Self::Waiting,
-        Self::Running,
-        Self::Succeeded,
-        Self::Partial,
-        Self::Failed,
-        Self::Canceled,
-        Self::Expired,
-        Self::Skipped,
-    ];
-
-    /// The word of the API.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Scheduled => "scheduled",
-            Self::Blocked => "blocked",
-            Self::Waiting => "waiting",
-            Self::Running => "running",
-            Self::Succeeded => "succeeded",
-            Self::Partial => "partial",
-            Self::Failed => "failed",
-            Self::Canceled => "canceled",
-            Self::Expired => "expired",
-            Self::Skipped => "skipped",
-        }
-    }
-
-    /// Whether it has not begun, and may still do so.
-    pub fn is_unbegun(self) -> bool {
-        matches!(self, Self::Scheduled | Self::Blocked)
-    }
-
-    /// Whether it can never change again.
-    pub fn is_terminal(self) -> bool {
-        !self.is_unbegun() && !matches!(self, Self::Waiting | Self::Running)
-    }
-}
-
-/// How many executions of a task are in which state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "a field per state of an execution")]
-pub struct Counts {
-    #[serde(default)]
-    pub held: u32,
-    pub queued: u32,
-    pub delivered: u32,
-    pub running: u32,
-    pub succeeded: u32,
-    pub failed: u32,
-    pub timed_out: u32,
-    pub canceled: u32,
-    pub expired: u32,
-    pub lost: u32,
-    #[serde(default)]
-    pub skipped: u32,
-}
-
-impl Counts {
-    /// The count of a state.
-    pub fn of(&mut self, state: ExecutionState) -> &mut u32 {
-        match state {
-            ExecutionState::Held => &mut self.held,
-            ExecutionState::Queued => &mut self.queued,
-            ExecutionState::Delivered => &mut self.delivered,
-            ExecutionState::Running => &mut self.running,
-            ExecutionState::Succeeded => &mut self.succeeded,
-            ExecutionState::Failed => &mut self.failed,
-            ExecutionState::TimedOut => &mut self.timed_out,
-            ExecutionState::Canceled => &mut self.canceled,
-            ExecutionState::Expired => &mut self.expired,
-            ExecutionState::Lost => &mut self.lost,
-            ExecutionState::Skipped => &mut self.skipped,
-        }
-    }
-
-    /// `2 succeeded, 1 failed`.
-    pub fn in_words(mut self) -> String {
-        super::counted(ExecutionState::ALL.map(|state| (*self.of(state), state.word())))
-    }
-
-    /// Adds the counts of another task.
-    pub fn add(&mut self, other: &Counts) {
-        let mut other = *other;
-        for state in ExecutionState::ALL {
-            *self.of(state) += *other.of(state);
-        }
-    }
-
-    /// How many have not ended.
-    pub fn unfinished(&self) -> u32 {
-        self.held + self.under_way()
-    }
-
-    /// How many have had their turn and have not ended.
-    pub fn under_way(&self) -> u32 {
-        self.queued + self.delivered + self.running
-    }
-
-    /// How many there are.
-    pub fn total(&self) -> u32 {
-        self.unfinished()
-            + self.succeeded
-            + self.failed
-            + self.timed_out
-            + self.canceled
-            + self.expired
-            + self.lost
-            + self.skipped
-    }
-}
-
 /// A task as answered: everything that was posted, and the results. `S` is a text: owned where it is read, borrowed
 /// where it is written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -933,41 +606,4 @@ pub struct PastAttempt<S = String> {
     /// The attempt and its outcome.
     #[serde(flatten)]
     pub attempt: Attempt<S>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_text_is_as_long_in_json_as_it_is_written() {
-        let all: String = (0..0x2_000).filter_map(char::from_u32).collect();
-        for text in [
-            "",
-            "plain",
-            "\u{1}\u{8}\t\n\u{b}\u{c}\r\u{1f} \"\\/\u{7f}",
-            &all,
-        ] {
-            let written = serde_json::to_string(text).unwrap();
-            assert_eq!(json_bytes(text) + 2, written.len(), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn the_texts_of_a_detail_are_about_as_long_in_json_as_it_is_written() {
-        let detail = Detail {
-            argv: Some(vec!["a\"b".into(); 100]),
-            env: Some((0..100).map(|n| (n.to_string(), "\u{1}".into())).collect()),
-            stdin: Some("\n".repeat(1_000)),
-            undo: Some(Box::new(Undo {
-                command: Some("\n".repeat(1_000)),
-                check_argv: Some(vec!["a\"b".into(); 100]),
-                ..Undo::default()
-            })),
-            ..Detail::default()
-        };
-        let written = serde_json::to_string(&detail).unwrap().len();
-        let names = written - detail.json_bytes();
-        assert!(names < 100, "{names}");
-    }
 }
