@@ -9,13 +9,13 @@
 
 use super::abilities::Abilities;
 use super::crew::Wish;
+use super::detail_spec::MAX_SENT_BYTES;
 use super::invariants::Rule;
 use super::lifecycle::Event;
 use super::machine::{Kind, Machine};
 use super::match_index::MatchingSelectors;
 use super::original::is_of_original;
 use super::selector::{Tags, Traits, no_tags};
-use super::spec::MAX_SENT_BYTES;
 use super::task::{Place, Target};
 use super::tick::{ORIGINAL_AT_MOST, OVERDUE_AFTER};
 use super::user::JOIN_ALL;

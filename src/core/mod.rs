@@ -24,7 +24,7 @@
 //! | | fires schedules | `firing.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
-//! | the database | record_changes, take_batch; restored | `saved.rs`, `restored.rs` |
+//! | the database | record_changes, take_batch; restored | `saving.rs`, `saved.rs`, `restored.rs` |
 //!
 //! What they share:
 //!
@@ -34,7 +34,7 @@
 //! | `undo_lifecycle.rs`, `undo.rs`, `debts.rs` | the same table for undos; what is reported of them; who runs them again, or settles them |
 //! | `attempt_end.rs` | the end of an attempt: end of the execution, or retry |
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
-//! | `spec.rs`, `later_spec.rs`, `limits.rs` | from a posted task to a checked one |
+//! | `spec.rs`, `detail_spec.rs`, `later_spec.rs`, `limits.rs` | from a posted task to a checked one |
 //! | `launch.rs` | from a checked task to its executions |
 //! | `waiting.rs`, `after.rs` | tasks that begin later: at a time, after others |
 //! | `settle.rs` | settles what waits for others that have ended |
@@ -62,12 +62,13 @@
 //! | `newcomers.rs` | how many new machines are accepted from where |
 //! | `about.rs`, `groups.rs` | what people say of a task; the members of a group, and how it goes as a whole |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
+//! | `task_answer.rs` | the API's answer about a task |
 //! | `invariants.rs` | what must be true after every operation; for tests |
 //!
 //! To add:
 //!
 //! - a field of a task: a field of `wire::task::PostedTask` and `Task`, its check in `spec.rs`, its record in
-//!   `saved.rs` and `restored.rs`; of its detail, whether the original's agents can do it: `original.rs`.
+//!   `saved.rs`, `saving.rs` and `restored.rs`; of its detail, whether the original's agents can do it: `original.rs`.
 //! - a state or an event: `lifecycle.rs`. It does not compile until every cell of the table is decided.
 //! - an operation or a rule: the file of whoever calls it; then let `tests/simulation` call it.
 //! - a timer: `timers.rs` says how. A limit: `retention.rs` says how. A kind of event: `follow.rs` says how.
@@ -82,6 +83,7 @@ mod counterparts;
 mod counting;
 mod crew;
 mod debts;
+mod detail_spec;
 mod files;
 mod firing;
 mod firings;
@@ -125,6 +127,7 @@ mod restored;
 mod retention;
 mod rollout;
 mod saved;
+mod saving;
 mod schedule;
 #[cfg(test)]
 mod schedule_tests;
@@ -136,6 +139,7 @@ mod summary;
 mod suspension;
 mod sweep;
 mod task;
+mod task_answer;
 mod tick;
 mod timers;
 mod undo;
@@ -391,7 +395,7 @@ pub struct Core {
     /// A list of tasks is being accepted: what it makes too many is forgotten when it is through.
     forgets_later: bool,
     /// What has changed since the last batch, if changes are recorded.
-    changes: Option<saved::Changes>,
+    changes: Option<saving::Changes>,
     /// The rule that a test has switched off.
     broken: Option<Rule>,
 }

@@ -11,7 +11,7 @@
 
 use super::invariants::Rule;
 use super::notify::{MAX_TRIES, NotifyPolicy, without_query};
-use super::saved::Changes;
+use super::saving::Changes;
 use super::task::{Task, rfc3339};
 use super::{Core, Notice, TaskKey, Time, counting, data_mut};
 use crate::wire::notify::{

@@ -1,9 +1,10 @@
 //! Checks the probes of a posted task: part of `spec.rs`, whose head says how.
 
 use super::TextLimits;
+use super::detail_spec::check_line_or_argv;
 use super::probe_data::CheckedProbe;
 use super::selector::Selector;
-use super::spec::{check_count, check_line_or_argv, check_text, shown};
+use super::spec::{check_count, check_text, shown};
 use crate::wire::duration::TimeSpan;
 use crate::wire::probe::{HttpProbe, Probe, ProbeOn};
 use crate::wire::strict_object::Posted;

@@ -16,9 +16,9 @@ use super::plan::Plan;
 use super::probe_data::{CheckedProbe, ONE_MACHINE, ProbeData};
 use super::rollout::Rollout;
 use super::saved::{
-    Changes, OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedProbe,
-    SavedTask,
+    OutputKey, Saved, SavedExecution, SavedMachine, SavedPiece, SavedPlace, SavedProbe, SavedTask,
 };
+use super::saving::Changes;
 use super::schedule::Progress;
 use super::selector::{Selector, SelectorText, Tags, Traits, no_tags};
 use super::spec::Spec;
