@@ -43,6 +43,7 @@ mod growth;
 mod listing;
 #[path = "../simulation/messages.rs"]
 mod messages;
+mod newcomer;
 mod peers;
 mod process;
 mod scale;
@@ -85,6 +86,7 @@ const ROWS: &[(&str, Measure)] = &[
     ("schedules", workflow::schedules_due),
     ("file-rate", files::throughput),
     ("file-agents", files::many_agents),
+    ("newcomer", newcomer::story),
 ];
 
 /// The name of the second table.

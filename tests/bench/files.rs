@@ -106,7 +106,7 @@ pub fn many_agents(setting: &Setting) -> Result<Vec<Row>, String> {
 }
 
 /// Bytes that do not repeat.
-fn content(length: usize) -> Vec<u8> {
+pub fn content(length: usize) -> Vec<u8> {
     let mut state = 1_u64;
     (0..length.div_ceil(8))
         .flat_map(|_| {
