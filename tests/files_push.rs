@@ -230,11 +230,11 @@ fn what_is_there_is_replaced_kept_or_a_failure() {
 fn broken_connections_a_wrong_byte_and_a_busy_server_change_nothing() {
     let (server, _agent) = pair(&[]);
     let folder = Folder::new();
-    let data = bytes(24 << 20);
+    let data = bytes(200 << 20);
     let file = blob(&server, &data, json!({"path": folder.file("data")}));
     server.change(|seen| {
         for n in 0..20 {
-            seen.troubles.push_back(Trouble::Cut(100_000 * n + 1));
+            seen.troubles.push_back(Trouble::Cut(400_000 * n + 1));
         }
         for trouble in [
             Trouble::Busy,
