@@ -523,11 +523,11 @@ fn the_audit_has_a_line_for_every_change_also_a_refused_one() {
         call(&server, "read-secret", "GET", "/api/v1/task", "");
         // A line may be written after the answer.
         wait_for(&format!("a line for {method} {target}"), || {
-            folder.lines("audit").len() > n - moved
+            folder.json_lines("audit").len() > n - moved
         });
-        let lines = folder.lines("audit");
+        let lines = folder.json_lines("audit");
         assert_eq!(lines.len(), n + 1 - moved, "{method} {target}");
-        let line: Value = serde_json::from_str(lines.last().unwrap()).expect("JSON");
+        let line = lines.last().unwrap();
         assert_eq!(line["status"], *status);
         assert_eq!(line["call"], format!("{method} {target}"));
         assert_eq!(line["peer"], "127.0.0.1");
@@ -541,7 +541,7 @@ fn the_audit_has_a_line_for_every_change_also_a_refused_one() {
             });
         }
     }
-    let first: Value = serde_json::from_str(&folder.lines("audit.1")[0]).unwrap();
+    let first = &folder.json_lines("audit.1")[0];
     assert_eq!(first["task"], "a");
     assert_eq!(first["command"], "echo hello");
     assert_eq!(first["user"], "nobody");
@@ -581,11 +581,8 @@ fn the_audit_has_the_status_that_a_call_that_waits_was_answered_with() {
     };
     let audited = |id: &str, call: &str| {
         wait_until(&format!("{call} of {id} in the audit"), || {
-            let lines = folder.lines("audit");
-            let mut lines = lines
-                .iter()
-                .map(|line| serde_json::from_str(line).expect("JSON"));
-            lines.find(|line: &Value| line["task"] == id && line["call"] == call)
+            let mut lines = folder.json_lines("audit").into_iter();
+            lines.find(|line| line["task"] == id && line["call"] == call)
         })
     };
     let figure = |name: &str| {

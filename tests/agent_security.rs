@@ -9,7 +9,6 @@ use common::http::{Reply, request};
 use common::{Folder, Process, SIDEBIKE, Server, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 const PEOPLE: &str = "people-0123456789-abcdefghij";
@@ -303,11 +302,9 @@ fn one_pattern_in_the_environment() {
 #[test]
 fn the_wrapper_decides() {
     let folder = Folder::new();
-    let wrapper = folder.file("wrapper");
     let script =
         "#!/bin/sh\nfor a; do printf '<%s>' \"$a\"; done\n[ \"$1\" = no ] && exit 9\nexec \"$@\"\n";
-    std::fs::write(&wrapper, script).unwrap();
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let wrapper = folder.program("wrapper", script);
     let server = Server::start();
     let agent = agent(&server, &["--wrapper", &wrapper], &[]);
     agent.logged(&format!("owner allows only: --wrapper {wrapper}"));

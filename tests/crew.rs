@@ -322,10 +322,7 @@ fn the_audit_names_machines_and_suspensions() {
     tell(&server, "m", "drain");
     lift(&server);
     folder.until("audit", 3);
-    let lines = folder.lines("audit");
-    let lines: Vec<Value> = { lines.iter() }
-        .map(|line| serde_json::from_str(line).expect("JSON"))
-        .collect();
+    let lines = folder.json_lines("audit");
     assert_eq!(lines[0]["machinePattern"], "^m$");
     assert_eq!(lines[0]["reason"], "disk swap");
     assert_eq!(lines[1]["call"], "POST /api/v1/machine/m/drain");

@@ -4,9 +4,8 @@
 mod common;
 
 use common::http::{Connection, Reply, request};
-use common::{Folder, SIDEBIKE, Server, id, wait_for};
+use common::{Folder, SIDEBIKE, Server, id, sha256, wait_for};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -17,11 +16,6 @@ use std::thread;
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
-
-fn sha256(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// Bytes that repeat nowhere, so that a piece in the wrong place is noticed.
 fn bytes(count: usize, seed: u64) -> Vec<u8> {
@@ -798,11 +792,7 @@ fn people_bring_and_read_readers_see_the_list_and_agents_what_their_tasks_name()
 
     let delete = ask(&server, "DELETE", &target, &as_who("people", ""), b"");
     assert_eq!(delete.status, 200, "{}", delete.text());
-    let lines: Vec<Value> = folder
-        .lines("audit")
-        .iter()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines = folder.json_lines("audit");
     let of = |call: &str, status: u16| {
         let line = lines.iter().find(|line| {
             line["call"].as_str().unwrap().starts_with(call) && line["status"] == status

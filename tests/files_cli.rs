@@ -7,19 +7,11 @@ use common::said::{lines_with, sidebike};
 use common::{Folder, Server};
 use serde_json::json;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 /// Bytes that differ from piece to piece.
 fn bytes(size: usize) -> Vec<u8> {
     let words = (0u64..).flat_map(|n| n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
     words.take(size).collect()
-}
-
-fn tool(folder: &Folder, text: &str) -> String {
-    let path = folder.file("tool");
-    fs::write(&path, text).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
 }
 
 #[test]
@@ -95,7 +87,7 @@ fn a_command_has_its_files_and_hands_others_back() {
     let server = Server::start();
     let _agents = (server.agents(2, "web"), server.agent("db-1"));
     let folder = Folder::new();
-    let tool = tool(&folder, "#!/bin/sh\necho \"$1 runs\"\n");
+    let tool = folder.program("tool", "#!/bin/sh\necho \"$1 runs\"\n");
     let said = sidebike(
         &server,
         &[

@@ -3,22 +3,15 @@
 mod common;
 
 use common::http::{Reply, request};
-use common::{Folder, SIDEBIKE, Server};
-use sha2::{Digest, Sha256};
+use common::{Folder, SIDEBIKE, Server, sha256};
 use std::env::consts::ARCH;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
-
-fn sha256(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 fn get(server: &Server, target: &str, headers: &str) -> Reply {
     let headers = format!("{headers}Connection: close\r\n");
@@ -51,9 +44,7 @@ fn what_the_server_hands_out_runs_and_is_what_it_runs() {
     let hash = sha256(&image);
     assert_eq!(reply.header("ETag"), Some(&*format!("\"{hash}\"")));
     assert!(reply.body == image, "other bytes");
-    let copy = Path::new(folder.path()).join("copy");
-    fs::write(&copy, &reply.body).unwrap();
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = folder.program("copy", &reply.body);
     let said = Command::new(&copy).arg("--version").output().unwrap();
     assert!(String::from_utf8_lossy(&said.stdout).contains(env!("CARGO_PKG_VERSION")));
 

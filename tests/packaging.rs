@@ -9,7 +9,6 @@ use common::{Folder, Process, SIDEBIKE, Server, wait_for};
 use serde_json::Value;
 use sidebike::command_line::CommandLine;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -46,11 +45,6 @@ fn said_by(command: &mut Command) -> Option<Output> {
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[&*output.stdout, &*output.stderr].concat()).into_owned()
-}
-
-fn write_program(path: &str, script: &str) {
-    fs::write(path, script).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 #[test]
@@ -257,7 +251,7 @@ fn an_agent_is_copied_into_a_running_pod() {
     fs::create_dir(folder.file("bin")).unwrap();
     // The pod is this machine.
     let kubectl = "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift\nexec \"$@\"\n";
-    write_program(&folder.file("bin/kubectl"), kubectl);
+    folder.program("bin/kubectl", kubectl);
     std::os::unix::fs::symlink(SIDEBIKE, folder.file("sidebike-x86_64-linux")).unwrap();
     let mut copy = Command::new("sh");
     copy.args(["copy.sh", "web-0", &server.address.to_string()]);
@@ -274,8 +268,7 @@ fn an_agent_is_copied_into_a_running_pod() {
 fn the_archive_has_what_it_promises_and_is_the_same_twice() {
     let folder = Folder::new();
     // Of the tests' size, packing takes half a minute.
-    let binary = folder.file("binary");
-    write_program(&binary, &format!("#!/bin/sh\nexec {SIDEBIKE} \"$@\"\n"));
+    let binary = folder.program("binary", format!("#!/bin/sh\nexec {SIDEBIKE} \"$@\"\n"));
     let pack = |to: &str| {
         fs::create_dir(folder.file(to)).unwrap();
         let mut pack = Command::new("sh");

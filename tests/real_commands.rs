@@ -41,22 +41,15 @@ fn refusal(server: &Server, detail: Value) -> String {
     execution["msg"].as_str().unwrap().to_owned()
 }
 
-fn executable(folder: &Folder, name: &str, content: &[u8]) -> String {
-    let path = folder.file(name);
-    fs::write(&path, content).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
-}
-
 /// Issue 16, number 5.
 #[test]
 fn what_is_missing_when_a_program_cannot_be_started_is_named() {
     let server = Server::start();
     let _agent = server.agent("m");
     let folder = Folder::new();
-    let crlf = executable(&folder, "crlf", b"#!/bin/sh\r\necho\r\n");
-    let lost = executable(&folder, "lost", b"#!/opt/no/such/perl -w\nprint 1\n");
-    let text = executable(&folder, "text", b"hello\n");
+    let crlf = folder.program("crlf", b"#!/bin/sh\r\necho\r\n");
+    let lost = folder.program("lost", b"#!/opt/no/such/perl -w\nprint 1\n");
+    let text = folder.program("text", b"hello\n");
     let plain = folder.file("plain");
     fs::write(&plain, "#!/bin/sh\n").unwrap();
     for (program, words) in [

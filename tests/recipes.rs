@@ -14,7 +14,6 @@ mod common;
 use common::{Agent, Folder, SIDEBIKE, Server, wait_for, wait_until};
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
 
@@ -103,10 +102,10 @@ impl Place {
         for name in ["bin", "yaml", "sbin"] {
             fs::create_dir(folder.file(name)).unwrap();
         }
-        write_program(&folder, "blade", BLADE);
-        write_program(&folder, "bin/chaos_os", CHAOS_OS);
+        folder.program("blade", BLADE);
+        folder.program("bin/chaos_os", CHAOS_OS);
         if with_tc {
-            write_program(&folder, "sbin/tc", TC);
+            folder.program("sbin/tc", TC);
         }
         std::os::unix::fs::symlink(SIDEBIKE, folder.file("sbin/sidebike")).unwrap();
         fs::write(folder.file("yaml/chaosblade-os-spec-1.8.0.yaml"), "").unwrap();
@@ -186,12 +185,6 @@ impl Place {
 fn path_in(folder: &Folder) -> String {
     let path = std::env::var("PATH").unwrap_or_default();
     format!("{}:{path}", folder.file("sbin"))
-}
-
-fn write_program(folder: &Folder, name: &str, text: &str) {
-    let file = folder.file(name);
-    fs::write(&file, text).unwrap();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// The page as it is in the binary.
@@ -365,8 +358,7 @@ fn a_rule_that_is_left_is_noticed_and_taken_away_later() {
     // tc is gone, and with it what destroy calls: nobody can say that there is no rule.
     let (tc, away) = (place.folder.file("sbin/tc"), place.folder.file("sbin/away"));
     fs::rename(&tc, &away).unwrap();
-    fs::write(&tc, "#!/bin/sh\nexit 1\n").unwrap();
-    fs::set_permissions(&tc, fs::Permissions::from_mode(0o755)).unwrap();
+    place.folder.program("sbin/tc", "#!/bin/sh\nexit 1\n");
     let cancel = "/api/v1/task/left/cancel";
     place.server.post(cancel, &json!({})).data();
     let task = place.server.finished("left");
@@ -484,7 +476,7 @@ fn a_real_rule_of_the_kernel_is_taken_away() {
     };
     let wrapper = Folder::new();
     let line = format!("#!/bin/sh\nexec {} -- \"$@\"\n", namespace.enter.join(" "));
-    write_program(&wrapper, "enter", &line);
+    wrapper.program("enter", &line);
     let mut place = Place::with(&[("SIDEBIKE_WRAPPER", &wrapper.file("enter"))], false);
     fs::write(place.folder.file("kind"), TBF).unwrap();
     let here = |text: &str| replaced(text, "netem", "tbf").replace("eth0", "lo");

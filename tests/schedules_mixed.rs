@@ -229,11 +229,8 @@ fn the_audit_says_what_a_limit_and_a_schedule_are_now() {
         ("PUT /api/v1/schedule/a", "cron 30 2 * * *, Europe/Berlin"),
     ] {
         wait_for(&format!("{call}: {set}"), || {
-            let text = std::fs::read_to_string(&audit).unwrap();
-            let mut lines = text
-                .lines()
-                .filter_map(|line| serde_json::from_str(line).ok());
-            lines.any(|line: Value| line["call"] == call && line["set"] == set)
+            let mut lines = folder.json_lines("audit").into_iter();
+            lines.any(|line| line["call"] == call && line["set"] == set)
         });
     }
     let text = std::fs::read_to_string(&audit).unwrap();

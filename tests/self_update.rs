@@ -5,15 +5,13 @@
 mod common;
 
 use common::said::sidebike;
-use common::{Folder, Process, SIDEBIKE, Server, id, wait_for, wait_until};
+use common::{Folder, Process, SIDEBIKE, Server, id, sha256, wait_for, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::env::consts::ARCH;
 use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,16 +44,6 @@ fn other_image(end: &str) -> Vec<u8> {
     [image(), end.as_bytes()].concat()
 }
 
-fn sha256(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn write_program(path: &str, bytes: &[u8]) {
-    fs::write(path, bytes).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-}
-
 /// An agent with a program of its own.
 struct Updated {
     folder: Folder,
@@ -72,7 +60,7 @@ impl Updated {
 
     fn start(server: &Server, label: &str, change: impl FnOnce(&mut Command)) -> Updated {
         let folder = Folder::new();
-        write_program(&folder.file("sidebike"), image());
+        folder.program("sidebike", image());
         let address = server.address.to_string();
         let mut command = Updated::command(&folder.file("sidebike"), label, &address);
         change(&mut command);
@@ -197,7 +185,7 @@ fn gated(server: &Server, answers: bool) -> (Updated, Gate) {
     );
     let folder = Folder::new();
     path.set(folder.file("sidebike.update")).unwrap();
-    write_program(&folder.file("sidebike"), image());
+    folder.program("sidebike", image());
     let address = gate.address.to_string();
     let process = Process::start(Updated::command(
         &folder.file("sidebike"),
@@ -391,7 +379,7 @@ fn an_agent_with_an_undo_to_do_is_not_replaced() {
 fn a_folder_that_cannot_be_written_keeps_its_program() {
     let server = Server::start();
     let folder = Folder::new();
-    write_program(&folder.file("sidebike"), image());
+    folder.program("sidebike", image());
     let mount =
         "mount --bind \"$0\" \"$0\" && mount -o remount,ro,bind \"$0\" && cd / && exec \"$@\"";
     let read_only = |command: &[&str]| {
@@ -508,16 +496,14 @@ fn time_without_a_server_is_no_fault_of_the_new_program() {
 #[test]
 fn the_command_line_gives_agents_the_servers_program_step_by_step() {
     let folder = Folder::new();
-    let program = folder.file("server");
     let new = other_image("server");
-    write_program(&program, &new);
+    let program = folder.program("server", &new);
     let mut command = Command::new(&program);
     command.args(["server", "--listen", "127.0.0.1:0"]);
     let server = Server::from_command(command);
     // Three agents with one program, and one that its owner does not want to be updated.
     let shared = Folder::new();
-    let own = shared.file("sidebike");
-    write_program(&own, image());
+    let own = shared.program("sidebike", image());
     let address = server.address.to_string();
     let start = |n: u32| Process::start(Updated::command(&own, &format!("web-{n}"), &address));
     let agents: Vec<Process> = (1..=3).map(start).collect();

@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use sidebike::wire::agent::{HoldState, Poll};
 use sidebike::wire::task::ExecutionState;
 use sidebike::wire::undo::{UndoBy, UndoReason, UndoState};
-use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 /// Keys of attempts. Processes are found by them, so each test has its own.
@@ -211,10 +210,8 @@ fn one_that_is_refused_by_the_owner_is_refused_whole() {
 #[test]
 fn undo_and_check_go_through_the_wrapper() {
     let folder = Folder::new();
-    let wrapper = folder.file("wrapper");
     let script = "#!/bin/sh\necho \"$SIDEBIKE_PHASE: $*\" >> log\nexec \"$@\"\n";
-    std::fs::write(&wrapper, script).unwrap();
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let wrapper = folder.program("wrapper", script);
     let (server, _agent) = pair(&["--wrapper", &wrapper]);
     let undo = json!({"argv": ["echo", "undo"], "checkArgv": ["echo", "check"]});
     let detail = json!({"argv": ["echo", "command"], "workspace": folder.path(), "undo": undo});

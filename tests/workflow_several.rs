@@ -492,10 +492,7 @@ fn a_rerun_by_filter_runs_once_what_did_not_succeed() {
         reasons(&again).contains(&expected("was run again already", id(&bad))),
         "{again}"
     );
-    let lines = folder.lines("audit");
-    let lines: Vec<Value> = { lines.iter() }
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines = folder.json_lines("audit");
     let line = lines
         .iter()
         .rfind(|line| line["changed"] == 1)

@@ -15,8 +15,10 @@ pub mod said;
 use http::{Connection, Reply};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -383,6 +385,12 @@ pub fn is_gone(group: i32) -> bool {
     stats.all(|state| state == "Z")
 }
 
+/// The hash of bytes as hexadecimal digits.
+pub fn sha256(bytes: &[u8]) -> String {
+    let hash = Sha256::digest(bytes);
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A folder of the test's own, gone with the test.
 pub struct Folder(PathBuf);
 
@@ -423,6 +431,26 @@ impl Folder {
         self.lines(name)[0]
             .parse()
             .expect("the number of a process")
+    }
+
+    /// The objects of a file in it that has one a line; the last line may not be whole yet.
+    pub fn json_lines(&self, name: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.file(name)).unwrap_or_default();
+        let whole = text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        whole
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
+    }
+
+    /// Writes a program into it; gives its path.
+    pub fn program(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        let path = self.file(name);
+        std::fs::write(&path, bytes).expect("a program in the folder");
+        let mode = PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, mode).expect("the mode of a program");
+        path
     }
 
     /// Creates an empty file in it.
