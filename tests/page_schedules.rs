@@ -7,16 +7,6 @@ use browser::{Browser, assert_quiet, url, with_browser};
 use common::{Server, task, wait_for};
 use serde_json::{Value, json};
 
-fn put(server: &Server, id: &str, schedule: &Value) -> Value {
-    let path = format!("/api/v1/schedule/{id}");
-    let text = schedule.to_string();
-    server.request("PUT", &path, text.as_bytes()).data()
-}
-
-fn schedule(server: &Server, id: &str) -> Value {
-    server.get(&format!("/api/v1/schedule/{id}")).data()
-}
-
 /// A time as the browser shows it to its user.
 fn here(browser: &Browser, utc: &Value) -> String {
     let shown = browser.run(&format!("return new Date({utc}).toLocaleString()"));
@@ -48,14 +38,14 @@ fn schedules_are_listed_with_their_next_firings_here_and_there_and_their_past_in
         browser.sees("#schedules-empty", "No schedule yet");
         let _agent = server.agent("m");
         let plan = json!({"cron": "30 2 * * *", "timeZone": "Asia/Shanghai", "task": task("echo <b>backup</b>")});
-        let night = put(&server, "night", &plan);
+        let night = server.put_schedule("night", &plan).data();
         // Each firing finds the one before unfinished: the third kind of cell.
         let slow = json!({"every": 1, "overlap": "skip", "task": {
             "machinePattern": "^m$", "mode": "any", "detail": {"command": "sleep 600"}}});
-        put(&server, "busy", &slow);
+        server.put_schedule("busy", &slow).data();
         let refused = json!({"every": 1, "overlap": "allow", "task": {
             "machinePattern": "^m$", "expect": 7, "detail": {"command": "true"}}});
-        put(&server, "refused", &refused);
+        server.put_schedule("refused", &refused).data();
         browser.sees("#schedules", "30 2 * * *, Asia/Shanghai");
         let next = &night["next"][0];
         browser.sees("#schedules", &here(browser, &next["utc"]));
@@ -76,7 +66,7 @@ fn schedules_are_listed_with_their_next_firings_here_and_there_and_their_past_in
         browser.wait("document.querySelectorAll('#schedules li').length === 1");
         browser.type_into("#schedules-search", "sleep 600");
         browser.sees("#schedules li", "busy");
-        let fired = schedule(&server, "busy")["history"][0]["task"].clone();
+        let fired = server.schedule("busy")["history"][0]["task"].clone();
         browser.press("\u{e00c}\u{e00c}");
         browser.click("#schedules .cell.fired");
         browser.sees("#task-id", fired.as_str().unwrap());
@@ -91,7 +81,7 @@ fn a_schedule_is_paused_resumed_run_and_deleted_after_a_question() {
         let _agent = server.agent("m");
         let plan =
             json!({"cron": "@yearly", "timeZone": "Europe/Berlin", "task": task("echo fired")});
-        put(&server, "yearly", &plan);
+        server.put_schedule("yearly", &plan).data();
         browser.open(&url(&server, "#/schedules"));
         browser.press("j");
         browser.wait("document.activeElement.matches('#schedules a')");
@@ -103,7 +93,7 @@ fn a_schedule_is_paused_resumed_run_and_deleted_after_a_question() {
         assert_eq!(browser.count("#schedule-next li"), 5);
         browser.sees("#schedule-next", "-01-01 00:00:00 Europe/Berlin");
         browser.sees("#schedule-history-empty", "It has not fired yet");
-        let state = || schedule(&server, "yearly")["state"].clone();
+        let state = || server.schedule("yearly")["state"].clone();
         click_and_agree(browser, "#schedule-pause", "Pause this schedule?", || {
             state() == "active"
         });
@@ -116,7 +106,7 @@ fn a_schedule_is_paused_resumed_run_and_deleted_after_a_question() {
         browser.sees("#schedule-state", "active");
         assert_eq!(state(), "active");
         click_and_agree(browser, "#schedule-run", "Run it now?", || {
-            schedule(&server, "yearly")["history"] == json!([])
+            server.schedule("yearly")["history"] == json!([])
         });
         browser.sees("#schedule-history", "fired, succeeded");
         browser.sees("#schedule-history", "by hand");
@@ -166,7 +156,7 @@ fn a_schedule_is_made_and_changed_by_the_form() {
         browser.pictures("submit-schedule");
         browser.click("#submit-button");
         browser.sees("#schedule-name", "night");
-        let made = schedule(&server, "night");
+        let made = server.schedule("night");
         let is = |schedule: &Value, name: &str, value: Value| {
             assert_eq!(schedule[name], value, "{schedule}")
         };
@@ -195,7 +185,7 @@ fn a_schedule_is_made_and_changed_by_the_form() {
         browser.type_into("[name=every]", "5m");
         browser.click("#submit-button");
         browser.sees("#schedule-facts", "every 5 min");
-        let changed = schedule(&server, "night");
+        let changed = server.schedule("night");
         is(&changed, "every", json!(300));
         is(&changed, "cron", Value::Null);
         browser.click("#schedule-edit");
@@ -213,7 +203,7 @@ fn a_schedule_is_made_and_changed_by_the_form() {
         browser.click("#submit-button");
         browser.sees("#confirm-dialog", "Replace the schedule?");
         browser.click("#confirm-dialog [value=no]");
-        assert_eq!(schedule(&server, "night")["every"], 300);
+        assert_eq!(server.schedule("night")["every"], 300);
         wait_for("the button", || {
             browser.run("return document.getElementById('submit-button').disabled") == false
         });

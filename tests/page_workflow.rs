@@ -194,9 +194,8 @@ fn the_form_says_what_a_task_waits_for_and_edit_as_new_loses_nothing() {
     with_browser(|browser| {
         let server = Server::with(&["--webhook-allow", r"^http://127\.0\.0\.1:\d+$"]);
         let _agent = server.agent("m");
-        let limit = json!({"running": 2}).to_string();
         server
-            .request("PUT", "/api/v1/limit/db", limit.as_bytes())
+            .put("/api/v1/limit/db", &json!({"running": 2}))
             .data();
         let mut parent = task("true");
         parent["id"] = json!("build-1");
@@ -298,13 +297,7 @@ fn the_form_says_what_a_task_waits_for_and_edit_as_new_loses_nothing() {
         // A schedule keeps it, as well.
         let plan = json!({"every": "1h", "task": {
             "machinePattern": "^m$", "detail": {"command": "true"}, "onEnd": {"detail": {"command": "echo end"}}}});
-        server
-            .request(
-                "PUT",
-                "/api/v1/schedule/hourly",
-                plan.to_string().as_bytes(),
-            )
-            .data();
+        server.put_schedule("hourly", &plan).data();
         browser.open(&url(&server, "#/submit?schedule=hourly"));
         browser.sees("#submit-rest", "With its onEnd");
         browser.type_into("[name=every]", "2h");

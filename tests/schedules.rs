@@ -8,15 +8,6 @@ use common::{Folder, Server, wait_for, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-fn put(server: &Server, id: &str, schedule: &Value) -> Reply {
-    let path = format!("/api/v1/schedule/{id}");
-    server.request("PUT", &path, schedule.to_string().as_bytes())
-}
-
-fn shown(server: &Server, id: &str) -> Value {
-    server.get(&format!("/api/v1/schedule/{id}")).data()
-}
-
 fn call(server: &Server, id: &str, what: &str) -> Reply {
     server.post(&format!("/api/v1/schedule/{id}/{what}"), &json!(null))
 }
@@ -36,7 +27,7 @@ fn all(command: &str) -> Value {
 /// The firings with this outcome, as soon as there are so many.
 fn firings(server: &Server, id: &str, outcome: &str, count: usize) -> Vec<Value> {
     wait_until(&format!("{count} firings {outcome}"), || {
-        let schedule = shown(server, id);
+        let schedule = server.schedule(id);
         let history = schedule["history"].as_array().unwrap();
         let those = history.iter().filter(|firing| firing["outcome"] == outcome);
         let those: Vec<Value> = those.cloned().collect();
@@ -50,11 +41,7 @@ fn a_schedule_fires_and_its_command_knows_for_when() {
     let audit = folder.file("audit");
     let server = Server::with(&["--audit", &audit]);
     let _agent = server.agent("m");
-    let made = put(
-        &server,
-        "tick",
-        &every_second("echo $SIDEBIKE_SCHEDULED_FOR"),
-    );
+    let made = server.put_schedule("tick", &every_second("echo $SIDEBIKE_SCHEDULED_FOR"));
     assert_eq!(made.status, 200, "{}", made.text());
     assert!(made.msg().contains("--db"), "{}", made.msg());
     let made = made.data();
@@ -81,12 +68,9 @@ fn a_schedule_fires_and_its_command_knows_for_when() {
 
     let list = server.get("/api/v1/schedule").data();
     assert_eq!(list[0]["id"], "tick", "{list}");
-    let again = put(
-        &server,
-        "tick",
-        &every_second("echo $SIDEBIKE_SCHEDULED_FOR"),
-    )
-    .data();
+    let again = server
+        .put_schedule("tick", &every_second("echo $SIDEBIKE_SCHEDULED_FOR"))
+        .data();
     assert_eq!(
         again["createdAt"], made["createdAt"],
         "the same changes nothing"
@@ -96,7 +80,7 @@ fn a_schedule_fires_and_its_command_knows_for_when() {
     let deleted = server.request("DELETE", "/api/v1/schedule/tick", b"");
     assert_eq!(deleted.status, 200);
     assert_eq!(server.get("/api/v1/schedule/tick").status, 404);
-    let next = put(&server, "tick", &every_second("true")).data();
+    let next = server.put_schedule("tick", &every_second("true")).data();
     assert!(
         next["incarnation"].as_u64() > made["incarnation"].as_u64(),
         "{next}"
@@ -182,7 +166,7 @@ fn what_cannot_be_scheduled_is_refused_with_the_field() {
             "task.machinePattern",
         ),
     ] {
-        let refused = put(&server, "x", &schedule);
+        let refused = server.put_schedule("x", &schedule);
         assert_eq!(refused.status, status, "{schedule}: {}", refused.text());
         assert!(
             refused.msg().contains(words),
@@ -192,8 +176,7 @@ fn what_cannot_be_scheduled_is_refused_with_the_field() {
     }
     for id in ["a.b", "a b", "", &"x".repeat(33)] {
         let path = format!("/api/v1/schedule/{}", id.replace(' ', "%20"));
-        let schedule = with("times", json!(1)).to_string();
-        let refused = server.request("PUT", &path, schedule.as_bytes());
+        let refused = server.put(&path, &with("times", json!(1)));
         assert!(
             [400, 404, 405].contains(&refused.status),
             "{id}: {}",
@@ -207,9 +190,8 @@ fn what_cannot_be_scheduled_is_refused_with_the_field() {
     );
 
     let put_dry = |zone: &str, cron: &str| {
-        let schedule = json!({"cron": cron, "timeZone": zone, "task": task}).to_string();
-        let path = "/api/v1/schedule/x?dryRun=1";
-        server.request("PUT", path, schedule.as_bytes()).data()
+        let schedule = json!({"cron": cron, "timeZone": zone, "task": task});
+        server.put_schedule("x?dryRun=1", &schedule).data()
     };
     let dry = put_dry("Europe/Berlin", "30 2 28 3 *");
     assert!(
@@ -225,8 +207,11 @@ fn what_cannot_be_scheduled_is_refused_with_the_field() {
         json!([]),
         "nothing was made"
     );
-    assert_eq!(put(&server, "one", &with("times", json!(1))).status, 200);
-    let refused = put(&server, "two", &with("times", json!(1)));
+    assert_eq!(
+        server.put_schedule("one", &with("times", json!(1))).status,
+        200
+    );
+    let refused = server.put_schedule("two", &with("times", json!(1)));
     assert_eq!(refused.status, 503);
     assert!(
         refused.msg().contains("--max-schedules"),
@@ -246,7 +231,7 @@ fn a_firing_whose_last_one_still_runs_is_skipped_or_waits_or_takes_its_place() {
         let mut schedule = every_second("sleep 300");
         schedule["every"] = json!("2d");
         schedule["overlap"] = json!(overlap);
-        assert_eq!(put(&server, overlap, &schedule).status, 200);
+        assert_eq!(server.put_schedule(overlap, &schedule).status, 200);
         let first = call(&server, overlap, "run").data();
         let first = first["history"][0]["task"].as_str().unwrap().to_owned();
         server.when(&first, "running", 1);
@@ -267,7 +252,7 @@ fn a_firing_whose_last_one_still_runs_is_skipped_or_waits_or_takes_its_place() {
                 let second = both[1]["task"].as_str().unwrap();
                 server.when(second, "running", 1);
                 server.post(&format!("/api/v1/task/{second}/cancel"), &json!(null));
-                assert!(shown(&server, overlap)["waits"].is_null());
+                assert!(server.schedule(overlap)["waits"].is_null());
             }
             "replace" => {
                 assert_eq!(again.status, 200);
@@ -294,7 +279,7 @@ fn of_a_task_for_all_only_those_machines_are_left_out_that_are_busy_also_without
     task["lateJoin"] = json!(true);
     task["ttl"] = json!("1h");
     let schedule = json!({"every": "2d", "task": task});
-    put(&server, "fleet", &schedule);
+    server.put_schedule("fleet", &schedule);
     let first = call(&server, "fleet", "run").data();
     let first = first["history"][0]["task"].as_str().unwrap().to_owned();
     server.when(&first, "succeeded", 1);
@@ -328,9 +313,9 @@ fn it_pauses_by_hand_and_after_failures() {
     let _agent = server.agent("m");
     let mut schedule = every_second("false");
     schedule["pauseAfterFailures"] = json!(2);
-    put(&server, "bad", &schedule);
+    server.put_schedule("bad", &schedule);
     let paused = wait_until("it pauses itself", || {
-        let schedule = shown(&server, "bad");
+        let schedule = server.schedule("bad");
         (schedule["state"] == "paused").then_some(schedule)
     });
     assert!(
@@ -342,23 +327,23 @@ fn it_pauses_by_hand_and_after_failures() {
     let resumed = call(&server, "bad", "resume").data();
     assert_eq!(resumed["failures"], 0, "{resumed}");
     wait_for("it fires again", || {
-        shown(&server, "bad")["fired"].as_u64().unwrap() > fired
+        server.schedule("bad")["fired"].as_u64().unwrap() > fired
     });
 
-    put(&server, "good", &every_second("true"));
+    server.put_schedule("good", &every_second("true"));
     firings(&server, "good", "fired", 1);
     let paused = call(&server, "good", "pause").data();
     assert_eq!(paused["paused"], true);
     let fired = paused["fired"].clone();
     wait_for("two more would have been due", || {
-        let next = shown(&server, "good")["next"][0]["utc"]
+        let next = server.schedule("good")["next"][0]["utc"]
             .as_str()
             .unwrap()
             .to_owned();
         let before = paused["next"][2]["utc"].as_str().unwrap();
         next.as_str() > before
     });
-    assert_eq!(shown(&server, "good")["fired"], fired);
+    assert_eq!(server.schedule("good")["fired"], fired);
     call(&server, "good", "resume");
     firings(
         &server,
@@ -366,7 +351,7 @@ fn it_pauses_by_hand_and_after_failures() {
         "fired",
         fired.as_u64().unwrap() as usize + 1,
     );
-    let history = shown(&server, "good")["history"]
+    let history = server.schedule("good")["history"]
         .as_array()
         .unwrap()
         .clone();
@@ -384,9 +369,9 @@ fn it_ends_after_so_many_times_and_its_last_firing_is_kept() {
     schedule["times"] = json!(3);
     schedule["keep"] = json!(2);
     schedule["task"]["resultTtl"] = json!("1s");
-    put(&server, "three", &schedule);
+    server.put_schedule("three", &schedule);
     let ended = wait_until("it ends", || {
-        let schedule = shown(&server, "three");
+        let schedule = server.schedule("three");
         let all_ended = schedule["history"]
             .as_array()
             .unwrap()
@@ -422,14 +407,14 @@ fn a_refused_firing_is_told_and_tried_again_and_missed_in_the_end() {
     let mut schedule = every_second("true");
     schedule["times"] = json!(1);
     schedule["startDeadline"] = json!("60s");
-    put(&server, "patient", &schedule);
+    server.put_schedule("patient", &schedule);
     schedule["every"] = json!("3s");
     schedule["startDeadline"] = json!("1s");
-    put(&server, "hasty", &schedule);
+    server.put_schedule("hasty", &schedule);
     let refused = firings(&server, "patient", "refused", 1);
     let reason = refused[0]["reason"].as_str().unwrap();
     assert!(reason.contains("--max-executions"), "{reason}");
-    assert!(shown(&server, "patient")["waits"]["reason"].is_string());
+    assert!(server.schedule("patient")["waits"]["reason"].is_string());
     let missed = firings(&server, "hasty", "missed", 1);
     let reason = missed[0]["reason"].as_str().unwrap();
     assert!(
@@ -443,8 +428,8 @@ fn a_refused_firing_is_told_and_tried_again_and_missed_in_the_end() {
     assert_eq!(fired.len(), 1, "in place of what was refused");
     let more = server.metric("sidebike_lock_holds_total") - ticks;
     assert!(more < 3_000, "the clock spins: {more}");
-    assert!(shown(&server, "patient")["waits"].is_null());
-    assert_eq!(shown(&server, "patient")["state"], "ended");
+    assert!(server.schedule("patient")["waits"].is_null());
+    assert_eq!(server.schedule("patient")["state"], "ended");
 }
 
 #[test]
@@ -453,17 +438,17 @@ fn a_restart_keeps_schedules_and_makes_up_for_what_was_due() {
     let db = folder.file("db");
     let flags = ["--db", &db];
     let mut server = Server::with(&flags);
-    put(&server, "latest", &every_second("true"));
+    server.put_schedule("latest", &every_second("true"));
     let mut none = every_second("true");
     none["catchUp"] = json!("none");
-    put(&server, "none", &none);
+    server.put_schedule("none", &none);
     let mut every = every_second("true");
     every["catchUp"] = json!("all");
     every["overlap"] = json!("allow");
-    put(&server, "all", &every);
-    let made = put(&server, "gone", &every_second("true")).data();
+    server.put_schedule("all", &every);
+    let made = server.put_schedule("gone", &every_second("true")).data();
     server.request("DELETE", "/api/v1/schedule/gone", b"");
-    assert_eq!(shown(&server, "all")["msg"], "");
+    assert_eq!(server.schedule("all")["msg"], "");
     for id in ["latest", "none"] {
         firings(&server, id, "fired", 1);
     }
@@ -476,13 +461,16 @@ fn a_restart_keeps_schedules_and_makes_up_for_what_was_due() {
     let missed = firings(&server, "none", "missed", 1);
     assert!(missed[0]["through"].is_string(), "{missed:?}");
     firings(&server, "latest", "skipped", 1);
-    let caught_up = shown(&server, "all")["history"].as_array().unwrap().clone();
+    let caught_up = server.schedule("all")["history"]
+        .as_array()
+        .unwrap()
+        .clone();
     assert!(
         caught_up.iter().all(|firing| firing["outcome"] == "fired"),
         "{caught_up:?}"
     );
     firings(&server, "all", "fired", 6);
-    let after = put(&server, "gone", &every_second("true")).data();
+    let after = server.put_schedule("gone", &every_second("true")).data();
     assert!(
         after["incarnation"].as_u64() > made["incarnation"].as_u64(),
         "{after}"
@@ -506,14 +494,14 @@ fn schedules_of_a_file_are_read_and_a_file_with_an_error_changes_nothing() {
     let other = json!({"every": "1h", "task": any("true")});
     write(&json!({"one": one, "two": other}));
     let server = Server::with(&["--schedules", &path]);
-    put(&server, "own", &one);
+    server.put_schedule("own", &one);
     let ids = |server: &Server| -> Vec<String> {
         let list = server.get("/api/v1/schedule").data();
         let list = list.as_array().unwrap().iter();
         list.map(|s| s["id"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(ids(&server), ["one", "own", "two"]);
-    assert_eq!(shown(&server, "one")["madeBy"], "--schedules");
+    assert_eq!(server.schedule("one")["madeBy"], "--schedules");
 
     let wrong = json!({"cron": "never", "task": any("true")});
     write(&json!({"three": one, "bad": wrong}));
@@ -530,7 +518,7 @@ fn schedules_of_a_file_are_read_and_a_file_with_an_error_changes_nothing() {
     write(&json!({"three": one, "two": one}));
     server.process.signal(Signal::HUP);
     wait_for("it is read", || ids(&server) == ["own", "three", "two"]);
-    assert_eq!(shown(&server, "two")["cron"], "@daily");
+    assert_eq!(server.schedule("two")["cron"], "@daily");
 
     let mut command = std::process::Command::new(common::SIDEBIKE);
     write(&json!({"bad": wrong}));

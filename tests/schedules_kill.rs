@@ -22,8 +22,7 @@ fn schedule(n: usize, server: &Server) {
         "startDeadline": "1h",
         "task": {"machinePattern": "^m$", "mode": "any", "detail": {"command": "true"}},
     });
-    let body = schedule.to_string();
-    let made = server.request("PUT", &format!("/api/v1/schedule/s{n}"), body.as_bytes());
+    let made = server.put_schedule(&format!("s{n}"), &schedule);
     assert_eq!(made.status, 200, "{}", made.text());
 }
 

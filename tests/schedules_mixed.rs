@@ -7,15 +7,6 @@ use common::http::Reply;
 use common::{Folder, Server, wait_for, wait_until};
 use serde_json::{Value, json};
 
-fn put(server: &Server, id: &str, schedule: &Value) -> Reply {
-    let path = format!("/api/v1/schedule/{id}");
-    server.request("PUT", &path, schedule.to_string().as_bytes())
-}
-
-fn shown(server: &Server, id: &str) -> Value {
-    server.get(&format!("/api/v1/schedule/{id}")).data()
-}
-
 fn call(server: &Server, id: &str, what: &str) -> Reply {
     server.post(&format!("/api/v1/schedule/{id}/{what}"), &json!(null))
 }
@@ -37,7 +28,7 @@ fn hourly(overlap: &str, command: &str, fields: Value) -> Value {
 /// The first firing of the past with this outcome, as soon as there is one.
 fn firing(server: &Server, id: &str, outcome: &str) -> Value {
     wait_until(outcome, || {
-        let schedule = shown(server, id);
+        let schedule = server.schedule(id);
         let history = schedule["history"].as_array().unwrap();
         history
             .iter()
@@ -52,7 +43,7 @@ fn what_is_fired_by_hand_in_a_pause_waits_for_the_one_before_and_not_for_the_res
     let _agent = server.agent("m");
     let folder = Folder::new();
     let command = format!("while ! test -e {}; do sleep 0.05; done", folder.file("go"));
-    put(&server, "a", &hourly("queueOne", &command, json!({})));
+    server.put_schedule("a", &hourly("queueOne", &command, json!({})));
     assert_eq!(call(&server, "a", "run").status, 200);
     let first = firing(&server, "a", "fired");
     server.when(first["task"].as_str().unwrap(), "running", 1);
@@ -61,10 +52,10 @@ fn what_is_fired_by_hand_in_a_pause_waits_for_the_one_before_and_not_for_the_res
     assert!(waits["waits"]["reason"].is_string(), "{waits}");
     folder.write("go");
     wait_for("the second is fired", || {
-        let schedule = shown(&server, "a");
+        let schedule = server.schedule("a");
         schedule["state"] == "paused" && schedule["history"].as_array().unwrap().len() == 2
     });
-    assert_eq!(shown(&server, "a")["waits"], Value::Null);
+    assert_eq!(server.schedule("a")["waits"], Value::Null);
 }
 
 #[test]
@@ -79,7 +70,7 @@ fn a_firing_joins_the_task_that_has_its_key_or_names_it() {
         "true",
         json!({"uniqueKey": "k", "onDuplicate": "join"}),
     );
-    put(&server, "joins", &joins);
+    server.put_schedule("joins", &joins);
     let refused = call(&server, "joins", "run");
     assert_eq!(refused.status, 409);
     assert_eq!(
@@ -88,14 +79,14 @@ fn a_firing_joins_the_task_that_has_its_key_or_names_it() {
     );
     let mut by_time = joins.clone();
     by_time["every"] = json!("1s");
-    put(&server, "joins", &by_time);
+    server.put_schedule("joins", &by_time);
     let skipped = firing(&server, "joins", "skipped");
     assert_eq!(
         skipped["reason"],
         "it joins task holder, which has its uniqueKey"
     );
     let rejects = hourly("allow", "true", json!({"uniqueKey": "k"}));
-    put(&server, "rejects", &rejects);
+    server.put_schedule("rejects", &rejects);
     let refused = call(&server, "rejects", "run");
     assert_eq!(refused.status, 409);
     assert_eq!(refused.msg(), "uniqueKey: \"k\" is held by task holder");
@@ -116,7 +107,7 @@ fn the_limits_of_a_schedule_are_there_and_stay() {
     let server = Server::start();
     let _agent = server.agent("m");
     let limited = hourly("allow", "true", json!({"limits": ["db"]}));
-    let unknown = put(&server, "a", &limited);
+    let unknown = server.put_schedule("a", &limited);
     assert_eq!(unknown.status, 422);
     assert!(
         unknown
@@ -127,7 +118,7 @@ fn the_limits_of_a_schedule_are_there_and_stay() {
     );
     let mut of_child = hourly("allow", "true", json!({}));
     of_child["task"]["onEnd"] = json!({"limits": ["db"], "detail": {"command": "true"}});
-    let unknown = put(&server, "b", &of_child);
+    let unknown = server.put_schedule("b", &of_child);
     assert!(
         unknown.msg().starts_with("task.onEnd.limits: "),
         "{}",
@@ -137,8 +128,8 @@ fn the_limits_of_a_schedule_are_there_and_stay() {
         limit(&server, "PUT", "db", &json!({"running": 0})).status,
         200
     );
-    assert_eq!(put(&server, "a", &limited).status, 200);
-    assert_eq!(put(&server, "b", &of_child).status, 200);
+    assert_eq!(server.put_schedule("a", &limited).status, 200);
+    assert_eq!(server.put_schedule("b", &of_child).status, 200);
     let used = limit(&server, "DELETE", "db", &json!(null));
     assert_eq!(used.status, 409);
     assert!(used.msg().contains("schedule: a, b;"), "{}", used.msg());
@@ -164,9 +155,7 @@ fn no_more_firings_are_shown_than_there_will_be() {
     let mut twice = hourly("skip", "true", json!({}));
     twice["times"] = json!(2);
     for path in ["/api/v1/schedule/a?dryRun=1", "/api/v1/schedule/a"] {
-        let shown = server
-            .request("PUT", path, twice.to_string().as_bytes())
-            .data();
+        let shown = server.put(path, &twice).data();
         assert_eq!(
             shown["next"].as_array().unwrap().len(),
             2,
@@ -191,7 +180,7 @@ fn a_field_of_an_expression_that_is_wrong_is_named() {
         let mut schedule = hourly("skip", "true", json!({"name": "x"}));
         schedule.as_object_mut().unwrap().remove("every");
         schedule["cron"] = json!(cron);
-        let reply = put(&server, "a", &schedule);
+        let reply = server.put_schedule("a", &schedule);
         assert_eq!(reply.status, 400, "{cron}");
         assert!(reply.msg().starts_with("cron: "), "{cron}: {}", reply.msg());
         assert!(reply.msg().contains(field), "{cron}: {}", reply.msg());
@@ -215,7 +204,7 @@ fn the_audit_says_what_a_limit_and_a_schedule_are_now() {
         "cron": "30 2 * * *", "timeZone": "Europe/Berlin",
         "task": {"machinePattern": ".*", "detail": {"command": "./backup.sh", "env": {"A": "secret"}}}
     });
-    put(&server, "a", &schedule);
+    server.put_schedule("a", &schedule);
     for (call, set) in [
         ("PUT /api/v1/limit/db", "running 2 (new)"),
         (

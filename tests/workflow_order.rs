@@ -249,9 +249,7 @@ fn what_a_key_must_be_is_said() {
 
 fn set_limit(server: &Server, name: &str, limit: Value) {
     let path = format!("/api/v1/limit/{name}");
-    server
-        .request("PUT", &path, limit.to_string().as_bytes())
-        .data();
+    server.put(&path, &limit).data();
 }
 
 #[test]
@@ -343,7 +341,7 @@ fn what_a_limit_must_be_is_said() {
     let server = Server::start();
     let put = |name: &str, limit: Value| {
         let path = format!("/api/v1/limit/{name}");
-        server.request("PUT", &path, limit.to_string().as_bytes())
+        server.put(&path, &limit)
     };
     for (name, limit, status, msg) in [
         ("x", json!({}), 400, "the limit: needs running"),

@@ -212,6 +212,18 @@ impl Server {
         self.request("POST", target, body.to_string().as_bytes())
     }
 
+    pub fn put(&self, target: &str, body: &Value) -> Reply {
+        self.request("PUT", target, body.to_string().as_bytes())
+    }
+
+    pub fn put_schedule(&self, id: &str, schedule: &Value) -> Reply {
+        self.put(&format!("/api/v1/schedule/{id}"), schedule)
+    }
+
+    pub fn schedule(&self, id: &str) -> Value {
+        self.get(&format!("/api/v1/schedule/{id}")).data()
+    }
+
     /// Submits a task, which must be accepted; gives it as answered.
     pub fn submit(&self, task: Value) -> Value {
         self.post("/api/v1/task", &task).data()
