@@ -42,7 +42,7 @@ fuzz_target!(|bytes: &[u8]| {
         match kind {
             b'P' => {
                 if let Ok(poll) = from_slice::<Poll>(body)
-                    && let Ok((machine, _)) = core.poll(now, &poll)
+                    && let Ok((machine, _)) = core.poll(now, &poll, None)
                 {
                     core.hold_poll(machine);
                     core.collect(now, machine);
