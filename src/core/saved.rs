@@ -455,3 +455,68 @@ pub struct Saved {
     /// When the process that saved them was last known to run.
     pub last_alive: Time,
 }
+
+impl Saved {
+    /// What a database has after it saved a batch. For models of databases in tests.
+    #[doc(hidden)]
+    pub fn apply(&mut self, now: Time, batch: &Batch) {
+        for (key, task) in &batch.tasks {
+            match task {
+                Some(task) => drop(self.tasks.insert(*key, task.clone())),
+                None => {
+                    self.tasks.remove(key);
+                    self.executions.retain(|(task, _), _| task != key);
+                    self.output.retain(|(of, _)| of.task != *key);
+                }
+            }
+        }
+        self.executions.extend(batch.executions.clone());
+        for (key, change) in &batch.output {
+            match change {
+                OutputChange::Appended(piece) => self.output.push((*key, piece.clone())),
+                OutputChange::Replaced(pieces) => {
+                    self.output.retain(|(of, _)| of != key);
+                    self.output
+                        .extend(pieces.iter().map(|piece| (*key, piece.clone())));
+                }
+            }
+        }
+        for (instance, machine) in &batch.machines {
+            match machine {
+                Some(machine) => drop(self.machines.insert(instance.clone(), machine.clone())),
+                None => drop(self.machines.remove(instance)),
+            }
+        }
+        for (name, limit) in &batch.limits {
+            match limit {
+                Some(limit) => drop(self.limits.insert(name.clone(), limit.clone())),
+                None => drop(self.limits.remove(name)),
+            }
+        }
+        for (number, entry) in &batch.notifications {
+            match entry {
+                Some(entry) => drop(self.notifications.insert(*number, entry.clone())),
+                None => drop(self.notifications.remove(number)),
+            }
+        }
+        if let Some(suspensions) = &batch.suspensions {
+            self.suspensions.clone_from(suspensions);
+        }
+        if let Some(halt) = &batch.halt {
+            self.halt.clone_from(halt);
+        }
+        for (key, posted) in &batch.schedules {
+            match posted {
+                Some(posted) => drop(self.schedules.insert(*key, posted.clone())),
+                None => {
+                    self.schedules.remove(key);
+                    self.progress.remove(key);
+                }
+            }
+        }
+        self.progress.extend(batch.progress.clone());
+        self.next_schedule = self.next_schedule.max(batch.next_schedule);
+        self.next_task = self.next_task.max(batch.next_task);
+        self.last_alive = now;
+    }
+}

@@ -90,69 +90,6 @@ fn dump(core: &Core) -> String {
     all
 }
 
-/// What the database does with a batch, in memory.
-pub fn apply(saved: &mut Saved, batch: &Batch, began: Time) {
-    for (key, task) in &batch.tasks {
-        match task {
-            Some(task) => drop(saved.tasks.insert(*key, task.clone())),
-            None => {
-                saved.tasks.remove(key);
-                saved.executions.retain(|(task, _), _| task != key);
-                saved.output.retain(|(of, _)| of.task != *key);
-            }
-        }
-    }
-    saved.executions.extend(batch.executions.clone());
-    for (key, change) in &batch.output {
-        match change {
-            OutputChange::Appended(piece) => saved.output.push((*key, piece.clone())),
-            OutputChange::Replaced(pieces) => {
-                saved.output.retain(|(of, _)| of != key);
-                saved
-                    .output
-                    .extend(pieces.iter().map(|piece| (*key, piece.clone())));
-            }
-        }
-    }
-    for (instance, machine) in &batch.machines {
-        match machine {
-            Some(machine) => drop(saved.machines.insert(instance.clone(), machine.clone())),
-            None => drop(saved.machines.remove(instance)),
-        }
-    }
-    for (name, limit) in &batch.limits {
-        match limit {
-            Some(limit) => drop(saved.limits.insert(name.clone(), limit.clone())),
-            None => drop(saved.limits.remove(name)),
-        }
-    }
-    for (number, entry) in &batch.notifications {
-        match entry {
-            Some(entry) => drop(saved.notifications.insert(*number, entry.clone())),
-            None => drop(saved.notifications.remove(number)),
-        }
-    }
-    if let Some(suspensions) = &batch.suspensions {
-        saved.suspensions.clone_from(suspensions);
-    }
-    if let Some(halt) = &batch.halt {
-        saved.halt.clone_from(halt);
-    }
-    for (key, posted) in &batch.schedules {
-        match posted {
-            Some(posted) => drop(saved.schedules.insert(*key, posted.clone())),
-            None => {
-                saved.schedules.remove(key);
-                saved.progress.remove(key);
-            }
-        }
-    }
-    saved.progress.extend(batch.progress.clone());
-    saved.next_schedule = saved.next_schedule.max(batch.next_schedule);
-    saved.next_task = saved.next_task.max(batch.next_task);
-    saved.last_alive = began;
-}
-
 /// A value after it was written to a file and read back.
 pub fn read_back<K: Ord + Clone, T: Serialize + DeserializeOwned>(
     records: &BTreeMap<K, T>,
@@ -301,7 +238,7 @@ impl World {
             return Ok(());
         };
         if reached_it {
-            apply(&mut disk.saved, &writing.batch, writing.began);
+            disk.saved.apply(writing.began, &writing.batch);
             disk.memory = writing.memory;
         }
         let is_replaced =
@@ -423,7 +360,7 @@ impl World {
         let written_unseen = self.rng.chance(500);
         if let Some(writing) = disk.writing.take().filter(|_| written_unseen) {
             self.count("crash after a commit that nobody heard of");
-            apply(&mut disk.saved, &writing.batch, writing.began);
+            disk.saved.apply(writing.began, &writing.batch);
             disk.memory = writing.memory;
         }
         let down = match self.rng.between(0, 9) {

@@ -1,7 +1,7 @@
 //! In which order what waits is handed out: random tasks on the core alone, whose agents lose answers, die and come back,
 //! and whose server dies. The laws are checked after every step, on what was handed out in it and on what is left.
 
-use crate::crash::{apply, read_back};
+use crate::crash::read_back;
 use crate::messages;
 use crate::rng::Rng;
 use crate::server::{LIMITS, TEXTS};
@@ -188,7 +188,7 @@ impl Scene {
             }
         }
         let batch = self.core.take_batch();
-        apply(&mut self.saved, &batch, self.now);
+        self.saved.apply(self.now, &batch);
         self.core.check_invariants()?;
         self.core.check_work_conservation()?;
         self.a_limit_is_never_exceeded()?;

@@ -10,7 +10,7 @@
 //! - a task without machines of its own has exactly those of its parent (`the_machines_are_those_of_the_parent`);
 //! - a parent is there as long as something waits (`a_parent_is_kept`).
 
-use crate::crash::{apply, read_back};
+use crate::crash::read_back;
 use crate::messages;
 use crate::rng::Rng;
 use crate::server::{LIMITS, TEXTS};
@@ -170,7 +170,7 @@ impl Scene {
         if { batch.tasks.iter() }.any(|(key, task)| task.is_some() && waits(key)) {
             assert_eq!(batch.reader_version(), 6);
         }
-        apply(&mut self.saved, &batch, self.now);
+        self.saved.apply(self.now, &batch);
         self.saved.last_alive = self.now;
     }
 

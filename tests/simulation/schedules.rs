@@ -314,7 +314,7 @@ impl Scene {
                 return Err(format!("positions_never_go_back: {key:?} on the disk"));
             }
         }
-        crate::crash::apply(&mut self.disk, &batch, self.now);
+        self.disk.apply(self.now, &batch);
         Ok(())
     }
 
