@@ -579,6 +579,36 @@ fn a_full_disk_refuses_what_is_new_and_loses_nothing() {
     assert_eq!(check(&db).status.code(), Some(0));
 }
 
+/// A server that cannot write a single byte shows what there is, and takes tasks once it can.
+#[test]
+fn a_server_starts_on_a_disk_without_any_room() {
+    let Some(disk) = Tmpfs::mount() else { return };
+    let (db, ballast) = (disk.0.file("db"), disk.0.file("ballast"));
+    let server = Server::with(&["--db", &db]);
+    server.submit(waiting("before", "1h"));
+    end(server);
+    let mut file = std::fs::File::create(&ballast).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    let mut server = Server::with(&["--db", &db]);
+    assert_eq!(server.task("before")["state"], "waiting");
+    let refused = server.post("/api/v1/task", &waiting("refused", "1h"));
+    assert_eq!(refused.status, 503);
+    assert!(refused.msg().contains("No space left on device"));
+    assert_eq!(server.get("/healthz").status, 200);
+    std::fs::remove_file(&ballast).unwrap();
+    drop(file);
+    wait_until("there is room again", || {
+        (server.post("/api/v1/task", &waiting("after", "1h")).status == 200).then_some(())
+    });
+    server.process.kill_9();
+    let server = Server::with(&["--db", &db]);
+    for id in ["before", "after"] {
+        assert_eq!(server.task(id)["state"], "waiting");
+    }
+    end(server);
+    assert_eq!(check(&db).status.code(), Some(0));
+}
+
 /// The same without a restart: the server itself recovers.
 #[test]
 fn a_server_recovers_when_there_is_room_again() {

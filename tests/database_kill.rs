@@ -7,10 +7,12 @@
 mod common;
 
 use common::http::{Connection, Reply, request};
-use common::{Agent, Folder, Server, free_address, strace, wait_until};
+use common::{Agent, Folder, SIDEBIKE, Server, free_address, strace, wait_until};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -354,4 +356,54 @@ fn a_server_whose_disk_fails_says_so_goes_on_and_recovers() {
     assert_eq!(server.task("runs")["detail"]["result"], json!(["done"]));
     assert_eq!(server.task("later")["state"], "succeeded");
     assert_eq!(server.get("/api/v1/task/refused").status, 404);
+}
+
+/// After an error of the disk the file is closed until the next attempt. If another server has used it meanwhile, what
+/// this one has in memory is out of date.
+#[test]
+fn a_server_whose_file_another_one_has_opened_since_changes_nothing_in_it() {
+    let folder = Folder::new();
+    let db = folder.file("db");
+    let waits = |id: &str| json!({"id": id, "machinePattern": "^nobody$", "ttl": "1h", "detail": {"command": "true"}});
+    let server = Server::with(&["--db", &db]);
+    server.submit(waits("first"));
+    let inject = "inject=pwrite64,fdatasync,fsync,ftruncate:error=EIO";
+    let Some(faults) = strace(&server.process, inject) else {
+        return;
+    };
+    assert_eq!(server.post("/api/v1/task", &waits("lost")).status, 503);
+    wait_until("it is stopped while the file is closed", || {
+        server.process.signal(Signal::STOP);
+        let check = Command::new(SIDEBIKE).args(["db", "check", &db]).output();
+        if check.expect("the binary starts").status.success() {
+            return Some(());
+        }
+        server.process.signal(Signal::CONT);
+        None
+    });
+    let mut other = Server::with(&["--db", &db]);
+    assert_eq!(other.get("/api/v1/task/lost").status, 404);
+    other.submit(waits("second"));
+    other.process.signal(Signal::TERM);
+    assert_eq!(other.process.ended().code(), Some(0));
+    server.process.signal(Signal::CONT);
+    drop(faults);
+    server.process.logged("another server has opened it since");
+    let unhealthy = server.get("/healthz");
+    assert_eq!(unhealthy.status, 503);
+    let refused = server.post("/api/v1/task", &waits("third"));
+    assert_eq!(refused.status, 503);
+    for said in [unhealthy.msg(), refused.msg()] {
+        assert!(said.contains("start this server again"), "{said}");
+    }
+    let mut server = server;
+    server.process.signal(Signal::TERM);
+    assert_eq!(server.process.ended().code(), Some(0));
+    let server = Server::with(&["--db", &db]);
+    for id in ["first", "second"] {
+        assert_eq!(server.task(id)["state"], "waiting");
+    }
+    for id in ["lost", "third"] {
+        assert_eq!(server.get(&format!("/api/v1/task/{id}")).status, 404);
+    }
 }

@@ -172,13 +172,14 @@ fn open_store(
     #[cfg(feature = "db")]
     if let Some(path) = path {
         let flag = |why: String| format!("--db: {why}");
-        let (db, saved) = db::Db::open(path).map_err(flag)?;
+        let file = db::RedbFile::open(path).map_err(flag)?;
+        let (leadership, saved) = db::Leadership::take(Box::new(file)).map_err(flag)?;
         let words = format!("database {}: {} tasks", path.display(), saved.tasks.len());
         let store = Store::start(limits, max_held, Some(saved));
         let store = store.map_err(|why| flag(db::damaged(path, &why)))?;
         let saving = store.clone();
         let failing = store.clone();
-        let work = move || saving.save_forever(db);
+        let work = move || saving.save_forever(leadership);
         supervise_once(&store.health, "save", work, move || failing.saving_failed())?;
         return Ok((store, words));
     }

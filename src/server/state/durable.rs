@@ -5,7 +5,7 @@
 //! costs a wait, but not a commit for each request. Without a database nothing ever waits.
 
 #[cfg(feature = "db")]
-use super::db::Db;
+use super::db::{Committed, Leadership};
 #[cfg(feature = "db")]
 use crate::core::OutputChange;
 use crate::core::{Batch, OutputKey, Time};
@@ -34,6 +34,9 @@ const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// The most queued output, in bytes. Beyond it only the ids of its attempts are queued, and their output is read
 /// from the core when it is saved.
 const MAX_QUEUED_OUTPUT: usize = 32 << 20;
+/// Why a server that is fenced does not go on.
+#[cfg(feature = "db")]
+const FENCED: &str = "database: another server has opened it since; nothing is saved here any more: start this server again";
 
 /// A change's place in the order of changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -190,14 +193,17 @@ impl Durable {
         lock(&self.disk).failed.as_ref().map(|(_, why)| why.clone())
     }
 
-    /// Saves changes until the server shuts down. `output_of` gives the whole present output of attempts.
+    /// Saves changes until the server shuts down. `output_of` gives the whole present output of attempts. The error
+    /// says why this server must not go on: another one leads.
     #[cfg(feature = "db")]
     pub fn save_forever(
         &self,
-        mut db: Db,
+        mut leadership: Leadership,
         output_of: impl Fn(&BTreeSet<OutputKey>) -> Vec<(OutputKey, OutputChange)>,
-    ) {
-        let Some(queue) = &self.queue else { return };
+    ) -> Result<(), String> {
+        let Some(queue) = &self.queue else {
+            return Ok(());
+        };
         let mut last_commit = Instant::now();
         let (mut took, mut waiters) = (Duration::ZERO, 0);
         loop {
@@ -229,40 +235,48 @@ impl Durable {
                 )
             };
             let silent = unfinished && last_commit.elapsed() >= ALIVE_INTERVAL;
-            let saved = if batch.is_empty() && whole.is_empty() && !silent {
-                Ok(())
+            let committed = if batch.is_empty() && whole.is_empty() && !silent {
+                Committed::Done
             } else {
                 // After an error try an empty commit first: the batch may be large.
-                let works = self
-                    .trouble()
-                    .map_or(Ok(()), |_| db.commit(now, &Batch::default()));
-                works.and_then(|()| {
-                    if !whole.is_empty() {
-                        // It also contains output that is still queued and will be saved again; repeating it
-                        // has no effect.
-                        batch.output.extend(output_of(&whole));
+                let works = match self.trouble() {
+                    Some(_) => leadership.commit(now, &Batch::default()),
+                    None => Committed::Done,
+                };
+                match works {
+                    Committed::Done => {
+                        if !whole.is_empty() {
+                            // It also contains output that is still queued and will be saved again; repeating it
+                            // has no effect.
+                            batch.output.extend(output_of(&whole));
+                        }
+                        last_commit = Instant::now();
+                        let committed = leadership.commit(now, &batch);
+                        took = last_commit.elapsed();
+                        committed
                     }
-                    last_commit = Instant::now();
-                    let saved = db.commit(now, &batch);
-                    took = last_commit.elapsed();
-                    saved
-                })
+                    unknown_or_fenced => unknown_or_fenced,
+                }
             };
-            match saved {
-                Ok(()) => self.note_saved(last),
-                Err(why) => {
+            match committed {
+                Committed::Done => self.note_saved(last),
+                Committed::Unknown(why) => {
                     let mut queue = lock(queue);
                     queue.whole.extend(whole);
                     queue.put_back(batch);
                     drop(queue);
                     self.note_failed(last, why, closing);
                 }
+                Committed::Fenced => {
+                    self.give_up(FENCED);
+                    return Err(FENCED.into());
+                }
             }
             if closing {
-                db.close();
+                leadership.resign();
                 lock(&self.disk).closed = true;
                 self.progress.notify_all();
-                return;
+                return Ok(());
             }
             if self.trouble().is_some() {
                 let guard = lock(queue);
@@ -272,11 +286,10 @@ impl Durable {
         }
     }
 
-    /// Refuses everything that has to be saved from now on: the saving thread has failed, and what it had taken of the
+    /// Refuses everything that has to be saved from now on: the saving thread has ended, and what it had taken of the
     /// queue is lost.
     #[cfg(feature = "db")]
-    pub fn give_up(&self) {
-        let why = "database: saving has failed (a bug); start the server again";
+    pub fn give_up(&self, why: &str) {
         let mut disk = lock(&self.disk);
         disk.failed = Some((Ticket(u64::MAX), why.into()));
         disk.closed = true;
@@ -315,5 +328,109 @@ impl Durable {
         self.work.notify_one();
         let disk = lock(&self.disk);
         drop(self.progress.wait_while(disk, |disk| !disk.closed));
+    }
+}
+
+#[cfg(all(test, feature = "db"))]
+mod tests {
+    use super::*;
+    use crate::core::{SavedPiece, TaskKey};
+    use crate::server::state::db::{Fate, Model, StorageEngine, Term};
+    use crate::wire::agent::Stream;
+    use std::sync::Arc;
+    use std::thread::{self, JoinHandle};
+
+    const KEY: OutputKey = OutputKey {
+        task: TaskKey(1),
+        n: 0,
+        attempt: 1,
+    };
+
+    fn piece(text: &str) -> SavedPiece {
+        SavedPiece {
+            stream: Stream::Stdout,
+            offset: 0,
+            data: text.into(),
+        }
+    }
+
+    /// A change: a piece of output.
+    fn change(text: &str) -> Batch {
+        Batch {
+            output: vec![(KEY, OutputChange::Appended(piece(text)))],
+            ..Batch::default()
+        }
+    }
+
+    /// Its saving thread. In the core, `output` is the whole output.
+    fn saving(model: &Model, output: &str) -> (Arc<Durable>, JoinHandle<Result<(), String>>) {
+        let (leadership, _) = Leadership::take(Box::new(model.connect())).unwrap();
+        let durable = Arc::new(Durable::new(true));
+        let (saver, whole) = (durable.clone(), piece(output));
+        let output_of = move |keys: &BTreeSet<OutputKey>| {
+            let replaced = |key: &OutputKey| (*key, OutputChange::Replaced(vec![whole.clone()]));
+            keys.iter().map(replaced).collect()
+        };
+        let thread = thread::spawn(move || saver.save_forever(leadership, output_of));
+        (durable, thread)
+    }
+
+    fn saved_output(model: &Model) -> Vec<SavedPiece> {
+        let saved = model.connect().load().unwrap();
+        saved.output.into_iter().map(|(_, piece)| piece).collect()
+    }
+
+    #[test]
+    fn what_may_be_saved_or_not_is_written_again_and_then_there_once() {
+        for fate in [Fate::Lost, Fate::AnswerLost, Fate::Late] {
+            let model = Model::default();
+            model.fates(&[fate]);
+            let (durable, thread) = saving(&model, "a");
+            let first = durable.take_in(Time(1), change("a"), false);
+            let why = durable.wait(first).unwrap_err();
+            assert!(why.contains("no answer"), "{why}");
+            assert!(durable.trouble().is_some());
+            let second = durable.take_in(Time(2), Batch::default(), false);
+            while durable.trouble().is_some() {
+                thread::sleep(Duration::from_millis(10));
+            }
+            assert_eq!(durable.wait(second), Ok(()));
+            assert_eq!(saved_output(&model), [piece("a")], "{fate:?}");
+            // The first attempt arrives after all.
+            let late = model.deliver();
+            assert!(late.iter().all(|it| *it == Committed::Done), "{late:?}");
+            assert_eq!(saved_output(&model), [piece("a")], "{fate:?}");
+            let log = model.log();
+            assert!(log.windows(2).all(|pair| pair[0] < pair[1]), "{log:?}");
+            durable.close();
+            assert_eq!(thread.join().unwrap(), Ok(()));
+            assert_eq!(
+                model.connect().look().unwrap().holder,
+                None,
+                "it has resigned"
+            );
+        }
+    }
+
+    #[test]
+    fn a_fenced_server_saves_nothing_more_and_says_so() {
+        let model = Model::default();
+        let (durable, thread) = saving(&model, "a");
+        let ticket = durable.take_in(Time(1), change("a"), false);
+        assert_eq!(durable.wait(ticket), Ok(()));
+        let mut other = model.connect();
+        let seen = other.look().unwrap();
+        assert_eq!(other.take(&seen), Ok(Some(Term(2))));
+        let ticket = durable.take_in(Time(2), change("b"), false);
+        assert_eq!(durable.wait(ticket), Err(FENCED.into()));
+        assert_eq!(thread.join().unwrap(), Err(FENCED.into()));
+        let ticket = durable.take_in(Time(3), change("c"), false);
+        assert_eq!(durable.wait(ticket), Err(FENCED.into()));
+        assert_eq!(durable.trouble(), Some(FENCED.into()));
+        durable.close();
+        assert_eq!(saved_output(&model), [piece("a")]);
+        let leader = other.look().unwrap();
+        assert_eq!(leader.term, Term(2));
+        assert!(leader.holder.is_some(), "it did not resign for the other");
     }
 }

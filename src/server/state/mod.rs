@@ -609,17 +609,20 @@ impl Store {
         self.state().held.count()
     }
 
-    /// Saves changes for as long as the server lives.
+    /// Saves changes for as long as the server lives and leads.
     #[cfg(feature = "db")]
-    pub fn save_forever(&self, db: self::db::Db) {
-        self.durable
-            .save_forever(db, |of| self.ask(|core| core.output_snapshot(of)));
+    pub fn save_forever(&self, leadership: self::db::Leadership) {
+        let output_of = |of: &_| self.ask(|core| core.output_snapshot(of));
+        if let Err(why) = self.durable.save_forever(leadership, output_of) {
+            self.health.set_trouble(why);
+        }
     }
 
     /// Nothing can be saved any more: the saving thread has failed.
     #[cfg(feature = "db")]
     pub fn saving_failed(&self) {
-        self.durable.give_up();
+        self.durable
+            .give_up("database: saving has failed (a bug); start the server again");
     }
 
     /// Saves the last of it, before the server ends, and drops the requests that wait for a task.

@@ -46,7 +46,13 @@ impl Health {
     }
 
     fn give_up(&self, name: &str) {
-        let why = format!("its {name} thread has failed (a bug): start the server again");
+        self.set_trouble(format!(
+            "its {name} thread has failed (a bug): start the server again"
+        ));
+    }
+
+    /// Makes the server unhealthy from now on.
+    pub(super) fn set_trouble(&self, why: String) {
         error!("{why}");
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
         self.is_ill.store(true, Ordering::Release);

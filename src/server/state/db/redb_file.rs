@@ -1,14 +1,17 @@
-//! The optional database: one file in which acknowledged changes survive a restart. The only code that names redb.
+//! One file of redb, for one server: while it is open, no other server can open it. The only code that names redb.
 //!
-//! [`Db::open`] returns what was saved; [`Db::commit`] saves a batch of records and returns when it is on the disk.
-//! Records are JSON, keyed by number; output is stored in the pieces in which it arrived. The format has a
-//! version, which is the lowest version of a program that may read it: a commit raises it when it contains what an
-//! older program would drop ([`Batch::reader_version`]).
+//! A commit returns when it is on the disk. Records are JSON, keyed by number; output is stored in the pieces in which it
+//! arrived. The format has a version, which is the lowest version of a program that may read it: a commit raises it when
+//! it contains what an older program would drop ([`Batch::reader_version`]).
+//!
+//! After an error of the disk the file is closed until the next attempt. If another server has led meanwhile, the
+//! commits of this one are fenced.
 
 mod inspect;
 
 pub use self::inspect::{check, export};
 
+use super::{Committed, Holder, LeaderRecord, StorageEngine, Term};
 use crate::core::{
     Batch, Core, Limits, OutputChange, OutputKey, Saved, SavedPiece, ScheduleKey, TaskKey, Time,
 };
@@ -23,11 +26,12 @@ use serde::de::DeserializeOwned;
 use std::fmt::Display;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
+use std::num::NonZeroU64;
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The version of a new file.
 const FIRST_VERSION: u64 = 1;
@@ -68,30 +72,40 @@ const META_VERSION: &str = "version";
 const META_LAST_ALIVE: &str = "lastAlive";
 const META_NEXT_TASK: &str = "nextTask";
 const META_NEXT_SCHEDULE: &str = "nextSchedule";
+/// The leader record. Files of earlier programs do not have it, and those programs leave it alone.
+const META_TERM: &str = "term";
+const META_BEAT: &str = "beat";
+/// 0: it has resigned.
+const META_HOLDER: &str = "holder";
 
 /// The open file.
-pub struct Db {
+pub struct RedbFile {
     path: PathBuf,
     /// `None` after an error, until it is opened again.
     database: Option<Database>,
     next_piece: u64,
-    version: u64,
+    holder: Holder,
+    /// The leader record that was seen when the disk did not let this server take the lead. The next commit takes it.
+    untaken: Option<LeaderRecord>,
+    /// What was read when the file was opened, for the first load: nothing is written into a file before all of it was
+    /// read, because a damaged one must be left alone.
+    unloaded: Option<Saved>,
 }
 
-impl Db {
-    /// Opens or creates the file, and reads its content. The error says what to do.
-    pub fn open(path: &Path) -> Result<(Db, Saved), String> {
-        without_panic(path, || Db::open_or_make(path))
+impl RedbFile {
+    /// Opens or creates the file, and reads it. The error says what to do.
+    pub fn open(path: &Path) -> Result<RedbFile, String> {
+        without_panic(path, || RedbFile::open_or_make(path))
     }
 
-    fn open_or_make(path: &Path) -> Result<(Db, Saved), String> {
+    fn open_or_make(path: &Path) -> Result<RedbFile, String> {
         let known = path.try_exists();
         if !known.map_err(|why| format!("cannot open {}: {why}", path.display()))? {
             make_file(path)
                 .map_err(|why| format!("cannot create the database {}: {why}", path.display()))?;
         }
         let mut opened = open_file(path)?;
-        let version = check_version(&opened.database, path)?;
+        check_version(&opened.database, path)?;
         let Read {
             saved,
             next_piece,
@@ -104,46 +118,204 @@ impl Db {
             drop(opened.database);
             opened = open_file(path)?;
         }
-        let db = Db {
+        Ok(RedbFile {
             path: path.to_owned(),
             database: Some(opened.database),
             next_piece,
-            version,
-        };
-        Ok((db, saved))
+            holder: Holder::fresh(),
+            untaken: None,
+            unloaded: Some(saved),
+        })
     }
 
-    /// Saves a batch and returns when it is on the disk. After an error it may or may not be there; the same batch
-    /// can be saved again.
-    pub fn commit(&mut self, now: Time, batch: &Batch) -> Result<(), String> {
-        // After an error of the disk the file has to be opened again. A panic of the library counts as one: the
-        // file may be damaged.
+    /// The leader record with which this server leads.
+    fn own(&self, term: Term, beat: u64) -> LeaderRecord {
+        LeaderRecord {
+            term,
+            holder: Some(self.holder),
+            beat,
+        }
+    }
+
+    /// Does `work` with the open file. After an error of the disk the file has to be opened again. A panic of the
+    /// library counts as one: the file may be damaged.
+    fn with_open<T>(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&Database) -> Result<T, String>,
+    ) -> Result<T, String> {
         let database = match self.database.take() {
             Some(database) => database,
             None => open_file(&self.path)?.database,
         };
-        let next_piece = &mut self.next_piece;
-        let needed = batch.reader_version();
-        let raised = (needed > self.version).then_some(needed);
-        let written = catch_unwind(AssertUnwindSafe(|| {
-            write_batch(&database, now, batch, raised, next_piece).map(|()| database)
+        let worked = catch_unwind(AssertUnwindSafe(|| {
+            work(&database).map(|result| (result, database))
         }));
-        match written {
-            Ok(Ok(database)) => {
+        match worked {
+            Ok(Ok((result, database))) => {
                 self.database = Some(database);
-                self.version = self.version.max(needed);
-                Ok(())
+                Ok(result)
             }
-            Ok(Err(why)) => Err(format!("cannot write {}: {why}", self.path.display())),
+            Ok(Err(why)) => Err(format!("cannot {doing} {}: {why}", self.path.display())),
             Err(_) => Err(format!("{} is damaged", self.path.display())),
         }
     }
 
-    /// Closes the file properly, so that the next start does not have to check all of it.
-    pub fn close(self) {
-        // An error here has been reported by a commit before.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(self)));
+    /// The same at the start, where a damaged file is reported in one line.
+    fn with_open_at_start<T>(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&Database) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let path = self.path.clone();
+        without_panic(&path, || self.with_open(doing, work))
     }
+}
+
+impl StorageEngine for RedbFile {
+    fn look(&mut self) -> Result<LeaderRecord, String> {
+        self.with_open_at_start("read", |database| {
+            let read = database.begin_read().map_err(text)?;
+            leader_record(&read.open_table(META).map_err(text)?)
+        })
+    }
+
+    fn take(&mut self, seen: &LeaderRecord) -> Result<Option<Term>, String> {
+        let own = self.own(seen.term.next(), 0);
+        self.untaken = None;
+        let taken = self.with_open_at_start("write", |database| write_take(database, *seen, own));
+        let why = match taken {
+            Ok(taken) => return Ok(taken.then_some(own.term)),
+            Err(why) => why,
+        };
+        // A server whose disk is full starts all the same: it shows what there is, and what runs goes on. The open file
+        // keeps others out, and the first commit finds out whether one came first.
+        let now = self.look()?;
+        if now == *seen {
+            self.untaken = Some(now);
+        } else if !now.is_same_leader(&own) {
+            return Err(why);
+        }
+        Ok(Some(own.term))
+    }
+
+    fn load(&mut self) -> Result<Saved, String> {
+        if let Some(saved) = self.unloaded.take() {
+            return Ok(saved);
+        }
+        let path = self.path.clone();
+        let read = self.with_open_at_start("read", |database| {
+            Ok(read_all(database, &path, Strictness::RefuseFile))
+        })??;
+        self.next_piece = read.next_piece;
+        Ok(read.saved)
+    }
+
+    fn commit(&mut self, term: Term, n: u64, now: Time, batch: &Batch) -> Committed {
+        self.unloaded = None;
+        let (own, untaken) = (self.own(term, n), self.untaken);
+        let mut next_piece = self.next_piece;
+        let committed = self.with_open("write", |database| {
+            write_commit(database, own, untaken, now, batch, &mut next_piece)
+        });
+        // Numbers of pieces that may be in the file are not used again.
+        self.next_piece = next_piece;
+        match committed {
+            Ok(committed) => {
+                self.untaken = None;
+                committed
+            }
+            Err(why) => Committed::Unknown(why),
+        }
+    }
+
+    /// It also closes the file properly, so that the next start does not have to check all of it.
+    fn resign(&mut self, term: Term) -> Result<(), String> {
+        let own = self.own(term, 0);
+        let resigned = self.with_open("write", |database| write_resignation(database, own));
+        let database = self.database.take();
+        // An error here has been reported by a commit before.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
+        resigned
+    }
+}
+
+fn leader_record(meta: &impl ReadableTable<&'static str, u64>) -> Result<LeaderRecord, String> {
+    let number = |key| -> Result<u64, String> {
+        let saved = meta.get(key).map_err(text)?;
+        Ok(saved.map_or(0, |number| number.value()))
+    };
+    Ok(LeaderRecord {
+        term: Term(number(META_TERM)?),
+        holder: NonZeroU64::new(number(META_HOLDER)?).map(Holder),
+        beat: number(META_BEAT)?,
+    })
+}
+
+fn write_leader_record(meta: &mut MetaTable<'_>, record: LeaderRecord) -> Result<(), String> {
+    let holder = record.holder.map_or(0, |holder| holder.0.get());
+    for (key, number) in [
+        (META_TERM, record.term.0),
+        (META_HOLDER, holder),
+        (META_BEAT, record.beat),
+    ] {
+        meta.insert(key, number).map_err(text)?;
+    }
+    Ok(())
+}
+
+/// Makes `own` the leader record, if it is the one that was `seen`.
+fn write_take(database: &Database, seen: LeaderRecord, own: LeaderRecord) -> Result<bool, String> {
+    let write = database.begin_write().map_err(text)?;
+    {
+        let mut meta = write.open_table(META).map_err(text)?;
+        if leader_record(&meta)? != seen {
+            return Ok(false);
+        }
+        write_leader_record(&mut meta, own)?;
+    }
+    write.commit().map_err(text)?;
+    Ok(true)
+}
+
+fn write_resignation(database: &Database, own: LeaderRecord) -> Result<(), String> {
+    let write = database.begin_write().map_err(text)?;
+    {
+        let mut meta = write.open_table(META).map_err(text)?;
+        if !leader_record(&meta)?.is_same_leader(&own) {
+            return Ok(());
+        }
+        meta.insert(META_HOLDER, 0).map_err(text)?;
+    }
+    write.commit().map_err(text)
+}
+
+/// The fence and the batch are one transaction. `own` is what the leader record becomes.
+fn write_commit(
+    database: &Database,
+    own: LeaderRecord,
+    untaken: Option<LeaderRecord>,
+    now: Time,
+    batch: &Batch,
+    next_piece: &mut u64,
+) -> Result<Committed, String> {
+    let write = database.begin_write().map_err(text)?;
+    {
+        let mut meta = write.open_table(META).map_err(text)?;
+        let record = leader_record(&meta)?;
+        let takes = untaken == Some(record) && own.term == record.term.next();
+        if !takes && !record.is_same_leader(&own) {
+            return Ok(Committed::Fenced);
+        }
+        // Written in any case: this commit also says that what is there is on the disk.
+        meta.insert(META_LAST_ALIVE, now.0).map_err(text)?;
+        if takes || own.beat > record.beat {
+            write_leader_record(&mut meta, own)?;
+            write_batch(&write, &mut meta, batch, next_piece)?;
+        }
+    }
+    write.commit().map_err(text)?;
+    Ok(Committed::Done)
 }
 
 /// Creates the file under a temporary name and renames it once it is complete.
@@ -229,6 +401,9 @@ fn open_file(path: &Path) -> Result<Opened, String> {
 
 /// Runs `work` and turns a panic into an error for the user: the library panics on some damaged files.
 fn without_panic<T>(path: &Path, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    // The hook belongs to the whole process.
+    static HOOK: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let worked = catch_unwind(AssertUnwindSafe(work));
@@ -263,9 +438,9 @@ fn version(database: &Database) -> Result<Option<u64>, String> {
 }
 
 /// Refuses a file of a newer version or of another program.
-fn check_version(database: &Database, path: &Path) -> Result<u64, String> {
+fn check_version(database: &Database, path: &Path) -> Result<(), String> {
     match version(database).map_err(|why| damaged(path, &why))? {
-        Some(version @ FIRST_VERSION..=VERSION) => Ok(version),
+        Some(FIRST_VERSION..=VERSION) => Ok(()),
         None | Some(0) => Err(damaged(path, &"it has no version")),
         Some(version) => Err(format!(
             "cannot open {}: it has version {version} and was written by a newer sidebike, this one reads versions up to {VERSION}; use the newer one",
@@ -302,101 +477,96 @@ fn compact(database: &mut Database, path: &Path, record_bytes: u64) -> Result<()
 }
 
 fn write_batch(
-    database: &Database,
-    now: Time,
+    write: &WriteTransaction,
+    meta: &mut MetaTable<'_>,
     batch: &Batch,
-    raised_version: Option<u64>,
     next_piece: &mut u64,
 ) -> Result<(), String> {
-    let write = database.begin_write().map_err(text)?;
-    {
-        let mut meta = write.open_table(META).map_err(text)?;
-        meta.insert(META_LAST_ALIVE, now.0).map_err(text)?;
-        if let Some(version) = raised_version {
-            meta.insert(META_VERSION, version).map_err(text)?;
+    let needed = batch.reader_version();
+    let version = meta.get(META_VERSION).map_err(text)?;
+    let version = version.map_or(0, |version| version.value());
+    if needed > version {
+        meta.insert(META_VERSION, needed).map_err(text)?;
+    }
+    if batch.next_task > 0 {
+        meta.insert(META_NEXT_TASK, batch.next_task).map_err(text)?;
+    }
+    if let Some(halt) = &batch.halt {
+        let mut switches = write.open_table(SWITCHES).map_err(text)?;
+        match halt {
+            Some(halt) => drop(switches.insert(SWITCH_HALT, &*json(halt)?).map_err(text)?),
+            None => drop(switches.remove(SWITCH_HALT).map_err(text)?),
         }
-        if batch.next_task > 0 {
-            meta.insert(META_NEXT_TASK, batch.next_task).map_err(text)?;
-        }
-        if let Some(halt) = &batch.halt {
-            let mut switches = write.open_table(SWITCHES).map_err(text)?;
-            match halt {
-                Some(halt) => drop(switches.insert(SWITCH_HALT, &*json(halt)?).map_err(text)?),
-                None => drop(switches.remove(SWITCH_HALT).map_err(text)?),
-            }
-        }
-        if !batch.limits.is_empty() {
-            let mut limits = write.open_table(LIMITS).map_err(text)?;
-            for (name, limit) in &batch.limits {
-                match limit {
-                    Some(limit) => limits.insert(&**name, &*json(limit)?).map_err(text)?,
-                    None => limits.remove(&**name).map_err(text)?,
-                };
-            }
-        }
-        if !batch.notifications.is_empty() {
-            let mut notifications = write.open_table(NOTIFICATIONS).map_err(text)?;
-            for (number, entry) in &batch.notifications {
-                match entry {
-                    Some(entry) => {
-                        drop(notifications.insert(number, &*json(entry)?).map_err(text)?)
-                    }
-                    None => drop(notifications.remove(number).map_err(text)?),
-                }
-            }
-        }
-        if let Some(suspensions) = &batch.suspensions {
-            let mut switches = write.open_table(SWITCHES).map_err(text)?;
-            let suspensions = json(suspensions)?;
-            drop(
-                switches
-                    .insert(SWITCH_SUSPENSIONS, &*suspensions)
-                    .map_err(text)?,
-            );
-        }
-        if !batch.schedules.is_empty() || !batch.progress.is_empty() {
-            write_schedules(&write, batch)?;
-            if batch.next_schedule > 0 {
-                meta.insert(META_NEXT_SCHEDULE, batch.next_schedule)
-                    .map_err(text)?;
-            }
-        }
-        let mut tasks = write.open_table(TASKS).map_err(text)?;
-        let mut executions = write.open_table(EXECUTIONS).map_err(text)?;
-        let mut output = write.open_table(OUTPUT).map_err(text)?;
-        let mut machines = write.open_table(MACHINES).map_err(text)?;
-        for (key, task) in &batch.tasks {
-            match task {
-                Some(task) => {
-                    tasks.insert(key.0, &*json(task)?).map_err(text)?;
-                }
-                None => {
-                    tasks.remove(key.0).map_err(text)?;
-                    let numbers = (key.0, 0)..=(key.0, u32::MAX);
-                    executions.retain_in(numbers, |_, _| false).map_err(text)?;
-                    let pieces = (key.0, 0, 0, 0)..=(key.0, u32::MAX, u32::MAX, u64::MAX);
-                    output.retain_in(pieces, |_, _| false).map_err(text)?;
-                }
-            }
-        }
-        for ((task, n), execution) in &batch.executions {
-            executions
-                .insert((task.0, *n), &*json(execution)?)
-                .map_err(text)?;
-        }
-        for (key, change) in &batch.output {
-            write_output(&mut output, key, change, next_piece)?;
-        }
-        for (instance, machine) in &batch.machines {
-            match machine {
-                Some(machine) => machines
-                    .insert(&**instance, &*json(machine)?)
-                    .map_err(text)?,
-                None => machines.remove(&**instance).map_err(text)?,
+    }
+    if !batch.limits.is_empty() {
+        let mut limits = write.open_table(LIMITS).map_err(text)?;
+        for (name, limit) in &batch.limits {
+            match limit {
+                Some(limit) => limits.insert(&**name, &*json(limit)?).map_err(text)?,
+                None => limits.remove(&**name).map_err(text)?,
             };
         }
     }
-    write.commit().map_err(text)
+    if !batch.notifications.is_empty() {
+        let mut notifications = write.open_table(NOTIFICATIONS).map_err(text)?;
+        for (number, entry) in &batch.notifications {
+            match entry {
+                Some(entry) => drop(notifications.insert(number, &*json(entry)?).map_err(text)?),
+                None => drop(notifications.remove(number).map_err(text)?),
+            }
+        }
+    }
+    if let Some(suspensions) = &batch.suspensions {
+        let mut switches = write.open_table(SWITCHES).map_err(text)?;
+        let suspensions = json(suspensions)?;
+        drop(
+            switches
+                .insert(SWITCH_SUSPENSIONS, &*suspensions)
+                .map_err(text)?,
+        );
+    }
+    if !batch.schedules.is_empty() || !batch.progress.is_empty() {
+        write_schedules(write, batch)?;
+        if batch.next_schedule > 0 {
+            meta.insert(META_NEXT_SCHEDULE, batch.next_schedule)
+                .map_err(text)?;
+        }
+    }
+    let mut tasks = write.open_table(TASKS).map_err(text)?;
+    let mut executions = write.open_table(EXECUTIONS).map_err(text)?;
+    let mut output = write.open_table(OUTPUT).map_err(text)?;
+    let mut machines = write.open_table(MACHINES).map_err(text)?;
+    for (key, task) in &batch.tasks {
+        match task {
+            Some(task) => {
+                tasks.insert(key.0, &*json(task)?).map_err(text)?;
+            }
+            None => {
+                tasks.remove(key.0).map_err(text)?;
+                let numbers = (key.0, 0)..=(key.0, u32::MAX);
+                executions.retain_in(numbers, |_, _| false).map_err(text)?;
+                let pieces = (key.0, 0, 0, 0)..=(key.0, u32::MAX, u32::MAX, u64::MAX);
+                output.retain_in(pieces, |_, _| false).map_err(text)?;
+            }
+        }
+    }
+    for ((task, n), execution) in &batch.executions {
+        executions
+            .insert((task.0, *n), &*json(execution)?)
+            .map_err(text)?;
+    }
+    for (key, change) in &batch.output {
+        write_output(&mut output, key, change, next_piece)?;
+    }
+    for (instance, machine) in &batch.machines {
+        match machine {
+            Some(machine) => machines
+                .insert(&**instance, &*json(machine)?)
+                .map_err(text)?,
+            None => machines.remove(&**instance).map_err(text)?,
+        };
+    }
+    Ok(())
 }
 
 fn write_schedules(write: &WriteTransaction, batch: &Batch) -> Result<(), String> {
@@ -417,6 +587,7 @@ fn write_schedules(write: &WriteTransaction, batch: &Batch) -> Result<(), String
     Ok(())
 }
 
+type MetaTable<'a> = Table<'a, &'static str, u64>;
 type OutputTable<'a> = Table<'a, (u64, u32, u32, u64), &'static [u8]>;
 
 fn write_output(
@@ -717,24 +888,24 @@ mod tests {
      {
         let name = format!("sidebike-version-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
-        let (mut db, _) = Db::open(&path).unwrap();
-        let version_of = |db: &Db| version(db.database.as_ref().unwrap()).unwrap();
+        let mut file = RedbFile::open(&path).unwrap();
+        let version_of = |file: &RedbFile| version(file.database.as_ref().unwrap()).unwrap();
         let mut batch = batch();
-        db.commit(Time(1_000), &batch).unwrap();
+        let term = file.take(&LeaderRecord::default()).unwrap().unwrap();
+        assert_eq!(file.commit(term, 1, Time(1_000), &batch), Committed::Done);
         assert_eq!(
-            version_of(&db),
+            version_of(&file),
             Some(FIRST_VERSION),
             "older programs read it"
         );
         for task in batch.tasks.values_mut().flatten() {
             task.late_join_full = true;
         }
-        db.commit(Time(2_000), &batch).unwrap();
-        assert_eq!(version_of(&db), Some(2));
-        db.close();
-        let (db, saved) = Db::open(&path).unwrap();
+        assert_eq!(file.commit(term, 2, Time(2_000), &batch), Committed::Done);
+        assert_eq!(version_of(&file), Some(2));
+        file.resign(term).unwrap();
+        let saved = RedbFile::open(&path).unwrap().load().unwrap();
         assert!(saved.tasks.values().all(|task| task.late_join_full));
-        db.close();
         std::fs::remove_file(&path).unwrap();
     }
 

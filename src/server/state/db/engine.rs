@@ -1,0 +1,98 @@
+//! What the server asks of a database, and what each answer promises.
+//!
+//! An engine keeps the records of one registry, and a *leader record*: the term, and how far its commits have come.
+//! A server that wants to lead calls [`look`], [`take`] and [`load`], in this order, then [`commit`] until it ends, then
+//! [`resign`]. `load` comes after `take`, because only then nobody else can change the records any more.
+//!
+//! The fence is inside the commit: the engine compares term and holder in the same atomic step in which it saves the
+//! batch. A leader that was stopped, cut off or replaced without knowing it therefore changes nothing.
+//!
+//! [`look`]: StorageEngine::look
+//! [`take`]: StorageEngine::take
+//! [`load`]: StorageEngine::load
+//! [`commit`]: StorageEngine::commit
+//! [`resign`]: StorageEngine::resign
+
+use crate::core::{Batch, Saved, Time};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::num::NonZeroU64;
+
+/// The number of a leader: each one has a higher number than all before. 0: nobody has ever led.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Term(pub u64);
+
+impl Term {
+    /// The one after it.
+    pub fn next(self) -> Self {
+        Term(self.0 + 1)
+    }
+}
+
+/// Tells servers apart: a random number that each draws when it connects to the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder(pub NonZeroU64);
+
+impl Holder {
+    /// A new one. It has to be new, not secret.
+    pub fn fresh() -> Self {
+        let random = RandomState::new().build_hasher().finish();
+        Holder(NonZeroU64::new(random).unwrap_or(NonZeroU64::MIN))
+    }
+}
+
+/// Who leads, as the engine has saved it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LeaderRecord {
+    /// The term of the last leader.
+    pub term: Term,
+    /// Who has that term; `None` once it has resigned.
+    pub holder: Option<Holder>,
+    /// The number of the last commit in that term, 0 before the first.
+    pub beat: u64,
+}
+
+impl LeaderRecord {
+    /// Whether the same holder leads, in the same term.
+    pub fn is_same_leader(&self, other: &LeaderRecord) -> bool {
+        (self.term, self.holder) == (other.term, other.holder)
+    }
+}
+
+/// What has become of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Committed {
+    /// The batch is saved, and so is everything that was committed before it: it survives whatever the engine survives.
+    Done,
+    /// The term is not the one that leads, or somebody else has it. Nothing was changed, and no commit of this term will ever change anything.
+    /// What the caller has in memory is out of date: it must not commit again.
+    Fenced,
+    /// The batch may be saved, now or later, or never; this is why. A look does not settle it: what it shows may still
+    /// be lost. The caller has to write again: the same batch under the same number, or under a higher number a batch
+    /// that contains it.
+    Unknown(String),
+}
+
+/// A connection to a database that keeps the records of one registry, for one leader at a time. It has a [`Holder`] of
+/// its own. Errors are for people.
+pub trait StorageEngine: Send {
+    /// The leader record at this moment. It changes with each take, commit and resignation.
+    fn look(&mut self) -> Result<LeaderRecord, String>;
+
+    /// Takes the lead, if the leader record is still the one that was `seen`: the answer is the new term. After that,
+    /// commits of earlier holders are fenced. `None`: it has changed, and nothing was done; look again. After an error
+    /// the lead may have been taken or not: look again.
+    fn take(&mut self, seen: &LeaderRecord) -> Result<Option<Term>, String>;
+
+    /// All records as they are at this moment.
+    fn load(&mut self) -> Result<Saved, String>;
+
+    /// Saves a batch completely or not at all, and `now` as the time at which the leader was last known to run. The
+    /// commits of a term are numbered from 1 upwards, and no number is used for two different batches. A number that is
+    /// not above the last one saved changes no record and is done: so a commit that is repeated, or that arrives late,
+    /// does no harm.
+    fn commit(&mut self, term: Term, n: u64, now: Time, batch: &Batch) -> Committed;
+
+    /// Ends a term, so that another server may lead at once. Later commits of it are fenced. For who does not lead any
+    /// more this changes nothing.
+    fn resign(&mut self, term: Term) -> Result<(), String>;
+}

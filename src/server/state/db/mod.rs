@@ -1,0 +1,24 @@
+//! The optional database, in which acknowledged changes survive a restart.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `engine` | [`StorageEngine`]: what the server asks of a database, and what each answer promises |
+//! | `leadership` | this server's term: it takes the lead, numbers the commits, resigns |
+//! | `redb_file` | one file of redb, for one server |
+//! | `model`, `script` | for tests: an engine in memory, and the operations that every engine has to pass |
+//!
+//! To add an engine: implement [`StorageEngine`] in a file of its own, and run `script::run` against it.
+
+mod engine;
+mod leadership;
+#[cfg(test)]
+mod model;
+mod redb_file;
+#[cfg(test)]
+mod script;
+
+pub use self::engine::{Committed, Holder, LeaderRecord, StorageEngine, Term};
+pub use self::leadership::Leadership;
+#[cfg(test)]
+pub use self::model::{Fate, Model};
+pub use self::redb_file::{RedbFile, check, damaged, export};

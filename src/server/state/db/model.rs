@@ -1,0 +1,152 @@
+//! An engine in memory that keeps the promises of [`StorageEngine`], and whose answers can be late or lost.
+
+use super::{Committed, Holder, LeaderRecord, StorageEngine, Term};
+use crate::core::{Batch, Saved, Time};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What becomes of a commit on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It arrives, and so does its answer.
+    Answered,
+    /// It never arrives.
+    Lost,
+    /// It arrives, its answer does not.
+    AnswerLost,
+    /// It arrives when [`Model::deliver`] is called, and nobody waits for its answer any more.
+    Late,
+}
+
+/// A connection to the engine.
+pub struct Model {
+    state: Arc<Mutex<State>>,
+    holder: Holder,
+}
+
+#[derive(Default)]
+struct State {
+    record: LeaderRecord,
+    saved: Saved,
+    /// Of the next commits, in order. Without one they are answered.
+    fates: VecDeque<Fate>,
+    late: Vec<Commit>,
+    /// The term and number of each commit that saved something, in order.
+    log: Vec<(Term, u64)>,
+}
+
+struct Commit {
+    holder: Holder,
+    term: Term,
+    n: u64,
+    now: Time,
+    batch: Batch,
+}
+
+impl State {
+    fn commit(&mut self, commit: &Commit) -> Committed {
+        if (commit.term, Some(commit.holder)) != (self.record.term, self.record.holder) {
+            return Committed::Fenced;
+        }
+        if commit.n > self.record.beat {
+            self.record.beat = commit.n;
+            self.saved.apply(commit.now, &commit.batch);
+            self.log.push((commit.term, commit.n));
+        }
+        Committed::Done
+    }
+}
+
+/// To a new engine, which is empty.
+impl Default for Model {
+    fn default() -> Self {
+        Model {
+            state: Arc::default(),
+            holder: Holder::fresh(),
+        }
+    }
+}
+
+impl Model {
+    /// Another connection to the same engine.
+    pub fn connect(&self) -> Self {
+        Model {
+            state: self.state.clone(),
+            holder: Holder::fresh(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides what becomes of the next commits.
+    pub fn fates(&self, fates: &[Fate]) {
+        self.state().fates.extend(fates);
+    }
+
+    /// Lets the late commits arrive; returns what becomes of each.
+    pub fn deliver(&self) -> Vec<Committed> {
+        let mut state = self.state();
+        let late = std::mem::take(&mut state.late);
+        late.iter().map(|commit| state.commit(commit)).collect()
+    }
+
+    /// The term and number of each commit that saved something.
+    pub fn log(&self) -> Vec<(Term, u64)> {
+        self.state().log.clone()
+    }
+}
+
+impl StorageEngine for Model {
+    fn look(&mut self) -> Result<LeaderRecord, String> {
+        Ok(self.state().record)
+    }
+
+    fn take(&mut self, seen: &LeaderRecord) -> Result<Option<Term>, String> {
+        let holder = Some(self.holder);
+        let mut state = self.state();
+        if state.record != *seen {
+            return Ok(None);
+        }
+        let term = seen.term.next();
+        state.record = LeaderRecord {
+            term,
+            holder,
+            beat: 0,
+        };
+        Ok(Some(term))
+    }
+
+    fn load(&mut self) -> Result<Saved, String> {
+        Ok(self.state().saved.clone())
+    }
+
+    fn commit(&mut self, term: Term, n: u64, now: Time, batch: &Batch) -> Committed {
+        let batch = batch.clone();
+        let commit = Commit {
+            holder: self.holder,
+            term,
+            n,
+            now,
+            batch,
+        };
+        let mut state = self.state();
+        match state.fates.pop_front().unwrap_or(Fate::Answered) {
+            Fate::Answered => return state.commit(&commit),
+            Fate::Lost => {}
+            Fate::AnswerLost => drop(state.commit(&commit)),
+            Fate::Late => state.late.push(commit),
+        }
+        Committed::Unknown("no answer".into())
+    }
+
+    fn resign(&mut self, term: Term) -> Result<(), String> {
+        let holder = Some(self.holder);
+        let mut state = self.state();
+        if (state.record.term, state.record.holder) == (term, holder) {
+            state.record.holder = None;
+        }
+        Ok(())
+    }
+}
