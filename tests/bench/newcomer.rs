@@ -75,21 +75,11 @@ pub fn story(setting: &Setting) -> Result<Vec<Row>, String> {
     for root in roots {
         let _ = fs::remove_dir_all(root);
     }
-    Ok(vec![
-        Row::new(
-            format!("{WHAT}: `push` of a package of 50 MB, unpacked"),
-            time(pushed),
-        )
-        .beside(format!(
-            "they have it from the server, and are online, after {}",
-            time(up)
-        )),
-        Row::new(
-            "the same: `run` of the tool in it, which reads it all",
-            time(ran),
-        ),
-        Row::new("the same: `pull` of what it has written", time(pulled)),
-    ])
+    let what = format!("{WHAT}: `push` of a package of 50 MB, unpacked");
+    let (up, ran, pulled) = (time(up), time(ran), time(pulled));
+    Ok(vec![Row::new(what, time(pushed)).beside(format!(
+        "they are up after {up}; `run` of its tool {ran}, `pull` {pulled}"
+    ))])
 }
 
 /// Makes the package.
