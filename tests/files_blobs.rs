@@ -136,6 +136,41 @@ fn a_file_is_brought_whole_listed_read_and_removed() {
     assert_eq!(blobs(&server).len(), 1);
 }
 
+/// The server takes the place of a file that was removed for the next one.
+#[test]
+fn a_file_that_is_removed_while_it_is_sent_is_sent_to_its_end_and_no_other() {
+    const REQUESTS: usize = 100;
+    let server = Server::start();
+    let (file, other) = (bytes(256 * 1024, 11), bytes(256 * 1024, 12));
+    let hash = put(&server, "x", &file).data()["sha256"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let target = format!("/api/v1/blob/{hash}");
+    // More than the sockets hold: one of the answers is stopped in the middle.
+    let mut slow = server.connect();
+    slow.send(&request("GET", &target, "", b"").repeat(REQUESTS));
+    wait_for("an answer that does not fit", || {
+        let before = server.metric("sidebike_file_bytes_sent_total");
+        thread::sleep(Duration::from_millis(200));
+        server.metric("sidebike_file_bytes_sent_total") == before
+    });
+    assert_eq!(ask(&server, "DELETE", &target, "", b"").status, 200);
+    // The place is free a moment after the last reader of the file has gone.
+    for _ in 0..5 {
+        let hash = put(&server, "y", &other).data()["sha256"].clone();
+        let target = format!("/api/v1/blob/{}", hash.as_str().unwrap());
+        assert_eq!(ask(&server, "DELETE", &target, "", b"").status, 200);
+    }
+    assert_eq!(put(&server, "y", &other).status, 200);
+    let replies: Vec<Reply> = (0..REQUESTS).map(|_| slow.read()).collect();
+    let sent = replies.iter().take_while(|reply| reply.status == 200);
+    let whole = sent.clone().filter(|reply| reply.body == file).count();
+    assert_eq!(whole, sent.count());
+    assert!(0 < whole && whole < REQUESTS, "{whole}");
+    assert!(replies[whole..].iter().all(|reply| reply.status == 404));
+}
+
 #[test]
 fn a_body_in_chunks_and_one_of_many_small_ones_come_whole() {
     let server = Server::start();

@@ -53,7 +53,7 @@ pub enum Event {
     Sent,
     /// The stream has given its last part.
     StreamEnd,
-    /// The same for a stream of known length, all of which was given: another request may follow.
+    /// The same for a stream of known length, all of which was sent: another request may follow.
     StreamWhole,
     /// The peer has closed its sending side, and nothing of what it sent is left to be parsed.
     End,

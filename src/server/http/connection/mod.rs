@@ -514,6 +514,12 @@ impl<S: Service> Connection<S> {
             self.on(Event::StreamEnd, cx);
             return true;
         };
+        // All is sent. Until then the source keeps the file from being used for another.
+        if stream.left == Some(0) {
+            self.stream = None;
+            self.on(Event::StreamWhole, cx);
+            return true;
+        }
         // The rest is due in the next pass.
         if stream.next > cx.now || io.bytes >= TURN_BYTES {
             return false;
@@ -554,17 +560,11 @@ impl<S: Service> Connection<S> {
         };
         self.since = cx.now;
         self.pace = (cx.now, self.moved);
-        let mut is_whole = false;
         if let Some(left) = &mut stream.left {
             // No more than was said, or it would pass for the next answer.
             *left -= piece.truncate(*left);
-            is_whole = *left == 0;
         }
         self.output.push(piece);
-        if is_whole {
-            self.stream = None;
-            self.on(Event::StreamWhole, cx);
-        }
         true
     }
 
