@@ -11,7 +11,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-/// How much of a file is read at once where the kernel cannot send it, because TLS is spoken, in bytes.
+/// How much of a file is read at once where the kernel cannot send it, because of TLS for instance, in bytes.
 const COPIED_BYTES: usize = 16 * 1024;
 
 /// A part of a file, which the kernel should have in memory: nothing here should wait for a disk.
@@ -103,9 +103,16 @@ impl Output {
             }
             Some(Piece::File(part)) => {
                 let mut at = part.at;
-                match sendfile(socket, &*part.file, Some(&mut at), part.bytes.min(most))? {
-                    0 => return Err(Errno::IO),
-                    sent => sent,
+                match sendfile(socket, &*part.file, Some(&mut at), part.bytes.min(most)) {
+                    Ok(0) => return Err(Errno::IO),
+                    // Some file systems and sandboxes do not have this call.
+                    Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => {
+                        let read = part.read(COPIED_BYTES.min(most));
+                        let bytes =
+                            read.map_err(|why| Errno::from_io_error(&why).unwrap_or(Errno::IO))?;
+                        send(socket, &bytes, SendFlags::NOSIGNAL)?
+                    }
+                    sent => sent?,
                 }
             }
         };
@@ -140,6 +147,53 @@ impl Output {
         if is_done {
             self.pieces.pop_front();
             self.written = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_file_that_the_kernel_does_not_send_is_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut theirs = listener.accept().unwrap().0;
+        let file = File::open("/proc/self/cmdline").unwrap();
+        let whole = std::fs::read("/proc/self/cmdline").unwrap();
+        let refused = sendfile(&ours, &file, Some(&mut 0), 1);
+        assert_eq!(refused, Err(Errno::INVAL));
+        let mut output = Output::default();
+        output.push(Piece::File(FilePart {
+            file: Arc::new(file),
+            at: 1,
+            bytes: whole.len() - 1,
+        }));
+        // As much as is allowed at once, then the rest.
+        assert_eq!(output.send(&ours, 2), Ok(2));
+        assert_eq!(output.send(&ours, usize::MAX), Ok(whole.len() - 3));
+        assert!(output.is_empty());
+        drop(ours);
+        let mut got = Vec::new();
+        theirs.read_to_end(&mut got).unwrap();
+        assert_eq!(got, whole[1..]);
+    }
+
+    #[test]
+    fn a_file_that_is_shorter_than_it_was_ends_with_an_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        for path in ["/proc/self/cmdline", "/proc/self/exe"] {
+            let mut output = Output::default();
+            output.push(Piece::File(FilePart {
+                file: Arc::new(File::open(path).unwrap()),
+                at: 1 << 30,
+                bytes: 10,
+            }));
+            assert_eq!(output.send(&ours, 10), Err(Errno::IO), "{path}");
         }
     }
 }
