@@ -4,15 +4,17 @@
 //! | --- | --- |
 //! | `engine` | [`StorageEngine`]: what the server asks of a database, and what each answer promises |
 //! | `leadership` | this server's term: it takes the lead, numbers the commits, resigns |
+//! | `election` | who leads, of several servers: roles and times, without a clock or I/O |
 //! | `redb_file` | one file of redb, for one server |
 //! | `model`, `script` | for tests: an engine in memory, and the operations that every engine has to pass |
 //!
 //! To add an engine: implement [`StorageEngine`] in a file of its own, and run `script::run` against it.
 
+pub mod election;
 mod engine;
 mod leadership;
-#[cfg(test)]
-mod model;
+#[doc(hidden)]
+pub mod model;
 mod redb_file;
 #[cfg(test)]
 mod script;

@@ -1,4 +1,5 @@
-//! An engine in memory that keeps the promises of [`StorageEngine`], and whose answers can be late or lost.
+//! An engine in memory that keeps the promises of [`StorageEngine`], and whose answers can be late or lost. For tests,
+//! and for the simulation of several servers.
 
 use super::{Committed, Holder, LeaderRecord, StorageEngine, Term};
 use crate::core::{Batch, Saved, Time};
@@ -24,7 +25,7 @@ pub struct Model {
     holder: Holder,
 }
 
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct State {
     record: LeaderRecord,
     saved: Saved,
@@ -35,6 +36,7 @@ struct State {
     log: Vec<(Term, u64)>,
 }
 
+#[derive(Clone)]
 struct Commit {
     holder: Holder,
     term: Term,
@@ -73,6 +75,23 @@ impl Model {
         Model {
             state: self.state.clone(),
             holder: Holder::fresh(),
+        }
+    }
+
+    /// The same, with a holder that was drawn before.
+    pub fn connect_as(&self, holder: Holder) -> Self {
+        Model {
+            state: self.state.clone(),
+            holder,
+        }
+    }
+
+    /// Another engine, with all that this one has now.
+    pub fn copy(&self) -> Self {
+        let state = self.state().clone();
+        Model {
+            state: Arc::new(Mutex::new(state)),
+            holder: self.holder,
         }
     }
 
