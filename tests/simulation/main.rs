@@ -10,7 +10,7 @@
 //!
 //! In which order tasks get their turn has small worlds of its own, on the core alone: `order.rs`.
 //! Tasks that begin later have a simulation of their own, on the core alone: `later.rs`; so have those that follow others
-//! machine by machine: `per_machine.rs`.
+//! machine by machine: `per_machine.rs`. Several servers over one database, and which of them leads: `nodes.rs`.
 //!
 //! Experiments (tasks with an undo) have worlds of their own. `experiment.rs` models what the agent does with them,
 //! `guard.rs` its guard and the deaths of both, `undo_users.rs` what users do, `undo_laws.rs` has the laws, `undo_cases.rs`
@@ -40,6 +40,8 @@ mod agent;
 mod clock;
 mod crash;
 mod crew;
+#[cfg(feature = "db")]
+mod database;
 mod experiment;
 mod files;
 mod guard;
@@ -47,6 +49,8 @@ mod hostile;
 mod later;
 mod laws;
 mod messages;
+#[cfg(feature = "db")]
+mod nodes;
 mod notify;
 mod order;
 mod original;
