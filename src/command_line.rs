@@ -14,7 +14,7 @@ use std::path::PathBuf;
 #[derive(Debug, Parser)]
 #[command(name = "sidebike", version, about, long_about = None, disable_help_subcommand = true)]
 #[command(
-    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & sidebike run -- uptime\nWhere the server wants a token, people's commands take it from SIDEBIKE_TOKEN or SIDEBIKE_TOKEN_FILE."
+    after_help = "Logs go to stderr; RUST_LOG=debug shows more.\nTry it: sidebike server & sidebike agent & sidebike run -- uptime\nWhere the server wants a token, people's commands take it from SIDEBIKE_TOKEN\nor SIDEBIKE_TOKEN_FILE."
 )]
 pub struct CommandLine {
     /// The program to run.
@@ -121,5 +121,31 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         CommandLine::command().debug_assert();
+    }
+
+    /// Without a terminal clap breaks lines at 100 columns, and what is left of an example's line is not indented.
+    #[test]
+    fn what_follows_the_flags_in_a_help_fits_without_a_terminal() {
+        let mut commands = vec![CommandLine::command()];
+        let mut wide = Vec::new();
+        while let Some(command) = commands.pop() {
+            commands.extend(command.get_subcommands().cloned());
+            let after = command.get_after_help().map(StyledStr::to_string);
+            let lines = after.iter().flat_map(|text| text.lines());
+            let is_wide = |line: &&str| line.chars().count() > 100;
+            wide.extend(lines.filter(is_wide).map(str::to_owned));
+        }
+        assert_eq!(wide, [""; 0]);
+    }
+
+    #[cfg(feature = "cli")]
+    #[test]
+    fn what_push_and_update_share_is_told_of_each() {
+        for name in ["push", "update"] {
+            let mut command = CommandLine::find(&[name.to_owned()]).unwrap();
+            let help = command.render_help().to_string();
+            assert!(help.contains(&format!("[default: {name}]")), "{help}");
+            assert!(!help.contains("--task"), "{help}");
+        }
     }
 }

@@ -19,7 +19,7 @@ pub struct DeliveryArgs {
     selection: SelectionArgs,
     #[command(flatten)]
     pace: PaceArgs,
-    /// The name of the task in lists [default: that of the command]
+    /// The name of the task in lists. Each command adds its default
     #[arg(long)]
     name: Option<String>,
     /// How long it may wait to be started, such as 30s [default: 10m]
@@ -43,6 +43,9 @@ pub struct DeliveryArgs {
     #[command(flatten)]
     pub server: ConnectionArgs,
 }
+
+/// The help of `--machine` where a task is not read from a file.
+pub const MACHINE_HELP: &str = "Machines whose label matches this regular expression [default: all; with --instance only those]";
 
 /// How a delivery differs from the others.
 pub struct Kind {

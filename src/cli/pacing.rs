@@ -12,8 +12,8 @@ Examples:
   sidebike pause 018f6a2b
   sidebike resume 018f6a2b
 
-What waits is not handed out, and its ttl stands still; what runs goes on. Between two steps the pause becomes
-one that ends with resume only.";
+What waits is not handed out, and its ttl stands still; what runs goes on. Between two steps the
+pause becomes one that ends with resume only.";
 
 const RESUME: &str = "\
 Examples:
@@ -27,7 +27,8 @@ Examples:
   sidebike stop 018f6a2b             what runs ends by itself, or as the task says
   sidebike stop --running 018f6a2b   what runs is canceled, too
 
-What has not been started is skipped. sidebike rerun runs it, and what has failed, with the same plan.";
+What has not been started is skipped. sidebike rerun runs it, and what has failed, with the same
+plan.";
 
 /// The arguments of `pause`.
 #[derive(Debug, clap::Args)]

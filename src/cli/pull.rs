@@ -24,8 +24,9 @@ Examples:
   id=$(sidebike run --detach --fetch /tmp/heap.hprof -m '^web-' -- ./dump.sh)
   sidebike wait $id; sidebike pull $id dumps     as dumps/web-1/tmp/heap.hprof, …
 
-A name that is no name here is changed, so that nothing is written outside of DIR. Files that are there with
-the same bytes stay as they are, others are replaced. The exit code is 1 if there is nothing to get.";
+A name that is no name here is changed, so that nothing is written outside of DIR. Files that are
+there with the same bytes stay as they are, others are replaced. The exit code is 1 if there is
+nothing to get.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]

@@ -1,9 +1,10 @@
 //! `sidebike push`.
 
 use super::command::CommandResult;
-use super::delivery::{DeliveryArgs, Kind};
+use super::delivery::{DeliveryArgs, Kind, MACHINE_HELP};
 use super::file_flags::HowArgs;
 use super::transfer::LocalFile;
+use clap::builder::NonEmptyStringValueParser;
 
 const KIND: Kind = Kind {
     name: "push",
@@ -13,24 +14,29 @@ const KIND: Kind = Kind {
 
 const EXAMPLES: &str = "\
 Examples:
-  sidebike push ./pkg.tgz -m '^web-' --to /opt/x/       as /opt/x/pkg.tgz; without the last / as /opt/x
-  sidebike push ./blade.tgz --unpack --to /tmp/blade    unpacked into that folder
-  sidebike push ./probe -m web-1                        into the folder that the agent chooses: the output says which
+  sidebike push ./pkg.tgz -m '^web-' --to /opt/x/      as /opt/x/pkg.tgz
+  sidebike push ./pkg.tgz -m '^web-' --to /opt/x       without the last /: as /opt/x
+  sidebike push ./blade.tgz --unpack --to /tmp/blade   unpacked into that folder
+  sidebike push ./probe -m web-1                       where the agent chooses: see the output
 
-What a machine has already, with the same bytes and mode, stays as it is; what the server has already is not
-sent again. A file gets its name when all of it is there: a program that runs goes on with the old one.
-The exit codes are those of run.";
+What a machine has already, with the same bytes and mode, stays as it is; what the server has
+already is not sent again. A file gets its name when all of it is there: a program that runs goes on
+with the old one. The exit codes are those of run.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    mut_arg("machine", |machine| machine.help(MACHINE_HELP)),
+    mut_arg("name", |name| name.help("The name of the task in lists [default: push]"))
+)]
 pub struct Args {
     /// The files of this machine
     #[arg(value_name = "FILE", required = true)]
     files: Vec<String>,
     /// Where the file goes; with a / at its end, or for several files, that is a folder
     /// [default: a folder that the agent chooses]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     to: Option<String>,
     #[command(flatten)]
     how: HowArgs,

@@ -22,7 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   sidebike run -- uptime                         on every machine
   sidebike run -m '^web-' -- 'df -h | tail -1'   on those whose label begins with web-
-  sidebike run -m 'web-1|db-1' -- uptime         on two of them; a pattern may match any part of a label
+  sidebike run -m 'web-1|db-1' -- uptime         on two of them; it may match a part of the label
   sidebike run -m '^web-' --dry-run -- reboot    only show who would run it
   sidebike run --fold -- cat /etc/os-release     machines with the same output together
   sidebike run --any -m '^db-' -- ./vacuum.sh    on one of them, whichever is free first
@@ -34,24 +34,25 @@ Examples:
                                                  step by step; stops when more than 5 % have failed
   sidebike run --at 2026-12-24T23:30:00+01:00 -- ./backup.sh
                                                  at that time; --delay 10m: after that time
-  sidebike run --after build-1 -- ./deploy.sh    when task build-1 has succeeded; build-1:ended: however it ends
+  sidebike run --after build-1 -- ./deploy.sh    when it has succeeded; build-1:ended: any end of it
   sidebike run --max-targets 25% --keep-alive 50% -- ./break.sh
                                                  on a quarter, if half of them stay untouched
   sidebike run --file ./blade.tgz:/tmp/blade --unpack --workspace /tmp/blade -- ./blade version
-                                                 a package of this machine, unpacked before the command
+                                                 a package of this machine, unpacked first
   sidebike run --fetch /tmp/heap.hprof -- ./dump.sh
                                                  hand a file back; sidebike pull gets it
   sidebike run --task task.json --expect 3       the task of a file, if exactly 3 machines match
   sidebike run -m '^web-1$' --hold 5m --undo ./mend.sh --lock eth0 -- ./break.sh
-                                                 a fault for five minutes, which is then taken back, also
-                                                 if its agent or the server is gone
+                                                 a fault for five minutes, which is then taken back,
+                                                 also if its agent or the server is gone
 
 Put the line in single quotes: without them your own shell fills in $ and ends the command at ; & |.
 To name a shell yourself take --exec: sidebike run --exec -- bash -c 'a && b'.
 The command has SIDEBIKE_MACHINE_LABEL, SIDEBIKE_INSTANCE, SIDEBIKE_TASK_ID, SIDEBIKE_TASK_NAME and
-SIDEBIKE_ATTEMPT in its environment, the ids of --after in SIDEBIKE_AFTER, and each tag of its machine, zone as SIDEBIKE_TAG_ZONE.
-Its standard output goes to standard output, its standard error to standard error, as do the messages
-of sidebike itself; --fold shows both together on standard output.
+SIDEBIKE_ATTEMPT in its environment, the ids of --after in SIDEBIKE_AFTER, and each tag of its
+machine: zone as SIDEBIKE_TAG_ZONE.
+Its standard output goes to standard output, its standard error to standard error, as do the
+messages of sidebike itself; --fold shows both together on standard output.
 
 The exit code is the worst of all machines':
   0 all succeeded, else the command's own; 3 no machine matched, or not as many as were wanted:
@@ -59,9 +60,9 @@ The exit code is the worst of all machines':
   125 lost, skipped or not started in time, 126 could not be started, 128+N ended by signal N,
   130 canceled or detached, 141 the reader of the output went away, 255 sidebike itself failed,
   2 wrong usage.
-Ctrl-C asks whether to cancel or to detach; a second one detaches. Without a terminal it cancels, and
-waits for an undo. So do TERM, HUP and, without waiting, a reader of the output that goes away (| head),
-unless --detach-on-exit is given.";
+Ctrl-C asks whether to cancel or to detach; a second one detaches. Without a terminal it cancels,
+and waits for an undo. So do TERM, HUP and, without waiting, a reader of the output that goes away
+(| head), unless --detach-on-exit is given.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]

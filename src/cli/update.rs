@@ -1,7 +1,7 @@
 //! `sidebike update`.
 
 use super::command::{CommandResult, Failure, duration};
-use super::delivery::{DeliveryArgs, Kind};
+use super::delivery::{DeliveryArgs, Kind, MACHINE_HELP};
 use crate::client::{Client, MachineFilter};
 use crate::wire::update::Update;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,18 +18,23 @@ Examples:
   sidebike update -m '^web-' --steps 1,10%,100%         one first, then a tenth, then the others
   sidebike update --canary '^web-1$' --pause approve    the others after sidebike resume
 
-The agents get the program that the server runs; other architectures that of its --binaries. Agents take part that
-were started with --self-update. Each waits for what it runs, and has the new program take its place. If that does
-not reach the server, the old one comes back and says why. The exit codes are those of run.";
+Agents that were started with --self-update take part. They get the program that the server runs;
+for other architectures that of its --binaries. Each waits for what it runs, and has the new program
+take its place. If that does not reach the server, the old one comes back and says why. The exit
+codes are those of run.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    mut_arg("machine", |machine| machine.help(MACHINE_HELP)),
+    mut_arg("name", |name| name.help("The name of the task in lists [default: update]"))
+)]
 pub struct Args {
     /// How long each agent may take to fetch the program and to end what it runs [default: 10m]
     #[arg(long, value_name = "DURATION")]
     files_timeout: Option<String>,
-    /// How long the new program has until the server has answered it, 60s at most [default: 30s]
+    /// How long the new program has until the server has answered it, 5s to 60s [default: 30s]
     #[arg(long, value_name = "DURATION")]
     probation: Option<String>,
     #[command(flatten)]
