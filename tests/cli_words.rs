@@ -374,9 +374,50 @@ fn refusals_name_flags() {
         ),
         (&["run", "--", " "], "sidebike: COMMAND: "),
         (&["run", "--exec", "--", ""], "sidebike: COMMAND: "),
+        (
+            &["run", "--after", "none", "--", "true"],
+            "sidebike: --after: no task has",
+        ),
+        (
+            &["run", "--fetch", "", "--", "true"],
+            "sidebike: --fetch: must be",
+        ),
     ] {
         let said = sidebike(&server, words);
         assert!(said.err.starts_with(begin), "{words:?}: {said:?}");
+    }
+    let said = sidebike(&server, &["run", "--limit", "none", "--", "true"]);
+    assert_eq!(
+        (said.code, &*said.err),
+        (
+            255,
+            "sidebike: --limit: there is no limit \"none\"; sidebike limit set none, or PUT /api/v1/limit/none, makes it\n"
+        )
+    );
+    let overlap = [
+        "schedule",
+        "add",
+        "x",
+        "--every",
+        "5m",
+        "--overlap",
+        "no",
+        "--",
+        "true",
+    ];
+    assert_eq!(
+        sidebike(&server, &overlap).err,
+        "sidebike: --overlap: invalid value: string \"no\", expected \"skip\", \"queueOne\", \"replace\" or \"allow\"\n"
+    );
+    for (words, either) in [
+        (&["limit", "set", "x"][..], "--running <N>|--per-minute <N>"),
+        (
+            &["schedule", "add", "x", "--", "true"],
+            "--cron <EXPRESSION>|--every <DURATION>",
+        ),
+    ] {
+        let said = sidebike(&server, words);
+        assert!(said.code == 2 && said.err.contains(either), "{said:?}");
     }
     let mut script = command(&server, &["run", "--script", "script"]);
     let folder = Folder::new();

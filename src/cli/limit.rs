@@ -4,7 +4,7 @@ use super::command::{CommandResult, ConnectionArgs, print_json};
 use super::table::{Cell, Table};
 use super::terminal::sanitize;
 use crate::wire::limit::{Limit, PostedLimit};
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 use std::io::{self, Write};
 
 const EXAMPLES: &str = "\
@@ -34,11 +34,12 @@ enum What {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("what").args(["running", "per_minute"]).required(true).multiple(true))]
 struct SetArgs {
     /// Its name: letters, digits, - _ and .
     name: String,
     /// So many commands at once, on the whole server; 0 lets nothing go
-    #[arg(long, value_name = "N", required_unless_present = "per_minute")]
+    #[arg(long, value_name = "N")]
     running: Option<u32>,
     /// So many are handed out a minute
     #[arg(long, value_name = "N")]

@@ -6,7 +6,7 @@ use super::terminal::sanitize;
 use crate::client::{CallError, Kind};
 
 /// Fields and parameters of the API, as messages begin with them, and the flags that set them.
-const FIELDS: [(&str, &str); 64] = [
+const FIELDS: [(&str, &str); 65] = [
     ("cron", "--cron"),
     ("every", "--every"),
     ("timeZone", "--zone"),
@@ -71,11 +71,25 @@ const FIELDS: [(&str, &str); 64] = [
     ("onDuplicate", "--on-duplicate"),
     ("replaceRunning", "--replace-running"),
     ("for", "--for"),
+    ("after", "--after"),
+];
+/// The same for the fields of an entry of a list, without its number, where a flag of its own sets them.
+const ENTRIES: [(&str, &str); 10] = [
+    ("files.path", "--file"),
+    ("files.mode", "--mode"),
+    ("files.unpack", "--unpack"),
+    ("files.strip", "--strip"),
+    ("files.ifExists", "--if-exists"),
+    ("files.inPlace", "--in-place"),
+    ("fetch.path", "--fetch"),
+    ("after.task", "--after"),
+    ("after.group", "--after-group"),
+    ("after.perMachine", "--per-machine"),
 ];
 /// The fields with which the server begins a refusal because of the number of machines.
 const COUNTS: [&str; 4] = ["expect", "maxTargets", "keepAlive", "rollout"];
 /// Phrases about the API inside messages, and what replaces them.
-const PHRASES: [(&str, &str); 9] = [
+const PHRASES: [(&str, &str); 12] = [
     ("?all=1", "--all"),
     (
         "DELETE /api/v1/halt (sidebike halt --lift)",
@@ -86,6 +100,15 @@ const PHRASES: [(&str, &str); 9] = [
         "sidebike suspend --lift",
     ),
     ("unless instances are given", "unless --instance is given"),
+    ("goes with uniqueKey only", "goes with --unique only"),
+    (
+        "goes with onDuplicate \"replace\" only",
+        "goes with --on-duplicate replace only",
+    ),
+    (
+        "goes with mode \"all\" only, an \"any\" task runs once",
+        "does not go with --any",
+    ),
     ("is taken by the task in data", "is taken by another task"),
     ("is held by the task in data", "is held by another task"),
     (
@@ -172,14 +195,42 @@ fn begins_with_field<'a>(msg: &'a str, field: &str) -> Option<&'a str> {
     rest.starts_with([':', '.', '[']).then_some(rest)
 }
 
+/// A message that begins with `files[3].mode` as `files.mode`.
+fn without_number(msg: &str) -> Option<String> {
+    let (list, rest) = msg.split_once('[')?;
+    let (number, rest) = rest.split_once(']')?;
+    let is_entry = number.bytes().all(|byte| byte.is_ascii_digit()) && rest.starts_with('.');
+    is_entry.then(|| format!("{list}{rest}"))
+}
+
+/// A message without the place in the JSON: that was written by a command, and nobody has seen it.
+fn without_place(msg: &str) -> &str {
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    match msg.rsplit_once(" at line ") {
+        Some((why, place))
+            if { place.split_once(" column ") }
+                .is_some_and(|(line, column)| is_number(line) && is_number(column)) =>
+        {
+            why
+        }
+        _ => msg,
+    }
+}
+
+/// A message that begins with one of these fields, with its flag in place of it.
+fn with_flag_of(msg: &str, fields: &[(&str, &str)]) -> Option<String> {
+    fields.iter().find_map(|(field, flag)| {
+        let rest = begins_with_field(msg, field)?;
+        Some(format!("{flag}{rest}"))
+    })
+}
+
 /// A message of the server with flags in place of the API's fields.
 pub fn with_flags(msg: &str) -> String {
     // The task of a schedule has the flags of a task.
-    let msg = msg.strip_prefix("task.").unwrap_or(msg);
-    let flag = FIELDS.iter().find_map(|(field, flag)| {
-        let rest = begins_with_field(msg, field)?;
-        Some(format!("{flag}{rest}"))
-    });
+    let msg = without_place(msg.strip_prefix("task.").unwrap_or(msg));
+    let entry = without_number(msg).and_then(|msg| with_flag_of(&msg, &ENTRIES));
+    let flag = entry.or_else(|| with_flag_of(msg, &FIELDS));
     let msg = flag.unwrap_or_else(|| msg.to_owned());
     let replaced = |msg: String, (api, own): &(&str, &str)| msg.replace(api, own);
     PHRASES.iter().fold(msg, replaced)
@@ -207,6 +258,24 @@ mod tests {
                 "no task has the name \"machinePattern: x\"",
             ),
             ("all succeeded; ?all=1 runs", "all succeeded; --all runs"),
+            ("files[0].mode: must be octal", "--mode: must be octal"),
+            ("files[0].size: must be 3", "--file[0].size: must be 3"),
+            ("after[1].task: no task", "--after: no task"),
+            ("after[1]: needs task", "--after[1]: needs task"),
+            ("files[x].mode: no", "--file[x].mode: no"),
+            (
+                "overlap: expected \"skip\" at line 1 column 31",
+                "--overlap: expected \"skip\"",
+            ),
+            ("name: at line 1 column x", "--name: at line 1 column x"),
+            (
+                "onDuplicate: goes with uniqueKey only",
+                "--on-duplicate: goes with --unique only",
+            ),
+            (
+                "after[0].perMachine: goes with mode \"all\" only, an \"any\" task runs once",
+                "--per-machine: does not go with --any",
+            ),
         ] {
             assert_eq!(with_flags(said), shown);
         }

@@ -116,11 +116,11 @@ pub fn run(args: Args) -> CommandResult {
         let is_refused = (matching.matched == 0 && !waits) || !matching.ok;
         return Ok(if is_refused { NO_MACHINE } else { 0 });
     }
-    // An id that is taken is the submit's to refuse: it answers with the task that has it.
-    let is_taken = ["id: ", "uniqueKey: "]
+    // What is no matter of the machines is the submit's to refuse: an id or a key that is taken, a limit that is not there.
+    let is_refused = ["id: ", "uniqueKey: ", "limits: "]
         .iter()
         .any(|field| matching.msg.starts_with(field));
-    if (!matching.ok && !is_taken) || (matching.matched == 0 && !joins_later && !is_taken) {
+    if (!matching.ok && !is_refused) || (matching.matched == 0 && !joins_later && !is_refused) {
         return Err(nowhere(&Selection::posted(&task), &matching));
     }
     let number = matching.machines.len();

@@ -8,6 +8,7 @@ use super::table::{Cell, Table};
 use super::terminal::sanitize;
 use crate::client::Client;
 use crate::wire::schedule::{Firing, Outcome, Schedule, ScheduleState};
+use clap::ArgGroup;
 use serde_json::{Map, Value};
 use std::io::{self, Write};
 
@@ -58,16 +59,12 @@ enum What {
 
 /// The arguments of `add`.
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("when").args(["cron", "every"]).required(true))]
 struct Add {
     /// Its id: letters, digits, - and _
     id: String,
     /// When: five fields (minute, hour, day, month, day of the week), or @hourly, @daily, @weekly, @monthly, @yearly
-    #[arg(
-        long,
-        value_name = "EXPRESSION",
-        required_unless_present = "every",
-        conflicts_with = "every"
-    )]
+    #[arg(long, value_name = "EXPRESSION")]
     cron: Option<String>,
     /// Or the time between two firings, such as 15m
     #[arg(long, value_name = "DURATION")]

@@ -396,7 +396,7 @@ impl Core {
     fn limit_key(&self, name: &str) -> Result<LimitKey, Refusal> {
         { self.named_limits.names.get(name).copied() }.ok_or_else(|| {
             Refusal::Unknown(format!(
-                "there is no limit {name:?}; PUT /api/v1/limit/{name} (sidebike limit set) makes it"
+                "there is no limit {name:?}; sidebike limit set {name}, or PUT /api/v1/limit/{name}, makes it"
             ))
         })
     }
@@ -431,7 +431,7 @@ impl Core {
                 Some(key) => keys.push(*key),
                 None => {
                     return Err(Refusal::Impossible(format!(
-                        "limits: there is no limit {name:?}; PUT /api/v1/limit/{name} (sidebike limit set) makes it"
+                        "limits: there is no limit {name:?}; sidebike limit set {name}, or PUT /api/v1/limit/{name}, makes it"
                     )));
                 }
             }
