@@ -148,6 +148,9 @@ fn a_command_has_its_files_and_hands_others_back() {
     }
     let said = sidebike(&server, &["pull", id, &into, "-m", "db-1"]);
     assert!(said.code == 0 && said.out.contains("unchanged"), "{said:?}");
+    let said = sidebike(&server, &["pull", id, &into, "-m", "^db-"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.err.contains("has the label \"^db-\""), "{said:?}");
 
     let said = sidebike(
         &server,

@@ -2,6 +2,7 @@
 
 use super::command::{CommandResult, ConnectionArgs, Failure};
 use super::follow::print_message;
+use super::messages::no_such_label;
 use super::selection::short_instance;
 use super::task_reference::TaskArg;
 use super::terminal::sanitize;
@@ -50,6 +51,12 @@ pub fn run(args: Args) -> CommandResult {
     let task = args.task.find(&client)?;
     let files = files_of(&task, args.machine.as_deref());
     if files.is_empty() {
+        let is_there = executions(&task, args.machine.as_deref()).next().is_some();
+        if let Some(label) = args.machine.as_deref().filter(|_| !is_there) {
+            let what = format!("machine of task {} has", task.id);
+            print_message(&no_such_label(label, &what));
+            return Ok(1);
+        }
         let why = match (task.fetch.is_empty(), task.state.is_terminal()) {
             (true, _) => "it hands no file back: run --fetch PATH asks for one",
             (false, true) => "no machine has handed a file back; sidebike show says why",
