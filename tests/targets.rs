@@ -1158,9 +1158,9 @@ fn what_is_wrong_is_named_with_its_field_and_the_rule() {
     case(json!({"machineTags": {"zone": ""}}), "machineTags.zone: must not be empty; \".*\" matches every text");
     case(json!({"machineTags": {"a b": "x"}}), "machineTags: the name of a tag must be 1 to 63 letters, digits, \"-\", \"_\", \".\" and \"/\", got \"a b\"");
     case(json!({"machineTags": many}), "machineTags: must have 16 entries at most, got 17");
-    case(json!({"machineTags": ["zone"]}), "machineTags: invalid type: sequence, expected a map");
+    case(json!({"machineTags": ["zone"]}), "machineTags: invalid type: a list, expected an object");
     case(json!({"instances": []}), "instances: must name at least one; leave it out to mean every machine");
-    case(json!({"instances": "x"}), "instances: invalid type: string \"x\", expected a sequence");
+    case(json!({"instances": "x"}), "instances: invalid type: string \"x\", expected a list");
     case(json!({"rollout": 5}), "rollout: …expected");
     case(json!({"rollout": {"step": [1]}}), "rollout.step: unknown field `step`, expected one of `concurrency`, `steps`, `pause`, `maxFailures`, `stopRunning`, `order`, `canary`");
     case(json!({"rollout": {}, "mode": "any"}), "rollout: goes with mode \"all\" only, an \"any\" task runs once");
@@ -1168,7 +1168,7 @@ fn what_is_wrong_is_named_with_its_field_and_the_rule() {
     case(json!({"rollout": {"concurrency": "0%"}}), "rollout.concurrency: must be above 0");
     case(json!({"rollout": {"steps": [0, 1]}}), "rollout.steps: each must be above 0");
     case(json!({"rollout": {"steps": steps}}), "rollout.steps: must have 100 entries at most, got 101");
-    case(json!({"rollout": {"steps": 3}}), "rollout.steps: invalid type: integer `3`, expected a sequence");
+    case(json!({"rollout": {"steps": 3}}), "rollout.steps: invalid type: integer `3`, expected a list");
     for bad in [json!("later"), json!(-1), json!(true)] {
         case(json!({"rollout": {"pause": bad}}), "rollout.pause: …, expected a number of seconds, a string such as \"30s\", or \"approve\"");
     }

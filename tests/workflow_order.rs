@@ -346,7 +346,12 @@ fn what_a_limit_must_be_is_said() {
     for (name, limit, status, msg) in [
         ("x", json!({}), 400, "the limit: needs running"),
         ("x", json!({"perMinute": 0}), 400, "perMinute: must be 1 to"),
-        ("x", json!({"running": -1}), 400, "running: invalid value"),
+        (
+            "x",
+            json!({"running": -1}),
+            400,
+            "running: invalid value: integer `-1`, expected a whole number from 0 to 4294967295",
+        ),
         ("x", json!({"runing": 1}), 400, "runing: unknown field"),
         ("x%20y", json!({"running": 1}), 400, "name: must be letters"),
     ] {

@@ -61,7 +61,7 @@ fn read_with_path<T: DeserializeOwned>(
         let path = error.path().to_string();
         // "?" stands where the JSON broke off before a name was complete.
         let field = named(path.trim_end_matches('?').trim_end_matches('.'));
-        let mut why = error.inner().to_string();
+        let mut why = in_words_of_json(&error.inner().to_string());
         if why.starts_with("invalid unicode code point") {
             why = "is not UTF-8; send the body as UTF-8".into();
         }
@@ -69,6 +69,34 @@ fn read_with_path<T: DeserializeOwned>(
     })?;
     let end = json.end();
     Ok((value, end))
+}
+
+/// serde's message about a value of the wrong type, with words of JSON in place of those of Rust.
+fn in_words_of_json(why: &str) -> String {
+    let Some((got, expected)) = why.rsplit_once(", expected ") else {
+        return why.to_owned();
+    };
+    let (expected, place) = match expected.find(" at line ") {
+        Some(at) => expected.split_at(at),
+        None => (expected, ""),
+    };
+    let expected = match expected {
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number from 0 on",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        other => other,
+    };
+    let got = match got {
+        "invalid type: sequence" => "invalid type: a list",
+        "invalid type: map" => "invalid type: an object",
+        other => other,
+    };
+    format!("{got}, expected {expected}{place}")
 }
 
 /// Refuses a body whose JSON is nested too deeply, before anything is made of it.
