@@ -53,7 +53,10 @@ fn a_time_in_the_past_means_now_and_needs_an_offset() {
     for (text, why) in [
         ("2099-12-24T18:00:00", "startAt: expected a time such as"),
         ("2099-12-24T18:00:00", "says no offset"),
-        ("tomorrow", "startAt: expected a time such as"),
+        (
+            "tomorrow",
+            "startAt: expected a time such as \"2026-12-24T18:00:00+01:00\" or \"2026-12-24T17:00:00Z\" (RFC 3339), got \"tomorrow\"",
+        ),
         (
             "9999-12-31T23:59:59-05:00",
             "between the years 1970 and 2200",

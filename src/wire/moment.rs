@@ -38,7 +38,7 @@ impl FromStr for Moment {
         let time = match parse_utc(local) {
             Ok(time) => time,
             Err(_) if offset.is_some() && has_early_year(local) => return Err(OUTSIDE.into()),
-            Err(_) => return Err(EXPECTED.into()),
+            Err(_) => return Err(format!("{EXPECTED}, got {text:?}")),
         };
         let Some(offset) = offset else {
             return Err(format!(
