@@ -50,8 +50,10 @@ const BUFFER_BYTES: usize = 128 << 10;
 /// What is in an archive.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// How many entries.
-    pub entries: u64,
+    /// How many entries it has.
+    entries: u64,
+    /// How many of them are laid down: those that have a name without its leading parts.
+    pub laid: u64,
     /// How many bytes they have.
     pub bytes: u64,
     /// The names of its files and links.
@@ -245,6 +247,7 @@ impl Checker {
             strip,
             plan: Plan {
                 entries: 0,
+                laid: 0,
                 bytes: 0,
                 names: Vec::new(),
             },
@@ -362,6 +365,7 @@ impl Checker {
         if name.as_os_str().is_empty() {
             return Ok(None);
         }
+        self.plan.laid += 1;
         self.take_name(&name, &kind)?;
         Ok(Some(Item {
             name,
@@ -681,7 +685,12 @@ mod tests {
             (EntryType::Link, "d", "a/b", 0o755, ""),
         ];
         let plan = checked(&good).unwrap();
-        assert_eq!((plan.entries, plan.bytes), (5, 1));
+        assert_eq!((plan.entries, plan.laid, plan.bytes), (5, 5, 1));
+        // What has no name without its leading parts is checked, and not laid down.
+        for (strip, laid) in [(1, 1), (2, 0)] {
+            let plan = check(&mut Cursor::new(archive(&good[..3])), Unpack::Tar, strip).unwrap();
+            assert_eq!((plan.entries, plan.laid), (3, laid), "{strip}");
+        }
         assert!(
             check(
                 &mut Cursor::new(b"no archive at all".to_vec()),

@@ -127,7 +127,7 @@ pub enum How {
     Kept,
     /// An archive was unpacked.
     Unpacked {
-        /// How many entries it has.
+        /// How many entries of it.
         entries: u64,
     },
 }

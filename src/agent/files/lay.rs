@@ -221,7 +221,7 @@ impl Layer<'_> {
         let rules = archive::Rules {
             if_exists: self.file.if_exists,
         };
-        let entries = plan.entries;
+        let entries = plan.laid;
         archive::unpack(
             &mut written.file,
             kind,
