@@ -362,6 +362,29 @@ fn ranges_that_cannot_be_meant_are_refused() {
 }
 
 #[test]
+fn a_file_that_was_taken_out_of_the_folder_can_be_brought_again() {
+    let folder = Folder::new();
+    let server = Server::with(&["--blobs", folder.path()]);
+    let file = bytes(1000, 9);
+    let hash = sha256(&file);
+    let bring = |in_pieces: bool| match in_pieces {
+        true => piece(&server, &hash, &file, 0, file.len()),
+        false => put(&server, "x", &file),
+    };
+    assert_eq!(bring(false).status, 200);
+    for (in_pieces, is_noticed) in [(true, true), (false, true), (false, false)] {
+        fs::remove_file(folder.file(&hash)).unwrap();
+        if is_noticed {
+            assert_eq!(get(&server, &hash, "").status, 404);
+            assert_eq!(blobs(&server), [] as [Value; 0]);
+        }
+        assert_eq!(bring(in_pieces).data()["have"], file.len());
+        assert!(get(&server, &hash, "").body == file);
+    }
+    server.process.logged("is gone from the folder of files");
+}
+
+#[test]
 fn what_breaks_off_leaves_nothing_and_a_later_upload_takes_over() {
     let folder = Folder::new();
     let server = Server::with(&["--blobs", folder.path()]);

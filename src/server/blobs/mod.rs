@@ -315,8 +315,11 @@ impl Blobs {
         };
         let (file, base) = match blob.stored.open() {
             Ok(opened) => opened,
-            // It was just removed.
-            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // It was just removed, or taken out of the folder.
+            Err(why) if why.kind() == io::ErrorKind::NotFound => {
+                self.forget_lost(&self.disk(), id);
+                return Ok(None);
+            }
             Err(why) => return Err(on_disk(why)),
         };
         Ok(Some(Reading {
@@ -326,6 +329,18 @@ impl Blobs {
             name: blob.name,
             kept: Box::new(blob.stored),
         }))
+    }
+
+    /// Forgets a blob whose file somebody else has removed, so that it can be brought again. Waits for the disk.
+    fn forget_lost(&self, _disk: &MutexGuard<'_, ()>, id: BlobId) {
+        let stored = self.index().blobs.get(&id).map(|blob| blob.stored.clone());
+        let opened = stored.map(|stored| stored.open());
+        if matches!(opened, Some(Err(why)) if why.kind() == io::ErrorKind::NotFound) {
+            log::warn!(
+                "the file {id} is gone from the folder of files; it has to be brought again"
+            );
+            self.index().blobs.remove(&id);
+        }
     }
 
     /// Every blob, and what is half, in the order of their hashes.

@@ -362,7 +362,8 @@ impl Blobs {
     ) -> Result<(), Refused> {
         let place = self.place()?;
         place.sync(&draft).map_err(on_disk)?;
-        let _disk = self.disk();
+        let disk = self.disk();
+        self.forget_lost(&disk, id);
         let mut index = self.index();
         let now = SystemTime::now();
         if let Some(blob) = index.blobs.get_mut(&id) {
