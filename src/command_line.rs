@@ -78,6 +78,9 @@ impl CommandLine {
 /// Replaces clap's advice on an unknown argument. clap suggests `--` before an unknown flag; in front of a
 /// command that would run the flag as the command, on every machine.
 fn with_advice(mut wrong: clap::Error) -> clap::Error {
+    if let Some(better) = no_number(&wrong) {
+        return better;
+    }
     let Some(ContextValue::String(word)) = wrong.get(ContextKind::InvalidArg) else {
         return wrong;
     };
@@ -95,6 +98,22 @@ fn with_advice(mut wrong: clap::Error) -> clap::Error {
         }
     }
     wrong
+}
+
+/// The error about what should be a number and has something else in it: the standard library only names the digit.
+fn no_number(wrong: &clap::Error) -> Option<clap::Error> {
+    let source = std::error::Error::source(wrong)?;
+    source.downcast_ref::<std::num::ParseIntError>()?;
+    let (Some(ContextValue::String(flag)), Some(ContextValue::String(value))) = (
+        wrong.get(ContextKind::InvalidArg),
+        wrong.get(ContextKind::InvalidValue),
+    ) else {
+        return None;
+    };
+    let why = format!(
+        "invalid value '{value}' for '{flag}': expected a whole number\n\nFor more information, try '--help'.\n"
+    );
+    Some(clap::Error::raw(wrong.kind(), why))
 }
 
 /// The commands for the database of a stopped server.

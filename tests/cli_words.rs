@@ -412,6 +412,10 @@ fn refusals_name_flags() {
     for (words, either) in [
         (&["limit", "set", "x"][..], "--running <N>|--per-minute <N>"),
         (
+            &["push", "--unpack", "--strip", "x", "y"],
+            "invalid value 'x' for '--strip <N>': expected a whole number\n",
+        ),
+        (
             &["schedule", "add", "x", "--", "true"],
             "--cron <EXPRESSION>|--every <DURATION>",
         ),
