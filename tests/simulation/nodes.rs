@@ -10,7 +10,8 @@
 //! | what_was_said_is_there | what was acknowledged or read is loaded by each new leader, and there in the end |
 //! | reads_never_go_back | a trusted leader has everything that anybody has acknowledged or read before |
 //! | somebody_leads | within 12 s of calm, on the slowest clock |
-//! | an_outage_is_no_failover | if the database alone is away, waits for its standby or fails over |
+//! | a_clean_end_takes_2_s | if the leader alone gets TERM, on the slowest clock |
+//! | an_outage_is_no_failover | if the database alone is away, waits for its standby or fails over; other servers may be stopped meanwhile |
 //!
 //! `SEED=7 cargo test --test simulation nodes` runs one seed and prints what happened in it. Each [`Broken`] rule is
 //! found. One may be broken alone: `RULE=TrustCountsFromTheSending`.
@@ -39,9 +40,11 @@ const DEAD_CONNECTION: (Ms, Ms) = (2_000, 4_500);
 const SETTLED: Ms = 1_000;
 /// 12 s on the slowest clock.
 const LEADS_WITHIN: Ms = 12_000 * 10 / 9;
+/// 2 s on the slowest clock.
+const HANDED_OVER_WITHIN: Ms = 2_000 * 10 / 9;
 /// So many seeds reach every scenario.
 const ENOUGH_SEEDS: u64 = 200;
-const SCENARIOS: [&str; 19] = [
+const SCENARIOS: [&str; 21] = [
     "a call arrived that was given up",
     "a leader resigned",
     "a leader was fenced",
@@ -54,6 +57,7 @@ const SCENARIOS: [&str; 19] = [
     "a wait for the standby was canceled",
     "an outage > 60 s",
     "answer late > 7 s",
+    "clean end alone",
     "cut off",
     "killed",
     "leader told to end",
@@ -61,6 +65,7 @@ const SCENARIOS: [&str; 19] = [
     "own take seen, answer lost",
     "paused > 10 s",
     "standby of the database stalled",
+    "standby stopped during an outage",
 ];
 
 /// The rules that can be broken: of the servers, as the scene drives them, and of the database.
@@ -806,11 +811,37 @@ impl Scene {
         Ok(())
     }
 
-    /// Something is wrong with the database, and with nothing else. It begins in the calm.
+    /// The leader gets TERM, and nothing else happens. It begins in the calm.
+    fn clean_end_alone(&mut self) -> Lawful {
+        let Some(leader) = self.trusted().first().copied() else {
+            return Ok(());
+        };
+        self.count("clean end alone");
+        let before = self.database.record();
+        self.begin(Fault::Terminate(leader))?;
+        self.run_until(self.now + HANDED_OVER_WITHIN)?;
+        let after = self.database.record();
+        if after.term == before.term || self.trusted().is_empty() {
+            return Err(format!("a_clean_end_takes_2_s: {before:?}, {after:?}"));
+        }
+        Ok(())
+    }
+
+    /// Something is wrong with the database, and with nothing else but a standby. It begins in the calm.
     fn outage_alone(&mut self) -> Lawful {
         let before = self.database.record();
         let (fault, lasts) = self.outage();
         self.count("outage alone");
+        let other = (0..self.nodes.len()).find(|at| !self.trusted().contains(at));
+        if let Some(at) = other
+            && self.rng.chance(300)
+        {
+            self.count("standby stopped during an outage");
+            self.begin(Fault::Pause(at))?;
+            let wakes = lasts + self.rng.between(0, 2_000);
+            self.after(wakes, Event::End(Fault::Pause(at)));
+            self.run_until(self.now + 500)?;
+        }
         self.begin(fault)?;
         self.after_the_database();
         self.run_until(self.now + lasts)?;
@@ -834,6 +865,9 @@ impl Scene {
             self.calm()?;
             if self.rng.chance(500) {
                 self.outage_alone()?;
+            }
+            if self.rng.chance(300) {
+                self.clean_end_alone()?;
             }
         }
         let kept = self.database.kept();
@@ -891,4 +925,15 @@ fn it_finds_a_broken_rule_of_nodes() {
         };
         println!("{rule:?}: after {} seeds: {law}", seed - first + 1);
     }
+}
+
+#[test]
+fn a_seed_gives_the_same_run_of_nodes_each_time() {
+    let once = || {
+        let mut scene = Scene::new(3, None);
+        scene.log = Some(Vec::new());
+        let result = scene.run();
+        (result, scene.log, scene.tally)
+    };
+    assert_eq!(once(), once());
 }
