@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
 /// The most that the page may have: four and a half seconds of a line of 400 kbit/s. It is sent as it was written, with its
@@ -606,7 +606,8 @@ fn a_rollout_that_fails_says_so_in_the_list_and_in_its_steps() {
     });
 }
 
-/// So many machines that do what a task wants only when they are released; every tenth fails.
+/// So many machines that do what a task wants only when they are released; every tenth fails. It does so when the nine
+/// after it have begun, or those of a rollout would begin or not as they happen to poll.
 struct Fleet {
     released: Arc<AtomicBool>,
     over: Arc<AtomicBool>,
@@ -619,10 +620,12 @@ impl Fleet {
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicBool::new(false)),
         );
+        let begun = Arc::new(AtomicUsize::new(0));
         let machines = (0..count)
             .map(|n| {
                 let (address, released, over) = (server.address, released.clone(), over.clone());
-                thread::spawn(move || be_a_machine(address, n, &released, &over))
+                let begun = begun.clone();
+                thread::spawn(move || be_a_machine(address, n, &released, &begun, &over))
             })
             .collect();
         wait_for("the fleet is online", || server.machines().len() == count);
@@ -647,7 +650,13 @@ impl Drop for Fleet {
     }
 }
 
-fn be_a_machine(server: SocketAddr, n: usize, released: &AtomicBool, over: &AtomicBool) {
+fn be_a_machine(
+    server: SocketAddr,
+    n: usize,
+    released: &AtomicBool,
+    begun: &AtomicUsize,
+    over: &AtomicBool,
+) {
     let instance = format!("{n:016x}");
     let mut held: Vec<Value> = Vec::new();
     let mut seq = 0;
@@ -666,15 +675,18 @@ fn be_a_machine(server: SocketAddr, n: usize, released: &AtomicBool, over: &Atom
         for order in orders["start"].as_array_mut().into_iter().flatten() {
             let (execution, attempt) = (order["execution"].take(), order["attempt"].take());
             held.push(json!({"execution": execution, "attempt": attempt, "state": "running", "startedAgoMs": 0}));
+            begun.fetch_add(1, Ordering::SeqCst);
         }
-        if !released.load(Ordering::SeqCst) {
+        let fails = n % 10 == 0;
+        let is_early = fails && n > 0 && begun.load(Ordering::SeqCst) < n + 10;
+        if !released.load(Ordering::SeqCst) || is_early {
             continue;
         }
         for hold in held.drain(..) {
             let (execution, attempt) = (&hold["execution"], &hold["attempt"]);
-            let (stream, text, state, code) = match n % 10 {
-                0 => ("stderr", "uname: no such thing\n", "failed", 1),
-                _ => ("stdout", "Linux 6.1\n", "succeeded", 0),
+            let (stream, text, state, code) = match fails {
+                true => ("stderr", "uname: no such thing\n", "failed", 1),
+                false => ("stdout", "Linux 6.1\n", "succeeded", 0),
             };
             let piece = json!({"execution": execution, "attempt": attempt, "stream": stream, "offset": 0, "data": STANDARD.encode(text)});
             let mut result = json!({"execution": execution, "attempt": attempt, "state": state, "exitCode": code, "durationMs": 100 + 40 * n});
