@@ -17,6 +17,7 @@
 //! | `docs` | the pages of the documentation, as `sidebike docs` and the server show them |
 //! | [`secret`] | tokens: where they are read from; never printed |
 //! | [`tls`] | certificates and cryptography |
+//! | `allocator` | the allocator's calls that have no safe form |
 //! | [`head_tail_buffer`] | the first and the last bytes of a stream of output; used by the agent and by `core` |
 //!
 //! Invariants:

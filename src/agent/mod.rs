@@ -8,6 +8,8 @@
 //! | `orders` | obeying orders; the threads that run commands |
 //! | `state` | every attempt the agent knows, and its stage |
 //! | `state/undos` | undos and results of probes that the server is to be told |
+//! | `state/updates` | what the threads share while the agent's program is replaced |
+//! | `state/waits` | waits for something to report, and for the end of what is open |
 //! | `recent_ids` | the ids of attempts that are over |
 //! | `attempt`, `output` | one attempt and its output, until the server has taken them |
 //! | `batch` | what goes into a report, and what its answer means |

@@ -12,6 +12,7 @@
 //! | `delivery` | a task that runs no command: the flags of `push` and `update`, and its way to the end |
 //! | `file_flags` | the files of a task: the flags of `run` and `push` |
 //! | `transfer` | sending files and getting them, with progress |
+//! | `later_flags` | what a task waits for before it begins: flags of `run` |
 //! | `order_flags` | in which order a task gets its turn: flags of `run` |
 //! | `undo_flags` | what takes the effect of a command back: the flags of `run` |
 //! | `undos` | the undos of a task in words: what is not undone, and what to do about it |

@@ -35,6 +35,7 @@
 //! | `attempt_end.rs` | the end of an attempt: end of the execution, or retry |
 //! | `ledger.rs`, `retention.rs` | the sums of everything kept; its limits, and what is forgotten to make room |
 //! | `spec.rs`, `detail_spec.rs`, `later_spec.rs`, `limits.rs` | from a posted task to a checked one |
+//! | `refusals.rs` | the words of refusals |
 //! | `launch.rs` | from a checked task to its executions |
 //! | `waiting.rs`, `after.rs` | tasks that begin later: at a time, after others |
 //! | `settle.rs` | settles what waits for others that have ended |
@@ -48,6 +49,7 @@
 //! | `probe_spec.rs` | the probes of a posted task, checked |
 //! | `probe_place.rs`, `probe_runs.rs`, `probe_data.rs` | when one is due at one place; its runs; the data |
 //! | `files.rs` | files of tasks: their checks, which tasks need which blob, who may take and bring what |
+//! | `update.rs` | tasks that replace the program of agents: what goes together with that |
 //! | `order.rs` | in which order what waits is handed out |
 //! | `unique.rs` | of the tasks with the same key one runs at a time |
 //! | `named_limits.rs`, `limit_queues.rs` | how many run at once of the tasks that name a limit; who is woken when a place is free |
@@ -63,6 +65,7 @@
 //! | `about.rs`, `groups.rs` | what people say of a task; the members of a group, and how it goes as a whole |
 //! | `task.rs`, `machine.rs`, `output.rs`, `lazy_box.rs` | the data |
 //! | `task_answer.rs` | the API's answer about a task |
+//! | `summary.rs` | how the server is, at a glance |
 //! | `invariants.rs` | what must be true after every operation; for tests |
 //!
 //! To add:

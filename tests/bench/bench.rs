@@ -24,6 +24,7 @@
 //! | `api` | calls of one user over one connection |
 //! | `wrk` | the load generator wrk, and nginx to compare with |
 //! | `fleet` | thousands of simulated agents in one thread |
+//! | `messages` | what these agents send; shared with the simulation |
 //! | the others | the rows, by topic |
 //!
 //! To add a row: write a function that measures it, and list it in [`ROWS`].

@@ -5,8 +5,9 @@
 //! | `routes` | the table of routes: which call has which right, parameters and handler |
 //! | `service` | what the edge calls: who is let in, by which route a request is served, what is written down |
 //! | `call`, `server` | what handlers get: a call, and the server that it is made to |
-//! | `parse` | bodies and parameters, read and checked |
-//! | `tasks`, `machines`, `crew`, `output`, `follow`, `metrics`, `page`, `docs` | the calls of people |
+//! | `parse`, `encoding` | bodies and parameters, read and checked; bodies that are not JSON in UTF-8 |
+//! | `tasks`, `lists`, `sweeps`, `groups`, `report` | the calls of people about tasks: one, several, a group; the report |
+//! | `machines`, `crew`, `output`, `follow`, `halt`, `limits`, `schedules`, `metrics`, `page`, `docs` | their other calls |
 //! | `blobs` | files: brought, taken, listed |
 //! | `hand_out`, `transfer` | the program itself; answers that are read from files |
 //! | `agents`, `original` | the calls of agents, and of the original's |

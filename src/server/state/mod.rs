@@ -2,6 +2,17 @@
 //!
 //! Under the lock there is only computation. What follows from a change (answers, log lines, wake-ups) is taken out and
 //! done after the lock is released.
+//!
+//! | file | what it is for |
+//! | --- | --- |
+//! | `mod` | the lock, the clock, the tick |
+//! | `held`, `group_waits` | held requests: what is held, and by which number |
+//! | `answering` | the threads that answer held requests |
+//! | `watchers` | who follows which task |
+//! | `durable` | the queue of changes to be saved, and the wait for it |
+//! | `db` | the database |
+//! | `bell` | wakes one thread that waits for work |
+//! | `supervisor` | threads that must not end |
 
 mod answering;
 mod bell;

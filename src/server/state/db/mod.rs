@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `engine` | [`StorageEngine`]: what the server asks of a database, and what each answer promises |
 //! | `leadership` | this server's term: it takes the lead, numbers the commits, resigns |
-//! | `election` | who leads, of several servers: roles and times, without a clock or I/O |
+//! | `election` | who leads, of several servers: roles and times, without a clock or I/O; only the simulation uses it yet |
 //! | `redb_file` | one file of redb, for one server |
 //! | `model`, `script` | for tests: an engine in memory, and the operations that every engine has to pass |
 //!
