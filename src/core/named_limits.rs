@@ -294,6 +294,12 @@ pub fn checked_limit(name: &str, posted: &PostedLimit) -> Result<SavedLimit, Str
     })
 }
 
+fn no_limit(name: &str) -> String {
+    format!(
+        "there is no limit {name:?}; sidebike limit set {name}, or PUT /api/v1/limit/{name}, makes it"
+    )
+}
+
 /// Whether an execution in this state takes a place of its limits.
 fn takes_place(state: ExecutionState) -> bool {
     matches!(state, ExecutionState::Delivered | ExecutionState::Running)
@@ -394,11 +400,8 @@ impl Core {
     }
 
     fn limit_key(&self, name: &str) -> Result<LimitKey, Refusal> {
-        { self.named_limits.names.get(name).copied() }.ok_or_else(|| {
-            Refusal::Unknown(format!(
-                "there is no limit {name:?}; sidebike limit set {name}, or PUT /api/v1/limit/{name}, makes it"
-            ))
-        })
+        let key = self.named_limits.names.get(name).copied();
+        key.ok_or_else(|| Refusal::Unknown(no_limit(name)))
     }
 
     /// Records that a limit has to be saved.
@@ -430,9 +433,8 @@ impl Core {
             match self.named_limits.names.get(name) {
                 Some(key) => keys.push(*key),
                 None => {
-                    return Err(Refusal::Impossible(format!(
-                        "limits: there is no limit {name:?}; sidebike limit set {name}, or PUT /api/v1/limit/{name}, makes it"
-                    )));
+                    let why = format!("limits: {}", no_limit(name));
+                    return Err(Refusal::Impossible(why));
                 }
             }
         }

@@ -342,7 +342,7 @@ impl Batch {
         let machines = || self.machines.values().flatten();
         let is_new_schedule = |posted: &Arc<PostedSchedule>| {
             let task = posted.task.read();
-            task.is_ok_and(|task| is_per_machine(&task) || update::is_given(&task))
+            task.is_ok_and(|task| is_per_machine(&task) || update::has_update(&task))
         };
         match () {
             () if tasks().any(|t| t.is_per_machine() || t.is_update()) => 6,
@@ -457,7 +457,7 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// What a database has after it saved a batch. For models of databases in tests.
+    /// Applies a batch as a database does. For models of databases in tests.
     #[doc(hidden)]
     pub fn apply(&mut self, now: Time, batch: &Batch) {
         for (key, task) in &batch.tasks {
@@ -505,6 +505,7 @@ impl Saved {
         if let Some(halt) = &batch.halt {
             self.halt.clone_from(halt);
         }
+        self.progress.extend(batch.progress.clone());
         for (key, posted) in &batch.schedules {
             match posted {
                 Some(posted) => drop(self.schedules.insert(*key, posted.clone())),
@@ -514,7 +515,6 @@ impl Saved {
                 }
             }
         }
-        self.progress.extend(batch.progress.clone());
         self.next_schedule = self.next_schedule.max(batch.next_schedule);
         self.next_task = self.next_task.max(batch.next_task);
         self.last_alive = now;

@@ -48,10 +48,10 @@ pub(super) fn checked(posted: &mut PostedTask) -> Result<Option<Update>, String>
 }
 
 /// Whether a posted task replaces the program of agents, or one that begins with its end does.
-pub(super) fn is_given(posted: &PostedTask) -> bool {
+pub(super) fn has_update(posted: &PostedTask) -> bool {
     let children = [&posted.on_success, &posted.on_failure, &posted.on_end];
     let mut children = children.into_iter().flatten();
-    posted.update.is_some() || children.any(|child| is_given(&child.0))
+    posted.update.is_some() || children.any(|child| has_update(&child.0))
 }
 
 fn has_any<T>(list: &Option<Vec<T>>) -> bool {

@@ -1,5 +1,8 @@
 //! Who leads: the role of one of several servers that share an engine. Rules only: no clock, no lock, no I/O.
 //!
+//! The server does not use it yet: [`RedbFile`](super::RedbFile) is for one server. The simulation does
+//! (`tests/simulation/nodes.rs`).
+//!
 //! Whoever drives an [`Elector`] calls [`Elector::act`] until it has no more to do, does what that says, and reports
 //! each answer; then it waits for an answer or for [`Elector::wakes_at`].
 //!
@@ -95,15 +98,15 @@ pub struct Elector {
 
 #[derive(Debug)]
 enum State {
-    Standby(Sight),
+    Standby(Standby),
     Lead(Lead),
     Fenced,
     Resigned,
 }
 
-/// What a standby has seen.
+/// What a standby has seen of the leader.
 #[derive(Debug)]
-struct Sight {
+struct Standby {
     /// The record of the last look that succeeded.
     seen: Option<LeaderRecord>,
     /// How long it has been the same, as far as that counts.
@@ -117,9 +120,9 @@ struct Sight {
     taking: Option<Duration>,
 }
 
-impl Sight {
+impl Standby {
     fn at(now: Duration) -> State {
-        State::Standby(Sight {
+        State::Standby(Standby {
             seen: None,
             unchanged: Duration::ZERO,
             since: None,
@@ -184,7 +187,7 @@ impl Elector {
             me,
             look_interval: LOOK_INTERVAL - LOOK_JITTER + spread,
             closing: false,
-            state: Sight::at(now),
+            state: Standby::at(now),
         }
     }
 
@@ -226,30 +229,31 @@ impl Elector {
     pub fn act(&mut self, now: Duration, has_changes: bool) -> Option<Action> {
         let (me, closing) = (self.me, self.closing);
         match &mut self.state {
-            State::Standby(sight) => {
-                if sight.taking.is_some() {
-                    // It may succeed: also who is to end has to wait for it, or nobody would lead for a while.
+            State::Standby(standby) => {
+                if standby.taking.is_some() {
+                    // It may succeed. A server that is to end waits for the answer, too: if it left now, the others
+                    // would see a leader that is gone, and wait for the takeover.
                     return None;
                 }
                 if closing {
                     self.state = State::Resigned;
                     return None;
                 }
-                if sight.looking {
+                if standby.looking {
                     // It may fail: no take before its answer.
                     return None;
                 }
-                if let Some((at, seen)) = sight.take_at(me)
+                if let Some((at, seen)) = standby.take_at(me)
                     && at <= now
                 {
-                    sight.count(now);
-                    sight.taking = Some(now);
+                    standby.count(now);
+                    standby.taking = Some(now);
                     return Some(Action::Take(seen));
                 }
-                if now < sight.next_look {
+                if now < standby.next_look {
                     return None;
                 }
-                sight.looking = true;
+                standby.looking = true;
                 Some(Action::Look)
             }
             State::Lead(lead) => {
@@ -280,10 +284,10 @@ impl Elector {
     /// When [`Elector::act`] has to be called again, if nothing is reported before. It has just been called.
     pub fn wakes_at(&self, has_changes: bool) -> Option<Duration> {
         match &self.state {
-            State::Standby(sight) if sight.looking || sight.taking.is_some() => None,
-            State::Standby(sight) => {
-                let take = sight.take_at(self.me).map(|(at, _)| at);
-                take.into_iter().chain([sight.next_look]).min()
+            State::Standby(standby) if standby.looking || standby.taking.is_some() => None,
+            State::Standby(standby) => {
+                let take = standby.take_at(self.me).map(|(at, _)| at);
+                take.into_iter().chain([standby.next_look]).min()
             }
             State::Lead(lead) => {
                 let load = match lead.load {
@@ -300,33 +304,33 @@ impl Elector {
     /// A look has ended.
     pub fn looked(&mut self, now: Duration, result: &Result<LeaderRecord, String>) {
         let interval = self.look_interval;
-        let State::Standby(sight) = &mut self.state else {
+        let State::Standby(standby) = &mut self.state else {
             return;
         };
-        sight.looking = false;
-        sight.next_look = now + interval;
+        standby.looking = false;
+        standby.next_look = now + interval;
         let Ok(record) = result else {
-            sight.since = None;
+            standby.since = None;
             return;
         };
-        sight.count(now);
-        if sight.seen != Some(*record) {
-            sight.unchanged = Duration::ZERO;
+        standby.count(now);
+        if standby.seen != Some(*record) {
+            standby.unchanged = Duration::ZERO;
         }
-        (sight.seen, sight.since) = (Some(*record), Some(now));
+        (standby.seen, standby.since) = (Some(*record), Some(now));
     }
 
     /// A take has ended.
     pub fn took(&mut self, now: Duration, result: &Result<Option<Term>, String>) {
         let interval = self.look_interval;
-        let State::Standby(sight) = &mut self.state else {
+        let State::Standby(standby) = &mut self.state else {
             return;
         };
-        let Some(sent) = sight.taking.take() else {
+        let Some(sent) = standby.taking.take() else {
             return;
         };
         // Whatever becomes of it, the next take needs another look.
-        sight.since = None;
+        standby.since = None;
         match result {
             Ok(Some(term)) => {
                 self.state = State::Lead(Lead {
@@ -340,9 +344,9 @@ impl Elector {
                     pause_until: now,
                 });
             }
-            // Somebody was faster.
-            Ok(None) => sight.next_look = now,
-            Err(_) => sight.next_look = now + interval,
+            // Another server took the lead first.
+            Ok(None) => standby.next_look = now,
+            Err(_) => standby.next_look = now + interval,
         }
     }
 

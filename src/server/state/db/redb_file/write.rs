@@ -98,7 +98,7 @@ pub fn write_batch(
     Ok(())
 }
 
-pub fn write_schedules(write: &WriteTransaction, batch: &Batch) -> Result<(), String> {
+fn write_schedules(write: &WriteTransaction, batch: &Batch) -> Result<(), String> {
     let mut schedules = write.open_table(SCHEDULES).map_err(text)?;
     let mut progress = write.open_table(PROGRESS).map_err(text)?;
     for (key, saved) in &batch.progress {
