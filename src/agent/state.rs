@@ -13,7 +13,7 @@
 //!
 //! The ids of attempts that left the map are remembered, so that a repeated order cannot start one twice.
 //!
-//! What an update of the program needs is in `state/updates`; what the reporter and the shutdown wait for is in
+//! What an update of the program needs is in `state/updates`; how the reporter, the shutdown and an update wait is in
 //! `state/waits`.
 //!
 //! Nothing here starts or looks for a process, or knows a socket or a thread. The lock of the state is taken before that of an

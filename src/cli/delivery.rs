@@ -19,7 +19,8 @@ pub struct DeliveryArgs {
     selection: SelectionArgs,
     #[command(flatten)]
     pace: PaceArgs,
-    /// The name of the task in lists. Each command adds its default
+    // Each command replaces this help with one that says its default.
+    /// The name of the task in lists
     #[arg(long)]
     name: Option<String>,
     /// How long it may wait to be started, such as 30s [default: 10m]

@@ -203,7 +203,7 @@ fn without_number(msg: &str) -> Option<String> {
     is_entry.then(|| format!("{list}{rest}"))
 }
 
-/// A message without the place in the JSON: that was written by a command, and nobody has seen it.
+/// A message without the place in the JSON: the command wrote that JSON, its user has not seen it.
 fn without_place(msg: &str) -> &str {
     let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     match msg.rsplit_once(" at line ") {

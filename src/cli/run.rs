@@ -116,7 +116,7 @@ pub fn run(args: Args) -> CommandResult {
         let is_refused = (matching.matched == 0 && !waits) || !matching.ok;
         return Ok(if is_refused { NO_MACHINE } else { 0 });
     }
-    // What is no matter of the machines is the submit's to refuse: an id or a key that is taken, a limit that is not there.
+    // The submit refuses what has nothing to do with the machines: an id or a key that is taken, a missing limit.
     let is_refused = ["id: ", "uniqueKey: ", "limits: "]
         .iter()
         .any(|field| matching.msg.starts_with(field));

@@ -345,9 +345,9 @@ impl Core {
         self.pace(now, key.task);
     }
 
-    /// Cancels so many more executions of a task of which some wait for those of a parent that was canceled together with
-    /// its dependents. Returns how many. What waits comes last: as long as something does, the rest is found again, also
-    /// after a restart.
+    /// Cancels the next executions of a task of which some wait for those of a parent that was canceled together with its
+    /// dependents, `most` of them at most. Returns how many. Those that wait come last, because the task is found by
+    /// them, also after a restart.
     pub(super) fn cancel_waiting(
         &mut self,
         now: Time,
@@ -366,6 +366,7 @@ impl Core {
         let (waiting, others): (Vec<_>, Vec<_>) = meant
             .map(|(n, _)| ExecutionKey { task: child, n })
             .partition(|key| self.counterparts.is_waiting(*key));
+        // The last first: what is held behind others of its task does not get their turns.
         let slice = others.into_iter().rev().chain(waiting).take(most);
         let slice: Vec<ExecutionKey> = slice.collect();
         for execution in &slice {
@@ -379,7 +380,7 @@ impl Core {
         slice.len()
     }
 
-    /// Its time is over in which what an execution waits for may end.
+    /// What an execution waits for has not ended within the `blockedTtl` of its task.
     pub(super) fn counterpart_ttl_is_over(&mut self, now: Time, waiting: ExecutionKey) {
         if let Some(edge) = self.task(waiting.task).per_machine() {
             let name = edge.in_words();
@@ -462,8 +463,8 @@ mod tests {
     const MACHINES: u32 = 1_200;
     const NOW: Time = Time(1_000_000);
 
-    /// A task on many machines, and one that follows it. That has gone on the first `gone` of them, and half of these have
-    /// been handed it.
+    /// A task on many machines, and one that follows it machine by machine. On the first `gone` machines the second one
+    /// waits no longer, and half of these have been handed it.
     fn on_many_machines(gone: u32) -> (Core, TaskKey, TaskKey) {
         let mut core = Core::new(Limits::NONE, NOW);
         core.record_changes();

@@ -1,7 +1,7 @@
 //! The data of a task and of its executions and attempts.
 //!
-//! To add a field: here, in `saved.rs`, `saving.rs` and `restored.rs` if it is to survive a restart, and in `task_answer.rs` if
-//! users see it.
+//! To add a field: here, in `saved.rs`, `saving.rs` and `restored.rs` if it is to survive a restart, and in
+//! `task_answer.rs` if users see it.
 
 use super::counting::mixed;
 use super::lazy_box::{LazyBox, SharedDefault};

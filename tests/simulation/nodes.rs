@@ -81,7 +81,7 @@ const SCENARIOS: [&str; 21] = [
 pub enum Broken {
     /// A commit changes something only if its term leads.
     CommitsAreFenced,
-    /// An empty commit is a commit.
+    /// An empty commit is fenced like any other.
     RenewalNamesItsHolder,
     /// Trust counts from before a commit was sent, not from its answer.
     TrustCountsFromTheSending,

@@ -127,7 +127,7 @@ pub enum How {
     Kept,
     /// An archive was unpacked.
     Unpacked {
-        /// How many entries of it.
+        /// How many of its entries were laid down.
         entries: u64,
     },
 }

@@ -1,4 +1,5 @@
-//! What the agent's threads wait for: the reporter for something to report, the shutdown for less to be left.
+//! The waits on the agent's state: of the reporter for something to report, of the shutdown and of an update for the end of
+//! what is open.
 
 use super::{AgentState, Entry, Inner};
 use crate::agent::attempt::{Attempt, lock};

@@ -1,7 +1,7 @@
 //! Answers whose body is read from a file while it is sent.
 //!
-//! What the kernel has in memory it copies to the connection itself. For the rest a thread for transfers waits, so a
-//! slow disk delays nobody else; one part is all the memory that this takes.
+//! Parts that the kernel has in memory go to the connection as parts of the file, without a copy. The others are read by
+//! a thread for transfers, so that a slow disk delays no other connection; one part is all the memory that this takes.
 
 use super::call::{Call, Handled};
 use crate::server::answers;
@@ -33,7 +33,7 @@ pub struct Content {
     pub sha256: String,
     /// The name under which a browser keeps them.
     pub name: String,
-    /// Counts the bytes that were read to be sent.
+    /// Counts the bytes that were given to connections.
     pub sent: Arc<AtomicU64>,
     /// Kept until everything is sent.
     pub kept: Box<dyn Any + Send>,
@@ -106,7 +106,7 @@ pub fn answer(call: Call<'_>, content: Content) -> Handled {
 struct FileSource {
     edge: Arc<Edge>,
     reading: Arc<Reading>,
-    /// What is still to be read, counted from the beginning of the file.
+    /// What is still to be given, counted from the beginning of the file.
     rest: Range<u64>,
     _kept: Box<dyn Any + Send>,
 }
@@ -121,7 +121,7 @@ struct Reading {
 
 /// The next part.
 enum Next {
-    /// Nobody reads it.
+    /// No thread reads it.
     None,
     /// A thread reads it.
     Reading,
@@ -166,7 +166,7 @@ impl FileSource {
         });
     }
 
-    /// The next part is given.
+    /// Notes that the next bytes were given.
     fn give(&mut self, bytes: usize) {
         self.rest.start += bytes as u64;
         let sent = &self.reading.sent;
@@ -174,7 +174,8 @@ impl FileSource {
     }
 }
 
-/// Whether the kernel has a part of a file in memory, as far as its ends tell: it reads files ahead, in order.
+/// Whether the kernel has the first and the last byte of a part in memory. It reads ahead in order, so what is between
+/// them is there, too, as a rule. Where the file system cannot tell, a thread reads each part.
 fn is_cached(part: &FilePart) -> bool {
     let has = |at: u64| {
         let mut byte = [0];

@@ -22,7 +22,7 @@ pub enum State {
     Held,
     /// An answer is being written.
     Writing,
-    /// An answer of unknown length is written as it comes about.
+    /// An answer is written as its stream gives it.
     Streaming,
     /// The last answer was sent; what the peer still sends is thrown away so that it can read the answer.
     Lingering,

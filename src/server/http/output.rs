@@ -11,7 +11,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-/// How much of a file is read at once where the kernel cannot send it, because of TLS for instance, in bytes.
+/// How much of a file is read at once where the kernel cannot send it, for instance because of TLS; in bytes.
 const COPIED_BYTES: usize = 16 * 1024;
 
 /// A part of a file, which the kernel should have in memory: nothing here should wait for a disk.
@@ -21,7 +21,7 @@ pub struct FilePart {
     pub file: Arc<File>,
     /// Where the part begins.
     pub at: u64,
-    /// How many bytes it has. A file that ends before them breaks the connection off.
+    /// How many bytes it has. If the file ends before, the connection is broken off.
     pub bytes: usize,
 }
 

@@ -34,7 +34,7 @@ const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// The most queued output, in bytes. Beyond it only the ids of its attempts are queued, and their output is read
 /// from the core when it is saved.
 const MAX_QUEUED_OUTPUT: usize = 32 << 20;
-/// Why a server that is fenced does not go on.
+/// The error of a server whose commit was fenced.
 #[cfg(feature = "db")]
 const FENCED: &str = "database: another server has opened it since; nothing is saved here any more: start this server again";
 
@@ -362,7 +362,7 @@ mod tests {
         }
     }
 
-    /// Its saving thread. In the core, `output` is the whole output.
+    /// The queue and its saving thread, which takes `output` for the whole output of an attempt in the core.
     fn saving(model: &Model, output: &str) -> (Arc<Durable>, JoinHandle<Result<(), String>>) {
         let (leadership, _) = Leadership::take(Box::new(model.connect())).unwrap();
         let durable = Arc::new(Durable::new(true));

@@ -30,10 +30,11 @@ pub const TURN_BYTES: usize = 256 * 1024;
 /// Bytes read while a request is with the service: enough to see the client's end behind a usual pipelined request.
 /// More stays in the kernel.
 const LOOK_AHEAD_BYTES: usize = 16 * 1024;
-/// What is set aside for the next part of a stream, in bytes; a part is no larger than about this.
+/// What is set aside for the next part of a stream, in bytes; a part in memory is no larger than about this.
 pub const PART_BYTES: usize = 128 * 1024;
 /// What may come behind the last answer, in bytes: reading it is work, and a client that sends so much is not reading.
 const LINGER_BYTES: u64 = 64 << 20;
+
 /// What a worker has for its connections.
 pub struct Context<'a, S: Service> {
     /// The edge.
@@ -514,7 +515,7 @@ impl<S: Service> Connection<S> {
             self.on(Event::StreamEnd, cx);
             return true;
         };
-        // All is sent. Until then the source keeps the file from being used for another.
+        // The socket has all of it. Until then the source keeps the file's place from being used for another file.
         if stream.left == Some(0) {
             self.stream = None;
             self.on(Event::StreamWhole, cx);
@@ -538,6 +539,7 @@ impl<S: Service> Connection<S> {
             Part::Bytes(bytes) if stream.left.is_none() => answer::chunk(bytes, self.mode).into(),
             Part::Bytes(bytes) => bytes.into(),
             Part::File(part) => {
+                // It stays in the kernel's memory.
                 self.reservation = None;
                 Piece::File(part)
             }

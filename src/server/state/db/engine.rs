@@ -61,14 +61,14 @@ impl LeaderRecord {
 /// What has become of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Committed {
-    /// The batch is saved, and so is everything that was committed before it: it survives whatever the engine survives.
+    /// The batch is saved, and so is every batch before it that was done: they survive whatever the engine survives.
     Done,
-    /// The term is not the one that leads, or somebody else has it. Nothing was changed, and no commit of this term will ever change anything.
-    /// What the caller has in memory is out of date: it must not commit again.
+    /// The term is over, or another server has it. Nothing was changed, and no later commit of this term will change
+    /// anything. What the caller has in memory is out of date: it must not commit again.
     Fenced,
     /// The batch may be saved, now or later, or never; this is why. A look does not settle it: what it shows may still
     /// be lost. The caller has to write again: the same batch under the same number, or under a higher number a batch
-    /// that contains it.
+    /// that contains it. An empty commit in between, to see whether the engine answers, says nothing about the batch.
     Unknown(String),
 }
 
@@ -92,7 +92,7 @@ pub trait StorageEngine: Send {
     /// does no harm.
     fn commit(&mut self, term: Term, n: u64, now: Time, batch: &Batch) -> Committed;
 
-    /// Ends a term, so that another server may lead at once. Later commits of it are fenced. For who does not lead any
-    /// more this changes nothing.
+    /// Ends a term, so that another server may lead at once. Later commits of it are fenced. If the term is over
+    /// already, this changes nothing.
     fn resign(&mut self, term: Term) -> Result<(), String>;
 }

@@ -27,7 +27,7 @@ impl Leadership {
     }
 
     /// Saves a batch. Each attempt has a number of its own, because after [`Committed::Unknown`] the next batch is
-    /// another one: it contains the one before, and the changes since.
+    /// another one: it is empty, or contains the one before and the changes since.
     pub fn commit(&mut self, now: Time, batch: &Batch) -> Committed {
         self.last += 1;
         self.engine.commit(self.term, self.last, now, batch)
@@ -35,7 +35,7 @@ impl Leadership {
 
     /// Lets another server lead.
     pub fn resign(mut self) {
-        // Nothing is lost by an error: the next server finds what it finds after a kill.
+        // An error loses nothing: the next server finds what it would find after a kill.
         let _ = self.engine.resign(self.term);
     }
 }

@@ -24,11 +24,10 @@ pub const MACHINES: TableDefinition<&str, &[u8]> = TableDefinition::new("machine
 pub const SWITCHES: TableDefinition<&str, &[u8]> = TableDefinition::new("switches");
 /// Limits by name. Files of earlier versions do not have it.
 pub const LIMITS: TableDefinition<&str, &[u8]> = TableDefinition::new("limits");
-/// Schedules as they were posted, by number. Only files of version 5 have these two.
+/// Schedules as they were posted, by number. Files of earlier versions than 5 do not have these two.
 pub const SCHEDULES: TableDefinition<u64, &[u8]> = TableDefinition::new("schedules");
 /// How far they have come: that changes with each firing, and may be much shorter.
 pub const PROGRESS: TableDefinition<u64, &[u8]> = TableDefinition::new("progress");
-
 /// Notifications by number. Files of earlier versions do not have it.
 pub const NOTIFICATIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("notifications");
 
@@ -45,10 +44,12 @@ pub const META_LAST_ALIVE: &str = "lastAlive";
 pub const META_NEXT_TASK: &str = "nextTask";
 /// That of the next schedule.
 pub const META_NEXT_SCHEDULE: &str = "nextSchedule";
-/// The leader record. Files of earlier programs do not have it, and those programs leave it alone.
+/// The term of the last leader, first of the three numbers of the leader record. Files of earlier programs do not have
+/// them, and those programs leave them alone.
 pub const META_TERM: &str = "term";
+/// The number of the last commit in that term.
 pub const META_BEAT: &str = "beat";
-/// 0: it has resigned.
+/// The leader. 0: it has resigned.
 pub const META_HOLDER: &str = "holder";
 
 /// [`META`], open for writing.
