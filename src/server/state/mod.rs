@@ -6,7 +6,7 @@
 //! | file | what it is for |
 //! | --- | --- |
 //! | `mod` | the lock, the clock, the tick |
-//! | `held`, `group_waits` | held requests: what is held, and by which number |
+//! | `held`, `group_waits` | which requests are held, and until when |
 //! | `answering` | the threads that answer held requests |
 //! | `watchers` | who follows which task |
 //! | `durable` | the queue of changes to be saved, and the wait for it |
