@@ -24,6 +24,9 @@ const LOCK: &str = ".lock";
 /// The largest file that every usual file system takes, in bytes, with room to spare.
 const MAX_FILE_BYTES: u64 = 8 << 40;
 
+/// Slots have a multiple of so many bytes: no page of the kernel, of the large ones neither, belongs to two of them.
+const SLOT_UNIT_BYTES: u64 = 2 << 20;
+
 /// Where they lie.
 #[derive(Debug)]
 pub enum Place {
@@ -129,7 +132,7 @@ impl Place {
         })?;
         Ok(Place::Slots(Arc::new(Slots {
             file: Arc::new(file),
-            slot_bytes,
+            slot_bytes: slot_bytes.next_multiple_of(SLOT_UNIT_BYTES),
             taken: Mutex::default(),
         })))
     }
@@ -210,7 +213,15 @@ fn unlinked_file(folder: &Path) -> io::Result<File> {
         .mode(0o600)
         .open(&path)?;
     fs::remove_file(&path)?;
+    // Where space cannot be given back, the next blob of a slot would change what sockets still have of the one before.
+    give_back(&file, 0, 1)?;
     Ok(file)
+}
+
+/// Gives the space of a part of a file back. What sockets have of it stays as it was.
+fn give_back(file: &File, at: u64, bytes: u64) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(fallocate(file, flags, at, bytes)?)
 }
 
 fn random() -> u64 {
@@ -251,14 +262,12 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let (slots, number, base) = (self.slots.clone(), self.number, self.base());
-        in_background(move || {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            // Where the file system cannot do that, the space serves the slot's next blob.
-            if let Err(why) = fallocate(&*slots.file, flags, base, slots.slot_bytes) {
-                log::debug!("the space of a file is not given back: {why}");
-            }
-            slots.taken().free.push(number);
-        });
+        in_background(
+            move || match give_back(&slots.file, base, slots.slot_bytes) {
+                Ok(()) => slots.taken().free.push(number),
+                Err(why) => warn!("the space of a file is not given back: {why}"),
+            },
+        );
     }
 }
 
