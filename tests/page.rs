@@ -677,7 +677,7 @@ fn be_a_machine(
             held.push(json!({"execution": execution, "attempt": attempt, "state": "running", "startedAgoMs": 0}));
             begun.fetch_add(1, Ordering::SeqCst);
         }
-        let fails = n % 10 == 0;
+        let fails = n.is_multiple_of(10);
         let is_early = fails && n > 0 && begun.load(Ordering::SeqCst) < n + 10;
         if !released.load(Ordering::SeqCst) || is_early {
             continue;
