@@ -35,8 +35,8 @@ use std::time::SystemTime;
 pub const MAX_TRANSFERS: usize = 16;
 /// The largest piece of an upload, in bytes: what is lost when its connection breaks is sent again.
 pub const MAX_PIECE_BYTES: u64 = 8 << 20;
-/// Slots begin at pages.
-const PAGE_BYTES: u64 = 4_096;
+/// Slots begin at pages of the kernel, at large ones, too, so that none belongs to two of them; in bytes.
+const PAGE_BYTES: u64 = 2 << 20;
 
 /// The limits, in bytes.
 #[derive(Debug, Clone, Copy)]

@@ -24,9 +24,6 @@ const LOCK: &str = ".lock";
 /// The largest file that every usual file system takes, in bytes, with room to spare.
 const MAX_FILE_BYTES: u64 = 8 << 40;
 
-/// Slots have a multiple of so many bytes: no page of the kernel, of the large ones neither, belongs to two of them.
-const SLOT_UNIT_BYTES: u64 = 2 << 20;
-
 /// Where they lie.
 #[derive(Debug)]
 pub enum Place {
@@ -132,7 +129,7 @@ impl Place {
         })?;
         Ok(Place::Slots(Arc::new(Slots {
             file: Arc::new(file),
-            slot_bytes: slot_bytes.next_multiple_of(SLOT_UNIT_BYTES),
+            slot_bytes,
             taken: Mutex::default(),
         })))
     }
