@@ -143,6 +143,30 @@ struct Node {
 }
 
 impl Node {
+    /// One that has not started yet.
+    fn down(rate: u64) -> Node {
+        let holder = Holder(NonZeroU64::MIN);
+        Node {
+            is_up: false,
+            is_paused: false,
+            is_cut: false,
+            holder,
+            elector: Elector::new(holder, 0.0, Duration::ZERO),
+            rate,
+            saved: BTreeSet::new(),
+            changes: BTreeSet::new(),
+            sent: BTreeSet::new(),
+            calls: BTreeMap::new(),
+            unread: Vec::new(),
+            settling: None,
+            answered: None,
+            resigned: None,
+            last_look: None,
+            read_early: BTreeSet::new(),
+            wake: None,
+        }
+    }
+
     fn clock(&self, now: Ms) -> Duration {
         Duration::from_micros(now * self.rate)
     }
@@ -236,26 +260,7 @@ impl Scene {
         let mut rng = Rng::new(seed);
         let nodes = (0..NODES).map(|_| {
             let between = rng.between(900, 1_100);
-            let holder = Holder(NonZeroU64::MIN);
-            Node {
-                is_up: false,
-                is_paused: false,
-                is_cut: false,
-                holder,
-                elector: Elector::new(holder, 0.0, Duration::ZERO),
-                rate: rng.pick(&[900, 1_000, 1_100, between]),
-                saved: BTreeSet::new(),
-                changes: BTreeSet::new(),
-                sent: BTreeSet::new(),
-                calls: BTreeMap::new(),
-                unread: Vec::new(),
-                settling: None,
-                answered: None,
-                resigned: None,
-                last_look: None,
-                read_early: BTreeSet::new(),
-                wake: None,
-            }
+            Node::down(rng.pick(&[900, 1_000, 1_100, between]))
         });
         let nodes = nodes.collect();
         Scene {
@@ -320,22 +325,12 @@ impl Scene {
         let node = &mut self.nodes[at];
         *node = Node {
             is_up: true,
-            is_paused: false,
             is_cut: node.is_cut,
             holder,
             elector: Elector::new(holder, jitter, node.clock(now)),
-            rate: node.rate,
-            saved: BTreeSet::new(),
-            changes: BTreeSet::new(),
-            sent: BTreeSet::new(),
-            calls: BTreeMap::new(),
-            unread: Vec::new(),
-            settling: None,
-            answered: None,
-            resigned: None,
-            last_look: None,
             read_early,
             wake: Some(now),
+            ..Node::down(node.rate)
         };
         self.note(|| format!("node {at} starts as {holder:?}"));
         self.after(0, Event::Wake(at));
