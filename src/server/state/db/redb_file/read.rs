@@ -4,7 +4,9 @@ use super::damaged;
 use super::tables::*;
 use crate::core::{OutputKey, Saved, ScheduleKey, TaskKey, Time};
 use log::warn;
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableError};
+use redb::{
+    Database, Key, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableError,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -62,94 +64,64 @@ impl Read {
         self.saved.last_alive = Time(last_alive.map_or(0, |alive| alive.value()));
         let next_task = meta.get(META_NEXT_TASK).map_err(text)?;
         self.saved.next_task = next_task.map_or(0, |next| next.value());
-        match read.open_table(SWITCHES) {
-            Err(TableError::TableDoesNotExist(_)) => {}
-            switches => {
-                let switches = switches.map_err(text)?;
-                let suspensions = switches.get(SWITCH_SUSPENSIONS).map_err(text)?;
-                if let Some(suspensions) = suspensions {
-                    let saved = record("switch", SWITCH_SUSPENSIONS, suspensions.value());
-                    let saved = self.or_left_out(saved, strictness)?;
-                    self.saved.suspensions = saved.unwrap_or_default();
-                }
-                let halt = switches.get(SWITCH_HALT).map_err(text)?;
-                if let Some(halt) = halt {
-                    let halt = record("switch", SWITCH_HALT, halt.value());
-                    self.saved.halt = self.or_left_out(halt, strictness)?;
-                }
+        if let Some(switches) = if_there(read.open_table(SWITCHES))? {
+            if let Some(saved) = switches.get(SWITCH_SUSPENSIONS).map_err(text)? {
+                let saved = record("switch", SWITCH_SUSPENSIONS, saved.value());
+                self.saved.suspensions = self.or_left_out(saved, strictness)?.unwrap_or_default();
+            }
+            if let Some(halt) = switches.get(SWITCH_HALT).map_err(text)? {
+                let halt = record("switch", SWITCH_HALT, halt.value());
+                self.saved.halt = self.or_left_out(halt, strictness)?;
             }
         }
-        match read.open_table(LIMITS) {
-            Err(TableError::TableDoesNotExist(_)) => {}
-            limits => {
-                for entry in limits.map_err(text)?.iter().map_err(text)? {
-                    let (key, value) = entry.map_err(text)?;
-                    let limit = record("limit", key.value(), value.value());
-                    if let Some(limit) = self.or_left_out(limit, strictness)? {
-                        self.saved.limits.insert(key.value().into(), limit);
-                    }
-                }
-            }
+        if let Some(limits) = if_there(read.open_table(LIMITS))? {
+            self.records(&limits, strictness, |all, name, bytes| {
+                let limit = record("limit", name, bytes)?;
+                all.saved.limits.insert(name.into(), limit);
+                Ok(())
+            })?;
         }
-        match read.open_table(NOTIFICATIONS) {
-            Err(TableError::TableDoesNotExist(_)) => {}
-            notifications => {
-                let notifications = notifications.map_err(text)?;
-                for entry in notifications.iter().map_err(text)? {
-                    let (key, value) = entry.map_err(text)?;
-                    self.bytes += value.value().len() as u64;
-                    let entry = record("notification", key.value(), value.value());
-                    if let Some(entry) = self.or_left_out(entry, strictness)? {
-                        self.saved.notifications.insert(key.value(), entry);
-                    }
-                }
-            }
+        if let Some(notifications) = if_there(read.open_table(NOTIFICATIONS))? {
+            self.records(&notifications, strictness, |all, number, bytes| {
+                let entry = record("notification", number, bytes)?;
+                all.saved.notifications.insert(number, entry);
+                Ok(())
+            })?;
         }
         self.read_schedules(read, strictness)?;
         let tasks = read.open_table(TASKS).map_err(text)?;
-        for entry in tasks.iter().map_err(text)? {
-            let (key, value) = entry.map_err(text)?;
-            self.bytes += value.value().len() as u64;
-            let task = record("task", key.value(), value.value());
-            if let Some(task) = self.or_left_out(task, strictness)? {
-                self.saved.tasks.insert(TaskKey(key.value()), task);
-            }
-        }
+        self.records(&tasks, strictness, |all, key, bytes| {
+            let task = record("task", key, bytes)?;
+            all.saved.tasks.insert(TaskKey(key), task);
+            Ok(())
+        })?;
         let executions = read.open_table(EXECUTIONS).map_err(text)?;
-        for entry in executions.iter().map_err(text)? {
-            let (key, value) = entry.map_err(text)?;
-            let (task, n) = key.value();
-            self.bytes += value.value().len() as u64;
-            let execution = record("execution of task", task, value.value());
-            if let Some(execution) = self.or_left_out(execution, strictness)? {
-                self.saved.executions.insert((TaskKey(task), n), execution);
-            }
-        }
+        self.records(&executions, strictness, |all, (task, n), bytes| {
+            let execution = record("execution of task", task, bytes)?;
+            all.saved.executions.insert((TaskKey(task), n), execution);
+            Ok(())
+        })?;
         let machines = read.open_table(MACHINES).map_err(text)?;
-        for entry in machines.iter().map_err(text)? {
-            let (key, value) = entry.map_err(text)?;
-            self.bytes += value.value().len() as u64;
-            let machine = record("machine", key.value(), value.value());
-            if let Some(machine) = self.or_left_out(machine, strictness)? {
-                self.saved.machines.insert(key.value().into(), machine);
-            }
-        }
+        self.records(&machines, strictness, |all, instance, bytes| {
+            let machine = record("machine", instance, bytes)?;
+            all.saved.machines.insert(instance.into(), machine);
+            Ok(())
+        })?;
         // The pieces of each attempt are ordered by number, which is the order of arrival.
         let output = read.open_table(OUTPUT).map_err(text)?;
-        for entry in output.iter().map_err(text)? {
-            let (key, value) = entry.map_err(text)?;
-            let (task, n, attempt, number) = key.value();
-            self.bytes += value.value().len() as u64;
-            let piece = decoded(value.value())
-                .ok_or_else(|| format!("output {number} of task {task} is not a piece"));
-            if let Some(piece) = self.or_left_out(piece, strictness)? {
+        self.records(
+            &output,
+            strictness,
+            |all, (task, n, attempt, number), bytes| {
+                all.next_piece = all.next_piece.max(number + 1);
+                let piece = decoded(bytes)
+                    .ok_or_else(|| format!("output {number} of task {task} is not a piece"))?;
                 let task = TaskKey(task);
                 let key = OutputKey { task, n, attempt };
-                self.saved.output.push((key, piece));
-            }
-            self.next_piece = self.next_piece.max(number + 1);
-        }
-        Ok(())
+                all.saved.output.push((key, piece));
+                Ok(())
+            },
+        )
     }
 
     fn read_schedules(
@@ -160,29 +132,36 @@ impl Read {
         let meta = read.open_table(META).map_err(text)?;
         let next = meta.get(META_NEXT_SCHEDULE).map_err(text)?;
         self.saved.next_schedule = next.map_or(0, |next| next.value());
-        let schedules = match read.open_table(SCHEDULES) {
-            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
-            schedules => schedules.map_err(text)?,
+        let Some(schedules) = if_there(read.open_table(SCHEDULES))? else {
+            return Ok(());
         };
-        for entry in schedules.iter().map_err(text)? {
-            let (key, value) = entry.map_err(text)?;
-            self.bytes += value.value().len() as u64;
-            let posted = record("schedule", key.value(), value.value());
-            if let Some(posted) = self.or_left_out(posted, strictness)? {
-                let key = ScheduleKey(key.value());
-                self.saved.schedules.insert(key, Arc::new(posted));
-            }
-        }
+        self.records(&schedules, strictness, |all, key, bytes| {
+            let posted = record("schedule", key, bytes)?;
+            all.saved
+                .schedules
+                .insert(ScheduleKey(key), Arc::new(posted));
+            Ok(())
+        })?;
         let progress = read.open_table(PROGRESS).map_err(text)?;
-        for entry in progress.iter().map_err(text)? {
+        self.records(&progress, strictness, |all, key, bytes| {
+            let progress = record("the progress of schedule", key, bytes)?;
+            all.saved.progress.insert(ScheduleKey(key), progress);
+            Ok(())
+        })
+    }
+
+    /// Gives each record of a table to `keep`. One that it cannot read is an error, or left out.
+    fn records<K: Key>(
+        &mut self,
+        table: &ReadOnlyTable<K, &'static [u8]>,
+        strictness: Strictness,
+        mut keep: impl for<'a> FnMut(&mut Self, K::SelfType<'a>, &'a [u8]) -> Result<(), String>,
+    ) -> Result<(), String> {
+        for entry in table.iter().map_err(text)? {
             let (key, value) = entry.map_err(text)?;
             self.bytes += value.value().len() as u64;
-            let progress = record("the progress of schedule", key.value(), value.value());
-            if let Some(progress) = self.or_left_out(progress, strictness)? {
-                self.saved
-                    .progress
-                    .insert(ScheduleKey(key.value()), progress);
-            }
+            let kept = keep(self, key.value(), value.value());
+            self.or_left_out(kept, strictness)?;
         }
         Ok(())
     }
@@ -225,5 +204,13 @@ impl Read {
         } = &mut self.saved;
         schedules.retain(|key, _| progress.contains_key(key));
         progress.retain(|key, _| schedules.contains_key(key));
+    }
+}
+
+/// A table that files of earlier versions do not have.
+fn if_there<T>(opened: Result<T, TableError>) -> Result<Option<T>, String> {
+    match opened {
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        opened => opened.map(Some).map_err(text),
     }
 }
