@@ -26,6 +26,7 @@
 //! | `bounded` | lists and maps that are read up to a number of entries |
 //! | `enumeration` | values that are one of a few words |
 //! | `signal` | names of signals |
+//! | `term` | which leader of which registry answers |
 //! | `output_line` | lines of output with a label in front |
 //! | `machine_names` | names that tell the machines of a task apart |
 //!
@@ -62,6 +63,7 @@ mod state;
 pub mod strict_object;
 pub mod sweep;
 pub mod task;
+pub mod term;
 pub mod undo;
 pub mod update;
 

@@ -17,16 +17,7 @@ use crate::core::{Batch, Saved, Time};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::num::NonZeroU64;
 
-/// The number of a leader: each one has a higher number than all before. 0: nobody has ever led.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Term(pub u64);
-
-impl Term {
-    /// The one after it.
-    pub fn next(self) -> Self {
-        Term(self.0 + 1)
-    }
-}
+pub use crate::wire::term::Term;
 
 /// Tells servers apart: a random number that each draws when it connects to the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,101 @@
+//! How far a registry has come: the header with which servers and agents tell each other who leads.
+//!
+//! Several servers can keep one registry; one of them leads, in a term. An answer of an earlier leader that does not know
+//! yet that it was replaced is recognized by its lower term.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// On every call of an agent and on its answer: [`RegistryTerm`].
+pub const TERM_HEADER: &str = "Sidebike-Term";
+/// On a 503 of a server that does not lead: the address of the one that does.
+pub const LEADER_HEADER: &str = "Sidebike-Leader";
+
+/// The number of a leader: each one has a higher number than all before. 0: nobody has ever led.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Term(pub u64);
+
+impl Term {
+    /// The one after it.
+    pub fn next(self) -> Self {
+        Term(self.0 + 1)
+    }
+}
+
+/// Tells registries apart: a random number that is drawn when one begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RegistryId(pub u64);
+
+/// A term of a registry. As text: the id in 16 hexadecimal digits, `:`, the term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegistryTerm {
+    /// Of which registry. Terms of different ones cannot be compared.
+    pub registry: RegistryId,
+    /// The term.
+    pub term: Term,
+}
+
+impl fmt::Display for RegistryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Display for RegistryTerm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.registry, self.term.0)
+    }
+}
+
+impl FromStr for RegistryTerm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = || {
+            let (registry, term) = text.split_once(':')?;
+            let all_hex = registry.len() == 16 && registry.bytes().all(|b| b.is_ascii_hexdigit());
+            let all_digits = term.bytes().all(|b| b.is_ascii_digit());
+            (all_hex && all_digits).then_some(())?;
+            Some(RegistryTerm {
+                registry: RegistryId(u64::from_str_radix(registry, 16).ok()?),
+                term: Term(term.parse().ok()?),
+            })
+        };
+        let expected = || format!("expected 16 hexadecimal digits, `:` and a number, got {text:?}");
+        read().ok_or_else(expected)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_read_as_it_is_written() {
+        let term = RegistryTerm {
+            registry: RegistryId(0xab),
+            term: Term(7),
+        };
+        assert_eq!(term.to_string(), "00000000000000ab:7");
+        assert_eq!(term.to_string().parse(), Ok(term));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let bad = [
+            "",
+            ":",
+            "7",
+            "ab:7",
+            "00000000000000ab:",
+            "00000000000000ab:-1",
+            "00000000000000ab:+1",
+            "+0000000000000ab:1",
+            "00000000000000ab:99999999999999999999",
+        ];
+        for text in bad {
+            let refused: Result<RegistryTerm, String> = text.parse();
+            assert!(refused.is_err(), "{text}");
+        }
+    }
+}
