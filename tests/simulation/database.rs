@@ -87,7 +87,7 @@ pub struct Database {
 fn apply(model: &Model, call: &Call, broken: Option<Broken>) -> Answer {
     let mut connection = model.connect_as(call.holder);
     match &call.what {
-        What::Look => Answer::Looked(connection.look()),
+        What::Look => Answer::Looked(connection.look().map(|seen| seen.record)),
         What::Take(seen) => Answer::Took(connection.take(seen)),
         What::Load => {
             let saved = connection.load().unwrap();
@@ -106,7 +106,7 @@ fn apply(model: &Model, call: &Call, broken: Option<Broken>) -> Answer {
                 Some(Broken::RenewalNamesItsHolder) => numbers.is_empty(),
                 _ => false,
             };
-            let record = model.connect_as(call.holder).look().unwrap();
+            let record = model.connect_as(call.holder).look().unwrap().record;
             if committed != Committed::Fenced || !has_no_fence {
                 return Answer::Committed(committed);
             }
@@ -145,7 +145,7 @@ impl Database {
 
     /// The record as everybody sees it.
     pub fn record(&self) -> LeaderRecord {
-        self.visible.copy().look().unwrap()
+        self.visible.copy().look().unwrap().record
     }
 
     /// The numbers that survive whatever happens now.
@@ -179,9 +179,9 @@ impl Database {
 
     fn write(&mut self, call: Call) -> Result<(), String> {
         let mut primary = self.primary.connect_as(call.holder);
-        let before = primary.look().unwrap();
+        let before = primary.look().unwrap().record;
         let answer = apply(&self.primary, &call, self.broken);
-        let after = primary.look().unwrap();
+        let after = primary.look().unwrap().record;
         if let What::Commit(term, ..) = &call.what
             && before != after
             && (before.term, before.holder) != (*term, Some(call.holder))

@@ -405,7 +405,7 @@ mod tests {
             durable.close();
             assert_eq!(thread.join().unwrap(), Ok(()));
             assert_eq!(
-                model.connect().look().unwrap().holder,
+                model.connect().look().unwrap().record.holder,
                 None,
                 "it has resigned"
             );
@@ -419,7 +419,7 @@ mod tests {
         let ticket = durable.take_in(Time(1), change("a"), false);
         assert_eq!(durable.wait(ticket), Ok(()));
         let mut other = model.connect();
-        let seen = other.look().unwrap();
+        let seen = other.look().unwrap().record;
         assert_eq!(other.take(&seen), Ok(Some(Term(2))));
         let ticket = durable.take_in(Time(2), change("b"), false);
         assert_eq!(durable.wait(ticket), Err(FENCED.into()));
@@ -429,7 +429,7 @@ mod tests {
         assert_eq!(durable.trouble(), Some(FENCED.into()));
         durable.close();
         assert_eq!(saved_output(&model), [piece("a")]);
-        let leader = other.look().unwrap();
+        let leader = other.look().unwrap().record;
         assert_eq!(leader.term, Term(2));
         assert!(leader.holder.is_some(), "it did not resign for the other");
     }

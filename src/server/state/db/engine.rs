@@ -14,10 +14,12 @@
 //! [`resign`]: StorageEngine::resign
 
 use crate::core::{Batch, Saved, Time};
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::num::NonZeroU64;
 
-pub use crate::wire::term::Term;
+pub use crate::wire::term::{RegistryId, Term};
 
 /// Tells servers apart: a random number that each draws when it connects to the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +51,47 @@ impl LeaderRecord {
     }
 }
 
+/// What a look shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Who leads.
+    pub record: LeaderRecord,
+    /// Where the holder can be reached, as it said when it took the lead.
+    pub address: Option<String>,
+    /// Which registry the records are of. It is drawn when they are made, and never changes.
+    pub registry: RegistryId,
+    /// Known to all servers of the registry, and to nobody else.
+    pub secret: Secret,
+}
+
+/// What the servers of a registry prove themselves with to each other. It is drawn together with the registry's id.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub [u8; Secret::BYTES]);
+
+impl Secret {
+    /// As long as the hash of an HMAC with SHA-256.
+    pub const BYTES: usize = 32;
+
+    /// A new one, from the kernel.
+    pub fn fresh() -> Result<Self, String> {
+        let mut bytes = [0; Secret::BYTES];
+        // The kernel gives up to 256 bytes in one piece.
+        let got = rustix::io::retry_on_intr(|| getrandom(&mut bytes, GetRandomFlags::empty()));
+        match got {
+            Ok(Secret::BYTES) => Ok(Secret(bytes)),
+            Ok(_) => Err("the kernel gave too few random bytes".into()),
+            Err(why) => Err(format!("the kernel gives no random bytes: {why}")),
+        }
+    }
+}
+
+/// Nothing of it: it must not come into a log.
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
 /// What has become of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Committed {
@@ -66,8 +109,9 @@ pub enum Committed {
 /// A connection to a database that keeps the records of one registry, for one leader at a time. It has a [`Holder`] of
 /// its own. Errors are for people.
 pub trait StorageEngine: Send {
-    /// The leader record at this moment. It changes with each take, commit and resignation.
-    fn look(&mut self) -> Result<LeaderRecord, String>;
+    /// The leader record at this moment, and what goes with it. The record changes with each take, commit and
+    /// resignation.
+    fn look(&mut self) -> Result<Seen, String>;
 
     /// Takes the lead, if the leader record is still the one that was `seen`: the answer is the new term. After that,
     /// commits of earlier holders are fenced. `None`: it has changed, and nothing was done; look again. After an error
@@ -86,4 +130,11 @@ pub trait StorageEngine: Send {
     /// Ends a term, so that another server may lead at once. Later commits of it are fenced. If the term is over
     /// already, this changes nothing.
     fn resign(&mut self, term: Term) -> Result<(), String>;
+}
+
+/// An engine that several connections can use at the same time: a leader may load on one, while it commits signs of
+/// life on another.
+pub trait Connect: Send + Sync {
+    /// A connection for this holder. It connects with its first call, and again after an error.
+    fn connect(&self, holder: Holder) -> Box<dyn StorageEngine>;
 }

@@ -15,7 +15,7 @@ impl Leadership {
     /// Takes the lead and returns what was saved. The error says what to do.
     pub fn take(mut engine: Box<dyn StorageEngine>) -> Result<(Leadership, Saved), String> {
         let seen = engine.look()?;
-        let taken = engine.take(&seen)?;
+        let taken = engine.take(&seen.record)?;
         let term = taken.ok_or("another server has just taken it; start this one again")?;
         let saved = engine.load()?;
         let leadership = Leadership {

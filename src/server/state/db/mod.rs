@@ -19,7 +19,9 @@ mod redb_file;
 #[cfg(test)]
 mod script;
 
-pub use self::engine::{Committed, Holder, LeaderRecord, StorageEngine, Term};
+pub use self::engine::{
+    Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen, StorageEngine, Term,
+};
 pub use self::leadership::Leadership;
 #[cfg(test)]
 pub use self::model::{Fate, Model};

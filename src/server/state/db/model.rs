@@ -1,10 +1,15 @@
 //! An engine in memory that keeps the promises of [`StorageEngine`], and whose answers can be late or lost. For tests,
 //! and for the simulation of several servers.
 
-use super::{Committed, Holder, LeaderRecord, StorageEngine, Term};
+use super::{
+    Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen, StorageEngine, Term,
+};
 use crate::core::{Batch, Saved, Time};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The id of each model's registry: the same seed of the simulation has to do the same.
+const REGISTRY: RegistryId = RegistryId(1);
 
 /// What becomes of a commit on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,11 +28,14 @@ pub enum Fate {
 pub struct Model {
     state: Arc<Mutex<State>>,
     holder: Holder,
+    /// Where the holder can be reached.
+    address: Option<String>,
 }
 
 #[derive(Default, Clone)]
 struct State {
     record: LeaderRecord,
+    address: Option<String>,
     saved: Saved,
     /// Of the next commits, in order. Without one they are answered.
     fates: VecDeque<Fate>,
@@ -65,6 +73,7 @@ impl Default for Model {
         Model {
             state: Arc::default(),
             holder: Holder::fresh(),
+            address: None,
         }
     }
 }
@@ -72,10 +81,7 @@ impl Default for Model {
 impl Model {
     /// Another connection to the same engine.
     pub fn connect(&self) -> Self {
-        Model {
-            state: self.state.clone(),
-            holder: Holder::fresh(),
-        }
+        self.connect_as(Holder::fresh())
     }
 
     /// The same, with a holder that was drawn before.
@@ -83,7 +89,14 @@ impl Model {
         Model {
             state: self.state.clone(),
             holder,
+            address: self.address.clone(),
         }
+    }
+
+    /// The same, for a server that can be reached there.
+    pub fn with_address(mut self, address: &str) -> Self {
+        self.address = Some(address.into());
+        self
     }
 
     /// Another engine, with all that this one has now.
@@ -92,6 +105,7 @@ impl Model {
         Model {
             state: Arc::new(Mutex::new(state)),
             holder: self.holder,
+            address: self.address.clone(),
         }
     }
 
@@ -118,8 +132,14 @@ impl Model {
 }
 
 impl StorageEngine for Model {
-    fn look(&mut self) -> Result<LeaderRecord, String> {
-        Ok(self.state().record)
+    fn look(&mut self) -> Result<Seen, String> {
+        let state = self.state();
+        Ok(Seen {
+            record: state.record,
+            address: state.address.clone(),
+            registry: REGISTRY,
+            secret: Secret([0; Secret::BYTES]),
+        })
     }
 
     fn take(&mut self, seen: &LeaderRecord) -> Result<Option<Term>, String> {
@@ -134,6 +154,7 @@ impl StorageEngine for Model {
             holder,
             beat: 0,
         };
+        state.address = self.address.clone();
         Ok(Some(term))
     }
 
@@ -165,7 +186,14 @@ impl StorageEngine for Model {
         let mut state = self.state();
         if (state.record.term, state.record.holder) == (term, holder) {
             state.record.holder = None;
+            state.address = None;
         }
         Ok(())
+    }
+}
+
+impl Connect for Model {
+    fn connect(&self, holder: Holder) -> Box<dyn StorageEngine> {
+        Box::new(self.connect_as(holder))
     }
 }

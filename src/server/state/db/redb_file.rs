@@ -20,7 +20,7 @@ pub use self::inspect::{check, export};
 use self::read::{Read, Strictness, read_all};
 use self::tables::*;
 use self::write::write_batch;
-use super::{Committed, Holder, LeaderRecord, StorageEngine, Term};
+use super::{Committed, Holder, LeaderRecord, RegistryId, Secret, Seen, StorageEngine, Term};
 use crate::core::{Batch, Core, Limits, Saved, Time};
 use log::{info, warn};
 use redb::{
@@ -57,6 +57,9 @@ pub struct RedbFile {
     database: Option<Database>,
     next_piece: u64,
     holder: Holder,
+    /// Only this server ever sees them, so they are drawn at each opening.
+    registry: RegistryId,
+    secret: Secret,
     /// The leader record that was seen when the disk did not let this server take the lead. The next commit takes it.
     untaken: Option<LeaderRecord>,
     /// What was read when the file was opened, for the first load: nothing is written into a file before all of it was
@@ -95,6 +98,8 @@ impl RedbFile {
             database: Some(opened.database),
             next_piece,
             holder: Holder::fresh(),
+            registry: RegistryId(Holder::fresh().0.get()),
+            secret: Secret::fresh()?,
             untaken: None,
             unloaded: Some(saved),
         })
@@ -107,6 +112,13 @@ impl RedbFile {
             holder: Some(self.holder),
             beat,
         }
+    }
+
+    fn record(&mut self) -> Result<LeaderRecord, String> {
+        self.with_open_at_start("read", |database| {
+            let read = database.begin_read().map_err(text)?;
+            leader_record(&read.open_table(META).map_err(text)?)
+        })
     }
 
     /// Does `work` with the open file. After an error of the disk the file has to be opened again. A panic of the
@@ -145,10 +157,12 @@ impl RedbFile {
 }
 
 impl StorageEngine for RedbFile {
-    fn look(&mut self) -> Result<LeaderRecord, String> {
-        self.with_open_at_start("read", |database| {
-            let read = database.begin_read().map_err(text)?;
-            leader_record(&read.open_table(META).map_err(text)?)
+    fn look(&mut self) -> Result<Seen, String> {
+        Ok(Seen {
+            record: self.record()?,
+            address: None,
+            registry: self.registry,
+            secret: self.secret.clone(),
         })
     }
 
@@ -162,7 +176,7 @@ impl StorageEngine for RedbFile {
         };
         // A server whose disk is full starts all the same: it shows what there is, and what runs goes on. The open file
         // keeps others out, and the first commit finds out whether one came first.
-        let now = self.look()?;
+        let now = self.record()?;
         if now == *seen {
             self.untaken = Some(now);
         } else if !now.is_same_leader(&own) {

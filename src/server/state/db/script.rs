@@ -109,16 +109,23 @@ impl Expected {
     }
 }
 
+/// The leader record, after a take, a commit or a resignation.
+fn look(engine: &mut dyn StorageEngine) -> Result<LeaderRecord, String> {
+    engine.look().map(|seen| seen.record)
+}
+
 /// The leader record. Somebody leads in this term, and has come so far.
 fn led(engine: &mut dyn StorageEngine, term: u64, beat: u64) -> LeaderRecord {
-    let record = engine.look().expect("it can be read");
+    let record = look(engine).expect("it can be read");
     assert_eq!((record.term, record.beat), (Term(term), beat));
     assert!(record.holder.is_some(), "nobody leads");
     record
 }
 
-/// Runs the script against an empty engine. `reopen` closes a connection to it and opens another.
+/// Runs the script against an empty engine. Each connection is of a server that can be reached at `address`. `reopen`
+/// closes a connection to it and opens another.
 pub fn run(
+    address: Option<&str>,
     mut engine: Box<dyn StorageEngine>,
     reopen: impl Fn(Box<dyn StorageEngine>) -> Box<dyn StorageEngine>,
 ) {
@@ -133,16 +140,23 @@ pub fn run(
 
     // Nobody has ever led.
     let nobody = LeaderRecord::default();
-    assert_eq!(engine.look(), Ok(nobody));
+    let first = engine.look().expect("it can be read");
+    assert_eq!((first.record, first.address), (nobody, None));
     let early = engine.commit(Term(0), 1, Time(1), &tasks);
     assert_eq!(early, Committed::Fenced);
-    assert_eq!(engine.look(), Ok(nobody));
+    assert_eq!(look(&mut *engine), Ok(nobody));
 
     // A take needs the latest look.
     assert_eq!(engine.take(&nobody), Ok(Some(Term(1))));
     let before = led(&mut *engine, 1, 0);
+    let seen = engine.look().expect("it can be read");
+    assert_eq!(seen.address.as_deref(), address);
+    assert_eq!(
+        (seen.registry, &seen.secret),
+        (first.registry, &first.secret)
+    );
     assert_eq!(engine.take(&nobody), Ok(None));
-    assert_eq!(engine.look(), Ok(before));
+    assert_eq!(look(&mut *engine), Ok(before));
     expected.check(&mut *engine);
 
     // What was committed is loaded.
@@ -201,9 +215,11 @@ pub fn run(
 
     // Only who leads can resign; whoever has resigned is fenced.
     assert_eq!(engine.resign(Term(1)), Ok(()));
-    assert_eq!(engine.look(), Ok(before));
+    assert_eq!(look(&mut *engine), Ok(before));
     assert_eq!(engine.resign(Term(2)), Ok(()));
-    let resigned = engine.look().expect("it can be read");
+    let seen = engine.look().expect("it can be read");
+    assert_eq!((seen.address, &seen.secret), (None, &first.secret));
+    let resigned = seen.record;
     assert_eq!((resigned.term, resigned.holder), (Term(2), None));
     let fenced = engine.commit(Term(2), 4, Time(9_000), &unwanted);
     assert_eq!(fenced, Committed::Fenced);
@@ -228,13 +244,13 @@ pub fn run(
     // All of it is there after a reopening, and a term belongs to the connection that took it.
     let before = led(&mut *engine, 3, 1);
     engine = reopen(engine);
-    assert_eq!(engine.look(), Ok(before));
+    assert_eq!(look(&mut *engine), Ok(before));
     expected.check(&mut *engine);
     expected.check(&mut *engine);
     let fenced = engine.commit(Term(3), 2, Time(9_000), &unwanted);
     assert_eq!(fenced, Committed::Fenced);
     assert_eq!(engine.resign(Term(3)), Ok(()));
-    assert_eq!(engine.look(), Ok(before));
+    assert_eq!(look(&mut *engine), Ok(before));
     assert_eq!(engine.take(&before), Ok(Some(Term(4))));
     assert_ne!(led(&mut *engine, 4, 0).holder, before.holder);
     let appended = Batch {
@@ -258,8 +274,10 @@ pub fn run(
 
 #[test]
 fn the_model_keeps_every_promise() {
-    let model = Model::default();
-    run(Box::new(model.connect()), |_| Box::new(model.connect()));
+    let model = Model::default().with_address("https://a:9410");
+    run(Some("https://a:9410"), Box::new(model.connect()), |_| {
+        Box::new(model.connect())
+    });
 }
 
 #[test]
@@ -267,7 +285,7 @@ fn a_file_of_redb_keeps_every_promise() {
     let name = format!("sidebike-script-{}", std::process::id());
     let path = std::env::temp_dir().join(name);
     let open = || -> Box<dyn StorageEngine> { Box::new(RedbFile::open(&path).expect("it opens")) };
-    run(open(), |before| {
+    run(None, open(), |before| {
         drop(before);
         open()
     });
