@@ -11,6 +11,7 @@
 //! | `state/updates` | what the threads share while the agent's program is replaced |
 //! | `state/waits` | waits for something to report, and for the end of what is open |
 //! | `recent_ids` | the ids of attempts that are over |
+//! | `seen_term` | which answers are of a server that was replaced |
 //! | `attempt`, `output` | one attempt and its output, until the server has taken them |
 //! | `batch` | what goes into a report, and what its answer means |
 //! | `reporter` | when a report is sent, and what a failure means |
@@ -67,6 +68,8 @@ pub mod processes;
 mod recent_ids;
 mod reporter;
 mod reread;
+#[doc(hidden)]
+pub mod seen_term;
 mod shared;
 mod shutdown;
 mod state;

@@ -7,6 +7,7 @@
 
 use super::body::Framing;
 use super::request::{Authorization, Headers, Refused, Request};
+use crate::wire::term::TERM_HEADER;
 use std::net::IpAddr;
 
 /// How much a request may have; settings of the server.
@@ -268,6 +269,8 @@ fn checked(
             headers.content_range = Some(text.to_owned());
         } else if is("Sidebike-Instance") {
             headers.instance = Some(Authorization(text.to_owned()));
+        } else if is(TERM_HEADER) {
+            headers.term = text.parse().ok();
         } else if is("Authorization") {
             headers.authorization = Some(Authorization(text.to_owned()));
         }
@@ -415,6 +418,20 @@ mod tests {
         let of = |count| read(head(count).as_bytes(), 0, &limits, None);
         assert!(of(50).unwrap().is_some());
         assert_eq!(of(51).unwrap_err().status, 431);
+    }
+
+    #[test]
+    fn a_term_is_read_and_what_is_none_is_ignored() {
+        let term = |value: &str| {
+            let head = format!("POST / HTTP/1.1\r\nsidebike-term: {value}\r\n\r\n");
+            let head = read(head.as_bytes(), 0, &LIMITS, None).unwrap().unwrap();
+            head.request.headers.term.map(|term| term.to_string())
+        };
+        let good = "00000000000000ab:7";
+        assert_eq!(term(good).as_deref(), Some(good));
+        for bad in ["", "7", "ab:7", "00000000000000ab:-7"] {
+            assert_eq!(term(bad), None, "{bad}");
+        }
     }
 
     #[test]

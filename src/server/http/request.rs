@@ -2,6 +2,7 @@
 
 use super::ConnectionId;
 use super::memory_budget::Reservation;
+use crate::wire::term::RegistryTerm;
 use percent_encoding::percent_decode_str;
 use std::net::IpAddr;
 
@@ -52,6 +53,8 @@ pub struct Headers {
     pub content_range: Option<String>,
     /// `Sidebike-Instance`: which agent asks. A secret as well.
     pub instance: Option<Authorization>,
+    /// `Sidebike-Term`: how far an agent has seen a registry come. A value that is none is ignored.
+    pub term: Option<RegistryTerm>,
     /// `Authorization`: a secret, see the `Debug` of its type.
     pub authorization: Option<Authorization>,
 }

@@ -9,6 +9,7 @@ use super::body::BodyLimit;
 use super::request::{Authorization, Headers, Refused, Request};
 use super::responder::{Part, ReplyPath, Responder, Source};
 use super::{ConnectionId, RequestLimits, Service, Sink, start_thread};
+use crate::wire::term::TERM_HEADER;
 use log::{debug, warn};
 use std::io::{self, Cursor, Read};
 use std::net::TcpListener;
@@ -144,6 +145,7 @@ fn parsed(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<Request, R
         if_none_match: header("If-None-Match"),
         content_range: header("Content-Range"),
         instance: header("Sidebike-Instance").map(Authorization),
+        term: header(TERM_HEADER).and_then(|term| term.parse().ok()),
         authorization: header("Authorization").map(Authorization),
     };
     let peer = raw.remote_addr().map(|address| address.ip());
