@@ -44,6 +44,7 @@ impl Service for Server {
             };
             Ok(Admitted {
                 may_wait: self.may_have_to_wait(route),
+                tells_state: route.right != Right::Open,
                 body: match route.right {
                     _ if upload.is_some() => BodyLimit::Streamed,
                     Right::Original => original::body_limit(self.edge.max_body()),

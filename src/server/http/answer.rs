@@ -46,6 +46,14 @@ impl Answer {
         }
     }
 
+    /// The same, with more header lines.
+    pub fn with_headers(mut self, lines: &str) -> Answer {
+        if !lines.is_empty() {
+            self.headers.to_mut().push_str(lines);
+        }
+        self
+    }
+
     /// The bytes that count for the memory budget: a constant body takes no memory, a small one is not counted.
     pub fn counted_bytes(&self) -> Option<usize> {
         match &self.body {
@@ -94,13 +102,14 @@ impl Answer {
     }
 }
 
-/// The head of an answer of unknown length, the last one of its connection.
-pub fn stream_head(content_type: &str, mode: ResponseMode) -> Vec<u8> {
+/// The head of an answer of unknown length, the last one of its connection, with more header lines.
+pub fn stream_head(content_type: &str, lines: &str, mode: ResponseMode) -> Vec<u8> {
     let mut head = Vec::with_capacity(HEAD_BYTES);
     begin(&mut head, 200, content_type);
     if !mode.is_http_1_0 {
         head.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
+    head.extend_from_slice(lines.as_bytes());
     head.extend_from_slice(
         b"Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nConnection: close\r\n\r\n",
     );

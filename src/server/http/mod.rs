@@ -132,6 +132,13 @@ pub trait Service: Send + Sync + 'static {
 
     /// The peer of a held request is gone.
     fn abandoned(&self, connection: ConnectionId);
+
+    /// Asked at the moment when an answer leaves that [tells the state](Admitted::tells_state), and before each part of
+    /// one that comes in parts: the header lines to add, each with its line end. The error goes out in its place; an
+    /// answer that has begun is broken off.
+    fn stamp(&self) -> Result<Option<Arc<str>>, Answer> {
+        Ok(None)
+    }
 }
 
 /// What became of a request.
@@ -149,6 +156,8 @@ pub struct Admitted<A> {
     pub admission: A,
     /// Serving it may take its time, or wait for the disk: a thread of the pool does it.
     pub may_wait: bool,
+    /// Its answer depends on what the service knows at the moment, see [`Service::stamp`].
+    pub tells_state: bool,
     /// How large its body may be.
     pub body: BodyLimit,
     /// Takes the body piece by piece, which then has [`BodyLimit::Streamed`]; the request is served, by a thread for

@@ -63,6 +63,8 @@ pub struct Connection<S: Service> {
     incoming: Option<Box<Incoming<S::Admission>>>,
     /// How the present request is to be answered.
     mode: ResponseMode,
+    /// Its answer depends on what the service knows at the moment.
+    tells_state: bool,
     output: Output,
     /// What the answer on its way takes of the memory budget.
     reservation: Option<Reservation>,
@@ -130,6 +132,7 @@ impl<S: Service> Connection<S> {
             unwanted: 0,
             incoming: None,
             mode: UNKNOWN,
+            tells_state: false,
             output: Output::default(),
             reservation: None,
             stream: None,
@@ -219,7 +222,11 @@ impl<S: Service> Connection<S> {
     ) {
         if self.on(Event::Answer(number), cx) == Action::Write {
             self.reservation = reservation;
-            self.write(answer);
+            self.write(match self.stamp(cx) {
+                Ok(None) => answer,
+                Ok(Some(lines)) => answer.with_headers(&lines),
+                Err(instead) => instead,
+            });
             // A client sends its next request when it has read this answer, so a read now would find nothing. The
             // poller reports what comes, and what has come already.
             let io = IoBudget {
@@ -238,14 +245,27 @@ impl<S: Service> Connection<S> {
         source: Box<dyn Source>,
         cx: &mut Context<'_, S>,
     ) {
+        let lines = match self.stamp(cx) {
+            Ok(lines) => lines.unwrap_or_default(),
+            Err(instead) => {
+                if self.on(Event::Answer(number), cx) == Action::Write {
+                    self.write(instead);
+                    self.advance(cx);
+                }
+                return;
+            }
+        };
         if self.on(Event::Stream(number), cx) != Action::Pull {
             return;
         }
         let (head, left) = match head {
             StreamHead::Endless(content_type) => {
-                (answer::stream_head(content_type, self.mode), None)
+                (answer::stream_head(content_type, &lines, self.mode), None)
             }
-            StreamHead::Sized(answer, bytes) => (answer.head_for(self.mode, bytes), Some(bytes)),
+            StreamHead::Sized(answer, bytes) => {
+                let answer = answer.with_headers(&lines);
+                (answer.head_for(self.mode, bytes), Some(bytes))
+            }
         };
         self.write_head(head);
         let is_empty = self.mode.without_body || left == Some(0);
@@ -419,6 +439,14 @@ impl<S: Service> Connection<S> {
         }
     }
 
+    /// What is to be added to an answer that leaves now, or what leaves in its place.
+    fn stamp(&self, cx: &Context<'_, S>) -> Result<Option<Arc<str>>, Answer> {
+        match self.tells_state {
+            true => cx.service.stamp(),
+            false => Ok(None),
+        }
+    }
+
     fn write(&mut self, answer: Answer) {
         let (head, body) = answer.into_parts(self.mode);
         self.write_head(head);
@@ -523,6 +551,11 @@ impl<S: Service> Connection<S> {
         }
         // The rest is due in the next pass.
         if stream.next > cx.now || io.bytes >= TURN_BYTES {
+            return false;
+        }
+        if self.tells_state && cx.service.stamp().is_err() {
+            debug!("a body was broken off: the service may not answer any more");
+            self.on(Event::Lost, cx);
             return false;
         }
         self.reservation = None;

@@ -114,6 +114,7 @@ impl<S: Service> Connection<S> {
         };
         self.mode = head.mode;
         self.was_held = false;
+        self.tells_state = false;
         if !head.mode.keep_alive {
             self.life.note_last();
         }
@@ -121,6 +122,7 @@ impl<S: Service> Connection<S> {
             Ok(admitted) => admitted,
             Err(answer) => return self.turn_away(answer, &head, cx),
         };
+        self.tells_state = admitted.tells_state;
         let limit = admitted.body;
         let decoder = match Decoder::new(head.framing, limit) {
             Ok(decoder) => decoder,
