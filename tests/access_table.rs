@@ -104,6 +104,7 @@ const TABLE: &[Line] = &[
     line("GET /docs/*", "/docs/api", "", 200, Anybody),
     line("GET /api/v1/openapi.json", "/api/v1/openapi.json", "", 200, Anybody),
     line("GET /healthz", "/healthz", "", 200, Anybody),
+    line("GET /leader", "/leader", "", 200, Anybody),
     line("PUT /api/v1/file/*", "/api/v1/file/x", "x", 200, People),
     line("GET /api/v1/blob", "/api/v1/blob", "", 200, Lookers),
     line("GET /api/v1/blob/*", "/api/v1/blob/none", "", 400, People),

@@ -8,12 +8,16 @@
 
 #[cfg(feature = "agent")]
 mod agent;
+#[cfg(feature = "server")]
+mod database;
 mod registry;
 #[cfg(feature = "server")]
 mod server;
 
 #[cfg(feature = "agent")]
 pub use agent::{AgentArgs, AgentConfig, CommandPolicy, FilePolicy};
+#[cfg(feature = "server")]
+pub use database::{Database, DatabaseUrl, SharedDatabase};
 pub use registry::{Registry, RegistryArgs};
 #[cfg(feature = "server")]
 pub use server::{AuditTarget, ServerArgs, ServerConfig};

@@ -1,5 +1,6 @@
 //! Settings of a server.
 
+use super::database::{self, Database};
 use crate::core::{NotifyPolicy, TextLimits};
 use crate::rules::{MAX_LABEL_BYTES, wrong_regex};
 use crate::server::api::browser::Authority;
@@ -44,9 +45,22 @@ pub struct ServerArgs {
         hide = !cfg!(feature = "tiny_http")
     )]
     engine: String,
-    /// File of the database, in which acknowledged tasks survive a restart [default: none, memory only]
-    #[arg(long, env = "SIDEBIKE_DB", value_name = "FILE")]
+    /// Database, in which acknowledged tasks survive a restart: a file, or postgres://USER@HOST/NAME for
+    /// several servers [default: none, memory only]
+    #[arg(
+        long,
+        env = "SIDEBIKE_DB",
+        value_name = "FILE|URL",
+        hide_env_values = true
+    )]
     db: Option<PathBuf>,
+    /// PEM file of the authorities that signed the certificate of PostgreSQL [default: the system's]
+    #[arg(long, env = "SIDEBIKE_DB_CA", value_name = "FILE")]
+    db_ca: Option<PathBuf>,
+    /// With several servers: the URL under which agents and the others reach this one [default:
+    /// --public-url, or the address of --listen]
+    #[arg(long, env = "SIDEBIKE_ADVERTISE", value_name = "URL")]
+    advertise: Option<String>,
     /// Finished tasks to keep; the oldest are forgotten first
     #[arg(
         long,
@@ -298,7 +312,7 @@ pub enum AuditTarget {
 pub struct ServerConfig {
     pub listen: SocketAddr,
     pub engine: Engine,
-    pub db: Option<PathBuf>,
+    pub db: Option<Database>,
     pub max_tasks: usize,
     pub max_executions: usize,
     pub max_machines: usize,
@@ -418,10 +432,20 @@ impl ServerArgs {
             (Some(_), None) => return Err("--tls-cert: needs --tls-key, too".into()),
             (None, Some(_)) => return Err("--tls-key: needs --tls-cert, too".into()),
         };
+        let flags = database::Flags {
+            db: self.db,
+            ca: self.db_ca,
+            advertise: self.advertise,
+        };
+        let db = flags.checked(listen, tls.is_some(), public_address.as_deref())?;
+        #[cfg(feature = "tiny_http")]
+        if let (Engine::TinyHttp, Some(Database::Shared(_))) = (engine, &db) {
+            return Err("--engine: tiny_http is for one server, not for --db postgres://…".into());
+        }
         Ok(ServerConfig {
             listen,
             engine,
-            db: self.db,
+            db,
             max_tasks: self.max_tasks,
             max_executions: self.max_executions,
             max_machines: self.max_machines,

@@ -8,6 +8,17 @@ use crate::wire::task::ExecutionState;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// The format's name.
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
+
+/// `GET /metrics` of a server that stands by.
+#[cfg(feature = "db")]
+pub fn of_standby() -> Answer {
+    let mut page = Page(String::new());
+    page.leads(false);
+    Answer::new(200, CONTENT_TYPE, page.0.into_bytes())
+}
+
 /// `GET /metrics`.
 pub fn metrics(call: Call<'_>) -> Handled {
     let server = call.server;
@@ -40,6 +51,7 @@ pub fn metrics(call: Call<'_>) -> Handled {
         )
     });
     let mut page = Page(String::new());
+    page.leads(!server.store.is_mute());
     let classes = (1..=5).zip(server.requests.by_class());
     page.family(
         "sidebike_requests_total",
@@ -305,13 +317,18 @@ pub fn metrics(call: Call<'_>) -> Handled {
         page.single(name, "counter", help, count.load(Ordering::Relaxed));
     }
     let body = page.0.into_bytes();
-    Ok(Some(Answer::new(200, "text/plain; version=0.0.4", body)))
+    Ok(Some(Answer::new(200, CONTENT_TYPE, body)))
 }
 
 /// Writing to a string cannot fail, so the results of `write!` say nothing here.
 struct Page(String);
 
 impl Page {
+    fn leads(&mut self, leads: bool) {
+        let help = "Whether this server leads; a single one always does.";
+        self.single("sidebike_leads", "gauge", help, leads.into());
+    }
+
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }

@@ -34,7 +34,7 @@ mod hand_out;
 mod limits;
 mod lists;
 mod machines;
-mod metrics;
+pub mod metrics;
 mod original;
 mod output;
 mod page;
@@ -47,3 +47,5 @@ mod service;
 mod sweeps;
 mod tasks;
 mod transfer;
+
+pub use self::service::Admission;

@@ -85,6 +85,7 @@ const ROUTES: &[Route] = &[
     route(HAND_OUT, "GET", &["sidebike"], &["arch"], hand_out::binary).reading_files(),
     route(HAND_OUT, "GET", &["sidebike.sha256"], &["arch"], hand_out::hash).reading_files(),
     route(OPEN, "GET", &["healthz"], &[], healthz),
+    route(OPEN, "GET", &["leader"], &[], leader),
     route(LOOK, "GET", &["metrics"], &[], metrics::metrics),
 ];
 
@@ -150,5 +151,16 @@ fn healthz(call: Call<'_>) -> Handled {
     match call.server.store.health.trouble() {
         None => Ok(Some(answers::ok("alive"))),
         Some(why) => Err(answers::error(503, &why)),
+    }
+}
+
+/// Whether requests are to be sent to this server, for load balancers.
+fn leader(call: Call<'_>) -> Handled {
+    match call.server.store.is_mute() {
+        false => Ok(Some(answers::ok("leads"))),
+        true => Err(answers::error(
+            503,
+            "another server may lead by now: the database has not acknowledged anything for some seconds",
+        )),
     }
 }

@@ -17,6 +17,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct Server {
     /// The one lock, around the core and the held requests.
     pub store: Arc<Store>,
+    /// The header line of its answers that says in which term it leads, of one of several servers.
+    pub stamp: Option<Arc<str>>,
     /// The HTTP edge.
     pub edge: Arc<Edge>,
     /// How many requests were answered.
@@ -26,17 +28,17 @@ pub struct Server {
     /// The files of tasks.
     pub blobs: Arc<Blobs>,
     /// The binaries that it hands out.
-    pub images: Images,
+    pub images: Arc<Images>,
     /// Limits of texts in tasks.
     pub texts: TextLimits,
     /// How deep a body's JSON may be nested.
     pub max_json_depth: usize,
     /// The tokens.
-    pub access: Access,
+    pub access: Arc<Access>,
     /// The names of this server.
     pub own_names: OwnNames,
     /// The audit.
-    pub audit: Audit,
+    pub audit: Arc<Audit>,
 }
 
 impl Server {

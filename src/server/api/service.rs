@@ -13,6 +13,7 @@ use crate::server::http::{
     Service, Sink,
 };
 use crate::server::state::OnAnswer;
+use crate::wire::term::LEADER_HEADER;
 use std::sync::Arc;
 
 /// The longest body of an agent's call, in bytes, if `--max-body` is not lower. An agent sends no longer one, and while it
@@ -35,6 +36,9 @@ impl Service for Server {
 
     fn admit(self: &Arc<Self>, request: &Request) -> Result<Admitted<Admission>, Answer> {
         let admitted = routes::find(request).and_then(|route| {
+            if route.right != Right::Open && self.store.is_mute() {
+                return Err(mute());
+            }
             let caller = self.authorize(request, route)?;
             let upload = match route.intake {
                 Some(begin) => Some(begin(self, request, &caller).inspect_err(|answer| {
@@ -122,6 +126,20 @@ impl Service for Server {
     fn abandoned(&self, connection: ConnectionId) {
         self.store.drop_abandoned(connection);
     }
+
+    fn stamp(&self) -> Result<Option<Arc<str>>, Answer> {
+        match self.store.is_mute() {
+            true => Err(mute()),
+            false => Ok(self.stamp.clone()),
+        }
+    }
+}
+
+/// What a server answers that may have been replaced as the leader. Without the leader's address, as it does not know it:
+/// another server is to be asked.
+fn mute() -> Answer {
+    let msg = "the database has not acknowledged anything for some seconds, and another server may lead by now";
+    answers::error(503, msg).with_headers(&format!("{LEADER_HEADER}: \r\n"))
 }
 
 impl Call<'_> {

@@ -19,7 +19,7 @@ const MAX_SECRETS: usize = 4;
 pub const STRONG_BYTES: usize = 24;
 
 /// The secrets, decoded. They are never shown.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Secrets(Vec<Vec<u8>>);
 
 impl Secrets {

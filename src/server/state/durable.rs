@@ -5,13 +5,15 @@
 //! costs a wait, but not a commit for each request. Without a database nothing ever waits.
 
 #[cfg(feature = "db")]
-use super::db::{Committed, Leadership};
+use super::db::{Committed, Leadership, Trust};
 #[cfg(feature = "db")]
 use crate::core::OutputChange;
 use crate::core::{Batch, OutputKey, Time};
 #[cfg(feature = "db")]
 use log::{error, info, warn};
 use std::collections::BTreeSet;
+#[cfg(feature = "db")]
+use std::sync::Arc;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 #[cfg(feature = "db")]
 use std::time::{Duration, Instant};
@@ -34,6 +36,12 @@ const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// The most queued output, in bytes. Beyond it only the ids of its attempts are queued, and their output is read
 /// from the core when it is saved.
 const MAX_QUEUED_OUTPUT: usize = 32 << 20;
+/// How often a request that waits for a commit looks whether this server may still answer it.
+#[cfg(feature = "db")]
+const TRUST_CHECK: Duration = Duration::from_millis(250);
+/// The error of a server that may have been replaced.
+#[cfg(feature = "db")]
+const MUTE: &str = "the database has not acknowledged anything for too long: another server may lead; what was asked may be saved all the same";
 /// The error of a server whose commit was fenced.
 #[cfg(feature = "db")]
 const FENCED: &str = "database: another server has opened it since; nothing is saved here any more: start this server again";
@@ -105,6 +113,9 @@ pub struct Durable {
     disk: Mutex<Disk>,
     /// Signals waiting requests: `disk` has changed.
     progress: Condvar,
+    /// Until when this server may answer.
+    #[cfg(feature = "db")]
+    trust: Arc<Trust>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -112,14 +123,34 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Durable {
-    /// An empty queue.
-    pub fn new(with_database: bool) -> Self {
+    /// An empty queue, of a server without a database.
+    pub fn without_database() -> Self {
         Durable {
-            queue: with_database.then(Mutex::default),
+            queue: None,
             work: Condvar::new(),
             disk: Mutex::default(),
             progress: Condvar::new(),
+            #[cfg(feature = "db")]
+            trust: Arc::new(Trust::for_ever()),
         }
+    }
+
+    /// An empty queue, of a server that may answer while it has the trust.
+    #[cfg(feature = "db")]
+    pub fn trusted(trust: Arc<Trust>) -> Self {
+        Durable {
+            queue: Some(Mutex::default()),
+            trust,
+            ..Durable::without_database()
+        }
+    }
+
+    /// Whether another server may lead by now.
+    pub fn is_mute(&self) -> bool {
+        #[cfg(feature = "db")]
+        return !self.trust.is_there();
+        #[cfg(not(feature = "db"))]
+        false
     }
 
     /// Whether there is a database to wait for.
@@ -168,14 +199,29 @@ impl Durable {
                 _ if disk.saved >= ticket => return Ok(()),
                 Some((failed, why)) if *failed >= ticket => return Err(why.clone()),
                 _ if disk.closed => return Err("the server is shutting down".into()),
-                _ => {
-                    disk = self
-                        .progress
-                        .wait(disk)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
+                _ => disk = self.next_progress(disk)?,
             }
         }
+    }
+
+    /// Waits for news of the disk. The error says that this server may not answer any more.
+    fn next_progress<'a>(
+        &self,
+        disk: MutexGuard<'a, Disk>,
+    ) -> Result<MutexGuard<'a, Disk>, String> {
+        #[cfg(feature = "db")]
+        {
+            if self.is_mute() {
+                return Err(MUTE.into());
+            }
+            let waited = self.progress.wait_timeout(disk, TRUST_CHECK);
+            Ok(waited.unwrap_or_else(PoisonError::into_inner).0)
+        }
+        #[cfg(not(feature = "db"))]
+        Ok(self
+            .progress
+            .wait(disk)
+            .unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether everything up to `ticket` is saved, or cannot be saved at present. Does not wait.
@@ -234,7 +280,8 @@ impl Durable {
                     guard.closing,
                 )
             };
-            let silent = unfinished && last_commit.elapsed() >= ALIVE_INTERVAL;
+            let silent = unfinished && last_commit.elapsed() >= ALIVE_INTERVAL
+                || leadership.must_show_life();
             let committed = if batch.is_empty() && whole.is_empty() && !silent {
                 Committed::Done
             } else {
@@ -321,11 +368,20 @@ impl Durable {
         self.progress.notify_all();
     }
 
-    /// Saves the rest and closes the file; returns when that is done.
+    /// Has the rest saved, and the file closed.
+    pub fn begin_to_close(&self) {
+        if let Some(queue) = &self.queue {
+            lock(queue).closing = true;
+            self.work.notify_one();
+        }
+    }
+
+    /// The same; returns when that is done.
     pub fn close(&self) {
-        let Some(queue) = &self.queue else { return };
-        lock(queue).closing = true;
-        self.work.notify_one();
+        if self.queue.is_none() {
+            return;
+        }
+        self.begin_to_close();
         let disk = lock(&self.disk);
         drop(self.progress.wait_while(disk, |disk| !disk.closed));
     }
@@ -337,7 +393,6 @@ mod tests {
     use crate::core::{SavedPiece, TaskKey};
     use crate::server::state::db::{Fate, Model, StorageEngine, Term};
     use crate::wire::agent::Stream;
-    use std::sync::Arc;
     use std::thread::{self, JoinHandle};
 
     const KEY: OutputKey = OutputKey {
@@ -365,7 +420,7 @@ mod tests {
     /// The queue and its saving thread, which takes `output` for the whole output of an attempt in the core.
     fn saving(model: &Model, output: &str) -> (Arc<Durable>, JoinHandle<Result<(), String>>) {
         let (leadership, _) = Leadership::take(Box::new(model.connect())).unwrap();
-        let durable = Arc::new(Durable::new(true));
+        let durable = Arc::new(Durable::trusted(Arc::new(Trust::for_ever())));
         let (saver, whole) = (durable.clone(), piece(output));
         let output_of = move |keys: &BTreeSet<OutputKey>| {
             let replaced = |key: &OutputKey| (*key, OutputChange::Replaced(vec![whole.clone()]));

@@ -35,6 +35,8 @@ pub use self::durable::Ticket;
 
 use self::answering::{Job, has_news};
 use self::bell::Bell;
+#[cfg(feature = "db")]
+use self::db::Trust;
 use self::durable::Durable;
 use self::held::{Abandoned, Held};
 use self::watchers::Watchers;
@@ -42,9 +44,11 @@ use super::answers;
 use super::http::{ConnectionId, Responder};
 use crate::core::{
     Core, EventBatch, FiredTask, Follower, GroupSummary, Limits, MachineSnapshot, MachineSummary,
-    MatchingSelectors, Notice, Plan, Refusal, Saved, Selector, Task, TaskKey, TaskPage, TaskQuery,
-    Time,
+    MatchingSelectors, Notice, Refusal, Selector, Task, TaskKey, TaskPage, TaskQuery, Time,
 };
+#[cfg(feature = "db")]
+use crate::core::{Plan, Saved};
+#[cfg(feature = "db")]
 use crate::recurrence::Zone;
 use crate::wire::agent::{Assignment, Orders, Poll};
 use crate::wire::crew::{LabelSummary, OldestWaiting};
@@ -151,33 +155,49 @@ struct Clock {
 }
 
 impl Clock {
+    /// The wall clock, or this time if that is later.
+    fn not_before(time: Time) -> Clock {
+        Clock {
+            started_ms: wall().0.max(time.0),
+            started: Instant::now(),
+        }
+    }
+
     fn now(&self) -> Time {
         Time(self.started_ms + self.started.elapsed().as_millis() as u64)
     }
 }
 
 impl Store {
-    /// A registry, empty or as it was `saved` by a database, with its answering threads.
-    pub fn start(
+    /// An empty registry in memory, with its answering threads.
+    pub fn empty(limits: Limits, max_held: usize) -> Result<Arc<Store>, String> {
+        let clock = Clock::not_before(Time(0));
+        let core = Core::new(limits, clock.now());
+        Store::start(core, clock, Durable::without_database(), max_held)
+    }
+
+    /// A registry as a database has saved it, with its answering threads. It may answer while it has the trust.
+    #[cfg(feature = "db")]
+    pub fn restored(
         limits: Limits,
         max_held: usize,
-        saved: Option<Saved>,
+        mut saved: Saved,
+        trust: Arc<Trust>,
     ) -> Result<Arc<Store>, String> {
-        let last_alive = saved.as_ref().map_or(0, |saved| saved.last_alive.0);
-        let clock = Clock {
-            started_ms: wall().0.max(last_alive),
-            started: Instant::now(),
-        };
-        let durable = Durable::new(saved.is_some());
-        let mut core = match saved {
-            None => Core::new(limits, clock.now()),
-            Some(mut saved) => {
-                read_zones(&mut saved);
-                let mut core = Core::restored(limits, clock.now(), saved)?;
-                durable.take_in(clock.now(), core.take_batch(), core.has_unfinished());
-                core
-            }
-        };
+        let clock = Clock::not_before(saved.last_alive);
+        let durable = Durable::trusted(trust);
+        read_zones(&mut saved);
+        let mut core = Core::restored(limits, clock.now(), saved)?;
+        durable.take_in(clock.now(), core.take_batch(), core.has_unfinished());
+        Store::start(core, clock, durable, max_held)
+    }
+
+    fn start(
+        mut core: Core,
+        clock: Clock,
+        durable: Durable,
+        max_held: usize,
+    ) -> Result<Arc<Store>, String> {
         core.set_wall_clock(clock.now(), wall());
         let store = Arc::new(Store {
             state: Mutex::new(State {
@@ -247,6 +267,11 @@ impl Store {
             Ok(()) => Ok(result),
             Err(why) => Err((result, why)),
         }
+    }
+
+    /// Whether another server may lead by now: then nothing of this registry is to be told.
+    pub fn is_mute(&self) -> bool {
+        self.durable.is_mute()
     }
 
     /// Why nothing can be saved at the moment, if so.
@@ -620,13 +645,17 @@ impl Store {
         self.state().held.count()
     }
 
-    /// Saves changes for as long as the server lives and leads.
+    /// Saves changes for as long as the server lives and leads. The error says that another one leads.
     #[cfg(feature = "db")]
-    pub fn save_forever(&self, leadership: self::db::Leadership) {
+    pub fn save_forever(&self, leadership: self::db::Leadership) -> Result<(), String> {
         let output_of = |of: &_| self.ask(|core| core.output_snapshot(of));
-        if let Err(why) = self.durable.save_forever(leadership, output_of) {
-            self.health.set_trouble(why);
-        }
+        self.durable.save_forever(leadership, output_of)
+    }
+
+    /// This server cannot go on, for this reason: whoever watches it has to start it again.
+    #[cfg(feature = "db")]
+    pub fn cannot_go_on(&self, why: String) {
+        self.health.set_trouble(why);
     }
 
     /// Nothing can be saved any more: the saving thread has failed.
@@ -634,6 +663,12 @@ impl Store {
     pub fn saving_failed(&self) {
         self.durable
             .give_up("database: saving has failed (a bug); start the server again");
+    }
+
+    /// Has the last of it saved; [`Store::close`] waits for that.
+    #[cfg(feature = "db")]
+    pub fn begin_to_close(&self) {
+        self.durable.begin_to_close();
     }
 
     /// Saves the last of it, before the server ends, and drops the requests that wait for a task.
@@ -654,6 +689,7 @@ fn wall() -> Time {
 }
 
 /// Reads the time zones that saved schedules name. One that is not there any more is left out.
+#[cfg(feature = "db")]
 pub(super) fn read_zones(saved: &mut Saved) {
     for posted in saved.schedules.values() {
         let name = Plan::zone_name(posted);

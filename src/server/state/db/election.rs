@@ -1,7 +1,6 @@
 //! Who leads: the role of one of several servers that share an engine. Rules only: no clock, no lock, no I/O.
 //!
-//! The server does not use it yet: [`RedbFile`](super::RedbFile) is for one server. The simulation does
-//! (`tests/simulation/nodes.rs`).
+//! [`RedbFile`](super::RedbFile) is for one server, which leads without it.
 //!
 //! Whoever drives an [`Elector`] calls [`Elector::act`] until it has no more to do, does what that says, and reports
 //! each answer; then it waits for an answer or for [`Elector::wakes_at`].

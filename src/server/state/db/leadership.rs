@@ -1,41 +1,110 @@
 //! The term of this server. It numbers the commits.
 
+use super::election::{Action, Elector};
+use super::trust::{Trust, boot_time};
 use super::{Committed, StorageEngine, Term};
 use crate::core::{Batch, Saved, Time};
+use std::sync::Arc;
+use std::thread;
 
 /// The engine, while this server leads.
 pub struct Leadership {
     engine: Box<dyn StorageEngine>,
-    term: Term,
-    /// The number of the last commit that was tried.
-    last: u64,
+    numbers: Numbers,
+}
+
+/// Who numbers the commits.
+enum Numbers {
+    /// The only server that has the database.
+    Alone {
+        term: Term,
+        /// The number of the last commit that was tried.
+        last: u64,
+    },
+    /// One of several servers.
+    Elected(Elector, Arc<Trust>),
 }
 
 impl Leadership {
-    /// Takes the lead and returns what was saved. The error says what to do.
+    /// Takes the lead and returns what was saved: for an engine that no other server can have at the same time. The
+    /// error says what to do.
     pub fn take(mut engine: Box<dyn StorageEngine>) -> Result<(Leadership, Saved), String> {
         let seen = engine.look()?;
         let taken = engine.take(&seen.record)?;
         let term = taken.ok_or("another server has just taken it; start this one again")?;
         let saved = engine.load()?;
-        let leadership = Leadership {
-            engine,
-            term,
-            last: 0,
-        };
-        Ok((leadership, saved))
+        let numbers = Numbers::Alone { term, last: 0 };
+        Ok((Leadership { engine, numbers }, saved))
+    }
+
+    /// Goes on for an elector that has just loaded everything. From here on the trust is kept up to date.
+    pub fn elected(
+        engine: Box<dyn StorageEngine>,
+        elector: Elector,
+        trust: Arc<Trust>,
+    ) -> Leadership {
+        trust.set(elector.trusted_until());
+        let numbers = Numbers::Elected(elector, trust);
+        Leadership { engine, numbers }
     }
 
     /// Saves a batch. Each attempt has a number of its own, because after [`Committed::Unknown`] the next batch is
     /// another one: it is empty, or contains the one before and the changes since.
     pub fn commit(&mut self, now: Time, batch: &Batch) -> Committed {
-        self.last += 1;
-        self.engine.commit(self.term, self.last, now, batch)
+        match &mut self.numbers {
+            Numbers::Alone { term, last } => {
+                *last += 1;
+                self.engine.commit(*term, *last, now, batch)
+            }
+            Numbers::Elected(elector, trust) => {
+                let (term, n) = loop {
+                    match elector.act(boot_time(), true) {
+                        Some(Action::Commit(term, n)) => break (term, n),
+                        Some(_) => return Committed::Fenced,
+                        // The pause after a failure is not over.
+                        None => match elector.wakes_at(true) {
+                            Some(at) => thread::sleep(at.saturating_sub(boot_time())),
+                            None => return Committed::Fenced,
+                        },
+                    }
+                };
+                let committed = self.engine.commit(term, n, now, batch);
+                elector.committed(boot_time(), &committed);
+                trust.set(elector.trusted_until());
+                committed
+            }
+        }
+    }
+
+    /// Whether a commit is due although there may be nothing to save: others take the lead from a server of which
+    /// they see nothing.
+    pub fn must_show_life(&self) -> bool {
+        match &self.numbers {
+            Numbers::Alone { .. } => false,
+            Numbers::Elected(elector, _) => {
+                let due = elector.wakes_at(false);
+                due.is_some_and(|due| due <= boot_time())
+            }
+        }
     }
 
     /// Lets another server lead.
     pub fn resign(mut self) {
-        // An error loses nothing: the next server finds what it would find after a kill.
-        let _ = self.engine.resign(self.term);
+        let term = match &mut self.numbers {
+            Numbers::Alone { term, .. } => Some(*term),
+            Numbers::Elected(elector, trust) => {
+                elector.resign();
+                // First of all nothing is answered any more.
+                trust.set(None);
+                match elector.act(boot_time(), false) {
+                    Some(Action::Resign(term)) => Some(term),
+                    _ => None,
+                }
+            }
+        };
+        if let Some(term) = term {
+            // An error loses nothing: the next server finds what it would find after a kill.
+            let _ = self.engine.resign(term);
+        }
     }
 }

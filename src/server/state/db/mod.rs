@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `engine` | [`StorageEngine`]: what the server asks of a database, and what each answer promises |
 //! | `leadership` | this server's term: it takes the lead, numbers the commits, resigns |
-//! | `election` | who leads, of several servers: roles and times, without a clock or I/O; only the simulation uses it yet |
+//! | `election` | who leads, of several servers: roles and times, without a clock or I/O |
+//! | `trust` | until when this server may answer from memory |
 //! | `redb_file` | one file of redb, for one server |
 //! | `model`, `script` | for tests: an engine in memory, and the operations that every engine has to pass |
 //!
@@ -18,6 +19,7 @@ pub mod model;
 mod redb_file;
 #[cfg(test)]
 mod script;
+mod trust;
 
 pub use self::engine::{
     Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen, StorageEngine, Term,
@@ -26,3 +28,4 @@ pub use self::leadership::Leadership;
 #[cfg(test)]
 pub use self::model::{Fate, Model};
 pub use self::redb_file::{RedbFile, check, damaged, export};
+pub use self::trust::{Trust, boot_time};
