@@ -10,7 +10,7 @@ use crate::rng::Rng;
 use serde_json::json;
 use sidebike::core::{Batch, Time};
 use sidebike::server::db::model::Model;
-use sidebike::server::db::{Committed, Holder, LeaderRecord, StorageEngine, Term};
+use sidebike::server::db::{CommitNumber, Committed, Holder, LeaderRecord, StorageEngine, Term};
 use std::collections::{BTreeSet, VecDeque};
 
 /// How long a take waits for the row.
@@ -30,7 +30,7 @@ pub enum What {
     Take(LeaderRecord),
     Load,
     /// Saves these numbers, under the number of the commit.
-    Commit(Term, u64, BTreeSet<u64>),
+    Commit(CommitNumber, BTreeSet<u64>),
     Resign(Term),
 }
 
@@ -94,13 +94,13 @@ fn apply(model: &Model, call: &Call, broken: Option<Broken>) -> Answer {
             let numbers = saved.limits.keys().map(|name| name.parse().unwrap());
             Answer::Loaded(Some(numbers.collect()))
         }
-        What::Commit(term, n, numbers) => {
+        What::Commit(number, numbers) => {
             let mut batch = Batch::default();
             for number in numbers {
                 let record = serde_json::from_value(json!({"running": 1})).unwrap();
                 batch.limits.insert(number.to_string().into(), Some(record));
             }
-            let committed = connection.commit(*term, *n, Time(0), &batch);
+            let committed = connection.commit(*number, Time(0), &batch);
             let has_no_fence = match broken {
                 Some(Broken::CommitsAreFenced) => true,
                 Some(Broken::RenewalNamesItsHolder) => numbers.is_empty(),
@@ -114,7 +114,12 @@ fn apply(model: &Model, call: &Call, broken: Option<Broken>) -> Answer {
                 return Answer::Committed(committed);
             };
             let mut other = model.connect_as(holder);
-            Answer::Committed(other.commit(record.term, record.beat + 1, Time(0), &batch))
+            let number = CommitNumber {
+                term: record.term,
+                n: record.beat + 1,
+                after: 0,
+            };
+            Answer::Committed(other.commit(number, Time(0), &batch))
         }
         What::Resign(term) => {
             connection.resign(*term).unwrap();
@@ -182,7 +187,7 @@ impl Database {
         let before = primary.look().unwrap().record;
         let answer = apply(&self.primary, &call, self.broken);
         let after = primary.look().unwrap().record;
-        if let What::Commit(term, ..) = &call.what
+        if let What::Commit(CommitNumber { term, .. }, _) = &call.what
             && before != after
             && (before.term, before.holder) != (*term, Some(call.holder))
         {

@@ -377,9 +377,9 @@ impl Scene {
                     node.elector.loaded(clock, true);
                 }
                 Action::Load => self.send(at, What::Load),
-                Action::Commit(term, n) => {
+                Action::Commit(number) => {
                     node.sent = std::mem::take(&mut node.changes);
-                    let what = What::Commit(term, n, node.sent.clone());
+                    let what = What::Commit(number, node.sent.clone());
                     self.send(at, what);
                 }
                 Action::Resign(term) => {
@@ -482,12 +482,12 @@ impl Scene {
         match answer {
             Answer::Looked(result) => match node.settling.take() {
                 Some((look, commit)) if look == id => {
-                    let What::Commit(term, n, _) = commit else {
+                    let What::Commit(number, _) = commit else {
                         unreachable!("only commits are settled");
                     };
                     let is_there = result.is_ok_and(|record| {
-                        (record.term, record.holder) == (term, Some(node.holder))
-                            && record.beat >= n
+                        (record.term, record.holder) == (number.term, Some(node.holder))
+                            && record.beat >= number.n
                     });
                     let committed = match is_there {
                         true => Committed::Done,

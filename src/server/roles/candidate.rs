@@ -173,8 +173,8 @@ impl Worker {
                 Some(Action::Look) => self.look(),
                 Some(Action::Take(seen)) => self.take(&seen),
                 Some(Action::Load) => self.load()?,
-                Some(Action::Commit(term, n)) => {
-                    let committed = self.engine.commit(term, n, NOT_ALIVE, &Batch::default());
+                Some(Action::Commit(number)) => {
+                    let committed = self.engine.commit(number, NOT_ALIVE, &Batch::default());
                     self.note_commit(&committed);
                 }
                 Some(Action::Resign(term)) => {

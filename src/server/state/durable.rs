@@ -46,6 +46,10 @@ const MUTE: &str = "the database has not acknowledged anything for too long: ano
 #[cfg(feature = "db")]
 const FENCED: &str = "database: another server has opened it since; nothing is saved here any more: start this server again";
 
+/// The error of a server whose database has lost what it had saved.
+#[cfg(feature = "db")]
+const WENT_BACK: &str = "database: it has lost what it had saved: an older copy may have been put in its place; start this server again";
+
 /// A change's place in the order of changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Ticket(u64);
@@ -313,6 +317,11 @@ impl Durable {
                     queue.put_back(batch);
                     drop(queue);
                     self.note_failed(last, why, closing);
+                }
+                Committed::WentBack(_) => {
+                    // One file does not go back while it is open.
+                    self.give_up(WENT_BACK);
+                    return Err(WENT_BACK.into());
                 }
                 Committed::Fenced => {
                     self.give_up(FENCED);

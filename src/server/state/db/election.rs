@@ -27,7 +27,7 @@
 //!
 //! All times are those of CLOCK_BOOTTIME, which goes on while a machine sleeps.
 
-use super::{Committed, Holder, LeaderRecord, Term};
+use super::{CommitNumber, Committed, Holder, LeaderRecord, Term};
 use std::time::Duration;
 
 /// A leader commits this often, with nothing in it if need be, so that standbys see that it lives. Three of them fit
@@ -59,11 +59,12 @@ pub enum Action {
     Look,
     /// Take the lead if the record is still this one: [`Elector::took`].
     Take(LeaderRecord),
-    /// Read all records: [`Elector::loaded`]. Commits may have to be sent meanwhile.
+    /// Read all records: [`Elector::loaded`]. Commits may have to be sent meanwhile. A leader whose engine went back
+    /// compares them with its memory, and writes everything anew with its next commit.
     Load,
-    /// Send a commit with all changes so far, or an empty one: [`Elector::committed`]. It waits as long as its
-    /// connection is there, even if its answer takes minutes.
-    Commit(Term, u64),
+    /// Send a commit with all changes so far, or an empty one: [`Elector::committed`]. Empty as long as a load is due. It
+    /// waits as long as its connection is there, even if its answer takes minutes.
+    Commit(CommitNumber),
     /// Resign, then end. Nothing is to be reported.
     Resign(Term),
     /// Somebody else leads: close every connection and start anew, as a standby with nothing in memory.
@@ -157,9 +158,15 @@ impl Standby {
 struct Lead {
     term: Term,
     load: Load,
+    /// It has loaded once, and has everything in memory.
+    is_complete: bool,
+    /// A higher term was heard of.
+    doubt: Option<Doubt>,
     /// The number of the last commit. A commit whose fate is unknown is not repeated under its number but contained in
     /// the next one, which has a higher number.
     last: u64,
+    /// The number of the last one that was done.
+    done: u64,
     /// When the commit was sent that is on its way.
     sent: Option<Duration>,
     /// When the last write was sent that was acknowledged.
@@ -178,6 +185,16 @@ enum Load {
     Done,
 }
 
+/// Whether another server has the lead, as somebody says who has seen a higher term.
+#[derive(Debug)]
+enum Doubt {
+    /// A look is due at this time.
+    Due(Duration),
+    Looking,
+    /// It was not so. Until this time nobody is believed who says it again.
+    Settled(Duration),
+}
+
 impl Elector {
     /// A server that has just started. `jitter` is drawn once, from 0 to 1: when it looks.
     pub fn new(me: Holder, jitter: f64, now: Duration) -> Self {
@@ -194,7 +211,7 @@ impl Elector {
     pub fn role(&self) -> Role {
         match &self.state {
             State::Standby(_) => Role::Standby,
-            State::Lead(lead) if lead.load == Load::Done => Role::Leader,
+            State::Lead(lead) if lead.is_complete => Role::Leader,
             State::Lead(_) => Role::Loading,
             State::Fenced => Role::Fenced,
             State::Resigned => Role::Resigned,
@@ -212,7 +229,9 @@ impl Elector {
     /// Until when a leader may answer from what it has in memory. It has to be asked at each answer.
     pub fn trusted_until(&self) -> Option<Duration> {
         match &self.state {
-            State::Lead(lead) if lead.load == Load::Done => Some(lead.acknowledged + TRUST),
+            State::Lead(lead) if lead.is_complete && !lead.is_in_doubt() => {
+                Some(lead.acknowledged + TRUST)
+            }
             _ => None,
         }
     }
@@ -221,6 +240,11 @@ impl Elector {
     /// commit.
     pub fn is_trusted(&self, now: Duration) -> bool {
         self.trusted_until().is_some_and(|until| now < until)
+    }
+
+    /// Whether everything there is was loaded. Until then commits have to be empty.
+    pub fn has_loaded(&self) -> bool {
+        matches!(&self.state, State::Lead(lead) if lead.load == Load::Done)
     }
 
     /// What is to be done next; `None`: nothing at this moment. `has_changes` says whether there is something to be
@@ -262,6 +286,12 @@ impl Elector {
                     self.state = State::Resigned;
                     return Some(Action::Resign(term));
                 }
+                if let Some(Doubt::Due(at)) = lead.doubt
+                    && at <= now
+                {
+                    lead.doubt = Some(Doubt::Looking);
+                    return Some(Action::Look);
+                }
                 if let Load::Due(at) = lead.load
                     && at <= now
                 {
@@ -273,7 +303,11 @@ impl Elector {
                 }
                 lead.last += 1;
                 lead.sent = Some(now);
-                Some(Action::Commit(lead.term, lead.last))
+                Some(Action::Commit(CommitNumber {
+                    term: lead.term,
+                    n: lead.last,
+                    after: lead.done,
+                }))
             }
             State::Fenced => Some(Action::StartAnew),
             State::Resigned => None,
@@ -294,7 +328,11 @@ impl Elector {
                     Load::Begun | Load::Done => None,
                 };
                 let commit = lead.sent.is_none().then(|| lead.commit_at(has_changes));
-                [load, commit].into_iter().flatten().min()
+                let look = match lead.doubt {
+                    Some(Doubt::Due(at)) => Some(at),
+                    _ => None,
+                };
+                [load, commit, look].into_iter().flatten().min()
             }
             State::Fenced | State::Resigned => None,
         }
@@ -303,8 +341,15 @@ impl Elector {
     /// A look has ended.
     pub fn looked(&mut self, now: Duration, result: &Result<LeaderRecord, String>) {
         let interval = self.look_interval;
-        let State::Standby(standby) = &mut self.state else {
-            return;
+        let standby = match &mut self.state {
+            State::Standby(standby) => standby,
+            State::Lead(lead) => {
+                if !lead.settles(self.me, now, result) {
+                    self.state = State::Fenced;
+                }
+                return;
+            }
+            State::Fenced | State::Resigned => return,
         };
         standby.looking = false;
         standby.next_look = now + interval;
@@ -336,7 +381,10 @@ impl Elector {
                     term: *term,
                     // Only now: until the take was acknowledged, an earlier leader could still commit.
                     load: Load::Due(now),
+                    is_complete: false,
+                    doubt: None,
                     last: 0,
+                    done: 0,
                     sent: None,
                     acknowledged: sent,
                     next_sign: sent + SIGN_OF_LIFE,
@@ -354,6 +402,7 @@ impl Elector {
         if let State::Lead(lead) = &mut self.state
             && lead.load == Load::Begun
         {
+            lead.is_complete |= is_complete;
             lead.load = match is_complete {
                 true => Load::Done,
                 false => Load::Due(now + RETRY_PAUSE),
@@ -373,13 +422,35 @@ impl Elector {
             Committed::Done => {
                 lead.acknowledged = sent;
                 lead.next_sign = sent + SIGN_OF_LIFE;
+                lead.done = lead.last;
             }
             Committed::Fenced => self.state = State::Fenced,
+            // Nobody else leads, but nothing was written: the trust is not renewed. What a load finds that has begun
+            // is out of date.
+            Committed::WentBack(last) => {
+                lead.done = *last;
+                lead.load = Load::Due(now);
+            }
             // A look would not settle it: what it shows may still be lost. So it is written again, even if it was a
             // sign of life.
             Committed::Unknown(_) => {
                 lead.pause_until = now + RETRY_PAUSE;
                 lead.next_sign = lead.pause_until;
+            }
+        }
+    }
+
+    /// Somebody who was let in has seen this term of the registry. If it is higher than the one of this leader, that was
+    /// replaced without noticing, as a virtual machine that was stopped together with its clock: it is mute until a look
+    /// has shown who leads.
+    pub fn heard(&mut self, now: Duration, term: Term) {
+        if let State::Lead(lead) = &mut self.state
+            && term > lead.term
+        {
+            match lead.doubt {
+                Some(Doubt::Due(_) | Doubt::Looking) => {}
+                Some(Doubt::Settled(until)) if now < until => {}
+                _ => lead.doubt = Some(Doubt::Due(now)),
             }
         }
     }
@@ -392,6 +463,30 @@ impl Elector {
 }
 
 impl Lead {
+    fn is_in_doubt(&self) -> bool {
+        matches!(self.doubt, Some(Doubt::Due(_) | Doubt::Looking))
+    }
+
+    /// A look has ended. False: another server has the lead.
+    fn settles(
+        &mut self,
+        me: Holder,
+        now: Duration,
+        result: &Result<LeaderRecord, String>,
+    ) -> bool {
+        if !matches!(self.doubt, Some(Doubt::Looking)) {
+            return true;
+        }
+        self.doubt = Some(match result {
+            Err(_) => Doubt::Due(now + RETRY_PAUSE),
+            Ok(record) if (record.term, record.holder) == (self.term, Some(me)) => {
+                Doubt::Settled(now + RETRY_PAUSE)
+            }
+            Ok(_) => return false,
+        });
+        true
+    }
+
     /// When the next commit is due.
     fn commit_at(&self, has_changes: bool) -> Duration {
         // Until everything is loaded there is nothing to save, but a load may take longer than others wait.
@@ -427,6 +522,14 @@ mod tests {
             holder: NonZeroU64::new(holder_number).map(Holder),
             beat,
         }
+    }
+
+    fn commit(term: u64, n: u64, after: u64) -> Action {
+        Action::Commit(CommitNumber {
+            term: Term(term),
+            n,
+            after,
+        })
     }
 
     fn unknown() -> Committed {
@@ -539,20 +642,14 @@ mod tests {
         let mut elector = leader();
         // From the take.
         assert_eq!(elector.trusted_until(), Some(ms(7_010)));
-        assert_eq!(
-            elector.act(ms(1_000), true),
-            Some(Action::Commit(Term(5), 1))
-        );
+        assert_eq!(elector.act(ms(1_000), true), Some(commit(5, 1, 0)));
         assert_eq!(elector.act(ms(6_000), true), None, "one at a time");
         elector.committed(ms(6_500), &Committed::Done);
         assert_eq!(elector.trusted_until(), Some(ms(8_000)));
         assert!(elector.is_trusted(ms(7_999)));
         assert!(!elector.is_trusted(ms(8_000)));
         // It goes on trying, and is trusted again.
-        assert_eq!(
-            elector.act(ms(8_000), false),
-            Some(Action::Commit(Term(5), 2))
-        );
+        assert_eq!(elector.act(ms(8_000), false), Some(commit(5, 2, 1)));
         elector.committed(ms(8_010), &Committed::Done);
         assert!(elector.is_trusted(ms(8_010)));
     }
@@ -562,10 +659,7 @@ mod tests {
         let mut elector = leader();
         assert_eq!(elector.act(ms(2_009), false), None);
         assert_eq!(elector.wakes_at(false), Some(ms(2_010)));
-        assert_eq!(
-            elector.act(ms(2_010), false),
-            Some(Action::Commit(Term(5), 1))
-        );
+        assert_eq!(elector.act(ms(2_010), false), Some(commit(5, 1, 0)));
         assert_eq!(elector.wakes_at(false), None);
         elector.committed(ms(2_020), &Committed::Done);
         assert_eq!(elector.wakes_at(false), Some(ms(4_010)));
@@ -581,7 +675,7 @@ mod tests {
         assert_eq!(elector.act(ms(0), false), Some(Action::Load));
         for n in 1..10 {
             let now = SIGN_OF_LIFE * n;
-            let commit = Action::Commit(Term(1), n.into());
+            let commit = commit(1, n.into(), n as u64 - 1);
             assert_eq!(elector.act(now, true), Some(commit));
             elector.committed(now, &Committed::Done);
             assert_eq!(elector.act(now, true), None);
@@ -598,29 +692,20 @@ mod tests {
     #[test]
     fn an_unknown_commit_is_followed_by_one_with_a_higher_number() {
         let mut elector = leader();
-        assert_eq!(
-            elector.act(ms(1_000), true),
-            Some(Action::Commit(Term(5), 1))
-        );
+        assert_eq!(elector.act(ms(1_000), true), Some(commit(5, 1, 0)));
         elector.committed(ms(1_100), &unknown());
         assert_eq!(elector.trusted_until(), Some(ms(7_010)));
         for has_changes in [true, false] {
             assert_eq!(elector.act(ms(2_099), has_changes), None);
             assert_eq!(elector.wakes_at(has_changes), Some(ms(2_100)));
         }
-        assert_eq!(
-            elector.act(ms(2_100), false),
-            Some(Action::Commit(Term(5), 2))
-        );
+        assert_eq!(elector.act(ms(2_100), false), Some(commit(5, 2, 0)));
     }
 
     #[test]
     fn who_is_fenced_starts_anew() {
         let mut elector = leader();
-        assert_eq!(
-            elector.act(ms(1_000), true),
-            Some(Action::Commit(Term(5), 1))
-        );
+        assert_eq!(elector.act(ms(1_000), true), Some(commit(5, 1, 0)));
         elector.committed(ms(1_100), &Committed::Fenced);
         assert_eq!((elector.role(), elector.term()), (Role::Fenced, None));
         assert!(!elector.is_trusted(ms(1_100)));
@@ -628,12 +713,58 @@ mod tests {
     }
 
     #[test]
+    fn who_hears_of_a_higher_term_is_mute_until_it_has_looked() {
+        let mut elector = leader();
+        elector.heard(ms(200), Term(5));
+        assert!(elector.is_trusted(ms(200)));
+        elector.heard(ms(200), Term(6));
+        assert!(!elector.is_trusted(ms(200)));
+        assert_eq!(elector.act(ms(200), false), Some(Action::Look));
+        elector.looked(ms(210), &Err("away".into()));
+        assert_eq!(elector.act(ms(210), false), None);
+        assert_eq!(elector.wakes_at(false), Some(ms(1_210)));
+        assert_eq!(elector.act(ms(1_210), false), Some(Action::Look));
+        // It was a lie.
+        elector.looked(ms(1_220), &Ok(record(5, 1, 0)));
+        assert!(elector.is_trusted(ms(1_220)));
+        elector.heard(ms(2_219), Term(6));
+        assert!(elector.is_trusted(ms(2_219)));
+        elector.heard(ms(2_220), Term(6));
+        assert_eq!(elector.act(ms(2_220), true), Some(Action::Look));
+        elector.looked(ms(2_230), &Ok(record(6, 2, 0)));
+        assert_eq!(elector.role(), Role::Fenced);
+    }
+
+    #[test]
+    fn an_engine_that_went_back_is_loaded_again_before_anything_is_saved() {
+        let mut elector = leader();
+        assert_eq!(elector.act(ms(1_000), true), Some(commit(5, 1, 0)));
+        elector.committed(ms(1_010), &Committed::Done);
+        assert_eq!(elector.act(ms(2_000), true), Some(commit(5, 2, 1)));
+        elector.committed(ms(2_010), &Committed::WentBack(0));
+        assert_eq!(elector.role(), Role::Leader);
+        assert_eq!(elector.trusted_until(), Some(ms(8_000)));
+        assert_eq!(elector.act(ms(2_010), true), Some(Action::Load));
+        assert_eq!(elector.act(ms(2_500), true), None, "it is not loaded yet");
+        // A sign of life, which goes back once more.
+        assert_eq!(elector.act(ms(3_000), true), Some(commit(5, 3, 0)));
+        elector.committed(ms(3_010), &Committed::Done);
+        assert_eq!(elector.act(ms(5_000), true), Some(commit(5, 4, 3)));
+        elector.committed(ms(5_010), &Committed::WentBack(0));
+        elector.loaded(ms(5_020), true);
+        assert_eq!(
+            elector.act(ms(5_020), true),
+            Some(Action::Load),
+            "what was loaded is out of date"
+        );
+        elector.loaded(ms(5_030), true);
+        assert_eq!(elector.act(ms(5_030), true), Some(commit(5, 5, 0)));
+    }
+
+    #[test]
     fn who_resigns_is_mute_before_it_says_so() {
         let mut elector = leader();
-        assert_eq!(
-            elector.act(ms(1_000), true),
-            Some(Action::Commit(Term(5), 1))
-        );
+        assert_eq!(elector.act(ms(1_000), true), Some(commit(5, 1, 0)));
         elector.resign();
         assert_eq!(elector.act(ms(1_000), true), None, "a commit is on its way");
         assert!(elector.is_trusted(ms(1_000)));

@@ -92,6 +92,18 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Which commit: of which term, and its place among the commits of that term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommitNumber {
+    /// The term of its leader.
+    pub term: Term,
+    /// Its number. The commits of a term are numbered from 1 upwards, and no number is used for two different batches.
+    pub n: u64,
+    /// The number of the last commit of this term that was done, 0 before the first. An engine that does not have it
+    /// any more has gone back.
+    pub after: u64,
+}
+
 /// What has become of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Committed {
@@ -100,6 +112,11 @@ pub enum Committed {
     /// The term is over, or another server has it. Nothing was changed, and no later commit of this term will change
     /// anything. What the caller has in memory is out of date: it must not commit again.
     Fenced,
+    /// The term is this holder's, but the engine has lost commits of it that were done, as after a failover to a
+    /// standby that was behind, or when an older backup was put back. This is the number of the last one it has. Nothing
+    /// was changed, and nothing will be by commits that follow a lost one. What the caller has in memory is all there is:
+    /// it has to write everything anew, as a commit that follows this number.
+    WentBack(u64),
     /// The batch may be saved, now or later, or never; this is why. A look does not settle it: what it shows may still
     /// be lost. The caller has to write again: the same batch under the same number, or under a higher number a batch
     /// that contains it. An empty commit in between, to see whether the engine answers, says nothing about the batch.
@@ -121,11 +138,10 @@ pub trait StorageEngine: Send {
     /// All records as they are at this moment.
     fn load(&mut self) -> Result<Saved, String>;
 
-    /// Saves a batch completely or not at all, and `now` as the time at which the leader was last known to run. The
-    /// commits of a term are numbered from 1 upwards, and no number is used for two different batches. A number that is
-    /// not above the last one saved changes no record and is done: so a commit that is repeated, or that arrives late,
-    /// does no harm.
-    fn commit(&mut self, term: Term, n: u64, now: Time, batch: &Batch) -> Committed;
+    /// Saves a batch completely or not at all, and `now` as the time at which the leader was last known to run. A number
+    /// that is not above the last one saved changes no record and is done: so a commit that is repeated, or that arrives
+    /// late, does no harm.
+    fn commit(&mut self, number: CommitNumber, now: Time, batch: &Batch) -> Committed;
 
     /// Ends a term, so that another server may lead at once. Later commits of it are fenced. If the term is over
     /// already, this changes nothing.

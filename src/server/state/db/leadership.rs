@@ -2,7 +2,7 @@
 
 use super::election::{Action, Elector};
 use super::trust::{Trust, boot_time};
-use super::{Committed, StorageEngine, Term};
+use super::{CommitNumber, Committed, StorageEngine, Term};
 use crate::core::{Batch, Saved, Time};
 use std::sync::Arc;
 use std::thread;
@@ -20,6 +20,8 @@ enum Numbers {
         term: Term,
         /// The number of the last commit that was tried.
         last: u64,
+        /// The number of the last one that was done.
+        done: u64,
     },
     /// One of several servers.
     Elected(Elector, Arc<Trust>),
@@ -33,7 +35,11 @@ impl Leadership {
         let taken = engine.take(&seen.record)?;
         let term = taken.ok_or("another server has just taken it; start this one again")?;
         let saved = engine.load()?;
-        let numbers = Numbers::Alone { term, last: 0 };
+        let numbers = Numbers::Alone {
+            term,
+            last: 0,
+            done: 0,
+        };
         Ok((Leadership { engine, numbers }, saved))
     }
 
@@ -52,14 +58,23 @@ impl Leadership {
     /// another one: it is empty, or contains the one before and the changes since.
     pub fn commit(&mut self, now: Time, batch: &Batch) -> Committed {
         match &mut self.numbers {
-            Numbers::Alone { term, last } => {
+            Numbers::Alone { term, last, done } => {
                 *last += 1;
-                self.engine.commit(*term, *last, now, batch)
+                let number = CommitNumber {
+                    term: *term,
+                    n: *last,
+                    after: *done,
+                };
+                let committed = self.engine.commit(number, now, batch);
+                if committed == Committed::Done {
+                    *done = *last;
+                }
+                committed
             }
             Numbers::Elected(elector, trust) => {
-                let (term, n) = loop {
+                let number = loop {
                     match elector.act(boot_time(), true) {
-                        Some(Action::Commit(term, n)) => break (term, n),
+                        Some(Action::Commit(number)) => break number,
                         Some(_) => return Committed::Fenced,
                         // The pause after a failure is not over.
                         None => match elector.wakes_at(true) {
@@ -68,7 +83,7 @@ impl Leadership {
                         },
                     }
                 };
-                let committed = self.engine.commit(term, n, now, batch);
+                let committed = self.engine.commit(number, now, batch);
                 elector.committed(boot_time(), &committed);
                 trust.set(elector.trusted_until());
                 committed

@@ -22,7 +22,8 @@ mod script;
 mod trust;
 
 pub use self::engine::{
-    Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen, StorageEngine, Term,
+    CommitNumber, Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen,
+    StorageEngine, Term,
 };
 pub use self::leadership::Leadership;
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //! and for the simulation of several servers.
 
 use super::{
-    Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen, StorageEngine, Term,
+    CommitNumber, Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen,
+    StorageEngine, Term,
 };
 use crate::core::{Batch, Saved, Time};
 use std::collections::VecDeque;
@@ -47,21 +48,24 @@ struct State {
 #[derive(Clone)]
 struct Commit {
     holder: Holder,
-    term: Term,
-    n: u64,
+    number: CommitNumber,
     now: Time,
     batch: Batch,
 }
 
 impl State {
     fn commit(&mut self, commit: &Commit) -> Committed {
-        if (commit.term, Some(commit.holder)) != (self.record.term, self.record.holder) {
+        let CommitNumber { term, n, after } = commit.number;
+        if (term, Some(commit.holder)) != (self.record.term, self.record.holder) {
             return Committed::Fenced;
         }
-        if commit.n > self.record.beat {
-            self.record.beat = commit.n;
+        if self.record.beat < after {
+            return Committed::WentBack(self.record.beat);
+        }
+        if n > self.record.beat {
+            self.record.beat = n;
             self.saved.apply(commit.now, &commit.batch);
-            self.log.push((commit.term, commit.n));
+            self.log.push((term, n));
         }
         Committed::Done
     }
@@ -162,12 +166,11 @@ impl StorageEngine for Model {
         Ok(self.state().saved.clone())
     }
 
-    fn commit(&mut self, term: Term, n: u64, now: Time, batch: &Batch) -> Committed {
+    fn commit(&mut self, number: CommitNumber, now: Time, batch: &Batch) -> Committed {
         let batch = batch.clone();
         let commit = Commit {
             holder: self.holder,
-            term,
-            n,
+            number,
             now,
             batch,
         };

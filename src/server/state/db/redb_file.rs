@@ -20,7 +20,9 @@ pub use self::inspect::{check, export};
 use self::read::{Read, Strictness, read_all};
 use self::tables::*;
 use self::write::write_batch;
-use super::{Committed, Holder, LeaderRecord, RegistryId, Secret, Seen, StorageEngine, Term};
+use super::{
+    CommitNumber, Committed, Holder, LeaderRecord, RegistryId, Secret, Seen, StorageEngine, Term,
+};
 use crate::core::{Batch, Core, Limits, Saved, Time};
 use log::{info, warn};
 use redb::{
@@ -197,12 +199,20 @@ impl StorageEngine for RedbFile {
         Ok(read.saved)
     }
 
-    fn commit(&mut self, term: Term, n: u64, now: Time, batch: &Batch) -> Committed {
+    fn commit(&mut self, number: CommitNumber, now: Time, batch: &Batch) -> Committed {
         self.unloaded = None;
-        let (own, untaken) = (self.own(term, n), self.untaken);
+        let (own, untaken) = (self.own(number.term, number.n), self.untaken);
         let mut next_piece = self.next_piece;
         let committed = self.with_open("write", |database| {
-            write_commit(database, own, untaken, now, batch, &mut next_piece)
+            write_commit(
+                database,
+                own,
+                number.after,
+                untaken,
+                now,
+                batch,
+                &mut next_piece,
+            )
         });
         // Numbers of pieces that may be in the file are not used again.
         self.next_piece = next_piece;
@@ -280,6 +290,7 @@ fn write_resignation(database: &Database, own: LeaderRecord) -> Result<(), Strin
 fn write_commit(
     database: &Database,
     own: LeaderRecord,
+    after: u64,
     untaken: Option<LeaderRecord>,
     now: Time,
     batch: &Batch,
@@ -292,6 +303,9 @@ fn write_commit(
         let takes = untaken == Some(record) && own.term == record.term.next();
         if !takes && !record.is_same_leader(&own) {
             return Ok(Committed::Fenced);
+        }
+        if !takes && record.beat < after {
+            return Ok(Committed::WentBack(record.beat));
         }
         // Written in any case: this commit also says that what is there is on the disk.
         meta.insert(META_LAST_ALIVE, now.0).map_err(text)?;
@@ -488,7 +502,12 @@ mod tests {
         let version_of = |file: &RedbFile| version(file.database.as_ref().unwrap()).unwrap();
         let mut batch = batch();
         let term = file.take(&LeaderRecord::default()).unwrap().unwrap();
-        assert_eq!(file.commit(term, 1, Time(1_000), &batch), Committed::Done);
+        let number = |n| CommitNumber {
+            term,
+            n,
+            after: n - 1,
+        };
+        assert_eq!(file.commit(number(1), Time(1_000), &batch), Committed::Done);
         assert_eq!(
             version_of(&file),
             Some(FIRST_VERSION),
@@ -497,7 +516,7 @@ mod tests {
         for task in batch.tasks.values_mut().flatten() {
             task.late_join_full = true;
         }
-        assert_eq!(file.commit(term, 2, Time(2_000), &batch), Committed::Done);
+        assert_eq!(file.commit(number(2), Time(2_000), &batch), Committed::Done);
         assert_eq!(version_of(&file), Some(2));
         file.resign(term).unwrap();
         let saved = RedbFile::open(&path).unwrap().load().unwrap();

@@ -1,6 +1,6 @@
 //! What every engine has to do: one script of operations, run against each.
 
-use super::{Committed, LeaderRecord, Model, RedbFile, StorageEngine, Term};
+use super::{CommitNumber, Committed, LeaderRecord, Model, RedbFile, StorageEngine, Term};
 use crate::core::{
     Batch, Core, Limits, OutputChange, OutputKey, Saved, SavedPiece, ScheduleKey, Spec, TaskKey,
     Time,
@@ -122,6 +122,15 @@ fn led(engine: &mut dyn StorageEngine, term: u64, beat: u64) -> LeaderRecord {
     record
 }
 
+/// A commit of a term, for an engine that has never gone back.
+fn commit(term: u64, n: u64) -> CommitNumber {
+    CommitNumber {
+        term: Term(term),
+        n,
+        after: 0,
+    }
+}
+
 /// Runs the script against an empty engine. Each connection is of a server that can be reached at `address`. `reopen`
 /// closes a connection to it and opens another.
 pub fn run(
@@ -142,7 +151,7 @@ pub fn run(
     let nobody = LeaderRecord::default();
     let first = engine.look().expect("it can be read");
     assert_eq!((first.record, first.address), (nobody, None));
-    let early = engine.commit(Term(0), 1, Time(1), &tasks);
+    let early = engine.commit(commit(0, 1), Time(1), &tasks);
     assert_eq!(early, Committed::Fenced);
     assert_eq!(look(&mut *engine), Ok(nobody));
 
@@ -160,7 +169,7 @@ pub fn run(
     expected.check(&mut *engine);
 
     // What was committed is loaded.
-    let done = engine.commit(Term(1), 1, Time(2_000), &tasks);
+    let done = engine.commit(commit(1, 1), Time(2_000), &tasks);
     assert_eq!(done, Committed::Done);
     expected.apply(2_000, &tasks);
     expected.check(&mut *engine);
@@ -175,7 +184,7 @@ pub fn run(
         }
     }
     for _ in 0..2 {
-        let done = engine.commit(Term(1), 2, Time(3_000), &more);
+        let done = engine.commit(commit(1, 2), Time(3_000), &more);
         assert_eq!(done, Committed::Done);
         led(&mut *engine, 1, 2);
     }
@@ -183,7 +192,7 @@ pub fn run(
     expected.check(&mut *engine);
 
     // An empty commit shows that the leader lives.
-    let done = engine.commit(Term(1), 3, Time(4_000), &Batch::default());
+    let done = engine.commit(commit(1, 3), Time(4_000), &Batch::default());
     assert_eq!(done, Committed::Done);
     expected.apply(4_000, &Batch::default());
     expected.check(&mut *engine);
@@ -194,23 +203,42 @@ pub fn run(
     let mut unwanted = removals(keys[1]);
     unwanted.next_task = 99;
     for n in [1, 4] {
-        let fenced = engine.commit(Term(1), n, Time(9_000), &unwanted);
+        let fenced = engine.commit(commit(1, n), Time(9_000), &unwanted);
         assert_eq!(fenced, Committed::Fenced);
     }
     led(&mut *engine, 2, 0);
     expected.check(&mut *engine);
-    let never = engine.commit(Term(9), 1, Time(9_000), &unwanted);
+    let never = engine.commit(commit(9, 1), Time(9_000), &unwanted);
     assert_eq!(never, Committed::Fenced);
     expected.check(&mut *engine);
 
     // Numbers may be left out; a commit that comes after a higher one changes nothing.
     let removed = removals(keys[0]);
-    let done = engine.commit(Term(2), 3, Time(5_000), &removed);
+    let done = engine.commit(commit(2, 3), Time(5_000), &removed);
     assert_eq!(done, Committed::Done);
     expected.apply(5_000, &removed);
-    let late = engine.commit(Term(2), 2, Time(5_000), &unwanted);
+    let late = engine.commit(commit(2, 2), Time(5_000), &unwanted);
     assert_eq!(late, Committed::Done);
     let before = led(&mut *engine, 2, 3);
+    expected.check(&mut *engine);
+
+    // The engine is asked for commits that it does not have: it changes nothing until it is told to go on from there.
+    let lost = CommitNumber {
+        after: 7,
+        ..commit(2, 8)
+    };
+    let back = engine.commit(lost, Time(9_000), &unwanted);
+    assert_eq!(back, Committed::WentBack(3));
+    assert_eq!(led(&mut *engine, 2, 3), before);
+    expected.check(&mut *engine);
+    let anew = CommitNumber {
+        after: 3,
+        ..commit(2, 9)
+    };
+    let done = engine.commit(anew, Time(5_500), &Batch::default());
+    assert_eq!(done, Committed::Done);
+    expected.apply(5_500, &Batch::default());
+    let before = led(&mut *engine, 2, 9);
     expected.check(&mut *engine);
 
     // Only who leads can resign; whoever has resigned is fenced.
@@ -221,7 +249,7 @@ pub fn run(
     assert_eq!((seen.address, &seen.secret), (None, &first.secret));
     let resigned = seen.record;
     assert_eq!((resigned.term, resigned.holder), (Term(2), None));
-    let fenced = engine.commit(Term(2), 4, Time(9_000), &unwanted);
+    let fenced = engine.commit(commit(2, 10), Time(9_000), &unwanted);
     assert_eq!(fenced, Committed::Fenced);
     assert_eq!(engine.take(&before), Ok(None), "it has resigned since");
     assert_eq!(engine.take(&resigned), Ok(Some(Term(3))));
@@ -236,7 +264,7 @@ pub fn run(
         ],
         ..Batch::default()
     };
-    let done = engine.commit(Term(3), 1, Time(6_000), &replaced);
+    let done = engine.commit(commit(3, 1), Time(6_000), &replaced);
     assert_eq!(done, Committed::Done);
     expected.apply(6_000, &replaced);
     expected.check(&mut *engine);
@@ -247,7 +275,7 @@ pub fn run(
     assert_eq!(look(&mut *engine), Ok(before));
     expected.check(&mut *engine);
     expected.check(&mut *engine);
-    let fenced = engine.commit(Term(3), 2, Time(9_000), &unwanted);
+    let fenced = engine.commit(commit(3, 2), Time(9_000), &unwanted);
     assert_eq!(fenced, Committed::Fenced);
     assert_eq!(engine.resign(Term(3)), Ok(()));
     assert_eq!(look(&mut *engine), Ok(before));
@@ -257,7 +285,7 @@ pub fn run(
         output: vec![(key, OutputChange::Appended(piece(b"six")))],
         ..Batch::default()
     };
-    let done = engine.commit(Term(4), 1, Time(7_000), &appended);
+    let done = engine.commit(commit(4, 1), Time(7_000), &appended);
     assert_eq!(done, Committed::Done);
     expected.apply(7_000, &appended);
     expected.check(&mut *engine);
@@ -266,7 +294,7 @@ pub fn run(
     engine = reopen(engine);
     let seen = led(&mut *engine, 4, 1);
     assert_eq!(engine.take(&seen), Ok(Some(Term(5))));
-    let done = engine.commit(Term(5), 1, Time(8_000), &appended);
+    let done = engine.commit(commit(5, 1), Time(8_000), &appended);
     assert_eq!(done, Committed::Done);
     expected.apply(8_000, &appended);
     expected.check(&mut *engine);
