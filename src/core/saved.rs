@@ -517,6 +517,6 @@ impl Saved {
         }
         self.next_schedule = self.next_schedule.max(batch.next_schedule);
         self.next_task = self.next_task.max(batch.next_task);
-        self.last_alive = now;
+        self.last_alive = self.last_alive.max(now);
     }
 }

@@ -138,9 +138,9 @@ pub trait StorageEngine: Send {
     /// All records as they are at this moment.
     fn load(&mut self) -> Result<Saved, String>;
 
-    /// Saves a batch completely or not at all, and `now` as the time at which the leader was last known to run. A number
-    /// that is not above the last one saved changes no record and is done: so a commit that is repeated, or that arrives
-    /// late, does no harm.
+    /// Saves a batch completely or not at all, and `now` as the time at which the leader was last known to run, unless a
+    /// later one is saved: a leader that has not loaded yet does not know it. A number that is not above the last one
+    /// saved changes no record and is done: so a commit that is repeated, or that arrives late, does no harm.
     fn commit(&mut self, number: CommitNumber, now: Time, batch: &Batch) -> Committed;
 
     /// Ends a term, so that another server may lead at once. Later commits of it are fenced. If the term is over

@@ -308,7 +308,9 @@ fn write_commit(
             return Ok(Committed::WentBack(record.beat));
         }
         // Written in any case: this commit also says that what is there is on the disk.
-        meta.insert(META_LAST_ALIVE, now.0).map_err(text)?;
+        let before = meta.get(META_LAST_ALIVE).map_err(text)?;
+        let last_alive = before.map_or(now.0, |before| now.0.max(before.value()));
+        meta.insert(META_LAST_ALIVE, last_alive).map_err(text)?;
         if takes || own.beat > record.beat {
             write_leader_record(&mut meta, own)?;
             write_batch(&write, &mut meta, batch, next_piece)?;
