@@ -10,7 +10,7 @@ mod session;
 use std::path::Path;
 
 #[cfg(all(feature = "tls", feature = "server"))]
-pub use session::{ServerTls, Session};
+pub use session::{ClientTls, ServerTls, Session};
 
 /// Certificates of authorities, each in DER.
 pub type Roots = Vec<Vec<u8>>;
@@ -161,6 +161,19 @@ mod none {
 
     /// There is none.
     #[cfg(feature = "server")]
+    #[derive(Debug, Clone)]
+    pub enum ClientTls {}
+
+    #[cfg(feature = "server")]
+    impl ClientTls {
+        /// Says that there is no TLS.
+        pub fn new(_: &Roots, _: &str) -> Result<Self, String> {
+            Err(NO_TLS.into())
+        }
+    }
+
+    /// There is none.
+    #[cfg(feature = "server")]
     #[derive(Debug)]
     pub enum Session {}
 
@@ -170,7 +183,13 @@ mod none {
         pub fn new(tls: &ServerTls) -> io::Result<Self> {
             match *tls {}
         }
+        pub fn to_server(tls: &ClientTls) -> io::Result<Self> {
+            match *tls {}
+        }
         pub fn is_handshaking(&self) -> bool {
+            match *self {}
+        }
+        pub fn has_ended(&self) -> bool {
             match *self {}
         }
         pub fn read<S>(&mut self, _: &mut S, _: &mut Vec<u8>) -> io::Result<Got> {

@@ -69,6 +69,7 @@ impl Setup {
                 Some(_) => THREADS_FOR_A_DISK,
                 None => THREADS,
             },
+            max_forwarded: config.max_held,
         };
         let edge = Edge::new(edge_limits, tls)?;
         let access =

@@ -9,8 +9,8 @@ use super::{browser, original, routes};
 use crate::server::answers;
 use crate::server::blobs::Upload;
 use crate::server::http::{
-    Admitted, Answer, Authorization, BodyLimit, ConnectionId, Refused, Request, Responder, Served,
-    Service, Sink,
+    Admitted, Answer, Authorization, BodyLimit, ConnectionId, Decision, Refused, Request,
+    Responder, Served, Service, Sink,
 };
 use crate::server::state::OnAnswer;
 use crate::wire::term::LEADER_HEADER;
@@ -34,7 +34,7 @@ pub struct Admission {
 impl Service for Server {
     type Admission = Admission;
 
-    fn admit(self: &Arc<Self>, request: &Request) -> Result<Admitted<Admission>, Answer> {
+    fn admit(self: &Arc<Self>, request: &Request) -> Result<Decision<Admission>, Answer> {
         let admitted = routes::find(request).and_then(|route| {
             if route.right != Right::Open && self.store.is_mute() {
                 return Err(mute());
@@ -46,7 +46,7 @@ impl Service for Server {
                 })?),
                 None => None,
             };
-            Ok(Admitted {
+            Ok(Decision::Serve(Admitted {
                 may_wait: self.may_have_to_wait(route),
                 tells_state: route.right != Right::Open,
                 body: match route.right {
@@ -61,7 +61,7 @@ impl Service for Server {
                     caller,
                     upload,
                 },
-            })
+            }))
         });
         admitted.inspect_err(|answer| self.requests.count(answer.status))
     }

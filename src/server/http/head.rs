@@ -49,8 +49,8 @@ pub struct ResponseMode {
     pub without_body: bool,
 }
 
-/// Headers that must be given once.
-const ONCE: [&str; 9] = [
+/// Headers that must be given once: those that decide who asks for what.
+pub(super) const ONCE: [&str; 9] = [
     "Content-Length",
     "Transfer-Encoding",
     "Host",

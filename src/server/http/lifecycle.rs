@@ -20,6 +20,10 @@ pub enum State {
     Serving,
     /// The service keeps the request until there is something to answer.
     Held,
+    /// Another server has the request, all of it or some, and its answer has not begun.
+    Forwarding,
+    /// The other server's answer is written as it comes.
+    Relaying,
     /// An answer is being written.
     Writing,
     /// An answer is written as its stream gives it.
@@ -39,11 +43,15 @@ pub enum Event {
     HeadWithBody,
     /// A request is whole.
     Request,
+    /// A head is whole, its request goes to another server, its body as it comes.
+    Forward,
+    /// The other server's answer has begun.
+    Relay,
     /// What came is not to be served, or its head was refused. The answer is the connection's last.
     Refused,
     /// The service keeps request number N.
     Hold(u32),
-    /// The service has answered request number N.
+    /// The service has answered request number N; or, where another server should have done so, the edge.
     Answer(u32),
     /// The service answers request number N with a stream.
     Stream(u32),
@@ -51,9 +59,9 @@ pub enum Event {
     Dropped(u32),
     /// Everything that was to be written is written.
     Sent,
-    /// The stream has given its last part.
+    /// The stream, or the other server, has given its last part.
     StreamEnd,
-    /// The same for a stream of known length, all of which was sent: another request may follow.
+    /// The same, and the client knows that it was the last part: another request may follow.
     StreamWhole,
     /// The peer has closed its sending side, and nothing of what it sent is left to be parsed.
     End,
@@ -74,6 +82,8 @@ pub enum Action {
     ReadBody,
     /// Give the request with this number to the service.
     Serve(u32),
+    /// Give it to another server.
+    Forward,
     /// Write the answer.
     Write,
     /// Ask the stream for its first part.
@@ -152,6 +162,10 @@ impl Lifecycle {
                 self.number = self.number.wrapping_add(1);
                 (S::Serving, A::Serve(self.number))
             }
+            (S::Idle | S::ReadingHead, E::Forward) => {
+                self.number = self.number.wrapping_add(1);
+                (S::Forwarding, A::Forward)
+            }
             (S::Idle | S::ReadingHead | S::ReadingBody, E::Refused) => {
                 self.is_last = true;
                 (S::Writing, A::Write)
@@ -162,14 +176,14 @@ impl Lifecycle {
                 self.is_last = true;
                 (S::Writing, A::RefuseTruncated)
             }
-            (S::ReadingBody, E::Part | E::HeadWithBody) => (S::ReadingBody, A::Wait),
+            (S::ReadingBody, E::Part | E::HeadWithBody | E::Forward) => (S::ReadingBody, A::Wait),
             (
                 S::Idle | S::ReadingHead | S::ReadingBody,
                 E::Hold(_) | E::Answer(_) | E::Stream(_) | E::Dropped(_),
             ) => (self.state, A::Wait),
             (
                 S::Idle | S::ReadingHead | S::ReadingBody,
-                E::Sent | E::StreamEnd | E::StreamWhole,
+                E::Sent | E::StreamEnd | E::StreamWhole | E::Relay,
             ) => (self.state, A::Wait),
             (S::Idle | S::ReadingHead | S::ReadingBody, E::Lost | E::Late | E::Shed) => {
                 (S::Closed, A::Close)
@@ -184,10 +198,36 @@ impl Lifecycle {
             (S::Held, E::End) => (S::Held, A::Probe),
             (S::Serving, E::Lost) => (S::Closed, A::Close),
             (S::Held, E::Lost) => (S::Closed, A::Abandon),
-            (S::Serving | S::Held, E::Part | E::HeadWithBody | E::Request | E::Refused) => {
+            (
+                S::Serving | S::Held,
+                E::Part | E::HeadWithBody | E::Request | E::Refused | E::Forward | E::Relay,
+            ) => (self.state, A::Wait),
+            (S::Serving | S::Held, E::Sent | E::StreamEnd | E::StreamWhole | E::Late | E::Shed) => {
                 (self.state, A::Wait)
             }
-            (S::Serving | S::Held, E::Sent | E::StreamEnd | E::StreamWhole | E::Late | E::Shed) => {
+
+            // With another server. Nothing of an answer was sent yet: what goes wrong can be said.
+            (S::Forwarding, E::Relay) => (S::Relaying, A::Write),
+            (S::Forwarding, E::Answer(_)) => (S::Writing, A::Write),
+            (S::Forwarding, E::Refused) => {
+                self.is_last = true;
+                (S::Writing, A::Write)
+            }
+            (S::Forwarding, E::End) => (S::Forwarding, A::Probe),
+            // Half an answer was sent: if the rest does not come, only the end of the connection can tell.
+            (S::Relaying, E::StreamEnd) => {
+                self.is_last = true;
+                (S::Writing, A::Write)
+            }
+            (S::Relaying, E::StreamWhole) => (S::Writing, A::Write),
+            (S::Relaying, E::End | E::Relay | E::Answer(_) | E::Refused) => (S::Relaying, A::Wait),
+            (S::Forwarding, E::StreamEnd | E::StreamWhole) => (S::Forwarding, A::Wait),
+            (S::Forwarding | S::Relaying, E::Lost | E::Late | E::Shed) => (S::Closed, A::Close),
+            (
+                S::Forwarding | S::Relaying,
+                E::Part | E::HeadWithBody | E::Request | E::Forward | E::Sent,
+            ) => (self.state, A::Wait),
+            (S::Forwarding | S::Relaying, E::Hold(_) | E::Stream(_) | E::Dropped(_)) => {
                 (self.state, A::Wait)
             }
 
@@ -203,9 +243,10 @@ impl Lifecycle {
             (S::Writing, E::StreamEnd | E::StreamWhole) => (S::Writing, A::Wait),
             (S::Writing | S::Streaming, E::End) => (self.state, A::Wait),
             (S::Writing | S::Streaming, E::Lost | E::Late | E::Shed) => (S::Closed, A::Close),
-            (S::Writing | S::Streaming, E::Part | E::HeadWithBody | E::Request | E::Refused) => {
-                (self.state, A::Wait)
-            }
+            (
+                S::Writing | S::Streaming,
+                E::Part | E::HeadWithBody | E::Request | E::Refused | E::Forward | E::Relay,
+            ) => (self.state, A::Wait),
             (
                 S::Writing | S::Streaming,
                 E::Hold(_) | E::Answer(_) | E::Stream(_) | E::Dropped(_),
@@ -213,9 +254,10 @@ impl Lifecycle {
 
             // After the last answer nothing is parsed, served or written.
             (S::Lingering, E::End | E::Lost | E::Late | E::Shed) => (S::Closed, A::Close),
-            (S::Lingering, E::Part | E::HeadWithBody | E::Request | E::Refused) => {
-                (S::Lingering, A::Wait)
-            }
+            (
+                S::Lingering,
+                E::Part | E::HeadWithBody | E::Request | E::Refused | E::Forward | E::Relay,
+            ) => (S::Lingering, A::Wait),
             (S::Lingering, E::Hold(_) | E::Answer(_) | E::Stream(_) | E::Dropped(_)) => {
                 (S::Lingering, A::Wait)
             }
@@ -264,6 +306,25 @@ mod tests {
             assert_eq!(life.state(), State::Held);
             assert_eq!(life.on(Event::Answer(1)), Action::Write);
         }
+    }
+
+    #[test]
+    fn another_servers_answer_is_not_mended_once_it_has_begun() {
+        let forwarded = || {
+            let mut life = Lifecycle::new();
+            assert_eq!(life.on(Event::Forward), Action::Forward);
+            life
+        };
+        let mut life = forwarded();
+        assert_eq!(life.on(Event::Answer(1)), Action::Write);
+        assert_eq!(life.on(Event::Relay), Action::Wait);
+        let mut life = forwarded();
+        assert_eq!(life.on(Event::Relay), Action::Write);
+        for event in [Event::Answer(1), Event::Refused, Event::Sent] {
+            assert_eq!(life.on(event), Action::Wait);
+        }
+        assert_eq!(life.on(Event::StreamWhole), Action::Write);
+        assert_eq!(life.on(Event::Sent), Action::Next);
     }
 
     #[test]

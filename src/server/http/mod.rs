@@ -11,6 +11,9 @@
 //! | `connection` | one connection: the I/O around its lifecycle |
 //! | `lifecycle` | what happens in each state on each event; without I/O |
 //! | `head`, `body` | the rules of requests; without I/O |
+//! | `forward` | requests that another server answers: what the service says of them |
+//! | `relay` | the rules of what goes to and fro then; without I/O |
+//! | `upstream` | the connection to that server |
 //! | `request`, `answer` | what handlers get and give; answers → bytes |
 //! | `responder` | how a request is answered: now, later, or by a stream |
 //! | `mailbox` | messages for a worker |
@@ -30,6 +33,7 @@ mod answer;
 mod body;
 mod connection;
 mod deadlines;
+mod forward;
 mod head;
 mod lifecycle;
 mod mailbox;
@@ -38,18 +42,21 @@ mod os_limits;
 mod output;
 mod poller;
 mod pool;
+mod relay;
 mod request;
 mod responder;
 mod slab;
 #[cfg(feature = "tiny_http")]
 mod tiny;
 mod transport;
+mod upstream;
 mod worker;
 
 pub use self::acceptor::bind;
 pub use self::answer::Answer;
 pub use self::body::BodyLimit;
 pub use self::connection::{PART_BYTES, TURN_BYTES};
+pub use self::forward::{Decision, Forward, ForwardTarget};
 pub use self::head::RequestLimits;
 pub use self::output::FilePart;
 pub use self::pool::start_thread;
@@ -113,7 +120,7 @@ pub trait Service: Send + Sync + 'static {
     type Admission: Send + 'static;
 
     /// Judges a request by its head, before its body is read. The error is its answer.
-    fn admit(self: &Arc<Self>, request: &Request) -> Result<Admitted<Self::Admission>, Answer>;
+    fn admit(self: &Arc<Self>, request: &Request) -> Result<Decision<Self::Admission>, Answer>;
 
     /// Serves a request, and says whether it is held.
     fn serve(
@@ -123,7 +130,7 @@ pub trait Service: Send + Sync + 'static {
         responder: Responder,
     ) -> Served;
 
-    /// The answer to what could not be taken in; of which request, if its head was good.
+    /// The answer to what could not be taken in, or not be forwarded; of which request, if it was let in.
     fn refuse(
         self: &Arc<Self>,
         refused: &Refused,
@@ -243,6 +250,8 @@ pub struct EdgeLimits {
     pub max_request_ms: Millis,
     /// Threads for what may wait.
     pub max_threads: usize,
+    /// Requests that are forwarded at once.
+    pub max_forwarded: usize,
 }
 
 /// What workers, acceptor and responders share.
@@ -262,6 +271,10 @@ pub struct Edge {
     shed: AtomicU64,
     /// Connections from each address; only counted where that is limited.
     per_address: Option<Mutex<HashMap<IpAddr, usize>>>,
+    /// Requests that are forwarded, each with a socket to another server besides its client's.
+    forwarded: AtomicUsize,
+    /// How many sockets there may be in all, as far as the system allows.
+    max_sockets: usize,
 }
 
 impl Edge {
@@ -281,7 +294,8 @@ impl Edge {
         };
         let by_memory = memory.map_or(usize::MAX, |memory| memory / 2 / each);
         let in_flight = memory.map_or(usize::MAX, |memory| memory / 8);
-        let max = limits.max_connections.min(by_descriptors).min(by_memory);
+        let max_sockets = by_descriptors.min(by_memory);
+        let max = limits.max_connections.min(max_sockets);
         limits.max_connections = max.clamp(1, (1 << ConnectionId::SLOT_BITS) - 1);
         limits.max_in_flight_bytes = limits.max_in_flight_bytes.min(in_flight);
         let workers = thread::available_parallelism().map_or(MIN_WORKERS, |n| n.get());
@@ -300,6 +314,8 @@ impl Edge {
             closed: AtomicU64::new(0),
             shed: AtomicU64::new(0),
             per_address: per_address.then(Mutex::default),
+            forwarded: AtomicUsize::new(0),
+            max_sockets,
             limits,
         }))
     }
@@ -388,7 +404,8 @@ impl Edge {
     }
 
     fn has_room(&self) -> bool {
-        self.connections() < self.limits.max_connections
+        let open = self.connections();
+        open < self.limits.max_connections && open + self.forwarded() < self.max_sockets.max(1)
     }
 
     /// Counts a new connection. The error says how many its address has already.

@@ -67,6 +67,11 @@ impl Poller {
         Ok(epoll::modify(&self.epoll, socket, data, interest.flags())?)
     }
 
+    /// Takes a socket out that stays open.
+    pub fn remove(&self, socket: &impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, socket)?)
+    }
+
     /// Waits until something happens, for so long at most, and adds what happened to a few sockets to `ready`.
     pub fn wait(&self, patience: Option<Duration>, ready: &mut Vec<Readiness>) {
         let mut room = [const { MaybeUninit::uninit() }; AT_ONCE];

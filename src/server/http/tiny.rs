@@ -8,7 +8,7 @@ use super::answer::Answer;
 use super::body::BodyLimit;
 use super::request::{Authorization, Headers, Refused, Request};
 use super::responder::{Part, ReplyPath, Responder, Source};
-use super::{ConnectionId, RequestLimits, Service, Sink, start_thread};
+use super::{Admitted, ConnectionId, Decision, RequestLimits, Service, Sink, start_thread};
 use crate::wire::term::TERM_HEADER;
 use log::{debug, warn};
 use std::io::{self, Cursor, Read};
@@ -94,7 +94,7 @@ pub fn start<S: Service>(
 
 fn serve<S: Service>(mut raw: tiny_http::Request, limits: &RequestLimits, service: &Arc<S>) {
     let parsed = parsed(&raw, limits).map_err(|refused| service.refuse(&refused, None));
-    let admitted = parsed.and_then(|request| Ok((service.admit(&request)?, request)));
+    let admitted = parsed.and_then(|request| Ok((served_here(service, &request)?, request)));
     let (admitted, mut request) = match admitted {
         Ok(admitted) => admitted,
         Err(answer) => return respond(raw, answer),
@@ -117,6 +117,21 @@ fn serve<S: Service>(mut raw: tiny_http::Request, limits: &RequestLimits, servic
     };
     let responder = Responder::over(ReplyPath::Tiny(Box::new(reply)));
     service.serve(request, admitted.admission, responder);
+}
+
+/// What is known of a request. None is forwarded by this engine.
+fn served_here<S: Service>(
+    service: &Arc<S>,
+    request: &Request,
+) -> Result<Admitted<S::Admission>, Answer> {
+    match service.admit(request)? {
+        Decision::Serve(admitted) => Ok(admitted),
+        Decision::Forward(forward) => {
+            let name = forward.target.name;
+            let msg = format!("ask {name}: --engine tiny_http forwards no requests to it");
+            Err(service.refuse(&Refused::new(503, msg), None))
+        }
+    }
 }
 
 /// Numbers requests: here a connection has no number of its own.

@@ -1,7 +1,7 @@
 //! The bytes of a connection: from and to its socket, through TLS where that is spoken. Nothing here waits.
 
 use super::output::Output;
-use crate::tls::{Got, ServerTls, Session};
+use crate::tls::{ClientTls, Got, ServerTls, Session};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -25,6 +25,14 @@ impl Transport {
     pub fn new(socket: TcpStream, tls: Option<&ServerTls>) -> io::Result<Self> {
         Ok(Transport {
             session: tls.map(Session::new).transpose()?,
+            socket,
+        })
+    }
+
+    /// The same for a socket that we connect; `tls` says that TLS is spoken.
+    pub fn to_server(socket: TcpStream, tls: Option<&ClientTls>) -> io::Result<Self> {
+        Ok(Transport {
+            session: tls.map(Session::to_server).transpose()?,
             socket,
         })
     }
@@ -81,6 +89,11 @@ impl Transport {
     /// Whether TLS has something to write, of its own or encrypted, that the socket did not take.
     pub fn wants_write(&self) -> bool {
         self.session.as_ref().is_some_and(Session::wants_write)
+    }
+
+    /// Whether the peer's end, which was read, can be told from a cut: TLS says so, a socket always.
+    pub fn has_ended_cleanly(&self) -> bool {
+        self.session.as_ref().is_none_or(Session::has_ended)
     }
 
     /// Says within TLS that nothing will follow, if the socket takes that now: the end is no cut.

@@ -82,9 +82,9 @@ impl<S: Service> Worker<S> {
                 if ready.id == WAKEUP {
                     continue;
                 }
-                let key = ConnectionId(ready.id).key();
+                let key = key_of(ready);
                 match self.connections.get_mut(key) {
-                    Some(connection) if connection.transport().is_handshaking() => {
+                    Some(connection) if connection.is_handshaking(is_upstream(ready)) => {
                         handshaking.push(ready);
                     }
                     Some(_) => self.handle(ready),
@@ -111,8 +111,11 @@ impl<S: Service> Worker<S> {
     }
 
     fn handle(&mut self, ready: Readiness) {
-        let key = ConnectionId(ready.id).key();
-        self.with(key, |connection, cx| connection.ready(ready.is_broken, cx));
+        let key = key_of(ready);
+        self.with(key, |connection, cx| match is_upstream(ready) {
+            true => connection.advance(cx),
+            false => connection.ready(ready.is_broken, cx),
+        });
         // Write the answer before handling the next connection.
         self.read_mail();
     }
@@ -211,11 +214,15 @@ impl<S: Service> Worker<S> {
         if done.is_err() || connection.is_closed() {
             return self.remove(key);
         }
+        let id = ConnectionId::new(self.number, key.slot, key.generation);
+        if let Err(error) = connection.poll_upstream(&self.poller, id.0 | UPSTREAM) {
+            debug!("a connection to another server cannot be polled: {error}");
+            return self.remove(key);
+        }
         let wanted = connection.wanted();
         if wanted != connection.interest {
             connection.interest = wanted;
             let socket = &connection.transport().socket;
-            let id = ConnectionId::new(self.number, key.slot, key.generation);
             if let Err(error) = self.poller.change(socket, id.0, wanted) {
                 debug!("a connection cannot be polled any more: {error}");
                 return self.remove(key);
@@ -261,3 +268,14 @@ impl<S: Service> Worker<S> {
 
 /// The number of the mailbox in the poller; no connection has it.
 const WAKEUP: u64 = u64::MAX;
+/// In the poller the socket to another server has its connection's number and this bit, which no number of a
+/// connection has: there are few workers. One that comes late only makes its connection look.
+const UPSTREAM: u64 = 1 << 63;
+
+fn key_of(ready: Readiness) -> Key {
+    ConnectionId(ready.id & !UPSTREAM).key()
+}
+
+fn is_upstream(ready: Readiness) -> bool {
+    ready.id & UPSTREAM != 0
+}

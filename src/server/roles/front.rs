@@ -5,7 +5,7 @@ use super::standby::Standby;
 use crate::server::answers;
 use crate::server::api::Admission;
 use crate::server::http::{
-    Admitted, Answer, ConnectionId, Refused, Request, Responder, Served, Service,
+    Answer, ConnectionId, Decision, Refused, Request, Responder, Served, Service,
 };
 use crate::server::setup::Running;
 use std::sync::{Arc, OnceLock};
@@ -58,7 +58,7 @@ impl Front {
 impl Service for Front {
     type Admission = Admission;
 
-    fn admit(self: &Arc<Self>, request: &Request) -> Result<Admitted<Admission>, Answer> {
+    fn admit(self: &Arc<Self>, request: &Request) -> Result<Decision<Admission>, Answer> {
         match self.leader() {
             Some(running) => running.server.admit(request),
             None => Err(self.answer_of_standby(request)),

@@ -5,9 +5,11 @@
 //! when. Bytes behind a request stay in the input buffer, so pipelined requests are answered in order, one after the
 //! other.
 
+mod forwarding;
 mod request;
 mod timing;
 
+use self::forwarding::Forwarding;
 use self::request::Incoming;
 use super::answer::{self, Answer};
 use super::deadlines::{Deadline, Millis};
@@ -61,6 +63,8 @@ pub struct Connection<S: Service> {
     unwanted: u64,
     /// The request whose body is being read.
     incoming: Option<Box<Incoming<S::Admission>>>,
+    /// The request that another server answers.
+    forwarding: Option<Box<Forwarding>>,
     /// How the present request is to be answered.
     mode: ResponseMode,
     /// Its answer depends on what the service knows at the moment.
@@ -110,6 +114,8 @@ struct IoBudget {
     bytes: usize,
     /// The socket has nothing more now, or is not to be read.
     is_drained: bool,
+    /// The same of the socket to another server.
+    is_upstream_drained: bool,
 }
 
 /// How what is no request is answered.
@@ -131,6 +137,7 @@ impl<S: Service> Connection<S> {
             searched: 0,
             unwanted: 0,
             incoming: None,
+            forwarding: None,
             mode: UNKNOWN,
             tells_state: false,
             output: Output::default(),
@@ -191,6 +198,7 @@ impl<S: Service> Connection<S> {
         }
         match self.state() {
             State::Serving | State::Held | State::Streaming => self.look_ahead(cx),
+            State::Forwarding | State::Relaying if !self.is_sending_up() => self.look_ahead(cx),
             _ => {}
         }
         self.advance(cx);
@@ -315,7 +323,10 @@ impl<S: Service> Connection<S> {
     pub fn due(&mut self, cx: &mut Context<'_, S>) {
         // Read first what has come meanwhile, so that no request is cut that was already received.
         self.advance(cx);
-        if self.is_late(cx) {
+        if let Some(why) = self.upstream_overdue(cx.now) {
+            self.upstream_failed(why, cx);
+            self.advance(cx);
+        } else if self.is_late(cx) {
             debug!("cut while {:?}", self.state());
             self.on(Event::Late, cx);
             self.advance(cx);
@@ -339,7 +350,12 @@ impl<S: Service> Connection<S> {
     }
 
     fn advance_within(&mut self, mut io: IoBudget, cx: &mut Context<'_, S>) {
-        while self.flush(&mut io, cx) {
+        loop {
+            let is_forwarded = matches!(self.state(), State::Forwarding | State::Relaying);
+            // Neither direction waits for the other.
+            if !is_forwarded && !self.flush(&mut io, cx) {
+                break;
+            }
             let goes_on = match self.state() {
                 State::Idle | State::ReadingHead => self.read_head(&mut io, cx),
                 State::ReadingBody => self.read_body(&mut io, cx),
@@ -348,6 +364,7 @@ impl<S: Service> Connection<S> {
                     true
                 }
                 State::Streaming => self.pull(&mut io, cx),
+                State::Forwarding | State::Relaying => self.relay(&mut io, cx),
                 State::Lingering => self.discard(&mut io, cx),
                 State::Serving | State::Held | State::Closed => false,
             };
@@ -365,6 +382,8 @@ impl<S: Service> Connection<S> {
         let read = match self.state() {
             State::Idle | State::ReadingHead | State::Lingering => true,
             State::ReadingBody => self.starved.is_none() && !self.waits_for_sink(),
+            State::Forwarding | State::Relaying if self.is_sending_up() => self.wants_body(),
+            State::Forwarding | State::Relaying => self.input.len() < LOOK_AHEAD_BYTES,
             State::Serving | State::Held | State::Streaming => self.input.len() < LOOK_AHEAD_BYTES,
             State::Writing | State::Closed => false,
         };
@@ -400,7 +419,8 @@ impl<S: Service> Connection<S> {
                 cx.service.abandoned(self.id);
             }
             Action::Next => self.reservation = None,
-            Action::Wait | Action::ReadBody | Action::Serve(_) | Action::Write | Action::Pull => {}
+            Action::Wait | Action::ReadBody | Action::Serve(_) => {}
+            Action::Forward | Action::Write | Action::Pull => {}
         }
         action
     }
@@ -410,11 +430,16 @@ impl<S: Service> Connection<S> {
             (State::Writing | State::Streaming, _) if self.has_unsent() => {
                 self.transport.discard_unsent();
             }
+            // Else the end of the connection could pass for that of the answer.
+            (State::Relaying, _) if self.has_unsent() || !self.is_relay_framed() => {
+                self.transport.discard_unsent();
+            }
             // The other states have sent nothing, or have said it with their last answer.
             (State::Idle, Event::End | Event::Late | Event::Shed) => self.transport.close_session(),
             _ => {}
         }
         self.incoming = None;
+        self.forwarding = None;
         self.stream = None;
         self.reservation = None;
     }
@@ -476,7 +501,7 @@ impl<S: Service> Connection<S> {
             Ok(bytes) => {
                 self.moved += bytes as u64;
                 io.bytes += bytes;
-                if bytes > 0 && self.state() == State::Streaming {
+                if bytes > 0 && matches!(self.state(), State::Streaming | State::Relaying) {
                     self.since = cx.now;
                 }
                 !self.has_unsent()
@@ -524,7 +549,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Reads what comes while the service has the request, and notices the peer's end.
+    /// Reads what comes while the service, or another server, has the request, and notices the peer's end.
     fn look_ahead(&mut self, cx: &mut Context<'_, S>) {
         let mut io = IoBudget::default();
         while !self.has_ended

@@ -9,7 +9,7 @@ use super::super::mailbox::Mail;
 use super::super::memory_budget::{self, Full};
 use super::super::request::{Refused, Request};
 use super::super::responder::Responder;
-use super::super::{Admitted, ConnectionId, Edge, Served, Service};
+use super::super::{Admitted, ConnectionId, Decision, Edge, Served, Service};
 use super::{Connection, Context, IoBudget, UNKNOWN};
 use log::warn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -91,7 +91,6 @@ impl<S: Service> Connection<S> {
                 self.fill(io, cx)
             }
             Ok(Some(head)) => {
-                self.input.drain(..head.length);
                 self.searched = 0;
                 self.begin(head, cx);
                 true
@@ -104,7 +103,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Begins with a request whose head is whole.
+    /// Begins with a request whose head is whole, and still in the input.
     fn begin(&mut self, mut head: Head, cx: &mut Context<'_, S>) {
         head.request.connection = Some(self.id);
         head.request.is_first = !self.life.had_requests();
@@ -118,8 +117,14 @@ impl<S: Service> Connection<S> {
         if !head.mode.keep_alive {
             self.life.note_last();
         }
-        let admitted = match cx.service.admit(&head.request) {
-            Ok(admitted) => admitted,
+        let decided = cx.service.admit(&head.request);
+        if let Ok(Decision::Forward(forward)) = &decided {
+            return self.forward(forward, &head, cx);
+        }
+        self.input.drain(..head.length);
+        let admitted = match decided {
+            Ok(Decision::Serve(admitted)) => admitted,
+            Ok(Decision::Forward(_)) => return,
             Err(answer) => return self.turn_away(answer, &head, cx),
         };
         self.tells_state = admitted.tells_state;
@@ -154,7 +159,7 @@ impl<S: Service> Connection<S> {
 
     /// Answers a request that is not let in, without waiting for its body. Its connection stays if that body is
     /// small: what of it has not come yet is thrown away when it comes.
-    fn turn_away(&mut self, answer: Answer, head: &Head, cx: &mut Context<'_, S>) {
+    pub(super) fn turn_away(&mut self, answer: Answer, head: &Head, cx: &mut Context<'_, S>) {
         let Framing::Length(bytes) = head.framing else {
             return self.refuse_with(answer, cx);
         };
@@ -356,7 +361,7 @@ impl<S: Service> Connection<S> {
         cx.service.refuse(&refused, of)
     }
 
-    fn refuse_with(&mut self, answer: Answer, cx: &mut Context<'_, S>) {
+    pub(super) fn refuse_with(&mut self, answer: Answer, cx: &mut Context<'_, S>) {
         if self.on(Event::Refused, cx) == Action::Write {
             self.mode.keep_alive = false;
             self.must_linger = true;

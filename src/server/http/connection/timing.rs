@@ -41,6 +41,14 @@ impl<S: Service> Connection<S> {
                 let half_closed = self.has_ended.then_some(self.since + HALF_CLOSED_MS);
                 next.into_iter().chain(half_closed).min()
             }
+            State::Forwarding | State::Relaying => {
+                let client = self.client_must_move().then_some(self.pace.0 + TRANSFER_MS);
+                let half_closed = self
+                    .may_be_gone_unseen()
+                    .then_some(self.since + HALF_CLOSED_MS);
+                let due = [self.upstream_due_at(), client, half_closed];
+                due.into_iter().flatten().min()
+            }
             State::Lingering => Some(self.since + LINGER_MS),
             State::Serving | State::Held | State::Closed => None,
         }
@@ -64,6 +72,12 @@ impl<S: Service> Connection<S> {
             }
             State::Streaming if self.has_unsent() => whole,
             State::Streaming => self.has_ended && cx.now >= self.since + HALF_CLOSED_MS,
+            State::Forwarding | State::Relaying if self.client_must_move() => {
+                self.is_too_slow(cx.now)
+            }
+            State::Forwarding | State::Relaying => {
+                self.may_be_gone_unseen() && cx.now >= self.since + HALF_CLOSED_MS
+            }
             State::Lingering => cx.now >= self.since + LINGER_MS,
             State::Serving | State::Held | State::Closed => false,
         }
@@ -77,6 +91,17 @@ impl<S: Service> Connection<S> {
         }
         self.pace = (now, self.moved);
         self.moved - before < PACE_BYTES
+    }
+
+    /// Whether it is the client's turn to take what it is sent of a forwarded request's answer, or to send its body.
+    fn client_must_move(&self) -> bool {
+        self.has_unsent() || (self.is_sending_up() && self.wants_body())
+    }
+
+    /// Whether nothing would tell that the client has gone altogether: its sending side is closed, and there is
+    /// nothing to send it.
+    fn may_be_gone_unseen(&self) -> bool {
+        self.state() == State::Relaying && self.has_ended && !self.client_must_move()
     }
 
     /// For how many milliseconds its request has been unfinished, if it may be shed.
@@ -93,10 +118,13 @@ impl<S: Service> Connection<S> {
             State::Idle => ms > limits.silent_ms,
             State::ReadingBody if self.starved.is_some() || self.waits_for_sink() => false,
             State::Streaming if !self.has_unsent() => false,
+            State::Forwarding | State::Relaying if !self.client_must_move() => false,
             State::ReadingHead
             | State::ReadingBody
             | State::Writing
             | State::Streaming
+            | State::Forwarding
+            | State::Relaying
             | State::Lingering => ms > limits.unfinished_ms,
         };
         // An idle one that has just sent a request is not shed: the worker has not read it yet.

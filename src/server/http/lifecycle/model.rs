@@ -25,7 +25,7 @@ pub fn run(name: &str, mut choose: impl FnMut(u32) -> Option<u32>) {
     let mut model = Model::default();
     for step in 0.. {
         let at = format!("{name}, step {step}, {life:?}");
-        let Some(choice) = choose(32) else { return };
+        let Some(choice) = choose(36) else { return };
         let event = match choice {
             0 => Event::Part,
             1 => Event::HeadWithBody,
@@ -41,6 +41,10 @@ pub fn run(name: &str, mut choose: impl FnMut(u32) -> Option<u32>) {
             9..=14 => Event::Sent,
             15 => Event::StreamEnd,
             17 => Event::StreamWhole,
+            32 => Event::Forward,
+            33 => Event::Relay,
+            // What the edge says where the other server has said nothing.
+            34 if life.state() == State::Forwarding => Event::Answer(life.number()),
             16 => {
                 life.note_last();
                 Event::Sent
@@ -78,16 +82,31 @@ pub fn run(name: &str, mut choose: impl FnMut(u32) -> Option<u32>) {
                 assert_eq!(number, model.served, "out of order: {at}");
                 model.pending.push((model.generation, number));
             }
+            Action::Forward => {
+                assert!(!model.last_sent, "forwarded after the end was sent: {at}");
+                assert_eq!(model.served, model.answered, "two at once: {at}");
+                model.served += 1;
+            }
             Action::Write | Action::Pull | Action::RefuseTruncated => {
                 assert!(!model.last_sent, "written after the end was sent: {at}");
                 match event {
                     Event::Answer(n) | Event::Stream(n) => {
-                        assert!(matches!(before, State::Serving | State::Held), "{at}");
+                        let unanswered =
+                            matches!(before, State::Serving | State::Held | State::Forwarding);
+                        assert!(unanswered, "{at}");
                         assert_eq!(n, model.served, "another request's answer: {at}");
                         model.answered += 1;
                         assert_eq!(model.answered, model.served, "answered twice: {at}");
                     }
+                    Event::Relay => {
+                        assert_eq!(before, State::Forwarding, "{at}");
+                        model.answered += 1;
+                        assert_eq!(model.answered, model.served, "answered twice: {at}");
+                    }
                     Event::Refused | Event::End => {
+                        if before == State::Forwarding {
+                            model.answered += 1;
+                        }
                         assert_eq!(model.served, model.answered, "{at}");
                         assert!(life.is_last, "{at}");
                     }

@@ -1,0 +1,455 @@
+//! Requests that another server answers: the edge passes them on, with its own sockets and threads.
+//!
+//! The edge runs in this process, with a service that forwards everything. Behind it is the real server, or one that is
+//! played by the test, byte for byte.
+#![cfg(feature = "server")]
+
+mod common;
+mod edge;
+
+use common::http::{Reply, request};
+use common::{Server, id, wait_for, wait_until};
+use edge::{Client, NoAnswer, get, is_pong, ping};
+use serde_json::json;
+use sidebike::server::http::{
+    self, Answer, ConnectionId, Decision, Edge, EdgeLimits, Engine, Forward, ForwardTarget,
+    Refused, Request, RequestLimits, Responder, Served, Service,
+};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What a test that waits for nothing else waits for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Forwards all that it is asked.
+struct Relay(ForwardTarget);
+
+impl Service for Relay {
+    type Admission = ();
+
+    fn admit(self: &Arc<Self>, request: &Request) -> Result<Decision<()>, Answer> {
+        let peer = request.peer.expect("it has an address").to_string();
+        Ok(Decision::Forward(Forward {
+            target: self.0.clone(),
+            headers: vec![("Test-Forwarded", format!("for={peer}"))],
+            withheld: &["Test-Secret"],
+        }))
+    }
+
+    fn serve(self: &Arc<Self>, _: Request, _: (), _: Responder) -> Served {
+        unreachable!("all is forwarded")
+    }
+
+    fn refuse(self: &Arc<Self>, refused: &Refused, _: Option<(&Request, &())>) -> Answer {
+        let body = json!({"msg": refused.msg}).to_string().into_bytes();
+        Answer::new(refused.status, "application/json", body)
+    }
+
+    fn abandoned(&self, _: ConnectionId) {}
+}
+
+fn limits() -> EdgeLimits {
+    EdgeLimits {
+        request: RequestLimits {
+            head_bytes: 16 << 10,
+            headers: 64,
+            target_bytes: 8 << 10,
+            body_bytes: 1 << 20,
+        },
+        max_connections: 1_000,
+        max_connections_per_address: 1_000,
+        max_in_flight_bytes: 64 << 20,
+        max_request_ms: 60_000,
+        max_threads: 4,
+        max_forwarded: 1_000,
+    }
+}
+
+/// An edge that forwards to this address.
+fn relay_with(address: SocketAddr, limits: EdgeLimits) -> (SocketAddr, Arc<Edge>) {
+    let target = ForwardTarget {
+        address,
+        tls: None,
+        name: "the other server",
+    };
+    let edge = Edge::new(limits, None).expect("an edge");
+    let (listener, address) = http::bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let service = Arc::new(Relay(target));
+    edge.serve(Engine::Edge, listener, &service)
+        .expect("it starts");
+    (address, edge)
+}
+
+fn relay(address: SocketAddr) -> SocketAddr {
+    relay_with(address, limits()).0
+}
+
+/// A server that the test plays: each connection that comes is given to `play`.
+fn played(play: impl Fn(Other) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().unwrap();
+    let play = Arc::new(play);
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let play = play.clone();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            thread::spawn(move || play(Other(stream, Vec::new())));
+        }
+    });
+    address
+}
+
+/// The other server's side of a connection.
+struct Other(TcpStream, Vec<u8>);
+
+impl Other {
+    /// What came up to this mark, with it.
+    fn read_to(&mut self, mark: &[u8]) -> String {
+        loop {
+            if let Some(at) = self.1.windows(mark.len()).position(|some| some == mark) {
+                let read: Vec<u8> = self.1.drain(..at + mark.len()).collect();
+                return String::from_utf8(read).expect("text");
+            }
+            let mut buffer = [0; 4_096];
+            let read = self.0.read(&mut buffer).expect("more comes");
+            assert!(
+                read > 0,
+                "it ended after {:?}",
+                String::from_utf8_lossy(&self.1)
+            );
+            self.1.extend_from_slice(&buffer[..read]);
+        }
+    }
+
+    fn head(&mut self) -> String {
+        self.read_to(b"\r\n\r\n")
+    }
+
+    fn say(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).expect("it is taken");
+    }
+
+    /// Waits until the connection is closed, whatever else comes.
+    fn wait_for_end(&mut self) {
+        let mut buffer = [0; 64 * 1024];
+        loop {
+            match self.0.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
+                Err(error) => panic!("it is not closed: {error}"),
+            }
+        }
+    }
+}
+
+/// An address where nobody listens.
+fn nowhere() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+fn answered(client: &mut Client) -> Reply {
+    client.answer().expect("an answer")
+}
+
+#[test]
+fn the_real_server_answers_through_it() {
+    let server = Server::start();
+    let mut client = Client::open(relay(server.address));
+    for n in 0..200 {
+        client.send(&ping(&format!("n{n}")));
+        assert!(is_pong(&answered(&mut client), &format!("n{n}")));
+    }
+    // Pipelined, of all kinds: each answer in its place, on one connection.
+    let body = json!({"machinePattern": "^nobody$", "detail": {"command": "true"}}).to_string();
+    let chunked = format!(
+        "POST /api/v1/task HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{:x};e=f\r\n{body}\r\n0\r\nT: u\r\n\r\n",
+        body.len()
+    );
+    let mut all = request("POST", "/api/v1/task", "", body.as_bytes());
+    all.extend_from_slice(chunked.as_bytes());
+    all.extend_from_slice(&get("/nowhere"));
+    all.extend_from_slice(&request("HEAD", "/healthz", "", b""));
+    client.send(&all);
+    assert!(!id(&answered(&mut client).data()).is_empty());
+    let task = answered(&mut client).data();
+    assert_eq!(answered(&mut client).status, 404);
+    assert_eq!(client.answer_to_head().unwrap().status, 200);
+    // Held, and answered when it ends.
+    let target = format!("/api/v1/task/{}", id(&task));
+    client.send(&get(&format!("{target}?wait=60s")));
+    client.patience(Duration::from_millis(300));
+    assert_eq!(client.answer().unwrap_err(), NoAnswer::TimedOut);
+    server.post(&format!("{target}/cancel"), &json!(null));
+    client.patience(PATIENCE);
+    assert_eq!(answered(&mut client).data()["id"], task["id"]);
+    client.send(&ping("again"));
+    assert!(is_pong(&answered(&mut client), "again"));
+}
+
+#[test]
+fn what_goes_on_is_one_request_however_it_came() {
+    let other = played(|mut other| {
+        let head = other.head();
+        let body = match head.contains("Transfer-Encoding: chunked\r\n") {
+            true => other.read_to(b"0\r\n\r\n"),
+            false if head.contains("Content-Length: 5\r\n") => other.read_to(b"hello"),
+            false => String::new(),
+        };
+        let seen = json!({"head": head, "body": body}).to_string();
+        other.say(&format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{seen}",
+            seen.len()
+        ));
+    });
+    let address = relay(other);
+    let seen = |raw: &str, cut: usize| {
+        let mut client = Client::open(address);
+        client.send(&raw.as_bytes()[..cut]);
+        if cut < raw.len() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        client.send(&raw.as_bytes()[cut..]);
+        let seen = answered(&mut client).json();
+        let text = |name: &str| seen[name].as_str().expect("text").to_owned();
+        (text("head"), text("body"))
+    };
+    let raw = "POST /a?b=c HTTP/1.1\r\nHost: h\r\nOrigin: o\r\nAuthorization: Bearer t\r\nTest-Secret: s\r\n\
+               test-forwarded: forged\r\nConnection: x\r\nX: y\r\nTransfer-Encoding: chunked\r\n\r\n\
+               3;a=b\r\nhel\r\n02\r\nlo\r\n0\r\nTrailer: t\r\n\r\n";
+    for cut in 0..=raw.len() {
+        let (head, body) = seen(raw, cut);
+        let expected = "POST /a?b=c HTTP/1.1\r\nHost: h\r\nOrigin: o\r\nAuthorization: Bearer t\r\n\
+                        Test-Forwarded: for=127.0.0.1\r\nTransfer-Encoding: chunked\r\n\
+                        Connection: close\r\n\r\n";
+        assert_eq!(head, expected, "{cut}");
+        let data: String = { body.split("\r\n") }.skip(1).step_by(2).collect();
+        assert_eq!(data, "hello", "{cut}: {body:?}");
+    }
+    let (head, body) = seen("PUT / HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello", 20);
+    assert!(
+        head.starts_with("PUT / HTTP/1.1\r\nTest-Forwarded: "),
+        "{head}"
+    );
+    assert_eq!(body, "hello");
+    for refused in [
+        "POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+    ] {
+        let mut client = Client::open(address);
+        client.send(refused.as_bytes());
+        assert_eq!(answered(&mut client).status, 400);
+    }
+}
+
+#[test]
+fn who_waits_for_100_continue_gets_it_from_the_other_server() {
+    let other = played(|mut other| {
+        let head = other.head();
+        assert!(head.contains("Expect: 100-continue\r\n"), "{head}");
+        if head.starts_with("PUT /no ") {
+            return other.say("HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n");
+        }
+        // It does not come before it is asked for.
+        other
+            .0
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
+        assert!(other.0.read(&mut [0]).is_err());
+        other.0.set_read_timeout(Some(PATIENCE)).unwrap();
+        other.say("HTTP/1.1 100 Continue\r\n\r\n");
+        other.read_to(b"hello");
+        other.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    });
+    let address = relay(other);
+    let put = |path: &str| {
+        let mut client = Client::open(address);
+        let head =
+            format!("PUT {path} HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+        client.send(head.as_bytes());
+        client
+    };
+    let mut client = put("/yes");
+    assert_eq!(answered(&mut client).status, 100);
+    client.send(b"hello");
+    assert_eq!(answered(&mut client).status, 200);
+    let mut client = put("/no");
+    let reply = answered(&mut client);
+    assert_eq!(
+        (reply.status, reply.header("Connection")),
+        (401, Some("close"))
+    );
+    assert!(client.is_ended());
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_told_of() {
+    let msg = |address: SocketAddr| {
+        let mut client = Client::open(relay(address));
+        let started = Instant::now();
+        client.send(&ping("x"));
+        let reply = answered(&mut client);
+        assert_eq!(reply.status, 502);
+        // Its connection can go on: what was asked was whole.
+        client.send(&ping("x"));
+        assert_eq!(answered(&mut client).status, 502);
+        let msg = reply.msg();
+        (
+            msg.strip_prefix("the other server did not answer: ")
+                .expect(&msg)
+                .to_owned(),
+            started.elapsed(),
+        )
+    };
+    assert!(msg(nowhere()).0.contains("refused"));
+    let closing = played(|mut other| drop(other.head()));
+    assert!(msg(closing).0.contains("it closed the connection"));
+    let stranger = played(|mut other| {
+        other.head();
+        other.say("SSH-2.0-OpenSSH_9.2\r\n\r\n");
+        other.wait_for_end();
+    });
+    assert!(msg(stranger).0.contains("malformed"));
+    let two_framings = played(|mut other| {
+        other.head();
+        other.say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n");
+        other.wait_for_end();
+    });
+    assert!(msg(two_framings).0.contains("two framings"));
+}
+
+#[test]
+fn an_answer_that_breaks_off_breaks_the_connection() {
+    let other = played(|mut other| {
+        let head = other.head();
+        other.say(match head.split(' ').nth(1) {
+            Some("/length") => "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello",
+            Some("/chunks") => {
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+            }
+            _ => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nx",
+        });
+        // The first part is there before the end.
+        thread::sleep(Duration::from_millis(100));
+    });
+    let address = relay(other);
+    for version in ["1.1", "1.0"] {
+        for path in ["/length", "/chunks", "/malformed"] {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            write!(stream, "GET {path} HTTP/{version}\r\n\r\n").unwrap();
+            let mut got = Vec::new();
+            let end = stream.read_to_end(&mut got);
+            let got = String::from_utf8(got).unwrap();
+            if path != "/malformed" {
+                assert!(got.starts_with("HTTP/1.1 200 OK\r\n"), "{got}");
+                assert!(got.contains("hello") && !got.contains("\r\n0\r\n"), "{got}");
+            }
+            let is_framed = got.contains("Content-Length: ") || got.contains("chunked");
+            assert!(
+                end.is_err() || is_framed,
+                "the end passes for that of the answer: {got}"
+            );
+        }
+    }
+}
+
+#[test]
+fn who_goes_away_is_not_answered_for() {
+    let (said, ended) = std::sync::mpsc::channel();
+    let said = std::sync::Mutex::new(said);
+    let other = played(move |mut other| {
+        let head = other.head();
+        if head.starts_with("GET /follow") {
+            other.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n\n\r\n");
+        }
+        said.lock().unwrap().send("there").unwrap();
+        other.wait_for_end();
+        said.lock().unwrap().send("gone").unwrap();
+    });
+    let (address, edge) = relay_with(other, limits());
+    let wait = |what| assert_eq!(ended.recv_timeout(PATIENCE).as_deref(), Ok(what));
+    for raw in [
+        &b"GET /held HTTP/1.1\r\n\r\n"[..],
+        b"GET /follow HTTP/1.1\r\n\r\n",
+        b"PUT /half HTTP/1.1\r\nContent-Length: 9\r\n\r\nhello",
+        b"PUT /half HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello",
+    ] {
+        for resets in [false, true] {
+            let mut client = Client::open(address);
+            client.send(raw);
+            wait("there");
+            assert_eq!(edge.forwarded(), 1);
+            match resets {
+                true => client.reset(),
+                false => drop(client),
+            }
+            wait("gone");
+        }
+    }
+    wait_for("nothing is forwarded", || edge.forwarded() == 0);
+}
+
+#[test]
+fn who_has_closed_only_the_sending_side_is_answered() {
+    let other = played(|mut other| {
+        other.head();
+        thread::sleep(Duration::from_millis(200));
+        other.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        other.wait_for_end();
+    });
+    let mut client = Client::open(relay(other));
+    client.send(&get("/"));
+    client.finish();
+    assert_eq!(answered(&mut client).text(), "ok");
+    assert!(client.is_ended());
+    let mut client = Client::open(relay(other));
+    client.send(b"PUT / HTTP/1.1\r\nContent-Length: 9\r\n\r\nhello");
+    client.finish();
+    let reply = answered(&mut client);
+    assert_eq!(
+        (reply.status, reply.msg()),
+        (400, "the body ended before it was whole".into())
+    );
+}
+
+#[test]
+fn more_than_allowed_are_refused_at_once() {
+    let other = played(|mut other| {
+        let head = other.head();
+        if head.starts_with("GET /held") {
+            return other.wait_for_end();
+        }
+        other.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    });
+    let few = EdgeLimits {
+        max_forwarded: 3,
+        ..limits()
+    };
+    let (address, edge) = relay_with(other, few);
+    assert_eq!(edge.most_forwarded(), 3);
+    let held: Vec<Client> = (0..3)
+        .map(|_| {
+            let mut client = Client::open(address);
+            client.send(&get("/held"));
+            client
+        })
+        .collect();
+    wait_for("three are held", || edge.forwarded() == 3);
+    let mut client = Client::open(address);
+    client.send(&request("POST", "/", "", b"hello"));
+    let reply = answered(&mut client);
+    assert_eq!(reply.status, 503);
+    assert!(reply.msg().contains("--max-held"), "{}", reply.msg());
+    drop(held);
+    wait_until("there is room", || {
+        client.send(&request("POST", "/", "", b"hello"));
+        (answered(&mut client).status == 200).then_some(())
+    });
+}
