@@ -4,11 +4,15 @@
 //! turns verification off. A build without the feature `tls` has the same functions: they say that
 //! it has no TLS.
 
+#[cfg(feature = "pg")]
+mod client;
 #[cfg(all(feature = "tls", feature = "server"))]
 mod session;
 
 use std::path::Path;
 
+#[cfg(feature = "pg")]
+pub use client::{ClientTls, TlsStream};
 #[cfg(all(feature = "tls", feature = "server"))]
 pub use session::{ClientTls, ServerTls, Session};
 
@@ -65,10 +69,15 @@ mod real {
     /// The authorities in this file, and only they; without a file those the system trusts. The
     /// error is one line for a person.
     pub fn load_roots(ca: Option<&Path>) -> Result<Roots, String> {
+        load_roots_of("--ca", ca)
+    }
+
+    /// The same for another flag than `--ca`.
+    pub fn load_roots_of(flag: &str, ca: Option<&Path>) -> Result<Roots, String> {
         let Some(file) = ca else {
-            return system_roots();
+            return system_roots(flag);
         };
-        let wrong = |why: String| format!("--ca: {}: {why}", file.display());
+        let wrong = |why: String| format!("{flag}: {}: {why}", file.display());
         let certificates = certificates(&read(file).map_err(&wrong)?).map_err(&wrong)?;
         let mut store = RootCertStore::empty();
         for certificate in &certificates {
@@ -79,7 +88,7 @@ mod real {
         Ok(certificates.iter().map(|der| der.to_vec()).collect())
     }
 
-    fn system_roots() -> Result<Roots, String> {
+    fn system_roots(flag: &str) -> Result<Roots, String> {
         let found = rustls_native_certs::load_native_certs();
         if !found.certs.is_empty() {
             return Ok(found.certs.iter().map(|der| der.to_vec()).collect());
@@ -87,7 +96,7 @@ mod real {
         let why = found.errors.first().map(|why| format!(" ({why})"));
         let why = why.unwrap_or_default();
         Err(format!(
-            "this machine has no certificates of authorities{why}; name a file of them with --ca"
+            "this machine has no certificates of authorities{why}; name a file of them with {flag}"
         ))
     }
 

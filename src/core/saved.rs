@@ -321,8 +321,8 @@ pub struct Batch {
 
 impl Batch {
     /// The lowest version of a reader that understands all of it. An older one would drop what it does not know, so it
-    /// must not open the file any more. To save a state or a field that matters: a new version here, and
-    /// `redb_file::VERSION`.
+    /// must not open the database any more. To save a state or a field that matters: a new version here, and
+    /// `db::records::VERSION`.
     pub fn reader_version(&self) -> u64 {
         let tasks = || self.tasks.values().flatten();
         let is_targeted = |t: &SavedTask| {

@@ -6,7 +6,9 @@
 //! | `leadership` | this server's term: it takes the lead, numbers the commits, resigns |
 //! | `election` | who leads, of several servers: roles and times, without a clock or I/O |
 //! | `trust` | until when this server may answer from memory |
+//! | `records` | how a record becomes bytes, in every engine |
 //! | `redb_file` | one file of redb, for one server |
+//! | `postgres` | PostgreSQL, for several servers |
 //! | `model`, `script` | for tests: an engine in memory, and the operations that every engine has to pass |
 //!
 //! To add an engine: implement [`StorageEngine`] in a file of its own, and run `script::run` against it.
@@ -16,6 +18,9 @@ mod engine;
 mod leadership;
 #[doc(hidden)]
 pub mod model;
+#[cfg(feature = "pg")]
+pub mod postgres;
+mod records;
 mod redb_file;
 #[cfg(test)]
 mod script;
@@ -28,5 +33,7 @@ pub use self::engine::{
 pub use self::leadership::Leadership;
 #[cfg(test)]
 pub use self::model::{Fate, Model};
+#[cfg(feature = "pg")]
+pub use self::postgres::Postgres;
 pub use self::redb_file::{RedbFile, check, damaged, export};
 pub use self::trust::{Trust, boot_time};

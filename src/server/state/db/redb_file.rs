@@ -20,6 +20,7 @@ pub use self::inspect::{check, export};
 use self::read::{Read, Strictness, read_all};
 use self::tables::*;
 use self::write::write_batch;
+use super::records::{FIRST_VERSION, VERSION};
 use super::{
     CommitNumber, Committed, Holder, LeaderRecord, RegistryId, Secret, Seen, StorageEngine, Term,
 };
@@ -38,10 +39,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The version of a new file.
-const FIRST_VERSION: u64 = 1;
-/// The highest version that this program reads.
-const VERSION: u64 = 6;
 /// Memory for caching pages of the file, in bytes. Little is enough: the core holds all data anyway.
 const CACHE_BYTES: usize = 16 << 20;
 /// A file is compacted at the start if it is more than this many times as large as its records. Just after a

@@ -1,14 +1,13 @@
-//! The tables of a file, and how a record becomes bytes.
+//! The tables of a file.
 //!
 //! To save something new: a table here, its lines in `write` and `read`, and a version in
 //! [`Batch::reader_version`](crate::core::Batch::reader_version), if an older program would drop it.
 
-use crate::core::SavedPiece;
-use crate::wire::agent::Stream;
+pub use super::super::records::{
+    SWITCH_HALT, SWITCH_SUSPENSIONS, decoded, encoded, json, record, text,
+};
+
 use redb::{Table, TableDefinition};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use std::fmt::Display;
 
 /// Numbers by name.
 pub const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -31,11 +30,6 @@ pub const PROGRESS: TableDefinition<u64, &[u8]> = TableDefinition::new("progress
 /// Notifications by number. Files of earlier versions do not have it.
 pub const NOTIFICATIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("notifications");
 
-/// The halt, among the switches.
-pub const SWITCH_HALT: &str = "halt";
-/// All suspensions, among the switches.
-pub const SWITCH_SUSPENSIONS: &str = "suspensions";
-
 /// The version of the format.
 pub const META_VERSION: &str = "version";
 /// When the server was last known to run.
@@ -56,47 +50,3 @@ pub const META_HOLDER: &str = "holder";
 pub type MetaTable<'a> = Table<'a, &'static str, u64>;
 /// [`OUTPUT`], open for writing.
 pub type OutputTable<'a> = Table<'a, (u64, u32, u32, u64), &'static [u8]>;
-
-/// Reads a record; the error names it.
-pub fn record<T: DeserializeOwned>(
-    what: &str,
-    key: impl Display,
-    bytes: &[u8],
-) -> Result<T, String> {
-    serde_json::from_slice(bytes).map_err(|why| format!("the record of {what} {key}: {why}"))
-}
-
-/// Encodes a record.
-pub fn json<T: Serialize>(record: &T) -> Result<Vec<u8>, String> {
-    serde_json::to_vec(record).map_err(text)
-}
-
-/// An error of the library, for a person.
-pub fn text(error: impl Display) -> String {
-    error.to_string()
-}
-
-/// Encodes a piece of output: the stream, the offset, the bytes.
-pub fn encoded(piece: &SavedPiece) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(9 + piece.data.len());
-    bytes.push(piece.stream as u8);
-    bytes.extend_from_slice(&piece.offset.to_le_bytes());
-    bytes.extend_from_slice(&piece.data);
-    bytes
-}
-
-/// Reads what [`encoded`] has made.
-pub fn decoded(bytes: &[u8]) -> Option<SavedPiece> {
-    let (stream, rest) = bytes.split_first()?;
-    let (offset, data) = rest.split_first_chunk::<8>()?;
-    let stream = match stream {
-        0 => Stream::Stdout,
-        1 => Stream::Stderr,
-        _ => return None,
-    };
-    Some(SavedPiece {
-        stream,
-        offset: u64::from_le_bytes(*offset),
-        data: data.to_vec(),
-    })
-}
