@@ -12,7 +12,7 @@ mod session;
 use std::path::Path;
 
 #[cfg(feature = "pg")]
-pub use client::{ClientTls, TlsStream};
+pub use client::TlsStream;
 #[cfg(all(feature = "tls", feature = "server"))]
 pub use session::{ClientTls, ServerTls, Session};
 

@@ -23,8 +23,8 @@ impl fmt::Debug for ServerTls {
 /// How TLS is spoken with one server: whom to trust, and the name that the server must prove.
 #[derive(Clone)]
 pub struct ClientTls {
-    config: Arc<ClientConfig>,
-    name: ServerName<'static>,
+    pub(super) config: Arc<ClientConfig>,
+    pub(super) name: ServerName<'static>,
 }
 
 impl fmt::Debug for ClientTls {

@@ -87,9 +87,8 @@ impl Connection {
         };
         let text = |why: Failure| why.to_string();
         connection.limit(Some(START_TIMEOUT)).map_err(text)?;
-        if Stream::wants_tls(url.tls, host) {
-            let tls = tls.ok_or("TLS: there are no authorities to trust")?;
-            connection = connection.encrypted(host, tls)?;
+        if let Some(tls) = tls {
+            connection = connection.encrypted(tls)?;
         }
         connection.start(url, password).map_err(text)?;
         connection.max_message = i32::MAX;
@@ -100,7 +99,7 @@ impl Connection {
         Ok(self.stream.set_timeout(limit)?)
     }
 
-    fn encrypted(mut self, host: &Host, tls: &ClientTls) -> Result<Self, String> {
+    fn encrypted(mut self, tls: &ClientTls) -> Result<Self, String> {
         let mut output = BytesMut::new();
         frontend::ssl_request(&mut output);
         let mut answer = [0];
@@ -114,7 +113,7 @@ impl Connection {
         if answer != [SPEAKS_TLS] {
             return Err("it does not speak TLS: set `ssl = on` in its postgresql.conf, or write `?sslmode=disable` behind the URL to send everything unencrypted".into());
         }
-        self.stream = Stream::encrypted(socket, host, tls)?;
+        self.stream = Stream::encrypted(socket, tls)?;
         Ok(self)
     }
 

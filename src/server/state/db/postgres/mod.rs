@@ -28,6 +28,7 @@ mod tests;
 mod url;
 
 pub use self::schema::SCHEMA;
+use self::url::Host;
 pub use self::url::Url;
 
 use self::connection::{Connection, Failure};
@@ -39,7 +40,7 @@ use super::{
 };
 use crate::core::{Batch, Saved, Time};
 use crate::server::state::db::records::VERSION;
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, Roots};
 use log::error;
 use std::num::NonZeroU64;
 use std::path::Path;
@@ -67,8 +68,8 @@ pub struct Postgres {
 struct Target {
     url: Url,
     password: Option<String>,
-    /// `None` where no connection is encrypted.
-    tls: Option<ClientTls>,
+    /// For each host; `None` where connections are not encrypted.
+    tls: Vec<Option<ClientTls>>,
 }
 
 /// Whether acknowledged commits survive a failover of the database.
@@ -93,12 +94,18 @@ impl Postgres {
         if password.as_ref().is_some_and(|it| it.contains('\0')) {
             return Err("the password must not contain a NUL".into());
         }
-        let hosts = url.hosts.iter();
-        let needs_tls = { hosts }.any(|host| socket::Stream::wants_tls(url.tls, host));
-        let tls = needs_tls.then(|| ClientTls::new(&crate::tls::load_roots_of("--db-ca", ca)?));
+        let wants_tls = |host: &Host| socket::Stream::wants_tls(url.tls, host);
+        let roots = match url.hosts.iter().any(wants_tls) {
+            true => crate::tls::load_roots_of("--db-ca", ca)?,
+            false => Roots::new(),
+        };
+        let tls = url.hosts.iter().map(|host| {
+            let tls = wants_tls(host).then(|| ClientTls::new(&roots, &host.name));
+            tls.transpose()
+        });
         let target = Target {
             password: url.password.clone().or(password),
-            tls: tls.transpose()?,
+            tls: tls.collect::<Result<_, _>>()?,
             url,
         };
         Ok(Postgres {
@@ -161,9 +168,9 @@ impl Target {
     /// A session with the first host that can be written to.
     fn connect(&self) -> Result<Connection, String> {
         let mut reasons = Vec::new();
-        for host in &self.url.hosts {
-            let (password, tls) = (self.password.as_deref(), self.tls.as_ref());
-            let session = Connection::open(&self.url, host, password, tls);
+        for (host, tls) in self.url.hosts.iter().zip(&self.tls) {
+            let password = self.password.as_deref();
+            let session = Connection::open(&self.url, host, password, tls.as_ref());
             match session.and_then(greeted) {
                 Ok(connection) => return Ok(connection),
                 Err(why) => reasons.push(format!("{host}: {why}")),

@@ -65,8 +65,8 @@ impl Stream {
     }
 
     /// Encrypts a socket whose server is ready for it.
-    pub fn encrypted(socket: TcpStream, host: &Host, tls: &ClientTls) -> Result<Stream, String> {
-        let stream = TlsStream::connect(socket, &host.name, tls);
+    pub fn encrypted(socket: TcpStream, tls: &ClientTls) -> Result<Stream, String> {
+        let stream = TlsStream::connect(socket, tls);
         let stream = stream.map_err(|why| format!("TLS: {why}; --db-ca FILE names the authorities to trust, `?sslmode=disable` behind the URL turns TLS off"))?;
         Ok(Stream::Tls(Box::new(stream)))
     }
