@@ -1,11 +1,15 @@
 //! Every HTTP call to a server, typed; the only module that names ureq.
 //!
 //! A call returns the data of the answer or a [`CallError`]: which call failed, where it went, and of which
-//! [`Kind`] the failure is. That is all a caller needs to decide whether to try again.
+//! [`Kind`] the failure is. That is all a caller needs to decide whether to try again. Where there are several servers,
+//! a call has been made to all that may be asked before it fails.
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `client` | the agent's calls; sending, the token, errors |
+//! | `client` | the agent's calls; connections, the token, answers |
+//! | `addresses` | which server is asked first, and who comes next |
+//! | `ask` | one call, made to one server after the other |
+//! | `failure` | why a call failed, and what that means |
 //! | `people` | the calls of the commands for people |
 //! | `blobs` | the bytes of files, in both directions |
 //! | `probe` | the requests of probes, which do not go to the server |
@@ -16,11 +20,25 @@
 //! | `tls` | the certificates a server has to have |
 //!
 //! To add a call of the agent: a method next to [`Client::poll`]. To add something that every request
-//! carries: [`Client::with_token`] is where the token is set.
+//! carries: `Ask::prepared`.
 
+mod addresses;
+#[cfg_attr(
+    not(all(feature = "agent", feature = "cli")),
+    allow(dead_code, reason = "each program makes a part of the calls")
+)]
+mod ask;
 #[cfg(any(feature = "agent", feature = "cli"))]
 mod blobs;
 mod connections;
+#[cfg_attr(
+    not(all(feature = "agent", feature = "cli")),
+    allow(
+        dead_code,
+        reason = "each program asks for a part of what a failure means"
+    )
+)]
+mod failure;
 #[cfg(feature = "cli")]
 mod people;
 #[cfg(feature = "agent")]
@@ -31,12 +49,14 @@ mod tls;
 #[cfg(feature = "server")]
 pub mod webhook;
 
+pub use ask::TermMemory;
 #[cfg(any(feature = "agent", feature = "cli"))]
 pub use blobs::FetchedPiece;
 #[cfg(feature = "agent")]
 pub use blobs::SentFile;
 #[cfg(feature = "cli")]
 pub use blobs::{BlobState, PieceAnswer};
+pub use failure::{CallError, Kind};
 #[cfg(feature = "cli")]
 pub use people::{Errand, EventReader, MachineFilter, TaskFilter};
 
@@ -44,15 +64,17 @@ use crate::config::Registry;
 use crate::secret::Secret;
 use crate::tls::Roots;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
+use crate::wire::term::RegistryTerm;
 use crate::wire::{ERROR, Envelope};
+use addresses::Addresses;
+use ask::{Ask, Repeat};
 use connections::Connections;
+use failure::refused;
 use proxy::NamedProxy;
 use resolver::TimedResolver;
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
-use std::fmt;
-use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use ureq::config::Config;
@@ -60,6 +82,8 @@ use ureq::http::HeaderValue;
 
 /// Time-out of making a connection. If it takes longer, the server is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same of each of several servers: the next one is there. The look-up of its name may take as long.
+const SEVERAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time-out of a call that is answered at once: of the answer, once the request was sent, and of each part
 /// of both. Sending and receiving may take longer, as long as they go on.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -93,160 +117,80 @@ const MAX_REASON: usize = 2 << 10;
 /// How much of an answer that is no JSON of the server goes into an error message, in characters.
 const MAX_QUOTED: usize = 200;
 
-/// Calls one server.
+/// Calls a server of a list: the one that answered last, or the next one that answers.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// Replaced when other authorities are to be trusted.
-    http: Arc<RwLock<ureq::Agent>>,
-    registry: Registry,
-    proxy: Option<NamedProxy>,
+    addresses: Arc<Addresses>,
+    /// For each server its connections; those without a proxy share theirs, and those with it, too. Replaced when other
+    /// authorities are to be trusted.
+    http: Arc<RwLock<Vec<ureq::Agent>>>,
     /// The authorities of `--ca`, where they matter.
     authorities: Arc<Mutex<Option<Roots>>>,
-    base: String,
     token: Arc<RwLock<Option<Secret>>>,
+    /// What an agent has seen of terms; none of the command line.
+    terms: Option<Arc<dyn TermMemory>>,
     /// The longest answer that may hand out work, in bytes.
     max_work_answer: u64,
 }
 
-/// Why a call failed.
-#[derive(Debug)]
-pub struct CallError {
-    /// The call: the name of an agent's call, or text for people that follows "cannot".
-    pub call: &'static str,
-    url: String,
-    /// The kind of failure.
-    pub kind: Kind,
-}
-
-/// The kinds of failure.
-#[derive(Debug)]
-pub enum Kind {
-    /// No answer came. Whether the server has read the request is not known.
-    Unreachable(String),
-    /// The same, after the call had begun: the time was over, or the connection was cut. A shorter request
-    /// may succeed.
-    Interrupted(String),
-    /// The server refused.
-    Refused {
-        /// The HTTP status.
-        status: u16,
-        /// The reason it gave.
-        msg: String,
-        /// Whether the answer has the form of a sidebike server; otherwise a proxy may have answered.
-        ours: bool,
-    },
-    /// An answer came that is not of the expected form.
-    NotUnderstood(String),
-}
-
-impl CallError {
-    /// The server that was called.
-    pub fn server(&self) -> &str {
-        let server = self.url.split_once("/api/v1/");
-        server.map_or(&self.url, |(server, _)| server)
-    }
-
-    /// The HTTP status of a refusal.
-    pub fn status(&self) -> Option<u16> {
-        match self.kind {
-            Kind::Refused { status, .. } => Some(status),
-            Kind::Unreachable(_) | Kind::Interrupted(_) | Kind::NotUnderstood(_) => None,
-        }
-    }
-
-    /// Whether the server refuses the token, or wants one.
-    pub fn is_denied(&self) -> bool {
-        matches!(self.status(), Some(401 | 403))
-    }
-
-    /// Whether the server's certificate was not accepted.
-    pub fn is_untrusted(&self) -> bool {
-        matches!(&self.kind, Kind::Unreachable(why) if why.contains(UNTRUSTED))
-    }
-
-    /// Whether no server has answered at all, but perhaps a proxy that has found none.
-    #[cfg(feature = "agent")]
-    pub fn is_silence(&self) -> bool {
-        match self.kind {
-            Kind::Refused { status, ours, .. } => !ours && matches!(status, 502..=504),
-            Kind::Unreachable(_) | Kind::Interrupted(_) => !self.is_untrusted(),
-            Kind::NotUnderstood(_) => false,
-        }
-    }
-
-    /// Whether the same request may succeed in a moment: nobody answered, or nobody who knows better.
-    pub fn is_temporary(&self) -> bool {
-        match self.kind {
-            Kind::Refused { status, ours, .. } => {
-                !ours || matches!(status, 408 | 425 | 429 | 500 | 502..=504)
-            }
-            Kind::Unreachable(_) | Kind::Interrupted(_) => !self.is_untrusted(),
-            Kind::NotUnderstood(_) => true,
-        }
-    }
-
-    /// Whether the same request can never succeed. A 404 that does not come from a sidebike server (but
-    /// from a proxy, or while a server is being replaced) may be temporary.
-    pub fn is_final(&self) -> bool {
-        match self.kind {
-            Kind::Refused { status, ours, .. } => match status {
-                400 | 404 | 422 => ours,
-                413 => true,
-                _ => false,
-            },
-            Kind::Unreachable(_) | Kind::Interrupted(_) | Kind::NotUnderstood(_) => false,
-        }
-    }
-}
-
-impl fmt::Display for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} to {}: ", self.call, self.url)?;
-        match &self.kind {
-            Kind::Unreachable(why) | Kind::Interrupted(why) => f.write_str(why),
-            Kind::Refused { status, msg, .. } => write!(f, "refused with {status}: {msg}"),
-            Kind::NotUnderstood(why) => write!(f, "the answer is not understood: {why}"),
-        }
-    }
-}
-
-impl std::error::Error for CallError {}
-
 impl Client {
-    /// A client of a server. Honours the proxy settings of the environment (`HTTP_PROXY`, `NO_PROXY`, …).
+    /// A client of these servers. Honours the proxy settings of the environment (`HTTP_PROXY`, `NO_PROXY`, …).
     /// The error is one line for people.
     pub fn new(registry: &Registry) -> Result<Self, String> {
-        Client::with_connections(registry, Connections::default())
+        Client::with_connections(registry, Connections::default)
     }
 
-    fn with_connections(registry: &Registry, connections: Connections) -> Result<Self, String> {
-        let proxy = proxy::from_environment(&registry.url)?;
-        let needs_tls = registry.is_https() || proxy.as_ref().is_some_and(NamedProxy::is_https);
+    fn with_connections(registry: &Registry, make: fn() -> Connections) -> Result<Self, String> {
+        let addresses = Addresses::new(registry)?;
+        let needs_tls = registry.is_https() || addresses.has_https_proxy();
         let roots = tls::load(registry, needs_tls)?;
-        let http = Client::http(proxy.as_ref(), roots.as_ref(), connections);
+        let http = Client::http(&addresses, roots.as_ref(), make);
         Ok(Client {
+            addresses: Arc::new(addresses),
             http: Arc::new(RwLock::new(http)),
-            proxy,
             // Those of the system are many, and are read once.
             authorities: Arc::new(Mutex::new(roots.filter(|_| registry.ca.is_some()))),
-            registry: registry.clone(),
-            base: registry.url.clone(),
             token: Arc::default(),
+            terms: None,
             max_work_answer: work_answer(MIN_ANSWER_JOBS),
         })
     }
 
-    /// Connections by this proxy, to servers that these authorities vouch for.
+    /// Connections to each of the servers, which these authorities vouch for.
     fn http(
+        addresses: &Addresses,
+        roots: Option<&Roots>,
+        make: fn() -> Connections,
+    ) -> Vec<ureq::Agent> {
+        let mut made: [Option<ureq::Agent>; 2] = [None, None];
+        (0..addresses.count())
+            .map(|server| {
+                // The environment names one proxy at most.
+                let proxy = addresses.proxy(server);
+                let made = &mut made[usize::from(proxy.is_some())];
+                let is_one_of_several = addresses.count() > 1;
+                let http = || Client::http_by(proxy, roots, make(), is_one_of_several);
+                made.get_or_insert_with(http).clone()
+            })
+            .collect()
+    }
+
+    fn http_by(
         proxy: Option<&NamedProxy>,
         roots: Option<&Roots>,
         connections: Connections,
+        is_one_of_several: bool,
     ) -> ureq::Agent {
+        let (connect, resolve) = match is_one_of_several {
+            true => (SEVERAL_CONNECT_TIMEOUT, Some(SEVERAL_CONNECT_TIMEOUT)),
+            false => (CONNECT_TIMEOUT, None),
+        };
         let config = tls::settings(Config::builder(), roots)
             .proxy(proxy.map(|proxy| proxy.proxy.clone()))
             .http_status_as_error(false)
             .user_agent(concat!("sidebike/", env!("CARGO_PKG_VERSION")))
-            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_resolve(resolve)
+            .timeout_connect(Some(connect))
             .timeout_global(Some(CALL_TIMEOUT))
             .max_response_header_size(MAX_HEAD)
             // Of connections with TLS or through a proxy; others have buffers that grow.
@@ -271,36 +215,35 @@ impl Client {
         if known.is_none() {
             return Ok(None);
         }
-        let roots = tls::load(&self.registry, true)?;
+        let roots = tls::load(self.addresses.registry(), true)?;
         if roots == *known {
             return Ok(Some(false));
         }
-        let connections = Connections::default();
-        let http = Client::http(self.proxy.as_ref(), roots.as_ref(), connections);
+        let http = Client::http(&self.addresses, roots.as_ref(), Connections::default);
         *self.http.write().unwrap_or_else(PoisonError::into_inner) = http;
         *known = roots;
         Ok(Some(true))
     }
 
-    fn agent(&self) -> ureq::Agent {
+    fn agent(&self, server: usize) -> ureq::Agent {
         let http = self.http.read().unwrap_or_else(PoisonError::into_inner);
-        http.clone()
+        http[server].clone()
     }
 
-    /// Why no answer came.
-    fn unreachable(&self, why: ureq::Error) -> Kind {
-        if let ureq::Error::LargeResponseHeader(_, max) = why {
-            return Kind::NotUnderstood(format!("its head is longer than {max} bytes"));
-        }
-        let text = unreachable(&why);
-        let text = match &self.proxy {
-            Some(proxy) => proxy.explain(&why, &text),
-            None => text,
-        };
-        match is_interrupted(&why) {
-            true => Kind::Interrupted(text),
-            false => Kind::Unreachable(text),
-        }
+    /// The servers, the one that is asked first at the beginning.
+    pub fn urls(&self) -> Vec<String> {
+        self.addresses.urls()
+    }
+
+    /// The highest term that was seen, if that is remembered.
+    pub fn highest_term(&self) -> Option<RegistryTerm> {
+        self.terms.as_ref().and_then(|terms| terms.highest())
+    }
+
+    /// Has requests say which terms were seen, and answers with a lower one fail.
+    pub fn with_terms(mut self, terms: Arc<dyn TermMemory>) -> Self {
+        self.terms = Some(terms);
+        self
     }
 
     /// Has answers hand out work for so many jobs.
@@ -324,7 +267,8 @@ impl Client {
     }
 
     /// Asks for orders. Returns when there are some, or after `poll.wait`; the time on the network beyond that may be
-    /// limited further by `slack`.
+    /// limited further by `slack`. A server takes each poll once: after a failure by which it may have arrived, another
+    /// server gets another one, see [`CallError::is_one_left`].
     pub fn poll(
         &self,
         poll: &Poll,
@@ -332,22 +276,25 @@ impl Client {
     ) -> Result<Orders<Box<RawValue>>, CallError> {
         let slack = slack.map_or(POLL_SLACK, |slack| slack.min(POLL_SLACK));
         let timeout = Duration::from(poll.wait) + slack;
-        self.post("poll", poll, timeout, self.max_work_answer)
+        let max_answer = self.max_work_answer;
+        self.post("poll", poll, Repeat::NotTwice, timeout, max_answer)
     }
 
     /// Sends output of commands that run.
     pub fn output(&self, output: &Output) -> Result<Orders<Box<RawValue>>, CallError> {
-        self.post("output", output, CALL_TIMEOUT, MAX_ANSWER)
+        self.post("output", output, Repeat::Safe, CALL_TIMEOUT, MAX_ANSWER)
     }
 
     /// Reports results. The answer may hand out more work.
     pub fn done(&self, done: &Done) -> Result<Taken<Box<RawValue>>, CallError> {
-        self.post("done", done, CALL_TIMEOUT, self.max_work_answer)
+        let max_answer = self.max_work_answer;
+        self.post("done", done, Repeat::Safe, CALL_TIMEOUT, max_answer)
     }
 
     /// Tells the server that the agent ends now.
     pub fn goodbye(&self, goodbye: &Goodbye) -> Result<(), CallError> {
-        self.post::<_, IgnoredAny>("goodbye", goodbye, GOODBYE_TIMEOUT, MAX_ANSWER)
+        let repeat = Repeat::SafeWithin(GOODBYE_TIMEOUT);
+        self.post::<_, IgnoredAny>("goodbye", goodbye, repeat, GOODBYE_TIMEOUT, MAX_ANSWER)
             .map(|_| ())
     }
 
@@ -356,61 +303,37 @@ impl Client {
         &self,
         call: &'static str,
         question: &Q,
+        repeat: Repeat,
         timeout: Duration,
         max_answer: u64,
     ) -> Result<A, CallError> {
-        let url = format!("{}/api/v1/agent/{call}", self.base);
-        serde_json::to_vec(question)
-            .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
-            .and_then(|body| self.exchange(&url, &body, timeout, max_answer))
-            .and_then(|(status, answer)| self.understand(status, answer))
-            .map_err(|kind| CallError { call, url, kind })
+        let body = serde_json::to_vec(question);
+        let path = format!("/api/v1/agent/{call}");
+        self.in_turn(call, &path, repeat, |ask| {
+            let body = body.as_deref().map_err(unwritable)?;
+            let (status, answer) = self.exchange(ask, body, timeout, max_answer)?;
+            self.understand(status, answer)
+        })
     }
 
     /// Sends a body; returns the status and the body of the answer.
     fn exchange(
         &self,
-        url: &str,
+        ask: &Ask<'_>,
         body: &[u8],
         timeout: Duration,
         max_answer: u64,
     ) -> Result<(u16, Vec<u8>), Kind> {
-        let request = self.request(url, timeout);
+        let request = with_json(ask.post(), timeout);
         let request = match timeout < CALL_TIMEOUT {
             // The caller cannot wait for longer.
             true => request,
             false => with_patience(request, timeout, body.len() as u64 + max_answer),
         };
-        let mut answer = request.send(body).map_err(|why| self.unreachable(why))?;
-        let status = answer.status().as_u16();
-        let body = answer.body_mut();
-        // With the length known it is allocated once, and not moved while it grows.
-        let expected = body.content_length().unwrap_or(0).min(max_answer);
-        let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
-        let mut rest = body.as_reader().take(max_answer + 1);
-        rest.read_to_end(&mut bytes)
-            .map_err(|why| self.unreachable(why.into()))?;
-        if bytes.len() as u64 > max_answer {
-            let why = format!("it is longer than {max_answer} bytes");
-            return Err(Kind::NotUnderstood(why));
-        }
-        Ok((status, bytes))
+        ask.read(request.send(body), max_answer)
     }
 
-    /// A request with a JSON body.
-    fn request(
-        &self,
-        url: &str,
-        timeout: Duration,
-    ) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
-        self.with_token(self.agent().post(url))
-            .header("content-type", "application/json")
-            .config()
-            .timeout_global(Some(timeout))
-            .build()
-    }
-
-    /// Adds the token. Every request goes through here.
+    /// Adds the token.
     fn with_token<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
         let Some(token) = self.token() else {
             return request;
@@ -454,8 +377,22 @@ impl Client {
     }
 }
 
-/// In the errors of libraries: the server's certificate is not accepted.
-const UNTRUSTED: &str = "invalid peer certificate";
+/// A question that cannot be sent.
+fn unwritable(why: &serde_json::Error) -> Kind {
+    Kind::NotUnderstood(format!("cannot be written as JSON: {why}"))
+}
+
+/// A request with a JSON body.
+fn with_json(
+    request: ureq::RequestBuilder<ureq::typestate::WithBody>,
+    timeout: Duration,
+) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
+    request
+        .header("content-type", "application/json")
+        .config()
+        .timeout_global(Some(timeout))
+        .build()
+}
 
 /// Has a request go on as long as there is progress: sending and receiving wait for each part for `timeout`
 /// at most, and take as long as `bytes` take on the slowest link.
@@ -480,56 +417,6 @@ fn work_answer(jobs: u32) -> u64 {
     ANSWER_OVERHEAD + ANSWER_PER_JOB * u64::from(jobs)
 }
 
-/// The beginning of a reason: it is kept and logged.
-fn cut(mut reason: String) -> String {
-    reason.truncate(reason.floor_char_boundary(MAX_REASON));
-    reason.shrink_to_fit();
-    reason
-}
-
-/// What these words in errors of libraries usually mean.
-const HINTS: [(&str, &str); 4] = [
-    (
-        "CaUsedAsEndEntity",
-        "a server needs a certificate of its own, with CA:FALSE, not that of an authority",
-    ),
-    (
-        "UnknownIssuer",
-        "this machine trusts no authority that has signed it; name a file with the certificate of the authority with --ca or SIDEBIKE_CA",
-    ),
-    ("InvalidContentType", "maybe it speaks http, not https"),
-    ("invalid HTTP version", "maybe it speaks https, not http"),
-];
-
-/// Whether the call had begun.
-fn is_interrupted(why: &ureq::Error) -> bool {
-    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-    match why {
-        ureq::Error::Timeout(reason) => {
-            !matches!(reason, ureq::Timeout::Resolve | ureq::Timeout::Connect)
-        }
-        ureq::Error::Io(why) => {
-            matches!(why.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
-        }
-        _ => false,
-    }
-}
-
-/// Why no answer came.
-fn unreachable(why: &ureq::Error) -> String {
-    let mut text = match why {
-        ureq::Error::Timeout(reason) => format!("no answer in time ({reason})"),
-        ureq::Error::Io(why) => format!("unreachable: {why}"),
-        ureq::Error::HostNotFound => "unreachable: no such host".into(),
-        ureq::Error::ConnectionFailed => "unreachable: cannot connect".into(),
-        why => format!("unreachable: {why}"),
-    };
-    if let Some((_, hint)) = HINTS.iter().find(|(words, _)| text.contains(words)) {
-        text.push_str(&format!(" ({hint})"));
-    }
-    text
-}
-
 /// Status and body → the data of the answer, or what is wrong with it.
 fn understand<A: DeserializeOwned>(status: u16, body: &[u8]) -> Result<A, Kind> {
     if status != 200 {
@@ -541,37 +428,6 @@ fn understand<A: DeserializeOwned>(status: u16, body: &[u8]) -> Result<A, Kind> 
         // The answer may be an error without `data`, or with other data.
         Err(why) => Err(refused(status, body, Some(why))),
     }
-}
-
-/// The failure in an answer: a refusal, or an answer that is not understood because of `why`.
-fn refused(status: u16, body: &[u8], why: Option<serde_json::Error>) -> Kind {
-    let refusal = serde_json::from_slice::<Refusal>(body);
-    if let Some(why) = why
-        && !(refusal.as_ref()).is_ok_and(|refusal| refusal.signal == ERROR)
-    {
-        let why = cut(why.to_string());
-        return Kind::NotUnderstood(format!("{why}: {}", quoted(body)));
-    }
-    match refusal {
-        Ok(refusal) => Kind::Refused {
-            status,
-            msg: cut(refusal.msg),
-            ours: true,
-        },
-        Err(_) => Kind::Refused {
-            status,
-            msg: quoted(body),
-            ours: false,
-        },
-    }
-}
-
-/// The part of an [`Envelope`] that matters in a refusal.
-#[derive(serde::Deserialize)]
-struct Refusal {
-    signal: i32,
-    #[serde(default)]
-    msg: String,
 }
 
 /// The beginning of an answer as one line.
@@ -631,8 +487,8 @@ mod tests {
     }
 
     fn unreachable_client() -> Client {
-        let url = "http://127.0.0.1:1".to_owned();
-        Client::new(&Registry { url, ca: None }).unwrap()
+        let urls = vec!["http://127.0.0.1:1".to_owned()];
+        Client::new(&Registry::new(urls, None)).unwrap()
     }
 
     #[test]
@@ -652,7 +508,7 @@ mod tests {
             holds: Vec::new(),
         };
         let error = client.goodbye(&goodbye).unwrap_err();
-        assert!(matches!(error.kind, Kind::Unreachable(_)));
+        assert!(matches!(error.kind, Kind::NotConnected(_)));
         let text = error.to_string();
         assert!(
             text.starts_with("goodbye to http://127.0.0.1:1/api/v1/agent/goodbye: unreachable: "),

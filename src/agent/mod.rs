@@ -90,6 +90,7 @@ use processes::{inheritance, init};
 use reporter::Reporter;
 use reread::RereadLimit;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use seen_term::SharedTerm;
 use shared::Agent;
 use shutdown::Ending;
 use state::AgentState;
@@ -132,7 +133,7 @@ fn start(config: AgentConfig) -> Result<(), String> {
         "sidebike {} agent: label {:?}, instance {instance}, registry {}, {} jobs",
         env!("CARGO_PKG_VERSION"),
         config.label,
-        config.registry.url,
+        config.registry,
         config.jobs,
     );
     if is_root {
@@ -143,7 +144,9 @@ fn start(config: AgentConfig) -> Result<(), String> {
         info!("{summary}");
     }
     raise_file_limit(config.jobs);
-    let client = Client::new(&config.registry)?.for_jobs(config.jobs);
+    let client = Client::new(&config.registry)?
+        .for_jobs(config.jobs)
+        .with_terms(Arc::new(SharedTerm::default()));
     client.set_token(token);
     let agent = Arc::new(Agent {
         client,

@@ -47,6 +47,8 @@ pub struct PollLoop {
     epoch: u64,
     health: Health,
     backoff: Backoff,
+    /// Polls in a row that followed a failed one at once, because another server may answer.
+    at_once: usize,
 }
 
 /// How the latest polls went.
@@ -69,7 +71,15 @@ impl PollLoop {
             epoch,
             health: Health::default(),
             backoff: Backoff::new(),
+            at_once: 0,
         }
+    }
+
+    /// Whether the next poll need not wait for a pause after this failure: each server of the list gets one.
+    fn goes_on_at_once(&mut self, why: &CallError, servers: usize) -> bool {
+        let at_once = why.is_one_left() && self.at_once + 1 < servers;
+        self.at_once = if at_once { self.at_once + 1 } else { 0 };
+        at_once
     }
 }
 
@@ -126,6 +136,10 @@ impl Agent {
                 }
                 Err(why) => {
                     self.probation.failed(why.is_silence(), &why);
+                    if polls.goes_on_at_once(&why, self.client.urls().len()) {
+                        debug!("{why}; asking the next server");
+                        continue;
+                    }
                     self.poll_failed(&why, &mut polls.health);
                     let pause = polls.backoff.next();
                     std::thread::sleep(deadman::pause(pause, self.state.deadman()));
@@ -210,6 +224,7 @@ impl Agent {
         polls.health.failures.succeeded(CALL);
         polls.health.conflicts = 0;
         polls.backoff.reset();
+        polls.at_once = 0;
         let obeyed = self.obey(orders, Some(seq));
         self.shorten_poll(Some(polls.epoch));
         let mut runnable = obeyed.runnable.into_iter();

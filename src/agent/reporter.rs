@@ -22,7 +22,7 @@ use super::failures::FailureLog;
 use super::shared::{Agent, Task};
 use super::state::Runnable;
 use super::undo::deadman;
-use crate::client::{CallError, Kind};
+use crate::client::CallError;
 use crate::wire::agent::{Done, Orders, Output, Taken};
 use log::{debug, info, warn};
 use serde_json::value::RawValue;
@@ -266,7 +266,7 @@ impl Reporter {
         why: &CallError,
         delivery: &Delivery,
     ) -> Next {
-        if matches!(why.kind, Kind::Interrupted(_)) {
+        if why.is_interrupted() {
             self.room = (self.room / 2).max(MIN_OUTPUT_BYTES);
         }
         if why.status() == Some(413) && self.room > MIN_OUTPUT_BYTES {

@@ -3,7 +3,10 @@
 //! Of several servers with one database one leads. One that was frozen, clock and all, and was replaced meanwhile would
 //! answer from what it knew then; its term is lower than that of its successor, which gives it away.
 
+use super::attempt::lock;
+use crate::client::TermMemory;
 use crate::wire::term::RegistryTerm;
+use std::sync::Mutex;
 
 /// The highest term seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,6 +39,27 @@ impl SeenTerm {
             self.0 = Some(answered);
         }
         !is_outdated
+    }
+}
+
+/// What the calls of all threads share.
+#[derive(Debug, Default)]
+pub struct SharedTerm(Mutex<SeenTerm>);
+
+impl SharedTerm {
+    /// As [`SeenTerm::new`].
+    pub fn new(term: Option<RegistryTerm>) -> Self {
+        SharedTerm(Mutex::new(SeenTerm::new(term)))
+    }
+}
+
+impl TermMemory for SharedTerm {
+    fn highest(&self) -> Option<RegistryTerm> {
+        lock(&self.0).highest()
+    }
+
+    fn accepts(&self, answered: Option<RegistryTerm>) -> bool {
+        lock(&self.0).accepts(answered)
     }
 }
 

@@ -27,10 +27,9 @@ pub fn explain(token: Option<&Secret>, registry: &Registry) {
         warn!(
             "NO TOKEN IS SET ({VARIABLE}): a server without tokens lets everyone who reaches it run commands on this machine"
         );
-    } else if registry.is_insecure() {
+    } else if let Some(insecure) = registry.insecure() {
         warn!(
-            "the token goes to {} as plain text: everyone on the network path can read it and pose as this agent; use https",
-            registry.url
+            "the token goes to {insecure} as plain text: everyone on the network path can read it and pose as this agent; use https"
         );
     }
 }

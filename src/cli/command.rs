@@ -79,10 +79,9 @@ impl ConnectionArgs {
         let registry = self.registry.checked().map_err(Failure::Usage)?;
         let tokens = secret::load(TOKEN).map_err(Failure::Usage)?;
         let client = make(&registry).map_err(Failure::Usage)?;
-        if !tokens.is_empty() && registry.is_insecure() {
+        if let Some(insecure) = registry.insecure().filter(|_| !tokens.is_empty()) {
             log::warn!(
-                "the token is sent to {} unencrypted and can be read on the way; use https",
-                registry.url
+                "the token is sent to {insecure} unencrypted and can be read on the way; use https"
             );
         }
         client.set_token(tokens.into_iter().next());

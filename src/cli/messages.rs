@@ -127,6 +127,15 @@ const PHRASES: [(&str, &str); 12] = [
 
 /// The message for an error: the server's own, or what prevented the call.
 pub fn describe(error: &CallError) -> String {
+    let mut words = describe_first(error);
+    for (server, kind) in error.others() {
+        words.push_str(&format!("; {server}: {kind}"));
+    }
+    words
+}
+
+/// What came of the server whose failure counts.
+fn describe_first(error: &CallError) -> String {
     let (call, server) = (error.call, error.server());
     match &error.kind {
         Kind::Refused {
@@ -146,9 +155,11 @@ pub fn describe(error: &CallError) -> String {
         Kind::Refused { status, msg, .. } => format!(
             "cannot {call}: not a sidebike server, but something else answered at {server}: {status} {msg}"
         ),
-        Kind::Unreachable(why) | Kind::Interrupted(why) => {
-            format!("cannot {call}: {server}: {why}")
-        }
+        Kind::NotConnected(why)
+        | Kind::Unreachable(why)
+        | Kind::Interrupted(why)
+        | Kind::Outdated(why) => format!("cannot {call}: {server}: {why}"),
+        Kind::Standby { msg, .. } => with_flags(msg),
         Kind::NotUnderstood(why) => {
             format!("cannot {call}: the answer of {server} is not understood: {why}")
         }
@@ -159,10 +170,13 @@ pub fn describe(error: &CallError) -> String {
 pub fn describe_failure(error: &CallError) -> String {
     let words = describe(error);
     let is_elsewhere = match &error.kind {
-        Kind::Unreachable(_) | Kind::Interrupted(_) | Kind::Refused { ours: false, .. } => true,
+        Kind::NotConnected(_)
+        | Kind::Unreachable(_)
+        | Kind::Interrupted(_)
+        | Kind::Refused { ours: false, .. } => true,
         // The address has a path that is not the server's.
         Kind::Refused { status, msg, .. } => *status == 404 && msg.starts_with("there is no /"),
-        Kind::NotUnderstood(_) => false,
+        Kind::Standby { .. } | Kind::Outdated(_) | Kind::NotUnderstood(_) => false,
     };
     match is_elsewhere {
         true => format!(

@@ -1,6 +1,7 @@
 //! The bytes of files, in both directions. Nothing here is in memory as a whole, and a transfer takes as long as it goes
 //! on; whether it is tried again is for the caller to decide.
 
+use super::ask::{Ask, Repeat};
 use super::connections::Connections;
 use super::{CALL_TIMEOUT, CallError, Client, Kind, refused};
 use crate::config::Registry;
@@ -91,7 +92,7 @@ struct Uploaded {
 impl Client {
     /// A client with connections that are made for files.
     pub fn for_files(registry: &Registry) -> Result<Self, String> {
-        Client::with_connections(registry, Connections::for_files())
+        Client::with_connections(registry, Connections::for_files)
     }
 
     /// A part of a blob that a task has an agent lay down.
@@ -102,20 +103,21 @@ impl Client {
         instance: &str,
         range: Range<u64>,
     ) -> Result<FetchedPiece, CallError> {
-        let url = format!("{}/api/v1/agent/file/{sha256}", self.base);
-        let request = self.with_token(self.agent().get(&url));
-        let request = request.header(INSTANCE_HEADER, instance);
-        self.fetch("fetching a file", url, request, range)
+        let path = format!("/api/v1/agent/file/{sha256}");
+        self.in_turn("fetching a file", &path, Repeat::Safe, |ask| {
+            fetch(ask, ask.get().header(INSTANCE_HEADER, instance), &range)
+        })
     }
 
     /// How many bytes an image has that an update names.
     #[cfg(feature = "agent")]
     pub fn blob_size_for_agent(&self, sha256: &str, instance: &str) -> Result<u64, CallError> {
-        let url = format!("{}/api/v1/agent/file/{sha256}", self.base);
-        let request = self.with_token(self.agent().head(&url));
-        let request = request.header(INSTANCE_HEADER, instance);
-        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
-        let size = { request.call().map_err(|why| self.unreachable(why)) }.and_then(|answer| {
+        let path = format!("/api/v1/agent/file/{sha256}");
+        let call = "asking for the size of a file";
+        self.in_turn(call, &path, Repeat::Safe, |ask| {
+            let request = ask.head().header(INSTANCE_HEADER, instance);
+            let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
+            let answer = ask.answered(request.call())?;
             let size = answer.headers().get("content-length");
             let size = size.and_then(|size| size.to_str().ok()?.parse().ok());
             match (answer.status().as_u16(), size) {
@@ -123,44 +125,20 @@ impl Client {
                 (200, None) => Err(Kind::NotUnderstood("it does not say its length".into())),
                 (status, _) => Err(refused(status, &[], None)),
             }
-        });
-        size.map_err(|kind| CallError {
-            call: "asking for the size of a file",
-            url,
-            kind,
         })
     }
 
     /// A part of a blob.
     #[cfg(feature = "cli")]
     pub fn blob(&self, sha256: &str, range: Range<u64>) -> Result<FetchedPiece, CallError> {
-        let url = format!("{}/api/v1/blob/{sha256}", self.base);
-        let request = self.with_token(self.agent().get(&url));
-        self.fetch("fetch the file", url, request, range)
+        let path = format!("/api/v1/blob/{sha256}");
+        self.in_turn("fetch the file", &path, Repeat::Safe, |ask| {
+            fetch(ask, ask.get(), &range)
+        })
     }
 
-    fn fetch(
-        &self,
-        call: &'static str,
-        url: String,
-        request: ureq::RequestBuilder<ureq::typestate::WithoutBody>,
-        range: Range<u64>,
-    ) -> Result<FetchedPiece, CallError> {
-        let last = range.end.saturating_sub(1);
-        let request = request
-            .header("range", format!("bytes={}-{last}", range.start))
-            .header("accept-encoding", "identity")
-            .config()
-            .timeout_global(None)
-            .timeout_recv_response(Some(CALL_TIMEOUT))
-            .timeout_per_read(Some(STALL_TIMEOUT))
-            .build();
-        let fetched = { request.call().map_err(|why| self.unreachable(why)) }
-            .and_then(|answer| piece_of(answer, range.start));
-        fetched.map_err(|kind| CallError { call, url, kind })
-    }
-
-    /// Hands a file of an attempt back: its first `size` bytes.
+    /// Hands a file of an attempt back: its first `size` bytes. Of several servers the next one gets them with the next
+    /// call: `body` is read once.
     #[cfg(feature = "agent")]
     pub fn send_file(
         &self,
@@ -173,45 +151,35 @@ impl Client {
     ) -> Result<SentFile, CallError> {
         let encoded =
             |text| percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC);
-        let url = format!(
-            "{}/api/v1/agent/file?execution={}&attempt={attempt}&path={}",
-            self.base,
+        let path = format!(
+            "/api/v1/agent/file?execution={}&attempt={attempt}&path={}",
             encoded(execution),
             encoded(path)
         );
-        let request = self.with_token(self.agent().put(&url));
-        let request = request.header(INSTANCE_HEADER, instance);
-        let sent = streaming(request, size).send(ureq::SendBody::from_reader(body));
-        let taken = sent
-            .map_err(|why| self.unreachable(why))
-            .and_then(|mut answer| {
-                if let Some(retry_after) = busy(&answer) {
-                    return Ok(SentFile::Busy { retry_after });
-                }
-                let status = answer.status().as_u16();
-                let answer: Uploaded = self.understand(status, read(&mut answer)?)?;
-                Ok(SentFile::Taken {
-                    sha256: answer.sha256,
-                })
-            });
-        taken.map_err(|kind| CallError {
-            call: "handing a file back",
-            url,
-            kind,
+        self.in_turn("handing a file back", &path, Repeat::NotSent, |ask| {
+            let request = ask.put().header(INSTANCE_HEADER, instance);
+            let body = ureq::SendBody::from_reader(&mut *body);
+            let mut answer = ask.answered(streaming(request, size).send(body))?;
+            if let Some(retry_after) = busy(&answer) {
+                return Ok(SentFile::Busy { retry_after });
+            }
+            let status = answer.status().as_u16();
+            let answer: Uploaded = self.understand(status, read(&mut answer)?)?;
+            Ok(SentFile::Taken {
+                sha256: answer.sha256,
+            })
         })
     }
 
     /// How much of a blob the server has.
     #[cfg(feature = "cli")]
     pub fn blob_state(&self, sha256: &str) -> Result<BlobState, CallError> {
-        let url = format!("{}/api/v1/blob/{sha256}", self.base);
-        let request = self.with_token(self.agent().head(&url));
-        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
-        let state =
-            { request.call().map_err(|why| self.unreachable(why)) }.and_then(|answer| match answer
-                .status()
-                .as_u16()
-            {
+        let path = format!("/api/v1/blob/{sha256}");
+        let call = "find out whether the server has the file";
+        self.in_turn(call, &path, Repeat::Safe, |ask| {
+            let request = ask.head().config().timeout_global(Some(CALL_TIMEOUT));
+            let answer = ask.answered(request.build().call())?;
+            match answer.status().as_u16() {
                 200 => Ok(BlobState::Whole),
                 404 => {
                     let offset = answer.headers().get(OFFSET_HEADER);
@@ -219,11 +187,7 @@ impl Client {
                     Ok(BlobState::Part(offset.unwrap_or(0)))
                 }
                 status => Err(refused(status, &[], None)),
-            });
-        state.map_err(|kind| CallError {
-            call: "find out whether the server has the file",
-            url,
-            kind,
+            }
         })
     }
 
@@ -237,41 +201,52 @@ impl Client {
         piece: &[u8],
     ) -> Result<PieceAnswer, CallError> {
         let size = piece.len() as u64;
-        let (url, request) = if total == 0 {
+        let path = match total {
             // There is no range of nothing.
-            let url = format!("{}/api/v1/file/empty", self.base);
-            let request = self.with_token(self.agent().put(&url));
-            (url, request)
-        } else {
-            let url = format!("{}/api/v1/blob/{sha256}?offset={offset}", self.base);
-            let range = format!("bytes {offset}-{}/{total}", offset + size.saturating_sub(1));
-            let request = self.with_token(self.agent().patch(&url));
-            (url, request.header("content-range", range))
+            0 => "/api/v1/file/empty".to_owned(),
+            _ => format!("/api/v1/blob/{sha256}?offset={offset}"),
         };
-        let sent = streaming(request, size).send(piece);
-        let answered = sent
-            .map_err(|why| self.unreachable(why))
-            .and_then(|mut answer| {
-                if let Some(retry_after) = busy(&answer) {
-                    return Ok(PieceAnswer::Busy { retry_after });
-                }
-                let status = answer.status().as_u16();
-                let bytes = read(&mut answer)?;
-                if status == 409
-                    && let Ok(envelope) =
-                        serde_json::from_slice::<crate::wire::Envelope<Uploaded>>(&bytes)
-                {
-                    return Ok(PieceAnswer::At(envelope.data.have));
-                }
-                let answer: Uploaded = self.understand(status, bytes)?;
-                Ok(PieceAnswer::At(answer.have))
-            });
-        answered.map_err(|kind| CallError {
-            call: "send the file",
-            url,
-            kind,
+        let range = format!("bytes {offset}-{}/{total}", offset + size.saturating_sub(1));
+        // A piece that is there is answered with where it goes on.
+        self.in_turn("send the file", &path, Repeat::Safe, |ask| {
+            let request = match total {
+                0 => ask.put(),
+                _ => ask.patch().header("content-range", &range),
+            };
+            let mut answer = ask.answered(streaming(request, size).send(piece))?;
+            if let Some(retry_after) = busy(&answer) {
+                return Ok(PieceAnswer::Busy { retry_after });
+            }
+            let status = answer.status().as_u16();
+            let bytes = read(&mut answer)?;
+            if status == 409
+                && let Ok(envelope) =
+                    serde_json::from_slice::<crate::wire::Envelope<Uploaded>>(&bytes)
+            {
+                return Ok(PieceAnswer::At(envelope.data.have));
+            }
+            let answer: Uploaded = self.understand(status, bytes)?;
+            Ok(PieceAnswer::At(answer.have))
         })
     }
+}
+
+/// Asks for a part of a blob.
+fn fetch(
+    ask: &Ask<'_>,
+    request: ureq::RequestBuilder<ureq::typestate::WithoutBody>,
+    range: &Range<u64>,
+) -> Result<FetchedPiece, Kind> {
+    let last = range.end.saturating_sub(1);
+    let request = request
+        .header("range", format!("bytes={}-{last}", range.start))
+        .header("accept-encoding", "identity")
+        .config()
+        .timeout_global(None)
+        .timeout_recv_response(Some(CALL_TIMEOUT))
+        .timeout_per_read(Some(STALL_TIMEOUT))
+        .build();
+    piece_of(ask.answered(request.call())?, range.start)
 }
 
 /// A request whose body is a file: it takes as long as it goes on.

@@ -298,7 +298,7 @@ mod tests {
     fn a_request_is_one_piece_and_an_open_connection_is_used_again() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let client = Client::new(&Registry { url, ca: None }).unwrap();
+        let client = Client::new(&Registry::new(vec![url], None)).unwrap();
         let goodbye = Goodbye {
             instance: "i".into(),
             holds: Vec::new(),

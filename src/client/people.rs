@@ -2,7 +2,9 @@
 //!
 //! To add one: a method here, which ends in `look` (reads something) or `change` (changes something).
 
-use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK};
+use super::ask::{Ask, Repeat};
+use super::{CALL_TIMEOUT, CallError, Client, Kind, POLL_SLACK, unwritable, with_json};
+use crate::wire::Envelope;
 use crate::wire::crew::{PostedSuspension, Summary, Suspension};
 use crate::wire::duration::TimeSpan;
 use crate::wire::event::TaskEvent;
@@ -17,8 +19,10 @@ use crate::wire::task::{DryRun, Task, TaskState};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::io::{BufRead, BufReader, Read};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The longest answer, in bytes: a list of a thousand tasks with their output.
 const MAX_ANSWER: u64 = 256 << 20;
@@ -78,14 +82,37 @@ pub struct HandedOut {
 }
 
 impl Client {
-    /// Submits a task.
+    /// Submits a task. Where there are several servers it gets an id of its own, unless it has one: a server to which the
+    /// submit is repeated then knows whether it has arrived.
     pub fn submit(&self, task: &Map<String, Value>) -> Result<Task, CallError> {
-        self.change("submit the task", "task", task)
+        let call = "submit the task";
+        let has_id = task.get("id").is_some_and(|id| !id.is_null());
+        if has_id || self.addresses.count() == 1 {
+            let repeat = match has_id {
+                true => Repeat::Safe,
+                false => Repeat::NotTwice,
+            };
+            return self.post_json(call, "task", task, repeat);
+        }
+        let mut task = task.clone();
+        task.insert("id".into(), fresh_id().into());
+        let body = serde_json::to_vec(&task);
+        self.in_turn(call, &api("task"), Repeat::Safe, |ask| {
+            let body = body.as_deref().map_err(unwritable)?;
+            let (status, answer) = self.exchange(ask, body, CALL_TIMEOUT, MAX_ANSWER)?;
+            // Nobody else has this id: it is the task that an earlier server has accepted.
+            if (status, ask.may_be_done) == (409, true)
+                && let Some(accepted) = task_with_id(&task, &answer)
+            {
+                return Ok(accepted);
+            }
+            self.understand(status, answer)
+        })
     }
 
     /// Finds the machines that would run a task if it were submitted now.
     pub fn dry_run(&self, task: &Map<String, Value>) -> Result<DryRun, CallError> {
-        self.change("find out which machines match", "task?dryRun=1", task)
+        self.ask_about("find out which machines match", "task?dryRun=1", task)
     }
 
     /// Gets a task by its id, the beginning of its id, or its name. Waits up to `wait` for its end.
@@ -129,8 +156,10 @@ impl Client {
 
     /// Submits all tasks of a list, or none; or only finds out what would become of them.
     pub fn submit_all(&self, list: &Value, is_dry: bool) -> Result<Vec<Task>, CallError> {
-        let path = if is_dry { "tasks?dryRun=1" } else { "tasks" };
-        self.change("submit the tasks", path, list)
+        match is_dry {
+            true => self.ask_about("submit the tasks", "tasks?dryRun=1", list),
+            false => self.change("submit the tasks", "tasks", list),
+        }
     }
 
     /// The path of a call about a group.
@@ -149,7 +178,11 @@ impl Client {
         let given = given.map(|(name, value)| (*name, Some(value.as_str())));
         let dry = ("dryRun", is_dry.then_some("1"));
         let parameters: Vec<(&str, Option<&str>)> = given.chain([dry]).collect();
-        self.change("change the tasks", &with_query(path, &parameters), &())
+        let path = with_query(path, &parameters);
+        match is_dry {
+            true => self.ask_about("change the tasks", &path, &()),
+            false => self.change("change the tasks", &path, &()),
+        }
     }
 
     /// Cancels a task, or its executions on one machine. With `dependents` those who wait for it, too.
@@ -215,23 +248,7 @@ impl Client {
 
     /// Makes a limit, or changes it.
     pub fn set_limit(&self, name: &str, limit: &PostedLimit) -> Result<Limit, CallError> {
-        let url = self.url(&format!("limit/{}", encoded(name)));
-        let request = self.with_token(self.agent().put(&url));
-        let request = request.header("content-type", "application/json");
-        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
-        let send = |body: Vec<u8>| {
-            let mut answer = request
-                .send(&body[..])
-                .map_err(|why| self.unreachable(why))?;
-            let status = answer.status().as_u16();
-            let body = answer.body_mut().with_config().limit(MAX_ANSWER);
-            let bytes = body.read_to_vec().map_err(|why| self.unreachable(why))?;
-            self.understand(status, bytes)
-        };
-        serde_json::to_vec(limit)
-            .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
-            .and_then(send)
-            .map_err(|kind| failed("set the limit", url, kind))
+        self.put("set the limit", &format!("limit/{}", encoded(name)), limit)
     }
 
     /// All limits.
@@ -241,12 +258,7 @@ impl Client {
 
     /// Removes a limit.
     pub fn remove_limit(&self, name: &str) -> Result<(), CallError> {
-        let url = self.url(&format!("limit/{}", encoded(name)));
-        let request = self.with_token(self.agent().delete(&url));
-        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
-        self.read(request)
-            .and_then(|(status, answer)| self.understand(status, answer))
-            .map_err(|kind| failed("remove the limit", url, kind))
+        self.delete("remove the limit", &format!("limit/{}", encoded(name)))
     }
 
     /// The halt that is in force.
@@ -267,12 +279,7 @@ impl Client {
     /// Lifts the suspension of a pattern, or all; gives those that were in force.
     pub fn lift_suspensions(&self, pattern: Option<&str>) -> Result<Vec<Suspension>, CallError> {
         let path = with_query("suspend", &[("machinePattern", pattern)]);
-        let url = self.url(&path);
-        let request = self.with_token(self.agent().delete(&url));
-        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
-        self.read(request)
-            .and_then(|(status, answer)| self.understand(status, answer))
-            .map_err(|kind| failed("lift the suspension", url, kind))
+        self.delete("lift the suspension", &path)
     }
 
     /// Drains the agents that a name means, or has them do something else.
@@ -353,26 +360,24 @@ impl Client {
     /// The same as a text; `format` is a value of the parameter of that name.
     pub fn report_text(&self, id: &str, format: &str) -> Result<String, CallError> {
         let path = format!("task/{}/report", encoded(id));
-        let url = self.url(&with_query(&path, &[("format", Some(format))]));
-        self.look_at_text("get the report", url)
+        let path = with_query(&path, &[("format", Some(format))]);
+        self.look_at_text("get the report", &api(&path))
     }
 
     /// The figures of the server, in the text format of Prometheus.
     pub fn metrics(&self) -> Result<String, CallError> {
-        self.look_at_text("get the figures", format!("{}/metrics", self.base))
+        self.look_at_text("get the figures", "/metrics")
     }
 
     /// The program that the server hands out for an architecture; none if it has none.
     pub fn image(&self, arch: &str) -> Result<Option<HandedOut>, CallError> {
-        let url = with_query(
-            &format!("{}/sidebike.sha256", self.base),
-            &[("arch", Some(arch))],
-        );
-        let answer = self.get(&url, Some(CALL_TIMEOUT)).call();
-        let image = { answer.map_err(|why| self.unreachable(why)) }.and_then(|answer| {
+        let path = with_query("/sidebike.sha256", &[("arch", Some(arch))]);
+        let call = "find out which program the server hands out";
+        self.in_turn(call, &path, Repeat::Safe, |ask| {
+            let answer = ask.answered(get(ask, Some(CALL_TIMEOUT)).call())?;
             let version = answer.headers().get("sidebike-version");
             let version = version.and_then(|version| Some(version.to_str().ok()?.to_owned()));
-            let (status, body) = self.answer_of(answer)?;
+            let (status, body) = ask.read(Ok(answer), MAX_ANSWER)?;
             let text = String::from_utf8_lossy(&body);
             match (status, text.split_whitespace().next()) {
                 (404, _) => Ok(None),
@@ -383,8 +388,7 @@ impl Client {
                 _ => (self.understand(status, body))
                     .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}")))),
             }
-        });
-        image.map_err(|kind| failed("find out which program the server hands out", url, kind))
+        })
     }
 
     /// Runs a task again where it did not succeed, or everywhere.
@@ -412,83 +416,90 @@ impl Client {
         live: bool,
     ) -> Result<EventReader, CallError> {
         let path = format!("task/{}/output", encoded(id));
-        let url = self.url(&with_query(
+        let path = with_query(
             &path,
             &[
                 ("format", Some("json")),
                 ("follow", live.then_some("1")),
                 ("machine", machine),
             ],
-        ));
-        let opened = self
-            .get(&url, None)
-            .call()
-            .map_err(|why| self.unreachable(why));
-        let opened = opened.and_then(|answer| {
+        );
+        self.in_turn("follow the task", &api(&path), Repeat::Safe, |ask| {
+            let answer = ask.answered(get(ask, None).call())?;
             let status = answer.status().as_u16();
             let body = answer.into_body().into_reader();
             if status == 200 {
-                return Ok(body);
+                return Ok(EventReader {
+                    lines: BufReader::new(Box::new(body)),
+                    url: ask.url.clone(),
+                });
             }
             let mut refusal = Vec::new();
             // An incomplete refusal is better than none.
             let _ = body.take(MAX_REFUSAL).read_to_end(&mut refusal);
             self.understand(status, refusal)
                 .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}"))))
-        });
-        match opened {
-            Ok(body) => Ok(EventReader {
-                lines: BufReader::new(Box::new(body)),
-                url,
-            }),
-            Err(kind) => Err(failed("follow the task", url, kind)),
-        }
+        })
     }
 
-    /// A call that changes something.
+    /// A call that changes something. It is made once at most.
     fn change<Q: serde::Serialize, A: DeserializeOwned>(
         &self,
         call: &'static str,
         path: &str,
         question: &Q,
     ) -> Result<A, CallError> {
-        let url = self.url(path);
-        serde_json::to_vec(question)
-            .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
-            .and_then(|body| self.exchange(&url, &body, CALL_TIMEOUT, MAX_ANSWER))
-            .and_then(|(status, answer)| self.understand(status, answer))
-            .map_err(|kind| failed(call, url, kind))
+        self.post_json(call, path, question, Repeat::NotTwice)
     }
 
-    /// A call that puts something in its place.
+    /// A call that changes nothing, but has a question.
+    fn ask_about<Q: serde::Serialize, A: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        path: &str,
+        question: &Q,
+    ) -> Result<A, CallError> {
+        self.post_json(call, path, question, Repeat::Safe)
+    }
+
+    fn post_json<Q: serde::Serialize, A: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        path: &str,
+        question: &Q,
+        repeat: Repeat,
+    ) -> Result<A, CallError> {
+        let body = serde_json::to_vec(question);
+        self.in_turn(call, &api(path), repeat, |ask| {
+            let body = body.as_deref().map_err(unwritable)?;
+            let (status, answer) = self.exchange(ask, body, CALL_TIMEOUT, MAX_ANSWER)?;
+            self.understand(status, answer)
+        })
+    }
+
+    /// A call that puts something in its place. To do it twice is the same as to do it once.
     fn put<Q: serde::Serialize, A: DeserializeOwned>(
         &self,
         call: &'static str,
         path: &str,
         question: &Q,
     ) -> Result<A, CallError> {
-        let url = self.url(path);
-        let request = self.with_token(self.agent().put(&url));
-        let request = request.header("content-type", "application/json");
-        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
-        serde_json::to_vec(question)
-            .map_err(|why| Kind::NotUnderstood(format!("cannot be written as JSON: {why}")))
-            .and_then(|body| {
-                let answered = request.send(&body[..]);
-                self.answer_of(answered.map_err(|why| self.unreachable(why))?)
-            })
-            .and_then(|(status, answer)| self.understand(status, answer))
-            .map_err(|kind| failed(call, url, kind))
+        let body = serde_json::to_vec(question);
+        self.in_turn(call, &api(path), Repeat::Safe, |ask| {
+            let body = body.as_deref().map_err(unwritable)?;
+            let request = with_json(ask.put(), CALL_TIMEOUT);
+            let (status, answer) = ask.read(request.send(body), MAX_ANSWER)?;
+            self.understand(status, answer)
+        })
     }
 
-    /// A call that deletes something.
-    fn delete(&self, call: &'static str, path: &str) -> Result<(), CallError> {
-        let url = self.url(path);
-        let request = self.with_token(self.agent().delete(&url));
-        let request = request.config().timeout_global(Some(CALL_TIMEOUT)).build();
-        self.read(request)
-            .and_then(|(status, answer)| self.understand(status, answer))
-            .map_err(|kind| failed(call, url, kind))
+    /// A call that deletes something. The second time there would be nothing to delete.
+    fn delete<A: DeserializeOwned>(&self, call: &'static str, path: &str) -> Result<A, CallError> {
+        self.in_turn(call, &api(path), Repeat::NotTwice, |ask| {
+            let request = ask.delete().config().timeout_global(Some(CALL_TIMEOUT));
+            let (status, answer) = ask.read(request.build().call(), MAX_ANSWER)?;
+            self.understand(status, answer)
+        })
     }
 
     /// A call that changes nothing.
@@ -498,59 +509,41 @@ impl Client {
         path: &str,
         timeout: Duration,
     ) -> Result<A, CallError> {
-        let url = self.url(path);
-        self.read(self.get(&url, Some(timeout)))
-            .and_then(|(status, answer)| self.understand(status, answer))
-            .map_err(|kind| failed(call, url, kind))
+        self.in_turn(call, &api(path), Repeat::Safe, |ask| {
+            let (status, answer) = ask.read(get(ask, Some(timeout)).call(), MAX_ANSWER)?;
+            self.understand(status, answer)
+        })
     }
 
     /// A call that changes nothing and is answered with a text.
-    fn look_at_text(&self, call: &'static str, url: String) -> Result<String, CallError> {
-        let read = self.read(self.get(&url, Some(CALL_TIMEOUT)));
-        let text = read.and_then(|(status, answer)| match status {
-            200 => String::from_utf8(answer)
-                .map_err(|_| Kind::NotUnderstood("it is not text in UTF-8".into())),
-            _ => self
-                .understand(status, answer)
-                .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}")))),
-        });
-        text.map_err(|kind| failed(call, url, kind))
+    fn look_at_text(&self, call: &'static str, path: &str) -> Result<String, CallError> {
+        self.in_turn(call, path, Repeat::Safe, |ask| {
+            let (status, answer) = ask.read(get(ask, Some(CALL_TIMEOUT)).call(), MAX_ANSWER)?;
+            match status {
+                200 => String::from_utf8(answer)
+                    .map_err(|_| Kind::NotUnderstood("it is not text in UTF-8".into())),
+                _ => self
+                    .understand(status, answer)
+                    .and_then(|()| Err(Kind::NotUnderstood(format!("status {status}")))),
+            }
+        })
     }
+}
 
-    /// Sends a request without a body; the status and the body of the answer.
-    fn read(
-        &self,
-        request: ureq::RequestBuilder<ureq::typestate::WithoutBody>,
-    ) -> Result<(u16, Vec<u8>), Kind> {
-        self.answer_of(request.call().map_err(|why| self.unreachable(why))?)
-    }
+/// A request that changes nothing; without a time-out one whose answer takes as long as it likes once it has begun.
+fn get(
+    ask: &Ask<'_>,
+    timeout: Option<Duration>,
+) -> ureq::RequestBuilder<ureq::typestate::WithoutBody> {
+    let config = ask.get().config().timeout_global(timeout);
+    config
+        .timeout_recv_response(Some(timeout.unwrap_or(CALL_TIMEOUT)))
+        .build()
+}
 
-    /// The status and the body of an answer.
-    fn answer_of(
-        &self,
-        mut answer: ureq::http::Response<ureq::Body>,
-    ) -> Result<(u16, Vec<u8>), Kind> {
-        let status = answer.status().as_u16();
-        let body = answer.body_mut().with_config().limit(MAX_ANSWER);
-        let bytes = body.read_to_vec().map_err(|why| self.unreachable(why))?;
-        Ok((status, bytes))
-    }
-
-    fn get(
-        &self,
-        url: &str,
-        timeout: Option<Duration>,
-    ) -> ureq::RequestBuilder<ureq::typestate::WithoutBody> {
-        let request = self.with_token(self.agent().get(url));
-        let config = request.config().timeout_global(timeout);
-        config
-            .timeout_recv_response(Some(timeout.unwrap_or(CALL_TIMEOUT)))
-            .build()
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("{}/api/v1/{path}", self.base)
-    }
+/// The path of a call of the API.
+fn api(path: &str) -> String {
+    format!("/api/v1/{path}")
 }
 
 /// The event stream of a task.
@@ -575,12 +568,23 @@ impl EventReader {
             },
             Err(why) => Err(Kind::Unreachable(format!("the connection broke: {why}"))),
         };
-        understood.map_err(|kind| failed("follow the task", self.url.clone(), kind))
+        understood.map_err(|kind| CallError::new("follow the task", self.url.clone(), kind))
     }
 }
 
-fn failed(call: &'static str, url: String, kind: Kind) -> CallError {
-    CallError { call, url, kind }
+/// The task in an answer, if it has the id of this one.
+fn task_with_id(task: &Map<String, Value>, answer: &[u8]) -> Option<Task> {
+    let found = serde_json::from_slice::<Envelope<Task>>(answer).ok()?.data;
+    (task.get("id")? == &*found.id).then_some(found)
+}
+
+/// A new id for a task, of the form that servers give: sortable by time, then random.
+fn fresh_id() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let ms = now.unwrap_or_default().as_millis() as u64;
+    // Seeded by the system.
+    let random = RandomState::new().build_hasher().finish() >> 24;
+    format!("{ms:012x}-{random:010x}")
 }
 
 /// A path with those parameters that have a value.

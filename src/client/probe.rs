@@ -2,8 +2,9 @@
 //! connection is kept, no proxy of the environment, no token.
 
 use super::connections::{self, Connections};
+use super::failure::unreachable;
 use super::resolver::TimedResolver;
-use super::{Client, MAX_HEAD, tls, unreachable};
+use super::{Client, MAX_HEAD, tls};
 use std::io::Read;
 use std::time::Duration;
 use ureq::config::Config;
@@ -30,7 +31,9 @@ impl Client {
         let roots = match url.starts_with("https://") {
             true => {
                 crate::tls::install();
-                Some(crate::tls::load_roots(self.registry.ca.as_deref())?)
+                Some(crate::tls::load_roots(
+                    self.addresses.registry().ca.as_deref(),
+                )?)
             }
             false => None,
         };

@@ -14,7 +14,7 @@ pub fn load(registry: &Registry, needs_tls: bool) -> Result<Option<Roots>, Strin
         return crate::tls::load_roots(registry.ca.as_deref()).map(Some);
     }
     if registry.ca.is_some() {
-        log::warn!("--ca has no effect: {} is not https", registry.url);
+        log::warn!("--ca has no effect: {registry} is not https");
     }
     Ok(None)
 }

@@ -3,8 +3,9 @@
 //! before anything is sent to it: the name is looked up once, and what was judged is connected to.
 
 use super::connections::{self, Connections};
+use super::failure::unreachable;
 use super::resolver::TimedResolver;
-use super::{MAX_HEAD, tls, unreachable};
+use super::{MAX_HEAD, tls};
 use crate::tls::Roots;
 use std::fmt;
 use std::net::IpAddr;

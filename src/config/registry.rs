@@ -5,10 +5,14 @@ use clap::Args;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+/// The most addresses of servers, in number. A call that nobody answers takes seconds for each.
+const MAX_ADDRESSES: usize = 16;
+
 /// The arguments that name the server.
 #[derive(Debug, Clone, Args)]
 pub struct RegistryArgs {
-    /// The server: HOST, HOST:PORT or a URL; port 9410 when none is given
+    /// The server: HOST, HOST:PORT or a URL; port 9410 when none is given. Several servers of one registry, separated
+    /// by commas, are asked in turn until one answers
     #[arg(
         long,
         env = "SIDEBIKE_REGISTRY_ADDRESS",
@@ -21,39 +25,94 @@ pub struct RegistryArgs {
     ca: Option<PathBuf>,
 }
 
-/// A server and the authorities to trust.
+/// The servers, and the authorities to trust.
 #[derive(Debug, Clone)]
 pub struct Registry {
-    /// Its base URL, without a trailing slash.
-    pub url: String,
+    urls: Vec<String>,
     /// The file of authorities; without one the system's are trusted.
     pub ca: Option<PathBuf>,
 }
 
 impl Registry {
-    /// Whether it is called by https.
-    pub fn is_https(&self) -> bool {
-        self.url.starts_with("https://")
+    /// Servers by their base URLs, of which there is one at least.
+    pub fn new(urls: Vec<String>, ca: Option<PathBuf>) -> Self {
+        Registry { urls, ca }
     }
 
-    /// Whether requests leave this machine unencrypted.
-    pub fn is_insecure(&self) -> bool {
-        !self.is_https() && !is_loopback(&self.url)
+    /// Their base URLs, without a trailing slash, in the order in which they are asked.
+    pub fn urls(&self) -> &[String] {
+        &self.urls
+    }
+
+    /// Whether one of them is called by https.
+    pub fn is_https(&self) -> bool {
+        self.urls.iter().any(|url| is_https(url))
+    }
+
+    /// Those to which requests leave this machine unencrypted, for people; none if there are none.
+    pub fn insecure(&self) -> Option<String> {
+        let urls = self.urls.iter().map(String::as_str);
+        let insecure: Vec<&str> = urls
+            .filter(|url| !is_https(url) && !is_loopback(url))
+            .collect();
+        (!insecure.is_empty()).then(|| insecure.join(", "))
+    }
+
+    /// The server of the list that an address means, however it is written; none if it means none of them.
+    pub fn find(&self, address: &str) -> Option<usize> {
+        let wanted = comparable(&registry_url(address.trim())?);
+        self.urls.iter().position(|url| comparable(url) == wanted)
+    }
+}
+
+impl std::fmt::Display for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.urls.join(", "))
     }
 }
 
 impl RegistryArgs {
     /// Checks the arguments. The error is one line for the user.
     pub fn checked(&self) -> Result<Registry, String> {
-        let address = self.registry_address.trim();
-        let url = registry_url(address).ok_or_else(|| {
-            format!(
-                "--registry-address: expected HOST, HOST:PORT or a URL such as http://10.23.45.67:9410, got {address:?}"
-            )
-        })?;
         let ca = self.ca.clone().filter(|file| !file.as_os_str().is_empty());
-        Ok(Registry { url, ca })
+        let mut registry = Registry::new(Vec::new(), ca);
+        for address in self.registry_address.split(',').map(str::trim) {
+            let url = registry_url(address).ok_or_else(|| {
+                format!(
+                    "--registry-address: expected HOST, HOST:PORT or a URL such as http://10.23.45.67:9410, got {address:?}"
+                )
+            })?;
+            if registry.find(&url).is_none() {
+                registry.urls.push(url);
+            }
+        }
+        let count = registry.urls.len();
+        if count > MAX_ADDRESSES {
+            return Err(format!(
+                "--registry-address: names {MAX_ADDRESSES} servers at most, got {count}"
+            ));
+        }
+        Ok(registry)
     }
+}
+
+fn is_https(url: &str) -> bool {
+    url.starts_with("https://")
+}
+
+/// A base URL in the form in which two that mean the same are equal.
+fn comparable(url: &str) -> String {
+    let begin = url.find("://").map_or(0, |at| at + 3);
+    let end = url[begin..].find('/').map_or(url.len(), |at| begin + at);
+    let (authority, path) = url.split_at(end);
+    let authority = authority.to_ascii_lowercase();
+    // Of an address of IPv6 there are many spellings.
+    let v6 = authority.split_once('[').and_then(|(scheme, rest)| {
+        let (host, port) = rest.split_once(']')?;
+        let host: std::net::Ipv6Addr = host.parse().ok()?;
+        Some(format!("{scheme}[{host}]{port}"))
+    });
+    v6.unwrap_or(authority) + path
 }
 
 /// Whether a base URL names this machine.
@@ -144,9 +203,16 @@ mod tests {
         }
     }
 
+    fn given(addresses: &str) -> RegistryArgs {
+        RegistryArgs {
+            registry_address: addresses.into(),
+            ca: None,
+        }
+    }
+
     #[test]
     fn unencrypted_addresses_of_other_machines_are_insecure() {
-        for (url, can) in [
+        for (url, is_insecure) in [
             ("http://10.23.45.67:9410", true),
             ("http://localhost.example:9410/x", true),
             ("http://[2001:db8::1]:9410", true),
@@ -155,9 +221,53 @@ mod tests {
             ("http://[::1]:9410/x", false),
             ("https://10.23.45.67:9410", false),
         ] {
-            let url = url.to_owned();
-            let registry = Registry { url, ca: None };
-            assert_eq!(registry.is_insecure(), can, "{registry:?}");
+            let registry = Registry::new(vec![url.to_owned()], None);
+            let insecure = registry.insecure();
+            assert_eq!(insecure.as_deref(), is_insecure.then_some(url));
+        }
+        let several = given("a,https://b,c:1,localhost").checked().unwrap();
+        let insecure = several.insecure();
+        assert_eq!(insecure.as_deref(), Some("http://a:9410, http://c:1"));
+        assert!(several.is_https());
+    }
+
+    #[test]
+    fn several_addresses_are_separated_by_commas() {
+        let several = given("a, b:9411,https://c,A:9410").checked().unwrap();
+        let urls = ["http://a:9410", "http://b:9411", "https://c:9410"];
+        assert_eq!(several.urls(), urls);
+        for (addresses, wrong) in [("", "got \"\""), ("a,", "got \"\""), ("a,b c", "\"b c\"")] {
+            let why = given(addresses).checked().unwrap_err();
+            assert!(why.contains(wrong), "{addresses}: {why}");
+        }
+        let many = |count| {
+            let hosts = (0..count).map(|n| format!("h{n}"));
+            given(&hosts.collect::<Vec<_>>().join(",")).checked()
+        };
+        assert!(many(MAX_ADDRESSES).is_ok());
+        let why = many(MAX_ADDRESSES + 1).unwrap_err();
+        assert!(why.contains("16 servers at most, got 17"), "{why}");
+    }
+
+    #[test]
+    fn an_address_is_found_however_it_is_written() {
+        let registry = given("Registry,[::1]:99,https://c/Path").checked();
+        let registry = registry.unwrap();
+        for (address, found) in [
+            ("registry", Some(0)),
+            (" http://REGISTRY:9410/ ", Some(0)),
+            ("https://registry", None),
+            ("registry:9411", None),
+            ("registry/x", None),
+            ("[0:0:0:0:0:0:0:1]:99", Some(1)),
+            ("http://[::0001]:99", Some(1)),
+            ("::1", None),
+            ("https://C:9410/Path", Some(2)),
+            ("https://c/path", None),
+            ("http://registry@evil:9410", None),
+            ("", None),
+        ] {
+            assert_eq!(registry.find(address), found, "{address}");
         }
     }
 }

@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
+pub mod double;
 pub mod http;
 pub mod original;
 pub mod proxy;

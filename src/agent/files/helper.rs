@@ -6,8 +6,6 @@ use super::job::{HelperJob, Said, Work};
 use super::{lay, removal, temporary, upload};
 use crate::agent::update::image;
 use crate::client::Client;
-use crate::config::Registry;
-use crate::secret::Secret;
 use std::io::{BufRead, BufReader, Read, Write};
 
 /// The hidden program of the command line.
@@ -48,16 +46,9 @@ fn watch_agent() {
 }
 
 fn work(job: HelperJob) -> Result<(), String> {
-    let destination = &job.destination;
     let client = || {
-        let client = Client::for_files(&Registry {
-            url: destination.url.clone(),
-            ca: destination.ca.clone(),
-        });
-        let client = client.map_err(|why| format!("files: {why}"))?;
-        let token = destination.token.as_deref().map(Secret::new).transpose();
-        client.set_token(token.map_err(|why| format!("files: {why}"))?);
-        Ok::<_, String>(client)
+        let client = job.destination.clone().client(Client::for_files);
+        client.map_err(|why| format!("files: {why}"))
     };
     match &job.work {
         Work::Lay(files) => lay::lay(&job, files, &client()?, &say),

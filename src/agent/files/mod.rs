@@ -305,14 +305,9 @@ impl Agent {
 
     /// A job for a helper.
     pub fn helper_job(&self, work: Work, workspace: PathBuf) -> HelperJob {
-        let registry = &self.config.registry;
         let policy = &self.config.policy.files;
         HelperJob {
-            destination: Destination {
-                url: registry.url.clone(),
-                ca: registry.ca.clone(),
-                token: self.client.token().map(|token| token.expose().to_owned()),
-            },
+            destination: Destination::of(&self.client, self.config.registry.ca.clone()),
             instance: self.state.instance(),
             root: policy.root.clone(),
             folder: policy.folder.clone(),

@@ -39,14 +39,10 @@ impl Agent {
     /// Has the guard know where to report, and this agent act when the guard cannot.
     pub fn connect_guard(self: &Arc<Self>) {
         let guard = self.runner.guard();
-        let (client, registry) = (self.client.clone(), self.config.registry.clone());
+        let (client, ca) = (self.client.clone(), self.config.registry.ca.clone());
         // The guard has another folder.
-        let ca = { registry.ca }.map(|ca| std::path::absolute(&ca).unwrap_or(ca));
-        guard.report_to(move || Destination {
-            url: registry.url.clone(),
-            ca: ca.clone(),
-            token: client.token().map(|token| token.expose().to_owned()),
-        });
+        let ca = ca.map(|ca| std::path::absolute(&ca).unwrap_or(ca));
+        guard.report_to(move || Destination::of(&client, ca.clone()));
         let agent = Arc::downgrade(self);
         guard.on_loss(move |key, loss| {
             let reason = match loss {

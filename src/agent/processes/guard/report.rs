@@ -7,6 +7,7 @@ use crate::agent::attempt::lock;
 use crate::agent::backoff::Backoff;
 use crate::agent::command::launch;
 use crate::agent::processes::process_table::now_in_ms;
+use crate::agent::seen_term::SharedTerm;
 use crate::client::Client;
 use crate::config::Registry;
 use crate::secret::Secret;
@@ -18,7 +19,7 @@ use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 /// The hidden program of the command line.
@@ -34,20 +35,51 @@ const MAX_LINE_BYTES: usize = 4 << 10;
 /// The pause before it is tried again to start the program: there may be no process left.
 const START_PAUSE: Duration = Duration::from_secs(1);
 
-/// The server, and the token for it.
+/// The servers, and the token for them. A guard may be of another version than its agent.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Destination {
-    /// The base URL.
-    pub url: String,
+    /// The base URL of the one that answered last.
+    url: String,
+    /// Those of the others.
+    #[serde(default)]
+    others: Vec<String>,
     /// The file of authorities to trust.
-    pub ca: Option<PathBuf>,
+    ca: Option<PathBuf>,
     /// The agent's token.
-    pub token: Option<String>,
+    token: Option<String>,
+    /// The highest term that the agent has seen, as in the header.
+    #[serde(default)]
+    term: Option<String>,
 }
 
 impl std::fmt::Debug for Destination {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Destination({})", self.url)
+    }
+}
+
+impl Destination {
+    /// Where an agent's own calls go to. The path of the file of authorities may be one from another folder.
+    pub fn of(client: &Client, ca: Option<PathBuf>) -> Self {
+        let mut urls = client.urls().into_iter();
+        Destination {
+            url: urls.next().unwrap_or_default(),
+            others: urls.collect(),
+            ca,
+            token: client.token().map(|token| token.expose().to_owned()),
+            term: client.highest_term().map(|term| term.to_string()),
+        }
+    }
+
+    /// A client that calls the same servers in the same way.
+    pub fn client(self, make: fn(&Registry) -> Result<Client, String>) -> Result<Client, String> {
+        let urls = [self.url].into_iter().chain(self.others).collect();
+        let term = self.term.and_then(|term| term.parse().ok());
+        let client = make(&Registry::new(urls, self.ca))?;
+        let client = client.with_terms(Arc::new(SharedTerm::new(term)));
+        let token = self.token.map(|token| Secret::new(&token));
+        client.set_token(token.transpose()?);
+        Ok(client)
     }
 }
 
@@ -142,12 +174,7 @@ fn deliver(input: &Input) {
 /// The program: delivers the reports that it reads from standard input. Whether the server has taken all of them.
 pub fn run() -> bool {
     let delivered = read_input().and_then(|input| {
-        let client = Client::new(&Registry {
-            url: input.destination.url,
-            ca: input.destination.ca,
-        })?;
-        let token = input.destination.token.map(|token| Secret::new(&token));
-        client.set_token(token.transpose()?);
+        let client = input.destination.client(Client::new)?;
         deliver_all(&client, &input.finished)
     });
     if let Err(why) = &delivered {
@@ -235,6 +262,7 @@ mod tests {
     use super::*;
     use crate::wire::agent::{AttemptId, Ended, Verdict};
     use crate::wire::task::ExecutionState;
+    use crate::wire::term::RegistryTerm;
     use crate::wire::undo::{UndoBy, UndoReport, UndoState};
 
     fn id() -> AttemptId {
@@ -310,11 +338,30 @@ mod tests {
     }
 
     #[test]
+    fn a_destination_is_where_the_agent_calls() {
+        let urls = ["http://a:1", "http://b:1"].map(str::to_owned).to_vec();
+        let client = Client::new(&Registry::new(urls.clone(), None)).unwrap();
+        let term: RegistryTerm = "00000000000000ab:7".parse().unwrap();
+        let client = client.with_terms(Arc::new(SharedTerm::new(Some(term))));
+        client.set_token(Some(Secret::for_test("s3cret-token")));
+        let json = serde_json::to_vec(&Destination::of(&client, None)).unwrap();
+        let destination: Destination = serde_json::from_slice(&json).unwrap();
+        let copy = destination.client(Client::new).unwrap();
+        assert_eq!((copy.urls(), copy.highest_term()), (urls, Some(term)));
+        assert_eq!(copy.token(), client.token());
+        // As an older agent says it.
+        let older: Destination = serde_json::from_str(r#"{"url": "http://a:1"}"#).unwrap();
+        assert_eq!(older.client(Client::new).unwrap().urls(), ["http://a:1"]);
+    }
+
+    #[test]
     fn a_destination_does_not_show_its_token() {
         let destination = Destination {
             url: "http://registry:9410".into(),
+            others: Vec::new(),
             ca: None,
             token: Some("a secret".into()),
+            term: None,
         };
         assert!(!format!("{destination:?}").contains("secret"));
     }
