@@ -6,153 +6,19 @@
 
 mod common;
 mod edge;
+mod relay;
 
 use common::http::{Reply, request};
 use common::{Server, id, wait_for, wait_until};
 use edge::{Client, NoAnswer, get, is_pong, ping};
+use relay::{PATIENCE, limits, nowhere, played, relay, relay_with};
+use rustix::net::listen;
 use serde_json::json;
-use sidebike::server::http::{
-    self, Answer, ConnectionId, Decision, Edge, EdgeLimits, Engine, Forward, ForwardTarget,
-    Refused, Request, RequestLimits, Responder, Served, Service,
-};
-use std::io::{ErrorKind, Read, Write};
+use sidebike::server::http::EdgeLimits;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// What a test that waits for nothing else waits for.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Forwards all that it is asked.
-struct Relay(ForwardTarget);
-
-impl Service for Relay {
-    type Admission = ();
-
-    fn admit(self: &Arc<Self>, request: &Request) -> Result<Decision<()>, Answer> {
-        let peer = request.peer.expect("it has an address").to_string();
-        Ok(Decision::Forward(Forward {
-            target: self.0.clone(),
-            headers: vec![("Test-Forwarded", format!("for={peer}"))],
-            withheld: &["Test-Secret"],
-        }))
-    }
-
-    fn serve(self: &Arc<Self>, _: Request, _: (), _: Responder) -> Served {
-        unreachable!("all is forwarded")
-    }
-
-    fn refuse(self: &Arc<Self>, refused: &Refused, _: Option<(&Request, &())>) -> Answer {
-        let body = json!({"msg": refused.msg}).to_string().into_bytes();
-        Answer::new(refused.status, "application/json", body)
-    }
-
-    fn abandoned(&self, _: ConnectionId) {}
-}
-
-fn limits() -> EdgeLimits {
-    EdgeLimits {
-        request: RequestLimits {
-            head_bytes: 16 << 10,
-            headers: 64,
-            target_bytes: 8 << 10,
-            body_bytes: 1 << 20,
-        },
-        max_connections: 1_000,
-        max_connections_per_address: 1_000,
-        max_in_flight_bytes: 64 << 20,
-        max_request_ms: 60_000,
-        max_threads: 4,
-        max_forwarded: 1_000,
-    }
-}
-
-/// An edge that forwards to this address.
-fn relay_with(address: SocketAddr, limits: EdgeLimits) -> (SocketAddr, Arc<Edge>) {
-    let target = ForwardTarget {
-        address,
-        tls: None,
-        name: "the other server",
-    };
-    let edge = Edge::new(limits, None).expect("an edge");
-    let (listener, address) = http::bind(([127, 0, 0, 1], 0).into()).expect("a port");
-    let service = Arc::new(Relay(target));
-    edge.serve(Engine::Edge, listener, &service)
-        .expect("it starts");
-    (address, edge)
-}
-
-fn relay(address: SocketAddr) -> SocketAddr {
-    relay_with(address, limits()).0
-}
-
-/// A server that the test plays: each connection that comes is given to `play`.
-fn played(play: impl Fn(Other) + Send + Sync + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().unwrap();
-    let play = Arc::new(play);
-    thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            let play = play.clone();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            thread::spawn(move || play(Other(stream, Vec::new())));
-        }
-    });
-    address
-}
-
-/// The other server's side of a connection.
-struct Other(TcpStream, Vec<u8>);
-
-impl Other {
-    /// What came up to this mark, with it.
-    fn read_to(&mut self, mark: &[u8]) -> String {
-        loop {
-            if let Some(at) = self.1.windows(mark.len()).position(|some| some == mark) {
-                let read: Vec<u8> = self.1.drain(..at + mark.len()).collect();
-                return String::from_utf8(read).expect("text");
-            }
-            let mut buffer = [0; 4_096];
-            let read = self.0.read(&mut buffer).expect("more comes");
-            assert!(
-                read > 0,
-                "it ended after {:?}",
-                String::from_utf8_lossy(&self.1)
-            );
-            self.1.extend_from_slice(&buffer[..read]);
-        }
-    }
-
-    fn head(&mut self) -> String {
-        self.read_to(b"\r\n\r\n")
-    }
-
-    fn say(&mut self, text: &str) {
-        self.0.write_all(text.as_bytes()).expect("it is taken");
-    }
-
-    /// Waits until the connection is closed, whatever else comes.
-    fn wait_for_end(&mut self) {
-        let mut buffer = [0; 64 * 1024];
-        loop {
-            match self.0.read(&mut buffer) {
-                Ok(0) => return,
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
-                Err(error) => panic!("it is not closed: {error}"),
-            }
-        }
-    }
-}
-
-/// An address where nobody listens.
-fn nowhere() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-}
 
 fn answered(client: &mut Client) -> Reply {
     client.answer().expect("an answer")
@@ -325,6 +191,52 @@ fn a_server_that_does_not_answer_is_told_of() {
 }
 
 #[test]
+fn a_server_that_cannot_be_reached_is_not_waited_for() {
+    // Its queue is full: the system drops what else comes, as a machine that is gone does.
+    let full = TcpListener::bind("127.0.0.1:0").unwrap();
+    listen(&full, 0).unwrap();
+    let address = full.local_addr().unwrap();
+    let patience = Duration::from_millis(300);
+    let queued: Vec<TcpStream> =
+        std::iter::from_fn(|| TcpStream::connect_timeout(&address, patience).ok()).collect();
+    assert!(!queued.is_empty());
+    let mut client = Client::open(relay(address));
+    let started = Instant::now();
+    client.send(&request("POST", "/", "", b"hello"));
+    let reply = answered(&mut client);
+    assert_eq!(reply.status, 502);
+    assert!(
+        reply.msg().contains("could not be reached"),
+        "{}",
+        reply.msg()
+    );
+    let took = started.elapsed();
+    assert!(took > Duration::from_millis(1_900), "{took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+#[test]
+fn an_answer_before_the_end_of_the_body_is_passed_on() {
+    let other = played(|mut other| {
+        other.head();
+        other.say("HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno");
+        // With something unread, so by a reset.
+        drop(other);
+    });
+    let address = relay(other);
+    for _ in 0..20 {
+        let mut client = Client::open(address);
+        client.send(b"PUT / HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n");
+        client.send(&[b'x'; 100_000]);
+        let reply = answered(&mut client);
+        assert_eq!((reply.status, reply.text()), (413, "no"));
+        assert_eq!(reply.header("Connection"), Some("close"));
+        client.send(&[b'x'; 100_000]);
+        assert!(client.is_ended());
+    }
+}
+
+#[test]
 fn an_answer_that_breaks_off_breaks_the_connection() {
     let other = played(|mut other| {
         let head = other.head();
@@ -373,7 +285,7 @@ fn who_goes_away_is_not_answered_for() {
         other.wait_for_end();
         said.lock().unwrap().send("gone").unwrap();
     });
-    let (address, edge) = relay_with(other, limits());
+    let (address, edge) = relay_with(other, None, limits());
     let wait = |what| assert_eq!(ended.recv_timeout(PATIENCE).as_deref(), Ok(what));
     for raw in [
         &b"GET /held HTTP/1.1\r\n\r\n"[..],
@@ -432,7 +344,7 @@ fn more_than_allowed_are_refused_at_once() {
         max_forwarded: 3,
         ..limits()
     };
-    let (address, edge) = relay_with(other, few);
+    let (address, edge) = relay_with(other, None, few);
     assert_eq!(edge.most_forwarded(), 3);
     let held: Vec<Client> = (0..3)
         .map(|_| {
