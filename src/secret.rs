@@ -68,6 +68,44 @@ pub fn load(variable: &str) -> Result<Vec<Secret>, String> {
     Ok(tokens)
 }
 
+/// Reads the one secret in `variable`, or in the file that the variable with `_FILE` appended names, as it is: any text
+/// in one line. The error names the source, never its content.
+#[cfg(feature = "pg")]
+pub fn load_one(variable: &str) -> Result<Option<Secret>, String> {
+    let in_file = format!("{variable}_FILE");
+    let path = std::env::var_os(&in_file).filter(|path| !path.is_empty());
+    let value = std::env::var_os(variable).filter(|value| !value.is_empty());
+    let (source, text) = match (value, path) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => return Err(format!("{variable}, {in_file}: set only one of them")),
+        (Some(value), None) => {
+            let text = value.into_string();
+            (
+                variable,
+                text.map_err(|_| format!("{variable}: must be UTF-8"))?,
+            )
+        }
+        (None, Some(path)) => {
+            let cannot = |why: &dyn fmt::Display| {
+                format!("{in_file}: cannot read {}: {why}", path.display())
+            };
+            let size = std::fs::metadata(&path).map_err(|why| cannot(&why))?.len();
+            if size > MAX_FILE_BYTES {
+                return Err(cannot(&format_args!(
+                    "it has more than {MAX_FILE_BYTES} bytes"
+                )));
+            }
+            let text = std::fs::read_to_string(&path).map_err(|why| cannot(&why))?;
+            let line = text.trim_end_matches(['\r', '\n']);
+            (in_file.as_str(), line.to_owned())
+        }
+    };
+    match text.is_empty() || text.chars().any(char::is_control) {
+        true => Err(format!("{source}: must be one line of text")),
+        false => Ok(Some(Secret(text))),
+    }
+}
+
 fn checked<'a>(source: &str, words: impl Iterator<Item = &'a str>) -> Result<Vec<Secret>, String> {
     let words = words.map(str::trim).filter(|word| !word.is_empty());
     let tokens = words.map(|word| {

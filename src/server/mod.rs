@@ -111,8 +111,20 @@ fn finish(setup: &Setup, front: &Front) {
 /// What connects to a database that several servers share.
 #[cfg(feature = "db")]
 fn connection(shared: &SharedDatabase) -> Result<Arc<dyn db::Connect>, String> {
-    let _ = shared;
-    Err("--db: this build has no PostgreSQL (it was made without the feature `pg`)".into())
+    #[cfg(feature = "pg")]
+    {
+        let password = crate::secret::load_one("SIDEBIKE_DB_PASSWORD")?;
+        let (url, ca) = (shared.url.expose(), shared.ca.as_deref());
+        let postgres = db::Postgres::connector(url, ca, password, Some(shared.advertise.clone()));
+        let postgres = postgres.map_err(|why| format!("--db: {why}"))?;
+        postgres.explain();
+        Ok(Arc::new(postgres))
+    }
+    #[cfg(not(feature = "pg"))]
+    {
+        let _ = shared;
+        Err("--db: this build has no PostgreSQL (it was made without the feature `pg`)".into())
+    }
 }
 
 /// The registry: as it was saved where there is a database, else empty; and which of them, in words.

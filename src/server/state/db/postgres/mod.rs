@@ -33,18 +33,20 @@ pub use self::url::Url;
 
 use self::connection::{Connection, Failure};
 use self::records::{Commit, SAFE, check_version};
+use self::schema::Greeting;
 use self::statement::{Row, Statement};
 use super::{
     CommitNumber, Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen,
     StorageEngine, Term,
 };
 use crate::core::{Batch, Saved, Time};
+use crate::secret::Secret as Password;
 use crate::server::state::db::records::VERSION;
 use crate::tls::{ClientTls, Roots};
-use log::error;
+use log::{error, info, warn};
 use std::num::NonZeroU64;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A look has failed after so long: a standby must not count the time of one that hangs.
@@ -70,15 +72,8 @@ struct Target {
     password: Option<String>,
     /// For each host; `None` where connections are not encrypted.
     tls: Vec<Option<ClientTls>>,
-}
-
-/// Whether acknowledged commits survive a failover of the database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Durability {
-    /// They do.
-    pub is_synchronous: bool,
-    /// The line about it for the log.
-    pub line: String,
+    /// The standbys that commits wait for, as the last connection has found them.
+    standbys: Mutex<Option<String>>,
 }
 
 impl Postgres {
@@ -87,13 +82,10 @@ impl Postgres {
     pub fn connector(
         url: &str,
         ca: Option<&Path>,
-        password: Option<String>,
+        password: Option<Password>,
         address: Option<String>,
     ) -> Result<Postgres, String> {
         let url = Url::read(url)?;
-        if password.as_ref().is_some_and(|it| it.contains('\0')) {
-            return Err("the password must not contain a NUL".into());
-        }
         let wants_tls = |host: &Host| socket::Stream::wants_tls(url.tls, host);
         let roots = match url.hosts.iter().any(wants_tls) {
             true => crate::tls::load_roots_of("--db-ca", ca)?,
@@ -104,9 +96,13 @@ impl Postgres {
             tls.transpose()
         });
         let target = Target {
-            password: url.password.clone().or(password),
+            password: url
+                .password
+                .clone()
+                .or(password.map(|it| it.expose().to_owned())),
             tls: tls.collect::<Result<_, _>>()?,
             url,
+            standbys: Mutex::new(None),
         };
         Ok(Postgres {
             target: Arc::new(target),
@@ -119,37 +115,21 @@ impl Postgres {
         self.target.url.to_string()
     }
 
-    /// Whether what is sent can be read by others on the way.
-    pub fn is_insecure(&self) -> bool {
-        self.target.url.is_insecure()
+    /// Says which database it is, and what is wrong with the way to it.
+    pub fn explain(&self) {
+        info!("database {}", self.shown());
+        if self.target.url.is_insecure() {
+            warn!(
+                "THE WAY TO THE DATABASE IS NOT ENCRYPTED: everything that is saved can be read on the way; leave out sslmode=disable"
+            );
+        }
     }
 
-    /// Asks the database whether it waits for a standby.
-    pub fn durability(&self) -> Result<Durability, String> {
-        let mut connection = self.target.connect()?;
-        let ask = Statement::new("SELECT current_setting('synchronous_standby_names')");
-        let mut names = Err("nothing was answered".into());
-        let answer = connection.run(&ask, Some(LOOK_TIMEOUT), |mut row| {
-            names = row.maybe_text();
-        });
-        answer.map_err(|why| named(&why))?;
-        let names = names?.unwrap_or_default();
-        Ok(match names.trim() {
-            "" => Durability {
-                is_synchronous: false,
-                line: format!(
-                    "{} has no synchronous standby (synchronous_standby_names is empty): unless its disk is replicated, a failover of the database loses the last moments, although they were acknowledged",
-                    self.shown()
-                ),
-            },
-            names => Durability {
-                is_synchronous: true,
-                line: format!(
-                    "{} waits for a standby (synchronous_standby_names = {names}): what was acknowledged survives a failover of the database to it",
-                    self.shown()
-                ),
-            },
-        })
+    /// Whether acknowledged commits survive a failover of the database, as the last connection has found it.
+    pub fn is_synchronous(&self) -> Option<bool> {
+        let standbys = self.target.standbys.lock();
+        let standbys = standbys.unwrap_or_else(PoisonError::into_inner);
+        standbys.as_ref().map(|names| !names.is_empty())
     }
 }
 
@@ -172,11 +152,31 @@ impl Target {
             let password = self.password.as_deref();
             let session = Connection::open(&self.url, host, password, tls.as_ref());
             match session.and_then(greeted) {
-                Ok(connection) => return Ok(connection),
+                Ok((connection, standbys)) => {
+                    self.note(standbys);
+                    return Ok(connection);
+                }
                 Err(why) => reasons.push(format!("{host}: {why}")),
             }
         }
         Err(format!("PostgreSQL: {}", reasons.join("; ")))
+    }
+
+    /// Says whether acknowledged commits survive a failover, at the start and when that has changed.
+    fn note(&self, standbys: String) {
+        let mut known = self.standbys.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref() == Some(&standbys) {
+            return;
+        }
+        match standbys.as_str() {
+            "" => warn!(
+                "PostgreSQL has no synchronous standby (synchronous_standby_names is empty): unless its disk is replicated, its failover loses the last moments, although they were acknowledged"
+            ),
+            names => info!(
+                "PostgreSQL waits for its standby (synchronous_standby_names = {names}): what was acknowledged survives its failover"
+            ),
+        }
+        *known = Some(standbys);
     }
 }
 
@@ -184,38 +184,33 @@ fn named(why: &Failure) -> String {
     format!("PostgreSQL: {why}")
 }
 
-/// Sees that the database can be written to and has the tables; makes them if there are none.
-fn greeted(mut connection: Connection) -> Result<Connection, String> {
-    let text = |why: Failure| why.to_string();
+/// Sees that the database can be written to and has the tables; makes them if there are none. With the session come the
+/// standbys that commits wait for.
+fn greeted(mut connection: Connection) -> Result<(Connection, String), String> {
     let mut greeting = Err("nothing was answered".into());
     let ask = Statement::new(schema::GREETING);
-    let answer = connection.run(&ask, Some(LOOK_TIMEOUT), |row| {
-        greeting = read_greeting(row)
-    });
-    answer.map_err(text)?;
-    let (is_standby, version, has_tables) = greeting?;
-    if is_standby {
+    let read = |row: Row<'_>| greeting = Greeting::read(row);
+    let answer = connection.run(&ask, Some(LOOK_TIMEOUT), read);
+    answer.map_err(|why| why.to_string())?;
+    let found = greeting?;
+    if found.is_standby {
         return Err("it is a standby of the database".into());
     }
-    if version < schema::MIN_SERVER {
+    if found.server < schema::MIN_SERVER {
         return Err(format!(
             "it is older than PostgreSQL {}",
             schema::MIN_SERVER / 10_000
         ));
     }
-    if has_tables {
-        return Ok(connection);
+    if found.has_tables {
+        return Ok((connection, found.standbys));
     }
     match connection.run_script(SCHEMA, Some(LOOK_TIMEOUT)) {
-        Ok(()) => Ok(connection),
+        Ok(()) => Ok((connection, found.standbys)),
         Err(why) => Err(format!(
             "the tables cannot be made: {why}; `sidebike db schema` prints what makes them"
         )),
     }
-}
-
-fn read_greeting(mut row: Row<'_>) -> Result<(bool, u64, bool), String> {
-    Ok((row.truth()?, row.number()?, row.truth()?))
 }
 
 /// A connection of one server.

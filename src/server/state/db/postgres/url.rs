@@ -83,11 +83,6 @@ impl fmt::Debug for Url {
 }
 
 impl Url {
-    /// Whether a text is meant to be one.
-    pub fn is_one(text: &str) -> bool {
-        text.starts_with("postgres://") || text.starts_with("postgresql://")
-    }
-
     /// Whether data crosses a network without TLS.
     pub fn is_insecure(&self) -> bool {
         self.tls == TlsMode::Never && !self.hosts.iter().all(Host::is_loopback)
