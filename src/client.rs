@@ -235,6 +235,11 @@ impl Client {
         self.addresses.urls()
     }
 
+    /// The server that answered last, where there are several.
+    pub fn one_of_several(&self) -> Option<&str> {
+        self.addresses.one_of_several()
+    }
+
     /// The highest term that was seen, if that is remembered.
     pub fn highest_term(&self) -> Option<RegistryTerm> {
         self.terms.as_ref().and_then(|terms| terms.highest())

@@ -8,9 +8,16 @@ use crate::wire::duration::TimeSpan;
 use rustix::io::Errno;
 use serde::Serialize;
 use std::io::{self, ErrorKind, Write};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The variable with the token of people. With `_FILE` appended, the variable that names its file.
 pub const TOKEN: &str = "SIDEBIKE_TOKEN";
+
+/// How long a command that waits goes on although none of several servers answers: one of them takes over within 12 s.
+const FAILOVER_PATIENCE: Duration = Duration::from_secs(30);
+/// The pause before they are asked again.
+const FAILOVER_PAUSE: Duration = Duration::from_millis(500);
 
 /// The result of a command: an exit code, or the reason why it failed.
 pub type CommandResult = Result<u8, Failure>;
@@ -86,6 +93,27 @@ impl ConnectionArgs {
         }
         client.set_token(tokens.into_iter().next());
         Ok(client)
+    }
+}
+
+/// Makes a call of a command that waits for an end, for `left` at most. Where there are several servers and none of them
+/// answers, it is made again until one has taken over.
+pub fn over_failovers<T>(
+    client: &Client,
+    left: Option<Duration>,
+    mut call: impl FnMut() -> Result<T, CallError>,
+) -> Result<T, CallError> {
+    let begun = Instant::now();
+    let patience = left.map_or(FAILOVER_PATIENCE, |left| left.min(FAILOVER_PATIENCE));
+    loop {
+        let answered = call();
+        let may_help = |why: &CallError| {
+            client.one_of_several().is_some() && why.is_temporary() && begun.elapsed() < patience
+        };
+        match answered {
+            Err(why) if may_help(&why) => thread::sleep(FAILOVER_PAUSE),
+            answered => return answered,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Follows a task until it ends: prints its output with labels in front and its progress, handles Ctrl-C, and
 //! prints a summary. Used by `run` and `rerun`.
 
-use super::command::{CommandResult, Failure, print_json};
+use super::command::{CommandResult, Failure, over_failovers, print_json};
 use super::event_stream::{EventStream, StreamItem};
 use super::outcome::{self, CANCELED, NOT_UNDONE};
 use super::printer::{MissingOutput, Printer};
@@ -86,7 +86,7 @@ pub fn follow_to_end(
                 }
             }
         }
-        let task = client.task(&task.id, FINISH_WAIT)?;
+        let task = over_failovers(client, None, || client.task(&task.id, FINISH_WAIT))?;
         if task.state.is_terminal() {
             break task;
         }

@@ -1,6 +1,8 @@
 //! `sidebike group`.
 
-use super::command::{CommandResult, ConnectionArgs, Failure, duration, print_json};
+use super::command::{
+    CommandResult, ConnectionArgs, Failure, duration, over_failovers, print_json,
+};
 use super::follow::print_message;
 use super::outcome::{self, TIMED_OUT, age, short_duration, task_state_colour};
 use super::sweep::{self, QuestionArgs};
@@ -91,11 +93,12 @@ fn wait(client: &Client, args: &Args, timeout: Option<Duration>) -> Result<Group
     let started = Instant::now();
     loop {
         let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
-        let left = left.map_or(MAX_WAIT, |left| {
+        let wait = left.map_or(MAX_WAIT, |left| {
             TimeSpan::from_millis(left.as_millis() as u64)
         });
-        let group = client.group(&args.name, args.limit, left.min(MAX_WAIT))?;
-        if group.state.is_terminal() || left == TimeSpan::default() {
+        let look = || client.group(&args.name, args.limit, wait.min(MAX_WAIT));
+        let group = over_failovers(client, left, look)?;
+        if group.state.is_terminal() || wait == TimeSpan::default() {
             return Ok(group);
         }
     }

@@ -46,6 +46,9 @@ pub struct Args {
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Info {
+    /// Which server of the list has answered; none without a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<String>,
     /// How many machines are in which state.
     machines: BTreeMap<String, u64>,
     /// How many tasks are in which state.
@@ -109,8 +112,15 @@ pub fn run(args: Args) -> CommandResult {
 
 impl Info {
     fn of(client: &Client) -> Result<Info, Failure> {
+        let mut info = Info::asked(client)?;
+        info.server = client.one_of_several().map(str::to_owned);
+        Ok(info)
+    }
+
+    fn asked(client: &Client) -> Result<Info, Failure> {
         if let Some(summary) = client.summary()? {
             return Ok(Info {
+                server: None,
                 machines: summary.machines,
                 tasks: summary.tasks,
                 executions: summary.executions,
@@ -148,6 +158,9 @@ impl Info {
         for suspension in &self.suspensions {
             let text = format!("suspended: {}", suspend::in_words(suspension));
             writeln!(out, "{}", style.paint(Colour::Yellow, &text))?;
+        }
+        if let Some(server) = &self.server {
+            writeln!(out, "server     {}", sanitize(server))?;
         }
         for (name, counts) in [("machines", &self.machines), ("tasks", &self.tasks)] {
             writeln!(out, "{name:9}  {}", in_words(counts))?;

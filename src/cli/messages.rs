@@ -176,7 +176,8 @@ pub fn describe_failure(error: &CallError) -> String {
         | Kind::Refused { ours: false, .. } => true,
         // The address has a path that is not the server's.
         Kind::Refused { status, msg, .. } => *status == 404 && msg.starts_with("there is no /"),
-        Kind::Standby { .. } | Kind::Outdated(_) | Kind::NotUnderstood(_) => false,
+        Kind::Standby { leader, .. } => !leader.is_empty(),
+        Kind::Outdated(_) | Kind::NotUnderstood(_) => false,
     };
     match is_elsewhere {
         true => format!(

@@ -1,6 +1,6 @@
 //! `sidebike wait`.
 
-use super::command::{CommandResult, ConnectionArgs, duration, print_json};
+use super::command::{CommandResult, ConnectionArgs, duration, over_failovers, print_json};
 use super::follow::print_message;
 use super::outcome::{self, TIMED_OUT};
 use super::printer::MissingOutput;
@@ -62,10 +62,10 @@ pub fn run(args: Args) -> CommandResult {
             true => POLL_INTERVAL,
             false => MAX_WAIT,
         };
-        let left = left.map_or(longest, |left| {
+        let wait = left.map_or(longest, |left| {
             TimeSpan::from_millis(left.as_millis() as u64)
         });
-        let answered = client.task(&task.id, left.min(longest));
+        let answered = over_failovers(&client, left, || client.task(&task.id, wait.min(longest)));
         if answered.is_err() {
             progress.erase();
         }

@@ -107,6 +107,12 @@ impl Addresses {
         self.registry.find(address)
     }
 
+    /// The one that answered last, where there are several.
+    pub fn one_of_several(&self) -> Option<&str> {
+        let answered = self.answered.load(Ordering::Relaxed);
+        (self.count() > 1).then(|| self.url(answered))
+    }
+
     /// A pass over all of them.
     pub fn round(&self) -> Round {
         Round::new(self.count(), self.first.load(Ordering::Relaxed))

@@ -6,7 +6,7 @@
 use super::addresses::Addresses;
 use super::failure::{self, CallError, Fate, Kind};
 use super::{Client, MAX_ANSWER};
-use crate::wire::term::{LEADER_HEADER, RegistryTerm, TERM_HEADER};
+use crate::wire::term::{BEGUN_HEADER, LEADER_HEADER, RegistryTerm, TERM_HEADER};
 use log::info;
 use std::fmt::Debug;
 use std::io::Read;
@@ -194,10 +194,12 @@ impl Ask<'_> {
                     return Ok(answer);
                 };
                 let leader = leader.unwrap_or_default().to_owned();
+                let may_be_done = header(BEGUN_HEADER).is_some();
                 let mut body = Vec::new();
                 // An incomplete reason is better than none.
                 let _ = (answer.body_mut().as_reader().take(MAX_ANSWER)).read_to_end(&mut body);
-                Err(failure::standby(leader, &self.client.without_token(body)))
+                let body = self.client.without_token(body);
+                Err(failure::standby(may_be_done, leader, &body))
             }
             200..=299 => {
                 let Some(terms) = &self.client.terms else {

@@ -36,10 +36,12 @@ pub enum Kind {
         /// Whether the answer has the form of a sidebike server; otherwise a proxy may have answered.
         ours: bool,
     },
-    /// The server refused with 503 because it does not lead; it has not begun with the call.
+    /// The server refused with 503 because it does not lead.
     Standby {
+        /// It led when the call came, and may have executed it; otherwise nothing was done.
+        may_be_done: bool,
         /// The address of the one that leads, as it says; empty if it does not know.
-        leader: String,
+        leader: Box<str>,
         /// The reason it gave.
         msg: String,
     },
@@ -77,7 +79,10 @@ impl Kind {
     pub fn fate(&self) -> Option<Fate> {
         match self {
             Kind::NotConnected(_) => Some(Fate::Unsent),
-            Kind::Standby { .. } => Some(Fate::NotBegun),
+            Kind::Standby {
+                may_be_done: false, ..
+            } => Some(Fate::NotBegun),
+            Kind::Standby { .. } => Some(Fate::Unknown),
             Kind::Unreachable(_) | Kind::Interrupted(_) | Kind::Outdated(_) => Some(Fate::Unknown),
             Kind::Refused { status, .. } => matches!(status, 502 | 504).then_some(Fate::Unknown),
             Kind::NotUnderstood(_) => None,
@@ -361,14 +366,18 @@ pub fn refused(status: u16, body: &[u8], why: Option<serde_json::Error>) -> Kind
 }
 
 /// The refusal of a server that does not lead.
-pub fn standby(leader: String, body: &[u8]) -> Kind {
+pub fn standby(may_be_done: bool, leader: String, body: &[u8]) -> Kind {
     let msg = match refused(UNAVAILABLE, body, None) {
         Kind::Refused {
             msg, ours: true, ..
         } if !msg.is_empty() => msg,
         _ => "this server does not lead".into(),
     };
-    Kind::Standby { leader, msg }
+    Kind::Standby {
+        may_be_done,
+        leader: leader.into(),
+        msg,
+    }
 }
 
 /// The beginning of a reason: it is kept and logged.
@@ -387,7 +396,7 @@ mod tests {
     }
 
     fn standby() -> Kind {
-        super::standby("http://c:1".into(), b"")
+        super::standby(false, "http://c:1".into(), b"")
     }
 
     #[test]
@@ -431,6 +440,10 @@ mod tests {
         for (kind, fate) in [
             (Kind::NotConnected(String::new()), Some(Fate::Unsent)),
             (standby(), Some(Fate::NotBegun)),
+            (
+                super::standby(true, String::new(), b""),
+                Some(Fate::Unknown),
+            ),
             (Kind::Unreachable(String::new()), Some(Fate::Unknown)),
             (Kind::Interrupted(String::new()), Some(Fate::Unknown)),
             (Kind::Outdated(String::new()), Some(Fate::Unknown)),

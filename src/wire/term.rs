@@ -8,8 +8,10 @@ use std::str::FromStr;
 
 /// On every call of an agent and on its answer: [`RegistryTerm`].
 pub const TERM_HEADER: &str = "Sidebike-Term";
-/// On a 503 of a server that does not lead: the address of the one that does.
+/// On a 503 of a server that does not lead: the address of the one that does; empty if it does not know.
 pub const LEADER_HEADER: &str = "Sidebike-Leader";
+/// Beside it, with any value: the server led when the call came, and may have executed it. Without it nothing was done.
+pub const BEGUN_HEADER: &str = "Sidebike-Begun";
 
 /// The number of a leader: each one has a higher number than all before. 0: nobody has ever led.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
