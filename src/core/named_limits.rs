@@ -412,6 +412,10 @@ impl Core {
     }
 
     /// The limit to save; none if it was removed.
+    pub(super) fn saved_limit_names(&self) -> impl Iterator<Item = Arc<str>> {
+        self.named_limits.names.keys().cloned()
+    }
+
     pub(super) fn saved_limit(&self, name: &str) -> Option<SavedLimit> {
         let key = self.named_limits.names.get(name)?;
         Some(self.named_limits.limits.get(key)?.allowed.clone())

@@ -494,6 +494,10 @@ impl Core {
     }
 
     /// The record of a notification.
+    pub(super) fn saved_numbers(&self) -> impl Iterator<Item = u64> {
+        self.outbox.entries.keys().copied()
+    }
+
     pub(super) fn saved_notification(&self, number: u64) -> Option<Entry> {
         let entry = self.outbox.entries.get(&number)?;
         Some(Entry::clone(entry))

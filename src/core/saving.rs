@@ -5,7 +5,7 @@ use super::machine::Machine;
 use super::output::Output;
 use super::probe_data::{ONE_MACHINE, Summary};
 use super::saved::{
-    Batch, OutputChange, OutputKey, SavedChild, SavedExecution, SavedMachine, SavedPiece,
+    Batch, OutputChange, OutputKey, Saved, SavedChild, SavedExecution, SavedMachine, SavedPiece,
     SavedPlace, SavedProbe, SavedTask,
 };
 use super::spec::Spec;
@@ -175,6 +175,47 @@ impl Core {
                 .insert(number, self.saved_notification(number));
         }
         batch
+    }
+
+    /// Records everything as changed, because the database has lost what it had saved. The next batch contains all
+    /// records, and removes those that are `left` there and not known here. Returns the attempts whose output is to be
+    /// saved as a whole, see [`Core::output_snapshot`].
+    pub fn record_everything(&mut self, left: &Saved) -> BTreeSet<OutputKey> {
+        let mut changes = Changes {
+            halt: Some(self.halt.clone()),
+            suspensions: true,
+            ..Changes::default()
+        };
+        let mut outputs: BTreeSet<OutputKey> = left.output.iter().map(|(key, _)| *key).collect();
+        outputs.retain(|key| self.tasks.contains_key(&key.task));
+        for (key, task) in &self.tasks {
+            for (n, execution) in (0..).zip(task.executions.iter()) {
+                let execution_key = ExecutionKey { task: *key, n };
+                changes.executions.insert(execution_key);
+                let past = execution.past.iter().map(|past| &past.attempt);
+                let attempts = past.chain([&*execution.current]);
+                let with_output = attempts.filter(|attempt| attempt.output.is_some());
+                let keys = with_output.map(|it| OutputKey::of(execution_key, it.number));
+                outputs.extend(keys);
+            }
+        }
+        changes
+            .tasks
+            .extend(self.tasks.keys().chain(left.tasks.keys()));
+        let machines = self.instances.keys().chain(left.machines.keys());
+        changes.machines.extend(machines.cloned());
+        let notifications = self
+            .saved_numbers()
+            .chain(left.notifications.keys().copied());
+        changes.notifications.extend(notifications);
+        let limits = self.saved_limit_names().chain(left.limits.keys().cloned());
+        changes.limits.extend(limits);
+        let schedules = self.schedules.all.keys().chain(left.schedules.keys());
+        schedules.for_each(|key| changes.schedule_text(*key));
+        let before = self.changes.take().unwrap_or_default();
+        changes.saved_bytes = before.saved_bytes;
+        self.changes = Some(changes);
+        outputs
     }
 
     /// All output that is kept of these attempts, to be saved in place of the recorded changes.

@@ -10,8 +10,8 @@
 //!
 //! In which order tasks get their turn has small worlds of its own, on the core alone: `order.rs`.
 //! Tasks that begin later have a simulation of their own, on the core alone: `later.rs`; so have those that follow others
-//! machine by machine: `per_machine.rs`. Several servers over one database, and which of them leads: `nodes.rs`, over the
-//! PostgreSQL of `database.rs`. The messages of simulated agents are made in `messages.rs`.
+//! machine by machine: `per_machine.rs`. Several servers over one database, their agents and users have a scene in `nodes/`,
+//! whose laws are listed in `nodes/mod.rs`. The messages of simulated agents are made in `messages.rs`.
 //!
 //! Experiments (tasks with an undo) have worlds of their own. `experiment.rs` models what the agent does with them,
 //! `guard.rs` its guard and the deaths of both, `undo_users.rs` what users do, `undo_laws.rs` has the laws, `undo_cases.rs`
@@ -41,8 +41,6 @@ mod agent;
 mod clock;
 mod crash;
 mod crew;
-#[cfg(feature = "db")]
-mod database;
 mod experiment;
 mod files;
 mod guard;

@@ -5,16 +5,21 @@
 //! [`LOCK_TIMEOUT`] only. Until then others see the record as it was. If the primary crashes, or somebody cancels the
 //! wait, the change is seen although the standby does not have it; a failover then may lose it again.
 
-use crate::nodes::{Broken, Ms};
+use super::{Broken, Ms};
 use crate::rng::Rng;
-use serde_json::json;
-use sidebike::core::{Batch, Time};
+use sidebike::core::{Batch, Saved, Time};
 use sidebike::server::db::model::Model;
 use sidebike::server::db::{CommitNumber, Committed, Holder, LeaderRecord, StorageEngine, Term};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
+use std::fmt;
+use std::num::NonZeroU64;
+use std::sync::Arc;
 
 /// How long a take waits for the row.
 pub const LOCK_TIMEOUT: Ms = 2_000;
+
+/// Whoever only looks.
+const NOBODY: Holder = Holder(NonZeroU64::MAX);
 
 /// What a server asks.
 #[derive(Debug, Clone)]
@@ -29,8 +34,7 @@ pub enum What {
     Look,
     Take(LeaderRecord),
     Load,
-    /// Saves these numbers, under the number of the commit.
-    Commit(CommitNumber, BTreeSet<u64>),
+    Commit(CommitNumber, Arc<Written>),
     Resign(Term),
 }
 
@@ -48,11 +52,44 @@ impl What {
     }
 }
 
+/// What a commit saves.
+pub struct Written {
+    pub now: Time,
+    pub batch: Batch,
+}
+
+impl Written {
+    /// A sign of life.
+    pub fn empty(now: Time) -> Written {
+        let batch = Batch::default();
+        Written { now, batch }
+    }
+}
+
+/// Only how much there is.
+impl fmt::Debug for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Batch {
+            tasks,
+            executions,
+            machines,
+            output,
+            ..
+        } = &self.batch;
+        let (tasks, executions) = (tasks.keys(), executions.keys());
+        let (machines, output) = (machines.len(), output.len());
+        write!(
+            f,
+            "{tasks:?} {executions:?} machines: {machines} output: {output}"
+        )
+    }
+}
+
 #[derive(Debug, Clone)]
 pub enum Answer {
     Looked(Result<LeaderRecord, String>),
     Took(Result<Option<Term>, String>),
-    Loaded(Option<BTreeSet<u64>>),
+    Loaded(Option<Box<Saved>>),
     Committed(Committed),
     Resigned,
 }
@@ -75,6 +112,8 @@ pub struct Database {
     /// The last term whose take was acknowledged.
     term: Term,
     broken: Option<Broken>,
+    /// An older copy of it.
+    copy: Option<Model>,
     /// Answers to be sent.
     pub answers: Vec<(u64, Answer)>,
     /// Nothing reaches it.
@@ -91,19 +130,14 @@ fn apply(model: &Model, call: &Call, broken: Option<Broken>) -> Answer {
         What::Take(seen) => Answer::Took(connection.take(seen)),
         What::Load => {
             let saved = connection.load().unwrap();
-            let numbers = saved.limits.keys().map(|name| name.parse().unwrap());
-            Answer::Loaded(Some(numbers.collect()))
+            Answer::Loaded(Some(Box::new(saved)))
         }
-        What::Commit(number, numbers) => {
-            let mut batch = Batch::default();
-            for number in numbers {
-                let record = serde_json::from_value(json!({"running": 1})).unwrap();
-                batch.limits.insert(number.to_string().into(), Some(record));
-            }
-            let committed = connection.commit(*number, Time(0), &batch);
+        What::Commit(number, written) => {
+            let Written { now, batch } = &**written;
+            let committed = connection.commit(*number, *now, batch);
             let has_no_fence = match broken {
                 Some(Broken::CommitsAreFenced) => true,
-                Some(Broken::RenewalNamesItsHolder) => numbers.is_empty(),
+                Some(Broken::RenewalNamesItsHolder) => batch.is_empty(),
                 _ => false,
             };
             let record = model.connect_as(call.holder).look().unwrap().record;
@@ -119,7 +153,7 @@ fn apply(model: &Model, call: &Call, broken: Option<Broken>) -> Answer {
                 n: record.beat + 1,
                 after: 0,
             };
-            Answer::Committed(other.commit(number, Time(0), &batch))
+            Answer::Committed(other.commit(number, *now, batch))
         }
         What::Resign(term) => {
             connection.resign(*term).unwrap();
@@ -142,6 +176,7 @@ impl Database {
             locked_out: VecDeque::new(),
             term: Term(0),
             broken,
+            copy: None,
             answers: Vec::new(),
             is_away: false,
             is_stalled: false,
@@ -150,14 +185,34 @@ impl Database {
 
     /// The record as everybody sees it.
     pub fn record(&self) -> LeaderRecord {
-        self.visible.copy().look().unwrap().record
+        self.visible.connect_as(NOBODY).look().unwrap().record
     }
 
-    /// The numbers that survive whatever happens now.
-    pub fn kept(&self) -> BTreeSet<u64> {
-        let saved = self.standby.copy().load().unwrap();
-        let numbers = saved.limits.keys().map(|name| name.parse().unwrap());
-        numbers.collect()
+    /// The record with all writes.
+    pub fn written_record(&self) -> LeaderRecord {
+        self.primary.connect_as(NOBODY).look().unwrap().record
+    }
+
+    /// What survives whatever happens now.
+    pub fn kept(&self) -> Saved {
+        self.standby.connect_as(NOBODY).load().unwrap()
+    }
+
+    /// An administrator makes a copy of what is there.
+    pub fn keep_a_copy(&mut self) {
+        self.copy = Some(self.standby.copy());
+    }
+
+    /// The copy is put in the place of everything.
+    pub fn put_back(&mut self) {
+        if let Some(copy) = self.copy.take() {
+            self.crash();
+            self.primary = copy.copy();
+            self.visible = copy.copy();
+            self.standby = copy;
+            self.writes.clear();
+            (self.shown, self.replicated) = (0, 0);
+        }
     }
 
     /// Whether there is something for the standby.
@@ -198,7 +253,7 @@ impl Database {
         }
         if matches!(
             answer,
-            Answer::Took(Ok(None)) | Answer::Committed(Committed::Fenced)
+            Answer::Took(Ok(None)) | Answer::Committed(Committed::Fenced | Committed::WentBack(_))
         ) {
             // Nothing is written.
             self.answers.push((call.id, answer));
