@@ -4,6 +4,8 @@
 use crate::config::AgentArgs;
 #[cfg(feature = "server")]
 use crate::config::ServerArgs;
+#[cfg(feature = "db")]
+use clap::Args;
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -32,7 +34,7 @@ pub enum Program {
         after_help = "Tokens come from the environment, or from the file that the same name with _FILE names:\n  SIDEBIKE_TOKEN        for people: everything\n  SIDEBIKE_AGENT_TOKEN  for agents: polls and reports\n  SIDEBIKE_READ_TOKEN   for people: reading only\nWithout any of them every call is allowed."
     )]
     Server(ServerArgs),
-    /// Check or export the database of a stopped server
+    /// Check, export or copy a database
     #[cfg(feature = "db")]
     #[command(subcommand)]
     Db(DbCommand),
@@ -116,20 +118,40 @@ fn no_number(wrong: &clap::Error) -> Option<clap::Error> {
     Some(clap::Error::raw(wrong.kind(), why))
 }
 
-/// The commands for the database of a stopped server.
+/// The commands for databases.
 #[cfg(feature = "db")]
 #[derive(Debug, Subcommand)]
 pub enum DbCommand {
-    /// Check whether the file is intact
-    Check {
-        /// The file that the server was given with --db
-        file: PathBuf,
-    },
+    /// Check whether a database is intact
+    Check(DbArgs),
     /// Print every task, one JSON line each, oldest first
-    Export {
+    Export(DbArgs),
+    /// Copy the file of a stopped server into an empty database of PostgreSQL
+    #[cfg(feature = "pg")]
+    Copy {
         /// The file that the server was given with --db
         file: PathBuf,
+        /// Where to: postgres://USER@HOST/NAME
+        url: PathBuf,
+        /// PEM file of the authorities that signed the certificate of PostgreSQL [default: the system's]
+        #[arg(long, env = "SIDEBIKE_DB_CA", value_name = "FILE")]
+        db_ca: Option<PathBuf>,
     },
+    /// Print what makes the tables in PostgreSQL, for servers that may not do it themselves
+    #[cfg(feature = "pg")]
+    Schema,
+}
+
+/// Which database.
+#[cfg(feature = "db")]
+#[derive(Debug, Args)]
+pub struct DbArgs {
+    /// What the server was given with --db: the file of a stopped one, or postgres://USER@HOST/NAME
+    #[arg(value_name = "FILE|URL")]
+    pub database: PathBuf,
+    /// PEM file of the authorities that signed the certificate of PostgreSQL [default: the system's]
+    #[arg(long, env = "SIDEBIKE_DB_CA", value_name = "FILE")]
+    pub db_ca: Option<PathBuf>,
 }
 
 #[cfg(test)]

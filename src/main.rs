@@ -129,17 +129,7 @@ fn run(program: Program) -> ExitCode {
         #[cfg(feature = "server")]
         Program::Server(args) => with_settings(args.checked(), sidebike::server::run),
         #[cfg(feature = "db")]
-        Program::Db(DbCommand::Check { file }) => {
-            exit_code(sidebike::server::db::check(&file).map(|words| {
-                // Ignore a closed stdout: the exit code still reports the result.
-                let _ = writeln!(std::io::stdout(), "{words}");
-            }))
-        }
-        #[cfg(feature = "db")]
-        Program::Db(DbCommand::Export { file }) => {
-            let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-            exit_code(sidebike::server::db::export(&file, &mut out))
-        }
+        Program::Db(command) => exit_code(work_on_database(&command)),
         #[cfg(feature = "agent")]
         Program::Agent(args) => with_settings(args.checked(), sidebike::agent::run),
         #[cfg(feature = "cli")]
@@ -153,6 +143,25 @@ fn run(program: Program) -> ExitCode {
             Err(wrong) => wrong.exit(),
         },
     }
+}
+
+#[cfg(feature = "db")]
+fn work_on_database(command: &DbCommand) -> Result<(), String> {
+    use sidebike::server::db::inspect;
+    let words = match command {
+        DbCommand::Check(args) => inspect::check(&args.database, args.db_ca.as_deref())?,
+        DbCommand::Export(args) => {
+            let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+            return inspect::export(&args.database, args.db_ca.as_deref(), &mut out);
+        }
+        #[cfg(feature = "pg")]
+        DbCommand::Copy { file, url, db_ca } => inspect::copy(file, url, db_ca.as_deref())?,
+        #[cfg(feature = "pg")]
+        DbCommand::Schema => sidebike::server::db::postgres::SCHEMA.trim_end().to_owned(),
+    };
+    // Ignore a closed stdout: the exit code still reports the result.
+    let _ = writeln!(std::io::stdout(), "{words}");
+    Ok(())
 }
 
 #[cfg(any(feature = "server", feature = "agent"))]

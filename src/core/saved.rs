@@ -373,6 +373,30 @@ impl Batch {
         }
     }
 
+    /// All records, as if each had just changed.
+    pub fn of_all(saved: Saved) -> Batch {
+        fn set<K: Ord, T>(records: BTreeMap<K, T>) -> BTreeMap<K, Option<T>> {
+            let set = records.into_iter().map(|(key, record)| (key, Some(record)));
+            set.collect()
+        }
+        let appended = |(key, piece)| (key, OutputChange::Appended(piece));
+        let has_suspensions = saved.suspensions != SavedSuspensions::default();
+        Batch {
+            tasks: set(saved.tasks),
+            executions: saved.executions,
+            machines: set(saved.machines),
+            output: saved.output.into_iter().map(appended).collect(),
+            notifications: set(saved.notifications),
+            halt: saved.halt.map(Some),
+            limits: set(saved.limits),
+            suspensions: has_suspensions.then_some(saved.suspensions),
+            schedules: set(saved.schedules),
+            progress: saved.progress,
+            next_schedule: saved.next_schedule,
+            next_task: saved.next_task,
+        }
+    }
+
     /// Whether nothing has changed.
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()

@@ -113,7 +113,7 @@ fn finish(setup: &Setup, front: &Front) {
 fn connection(shared: &SharedDatabase) -> Result<Arc<dyn db::Connect>, String> {
     #[cfg(feature = "pg")]
     {
-        let password = crate::secret::load_one("SIDEBIKE_DB_PASSWORD")?;
+        let password = crate::secret::load_one(db::postgres::PASSWORD)?;
         let (url, ca) = (shared.url.expose(), shared.ca.as_deref());
         let postgres = db::Postgres::connector(url, ca, password, Some(shared.advertise.clone()));
         let postgres = postgres.map_err(|why| format!("--db: {why}"))?;

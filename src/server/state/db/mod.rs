@@ -6,6 +6,7 @@
 //! | `leadership` | this server's term: it takes the lead, numbers the commits, resigns |
 //! | `election` | who leads, of several servers: roles and times, without a clock or I/O |
 //! | `trust` | until when this server may answer from memory |
+//! | `inspect` | `sidebike db …` |
 //! | `records` | how a record becomes bytes, in every engine |
 //! | `redb_file` | one file of redb, for one server |
 //! | `postgres` | PostgreSQL, for several servers |
@@ -15,6 +16,7 @@
 
 pub mod election;
 mod engine;
+pub mod inspect;
 mod leadership;
 #[doc(hidden)]
 pub mod model;
@@ -35,5 +37,5 @@ pub use self::leadership::Leadership;
 pub use self::model::{Fate, Model};
 #[cfg(feature = "pg")]
 pub use self::postgres::Postgres;
-pub use self::redb_file::{RedbFile, check, damaged, export};
+pub use self::redb_file::{RedbFile, damaged};
 pub use self::trust::{Trust, boot_time};

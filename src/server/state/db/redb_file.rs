@@ -15,6 +15,8 @@ mod read;
 mod tables;
 mod write;
 
+#[cfg(feature = "pg")]
+pub use self::inspect::read;
 pub use self::inspect::{check, export};
 
 use self::read::{Read, Strictness, read_all};
@@ -24,7 +26,7 @@ use super::records::{FIRST_VERSION, VERSION};
 use super::{
     CommitNumber, Committed, Holder, LeaderRecord, RegistryId, Secret, Seen, StorageEngine, Term,
 };
-use crate::core::{Batch, Core, Limits, Saved, Time};
+use crate::core::{Batch, Saved, Time};
 use log::{info, warn};
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableError,
@@ -478,7 +480,7 @@ fn compact(database: &mut Database, path: &Path, record_bytes: u64) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::Spec;
+    use crate::core::{Core, Limits, Spec};
     use crate::wire::task::PostedTask;
 
     /// The records of a new task.

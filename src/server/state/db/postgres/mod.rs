@@ -8,6 +8,7 @@
 //! | `statement` | a statement with its parameters, a row of an answer |
 //! | `schema` | the tables |
 //! | `records` | from a batch to one statement, and from the tables to everything that was saved |
+//! | `inspect` | for `sidebike db …` |
 //!
 //! Each operation is one message with one statement in a transaction of its own. The server of the database locks
 //! nothing before a message is complete, so whoever is stopped while it sends one blocks nobody. There are no locks that
@@ -19,6 +20,7 @@
 //! a connection that was closed. After each of them the caller has to write again ([`Committed::Unknown`]).
 
 mod connection;
+pub mod inspect;
 mod records;
 mod schema;
 mod socket;
@@ -58,6 +60,16 @@ const LOCK_TIMEOUT: &str = "2s";
 const RESIGN_TIMEOUT: Duration = Duration::from_secs(3);
 /// A commit that met another statement on its way is run again, at most so often.
 const MAX_RUNS: u32 = 5;
+
+/// Where the password comes from, if the URL has none; with `_FILE` appended, a file with it.
+pub const PASSWORD: &str = "SIDEBIKE_DB_PASSWORD";
+
+/// What to do about tables that are not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tables {
+    AreMade,
+    MustBeThere,
+}
 
 /// A database of PostgreSQL, to which each server has several connections.
 pub struct Postgres {
@@ -146,12 +158,12 @@ impl Connect for Postgres {
 
 impl Target {
     /// A session with the first host that can be written to.
-    fn connect(&self) -> Result<Connection, String> {
+    fn connect(&self, tables: Tables) -> Result<Connection, String> {
         let mut reasons = Vec::new();
         for (host, tls) in self.url.hosts.iter().zip(&self.tls) {
             let password = self.password.as_deref();
             let session = Connection::open(&self.url, host, password, tls.as_ref());
-            match session.and_then(greeted) {
+            match session.and_then(|session| greeted(session, tables)) {
                 Ok((connection, standbys)) => {
                     self.note(standbys);
                     return Ok(connection);
@@ -186,7 +198,7 @@ fn named(why: &Failure) -> String {
 
 /// Sees that the database can be written to and has the tables; makes them if there are none. With the session come the
 /// standbys that commits wait for.
-fn greeted(mut connection: Connection) -> Result<(Connection, String), String> {
+fn greeted(mut connection: Connection, tables: Tables) -> Result<(Connection, String), String> {
     let mut greeting = Err("nothing was answered".into());
     let ask = Statement::new(schema::GREETING);
     let read = |row: Row<'_>| greeting = Greeting::read(row);
@@ -204,6 +216,9 @@ fn greeted(mut connection: Connection) -> Result<(Connection, String), String> {
     }
     if found.has_tables {
         return Ok((connection, found.standbys));
+    }
+    if tables == Tables::MustBeThere {
+        return Err("there is nothing of sidebike in it".into());
     }
     match connection.run_script(SCHEMA, Some(LOOK_TIMEOUT)) {
         Ok(()) => Ok((connection, found.standbys)),
@@ -238,7 +253,7 @@ impl Engine {
         let open = self.connection.take();
         let mut connection = match open.filter(|connection| !connection.is_stale()) {
             Some(connection) => connection,
-            None => self.target.connect().map_err(Wrong::Other)?,
+            None => self.target.connect(Tables::AreMade).map_err(Wrong::Other)?,
         };
         match work(&mut connection) {
             Ok(done) => {

@@ -1,8 +1,9 @@
-//! `sidebike db check` and `sidebike db export`: reading the file of a stopped server.
+//! Reading the file of a stopped server.
 
+use super::super::inspect::{restored, summary, write_tasks};
 use super::*;
 
-/// `sidebike db check FILE`: checks the file of a stopped server and describes it.
+/// Checks the file of a stopped server and describes it.
 pub fn check(path: &Path) -> Result<String, String> {
     without_panic(path, || checked(path))
 }
@@ -18,26 +19,27 @@ fn checked(path: &Path) -> Result<String, String> {
         .check_integrity()
         .map_err(|why| damaged(path, &why))?;
     let Read { saved, .. } = read_all(&database, path, Strictness::RefuseFile)?;
-    let (tasks, executions, machines) = (
-        saved.tasks.len(),
-        saved.executions.len(),
-        saved.machines.len(),
-    );
-    let consistent = restored(saved).and_then(|core| core.check_invariants());
-    consistent.map_err(|why| damaged(path, &why))?;
+    let summary = summary(saved).map_err(|why| damaged(path, &why))?;
     let closed = if was_open {
         "; its server did not close it, nothing is lost by that"
     } else {
         ""
     };
-    Ok(format!(
-        "{} is whole: {tasks} tasks, {executions} executions, {machines} machines{closed}",
-        path.display()
-    ))
+    Ok(format!("{} is whole: {summary}{closed}", path.display()))
 }
 
-/// `sidebike db export FILE`: writes every task in the file of a stopped server as the API answers it, one JSON line
-/// each, oldest first. Of a damaged file it writes what can be read, and then returns an error.
+/// Reads the file of a stopped server.
+#[cfg(feature = "pg")]
+pub fn read(path: &Path) -> Result<Saved, String> {
+    without_panic(path, || {
+        let Opened { database, .. } = open_file(path)?;
+        check_version(&database, path)?;
+        Ok(read_all(&database, path, Strictness::RefuseFile)?.saved)
+    })
+}
+
+/// Writes every task in the file of a stopped server. Of a damaged file it writes what can be read, and then returns an
+/// error.
 pub fn export(path: &Path, out: &mut dyn Write) -> Result<(), String> {
     without_panic(path, || exported(path, out))
 }
@@ -49,19 +51,7 @@ fn exported(path: &Path, out: &mut dyn Write) -> Result<(), String> {
     read.leave_out_incomplete_tasks();
     let left_out = read.left_out;
     let core = restored(read.saved).map_err(|why| damaged(path, &why))?;
-    let mut write = || -> std::io::Result<()> {
-        for task in core.all_tasks() {
-            let mut line = serde_json::to_vec(&task.answer(usize::MAX))?;
-            line.push(b'\n');
-            out.write_all(&line)?;
-        }
-        out.flush()
-    };
-    match write() {
-        // The reader has closed the pipe.
-        Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => {}
-        other => other.map_err(|why| format!("cannot write: {why}"))?,
-    }
+    write_tasks(&core, out)?;
     match left_out {
         0 => Ok(()),
         n => Err(format!(
@@ -69,11 +59,4 @@ fn exported(path: &Path, out: &mut dyn Write) -> Result<(), String> {
             path.display()
         )),
     }
-}
-
-/// The core as it was when the file was last written, without limits.
-fn restored(mut saved: Saved) -> Result<Core, String> {
-    crate::server::state::read_zones(&mut saved);
-    let then = saved.last_alive;
-    Core::restored(Limits::NONE, then, saved)
 }
