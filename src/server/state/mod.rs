@@ -595,7 +595,12 @@ impl Store {
                 let now = self.clock.now();
                 let State { core, held } = &mut *state;
                 core.set_wall_clock(now, self.wall());
-                let next = core.tick(now);
+                // What agents say is refused while this server is mute, so their silence must not count, however long the
+                // database is away. The core takes that time for a pause of the server.
+                let next = match self.is_mute() {
+                    true => None,
+                    false => core.tick(now),
+                };
                 let polls = held.due_polls(now).into_iter();
                 let mut jobs: Vec<Job> = polls
                     .map(|(machine, responder)| Job::EndPoll(responder, core.collect(now, machine)))
@@ -701,3 +706,29 @@ pub(super) fn read_zones(saved: &mut Saved) {
 
 /// The period of the clock's thread: timers fire at most this late.
 pub const TICK: Duration = Duration::from_millis(100);
+
+#[cfg(all(test, feature = "db"))]
+mod tests {
+    use super::*;
+    use crate::core::Spec;
+    use crate::wire::duration::TimeSpan;
+
+    #[test]
+    fn nothing_is_late_while_nothing_is_heard() {
+        let trust = Arc::new(Trust::none());
+        let saved = Saved::default();
+        let store = Store::restored(Limits::NONE, 1, saved, trust.clone()).expect("it starts");
+        let posted = r#"{"machinePattern": "m", "detail": {"command": "true"}}"#;
+        let posted = serde_json::from_str(posted).expect("a task");
+        let mut spec = Spec::checked(posted, &Limits::NONE.texts, |_| None).expect("a task");
+        spec.ttl = TimeSpan::from_millis(1);
+        let key = store.change(|core, now| core.submit(now, "id", spec));
+        let key = key.expect("there is room");
+        std::thread::sleep(Duration::from_millis(5));
+        store.tick();
+        assert!(!store.ask(|core| core.is_finished(key)));
+        trust.set(Some(db::boot_time() + Duration::from_secs(60)));
+        store.tick();
+        assert!(store.ask(|core| core.is_finished(key)));
+    }
+}
