@@ -26,10 +26,11 @@ SOAK_SECONDS ?= 3600
 # Where the binaries are that they measure.
 BENCHED = $(BUILT)/benched
 
-.PHONY: help demo test bench bench-peers benched previous soak soak-simulation soak-undo soak-schedules release small clean
+.PHONY: help demo demo-servers test bench bench-peers benched previous soak soak-simulation soak-undo soak-schedules release small clean
 
 help:
 	@echo 'make demo             a server and three agents on this machine, to look at and to try'
+	@echo 'make demo-servers     two PostgreSQL, three servers, five agents; the leader is killed while commands run'
 	@echo 'make test             all that CI checks: format, lints, every build, every test'
 	@echo 'make bench            measures a release build, BENCH_SECONDS=$(BENCH_SECONDS) a figure; BENCH_ONLY=ping,memory for some'
 	@echo 'make bench-peers      the same, then Redis and rq to compare with'
@@ -45,6 +46,10 @@ help:
 demo:
 	@$(CARGO) build --locked
 	@sh tests/demo.sh $(BUILT)/debug/sidebike
+
+demo-servers:
+	@$(CARGO) build --locked
+	@sh tests/demo_servers.sh $(BUILT)/debug/sidebike
 
 # The lints also check each program built alone, which `--features` allows. The simulation runs twice: with
 # few seeds as a test like the others, and with thousands in an optimized build, which also looks for broken rules.

@@ -24,6 +24,8 @@ pub struct SharedDatabase {
     pub url: DatabaseUrl,
     /// PEM file of the authorities of its certificate, in place of the system's.
     pub ca: Option<PathBuf>,
+    /// PEM file of the authorities of the other servers' certificates, in place of the system's.
+    pub advertise_ca: Option<PathBuf>,
     /// Where agents, people and the other servers reach this one.
     pub advertise: String,
 }
@@ -55,6 +57,7 @@ impl fmt::Debug for DatabaseUrl {
 pub(super) struct Flags {
     pub db: Option<PathBuf>,
     pub ca: Option<PathBuf>,
+    pub advertise_ca: Option<PathBuf>,
     pub advertise: Option<String>,
 }
 
@@ -70,6 +73,7 @@ impl Flags {
         let Some(url) = url.and_then(DatabaseUrl::of) else {
             for (flag, is_given) in [
                 ("--advertise", self.advertise.is_some()),
+                ("--advertise-ca", self.advertise_ca.is_some()),
                 ("--db-ca", self.ca.is_some()),
             ] {
                 if is_given {
@@ -102,6 +106,7 @@ impl Flags {
         Ok(Some(Database::Shared(SharedDatabase {
             url,
             ca: self.ca,
+            advertise_ca: self.advertise_ca,
             advertise,
         })))
     }
@@ -119,6 +124,7 @@ mod tests {
         let flags = Flags {
             db: Some(db.into()),
             ca: None,
+            advertise_ca: None,
             advertise: advertise.map(str::to_owned),
         };
         flags.checked(listen.parse().unwrap(), false, None)

@@ -61,6 +61,9 @@ pub struct ServerArgs {
     /// --public-url, or the address of --listen]
     #[arg(long, env = "SIDEBIKE_ADVERTISE", value_name = "URL")]
     advertise: Option<String>,
+    /// PEM file of the authorities that signed the other servers' certificates [default: the system's]
+    #[arg(long, env = "SIDEBIKE_ADVERTISE_CA", value_name = "FILE")]
+    advertise_ca: Option<PathBuf>,
     /// Finished tasks to keep; the oldest are forgotten first
     #[arg(
         long,
@@ -435,6 +438,7 @@ impl ServerArgs {
         let flags = database::Flags {
             db: self.db,
             ca: self.db_ca,
+            advertise_ca: self.advertise_ca,
             advertise: self.advertise,
         };
         let db = flags.checked(listen, tls.is_some(), public_address.as_deref())?;

@@ -66,6 +66,10 @@ pub const PAGES: &[Page] = &[
         "Settings, limits, the database, services, failures"
     ),
     page!(
+        "servers",
+        "Several servers over PostgreSQL: who leads, what is kept"
+    ),
+    page!(
         "security",
         "Tokens, TLS, browsers, audit, rules of a machine's owner"
     ),

@@ -5,21 +5,20 @@ use super::api::access::Access;
 use super::api::audit::Audit;
 use super::api::browser::OwnNames;
 use super::api::counters::{Requests, Transfers};
-use super::api::server::Server;
+use super::api::server::{AskDatabase, Server};
 use super::blobs::{BlobLimits, Blobs, Need};
 use super::http::{self, Edge, EdgeLimits, Engine};
 use super::images::Images;
 use super::notify::{self, Notifier};
-use super::state::{self, Store, supervise};
+use super::state::{self, OwnTerm, Store, supervise};
 use crate::config::ServerConfig;
 use crate::core::{Core, Limits};
 use crate::tls::CertificateFiles;
 use crate::wire::files::BlobId;
-use crate::wire::term::{RegistryTerm, TERM_HEADER};
 use log::{info, warn};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 /// Threads of the edge for what may wait: large answers are made by a few.
@@ -39,6 +38,8 @@ pub struct Setup {
     pub access: Arc<Access>,
     /// The audit.
     pub audit: Arc<Audit>,
+    /// Says whether acknowledged commits survive a failover of the database, if several servers share one.
+    pub is_synchronous: Arc<OnceLock<AskDatabase>>,
     /// How many requests may be held.
     pub max_held: usize,
     images: Arc<Images>,
@@ -78,6 +79,7 @@ impl Setup {
             address,
             max_held: config.max_held.min(edge.most_held()),
             edge,
+            is_synchronous: Arc::default(),
             access: Arc::new(access),
             images: Arc::new(Images::open(config.binaries.clone())?),
             audit: Arc::new(Audit::open(config.audit.clone())?),
@@ -123,7 +125,7 @@ impl Setup {
     pub fn open(
         self: &Arc<Self>,
         store: Arc<Store>,
-        term: Option<RegistryTerm>,
+        term: Option<Arc<OwnTerm>>,
     ) -> Result<Running, String> {
         let config = &self.config;
         let blobs = open_blobs(config.blobs.as_deref(), config.blob_limits, &store)?;
@@ -136,7 +138,8 @@ impl Setup {
         )?;
         let server = Arc::new(Server {
             store,
-            stamp: term.map(|term| format!("{TERM_HEADER}: {term}\r\n").into()),
+            term,
+            is_synchronous: self.is_synchronous.clone(),
             edge: self.edge.clone(),
             requests: Requests::default(),
             transfers: Transfers::default(),

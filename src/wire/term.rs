@@ -13,6 +13,9 @@ pub const LEADER_HEADER: &str = "Sidebike-Leader";
 /// Beside it, with any value: the server led when the call came, and may have executed it. Without it nothing was done.
 pub const BEGUN_HEADER: &str = "Sidebike-Begun";
 
+/// On a call that a standby passes on to the leader: who has made it, and a proof of that.
+pub const FORWARDED_HEADER: &str = "Sidebike-Forwarded";
+
 /// The number of a leader: each one has a higher number than all before. 0: nobody has ever led.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Term(pub u64);

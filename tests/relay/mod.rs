@@ -24,7 +24,7 @@ pub struct Relay(pub ForwardTarget);
 impl Service for Relay {
     type Admission = ();
 
-    fn admit(self: &Arc<Self>, request: &Request) -> Result<Decision<()>, Answer> {
+    fn admit(self: &Arc<Self>, request: &mut Request) -> Result<Decision<()>, Answer> {
         let peer = request.peer.expect("it has an address").to_string();
         Ok(Decision::Forward(Forward {
             target: self.0.clone(),

@@ -45,6 +45,11 @@ impl Authority {
         (!host.is_empty()).then_some(Authority { host, port })
     }
 
+    /// The host, and the port if it is known.
+    pub fn host_and_port(&self) -> (&str, Option<u16>) {
+        (&self.host, self.port)
+    }
+
     /// Reads the authority of a URL, with the port that its scheme implies.
     pub fn of_url(url: &str) -> Option<Self> {
         let (scheme, rest) = url.split_once("://")?;

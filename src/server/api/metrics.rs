@@ -52,6 +52,14 @@ pub fn metrics(call: Call<'_>) -> Handled {
     });
     let mut page = Page(String::new());
     page.leads(!server.store.is_mute());
+    if let Some(is_synchronous) = server.is_synchronous.get().and_then(|ask| ask()) {
+        page.single(
+            "sidebike_db_synchronous",
+            "gauge",
+            "Whether acknowledged commits survive a failover of PostgreSQL.",
+            is_synchronous.into(),
+        );
+    }
     let classes = (1..=5).zip(server.requests.by_class());
     page.family(
         "sidebike_requests_total",

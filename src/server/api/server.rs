@@ -8,17 +8,22 @@ use crate::core::TextLimits;
 use crate::server::blobs::Blobs;
 use crate::server::http::Edge;
 use crate::server::images::Images;
-use crate::server::state::Store;
+use crate::server::state::{OwnTerm, Store};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Whether acknowledged commits survive a failover of the database; `None` while that is not known.
+pub type AskDatabase = Box<dyn Fn() -> Option<bool> + Send + Sync>;
 
 /// Everything that handlers use.
 pub struct Server {
     /// The one lock, around the core and the held requests.
     pub store: Arc<Store>,
-    /// The header line of its answers that says in which term it leads, of one of several servers.
-    pub stamp: Option<Arc<str>>,
+    /// In which term it leads, of one of several servers.
+    pub term: Option<Arc<OwnTerm>>,
+    /// Says whether acknowledged commits survive a failover of the database, if several servers share one.
+    pub is_synchronous: Arc<OnceLock<AskDatabase>>,
     /// The HTTP edge.
     pub edge: Arc<Edge>,
     /// How many requests were answered.

@@ -13,7 +13,7 @@ use crate::server::http::{
     Responder, Served, Service, Sink,
 };
 use crate::server::state::OnAnswer;
-use crate::wire::term::LEADER_HEADER;
+use crate::wire::term::{BEGUN_HEADER, LEADER_HEADER};
 use std::sync::Arc;
 
 /// The longest body of an agent's call, in bytes, if `--max-body` is not lower. An agent sends no longer one, and while it
@@ -34,12 +34,20 @@ pub struct Admission {
 impl Service for Server {
     type Admission = Admission;
 
-    fn admit(self: &Arc<Self>, request: &Request) -> Result<Decision<Admission>, Answer> {
+    fn admit(self: &Arc<Self>, request: &mut Request) -> Result<Decision<Admission>, Answer> {
+        let request = &*request;
         let admitted = routes::find(request).and_then(|route| {
             if route.right != Right::Open && self.store.is_mute() {
                 return Err(mute());
             }
             let caller = self.authorize(request, route)?;
+            if route.right == Right::Agent
+                && let Some((own, seen)) = self.term.as_ref().zip(request.headers.term)
+                && let Some(higher) = own.higher(seen)
+            {
+                self.store.note_higher_term(higher);
+                return Err(mute());
+            }
             let upload = match route.intake {
                 Some(begin) => Some(begin(self, request, &caller).inspect_err(|answer| {
                     self.note_refused(route, &caller, request, answer.status);
@@ -129,8 +137,8 @@ impl Service for Server {
 
     fn stamp(&self) -> Result<Option<Arc<str>>, Answer> {
         match self.store.is_mute() {
-            true => Err(mute()),
-            false => Ok(self.stamp.clone()),
+            true => Err(mute().with_headers(&format!("{BEGUN_HEADER}: yes\r\n"))),
+            false => Ok(self.term.as_ref().map(|term| term.line())),
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use super::body::Framing;
 use super::request::{Authorization, Headers, Refused, Request};
-use crate::wire::term::TERM_HEADER;
+use crate::wire::term::{FORWARDED_HEADER, TERM_HEADER};
 use std::net::IpAddr;
 
 /// How much a request may have; settings of the server.
@@ -50,7 +50,7 @@ pub struct ResponseMode {
 }
 
 /// Headers that must be given once: those that decide who asks for what.
-pub(super) const ONCE: [&str; 9] = [
+pub(super) const ONCE: [&str; 10] = [
     "Content-Length",
     "Transfer-Encoding",
     "Host",
@@ -60,7 +60,10 @@ pub(super) const ONCE: [&str; 9] = [
     "Range",
     "Content-Range",
     "Sidebike-Instance",
+    FORWARDED_HEADER,
 ];
+/// What the `User-Agent` of sidebike's own agent and command line begins with.
+const OWN_AGENTS: &str = "sidebike/";
 /// Headers that are parsed without allocating; a request with more is refused, or parsed again with more room.
 const USUAL_HEADERS: usize = 32;
 
@@ -271,6 +274,10 @@ fn checked(
             headers.instance = Some(Authorization(text.to_owned()));
         } else if is(TERM_HEADER) {
             headers.term = text.parse().ok();
+        } else if is("User-Agent") {
+            headers.is_of_sidebike = text.starts_with(OWN_AGENTS);
+        } else if is(FORWARDED_HEADER) {
+            headers.forwarded = Some(text.to_owned());
         } else if is("Authorization") {
             headers.authorization = Some(Authorization(text.to_owned()));
         }

@@ -119,8 +119,8 @@ pub trait Service: Send + Sync + 'static {
     /// What is known of a request that was let in.
     type Admission: Send + 'static;
 
-    /// Judges a request by its head, before its body is read. The error is its answer.
-    fn admit(self: &Arc<Self>, request: &Request) -> Result<Decision<Self::Admission>, Answer>;
+    /// Judges a request by its head, before its body is read; may correct where it came from. The error is its answer.
+    fn admit(self: &Arc<Self>, request: &mut Request) -> Result<Decision<Self::Admission>, Answer>;
 
     /// Serves a request, and says whether it is held.
     fn serve(

@@ -55,6 +55,10 @@ pub struct Headers {
     pub instance: Option<Authorization>,
     /// `Sidebike-Term`: how far an agent has seen a registry come. A value that is none is ignored.
     pub term: Option<RegistryTerm>,
+    /// `User-Agent` is that of sidebike's own agent or command line.
+    pub is_of_sidebike: bool,
+    /// `Sidebike-Forwarded`: for whom another server asks.
+    pub forwarded: Option<String>,
     /// `Authorization`: a secret, see the `Debug` of its type.
     pub authorization: Option<Authorization>,
 }
@@ -116,6 +120,11 @@ impl Request {
             body_left_out: 0,
             reservation: None,
         })
+    }
+
+    /// The target as it was read, in a form in which no two different ones are the same.
+    pub fn target_as_read(&self) -> String {
+        format!("{:?}{:?}", self.path, self.query)
     }
 
     /// Every value of a parameter of the query.

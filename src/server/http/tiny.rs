@@ -161,6 +161,8 @@ fn parsed(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<Request, R
         content_range: header("Content-Range"),
         instance: header("Sidebike-Instance").map(Authorization),
         term: header(TERM_HEADER).and_then(|term| term.parse().ok()),
+        is_of_sidebike: false,
+        forwarded: None,
         authorization: header("Authorization").map(Authorization),
     };
     let peer = raw.remote_addr().map(|address| address.ip());

@@ -7,12 +7,12 @@ use super::start_anew::start_anew;
 use crate::core::{Batch, Time};
 use crate::server::http::start_thread;
 use crate::server::setup::{Running, Setup};
-use crate::server::state::Store;
 use crate::server::state::db::election::{Action, Elector, Role};
 use crate::server::state::db::{
     Committed, Connect, Holder, LeaderRecord, Leadership, RegistryId, StorageEngine, Term, Trust,
     boot_time,
 };
+use crate::server::state::{OwnTerm, Store};
 use crate::wire::term::RegistryTerm;
 use log::{info, warn};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -142,7 +142,9 @@ impl Worker {
             return Ok(());
         };
         let term = self.elector.term().unwrap_or_default().0;
-        let leadership = Leadership::elected(self.engine, self.elector, self.trust);
+        let own_term = running.server.term.clone();
+        let own_term = own_term.ok_or("a leader has no term (a bug)")?;
+        let leadership = Leadership::elected(self.engine, self.elector, self.trust, own_term);
         let store = running.server.store.clone();
         let started = running.start();
         if let Err(why) = started {
@@ -264,6 +266,7 @@ impl Worker {
         let (setup, trust, sender) = (self.setup.clone(), self.trust.clone(), self.sender.clone());
         let term = self.elector.term().zip(self.registry);
         let term = term.map(|(term, registry)| RegistryTerm { registry, term });
+        let term = term.map(|term| Arc::new(OwnTerm::new(term)));
         start_thread("load", move || {
             let started = Instant::now();
             let load = || {

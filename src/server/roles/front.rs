@@ -8,6 +8,7 @@ use crate::server::http::{
     Answer, ConnectionId, Decision, Refused, Request, Responder, Served, Service,
 };
 use crate::server::setup::Running;
+use crate::wire::term::{BEGUN_HEADER, LEADER_HEADER};
 use std::sync::{Arc, OnceLock};
 
 /// The service of a server, whatever it is at the moment.
@@ -15,7 +16,7 @@ pub struct Front {
     /// Set once: who has lost the lead starts anew.
     leader: OnceLock<Running>,
     #[cfg(feature = "db")]
-    standby: Option<Standby>,
+    standby: Option<Arc<Standby>>,
 }
 
 impl Front {
@@ -30,7 +31,7 @@ impl Front {
 
     /// Of one of several servers.
     #[cfg(feature = "db")]
-    pub fn standing_by(standby: Standby) -> Front {
+    pub fn standing_by(standby: Arc<Standby>) -> Front {
         Front {
             leader: OnceLock::new(),
             standby: Some(standby),
@@ -45,7 +46,7 @@ impl Front {
 
     /// What a standby answers, for one of several servers.
     #[cfg(feature = "db")]
-    pub fn standby(&self) -> Option<&Standby> {
+    pub fn standby(&self) -> Option<&Arc<Standby>> {
         self.standby.as_ref()
     }
 
@@ -58,10 +59,22 @@ impl Front {
 impl Service for Front {
     type Admission = Admission;
 
-    fn admit(self: &Arc<Self>, request: &Request) -> Result<Decision<Admission>, Answer> {
+    fn admit(self: &Arc<Self>, request: &mut Request) -> Result<Decision<Admission>, Answer> {
         match self.leader() {
-            Some(running) => running.server.admit(request),
-            None => Err(self.answer_of_standby(request)),
+            Some(running) => {
+                #[cfg(feature = "db")]
+                if let Some(standby) = &self.standby {
+                    standby.find_caller(request);
+                }
+                running.server.admit(request)
+            }
+            None => {
+                #[cfg(feature = "db")]
+                if let Some(standby) = &self.standby {
+                    return standby.decide(request);
+                }
+                Err(self.answer_of_standby())
+            }
         }
     }
 
@@ -75,7 +88,7 @@ impl Service for Front {
             Some(running) => running.server.serve(request, admission, responder),
             // Only a leader lets requests in.
             None => {
-                responder.answer(self.answer_of_standby(&request));
+                responder.answer(self.answer_of_standby());
                 Served::Answered
             }
         }
@@ -84,7 +97,7 @@ impl Service for Front {
     fn refuse(self: &Arc<Self>, refused: &Refused, of: Option<(&Request, &Admission)>) -> Answer {
         match self.leader() {
             Some(running) => running.server.refuse(refused, of),
-            None => answers::error(refused.status, &refused.msg),
+            None => self.refusal_of_standby(refused),
         }
     }
 
@@ -103,12 +116,20 @@ impl Service for Front {
 }
 
 impl Front {
-    fn answer_of_standby(&self, request: &Request) -> Answer {
+    fn refusal_of_standby(&self, refused: &Refused) -> Answer {
+        match refused.status {
+            // The leader is gone: another one will lead soon.
+            502 => answers::error(503, &refused.msg)
+                .with_headers(&format!("{LEADER_HEADER}: \r\n{BEGUN_HEADER}: yes\r\n")),
+            status => answers::error(status, &refused.msg),
+        }
+    }
+
+    fn answer_of_standby(&self) -> Answer {
         #[cfg(feature = "db")]
         if let Some(standby) = &self.standby {
-            return standby.answer(request);
+            return standby.hint();
         }
-        let _ = request;
         answers::error(503, "this server has not started yet")
     }
 }

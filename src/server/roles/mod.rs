@@ -7,12 +7,15 @@
 //! | --- | --- |
 //! | `front` | what the edge calls: the server that leads, or the answers of a standby |
 //! | `standby` | what a standby answers |
+//! | `proof` | how a standby proves to the leader for whom it asks |
 //! | `candidate` | the thread that stands by, takes the lead, loads, and then saves |
 //! | `start_anew` | the process executes itself |
 
 #[cfg(feature = "db")]
 mod candidate;
 mod front;
+#[cfg(feature = "db")]
+mod proof;
 #[cfg(feature = "db")]
 mod standby;
 #[cfg(feature = "db")]

@@ -10,6 +10,8 @@ use super::db::{Committed, Leadership, Trust};
 use crate::core::OutputChange;
 use crate::core::{Batch, OutputKey, Time};
 #[cfg(feature = "db")]
+use crate::wire::term::Term;
+#[cfg(feature = "db")]
 use log::{error, info, warn};
 use std::collections::BTreeSet;
 #[cfg(feature = "db")]
@@ -71,6 +73,9 @@ struct Queue {
     unfinished: bool,
     /// How many requests wait; if there are any, the changes are saved at once.
     waiters: usize,
+    /// A term higher than that of this server, which somebody has seen.
+    #[cfg(feature = "db")]
+    higher_term: Option<Term>,
     /// The server is shutting down.
     closing: bool,
 }
@@ -184,6 +189,19 @@ impl Durable {
         queue.map_or(Ticket::default(), |queue| lock(queue).last)
     }
 
+    /// Somebody has seen a higher term than that of this server: nothing is answered until it is known whether another
+    /// one leads.
+    #[cfg(feature = "db")]
+    pub fn note_higher_term(&self, seen: Term) {
+        if let Some(queue) = &self.queue
+            && self.trust.doubt()
+        {
+            let mut queue = lock(queue);
+            queue.higher_term = queue.higher_term.max(Some(seen));
+            self.work.notify_one();
+        }
+    }
+
     /// Waits until everything up to `ticket` is saved. The error says why it cannot be saved.
     pub fn wait(&self, ticket: Ticket) -> Result<(), String> {
         let Some(queue) = &self.queue else {
@@ -257,10 +275,10 @@ impl Durable {
         let mut last_commit = Instant::now();
         let (mut took, mut waiters) = (Duration::ZERO, 0);
         loop {
-            let (mut batch, whole, last, now, unfinished, closing) = {
+            let (mut batch, whole, last, now, unfinished, higher_term, closing) = {
                 let guard = lock(queue);
                 let expected = waiters + guard.waiters;
-                let idle = |w: &mut Queue| w.waiters == 0 && !w.closing;
+                let idle = |w: &mut Queue| w.waiters == 0 && !w.closing && w.higher_term.is_none();
                 let (mut guard, _) = self
                     .work
                     .wait_timeout_while(guard, IDLE_DELAY, idle)
@@ -281,12 +299,22 @@ impl Durable {
                     guard.last,
                     guard.now,
                     guard.unfinished,
+                    guard.higher_term.take(),
                     guard.closing,
                 )
             };
             let silent = unfinished && last_commit.elapsed() >= ALIVE_INTERVAL
                 || leadership.must_show_life();
-            let committed = if batch.is_empty() && whole.is_empty() && !silent {
+            let risen = match higher_term {
+                Some(seen) => leadership.rise_above(seen),
+                None => Committed::Done,
+            };
+            let committed = if risen != Committed::Done {
+                // It is tried again.
+                let mut queue = lock(queue);
+                queue.higher_term = queue.higher_term.max(higher_term);
+                risen
+            } else if batch.is_empty() && whole.is_empty() && !silent {
                 Committed::Done
             } else {
                 // After an error try an empty commit first: the batch may be large.

@@ -11,6 +11,7 @@
 //! | `watchers` | who follows which task |
 //! | `durable` | the queue of changes to be saved, and the wait for it |
 //! | `db` | the database |
+//! | `own_term` | in which term this server leads |
 //! | `bell` | wakes one thread that waits for work |
 //! | `supervisor` | threads that must not end |
 
@@ -21,6 +22,11 @@ pub mod db;
 mod durable;
 mod group_waits;
 mod held;
+#[cfg_attr(
+    not(feature = "db"),
+    allow(dead_code, reason = "only one of several servers has a term")
+)]
+mod own_term;
 mod supervisor;
 mod watchers;
 
@@ -32,6 +38,7 @@ pub use self::supervisor::{Health, supervise};
 pub use self::watchers::Watcher;
 
 pub use self::durable::Ticket;
+pub use self::own_term::OwnTerm;
 
 use self::answering::{Job, has_news};
 use self::bell::Bell;
@@ -54,6 +61,7 @@ use crate::wire::agent::{Assignment, Orders, Poll};
 use crate::wire::crew::{LabelSummary, OldestWaiting};
 use crate::wire::machine::MachineState;
 use crate::wire::task::Detail;
+use crate::wire::term::Term;
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -267,6 +275,14 @@ impl Store {
             Ok(()) => Ok(result),
             Err(why) => Err((result, why)),
         }
+    }
+
+    /// Somebody has seen a higher term than that of this server: whether it still leads is looked up in the database.
+    pub fn note_higher_term(&self, seen: Term) {
+        #[cfg(feature = "db")]
+        self.durable.note_higher_term(seen);
+        #[cfg(not(feature = "db"))]
+        let _ = seen;
     }
 
     /// Whether another server may lead by now: then nothing of this registry is to be told.

@@ -117,7 +117,7 @@ impl<S: Service> Connection<S> {
         if !head.mode.keep_alive {
             self.life.note_last();
         }
-        let decided = cx.service.admit(&head.request);
+        let decided = cx.service.admit(&mut head.request);
         if let Ok(Decision::Forward(forward)) = &decided {
             return self.forward(forward, &head, cx);
         }

@@ -455,6 +455,13 @@ impl Elector {
         }
     }
 
+    /// The term that this server leads in has become a higher one. The numbers of its commits go on.
+    pub fn raised(&mut self, to: Term) {
+        if let State::Lead(lead) = &mut self.state {
+            lead.term = to;
+        }
+    }
+
     /// This server is to end: it lets another lead as soon as no commit is on its way. What has to be saved is to be
     /// saved before.
     pub fn resign(&mut self) {

@@ -143,6 +143,15 @@ pub trait StorageEngine: Send {
     /// saved changes no record and is done: so a commit that is repeated, or that arrives late, does no harm.
     fn commit(&mut self, number: CommitNumber, now: Time, batch: &Batch) -> Committed;
 
+    /// Makes a term higher without anybody else leading in between, because a higher one was seen: an older state of
+    /// the database was put back. Only an engine that several servers share has to do that.
+    fn raise(&mut self, term: Term, to: Term) -> Committed {
+        Committed::Unknown(format!(
+            "term {} cannot become {} with this engine",
+            term.0, to.0
+        ))
+    }
+
     /// Ends a term, so that another server may lead at once. Later commits of it are fenced. If the term is over
     /// already, this changes nothing.
     fn resign(&mut self, term: Term) -> Result<(), String>;

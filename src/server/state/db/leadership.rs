@@ -4,6 +4,8 @@ use super::election::{Action, Elector};
 use super::trust::{Trust, boot_time};
 use super::{CommitNumber, Committed, StorageEngine, Term};
 use crate::core::{Batch, Saved, Time};
+use crate::server::state::OwnTerm;
+use log::warn;
 use std::sync::Arc;
 use std::thread;
 
@@ -24,7 +26,7 @@ enum Numbers {
         done: u64,
     },
     /// One of several servers.
-    Elected(Elector, Arc<Trust>),
+    Elected(Elector, Arc<Trust>, Arc<OwnTerm>),
 }
 
 impl Leadership {
@@ -48,9 +50,10 @@ impl Leadership {
         engine: Box<dyn StorageEngine>,
         elector: Elector,
         trust: Arc<Trust>,
+        own_term: Arc<OwnTerm>,
     ) -> Leadership {
         trust.set(elector.trusted_until());
-        let numbers = Numbers::Elected(elector, trust);
+        let numbers = Numbers::Elected(elector, trust, own_term);
         Leadership { engine, numbers }
     }
 
@@ -71,7 +74,7 @@ impl Leadership {
                 }
                 committed
             }
-            Numbers::Elected(elector, trust) => {
+            Numbers::Elected(elector, trust, _) => {
                 let number = loop {
                     match elector.act(boot_time(), true) {
                         Some(Action::Commit(number)) => break number,
@@ -91,12 +94,47 @@ impl Leadership {
         }
     }
 
+    /// Makes sure that the term is higher than this one, which somebody has seen. If another server leads, this one is
+    /// fenced.
+    pub fn rise_above(&mut self, seen: Term) -> Committed {
+        let Numbers::Elected(elector, trust, own_term) = &mut self.numbers else {
+            return Committed::Done;
+        };
+        let Some(term) = elector.term().filter(|term| *term <= seen) else {
+            trust.settle();
+            return Committed::Done;
+        };
+        elector.heard(boot_time(), seen);
+        if elector.act(boot_time(), false) == Some(Action::Look) {
+            let looked = self.engine.look().map(|seen| seen.record);
+            elector.looked(boot_time(), &looked);
+            if let Err(why) = looked {
+                return Committed::Unknown(why);
+            }
+        }
+        if elector.term() != Some(term) {
+            return Committed::Fenced;
+        }
+        let raised = self.engine.raise(term, seen.next());
+        if raised == Committed::Done {
+            warn!(
+                "somebody has seen term {} of this registry: the database has lost it; goes on in term {}",
+                seen.0,
+                seen.next().0
+            );
+            elector.raised(seen.next());
+            own_term.set(seen.next());
+            trust.settle();
+        }
+        raised
+    }
+
     /// Whether a commit is due although there may be nothing to save: others take the lead from a server of which
     /// they see nothing.
     pub fn must_show_life(&self) -> bool {
         match &self.numbers {
             Numbers::Alone { .. } => false,
-            Numbers::Elected(elector, _) => {
+            Numbers::Elected(elector, ..) => {
                 let due = elector.wakes_at(false);
                 due.is_some_and(|due| due <= boot_time())
             }
@@ -107,7 +145,7 @@ impl Leadership {
     pub fn resign(mut self) {
         let term = match &mut self.numbers {
             Numbers::Alone { term, .. } => Some(*term),
-            Numbers::Elected(elector, trust) => {
+            Numbers::Elected(elector, trust, _) => {
                 elector.resign();
                 // First of all nothing is answered any more.
                 trust.set(None);

@@ -4,7 +4,7 @@
 //! answers reads it, without a lock.
 
 use rustix::time::{ClockId, clock_gettime};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The time since the machine was started, which goes on while it sleeps (CLOCK_BOOTTIME).
@@ -13,25 +13,37 @@ pub fn boot_time() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
-/// The end of the trust.
+/// The end of the trust, and whether it is in doubt.
 #[derive(Debug)]
 pub struct Trust {
     /// In milliseconds of [`boot_time`]; 0 for nothing, the highest number for ever.
     until_ms: AtomicU64,
+    /// Somebody has seen a higher term: there is no trust until that is looked up in the database.
+    is_in_doubt: AtomicBool,
+    /// When the last doubt was settled, in the same milliseconds.
+    settled_ms: AtomicU64,
 }
+
+/// After a doubt was settled nobody is believed for so long who says the same again: it would be a way to keep a server
+/// from answering.
+const BELIEVES_AGAIN: Duration = Duration::from_secs(1);
 
 impl Trust {
     /// Of the only server that has the database.
     pub fn for_ever() -> Trust {
-        Trust {
-            until_ms: AtomicU64::new(u64::MAX),
-        }
+        Trust::until(u64::MAX)
     }
 
     /// Of one of several servers; it does not lead yet.
     pub fn none() -> Trust {
+        Trust::until(0)
+    }
+
+    fn until(ms: u64) -> Trust {
         Trust {
-            until_ms: AtomicU64::new(0),
+            until_ms: AtomicU64::new(ms),
+            is_in_doubt: AtomicBool::new(false),
+            settled_ms: AtomicU64::new(0),
         }
     }
 
@@ -41,13 +53,36 @@ impl Trust {
         self.until_ms.store(until_ms, Ordering::Release);
     }
 
+    /// Somebody has seen a higher term. Whether that is to be looked up.
+    pub fn doubt(&self) -> bool {
+        let believed = self.settled_ms.load(Ordering::Acquire) + BELIEVES_AGAIN.as_millis() as u64;
+        let is_believed = now_ms() >= believed;
+        if is_believed {
+            self.is_in_doubt.store(true, Ordering::Release);
+        }
+        is_believed
+    }
+
+    /// It was looked up, and this server still leads.
+    pub fn settle(&self) {
+        self.settled_ms.store(now_ms(), Ordering::Release);
+        self.is_in_doubt.store(false, Ordering::Release);
+    }
+
     /// Whether this server may answer now.
     pub fn is_there(&self) -> bool {
+        if self.is_in_doubt.load(Ordering::Acquire) {
+            return false;
+        }
         match self.until_ms.load(Ordering::Acquire) {
             u64::MAX => true,
-            until_ms => (boot_time().as_millis() as u64) < until_ms,
+            until_ms => now_ms() < until_ms,
         }
     }
+}
+
+fn now_ms() -> u64 {
+    boot_time().as_millis() as u64
 }
 
 #[cfg(test)]
@@ -65,5 +100,19 @@ mod tests {
         assert!(!trust.is_there());
         trust.set(None);
         assert!(!trust.is_there());
+    }
+
+    #[test]
+    fn a_doubt_has_to_be_settled_and_comes_not_at_once_again() {
+        let trust = Trust::none();
+        let until = Some(boot_time() + Duration::from_secs(60));
+        trust.set(until);
+        assert!(trust.doubt());
+        trust.set(until);
+        assert!(!trust.is_there(), "what was on its way settles nothing");
+        trust.settle();
+        assert!(trust.is_there());
+        assert!(!trust.doubt());
+        assert!(trust.is_there());
     }
 }

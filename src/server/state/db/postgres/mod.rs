@@ -400,6 +400,24 @@ impl StorageEngine for Engine {
         Committed::Unknown("PostgreSQL: other commits of this server are still on their way".into())
     }
 
+    fn raise(&mut self, term: Term, to: Term) -> Committed {
+        let mut raise = Statement::default();
+        let (own, me) = (raise.number(term.0), raise.number(self.holder.0.get()));
+        let to = raise.number(to.0);
+        raise.push(&format!(
+            "WITH settings AS MATERIALIZED (SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true), {SAFE}) \
+             UPDATE sb_leader SET term = {to}, moved = true FROM settings \
+             WHERE term = {own} AND holder = {me} RETURNING true"
+        ));
+        match self.row(&raise, None, |row| row.truth()) {
+            Ok((Some(_), None)) => Committed::Done,
+            Ok((Some(_), Some(warning))) => Committed::Unknown(format!("PostgreSQL: {warning}")),
+            // It may have been raised before, and the answer was lost: the next commit tells.
+            Ok((None, _)) => Committed::Fenced,
+            Err(why) => Committed::Unknown(why.words()),
+        }
+    }
+
     fn resign(&mut self, term: Term) -> Result<(), String> {
         let mut resign = Statement::default();
         let (own, me) = (resign.number(term.0), resign.number(self.holder.0.get()));

@@ -1,0 +1,164 @@
+//! Several servers over PostgreSQL, from outside: who leads, who answers what, and what is kept whatever is killed.
+#![cfg(all(feature = "pg", feature = "agent", feature = "cli"))]
+
+mod common;
+mod postgresql;
+mod several;
+
+use common::http::{Connection, request};
+use common::{id, wait_for, wait_within};
+use postgresql::PostgreSql;
+use rustix::process::Signal;
+use serde_json::json;
+use several::{Servers, status, try_ask, under_load};
+use std::time::{Duration, Instant};
+
+#[test]
+fn one_leads_and_the_others_say_who() {
+    let Some(postgres) = PostgreSql::shared() else {
+        return;
+    };
+    let servers = Servers::start(3, &postgres.database());
+    let leader = servers.leader();
+    for (n, address) in servers.addresses.iter().enumerate() {
+        assert_eq!(status(*address, "GET", "/healthz"), Some(200));
+        let metrics = try_ask(*address, "GET", "/metrics", b"").unwrap();
+        let leads = format!("sidebike_leads {}\n", u8::from(n == leader));
+        assert!(metrics.text().contains(&leads), "{}", metrics.text());
+        if n == leader {
+            continue;
+        }
+        assert_eq!(status(*address, "GET", "/leader"), Some(503));
+        let poll = br#"{"instance": "0123456789abcdef", "seq": 1, "label": "m", "jobs": 1}"#;
+        let address = *address;
+        wait_for("it knows who leads", || {
+            let mut agent = Connection::open(address);
+            let headers = "User-Agent: sidebike/0.1.0\r\n";
+            agent.send(&request("POST", "/api/v1/agent/poll", headers, poll));
+            let hint = agent.read();
+            assert_eq!(hint.status, 503, "{}", hint.text());
+            let url = format!("http://{}", servers.addresses[leader]);
+            hint.header("Sidebike-Leader") == Some(&url)
+        });
+    }
+    assert_eq!(servers.term(), 1);
+}
+
+#[test]
+fn whoever_is_asked_curl_gets_the_leaders_answer() {
+    let Some(postgres) = PostgreSql::shared() else {
+        return;
+    };
+    let servers = Servers::start(2, &postgres.database());
+    let leader = servers.leader();
+    let (leads, stands_by) = (&servers.servers[leader], &servers.servers[1 - leader]);
+    wait_for("it knows who leads", || {
+        stands_by.get("/api/v1/task").status == 200
+    });
+    let agents = servers.agents(1, "m");
+    let task =
+        stands_by.submit(json!({"machinePattern": "m", "detail": {"command": "echo passed on"}}));
+    let ended = stands_by.finished(id(&task));
+    assert_eq!(ended["detail"]["result"], json!(["passed on"]), "{ended}");
+    assert_eq!(leads.task(id(&task))["state"], "succeeded");
+    // What a client claims about itself is not believed, and what was passed on once goes no further.
+    let forged = request(
+        "GET",
+        "/api/v1/task",
+        "Sidebike-Forwarded: 10.0.0.1 AAAA\r\n",
+        b"",
+    );
+    assert_eq!(stands_by.raw(&forged).status, 503);
+    assert_eq!(leads.raw(&forged).status, 200);
+    // A waiting call is passed on as well, and the standby takes no thread for it.
+    let page = stands_by.get("/");
+    assert!(page.text().contains("<html"), "{}", page.text());
+    drop(agents);
+}
+
+#[test]
+fn a_leader_that_ends_is_replaced_within_three_seconds() {
+    let Some(postgres) = PostgreSql::shared() else {
+        return;
+    };
+    let mut servers = Servers::start(3, &postgres.database());
+    under_load(&mut servers, |servers, load| {
+        let leader = servers.leader();
+        servers.servers[leader].process.signal(Signal::TERM);
+        let since = Instant::now();
+        wait_within(Duration::from_secs(20), "another one leads", || {
+            servers.leader_now().filter(|n| *n != leader)
+        });
+        println!("another one leads after {:?}", since.elapsed());
+        assert!(servers.servers[leader].process.ended().success());
+        load.wait_for_more(20);
+        servers.restart(leader);
+    });
+}
+
+#[test]
+fn whatever_leader_is_killed_nothing_is_lost_and_nothing_starts_twice() {
+    let Some(postgres) = PostgreSql::shared() else {
+        return;
+    };
+    let mut servers = Servers::start(2, &postgres.database());
+    under_load(&mut servers, |servers, load| {
+        for _ in 0..2 {
+            let leader = servers.leader();
+            servers.servers[leader].process.kill_9();
+            load.wait_for_more(20);
+            servers.restart(leader);
+        }
+    });
+    assert_eq!(servers.term(), 3);
+}
+
+#[test]
+fn a_leader_that_was_stopped_says_nothing_more_and_starts_anew() {
+    let Some(postgres) = PostgreSql::shared() else {
+        return;
+    };
+    let mut servers = Servers::start(2, &postgres.database());
+    under_load(&mut servers, |servers, load| {
+        let leader = servers.leader();
+        let process = &servers.servers[leader].process;
+        process.signal(Signal::STOP);
+        let address = servers.addresses[1 - leader];
+        wait_within(Duration::from_secs(30), "the other one leads", || {
+            (status(address, "GET", "/leader") == Some(200)).then_some(())
+        });
+        load.wait_for_more(20);
+        process.signal(Signal::CONT);
+        process.logged("starts anew, as a standby");
+        wait_for("it stands by", || {
+            status(servers.addresses[leader], "GET", "/healthz") == Some(200)
+                && status(servers.addresses[leader], "GET", "/leader") == Some(503)
+        });
+    });
+    assert_eq!(servers.term(), 2);
+}
+
+#[test]
+fn an_outage_of_the_database_is_no_failover() {
+    let Some(postgres) = PostgreSql::start(&[]) else {
+        return;
+    };
+    let mut servers = Servers::start(3, &postgres.database());
+    under_load(&mut servers, |servers, load| {
+        let leader = servers.leader();
+        postgres.kill();
+        // Long enough for a failover, if the silence counted.
+        wait_within(Duration::from_secs(30), "the leader is mute", || {
+            (status(servers.addresses[leader], "GET", "/leader") == Some(503)).then_some(())
+        });
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(12) {
+            assert_eq!(servers.leader_now(), None);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        postgres.run();
+        load.wait_for_more(20);
+        assert_eq!(servers.leader_now(), Some(leader));
+    });
+    assert_eq!(servers.term(), 1);
+}

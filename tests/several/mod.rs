@@ -1,0 +1,269 @@
+//! Several servers over one PostgreSQL, and agents and people who know all their addresses.
+
+#![allow(dead_code, reason = "each file of tests uses its part")]
+
+use crate::common::http::{Connection, Reply, request};
+use crate::common::{Agent, Folder, SIDEBIKE, Server, free_address, wait_until, wait_within};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The longest time until somebody leads again after the leader was killed: 10 s of silence, and the load.
+pub const TAKEOVER: Duration = Duration::from_secs(30);
+/// Somebody who has no answer after this time asks another server.
+const NO_ANSWER: Duration = Duration::from_secs(3);
+/// Between two tries of somebody who wants an answer.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The servers of one registry.
+pub struct Servers {
+    pub addresses: Vec<SocketAddr>,
+    pub servers: Vec<Server>,
+    urls: Vec<String>,
+}
+
+impl Servers {
+    /// Starts so many over the same database, and waits until one leads.
+    pub fn start(count: usize, url: &str) -> Servers {
+        Servers::with_urls(vec![url.to_owned(); count])
+    }
+
+    /// The same, each with its own way to the database.
+    pub fn with_urls(urls: Vec<String>) -> Servers {
+        let addresses: Vec<SocketAddr> = urls.iter().map(|_| free_address()).collect();
+        let started = { addresses.iter() }
+            .zip(&urls)
+            .map(|(address, url)| server(*address, url));
+        let servers = Servers {
+            servers: started.collect(),
+            addresses,
+            urls,
+        };
+        servers.leader();
+        servers
+    }
+
+    /// Starts a server again that was killed.
+    pub fn restart(&mut self, n: usize) {
+        self.servers[n] = server(self.addresses[n], &self.urls[n]);
+    }
+
+    /// Which one leads, as soon as one does.
+    pub fn leader(&self) -> usize {
+        wait_within(TAKEOVER, "a server leads", || self.leader_now())
+    }
+
+    /// Which one leads now.
+    pub fn leader_now(&self) -> Option<usize> {
+        let mut all = self.addresses.iter();
+        all.position(|address| status(*address, "GET", "/leader") == Some(200))
+    }
+
+    /// The term of the server that leads, as its answers say.
+    pub fn term(&self) -> u64 {
+        let leader = self.leader();
+        let reply = self.servers[leader].get("/api/v1/machine");
+        let term = reply
+            .header("Sidebike-Term")
+            .expect("a leader says its term");
+        let (_, term) = term.split_once(':').expect("REGISTRY:TERM");
+        term.parse().expect("a number")
+    }
+
+    /// The list of addresses, for agents and the command line.
+    pub fn list(&self) -> String {
+        let all: Vec<String> = self.addresses.iter().map(SocketAddr::to_string).collect();
+        all.join(",")
+    }
+
+    /// Starts agents that know all servers, and waits until they are online.
+    pub fn agents(&self, count: usize, label: &str) -> Vec<Agent> {
+        let start = |_| {
+            let mut command = Command::new(SIDEBIKE);
+            command
+                .arg("agent")
+                .env("SIDEBIKE_MACHINE_LABEL", label)
+                .env("SIDEBIKE_REGISTRY_ADDRESS", self.list());
+            Agent(crate::common::Process::start(command))
+        };
+        let agents: Vec<Agent> = (0..count).map(start).collect();
+        self.servers[self.leader()].expect(&agents.iter().collect::<Vec<_>>());
+        agents
+    }
+
+    /// Asks the servers in turn until one answers something else than 503.
+    pub fn ask(&self, method: &str, target: &str, body: &[u8]) -> Reply {
+        let mut n = 0;
+        wait_until(&format!("an answer to {method} {target}"), || {
+            n += 1;
+            let reply = try_ask(
+                self.addresses[n % self.addresses.len()],
+                method,
+                target,
+                body,
+            );
+            let reply = reply.filter(|reply| reply.status != 503);
+            if reply.is_none() {
+                thread::sleep(PAUSE);
+            }
+            reply
+        })
+    }
+}
+
+fn server(address: SocketAddr, url: &str) -> Server {
+    let mut command = Command::new(SIDEBIKE);
+    command
+        .args(["server", "--listen", &address.to_string()])
+        .env("SIDEBIKE_DB", url);
+    Server::from_command(command)
+}
+
+/// An answer, if the server gives one.
+pub fn try_ask(address: SocketAddr, method: &str, target: &str, body: &[u8]) -> Option<Reply> {
+    let stream = TcpStream::connect(address).ok()?;
+    // Who is stopped, or asks one who is, does not answer.
+    stream.set_read_timeout(Some(NO_ANSWER)).ok()?;
+    let mut connection = Connection::over(stream);
+    connection.send(&request(method, target, "Connection: close\r\n", body));
+    connection.try_read(method != "HEAD")
+}
+
+/// Its status.
+pub fn status(address: SocketAddr, method: &str, target: &str) -> Option<u16> {
+    try_ask(address, method, target, b"").map(|reply| reply.status)
+}
+
+/// People who submit tasks all the time, each of which appends its id to a file, and note what was acknowledged.
+pub struct Load {
+    folder: Folder,
+    ends: AtomicBool,
+    acknowledged: Mutex<Vec<String>>,
+    /// Statuses that nobody should see.
+    wrong: Mutex<Vec<String>>,
+}
+
+impl Load {
+    pub fn new() -> Load {
+        Load {
+            folder: Folder::new(),
+            ends: AtomicBool::new(false),
+            acknowledged: Mutex::default(),
+            wrong: Mutex::default(),
+        }
+    }
+
+    /// How many were acknowledged.
+    pub fn count(&self) -> usize {
+        self.acknowledged.lock().unwrap().len()
+    }
+
+    /// No more tasks.
+    pub fn end(&self) {
+        self.ends.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until so many more were acknowledged.
+    pub fn wait_for_more(&self, more: usize) {
+        let before = self.count();
+        wait_within(TAKEOVER * 2, "tasks are acknowledged", || {
+            (self.count() >= before + more).then_some(())
+        });
+    }
+
+    /// Submits one task after the other, as somebody who repeats a submit under the same id until it is acknowledged.
+    pub fn submit_forever(&self, who: usize, addresses: &[SocketAddr], label: &str) {
+        let mut at = who;
+        for n in 0.. {
+            if self.ends.load(Ordering::Relaxed) {
+                return;
+            }
+            let id = format!("task-{who}-{n}");
+            let file = self.folder.file("started");
+            let task = json!({"id": id, "machinePattern": label, "mode": "any", "ttl": "10m",
+                "detail": {"command": format!("echo {id} >> {file}")}});
+            loop {
+                let address = addresses[at % addresses.len()];
+                let reply = try_ask(address, "POST", "/api/v1/task", task.to_string().as_bytes());
+                match reply.as_ref().map(|reply| reply.status) {
+                    // 409: it was accepted before, and the answer was lost.
+                    Some(200 | 409) => break,
+                    Some(503) | None => {
+                        at += 1;
+                        thread::sleep(PAUSE);
+                    }
+                    Some(_) => {
+                        let reply = reply.map(|reply| format!("{} {}", reply.status, reply.text()));
+                        self.wrong.lock().unwrap().extend(reply);
+                        break;
+                    }
+                }
+                if self.ends.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+            self.acknowledged.lock().unwrap().push(id);
+        }
+    }
+
+    /// Everything that was acknowledged is there and ends well, and nothing has started twice.
+    pub fn check(&self, servers: &Servers) {
+        assert_eq!(*self.wrong.lock().unwrap(), [""; 0], "wrong answers");
+        let acknowledged = self.acknowledged.lock().unwrap().clone();
+        assert!(!acknowledged.is_empty());
+        let since = Instant::now();
+        for id in &acknowledged {
+            let ended = wait_within(TAKEOVER * 4, id, || {
+                let reply = servers.ask("GET", &format!("/api/v1/task/{id}"), b"");
+                assert_eq!(reply.status, 200, "{id} was acknowledged: {}", reply.text());
+                let task = reply.data();
+                task["finishedAt"].is_string().then_some(task)
+            });
+            assert_eq!(ended["state"], "succeeded", "{ended}");
+        }
+        println!(
+            "{} tasks have ended after {:?}",
+            acknowledged.len(),
+            since.elapsed()
+        );
+        let started = self.folder.lines("started");
+        let different: BTreeSet<&String> = started.iter().collect();
+        assert_eq!(started.len(), different.len(), "something started twice");
+        for id in &acknowledged {
+            assert!(different.contains(id), "{id} has ended and never started");
+        }
+    }
+}
+
+/// Does something while two people submit tasks for two agents; then everything has to be there.
+pub fn under_load(servers: &mut Servers, faults: impl FnOnce(&mut Servers, &Load)) {
+    let agents = servers.agents(2, "loaded");
+    let load = Load::new();
+    let addresses = servers.addresses.clone();
+    thread::scope(|scope| {
+        for who in 0..2 {
+            let (load, addresses) = (&load, &addresses);
+            scope.spawn(move || load.submit_forever(who, addresses, "loaded"));
+        }
+        let _ends = EndsLoad(&load);
+        load.wait_for_more(20);
+        faults(servers, &load);
+        load.wait_for_more(20);
+    });
+    load.check(servers);
+    drop(agents);
+}
+
+/// Ends the load also when an assertion fails: the scope waits for its threads.
+struct EndsLoad<'a>(&'a Load);
+
+impl Drop for EndsLoad<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
