@@ -10,8 +10,8 @@ mod relay;
 
 use common::http::{Reply, request};
 use common::{Server, id, wait_for, wait_until};
-use edge::{Client, NoAnswer, get, is_pong, ping};
-use relay::{PATIENCE, limits, nowhere, played, relay, relay_with};
+use edge::{Client, NoAnswer, Random, get, is_pong, ping, setting};
+use relay::{Other, PATIENCE, limits, nowhere, played, relay, relay_with};
 use rustix::net::listen;
 use serde_json::json;
 use sidebike::server::http::EdgeLimits;
@@ -112,6 +112,93 @@ fn what_goes_on_is_one_request_however_it_came() {
         client.send(refused.as_bytes());
         assert_eq!(answered(&mut client).status, 400);
     }
+}
+
+/// A body in chunks of any sizes.
+fn in_chunks(body: &str, random: &mut Random) -> String {
+    let (mut rest, mut chunks) = (body, String::new());
+    while !rest.is_empty() {
+        let (first, others) = rest.split_at(1 + random.below(rest.len() as u64) as usize);
+        chunks += &format!("{:x}\r\n{first}\r\n", first.len());
+        rest = others;
+    }
+    chunks + "0\r\n\r\n"
+}
+
+/// Sends in pieces of any sizes.
+fn say_in_pieces(other: &mut Other, text: &str, random: &mut Random) {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (first, others) = rest.split_at(1 + random.below(rest.len() as u64) as usize);
+        other.say(first);
+        if random.once_in(4) {
+            thread::yield_now();
+        }
+        rest = others;
+    }
+}
+
+/// `EDGE_ROUNDS=10000 SEED=7 cargo test --test edge_forward` for more, or for others.
+#[test]
+fn each_client_gets_the_answers_to_what_it_asked() {
+    let (seed, rounds) = (setting("SEED", 1), setting("EDGE_ROUNDS", 40));
+    let other = played(|mut other| {
+        let head = other.head();
+        let target = head.split(' ').nth(1).expect("a target").to_owned();
+        let said = format!("{target}|{}", other.body(&head));
+        let mut random = Random(said.len() as u64);
+        let (framing, said) = match random.below(3) {
+            0 => (format!("Content-Length: {}\r\n", said.len()), said),
+            1 => (
+                "Transfer-Encoding: chunked\r\n".into(),
+                in_chunks(&said, &mut random),
+            ),
+            _ => (String::new(), said),
+        };
+        let answer = format!("HTTP/1.1 200 OK\r\n{framing}\r\n{said}");
+        say_in_pieces(&mut other, &answer, &mut random);
+    });
+    let (address, edge) = relay_with(other, None, limits());
+    thread::scope(|scope| {
+        for client in 0..8 {
+            scope.spawn(move || {
+                let mut random = Random(seed * 100 + client);
+                let stream = TcpStream::connect(address).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let mut connection = Other(stream, Vec::new());
+                for round in 0..rounds {
+                    let (mut sent, mut expected) = (String::new(), Vec::new());
+                    for n in 0..1 + random.below(4) {
+                        let target = format!("/{client}/{round}/{n}");
+                        let size = match random.below(3) {
+                            0 => 0,
+                            1 => random.below(100),
+                            _ => random.below(60_000),
+                        };
+                        let body = "x".repeat(size as usize);
+                        sent += &match random.once_in(2) {
+                            true => format!(
+                                "POST {target} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+                                in_chunks(&body, &mut random)
+                            ),
+                            false => format!(
+                                "POST {target} HTTP/1.1\r\nContent-Length: {size}\r\n\r\n{body}"
+                            ),
+                        };
+                        expected.push(format!("{target}|{body}"));
+                    }
+                    say_in_pieces(&mut connection, &sent, &mut random);
+                    for expected in expected {
+                        let head = connection.head();
+                        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+                        let got = connection.body(&head);
+                        assert!(got == expected, "SEED={seed}: {head}, {} bytes", got.len());
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(edge.forwarded(), 0);
 }
 
 #[test]

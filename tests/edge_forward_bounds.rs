@@ -12,13 +12,15 @@ use common::http::request;
 use common::{Server, id, wait_for, wait_until};
 use edge::{Client, get};
 use relay::{Other, PATIENCE, limits, played, relay, relay_with};
+use rustix::net::sockopt;
 use serde_json::json;
+use sidebike::server::http::EdgeLimits;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const HELD: usize = 200;
 /// What is sent one way.
@@ -36,6 +38,26 @@ fn figure(name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     let word = line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next());
     word.and_then(|word| word.parse().ok()).expect("a number")
+}
+
+/// Fails if this process is busy, for instance with being told again and again what it cannot change.
+fn is_quiet() {
+    let busy = || {
+        let usage = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let rest = usage.rsplit(')').next().unwrap_or_default();
+        let ticks = rest.split_whitespace().skip(11).take(2);
+        ticks
+            .filter_map(|ticks| ticks.parse::<u64>().ok())
+            .sum::<u64>()
+    };
+    // Of a hundred in a second.
+    let before = busy();
+    thread::sleep(Duration::from_secs(1));
+    let ticks = busy() - before;
+    assert!(
+        ticks < 30,
+        "{ticks} ticks of CPU in a second without anything to do"
+    );
 }
 
 #[test]
@@ -57,6 +79,7 @@ fn requests_that_are_held_elsewhere_take_no_thread() {
     }
     wait_for("all are held", || edge.forwarded() == HELD);
     assert_eq!(figure("Threads"), threads);
+    is_quiet();
     let grown = figure("VmRSS").saturating_sub(memory);
     assert!(grown < HELD_KIB * HELD as u64, "{grown} KiB");
     // Others go on beside them.
@@ -72,22 +95,29 @@ fn requests_that_are_held_elsewhere_take_no_thread() {
     assert_eq!(edge.forwarded(), 0);
 }
 
-/// The byte at this place of what is sent.
-fn byte(at: u64) -> u8 {
-    (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+/// What is sent, again and again; a prime number of bytes, so that no piece of another size passes for the next one.
+const PATTERN_BYTES: usize = 65_537;
+
+fn pattern() -> Vec<u8> {
+    let byte = |at: u64| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
+    (0..PATTERN_BYTES as u64).map(byte).collect()
 }
 
 /// Writes [`LARGE`] bytes, in chunks or not, and counts them; as far as they are taken.
 fn write_large(mut to: &TcpStream, in_chunks: bool, written: &AtomicU64) {
-    let mut at = 0;
+    let (pattern, mut at) = (pattern(), 0);
     while at < LARGE {
-        let piece: Vec<u8> = (at..LARGE.min(at + 50_000)).map(byte).collect();
-        let framed = match in_chunks {
-            true => [format!("{:x}\r\n", piece.len()).as_bytes(), &piece, b"\r\n"].concat(),
-            false => piece,
-        };
-        to.write_all(&framed).expect("it is taken");
-        at = LARGE.min(at + 50_000);
+        let left = usize::try_from(LARGE - at).unwrap();
+        let piece = &pattern[..left.min(PATTERN_BYTES)];
+        if in_chunks {
+            let size = format!("{:x}\r\n", piece.len());
+            to.write_all(size.as_bytes()).expect("it is taken");
+        }
+        to.write_all(piece).expect("it is taken");
+        if in_chunks {
+            to.write_all(b"\r\n").expect("it is taken");
+        }
+        at += piece.len() as u64;
         written.store(at, Ordering::Relaxed);
     }
     if in_chunks {
@@ -96,29 +126,26 @@ fn write_large(mut to: &TcpStream, in_chunks: bool, written: &AtomicU64) {
 }
 
 /// Reads what was written, in chunks or not, and compares it.
-fn read_large(mut from: &TcpStream, mut unread: Vec<u8>, in_chunks: bool) {
-    let mut at = 0;
-    let mut chunk = if in_chunks { 0 } else { LARGE };
-    let mut buffer = vec![0; 64 * 1024];
+fn read_large(other: &mut Other, in_chunks: bool) {
+    let (pattern, mut at) = (pattern(), 0);
+    let mut next = 0;
     while at < LARGE {
-        while in_chunks && chunk == 0 {
-            let Some(end) = unread.windows(2).skip(2).position(|two| two == b"\r\n") else {
-                break;
-            };
-            let line: Vec<u8> = unread.drain(..end + 4).collect();
-            let size = std::str::from_utf8(&line).unwrap().trim();
-            chunk = u64::from_str_radix(size, 16).expect("a size");
+        let mut left = match in_chunks {
+            true => {
+                let line = other.read_to(b"\r\n");
+                usize::from_str_radix(line.trim(), 16).expect("a size")
+            }
+            false => usize::try_from(LARGE).unwrap(),
+        };
+        at += left as u64;
+        while left > 0 {
+            let some = other.read_some(left.min(PATTERN_BYTES - next));
+            assert!(some == pattern[next..next + some.len()], "near {at}");
+            next = (next + some.len()) % PATTERN_BYTES;
+            left -= some.len();
         }
-        let some = unread.len().min(chunk as usize);
-        for got in unread.drain(..some) {
-            assert_eq!(got, byte(at), "at {at}");
-            at += 1;
-        }
-        chunk -= some as u64;
-        if at < LARGE && (chunk > 0 || unread.len() < 4) {
-            let read = from.read(&mut buffer).expect("more comes");
-            assert!(read > 0, "it ends at {at}");
-            unread.extend_from_slice(&buffer[..read]);
+        if in_chunks {
+            assert_eq!(other.read_some(2), b"\r\n");
         }
     }
 }
@@ -163,13 +190,10 @@ fn an_answer_is_no_faster_than_its_reader() {
         client.say("GET / HTTP/1.1\r\n\r\n");
         let taken = stalled(&written);
         assert!(taken < ON_THE_WAY, "{taken} bytes were taken of {LARGE}");
+        is_quiet();
         let head = client.head();
         assert!(head.contains(&framing(in_chunks)), "{head}");
-        let mut unread = std::mem::take(&mut client.1);
-        if in_chunks {
-            unread.splice(..0, *b"\r\n");
-        }
-        read_large(&client.0, unread, in_chunks);
+        read_large(&mut client, in_chunks);
         let grown = figure("VmRSS").saturating_sub(memory);
         assert!(grown < GROWTH_KIB, "{grown} KiB");
     }
@@ -185,11 +209,7 @@ fn a_body_is_no_faster_than_its_reader() {
             let head = other.head();
             assert!(head.contains(&framing(in_chunks)), "{head}");
             reads.lock().unwrap().recv().expect("it goes on");
-            let mut unread = std::mem::take(&mut other.1);
-            if in_chunks {
-                unread.splice(..0, *b"\r\n");
-            }
-            read_large(&other.0, unread, in_chunks);
+            read_large(&mut other, in_chunks);
             other.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
             other.wait_for_end();
         });
@@ -201,10 +221,114 @@ fn a_body_is_no_faster_than_its_reader() {
             scope.spawn(|| write_large(&client.stream, in_chunks, &written));
             let taken = stalled(&written);
             assert!(taken < ON_THE_WAY, "{taken} bytes were taken of {LARGE}");
+            is_quiet();
             may_read.send(()).unwrap();
         });
         assert_eq!(client.answer().expect("an answer").text(), "ok");
         let grown = figure("VmRSS").saturating_sub(memory);
         assert!(grown < GROWTH_KIB, "{grown} KiB");
     }
+}
+
+#[test]
+fn a_broken_connection_that_nobody_reads_costs_nothing() {
+    let _alone = alone();
+    let written = Arc::new(AtomicU64::new(0));
+    let count = written.clone();
+    let other = played(move |mut other| {
+        other.head();
+        other.say("HTTP/1.1 200 OK\r\nContent-Length: 900000000\r\n\r\n");
+        other
+            .0
+            .set_write_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
+        while let Ok(bytes) = other.0.write(&[b'x'; 50_000]) {
+            count.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        // With something unread, so by a reset, with much of the answer on its way.
+        sockopt::set_socket_linger(&other.0, Some(Duration::ZERO)).unwrap();
+    });
+    let (address, edge) = relay_with(other, None, limits());
+    let mut client = Client::open(address);
+    client.send(&get("/"));
+    stalled(&written);
+    is_quiet();
+    assert_eq!(edge.forwarded(), 1);
+    // It is noticed as soon as its client reads.
+    let mut buffer = vec![0; 1 << 20];
+    while client.stream.read(&mut buffer).is_ok_and(|read| read > 0) {}
+    wait_for("it is over", || edge.forwarded() == 0);
+}
+
+#[test]
+fn who_stalls_is_given_up() {
+    let _alone = alone();
+    let other = played(|mut other| {
+        let head = other.head();
+        if head.starts_with("GET") {
+            other.say("HTTP/1.1 200 OK\r\nContent-Length: 900000000\r\n\r\n");
+            while other.0.write(&[b'x'; 50_000]).is_ok() {}
+        } else if head.contains("Content-Length: 9\r\n") {
+            other.wait_for_end();
+        } else {
+            // It takes nothing.
+            thread::sleep(PATIENCE);
+        }
+    });
+    let (address, edge) = relay_with(other, None, limits());
+    let open = |sent: &[u8]| {
+        let mut client = Client::open(address);
+        client.send(sent);
+        client
+    };
+    let _reads_nothing = open(&get("/"));
+    let sends_nothing = open(b"PUT / HTTP/1.1\r\nContent-Length: 9\r\n\r\nhello");
+    let mut sends_all = open(b"PUT / HTTP/1.1\r\nContent-Length: 900000000\r\n\r\n");
+    sends_all
+        .stream
+        .set_write_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
+    while sends_all.stream.write(&[b'x'; 50_000]).is_ok() {}
+    assert_eq!(edge.forwarded(), 3);
+    is_quiet();
+    let started = Instant::now();
+    let reply = sends_all.answer().expect("an answer");
+    assert_eq!(reply.status, 502);
+    assert!(reply.msg().contains("it took too long"), "{}", reply.msg());
+    let mut sends_nothing = sends_nothing;
+    assert!(sends_nothing.is_ended());
+    assert!(started.elapsed() < Duration::from_secs(50));
+    // It may have taken enough for one more period at first.
+    wait_for("all are given up", || edge.forwarded() == 0);
+}
+
+#[test]
+fn at_the_limit_those_that_are_held_stay() {
+    let _alone = alone();
+    let other = played(|mut other| {
+        other.head();
+        other.wait_for_end();
+    });
+    let few = EdgeLimits {
+        max_connections: 12,
+        ..limits()
+    };
+    let (address, edge) = relay_with(other, None, few);
+    assert_eq!(edge.most_forwarded(), 8);
+    let put = b"PUT / HTTP/1.1\r\nContent-Length: 2\r\n\r\n";
+    let mut held: Vec<Client> = (0..8).map(|_| Client::open(address)).collect();
+    for client in &mut held {
+        client.send(&request("POST", "/", "", b"no"));
+    }
+    wait_for("all are held", || edge.forwarded() == 8);
+    let idle: Vec<Client> = (0..40).map(|_| Client::open(address)).collect();
+    for _ in 0..20 {
+        let mut client = Client::open(address);
+        client.send(put);
+        let reply = client.answer().expect("an answer");
+        assert_eq!(reply.status, 503);
+    }
+    assert_eq!(edge.forwarded(), 8);
+    drop((idle, held));
+    wait_for("they are gone", || edge.forwarded() == 0);
 }

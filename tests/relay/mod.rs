@@ -123,6 +123,37 @@ impl Other {
         }
     }
 
+    /// The next bytes, so many of them.
+    pub fn read_some(&mut self, bytes: usize) -> Vec<u8> {
+        while self.1.len() < bytes {
+            let mut buffer = [0; 64 * 1024];
+            let read = self.0.read(&mut buffer).expect("more comes");
+            assert!(read > 0, "it ended with {} of {bytes} bytes", self.1.len());
+            self.1.extend_from_slice(&buffer[..read]);
+        }
+        self.1.drain(..bytes).collect()
+    }
+
+    /// The body behind this head.
+    pub fn body(&mut self, head: &str) -> String {
+        let mut body = Vec::new();
+        if head.contains("Transfer-Encoding: chunked\r\n") {
+            loop {
+                let line = self.read_to(b"\r\n");
+                let size = usize::from_str_radix(line.trim(), 16).expect("a size");
+                body.extend(self.read_some(size));
+                assert_eq!(self.read_some(2), b"\r\n");
+                if size == 0 {
+                    break;
+                }
+            }
+        } else if let Some((_, rest)) = head.split_once("Content-Length: ") {
+            let length = rest.split("\r\n").next().unwrap_or_default();
+            body = self.read_some(length.parse().expect("a length"));
+        }
+        String::from_utf8(body).expect("text")
+    }
+
     pub fn head(&mut self) -> String {
         self.read_to(b"\r\n\r\n")
     }

@@ -12,9 +12,9 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Whoever acknowledges nothing for so long is gone: these are servers beside each other, and another one may be asked
-/// in a moment.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+/// Whoever acknowledges nothing for so long, or takes nothing, is gone. Longer than the edge waits for one that takes
+/// nothing: it can say so.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(40);
 /// The same while nothing is sent (TCP keepalive): the idle time before the first probe, the time between probes, and
 /// their number.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(5);
