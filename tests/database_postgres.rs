@@ -65,6 +65,7 @@ fn a_file_moves_into_postgresql_and_a_server_goes_on_with_it() {
         "1000",
     ]);
     wait_for("it leads", || server.get("/leader").status == 200);
+    assert_eq!(server.metric("sidebike_db_synchronous"), 0);
     let task = server.submit(task("true"));
     let exported = said(&["db", "export", &url]);
     assert!(exported.contains(id(&task)), "{exported}");
