@@ -162,3 +162,78 @@ fn an_outage_of_the_database_is_no_failover() {
     });
     assert_eq!(servers.term(), 1);
 }
+
+#[test]
+fn a_leader_writes_anew_what_the_database_has_lost() {
+    let Some(postgres) = PostgreSql::shared() else {
+        return;
+    };
+    let url = postgres.database();
+    let servers = Servers::start(2, &url);
+    let agents = servers.agents(1, "m");
+    let leader = &servers.servers[servers.leader()];
+    let kept = leader.run(json!({"machinePattern": "m", "detail": {"command": "echo kept"}}));
+    let counts = "SELECT (SELECT count(*) FROM sb_task), (SELECT count(*) FROM sb_execution), \
+         (SELECT count(*) FROM sb_machine), (SELECT count(*) > 0 FROM sb_output)";
+    postgres.wait_for(&url, counts, "1|1|1|t");
+    // As after a failover to a standby that was behind: an earlier commit, and less; and something that was forgotten since.
+    postgres.sql(
+        &url,
+        "BEGIN; UPDATE sb_leader SET beat = 1; INSERT INTO sb_task SELECT 9999, record FROM sb_task; \
+         DELETE FROM sb_task WHERE task < 9999; DELETE FROM sb_execution; DELETE FROM sb_output; \
+         DELETE FROM sb_machine; COMMIT",
+    );
+    leader
+        .process
+        .logged("everything is written anew from memory");
+    postgres.wait_for(&url, counts, "1|1|1|t");
+    assert_eq!(leader.metric("sidebike_db_heals_total"), 1);
+    assert_eq!(servers.term(), 1);
+    drop(agents);
+    // The next leader has it from the database.
+    leader.process.signal(Signal::TERM);
+    wait_for("the other one leads", || servers.term() == 2);
+    let task = servers.servers[servers.leader()].task(id(&kept));
+    assert_eq!(task["detail"]["result"], json!(["kept"]), "{task}");
+}
+
+#[test]
+fn an_agent_that_has_seen_a_higher_term_makes_the_leader_rise_above_it() {
+    let Some(postgres) = PostgreSql::shared() else {
+        return;
+    };
+    let servers = Servers::start(1, &postgres.database());
+    let leader = &servers.servers[0];
+    let own = leader.get("/api/v1/machine");
+    let own = own
+        .header("Sidebike-Term")
+        .expect("a leader says its term")
+        .to_owned();
+    let (registry, _) = own.split_once(':').unwrap();
+    let mut seq = 0;
+    let mut poll = |term: &str| {
+        seq += 1;
+        let body = json!({"instance": "0123456789abcdef", "seq": seq, "label": "m", "jobs": 1});
+        let body = body.to_string();
+        let headers = format!("Sidebike-Term: {term}\r\nConnection: close\r\n");
+        leader.raw(&request(
+            "POST",
+            "/api/v1/agent/poll",
+            &headers,
+            body.as_bytes(),
+        ))
+    };
+    let refused = poll(&format!("{registry}:7"));
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    wait_for("it has risen", || servers.term() == 8);
+    assert_eq!(poll(&format!("{registry}:8")).status, 200);
+    // Another registry, nonsense, and what cannot be.
+    for term in [
+        "0000000000000001:99",
+        "x",
+        &format!("{registry}:{}", u64::MAX),
+    ] {
+        assert_eq!(poll(term).status, 200, "{term}");
+    }
+    assert_eq!(servers.term(), 8);
+}

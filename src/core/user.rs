@@ -279,9 +279,18 @@ impl Core {
             false => self.task_with_prefix(prefix),
         };
         match taken.or_else(of_another) {
+            // Whoever repeats a submit takes "taken" for an acknowledgement.
+            Some(key) if self.is_being_withdrawn(key) => Err(Refusal::Full(format!(
+                "the task {id} could not be saved, and goes as soon as it is known that nothing of it has started; submit it again then"
+            ))),
             Some(key) => Err(Refusal::Taken(key)),
             None => Ok(()),
         }
+    }
+
+    fn is_being_withdrawn(&self, key: TaskKey) -> bool {
+        let task = self.tasks.get(&key);
+        task.is_some_and(|task| task.withdrawn && task.finished_at.is_none())
     }
 
     /// The labels of these machines that live machines carry now.

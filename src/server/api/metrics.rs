@@ -59,6 +59,12 @@ pub fn metrics(call: Call<'_>) -> Handled {
             "Whether acknowledged commits survive a failover of PostgreSQL.",
             is_synchronous.into(),
         );
+        page.single(
+            "sidebike_db_heals_total",
+            "counter",
+            "How often PostgreSQL had lost what it had saved, and everything was written anew.",
+            server.store.heals(),
+        );
     }
     let classes = (1..=5).zip(server.requests.by_class());
     page.family(

@@ -146,7 +146,7 @@ impl Service for Server {
 /// What a server answers that may have been replaced as the leader. Without the leader's address, as it does not know it:
 /// another server is to be asked.
 fn mute() -> Answer {
-    let msg = "the database has not acknowledged anything for some seconds, and another server may lead by now";
+    let msg = "the database does not acknowledge what is saved, and another server may lead by now";
     answers::error(503, msg).with_headers(&format!("{LEADER_HEADER}: \r\n"))
 }
 

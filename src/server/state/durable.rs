@@ -6,9 +6,9 @@
 
 #[cfg(feature = "db")]
 use super::db::{Committed, Leadership, Trust};
-#[cfg(feature = "db")]
-use crate::core::OutputChange;
 use crate::core::{Batch, OutputKey, Time};
+#[cfg(feature = "db")]
+use crate::core::{OutputChange, Saved};
 #[cfg(feature = "db")]
 use crate::wire::term::Term;
 #[cfg(feature = "db")]
@@ -16,6 +16,9 @@ use log::{error, info, warn};
 use std::collections::BTreeSet;
 #[cfg(feature = "db")]
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+#[cfg(feature = "db")]
+use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 #[cfg(feature = "db")]
 use std::time::{Duration, Instant};
@@ -122,6 +125,8 @@ pub struct Durable {
     disk: Mutex<Disk>,
     /// Signals waiting requests: `disk` has changed.
     progress: Condvar,
+    /// How often everything was written anew, because the database had lost it.
+    pub heals: AtomicU64,
     /// Until when this server may answer.
     #[cfg(feature = "db")]
     trust: Arc<Trust>,
@@ -139,6 +144,7 @@ impl Durable {
             work: Condvar::new(),
             disk: Mutex::default(),
             progress: Condvar::new(),
+            heals: AtomicU64::new(0),
             #[cfg(feature = "db")]
             trust: Arc::new(Trust::for_ever()),
         }
@@ -154,10 +160,12 @@ impl Durable {
         }
     }
 
-    /// Whether another server may lead by now.
+    /// Whether another server may lead by now, or may soon without what was changed here last: a commit of one of several
+    /// servers has failed.
     pub fn is_mute(&self) -> bool {
         #[cfg(feature = "db")]
-        return !self.trust.is_there();
+        return !self.trust.is_there()
+            || self.trust.is_of_several() && lock(&self.disk).failed.is_some();
         #[cfg(not(feature = "db"))]
         false
     }
@@ -233,7 +241,7 @@ impl Durable {
     ) -> Result<MutexGuard<'a, Disk>, String> {
         #[cfg(feature = "db")]
         {
-            if self.is_mute() {
+            if !self.trust.is_there() {
                 return Err(MUTE.into());
             }
             let waited = self.progress.wait_timeout(disk, TRUST_CHECK);
@@ -261,13 +269,15 @@ impl Durable {
         lock(&self.disk).failed.as_ref().map(|(_, why)| why.clone())
     }
 
-    /// Saves changes until the server shuts down. `output_of` gives the whole present output of attempts. The error
+    /// Saves changes until the server shuts down. `output_of` gives the whole present output of attempts; `write_anew`
+    /// has everything saved again, in place of what is left in a database that went back. The error
     /// says why this server must not go on: another one leads.
     #[cfg(feature = "db")]
     pub fn save_forever(
         &self,
         mut leadership: Leadership,
         output_of: impl Fn(&BTreeSet<OutputKey>) -> Vec<(OutputKey, OutputChange)>,
+        write_anew: impl Fn(&Saved) -> BTreeSet<OutputKey>,
     ) -> Result<(), String> {
         let Some(queue) = &self.queue else {
             return Ok(());
@@ -347,9 +357,23 @@ impl Durable {
                     self.note_failed(last, why, closing);
                 }
                 Committed::WentBack(_) => {
-                    // One file does not go back while it is open.
-                    self.give_up(WENT_BACK);
-                    return Err(WENT_BACK.into());
+                    let Some(left) = leadership.take_left() else {
+                        // One file does not go back while it is open.
+                        self.give_up(WENT_BACK);
+                        return Err(WENT_BACK.into());
+                    };
+                    error!(
+                        "the database has lost what it had saved: everything is written anew from memory"
+                    );
+                    self.heals.fetch_add(1, Ordering::Relaxed);
+                    {
+                        let mut queue = lock(queue);
+                        queue.whole.extend(whole);
+                        queue.put_back(batch);
+                    }
+                    let outputs = write_anew(&left);
+                    lock(queue).whole.extend(outputs);
+                    continue;
                 }
                 Committed::Fenced => {
                     self.give_up(FENCED);
@@ -463,7 +487,8 @@ mod tests {
             let replaced = |key: &OutputKey| (*key, OutputChange::Replaced(vec![whole.clone()]));
             keys.iter().map(replaced).collect()
         };
-        let thread = thread::spawn(move || saver.save_forever(leadership, output_of));
+        let nothing = |_: &Saved| BTreeSet::new();
+        let thread = thread::spawn(move || saver.save_forever(leadership, output_of, nothing));
         (durable, thread)
     }
 

@@ -285,6 +285,11 @@ impl Store {
         let _ = seen;
     }
 
+    /// How often everything was written anew, because the database had lost it.
+    pub fn heals(&self) -> u64 {
+        self.durable.heals.load(Ordering::Relaxed)
+    }
+
     /// Whether another server may lead by now: then nothing of this registry is to be told.
     pub fn is_mute(&self) -> bool {
         self.durable.is_mute()
@@ -670,7 +675,8 @@ impl Store {
     #[cfg(feature = "db")]
     pub fn save_forever(&self, leadership: self::db::Leadership) -> Result<(), String> {
         let output_of = |of: &_| self.ask(|core| core.output_snapshot(of));
-        self.durable.save_forever(leadership, output_of)
+        let write_anew = |left: &Saved| self.change(|core, _| core.record_everything(left));
+        self.durable.save_forever(leadership, output_of, write_anew)
     }
 
     /// This server cannot go on, for this reason: whoever watches it has to start it again.

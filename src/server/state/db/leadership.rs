@@ -13,6 +13,8 @@ use std::thread;
 pub struct Leadership {
     engine: Box<dyn StorageEngine>,
     numbers: Numbers,
+    /// What is left in an engine that went back, until it is asked for.
+    left: Option<Saved>,
 }
 
 /// Who numbers the commits.
@@ -42,7 +44,12 @@ impl Leadership {
             last: 0,
             done: 0,
         };
-        Ok((Leadership { engine, numbers }, saved))
+        let leadership = Leadership {
+            engine,
+            numbers,
+            left: None,
+        };
+        Ok((leadership, saved))
     }
 
     /// Goes on for an elector that has just loaded everything. From here on the trust is kept up to date.
@@ -54,7 +61,11 @@ impl Leadership {
     ) -> Leadership {
         trust.set(elector.trusted_until());
         let numbers = Numbers::Elected(elector, trust, own_term);
-        Leadership { engine, numbers }
+        Leadership {
+            engine,
+            numbers,
+            left: None,
+        }
     }
 
     /// Saves a batch. Each attempt has a number of its own, because after [`Committed::Unknown`] the next batch is
@@ -78,6 +89,9 @@ impl Leadership {
                 let number = loop {
                     match elector.act(boot_time(), true) {
                         Some(Action::Commit(number)) => break number,
+                        Some(Action::Load) => {
+                            return load_again(&mut *self.engine, elector, &mut self.left);
+                        }
                         Some(_) => return Committed::Fenced,
                         // The pause after a failure is not over.
                         None => match elector.wakes_at(true) {
@@ -89,9 +103,19 @@ impl Leadership {
                 let committed = self.engine.commit(number, now, batch);
                 elector.committed(boot_time(), &committed);
                 trust.set(elector.trusted_until());
-                committed
+                let lost = matches!(committed, Committed::WentBack(_));
+                match lost && elector.act(boot_time(), false) == Some(Action::Load) {
+                    true => load_again(&mut *self.engine, elector, &mut self.left),
+                    false => committed,
+                }
             }
         }
+    }
+
+    /// What is left in an engine that went back, after [`Committed::WentBack`]: everything has to be written anew. `None`
+    /// for an engine of which that is not known.
+    pub fn take_left(&mut self) -> Option<Saved> {
+        self.left.take()
     }
 
     /// Makes sure that the term is higher than this one, which somebody has seen. If another server leads, this one is
@@ -159,5 +183,22 @@ impl Leadership {
             // An error loses nothing: the next server finds what it would find after a kill.
             let _ = self.engine.resign(term);
         }
+    }
+}
+
+/// Reads what is left in an engine that went back.
+fn load_again(
+    engine: &mut dyn StorageEngine,
+    elector: &mut Elector,
+    left: &mut Option<Saved>,
+) -> Committed {
+    let loaded = engine.load();
+    elector.loaded(boot_time(), loaded.is_ok());
+    match loaded {
+        Ok(saved) => {
+            *left = Some(saved);
+            Committed::WentBack(0)
+        }
+        Err(why) => Committed::Unknown(why),
     }
 }

@@ -47,6 +47,11 @@ impl Trust {
         }
     }
 
+    /// Whether another server can ever lead.
+    pub fn is_of_several(&self) -> bool {
+        self.until_ms.load(Ordering::Acquire) != u64::MAX
+    }
+
     /// Sets its end.
     pub fn set(&self, until: Option<Duration>) {
         let until_ms = until.map_or(0, |until| until.as_millis() as u64);
