@@ -94,7 +94,7 @@ pub fn start<S: Service>(
 
 fn serve<S: Service>(mut raw: tiny_http::Request, limits: &RequestLimits, service: &Arc<S>) {
     let parsed = parsed(&raw, limits).map_err(|refused| service.refuse(&refused, None));
-    let admitted = parsed.and_then(|request| Ok((served_here(service, &request)?, request)));
+    let admitted = parsed.and_then(|mut request| Ok((served_here(service, &mut request)?, request)));
     let (admitted, mut request) = match admitted {
         Ok(admitted) => admitted,
         Err(answer) => return respond(raw, answer),
@@ -122,7 +122,7 @@ fn serve<S: Service>(mut raw: tiny_http::Request, limits: &RequestLimits, servic
 /// What is known of a request. None is forwarded by this engine.
 fn served_here<S: Service>(
     service: &Arc<S>,
-    request: &Request,
+    request: &mut Request,
 ) -> Result<Admitted<S::Admission>, Answer> {
     match service.admit(request)? {
         Decision::Serve(admitted) => Ok(admitted),
