@@ -53,7 +53,6 @@ const SCENARIOS: [&str; 40] = [
     "task canceled",
     "task submitted",
     "tasks were read",
-    "an agent took a new instance",
 ];
 
 type Tally = BTreeMap<&'static str, u64>;
