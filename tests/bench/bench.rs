@@ -46,8 +46,11 @@ mod listing;
 mod messages;
 mod newcomer;
 mod peers;
+#[path = "../postgresql/mod.rs"]
+mod postgresql;
 mod process;
 mod scale;
+mod servers;
 mod setting;
 mod sizes;
 mod soak;
@@ -88,6 +91,7 @@ const ROWS: &[(&str, Measure)] = &[
     ("file-rate", files::throughput),
     ("file-agents", files::many_agents),
     ("newcomer", newcomer::story),
+    ("servers", servers::postgres),
 ];
 
 /// The name of the second table.

@@ -94,7 +94,8 @@ pub fn start<S: Service>(
 
 fn serve<S: Service>(mut raw: tiny_http::Request, limits: &RequestLimits, service: &Arc<S>) {
     let parsed = parsed(&raw, limits).map_err(|refused| service.refuse(&refused, None));
-    let admitted = parsed.and_then(|mut request| Ok((served_here(service, &mut request)?, request)));
+    let admitted =
+        parsed.and_then(|mut request| Ok((served_here(service, &mut request)?, request)));
     let (admitted, mut request) = match admitted {
         Ok(admitted) => admitted,
         Err(answer) => return respond(raw, answer),
