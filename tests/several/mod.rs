@@ -66,13 +66,12 @@ impl Servers {
 
     /// The term of the server that leads, as its answers say.
     pub fn term(&self) -> u64 {
-        let leader = self.leader();
-        let reply = self.servers[leader].get("/api/v1/machine");
-        let term = reply
-            .header("Sidebike-Term")
-            .expect("a leader says its term");
-        let (_, term) = term.split_once(':').expect("REGISTRY:TERM");
-        term.parse().expect("a number")
+        wait_within(TAKEOVER, "a leader says its term", || {
+            let leader = self.addresses[self.leader_now()?];
+            let reply = try_ask(leader, "GET", "/api/v1/machine", b"")?;
+            let (_, term) = reply.header("Sidebike-Term")?.split_once(':')?;
+            term.parse().ok()
+        })
     }
 
     /// The list of addresses, for agents and the command line.

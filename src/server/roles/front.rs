@@ -95,9 +95,15 @@ impl Service for Front {
     }
 
     fn refuse(self: &Arc<Self>, refused: &Refused, of: Option<(&Request, &Admission)>) -> Answer {
+        // A request that was passed on, perhaps before this server has taken the lead: the leader is gone, and another one
+        // leads soon.
+        if refused.status == 502 {
+            return answers::error(503, &refused.msg)
+                .with_headers(&format!("{LEADER_HEADER}: \r\n{BEGUN_HEADER}: yes\r\n"));
+        }
         match self.leader() {
             Some(running) => running.server.refuse(refused, of),
-            None => self.refusal_of_standby(refused),
+            None => answers::error(refused.status, &refused.msg),
         }
     }
 
@@ -116,15 +122,6 @@ impl Service for Front {
 }
 
 impl Front {
-    fn refusal_of_standby(&self, refused: &Refused) -> Answer {
-        match refused.status {
-            // The leader is gone: another one will lead soon.
-            502 => answers::error(503, &refused.msg)
-                .with_headers(&format!("{LEADER_HEADER}: \r\n{BEGUN_HEADER}: yes\r\n")),
-            status => answers::error(status, &refused.msg),
-        }
-    }
-
     fn answer_of_standby(&self) -> Answer {
         #[cfg(feature = "db")]
         if let Some(standby) = &self.standby {
