@@ -9,7 +9,10 @@
 set -eu
 
 sidebike=$1
-command -v curl >/dev/null || { echo 'demo: needs curl' >&2; exit 1; }
+demo=demo
+# Ten seconds.
+patience=100
+. "$(dirname "$0")/demo_common.sh"
 is_terminal=
 if [ -t 0 ] && [ -t 1 ]; then is_terminal=yes; fi
 folder=$(mktemp -d)
@@ -36,21 +39,6 @@ trap end EXIT
 trap 'exit $ended_by_user' INT
 trap 'exit 143' TERM HUP
 
-fail() {
-    echo "demo: $*" >&2
-    exit 1
-}
-
-# Tries a command for ten seconds.
-until_true() {
-    tries=0
-    until "$@"; do
-        tries=$((tries + 1))
-        [ "$tries" -lt 100 ] || return 1
-        sleep 0.1
-    done
-}
-
 # Ctrl-C reaches the whole process group of the terminal. The server must outlive the agents, so both are kept out of it.
 apart=
 if [ -n "$is_terminal" ] && command -v setsid >/dev/null; then apart=setsid; fi
@@ -60,10 +48,6 @@ find_address() {
     address=$(sed -n 's/.* listens on //p' "$folder/server.log")
     [ -n "$address" ]
 }
-
-# A proxy for the outside world is of no use between processes of one machine.
-export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
-unset RUST_LOG
 
 three_online() {
     online=$(curl -sS "http://$address/api/v1/machine?state=online" | grep -o '"instance"' | wc -l)

@@ -7,7 +7,10 @@
 set -eu
 
 sidebike=$1
-command -v curl >/dev/null || { echo 'demo-servers: needs curl' >&2; exit 1; }
+demo=demo-servers
+# Half a minute: a takeover takes ten seconds.
+patience=300
+. "$(dirname "$0")/demo_common.sh"
 
 # Debian keeps the server's programs out of PATH.
 bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)
@@ -58,25 +61,6 @@ end() {
 trap end EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
-
-fail() {
-    echo "demo-servers: $*" >&2
-    exit 1
-}
-
-# Tries a command for half a minute.
-until_true() {
-    tries=0
-    until "$@"; do
-        tries=$((tries + 1))
-        [ "$tries" -lt 300 ] || return 1
-        sleep 0.1
-    done
-}
-
-# A proxy for the outside world is of no use between processes of one machine.
-export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
-unset RUST_LOG
 
 # Ports that are free, or the demo fails: what listens there would be asked in their place.
 base=$((20000 + $$ % 10000))
