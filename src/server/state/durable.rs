@@ -95,14 +95,54 @@ impl Queue {
         }
     }
 
-    /// Puts back a batch that could not be saved.
+    /// Takes out what is to be saved.
     #[cfg(feature = "db")]
-    fn put_back(&mut self, mut batch: Batch) {
-        self.whole
-            .extend(batch.output.drain(..).map(|(key, _)| key));
+    fn take_work(&mut self) -> Work {
+        self.output_bytes = 0;
+        Work {
+            batch: std::mem::take(&mut self.batch),
+            whole: std::mem::take(&mut self.whole),
+            last: self.last,
+            now: self.now,
+            unfinished: self.unfinished,
+            higher_term: self.higher_term.take(),
+            closing: self.closing,
+        }
+    }
+
+    /// Puts back what could not be saved.
+    #[cfg(feature = "db")]
+    fn put_back(&mut self, work: Work) {
+        let mut batch = work.batch;
+        let output = batch.output.drain(..).map(|(key, _)| key);
+        self.whole.extend(work.whole.into_iter().chain(output));
         let later = std::mem::replace(&mut self.batch, batch);
         self.batch.add(later);
+        self.higher_term = self.higher_term.max(work.higher_term);
     }
+}
+
+/// What was taken out of the queue, to be saved in one commit. The fields are those of [`Queue`].
+#[cfg(feature = "db")]
+struct Work {
+    batch: Batch,
+    whole: BTreeSet<OutputKey>,
+    last: Ticket,
+    now: Time,
+    unfinished: bool,
+    higher_term: Option<Term>,
+    closing: bool,
+}
+
+/// What the saving thread remembers of the last commit.
+#[cfg(feature = "db")]
+struct Pace {
+    /// When it was sent.
+    last_commit: Instant,
+    /// How long it took.
+    took: Duration,
+    /// How many requests waited for it.
+    waiters: usize,
 }
 
 /// What the disk has.
@@ -282,79 +322,20 @@ impl Durable {
         let Some(queue) = &self.queue else {
             return Ok(());
         };
-        let mut last_commit = Instant::now();
-        let (mut took, mut waiters) = (Duration::ZERO, 0);
+        let mut pace = Pace {
+            last_commit: Instant::now(),
+            took: Duration::ZERO,
+            waiters: 0,
+        };
         loop {
-            let (mut batch, whole, last, now, unfinished, higher_term, closing) = {
-                let guard = lock(queue);
-                let expected = waiters + guard.waiters;
-                let idle = |w: &mut Queue| w.waiters == 0 && !w.closing && w.higher_term.is_none();
-                let (mut guard, _) = self
-                    .work
-                    .wait_timeout_while(guard, IDLE_DELAY, idle)
-                    .unwrap_or_else(PoisonError::into_inner);
-                let fewer = |w: &mut Queue| w.waiters < expected && !w.closing;
-                if guard.waiters > 0 {
-                    guard = self
-                        .work
-                        .wait_timeout_while(guard, took.min(MAX_GATHERING), fewer)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0;
-                }
-                waiters = std::mem::take(&mut guard.waiters);
-                guard.output_bytes = 0;
-                (
-                    std::mem::take(&mut guard.batch),
-                    std::mem::take(&mut guard.whole),
-                    guard.last,
-                    guard.now,
-                    guard.unfinished,
-                    guard.higher_term.take(),
-                    guard.closing,
-                )
-            };
-            let silent = unfinished && last_commit.elapsed() >= ALIVE_INTERVAL
-                || leadership.must_show_life();
-            let risen = match higher_term {
-                Some(seen) => leadership.rise_above(seen),
-                None => Committed::Done,
-            };
-            let committed = if risen != Committed::Done {
-                // It is tried again.
-                let mut queue = lock(queue);
-                queue.higher_term = queue.higher_term.max(higher_term);
-                risen
-            } else if batch.is_empty() && whole.is_empty() && !silent {
-                Committed::Done
-            } else {
-                // After an error try an empty commit first: the batch may be large.
-                let works = match self.trouble() {
-                    Some(_) => leadership.commit(now, &Batch::default()),
-                    None => Committed::Done,
-                };
-                match works {
-                    Committed::Done => {
-                        if !whole.is_empty() {
-                            // It also contains output that is still queued and will be saved again; repeating it
-                            // has no effect.
-                            batch.output.extend(output_of(&whole));
-                        }
-                        last_commit = Instant::now();
-                        let committed = leadership.commit(now, &batch);
-                        took = last_commit.elapsed();
-                        committed
-                    }
-                    unknown_or_fenced => unknown_or_fenced,
-                }
-            };
-            match committed {
-                Committed::Done => self.note_saved(last),
+            let mut work = self.next_work(queue, &mut pace);
+            let is_last = work.closing;
+            match self.save(&mut leadership, &mut work, &mut pace, &output_of) {
+                Committed::Done => self.note_saved(work.last),
                 Committed::Unknown(why) => {
-                    let mut queue = lock(queue);
-                    queue.whole.extend(whole);
-                    queue.put_back(batch);
-                    drop(queue);
-                    self.note_failed(last, why, closing);
+                    let last = work.last;
+                    lock(queue).put_back(work);
+                    self.note_failed(last, why, is_last);
                 }
                 Committed::WentBack(_) => {
                     let Some(left) = leadership.take_left() else {
@@ -366,11 +347,7 @@ impl Durable {
                         "the database has lost what it had saved: everything is written anew from memory"
                     );
                     self.heals.fetch_add(1, Ordering::Relaxed);
-                    {
-                        let mut queue = lock(queue);
-                        queue.whole.extend(whole);
-                        queue.put_back(batch);
-                    }
+                    lock(queue).put_back(work);
                     let outputs = write_anew(&left);
                     lock(queue).whole.extend(outputs);
                     continue;
@@ -380,7 +357,7 @@ impl Durable {
                     return Err(FENCED.into());
                 }
             }
-            if closing {
+            if is_last {
                 leadership.resign();
                 lock(&self.disk).closed = true;
                 self.progress.notify_all();
@@ -392,6 +369,66 @@ impl Durable {
                 drop(self.work.wait_timeout_while(guard, ERROR_PAUSE, open));
             }
         }
+    }
+
+    /// Waits until there is something to save, or may be, and takes it out of the queue.
+    #[cfg(feature = "db")]
+    fn next_work(&self, queue: &Mutex<Queue>, pace: &mut Pace) -> Work {
+        let guard = lock(queue);
+        let expected = pace.waiters + guard.waiters;
+        let idle = |w: &mut Queue| w.waiters == 0 && !w.closing && w.higher_term.is_none();
+        let (mut guard, _) = self
+            .work
+            .wait_timeout_while(guard, IDLE_DELAY, idle)
+            .unwrap_or_else(PoisonError::into_inner);
+        let fewer = |w: &mut Queue| w.waiters < expected && !w.closing;
+        if guard.waiters > 0 {
+            guard = self
+                .work
+                .wait_timeout_while(guard, pace.took.min(MAX_GATHERING), fewer)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        pace.waiters = std::mem::take(&mut guard.waiters);
+        guard.take_work()
+    }
+
+    /// Saves what was taken out of the queue, if there is any.
+    #[cfg(feature = "db")]
+    fn save(
+        &self,
+        leadership: &mut Leadership,
+        work: &mut Work,
+        pace: &mut Pace,
+        output_of: impl Fn(&BTreeSet<OutputKey>) -> Vec<(OutputKey, OutputChange)>,
+    ) -> Committed {
+        let is_silent = work.unfinished && pace.last_commit.elapsed() >= ALIVE_INTERVAL
+            || leadership.must_show_life();
+        if let Some(seen) = work.higher_term {
+            match leadership.rise_above(seen) {
+                Committed::Done => work.higher_term = None,
+                // It is put back, and tried again.
+                unknown_or_fenced => return unknown_or_fenced,
+            }
+        }
+        if work.batch.is_empty() && work.whole.is_empty() && !is_silent {
+            return Committed::Done;
+        }
+        // After an error try an empty commit first: the batch may be large.
+        if self.trouble().is_some() {
+            match leadership.commit(work.now, &Batch::default()) {
+                Committed::Done => {}
+                not_done => return not_done,
+            }
+        }
+        if !work.whole.is_empty() {
+            // It also contains output that is still queued and will be saved again; repeating it has no effect.
+            work.batch.output.extend(output_of(&work.whole));
+        }
+        pace.last_commit = Instant::now();
+        let committed = leadership.commit(work.now, &work.batch);
+        pace.took = pace.last_commit.elapsed();
+        committed
     }
 
     /// Refuses everything that has to be saved from now on: the saving thread has ended, and what it had taken of the

@@ -3,6 +3,7 @@
 //! The thread that commits sets it, see [`Elector::trusted_until`](super::election::Elector::trusted_until); whoever
 //! answers reads it, without a lock.
 
+use super::election::RETRY_PAUSE;
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,10 +24,6 @@ pub struct Trust {
     /// When the last doubt was settled, in the same milliseconds.
     settled_ms: AtomicU64,
 }
-
-/// After a doubt was settled nobody is believed for so long who says the same again: it would be a way to keep a server
-/// from answering.
-const BELIEVES_AGAIN: Duration = Duration::from_secs(1);
 
 impl Trust {
     /// Of the only server that has the database.
@@ -58,9 +55,11 @@ impl Trust {
         self.until_ms.store(until_ms, Ordering::Release);
     }
 
-    /// Somebody has seen a higher term. Whether that is to be looked up.
+    /// Somebody has seen a higher term. Whether that is to be looked up: just after a doubt was settled nobody is believed,
+    /// as by [`Elector::heard`](super::election::Elector::heard), or whoever says so again and again keeps a server from
+    /// answering.
     pub fn doubt(&self) -> bool {
-        let believed = self.settled_ms.load(Ordering::Acquire) + BELIEVES_AGAIN.as_millis() as u64;
+        let believed = self.settled_ms.load(Ordering::Acquire) + RETRY_PAUSE.as_millis() as u64;
         let is_believed = now_ms() >= believed;
         if is_believed {
             self.is_in_doubt.store(true, Ordering::Release);
