@@ -163,6 +163,11 @@ mod none {
         Err(format!("--registry-address: https: {NO_TLS}"))
     }
 
+    /// The same for another flag than `--ca`.
+    pub fn load_roots_of(flag: &str, _ca: Option<&Path>) -> Result<Roots, String> {
+        Err(format!("{flag}: https: {NO_TLS}"))
+    }
+
     /// There is none.
     #[cfg(feature = "server")]
     #[derive(Debug, Clone)]

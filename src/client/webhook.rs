@@ -32,10 +32,10 @@ pub struct Webhook<'a> {
     pub timeout: Duration,
 }
 
-/// The authorities of a file, or those that the system trusts. The error is one line for people.
-pub fn authorities(file: Option<&Path>) -> Result<Roots, String> {
+/// The authorities of the file that `flag` names, or those that the system trusts. The error is one line for people.
+pub fn authorities(flag: &str, file: Option<&Path>) -> Result<Roots, String> {
     crate::tls::install();
-    crate::tls::load_roots(file)
+    crate::tls::load_roots_of(flag, file)
 }
 
 /// Sends a request, and gives the status of the answer, of which nothing else is read. The error is the reason why no

@@ -7,6 +7,7 @@ use crate::core::{Refusal, Task};
 use crate::wire::agent::Orders;
 use crate::wire::duration::TimeSpan;
 use crate::wire::task::{Detail, TaskState};
+use crate::wire::term::{BEGUN_HEADER, LEADER_HEADER};
 use crate::wire::{self, Envelope};
 use serde::Serialize;
 use std::sync::Arc;
@@ -60,6 +61,18 @@ pub fn error(status: u16, msg: &str) -> Answer {
             next: None,
         },
     )
+}
+
+/// The answer of a server that does not lead, or may not any more: another one is to be asked, the one at this address if
+/// it is known. Nothing was done.
+pub fn ask_another(msg: &str, leader: Option<&str>) -> Answer {
+    let leader = leader.unwrap_or_default();
+    error(503, msg).with_headers(&format!("{LEADER_HEADER}: {leader}\r\n"))
+}
+
+/// The same, but what was asked may have been done.
+pub fn ask_another_with_care(msg: &str) -> Answer {
+    ask_another(msg, None).with_headers(&format!("{BEGUN_HEADER}: yes\r\n"))
 }
 
 /// An answer that did not go well, and says more than why.

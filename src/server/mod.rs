@@ -58,15 +58,13 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
     let engine = setup.config.engine;
     #[cfg(feature = "db")]
     if let Some(Database::Shared(shared)) = &setup.config.db {
-        let ca = shared.advertise_ca.as_deref();
         let roots = match shared.advertise.starts_with("https://") {
-            true => crate::tls::load_roots(ca)
-                .map_err(|why| why.replacen("--ca", "--advertise-ca", 1))?,
+            true => crate::tls::load_roots_of("--advertise-ca", shared.advertise_ca.as_deref())?,
             false => Vec::new(),
         };
         let standby = roles::Standby::new(shared.advertise.clone(), roots);
         let front = Arc::new(Front::standing_by(standby));
-        let connect = connection(&setup, shared)?;
+        let connect = connection(shared)?;
         setup.explain();
         info!("stands by as {}", shared.advertise);
         setup.edge.serve(engine, listener, &front)?;
@@ -116,21 +114,17 @@ fn finish(setup: &Setup, front: &Front) {
 
 /// What connects to a database that several servers share.
 #[cfg(feature = "pg")]
-fn connection(setup: &Setup, shared: &SharedDatabase) -> Result<Arc<dyn db::Connect>, String> {
+fn connection(shared: &SharedDatabase) -> Result<Arc<dyn db::Connect>, String> {
     let password = crate::secret::load_one(db::postgres::PASSWORD)?;
     let (url, ca) = (shared.url.expose(), shared.ca.as_deref());
     let postgres = db::Postgres::connector(url, ca, password, Some(shared.advertise.clone()));
-    let postgres = Arc::new(postgres.map_err(|why| format!("--db: {why}"))?);
+    let postgres = postgres.map_err(|why| format!("--db: {why}"))?;
     postgres.explain();
-    let asked = postgres.clone();
-    let ask = move || asked.is_synchronous();
-    // It is set once.
-    let _ = setup.is_synchronous.set(Box::new(ask));
-    Ok(postgres)
+    Ok(Arc::new(postgres))
 }
 
 #[cfg(all(feature = "db", not(feature = "pg")))]
-fn connection(_: &Setup, _: &SharedDatabase) -> Result<Arc<dyn db::Connect>, String> {
+fn connection(_: &SharedDatabase) -> Result<Arc<dyn db::Connect>, String> {
     Err("--db: this build has no PostgreSQL (it was made without the feature `pg`)".into())
 }
 

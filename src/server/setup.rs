@@ -5,12 +5,12 @@ use super::api::access::Access;
 use super::api::audit::Audit;
 use super::api::browser::OwnNames;
 use super::api::counters::{Requests, Transfers};
-use super::api::server::{AskDatabase, Server};
+use super::api::server::{Server, Shared};
 use super::blobs::{BlobLimits, Blobs, Need};
 use super::http::{self, Edge, EdgeLimits, Engine};
 use super::images::Images;
 use super::notify::{self, Notifier};
-use super::state::{self, OwnTerm, Store, supervise};
+use super::state::{self, Store, supervise};
 use crate::config::ServerConfig;
 use crate::core::{Core, Limits};
 use crate::tls::CertificateFiles;
@@ -18,7 +18,7 @@ use crate::wire::files::BlobId;
 use log::{info, warn};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread;
 
 /// Threads of the edge for what may wait: large answers are made by a few.
@@ -38,8 +38,6 @@ pub struct Setup {
     pub access: Arc<Access>,
     /// The audit.
     pub audit: Arc<Audit>,
-    /// Says whether acknowledged commits survive a failover of the database, if several servers share one.
-    pub is_synchronous: Arc<OnceLock<AskDatabase>>,
     /// How many requests may be held.
     pub max_held: usize,
     images: Arc<Images>,
@@ -79,7 +77,6 @@ impl Setup {
             address,
             max_held: config.max_held.min(edge.most_held()),
             edge,
-            is_synchronous: Arc::default(),
             access: Arc::new(access),
             images: Arc::new(Images::open(config.binaries.clone())?),
             audit: Arc::new(Audit::open(config.audit.clone())?),
@@ -120,12 +117,11 @@ impl Setup {
         self.access.explain();
     }
 
-    /// What is needed to answer for a registry, and in which term of it, if several servers share it. Nothing is
-    /// answered yet.
+    /// What is needed to answer for a registry, which may be `shared` with other servers. Nothing is answered yet.
     pub fn open(
         self: &Arc<Self>,
         store: Arc<Store>,
-        term: Option<Arc<OwnTerm>>,
+        shared: Option<Arc<Shared>>,
     ) -> Result<Running, String> {
         let config = &self.config;
         let blobs = open_blobs(config.blobs.as_deref(), config.blob_limits, &store)?;
@@ -138,8 +134,7 @@ impl Setup {
         )?;
         let server = Arc::new(Server {
             store,
-            term,
-            is_synchronous: self.is_synchronous.clone(),
+            shared,
             edge: self.edge.clone(),
             requests: Requests::default(),
             transfers: Transfers::default(),

@@ -52,7 +52,8 @@ pub fn metrics(call: Call<'_>) -> Handled {
     });
     let mut page = Page(String::new());
     page.leads(!server.store.is_mute());
-    if let Some(is_synchronous) = server.is_synchronous.get().and_then(|ask| ask()) {
+    let shared = server.shared.as_ref();
+    if let Some(is_synchronous) = shared.and_then(|shared| (shared.is_synchronous)()) {
         page.single(
             "sidebike_db_synchronous",
             "gauge",

@@ -3,6 +3,7 @@
 
 use super::access::Right;
 use super::call::{Call, Handled, Route, route, with_bodies};
+use super::service::MUTE;
 use super::{
     agents, blobs, crew, docs, groups, halt, hand_out, limits, lists, machines, metrics, original,
     output, page, report, schedules, sweeps, tasks,
@@ -158,9 +159,6 @@ fn healthz(call: Call<'_>) -> Handled {
 fn leader(call: Call<'_>) -> Handled {
     match call.server.store.is_mute() {
         false => Ok(Some(answers::ok("leads"))),
-        true => Err(answers::error(
-            503,
-            "another server may lead by now: the database has not acknowledged anything for some seconds",
-        )),
+        true => Err(answers::ask_another(MUTE, None)),
     }
 }

@@ -10,20 +10,23 @@ use crate::server::http::Edge;
 use crate::server::images::Images;
 use crate::server::state::{OwnTerm, Store};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Whether acknowledged commits survive a failover of the database; `None` while that is not known.
-pub type AskDatabase = Box<dyn Fn() -> Option<bool> + Send + Sync>;
+/// What one of several servers knows of its registry, which they share.
+pub struct Shared {
+    /// In which term it leads.
+    pub term: OwnTerm,
+    /// Says whether acknowledged commits survive a failover of the database; `None` while that is not known.
+    pub is_synchronous: Box<dyn Fn() -> Option<bool> + Send + Sync>,
+}
 
 /// Everything that handlers use.
 pub struct Server {
     /// The one lock, around the core and the held requests.
     pub store: Arc<Store>,
-    /// In which term it leads, of one of several servers.
-    pub term: Option<Arc<OwnTerm>>,
-    /// Says whether acknowledged commits survive a failover of the database, if several servers share one.
-    pub is_synchronous: Arc<OnceLock<AskDatabase>>,
+    /// `None` for a single server.
+    pub shared: Option<Arc<Shared>>,
     /// The HTTP edge.
     pub edge: Arc<Edge>,
     /// How many requests were answered.

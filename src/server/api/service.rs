@@ -13,7 +13,6 @@ use crate::server::http::{
     Responder, Served, Service, Sink,
 };
 use crate::server::state::OnAnswer;
-use crate::wire::term::{BEGUN_HEADER, LEADER_HEADER};
 use std::sync::Arc;
 
 /// The longest body of an agent's call, in bytes, if `--max-body` is not lower. An agent sends no longer one, and while it
@@ -38,15 +37,15 @@ impl Service for Server {
         let request = &*request;
         let admitted = routes::find(request).and_then(|route| {
             if route.right != Right::Open && self.store.is_mute() {
-                return Err(mute());
+                return Err(answers::ask_another(MUTE, None));
             }
             let caller = self.authorize(request, route)?;
             if route.right == Right::Agent
-                && let Some((own, seen)) = self.term.as_ref().zip(request.headers.term)
-                && let Some(higher) = own.higher(seen)
+                && let Some((own, seen)) = self.shared.as_ref().zip(request.headers.term)
+                && let Some(higher) = own.term.higher(seen)
             {
                 self.store.note_higher_term(higher);
-                return Err(mute());
+                return Err(answers::ask_another(MUTE, None));
             }
             let upload = match route.intake {
                 Some(begin) => Some(begin(self, request, &caller).inspect_err(|answer| {
@@ -137,18 +136,15 @@ impl Service for Server {
 
     fn stamp(&self) -> Result<Option<Arc<str>>, Answer> {
         match self.store.is_mute() {
-            true => Err(mute().with_headers(&format!("{BEGUN_HEADER}: yes\r\n"))),
-            false => Ok(self.term.as_ref().map(|term| term.line())),
+            true => Err(answers::ask_another_with_care(MUTE)),
+            false => Ok(self.shared.as_ref().map(|shared| shared.term.line())),
         }
     }
 }
 
-/// What a server answers that may have been replaced as the leader. Without the leader's address, as it does not know it:
-/// another server is to be asked.
-fn mute() -> Answer {
-    let msg = "the database does not acknowledge what is saved, and another server may lead by now";
-    answers::error(503, msg).with_headers(&format!("{LEADER_HEADER}: \r\n"))
-}
+/// Why a server answers nothing that may have been replaced as the leader. It does not know who leads.
+pub const MUTE: &str =
+    "the database does not acknowledge what is saved, and another server may lead by now";
 
 impl Call<'_> {
     /// Counts the request and writes the audit when the request, which is being held, is answered. Without an answer the

@@ -29,6 +29,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The most requests at once, to all places together. Each has a thread of its own.
 const MAX_SENDERS: usize = 16;
+/// The flag that names the file of authorities.
+const CA_FLAG: &str = "--webhook-ca";
 /// The longest time of a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest wait until it is looked again whether something is due.
@@ -62,9 +64,7 @@ impl Notifier {
         ca: Option<PathBuf>,
     ) -> Result<Arc<Notifier>, String> {
         store.change(|core, _| core.set_notify_policy(policy.clone()));
-        let roots = ca.as_deref().map(|ca| {
-            webhook::authorities(Some(ca)).map_err(|why| why.replacen("--ca", "--webhook-ca", 1))
-        });
+        let roots = { ca.as_deref() }.map(|ca| webhook::authorities(CA_FLAG, Some(ca)));
         let roots = roots.transpose()?.map(Arc::new);
         Ok(Arc::new(Notifier {
             store,
@@ -141,12 +141,9 @@ impl Notifier {
         let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
         match &self.ca {
             None => *roots = None,
-            Some(ca) => match webhook::authorities(Some(ca)) {
+            Some(ca) => match webhook::authorities(CA_FLAG, Some(ca)) {
                 Ok(read) => *roots = Some(Arc::new(read)),
-                Err(why) => warn!(
-                    "{}; the authorities in use stay in use",
-                    why.replacen("--ca", "--webhook-ca", 1)
-                ),
+                Err(why) => warn!("{why}; the authorities in use stay in use"),
             },
         }
     }
@@ -262,8 +259,7 @@ impl Notifier {
         if let Some(known) = &*known {
             return Ok(known.clone());
         }
-        let roots = webhook::authorities(self.ca.as_deref());
-        let roots = Arc::new(roots.map_err(|why| why.replace("--ca", "--webhook-ca"))?);
+        let roots = Arc::new(webhook::authorities(CA_FLAG, self.ca.as_deref())?);
         *known = Some(roots.clone());
         Ok(roots)
     }

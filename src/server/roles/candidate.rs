@@ -5,6 +5,7 @@
 use super::front::Front;
 use super::start_anew::start_anew;
 use crate::core::{Batch, Time};
+use crate::server::api::server::Shared;
 use crate::server::http::start_thread;
 use crate::server::setup::{Running, Setup};
 use crate::server::state::db::election::{Action, Elector, Role};
@@ -15,11 +16,10 @@ use crate::server::state::db::{
 use crate::server::state::{OwnTerm, Store};
 use crate::wire::term::RegistryTerm;
 use log::{info, warn};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -47,7 +47,7 @@ pub struct Candidate {
     front: Arc<Front>,
     closing: Arc<AtomicBool>,
     events: Sender<Event>,
-    thread: Mutex<Option<JoinHandle<Result<(), String>>>>,
+    thread: JoinHandle<Result<(), String>>,
 }
 
 impl Candidate {
@@ -61,8 +61,8 @@ impl Candidate {
         let (sender, events) = channel();
         let closing = Arc::new(AtomicBool::new(false));
         let holder = Holder::fresh();
-        // Anything that differs between the servers.
-        let jitter = RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64;
+        // It differs between the servers.
+        let jitter = holder.0.get() as f64 / u64::MAX as f64;
         let worker = Worker {
             setup,
             front: front.clone(),
@@ -98,23 +98,20 @@ impl Candidate {
             front,
             closing,
             events: sender,
-            thread: Mutex::new(Some(thread)),
+            thread,
         })
     }
 
     /// Ends: saves the rest, and lets another server lead. The error says why it has ended by itself before.
-    pub fn close(&self) -> Result<(), String> {
+    pub fn close(self) -> Result<(), String> {
         self.closing.store(true, Ordering::SeqCst);
         // An error says that the thread has ended.
         let _ = self.events.send(Event::Close);
         if let Some(running) = self.front.leader() {
             running.server.store.begin_to_close();
         }
-        let thread = { self.thread.lock() }
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
         // A panic was caught in it.
-        thread.map_or(Ok(()), |thread| thread.join().unwrap_or(Ok(())))
+        self.thread.join().unwrap_or(Ok(()))
     }
 }
 
@@ -142,9 +139,11 @@ impl Worker {
             return Ok(());
         };
         let term = self.elector.term().unwrap_or_default().0;
-        let own_term = running.server.term.clone();
-        let own_term = own_term.ok_or("a leader has no term (a bug)")?;
-        let leadership = Leadership::elected(self.engine, self.elector, self.trust, own_term);
+        let shared = running.server.shared.clone();
+        let shared = shared.ok_or("a leader shares nothing (a bug)")?;
+        let rises = move |to| shared.term.set(to);
+        let leadership =
+            Leadership::elected(self.engine, self.elector, self.trust, Box::new(rises));
         let store = running.server.store.clone();
         let started = running.start();
         if let Err(why) = started {
@@ -265,8 +264,12 @@ impl Worker {
         let mut engine = self.connect.connect(self.holder);
         let (setup, trust, sender) = (self.setup.clone(), self.trust.clone(), self.sender.clone());
         let term = self.elector.term().zip(self.registry);
-        let term = term.map(|(term, registry)| RegistryTerm { registry, term });
-        let term = term.map(|term| Arc::new(OwnTerm::new(term)));
+        let (term, registry) = term.ok_or("it loads without a term (a bug)")?;
+        let connect = self.connect.clone();
+        let shared = Arc::new(Shared {
+            term: OwnTerm::new(RegistryTerm { registry, term }),
+            is_synchronous: Box::new(move || connect.is_synchronous()),
+        });
         start_thread("load", move || {
             let started = Instant::now();
             let load = || {
@@ -274,7 +277,7 @@ impl Worker {
                 let store = Store::restored(setup.limits(), setup.max_held, saved, trust);
                 let damaged =
                     |why| LoadError::Fatal(format!("--db: the database is damaged: {why}"));
-                let running = setup.open(store.map_err(damaged)?, term);
+                let running = setup.open(store.map_err(damaged)?, Some(shared));
                 running.map_err(LoadError::Fatal)
             };
             let loaded = load();

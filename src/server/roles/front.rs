@@ -8,7 +8,6 @@ use crate::server::http::{
     Answer, ConnectionId, Decision, Refused, Request, Responder, Served, Service,
 };
 use crate::server::setup::Running;
-use crate::wire::term::{BEGUN_HEADER, LEADER_HEADER};
 use std::sync::{Arc, OnceLock};
 
 /// The service of a server, whatever it is at the moment.
@@ -98,8 +97,7 @@ impl Service for Front {
         // A request that was passed on, perhaps before this server has taken the lead: the leader is gone, and another one
         // leads soon.
         if refused.status == 502 {
-            return answers::error(503, &refused.msg)
-                .with_headers(&format!("{LEADER_HEADER}: \r\n{BEGUN_HEADER}: yes\r\n"));
+            return answers::ask_another_with_care(&refused.msg);
         }
         match self.leader() {
             Some(running) => running.server.refuse(refused, of),

@@ -11,7 +11,7 @@ use crate::server::api::{Admission, metrics};
 use crate::server::http::{Answer, Decision, Forward, ForwardTarget, Request, start_thread};
 use crate::server::state::db::{Secret, Seen};
 use crate::tls::{ClientTls, Roots};
-use crate::wire::term::{FORWARDED_HEADER, LEADER_HEADER};
+use crate::wire::term::FORWARDED_HEADER;
 use log::warn;
 use std::net::ToSocketAddrs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -127,8 +127,7 @@ impl Standby {
             Some(leader) => format!("this server stands by; {leader} leads"),
             None => "this server stands by, and nobody leads at the moment; try again soon".into(),
         };
-        let leader = leader.unwrap_or_default();
-        answers::error(503, &msg).with_headers(&format!("{LEADER_HEADER}: {leader}\r\n"))
+        answers::ask_another(&msg, leader.as_deref())
     }
 
     /// On the leader: a request that a standby has passed on comes from whoever made it.

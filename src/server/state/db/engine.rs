@@ -162,4 +162,9 @@ pub trait StorageEngine: Send {
 pub trait Connect: Send + Sync {
     /// A connection for this holder. It connects with its first call, and again after an error.
     fn connect(&self, holder: Holder) -> Box<dyn StorageEngine>;
+
+    /// Whether what was acknowledged survives a failover of the engine; `None` while that is not known.
+    fn is_synchronous(&self) -> Option<bool> {
+        None
+    }
 }

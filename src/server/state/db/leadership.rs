@@ -4,10 +4,12 @@ use super::election::{Action, Elector};
 use super::trust::{Trust, boot_time};
 use super::{CommitNumber, Committed, StorageEngine, Term};
 use crate::core::{Batch, Saved, Time};
-use crate::server::state::OwnTerm;
 use log::warn;
 use std::sync::Arc;
 use std::thread;
+
+/// Is told the new term.
+pub type OnRise = Box<dyn Fn(Term) + Send>;
 
 /// The engine, while this server leads.
 pub struct Leadership {
@@ -27,8 +29,8 @@ enum Numbers {
         /// The number of the last one that was done.
         done: u64,
     },
-    /// One of several servers.
-    Elected(Elector, Arc<Trust>, Arc<OwnTerm>),
+    /// One of several servers. The function is told the term when that has become a higher one.
+    Elected(Elector, Arc<Trust>, OnRise),
 }
 
 impl Leadership {
@@ -57,10 +59,10 @@ impl Leadership {
         engine: Box<dyn StorageEngine>,
         elector: Elector,
         trust: Arc<Trust>,
-        own_term: Arc<OwnTerm>,
+        on_rise: OnRise,
     ) -> Leadership {
         trust.set(elector.trusted_until());
-        let numbers = Numbers::Elected(elector, trust, own_term);
+        let numbers = Numbers::Elected(elector, trust, on_rise);
         Leadership {
             engine,
             numbers,
@@ -121,7 +123,7 @@ impl Leadership {
     /// Makes sure that the term is higher than this one, which somebody has seen. If another server leads, this one is
     /// fenced.
     pub fn rise_above(&mut self, seen: Term) -> Committed {
-        let Numbers::Elected(elector, trust, own_term) = &mut self.numbers else {
+        let Numbers::Elected(elector, trust, on_rise) = &mut self.numbers else {
             return Committed::Done;
         };
         let Some(term) = elector.term().filter(|term| *term <= seen) else {
@@ -147,7 +149,7 @@ impl Leadership {
                 seen.next().0
             );
             elector.raised(seen.next());
-            own_term.set(seen.next());
+            on_rise(seen.next());
             trust.settle();
         }
         raised

@@ -136,13 +136,6 @@ impl Postgres {
             );
         }
     }
-
-    /// Whether acknowledged commits survive a failover of the database, as the last connection has found it.
-    pub fn is_synchronous(&self) -> Option<bool> {
-        let standbys = self.target.standbys.lock();
-        let standbys = standbys.unwrap_or_else(PoisonError::into_inner);
-        standbys.as_ref().map(|names| !names.is_empty())
-    }
 }
 
 impl Connect for Postgres {
@@ -153,6 +146,13 @@ impl Connect for Postgres {
             holder,
             connection: None,
         })
+    }
+
+    /// As the last connection has found it.
+    fn is_synchronous(&self) -> Option<bool> {
+        let standbys = self.target.standbys.lock();
+        let standbys = standbys.unwrap_or_else(PoisonError::into_inner);
+        standbys.as_ref().map(|names| !names.is_empty())
     }
 }
 
