@@ -2,9 +2,12 @@
 
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
+pub mod way;
+
 use crate::common::http::{Connection, Reply, request};
 use crate::common::{Agent, Folder, SIDEBIKE, Server, free_address, wait_until, wait_within};
-use serde_json::json;
+use crate::postgresql::PostgreSql;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -12,6 +15,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use way::Way;
 
 /// The longest time until somebody leads again after the leader was killed: 10 s of silence, and the load.
 pub const TAKEOVER: Duration = Duration::from_secs(30);
@@ -48,9 +52,22 @@ impl Servers {
         servers
     }
 
+    /// So many, each with a way to the same new database that the test can disturb.
+    pub fn by_ways(count: usize, postgres: &PostgreSql) -> (Servers, Vec<Way>) {
+        let database = postgres.database();
+        let ways: Vec<Way> = (0..count).map(|_| Way::to(postgres.port())).collect();
+        let urls = ways.iter().map(|way| way.url(postgres, &database));
+        (Servers::with_urls(urls.collect()), ways)
+    }
+
     /// Starts a server again that was killed.
     pub fn restart(&mut self, n: usize) {
         self.servers[n] = server(self.addresses[n], &self.urls[n]);
+    }
+
+    /// The way of a server to the database.
+    pub fn url(&self, n: usize) -> &str {
+        &self.urls[n]
     }
 
     /// Which one leads, as soon as one does.
@@ -183,9 +200,7 @@ impl Load {
                 return;
             }
             let id = format!("task-{who}-{n}");
-            let file = self.folder.file("started");
-            let task = json!({"id": id, "machinePattern": label, "mode": "any", "ttl": "10m",
-                "detail": {"command": format!("echo {id} >> {file}")}});
+            let task = self.task(&id, label);
             loop {
                 let address = addresses[at % addresses.len()];
                 let reply = try_ask(address, "POST", "/api/v1/task", task.to_string().as_bytes());
@@ -206,8 +221,20 @@ impl Load {
                     return;
                 }
             }
-            self.acknowledged.lock().unwrap().push(id);
+            self.acknowledged(&id);
         }
+    }
+
+    /// A task that notes in the file that it has started.
+    pub fn task(&self, id: &str, label: &str) -> Value {
+        let file = self.folder.file("started");
+        json!({"id": id, "machinePattern": label, "mode": "any", "ttl": "10m",
+            "detail": {"command": format!("echo {id} >> {file}")}})
+    }
+
+    /// A task has been accepted: it is checked with the others.
+    pub fn acknowledged(&self, id: &str) {
+        self.acknowledged.lock().unwrap().push(id.to_owned());
     }
 
     /// Everything that was acknowledged is there and ends well, and nothing has started twice.
@@ -239,15 +266,18 @@ impl Load {
     }
 }
 
+/// Where the agents of [`under_load`] are.
+pub const LOADED: &str = "loaded";
+
 /// Does something while two people submit tasks for two agents; then everything has to be there.
 pub fn under_load(servers: &mut Servers, faults: impl FnOnce(&mut Servers, &Load)) {
-    let agents = servers.agents(2, "loaded");
+    let agents = servers.agents(2, LOADED);
     let load = Load::new();
     let addresses = servers.addresses.clone();
     thread::scope(|scope| {
         for who in 0..2 {
             let (load, addresses) = (&load, &addresses);
-            scope.spawn(move || load.submit_forever(who, addresses, "loaded"));
+            scope.spawn(move || load.submit_forever(who, addresses, LOADED));
         }
         let _ends = EndsLoad(&load);
         load.wait_for_more(20);

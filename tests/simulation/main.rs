@@ -4,6 +4,7 @@
 //! - `SEED=7 cargo test --test simulation` runs one seed and prints what happened in it.
 //! - `RULE=LockIsHeld cargo test --test simulation it_finds_a_broken_rule` breaks one rule only.
 //! - `SIM_SEEDS=10000` sets the number of seeds; `SIM_SECONDS=600` runs seeds for that time instead.
+//! - `SIM_FIRST_SEED=5000` begins with that seed in place of 0, to run seeds that were never run.
 //!
 //! To add a scenario: a random action in `users.rs`, or a fault in `world.rs`. To add a law: a function in `laws.rs`
 //! (`targets.rs` for who is meant and how many, `pace.rs` for when, `notify.rs` for who is told), and a way to break it below.
@@ -135,11 +136,19 @@ fn number(name: &str) -> Option<u64> {
     )
 }
 
+/// The seed to begin with.
+fn first_seed() -> u64 {
+    number("SIM_FIRST_SEED").unwrap_or(0)
+}
+
 /// The seeds of a simulation that has so many of them in a plain `cargo test`.
 fn seeds(usual: u64) -> Range<u64> {
     match number("SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SIM_SEEDS").unwrap_or(usual),
+        None => {
+            let first = first_seed();
+            first..first + number("SIM_SEEDS").unwrap_or(usual)
+        }
     }
 }
 
@@ -239,8 +248,8 @@ fn world_of_experiments(seed: u64) -> World {
 }
 
 fn run_worlds(enough: impl Fn(u64) -> bool + Sync, world: impl Fn(u64) -> World + Sync) -> Sum {
-    let next = AtomicU64::new(number("SIM_FIRST_SEED").unwrap_or(0));
-    let first = next.load(Ordering::Relaxed);
+    let first = first_seed();
+    let next = AtomicU64::new(first);
     let sum = Mutex::new(Sum::default());
     std::thread::scope(|scope| {
         for _ in 0..THREADS {

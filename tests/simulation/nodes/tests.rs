@@ -1,7 +1,7 @@
 //! The seeds.
 
 use super::{Broken, Lawful, Scene};
-use crate::{THREADS, caught, number, seeds};
+use crate::{THREADS, caught, first_seed, number, seeds};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -97,7 +97,7 @@ fn the_laws_hold_over_all_nodes() {
     let seeds = seeds(SEEDS * PART);
     let seeds = match number("SEED") {
         Some(_) => seeds,
-        None => seeds.start..seeds.end / PART,
+        None => seeds.start..seeds.start + (seeds.end - seeds.start) / PART,
     };
     let count = seeds.end - seeds.start;
     let (failed, tally) = run_all(seeds, None);
@@ -120,7 +120,7 @@ fn it_finds_a_broken_rule_of_nodes() {
         only.as_ref().is_none_or(|only| *only == name)
     };
     for rule in Broken::ALL.into_iter().filter(is_wanted) {
-        let first = number("SIM_FIRST_SEED").unwrap_or(0);
+        let first = first_seed();
         let (found, _) = run_all(first..first + BROKEN_SEEDS, Some(rule));
         let Some((seed, law)) = found else {
             panic!("{rule:?} is broken, and nobody noticed");
