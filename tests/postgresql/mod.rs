@@ -245,18 +245,7 @@ impl PostgreSql {
     pub fn standby(&self) -> PostgreSql {
         let settings: Vec<&str> = self.settings.iter().map(String::as_str).collect();
         let standby = PostgreSql::in_new_folder(self.bin.clone(), &settings);
-        let mut copy = standby.command("pg_basebackup");
-        copy.args(["-R", "-X", "stream", "--checkpoint=fast", "--no-sync"]);
-        copy.args([
-            "-h",
-            "127.0.0.1",
-            "-U",
-            "postgres",
-            "-p",
-            &self.port.to_string(),
-            "-D",
-        ]);
-        succeed(copy.arg(standby.data()));
+        succeed(self.copy_to(&standby.data()).arg("-R"));
         standby.run();
         self.set("synchronous_standby_names", "*");
         self.wait_for(
@@ -265,6 +254,36 @@ impl PostgreSql {
             "sync",
         );
         standby
+    }
+
+    /// Copies all it has at this moment, in place of an earlier copy.
+    pub fn back_up(&self) {
+        let _ = fs::remove_dir_all(self.backup());
+        let mut copy = self.copy_to(&self.backup());
+        succeed(&mut copy);
+    }
+
+    /// Ends it, puts the last copy back in place of all it has, and runs it again.
+    pub fn put_back(&self) {
+        self.stop();
+        fs::remove_dir_all(self.data()).unwrap();
+        // The user of PostgreSQL keeps its files.
+        let mut copy = Command::new("cp");
+        succeed(copy.arg("-a").arg(self.backup()).arg(self.data()));
+        self.run();
+    }
+
+    fn backup(&self) -> PathBuf {
+        self.folder.join("backup")
+    }
+
+    /// What copies all of it while it runs.
+    fn copy_to(&self, folder: &Path) -> Command {
+        let mut copy = self.command("pg_basebackup");
+        copy.args(["-X", "stream", "--checkpoint=fast", "--no-sync"]);
+        copy.args(["-h", "127.0.0.1", "-U", "postgres"]);
+        copy.args(["-p", &self.port.to_string(), "-D"]).arg(folder);
+        copy
     }
 
     /// Makes a standby the primary.
