@@ -8,19 +8,23 @@
 //!   server on a free port, by `SIDEBIKE_LISTEN`). A new server ends everything before it, and so does a block
 //!   that begins with `./sidebike db`, which reads the file of a stopped server.
 //! - A block that is `pkill -KILL -f 'sidebike server'` kills the server that the page has started, and no other.
+//! - The page of several servers finds an empty PostgreSQL in `SIDEBIKE_DB`. `./sidebike server --listen ADDRESS` is one
+//!   more server, on a free port which stands for that address from then on; `pkill` kills it by the same words.
 //! - A block marked `json` is what the `sh` block before it answers last: at least these members.
 //!   `"..."` fits anything, `["..."]` any list that is not empty. A block that only reads is run
 //!   again until it fits, for ten seconds: a reader is slower than a test.
 //! - A block marked `text` is all that the `sh` block before it prints.
 //!
 //! Blocks of other kinds (`console`) are not run; command lines of sidebike in them have to be such as it takes.
-#![cfg(all(feature = "server", feature = "agent", feature = "cli"))]
+#![cfg(all(feature = "pg", feature = "agent", feature = "cli"))]
 
 mod common;
+mod postgresql;
 
 use clap::Parser;
-use common::{Folder, SIDEBIKE, Server};
+use common::{Folder, SIDEBIKE, Server, free_address};
 use percent_encoding::percent_decode_str;
+use postgresql::PostgreSql;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Deserializer, Value};
 use sidebike::command_line::CommandLine;
@@ -31,8 +35,10 @@ use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// What a page says to kill its server.
-const KILLS_THE_SERVER: &str = "pkill -KILL -f 'sidebike server'";
+/// What a page says to kill its server, or one of them.
+const KILLS_A_SERVER: &str = "pkill -KILL -f 'sidebike server";
+/// What begins the line of one of several servers.
+const ONE_OF_SEVERAL: &str = "./sidebike server --listen ";
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -111,6 +117,10 @@ struct Reader {
     folder: Folder,
     address: String,
     running: Vec<Running>,
+    /// What else is in the environment.
+    variables: Vec<(&'static str, String)>,
+    /// Several servers: the address that the page shows, and the real one.
+    several: Vec<(String, String)>,
 }
 
 impl Drop for Reader {
@@ -127,7 +137,16 @@ impl Reader {
             folder,
             address: String::new(),
             running: Vec::new(),
+            variables: Vec::new(),
+            several: Vec::new(),
         }
+    }
+
+    /// One who has an empty database for several servers.
+    fn with_database(url: String) -> Self {
+        let mut reader = Reader::new();
+        reader.variables.push(("SIDEBIKE_DB", url));
+        reader
     }
 
     /// One who has read the README's walk-through before.
@@ -145,9 +164,12 @@ impl Reader {
         while self.running.pop().is_some() {}
     }
 
-    /// Kills the server. It is reaped with the others, so that its number stays its own.
-    fn kill_server(&mut self) {
-        let server = self.running.first_mut().expect("a server");
+    /// Kills the server, or the one of several that listens there. It is reaped with the others, so that its number stays
+    /// its own.
+    fn kill_server(&mut self, words: &str) {
+        let is_named = |(shown, _): &(String, String)| words.contains(shown.as_str());
+        let n = self.several.iter().position(is_named).unwrap_or_default();
+        let server = self.running.get_mut(n).expect("a server");
         server.signal(Signal::KILL);
     }
 
@@ -158,18 +180,24 @@ impl Reader {
         command
             .current_dir(self.folder.path())
             .env_clear()
-            .env("PATH", path);
+            .env("PATH", path)
+            .envs(self.variables.iter().cloned());
         command
     }
 
     fn addressed(&self, text: &str) -> String {
-        text.replace(":9410", "")
-            .replace("10.23.45.67", &self.address)
+        let text = text
+            .replace(":9410", "")
+            .replace("10.23.45.67", &self.address);
+        { self.several.iter() }.fold(text, |text, (shown, real)| text.replace(shown, real))
     }
 
     /// Leaves `VARIABLE=value … ./sidebike …` running.
     fn start(&mut self, line: &str) {
-        if line.contains("sidebike server") {
+        if let Some(shown) = line.strip_prefix(ONE_OF_SEVERAL) {
+            let real = (shown.to_owned(), free_address().to_string());
+            self.several.push(real);
+        } else if line.contains("sidebike server") {
             self.end_all();
         }
         let line = self.addressed(line);
@@ -187,14 +215,14 @@ impl Reader {
             child: command.spawn().unwrap(),
             is_ending: false,
         });
-        if self.running.len() == 1 {
+        if self.running.len() <= self.several.len().max(1) {
             self.address = wait_for("the server's address", || {
                 let log = fs::read_to_string(&log).unwrap();
                 let (_, rest) = log.split_once(" listens on ")?;
                 Some(rest.lines().next()?.to_owned())
             });
         } else {
-            let agents = self.running.len() - 1;
+            let agents = self.running.len() - self.several.len().max(1);
             // With a token where the page has made one for people.
             let list = self.addressed(
                 "curl -sS -H \"Authorization: Bearer $(cat people 2>/dev/null)\" http://10.23.45.67/api/v1/machine?state=online",
@@ -271,8 +299,8 @@ fn run_examples(name: &str, mut reader: Reader) -> usize {
         if first.starts_with("./sidebike db") {
             reader.end_all();
         }
-        if block.text.trim() == KILLS_THE_SERVER {
-            reader.kill_server();
+        if let Some(words) = block.text.strip_prefix(KILLS_A_SERVER) {
+            reader.kill_server(words);
             continue;
         }
         let only_reads = ![" -X", " -d", " --data", "sidebike run"]
@@ -317,11 +345,20 @@ fn every_example_of_the_api_does_what_it_says() {
 fn every_example_of_the_other_pages_does_what_it_says() {
     let mut checked = 0;
     for page in PAGES {
-        if !["readme", "api"].contains(&page.name) {
+        if !["readme", "api", "servers"].contains(&page.name) {
             checked += run_examples(page.name, Reader::with_machine());
         }
     }
     assert!(checked >= 10, "only {checked} examples were found");
+}
+
+#[test]
+fn every_example_of_several_servers_does_what_it_says() {
+    let Some(postgres) = PostgreSql::shared() else {
+        return;
+    };
+    let checked = run_examples("servers", Reader::with_database(postgres.database()));
+    assert!(checked >= 4, "only {checked} examples were found");
 }
 
 #[test]
