@@ -5,12 +5,17 @@ mod common;
 mod postgresql;
 mod several;
 
+use common::double::{Double, Reaction};
 use common::http::{Connection, request};
-use common::{id, wait_for, wait_within};
+use common::said::Said;
+use common::{Agent, Process, SIDEBIKE, id, wait_for, wait_until, wait_within};
 use postgresql::PostgreSql;
 use rustix::process::Signal;
 use serde_json::json;
 use several::{Servers, status, try_ask, under_load};
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -237,4 +242,79 @@ fn an_agent_that_has_seen_a_higher_term_makes_the_leader_rise_above_it() {
         assert_eq!(poll(term).status, 200, "{term}");
     }
     assert_eq!(servers.term(), 8);
+}
+
+#[test]
+fn no_token_goes_to_a_stranger_whom_somebody_on_the_way_calls_the_leader() {
+    const TOKENS: [(&str, &str); 2] = [
+        ("SIDEBIKE_TOKEN", "a-token-for-people-0123456789abcdef"),
+        (
+            "SIDEBIKE_AGENT_TOKEN",
+            "a-token-for-agents-0123456789abcdef",
+        ),
+    ];
+    let Some(postgres) = PostgreSql::shared() else {
+        return;
+    };
+    let servers = Servers::with_environment(vec![postgres.database(); 2], &TOKENS);
+    let stranger = Double::standby("");
+    // Somebody stands in the way of each server, and gives every fourth call one of these hints in place of the answer.
+    let hints = |listed: SocketAddr| {
+        let stranger = stranger.address;
+        [
+            format!("http://{stranger}"),
+            stranger.to_string(),
+            format!("http://{listed}@{stranger}/"),
+            format!("http://{listed}, http://{stranger}"),
+            format!("http://{stranger}/http://{listed}"),
+            format!("http://{stranger}#http://{listed}"),
+        ]
+    };
+    let on_the_way = |server: SocketAddr| {
+        let hints = hints(server);
+        let count = AtomicUsize::new(0);
+        Double::start(move |asked| {
+            let n = count.fetch_add(1, Ordering::Relaxed);
+            match n % 4 {
+                0 => Reaction::standby(&hints[n / 4 % hints.len()]),
+                _ => asked.pass_on(server),
+            }
+        })
+    };
+    let doubles: Vec<Double> = servers.addresses.iter().map(|it| on_the_way(*it)).collect();
+    let list: Vec<String> = { doubles.iter() }
+        .map(|double| double.address.to_string())
+        .collect();
+    let command = |words: &[&str], (name, token): (&str, &str)| {
+        let mut command = Command::new(SIDEBIKE);
+        command
+            .args(words)
+            .env("SIDEBIKE_REGISTRY_ADDRESS", list.join(","))
+            .env("SIDEBIKE_MACHINE_LABEL", "m")
+            .env(name, token);
+        command
+    };
+    let agent = Agent(Process::start(command(&["agent"], TOKENS[1])));
+    let said = |words: &[&str]| Said::of(command(words, TOKENS[0]).output().unwrap());
+    wait_for("the agent is online", || {
+        said(&["machines"]).out.contains(" online")
+    });
+    // All servers may be called standbys in the same round.
+    let done = |words: &[&str], mark: &str| {
+        wait_until(mark, || {
+            let said = said(words);
+            (said.code == 0 && said.out.contains(mark)).then_some(said.out)
+        })
+    };
+    for _ in 0..12 {
+        let task = done(&["run", "--detach", "--", "true"], "\n");
+        done(&["show", task.trim()], "succeeded");
+    }
+    assert_eq!(stranger.asked().len(), 0);
+    let all = doubles.iter().flat_map(Double::asked);
+    let tokens: Vec<String> = all.filter_map(|it| it.header("Authorization")).collect();
+    for (_, token) in TOKENS {
+        assert!(tokens.contains(&format!("Bearer {token}")), "it was used");
+    }
+    drop(agent);
 }

@@ -36,12 +36,21 @@ impl Asked {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
 
-    /// Has a server answer it; gives that answer.
+    /// Has a server answer it; gives that answer, with the headers that are sidebike's own.
     pub fn pass_on(&self, server: SocketAddr) -> Reaction {
-        let mut connection = Connection::open(server);
+        let Some(mut connection) = Connection::try_open(server) else {
+            return Reaction::Cut;
+        };
         connection.send(&self.bytes);
-        let reply = connection.read();
-        Reaction::Answer(reply.status, String::new(), reply.text().to_owned())
+        let Some(reply) = connection.try_read(true) else {
+            return Reaction::Cut;
+        };
+        let own = reply.headers.iter().filter(|(name, _)| {
+            let name = name.to_ascii_lowercase();
+            name.starts_with("sidebike-")
+        });
+        let own = own.map(|(name, value)| format!("{name}: {value}\r\n"));
+        Reaction::Answer(reply.status, own.collect(), reply.text().to_owned())
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Servers {
     pub addresses: Vec<SocketAddr>,
     pub servers: Vec<Server>,
     urls: Vec<String>,
+    /// What they have in their environment beside that.
+    environment: Vec<(&'static str, &'static str)>,
 }
 
 impl Servers {
@@ -39,17 +41,33 @@ impl Servers {
 
     /// The same, each with its own way to the database.
     pub fn with_urls(urls: Vec<String>) -> Servers {
-        let addresses: Vec<SocketAddr> = urls.iter().map(|_| free_address()).collect();
-        let started = { addresses.iter() }
-            .zip(&urls)
-            .map(|(address, url)| server(*address, url));
-        let servers = Servers {
-            servers: started.collect(),
-            addresses,
+        Servers::with_environment(urls, &[])
+    }
+
+    /// The same, with more in their environment.
+    pub fn with_environment(
+        urls: Vec<String>,
+        environment: &[(&'static str, &'static str)],
+    ) -> Servers {
+        let mut servers = Servers {
+            servers: Vec::new(),
+            addresses: urls.iter().map(|_| free_address()).collect(),
             urls,
+            environment: environment.to_vec(),
         };
+        let started = (0..servers.urls.len()).map(|n| servers.start_one(n));
+        servers.servers = started.collect();
         servers.leader();
         servers
+    }
+
+    fn start_one(&self, n: usize) -> Server {
+        let mut command = Command::new(SIDEBIKE);
+        command
+            .args(["server", "--listen", &self.addresses[n].to_string()])
+            .env("SIDEBIKE_DB", &self.urls[n])
+            .envs(self.environment.iter().copied());
+        Server::from_command(command)
     }
 
     /// So many, each with a way to the same new database that the test can disturb.
@@ -62,7 +80,7 @@ impl Servers {
 
     /// Starts a server again that was killed.
     pub fn restart(&mut self, n: usize) {
-        self.servers[n] = server(self.addresses[n], &self.urls[n]);
+        self.servers[n] = self.start_one(n);
     }
 
     /// The way of a server to the database.
@@ -130,14 +148,6 @@ impl Servers {
             reply
         })
     }
-}
-
-fn server(address: SocketAddr, url: &str) -> Server {
-    let mut command = Command::new(SIDEBIKE);
-    command
-        .args(["server", "--listen", &address.to_string()])
-        .env("SIDEBIKE_DB", url);
-    Server::from_command(command)
 }
 
 /// An answer, if the server gives one.
