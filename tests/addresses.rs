@@ -211,18 +211,36 @@ fn a_submit_that_may_have_arrived_is_accepted_once() {
     let id = said.out.trim();
     assert_eq!(server.finished(id)["counts"]["succeeded"], 1);
 
+    // A list is accepted once, as a whole.
+    let folder = Folder::new();
+    let list_file = folder.file("list.json");
+    let task = json!({"machinePattern": "^nobody$", "detail": {"command": "true"}});
+    let mut named = task.clone();
+    named["id"] = "named".into();
+    std::fs::write(&list_file, json!([named, task, task]).to_string()).unwrap();
+    let submit = ["submit", &list_file];
+    let said = sidebike(&addresses, &submit);
+    assert_eq!((said.code, said.out.lines().count()), (0, 3), "{said:?}");
+    assert!(said.out.starts_with("named\n"), "{said:?}");
+    assert_eq!(count_of_tasks(&server), 4);
+    // A name that somebody else has taken is no sign of it.
+    let said = sidebike(&addresses, &submit);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.err.contains("is taken"), "{said:?}");
+    assert_eq!(count_of_tasks(&server), 4);
+
     // What has no id is not repeated: whether it was executed is not known.
     let said = sidebike(&addresses, &["rerun", "--all", id]);
     assert_eq!(said.code, 255, "{said:?}");
     assert!(said.err.contains("cannot run the task again"), "{said:?}");
-    assert_eq!(count_of_tasks(&server), 2);
+    assert_eq!(count_of_tasks(&server), 5);
 
     // Nor is it where a server says that it had begun; where it had not, it is.
     let (begun, refused) = (
         "Sidebike-Leader: \r\nSidebike-Begun: 1\r\n",
         "Sidebike-Leader: \r\n",
     );
-    for (headers, code, tasks) in [(begun, 255, 2), (refused, 0, 3)] {
+    for (headers, code, tasks) in [(begun, 255, 5), (refused, 0, 6)] {
         let address = server.address;
         let resigning = Double::start(move |asked| match asked.line.starts_with("POST") {
             true => Reaction::Answer(503, headers.into(), String::new()),

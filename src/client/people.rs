@@ -154,12 +154,42 @@ impl Client {
         )
     }
 
-    /// Submits all tasks of a list, or none; or only finds out what would become of them.
+    /// Submits all tasks of a list, or none; or only finds out what would become of them. Where there are several servers
+    /// each task gets an id of its own, as in [`submit`](Client::submit).
     pub fn submit_all(&self, list: &Value, is_dry: bool) -> Result<Vec<Task>, CallError> {
-        match is_dry {
-            true => self.ask_about("submit the tasks", "tasks?dryRun=1", list),
-            false => self.change("submit the tasks", "tasks", list),
+        let call = "submit the tasks";
+        if is_dry {
+            return self.ask_about(call, "tasks?dryRun=1", list);
         }
+        if self.addresses.count() == 1 {
+            return self.change(call, "tasks", list);
+        }
+        let mut list = list.clone();
+        let made = add_ids(&mut list);
+        let body = serde_json::to_vec(&list);
+        let answered = self.in_turn(call, &api("tasks"), Repeat::Safe, |ask| {
+            let body = body.as_deref().map_err(unwritable)?;
+            let (status, answer) = self.exchange(ask, body, CALL_TIMEOUT, MAX_ANSWER)?;
+            match self.understand(status, answer) {
+                Err(kind) if (status, ask.may_be_done) == (409, true) => {
+                    Ok(Err(CallError::new(call, ask.url.clone(), kind)))
+                }
+                understood => understood.map(Ok),
+            }
+        })?;
+        answered.or_else(|taken| {
+            let Some(made) = made else {
+                return Err(taken);
+            };
+            // Nobody else has this id: if it is there, an earlier server has accepted the whole list.
+            match self.task(&made, TimeSpan::default()) {
+                Err(why) if why.status() == Some(404) => return Err(taken),
+                found => found?,
+            };
+            let ids = list.as_array().into_iter().flatten();
+            let ids = ids.filter_map(|task| task.get("id")?.as_str());
+            ids.map(|id| self.task(id, TimeSpan::default())).collect()
+        })
     }
 
     /// The path of a call about a group.
@@ -576,6 +606,20 @@ impl EventReader {
 fn task_with_id(task: &Map<String, Value>, answer: &[u8]) -> Option<Task> {
     let found = serde_json::from_slice::<Envelope<Task>>(answer).ok()?.data;
     (task.get("id")? == &*found.id).then_some(found)
+}
+
+/// Gives an id to each task of a list that has none; the first one that was made.
+fn add_ids(list: &mut Value) -> Option<String> {
+    let mut first = None;
+    let tasks = list.as_array_mut().into_iter().flatten();
+    for task in tasks.filter_map(Value::as_object_mut) {
+        if task.get("id").is_none_or(Value::is_null) {
+            let id = fresh_id();
+            task.insert("id".into(), id.clone().into());
+            first.get_or_insert(id);
+        }
+    }
+    first
 }
 
 /// A new id for a task, of the form that servers give: sortable by time, then random.
