@@ -77,7 +77,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
         return closed;
     }
     let (store, words) = open_store(&setup)?;
-    let running = setup.open(store, None)?;
+    let running = setup.open(store, None, None)?;
     // All is well: said first, and what there is to say about it after it.
     setup.explain();
     info!("{words}");

@@ -6,6 +6,7 @@ use super::api::audit::Audit;
 use super::api::browser::OwnNames;
 use super::api::counters::{Requests, Transfers};
 use super::api::server::{Server, Shared};
+use super::blobs::vault::FoundVault;
 use super::blobs::{BlobLimits, Blobs, Need};
 use super::http::{self, Edge, EdgeLimits, Engine};
 use super::images::Images;
@@ -117,14 +118,16 @@ impl Setup {
         self.access.explain();
     }
 
-    /// What is needed to answer for a registry, which may be `shared` with other servers. Nothing is answered yet.
+    /// What is needed to answer for a registry, which may be `shared` with other servers, and its files in a `vault`.
+    /// Nothing is answered yet.
     pub fn open(
         self: &Arc<Self>,
         store: Arc<Store>,
         shared: Option<Arc<Shared>>,
+        vault: Option<FoundVault>,
     ) -> Result<Running, String> {
         let config = &self.config;
-        let blobs = open_blobs(config.blobs.as_deref(), config.blob_limits, &store)?;
+        let blobs = open_blobs(config.blobs.as_deref(), config.blob_limits, &store, vault)?;
         let notifier = Notifier::new(
             store.clone(),
             config.notify.clone(),
@@ -184,6 +187,11 @@ impl Running {
         let health = self.server.store.health.clone();
         let server = self.server.clone();
         supervise(&health, "clock", move || keep_time(&server))?;
+        if self.server.blobs.moved().is_some() {
+            let (changed, fetched) = (self.server.blobs.clone(), self.server.blobs.clone());
+            supervise(&health, "files", move || changed.change_forever())?;
+            supervise(&health, "fetch", move || fetched.fetch_forever())?;
+        }
         self.notifier.start(&health)
     }
 
@@ -203,6 +211,7 @@ fn open_blobs(
     folder: Option<&Path>,
     limits: BlobLimits,
     store: &Arc<Store>,
+    vault: Option<FoundVault>,
 ) -> Result<Arc<Blobs>, String> {
     let store = store.clone();
     let needs = move |ids: &[BlobId]| {
@@ -213,7 +222,7 @@ fn open_blobs(
         };
         store.ask(|core| ids.iter().map(|id| need(core, id)).collect())
     };
-    Blobs::open(folder, limits, Box::new(needs))
+    Blobs::open(folder, limits, Box::new(needs), vault)
 }
 
 /// Reads the certificate and its key again; those in use stay when that fails.
@@ -228,9 +237,13 @@ fn renew_certificate(edge: &Edge, files: &CertificateFiles) {
 }
 
 fn keep_time(server: &Arc<Server>) {
+    let mut heals = server.store.heals();
     loop {
         thread::sleep(state::TICK);
         server.store.tick();
+        if std::mem::replace(&mut heals, server.store.heals()) != heals {
+            server.blobs.mend();
+        }
         server.note_firings();
     }
 }

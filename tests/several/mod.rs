@@ -31,6 +31,8 @@ pub struct Servers {
     urls: Vec<String>,
     /// What they have in their environment beside that.
     environment: Vec<(&'static str, &'static str)>,
+    /// More flags of each.
+    flags: Vec<Vec<String>>,
 }
 
 impl Servers {
@@ -49,11 +51,26 @@ impl Servers {
         urls: Vec<String>,
         environment: &[(&'static str, &'static str)],
     ) -> Servers {
+        let flags = vec![Vec::new(); urls.len()];
+        Servers::with_settings(urls, environment, flags)
+    }
+
+    /// The same, each with more flags.
+    pub fn with_flags(urls: Vec<String>, flags: Vec<Vec<String>>) -> Servers {
+        Servers::with_settings(urls, &[], flags)
+    }
+
+    fn with_settings(
+        urls: Vec<String>,
+        environment: &[(&'static str, &'static str)],
+        flags: Vec<Vec<String>>,
+    ) -> Servers {
         let mut servers = Servers {
             servers: Vec::new(),
             addresses: urls.iter().map(|_| free_address()).collect(),
             urls,
             environment: environment.to_vec(),
+            flags,
         };
         let started = (0..servers.urls.len()).map(|n| servers.start_one(n));
         servers.servers = started.collect();
@@ -65,6 +82,7 @@ impl Servers {
         let mut command = Command::new(SIDEBIKE);
         command
             .args(["server", "--listen", &self.addresses[n].to_string()])
+            .args(&self.flags[n])
             .env("SIDEBIKE_DB", &self.urls[n])
             .envs(self.environment.iter().copied());
         Server::from_command(command)

@@ -10,7 +10,7 @@ use super::transfer::{self, Content};
 use crate::core::HandBack;
 use crate::server::answers::{self, bad};
 use crate::server::blobs::range;
-use crate::server::blobs::{Begun, Done, Listed, MAX_PIECE_BYTES, Needed, Refusal, Upload};
+use crate::server::blobs::{Begun, Done, Listed, MAX_PIECE_BYTES, NotRemoved, Refusal, Upload};
 use crate::server::http::{Answer, Request};
 use crate::server::images::Image;
 use crate::wire::blobs::{Blob, Uploaded};
@@ -28,15 +28,16 @@ const RETRY_SECONDS: u32 = 1;
 pub type Intake = fn(&Arc<Server>, &Request, &Caller) -> Result<Arc<Upload>, Answer>;
 
 fn refused(refusal: Refusal) -> Answer {
-    match refusal {
-        Refusal::Other(refused) => answers::error(refused.status, &refused.msg),
-        Refusal::Busy => Answer {
-            headers: format!("Retry-After: {RETRY_SECONDS}\r\n").into(),
-            ..answers::error(
-                503,
-                "as many files are being transferred as can be at once; come back in a second",
-            )
-        },
+    let msg = match &refusal {
+        Refusal::Other(refused) => return answers::error(refused.status, &refused.msg),
+        Refusal::Busy => {
+            "as many files are being transferred as can be at once; come back in a second"
+        }
+        Refusal::Later(msg) => msg,
+    };
+    Answer {
+        headers: format!("Retry-After: {RETRY_SECONDS}\r\n").into(),
+        ..answers::error(503, msg)
     }
 }
 
@@ -121,8 +122,7 @@ pub fn finish(call: Call<'_>) -> Handled {
     let Some(upload) = call.upload else {
         return Err(bad("the body: is missing"));
     };
-    let done = upload.finish();
-    let done = done.map_err(|refused| answers::error(refused.status, &refused.msg))?;
+    let done = upload.finish().map_err(refused)?;
     *call.change = Change::of_blob(&done.id.to_string(), done.bytes);
     Ok(Some(answers::ok(uploaded(&done))))
 }
@@ -135,14 +135,13 @@ pub fn read(call: Call<'_>) -> Handled {
 
 fn send(call: Call<'_>, id: BlobId, image: Option<Image>) -> Handled {
     let blobs = &call.server.blobs;
-    let reading = blobs
-        .read(id)
-        .map_err(|why| answers::error(why.status, &why.msg))?;
+    let is_head = call.request.method == "HEAD";
+    let reading = blobs.read(id, !is_head).map_err(refused)?;
     let Some(reading) = reading else {
         if let Some(image) = image {
             return hand_out::send(call, image);
         }
-        let half = blobs.half(id);
+        let half = blobs.half(id).map_err(refused)?;
         let headers = half.map(|have| format!("Upload-Offset: {have}\r\n"));
         let msg = match half {
             None => "sha256: there is no such file here".to_owned(),
@@ -154,9 +153,9 @@ fn send(call: Call<'_>, id: BlobId, image: Option<Image>) -> Handled {
         });
     };
     // A HEAD moves nothing.
-    let permit = match call.request.method.as_str() {
-        "HEAD" => None,
-        _ => Some(blobs.permit().map_err(refused)?),
+    let permit = match is_head {
+        true => None,
+        false => Some(blobs.permit().map_err(refused)?),
     };
     let name = match reading.name.is_empty() {
         true => id.to_string(),
@@ -216,7 +215,8 @@ pub fn delete(call: Call<'_>) -> Handled {
     match call.server.blobs.delete(id) {
         Ok(true) => Ok(Some(answers::ok(()))),
         Ok(false) => Err(answers::error(404, "sha256: there is no such file here")),
-        Err(Needed) => {
+        Err(NotRemoved::Refused(why)) => Err(refused(why)),
+        Err(NotRemoved::Needed) => {
             let (tasks, _) = call
                 .server
                 .store

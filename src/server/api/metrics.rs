@@ -331,6 +331,26 @@ pub fn metrics(call: Call<'_>) -> Handled {
     ] {
         page.single(name, "counter", help, count.load(Ordering::Relaxed));
     }
+    if let Some((written, fetched)) = server.blobs.moved() {
+        page.single(
+            "sidebike_files_missing",
+            "gauge",
+            "Files that the database has and that were not fetched yet.",
+            server.blobs.missing() as u64,
+        );
+        page.single(
+            "sidebike_db_file_bytes_written_total",
+            "counter",
+            "Bytes of files saved in the database.",
+            written,
+        );
+        page.single(
+            "sidebike_db_file_bytes_read_total",
+            "counter",
+            "Bytes of files fetched from the database.",
+            fetched,
+        );
+    }
     let body = page.0.into_bytes();
     Ok(Some(Answer::new(200, CONTENT_TYPE, body)))
 }

@@ -2,6 +2,7 @@
 
 use super::place::Stored;
 use super::upload::Part;
+use super::vault::UploadNumber;
 use crate::wire::files::BlobId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,8 +42,10 @@ pub struct Blob {
     pub name: Arc<str>,
     /// When it came last.
     pub since: SystemTime,
-    /// Where it lies.
-    pub stored: Stored,
+    /// Where it lies; `None` if only the database has it.
+    pub stored: Option<Stored>,
+    /// The upload that has its pieces in the database, of several servers.
+    pub upload: Option<UploadNumber>,
 }
 
 /// What there is.
@@ -165,7 +168,7 @@ impl Index {
         but: Option<BlobId>,
         now: SystemTime,
         needs: &Needs,
-    ) -> Result<Vec<Blob>, Full> {
+    ) -> Result<Vec<(BlobId, Blob)>, Full> {
         let used = self.used();
         let too_much = (used + bytes).saturating_sub(self.max_bytes);
         let too_many = (self.blobs.len() + 1).saturating_sub(self.max_blobs);
@@ -199,7 +202,7 @@ impl Index {
         }
         let gone = spare.iter().take(going);
         Ok(gone
-            .filter_map(|(_, _, id)| self.blobs.remove(id))
+            .filter_map(|(_, _, id)| Some((*id, self.blobs.remove(id)?)))
             .collect())
     }
 }
@@ -222,7 +225,8 @@ mod tests {
             bytes,
             name: "".into(),
             since: SystemTime::UNIX_EPOCH + Duration::from_secs(hours * 3_600),
-            stored: Stored::File("/nowhere".into()),
+            stored: None,
+            upload: None,
         }
     }
 

@@ -6,22 +6,34 @@
 //! | `index` | which blobs there are, and what has to go when there is no room |
 //! | `place` | where their bytes lie |
 //! | `upload` | a blob that is coming, whole or piece by piece |
+//! | `vault` | what is asked of the database in which several servers keep their blobs |
+//! | `saving` | blobs on their way into it, and out of it |
+//! | `fetching` | blobs that are there and not here |
 //!
-//! Who needs a blob is asked of the tasks ([`Needs`]), never counted here. Locks, in this order: what has come of a part,
-//! the disk, the index, the tasks. A worker of the edge takes the index's only, which is held for microseconds.
+//! Of several servers each has a copy of the blobs in its own place; what is true is what the database has. A blob is
+//! acknowledged when it is there. The index of a new leader is that of the database; bytes that are missing here are
+//! fetched.
+//!
+//! Who needs a blob is asked of the tasks ([`Needs`]), never counted here. Locks, in this order: what has come of a
+//! part, the disk, the index, the tasks. A worker of the edge takes the index's only, which is held for microseconds.
 
+mod fetching;
 mod index;
 mod place;
 pub mod range;
+mod saving;
 mod upload;
+pub mod vault;
 
 pub use self::index::{Need, Needs};
 pub use self::upload::Upload;
 
 use self::index::{Blob, Full, Index};
-use self::place::Place;
+use self::place::{Place, Stored};
 use self::range::Piece;
+use self::saving::Sharing;
 use self::upload::Part;
+use self::vault::FoundVault;
 use crate::server::http::Refused;
 use crate::wire::files::BlobId;
 use std::fs::File;
@@ -35,6 +47,10 @@ use std::time::SystemTime;
 pub const MAX_TRANSFERS: usize = 16;
 /// The largest piece of an upload, in bytes: what is lost when its connection breaks is sent again.
 pub const MAX_PIECE_BYTES: u64 = 8 << 20;
+/// What a file is read from of which only the length is asked for.
+const NOTHING: &str = "/dev/null";
+/// What is said of a file whose last piece has come.
+const IS_BEING_SAVED: &str = "the file is being saved in the database; come back in a second";
 /// Slots begin at pages of the kernel, at large ones, too, so that none belongs to two of them; in bytes.
 const PAGE_BYTES: u64 = 2 << 20;
 
@@ -56,6 +72,8 @@ pub struct Blobs {
     needs: Box<Needs>,
     limits: BlobLimits,
     transfers: AtomicUsize,
+    /// Of several servers.
+    sharing: Option<Arc<Sharing>>,
     /// What was done.
     pub counters: Counters,
 }
@@ -98,6 +116,8 @@ pub enum Begun {
 pub enum Refusal {
     /// There are as many as there may be.
     Busy,
+    /// It has to wait for this, and may come back.
+    Later(String),
     /// Another reason.
     Other(Refused),
 }
@@ -137,7 +157,7 @@ pub struct Listed {
 
 /// A blob to be read.
 pub struct Reading {
-    /// The file that has it.
+    /// The file that has it; an empty one if its bytes are not asked for, and not here.
     pub file: Arc<File>,
     /// Where it begins there.
     pub base: u64,
@@ -150,11 +170,13 @@ pub struct Reading {
 }
 
 impl Blobs {
-    /// Those of a folder, or none yet without one. The error is one line for the user.
+    /// Those of a folder, or none yet without one; of several servers those of the database, of which a folder has
+    /// copies. The error is one line for the user.
     pub fn open(
         folder: Option<&Path>,
         limits: BlobLimits,
         needs: Box<Needs>,
+        shared: Option<FoundVault>,
     ) -> Result<Arc<Self>, String> {
         let (place, found) = match folder {
             Some(folder) => {
@@ -174,11 +196,16 @@ impl Blobs {
                     bytes,
                     name: "".into(),
                     since,
-                    stored,
+                    stored: Some(stored),
+                    upload: None,
                 };
                 index.blobs.insert(id, blob);
             }
         }
+        let sharing = shared.map(|(open, contents)| {
+            let strays = index.replace(&contents.blobs);
+            Sharing::new(open, contents, strays)
+        });
         Ok(Arc::new(Blobs {
             place,
             index: Mutex::new(index),
@@ -186,6 +213,7 @@ impl Blobs {
             needs,
             limits,
             transfers: AtomicUsize::new(0),
+            sharing,
             counters: Counters::default(),
         }))
     }
@@ -272,9 +300,12 @@ impl Blobs {
             .parts
             .get(&id)
             .filter(|part| part.total == piece.total);
-        let have = part.map_or(0, |part| part.have());
-        if have != piece.offset {
-            return Ok(Begun::Elsewhere(have));
+        if part.is_some_and(|part| self.is_saving(part)) {
+            return Err(Refusal::Later(IS_BEING_SAVED.into()));
+        }
+        let goes_on_at = part.map_or(0, |part| part.goes_on_at());
+        if goes_on_at != piece.offset {
+            return Ok(Begun::Elsewhere(goes_on_at));
         }
         let (part, old) = match part {
             Some(part) => (part.clone(), Vec::new()),
@@ -302,25 +333,39 @@ impl Blobs {
         self.index().blobs.get(&id).map(|blob| blob.bytes)
     }
 
-    /// How much of a blob has come that is not whole.
-    pub fn half(&self, id: BlobId) -> Option<u64> {
-        self.index().parts.get(&id).map(|part| part.have())
+    /// Where an upload goes on of a blob that is not whole.
+    pub fn half(&self, id: BlobId) -> Result<Option<u64>, Refusal> {
+        match self.index().parts.get(&id) {
+            Some(part) if self.is_saving(part) => Err(Refusal::Later(IS_BEING_SAVED.into())),
+            part => Ok(part.map(|part| part.goes_on_at())),
+        }
     }
 
-    /// Opens a blob to be read; `None` if it is not there. Waits for the disk.
-    pub fn read(&self, id: BlobId) -> Result<Option<Reading>, Refused> {
-        self.place()?;
+    /// Opens a blob to be read; `None` if it is not there. Without `wants_bytes` no copy is needed. Waits for the disk.
+    pub fn read(&self, id: BlobId, wants_bytes: bool) -> Result<Option<Reading>, Refusal> {
+        self.place().map_err(Refusal::Other)?;
         let Some(blob) = self.index().blobs.get(&id).cloned() else {
             return Ok(None);
         };
-        let (file, base) = match blob.stored.open() {
+        let opened = match &blob.stored {
+            Some(stored) => stored.open(),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
+        let (file, base) = match opened {
             Ok(opened) => opened,
-            // It was just removed, or taken out of the folder.
+            // It is not here yet, was just removed, or was taken out of the folder.
             Err(why) if why.kind() == io::ErrorKind::NotFound => {
                 self.forget_lost(&self.disk(), id);
-                return Ok(None);
+                let Some(sharing) = self.sharing() else {
+                    return Ok(None);
+                };
+                if wants_bytes {
+                    return Err(Refusal::Later(sharing.want(id)));
+                }
+                let nothing = File::open(NOTHING).map_err(|why| Refusal::Other(on_disk(why)))?;
+                (Arc::new(nothing), 0)
             }
-            Err(why) => return Err(on_disk(why)),
+            Err(why) => return Err(Refusal::Other(on_disk(why))),
         };
         Ok(Some(Reading {
             file,
@@ -331,16 +376,26 @@ impl Blobs {
         }))
     }
 
-    /// Forgets a blob whose file somebody else has removed, so that it can be brought again. Waits for the disk.
+    /// Forgets a blob whose file somebody else has removed, so that it can be brought again; of several servers only
+    /// the copy. Waits for the disk.
     fn forget_lost(&self, _disk: &MutexGuard<'_, ()>, id: BlobId) {
-        let stored = self.index().blobs.get(&id).map(|blob| blob.stored.clone());
+        let index = self.index();
+        let stored = { index.blobs.get(&id) }.and_then(|blob| blob.stored.clone());
+        drop(index);
         let opened = stored.map(|stored| stored.open());
-        if matches!(opened, Some(Err(why)) if why.kind() == io::ErrorKind::NotFound) {
-            log::warn!(
-                "the file {id} is gone from the folder of files; it has to be brought again"
-            );
-            self.index().blobs.remove(&id);
+        if !matches!(opened, Some(Err(why)) if why.kind() == io::ErrorKind::NotFound) {
+            return;
         }
+        let mut index = self.index();
+        if self.sharing().is_some() {
+            log::warn!("the file {id} is gone from the folder of files; it is fetched again");
+            if let Some(blob) = index.blobs.get_mut(&id) {
+                blob.stored = None;
+            }
+            return;
+        }
+        log::warn!("the file {id} is gone from the folder of files; it has to be brought again");
+        index.blobs.remove(&id);
     }
 
     /// Every blob, and what is half, in the order of their hashes.
@@ -368,21 +423,57 @@ impl Blobs {
         all
     }
 
-    /// Removes a blob, or what there is of it. False if there is none; an error if a task needs it. Waits for the disk.
-    pub fn delete(&self, id: BlobId) -> Result<bool, Needed> {
-        let _disk = self.disk();
+    /// Removes a blob, or what there is of it. False if there is none. Waits for the disk, and for the database.
+    pub fn delete(&self, id: BlobId) -> Result<bool, NotRemoved> {
+        let disk = self.disk();
         let mut index = self.index();
+        let part = index.parts.get(&id);
+        if part.is_some_and(|part| self.is_saving(part)) {
+            let why = Refusal::Later(IS_BEING_SAVED.into());
+            return Err(NotRemoved::Refused(why));
+        }
         let part = index.parts.remove(&id);
         if !index.blobs.contains_key(&id) {
+            if let Some(why) = self.sharing().and_then(|sharing| sharing.still_removes(id)) {
+                return Err(NotRemoved::Refused(why));
+            }
             return Ok(part.is_some());
         }
         if index.is_pinned(id) || (self.needs)(&[id]).contains(&Need::Now) {
-            return Err(Needed);
+            return Err(NotRemoved::Needed);
         }
         let blob = index.blobs.remove(&id);
         drop(index);
-        blob.into_iter().for_each(|blob| blob.stored.remove());
+        let removed = blob.and_then(|blob| self.remove(id, blob));
+        drop(disk);
+        if let Some(removed) = removed {
+            removed.wait().map_err(NotRemoved::Refused)?;
+        }
         Ok(true)
+    }
+
+    /// Removes a blob that is not in the index any more, here at once and from the database soon.
+    fn remove(&self, id: BlobId, blob: Blob) -> Option<saving::Outcome> {
+        blob.stored.into_iter().for_each(Stored::remove);
+        let sharing = self.sharing()?;
+        Some(sharing.remove(id, blob.upload?))
+    }
+
+    /// Whether all of a blob has come, and the database is about to get the rest.
+    fn is_saving(&self, part: &Part) -> bool {
+        self.sharing().is_some() && part.is_being_saved()
+    }
+
+    /// Of several servers: bytes that were saved in the database, and bytes that were fetched from it.
+    pub fn moved(&self) -> Option<(u64, u64)> {
+        let sharing = self.sharing()?;
+        let written = sharing.written.load(Ordering::Relaxed);
+        Some((written, sharing.fetched.load(Ordering::Relaxed)))
+    }
+
+    fn sharing(&self) -> Option<&Arc<Sharing>> {
+        // Without PostgreSQL the compiler knows that there is none.
+        { self.sharing.as_ref() }.filter(|_| cfg!(any(feature = "pg", test)))
     }
 
     /// Keeps blobs from being removed until a task that names them is registered. The error is the first that is not
@@ -393,9 +484,13 @@ impl Blobs {
     }
 }
 
-/// A task needs the blob.
-#[derive(Debug)]
-pub struct Needed;
+/// Why a blob is not removed.
+pub enum NotRemoved {
+    /// A task needs it.
+    Needed,
+    /// Another reason.
+    Refused(Refusal),
+}
 
 /// Blobs that are not removed until this is dropped.
 #[derive(Debug)]

@@ -288,6 +288,14 @@ impl Stored {
 }
 
 impl Draft {
+    /// Reads bytes that were written.
+    pub fn read(&self, at: u64, to: &mut [u8]) -> io::Result<()> {
+        match self {
+            Draft::File(draft) => draft.file.read_exact_at(to, at),
+            Draft::Slot(slot) => slot.slots.file.read_exact_at(to, slot.base() + at),
+        }
+    }
+
     /// Writes bytes at a place within the blob.
     pub fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         match self {

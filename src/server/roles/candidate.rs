@@ -6,6 +6,7 @@ use super::front::Front;
 use super::start_anew::start_anew;
 use crate::core::{Batch, Time};
 use crate::server::api::server::Shared;
+use crate::server::blobs::vault::OpenVault;
 use crate::server::http::start_thread;
 use crate::server::setup::{Running, Setup};
 use crate::server::state::db::election::{Action, Elector, Role};
@@ -270,14 +271,21 @@ impl Worker {
             term: OwnTerm::new(RegistryTerm { registry, term }),
             is_synchronous: Box::new(move || connect.is_synchronous()),
         });
+        let terms = shared.clone();
+        let vault = { &self.connect }.vault(self.holder, Arc::new(move || terms.term.term()));
         start_thread("load", move || {
             let started = Instant::now();
             let load = || {
                 let saved = engine.load().map_err(LoadError::Unreachable)?;
+                let found = |open: Box<OpenVault>| {
+                    let contents = open().list().map_err(LoadError::Unreachable)?;
+                    Ok((open, contents))
+                };
+                let vault = vault.map(found).transpose()?;
                 let store = Store::restored(setup.limits(), setup.max_held, saved, trust);
                 let damaged =
                     |why| LoadError::Fatal(format!("--db: the database is damaged: {why}"));
-                let running = setup.open(store.map_err(damaged)?, Some(shared));
+                let running = setup.open(store.map_err(damaged)?, Some(shared), vault);
                 running.map_err(LoadError::Fatal)
             };
             let loaded = load();

@@ -17,6 +17,12 @@ impl OwnTerm {
         OwnTerm(RwLock::new((term, line(term))))
     }
 
+    /// The term now.
+    pub fn term(&self) -> Term {
+        let now = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        now.0.term
+    }
+
     /// The header line that says so.
     pub fn line(&self) -> Arc<str> {
         let now = self.0.read().unwrap_or_else(PoisonError::into_inner);

@@ -14,10 +14,12 @@
 //! [`resign`]: StorageEngine::resign
 
 use crate::core::{Batch, Saved, Time};
+use crate::server::blobs::vault::OpenVault;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
 pub use crate::wire::term::{RegistryId, Term};
 
@@ -162,6 +164,15 @@ pub trait StorageEngine: Send {
 pub trait Connect: Send + Sync {
     /// A connection for this holder. It connects with its first call, and again after an error.
     fn connect(&self, holder: Holder) -> Box<dyn StorageEngine>;
+
+    /// Opens connections for the files of tasks, if the engine keeps those as well. `term` is asked with each change.
+    fn vault(
+        &self,
+        _holder: Holder,
+        _term: Arc<dyn Fn() -> Term + Send + Sync>,
+    ) -> Option<Box<OpenVault>> {
+        None
+    }
 
     /// Whether what was acknowledged survives a failover of the engine; `None` while that is not known.
     fn is_synchronous(&self) -> Option<bool> {

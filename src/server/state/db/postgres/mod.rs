@@ -8,6 +8,7 @@
 //! | `statement` | a statement with its parameters, a row of an answer |
 //! | `schema` | the tables |
 //! | `records` | from a batch to one statement, and from the tables to everything that was saved |
+//! | `files` | the files of tasks |
 //! | `inspect` | for `sidebike db …` |
 //!
 //! Each operation is one message with one statement in a transaction of its own. The server of the database locks
@@ -20,6 +21,7 @@
 //! a connection that was closed. After each of them the caller has to write again ([`Committed::Unknown`]).
 
 mod connection;
+mod files;
 pub mod inspect;
 mod records;
 mod schema;
@@ -43,6 +45,7 @@ use super::{
 };
 use crate::core::{Batch, Saved, Time};
 use crate::secret::Secret as Password;
+use crate::server::blobs::vault::OpenVault;
 use crate::server::state::db::records::VERSION;
 use crate::tls::{ClientTls, Roots};
 use log::{error, info, warn};
@@ -148,6 +151,14 @@ impl Connect for Postgres {
         })
     }
 
+    fn vault(
+        &self,
+        holder: Holder,
+        term: Arc<dyn Fn() -> Term + Send + Sync>,
+    ) -> Option<Box<OpenVault>> {
+        Some(files::open_vault(self, holder, term))
+    }
+
     /// As the last connection has found it.
     fn is_synchronous(&self) -> Option<bool> {
         let standbys = self.target.standbys.lock();
@@ -214,11 +225,12 @@ fn greeted(mut connection: Connection, tables: Tables) -> Result<(Connection, St
             schema::MIN_SERVER / 10_000
         ));
     }
-    if found.has_tables {
-        return Ok((connection, found.standbys));
-    }
-    if tables == Tables::MustBeThere {
+    if tables == Tables::MustBeThere && !found.has_tables {
         return Err("there is nothing of sidebike in it".into());
+    }
+    // Of the tables of an earlier build some are missing.
+    if tables == Tables::MustBeThere || found.has_all_tables {
+        return Ok((connection, found.standbys));
     }
     match connection.run_script(SCHEMA, Some(LOOK_TIMEOUT)) {
         Ok(()) => Ok((connection, found.standbys)),

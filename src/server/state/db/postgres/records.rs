@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// A load has failed if nothing comes for so long. The server has nothing to wait for, but it may have to read from a
 /// slow disk.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
+pub const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is set inside of a statement that must not be lost: a pooler forgets what was set before. The wait for the
 /// standby, and the warning that says that it was canceled.

@@ -11,13 +11,16 @@ pub const MIN_SERVER: u64 = 130_000;
 /// Asks whether writes are possible here, how old the server is, whether there are tables, and which standbys commits
 /// wait for.
 pub const GREETING: &str = "SELECT pg_is_in_recovery(), current_setting('server_version_num')::bigint, \
-     to_regclass('sb_leader') IS NOT NULL, current_setting('synchronous_standby_names')";
+     to_regclass('sb_leader') IS NOT NULL, to_regclass('sb_blob_piece') IS NOT NULL, \
+     current_setting('synchronous_standby_names')";
 
 /// What is found there.
 pub struct Greeting {
     pub is_standby: bool,
     pub server: u64,
     pub has_tables: bool,
+    /// The last one that is made, too.
+    pub has_all_tables: bool,
     /// Empty: commits wait for none.
     pub standbys: String,
 }
@@ -29,6 +32,7 @@ impl Greeting {
             is_standby: row.truth()?,
             server: row.number()?,
             has_tables: row.truth()?,
+            has_all_tables: row.truth()?,
             standbys: row.maybe_text()?.unwrap_or_default().trim().to_owned(),
         })
     }

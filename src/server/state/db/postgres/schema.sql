@@ -63,6 +63,23 @@ CREATE TABLE IF NOT EXISTS sb_switch (
     name bytea PRIMARY KEY,
     record bytea NOT NULL
 );
+-- The files of tasks, by their SHA-256. Their bytes are the pieces of an upload, each of 1 MiB but for the last one.
+CREATE TABLE IF NOT EXISTS sb_blob (
+    id bytea PRIMARY KEY,
+    size bigint NOT NULL,
+    name bytea NOT NULL,                -- the name that it was uploaded with, in UTF-8
+    since bigint NOT NULL,              -- when it came last, in milliseconds since 1970
+    upload bigint NOT NULL UNIQUE
+);
+-- Pieces without a file belong to an upload that broke off, and are removed.
+CREATE TABLE IF NOT EXISTS sb_blob_piece (
+    upload bigint,
+    n bigint,
+    bytes bytea NOT NULL,
+    PRIMARY KEY (upload, n)
+);
+-- Files are compressed already, as a rule.
+ALTER TABLE sb_blob_piece ALTER COLUMN bytes SET STORAGE EXTERNAL;
 INSERT INTO sb_leader (registry, secret, version)
 VALUES (
     ('x' || right(replace(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint,

@@ -54,6 +54,11 @@ impl Statement {
         self.add(TEXT, text.map(|text| text.as_bytes().into()))
     }
 
+    /// Adds a byte string.
+    pub fn bytes(&mut self, bytes: &[u8]) -> String {
+        self.add(BYTEA, Some(bytes.into()))
+    }
+
     /// Adds a list.
     pub fn list(&mut self, list: List) -> String {
         self.add(list.array_type, Some(list.bytes))
@@ -168,6 +173,11 @@ impl<'a> Row<'a> {
         let (value, rest) = rest.split_at_checked(length).ok_or(NOT_AS_ASKED)?;
         self.rest = rest;
         Ok(Some(value))
+    }
+
+    /// A byte string or a text, perhaps NULL.
+    pub fn maybe_bytes(&mut self) -> Result<Option<&'a [u8]>, String> {
+        self.column()
     }
 
     /// A byte string or a text.

@@ -1,7 +1,7 @@
 //! Against a real PostgreSQL, where one is installed.
 
 #[path = "../../../../../tests/postgresql/mod.rs"]
-mod postgresql;
+pub(super) mod postgresql;
 
 use self::postgresql::{PostgreSql, hand_over};
 use super::*;
@@ -20,16 +20,16 @@ use std::time::Instant;
 const ADDRESS: &str = "https://a:9410";
 
 /// How many statements wait for a lock, and how many for a standby, in the database of the query.
-const LOCKED_OUT: &str = "SELECT count(*) FROM pg_stat_activity \
+pub(super) const LOCKED_OUT: &str = "SELECT count(*) FROM pg_stat_activity \
     WHERE datname = current_database() AND wait_event_type = 'Lock'";
 const UNREPLICATED: &str = "SELECT count(*) FROM pg_stat_activity \
     WHERE datname = current_database() AND wait_event = 'SyncRep'";
 
-fn connector(url: &str) -> Postgres {
+pub(super) fn connector(url: &str) -> Postgres {
     Postgres::connector(url, None, None, Some(ADDRESS.into())).unwrap()
 }
 
-fn engine(url: &str) -> Box<dyn StorageEngine> {
+pub(super) fn engine(url: &str) -> Box<dyn StorageEngine> {
     connector(url).connect(Holder::fresh())
 }
 
@@ -75,10 +75,10 @@ fn output(data: Vec<u8>) -> OutputChange {
 }
 
 /// A transaction that stays open until it is committed.
-struct Transaction(Child);
+pub(super) struct Transaction(Child);
 
 impl Transaction {
-    fn begin(server: &PostgreSql, url: &str, sql: &str) -> Transaction {
+    pub(super) fn begin(server: &PostgreSql, url: &str, sql: &str) -> Transaction {
         let mut psql = server.psql(url).stdin(Stdio::piped()).spawn().unwrap();
         let input = psql.stdin.as_mut().unwrap();
         writeln!(input, "BEGIN; {sql};").unwrap();
@@ -88,7 +88,7 @@ impl Transaction {
         Transaction(psql)
     }
 
-    fn commit(mut self) {
+    pub(super) fn commit(mut self) {
         writeln!(self.0.stdin.take().unwrap(), "COMMIT;").unwrap();
         assert!(self.0.wait().unwrap().success());
     }
