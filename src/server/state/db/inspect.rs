@@ -15,6 +15,15 @@ mod postgres {
     use super::{DatabaseUrl, Path, Saved};
 
     /// There is none.
+    pub fn read_with_files(
+        url: &DatabaseUrl,
+        ca: Option<&Path>,
+    ) -> Result<(String, Saved, Result<(u64, u64), String>), String> {
+        let (name, saved) = read(url, ca)?;
+        Ok((name, saved, Ok((0, 0))))
+    }
+
+    /// There is none.
     pub fn read(_: &DatabaseUrl, _: Option<&Path>) -> Result<(String, Saved), String> {
         Err("this build has no PostgreSQL (it was made without the feature `pg`)".into())
     }
@@ -29,11 +38,14 @@ pub fn check(place: &Path, ca: Option<&Path>) -> Result<String, String> {
     let Some(url) = url(place) else {
         return redb_file::check(place);
     };
-    let (name, saved) = postgres::read(&url, ca)?;
-    match summary(saved) {
-        Ok(summary) => Ok(format!("{name} is whole: {summary}")),
-        Err(why) => Err(format!("{name} contradicts itself: {why}")),
-    }
+    let (name, saved, files) = postgres::read_with_files(&url, ca)?;
+    let damaged = |why: String| format!("{name} contradicts itself: {why}");
+    let summary = summary(saved).map_err(damaged)?;
+    let files = match files.map_err(damaged)? {
+        (0, _) => String::new(),
+        (count, bytes) => format!(", {count} files of {bytes} bytes"),
+    };
+    Ok(format!("{name} is whole: {summary}{files}"))
 }
 
 /// `sidebike db export`: writes every task as the API answers it, one JSON line each, oldest first.
@@ -54,10 +66,17 @@ pub fn copy(file: &Path, to: &Path, ca: Option<&Path>) -> Result<String, String>
         return Err("the first must be a file".into());
     }
     let saved = redb_file::read(file)?;
+    let names_files = saved.tasks.values().any(|task| task.files.is_some());
     let summary = summary(saved.clone()).map_err(|why| redb_file::damaged(file, &why))?;
     let name = postgres::write(&to, ca, saved)?;
+    let files = match names_files {
+        true => {
+            "\nFiles of tasks were not copied, they are in no database of a single server: give the first server its --blobs folder, or push them again"
+        }
+        false => "",
+    };
     Ok(format!(
-        "{} was copied to {name}: {summary}",
+        "{} was copied to {name}: {summary}{files}",
         file.display()
     ))
 }

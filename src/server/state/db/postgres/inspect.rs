@@ -1,7 +1,8 @@
 //! For `sidebike db …`: reads a database that servers may be using, and fills an empty one.
 
 use super::super::{CommitNumber, Committed, Connect, Holder, LeaderRecord};
-use super::{Postgres, Tables, named, records};
+use super::connection::Connection;
+use super::{Postgres, Tables, files, named, records};
 use crate::config::DatabaseUrl;
 use crate::core::{Batch, Saved};
 use std::path::Path;
@@ -18,11 +19,26 @@ fn connector(url: &DatabaseUrl, ca: Option<&Path>) -> Result<Postgres, String> {
 
 /// Reads everything at one moment: the name of the database, and what is in it.
 pub fn read(url: &DatabaseUrl, ca: Option<&Path>) -> Result<(String, Saved), String> {
+    let (postgres, _, saved) = begin(url, ca)?;
+    Ok((postgres.shown(), saved))
+}
+
+/// The same, with every byte of the files.
+pub fn read_with_files(url: &DatabaseUrl, ca: Option<&Path>) -> Result<WithFiles, String> {
+    let (postgres, mut connection, saved) = begin(url, ca)?;
+    let files = files::check(&mut connection);
+    Ok((postgres.shown(), saved, files))
+}
+
+/// The name of a database, what is in it, and how many files there are and their bytes, or which one is not whole.
+pub type WithFiles = (String, Saved, Result<(u64, u64), String>);
+
+fn begin(url: &DatabaseUrl, ca: Option<&Path>) -> Result<(Postgres, Connection, Saved), String> {
     let postgres = connector(url, ca)?;
     let mut connection = postgres.target.connect(Tables::MustBeThere)?;
     let begun = connection.run_script(ONE_MOMENT, Some(super::LOOK_TIMEOUT));
     let saved = begun.and_then(|()| records::load(&mut connection));
-    Ok((postgres.shown(), saved.map_err(|why| named(&why))?))
+    Ok((postgres, connection, saved.map_err(|why| named(&why))?))
 }
 
 /// Fills a database in which nobody has ever led; returns its name.
