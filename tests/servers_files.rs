@@ -190,7 +190,50 @@ fn a_failover_loses_no_file_and_folders_have_copies() {
     a_failover_loses_none(Some(&folder));
 }
 
-/// Runs a statement with the database's lock on the row of the leader held, as a commit that waits for its standby.
+/// A command that knows all servers.
+fn sidebike(servers: &Servers, words: &[&str]) -> String {
+    let mut command = Command::new(SIDEBIKE);
+    command
+        .args(words)
+        .args(["--registry-address", &servers.list()]);
+    let output = command.env("RUST_LOG", "off").output().unwrap();
+    let why = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{words:?}: {why}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn push_and_pull_wait_for_the_next_leader_and_for_what_it_fetches() {
+    let Some(postgres) = PostgreSql::shared() else {
+        return;
+    };
+    let url = postgres.database();
+    let mut servers = two(&url, None, &[]);
+    let folder = Folder::new();
+    let agents = servers.agents(1, "m");
+    let (file, to) = (bytes(9 * MIB + 5, 16), folder.file("laid"));
+    let path = folder.file("file");
+    fs::write(&path, &file).unwrap();
+    sidebike(&servers, &["push", &path, "-m", "m", "--to", &to]);
+    assert!(fs::read(&to).unwrap() == file);
+    let fetch = json!({"machinePattern": "m", "mode": "any", "detail": {"command": "true"},
+        "fetch": [{"path": path}], "id": "fetches"});
+    leader(&servers).run(fetch);
+    fail_over(&mut servers);
+    let pulled = folder.file("pulled");
+    sidebike(&servers, &["pull", "fetches", &pulled]);
+    let pulled = format!("{pulled}/m{path}");
+    assert!(fs::read(&pulled).unwrap() == file, "{pulled}");
+    // What the new leader has need not be sent again.
+    fs::remove_file(&to).unwrap();
+    sidebike(&servers, &["push", &path, "-m", "m", "--to", &to]);
+    assert!(fs::read(&to).unwrap() == file);
+    let came = leader(&servers).metric("sidebike_file_bytes_received_total");
+    assert_eq!(came, 0);
+    drop(agents);
+}
+
+/// Does something while the row of the leader is locked, as by a commit that waits for its standby.
 fn while_locked<T>(postgres: &PostgreSql, url: &str, work: impl FnOnce() -> T) -> T {
     let mut psql = postgres.psql(url).stdin(Stdio::piped()).spawn().unwrap();
     let input = psql.stdin.as_mut().unwrap();

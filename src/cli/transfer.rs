@@ -23,7 +23,7 @@ const MAX_TRIES: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-/// How long a server that takes no more transfers is asked again.
+/// How long a server is asked again that says when to come back.
 const BUSY_PATIENCE: Duration = Duration::from_secs(600);
 /// How often the line on the terminal is drawn.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
@@ -131,7 +131,9 @@ impl LocalFile {
                         format!("cannot send {name}: the server goes on at {next} again and again")
                     })?;
                 }
-                Ok(PieceAnswer::Busy { retry_after }) => tries.wait_for_server(retry_after)?,
+                Ok(PieceAnswer::Busy { retry_after, why }) => {
+                    tries.wait_for_server(retry_after, why)?;
+                }
                 Err(why) => tries.after(why)?,
             }
         }
@@ -164,8 +166,8 @@ pub fn get(
         let end = size.min(at + PIECE_BYTES);
         let before = at;
         let failure = match client.blob(sha256, at..end) {
-            Ok(FetchedPiece::Busy { retry_after }) => {
-                tries.wait_for_server(retry_after)?;
+            Ok(FetchedPiece::Busy { retry_after, why }) => {
+                tries.wait_for_server(retry_after, why)?;
                 continue;
             }
             Ok(FetchedPiece::Bytes { mut skip, mut body }) => loop {
@@ -239,12 +241,10 @@ impl Tries {
         self.pause(|| messages::describe_failure(&why))
     }
 
-    fn wait_for_server(&mut self, pause: Duration) -> Result<(), Failure> {
+    fn wait_for_server(&mut self, pause: Duration, why: String) -> Result<(), Failure> {
         let since = self.busy_since.get_or_insert_with(Instant::now);
         if since.elapsed() > BUSY_PATIENCE {
-            return Err(Failure::Because(
-                "the server is busy with other transfers".into(),
-            ));
+            return Err(Failure::Because(why));
         }
         thread::sleep(pause.max(FIRST_PAUSE));
         Ok(())

@@ -26,10 +26,13 @@ const OFFSET_HEADER: &str = "upload-offset";
 
 /// A part of a blob.
 pub enum FetchedPiece {
-    /// The server has all the transfers that it takes at once.
+    /// The server is to be asked again: it has all the transfers that it takes at once, or it does not have the file itself
+    /// yet.
     Busy {
         /// It may be asked again after this time.
         retry_after: Duration,
+        /// The reason it gave.
+        why: String,
     },
     /// The bytes.
     Bytes {
@@ -47,6 +50,8 @@ pub enum SentFile {
     Busy {
         /// It may be asked again after this time.
         retry_after: Duration,
+        /// The reason it gave.
+        why: String,
     },
     /// It has it.
     Taken {
@@ -75,6 +80,8 @@ pub enum PieceAnswer {
     Busy {
         /// It may be asked again after this time.
         retry_after: Duration,
+        /// The reason it gave.
+        why: String,
     },
 }
 
@@ -160,8 +167,8 @@ impl Client {
             let request = ask.put().header(INSTANCE_HEADER, instance);
             let body = ureq::SendBody::from_reader(&mut *body);
             let mut answer = ask.answered(streaming(request, size).send(body))?;
-            if let Some(retry_after) = busy(&answer) {
-                return Ok(SentFile::Busy { retry_after });
+            if let Some((retry_after, why)) = busy(&mut answer) {
+                return Ok(SentFile::Busy { retry_after, why });
             }
             let status = answer.status().as_u16();
             let answer: Uploaded = self.understand(status, read(&mut answer)?)?;
@@ -214,8 +221,8 @@ impl Client {
                 _ => ask.patch().header("content-range", &range),
             };
             let mut answer = ask.answered(streaming(request, size).send(piece))?;
-            if let Some(retry_after) = busy(&answer) {
-                return Ok(PieceAnswer::Busy { retry_after });
+            if let Some((retry_after, why)) = busy(&mut answer) {
+                return Ok(PieceAnswer::Busy { retry_after, why });
             }
             let status = answer.status().as_u16();
             let bytes = read(&mut answer)?;
@@ -265,11 +272,20 @@ fn streaming(
         .build()
 }
 
-/// After which time a server that takes no more transfers may be asked again; none if the answer does not say that.
-fn busy(answer: &Response<Body>) -> Option<Duration> {
+/// After which time a server may be asked again that says so, and why; none if the answer does not say that.
+fn busy(answer: &mut Response<Body>) -> Option<(Duration, String)> {
     let seconds = answer.headers().get("retry-after")?.to_str().ok()?;
     let pause = Duration::from_secs(seconds.trim().parse().ok()?);
-    (answer.status().as_u16() == 503).then_some(pause.min(MAX_RETRY_AFTER))
+    if answer.status().as_u16() != 503 {
+        return None;
+    }
+    let why = match refused(503, &read(answer).unwrap_or_default(), None) {
+        Kind::Refused {
+            msg, ours: true, ..
+        } if !msg.is_empty() => msg,
+        _ => "the server asks to come back".to_owned(),
+    };
+    Some((pause.min(MAX_RETRY_AFTER), why))
 }
 
 fn read(answer: &mut Response<Body>) -> Result<Vec<u8>, Kind> {
@@ -283,8 +299,8 @@ fn read(answer: &mut Response<Body>) -> Result<Vec<u8>, Kind> {
 
 /// The bytes in an answer.
 fn piece_of(mut answer: Response<Body>, start: u64) -> Result<FetchedPiece, Kind> {
-    if let Some(retry_after) = busy(&answer) {
-        return Ok(FetchedPiece::Busy { retry_after });
+    if let Some((retry_after, why)) = busy(&mut answer) {
+        return Ok(FetchedPiece::Busy { retry_after, why });
     }
     let skip = match answer.status().as_u16() {
         200 => start,

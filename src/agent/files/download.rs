@@ -60,9 +60,9 @@ fn download_once(
         let before = at;
         let mut least_pause = Duration::ZERO;
         let trouble = match client.blob_for_agent(sha256, instance, at..end) {
-            Ok(FetchedPiece::Busy { retry_after }) => {
+            Ok(FetchedPiece::Busy { retry_after, why }) => {
                 least_pause = retry_after;
-                Some("the server has all the transfers that it takes at once".to_owned())
+                Some(why)
             }
             Ok(FetchedPiece::Bytes { mut skip, mut body }) => loop {
                 let left = (end - at + skip).min(BUFFER_BYTES as u64) as usize;

@@ -133,9 +133,9 @@ impl Sender<'_> {
                 Ok(SentFile::Taken { .. }) => {
                     "the server got other bytes than were sent".to_owned()
                 }
-                Ok(SentFile::Busy { retry_after }) => {
+                Ok(SentFile::Busy { retry_after, why }) => {
                     std::thread::sleep(retry_after);
-                    "the server has all the transfers that it takes at once".to_owned()
+                    why
                 }
                 // The file is shorter by now than it said it was.
                 Err(why) if why.is_temporary() => why.to_string(),
