@@ -76,6 +76,10 @@ struct Queue {
     unfinished: bool,
     /// How many requests wait; if there are any, the changes are saved at once.
     waiters: usize,
+    /// The saving thread sleeps until so many wait; 0 while it is at work. Waking it for each of them would cost more than
+    /// the rest of their wait.
+    #[cfg(feature = "db")]
+    wakes_at: usize,
     /// A term higher than that of this server, which somebody has seen.
     #[cfg(feature = "db")]
     higher_term: Option<Term>,
@@ -258,11 +262,7 @@ impl Durable {
         if lock(&self.disk).saved >= ticket {
             return Ok(());
         }
-        {
-            let mut queue = lock(queue);
-            queue.waiters += 1;
-            self.work.notify_one();
-        }
+        self.count_waiter(queue);
         let mut disk = lock(&self.disk);
         loop {
             match &disk.failed {
@@ -271,6 +271,17 @@ impl Durable {
                 _ if disk.closed => return Err("the server is shutting down".into()),
                 _ => disk = self.next_progress(disk)?,
             }
+        }
+    }
+
+    /// Counts a request that waits, and wakes the saving thread where it sleeps until there are so many.
+    fn count_waiter(&self, queue: &Mutex<Queue>) {
+        let mut queue = lock(queue);
+        queue.waiters += 1;
+        #[cfg(feature = "db")]
+        if queue.waiters == queue.wakes_at {
+            drop(queue);
+            self.work.notify_one();
         }
     }
 
@@ -374,8 +385,9 @@ impl Durable {
     /// Waits until there is something to save, or may be, and takes it out of the queue.
     #[cfg(feature = "db")]
     fn next_work(&self, queue: &Mutex<Queue>, pace: &mut Pace) -> Work {
-        let guard = lock(queue);
+        let mut guard = lock(queue);
         let expected = pace.waiters + guard.waiters;
+        guard.wakes_at = 1;
         let idle = |w: &mut Queue| w.waiters == 0 && !w.closing && w.higher_term.is_none();
         let (mut guard, _) = self
             .work
@@ -383,12 +395,14 @@ impl Durable {
             .unwrap_or_else(PoisonError::into_inner);
         let fewer = |w: &mut Queue| w.waiters < expected && !w.closing;
         if guard.waiters > 0 {
+            guard.wakes_at = expected;
             guard = self
                 .work
                 .wait_timeout_while(guard, pace.took.min(MAX_GATHERING), fewer)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+        guard.wakes_at = 0;
         pace.waiters = std::mem::take(&mut guard.waiters);
         guard.take_work()
     }
@@ -448,6 +462,8 @@ impl Durable {
         if disk.failed.take().is_some() {
             info!("the database takes changes again");
         }
+        // Unlock before notifying, or each woken thread blocks on the lock at once.
+        drop(disk);
         self.progress.notify_all();
     }
 
