@@ -11,7 +11,7 @@ mod relay;
 use common::http::{Reply, request};
 use common::{Server, id, wait_for, wait_until};
 use edge::{Client, NoAnswer, Random, get, is_pong, ping, setting};
-use relay::{Other, PATIENCE, limits, nowhere, played, relay, relay_with};
+use relay::{OTHER, Other, PATIENCE, limits, nowhere, played, relay, relay_with};
 use rustix::net::listen;
 use serde_json::json;
 use sidebike::server::http::EdgeLimits;
@@ -453,4 +453,45 @@ fn more_than_allowed_are_refused_at_once() {
         client.send(&request("POST", "/", "", b"hello"));
         (answered(&mut client).status == 200).then_some(())
     });
+}
+
+#[test]
+fn what_was_forwarded_to_a_server_that_was_replaced_ends() {
+    // Frozen: it accepts everything, begins an answer at most, and says nothing more.
+    let other = played(|mut other| {
+        if other.head().starts_with("GET /begun") {
+            other.say("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhell");
+        }
+        other.wait_for_end();
+    });
+    let (address, edge) = relay_with(other, None, limits());
+    let [mut held, mut uploading, mut begun] = [(); 3].map(|()| Client::open(address));
+    held.send(&get("/held"));
+    uploading.send(b"PUT / HTTP/1.1\r\nContent-Length: 9\r\n\r\nhello");
+    begun.send(&get("/begun"));
+    let mut part = Vec::new();
+    while !part.ends_with(b"hell") {
+        let mut byte = [0];
+        begun.stream.read_exact(&mut byte).expect("it has begun");
+        part.extend(byte);
+    }
+    wait_for("all are forwarded", || edge.forwarded() == 3);
+    edge.cut_forwarded(Some(OTHER));
+    held.patience(Duration::from_millis(300));
+    assert_eq!(held.answer().unwrap_err(), NoAnswer::TimedOut);
+    assert_eq!(edge.forwarded(), 3, "it is the one that is asked");
+
+    edge.cut_forwarded(None);
+    held.patience(PATIENCE);
+    for client in [&mut held, &mut uploading] {
+        let reply = answered(client);
+        let why = "the other server did not answer: another one has taken its place";
+        assert_eq!((reply.status, reply.msg()), (502, why.into()));
+    }
+    assert!(!matches!(begun.stream.read(&mut [0; 9]), Ok(1..)));
+    wait_for("none is forwarded", || edge.forwarded() == 0);
+    assert_eq!(edge.forwarded_ever(), 3);
+    // Its connection goes on.
+    held.send(&get("/held"));
+    wait_for("another one is forwarded", || edge.forwarded() == 1);
 }

@@ -5,9 +5,13 @@ mod common;
 mod postgresql;
 mod several;
 
-use common::{wait_for, wait_within};
+use common::http::{Connection, request};
+use common::{id, wait_for, wait_within};
 use postgresql::PostgreSql;
-use several::{Servers, status, under_load};
+use rustix::process::Signal;
+use serde_json::json;
+use several::{Servers, TAKEOVER, status, under_load};
+use std::net::TcpStream;
 use std::time::Duration;
 
 #[test]
@@ -35,6 +39,39 @@ fn a_leader_that_is_cut_off_from_the_database_is_mute_before_another_one_leads()
         });
     });
     assert_eq!(servers.term(), 2);
+}
+
+#[test]
+fn what_was_passed_on_to_a_frozen_leader_is_answered_when_another_one_leads() {
+    let Some(postgres) = PostgreSql::shared() else {
+        return;
+    };
+    let servers = Servers::start(3, &postgres.database());
+    let leader = servers.leader();
+    let task = json!({"machinePattern": "^nobody$", "detail": {"command": "true"}});
+    let task = servers.ask("POST", "/api/v1/task", task.to_string().as_bytes());
+    let wait = format!("/api/v1/task/{}?wait=1h", id(&task.data()));
+    // One of them takes the lead, the other one sees who does.
+    let standbys = (0..3).filter(|n| *n != leader);
+    let waits = standbys.map(|n| {
+        let stream = TcpStream::connect(servers.addresses[n]).unwrap();
+        stream.set_read_timeout(Some(TAKEOVER)).unwrap();
+        let mut connection = Connection::over(stream);
+        connection.send(&request("GET", &wait, "", b""));
+        let server = &servers.servers[n];
+        wait_for("it waits at the leader", || {
+            server.metric("sidebike_forwarded") == 1
+        });
+        (server, connection)
+    });
+    let waits: Vec<_> = waits.collect();
+    servers.servers[leader].process.signal(Signal::STOP);
+    for (server, mut connection) in waits {
+        let reply = connection.try_read(true).expect("an answer");
+        assert_eq!(reply.status, 503, "{}", reply.text());
+        assert_eq!(server.metric("sidebike_forwarded"), 0);
+    }
+    servers.servers[leader].process.signal(Signal::CONT);
 }
 
 #[test]

@@ -62,7 +62,7 @@ pub fn run(config: ServerConfig) -> Result<(), String> {
             true => crate::tls::load_roots_of("--advertise-ca", shared.advertise_ca.as_deref())?,
             false => Vec::new(),
         };
-        let standby = roles::Standby::new(shared.advertise.clone(), roots);
+        let standby = roles::Standby::new(shared.advertise.clone(), roots, setup.edge.clone());
         let front = Arc::new(Front::standing_by(standby));
         let connect = connection(shared)?;
         setup.explain();

@@ -62,6 +62,9 @@ pub fn limits() -> EdgeLimits {
     }
 }
 
+/// Which server the edge takes the other one for.
+pub const OTHER: u64 = 7;
+
 /// An edge that forwards to this address.
 pub fn relay(address: SocketAddr) -> SocketAddr {
     relay_with(address, None, limits()).0
@@ -77,6 +80,7 @@ pub fn relay_with(
         address,
         tls,
         name: "the other server",
+        id: OTHER,
     };
     let edge = Edge::new(limits, None).expect("an edge");
     let (listener, address) = http::bind(([127, 0, 0, 1], 0).into()).expect("a port");

@@ -2,7 +2,7 @@
 
 use super::call::{Call, Handled};
 use crate::core::Histogram;
-use crate::server::http::Answer;
+use crate::server::http::{Answer, Edge};
 use crate::server::log_queue;
 use crate::wire::task::ExecutionState;
 use std::fmt::Write;
@@ -13,9 +13,10 @@ const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
 /// `GET /metrics` of a server that stands by.
 #[cfg(feature = "db")]
-pub fn of_standby() -> Answer {
+pub fn of_standby(edge: &Edge) -> Answer {
     let mut page = Page(String::new());
     page.leads(false);
+    page.forwarded(edge);
     Answer::new(200, CONTENT_TYPE, page.0.into_bytes())
 }
 
@@ -53,6 +54,9 @@ pub fn metrics(call: Call<'_>) -> Handled {
     let mut page = Page(String::new());
     page.leads(!server.store.is_mute());
     let shared = server.shared.as_ref();
+    if shared.is_some() {
+        page.forwarded(&server.edge);
+    }
     if let Some(is_synchronous) = shared.and_then(|shared| (shared.is_synchronous)()) {
         page.single(
             "sidebike_db_synchronous",
@@ -362,6 +366,22 @@ impl Page {
     fn leads(&mut self, leads: bool) {
         let help = "Whether this server leads; a single one always does.";
         self.single("sidebike_leads", "gauge", help, leads.into());
+    }
+
+    /// What one of several servers has passed on to the one that leads.
+    fn forwarded(&mut self, edge: &Edge) {
+        self.single(
+            "sidebike_forwarded",
+            "gauge",
+            "Requests that the server that leads answers through this one.",
+            edge.forwarded() as u64,
+        );
+        self.single(
+            "sidebike_forwarded_total",
+            "counter",
+            "Requests that were passed on to the server that leads.",
+            edge.forwarded_ever(),
+        );
     }
 
     fn family(&mut self, name: &str, kind: &str, help: &str) {

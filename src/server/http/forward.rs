@@ -4,6 +4,7 @@
 //! of the caller, is the service's business: it adds headers, and a client's headers of the same names are not passed
 //! on. Each request has a connection of its own to the other server, which ends with it; nothing is tried twice.
 
+use super::mailbox::Mail;
 use super::{Admitted, Edge};
 use crate::tls::ClientTls;
 use std::net::SocketAddr;
@@ -38,6 +39,8 @@ pub struct ForwardTarget {
     pub tls: Option<ClientTls>,
     /// How it is called in errors: `the server that leads` → "the server that leads did not answer: …".
     pub name: &'static str,
+    /// Which server it is, among those that there may be: for [`Edge::cut_forwarded`].
+    pub id: u64,
 }
 
 /// One of the requests that may be forwarded at once; given back when it is dropped.
@@ -59,12 +62,28 @@ impl Edge {
             .min(by_sockets)
     }
 
+    /// How many have been since the start.
+    pub fn forwarded_ever(&self) -> u64 {
+        self.forwarded_ever.load(Ordering::Relaxed)
+    }
+
+    /// Ends the requests that were forwarded to other servers than this one: a server that is frozen, or cut off, would
+    /// never answer them. No request may be forwarded to those any more.
+    pub fn cut_forwarded(&self, but_to: Option<u64>) {
+        for mailbox in &self.mailboxes {
+            mailbox.put(Mail::CutForwarded(but_to));
+        }
+    }
+
     /// Counts another one; `None` when there are as many as may be.
     pub(super) fn begin_forward(self: &Arc<Self>) -> Option<ForwardPermit> {
         let before = self.forwarded.fetch_add(1, Ordering::Relaxed);
         let permit = ForwardPermit(self.clone());
         let has_socket = self.connections() + before < self.max_sockets;
-        (before < self.most_forwarded() && has_socket).then_some(permit)
+        let has_room = before < self.most_forwarded() && has_socket;
+        self.forwarded_ever
+            .fetch_add(has_room.into(), Ordering::Relaxed);
+        has_room.then_some(permit)
     }
 }
 

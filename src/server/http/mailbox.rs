@@ -33,6 +33,8 @@ pub enum Mail {
     Dropped(ConnectionId, u32),
     /// Close a connection if it still has the reservation with this number: others need the memory.
     Cut(ConnectionId, u64),
+    /// End the requests that were forwarded to other servers than this one.
+    CutForwarded(Option<u64>),
     /// Close some connections, as no new one can be accepted; whether the system has refused it.
     Shed(bool),
 }

@@ -273,6 +273,7 @@ pub struct Edge {
     per_address: Option<Mutex<HashMap<IpAddr, usize>>>,
     /// Requests that are forwarded, each with a socket to another server besides its client's.
     forwarded: AtomicUsize,
+    forwarded_ever: AtomicU64,
     /// How many sockets there may be in all, as far as the system allows.
     max_sockets: usize,
 }
@@ -315,6 +316,7 @@ impl Edge {
             shed: AtomicU64::new(0),
             per_address: per_address.then(Mutex::default),
             forwarded: AtomicUsize::new(0),
+            forwarded_ever: AtomicU64::new(0),
             max_sockets,
             limits,
         }))

@@ -411,6 +411,7 @@ mod tests {
             target: ForwardTarget {
                 address: ([127, 0, 0, 1], 1).into(),
                 tls: None,
+                id: 1,
                 name: "another",
             },
             headers,

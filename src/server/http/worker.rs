@@ -169,6 +169,7 @@ impl<S: Service> Worker<S> {
             Mail::Wake(of, number) => self.with(of.key(), |c, cx| c.woken(number, cx)),
             Mail::Dropped(of, number) => self.with(of.key(), |c, cx| c.dropped(number, cx)),
             Mail::Cut(of, number) => self.with(of.key(), |c, cx| c.cut(number, cx)),
+            Mail::CutForwarded(but_to) => self.cut_forwarded(but_to),
             Mail::Shed(by_system) => self.shed(by_system),
         }
     }
@@ -244,6 +245,16 @@ impl<S: Service> Worker<S> {
             let peer = connection.peer();
             drop(connection);
             self.edge.note_closed(peer);
+        }
+    }
+
+    /// Ends the requests that were forwarded to other servers than this one.
+    fn cut_forwarded(&mut self, but_to: Option<u64>) {
+        let others =
+            { self.connections.iter() }.filter(|(_, connection)| connection.is_forwarded(but_to));
+        let others: Vec<Key> = others.map(|(key, _)| key).collect();
+        for key in others {
+            self.with(key, |connection, cx| connection.cut_forwarding(but_to, cx));
         }
     }
 

@@ -249,6 +249,9 @@ impl Worker {
         }
         self.elector.took(boot_time(), &taken);
         if let Some(Term(term)) = self.elector.term() {
+            if let Some(standby) = self.front.standby() {
+                standby.note_own_lead();
+            }
             info!("has taken the lead in term {term}, and loads");
         }
     }

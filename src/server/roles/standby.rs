@@ -8,8 +8,8 @@ use super::proof;
 use crate::server::answers;
 use crate::server::api::browser::Authority;
 use crate::server::api::{Admission, metrics};
-use crate::server::http::{Answer, Decision, Forward, ForwardTarget, Request, start_thread};
-use crate::server::state::db::{Secret, Seen};
+use crate::server::http::{Answer, Decision, Edge, Forward, ForwardTarget, Request, start_thread};
+use crate::server::state::db::{Holder, Secret, Seen};
 use crate::tls::{ClientTls, Roots};
 use crate::wire::term::FORWARDED_HEADER;
 use log::warn;
@@ -26,6 +26,8 @@ pub struct Standby {
     address: String,
     /// The authorities that vouch for the other servers' certificates.
     roots: Roots,
+    /// What passes requests on.
+    edge: Arc<Edge>,
     known: Mutex<Known>,
 }
 
@@ -34,18 +36,26 @@ pub struct Standby {
 struct Known {
     /// What the last look has shown that succeeded.
     seen: Option<Seen>,
-    /// Where requests are passed on to, and of which address that was found.
-    target: Option<(String, ForwardTarget)>,
+    /// Where requests are passed on to, and of which leader and address that was found.
+    target: Option<(Leader, ForwardTarget)>,
     /// When it was looked for last.
     resolved: Option<Instant>,
 }
 
+/// Another server, which leads.
+#[derive(Clone, PartialEq, Eq)]
+struct Leader {
+    holder: Holder,
+    address: String,
+}
+
 impl Standby {
     /// One that has seen nothing yet, with its own address.
-    pub fn new(address: String, roots: Roots) -> Arc<Standby> {
+    pub fn new(address: String, roots: Roots, edge: Arc<Edge>) -> Arc<Standby> {
         Arc::new(Standby {
             address,
             roots,
+            edge,
             known: Mutex::default(),
         })
     }
@@ -57,10 +67,15 @@ impl Standby {
     /// Notes what a look has shown. Names are resolved by a thread of their own, which may take its time.
     pub fn note(self: &Arc<Self>, seen: &Seen) {
         let mut known = self.known();
+        let before = self.leader_of(&known);
         known.seen = Some(seen.clone());
         let Some(leader) = self.leader_of(&known) else {
             return;
         };
+        if before.is_none_or(|before| before.holder != leader.holder) {
+            // From here on nothing is passed on to an earlier one.
+            self.edge.cut_forwarded(Some(leader.holder.0.get()));
+        }
         let is_same = known.target.as_ref().is_some_and(|(of, _)| *of == leader);
         let is_fresh = { known.resolved }.is_some_and(|at| at.elapsed() < RESOLVES_AGAIN);
         if is_fresh && (is_same || known.target.is_none()) {
@@ -71,7 +86,7 @@ impl Standby {
         let standby = self.clone();
         let resolved = start_thread("resolve", move || {
             let target = target_of(&leader, &standby.roots);
-            let target = target.map_err(|why| warn!("{leader} leads, but {why}"));
+            let target = target.map_err(|why| warn!("{} leads, but {why}", leader.address));
             standby.known().target = target.ok().map(|target| (leader, target));
         });
         if let Err(why) = resolved {
@@ -79,13 +94,19 @@ impl Standby {
         }
     }
 
-    /// The address of the server that leads, if that is another one and known.
-    fn leader_of(&self, known: &Known) -> Option<String> {
+    /// This server has taken the lead: whoever led before it will not answer.
+    pub fn note_own_lead(&self) {
+        if let Some(seen) = &mut self.known().seen {
+            seen.record.holder = None;
+        }
+        self.edge.cut_forwarded(None);
+    }
+
+    /// The server that leads, if that is another one and known.
+    fn leader_of(&self, known: &Known) -> Option<Leader> {
         let seen = known.seen.as_ref()?;
-        seen.record.holder?;
-        seen.address
-            .clone()
-            .filter(|leader| *leader != self.address)
+        let (holder, address) = seen.record.holder.zip(seen.address.clone())?;
+        (address != self.address).then_some(Leader { holder, address })
     }
 
     /// What becomes of a request.
@@ -93,7 +114,7 @@ impl Standby {
         let path: Vec<&str> = request.path.iter().map(String::as_str).collect();
         match (request.method.as_str(), path.as_slice()) {
             ("GET" | "HEAD", ["healthz"]) => return Err(answers::ok("stands by")),
-            ("GET" | "HEAD", ["metrics"]) => return Err(metrics::of_standby()),
+            ("GET" | "HEAD", ["metrics"]) => return Err(metrics::of_standby(&self.edge)),
             ("GET" | "HEAD", ["leader"]) => return Err(self.hint()),
             _ => {}
         }
@@ -122,7 +143,7 @@ impl Standby {
 
     /// That another server is to be asked.
     pub fn hint(&self) -> Answer {
-        let leader = self.leader_of(&self.known());
+        let leader = self.leader_of(&self.known()).map(|leader| leader.address);
         let msg = match &leader {
             Some(leader) => format!("this server stands by; {leader} leads"),
             None => "this server stands by, and nobody leads at the moment; try again soon".into(),
@@ -143,8 +164,9 @@ impl Standby {
     }
 }
 
-/// Where the server of this URL listens, and how to speak with it.
-fn target_of(url: &str, roots: &Roots) -> Result<ForwardTarget, String> {
+/// Where the server listens, and how to speak with it.
+fn target_of(leader: &Leader, roots: &Roots) -> Result<ForwardTarget, String> {
+    let url = leader.address.as_str();
     let authority = Authority::of_url(url).ok_or("its address is no URL")?;
     let (host, port) = authority.host_and_port();
     let port = port.ok_or("its address has no port")?;
@@ -159,5 +181,6 @@ fn target_of(url: &str, roots: &Roots) -> Result<ForwardTarget, String> {
             false => None,
         },
         name: "the server that leads",
+        id: leader.holder.0.get(),
     })
 }

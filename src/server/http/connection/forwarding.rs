@@ -34,6 +34,8 @@ const PAUSE_MS: Millis = 1_000;
 pub(super) struct Forwarding {
     upstream: Upstream,
     name: &'static str,
+    /// Which server it is.
+    server: u64,
     /// Decodes the request's body.
     body: Decoder,
     /// The body goes on in chunks.
@@ -91,6 +93,7 @@ impl<S: Service> Connection<S> {
         Ok(Forwarding {
             upstream,
             name,
+            server: forward.target.id,
             body: Decoder::new(head.framing, BodyLimit::Streamed)?,
             is_chunked: head.framing == Framing::Chunked,
             answer: AnswerReader::new(),
@@ -117,6 +120,21 @@ impl<S: Service> Connection<S> {
             let upstream = &forwarding.upstream;
             upstream.is_connected() && !upstream.has_unsent()
         })
+    }
+
+    /// Whether its request was forwarded to another server than this one.
+    pub fn is_forwarded(&self, but_to: Option<u64>) -> bool {
+        { self.forwarding.as_ref() }.is_some_and(|it| Some(it.server) != but_to)
+    }
+
+    /// Ends its request if that was forwarded to another server than this one. What that has answered is read first;
+    /// then the client's next request may be on its way.
+    pub fn cut_forwarding(&mut self, but_to: Option<u64>, cx: &mut Context<'_, S>) {
+        self.advance(cx);
+        if self.is_forwarded(but_to) {
+            self.upstream_failed("another one has taken its place", cx);
+            self.advance(cx);
+        }
     }
 
     /// Whether its client sees where the answer ends, which another server gives.
