@@ -454,3 +454,43 @@ fn a_folder_of_an_earlier_build_is_brought_into_the_database() {
     fail_over(&mut servers);
     assert!(get(&servers, &sha256(&needed)) == needed);
 }
+
+#[test]
+fn without_the_database_no_file_is_acknowledged_and_afterwards_it_comes_again() {
+    let Some(postgres) = PostgreSql::start(&["fsync=off"]) else {
+        return;
+    };
+    let url = postgres.database();
+    let servers = two(&url, None, &[]);
+    let (kept, half) = (bytes(MIB + 1, 17), bytes(2 * MIB + 2, 18));
+    let n = servers.leader();
+    let leads = &servers.servers[n];
+    assert_eq!(put(leads, &kept).status, 200);
+    let last = half.len() - 1;
+    assert_eq!(piece(leads, &half, 0, last).status, 200);
+    postgres.kill();
+    for answer in [
+        piece(leads, &half, last, half.len()),
+        put(leads, &bytes(MIB, 19)),
+    ] {
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert!(answer.msg().contains("database"), "{}", answer.text());
+    }
+    postgres.run();
+    wait_within(TAKEOVER, "it leads again", || {
+        servers.leader_now().filter(|now| *now == n)
+    });
+    // Its last byte came, or did not, and could not be saved: it comes again, and nothing else.
+    wait_until("the file is whole", || {
+        let probe = piece(leads, &half, 0, 1);
+        let from = match probe.status {
+            409 => probe.json()["data"]["have"].as_u64().unwrap() as usize,
+            _ => return None,
+        };
+        assert_eq!(from, last);
+        let done = piece(leads, &half, from, half.len());
+        (done.status == 200 && done.data()["have"] == half.len()).then_some(())
+    });
+    assert_eq!(put(leads, &kept).status, 200);
+    postgres.wait_for(&url, SAVED, &format!("2|{}", kept.len() + half.len()));
+}

@@ -102,9 +102,13 @@ fn list(connection: &mut Connection) -> Result<Contents, Failure> {
 }
 
 impl Files {
-    /// A statement, with the names of the parameters for one's own term and holder.
+    /// A statement that has begun with its settings, and the names of the parameters for one's own term and holder.
+    /// One that meets an earlier try, which waits for the standby of the database, must not wait as well, or those
+    /// that are given up here use up the connections there.
     fn own(&self) -> (Statement, String, String) {
-        let mut statement = Statement::default();
+        let mut statement = Statement::new(format!(
+            "WITH settings AS MATERIALIZED (SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true), {SAFE})"
+        ));
         let term = statement.number((self.term)().0);
         let holder = statement.number(self.engine.holder.0.get());
         (statement, term, holder)
@@ -114,8 +118,7 @@ impl Files {
     fn fenced(&self) -> Statement {
         let (mut statement, term, holder) = self.own();
         statement.push(&format!(
-            "WITH settings AS MATERIALIZED (SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true), {SAFE}), \
-             fence AS MATERIALIZED (SELECT true FROM settings, sb_leader \
+            ", fence AS MATERIALIZED (SELECT true FROM settings, sb_leader \
              WHERE term = {term} AND holder = {holder} FOR NO KEY UPDATE OF sb_leader)"
         ));
         statement
@@ -145,8 +148,7 @@ impl Vault for Files {
         let (mut put, term, holder) = self.own();
         let (upload, n, piece) = (put.number(upload.0), put.number(n), put.bytes(piece));
         put.push(&format!(
-            "WITH settings AS MATERIALIZED (SELECT {SAFE}) \
-             INSERT INTO sb_blob_piece (upload, n, bytes) SELECT {upload}, {n}, {piece} \
+            " INSERT INTO sb_blob_piece (upload, n, bytes) SELECT {upload}, {n}, {piece} \
              FROM settings, sb_leader WHERE term = {term} AND holder = {holder} \
              ON CONFLICT (upload, n) DO UPDATE SET bytes = excluded.bytes RETURNING true"
         ));
@@ -187,8 +189,7 @@ impl Vault for Files {
         let (mut discard, term, holder) = self.own();
         let upload = discard.number(upload.0);
         discard.push(&format!(
-            "WITH settings AS MATERIALIZED (SELECT {SAFE}), fence AS MATERIALIZED (SELECT true FROM settings, sb_leader \
-             WHERE term = {term} AND holder = {holder}), \
+            ", fence AS MATERIALIZED (SELECT true FROM settings, sb_leader WHERE term = {term} AND holder = {holder}), \
              gone AS (DELETE FROM sb_blob_piece USING fence WHERE upload = {upload} AND n IN \
              (SELECT n FROM sb_blob_piece WHERE upload = {upload} LIMIT {REMOVED_AT_ONCE}) \
              AND NOT EXISTS (SELECT FROM sb_blob WHERE sb_blob.upload = {upload}) RETURNING 1) \

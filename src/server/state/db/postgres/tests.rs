@@ -22,7 +22,7 @@ const ADDRESS: &str = "https://a:9410";
 /// How many statements wait for a lock, and how many for a standby, in the database of the query.
 pub(super) const LOCKED_OUT: &str = "SELECT count(*) FROM pg_stat_activity \
     WHERE datname = current_database() AND wait_event_type = 'Lock'";
-const UNREPLICATED: &str = "SELECT count(*) FROM pg_stat_activity \
+pub(super) const UNREPLICATED: &str = "SELECT count(*) FROM pg_stat_activity \
     WHERE datname = current_database() AND wait_event = 'SyncRep'";
 
 pub(super) fn connector(url: &str) -> Postgres {

@@ -1,7 +1,7 @@
 //! Against a real PostgreSQL, where one is installed.
 
 use super::super::tests::postgresql::PostgreSql;
-use super::super::tests::{LOCKED_OUT, Transaction, connector, engine};
+use super::super::tests::{LOCKED_OUT, Transaction, UNREPLICATED, connector, engine};
 use super::*;
 use crate::server::state::db::{Connect, StorageEngine};
 use std::thread;
@@ -159,4 +159,38 @@ fn a_database_of_an_earlier_build_gets_the_tables_of_files() {
     let storage = "SELECT attstorage FROM pg_attribute WHERE attname = 'bytes' \
          AND attrelid = 'sb_blob_piece'::regclass";
     assert_eq!(server.sql(&url, storage), "e");
+}
+
+#[test]
+fn a_canceled_wait_for_a_standby_saves_no_file() {
+    // The other tests must not wait for a standby that is not there.
+    let Some(server) = PostgreSql::start(&["fsync=off"]) else {
+        return;
+    };
+    let url = server.database();
+    let (_engine, mut files) = leader(&url);
+    let kept = entry(b"kept", "", 0, UploadNumber::fresh());
+    files.put(kept.upload, 0, b"kept").unwrap();
+    server.set("synchronous_standby_names", "nobody");
+    let name = move |mut files: Box<dyn Vault>, entry: Entry| {
+        thread::spawn(move || {
+            let named = files.name(&entry);
+            (files, entry, named)
+        })
+    };
+    let waiting = name(files, kept);
+    server.wait_for(&url, UNREPLICATED, "1");
+    server.sql(
+        &url,
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'",
+    );
+    let (files, kept, named) = waiting.join().unwrap();
+    let why = named.unwrap_err();
+    assert!(why.contains("canceling wait"), "{why}");
+    // Said again it waits again, and then it is safe.
+    let waiting = name(files, kept);
+    server.wait_for(&url, UNREPLICATED, "1");
+    server.set("synchronous_standby_names", "");
+    let (_, kept, named) = waiting.join().unwrap();
+    assert_eq!(named, Ok(Named::By(kept.upload)));
 }
