@@ -26,7 +26,7 @@ SOAK_SECONDS ?= 3600
 # Where the binaries are that they measure.
 BENCHED = $(BUILT)/benched
 
-.PHONY: help demo demo-servers test bench bench-peers benched previous soak soak-simulation soak-undo soak-schedules release small clean
+.PHONY: help demo demo-servers test bench bench-peers benched previous soak soak-simulation soak-undo soak-schedules soak-servers release small clean
 
 help:
 	@echo 'make demo             a server and three agents on this machine, to look at and to try'
@@ -38,6 +38,7 @@ help:
 	@echo 'make soak-simulation  the simulation for SIM_SECONDS=$(SIM_SECONDS)'
 	@echo 'make soak-undo        kills KILLS=$(KILLS) agents, each at a random moment: all that ran is undone'
 	@echo 'make soak-schedules   kills a server 50 times around the firings of its schedules'
+	@echo 'make soak-servers     kills the leader of several servers 20 times; their database is away for a minute'
 	@echo 'make release          static binaries in dist/, each also packed with manual pages, completions and recipes'
 	@echo 'make small            the smallest static binary, SMALL_FEATURES=$(SMALL_FEATURES) of agent,server,cli,db,tls'
 	@echo 'make clean            removes what was built'
@@ -122,6 +123,10 @@ soak-undo:
 # Kills a server around the firings of its schedules.
 soak-schedules:
 	KILLS=50 $(CARGO) test --locked --test schedules_kill
+
+# The leader of several servers is killed more often, and their database is away for longer, than `make test` has time for.
+soak-servers:
+	KILLS=20 OUTAGE_SECONDS=60 $(CARGO) test --locked --test servers -- whatever_leader_is_killed an_outage
 
 # One static binary for each target, built side by side, and an archive with what goes with it. The targets are
 # added here, so that a fresh clone is enough; the C compilers they need are named in .cargo/config.toml.

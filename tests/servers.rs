@@ -150,6 +150,7 @@ fn an_outage_of_the_database_is_no_failover() {
         return;
     };
     let mut servers = Servers::start(3, &postgres.database());
+    let seconds = std::env::var("OUTAGE_SECONDS").map_or(12, |it| it.parse().expect("a number"));
     under_load(&mut servers, |servers, load| {
         let leader = servers.leader();
         postgres.kill();
@@ -158,7 +159,7 @@ fn an_outage_of_the_database_is_no_failover() {
             (status(servers.addresses[leader], "GET", "/leader") == Some(503)).then_some(())
         });
         let since = Instant::now();
-        while since.elapsed() < Duration::from_secs(12) {
+        while since.elapsed() < Duration::from_secs(seconds) {
             assert_eq!(servers.leader_now(), None);
             std::thread::sleep(Duration::from_millis(200));
         }
