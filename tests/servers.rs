@@ -319,3 +319,78 @@ fn no_token_goes_to_a_stranger_whom_somebody_on_the_way_calls_the_leader() {
     }
     drop(agent);
 }
+
+#[test]
+fn people_see_which_servers_there_are_and_whose_settings_differ() {
+    let Some(postgres) = PostgreSql::shared() else {
+        return;
+    };
+    let url = postgres.database();
+    let mut servers = Servers::start(2, &url);
+    let leader = servers.leader();
+    let standby = 1 - leader;
+    let addresses = servers.addresses.clone();
+    let list = servers.list();
+    let wait_for_servers = |differing: &[&str]| {
+        wait_until("the leader knows both", || {
+            let reply = try_ask(addresses[leader], "GET", "/api/v1/summary", b"")?;
+            let all = reply.data()["servers"].take();
+            let as_expected = all[1]["differing"] == json!(differing);
+            as_expected.then_some(all)
+        })
+    };
+    let info = || {
+        let mut command = Command::new(SIDEBIKE);
+        command.arg("info").env("SIDEBIKE_REGISTRY_ADDRESS", &list);
+        Said::of(command.output().unwrap()).out
+    };
+    let all = wait_for_servers(&[]);
+    assert_eq!(all.as_array().map(Vec::len), Some(2), "{all}");
+    for (shown, (n, leads)) in [(leader, true), (standby, false)].into_iter().enumerate() {
+        let shown = &all[shown];
+        assert_eq!(
+            shown["address"],
+            format!("http://{}", addresses[n]),
+            "{all}"
+        );
+        assert_eq!(shown["leads"], leads, "{all}");
+        assert_eq!(shown["version"], env!("CARGO_PKG_VERSION"), "{all}");
+        assert!(shown["since"].is_string(), "{all}");
+        let role = if leads { "leads" } else { "stands by" };
+        let line = format!("http://{} {role}, version ", addresses[n]);
+        assert!(info().contains(&line), "{}", info());
+    }
+    assert_eq!(
+        servers.servers[standby].metric("sidebike_differing_settings"),
+        0
+    );
+
+    // Anew with other settings, in a database whose tables an older version has made.
+    servers.servers[standby].process.kill_9();
+    postgres.sql(&url, "DROP TABLE sb_server");
+    let secret = "not-the-token-of-the-leader-0123456789";
+    let other = [
+        ("SIDEBIKE_TOKEN", secret),
+        ("SIDEBIKE_AGENT_TOKEN", "another-0123456789"),
+    ];
+    servers.restart_with(
+        standby,
+        &[&other[..], &[("SIDEBIKE_MAX_TASKS", "77")]].concat(),
+    );
+    let differs = &servers.servers[standby];
+    let of = differs
+        .process
+        .logged("OTHER TOKENS AND LIMITS THAN THOSE OF ");
+    assert_eq!(
+        of.split(',').next(),
+        Some(&*format!("http://{}", addresses[leader]))
+    );
+    assert_eq!(differs.metric("sidebike_differing_settings"), 2);
+    wait_for_servers(&["tokens", "limits"]);
+    assert!(info().contains("; OTHER tokens, limits\n"), "{}", info());
+    // Nothing in the database says what the tokens are.
+    let told = postgres.sql(&url, "SELECT s::text FROM sb_server s");
+    for hidden in [secret.to_owned(), common::sha256(secret.as_bytes())] {
+        assert!(!told.contains(&hidden), "{told}");
+    }
+}

@@ -6,7 +6,7 @@ use super::table::{Cell, Table};
 use super::terminal::{Colour, OutputStyle, sanitize};
 use super::{halt, suspend, watch};
 use crate::client::Client;
-use crate::wire::crew::{LabelSummary, OldestWaiting, Suspension};
+use crate::wire::crew::{LabelSummary, OldestWaiting, ServerSummary, Suspension};
 use crate::wire::halt::Halt;
 use crate::wire::limit::Limit;
 use serde::Serialize;
@@ -49,6 +49,9 @@ struct Info {
     /// Which server of the list has answered; none without a list.
     #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<String>,
+    /// The servers of the registry, if it has several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    servers: Vec<ServerSummary>,
     /// How many machines are in which state.
     machines: BTreeMap<String, u64>,
     /// How many tasks are in which state.
@@ -121,6 +124,7 @@ impl Info {
         if let Some(summary) = client.summary()? {
             return Ok(Info {
                 server: None,
+                servers: summary.servers,
                 machines: summary.machines,
                 tasks: summary.tasks,
                 executions: summary.executions,
@@ -161,6 +165,23 @@ impl Info {
         }
         if let Some(server) = &self.server {
             writeln!(out, "server     {}", sanitize(server))?;
+        }
+        for server in &self.servers {
+            let role = match server.leads {
+                true => "leads",
+                false => "stands by",
+            };
+            let since = age(&server.since).map(short_duration).unwrap_or_default();
+            let (address, version) = (sanitize(&server.address), sanitize(&server.version));
+            write!(
+                out,
+                "           {address} {role}, version {version}, up {since}"
+            )?;
+            if !server.differing.is_empty() {
+                let text = format!("; OTHER {}", sanitize(&server.differing.join(", ")));
+                write!(out, "{}", style.paint(Colour::Red, &text))?;
+            }
+            writeln!(out)?;
         }
         for (name, counts) in [("machines", &self.machines), ("tasks", &self.tasks)] {
             writeln!(out, "{name:9}  {}", in_words(counts))?;

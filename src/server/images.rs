@@ -94,6 +94,18 @@ impl Images {
         { images }.find(|image| image.sha256 == sha256)
     }
 
+    /// What the binaries of the folder are compared by with those of another server.
+    #[cfg(feature = "db")]
+    pub fn digest(&self) -> String {
+        let mut archs: Vec<String> = self.archs_in_folder().collect();
+        archs.sort();
+        let of = |arch: &String| match self.of_arch(arch) {
+            Ok(image) => format!("{arch} {}\n", image.sha256),
+            Err(_) => format!("{arch}\n"),
+        };
+        archs.iter().map(of).collect()
+    }
+
     fn of_arch(&self, arch: &str) -> Result<Image, NoImage> {
         let file = match &self.folder {
             _ if arch == ARCH => self.own.clone().map_err(NoImage::Broken)?,

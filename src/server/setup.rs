@@ -41,7 +41,8 @@ pub struct Setup {
     pub audit: Arc<Audit>,
     /// How many requests may be held.
     pub max_held: usize,
-    images: Arc<Images>,
+    /// The binaries that it hands out.
+    pub images: Arc<Images>,
     secrets: notify::Secrets,
 }
 

@@ -88,6 +88,25 @@ pub struct Summary {
     pub halt: Option<Halt>,
     /// How many undos are failed or owed.
     pub undos_open: u64,
+    /// The servers of the registry, the one that leads first; empty if it has only one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<ServerSummary>,
+}
+
+/// One of the servers of a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerSummary {
+    /// Where it can be reached.
+    pub address: String,
+    /// Its version.
+    pub version: String,
+    /// It leads; the others stand by.
+    pub leads: bool,
+    /// Since when it has been there.
+    pub since: String,
+    /// Which of its settings differ from those of the server that leads: `tokens`, `limits`, `binaries`.
+    pub differing: Vec<String>,
 }
 
 /// The machines of one label.

@@ -72,19 +72,20 @@ impl Servers {
             environment: environment.to_vec(),
             flags,
         };
-        let started = (0..servers.urls.len()).map(|n| servers.start_one(n));
+        let started = (0..servers.urls.len()).map(|n| servers.start_one(n, &[]));
         servers.servers = started.collect();
         servers.leader();
         servers
     }
 
-    fn start_one(&self, n: usize) -> Server {
+    fn start_one(&self, n: usize, more: &[(&str, &str)]) -> Server {
         let mut command = Command::new(SIDEBIKE);
         command
             .args(["server", "--listen", &self.addresses[n].to_string()])
             .args(&self.flags[n])
             .env("SIDEBIKE_DB", &self.urls[n])
-            .envs(self.environment.iter().copied());
+            .envs(self.environment.iter().copied())
+            .envs(more.iter().copied());
         Server::from_command(command)
     }
 
@@ -98,7 +99,12 @@ impl Servers {
 
     /// Starts a server again that was killed.
     pub fn restart(&mut self, n: usize) {
-        self.servers[n] = self.start_one(n);
+        self.restart_with(n, &[]);
+    }
+
+    /// The same, with more in its environment.
+    pub fn restart_with(&mut self, n: usize, more: &[(&str, &str)]) {
+        self.servers[n] = self.start_one(n, more);
     }
 
     /// The way of a server to the database.

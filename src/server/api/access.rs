@@ -184,6 +184,16 @@ impl Access {
         }
     }
 
+    /// What the tokens are compared by with those of another server. It must not leave this one as it is.
+    #[cfg(feature = "db")]
+    pub fn digest(&self) -> Vec<u8> {
+        let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
+        let hash = |(kind, hash): &(Kind, Hash)| [&[*kind as u8][..], hash].concat();
+        let mut all: Vec<Vec<u8>> = tokens.iter().map(hash).collect();
+        all.sort();
+        all.concat()
+    }
+
     /// Whether a request with this `Authorization` header has a right.
     pub fn check(&self, authorization: Option<&str>, right: Right) -> Result<Caller, Denied> {
         let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);

@@ -91,7 +91,7 @@ pub fn summary(call: Call<'_>) -> Handled {
     let (mut labels, oldest) = store.summary();
     let more_labels = labels.len().saturating_sub(MAX_LABELS) as u64;
     labels.truncate(MAX_LABELS);
-    let summary = store.look(|core, now| {
+    let mut summary = store.look(|core, now| {
         let tasks = core.tasks_by_state().into_iter();
         let machines = core.machines_by_state().into_iter();
         let mut executions = core.executions_by_state();
@@ -118,8 +118,12 @@ pub fn summary(call: Call<'_>) -> Handled {
             schedules_due: core.schedules_due(now) as u64,
             halt: core.halt().map(|halt| halt.answer()),
             undos_open: core.debts() as u64,
+            servers: Vec::new(),
         }
     });
+    if let Some(shared) = &call.server.shared {
+        summary.servers = (shared.servers)();
+    }
     call.large(move || ok(summary))
 }
 

@@ -13,10 +13,16 @@ const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
 /// `GET /metrics` of a server that stands by.
 #[cfg(feature = "db")]
-pub fn of_standby(edge: &Edge) -> Answer {
+pub fn of_standby(edge: &Edge, differences: u64) -> Answer {
     let mut page = Page(String::new());
     page.leads(false);
     page.forwarded(edge);
+    page.single(
+        "sidebike_differing_settings",
+        "gauge",
+        "How many of tokens, limits and binaries differ from those of the server that leads.",
+        differences,
+    );
     Answer::new(200, CONTENT_TYPE, page.0.into_bytes())
 }
 

@@ -9,6 +9,7 @@ use crate::server::blobs::Blobs;
 use crate::server::http::Edge;
 use crate::server::images::Images;
 use crate::server::state::{OwnTerm, Store};
+use crate::wire::crew::ServerSummary;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,6 +20,8 @@ pub struct Shared {
     pub term: OwnTerm,
     /// Says whether acknowledged commits survive a failover of the database; `None` while that is not known.
     pub is_synchronous: Box<dyn Fn() -> Option<bool> + Send + Sync>,
+    /// Which servers there are.
+    pub servers: Box<dyn Fn() -> Vec<ServerSummary> + Send + Sync>,
 }
 
 /// Everything that handlers use.

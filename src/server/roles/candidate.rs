@@ -64,6 +64,10 @@ impl Candidate {
         let holder = Holder::fresh();
         // It differs between the servers.
         let jitter = holder.0.get() as f64 / u64::MAX as f64;
+        if let Some(standby) = front.standby() {
+            let (presence, setup) = (&standby.presence, setup.clone());
+            presence.announce_forever(setup, &*connect, holder)?;
+        }
         let worker = Worker {
             setup,
             front: front.clone(),
@@ -270,9 +274,15 @@ impl Worker {
         let term = self.elector.term().zip(self.registry);
         let (term, registry) = term.ok_or("it loads without a term (a bug)")?;
         let connect = self.connect.clone();
+        let standby = self.front.standby().cloned();
+        let servers = move || match &standby {
+            Some(standby) => standby.presence.servers(),
+            None => Vec::new(),
+        };
         let shared = Arc::new(Shared {
             term: OwnTerm::new(RegistryTerm { registry, term }),
             is_synchronous: Box::new(move || connect.is_synchronous()),
+            servers: Box::new(servers),
         });
         let terms = shared.clone();
         let vault = { &self.connect }.vault(self.holder, Arc::new(move || terms.term.term()));

@@ -9,13 +9,19 @@
 //! | `standby` | what a standby answers |
 //! | `proof` | how a standby proves to the leader for whom it asks |
 //! | `candidate` | the thread that stands by, takes the lead, loads, and then saves |
+//! | `presence` | says to the other servers that this one is there, and compares their settings |
+//! | `settings_proof` | what settings are compared by |
 //! | `start_anew` | the process executes itself |
 
 #[cfg(feature = "db")]
 mod candidate;
 mod front;
 #[cfg(feature = "db")]
+mod presence;
+#[cfg(feature = "db")]
 mod proof;
+#[cfg(feature = "db")]
+mod settings_proof;
 #[cfg(feature = "db")]
 mod standby;
 #[cfg(feature = "db")]

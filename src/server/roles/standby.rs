@@ -4,6 +4,7 @@
 //! the original's agents) may know only this one: the edge passes their requests on. A request is passed on once: one
 //! that comes from another standby is not.
 
+use super::presence::Presence;
 use super::proof;
 use crate::server::answers;
 use crate::server::api::browser::Authority;
@@ -28,6 +29,8 @@ pub struct Standby {
     roots: Roots,
     /// What passes requests on.
     edge: Arc<Edge>,
+    /// Who else is there.
+    pub presence: Arc<Presence>,
     known: Mutex<Known>,
 }
 
@@ -53,6 +56,7 @@ impl Standby {
     /// One that has seen nothing yet, with its own address.
     pub fn new(address: String, roots: Roots, edge: Arc<Edge>) -> Arc<Standby> {
         Arc::new(Standby {
+            presence: Presence::new(address.clone()),
             address,
             roots,
             edge,
@@ -114,7 +118,9 @@ impl Standby {
         let path: Vec<&str> = request.path.iter().map(String::as_str).collect();
         match (request.method.as_str(), path.as_slice()) {
             ("GET" | "HEAD", ["healthz"]) => return Err(answers::ok("stands by")),
-            ("GET" | "HEAD", ["metrics"]) => return Err(metrics::of_standby(&self.edge)),
+            ("GET" | "HEAD", ["metrics"]) => {
+                return Err(metrics::of_standby(&self.edge, self.presence.differences()));
+            }
             ("GET" | "HEAD", ["leader"]) => return Err(self.hint()),
             _ => {}
         }

@@ -94,6 +94,45 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// One of the servers of a registry, as it says itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announced {
+    /// Where others reach it; no two have the same.
+    pub address: String,
+    /// Its version.
+    pub version: String,
+    /// Since when it has been there, by the clock of the engine, in milliseconds since 1970. Not read of one's own.
+    pub since_ms: u64,
+    /// It has the lead. Not read of one's own.
+    pub leads: bool,
+    /// What its settings are compared by.
+    pub settings: SettingsProof,
+}
+
+/// What the settings of servers are compared by: each is the same where the settings are, and says nothing of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SettingsProof {
+    /// Of the tokens.
+    pub tokens: Vec<u8>,
+    /// Of the limits.
+    pub limits: Vec<u8>,
+    /// Of the binaries that are handed out.
+    pub binaries: Vec<u8>,
+}
+
+impl SettingsProof {
+    /// What differs, in words.
+    pub fn differing(&self, other: &SettingsProof) -> Vec<&'static str> {
+        let pairs = [
+            ("tokens", &self.tokens, &other.tokens),
+            ("limits", &self.limits, &other.limits),
+            ("binaries", &self.binaries, &other.binaries),
+        ];
+        let different = pairs.into_iter().filter(|(_, own, other)| own != other);
+        different.map(|(what, ..)| what).collect()
+    }
+}
+
 /// Which commit: of which term, and its place among the commits of that term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommitNumber {
@@ -131,6 +170,13 @@ pub trait StorageEngine: Send {
     /// The leader record at this moment, and what goes with it. The record changes with each take, commit and
     /// resignation.
     fn look(&mut self) -> Result<Seen, String>;
+
+    /// Says to the other servers of the registry that this one is there, and gives those that have said so lately. Only an
+    /// engine that several servers share has others.
+    fn announce(&mut self, own: &Announced) -> Result<Vec<Announced>, String> {
+        let _ = own;
+        Ok(Vec::new())
+    }
 
     /// Takes the lead, if the leader record is still the one that was `seen`: the answer is the new term. After that,
     /// commits of earlier holders are fenced. `None`: it has changed, and nothing was done; look again. After an error

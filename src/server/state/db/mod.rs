@@ -29,8 +29,8 @@ mod script;
 mod trust;
 
 pub use self::engine::{
-    CommitNumber, Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen,
-    StorageEngine, Term,
+    Announced, CommitNumber, Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen,
+    SettingsProof, StorageEngine, Term,
 };
 pub use self::leadership::Leadership;
 #[cfg(test)]

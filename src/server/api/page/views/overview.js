@@ -37,7 +37,7 @@ const overviewView = {
   },
 };
 
-function overviewFacts({tasks, executions, machines, schedules, schedulesDue, suspensions}) {
+function overviewFacts({tasks, executions, machines, schedules, schedulesDue, suspensions, servers = []}) {
   return [
     ['Tasks', countsText(tasks, TASK_STATES) || 'none'],
     ['Executions', countsText(executions, STATES) || 'none'],
@@ -45,7 +45,13 @@ function overviewFacts({tasks, executions, machines, schedules, schedulesDue, su
     ['Schedules', countsText(schedules, Object.keys(schedules))],
     ['Schedules due', schedulesDue > 0 && schedulesDue],
     ['Suspended', suspensions.map(suspensionText).join('; ')],
+    ['Servers', servers.map(serverText).join('; ')],
   ];
+}
+
+function serverText({address, version, leads, since, differing}) {
+  const what = differing.length && `OTHER ${differing.join(', ')}`;
+  return joinPresent([`${address} ${leads ? 'leads' : 'stands by'}`, version, `started ${formatAge(since)}`, what]);
 }
 
 function makeLimitRow() {

@@ -25,6 +25,8 @@ const READ_BYTES: usize = 64 << 10;
 const SPEAKS_TLS: u8 = b'S';
 /// The code of an error of the server: a lock was not to be had in time.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// The same: there is no such table.
+const UNDEFINED_TABLE: &str = "42P01";
 
 /// Why a statement failed.
 #[derive(Debug)]
@@ -39,6 +41,11 @@ impl Failure {
     /// Whether a lock was not to be had in time.
     pub fn is_locked_out(&self) -> bool {
         matches!(self, Failure::Refused(code, _) if code == LOCK_NOT_AVAILABLE)
+    }
+
+    /// Whether a table is missing.
+    pub fn is_of_a_missing_table(&self) -> bool {
+        matches!(self, Failure::Refused(code, _) if code == UNDEFINED_TABLE)
     }
 }
 

@@ -63,6 +63,18 @@ CREATE TABLE IF NOT EXISTS sb_switch (
     name bytea PRIMARY KEY,
     record bytea NOT NULL
 );
+-- Who is there, for people: no record, and nothing is decided by it. `tokens`, `limits`, `binaries` are proofs that two
+-- servers have the same.
+CREATE TABLE IF NOT EXISTS sb_server (
+    address text PRIMARY KEY,
+    holder bigint NOT NULL,
+    version text NOT NULL,
+    since timestamptz NOT NULL,
+    seen timestamptz NOT NULL,
+    tokens bytea NOT NULL,
+    limits bytea NOT NULL,
+    binaries bytea NOT NULL
+);
 -- The files of tasks, by their SHA-256. Their bytes are the pieces of an upload, each of 1 MiB but for the last one.
 CREATE TABLE IF NOT EXISTS sb_blob (
     id bytea PRIMARY KEY,
