@@ -5,11 +5,11 @@
 pub mod way;
 
 use crate::common::http::{Connection, Reply, request};
-use crate::common::{Agent, Folder, SIDEBIKE, Server, free_address, wait_until, wait_within};
+use crate::common::{Agent, Folder, SIDEBIKE, Server, wait_until, wait_within};
 use crate::postgresql::PostgreSql;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,7 +67,7 @@ impl Servers {
     ) -> Servers {
         let mut servers = Servers {
             servers: Vec::new(),
-            addresses: urls.iter().map(|_| free_address()).collect(),
+            addresses: free_addresses(urls.len()),
             urls,
             environment: environment.to_vec(),
             flags,
@@ -172,6 +172,15 @@ impl Servers {
             reply
         })
     }
+}
+
+/// Different addresses at which nobody listens.
+fn free_addresses(count: usize) -> Vec<SocketAddr> {
+    let bind = |_| TcpListener::bind("127.0.0.1:0").expect("a free port");
+    // Held until all are found, or the same one could be found twice.
+    let listeners: Vec<TcpListener> = (0..count).map(bind).collect();
+    let address = |listener: &TcpListener| listener.local_addr().expect("an address");
+    listeners.iter().map(address).collect()
 }
 
 /// An answer, if the server gives one.

@@ -14,11 +14,14 @@ use super::postgres::inspect as postgres;
 mod postgres {
     use super::{DatabaseUrl, Path, Saved};
 
+    /// How many files there are, and of how many bytes.
+    type Files = Result<(u64, u64), String>;
+
     /// There is none.
     pub fn read_with_files(
         url: &DatabaseUrl,
         ca: Option<&Path>,
-    ) -> Result<(String, Saved, Result<(u64, u64), String>), String> {
+    ) -> Result<(String, Saved, Files), String> {
         let (name, saved) = read(url, ca)?;
         Ok((name, saved, Ok((0, 0))))
     }
