@@ -64,7 +64,7 @@ use crate::config::Registry;
 use crate::secret::Secret;
 use crate::tls::Roots;
 use crate::wire::agent::{Done, Goodbye, Orders, Output, Poll, Taken};
-use crate::wire::term::RegistryTerm;
+use crate::wire::term::Position;
 use crate::wire::{ERROR, Envelope};
 use addresses::Addresses;
 use ask::{Ask, Repeat};
@@ -240,12 +240,12 @@ impl Client {
         self.addresses.one_of_several()
     }
 
-    /// The highest term that was seen, if that is remembered.
-    pub fn highest_term(&self) -> Option<RegistryTerm> {
+    /// The highest term that was seen, and the last commit in it, if that is remembered.
+    pub fn highest_term(&self) -> Option<Position> {
         self.terms.as_ref().and_then(|terms| terms.highest())
     }
 
-    /// Has requests say which terms were seen, and answers with a lower one fail.
+    /// Has requests say which term and which commit were seen, and answers with a lower one fail.
     pub fn with_terms(mut self, terms: Arc<dyn TermMemory>) -> Self {
         self.terms = Some(terms);
         self

@@ -6,7 +6,7 @@
 use super::addresses::Addresses;
 use super::failure::{self, CallError, Fate, Kind};
 use super::{Client, MAX_ANSWER};
-use crate::wire::term::{BEGUN_HEADER, LEADER_HEADER, RegistryTerm, TERM_HEADER};
+use crate::wire::term::{BEGUN_HEADER, COMMIT_HEADER, LEADER_HEADER, Position, TERM_HEADER};
 use log::info;
 use std::fmt::Debug;
 use std::io::Read;
@@ -41,10 +41,10 @@ impl Repeat {
 
 /// What an agent remembers of the terms that servers say.
 pub trait TermMemory: Debug + Send + Sync {
-    /// The highest one it has seen.
-    fn highest(&self) -> Option<RegistryTerm>;
-    /// Whether an answer with this term may be obeyed; remembers it.
-    fn accepts(&self, answered: Option<RegistryTerm>) -> bool;
+    /// The highest one it has seen, and the last commit in it.
+    fn highest(&self) -> Option<Position>;
+    /// Whether an answer that says this may be obeyed; remembers it.
+    fn accepts(&self, answered: Option<Position>) -> bool;
 }
 
 /// A call to one server.
@@ -159,11 +159,15 @@ impl Ask<'_> {
         self.prepared(self.http.patch(&self.url))
     }
 
-    /// Adds what every request carries: the token, and the term that was seen.
+    /// Adds what every request carries: the token, the term that was seen, and the last commit in it.
     fn prepared<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
         let request = self.client.with_token(request);
-        match self.client.highest_term() {
-            Some(term) => request.header(TERM_HEADER, term.to_string()),
+        let Some(seen) = self.client.highest_term() else {
+            return request;
+        };
+        let request = request.header(TERM_HEADER, seen.term.to_string());
+        match seen.commit {
+            Some(commit) => request.header(COMMIT_HEADER, commit.to_string()),
             None => request,
         }
     }
@@ -206,9 +210,13 @@ impl Ask<'_> {
                     return Ok(answer);
                 };
                 let term = header(TERM_HEADER).and_then(|term| term.ok()?.parse().ok());
-                match terms.accepts(term) {
+                let answered = term.map(|term| Position {
+                    term,
+                    commit: header(COMMIT_HEADER).and_then(|commit| commit.ok()?.parse().ok()),
+                });
+                match terms.accepts(answered) {
                     true => Ok(answer),
-                    false => Err(Kind::Outdated(outdated(term, terms.highest()))),
+                    false => Err(Kind::Outdated(outdated(answered, terms.highest()))),
                 }
             }
             _ => Ok(answer),
@@ -239,8 +247,8 @@ impl Ask<'_> {
 }
 
 /// Why an answer is not obeyed.
-fn outdated(answered: Option<RegistryTerm>, highest: Option<RegistryTerm>) -> String {
-    let number = |term: Option<RegistryTerm>| term.map_or(0, |term| term.term.0);
+fn outdated(answered: Option<Position>, highest: Option<Position>) -> String {
+    let number = |seen: Option<Position>| seen.map_or(0, |seen| seen.term.term.0);
     format!(
         "the answer is of a server that was replaced: term {}, and {} was seen",
         number(answered),

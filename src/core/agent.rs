@@ -138,6 +138,9 @@ impl Core {
             self.machine_changed(key);
         }
         self.refresh_ready(key);
+        for hold in &poll.holds {
+            self.adopt(now, &poll.instance, &hold.id, hold.started_ago_ms);
+        }
         self.report_undos(now, &poll.instance, &poll.undos);
         let mut orders = self.reconcile_holds(now, key, &poll.holds);
         if is_new {
@@ -419,6 +422,13 @@ impl Core {
                 self.end_attempt(now, execution, ExecutionState::Expired, super::EXPIRED);
                 continue;
             }
+            let waits = self.holds_back_any() && self.task(execution.task).is_any();
+            if waits {
+                // It was offered to the machine before a loss was found.
+                let selector = self.selector_key_of(execution.task);
+                self.queue_for_any(execution, selector);
+                continue;
+            }
             if self.moves_on(execution, key) || self.fail_if_unknown_to(now, execution, key) {
                 continue;
             }
@@ -437,17 +447,9 @@ impl Core {
                 continue;
             }
             self.thaw(now, execution);
-            let target = self.target(key);
             let begins_by = self.begins_by(now, self.machine(key));
-            let handed_out = self.execution_mut(execution);
-            handed_out.target = Some(target);
-            handed_out.current.delivered_at = Some(now);
-            handed_out.current.msg = "".into();
-            self.place(execution, Place::Active(key));
+            self.hand_to(now, execution, key);
             self.take_tokens(now, execution.task);
-            self.begin_undo(execution);
-            self.begin_probes(now, execution);
-            self.machine_changed(key);
             let is_original = self.machine(key).is_original();
             let detail = self.detail_with_ids(execution.task, is_original);
             let task = self.task(execution.task);
@@ -465,10 +467,28 @@ impl Core {
                 fetch: files.map_or_else(Vec::new, |files| files.fetch.clone()),
                 update: { files.and_then(|files| files.update.clone()) }.map(Box::new),
             });
-            let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
-            if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {
-                self.set_overdue(execution, begins_by.plus(longest).plus(OVERDUE_AFTER));
-            }
+            self.expect_end(begins_by, execution, key);
+        }
+    }
+
+    /// Records that an execution, which is delivered, was handed to a machine at this time.
+    pub(super) fn hand_to(&mut self, at: Time, execution: ExecutionKey, key: MachineKey) {
+        let target = self.target(key);
+        let handed_out = self.execution_mut(execution);
+        handed_out.target = Some(target);
+        handed_out.current.delivered_at = Some(at);
+        handed_out.current.msg = "".into();
+        self.place(execution, Place::Active(key));
+        self.begin_undo(execution);
+        self.begin_probes(at, execution);
+        self.machine_changed(key);
+    }
+
+    /// Sets when a machine should have reported an execution that begins at this time.
+    pub(super) fn expect_end(&mut self, begins: Time, execution: ExecutionKey, key: MachineKey) {
+        let endless = self.machine(key).is_original().then_some(ORIGINAL_AT_MOST);
+        if let Some(longest) = self.task(execution.task).spec.longest_run().or(endless) {
+            self.set_overdue(execution, begins.plus(longest).plus(OVERDUE_AFTER));
         }
     }
 
@@ -536,7 +556,9 @@ impl Core {
         let mut held = HashSet::new();
         for hold in holds {
             let Some(execution) = self.find(&hold.id.execution) else {
-                orders.forget.push(hold.id.clone());
+                if !self.is_left_alone(&hold.id) {
+                    orders.forget.push(hold.id.clone());
+                }
                 continue;
             };
             let e = self.execution(execution);
@@ -561,23 +583,25 @@ impl Core {
         let missing: Vec<ExecutionKey> = self.machine(key).active.difference_of(&held);
         for execution in missing {
             match self.execution(execution).state {
-                // The answer that handed it out did not arrive.
-                ExecutionState::Delivered => {
-                    if self.take_back(now, execution) {
-                        self.place(execution, Place::Inbox(key));
-                    }
-                }
+                ExecutionState::Delivered => self.did_not_arrive(now, execution, key),
                 _ => {
-                    self.end_attempt(
-                        now,
-                        execution,
-                        ExecutionState::Lost,
-                        "its agent no longer knows it",
-                    );
+                    let why = "its agent no longer knows it";
+                    let why = self.end_of_loaded(execution).unwrap_or(why);
+                    self.end_attempt(now, execution, ExecutionState::Lost, why);
                 }
             }
         }
         orders
+    }
+
+    /// A machine does not hold what it was handed: the answer that handed it out did not arrive.
+    fn did_not_arrive(&mut self, now: Time, execution: ExecutionKey, key: MachineKey) {
+        let end = self.end_of_loaded(execution);
+        if let Some(why) = end.or_else(|| self.end_of_returned(execution)) {
+            self.end_attempt(now, execution, ExecutionState::Lost, why);
+        } else if self.take_back(now, execution) {
+            self.place(execution, Place::Inbox(key));
+        }
     }
 
     fn record_phase(&mut self, key: ExecutionKey, phase: Option<Phase>) {
@@ -659,10 +683,8 @@ impl Core {
         let machine = self.machine(key);
         // An offline machine has no active executions.
         for execution in machine.active.difference_of(&held) {
-            if self.execution(execution).state == ExecutionState::Delivered
-                && self.take_back(now, execution)
-            {
-                self.place(execution, Place::Inbox(key));
+            if self.execution(execution).state == ExecutionState::Delivered {
+                self.did_not_arrive(now, execution, key);
             }
         }
         if self.machine(key).state != MachineState::Offline {

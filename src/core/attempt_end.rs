@@ -149,6 +149,25 @@ impl Core {
     }
 
     fn retry(&mut self, now: Time, key: ExecutionKey, state: ExecutionState, msg: &str, due: Time) {
+        let number = self.execution(key).current.number + 1;
+        let mut next = Attempt::new(number);
+        next.due_at = Some(due);
+        self.begin_attempt(now, key, next, (state, msg));
+        self.list_off_queue(key);
+        self.stats.retries += 1;
+        self.timers.set(due, Timer::AttemptDue(key, number));
+    }
+
+    /// Puts the next attempt of an execution in the place of the current one, which has ended in this state with this
+    /// message. It is queued nowhere yet.
+    pub(super) fn begin_attempt(
+        &mut self,
+        now: Time,
+        key: ExecutionKey,
+        next: Attempt,
+        (state, msg): (ExecutionState, &str),
+    ) {
+        // It is refused for one that was not handed out, which is queued as it is.
         self.apply(key, Event::Retry);
         self.place(key, Place::Nowhere);
         self.record_end(now, key, msg);
@@ -156,9 +175,6 @@ impl Core {
         self.drop_brought(key);
         let is_any = self.task(key.task).is_any();
         let execution = self.execution_mut(key);
-        let number = execution.current.number + 1;
-        let mut next = Attempt::new(number);
-        next.due_at = Some(due);
         let attempt = std::mem::replace(&mut execution.current, LazyBox::new(next)).into_inner();
         let target = if is_any {
             execution.target.take()
@@ -179,9 +195,6 @@ impl Core {
             data_mut(&mut self.tasks, key.task).output_bytes -= bytes;
             self.ledger.resize_output(bytes, 0);
         }
-        self.list_off_queue(key);
-        self.stats.retries += 1;
-        self.timers.set(due, Timer::AttemptDue(key, number));
     }
 
     /// Finishes a task once all of its executions have ended and no machine may join it.

@@ -100,6 +100,10 @@ pub enum Rule {
     DrainedGetsNothing,
     /// An agent whose owner does not let it replace its program is handed no update.
     UpdateNeedsConsent,
+    /// What any machine may run is not handed out just after a loss.
+    CautionAfterLoss,
+    /// What an agent holds just after a loss is adopted, not killed.
+    HeldIsAdopted,
 }
 
 impl Rule {
@@ -253,8 +257,9 @@ impl Core {
                 ));
             }
         }
-        let offered = { self.tasks.iter() }
-            .filter(|(_, task)| task.is_any() && task.limit_set == SetKey::NONE);
+        let offered = { self.tasks.iter() }.filter(|(_, task)| {
+            task.is_any() && task.limit_set == SetKey::NONE && !self.holds_back_any()
+        });
         for (key, task) in offered {
             let execution = ExecutionKey { task: *key, n: 0 };
             let waits = match task.executions.first().map(|e| e.place) {
@@ -697,6 +702,7 @@ impl Core {
                 Timer::SuspensionEnds | Timer::SuspensionSweep | Timer::SuspendedQueues => {
                     self.is_timer_of_suspensions(*time, *timer)
                 }
+                Timer::CautionEnds => self.is_end_of_caution(*time),
                 Timer::ForgetTask(key) => {
                     ending.insert(*key);
                     let task = self.tasks.get(key);

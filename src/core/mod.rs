@@ -56,6 +56,7 @@
 //! | `waits_for.rs` | what a task waits for, in words |
 //! | `plan.rs`, `schedule.rs` | one schedule: what was posted, and its calendar; how far it has come, what is to be done at a given time |
 //! | `firing.rs`, `firings.rs` | fires what is due; the tasks that were fired, and what their end means |
+//! | `loss.rs` | how a leader finds out that its database has lost commits, and what is different then |
 //! | `keep_alive.rs` | how many machines must stay while a task runs |
 //! | `match_index.rs` | which machines match which selectors, and which tasks wait for them |
 //! | `abilities.rs` | what a task asks of an agent, and what an agent can do |
@@ -103,6 +104,7 @@ mod lifecycle;
 mod limit_queues;
 mod limits;
 mod lists;
+mod loss;
 mod machine;
 mod match_index;
 mod named_limits;
@@ -165,6 +167,7 @@ pub use self::halt::{Halt, MAX_REASON_BYTES};
 pub use self::invariants::{ExecutionView, Rule, UndoView};
 pub use self::limits::{Limits, TextLimits};
 pub use self::lists::ListRefusal;
+pub use self::loss::{CAUTION, Origin};
 pub use self::machine::{MachineSnapshot, OFFLINE_AFTER};
 pub use self::match_index::{MatchingSelectors, SelectorSnapshot, TraitsSnapshot};
 pub use self::named_limits::{SavedLimit, checked_limit};
@@ -203,6 +206,7 @@ use self::invariants::RestoredSums;
 use self::keep_alive::Watch;
 use self::ledger::Ledger;
 use self::lifecycle::Event;
+use self::loss::Loss;
 use self::machine::Machine;
 use self::match_index::{MatchIndex, SelectorKey};
 use self::named_limits::NamedLimits;
@@ -363,6 +367,7 @@ pub struct Core {
     /// Which executions wait for which.
     counterparts: Counterparts,
     halt: Option<Halt>,
+    loss: Loss,
     outbox: Outbox,
     suspensions: Suspensions,
     off_queue: OffQueue,
@@ -426,6 +431,7 @@ impl Core {
             after: Dependents::default(),
             counterparts: Counterparts::default(),
             halt: None,
+            loss: Loss::none_since(now),
             outbox: Outbox::default(),
             suspensions: Suspensions::default(),
             off_queue: OffQueue::default(),

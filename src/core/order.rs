@@ -180,6 +180,7 @@ impl Core {
         let mut limited: Vec<_> = own.map(|(set, turn)| (order(false, turn), set)).collect();
         let index = &self.match_index;
         let selectors = index.selectors_of(machine.traits_key, &machine.instance);
+        let selectors = selectors.filter(|_| !self.holds_back_any());
         let queues = selectors.flat_map(|selector| &index.entry(selector).by_need);
         for ((needed, set), waiting) in queues {
             let Some(first) = waiting.first().filter(|_| self.may_run(machine, *needed)) else {

@@ -52,8 +52,11 @@ impl Core {
         let mut listed = HashSet::new();
         self.note_contact(now, instance);
         for piece in pieces {
+            self.adopt(now, instance, &piece.id, 0);
             let Ok(key) = self.active_attempt(instance, &piece.id) else {
-                if listed.insert(&piece.id) {
+                let is_spared = self.is_left_alone(&piece.id)
+                    || self.waits_for_its_machine(instance, &piece.id);
+                if !is_spared && listed.insert(&piece.id) {
                     let settled = self.find(&piece.id.execution).is_some();
                     let list = match settled {
                         true => &mut orders.cancel,
@@ -119,8 +122,8 @@ impl Core {
         self.record_change(key);
     }
 
-    /// Processes results, with the last of their output. There is a verdict for each; none has to be
-    /// reported again.
+    /// Processes results, with the last of their output. There is a verdict for each, and it need not be reported again;
+    /// except after a loss, when a machine has to register first.
     pub fn done(
         &mut self,
         now: Time,
@@ -128,7 +131,21 @@ impl Core {
         pieces: &[Piece],
         results: &[Ended],
     ) -> Vec<Verdict> {
+        self.adopt_ended(now, instance, results);
         self.take_results(now, instance, pieces, results)
+    }
+
+    /// Adopts what has ended since its hand-out was lost.
+    fn adopt_ended(&mut self, now: Time, instance: &str, results: &[Ended]) {
+        for ended in results {
+            let ran = ended.duration_ms.unwrap_or_default();
+            self.adopt(
+                now,
+                instance,
+                &ended.id,
+                ran.saturating_add(ended.ended_ago_ms),
+            );
+        }
     }
 
     /// The same, and hands out more work if the agent asks for that. An agent that reports a result has a
@@ -138,6 +155,7 @@ impl Core {
     /// every later poll only after this answer has arrived or was given up. So whatever such a poll does not
     /// list was not started, as with orders in the answer to a poll.
     pub fn done_and_next(&mut self, now: Time, done: &Done) -> Taken<Arc<Detail>> {
+        self.adopt_ended(now, &done.instance, &done.results);
         let undos = self.report_undos(now, &done.instance, &done.undos);
         self.report_probes(now, &done.instance, &done.probes);
         let results = self.take_results(now, &done.instance, &done.pieces, &done.results);
@@ -172,7 +190,9 @@ impl Core {
         results: &[Ended],
     ) -> Vec<Verdict> {
         self.output(now, instance, pieces);
-        let verdicts = results.iter().map(|ended| {
+        let is_judged = |ended: &&Ended| !self.waits_for_its_machine(instance, &ended.id);
+        let judged: Vec<&Ended> = results.iter().filter(is_judged).collect();
+        let verdicts = judged.into_iter().map(|ended| {
             let verdict = match self.is_known_end(instance, &ended.id) {
                 true => Ok(()),
                 false => { self.active_attempt(instance, &ended.id) }

@@ -87,6 +87,7 @@ impl Core {
             Timer::SuspensionEnds => self.suspension_may_be_over(now),
             Timer::SuspensionSweep => self.sweep_machines(now),
             Timer::SuspendedQueues => self.look_at_queues(now),
+            Timer::CautionEnds => self.end_caution(),
         }
     }
 

@@ -49,6 +49,8 @@ pub(super) enum Timer {
     SuspensionSweep,
     /// It is looked which queues have only suspended machines.
     SuspendedQueues,
+    /// What any machine may run is handed out again after a loss.
+    CautionEnds,
 }
 
 /// The timers that are set, in order of time.

@@ -361,7 +361,7 @@ impl Core {
         let has_limits = self.task(key.task).limit_set != SetKey::NONE;
         let needed = self.needs_of(key.task);
         // What has limits is not offered to a machine: another one may have a place for it first.
-        let machine = match has_limits {
+        let machine = match has_limits || self.holds_back_any() {
             true => None,
             false => self.ready_machine(selector, needed, |_| true),
         };

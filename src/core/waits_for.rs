@@ -3,6 +3,7 @@
 //! It is found out when somebody looks at one task, under the lock, so all of it is bounded. To add a reason: a line in
 //! `why_it_waits`, in the order in which the reasons have to go away.
 
+use super::loss::CAUTION;
 use super::match_index::SelectorKey;
 use super::named_limits::SetKey;
 use super::order::Turn;
@@ -114,6 +115,12 @@ impl Core {
             && let Some(why) = self.suspension_among(selector)
         {
             return Some(why);
+        }
+        if self.holds_back_any() {
+            return Some(format!(
+                "the database has lost what it had saved: a machine may run it already; it is handed out when all could say so, within {} s",
+                CAUTION.as_millis() / 1_000
+            ));
         }
         if let Some(why) = self.named_limits.why_exhausted(task.limit_set) {
             return Some(why);

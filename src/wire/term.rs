@@ -8,6 +8,9 @@ use std::str::FromStr;
 
 /// On every call of an agent and on its answer: [`RegistryTerm`].
 pub const TERM_HEADER: &str = "Sidebike-Term";
+/// Beside it, of a server that says it: [`LeaderCommit`]. It is a header of its own, because programs that know only the term
+/// ignore a term with anything after it.
+pub const COMMIT_HEADER: &str = "Sidebike-Commit";
 /// On a 503 of a server that does not lead: the address of the one that does; empty if it does not know.
 pub const LEADER_HEADER: &str = "Sidebike-Leader";
 /// Beside it, with any value: the server led when the call came, and may have executed it. Without it nothing was done.
@@ -40,6 +43,31 @@ pub struct RegistryTerm {
     pub term: Term,
 }
 
+/// A commit that was acknowledged. As text: its leader in 16 hexadecimal digits, `:`, its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaderCommit {
+    /// Which server has made it: a random number that each draws when it starts. After an older backup was put back,
+    /// two servers may have led in the same term.
+    pub leader: u64,
+    /// Its number among those of the term.
+    pub n: u64,
+}
+
+/// How far somebody has seen a registry come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The highest term.
+    pub term: RegistryTerm,
+    /// The last commit in it, if the server or the agent is of a version that says it.
+    pub commit: Option<LeaderCommit>,
+}
+
+impl fmt::Display for LeaderCommit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}:{}", self.leader, self.n)
+    }
+}
+
 impl fmt::Display for RegistryId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
@@ -56,19 +84,34 @@ impl FromStr for RegistryTerm {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let read = || {
-            let (registry, term) = text.split_once(':')?;
-            let all_hex = registry.len() == 16 && registry.bytes().all(|b| b.is_ascii_hexdigit());
-            let all_digits = term.bytes().all(|b| b.is_ascii_digit());
-            (all_hex && all_digits).then_some(())?;
-            Some(RegistryTerm {
-                registry: RegistryId(u64::from_str_radix(registry, 16).ok()?),
-                term: Term(term.parse().ok()?),
-            })
-        };
-        let expected = || format!("expected 16 hexadecimal digits, `:` and a number, got {text:?}");
-        read().ok_or_else(expected)
+        let (registry, term) = id_and_number(text)?;
+        Ok(RegistryTerm {
+            registry: RegistryId(registry),
+            term: Term(term),
+        })
     }
+}
+
+impl FromStr for LeaderCommit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (leader, n) = id_and_number(text)?;
+        Ok(LeaderCommit { leader, n })
+    }
+}
+
+/// 16 hexadecimal digits, `:` and a number.
+fn id_and_number(text: &str) -> Result<(u64, u64), String> {
+    let read = || {
+        let (id, number) = text.split_once(':')?;
+        let all_hex = id.len() == 16 && id.bytes().all(|b| b.is_ascii_hexdigit());
+        let all_digits = number.bytes().all(|b| b.is_ascii_digit());
+        (all_hex && all_digits).then_some(())?;
+        Some((u64::from_str_radix(id, 16).ok()?, number.parse().ok()?))
+    };
+    let expected = || format!("expected 16 hexadecimal digits, `:` and a number, got {text:?}");
+    read().ok_or_else(expected)
 }
 
 #[cfg(test)]
@@ -83,6 +126,9 @@ mod tests {
         };
         assert_eq!(term.to_string(), "00000000000000ab:7");
         assert_eq!(term.to_string().parse(), Ok(term));
+        let commit = LeaderCommit { leader: 12, n: 34 };
+        assert_eq!(commit.to_string(), "000000000000000c:34");
+        assert_eq!(commit.to_string().parse(), Ok(commit));
     }
 
     #[test]
@@ -100,6 +146,8 @@ mod tests {
         ];
         for text in bad {
             let refused: Result<RegistryTerm, String> = text.parse();
+            assert!(refused.is_err(), "{text}");
+            let refused: Result<LeaderCommit, String> = text.parse();
             assert!(refused.is_err(), "{text}");
         }
     }

@@ -76,6 +76,21 @@ pub fn metrics(call: Call<'_>) -> Handled {
             "How often PostgreSQL had lost what it had saved, and everything was written anew.",
             server.store.heals(),
         );
+        let (has_lost, adopted) = server
+            .store
+            .ask(|core| (core.has_found_loss(), core.adopted()));
+        page.single(
+            "sidebike_db_losses_total",
+            "counter",
+            "Whether agents have seen commits that PostgreSQL had lost when this server loaded it.",
+            has_lost.into(),
+        );
+        page.single(
+            "sidebike_adopted_total",
+            "counter",
+            "Attempts that agents ran although PostgreSQL had lost that they were handed out.",
+            adopted,
+        );
     }
     let classes = (1..=5).zip(server.requests.by_class());
     page.family(

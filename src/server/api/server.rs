@@ -16,12 +16,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What one of several servers knows of its registry, which they share.
 pub struct Shared {
-    /// In which term it leads.
+    /// In which term it leads, and from where on.
     pub term: OwnTerm,
     /// Says whether acknowledged commits survive a failover of the database; `None` while that is not known.
     pub is_synchronous: Box<dyn Fn() -> Option<bool> + Send + Sync>,
     /// Which servers there are.
     pub servers: Box<dyn Fn() -> Vec<ServerSummary> + Send + Sync>,
+}
+
+impl Shared {
+    /// The database has lost acknowledged commits, as this says.
+    pub fn note_loss(&self, store: &Store, what: &str) {
+        store.note_loss(what);
+        // Only now: whoever compares meanwhile has to wait for it as well.
+        self.term.loss_is_known();
+    }
 }
 
 /// Everything that handlers use.

@@ -12,7 +12,8 @@ use crate::server::http::{
     Admitted, Answer, Authorization, BodyLimit, ConnectionId, Decision, Refused, Request,
     Responder, Served, Service, Sink,
 };
-use crate::server::state::OnAnswer;
+use crate::server::state::{Compared, OnAnswer};
+use crate::wire::term::Position;
 use std::sync::Arc;
 
 /// The longest body of an agent's call, in bytes, if `--max-body` is not lower. An agent sends no longer one, and while it
@@ -41,11 +42,19 @@ impl Service for Server {
             }
             let caller = self.authorize(request, route)?;
             if route.right == Right::Agent
-                && let Some((own, seen)) = self.shared.as_ref().zip(request.headers.term)
-                && let Some(higher) = own.term.higher(seen)
+                && let Some((own, term)) = self.shared.as_ref().zip(request.headers.term)
             {
-                self.store.note_higher_term(higher);
-                return Err(answers::ask_another(MUTE, None));
+                let commit = request.headers.commit;
+                let seen = Position { term, commit };
+                match own.term.compare(seen) {
+                    Compared::Higher(higher) => {
+                        self.store.note_higher_term(higher);
+                        return Err(answers::ask_another(MUTE, None));
+                    }
+                    // Before the call itself: it may report what was handed out by a commit that was lost.
+                    Compared::Lost(what) => own.note_loss(&self.store, &what),
+                    Compared::Consistent => {}
+                }
             }
             let upload = match route.intake {
                 Some(begin) => Some(begin(self, request, &caller).inspect_err(|answer| {
@@ -137,7 +146,7 @@ impl Service for Server {
     fn stamp(&self) -> Result<Option<Arc<str>>, Answer> {
         match self.store.is_mute() {
             true => Err(answers::ask_another_with_care(MUTE)),
-            false => Ok(self.shared.as_ref().map(|shared| shared.term.line())),
+            false => Ok(self.shared.as_ref().map(|shared| shared.term.lines())),
         }
     }
 }

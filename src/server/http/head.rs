@@ -7,7 +7,7 @@
 
 use super::body::Framing;
 use super::request::{Authorization, Headers, Refused, Request};
-use crate::wire::term::{FORWARDED_HEADER, TERM_HEADER};
+use crate::wire::term::{COMMIT_HEADER, FORWARDED_HEADER, TERM_HEADER};
 use std::net::IpAddr;
 
 /// How much a request may have; settings of the server.
@@ -274,6 +274,8 @@ fn checked(
             headers.instance = Some(Authorization(text.to_owned()));
         } else if is(TERM_HEADER) {
             headers.term = text.parse().ok();
+        } else if is(COMMIT_HEADER) {
+            headers.commit = text.parse().ok();
         } else if is("User-Agent") {
             headers.is_of_sidebike = text.starts_with(OWN_AGENTS);
         } else if is(FORWARDED_HEADER) {
@@ -428,16 +430,23 @@ mod tests {
     }
 
     #[test]
-    fn a_term_is_read_and_what_is_none_is_ignored() {
-        let term = |value: &str| {
-            let head = format!("POST / HTTP/1.1\r\nsidebike-term: {value}\r\n\r\n");
+    fn a_term_and_a_commit_are_read_and_what_is_none_is_ignored() {
+        let read = |value: &str| {
+            let head = format!(
+                "POST / HTTP/1.1\r\nsidebike-term: {value}\r\nsidebike-commit: {value}\r\n\r\n"
+            );
             let head = read(head.as_bytes(), 0, &LIMITS, None).unwrap().unwrap();
-            head.request.headers.term.map(|term| term.to_string())
+            let headers = head.request.headers;
+            let (term, commit) = (headers.term, headers.commit);
+            (
+                term.map(|term| term.to_string()),
+                commit.map(|commit| commit.to_string()),
+            )
         };
         let good = "00000000000000ab:7";
-        assert_eq!(term(good).as_deref(), Some(good));
+        assert_eq!(read(good), (Some(good.into()), Some(good.into())));
         for bad in ["", "7", "ab:7", "00000000000000ab:-7"] {
-            assert_eq!(term(bad), None, "{bad}");
+            assert_eq!(read(bad), (None, None), "{bad}");
         }
     }
 

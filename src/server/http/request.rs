@@ -2,7 +2,7 @@
 
 use super::ConnectionId;
 use super::memory_budget::Reservation;
-use crate::wire::term::RegistryTerm;
+use crate::wire::term::{LeaderCommit, RegistryTerm};
 use percent_encoding::percent_decode_str;
 use std::net::IpAddr;
 
@@ -55,6 +55,8 @@ pub struct Headers {
     pub instance: Option<Authorization>,
     /// `Sidebike-Term`: how far an agent has seen a registry come. A value that is none is ignored.
     pub term: Option<RegistryTerm>,
+    /// `Sidebike-Commit`: the last commit that it has seen in that term.
+    pub commit: Option<LeaderCommit>,
     /// `User-Agent` is that of sidebike's own agent or command line.
     pub is_of_sidebike: bool,
     /// `Sidebike-Forwarded`: for whom another server asks.

@@ -9,7 +9,7 @@ use super::body::BodyLimit;
 use super::request::{Authorization, Headers, Refused, Request};
 use super::responder::{Part, ReplyPath, Responder, Source};
 use super::{Admitted, ConnectionId, Decision, RequestLimits, Service, Sink, start_thread};
-use crate::wire::term::TERM_HEADER;
+use crate::wire::term::{COMMIT_HEADER, TERM_HEADER};
 use log::{debug, warn};
 use std::io::{self, Cursor, Read};
 use std::net::TcpListener;
@@ -162,6 +162,7 @@ fn parsed(raw: &tiny_http::Request, limits: &RequestLimits) -> Result<Request, R
         content_range: header("Content-Range"),
         instance: header("Sidebike-Instance").map(Authorization),
         term: header(TERM_HEADER).and_then(|term| term.parse().ok()),
+        commit: header(COMMIT_HEADER).and_then(|commit| commit.parse().ok()),
         is_of_sidebike: false,
         forwarded: None,
         authorization: header("Authorization").map(Authorization),

@@ -4,15 +4,15 @@
 
 use super::front::Front;
 use super::start_anew::start_anew;
-use crate::core::{Batch, Time};
+use crate::core::{Batch, Origin, Time};
 use crate::server::api::server::Shared;
 use crate::server::blobs::vault::OpenVault;
 use crate::server::http::start_thread;
 use crate::server::setup::{Running, Setup};
 use crate::server::state::db::election::{Action, Elector, Role};
 use crate::server::state::db::{
-    Committed, Connect, Holder, LeaderRecord, Leadership, RegistryId, StorageEngine, Term, Trust,
-    boot_time,
+    Committed, Connect, Holder, LeaderRecord, Leadership, Progress, RegistryId, StorageEngine,
+    Term, Trust, boot_time,
 };
 use crate::server::state::{OwnTerm, Store};
 use crate::wire::term::RegistryTerm;
@@ -146,10 +146,18 @@ impl Worker {
         let term = self.elector.term().unwrap_or_default().0;
         let shared = running.server.shared.clone();
         let shared = shared.ok_or("a leader shares nothing (a bug)")?;
-        let rises = move |to| shared.term.set(to);
-        let leadership =
-            Leadership::elected(self.engine, self.elector, self.trust, Box::new(rises));
         let store = running.server.store.clone();
+        let of_loss = store.clone();
+        let progress = move |progress| match progress {
+            Progress::Committed(n) => shared.term.committed(n),
+            Progress::Rose { seen, to } => {
+                shared.term.rose(to);
+                let what = format!("somebody has seen term {}, which it does not know", seen.0);
+                shared.note_loss(&of_loss, &what);
+            }
+        };
+        let leadership =
+            Leadership::elected(self.engine, self.elector, self.trust, Box::new(progress));
         let started = running.start();
         if let Err(why) = started {
             leadership.resign();
@@ -279,8 +287,16 @@ impl Worker {
             Some(standby) => standby.presence.servers(),
             None => Vec::new(),
         };
+        let before = self.elector.taken_from();
+        let before = before.ok_or("it loads without a take (a bug)")?;
+        let origin = Origin {
+            term: before.term,
+            leader: before.holder.map(|holder| holder.0.get()),
+            n: before.beat,
+        };
+        let me = self.holder.0.get();
         let shared = Arc::new(Shared {
-            term: OwnTerm::new(RegistryTerm { registry, term }),
+            term: OwnTerm::new(RegistryTerm { registry, term }, me, origin),
             is_synchronous: Box::new(move || connect.is_synchronous()),
             servers: Box::new(servers),
         });

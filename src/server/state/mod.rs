@@ -11,7 +11,7 @@
 //! | `watchers` | who follows which task |
 //! | `durable` | the queue of changes to be saved, and the wait for it |
 //! | `db` | the database |
-//! | `own_term` | in which term this server leads |
+//! | `own_term` | in which term this server leads; whether others have seen more than it has loaded |
 //! | `bell` | wakes one thread that waits for work |
 //! | `supervisor` | threads that must not end |
 
@@ -38,7 +38,7 @@ pub use self::supervisor::{Health, supervise};
 pub use self::watchers::Watcher;
 
 pub use self::durable::Ticket;
-pub use self::own_term::OwnTerm;
+pub use self::own_term::{Compared, OwnTerm};
 
 use self::answering::{Job, has_news};
 use self::bell::Bell;
@@ -50,8 +50,9 @@ use self::watchers::Watchers;
 use super::answers;
 use super::http::{ConnectionId, Responder};
 use crate::core::{
-    Core, EventBatch, FiredTask, Follower, GroupSummary, Limits, MachineSnapshot, MachineSummary,
-    MatchingSelectors, Notice, Refusal, Selector, Task, TaskKey, TaskPage, TaskQuery, Time,
+    CAUTION, Core, EventBatch, FiredTask, Follower, GroupSummary, Limits, MachineSnapshot,
+    MachineSummary, MatchingSelectors, Notice, Refusal, Selector, Task, TaskKey, TaskPage,
+    TaskQuery, Time,
 };
 #[cfg(feature = "db")]
 use crate::core::{Plan, Saved};
@@ -62,6 +63,7 @@ use crate::wire::crew::{LabelSummary, OldestWaiting};
 use crate::wire::machine::MachineState;
 use crate::wire::task::Detail;
 use crate::wire::term::Term;
+use log::error;
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -283,6 +285,16 @@ impl Store {
         self.durable.note_higher_term(seen);
         #[cfg(not(feature = "db"))]
         let _ = seen;
+    }
+
+    /// The database has lost acknowledged commits before everything was loaded, as this says. One loss is believed.
+    pub fn note_loss(&self, what: &str) {
+        if self.change(|core, now| core.note_loss(now)) {
+            error!(
+                "the database has lost commits that it had acknowledged: {what}. An older backup was put back, or it has failed over to a standby that was behind. What users were told since is lost. For {} s no `any` task is handed out, and what agents run is adopted",
+                CAUTION.as_millis() / 1_000
+            );
+        }
     }
 
     /// How often everything was written anew, because the database had lost it.

@@ -20,6 +20,8 @@ const WAITS: [Ms; 2] = [25_000, 20_000];
 const SLACK: Ms = 4_000;
 /// How long it waits for the answer to another call.
 const CALL_TIMEOUT: Ms = 10_000;
+/// The pause after an answer that does not say of everything whether it is taken.
+const UNJUDGED_PAUSE: Ms = 500;
 /// Consecutive refusals after which an agent without work takes a new instance.
 const MAX_CONFLICTS: u32 = 3;
 
@@ -40,7 +42,8 @@ enum Pending {
     Poll,
     /// With the ends of the pieces.
     Output(Vec<(Attempt, u64)>),
-    Done,
+    /// With so many results.
+    Done(usize),
 }
 
 /// An attempt that an agent holds.
@@ -178,7 +181,7 @@ impl Scene {
             who,
             at: agent.at,
             id,
-            term: agent.seen.highest(),
+            seen: agent.seen.highest(),
             what: call,
         };
         self.after(timeout, Event::Alarm(who, Alarm::Failed(id)));
@@ -205,7 +208,7 @@ impl Scene {
                 self.after(pause, Event::Alarm(who, Alarm::Poll));
             }
             Pending::Output(_) => {}
-            Pending::Done => {
+            Pending::Done(_) => {
                 self.agents[who].reports = false;
                 self.after(pause, Event::Alarm(who, Alarm::Report));
             }
@@ -251,7 +254,7 @@ impl Scene {
         }
         let keeps_term = !self.breaks(Broken::AgentsKeepTheTerm);
         let agent = &mut self.agents[who];
-        if keeps_term && !agent.seen.accepts(response.term) {
+        if keeps_term && !agent.seen.accepts(response.position) {
             self.count("an answer of a lower term was ignored");
             self.call_failed(who, at, pending);
             return Ok(());
@@ -284,7 +287,7 @@ impl Scene {
                 }
                 self.obey(who, orders, is_of_the_leader)?;
             }
-            (Told::Taken(taken, latest), _) => {
+            (Told::Taken(taken, latest), pending) => {
                 agent.reports = false;
                 if latest == Some(agent.seq) {
                     let orders = Orders {
@@ -293,13 +296,21 @@ impl Scene {
                     };
                     self.obey(who, orders, is_of_the_leader)?;
                 }
+                let judged = taken.results.len();
                 for verdict in taken.results {
                     if !verdict.taken {
                         self.count("result not taken");
                     }
                     self.let_go(who, &verdict.id);
                 }
-                self.report(who);
+                match pending {
+                    // A server that does not answer for everything is asked again after a pause.
+                    Pending::Done(reported) if judged < reported => {
+                        self.count("a result waited for its machine");
+                        self.after(UNJUDGED_PAUSE, Event::Alarm(who, Alarm::Report));
+                    }
+                    _ => self.report(who),
+                }
             }
             (what, pending) => return Err(format!("{what:?} is no answer to {pending:?}")),
         }
@@ -365,7 +376,9 @@ impl Scene {
     ) -> Lawful {
         self.note(|| format!("agent {who} starts {key:?}"));
         self.count("command started");
-        self.laws.started(&key, who)?;
+        if self.laws.started(&key, who)? {
+            self.count("what had left no trace started again");
+        }
         let grace = detail.kill_grace.map_or(0, TimeSpan::as_millis);
         let held = Held {
             id,
@@ -378,6 +391,7 @@ impl Scene {
         };
         self.agents[who].holds.insert(key.clone(), held);
         let runs = match self.rng.between(0, 9) {
+            _ if self.runs_long => self.rng.between(15_000, 80_000),
             0..4 => self.rng.between(1, 1_000),
             4..8 => self.rng.between(1_000, 20_000),
             _ => self.rng.between(10_000, 60_000),
@@ -457,10 +471,11 @@ impl Scene {
         if results.is_empty() || std::mem::replace(&mut agent.reports, true) {
             return;
         }
+        let count = results.len();
         let mut done = done(&agent.instance, results);
         done.pieces = pieces.into_iter().flatten().collect();
         done.seq = Some(agent.seq);
-        self.call(who, Call::Done(done), Pending::Done, CALL_TIMEOUT);
+        self.call(who, Call::Done(done), Pending::Done(count), CALL_TIMEOUT);
     }
 }
 

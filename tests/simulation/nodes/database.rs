@@ -207,6 +207,7 @@ impl Database {
     pub fn put_back(&mut self) {
         if let Some(copy) = self.copy.take() {
             self.crash();
+            self.term = copy.connect_as(NOBODY).look().unwrap().record.term;
             self.primary = copy.copy();
             self.visible = copy.copy();
             self.standby = copy;

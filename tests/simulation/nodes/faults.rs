@@ -20,6 +20,11 @@ const HANDED_OVER_WITHIN: Ms = 2_000 * 10 / 9;
 const ENDS_WITHIN: Ms = 600_000;
 /// How long a new task may take to end everywhere after that.
 const RUNS_WITHIN: Ms = 70_000;
+/// Those of agents that appear just before a loss.
+const SPARE_LABELS: [&str; 3] = ["spare-0", "spare-1", "spare-2"];
+/// How long it may take until all agents were heard of after a loss, and what was held back for that is handed out: the
+/// longest poll and its pause, and 45 s on the slowest clock.
+const FOUND_AND_OVER_WITHIN: Ms = 30_000 + 45_000 * 10 / 9;
 /// The labels of agents.
 const LABELS: [&str; 3] = ["web-0", "web-1", "db-0"];
 
@@ -411,16 +416,70 @@ impl Scene {
         self.laws.what_was_said_is_there(&self.database.kept())
     }
 
+    /// The database loses what it has acknowledged, and the servers die with it: the next leader loads less. It begins in
+    /// the calm, and all agents are heard of in time.
+    fn loss_with_the_leader(&mut self) -> Lawful {
+        self.count("loss with the leader");
+        // What waits for machines that appear when the copy is made, and runs until after the loss.
+        let spare = self.rng.pick(&SPARE_LABELS);
+        let leader = self.leader()?;
+        for _ in 0..3 {
+            let mut posted = Map::new();
+            posted.insert("mode".into(), json!("any"));
+            let mut spec = base_spec(spare, posted);
+            spec.ttl = TimeSpan::from_secs(300);
+            self.submit(leader, spec, Timeout::After(TimeSpan::from_secs(90)))?;
+        }
+        self.drive(leader);
+        self.run_until(self.now + SETTLED)?;
+        self.database.keep_a_copy();
+        let said = self.laws.said_so_far();
+        self.runs_long = true;
+        self.start_agent(spare);
+        self.start_agent(spare);
+        let lasts = self.rng.between(500, 20_000);
+        self.run_until(self.now + lasts)?;
+        let leader = self.trusted().first().copied();
+        if let Some(leader) = leader.filter(|_| self.rng.chance(300)) {
+            // The next leader will have the term of the one that was lost.
+            self.count("another led before a loss");
+            self.begin(Fault::Terminate(leader))?;
+            let lasts = self.rng.between(3_000, 20_000);
+            self.run_until(self.now + lasts)?;
+        }
+        for at in 0..self.nodes.len() {
+            self.begin(Fault::Kill(at))?;
+        }
+        self.begin(Fault::PutBack)?;
+        self.after_the_database();
+        let held = { self.agents.iter() }.flat_map(|agent| agent.running().cloned());
+        let held = held.collect();
+        self.runs_long = false;
+        self.laws.lose(said, &self.database.kept(), &held);
+        let lasts = self.rng.between(1, 3_000);
+        self.run_until(self.now + lasts)?;
+        self.end(Fault::PutBack)?;
+        for at in 0..self.nodes.len() {
+            self.end(Fault::Kill(at))?;
+        }
+        self.run_until(self.now + SETTLED + LEADS_WITHIN + FOUND_AND_OVER_WITHIN)?;
+        match self.trusted().is_empty() {
+            true => Err("somebody_leads: after a database was put back".into()),
+            false => Ok(()),
+        }
+    }
+
     pub fn run(&mut self) -> Lawful {
         for label in LABELS {
             self.start_agent(label);
         }
         self.after(0, Event::User);
         self.calm()?;
-        let loses = match self.broken {
-            None => 200,
-            Some(Broken::LeaderHealsTheDatabase) => 1_000,
-            Some(_) => 0,
+        let (loses, loses_with_the_leader) = match self.broken {
+            None => (200, 150),
+            Some(Broken::LeaderHealsTheDatabase) => (1_000, 0),
+            Some(rule) if rule.is_about_losses() => (0, 1_000),
+            Some(_) => (0, 0),
         };
         for _ in 0..PHASES {
             self.phase()?;
@@ -433,6 +492,9 @@ impl Scene {
             }
             if self.rng.chance(loses) && !self.trusted().is_empty() {
                 self.loss_alone()?;
+            }
+            if self.rng.chance(loses_with_the_leader) && !self.trusted().is_empty() {
+                self.loss_with_the_leader()?;
             }
         }
         self.everything_ends()?;

@@ -82,18 +82,31 @@ impl Facts {
     }
 }
 
-#[derive(Debug, Default)]
-pub struct Laws {
-    /// Every task that a server has accepted; whether it may start once only.
-    tasks: BTreeMap<String, bool>,
-    /// Those that could not be saved, as far as their server knew: they may be forgotten.
-    withdrawn: BTreeSet<String>,
-    /// What users were told.
-    said: BTreeMap<String, Fact>,
+/// What servers have said, and have to keep to.
+#[derive(Debug, Clone, Default)]
+pub struct Said {
+    /// To users.
+    users: BTreeMap<String, Fact>,
     /// Results that agents were told are taken.
     taken: BTreeSet<Attempt>,
     /// Executions that were canceled before they were handed out, and the attempt.
     never_to_start: BTreeMap<String, u32>,
+}
+
+#[derive(Debug, Default)]
+pub struct Laws {
+    /// Every task that a server has accepted; whether it may start once only.
+    tasks: BTreeMap<String, bool>,
+    /// Those that could not be saved, as far as their server knew, or that the database has lost: they may be forgotten.
+    withdrawn: BTreeSet<String>,
+    said: Said,
+    /// The database has lost what was said, and a leader may not know it yet.
+    is_lost: bool,
+    /// What may start again: its traces are lost, or it was handed out again before the loss was found.
+    untraced: BTreeSet<Attempt>,
+    /// What agents held when the database lost something. Until its agent is heard of, it may be canceled or expire like
+    /// what has not started.
+    held_at_loss: BTreeSet<Attempt>,
     starts: BTreeMap<Attempt, usize>,
     starts_of_task: BTreeMap<String, u32>,
     ends: BTreeMap<Attempt, RealEnd>,
@@ -118,15 +131,46 @@ impl Laws {
         self.withdrawn.contains(task_of(&key.0))
     }
 
+    /// All that was said so far.
+    pub fn said_so_far(&self) -> Said {
+        self.said.clone()
+    }
+
+    /// The database has lost what was said after that; `saved` is left, and agents hold these attempts.
+    pub fn lose(&mut self, said: Said, saved: &Saved, held: &BTreeSet<Attempt>) {
+        self.said = said;
+        self.is_lost = true;
+        let left = Facts::of_saved(saved).0;
+        let tasks = self.tasks.keys().filter(|id| !left.contains_key(*id));
+        self.withdrawn.extend(tasks.cloned());
+        let has_ended = |key: &Attempt| {
+            let (task, n) = key.0.rsplit_once('.').unwrap_or_default();
+            let fact = left.get(task).zip(n.parse().ok());
+            fact.is_some_and(|(fact, n)| fact.ended.contains_key(&n))
+        };
+        let started = self.starts.keys();
+        let untraced = started.filter(|key| !held.contains(*key) && !has_ended(key));
+        self.untraced.extend(untraced.cloned());
+        self.held_at_loss.extend(held.iter().cloned());
+    }
+
+    /// A server that has not found a loss hands these out.
+    pub fn handed_out_unaware(&mut self, attempts: impl Iterator<Item = Attempt>) {
+        if self.is_lost {
+            self.untraced.extend(attempts);
+        }
+    }
+
     pub fn said_submitted(&mut self, id: String) {
-        self.said.entry(id).or_default();
+        self.said.users.entry(id).or_default();
     }
 
     pub fn said_canceled(&mut self, id: String, is_whole: bool, never: &[(u32, u32)]) {
         for (n, attempt) in never {
-            self.never_to_start.insert(format!("{id}.{n}"), *attempt);
+            let execution = format!("{id}.{n}");
+            self.said.never_to_start.insert(execution, *attempt);
         }
-        let fact = self.said.entry(id).or_default();
+        let fact = self.said.users.entry(id).or_default();
         fact.is_canceled |= is_whole;
         let never = never.iter().map(|(n, attempt)| (*n, *attempt));
         for (n, attempt) in never {
@@ -136,13 +180,14 @@ impl Laws {
 
     pub fn said_taken(&mut self, results: &[Verdict]) {
         let taken = results.iter().filter(|verdict| verdict.taken);
-        self.taken.extend(taken.map(|verdict| attempt(&verdict.id)));
+        let said = &mut self.said.taken;
+        said.extend(taken.map(|verdict| attempt(&verdict.id)));
     }
 
     /// A user has read all of it.
     pub fn said(&mut self, read: Facts) {
         for (id, read) in read.0 {
-            let fact = self.said.entry(id).or_default();
+            let fact = self.said.users.entry(id).or_default();
             fact.is_canceled |= read.is_canceled;
             fact.ended.extend(read.ended);
         }
@@ -151,7 +196,7 @@ impl Laws {
     /// What of all that was said is not so.
     fn missing_in(&self, facts: &Facts) -> Option<String> {
         let is_kept = |id: &str| !self.withdrawn.contains(id);
-        for (id, said) in self.said.iter().filter(|(id, _)| is_kept(id)) {
+        for (id, said) in self.said.users.iter().filter(|(id, _)| is_kept(id)) {
             let Some(is) = facts.0.get(id) else {
                 return Some(format!("task {id} is not there"));
             };
@@ -163,7 +208,7 @@ impl Laws {
                 return Some(format!("{id}.{n} has not ended {end:?}: {is:?}"));
             }
         }
-        for (execution, attempt) in &self.taken {
+        for (execution, attempt) in &self.said.taken {
             let Some((task, n)) = execution.rsplit_once('.') else {
                 continue;
             };
@@ -200,16 +245,20 @@ impl Laws {
 
     /// A server sends an order to start something.
     pub fn sent(&self, job: &Assignment<Arc<Detail>>) -> Lawful {
-        let said = self.said.get(task_of(&job.id.execution));
+        let said = self.said.users.get(task_of(&job.id.execution));
         match said.is_some_and(|said| said.is_canceled) {
             true => Err(format!("nothing_canceled_starts: {:?} is sent", job.id)),
             false => Ok(()),
         }
     }
 
-    /// An agent starts a command.
-    pub fn started(&mut self, key: &Attempt, who: usize) -> Lawful {
-        if let Some(first) = self.starts.insert(key.clone(), who) {
+    /// An agent starts a command. True: it is a second start that nobody could avoid.
+    pub fn started(&mut self, key: &Attempt, who: usize) -> Lawful<bool> {
+        let first = self.starts.insert(key.clone(), who);
+        if first.is_some() && self.untraced.contains(key) {
+            return Ok(true);
+        }
+        if let Some(first) = first {
             return Err(format!(
                 "an_attempt_starts_once: {key:?}, by agents {first} and {who}"
             ));
@@ -220,10 +269,10 @@ impl Laws {
         if *starts > 1 && self.tasks.get(task) == Some(&true) {
             return Err(format!("any_starts_once: {task}"));
         }
-        let never = self.never_to_start.get(&key.0);
+        let never = self.said.never_to_start.get(&key.0);
         match never.is_some_and(|attempt| key.1 >= *attempt) {
             true => Err(format!("nothing_canceled_starts: {key:?}")),
-            false => Ok(()),
+            false => Ok(false),
         }
     }
 
@@ -238,7 +287,11 @@ impl Laws {
             let outputs = task.outputs(None);
             for (e, (_, output)) in task.execution_views().zip(outputs) {
                 let key = (format!("{}.{}", task.id, e.n), e.attempt);
+                if self.untraced.contains(&key) {
+                    continue;
+                }
                 let is_started = self.starts.contains_key(&key);
+                let is_uncertain = self.held_at_loss.contains(&key);
                 let end = self.ends.get(&key);
                 // A retry that was not started any more leaves the execution as the attempt before ended.
                 let before = (key.0.clone(), key.1.saturating_sub(1));
@@ -249,9 +302,10 @@ impl Laws {
                     | ExecutionState::Failed
                     | ExecutionState::TimedOut => end.is_some_and(|end| end.state == e.state),
                     ExecutionState::Canceled => {
-                        !is_started || end.is_some_and(|end| end.state == ExecutionState::Canceled)
+                        let was_killed = end.is_some_and(|end| end.state == e.state);
+                        !is_started || was_killed || is_uncertain
                     }
-                    ExecutionState::Expired => !is_started,
+                    ExecutionState::Expired => !is_started || is_uncertain,
                     ExecutionState::Lost => true,
                     _ => false,
                 };

@@ -20,8 +20,9 @@
 //! | --- | --- |
 //! | terms_only_rise, no_commit_of_an_old_term | checked where the database writes |
 //! | two_never_trust_themselves | at any real time, those that are stopped included; not those that were frozen with their clock |
-//! | an_attempt_starts_once, any_starts_once | on whatever machine, whoever handed it out |
-//! | what_was_said_is_there | tasks, cancels, ends and results that were acknowledged or read: each new leader loads them, and they are there in the end |
+//! | an_attempt_starts_once, any_starts_once | on whatever machine, whoever handed it out. After the database has lost commits together with all servers: what an agent holds, if an agent was heard of that has seen the loss |
+//! | what_runs_is_adopted | nobody is told to kill what is to be started |
+//! | what_was_said_is_there | tasks, cancels, ends and results that were acknowledged or read, and that the database has not lost: each new leader loads them, and they are there in the end |
 //! | reads_never_go_back | a read has everything that anybody was told before it was asked |
 //! | nothing_canceled_starts | what waited when its cancel was answered; nothing of it is sent after that |
 //! | only_the_leader_is_obeyed | no agent starts, kills or forgets a command because of a server that did not lead when it said so |
@@ -59,7 +60,7 @@ use faults::{Fault, Weather};
 use laws::Laws;
 use node::Node;
 use serving::{Asked, Request, Response};
-use sidebike::core::MachineKey;
+use sidebike::core::{MachineKey, Rule};
 use std::collections::BTreeMap;
 
 /// Milliseconds of real time.
@@ -105,10 +106,16 @@ enum Broken {
     AgentsKeepTheTerm,
     /// A commit says which one it follows, and a leader whose database went back writes everything anew.
     LeaderHealsTheDatabase,
+    /// Agents say which commit they have seen, and a leader that has loaded less finds out.
+    AgentsAreWitnesses,
+    /// It hands out nothing that any machine may run for a while.
+    CautionAfterLoss,
+    /// It adopts what agents hold instead of killing it.
+    HeldIsAdopted,
 }
 
 impl Broken {
-    const ALL: [Broken; 13] = [
+    const ALL: [Broken; 16] = [
         Broken::CommitsAreFenced,
         Broken::RenewalNamesItsHolder,
         Broken::TrustCountsFromTheSending,
@@ -122,7 +129,24 @@ impl Broken {
         Broken::ReadsWaitForTheirCommit,
         Broken::AgentsKeepTheTerm,
         Broken::LeaderHealsTheDatabase,
+        Broken::AgentsAreWitnesses,
+        Broken::CautionAfterLoss,
+        Broken::HeldIsAdopted,
     ];
+
+    /// Whether it takes a loss for anybody to notice.
+    fn is_about_losses(self) -> bool {
+        self == Broken::AgentsAreWitnesses || self.of_core().is_some()
+    }
+
+    /// The rule of the core that it is.
+    fn of_core(self) -> Option<Rule> {
+        match self {
+            Broken::CautionAfterLoss => Some(Rule::CautionAfterLoss),
+            Broken::HeldIsAdopted => Some(Rule::HeldIsAdopted),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -168,6 +192,8 @@ struct Scene {
     /// A mute server refuses what it is asked at once, and its clock stands still meanwhile. Otherwise it handles that,
     /// and only its answers do not leave.
     refuses_while_mute: bool,
+    /// Commands run for longer than a takeover takes.
+    runs_long: bool,
     /// Users ask nothing any more.
     is_over: bool,
     tally: BTreeMap<&'static str, u64>,
@@ -200,6 +226,7 @@ impl Scene {
                 Some(Broken::MuteSaysNothing) => false,
                 _ => seed.is_multiple_of(2),
             },
+            runs_long: false,
             is_over: false,
             tally: BTreeMap::new(),
             log: None,

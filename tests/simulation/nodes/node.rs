@@ -4,9 +4,9 @@ use super::database::{Answer, Call, Database, What, Written};
 use super::registry::{Registry, Sent};
 use super::serving::Asked;
 use super::{Broken, Event, Fault, Lawful, Ms, Scene};
-use sidebike::core::{Saved, Time};
+use sidebike::core::{Origin, Saved, Time};
 use sidebike::server::db::election::{Action, Elector, Role, TRUST};
-use sidebike::server::db::{Committed, Holder, LeaderRecord};
+use sidebike::server::db::{Committed, Holder, LeaderRecord, Term};
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -32,6 +32,8 @@ pub struct Node {
     thawed: u64,
     pub holder: Holder,
     pub elector: Elector,
+    /// The number of its last commit that was done.
+    pub committed: u64,
     /// How many milliseconds its clock shows after a second.
     rate: u64,
     /// How far its wall clock is ahead, in milliseconds.
@@ -74,6 +76,7 @@ impl Node {
             thawed: 0,
             holder,
             elector: Elector::new(holder, 0.0, Duration::ZERO),
+            committed: 0,
             rate,
             ahead,
             registry: None,
@@ -108,6 +111,17 @@ impl Node {
     /// Tells its lives apart.
     pub fn life(&self) -> u64 {
         self.holder.0.get()
+    }
+
+    /// With what it began to lead, and its term.
+    pub fn origin(&self) -> Option<(Origin, Term)> {
+        let before = self.elector.taken_from()?;
+        let origin = Origin {
+            term: before.term,
+            leader: before.holder.map(|holder| holder.0.get()),
+            n: before.beat,
+        };
+        Some((origin, self.elector.term()?))
     }
 
     pub fn is_waiting_for(&self, call: u64) -> bool {
@@ -344,6 +358,9 @@ impl Scene {
                 self.send(at, What::Look);
             }
             Answer::Committed(committed) => {
+                if let (What::Commit(number, _), Committed::Done) = (&what, &committed) {
+                    node.committed = number.n;
+                }
                 node.was_frozen &= committed != Committed::Done || id < node.thawed;
                 self.committed(at, committed)?;
             }
@@ -374,7 +391,11 @@ impl Scene {
                 self.count("a database was healed");
             }
             None => {
-                node.registry = Some(Registry::restored(clock, node.wall(clock), *loaded));
+                let mut registry = Registry::restored(clock, node.wall(clock), *loaded);
+                if let Some(rule) = self.broken.and_then(Broken::of_core) {
+                    registry.core.break_rule_for_tests(rule);
+                }
+                node.registry = Some(registry);
                 let life = node.life();
                 self.after(0, Event::Tick(at, life));
             }

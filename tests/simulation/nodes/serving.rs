@@ -1,6 +1,7 @@
 //! How a server handles what agents and users ask, and what it answers. A model of `server/state` and `server/api`.
 
 use super::agents::Alarm;
+use super::laws::attempt;
 use super::registry::Held;
 use super::users::{Said, UserCall};
 use super::{Broken, Event, Lawful, Ms, Scene};
@@ -8,8 +9,8 @@ use sidebike::core::{MachineKey, Notice, Refusal, Time};
 use sidebike::server::db::election::Role;
 use sidebike::wire::agent::{Done, Orders, Output, Poll, Taken};
 use sidebike::wire::duration::TimeSpan;
-use sidebike::wire::task::Detail;
-use sidebike::wire::term::{RegistryId, RegistryTerm};
+use sidebike::wire::task::{Detail, ExecutionState};
+use sidebike::wire::term::{LeaderCommit, Position, RegistryId, RegistryTerm};
 use std::sync::Arc;
 
 /// There is one registry.
@@ -28,8 +29,8 @@ pub struct Request {
     pub who: usize,
     pub at: usize,
     pub id: u64,
-    /// The highest term that the agent has seen.
-    pub term: Option<RegistryTerm>,
+    /// The highest term that the agent has seen, and the last commit in it.
+    pub seen: Option<Position>,
     pub what: Call,
 }
 
@@ -55,8 +56,8 @@ impl Call {
 pub struct Response {
     pub who: usize,
     pub id: u64,
-    /// That of the server, if it leads.
-    pub term: Option<RegistryTerm>,
+    /// How far the server has come, if it leads.
+    pub position: Option<Position>,
     /// Whether that server really had the lead when it made up its mind.
     pub is_of_the_leader: bool,
     pub what: Told,
@@ -136,8 +137,8 @@ impl Scene {
         let (now, broken) = (self.now, self.broken);
         let node = &mut self.nodes[at];
         let clock = node.clock(now);
-        if let Some(term) = request.term {
-            node.elector.heard(clock, term.term);
+        if let Some(seen) = request.seen {
+            node.elector.heard(clock, seen.term.term);
         }
         let is_mute = !node.trusts_itself(now, broken);
         let is_leader = node.elector.role() == Role::Leader;
@@ -151,10 +152,22 @@ impl Scene {
         });
         let refuses = is_mute && self.refuses_while_mute;
         let handles = is_leader && !refuses;
+        let (origin, life) = (self.nodes[at].origin(), self.nodes[at].life());
         let Some(registry) = self.nodes[at].registry.as_mut().filter(|_| handles) else {
             return self.tell(at, who, id, Told::Busy);
         };
         let time = registry.time(clock);
+        let is_heard = broken != Some(Broken::AgentsAreWitnesses);
+        let proof = request.seen.filter(|seen| {
+            is_heard && { origin }.is_some_and(|(of, term)| of.is_behind(term, life, *seen))
+        });
+        let core = &mut registry.core;
+        let is_news = proof.is_some() && core.note_loss(time);
+        if is_news {
+            self.count("a loss was found");
+            self.note(|| format!("node {at} has loaded {origin:?}, and finds a loss: {proof:?}"));
+        }
+        let registry = self.nodes[at].registry.as_mut().expect("it leads");
         let core = &mut registry.core;
         match request.what {
             Call::Poll(poll) => self.serve_poll(at, (who, id), time, *poll),
@@ -282,18 +295,22 @@ impl Scene {
 
     /// Answers an agent: at once, or when what it is told is saved.
     fn tell(&mut self, at: usize, who: usize, id: u64, what: Told) -> Lawful {
+        self.what_runs_is_adopted(at, &what)?;
         let node = &self.nodes[at];
-        let term = { node.elector.term() }
+        let position = { node.elector.term() }
             .filter(|_| node.elector.role() == Role::Leader)
-            .map(|term| RegistryTerm {
-                registry: REGISTRY,
-                term,
+            .map(|term| Position {
+                term: RegistryTerm {
+                    registry: REGISTRY,
+                    term,
+                },
+                commit: None,
             });
         let is_news = what.is_news();
         let response = Response {
             who,
             id,
-            term,
+            position,
             is_of_the_leader: self.database.is_led_by(node),
             what,
         };
@@ -301,6 +318,43 @@ impl Scene {
             true => self.reply_when_saved(at, Reply::Agent(response)),
             false => self.reply(at, Reply::Agent(response)),
         }
+    }
+
+    /// No agent is told to kill what is to be started here. And what is handed out before a loss is found may be a second
+    /// start.
+    fn what_runs_is_adopted(&mut self, at: usize, what: &Told) -> Lawful {
+        let Some(registry) = self.nodes[at].registry.as_ref() else {
+            return Ok(());
+        };
+        let (starts, cancels) = match what {
+            Told::Orders(_, orders) | Told::Kept(orders) => (&orders.start, &orders.cancel[..]),
+            Told::Taken(taken, _) => (&taken.start, &[][..]),
+            Told::Conflict | Told::Busy => return Ok(()),
+        };
+        let core = &registry.core;
+        for id in cancels {
+            let (execution, number) = attempt(id);
+            let Some((task, n)) = execution.rsplit_once('.') else {
+                continue;
+            };
+            let Ok(task) = core.find_task(task).and_then(|key| core.show(key)) else {
+                continue;
+            };
+            let waits = task.execution_views().any(|e| {
+                let is_it = e.n.to_string() == n && e.attempt == number;
+                is_it && e.state == ExecutionState::Queued
+            });
+            if waits && !task.is_canceled() {
+                return Err(format!(
+                    "what_runs_is_adopted: {id:?} is to be killed, and to be started"
+                ));
+            }
+        }
+        if !core.has_found_loss() {
+            let early = starts.iter().map(|job| attempt(&job.id));
+            self.laws.handed_out_unaware(early);
+        }
+        Ok(())
     }
 
     /// Answers when all changes so far are saved.
@@ -331,7 +385,11 @@ impl Scene {
                 let is_kept = matches!(response.what, Told::Kept(_));
                 if !(trusts || is_broken && is_kept) {
                     response.what = Told::Busy;
-                    response.term = None;
+                    response.position = None;
+                }
+                if let Some(position) = &mut response.position {
+                    let (leader, n) = (self.nodes[at].life(), self.nodes[at].committed);
+                    position.commit = Some(LeaderCommit { leader, n });
                 }
                 self.drop_what_was_canceled(at, &mut response)?;
                 if let Told::Taken(taken, _) = &response.what {

@@ -13,17 +13,19 @@ const PART: u64 = 2;
 const BROKEN_SEEDS: u64 = 2_000;
 /// So many seeds reach every scenario.
 const ENOUGH_SEEDS: u64 = 200;
-const SCENARIOS: [&str; 39] = [
+const SCENARIOS: [&str; 44] = [
     "a call arrived that was given up",
     "a cancel was acknowledged",
     "a database was healed",
     "a frozen leader was replaced",
+    "a loss was found",
     "a leader looked because of a higher term",
     "a leader resigned",
     "a leader was fenced",
     "a leader was mute",
     "a paused leader was replaced",
     "a request arrived that was given up",
+    "a result waited for its machine",
     "a seen write was lost",
     "a take was too late",
     "a task was acknowledged",
@@ -32,6 +34,7 @@ const SCENARIOS: [&str; 39] = [
     "an answer of a lower term was ignored",
     "an older copy was put back",
     "an outage > 60 s",
+    "another led before a loss",
     "answer late > 7 s",
     "clean end alone",
     "command canceled",
@@ -42,6 +45,7 @@ const SCENARIOS: [&str; 39] = [
     "killed",
     "leader told to end",
     "loss alone",
+    "loss with the leader",
     "machine went offline",
     "outage alone",
     "own take seen, answer lost",
@@ -53,6 +57,7 @@ const SCENARIOS: [&str; 39] = [
     "task canceled",
     "task submitted",
     "tasks were read",
+    "what had left no trace started again",
 ];
 
 type Tally = BTreeMap<&'static str, u64>;

@@ -12,6 +12,7 @@ use crate::client::Client;
 use crate::config::Registry;
 use crate::secret::Secret;
 use crate::wire::agent::{Done, Taken};
+use crate::wire::term::Position;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -50,6 +51,9 @@ pub struct Destination {
     /// The highest term that the agent has seen, as in the header.
     #[serde(default)]
     term: Option<String>,
+    /// The last commit that it has seen in that term, in the same way.
+    #[serde(default)]
+    commit: Option<String>,
 }
 
 impl std::fmt::Debug for Destination {
@@ -62,21 +66,25 @@ impl Destination {
     /// Where an agent's own calls go to. The path of the file of authorities may be one from another folder.
     pub fn of(client: &Client, ca: Option<PathBuf>) -> Self {
         let mut urls = client.urls().into_iter();
+        let seen = client.highest_term();
         Destination {
             url: urls.next().unwrap_or_default(),
             others: urls.collect(),
             ca,
             token: client.token().map(|token| token.expose().to_owned()),
-            term: client.highest_term().map(|term| term.to_string()),
+            term: seen.map(|seen| seen.term.to_string()),
+            commit: seen.and_then(|seen| Some(seen.commit?.to_string())),
         }
     }
 
     /// A client that calls the same servers in the same way.
     pub fn client(self, make: fn(&Registry) -> Result<Client, String>) -> Result<Client, String> {
         let urls = [self.url].into_iter().chain(self.others).collect();
+        let commit = self.commit.and_then(|commit| commit.parse().ok());
         let term = self.term.and_then(|term| term.parse().ok());
+        let seen = term.map(|term| Position { term, commit });
         let client = make(&Registry::new(urls, self.ca))?;
-        let client = client.with_terms(Arc::new(SharedTerm::new(term)));
+        let client = client.with_terms(Arc::new(SharedTerm::new(seen)));
         let token = self.token.map(|token| Secret::new(&token));
         client.set_token(token.transpose()?);
         Ok(client)
@@ -262,7 +270,6 @@ mod tests {
     use super::*;
     use crate::wire::agent::{AttemptId, Ended, Verdict};
     use crate::wire::task::ExecutionState;
-    use crate::wire::term::RegistryTerm;
     use crate::wire::undo::{UndoBy, UndoReport, UndoState};
 
     fn id() -> AttemptId {
@@ -341,13 +348,16 @@ mod tests {
     fn a_destination_is_where_the_agent_calls() {
         let urls = ["http://a:1", "http://b:1"].map(str::to_owned).to_vec();
         let client = Client::new(&Registry::new(urls.clone(), None)).unwrap();
-        let term: RegistryTerm = "00000000000000ab:7".parse().unwrap();
-        let client = client.with_terms(Arc::new(SharedTerm::new(Some(term))));
+        let seen = Position {
+            term: "00000000000000ab:7".parse().unwrap(),
+            commit: "00000000000000cd:8".parse().ok(),
+        };
+        let client = client.with_terms(Arc::new(SharedTerm::new(Some(seen))));
         client.set_token(Some(Secret::for_test("s3cret-token")));
         let json = serde_json::to_vec(&Destination::of(&client, None)).unwrap();
         let destination: Destination = serde_json::from_slice(&json).unwrap();
         let copy = destination.client(Client::new).unwrap();
-        assert_eq!((copy.urls(), copy.highest_term()), (urls, Some(term)));
+        assert_eq!((copy.urls(), copy.highest_term()), (urls, Some(seen)));
         assert_eq!(copy.token(), client.token());
         // As an older agent says it.
         let older: Destination = serde_json::from_str(r#"{"url": "http://a:1"}"#).unwrap();
@@ -362,6 +372,7 @@ mod tests {
             ca: None,
             token: Some("a secret".into()),
             term: None,
+            commit: None,
         };
         assert!(!format!("{destination:?}").contains("secret"));
     }

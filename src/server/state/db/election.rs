@@ -93,6 +93,8 @@ pub struct Elector {
     look_interval: Duration,
     /// It is to end.
     closing: bool,
+    /// The record of the leader before this one, once a take was sent.
+    before: Option<LeaderRecord>,
     state: State,
 }
 
@@ -203,6 +205,7 @@ impl Elector {
             me,
             look_interval: LOOK_INTERVAL - LOOK_JITTER + spread,
             closing: false,
+            before: None,
             state: Standby::at(now),
         }
     }
@@ -224,6 +227,12 @@ impl Elector {
             State::Lead(lead) => Some(lead.term),
             _ => None,
         }
+    }
+
+    /// The record that the take of this server's term has replaced: with its last commit begins what is loaded. A take of its
+    /// own whose answer was lost is none: nothing was committed in that term.
+    pub fn taken_from(&self) -> Option<LeaderRecord> {
+        self.before.filter(|_| self.term().is_some())
     }
 
     /// Until when a leader may answer from what it has in memory. It has to be asked at each answer.
@@ -271,6 +280,9 @@ impl Elector {
                 {
                     standby.count(now);
                     standby.taking = Some(now);
+                    if seen.holder != Some(me) {
+                        self.before = Some(seen);
+                    }
                     return Some(Action::Take(seen));
                 }
                 if now < standby.next_look {

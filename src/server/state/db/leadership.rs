@@ -1,4 +1,4 @@
-//! The term of this server. It numbers the commits.
+//! The term of this server. It numbers the commits, and says how far they have come.
 
 use super::election::{Action, Elector};
 use super::trust::{Trust, boot_time};
@@ -8,8 +8,22 @@ use log::warn;
 use std::sync::Arc;
 use std::thread;
 
-/// Is told the new term.
-pub type OnRise = Box<dyn Fn(Term) + Send>;
+/// What others have to know of a leader that is one of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The commit with this number is done.
+    Committed(u64),
+    /// The term has become a higher one, because somebody has seen the first: the database has lost it.
+    Rose {
+        /// What was seen.
+        seen: Term,
+        /// The new one.
+        to: Term,
+    },
+}
+
+/// Is told each, before anybody who waits for it is answered.
+pub type OnProgress = Box<dyn Fn(Progress) + Send>;
 
 /// The engine, while this server leads.
 pub struct Leadership {
@@ -29,8 +43,8 @@ enum Numbers {
         /// The number of the last one that was done.
         done: u64,
     },
-    /// One of several servers. The function is told the term when that has become a higher one.
-    Elected(Elector, Arc<Trust>, OnRise),
+    /// One of several servers.
+    Elected(Elector, Arc<Trust>, OnProgress),
 }
 
 impl Leadership {
@@ -59,10 +73,10 @@ impl Leadership {
         engine: Box<dyn StorageEngine>,
         elector: Elector,
         trust: Arc<Trust>,
-        on_rise: OnRise,
+        on_progress: OnProgress,
     ) -> Leadership {
         trust.set(elector.trusted_until());
-        let numbers = Numbers::Elected(elector, trust, on_rise);
+        let numbers = Numbers::Elected(elector, trust, on_progress);
         Leadership {
             engine,
             numbers,
@@ -87,7 +101,7 @@ impl Leadership {
                 }
                 committed
             }
-            Numbers::Elected(elector, trust, _) => {
+            Numbers::Elected(elector, trust, on_progress) => {
                 let number = loop {
                     match elector.act(boot_time(), true) {
                         Some(Action::Commit(number)) => break number,
@@ -103,6 +117,9 @@ impl Leadership {
                     }
                 };
                 let committed = self.engine.commit(number, now, batch);
+                if committed == Committed::Done {
+                    on_progress(Progress::Committed(number.n));
+                }
                 elector.committed(boot_time(), &committed);
                 trust.set(elector.trusted_until());
                 let lost = matches!(committed, Committed::WentBack(_));
@@ -123,7 +140,7 @@ impl Leadership {
     /// Makes sure that the term is higher than this one, which somebody has seen. If another server leads, this one is
     /// fenced.
     pub fn rise_above(&mut self, seen: Term) -> Committed {
-        let Numbers::Elected(elector, trust, on_rise) = &mut self.numbers else {
+        let Numbers::Elected(elector, trust, on_progress) = &mut self.numbers else {
             return Committed::Done;
         };
         let Some(term) = elector.term().filter(|term| *term <= seen) else {
@@ -141,15 +158,15 @@ impl Leadership {
         if elector.term() != Some(term) {
             return Committed::Fenced;
         }
-        let raised = self.engine.raise(term, seen.next());
+        let to = seen.next();
+        let raised = self.engine.raise(term, to);
         if raised == Committed::Done {
             warn!(
                 "somebody has seen term {} of this registry: the database has lost it; goes on in term {}",
-                seen.0,
-                seen.next().0
+                seen.0, to.0
             );
-            elector.raised(seen.next());
-            on_rise(seen.next());
+            elector.raised(to);
+            on_progress(Progress::Rose { seen, to });
             trust.settle();
         }
         raised

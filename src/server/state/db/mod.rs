@@ -32,7 +32,7 @@ pub use self::engine::{
     Announced, CommitNumber, Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen,
     SettingsProof, StorageEngine, Term,
 };
-pub use self::leadership::Leadership;
+pub use self::leadership::{Leadership, Progress};
 #[cfg(test)]
 pub use self::model::{Fate, Model};
 #[cfg(feature = "pg")]
