@@ -11,7 +11,8 @@ use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 /// So that nothing is loaded but what a test asks for, and nothing needs a screen or a user.
@@ -27,8 +28,10 @@ const FLAGS: [&str; 8] = [
 ];
 /// The key under which the protocol keeps the id of an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
-/// One browser at a time: a machine with two cores has no room for more.
-static ONE: Mutex<()> = Mutex::new(());
+/// So many browsers at a time: most of a test is waiting, but a machine with two cores has no room for more.
+static PLACES: [Mutex<()>; 2] = [Mutex::new(()), Mutex::new(())];
+/// Which place the next test waits for.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 /// Runs a test with a browser; says so and passes when there is none to be had.
 pub fn with_browser(test: impl FnOnce(&Browser)) {
@@ -42,7 +45,8 @@ pub fn with_browser(test: impl FnOnce(&Browser)) {
             "skipped: chromedriver is not installed (apt-get install chromium-driver)"
         );
     }
-    let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let place = &PLACES[NEXT.fetch_add(1, Ordering::Relaxed) % PLACES.len()];
+    let _place = place.lock().unwrap_or_else(PoisonError::into_inner);
     test(&Browser::start());
 }
 
