@@ -60,7 +60,7 @@ test: previous
 	$(CARGO) clippy --locked --no-default-features --features agent -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features server -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features cli -- -D warnings
-	SIM_SEEDS=20 SIDEBIKE_PREVIOUS=$(PREVIOUS) $(CARGO) test --locked -- --skip it_finds_
+	SIM_SEEDS=20 SIDEBIKE_PREVIOUS=$(PREVIOUS) $(CARGO) test --locked --no-fail-fast -- --skip it_finds_
 	$(CARGO) clippy --locked --all-targets --features tiny_http -- -D warnings
 	$(CARGO) test --locked --features tiny_http --test engines
 	SIDEBIKE_ENGINE=tiny_http $(CARGO) test --locked --features tiny_http $(ENGINE_TESTS:%=--test %)
