@@ -1,26 +1,19 @@
 //! What several servers over PostgreSQL cost, and how soon one is replaced.
 
+use crate::database::{
+    CLIENTS, MANY, PATIENCE, SlowerDisk, WARM_UP, leads, submits, submits_to_file,
+};
 use crate::postgresql::PostgreSql;
 use crate::process::{Server, wait_for};
 use crate::setting::Setting;
 use crate::table::{Row, rate, time};
 use crate::wrk;
 use rustix::process::Signal;
-use std::fs;
-use std::time::{Duration, Instant};
 
-/// Clients that share commits.
-const CLIENTS: usize = 32;
 /// A submit of one client may take so many times as long as with a file...
 const SLOWER: f64 = 1.5;
 /// ...and those of many may not be fewer a second.
 const SHARED: f64 = 1.0;
-/// Submits before the count begins.
-const WARM_UP: Duration = Duration::from_secs(1);
-/// What is submitted stays, so the default of 100,000 would be full soon.
-const MANY: &str = "10000000";
-/// Somebody leads within this time, or the row is a failure.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a leader that ends may be missed, in seconds, and one that is killed: 10 s of silence and the load.
 const ENDED: f64 = 3.0;
 const KILLED: f64 = 12.0;
@@ -34,31 +27,35 @@ pub fn postgres(setting: &Setting) -> Result<Vec<Row>, String> {
     let Some(postgres) = PostgreSql::start(&[]) else {
         return Ok(vec![Row::not_measured(WHAT, "there is no PostgreSQL")]);
     };
-    let file = setting.fresh("db");
-    let on_file = submits(setting, &file.to_string_lossy())?;
-    let _ = fs::remove_file(&file);
-    let url = postgres.database();
-    let on_postgres = submits(setting, &url)?;
-    let row = |clients: usize, postgres: f64, file: f64| {
-        let what = format!("submits on PostgreSQL, clients: {clients}");
-        Row::new(what, rate(postgres)).beside(format!("--db FILE {}", rate(file)))
-    };
-    let mut rows = vec![
-        row(1, on_postgres.0, on_file.0).ratio_at_most(on_file.0 / on_postgres.0, SLOWER),
-        row(CLIENTS, on_postgres.1, on_file.1).ratio_at_least(on_postgres.1 / on_file.1, SHARED),
-    ];
+    let mut rows = beside_file(setting, &postgres, None)?;
+    if let Some(slower) = SlowerDisk::here()
+        && let Some(postgres) = PostgreSql::wrapped(&[&slower.words()[..], &["-D"]].concat(), &[])
+    {
+        rows.extend(beside_file(setting, &postgres, Some(&slower))?);
+    }
     rows.extend(takeovers(setting, &postgres.database())?);
     Ok(rows)
 }
 
-/// Submits a second of one client and of many, with this `--db`.
-fn submits(setting: &Setting, db: &str) -> Result<(f64, f64), String> {
-    let server = Server::start(setting, &["--max-executions", MANY, "--db", db])?;
-    leads(&server)?;
-    let url = server.url("/api/v1/task");
-    let rate = |clients, span| wrk::rate(&url, clients, span, Some("submit.lua"));
-    rate(CLIENTS, WARM_UP)?;
-    Ok((rate(1, setting.span)?, rate(CLIENTS, setting.span)?))
+/// Submits of one client and of many on PostgreSQL, and on a file; both on a slower disk, if it is one.
+fn beside_file(
+    setting: &Setting,
+    postgres: &PostgreSql,
+    slower: Option<&SlowerDisk>,
+) -> Result<Vec<Row>, String> {
+    let words = slower.map(SlowerDisk::words).unwrap_or_default();
+    let on_file = submits_to_file(setting, &words)?;
+    let on_postgres = submits(setting, &[], &["--db", &postgres.database()])?;
+    let disk = slower.map(|slower| format!(", {slower}"));
+    let disk = disk.unwrap_or_default();
+    let row = |clients: usize, postgres: f64, file: f64| {
+        let what = format!("submits on PostgreSQL, clients: {clients}{disk}");
+        Row::new(what, rate(postgres)).beside(format!("--db FILE {}", rate(file)))
+    };
+    Ok(vec![
+        row(1, on_postgres.0, on_file.0).ratio_at_most(on_file.0 / on_postgres.0, SLOWER),
+        row(CLIENTS, on_postgres.1, on_file.1).ratio_at_least(on_postgres.1 / on_file.1, SHARED),
+    ])
 }
 
 /// How long until another server leads, after the end and after the death of the leader, with many tasks to be loaded.
@@ -105,14 +102,4 @@ fn takeovers(setting: &Setting, db: &str) -> Result<Vec<Row>, String> {
             .beside(format!("of {LOADED}: {}", time(per)))
             .target(format!("{per:.2} s (≤ {LOAD_TAKES} s)"), per <= LOAD_TAKES),
     ])
-}
-
-/// Waits until a server leads, and can be asked; how many seconds that took.
-fn leads(server: &Server) -> Result<f64, String> {
-    let begin = Instant::now();
-    wait_for(PATIENCE, "the server leads", || {
-        let answer = server.api().get("/leader");
-        Ok(answer.is_ok_and(|data| data == "leads").then_some(()))
-    })?;
-    Ok(begin.elapsed().as_secs_f64())
 }

@@ -38,6 +38,8 @@ pub struct PostgreSql {
     folder: PathBuf,
     port: u16,
     settings: Vec<String>,
+    /// What it is started by, such as strace.
+    by: Vec<String>,
     process: Mutex<Option<Child>>,
 }
 
@@ -56,11 +58,17 @@ impl PostgreSql {
 
     /// Starts a server with these settings.
     pub fn start(settings: &[&str]) -> Option<PostgreSql> {
+        PostgreSql::wrapped(&[], settings)
+    }
+
+    /// The same, started by another program, which has to become it: `strace -D …`.
+    pub fn wrapped(by: &[&str], settings: &[&str]) -> Option<PostgreSql> {
         let Some(bin) = installed() else {
             println!("left out: PostgreSQL is not installed");
             return None;
         };
-        let server = PostgreSql::in_new_folder(bin, settings);
+        let mut server = PostgreSql::in_new_folder(bin, settings);
+        server.by = by.iter().map(|it| (*it).to_owned()).collect();
         let data = server.data();
         let mut init = server.command("initdb");
         init.args([
@@ -95,6 +103,7 @@ impl PostgreSql {
             folder,
             port: free.local_addr().unwrap().port(),
             settings: settings.iter().map(|it| (*it).to_owned()).collect(),
+            by: Vec::new(),
             process: Mutex::new(None),
         }
     }
@@ -105,7 +114,21 @@ impl PostgreSql {
 
     /// A program of PostgreSQL, as a user that may run it.
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.bin.join(program));
+        self.own(Command::new(self.bin.join(program)))
+    }
+
+    /// The command that runs the server.
+    fn server_command(&self) -> Command {
+        let Some((first, others)) = self.by.split_first() else {
+            return self.command("postgres");
+        };
+        let mut command = Command::new(first);
+        command.args(others).arg(self.bin.join("postgres"));
+        self.own(command)
+    }
+
+    /// A command in its folder, by a user that may run PostgreSQL.
+    fn own(&self, mut command: Command) -> Command {
         command.current_dir(&self.folder).stdin(Stdio::null());
         if let Some((user, group)) = other_user() {
             command.uid(user).gid(group);
@@ -123,7 +146,7 @@ impl PostgreSql {
             .unwrap();
         // What a killed one leaves behind keeps the next one out, if the number of its process is used again.
         let _ = fs::remove_file(self.data().join("postmaster.pid"));
-        let mut command = self.command("postgres");
+        let mut command = self.server_command();
         command.arg("-D").arg(self.data());
         command.args([
             "-p",
