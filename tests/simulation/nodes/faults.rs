@@ -384,7 +384,10 @@ impl Scene {
             ));
         };
         let registry = self.nodes[leader].registry.as_ref().expect("it leads");
-        for (_, task) in registry.core.tasks_by_key() {
+        // A server that handles what it is asked while it is mute accepts a cancel of which no agent hears in time.
+        let handles_cancels = !self.refuses_while_mute;
+        let tasks = registry.core.tasks_by_key();
+        for (_, task) in tasks.filter(|(_, task)| !(handles_cancels && task.is_canceled())) {
             for e in task.execution_views() {
                 let key = (format!("{}.{}", task.id, e.n), e.attempt);
                 if e.state == ExecutionState::Lost && running.contains(&key) {
