@@ -19,6 +19,7 @@ use crate::wire::task::{DryRun, Task, TaskState};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{BufRead, BufReader, Read};
@@ -95,14 +96,27 @@ impl Client {
             return self.post_json(call, "task", task, repeat);
         }
         let mut task = task.clone();
-        task.insert("id".into(), fresh_id().into());
-        let body = serde_json::to_vec(&task);
-        self.in_turn(call, &api("task"), Repeat::Safe, |ask| {
+        let id = fresh_id();
+        task.insert("id".into(), id.clone().into());
+        self.submit_with_ids(call, "task", &task, |accepted: &Task| *accepted.id == id)
+    }
+
+    /// A submit that may be repeated to another server, because it has an id that nobody else has. If an earlier server has
+    /// accepted it, the ids are taken; `is_own` recognizes what it has accepted.
+    fn submit_with_ids<A: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        path: &str,
+        submitted: &impl serde::Serialize,
+        is_own: impl Fn(&A) -> bool,
+    ) -> Result<A, CallError> {
+        let body = serde_json::to_vec(submitted);
+        self.in_turn(call, &api(path), Repeat::Safe, |ask| {
             let body = body.as_deref().map_err(unwritable)?;
             let (status, answer) = self.exchange(ask, body, CALL_TIMEOUT, MAX_ANSWER)?;
-            // Nobody else has this id: it is the task that an earlier server has accepted.
             if (status, ask.may_be_done) == (409, true)
-                && let Some(accepted) = task_with_id(&task, &answer)
+                && let Ok(Envelope { data: accepted, .. }) = serde_json::from_slice(&answer)
+                && is_own(&accepted)
             {
                 return Ok(accepted);
             }
@@ -166,29 +180,9 @@ impl Client {
         }
         let mut list = list.clone();
         let made = add_ids(&mut list);
-        let body = serde_json::to_vec(&list);
-        let answered = self.in_turn(call, &api("tasks"), Repeat::Safe, |ask| {
-            let body = body.as_deref().map_err(unwritable)?;
-            let (status, answer) = self.exchange(ask, body, CALL_TIMEOUT, MAX_ANSWER)?;
-            match self.understand(status, answer) {
-                Err(kind) if (status, ask.may_be_done) == (409, true) => {
-                    Ok(Err(CallError::new(call, ask.url.clone(), kind)))
-                }
-                understood => understood.map(Ok),
-            }
-        })?;
-        answered.or_else(|taken| {
-            let Some(made) = made else {
-                return Err(taken);
-            };
-            // Nobody else has this id: if it is there, an earlier server has accepted the whole list.
-            match self.task(&made, TimeSpan::default()) {
-                Err(why) if why.status() == Some(404) => return Err(taken),
-                found => found?,
-            };
-            let ids = list.as_array().into_iter().flatten();
-            let ids = ids.filter_map(|task| task.get("id")?.as_str());
-            ids.map(|id| self.task(id, TimeSpan::default())).collect()
+        self.submit_with_ids(call, "tasks", &list, |taken: &Vec<Task>| {
+            // All or none: with one id that nobody else has the whole list was accepted.
+            taken.iter().any(|task| made.contains(&*task.id))
         })
     }
 
@@ -602,24 +596,18 @@ impl EventReader {
     }
 }
 
-/// The task in an answer, if it has the id of this one.
-fn task_with_id(task: &Map<String, Value>, answer: &[u8]) -> Option<Task> {
-    let found = serde_json::from_slice::<Envelope<Task>>(answer).ok()?.data;
-    (task.get("id")? == &*found.id).then_some(found)
-}
-
-/// Gives an id to each task of a list that has none; the first one that was made.
-fn add_ids(list: &mut Value) -> Option<String> {
-    let mut first = None;
+/// Gives an id to each task of a list that has none; those that were made.
+fn add_ids(list: &mut Value) -> HashSet<String> {
+    let mut made = HashSet::new();
     let tasks = list.as_array_mut().into_iter().flatten();
     for task in tasks.filter_map(Value::as_object_mut) {
         if task.get("id").is_none_or(Value::is_null) {
             let id = fresh_id();
             task.insert("id".into(), id.clone().into());
-            first.get_or_insert(id);
+            made.insert(id);
         }
     }
-    first
+    made
 }
 
 /// A new id for a task, of the form that servers give: sortable by time, then random.
