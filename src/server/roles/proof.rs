@@ -28,9 +28,13 @@ pub fn caller(secret: &Secret, value: &str, request: &Request) -> Option<IpAddr>
     verified.is_ok().then_some(caller)
 }
 
+/// An HMAC by the secret, of nothing yet. `None` never happens: a key may have any length.
+pub fn keyed(secret: &Secret) -> Option<Hmac<Sha256>> {
+    Hmac::new_from_slice(&secret.0).ok()
+}
+
 fn mac(secret: &Secret, caller: IpAddr, request: &Request) -> Option<Hmac<Sha256>> {
-    // A key may have any length.
-    let mut mac = Hmac::<Sha256>::new_from_slice(&secret.0).ok()?;
+    let mut mac = keyed(secret)?;
     let (method, target) = (&request.method, request.target_as_read());
     mac.update(format!("{caller}\n{method}\n{target}").as_bytes());
     Some(mac)
