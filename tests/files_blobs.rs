@@ -4,7 +4,7 @@
 mod common;
 
 use common::http::{Connection, Reply, request};
-use common::{Folder, SIDEBIKE, Server, id, sha256, wait_for};
+use common::{Folder, SIDEBIKE, Server, bytes, id, sha256, wait_for};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read, Write};
@@ -16,20 +16,6 @@ use std::thread;
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
-
-/// Bytes that repeat nowhere, so that a piece in the wrong place is noticed.
-fn bytes(count: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(count + 8);
-    while bytes.len() < count {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(count);
-    bytes
-}
 
 fn ask(server: &Server, method: &str, target: &str, headers: &str, body: &[u8]) -> Reply {
     let headers = format!("{headers}Connection: close\r\n");

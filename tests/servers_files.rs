@@ -6,7 +6,7 @@ mod postgresql;
 mod several;
 
 use common::http::{Reply, request};
-use common::{Folder, SIDEBIKE, Server, id, sha256, wait_for, wait_until, wait_within};
+use common::{Folder, SIDEBIKE, Server, bytes, id, sha256, wait_for, wait_until, wait_within};
 use postgresql::PostgreSql;
 use rustix::process::Signal;
 use serde_json::json;
@@ -20,20 +20,6 @@ const MIB: usize = 1 << 20;
 /// What the database has: files, and the bytes of all pieces.
 const SAVED: &str = "SELECT (SELECT count(*) FROM sb_blob), \
      (SELECT coalesce(sum(octet_length(bytes)), 0) FROM sb_blob_piece)";
-
-/// Bytes that repeat nowhere, so that a piece in the wrong place is noticed.
-fn bytes(count: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(count + 8);
-    while bytes.len() < count {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(count);
-    bytes
-}
 
 fn put(server: &Server, file: &[u8]) -> Reply {
     server.request("PUT", "/api/v1/file/x", file)
