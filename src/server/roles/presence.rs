@@ -58,15 +58,9 @@ impl Presence {
         start_thread("presence", move || {
             loop {
                 let announced = engine.look().and_then(|seen| {
-                    let own = Announced {
-                        address: presence.address.clone(),
-                        version: env!("CARGO_PKG_VERSION").into(),
-                        since_ms: 0,
-                        leads: false,
-                        settings: settings_proof(&setup, &seen.secret)?,
-                    };
-                    let others = engine.announce(&own)?;
-                    Ok((own.settings, others))
+                    let own = settings_proof(&setup, &seen.secret)?;
+                    let others = engine.announce(&presence.address, &own)?;
+                    Ok((own, others))
                 });
                 presence.note(announced);
                 thread::sleep(ANNOUNCE_INTERVAL);

@@ -94,16 +94,16 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// One of the servers of a registry, as it says itself.
+/// Another server of the registry, as it says itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Announced {
     /// Where others reach it; no two have the same.
     pub address: String,
     /// Its version.
     pub version: String,
-    /// Since when it has been there, by the clock of the engine, in milliseconds since 1970. Not read of one's own.
+    /// Since when it has been there, by the clock of the engine, in milliseconds since 1970.
     pub since_ms: u64,
-    /// It has the lead. Not read of one's own.
+    /// It has the lead.
     pub leads: bool,
     /// What its settings are compared by.
     pub settings: SettingsProof,
@@ -173,8 +173,11 @@ pub trait StorageEngine: Send {
 
     /// Says to the other servers of the registry that this one is there, and gives those that have said so lately. Only an
     /// engine that several servers share has others.
-    fn announce(&mut self, own: &Announced) -> Result<Vec<Announced>, String> {
-        let _ = own;
+    fn announce(
+        &mut self,
+        _address: &str,
+        _settings: &SettingsProof,
+    ) -> Result<Vec<Announced>, String> {
         Ok(Vec::new())
     }
 

@@ -25,8 +25,6 @@ const READ_BYTES: usize = 64 << 10;
 const SPEAKS_TLS: u8 = b'S';
 /// The code of an error of the server: a lock was not to be had in time.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
-/// The same: there is no such table.
-const UNDEFINED_TABLE: &str = "42P01";
 
 /// Why a statement failed.
 #[derive(Debug)]
@@ -41,11 +39,6 @@ impl Failure {
     /// Whether a lock was not to be had in time.
     pub fn is_locked_out(&self) -> bool {
         matches!(self, Failure::Refused(code, _) if code == LOCK_NOT_AVAILABLE)
-    }
-
-    /// Whether a table is missing.
-    pub fn is_of_a_missing_table(&self) -> bool {
-        matches!(self, Failure::Refused(code, _) if code == UNDEFINED_TABLE)
     }
 }
 
@@ -242,6 +235,22 @@ impl Connection {
         self.send(&output)?;
         drop(output);
         self.answer(|body| row(Row::new(body)))
+    }
+
+    /// The same, where a row may not be as it was asked for: the first such ends the reading.
+    pub fn rows(
+        &mut self,
+        statement: &Statement,
+        limit: Option<Duration>,
+        mut read: impl FnMut(&mut Row<'_>) -> Result<(), String>,
+    ) -> Result<Option<String>, Failure> {
+        let mut wrong = None;
+        let warning = self.run(statement, limit, |mut row| {
+            if wrong.is_none() {
+                wrong = read(&mut row).err();
+            }
+        })?;
+        wrong.map_or(Ok(warning), |why| Err(Failure::Broken(why)))
     }
 
     /// Runs several statements without parameters in one message.

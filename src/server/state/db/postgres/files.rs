@@ -90,15 +90,9 @@ fn listed(contents: &mut Contents, row: &mut Row<'_>) -> Result<(), String> {
 }
 
 fn list(connection: &mut Connection) -> Result<Contents, Failure> {
-    let (mut contents, mut wrong) = (Contents::default(), None);
-    let list = Statement::new(LIST);
-    let read = |mut row: Row<'_>| {
-        if wrong.is_none() {
-            wrong = listed(&mut contents, &mut row).err();
-        }
-    };
-    connection.run(&list, Some(LOAD_TIMEOUT), read)?;
-    wrong.map_or(Ok(contents), |why| Err(Failure::Broken(why)))
+    let (mut contents, list) = (Contents::default(), Statement::new(LIST));
+    connection.rows(&list, Some(LOAD_TIMEOUT), |row| listed(&mut contents, row))?;
+    Ok(contents)
 }
 
 impl Files {
@@ -223,11 +217,12 @@ fn milliseconds(time: SystemTime) -> u64 {
 
 /// For `sidebike db check`: how many files there are, and their bytes. The error names one that is not whole.
 pub fn check(connection: &mut Connection) -> Result<(u64, u64), String> {
-    let mut has_files = Ok(false);
+    let mut has_files = false;
     let ask = Statement::new("SELECT to_regclass('sb_blob') IS NOT NULL");
-    let answer = connection.run(&ask, Some(LOAD_TIMEOUT), |mut row| has_files = row.truth());
+    let read = |row: &mut Row<'_>| row.truth().map(|truth| has_files = truth);
+    let answer = connection.rows(&ask, Some(LOAD_TIMEOUT), read);
     answer.map_err(|why| named(&why))?;
-    if !has_files? {
+    if !has_files {
         return Ok((0, 0));
     }
     let contents = list(connection).map_err(|why| named(&why))?;
@@ -238,14 +233,9 @@ pub fn check(connection: &mut Connection) -> Result<(u64, u64), String> {
     for entry in &contents.blobs {
         let mut hash = Sha256::new();
         for n in 0..entry.bytes.div_ceil(VAULT_PIECE_BYTES) {
-            let mut wrong = None;
-            let read = |mut row: Row<'_>| match row.bytes() {
-                Ok(bytes) => hash.update(bytes),
-                Err(why) => wrong = Some(why),
-            };
-            let answer = connection.run(&piece(entry.upload, n), Some(LOAD_TIMEOUT), read);
+            let read = |row: &mut Row<'_>| row.bytes().map(|bytes| hash.update(bytes));
+            let answer = connection.rows(&piece(entry.upload, n), Some(LOAD_TIMEOUT), read);
             answer.map_err(|why| named(&why))?;
-            wrong.map_or(Ok(()), Err)?;
         }
         let is = BlobId(hash.finalize().into());
         if is != entry.id {

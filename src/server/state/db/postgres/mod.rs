@@ -43,7 +43,7 @@ use self::schema::Greeting;
 use self::statement::{Row, Statement};
 use super::{
     Announced, CommitNumber, Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen,
-    StorageEngine, Term,
+    SettingsProof, StorageEngine, Term,
 };
 use crate::core::{Batch, Saved, Time};
 use crate::secret::Secret as Password;
@@ -334,35 +334,6 @@ impl Engine {
     }
 }
 
-/// Why a server could not announce itself.
-enum Unannounced {
-    /// An older server has made the tables.
-    NoTable,
-    Other(String),
-}
-
-impl Engine {
-    /// Runs an announcement; the answer is the other servers.
-    fn announced(&mut self, statement: &Statement) -> Result<Vec<Announced>, Unannounced> {
-        let (mut others, mut wrong, mut has_table) = (Vec::new(), None, true);
-        let run = self.with_connection(|connection| {
-            let row = |mut row: Row<'_>| match servers::read(&mut row) {
-                Ok(other) => others.push(other),
-                Err(why) => wrong = Some(why),
-            };
-            let run = connection.run(statement, Some(LOOK_TIMEOUT), row);
-            has_table = !run.as_ref().is_err_and(Failure::is_of_a_missing_table);
-            run
-        });
-        match (run, wrong) {
-            (Ok(_), None) => Ok(others),
-            (Ok(_), Some(why)) => Err(Unannounced::Other(why)),
-            (Err(_), _) if !has_table => Err(Unannounced::NoTable),
-            (Err(why), _) => Err(Unannounced::Other(why.words())),
-        }
-    }
-}
-
 impl Wrong {
     fn words(self) -> String {
         match self {
@@ -401,26 +372,20 @@ impl StorageEngine for Engine {
         }
     }
 
-    fn announce(&mut self, own: &Announced) -> Result<Vec<Announced>, String> {
-        let statement = servers::statement(own, self.holder);
-        match self.announced(&statement) {
-            Ok(others) => Ok(others),
-            Err(Unannounced::NoTable) => {
-                // The tables that are there stay as they are.
-                let limit = Some(LOOK_TIMEOUT);
-                let made = self.with_connection(|it| it.run_script(SCHEMA, limit));
-                let again = self.announced(&statement);
-                again.map_err(|why| match (why, made) {
-                    (Unannounced::NoTable, Err(made)) => format!(
-                        "the table sb_server cannot be made: {}; `sidebike db schema` prints what makes it",
-                        made.words()
-                    ),
-                    (Unannounced::NoTable, Ok(())) => "the table sb_server is missing".into(),
-                    (Unannounced::Other(why), _) => why,
-                })
-            }
-            Err(Unannounced::Other(why)) => Err(why),
-        }
+    fn announce(
+        &mut self,
+        address: &str,
+        settings: &SettingsProof,
+    ) -> Result<Vec<Announced>, String> {
+        let statement = servers::statement(address, settings, self.holder);
+        let mut others = Vec::new();
+        let answer = self.with_connection(|connection| {
+            connection.rows(&statement, Some(LOOK_TIMEOUT), |row| {
+                others.push(servers::read(row)?);
+                Ok(())
+            })
+        });
+        answer.map(|_| others).map_err(Wrong::words)
     }
 
     fn load(&mut self) -> Result<Saved, String> {

@@ -351,18 +351,10 @@ impl Loading<'_> {
         sql: &str,
         mut keep: impl FnMut(&mut Saved, &mut Row<'_>) -> Result<(), String>,
     ) -> Result<(), Failure> {
-        let (saved, mut wrong) = (&mut self.saved, None);
-        let read = |mut row: Row<'_>| {
-            if wrong.is_none() {
-                wrong = keep(saved, &mut row).err();
-            }
-        };
-        let statement = Statement::new(sql);
-        self.connection.run(&statement, Some(LOAD_TIMEOUT), read)?;
-        match wrong {
-            None => Ok(()),
-            Some(why) => Err(Failure::Broken(why)),
-        }
+        let (saved, statement) = (&mut self.saved, Statement::new(sql));
+        let read = |row: &mut Row<'_>| keep(saved, row);
+        self.connection.rows(&statement, Some(LOAD_TIMEOUT), read)?;
+        Ok(())
     }
 
     fn load(&mut self) -> Result<(), Failure> {

@@ -11,7 +11,8 @@ pub const MIN_SERVER: u64 = 130_000;
 /// Asks whether writes are possible here, how old the server is, whether there are tables, and which standbys commits
 /// wait for.
 pub const GREETING: &str = "SELECT pg_is_in_recovery(), current_setting('server_version_num')::bigint, \
-     to_regclass('sb_leader') IS NOT NULL, to_regclass('sb_blob_piece') IS NOT NULL, \
+     to_regclass('sb_leader') IS NOT NULL, \
+     to_regclass('sb_server') IS NOT NULL AND to_regclass('sb_blob_piece') IS NOT NULL, \
      current_setting('synchronous_standby_names')";
 
 /// What is found there.
@@ -19,7 +20,7 @@ pub struct Greeting {
     pub is_standby: bool,
     pub server: u64,
     pub has_tables: bool,
-    /// The last one that is made, too.
+    /// Those that earlier builds did not make, too.
     pub has_all_tables: bool,
     /// Empty: commits wait for none.
     pub standbys: String,

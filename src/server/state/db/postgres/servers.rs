@@ -11,16 +11,16 @@ const KEPT_FOR: &str = "interval '1 day'";
 
 /// Writes that a server is there, and reads the others. All times are those of the database. It does not wait for a
 /// standby of the database: what is lost is written again soon.
-pub fn statement(own: &Announced, holder: Holder) -> Statement {
+pub fn statement(address: &str, settings: &SettingsProof, holder: Holder) -> Statement {
     let mut all = Statement::default();
-    let address = all.maybe_text(Some(&own.address));
+    let address = all.maybe_text(Some(address));
     let holder = all.number(holder.0.get());
-    let version = all.maybe_text(Some(&own.version));
+    let version = all.maybe_text(Some(env!("CARGO_PKG_VERSION")));
     let SettingsProof {
         tokens,
         limits,
         binaries,
-    } = &own.settings;
+    } = settings;
     let (tokens, limits) = (all.bytes(tokens), all.bytes(limits));
     let binaries = all.bytes(binaries);
     all.push(&format!(
