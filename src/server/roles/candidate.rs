@@ -4,7 +4,7 @@
 
 use super::front::Front;
 use super::start_anew::start_anew;
-use crate::core::{Batch, Origin, Time};
+use crate::core::{Batch, Time};
 use crate::server::api::server::Shared;
 use crate::server::blobs::vault::OpenVault;
 use crate::server::http::start_thread;
@@ -289,14 +289,9 @@ impl Worker {
         };
         let before = self.elector.taken_from();
         let before = before.ok_or("it loads without a take (a bug)")?;
-        let origin = Origin {
-            term: before.term,
-            leader: before.holder.map(|holder| holder.0.get()),
-            n: before.beat,
-        };
         let me = self.holder.0.get();
         let shared = Arc::new(Shared {
-            term: OwnTerm::new(RegistryTerm { registry, term }, me, origin),
+            term: OwnTerm::new(RegistryTerm { registry, term }, me, before.origin()),
             is_synchronous: Box::new(move || connect.is_synchronous()),
             servers: Box::new(servers),
         });

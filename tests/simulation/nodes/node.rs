@@ -116,12 +116,7 @@ impl Node {
     /// With what it began to lead, and its term.
     pub fn origin(&self) -> Option<(Origin, Term)> {
         let before = self.elector.taken_from()?;
-        let origin = Origin {
-            term: before.term,
-            leader: before.holder.map(|holder| holder.0.get()),
-            n: before.beat,
-        };
-        Some((origin, self.elector.term()?))
+        Some((before.origin(), self.elector.term()?))
     }
 
     pub fn is_waiting_for(&self, call: u64) -> bool {

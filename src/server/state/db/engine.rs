@@ -13,7 +13,7 @@
 //! [`commit`]: StorageEngine::commit
 //! [`resign`]: StorageEngine::resign
 
-use crate::core::{Batch, Saved, Time};
+use crate::core::{Batch, Origin, Saved, Time};
 use crate::server::blobs::vault::OpenVault;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fmt;
@@ -47,6 +47,15 @@ pub struct LeaderRecord {
 }
 
 impl LeaderRecord {
+    /// With what a server begins that takes the lead from this one.
+    pub fn origin(&self) -> Origin {
+        Origin {
+            term: self.term,
+            leader: self.holder.map(|holder| holder.0.get()),
+            n: self.beat,
+        }
+    }
+
     /// Whether the same holder leads, in the same term.
     pub fn is_same_leader(&self, other: &LeaderRecord) -> bool {
         (self.term, self.holder) == (other.term, other.holder)
