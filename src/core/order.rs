@@ -35,6 +35,21 @@ pub(super) struct Turn {
     pub key: ExecutionKey,
 }
 
+/// How many of these come before `turn`, at most so many. Counts from the nearer end: what was just submitted is mostly
+/// the last, and each answer to a submit says its position.
+pub(super) fn count_before(turns: &BTreeSet<Turn>, turn: Turn, at_most: u32) -> u32 {
+    let (mut before, mut after) = (turns.range(..turn), turns.range(turn..));
+    for n in 0..at_most {
+        if before.next().is_none() {
+            return n;
+        }
+        if after.next().is_none() {
+            return at_most.min((turns.len() as u32).saturating_sub(n));
+        }
+    }
+    at_most
+}
+
 /// What is queued for a machine: in the order in which it is handed out, apart by the limits that it counts for.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
@@ -270,6 +285,32 @@ impl Core {
                 "of these tasks something is queued: {queued:?}, listed are {:?}",
                 self.queued_tasks
             )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_in_a_queue_is_counted_from_either_end() {
+        let turn = |order| Turn {
+            rank: Rank::of(0),
+            order,
+            key: ExecutionKey {
+                task: TaskKey(order),
+                n: 0,
+            },
+        };
+        for length in [0, 1, 2, 9, 10, 11, 40] {
+            let turns: BTreeSet<Turn> = (0..length).map(|n| turn(2 * n)).collect();
+            for at in 0..=2 * length {
+                let before = turns.iter().filter(|other| **other < turn(at)).count() as u32;
+                for at_most in [0, 1, 10, 100] {
+                    assert_eq!(count_before(&turns, turn(at), at_most), before.min(at_most));
+                }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 use super::loss::CAUTION;
 use super::match_index::SelectorKey;
 use super::named_limits::SetKey;
-use super::order::Turn;
+use super::order::{Turn, count_before};
 use super::task::{Place, Waits};
 use super::{Core, ExecutionKey, TaskKey};
 use crate::wire::machine::MachineState;
@@ -165,8 +165,7 @@ impl Core {
                     false => !self.named_limits.is_exhausted(*of),
                 };
                 if counts {
-                    let left = Position::MOST - before;
-                    before += turns.range(..turn).take(left as usize).count() as u32;
+                    before += count_before(turns, turn, Position::MOST - before);
                 }
             }
         }
