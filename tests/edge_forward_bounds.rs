@@ -20,7 +20,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const HELD: usize = 200;
 /// What is sent one way.
@@ -260,6 +260,9 @@ fn a_broken_connection_that_nobody_reads_costs_nothing() {
     wait_for("it is over", || edge.forwarded() == 0);
 }
 
+/// More than a busy machine takes for all that comes before.
+const STALL_MS: u64 = 4_000;
+
 #[test]
 fn who_stalls_is_given_up() {
     let _alone = alone();
@@ -272,10 +275,14 @@ fn who_stalls_is_given_up() {
             other.wait_for_end();
         } else {
             // It takes nothing.
-            thread::sleep(PATIENCE);
+            thread::park();
         }
     });
-    let (address, edge) = relay_with(other, None, limits());
+    let brief = EdgeLimits {
+        stall_ms: STALL_MS,
+        ..limits()
+    };
+    let (address, edge) = relay_with(other, None, brief);
     let open = |sent: &[u8]| {
         let mut client = Client::open(address);
         client.send(sent);
@@ -291,14 +298,11 @@ fn who_stalls_is_given_up() {
     while sends_all.stream.write(&[b'x'; 50_000]).is_ok() {}
     assert_eq!(edge.forwarded(), 3);
     is_quiet();
-    let started = Instant::now();
     let reply = sends_all.answer().expect("an answer");
     assert_eq!(reply.status, 502);
     assert!(reply.msg().contains("it took too long"), "{}", reply.msg());
     let mut sends_nothing = sends_nothing;
     assert!(sends_nothing.is_ended());
-    assert!(started.elapsed() < Duration::from_secs(50));
-    // It may have taken enough for one more period at first.
     wait_for("all are given up", || edge.forwarded() == 0);
 }
 

@@ -26,6 +26,9 @@ use std::thread;
 const THREADS: usize = 16;
 /// The same with a database: as many as can share one commit.
 const THREADS_FOR_A_DISK: usize = 256;
+/// How long a large transfer may move next to nothing, in milliseconds: a link may be away for half a minute while a
+/// container moves.
+const STALL_MS: u64 = 30_000;
 
 /// A server without a registry.
 pub struct Setup {
@@ -66,6 +69,7 @@ impl Setup {
             max_connections_per_address: config.max_connections_per_address,
             max_in_flight_bytes: config.max_in_flight_bytes,
             max_request_ms: config.max_request_time.as_millis(),
+            stall_ms: STALL_MS,
             max_threads: match config.db {
                 Some(_) => THREADS_FOR_A_DISK,
                 None => THREADS,

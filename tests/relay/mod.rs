@@ -57,6 +57,7 @@ pub fn limits() -> EdgeLimits {
         max_connections_per_address: 1_000,
         max_in_flight_bytes: 64 << 20,
         max_request_ms: 60_000,
+        stall_ms: 30_000,
         max_threads: 4,
         max_forwarded: 1_000,
     }

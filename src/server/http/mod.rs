@@ -248,6 +248,8 @@ pub struct EdgeLimits {
     pub max_in_flight_bytes: usize,
     /// The longest a request may take to arrive, an idle connection may stay, or an answer may take to be read.
     pub max_request_ms: Millis,
+    /// How long a large transfer may move next to nothing, or another server take nothing of a request.
+    pub stall_ms: Millis,
     /// Threads for what may wait.
     pub max_threads: usize,
     /// Requests that are forwarded at once.

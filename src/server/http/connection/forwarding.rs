@@ -12,7 +12,7 @@ use super::super::poller::Poller;
 use super::super::relay::{self, AnswerReader};
 use super::super::request::Refused;
 use super::super::upstream::Upstream;
-use super::super::{BodyLimit, Service, answer};
+use super::super::{BodyLimit, EdgeLimits, Service, answer};
 use super::{Connection, Context, IoBudget, TURN_BYTES};
 use crate::tls::Got;
 use log::debug;
@@ -22,8 +22,6 @@ use std::io;
 const CONNECT_MS: Millis = 2_000;
 /// The same for a handshake of TLS: it is work, and others may be before it.
 const HANDSHAKE_MS: Millis = 5_000;
-/// How long a server may take nothing of a request, in milliseconds.
-const STALL_MS: Millis = 30_000;
 /// How long the answer may take to begin, in milliseconds: a little more than the longest that a request is held, an
 /// hour. A server that is gone is noticed by its connection long before.
 const ANSWER_MS: Millis = 3_660_000;
@@ -163,7 +161,7 @@ impl<S: Service> Connection<S> {
     }
 
     /// When the other server has to have done something.
-    pub(super) fn upstream_due_at(&self) -> Option<Millis> {
+    pub(super) fn upstream_due_at(&self, limits: &EdgeLimits) -> Option<Millis> {
         let forwarding = self.forwarding.as_ref()?;
         let upstream = &forwarding.upstream;
         let time = if !upstream.is_connected() {
@@ -171,7 +169,7 @@ impl<S: Service> Connection<S> {
         } else if upstream.is_handshaking() {
             HANDSHAKE_MS
         } else if upstream.has_unsent() {
-            STALL_MS
+            limits.stall_ms
         } else if self.state() == State::Forwarding && !forwarding.is_sending() {
             ANSWER_MS
         } else {
@@ -181,11 +179,11 @@ impl<S: Service> Connection<S> {
     }
 
     /// Why the other server is given up, if it has taken too long.
-    pub(super) fn upstream_overdue(&self, now: Millis) -> Option<&'static str> {
-        let due = self.upstream_due_at()?;
+    pub(super) fn upstream_overdue(&self, cx: &Context<'_, S>) -> Option<&'static str> {
+        let due = self.upstream_due_at(&cx.edge.limits)?;
         let is_connected = { self.forwarding.as_ref() }
             .is_some_and(|forwarding| forwarding.upstream.is_connected());
-        (now >= due).then_some(match is_connected {
+        (cx.now >= due).then_some(match is_connected {
             true => "it took too long",
             false => "it could not be reached in time",
         })

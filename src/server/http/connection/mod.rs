@@ -323,7 +323,7 @@ impl<S: Service> Connection<S> {
     pub fn due(&mut self, cx: &mut Context<'_, S>) {
         // Read first what has come meanwhile, so that no request is cut that was already received.
         self.advance(cx);
-        if let Some(why) = self.upstream_overdue(cx.now) {
+        if let Some(why) = self.upstream_overdue(cx) {
             self.upstream_failed(why, cx);
             self.advance(cx);
         } else if self.is_late(cx) {

@@ -11,9 +11,6 @@ const LINGER_MS: Millis = 2_000;
 /// is of any use (4 KB/s), leaving room for pauses.
 const PACE_BYTES: u64 = 16 * 1024;
 const PACE_MS: Millis = 20_000;
-/// What is transferred without a limit in all moves [`PACE_BYTES`] in so many milliseconds: a link may be away for half a
-/// minute while a container moves.
-const TRANSFER_MS: Millis = 30_000;
 /// A reader of a stream that has closed its sending side may have gone altogether; nothing tells while nothing is
 /// sent. So it is closed when there was nothing to send for so long, in milliseconds.
 const HALF_CLOSED_MS: Millis = 10_000;
@@ -23,6 +20,7 @@ impl<S: Service> Connection<S> {
     pub fn due_at(&self, edge: &Edge, now: Millis) -> Option<Millis> {
         let whole = self.since + edge.limits.max_request_ms;
         let paced = whole.min(self.pace.0 + PACE_MS);
+        let transferred = self.pace.0 + edge.limits.stall_ms;
         match self.state() {
             State::Idle | State::ReadingHead => Some(whole),
             State::ReadingBody if self.starved.is_some() => {
@@ -30,11 +28,9 @@ impl<S: Service> Connection<S> {
             }
             // The sink says when it is ready.
             State::ReadingBody if self.waits_for_sink() => None,
-            State::ReadingBody if self.has_sink() => Some(self.pace.0 + TRANSFER_MS),
+            State::ReadingBody if self.has_sink() => Some(transferred),
             State::ReadingBody | State::Writing => Some(paced),
-            State::Streaming if self.has_unsent() && self.is_sized() => {
-                Some(self.pace.0 + TRANSFER_MS)
-            }
+            State::Streaming if self.has_unsent() && self.is_sized() => Some(transferred),
             State::Streaming if self.has_unsent() => Some(whole),
             State::Streaming => {
                 let next = self.stream.as_ref().map(|stream| stream.next);
@@ -42,11 +38,11 @@ impl<S: Service> Connection<S> {
                 next.into_iter().chain(half_closed).min()
             }
             State::Forwarding | State::Relaying => {
-                let client = self.client_must_move().then_some(self.pace.0 + TRANSFER_MS);
+                let client = self.client_must_move().then_some(transferred);
                 let half_closed = self
                     .may_be_gone_unseen()
                     .then_some(self.since + HALF_CLOSED_MS);
-                let due = [self.upstream_due_at(), client, half_closed];
+                let due = [self.upstream_due_at(&edge.limits), client, half_closed];
                 due.into_iter().flatten().min()
             }
             State::Lingering => Some(self.since + LINGER_MS),
@@ -60,8 +56,8 @@ impl<S: Service> Connection<S> {
             State::Idle | State::ReadingHead => whole,
             State::ReadingBody if self.starved.is_some() => false,
             State::ReadingBody if self.waits_for_sink() => false,
-            State::ReadingBody if self.has_sink() => self.is_too_slow(cx.now),
-            State::Streaming if self.has_unsent() && self.is_sized() => self.is_too_slow(cx.now),
+            State::ReadingBody if self.has_sink() => self.is_too_slow(cx),
+            State::Streaming if self.has_unsent() && self.is_sized() => self.is_too_slow(cx),
             State::ReadingBody | State::Writing => {
                 let (since, before) = self.pace;
                 if cx.now >= since + PACE_MS {
@@ -72,9 +68,7 @@ impl<S: Service> Connection<S> {
             }
             State::Streaming if self.has_unsent() => whole,
             State::Streaming => self.has_ended && cx.now >= self.since + HALF_CLOSED_MS,
-            State::Forwarding | State::Relaying if self.client_must_move() => {
-                self.is_too_slow(cx.now)
-            }
+            State::Forwarding | State::Relaying if self.client_must_move() => self.is_too_slow(cx),
             State::Forwarding | State::Relaying => {
                 self.may_be_gone_unseen() && cx.now >= self.since + HALF_CLOSED_MS
             }
@@ -83,13 +77,13 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Whether a transfer has moved less than it must.
-    fn is_too_slow(&mut self, now: Millis) -> bool {
+    /// Whether a transfer without a limit in all has moved less than [`PACE_BYTES`] in the time in which it must.
+    fn is_too_slow(&mut self, cx: &Context<'_, S>) -> bool {
         let (since, before) = self.pace;
-        if now < since + TRANSFER_MS {
+        if cx.now < since + cx.edge.limits.stall_ms {
             return false;
         }
-        self.pace = (now, self.moved);
+        self.pace = (cx.now, self.moved);
         self.moved - before < PACE_BYTES
     }
 
