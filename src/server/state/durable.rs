@@ -29,11 +29,15 @@ const IDLE_DELAY: Duration = Duration::from_millis(500);
 /// The pause after an error of the disk.
 #[cfg(feature = "db")]
 const ERROR_PAUSE: Duration = Duration::from_secs(1);
-/// Clients that were just answered often send their next request at once. So the next commit waits until as many
-/// requests wait as the last one answered and as came meanwhile, but no longer than the last commit took, and no
-/// longer than this.
+/// Clients that were just answered often send their next request at once. So where a commit takes long, the next one
+/// waits until as many requests wait as the last one answered and as came meanwhile, but no longer than the last commit
+/// took, and no longer than this.
 #[cfg(feature = "db")]
 const MAX_GATHERING: Duration = Duration::from_millis(5);
+/// A commit takes long from here on. Dozens of clients need about so long for their next requests; meanwhile a faster
+/// disk rather saves those of the others.
+#[cfg(feature = "db")]
+const LONG_COMMIT: Duration = Duration::from_millis(3);
 /// How often the present time is saved while a task is unfinished. The time during which a server was stopped does
 /// not count for tasks; this is how exactly it is known.
 #[cfg(feature = "db")]
@@ -394,7 +398,7 @@ impl Durable {
             .wait_timeout_while(guard, IDLE_DELAY, idle)
             .unwrap_or_else(PoisonError::into_inner);
         let fewer = |w: &mut Queue| w.waiters < expected && !w.closing;
-        if guard.waiters > 0 {
+        if guard.waiters > 0 && pace.took >= LONG_COMMIT {
             guard.wakes_at = expected;
             guard = self
                 .work
