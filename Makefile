@@ -3,6 +3,8 @@
 CARGO ?= cargo
 # Where cargo puts what it builds.
 BUILT = $(or $(CARGO_TARGET_DIR),target)
+# How many executables of tests run at a time.
+TEST_LANES ?= 3
 # Seeds of the simulation in `make test`, and how long `make soak-simulation` runs it, in seconds.
 SIM_SEEDS ?= 1000
 SIM_SECONDS ?= 600
@@ -52,16 +54,15 @@ demo-servers:
 	@$(CARGO) build --locked
 	@sh tests/demo_servers.sh $(BUILT)/debug/sidebike
 
-# The lints also check each program built alone, which `--features` allows. The simulation runs twice: with
-# few seeds as a test like the others, and with thousands in an optimized build, which also looks for broken rules.
+# The lints also check each program built alone, which `--features` allows.
 test: previous
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features agent -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features server -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features cli -- -D warnings
-	SIM_SEEDS=20 SIDEBIKE_PREVIOUS=$(PREVIOUS) $(CARGO) test --locked --no-fail-fast -- --skip it_finds_
-	$(CARGO) clippy --locked --all-targets --features tiny_http -- -D warnings
+	SIDEBIKE_PREVIOUS=$(PREVIOUS) CARGO=$(CARGO) sh tests/run.sh $(TEST_LANES)
+	$(CARGO) clippy --locked --features tiny_http --lib --bins --test engines -- -D warnings
 	$(CARGO) test --locked --features tiny_http --test engines
 	SIDEBIKE_ENGINE=tiny_http $(CARGO) test --locked --features tiny_http $(ENGINE_TESTS:%=--test %)
 	@if [ -d tests/simulation ]; then \

@@ -91,7 +91,6 @@ fn open_files(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
-/// Issue 16, number 6.
 #[test]
 fn a_daemon_keeps_its_pipe_however_many_there_are() {
     const OTHERS: usize = 200;

@@ -230,7 +230,7 @@ fn what_is_there_is_replaced_kept_or_a_failure() {
 fn broken_connections_a_wrong_byte_and_a_busy_server_change_nothing() {
     let (server, _agent) = pair(&[]);
     let folder = Folder::new();
-    let data = bytes(200 << 20);
+    let data = bytes(64 << 20);
     let file = blob(&server, &data, json!({"path": folder.file("data")}));
     server.change(|seen| {
         for n in 0..20 {

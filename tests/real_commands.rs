@@ -10,7 +10,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-/// Issue 16, number 3.
 #[test]
 fn a_signal_is_its_number_above_128_in_the_exit_code() {
     let server = Server::start();
@@ -41,7 +40,6 @@ fn refusal(server: &Server, detail: Value) -> String {
     execution["msg"].as_str().unwrap().to_owned()
 }
 
-/// Issue 16, number 5.
 #[test]
 fn what_is_missing_when_a_program_cannot_be_started_is_named() {
     let server = Server::start();
@@ -77,7 +75,6 @@ fn what_is_missing_when_a_program_cannot_be_started_is_named() {
     assert!(relative.contains("CR LF"), "{relative}");
 }
 
-/// Issue 16, number 5.
 #[test]
 fn a_workspace_that_may_not_be_entered_is_named() {
     if !rustix::process::geteuid().is_root() {
@@ -113,7 +110,6 @@ fn a_workspace_that_may_not_be_entered_is_named() {
     assert_eq!(server.run(task("true"))["state"], "succeeded");
 }
 
-/// Issue 16, number 7.
 #[test]
 fn a_command_runs_as_the_user_that_the_task_names() {
     let server = Server::start();
@@ -203,7 +199,6 @@ fn a_command_runs_as_the_user_that_the_task_names() {
     );
 }
 
-/// Issue 16, number 7.
 #[test]
 fn standard_input_may_be_any_bytes() {
     let server = Server::start();
@@ -238,7 +233,7 @@ fn standard_input_may_be_any_bytes() {
     }
 }
 
-/// Issue 16, numbers 7 and 20: with the default limits.
+/// With the default limits.
 #[test]
 fn standard_input_and_scripts_of_one_mebibyte_arrive() {
     const MIB: usize = 1 << 20;
@@ -317,7 +312,7 @@ fn standard_input_and_scripts_of_one_mebibyte_arrive() {
     );
 }
 
-/// Issue 16, number 7: an agent, also an older one, reads answers up to a length.
+/// An agent, also an older one, reads answers up to a length.
 #[test]
 fn an_answer_is_not_longer_than_agents_read() {
     const READ_BYTES: usize = (4 << 20) + (64 << 10);
@@ -370,7 +365,6 @@ fn an_answer_is_not_longer_than_agents_read() {
     }
 }
 
-/// Issue 16, number 7.
 #[test]
 fn merged_output_is_in_the_order_of_the_writes() {
     let server = Server::start();
@@ -380,7 +374,6 @@ fn merged_output_is_in_the_order_of_the_writes() {
     assert_eq!((&*said.out, &*said.err), ("o1\ne1\no2\ne2\no3\ne3\n", ""));
 }
 
-/// Issue 16, number 7.
 #[test]
 fn an_older_agent_is_not_handed_what_it_cannot_do() {
     let server = Server::start();
@@ -417,7 +410,6 @@ fn an_older_agent_is_not_handed_what_it_cannot_do() {
     assert_eq!(orders["start"].as_array().map(Vec::len), Some(1));
 }
 
-/// Issue 16, number 7.
 #[test]
 fn what_any_machine_may_run_waits_for_an_agent_that_can() {
     let server = Server::start();
@@ -453,7 +445,6 @@ fn what_any_machine_may_run_waits_for_an_agent_that_can() {
     }
 }
 
-/// Issue 16, number 20.
 #[test]
 fn a_script_of_any_interpreter_runs_with_arguments_and_leaves_no_file() {
     let server = Server::start();

@@ -27,7 +27,6 @@ fn read_to_end(server: &Server, target: &str) -> String {
     answer.split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
-/// Issue 16, number 8.
 #[test]
 fn output_that_is_missing_is_said_on_standard_error() {
     let server = Server::start();
@@ -70,7 +69,6 @@ fn output_that_is_missing_is_said_on_standard_error() {
     }
 }
 
-/// Issue 16, number 8.
 #[test]
 fn an_answer_without_all_that_is_kept_is_not_reported_as_missing() {
     let server = Server::start();
@@ -89,7 +87,6 @@ fn names_of(agents: &[Agent]) -> Vec<String> {
     names
 }
 
-/// Issue 16, number 9.
 #[test]
 fn machines_of_one_label_are_told_apart() {
     let server = Server::start();
@@ -134,7 +131,6 @@ fn machines_of_one_label_are_told_apart() {
     assert!(text.text().starts_with("dup | "), "{}", text.text());
 }
 
-/// Issue 16, number 10.
 #[test]
 fn lines_of_several_machines_are_whole_up_to_1_mib() {
     let server = Server::start();
@@ -159,7 +155,6 @@ fn lines_of_several_machines_are_whole_up_to_1_mib() {
     }
 }
 
-/// Issue 16, number 10.
 #[test]
 fn a_longer_line_says_that_it_is_cut() {
     let server = Server::start();
@@ -202,7 +197,6 @@ fn running(server: &Server, words: &[&str]) -> (Child, String) {
 
 const LOOP: &str = "while echo tick; do sleep 0.1; done";
 
-/// Issue 16, number 12.
 #[test]
 fn a_reader_that_goes_away_cancels() {
     let server = Server::start();
@@ -229,7 +223,6 @@ fn a_reader_that_goes_away_cancels() {
     server.post(&format!("/api/v1/task/{}/cancel", id(&task)), &json!({}));
 }
 
-/// Issue 16, number 12.
 #[test]
 fn hup_cancels_unless_it_is_ignored() {
     let server = Server::start();
@@ -279,7 +272,6 @@ fn hup_cancels_unless_it_is_ignored() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
-/// Issue 16, number 13.
 #[test]
 fn a_progress_bar_of_several_machines_is_its_last_state() {
     let server = Server::start();
@@ -303,7 +295,6 @@ fn a_progress_bar_of_several_machines_is_its_last_state() {
     assert_eq!(one.out, "10%\r50%\r100%\ndone\r\n");
 }
 
-/// Issue 16, number 11.
 #[test]
 fn a_stream_that_was_written_to_first_comes_first() {
     let server = Server::start();
@@ -319,7 +310,6 @@ fn a_stream_that_was_written_to_first_comes_first() {
     }
 }
 
-/// Issue 16, number 19.
 #[test]
 fn words_and_patterns_that_are_easily_taken_wrong_are_explained() {
     let server = Server::start();
@@ -379,7 +369,6 @@ fn words_and_patterns_that_are_easily_taken_wrong_are_explained() {
     }
 }
 
-/// Issue 16, number 4.
 #[test]
 fn commands_are_killed_before_the_agent_when_memory_runs_out() {
     let server = Server::start();
@@ -423,7 +412,6 @@ impl Drop for SmallGroup {
     }
 }
 
-/// Issue 16, number 4.
 #[test]
 fn a_command_that_was_killed_for_lack_of_memory_says_so() {
     let Some(group) = SmallGroup::new() else {
