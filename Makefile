@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Where cargo puts what it builds.
 BUILT = $(or $(CARGO_TARGET_DIR),target)
 # How many executables of tests run at a time.
-TEST_LANES ?= 3
+TEST_LANES ?= 2
 # Seeds of the simulation in `make test`, and how long `make soak-simulation` runs it, in seconds.
 SIM_SEEDS ?= 1000
 SIM_SECONDS ?= 600

@@ -28,7 +28,7 @@ if [ "${1-}" = one ]; then
     exit 0
 fi
 
-lanes=${1:-3}
+lanes=${1:-2}
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
 "$cargo" test --locked --no-run || exit 1
