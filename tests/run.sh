@@ -31,13 +31,14 @@ fi
 lanes=${1:-2}
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
-"$cargo" test --locked --no-run || exit 1
+$cargo test --locked --no-run || exit 1
 # It names each executable in parentheses.
-"$cargo" test --locked --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p' | grep -v '/simulation-' >"$results/all"
+$cargo test --locked --no-run --color never 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p' | grep -v '/simulation-' >"$results/all"
+[ -s "$results/all" ] || { echo "cargo names no executables of tests"; exit 1; }
 measuring='/\(hostile_\|bounds_\|agent_bounds_memory-\|page_bounds-\|edge_forward_bounds-\|edge_fairness-\|database_load-\)'
-grep -v "$measuring" "$results/all" | xargs -n 1 -P "$lanes" sh "$0" one "$results"
-grep "$measuring" "$results/all" | xargs -n 1 sh "$0" one "$results"
-"$cargo" test --locked --doc --quiet || touch "$results/documentation.failed"
+grep -v "$measuring" "$results/all" | xargs -n 1 -P "$lanes" sh "$0" one "$results" || touch "$results/lanes.failed"
+grep "$measuring" "$results/all" | xargs -n 1 sh "$0" one "$results" || touch "$results/measuring.failed"
+$cargo test --locked --doc --quiet || touch "$results/documentation.failed"
 failed=$(ls "$results" | sed -n 's/\.failed$//p')
 [ -z "$failed" ] || { printf 'failed: %s\n' "$(echo $failed)"; exit 1; }
 printf 'all tests of %d executables passed\n' "$(wc -l <"$results/all")"

@@ -24,7 +24,7 @@
 //! | | fires schedules | `firing.rs` |
 //! | everyone | queries | `query.rs` |
 //! | followers | follow, unfollow, next_events | `follow.rs` |
-//! | the database | record_changes, take_batch; restored | `saving.rs`, `saved.rs`, `restored.rs` |
+//! | the database | record_changes, take_batch, alive_at; restored | `saving.rs`, `saved.rs`, `restored.rs` |
 //!
 //! What they share:
 //!

@@ -34,8 +34,8 @@ const ERROR_PAUSE: Duration = Duration::from_secs(1);
 /// took, and no longer than this.
 #[cfg(feature = "db")]
 const MAX_GATHERING: Duration = Duration::from_millis(5);
-/// A commit takes long from here on. Dozens of clients need about so long for their next requests; meanwhile a faster
-/// disk rather saves those of the others.
+/// A commit takes long from here on. Dozens of clients need about so long to send their next requests, so with a faster
+/// disk it takes less time to save at once what waits.
 #[cfg(feature = "db")]
 const LONG_COMMIT: Duration = Duration::from_millis(3);
 /// How often the present time is saved while a task is unfinished. The time during which a server was stopped does
