@@ -6,7 +6,7 @@ BUILT = $(or $(CARGO_TARGET_DIR),target)
 # How many executables of tests run at a time.
 TEST_LANES ?= 2
 # Seeds of the simulation in `make test`, and how long `make soak-simulation` runs it, in seconds.
-SIM_SEEDS ?= 1000
+SIM_SEEDS ?= 500
 SIM_SECONDS ?= 600
 # How many agents `make soak-undo` kills.
 KILLS ?= 500
@@ -18,6 +18,10 @@ SMALL_FEATURES ?= agent
 # The commit of the version before, and its binary: agents and servers of both versions must work together.
 PREVIOUS_COMMIT = 9b7469d
 PREVIOUS = $(CURDIR)/target/previous/sidebike
+
+# Built with what it uses only.
+SIMULATION = $(CARGO) test --locked --profile simulation --no-default-features --features server,db,agent \
+	--test simulation -- --nocapture
 
 # Tests that also run on the plain engine, tiny_http's own loop.
 ENGINE_TESTS = walkthrough posting listing cancel answers agent docs
@@ -66,7 +70,7 @@ test: previous
 	$(CARGO) test --locked --features tiny_http --test engines
 	SIDEBIKE_ENGINE=tiny_http $(CARGO) test --locked --features tiny_http $(ENGINE_TESTS:%=--test %)
 	@if [ -d tests/simulation ]; then \
-		set -x; SIM_SEEDS=$(SIM_SEEDS) $(CARGO) test --locked --profile simulation --test simulation -- --nocapture; \
+		set -x; SIM_SEEDS=$(SIM_SEEDS) $(SIMULATION); \
 	fi
 
 # Built once, from the history; where that is not there, the tests that need it are left out.
@@ -115,7 +119,7 @@ small:
 
 # More seeds than `make test` has time for.
 soak-simulation:
-	SIM_SECONDS=$(SIM_SECONDS) $(CARGO) test --locked --profile simulation --test simulation -- --nocapture
+	SIM_SECONDS=$(SIM_SECONDS) $(SIMULATION)
 
 # More kills than `make test` has time for.
 soak-undo:

@@ -80,7 +80,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use world::{Tally, World};
 
-/// The number of seeds of a plain `cargo test`; `make test` runs thousands in an optimized build.
+/// The number of seeds of a plain `cargo test`; `make test` runs hundreds in an optimized build.
 const SEEDS: u64 = 200;
 /// The most seeds until a broken rule has to be found.
 const BROKEN_SEEDS: u64 = 2_000;
