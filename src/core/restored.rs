@@ -72,18 +72,22 @@ impl Core {
             }
             of_task.push(execution);
         }
-        let mut changes = Changes::after(saved.last_alive);
+        let mut changes = Changes::default();
         for (key, mut task) in saved.tasks {
             let mut executions = executions.remove(&key).unwrap_or_default();
             interner.share_all(&mut task, &mut executions);
             if task.finished_at.is_none() {
                 // Save the later times, or the next start would add this pause again.
-                let waiting = (0..).zip(&executions).filter_map(|(n, e)| {
-                    let waits = [e.current.due_at, e.current.expires_at, e.current.overdue_at];
-                    let waits = waits.iter().any(Option::is_some);
-                    waits.then_some(ExecutionKey { task: key, n })
-                });
-                changes.shift(key, waiting.collect());
+                changes.task(key);
+                changes.executions.extend((0..).zip(&executions).filter_map(
+                    |(n, e)| -> Option<ExecutionKey> {
+                        let waits = [e.current.due_at, e.current.expires_at, e.current.overdue_at];
+                        waits
+                            .iter()
+                            .any(Option::is_some)
+                            .then_some(ExecutionKey { task: key, n })
+                    },
+                ));
             }
             core.restore_task(now, away, key, task, executions)?;
         }
@@ -103,7 +107,6 @@ impl Core {
         core.restore_schedules(now, saved.schedules, saved.progress, &saved.zones)?;
         core.notices.clear();
         core.changes = Some(changes);
-        core.record_shifted();
         // The limits may be lower than before.
         core.keep_within_limits();
         core.make_room_for_output(0);

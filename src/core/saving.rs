@@ -18,9 +18,6 @@ use std::sync::Arc;
 /// The output of an attempt is saved piece by piece. Once the pieces have this many bytes in all, they are
 /// replaced by the output that is kept.
 const REPLACED_AFTER_BYTES: usize = 4 << 20;
-/// So many tasks and executions whose times became later at the start are recorded with each tick. All of them in one
-/// commit would hold up what is submitted then: with 100,000 tasks for seconds.
-const SHIFTED_AT_ONCE: usize = 1_000;
 
 /// What has changed since the last batch.
 #[derive(Debug, Default)]
@@ -43,44 +40,15 @@ pub(super) struct Changes {
     schedule_texts: BTreeSet<ScheduleKey>,
     /// The size of the pieces saved of each unfinished attempt since they were last replaced.
     pub(super) saved_bytes: BTreeMap<OutputKey, usize>,
-    /// Of these the times became later at the start, and are not recorded yet.
-    shifted: Vec<(TaskKey, Vec<ExecutionKey>)>,
-    /// When the server before was last known to run.
-    alive_before: Time,
 }
 
 impl Changes {
-    /// Of a server that starts after one that was last known to run at this time.
-    pub fn after(alive_before: Time) -> Self {
-        Changes {
-            alive_before,
-            ..Changes::default()
-        }
-    }
-
     pub fn task(&mut self, key: TaskKey) {
         self.tasks.insert(key);
     }
 
     pub fn execution(&mut self, key: ExecutionKey) {
         self.executions.insert(key);
-    }
-
-    /// The times of a task and of these of its executions have become later, by the time in which no server ran.
-    pub fn shift(&mut self, key: TaskKey, executions: Vec<ExecutionKey>) {
-        self.shifted.push((key, executions));
-    }
-
-    /// Records some of those whose times have become later.
-    fn record_shifted(&mut self) {
-        let mut recorded = 0;
-        while recorded < SHIFTED_AT_ONCE
-            && let Some((key, executions)) = self.shifted.pop()
-        {
-            recorded += 1 + executions.len();
-            self.tasks.insert(key);
-            self.executions.extend(executions);
-        }
     }
 
     /// Everything from this task on was taken back before anybody saw it.
@@ -142,21 +110,6 @@ impl Core {
     /// From now on changes are recorded for [`Core::take_batch`].
     pub fn record_changes(&mut self) {
         self.changes.get_or_insert_default();
-    }
-
-    /// Records some of what a start has changed in all tasks.
-    pub(super) fn record_shifted(&mut self) {
-        if let Some(changes) = &mut self.changes {
-            changes.record_shifted();
-        }
-    }
-
-    /// What is to be saved with the changes so far as the time at which this server is known to run. While later times
-    /// are not recorded that is the time of the server before: the next start would not add the pause to them.
-    pub fn alive_at(&self, now: Time) -> Time {
-        let changes = self.changes.as_ref();
-        let unrecorded = changes.filter(|changes| !changes.shifted.is_empty());
-        unrecorded.map_or(now, |changes| changes.alive_before)
     }
 
     /// What has changed since the last call.
@@ -441,59 +394,5 @@ fn saved_machine(machine: &Machine) -> SavedMachine {
         tags: machine.tags.as_ref().clone(),
         seq: machine.seq,
         canceled: machine.original.canceled.clone(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::Limits;
-    use super::*;
-    use serde_json::json;
-
-    const DAY_MS: u64 = 86_400_000;
-
-    fn submit(core: &mut Core, now: Time, id: usize) {
-        let posted = json!({"machinePattern": "web", "mode": "any", "ttl": "1h",
-            "detail": {"command": "true"}});
-        let posted = serde_json::from_value(posted).unwrap();
-        let spec = Spec::checked(posted, &Limits::NONE.texts, |_| None).unwrap();
-        core.submit(now, &id.to_string(), spec).unwrap();
-    }
-
-    /// However often a server ends while it saves what its start has changed.
-    #[test]
-    fn later_times_are_saved_in_slices_and_the_pause_counts_until_all_are() {
-        const TASKS: usize = SHIFTED_AT_ONCE + SHIFTED_AT_ONCE / 4;
-        let mut now = Time(1_000);
-        let mut core = Core::new(Limits::NONE, now);
-        core.record_changes();
-        (0..TASKS).for_each(|id| submit(&mut core, now, id));
-        let mut saved = Saved::default();
-        saved.apply(core.alive_at(now), &core.take_batch());
-        for starts in 1..=3 {
-            let before = saved.last_alive;
-            now = Time(now.0 + DAY_MS);
-            core = Core::restored(Limits::NONE, now, saved.clone()).unwrap();
-            let first = core.take_batch();
-            assert_eq!(first.tasks.len(), SHIFTED_AT_ONCE);
-            assert_eq!(core.alive_at(now), before);
-            saved.apply(core.alive_at(now), &first);
-            assert!(
-                core.tasks.values().all(|task| task.expires_at > now),
-                "{starts}"
-            );
-        }
-        while core.alive_at(now) != now {
-            core.tick(now);
-            saved.apply(core.alive_at(now), &core.take_batch());
-        }
-        assert_eq!(saved.last_alive, now);
-        let expires = |core: &Core| -> Vec<Time> {
-            { core.tasks.values() }
-                .map(|task| task.expires_at)
-                .collect()
-        };
-        let later = Core::restored(Limits::NONE, now, saved).unwrap();
-        assert_eq!(expires(&later), expires(&core));
     }
 }

@@ -31,7 +31,6 @@ impl Core {
     pub fn tick(&mut self, now: Time) -> Option<Time> {
         let pause = now.millis_since(self.last_tick);
         self.last_tick = now;
-        self.record_shifted();
         if pause > PAUSED.as_millis() {
             self.resumed_at = now;
             for machine in self.machines.values_mut() {

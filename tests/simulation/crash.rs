@@ -41,7 +41,7 @@ struct Writing {
     batch: Batch,
     answers: Vec<Answer>,
     memory: Memory,
-    alive: Time,
+    began: Time,
 }
 
 /// The model disk, and the changes queued for it.
@@ -219,7 +219,7 @@ impl World {
             batch,
             answers: std::mem::take(&mut disk.answers),
             memory,
-            alive: self.server.core.alive_at(self.clock.read(self.now)),
+            began: self.clock.read(self.now),
         });
         let takes = match self.rng.chance(self.weather.slow_disk) {
             true => self.rng.between(30, 3_000),
@@ -238,7 +238,7 @@ impl World {
             return Ok(());
         };
         if reached_it {
-            disk.saved.apply(writing.alive, &writing.batch);
+            disk.saved.apply(writing.began, &writing.batch);
             disk.memory = writing.memory;
         }
         let is_replaced =
@@ -360,7 +360,7 @@ impl World {
         let written_unseen = self.rng.chance(500);
         if let Some(writing) = disk.writing.take().filter(|_| written_unseen) {
             self.count("crash after a commit that nobody heard of");
-            disk.saved.apply(writing.alive, &writing.batch);
+            disk.saved.apply(writing.began, &writing.batch);
             disk.memory = writing.memory;
         }
         let down = match self.rng.between(0, 9) {

@@ -198,8 +198,7 @@ impl Store {
         let durable = Durable::trusted(trust);
         read_zones(&mut saved);
         let mut core = Core::restored(limits, clock.now(), saved)?;
-        let alive = core.alive_at(clock.now());
-        durable.take_in(alive, core.take_batch(), core.has_unfinished());
+        durable.take_in(clock.now(), core.take_batch(), core.has_unfinished());
         Store::start(core, clock, durable, max_held)
     }
 
@@ -338,11 +337,9 @@ impl Store {
         core.settle_dependents(now);
         After {
             notices: core.take_notices(),
-            ticket: self.durable.take_in(
-                core.alive_at(now),
-                core.take_batch(),
-                core.has_unfinished(),
-            ),
+            ticket: self
+                .durable
+                .take_in(now, core.take_batch(), core.has_unfinished()),
         }
     }
 

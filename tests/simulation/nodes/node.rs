@@ -243,7 +243,7 @@ impl Scene {
                     {
                         let sent = registry.next_commit();
                         written = Written {
-                            now: registry.core.alive_at(registry.time(clock)),
+                            now: registry.time(clock),
                             batch: sent.batch.clone(),
                         };
                         node.sent = Some(sent);
