@@ -122,7 +122,7 @@ impl Inbox {
 
     /// Of those that count for no limit, how many are handed out before this one.
     pub fn before(&self, turn: &Turn) -> usize {
-        self.unlimited.range(..turn).count()
+        count_before(&self.unlimited, *turn, u32::MAX) as usize
     }
 
     /// The first of each set of limits.
