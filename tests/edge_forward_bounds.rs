@@ -20,7 +20,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const HELD: usize = 200;
 /// What is sent one way.
@@ -275,7 +275,9 @@ fn who_stalls_is_given_up() {
             other.wait_for_end();
         } else {
             // It takes nothing.
-            thread::park();
+            loop {
+                thread::park();
+            }
         }
     });
     let brief = EdgeLimits {
@@ -298,11 +300,14 @@ fn who_stalls_is_given_up() {
     while sends_all.stream.write(&[b'x'; 50_000]).is_ok() {}
     assert_eq!(edge.forwarded(), 3);
     is_quiet();
+    let started = Instant::now();
     let reply = sends_all.answer().expect("an answer");
     assert_eq!(reply.status, 502);
     assert!(reply.msg().contains("it took too long"), "{}", reply.msg());
     let mut sends_nothing = sends_nothing;
     assert!(sends_nothing.is_ended());
+    assert!(started.elapsed() < Duration::from_millis(STALL_MS) + Duration::from_secs(20));
+    // It may have taken enough for one more period at first.
     wait_for("all are given up", || edge.forwarded() == 0);
 }
 

@@ -36,7 +36,7 @@ fn probed(server: &Server, agent: &Puppet, order: &Value, ok: bool, msg: &str) {
 
 /// A task on `^t` whose command waits for a file of the test, with an undo that writes into it, and these probes.
 fn experiment(folder: &Folder, probes: Value) -> Value {
-    // What the end starts would be ended as well.
+    // It ignores TERM first: the agent also ends what the trap starts.
     let command = "echo $$ >> begun; trap 'trap \"\" TERM; date +%s%3N >> term; exit 1' TERM; while [ ! -e end ]; do sleep 0.05; done";
     json!({
         "machinePattern": "^t",
