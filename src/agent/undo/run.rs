@@ -10,6 +10,7 @@ use crate::agent::command::launch;
 use crate::agent::command::orphaned_pipes::OrphanedPipes;
 use crate::agent::command::runner::PHASE_VARIABLE;
 use crate::agent::processes::attempt_processes::AttemptProcesses;
+use crate::agent::processes::guard::end_present;
 use crate::agent::processes::process_table::{KEY_VARIABLE, ProcessTable};
 use crate::agent::processes::termination::{Progress, Termination};
 use crate::wire::signal;
@@ -144,17 +145,23 @@ impl Run<'_> {
         }
     }
 
-    /// Waits until no other process undoes this attempt, and keeps others from it.
+    /// Waits until no other process undoes this attempt, and keeps others from it. Whoever was waited for may have been
+    /// killed meanwhile: what it left is ended.
     fn exclude_others(&mut self) -> Option<Exclusion> {
         let one_run = Duration::from(self.plan.timeout) + Duration::from(KILL_GRACE);
         let deadline = Instant::now() + one_run * 2 + EXCLUSION_SLACK;
-        loop {
-            let taken = Exclusion::take(&self.plan.key);
-            if taken.is_some() || Instant::now() >= deadline {
-                return taken;
-            }
-            self.pause(EXCLUSION_LOOK);
+        let mut taken = Exclusion::take(&self.plan.key);
+        if taken.is_some() {
+            return taken;
         }
+        while taken.is_none() && Instant::now() < deadline {
+            self.pause(EXCLUSION_LOOK);
+            taken = Exclusion::take(&self.plan.key);
+        }
+        if taken.is_some() {
+            end_present(&self.plan.key);
+        }
+        taken
     }
 
     fn pause(&mut self, pause: Duration) {
@@ -578,6 +585,41 @@ mod tests {
         let (report, _) = undo(&plan);
         assert_eq!((report.state, report.tries), (UndoState::Failed, 1));
         assert!(report.msg.contains("/nowhere/blade"), "{}", report.msg);
+    }
+
+    /// Another process that undoes the attempt, and is killed after a while.
+    struct Other(Option<Exclusion>);
+
+    impl Observer for Other {
+        fn changed(&mut self, _: &UndoReport) {}
+
+        fn tick(&mut self) {
+            self.0 = None;
+        }
+    }
+
+    #[test]
+    fn what_another_one_left_that_was_killed_is_ended_first() {
+        let plan = plan("true", None);
+        let mut left = std::process::Command::new("sleep");
+        let mut left = left
+            .arg("987.6")
+            .env(KEY_VARIABLE, &plan.key)
+            .spawn()
+            .unwrap();
+        let mut other = Other(Exclusion::take(&plan.key));
+        let report = run(
+            &plan,
+            UndoBy::Guard,
+            &OrphanedPipes::default(),
+            &mut other,
+            None,
+        );
+        assert_eq!(report.state, UndoState::Done);
+        assert!(other.0.is_none());
+        let ended = left.try_wait().unwrap();
+        left.kill().unwrap();
+        assert!(ended.is_some(), "it ran beside the undo");
     }
 
     #[test]
