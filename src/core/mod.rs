@@ -346,6 +346,8 @@ pub struct Core {
     task_names: HashMap<Arc<str>, BTreeSet<TaskKey>>,
     groups: Groups,
     next_task: u64,
+    /// For how long servers of this registry were away in all, see [`Saved::away_ms`].
+    away_ms: u64,
     /// Which tasks name which blob, and how often.
     blobs: files::BlobIndex,
     machines: BTreeMap<MachineKey, Machine>,
@@ -418,6 +420,7 @@ impl Core {
             task_names: HashMap::new(),
             groups: Groups::default(),
             next_task: 1,
+            away_ms: 0,
             blobs: Default::default(),
             machines: BTreeMap::new(),
             machine_states: Default::default(),

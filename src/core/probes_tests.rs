@@ -92,6 +92,7 @@ impl Scene {
             }
         }
         self.saved.next_task = batch.next_task;
+        self.saved.away_ms = batch.away_ms.unwrap_or(self.saved.away_ms);
         self.core.check_invariants().unwrap();
     }
 

@@ -40,7 +40,14 @@ impl Core {
     /// names the record that is wrong.
     pub fn restored(limits: super::Limits, now: Time, saved: Saved) -> Result<Core, String> {
         let mut core = Core::new(limits, now);
+        let mut changes = Changes::default();
+        core.away_ms = saved.away_ms;
         let away = now.millis_since(saved.last_alive);
+        if away > 0 && saved.waits() {
+            core.away_ms = core.away_ms.saturating_add(away);
+            // Saved together with the next sign of life, or the next start would not know of this time.
+            changes.away_ms = Some(core.away_ms);
+        }
         core.resumed_at = now;
         core.next_task = core.next_task.max(saved.next_task);
         core.halt = saved.halt;
@@ -51,6 +58,7 @@ impl Core {
             interner.share(&mut machine.host);
             interner.share(&mut machine.version);
             interner.share(&mut machine.arch);
+            let away = core.away_since(machine.away_ms);
             let canceled = std::mem::take(&mut machine.canceled).into_iter();
             machine.canceled = canceled.map(|attempt| attempt.later(away)).collect();
             let later = |time: Time| Time(time.0.saturating_add(away));
@@ -72,24 +80,10 @@ impl Core {
             }
             of_task.push(execution);
         }
-        let mut changes = Changes::default();
         for (key, mut task) in saved.tasks {
             let mut executions = executions.remove(&key).unwrap_or_default();
             interner.share_all(&mut task, &mut executions);
-            if task.finished_at.is_none() {
-                // Save the later times, or the next start would add this pause again.
-                changes.task(key);
-                changes.executions.extend((0..).zip(&executions).filter_map(
-                    |(n, e)| -> Option<ExecutionKey> {
-                        let waits = [e.current.due_at, e.current.expires_at, e.current.overdue_at];
-                        waits
-                            .iter()
-                            .any(Option::is_some)
-                            .then_some(ExecutionKey { task: key, n })
-                    },
-                ));
-            }
-            core.restore_task(now, away, key, task, executions)?;
+            core.restore_task(now, key, task, executions)?;
         }
         if let Some((task, _)) = executions.first_key_value() {
             return Err(format!(
@@ -97,7 +91,7 @@ impl Core {
                 task.0
             ));
         }
-        core.restore_suspensions(now, away, saved.suspensions);
+        core.restore_suspensions(now, saved.suspensions);
         for (key, piece) in saved.output {
             core.restore_output(key, &piece, &mut changes);
         }
@@ -112,6 +106,12 @@ impl Core {
         core.make_room_for_output(0);
         core.restored = core.sums_beyond_limits();
         Ok(core)
+    }
+
+    /// For how long servers were away since a record was saved, in ms. The record says for how long they had been until
+    /// then.
+    pub(super) fn away_since(&self, away_ms: u64) -> u64 {
+        self.away_ms.saturating_sub(away_ms)
     }
 
     /// The zones are read before: what is not among them is unknown.
@@ -235,17 +235,18 @@ impl Core {
     fn restore_task(
         &mut self,
         now: Time,
-        away: u64,
         key: TaskKey,
         mut saved: SavedTask,
         executions: Vec<SavedExecution>,
     ) -> Result<(), String> {
         let finished = saved.finished_at.is_some();
+        let away = self.away_since(saved.away_ms);
         // Not a `TimeSpan`: a clock that was wrong when the file was made may be off by decades.
-        let later = |time: Time| match finished {
+        let later_by = |time: Time, away: u64| match finished {
             true => time,
             false => Time(time.0.saturating_add(away)),
         };
+        let later = |time: Time| later_by(time, away);
         let (probes, mut data) = restored_probes(now, away, std::mem::take(&mut saved.probes));
         let spec = Arc::new(Spec {
             probes,
@@ -298,6 +299,7 @@ impl Core {
                     saved.place
                 ));
             }
+            let away = self.away_since(saved.away_ms);
             *task.counts.of(saved.state) += 1;
             self.ledger.add_execution(saved.state);
             places.push((key, saved.place));
@@ -322,7 +324,7 @@ impl Core {
                 &mut current.expires_at,
                 &mut current.overdue_at,
             ] {
-                *time = time.map(later);
+                *time = time.map(|time| later_by(time, away));
             }
             task.executions.push(Execution {
                 state: saved.state,
@@ -439,6 +441,7 @@ impl Core {
                     tags: BTreeMap::new(),
                     seq: 0,
                     canceled: Vec::new(),
+                    away_ms: self.away_ms,
                 };
                 self.restore_machine(now, target.instance.clone(), saved)
             }
@@ -607,5 +610,47 @@ impl Interner {
             self.share(&mut target.instance);
             self.share(&mut target.host);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{Limits, Selection};
+    use crate::wire::task::PostedTask;
+
+    fn submit(core: &mut Core, now: Time, id: &str) -> TaskKey {
+        let json = r#"{"machinePattern": "m", "ttl": "1m", "detail": {"command": "true"}}"#;
+        let posted: PostedTask = serde_json::from_str(json).unwrap();
+        let spec = Spec::checked(posted, &Limits::NONE.texts, |_| None).unwrap();
+        core.submit(now, id, spec).unwrap()
+    }
+
+    #[test]
+    fn a_start_changes_no_record_and_the_time_of_each_absence_counts_once() {
+        let mut core = Core::new(Limits::NONE, Time(0));
+        core.record_changes();
+        let mut saved = Saved::default();
+        let first = submit(&mut core, Time(0), "first");
+        saved.apply(Time(0), &core.take_batch());
+        let mut core = Core::restored(Limits::NONE, Time(10_000), saved.clone()).unwrap();
+        let batch = core.take_batch();
+        assert!(batch.tasks.is_empty() && batch.executions.is_empty());
+        assert_eq!((batch.away_ms, batch.reader_version()), (Some(10_000), 7));
+        saved.apply(Time(10_000), &batch);
+        let second = submit(&mut core, Time(10_000), "second");
+        saved.apply(Time(10_000), &core.take_batch());
+        // It is away for five seconds, and ends again before it has saved anything.
+        Core::restored(Limits::NONE, Time(15_000), saved.clone()).unwrap();
+        let mut core = Core::restored(Limits::NONE, Time(30_000), saved.clone()).unwrap();
+        assert_eq!(core.task(first).expires_at, Time(60_000 + 10_000 + 20_000));
+        assert_eq!(core.task(second).expires_at, Time(10_000 + 60_000 + 20_000));
+        saved.apply(Time(30_000), &core.take_batch());
+        // With nothing that waits, a file of an older version keeps its version.
+        core.cancel(Time(30_000), first, &Selection::All).unwrap();
+        core.cancel(Time(30_000), second, &Selection::All).unwrap();
+        saved.apply(Time(30_000), &core.take_batch());
+        let mut core = Core::restored(Limits::NONE, Time(40_000), saved).unwrap();
+        assert_eq!(core.take_batch().away_ms, None);
     }
 }

@@ -109,6 +109,9 @@ pub struct SavedTask {
     pub(super) cancels_dependents: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) children: Vec<SavedChild>,
+    /// As [`Saved::away_ms`] was when this was saved.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) away_ms: u64,
 }
 
 impl SavedTask {
@@ -139,6 +142,10 @@ fn is_usual(priority: &i8) -> bool {
     *priority == 0
 }
 
+pub(super) fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// A probe of a task as saved. What is known of it on a target is saved with the execution.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct SavedProbe {
@@ -166,6 +173,9 @@ pub struct SavedExecution {
     pub past: Vec<PastAttempt>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) probes: BTreeMap<u8, ProbePlace>,
+    /// As [`Saved::away_ms`] was when this was saved.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) away_ms: u64,
 }
 
 impl SavedExecution {
@@ -229,6 +239,16 @@ pub struct SavedMachine {
     pub seq: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) canceled: Vec<CanceledAttempt>,
+    /// As [`Saved::away_ms`] was when this was saved.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) away_ms: u64,
+}
+
+impl SavedMachine {
+    /// Whether the time for which a server is away counts for it.
+    fn waits(&self) -> bool {
+        self.suspended_since.is_some() || !self.canceled.is_empty()
+    }
 }
 
 /// Identifies the attempt that some output belongs to.
@@ -317,6 +337,8 @@ pub struct Batch {
     pub next_schedule: u64,
     /// The number of the next task. No number is used twice, even after a restart.
     pub next_task: u64,
+    /// For how long servers were away in all, if that has changed; see [`Saved::away_ms`].
+    pub away_ms: Option<u64>,
 }
 
 impl Batch {
@@ -345,6 +367,7 @@ impl Batch {
             task.is_ok_and(|task| is_per_machine(&task) || update::has_update(&task))
         };
         match () {
+            () if self.away_ms.is_some_and(|away| away > 0) => 7,
             () if tasks().any(|t| t.is_per_machine() || t.is_update()) => 6,
             () if self.schedules.values().flatten().any(is_new_schedule) => 6,
             () if !self.limits.is_empty() || tasks().any(is_ordered) => 5,
@@ -394,6 +417,7 @@ impl Batch {
             progress: saved.progress,
             next_schedule: saved.next_schedule,
             next_task: saved.next_task,
+            away_ms: (saved.away_ms > 0).then_some(saved.away_ms),
         }
     }
 
@@ -409,6 +433,7 @@ impl Batch {
             && self.suspensions.is_none()
             && self.schedules.is_empty()
             && self.progress.is_empty()
+            && self.away_ms.is_none()
     }
 
     /// Applies a later batch on top of this one.
@@ -444,6 +469,7 @@ impl Batch {
         self.halt = later.halt.or(self.halt.take());
         self.suspensions = later.suspensions.or(self.suspensions.take());
         self.next_task = self.next_task.max(later.next_task);
+        self.away_ms = later.away_ms.or(self.away_ms);
     }
 }
 
@@ -478,9 +504,20 @@ pub struct Saved {
     pub next_task: u64,
     /// When the process that saved them was last known to run.
     pub last_alive: Time,
+    /// For how long servers were away in all until that one began, in ms, as far as something waited then. A record that
+    /// waits for times has the value of when it was saved: its times are later by the difference. So a start changes no
+    /// record, however many wait.
+    pub away_ms: u64,
 }
 
 impl Saved {
+    /// Whether there is anything for which the time counts that no server was there.
+    pub(super) fn waits(&self) -> bool {
+        self.tasks.values().any(|task| task.finished_at.is_none())
+            || self.machines.values().any(SavedMachine::waits)
+            || self.suspensions.waits()
+    }
+
     /// Applies a batch as a database does. For models of databases in tests.
     #[doc(hidden)]
     pub fn apply(&mut self, now: Time, batch: &Batch) {
@@ -541,6 +578,7 @@ impl Saved {
         }
         self.next_schedule = self.next_schedule.max(batch.next_schedule);
         self.next_task = self.next_task.max(batch.next_task);
+        self.away_ms = batch.away_ms.unwrap_or(self.away_ms);
         self.last_alive = self.last_alive.max(now);
     }
 }

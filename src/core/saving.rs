@@ -34,6 +34,8 @@ pub(super) struct Changes {
     pub(super) limits: BTreeSet<Arc<str>>,
     /// The suspensions have changed.
     pub(super) suspensions: bool,
+    /// For how long servers were away in all, if that has changed.
+    pub(super) away_ms: Option<u64>,
     /// Schedules that have come further.
     schedules: BTreeSet<ScheduleKey>,
     /// Schedules that were posted or deleted.
@@ -119,6 +121,7 @@ impl Core {
             return batch;
         };
         batch.next_task = self.next_task;
+        batch.away_ms = changes.away_ms.take();
         let tasks = std::mem::take(&mut changes.tasks);
         let executions = std::mem::take(&mut changes.executions);
         let machines = std::mem::take(&mut changes.machines);
@@ -153,20 +156,20 @@ impl Core {
         for key in tasks {
             batch
                 .tasks
-                .insert(key, self.tasks.get(&key).map(saved_task));
+                .insert(key, self.tasks.get(&key).map(|task| self.saved_task(task)));
         }
         for key in executions {
             if let Some(task) = self.tasks.get(&key.task) {
                 batch
                     .executions
-                    .insert((key.task, key.n), saved_execution(task, key.n));
+                    .insert((key.task, key.n), self.saved_execution(task, key.n));
             }
         }
         for instance in machines {
             let machine = self
                 .instances
                 .get(&instance)
-                .map(|key| saved_machine(self.machine(*key)));
+                .map(|key| self.saved_machine(self.machine(*key)));
             batch.machines.insert(instance, machine);
         }
         for number in notifications {
@@ -184,6 +187,7 @@ impl Core {
         let mut changes = Changes {
             halt: Some(self.halt.clone()),
             suspensions: true,
+            away_ms: Some(self.away_ms),
             ..Changes::default()
         };
         let mut outputs: BTreeSet<OutputKey> = left.output.iter().map(|(key, _)| *key).collect();
@@ -243,35 +247,90 @@ impl Core {
         let task = self.tasks.get(&key);
         task.is_some_and(|task| task.has_ended_since(time))
     }
+
+    fn saved_task(&self, task: &Task) -> SavedTask {
+        SavedTask {
+            id: task.id.clone(),
+            prefix: task.prefix.clone(),
+            created_at: task.created_at,
+            expires_at: task.expires_at,
+            finished_at: task.finished_at,
+            matched: task.matched,
+            open: task.open,
+            canceled: task.canceled,
+            withdrawn: task.withdrawn,
+            late_join_full: task.late_join_full,
+            rerun_of: task.rerun_of.clone(),
+            spared: task.spared,
+            order: task.order,
+            pacing: task.pacing.clone(),
+            probes: saved_probes(task),
+            waiting: task.waiting.clone(),
+            cancels_dependents: task.cancels_dependents,
+            away_ms: self.away_ms,
+            ..saved_spec(&task.spec)
+        }
+    }
+
+    fn saved_execution(&self, task: &Task, n: u32) -> SavedExecution {
+        let execution: &Execution = &task.executions[n as usize];
+        let probes = task.probes.iter().flat_map(|probes| &**probes).zip(0..);
+        let without_output = |attempt: &Attempt| Attempt {
+            output: None,
+            ..attempt.clone()
+        };
+        SavedExecution {
+            state: execution.state,
+            place: match execution.place {
+                Place::Nowhere => SavedPlace::Nowhere,
+                Place::Selector(_) => SavedPlace::Selector,
+                Place::Inbox(_) => SavedPlace::Inbox,
+                Place::Active(_) => SavedPlace::Active,
+            },
+            target: execution.target.clone(),
+            canceling: execution.canceling,
+            current: without_output(&execution.current),
+            past: execution
+                .past
+                .iter()
+                .map(|past| PastAttempt {
+                    attempt: without_output(&past.attempt),
+                    ..past.clone()
+                })
+                .collect(),
+            probes: { probes }
+                .filter_map(|(data, probe)| Some((probe, data.places.get(&n)?.clone())))
+                .collect(),
+            away_ms: self.away_ms,
+        }
+    }
+
+    fn saved_machine(&self, machine: &Machine) -> SavedMachine {
+        SavedMachine {
+            label: machine.label.clone(),
+            host: machine.host.clone(),
+            version: machine.version.clone(),
+            arch: machine.arch.clone(),
+            original: machine.is_original(),
+            jobs: machine.jobs,
+            since: machine.since,
+            left: machine.left,
+            offline: machine.state == MachineState::Offline,
+            draining: machine.state == MachineState::Draining,
+            suspended_since: machine.suspended_since,
+            wish: machine.wish,
+            tags: machine.tags.as_ref().clone(),
+            seq: machine.seq,
+            canceled: machine.original.canceled.clone(),
+            away_ms: self.away_ms,
+        }
+    }
 }
 
 impl Task {
     /// Whether it has finished at or after that time.
     pub fn has_ended_since(&self, time: Time) -> bool {
         self.finished_at.is_some_and(|ended| ended >= time)
-    }
-}
-
-fn saved_task(task: &Task) -> SavedTask {
-    SavedTask {
-        id: task.id.clone(),
-        prefix: task.prefix.clone(),
-        created_at: task.created_at,
-        expires_at: task.expires_at,
-        finished_at: task.finished_at,
-        matched: task.matched,
-        open: task.open,
-        canceled: task.canceled,
-        withdrawn: task.withdrawn,
-        late_join_full: task.late_join_full,
-        rerun_of: task.rerun_of.clone(),
-        spared: task.spared,
-        order: task.order,
-        pacing: task.pacing.clone(),
-        probes: saved_probes(task),
-        waiting: task.waiting.clone(),
-        cancels_dependents: task.cancels_dependents,
-        ..saved_spec(&task.spec)
     }
 }
 
@@ -324,6 +383,7 @@ fn saved_spec(spec: &Spec) -> SavedTask {
         about: spec.about.clone(),
         waiting: None,
         cancels_dependents: false,
+        away_ms: 0,
         children: { spec.children.iter() }
             .map(|child| SavedChild {
                 on: child.on,
@@ -343,56 +403,4 @@ fn saved_probes(task: &Task) -> Vec<SavedProbe> {
         place: data.places.get(&ONE_MACHINE).cloned(),
     });
     probes.collect()
-}
-
-fn saved_execution(task: &Task, n: u32) -> SavedExecution {
-    let execution: &Execution = &task.executions[n as usize];
-    let probes = task.probes.iter().flat_map(|probes| &**probes).zip(0..);
-    let without_output = |attempt: &Attempt| Attempt {
-        output: None,
-        ..attempt.clone()
-    };
-    SavedExecution {
-        state: execution.state,
-        place: match execution.place {
-            Place::Nowhere => SavedPlace::Nowhere,
-            Place::Selector(_) => SavedPlace::Selector,
-            Place::Inbox(_) => SavedPlace::Inbox,
-            Place::Active(_) => SavedPlace::Active,
-        },
-        target: execution.target.clone(),
-        canceling: execution.canceling,
-        current: without_output(&execution.current),
-        past: execution
-            .past
-            .iter()
-            .map(|past| PastAttempt {
-                attempt: without_output(&past.attempt),
-                ..past.clone()
-            })
-            .collect(),
-        probes: { probes }
-            .filter_map(|(data, probe)| Some((probe, data.places.get(&n)?.clone())))
-            .collect(),
-    }
-}
-
-fn saved_machine(machine: &Machine) -> SavedMachine {
-    SavedMachine {
-        label: machine.label.clone(),
-        host: machine.host.clone(),
-        version: machine.version.clone(),
-        arch: machine.arch.clone(),
-        original: machine.is_original(),
-        jobs: machine.jobs,
-        since: machine.since,
-        left: machine.left,
-        offline: machine.state == MachineState::Offline,
-        draining: machine.state == MachineState::Draining,
-        suspended_since: machine.suspended_since,
-        wish: machine.wish,
-        tags: machine.tags.as_ref().clone(),
-        seq: machine.seq,
-        canceled: machine.original.canceled.clone(),
-    }
 }

@@ -17,6 +17,7 @@
 
 use super::invariants::Rule;
 use super::match_index::SelectorKey;
+use super::saved::is_zero;
 use super::selector::{Selector, SelectorText};
 use super::task::{Place, rfc3339};
 use super::timers::Timer;
@@ -83,6 +84,16 @@ pub struct SavedSuspensions {
     /// The queues of selectors whose machines are all suspended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) frozen: Vec<FrozenQueue>,
+    /// As [`Saved::away_ms`](super::Saved::away_ms) was when this was saved.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) away_ms: u64,
+}
+
+impl SavedSuspensions {
+    /// Whether the time for which a server is away counts for them.
+    pub(super) fn waits(&self) -> bool {
+        !self.frozen.is_empty()
+    }
 }
 
 /// Since when the time of a queue stands still.
@@ -523,12 +534,14 @@ impl Core {
         SavedSuspensions {
             frozen: frozen.collect(),
             list: self.suspensions().cloned().collect(),
+            away_ms: self.away_ms,
         }
     }
 
     /// Restores the suspensions, after the tasks. The time for which the server was away counts for what stands still as
     /// it does for every `ttl`, and not for when a suspension ends.
-    pub(super) fn restore_suspensions(&mut self, now: Time, away: u64, saved: SavedSuspensions) {
+    pub(super) fn restore_suspensions(&mut self, now: Time, saved: SavedSuspensions) {
+        let away = self.away_since(saved.away_ms);
         for suspension in saved.list {
             let selector = Selector::of_pattern(&suspension.pattern);
             let key = self.match_index.key_of(&selector);

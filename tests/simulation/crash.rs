@@ -394,6 +394,7 @@ impl World {
             output: disk.saved.output.clone(),
             next_task: disk.saved.next_task,
             last_alive: disk.saved.last_alive,
+            away_ms: disk.saved.away_ms,
             halt: disk.saved.halt.clone(),
             limits: read_back(&disk.saved.limits),
             suspensions: disk.saved.suspensions.clone(),

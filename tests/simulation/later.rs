@@ -164,7 +164,8 @@ impl Scene {
 
     fn save(&mut self) {
         let batch: Batch = self.core.take_batch();
-        assert!(batch.is_empty() || batch.reader_version() <= 5);
+        let most = if batch.away_ms.is_some() { 7 } else { 5 };
+        assert!(batch.is_empty() || batch.reader_version() <= most);
         let read = |task: &_| {
             let text = serde_json::to_vec(task).unwrap();
             serde_json::from_slice(&text).unwrap()
@@ -187,6 +188,7 @@ impl Scene {
         }
         self.saved.next_task = self.saved.next_task.max(batch.next_task);
         self.saved.last_alive = self.now;
+        self.saved.away_ms = batch.away_ms.unwrap_or(self.saved.away_ms);
     }
 
     fn restart(&mut self) -> Result<(), String> {

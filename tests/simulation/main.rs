@@ -33,6 +33,7 @@
 //! | a lost hand-out is not queued again, a timer is not set or not canceled | `Core::check_invariants` |
 //! | a machine that goes offline keeps its queue | what_could_run_elsewhere_is_not_lost_unstarted |
 //! | what is held of a new task is not saved; a restart drops the ttl of what had its turn | targets_are_fixed, what_was_accepted_ends |
+//! | what a server was away counts again with each start; it is not saved | nothing_is_held_for_ever, nothing_is_given_up_too_early |
 //! | `pause` leaves the timer of the pause before | `Core::check_invariants` |
 //! | what is held for a machine that is forgotten waits for it | what_was_accepted_ends |
 //! | a task with `lateJoin` is not stopped once its targets have ended | nothing_starts_after_too_many_failures |

@@ -29,6 +29,8 @@ const SEEDS: u64 = 30;
 const BROKEN_SEEDS: u64 = 200;
 const STEPS: u64 = 400;
 const MACHINES: usize = 4;
+/// The longest `delay` of a task.
+const DELAY_MS: u64 = 10_000;
 const START: Time = Time(1_700_000_000_000);
 /// How long everything may take to end once nothing new comes: the longest of all waits, one after the other.
 const CALM_MS: u64 = 8_000_000;
@@ -168,7 +170,8 @@ impl Scene {
         let batch = self.core.take_batch();
         let waits = |task: &TaskKey| self.models.contains_key(task);
         if { batch.tasks.iter() }.any(|(key, task)| task.is_some() && waits(key)) {
-            assert_eq!(batch.reader_version(), 6);
+            let expected = if batch.away_ms.is_some() { 7 } else { 6 };
+            assert_eq!(batch.reader_version(), expected);
         }
         self.saved.apply(self.now, &batch);
         self.saved.last_alive = self.now;
@@ -293,7 +296,7 @@ impl Scene {
             task["retry"] = json!({"max": 1, "interval": [0.5], "on": ["failed", "lost"]});
         }
         if rng.chance(150) {
-            task["delay"] = rng.between(0, 10).into();
+            task["delay"] = rng.between(0, DELAY_MS / 1_000).into();
         }
         let parent = match rng.chance(650) && !known.is_empty() {
             true => Some(rng.pick(&known)),
@@ -327,7 +330,6 @@ impl Scene {
         let spec = Spec::checked(serde_json::from_value(task).unwrap(), &TEXTS, |_| None)?;
         self.fresh += 1;
         let id = format!("task-{:06}", self.fresh);
-        let delay_ms = 10_000;
         match (self.core.submit(self.now, &id, spec), parent) {
             (Ok(key), Some(parent)) => {
                 let model = Model {
@@ -336,7 +338,7 @@ impl Scene {
                     has_own_machines: has_own,
                     is_alone,
                     is_withdrawn: false,
-                    blocked_until: Time(self.now.0 + delay_ms + blocked_s * 1_000),
+                    blocked_until: Time(self.now.0 + DELAY_MS + blocked_s * 1_000),
                 };
                 if self.models.contains_key(&parent) {
                     self.seen.insert("a chain");
@@ -596,6 +598,10 @@ impl Scene {
                 }
                 Expired if !may_go && !e.msg.contains("blockedTtl") => {
                     return Err(format!("the_table_of_ends: {place} {}", e.msg));
+                }
+                // It may have had a shorter `delay`.
+                Expired if !may_go && self.now.0 + DELAY_MS < model.blocked_until.0 => {
+                    return Err(format!("nothing_is_given_up_too_early: {place}"));
                 }
                 Expired if !may_go => drop(self.seen.insert("held for too long")),
                 _ => {}

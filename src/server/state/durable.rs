@@ -432,9 +432,10 @@ impl Durable {
         if work.batch.is_empty() && work.whole.is_empty() && !is_silent {
             return Committed::Done;
         }
-        // After an error try an empty commit first: the batch may be large.
+        // After an error try an empty commit first: the batch may be large. It says nothing of the time: the batch may say
+        // for how long servers were away, and both are saved together.
         if self.trouble().is_some() {
-            match leadership.commit(work.now, &Batch::default()) {
+            match leadership.commit(Time(0), &Batch::default()) {
                 Committed::Done => {}
                 not_done => return not_done,
             }

@@ -9,12 +9,15 @@ use std::fmt::Display;
 /// The version of records that a new database has: the lowest version of a program that may read it.
 pub const FIRST_VERSION: u64 = 1;
 /// The highest version that this program reads.
-pub const VERSION: u64 = 6;
+pub const VERSION: u64 = 7;
 
 /// The halt, among the switches.
 pub const SWITCH_HALT: &str = "halt";
 /// All suspensions, among the switches.
 pub const SWITCH_SUSPENSIONS: &str = "suspensions";
+
+/// For how long servers were away, among the switches where nothing else has room for a number.
+pub const SWITCH_AWAY: &str = "awayMs";
 
 /// Reads a record; the error names it.
 pub fn record<T: DeserializeOwned>(

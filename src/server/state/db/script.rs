@@ -49,6 +49,7 @@ fn others() -> Batch {
         suspensions: Some(record(json!({"list": []}))),
         next_schedule: 5,
         next_task: 7,
+        away_ms: Some(9),
         ..Batch::default()
     };
     for name in ["kept", "removed"] {

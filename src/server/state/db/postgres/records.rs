@@ -4,7 +4,7 @@ use super::connection::{Connection, Failure};
 use super::statement::{List, Row, Statement};
 use crate::core::{Batch, OutputChange, OutputKey, Saved, SavedPiece, ScheduleKey, TaskKey, Time};
 use crate::server::state::db::records::{
-    SWITCH_HALT, SWITCH_SUSPENSIONS, VERSION, decoded, piece_head, record,
+    SWITCH_AWAY, SWITCH_HALT, SWITCH_SUSPENSIONS, VERSION, decoded, piece_head, record,
 };
 use crate::server::state::db::{CommitNumber, Holder};
 use serde::Serialize;
@@ -193,6 +193,9 @@ impl Changes {
         if let Some(suspensions) = &batch.suspensions {
             switches.set_named(SWITCH_SUSPENSIONS, Some(suspensions))?;
         }
+        if let Some(away) = &batch.away_ms {
+            switches.set_named(SWITCH_AWAY, Some(away))?;
+        }
         Ok(Changes {
             tables: vec![
                 tasks,
@@ -374,6 +377,8 @@ impl Loading<'_> {
                 saved.halt = Some(record("switch", SWITCH_HALT, bytes)?);
             } else if name == SWITCH_SUSPENSIONS.as_bytes() {
                 saved.suspensions = record("switch", SWITCH_SUSPENSIONS, bytes)?;
+            } else if name == SWITCH_AWAY.as_bytes() {
+                saved.away_ms = record("switch", SWITCH_AWAY, bytes)?;
             }
             Ok(())
         })?;

@@ -64,6 +64,8 @@ impl Read {
         self.saved.last_alive = Time(last_alive.map_or(0, |alive| alive.value()));
         let next_task = meta.get(META_NEXT_TASK).map_err(text)?;
         self.saved.next_task = next_task.map_or(0, |next| next.value());
+        let away = meta.get(META_AWAY).map_err(text)?;
+        self.saved.away_ms = away.map_or(0, |away| away.value());
         if let Some(switches) = if_there(read.open_table(SWITCHES))? {
             if let Some(saved) = switches.get(SWITCH_SUSPENSIONS).map_err(text)? {
                 let saved = record("switch", SWITCH_SUSPENSIONS, saved.value());

@@ -38,6 +38,8 @@ pub const META_LAST_ALIVE: &str = "lastAlive";
 pub const META_NEXT_TASK: &str = "nextTask";
 /// That of the next schedule.
 pub const META_NEXT_SCHEDULE: &str = "nextSchedule";
+/// For how long servers were away in all, in ms.
+pub const META_AWAY: &str = "awayMs";
 /// The term of the last leader, first of the three numbers of the leader record. Files of earlier programs do not have
 /// them, and those programs leave them alone.
 pub const META_TERM: &str = "term";

@@ -20,6 +20,9 @@ pub fn write_batch(
     if batch.next_task > 0 {
         meta.insert(META_NEXT_TASK, batch.next_task).map_err(text)?;
     }
+    if let Some(away) = batch.away_ms {
+        meta.insert(META_AWAY, away).map_err(text)?;
+    }
     if let Some(halt) = &batch.halt {
         let mut switches = write.open_table(SWITCHES).map_err(text)?;
         match halt {
