@@ -69,27 +69,27 @@ impl Core {
         let machines = core.machines.values();
         let online = machines.filter(|machine| machine.is_restored).count();
         core.recount = Recount::of(now, online);
-        let mut executions: BTreeMap<TaskKey, Vec<SavedExecution>> = BTreeMap::new();
-        for ((task, n), execution) in saved.executions {
-            let of_task = executions.entry(task).or_default();
-            if of_task.len() != n as usize {
-                return Err(format!(
-                    "execution {n} of task number {} does not follow another",
-                    task.0
-                ));
-            }
-            of_task.push(execution);
-        }
+        let mut executions = saved.executions.into_iter().peekable();
         for (key, mut task) in saved.tasks {
-            let mut executions = executions.remove(&key).unwrap_or_default();
-            interner.share_all(&mut task, &mut executions);
-            core.restore_task(now, key, task, executions)?;
+            let mut of_task = Vec::new();
+            while let Some(((_, n), execution)) = executions.next_if(|((of, _), _)| *of == key) {
+                if of_task.len() != n as usize {
+                    return Err(format!(
+                        "execution {n} of task number {} does not follow another",
+                        key.0
+                    ));
+                }
+                of_task.push(execution);
+            }
+            // In the order of the tasks: one of an earlier task is left over.
+            if let Some(((of, _), _)) = executions.peek().filter(|((of, _), _)| *of < key) {
+                return Err(without_task(*of));
+            }
+            interner.share_all(&mut task, &mut of_task);
+            core.restore_task(now, key, task, of_task)?;
         }
-        if let Some((task, _)) = executions.first_key_value() {
-            return Err(format!(
-                "the executions of task number {} have no task",
-                task.0
-            ));
+        if let Some(((of, _), _)) = executions.next() {
+            return Err(without_task(of));
         }
         core.restore_suspensions(now, saved.suspensions);
         for (key, piece) in saved.output {
@@ -487,6 +487,10 @@ impl Core {
         self.ledger.resize_output(before, after);
         self.list_finished_again(key.task);
     }
+}
+
+fn without_task(key: TaskKey) -> String {
+    format!("the executions of task number {} have no task", key.0)
 }
 
 /// What was posted of a restored task, but for its probes.
