@@ -206,7 +206,7 @@ impl Connection {
         &mut self,
         statement: &Statement,
         limit: Option<Duration>,
-        mut row: impl FnMut(Row<'_>),
+        row: &mut dyn FnMut(Row<'_>),
     ) -> Result<Option<String>, Failure> {
         let mut output = BytesMut::new();
         let types = statement.parameters.iter().map(|(oid, _)| *oid);
@@ -234,7 +234,7 @@ impl Connection {
         self.limit(limit)?;
         self.send(&output)?;
         drop(output);
-        self.answer(|body| row(Row::new(body)))
+        self.answer(&mut |body| row(Row::new(body)))
     }
 
     /// The same, where a row may not be as it was asked for: the first such ends the reading.
@@ -242,10 +242,10 @@ impl Connection {
         &mut self,
         statement: &Statement,
         limit: Option<Duration>,
-        mut read: impl FnMut(&mut Row<'_>) -> Result<(), String>,
+        read: &mut dyn FnMut(&mut Row<'_>) -> Result<(), String>,
     ) -> Result<Option<String>, Failure> {
         let mut wrong = None;
-        let warning = self.run(statement, limit, |mut row| {
+        let warning = self.run(statement, limit, &mut |mut row| {
             if wrong.is_none() {
                 wrong = read(&mut row).err();
             }
@@ -259,11 +259,11 @@ impl Connection {
         frontend::query(sql, &mut output)?;
         self.limit(limit)?;
         self.send(&output)?;
-        self.answer(|_| ())?;
+        self.answer(&mut |_| ())?;
         Ok(())
     }
 
-    fn answer(&mut self, mut row: impl FnMut(&[u8])) -> Result<Option<String>, Failure> {
+    fn answer(&mut self, row: &mut dyn FnMut(&[u8])) -> Result<Option<String>, Failure> {
         let mut warning = None;
         loop {
             match self.message()? {

@@ -91,7 +91,9 @@ fn listed(contents: &mut Contents, row: &mut Row<'_>) -> Result<(), String> {
 
 fn list(connection: &mut Connection) -> Result<Contents, Failure> {
     let (mut contents, list) = (Contents::default(), Statement::new(LIST));
-    connection.rows(&list, Some(LOAD_TIMEOUT), |row| listed(&mut contents, row))?;
+    connection.rows(&list, Some(LOAD_TIMEOUT), &mut |row| {
+        listed(&mut contents, row)
+    })?;
     Ok(contents)
 }
 
@@ -219,8 +221,8 @@ fn milliseconds(time: SystemTime) -> u64 {
 pub fn check(connection: &mut Connection) -> Result<(u64, u64), String> {
     let mut has_files = false;
     let ask = Statement::new("SELECT to_regclass('sb_blob') IS NOT NULL");
-    let read = |row: &mut Row<'_>| row.truth().map(|truth| has_files = truth);
-    let answer = connection.rows(&ask, Some(LOAD_TIMEOUT), read);
+    let mut read = |row: &mut Row<'_>| row.truth().map(|truth| has_files = truth);
+    let answer = connection.rows(&ask, Some(LOAD_TIMEOUT), &mut read);
     answer.map_err(|why| named(&why))?;
     if !has_files {
         return Ok((0, 0));
@@ -233,8 +235,8 @@ pub fn check(connection: &mut Connection) -> Result<(u64, u64), String> {
     for entry in &contents.blobs {
         let mut hash = Sha256::new();
         for n in 0..entry.bytes.div_ceil(VAULT_PIECE_BYTES) {
-            let read = |row: &mut Row<'_>| row.bytes().map(|bytes| hash.update(bytes));
-            let answer = connection.rows(&piece(entry.upload, n), Some(LOAD_TIMEOUT), read);
+            let mut read = |row: &mut Row<'_>| row.bytes().map(|bytes| hash.update(bytes));
+            let answer = connection.rows(&piece(entry.upload, n), Some(LOAD_TIMEOUT), &mut read);
             answer.map_err(|why| named(&why))?;
         }
         let is = BlobId(hash.finalize().into());

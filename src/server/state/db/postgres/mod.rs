@@ -214,8 +214,8 @@ fn named(why: &Failure) -> String {
 fn greeted(mut connection: Connection, tables: Tables) -> Result<(Connection, String), String> {
     let mut greeting = Err("nothing was answered".into());
     let ask = Statement::new(schema::GREETING);
-    let read = |row: Row<'_>| greeting = Greeting::read(row);
-    let answer = connection.run(&ask, Some(LOOK_TIMEOUT), read);
+    let mut read = |row: Row<'_>| greeting = Greeting::read(row);
+    let answer = connection.run(&ask, Some(LOOK_TIMEOUT), &mut read);
     answer.map_err(|why| why.to_string())?;
     let found = greeting?;
     if found.is_standby {
@@ -288,7 +288,9 @@ impl Engine {
     ) -> Result<(Option<T>, Option<String>), Wrong> {
         let mut found = None;
         let warning = self.with_connection(|connection| {
-            connection.run(statement, limit, |mut row| found = Some(read(&mut row)))
+            connection.run(statement, limit, &mut |mut row| {
+                found = Some(read(&mut row))
+            })
         })?;
         let found = found.transpose().map_err(Wrong::Other)?;
         Ok((found, warning))
@@ -380,7 +382,7 @@ impl StorageEngine for Engine {
         let statement = servers::statement(address, settings, self.holder);
         let mut others = Vec::new();
         let answer = self.with_connection(|connection| {
-            connection.rows(&statement, Some(LOOK_TIMEOUT), |row| {
+            connection.rows(&statement, Some(LOOK_TIMEOUT), &mut |row| {
                 others.push(servers::read(row)?);
                 Ok(())
             })

@@ -355,8 +355,9 @@ impl Loading<'_> {
         mut keep: impl FnMut(&mut Saved, &mut Row<'_>) -> Result<(), String>,
     ) -> Result<(), Failure> {
         let (saved, statement) = (&mut self.saved, Statement::new(sql));
-        let read = |row: &mut Row<'_>| keep(saved, row);
-        self.connection.rows(&statement, Some(LOAD_TIMEOUT), read)?;
+        let mut read = |row: &mut Row<'_>| keep(saved, row);
+        self.connection
+            .rows(&statement, Some(LOAD_TIMEOUT), &mut read)?;
         Ok(())
     }
 
