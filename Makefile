@@ -73,11 +73,13 @@ test: previous
 		set -x; SIM_SEEDS=$(SIM_SEEDS) $(SIMULATION); \
 	fi
 
-# Built once, from the history; where that is not there, the tests that need it are left out.
+# Built once, from the history, without TLS, which the tests that need it do not use; where the history is not there, they
+# are left out.
 previous:
 	@[ -x $(PREVIOUS) ] || ! git cat-file -e $(PREVIOUS_COMMIT) 2>/dev/null || ( set -ex; \
 		mkdir -p target/previous/src; git archive $(PREVIOUS_COMMIT) | tar -x -C target/previous/src; \
-		cd target/previous/src; $(CARGO) build --locked --bin sidebike --target-dir ../build; \
+		cd target/previous/src; $(CARGO) build --locked --bin sidebike --target-dir ../build \
+			--no-default-features --features server,agent,cli,db; \
 		cp ../build/debug/sidebike $(PREVIOUS); rm -rf ../src ../build )
 
 # Its figures go into src/docs/performance.md. Compares with nginx by wrk: Debian's packages wrk and nginx-light.
