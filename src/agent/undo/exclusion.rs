@@ -5,6 +5,7 @@
 //! containers of a pod share it. Two undos at once do no harm where that is not possible: an undo has to be harmless
 //! twice.
 
+use crate::agent::processes::guard::end_present;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
@@ -26,6 +27,11 @@ impl Exclusion {
             Err(Errno::ADDRINUSE) => None,
             Err(_) => Some(Exclusion { _socket: None }),
         }
+    }
+
+    /// The same, and what is left of whoever had it before is ended: that one may have been killed.
+    pub fn take_over(key: &str) -> Option<Self> {
+        Exclusion::take(key).inspect(|_| end_present(key))
     }
 }
 

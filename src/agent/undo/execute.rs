@@ -58,7 +58,7 @@ impl Agent {
     /// Undoes an attempt whose command has ended with this outcome. Both results are reported together.
     pub fn undo_attempt(self: &Arc<Self>, attempt: &Attempt, outcome: Outcome) {
         let report = match attempt.take_plan(outcome.exit_code) {
-            Some(plan) => self.run_undo(&plan, None),
+            Some(plan) => self.run_undo(&plan, Exclusion::take),
             // Only a bug leads here: no command starts before its plan is kept.
             None => failed(attempt.id.clone(), "its undo is not known"),
         };
@@ -73,7 +73,7 @@ impl Agent {
         let reason = attempt.stop_reason().map(StopReason::undo_reason);
         plan.because(reason.unwrap_or(UndoReason::TimedOut));
         guard::end_present(&plan.key);
-        let report = self.run_undo(&plan, None);
+        let report = self.run_undo(&plan, Exclusion::take);
         self.state.note_undo(report);
         self.state.result_ready();
     }
@@ -103,11 +103,7 @@ impl Agent {
                 }
                 // Agent and guard that began it may both have been killed, and left the command. Whoever has the name is
                 // at work on it.
-                let exclusion = Exclusion::take(&plan.key);
-                if exclusion.is_some() {
-                    guard::end_present(&plan.key);
-                }
-                self.run_undo(&plan, exclusion)
+                self.run_undo(&plan, Exclusion::take_over)
             }
             Err(why) => UndoReport {
                 reason: Some(job.reason),
@@ -124,8 +120,8 @@ impl Agent {
         }
     }
 
-    /// Runs an undo to its end, and disarms the guard.
-    fn run_undo(&self, plan: &UndoPlan, exclusion: Option<Exclusion>) -> UndoReport {
+    /// Runs an undo to its end, and disarms the guard. `take` keeps others from it, after the guard has had its turn.
+    fn run_undo(&self, plan: &UndoPlan, take: fn(&str) -> Option<Exclusion>) -> UndoReport {
         let (execution, attempt) = (&plan.id.execution, plan.id.attempt);
         let reason = plan.reason.map_or("", |reason| reason.word());
         info!("{execution} (attempt {attempt}): undoing it ({reason})");
@@ -143,7 +139,7 @@ impl Agent {
             // If the guard has taken it over meanwhile, it is done or about to be.
             guard
                 .wait_until_undone(plan)
-                .unwrap_or_else(|| run::run(plan, UndoBy::Agent, pipes, &mut told, exclusion))
+                .unwrap_or_else(|| run::run(plan, UndoBy::Agent, pipes, &mut told, take(&plan.key)))
         };
         // A bug in there must not cost the agent the report.
         let report = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| UndoReport {

@@ -10,7 +10,6 @@ use crate::agent::command::launch;
 use crate::agent::command::orphaned_pipes::OrphanedPipes;
 use crate::agent::command::runner::PHASE_VARIABLE;
 use crate::agent::processes::attempt_processes::AttemptProcesses;
-use crate::agent::processes::guard::end_present;
 use crate::agent::processes::process_table::{KEY_VARIABLE, ProcessTable};
 use crate::agent::processes::termination::{Progress, Termination};
 use crate::wire::signal;
@@ -59,8 +58,8 @@ pub trait Observer {
 }
 
 /// Runs an undo to its end. The result has the state `done` or `failed`. Pipes that a background process of the undo
-/// holds open are given to `pipes`. A process that keeps others from undoing the attempt already says so by its
-/// `exclusion`.
+/// holds open are given to `pipes`. Without the `exclusion` of the attempt another process has it: that one is waited for,
+/// and what it leaves is ended.
 pub fn run(
     plan: &UndoPlan,
     by: UndoBy,
@@ -103,7 +102,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn finish(&mut self, exclusion: Option<Exclusion>) -> UndoReport {
         self.observer.changed(&self.report(UndoState::Running));
-        let _exclusion = exclusion.or_else(|| self.exclude_others());
+        let _exclusion = exclusion.or_else(|| self.wait_for_exclusion());
         let mut step = self.tries.begin();
         loop {
             step = match step {
@@ -145,23 +144,17 @@ impl Run<'_> {
         }
     }
 
-    /// Waits until no other process undoes this attempt, and keeps others from it. Whoever was waited for may have been
-    /// killed meanwhile: what it left is ended.
-    fn exclude_others(&mut self) -> Option<Exclusion> {
+    /// Waits until the other process that undoes this attempt is done, or dead, and takes its place.
+    fn wait_for_exclusion(&mut self) -> Option<Exclusion> {
         let one_run = Duration::from(self.plan.timeout) + Duration::from(KILL_GRACE);
         let deadline = Instant::now() + one_run * 2 + EXCLUSION_SLACK;
-        let mut taken = Exclusion::take(&self.plan.key);
-        if taken.is_some() {
-            return taken;
-        }
-        while taken.is_none() && Instant::now() < deadline {
+        loop {
+            let taken = Exclusion::take_over(&self.plan.key);
+            if taken.is_some() || Instant::now() >= deadline {
+                return taken;
+            }
             self.pause(EXCLUSION_LOOK);
-            taken = Exclusion::take(&self.plan.key);
         }
-        if taken.is_some() {
-            end_present(&self.plan.key);
-        }
-        taken
     }
 
     fn pause(&mut self, pause: Duration) {
@@ -525,7 +518,7 @@ mod tests {
             UndoBy::Agent,
             &OrphanedPipes::default(),
             &mut told,
-            None,
+            Exclusion::take(&plan.key),
         );
         assert_eq!(report.ended_ago_ms, Some(0));
         (report, told)
@@ -587,7 +580,7 @@ mod tests {
         assert!(report.msg.contains("/nowhere/blade"), "{}", report.msg);
     }
 
-    /// Another process that undoes the attempt, and is killed after a while.
+    /// Another process that undoes the attempt, and is killed after a while, or was before.
     struct Other(Option<Exclusion>);
 
     impl Observer for Other {
@@ -600,26 +593,20 @@ mod tests {
 
     #[test]
     fn what_another_one_left_that_was_killed_is_ended_first() {
-        let plan = plan("true", None);
-        let mut left = std::process::Command::new("sleep");
-        let mut left = left
-            .arg("987.6")
-            .env(KEY_VARIABLE, &plan.key)
-            .spawn()
-            .unwrap();
-        let mut other = Other(Exclusion::take(&plan.key));
-        let report = run(
-            &plan,
-            UndoBy::Guard,
-            &OrphanedPipes::default(),
-            &mut other,
-            None,
-        );
-        assert_eq!(report.state, UndoState::Done);
-        assert!(other.0.is_none());
-        let ended = left.try_wait().unwrap();
-        left.kill().unwrap();
-        assert!(ended.is_some(), "it ran beside the undo");
+        for is_there in [true, false] {
+            let plan = plan("true", None);
+            let mut left = std::process::Command::new("sleep");
+            let left = left.arg("987.6").env(KEY_VARIABLE, &plan.key);
+            let mut left = left.spawn().unwrap();
+            let mut other = Other(Exclusion::take(&plan.key).filter(|_| is_there));
+            let pipes = OrphanedPipes::default();
+            let report = run(&plan, UndoBy::Guard, &pipes, &mut other, None);
+            assert_eq!(report.state, UndoState::Done);
+            assert!(other.0.is_none());
+            let ended = left.try_wait().unwrap();
+            left.kill().unwrap();
+            assert!(ended.is_some(), "it ran beside the undo");
+        }
     }
 
     #[test]
