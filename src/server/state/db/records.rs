@@ -16,9 +16,6 @@ pub const SWITCH_HALT: &str = "halt";
 /// All suspensions, among the switches.
 pub const SWITCH_SUSPENSIONS: &str = "suspensions";
 
-/// For how long servers were away, among the switches where nothing else has room for a number.
-pub const SWITCH_AWAY: &str = "awayMs";
-
 /// Reads a record; the error names it.
 pub fn record<T: DeserializeOwned>(
     what: &str,

@@ -4,13 +4,16 @@ use super::connection::{Connection, Failure};
 use super::statement::{List, Row, Statement};
 use crate::core::{Batch, OutputChange, OutputKey, Saved, SavedPiece, ScheduleKey, TaskKey, Time};
 use crate::server::state::db::records::{
-    SWITCH_AWAY, SWITCH_HALT, SWITCH_SUSPENSIONS, VERSION, decoded, piece_head, record,
+    SWITCH_HALT, SWITCH_SUSPENSIONS, VERSION, decoded, piece_head, record,
 };
 use crate::server::state::db::{CommitNumber, Holder};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// For how long servers were away in all, in ms: among the switches, so that tables of earlier builds have room for it.
+const SWITCH_AWAY: &str = "awayMs";
 
 /// A load has failed if nothing comes for so long. The server has nothing to wait for, but it may have to read from a
 /// slow disk.
