@@ -240,7 +240,13 @@ pub struct Time(pub u64);
 impl Time {
     /// This much later.
     pub fn plus(self, duration: TimeSpan) -> Time {
-        Time(self.0.saturating_add(duration.as_millis()))
+        self.later_by(duration.as_millis())
+    }
+
+    /// So many milliseconds later. They may be more than a `TimeSpan` has: a clock that was wrong when a file was made may be
+    /// off by decades.
+    pub fn later_by(self, ms: u64) -> Time {
+        Time(self.0.saturating_add(ms))
     }
 
     /// The milliseconds since `earlier`; 0 if that is later.

@@ -230,7 +230,7 @@ impl Core {
         let target = &self.machine(machine).target;
         let name = &self.task(key.task).spec.name;
         let hash = mixed(&["spread", name, &target.label, &target.host]);
-        let due = Time(now.0.saturating_add(hash % spread.as_millis().max(1)));
+        let due = now.later_by(hash % spread.as_millis().max(1));
         let target = target.clone();
         let execution = self.execution_mut(key);
         execution.target = Some(target);

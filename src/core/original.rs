@@ -70,7 +70,7 @@ impl CanceledAttempt {
     /// The same after a time, in milliseconds, during which nothing could be reported.
     pub fn later(self, by: u64) -> Self {
         CanceledAttempt {
-            until: Time(self.until.0.saturating_add(by)),
+            until: self.until.later_by(by),
             ..self
         }
     }

@@ -189,7 +189,7 @@ impl Pacing {
         if let Some(paused) = &mut self.paused {
             let times = [Some(&mut paused.since), paused.until.as_mut()];
             for time in times.into_iter().flatten() {
-                time.0 = time.0.saturating_add(by);
+                *time = time.later_by(by);
             }
         }
         self

@@ -113,7 +113,7 @@ impl Core {
         }
         // No ttl runs during a pause.
         let stood_still = now.millis_since(paused.since);
-        let later = |time: Time| Time(time.0.saturating_add(stood_still));
+        let later = |time: Time| time.later_by(stood_still);
         let expires_at = later(self.task(key).expires_at);
         self.task_mut(key).expires_at = expires_at;
         self.timers.set(expires_at, Timer::TaskTtl(key));

@@ -264,7 +264,7 @@ impl Core {
         let Some(waiting) = self.task_mut(key).waiting.as_mut() else {
             return;
         };
-        let later = Time(now.0.saturating_add(waiting.blocked_ms));
+        let later = now.later_by(waiting.blocked_ms);
         let until = *waiting.blocked_until.get_or_insert(later);
         self.timers.set(until, Timer::CounterpartTtl(key));
     }
@@ -497,17 +497,8 @@ mod tests {
     }
 
     fn restarted(core: &mut Core, now: Time) -> Core {
-        let batch = core.take_batch();
-        let tasks = batch.tasks.into_iter();
-        let machines = batch.machines.into_iter();
-        let saved = Saved {
-            tasks: tasks.filter_map(|(key, it)| Some((key, it?))).collect(),
-            executions: batch.executions,
-            machines: machines.filter_map(|(key, it)| Some((key, it?))).collect(),
-            next_task: batch.next_task,
-            last_alive: now,
-            ..Saved::default()
-        };
+        let mut saved = Saved::default();
+        saved.apply(now, &core.take_batch());
         Core::restored(Limits::NONE, now, saved).unwrap()
     }
 

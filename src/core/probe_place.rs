@@ -283,7 +283,7 @@ impl ProbePlace {
 
     /// The same after a restart: times are later by so much, and a run that was under way is due again.
     pub fn restored(mut self, now: Time, away: u64) -> Self {
-        let later = |time: Time| Time(time.0.saturating_add(away));
+        let later = |time: Time| time.later_by(away);
         if let Phase::After(until) = &mut self.phase {
             *until = later(*until);
         }

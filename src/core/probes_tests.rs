@@ -75,24 +75,7 @@ impl Scene {
     fn check(&mut self) {
         self.core.take_notices();
         let batch = self.core.take_batch();
-        for (key, task) in batch.tasks {
-            match task {
-                Some(task) => drop(self.saved.tasks.insert(key, task)),
-                None => {
-                    self.saved.tasks.remove(&key);
-                    self.saved.executions.retain(|(task, _), _| *task != key);
-                }
-            }
-        }
-        self.saved.executions.extend(batch.executions);
-        for (instance, machine) in batch.machines {
-            match machine {
-                Some(machine) => drop(self.saved.machines.insert(instance, machine)),
-                None => drop(self.saved.machines.remove(&instance)),
-            }
-        }
-        self.saved.next_task = batch.next_task;
-        self.saved.away_ms = batch.away_ms.unwrap_or(self.saved.away_ms);
+        self.saved.apply(self.now, &batch);
         self.core.check_invariants().unwrap();
     }
 

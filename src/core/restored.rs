@@ -61,8 +61,7 @@ impl Core {
             let away = core.away_since(machine.away_ms);
             let canceled = std::mem::take(&mut machine.canceled).into_iter();
             machine.canceled = canceled.map(|attempt| attempt.later(away)).collect();
-            let later = |time: Time| Time(time.0.saturating_add(away));
-            machine.suspended_since = machine.suspended_since.map(later);
+            machine.suspended_since = machine.suspended_since.map(|since| since.later_by(away));
             let instance = interner.shared(instance);
             core.restore_machine(now, instance, machine);
         }
@@ -241,12 +240,10 @@ impl Core {
     ) -> Result<(), String> {
         let finished = saved.finished_at.is_some();
         let away = self.away_since(saved.away_ms);
-        // Not a `TimeSpan`: a clock that was wrong when the file was made may be off by decades.
-        let later_by = |time: Time, away: u64| match finished {
+        let later = |time: Time, away: u64| match finished {
             true => time,
-            false => Time(time.0.saturating_add(away)),
+            false => time.later_by(away),
         };
-        let later = |time: Time| later_by(time, away);
         let (probes, mut data) = restored_probes(now, away, std::mem::take(&mut saved.probes));
         let spec = Arc::new(Spec {
             probes,
@@ -259,7 +256,7 @@ impl Core {
             created_at: saved.created_at,
             order: saved.order,
             limit_set: SetKey::NONE,
-            expires_at: later(saved.expires_at),
+            expires_at: later(saved.expires_at, away),
             finished_at: saved.finished_at,
             matched: saved.matched,
             spared: saved.spared,
@@ -272,7 +269,7 @@ impl Core {
             canceled: saved.canceled,
             withdrawn: saved.withdrawn,
             waiting: saved.waiting.map(|mut waiting| {
-                waiting.blocked_until = waiting.blocked_until.map(later);
+                waiting.blocked_until = waiting.blocked_until.map(|until| later(until, away));
                 let edges = std::mem::take(&mut waiting.after).into_iter();
                 waiting.after = edges.map(Edge::restored).collect();
                 waiting
@@ -324,7 +321,7 @@ impl Core {
                 &mut current.expires_at,
                 &mut current.overdue_at,
             ] {
-                *time = time.map(|time| later_by(time, away));
+                *time = time.map(|time| later(time, away));
             }
             task.executions.push(Execution {
                 state: saved.state,

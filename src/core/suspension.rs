@@ -392,7 +392,7 @@ impl Core {
         if stood_still == 0 && now < expires {
             return;
         }
-        let later = Time(expires.0.saturating_add(stood_still));
+        let later = expires.later_by(stood_still);
         let is_alone = task.executions.len() == 1 && !task.open;
         match own {
             Some(before) => {
@@ -553,7 +553,7 @@ impl Core {
                 pattern: frozen.pattern,
                 narrowing: frozen.narrowing,
             };
-            let since = Time(frozen.since.0.saturating_add(away));
+            let since = frozen.since.later_by(away);
             self.match_index.restore_frozen(&text, since);
         }
         let is_needed =

@@ -115,7 +115,7 @@ impl Waiting {
             due: now,
             after: vec![parent],
             blocked_ms,
-            blocked_until: Some(later(now, blocked_ms)),
+            blocked_until: Some(now.later_by(blocked_ms)),
             is_child: true,
             holds: true,
             detail: None,
@@ -186,7 +186,7 @@ impl Core {
             },
             due: due.unwrap_or(now),
             holds: !after.is_empty(),
-            blocked_until: due.is_none().then(|| later(now, blocked_ms)),
+            blocked_until: due.is_none().then(|| now.later_by(blocked_ms)),
             blocked_ms,
             after,
             is_child: false,
@@ -259,7 +259,7 @@ impl Core {
 
     fn set_phase_blocked(&mut self, now: Time, key: TaskKey) {
         if let Some(waiting) = self.task_mut(key).waiting.as_mut() {
-            waiting.blocked_until = Some(later(now, waiting.blocked_ms));
+            waiting.blocked_until = Some(now.later_by(waiting.blocked_ms));
         }
         self.set_phase(key, Phase::Blocked);
     }
@@ -359,11 +359,6 @@ impl Core {
         let waiting = self.tasks.get(&key).and_then(|task| task.waiting.as_ref());
         waiting.is_some_and(|it| it.phase == Phase::Blocked && it.blocked_until == Some(time))
     }
-}
-
-/// So many milliseconds later.
-fn later(time: Time, ms: u64) -> Time {
-    Time(time.0.saturating_add(ms))
 }
 
 fn check_waiting_task(key: TaskKey, task: &Task) -> Result<(), String> {

@@ -116,16 +116,13 @@ const JSON_MARKS: usize = 3;
 const BYTES_IN_JSON: [u8; 256] = {
     let mut bytes = [1; 256];
     let mut byte = 0;
-    while byte < 0x20 {
-        // As in `\u0001`.
-        bytes[byte] = 6;
+    while byte < bytes.len() {
+        bytes[byte] = match byte as u8 {
+            b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+            0..0x20 => 6,
+            _ => 1,
+        };
         byte += 1;
-    }
-    let short = *b"\"\\\n\r\t\x08\x0c";
-    let mut at = 0;
-    while at < short.len() {
-        bytes[short[at] as usize] = 2;
-        at += 1;
     }
     bytes
 };

@@ -8,6 +8,7 @@
 //! - what can begin does (`nothing_waits_for_nothing`), and everything ends (`nothing_waits_for_ever`);
 //! - a parent is there until its children have started (`a_parent_is_kept`).
 
+use crate::crash::read_back;
 use crate::messages;
 use crate::rng::Rng;
 use crate::server::{LIMITS, TEXTS};
@@ -166,35 +167,19 @@ impl Scene {
         let batch: Batch = self.core.take_batch();
         let most = if batch.away_ms.is_some() { 7 } else { 5 };
         assert!(batch.is_empty() || batch.reader_version() <= most);
-        let read = |task: &_| {
-            let text = serde_json::to_vec(task).unwrap();
-            serde_json::from_slice(&text).unwrap()
-        };
-        for (key, task) in &batch.tasks {
-            match task {
-                Some(task) => drop(self.saved.tasks.insert(*key, read(task))),
-                None => {
-                    self.saved.tasks.remove(key);
-                    self.saved.executions.retain(|(of, _), _| of != key);
-                }
-            }
-        }
-        self.saved.executions.extend(batch.executions);
-        for (instance, machine) in batch.machines {
-            match machine {
-                Some(machine) => drop(self.saved.machines.insert(instance, machine)),
-                None => drop(self.saved.machines.remove(&instance)),
-            }
-        }
-        self.saved.next_task = self.saved.next_task.max(batch.next_task);
-        self.saved.last_alive = self.now;
-        self.saved.away_ms = batch.away_ms.unwrap_or(self.saved.away_ms);
+        self.saved.apply(self.now, &batch);
     }
 
     fn restart(&mut self) -> Result<(), String> {
         let away = self.rng.pick(&[0, 0, 1_000, 30_000]);
         self.now.0 += away;
-        self.core = Core::restored(FEW_TASKS, self.now, self.saved.clone())?;
+        let saved = Saved {
+            tasks: read_back(&self.saved.tasks),
+            executions: read_back(&self.saved.executions),
+            machines: read_back(&self.saved.machines),
+            ..self.saved.clone()
+        };
+        self.core = Core::restored(FEW_TASKS, self.now, saved)?;
         self.break_rule();
         for model in self.models.values_mut() {
             // The time of its absence does not count.

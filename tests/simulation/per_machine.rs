@@ -6,7 +6,8 @@
 //!
 //! - no execution begins before its counterpart has ended as it asks (`a_counterpart_is_awaited`);
 //! - what cannot begin any more is skipped, and only that; also where there is no counterpart (`the_table_of_ends`);
-//! - what can begin is not held (`nothing_is_held_for_nothing`), and everything ends (`nothing_is_held_for_ever`);
+//! - what can begin is not held (`nothing_is_held_for_nothing`), and everything ends (`nothing_is_held_for_ever`), but not
+//!   before its time, however often the server was away (`nothing_is_given_up_too_early`);
 //! - a task without machines of its own has exactly those of its parent (`the_machines_are_those_of_the_parent`);
 //! - a parent is there as long as something waits (`a_parent_is_kept`).
 

@@ -4,15 +4,15 @@
 
 use super::front::Front;
 use super::start_anew::start_anew;
-use crate::core::{Batch, Time};
+use crate::core::Batch;
 use crate::server::api::server::Shared;
 use crate::server::blobs::vault::OpenVault;
 use crate::server::http::start_thread;
 use crate::server::setup::{Running, Setup};
 use crate::server::state::db::election::{Action, Elector, Role};
 use crate::server::state::db::{
-    Committed, Connect, Holder, LeaderRecord, Leadership, Progress, RegistryId, StorageEngine,
-    Term, Trust, boot_time,
+    Committed, Connect, Holder, LeaderRecord, Leadership, NOT_ALIVE, Progress, RegistryId,
+    StorageEngine, Term, Trust, boot_time,
 };
 use crate::server::state::{OwnTerm, Store};
 use crate::wire::term::RegistryTerm;
@@ -23,9 +23,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
-
-/// The time with a sign of life while it loads: the registry itself does not live yet, so its last time stays.
-const NOT_ALIVE: Time = Time(0);
 
 /// Something that the thread waits for.
 enum Event {

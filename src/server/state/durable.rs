@@ -5,7 +5,7 @@
 //! costs a wait, but not a commit for each request. Without a database nothing ever waits.
 
 #[cfg(feature = "db")]
-use super::db::{Committed, Leadership, Trust};
+use super::db::{Committed, Leadership, NOT_ALIVE, Trust};
 use crate::core::{Batch, OutputKey, Time};
 #[cfg(feature = "db")]
 use crate::core::{OutputChange, Saved};
@@ -435,7 +435,7 @@ impl Durable {
         // After an error try an empty commit first: the batch may be large. It says nothing of the time: the batch may say
         // for how long servers were away, and both are saved together.
         if self.trouble().is_some() {
-            match leadership.commit(Time(0), &Batch::default()) {
+            match leadership.commit(NOT_ALIVE, &Batch::default()) {
                 Committed::Done => {}
                 not_done => return not_done,
             }

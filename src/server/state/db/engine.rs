@@ -35,6 +35,9 @@ impl Holder {
     }
 }
 
+/// The time of a commit that does not say that the registry lives: the last such time stays.
+pub const NOT_ALIVE: Time = Time(0);
+
 /// Who leads, as the engine has saved it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LeaderRecord {

@@ -29,8 +29,8 @@ mod script;
 mod trust;
 
 pub use self::engine::{
-    Announced, CommitNumber, Committed, Connect, Holder, LeaderRecord, RegistryId, Secret, Seen,
-    SettingsProof, StorageEngine, Term,
+    Announced, CommitNumber, Committed, Connect, Holder, LeaderRecord, NOT_ALIVE, RegistryId,
+    Secret, Seen, SettingsProof, StorageEngine, Term,
 };
 pub use self::leadership::{Leadership, Progress};
 #[cfg(test)]
